@@ -1,0 +1,5 @@
+"""`python -m arcvae_cli`."""
+
+from arcvae_cli.cli import main
+
+main()

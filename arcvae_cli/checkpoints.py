@@ -1,0 +1,172 @@
+"""Checkpoints: written whole or not at all, read without unpickling anything but tensors and plain values."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.models import build_model
+from arcvae_cli.models.base import VAE
+from arcvae_cli.settings import Layer, Settings, resolve
+
+FORMAT = 1
+"""Version of the layout of a checkpoint; a reader refuses what is newer."""
+
+BEST = "vae_best.pth"
+REQUIRED = ("epoch", "model_state_dict", "config", "format_version")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint's file, and what to say about how it was found."""
+
+    path: Path
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint read back: the model in evaluation mode on its device, and what it was trained with."""
+
+    model: VAE
+    settings: Settings
+    epoch: int
+    path: Path
+    values: Mapping[str, Any]
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder that the file lies in, if it lies in one."""
+        folder = self.path.resolve().parent.parent
+        return folder if (folder / "config.toml").is_file() else None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place, synced, once the block has ended well.
+
+    Raises ArcvaeError, with `path` untouched, where the file system refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "write" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise ArcvaeError(f"{path}: could not be written ({reason})", "free some space, or choose another folder") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a loss of power, where the system can open folders."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a checkpoint in place of `path`. Values are tensors, numbers, text, and lists and dictionaries of them."""
+    with replacing(path) as temporary:
+        torch.save(dict(values), temporary)
+
+
+def config_text(settings: Settings) -> str:
+    """Settings as the JSON text that a checkpoint carries."""
+    return json.dumps(settings.table(), sort_keys=True)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The values of a checkpoint of arcvae, its checksums verified. InputError for anything else."""
+    foreign = f"{path}: not a checkpoint of arcvae"
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, not a checkpoint")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{foreign}, or cut short", "give another checkpoint of the run") from error
+    if damaged is not None:
+        raise InputError(f"{path}: damaged (the checksum of {damaged} fails)", "give another checkpoint of the run")
+    try:
+        values = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(foreign, "only tensors and plain values are ever read from a file") from error
+    if not isinstance(values, dict) or any(key not in values for key in REQUIRED):
+        raise InputError(foreign, f"it lacks what arcvae writes: {', '.join(REQUIRED)}")
+    if values["format_version"] > FORMAT:
+        raise InputError(
+            f"{path}: written by a newer arcvae (format {values['format_version']}, known here: {FORMAT})",
+            "upgrade arcvae",
+        )
+    return values
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
+    """A model with its settings, ready for evaluation."""
+    values = read(path, device)
+    try:
+        settings = resolve(None, Layer(f"{path} (config)", json.loads(values["config"]))).settings
+    except (json.JSONDecodeError, TypeError) as error:
+        raise InputError(f"{path}: its settings cannot be read") from error
+    model = build_model(settings.model).to(device)
+    try:
+        model.load_state_dict(values["model_state_dict"])
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: its weights do not fit the model that its settings describe") from error
+    return Loaded(model.eval(), settings, int(values["epoch"]), path, values)
+
+
+def find_checkpoint(argument: str, runs: Path) -> Found:
+    """What `--checkpoint` means: a file, a run folder, a run's name, or a file name in the latest run."""
+    given = Path(argument)
+    if given.is_file():
+        return Found(given)
+    if given.is_dir():
+        return Found(_in_run(given, argument))
+    if given.name == argument:  # a bare name
+        latest = runs / "latest" / "checkpoints" / argument
+        if latest.is_file():
+            path = latest.resolve()
+            return Found(path, f"using {path.parent.parent.name}/checkpoints/{argument}, of the latest run")
+        if (runs / argument).is_dir():
+            path = _in_run(runs / argument, argument)
+            return Found(path, f"using {path}")
+    names = _names(runs)
+    hint = f"runs: {', '.join(names)}" if names else f"no run in {runs}/ yet: start one with `arcvae train`"
+    raise InputError(f"checkpoint {argument!r}: no such file, run folder or run", hint)
+
+
+def _in_run(folder: Path, argument: str) -> Path:
+    for path in (folder / "checkpoints" / BEST, folder / BEST):
+        if path.is_file():
+            return path
+    raise InputError(f"checkpoint {argument!r}: the folder holds no checkpoints/{BEST}", "give the file itself")
+
+
+def _names(runs: Path) -> list[str]:
+    if not runs.is_dir():
+        return []
+    folders = [path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()]
+    return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[:5]]

@@ -1,0 +1,124 @@
+"""The command line: each command is one line here, its module imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from arcvae_cli import __version__
+from arcvae_cli.errors import ArcvaeError
+
+COMMANDS = {
+    "train": ("train:train", "Train a model, showing beta and the KL of every dimension."),
+    "evaluate": ("evaluate:evaluate", "Score a checkpoint, with baselines beside every number, and judge it."),
+    "sample": ("sample:sample", "Draw from the prior of a checkpoint."),
+    "interpolate": ("interpolate:interpolate", "Walk between two examples through the latent space."),
+    "schedule-preview": ("schedule_preview:schedule_preview", "Show a beta schedule before the run."),
+    "presets": ("presets:app", "List, show and describe presets."),
+    "data": ("data:app", "Build and describe corpora."),
+}
+"""Name: (module of arcvae_cli.commands and what to take from it, one line of help)."""
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its commands without importing them, and where errors become exit codes."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command if it was loaded, else a name with a line of help."""
+        if cmd_name not in self.commands and cmd_name in COMMANDS:
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
+        return self.commands.get(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Load the command that is being called."""
+        if args and args[0] in COMMANDS:
+            self.commands[args[0]] = load(args[0])
+        elif args:
+            for name in COMMANDS:  # names to suggest from, where a command is misspelt
+                self.commands.setdefault(name, TyperCommand(name))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a person's mistake is one or two lines and an exit code, never a traceback."""
+        try:
+            return super().invoke(ctx)
+        except ArcvaeError as error:
+            self._complain(ctx, error.what, error.fix)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: nothing to say at exit
+            raise typer.Exit(0) from None
+        except Exception as error:
+            if type(error).__module__.startswith(("typer.", "click.")):
+                raise  # usage errors and exits, which Typer shows
+            reason = str(error).splitlines()[0] if str(error) else "no message"
+            self._complain(ctx, f"{type(error).__name__}: {reason}", "a defect of arcvae; see where with arcvae --debug")
+            raise typer.Exit(1) from None
+
+    def _complain(self, ctx: Any, what: str, fix: str | None) -> None:
+        from rich.console import Console
+        from rich.text import Text
+
+        if ctx.params.get("debug"):
+            traceback.print_exc()
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(Text.assemble(("error: ", "bold red"), what))
+        if fix:
+            console.print(Text(f"  {fix}"))
+
+
+def load(name: str) -> Any:
+    """The command, ready to be called."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    found = getattr(importlib.import_module(f"arcvae_cli.commands.{module}"), attribute)
+    if not isinstance(found, typer.Typer):
+        single = typer.Typer(add_completion=False)
+        single.command(name)(found)
+        found = single
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"arcvae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def arcvae(
+    ctx: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Train variational autoencoders on discrete structures without losing them to posterior collapse."""
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="arcvae")

@@ -1,0 +1,213 @@
+"""`arcvae data build`, `arcvae data info`: corpora built, read and described."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from arcvae_cli.settings import CORPORA, DataSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from arcvae_cli.console import Console
+    from arcvae_cli.data.arrays import GridArrays
+    from arcvae_cli.data.describe import Description
+
+app = typer.Typer(no_args_is_help=True, help="Build or describe a corpus.")
+
+INPUT, OUTPUT = "Input", "Output"  # panels of the help
+
+CorpusArgument = Annotated[
+    str, typer.Argument(metavar="NAME|PATH", help=f"{', '.join(CORPORA)}, or a .npz, .npy, ARC .json, or a folder.")
+]
+SizeOption = Annotated[
+    int,
+    typer.Option(
+        min=10, max=2_000_000, help="Grids of a corpus built by name; arc-raw has its own.", rich_help_panel=INPUT
+    ),
+]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Of a corpus built by name.", rich_help_panel=INPUT)
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No notes on stderr.", rich_help_panel=OUTPUT)]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout, nothing else.", rich_help_panel=OUTPUT)
+]
+
+
+@app.command()
+def build(
+    corpus: CorpusArgument,
+    size: SizeOption = 100_000,
+    seed: SeedOption = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Write it to this .npz too.", show_default=False, rich_help_panel=OUTPUT)
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Build again what is cached, and overwrite --output.", rich_help_panel=OUTPUT),
+    ] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a corpus into the cache, or read and check one of yours; --output also writes it as .npz."""
+    from rich.text import Text
+
+    from arcvae_cli.console import Console
+    from arcvae_cli.data.arrays import SPLITS
+    from arcvae_cli.data.files import write_grids
+    from arcvae_cli.data.recipes import cache_path
+    from arcvae_cli.errors import ArcvaeError, InputError
+
+    console = Console(quiet=quiet, as_json=as_json)
+    if output is not None:
+        if output.suffix.lower() != ".npz":
+            raise InputError(f"--output {output}: not a .npz", "Give a file name that ends in .npz.")
+        if output.exists() and not force:
+            raise InputError(f"--output {output}: the file exists", "Give another name, or --force to overwrite it.")
+    data = _settings(corpus, size, seed)
+    arrays = _load(data, console, rebuild=force)
+    file = cache_path(data) or data.path
+    if output is not None:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_grids(output, arrays)
+        except OSError as error:
+            raise ArcvaeError(f"{output}: could not be written ({error.strerror or error})") from error
+        file = output
+    counts = {split: int(arrays.rows(split).size) for split in SPLITS}
+    fingerprint = arrays.fingerprint()
+    console.result(Text(f"{arrays.name}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items())))
+    console.result(Text(f"fingerprint {fingerprint}"))
+    console.result(Text(f"file {file}"))
+    console.json({"name": arrays.name, "grids": counts, "fingerprint": fingerprint, "file": str(file)})
+
+
+@app.command()
+def info(
+    corpus: CorpusArgument,
+    size: SizeOption = 100_000,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a corpus: its splits, colours and shapes, and what leaks from one split into another."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from arcvae_cli.console import Console
+    from arcvae_cli.data.describe import describe
+    from arcvae_cli.data.recipes import cache_path
+
+    console = Console(quiet=quiet, as_json=as_json)
+    data = _settings(corpus, size, seed)
+    arrays = _load(data, console)
+    description = describe(arrays)
+    fingerprint = arrays.fingerprint()
+    file = cache_path(data) or data.path
+    console.result(Text.assemble((arrays.name, "bold"), f": {len(arrays.grids):,} grids"))
+    console.result(Text(f"fingerprint {fingerprint}"))
+    console.result(Text(f"file {file}"))
+    for table in _tables(description, len(arrays.grids)):
+        console.result(Padding(table, (1, 0, 0, 0), expand=False))
+    console.json(
+        {
+            "name": arrays.name,
+            "grids": len(arrays.grids),
+            "fingerprint": fingerprint,
+            "file": str(file),
+            "notes": list(arrays.notes),
+            **asdict(description),
+        }
+    )
+
+
+def _settings(corpus: str, size: int, seed: int) -> DataSettings:
+    """What NAME|PATH means: a corpus by name, or else a path."""
+    from difflib import get_close_matches
+
+    from arcvae_cli.errors import InputError
+
+    if corpus in CORPORA:
+        return DataSettings.model_validate({"name": corpus, "size": size, "seed": seed})
+    path = Path(corpus).expanduser()
+    if not path.exists():
+        near = get_close_matches(corpus, CORPORA, 1)
+        fix = f"Did you mean {near[0]}?" if near else f"Use {', '.join(CORPORA)}, or a .npz, .npy, ARC .json or folder."
+        raise InputError(f"{corpus}: no corpus of that name, and no such file", fix)
+    return DataSettings(path=path)
+
+
+def _load(data: DataSettings, console: Console, rebuild: bool = False) -> GridArrays:
+    """The corpus, with a note before a build that takes seconds, and its own notes after."""
+    from rich.text import Text
+
+    from arcvae_cli.data.recipes import cache_path, load_grids
+
+    cached = cache_path(data)
+    if cached is not None and (rebuild or not cached.is_file()):
+        console.note(Text(f"building {data.name}: a few seconds"))
+    arrays = load_grids(data, rebuild=rebuild)
+    for note in arrays.notes:
+        console.note(Text(note))
+    return arrays
+
+
+def _tables(description: Description, grids: int) -> list[Table]:
+    from rich.table import Table
+
+    def table(title: str, names: Sequence[str], numbers: Sequence[str], gap: int = 3) -> Table:
+        made = Table(
+            title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0)
+        )
+        for name in names:
+            made.add_column(name, no_wrap=True)
+        for number in numbers:
+            made.add_column(number, justify="right", no_wrap=True)
+        return made
+
+    splits = table("Splits", ["split"], ["grids", "tasks", "black", "one colour", "duplicates"])
+    for name, split in description.splits.items():
+        splits.add_row(
+            name,
+            f"{split.grids:,}",
+            _number(split.tasks),
+            _percent(split.black),
+            _percent(split.single_colour),
+            f"{split.duplicates:,}",
+        )
+
+    colours = table("Share of each colour", [], [str(colour) for colour in range(10)], gap=2)
+    colours.add_row(*map(_percent, description.colours))
+
+    leaks = table("Leaks", ["of", "into"], ["identical", "up to symmetry and colour", "tasks"])
+    for leak in description.leaks:
+        of = description.splits[leak.of].grids
+        leaks.add_row(
+            leak.of,
+            leak.into,
+            f"{leak.identical:,} ({leak.identical / of:.1%})",
+            f"{leak.equivalent:,} ({leak.equivalent / of:.1%})",
+            _number(leak.tasks),
+        )
+    if not description.shapes:
+        return [splits, colours, leaks]
+
+    shapes = table("Commonest shapes", ["height x width"], ["grids", "share"])
+    for height, width, count in description.shapes:
+        shapes.add_row(f"{height}x{width}", f"{count:,}", f"{count / grids:.1%}")
+    return [splits, colours, shapes, leaks]
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"

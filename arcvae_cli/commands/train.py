@@ -1,0 +1,283 @@
+"""`arcvae train`: a run, from settings to a verdict."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.settings import CORPORA, Layer, Resolved, Settings, environment_layer, flag_layer, resolve, set_layer
+
+if TYPE_CHECKING:
+    from arcvae_cli.checkpoints import Loaded
+    from arcvae_cli.console import Console
+    from arcvae_cli.data.corpus import Corpus, GridCorpus
+    from arcvae_cli.runs import RunFolder
+
+QUICK_EPOCHS = 5
+QUICK_EXAMPLES = 8_000
+OVERFIT_STEPS = 3_000
+
+DATA, MODEL, SCHEDULE = "Data and model", "Model", "Beta schedule and free bits"
+TRAINING, RUN = "Training", "The run"
+
+
+def train(
+    preset: Annotated[
+        str | None, typer.Option(help="a shipped preset, a TOML file, or the config.toml of a run", rich_help_panel=RUN)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help=f"{', '.join(CORPORA)}, or a path to your own", rich_help_panel=DATA)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="grid", rich_help_panel=DATA)] = None,
+    latent_dim: Annotated[
+        int | None,
+        typer.Option("--latent-dim", "--z-dim", help="dimensions of the code [default: 10]", rich_help_panel=DATA),
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment/--no-augment", help="new symmetries and colours a batch", rich_help_panel=DATA),
+    ] = None,
+    beta_schedule: Annotated[
+        str | None, typer.Option(help="a schedule's name [default: linear_warmup]", rich_help_panel=SCHEDULE)
+    ] = None,
+    beta_max: Annotated[float | None, typer.Option(help="largest beta", rich_help_panel=SCHEDULE)] = None,
+    beta_min: Annotated[float | None, typer.Option(help="least beta of a cycle", rich_help_panel=SCHEDULE)] = None,
+    beta_warmup_epochs: Annotated[
+        float | None, typer.Option(help="epochs before the ramp, or of the rise", rich_help_panel=SCHEDULE)
+    ] = None,
+    beta_ramp_epochs: Annotated[float | None, typer.Option(help="epochs of the ramp", rich_help_panel=SCHEDULE)] = None,
+    beta_cycle_length: Annotated[
+        float | None, typer.Option(help="epochs of a cycle", rich_help_panel=SCHEDULE)
+    ] = None,
+    free_bits: Annotated[
+        float | None, typer.Option(help="lambda in nats; above 0 switches free bits on", rich_help_panel=SCHEDULE)
+    ] = None,
+    free_bits_mode: Annotated[
+        str | None, typer.Option(help="per_dim, per_sample or total", rich_help_panel=SCHEDULE)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="[default: 50]", rich_help_panel=TRAINING)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="[default: 128]", rich_help_panel=TRAINING)] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate [default: 0.001]", rich_help_panel=TRAINING)] = None,
+    seed: Annotated[int | None, typer.Option(help="[default: 0]", rich_help_panel=TRAINING)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [default: auto]", rich_help_panel=TRAINING)
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32, bf16 [default: auto]", rich_help_panel=TRAINING)
+    ] = None,
+    early_stopping: Annotated[
+        bool | None, typer.Option("--early-stopping/--no-early-stopping", rich_help_panel=TRAINING)
+    ] = None,
+    quick_test: Annotated[
+        bool,
+        typer.Option(
+            "--quick-test",
+            help=f"{QUICK_EPOCHS} epochs on {QUICK_EXAMPLES:,} examples, the schedule compressed",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
+    overfit_batch: Annotated[
+        bool,
+        typer.Option(
+            "--overfit-batch",
+            help="memorise one batch, the sanity check; writes no run folder",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
+    run_name: Annotated[str | None, typer.Option(help="[default: preset and time]", rich_help_panel=RUN)] = None,
+    runs_dir: Annotated[Path, typer.Option(help="where run folders go", rich_help_panel=RUN)] = Path("runs"),
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="any setting, as dotted.key=value; repeatable", rich_help_panel=RUN),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print the result only", rich_help_panel=RUN)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON", rich_help_panel=RUN)] = False,
+) -> None:
+    """Train a model, showing beta and the KL of every dimension.
+
+    Without a preset: the plain grid model on arc, linear_warmup, no free bits. Every flag overrides the preset;
+    `arcvae presets show NAME` lists all that can be set.
+    """
+    from arcvae_cli.console import Console
+
+    console = Console(quiet=quiet, as_json=as_json)
+    named = data in CORPORA
+    flags: dict[str, tuple[str, Any]] = {
+        "--data": ("data.name" if named else "data.path", data),
+        "--augment/--no-augment": ("data.augment", augment),
+        "--model": ("model.name", model),
+        "--latent-dim": ("model.latent_dim", latent_dim),
+        "--beta-schedule": ("schedule.name", beta_schedule),
+        "--beta-max": ("schedule.max_beta", beta_max),
+        "--beta-min": ("schedule.min_beta", beta_min),
+        "--beta-warmup-epochs": ("schedule.warmup_epochs", beta_warmup_epochs),
+        "--beta-ramp-epochs": ("schedule.ramp_epochs", beta_ramp_epochs),
+        "--beta-cycle-length": ("schedule.cycle_length", beta_cycle_length),
+        "--free-bits": ("objective.free_bits", free_bits),
+        "--free-bits-mode": ("objective.free_bits_mode", free_bits_mode),
+        "--batch-size": ("train.batch_size", batch_size),
+        "--lr": ("train.lr", lr),
+        "--seed": ("train.seed", seed),
+        "--device": ("train.device", device),
+        "--precision": ("train.precision", precision),
+        "--early-stopping/--no-early-stopping": ("train.early_stopping", early_stopping),
+    }
+    layers = [environment_layer(), set_layer(assignments or []), flag_layer(flags)]
+    if named:
+        layers.append(Layer("--data", {"data": {"path": None}}))  # a name takes the place of a preset's path
+    settings = with_epochs(resolve(preset, *layers), preset, layers, epochs, quick_test).settings
+    if overfit_batch:
+        memorise(settings, console)
+    else:
+        run(settings, console, runs_dir, run_name, Path(preset).stem if preset else "run")
+
+
+def with_epochs(
+    resolved: Resolved, preset: str | None, layers: list[Layer], epochs: int | None, quick: bool
+) -> Resolved:
+    """The settings with `--epochs`, and with `--quick-test`, which compresses the schedule in proportion.
+
+    Compressed, beta moves with every step: by whole epochs a cycle of 20 in 100 would become one of 1 in 5, and beta
+    would stand at the same place of it in every epoch.
+    """
+    if not quick:
+        return resolve(preset, *layers, flag_layer({"--epochs": ("train.epochs", epochs)}))
+    settings = resolved.settings
+    target = epochs or QUICK_EPOCHS
+    schedule = settings.schedule.compressed(target / settings.train.epochs)
+    short: dict[str, Any] = {
+        "schedule": schedule.model_dump(mode="json", by_alias=True),
+        "train": {"epochs": target},
+        "data": {"limit": min(QUICK_EXAMPLES, settings.data.limit or QUICK_EXAMPLES)},
+    }
+    return resolve(preset, *layers, Layer("--quick-test", short))
+
+
+def run(settings: Settings, console: Console, runs: Path, name: str | None, stem: str) -> None:
+    """Train, judge the best epoch on the validation split, and say what to do next."""
+    from arcvae_cli.schedules import shortfall
+
+    if (text := shortfall(settings.schedule, settings.train.epochs)) is not None:
+        console.warn(text)
+
+    from arcvae_cli import checkpoints, runs as folders
+    from arcvae_cli.data.corpus import open_corpus
+    from arcvae_cli.models import build_model
+    from arcvae_cli.recorders.jsonl import JsonlRecorder
+    from arcvae_cli.recorders.live import live_recorder
+    from arcvae_cli.recorders.pictures import GridPictures
+    from arcvae_cli.step import choose_device, seed_step
+    from arcvae_cli.trainer import Trainer
+
+    device = choose_device(settings.train.device)
+    corpus = open_corpus(settings.data, device)
+    check_sizes(settings, corpus)
+    seed_step(settings.train.seed, "weights")
+    model = build_model(settings.model).to(device)
+    folder = folders.create(runs, name, stem, settings)
+    recorders = [
+        JsonlRecorder(folder.path / "metrics.jsonl"),
+        GridPictures(folder.images),
+        live_recorder(console),
+    ]
+    with stop_on_signal() as stop:
+        trainer = Trainer(settings, corpus, model, folder, recorders, device, stop)
+        try:
+            outcome = trainer.fit()
+        finally:
+            for recorder in reversed(recorders):  # the screen first
+                recorder.close()
+    for text in trainer.notes:
+        console.note(text)
+    if outcome.stopped_early:
+        console.note(
+            f"stopped early after epoch {outcome.epoch}: no better {settings.train.monitor} since epoch "
+            f"{outcome.best_epoch}"
+        )
+    best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
+    conclude(best, corpus, folder, console)
+
+
+def conclude(best: Loaded, corpus: GridCorpus, folder: RunFolder, console: Console) -> None:
+    """Judge the best epoch on the validation split, draw its latent space, and say what to do next."""
+    from arcvae_cli import runs as folders
+    from arcvae_cli.evaluation.grids import evaluate_grids
+
+    evaluation = evaluate_grids(best.model, corpus, "val", settings=best.settings, seed=best.settings.train.seed, quick=True)
+    document = {"run": folder.name, "best_epoch": best.epoch, **evaluation.report.document()}
+    folders.write_json(folder.path / "metrics.json", document)
+    console.json(document)
+    console.result(str(evaluation.report.verdict))
+
+
+def check_sizes(settings: Settings, corpus: Corpus) -> None:
+    """A batch must fit into the training split."""
+    if corpus.size("train") < settings.train.batch_size:
+        raise InputError(
+            f"train.batch_size: {settings.train.batch_size} is more than the {corpus.size('train')} training examples",
+            f"use --batch-size {corpus.size('train')} or less, or more data",
+        )
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Any]:
+    """A function that tells the number of a signal that asks to stop, or None; a second Ctrl-C stops at once."""
+    caught: list[int] = []
+
+    def catch(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def memorise(settings: Settings, console: Console) -> None:
+    """`--overfit-batch`."""
+    from arcvae_cli.data.corpus import open_corpus
+    from arcvae_cli.models import build_model
+    from arcvae_cli.step import Counts, choose_device, seed_step
+    from arcvae_cli.trainer import overfit
+
+    device = choose_device(settings.train.device)
+    corpus = open_corpus(settings.data, device)
+    check_sizes(settings, corpus)
+    seed_step(settings.train.seed, "weights")
+    model = build_model(settings.model).to(device)
+
+    def tell(step: int, counts: Counts) -> None:
+        console.note(
+            f"step {step}: reconstruction {counts.reconstruction:.4g}, right positions {counts.position:.4f}, "
+            f"whole examples {counts.exact:.4f}"
+        )
+
+    found = overfit(settings, corpus, model, device, OVERFIT_STEPS, tell)
+    size = min(settings.train.batch_size, corpus.size("train"))
+    console.json(
+        {
+            "memorised": found.done,
+            "steps": found.steps,
+            "examples": size,
+            "exact": found.counts.exact,
+            "position": found.counts.position,
+        }
+    )
+    if not found.done:
+        raise ArcvaeError(
+            f"one batch of {size} was not memorised in {found.steps} steps: {found.counts.exact:.1%} of its examples "
+            "are exact",
+            "a larger model.latent_dim, model.body=residual, another train.lr or a smaller --batch-size may help",
+        )
+    console.result(f"memorised: all {size} examples of one batch are exact after {found.steps} steps")

@@ -1,0 +1,194 @@
+"""Procedural grids: a few small objects on black that do not touch."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arcvae_cli.data.arrays import SPLITS, GridArrays, canvas_keys, split_sizes
+from arcvae_cli.data.symmetries import SIDE, SYMMETRIES, Grids, turn
+
+Rows = NDArray[np.uint16]  # (N, 16): a mask of the canvas, one bit a cell, column c being bit c
+
+OBJECTS = 6
+CELLS_LEAST, CELLS_MOST = 2, 15
+
+_CHUNK = 8192
+_TRIES = 12  # at a place for an object; a crowded canvas goes without it
+_WINDOW = 8  # side of the square that a blob grows in
+_FAMILIES = (("rectangle",), ("line",), ("l", "t", "plus", "checkerboard", "zigzag"))  # and blobs: a quarter each
+
+
+def build_shapes(size: int = 100_000, seed: int = 0) -> GridArrays:
+    """`size` different canvases of 1-6 objects of 2-15 cells in the colours 1-9, split 80/10/10.
+
+    Objects are rectangles (filled or hollow), lines (straight or diagonal), patterns (L, T, plus, checkerboard,
+    zigzag) and grown blobs. No two are neighbours, not even by a corner, so that the 8-connected components of the
+    grid are its objects, whatever their colours. Drawn from `numpy.random.RandomState`, which NumPy has frozen.
+
+    Raises InputError for a size or a seed out of range.
+    """
+    sizes = split_sizes(size, seed)
+    stream = np.random.RandomState(seed)
+    parts: list[Grids] = []
+    seen: set[bytes] = set()
+    while len(seen) < size:
+        grids = _canvases(min(_CHUNK, size), stream)
+        kept = []
+        for index, key in enumerate(canvas_keys(grids)):
+            if key not in seen and len(seen) < size:
+                seen.add(key)
+                kept.append(index)
+        parts.append(grids[kept])
+    split = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes)
+    return GridArrays("shapes", np.concatenate(parts), split)
+
+
+def _canvases(count: int, stream: np.random.RandomState) -> Grids:
+    """(count, 16, 16) uint8."""
+    grids = np.zeros((count, SIDE, SIDE), np.uint8)
+    near = np.zeros((count, SIDE), np.uint16)  # the objects of each canvas and the cells around them
+    wanted = stream.randint(1, OBJECTS + 1, count, dtype=np.int64)
+    for number in range(OBJECTS):
+        waiting = np.flatnonzero(wanted > number)
+        for _ in range(_TRIES):
+            if not waiting.size:
+                break
+            rows, height, width = _objects(waiting.size, stream)
+            down = (stream.random_sample(waiting.size) * (SIDE + 1 - height)).astype(np.int64)
+            right = (stream.random_sample(waiting.size) * (SIDE + 1 - width)).astype(np.uint16)
+            colour = stream.randint(1, 10, waiting.size, dtype=np.int64).astype(np.uint8)
+            placed = np.take_along_axis(rows, (np.arange(SIDE) - down[:, None]) % SIDE, axis=1) << right[:, None]
+            free = ~(placed & near[waiting]).any(axis=1)
+            there, placed = waiting[free], placed[free]
+            near[there] |= _widened(placed)
+            grids[there] += _cells(placed) * colour[free, None, None]
+            waiting = waiting[~free]
+    return grids
+
+
+def _objects(count: int, stream: np.random.RandomState) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
+    """Objects (count, 16) in the top-left corner, with their heights and widths."""
+    rows, first, number = _patterns()
+    family = stream.randint(0, len(_FAMILIES) + 1, count, dtype=np.int64)
+    kinds = np.array([len(family) for family in _FAMILIES])
+    offset = np.cumsum(kinds) - kinds
+    drawn = np.minimum(family, len(_FAMILIES) - 1)  # the draws of a blob go unused, so that the stream stays simple
+    kind = offset[drawn] + (stream.random_sample(count) * kinds[drawn]).astype(np.int64)
+    objects = rows[first[kind] + (stream.random_sample(count) * number[kind]).astype(np.int64)]
+    blob = family == len(_FAMILIES)
+    objects[blob] = _blobs(int(blob.sum()), stream)
+    height = (objects > 0).sum(axis=1)  # no object has an empty row or column inside
+    width = _cells(np.bitwise_or.reduce(objects, axis=1)[:, None])[:, 0].sum(axis=1, dtype=np.int64)
+    return objects, height, width
+
+
+def _blobs(count: int, stream: np.random.RandomState) -> Rows:
+    """Blobs of 2-15 cells, each cell joined to one before it by an edge, at random along the border."""
+    grown: NDArray[np.bool_] = np.zeros(
+        (count, _WINDOW + 2, _WINDOW + 2), bool
+    )  # a margin, so that shifting needs no care
+    grown[:, _WINDOW // 2, _WINDOW // 2] = True
+    inside = np.zeros(grown.shape[1:], bool)
+    inside[1:-1, 1:-1] = True
+    cells = stream.randint(CELLS_LEAST, CELLS_MOST + 1, count, dtype=np.int64)
+    for step in range(1, CELLS_MOST):
+        border = np.zeros_like(grown)
+        border[:, 1:] |= grown[:, :-1]
+        border[:, :-1] |= grown[:, 1:]
+        border[:, :, 1:] |= grown[:, :, :-1]
+        border[:, :, :-1] |= grown[:, :, 1:]
+        border &= ~grown & inside
+        weight = stream.random_sample(border.shape) * border
+        chosen = weight.reshape(count, (_WINDOW + 2) ** 2).argmax(axis=1)
+        grown.reshape(count, (_WINDOW + 2) ** 2)[np.arange(count), chosen] |= cells > step
+    top = grown.any(axis=2).argmax(axis=1)
+    left = grown.any(axis=1).argmax(axis=1).astype(np.uint16)
+    rows = np.zeros((count, SIDE), np.uint16)
+    rows[:, : _WINDOW + 2] = (grown << np.arange(_WINDOW + 2, dtype=np.uint16)).sum(axis=2, dtype=np.uint16)
+    anchored: Rows = np.take_along_axis(rows, (np.arange(SIDE) + top[:, None]) % SIDE, axis=1) >> left[:, None]
+    return anchored
+
+
+def _widened(rows: Rows) -> Rows:
+    """Masks with the eight neighbours of every cell."""
+    wide: Rows = rows | (rows << np.uint16(1)) | (rows >> np.uint16(1))
+    out = wide.copy()
+    out[:, 1:] |= wide[:, :-1]
+    out[:, :-1] |= wide[:, 1:]
+    return out
+
+
+def _cells(rows: Rows) -> Grids:
+    """Bits (N, H) as cells (N, H, 16) of 0 and 1."""
+    return ((rows[:, :, None] >> np.arange(SIDE, dtype=np.uint16)) & 1).astype(np.uint8)
+
+
+@cache
+def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
+    """Every fixed object in every orientation, with the first row and the number of each kind in `_FAMILIES`."""
+    kinds = [kind for family in _FAMILIES for kind in family]
+    rows: list[Rows] = []
+    counts: list[int] = []
+    for kind in kinds:
+        found: dict[bytes, Rows] = {}
+        for mask, symmetry in product(_masks(kind), range(SYMMETRIES)):
+            if CELLS_LEAST <= int(mask.sum()) <= CELLS_MOST and max(mask.shape) <= SIDE:
+                turned = turn(mask, symmetry)
+                bits = np.zeros(SIDE, np.uint16)
+                bits[: len(turned)] = (turned.astype(np.uint16) << np.arange(turned.shape[1], dtype=np.uint16)).sum(
+                    axis=1
+                )
+                found.setdefault(bits.tobytes(), bits)
+        rows += found.values()
+        counts.append(len(found))
+    number = np.array(counts, np.int64)
+    return np.stack(rows), np.cumsum(number) - number, number
+
+
+def _masks(kind: str) -> list[Grids]:
+    """The masks (height, width) of a kind in one orientation, also some too large to be used."""
+    sides = range(2, 9)
+    lengths = range(2, CELLS_MOST + 1)
+    step = np.arange(CELLS_MOST + 1)
+    masks: list[Grids] = []
+    if kind == "rectangle":
+        for height, width in product(sides, sides):
+            masks.append(np.ones((height, width), np.uint8))
+            if height > 2 and width > 2:
+                hollow = np.ones((height, width), np.uint8)
+                hollow[1:-1, 1:-1] = 0
+                masks.append(hollow)
+    elif kind == "line":
+        for length in lengths:
+            masks += [np.ones((1, length), np.uint8), np.eye(length, dtype=np.uint8)]
+    elif kind == "l":
+        for height, width in product(sides, sides):
+            corner = np.zeros((height, width), np.uint8)
+            corner[:, 0] = corner[-1] = 1
+            masks.append(corner)
+    elif kind == "t":
+        for height, width in product(sides, (3, 5, 7, 9)):
+            tee = np.zeros((height, width), np.uint8)
+            tee[0] = tee[:, width // 2] = 1
+            masks.append(tee)
+    elif kind == "plus":
+        for arm in (1, 2, 3):
+            plus = np.zeros((2 * arm + 1, 2 * arm + 1), np.uint8)
+            plus[arm] = plus[:, arm] = 1
+            masks.append(plus)
+    elif kind == "checkerboard":
+        for height, width in product(range(2, 7), range(3, 9)):
+            odd = np.add.outer(step[:height], step[:width]) % 2
+            masks += [(1 - odd).astype(np.uint8), odd.astype(np.uint8)]
+    else:  # zigzag: a stair, and a wave of two rows
+        for length in range(4, CELLS_MOST + 1):
+            stair = np.zeros((length // 2 + 1, (length + 1) // 2), np.uint8)
+            stair[(step[:length] + 1) // 2, step[:length] // 2] = 1
+            wave = np.zeros((2, length), np.uint8)
+            wave[step[:length] % 2, step[:length]] = 1
+            masks += [stair[stair.any(axis=1)], wave]
+    return masks

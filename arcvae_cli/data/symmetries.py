@@ -1,0 +1,62 @@
+"""The eight symmetries of a rectangle that stays in the top-left corner of the canvas, and colour permutations."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Grids = NDArray[np.uint8]
+
+SIDE = 16
+CELLS = SIDE * SIDE
+COLOURS = 10
+SYMMETRIES = 8
+
+
+def turn(grid: Grids, symmetry: int) -> Grids:
+    """A grid (height, width) under symmetry 0-7: `symmetry % 4` quarter turns, then from 4 on a left-right flip."""
+    turned = np.rot90(grid, symmetry % 4)
+    return np.fliplr(turned) if symmetry >= 4 else turned
+
+
+def transposes(symmetry: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a symmetry exchanges height and width: those with an odd number of quarter turns."""
+    return (symmetry % 2).astype(bool)
+
+
+@cache
+def gather_table() -> Grids:
+    """Where each cell comes from: (height - 1, width - 1, symmetry, cell) -> cell of the canvas, all flattened.
+
+    (16, 16, 8, 256) uint8. Every row is a permutation of the canvas: the cells outside the rectangle, all of them
+    background before and after, are mapped to each other in order, so that no mask is needed.
+    """
+    cells = np.arange(CELLS, dtype=np.uint8).reshape(SIDE, SIDE)
+    table = np.empty((SIDE, SIDE, SYMMETRIES, SIDE, SIDE), np.uint8)
+    for height in range(1, SIDE + 1):
+        for width in range(1, SIDE + 1):
+            outside = np.ones((SIDE, SIDE), bool)
+            outside[:height, :width] = False
+            for symmetry in range(SYMMETRIES):
+                turned = turn(cells[:height, :width], symmetry)
+                left = np.ones((SIDE, SIDE), bool)
+                left[: turned.shape[0], : turned.shape[1]] = False
+                target = table[height - 1, width - 1, symmetry]
+                target[: turned.shape[0], : turned.shape[1]] = turned
+                target[left] = cells[outside]
+    table.flags.writeable = False
+    return table.reshape(SIDE, SIDE, SYMMETRIES, CELLS)
+
+
+def transform(
+    grids: Grids, shape: Grids, symmetry: NDArray[np.int64], colours: Grids | None = None
+) -> tuple[Grids, Grids]:
+    """Turn the rectangles (N, 2) of grids (N, 16, 16) by a symmetry each (N,), and recolour by (N, 10) if given."""
+    source = gather_table()[shape[:, 0] - 1, shape[:, 1] - 1, symmetry]
+    turned = np.take_along_axis(grids.reshape(-1, CELLS), source, axis=1)
+    if colours is not None:
+        turned = np.take_along_axis(colours, turned, axis=1)
+    swapped = np.where(transposes(symmetry)[:, None], shape[:, ::-1], shape)
+    return turned.reshape(-1, SIDE, SIDE), swapped

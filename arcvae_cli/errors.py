@@ -1,0 +1,31 @@
+"""The exceptions a person can cause. Whatever else is raised is a defect of arcvae."""
+
+from __future__ import annotations
+
+
+class ArcvaeError(Exception):
+    """A job that failed for a reason worth telling: exit code 1, no traceback.
+
+    `what` says what is wrong and where (file, dotted key); `fix` says what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, fix: str | None = None) -> None:
+        super().__init__(what if fix is None else f"{what}\n{fix}")
+        self.what = what
+        self.fix = fix
+
+
+class InputError(ArcvaeError):
+    """Unusable input, be it a flag, a preset, data or a checkpoint: exit code 2."""
+
+    exit_code = 2
+
+
+class Interrupted(ArcvaeError):
+    """Stopped by a signal, with the work saved: exit code 128 + the signal's number."""
+
+    def __init__(self, what: str, signal_number: int, fix: str | None = None) -> None:
+        super().__init__(what, fix)
+        self.exit_code = 128 + signal_number

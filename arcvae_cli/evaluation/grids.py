@@ -1,0 +1,355 @@
+"""The evaluation of a model of grids: reconstruction beside baselines, the code, draws from the prior, a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arcvae_cli.data.corpus import GridCorpus
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.evaluation.baselines import PCABaseline
+from arcvae_cli.evaluation.information import (
+    BATCH_SIZE,
+    Elbo,
+    ImportanceWeighted,
+    InformationTally,
+    Interpolation,
+    LevelInformation,
+    ShuffledCodes,
+    batches,
+    choose,
+    evaluating,
+    importance_weighted,
+    interpolation,
+    shuffled_codes,
+)
+from arcvae_cli.evaluation.priors import most_likely
+from arcvae_cli.evaluation.samples import SampleScores, score_samples
+from arcvae_cli.evaluation.verdict import Measured, Setup, Verdict, judge
+from arcvae_cli.models.base import VAE, Batch
+from arcvae_cli.settings import Settings, elbo_scale
+
+Grids = NDArray[np.uint8]
+
+COLOURS = 10
+NEAR = 5
+"""Wrong cells up to which a grid counts as nearly right."""
+
+IWAE_EXAMPLES = 512
+PAIRS = 256
+SAMPLES = 1500
+QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 500
+MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nats
+
+
+@dataclass(frozen=True, slots=True)
+class GridScores:
+    """Shares of cells or of grids that were reconstructed rightly.
+
+    `non_black_accuracy`: of cells whose true colour is not 0. `non_black_iou`: cells right and not black over cells
+    not black in the original or the reconstruction. `inside_accuracy`: of cells within each grid's rectangle, None
+    where the canvas is the grid. `colour_accuracy`: by true colour, None for one that does not occur. `blank_share`:
+    reconstructions without a non-black cell.
+    """
+
+    pixel_accuracy: float
+    non_black_accuracy: float
+    non_black_iou: float
+    inside_accuracy: float | None
+    exact_share: float
+    near_share: float
+    blank_share: float
+    colour_accuracy: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """(accuracy - best baseline) / (1 - best baseline): 1 is perfect, 0 no better than all black or PCA."""
+
+    pixel: float | None
+    non_black: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """Scores of `examples` at the posterior mean and at one posterior sample, and of the two baselines."""
+
+    examples: int
+    posterior_mean: GridScores
+    posterior_sample: GridScores
+    all_black: GridScores
+    pca: GridScores
+    pca_components: int
+    pca_training_grids: int
+    skill: Skill
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything measured. What a quick evaluation leaves out is None."""
+
+    corpus: str
+    split: str
+    seed: int
+    quick: bool
+    reconstruction: Reconstruction
+    elbo: Elbo
+    importance_weighted: ImportanceWeighted | None
+    levels: dict[str, LevelInformation]
+    shuffled_codes: ShuffledCodes | None
+    interpolation: Interpolation | None
+    prior_samples: SampleScores
+    verdict: Verdict
+
+    def document(self) -> dict[str, Any]:
+        """Nested plain numbers and texts, as they stand in `metrics.json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """The report, and what pictures need.
+
+    `indices`: (n,) examples of the split in the order seen, `errors`: (n,) wrong cells of each at the posterior mean,
+    `codes`: by level, (n, units) posterior means.
+    """
+
+    report: Report
+    indices: NDArray[np.int64]
+    errors: NDArray[np.int64]
+    codes: dict[str, NDArray[np.float32]]
+
+
+class GridTally:
+    """Counts over pairs of grids, from which all scores follow."""
+
+    def __init__(self) -> None:
+        self._confusion = torch.zeros(COLOURS, COLOURS, dtype=torch.int64)
+        self._errors: list[Tensor] = []
+        self._blank = 0
+        self._inside: tuple[int, int] | None = None
+
+    def update(self, predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> None:
+        """Add (B, H, W) int64 pairs, with the height and width (B, 2) of each grid within its canvas, if known."""
+        pairs = (truth * COLOURS + predicted).flatten().bincount(minlength=COLOURS**2)
+        self._confusion += pairs.view(COLOURS, COLOURS).cpu()
+        right = predicted == truth
+        self._errors.append((~right).flatten(1).sum(dim=1).cpu())
+        self._blank += int((predicted == 0).flatten(1).all(dim=1).sum())
+        if shapes is not None:
+            rows, columns = (torch.arange(side, device=truth.device) for side in truth.shape[1:])
+            inside = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
+            hit, all_ = self._inside or (0, 0)
+            self._inside = hit + int((right & inside).sum()), all_ + int(inside.sum())
+
+    @property
+    def errors(self) -> Tensor:
+        """(n,) wrong cells of each grid."""
+        return torch.cat(self._errors)
+
+    def scores(self) -> GridScores:
+        """Scores of all pairs; InputError where no original has a non-black cell."""
+        confusion, errors = self._confusion.double(), self.errors
+        by_colour = confusion.diagonal() / confusion.sum(dim=1)
+        coloured = confusion[1:].sum().item()
+        if coloured == 0:
+            raise InputError("every grid of the split is black", "evaluate on a corpus with something to reconstruct")
+        hit = confusion.diagonal()[1:].sum().item()
+        return GridScores(
+            pixel_accuracy=(confusion.trace() / confusion.sum()).item(),
+            non_black_accuracy=hit / coloured,
+            non_black_iou=hit / (confusion.sum() - confusion[0, 0]).item(),
+            inside_accuracy=None if self._inside is None else self._inside[0] / self._inside[1],
+            exact_share=(errors == 0).double().mean().item(),
+            near_share=(errors <= NEAR).double().mean().item(),
+            blank_share=self._blank / len(errors),
+            colour_accuracy=tuple(None if math.isnan(share) else share for share in by_colour.tolist()),
+        )
+
+
+def evaluate_grids(
+    model: VAE,
+    corpus: GridCorpus,
+    split: str,
+    *,
+    settings: Settings,
+    training: Grids | None = None,
+    seed: int = 0,
+    iwae_samples: int = 0,
+    iwae_examples: int = IWAE_EXAMPLES,
+    quick: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Evaluate a model of grids on a split of a corpus that lies on the model's device.
+
+    `settings`: of the run, for the remedies. `training`: (n, 16, 16) grids the model was trained on, for PCA and for
+    what counts as novel; those of `corpus` where None. `iwae_samples`: draws an example of the importance-weighted
+    bound, 0 for none. `quick`: at most 2,000 examples, and only what a few seconds allow. `tell` hears what comes next.
+
+    The same seed gives the same report on one machine; torch's generators are left as they were found.
+
+    Raises:
+        InputError: a split or a training set without grids, or without a non-black cell.
+        ArcvaeError: the model's output is not finite.
+
+    """
+    if training is None:
+        training = corpus.grids("train").cpu().numpy()
+    if not len(training):
+        raise InputError(f"{corpus.name}: no training grids to fit the baseline to")
+    indices = choose(corpus, split, QUICK_EXAMPLES if quick else None, seed)
+    if not len(indices):
+        raise InputError(f"{corpus.name}: the split {split} is empty")
+
+    tell(f"reconstructing {len(indices):,} grids")
+    information, at_sample = _noisy_pass(model, corpus, split, indices, seed)
+    elbo = information.elbo()
+    if not math.isfinite(elbo.elbo_nats):
+        raise ArcvaeError("the model's output is not finite", "its weights are broken: evaluate an earlier checkpoint")
+    levels = information.levels(0 if quick else MUTUAL_INFORMATION_EXAMPLES)
+    units = sum(level.units for level in levels.values())
+
+    tell(f"PCA with {units} components")
+    baseline = PCABaseline.fit(training, units, seed)
+    at_mean, black, pca = _mean_pass(model, corpus, split, indices, baseline)
+    means, blacks, principal = at_mean.scores(), black.scores(), pca.scores()
+    reconstruction = Reconstruction(
+        examples=len(indices),
+        posterior_mean=means,
+        posterior_sample=at_sample.scores(),
+        all_black=blacks,
+        pca=principal,
+        pca_components=baseline.components,
+        pca_training_grids=baseline.training_grids,
+        skill=Skill(
+            skill(means.pixel_accuracy, blacks.pixel_accuracy, principal.pixel_accuracy),
+            skill(means.non_black_accuracy, blacks.non_black_accuracy, principal.non_black_accuracy),
+        ),
+    )
+
+    weighted = shuffled = paths = None
+    if not quick and len(indices) > 1:
+        tell("shuffled codes, interpolation")
+        shuffled = shuffled_codes(model, corpus, split, indices, seed)
+        paths = interpolation(model, corpus, split, indices[: 2 * PAIRS], seed)
+    if iwae_samples:
+        chosen = indices[:iwae_examples]
+        tell(f"importance-weighted likelihood: {iwae_samples} draws for each of {len(chosen)} grids")
+        weighted = importance_weighted(model, corpus, split, chosen, iwae_samples, seed)
+
+    tell("samples from the prior")
+    count = QUICK_SAMPLES if quick else SAMPLES
+    reference = corpus.grids(split)[indices[:count].to(corpus.device)].cpu().numpy()
+    samples = score_samples(draw_samples(model, count, seed), reference, training)
+    verdict = judge(
+        Measured(
+            pixel=means.pixel_accuracy,
+            non_black=means.non_black_accuracy,
+            black_pixel=blacks.pixel_accuracy,
+            pca_pixel=principal.pixel_accuracy,
+            pca_non_black=principal.non_black_accuracy,
+            blank_reconstructions=means.blank_share,
+            kl={name: level.kl_nats for name, level in levels.items()},
+            blank_samples=samples.blank_share,
+            reference_blank=samples.reference_blank_share,
+            speck=samples.speck_share,
+            reference_speck=samples.reference_speck_share,
+        ),
+        setup_of(settings, model, math.prod(corpus.positions)),
+    )
+    report = Report(
+        corpus=corpus.name,
+        split=split,
+        seed=seed,
+        quick=quick,
+        reconstruction=reconstruction,
+        elbo=elbo,
+        importance_weighted=weighted,
+        levels=levels,
+        shuffled_codes=shuffled,
+        interpolation=paths,
+        prior_samples=samples,
+        verdict=verdict,
+    )
+    codes = {name: information.means(name).numpy() for name in levels}
+    return Evaluation(report, indices.numpy(), at_mean.errors.numpy(), codes)
+
+
+def skill(accuracy: float, *baselines: float) -> float | None:
+    """(accuracy - best baseline) / (1 - best baseline), or None where a baseline leaves nothing to gain."""
+    best = max(baselines)
+    return (accuracy - best) / (1.0 - best) if best < 1.0 else None
+
+
+def setup_of(settings: Settings, model: VAE, positions: int) -> Setup:
+    """What the remedies need to know of a run's settings."""
+    beta = max(settings.schedule.peaks(tuple(model.level_sizes)).values())
+    scale = elbo_scale(settings, positions)
+    return Setup(
+        latent_dim=settings.model.latent_dim,
+        beta=beta,
+        elbo_beta=None if scale is None else scale * beta,
+        reduction=settings.objective.reduction,
+        kl_reduction=settings.objective.kl_reduction,
+        free_bits=settings.objective.free_bits,
+        free_bits_mode=settings.objective.free_bits_mode,
+        strong_body=settings.model.body != "plain",
+    )
+
+
+def _noisy_pass(
+    model: VAE, corpus: GridCorpus, split: str, indices: Tensor, seed: int
+) -> tuple[InformationTally, GridTally]:
+    """The code, and the scores at one posterior sample."""
+    information, tally = InformationTally(), GridTally()
+    with evaluating(model, seed) as device:
+        for batch, shapes in _batches(corpus, split, indices, device):
+            output = model(batch)
+            information.update(batch, output)
+            tally.update(output.logits.argmax(dim=1), batch.x, shapes)
+    return information, tally
+
+
+def _mean_pass(
+    model: VAE, corpus: GridCorpus, split: str, indices: Tensor, baseline: PCABaseline
+) -> tuple[GridTally, GridTally, GridTally]:
+    """Tallies of the model at its posterior means, of the black picture, and of PCA."""
+    at_mean, black, pca = GridTally(), GridTally(), GridTally()
+    with evaluating(model, 0) as device:
+        for batch, shapes in _batches(corpus, split, indices, device):
+            at_mean.update(model(batch, noise=False).logits.argmax(dim=1), batch.x, shapes)
+            black.update(torch.zeros_like(batch.x), batch.x, shapes)
+            projected = torch.from_numpy(baseline.reconstruct(batch.x.to(torch.uint8).cpu().numpy()))
+            pca.update(projected.to(device).long(), batch.x, shapes)
+    return at_mean, black, pca
+
+
+def _batches(
+    corpus: GridCorpus, split: str, indices: Tensor, device: torch.device
+) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Batches, each with the heights and widths (B, 2) of its grids where the corpus knows them."""
+    shapes = corpus.shapes(split)
+    places = torch.split(indices.to(device), BATCH_SIZE)
+    for place, batch in zip(places, batches(corpus, split, indices, device), strict=True):
+        yield batch, None if shapes is None else shapes[place]
+
+
+def reconstruct(model: VAE, grids: Grids) -> Grids:
+    """Reconstructions of (n, 16, 16) grids at the posterior mean, the likeliest colour in each cell."""
+    with evaluating(model, 0) as device:
+        parts = torch.split(torch.from_numpy(grids).to(device), BATCH_SIZE)
+        drawn = [model(Batch(part.long()), noise=False).logits.argmax(dim=1).to(torch.uint8).cpu() for part in parts]
+    return torch.cat(drawn).numpy()
+
+
+def draw_samples(model: VAE, count: int, seed: int) -> Grids:
+    """(count, 16, 16) draws from the prior, the likeliest colour in each cell."""
+    with evaluating(model, seed):
+        return most_likely(model, model.prior(count)).to(torch.uint8).numpy()

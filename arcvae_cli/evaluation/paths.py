@@ -1,0 +1,76 @@
+"""Paths between codes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PathKind = Literal["linear", "slerp"]
+
+
+def walk(
+    start: Mapping[str, Tensor],
+    end: Mapping[str, Tensor],
+    steps: int,
+    kind: PathKind = "linear",
+    levels: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """Latents along paths from `start` to `end`, both (B, *shape) by level: (steps, B, *shape) by level, ends included.
+
+    Only `levels` (None for all) move; the others stay as they are at the start.
+    """
+    between = {"linear": linear, "slerp": spherical}[kind]
+    return {
+        name: between(value, end[name], steps)
+        if levels is None or name in levels
+        else value.expand(steps, *value.shape)
+        for name, value in start.items()
+    }
+
+
+def linear(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """(steps, B, *shape), evenly spaced on the line between each pair of (B, *shape)."""
+    a, b, t = _prepare(start, end, steps)
+    return _finish(torch.lerp(a, b, t), start, end)
+
+
+def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """(steps, B, *shape): directions evenly spaced on the great circle (Shoemake 1985), lengths from one to the other.
+
+    The usual formula, weights on the vectors themselves, is this one for vectors of one length and grows without bound
+    for unequal lengths in opposite directions. Where no great circle is defined (a vector near zero, the same or
+    opposite directions) the path is the line.
+    """
+    a, b, t = _prepare(start, end, steps)
+    length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
+    u, v = a / length_a.clamp_min(_TINY), b / length_b.clamp_min(_TINY)
+    # Kahan's formula: exact to rounding for small angles too, where acos of the product is not.
+    angle = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
+    sine = angle.sin()
+    direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / sine.clamp_min(_TINY)
+    defined = (sine > 1e-6) & (torch.minimum(length_a, length_b) > 1e-6)
+    return _finish(torch.where(defined, direction * torch.lerp(length_a, length_b, t), torch.lerp(a, b, t)), start, end)
+
+
+_TINY = 1e-30
+
+
+def _prepare(start: Tensor, end: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Both ends as (B, D) and the positions (steps, 1, 1), in float64 on the CPU: not every device has float64."""
+    t = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
+    return start.flatten(1).cpu().double(), end.flatten(1).cpu().double(), t[:, None, None]
+
+
+def _finish(path: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """The path in the shape, type and place of its ends, which it meets to the last bit."""
+    path = path.reshape(-1, *start.shape).to(start)
+    path[0], path[-1] = start, end
+    return path
+
+
+def changed(decoded: Tensor) -> Tensor:
+    """Positions that differ from one step to the next: (steps - 1, B) of decoded classes (steps, B, *positions)."""
+    return (decoded[1:] != decoded[:-1]).flatten(2).sum(2)

@@ -1,0 +1,172 @@
+"""Priors fitted to the codes of the training split, for models whose codes do not fill N(0, I).
+
+Where the posteriors together miss the prior, a draw from the prior is a code that the decoder was never trained on. A
+density fitted afterwards to the aggregate posterior q(z) = mean of q(z|x) over x shows what the decoder can do (Ghosh
+et al. 2020, "From Variational to Deterministic Autoencoders", section 4). Nothing it draws is a sample of the model
+as trained.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arcvae_cli.errors import InputError
+from arcvae_cli.evaluation.information import BATCH_SIZE, batches, choose, evaluating
+
+if TYPE_CHECKING:
+    from arcvae_cli.data.corpus import Corpus
+    from arcvae_cli.models.base import VAE
+
+Codes = NDArray[np.float64]
+FittedKind = Literal["aggregate", "gmm"]
+
+EXAMPLES = 20_000
+"""Most examples that a prior is fitted to: a covariance of 300 dimensions is known to 1 % by then."""
+
+COMPONENTS = (2, 4, 8, 16, 32)
+"""Numbers of mixture components that are tried."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of K Gaussians over codes of D dimensions; with K = 1, a Gaussian.
+
+    `weights` (K,), `means` (K, D), and `roots` (K, D, D), the matrix A of each covariance A A^T.
+    """
+
+    weights: NDArray[np.float64]
+    means: Codes
+    roots: NDArray[np.float64]
+
+    def sample(self, n: int, temperature: float, random: np.random.Generator) -> Codes:
+        """`n` codes (n, D). `temperature` multiplies the standard deviations of the components; their means stay."""
+        component = random.choice(len(self.weights), size=n, p=self.weights)
+        noise = random.standard_normal((n, self.means.shape[1]))
+        codes = self.means[component]
+        for k in range(len(self.weights)):  # one product a component: (n, D, D) would not fit in memory
+            codes[component == k] += temperature * noise[component == k] @ self.roots[k].T
+        return codes
+
+
+def fit_gaussian(codes: Codes) -> Mixture:
+    """The Gaussian with the mean and the full covariance of codes (n, D)."""
+    if len(codes) < 2:
+        raise InputError(
+            f"a prior cannot be fitted to the codes of {len(codes)} examples", "use --prior standard, or more data"
+        )
+    covariance = np.atleast_2d(np.cov(codes, rowvar=False))
+    return Mixture(np.ones(1), codes.mean(0, keepdims=True), _roots(covariance[None]))
+
+
+def fit_mixture(codes: Codes, seed: int, components: Sequence[int] = COMPONENTS) -> Mixture:
+    """A mixture of Gaussians with full covariances (scikit-learn, EM) over codes (n, D).
+
+    The number of components is the one with the highest likelihood on a fifth of the codes that is held out, one
+    component included. The search ends at the first number that does worse than the best before it.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    n, dims = codes.shape
+    order = np.random.default_rng(seed).permutation(n)
+    held, kept = codes[order[: n // 5]], codes[order[n // 5 :]]
+    best, best_score = fit_gaussian(codes), -np.inf
+    for count in (1, *components):
+        if count * (dims + 1) > len(kept) or not len(held):
+            break
+        fitted = GaussianMixture(count, covariance_type="full", random_state=seed)
+        with warnings.catch_warnings():
+            # Stopped at its limit of steps it is still a density, and the held-out likelihood judges it.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted.fit(kept)
+        score = float(fitted.score(held))
+        if score <= best_score:
+            break
+        best_score = score
+        if count > 1:
+            best = Mixture(fitted.weights_ / fitted.weights_.sum(), fitted.means_, _roots(fitted.covariances_))
+    return best
+
+
+def _roots(covariances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A with A A^T = covariance, also where a dimension has no variance, which Cholesky would refuse."""
+    values, vectors = np.linalg.eigh(covariances)
+    roots: NDArray[np.float64] = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+    return roots
+
+
+@dataclass(frozen=True)
+class FittedPrior:
+    """A density over all levels of a model at once, and the shapes that make latents of its codes."""
+
+    density: Mixture
+    shapes: Mapping[str, tuple[int, ...]]
+    examples: int
+
+    @property
+    def components(self) -> int:
+        """How many Gaussians it mixes."""
+        return len(self.density.weights)
+
+    def sample(self, n: int, temperature: float, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """`n` draws as latents by level, float32. The same for a seed on every device."""
+        codes = self.density.sample(n, temperature, np.random.default_rng(seed))
+        return unflatten(codes, self.shapes, device)
+
+
+def fit_prior(kind: FittedKind, model: VAE, corpus: Corpus, seed: int, split: str = "train") -> FittedPrior:
+    """The prior `aggregate` (one Gaussian) or `gmm` (a mixture), fitted to posterior samples of a split."""
+    codes, shapes = posterior_codes(model, corpus, seed, split)
+    density = fit_gaussian(codes) if kind == "aggregate" else fit_mixture(codes, seed)
+    return FittedPrior(density, shapes, len(codes))
+
+
+def posterior_codes(
+    model: VAE, corpus: Corpus, seed: int, split: str = "train", limit: int = EXAMPLES
+) -> tuple[Codes, dict[str, tuple[int, ...]]]:
+    """One posterior sample of each of at most `limit` examples of a split: codes (n, D), and each level's shape.
+
+    Samples, not means: the spread of each posterior belongs to the aggregate, and in a hierarchy the lower posterior
+    depends on the sample above it.
+    """
+    parts: list[Codes] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    with evaluating(model, seed) as device:
+        for batch in batches(corpus, split, choose(corpus, split, limit, seed), device):
+            latents = {level.name: level.sample for level in model.encode(batch)}
+            shapes = {name: tuple(value.shape[1:]) for name, value in latents.items()}
+            parts.append(flatten(latents))
+    return np.concatenate(parts) if parts else np.empty((0, 0)), shapes
+
+
+def flatten(latents: Mapping[str, Tensor]) -> Codes:
+    """Latents by level, each (n, *shape), as codes (n, D)."""
+    codes: Codes = torch.cat([value.flatten(1).cpu().double() for value in latents.values()], dim=1).numpy()
+    return codes
+
+
+def unflatten(
+    codes: Codes, shapes: Mapping[str, tuple[int, ...]], device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """What `flatten` had, float32 on the device."""
+    sizes = [int(np.prod(shape)) for shape in shapes.values()]
+    parts = np.split(codes, np.cumsum(sizes)[:-1], axis=1)
+    return {
+        name: torch.from_numpy(part.astype(np.float32).reshape(len(codes), *shape)).to(device)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
+def most_likely(model: VAE, latents: Mapping[str, Tensor], batch_size: int = BATCH_SIZE) -> Tensor:
+    """The most likely class at each position, (n, *positions) int64 on the CPU, of latents on the model's device."""
+    with torch.inference_mode():
+        parts = zip(*(torch.split(value, batch_size) for value in latents.values()), strict=True)
+        return torch.cat([model.decode(dict(zip(latents, part, strict=True))).argmax(1).cpu() for part in parts])

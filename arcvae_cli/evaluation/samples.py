@@ -1,0 +1,204 @@
+"""How close draws from the prior come to real grids, by the structure of the pictures.
+
+Grids are uint8 (n, H, W) of colours 0-9, 0 being the background; an object is a 4-connected component of one colour
+that is not the background.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage  # type: ignore[import-untyped]
+
+Grids = NDArray[np.uint8]
+Numbers = NDArray[np.float64]
+
+FEATURES = (
+    "share of non-black cells",
+    "colours",
+    "objects, at most 20",
+    "share of cells in the largest object",
+    "speck share",
+    "equal horizontal neighbours",
+    "equal vertical neighbours",
+    "equal diagonal neighbours",
+    "height of the bounding box",
+    "width of the bounding box",
+    "mirror symmetry within the bounding box",
+    "distinct rows",
+    "distinct columns",
+)
+"""What `structure` describes a grid by. Black counts as no colour and as no object."""
+
+OBJECT_CAP = 20
+"""Objects counted in a grid at most: in noise every cell is one."""
+
+NEIGHBOURS = 5
+"""k of density and coverage."""
+
+_IN_PLANE = ndimage.generate_binary_structure(3, 1)
+_IN_PLANE[[0, 2]] = False  # grids of a stack do not touch
+
+
+@dataclass(frozen=True, slots=True)
+class SampleScores:
+    """Samples against a reference. Shares are of samples, `speck_share` and `non_black_share` of cells.
+
+    `object_distance`: Wasserstein-1 distance of the capped object counts, in objects. `speck_share`: share of a grid's
+    non-black cells that have no neighbour of their colour, averaged over grids. `distinct_share`: different samples
+    over samples. `novel_share`: samples that are no training grid. Density and coverage are None against five
+    reference grids or fewer.
+    """
+
+    samples: int
+    reference: int
+    density: float | None
+    coverage: float | None
+    object_distance: float
+    speck_share: float
+    reference_speck_share: float
+    blank_share: float
+    reference_blank_share: float
+    distinct_share: float
+    novel_share: float
+    non_black_share: float
+    reference_non_black_share: float
+
+
+def score_samples(samples: Grids, reference: Grids, training: Grids) -> SampleScores:
+    """Scores of `samples` by the structure of `reference` grids; `training` grids decide what is novel."""
+    ours, theirs = structure(samples), structure(reference)
+    column = dict(zip(FEATURES, range(len(FEATURES)), strict=True)).__getitem__
+    objects, specks, lit = column("objects, at most 20"), column("speck share"), column("share of non-black cells")
+    density, coverage = density_and_coverage(theirs, ours) if len(theirs) > NEIGHBOURS else (None, None)
+    known = _keys(training)
+    keys = [grid.tobytes() for grid in samples]
+    return SampleScores(
+        samples=len(samples),
+        reference=len(reference),
+        density=density,
+        coverage=coverage,
+        object_distance=wasserstein(ours[:, objects], theirs[:, objects]),
+        speck_share=float(ours[:, specks].mean()),
+        reference_speck_share=float(theirs[:, specks].mean()),
+        blank_share=blank_share(samples),
+        reference_blank_share=blank_share(reference),
+        distinct_share=len(set(keys)) / len(keys),
+        novel_share=sum(key not in known for key in keys) / len(keys),
+        non_black_share=float(ours[:, lit].mean()),
+        reference_non_black_share=float(theirs[:, lit].mean()),
+    )
+
+
+def _keys(grids: Grids) -> set[bytes]:
+    return {grid.tobytes() for grid in grids}
+
+
+def blank_share(grids: Grids) -> float:
+    """Share of grids without a single non-black cell."""
+    return float((grids == 0).all(axis=(1, 2)).mean())
+
+
+def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Every object of every grid: the index of its grid, and its size in cells."""
+    cells = grids[0].size
+    owners, sizes = [], []
+    for colour in range(1, 10):
+        labels, count = ndimage.label(grids == colour, structure=_IN_PLANE)
+        if count:
+            flat = labels.ravel()
+            inside = np.flatnonzero(flat)
+            owner = np.empty(count + 1, dtype=np.intp)
+            owner[flat[inside]] = inside // cells  # whichever cell comes last: all are of one grid
+            owners.append(owner[1:])
+            sizes.append(np.bincount(flat, minlength=count + 1)[1:])
+    nothing = np.empty(0, dtype=np.intp)
+    return np.concatenate([nothing, *owners]), np.concatenate([nothing, *sizes])
+
+
+def structure(grids: Grids) -> Numbers:
+    """(n, 13) features of each grid, in the order of `FEATURES`; a blank grid has 0 where nothing can be measured."""
+    count, height, width = grids.shape
+    lit = grids > 0
+    cells = lit.sum(axis=(1, 2))
+    owners, sizes = objects_of(grids)
+    largest = np.zeros(count)
+    np.maximum.at(largest, owners, sizes)
+    top, tall = _extent(np.logical_or.reduce(lit, axis=2))
+    left, wide = _extent(np.logical_or.reduce(lit, axis=1))
+    return np.stack(
+        [
+            cells / (height * width),
+            (grids.reshape(count, -1, 1) == np.arange(1, 10, dtype=np.uint8)).any(axis=1).sum(axis=1),
+            np.minimum(np.bincount(owners, minlength=count), OBJECT_CAP),
+            largest / (height * width),
+            np.bincount(owners, weights=sizes == 1, minlength=count) / np.maximum(cells, 1),
+            (grids[:, :, 1:] == grids[:, :, :-1]).mean(axis=(1, 2)),
+            (grids[:, 1:] == grids[:, :-1]).mean(axis=(1, 2)),
+            (grids[:, 1:, 1:] == grids[:, :-1, :-1]).mean(axis=(1, 2)),
+            tall,
+            wide,
+            _symmetry(grids, top, tall, left, wide),
+            [len({row.tobytes() for row in grid}) for grid in grids],
+            [len({row.tobytes() for row in grid}) for grid in np.ascontiguousarray(grids.transpose(0, 2, 1))],
+        ],
+        axis=1,
+    ).astype(np.float64)
+
+
+def _extent(lines: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """First lit line of each grid (n, lines), and how many lines from it to the last."""
+    first = lines.argmax(axis=1)
+    last = lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)
+    return first, np.where(lines.any(axis=1), last - first + 1, 0)
+
+
+def _symmetry(
+    grids: Grids, top: NDArray[np.intp], tall: NDArray[np.intp], left: NDArray[np.intp], wide: NDArray[np.intp]
+) -> Numbers:
+    """(n,) share of the cells of the bounding box that equal their mirror image, in the better of the two mirrors."""
+    row, column = np.arange(grids.shape[1]), np.arange(grids.shape[2])
+    in_rows = (row >= top[:, None]) & (row < (top + tall)[:, None])
+    in_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])
+    box = in_rows[:, :, None] & in_columns[:, None, :]
+    # a row outside the box has its mirror outside the grid: clipped, and not counted
+    mirrored = np.clip((2 * top + tall - 1)[:, None] - row, 0, len(row) - 1)
+    upside_down = np.take_along_axis(grids, mirrored[:, :, None], axis=1)
+    mirrored = np.clip((2 * left + wide - 1)[:, None] - column, 0, len(column) - 1)
+    left_right = np.take_along_axis(grids, mirrored[:, None, :], axis=2)
+    equal = [((grids == other) & box).sum(axis=(1, 2)) for other in (upside_down, left_right)]
+    share: Numbers = np.maximum(*equal) / np.maximum(tall * wide, 1)
+    return share
+
+
+def density_and_coverage(reference: Numbers, samples: Numbers, k: int = NEIGHBOURS) -> tuple[float, float]:
+    """Density and coverage of `samples` (m, features) (Naeem et al. 2020), features standardised by the `reference`.
+
+    Around each reference point lies a ball that reaches to its k-th neighbour among the reference (n > k points).
+    Density is the mean number of balls a sample lies in, over k: 1 is what the reference itself has, and it may be
+    more. Coverage is the share of balls with a sample in them. All distances at once, (n, max(n, m)) float64.
+    """
+    spread = reference.std(axis=0)
+    spread[spread == 0] = 1.0
+    reference, samples = (reference - reference.mean(axis=0)) / spread, (samples - reference.mean(axis=0)) / spread
+    radius = np.partition(_distances(reference, reference), k, axis=1)[:, k]  # the 0-th neighbour is the point itself
+    inside = _distances(reference, samples) < radius[:, None]  # (n, m)
+    return float(inside.sum(axis=0).mean() / k), float(inside.any(axis=1).mean())
+
+
+def _distances(a: Numbers, b: Numbers) -> Numbers:
+    """(len(a), len(b)) squared Euclidean distances, feature by feature: exact where two points are equal."""
+    total = np.zeros((len(a), len(b)))
+    for left, right in zip(a.T, b.T, strict=True):
+        total += np.square(left[:, None] - right)
+    return total
+
+
+def wasserstein(a: Numbers, b: Numbers) -> float:
+    """Wasserstein-1 distance between two samples of numbers, of any sizes: the area between their distributions."""
+    values = np.sort(np.concatenate([a, b]))
+    below = [np.searchsorted(np.sort(part), values[:-1], side="right") / len(part) for part in (a, b)]
+    return float(np.sum(np.abs(below[0] - below[1]) * np.diff(values)))

@@ -1,0 +1,45 @@
+"""Diagonal Gaussians as bare functions. `mean` and `logvar` share one shape; everything is elementwise, in nats."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def bound(logvar: Tensor, low: float, high: float) -> Tensor:
+    """Log variances kept within [low, high], smoothly: the gradient dwindles at either end but never dies.
+
+    A hard clamp would leave a dimension that once passed the floor without a gradient to come back by (Chua et al.
+    2018, appendix A.1, bound the variance of their dynamics model in this way).
+    """
+    logvar = high - softplus(high - logvar)
+    return low + softplus(logvar - low)
+
+
+def sample(mean: Tensor, logvar: Tensor) -> Tensor:
+    """One reparameterised draw (Kingma and Welling 2014), from torch's default generator."""
+    return mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+
+
+def kl_to_standard(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp logvar) || N(0, 1))."""
+    return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar)
+
+
+def kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp logvar) || N(prior_mean, exp prior_logvar))."""
+    scaled = (mean - prior_mean).square() * torch.exp(-prior_logvar)
+    return 0.5 * (scaled + torch.exp(logvar - prior_logvar) - 1.0 - (logvar - prior_logvar))
+
+
+def log_density(value: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """log N(value; mean, exp logvar)."""
+    return -0.5 * (math.log(2.0 * math.pi) + logvar + (value - mean).square() * torch.exp(-logvar))
+
+
+def standard_log_density(value: Tensor) -> Tensor:
+    """log N(value; 0, 1)."""
+    return -0.5 * (math.log(2.0 * math.pi) + value.square())

@@ -1,0 +1,175 @@
+"""The convolutional beta-VAE of 16x16 grids of 10 colours: one vector of latents, two bodies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from arcvae_cli import gaussians
+from arcvae_cli.models.base import VAE, Batch, Level, standard_level
+from arcvae_cli.settings import ModelSettings
+
+COLOURS = 10
+SIDE = 16
+LEVEL = "z"
+WIDE = 512
+"""Features that the residual encoder hands to the two heads."""
+WIDER = 1024
+"""Width of the residual decoder."""
+
+
+class GridVAE(VAE):
+    """Encoder to the parameters of N(mean, exp logvar) in `latent_dim` dimensions, decoder to colour logits.
+
+    `body = "plain"` is the model as first specified (793k parameters at 10 dimensions); `"residual"` keeps its
+    interface and replaces the layers around the code.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        d = settings.latent_dim
+        if settings.body == "plain":
+            self.encoder: nn.Module = Encoder(plain_encoder(), 128, d)
+            self.decoder: nn.Module = plain_decoder(d)
+        else:
+            self.encoder = Encoder(residual_encoder(), WIDE, d)
+            self.decoder = residual_decoder(d)
+
+    @property
+    def level_sizes(self) -> dict[str, int]:
+        """One level, `z`, with a group a dimension."""
+        return {LEVEL: self.settings.latent_dim}
+
+    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+        """The posterior of (B, 16, 16) grids, as one level of (B, latent_dim)."""
+        mean, raw = self.encoder(batch.x)
+        if self.settings.posterior == "softplus":
+            # sigma = softplus(raw); for raw far below 0 softplus underflows, where log softplus(raw) -> raw
+            sigma = functional.softplus(raw)
+            logvar = 2.0 * torch.where(raw < -15.0, raw, sigma.clamp(min=1e-30).log())
+        else:
+            logvar = raw
+        logvar = gaussians.bound(logvar, self.settings.logvar_min, self.settings.logvar_max)
+        return (standard_level(LEVEL, mean, logvar, noise),)
+
+    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+        """Logits (B, 10, 16, 16), float32, of latents (B, latent_dim)."""
+        logits: Tensor = self.decoder(latents[LEVEL])
+        return logits.float()
+
+    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
+        """(n, latent_dim) draws from N(0, temperature^2)."""
+        weight = next(self.parameters())
+        return {LEVEL: temperature * torch.randn(n, self.settings.latent_dim, device=weight.device)}
+
+
+class Encoder(nn.Module):
+    """One-hot colours, a body to `width` features, and two heads in full precision."""
+
+    def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.body = body
+        self.mean = nn.Linear(width, latent_dim)
+        self.spread = nn.Linear(width, latent_dim)
+        self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 16, 16) int64 -> the mean and the raw spread, each (B, latent_dim) float32."""
+        one_hot = functional.embedding(x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
+        features = self.body(one_hot.permute(0, 3, 1, 2))
+        with torch.autocast(features.device.type, enabled=False):
+            # a posterior in bf16 would quantise its means and, through exp, its variances
+            features = features.float()
+            return self.mean(features), self.spread(features)
+
+
+def plain_encoder() -> nn.Module:
+    """(B, 10, 16, 16) -> (B, 128)."""
+    return nn.Sequential(
+        nn.Conv2d(COLOURS, 32, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (B, 64, 8, 8)
+        nn.ReLU(inplace=True),
+        nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 4, 4)
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(2048, 128),
+        nn.ReLU(inplace=True),
+    )
+
+
+def plain_decoder(latent_dim: int) -> nn.Module:
+    """(B, latent_dim) -> (B, 10, 16, 16)."""
+    return nn.Sequential(
+        nn.Linear(latent_dim, 128),
+        nn.ReLU(inplace=True),
+        nn.Linear(128, 2048),
+        nn.ReLU(inplace=True),
+        nn.Unflatten(1, (128, 4, 4)),
+        nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),  # (B, 64, 8, 8)
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),  # (B, 32, 16, 16)
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, COLOURS, 3, padding=1),
+    )
+
+
+class Block(nn.Module):
+    """x + linear(gelu(linear(norm(x)))): a normalised residual block that starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, width)
+        self.back = nn.Linear(width, width)
+        nn.init.zeros_(self.back.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width) -> (B, width)."""
+        hidden = functional.gelu(self.widen(self.norm(x)), approximate="tanh")
+        out: Tensor = x + self.back(hidden)
+        return out
+
+
+def residual_encoder() -> nn.Module:
+    """(B, 10, 16, 16) -> (B, 512): the plain convolutions, without the bottleneck of 128 behind them."""
+    return nn.Sequential(
+        nn.Conv2d(COLOURS, 32, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (B, 64, 8, 8)
+        nn.ReLU(inplace=True),
+        nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 4, 4)
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(2048, WIDE),
+        nn.LayerNorm(WIDE),
+        Block(WIDE),
+        nn.LayerNorm(WIDE),
+    )
+
+
+def residual_decoder(latent_dim: int) -> nn.Module:
+    """(B, latent_dim) -> (B, 10, 16, 16), by linear layers alone.
+
+    A code of ten numbers has no place for a convolution to share weights over: what is hard is to put small objects
+    where they belong, and a linear layer from wide features to every cell does that at a tenth of the operations.
+    """
+    return nn.Sequential(
+        nn.Linear(latent_dim, WIDER),
+        Block(WIDER),
+        Block(WIDER),
+        nn.LayerNorm(WIDER),
+        nn.Linear(WIDER, SIDE * SIDE * COLOURS),
+        nn.Unflatten(1, (SIDE, SIDE, COLOURS)),
+        ChannelsFirst(),
+    )
+
+
+class ChannelsFirst(nn.Module):
+    """(B, H, W, C) seen as (B, C, H, W), with the memory left as it is: what PyTorch calls channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A view."""
+        return x.permute(0, 3, 1, 2)

@@ -1,0 +1,120 @@
+"""loss = reconstruction + beta * KL, with free bits, on a scale that is said.
+
+Nothing here knows what the positions are: cells of a grid and steps of a derivation are classes at positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from arcvae_cli.models.base import Batch, Output
+from arcvae_cli.settings import ObjectiveSettings
+
+ACTIVE_KL = 0.05
+"""A dimension is called active when its mean KL is above this many nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms of one batch, all on the device; means over the batch.
+
+    `loss`: what is minimised. `reconstruction`: its first term. `kl_free`: by level, the KL term after free bits and
+    reduction, before beta. `rates`: by level, (D,) raw KL of each group in nats, whatever was clamped or reduced.
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
+    kl_free: dict[str, Tensor]
+    rates: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """The objective of a run.
+
+    `class_counts`: (classes,) training positions of each class, needed for class weights.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, settings: ObjectiveSettings, class_counts: Tensor | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        weights = None
+        if settings.class_weights != "none":
+            if class_counts is None:
+                raise ValueError("class weights need the class counts of the training split")
+            weights = class_weights(class_counts, settings.class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, output: Output, batch: Batch, betas: Mapping[str, float | Tensor]) -> Terms:
+        """Terms of a batch at these betas, given by the name of the level."""
+        reconstruction = self.reconstruction(output.logits, batch).mean()
+        loss = reconstruction
+        kl_free, rates = {}, {}
+        for level in output.levels:
+            rates[level.name] = level.kl.mean(dim=0)  # (B, D) -> (D,)
+            free = self.free(level.kl)
+            kl_free[level.name] = free
+            loss = loss + betas[level.name] * free
+        return Terms(loss, reconstruction, kl_free, rates)
+
+    def reconstruction(self, logits: Tensor, batch: Batch) -> Tensor:
+        """(B,) reconstruction term of each example: a sum over its valid positions, or their mean."""
+        settings = self.settings
+        nats = functional.cross_entropy(logits, batch.x, reduction="none")  # (B, *positions)
+        if settings.reconstruction == "focal":
+            # Lin et al. 2017: (1 - p)^gamma * -log p; p = exp(-nats) is the probability of the true class
+            nats = (-torch.expm1(-nats)).pow(settings.focal_gamma) * nats
+        if self.class_weights is not None:
+            nats = nats * self.class_weights[batch.x]
+        if batch.valid is not None:
+            nats = nats * batch.valid
+        total = nats.flatten(1).sum(dim=1)
+        if settings.reduction == "sum":
+            return total
+        if batch.valid is None:
+            return total / batch.x[0].numel()
+        return total / batch.valid.flatten(1).sum(dim=1)
+
+    def free(self, kl: Tensor) -> Tensor:
+        """The KL term from (B, D) nats: clamped by free bits, summed or averaged over the D groups.
+
+        `per_dim` clamps the batch mean of each group (Kingma et al. 2016, equation 16), `per_sample` each group of
+        each example, `total` the batch mean of the sum. Without free bits nothing is clamped, not even at 0.
+        """
+        floor = self.settings.free_bits
+        if floor == 0.0:
+            total = kl.mean(dim=0).sum()
+        elif self.settings.free_bits_mode == "per_dim":
+            total = kl.mean(dim=0).clamp(min=floor).sum()
+        elif self.settings.free_bits_mode == "per_sample":
+            total = kl.clamp(min=floor).mean(dim=0).sum()
+        else:
+            total = kl.mean(dim=0).sum().clamp(min=floor)
+        return total / kl.shape[1] if self.settings.kl_reduction == "mean" else total
+
+    def selection(self, reconstruction: float, rates: Mapping[str, float], peaks: Mapping[str, float]) -> float:
+        """The yardstick of model selection: reconstruction + sum over levels of (peak beta) * unclamped KL.
+
+        `rates`: by level, total raw KL in nats and `peaks` the largest beta of its schedule; so annealing can neither
+        pick the best epoch nor stop a run.
+        """
+        return reconstruction + sum(peaks[name] * rate for name, rate in rates.items())
+
+
+def class_weights(counts: Tensor, kind: str) -> Tensor:
+    """(classes,) float32 weights from training counts; a class never seen gets the weight of one seen once.
+
+    `balanced` is n / (classes * n_c), so that the mean weight over training positions is 1 (King and Zeng 2001, as in
+    scikit-learn). `inverse` and `sqrt_inverse` are 1 / n_c and its root, scaled to a mean of 1 over the classes.
+    """
+    seen = counts.double().clamp(min=1.0)
+    if kind == "balanced":
+        return (seen.sum() / (len(seen) * seen)).float()
+    weights = 1.0 / seen if kind == "inverse" else seen.rsqrt()
+    return (weights / weights.mean()).float()

@@ -1,0 +1,1 @@
+"""Those who listen to a training: one small class each."""

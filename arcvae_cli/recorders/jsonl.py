@@ -1,0 +1,47 @@
+"""`metrics.jsonl`, the record of a run: a line for every epoch and every logged step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arcvae_cli.records import EpochRecord, Silent, StepRecord
+
+
+class JsonlRecorder(Silent):
+    """Appends one JSON object a line; numbers that are not finite are null."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        """The logged steps of an epoch."""
+        for record in records:
+            self._write({"kind": "step", **record.metrics()})
+
+    def epoch(self, record: EpochRecord) -> None:
+        """An epoch."""
+        self._write({"kind": "epoch", **record.metrics()})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """The epoch lines of a `metrics.jsonl`, in order; a last line cut short is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if values.get("kind") == "epoch":
+            lines.append(values)
+    return lines

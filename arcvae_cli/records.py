@@ -1,0 +1,173 @@
+"""What the trainer tells its recorders: plain numbers and NumPy arrays, under the names that are logged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arcvae_cli.objective import ACTIVE_KL
+from arcvae_cli.step import Counts
+
+Grids = NDArray[np.uint8]
+
+ACCURACIES = {"pixel": ("pixel_accuracy", "non_black_accuracy", "exact_accuracy")}
+"""By the unit of a corpus: the names of its shares of right positions, foreground positions and whole examples."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known before the first step."""
+
+    run: str
+    folder: str
+    model: str
+    parameters: int
+    device: str
+    precision: str
+    corpus: str
+    sizes: Mapping[str, int]
+    unit: str
+    epochs: int
+    steps: int  # an epoch
+    levels: Mapping[str, int]  # groups by level
+    schedule: str
+    elbo_scale: float | None  # from beta to the ELBO's; None where no such beta exists
+    free_bits: float
+    free_bits_mode: str
+    blank: float | None  # accuracy on the validation split of answering background everywhere
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One logged step within an epoch."""
+
+    epoch: float
+    step: int
+    betas: Mapping[str, float]
+    train: Counts
+    unit: str
+
+    def metrics(self) -> dict[str, Any]:
+        """The record as it is logged."""
+        return {"step": self.step, "epoch": round(self.epoch, 6), **betas(self.betas), **flat("train", self.train, self.unit)}
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One finished epoch. `selection` is the yardstick of model selection, `best` whether this epoch is the best yet."""
+
+    epoch: int
+    step: int
+    betas: Mapping[str, float]
+    learning_rate: float
+    train: Counts
+    val: Counts
+    selection: float
+    monitored: float
+    best: bool
+    seconds: float
+    unit: str
+
+    def metrics(self) -> dict[str, Any]:
+        """The record as it is logged."""
+        val = flat("val", self.val, self.unit)
+        names = [name for name in val if name.startswith("val/kl_per_dim/dim_")]
+        val["val/kl_per_dim"] = [val.pop(name) for name in names]
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            **betas(self.betas),
+            "train/learning_rate": self.learning_rate,
+            **flat("train", self.train, self.unit),
+            **val,
+            "val/loss_selection": number(self.selection),
+            "best": self.best,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def betas(values: Mapping[str, float]) -> dict[str, float]:
+    """`train/beta` where every level has the same, else one for each level too."""
+    first = next(iter(values.values()))
+    if len(values) == 1:
+        return {"train/beta": first}
+    return {"train/beta": first, **{f"train/beta/{name}": value for name, value in values.items()}}
+
+
+def flat(split: str, counts: Counts, unit: str) -> dict[str, Any]:
+    """Counts under their logged names. `loss_kl` is the term of the loss, `kl` the raw total in nats."""
+    groups = list(all_rates(counts))
+    names = ACCURACIES[unit]
+    shares = (counts.position, counts.foreground, counts.exact)
+    return {
+        f"{split}/loss_total": number(counts.loss),
+        f"{split}/loss_reconstruction": number(counts.reconstruction),
+        f"{split}/loss_kl": number(sum(counts.kl_free.values())),
+        f"{split}/kl": number(counts.rate),
+        **{f"{split}/{name}": number(share) for name, share in zip(names, shares, strict=True)},
+        f"{split}/active_dims": sum(value > ACTIVE_KL for value in groups),
+        **{f"{split}/kl_per_dim/dim_{index}": number(value) for index, value in enumerate(groups)},
+        f"{split}/kl_per_dim/min": number(min(groups)),
+        f"{split}/kl_per_dim/max": number(max(groups)),
+        f"{split}/kl_per_dim/mean": number(sum(groups) / len(groups)),
+    }
+
+
+def all_rates(counts: Counts) -> Iterator[float]:
+    """The KL of every group, level after level."""
+    for groups in counts.rates.values():
+        yield from groups
+
+
+def number(value: float) -> float | None:
+    """JSON has no NaN and no infinity; they are logged as null."""
+    return value if math.isfinite(value) else None
+
+
+class Recorder(Protocol):
+    """Someone who listens to a training. Every call is optional to act on."""
+
+    def start(self, plan: Plan) -> None:
+        """Before the first step."""
+
+    def step(self, epoch: int, done: int, beta: float) -> None:
+        """After every step: `done` steps of this epoch. Must cost next to nothing."""
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        """The logged steps of an epoch, read back together at its end."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """After every epoch."""
+
+    def pictures(self, epoch: int, originals: Grids, reconstructions: Grids, samples: Grids) -> None:
+        """Examples (n, H, W) with their reconstructions, and draws from the prior."""
+
+    def close(self) -> None:
+        """After the last call, however the training ended."""
+
+
+class Silent:
+    """A recorder that acts on nothing: the base of those that act on some calls."""
+
+    def start(self, plan: Plan) -> None:  # noqa: D102
+        pass
+
+    def step(self, epoch: int, done: int, beta: float) -> None:  # noqa: D102
+        pass
+
+    def steps(self, records: Sequence[StepRecord]) -> None:  # noqa: D102
+        pass
+
+    def epoch(self, record: EpochRecord) -> None:  # noqa: D102
+        pass
+
+    def pictures(self, epoch: int, originals: Grids, reconstructions: Grids, samples: Grids) -> None:  # noqa: D102
+        pass
+
+    def close(self) -> None:  # noqa: D102
+        pass

@@ -1,0 +1,509 @@
+"""The settings of a run: typed, frozen, and resolved from defaults, presets, environment and flags.
+
+TOML in, `Settings` out. Every mistake a person can make here is an `InputError` that names where the value came from,
+its dotted key, what was expected and, for a misspelt key, the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from arcvae_cli.errors import InputError
+from arcvae_cli.schedules import SCHEDULES, AnySchedule, LinearWarmup
+
+Table = dict[str, Any]
+
+CORPORA = ("arc", "arc-raw", "shapes")
+"""Corpora that are built by name; anything else given as `--data` is a path."""
+
+PRESET_BYTES = 64 * 1024
+"""Largest preset read: a dotted key of 40 kB alone takes the TOML parser seconds."""
+
+ENVIRONMENT = "ARCVAE_"
+OWN_VARIABLES = ("ARCVAE_CACHE_DIR",)
+"""Variables of arcvae that are no settings."""
+
+
+class SettingsTable(BaseModel):
+    """A table of settings: frozen, unknown keys forbidden, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class DataSettings(SettingsTable):
+    """Which corpus, and how it is used."""
+
+    name: Literal["arc", "arc-raw", "shapes"] = Field("arc", description="corpus built by name")
+    path: Path | None = Field(None, description="your own corpus instead: .npz, .npy, ARC JSON file or folder")
+    size: Count = Field(100_000, description="examples of a built corpus")
+    seed: int = Field(0, ge=0, description="seed of a built corpus")
+    augment: bool = Field(True, description="symmetries and colour permutations, drawn anew for every batch")
+    limit: Count | None = Field(None, description="train on at most so many examples, validate on an eighth of that")
+
+
+class ModelSettings(SettingsTable):
+    """The model and its size."""
+
+    name: Literal["grid"] = "grid"
+    latent_dim: Count = Field(10, description="dimensions of the latent code")
+    body: Literal["plain", "residual"] = Field("plain", description="layers around the code")
+    posterior: Literal["softplus", "logvar"] = Field("softplus", description="what the second head gives")
+    logvar_min: float = Field(-12.0, ge=-30, le=0, description="floor of the posterior's log variance")
+    logvar_max: float = Field(4.0, ge=0, le=20, description="ceiling of the posterior's log variance")
+
+
+class ObjectiveSettings(SettingsTable):
+    """reconstruction + beta * KL, and on which scale."""
+
+    reconstruction: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: NotNegative = Field(2.0, description="focusing exponent of the focal loss")
+    class_weights: Literal["none", "inverse", "sqrt_inverse", "balanced"] = "none"
+    reduction: Literal["sum", "mean"] = Field("sum", description="sum: nats per example, beta 1 is the ELBO")
+    kl_reduction: Literal["sum", "mean"] = Field("sum", description="over the dimensions of a level")
+    free_bits: NotNegative = Field(0.0, description="lambda in nats; 0 is off")
+    free_bits_mode: Literal["per_dim", "per_sample", "total"] = "per_dim"
+
+
+class TrainSettings(SettingsTable):
+    """The optimisation."""
+
+    epochs: Count = 50
+    batch_size: Count = 128
+    lr: Positive = Field(1e-3, description="Adam's learning rate at the start")
+    lr_schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    lr_min: NotNegative = Field(1e-5, description="where cosine and plateau end")
+    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: NotNegative = 0.0
+    gradient_clip: NotNegative = Field(1.0, description="largest norm of the gradient per example; 0 is off")
+    early_stopping: bool = True
+    patience: Count = Field(10, description="epochs without a better value before an early stop")
+    monitor: str = Field("val/loss_selection", description="metric that selects the best epoch")
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class CheckpointSettings(SettingsTable):
+    """What is kept beside the best, the final and the last."""
+
+    every_epochs: int = Field(10, ge=0, description="keep vae_epoch_N.pth every N epochs; 0 keeps none")
+
+
+class LogSettings(SettingsTable):
+    """What is written while training."""
+
+    every_n_steps: Count = Field(50, description="steps between two lines in metrics.jsonl within an epoch")
+    images_every: int = Field(5, ge=0, description="epochs between pictures; 0 draws none but the last")
+
+
+class Settings(SettingsTable):
+    """Everything that decides a run."""
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    schedule: AnySchedule = Field(default_factory=LinearWarmup)
+    train: TrainSettings = TrainSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log: LogSettings = LogSettings()
+
+    def table(self) -> Table:
+        """Plain nested dictionaries, ready for TOML or JSON; keys without a value are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place. `origins` gives the place of single keys where it is more exact than `origin`."""
+
+    origin: str
+    values: Table
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings, and where the value of each dotted key came from (`default` where absent)."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+# ------------------------------------------------------------------------------------------------------ presets
+
+
+def preset_folder() -> Path:
+    """The presets of the checkout where there is one, else those shipped with the package."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "presets"
+    return checkout if (package.parent / "pyproject.toml").is_file() and checkout.is_dir() else package / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets, sorted."""
+    return sorted(path.stem for path in preset_folder().glob("*.toml"))
+
+
+def find_preset(name: str, beside: Path | None = None) -> Path:
+    """The file of a preset: a shipped name, else a path to a TOML (relative to `beside`, or to here)."""
+    shipped = preset_folder() / f"{name}.toml"
+    if "/" not in name and "\\" not in name and shipped.is_file():
+        return shipped
+    path = (beside / name) if beside else Path(name)
+    if path.is_dir() and (path / "config.toml").is_file():
+        return path / "config.toml"
+    if path.is_file():
+        return path
+    near = difflib.get_close_matches(name, preset_names(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise InputError(
+        f"preset {name!r}: neither a shipped preset nor a file",
+        f"{hint}shipped: {', '.join(preset_names())}; or give the path of a TOML file",
+    )
+
+
+def read_toml(path: Path) -> Table:
+    """A TOML file as nested dictionaries; InputError for whatever is wrong with it."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(PRESET_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(raw) > PRESET_BYTES:
+        raise InputError(f"{path}: larger than {PRESET_BYTES // 1024} kB", "a preset is a few dozen lines of TOML")
+    try:
+        return tomli.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except tomli.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply") from error
+
+
+def describe_preset(name: str) -> str:
+    """The `description` line of a preset, or nothing."""
+    return str(read_toml(find_preset(name)).get("description", ""))
+
+
+def _preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:
+    """A preset and what it extends, the base first."""
+    path = find_preset(name, beside)
+    if path.resolve() in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise InputError(f"{path}: `extends` goes in a circle: {chain}")
+    values = read_toml(path)
+    values.pop("description", None)
+    base = values.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise InputError(f"{path}: extends: expected the name of a preset, got {base!r}")
+    below = _preset_layers(base, path.parent, (*seen, path.resolve())) if base else []
+    return [*below, Layer(_where(path), values)]
+
+
+def _where(path: Path) -> str:
+    if path.parent == preset_folder():
+        return f"presets/{path.name}"
+    return str(path)
+
+
+# ------------------------------------------------------------------------------------------- environment, --set
+
+
+def parse_value(text: str) -> Any:
+    """A value as TOML would read it; what TOML does not know is a string, so that quotes may be left out."""
+    try:
+        return tomli.loads(f"value = {text}")["value"] if "\n" not in text else text
+    except (tomli.TOMLDecodeError, RecursionError):
+        return text
+
+
+def set_layer(assignments: Sequence[str]) -> Layer:
+    """The layer of `--set dotted.key=value`, repeatable; a later one wins."""
+    values: Table = {}
+    origins: dict[str, str] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")) or len(key) > 200:
+            raise InputError(f"--set {text[:80]!r}: expected dotted.key=value", "for example --set train.lr=0.0005")
+        _put(values, key, parse_value(value.strip()), f"--set {key}")
+        origins[key] = f"--set {key}"
+    return Layer("--set", values, origins)
+
+
+def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
+    """The layer of variables such as `ARCVAE_TRAIN__LR=0.0005`: two underscores stand for the dot."""
+    values: Table = {}
+    origins: dict[str, str] = {}
+    for name, text in sorted((os.environ if environment is None else environment).items()):
+        if not name.startswith(ENVIRONMENT) or name in OWN_VARIABLES:
+            continue
+        key = name[len(ENVIRONMENT) :].lower().replace("__", ".")
+        if not all(key.split(".")) or "." not in key:
+            raise InputError(
+                f"environment variable {name}: no setting has this name",
+                f"a setting is written {ENVIRONMENT}TABLE__KEY, for example {ENVIRONMENT}TRAIN__LR",
+            )
+        _put(values, key, parse_value(text.strip()), name)
+        origins[key] = name
+    return Layer("environment", values, origins)
+
+
+def flag_layer(flags: Mapping[str, tuple[str, Any]]) -> Layer:
+    """The layer of flags: {flag: (dotted key, value)}; a flag whose value is None was not given."""
+    values: Table = {}
+    origins: dict[str, str] = {}
+    for flag, (key, value) in flags.items():
+        if value is not None:
+            _put(values, key, value, flag)
+            origins[key] = flag
+    return Layer("flags", values, origins)
+
+
+def _put(table: Table, key: str, value: Any, where: str) -> None:
+    *parents, last = key.split(".")
+    for name in parents:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise InputError(f"{where}: {key}: {name!r} was already given a value that is no table")
+    table[last] = value
+
+
+# ----------------------------------------------------------------------------------------------------- resolving
+
+
+def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
+    """Settings from defaults, a preset with what it extends, and further layers, a later one winning.
+
+    A further layer that names another schedule voids the schedule keys of the presets, so that the new schedule starts
+    from its own defaults and not from numbers meant for another.
+    """
+    merged: Table = {}
+    origins: dict[str, str] = {}
+    for layer in _preset_layers(preset) if preset else []:
+        _merge(merged, layer, origins)
+    held = _schedule_name(merged) or LinearWarmup().name
+    chosen = [name for layer in layers if (name := _schedule_name(layer.values)) is not None]
+    if chosen and chosen[-1] != held:
+        merged.pop("schedule", None)
+    for layer in layers:
+        _merge(merged, layer, origins)
+    origins = {key: origin for key, origin in origins.items() if _get(merged, key) is not None}
+    if isinstance(table := merged.get("schedule"), dict):
+        table.setdefault("name", held)
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, merged, origins) from error
+    _check(settings, origins)
+    return Resolved(settings, origins)
+
+
+def _schedule_name(values: Table) -> Any:
+    table = values.get("schedule")
+    return table.get("name") if isinstance(table, dict) else None
+
+
+def _merge(into: Table, layer: Layer, origins: dict[str, str]) -> None:
+    """Lay one layer over the tables so far. A table whose `name` changes starts anew."""
+
+    def lay(into: Table, values: Table, prefix: str) -> None:
+        for key, value in values.items():
+            dotted = f"{prefix}{key}"
+            if isinstance(value, dict):
+                below = into.get(key)
+                if not isinstance(below, dict) or below.get("name", value.get("name")) != value.get(
+                    "name", below.get("name")
+                ):
+                    below = into[key] = {}
+                lay(below, value, f"{dotted}.")
+            else:
+                into[key] = value
+                origins[dotted] = layer.origins.get(dotted, layer.origin)
+
+    lay(into, layer.values, "")
+
+
+def _get(table: Any, key: str) -> Any:
+    for name in key.split("."):
+        table = table.get(name) if isinstance(table, dict) else None
+    return table
+
+
+def _check(settings: Settings, origins: Mapping[str, str]) -> None:
+    """What single fields cannot see."""
+
+    def refuse(key: str, what: str, fix: str) -> InputError:
+        return InputError(f"{origins.get(key, 'default')}: {key}: {what}", fix)
+
+    if settings.train.lr_min > settings.train.lr:
+        raise refuse("train.lr_min", f"{settings.train.lr_min:g} is above train.lr {settings.train.lr:g}", "lower it")
+    if settings.train.monitor not in MONITORS:
+        near = difflib.get_close_matches(settings.train.monitor, MONITORS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise refuse(
+            "train.monitor", f"no such metric {settings.train.monitor!r}", f"{hint}known: {', '.join(MONITORS)}"
+        )
+    if settings.data.path is not None and "data.name" in origins and "data.path" in origins:
+        if origins["data.name"] == origins["data.path"]:
+            raise refuse("data.path", "given together with data.name", "give one of the two")
+
+
+MONITORS = (
+    "val/loss_selection",
+    "val/loss_total",
+    "val/loss_reconstruction",
+    "val/pixel_accuracy",
+    "val/non_black_accuracy",
+    "val/exact_accuracy",
+)
+"""Metrics that may select the best epoch; accuracies are better when higher."""
+
+
+# -------------------------------------------------------------------------------------------------------- errors
+
+
+def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) -> InputError:
+    """The first mistake as a person would put it, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(_path(first["loc"]))
+    # a key of the schedule that its new name made void is best blamed on who gave the key
+    where = origins.get(key) or next((o for k, o in origins.items() if k.startswith(f"{key}.")), "settings")
+    fix: str | None
+    if first["type"] == "extra_forbidden":
+        what, fix = _unknown(key, merged)
+    elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        key = f"{key}.name"
+        where = origins.get(key, where)
+        near = difflib.get_close_matches(str(_get(merged, key)), SCHEDULES, n=1)
+        what = f"no schedule {_get(merged, key)!r}"
+        fix = (f"did you mean {near[0]}? " if near else "") + f"schedules: {', '.join(SCHEDULES)}"
+    else:
+        what, fix = f"{_expected(first)}, got {first['input']!r:.60}", None
+    if len(problems) > 1:
+        more = f"{len(problems) - 1} more like it: " + ", ".join(".".join(_path(p["loc"])) for p in problems[1:4])
+        fix = f"{fix}; {more}" if fix else more
+    label = where if where.endswith(key) else f"{where}: {key}"
+    return InputError(f"{label}: {what}", fix)
+
+
+def _path(loc: tuple[int | str, ...]) -> Iterator[str]:
+    """The dotted key of a pydantic location: without the tags that its unions put in."""
+    previous = ""
+    for part in loc:
+        if not (part in SCHEDULES and previous in ("schedule", "base", "global", "local")):
+            yield str(part)
+        previous = str(part)
+
+
+def _unknown(key: str, merged: Table) -> tuple[str, str]:
+    parent, _, last = key.rpartition(".")
+    known = list(_keys(parent, merged))
+    near = difflib.get_close_matches(last, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    if parent == "schedule" or parent.startswith("schedule."):
+        name = _get(merged, f"{parent}.name")
+        return f"the schedule {name} has no use for {last}", f"{hint}{name} takes: {', '.join(known)}"
+    # the key may stand under another table: say where
+    elsewhere = [dotted for dotted in all_keys() if dotted.rpartition(".")[2] == last]
+    if elsewhere and not near:
+        hint = f"did you mean {elsewhere[0]}? "
+    return "unknown key", f"{hint}known here: {', '.join(known)}"
+
+
+def _keys(parent: str, merged: Table) -> Iterator[str]:
+    if parent == "schedule" or parent.startswith("schedule."):
+        kind = SCHEDULES.get(str(_get(merged, f"{parent}.name")))
+        if kind:
+            yield from (info.alias or name for name, info in kind.model_fields.items())
+        return
+    model: Any = Settings
+    for name in parent.split(".") if parent else ():
+        info = model.model_fields.get(name)
+        model = info.annotation if info else None
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        yield from model.model_fields
+
+
+def all_keys() -> Iterator[str]:
+    """Every dotted key of the tables whose keys do not depend on a name."""
+    for table, info in Settings.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, SettingsTable):
+            yield from (f"{table}.{name}" for name in info.annotation.model_fields)
+
+
+def _expected(problem: Any) -> str:
+    """pydantic's message, with its few turns of phrase that do not speak to a person rewritten."""
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "literal_error":
+            return f"expected one of {context['expected']}"
+        case "greater_than":
+            return f"expected a number above {context['gt']:g}"
+        case "greater_than_equal":
+            return f"expected a number of at least {context['ge']:g}"
+        case "less_than":
+            return f"expected a number below {context['lt']:g}"
+        case "less_than_equal":
+            return f"expected a number of at most {context['le']:g}"
+        case "finite_number":
+            return "expected a finite number"
+        case "float_parsing" | "float_type":
+            return "expected a number"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return "expected a whole number"
+        case "bool_parsing" | "bool_type":
+            return "expected true or false"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "expected a table"
+        case "string_pattern_mismatch":
+            return f"expected to match {context['pattern']}"
+        case "value_error":
+            return str(context.get("error", problem["msg"]))
+        case _:
+            return str(problem["msg"]).replace("Input should be", "expected")
+
+
+# --------------------------------------------------------------------------------------------------------- scale
+
+
+def elbo_scale(settings: Settings, positions: int) -> float | None:
+    """The factor from a run's beta to the beta that would weigh the same on the ELBO, or None where there is none.
+
+    With summed terms it is 1. A mean over `positions` cells divides the reconstruction by their number, a mean over
+    latent dimensions divides the KL by theirs (Higgins et al. 2017 call the ratio beta_norm). Focal loss and class
+    weights are no likelihood, so nothing on the ELBO scale corresponds to their beta.
+    """
+    objective = settings.objective
+    if objective.reconstruction != "cross_entropy" or objective.class_weights != "none":
+        return None
+    scale = float(positions) if objective.reduction == "mean" else 1.0
+    return scale / settings.model.latent_dim if objective.kl_reduction == "mean" else scale
+
+
+def json_schema() -> Table:
+    """The JSON schema of a preset, for editors."""
+    schema = Settings.model_json_schema(by_alias=True)
+    schema["title"] = "arcvae preset"
+    schema["properties"] = {
+        "extends": {"type": "string", "description": "name or path of a preset to start from"},
+        "description": {"type": "string", "description": "one line for `arcvae presets list`"},
+        **schema["properties"],
+    }
+    return schema

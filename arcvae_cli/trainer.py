@@ -1,0 +1,392 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from arcvae_cli import checkpoints
+from arcvae_cli.data.corpus import Corpus
+from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.models.base import VAE
+from arcvae_cli.objective import Objective
+from arcvae_cli.records import EpochRecord, Grids, Plan, Recorder, StepRecord
+from arcvae_cli.runs import RunFolder
+from arcvae_cli.schedules import Schedule
+from arcvae_cli.settings import Settings, elbo_scale
+from arcvae_cli.step import Counts, Step, Tally, mix, seed_step
+
+VALIDATION_BATCH = 1000
+SHOWN = 16
+"""Pairs of original and reconstruction in a picture."""
+SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended. `epoch` is the last one, `best_epoch` the one kept as the best."""
+
+    epoch: int
+    best_epoch: int
+    stopped_early: bool
+    history: Sequence[EpochRecord]
+
+
+@dataclass
+class Trainer:
+    """One run: its parts, put together by the command, and what moves while it trains."""
+
+    settings: Settings
+    corpus: Corpus
+    model: VAE
+    folder: RunFolder
+    recorders: Sequence[Recorder]
+    device: torch.device
+    stop: Callable[[], int | None] = lambda: None  # the number of a signal that asks to stop
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        train = self.settings.train
+        self.positions = math.prod(self.corpus.positions)
+        weighted = self.settings.objective.class_weights != "none"
+        counts = self.corpus.class_counts() if weighted else None
+        self.objective = Objective(self.settings.objective, counts).to(self.device)
+        self.step = Step(self.model, self.objective, train, self.device)
+        self.steps = max(1, self.corpus.size("train") // train.batch_size)  # an epoch; the remainder is left out
+        self.levels = tuple(self.model.level_sizes)
+        self.schedule: Schedule = self.settings.schedule
+        self.rate = rate_schedule(self.settings, self.step.optimizer, self.steps)
+        self.peaks = self.schedule.peaks(self.levels)
+        self.done = 0  # optimiser steps
+        self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
+        self.history: list[EpochRecord] = []
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def fit(self) -> Outcome:
+        """Train until the last epoch, an early stop, a signal or a loss that is no number."""
+        self.check_precision()
+        self.tell(lambda recorder: recorder.start(self.plan()))
+        self.folder.write_status("running", epoch=0, step=0)
+        stopped = False
+        try:
+            for epoch in range(1, self.settings.train.epochs + 1):
+                record = self.run_epoch(epoch)
+                self.history.append(record)
+                self.tell(lambda recorder, record=record: recorder.epoch(record))
+                self.save(record)
+                self.draw(epoch)
+                stopped = self.should_stop(epoch)
+                if stopped:
+                    break
+        except Interrupted as interruption:
+            self.folder.write_status("interrupted", reason=interruption.what, **self.place())
+            raise
+        except ArcvaeError as error:
+            self.folder.write_status("failed", reason=error.what, **self.place())
+            raise
+        self.finish()
+        assert self.best is not None
+        return Outcome(len(self.history), self.best[1], stopped, self.history)
+
+    def run_epoch(self, epoch: int) -> EpochRecord:
+        """One pass over the training split, and one over the validation split."""
+        began = time.perf_counter()
+        tally, logged = Tally(self.corpus.background), []
+        betas: Mapping[str, float] = {}
+        self.model.train()
+        for index, indices in enumerate(self.order(epoch)):
+            seed_step(self.settings.train.seed, "step", epoch, index)
+            betas = self.betas(epoch, index)
+            batch = self.corpus.batch("train", indices, augment=self.settings.data.augment)
+            terms, output = self.step.train(batch, betas)
+            tally.add(terms, output, batch)
+            self.done += 1
+            if self.done % self.settings.log.every_n_steps == 0:
+                single = Tally(self.corpus.background)  # stays on the device until the epoch ends
+                single.add(terms, output, batch)
+                logged.append((epoch - 1 + (index + 1) / self.steps, self.done, betas, single))
+            if not isinstance(self.rate, ReduceLROnPlateau):
+                self.rate.step()
+            self.tell(lambda recorder, n=index + 1, b=betas: recorder.step(epoch, n, next(iter(b.values()))))
+            if (signal := self.stop()) is not None:
+                self.interrupt(epoch, signal)
+        train = tally.read()  # the epoch's read-back, and the only wait for the device
+        self.check_finite(train, epoch)
+        records = [StepRecord(at, step, b, one.read(), self.corpus.unit) for at, step, b, one in logged]
+        self.tell(lambda recorder: recorder.steps(records))
+
+        val = self.validate(betas)
+        totals = {name: sum(groups) for name, groups in val.rates.items()}
+        if self.settings.objective.kl_reduction == "mean":
+            totals = {name: total / len(val.rates[name]) for name, total in totals.items()}
+        selection = self.objective.selection(val.reconstruction, totals, self.peaks)
+        learning_rate = self.step.learning_rate
+        record = EpochRecord(
+            epoch=epoch,
+            step=self.done,
+            betas=betas,
+            learning_rate=learning_rate,
+            train=train,
+            val=val,
+            selection=selection,
+            monitored=0.0,
+            best=False,
+            seconds=time.perf_counter() - began,
+            unit=self.corpus.unit,
+        )
+        return self.judge(record)
+
+    @torch.inference_mode()
+    def validate(self, betas: Mapping[str, float]) -> Counts:
+        """The same numbers on the validation split, the noise being the same in every epoch."""
+        self.model.eval()
+        tally = Tally(self.corpus.background)
+        everything = torch.arange(self.corpus.size("val"), device=self.device)
+        for index, indices in enumerate(everything.split(VALIDATION_BATCH)):
+            seed_step(self.settings.train.seed, "val", index)
+            batch = self.corpus.batch("val", indices)
+            tally.add(*self.step.measure(batch, betas), batch)
+        return tally.read()
+
+    def order(self, epoch: int) -> Iterator[Tensor]:
+        """Batches of indices, on the device: a permutation that only the seed and the epoch decide."""
+        generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
+        order = torch.randperm(self.corpus.size("train"), generator=generator).to(self.device)
+        size = self.settings.train.batch_size
+        return iter(order[: self.steps * size].split(size))
+
+    def betas(self, epoch: int, index: int) -> dict[str, float]:
+        """Beta of each level in this step; a schedule moves by whole epochs or with every step."""
+        at = epoch - 1 + (index + 1) / self.steps if self.schedule.per == "step" else float(epoch)
+        return self.schedule.betas(at, self.levels)
+
+    # ------------------------------------------------------------------------------------- choosing and stopping
+
+    def judge(self, record: EpochRecord) -> EpochRecord:
+        """Whether the epoch is the best so far, by the monitored metric."""
+        monitor = self.settings.train.monitor
+        value = float(record.metrics()[monitor] or 0.0)
+        higher = monitor.endswith("accuracy")
+        best = self.best is None or (value > self.best[0] if higher else value < self.best[0])
+        if best:
+            self.best = (value, record.epoch)
+        if isinstance(self.rate, ReduceLROnPlateau):
+            self.rate.step(-value if higher else value)
+        return EpochRecord(**{**record.__dict__, "monitored": value, "best": best})
+
+    def should_stop(self, epoch: int) -> bool:
+        """Early stopping: patience counts from the schedule's first peak, in whole cycles where it has cycles."""
+        train = self.settings.train
+        if not train.early_stopping or self.best is None or epoch >= train.epochs:
+            return False
+        since = max(float(self.best[1]), self.schedule.first_peak)
+        cycle = self.schedule.cycle(epoch)
+        patience = float(train.patience)
+        if cycle:
+            patience = math.ceil(patience / cycle) * cycle
+        return epoch - since >= patience
+
+    def check_finite(self, counts: Counts, epoch: int) -> None:
+        """Stop before a loss that is no number reaches a checkpoint."""
+        if not counts.finite:
+            beta = next(iter(self.betas(epoch, self.steps - 1).values()))
+            last = self.folder.checkpoints / "last.pth"
+            good = f"the last good checkpoint is {last}" if last.is_file() else "no epoch was finished before"
+            raise ArcvaeError(
+                f"epoch {epoch}: the loss is not a number any more (beta {beta:g}, learning rate "
+                f"{self.step.learning_rate:g}); {good}",
+                "lower train.lr, keep train.gradient_clip on, or try train.precision=fp32",
+            )
+
+    def interrupt(self, epoch: int, signal: int) -> None:
+        """Save where we are and leave."""
+        checkpoints.save(self.folder.checkpoints / "last.pth", self.values(epoch, finished=False))
+        name = {2: "Ctrl-C", 15: "SIGTERM"}.get(signal, f"signal {signal}")
+        raise Interrupted(f"stopped by {name} in epoch {epoch}; saved in {self.folder.path}", signal)
+
+    def check_precision(self) -> None:
+        """Fall back to fp32 where bf16, chosen by itself, does not give the same loss on one batch within 2 %."""
+        if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
+            return
+        wanted = self.step.precision
+        count = min(self.settings.train.batch_size, self.corpus.size("val"))
+        batch = self.corpus.batch("val", torch.arange(count, device=self.device))
+        losses = []
+        self.model.eval()
+        for precision in (wanted, torch.float32):
+            self.step.precision = precision
+            seed_step(self.settings.train.seed, "precision")
+            terms, _ = self.step.measure(batch, self.peaks)
+            losses.append(terms.loss.item())
+        if abs(losses[0] - losses[1]) <= 0.02 * abs(losses[1]):
+            self.step.precision = wanted
+        else:
+            self.notes.append(f"bf16 gives a loss of {losses[0]:.4g} where fp32 gives {losses[1]:.4g}: using fp32")
+
+    # ---------------------------------------------------------------------------------------- keeping and telling
+
+    def save(self, record: EpochRecord) -> None:
+        """The checkpoints of an epoch."""
+        folder, epoch = self.folder.checkpoints, record.epoch
+        values = self.values(epoch)
+        checkpoints.save(folder / "last.pth", values)
+        if record.best:
+            checkpoints.save(folder / checkpoints.BEST, values)
+            self.save_parts("", epoch)
+        every = self.settings.checkpoint.every_epochs
+        if every and epoch % every == 0:
+            checkpoints.save(folder / f"vae_epoch_{epoch}.pth", values)
+            self.save_parts(f"_epoch_{epoch}", epoch)
+        self.folder.write_status("running", **self.place())
+
+    def save_parts(self, suffix: str, epoch: int) -> None:
+        """Encoder and decoder alone, for who needs only one."""
+        for part, module in (("encoder", self.model.encoder), ("decoder", self.model.decoder)):
+            values = {"format_version": checkpoints.FORMAT, "epoch": epoch, "state_dict": module.state_dict()}
+            values["config"] = checkpoints.config_text(self.settings)
+            checkpoints.save(self.folder.checkpoints / f"{part}{suffix}.pth", values)
+
+    def values(self, epoch: int, finished: bool = True) -> dict[str, Any]:
+        """What a checkpoint holds; tensors, numbers and text only."""
+        last = self.history[-1] if self.history else None
+        return {
+            "format_version": checkpoints.FORMAT,
+            "epoch": epoch,
+            "epoch_finished": finished,
+            "step": self.done,
+            "model_state_dict": self.model.state_dict(),
+            "optimizer_state_dict": self.step.optimizer.state_dict(),
+            "scheduler_state_dict": self.rate.state_dict(),
+            "train_loss": last.train.loss if last else None,
+            "val_loss": last.val.loss if last else None,
+            "pixel_accuracy": last.val.position if last else None,
+            "best": list(self.best) if self.best else None,
+            "rng_state": torch.get_rng_state(),
+            "config": checkpoints.config_text(self.settings),
+        }
+
+    def place(self) -> dict[str, Any]:
+        """Where the run is, for its status."""
+        best = {"best_epoch": self.best[1], "best_value": self.best[0]} if self.best else {}
+        return {"epoch": len(self.history), "epochs": self.settings.train.epochs, "step": self.done, **best}
+
+    def finish(self) -> None:
+        """The last checkpoint of a run that ended by itself."""
+        checkpoints.save(self.folder.checkpoints / "vae_final.pth", self.values(len(self.history)))
+        self.folder.write_status("finished", **self.place())
+
+    @torch.inference_mode()
+    def draw(self, epoch: int) -> None:
+        """Every few epochs: reconstructions of the same validation examples, and the same draws from the prior."""
+        every = self.settings.log.images_every
+        if epoch != self.settings.train.epochs and not (every and epoch % every == 0):
+            return
+        self.model.eval()
+        count = min(SHOWN, self.corpus.size("val"))
+        spread = torch.linspace(0, self.corpus.size("val") - 1, count, device=self.device).long()
+        batch = self.corpus.batch("val", spread)
+        seed_step(self.settings.train.seed, "samples")
+        with self.step.autocast():
+            output = self.model(batch, noise=False)
+            drawn = self.model.decode(self.model.prior(SAMPLES))
+        pictures = [to_numpy(batch.x), to_numpy(output.logits.argmax(1)), to_numpy(drawn.argmax(1))]
+        self.tell(lambda recorder: recorder.pictures(epoch, *pictures))
+
+    def tell(self, call: Callable[[Recorder], None]) -> None:
+        """Let every recorder know."""
+        for recorder in self.recorders:
+            call(recorder)
+
+    def plan(self) -> Plan:
+        """What is known before the first step."""
+        blank = None
+        if self.corpus.background is not None:
+            batch = self.corpus.batch("val", torch.arange(self.corpus.size("val"), device=self.device))
+            blank = (batch.x == self.corpus.background).double().mean().item()
+        objective = self.settings.objective
+        return Plan(
+            run=self.folder.name,
+            folder=str(self.folder.path),
+            model=self.settings.model.name,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            device=str(self.device),
+            precision={torch.float32: "fp32", torch.bfloat16: "bf16"}[self.step.precision],
+            corpus=self.corpus.name,
+            sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},
+            unit=self.corpus.unit,
+            epochs=self.settings.train.epochs,
+            steps=self.steps,
+            levels=self.model.level_sizes,
+            schedule=self.settings.schedule.name,
+            elbo_scale=elbo_scale(self.settings, self.positions),
+            free_bits=objective.free_bits,
+            free_bits_mode=objective.free_bits_mode,
+            blank=blank,
+        )
+
+
+def to_numpy(classes: Tensor) -> Grids:
+    """Classes (n, *positions) as uint8 on the host."""
+    return classes.to(torch.uint8).cpu().numpy().astype(np.uint8, copy=False)
+
+
+def rate_schedule(
+    settings: Settings, optimizer: torch.optim.Optimizer, steps: int
+) -> LRScheduler | ReduceLROnPlateau:
+    """The learning rate: a cosine over all steps, a fifth after 3 epochs without a better value, or constant."""
+    train = settings.train
+    if train.lr_schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=steps * train.epochs, eta_min=train.lr_min)
+    if train.lr_schedule == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=0.2, patience=3, min_lr=train.lr_min)
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+@dataclass(frozen=True)
+class Memorised:
+    """What `overfit` found."""
+
+    steps: int
+    limit: int
+    counts: Counts
+
+    @property
+    def done(self) -> bool:
+        """Whether every example of the batch came back without a mistake."""
+        return self.counts.exact == 1.0
+
+
+def overfit(
+    settings: Settings, corpus: Corpus, model: VAE, device: torch.device, limit: int, tell: Callable[[int, Counts], None]
+) -> Memorised:
+    """Train on one batch, without augmentation and at beta 0, until it is memorised: the check that a model can learn.
+
+    A model that cannot memorise one batch has a defect that no schedule mends. `tell` hears of every 50th step.
+    """
+    objective = Objective(settings.objective, corpus.class_counts()).to(device)
+    step = Step(model, objective, settings.train, device)
+    size = min(settings.train.batch_size, corpus.size("train"))
+    batch = corpus.batch("train", torch.arange(size, device=device))
+    betas = dict.fromkeys(model.level_sizes, 0.0)
+    counts: Counts | None = None
+    for done in range(1, limit + 1):
+        seed_step(settings.train.seed, "overfit", done)
+        terms, output = step.train(batch, betas)
+        if done % 50 == 0 or done == limit:
+            tally = Tally(corpus.background)
+            tally.add(terms, output, batch)
+            counts = tally.read()
+            tell(done, counts)
+            if counts.exact == 1.0 or not counts.finite:
+                break
+    assert counts is not None
+    return Memorised(done, limit, counts)

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image
+from matplotlib.colors import to_rgb
+from rich.console import Console
+
+from arcvae_cli import render
+from arcvae_cli.errors import ArcvaeError
+from arcvae_cli.render import PALETTE, TerminalGrids
+
+
+def random_grids(count: int, height: int = 16, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 10, (count, height, width), np.uint8)
+
+
+def printed(thing: TerminalGrids, width: int = 80, **options: object) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=width, **options).print(thing)
+    return file.getvalue().splitlines()
+
+
+COLOUR = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
+
+
+class TestTerminal:
+    def test_without_colour_a_cell_is_a_digit_and_black_a_dot(self) -> None:
+        grids = np.array([[[0, 1], [2, 0], [9, 9]], [[3, 4], [5, 6], [0, 0]]], np.uint8)
+        assert printed(TerminalGrids(grids, ["a", "bc"])) == ["a   bc", ".1  34", "2.  56", "99  .."]
+
+    def test_no_color_gives_digits_on_a_terminal_too(self) -> None:
+        lines = printed(TerminalGrids(np.ones((1, 2, 2), np.uint8)), **{**COLOUR, "no_color": True})
+        assert lines == ["11", "11"]
+
+    def test_digits_where_the_terminal_cannot_write_blocks(self) -> None:
+        file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        Console(file=file, width=80, **COLOUR).print(TerminalGrids(np.ones((1, 2, 2), np.uint8)))
+        file.seek(0)
+        assert file.read() == "11\n11\n"
+
+    @pytest.mark.parametrize("height", [16, 5])
+    def test_colours_can_be_read_back(self, height: int) -> None:
+        grids = random_grids(3, height)
+        grids[0, :, :9] = 4  # a run of cells alike
+        lines = printed(TerminalGrids(grids), **COLOUR)
+        assert len(lines) == (height + 1) // 2
+        rows: list[list[str]] = []
+        for line in lines:
+            upper, lower = [], []
+            for codes, text in re.findall(r"\x1b\[([\d;]+)m(▀+)\x1b\[0m", line):
+                colours = [
+                    "#{:02X}{:02X}{:02X}".format(*map(int, rgb.split(";")))
+                    for rgb in re.findall(r"[34]8;2;(\d+;\d+;\d+)", codes)
+                ]
+                upper += [colours[0]] * len(text)
+                lower += [colours[-1]] * len(text)
+            rows += [upper, lower]
+        read = np.array([[PALETTE.index(colour) for colour in row] for row in rows[:height]])
+        np.testing.assert_array_equal(read, np.concatenate(grids, axis=1))
+
+    def test_as_many_side_by_side_as_fit(self) -> None:
+        grids = random_grids(7)
+        assert len(printed(TerminalGrids(grids), width=52)) == 3 * 16 + 2  # 3 * 16 + 2 * 2 = 52
+        assert len(printed(TerminalGrids(grids), width=51)) == 4 * 16 + 3
+        assert len(printed(TerminalGrids(grids[:1]), width=8)) > 0
+
+    def test_capacity_is_what_the_lines_hold(self) -> None:
+        grids = TerminalGrids(random_grids(64))
+        assert grids.capacity(Console(file=io.StringIO(), width=80, **COLOUR), 20) == 8  # two rows of 4, 9 lines each
+        assert grids.capacity(Console(file=io.StringIO(), width=80), 20) == 4
+        assert grids.capacity(Console(file=io.StringIO(), width=80), 2) == 4
+
+
+def pixels(path: Path) -> np.ndarray:
+    """RGB of a PNG as (h, w, 3) uint8."""
+    return (image.imread(path)[..., :3] * 255).round().astype(np.uint8)
+
+
+def tiles(path: Path, side: int = 16) -> np.ndarray:
+    """Colours at the centres of the cells of each tile, found by its lines: (rows, columns, side, side, 3)."""
+    sheet = pixels(path)
+    line = (sheet == [0x55, 0x55, 0x55]).all(2)
+    tops, lefts = (np.flatnonzero(line.sum(axis) > line.sum(axis).max() / 2) for axis in (1, 0))
+    tops, lefts = tops[:: side + 1], lefts[:: side + 1]
+    centres = np.arange(side) * 8 + 4
+    return np.array([[sheet[top + centres][:, left + centres] for left in lefts] for top in tops])
+
+
+RGB = np.array([[round(255 * part) for part in to_rgb(colour)] for colour in PALETTE], np.uint8)
+
+
+class TestSheets:
+    def test_grids_can_be_read_back(self, tmp_path: Path) -> None:
+        grids = random_grids(6)
+        render.save_grids(tmp_path / "new" / "grids.png", grids, columns=3, title="six", titles=list("abcdef"))
+        read = tiles(tmp_path / "new" / "grids.png")
+        np.testing.assert_array_equal(read.reshape(6, 16, 16, 3), RGB[grids])
+
+    def test_reconstructions_stand_under_their_originals_and_errors_below(self, tmp_path: Path) -> None:
+        originals = random_grids(20)
+        reconstructions = originals.copy()
+        reconstructions[:, 3, 5] = (originals[:, 3, 5] + 1) % 10
+        render.save_reconstructions(tmp_path / "r.png", originals, reconstructions)
+        read = tiles(tmp_path / "r.png")
+        assert read.shape[:2] == (6, 8)  # two bands of three rows, 16 pairs of the 20
+        np.testing.assert_array_equal(read[[0, 3]].reshape(16, 16, 16, 3), RGB[originals[:16]])
+        np.testing.assert_array_equal(read[[1, 4]].reshape(16, 16, 16, 3), RGB[reconstructions[:16]])
+        errors = read[[2, 5]].reshape(16, 16, 16, 3)
+        assert (errors[:, 3, 5] == 255).all()
+        assert errors.sum() == 16 * 3 * 255  # and black elsewhere
+
+    def test_a_last_row_may_be_short_and_shapes_are_drawn(self, tmp_path: Path) -> None:
+        grids = np.zeros((9, 16, 16), np.uint8)
+        render.save_reconstructions(tmp_path / "plain.png", grids, grids)
+        render.save_reconstructions(tmp_path / "shapes.png", grids, grids, np.full((9, 2), [5, 7], np.uint8))
+        red = (pixels(tmp_path / "shapes.png") == RGB[2]).all(2).sum()
+        assert red == 9 * 2 * (5 * 8 + 7 * 8)  # the edge of each rectangle in the rows of errors
+        assert (pixels(tmp_path / "plain.png") == RGB[2]).all(2).sum() == 0
+
+    def test_a_walk_says_how_many_cells_change(self, tmp_path: Path) -> None:
+        steps = np.zeros((3, 16, 16), np.uint8)
+        steps[1:, 0, :4] = 1
+        steps[2, 1, 0] = 2
+        ends = np.stack([steps[0], steps[2]])
+        grids, titles = render.path_strip(steps, ends)
+        assert titles == ["from, original", "0.00, decoded", "0.50, 4 changed", "1.00, 1 changed", "to, original"]
+        np.testing.assert_array_equal(grids, steps[[0, 0, 1, 2, 2]])
+        render.save_path(tmp_path / "path.png", steps, ends)
+        np.testing.assert_array_equal(tiles(tmp_path / "path.png")[0], RGB[grids])
+
+    def test_reconstructions_are_saved_in_half_a_second(self, tmp_path: Path) -> None:
+        grids = random_grids(16)
+        seconds = []
+        for _ in range(3):
+            start = time.process_time()
+            render.save_reconstructions(tmp_path / "r.png", grids, grids, title="t")
+            seconds.append(time.process_time() - start)
+        assert min(seconds) < 0.5
+
+    def test_a_failed_write_leaves_the_previous_picture(self, tmp_path: Path) -> None:
+        resource = pytest.importorskip("resource")
+        target = tmp_path / "grids.png"
+        render.save_grids(target, random_grids(1))
+        before = target.read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.raises(ArcvaeError, match=r"grids.png: could not be written"):
+                render.save_grids(target, random_grids(4))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert target.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The figures that are drawn, which are also rendered."""
+    figures: list = []
+
+    def keep(figure, path) -> None:
+        figure.savefig(io.BytesIO(), format="png")
+        figures.append(figure)
+
+    monkeypatch.setattr(render, "_write", keep)
+    return figures
+
+
+HERE = Path("unused.png")
+
+
+class TestCurves:
+    def test_beta_has_a_line_a_level(self, drawn: list) -> None:
+        render.save_beta_schedule(HERE, [1, 2, 3], {"global": [0, 0.1, 0.1], "local": [0, 0, 0.2]})
+        axes = drawn[0].axes[0]
+        assert [(line.get_label(), list(line.get_ydata())) for line in axes.lines] == [
+            ("global", [0, 0.1, 0.1]),
+            ("local", [0, 0, 0.2]),
+        ]
+        assert axes.get_legend() is not None
+        assert not axes.child_axes
+
+    @pytest.mark.parametrize(("scale", "shown"), [(None, False), (1.0, False), (25.6, True)])
+    def test_the_elbo_scale_stands_beside_beta_where_it_differs(
+        self, drawn: list, scale: float | None, shown: bool
+    ) -> None:
+        render.save_beta_schedule(HERE, [1, 2], {"beta": [0, 0.1]}, scale)
+        axes = drawn[0].axes[0]
+        assert bool(axes.child_axes) is shown
+        if shown:
+            assert axes.child_axes[0].get_ylim()[1] == pytest.approx(25.6 * axes.get_ylim()[1])
+
+    def test_dead_dimensions_are_grey_and_counted(self, drawn: list) -> None:
+        kl = np.array([[0.0, 0.5, 0.04], [0.0, 2.0, 0.06]])
+        render.save_kl_heatmap(HERE, kl, free_bits=0.3)
+        axes, bar = drawn[0].axes
+        assert axes.get_title() == "KL of each dimension: 2 of 3 alive"
+        picture = axes.images[0]
+        shades = picture.cmap(picture.norm(picture.get_array()))
+        grey = (np.abs(shades[..., :3] - to_rgb("#BBBBBB")) < 0.01).all(-1)
+        np.testing.assert_array_equal(grey, [[True, True], [False, False], [True, False]])
+        labels = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
+        assert labels == ["0.00 dead", "2.00", "0.06"]
+        assert "0.3 free bits" in [label.get_text() for label in bar.get_yticklabels()]
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 10), (3, 300)])
+    def test_no_size_of_heat_map_is_too_small_or_large(self, drawn: list, shape: tuple[int, int]) -> None:
+        render.save_kl_heatmap(HERE, np.zeros(shape))
+        assert f"0 of {shape[1]} alive" in drawn[0].axes[0].get_title()
+        assert len(drawn[0].axes[0].get_yticks()) <= 36
+
+    def test_points_are_coloured_by_numbers_or_by_kind(self, drawn: list) -> None:
+        points = np.random.default_rng(0).normal(size=(30, 2))
+        render.save_latent_scatter(HERE, points, points[:, 0], "cells", "PCA")
+        render.save_latent_scatter(HERE, points, np.array(["train", "test"] * 15), "split")
+        render.save_latent_scatter(HERE, points)
+        numbers, kinds, plain = drawn
+        np.testing.assert_array_equal(numbers.axes[0].collections[0].get_array(), points[:, 0])
+        assert numbers.axes[1].get_ylabel() == "cells"
+        assert [part.get_label() for part in kinds.axes[0].collections] == ["test", "train"]
+        assert [len(part.get_offsets()) for part in kinds.axes[0].collections] == [15, 15]
+        assert len(plain.axes) == 1
+
+
+def test_neither_pyplot_nor_torch_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy; from pathlib import Path; from arcvae_cli import render\n"
+        "assert 'matplotlib' not in sys.modules and 'rich' not in sys.modules\n"
+        f"render.save_grids(Path({str(tmp_path / 'g.png')!r}), numpy.zeros((1, 4, 4), numpy.uint8))\n"
+        "print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
