@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.errors import InputError
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
 from arcvae_cli.settings import Layer, Settings, resolve
+from arcvae_cli.writing import failed, replacing
 
 FORMAT = 1
 """Version of the layout of a checkpoint; a reader refuses what is newer."""
@@ -51,43 +50,13 @@ class Loaded:
         return folder if (folder / "config.toml").is_file() else None
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, synced, once the block has ended well.
-
-    Raises ArcvaeError, with `path` untouched, where the file system refuses.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error) and "write" not in str(error):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise ArcvaeError(f"{path}: could not be written ({reason})", "free some space, or choose another folder") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a loss of power, where the system can open folders."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def save(path: Path, values: Mapping[str, Any]) -> None:
     """Write a checkpoint in place of `path`. Values are tensors, numbers, text, and lists and dictionaries of them."""
     with replacing(path) as temporary:
-        torch.save(dict(values), temporary)
+        try:
+            torch.save(dict(values), temporary)
+        except RuntimeError as error:  # PyTorch's way of saying that the disk is full
+            raise failed(path, str(error).splitlines()[0]) from error
 
 
 def config_text(settings: Settings) -> str:

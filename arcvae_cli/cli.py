@@ -64,7 +64,9 @@ class LazyGroup(TyperGroup):
             if type(error).__module__.startswith(("typer.", "click.")):
                 raise  # usage errors and exits, which Typer shows
             reason = str(error).splitlines()[0] if str(error) else "no message"
-            self._complain(ctx, f"{type(error).__name__}: {reason}", "a defect of arcvae; see where with arcvae --debug")
+            self._complain(
+                ctx, f"{type(error).__name__}: {reason}", "a defect of arcvae; see where with arcvae --debug"
+            )
             raise typer.Exit(1) from None
 
     def _complain(self, ctx: Any, what: str, fix: str | None) -> None:

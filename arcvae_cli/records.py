@@ -54,7 +54,12 @@ class StepRecord:
 
     def metrics(self) -> dict[str, Any]:
         """The record as it is logged."""
-        return {"step": self.step, "epoch": round(self.epoch, 6), **betas(self.betas), **flat("train", self.train, self.unit)}
+        return {
+            "step": self.step,
+            "epoch": round(self.epoch, 6),
+            **betas(self.betas),
+            **flat("train", self.train, self.unit),
+        }
 
 
 @dataclass(frozen=True)

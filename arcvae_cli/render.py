@@ -6,7 +6,6 @@ and keeps global state. Every PNG is written whole or not at all.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from arcvae_cli.errors import ArcvaeError
+from arcvae_cli.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -363,17 +362,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """The figure as PNG, under a temporary name until it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.savefig(temporary, format="png", dpi=figure.dpi)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ArcvaeError(
-            f"{path}: could not be written ({reason})", "free some space, or choose another folder"
-        ) from error
+    """The figure as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=figure.dpi)

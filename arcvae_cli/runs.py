@@ -14,9 +14,9 @@ from typing import Any
 
 import tomli_w
 
-from arcvae_cli.checkpoints import replacing
 from arcvae_cli.errors import InputError
 from arcvae_cli.settings import Settings
+from arcvae_cli.writing import replacing
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
@@ -55,7 +55,8 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
     """
     if name is not None and not NAME.fullmatch(name):
         raise InputError(
-            f"--run-name {name!r}: not a usable name", "use up to 128 letters, digits, '.', '_' or '-', not starting with '.'"
+            f"--run-name {name!r}: not a usable name",
+            "use up to 128 letters, digits, '.', '_' or '-', not starting with '.'",
         )
     if name == "latest":
         raise InputError("--run-name 'latest': taken by the link to the newest run", "choose another name")
@@ -68,7 +69,9 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
         with replacing(folder / "config.toml") as temporary:
             temporary.write_text(tomli_w.dumps(settings.table()), encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{runs}: no run folder can be made there ({error.strerror})", "choose another --runs-dir") from error
+        raise InputError(
+            f"{runs}: no run folder can be made there ({error.strerror})", "choose another --runs-dir"
+        ) from error
     _point_latest(runs, folder.name)
     return RunFolder(folder)
 

@@ -1,7 +1,7 @@
 """Every schedule of beta, the weight on the KL term, and the registry of their names.
 
 Time is counted in epochs from 1 and may be fractional; epoch 0 gives the value a schedule starts from. The schedules
-are frozen and keep no count: whoever asks says which epoch it is. A new one is a class and its name in `AnySchedule`.
+are frozen and keep no count: whoever asks says which epoch it is. A new one is a class and a line in `SCHEDULES`.
 """
 # ruff: noqa: D102, ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
 
@@ -11,17 +11,20 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
     ValidationError,
     model_serializer,
     model_validator,
 )
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from typing_extensions import Self
 
 Beta = Annotated[float, Field(ge=0, le=1e6, strict=True, description="weight on the KL term")]
@@ -35,7 +38,7 @@ _RESTARTS = 1000  # how many restarts `top` looks through; no run has more
 class Schedule(BaseModel, ABC):
     """What every schedule can say of itself. A subclass adds its parameters, `__call__` and `top`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     times: ClassVar[tuple[str, ...]] = ()  # the fields that count epochs, for `compressed`
 
     name: str
@@ -399,7 +402,7 @@ class Nested(Schedule):
             if (isinstance(inner, Mapping) and "per" in inner) or (
                 isinstance(inner, Schedule) and inner.per != "epoch"
             ):
-                raise ValueError(f"{key}.per: {cls.tables[0]} has no clock of its own, set per in the table around it")
+                raise ValueError(f"{key}.per: {key} has no clock of its own, set per in the table around it")
         return table
 
     @model_serializer(mode="wrap")
@@ -412,21 +415,41 @@ class Nested(Schedule):
         return table
 
 
-Single = Annotated[
-    Union[  # noqa: UP007 - read at run time, also by Python 3.10
-        Constant,
-        LinearWarmup,
-        UltraConservative,
-        Aggressive,
-        ThreePhase,
-        Linear,
-        Cosine,
-        Exponential,
-        Sigmoid,
-        Cyclical,
-    ],
-    Field(discriminator="name"),
-]
+class Named:
+    """Reads a table as the schedule that its `name` names, with those of `but` left out.
+
+    A union of all the classes would do the same, but have each of them built for every look at one.
+    """
+
+    def __init__(self, *but: str) -> None:
+        self.but = but
+
+    def kinds(self) -> dict[str, type[Schedule]]:
+        """The schedules that may stand here, by name."""
+        return {name: kind for name, kind in SCHEDULES.items() if name not in self.but}
+
+    def read(self, table: Any) -> Schedule:
+        """The schedule of a table, or the schedule itself."""
+        if not isinstance(table, Mapping | Schedule):
+            raise PydanticCustomError("dict_type", "needs a table")
+        name = table.name if isinstance(table, Schedule) else table.get("name")
+        kinds = self.kinds()
+        if not isinstance(name, str) or name not in kinds:
+            known = ", ".join(kinds)
+            raise PydanticCustomError(
+                "union_tag_invalid", "needs the name of a schedule, one of {known}", {"known": known}
+            )
+        return kinds[name].model_validate(table)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        written = core_schema.plain_serializer_function_ser_schema(
+            lambda schedule, info: schedule.model_dump(mode=info.mode), info_arg=True
+        )
+        return core_schema.no_info_plain_validator_function(self.read, serialization=written)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        union: Any = Annotated[Union[tuple(self.kinds().values())], Field(discriminator="name")]  # noqa: UP007
+        return handler(TypeAdapter(union).core_schema)
 
 
 class WarmRestart(Nested):
@@ -444,7 +467,9 @@ class WarmRestart(Nested):
         float, Field(ge=1, le=100, strict=True, description="each interval over the one before")
     ] = 1.2
     restart_unit: Annotated[Stretch, Field(description="epochs; restarts are rounded to multiples of it")] = 1.0
-    base: Single = Cosine(max_beta=1.0, warmup_epochs=20.0)
+    base: Annotated[Schedule, Named("warm_restart", "hierarchical")] = Field(
+        default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0)
+    )
 
     @model_validator(mode="after")
     def _restarts_apart(self) -> Self:
@@ -476,9 +501,9 @@ class WarmRestart(Nested):
         best, peak, begin = (self.base.start, 0.0), self.base.peak, 0.0
         for _, end in zip(range(_RESTARTS), self.restarts(), strict=False):
             beta, since = self.base.top(min(end, until) - begin)
-            if beta > best[0]:
+            if beta > best[0] * (1 + _NEAR):  # by more than a rounding: the first of equals counts
                 best = beta, begin + since
-            if end > until or beta == peak:
+            if end > until or beta >= peak:
                 break
             begin = end
         return best
@@ -533,9 +558,6 @@ class WarmRestart(Nested):
         raise AssertionError("restarts go on for ever")
 
 
-LevelSchedule = Annotated[Union[Single, WarmRestart], Field(discriminator="name")]  # noqa: UP007
-
-
 class Hierarchical(Nested):
     """Two schedules, for the levels `global` and `local` of a hierarchical model.
 
@@ -546,8 +568,12 @@ class Hierarchical(Nested):
     model_config = ConfigDict(populate_by_name=True)
     name: Literal["hierarchical"] = "hierarchical"
     tables: ClassVar[tuple[str, ...]] = ("global", "local")
-    global_: Annotated[LevelSchedule, Field(alias="global")] = Cosine(max_beta=0.01, warmup_epochs=10.0)
-    local: LevelSchedule = Cyclical(max_beta=0.02, cycle_length=25.0, wave="cosine")
+    global_: Annotated[Schedule, Named("hierarchical")] = Field(
+        alias="global", default_factory=lambda: Cosine(max_beta=0.01, warmup_epochs=10.0)
+    )
+    local: Annotated[Schedule, Named("hierarchical")] = Field(
+        default_factory=lambda: Cyclical(max_beta=0.02, cycle_length=25.0, wave="cosine")
+    )
 
     @property
     def parts(self) -> dict[str, Schedule]:
@@ -598,15 +624,22 @@ class Hierarchical(Nested):
         return sorted((epoch, f"{level}: {text}") for level, part in parts for epoch, text in part.marks(until))
 
 
-AnySchedule = Annotated[Union[LevelSchedule, Hierarchical], Field(discriminator="name")]  # noqa: UP007
+AnySchedule = Annotated[Schedule, Named()]
 
-
-def _members(union: Any) -> Iterator[type[Schedule]]:
-    for member in get_args(get_args(union)[0]):
-        yield from _members(member) if get_args(member) else (member,)
-
-
-SCHEDULES: dict[str, type[Schedule]] = {kind.model_fields["name"].default: kind for kind in _members(AnySchedule)}
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "linear_warmup": LinearWarmup,
+    "ultra_conservative": UltraConservative,
+    "aggressive": Aggressive,
+    "three_phase": ThreePhase,
+    "linear": Linear,
+    "cosine": Cosine,
+    "exponential": Exponential,
+    "sigmoid": Sigmoid,
+    "cyclical": Cyclical,
+    "warm_restart": WarmRestart,
+    "hierarchical": Hierarchical,
+}
 
 
 def build_schedule(table: Mapping[str, Any]) -> Schedule:
@@ -620,7 +653,7 @@ def build_schedule(table: Mapping[str, Any]) -> Schedule:
     try:
         return kind.model_validate(dict(table))
     except ValidationError as error:
-        raise ValueError(_first_fault(kind, error)) from None
+        raise ValueError(_first_fault(table, error)) from None
 
 
 def parameters(kind: type[Schedule]) -> list[str]:
@@ -628,24 +661,23 @@ def parameters(kind: type[Schedule]) -> list[str]:
     return [field.alias or key for key, field in kind.model_fields.items() if key != "name"]
 
 
-def _first_fault(kind: type[Schedule], error: ValidationError) -> str:
+def _first_fault(table: Mapping[str, Any], error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
-    path: list[str] = []
-    for part in map(str, fault["loc"]):
-        if part in SCHEDULES and path and path[-1] in Hierarchical.tables + WarmRestart.tables:
-            kind = SCHEDULES[part]  # a union puts the name of its member into the path
-        else:
-            path.append(part)
-    name, key = kind.model_fields["name"].default, ".".join(path)
+    path = [str(part) for part in fault["loc"]]
+    key, name, inner = ".".join(path), table["name"], table
+    for part in path:  # to the table within which the fault is
+        inner = inner.get(part, {})
+        if not isinstance(inner, Mapping):
+            break
+        name = inner.get("name", name)
     match fault["type"]:
         case "extra_forbidden":
-            takes = parameters(kind)
+            takes = parameters(SCHEDULES[name])
             near = difflib.get_close_matches(path[-1], takes, n=1)
             guess = f" (did you mean {near[0]}?)" if near else ""
             return f"schedule {name} has no use for {key}{guess}: it takes {', '.join(takes)}"
-        case "union_tag_invalid" | "union_tag_not_found":
-            inner = [known for known in SCHEDULES if known not in (name, "hierarchical")]
-            return f"{key} needs the name of a schedule, one of {', '.join(inner)}"
+        case "union_tag_invalid":
+            return f"{key} {fault['msg']}"
         case "value_error":
             return f"schedule {name}: {fault['ctx']['error']}"
     text = fault["msg"].replace("Input should", "should").replace("Tuple should", "should")

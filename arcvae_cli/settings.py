@@ -48,7 +48,9 @@ class DataSettings(SettingsTable):
     """Which corpus, and how it is used."""
 
     name: Literal["arc", "arc-raw", "shapes"] = Field("arc", description="corpus built by name")
-    path: Path | None = Field(None, description="your own corpus instead: .npz, .npy, ARC JSON file or folder")
+    path: Path | None = Field(
+        None, description="your own corpus instead of a built one: .npz, .npy, ARC JSON file or folder"
+    )
     size: Count = Field(100_000, description="examples of a built corpus")
     seed: int = Field(0, ge=0, description="seed of a built corpus")
     augment: bool = Field(True, description="symmetries and colour permutations, drawn anew for every batch")
@@ -122,8 +124,11 @@ class Settings(SettingsTable):
     log: LogSettings = LogSettings()
 
     def table(self) -> Table:
-        """Plain nested dictionaries, ready for TOML or JSON; keys without a value are left out."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Plain nested dictionaries, ready for TOML or JSON; keys without a value or a say are left out."""
+        table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if self.data.path is not None:
+            del table["data"]["name"]
+        return table
 
 
 @dataclass(frozen=True)
@@ -359,9 +364,6 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
         raise refuse(
             "train.monitor", f"no such metric {settings.train.monitor!r}", f"{hint}known: {', '.join(MONITORS)}"
         )
-    if settings.data.path is not None and "data.name" in origins and "data.path" in origins:
-        if origins["data.name"] == origins["data.path"]:
-            raise refuse("data.path", "given together with data.name", "give one of the two")
 
 
 MONITORS = (
@@ -449,7 +451,7 @@ def all_keys() -> Iterator[str]:
 
 
 def _expected(problem: Any) -> str:
-    """pydantic's message, with its few turns of phrase that do not speak to a person rewritten."""
+    """Pydantic's message, with its few turns of phrase that do not speak to a person rewritten."""
     context = problem.get("ctx", {})
     match problem["type"]:
         case "literal_error":

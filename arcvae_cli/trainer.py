@@ -339,9 +339,7 @@ def to_numpy(classes: Tensor) -> Grids:
     return classes.to(torch.uint8).cpu().numpy().astype(np.uint8, copy=False)
 
 
-def rate_schedule(
-    settings: Settings, optimizer: torch.optim.Optimizer, steps: int
-) -> LRScheduler | ReduceLROnPlateau:
+def rate_schedule(settings: Settings, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | ReduceLROnPlateau:
     """The learning rate: a cosine over all steps, a fifth after 3 epochs without a better value, or constant."""
     train = settings.train
     if train.lr_schedule == "cosine":
@@ -366,7 +364,12 @@ class Memorised:
 
 
 def overfit(
-    settings: Settings, corpus: Corpus, model: VAE, device: torch.device, limit: int, tell: Callable[[int, Counts], None]
+    settings: Settings,
+    corpus: Corpus,
+    model: VAE,
+    device: torch.device,
+    limit: int,
+    tell: Callable[[int, Counts], None],
 ) -> Memorised:
     """Train on one batch, without augmentation and at beta 0, until it is memorised: the check that a model can learn.
 

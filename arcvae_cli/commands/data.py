@@ -62,8 +62,9 @@ def build(
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import SPLITS
     from arcvae_cli.data.files import write_grids
+    from arcvae_cli.writing import failed
     from arcvae_cli.data.recipes import cache_path
-    from arcvae_cli.errors import ArcvaeError, InputError
+    from arcvae_cli.errors import InputError
 
     console = Console(quiet=quiet, as_json=as_json)
     if output is not None:
@@ -77,9 +78,9 @@ def build(
     if output is not None:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            write_grids(output, arrays)
         except OSError as error:
-            raise ArcvaeError(f"{output}: could not be written ({error.strerror or error})") from error
+            raise failed(output, error.strerror or str(error)) from error
+        write_grids(output, arrays)
         file = output
     counts = {split: int(arrays.rows(split).size) for split in SPLITS}
     fingerprint = arrays.fingerprint()
@@ -98,7 +99,6 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a corpus: its splits, colours and shapes, and what leaks from one split into another."""
-    from rich.padding import Padding
     from rich.text import Text
 
     from arcvae_cli.console import Console
@@ -115,7 +115,8 @@ def info(
     console.result(Text(f"fingerprint {fingerprint}"))
     console.result(Text(f"file {file}"))
     for table in _tables(description, len(arrays.grids)):
-        console.result(Padding(table, (1, 0, 0, 0), expand=False))
+        console.result()
+        console.result(table)
     console.json(
         {
             "name": arrays.name,
@@ -141,7 +142,7 @@ def _settings(corpus: str, size: int, seed: int) -> DataSettings:
         near = get_close_matches(corpus, CORPORA, 1)
         fix = f"Did you mean {near[0]}?" if near else f"Use {', '.join(CORPORA)}, or a .npz, .npy, ARC .json or folder."
         raise InputError(f"{corpus}: no corpus of that name, and no such file", fix)
-    return DataSettings(path=path)
+    return DataSettings.model_validate({"path": path})
 
 
 def _load(data: DataSettings, console: Console, rebuild: bool = False) -> GridArrays:

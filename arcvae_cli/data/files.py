@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import math
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from arcvae_cli.data.arrays import SPLITS, GridArrays, canvas_keys, split_by_key
 from arcvae_cli.data.symmetries import COLOURS, SIDE, Grids
 from arcvae_cli.errors import InputError
+from arcvae_cli.writing import replacing
 
 _COLUMNS = ("grids", "split", "shape", "task", *SPLITS)
 _SPLIT_NAMES = {name: index for index, name in enumerate(SPLITS)} | {"validation": SPLITS.index("val")}
@@ -25,32 +26,23 @@ _GRID_FIX = "Grids are an array (N, 16, 16) of integers 0-9."
 _TASK_FIX = "ARC tasks are {'train': [{'input': [[0, 1], ...], 'output': ...}, ...], 'test': [...]}."
 
 # What NumPy and zipfile raise, by luck, for a file that is cut short, damaged, encrypted or of another kind.
-_DAMAGE = (EOFError, ValueError, KeyError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (EOFError, TokenError, ValueError, KeyError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error)
 
 
 def write_grids(path: Path, arrays: GridArrays) -> None:
-    """Write a corpus as `.npz`, whole or not at all: a temporary file beside it, synced, then renamed.
+    """Write a corpus as `.npz`, whole or not at all.
 
-    Raises OSError where that fails; what stood there before is untouched then.
+    Raises:
+        ArcvaeError: that fails; what stood there before is untouched then.
+
     """
     columns: dict[str, Any] = {"grids": arrays.grids, "split": arrays.split}
     if arrays.shape is not None:
         columns["shape"] = arrays.shape
     if arrays.task is not None:
         columns["task"] = arrays.task
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **columns)  # not compressed: 29 MB for 100,000 grids, read in a twentieth of a second
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp gives 0600, which would keep a shared cache from its group
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **columns)  # not compressed: 29 MB for 100,000 grids, read in a twentieth of a second
 
 
 def read_grids(path: Path) -> GridArrays:
@@ -111,9 +103,9 @@ def _read_array(file: IO[bytes], where: str, size: int) -> NDArray[Any]:
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.hasobject:
         raise InputError(f"{where}: holds pickled objects, which are never read", "Save arrays of plain integers.")
-    needed = dtype.itemsize
-    for side in shape:  # Python integers, which do not overflow
-        needed *= side
+    if min(shape, default=0) < 0:
+        raise ValueError(f"a shape of {shape}")
+    needed = dtype.itemsize * math.prod(shape)  # of Python integers, which do not overflow
     if needed > _ARRAY_BYTES:
         raise InputError(
             f"{where}: {shape} of {dtype} is {needed / 2**30:.3g} GiB, over the {_ARRAY_BYTES >> 30} that are read",

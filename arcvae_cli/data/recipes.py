@@ -12,7 +12,7 @@ from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.files import read_grids, write_grids
 from arcvae_cli.data.shapes import build_shapes
-from arcvae_cli.errors import InputError
+from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.settings import DataSettings
 
 
@@ -65,7 +65,7 @@ def load_grids(data: DataSettings, *, rebuild: bool = False) -> GridArrays:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_grids(path, arrays)
-    except OSError as error:
+    except (OSError, ArcvaeError) as error:
         return replace(arrays, notes=(*arrays.notes, f"the corpus could not be cached in {path}: {error}"))
     return arrays
 

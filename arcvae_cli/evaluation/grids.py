@@ -93,7 +93,10 @@ class Reconstruction:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything measured. What a quick evaluation leaves out is None."""
+    """Everything measured. What a quick evaluation leaves out is None.
+
+    `prior_samples` and, as what could be had at best, `training_grids` are scored against grids of the split.
+    """
 
     corpus: str
     split: str
@@ -106,6 +109,7 @@ class Report:
     shuffled_codes: ShuffledCodes | None
     interpolation: Interpolation | None
     prior_samples: SampleScores
+    training_grids: SampleScores
     verdict: Verdict
 
     def document(self) -> dict[str, Any]:
@@ -248,6 +252,7 @@ def evaluate_grids(
     count = QUICK_SAMPLES if quick else SAMPLES
     reference = corpus.grids(split)[indices[:count].to(corpus.device)].cpu().numpy()
     samples = score_samples(draw_samples(model, count, seed), reference, training)
+    drawn = training[np.random.RandomState(seed).permutation(len(training))[:count]]
     verdict = judge(
         Measured(
             pixel=means.pixel_accuracy,
@@ -276,6 +281,7 @@ def evaluate_grids(
         shuffled_codes=shuffled,
         interpolation=paths,
         prior_samples=samples,
+        training_grids=score_samples(drawn, reference, training),
         verdict=verdict,
     )
     codes = {name: information.means(name).numpy() for name in levels}

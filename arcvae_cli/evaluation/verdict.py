@@ -97,7 +97,7 @@ def judge(measured: Measured, setup: Setup) -> Verdict:
             _revive(setup) if dead else _enlarge(setup),
         ),
         _finding(
-            "pixel accuracy above the baselines",
+            "pixel accuracy, baselines",
             measured.pixel,
             f"> {baseline:.4f} ({'PCA' if measured.pca_pixel > measured.black_pixel else 'all black'})",
             measured.pixel > baseline,
@@ -151,8 +151,11 @@ def heavy_scale(setup: Setup) -> str | None:
     """What a mean reduction does to beta, where it is likely to have killed the code; None elsewhere."""
     if setup.reduction != "mean" or setup.elbo_beta is None or setup.elbo_beta <= HEAVY_BETA:
         return None
-    means = "mean reductions weigh" if setup.kl_reduction == "mean" else "mean reduction weighs"
-    return f"beta {setup.beta:g} with {means} {setup.elbo_beta:.4g} on the ELBO scale: use objective.reduction = sum"
+    means = "mean reductions" if setup.kl_reduction == "mean" else "mean reduction"
+    return (
+        f"beta {setup.beta:g} with {means} weighs {setup.elbo_beta:.4g} on the ELBO scale: "
+        "use objective.reduction = sum"
+    )
 
 
 def _revive(setup: Setup) -> str:
@@ -171,7 +174,9 @@ def _enlarge(setup: Setup) -> str:
 
 def _look_at_decoder(setup: Setup) -> str:
     body = "" if setup.strong_body else "model.body = residual, "
-    return f"the code is alive and the decoder paints black: {body}objective.reconstruction = focal, or train longer"
+    focal = "" if setup.elbo_beta is None else "objective.reconstruction = focal, "
+    last = "or train longer" if body or focal else "train longer"
+    return f"the code is alive and the decoder paints black: {body}{focal}{last}"
 
 
 def _raise_beta(setup: Setup) -> str:

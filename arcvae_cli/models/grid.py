@@ -14,9 +14,8 @@ COLOURS = 10
 SIDE = 16
 LEVEL = "z"
 WIDE = 512
-"""Features that the residual encoder hands to the two heads."""
-WIDER = 1024
-"""Width of the residual decoder."""
+"""Width of the residual body's linear layers."""
+DECODER_BLOCKS = 4
 
 
 class GridVAE(VAE):
@@ -157,11 +156,10 @@ def residual_decoder(latent_dim: int) -> nn.Module:
     where they belong, and a linear layer from wide features to every cell does that at a tenth of the operations.
     """
     return nn.Sequential(
-        nn.Linear(latent_dim, WIDER),
-        Block(WIDER),
-        Block(WIDER),
-        nn.LayerNorm(WIDER),
-        nn.Linear(WIDER, SIDE * SIDE * COLOURS),
+        nn.Linear(latent_dim, WIDE),
+        *(Block(WIDE) for _ in range(DECODER_BLOCKS)),
+        nn.LayerNorm(WIDE),
+        nn.Linear(WIDE, SIDE * SIDE * COLOURS),
         nn.Unflatten(1, (SIDE, SIDE, COLOURS)),
         ChannelsFirst(),
     )

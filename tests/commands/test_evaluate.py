@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import Result
+
+from arcvae_cli import checkpoints, render
+from arcvae_cli.commands import evaluate as command
+from arcvae_cli.console import Console
+from arcvae_cli.data.corpus import open_corpus
+from arcvae_cli.runs import RunFolder
+
+Run = Callable[..., Result]
+
+FILES = ["errors.png", "latent_space_pca.png", "latent_space_tsne.png", "metrics.json", "reconstructions.png"]
+
+
+@pytest.fixture(scope="module")
+def judged(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """One whole evaluation, and the folder it wrote to."""
+    from typer.testing import CliRunner
+
+    from arcvae_cli.cli import app
+
+    folder = tmp_path_factory.mktemp("judged") / "deep" / "down"
+    arguments = ["--checkpoint", str(tiny_run), "--output", str(folder), "--device", "cpu", "--iwae", "3"]
+    return CliRunner().invoke(app, ["evaluate", *arguments], env={"COLUMNS": "80"}), folder
+
+
+def judge(arcvae: Run, run: Path, output: Path, *arguments: object) -> Result:
+    return arcvae("evaluate", "--checkpoint", run, "--output", output, "--device", "cpu", *arguments)
+
+
+def test_files_are_written_whole_and_nothing_else(judged: tuple[Result, Path]) -> None:
+    result, folder = judged
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    for name in FILES:
+        if name.endswith(".png"):
+            assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert f"pictures to {folder}" in result.stderr
+    assert "reconstructing 40 grids" in result.stderr
+    assert "\x1b" not in result.stdout
+
+
+def test_the_screen_shows_what_the_file_holds(judged: tuple[Result, Path]) -> None:
+    result, folder = judged
+    metrics = json.loads((folder / "metrics.json").read_text())
+    rows = {line.split("  ")[0].strip(): line.split() for line in result.stdout.splitlines() if line.strip()}
+    assert rows["vae_best.pth of epoch 3, some test, 40 grids, seed 0"]
+    found = metrics["reconstruction"]
+    for name, field in (
+        ("pixel accuracy", "pixel_accuracy"),
+        ("non-black accuracy", "non_black_accuracy"),
+        ("non-black IoU", "non_black_iou"),
+        ("exact grids", "exact_share"),
+    ):
+        row = next(line for line in result.stdout.splitlines() if line.startswith(f" {name}  "))
+        values = [found[kind][field] for kind in ("posterior_mean", "all_black", "pca")]
+        assert row.split()[len(name.split()) :][:3] == [f"{value:.2%}" for value in values]
+    assert f"{found['skill']['pixel']:+.3f}" in result.stdout
+    for place, value in enumerate(metrics["levels"]["z"]["kl_nats"]):
+        assert rows[f"z {place}"][-1] in (f"{value:.3f}", "dead")
+    assert f"{metrics['importance_weighted']['nll_nats']:.2f}" in rows["-log p(x), 3 draws, 40 grids <="]
+    assert rows["density"][1:] == [f"{metrics[kind]['density']:.2f}" for kind in ("prior_samples", "training_grids")]
+    assert metrics["verdict"]["summary"] in result.stdout
+    for finding in metrics["verdict"]["findings"]:
+        assert finding["name"] in result.stdout
+        assert finding["ok"] == (finding["remedy"] is None)
+        assert finding["ok"] or f"- {finding['remedy']}" in result.stdout
+    tables = [line for line in result.stdout.splitlines() if line.startswith(" ") or "─" in line]
+    assert max(map(len, tables)) <= 80
+
+
+def test_the_numbers_are_those_of_the_model(
+    judged: tuple[Result, Path], tiny_run: Path, arc_splits: dict[str, np.ndarray]
+) -> None:
+    import torch
+
+    from arcvae_cli.models.base import Batch
+
+    model = checkpoints.load(tiny_run / "checkpoints" / "vae_best.pth").model
+    with torch.inference_mode():
+        output = model(Batch(torch.from_numpy(arc_splits["test"]).long()), noise=False)
+    right = output.logits.argmax(dim=1).numpy() == arc_splits["test"]
+    metrics = json.loads((judged[1] / "metrics.json").read_text())
+    assert metrics["epoch"] == 3
+    assert metrics["reconstruction"]["posterior_mean"]["pixel_accuracy"] == pytest.approx(right.mean())
+    assert metrics["reconstruction"]["all_black"]["pixel_accuracy"] == pytest.approx((arc_splits["test"] == 0).mean())
+    assert metrics["reconstruction"]["pca_training_grids"] == 100
+    np.testing.assert_allclose(metrics["levels"]["z"]["kl_nats"], output.levels[0].kl.mean(dim=0), rtol=1e-4)
+
+
+def test_json_is_the_only_thing_on_stdout(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
+    result = judge(arcvae, tiny_run, tmp_path, "--json", "--quiet", "--split", "val", "--seed", 3)
+    document = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert (document["split"], document["seed"], document.pop("output")) == ("val", 3, str(tmp_path))
+    assert document == json.loads((tmp_path / "metrics.json").read_text())
+    assert document["reconstruction"]["examples"] == 20
+
+
+def test_strict_exits_with_1_after_all_is_written(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
+    result = judge(arcvae, tiny_run, tmp_path, "--strict", "--quiet")
+    assert result.exit_code == 1
+    assert "MISS" in result.stdout
+    assert result.stderr == ""
+    assert (tmp_path / "metrics.json").is_file()
+
+
+def test_strict_exits_with_0_when_all_is_met(
+    arcvae: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from arcvae_cli.evaluation import grids, verdict
+
+    monkeypatch.setattr(grids, "judge", lambda *_: verdict.Verdict(True, "all is well", ()))
+    assert judge(arcvae, tiny_run, tmp_path, "--strict", "--quiet").exit_code == 0
+
+
+def test_the_default_folder_is_named_after_data_and_split(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "copied"
+    shutil.copytree(tiny_run, run)
+    result = arcvae("evaluate", "--checkpoint", "copied", "--runs-dir", tmp_path / "runs", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in (run / "evaluation" / "some-test").iterdir()) == FILES
+    assert "using" in result.stderr
+
+
+def test_other_data_is_judged_against_the_training_grids(
+    arcvae: Run, tiny_run: Path, tmp_path: Path, arc_splits: dict[str, np.ndarray]
+) -> None:
+    other = tmp_path / "other.npz"
+    np.savez(other, test=arc_splits["test"][:7])
+    result = judge(arcvae, tiny_run, tmp_path / "out", "--data", other, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["corpus"], document["reconstruction"]["examples"]) == ("other", 7)
+    assert document["reconstruction"]["pca_training_grids"] == 100
+
+
+def test_without_the_training_grids_the_data_at_hand_must_do(
+    arcvae: Run, tiny_run: Path, arc_npz: Path, tmp_path: Path
+) -> None:
+    moved, own, test_only = tmp_path / "moved.npz", tmp_path / "own.npz", tmp_path / "test_only.npz"
+    with np.load(arc_npz) as splits:
+        np.savez(own, train=splits["train"][:30], val=splits["val"], test=splits["test"])
+        np.savez(test_only, test=splits["test"])
+    arc_npz.rename(moved)
+    try:
+        result = judge(arcvae, tiny_run, tmp_path / "out", "--data", own, "--json", "--quiet")
+        assert json.loads(result.stdout)["reconstruction"]["pca_training_grids"] == 30
+        assert "are gone" in result.stderr
+        for data in ((), ("--data", test_only)):
+            result = judge(arcvae, tiny_run, tmp_path / "out", *data)
+            assert result.exit_code == 2
+            assert str(arc_npz) in result.stderr.replace("\n", "")
+    finally:
+        moved.rename(arc_npz)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data", "nowhere.npz"), "nowhere.npz"),
+        (("--checkpoint", "nowhere"), "no such file, run folder or run"),
+        (("--split", "all"), "--split"),
+        (("--iwae", "-1"), "--iwae"),
+        (("--device", "abacus"), "abacus"),
+    ],
+)
+def test_unusable_input_is_told_in_a_line_or_two(
+    arguments: tuple[str, ...], said: str, arcvae: Run, tiny_run: Path, tmp_path: Path
+) -> None:
+    result = judge(arcvae, tiny_run, tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_write_leaves_the_former_files(
+    arcvae: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FILES:
+        (tmp_path / name).write_text("former")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(render, "save_reconstructions", full)  # after the pictures of the codes
+    result = judge(arcvae, tiny_run, tmp_path)
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, "former")
+
+
+def test_a_run_ends_with_a_report(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    loaded = checkpoints.load(tiny_run / "checkpoints" / "vae_best.pth")
+    corpus = open_corpus(loaded.settings.data)
+    command.report(loaded, corpus, "val", RunFolder(tmp_path), Console())
+    shown = capsys.readouterr()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["run"], metrics["split"], metrics["quick"]) == (str(tmp_path), "val", True)
+    assert metrics["verdict"]["summary"] in shown.out
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        "latent_space_pca.png",
+        "latent_space_tsne.png",
+    ]
+    command.report(loaded, corpus, "val", RunFolder(tmp_path), Console(as_json=True))
+    assert json.loads(capsys.readouterr().out) == metrics
+
+
+def test_of_many_dimensions_the_strongest_and_the_weakest_are_shown() -> None:
+    assert command._shown([0.1] * 64) == list(range(64))
+    shown = command._shown([float(place) for place in range(100)])
+    assert shown == [*range(99, 67, -1), None, *range(31, -1, -1)]

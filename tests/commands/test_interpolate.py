@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import Result
+
+from arcvae_cli import checkpoints
+from arcvae_cli.commands.interpolate import _levels
+from arcvae_cli.data.files import read_grids
+from arcvae_cli.errors import InputError
+from arcvae_cli.models.base import Batch
+
+Run = Callable[..., Result]
+
+
+def walked(arcvae: Run, run: Path, output: Path, *arguments: object) -> tuple[dict, dict[str, np.ndarray]]:
+    result = arcvae("interpolate", "--checkpoint", run, "--output", output, "--device", "cpu", "--json", *arguments)
+    assert result.exit_code == 0, result.stderr
+    with np.load(output / "interpolation.npz") as file:
+        return json.loads(result.stdout), dict(file)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    path = tmp_path / "task.json"
+    pair = {"input": [[1, 2], [3, 4]], "output": [[5] * 3] * 3}
+    path.write_text(json.dumps({"train": [pair], "test": [{"input": [[7]]}]}))
+    return path
+
+
+def test_from_one_test_grid_to_another(
+    arcvae: Run, tiny_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    report, arrays = walked(arcvae, tiny_run, tmp_path, "--from", 3, "--to", 17)
+    originals = arc_splits["test"][[3, 17]]
+    np.testing.assert_array_equal(arrays["originals"], originals)
+    model = checkpoints.load(tiny_run / "checkpoints" / "vae_best.pth").model
+    means = model.encode(Batch(torch.from_numpy(originals).long()), noise=False)[0].mean.detach()
+    codes = torch.stack([torch.lerp(means[0], means[1], place) for place in np.linspace(0, 1, 9)])
+    np.testing.assert_allclose(arrays["latents_z"], codes, rtol=1e-4, atol=1e-5)
+    grids = arrays["grids"]
+    np.testing.assert_array_equal(grids, model.decode({"z": torch.from_numpy(arrays["latents_z"])}).argmax(1))
+    changed = [int((one != two).sum()) for one, two in itertools.pairwise(grids)]
+    assert max(changed) > 0
+    assert report["changed"] == changed
+    assert report["largest_step"] == max(changed)
+    assert report["mean_step"] == pytest.approx(np.mean(changed))
+    assert report["distance"] == (grids[0] != grids[-1]).sum()
+    assert report["distance_of_originals"] == (originals[0] != originals[1]).sum()
+    assert report["wrong_at_ends"] == [(grids[0] != originals[0]).sum(), (grids[-1] != originals[1]).sum()]
+    assert (report["from"], report["to"], report["steps"]) == ("test 3", "test 17", 9)
+
+
+def test_what_is_written(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
+    report, arrays = walked(arcvae, tiny_run, tmp_path, "--from", 0, "--to", 1, "--steps", 4)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".png"]
+    written = json.loads((tmp_path / "interpolation.json").read_text())
+    assert {key: written[key] for key in report} == report
+    np.testing.assert_array_equal(read_grids(tmp_path / "interpolation.json").grids, arrays["grids"])
+    np.testing.assert_array_equal(read_grids(tmp_path / "interpolation.npz").grids, arrays["grids"])
+
+
+def test_the_strip_is_printed_with_both_originals(
+    arcvae: Run, tiny_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    result = arcvae(
+        "interpolate", "--checkpoint", tiny_run, "--output", tmp_path, "--from", 3, "--to", 17, "--steps", 3
+    )
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0].split("  ")[0] == "from, original"
+    assert "0.00, decoded" in lines[0]
+    assert "to, original" in result.stdout
+    first = arc_splits["test"][3]
+    assert [line[:16].replace(".", "0") for line in lines[1:17]] == ["".join(map(str, row)) for row in first]
+    assert lines[-1].startswith("linear path of 3 from test 3 to test 17: ")
+    assert "cells change a step" in lines[-1]
+
+
+def test_grids_of_an_arc_file(arcvae: Run, tiny_run: Path, tmp_path: Path, task: Path) -> None:
+    report, arrays = walked(arcvae, tiny_run, tmp_path / "out", "--from", task, "--to", f"{task}:1")
+    assert (report["from"], report["to"]) == ("task.json:0", "task.json:1")
+    assert arrays["originals"][0, :2, :2].tolist() == [[1, 2], [3, 4]]
+    assert arrays["originals"][1, :3, :3].tolist() == [[5] * 3] * 3
+    assert arrays["originals"].sum() == 10 + 45
+
+
+def test_files_alone_need_no_corpus(arcvae: Run, tiny_run: Path, arc_npz: Path, tmp_path: Path, task: Path) -> None:
+    hidden = arc_npz.rename(arc_npz.with_name("hidden.npz"))
+    try:
+        walked(arcvae, tiny_run, tmp_path / "out", "--from", task, "--to", f"{task}:2")
+    finally:
+        hidden.rename(arc_npz)
+
+
+def test_slerp_goes_another_way_between_the_same_ends(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
+    line = walked(arcvae, tiny_run, tmp_path / "a", "--from", 3, "--to", 17)[1]["latents_z"]
+    arc = walked(arcvae, tiny_run, tmp_path / "b", "--from", 3, "--to", 17, "--path", "slerp")[1]["latents_z"]
+    np.testing.assert_array_equal(line[[0, -1]], arc[[0, -1]])
+    lengths = np.linalg.norm(arc, axis=1)
+    np.testing.assert_allclose(np.diff(lengths), (lengths[-1] - lengths[0]) / 8, atol=1e-5)
+    assert np.abs(line - arc).max() > 1e-4
+
+
+def test_a_split_may_be_named(arcvae: Run, tiny_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path) -> None:
+    _, arrays = walked(arcvae, tiny_run, tmp_path, "--split", "train", "--from", 99, "--to", 0)
+    np.testing.assert_array_equal(arrays["originals"], arc_splits["train"][[99, 0]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--from", 0, "--to", 40), "--to 40: the test split of some has examples 0 to 39"),
+        (("--from", -1, "--to", 1), "--from -1"),
+        (("--from", "none.json", "--to", 1), "none.json"),
+        (("--from", 0), "--to"),
+        (("--from", 0, "--to", 1, "--steps", 1), "--steps"),
+        (("--from", 0, "--to", 1, "--path", "bent"), "--path"),
+        (("--from", 0, "--to", 1, "--level", "global"), "a single level of latents, z"),
+    ],
+)
+def test_unusable_input(arguments: tuple, told: str, arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
+    result = arcvae("interpolate", "--checkpoint", tiny_run, "--output", tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_that_the_file_does_not_have(arcvae: Run, tiny_run: Path, tmp_path: Path, task: Path) -> None:
+    result = arcvae("interpolate", "--checkpoint", tiny_run, "--output", tmp_path, "--from", 0, "--to", f"{task}:3")
+    assert result.exit_code == 2
+    assert "the file has grids 0 to 2" in result.stderr
+
+
+class Names:
+    """As much of a model as `_levels` asks for."""
+
+    def __init__(self, *names: str) -> None:
+        self.level_sizes = dict.fromkeys(names, 4)
+
+
+def test_a_level_is_one_of_the_models() -> None:
+    assert _levels(Names("global", "local"), "all") is None
+    assert _levels(Names("global", "local"), "local") == ("local",)
+    with pytest.raises(InputError, match="top, bottom"):
+        _levels(Names("top", "bottom"), "local")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from arcvae_cli.data.arrays import SPLITS, GridArrays, canvas_keys
+from arcvae_cli.data.shapes import build_shapes
+
+
+@pytest.fixture(scope="module")
+def shapes() -> GridArrays:
+    return build_shapes(1000, 0)
+
+
+def objects(grid: np.ndarray) -> list[list[tuple[int, int]]]:
+    """The cells of each 8-connected component, whatever their colours, by a plain flood."""
+    left = {(int(row), int(column)) for row, column in np.argwhere(grid > 0)}
+    found = []
+    while left:
+        reached, cells = [left.pop()], []
+        while reached:
+            row, column = reached.pop()
+            cells.append((row, column))
+            near = {(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)} & left
+            left -= near
+            reached += near
+        found.append(sorted(cells))
+    return found
+
+
+def test_one_to_six_objects_of_two_to_fifteen_cells_that_do_not_touch(shapes: GridArrays):
+    numbers, sizes = set(), set()
+    for grid in shapes.grids:
+        found = objects(grid)
+        numbers.add(len(found))
+        for cells in found:
+            sizes.add(len(cells))
+            assert len({int(grid[cell]) for cell in cells}) == 1, "neighbours of two colours would be two objects"
+    assert numbers == set(range(1, 7))
+    assert sizes == set(range(2, 16))
+
+
+def test_every_kind_is_drawn(shapes: GridArrays):
+    drawn = set()
+    for grid in shapes.grids:
+        for cells in objects(grid):
+            top, left = min(row for row, _ in cells), min(column for _, column in cells)
+            drawn.add(tuple((row - top, column - left) for row, column in cells))
+    wanted = {
+        "rectangle": ["##", "##"],
+        "hollow": ["###", "#.#", "###"],
+        "line": ["####"],
+        "diagonal": ["#..", ".#.", "..#"],
+        "l": ["#..", "#..", "###"],
+        "t": ["###", ".#.", ".#."],
+        "plus": [".#.", "###", ".#."],
+        "checkerboard": ["#.#", ".#.", "#.#"],
+        "zigzag": ["#.#.", ".#.#"],
+        "stair": ["##.", ".##"],
+        "blob": [".#.", "###", "##."],
+    }
+    for name, rows in wanted.items():
+        turned = {
+            tuple(sorted((int(row), int(column)) for row, column in np.argwhere(np.rot90(flip, turns))))
+            for mask in [np.array([[cell == "#" for cell in row] for row in rows])]
+            for flip in (mask, mask[:, ::-1])
+            for turns in range(4)
+        }
+        assert drawn & turned, name
+
+
+def test_shapes_are_what_they_were(shapes: GridArrays):
+    assert shapes.fingerprint() == "5ad8782e39c47671b932a51ad960bdb074013e6c1496cfb980d984a55495b87a"
+    assert [shapes.rows(split).size for split in SPLITS] == [800, 100, 100]
+    assert shapes.shape is None
+    assert shapes.task is None
+    assert not set(canvas_keys(shapes.grids)) & set(canvas_keys(build_shapes(100, 1).grids))
+
+
+def test_no_grid_stands_twice(shapes: GridArrays):
+    assert len(set(canvas_keys(shapes.grids))) == 1000
+
+
+def test_small_corpora_are_full():
+    assert [build_shapes(10, 3).rows(split).size for split in SPLITS] == [8, 1, 1]

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from arcvae_cli.data.arc import build_arc
+from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.corpus import GridCorpus
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.evaluation.grids import (
+    Evaluation,
+    GridTally,
+    draw_samples,
+    evaluate_grids,
+    reconstruct,
+    setup_of,
+    skill,
+)
+from arcvae_cli.models import build_model
+from arcvae_cli.models.base import VAE, Batch, Level, standard_level
+from arcvae_cli.settings import Settings
+
+SMALL = Settings.model_validate({"model": {"latent_dim": 4}, "objective": {"free_bits": 0.3}})
+
+
+@pytest.fixture(scope="module")
+def arc() -> GridArrays:
+    return build_arc(1000, 0)
+
+
+@pytest.fixture(scope="module")
+def corpus(arc: GridArrays) -> GridCorpus:
+    return GridCorpus(arc)
+
+
+@pytest.fixture(scope="module")
+def model() -> VAE:
+    """Untrained, its weights large enough for pictures that depend on the code."""
+    torch.manual_seed(0)
+    model = build_model(SMALL.model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def full(model: VAE, corpus: GridCorpus) -> Evaluation:
+    return evaluate_grids(model, corpus, "test", settings=SMALL, iwae_samples=5, iwae_examples=30)
+
+
+class Copy(VAE):
+    """A code with a number a cell, decoded by its first digit: reconstructs everything."""
+
+    level_sizes = {"z": 256}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.tensor(50.0))
+
+    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+        mean = batch.x.flatten(1).float()
+        return (standard_level("z", mean, torch.full_like(mean, -12.0), noise),)
+
+    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+        distance = latents["z"].view(-1, 1, 16, 16) - torch.arange(10.0).view(10, 1, 1)
+        return -self.sharpness * distance.square()
+
+    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
+        """Independent cells, a fifth of them coloured."""
+        return {"z": torch.randint(1, 10, (n, 256)) * (torch.rand(n, 256) < 0.2).float()}
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+def test_scores_of_two_small_pictures() -> None:
+    truth = torch.tensor([[[0, 1, 1], [0, 2, 0]], [[3, 0, 0], [0, 0, 0]]])
+    guess = torch.tensor([[[0, 1, 2], [4, 0, 0]], [[3, 0, 0], [0, 0, 0]]])
+    tally = GridTally()
+    for place in range(2):  # in two batches
+        pick = slice(place, place + 1)
+        tally.update(guess[pick], truth[pick], torch.tensor([[2, 2], [1, 3]])[pick])
+    scores = tally.scores()
+    assert tally.errors.tolist() == [3, 0]
+    assert scores.pixel_accuracy == 9 / 12
+    assert scores.non_black_accuracy == 2 / 4
+    assert scores.non_black_iou == 2 / 5  # not black in either: the four originals' and the 4 drawn on black
+    assert scores.inside_accuracy == 5 / 7  # 2 of 4 cells in the first rectangle, 3 of 3 in the second
+    assert (scores.exact_share, scores.near_share, scores.blank_share) == (1 / 2, 1, 0)
+    assert scores.colour_accuracy == (7 / 8, 1 / 2, 0, 1, None, None, None, None, None, None)
+
+
+def test_near_means_five_wrong_cells_at_most() -> None:
+    truth = torch.zeros(2, 4, 4, dtype=torch.int64)
+    truth[:, 0, 0] = 1
+    guess = truth.clone()
+    guess[0, 1:, 0] = guess[0, 1, 1] = guess[0, 1, 2] = 9
+    guess[1] = 0
+    guess[1, 1:, 0] = guess[1, 1, 1] = guess[1, 1, 2] = 9
+    tally = GridTally()
+    tally.update(guess, truth, None)
+    assert tally.errors.tolist() == [5, 6]
+    assert tally.scores().near_share == 0.5
+    assert tally.scores().inside_accuracy is None
+
+
+def test_the_black_picture_scores_as_it_should() -> None:
+    truth = torch.zeros(2, 4, 4, dtype=torch.int64)
+    truth[0, 0, 0] = 5
+    tally = GridTally()
+    tally.update(torch.zeros_like(truth), truth, None)
+    scores = tally.scores()
+    assert scores.pixel_accuracy == 31 / 32
+    assert (scores.non_black_accuracy, scores.non_black_iou, scores.blank_share) == (0, 0, 1)
+
+
+def test_a_split_without_colour_is_refused() -> None:
+    tally = GridTally()
+    tally.update(torch.ones(1, 4, 4, dtype=torch.int64), torch.zeros(1, 4, 4, dtype=torch.int64), None)
+    with pytest.raises(InputError, match="black"):
+        tally.scores()
+
+
+@pytest.mark.parametrize(("accuracy", "expected"), [(1.0, 1.0), (0.8, 0.0), (0.9, 0.5), (0.6, -1.0)])
+def test_skill_counts_from_the_better_baseline(accuracy: float, expected: float) -> None:
+    assert skill(accuracy, 0.5, 0.8) == pytest.approx(expected)
+    assert skill(accuracy, 0.5, 1.0) is None
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+def test_a_model_that_copies_has_the_highest_scores(corpus: GridCorpus) -> None:
+    result = evaluate_grids(Copy(), corpus, "test", settings=Settings(), seed=0).report
+    for scores in (result.reconstruction.posterior_mean, result.reconstruction.posterior_sample):
+        assert (scores.pixel_accuracy, scores.non_black_accuracy, scores.non_black_iou) == (1, 1, 1)
+        assert (scores.inside_accuracy, scores.exact_share, scores.near_share, scores.blank_share) == (1, 1, 1, 0)
+        assert set(scores.colour_accuracy) == {1}
+    assert (result.reconstruction.skill.pixel, result.reconstruction.skill.non_black) == (1, 1)
+    assert result.reconstruction.pca_components == 256
+    assert result.elbo.reconstruction_nats < 0.1
+    assert result.levels["z"].mutual_information.is_bound
+    assert result.levels["z"].mutual_information.nats == pytest.approx(math.log(100), abs=1e-3)
+    assert result.shuffled_codes.accuracy == 1
+    assert result.shuffled_codes.shuffled_accuracy < 0.9
+    # its draws are noise, and told as such
+    noise = result.prior_samples
+    assert (noise.blank_share, noise.distinct_share, noise.novel_share) == (0, 1, 1)
+    assert noise.coverage < 0.05
+    assert noise.non_black_share == pytest.approx(0.2, abs=0.01)
+    assert noise.object_distance > 10
+    findings = {finding.name: finding.ok for finding in result.verdict.findings}
+    assert findings["pixel accuracy"]
+    assert findings["non-black accuracy"]
+    assert not findings["specks among samples"]
+
+
+def test_the_report_agrees_with_itself_and_with_plain_sums(
+    full: Evaluation, model: VAE, arc: GridArrays, corpus: GridCorpus
+) -> None:
+    result = full.report
+    grids = arc.grids[arc.split == 2]
+    pictures = reconstruct(model, grids)
+    found = result.reconstruction
+    assert found.posterior_mean.pixel_accuracy == pytest.approx((pictures == grids).mean())
+    assert found.posterior_mean.non_black_accuracy == pytest.approx((pictures == grids)[grids > 0].mean())
+    assert found.all_black.pixel_accuracy == pytest.approx((grids == 0).mean())
+    inside = np.concatenate(
+        [(a == b)[:h, :w].ravel() for a, b, (h, w) in zip(pictures, grids, arc.shape[arc.split == 2], strict=True)]
+    )
+    assert found.posterior_mean.inside_accuracy == pytest.approx(inside.mean())
+    assert found.posterior_sample.pixel_accuracy != found.posterior_mean.pixel_accuracy
+    assert found.pca.non_black_accuracy > found.all_black.non_black_accuracy == 0
+    assert (found.examples, found.pca_components, found.pca_training_grids) == (100, 4, 800)
+    best = max(found.all_black.pixel_accuracy, found.pca.pixel_accuracy)
+    assert found.skill.pixel == pytest.approx((found.posterior_mean.pixel_accuracy - best) / (1 - best))
+
+    assert sorted(full.indices.tolist()) == list(range(100))
+    np.testing.assert_array_equal(full.errors, (pictures != grids).sum(axis=(1, 2))[full.indices])
+    means = model.encode(Batch(torch.from_numpy(grids[full.indices]).long()), noise=False)[0].mean
+    np.testing.assert_allclose(full.codes["z"], means.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+    weighted = result.importance_weighted
+    assert (weighted.examples, weighted.samples) == (30, 5)
+    assert weighted.nll_nats < weighted.single_nats
+    assert result.elbo.elbo_nats == pytest.approx(-result.elbo.reconstruction_nats - result.elbo.kl_nats)
+    assert result.elbo.kl_nats == pytest.approx(sum(result.levels["z"].kl_nats))
+    assert result.elbo.elbo_bits == pytest.approx(result.elbo.elbo_nats / 256 / math.log(2))
+    assert result.shuffled_codes.accuracy == pytest.approx(found.posterior_mean.pixel_accuracy)
+    assert result.prior_samples.reference == 100
+    assert result.training_grids.novel_share == 0
+    floor = next(finding for finding in result.verdict.findings if "floor" in finding.name)
+    assert floor.value == min(result.levels["z"].kl_nats)
+
+
+def test_the_document_is_plain_json(full: Evaluation) -> None:
+    document = json.loads(json.dumps(full.report.document(), allow_nan=False))
+    assert document["reconstruction"]["pca"]["pixel_accuracy"] == full.report.reconstruction.pca.pixel_accuracy
+    assert document["levels"]["z"]["kl_nats"] == list(full.report.levels["z"].kl_nats)
+    assert document["verdict"]["findings"][0]["name"] == "pixel accuracy"
+
+
+def test_the_seed_decides_and_the_generator_is_left_alone(full: Evaluation, model: VAE, corpus: GridCorpus) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    again = evaluate_grids(model, corpus, "test", settings=SMALL, iwae_samples=5, iwae_examples=30)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.report == full.report
+    other = evaluate_grids(model, corpus, "test", settings=SMALL, seed=1, quick=True).report
+    assert other.elbo.reconstruction_nats != full.report.elbo.reconstruction_nats
+    # what has no noise in it differs by the order of its sums only
+    assert other.reconstruction.posterior_mean == full.report.reconstruction.posterior_mean
+
+
+def test_quick_leaves_out_what_is_slow(model: VAE, corpus: GridCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcvae_cli.evaluation.grids.QUICK_EXAMPLES", 40)
+    monkeypatch.setattr("arcvae_cli.evaluation.grids.QUICK_SAMPLES", 20)
+    heard: list[str] = []
+    result = evaluate_grids(model, corpus, "val", settings=SMALL, quick=True, tell=heard.append).report
+    assert (result.split, result.quick, result.reconstruction.examples) == ("val", True, 40)
+    assert (result.prior_samples.samples, result.prior_samples.reference) == (20, 20)
+    assert (result.shuffled_codes, result.interpolation, result.importance_weighted) == (None, None, None)
+    assert result.levels["z"].mutual_information is None
+    assert heard[0] == "reconstructing 40 grids"
+
+
+def test_training_grids_of_another_corpus_make_the_baseline(model: VAE, corpus: GridCorpus, arc: GridArrays) -> None:
+    unseen = arc.grids[arc.split == 2]
+    result = evaluate_grids(model, corpus, "test", settings=SMALL, training=unseen, quick=True).report
+    assert result.reconstruction.pca_training_grids == 100
+    with pytest.raises(InputError, match="no training grids"):
+        evaluate_grids(model, corpus, "test", settings=SMALL, training=unseen[:0])
+
+
+def test_a_split_of_one_grid_is_enough_and_none_is_not(model: VAE, arc: GridArrays) -> None:
+    split = np.where(arc.split == 2, 0, arc.split)
+    split[0] = 2
+    one = GridCorpus(replace(arc, split=split.astype(np.uint8), shape=None))
+    result = evaluate_grids(model, one, "test", settings=SMALL).report
+    assert result.reconstruction.examples == 1
+    assert result.reconstruction.posterior_mean.inside_accuracy is None
+    assert (result.shuffled_codes, result.interpolation) == (None, None)
+    assert (result.prior_samples.density, result.prior_samples.coverage) == (None, None)
+    json.dumps(result.document(), allow_nan=False)
+    split[0] = 0
+    with pytest.raises(InputError, match="test is empty"):
+        evaluate_grids(model, GridCorpus(replace(arc, split=split.astype(np.uint8))), "test", settings=SMALL)
+
+
+def test_broken_weights_are_named(corpus: GridCorpus) -> None:
+    broken = Copy()
+    with torch.no_grad():
+        broken.sharpness.fill_(math.nan)
+    with pytest.raises(ArcvaeError, match="not finite"):
+        evaluate_grids(broken, corpus, "test", settings=Settings())
+
+
+def test_the_setup_is_that_of_the_settings(model: VAE) -> None:
+    settings = Settings.model_validate(
+        {
+            "model": {"latent_dim": 4},
+            "objective": {"reduction": "mean", "free_bits": 0.2, "free_bits_mode": "total"},
+            "schedule": {"name": "constant", "max_beta": 0.1},
+        }
+    )
+    found = setup_of(settings, model, 256)
+    assert (found.latent_dim, found.beta, found.elbo_beta) == (4, 0.1, pytest.approx(25.6))
+    assert (found.reduction, found.kl_reduction, found.free_bits, found.free_bits_mode) == ("mean", "sum", 0.2, "total")
+    focal = Settings.model_validate({"objective": {"reconstruction": "focal"}, "model": {"body": "residual"}})
+    assert setup_of(focal, model, 256).elbo_beta is None
+    assert setup_of(focal, model, 256).strong_body
+
+
+def test_samples_are_drawn_by_the_seed(model: VAE) -> None:
+    grids = draw_samples(model, 5, seed=0)
+    assert (grids.shape, grids.dtype) == ((5, 16, 16), np.uint8)
+    assert np.array_equal(grids, draw_samples(model, 5, seed=0))
+    assert not np.array_equal(grids, draw_samples(model, 5, seed=1))

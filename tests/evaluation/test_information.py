@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from arcvae_cli import gaussians
+from arcvae_cli.evaluation.information import (
+    InformationTally,
+    active_units,
+    choose,
+    collapsed_share,
+    evaluating,
+    importance_weighted,
+    interpolation,
+    log_ratio,
+    mutual_information,
+    shuffled_codes,
+)
+from arcvae_cli.models.base import VAE, Batch, Level, Output, standard_level
+
+
+class Bits:
+    """A corpus of given bit strings (n, length), all in one split."""
+
+    name, num_classes, background, unit = "bits", 2, None, "bit"
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.positions = (x.shape[1],)
+
+    def size(self, split: str) -> int:
+        return len(self.x)
+
+    def batch(self, split: str, indices: Tensor, augment: bool = False) -> Batch:
+        assert not augment
+        return Batch(self.x[indices])
+
+    def class_counts(self) -> Tensor:
+        return self.x.flatten().bincount(minlength=2)
+
+
+class Logistic(VAE):
+    """One latent; bit k is 1 with probability sigmoid(slope_k z + offset_k); the posterior's mean is linear in x."""
+
+    level_sizes = {"z": 1}  # noqa: RUF012
+
+    def __init__(self, slope: Tensor, offset: Tensor, encode: Tensor, bias: float, logvar: float) -> None:
+        super().__init__()
+        self.slope, self.offset, self.weight = nn.Parameter(slope), nn.Parameter(offset), nn.Parameter(encode)
+        self.bias, self.logvar = bias, logvar
+
+    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+        mean = (batch.x.float() @ self.weight + self.bias)[:, None]
+        return (standard_level("z", mean, torch.full_like(mean, self.logvar), noise),)
+
+    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+        one = latents["z"] * self.slope + self.offset
+        return torch.stack([torch.zeros_like(one), one], dim=1)
+
+    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
+        return {"z": temperature * torch.randn(n, 1)}
+
+
+ALL = torch.tensor([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+SLOPE, OFFSET = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.3, 0.0, -1.0])
+
+
+@pytest.fixture
+def logistic() -> Logistic:
+    return Logistic(SLOPE, OFFSET, torch.tensor([0.8, -0.4, 0.2]), -0.9, math.log(0.5))
+
+
+def quadrature(mean: Tensor, variance: float, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Points (n, points) and weights of expectations under N(mean, variance)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
+    return mean.detach().double().numpy()[:, None] + math.sqrt(variance) * nodes, weights / weights.sum()
+
+
+def log_likelihood(z: np.ndarray) -> np.ndarray:
+    """log p(x|z) of all eight strings at points (8, n)."""
+    eta = z[:, :, None] * SLOPE.double().numpy() + OFFSET.double().numpy()
+    sign = 2 * ALL.double().numpy()[:, None, :] - 1
+    return -np.log1p(np.exp(-sign * eta)).sum(axis=2)
+
+
+def test_the_importance_weighted_bound_finds_the_exact_likelihood(logistic: Logistic) -> None:
+    z, weights = quadrature(torch.zeros(8), 1.0)
+    exact = -np.log(np.exp(log_likelihood(z)) @ weights).mean()
+    many = torch.arange(8).repeat(50)  # 400 examples, so that the estimate is known to 0.01
+    found = importance_weighted(logistic, Bits(ALL), "test", many, 200, seed=0)
+    assert found.nll_nats == pytest.approx(exact, abs=0.01)
+    assert found.nll_bits == pytest.approx(found.nll_nats / (3 * math.log(2)))
+    assert (found.examples, found.samples) == (400, 200)
+    assert 1 < found.effective_samples_min < found.effective_samples_mean < 200
+
+
+def test_its_single_draws_are_the_elbo_and_no_better(logistic: Logistic) -> None:
+    mean = logistic.encode(Batch(ALL))[0].mean[:, 0]
+    z, weights = quadrature(mean, 0.5)
+    kl = gaussians.kl_to_standard(mean, torch.tensor(math.log(0.5)))
+    elbo = (log_likelihood(z) @ weights).mean() - kl.mean().item()
+    found = importance_weighted(logistic, Bits(ALL), "test", torch.arange(8).repeat(50), 200, seed=0)
+    assert found.single_nats == pytest.approx(-elbo, abs=0.02)
+    assert found.single_nats > found.nll_nats + 0.05
+    once = importance_weighted(logistic, Bits(ALL), "test", torch.arange(8), 1, seed=0)
+    assert once.nll_nats == pytest.approx(once.single_nats)
+    assert once.effective_samples_mean == pytest.approx(1.0)
+
+    tally = InformationTally()
+    with evaluating(logistic, 0):
+        for _ in range(400):
+            tally.update(Batch(ALL), logistic(Batch(ALL)))
+    assert tally.elbo().elbo_nats == pytest.approx(elbo, abs=0.02)
+    assert tally.elbo().kl_nats == pytest.approx(kl.mean().item())
+
+
+def test_a_posterior_that_is_exact_makes_all_weights_equal() -> None:
+    # a decoder without use for z, whose true posterior is the prior
+    model = Logistic(torch.zeros(3), OFFSET, torch.zeros(3), 0.0, 0.0)
+    found = importance_weighted(model, Bits(ALL), "test", torch.arange(8), 7, seed=0)
+    assert found.nll_nats == pytest.approx(-log_likelihood(np.zeros((8, 1))).mean(), abs=1e-6)
+    assert found.single_nats == pytest.approx(found.nll_nats, abs=1e-6)
+    assert found.effective_samples_min == pytest.approx(7)
+
+
+def test_the_ratio_takes_every_level_with_its_own_prior() -> None:
+    torch.manual_seed(0)
+    mean, logvar, prior_mean, prior_logvar, sample = torch.randn(5, 4, 3, 2, 2)
+    kl = torch.zeros(4, 3)
+    levels = (
+        Level("top", mean, logvar, sample, kl),
+        Level("map", mean, logvar, sample, kl, prior_mean, prior_logvar),
+    )
+
+    def density(m: Tensor, v: Tensor) -> Tensor:
+        return torch.distributions.Normal(m, (0.5 * v).exp()).log_prob(sample).sum(dim=(1, 2, 3))
+
+    expected = density(torch.zeros(()), torch.zeros(())) + density(prior_mean, prior_logvar) - 2 * density(mean, logvar)
+    torch.testing.assert_close(log_ratio(levels), expected.double(), atol=1e-4, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ mutual information
+
+
+@pytest.mark.parametrize(("spread", "noise"), [(1.0, 0.5), (2.0, 1.0), (0.3, 1.0)])
+def test_mutual_information_of_a_gaussian_channel(spread: float, noise: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    mean = spread * torch.randn(4000, 2, generator=random)
+    sample = mean + noise * torch.randn(4000, 2, generator=random)
+    found = mutual_information(sample, mean, torch.full_like(mean, 2 * math.log(noise)))
+    capacity = 2 * 0.5 * math.log(1 + spread**2 / noise**2)
+    assert found.nats == pytest.approx(capacity, abs=0.06)
+    assert not found.is_bound
+    assert found.ceiling_nats == pytest.approx(math.log(4000))
+
+
+def test_mutual_information_stops_at_its_ceiling() -> None:
+    mean = torch.arange(1000.0)[:, None]
+    found = mutual_information(mean, mean, torch.full_like(mean, -12.0))
+    assert found.nats == pytest.approx(math.log(1000), abs=1e-6)
+    assert found.is_bound
+    nothing = mutual_information(torch.randn(50, 3), torch.zeros(50, 3), torch.zeros(50, 3))
+    assert nothing.nats == pytest.approx(0.0, abs=1e-12)
+
+
+def test_mutual_information_is_that_of_a_plain_loop() -> None:
+    random = torch.Generator().manual_seed(1)
+    mean = 100 + 0.01 * torch.randn(40, 3, generator=random)  # far from the origin, where squares cancel
+    logvar = torch.randn(40, 3, generator=random) - 8
+    sample = mean + (0.5 * logvar).exp() * torch.randn(40, 3, generator=random)
+    density = np.array(
+        [
+            [gaussians.log_density(sample[i].double(), mean[j].double(), logvar[j].double()).sum() for j in range(40)]
+            for i in range(40)
+        ]
+    )
+    expected = np.diag(density).mean() - np.log(np.exp(density).mean(axis=1)).mean()
+    for rows in (7, 40):
+        assert mutual_information(sample, mean, logvar, rows).nats == pytest.approx(expected, abs=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------ dimensions
+
+
+def test_active_units_are_those_whose_means_move() -> None:
+    still, below, above = torch.full((100,), 3.0), 0.099 * torch.ones(100), 0.101 * torch.ones(100)
+    below[::2] *= -1  # variance 0.0098
+    above[::2] *= -1  # variance 0.0102
+    assert active_units(torch.stack([still, below, above], dim=1)) == 1
+
+
+def test_a_group_is_collapsed_when_it_sleeps_for_nearly_all_examples() -> None:
+    kl = torch.full((100, 4), 0.01)
+    kl[:, 0] = 1.0
+    kl[:1, 1] = 50.0  # one in a hundred awake: collapsed, though its mean is 0.5
+    kl[:2, 2] = 50.0  # two are too many
+    assert collapsed_share(kl) == 0.5
+
+
+def test_a_tally_weighs_examples_and_not_batches_and_counts_what_is_valid() -> None:
+    torch.manual_seed(0)
+    x, logits = torch.randint(0, 3, (5, 4)), torch.randn(5, 3, 4)
+    valid = torch.tensor([[1, 1, 1, 0]] * 4 + [[1, 0, 0, 0]]).bool()
+    mean = torch.randn(5, 2)
+    level = standard_level("z", mean, torch.zeros(5, 2), noise=True)
+
+    tally = InformationTally()
+    for part in (slice(0, 4), slice(4, 5)):
+        piece = Level("z", level.mean[part], level.logvar[part], level.sample[part], level.kl[part])
+        tally.update(Batch(x[part], valid[part]), Output(logits[part], (piece,)))
+    log_p = logits.log_softmax(dim=1)
+    nats = -sum(log_p[i, x[i, t], t].item() for i in range(5) for t in range(4) if valid[i, t]) / 5
+    kl = mean.square().sum().item() / 2 / 5
+
+    elbo = tally.elbo()
+    assert elbo.examples == 5
+    assert elbo.positions == pytest.approx(13 / 5)
+    assert elbo.reconstruction_nats == pytest.approx(nats)
+    assert elbo.kl_nats == pytest.approx(kl)
+    assert elbo.elbo_nats == pytest.approx(-nats - kl)
+    assert elbo.elbo_bits == pytest.approx((-nats - kl) * 5 / 13 / math.log(2))
+
+    found = tally.levels(mutual_information_examples=3)["z"]
+    assert found.kl_nats == pytest.approx((mean.square() / 2).mean(dim=0).tolist())
+    assert (found.units, found.mutual_information.examples) == (2, 3)
+    assert tally.levels(0)["z"].mutual_information is None
+    torch.testing.assert_close(tally.means("z"), mean)
+
+
+def test_no_mutual_information_where_the_posterior_hangs_on_the_level_above() -> None:
+    zeros = torch.zeros(4, 2, 3, 3)
+    tally = InformationTally()
+    level = Level("map", zeros, zeros, zeros, torch.full((4, 2), 0.06), zeros, zeros)
+    tally.update(Batch(torch.zeros(4, 1, dtype=torch.int64)), Output(torch.zeros(4, 2, 1), (level,)))
+    found = tally.levels(100)["map"]
+    assert found.mutual_information is None
+    assert (found.units, found.active_units, found.active_dims) == (18, 0, 2)
+
+
+# ------------------------------------------------------------------------------------------------ codes put to work
+
+
+class Thermometer(VAE):
+    """The code is the number of ones; bit k of the picture is 1 above k + 1/2."""
+
+    level_sizes = {"z": 1}  # noqa: RUF012
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.thresholds = nn.Parameter(torch.arange(length) + 0.5)
+
+    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+        assert not noise
+        mean = batch.x.sum(dim=1, keepdim=True).float()
+        return (standard_level("z", mean, torch.zeros_like(mean), noise),)
+
+    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+        one = 10 * (latents["z"] - self.thresholds)
+        return torch.stack([torch.zeros_like(one), one], dim=1)
+
+    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def thermometers(*counts: int) -> Bits:
+    return Bits((torch.arange(8) < torch.tensor(counts)[:, None]).long())
+
+
+def test_shuffled_codes_cost_what_the_code_is_worth() -> None:
+    found = shuffled_codes(Thermometer(8), thermometers(0, 8, 4), "test", torch.arange(3), seed=0)
+    assert found.accuracy == 1.0
+    assert found.shuffled_accuracy == pytest.approx(1 - (4 + 8 + 4) / 24)  # 0 drawn as 4, 8 as 0, 4 as 8
+    assert found.reconstruction_nats < 0.1
+    # each wrong bit at distance d from its threshold costs about 10 d: sums of 0.5, 1.5 ...
+    steps = [10 * (k + 0.5) for k in range(8)]
+    assert found.shuffled_reconstruction_nats == pytest.approx((2 * sum(steps[:4]) + sum(steps)) / 3, abs=0.1)
+
+
+def test_shuffling_is_free_where_the_code_is_dead() -> None:
+    model = Logistic(torch.zeros(3), OFFSET, torch.ones(3), 0.0, 0.0)
+    found = shuffled_codes(model, Bits(ALL), "test", torch.arange(8), seed=0)
+    assert found.shuffled_reconstruction_nats == pytest.approx(found.reconstruction_nats)
+    assert found.shuffled_accuracy == found.accuracy
+
+
+def test_an_even_path_changes_one_cell_a_step() -> None:
+    found = interpolation(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), seed=0, steps=9)
+    assert (found.pairs, found.steps) == (1, 9)
+    assert (found.mean_step, found.largest_step, found.distance) == (1, 1, 8)
+    assert (found.largest_step_share, found.detour) == (1 / 8, 1)
+    jump = interpolation(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), seed=0, steps=2)
+    assert (jump.mean_step, jump.largest_step, jump.largest_step_share) == (8, 8, 1)
+
+
+def test_pairs_are_taken_from_the_two_halves_and_those_that_agree_have_no_share() -> None:
+    corpus = thermometers(0, 3, 4, 3, 7)
+    found = interpolation(Thermometer(8), corpus, "test", torch.arange(5), seed=0, steps=5)
+    assert found.pairs == 2  # 0 to 4, 3 to 3; the fifth has no partner
+    assert found.distance == 2
+    assert found.largest_step_share == 1 / 4
+    same = interpolation(Thermometer(8), thermometers(3, 3), "test", torch.arange(2), seed=0)
+    assert (same.distance, same.largest_step_share, same.detour) == (0, None, None)
+
+
+# ------------------------------------------------------------------------------------------------ order and noise
+
+
+def test_evaluating_leaves_the_generator_and_the_mode_as_they_were(logistic: Logistic) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    logistic.train()
+    with evaluating(logistic, 0):
+        assert not logistic.training
+        first = torch.rand(2)
+    assert logistic.training
+    assert torch.equal(torch.rand(2), expected)
+    with evaluating(logistic, 0):
+        assert torch.equal(torch.rand(2), first)
+    with evaluating(logistic, 1):
+        assert not torch.equal(torch.rand(2), first)
+
+
+def test_examples_are_chosen_by_the_seed_without_repetition() -> None:
+    corpus = Bits(torch.zeros(100, 1, dtype=torch.int64))
+    assert sorted(choose(corpus, "test", None, 0).tolist()) == list(range(100))
+    assert torch.equal(choose(corpus, "test", 7, 0), choose(corpus, "test", None, 0)[:7])
+    assert not torch.equal(choose(corpus, "test", 7, 0), choose(corpus, "test", 7, 1))
+    assert len(choose(corpus, "test", 1000, 0)) == 100

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from arcvae_cli.evaluation.paths import changed, linear, spherical, walk
+
+
+def test_a_line_is_evenly_spaced() -> None:
+    path = linear(torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.tensor([[4.0, 0.0], [1.0, 3.0]]), 3)
+    assert path.tolist() == [[[0, 2], [1, 1]], [[2, 1], [1, 2]], [[4, 0], [1, 3]]]
+
+
+def test_a_quarter_of_a_circle() -> None:
+    path = spherical(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 4)
+    angles = [0, math.pi / 6, math.pi / 3, math.pi / 2]
+    expected = torch.tensor([[[math.cos(angle), math.sin(angle)]] for angle in angles])
+    torch.testing.assert_close(path, expected)
+
+
+def test_lengths_go_evenly_from_one_to_the_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, end = torch.randn(5, 3, 2, 2, generator=generator), 7 * torch.randn(5, 3, 2, 2, generator=generator)
+    path = spherical(start, end, 6)
+    assert path.shape == (6, 5, 3, 2, 2)
+    lengths = path.flatten(2).norm(dim=2)
+    torch.testing.assert_close(lengths.diff(dim=0), (lengths[-1] - lengths[0]).expand(5, 5) / 5)
+    directions = path.flatten(2) / lengths[:, :, None]
+    turns = (directions[1:] * directions[:-1]).sum(2).acos()
+    torch.testing.assert_close(turns, turns[:1].expand_as(turns), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        pytest.param([1.0, 2.0], [1.0, 2.0], id="same"),
+        pytest.param([1.0, 2.0], [2.0, 4.0], id="same direction"),
+        pytest.param([1.0, 2.0], [-2.0, -4.0], id="opposite"),
+        pytest.param([0.0, 0.0], [1.0, 2.0], id="from zero"),
+        pytest.param([1.0, 2.0], [1e-9, 0.0], id="nearly zero"),
+        pytest.param([0.0, 0.0], [0.0, 0.0], id="zero"),
+    ],
+)
+def test_without_a_great_circle_the_path_is_the_line(start: list[float], end: list[float]) -> None:
+    a, b = torch.tensor([start]), torch.tensor([end])
+    torch.testing.assert_close(spherical(a, b, 5), linear(a, b, 5))
+
+
+@pytest.mark.parametrize("angle", [1e-4, math.pi - 1e-4])
+def test_near_those_it_stays_bounded_and_even(angle: float) -> None:
+    start, end = torch.tensor([[3.0, 0.0]]), torch.tensor([[5 * math.cos(angle), 5 * math.sin(angle)]])
+    path = spherical(start.double(), end.double(), 5)
+    torch.testing.assert_close(path[:, 0].norm(dim=1), torch.linspace(3, 5, 5, dtype=torch.float64))
+    turned = torch.atan2(path[:, 0, 1], path[:, 0, 0])
+    torch.testing.assert_close(turned, torch.linspace(0, angle, 5, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear", "slerp"])
+def test_ends_are_met_to_the_last_bit(kind: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    start, end = {"z": torch.randn(9, 10, generator=generator)}, {"z": torch.randn(9, 10, generator=generator)}
+    path = walk(start, end, 7, kind)["z"]
+    assert torch.equal(path[0], start["z"])
+    assert torch.equal(path[-1], end["z"])
+    assert path.dtype == torch.float32
+
+
+def test_only_the_levels_asked_for_move() -> None:
+    start = {"global": torch.zeros(1, 2), "local": torch.zeros(1, 3, 4, 4)}
+    end = {"global": torch.ones(1, 2), "local": torch.ones(1, 3, 4, 4)}
+    path = walk(start, end, 3, "linear", ("global",))
+    assert path["global"][:, 0, 0].tolist() == [0, 0.5, 1]
+    assert path["local"].shape == (3, 1, 3, 4, 4)
+    assert not path["local"].any()
+    assert walk(start, end, 3)["local"][1].eq(0.5).all()
+
+
+def test_changed_cells_are_counted_step_by_step() -> None:
+    decoded = torch.zeros(3, 2, 4, 4, dtype=torch.int64)
+    decoded[1:, 0, 0, :3] = 5
+    decoded[2, 1, 2, 2] = 1
+    assert changed(decoded).tolist() == [[3, 0], [0, 1]]

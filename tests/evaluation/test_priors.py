@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.corpus import GridCorpus
+from arcvae_cli.errors import InputError
+from arcvae_cli.evaluation.priors import (
+    Mixture,
+    fit_gaussian,
+    fit_mixture,
+    fit_prior,
+    flatten,
+    most_likely,
+    posterior_codes,
+    unflatten,
+)
+from arcvae_cli.models.base import VAE, Batch, Level, standard_level
+
+
+class TwoLevels(VAE):
+    """A vector and a map of latents above it, nothing learned: the smallest hierarchy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(256, 3)
+        self.decoder = nn.Linear(3 + 8, 10 * 256)
+
+    @property
+    def level_sizes(self) -> dict[str, int]:
+        return {"global": 3, "local": 2}
+
+    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+        mean = self.encoder(batch.x.flatten(1).float())
+        top = standard_level("global", mean, torch.full_like(mean, -4.0), noise)
+        below = top.sample[:, :2, None, None].expand(-1, 2, 2, 2)
+        sample = below + 0.1 * torch.randn_like(below) if noise else below
+        return top, Level("local", below, torch.full_like(below, -4.6), sample, below.new_zeros(len(below), 2))
+
+    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+        codes = torch.cat([latents["global"], latents["local"].flatten(1)], 1)
+        return self.decoder(codes).view(-1, 10, 16, 16)
+
+    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
+        return {"global": temperature * torch.randn(n, 3), "local": temperature * torch.randn(n, 2, 2, 2)}
+
+
+@pytest.fixture
+def model() -> TwoLevels:
+    torch.manual_seed(0)
+    return TwoLevels().eval()
+
+
+@pytest.fixture
+def corpus() -> GridCorpus:
+    random = np.random.default_rng(0)
+    grids = random.integers(0, 10, (700, 16, 16), np.uint8)
+    return GridCorpus(GridArrays("random", grids, np.repeat(np.array([0, 1, 2], np.uint8), [600, 50, 50])))
+
+
+def known(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes of a correlated Gaussian in three dimensions, the last without any spread; its mean and covariance."""
+    mean = np.array([1.0, -2.0, 5.0])
+    root = np.array([[2.0, 0, 0], [1.0, 0.5, 0], [0, 0, 0]])
+    return mean + np.random.default_rng(0).standard_normal((n, 3)) @ root.T, mean, root @ root.T
+
+
+class TestDensities:
+    def test_a_gaussian_has_the_mean_and_the_full_covariance(self) -> None:
+        codes, mean, covariance = known(50_000)
+        drawn = fit_gaussian(codes).sample(50_000, 1.0, np.random.default_rng(1))
+        np.testing.assert_allclose(drawn.mean(0), mean, atol=0.05)
+        np.testing.assert_allclose(np.cov(drawn, rowvar=False), covariance, atol=0.12)
+
+    @pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
+    def test_temperature_multiplies_the_standard_deviation(self, temperature: float) -> None:
+        codes, mean, covariance = known(20_000)
+        drawn = fit_gaussian(codes).sample(20_000, temperature, np.random.default_rng(1))
+        np.testing.assert_allclose(drawn.mean(0), mean, atol=0.1)
+        np.testing.assert_allclose(
+            np.cov(drawn, rowvar=False), temperature**2 * covariance, atol=0.1 * temperature**2 + 1e-9
+        )
+
+    def test_one_dimension(self) -> None:
+        drawn = fit_gaussian(np.array([[1.0], [3.0]])).sample(1000, 1.0, np.random.default_rng(0))
+        assert drawn.shape == (1000, 1)
+        assert drawn.var() == pytest.approx(2.0, rel=0.2)
+
+    def test_a_mixture_draws_each_component_as_often_as_it_weighs(self) -> None:
+        mixture = Mixture(np.array([0.2, 0.8]), np.array([[0.0, 0.0], [10.0, 10.0]]), 0.1 * np.stack([np.eye(2)] * 2))
+        drawn = mixture.sample(10_000, 1.0, np.random.default_rng(0))
+        first = (drawn < 5).all(1)
+        assert first.mean() == pytest.approx(0.2, abs=0.02)
+        assert drawn[first].std() == pytest.approx(0.1, rel=0.05)
+
+    @pytest.mark.parametrize("clusters", [1, 4])
+    def test_held_out_likelihood_finds_the_number_of_clusters(self, clusters: int) -> None:
+        random = np.random.default_rng(0)
+        centres = 20 * np.array([[0, 0], [1, 0], [0, 1], [1, 1]])[:clusters]
+        codes = centres[random.integers(0, clusters, 1500)] + random.standard_normal((1500, 2))
+        mixture = fit_mixture(codes, seed=0)
+        assert len(mixture.weights) == clusters
+        drawn = mixture.sample(500, 1.0, random)
+        nearest = np.linalg.norm(drawn[:, None] - centres, axis=2).min(1)
+        assert np.median(nearest) == pytest.approx(np.sqrt(2 * np.log(2)), rel=0.15)  # of a Rayleigh distance
+
+    def test_too_few_codes_for_a_mixture_give_a_gaussian_and_for_that_an_error(self) -> None:
+        assert len(fit_mixture(np.random.default_rng(0).standard_normal((6, 4)), seed=0).weights) == 1
+        with pytest.raises(InputError, match="1 examples"):
+            fit_gaussian(np.zeros((1, 4)))
+
+
+def test_codes_are_latents_and_back() -> None:
+    latents = {"global": torch.randn(5, 3), "local": torch.randn(5, 2, 4, 4)}
+    codes = flatten(latents)
+    assert codes.shape == (5, 3 + 32)
+    back = unflatten(codes, {"global": (3,), "local": (2, 4, 4)})
+    assert all(torch.equal(back[name], latents[name]) for name in latents)
+
+
+def test_codes_are_posterior_samples_of_the_split(model: TwoLevels, corpus: GridCorpus) -> None:
+    codes, shapes = posterior_codes(model, corpus, seed=0)
+    assert codes.shape == (600, 11)
+    assert shapes == {"global": (3,), "local": (2, 2, 2)}
+    spread = codes[:, 3:7] - codes[:, :1]  # the map hangs on the sample of the vector above it
+    assert spread.std() == pytest.approx(0.1, rel=0.1)
+    assert len(posterior_codes(model, corpus, 0, "test")[0]) == 50
+    assert len(posterior_codes(model, corpus, 0, limit=7)[0]) == 7
+
+
+@pytest.mark.parametrize("kind", ["aggregate", "gmm"])
+def test_a_fitted_prior_draws_codes_like_those_of_the_data(kind: str, model: TwoLevels, corpus: GridCorpus) -> None:
+    prior = fit_prior(kind, model, corpus, seed=0)
+    assert prior.examples == 600
+    latents = prior.sample(4000, 1.0, seed=1)
+    assert {name: tuple(value.shape) for name, value in latents.items()} == {
+        "global": (4000, 3),
+        "local": (4000, 2, 2, 2),
+    }
+    codes, _ = posterior_codes(model, corpus, 0)
+    np.testing.assert_allclose(flatten(latents).mean(0), codes.mean(0), atol=4 * codes.std() / 600**0.5)
+    np.testing.assert_allclose(flatten(latents).std(0), codes.std(0), rtol=0.15)
+    assert model.decode(latents).shape == (4000, 10, 16, 16)
+
+
+def test_the_seed_decides_and_torch_goes_on_undisturbed(model: TwoLevels, corpus: GridCorpus) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (fit_prior("aggregate", model, corpus, seed).sample(9, 1.0, seed) for seed in (0, 0, 1))
+    assert torch.equal(first["local"], again["local"])
+    assert not torch.equal(first["local"], other["local"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_most_likely_decodes_in_batches_what_one_call_decodes(model: TwoLevels) -> None:
+    latents = model.prior(11)
+    decoded = most_likely(model, latents, batch_size=4)
+    assert torch.equal(decoded, model.decode(latents).argmax(1))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arcvae_cli.models import build_model
+from arcvae_cli.models.base import Batch
+from arcvae_cli.settings import ModelSettings
+
+
+def grids(n: int = 6) -> Batch:
+    return Batch(torch.randint(0, 10, (n, 16, 16), generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("body", ["plain", "residual"])
+@pytest.mark.parametrize("posterior", ["softplus", "logvar"])
+def test_shapes_levels_and_gradients(body: str, posterior: str) -> None:
+    model = build_model(ModelSettings.model_validate({"body": body, "posterior": posterior, "latent_dim": 7}))
+    output = model(grids())
+    assert output.logits.shape == (6, 10, 16, 16)
+    assert output.logits.dtype == torch.float32
+    (level,) = output.levels
+    assert level.name == "z" and model.level_sizes == {"z": 7}
+    assert level.kl.shape == level.sample.shape == (6, 7)
+    (output.logits.square().mean() + level.kl.mean()).backward()
+    for name, parameter in model.named_parameters():
+        if "back" not in name and "widen" not in name and "norm" not in name:  # behind a zero until the first step
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_the_plain_model_has_the_specified_size() -> None:
+    model = build_model(ModelSettings())
+    assert sum(parameter.numel() for parameter in model.parameters()) == 792_542
+    convolutions = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels, m.kernel_size, m.stride) for m in convolutions] == [
+        (10, 32, (3, 3), (1, 1)),
+        (32, 64, (3, 3), (2, 2)),
+        (64, 128, (3, 3), (2, 2)),
+    ]
+
+
+def test_without_noise_the_sample_is_the_mean_and_with_it_the_seed_decides() -> None:
+    model = build_model(ModelSettings())
+    level = model.encode(grids(), noise=False)[0]
+    assert torch.equal(level.sample, level.mean)
+    samples = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        samples.append(model.encode(grids())[0].sample)
+    assert torch.equal(samples[0], samples[1])
+    assert not torch.equal(samples[0], samples[2])
+
+
+@pytest.mark.parametrize("body", ["plain", "residual"])
+@pytest.mark.parametrize("posterior", ["softplus", "logvar"])
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+def test_sigma_keeps_its_floor_and_ceiling_whatever_the_head_says(body: str, posterior: str, bias: float) -> None:
+    model = build_model(ModelSettings.model_validate({"body": body, "posterior": posterior}))
+    with torch.no_grad():
+        model.encoder.spread.bias.fill_(bias)  # type: ignore[union-attr, operator]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(grids())
+    level = output.levels[0]
+    assert level.logvar.dtype == torch.float32
+    assert (level.logvar >= -12.0).all() and (level.logvar <= 4.0 + 1e-5).all()
+    (output.logits.sum() + level.kl.sum()).backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_softplus_is_sigma() -> None:
+    model = build_model(ModelSettings(posterior="softplus"))
+    _, raw = model.encoder(grids().x)
+    sigma = torch.nn.functional.softplus(raw)
+    level = model.encode(grids())[0]
+    torch.testing.assert_close(torch.exp(0.5 * level.logvar), sigma, rtol=0.02, atol=0)
+
+
+def test_prior_draws_and_their_temperature() -> None:
+    model = build_model(ModelSettings())
+    draws = model.prior(20_000, temperature=0.5)["z"]
+    assert draws.shape == (20_000, 10)
+    assert abs(draws.std().item() - 0.5) < 0.01

@@ -1,0 +1,528 @@
+"""Schedules against SPEC's literal values, formulas written a second time, and dense numeric scans."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from decimal import ROUND_HALF_UP, Decimal
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import tomli
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from arcvae_cli.schedules import (
+    SCHEDULES,
+    AnySchedule,
+    BetaScheduler,
+    Constant,
+    Cosine,
+    Cyclical,
+    CyclicalBetaScheduler,
+    Hierarchical,
+    HierarchicalBetaScheduler,
+    Linear,
+    LinearWarmup,
+    Schedule,
+    ThreePhase,
+    UltraConservative,
+    WarmRestart,
+    WarmRestartBetaScheduler,
+    build_schedule,
+    get_beta_schedule,
+    get_beta_scheduler,
+    shortfall,
+)
+
+LITERAL = [
+    ("ultra_conservative", {}, {1: 0, 20: 0, 21: 0.1 / 60, 50: 0.05, 80: 0.1, 100: 0.1}),
+    ("linear_warmup", {}, {1: 0, 10: 0, 11: 0.01, 35: 0.25, 60: 0.5, 61: 0.5}),
+    ("aggressive", {}, {5: 0, 6: 0.02, 30: 0.5, 40: 0.5}),
+    ("cyclical", {}, {1: 0.01, 5: 0.05, 10: 0.1, 15: 0.05, 20: 0, 25: 0.05}),
+    ("three_phase", {}, {5: 0.5, 10: 1, 20: 1.5, 30: 2, 50: 2}),
+    ("constant", {}, {1: 1, 50: 1}),
+    ("linear", {}, {1: 0.1, 5: 0.5, 10: 1, 11: 1}),
+    ("cosine", {}, {5: 0.5, 10: 1, 90: 1}),
+    ("exponential", {}, {5: 0.9241418199787566, 10: 1, 90: 1}),
+    ("sigmoid", {}, {5: 0.5, 10: 1, 90: 1}),
+    ("linear_warmup", {"max_beta": 2.0, "warmup_epochs": 4, "ramp_epochs": 0}, {4: 0, 5: 2}),
+    ("linear_warmup", {"max_beta": 2.0, "warmup_epochs": 0, "ramp_epochs": 4}, {1: 0.5, 4: 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "values"), LITERAL)
+def test_literal_values(name: str, params: dict[str, Any], values: dict[int, float]) -> None:
+    schedule = build_schedule({"name": name, **params})
+    assert {epoch: schedule(epoch) for epoch in values} == pytest.approx(values, abs=1e-15)
+    assert {epoch: get_beta_schedule(epoch, name, **params) for epoch in values} == pytest.approx(values, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "exponential", "sigmoid"])
+@pytest.mark.parametrize(("peak", "epochs"), [(1.0, 10.0), (0.3, 7.0), (0.1, 3.0), (0.7, 0.35), (0.5, 0.0)])
+def test_a_rise_begins_at_zero_arrives_exactly_and_has_no_jump(name: str, peak: float, epochs: float) -> None:
+    schedule = build_schedule({"name": name, "max_beta": peak, "warmup_epochs": epochs})
+    assert schedule(0) == 0
+    assert schedule(epochs + (not epochs)) == peak
+    assert schedule(epochs + 1000) == peak
+    betas = [schedule(epochs * i / 1000) for i in range(1001)]
+    assert all(0 <= step <= 0.006 * peak for step in (b - a for a, b in pairwise(betas)))
+
+
+FORMULAS = {
+    "linear": lambda p: p,
+    "cosine": lambda p: math.sin(math.pi * p / 2) ** 2,  # the half-angle form of (1 - cos) / 2
+    "exponential": lambda p: math.expm1(-5 * p) / math.expm1(-5),
+    # the logistic as a hyperbolic tangent, whose ends are -tanh 3 and tanh 3
+    "sigmoid": lambda p: (math.tanh(6 * (p - 0.5)) + math.tanh(3)) / (2 * math.tanh(3)),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_curves_against_other_forms_of_their_formulas(name: str) -> None:
+    schedule = build_schedule({"name": name, "max_beta": 0.4, "warmup_epochs": 8})
+    for i in range(65):
+        assert schedule(i / 8) == pytest.approx(0.4 * FORMULAS[name](i / 64), abs=1e-12)
+
+
+@pytest.mark.parametrize("length", [20, 5, 7.5, 1])
+def test_waves_against_formulas(length: float) -> None:
+    wave = {w: Cyclical(max_beta=0.9, min_beta=0.1, cycle_length=length, wave=w) for w in ("triangle", "cosine")}
+    hold = Cyclical(max_beta=0.9, min_beta=0.1, cycle_length=length, wave="ramp_hold", ramp_fraction=0.3)
+    for i in range(1, 400):
+        epoch = i / 8
+        phase = 2 * math.pi * epoch / length
+        # arcsin(cos) is a triangle wave
+        assert wave["triangle"](epoch) == pytest.approx(0.5 - 0.8 * math.asin(math.cos(phase)) / math.pi, abs=1e-7)
+        assert wave["cosine"](epoch) == pytest.approx(0.5 - 0.4 * math.cos(phase), abs=1e-12)
+        tau = epoch / length - math.ceil(epoch / length) + 1  # in (0, 1]: the end of a cycle belongs to it
+        assert hold(epoch) == pytest.approx(0.1 + 0.8 * min(1.0, tau / 0.3), abs=1e-12)
+
+
+def test_the_ends_of_cycles() -> None:
+    triangle, hold = Cyclical(), Cyclical(wave="ramp_hold")
+    assert [triangle(20 * k) for k in range(5)] == [0.0] * 5
+    assert [hold(20 * k) for k in range(5)] == [0.0] + [0.1] * 4
+    assert hold(20.001) == pytest.approx(0.1 * 0.001 / 10)
+    assert [hold(e) for e in (10, 15, 19.99, 30, 35)] == [0.1] * 5
+
+
+@pytest.mark.parametrize("kind", SCHEDULES.values())
+def test_epoch_zero_gives_the_start(kind: type[Schedule]) -> None:
+    schedule = kind()
+    assert schedule.start == schedule(0) == schedule(-1) == (1.0 if kind is Constant else 0.0)
+    assert Cyclical(min_beta=0.03).start == 0.03
+
+
+def half_up(interval: str, multiplier: str, count: int) -> list[float]:
+    """Restarts by decimal arithmetic."""
+    total, step, found = Decimal(0), Decimal(interval), []
+    for _ in range(count):
+        total, step = total + step, step * Decimal(multiplier)
+        found.append(float(total.quantize(Decimal(1), ROUND_HALF_UP)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("interval", "multiplier"), [("40", "1.2"), ("7", "1.0"), ("2.5", "1"), ("10", "1.05"), ("1", "2"), ("5", "1.3")]
+)
+def test_restarts_are_rounded_half_up_and_begin_the_base_again(interval: str, multiplier: str) -> None:
+    base = Cosine(max_beta=0.8, warmup_epochs=20)
+    schedule = WarmRestart(base=base, restart_interval=float(interval), restart_multiplier=float(multiplier))
+    restarts = half_up(interval, multiplier, 8)
+    assert [restart for _, restart in zip(range(8), schedule.restarts(), strict=False)] == restarts
+    for i in range(1, int(restarts[-1] - 1) * 2):
+        epoch = i / 2
+        last = max([0.0] + [restart for restart in restarts if restart <= epoch])
+        assert schedule(epoch) == base(epoch - last)
+        info = schedule.get_restart_info(epoch)
+        assert info["last_restart_epoch"] == last
+        assert info["epochs_since_restart"] == epoch - last
+        assert info["next_restart_epoch"] == min(restart for restart in restarts if restart > epoch)
+        assert info["is_restart_epoch"] is any(epoch - 1 < restart <= epoch for restart in restarts)
+        assert schedule.cycle(epoch) == info["next_restart_epoch"] - last
+
+
+def test_the_restarts_of_the_source_document() -> None:
+    scheduler = get_beta_scheduler(
+        "warm_restart",
+        base_scheduler_type="cosine",
+        base_scheduler_kwargs={"max_beta": 1.0, "warmup_epochs": 20},
+        restart_interval=40,
+        restart_multiplier=1.2,
+    )
+    assert isinstance(scheduler, WarmRestartBetaScheduler)
+    assert [e for e in range(1, 200) if scheduler.get_restart_info(e)["is_restart_epoch"]] == [40, 88, 146]
+    assert [scheduler(e) for e in (39, 40, 60, 87, 88)] == [1.0, 0.0, 1.0, 1.0, 0.0]
+    assert scheduler.get_restart_info(50) == {
+        "last_restart_epoch": 40,
+        "epochs_since_restart": 10,
+        "next_restart_epoch": 88,
+        "is_restart_epoch": False,
+    }
+
+
+MANY: list[Schedule] = [
+    Constant(max_beta=0.3),
+    *(LinearWarmup(warmup_epochs=w, ramp_epochs=r) for w in (0, 3, 2.25) for r in (0, 5, 0.5)),
+    *(build_schedule({"name": n, "warmup_epochs": w}) for n in FORMULAS for w in (0, 4, 6.5)),
+    ThreePhase(),
+    ThreePhase(phases=((3, 1.0), (2, 0.25), (4, 0.5))),  # the first phase is the highest
+    ThreePhase(phases=((3, 0.5), (2, 0.25), (4, 1.0), (1, 1.0))),
+    *(
+        Cyclical(cycle_length=length, wave=w, min_beta=m)
+        for length in (1, 5, 8, 7.5)
+        for w in ("triangle", "cosine", "ramp_hold")
+        for m in (0.0, 0.04, 0.1)
+    ),
+    Cyclical(wave="ramp_hold", ramp_fraction=1.0, cycle_length=6),
+    Cyclical(wave="ramp_hold", ramp_fraction=0.2, cycle_length=6),
+    WarmRestart(restart_interval=6, restart_multiplier=1.5, base=Cosine(warmup_epochs=4)),
+    WarmRestart(restart_interval=6, restart_multiplier=1.5, base=Cosine(warmup_epochs=12)),  # the third gets there
+    WarmRestart(restart_interval=6, restart_multiplier=1, base=Linear(warmup_epochs=12)),  # none does
+    WarmRestart(restart_interval=6, restart_multiplier=1, base=Linear(warmup_epochs=6)),  # up to its limit
+    WarmRestart(restart_interval=2.5, restart_multiplier=1, base=Linear(warmup_epochs=4)),  # 3 epochs, 2, 3, 2
+    WarmRestart(restart_interval=6, restart_multiplier=1, base=Cyclical(cycle_length=4, min_beta=0.01)),
+    WarmRestart(restart_interval=6, restart_multiplier=2, base=Constant()),
+    Constant(max_beta=0.0),
+    LinearWarmup(max_beta=0.0),
+]
+FINE = 1 / 128
+
+
+def scan(schedule: Schedule, until: float) -> list[tuple[float, float]]:
+    return [(i * FINE, schedule(i * FINE)) for i in range(int(until / FINE) + 1)]
+
+
+@pytest.mark.parametrize("schedule", MANY, ids=repr)
+def test_peaks_against_a_dense_scan(schedule: Schedule) -> None:
+    points = scan(schedule, 48)
+    highest = max(beta for _, beta in points)
+    # between two points of the scan no curve here rises by more than 1 % of its peak
+    assert highest <= schedule.peak <= 1.01 * highest + 1e-12
+    nearly = next(epoch for epoch, beta in points if beta >= 0.9999 * highest)
+    reaching = next(epoch for epoch, beta in points if beta >= highest)
+    assert nearly - 2 * FINE <= schedule.first_peak <= reaching + 2 * FINE
+    assert schedule.aim >= schedule.peak
+
+
+@pytest.mark.parametrize("schedule", MANY, ids=repr)
+def test_reached_is_what_a_run_sees(schedule: Schedule) -> None:
+    stepwise = schedule.model_copy(update={"per": "step"})
+    for epochs in (1, 2, 5, 11, 40):
+        assert schedule.reached(epochs) == max(schedule(epoch) for epoch in range(1, epochs + 1))
+        seen = max(beta for _, beta in scan(schedule, epochs))
+        assert seen <= stepwise.reached(epochs) <= seen + 0.02 * schedule.peak
+
+
+@pytest.mark.parametrize("schedule", MANY, ids=repr)
+def test_periods(schedule: Schedule) -> None:
+    if schedule.period is None:
+        assert not isinstance(schedule, Cyclical)
+        return
+    for i in range(1, 400):
+        epoch = i / 16
+        assert schedule(epoch + schedule.period) == pytest.approx(schedule(epoch), abs=1e-9)
+        assert schedule.cycle(epoch) == schedule.period
+
+
+def test_a_growing_restart_has_cycles_but_no_period() -> None:
+    schedule = WarmRestart()
+    assert schedule.period is None
+    assert [schedule.cycle(epoch) for epoch in (0, 39.9, 40, 87, 88, 146)] == [40, 40, 48, 48, 58, 69]
+    assert WarmRestart(restart_multiplier=1).period == 40
+    assert Linear().cycle(3) is None
+
+
+@pytest.mark.parametrize("schedule", [*MANY, *(kind() for kind in SCHEDULES.values())], ids=repr)
+def test_compressed_is_the_same_curve_in_other_time(schedule: Schedule) -> None:
+    for factor in (0.05, 1 / 3, 2.0):
+        short = schedule.compressed(factor)
+        assert short.per == "step"
+        assert type(short) is type(schedule)
+        for i in range(1, 160):
+            epoch = i / 2 + 1 / 17  # away from jumps, where a rounding of the time changes sides
+            assert abs(short(epoch * factor) - schedule(epoch)) < 1e-9
+        assert short.first_peak == pytest.approx(schedule.first_peak * factor)
+        assert short.peak == pytest.approx(schedule.peak)
+        assert build_schedule(short.model_dump()) == short
+
+
+def test_compressed_schedules_visit_their_whole_range() -> None:
+    # five epochs instead of a hundred: a cycle of one epoch, which steps of 1/50 go through
+    short = Cyclical().compressed(5 / 100)
+    betas = [short(epoch - 1 + (step + 1) / 50) for epoch in range(1, 6) for step in range(50)]
+    assert max(betas) == pytest.approx(0.1)
+    assert min(betas) == pytest.approx(0.0, abs=1e-12)
+    assert sum(beta > 0.0999 for beta in betas) == 5
+
+
+def test_jumps_survive_the_rounding_of_compressed_times() -> None:
+    short = WarmRestart().compressed(5 / 150)
+    assert short(146 * 5 / 150) == 0
+    hold = Cyclical(wave="ramp_hold").compressed(5 / 300)
+    assert [hold(20 * k * 5 / 300) for k in range(1, 15)] == [0.1] * 14
+
+
+# ---------------------------------------------------------------------------------------------------------- shortfall
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "text"),
+    [
+        (UltraConservative(), 20, "beta ends at 0 of 0.1: the warm-up is longer than the run"),
+        (UltraConservative(), 50, "beta ends at 0.05 of 0.1: the ramp ends at epoch 80, the run at 50"),
+        (UltraConservative(), 79, "beta ends at 0.0983 of 0.1: the ramp ends at epoch 80, the run at 79"),
+        (UltraConservative(), 80, None),
+        (Linear(warmup_epochs=10), 9, "beta ends at 0.9 of 1: the warm-up is longer than the run"),
+        (Linear(warmup_epochs=10), 10, None),
+        (ThreePhase(), 20, "beta ends at 1.5 of 2: the first peak is at epoch 30, the run ends at 20"),
+        (Cyclical(), 4, "beta ends at 0.04 of 0.1: the first peak is at epoch 10, the run ends at 4"),
+        (Cyclical(), 12, None),
+        (
+            Cyclical(cycle_length=5),
+            100,
+            'beta reaches 0.08 of 0.1: its peak falls between whole epochs, per = "step" would visit it',
+        ),
+        (
+            Cyclical(cycle_length=1),
+            5,
+            'beta ends at 0 of 0.1: its peak falls between whole epochs, per = "step" would visit it',
+        ),
+        (Cyclical(cycle_length=5, per="step"), 100, None),
+        (Cyclical(cycle_length=25), 100, None),  # 0.096 of 0.1: no news
+        (LinearWarmup(ramp_epochs=0), 10, "beta ends at 0 of 0.5: the warm-up is longer than the run"),
+        (LinearWarmup(ramp_epochs=0), 11, None),
+        (WarmRestart(restart_interval=12), 20, "beta reaches 0.578 of 1: the first peak is at epoch 64, the run ends"),
+        (WarmRestart(restart_interval=10, restart_multiplier=1), 100, "every restart comes before the base is at its"),
+        (WarmRestart(), 20, None),
+        (Constant(max_beta=0.0), 1, None),
+        (Hierarchical(), 100, None),
+        (Hierarchical(), 11, "local beta ends at 0.0193 of 0.02: the first peak is at epoch 12.5, the run ends at 11"),
+    ],
+)
+def test_shortfall(schedule: Schedule, epochs: int, text: str | None) -> None:
+    said = shortfall(schedule, epochs)
+    assert said == text or (said is not None and text is not None and text in said)
+
+
+def test_shortfall_names_every_level() -> None:
+    said = shortfall(Hierarchical(), 5)
+    assert said is not None
+    assert [part.split(" beta ")[0] for part in said.split("; ")] == ["global", "local"]
+
+
+@pytest.mark.parametrize("kind", SCHEDULES.values())
+def test_a_compressed_run_falls_short_of_nothing(kind: type[Schedule]) -> None:
+    assert shortfall(kind().compressed(5 / 100), 5) is None
+
+
+# ------------------------------------------------------------------------------------------------------- levels, marks
+
+
+def test_levels() -> None:
+    assert Cyclical().betas(5, ("z",)) == {"z": 0.05}
+    assert Cyclical().peaks(("global", "local")) == {"global": 0.1, "local": 0.1}
+    both = Hierarchical()
+    assert both.betas(5, ("global", "local")) == pytest.approx({"global": 0.005, "local": 0.00690983})
+    assert both.peaks(("local", "global")) == {"local": 0.02, "global": 0.01}
+    assert (both.peak, both.first_peak, both.period, both.cycle(3)) == (0.02, 12.5, 25, 25)
+    with pytest.raises(ValueError, match="levels global and local, not z"):
+        both.betas(5, ("z",))
+
+
+def test_marks() -> None:
+    assert UltraConservative().marks(100) == [(20, "warm-up ends"), (80, "first peak")]
+    assert UltraConservative().marks(79) == [(20, "warm-up ends")]
+    assert Linear().marks(100) == [(10, "first peak")]
+    assert ThreePhase().marks(100) == [(10, "phase 1 ends"), (30, "phase 2 ends, first peak")]
+    assert Cyclical().marks(40) == [
+        (10, "first peak"),
+        (20, "cycle 1 ends"),
+        (30, "peak 2"),
+        (40, "cycle 2 ends"),
+    ]
+    assert WarmRestart().marks(100) == [(20, "first peak"), (40, "restart 1"), (88, "restart 2")]
+    assert Hierarchical().marks(20) == [(10, "global: first peak"), (12.5, "local: first peak")]
+    assert Constant().marks(100) == []
+
+
+@pytest.mark.parametrize("kind", SCHEDULES.values())
+def test_descriptions_hold_the_numbers(kind: type[Schedule]) -> None:
+    schedule = kind()
+    assert all(f"{part.peak:g}" in part.describe() for part in schedule.parts.values())
+    assert all(part.describe() in schedule.describe() for part in schedule.parts.values())
+
+
+# ---------------------------------------------------------------------------------------------------- tables and errors
+
+
+@pytest.mark.parametrize("schedule", [*MANY, *(kind(per="step") for kind in SCHEDULES.values())], ids=repr)
+def test_a_table_goes_through_toml_and_back(schedule: Schedule) -> None:
+    table = tomli.loads(tomli_w.dumps(schedule.model_dump(mode="json")))
+    assert build_schedule(table) == schedule
+
+
+def test_inner_tables_have_names_of_their_own_and_no_clock() -> None:
+    nested = {
+        "name": "hierarchical",
+        "per": "step",
+        "global": {"name": "warm_restart", "base": {"name": "linear", "max_beta": 0.01}},
+        "local": {"name": "constant", "max_beta": 0.02},
+    }
+    schedule = build_schedule(nested)
+    written = schedule.model_dump()
+    assert written["global"]["base"] == {"name": "linear", "max_beta": 0.01, "warmup_epochs": 10.0}
+    assert "per" not in written["local"]
+    assert {part.per for part in schedule.parts.values()} == {"step"}
+
+
+FAULTS = [
+    ({"name": "nothing"}, "unknown schedule 'nothing': the schedules are constant, linear_warmup, "),
+    ({}, "unknown schedule None"),
+    ({"name": ["linear"]}, "unknown schedule"),
+    ({"name": "cyclical", "cycle_lenght": 3}, "cyclical has no use for cycle_lenght (did you mean cycle_length?): it"),
+    ({"name": "three_phase", "max_beta": 1.0}, "three_phase has no use for max_beta: it takes per, phases"),
+    ({"name": "linear", "max_beta": -1}, "linear: max_beta should be greater than or equal to 0, got -1"),
+    ({"name": "linear", "max_beta": math.nan}, "max_beta should be a finite number"),
+    ({"name": "linear", "max_beta": math.inf}, "max_beta should be"),
+    ({"name": "linear", "warmup_epochs": True}, "warmup_epochs should be a valid number, got True"),
+    ({"name": "linear", "warmup_epochs": "3"}, "warmup_epochs should be a valid number, got '3'"),
+    ({"name": "linear", "per": "batch"}, "per should be 'epoch' or 'step', got 'batch'"),
+    ({"name": "cyclical", "cycle_length": 0}, "cycle_length should be greater than 0"),
+    ({"name": "cyclical", "ramp_fraction": 1.5}, "ramp_fraction should be less than or equal to 1"),
+    ({"name": "cyclical", "wave": "square"}, "wave should be 'triangle', 'cosine' or 'ramp_hold', got 'square'"),
+    ({"name": "cyclical", "min_beta": 0.5}, "cyclical: min_beta 0.5 is above max_beta 0.1"),
+    ({"name": "three_phase", "phases": []}, "phases should have at least 1 item"),
+    ({"name": "three_phase", "phases": [[0, 1.0]]}, "phases.0.0 should be greater than 0"),
+    ({"name": "warm_restart", "restart_multiplier": 0.9}, "restart_multiplier should be greater than or equal to 1"),
+    ({"name": "warm_restart", "restart_interval": 0.5}, "restart_interval must be at least restart_unit, 1 epochs"),
+    ({"name": "warm_restart", "base": {"name": "no"}}, "base needs the name of a schedule, one of constant"),
+    ({"name": "warm_restart", "base": {"max_beta": 1.0}}, "base needs the name of a schedule"),
+    ({"name": "warm_restart", "base": {"name": "warm_restart"}}, "base needs the name of a schedule"),
+    ({"name": "warm_restart", "base": 3}, "base needs a table"),
+    ({"name": "warm_restart", "base": {"name": "linear", "x": 1}}, "schedule linear has no use for base.x: it takes"),
+    ({"name": "hierarchical", "local": {"name": "cyclical", "min_beta": 1.0}}, "schedule cyclical: min_beta 1 is abo"),
+    ({"name": "hierarchical", "local": {"name": "hierarchical"}}, "local needs the name of a schedule"),
+    ({"name": "hierarchical", "local": {"name": "linear", "per": "step"}}, "local.per: local has no clock of its own"),
+]
+
+
+@pytest.mark.parametrize(("table", "text"), FAULTS)
+def test_faults_are_one_clear_line(table: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        build_schedule(table)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "validation error" not in said
+    assert "Input" not in said
+
+
+def test_schedules_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Cyclical().max_beta = 1.0
+
+
+def test_the_registry_and_the_names_agree() -> None:
+    assert {name: kind().name for name, kind in SCHEDULES.items()} == {name: name for name in SCHEDULES}
+
+
+def test_settings_take_any_schedule_by_its_name() -> None:
+    class Table(BaseModel):
+        schedule: AnySchedule
+
+    assert Table.model_validate({"schedule": {"name": "linear"}}).schedule == Linear()
+    assert Table(schedule=WarmRestart()).model_dump() == {"schedule": WarmRestart().model_dump()}
+    with pytest.raises(ValidationError) as caught:
+        Table.model_validate({"schedule": {"name": "warm_restart", "base": {"name": "linear", "max_beta": -1}}})
+    assert caught.value.errors()[0]["loc"] == ("schedule", "base", "max_beta")
+    schema = Table.model_json_schema()
+    assert set(schema["$defs"]) == {kind.__name__ for kind in SCHEDULES.values()}
+    assert len(schema["properties"]["schedule"]["oneOf"]) == len(SCHEDULES)
+    assert "global" in schema["$defs"]["Hierarchical"]["properties"]
+
+
+def test_importing_schedules_loads_nothing_heavy() -> None:
+    code = "import sys, arcvae_cli.schedules; print(sorted({'torch', 'numpy', 'rich', 'typer'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------ the names of the source documents
+
+
+def test_get_beta_schedule_passes_over_times_without_use_as_the_source_does() -> None:
+    everything = {"max_beta": 0.2, "warmup_epochs": 4, "ramp_epochs": 4, "cycle_length": 8}
+    assert [get_beta_schedule(e, "cyclical", **everything) for e in (2, 4, 8)] == [0.1, 0.2, 0.0]
+    assert [get_beta_schedule(e, "linear_warmup", **everything) for e in (4, 6, 8)] == [0.0, 0.1, 0.2]
+    assert get_beta_schedule(3, "constant", **everything) == 0.2
+    assert get_beta_schedule(35) == 0.25
+    with pytest.raises(ValueError, match="three_phase has no use for max_beta"):
+        get_beta_schedule(3, "three_phase", max_beta=0.1)
+    with pytest.raises(ValueError, match="the schedules are constant"):
+        get_beta_schedule(3, "nothing")
+    with pytest.raises(ValueError, match="cycle_length should be greater than 0"):
+        get_beta_schedule(3, "cyclical", cycle_length=0)
+
+
+def test_a_scheduler_keeps_the_history_of_its_steps() -> None:
+    scheduler = BetaScheduler("ultra_conservative", max_beta=0.2, warmup_epochs=2, ramp_epochs=4, cycle_length=20)
+    assert [scheduler.step(epoch) for epoch in range(1, 8)] == pytest.approx([0, 0, 0.05, 0.1, 0.15, 0.2, 0.2])
+    assert scheduler.beta_history == pytest.approx([0, 0, 0.05, 0.1, 0.15, 0.2, 0.2])
+    assert scheduler(4) == pytest.approx(0.1)
+    assert len(scheduler.beta_history) == 7  # a call leaves no trace
+    assert scheduler.current_epoch == 7
+    assert BetaScheduler().schedule == LinearWarmup()
+
+
+def test_cyclical_scheduler_of_the_source_document() -> None:
+    params = {"cycle_length": 20, "min_beta": 0.0, "max_beta": 1.0, "wave_type": "cosine"}
+    scheduler = get_beta_scheduler("cyclical", **params)
+    assert isinstance(scheduler, CyclicalBetaScheduler)
+    assert [scheduler(e) for e in (0, 5, 10, 20)] == pytest.approx([0, 0.5, 1, 0])
+    assert CyclicalBetaScheduler(**params).schedule == scheduler.schedule
+
+
+def test_hierarchical_schedulers_of_the_source_document() -> None:
+    scheduler = get_beta_scheduler(
+        "hierarchical",
+        global_scheduler={
+            "type": "warm_restart",
+            "base_scheduler_type": "cosine",
+            "base_scheduler_kwargs": {"max_beta": 0.01, "warmup_epochs": 10},
+            "restart_interval": 30,
+            "restart_multiplier": 1.0,
+        },
+        local_scheduler={
+            "type": "cyclical",
+            "cycle_length": 15,
+            "min_beta": 0.0,
+            "max_beta": 0.02,
+            "wave_type": "triangle",
+        },
+    )
+    assert isinstance(scheduler, HierarchicalBetaScheduler)
+    assert scheduler.step(10) == {"global_kl_weight": 0.01, "local_kl_weight": pytest.approx(0.02 * 5 / 7.5)}
+    assert scheduler(30) == {"global_kl_weight": 0.0, "local_kl_weight": 0.0}
+    assert len(scheduler.beta_history) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "text"),
+    [
+        ("nothing", {}, "the schedules are constant, linear_warmup"),
+        ("cosine", {"max_beta": -1.0}, "max_beta should be greater than or equal to 0"),
+        ("cosine", {"ramp_epochs": 3}, "cosine has no use for ramp_epochs"),
+        ("cyclical", {"wave_type": "square"}, "wave should be 'triangle', 'cosine' or 'ramp_hold'"),
+        ("warm_restart", {"base_scheduler_type": "nothing"}, "base needs the name of a schedule"),
+        ("warm_restart", {"base_scheduler_kwargs": {"max_beta": 1.0}}, "needs a base_scheduler_type"),
+        ("hierarchical", {"global_scheduler": {"type": "linear", "max_beta": -1}}, "global.max_beta should be"),
+        ("hierarchical", {"global_scheduler": {"max_beta": 1.0}}, "global needs the name of a schedule"),
+    ],
+)
+def test_factory_errors(name: str, params: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        get_beta_scheduler(name, **params)

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tomli
+import tomli_w
+
+from arcvae_cli.errors import InputError
+from arcvae_cli.settings import (
+    Settings,
+    environment_layer,
+    find_preset,
+    flag_layer,
+    json_schema,
+    preset_names,
+    resolve,
+    set_layer,
+)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def refused(match: str, preset: str | None = None, *layers: object) -> InputError:
+    with pytest.raises(InputError) as caught:
+        resolve(preset, *layers)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert match in message, message
+    return caught.value
+
+
+# ------------------------------------------------------------------------------------------------- defaults, presets
+
+
+def test_the_defaults_are_those_of_the_specification() -> None:
+    settings = resolve().settings
+    assert settings.table() == {
+        "data": {"name": "arc", "size": 100000, "seed": 0, "augment": True},
+        "model": {
+            "name": "grid",
+            "latent_dim": 10,
+            "body": "plain",
+            "posterior": "softplus",
+            "logvar_min": -12.0,
+            "logvar_max": 4.0,
+        },
+        "objective": {
+            "reconstruction": "cross_entropy",
+            "focal_gamma": 2.0,
+            "class_weights": "none",
+            "reduction": "sum",
+            "kl_reduction": "sum",
+            "free_bits": 0.0,
+            "free_bits_mode": "per_dim",
+        },
+        "schedule": {
+            "name": "linear_warmup",
+            "per": "epoch",
+            "max_beta": 0.5,
+            "warmup_epochs": 10.0,
+            "ramp_epochs": 50.0,
+        },
+        "train": {
+            "epochs": 50,
+            "batch_size": 128,
+            "lr": 0.001,
+            "lr_schedule": "cosine",
+            "lr_min": 1e-5,
+            "adam_betas": [0.9, 0.999],
+            "weight_decay": 0.0,
+            "gradient_clip": 1.0,
+            "early_stopping": True,
+            "patience": 10,
+            "monitor": "val/loss_selection",
+            "seed": 0,
+            "device": "auto",
+            "precision": "auto",
+        },
+        "checkpoint": {"every_epochs": 10},
+        "log": {"every_n_steps": 50, "images_every": 5},
+    }
+
+
+def test_the_shipped_presets_are_all_there_and_valid() -> None:
+    wanted = {
+        "quickstart",
+        "ultra_conservative",
+        "cyclical",
+        "baseline",
+        "linear_warmup",
+        "aggressive",
+        "cyclical_cosine",
+        "warm_restart",
+    }
+    assert wanted <= set(preset_names())
+    for name in preset_names():
+        assert isinstance(resolve(name).settings, Settings)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_shipped_preset_writes_out_what_it_relies_on(name: str) -> None:
+    """A later change of a default must not change a preset: every setting of the model and its loss stands there."""
+    origins = resolve(name).origins
+    table = resolve(name).settings.table()
+    for key in ("data", "model", "objective", "schedule", "train"):
+        for setting in table[key]:
+            if setting not in ("device", "precision", "focal_gamma", "seed", "ramp_fraction"):
+                assert any(o == f"{key}.{setting}" or o.startswith(f"{key}.{setting}.") for o in origins), setting
+
+
+def test_what_the_presets_of_the_specification_say() -> None:
+    table = {name: resolve(name).settings for name in preset_names()}
+    conservative = table["ultra_conservative"]
+    assert conservative.objective.free_bits == 0.3 and conservative.train.epochs == 100
+    assert conservative.schedule.peak == 0.1 and conservative.schedule.first_peak == 80
+    baseline = table["baseline"]
+    assert (baseline.objective.reduction, baseline.objective.kl_reduction) == ("mean", "mean")
+    assert baseline.train.monitor == "val/loss_total" and baseline.schedule(50) == 2.0
+    assert table["cyclical"].schedule.period == 20 and table["cyclical_cosine"].schedule.peak == 1.0
+    assert table["warm_restart"].schedule.cycle(41) == 48 and table["warm_restart"].train.epochs == 150
+    assert table["linear_warmup"].schedule.peak == table["aggressive"].schedule.peak == 0.5
+    assert table["quickstart"].schedule.per == "step"
+
+
+def test_extends_lays_one_preset_over_another(tmp_path: Path) -> None:
+    write(tmp_path / "base.toml", 'extends = "ultra_conservative"\n[train]\nepochs = 7\nlr = 0.01\n')
+    resolved = resolve(write(tmp_path / "mine.toml", 'extends = "base.toml"\n[train]\nlr = 0.02\n'))
+    assert (resolved.settings.train.epochs, resolved.settings.train.lr) == (7, 0.02)
+    assert resolved.origins["objective.free_bits"] == "presets/ultra_conservative.toml"
+    assert resolved.origins["train.epochs"].endswith("base.toml")
+    assert resolved.origins["train.lr"].endswith("mine.toml")
+    assert resolved.settings.schedule.peak == 0.1
+
+
+def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.toml", 'extends = "two.toml"\n')
+    write(tmp_path / "two.toml", 'extends = "one.toml"\n')
+    refused("circle: one.toml -> two.toml -> one.toml", one)
+
+
+def test_settings_written_back_give_the_same_settings(tmp_path: Path) -> None:
+    for name in preset_names():
+        settings = resolve(name).settings
+        path = tmp_path / f"{name}.toml"
+        path.write_text(tomli_w.dumps(settings.table()))
+        assert resolve(str(path)).settings == settings
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        resolve().settings.train.lr = 1.0  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------------------------------------------------- precedence
+
+
+def test_flag_then_set_then_environment_then_preset_then_default() -> None:
+    environment = environment_layer({"ARCVAE_TRAIN__LR": "0.3", "ARCVAE_TRAIN__EPOCHS": "30", "ARCVAE_DATA__SEED": "3"})
+    sets = set_layer(["train.lr=0.2", "train.epochs=20"])
+    flags = flag_layer({"--lr": ("train.lr", 0.1), "--seed": ("train.seed", None)})
+    resolved = resolve("ultra_conservative", environment, sets, flags)
+    train = resolved.settings.train
+    assert (train.lr, train.epochs, resolved.settings.data.seed, train.batch_size) == (0.1, 20, 3, 128)
+    assert resolved.origins["train.lr"] == "--lr"
+    assert resolved.origins["train.epochs"] == "--set train.epochs"
+    assert resolved.origins["data.seed"] == "ARCVAE_DATA__SEED"
+    assert resolved.origins["train.batch_size"] == "presets/ultra_conservative.toml"
+    assert "train.device" not in resolved.origins
+
+
+def test_another_schedule_starts_from_its_own_defaults() -> None:
+    resolved = resolve("ultra_conservative", flag_layer({"--beta-schedule": ("schedule.name", "cyclical")}))
+    assert resolved.settings.schedule.period == 20
+    assert "schedule.warmup_epochs" not in resolved.origins
+    assert resolved.origins["schedule.name"] == "--beta-schedule"
+
+
+def test_a_set_key_survives_the_schedule_that_a_flag_names() -> None:
+    layers = (set_layer(["schedule.cycle_length=8"]), flag_layer({"--beta-schedule": ("schedule.name", "cyclical")}))
+    assert resolve("ultra_conservative", *layers).settings.schedule.period == 8
+
+
+def test_the_same_schedule_named_again_keeps_the_keys_of_the_preset() -> None:
+    flags = flag_layer({"--beta-schedule": ("schedule.name", "ultra_conservative"), "--x": ("schedule.max_beta", 0.2)})
+    schedule = resolve("ultra_conservative", flags).settings.schedule
+    assert schedule.first_peak == 80 and schedule.peak == 0.2
+
+
+def test_values_of_set_are_typed_by_the_settings() -> None:
+    sets = set_layer(
+        [
+            "data.augment=false",
+            "objective.reduction=mean",
+            "train.adam_betas=[0.8, 0.9]",
+            "train.monitor='val/loss_total'",
+        ]
+    )
+    settings = resolve(None, sets).settings
+    assert settings.data.augment is False and settings.objective.reduction == "mean"
+    assert settings.train.adam_betas == (0.8, 0.9) and settings.train.monitor == "val/loss_total"
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    refused("did you mean baseline?", "basline")
+
+
+def test_an_unknown_key_names_file_dotted_key_and_nearest_key(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.toml", "[train]\nepoch = 3\n")
+    message = str(refused("unknown key", path))
+    assert f"{path}: train.epoch: unknown key" in message and "did you mean epochs?" in message
+
+
+def test_a_key_in_the_wrong_table_is_told_its_place(tmp_path: Path) -> None:
+    refused("did you mean objective.free_bits?", write(tmp_path / "p.toml", "[model]\nfree_bits = 0.3\n"))
+
+
+def test_an_unknown_table(tmp_path: Path) -> None:
+    refused("did you mean train?", write(tmp_path / "p.toml", "[trian]\nepochs = 3\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[train]\nlr = "fast"', "train.lr: expected a number, got 'fast'"),
+        ("[train]\nlr = -1", "train.lr: expected a number above 0, got -1"),
+        ("[train]\nlr = nan", "train.lr: expected a finite number"),
+        ("[train]\nepochs = 2.5", "train.epochs: expected a whole number"),
+        ("[train]\nepochs = 0", "train.epochs: expected a number of at least 1"),
+        ('[data]\naugment = "maybe"', "data.augment: expected true or false"),
+        ('[model]\nbody = "fancy"', "model.body: expected one of 'plain' or 'residual'"),
+        ("train = 3", "train: expected a table"),
+        ('[train]\ndevice = "tpu"', "train.device: expected to match"),
+        ('[schedule]\nname = "cyclic"', "did you mean cyclical?"),
+        ('[schedule]\nname = "three_phase"\nmax_beta = 1.0', "the schedule three_phase has no use for max_beta"),
+        ("[train]\nlr_min = 0.5", "train.lr_min: 0.5 is above train.lr"),
+        ('[train]\nmonitor = "val/los"', "train.monitor: no such metric"),
+        ("extends = 3", "extends: expected the name of a preset"),
+        ("[train\n", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_preset_names_file_key_and_expectation(tmp_path: Path, text: str, expected: str) -> None:
+    path = write(tmp_path / "p.toml", text)
+    assert path in str(refused(expected, path))
+
+
+def test_a_flag_that_the_schedule_has_no_use_for_is_named() -> None:
+    flags = flag_layer({"--beta-max": ("schedule.max_beta", 0.5)})
+    refused("--beta-max: schedule.max_beta: the schedule three_phase has no use for max_beta", "baseline", flags)
+
+
+def test_a_file_that_is_no_text_too_large_or_missing(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes(b'description = "\xe9"')
+    refused("not UTF-8", str(tmp_path / "latin.toml"))
+    (tmp_path / "big.toml").write_text("#" * 70_000)
+    refused("larger than 64 kB", str(tmp_path / "big.toml"))
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 20_000 + "]" * 20_000)
+    refused("deep.toml", str(tmp_path / "deep.toml"))
+    with pytest.raises(InputError, match="neither a shipped preset nor a file"):
+        find_preset(str(tmp_path / "none.toml"))
+
+
+def test_a_misspelt_environment_variable_is_not_ignored() -> None:
+    with pytest.raises(InputError, match="ARCVAE_LR: no setting has this name"):
+        environment_layer({"ARCVAE_LR": "1"})
+    refused("ARCVAE_TRAIN__LRR: train.lrr: unknown key", None, environment_layer({"ARCVAE_TRAIN__LRR": "1"}))
+    assert environment_layer({"ARCVAE_CACHE_DIR": "/tmp", "HOME": "/"}).values == {}
+
+
+@pytest.mark.parametrize("text", ["train.lr", "=3", "train..lr=3", ".lr=3"])
+def test_a_set_without_key_or_value_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"expected dotted.key=value"):
+        set_layer([text])
+
+
+def test_the_schema_accepts_presets_and_knows_every_table() -> None:
+    schema = json_schema()
+    assert {"data", "model", "objective", "schedule", "train", "extends"} <= set(schema["properties"])
+    assert schema["additionalProperties"] is False
+    json.dumps(schema, allow_nan=False)
+    for name in preset_names():
+        assert set(tomli.loads(find_preset(name).read_text())) <= set(schema["properties"])

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arcvae_cli.errors import InputError
+from arcvae_cli.models import build_model
+from arcvae_cli.models.base import Batch, Level, Output
+from arcvae_cli.objective import Objective
+from arcvae_cli.settings import Settings
+from arcvae_cli.step import Step, Tally, choose_device, choose_precision, mix, seed_step
+
+CPU = torch.device("cpu")
+
+
+def batch(n: int, seed: int = 0) -> Batch:
+    return Batch(torch.randint(0, 10, (n, 16, 16), generator=torch.Generator().manual_seed(seed)))
+
+
+def make_step(**train: object) -> Step:
+    settings = Settings.model_validate({"train": {"precision": "fp32", **train}})
+    seed_step(0, "weights")
+    return Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
+
+
+def test_a_tally_over_batches_is_the_mean_over_all_examples() -> None:
+    """Uneven batches count by their examples, and one read gives what a plain computation over all gives."""
+    generator = torch.Generator().manual_seed(1)
+    logits, x = torch.randn(7, 3, 5, generator=generator), torch.randint(0, 3, (7, 5), generator=generator)
+    logits[2] = torch.nn.functional.one_hot(x[2], 3).T * 9.0  # one example wholly right
+    kl = torch.rand(7, 2, generator=generator)
+    objective = Objective(Settings().objective)
+    tally = Tally(background=0)
+    for rows in (slice(0, 4), slice(4, 7)):
+        part = kl[rows]
+        output = Output(logits[rows], (Level("z", part, part, part, part),))
+        tally.add(objective(output, Batch(x[rows]), {"z": 0.5}), output, Batch(x[rows]))
+    counts = tally.read()
+    right = logits.argmax(1) == x
+    assert counts.examples == 7
+    assert counts.position == pytest.approx(right.double().mean().item())
+    assert counts.foreground == pytest.approx(right[x != 0].double().mean().item())
+    assert counts.exact == pytest.approx(right.all(1).double().mean().item()) and counts.exact >= 1 / 7
+    assert counts.rates["z"] == pytest.approx(kl.double().mean(0).tolist())
+    nats = torch.nn.functional.cross_entropy(logits, x, reduction="sum").item() / 7
+    assert counts.reconstruction == pytest.approx(nats, rel=1e-6)
+    assert counts.loss == pytest.approx(nats + 0.5 * kl.sum().item() / 7, rel=1e-6)
+    assert counts.rate == pytest.approx(kl.sum().item() / 7)
+    assert counts.finite
+
+
+def test_padding_counts_nowhere() -> None:
+    x = torch.tensor([[1, 2, 0, 0]])
+    valid = torch.tensor([[True, True, False, False]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 1, 1]]), 3).permute(0, 2, 1).float()  # wrong where padded
+    kl = torch.ones(1, 1)
+    output = Output(logits, (Level("z", kl, kl, kl, kl),))
+    tally = Tally(background=None)
+    tally.add(Objective(Settings().objective)(output, Batch(x, valid), {"z": 0.0}), output, Batch(x, valid))
+    counts = tally.read()
+    assert (counts.position, counts.exact) == (1.0, 1.0)
+
+
+def test_a_loss_that_is_no_number_is_noticed() -> None:
+    kl = torch.full((1, 1), float("nan"))
+    output = Output(torch.zeros(1, 3, 4), (Level("z", kl, kl, kl, kl),))
+    tally = Tally(background=None)
+    x = Batch(torch.zeros(1, 4, dtype=torch.int64))
+    tally.add(Objective(Settings().objective)(output, x, {"z": 1.0}), output, x)
+    assert not tally.read().finite
+
+
+def test_a_step_reads_nothing_back_from_the_device() -> None:
+    """What forces a wait for the device, `.item()` and the like, must not happen within a step."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        seen: list[str]
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if "_local_scalar_dense" in str(func) or "nonzero" in str(func):
+                self.seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    step, tally, examples = make_step(), Tally(background=0), batch(8)
+    step.train(examples, {"z": 0.1})
+    with Watch() as watch:
+        watch.seen = []
+        tally.add(*step.train(examples, {"z": 0.1}), examples)
+    assert watch.seen == []
+    with Watch() as watch:
+        watch.seen = []
+        torch.ones(1).item()
+    assert watch.seen, "the watch sees a read-back where there is one"
+
+
+def test_the_step_is_the_one_written_out_by_hand() -> None:
+    step, examples = make_step(lr=0.01, gradient_clip=0.5), batch(8)
+    twin = build_model(Settings().model)
+    twin.load_state_dict(step.model.state_dict())
+    adam = torch.optim.Adam(twin.parameters(), lr=0.01)
+    for index in range(6):
+        seed_step(5, index)
+        terms, _ = step.train(examples, {"z": 0.3})
+        seed_step(5, index)
+        output = twin(examples)
+        nats = torch.nn.functional.cross_entropy(output.logits, examples.x, reduction="sum") / 8
+        adam.zero_grad()
+        loss = nats + 0.3 * output.levels[0].kl.sum(1).mean()
+        assert terms.loss.item() == pytest.approx(loss.item(), rel=1e-4)  # a step that differs shows in the next loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+        adam.step()
+
+
+@pytest.mark.parametrize("body", ["plain", "residual"])
+def test_bf16_gives_the_loss_of_fp32(body: str) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        settings = Settings.model_validate({"model": {"body": body}, "train": {"precision": precision}})
+        seed_step(0, "weights")
+        step = Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
+        for index in range(5):
+            seed_step(0, index)
+            terms, output = step.train(batch(16, index), {"z": 0.1})
+        assert output.logits.dtype == torch.float32
+        losses.append(terms.loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_warm_up_at_beta_zero_stays_finite() -> None:
+    """Without a KL term sigma falls and the means grow: the bounds must hold, in bf16 and with a high learning rate."""
+    settings = Settings.model_validate(
+        {"model": {"body": "residual", "posterior": "logvar"}, "train": {"precision": "bf16", "lr": 0.01}}
+    )
+    step = Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
+    tally = Tally(background=0)
+    for index in range(60):
+        seed_step(0, index)
+        tally.add(*step.train(batch(8, index % 2), {"z": 0.0}), batch(8, index % 2))
+    assert tally.read().finite
+    level = step.model.encode(batch(8))[0]
+    assert (level.logvar >= -12.0).all() and torch.isfinite(level.kl).all()
+
+
+def test_seeds_depend_on_every_part_of_the_place() -> None:
+    seeds = {mix(seed, "step", epoch, step) for seed in range(4) for epoch in range(4) for step in range(4)}
+    assert len(seeds) == 64 and all(0 <= seed < 2**63 for seed in seeds)
+    assert mix(1, "step", 2, 3) == mix(1, "step", 2, 3) != mix(12, "step", 3)
+
+
+def test_devices_and_precisions() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_precision("fp32", CPU) == torch.float32 and choose_precision("bf16", CPU) == torch.bfloat16
+    assert choose_precision("auto", torch.device("mps")) == torch.float32
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"train\.device: cuda:3 is not available"):
+            choose_device("cuda:3")

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from arcvae_cli import checkpoints, runs
+from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.corpus import GridCorpus
+from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.models import build_model
+from arcvae_cli.objective import Terms
+from arcvae_cli.records import EpochRecord, Silent
+from arcvae_cli.recorders.jsonl import JsonlRecorder, read_epochs
+from arcvae_cli.settings import Settings
+from arcvae_cli.step import Counts, seed_step
+from arcvae_cli.trainer import Trainer, overfit
+
+CPU = torch.device("cpu")
+
+
+def corpus(n: int = 48) -> GridCorpus:
+    """Grids of one coloured square each, so small that a model learns something in a second."""
+    random = np.random.RandomState(0)
+    grids = np.zeros((n, 16, 16), np.uint8)
+    for grid in grids:
+        row, column = random.randint(0, 8, 2)
+        grid[row : row + 6, column : column + 6] = random.randint(1, 10)
+    split = np.repeat(np.array([0, 1, 2], np.uint8), [n - 16, 8, 8])
+    return GridCorpus(GridArrays("squares", grids, split, None, None), CPU)
+
+
+def settings(**tables: dict[str, Any]) -> Settings:
+    table: dict[str, Any] = {
+        "model": {"latent_dim": 4},
+        "train": {"epochs": 3, "batch_size": 8, "precision": "fp32"},
+        "log": {"every_n_steps": 2, "images_every": 2},
+        "schedule": {"name": "linear", "max_beta": 0.5, "warmup_epochs": 2, "per": "step"},
+    }
+    for name, values in tables.items():
+        replace = name == "schedule"
+        table[name] = values if replace else {**table.get(name, {}), **values}
+    return Settings.model_validate(table)
+
+
+class Ear(Silent):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.epochs: list[EpochRecord] = []
+        self.betas: list[float] = []
+        self.pictured: list[tuple[int, tuple[int, ...]]] = []
+
+    def step(self, epoch: int, done: int, beta: float) -> None:
+        self.betas.append(beta)
+
+    def epoch(self, record: EpochRecord) -> None:
+        self.epochs.append(record)
+
+    def pictures(self, epoch: int, originals: Any, reconstructions: Any, samples: Any) -> None:
+        assert originals.dtype == reconstructions.dtype == samples.dtype == np.uint8
+        self.pictured.append((epoch, samples.shape))
+
+
+OPEN: list[JsonlRecorder] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """The command closes recorders when a training has ended; here the tests do."""
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def make(tmp_path: Path, chosen: Settings, name: str = "run", **more: Any) -> tuple[Trainer, Ear]:
+    folder = runs.create(tmp_path, name, "run", chosen)
+    seed_step(chosen.train.seed, "weights")
+    ear = Ear()
+    OPEN.append(JsonlRecorder(folder.path / "metrics.jsonl"))
+    return Trainer(chosen, corpus(), build_model(chosen.model), folder, [ear, OPEN[-1]], CPU, **more), ear
+
+
+def test_a_run_from_end_to_end(tmp_path: Path) -> None:
+    trainer, ear = make(tmp_path, settings(checkpoint={"every_epochs": 2}))
+    outcome = trainer.fit()
+    assert (outcome.epoch, outcome.stopped_early) == (3, False)
+    first, last = outcome.history[0], outcome.history[-1]
+    assert last.val.reconstruction < first.val.reconstruction / 1.5
+
+    # beta moves with every one of the four steps of an epoch, exactly as the schedule says
+    assert ear.betas == pytest.approx([min(0.5, 0.5 * (step + 1) / 4 / 2) for step in range(12)])
+    assert ear.pictured == [(2, (64, 16, 16)), (3, (64, 16, 16))]
+
+    names = {path.name for path in trainer.folder.checkpoints.iterdir()}
+    assert names == {
+        *("vae_best.pth", "vae_final.pth", "last.pth", "encoder.pth", "decoder.pth"),
+        *("vae_epoch_2.pth", "encoder_epoch_2.pth", "decoder_epoch_2.pth"),
+    }
+    values = checkpoints.read(trainer.folder.checkpoints / "vae_best.pth")
+    specified = {
+        *("epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict"),
+        *("train_loss", "val_loss", "pixel_accuracy", "config"),
+    }
+    assert specified <= set(values)
+    assert values["epoch"] == outcome.best_epoch
+    assert values["val_loss"] == outcome.history[outcome.best_epoch - 1].val.loss
+    loaded = checkpoints.load(trainer.folder.checkpoints / "vae_final.pth")
+    assert loaded.settings == trainer.settings and loaded.run == trainer.folder.path.resolve()
+    for part in ("encoder", "decoder"):
+        state = torch.load(trainer.folder.checkpoints / f"{part}.pth", weights_only=True)["state_dict"]
+        getattr(build_model(trainer.settings.model), part).load_state_dict(state)
+
+    lines = [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [2, 4, 6, 8, 10, 12]
+    epochs = read_epochs(trainer.folder.path / "metrics.jsonl")
+    logged = {
+        *("train/loss_total", "train/loss_reconstruction", "train/loss_kl", "train/beta", "train/pixel_accuracy"),
+        *("train/active_dims", "val/loss_total", "val/pixel_accuracy", "val/kl_per_dim", "val/loss_selection"),
+        *(f"train/kl_per_dim/{name}" for name in ("dim_0", "dim_3", "min", "max", "mean")),
+    }
+    assert logged <= set(epochs[0]) and len(epochs[0]["val/kl_per_dim"]) == 4
+    assert logged - {name for name in logged if name.startswith("val")} <= set(lines[0])
+
+    status = json.loads((trainer.folder.path / "status.json").read_text())
+    assert (status["state"], status["epoch"], status["step"]) == ("finished", 3, 12)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_a_different_one(tmp_path: Path) -> None:
+    finals = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(hash(name) % 1000)  # what was drawn before a run does not matter
+        chosen = settings(train={"epochs": 2, "seed": seed})
+        trainer, _ = make(tmp_path, chosen, name)
+        trainer.fit()
+        finals.append(torch.cat([p.flatten() for p in trainer.model.parameters()]))
+    assert torch.equal(finals[0], finals[1])
+    assert not torch.equal(finals[0], finals[2])
+
+
+def test_the_loss_terms_add_up(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path, settings(objective={"free_bits": 0.7}, train={"epochs": 1}))
+    record = trainer.fit().history[0]
+    clamped = sum(max(0.7, value) for value in record.val.rates["z"])
+    assert record.val.kl_free["z"] == pytest.approx(clamped, rel=1e-5)
+    assert record.val.loss == pytest.approx(record.val.reconstruction + record.betas["z"] * clamped, rel=1e-5)
+    assert record.selection == pytest.approx(record.val.reconstruction + 0.5 * record.val.rate, rel=1e-6)
+
+
+def counts(reconstruction: float, rate: float = 10.0) -> Counts:
+    return Counts(8, reconstruction, reconstruction, {"z": rate}, {"z": [rate]}, 0.5, 0.5, 0.0, True)
+
+
+def scripted(trainer: Trainer, losses: list[float], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Epochs that a run lasts whose validation reconstruction is given, all else being real."""
+    given = iter(losses)
+    monkeypatch.setattr(trainer, "validate", lambda betas: counts(next(given)))
+    return trainer.fit().epoch
+
+
+def test_early_stopping_begins_after_the_first_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best value comes in epoch 1 and never again: while beta rises that stops nothing."""
+    schedule = {"name": "linear", "warmup_epochs": 6, "max_beta": 1.0}
+    chosen = settings(schedule=schedule, train={"epochs": 30, "patience": 3})
+    trainer, _ = make(tmp_path, chosen)
+    assert scripted(trainer, [1.0] + [2.0] * 29, monkeypatch) == 9
+
+
+def test_early_stopping_counts_whole_periods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = {"name": "cyclical", "cycle_length": 8, "max_beta": 1.0}  # peaks at 4
+    chosen = settings(schedule=schedule, train={"epochs": 40, "patience": 3})
+    trainer, _ = make(tmp_path, chosen)
+    assert scripted(trainer, [2.0] * 5 + [1.0] + [2.0] * 34, monkeypatch) == 14
+
+
+def test_early_stopping_waits_for_the_interval_of_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"name": "linear", "warmup_epochs": 2, "max_beta": 1.0}
+    schedule = {"name": "warm_restart", "restart_interval": 5, "restart_multiplier": 2.0, "base": base}
+    trainer, _ = make(tmp_path, settings(schedule=schedule, train={"epochs": 40, "patience": 2}))
+    # best in epoch 4; the second interval, of epochs 5 to 15, is 10 long
+    assert scripted(trainer, [3.0, 3.0, 3.0, 1.0] + [2.0] * 36, monkeypatch) == 14
+
+
+def test_without_early_stopping_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, _ = make(tmp_path, settings(train={"epochs": 12, "patience": 1, "early_stopping": False}))
+    assert scripted(trainer, [1.0] + [2.0] * 11, monkeypatch) == 12
+
+
+def test_annealing_neither_picks_the_best_epoch_nor_moves_the_yardstick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """val/loss_total is least where beta is 0; the selection is least where the model is best at the peak of beta."""
+    trainer, ear = make(tmp_path, settings())
+    given = iter([counts(50.0, 90.0), counts(52.0, 20.0), counts(60.0, 19.0)])
+    monkeypatch.setattr(trainer, "validate", lambda betas: next(given))
+    assert trainer.fit().best_epoch == 2
+    assert [record.selection for record in ear.epochs] == pytest.approx([95.0, 62.0, 69.5])
+    assert [record.best for record in ear.epochs] == [True, True, False]
+
+
+def test_an_accuracy_may_be_monitored_and_higher_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, _ = make(tmp_path, settings(train={"monitor": "val/pixel_accuracy"}))
+    shares = iter([0.2, 0.9, 0.5])
+    monkeypatch.setattr(
+        trainer, "validate", lambda betas: Counts(8, 1.0, 1.0, {"z": 1.0}, {"z": [1.0]}, next(shares), 0.1, 0.0, True)
+    )
+    assert trainer.fit().best_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("constant", [0.01] * 12),
+        ("cosine", [1e-4 + (0.01 - 1e-4) * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]),
+    ],
+)
+def test_learning_rates(tmp_path: Path, name: str, expected: list[float]) -> None:
+    chosen = settings(train={"lr": 0.01, "lr_min": 1e-4, "lr_schedule": name})
+    trainer, _ = make(tmp_path, chosen)
+    seen: list[float] = []
+    real = trainer.step.train
+
+    def train(*arguments: Any) -> Any:
+        seen.append(trainer.step.learning_rate)
+        return real(*arguments)
+
+    trainer.step.train = train  # type: ignore[method-assign]
+    trainer.fit()
+    assert seen == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_plateau_lowers_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = settings(train={"lr": 0.01, "lr_schedule": "plateau", "epochs": 7, "early_stopping": False})
+    trainer, ear = make(tmp_path, chosen)
+    scripted(trainer, [1.0] + [2.0] * 6, monkeypatch)
+    assert [record.learning_rate for record in ear.epochs] == pytest.approx([0.01] * 5 + [0.002] * 2)
+
+
+def test_a_nan_stops_the_run_before_it_reaches_a_checkpoint(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path, settings())
+    real, calls = trainer.step.train, [0]
+
+    def train(*arguments: Any) -> Any:
+        terms, output = real(*arguments)
+        calls[0] += 1
+        if calls[0] == 6:  # in the second epoch
+            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates)
+        return terms, output
+
+    trainer.step.train = train  # type: ignore[method-assign]
+    with pytest.raises(ArcvaeError, match=r"epoch 2: the loss is not a number .*last good checkpoint is .*last\.pth"):
+        trainer.fit()
+    assert checkpoints.read(trainer.folder.checkpoints / "last.pth")["epoch"] == 1
+    assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
+    asked = iter([None] * 5 + [15])
+    trainer, _ = make(tmp_path, settings(), stop=lambda: next(asked))
+    with pytest.raises(Interrupted, match="SIGTERM in epoch 2") as caught:
+        trainer.fit()
+    assert caught.value.exit_code == 143
+    values = checkpoints.read(trainer.folder.checkpoints / "last.pth")
+    assert (values["epoch"], values["step"], values["epoch_finished"]) == (2, 6, False)
+    assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_one_batch_is_memorised(tmp_path: Path) -> None:
+    chosen = settings(model={"body": "residual", "latent_dim": 10}, train={"batch_size": 8, "lr": 2e-3})
+    heard: list[int] = []
+    model = build_model(chosen.model)
+    found = overfit(chosen, corpus(), model, CPU, 600, lambda step, counts: heard.append(step))
+    assert found.done and found.counts.exact == 1.0
+    assert heard[0] == 50 and heard[-1] == found.steps
+    short = overfit(chosen, corpus(), build_model(chosen.model), CPU, 3, lambda step, counts: None)
+    assert not short.done and short.steps == 3
+
+
+def test_bf16_chosen_by_itself_gives_way_where_it_disagrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcvae_cli.step.cpu_has_bf16", lambda: True)
+    agreeing, _ = make(tmp_path, settings(train={"precision": "auto"}), "agreeing")
+    agreeing.check_precision()
+    assert agreeing.step.precision == torch.bfloat16 and not agreeing.notes
+
+    apart, _ = make(tmp_path, settings(train={"precision": "auto"}), "apart")
+    real = apart.step.measure
+
+    def measure(*arguments: Any) -> Any:
+        terms, output = real(*arguments)
+        factor = 1.1 if apart.step.precision == torch.bfloat16 else 1.0
+        return Terms(terms.loss * factor, terms.reconstruction, terms.kl_free, terms.rates), output
+
+    apart.step.measure = measure  # type: ignore[method-assign]
+    apart.check_precision()
+    assert apart.step.precision == torch.float32
+    assert "using fp32" in apart.notes[0]
