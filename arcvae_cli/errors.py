@@ -23,7 +23,7 @@ class InputError(ArcvaeError):
     exit_code = 2
 
 
-class Interrupted(ArcvaeError):
+class Interrupted(ArcvaeError):  # noqa: N818 - not an error of anybody's
     """Stopped by a signal, with the work saved: exit code 128 + the signal's number."""
 
     def __init__(self, what: str, signal_number: int, fix: str | None = None) -> None:

@@ -64,7 +64,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One finished epoch. `selection` is the yardstick of model selection, `best` whether this epoch is the best yet."""
+    """One finished epoch. `selection`: the yardstick of model selection; `best`: whether it is the best yet."""
 
     epoch: int
     step: int

@@ -47,12 +47,8 @@ class RunFolder:
         write_json(self.path / "status.json", {"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts})
 
 
-def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFolder:
-    """A new run folder with its `config.toml`; `latest` points to it.
-
-    A `name` that a person gave must be free; without one the folder is `<stem>-<time>`, numbered where two runs start
-    in the same second, so that they never share one.
-    """
+def check_name(name: str | None) -> None:
+    """Refuse a name that could leave the runs folder, or that means something else there."""
     if name is not None and not NAME.fullmatch(name):
         raise InputError(
             f"--run-name {name!r}: not a usable name",
@@ -60,6 +56,15 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
         )
     if name == "latest":
         raise InputError("--run-name 'latest': taken by the link to the newest run", "choose another name")
+
+
+def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFolder:
+    """A new run folder with its `config.toml`; `latest` points to it.
+
+    A `name` that a person gave must be free; without one the folder is `<stem>-<time>`, numbered where two runs start
+    in the same second, so that they never share one.
+    """
+    check_name(name)
     base = name or f"{re.sub(r'[^A-Za-z0-9_-]', '-', stem)[:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         runs.mkdir(parents=True, exist_ok=True)

@@ -384,7 +384,7 @@ def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) 
     """The first mistake as a person would put it, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    key = ".".join(_path(first["loc"]))
+    key = _path(first["loc"])
     # a key of the schedule that its new name made void is best blamed on who gave the key
     where = origins.get(key) or next((o for k, o in origins.items() if k.startswith(f"{key}.")), "settings")
     fix: str | None
@@ -396,22 +396,19 @@ def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) 
         near = difflib.get_close_matches(str(_get(merged, key)), SCHEDULES, n=1)
         what = f"no schedule {_get(merged, key)!r}"
         fix = (f"did you mean {near[0]}? " if near else "") + f"schedules: {', '.join(SCHEDULES)}"
+    elif first["type"] == "value_error":
+        what, fix = _expected(first), None
     else:
         what, fix = f"{_expected(first)}, got {first['input']!r:.60}", None
     if len(problems) > 1:
-        more = f"{len(problems) - 1} more like it: " + ", ".join(".".join(_path(p["loc"])) for p in problems[1:4])
+        more = f"{len(problems) - 1} more like it: " + ", ".join(_path(p["loc"]) for p in problems[1:4])
         fix = f"{fix}; {more}" if fix else more
     label = where if where.endswith(key) else f"{where}: {key}"
     return InputError(f"{label}: {what}", fix)
 
 
-def _path(loc: tuple[int | str, ...]) -> Iterator[str]:
-    """The dotted key of a pydantic location: without the tags that its unions put in."""
-    previous = ""
-    for part in loc:
-        if not (part in SCHEDULES and previous in ("schedule", "base", "global", "local")):
-            yield str(part)
-        previous = str(part)
+def _path(loc: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, loc))
 
 
 def _unknown(key: str, merged: Table) -> tuple[str, str]:
@@ -485,7 +482,11 @@ def _expected(problem: Any) -> str:
 # --------------------------------------------------------------------------------------------------------- scale
 
 
-def elbo_scale(settings: Settings, positions: int) -> float | None:
+GRID_POSITIONS = 256
+"""Cells of a grid's canvas."""
+
+
+def elbo_scale(settings: Settings, positions: int = GRID_POSITIONS) -> float | None:
     """The factor from a run's beta to the beta that would weigh the same on the ELBO, or None where there is none.
 
     With summed terms it is 1. A mean over `positions` cells divides the reconstruction by their number, a mean over

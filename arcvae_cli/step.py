@@ -56,7 +56,7 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies matrices in bf16 (AMX or AVX512-bf16)."""
-    listed = getattr(torch.cpu, "get_capabilities", dict)()
+    listed: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(listed.get("amx_bf16") or listed.get("avx512_bf16"))
 
 
@@ -193,7 +193,7 @@ class Step:
             output = self.model(batch)
         terms = self.objective(output, batch, betas)
         self.optimizer.zero_grad(set_to_none=True)
-        terms.loss.backward()  # type: ignore[no-untyped-call]
+        terms.loss.backward()
         if self.clip > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip, foreach=True)
         self.optimizer.step()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
 from arcvae_cli import checkpoints
 from arcvae_cli.data.corpus import Corpus
@@ -74,14 +74,16 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train until the last epoch, an early stop, a signal or a loss that is no number."""
         self.check_precision()
-        self.tell(lambda recorder: recorder.start(self.plan()))
+        for recorder in self.recorders:
+            recorder.start(self.plan())
         self.folder.write_status("running", epoch=0, step=0)
         stopped = False
         try:
             for epoch in range(1, self.settings.train.epochs + 1):
                 record = self.run_epoch(epoch)
                 self.history.append(record)
-                self.tell(lambda recorder, record=record: recorder.epoch(record))
+                for recorder in self.recorders:
+                    recorder.epoch(record)
                 self.save(record)
                 self.draw(epoch)
                 stopped = self.should_stop(epoch)
@@ -116,13 +118,15 @@ class Trainer:
                 logged.append((epoch - 1 + (index + 1) / self.steps, self.done, betas, single))
             if not isinstance(self.rate, ReduceLROnPlateau):
                 self.rate.step()
-            self.tell(lambda recorder, n=index + 1, b=betas: recorder.step(epoch, n, next(iter(b.values()))))
+            for recorder in self.recorders:
+                recorder.step(epoch, index + 1, next(iter(betas.values())))
             if (signal := self.stop()) is not None:
                 self.interrupt(epoch, signal)
         train = tally.read()  # the epoch's read-back, and the only wait for the device
         self.check_finite(train, epoch)
         records = [StepRecord(at, step, b, one.read(), self.corpus.unit) for at, step, b, one in logged]
-        self.tell(lambda recorder: recorder.steps(records))
+        for recorder in self.recorders:
+            recorder.steps(records)
 
         val = self.validate(betas)
         totals = {name: sum(groups) for name, groups in val.rates.items()}
@@ -151,7 +155,7 @@ class Trainer:
         self.model.eval()
         tally = Tally(self.corpus.background)
         everything = torch.arange(self.corpus.size("val"), device=self.device)
-        for index, indices in enumerate(everything.split(VALIDATION_BATCH)):
+        for index, indices in enumerate(torch.split(everything, VALIDATION_BATCH)):
             seed_step(self.settings.train.seed, "val", index)
             batch = self.corpus.batch("val", indices)
             tally.add(*self.step.measure(batch, betas), batch)
@@ -162,7 +166,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
         order = torch.randperm(self.corpus.size("train"), generator=generator).to(self.device)
         size = self.settings.train.batch_size
-        return iter(order[: self.steps * size].split(size))
+        return iter(torch.split(order[: self.steps * size], size))
 
     def betas(self, epoch: int, index: int) -> dict[str, float]:
         """Beta of each level in this step; a schedule moves by whole epochs or with every step."""
@@ -299,12 +303,8 @@ class Trainer:
             output = self.model(batch, noise=False)
             drawn = self.model.decode(self.model.prior(SAMPLES))
         pictures = [to_numpy(batch.x), to_numpy(output.logits.argmax(1)), to_numpy(drawn.argmax(1))]
-        self.tell(lambda recorder: recorder.pictures(epoch, *pictures))
-
-    def tell(self, call: Callable[[Recorder], None]) -> None:
-        """Let every recorder know."""
         for recorder in self.recorders:
-            call(recorder)
+            recorder.pictures(epoch, *pictures)
 
     def plan(self) -> Plan:
         """What is known before the first step."""
@@ -346,7 +346,7 @@ def rate_schedule(settings: Settings, optimizer: torch.optim.Optimizer, steps: i
         return CosineAnnealingLR(optimizer, T_max=steps * train.epochs, eta_min=train.lr_min)
     if train.lr_schedule == "plateau":
         return ReduceLROnPlateau(optimizer, factor=0.2, patience=3, min_lr=train.lr_min)
-    return LambdaLR(optimizer, lambda step: 1.0)
+    return ConstantLR(optimizer, factor=1.0)
 
 
 @dataclass(frozen=True)

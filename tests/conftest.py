@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,10 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean_environment(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the person who runs the tests, no colour, no cache of theirs."""
     for name in list(os.environ):
         if name.startswith("ARCVAE_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("ARCVAE_CACHE_DIR", str(shared_cache))
     monkeypatch.setenv("NO_COLOR", "1")
-    yield

@@ -16,8 +16,8 @@ from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.models import build_model
 from arcvae_cli.objective import Terms
-from arcvae_cli.records import EpochRecord, Silent
 from arcvae_cli.recorders.jsonl import JsonlRecorder, read_epochs
+from arcvae_cli.records import EpochRecord, Silent
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Counts, seed_step
 from arcvae_cli.trainer import Trainer, overfit

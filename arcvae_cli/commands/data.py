@@ -62,9 +62,9 @@ def build(
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import SPLITS
     from arcvae_cli.data.files import write_grids
-    from arcvae_cli.writing import failed
     from arcvae_cli.data.recipes import cache_path
     from arcvae_cli.errors import InputError
+    from arcvae_cli.writing import failed
 
     console = Console(quiet=quiet, as_json=as_json)
     if output is not None:

@@ -145,8 +145,8 @@ def _write(
     """`metrics.json` into `folder` and the pictures into `images`, each under a temporary name until all are whole."""
     import tempfile
 
-    from arcvae_cli.errors import ArcvaeError
     from arcvae_cli.runs import write_json
+    from arcvae_cli.writing import failed
 
     try:
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as name:
@@ -159,8 +159,7 @@ def _write(
                 picture.replace(images / picture.name)
             (scratch / "metrics.json").replace(folder / "metrics.json")
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ArcvaeError(f"{folder}: cannot be written ({reason})", "free some space, or give --output") from error
+        raise failed(folder, error.strerror or str(error)) from error
 
 
 def _draw_codes(folder: Path, corpus: GridCorpus, evaluation: Evaluation, count: int) -> None:

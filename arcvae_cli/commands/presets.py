@@ -15,8 +15,6 @@ app = typer.Typer(no_args_is_help=True, help="List, show and describe presets.")
 Quiet = Annotated[bool, typer.Option("--quiet", help="print the result only")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
-GRID_CELLS = 256
-
 
 @app.command("list")
 def list_presets(quiet: Quiet = False, as_json: AsJson = False) -> None:
@@ -57,7 +55,7 @@ def show(
             "name": name,
             "settings": values,
             "origins": {key: origin for key, _, origin in rows},
-            "elbo_scale": elbo_scale(resolved.settings, GRID_CELLS),
+            "elbo_scale": elbo_scale(resolved.settings),
         }
     )
     table = Table(box=None, pad_edge=False)

@@ -25,7 +25,6 @@ from arcvae_cli.settings import Layer, elbo_scale, environment_layer, flag_layer
 
 EPOCHS = 100  # of a schedule by its name; a preset brings its own
 STEPS = 100
-GRID_CELLS = 256
 ROWS = 16  # key epochs shown, the middle ones left out first
 
 SCHEDULE, VIEW, OUTPUT = "The schedule", "The view", "Output"
@@ -199,7 +198,7 @@ def find(name: str, layers: Sequence[Layer]) -> Shown:
         source = "file"
     if source:  # the environment counts here as it does for `train --preset`
         settings = resolve(name, environment_layer(), *layers).settings
-        scale = elbo_scale(settings, GRID_CELLS)
+        scale = elbo_scale(settings)
         return Shown(name, source, settings.schedule, settings.train.epochs, scale)
     if name in SCHEDULES:
         wanted = Layer(name, {"schedule": {"name": name}, "train": {"epochs": EPOCHS}})
@@ -293,7 +292,7 @@ def chart(shown: Sequence[Shown], width: int) -> Iterator[str]:
 
     labels = {0: f"{top:.3g}", HEIGHT // 2: f"{top / 2:.3g}", HEIGHT - 1: "0"}
     margin = max(map(len, labels.values())) + 1
-    width = max(width - margin - 10, 20)  # the word "epochs" stands at the end of the axis
+    width = max(width - margin - 12, 20)  # the word "epochs" stands at the end of the axis
     across, down = (2, 4) if fine else (1, 1)
     cells: dict[tuple[int, int], tuple[int, int]] = {}  # (row, column): the dots set there, and whose they are
     for index, (s, _, part) in enumerate(curves):

@@ -160,13 +160,15 @@ def with_epochs(
 
 def run(settings: Settings, console: Console, runs: Path, name: str | None, stem: str) -> None:
     """Train, judge the best epoch on the validation split, and say what to do next."""
+    from arcvae_cli import runs as folders
     from arcvae_cli.schedules import shortfall
+
+    folders.check_name(name)
 
     if (text := shortfall(settings.schedule, settings.train.epochs)) is not None:
         console.warn(text)
 
     from arcvae_cli import checkpoints
-    from arcvae_cli import runs as folders
     from arcvae_cli.commands.evaluate import report
     from arcvae_cli.data.corpus import open_corpus
     from arcvae_cli.models import build_model
@@ -226,7 +228,7 @@ def stop_on_signal() -> Iterator[Any]:
     """A function that tells the number of a signal that asks to stop, or None; a second Ctrl-C stops at once."""
     caught: list[int] = []
 
-    def catch(number: int, frame: Any) -> None:
+    def catch(number: int, _: Any) -> None:
         if caught:
             raise KeyboardInterrupt
         caught.append(number)

@@ -73,7 +73,9 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> SampleSc
     ours, theirs = structure(samples), structure(reference)
     column = dict(zip(FEATURES, range(len(FEATURES)), strict=True)).__getitem__
     objects, specks, lit = column("objects, at most 20"), column("speck share"), column("share of non-black cells")
-    density, coverage = density_and_coverage(theirs, ours) if len(theirs) > NEIGHBOURS else (None, None)
+    # as many samples as there are reference grids, since more of them cover more
+    sides = theirs, ours[: len(theirs)]
+    density, coverage = density_and_coverage(*sides) if len(theirs) > NEIGHBOURS else (None, None)
     known = _keys(training)
     keys = [grid.tobytes() for grid in samples]
     return SampleScores(

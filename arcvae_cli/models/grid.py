@@ -67,6 +67,8 @@ class GridVAE(VAE):
 class Encoder(nn.Module):
     """One-hot colours, a body to `width` features, and two heads in full precision."""
 
+    one_hot: Tensor
+
     def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
         super().__init__()
         self.body = body

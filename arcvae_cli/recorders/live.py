@@ -77,11 +77,11 @@ class LiveTable(Silent):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console.err, refresh_per_second=2, get_renderable=self._draw, transient=False)
         self._plan: Plan | None = None
         self._epochs: list[EpochRecord] = []
         self._began = time.monotonic()
         self._at = (1, 0, 0.0)  # epoch, steps of it done, beta
+        self._live = Live(console=console.err, refresh_per_second=2, get_renderable=self._draw)
 
     def start(self, plan: Plan) -> None:
         """Print the header and open the live part."""
@@ -144,7 +144,7 @@ def epoch_table(records: Sequence[EpochRecord], plan: Plan, count: int) -> Table
         val, groups = record.val, list(all_rates(record.val))
         active = sum(value > ACTIVE_KL for value in groups)
         beta = next(iter(record.betas.values()))
-        cells = [
+        cells: list[RenderableType] = [
             f"{record.epoch}{'*' if record.best else ' '}",
             "/".join(f"{value:.4g}" for value in dict.fromkeys(record.betas.values())),
             f"{record.train.loss:.4g}",
@@ -167,9 +167,9 @@ def epoch_table(records: Sequence[EpochRecord], plan: Plan, count: int) -> Table
 def kl_bars(name: str, groups: Sequence[float], floor: float) -> Iterator[RenderableType]:
     """The KL of each group as a bar with its value, the free-bits line across, dead groups marked."""
     dead = sum(value <= ACTIVE_KL for value in groups)
-    title = f"KL of each dimension of {name} in nats, {sum(groups):.2f} in all"
-    title += f", {dead} of {len(groups)} dead (at most {ACTIVE_KL:g})" if dead else ""
-    title += f"; | is the free-bits line at {floor:g}" if floor else ""
+    title = f"KL of each dimension of {name}, nats: {sum(groups):.2f} in all"
+    title += f", {dead} of {len(groups)} dead" if dead else ""
+    title += f"; | free bits {floor:g}" if floor else ""
     yield Text(title, style="bold")
     shown = list(range(len(groups)))
     if len(groups) > MANY:

@@ -98,14 +98,17 @@ def test_symmetry_is_the_better_of_two_mirrors_and_counts_within_the_box() -> No
 
 def test_density_and_coverage_are_those_of_plain_loops() -> None:
     random = np.random.RandomState(0)
-    reference, samples = random.randn(60, 4) * [1, 10, 0.1, 1] + 5, random.randn(40, 4) * [1, 10, 0.1, 1] + 5.5
-    reference[:, 3] = samples[:, 3] = 2.0  # does not vary
+    scale = np.array([1, 10, 0.1, 1])
+    reference, samples = random.randn(60, 4) * scale + 5, (random.randn(40, 4) + 0.5) * scale + 5
+    reference[:, 3] = samples[:, 3] = 2.0  # does not vary,
+    samples[::2, 3] = 2.3  # there
     a, b = ((x - reference.mean(axis=0)) / [*reference.std(axis=0)[:3], 1] for x in (reference, samples))
     for k in (1, 5):
         radii = [sorted(np.linalg.norm(x - y) for y in a)[k] for x in a]
         balls = [[np.linalg.norm(x - y) < radius for y in b] for x, radius in zip(a, radii, strict=True)]
         density = sum(map(sum, balls)) / (k * len(b))
         coverage = sum(map(any, balls)) / len(a)
+        assert 0.1 < density < 1 and 0.1 < coverage < 1
         assert density_and_coverage(reference, samples, k) == pytest.approx((density, coverage))
     assert density_and_coverage(reference, samples + 100) == (0, 0)
 
@@ -137,6 +140,12 @@ def test_the_scores_tell_real_grids_from_noise(real: dict[str, np.ndarray]) -> N
     assert noise.speck_share == pytest.approx(0.91, abs=0.03)
     assert (training.novel_share, noise.novel_share) == (0, 1)
     assert training.reference_speck_share == pytest.approx(structure(reference)[:, 4].mean())
+
+
+def test_more_samples_do_not_cover_more(real: dict[str, np.ndarray]) -> None:
+    few = score_samples(real["train"][:100], real["test"][:100], real["train"])
+    many = score_samples(real["train"][:1000], real["test"][:100], real["train"])
+    assert (many.coverage, many.density, many.samples) == (few.coverage, few.density, 1000)
 
 
 def test_blank_distinct_and_novel_shares() -> None:

@@ -1,0 +1,46 @@
+# `make` lists the tasks. Everything runs in .venv, which the first task that needs it creates.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help train test check lint types format bench clean
+
+help: ## list the tasks
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+train: $(VENV)/.run ## train the quickstart preset on real ARC grids: a few minutes on two CPU cores
+	$(BIN)/arcvae train --preset quickstart
+
+test: $(VENV)/.dev ## run the tests
+	$(BIN)/pytest
+
+check: lint types test ## lint, types and tests
+
+lint: $(VENV)/.dev ## ruff: layout and rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev ## mypy, strict
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## benchmarks on this machine's CPU, each printing a ratio
+	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/steps.py
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) build dist
+
+$(VENV)/.run: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.run

@@ -1,0 +1,116 @@
+"""The floors of the house: a module imports only from its own floor and those below, and heavy packages only where
+they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "arcvae_cli"
+FLOORS = {
+    1: {"errors", "schedules", "settings", "writing"},
+    2: {"gaussians", "models", "objective", "data"},
+    3: {"step", "checkpoints", "runs", "records", "trainer", "evaluation"},
+    4: {"console", "render", "recorders"},
+    5: {"commands", "cli", "__main__"},
+}
+FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
+HEAVY = {"torch", "matplotlib", "sklearn", "rich"}
+
+
+def room(module: str) -> str:
+    """`arcvae_cli.data.arc` -> `data`."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imports(path: Path, everywhere: bool) -> Iterator[str]:
+    """Modules that a file imports: at its top, or `everywhere` in it; what only the type checker sees is left out."""
+    tree = ast.parse(path.read_text())
+    if everywhere:
+        nodes: list[ast.stmt] = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+        hidden = {
+            id(n)
+            for block in nodes
+            if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+            for n in ast.walk(block)
+        }  # noqa: E501
+        nodes = [node for node in nodes if id(node) not in hidden]
+    else:
+        nodes = tree.body
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            if node.module == "arcvae_cli":
+                yield from (
+                    f"arcvae_cli.{alias.name}"
+                    for alias in node.names
+                    if (PACKAGE / alias.name).exists() or (PACKAGE / f"{alias.name}.py").exists()
+                )  # noqa: E501
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_below(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imports(path, everywhere=True):
+        if name.startswith("arcvae_cli."):
+            assert FLOOR[room(name)] <= FLOOR[own], f"{own} (floor {FLOOR[own]}) imports {name}"
+            if own == "models":
+                assert room(name) != "data", "models never import data"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_packages_are_imported_where_they_belong(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    top = {name.split(".")[0] for name in imports(path, everywhere=False)} & HEAVY
+    anywhere = {name.split(".")[0] for name in imports(path, everywhere=True)} & HEAVY
+    if FLOOR[own] == 1:
+        assert not anywhere, "floor 1 knows no heavy package"
+    if FLOOR[own] <= 3:
+        assert not anywhere & {"rich", "matplotlib"}, "the floors below 4 draw and print nothing"
+    if FLOOR[own] == 5:
+        assert not top, "commands import heavy packages when they are called"
+    assert "matplotlib" not in top
+    if own == "recorders":
+        assert "torch" not in anywhere, "recorders get plain numbers and arrays"
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    script = (
+        "import sys; sys.argv = ['arcvae', *sys.argv[1:]]\n"
+        "from arcvae_cli.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code in (0, None), end.code\n"
+        "finally: print('\\n'.join(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("train", "--help"),
+        ("evaluate", "--help"),
+        ("schedule-preview", "cyclical"),
+        ("schedule-preview", "quickstart", "--json"),
+        ("presets", "list"),
+        ("presets", "show", "baseline"),
+    ],
+)
+def test_what_only_reads_settings_loads_neither_torch_nor_what_draws(arguments: tuple[str, ...]) -> None:
+    loaded = loaded_by(*arguments)
+    assert "arcvae_cli" in loaded
+    assert not loaded & {"torch", "matplotlib", "sklearn", "wandb", "tensorboard", "numpy"}
