@@ -42,7 +42,7 @@ def imports(path: Path, everywhere: bool) -> Iterator[str]:
             for block in nodes
             if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
             for n in ast.walk(block)
-        }  # noqa: E501
+        }
         nodes = [node for node in nodes if id(node) not in hidden]
     else:
         nodes = tree.body
@@ -56,7 +56,7 @@ def imports(path: Path, everywhere: bool) -> Iterator[str]:
                     f"arcvae_cli.{alias.name}"
                     for alias in node.names
                     if (PACKAGE / alias.name).exists() or (PACKAGE / f"{alias.name}.py").exists()
-                )  # noqa: E501
+                )
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -26,7 +26,7 @@ def neighbour_plane(codes: Codes, seed: int, perplexity: float = 30.0) -> Points
     1,000 codes take 4 s on one core, 2,000 take 11. The perplexity is lowered where there are few codes.
     """
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     spread_out = codes.shape[1] > 1 and bool(np.ptp(codes, axis=0).min() > 0)
     tsne = TSNE(

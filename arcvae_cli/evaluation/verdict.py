@@ -13,6 +13,9 @@ NON_BLACK_TARGET = 0.30
 FLOOR_TOLERANCE = 0.05
 """Share by which a dimension may lie under the free-bits floor: held on the batch mean, it wavers by a few per cent."""
 
+HELD_MARGIN = 0.10
+"""A dimension that lies no further above the free-bits floor than this share carries what free bits force on it."""
+
 BLANK_MARGIN = 0.10
 """Share of blank samples allowed beyond the data's own; real grids are never blank."""
 
@@ -85,6 +88,8 @@ def judge(measured: Measured, setup: Setup) -> Verdict:
     """Compare with the targets."""
     kl = [value for level in measured.kl.values() for value in level]
     dead = sum(value <= ACTIVE_KL for value in kl)
+    held = _held(kl, setup)
+    sick = dead > 0 or 2 * held > len(kl)
     black = measured.non_black <= NON_BLACK_TARGET
     baseline = max(measured.black_pixel, measured.pca_pixel)
     look, closer = _look_at_decoder(setup), _raise_beta(setup)
@@ -94,21 +99,21 @@ def judge(measured: Measured, setup: Setup) -> Verdict:
             measured.pixel,
             f">= {PIXEL_TARGET:.2f}",
             measured.pixel >= PIXEL_TARGET,
-            _revive(setup) if dead else _enlarge(setup),
+            _revive(setup) if sick else _enlarge(setup),
         ),
         _finding(
             "pixel accuracy, baselines",
             measured.pixel,
             f"> {baseline:.4f} ({'PCA' if measured.pca_pixel > measured.black_pixel else 'all black'})",
             measured.pixel > baseline,
-            _revive(setup) if dead else f"train longer or on more data; {_enlarge(setup)}",
+            _revive(setup) if sick else f"train longer or on more data; {_enlarge(setup)}",
         ),
         _finding(
             "non-black accuracy",
             measured.non_black,
             f"> {NON_BLACK_TARGET:.2f}",
             not black,
-            _revive(setup) if dead else look,
+            _revive(setup) if sick else look,
         ),
         _finding("smallest KL of a dimension", min(kl), f"> {ACTIVE_KL:.2f} nats", not dead, _revive(setup)),
     ]
@@ -118,6 +123,8 @@ def judge(measured: Measured, setup: Setup) -> Verdict:
         name = "total KL at the free-bits floor" if setup.free_bits_mode == "total" else "KL at the free-bits floor"
         target = f">= {floor:.4g} nats (floor {setup.free_bits:g})"
         findings.append(_finding(name, value, target, value >= floor, _hold_the_floor(setup)))
+        name, target = "dimensions held by free bits alone", f"<= {len(kl) // 2} of {len(kl)}"
+        findings.append(_finding(name, held, target, 2 * held <= len(kl), _revive(setup)))
     blank = measured.reference_blank + BLANK_MARGIN
     speck = measured.reference_speck + SPECK_MARGIN
     findings += [
@@ -126,18 +133,26 @@ def judge(measured: Measured, setup: Setup) -> Verdict:
             measured.blank_samples,
             f"<= {blank:.2f} (data {measured.reference_blank:.2f})",
             measured.blank_samples <= blank,
-            _revive(setup) if dead else look if black else closer,
+            _revive(setup) if sick else look if black else closer,
         ),
         _finding(
             "specks among samples",
             measured.speck,
             f"<= {speck:.2f} (data {measured.reference_speck:.2f})",
             measured.speck <= speck,
-            _revive(setup) if dead else closer,
+            _revive(setup) if sick else closer,
         ),
     ]
     ok = all(finding.ok for finding in findings)
-    return Verdict(ok, _summary(measured, kl, dead, findings), tuple(findings))
+    return Verdict(ok, _summary(measured, setup, kl, dead, findings), tuple(findings))
+
+
+def _held(kl: Sequence[float], setup: Setup) -> int:
+    """Dimensions that carry no more than the free bits that they were given."""
+    ceiling = (1.0 + HELD_MARGIN) * setup.free_bits
+    if setup.free_bits_mode == "total":
+        return len(kl) if sum(kl) <= ceiling else 0
+    return sum(value <= ceiling for value in kl) if setup.free_bits > 0 else 0
 
 
 def _finding(name: str, value: float, target: str, ok: bool, remedy: str) -> Finding:
@@ -200,7 +215,7 @@ def _elbo(setup: Setup) -> str:
 # ------------------------------------------------------------------------------------------------ in plain words
 
 
-def _summary(measured: Measured, kl: Sequence[float], dead: int, findings: Sequence[Finding]) -> str:
+def _summary(measured: Measured, setup: Setup, kl: Sequence[float], dead: int, findings: Sequence[Finding]) -> str:
     pictures = (
         "every reconstruction is the all-black picture"
         if measured.blank_reconstructions == 1.0
@@ -212,6 +227,13 @@ def _summary(measured: Measured, kl: Sequence[float], dead: int, findings: Seque
         return f"posterior collapse: {dead} of {dead} dimensions carry under {ACTIVE_KL:g} nats; {pictures}"
     if dead:
         return f"partial collapse: {dead} of {len(kl)} dimensions carry under {ACTIVE_KL:g} nats; {pictures}"
+    held = _held(kl, setup)
+    if 2 * held > len(kl):
+        where = "together lie" if setup.free_bits_mode == "total" else "lie"
+        return (
+            f"collapse, held up by free bits alone: {held} of {len(kl)} dimensions {where} at the floor of "
+            f"{setup.free_bits:g} nats and carry nothing beyond it; {pictures}"
+        )
     missed = sum(not finding.ok for finding in findings)
     told = f"all {len(kl)} dimensions carry {sum(kl):.1f} nats"
     if measured.non_black <= NON_BLACK_TARGET:

@@ -109,12 +109,25 @@ def plain_decoder(latent_dim: int) -> nn.Module:
         nn.Linear(128, 2048),
         nn.ReLU(inplace=True),
         nn.Unflatten(1, (128, 4, 4)),
-        nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),  # (B, 64, 8, 8)
+        Upsample(128, 64, 4, stride=2, padding=1),  # (B, 64, 8, 8)
         nn.ReLU(inplace=True),
-        nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),  # (B, 32, 16, 16)
+        Upsample(64, 32, 4, stride=2, padding=1),  # (B, 32, 16, 16)
         nn.ReLU(inplace=True),
         nn.Conv2d(32, COLOURS, 3, padding=1),
     )
+
+
+class Upsample(nn.ConvTranspose2d):
+    """A transposed convolution that adds its bias by itself.
+
+    The gradient of the bias within PyTorch's own takes a slow path on CPUs: half of the layer's backward pass.
+    """
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
+        """(B, in, H, W) -> (B, out, 2 H, 2 W)."""
+        assert self.bias is not None
+        out: Tensor = functional.conv_transpose2d(x, self.weight, None, self.stride, (1, 1))
+        return out.add_(self.bias.to(out.dtype).view(1, -1, 1, 1))
 
 
 class Block(nn.Module):

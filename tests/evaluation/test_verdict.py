@@ -29,7 +29,7 @@ def finding(verdict: Verdict, name: str) -> Finding:
 def test_all_is_well() -> None:
     verdict = judge(GOOD, SETUP)
     assert verdict.ok
-    assert [one.remedy for one in verdict.findings] == [None] * 7
+    assert [one.remedy for one in verdict.findings] == [None] * 8
     assert verdict.summary == (
         "the code is alive: all 3 dimensions carry 5.5 nats; 70% of the non-black cells are right, PCA gets 31%; "
         "every target is met"
@@ -153,4 +153,25 @@ def test_a_model_that_lives_but_is_small_is_enlarged() -> None:
     large = finding(judge(low, replace(SETUP, latent_dim=32, strong_body=True)), "pixel accuracy")
     assert large.remedy == "train longer, or lower beta (peak 0.1)"
     assert "raise beta slowly" in finding(judge(replace(GOOD, speck=0.9), SETUP), "specks among samples").remedy
-    assert judge(low, SETUP).summary.endswith("; 1 of 7 targets missed")
+    assert judge(low, SETUP).summary.endswith("; 1 of 8 targets missed")
+
+
+@pytest.mark.parametrize(
+    ("mode", "kl", "held"),
+    [
+        ("per_dim", [0.30, 0.29, 2.0], True),
+        ("per_dim", [0.30, 0.40, 2.0], False),
+        ("per_sample", [0.33, 0.20, 2.0], True),
+        ("total", [0.10, 0.11, 0.10], True),
+        ("total", [0.10, 0.20, 0.10], False),
+    ],
+)
+def test_a_code_that_only_free_bits_keep_is_called_a_collapse(mode: str, kl: list[float], held: bool) -> None:
+    setup = replace(SETUP, free_bits_mode=mode, elbo_beta=25.6, reduction="mean")
+    verdict = judge(replace(GOOD, kl={"z": kl}), setup)
+    found = finding(verdict, "dimensions held by free bits alone")
+    assert found.ok is not held
+    assert verdict.summary.startswith("collapse, held up by free bits alone: ") is held
+    if held:
+        assert found.remedy is not None
+        assert "weighs 25.6 on the ELBO scale: use objective.reduction = sum" in found.remedy

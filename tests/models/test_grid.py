@@ -5,6 +5,7 @@ import torch
 
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch
+from arcvae_cli.models.grid import Upsample
 from arcvae_cli.settings import ModelSettings
 
 
@@ -37,6 +38,18 @@ def test_the_plain_model_has_the_specified_size() -> None:
         (32, 64, (3, 3), (2, 2)),
         (64, 128, (3, 3), (2, 2)),
     ]
+
+
+def test_upsampling_is_the_transposed_convolution() -> None:
+    own = Upsample(5, 3, 4, stride=2, padding=1)
+    twin = torch.nn.ConvTranspose2d(5, 3, 4, stride=2, padding=1)
+    twin.load_state_dict(own.state_dict())
+    x = torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(own(x), twin(x))
+    own(x).square().sum().backward()
+    twin(x).square().sum().backward()
+    for parameter, other in zip(own.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
 
 
 def test_without_noise_the_sample_is_the_mean_and_with_it_the_seed_decides() -> None:
