@@ -142,9 +142,8 @@ def main() -> None:
         for name, peer in rates.items():
             ratios = [a / b for a, b in zip(own, peer, strict=True)]
             ratio = statistics.median(ratios)
-            print(
-                f"  {ratio:.2f} times ({min(ratios):.2f} to {max(ratios):.2f}) the {name}: {statistics.median(peer):.1f}"
-            )
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            print(f"  {ratio:.2f} times ({spread}) the {name}: {statistics.median(peer):.1f} steps/s")
             results.append({"body": body, "peer": name, "arcvae": own, "steps": peer, "ratio": ratio})
     print(json.dumps({"device": str(device), "threads": arguments.threads, "results": results}))
 
