@@ -85,8 +85,8 @@ class Trainer:
                 for recorder in self.recorders:
                     recorder.epoch(record)
                 self.save(record)
-                self.draw(epoch)
                 stopped = self.should_stop(epoch)
+                self.draw(epoch, last=stopped or epoch == self.settings.train.epochs)
                 if stopped:
                     break
         except Interrupted as interruption:
@@ -289,10 +289,10 @@ class Trainer:
         self.folder.write_status("finished", **self.place())
 
     @torch.inference_mode()
-    def draw(self, epoch: int) -> None:
-        """Every few epochs: reconstructions of the same validation examples, and the same draws from the prior."""
+    def draw(self, epoch: int, last: bool) -> None:
+        """Every few epochs and at the last: reconstructions of the same validation examples, and the same draws from the prior."""
         every = self.settings.log.images_every
-        if epoch != self.settings.train.epochs and not (every and epoch % every == 0):
+        if not last and not (every and epoch % every == 0):
             return
         self.model.eval()
         count = min(SHOWN, self.corpus.size("val"))
