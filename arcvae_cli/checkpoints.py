@@ -54,7 +54,8 @@ def save(path: Path, values: Mapping[str, Any]) -> None:
     """Write a checkpoint in place of `path`. Values are tensors, numbers, text, and lists and dictionaries of them."""
     with replacing(path) as temporary:
         try:
-            torch.save(dict(values), temporary)
+            with temporary.open("wb") as file:  # given a name, PyTorch would write that into the archive
+                torch.save(dict(values), file)
         except RuntimeError as error:  # PyTorch's way of saying that the disk is full
             raise failed(path, str(error).splitlines()[0]) from error
 
@@ -84,6 +85,8 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise InputError(foreign, "only tensors and plain values are ever read from a file") from error
     if not isinstance(values, dict) or any(key not in values for key in REQUIRED):
         raise InputError(foreign, f"it lacks what arcvae writes: {', '.join(REQUIRED)}")
+    if not all(isinstance(values[key], int) for key in ("epoch", "format_version")):
+        raise InputError(foreign, "its epoch and its format version are no numbers")
     if values["format_version"] > FORMAT:
         raise InputError(
             f"{path}: written by a newer arcvae (format {values['format_version']}, known here: {FORMAT})",
@@ -96,15 +99,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
     """A model with its settings, ready for evaluation."""
     values = read(path, device)
     try:
-        settings = resolve(None, Layer(f"{path} (config)", json.loads(values["config"]))).settings
-    except (json.JSONDecodeError, TypeError) as error:
+        settings = resolve(None, Layer(f"{path} (config)", dict(json.loads(values["config"])))).settings
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: its settings cannot be read") from error
     model = build_model(settings.model).to(device)
     try:
         model.load_state_dict(values["model_state_dict"])
     except (RuntimeError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: its weights do not fit the model that its settings describe") from error
-    return Loaded(model.eval(), settings, int(values["epoch"]), path, values)
+    return Loaded(model.eval(), settings, values["epoch"], path, values)
 
 
 def find_checkpoint(argument: str, runs: Path) -> Found:

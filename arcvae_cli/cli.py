@@ -27,6 +27,10 @@ COMMANDS = {
 """Name: (module of arcvae_cli.commands and what to take from it, one line of help)."""
 
 
+UsageError = typer.BadParameter.__mro__[1]  # Typer has carried a Click of its own since 0.26: take whichever is there
+ClickException: type[Exception] = UsageError.__mro__[1]
+
+
 class LazyGroup(TyperGroup):
     """A group that lists its commands without importing them, and where errors become exit codes."""
 
@@ -49,12 +53,31 @@ class LazyGroup(TyperGroup):
                 self.commands.setdefault(name, TyperCommand(name))
         return super().resolve_command(ctx, args)
 
+    def main(self, args: Any = None, prog_name: Any = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Run and leave; a misused command line is told in two lines, as every other mistake is."""
+        if not extra.pop("standalone_mode", True):
+            return super().main(args, prog_name, standalone_mode=False, **extra)
+        try:
+            code = super().main(args, prog_name, standalone_mode=False, **extra)
+        except ClickException as error:
+            ctx: Any = getattr(error, "ctx", None)
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(ctx.get_help())
+                sys.exit(0)
+            message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+            complain(message, f"see {ctx.command_path if ctx else 'arcvae'} --help")
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(130)
+        sys.exit(code or 0)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a person's mistake is one or two lines and an exit code, never a traceback."""
         try:
             return super().invoke(ctx)
         except ArcvaeError as error:
-            self._complain(ctx, error.what, error.fix)
+            show_traceback(ctx)
+            complain(error.what, error.fix)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -65,21 +88,26 @@ class LazyGroup(TyperGroup):
             if type(error).__module__.startswith(("typer.", "click.")):
                 raise  # usage errors and exits, which Typer shows
             reason = str(error).splitlines()[0] if str(error) else "no message"
-            self._complain(
-                ctx, f"{type(error).__name__}: {reason}", "a defect of arcvae; see where with arcvae --debug"
-            )
+            show_traceback(ctx)
+            complain(f"{type(error).__name__}: {reason}", "a defect of arcvae; see where with arcvae --debug")
             raise typer.Exit(1) from None
 
-    def _complain(self, ctx: Any, what: str, fix: str | None) -> None:
-        from rich.console import Console
-        from rich.text import Text
 
-        if ctx.params.get("debug"):
-            traceback.print_exc()
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(Text.assemble(("error: ", "bold red"), what))
-        if fix:
-            console.print(Text(f"  {fix}"))
+def show_traceback(ctx: Any) -> None:
+    """The traceback of the error at hand, under `--debug`."""
+    if ctx.params.get("debug"):
+        traceback.print_exc()
+
+
+def complain(what: str, fix: str | None) -> None:
+    """A mistake on stderr: what is wrong and where, and what to do."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), what))
+    if fix:
+        console.print(Text(f"  {fix}"))
 
 
 def load(name: str) -> Any:

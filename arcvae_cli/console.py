@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console as Terminal
 from rich.console import RenderableType
+from rich.text import Text
 
 
 class Console:
@@ -47,8 +48,8 @@ class Console:
     def note(self, text: RenderableType) -> None:
         """Say something useful but not asked for."""
         if not self.quiet:
-            self.err.print(text)
+            self.err.print(text, markup=False, emoji=False)
 
     def warn(self, text: str) -> None:
         """Say something that the reader must not miss."""
-        self.err.print(f"[yellow]warning:[/] {text}")
+        self.err.print(Text.assemble(("warning: ", "yellow"), text))

@@ -69,7 +69,8 @@ class Objective(nn.Module):
         nats = functional.cross_entropy(logits, batch.x, reduction="none")  # (B, *positions)
         if settings.reconstruction == "focal":
             # Lin et al. 2017: (1 - p)^gamma * -log p; p = exp(-nats) is the probability of the true class
-            nats = (-torch.expm1(-nats)).pow(settings.focal_gamma) * nats
+            # clamped where p rounds to 1: for a gamma below 1 the gradient of the power is infinite at 0
+            nats = (-torch.expm1(-nats)).clamp(min=1e-12).pow(settings.focal_gamma) * nats
         if self.class_weights is not None:
             nats = nats * self.class_weights[batch.x]
         if batch.valid is not None:
@@ -113,7 +114,7 @@ def class_weights(counts: Tensor, kind: str) -> Tensor:
     `balanced` is n / (classes * n_c), so that the mean weight over training positions is 1 (King and Zeng 2001, as in
     scikit-learn). `inverse` and `sqrt_inverse` are 1 / n_c and its root, scaled to a mean of 1 over the classes.
     """
-    seen = counts.double().clamp(min=1.0)
+    seen = counts.cpu().double().clamp(min=1.0)  # not every device has float64
     if kind == "balanced":
         return (seen.sum() / (len(seen) * seen)).float()
     weights = 1.0 / seen if kind == "inverse" else seen.rsqrt()

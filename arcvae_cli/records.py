@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +39,7 @@ class Plan:
     elbo_scale: float | None  # from beta to the ELBO's; None where no such beta exists
     free_bits: float
     free_bits_mode: str
+    notes: tuple[str, ...]  # what else is worth saying
     blank: float | None  # accuracy on the validation split of answering background everywhere
 
 
@@ -64,7 +65,10 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One finished epoch. `selection`: the yardstick of model selection; `best`: whether it is the best yet."""
+    """One finished epoch. `selection`: the yardstick of model selection; `best`: whether it is the best yet.
+
+    `betas`: at its end. `turns`: the least and the largest of each level whose beta went both up and down within it.
+    """
 
     epoch: int
     step: int
@@ -77,6 +81,7 @@ class EpochRecord:
     best: bool
     seconds: float
     unit: str
+    turns: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
         """The record as it is logged."""

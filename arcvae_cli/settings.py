@@ -33,9 +33,9 @@ OWN_VARIABLES = ("ARCVAE_CACHE_DIR",)
 
 
 class SettingsTable(BaseModel):
-    """A table of settings: frozen, unknown keys forbidden, finite numbers only."""
+    """A table of settings: frozen, unknown keys forbidden, finite numbers only, `true` no number and "3" neither."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -49,7 +49,7 @@ class DataSettings(SettingsTable):
 
     name: Literal["arc", "arc-raw", "shapes"] = Field("arc", description="corpus built by name")
     path: Path | None = Field(
-        None, description="your own corpus instead of a built one: .npz, .npy, ARC JSON file or folder"
+        None, strict=False, description="your own corpus instead of a built one: .npz, .npy, ARC JSON file or folder"
     )
     size: Count = Field(100_000, description="examples of a built corpus")
     seed: int = Field(0, ge=0, description="seed of a built corpus")
@@ -63,6 +63,7 @@ class ModelSettings(SettingsTable):
     name: Literal["grid"] = "grid"
     latent_dim: Count = Field(10, description="dimensions of the latent code")
     body: Literal["plain", "residual"] = Field("plain", description="layers around the code")
+    dropout: Fraction = Field(0.0, description="of the residual body's blocks; the plain body has none")
     posterior: Literal["softplus", "logvar"] = Field("softplus", description="what the second head gives")
     logvar_min: float = Field(-12.0, ge=-30, le=0, description="floor of the posterior's log variance")
     logvar_max: float = Field(4.0, ge=0, le=20, description="ceiling of the posterior's log variance")
@@ -88,7 +89,7 @@ class TrainSettings(SettingsTable):
     lr: Positive = Field(1e-3, description="Adam's learning rate at the start")
     lr_schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     lr_min: NotNegative = Field(1e-5, description="where cosine and plateau end")
-    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    adam_betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), strict=False)  # TOML has lists
     weight_decay: NotNegative = 0.0
     gradient_clip: NotNegative = Field(1.0, description="largest norm of the gradient per example; 0 is off")
     early_stopping: bool = True
@@ -325,16 +326,14 @@ def _schedule_name(values: Table) -> Any:
 
 
 def _merge(into: Table, layer: Layer, origins: dict[str, str]) -> None:
-    """Lay one layer over the tables so far. A table whose `name` changes starts anew."""
+    """Lay one layer over the tables so far. A schedule whose `name` changes starts anew."""
 
     def lay(into: Table, values: Table, prefix: str) -> None:
         for key, value in values.items():
             dotted = f"{prefix}{key}"
             if isinstance(value, dict):
                 below = into.get(key)
-                if not isinstance(below, dict) or below.get("name", value.get("name")) != value.get(
-                    "name", below.get("name")
-                ):
+                if not isinstance(below, dict) or (dotted.startswith("schedule") and _renamed(below, value)):
                     below = into[key] = {}
                 lay(below, value, f"{dotted}.")
             else:
@@ -342,6 +341,10 @@ def _merge(into: Table, layer: Layer, origins: dict[str, str]) -> None:
                 origins[dotted] = layer.origins.get(dotted, layer.origin)
 
     lay(into, layer.values, "")
+
+
+def _renamed(below: Table, above: Table) -> bool:
+    return "name" in below and "name" in above and below["name"] != above["name"]
 
 
 def _get(table: Any, key: str) -> Any:
@@ -358,6 +361,8 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
 
     if settings.train.lr_min > settings.train.lr:
         raise refuse("train.lr_min", f"{settings.train.lr_min:g} is above train.lr {settings.train.lr:g}", "lower it")
+    if settings.model.dropout > 0 and settings.model.body == "plain":
+        raise refuse("model.dropout", "the plain body has no dropout", "use model.body=residual, or leave it out")
     if settings.train.monitor not in MONITORS:
         near = difflib.get_close_matches(settings.train.monitor, MONITORS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -386,7 +391,9 @@ def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) 
     first = problems[0]
     key = _path(first["loc"])
     # a key of the schedule that its new name made void is best blamed on who gave the key
-    where = origins.get(key) or next((o for k, o in origins.items() if k.startswith(f"{key}.")), "settings")
+    where = next((origins[k] for k in _upwards(key) if k in origins), None) or next(
+        (o for k, o in origins.items() if k.startswith(f"{key}.")), "settings"
+    )
     fix: str | None
     if first["type"] == "extra_forbidden":
         what, fix = _unknown(key, merged)
@@ -403,8 +410,15 @@ def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) 
     if len(problems) > 1:
         more = f"{len(problems) - 1} more like it: " + ", ".join(_path(p["loc"]) for p in problems[1:4])
         fix = f"{fix}; {more}" if fix else more
-    label = where if where.endswith(key) else f"{where}: {key}"
+    label = where if where.endswith(f" {key}") else f"{where}: {key}"
     return InputError(f"{label}: {what}", fix)
+
+
+def _upwards(key: str) -> Iterator[str]:
+    """A dotted key, and the tables or lists around it, the nearest first."""
+    while key:
+        yield key
+        key = key.rpartition(".")[0]
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
@@ -509,4 +523,7 @@ def json_schema() -> Table:
         "description": {"type": "string", "description": "one line for `arcvae presets list`"},
         **schema["properties"],
     }
+    schedule = schema["properties"]["schedule"]
+    del schedule["discriminator"]
+    schedule["anyOf"] = schedule.pop("oneOf")  # without a name, which what it extends may give, more than one fits
     return schema

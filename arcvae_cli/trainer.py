@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -89,13 +90,18 @@ class Trainer:
                 self.draw(epoch, last=stopped or epoch == self.settings.train.epochs)
                 if stopped:
                     break
-        except Interrupted as interruption:
-            self.folder.write_status("interrupted", reason=interruption.what, **self.place())
+            self.finish()
+        except torch.OutOfMemoryError as error:
+            size = self.settings.train.batch_size
+            what = f"train.batch_size: {size} does not fit into the memory of {self.device}"
+            self.folder.write_status("failed", reason=what, **self.place())
+            raise ArcvaeError(what, f"try --batch-size {max(1, size // 2)}") from error
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+            reason = error.what if isinstance(error, ArcvaeError) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(ArcvaeError):  # on a full disk the first error is the one to tell
+                self.folder.write_status(state, reason=reason, **self.place())
             raise
-        except ArcvaeError as error:
-            self.folder.write_status("failed", reason=error.what, **self.place())
-            raise
-        self.finish()
         assert self.best is not None
         return Outcome(len(self.history), self.best[1], stopped, self.history)
 
@@ -104,10 +110,12 @@ class Trainer:
         began = time.perf_counter()
         tally, logged = Tally(self.corpus.background), []
         betas: Mapping[str, float] = {}
+        passed: list[Mapping[str, float]] = []
         self.model.train()
         for index, indices in enumerate(self.order(epoch)):
             seed_step(self.settings.train.seed, "step", epoch, index)
             betas = self.betas(epoch, index)
+            passed.append(betas)
             batch = self.corpus.batch("train", indices, augment=self.settings.data.augment)
             terms, output = self.step.train(batch, betas)
             tally.add(terms, output, batch)
@@ -121,6 +129,7 @@ class Trainer:
             for recorder in self.recorders:
                 recorder.step(epoch, index + 1, next(iter(betas.values())))
             if (signal := self.stop()) is not None:
+                self.check_finite(tally.read(), epoch)
                 self.interrupt(epoch, signal)
         train = tally.read()  # the epoch's read-back, and the only wait for the device
         self.check_finite(train, epoch)
@@ -129,6 +138,7 @@ class Trainer:
             recorder.steps(records)
 
         val = self.validate(betas)
+        self.check_finite(val, epoch)  # the last step of an epoch shows only here
         totals = {name: sum(groups) for name, groups in val.rates.items()}
         if self.settings.objective.kl_reduction == "mean":
             totals = {name: total / len(val.rates[name]) for name, total in totals.items()}
@@ -146,6 +156,7 @@ class Trainer:
             best=False,
             seconds=time.perf_counter() - began,
             unit=self.corpus.unit,
+            turns=turns(passed),
         )
         return self.judge(record)
 
@@ -178,7 +189,7 @@ class Trainer:
     def judge(self, record: EpochRecord) -> EpochRecord:
         """Whether the epoch is the best so far, by the monitored metric."""
         monitor = self.settings.train.monitor
-        value = float(record.metrics()[monitor] or 0.0)
+        value = float(record.metrics()[monitor])
         higher = monitor.endswith("accuracy")
         best = self.best is None or (value > self.best[0] if higher else value < self.best[0])
         if best:
@@ -290,7 +301,7 @@ class Trainer:
 
     @torch.inference_mode()
     def draw(self, epoch: int, last: bool) -> None:
-        """Every few epochs and at the last: reconstructions of the same validation examples, and the same draws from the prior."""
+        """Every few epochs and at the last: the same validation examples reconstructed, the same prior draws."""
         every = self.settings.log.images_every
         if not last and not (every and epoch % every == 0):
             return
@@ -311,7 +322,7 @@ class Trainer:
         blank = None
         if self.corpus.background is not None:
             batch = self.corpus.batch("val", torch.arange(self.corpus.size("val"), device=self.device))
-            blank = (batch.x == self.corpus.background).double().mean().item()
+            blank = (batch.x == self.corpus.background).sum().item() / batch.x.numel()
         objective = self.settings.objective
         return Plan(
             run=self.folder.name,
@@ -330,8 +341,20 @@ class Trainer:
             elbo_scale=elbo_scale(self.settings, self.positions),
             free_bits=objective.free_bits,
             free_bits_mode=objective.free_bits_mode,
+            notes=tuple(self.notes),
             blank=blank,
         )
+
+
+def turns(passed: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """The least and the largest beta of each level whose beta went both up and down in these steps."""
+    found = {}
+    for name in passed[0]:
+        values = [betas[name] for betas in passed]
+        low, high = min(values), max(values)
+        if abs(values[-1] - values[0]) < 0.99 * (high - low):
+            found[name] = (low, high)
+    return found
 
 
 def to_numpy(classes: Tensor) -> Grids:

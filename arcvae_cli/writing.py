@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from arcvae_cli.errors import ArcvaeError
+from arcvae_cli.errors import ArcvaeError, InputError
 
 
 @contextlib.contextmanager
@@ -34,6 +34,23 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise failed(path, error.strerror or str(error)) from error
+
+
+def usable_folder(folder: Path, flag: str) -> Path:
+    """A folder, made if need be and tried: before the work, not after it.
+
+    Raises:
+        InputError: nothing can be written there; `flag` is who asked for it.
+
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{flag} {folder}: cannot be written to ({reason})", "choose another folder") from error
+    return folder
 
 
 def failed(path: Path, reason: str) -> ArcvaeError:

@@ -134,3 +134,17 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(good: Path) -> None:
 def test_a_missing_folder_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(ArcvaeError, match="could not be written"):
         checkpoints.save(tmp_path / "none" / "x.pth", {})
+
+
+@pytest.mark.parametrize(("key", "value"), [("format_version", "1"), ("epoch", "first"), ("config", "[1]")])
+def test_values_of_another_type_are_one_clear_line(good: Path, tmp_path: Path, key: str, value: str) -> None:
+    path = tmp_path / "odd.pth"
+    torch.save({**torch.load(good, weights_only=True), key: value}, path)
+    with pytest.raises(InputError, match=r"odd\.pth"):
+        checkpoints.load(path)
+
+
+def test_the_same_values_are_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.pth"):
+        checkpoints.save(tmp_path / name, {"weight": torch.arange(3.0)})
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()

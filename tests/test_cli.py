@@ -4,10 +4,12 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from arcvae_cli import __version__
@@ -51,6 +53,7 @@ def test_help_names_the_defaults() -> None:
         (("train", "--set", "train.lrr=1"), "did you mean lr?"),
         (("train", "--beta-schedule", "three_phase", "--beta-max", "1"), "--beta-max"),
         (("train", "--data", "nowhere.npz"), "nowhere.npz"),
+        (("train", "--set", "schedule.name=hierarchical"), "schedule.name: schedule hierarchical has the levels"),
         (("train", "--device", "cuda:7"), "train.device: cuda:7 is not available"),
         (("train", "--run-name", "../x", "--epochs", "1"), "--run-name"),
         (("evaluate", "--checkpoint", "none.pth"), "checkpoint 'none.pth'"),
@@ -122,3 +125,21 @@ def test_the_live_table_in_a_real_terminal(tmp_path: Path) -> None:
     for words in ("non-black", "KL of each dimension of z", "| free bits 0.3", "epoch 2/2, step 4/4", "left"):
         assert words in plain, words
     assert "\x1b[?25l" in text and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor comes back"
+
+
+def test_ctrl_c_after_the_last_epoch_says_that_the_training_is_complete(tmp_path: Path) -> None:
+    grids = np.random.RandomState(0).randint(0, 10, (80, 16, 16)).astype(np.uint8)
+    np.save(tmp_path / "own.npy", grids)
+    command = [sys.executable, "-m", "arcvae_cli", "train", "--data", "own.npy", "--epochs", "1", "--run-name", "a"]
+    command += ["--batch-size", "20", "--beta-schedule", "constant"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        assert "the file tells no splits" in run.stderr.readline()
+        for line in run.stderr:
+            if line.startswith("epoch 1/1"):
+                break
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate()
+    assert run.returncode == 130
+    assert "the training is complete in runs/a" in errors
+    assert '"finished"' in (tmp_path / "runs/a/status.json").read_text()

@@ -175,3 +175,13 @@ def test_class_weights() -> None:
         weights = class_weights(counts, kind)
         assert weights.mean().item() == pytest.approx(1.0)
         assert (weights[2] / weights[0]).item() == pytest.approx(90**power, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_the_focal_loss_has_a_gradient_where_a_class_is_certain(gamma: float) -> None:
+    logits = torch.zeros(1, 4, 2)
+    logits[:, 1, 0] = 60.0  # in float32 the probability of class 1 is exactly 1 there
+    logits.requires_grad_()
+    focal = Objective(ObjectiveSettings(reconstruction="focal", focal_gamma=gamma))
+    focal.reconstruction(logits, Batch(torch.ones(1, 2, dtype=torch.int64))).sum().backward()
+    assert logits.grad is not None and bool(logits.grad.isfinite().all())

@@ -44,6 +44,7 @@ def test_the_defaults_are_those_of_the_specification() -> None:
             "name": "grid",
             "latent_dim": 10,
             "body": "plain",
+            "dropout": 0.0,
             "posterior": "softplus",
             "logvar_min": -12.0,
             "logvar_max": 4.0,
@@ -239,6 +240,8 @@ def test_an_unknown_table(tmp_path: Path) -> None:
         ('[train]\ndevice = "tpu"', "train.device: expected to match"),
         ('[schedule]\nname = "cyclic"', "did you mean cyclical?"),
         ('[schedule]\nname = "three_phase"\nmax_beta = 1.0', "the schedule three_phase has no use for max_beta"),
+        ("[model]\ndropout = 0.1", "model.dropout: the plain body has no dropout"),
+        ("[model]\ndropout = 1.0", "model.dropout: expected a number below 1"),
         ("[train]\nlr_min = 0.5", "train.lr_min: 0.5 is above train.lr"),
         ('[train]\nmonitor = "val/los"', "train.monitor: no such metric"),
         ("extends = 3", "extends: expected the name of a preset"),
@@ -286,3 +289,20 @@ def test_the_schema_accepts_presets_and_knows_every_table() -> None:
     json.dumps(schema, allow_nan=False)
     for name in preset_names():
         assert set(tomli.loads(find_preset(name).read_text())) <= set(schema["properties"])
+
+
+def test_a_mistake_in_a_list_names_who_gave_the_list() -> None:
+    with pytest.raises(InputError, match=r"^--set train\.adam_betas: train\.adam_betas\.1: expected a number below 1"):
+        resolve(None, set_layer(["train.adam_betas=[0.9, 1.0]"]))
+
+
+def test_a_mistake_between_two_keys_names_their_table() -> None:
+    flags = {"--beta-schedule": ("schedule.name", "cyclical"), "--beta-min": ("schedule.min_beta", 2.0)}
+    with pytest.raises(InputError, match=r": schedule: min_beta 2 is above max_beta 0\.1$"):
+        resolve(None, flag_layer(flags))
+
+
+def test_another_corpus_keeps_what_was_said_about_the_data() -> None:
+    layers = [environment_layer({"ARCVAE_DATA__SEED": "7"}), set_layer(["data.size=1000", "data.augment=false"])]
+    data = resolve("quickstart", *layers, flag_layer({"--data": ("data.name", "shapes")})).settings.data
+    assert (data.name, data.size, data.seed, data.augment) == ("shapes", 1000, 7, False)

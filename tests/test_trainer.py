@@ -300,3 +300,104 @@ def test_bf16_chosen_by_itself_gives_way_where_it_disagrees(tmp_path: Path, monk
     apart.check_precision()
     assert apart.step.precision == torch.float32
     assert "using fp32" in apart.notes[0]
+
+
+def test_an_epoch_tells_how_far_beta_went_within_it(tmp_path: Path) -> None:
+    """A cycle of one epoch ends where it began: its last beta alone would say that beta never moved."""
+    cycle = {"name": "cyclical", "cycle_length": 1, "max_beta": 0.4, "per": "step"}
+    trainer, ear = make(tmp_path, settings(schedule=cycle), "cycle")
+    trainer.fit()
+    assert [record.betas["z"] for record in ear.epochs] == pytest.approx([0.0] * 3)
+    assert [record.turns["z"] for record in ear.epochs] == [pytest.approx((0.0, 0.4))] * 3
+    rising, ear = make(tmp_path, settings(), "rising")
+    rising.fit()
+    assert [record.turns for record in ear.epochs] == [{}] * 3
+
+
+def test_weights_that_break_in_the_last_step_of_an_epoch_reach_no_checkpoint(tmp_path: Path) -> None:
+    """The loss of a step is that before it: of the last one only the validation tells."""
+    trainer, _ = make(tmp_path, settings())
+    real, calls = trainer.step.train, [0]
+
+    def train(*arguments: Any) -> Any:
+        found = real(*arguments)
+        calls[0] += 1
+        if calls[0] == 8:  # the last of the second epoch
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(float("nan"))
+        return found
+
+    trainer.step.train = train  # type: ignore[method-assign]
+    with pytest.raises(ArcvaeError, match="epoch 2: the loss is not a number"):
+        trainer.fit()
+    for name in ("last.pth", "vae_best.pth"):
+        values = checkpoints.read(trainer.folder.checkpoints / name)
+        assert values["epoch"] == 1
+        assert all(tensor.isfinite().all() for tensor in values["model_state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(RuntimeError("broken"), "failed"), (KeyboardInterrupt(), "interrupted")], ids=repr
+)
+def test_no_run_that_has_ended_is_said_to_be_running(
+    tmp_path: Path, error: BaseException, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = make(tmp_path, settings())
+
+    def validate(betas: Any) -> Counts:
+        raise error
+
+    monkeypatch.setattr(trainer, "validate", validate)
+    with pytest.raises(type(error)):
+        trainer.fit()
+    status = json.loads((trainer.folder.path / "status.json").read_text())
+    assert (status["state"], status["step"]) == (state, 4)
+    assert status["reason"] == f"{type(error).__name__}: {error}"
+
+
+def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = make(tmp_path, settings(train={"epochs": 1}))
+    real = checkpoints.save
+
+    def save(path: Path, values: Any) -> None:
+        if path.name == "vae_final.pth":
+            raise ArcvaeError("full")
+        real(path, values)
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    with pytest.raises(ArcvaeError, match="full"):
+        trainer.fit()
+    assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "failed"
+
+
+def test_no_memory_names_the_batch_size(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path, settings())
+
+    def train(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.step.train = train  # type: ignore[method-assign]
+    with pytest.raises(ArcvaeError, match=r"train\.batch_size: 8 does not fit") as caught:
+        trainer.fit()
+    assert caught.value.fix == "try --batch-size 4"
+    assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_signal_after_a_nan_does_not_save_it(tmp_path: Path) -> None:
+    asked = iter([None] * 6 + [2])
+    trainer, _ = make(tmp_path, settings(), stop=lambda: next(asked))
+    real, calls = trainer.step.train, [0]
+
+    def train(*arguments: Any) -> Any:
+        terms, output = real(*arguments)
+        calls[0] += 1
+        if calls[0] == 6:
+            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates)
+        return terms, output
+
+    trainer.step.train = train  # type: ignore[method-assign]
+    with pytest.raises(ArcvaeError, match="not a number"):
+        trainer.fit()
+    assert checkpoints.read(trainer.folder.checkpoints / "last.pth")["epoch"] == 1

@@ -64,7 +64,7 @@ def build(
     from arcvae_cli.data.files import write_grids
     from arcvae_cli.data.recipes import cache_path
     from arcvae_cli.errors import InputError
-    from arcvae_cli.writing import failed
+    from arcvae_cli.writing import usable_folder
 
     console = Console(quiet=quiet, as_json=as_json)
     if output is not None:
@@ -72,14 +72,11 @@ def build(
             raise InputError(f"--output {output}: not a .npz", "Give a file name that ends in .npz.")
         if output.exists() and not force:
             raise InputError(f"--output {output}: the file exists", "Give another name, or --force to overwrite it.")
+        usable_folder(output.parent, "--output")
     data = _settings(corpus, size, seed)
     arrays = _load(data, console, rebuild=force)
     file = cache_path(data) or data.path
     if output is not None:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise failed(output, error.strerror or str(error)) from error
         write_grids(output, arrays)
         file = output
     counts = {split: int(arrays.rows(split).size) for split in SPLITS}
@@ -147,16 +144,13 @@ def _settings(corpus: str, size: int, seed: int) -> DataSettings:
 
 def _load(data: DataSettings, console: Console, rebuild: bool = False) -> GridArrays:
     """The corpus, with a note before a build that takes seconds, and its own notes after."""
-    from rich.text import Text
+    from arcvae_cli.commands.reading import announce_build
+    from arcvae_cli.data.recipes import load_grids
 
-    from arcvae_cli.data.recipes import cache_path, load_grids
-
-    cached = cache_path(data)
-    if cached is not None and (rebuild or not cached.is_file()):
-        console.note(Text(f"building {data.name}: a few seconds"))
+    announce_build(data, console, rebuild)
     arrays = load_grids(data, rebuild=rebuild)
     for note in arrays.notes:
-        console.note(Text(note))
+        console.note(note)
     return arrays
 
 

@@ -64,14 +64,13 @@ def evaluate(
 
     Writes metrics.json, pictures of reconstructions, of the worst of them and of the codes.
     """
-    from rich.text import Text
-
     from arcvae_cli.console import Console
     from arcvae_cli.evaluation.grids import evaluate_grids
 
     console = Console(quiet=quiet, as_json=as_json)
     loaded = open_checkpoint(checkpoint, runs_dir, device, console)
     corpus = open_data(loaded, data, split, console)
+    folder = output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
     evaluation = evaluate_grids(
         loaded.model,
         corpus,
@@ -81,15 +80,14 @@ def evaluate(
         seed=seed,
         iwae_samples=iwae,
         iwae_examples=iwae_examples,
-        tell=lambda text: console.note(Text(text)),
+        tell=console.note,
     )
-    folder = output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
     console.note("pictures")
     document = {**_origin(loaded), **evaluation.report.document()}
     _write(folder, folder, document, loaded, corpus, evaluation, MAPPED, reconstructions=True)
     for part in _tables(evaluation.report, loaded):
         console.result(part)
-    console.note(Text(f"wrote metrics.json and pictures to {folder}"))
+    console.note(f"wrote metrics.json and pictures to {folder}")
     console.json({**document, "output": str(folder)})
     if strict and not evaluation.report.verdict.ok:
         raise typer.Exit(1)

@@ -128,7 +128,7 @@ def interpolate(
             f"{originally} between the originals; the decoded ends are wrong in {wrong[0]} and {wrong[1]}"
         )
     )
-    console.note(Text(f"wrote interpolation.png, interpolation.npz and interpolation.json to {folder}"))
+    console.note(f"wrote interpolation.png, interpolation.npz and interpolation.json to {folder}")
     console.json(report)
 
 
@@ -150,8 +150,6 @@ def _example(
     flag: str, text: str, split: str, corpus: Callable[[], GridCorpus], console: Console
 ) -> tuple[str, NDArray[np.uint8]]:
     """The grid (16, 16) that `--from` or `--to` means, and its name."""
-    from rich.text import Text
-
     from arcvae_cli.data.files import read_grids
     from arcvae_cli.errors import InputError
 
@@ -165,7 +163,7 @@ def _example(
         name, number = text, "0"
     arrays = read_grids(Path(name).expanduser())
     for note in arrays.notes:
-        console.note(Text(note))
+        console.note(note)
     if int(number) >= len(arrays.grids):
         raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.grids) - 1}")
     return f"{Path(name).name}:{number}", arrays.grids[int(number)]

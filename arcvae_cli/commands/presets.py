@@ -42,6 +42,7 @@ def show(
 ) -> None:
     """Show a preset resolved, and where every value comes from."""
     from rich.table import Table
+    from rich.text import Text
 
     from arcvae_cli.console import Console
 
@@ -60,12 +61,17 @@ def show(
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("key", no_wrap=True)
-    table.add_column("value", no_wrap=True)
-    table.add_column("from")
+    table.add_column("value", overflow="fold")
+    table.add_column("from", overflow="fold")  # a long path goes on in the next line: nothing is lost in a pipe
     for key, value, origin in rows:
         style = "dim" if origin == "default" else ""
-        table.add_row(key, json.dumps(value), origin, style=style)
+        table.add_row(key, Text(json.dumps(value)), Text(origin), style=style)
     console.result(table)
+    scale = elbo_scale(resolved.settings)
+    if scale is None:
+        console.result("with focal loss or class weights no ELBO corresponds to this beta")
+    elif scale != 1.0:
+        console.result(f"beta weighs {scale:g} times as much on the ELBO scale")
 
 
 @app.command()

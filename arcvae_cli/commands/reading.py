@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.settings import CORPORA
+from arcvae_cli.settings import CORPORA, DataSettings
+from arcvae_cli.writing import usable_folder
 
 if TYPE_CHECKING:
+    import torch
+
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import GridCorpus
@@ -44,43 +47,47 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JS
 
 def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) -> Loaded:
     """The model that `--checkpoint` means, on the device, with a note where the name was looked up."""
-    from rich.text import Text
-
     from arcvae_cli.checkpoints import find_checkpoint, load
     from arcvae_cli.step import choose_device
 
     found = find_checkpoint(checkpoint, runs)
     if found.note:
-        console.note(Text(found.note))
+        console.note(found.note)
     return load(found.path, choose_device(device))
 
 
 def open_data(loaded: Loaded, data: str | None, split: str, console: Console) -> GridCorpus:
     """The corpus of `--data`, else the one that the model was trained on, on the model's device."""
-    from rich.text import Text
-
-    from arcvae_cli.data.corpus import open_corpus
-
     settings = loaded.settings.data
     if data is not None:
         chosen = {"name": data, "path": None} if data in CORPORA else {"path": Path(data).expanduser()}
         settings = settings.model_copy(update={**chosen, "limit": None})
-    corpus = open_corpus(settings, next(loaded.model.parameters()).device, needs=(split,))
+    return open_named(settings, next(loaded.model.parameters()).device, (split,), console)
+
+
+def open_named(data: DataSettings, device: torch.device, needs: Sequence[str], console: Console) -> GridCorpus:
+    """The corpus that the settings name, with a note before a build that takes seconds, and its own notes after."""
+    from arcvae_cli.data.corpus import open_corpus
+
+    announce_build(data, console)
+    corpus = open_corpus(data, device, needs)
     for note in corpus.notes:
-        console.note(Text(note))
+        console.note(note)
     return corpus
+
+
+def announce_build(data: DataSettings, console: Console, rebuild: bool = False) -> None:
+    """Say that a corpus is not in the cache."""
+    from arcvae_cli.data.recipes import cache_path
+
+    cached = cache_path(data)
+    if cached is not None and (rebuild or not cached.is_file()):
+        console.note(f"building {data.name}: some seconds, this once")
 
 
 def output_folder(output: Path | None, loaded: Loaded, name: str) -> Path:
     """`--output`, made if need be: by default the folder `name` in the checkpoint's run, or here if it has none."""
-    from arcvae_cli.errors import InputError
-
-    folder = output or (loaded.run or Path()) / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be made ({error.strerror})", "choose another folder") from error
-    return folder
+    return usable_folder(output or (loaded.run or Path()) / name, "--output")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ def sample(
         fitted = fit_prior(prior, loaded.model, corpus, seed, split)
         components = fitted.components
         kind = f"{components} Gaussians, by held-out likelihood," if prior == "gmm" else "a Gaussian"
-        console.note(Text(f"prior: {kind} fitted to {fitted.examples} {split} examples of {corpus.name}"))
+        console.note(f"prior: {kind} fitted to {fitted.examples} {split} examples of {corpus.name}")
         latents = fitted.sample(num, temperature, seed, next(loaded.model.parameters()).device)
 
     # The kind of structure decides from here on how what was decoded is shown and written.
@@ -112,7 +112,7 @@ def sample(
             f"{lit:.1%} of their cells not black"
         )
     )
-    console.note(Text(f"wrote samples.png, samples.npz and samples.json to {folder}"))
+    console.note(f"wrote samples.png, samples.npz and samples.json to {folder}")
     console.json(
         {
             "checkpoint": str(loaded.path),

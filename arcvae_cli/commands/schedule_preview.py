@@ -426,8 +426,9 @@ def check_target(flag: str, path: Path | None, ending: str) -> None:
         raise InputError(f"{flag} {path}: is a folder", "give the name of a file")
     if not path.parent.is_dir():
         raise InputError(f"{flag} {path}: there is no folder {path.parent}", "make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{flag} {path}: may not be written", "choose another place")
+    from arcvae_cli.writing import usable_folder
+
+    usable_folder(path.parent, flag)
 
 
 def write_csv(path: Path, shown: Iterable[Shown], steps: int) -> None:

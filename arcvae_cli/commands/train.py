@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.settings import CORPORA, Layer, Resolved, Settings, environment_layer, flag_layer, resolve, set_layer
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
+    from arcvae_cli.models.base import VAE
+    from arcvae_cli.records import Recorder
     from arcvae_cli.runs import RunFolder
 
 QUICK_EPOCHS = 5
@@ -108,7 +110,7 @@ def train(
     console = Console(quiet=quiet, as_json=as_json)
     named = data in CORPORA
     flags: dict[str, tuple[str, Any]] = {
-        "--data": ("data.name" if named else "data.path", data),
+        "--data": ("data.name", data) if named else ("data.path", data and str(Path(data).expanduser().absolute())),
         "--augment/--no-augment": ("data.augment", augment),
         "--model": ("model.name", model),
         "--latent-dim": ("model.latent_dim", latent_dim),
@@ -130,25 +132,24 @@ def train(
     layers = [environment_layer(), set_layer(assignments or []), flag_layer(flags)]
     if named:
         layers.append(Layer("--data", {"data": {"path": None}}))  # a name takes the place of a preset's path
-    settings = with_epochs(resolve(preset, *layers), preset, layers, epochs, quick_test).settings
+    settings = with_epochs(preset, layers, epochs, quick_test).settings
     if overfit_batch:
         memorise(settings, console)
     else:
         run(settings, console, runs_dir, run_name, Path(preset).stem if preset else "run")
 
 
-def with_epochs(
-    resolved: Resolved, preset: str | None, layers: list[Layer], epochs: int | None, quick: bool
-) -> Resolved:
+def with_epochs(preset: str | None, layers: list[Layer], epochs: int | None, quick: bool) -> Resolved:
     """The settings with `--epochs`, and with `--quick-test`, which compresses the schedule in proportion.
 
     Compressed, beta moves with every step: by whole epochs a cycle of 20 in 100 would become one of 1 in 5, and beta
     would stand at the same place of it in every epoch.
     """
+    asked = resolve(preset, *layers, flag_layer({"--epochs": ("train.epochs", epochs)}))
     if not quick:
-        return resolve(preset, *layers, flag_layer({"--epochs": ("train.epochs", epochs)}))
-    settings = resolved.settings
-    target = epochs or QUICK_EPOCHS
+        return asked
+    settings = resolve(preset, *layers).settings  # of the length that its schedule was made for
+    target = min(QUICK_EPOCHS, settings.train.epochs) if epochs is None else epochs
     schedule = settings.schedule.compressed(target / settings.train.epochs)
     short: dict[str, Any] = {
         "schedule": schedule.model_dump(mode="json", by_alias=True),
@@ -170,7 +171,7 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
 
     from arcvae_cli import checkpoints
     from arcvae_cli.commands.evaluate import report
-    from arcvae_cli.data.corpus import open_corpus
+    from arcvae_cli.commands.reading import open_named
     from arcvae_cli.models import build_model
     from arcvae_cli.recorders.jsonl import JsonlRecorder
     from arcvae_cli.recorders.live import live_recorder
@@ -179,10 +180,11 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     from arcvae_cli.trainer import Trainer
 
     device = choose_device(settings.train.device)
-    corpus = open_corpus(settings.data, device)
-    check_sizes(settings, corpus)
     seed_step(settings.train.seed, "weights")
     model = build_model(settings.model).to(device)
+    check_levels(settings, model)
+    corpus = open_named(settings.data, device, ("train", "val"), console)
+    check_sizes(settings, corpus)
     folder = folders.create(runs, name, stem, settings)
     recorders = [
         JsonlRecorder(folder.path / "metrics.jsonl"),
@@ -191,20 +193,23 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     ]
     with stop_on_signal() as stop:
         trainer = Trainer(settings, corpus, model, folder, recorders, device, stop)
-        try:
+        with closing(recorders):
             outcome = trainer.fit()
-        finally:
-            for recorder in reversed(recorders):  # the screen first
-                recorder.close()
-    for text in trainer.notes:
-        console.note(text)
     if outcome.stopped_early:
         console.note(
             f"stopped early after epoch {outcome.epoch}: no better {settings.train.monitor} since epoch "
             f"{outcome.best_epoch}"
         )
-    best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
-    report(best, corpus, "val", folder, console)
+    try:
+        if stop() is not None:  # asked for while the last epoch was being finished
+            raise KeyboardInterrupt
+        report(checkpoints.load(folder.checkpoints / checkpoints.BEST, device), corpus, "val", folder, console)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped in the evaluation; the training is complete in {folder.path}",
+            stop() or signal.SIGINT,
+            "score it with `arcvae evaluate`",
+        ) from None
     next_steps(folder, console)
 
 
@@ -221,6 +226,30 @@ def check_sizes(settings: Settings, corpus: Corpus) -> None:
             f"train.batch_size: {settings.train.batch_size} is more than the {corpus.size('train')} training examples",
             f"use --batch-size {corpus.size('train')} or less, or more data",
         )
+
+
+def check_levels(settings: Settings, model: VAE) -> None:
+    """A schedule of two levels asks for a model that has them."""
+    try:
+        settings.schedule.peaks(tuple(model.level_sizes))
+    except ValueError as error:
+        raise InputError(
+            f"schedule.name: {error}", f"use another schedule for model.name={settings.model.name}"
+        ) from None
+
+
+@contextmanager
+def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
+    """Close every recorder, the screen first; what ended the block is the error to tell, not what it did to them."""
+    with ExitStack() as stack:
+        for recorder in recorders:
+            stack.callback(recorder.close)
+        try:
+            yield
+        except BaseException:
+            with suppress(ArcvaeError):
+                stack.close()
+            raise
 
 
 @contextmanager
@@ -243,13 +272,13 @@ def stop_on_signal() -> Iterator[Any]:
 
 def memorise(settings: Settings, console: Console) -> None:
     """`--overfit-batch`."""
-    from arcvae_cli.data.corpus import open_corpus
+    from arcvae_cli.commands.reading import open_named
     from arcvae_cli.models import build_model
     from arcvae_cli.step import Counts, choose_device, seed_step
     from arcvae_cli.trainer import overfit
 
     device = choose_device(settings.train.device)
-    corpus = open_corpus(settings.data, device)
+    corpus = open_named(settings.data, device, ("train",), console)
     check_sizes(settings, corpus)
     seed_step(settings.train.seed, "weights")
     model = build_model(settings.model).to(device)

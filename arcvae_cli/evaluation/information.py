@@ -337,7 +337,7 @@ def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, seed
             sums["positions"] += _counted(batch).sum().item()
             for prefix, shift in (("", 0), ("shuffled_", 1)):
                 logits = model.decode({name: code.roll(shift, dims=0) for name, code in codes.items()})
-                sums[f"{prefix}nats"] += nats(logits, batch).double().sum().item()
+                sums[f"{prefix}nats"] += nats(logits, batch).cpu().double().sum().item()
                 sums[f"{prefix}right"] += _right(logits, batch)
     size = len(indices)
     return ShuffledCodes(

@@ -238,7 +238,7 @@ def _summary(measured: Measured, setup: Setup, kl: Sequence[float], dead: int, f
     told = f"all {len(kl)} dimensions carry {sum(kl):.1f} nats"
     if measured.non_black <= NON_BLACK_TARGET:
         return f"the code is alive, the decoder is not: {told}, but {pictures}"
-    against = f"{pictures}, PCA gets {measured.pca_non_black:.0%}"
+    against = f"{measured.non_black:.0%} of the non-black cells are right, PCA gets {measured.pca_non_black:.0%}"
     return f"the code is alive: {told}; {against}; " + (
         "every target is met" if not missed else f"{missed} of {len(findings)} targets missed"
     )

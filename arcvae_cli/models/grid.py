@@ -33,8 +33,8 @@ class GridVAE(VAE):
             self.encoder: nn.Module = Encoder(plain_encoder(), 128, d)
             self.decoder: nn.Module = plain_decoder(d)
         else:
-            self.encoder = Encoder(residual_encoder(), WIDE, d)
-            self.decoder = residual_decoder(d)
+            self.encoder = Encoder(residual_encoder(settings.dropout), WIDE, d)
+            self.decoder = residual_decoder(d, settings.dropout)
 
     @property
     def level_sizes(self) -> dict[str, int]:
@@ -131,23 +131,24 @@ class Upsample(nn.ConvTranspose2d):
 
 
 class Block(nn.Module):
-    """x + linear(gelu(linear(norm(x)))): a normalised residual block that starts as the identity."""
+    """x + dropout(linear(gelu(linear(norm(x))))): a normalised residual block that starts as the identity."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.widen = nn.Linear(width, width)
         self.back = nn.Linear(width, width)
         nn.init.zeros_(self.back.weight)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width) -> (B, width)."""
         hidden = functional.gelu(self.widen(self.norm(x)), approximate="tanh")
-        out: Tensor = x + self.back(hidden)
+        out: Tensor = x + self.dropout(self.back(hidden))
         return out
 
 
-def residual_encoder() -> nn.Module:
+def residual_encoder(dropout: float) -> nn.Module:
     """(B, 10, 16, 16) -> (B, 512): the plain convolutions, without the bottleneck of 128 behind them."""
     return nn.Sequential(
         nn.Conv2d(COLOURS, 32, 3, padding=1),
@@ -159,12 +160,12 @@ def residual_encoder() -> nn.Module:
         nn.Flatten(),
         nn.Linear(2048, WIDE),
         nn.LayerNorm(WIDE),
-        Block(WIDE),
+        Block(WIDE, dropout),
         nn.LayerNorm(WIDE),
     )
 
 
-def residual_decoder(latent_dim: int) -> nn.Module:
+def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:
     """(B, latent_dim) -> (B, 10, 16, 16), by linear layers alone.
 
     A code of ten numbers has no place for a convolution to share weights over: what is hard is to put small objects
@@ -172,7 +173,7 @@ def residual_decoder(latent_dim: int) -> nn.Module:
     """
     return nn.Sequential(
         nn.Linear(latent_dim, WIDE),
-        *(Block(WIDE) for _ in range(DECODER_BLOCKS)),
+        *(Block(WIDE, dropout) for _ in range(DECODER_BLOCKS)),
         nn.LayerNorm(WIDE),
         nn.Linear(WIDE, SIDE * SIDE * COLOURS),
         nn.Unflatten(1, (SIDE, SIDE, COLOURS)),

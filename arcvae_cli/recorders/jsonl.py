@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from arcvae_cli.records import EpochRecord, Silent, StepRecord
+from arcvae_cli.writing import failed
 
 
 class JsonlRecorder(Silent):
     """Appends one JSON object a line; numbers that are not finite are null."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def steps(self, records: Sequence[StepRecord]) -> None:
@@ -27,11 +30,20 @@ class JsonlRecorder(Silent):
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._told():
+            self._file.close()
 
     def _write(self, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps(values, allow_nan=False) + "\n")
-        self._file.flush()
+        with self._told():
+            self._file.write(json.dumps(values, allow_nan=False) + "\n")
+            self._file.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise failed(self._path, error.strerror or str(error)) from error
 
 
 def read_epochs(path: Path) -> list[dict[str, Any]]:

@@ -17,10 +17,16 @@ class GridPictures(Silent):
         self._folder = folder
         self._plan: Plan | None = None
         self._epochs: list[EpochRecord] = []
+        self._betas: list[tuple[float, float]] = []  # (epoch, beta) after every step
 
     def start(self, plan: Plan) -> None:
         """Keep what the titles need."""
         self._plan = plan
+
+    def step(self, epoch: int, done: int, beta: float) -> None:
+        """Keep beta, which may go through whole cycles within an epoch."""
+        assert self._plan is not None
+        self._betas.append((epoch - 1 + done / self._plan.steps, beta))
 
     def epoch(self, record: EpochRecord) -> None:
         """Keep what the curves need."""
@@ -35,10 +41,10 @@ class GridPictures(Silent):
         """Write `beta_schedule.png` and `kl_per_dim.png` of the epochs there were."""
         if not self._epochs or self._plan is None:
             return
-        epochs = [record.epoch for record in self._epochs]
+        epochs = [float(record.epoch) for record in self._epochs]
         betas = {name: [record.betas[name] for record in self._epochs] for name in self._epochs[0].betas}
-        if len(set(map(tuple, betas.values()))) == 1:
-            betas = {"beta": next(iter(betas.values()))}
+        if len(set(map(tuple, betas.values()))) == 1:  # levels alike: the one beta, at every step
+            epochs, betas = [at for at, _ in self._betas], {"beta": [beta for _, beta in self._betas]}
         render.save_beta_schedule(self._folder / "beta_schedule.png", epochs, betas, self._plan.elbo_scale)
         kl = np.array([list(all_rates(record.val)) for record in self._epochs])
         floor = self._plan.free_bits if self._plan.free_bits_mode != "total" else 0.0

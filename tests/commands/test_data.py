@@ -109,7 +109,7 @@ def test_sizes_out_of_range_are_a_usage_error():
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArcvaeError, match="could not be written"):
+    with pytest.raises(InputError, match="cannot be written to"):
         run("build", "shapes", "--size", 10, "--output", tmp_path / "file" / "mine.npz")
 
 

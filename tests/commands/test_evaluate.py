@@ -220,3 +220,14 @@ def test_of_many_dimensions_the_strongest_and_the_weakest_are_shown() -> None:
     assert command._shown([0.1] * 64) == list(range(64))
     shown = command._shown([float(place) for place in range(100)])
     assert shown == [*range(99, 67, -1), None, *range(31, -1, -1)]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that nobody may write to")
+@pytest.mark.parametrize("command", [("evaluate",), ("sample",), ("interpolate", "--from", 0, "--to", 1)])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
+    arcvae: Run, tiny_run: Path, command: tuple[object, ...]
+) -> None:
+    result = arcvae(*command, "--checkpoint", tiny_run, "--output", "/proc", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "error: --output /proc: cannot be written to" in result.stderr
+    assert "reconstructing" not in result.stderr

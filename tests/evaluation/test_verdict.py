@@ -175,3 +175,8 @@ def test_a_code_that_only_free_bits_keep_is_called_a_collapse(mode: str, kl: lis
     if held:
         assert found.remedy is not None
         assert "weighs 25.6 on the ELBO scale: use objective.reduction = sum" in found.remedy
+
+
+def test_what_pca_gets_stands_beside_the_same_number_of_the_model() -> None:
+    summary = judge(replace(GOOD, blank_reconstructions=0.5), SETUP).summary
+    assert "70% of the non-black cells are right, PCA gets 31%" in summary

@@ -1,0 +1,534 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli
+import tomli_w
+import torch
+from matplotlib.image import imread
+from typer.testing import CliRunner, Result
+
+from arcvae_cli import checkpoints
+from arcvae_cli.cli import app
+from arcvae_cli.commands import evaluate, train
+from arcvae_cli.errors import ArcvaeError
+from arcvae_cli.schedules import Cyclical, Schedule, UltraConservative
+from arcvae_cli.settings import resolve
+
+Run = Callable[..., Result]
+QUICK = ("--device", "cpu", "--precision", "fp32", "--latent-dim", "4", "--batch-size", "50")
+
+
+def write_preset(path: Path, **tables: dict[str, Any]) -> Path:
+    path.write_text(tomli_w.dumps(tables))
+    return path
+
+
+def records(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def config(run: Path) -> dict[str, Any]:
+    return tomli.loads((run / "config.toml").read_text())
+
+
+def weights(run: Path, name: str = "vae_final.pth") -> torch.Tensor:
+    state = checkpoints.read(run / "checkpoints" / name)["model_state_dict"]
+    return torch.cat([tensor.flatten() for tensor in state.values()])
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty files: most of a small run's time goes into them."""
+    monkeypatch.setattr("arcvae_cli.render._write", lambda figure, path: path.touch())
+    monkeypatch.setattr(evaluate, "_draw_codes", lambda *arguments: None)
+
+
+@pytest.fixture
+def unjudged(plain: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends when it is trained."""
+    monkeypatch.setattr(evaluate, "report", lambda *arguments: None)
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run fails before its first step, its folder being there."""
+
+    def fit(trainer: Any) -> None:
+        raise ArcvaeError("far enough")
+
+    monkeypatch.setattr("arcvae_cli.trainer.Trainer.fit", fit)
+
+
+# --------------------------------------------------------------------------------------------------- a whole run
+
+
+@dataclass(frozen=True)
+class Trained:
+    folder: Path
+    result: Result
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Trained:
+    """A run of two epochs of four steps in which nothing is as by default, with all its pictures."""
+    base = tmp_path_factory.mktemp("trained")
+    preset = write_preset(
+        base / "mine.toml",
+        data={"path": str(arc_npz), "augment": False},
+        model={"posterior": "logvar"},
+        objective={"reduction": "mean", "free_bits_mode": "per_sample"},
+        schedule={"name": "linear", "max_beta": 0.1, "warmup_epochs": 2},
+        train={"weight_decay": 0.01, "adam_betas": [0.8, 0.99]},
+        checkpoint={"every_epochs": 1},
+        log={"every_n_steps": 2, "images_every": 1},
+    )
+    arguments = [
+        "train",
+        "--preset",
+        preset,
+        *QUICK,
+        "--batch-size",
+        25,
+        "--epochs",
+        2,
+        "--free-bits",
+        0.2,
+        "--seed",
+        3,
+    ]
+    arguments += ["--runs-dir", base / "runs"]
+    clean = {name: None for name in os.environ if name.startswith("ARCVAE_")}
+    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "80", **clean})
+    assert result.exit_code == 0, result.stderr
+    return Trained((base / "runs" / "latest").resolve(), result)
+
+
+def test_what_a_run_leaves(trained: Trained) -> None:
+    run = trained.folder
+    assert re.fullmatch(r"mine-\d{8}-\d{6}", run.name)
+    assert {path.name for path in run.iterdir()} == {
+        *("config.toml", "metrics.jsonl", "metrics.json", "status.json", "checkpoints", "images")
+    }
+    numbered = {f"{part}_epoch_{epoch}.pth" for part in ("vae", "encoder", "decoder") for epoch in (1, 2)}
+    single = {"vae_best.pth", "vae_final.pth", "last.pth", "encoder.pth", "decoder.pth"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == numbered | single
+    names = [*(f"{kind}_epoch_{epoch}" for kind in ("reconstructions", "samples") for epoch in (1, 2))]
+    names += ["beta_schedule", "kl_per_dim", "latent_space_pca", "latent_space_tsne"]
+    assert {path.name for path in (run / "images").iterdir()} == {f"{name}.png" for name in names}
+    for path in (run / "images").iterdir():
+        picture = imread(path)
+        assert min(picture.shape[:2]) >= 200 and len(np.unique(picture[..., :3] @ (1, 10, 100))) >= 3, path
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["epoch"], status["epochs"], status["step"]) == ("finished", 2, 2, 8)
+
+
+def test_checkpoints_hold_nothing_that_needs_unpickling(trained: Trained) -> None:
+    for path in (trained.folder / "checkpoints").iterdir():
+        assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == [], path
+        values = torch.load(path, weights_only=True)
+        assert json.loads(values["config"])["train"]["seed"] == 3
+        assert values["epoch"] == (1 if "epoch_1" in path.name else 2) or path.stem in (
+            "vae_best",
+            "encoder",
+            "decoder",
+        )
+
+
+def test_the_record_of_a_run(trained: Trained) -> None:
+    steps, epochs = records(trained.folder, "step"), records(trained.folder, "epoch")
+    assert [(line["step"], line["epoch"]) for line in steps] == [(2, 0.5), (4, 1.0), (6, 1.5), (8, 2.0)]
+    assert [(line["epoch"], line["train/beta"]) for line in epochs] == [(1, 0.05), (2, 0.1)]
+    assert all(len(line["val/kl_per_dim"]) == 4 for line in epochs)
+    document = json.loads((trained.folder / "metrics.json").read_text())
+    best = min(epochs, key=lambda line: line["val/loss_selection"])["epoch"]
+    assert (document["epoch"], document["split"], document["corpus"]) == (best, "val", "some")
+    assert document["checkpoint"].endswith("checkpoints/vae_best.pth")
+
+
+def test_off_a_terminal_there_are_plain_lines(trained: Trained, arc_splits: dict[str, np.ndarray]) -> None:
+    result = trained.result
+    assert "\x1b" not in result.stdout + result.stderr and "\r" not in result.stderr
+    assert "Verdict" in result.stdout and "epoch 1/2" not in result.stdout
+    said = result.stderr.splitlines()
+    assert "scale: mean reductions; beta weighs 256 times as much on the ELBO scale" in said
+    black = (arc_splits["val"] == 0).mean()
+    assert f"to beat: an all-black answer is right in {black:.3f} of the validation pixels, non-black 0" in said
+    lines = [line for line in said if line.startswith("epoch")]
+    assert lines[0].startswith("epoch 1/2  beta 0.05 (12.8 on the ELBO scale)  loss ")
+    assert lines[1].startswith("epoch 2/2  beta 0.1 (25.6 on the ELBO scale)  loss ")
+    assert len(lines) == 2 and all("non-black" in line and "active" in line for line in lines)
+    assert not [line for line in said if line.startswith("warning")]
+    assert f"run folder {trained.folder.parent}" in result.stderr
+
+
+def test_its_settings_repeat_a_run_bit_for_bit_and_json_is_one_document(
+    trained: Trained, arcvae: Run, plain: None, tmp_path: Path
+) -> None:
+    torch.manual_seed(99)  # what was drawn before does not matter
+    settings = trained.folder / "config.toml"
+    result = arcvae("train", "--preset", settings, "--json", "--runs-dir", tmp_path, "--run-name", "again")
+    assert result.exit_code == 0, result.stderr
+    again = tmp_path / "again"
+    assert config(again) == config(trained.folder)
+    assert torch.equal(weights(again), weights(trained.folder))
+    for kind in ("step", "epoch"):
+        lines = [[{**line, "seconds": 0} for line in records(run, kind)] for run in (again, trained.folder)]
+        assert lines[0] == lines[1]
+    document, first = json.loads(result.stdout), json.loads((trained.folder / "metrics.json").read_text())
+    assert document == json.loads((again / "metrics.json").read_text())
+    for place in ("run", "checkpoint"):
+        assert document.pop(place) != first.pop(place)
+    assert document == first
+    assert "epoch 2/2" in result.stderr, "progress is told all the same"
+
+
+def test_quiet_leaves_the_result_and_warnings(arcvae: Run, plain: None, arc_npz: Path, tmp_path: Path) -> None:
+    """Also: a runs folder whose name means something to who prints it."""
+    runs = tmp_path / "[bold]runs[/x]"
+    flags = ("--data", arc_npz, *QUICK, "--epochs", 1, "--runs-dir", runs, "--quiet", "--beta-schedule")
+    result = arcvae("train", *flags, "constant")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert "Verdict" in result.stdout
+    result = arcvae("train", *flags, "ultra_conservative")
+    assert result.stderr == "warning: beta ends at 0 of 0.1: the warm-up is longer than the run\n"
+
+
+def test_an_early_stop_is_told_and_the_best_epoch_is_judged(
+    arcvae: Run, plain: None, arc_npz: Path, tmp_path: Path
+) -> None:
+    """No grid is ever exact in these few steps, so that the first epoch stays the best."""
+    preset = write_preset(
+        tmp_path / "stops.toml",
+        schedule={"name": "constant", "max_beta": 1.0},
+        train={"epochs": 9, "patience": 2, "monitor": "val/exact_accuracy"},
+        log={"images_every": 0},
+    )
+    runs = tmp_path / "[/x]"
+    result = arcvae("train", "--preset", preset, "--data", arc_npz, *QUICK, "--runs-dir", runs, "--run-name", "early")
+    assert result.exit_code == 0, result.stderr
+    run = runs / "early"
+    assert "stopped early after epoch 3: no better val/exact_accuracy since epoch 1" in result.stderr
+    assert f"run folder {run}:" in result.stderr
+    epochs = records(run, "epoch")
+    assert [line["best"] for line in epochs] == [True, False, False]
+    document = json.loads((run / "metrics.json").read_text())
+    assert document["epoch"] == 1
+    assert document["elbo"]["kl_nats"] == pytest.approx(epochs[0]["val/kl"], rel=1e-4)
+    assert epochs[0]["val/kl"] != pytest.approx(epochs[2]["val/kl"], rel=1e-2)
+    assert not torch.equal(weights(run, "vae_best.pth"), weights(run))
+    assert "vae_best.pth of epoch 1, some val, 20 grids" in result.stdout
+    pictures = {path.name for path in (run / "images").iterdir()}
+    assert "reconstructions_epoch_3.png" in pictures, "the last epoch is drawn, however the run came to it"
+    assert "reconstructions_epoch_1.png" not in pictures
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_told_of_first(
+    arcvae: Run, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = tmp_path / "full", os.fsync
+
+    def fsync(descriptor: int) -> None:
+        lines = run / "metrics.jsonl"
+        if lines.is_file() and '"kind": "epoch", "epoch": 2' in lines.read_text():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    flags = ("--data", arc_npz, *QUICK, "--epochs", 3, "--beta-schedule", "constant", "--set", "log.images_every=0")
+    result = arcvae("train", *flags, "--runs-dir", tmp_path, "--run-name", "full")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-2:] == [
+        f"error: {run}/checkpoints/last.pth: could not be written (No space left on device)",
+        "  free some space, or choose another folder",
+    ]
+    assert checkpoints.load(run / "checkpoints" / "last.pth").epoch == 1
+    assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
+
+
+# ------------------------------------------------------------------------------------------ flags and precedence
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "value"),
+    [
+        (("--no-augment",), "data.augment", False),
+        (("--latent-dim", 3), "model.latent_dim", 3),
+        (("--z-dim", 3), "model.latent_dim", 3),
+        (("--beta-max", 0.3), "schedule.max_beta", 0.3),
+        (("--beta-min", 0.02), "schedule.min_beta", 0.02),
+        (("--beta-cycle-length", 8), "schedule.cycle_length", 8.0),
+        (("--free-bits", 0.2), "objective.free_bits", 0.2),
+        (("--free-bits-mode", "total"), "objective.free_bits_mode", "total"),
+        (("--epochs", 31), "train.epochs", 31),
+        (("--batch-size", 20), "train.batch_size", 20),
+        (("--lr", 0.02), "train.lr", 0.02),
+        (("--seed", 7), "train.seed", 7),
+        (("--device", "cpu"), "train.device", "cpu"),
+        (("--precision", "fp32"), "train.precision", "fp32"),
+        (("--no-early-stopping",), "train.early_stopping", False),
+        (("--set", "schedule.per=step"), "schedule.per", "step"),
+        (("--set", "train.adam_betas=[0.5, 0.9]"), "train.adam_betas", [0.5, 0.9]),
+    ],
+)
+def test_a_flag_reaches_its_setting_and_no_other(
+    flags: tuple, key: str, value: Any, arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path
+) -> None:
+    preset = write_preset(
+        tmp_path / "mine.toml",
+        data={"path": str(arc_npz)},
+        schedule={"name": "cyclical", "cycle_length": 10, "max_beta": 0.2},
+        train={"epochs": 30, "batch_size": 30},
+    )
+    result = arcvae("train", "--preset", preset, *flags, "--runs-dir", tmp_path, "--run-name", "one")
+    assert (result.exit_code, result.stderr) == (1, "error: far enough\n")
+    expected = resolve(str(preset)).settings.table()
+    table, _, last = key.partition(".")
+    assert expected[table][last] != value
+    expected[table][last] = value
+    assert config(tmp_path / "one") == expected
+
+
+def test_flags_of_a_ramp_and_of_the_schedule(arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path) -> None:
+    common = ("--data", arc_npz, *QUICK, "--runs-dir", tmp_path, "--model", "grid", "--augment", "--early-stopping")
+    arcvae("train", *common, "--run-name", "ramp", "--beta-warmup-epochs", 1.5, "--beta-ramp-epochs", 2)
+    ramp = {"name": "linear_warmup", "per": "epoch", "max_beta": 0.5, "warmup_epochs": 1.5, "ramp_epochs": 2.0}
+    assert config(tmp_path / "ramp")["schedule"] == ramp
+    arcvae("train", *common, "--run-name", "other", "--preset", "cyclical", "--beta-schedule", "cosine")
+    table = config(tmp_path / "other")["schedule"]
+    assert (table["name"], table["max_beta"]) == ("cosine", 1.0), "the preset's 0.1 was meant for its own schedule"
+    assert "cycle_length" not in table
+
+
+def test_environment_then_set_then_flag(
+    arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = write_preset(
+        tmp_path / "mine.toml", train={"epochs": 11, "seed": 1, "patience": 1, "batch_size": 10, "lr": 0.01}
+    )
+    for key, value in {"LR": "0.02", "EPOCHS": "12", "SEED": "2", "PATIENCE": "2"}.items():
+        monkeypatch.setenv(f"ARCVAE_TRAIN__{key}", value)
+    settings = ("--set", "train.lr=0.03", "--set", "train.epochs=13", "--set", "train.seed=3")
+    flags = ("--lr", 0.04, "--epochs", 14)
+    arcvae(
+        "train", "--preset", preset, "--data", arc_npz, *flags, *settings, "--runs-dir", tmp_path, "--run-name", "one"
+    )
+    table = config(tmp_path / "one")["train"]
+    assert (table["lr"], table["epochs"]) == (0.04, 14)
+    assert (table["seed"], table["patience"], table["batch_size"]) == (3, 2, 10)
+    assert table["gradient_clip"] == 1.0
+
+
+def test_data_by_name_or_path_takes_the_place_of_the_presets(
+    arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path
+) -> None:
+    by_path = write_preset(tmp_path / "by_path.toml", data={"path": "gone.npz", "size": 200})
+    named = ("--preset", by_path, *QUICK, "--data", "shapes", "--runs-dir", tmp_path, "--run-name", "named")
+    assert arcvae("train", *named).stderr.endswith("error: far enough\n")
+    table = config(tmp_path / "named")["data"]
+    assert table["name"] == "shapes" and "path" not in table
+
+    by_name = write_preset(tmp_path / "by_name.toml", data={"name": "shapes", "size": 200})
+    found = ("--preset", by_name, *QUICK, "--data", arc_npz, "--runs-dir", tmp_path, "--run-name", "found")
+    assert arcvae("train", *found).stderr.endswith("error: far enough\n")
+    table = config(tmp_path / "found")["data"]
+    assert table["path"] == str(arc_npz) and "name" not in table
+
+
+# ---------------------------------------------------------------------------------- a short run of a long schedule
+
+
+@pytest.mark.parametrize(
+    ("whole", "epochs"),
+    [
+        (UltraConservative(), 5),  # 20 epochs of warm-up
+        (Cyclical(cycle_length=20.0, max_beta=0.1), 5),
+        (Cyclical(cycle_length=25.0, max_beta=0.1), 2),
+    ],
+)
+def test_a_quick_test_goes_through_the_whole_schedule(
+    whole: Schedule,
+    epochs: int,
+    arcvae: Run,
+    unjudged: None,
+    arc_npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train, "QUICK_EXAMPLES", 64)
+    table = whole.model_dump(mode="json")
+    preset = write_preset(
+        tmp_path / "long.toml",
+        data={"path": str(arc_npz)},
+        model={"latent_dim": 4},
+        schedule=table,
+        train={"epochs": 100, "batch_size": 8, "precision": "fp32"},
+        log={"every_n_steps": 1},
+    )
+    flags = () if epochs == train.QUICK_EPOCHS else ("--epochs", epochs)
+    result = arcvae("train", "--preset", preset, "--quick-test", *flags, "--runs-dir", tmp_path, "--run-name", "quick")
+    assert result.exit_code == 0, result.stderr
+    assert "64 to train on, 8 to validate" in result.stderr and "warning" not in result.stderr
+    betas = [line["train/beta"] for line in records(tmp_path / "quick", "step")]
+    assert betas == pytest.approx([whole(100 * (step + 1) / (8 * epochs)) for step in range(8 * epochs)], abs=1e-12)
+    assert max(betas) == pytest.approx(0.1) and min(betas) == 0.0
+    if isinstance(whole, Cyclical):
+        crests = sum(beta == pytest.approx(0.1) for beta in betas)
+        assert crests == 100 / whole.cycle_length, "every cycle is visited"
+
+
+def test_a_run_too_short_for_its_schedule_says_so_before_it_starts(
+    arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", arc_npz, *QUICK, "--runs-dir", tmp_path, "--beta-schedule", "ultra_conservative")
+    result = arcvae("train", *flags, "--epochs", 50)
+    assert result.stderr.splitlines() == [
+        "warning: beta ends at 0.05 of 0.1: the ramp ends at epoch 80, the run at 50",
+        "error: far enough",
+    ]
+    assert "warning" not in arcvae("train", *flags, "--epochs", 80).stderr
+
+
+# --------------------------------------------------------------------------------------------- memorising a batch
+
+
+def test_one_batch_is_memorised_and_no_run_is_written(
+    arcvae: Run, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--data", arc_npz, "--overfit-batch", "--batch-size", 1, "--lr", 0.003, "--precision", "fp32")
+    result = arcvae("train", *flags)
+    assert result.exit_code == 0, result.stderr
+    steps = re.fullmatch(r"memorised: all 1 examples of one batch are exact after (\d+) steps\n", result.stdout)
+    assert steps and f"step {steps[1]}: reconstruction" in result.stderr
+    assert "whole examples 1.0000" in result.stderr.splitlines()[-1]
+
+    monkeypatch.setattr(train, "OVERFIT_STEPS", 2)
+    result = arcvae("train", *flags, "--json", "--quiet")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert (document["memorised"], document["steps"], document["examples"]) == (False, 2, 1)
+    assert result.stderr.startswith(
+        "error: one batch of 1 was not memorised in 2 steps: 0.0% of its examples are exact\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ unusable input
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--batch-size", 101), "train.batch_size: 101 is more than the 100 training examples"),
+        (("--batch-size", 101, "--overfit-batch"), "--batch-size 100 or less"),
+        (("--runs-dir", "file"), "no run folder can be made there"),
+        (("--run-name", "taken"), "--run-name 'taken': runs/taken exists already"),
+        (("--run-name", "latest"), "--run-name 'latest'"),
+        (("--epochs", 0), "--epochs: train.epochs: expected a number of at least 1, got 0"),
+        (("--epochs", 0, "--quick-test"), "--epochs: train.epochs: expected a number of at least 1, got 0"),
+        (("--model", "gird"), "--model: model.name: expected"),
+        (("--device", "gpu"), "--device: train.device: expected"),
+        (("--precision", "fp8"), "--precision: train.precision: expected one of 'auto', 'fp32' or 'bf16'"),
+        (
+            ("--beta-cycle-length", 3),
+            "--beta-cycle-length: schedule.cycle_length: the schedule linear_warmup has no use",
+        ),
+        (("--lr", "nan"), "--lr: train.lr: expected a"),
+        (("--free-bits", -1), "--free-bits: objective.free_bits: expected a number of at least 0"),
+        (("--preset", "quikstart"), "did you mean quickstart?"),
+    ],
+)
+def test_unusable_input_is_told_in_two_lines_and_leaves_nothing(
+    flags: tuple, told: str, arcvae: Run, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    schedule = ("--beta-warmup-epochs", 0, "--beta-ramp-epochs", 1)
+    result = arcvae("train", "--data", arc_npz, "--json", *QUICK, *schedule, *flags)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) <= 2
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["file", "runs", "runs/taken"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ------------------------------------------------------------------------------------------------------- signals
+
+
+@pytest.fixture(scope="module")
+def stopped(arc_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, tuple[Path, Any]]]:
+    """By signal: the folder of a run that got it while it trained, and the process that has ended of it."""
+    runs = tmp_path_factory.mktemp("stopped")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ARCVAE_")}
+    command = [sys.executable, "-m", "arcvae_cli", "train", "--data", arc_npz, *QUICK, "--batch-size", "1"]
+    command += ["--epochs", "5000", "--beta-schedule", "constant", "--set", "log.images_every=0", "--runs-dir", runs]
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    processes = {
+        number: subprocess.Popen(
+            [*map(str, command), "--run-name", number.name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+        )
+        for number in numbers
+    }
+    try:
+        for number, process in processes.items():
+            status = runs / number.name / "status.json"
+            while not (status.is_file() and '"running"' in status.read_text()):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(number)
+        yield {
+            number: (runs / number.name, (*process.communicate(timeout=60), process.returncode))
+            for number, process in processes.items()
+        }
+    finally:
+        for process in processes.values():
+            process.kill()
+
+
+@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
+def test_a_signal_ends_a_run_with_its_work_saved(
+    number: int, code: int, name: str, stopped: dict[int, tuple[Path, Any]]
+) -> None:
+    run, (out, err, returned) = stopped[number]
+    assert (returned, out) == (code, "")
+    values = checkpoints.read(run / "checkpoints" / "last.pth")
+    assert values["epoch_finished"] is False and values["step"] >= 1
+    assert checkpoints.load(run / "checkpoints" / "last.pth").settings == resolve(str(run)).settings
+    assert err.splitlines()[-1] == f"error: stopped by {name} in epoch {values['epoch']}; saved in {run}"
+    assert "Traceback" not in err
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("interrupted", values["step"])
+    assert name in status["reason"]
+    assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
+
+
+def test_a_second_signal_stops_at_once_and_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with train.stop_on_signal() as stop:
+        assert stop() is None
+        signal.raise_signal(signal.SIGTERM)
+        assert stop() == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

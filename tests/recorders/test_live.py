@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console as Terminal
+
+from arcvae_cli.console import Console
+from arcvae_cli.recorders import live
+from arcvae_cli.recorders.live import Lines, LiveTable, live_recorder
+from arcvae_cli.records import EpochRecord, Plan
+
+MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+RED, GREEN, YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
+
+
+@pytest.fixture(autouse=True)
+def terminal_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+class Screen:
+    """A console whose stderr is a terminal of so many columns and lines, in colour."""
+
+    def __init__(self, width: int = 120, height: int = 40) -> None:
+        self.written = io.StringIO()
+        self.console = Console()
+        self.console.err = Terminal(
+            file=self.written,
+            force_terminal=True,
+            width=width,
+            height=height,
+            color_system="standard",
+            no_color=False,
+            highlight=False,
+        )
+
+    @property
+    def coloured(self) -> str:
+        """The last picture of the live part, with its colours."""
+        text = self.written.getvalue()
+        begin = max(text.rfind("\x1b[?25l") + 6, text.rfind("\x1b[2K") + 4)
+        return text[begin : text.rindex("\x1b[?25h")].removesuffix("\n")
+
+    @property
+    def lines(self) -> list[str]:
+        """The same as it is read."""
+        return [line.rstrip() for line in ESCAPE.sub("", self.coloured).splitlines()]
+
+
+def show(plan: Plan, records: list[EpochRecord], screen: Screen | None = None, at: int = 50) -> Screen:
+    screen = screen or Screen()
+    recorder = LiveTable(screen.console)
+    recorder.start(plan)
+    for record in records:
+        recorder.step(record.epoch, at, 0.05)
+        recorder.epoch(record)
+    recorder.close()
+    return screen
+
+
+def running(plan: Plan, records: list[EpochRecord], screen: Screen) -> list[str]:
+    """The lines on the screen while a run goes on."""
+    recorder = LiveTable(screen.console)
+    recorder.start(plan)
+    for record in records:
+        recorder.step(record.epoch, 50, 0.05)
+        recorder.epoch(record)
+    paper = Terminal(file=io.StringIO(), width=screen.console.err.width, height=screen.console.err.height)
+    with paper.capture() as captured:
+        paper.print(recorder.picture())
+    recorder.close()
+    return [line.rstrip() for line in ESCAPE.sub("", captured.get()).splitlines()]
+
+
+def row(screen: Screen, epoch: int) -> str:
+    """The cells of an epoch's row."""
+    found = (line for line in screen.lines if re.match(rf" *{epoch}\*? ", line))
+    return " ".join(next(found).split())
+
+
+# ------------------------------------------------------------------------------------------------------ the table
+
+
+def test_a_row_an_epoch_and_the_best_is_marked(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    screen = show(make_plan(), [make_record(1, best=True), make_record(2, betas={"z": 0.1}, val={"exact": 0.25})])
+    names = " ".join(screen.lines[0].split())
+    assert names == "epoch beta loss val loss recon KL pixel non-black exact active s"
+    assert row(screen, 1) == "1* 0.05 125.6 123.4 120 3.01 0.950 0.400 0.010 2/3 12.3"
+    assert row(screen, 2) == "2 0.1 125.6 123.4 120 3.01 0.950 0.400 0.250 2/3 12.3"
+
+
+def test_the_scale_of_the_elbo_has_a_column_only_where_it_differs(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    scaled = show(make_plan(elbo_scale=25.6), [make_record(1)])
+    assert "on ELBO" in scaled.lines[0]
+    assert row(scaled, 1).startswith("1 0.05 1.28 125.6 ")
+    levels = make_record(1, rates={"global": [1.0], "local": [1.0]}, betas={"global": 0.01, "local": 0.02})
+    both = show(make_plan(elbo_scale=256.0, levels={"global": 1, "local": 1}), [levels])
+    assert row(both, 1).startswith("1 0.01/0.02 2.56/5.12 125.6 ")
+    turning = show(make_plan(elbo_scale=10.0), [make_record(1, turns={"z": (0.0, 0.1)})])
+    assert row(turning, 1).startswith("1 0-0.1 0-1 125.6 "), "least to largest where beta turned within the epoch"
+    for scale in (1.0, None):
+        screen = show(make_plan(elbo_scale=scale), [make_record(1)])
+        assert "ELBO" not in screen.lines[0] and row(screen, 1).startswith("1 0.05 125.6 ")
+
+
+def test_what_a_black_picture_earns_is_red(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    dull = show(make_plan(blank=0.9), [make_record(1, val={"position": 0.9, "foreground": 0.0})]).coloured
+    for text in ("0.900", "0.000", "2/3"):
+        assert re.search(f"{re.escape(RED)} *{text}", dull), text
+    bright = show(
+        make_plan(blank=0.9), [make_record(1, rates={"z": [1.0, 1.0, 1.0]}, val={"position": 0.901})]
+    ).coloured
+    assert RED not in bright and re.search(rf"{re.escape(GREEN)} *3/3", bright)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (140, 50)])
+@pytest.mark.parametrize("levels", [{"z": 10}, {"z": 64}, {"z": 200}, {"global": 16, "local": 4}], ids=str)
+def test_a_picture_fits_the_terminal(
+    width: int, height: int, levels: dict[str, int], make_plan: MakePlan, make_record: MakeRecord
+) -> None:
+    """What does not fit is cut from below by Rich while the run goes on: first the progress, then the bars."""
+    rates = {name: [0.1 * index for index in range(size)] for name, size in levels.items()}
+    records = [make_record(epoch, rates=rates, betas=dict.fromkeys(rates, 0.0123)) for epoch in range(1, 61)]
+    lines = running(make_plan(levels=levels, elbo_scale=25.6, free_bits=0.3), records, Screen(width, height))
+    assert len(lines) <= height
+    assert max(map(cell_len, lines)) <= width
+    assert "…" not in "".join(lines)
+    assert "left" in lines[-1] and sum("KL of each" in line for line in lines) == len(levels)
+    shown = [int(line.split()[0]) for line in lines if re.match(r" *\d+ +0.0123 ", line)]
+    assert shown[-1] == 60 and len(shown) >= 3
+    assert f"+{60 - len(shown)}" in lines[1 if width >= live.BROAD else 2]
+
+
+def test_a_narrow_terminal_shows_fewer_columns(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    lines = running(make_plan(levels={"z": 10}, free_bits=0.3), [make_record(1)], Screen(44, 24))
+    assert " ".join(" ".join(lines[:2]).split()) == "val non- epoch beta loss KL black active"
+    assert max(map(cell_len, lines)) <= 44
+    assert any(line.split() == ["1", "0.05", "123.4", "3.01", "0.400", "2/3"] for line in lines)
+
+
+def test_when_it_is_over_every_epoch_stands_there(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    screen = show(make_plan(), [make_record(epoch) for epoch in range(1, 61)], Screen(120, 20))
+    assert [int(line.split()[0]) for line in screen.lines if re.match(r" *\d+ +0.05 ", line)] == list(range(1, 61))
+
+
+def test_progress_and_time_left(make_plan: MakePlan, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for epoch, done, seconds, told in (
+        (1, 10, 30.0, "epoch 1/100, step 10/50, beta 0.05, 0:30 gone, -:-- left"),  # too early to say
+        (26, 0, 3600.0, "epoch 26/100, step 0/50, beta 0.05, 1:00:00 gone, 3:00:00 left"),
+        (100, 50, 500.0, "epoch 100/100, step 50/50, beta 0.05, 8:20 gone, 0:00 left"),
+    ):
+        now[0] = 1000.0
+        screen = Screen()
+        recorder = LiveTable(screen.console)
+        recorder.start(make_plan())
+        now[0] += seconds
+        recorder.step(epoch, done, 0.05)
+        recorder.close()
+        assert screen.lines[-1].endswith(told)
+
+
+# ------------------------------------------------------------------------------------------------------- the bars
+
+
+def bars(screen: Screen) -> dict[int, str]:
+    """The 22 cells of the bar of each dimension."""
+    found = re.findall(r"(?:^|  ) *(\d+) ([█▌| ]{22}) +\d+\.\d{3}", "\n".join(screen.lines), re.MULTILINE)
+    return {int(index): cells for index, cells in found}
+
+
+def test_bars_with_the_line_of_free_bits_across(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    record = make_record(1, rates={"z": [2.2, 1.1, 0.15, 0.3, 0.05]})
+    screen = show(make_plan(free_bits=0.3), [record])
+    assert "KL of each dimension of z: 3.80 nats, 1 of 5 dead; | free bits 0.3" in screen.lines
+    assert bars(screen) == {
+        0: "███|" + "█" * 18,
+        1: "███|" + "█" * 7 + " " * 11,
+        2: "█▌ |" + " " * 18,
+        3: "███|" + " " * 18,
+        4: "▌  |" + " " * 18,
+    }
+    text = screen.coloured
+    assert f"{GREEN}{bars(screen)[0]}" in text and f"{GREEN}{bars(screen)[3]}" in text, "on the floor is no fault"
+    assert f"{YELLOW}{bars(screen)[2]}" in text, "under the floor"
+    assert f"{RED}{bars(screen)[4]}" in text and f"{RED}   0.050 dead" in text
+
+
+def test_no_line_where_free_bits_are_off_or_of_the_total(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    for chosen in ({"free_bits": 0.0}, {"free_bits": 0.5, "free_bits_mode": "total"}):
+        screen = show(make_plan(**chosen), [make_record(1)])
+        assert "|" not in "".join(bars(screen).values()) and len(bars(screen)) == 3
+    above_all = show(make_plan(free_bits=9.0), [make_record(1)])
+    assert {cells.index("|") for cells in bars(above_all).values()} == {21}
+
+
+def test_a_code_wholly_dead_has_no_bars(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    screen = show(make_plan(), [make_record(1, rates={"z": [0.0] * 10})])
+    assert "KL of each dimension of z: 0.00 nats, 10 of 10 dead" in screen.lines
+    assert set(bars(screen).values()) == {" " * 22} and len(bars(screen)) == 10
+
+
+def test_of_many_dimensions_the_strongest_the_weakest_and_a_histogram(
+    make_plan: MakePlan, make_record: MakeRecord
+) -> None:
+    all_shown = show(
+        make_plan(), [make_record(1, rates={"z": [0.1 * (index + 1) for index in range(64)]})], Screen(120, 60)
+    )
+    assert sorted(bars(all_shown)) == list(range(64))
+    few = show(make_plan(), [make_record(1, rates={"z": [0.1 * (index + 1) for index in range(65)]})], Screen(120, 60))
+    assert sorted(bars(few)) == [*range(8), *range(57, 65)]
+    title = next(line for line in few.lines if line.startswith("strongest"))
+    drawn = re.fullmatch(r"strongest and weakest 8; all 65: (.{24}) 0 to 6.50", title)
+    assert drawn and " " not in drawn[1], "spread evenly, no bin is empty"
+    dead = show(make_plan(), [make_record(1, rates={"z": [0.0] * 90 + [5.0] * 10})])
+    histogram = next(line for line in dead.lines if line.startswith("strongest")).split(": ")[1]
+    assert histogram == "█" + " " * 22 + "▁ 0 to 5.00"
+
+
+def test_levels_stand_apart(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    record = make_record(1, rates={"global": [1.0, 0.0], "local": [0.5, 0.5, 0.5]})
+    lines = show(make_plan(levels={"global": 2, "local": 3}), [record]).lines
+    first = lines.index("KL of each dimension of global: 1.00 nats, 1 of 2 dead")
+    second = lines.index("KL of each dimension of local: 1.50 nats")
+    assert second - first == 3
+    assert row(show(make_plan(), [record]), 1).endswith(" 4/5 12.3")
+
+
+# ----------------------------------------------------------------------------------------------- off a terminal
+
+
+def test_plain_lines(make_plan: MakePlan, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Lines(Console())
+    recorder.start(make_plan(elbo_scale=25.6, free_bits=0.3))
+    recorder.epoch(make_record(3, best=True))
+    recorder.close()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "run one: grid, 1,234,567 parameters, on cpu in fp32",
+        "data arc: 80,000 to train on, 10,000 to validate; 100 epochs of 50 steps; schedule cyclical, "
+        "free bits 0.3 (per_dim)",
+        "scale: mean reductions; beta weighs 25.6 times as much on the ELBO scale",
+        "to beat: an all-black answer is right in 0.900 of the validation pixels, non-black 0",
+        "epoch 3/100  beta 0.05 (1.28 on the ELBO scale)  loss 125.6  val 123.4  reconstruction 120  KL 3.01  "
+        "pixel 0.950  non-black 0.400  exact 0.010  active 2/3  least KL 0.010  12.3s  *best",
+    ]
+
+
+def test_the_header_says_where_no_elbo_corresponds(make_plan: MakePlan) -> None:
+    assert not [line for line in live.header(make_plan()) if line.startswith("scale")]
+    assert "scale: with focal loss or class weights no ELBO corresponds to this beta" in live.header(
+        make_plan(elbo_scale=None)
+    )
+    assert not [line for line in live.header(make_plan(blank=None)) if "to beat" in line]
+
+
+def test_who_listens_depends_on_where_stderr_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(live_recorder(Console()), Lines)
+    screen = Screen()
+    assert isinstance(live_recorder(screen.console), LiveTable)
+    screen.console.quiet = True
+    assert isinstance(live_recorder(screen.console), Lines)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(live_recorder(Screen().console), Lines)
