@@ -86,9 +86,9 @@ class Encoder(nn.Module):
             return self.mean(features), self.spread(features)
 
 
-def plain_encoder() -> nn.Module:
-    """(B, 10, 16, 16) -> (B, 128)."""
-    return nn.Sequential(
+def convolutions() -> list[nn.Module]:
+    """(B, 10, 16, 16) -> (B, 2048), what both encoders begin with."""
+    return [
         nn.Conv2d(COLOURS, 32, 3, padding=1),
         nn.ReLU(inplace=True),
         nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (B, 64, 8, 8)
@@ -96,9 +96,12 @@ def plain_encoder() -> nn.Module:
         nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 4, 4)
         nn.ReLU(inplace=True),
         nn.Flatten(),
-        nn.Linear(2048, 128),
-        nn.ReLU(inplace=True),
-    )
+    ]
+
+
+def plain_encoder() -> nn.Module:
+    """(B, 10, 16, 16) -> (B, 128)."""
+    return nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
 
 
 def plain_decoder(latent_dim: int) -> nn.Module:
@@ -150,19 +153,8 @@ class Block(nn.Module):
 
 def residual_encoder(dropout: float) -> nn.Module:
     """(B, 10, 16, 16) -> (B, 512): the plain convolutions, without the bottleneck of 128 behind them."""
-    return nn.Sequential(
-        nn.Conv2d(COLOURS, 32, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (B, 64, 8, 8)
-        nn.ReLU(inplace=True),
-        nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 4, 4)
-        nn.ReLU(inplace=True),
-        nn.Flatten(),
-        nn.Linear(2048, WIDE),
-        nn.LayerNorm(WIDE),
-        Block(WIDE, dropout),
-        nn.LayerNorm(WIDE),
-    )
+    wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, dropout), nn.LayerNorm(WIDE)]
+    return nn.Sequential(*convolutions(), *wide)
 
 
 def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:
