@@ -756,7 +756,7 @@ def get_beta_schedule(
 _Value = TypeVar("_Value")
 
 
-class _Scheduler(Generic[_Value]):
+class _Scheduler(ABC, Generic[_Value]):
     """A schedule with a record of what was asked: `.step(epoch)` writes to `.beta_history`, a call does not."""
 
     schedule: Schedule
@@ -767,8 +767,9 @@ class _Scheduler(Generic[_Value]):
         self.current_epoch: float = 0
         self.beta_history: list[_Value] = []
 
+    @abstractmethod
     def __call__(self, epoch: float) -> _Value:
-        raise NotImplementedError
+        """The value at an epoch."""
 
     def step(self, epoch: float) -> _Value:
         """The value at an epoch, put on record."""

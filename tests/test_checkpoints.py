@@ -48,7 +48,7 @@ def test_nothing_in_a_checkpoint_needs_more_than_weights_only(good: Path) -> Non
     assert torch.serialization.get_unsafe_globals_in_checkpoint(str(good)) == []
 
 
-def refused(path: Path, match: str) -> None:
+def expect_refused(path: Path, match: str) -> None:
     with pytest.raises(InputError) as caught:
         checkpoints.load(path)
     assert match in str(caught.value) and str(path) in str(caught.value), str(caught.value)
@@ -60,17 +60,17 @@ def test_truncated_damaged_foreign_and_empty_files_are_refused_in_a_line(good: P
     bad = tmp_path / "bad.pth"
     for tenth in range(10):
         bad.write_bytes(whole[: len(whole) * tenth // 10])
-        refused(bad, "not a checkpoint of arcvae, or cut short")
+        expect_refused(bad, "not a checkpoint of arcvae, or cut short")
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0x10  # inside a tensor, where PyTorch would load it silently
     bad.write_bytes(flipped)
-    refused(bad, "damaged")
+    expect_refused(bad, "damaged")
     with zipfile.ZipFile(bad, "w") as archive:
         archive.writestr("hello.txt", "hello")
-    refused(bad, "not a checkpoint of arcvae")
+    expect_refused(bad, "not a checkpoint of arcvae")
     torch.save({"weights": torch.zeros(2)}, bad)
-    refused(bad, "lacks what arcvae writes")
-    refused(tmp_path, "a folder")
+    expect_refused(bad, "lacks what arcvae writes")
+    expect_refused(tmp_path, "a folder")
 
 
 def test_a_pickle_bomb_does_not_go_off(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path: Path) -> None:
             return (Path.touch, (canary,))
 
     torch.save({"model_state_dict": Bomb()}, tmp_path / "bomb.pth")
-    refused(tmp_path / "bomb.pth", "not a checkpoint of arcvae")
+    expect_refused(tmp_path / "bomb.pth", "not a checkpoint of arcvae")
     assert not canary.exists()
 
 
@@ -89,13 +89,13 @@ def test_another_models_weights_a_newer_format_and_foreign_settings(tmp_path: Pa
     path = tmp_path / "x.pth"
     other = build_model(Settings.model_validate({"model": {"latent_dim": 3}}).model).state_dict()
     checkpoints.save(path, values(model_state_dict=other))
-    refused(path, "weights do not fit")
+    expect_refused(path, "weights do not fit")
     checkpoints.save(path, values(format_version=checkpoints.FORMAT + 1))
-    refused(path, "newer arcvae")
+    expect_refused(path, "newer arcvae")
     checkpoints.save(path, values(config="{"))
-    refused(path, "settings cannot be read")
+    expect_refused(path, "settings cannot be read")
     checkpoints.save(path, values(config=json.dumps({"model": {"nmae": "grid"}})))
-    refused(path, "unknown key")
+    expect_refused(path, "unknown key")
 
 
 def test_names_are_looked_up_in_the_runs(good: Path, tmp_path: Path) -> None:

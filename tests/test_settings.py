@@ -25,7 +25,7 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-def refused(match: str, preset: str | None = None, *layers: object) -> InputError:
+def expect_refused(match: str, preset: str | None = None, *layers: object) -> InputError:
     with pytest.raises(InputError) as caught:
         resolve(preset, *layers)  # type: ignore[arg-type]
     message = str(caught.value)
@@ -140,7 +140,7 @@ def test_extends_lays_one_preset_over_another(tmp_path: Path) -> None:
 def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
     one = write(tmp_path / "one.toml", 'extends = "two.toml"\n')
     write(tmp_path / "two.toml", 'extends = "one.toml"\n')
-    refused("circle: one.toml -> two.toml -> one.toml", one)
+    expect_refused("circle: one.toml -> two.toml -> one.toml", one)
 
 
 def test_settings_written_back_give_the_same_settings(tmp_path: Path) -> None:
@@ -209,21 +209,21 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    refused("did you mean baseline?", "basline")
+    expect_refused("did you mean baseline?", "basline")
 
 
 def test_an_unknown_key_names_file_dotted_key_and_nearest_key(tmp_path: Path) -> None:
     path = write(tmp_path / "p.toml", "[train]\nepoch = 3\n")
-    message = str(refused("unknown key", path))
+    message = str(expect_refused("unknown key", path))
     assert f"{path}: train.epoch: unknown key" in message and "did you mean epochs?" in message
 
 
 def test_a_key_in_the_wrong_table_is_told_its_place(tmp_path: Path) -> None:
-    refused("did you mean objective.free_bits?", write(tmp_path / "p.toml", "[model]\nfree_bits = 0.3\n"))
+    expect_refused("did you mean objective.free_bits?", write(tmp_path / "p.toml", "[model]\nfree_bits = 0.3\n"))
 
 
 def test_an_unknown_table(tmp_path: Path) -> None:
-    refused("did you mean train?", write(tmp_path / "p.toml", "[trian]\nepochs = 3\n"))
+    expect_refused("did you mean train?", write(tmp_path / "p.toml", "[trian]\nepochs = 3\n"))
 
 
 @pytest.mark.parametrize(
@@ -250,21 +250,21 @@ def test_an_unknown_table(tmp_path: Path) -> None:
 )
 def test_a_mistake_in_a_preset_names_file_key_and_expectation(tmp_path: Path, text: str, expected: str) -> None:
     path = write(tmp_path / "p.toml", text)
-    assert path in str(refused(expected, path))
+    assert path in str(expect_refused(expected, path))
 
 
 def test_a_flag_that_the_schedule_has_no_use_for_is_named() -> None:
     flags = flag_layer({"--beta-max": ("schedule.max_beta", 0.5)})
-    refused("--beta-max: schedule.max_beta: the schedule three_phase has no use for max_beta", "baseline", flags)
+    expect_refused("--beta-max: schedule.max_beta: the schedule three_phase has no use for max_beta", "baseline", flags)
 
 
 def test_a_file_that_is_no_text_too_large_or_missing(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'description = "\xe9"')
-    refused("not UTF-8", str(tmp_path / "latin.toml"))
+    expect_refused("not UTF-8", str(tmp_path / "latin.toml"))
     (tmp_path / "big.toml").write_text("#" * 70_000)
-    refused("larger than 64 kB", str(tmp_path / "big.toml"))
+    expect_refused("larger than 64 kB", str(tmp_path / "big.toml"))
     (tmp_path / "deep.toml").write_text("a = " + "[" * 20_000 + "]" * 20_000)
-    refused("deep.toml", str(tmp_path / "deep.toml"))
+    expect_refused("deep.toml", str(tmp_path / "deep.toml"))
     with pytest.raises(InputError, match="neither a shipped preset nor a file"):
         find_preset(str(tmp_path / "none.toml"))
 
@@ -272,7 +272,7 @@ def test_a_file_that_is_no_text_too_large_or_missing(tmp_path: Path) -> None:
 def test_a_misspelt_environment_variable_is_not_ignored() -> None:
     with pytest.raises(InputError, match="ARCVAE_LR: no setting has this name"):
         environment_layer({"ARCVAE_LR": "1"})
-    refused("ARCVAE_TRAIN__LRR: train.lrr: unknown key", None, environment_layer({"ARCVAE_TRAIN__LRR": "1"}))
+    expect_refused("ARCVAE_TRAIN__LRR: train.lrr: unknown key", None, environment_layer({"ARCVAE_TRAIN__LRR": "1"}))
     assert environment_layer({"ARCVAE_CACHE_DIR": "/tmp", "HOME": "/"}).values == {}
 
 
