@@ -94,7 +94,8 @@ def test_grids_of_an_arc_file(arcvae: Run, tiny_run: Path, tmp_path: Path, task:
 def test_files_alone_need_no_corpus(arcvae: Run, tiny_run: Path, arc_npz: Path, tmp_path: Path, task: Path) -> None:
     hidden = arc_npz.rename(arc_npz.with_name("hidden.npz"))
     try:
-        walked(arcvae, tiny_run, tmp_path / "out", "--from", task, "--to", f"{task}:2")
+        report, _ = walked(arcvae, tiny_run, tmp_path / "out", "--from", task, "--to", f"{task}:2")
+        assert (report["from"], report["to"]) == ("task.json:0", "task.json:2")
     finally:
         hidden.rename(arc_npz)
 
