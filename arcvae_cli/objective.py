@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from arcvae_cli.controllers import Controller
 from arcvae_cli.models.base import Batch, Output
 from arcvae_cli.settings import ObjectiveSettings
 
@@ -25,12 +26,14 @@ class Terms:
 
     `loss`: what is minimised. `reconstruction`: its first term. `kl_free`: by level, the KL term after free bits and
     reduction, before beta. `rates`: by level, (D,) raw KL of each group in nats, whatever was clamped or reduced.
+    `betas`: by level, the weight that its KL term was given.
     """
 
     loss: Tensor
     reconstruction: Tensor
     kl_free: dict[str, Tensor]
     rates: dict[str, Tensor]
+    betas: Mapping[str, float | Tensor]
 
 
 class Objective(nn.Module):
@@ -51,17 +54,21 @@ class Objective(nn.Module):
             weights = class_weights(class_counts, settings.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, output: Output, batch: Batch, betas: Mapping[str, float | Tensor]) -> Terms:
-        """Terms of a batch at these betas, given by the name of the level."""
+    def forward(self, output: Output, batch: Batch, betas: Mapping[str, float | Tensor] | Controller) -> Terms:
+        """Terms of a batch at these betas, given by the name of the level, or by a controller that sees the batch."""
         reconstruction = self.reconstruction(output.logits, batch).mean()
+        rates = {level.name: level.kl.mean(dim=0) for level in output.levels}  # (B, D) -> (D,)
+        kl_free = {level.name: self.free(level.kl, level.name) for level in output.levels}
+        if isinstance(betas, Controller):
+            seen = {name: groups.detach() for name, groups in rates.items()}
+            betas = betas.weigh(reconstruction.detach(), seen)
         loss = reconstruction
-        kl_free, rates = {}, {}
-        for level in output.levels:
-            rates[level.name] = level.kl.mean(dim=0)  # (B, D) -> (D,)
-            free = self.free(level.kl)
-            kl_free[level.name] = free
-            loss = loss + betas[level.name] * free
-        return Terms(loss, reconstruction, kl_free, rates)
+        for name, free in kl_free.items():
+            # a weight of exactly 0 takes the term out: a KL that has overflowed would make it no number
+            weight = betas[name]
+            if isinstance(weight, Tensor) or weight != 0.0:
+                loss = loss + weight * free
+        return Terms(loss, reconstruction, kl_free, rates, betas)
 
     def reconstruction(self, logits: Tensor, batch: Batch) -> Tensor:
         """(B,) reconstruction term of each example: a sum over its valid positions, or their mean."""
@@ -82,13 +89,13 @@ class Objective(nn.Module):
             return total / batch.x[0].numel()
         return total / batch.valid.flatten(1).sum(dim=1)
 
-    def free(self, kl: Tensor) -> Tensor:
-        """The KL term from (B, D) nats: clamped by free bits, summed or averaged over the D groups.
+    def free(self, kl: Tensor, level: str) -> Tensor:
+        """The KL term of a level from (B, D) nats: clamped by its free bits, summed or averaged over the D groups.
 
         `per_dim` clamps the batch mean of each group (Kingma et al. 2016, equation 16), `per_sample` each group of
         each example, `total` the batch mean of the sum. Without free bits nothing is clamped, not even at 0.
         """
-        floor = self.settings.free_bits
+        floor = self.settings.floor(level)
         if floor == 0.0:
             total = kl.mean(dim=0).sum()
         elif self.settings.free_bits_mode == "per_dim":

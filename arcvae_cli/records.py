@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from arcvae_cli.controllers import Target
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.step import Counts
 
@@ -35,9 +36,13 @@ class Plan:
     epochs: int
     steps: int  # an epoch
     levels: Mapping[str, int]  # groups by level
+    level_shapes: Mapping[str, tuple[int, ...]]
     schedule: str
+    schedule_text: str  # the schedule in words
+    closed_loop: bool
+    settings: Mapping[str, Any]  # the run's, as nested plain values
     elbo_scale: float | None  # from beta to the ELBO's; None where no such beta exists
-    free_bits: float
+    free_bits: Mapping[str, float]  # nats, by level
     free_bits_mode: str
     notes: tuple[str, ...]  # what else is worth saying
     blank: float | None  # accuracy on the validation split of answering background everywhere
@@ -67,7 +72,9 @@ class StepRecord:
 class EpochRecord:
     """One finished epoch. `selection`: the yardstick of model selection; `best`: whether it is the best yet.
 
-    `betas`: at its end. `turns`: the least and the largest of each level whose beta went both up and down within it.
+    `betas`: at its end. `path`: by level, beta at every step. `turns`: the least and the largest of each level whose
+    beta went both up and down within it. `targets`: what a closed loop held, and what it should have. `restart`: the
+    restarts around the epoch, for a schedule that has them.
     """
 
     epoch: int
@@ -82,6 +89,9 @@ class EpochRecord:
     seconds: float
     unit: str
     turns: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    path: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
+    restart: Mapping[str, float] | None = None
 
     def metrics(self) -> dict[str, Any]:
         """The record as it is logged."""
@@ -96,6 +106,10 @@ class EpochRecord:
             **flat("train", self.train, self.unit),
             **val,
             "val/loss_selection": number(self.selection),
+            **{
+                f"train/target/{target.quantity}{'/' * bool(target.level)}{target.level}": target.target
+                for target in self.targets
+            },
             "best": self.best,
             "seconds": round(self.seconds, 3),
         }
@@ -119,6 +133,7 @@ def flat(split: str, counts: Counts, unit: str) -> dict[str, Any]:
         f"{split}/loss_reconstruction": number(counts.reconstruction),
         f"{split}/loss_kl": number(sum(counts.kl_free.values())),
         f"{split}/kl": number(counts.rate),
+        **level_totals(split, counts),
         **{f"{split}/{name}": number(share) for name, share in zip(names, shares, strict=True)},
         f"{split}/active_dims": sum(value > ACTIVE_KL for value in groups),
         **{f"{split}/kl_per_dim/dim_{index}": number(value) for index, value in enumerate(groups)},
@@ -126,6 +141,13 @@ def flat(split: str, counts: Counts, unit: str) -> dict[str, Any]:
         f"{split}/kl_per_dim/max": number(max(groups)),
         f"{split}/kl_per_dim/mean": number(sum(groups) / len(groups)),
     }
+
+
+def level_totals(split: str, counts: Counts) -> dict[str, float | None]:
+    """The raw KL of each level, where there are several."""
+    if len(counts.rates) == 1:
+        return {}
+    return {f"{split}/kl/{name}": number(sum(groups)) for name, groups in counts.rates.items()}
 
 
 def all_rates(counts: Counts) -> Iterator[float]:
@@ -139,14 +161,27 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pictures:
+    """Examples (n, H, W) with their reconstructions, and draws from the prior.
+
+    `maps`: by level that is a map, (n, h, w) float32 nats of KL in each of its cells, for the same examples.
+    """
+
+    originals: Grids
+    reconstructions: Grids
+    samples: Grids
+    maps: Mapping[str, NDArray[np.float32]]
+
+
 class Recorder(Protocol):
     """Someone who listens to a training. Every call is optional to act on."""
 
     def start(self, plan: Plan) -> None:
         """Before the first step."""
 
-    def step(self, epoch: int, done: int, beta: float) -> None:
-        """After every step: `done` steps of this epoch. Must cost next to nothing."""
+    def step(self, epoch: int, done: int, beta: float | None) -> None:
+        """After every step: `done` steps of this epoch, and beta where the host knows it. Must cost next to nothing."""
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         """The logged steps of an epoch, read back together at its end."""
@@ -154,8 +189,8 @@ class Recorder(Protocol):
     def epoch(self, record: EpochRecord) -> None:
         """After every epoch."""
 
-    def pictures(self, epoch: int, originals: Grids, reconstructions: Grids, samples: Grids) -> None:
-        """Examples (n, H, W) with their reconstructions, and draws from the prior."""
+    def pictures(self, epoch: int, pictures: Pictures) -> None:
+        """Every few epochs, and after the last."""
 
     def close(self) -> None:
         """After the last call, however the training ended."""
@@ -167,7 +202,7 @@ class Silent:
     def start(self, plan: Plan) -> None:  # noqa: D102
         pass
 
-    def step(self, epoch: int, done: int, beta: float) -> None:  # noqa: D102
+    def step(self, epoch: int, done: int, beta: float | None) -> None:  # noqa: D102
         pass
 
     def steps(self, records: Sequence[StepRecord]) -> None:  # noqa: D102
@@ -176,7 +211,7 @@ class Silent:
     def epoch(self, record: EpochRecord) -> None:  # noqa: D102
         pass
 
-    def pictures(self, epoch: int, originals: Grids, reconstructions: Grids, samples: Grids) -> None:  # noqa: D102
+    def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: D102
         pass
 
     def close(self) -> None:  # noqa: D102

@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tomli
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.schedules import SCHEDULES, AnySchedule, LinearWarmup
@@ -58,15 +58,56 @@ class DataSettings(SettingsTable):
 
 
 class ModelSettings(SettingsTable):
-    """The model and its size."""
+    """What every model has. `levels`: the names of its levels of latents, from the top down."""
+
+    levels: ClassVar[tuple[str, ...]]
+
+    name: str
+    posterior: Literal["softplus", "logvar"] = Field("softplus", description="what the second head gives")
+    logvar_min: float = Field(-12.0, ge=-30, le=0, description="floor of the posterior's log variance")
+    logvar_max: float = Field(4.0, ge=0, le=20, description="ceiling of the posterior's log variance")
+    dropout: Fraction = Field(0.0, description="of the residual blocks; the grid model's plain body has none")
+
+
+class GridSettings(ModelSettings):
+    """The model of grids with one vector of latents."""
+
+    levels: ClassVar[tuple[str, ...]] = ("z",)
 
     name: Literal["grid"] = "grid"
     latent_dim: Count = Field(10, description="dimensions of the latent code")
     body: Literal["plain", "residual"] = Field("plain", description="layers around the code")
-    dropout: Fraction = Field(0.0, description="of the residual body's blocks; the plain body has none")
-    posterior: Literal["softplus", "logvar"] = Field("softplus", description="what the second head gives")
-    logvar_min: float = Field(-12.0, ge=-30, le=0, description="floor of the posterior's log variance")
-    logvar_max: float = Field(4.0, ge=0, le=20, description="ceiling of the posterior's log variance")
+
+
+class HierarchicalSettings(ModelSettings):
+    """The conditional model of grids with a global vector and a local map of latents."""
+
+    levels: ClassVar[tuple[str, ...]] = ("global", "local")
+
+    name: Literal["hierarchical"] = "hierarchical"
+    global_dim: Count = Field(16, description="dimensions of the global vector")
+    local_channels: Count = Field(4, description="channels of the local map")
+    local_size: Literal[4, 8, 16] = Field(8, description="rows and columns of the local map")
+    condition_dropout: float = Field(
+        0.1, ge=0, le=1, description="share of training grids without any condition; the others lose a random part"
+    )
+
+
+MODEL_SETTINGS: dict[str, type[ModelSettings]] = {"grid": GridSettings, "hierarchical": HierarchicalSettings}
+"""The table of each model, by its name."""
+
+DEFAULT_MODEL = "grid"
+
+
+def _model_name(table: Any) -> str | None:
+    name = table.get("name", DEFAULT_MODEL) if isinstance(table, Mapping) else getattr(table, "name", None)
+    return name if isinstance(name, str) else None
+
+
+AnyModel = Annotated[
+    Annotated[GridSettings, Tag("grid")] | Annotated[HierarchicalSettings, Tag("hierarchical")],
+    Discriminator(_model_name),
+]
 
 
 class ObjectiveSettings(SettingsTable):
@@ -79,6 +120,11 @@ class ObjectiveSettings(SettingsTable):
     kl_reduction: Literal["sum", "mean"] = Field("sum", description="over the dimensions of a level")
     free_bits: NotNegative = Field(0.0, description="lambda in nats; 0 is off")
     free_bits_mode: Literal["per_dim", "per_sample", "total"] = "per_dim"
+    free_bits_by_level: dict[str, NotNegative] = Field({}, description="lambda of single levels, instead of free_bits")
+
+    def floor(self, level: str) -> float:
+        """Free bits of a level, in nats."""
+        return self.free_bits_by_level.get(level, self.free_bits)
 
 
 class TrainSettings(SettingsTable):
@@ -111,13 +157,22 @@ class LogSettings(SettingsTable):
 
     every_n_steps: Count = Field(50, description="steps between two lines in metrics.jsonl within an epoch")
     images_every: int = Field(5, ge=0, description="epochs between pictures; 0 draws none but the last")
+    tensorboard: bool = Field(False, description="write TensorBoard event files into the run's folder")
+    wandb: Literal["auto", "online", "offline", "off"] = Field(
+        "auto", description="Weights & Biases; auto is online where a login exists, else off"
+    )
+    wandb_project: str = Field("arc-controllable-generation", pattern=r"^[^/\\#?%:;,']{1,128}$")
+    wandb_entity: str | None = Field(
+        None, pattern=r"^[^/\\#?%:;,']{1,128}$", description="user or team; by default that of the login"
+    )
+    wandb_tags: tuple[str, ...] = Field(("experiment-0.2", "beta-vae", "encoder-training"), strict=False)
 
 
 class Settings(SettingsTable):
     """Everything that decides a run."""
 
     data: DataSettings = DataSettings()
-    model: ModelSettings = ModelSettings()
+    model: AnyModel = Field(default_factory=GridSettings)
     objective: ObjectiveSettings = ObjectiveSettings()
     schedule: AnySchedule = Field(default_factory=LinearWarmup)
     train: TrainSettings = TrainSettings()
@@ -129,6 +184,8 @@ class Settings(SettingsTable):
         table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         if self.data.path is not None:
             del table["data"]["name"]
+        if not self.objective.free_bits_by_level:
+            del table["objective"]["free_bits_by_level"]
         return table
 
 
@@ -296,22 +353,24 @@ def _put(table: Table, key: str, value: Any, where: str) -> None:
 def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     """Settings from defaults, a preset with what it extends, and further layers, a later one winning.
 
-    A further layer that names another schedule voids the schedule keys of the presets, so that the new schedule starts
-    from its own defaults and not from numbers meant for another.
+    A further layer that names another schedule, or another model, voids the presets' keys of the table, so that the new
+    one starts from its own defaults and not from numbers meant for another.
     """
     merged: Table = {}
     origins: dict[str, str] = {}
     for layer in _preset_layers(preset) if preset else []:
         _merge(merged, layer, origins)
-    held = _schedule_name(merged) or LinearWarmup().name
-    chosen = [name for layer in layers if (name := _schedule_name(layer.values)) is not None]
-    if chosen and chosen[-1] != held:
-        merged.pop("schedule", None)
+    names = {table: _name(merged, table) or default for table, default in NAMED.items()}
+    for table, held in names.items():
+        chosen = [name for layer in layers if (name := _name(layer.values, table)) is not None]
+        if chosen and chosen[-1] != held:
+            merged.pop(table, None)
     for layer in layers:
         _merge(merged, layer, origins)
     origins = {key: origin for key, origin in origins.items() if _get(merged, key) is not None}
-    if isinstance(table := merged.get("schedule"), dict):
-        table.setdefault("name", held)
+    for table, held in names.items():
+        if isinstance(values := merged.get(table), dict):
+            values.setdefault("name", held)
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
@@ -320,20 +379,24 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     return Resolved(settings, origins)
 
 
-def _schedule_name(values: Table) -> Any:
-    table = values.get("schedule")
-    return table.get("name") if isinstance(table, dict) else None
+NAMED = {"schedule": LinearWarmup().name, "model": DEFAULT_MODEL}
+"""Tables whose keys depend on their `name`, and the name they have by default."""
+
+
+def _name(values: Table, table: str) -> Any:
+    found = values.get(table)
+    return found.get("name") if isinstance(found, dict) else None
 
 
 def _merge(into: Table, layer: Layer, origins: dict[str, str]) -> None:
-    """Lay one layer over the tables so far. A schedule whose `name` changes starts anew."""
+    """Lay one layer over the tables so far. A schedule or a model whose `name` changes starts anew."""
 
     def lay(into: Table, values: Table, prefix: str) -> None:
         for key, value in values.items():
             dotted = f"{prefix}{key}"
             if isinstance(value, dict):
                 below = into.get(key)
-                if not isinstance(below, dict) or (dotted.startswith("schedule") and _renamed(below, value)):
+                if not isinstance(below, dict) or (dotted.startswith(tuple(NAMED)) and _renamed(below, value)):
                     below = into[key] = {}
                 lay(below, value, f"{dotted}.")
             else:
@@ -361,8 +424,19 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
 
     if settings.train.lr_min > settings.train.lr:
         raise refuse("train.lr_min", f"{settings.train.lr_min:g} is above train.lr {settings.train.lr:g}", "lower it")
-    if settings.model.dropout > 0 and settings.model.body == "plain":
+    model, objective = settings.model, settings.objective
+    if isinstance(model, GridSettings) and model.dropout > 0 and model.body == "plain":
         raise refuse("model.dropout", "the plain body has no dropout", "use model.body=residual, or leave it out")
+    if unknown := [level for level in objective.free_bits_by_level if level not in model.levels]:
+        raise refuse(
+            f"objective.free_bits_by_level.{unknown[0]}",
+            f"the model {model.name} has no such level",
+            f"its levels: {', '.join(model.levels)}",
+        )
+    if objective.kl_reduction == "mean" and len(model.levels) > 1:
+        raise refuse(
+            "objective.kl_reduction", f"a mean over each level of {model.name} leaves no common scale", "use sum"
+        )
     if settings.train.monitor not in MONITORS:
         near = difflib.get_close_matches(settings.train.monitor, MONITORS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -398,11 +472,12 @@ def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) 
     if first["type"] == "extra_forbidden":
         what, fix = _unknown(key, merged)
     elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        kind, known = ("model", list(MODEL_SETTINGS)) if key == "model" else ("schedule", list(SCHEDULES))
         key = f"{key}.name"
         where = origins.get(key, where)
-        near = difflib.get_close_matches(str(_get(merged, key)), SCHEDULES, n=1)
-        what = f"no schedule {_get(merged, key)!r}"
-        fix = (f"did you mean {near[0]}? " if near else "") + f"schedules: {', '.join(SCHEDULES)}"
+        near = difflib.get_close_matches(str(_get(merged, key)), known, n=1)
+        what = f"no {kind} {_get(merged, key)!r}"
+        fix = (f"did you mean {near[0]}? " if near else "") + f"{kind}s: {', '.join(known)}"
     elif first["type"] == "value_error":
         what, fix = _expected(first), None
     else:
@@ -422,6 +497,8 @@ def _upwards(key: str) -> Iterator[str]:
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
+    if loc[0] == "model":  # the second part is the name of the model, whose table it is
+        loc = (*loc[:1], *loc[2:])
     return ".".join(map(str, loc))
 
 
@@ -430,14 +507,16 @@ def _unknown(key: str, merged: Table) -> tuple[str, str]:
     known = list(_keys(parent, merged))
     near = difflib.get_close_matches(last, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    if parent == "schedule" or parent.startswith("schedule."):
-        name = _get(merged, f"{parent}.name")
-        return f"the schedule {name} has no use for {last}", f"{hint}{name} takes: {', '.join(known)}"
+    what, table = "unknown key", parent.partition(".")[0]
+    takes = "known here"
+    if table in NAMED:
+        name = _get(merged, f"{parent}.name") or DEFAULT_MODEL
+        what, takes = f"the {table} {name} has no use for {last}", f"{name} takes"
     # the key may stand under another table: say where
-    elsewhere = [dotted for dotted in all_keys() if dotted.rpartition(".")[2] == last]
+    elsewhere = [dotted for dotted in all_keys() if dotted.rpartition(".")[2] == last and dotted != key]
     if elsewhere and not near:
         hint = f"did you mean {elsewhere[0]}? "
-    return "unknown key", f"{hint}known here: {', '.join(known)}"
+    return what, f"{hint}{takes}: {', '.join(known)}"
 
 
 def _keys(parent: str, merged: Table) -> Iterator[str]:
@@ -445,6 +524,10 @@ def _keys(parent: str, merged: Table) -> Iterator[str]:
         kind = SCHEDULES.get(str(_get(merged, f"{parent}.name")))
         if kind:
             yield from (info.alias or name for name, info in kind.model_fields.items())
+        return
+    if parent == "model":
+        name = _get(merged, "model.name") or DEFAULT_MODEL
+        yield from MODEL_SETTINGS[name].model_fields
         return
     model: Any = Settings
     for name in parent.split(".") if parent else ():
@@ -455,7 +538,8 @@ def _keys(parent: str, merged: Table) -> Iterator[str]:
 
 
 def all_keys() -> Iterator[str]:
-    """Every dotted key of the tables whose keys do not depend on a name."""
+    """Every dotted key of the tables but those of the schedules."""
+    yield from dict.fromkeys(f"model.{name}" for kind in MODEL_SETTINGS.values() for name in kind.model_fields)
     for table, info in Settings.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, SettingsTable):
             yield from (f"{table}.{name}" for name in info.annotation.model_fields)
@@ -511,7 +595,9 @@ def elbo_scale(settings: Settings, positions: int = GRID_POSITIONS) -> float | N
     if objective.reconstruction != "cross_entropy" or objective.class_weights != "none":
         return None
     scale = float(positions) if objective.reduction == "mean" else 1.0
-    return scale / settings.model.latent_dim if objective.kl_reduction == "mean" else scale
+    if objective.kl_reduction == "mean" and isinstance(settings.model, GridSettings):
+        return scale / settings.model.latent_dim
+    return scale
 
 
 def json_schema() -> Table:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from arcvae_cli.controllers import Controller
 from arcvae_cli.errors import InputError
 from arcvae_cli.models.base import VAE, Batch, Output
 from arcvae_cli.objective import Objective, Terms
@@ -187,7 +188,7 @@ class Step:
         """The context of the network's arithmetic."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def train(self, batch: Batch, betas: Mapping[str, float | Tensor]) -> tuple[Terms, Output]:
+    def train(self, batch: Batch, betas: Mapping[str, float | Tensor] | Controller) -> tuple[Terms, Output]:
         """One optimiser step."""
         with self.autocast():
             output = self.model(batch)

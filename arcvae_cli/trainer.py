@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
 from arcvae_cli import checkpoints
+from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
-from arcvae_cli.records import EpochRecord, Grids, Plan, Recorder, StepRecord
+from arcvae_cli.records import EpochRecord, Grids, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings, elbo_scale
@@ -65,7 +66,10 @@ class Trainer:
         self.levels = tuple(self.model.level_sizes)
         self.schedule: Schedule = self.settings.schedule
         self.rate = rate_schedule(self.settings, self.step.optimizer, self.steps)
-        self.peaks = self.schedule.peaks(self.levels)
+        self.control = Controller(
+            self.schedule, self.levels, self.device, self.positions, self.settings.objective.reduction
+        )
+        self.peaks = self.yardstick()
         self.done = 0  # optimiser steps
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
         self.history: list[EpochRecord] = []
@@ -109,34 +113,46 @@ class Trainer:
         """One pass over the training split, and one over the validation split."""
         began = time.perf_counter()
         tally, logged = Tally(self.corpus.background), []
-        betas: Mapping[str, float] = {}
-        passed: list[Mapping[str, float]] = []
+        passed: list[Mapping[str, float | Tensor]] = []  # the betas of every step, where a closed loop set them
+        conditions = bool(self.model.attributes)
         self.model.train()
         for index, indices in enumerate(self.order(epoch)):
             seed_step(self.settings.train.seed, "step", epoch, index)
-            betas = self.betas(epoch, index)
-            passed.append(betas)
-            batch = self.corpus.batch("train", indices, augment=self.settings.data.augment)
-            terms, output = self.step.train(batch, betas)
+            self.control.at(self.time(epoch, index))
+            batch = self.corpus.batch("train", indices, augment=self.settings.data.augment, conditions=conditions)
+            terms, output = self.step.train(batch, self.control)
+            passed.append(terms.betas)
             tally.add(terms, output, batch)
             self.done += 1
             if self.done % self.settings.log.every_n_steps == 0:
                 single = Tally(self.corpus.background)  # stays on the device until the epoch ends
                 single.add(terms, output, batch)
-                logged.append((epoch - 1 + (index + 1) / self.steps, self.done, betas, single))
+                logged.append((index, self.done, single))
             if not isinstance(self.rate, ReduceLROnPlateau):
                 self.rate.step()
+            beta = next(iter(terms.betas.values()))
             for recorder in self.recorders:
-                recorder.step(epoch, index + 1, next(iter(betas.values())))
+                recorder.step(epoch, index + 1, None if isinstance(beta, Tensor) else beta)
             if (signal := self.stop()) is not None:
                 self.check_finite(tally.read(), epoch)
                 self.interrupt(epoch, signal)
         train = tally.read()  # the epoch's read-back, and the only wait for the device
         self.check_finite(train, epoch)
-        records = [StepRecord(at, step, b, one.read(), self.corpus.unit) for at, step, b, one in logged]
+        path = read_path(passed)
+        records = [
+            StepRecord(
+                epoch - 1 + (index + 1) / self.steps,
+                done,
+                {name: values[index] for name, values in path.items()},
+                single.read(),
+                self.corpus.unit,
+            )
+            for index, done, single in logged
+        ]
         for recorder in self.recorders:
             recorder.steps(records)
 
+        betas = {name: values[-1] for name, values in path.items()}
         val = self.validate(betas)
         self.check_finite(val, epoch)  # the last step of an epoch shows only here
         totals = {name: sum(groups) for name, groups in val.rates.items()}
@@ -156,9 +172,18 @@ class Trainer:
             best=False,
             seconds=time.perf_counter() - began,
             unit=self.corpus.unit,
-            turns=turns(passed),
+            turns=turns(path),
+            path=path,
+            targets=self.control.verdict(float(epoch), self.means(train)),
+            restart=self.schedule.restart_info(float(epoch)),
         )
         return self.judge(record)
+
+    def means(self, train: Counts) -> dict[str, Any]:
+        """What a closed loop steers, over an epoch: nats of KL by level, and of reconstruction for each position."""
+        totals = {name: sum(groups) for name, groups in train.rates.items()}
+        summed = self.settings.objective.reduction == "sum"
+        return {"kl": totals, "reconstruction": train.reconstruction / (self.positions if summed else 1)}
 
     @torch.inference_mode()
     def validate(self, betas: Mapping[str, float]) -> Counts:
@@ -179,10 +204,17 @@ class Trainer:
         size = self.settings.train.batch_size
         return iter(torch.split(order[: self.steps * size], size))
 
-    def betas(self, epoch: int, index: int) -> dict[str, float]:
-        """Beta of each level in this step; a schedule moves by whole epochs or with every step."""
-        at = epoch - 1 + (index + 1) / self.steps if self.schedule.per == "step" else float(epoch)
-        return self.schedule.betas(at, self.levels)
+    def time(self, epoch: int, index: int) -> float:
+        """Where the schedule is in this step; it moves by whole epochs or with every step."""
+        return epoch - 1 + (index + 1) / self.steps if self.schedule.per == "step" else float(epoch)
+
+    def yardstick(self) -> dict[str, float]:
+        """The weights of model selection: each level's largest beta, or where a closed loop sets it the ELBO's 1."""
+        scale = elbo_scale(self.settings, self.positions)
+        elbo = 1.0 / scale if scale else 1.0
+        closed = self.schedule.closed_levels(self.levels)
+        peaks = self.schedule.peaks([level for level in self.levels if level not in closed])
+        return {level: peaks.get(level, elbo) for level in self.levels}
 
     # ------------------------------------------------------------------------------------- choosing and stopping
 
@@ -213,7 +245,7 @@ class Trainer:
     def check_finite(self, counts: Counts, epoch: int) -> None:
         """Stop before a loss that is no number reaches a checkpoint."""
         if not counts.finite:
-            beta = next(iter(self.betas(epoch, self.steps - 1).values()))
+            beta = next(iter(self.control.betas().values()))
             last = self.folder.checkpoints / "last.pth"
             good = f"the last good checkpoint is {last}" if last.is_file() else "no epoch was finished before"
             raise ArcvaeError(
@@ -281,6 +313,8 @@ class Trainer:
             "model_state_dict": self.model.state_dict(),
             "optimizer_state_dict": self.step.optimizer.state_dict(),
             "scheduler_state_dict": self.rate.state_dict(),
+            "schedule_state": self.control.state_dict(),
+            "conditions": [[attribute.name, attribute.size] for attribute in self.model.attributes],
             "train_loss": last.train.loss if last else None,
             "val_loss": last.val.loss if last else None,
             "pixel_accuracy": last.val.position if last else None,
@@ -313,9 +347,10 @@ class Trainer:
         with self.step.autocast():
             output = self.model(batch, noise=False)
             drawn = self.model.decode(self.model.prior(SAMPLES))
-        pictures = [to_numpy(batch.x), to_numpy(output.logits.argmax(1)), to_numpy(drawn.argmax(1))]
+        maps = {level.name: kl.float().cpu().numpy() for level in output.levels if (kl := level.map()) is not None}
+        pictures = Pictures(to_numpy(batch.x), to_numpy(output.logits.argmax(1)), to_numpy(drawn.argmax(1)), maps)
         for recorder in self.recorders:
-            recorder.pictures(epoch, *pictures)
+            recorder.pictures(epoch, pictures)
 
     def plan(self) -> Plan:
         """What is known before the first step."""
@@ -337,20 +372,33 @@ class Trainer:
             epochs=self.settings.train.epochs,
             steps=self.steps,
             levels=self.model.level_sizes,
-            schedule=self.settings.schedule.name,
+            level_shapes=self.model.level_shapes,
+            schedule=self.schedule.name,
+            schedule_text=self.schedule.describe(),
+            closed_loop=self.schedule.closed_loop,
+            settings=self.settings.table(),
             elbo_scale=elbo_scale(self.settings, self.positions),
-            free_bits=objective.free_bits,
+            free_bits={level: objective.floor(level) for level in self.levels},
             free_bits_mode=objective.free_bits_mode,
             notes=tuple(self.notes),
             blank=blank,
         )
 
 
-def turns(passed: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """The least and the largest beta of each level whose beta went both up and down in these steps."""
-    found = {}
+def read_path(passed: Sequence[Mapping[str, float | Tensor]]) -> dict[str, list[float]]:
+    """By level, the beta of every step, read back together where they are on the device."""
+    path = {}
     for name in passed[0]:
         values = [betas[name] for betas in passed]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        path[name] = torch.stack(tensors).tolist() if tensors else [float(value) for value in values]
+    return path
+
+
+def turns(path: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """The least and the largest beta of each level whose beta went both up and down in these steps."""
+    found = {}
+    for name, values in path.items():
         low, high = min(values), max(values)
         if abs(values[-1] - values[0]) < 0.99 * (high - low):
             found[name] = (low, high)

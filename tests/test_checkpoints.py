@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ def test_another_models_weights_a_newer_format_and_foreign_settings(tmp_path: Pa
     checkpoints.save(path, values(config="{"))
     expect_refused(path, "settings cannot be read")
     checkpoints.save(path, values(config=json.dumps({"model": {"nmae": "grid"}})))
-    expect_refused(path, "unknown key")
+    expect_refused(path, "has no use for nmae")
 
 
 def test_names_are_looked_up_in_the_runs(good: Path, tmp_path: Path) -> None:
@@ -148,3 +149,45 @@ def test_the_same_values_are_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.pth", "b.pth"):
         checkpoints.save(tmp_path / name, {"weight": torch.arange(3.0)})
     assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
+
+
+def two_levels(**changes: object) -> dict[str, object]:
+    settings = Settings.model_validate(
+        {"model": {"name": "hierarchical", "local_size": 4}, "schedule": {"name": "hierarchical"}}
+    )
+    model = build_model(settings.model)
+    kept = {"model_state_dict": model.state_dict(), "config": checkpoints.config_text(settings)}
+    return values(**kept, **{"conditions": checkpoints.condition_schema(model), **changes})
+
+
+def test_a_conditional_model_is_loaded_with_the_conditions_it_was_trained_with(tmp_path: Path) -> None:
+    path = tmp_path / "vae_best.pth"
+    checkpoints.save(path, two_levels())
+    assert checkpoints.load(path).model.attributes
+    assert torch.load(path, weights_only=True)["conditions"][2] == ["colours", 10]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda kept: kept[:-1], ": symmetry_ud"),
+        (lambda kept: [*kept, ["holes", 5]], ": holes"),
+        (lambda kept: [["height", 31], *kept[1:]], ""),
+        (lambda kept: [kept[1], kept[0], *kept[2:]], ""),
+        (lambda kept: [], ": colour_0, colour_1"),
+        (lambda kept: 7, ": colour_0, colour_1"),
+    ],
+)
+def test_other_conditions_are_refused_in_a_line(tmp_path: Path, change: Callable[[list], object], named: str) -> None:
+    path = tmp_path / "vae_best.pth"
+    kept = two_levels()
+    checkpoints.save(path, {**kept, "conditions": change(kept["conditions"])})
+    expect_refused(path, f"its conditions are not those of this arcvae{named}")
+
+
+def test_a_model_without_conditions_refuses_those_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "vae_best.pth"
+    checkpoints.save(path, values(conditions=[["height", 17]]))
+    expect_refused(path, "its conditions are not those of this arcvae: height")
+    checkpoints.save(path, values(conditions=[]))
+    assert checkpoints.load(path).model.attributes == ()

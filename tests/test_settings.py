@@ -82,7 +82,14 @@ def test_the_defaults_are_those_of_the_specification() -> None:
             "precision": "auto",
         },
         "checkpoint": {"every_epochs": 10},
-        "log": {"every_n_steps": 50, "images_every": 5},
+        "log": {
+            "every_n_steps": 50,
+            "images_every": 5,
+            "tensorboard": False,
+            "wandb": "auto",
+            "wandb_project": "arc-controllable-generation",
+            "wandb_tags": ["experiment-0.2", "beta-vae", "encoder-training"],
+        },
     }
 
 

@@ -17,7 +17,7 @@ from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.models import build_model
 from arcvae_cli.objective import Terms
 from arcvae_cli.recorders.jsonl import JsonlRecorder, read_epochs
-from arcvae_cli.records import EpochRecord, Silent
+from arcvae_cli.records import EpochRecord, Pictures, Silent
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Counts, seed_step
 from arcvae_cli.trainer import Trainer, overfit
@@ -57,15 +57,16 @@ class Ear(Silent):
         self.betas: list[float] = []
         self.pictured: list[tuple[int, tuple[int, ...]]] = []
 
-    def step(self, epoch: int, done: int, beta: float) -> None:
+    def step(self, epoch: int, done: int, beta: float | None) -> None:
+        assert beta is not None
         self.betas.append(beta)
 
     def epoch(self, record: EpochRecord) -> None:
         self.epochs.append(record)
 
-    def pictures(self, epoch: int, originals: Any, reconstructions: Any, samples: Any) -> None:
-        assert originals.dtype == reconstructions.dtype == samples.dtype == np.uint8
-        self.pictured.append((epoch, samples.shape))
+    def pictures(self, epoch: int, pictures: Pictures) -> None:
+        assert pictures.originals.dtype == pictures.reconstructions.dtype == pictures.samples.dtype == np.uint8
+        self.pictured.append((epoch, pictures.samples.shape))
 
 
 OPEN: list[JsonlRecorder] = []
@@ -250,7 +251,7 @@ def test_a_nan_stops_the_run_before_it_reaches_a_checkpoint(tmp_path: Path) -> N
         terms, output = real(*arguments)
         calls[0] += 1
         if calls[0] == 6:  # in the second epoch
-            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates)
+            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates, terms.betas)
         return terms, output
 
     trainer.step.train = train  # type: ignore[method-assign]
@@ -294,7 +295,7 @@ def test_bf16_chosen_by_itself_gives_way_where_it_disagrees(tmp_path: Path, monk
     def measure(*arguments: Any) -> Any:
         terms, output = real(*arguments)
         factor = 1.1 if apart.step.precision == torch.bfloat16 else 1.0
-        return Terms(terms.loss * factor, terms.reconstruction, terms.kl_free, terms.rates), output
+        return Terms(terms.loss * factor, terms.reconstruction, terms.kl_free, terms.rates, terms.betas), output
 
     apart.step.measure = measure  # type: ignore[method-assign]
     apart.check_precision()
@@ -394,10 +395,133 @@ def test_a_signal_after_a_nan_does_not_save_it(tmp_path: Path) -> None:
         terms, output = real(*arguments)
         calls[0] += 1
         if calls[0] == 6:
-            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates)
+            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates, terms.betas)
         return terms, output
 
     trainer.step.train = train  # type: ignore[method-assign]
     with pytest.raises(ArcvaeError, match="not a number"):
         trainer.fit()
     assert checkpoints.read(trainer.folder.checkpoints / "last.pth")["epoch"] == 1
+
+
+# -------------------------------------------------------------------------------------- closed loops, several levels
+
+
+class Deaf(Ear):
+    """Counts the steps of which the host does not know beta."""
+
+    unknown = 0
+
+    def step(self, epoch: int, done: int, beta: float | None) -> None:
+        self.unknown += beta is None
+
+
+def closed_loop(tmp_path: Path, schedule: dict[str, Any], name: str = "run", **tables: Any) -> tuple[Trainer, Deaf]:
+    chosen = settings(schedule=schedule, **tables)
+    trainer, _ = make(tmp_path, chosen, name)
+    ear = Deaf()
+    trainer.recorders = [ear, trainer.recorders[-1]]
+    return trainer, ear
+
+
+def test_a_closed_loop_moves_beta_keeps_its_state_and_tells_its_target(tmp_path: Path) -> None:
+    schedule = {"name": "controlvae", "target": 3.0, "start_beta": 0.1, "ki": -0.01}
+    trainer, ear = closed_loop(tmp_path, schedule)
+    outcome = trainer.fit()
+    assert ear.unknown == 12, "no read-back a step"
+    path = [beta for record in outcome.history for beta in record.path["z"]]
+    assert len(path) == 12 and len(set(path)) > 6
+    (target,) = outcome.history[-1].targets
+    assert (target.level, target.quantity, target.target) == ("", "kl", 3.0)
+    assert target.value == pytest.approx(outcome.history[-1].train.rate)
+    assert target.beta == pytest.approx(np.mean(outcome.history[-1].path["z"]))
+    assert outcome.history[-1].betas["z"] == pytest.approx(path[-1])
+
+    lines = [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["train/beta"] for line in lines if line["kind"] == "step"]
+    assert logged == pytest.approx(path[1::2])
+    assert all(line["train/target/kl"] == 3.0 for line in lines if line["kind"] == "epoch")
+
+    kept = checkpoints.read(trainer.folder.checkpoints / "last.pth")["schedule_state"]
+    assert kept[""]["beta"] == pytest.approx(path[-1])
+    other, _ = closed_loop(tmp_path, schedule, "other")
+    other.control.load_state_dict(kept)
+    assert other.control.betas() == trainer.control.betas()
+    assert other.control.state_dict() == trainer.control.state_dict()
+
+
+def test_a_closed_loop_is_judged_by_the_elbo(tmp_path: Path) -> None:
+    trainer, _ = closed_loop(tmp_path, {"name": "geco", "tolerance": 0.1})
+    assert trainer.peaks == {"z": 1.0}
+    mean, _ = closed_loop(tmp_path, {"name": "geco", "tolerance": 0.1}, "mean", objective={"reduction": "mean"})
+    assert mean.peaks == {"z": 1 / 256}
+
+
+HIERARCHICAL = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
+
+
+def hierarchical(tmp_path: Path, **tables: Any) -> tuple[Trainer, Ear]:
+    schedule = {
+        "name": "hierarchical",
+        "global": {"name": "warm_restart", "restart_interval": 1, "base": {"name": "constant", "max_beta": 0.25}},
+        "local": {"name": "controlvae", "target": 2.0, "start_beta": 0.5},
+    }
+    chosen = Settings.model_validate(
+        {
+            "model": HIERARCHICAL,
+            "train": {"epochs": 2, "batch_size": 8, "precision": "fp32"},
+            "log": {"every_n_steps": 2, "images_every": 2},
+            "schedule": schedule,
+            **tables,
+        }
+    )
+    return make(tmp_path, chosen)
+
+
+def test_two_levels_with_a_schedule_each(tmp_path: Path) -> None:
+    trainer, ear = hierarchical(tmp_path)
+    outcome = trainer.fit()
+    last = outcome.history[-1]
+    assert ear.betas == [0.25] * 8
+    assert last.path["global"] == [0.25] * 4 and len(set(last.path["local"])) == 4
+    assert [target.level for target in last.targets] == ["local"]
+    assert last.restart is not None and last.restart["last_restart_epoch"] == 2
+    assert trainer.peaks == {"global": 0.25, "local": 1.0}
+    (line,) = read_epochs(trainer.folder.path / "metrics.jsonl")[1:]
+    assert line["train/kl"] == pytest.approx(line["train/kl/global"] + line["train/kl/local"])
+    assert line["train/beta"] == line["train/beta/global"] == 0.25
+    assert line["train/active_dims"] == sum(value > 0.05 for groups in last.train.rates.values() for value in groups)
+    assert len(line["val/kl_per_dim"]) == 5
+    values = checkpoints.read(trainer.folder.checkpoints / "vae_final.pth")
+    assert values["conditions"][0] == ["height", 17]
+    loaded = checkpoints.load(trainer.folder.checkpoints / "vae_final.pth")
+    assert loaded.model.level_shapes == {"global": (3,), "local": (2, 4, 4)}
+
+
+def test_training_sees_conditions_and_validation_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, _ = hierarchical(tmp_path)
+    seen: dict[bool, set[bool]] = {True: set(), False: set()}
+    forward = trainer.model.forward
+
+    def watch(batch: Any, noise: bool = True) -> Any:
+        seen[trainer.model.training].add(batch.conditions is not None)
+        return forward(batch, noise)
+
+    monkeypatch.setattr(trainer.model, "forward", watch)
+    trainer.fit()
+    assert seen == {True: {True}, False: {False}}
+
+
+def test_pictures_show_where_a_map_carries_nats(tmp_path: Path) -> None:
+    trainer, _ = hierarchical(tmp_path)
+    shown: list[Pictures] = []
+
+    class Eye(Silent):
+        def pictures(self, epoch: int, pictures: Pictures) -> None:
+            shown.append(pictures)
+
+    trainer.recorders = [Eye()]
+    trainer.fit()
+    assert set(shown[-1].maps) == {"local"}
+    maps = shown[-1].maps["local"]
+    assert maps.shape == (8, 4, 4) and maps.dtype == np.float32 and (maps >= 0).all() and maps.max() > 0

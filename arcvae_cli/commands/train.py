@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
-from arcvae_cli.settings import CORPORA, Layer, Resolved, Settings, environment_layer, flag_layer, resolve, set_layer
+from arcvae_cli.settings import (
+    CORPORA,
+    DEFAULT_MODEL,
+    MODEL_SETTINGS,
+    Layer,
+    Resolved,
+    Settings,
+    environment_layer,
+    flag_layer,
+    resolve,
+    set_layer,
+)
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console
@@ -35,7 +46,9 @@ def train(
     data: Annotated[
         str | None, typer.Option(help=f"{', '.join(CORPORA)}, or a path to your own", rich_help_panel=DATA)
     ] = None,
-    model: Annotated[str | None, typer.Option(help="grid", rich_help_panel=DATA)] = None,
+    model: Annotated[
+        str | None, typer.Option(help=", ".join(MODEL_SETTINGS), show_default=DEFAULT_MODEL, rich_help_panel=DATA)
+    ] = None,
     latent_dim: Annotated[
         int | None,
         typer.Option("--latent-dim", "--z-dim", help="dimensions of the code", show_default="10", rich_help_panel=DATA),
@@ -91,6 +104,12 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    wandb: Annotated[
+        str | None, typer.Option(help="online, offline, off or auto", show_default="auto", rich_help_panel=RUN)
+    ] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard/--no-tensorboard", help="event files", rich_help_panel=RUN)
+    ] = None,
     run_name: Annotated[str | None, typer.Option(show_default="preset and time", rich_help_panel=RUN)] = None,
     runs_dir: Annotated[Path, typer.Option(help="where run folders go", rich_help_panel=RUN)] = Path("runs"),
     assignments: Annotated[
@@ -128,6 +147,8 @@ def train(
         "--device": ("train.device", device),
         "--precision": ("train.precision", precision),
         "--early-stopping/--no-early-stopping": ("train.early_stopping", early_stopping),
+        "--wandb": ("log.wandb", wandb),
+        "--tensorboard/--no-tensorboard": ("log.tensorboard", tensorboard),
     }
     layers = [environment_layer(), set_layer(assignments or []), flag_layer(flags)]
     if named:
@@ -173,6 +194,7 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     from arcvae_cli.commands.evaluate import report
     from arcvae_cli.commands.reading import open_named
     from arcvae_cli.models import build_model
+    from arcvae_cli.recorders.external import external_recorders
     from arcvae_cli.recorders.jsonl import JsonlRecorder
     from arcvae_cli.recorders.live import live_recorder
     from arcvae_cli.recorders.pictures import GridPictures
@@ -186,9 +208,10 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     corpus = open_named(settings.data, device, ("train", "val"), console)
     check_sizes(settings, corpus)
     folder = folders.create(runs, name, stem, settings)
-    recorders = [
+    recorders: list[Recorder] = [
         JsonlRecorder(folder.path / "metrics.jsonl"),
         GridPictures(folder.images),
+        *external_recorders(settings, folder, console),
         live_recorder(console),
     ]
     with stop_on_signal() as stop:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grid import GridVAE
+from arcvae_cli.models.hierarchical import HierarchicalVAE
 from arcvae_cli.settings import ModelSettings
 
-MODELS: dict[str, Callable[[ModelSettings], VAE]] = {"grid": GridVAE}
+MODELS: dict[str, Callable[[Any], VAE]] = {"grid": GridVAE, "hierarchical": HierarchicalVAE}
 
 
 def build_model(settings: ModelSettings) -> VAE:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from arcvae_cli import gaussians
+from arcvae_cli.conditions import Attribute
+from arcvae_cli.settings import ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +20,13 @@ class Batch:
     """Examples on the device.
 
     `x`: (B, *positions) int64 classes. `valid`: (B, *positions) bool, the positions that count, or None for all.
+    `conditions`: (B, A) int64 values of the attributes that a conditional model takes, -1 where one is not given, or
+    None where none is.
     """
 
     x: Tensor
     valid: Tensor | None = None
+    conditions: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +44,14 @@ class Level:
     kl: Tensor
     prior_mean: Tensor | None = None
     prior_logvar: Tensor | None = None
+
+    def map(self) -> Tensor | None:
+        """KL in nats of each cell of a map, summed over its channels: (B, H, W); None for a vector."""
+        if self.mean.dim() != 4:
+            return None
+        if self.prior_mean is None or self.prior_logvar is None:
+            return gaussians.kl_to_standard(self.mean, self.logvar).sum(dim=1)
+        return gaussians.kl(self.mean, self.logvar, self.prior_mean, self.prior_logvar).sum(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +72,61 @@ class VAE(nn.Module, ABC):
     encoder: nn.Module
     decoder: nn.Module
 
+    attributes: tuple[Attribute, ...] = ()
+    """What the model can be conditioned on, in the order of a batch's conditions; nothing, unless a model says so."""
+
     @property
     @abstractmethod
+    def level_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each level's latents, (D,) or (C, H, W), by the level's name, from the top down."""
+
+    @property
     def level_sizes(self) -> dict[str, int]:
-        """Groups of each level whose KL is reported, by the level's name, from the top down."""
+        """Groups of each level whose KL is reported: the dimensions of a vector, the channels of a map."""
+        return {name: shape[0] for name, shape in self.level_shapes.items()}
 
     @abstractmethod
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         """Posteriors of a batch. Without `noise` each level's sample is its posterior mean."""
 
     @abstractmethod
-    def decode(self, latents: dict[str, Tensor]) -> Tensor:
-        """Logits (B, classes, *positions) of latents given by the level's name."""
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
+        """Logits (B, classes, *positions) of latents given by the level's name, and of conditions (B, A) if any."""
 
     @abstractmethod
-    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
-        """`n` draws from the prior, its standard deviation multiplied by `temperature`."""
+    def prior(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        conditions: Tensor | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """`n` draws from the prior, its standard deviation multiplied by `temperature`, given conditions (n, A) if any.
+
+        `noise`: standard normal numbers (n, *shape) by level to draw with, fresh ones where None.
+        """
+
+    def noise(self, n: int) -> dict[str, Tensor]:
+        """Standard normal numbers for `n` draws, (n, *shape) by level."""
+        device = next(self.parameters()).device
+        return {name: torch.randn(n, *shape, device=device) for name, shape in self.level_shapes.items()}
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         """Encode, sample, decode."""
         levels = self.encode(batch, noise)
-        return Output(self.decode({level.name: level.sample for level in levels}), levels)
+        return Output(self.decode({level.name: level.sample for level in levels}, batch.conditions), levels)
 
 
 def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Level:
     """A level with prior N(0, I) and one group a dimension, from (B, D) means and log variances."""
     sample = gaussians.sample(mean, logvar) if noise else mean
     return Level(name, mean, logvar, sample, gaussians.kl_to_standard(mean, logvar))
+
+
+def posterior_logvar(raw: Tensor, settings: ModelSettings) -> Tensor:
+    """Bounded log variances from what a head gives: log softplus(raw)^2, or raw itself."""
+    if settings.posterior == "softplus":
+        # sigma = softplus(raw); for raw far below 0 softplus underflows, where log softplus(raw) -> raw
+        sigma = functional.softplus(raw)
+        raw = 2.0 * torch.where(raw < -15.0, raw, sigma.clamp(min=1e-30).log())
+    return gaussians.bound(raw, settings.logvar_min, settings.logvar_max)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arcvae_cli import gaussians
-from arcvae_cli.models.base import VAE, Batch, Level, standard_level
-from arcvae_cli.settings import ModelSettings
+from arcvae_cli.models.base import VAE, Batch, Level, posterior_logvar, standard_level
+from arcvae_cli.settings import GridSettings
 
 COLOURS = 10
 SIDE = 16
@@ -25,7 +26,7 @@ class GridVAE(VAE):
     interface and replaces the layers around the code.
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: GridSettings) -> None:
         super().__init__()
         self.settings = settings
         d = settings.latent_dim
@@ -37,31 +38,30 @@ class GridVAE(VAE):
             self.decoder = residual_decoder(d, settings.dropout)
 
     @property
-    def level_sizes(self) -> dict[str, int]:
-        """One level, `z`, with a group a dimension."""
-        return {LEVEL: self.settings.latent_dim}
+    def level_shapes(self) -> dict[str, tuple[int, ...]]:
+        """One level, the vector `z`."""
+        return {LEVEL: (self.settings.latent_dim,)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         """The posterior of (B, 16, 16) grids, as one level of (B, latent_dim)."""
         mean, raw = self.encoder(batch.x)
-        if self.settings.posterior == "softplus":
-            # sigma = softplus(raw); for raw far below 0 softplus underflows, where log softplus(raw) -> raw
-            sigma = functional.softplus(raw)
-            logvar = 2.0 * torch.where(raw < -15.0, raw, sigma.clamp(min=1e-30).log())
-        else:
-            logvar = raw
-        logvar = gaussians.bound(logvar, self.settings.logvar_min, self.settings.logvar_max)
+        logvar = posterior_logvar(raw, self.settings)
         return (standard_level(LEVEL, mean, logvar, noise),)
 
-    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Logits (B, 10, 16, 16), float32, of latents (B, latent_dim)."""
         logits: Tensor = self.decoder(latents[LEVEL])
         return logits.float()
 
-    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
+    def prior(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        conditions: Tensor | None = None,  # noqa: ARG002
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """(n, latent_dim) draws from N(0, temperature^2)."""
-        weight = next(self.parameters())
-        return {LEVEL: temperature * torch.randn(n, self.settings.latent_dim, device=weight.device)}
+        return {LEVEL: temperature * (noise or self.noise(n))[LEVEL]}
 
 
 class Encoder(nn.Module):

@@ -19,8 +19,16 @@ def origins(arcvae: Run, name: object) -> dict[str, tuple[Any, str]]:
     """By dotted key, the value and its origin as `show` prints them."""
     result = arcvae("presets", "show", name)
     assert result.exit_code == 0, result.stderr
-    rows = [re.split(r"  +", line.strip()) for line in result.stdout.splitlines()[1:]]
-    return {row[0]: (json.loads(row[1]), row[2]) for row in rows if len(row) == 3}
+    head, *lines = result.stdout.splitlines()
+    begin, end = head.index("value"), head.index("from")
+    rows: list[list[str]] = []
+    for line in lines[: next((index for index, line in enumerate(lines) if line.startswith("beta ")), None)]:
+        cells = [line[:begin].strip(), line[begin:end].rstrip(), line[end:].strip()]
+        if cells[0]:
+            rows.append(cells)
+        else:  # a long value or origin goes on
+            rows[-1] = [one + more for one, more in zip(rows[-1], cells, strict=True)]
+    return {key: (json.loads(value), origin) for key, value, origin in rows}
 
 
 def test_the_list(arcvae: Run) -> None:

@@ -6,7 +6,7 @@ import torch
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch
 from arcvae_cli.models.grid import Upsample
-from arcvae_cli.settings import ModelSettings
+from arcvae_cli.settings import GridSettings
 
 
 def grids(n: int = 6) -> Batch:
@@ -16,7 +16,7 @@ def grids(n: int = 6) -> Batch:
 @pytest.mark.parametrize("body", ["plain", "residual"])
 @pytest.mark.parametrize("posterior", ["softplus", "logvar"])
 def test_shapes_levels_and_gradients(body: str, posterior: str) -> None:
-    model = build_model(ModelSettings.model_validate({"body": body, "posterior": posterior, "latent_dim": 7}))
+    model = build_model(GridSettings.model_validate({"body": body, "posterior": posterior, "latent_dim": 7}))
     output = model(grids())
     assert output.logits.shape == (6, 10, 16, 16)
     assert output.logits.dtype == torch.float32
@@ -30,7 +30,7 @@ def test_shapes_levels_and_gradients(body: str, posterior: str) -> None:
 
 
 def test_the_plain_model_has_the_specified_size() -> None:
-    model = build_model(ModelSettings())
+    model = build_model(GridSettings())
     assert sum(parameter.numel() for parameter in model.parameters()) == 792_542
     convolutions = [m for m in model.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
     assert [(m.in_channels, m.out_channels, m.kernel_size, m.stride) for m in convolutions] == [
@@ -53,7 +53,7 @@ def test_upsampling_is_the_transposed_convolution() -> None:
 
 
 def test_without_noise_the_sample_is_the_mean_and_with_it_the_seed_decides() -> None:
-    model = build_model(ModelSettings())
+    model = build_model(GridSettings())
     level = model.encode(grids(), noise=False)[0]
     assert torch.equal(level.sample, level.mean)
     samples = []
@@ -68,7 +68,7 @@ def test_without_noise_the_sample_is_the_mean_and_with_it_the_seed_decides() -> 
 @pytest.mark.parametrize("posterior", ["softplus", "logvar"])
 @pytest.mark.parametrize("bias", [-1e4, 1e4])
 def test_sigma_keeps_its_floor_and_ceiling_whatever_the_head_says(body: str, posterior: str, bias: float) -> None:
-    model = build_model(ModelSettings.model_validate({"body": body, "posterior": posterior}))
+    model = build_model(GridSettings.model_validate({"body": body, "posterior": posterior}))
     with torch.no_grad():
         model.encoder.spread.bias.fill_(bias)  # type: ignore[union-attr, operator]
     with torch.autocast("cpu", torch.bfloat16):
@@ -81,7 +81,7 @@ def test_sigma_keeps_its_floor_and_ceiling_whatever_the_head_says(body: str, pos
 
 
 def test_softplus_is_sigma() -> None:
-    model = build_model(ModelSettings(posterior="softplus"))
+    model = build_model(GridSettings(posterior="softplus"))
     _, raw = model.encoder(grids().x)
     sigma = torch.nn.functional.softplus(raw)
     level = model.encode(grids())[0]
@@ -89,7 +89,7 @@ def test_softplus_is_sigma() -> None:
 
 
 def test_prior_draws_and_their_temperature() -> None:
-    model = build_model(ModelSettings())
+    model = build_model(GridSettings())
     draws = model.prior(20_000, temperature=0.5)["z"]
     assert draws.shape == (20_000, 10)
     assert abs(draws.std().item() - 0.5) < 0.01

@@ -1,0 +1,252 @@
+"""Beta while a run trains: every schedule, and those that take feedback on the device, without a read-back a step.
+
+A controller is told the time by `at`, and asked by the objective for the beta of each batch by `weigh`. What a
+schedule that takes feedback has to remember is a few 0-d tensors, changed in place and by tensor operations only: a
+step of it costs no wait for the device and can be part of a CUDA graph. `Schedule.observe` is the same in plain Python.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from arcvae_cli.schedules import ControlVAE, Feedback, Geco, KLCapacity, Schedule
+
+TOLERANCE = 0.05
+"""A target is held where the mean of an epoch is within this share of it."""
+
+ALL_EPOCH = 0.95
+"""Share of an epoch's steps at a bound that counts as the whole epoch: single batches stray."""
+
+_NEAR_BOUND = 0.01  # of the range of beta: what counts as at a bound; the proportional term of a PI controller flickers
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a schedule that takes feedback held in an epoch, beside what it was to hold.
+
+    `level`: "" for all levels together. `value`, `beta`: means over the epoch's steps; `value` and `target` in nats per
+    example for the KL, in nats per position for the reconstruction. `bound`: the bound of beta at which it stood for
+    the whole epoch.
+    """
+
+    level: str
+    quantity: Literal["kl", "reconstruction"]
+    value: float
+    target: float
+    beta: float
+    bound: Literal["max", "min"] | None
+
+    @property
+    def missed(self) -> bool:
+        """Whether the value is off by more than 5 %."""
+        return not abs(self.value - self.target) <= TOLERANCE * abs(self.target)
+
+    @property
+    def note(self) -> str | None:
+        """That the target is out of reach, where beta stood at the bound that leads there, and what to do."""
+        above = self.value > self.target
+        # more beta lowers the KL and raises the reconstruction term
+        leads = "max" if above == (self.quantity == "kl") else "min"
+        if not self.missed or self.bound != leads:
+            return None
+        unit = "nats" if self.quantity == "kl" else "nats per position"
+        what = f"{self.level} {'KL' if self.quantity == 'kl' else 'reconstruction'}".lstrip()
+        stood = f"beta stood at its {'largest' if leads == 'max' else 'least'}, {self.beta:.4g}, all epoch"
+        remedy = {
+            ("kl", "max"): "raise the target or the bound of beta",
+            ("kl", "min"): "lower the target, or give the model more latent dimensions",
+            ("reconstruction", "max"): "lower the tolerance, there is room, or let beta be larger",
+            ("reconstruction", "min"): "raise the tolerance, or train a larger model for longer",
+        }[self.quantity, leads]
+        return f"{what} {self.value:.4g} {unit}, target {self.target:.4g}: out of reach, {stood}; {remedy}"
+
+
+class Controller:
+    """The betas of a run, by level; `reduction` and `positions` say what a batch's reconstruction term is.
+
+    `reduction` "sum": nats per example over so many positions; "mean": nats per position already.
+    """
+
+    def __init__(
+        self, schedule: Schedule, levels: Sequence[str], device: torch.device, positions: int, reduction: str
+    ) -> None:
+        self.schedule = schedule
+        self.levels = tuple(levels)
+        self.per_position = 1.0 / positions if reduction == "sum" else 1.0
+        self.epoch = 0.0
+        self._open = {level: part for level, part in schedule.by_level(levels).items() if not part.closed_loop}
+        parts = schedule.by_level(levels) if schedule.parts.keys() != {""} else schedule.parts
+        self._loops = {level: LOOPS[type(part)](part, device) for level, part in parts.items() if part.closed_loop}
+
+    def at(self, epoch: float) -> None:
+        """Set the time, in epochs: the targets of a closed loop, the betas of an open one."""
+        self.epoch = epoch
+        for loop in self._loops.values():
+            loop.at(epoch)
+
+    @torch.no_grad()
+    def weigh(self, reconstruction: Tensor, rates: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+        """Beta of every level for a batch, from its reconstruction term (0-d) and rates (D,) by level.
+
+        Numbers for an open loop; for a closed one 0-d tensors of the reconstruction's type, nothing being read back.
+        """
+        betas: dict[str, float | Tensor] = {level: part(self.epoch) for level, part in self._open.items()}
+        for name, loop in self._loops.items():
+            served = [name] if name else self.levels
+            kl = torch.stack([rates[level].detach().to(loop.exact).sum() for level in served]).sum()
+            beta = loop.step(kl, reconstruction.detach().to(loop.exact) * self.per_position)
+            betas.update(dict.fromkeys(served, beta.to(reconstruction.dtype, copy=True)))
+        return {level: betas[level] for level in self.levels}
+
+    def betas(self) -> dict[str, float]:
+        """Beta of every level at present; with a closed loop the device is waited for."""
+        betas = {level: part(self.epoch) for level, part in self._open.items()}
+        for name, loop in self._loops.items():
+            betas.update(dict.fromkeys([name] if name else self.levels, loop.read()["beta"]))
+        return {level: betas[level] for level in self.levels}
+
+    def verdict(self, epoch: float, means: Mapping[str, Any]) -> tuple[Target, ...]:
+        """What each closed loop held in the epoch that ends at `epoch`; the count of its steps begins anew.
+
+        `means`: the epoch's training means, "kl" by level in nats per example, "reconstruction" in nats per position.
+        A target that moves is taken in the middle of the epoch, where it has its mean too.
+        """
+        found = []
+        for name, loop in self._loops.items():
+            state = loop.read()
+            schedule, steps = loop.schedule, state["steps"]
+            if not steps:
+                continue
+            kl = sum(means["kl"].values()) if not name else means["kl"][name]
+            bound: Literal["max", "min"] | None = None
+            if max(state["at_max"], state["at_min"]) >= ALL_EPOCH * steps:
+                bound = "max" if state["at_max"] >= state["at_min"] else "min"
+            found.append(
+                Target(
+                    level=name,
+                    quantity=schedule.quantity,
+                    value=kl if schedule.quantity == "kl" else means["reconstruction"],
+                    target=schedule.setpoint(epoch - 0.5),
+                    beta=state["sum"] / steps,
+                    bound=bound,
+                )
+            )
+            loop.count_anew()
+        return tuple(found)
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The state by level in plain numbers, from which a run continues exactly; {} for an open loop."""
+        return {name: loop.read() for name, loop in self._loops.items()}
+
+    def load_state_dict(self, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Go on from a state; ValueError if it is another schedule's."""
+        if values.keys() != self._loops.keys():
+            raise ValueError(f"the state of {list(values)} is not that of schedule {self.schedule.name}")
+        for name, loop in self._loops.items():
+            loop.load(values[name])
+
+
+Kind = TypeVar("Kind", bound=Feedback)
+COUNTS = ("steps", "at_max", "at_min", "sum")
+
+
+class Loop(ABC, Generic[Kind]):
+    """One schedule that takes feedback, on the device. A subclass says how its state follows from a batch."""
+
+    def __init__(self, schedule: Kind, device: torch.device) -> None:
+        self.schedule = schedule
+        # what adds up over a whole run is kept in float64, where the device has it
+        self.exact = torch.float32 if device.type == "mps" else torch.float64
+        begin = {**schedule.begin(), **dict.fromkeys(COUNTS, 0.0)}
+        self.state = {key: torch.tensor(value, dtype=self.exact, device=device) for key, value in begin.items()}
+        self.target = torch.tensor(schedule.setpoint(0.0), dtype=self.exact, device=device)
+        self.set = schedule.setpoint(0.0)
+        low, high = schedule.bounds
+        self.near = (low + _NEAR_BOUND * (high - low), high - _NEAR_BOUND * (high - low))
+
+    def at(self, epoch: float) -> None:
+        """The target at an epoch."""
+        if (wanted := self.schedule.setpoint(epoch)) != self.set:
+            self.set = wanted
+            self.target.fill_(wanted)
+
+    @abstractmethod
+    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """The state after a batch, of which `beta` is the batch's."""
+
+    def step(self, kl: Tensor, reconstruction: Tensor) -> Tensor:
+        """Beta of a batch, 0-d: the state itself, which the next step changes."""
+        for key, value in self.update(kl, reconstruction).items():
+            self.state[key].copy_(value)
+        beta = self.state["beta"]
+        self.state["steps"].add_(1.0)
+        self.state["at_max"].add_(beta >= self.near[1])
+        self.state["at_min"].add_(beta <= self.near[0])
+        self.state["sum"].add_(beta)
+        return beta
+
+    def count_anew(self) -> None:
+        """Begin to count the steps of another epoch."""
+        for key in COUNTS:
+            self.state[key].zero_()
+
+    def read(self) -> dict[str, float]:
+        """The state in plain numbers: the device is waited for."""
+        values: list[float] = torch.stack(list(self.state.values())).tolist()
+        return dict(zip(self.state, values, strict=True))
+
+    def load(self, values: Mapping[str, float]) -> None:
+        """Put a state in place of the present one."""
+        if values.keys() != self.state.keys():
+            raise ValueError(f"the state of {self.schedule.name} is {', '.join(self.state)}, not {', '.join(values)}")
+        for key, value in values.items():
+            self.state[key].fill_(value)
+
+
+class KLCapacityLoop(Loop[KLCapacity]):
+    """The sign of the distance to the capacity."""
+
+    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002, D102
+        return {"beta": self.schedule.gamma * torch.sign(kl - self.target)}
+
+
+class ControlVAELoop(Loop[ControlVAE]):
+    """The PI controller."""
+
+    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002, D102
+        schedule, old = self.schedule, self.state["integral"]
+        error = self.target - kl
+        proportional = schedule.kp * torch.sigmoid(-error)
+        integral = old + schedule.ki * error
+        up = torch.minimum(integral, torch.maximum(old, schedule.max_beta - proportional))
+        down = torch.maximum(integral, torch.minimum(old, schedule.min_beta - proportional))
+        integral = torch.where(error < 0, up, down)
+        return {"beta": (proportional + integral).clamp(schedule.min_beta, schedule.max_beta), "integral": integral}
+
+
+class GecoLoop(Loop[Geco]):
+    """The multiplier, by its logarithm."""
+
+    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002, D102
+        schedule = self.schedule
+        past = schedule.averaging * self.state["begun"]
+        average = past * self.state["average"] + (1.0 - past) * (reconstruction - self.target)
+        log_lambda = self.state["log_lambda"] + schedule.alpha * average
+        log_lambda = log_lambda.clamp(math.log(schedule.lambda_min), math.log(schedule.lambda_max))
+        begun = torch.ones_like(past)
+        return {"beta": torch.exp(-log_lambda), "log_lambda": log_lambda, "average": average, "begun": begun}
+
+
+LOOPS: dict[type[Schedule], type[Loop[Any]]] = {
+    KLCapacity: KLCapacityLoop,
+    ControlVAE: ControlVAELoop,
+    Geco: GecoLoop,
+}
+"""How each schedule that takes feedback runs on the device."""

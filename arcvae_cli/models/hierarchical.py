@@ -1,0 +1,325 @@
+"""The conditional VAE of grids with two levels: a global vector, and a local map under a learned prior.
+
+    q(z_g | x, c) q(z_l | x, z_g, c)        p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c)
+
+All convolutions work at the resolution of the local map, each of its cells seeing a square of the grid: what is drawn
+where is a matter of the map, and what belongs together a matter of the linear layers around the global vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from arcvae_cli import gaussians
+from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
+from arcvae_cli.models.base import VAE, Batch, Level, Output, posterior_logvar, standard_level
+from arcvae_cli.models.grid import COLOURS, SIDE, Block
+from arcvae_cli.settings import HierarchicalSettings
+
+GLOBAL, LOCAL = "global", "local"
+WIDE = 512
+"""Width of the linear layers around the global vector."""
+CHANNELS = 64
+"""Channels of the convolutions."""
+THIN = 16
+"""Channels of a map where linear layers meet it."""
+ENCODER_BLOCKS, TRUNK_BLOCKS, DECODER_BLOCKS = 2, 2, 3
+AXES = 2 * SIDE - 1
+"""Where the axis of a mirror symmetry can lie: cell j has its image at axis - j."""
+SURE = 30.0
+"""Logits by which something known for certain is told from what is out of the question."""
+
+EXTENTS = [PLACE["height"], PLACE["width"]]
+COUNT = PLACE["colours"]
+PRESENT = [PLACE[f"colour_{colour}"] for colour in range(1, COLOURS)]
+SYMMETRIES = [PLACE["symmetry_lr"], PLACE["symmetry_ud"]]
+
+
+class HierarchicalVAE(VAE):
+    """`global_dim` numbers for a grid as a whole, and `local_channels` for each cell of a map of `local_size`^2."""
+
+    attributes = ATTRIBUTES
+
+    def __init__(self, settings: HierarchicalSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.encoder: Encoder = Encoder(settings)
+        self.decoder: Decoder = Decoder(settings)
+
+    @property
+    def level_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The vector, and the map under it."""
+        settings = self.settings
+        return {
+            GLOBAL: (settings.global_dim,),
+            LOCAL: (settings.local_channels, settings.local_size, settings.local_size),
+        }
+
+    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+        """The posteriors of (B, 16, 16) grids: the global one, and the local one given the global sample."""
+        return self._encode(batch.x, self.given(batch.conditions, batch.x), noise)[0]
+
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
+        """Logits (B, 10, 16, 16), float32."""
+        sketch = self.decoder.sketch(latents[GLOBAL], self.given(conditions, latents[GLOBAL]))
+        return self.decoder.paint(sketch, latents[LOCAL])
+
+    def prior(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        conditions: Tensor | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """`n` draws: the global vector from N(0, temperature^2), the local map from the learned prior given it."""
+        noise = noise or self.noise(n)
+        top = temperature * noise[GLOBAL]
+        mean, logvar = self.decoder.prior(self.decoder.sketch(top, self.given(conditions, top)))
+        return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
+
+    def forward(self, batch: Batch, noise: bool = True) -> Output:
+        """Encode, sample, decode; what the local prior sees of the global sample serves the decoder too."""
+        levels, sketch = self._encode(batch.x, self.given(batch.conditions, batch.x), noise)
+        return Output(self.decoder.paint(sketch, levels[1].sample), levels)
+
+    def _encode(self, x: Tensor, conditions: Tensor, noise: bool) -> tuple[tuple[Level, Level], Sketch]:
+        features = self.encoder.features(x)
+        mean, raw = self.encoder.top(features, conditions)
+        top = standard_level(GLOBAL, mean, posterior_logvar(raw, self.settings), noise)
+        sketch = self.decoder.sketch(top.sample, conditions)
+        prior_mean, prior_logvar = self.decoder.prior(sketch)
+        mean, raw = self.encoder.local(features, sketch.map)
+        # the posterior relative to the prior (Vahdat and Kautz 2020, section 3.2): to add nothing costs nothing
+        mean = prior_mean + mean
+        logvar = gaussians.bound(prior_logvar + raw, self.settings.logvar_min, self.settings.logvar_max)
+        kl = gaussians.kl(mean, logvar, prior_mean, prior_logvar).sum(dim=(2, 3))
+        sample = gaussians.sample(mean, logvar) if noise else mean
+        return (top, Level(LOCAL, mean, logvar, sample, kl, prior_mean, prior_logvar)), sketch
+
+    def given(self, conditions: Tensor | None, like: Tensor) -> Tensor:
+        """(B, A) conditions, all of them open where None; in training a random part of what is given is dropped.
+
+        Every subset is met: a share of the grids keeps none, which is what headline numbers are measured with, and the
+        others keep each with a probability that is itself drawn evenly.
+        """
+        if conditions is None:
+            return like.new_full((len(like), len(self.attributes)), NOT_GIVEN, dtype=torch.int64)
+        if not self.training:
+            return conditions
+        one = (len(conditions), 1)
+        nothing = torch.rand(one, device=conditions.device) < self.settings.condition_dropout
+        kept = torch.rand(conditions.shape, device=conditions.device) < torch.rand(one, device=conditions.device)
+        return torch.where(kept & ~nothing, conditions, NOT_GIVEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """What the global vector and the conditions say: features (B, WIDE) and a map (B, CHANNELS, S, S) of them.
+
+    `conditions`: (B, A) as they were given.
+    """
+
+    wide: Tensor
+    map: Tensor
+    conditions: Tensor
+
+
+class Conditions(nn.Module):
+    """The attributes of a grid as one vector: a row of a table for each value of each, one more for not given."""
+
+    offsets: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sizes = torch.tensor([0] + [attribute.size + 1 for attribute in ATTRIBUTES])
+        self.register_buffer("offsets", sizes.cumsum(0)[:-1] + 1, persistent=False)
+        self.table = nn.Embedding(int(sizes.sum()), width)
+        nn.init.normal_(self.table.weight, std=len(ATTRIBUTES) ** -0.5)
+
+    def forward(self, conditions: Tensor) -> Tensor:
+        """(B, A) int64, -1 for not given -> (B, width)."""
+        vector: Tensor = self.table(conditions + self.offsets).sum(dim=1)
+        return vector
+
+
+class Convolutions(nn.Module):
+    """x + conv(relu(film(conv(relu(x))))), which starts as the identity."""
+
+    def __init__(self, film: int = 0) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        self.second = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        self.film = nn.Linear(film, 2 * CHANNELS) if film else None
+
+    def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
+        """(B, CHANNELS, S, S), and the vectors (B, film) that scale and shift its channels (Perez et al. 2018)."""
+        hidden = self.first(functional.relu(x))
+        if self.film is not None and film is not None:
+            scale, shift = self.film(film)[:, :, None, None].chunk(2, dim=1)
+            hidden = torch.addcmul(shift, hidden, 1.0 + scale)
+        out: Tensor = x + self.second(functional.relu(hidden))
+        return out
+
+
+class Encoder(nn.Module):
+    """Features of a grid at the resolution of the local map, and the two posteriors from them."""
+
+    one_hot: Tensor
+
+    def __init__(self, settings: HierarchicalSettings) -> None:
+        super().__init__()
+        side = settings.local_size
+        patch = SIDE // side
+        self.patch = patch
+        self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
+        self.enter = nn.Conv2d(COLOURS * patch * patch, CHANNELS, 3, padding=1)
+        self.blocks = nn.ModuleList(Convolutions() for _ in range(ENCODER_BLOCKS))
+        self.conditions = Conditions(WIDE)
+        self.thin = nn.Conv2d(CHANNELS, THIN, 1)
+        self.widen = nn.Linear(THIN * side * side, WIDE)
+        self.wide = nn.Sequential(nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE))
+        self.mean = nn.Linear(WIDE, settings.global_dim)
+        self.spread = nn.Linear(WIDE, settings.global_dim)
+        self.join = nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1)
+        self.map = nn.Conv2d(CHANNELS, 2 * settings.local_channels, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 16, 16) int64 -> (B, CHANNELS, S, S)."""
+        one_hot = functional.embedding(x, self.one_hot).permute(0, 3, 1, 2)
+        features: Tensor = self.enter(functional.pixel_unshuffle(one_hot, self.patch))
+        for block in self.blocks:
+            features = block(features)
+        return features
+
+    def top(self, features: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the raw spread of the global posterior, (B, global_dim) float32."""
+        thin = functional.relu(self.thin(features))
+        wide = self.wide(self.widen(thin.flatten(1)) + self.conditions(conditions))
+        with torch.autocast(wide.device.type, enabled=False):
+            wide = wide.float()
+            return self.mean(wide), self.spread(wide)
+
+    def local(self, features: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
+        """What the grid adds to the local prior's mean and log variance, (B, local_channels, S, S) float32."""
+        joined = functional.relu(self.join(torch.cat([features, sketch], dim=1)))
+        with torch.autocast(joined.device.type, enabled=False):
+            mean, spread = self.map(joined.float()).chunk(2, dim=1)
+        return mean, spread
+
+
+class Decoder(nn.Module):
+    """The local prior and the grid, both from a sketch of what the global vector and the conditions say."""
+
+    def __init__(self, settings: HierarchicalSettings) -> None:
+        super().__init__()
+        side = settings.local_size
+        patch = SIDE // side
+        self.patch = patch
+        self.shape = (THIN, side, side)
+        self.conditions = Conditions(WIDE)
+        self.enter = nn.Linear(settings.global_dim, WIDE)
+        self.trunk = nn.Sequential(*(Block(WIDE, settings.dropout) for _ in range(TRUNK_BLOCKS)), nn.LayerNorm(WIDE))
+        self.spread = nn.Linear(WIDE, THIN * side * side)
+        self.thicken = nn.Conv2d(THIN, CHANNELS, 3, padding=1)
+        self.before = Convolutions(WIDE)
+        self.prior_map = nn.Conv2d(CHANNELS, 2 * settings.local_channels, 1)
+        nn.init.zeros_(self.prior_map.weight)
+        self.logvar_range = (settings.logvar_min, settings.logvar_max)
+        self.take = nn.Conv2d(settings.local_channels, CHANNELS, 3, padding=1)
+        self.blocks = nn.ModuleList(Convolutions(WIDE) for _ in range(DECODER_BLOCKS))
+        self.leave = nn.Conv2d(CHANNELS, COLOURS * patch * patch, 3, padding=1)
+        self.obey = Obey(WIDE)
+
+    def sketch(self, top: Tensor, conditions: Tensor) -> Sketch:
+        """Of global vectors (B, global_dim) and conditions (B, A)."""
+        wide = self.trunk(self.enter(top) + self.conditions(conditions))
+        thin = functional.relu(self.spread(wide).unflatten(1, self.shape))
+        thin = thin.contiguous(memory_format=torch.channels_last)
+        return Sketch(wide, self.before(self.thicken(thin), wide), conditions)
+
+    def prior(self, sketch: Sketch) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the local prior, (B, local_channels, S, S) float32."""
+        with torch.autocast(sketch.map.device.type, enabled=False):
+            mean, raw = self.prior_map(sketch.map.float()).chunk(2, dim=1)
+            return mean, gaussians.bound(raw, *self.logvar_range)
+
+    def paint(self, sketch: Sketch, local: Tensor) -> Tensor:
+        """Logits (B, 10, 16, 16), float32."""
+        hidden = sketch.map + self.take(local)
+        for block in self.blocks:
+            hidden = block(hidden, sketch.wide)
+        logits = functional.pixel_shuffle(self.leave(functional.relu(hidden)), self.patch)
+        with torch.autocast(logits.device.type, enabled=False):
+            return self.obey(logits.float(), sketch.wide.float(), sketch.conditions)
+
+
+class Obey(nn.Module):
+    """Holds the logits of a grid to its palette, its mirror symmetries and its extent.
+
+    What the conditions say of these is certain and is enforced; what they leave open is predicted from the global
+    vector, and weighs as much as the prediction is sure. Training sees the same rule as sampling, but for the choices
+    among palettes and axes, which are soft there so that they can be learned.
+    """
+
+    sums: Tensor
+    black: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.colours = nn.Linear(width, COLOURS - 1)
+        self.mirrors = nn.Linear(width, 2)
+        self.axes = nn.Linear(width, 2 * AXES)
+        nn.init.constant_(self.colours.bias, 3.0)
+        nn.init.constant_(self.mirrors.bias, -3.0)
+        cell = torch.arange(SIDE)
+        self.register_buffer("sums", cell[:, None] + cell, persistent=False)  # (16, 16): the axis of two cells
+        self.register_buffer("black", SURE * torch.eye(COLOURS)[0].view(1, COLOURS, 1, 1), persistent=False)
+
+    def forward(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
+        """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""
+        logits = logits + functional.pad(self.palette(wide, conditions), (1, 0))[:, :, None, None]
+        logits = self.mirror(logits, wide, conditions)
+        height, width = conditions[:, EXTENTS].unbind(1)
+        cell = self.sums[0]
+        outside = (cell >= height[:, None])[:, :, None] & (height >= 0)[:, None, None]
+        outside = outside | ((cell >= width[:, None])[:, None, :] & (width >= 0)[:, None, None])
+        return torch.where(outside[:, None], self.black, logits)
+
+    def palette(self, wide: Tensor, conditions: Tensor) -> Tensor:
+        """(B, 9) what is added to the logits of the colours 1-9: 0 for one of the palette, far below for another."""
+        score = self.colours(wide)
+        present = conditions[:, PRESENT]
+        score = torch.where(present == 1, SURE, torch.where(present == 0, -SURE, score))
+        count = conditions[:, COUNT, None]
+        # told how many colours there are, as many are above 0: the threshold lies between the last and the next
+        ends = score.new_full((len(score), 1), 2 * SURE)
+        ranked = torch.cat([ends, score.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
+        threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
+        told = score - threshold
+        if not self.training:
+            told = SURE * told.sign()
+        return functional.logsigmoid(torch.where(count >= 0, told, score))
+
+    def mirror(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
+        """Logits drawn to their mirror images: half their sum where the grid is symmetric."""
+        told = conditions[:, SYMMETRIES].float()
+        gates = torch.where(told >= 0, told, torch.sigmoid(self.mirrors(wide)))  # (B, 2)
+        axes = self.axes(wide).unflatten(1, (2, AXES)).softmax(dim=2)
+        if not self.training:
+            axes = functional.one_hot(axes.argmax(dim=2), AXES).to(axes.dtype)
+        image = axes[:, :, self.sums]  # (B, 2, 16, 16): cell by the cell it is the image of, nothing beyond the canvas
+        for which, turn in ((0, "bchw,bvw->bchv"), (1, "bchw,bvh->bcvw")):
+            mirrored = torch.einsum(turn, logits, image[:, which])
+            empty = 1.0 - image[:, which].sum(dim=2)  # (B, 16): cells whose image lies outside
+            shape = (-1, 1, 1, SIDE) if which == 0 else (-1, 1, SIDE, 1)
+            mirrored = mirrored + empty.view(shape) * self.black
+            logits = torch.lerp(logits, mirrored, 0.5 * gates[:, which].view(-1, 1, 1, 1))
+            alone = (empty > 0.5) & (told[:, which] == 1).view(-1, 1)  # known to have an image, which would lie outside
+            logits = torch.where(alone.view(shape), self.black, logits)
+        return logits

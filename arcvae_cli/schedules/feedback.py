@@ -1,0 +1,252 @@
+"""Schedules that watch the run: beta depends on the KL or the reconstruction of every batch.
+
+`observe` is the plain reference, one number at a time; `arcvae_cli.controllers` does the same on the device.
+"""
+# ruff: noqa: D102, ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from arcvae_cli.schedules.base import Beta, Epochs, Schedule
+
+Nats = Annotated[float, Field(ge=0, le=1e5, strict=True, description="nats per example")]
+Gain = Annotated[float, Field(ge=0, le=1e3, strict=True)]
+Multiplier = Annotated[float, Field(gt=0, le=1e9, strict=True)]
+
+_EXP = 700.0  # math.exp overflows from 710 on
+
+
+def matching(values: Mapping[str, float], like: Mapping[str, float], name: str) -> dict[str, float]:
+    """A kept state, with the keys of a present one; ValueError if it has others."""
+    if set(values) != set(like):
+        raise ValueError(f"the state of {name} is {', '.join(like)}, not {', '.join(values) or 'empty'}")
+    return dict(values)
+
+
+class Feedback(Schedule):
+    """A schedule that holds a quantity of the run at a target, by moving beta with every step.
+
+    Its state is a table of plain numbers, "beta" among them; a run keeps it in its checkpoint. As part of
+    `hierarchical` it watches the KL of its own level, alone the total KL. The reconstruction is everybody's.
+    """
+
+    quantity: ClassVar[Literal["kl", "reconstruction"]] = "kl"
+    per: Annotated[Literal["step"], Field(description="beta moves with every step")] = "step"
+
+    @property
+    def closed_loop(self) -> bool:
+        return True
+
+    @abstractmethod
+    def setpoint(self, epoch: float) -> float:
+        """What the quantity is held at: KL in nats per example, reconstruction in nats per position."""
+
+    @property
+    @abstractmethod
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest beta there is."""
+
+    @abstractmethod
+    def begin(self) -> dict[str, float]:
+        """The state before the first step."""
+
+    @abstractmethod
+    def observe(
+        self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
+    ) -> tuple[dict[str, float], float]:
+        """The state after a batch, and the beta of that very batch's loss.
+
+        `kl`: batch mean in nats per example, before free bits; `reconstruction`: batch mean in nats per position.
+        """
+
+    def __call__(self, epoch: float) -> float:
+        if epoch <= 0:
+            return self.begin()["beta"]
+        raise ValueError(
+            f"{self.name} takes feedback: beta at epoch {epoch:g} depends on the run. Feed it with get_beta_scheduler("
+            f'"{self.name}").observe(...), or on a device with arcvae_cli.controllers.Controller'
+        )
+
+    def top(self, until: float) -> tuple[float, float]:
+        """The largest beta there may be, and the epoch from which on the target stays where it is."""
+        return self.bounds[1], 0.0
+
+    def reached(self, epochs: float) -> float:
+        return self.bounds[1]
+
+    def shortfall(self, epochs: float) -> str | None:
+        return None
+
+
+class KLCapacity(Feedback):
+    """The loss gamma * |KL - C|, C rising to a capacity (Burgess et al. 2018, "Understanding disentangling").
+
+    As a weight on the KL, which has the same gradient: gamma where the KL of the batch is above C, -gamma where it is
+    below, 0 at C. gamma has to exceed the beta at which the KL would be C by itself, and every bit more costs learning:
+    clipping and Adam scale the whole gradient down to it. The paper's 100 to 1000 belong to larger pictures.
+    """
+
+    name: Literal["kl_capacity"] = "kl_capacity"
+    times: ClassVar[tuple[str, ...]] = ("ramp_epochs",)
+    capacity: Annotated[Nats, Field(description="KL in nats at the end of the ramp")] = 25.0
+    start_capacity: Annotated[Nats, Field(description="KL in nats from which the ramp rises")] = 0.0
+    ramp_epochs: Epochs = 20.0
+    gamma: Annotated[Gain, Field(gt=0, description="weight on the distance of the KL from the capacity")] = 1.0
+
+    def setpoint(self, epoch: float) -> float:
+        if epoch >= self.ramp_epochs:
+            return self.capacity
+        return self.start_capacity + (self.capacity - self.start_capacity) * max(epoch, 0.0) / self.ramp_epochs
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return -self.gamma, self.gamma
+
+    def begin(self) -> dict[str, float]:
+        return {"beta": 0.0}
+
+    def observe(
+        self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
+    ) -> tuple[dict[str, float], float]:
+        above = kl - self.setpoint(epoch)
+        beta = self.gamma * ((above > 0) - (above < 0))
+        return {"beta": beta}, beta
+
+    @property
+    def first_peak(self) -> float:
+        return self.ramp_epochs
+
+    def shortfall(self, epochs: float) -> str | None:
+        if epochs >= self.ramp_epochs:
+            return None
+        ends = f"capacity ends at {self.setpoint(epochs):.3g} of {self.capacity:.3g} nats"
+        return f"{ends}: the ramp ends at epoch {self.ramp_epochs:g}, the run at {epochs:g}"
+
+    def describe(self) -> str:
+        rise = f"from {self.start_capacity:g} to {self.capacity:g} nats at epoch {self.ramp_epochs:g}"
+        return (
+            f"KL held at a capacity that rises {rise}, by a weight of {self.gamma:g} above it and {-self.gamma:g} below"
+        )
+
+    def _marks(self, until: float) -> list[tuple[float, str]]:
+        return [(self.ramp_epochs, "capacity reached")]
+
+
+class ControlVAE(Feedback):
+    """A PI controller that holds the KL at a target (Shao et al. 2020, "ControlVAE").
+
+    With the error e = target - KL of each batch, beta = kp / (1 + exp(e)) + I, within its bounds, and I grows by
+    ki * e (ki is negative). I is kept from carrying beta past a bound, in that direction only: so beta comes off the
+    bound with the first batch that asks for it, however long it stood there.
+    """
+
+    name: Literal["controlvae"] = "controlvae"
+    target: Annotated[Nats, Field(description="KL in nats")] = 20.0
+    min_beta: Beta = 0.0
+    max_beta: Beta = 1.0
+    start_beta: Annotated[Beta, Field(description="the integral's first value")] = 0.0
+    kp: Annotated[Gain, Field(description="gain of the proportional term")] = 0.01
+    ki: Annotated[
+        float, Field(ge=-1e3, le=0, strict=True, description="gain of the integral, per step and nat")
+    ] = -1e-4
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.min_beta <= self.start_beta <= self.max_beta:
+            order = f"min_beta {self.min_beta:g}, start_beta {self.start_beta:g}, max_beta {self.max_beta:g}"
+            raise ValueError(f"{order} are not in this order")
+        return self
+
+    def setpoint(self, epoch: float) -> float:
+        return self.target
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.min_beta, self.max_beta
+
+    def begin(self) -> dict[str, float]:
+        return {"beta": self.start_beta, "integral": self.start_beta}
+
+    def observe(
+        self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
+    ) -> tuple[dict[str, float], float]:
+        error = self.target - kl
+        proportional = self.kp / (1.0 + math.exp(min(error, _EXP)))
+        integral = state["integral"] + self.ki * error
+        if error < 0:  # upwards, and no further than to the upper bound
+            integral = min(integral, max(state["integral"], self.max_beta - proportional))
+        else:
+            integral = max(integral, min(state["integral"], self.min_beta - proportional))
+        beta = min(max(proportional + integral, self.min_beta), self.max_beta)
+        return {"beta": beta, "integral": integral}, beta
+
+    def describe(self) -> str:
+        beta = f"beta between {self.min_beta:g} and {self.max_beta:g}"
+        return f"KL held at {self.target:g} nats by a PI controller (kp {self.kp:g}, ki {self.ki:g}), {beta}"
+
+
+class Geco(Feedback):
+    """As little KL as a reconstruction within a tolerance needs (Rezende and Viola 2018, "Taming VAEs", GECO).
+
+    Minimises KL + lambda * C for C = reconstruction - tolerance in nats per position. lambda is multiplied by
+    exp(alpha * C) with every step, C averaged over the steps (the first value begins the average), and stays within its
+    bounds; as a weight on the KL that is beta = 1 / lambda. Its logarithm is kept, so that nothing overflows.
+    """
+
+    name: Literal["geco"] = "geco"
+    quantity: ClassVar[Literal["kl", "reconstruction"]] = "reconstruction"
+    tolerance: Annotated[float, Field(ge=0, le=100, strict=True, description="reconstruction in nats per position")] = (
+        0.25
+    )
+    alpha: Annotated[Gain, Field(description="speed of lambda, per step and nat per position")] = 0.02
+    averaging: Annotated[float, Field(ge=0, lt=1, strict=True, description="share of the past in the average")] = 0.99
+    lambda_min: Annotated[Multiplier, Field(description="bound of lambda = 1 / beta")] = 0.1
+    lambda_max: Annotated[Multiplier, Field(description="bound of lambda = 1 / beta")] = 1000.0
+    start_lambda: Annotated[Multiplier, Field(description="lambda before the first step")] = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.lambda_min <= self.start_lambda <= self.lambda_max:
+            order = (
+                f"lambda_min {self.lambda_min:g}, start_lambda {self.start_lambda:g}, lambda_max {self.lambda_max:g}"
+            )
+            raise ValueError(f"{order} are not in this order")
+        return self
+
+    def setpoint(self, epoch: float) -> float:
+        return self.tolerance
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return 1.0 / self.lambda_max, 1.0 / self.lambda_min
+
+    def begin(self) -> dict[str, float]:
+        return {
+            "beta": 1.0 / self.start_lambda,
+            "log_lambda": math.log(self.start_lambda),
+            "average": 0.0,
+            "begun": 0.0,
+        }
+
+    def observe(
+        self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
+    ) -> tuple[dict[str, float], float]:
+        constraint = reconstruction - self.tolerance
+        past = self.averaging * state["begun"]
+        average = past * state["average"] + (1.0 - past) * constraint
+        log_lambda = state["log_lambda"] + self.alpha * average
+        log_lambda = min(max(log_lambda, math.log(self.lambda_min)), math.log(self.lambda_max))
+        beta = math.exp(-log_lambda)
+        return {"beta": beta, "log_lambda": log_lambda, "average": average, "begun": 1.0}, beta
+
+    def describe(self) -> str:
+        beta = f"beta = 1 / lambda between {self.bounds[0]:g} and {self.bounds[1]:g}"
+        held = f"reconstruction held at {self.tolerance:g} nats per position"
+        return f"{held} by a multiplier (alpha {self.alpha:g}), {beta}"

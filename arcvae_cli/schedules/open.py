@@ -1,0 +1,274 @@
+"""Schedules that only the epoch decides."""
+# ruff: noqa: D102, ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from arcvae_cli.schedules.base import NEAR, Beta, Epochs, Schedule, Stretch
+
+
+class Constant(Schedule):
+    """One beta throughout (Higgins et al. 2017)."""
+
+    name: Literal["constant"] = "constant"
+    max_beta: Beta = 1.0
+
+    def __call__(self, epoch: float) -> float:
+        return self.max_beta
+
+    def top(self, until: float) -> tuple[float, float]:
+        return self.max_beta, 0.0
+
+    def describe(self) -> str:
+        return f"{self.max_beta:g} throughout"
+
+
+class Rise(Schedule):
+    """0 for `delay` epochs, up to `max_beta` in the `duration` after it, and there to the end."""
+
+    max_beta: Beta
+    how: ClassVar[str] = "in a straight line"
+
+    @property
+    @abstractmethod
+    def delay(self) -> float:
+        """Epochs at 0."""
+
+    @property
+    @abstractmethod
+    def duration(self) -> float:
+        """Epochs from 0 to `max_beta`."""
+
+    def rising(self, elapsed: float) -> float:
+        """Beta within the rise, `elapsed` epochs after it began."""
+        return self.max_beta * elapsed / self.duration
+
+    def __call__(self, epoch: float) -> float:
+        elapsed = epoch - self.delay
+        if elapsed <= 0:
+            return 0.0
+        return self.max_beta if elapsed >= self.duration else self.rising(elapsed)
+
+    def top(self, until: float) -> tuple[float, float]:
+        value = self(until)
+        return (value, min(until, self.delay + self.duration)) if value > 0 else (0.0, 0.0)
+
+    def describe(self) -> str:
+        rise = f"{self.how} from 0 to {self.max_beta:g} at epoch {self.delay + self.duration:g}, held after"
+        return f"0 to epoch {self.delay:g}, then {rise}" if self.delay else rise
+
+    def _marks(self, until: float) -> list[tuple[float, str]]:
+        begin = [(self.delay, "warm-up ends")] if self.delay else []
+        return [*begin, (self.delay + self.duration, "first peak")]
+
+
+class LinearWarmup(Rise):
+    """A warm-up at 0 and then a straight ramp (Bowman et al. 2016 anneal the KL from 0 to 1)."""
+
+    name: Literal["linear_warmup"] = "linear_warmup"
+    times: ClassVar[tuple[str, ...]] = ("warmup_epochs", "ramp_epochs")
+    max_beta: Beta = 0.5
+    warmup_epochs: Epochs = 10.0
+    ramp_epochs: Epochs = 50.0
+
+    @property
+    def delay(self) -> float:
+        return self.warmup_epochs
+
+    @property
+    def duration(self) -> float:
+        return self.ramp_epochs
+
+    def _why(self, epochs: float) -> str:
+        if epochs <= self.warmup_epochs:
+            return "the warm-up is longer than the run"
+        return f"the ramp ends at epoch {self.first_peak:g}, the run at {epochs:g}"
+
+
+class UltraConservative(LinearWarmup):
+    """`linear_warmup`, later, slower and to a tenth: for codes that collapse."""
+
+    name: Literal["ultra_conservative"] = "ultra_conservative"  # type: ignore[assignment]
+    max_beta: Beta = 0.1
+    warmup_epochs: Epochs = 20.0
+    ramp_epochs: Epochs = 60.0
+
+
+class Aggressive(LinearWarmup):
+    """`linear_warmup`, sooner and faster."""
+
+    name: Literal["aggressive"] = "aggressive"  # type: ignore[assignment]
+    warmup_epochs: Epochs = 5.0
+    ramp_epochs: Epochs = 25.0
+
+
+class Linear(Rise):
+    """A straight rise from the first epoch on."""
+
+    name: Literal["linear"] = "linear"
+    times: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
+    max_beta: Beta = 1.0
+    warmup_epochs: Epochs = 10.0
+
+    @property
+    def delay(self) -> float:
+        return 0.0
+
+    @property
+    def duration(self) -> float:
+        return self.warmup_epochs
+
+    def shape(self, progress: float) -> float:
+        """The share of `max_beta` at a share of the warm-up, 0 at 0 and 1 at 1."""
+        return progress
+
+    def rising(self, elapsed: float) -> float:
+        return self.max_beta * self.shape(elapsed / self.duration)
+
+    def _why(self, epochs: float) -> str:
+        return "the warm-up is longer than the run"
+
+
+class Cosine(Linear):
+    """Half a cosine wave, level at both ends: (1 - cos pi p) / 2."""
+
+    name: Literal["cosine"] = "cosine"  # type: ignore[assignment]
+    how: ClassVar[str] = "along half a cosine"
+
+    def shape(self, progress: float) -> float:
+        return (1.0 - math.cos(math.pi * progress)) / 2.0
+
+
+class Exponential(Linear):
+    """Fast first and then ever slower: (1 - exp(-5p)) / (1 - exp(-5)), the divisor so that it arrives."""
+
+    name: Literal["exponential"] = "exponential"  # type: ignore[assignment]
+    how: ClassVar[str] = "exponentially, fast first,"
+
+    def shape(self, progress: float) -> float:
+        return (1.0 - math.exp(-5.0 * progress)) / (1.0 - math.exp(-5.0))
+
+
+class Sigmoid(Linear):
+    """A logistic 1 / (1 + exp(-12 (p - 0.5))), rescaled so that it begins at 0 and arrives at 1."""
+
+    name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
+    how: ClassVar[str] = "along a logistic curve"
+
+    def shape(self, progress: float) -> float:
+        low, here, high = (1.0 / (1.0 + math.exp(-12.0 * (p - 0.5))) for p in (0.0, progress, 1.0))
+        return (here - low) / (high - low)
+
+
+class ThreePhase(Schedule):
+    """Straight lines from 0 through (epochs, beta at their end) and then level, which is the third phase."""
+
+    name: Literal["three_phase"] = "three_phase"
+    phases: Annotated[
+        tuple[tuple[Stretch, Beta], ...],
+        Field(min_length=1, description="pairs of a phase's epochs and the beta at its end"),
+    ] = ((10.0, 1.0), (20.0, 2.0))
+
+    def corners(self) -> Iterator[tuple[float, float]]:
+        """The end of every phase: (epoch, beta)."""
+        end = 0.0
+        for epochs, beta in self.phases:
+            end += epochs
+            yield end, beta
+
+    def __call__(self, epoch: float) -> float:
+        begin, low = 0.0, 0.0
+        for end, high in self.corners():
+            if epoch < end:
+                return low + (high - low) * max(epoch - begin, 0.0) / (end - begin)
+            begin, low = end, high
+        return low
+
+    def top(self, until: float) -> tuple[float, float]:
+        points = [(0.0, 0.0), *(corner for corner in self.corners() if corner[0] <= until)]
+        if until < math.inf:
+            points.append((until, self(until)))
+        epoch, beta = max(points, key=lambda point: point[1])  # the first of equals
+        return beta, epoch
+
+    def compressed(self, factor: float) -> Self:
+        phases = tuple((epochs * factor, beta) for epochs, beta in self.phases)
+        return self.model_copy(update={"per": "step", "phases": phases})
+
+    def describe(self) -> str:
+        return "from 0 in straight lines to " + ", ".join(f"{b:g} at epoch {e:g}" for e, b in self.corners()) + ", held"
+
+    def _marks(self, until: float) -> list[tuple[float, str]]:
+        first = self.first_peak
+        corners = enumerate(self.corners(), 1)
+        return [(end, f"phase {i} ends" + (", first peak" if end == first else "")) for i, (end, _) in corners]
+
+
+class Cyclical(Schedule):
+    """A wave of period `cycle_length` between `min_beta` and `max_beta`.
+
+    `ramp_hold` is the wave of Fu et al. 2019, up over a fraction R of the cycle and held to its end, the end included;
+    `triangle` goes up over half of it and down again; `cosine` does so smoothly.
+    """
+
+    name: Literal["cyclical"] = "cyclical"
+    times: ClassVar[tuple[str, ...]] = ("cycle_length",)
+    max_beta: Beta = 0.1
+    min_beta: Beta = 0.0
+    cycle_length: Stretch = 20.0
+    wave: Annotated[Literal["triangle", "cosine", "ramp_hold"], Field(description="form of a cycle")] = "triangle"
+    ramp_fraction: Annotated[
+        float, Field(gt=0, le=1, strict=True, description="share of a cycle that rises, for wave ramp_hold")
+    ] = 0.5
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_beta > self.max_beta:
+            raise ValueError(f"min_beta {self.min_beta:g} is above max_beta {self.max_beta:g}")
+        return self
+
+    @property
+    def rise(self) -> float:
+        """Epochs from the beginning of a cycle to its peak."""
+        return self.cycle_length * (self.ramp_fraction if self.wave == "ramp_hold" else 0.5)
+
+    @property
+    def period(self) -> float:
+        return self.cycle_length
+
+    def __call__(self, epoch: float) -> float:
+        since = math.fmod(max(epoch, 0.0), self.cycle_length)
+        span = self.max_beta - self.min_beta
+        if self.wave == "cosine":
+            return self.min_beta + span * (1.0 - math.cos(2.0 * math.pi * since / self.cycle_length)) / 2.0
+        if self.wave == "ramp_hold" and epoch > NEAR >= since:
+            return self.max_beta  # the last moment of the cycle before, not the first of this one
+        if since < self.rise:
+            return self.min_beta + span * since / self.rise
+        if self.wave == "ramp_hold":
+            return self.max_beta
+        return self.min_beta + span * (self.cycle_length - since) / self.rise
+
+    def top(self, until: float) -> tuple[float, float]:
+        if self.max_beta == self.min_beta:
+            return self.max_beta, 0.0
+        return (self.max_beta, self.rise) if until >= self.rise else (self(until), until)
+
+    def describe(self) -> str:
+        form = {"triangle": "up and down", "cosine": "a cosine wave", "ramp_hold": f"up in {self.rise:g} and held"}
+        every = f"every {self.cycle_length:g} epochs"
+        return f"between {self.min_beta:g} and {self.max_beta:g} {every}, {form[self.wave]}"
+
+    def _marks(self, until: float) -> list[tuple[float, str]]:
+        marks = [(self.rise, "first peak")]
+        for i in range(1, int(until / self.cycle_length + NEAR) + 1):
+            marks.append((i * self.cycle_length, f"cycle {i} ends"))
+            marks.append((i * self.cycle_length + self.rise, f"peak {i + 1}"))
+        return [mark for mark in marks if mark[0] <= until]

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from arcvae_cli import conditions
+from arcvae_cli.models import build_model
+from arcvae_cli.models.base import Batch, Output
+from arcvae_cli.models.hierarchical import SIDE, HierarchicalVAE, Obey
+from arcvae_cli.objective import Objective
+from arcvae_cli.settings import HierarchicalSettings, ObjectiveSettings
+
+
+def make(**settings: object) -> HierarchicalVAE:
+    """A model whose levels all say something: a fresh one's local prior and residual blocks start at nothing."""
+    torch.manual_seed(0)
+    model = build_model(HierarchicalSettings.model_validate(settings))
+    assert isinstance(model, HierarchicalVAE)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def grids(count: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 10, (count, SIDE, SIDE), generator=generator)
+
+
+def given(count: int, *texts: str) -> torch.Tensor:
+    return torch.from_numpy(conditions.encode(conditions.parse(texts), count))
+
+
+@pytest.mark.parametrize(("size", "channels", "dim"), [(8, 4, 16), (4, 2, 3), (16, 1, 5)])
+def test_shapes_of_levels_and_logits(size: int, channels: int, dim: int) -> None:
+    model = make(local_size=size, local_channels=channels, global_dim=dim)
+    output = model(Batch(grids(3)))
+    top, local = output.levels
+    assert output.logits.shape == (3, 10, SIDE, SIDE) and output.logits.dtype == torch.float32
+    assert (top.name, local.name) == ("global", "local")
+    assert top.sample.shape == (3, dim) and top.kl.shape == (3, dim) and top.prior_mean is None
+    assert local.sample.shape == (3, channels, size, size) and local.kl.shape == (3, channels)
+    assert model.level_sizes == {"global": dim, "local": channels}
+    assert {name: draw.shape[1:] for name, draw in model.prior(2).items()} == model.level_shapes
+    cells = local.map()
+    assert cells is not None and cells.shape == (3, size, size)
+    torch.testing.assert_close(cells.sum(dim=(1, 2)), local.kl.sum(dim=1))
+    assert top.map() is None
+
+
+def test_forward_is_encode_and_decode() -> None:
+    model = make()
+    batch = Batch(grids(4), conditions=given(4, "colours=3", "symmetry=lr"))
+    output = model(batch, noise=False)
+    levels = model.encode(batch, noise=False)
+    for one, other in zip(output.levels, levels, strict=True):
+        assert torch.equal(one.sample, other.sample) and torch.equal(one.kl, other.kl)
+    decoded = model.decode({level.name: level.sample for level in levels}, batch.conditions)
+    torch.testing.assert_close(output.logits, decoded)
+
+
+def test_no_condition_is_all_conditions_not_given() -> None:
+    model = make()
+    x = grids(4)
+    nothing = torch.full((4, len(model.attributes)), conditions.NOT_GIVEN)
+    assert torch.equal(model(Batch(x), noise=False).logits, model(Batch(x, conditions=nothing), noise=False).logits)
+
+
+def test_the_kl_under_the_learned_prior_is_what_monte_carlo_says() -> None:
+    model = make(global_dim=2, local_channels=2, local_size=4)
+    batch = Batch(grids(1))
+    draws = 4000
+    with torch.no_grad():
+        level = model.encode(batch, noise=False)[1]
+        assert level.prior_mean is not None and level.prior_logvar is not None
+        assert level.prior_mean.abs().max() > 0.01 and level.prior_logvar.abs().max() > 0.01, "the prior is learned"
+        posterior = torch.distributions.Normal(level.mean.double(), torch.exp(0.5 * level.logvar.double()))
+        prior = torch.distributions.Normal(level.prior_mean.double(), torch.exp(0.5 * level.prior_logvar.double()))
+        sample = posterior.sample((draws,))[:, 0]
+        ratio = (posterior.log_prob(sample) - prior.log_prob(sample)).sum(dim=(2, 3))  # (draws, C)
+    error = ratio.std(dim=0) / math.sqrt(draws)
+    assert (level.kl[0] > 5 * error).all(), "there is something to tell from nothing"
+    assert ((ratio.mean(dim=0) - level.kl[0]).abs() < 5 * error).all()
+
+
+def test_the_local_prior_depends_on_the_global_vector_and_on_the_conditions() -> None:
+    model = make()
+    noise = {name: torch.zeros(2, *shape) for name, shape in model.level_shapes.items()}
+    noise["global"][1] = 1.0
+    with torch.no_grad():
+        plain = model.prior(2, noise=noise)["local"]
+        told = model.prior(2, noise=noise, conditions=given(2, "objects=3"))["local"]
+    assert not torch.allclose(plain[0], plain[1], atol=1e-3)
+    assert not torch.allclose(plain, told, atol=1e-3)
+
+
+def test_temperature_scales_what_is_random_at_both_levels() -> None:
+    model = make()
+    with torch.no_grad():
+        cold = model.prior(3, temperature=0.0)
+        assert torch.equal(cold["global"], torch.zeros(3, 16))
+        assert torch.equal(cold["local"][0], cold["local"][1]), "the mean of the prior, of one global vector"
+        noise = model.noise(3)
+        one, half = (model.prior(3, temperature=t, noise=noise) for t in (1.0, 0.5))
+    torch.testing.assert_close(half["global"], 0.5 * one["global"])
+
+
+@pytest.mark.parametrize(("silent", "heard"), [("local", "global"), ("global", "local")])
+def test_each_weight_acts_on_its_own_level_alone(silent: str, heard: str) -> None:
+    """With one weight 0 and the other 1 the gradient is that of the reconstruction and the one KL, to the last bit."""
+    model = make()
+    objective = Objective(ObjectiveSettings())
+    batch = Batch(grids(8))
+
+    def gradients(betas: dict[str, float], level: str | None) -> dict[str, torch.Tensor | None]:
+        model.zero_grad(set_to_none=True)
+        torch.manual_seed(5)
+        output: Output = model(batch)
+        if level is None:
+            loss = objective(output, batch, betas).loss
+        else:
+            kl = {one.name: one.kl.mean(dim=0).sum() for one in output.levels}
+            loss = objective.reconstruction(output.logits, batch).mean() + kl[level]
+        loss.backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    found = gradients({silent: 0.0, heard: 1.0}, None)
+    wanted = gradients({}, heard)
+    for name, gradient in found.items():
+        other = wanted[name]
+        assert (gradient is None) == (other is None), name
+        assert gradient is None or (other is not None and torch.equal(gradient, other)), name
+    both = gradients({silent: 1.0, heard: 1.0}, None)
+    assert any(
+        other is None or not torch.equal(other, both[name]) for name, other in found.items() if both[name] is not None
+    )
+
+
+@pytest.mark.parametrize(("silent", "heard"), [("local", "global"), ("global", "local")])
+def test_a_level_without_weight_may_be_infinite(silent: str, heard: str) -> None:
+    model = make()
+    batch = Batch(grids(2))
+    output = model(batch)
+    broken = tuple(
+        level if level.name == heard else type(level)(level.name, level.mean, level.logvar, level.sample, level.kl / 0)
+        for level in output.levels
+    )
+    terms = Objective(ObjectiveSettings())(Output(output.logits, broken), batch, {silent: 0.0, heard: 1.0})
+    assert terms.loss.isfinite() and not terms.kl_free[silent].isfinite()
+
+
+def test_free_bits_are_by_level() -> None:
+    model = make()
+    batch = Batch(grids(4))
+    output = model(batch, noise=False)
+    free = ObjectiveSettings(free_bits=0.3, free_bits_by_level={"local": 1000.0})
+    terms = Objective(free)(output, batch, {"global": 1.0, "local": 1.0})
+    rates = {level.name: level.kl.mean(dim=0) for level in output.levels}
+    torch.testing.assert_close(terms.kl_free["global"], rates["global"].clamp(min=0.3).sum())
+    assert terms.kl_free["local"].item() == 4000.0
+
+
+def test_training_drops_conditions_at_random_and_evaluation_does_not() -> None:
+    model = make(condition_dropout=0.25)
+    full = torch.ones(4000, len(model.attributes), dtype=torch.int64)
+    assert model.given(full, full) is full
+    model.train()
+    kept = (model.given(full, full) == 1).sum(dim=1)
+    share = (kept == 0).double().mean().item()
+    # 0.25 on purpose, and of the rest those whose random part came out empty: 1 / (A + 1)
+    wanted = 0.25 + 0.75 / (len(model.attributes) + 1)
+    assert abs(share - wanted) < 5 * math.sqrt(wanted * (1 - wanted) / 4000)
+    assert set(kept.tolist()) == set(range(len(model.attributes) + 1)), "subsets of every size are seen"
+    always = make(condition_dropout=1.0).train()
+    assert (always.given(full, full) == conditions.NOT_GIVEN).all()
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["colours=0"],
+        ["colours=2"],
+        ["colours=9"],
+        ["colours=3", "red=yes"],
+        ["height=5", "width=7"],
+        ["symmetry=lr"],
+        ["symmetry=both", "colours=4"],
+        ["red=no", "blue=no"],
+    ],
+    ids=" ".join,
+)
+def test_an_untrained_model_obeys_what_is_decided_cell_by_cell(texts: list[str]) -> None:
+    model = make()
+    wanted = conditions.parse(texts)
+    told = given(40, *texts)
+    with torch.no_grad():
+        drawn = model.decode(model.prior(40, conditions=told), told).argmax(1).to(torch.uint8).numpy()
+    found = conditions.attributes(drawn)
+    place = {attribute.name: index for index, attribute in enumerate(conditions.ATTRIBUTES)}
+    for name, value in wanted.items():
+        column = found[:, place[name]]
+        if name.startswith("symmetry"):
+            assert (column[drawn.any(axis=(1, 2))] == value).all(), name
+        elif value == 0:
+            assert (column == 0).all(), name
+        elif not name.startswith("colour_"):  # extents and counts are upper bounds: what is black nobody can force
+            assert (column <= value).all(), name
+
+
+def test_a_symmetric_picture_is_drawn_towards_its_own_mirror_image() -> None:
+    """In training too, softly: a cell and its image under the axis have the same logits where all weight is on one."""
+    obey = Obey(4).train()
+    with torch.no_grad():
+        for layer in (obey.axes, obey.mirrors, obey.colours):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        obey.axes.bias[9] = 60.0  # left-right: cell j and cell 9 - j
+    told = given(1, "symmetry=lr")
+    told[:, obey_place("symmetry_ud")] = 0
+    logits = obey(torch.randn(1, 10, SIDE, SIDE), torch.zeros(1, 4), told)
+    torch.testing.assert_close(logits[..., :10], logits[..., :10].flip(-1))
+    assert (logits[..., 10:].argmax(1) == 0).all(), "cells whose image lies outside of the canvas are black"
+
+
+def obey_place(name: str) -> int:
+    return next(index for index, attribute in enumerate(conditions.ATTRIBUTES) if attribute.name == name)
+
+
+def test_bf16_is_close_to_fp32() -> None:
+    model = make()
+    batch = Batch(grids(16))
+    exact = model(batch, noise=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(batch, noise=False)
+    assert rough.logits.dtype == torch.float32
+    for one, other in zip(exact.levels, rough.levels, strict=True):
+        assert other.kl.dtype == torch.float32
+        np.testing.assert_allclose(one.kl.sum(1).detach(), other.kl.sum(1).detach(), rtol=0.05)
