@@ -103,11 +103,30 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: its settings cannot be read") from error
     model = build_model(settings.model).to(device)
+    check_conditions(path, model, values.get("conditions", []))
     try:
         model.load_state_dict(values["model_state_dict"])
     except (RuntimeError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: its weights do not fit the model that its settings describe") from error
     return Loaded(model.eval(), settings, values["epoch"], path, values)
+
+
+def condition_schema(model: VAE) -> list[list[str | int]]:
+    """What a model can be conditioned on, as its checkpoints keep it: [name, number of values] of each attribute."""
+    return [[attribute.name, attribute.size] for attribute in model.attributes]
+
+
+def check_conditions(path: Path, model: VAE, kept: Any) -> None:
+    """Refuse weights that were trained with other conditions: a row of a table would mean another value."""
+    here = condition_schema(model)
+    if kept == here:
+        return
+    listed = kept if isinstance(kept, list) else []
+    names = {str(entry[0]) for entry in here} ^ {str(entry[0]) for entry in listed if isinstance(entry, list) and entry}
+    which = f": {', '.join(sorted(names))}" if names else ""
+    raise InputError(
+        f"{path}: its conditions are not those of this arcvae{which}", "use the arcvae that wrote it, or train anew"
+    )
 
 
 def find_checkpoint(argument: str, runs: Path) -> Found:

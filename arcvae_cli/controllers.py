@@ -17,14 +17,10 @@ import torch
 from torch import Tensor
 
 from arcvae_cli.schedules import ControlVAE, Feedback, Geco, KLCapacity, Schedule
-
-TOLERANCE = 0.05
-"""A target is held where the mean of an epoch is within this share of it."""
+from arcvae_cli.schedules.feedback import Quantity, bound_ahead, is_held
 
 ALL_EPOCH = 0.95
 """Share of an epoch's steps at a bound that counts as the whole epoch: single batches stray."""
-
-_NEAR_BOUND = 0.01  # of the range of beta: what counts as at a bound; the proportional term of a PI controller flickers
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Target:
     """
 
     level: str
-    quantity: Literal["kl", "reconstruction"]
+    quantity: Quantity
     value: float
     target: float
     beta: float
@@ -46,25 +42,22 @@ class Target:
     @property
     def missed(self) -> bool:
         """Whether the value is off by more than 5 %."""
-        return not abs(self.value - self.target) <= TOLERANCE * abs(self.target)
+        return not is_held(self.value, self.target)
 
     @property
     def note(self) -> str | None:
         """That the target is out of reach, where beta stood at the bound that leads there, and what to do."""
-        above = self.value > self.target
-        # more beta lowers the KL and raises the reconstruction term
-        leads = "max" if above == (self.quantity == "kl") else "min"
-        if not self.missed or self.bound != leads:
+        if not self.missed or self.bound != bound_ahead(self.quantity, self.value > self.target):
             return None
         unit = "nats" if self.quantity == "kl" else "nats per position"
         what = f"{self.level} {'KL' if self.quantity == 'kl' else 'reconstruction'}".lstrip()
-        stood = f"beta stood at its {'largest' if leads == 'max' else 'least'}, {self.beta:.4g}, all epoch"
+        stood = f"beta stood at its {'largest' if self.bound == 'max' else 'least'}, {self.beta:.4g}, all epoch"
         remedy = {
             ("kl", "max"): "raise the target or the bound of beta",
             ("kl", "min"): "lower the target, or give the model more latent dimensions",
             ("reconstruction", "max"): "lower the tolerance, there is room, or let beta be larger",
             ("reconstruction", "min"): "raise the tolerance, or train a larger model for longer",
-        }[self.quantity, leads]
+        }[self.quantity, self.bound]
         return f"{what} {self.value:.4g} {unit}, target {self.target:.4g}: out of reach, {stood}; {remedy}"
 
 
@@ -118,6 +111,7 @@ class Controller:
         `means`: the epoch's training means, "kl" by level in nats per example, "reconstruction" in nats per position.
         A target that moves is taken in the middle of the epoch, where it has its mean too.
         """
+        middle = epoch - 0.5 if self.schedule.per == "step" else epoch
         found = []
         for name, loop in self._loops.items():
             state = loop.read()
@@ -133,7 +127,7 @@ class Controller:
                     level=name,
                     quantity=schedule.quantity,
                     value=kl if schedule.quantity == "kl" else means["reconstruction"],
-                    target=schedule.setpoint(epoch - 0.5),
+                    target=schedule.setpoint(middle),
                     beta=state["sum"] / steps,
                     bound=bound,
                 )
@@ -168,8 +162,7 @@ class Loop(ABC, Generic[Kind]):
         self.state = {key: torch.tensor(value, dtype=self.exact, device=device) for key, value in begin.items()}
         self.target = torch.tensor(schedule.setpoint(0.0), dtype=self.exact, device=device)
         self.set = schedule.setpoint(0.0)
-        low, high = schedule.bounds
-        self.near = (low + _NEAR_BOUND * (high - low), high - _NEAR_BOUND * (high - low))
+        self.low, self.high = schedule.at_bounds
 
     def at(self, epoch: float) -> None:
         """The target at an epoch."""
@@ -187,8 +180,8 @@ class Loop(ABC, Generic[Kind]):
             self.state[key].copy_(value)
         beta = self.state["beta"]
         self.state["steps"].add_(1.0)
-        self.state["at_max"].add_(beta >= self.near[1])
-        self.state["at_min"].add_(beta <= self.near[0])
+        self.state["at_max"].add_(beta >= self.high)
+        self.state["at_min"].add_(beta <= self.low)
         self.state["sum"].add_(beta)
         return beta
 

@@ -314,7 +314,7 @@ class Trainer:
             "optimizer_state_dict": self.step.optimizer.state_dict(),
             "scheduler_state_dict": self.rate.state_dict(),
             "schedule_state": self.control.state_dict(),
-            "conditions": [[attribute.name, attribute.size] for attribute in self.model.attributes],
+            "conditions": checkpoints.condition_schema(self.model),
             "train_loss": last.train.loss if last else None,
             "val_loss": last.val.loss if last else None,
             "pixel_accuracy": last.val.position if last else None,

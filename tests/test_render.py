@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import image
+from matplotlib import colormaps, image
 from matplotlib.colors import to_rgb
 from rich.console import Console
 
 from arcvae_cli import render
+from arcvae_cli.controllers import Target
 from arcvae_cli.errors import ArcvaeError
 from arcvae_cli.render import PALETTE, TerminalGrids
 
@@ -79,6 +80,25 @@ class TestTerminal:
         assert grids.capacity(Console(file=io.StringIO(), width=80), 2) == 4
 
 
+class TestBars:
+    """Their colours and their place under the table: see `recorders/test_live.py`."""
+
+    def test_a_bar_a_group_with_the_floor_across(self) -> None:
+        lines = [text.plain for text in render.kl_bars("z", [2.2, 0.15, 0.05], 0.3, 80)]
+        assert lines == [
+            "KL of each dimension of z: 2.40 nats, 1 of 3 dead; | free bits 0.3",
+            "  0 " + "███|" + "█" * 18 + "   2.200     ",
+            "  1 " + "█▌ |" + " " * 18 + "   0.150     ",
+            "  2 " + "▌  |" + " " * 18 + "   0.050 dead",
+        ]
+
+    def test_all_groups_are_listed_where_there_is_room(self) -> None:
+        lines = list(render.kl_bars("local", [1.0] * 10, 0.0, 79, cells=(8, 8), dead=1.0))
+        assert lines[0].plain == "KL of each channel of local (8x8): 10.00 nats, 10 of 10 dead"
+        assert len(lines) == 11
+        assert len(list(render.kl_bars("local", [1.0] * 10, 0.0, 80))) == 6, "two side by side"
+
+
 def pixels(path: Path) -> np.ndarray:
     """RGB of a PNG as (h, w, 3) uint8."""
     return (image.imread(path)[..., :3] * 255).round().astype(np.uint8)
@@ -95,6 +115,22 @@ def tiles(path: Path, side: int = 16) -> np.ndarray:
 
 
 RGB = np.array([[round(255 * part) for part in to_rgb(colour)] for colour in PALETTE], np.uint8)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The figures that are drawn, which are also rendered."""
+    figures: list = []
+
+    def keep(figure, path) -> None:
+        figure.savefig(io.BytesIO(), format="png")
+        figures.append(figure)
+
+    monkeypatch.setattr(render, "_write", keep)
+    return figures
+
+
+HERE = Path("unused.png")
 
 
 class TestSheets:
@@ -136,6 +172,67 @@ class TestSheets:
         render.save_path(tmp_path / "path.png", steps, ends)
         np.testing.assert_array_equal(tiles(tmp_path / "path.png")[0], RGB[grids])
 
+    def test_maps_stand_under_their_originals_in_one_scale(self, tmp_path: Path, drawn: list) -> None:
+        grids = random_grids(3)
+        maps = np.zeros((3, 8, 8), np.float32)
+        maps[0, 1, 2], maps[2, 7, 0] = 2.5, 1.25
+        sheet, top = render.kl_map_pixels(grids, {"local": maps})
+        assert top == 2.5
+        image.imsave(tmp_path / "maps.png", sheet)
+        np.testing.assert_array_equal(tiles(tmp_path / "maps.png")[0], RGB[grids])
+        side = 129
+        squares = sheet[side + 10 :].reshape(side, -1, 3)
+        cells = np.array([squares[8::16][:8, start + 8 : start + side : 16] for start in range(0, 3 * 139, 139)])
+        colours = colormaps["magma"](maps / 2.5, bytes=True)[..., :3]
+        np.testing.assert_array_equal(cells, colours)
+        render.save_kl_maps(HERE, grids, {"local": maps})
+        figure = drawn[0]
+        assert [text.get_text() for text in figure.texts][:3] == ["2.5 nats", "0.0 nats", "1.2 nats"]
+        (bar,) = figure.axes
+        assert bar.get_ylabel() == "KL of a cell, nats" and bar.get_ylim() == (0, 2.5)
+        figure.savefig(tmp_path / "figure.png", dpi=figure.dpi)
+        place, picture = bar.get_window_extent(), pixels(tmp_path / "figure.png")
+        middle = picture[len(picture) - int(place.y0 + place.y1) // 2, int(place.x0 + place.x1) // 2].astype(int)
+        assert abs(middle - np.array(colormaps["magma"](0.5, bytes=True)[:3], int)).max() < 12, "the bar is visible"
+
+    def test_the_mean_of_all_maps_stands_first_in_the_same_scale(self, tmp_path: Path, drawn: list) -> None:
+        maps, mean = np.full((2, 8, 8), 4.0, np.float32), np.zeros((8, 8), np.float32)
+        mean[3, 5] = 2.0
+        render.save_kl_maps(HERE, random_grids(2), {"local": maps}, means={"local": mean})
+        figure = drawn[0]
+        assert [text.get_text() for text in figure.texts][:3] == ["mean, 2.0 nats", "256.0 nats", "256.0 nats"]
+        figure.savefig(tmp_path / "figure.png", dpi=figure.dpi)
+        picture = pixels(tmp_path / "figure.png")
+        assert (picture[27:156, 27:156] == 255).all(), "the mean has no original"
+        middles = picture[166 + 8 : 166 + 129 : 16, 27 + 8 : 27 + 129 : 16][:8, :8]
+        np.testing.assert_array_equal(middles, colormaps["magma"](mean / 4.0, bytes=True)[..., :3])
+
+    def test_samples_by_level_have_numbered_rows_and_columns(self, tmp_path: Path, drawn: list) -> None:
+        grids = random_grids(6)
+        render.save_level_samples(HERE, grids, 3, "global", "local", "title")
+        texts = [text.get_text() for text in drawn[0].texts]
+        assert texts == ["local 1", "local 2", "local 3", "global 1", "global 2", "title"]
+        drawn[0].savefig(tmp_path / "figure.png", dpi=drawn[0].dpi)
+        np.testing.assert_array_equal(tiles(tmp_path / "figure.png"), RGB[grids].reshape(2, 3, 16, 16, 3))
+
+    def test_maps_of_several_levels_share_the_scale_and_a_dead_map_is_black(self) -> None:
+        grids, dead = random_grids(2), np.zeros((2, 4, 4), np.float32)
+        sheet, top = render.kl_map_pixels(grids, {"coarse": dead, "fine": np.ones((2, 16, 16), np.float32)})
+        assert (sheet.shape, top) == ((3 * 129 + 2 * 10, 2 * 129 + 10, 3), 1.0)
+        black, bright = (colormaps["magma"](value, bytes=True)[:3] for value in (0.0, 1.0))
+        assert (sheet[139:268, :129] == black).all() and (sheet[278:407, :129] == bright).all()
+        nothing, top = render.kl_map_pixels(grids, {"coarse": dead})
+        assert (nothing[139:268, :129] == black).all() and top < 1e-3
+
+    def test_sheets_without_texts_hold_the_same_pixels(self, tmp_path: Path) -> None:
+        grids = random_grids(11)
+        image.imsave(tmp_path / "r.png", render.reconstruction_pixels(grids, np.roll(grids, 1, 0)))
+        render.save_reconstructions(tmp_path / "s.png", grids, np.roll(grids, 1, 0))
+        np.testing.assert_array_equal(tiles(tmp_path / "r.png"), tiles(tmp_path / "s.png"))
+        image.imsave(tmp_path / "g.png", render.grid_pixels(grids))
+        render.save_grids(tmp_path / "h.png", grids)
+        np.testing.assert_array_equal(tiles(tmp_path / "g.png"), tiles(tmp_path / "h.png"))
+
     def test_reconstructions_are_saved_in_half_a_second(self, tmp_path: Path) -> None:
         grids = random_grids(16)
         seconds = []
@@ -161,22 +258,6 @@ class TestSheets:
         assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The figures that are drawn, which are also rendered."""
-    figures: list = []
-
-    def keep(figure, path) -> None:
-        figure.savefig(io.BytesIO(), format="png")
-        figures.append(figure)
-
-    monkeypatch.setattr(render, "_write", keep)
-    return figures
-
-
-HERE = Path("unused.png")
-
-
 class TestCurves:
     def test_beta_has_a_line_a_level(self, drawn: list) -> None:
         render.save_beta_schedule(HERE, [1, 2, 3], {"global": [0, 0.1, 0.1], "local": [0, 0, 0.2]})
@@ -198,9 +279,24 @@ class TestCurves:
         if shown:
             assert axes.child_axes[0].get_ylim()[1] == pytest.approx(25.6 * axes.get_ylim()[1])
 
+    def test_targets_of_a_closed_loop_are_drawn_below(self, drawn: list) -> None:
+        held = [
+            (float(epoch), (Target("global", "kl", 5.0 + epoch, 8.0, 0.1, None),
+                            Target("local", "reconstruction", 0.3, 0.2, 0.1, None)))
+            for epoch in (1, 2, 3)
+        ]  # fmt: skip
+        render.save_beta_schedule(HERE, [0.5, 1.0], {"beta": [0, 0.1]}, None, held)
+        above, below, beside = drawn[0].axes
+        assert [list(line.get_ydata()) for line in below.lines] == [[6.0, 7.0, 8.0], [8.0, 8.0, 8.0]]
+        assert [line.get_linestyle() for line in below.lines] == ["-", "--"]
+        assert [list(line.get_ydata()) for line in beside.lines] == [[0.3] * 3, [0.2] * 3]
+        assert (below.get_ylabel(), beside.get_ylabel()) == ("KL, nats", "reconstruction, nats per position")
+        assert below.get_xlim() == above.get_xlim() and above.get_xlim()[1] >= 3
+        assert [text.get_text() for text in below.get_legend().get_texts()] == ["global KL", "local reconstruction"]
+
     def test_dead_dimensions_are_grey_and_counted(self, drawn: list) -> None:
         kl = np.array([[0.0, 0.5, 0.04], [0.0, 2.0, 0.06]])
-        render.save_kl_heatmap(HERE, kl, free_bits=0.3)
+        render.save_kl_heatmap(HERE, {"z": kl}, {"z": 0.3})
         axes, bar = drawn[0].axes
         assert axes.get_title() == "KL of each dimension: 2 of 3 alive"
         picture = axes.images[0]
@@ -210,10 +306,24 @@ class TestCurves:
         labels = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
         assert labels == ["0.00 dead", "2.00", "0.06"]
         assert "0.3 free bits" in [label.get_text() for label in bar.get_yticklabels()]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2"]
+
+    def test_levels_stand_below_each_other_with_their_floors(self, drawn: list) -> None:
+        levels = {"global": np.full((2, 2), 1.0), "local": np.full((2, 3), 40.0)}
+        render.save_kl_heatmap(HERE, levels, {"global": 0.3, "local": 20.0})
+        render.save_kl_heatmap(HERE, levels, {"global": 0.3, "local": 0.3})
+        axes, bar = drawn[0].axes
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        assert labels == ["global 0", "global 1", "local 0", "local 1", "local 2"]
+        np.testing.assert_array_equal(axes.images[0].get_array()[:, 0], [1, 1, 40, 40, 40])
+        assert [line.get_ydata()[0] for line in axes.lines] == [1.5], "a line between the levels"
+        names = [label.get_text() for label in bar.get_yticklabels()]
+        assert "0.3 free bits global" in names and "20 free bits local" in names and "20" not in names
+        assert "0.3 free bits" in [label.get_text() for label in drawn[1].axes[1].get_yticklabels()]
 
     @pytest.mark.parametrize("shape", [(1, 1), (1, 10), (3, 300)])
     def test_no_size_of_heat_map_is_too_small_or_large(self, drawn: list, shape: tuple[int, int]) -> None:
-        render.save_kl_heatmap(HERE, np.zeros(shape))
+        render.save_kl_heatmap(HERE, {"z": np.zeros(shape)})
         assert f"0 of {shape[1]} alive" in drawn[0].axes[0].get_title()
         assert len(drawn[0].axes[0].get_yticks()) <= 36
 

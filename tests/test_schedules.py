@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import random
 import re
 import subprocess
 import sys
@@ -20,11 +22,16 @@ from arcvae_cli.schedules import (
     AnySchedule,
     BetaScheduler,
     Constant,
+    ControlVAE,
     Cosine,
     Cyclical,
     CyclicalBetaScheduler,
+    Feedback,
+    FeedbackBetaScheduler,
+    Geco,
     Hierarchical,
     HierarchicalBetaScheduler,
+    KLCapacity,
     Linear,
     LinearWarmup,
     Schedule,
@@ -113,7 +120,7 @@ def test_the_ends_of_cycles() -> None:
 @pytest.mark.parametrize("kind", SCHEDULES.values())
 def test_epoch_zero_gives_the_start(kind: type[Schedule]) -> None:
     schedule = kind()
-    assert schedule.start == schedule(0) == schedule(-1) == (1.0 if kind is Constant else 0.0)
+    assert schedule.start == schedule(0) == schedule(-1) == (1.0 if kind in (Constant, Geco) else 0.0)
     assert Cyclical(min_beta=0.03).start == 0.03
 
 
@@ -243,9 +250,10 @@ def test_compressed_is_the_same_curve_in_other_time(schedule: Schedule) -> None:
         short = schedule.compressed(factor)
         assert short.per == "step"
         assert type(short) is type(schedule)
+        curve, longer = (s.setpoint if isinstance(s, Feedback) else s for s in (short, schedule))
         for i in range(1, 160):
             epoch = i / 2 + 1 / 17  # away from jumps, where a rounding of the time changes sides
-            assert abs(short(epoch * factor) - schedule(epoch)) < 1e-9
+            assert abs(curve(epoch * factor) - longer(epoch)) < 1e-9
         assert short.first_peak == pytest.approx(schedule.first_peak * factor)
         assert short.peak == pytest.approx(schedule.peak)
         assert build_schedule(short.model_dump()) == short
@@ -360,7 +368,10 @@ def test_descriptions_hold_the_numbers(kind: type[Schedule]) -> None:
 # ---------------------------------------------------------------------------------------------------- tables and errors
 
 
-@pytest.mark.parametrize("schedule", [*MANY, *(kind(per="step") for kind in SCHEDULES.values())], ids=repr)
+MIXED = Hierarchical(global_=ControlVAE(target=3.0), local=Cyclical(cycle_length=8), per="step")
+
+
+@pytest.mark.parametrize("schedule", [*MANY, MIXED, *(kind(per="step") for kind in SCHEDULES.values())], ids=repr)
 def test_a_table_goes_through_toml_and_back(schedule: Schedule) -> None:
     table = tomli.loads(tomli_w.dumps(schedule.model_dump(mode="json")))
     assert build_schedule(table) == schedule
@@ -408,6 +419,15 @@ FAULTS = [
     ({"name": "hierarchical", "local": {"name": "cyclical", "min_beta": 1.0}}, "schedule cyclical: min_beta 1 is abo"),
     ({"name": "hierarchical", "local": {"name": "hierarchical"}}, "local needs the name of a schedule"),
     ({"name": "hierarchical", "local": {"name": "linear", "per": "step"}}, "local.per: local has no clock of its own"),
+    ({"name": "hierarchical", "local": {"name": "geco", "per": "step"}}, "local.per: local has no clock of its own"),
+    ({"name": "warm_restart", "base": {"name": "controlvae"}}, "base needs the name of a schedule, one of constant"),
+    ({"name": "geco", "max_beta": 1.0}, "geco has no use for max_beta: it takes per, tolerance, alpha"),
+    ({"name": "kl_capacity", "max_beta": 1.0}, "kl_capacity has no use for max_beta: it takes per, capacity"),
+    ({"name": "kl_capacity", "gamma": 0.0}, "gamma should be greater than 0"),
+    ({"name": "controlvae", "per": "epoch"}, "per should be 'step', got 'epoch'"),
+    ({"name": "controlvae", "ki": 0.1}, "ki should be less than or equal to 0"),
+    ({"name": "controlvae", "start_beta": 2.0}, "min_beta 0, start_beta 2, max_beta 1 are not in this order"),
+    ({"name": "geco", "start_lambda": 0.01}, "lambda_min 0.1, start_lambda 0.01, lambda_max 100 are not in this order"),
 ]
 
 
@@ -449,6 +469,187 @@ def test_importing_schedules_loads_nothing_heavy() -> None:
     code = "import sys, arcvae_cli.schedules; print(sorted({'torch', 'numpy', 'rich', 'typer'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------------------ feedback
+
+
+def run(schedule: Feedback, batches: list[tuple[float, float]], steps: int = 100) -> list[float]:
+    """Beta of each batch of (KL, reconstruction per position), with so many steps an epoch."""
+    state, betas = schedule.begin(), []
+    for step, (kl, reconstruction) in enumerate(batches, 1):
+        state, beta = schedule.observe(state, step / steps, kl, reconstruction)
+        betas.append(beta)
+        assert state["beta"] == beta
+        assert schedule.bounds[0] <= beta <= schedule.bounds[1]
+    return betas
+
+
+def test_kl_capacity_is_the_gradient_of_the_distance() -> None:
+    schedule = KLCapacity(capacity=25.0, start_capacity=5.0, ramp_epochs=4.0, gamma=30.0)
+    assert [schedule.setpoint(epoch) for epoch in (0, 1, 2, 4, 9)] == [5, 10, 15, 25, 25]
+    for epoch, kl in ((1.0, 10.5), (1.0, 9.5), (6.0, 25.5), (6.0, 3.0)):
+        h = 1e-4
+        slope = (abs(kl + h - schedule.setpoint(epoch)) - abs(kl - h - schedule.setpoint(epoch))) / (2 * h)
+        assert schedule.observe(schedule.begin(), epoch, kl, 9.9)[1] == pytest.approx(30.0 * slope)
+    assert schedule.observe(schedule.begin(), 6.0, 25.0, 9.9)[1] == 0.0
+    assert KLCapacity(ramp_epochs=0.0).setpoint(0.0) == 25.0
+
+
+def test_controlvae_follows_its_formula_within_its_bounds() -> None:
+    schedule = ControlVAE(target=20.0, kp=0.01, ki=-1e-4, start_beta=0.3)
+    errors = [2.0, -1.0, 0.5, -3.0, 0.0]
+    integral, expected = 0.3, []
+    for error in errors:
+        integral -= 1e-4 * error
+        expected.append(0.01 / (1 + math.exp(error)) + integral)
+    assert run(schedule, [(20.0 - error, 9.9) for error in errors]) == pytest.approx(expected, rel=1e-12)
+    assert run(ControlVAE(target=1e5), [(0.0, 0.0)]) == [0.0]  # exp(target) is no float
+
+
+@pytest.mark.parametrize("stay", [10, 100_000])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.2, 0.7)])
+def test_controlvae_comes_off_a_bound_at_once_however_long_it_stood_there(low: float, high: float, stay: int) -> None:
+    schedule = ControlVAE(target=20.0, min_beta=low, max_beta=high, start_beta=low, ki=-1e-2)
+    below, above = [(0.0, 9.9)], [(60.0, 9.9)]
+    up = run(schedule, above * stay + below * 5)
+    assert up[stay - 1] == pytest.approx(high)
+    assert up[stay] <= high - schedule.kp  # the first batch that asks for less gets less
+    assert all(later < earlier for earlier, later in pairwise(up[stay - 1 :]))
+    down = run(schedule, below * stay + above * 5)
+    assert down[stay - 1] == pytest.approx(low)
+    assert down[stay] >= low + schedule.kp
+    assert all(later > earlier for earlier, later in pairwise(down[stay - 1 :]) if earlier < high)
+
+
+def test_geco_follows_its_formula() -> None:
+    schedule = Geco(tolerance=0.25, alpha=0.1, averaging=0.9, lambda_min=0.5, lambda_max=50.0, start_lambda=2.0)
+    seen = [1.25, 0.75, 0.25, 0.15]
+    multiplier, average, expected = 2.0, None, []
+    for reconstruction in seen:
+        constraint = reconstruction - 0.25
+        average = constraint if average is None else 0.9 * average + 0.1 * constraint
+        multiplier *= math.exp(0.1 * average)
+        expected.append(1 / multiplier)
+    assert run(schedule, [(9.9, reconstruction) for reconstruction in seen]) == pytest.approx(expected, rel=1e-12)
+    assert run(schedule, [(9.9, 1e4)])[-1] == pytest.approx(1 / 50)  # nothing overflows
+    assert run(schedule, [(9.9, 0.0)] * 1000)[-1] == pytest.approx(1 / 0.5)
+
+
+def test_geco_comes_off_a_bound_as_soon_as_its_average_turns() -> None:
+    schedule = Geco(tolerance=0.25, alpha=0.1, averaging=0.0)
+    for stay in (10, 100_000):
+        betas = run(schedule, [(9.9, 9.0)] * stay + [(9.9, 0.0)])
+        assert betas[-2] == pytest.approx(0.01)
+        assert betas[-1] == pytest.approx(0.01 * math.exp(0.1 * 0.25))
+
+
+class Plant:
+    """A made-up run: KL and reconstruction go, with a lag of some steps, where beta would have them; batches scatter."""
+
+    def __init__(self, lag: float, noise: float) -> None:
+        self.lag, self.noise = lag, noise
+        self.random = random.Random(0)
+        self.kl, self.reconstruction = 1.0, 2.3
+
+    def step(self, beta: float) -> tuple[float, float]:
+        """What the next batch shows. Without a weight on it the KL is 150 nats, and below none it grows on."""
+        to = 150.0 / (1.0 + (beta / 0.01) ** 0.7) if beta >= 0 else 150.0 - 100.0 * beta
+        per_position = 0.2 + 0.1 * math.log1p(max(beta, 0.0) / 0.1)
+        self.kl += (to - self.kl) / self.lag
+        self.reconstruction += (per_position - self.reconstruction) / self.lag
+        scatter = self.random.gauss(0.0, self.noise)
+        return self.kl * (1.0 + scatter), self.reconstruction * (1.0 + scatter)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("lag", [20, 100, 300])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        KLCapacity(capacity=25.0),
+        KLCapacity(capacity=12.0, gamma=100.0),
+        ControlVAE(target=25.0),
+        ControlVAE(target=12.0, start_beta=0.1),
+        Geco(tolerance=0.25),
+        Geco(tolerance=0.3, start_lambda=10.0),
+    ],
+    ids=repr,
+)
+def test_each_holds_its_target_within_5_percent(schedule: Feedback, lag: float, noise: float) -> None:
+    plant, state, beta = Plant(lag, noise), schedule.begin(), schedule.start
+    epochs, steps, last = 30, 600, []
+    for step in range(1, epochs * steps + 1):
+        kl, reconstruction = plant.step(beta)
+        state, beta = schedule.observe(state, step / steps, kl, reconstruction)
+        if step > (epochs - 2) * steps:
+            last.append(plant.kl if schedule.quantity == "kl" else plant.reconstruction)
+    for epoch in (last[:steps], last[steps:]):
+        assert sum(epoch) / steps == pytest.approx(schedule.setpoint(epochs), rel=0.05)
+
+
+def test_what_takes_feedback_says_so_instead_of_giving_a_beta() -> None:
+    for kind in (KLCapacity, ControlVAE, Geco):
+        name = kind().name
+        for ask in (lambda n=name: get_beta_schedule(3, n), lambda k=kind: k()(3.0), lambda n=name: BetaScheduler(n)):
+            with pytest.raises(ValueError, match=f"{name} takes feedback.*get_beta_scheduler.*observe.*Controller"):
+                ask()
+    with pytest.raises(ValueError, match="a level of this hierarchical schedule takes feedback"):
+        get_beta_scheduler("hierarchical", local_scheduler={"type": "controlvae"})
+    with pytest.raises(ValueError, match="controlvae takes feedback"):
+        MIXED.betas(3.0, ("global", "local"))
+
+
+def test_which_levels_take_feedback() -> None:
+    levels = ("global", "local")
+    assert (MIXED.closed_loop, Hierarchical().closed_loop, Geco().closed_loop, Cyclical().closed_loop) == (1, 0, 1, 0)
+    assert MIXED.closed_levels(levels) == ("global",)
+    assert Geco().closed_levels(levels) == levels
+    assert Cyclical().closed_levels(levels) == Hierarchical().closed_levels(levels) == ()
+    assert MIXED.peaks(levels) == {"global": 1.0, "local": 0.1}
+    assert MIXED.model_dump()["global"] == {k: v for k, v in ControlVAE(target=3.0).model_dump().items() if k != "per"}
+    slow = MIXED.model_copy(update={"per": "epoch"})
+    assert {level: part.per for level, part in slow.parts.items()} == {"global": "step", "local": "epoch"}
+
+
+def test_what_a_run_too_short_for_the_ramp_misses() -> None:
+    said = "capacity ends at 12.5 of 25 nats: the ramp ends at epoch 20, the run at 10"
+    assert shortfall(KLCapacity(), 10) == said
+    assert shortfall(Hierarchical(local=KLCapacity()), 15) == "local " + said.replace("12.5", "18.8").replace(
+        "10", "15"
+    )
+    assert shortfall(KLCapacity(), 20) is shortfall(ControlVAE(), 1) is shortfall(Geco(), 1) is None
+    assert (KLCapacity().first_peak, ControlVAE().first_peak, Geco().first_peak) == (20.0, 0.0, 0.0)
+    assert KLCapacity().marks(30) == [(20, "capacity reached")]
+
+
+def test_restarts_are_known_of_schedules_that_have_them() -> None:
+    schedule = WarmRestart()
+    assert schedule.restart_info(50) == schedule.get_restart_info(50)
+    assert Hierarchical(local=schedule).restart_info(50) == schedule.get_restart_info(50)
+    assert Hierarchical().restart_info(50) is Cyclical().restart_info(50) is None
+
+
+def test_a_scheduler_with_feedback_observes_and_goes_on_from_its_state() -> None:
+    first = get_beta_scheduler("controlvae", target=20.0, ki=-1e-3)
+    assert isinstance(first, FeedbackBetaScheduler)
+    kls = [random.Random(1).uniform(0, 60) for _ in range(60)]
+    betas = [first.observe(epoch=i / 30, kl=kl) for i, kl in enumerate(kls[:30])]
+    assert betas == run(ControlVAE(target=20.0, ki=-1e-3), [(kl, 0.0) for kl in kls[:30]])
+    assert first(7) == betas[-1]
+    second = get_beta_scheduler("controlvae", target=20.0, ki=-1e-3)
+    assert isinstance(second, FeedbackBetaScheduler)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    after = [(first.observe(epoch=2, kl=kl), second.observe(epoch=2, kl=kl)) for kl in kls[30:]]
+    assert all(one == other for one, other in after)
+    assert first.beta_history == betas + [one for one, _ in after]
+    assert (first.current_epoch, len(second.beta_history)) == (2, 30)
+    with pytest.raises(ValueError, match="geco watches the reconstruction: it has to be given"):
+        get_beta_scheduler("geco").observe(epoch=1, kl=20.0)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="the state of geco is beta, log_lambda, average, begun, not beta, integral"):
+        get_beta_scheduler("geco").load_state_dict(first.state_dict())  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="cyclical takes no feedback"):
+        FeedbackBetaScheduler("cyclical")
 
 
 # ------------------------------------------------------------------------------------ the names of the source documents

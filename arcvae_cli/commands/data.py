@@ -11,13 +11,14 @@ import typer
 from arcvae_cli.settings import CORPORA, DataSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rich.table import Table
+    from rich.text import Text
 
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import GridArrays
-    from arcvae_cli.data.describe import Description
+    from arcvae_cli.data.describe import ConditionDescription, Description
 
 app = typer.Typer(no_args_is_help=True, help="Build or describe a corpus.")
 
@@ -89,9 +90,13 @@ def build(
 
 @app.command()
 def info(
-    corpus: CorpusArgument,
+    corpus: CorpusArgument = "arc",
     size: SizeOption = 100_000,
     seed: SeedOption = 0,
+    conditions: Annotated[
+        bool,
+        typer.Option("--conditions", help="What `sample --condition` takes, and how often it occurs, instead."),
+    ] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,12 +104,19 @@ def info(
     from rich.text import Text
 
     from arcvae_cli.console import Console
-    from arcvae_cli.data.describe import describe
+    from arcvae_cli.data.describe import describe, describe_conditions
     from arcvae_cli.data.recipes import cache_path
 
     console = Console(quiet=quiet, as_json=as_json)
     data = _settings(corpus, size, seed)
     arrays = _load(data, console)
+    if conditions:
+        found = describe_conditions(arrays)
+        count = int(arrays.rows("train").size)
+        for part in _condition_tables(found, count, arrays.name):
+            console.result(part)
+        console.json({"name": arrays.name, "training_grids": count, "conditions": [asdict(one) for one in found]})
+        return
     description = describe(arrays)
     fingerprint = arrays.fingerprint()
     file = cache_path(data) or data.path
@@ -154,20 +166,54 @@ def _load(data: DataSettings, console: Console, rebuild: bool = False) -> GridAr
     return arrays
 
 
-def _tables(description: Description, grids: int) -> list[Table]:
+def _condition_tables(
+    conditions: Sequence[ConditionDescription], grids: int, corpus: str
+) -> Iterator[Table | Text | str]:
+    """All conditions, with the share of grids that are like that, and the shares of each value of those that count."""
+    from rich.text import Text
+
+    said = _table("Conditions", ["key", "value", "meaning"], ["yes"], gap=2)
+    for one in conditions:
+        yes_or_no = len(one.values) == 2
+        allowed = " or ".join(one.values) if yes_or_no else f"{one.values[0]} to {one.values[-1]}"
+        said.add_row(
+            one.name, allowed, one.text, _percent(one.counts[1] / grids if grids else None) if yes_or_no else ""
+        )
+    yield said
+    yield Text(
+        "Instead of colour_2, its name: red=yes. symmetry=lr and symmetry=ud ask for\n"
+        "one mirror and leave the other open; symmetry=both and symmetry=none set both."
+    )
+    yield ""
+    counted = [one for one in conditions if len(one.values) > 2]
+    most = max(len(one.values) for one in counted)
+    often = _table(f"Share of the {grids:,} training grids of {corpus}, %", [""], list(map(str, range(most))), gap=1)
+    for one in counted:
+        shares = [_whole_percent(count, grids) for count in one.counts]
+        often.add_row(one.name, *shares, *[""] * (most - len(shares)))
+    yield often
+
+
+def _whole_percent(count: int, grids: int) -> str:
+    """A share in two characters, `<1` for what rounds to nothing."""
+    return "-" if not count else f"{100 * count / grids:.0f}" if 200 * count >= grids else "<1"
+
+
+def _table(title: str, names: Sequence[str], numbers: Sequence[str], gap: int = 3) -> Table:
     from rich.table import Table
 
-    def table(title: str, names: Sequence[str], numbers: Sequence[str], gap: int = 3) -> Table:
-        made = Table(
-            title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0)
-        )
-        for name in names:
-            made.add_column(name, no_wrap=True)
-        for number in numbers:
-            made.add_column(number, justify="right", no_wrap=True)
-        return made
+    made = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, gap, 0, 0)
+    )
+    for name in names:
+        made.add_column(name, no_wrap=True)
+    for number in numbers:
+        made.add_column(number, justify="right", no_wrap=True, min_width=2)
+    return made
 
-    splits = table("Splits", ["split"], ["grids", "tasks", "black", "one colour", "duplicates"])
+
+def _tables(description: Description, grids: int) -> list[Table]:
+    splits = _table("Splits", ["split"], ["grids", "tasks", "black", "one colour", "duplicates"])
     for name, split in description.splits.items():
         splits.add_row(
             name,
@@ -178,10 +224,10 @@ def _tables(description: Description, grids: int) -> list[Table]:
             f"{split.duplicates:,}",
         )
 
-    colours = table("Share of each colour", [], [str(colour) for colour in range(10)], gap=2)
+    colours = _table("Share of each colour", [], [str(colour) for colour in range(10)], gap=2)
     colours.add_row(*map(_percent, description.colours))
 
-    leaks = table("Leaks", ["of", "into"], ["identical", "up to symmetry and colour", "tasks"])
+    leaks = _table("Leaks", ["of", "into"], ["identical", "up to symmetry and colour", "tasks"])
     for leak in description.leaks:
         of = description.splits[leak.of].grids
         leaks.add_row(
@@ -194,7 +240,7 @@ def _tables(description: Description, grids: int) -> list[Table]:
     if not description.shapes:
         return [splits, colours, leaks]
 
-    shapes = table("Commonest shapes", ["height x width"], ["grids", "share"])
+    shapes = _table("Commonest shapes", ["height x width"], ["grids", "share"])
     for height, width, count in description.shapes:
         shapes.add_row(f"{height}x{width}", f"{count:,}", f"{count / grids:.1%}")
     return [splits, colours, shapes, leaks]

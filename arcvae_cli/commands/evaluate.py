@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import GridCorpus
+    from arcvae_cli.evaluation.adherence import Adherence
     from arcvae_cli.evaluation.grids import Evaluation, Report
     from arcvae_cli.runs import RunFolder
 
 PICTURED = 16  # pairs in a picture
+MAPS = 7  # grids beside the mean of all in a picture of KL maps
+ROWS = COLUMNS = 8  # of samples that share the latents of a level
 MAPPED, QUICKLY_MAPPED = 1000, 500  # codes in the plane
-LISTED = 64  # dimensions shown; of more, the strongest and the weakest
-BAR = 40
+WIDTH = 80  # columns
 
 
 def evaluate(
@@ -62,7 +64,9 @@ def evaluate(
 ) -> None:
     """Measure a model on unseen grids, beside all-black pictures and PCA, with a verdict and advice.
 
-    Writes metrics.json, pictures of reconstructions, of the worst of them and of the codes.
+    Writes metrics.json and pictures: reconstructions, the worst of them, codes, and of two levels samples and KL maps.
+
+    A conditional model is measured without conditions, and then asked for some.
     """
     from arcvae_cli.console import Console
     from arcvae_cli.evaluation.grids import evaluate_grids
@@ -150,8 +154,10 @@ def _write(
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as name:
             scratch = Path(name)
             _draw_codes(scratch, corpus, evaluation, codes)
+            _draw_levels(scratch, loaded, evaluation)
             if reconstructions:
                 _draw_reconstructions(scratch, loaded, corpus, evaluation)
+                _draw_maps(scratch, corpus, evaluation)
             write_json(scratch / "metrics.json", document)
             for picture in scratch.glob("*.png"):
                 picture.replace(images / picture.name)
@@ -161,19 +167,19 @@ def _write(
 
 
 def _draw_codes(folder: Path, corpus: GridCorpus, evaluation: Evaluation, count: int) -> None:
-    """The codes in the plane, by PCA and t-SNE, each point coloured by how much of its grid is not black."""
-    import numpy as np
-
+    """The codes of the top level in the plane, by PCA and t-SNE, each point coloured by how much is not black."""
     from arcvae_cli.evaluation.projections import neighbour_plane, principal_plane
     from arcvae_cli.render import save_latent_scatter
 
-    codes = np.concatenate(list(evaluation.codes.values()), axis=1)[:count]
+    level, top = next(iter(evaluation.codes.items()))
+    codes = top[:count]
     if len(codes) < 3:
         return
     result = evaluation.report
     grids = corpus.grids(result.split).cpu().numpy()[evaluation.indices[:count]]
     lit, named = (grids > 0).mean(axis=(1, 2)), "share of non-black cells"
-    title = f"posterior means of {len(codes):,} grids, {result.corpus} {result.split}"
+    whose = f"{level} " if len(evaluation.codes) > 1 else ""
+    title = f"{whose}posterior means of {len(codes):,} grids, {result.corpus} {result.split}"
     plane, shares = principal_plane(codes)
     axes = (f"first axis, {shares[0]:.0%} of the variance", f"second axis, {shares[1]:.0%}")
     save_latent_scatter(folder / "latent_space_pca.png", plane, lit, named, f"PCA, {title}", axes)
@@ -201,6 +207,37 @@ def _draw_reconstructions(folder: Path, loaded: Loaded, corpus: GridCorpus, eval
         save_reconstructions(folder / name, grids, reconstruct(loaded.model, grids), rectangles, title)
 
 
+def _draw_levels(folder: Path, loaded: Loaded, evaluation: Evaluation) -> None:
+    """Samples of a model of several levels: rows share the top latent, columns the noise of all below."""
+    from arcvae_cli.evaluation.grids import draw_levels
+    from arcvae_cli.render import save_level_samples
+
+    levels = list(loaded.model.level_shapes)
+    if len(levels) < 2:
+        return
+    grids = draw_levels(loaded.model, ROWS, COLUMNS, evaluation.report.seed)
+    below = " and ".join(levels[1:])
+    title = f"rows share a {levels[0]} latent, columns the noise of {below}; {loaded.path.name} of epoch {loaded.epoch}"
+    save_level_samples(folder / "levels.png", grids, COLUMNS, levels[0], below, title)
+
+
+def _draw_maps(folder: Path, corpus: GridCorpus, evaluation: Evaluation) -> None:
+    """Where the KL of levels that are maps lies: over the split, and in a few grids of it."""
+    from arcvae_cli.render import save_kl_maps
+
+    if not evaluation.maps:
+        return
+    result = evaluation.report
+    chosen = evaluation.indices[:MAPS]
+    save_kl_maps(
+        folder / "kl_maps.png",
+        corpus.grids(result.split).cpu().numpy()[chosen],
+        {name: cells[:MAPS] for name, cells in evaluation.maps.items()},
+        f"KL of each cell, {result.corpus} {result.split}",
+        means={name: cells.mean(axis=0) for name, cells in evaluation.maps.items()},
+    )
+
+
 # ------------------------------------------------------------------------------------------------ on the screen
 
 
@@ -208,18 +245,36 @@ def _tables(result: Report, loaded: Loaded) -> Iterable[RenderableType]:
     """Everything measured, in 80 columns, the verdict last."""
     from rich.text import Text
 
+    from arcvae_cli.render import kl_bars
+
     yield Text(
         f"{loaded.path.name} of epoch {loaded.epoch}, {result.corpus} {result.split}, "
         f"{result.reconstruction.examples:,} grids, seed {result.seed}",
         style="bold",
     )
+    if result.adherence is not None:
+        yield Text("Without any condition, except where samples are asked for one.")
     yield _reconstruction_table(result)
+    yield Text(
+        f"PCA keeps {result.reconstruction.pca_components} real numbers a grid, which are no code of so many nats; "
+        f"the model's code has {result.elbo.kl_nats:.1f} nats."
+    )
     yield _colour_table(result)
     yield _nats_table(result)
-    yield _kl_bars(result, loaded.settings.objective.free_bits)
+    for name, level in result.levels.items():
+        cells = loaded.model.level_shapes[name][1:]
+        yield Text()
+        yield from kl_bars(name, level.kl_nats, loaded.settings.objective.floor(name), WIDTH, cells=cells)
+    yield Text()
     for line in _code_lines(result):
         yield Text(line)
     yield _sample_table(result)
+    if result.adherence is not None:
+        yield _adherence_table(result.adherence)
+        yield Text(
+            "asked, unasked: of the samples that are neither blank nor repeated (so many: of;\n"
+            f"of those unasked {result.adherence.baseline_counted}); all, unasked: of all samples."
+        )
     yield _verdict_table(result)
     for remedy in dict.fromkeys(finding.remedy for finding in result.verdict.findings if finding.remedy):
         yield Text(f"- {remedy}")
@@ -274,6 +329,10 @@ def _nats_table(result: Report) -> Table:
     table = _table("Likelihood (cross-entropy, beta 1)", "", "nats a grid", "bits a cell")
     table.add_row("reconstruction", f"{elbo.reconstruction_nats:.2f}", f"{elbo.reconstruction_bits:.4f}")
     table.add_row("KL", f"{elbo.kl_nats:.2f}", f"{elbo.kl_bits:.4f}")
+    if len(result.levels) > 1:
+        for name, level in result.levels.items():
+            total = sum(level.kl_nats)
+            table.add_row(f"  {name}", f"{total:.2f}", f"{elbo.kl_bits * total / (elbo.kl_nats or 1.0):.4f}")
     table.add_row("-ELBO", f"{-elbo.elbo_nats:.2f}", f"{-elbo.elbo_bits:.4f}")
     if weighted is not None:
         named = f"-log p(x), {weighted.samples} draws, {weighted.examples} grids"
@@ -287,48 +346,23 @@ def _nats_table(result: Report) -> Table:
     return table
 
 
-def _kl_bars(result: Report, floor: float) -> Table:
-    from arcvae_cli.objective import ACTIVE_KL
-
-    title = "KL of each dimension, nats" + (f" (free bits {floor:g})" if floor else "")
-    table = _table(title, "", "", "")
-    table.show_header = False
-    table.columns[1].justify = "left"
-    top = max(value for level in result.levels.values() for value in level.kl_nats)
-    for name, level in result.levels.items():
-        for place in _shown(level.kl_nats):
-            if place is None:
-                table.add_row("...", "", "")
-                continue
-            value = level.kl_nats[place]
-            dead = "" if value > ACTIVE_KL else "  [red]dead[/]"
-            table.add_row(f"{name} {place}", "█" * round(BAR * value / max(top, ACTIVE_KL)), f"{value:.3f}{dead}")
-    return table
-
-
-def _shown(kl: Sequence[float]) -> list[int | None]:
-    """All dimensions in order, or of many the strongest, a gap, and the weakest."""
-    if len(kl) <= LISTED:
-        return list(range(len(kl)))
-    order = sorted(range(len(kl)), key=lambda place: -kl[place])
-    return [*order[: LISTED // 2], None, *order[-(LISTED // 2) :]]
-
-
 def _code_lines(result: Report) -> Iterable[str]:
     for name, level in result.levels.items():
+        groups = "dimensions" if level.cells_nats is None else "channels"
         yield (
-            f"{name}: {level.active_dims} of {len(level.kl_nats)} dimensions active (KL > 0.05), "
+            f"{name}: {level.active_dims} of {len(level.kl_nats)} {groups} active (KL > 0.05), "
             f"{level.active_units} of {level.units} units (Var E[z] > 0.01); {level.collapsed_share:.0%} collapsed"
         )
         if (told := level.mutual_information) is not None:
             sign, why = (">=", f"the ceiling is log {told.examples} = ") if told.is_bound else ("=", "at most ")
             yield f"mutual information {sign} {told.nats:.2f} nats ({why}{told.ceiling_nats:.2f})"
     if (shuffled := result.shuffled_codes) is not None:
-        yield (
-            f"with codes of other grids: reconstruction {shuffled.reconstruction_nats:.1f} -> "
-            f"{shuffled.shuffled_reconstruction_nats:.1f} nats, "
-            f"accuracy {shuffled.accuracy:.1%} -> {shuffled.shuffled_accuracy:.1%}"
-        )
+        right = f"{shuffled.reconstruction_nats:.1f} nats, accuracy {shuffled.accuracy:.1%}"
+        yield f"with the right codes: reconstruction {right}"
+        wrong = f"{shuffled.shuffled_reconstruction_nats:.1f} nats, {shuffled.shuffled_accuracy:.1%}"
+        yield f"with codes of other grids: {wrong}"
+        for name, alone in shuffled.levels.items():
+            yield f"with {name} codes of other grids: {alone.reconstruction_nats:.1f} nats, {alone.accuracy:.1%}"
     if (path := result.interpolation) is not None:
         largest = "" if path.largest_step_share is None else f" ({path.largest_step_share:.0%} of the way)"
         yield (
@@ -353,6 +387,27 @@ def _sample_table(result: Report) -> Table:
     table.add_row("no training grid", _percent(found.novel_share), "", "")
     table.add_row("grids", str(found.samples), str(best.samples), str(found.reference))
     return table
+
+
+def _adherence_table(found: Adherence) -> Table:
+    """Shares in per cent; unasked samples are the baseline that ignores every condition."""
+    title = f"Samples that are what they were asked to be, {found.samples} each, %"
+    table = _table(title, "", "asked", "unasked", "of", "all", "unasked", "data")
+    for row in found.rows:
+        table.add_row(
+            row.asked,
+            _plain_percent(row.counted_obeying),
+            _plain_percent(row.baseline_counted_obeying),
+            str(row.counted),
+            _plain_percent(row.obeying),
+            _plain_percent(row.baseline_obeying),
+            _plain_percent(row.data),
+        )
+    return table
+
+
+def _plain_percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _number(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,6 +26,14 @@ from arcvae_cli.commands.reading import (
     write_task,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from arcvae_cli.models.base import VAE
+
 PICTURED = 256  # grids in the picture; the files hold all
 
 
@@ -46,6 +54,15 @@ def sample(
         Literal["standard", "aggregate", "gmm"],
         typer.Option(help="the model's own, or one Gaussian or a mixture fitted to the codes of examples"),
     ] = "standard",
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="what the grids should be like, as colours=3; may be given several times; "
+            "`arcvae data info --conditions` lists them",
+            show_default="none",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     data: DataOption = None,
@@ -61,32 +78,45 @@ def sample(
 ) -> None:
     """Draw from the prior: grids in ARC colours here, and as PNG, .npz and ARC JSON in a folder."""
     import numpy as np
+    import torch
     from rich.text import Text
 
-    from arcvae_cli import render
+    from arcvae_cli import conditions, render
     from arcvae_cli.console import Console
+    from arcvae_cli.errors import InputError
     from arcvae_cli.evaluation.information import evaluating
-    from arcvae_cli.evaluation.priors import fit_prior, most_likely
+    from arcvae_cli.evaluation.priors import draw_prior, fit_prior, most_likely
     from arcvae_cli.evaluation.samples import blank_share
 
     console = Console(quiet=quiet, as_json=as_json)
+    given = conditions.parse(condition or [])
     loaded = open_checkpoint(checkpoint, runs_dir, device, console)
+    model = loaded.model
+    if given and not model.attributes:
+        raise InputError(
+            f"--condition {condition[0] if condition else ''}: this model takes no conditions",
+            "train one that does: `arcvae train --preset hierarchical`",
+        )
     folder = output_folder(output, loaded, "samples")
+    asked = conditions.encode(given, num) if given else None
+    place = next(model.parameters()).device
+    on_device = None if asked is None else torch.from_numpy(asked).to(place)
 
     if prior == "standard":
         components = None
-        with evaluating(loaded.model, seed):
-            latents = loaded.model.prior(num, temperature)
+        with evaluating(model, seed):
+            latents = draw_prior(model, num, temperature, on_device)
     else:
         corpus = open_data(loaded, data, split, console)
-        fitted = fit_prior(prior, loaded.model, corpus, seed, split)
+        fitted = fit_prior(prior, model, corpus, seed, split, given)
         components = fitted.components
         kind = f"{components} Gaussians, by held-out likelihood," if prior == "gmm" else "a Gaussian"
-        console.note(f"prior: {kind} fitted to {fitted.examples} {split} examples of {corpus.name}")
-        latents = fitted.sample(num, temperature, seed, next(loaded.model.parameters()).device)
+        like_that = f" with {conditions.written(given)}" if given else ""
+        console.note(f"prior: {kind} fitted to {fitted.examples} {split} examples of {corpus.name}{like_that}")
+        latents = fitted.sample(num, temperature, seed, place)
 
     # The kind of structure decides from here on how what was decoded is shown and written.
-    grids = most_likely(loaded.model, latents).numpy().astype(np.uint8)
+    grids = most_likely(model, latents, on_device).numpy().astype(np.uint8)
     blank = blank_share(grids)
     distinct = len({grid.tobytes() for grid in grids})
     lit = float((grids > 0).mean())
@@ -94,15 +124,19 @@ def sample(
     named = f"{prior} prior, temperature {temperature:g}"
     files = {kind: folder / f"samples.{kind}" for kind in ("png", "npz", "json")}
     shown = f"{num} samples" if num <= PICTURED else f"{PICTURED} of {num} samples"
+    obeyed = _obeyed(model, grids, given, temperature, seed) if given else None
+    about = [shown, conditions.written(given), named, f"{loaded.path.name} of epoch {loaded.epoch}"]
     render.save_grids(
         files["png"],
         grids[:PICTURED],
         columns=8 if num <= 64 else 16,
-        title=f"{shown}, {named}, {loaded.path.name} of epoch {loaded.epoch}",
+        title=", ".join(filter(None, about)),
     )
-    codes = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
-    write_arrays(files["npz"], {"grids": grids, **codes})
-    write_task(files["json"], grids)
+    arrays = {"grids": grids, **{f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}}
+    if asked is not None:
+        arrays |= {"conditions": asked, "condition_names": np.array(list(conditions.PLACE))}
+    write_arrays(files["npz"], arrays)
+    write_task(files["json"], grids, {"conditions": given, "temperature": temperature, "seed": seed, "prior": prior})
 
     screen = render.TerminalGrids(grids)
     console.result(render.TerminalGrids(grids[: screen.capacity(console.out, console.out.height - 4)]))
@@ -112,6 +146,13 @@ def sample(
             f"{lit:.1%} of their cells not black"
         )
     )
+    if obeyed is not None:
+        console.result(
+            Text(
+                f"{conditions.written(given)}: {obeyed['obeying']} of {num} obey ({obeyed['obeying_share']:.0%}); of "
+                f"{num} drawn without conditions {obeyed['baseline_obeying']} do ({obeyed['baseline_share']:.0%})"
+            )
+        )
     console.note(f"wrote samples.png, samples.npz and samples.json to {folder}")
     console.json(
         {
@@ -122,6 +163,8 @@ def sample(
             "components": components,
             "temperature": temperature,
             "seed": seed,
+            "conditions": given,
+            "adherence": obeyed,
             "blank_share": blank,
             "distinct": distinct,
             "distinct_share": distinct / num,
@@ -129,3 +172,20 @@ def sample(
             "files": {kind: str(path) for kind, path in files.items()},
         }
     )
+
+
+def _obeyed(
+    model: VAE, grids: NDArray[np.uint8], given: Mapping[str, int], temperature: float, seed: int
+) -> dict[str, float]:
+    """How many grids are as asked, and of as many drawn from the model's own prior without conditions."""
+    from arcvae_cli.conditions import attributes, obeys
+    from arcvae_cli.evaluation.grids import draw_samples
+
+    baseline = draw_samples(model, len(grids), seed, temperature)
+    ours, theirs = (int(obeys(attributes(some), given).sum()) for some in (grids, baseline))
+    return {
+        "obeying": ours,
+        "obeying_share": ours / len(grids),
+        "baseline_obeying": theirs,
+        "baseline_share": theirs / len(grids),
+    }

@@ -11,47 +11,67 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.schedules import SCHEDULES, Schedule, shortfall
+from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, shortfall
 from arcvae_cli.settings import Layer, elbo_scale, environment_layer, flag_layer, preset_names, resolve, set_layer
+
+if TYPE_CHECKING:
+    from arcvae_cli.schedules.recorded import Course, Recorded
 
 EPOCHS = 100  # of a schedule by its name; a preset brings its own
 STEPS = 100
 ROWS = 16  # key epochs shown, the middle ones left out first
+UNITS = {"kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
+NAMES = {"kl": "KL", "reconstruction": "reconstruction"}
+CUT = 2.5  # targets high: a chart of what is held goes no higher, for the first epochs overshoot by far
 
 SCHEDULE, VIEW, OUTPUT = "The schedule", "The view", "Output"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One schedule of the preview. `scale` leads from beta to the ELBO-scale beta, None where there is none."""
+    """One schedule of the preview. `scale` leads from beta to the ELBO-scale beta, None where there is none.
+
+    `courses`: by level that takes feedback, what it does with `run`.
+    """
 
     name: str
     source: Literal["preset", "file", "schedule"]
     schedule: Schedule
     epochs: int
     scale: float | None
+    run: Recorded | None = None
+    courses: Mapping[str, Course] = field(default_factory=dict)
+
+    @property
+    def by_step(self) -> bool:
+        """Whether an epoch and its share decide beta; what takes feedback is shown by whole epochs."""
+        return self.schedule.per == "step" and not isinstance(self.schedule, Feedback)
 
     def points(self, steps: int) -> Iterator[float]:
         """The epochs at which the trainer asks for beta."""
         for epoch in range(1, self.epochs + 1):
-            if self.schedule.per == "step":
+            if self.by_step:
                 yield from (epoch - 1 + (step + 1) / steps for step in range(steps))
             else:
                 yield float(epoch)
 
     def marks(self) -> list[tuple[float, str]]:
         """Key epochs, the first and the last included."""
-        first, begin = (0.0, "start") if self.schedule.per == "step" else (1.0, "first epoch")
+        first, begin = (0.0, "start") if self.by_step else (1.0, "first epoch")
         found: dict[float, list[str]] = {first: [begin]}
+        if self.courses:
+            stride = max(1, self.epochs // 10)
+            found |= {float(epoch): [] for epoch in range(stride, self.epochs, stride) if epoch > 1}
         for epoch, text in self.schedule.marks(self.epochs):
             found.setdefault(epoch, []).append(text)
         found.setdefault(float(self.epochs), []).append("last epoch")
@@ -60,6 +80,38 @@ class Shown:
     def label(self, level: str) -> str:
         """A curve's name, in the legend and in the picture."""
         return f"{self.name} {level}".rstrip()
+
+    def curves(self) -> Iterator[Curve]:
+        """All that is drawn of it."""
+        for level, part in self.schedule.parts.items():
+            label = self.label(level)
+            if not isinstance(part, Feedback):
+                first = 0.0 if part.per == "step" else 1.0
+                yield Curve(label, "beta", first, self.epochs, part.peak, value=partial(between, part))
+                continue
+            unit, course = UNITS[part.quantity], self.courses.get(level)
+            target = max(part.setpoint(0.0), part.setpoint(self.epochs))
+            yield Curve(f"{label} target", unit, 0.0, self.epochs, target, value=part.setpoint, dashed=True)
+            if course:
+                ends = course.epochs[0], course.epochs[-1]
+                top = min(max(course.values), CUT * target or math.inf)
+                yield Curve(label, unit, *ends, top, value=partial(course.at, "values"))
+                betas = course.betas
+                yield Curve(label, "beta", *ends, max(betas), low=min(0.0, *betas), value=partial(course.at, "betas"))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart or a picture, over the epochs from `first` to `last`, and how high and low the axis goes."""
+
+    label: str
+    unit: str
+    first: float
+    last: float
+    top: float
+    low: float = 0.0
+    dashed: bool = False
+    value: Callable[[float], float] = field(kw_only=True)
 
 
 def schedule_preview(
@@ -113,6 +165,11 @@ def schedule_preview(
             "--set", help="any other key, as schedule.base.max_beta=0.5; repeatable", rich_help_panel=SCHEDULE
         ),
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="a recorded run, for a schedule that takes feedback: folder or name", rich_help_panel=VIEW),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs-dir", help="where runs lie", rich_help_panel=VIEW)] = Path("runs"),
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -144,6 +201,8 @@ def schedule_preview(
 
     A preset wins over a file, and a file over a schedule of the same name.
     Where a preset's loss is on another scale than the ELBO, the beta of the same weight there stands beside beta.
+    The beta of kl_capacity, controlvae and geco depends on the run: their target is shown, and with --run what they did
+    in a run of theirs, or an estimate from how another run answered to its beta.
     """
     flags = {
         "--epochs": ("train.epochs", epochs),
@@ -167,11 +226,15 @@ def schedule_preview(
             f"--ramp-fraction: {flat[0].name} has the wave {getattr(flat[0].schedule, 'wave', None)}",
             "it belongs to --wave ramp_hold",
         )
-    if steps is not None and not any(s.schedule.per == "step" for s in shown):
+    if steps is not None and not any(s.by_step for s in shown):
+        if any(s.schedule.closed_loop for s in shown):
+            raise InputError("--steps: a schedule that takes feedback is shown by whole epochs", "leave it out")
         raise InputError("--steps: beta moves once an epoch here", "add --per step")
+    if run is not None:
+        shown = with_run(shown, run, runs)
 
     for s in shown:
-        if (text := shortfall(s.schedule, s.epochs)) is not None:
+        for text in warnings(s):
             warning = typer.style("warning:", fg="yellow") if coloured(sys.stderr) else "warning:"
             typer.echo(f"{warning} " + (f"{s.name}: " if len(shown) > 1 else "") + text, err=True)
     if as_json:
@@ -216,6 +279,40 @@ def find(name: str, layers: Sequence[Layer]) -> Shown:
     )
 
 
+def with_run(shown: Sequence[Shown], run: str, runs: Path) -> list[Shown]:
+    """The schedules with what those that take feedback did, or would do, in a recorded run."""
+    from arcvae_cli.schedules.recorded import read_run
+
+    if not any(s.schedule.closed_loop for s in shown):
+        raise InputError(
+            f"--run: {shown[0].name} takes no feedback, its beta is the same in every run",
+            "it belongs to kl_capacity, controlvae and geco",
+        )
+    recorded = read_run(run, runs)
+
+    def courses(s: Shown) -> dict[str, Course]:
+        closed = {level: part for level, part in s.schedule.parts.items() if isinstance(part, Feedback)}
+        return {level: recorded.course(part, level, s.epochs) for level, part in closed.items()}
+
+    return [replace(s, run=recorded, courses=courses(s)) if s.schedule.closed_loop else s for s in shown]
+
+
+def warnings(s: Shown) -> Iterator[str]:
+    """What the run will miss."""
+    if (text := shortfall(s.schedule, s.epochs)) is not None:
+        yield text
+    for level, course in s.courses.items():
+        part, (low, high) = s.schedule.parts[level], course.seen
+        assert isinstance(part, Feedback) and s.run is not None
+        target = course.targets[-1]
+        if course.kind == "estimate" and not low <= target <= high:
+            what = f"{level} target {target:.4g} is outside what the run {s.run.name} showed".lstrip()
+            yield f"{what}, {low:.4g} to {high:.4g} ({UNITS[part.quantity]}): the estimate says nothing of it"
+        elif (bound := course.stuck(part)) is not None:
+            stood = f"beta stands at its {bound} in the last epoch"
+            yield f"{level} target {target:.4g} is out of reach, {stood}: {course.values[-1]:.4g}".lstrip()
+
+
 # ---------------------------------------------------------------------------------------------------------- text
 
 
@@ -228,9 +325,15 @@ def page(shown: Sequence[Shown]) -> Iterator[str]:
         yield f"{s.name} ({kind})"
         for level, part in s.schedule.parts.items():
             yield "  " + f"{level}: {part.describe()}".lstrip(": ")
-            yield "  " + facts(part, s)
-    yield ""
-    yield from chart(shown, width)
+            for line in feedback_facts(part, level, s) if isinstance(part, Feedback) else (facts(part, s),):
+                yield "  " + line
+    curves = [curve for s in shown for curve in s.curves()]
+    units = dict.fromkeys(curve.unit for curve in curves)
+    for unit in units:
+        yield ""
+        if list(units) != ["beta"]:
+            yield unit
+        yield from chart([curve for curve in curves if curve.unit == unit], max(s.epochs for s in shown), width)
     for s in shown:
         yield ""
         if len(shown) > 1:
@@ -250,19 +353,51 @@ def facts(part: Schedule, s: Shown) -> str:
     return ", ".join(words)
 
 
+def feedback_facts(part: Feedback, level: str, s: Shown) -> Iterator[str]:
+    """On what beta depends, and how it went in the recorded run."""
+    low, high = part.bounds
+    weight = f" ({low * s.scale:.4g} to {high * s.scale:.4g} on the ELBO scale)" if s.scale not in (None, 1.0) else ""
+    values = (f"{key} {value:g}" for key, value in part if key not in ("name", "per"))
+    yield ", ".join(values)
+    yield f"beta depends on the run and moves once a step, from {low:.4g} to {high:.4g}{weight}"
+    course, name = s.courses.get(level), NAMES[part.quantity]
+    if course is None:
+        yield "--run RUN previews it against a recorded run"
+        return
+    assert s.run is not None
+    if course.kind == "recorded":
+        yield f"recorded: the run {s.run.name} was trained with it; means of each epoch"
+    else:
+        seen = f"{course.seen[0]:.4g} to {course.seen[1]:.4g}"
+        yield f"an estimate, from how the {name} answered to beta in the run {s.run.name}: {seen} there"
+    held = course.held_since()
+    end = f"held within 5 % from epoch {held:g} on" if held is not None else "not held within 5 %"
+    yield f"at the end {name} {course.values[-1]:.4g}, target {course.targets[-1]:.4g}: {end}"
+
+
 def table(s: Shown) -> Iterator[str]:
     """The key epochs, as lines of columns."""
-    parts = s.schedule.parts
-    head = ["epoch", *(level or "beta" for level in parts)]
-    scaled = s.scale is not None and s.scale != 1.0
-    if scaled:
-        head += [f"{level} ELBO-scale beta".lstrip() for level in parts]
+    scale = s.scale if s.scale != 1.0 else None
+    columns: list[tuple[str, Callable[[float], float]]] = []
+    scaled: list[tuple[str, Callable[[float], float]]] = []
+    for level, part in s.schedule.parts.items():
+        course = s.courses.get(level)
+        beta: Callable[[float], float] = part
+        if isinstance(part, Feedback):
+            columns.append((f"{level} target".lstrip(), part.setpoint))
+            if course is None:
+                continue
+            columns.append((f"{level} {NAMES[part.quantity]}".lstrip(), partial(course.at, "values")))
+            beta = partial(course.at, "betas")
+        columns.append((f"{level} beta".lstrip() if s.schedule.closed_loop else level or "beta", beta))
+        scaled.append((f"{level} ELBO-scale beta".lstrip(), beta))
+    head = ["epoch", *(name for name, _ in columns), *(name for name, _ in scaled if scale)]
     rows = []
     for epoch, text in s.marks():
-        betas = [part(epoch) for part in parts.values()]
-        if s.scale is not None and scaled:
-            betas += [beta * s.scale for beta in betas]
-        rows.append([f"{epoch:g}", *(f"{beta:.4g}" for beta in betas), text])
+        values = [value(epoch) for _, value in columns]
+        if scale is not None:
+            values += [beta(epoch) * scale for _, beta in scaled]
+        rows.append([f"{epoch:g}", *(f"{value:.4g}" for value in values), text])
     left_out = len(rows) - ROWS
     if left_out > 0:
         rows[ROWS - 4 : -4] = [["..."] + [""] * (len(head) - 1) + [f"{left_out} more, all of them in --json"]]
@@ -281,23 +416,23 @@ BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # the bit of
 HEIGHT = 11
 
 
-def chart(shown: Sequence[Shown], width: int) -> Iterator[str]:
-    """All curves over the epochs, in Braille on a terminal and in plain characters elsewhere."""
-    curves = [(s, level, part) for s in shown for level, part in s.schedule.parts.items()]
-    last = max(s.epochs for s in shown)
-    top = max(part.peak for _, _, part in curves) or 1.0
+def chart(curves: Sequence[Curve], last: float, width: int) -> Iterator[str]:
+    """Curves of one unit over the epochs, in Braille on a terminal and in plain characters elsewhere."""
+    top, low = max(curve.top for curve in curves) or 1.0, min(curve.low for curve in curves)
     colour = coloured(sys.stdout)
     fine = on_terminal(sys.stdout) and encodes(sys.stdout, "⣿┤└─") and (colour or len(curves) == 1)
     tick, corner, line = "┤└─" if fine else "|+-"
 
-    labels = {0: f"{top:.3g}", HEIGHT // 2: f"{top / 2:.3g}", HEIGHT - 1: "0"}
+    labels = {0: f"{top:.3g}", HEIGHT // 2: f"{(low + top) / 2:.3g}", HEIGHT - 1: f"{low:.3g}"}
     margin = max(map(len, labels.values())) + 1
     width = max(width - margin - 12, 20)  # the word "epochs" stands at the end of the axis
     across, down = (2, 4) if fine else (1, 1)
     cells: dict[tuple[int, int], tuple[int, int]] = {}  # (row, column): the dots set there, and whose they are
-    for index, (s, _, part) in enumerate(curves):
-        for column, low, high in spans(s, part, last, width * across):
-            for row in range(dot(high, top, HEIGHT * down), dot(low, top, HEIGHT * down) + 1):
+    for index, curve in enumerate(curves):
+        for column, least, most in spans(curve, last, width * across):
+            rows = (dot(min(value, top), low, top, HEIGHT * down) for value in (most, least))
+            first, final = rows
+            for row in range(first, final + 1):
                 bit = BRAILLE[row % down][column % across]
                 cell = row // down, column // across
                 cells[cell] = cells.get(cell, (0, 0))[0] | bit, index
@@ -317,23 +452,22 @@ def chart(shown: Sequence[Shown], width: int) -> Iterator[str]:
     yield " " * (margin + 2) + epoch_axis(last, width)
     if len(curves) > 1:
         keys = [f"{line * 2 if fine else MARKERS[i % len(MARKERS)]}" for i in range(len(curves))]
-        legend = (f"{ink(key, i)} {curves[i][0].label(curves[i][1])}" for i, key in enumerate(keys))
+        legend = (f"{ink(key, i)} {curves[i].label}" for i, key in enumerate(keys))
         yield " " * (margin + 2) + "   ".join(legend)
 
 
-def spans(s: Shown, part: Schedule, last: float, columns: int) -> Iterator[tuple[int, float, float]]:
-    """The least and the largest beta within each column of a chart from epoch 0 to `last`.
+def spans(curve: Curve, last: float, columns: int) -> Iterator[tuple[int, float, float]]:
+    """The least and the largest value within each column of a chart from epoch 0 to `last`.
 
     Both, because several cycles may fall into one column. Between whole epochs a schedule that moves once an epoch is
     drawn as a straight line.
     """
-    first = 0.0 if part.per == "step" else 1.0
     inner = 8
     for column in range(columns):
         places = (last * (column + i / inner) / columns for i in range(inner + 1))
-        betas = [between(part, place) for place in places if first <= place <= s.epochs]
-        if betas:
-            yield column, min(betas), max(betas)
+        values = [curve.value(place) for place in places if curve.first <= place <= curve.last]
+        if values:
+            yield column, min(values), max(values)
 
 
 def between(part: Schedule, place: float) -> float:
@@ -344,9 +478,9 @@ def between(part: Schedule, place: float) -> float:
     return part(low) + (part(low + 1) - part(low)) * (place - low)
 
 
-def dot(beta: float, top: float, rows: int) -> int:
+def dot(value: float, low: float, top: float, rows: int) -> int:
     """The row of a value, 0 being the highest."""
-    return round((1.0 - beta / top) * (rows - 1))
+    return round((top - value) / (top - low) * (rows - 1))
 
 
 def epoch_axis(last: float, width: int) -> str:
@@ -387,15 +521,21 @@ def encodes(stream: Any, text: str) -> bool:
 
 def document(s: Shown, steps: int) -> dict[str, Any]:
     """One schedule for `--json`; times in epochs."""
-    parts = s.schedule.parts
-    levels = {level or "beta": part for level, part in parts.items()}
+    levels = {level or "beta": part for level, part in s.schedule.parts.items()}
     at = list(s.points(steps))
+    curves: dict[str, Callable[[float], float]] = {}
+    for level, part in levels.items():
+        if isinstance(part, Feedback):
+            curves["target" if level == "beta" else f"{level}_target"] = part.setpoint
+        else:
+            curves[level] = part
     return {
         "name": s.name,
         "source": s.source,
         "schedule": s.schedule.model_dump(mode="json", by_alias=True),
         "epochs": s.epochs,
         "elbo_scale": s.scale if s.source != "schedule" else None,
+        "closed_loop": s.schedule.closed_loop,
         "shortfall": shortfall(s.schedule, s.epochs),
         "levels": {
             level: {
@@ -405,14 +545,35 @@ def document(s: Shown, steps: int) -> dict[str, Any]:
                 "first_peak": part.first_peak,
                 "period": part.period,
                 "reached": part.reached(s.epochs),
+                **({"quantity": part.quantity, "bounds": part.bounds} if isinstance(part, Feedback) else {}),
             }
             for level, part in levels.items()
         },
         "key_epochs": [
-            {"epoch": epoch, "what": text, **{level: part(epoch) for level, part in levels.items()}}
+            {"epoch": epoch, "what": text, **{name: curve(epoch) for name, curve in curves.items()}}
             for epoch, text in s.marks()
         ],
-        "curve": {"epoch": at, **{level: [part(epoch) for epoch in at] for level, part in levels.items()}},
+        "curve": {"epoch": at, **{name: [curve(epoch) for epoch in at] for name, curve in curves.items()}},
+        **({"run": run_document(s, s.run)} if s.run else {}),
+    }
+
+
+def run_document(s: Shown, run: Recorded) -> dict[str, Any]:
+    """What became of the schedule in a recorded run, for `--json`: means of whole epochs."""
+    return {
+        "name": run.name,
+        "levels": {
+            level or "beta": {
+                "kind": course.kind,
+                "seen": course.seen,
+                "held_since": course.held_since(),
+                "epoch": course.epochs,
+                "beta": course.betas,
+                "value": course.values,
+                "target": course.targets,
+            }
+            for level, course in s.courses.items()
+        },
     }
 
 
@@ -432,35 +593,48 @@ def check_target(flag: str, path: Path | None, ending: str) -> None:
 
 
 def write_csv(path: Path, shown: Iterable[Shown], steps: int) -> None:
-    """One line for every schedule, level and epoch or step; the ELBO-scale beta is empty where it is not known."""
+    """One line for every schedule, level and epoch or step; the ELBO-scale beta is empty where it is not known.
+
+    A schedule that takes feedback has a target, and beta and the value that it steers where a run was given.
+    """
+    shown = list(shown)
+    closed = any(s.schedule.closed_loop for s in shown)
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["schedule", "level", "epoch", "beta", "elbo_scale_beta"])
+            more = ["quantity", "target", "value"] if closed else []
+            writer.writerow(["schedule", "level", "epoch", "beta", "elbo_scale_beta", *more])
             for s in shown:
                 scale = None if s.source == "schedule" else s.scale
                 for level, part in s.schedule.parts.items():
                     for epoch in s.points(steps):
-                        beta = part(epoch)
-                        scaled = "" if scale is None else beta * scale
-                        writer.writerow([s.name, level, f"{epoch:.10g}", beta, scaled])
+                        beta: float | None = None
+                        held: list[str | float] = [""] * len(more)
+                        if isinstance(part, Feedback):
+                            course = s.courses.get(level)
+                            beta = course.at("betas", epoch) if course else None
+                            value = course.at("values", epoch) if course else ""
+                            held = [part.quantity, part.setpoint(epoch), value]
+                        else:
+                            beta = part(epoch)
+                        scaled = "" if scale is None or beta is None else beta * scale
+                        writer.writerow([s.name, level, f"{epoch:.10g}", "" if beta is None else beta, scaled, *held])
     except OSError as error:
         raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error
 
 
 def write_plot(path: Path, shown: Sequence[Shown]) -> None:
-    """The curves as a PNG, at 1,000 places or at every epoch if these are more."""
-    from arcvae_cli.render import save_beta_schedule
+    """The curves as a PNG, at 1,000 places or at every epoch if these are more, one panel for each unit."""
+    from arcvae_cli.render import Line, Panel, save_schedules
 
     last = max(s.epochs for s in shown)
     count = max(1000, last) // last * last  # so that whole epochs are among the places
     places = [last * i / count for i in range(count + 1)]
-    curves = {
-        s.label(level): [
-            between(part, x) if (0.0 if part.per == "step" else 1.0) <= x <= s.epochs else math.nan for x in places
-        ]
-        for s in shown
-        for level, part in s.schedule.parts.items()
-    }
+    panels: dict[str, Panel] = {}
+    for curve in (curve for s in shown for curve in s.curves()):
+        panel = panels.setdefault(curve.unit, Panel(curve.unit))
+        at = [place for place in places if curve.first <= place <= curve.last]
+        panel.lines.append(Line(curve.label, at, [curve.value(place) for place in at], curve.dashed))
+        panel.top, panel.low = max(panel.top, curve.top), min(panel.low, curve.low)
     scales = {s.scale for s in shown}
-    save_beta_schedule(path, places, curves, elbo_scale=scales.pop() if len(scales) == 1 else None)
+    save_schedules(path, list(panels.values()), elbo_scale=scales.pop() if len(scales) == 1 else None)

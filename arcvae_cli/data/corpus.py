@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, GridArrays
 from arcvae_cli.data.recipes import load_grids
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, gather_table
 from arcvae_cli.models.base import Batch
 from arcvae_cli.settings import DataSettings
+
+FORM = ("objects", "symmetry_lr", "symmetry_ud")
+"""The attributes that the host measures, once: augmentation leaves them as they are, or swaps the two mirrors."""
 
 
 class Corpus(Protocol):
@@ -37,8 +41,8 @@ class Corpus(Protocol):
     def size(self, split: str) -> int:
         """Examples of a split."""
 
-    def batch(self, split: str, indices: Tensor, augment: bool = False) -> Batch:
-        """The examples of a split at `indices` (B,) int64, on the device."""
+    def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
+        """The examples of a split at `indices` (B,) int64, on the device, with all their `conditions` if asked."""
 
     def class_counts(self) -> Tensor:
         """How often each class stands in the training split: (num_classes,) int64."""
@@ -49,7 +53,8 @@ class GridCorpus:
 
     A batch is made on the device without a loop or a read-back. Augmentation draws, for each grid of the batch, one of
     the eight symmetries and a permutation of the colours 1-9 from torch's default generator of the device; where the
-    corpus knows each grid's shape, the rectangle is transformed and stays top-left, else the canvas.
+    corpus knows each grid's shape, the rectangle is transformed and stays top-left, else the canvas. Conditions are
+    those of the grids as augmented.
     """
 
     num_classes = COLOURS
@@ -66,6 +71,7 @@ class GridCorpus:
         self._grids: dict[str, Tensor] = {}  # (n, 256) uint8
         self._shapes: dict[str, Tensor | None] = {}  # (n, 2) int64
         self._moves: dict[str, Tensor | None] = {}  # (n,) int64, first row of the table for the grid's shape
+        self._forms: dict[str, Tensor] = {}  # (n, 3) int64, what `forms` gives
         for split in SPLITS:
             rows = arrays.rows(split)
             self._grids[split] = torch.from_numpy(arrays.grids[rows].reshape(-1, CELLS)).to(self.device)
@@ -95,19 +101,31 @@ class GridCorpus:
         cells = self._grids["train"]
         return torch.stack([(cells == colour).sum() for colour in range(COLOURS)])
 
-    def batch(self, split: str, indices: Tensor, augment: bool = False) -> Batch:
-        """Grids at `indices` (B,) int64 as x (B, 16, 16) int64, augmented if both this call and the corpus say so."""
+    def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
+        """Grids at `indices` (B,) int64 as x (B, 16, 16) int64, augmented if both this call and the corpus say so.
+
+        The first call with `conditions` measures the whole split on the host: a second for 100,000 grids.
+        """
         grids = self._grids[split].index_select(0, indices)  # (B, 256) uint8
+        symmetry = None
         if augment and self.augment:
             moves = self._moves[split]
-            return Batch(self._augmented(grids, None if moves is None else moves.index_select(0, indices)))
-        return Batch(grids.long().view(-1, SIDE, SIDE))
+            symmetry = torch.randint(SYMMETRIES, (len(grids),), device=self.device)
+            colours = torch.rand(len(grids), COLOURS - 1, device=self.device).argsort(dim=1)
+            row = symmetry if moves is None else moves.index_select(0, indices) + symmetry
+            x = apply(grids, self._table, row, colours)
+        else:
+            x = grids.long().view(-1, SIDE, SIDE)
+        if not conditions:
+            return Batch(x)
+        return Batch(x, conditions=conditions_of(x, self._form(split).index_select(0, indices), symmetry))
 
-    def _augmented(self, grids: Tensor, moves: Tensor | None) -> Tensor:
-        count = len(grids)
-        symmetry = torch.randint(SYMMETRIES, (count,), device=self.device)
-        colours = torch.rand(count, COLOURS - 1, device=self.device).argsort(dim=1)
-        return apply(grids, self._table, symmetry if moves is None else moves + symmetry, colours)
+    def _form(self, split: str) -> Tensor:
+        """Of each grid of a split, as it is stored, what `FORM` names: (n, 3) int64."""
+        if split not in self._forms:
+            values = attributes(self.grids(split).cpu().numpy())[:, [PLACE[name] for name in FORM]]
+            self._forms[split] = torch.from_numpy(values).to(self.device)
+        return self._forms[split]
 
 
 def apply(grids: Tensor, table: Tensor, row: Tensor, colours: Tensor) -> Tensor:
@@ -115,6 +133,24 @@ def apply(grids: Tensor, table: Tensor, row: Tensor, colours: Tensor) -> Tensor:
     moved = grids.gather(1, table.index_select(0, row)).long()  # (B, 256)
     palette = torch.nn.functional.pad(colours + 1, (1, 0))  # (B, 10), black stays black
     return palette.gather(1, moved).view(-1, SIDE, SIDE)
+
+
+def conditions_of(x: Tensor, form: Tensor, symmetry: Tensor | None) -> Tensor:
+    """Attributes (B, A) int64 of grids x (B, 16, 16) int64, in the order of `conditions.ATTRIBUTES`.
+
+    `form`: (B, 3) their attributes `FORM` before they were turned by `symmetry` (B,), None for not at all. Whether a
+    colour occurs, how many do and how far they reach is counted in x, without a loop or a read-back.
+    """
+    lit = x > 0
+    line = torch.arange(1, SIDE + 1, device=x.device)
+    height, width = ((lit.any(dim=across) * line).amax(dim=1, keepdim=True) for across in (2, 1))
+    cells = x.flatten(1)
+    present = torch.zeros(len(x), COLOURS, dtype=torch.int64, device=x.device).scatter_(1, cells, 1)[:, 1:]
+    black = lit.flatten(1).sum(dim=1, keepdim=True) < height * width
+    if symmetry is not None:
+        swapped = torch.cat([form[:, :1], form[:, 1:].flip(1)], dim=1)
+        form = torch.where((symmetry % 2 == 1)[:, None], swapped, form)  # an odd number of quarter turns
+    return torch.cat([height, width, present.sum(dim=1, keepdim=True), black.long(), present, form], dim=1)
 
 
 def open_corpus(

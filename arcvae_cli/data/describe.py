@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from arcvae_cli.conditions import ATTRIBUTES, attributes
 from arcvae_cli.data.arrays import SPLITS, GridArrays, canvas_keys
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
 
@@ -49,6 +50,16 @@ class Description:
     leaks: tuple[Leak, ...]
 
 
+@dataclass(frozen=True)
+class ConditionDescription:
+    """A condition, what it says, and for each of its values how many grids of the training split have it."""
+
+    name: str
+    text: str
+    values: tuple[str, ...]
+    counts: tuple[int, ...]
+
+
 def describe(arrays: GridArrays, shapes: int = 8) -> Description:
     """Describe a corpus, with the `shapes` commonest shapes: a few seconds for 100,000 grids."""
     cells = [int(np.count_nonzero(arrays.grids == colour)) for colour in range(COLOURS)]
@@ -58,6 +69,20 @@ def describe(arrays: GridArrays, shapes: int = 8) -> Description:
         colours=tuple(count / arrays.grids.size for count in cells),
         shapes=tuple((height, width, count) for (height, width), count in sides),
         leaks=_leaks(arrays),
+    )
+
+
+def describe_conditions(arrays: GridArrays) -> tuple[ConditionDescription, ...]:
+    """What a grid can be asked to be, and how often the corpus's training split is like that."""
+    measured = attributes(arrays.grids[arrays.rows("train")])
+    return tuple(
+        ConditionDescription(
+            attribute.name,
+            attribute.text,
+            attribute.values,
+            tuple(np.bincount(column, minlength=attribute.size).tolist()),
+        )
+        for attribute, column in zip(ATTRIBUTES, measured.T, strict=True)
     )
 
 

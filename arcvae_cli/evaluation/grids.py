@@ -14,6 +14,7 @@ from torch import Tensor
 
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.evaluation.adherence import ASKED, JUDGED, Adherence, adherence
 from arcvae_cli.evaluation.baselines import PCABaseline
 from arcvae_cli.evaluation.information import (
     BATCH_SIZE,
@@ -30,11 +31,12 @@ from arcvae_cli.evaluation.information import (
     interpolation,
     shuffled_codes,
 )
-from arcvae_cli.evaluation.priors import most_likely
+from arcvae_cli.evaluation.priors import draw_prior, most_likely
 from arcvae_cli.evaluation.samples import SampleScores, score_samples
 from arcvae_cli.evaluation.verdict import Measured, Setup, Verdict, judge
 from arcvae_cli.models.base import VAE, Batch
-from arcvae_cli.settings import Settings, elbo_scale
+from arcvae_cli.schedules import ControlVAE, Geco, KLCapacity, Schedule
+from arcvae_cli.settings import GridSettings, HierarchicalSettings, Settings, elbo_scale
 
 Grids = NDArray[np.uint8]
 
@@ -45,7 +47,8 @@ NEAR = 5
 IWAE_EXAMPLES = 512
 PAIRS = 256
 SAMPLES = 1500
-QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 500
+ASKED_SAMPLES = 500  # for each condition: a share of 0.8 is known to 0.02
+QUICK_EXAMPLES, QUICK_SAMPLES, QUICK_ASKED_SAMPLES = 2000, 500, 100
 MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nats
 
 
@@ -95,6 +98,7 @@ class Reconstruction:
 class Report:
     """Everything measured. What a quick evaluation leaves out is None.
 
+    A conditional model is given no condition, except by `adherence`, which is None for any other model.
     `prior_samples` and, as what could be had at best, `training_grids` are scored against grids of the split.
     """
 
@@ -110,6 +114,7 @@ class Report:
     interpolation: Interpolation | None
     prior_samples: SampleScores
     training_grids: SampleScores
+    adherence: Adherence | None
     verdict: Verdict
 
     def document(self) -> dict[str, Any]:
@@ -122,13 +127,14 @@ class Evaluation:
     """The report, and what pictures need.
 
     `indices`: (n,) examples of the split in the order seen, `errors`: (n,) wrong cells of each at the posterior mean,
-    `codes`: by level, (n, units) posterior means.
+    `codes`: by level, (n, units) posterior means. `maps`: by level that is a map, (n, h, w) nats of KL in its cells.
     """
 
     report: Report
     indices: NDArray[np.int64]
     errors: NDArray[np.int64]
     codes: dict[str, NDArray[np.float32]]
+    maps: dict[str, NDArray[np.float32]]
 
 
 class GridTally:
@@ -191,7 +197,7 @@ def evaluate_grids(
     quick: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Evaluate a model of grids on a split of a corpus that lies on the model's device.
+    """Evaluate a model of grids on a split of a corpus that lies on the model's device, without conditions.
 
     `settings`: of the run, for the remedies. `training`: (n, 16, 16) grids the model was trained on, for PCA and for
     what counts as novel; those of `corpus` where None. `iwae_samples`: draws an example of the importance-weighted
@@ -253,6 +259,12 @@ def evaluate_grids(
     reference = corpus.grids(split)[indices[:count].to(corpus.device)].cpu().numpy()
     samples = score_samples(draw_samples(model, count, seed), reference, training)
     drawn = training[np.random.RandomState(seed).permutation(len(training))[:count]]
+    asked, each = (JUDGED, QUICK_ASKED_SAMPLES) if quick else (ASKED, ASKED_SAMPLES)
+    obeyed = None
+    if model.attributes:
+        tell("samples under conditions")
+        obeyed = adherence(model, training, each, seed, asked)
+    judged = [row for row in obeyed.rows if row.asked in JUDGED] if obeyed else []
     verdict = judge(
         Measured(
             pixel=means.pixel_accuracy,
@@ -266,6 +278,8 @@ def evaluate_grids(
             reference_blank=samples.reference_blank_share,
             speck=samples.speck_share,
             reference_speck=samples.reference_speck_share,
+            obeyed={row.asked: row.counted_obeying or 0.0 for row in judged},
+            counted={row.asked: row.counted / each for row in judged},
         ),
         setup_of(settings, model, math.prod(corpus.positions)),
     )
@@ -282,10 +296,12 @@ def evaluate_grids(
         interpolation=paths,
         prior_samples=samples,
         training_grids=score_samples(drawn, reference, training),
+        adherence=obeyed,
         verdict=verdict,
     )
     codes = {name: information.means(name).numpy() for name in levels}
-    return Evaluation(report, indices.numpy(), at_mean.errors.numpy(), codes)
+    maps = {name: cells.numpy() for name, cells in information.maps().items()}
+    return Evaluation(report, indices.numpy(), at_mean.errors.numpy(), codes, maps)
 
 
 def skill(accuracy: float, *baselines: float) -> float | None:
@@ -296,18 +312,37 @@ def skill(accuracy: float, *baselines: float) -> float | None:
 
 def setup_of(settings: Settings, model: VAE, positions: int) -> Setup:
     """What the remedies need to know of a run's settings."""
-    beta = max(settings.schedule.peaks(tuple(model.level_sizes)).values())
-    scale = elbo_scale(settings, positions)
+    levels = tuple(model.level_shapes)
+    network, objective = settings.model, settings.objective
     return Setup(
-        latent_dim=settings.model.latent_dim,
-        beta=beta,
-        elbo_beta=None if scale is None else scale * beta,
-        reduction=settings.objective.reduction,
-        kl_reduction=settings.objective.kl_reduction,
-        free_bits=settings.objective.free_bits,
-        free_bits_mode=settings.objective.free_bits_mode,
-        strong_body=settings.model.body != "plain",
+        betas=settings.schedule.peaks(levels),
+        elbo_scale=elbo_scale(settings, positions),
+        steered=_steered(settings.schedule, levels),
+        latent_dim=network.latent_dim if isinstance(network, GridSettings) else None,
+        local_channels=network.local_channels if isinstance(network, HierarchicalSettings) else None,
+        reduction=objective.reduction,
+        kl_reduction=objective.kl_reduction,
+        free_bits={level: objective.floor(level) for level in levels},
+        free_bits_mode=objective.free_bits_mode,
+        strong_body=not isinstance(network, GridSettings) or network.body != "plain",
     )
+
+
+def _steered(schedule: Schedule, levels: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """Of each level whose beta follows the run, what to set for more KL, and for less."""
+    found = {}
+    for level in schedule.closed_levels(levels):
+        part = schedule.by_level(levels)[level]
+        table = f"schedule.{level}" if level in schedule.parts else "schedule"
+        if isinstance(part, Geco):
+            key, more, less = f"{table}.tolerance (it is {part.tolerance:g})", "lower", "raise"
+        elif isinstance(part, KLCapacity):
+            key, more, less = f"{table}.capacity (it is {part.capacity:g})", "raise", "lower"
+        else:
+            assert isinstance(part, ControlVAE)
+            key, more, less = f"{table}.target (it is {part.target:g})", "raise", "lower"
+        found[level] = (f"{more} {key}", f"{less} {key}")
+    return found
 
 
 def _noisy_pass(
@@ -355,7 +390,24 @@ def reconstruct(model: VAE, grids: Grids) -> Grids:
     return torch.cat(drawn).numpy()
 
 
-def draw_samples(model: VAE, count: int, seed: int) -> Grids:
+def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) -> Grids:
     """(count, 16, 16) draws from the prior, the likeliest colour in each cell."""
     with evaluating(model, seed):
-        return most_likely(model, model.prior(count)).to(torch.uint8).numpy()
+        return most_likely(model, draw_prior(model, count, temperature)).to(torch.uint8).numpy()
+
+
+def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Grids:
+    """(rows * columns, 16, 16) draws from the prior: a row shares the noise of the top level, a column all the others'.
+
+    What is shared below the top is standard normal noise and not the latent itself, whose prior depends on the top.
+    """
+    top = next(iter(model.level_shapes))
+    with evaluating(model, seed):
+        rows_noise, columns_noise = model.noise(rows), model.noise(columns)
+        noise = {
+            name: rows_noise[name].repeat_interleave(columns, dim=0)
+            if name == top
+            else value.repeat(rows, *[1] * (value.dim() - 1))
+            for name, value in columns_noise.items()
+        }
+        return most_likely(model, draw_prior(model, rows * columns, noise=noise)).to(torch.uint8).numpy()

@@ -63,7 +63,7 @@ class LevelInformation:
 
     Groups are the dimensions of a vector or the channels of a map, units their single numbers. `collapsed_share` is
     the share of groups with (epsilon, delta)-collapse. `mutual_information` is None under a learned prior, where the
-    posterior depends on the level above and not on x alone.
+    posterior depends on the level above and not on x alone. `cells_nats`: KL of each cell of a map, over its channels.
     """
 
     kl_nats: tuple[float, ...]
@@ -72,6 +72,7 @@ class LevelInformation:
     active_units: int
     collapsed_share: float
     mutual_information: MutualInformation | None
+    cells_nats: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,26 @@ class ImportanceWeighted:
 
 
 @dataclass(frozen=True, slots=True)
+class Shuffled:
+    """Reconstruction with codes that belong to other examples."""
+
+    reconstruction_nats: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
 class ShuffledCodes:
-    """Reconstruction with the right codes (posterior means) and with codes of other examples."""
+    """Reconstruction with the right codes (posterior means) and with codes of other examples.
+
+    `levels`: with the codes of one level alone exchanged, by its name; empty for a model of one level.
+    """
 
     examples: int
     reconstruction_nats: float
-    shuffled_reconstruction_nats: float
     accuracy: float
+    shuffled_reconstruction_nats: float
     shuffled_accuracy: float
+    levels: dict[str, Shuffled]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +161,8 @@ def batches(
     corpus: Corpus, split: str, indices: Tensor, device: torch.device, size: int = BATCH_SIZE
 ) -> Iterator[Batch]:
     """The examples at `indices` (n,) in batches, not augmented."""
-    for part in torch.split(indices.to(device), size):
-        yield corpus.batch(split, part)
+    for start in range(0, len(indices), size):  # of no examples torch.split would make an empty batch
+        yield corpus.batch(split, indices[start : start + size].to(device))
 
 
 def nats(logits: Tensor, batch: Batch) -> Tensor:
@@ -185,6 +198,7 @@ class InformationTally:
         self._positions: list[Tensor] = []
         self._kl: dict[str, list[Tensor]] = {}
         self._codes: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._maps: dict[str, list[Tensor]] = {}
         self._learned_priors: set[str] = set()
 
     def update(self, batch: Batch, output: Output) -> None:
@@ -197,6 +211,8 @@ class InformationTally:
             self._codes.setdefault(level.name, []).append(code)
             if level.prior_mean is not None:
                 self._learned_priors.add(level.name)
+            if (cells := level.map()) is not None:
+                self._maps.setdefault(level.name, []).append(cells.float().cpu())
 
     def elbo(self) -> Elbo:
         """ELBO at beta 1, over all batches."""
@@ -232,12 +248,22 @@ class InformationTally:
                 active_units=active_units(means),
                 collapsed_share=collapsed_share(kl),
                 mutual_information=information,
+                cells_nats=self._cells(name),
             )
         return found
 
     def means(self, name: str) -> Tensor:
         """(n, units) posterior means of a level, in the order of the batches."""
         return self._code(name, 1)
+
+    def maps(self) -> dict[str, Tensor]:
+        """By level that is a map, (n, h, w) nats of KL in each of its cells, in the order of the batches."""
+        return {name: torch.cat(parts) for name, parts in self._maps.items()}
+
+    def _cells(self, name: str) -> tuple[tuple[float, ...], ...] | None:
+        if name not in self._maps:
+            return None
+        return tuple(tuple(row) for row in torch.cat(self._maps[name]).double().mean(dim=0).tolist())
 
     def _code(self, name: str, which: int) -> Tensor:
         return torch.cat([code[which] for code in self._codes[name]])
@@ -328,24 +354,29 @@ def importance_weighted(
 def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, seed: int) -> ShuffledCodes:
     """How much of the reconstruction comes from the code: decode each example from the code of another.
 
-    Codes are handed on by one within each batch of `indices`, which are expected in random order.
+    Codes are handed on by one within each batch of `indices`, which are expected in random order: those of all levels
+    together, and of each level alone, which then meet the own codes of the other levels.
     """
-    sums = dict.fromkeys(("nats", "shuffled_nats", "right", "shuffled_right", "positions"), 0.0)
+    names = tuple(model.level_shapes)
+    exchanged = [(), names, *((name,) for name in names if len(names) > 1)]
+    nats_of, right_of, positions = [0.0] * len(exchanged), [0] * len(exchanged), 0.0
     with evaluating(model, seed) as device:
         for batch in batches(corpus, split, indices, device):
             codes = {level.name: level.sample for level in model.encode(batch, noise=False)}
-            sums["positions"] += _counted(batch).sum().item()
-            for prefix, shift in (("", 0), ("shuffled_", 1)):
-                logits = model.decode({name: code.roll(shift, dims=0) for name, code in codes.items()})
-                sums[f"{prefix}nats"] += nats(logits, batch).cpu().double().sum().item()
-                sums[f"{prefix}right"] += _right(logits, batch)
-    size = len(indices)
+            positions += _counted(batch).sum().item()
+            for place, moved in enumerate(exchanged):
+                mixed = {name: code.roll(1, dims=0) if name in moved else code for name, code in codes.items()}
+                logits = model.decode(mixed)
+                nats_of[place] += nats(logits, batch).cpu().double().sum().item()
+                right_of[place] += _right(logits, batch)
+    found = [Shuffled(total / len(indices), right / positions) for total, right in zip(nats_of, right_of, strict=True)]
     return ShuffledCodes(
-        examples=size,
-        reconstruction_nats=sums["nats"] / size,
-        shuffled_reconstruction_nats=sums["shuffled_nats"] / size,
-        accuracy=sums["right"] / sums["positions"],
-        shuffled_accuracy=sums["shuffled_right"] / sums["positions"],
+        examples=len(indices),
+        reconstruction_nats=found[0].reconstruction_nats,
+        accuracy=found[0].accuracy,
+        shuffled_reconstruction_nats=found[1].reconstruction_nats,
+        shuffled_accuracy=found[1].accuracy,
+        levels={moved[0]: alone for moved, alone in zip(exchanged[2:], found[2:], strict=True)},
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,11 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from arcvae_cli.conditions import attributes, encode, obeys, written
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import BATCH_SIZE, batches, choose, evaluating
+from arcvae_cli.models.base import Batch
 
 if TYPE_CHECKING:
-    from arcvae_cli.data.corpus import Corpus
+    from arcvae_cli.data.corpus import GridCorpus
     from arcvae_cli.models.base import VAE
 
 Codes = NDArray[np.float64]
@@ -30,6 +33,9 @@ FittedKind = Literal["aggregate", "gmm"]
 
 EXAMPLES = 20_000
 """Most examples that a prior is fitted to: a covariance of 300 dimensions is known to 1 % by then."""
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
+"""No condition."""
 
 COMPONENTS = (2, 4, 8, 16, 32)
 """Numbers of mixture components that are tried."""
@@ -57,11 +63,7 @@ class Mixture:
 
 
 def fit_gaussian(codes: Codes) -> Mixture:
-    """The Gaussian with the mean and the full covariance of codes (n, D)."""
-    if len(codes) < 2:
-        raise InputError(
-            f"a prior cannot be fitted to the codes of {len(codes)} examples", "use --prior standard, or more data"
-        )
+    """The Gaussian with the mean and the full covariance of codes (n, D), n of at least 2."""
     covariance = np.atleast_2d(np.cov(codes, rowvar=False))
     return Mixture(np.ones(1), codes.mean(0, keepdims=True), _roots(covariance[None]))
 
@@ -122,29 +124,53 @@ class FittedPrior:
         return unflatten(codes, self.shapes, device)
 
 
-def fit_prior(kind: FittedKind, model: VAE, corpus: Corpus, seed: int, split: str = "train") -> FittedPrior:
-    """The prior `aggregate` (one Gaussian) or `gmm` (a mixture), fitted to posterior samples of a split."""
-    codes, shapes = posterior_codes(model, corpus, seed, split)
+def fit_prior(
+    kind: FittedKind,
+    model: VAE,
+    corpus: GridCorpus,
+    seed: int,
+    split: str = "train",
+    given: Mapping[str, int] = NOTHING,
+) -> FittedPrior:
+    """The prior `aggregate` (one Gaussian) or `gmm` (a mixture), fitted to posterior samples of a split.
+
+    With conditions `given` it is fitted to those grids of the split that obey them, encoded under them.
+    """
+    codes, shapes = posterior_codes(model, corpus, seed, split, given=given)
+    if len(codes) < 2:
+        like_that = f" that obey {written(given)}" if given else ""
+        raise InputError(
+            f"--prior {kind}: {corpus.name} has {len(codes)} {split} grids{like_that}, too few to fit a density to",
+            "use --prior standard, or more data",
+        )
     density = fit_gaussian(codes) if kind == "aggregate" else fit_mixture(codes, seed)
     return FittedPrior(density, shapes, len(codes))
 
 
 def posterior_codes(
-    model: VAE, corpus: Corpus, seed: int, split: str = "train", limit: int = EXAMPLES
+    model: VAE,
+    corpus: GridCorpus,
+    seed: int,
+    split: str = "train",
+    limit: int = EXAMPLES,
+    given: Mapping[str, int] = NOTHING,
 ) -> tuple[Codes, dict[str, tuple[int, ...]]]:
     """One posterior sample of each of at most `limit` examples of a split: codes (n, D), and each level's shape.
 
     Samples, not means: the spread of each posterior belongs to the aggregate, and in a hierarchy the lower posterior
     depends on the sample above it.
     """
+    chosen = choose(corpus, split, None, seed)
+    if given:
+        obeying = obeys(attributes(corpus.grids(split).cpu().numpy()), given)
+        chosen = chosen[torch.from_numpy(obeying)[chosen]]
     parts: list[Codes] = []
-    shapes: dict[str, tuple[int, ...]] = {}
     with evaluating(model, seed) as device:
-        for batch in batches(corpus, split, choose(corpus, split, limit, seed), device):
-            latents = {level.name: level.sample for level in model.encode(batch)}
-            shapes = {name: tuple(value.shape[1:]) for name, value in latents.items()}
+        for batch in batches(corpus, split, chosen[:limit], device):
+            asked = torch.from_numpy(encode(given, len(batch.x))).to(device) if given else None
+            latents = {level.name: level.sample for level in model.encode(Batch(batch.x, batch.valid, asked))}
             parts.append(flatten(latents))
-    return np.concatenate(parts) if parts else np.empty((0, 0)), shapes
+    return np.concatenate(parts) if parts else np.empty((0, 0)), model.level_shapes
 
 
 def flatten(latents: Mapping[str, Tensor]) -> Codes:
@@ -165,8 +191,39 @@ def unflatten(
     }
 
 
-def most_likely(model: VAE, latents: Mapping[str, Tensor], batch_size: int = BATCH_SIZE) -> Tensor:
-    """The most likely class at each position, (n, *positions) int64 on the CPU, of latents on the model's device."""
+def draw_prior(
+    model: VAE,
+    n: int,
+    temperature: float = 1.0,
+    conditions: Tensor | None = None,
+    noise: Mapping[str, Tensor] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> dict[str, Tensor]:
+    """`n` draws by level from the model's own prior, in batches: a learned prior is a network.
+
+    `conditions`: (n, A) int64, or None. `noise`: (n, *shape) by level, fresh where None.
+    """
+    parts = []
     with torch.inference_mode():
-        parts = zip(*(torch.split(value, batch_size) for value in latents.values()), strict=True)
-        return torch.cat([model.decode(dict(zip(latents, part, strict=True))).argmax(1).cpu() for part in parts])
+        noise = model.noise(n) if noise is None else noise
+        for start in range(0, n, batch_size):
+            some = {name: value[start : start + batch_size] for name, value in noise.items()}
+            asked = None if conditions is None else conditions[start : start + batch_size]
+            parts.append(model.prior(min(batch_size, n - start), temperature, asked, some))
+    return {name: torch.cat([part[name] for part in parts]) for name in noise}
+
+
+def most_likely(
+    model: VAE, latents: Mapping[str, Tensor], conditions: Tensor | None = None, batch_size: int = BATCH_SIZE
+) -> Tensor:
+    """The most likely class at each position, (n, *positions) int64 on the CPU.
+
+    `latents` and `conditions` (n, A), if any, lie on the model's device.
+    """
+    decoded = []
+    with torch.inference_mode():
+        for start in range(0, len(next(iter(latents.values()))), batch_size):
+            some = {name: value[start : start + batch_size] for name, value in latents.items()}
+            asked = None if conditions is None else conditions[start : start + batch_size]
+            decoded.append(model.decode(some, asked).argmax(1).cpu())
+    return torch.cat(decoded)

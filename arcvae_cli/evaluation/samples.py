@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from arcvae_cli.conditions import OBJECT_CAP, objects_of
 
 Grids = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
@@ -33,14 +34,8 @@ FEATURES = (
 )
 """What `structure` describes a grid by. Black counts as no colour and as no object."""
 
-OBJECT_CAP = 20
-"""Objects counted in a grid at most: in noise every cell is one."""
-
 NEIGHBOURS = 5
 """k of density and coverage."""
-
-_IN_PLANE = ndimage.generate_binary_structure(3, 1)
-_IN_PLANE[[0, 2]] = False  # grids of a stack do not touch
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +99,15 @@ def blank_share(grids: Grids) -> float:
     return float((grids == 0).all(axis=(1, 2)).mean())
 
 
-def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Every object of every grid: the index of its grid, and its size in cells."""
-    cells = grids[0].size
-    owners, sizes = [], []
-    for colour in range(1, 10):
-        labels, count = ndimage.label(grids == colour, structure=_IN_PLANE)
-        if count:
-            flat = labels.ravel()
-            inside = np.flatnonzero(flat)
-            owner = np.empty(count + 1, dtype=np.intp)
-            owner[flat[inside]] = inside // cells  # whichever cell comes last: all are of one grid
-            owners.append(owner[1:])
-            sizes.append(np.bincount(flat, minlength=count + 1)[1:])
-    nothing = np.empty(0, dtype=np.intp)
-    return np.concatenate([nothing, *owners]), np.concatenate([nothing, *sizes])
+def worth_counting(grids: Grids) -> NDArray[np.bool_]:
+    """(n,) whether a grid is neither blank nor a repetition of an earlier one."""
+    seen: set[bytes] = set()
+    new = np.zeros(len(grids), np.bool_)
+    for place, grid in enumerate(grids):
+        key = grid.tobytes()
+        new[place] = grid.any() and key not in seen
+        seen.add(key)
+    return new
 
 
 def structure(grids: Grids) -> Numbers:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from arcvae_cli.objective import ACTIVE_KL
@@ -25,20 +25,30 @@ SPECK_MARGIN = 0.25
 HEAVY_BETA = 4.0
 """ELBO-scale beta from which a mean reduction is named as the cause of a collapse."""
 
+ADHERENCE_TARGET = 0.80
+"""Share of samples under a condition that should obey it: of those that are neither blank nor repeated."""
+
+COUNTED_TARGET = 0.50
+"""Share of them that should be neither: a model that always draws one grid may obey, and is no use."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What remedies need to know of a run.
 
-    `beta`: the schedule's peak. `elbo_beta`: the same on the ELBO scale, None where there is none. `free_bits`: nats.
+    `betas`: by level, the schedule's peak. `elbo_scale`: the factor from them to the ELBO's, None where there is none.
+    `steered`: of the levels whose beta follows the run, what to set for more KL, and for less. `free_bits`: nats by
+    level. `latent_dim` is the grid model's, `local_channels` the hierarchical model's, None for the other.
     """
 
-    latent_dim: int
-    beta: float
-    elbo_beta: float | None
+    betas: Mapping[str, float]
+    elbo_scale: float | None
+    steered: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    latent_dim: int | None = None
+    local_channels: int | None = None
     reduction: Literal["sum", "mean"] = "sum"
     kl_reduction: Literal["sum", "mean"] = "sum"
-    free_bits: float = 0.0
+    free_bits: Mapping[str, float] = field(default_factory=dict)
     free_bits_mode: Literal["per_dim", "per_sample", "total"] = "per_dim"
     strong_body: bool = False
 
@@ -48,7 +58,9 @@ class Measured:
     """What is judged: shares of 1, and nats.
 
     `kl`: by level, the raw KL of each dimension. `blank_reconstructions`: share of reconstructions without a non-black
-    cell. The baselines are `black_pixel` and `pca_pixel` (pixel accuracy) and `pca_non_black`.
+    cell. The baselines are `black_pixel` and `pca_pixel` (pixel accuracy) and `pca_non_black`. `obeyed`: by what was
+    asked ("colours=3"), the share that obeys of the samples that are neither blank nor repeated, and `counted`: the
+    share of the samples that are neither; both empty for a model without conditions.
     """
 
     pixel: float
@@ -62,6 +74,8 @@ class Measured:
     reference_blank: float
     speck: float
     reference_speck: float
+    obeyed: Mapping[str, float] = field(default_factory=dict)
+    counted: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +100,10 @@ class Verdict:
 
 def judge(measured: Measured, setup: Setup) -> Verdict:
     """Compare with the targets."""
-    kl = [value for level in measured.kl.values() for value in level]
-    dead = sum(value <= ACTIVE_KL for value in kl)
-    held = _held(kl, setup)
-    sick = dead > 0 or 2 * held > len(kl)
+    dead = {level: sum(value <= ACTIVE_KL for value in kl) for level, kl in measured.kl.items()}
+    held = {level: _held(kl, level, setup) for level, kl in measured.kl.items()}
+    sick = [level for level, kl in measured.kl.items() if dead[level] or 2 * held[level] > len(kl)]
+    revive = _revive(setup, sick[0]) if sick else None
     black = measured.non_black <= NON_BLACK_TARGET
     baseline = max(measured.black_pixel, measured.pca_pixel)
     look, closer = _look_at_decoder(setup), _raise_beta(setup)
@@ -99,32 +113,25 @@ def judge(measured: Measured, setup: Setup) -> Verdict:
             measured.pixel,
             f">= {PIXEL_TARGET:.2f}",
             measured.pixel >= PIXEL_TARGET,
-            _revive(setup) if sick else _enlarge(setup),
+            revive or _enlarge(setup),
         ),
         _finding(
             "pixel accuracy, baselines",
             measured.pixel,
             f"> {baseline:.4f} ({'PCA' if measured.pca_pixel > measured.black_pixel else 'all black'})",
             measured.pixel > baseline,
-            _revive(setup) if sick else f"train longer or on more data; {_enlarge(setup)}",
+            revive or f"train on more data; {_enlarge(setup)}",
         ),
         _finding(
             "non-black accuracy",
             measured.non_black,
             f"> {NON_BLACK_TARGET:.2f}",
             not black,
-            _revive(setup) if sick else look,
+            revive or look,
         ),
-        _finding("smallest KL of a dimension", min(kl), f"> {ACTIVE_KL:.2f} nats", not dead, _revive(setup)),
     ]
-    if setup.free_bits > 0:
-        value = sum(kl) if setup.free_bits_mode == "total" else min(kl)
-        floor = (1.0 - FLOOR_TOLERANCE) * setup.free_bits
-        name = "total KL at the free-bits floor" if setup.free_bits_mode == "total" else "KL at the free-bits floor"
-        target = f">= {floor:.4g} nats (floor {setup.free_bits:g})"
-        findings.append(_finding(name, value, target, value >= floor, _hold_the_floor(setup)))
-        name, target = "dimensions held by free bits alone", f"<= {len(kl) // 2} of {len(kl)}"
-        findings.append(_finding(name, held, target, 2 * held <= len(kl), _revive(setup)))
+    for level, kl in measured.kl.items():
+        findings += _level_findings(level, kl, dead[level], held[level], setup, several=len(measured.kl) > 1)
     blank = measured.reference_blank + BLANK_MARGIN
     speck = measured.reference_speck + SPECK_MARGIN
     findings += [
@@ -133,26 +140,59 @@ def judge(measured: Measured, setup: Setup) -> Verdict:
             measured.blank_samples,
             f"<= {blank:.2f} (data {measured.reference_blank:.2f})",
             measured.blank_samples <= blank,
-            _revive(setup) if sick else look if black else closer,
+            revive or (look if black else closer),
         ),
         _finding(
             "specks among samples",
             measured.speck,
             f"<= {speck:.2f} (data {measured.reference_speck:.2f})",
             measured.speck <= speck,
-            _revive(setup) if sick else closer,
+            revive or closer,
         ),
     ]
-    ok = all(finding.ok for finding in findings)
-    return Verdict(ok, _summary(measured, setup, kl, dead, findings), tuple(findings))
+    findings += _adherence_findings(measured, f"train longer; {closer}")
+    return Verdict(all(finding.ok for finding in findings), _summary(measured, setup, dead, findings), tuple(findings))
 
 
-def _held(kl: Sequence[float], setup: Setup) -> int:
-    """Dimensions that carry no more than the free bits that they were given."""
-    ceiling = (1.0 + HELD_MARGIN) * setup.free_bits
+def _adherence_findings(measured: Measured, remedy: str) -> Iterator[Finding]:
+    """What is asked of samples under conditions: the least of each kind counts."""
+    for kind in ("colours", "symmetry"):
+        shares = {asked: share for asked, share in measured.obeyed.items() if asked.startswith(f"{kind}=")}
+        if shares:
+            worst = min(shares, key=lambda asked: shares[asked])
+            target = f"> {ADHERENCE_TARGET:.2f} (least: {worst})"
+            yield _finding(f"samples obey {kind}", shares[worst], target, shares[worst] > ADHERENCE_TARGET, remedy)
+    if measured.counted:
+        worst = min(measured.counted, key=lambda asked: measured.counted[asked])
+        share, target = measured.counted[worst], f">= {COUNTED_TARGET:.2f} (least: {worst})"
+        yield _finding("of them not blank or repeated", share, target, share >= COUNTED_TARGET, remedy)
+
+
+def _level_findings(
+    level: str, kl: Sequence[float], dead: int, held: int, setup: Setup, several: bool
+) -> Iterator[Finding]:
+    """What is asked of the KL of one level, whose name is said where there are several."""
+    smallest = f"smallest KL, {level}" if several else "smallest KL of a dimension"
+    where = f", {level}" if several else ""
+    revive, floor, total = _revive(setup, level), setup.free_bits.get(level, 0.0), setup.free_bits_mode == "total"
+    yield _finding(smallest, min(kl), f"> {ACTIVE_KL:.2f} nats", not dead, revive)
+    if floor > 0:
+        value, least = sum(kl) if total else min(kl), (1.0 - FLOOR_TOLERANCE) * floor
+        name = "total KL at the free-bits floor" if total else "KL at the free-bits floor"
+        target = f">= {least:.4g} nats (floor {floor:g})"
+        yield _finding(f"{name}{where}", value, target, value >= least, _hold_the_floor(setup, level))
+        name = f"held by free bits alone{where}" if several else "dimensions held by free bits alone"
+        target = f"<= {len(kl) // 2} of {len(kl)}"
+        yield _finding(name, held, target, 2 * held <= len(kl), revive)
+
+
+def _held(kl: Sequence[float], level: str, setup: Setup) -> int:
+    """Dimensions of a level that carry no more than the free bits that they were given."""
+    floor = setup.free_bits.get(level, 0.0)
+    ceiling = (1.0 + HELD_MARGIN) * floor
     if setup.free_bits_mode == "total":
         return len(kl) if sum(kl) <= ceiling else 0
-    return sum(value <= ceiling for value in kl) if setup.free_bits > 0 else 0
+    return sum(value <= ceiling for value in kl) if floor > 0 else 0
 
 
 def _finding(name: str, value: float, target: str, ok: bool, remedy: str) -> Finding:
@@ -162,60 +202,74 @@ def _finding(name: str, value: float, target: str, ok: bool, remedy: str) -> Fin
 # ------------------------------------------------------------------------------------------------ remedies
 
 
-def heavy_scale(setup: Setup) -> str | None:
-    """What a mean reduction does to beta, where it is likely to have killed the code; None elsewhere."""
-    if setup.reduction != "mean" or setup.elbo_beta is None or setup.elbo_beta <= HEAVY_BETA:
+def heavy_scale(setup: Setup, level: str) -> str | None:
+    """What a mean reduction does to a level's beta, where it is likely to have killed the code; None elsewhere."""
+    beta, scale = setup.betas[level], setup.elbo_scale
+    if setup.reduction != "mean" or scale is None or scale * beta <= HEAVY_BETA:
         return None
     means = "mean reductions" if setup.kl_reduction == "mean" else "mean reduction"
-    return (
-        f"beta {setup.beta:g} with {means} weighs {setup.elbo_beta:.4g} on the ELBO scale: "
-        "use objective.reduction = sum"
-    )
+    return f"beta {beta:g} with {means} weighs {scale * beta:.4g} on the ELBO scale: use objective.reduction = sum"
 
 
-def _revive(setup: Setup) -> str:
-    if scale := heavy_scale(setup):
+def _revive(setup: Setup, level: str) -> str:
+    if scale := heavy_scale(setup, level):
         return scale
-    floor = "" if setup.free_bits > 0 else "; set objective.free_bits = 0.3"
-    return f"lower beta (peak {setup.beta:g}{_elbo(setup)}) or lengthen its warm-up{floor}"
+    whose = f" of the {level} level" if len(setup.betas) > 1 else ""
+    key = f"objective.free_bits_by_level.{level}" if whose else "objective.free_bits"
+    floor = "" if setup.free_bits.get(level, 0.0) > 0 else f"; set {key} = 0.3"
+    if level in setup.steered:
+        return f"{setup.steered[level][0]}{floor}"
+    return f"lower beta{whose} (peak {_peak(setup, level)}) or lengthen its warm-up{floor}"
 
 
 def _enlarge(setup: Setup) -> str:
+    if setup.local_channels is not None:
+        lower = _lower_beta(setup, "local")
+        return f"raise model.local_channels (it is {setup.local_channels}), train longer, or {lower}"
     body = "" if setup.strong_body else "model.body = residual; "
-    if setup.latent_dim < 16:
+    if setup.latent_dim is not None and setup.latent_dim < 16:
         return f"{body}raise model.latent_dim to 12-16 (it is {setup.latent_dim}); train longer"
-    return f"{body}train longer, or lower beta (peak {setup.beta:g}{_elbo(setup)})"
+    return f"{body}train longer, or {_lower_beta(setup, next(iter(setup.betas)))}"
+
+
+def _lower_beta(setup: Setup, level: str) -> str:
+    if level in setup.steered:
+        return setup.steered[level][0]
+    whose = f" of the {level} level" if len(setup.betas) > 1 else ""
+    return f"lower beta{whose} (peak {_peak(setup, level)})"
 
 
 def _look_at_decoder(setup: Setup) -> str:
     body = "" if setup.strong_body else "model.body = residual, "
-    focal = "" if setup.elbo_beta is None else "objective.reconstruction = focal, "
+    focal = "" if setup.elbo_scale is None else "objective.reconstruction = focal, "
     last = "or train longer" if body or focal else "train longer"
     return f"the code is alive and the decoder paints black: {body}{focal}{last}"
 
 
 def _raise_beta(setup: Setup) -> str:
-    return f"raise beta slowly (peak {setup.beta:g}{_elbo(setup)}) and look at the decoder: codes lie off the prior"
+    steered = [less for _, less in dict.fromkeys(setup.steered.values())]
+    peaks = dict.fromkeys(_peak(setup, level) for level in setup.betas if level not in setup.steered)
+    slowly = [f"raise beta slowly (peak {' and '.join(peaks)})"] if peaks else []
+    return f"{', '.join(slowly + steered)} and look at the decoder: codes lie off the prior"
 
 
-def _hold_the_floor(setup: Setup) -> str:
+def _hold_the_floor(setup: Setup, level: str) -> str:
     if setup.free_bits_mode == "per_sample":
         return "clamping each example lets their mean sink under the floor: use objective.free_bits_mode = per_dim"
-    if scale := heavy_scale(setup):
+    if scale := heavy_scale(setup, level):
         return scale
     return "the floor did not hold: lower train.lr or train.gradient_clip, or lower beta"
 
 
-def _elbo(setup: Setup) -> str:
-    if setup.elbo_beta is None or setup.elbo_beta == setup.beta:
-        return ""
-    return f", {setup.elbo_beta:.4g} on the ELBO scale"
+def _peak(setup: Setup, level: str) -> str:
+    beta, scale = setup.betas[level], setup.elbo_scale
+    return f"{beta:g}" if scale is None or scale == 1.0 else f"{beta:g}, {scale * beta:.4g} on the ELBO scale"
 
 
 # ------------------------------------------------------------------------------------------------ in plain words
 
 
-def _summary(measured: Measured, setup: Setup, kl: Sequence[float], dead: int, findings: Sequence[Finding]) -> str:
+def _summary(measured: Measured, setup: Setup, dead: Mapping[str, int], findings: Sequence[Finding]) -> str:
     pictures = (
         "every reconstruction is the all-black picture"
         if measured.blank_reconstructions == 1.0
@@ -223,19 +277,28 @@ def _summary(measured: Measured, setup: Setup, kl: Sequence[float], dead: int, f
         if measured.blank_reconstructions >= 0.5
         else f"{measured.non_black:.0%} of the non-black cells are right"
     )
-    if dead == len(kl):
-        return f"posterior collapse: {dead} of {dead} dimensions carry under {ACTIVE_KL:g} nats; {pictures}"
-    if dead:
-        return f"partial collapse: {dead} of {len(kl)} dimensions carry under {ACTIVE_KL:g} nats; {pictures}"
-    held = _held(kl, setup)
-    if 2 * held > len(kl):
-        where = "together lie" if setup.free_bits_mode == "total" else "lie"
-        return (
-            f"collapse, held up by free bits alone: {held} of {len(kl)} dimensions {where} at the floor of "
-            f"{setup.free_bits:g} nats and carry nothing beyond it; {pictures}"
+    sizes = {level: len(kl) for level, kl in measured.kl.items()}
+    several = len(sizes) > 1
+    if any(dead.values()):
+        kind = "posterior" if dead == sizes else "partial"
+        levels = " and ".join(
+            f"{dead[level]} of {size}{f' {level}' if several else ''}" for level, size in sizes.items()
         )
+        return f"{kind} collapse: {levels} dimensions carry under {ACTIVE_KL:g} nats; {pictures}"
+    for level, kl in measured.kl.items():
+        held = _held(kl, level, setup)
+        if 2 * held > len(kl):
+            where = "together lie" if setup.free_bits_mode == "total" else "lie"
+            whose = f" of the {level} level" if several else ""
+            floor = f"the floor of {setup.free_bits[level]:g} nats and carry nothing beyond it"
+            return (
+                f"collapse{whose}, held up by free bits alone: {held} of {len(kl)} dimensions {where} at {floor}; "
+                f"{pictures}"
+            )
     missed = sum(not finding.ok for finding in findings)
-    told = f"all {len(kl)} dimensions carry {sum(kl):.1f} nats"
+    totals = {level: sum(kl) for level, kl in measured.kl.items()}
+    each = f" ({', '.join(f'{level} {total:.1f}' for level, total in totals.items())})" if several else ""
+    told = f"all {sum(sizes.values())} dimensions carry {sum(totals.values()):.1f} nats{each}"
     if measured.non_black <= NON_BLACK_TARGET:
         return f"the code is alive, the decoder is not: {told}, but {pictures}"
     against = f"{measured.non_black:.0%} of the non-black cells are right, PCA gets {measured.pca_non_black:.0%}"

@@ -256,7 +256,8 @@ class Decoder(nn.Module):
             hidden = block(hidden, sketch.wide)
         logits = functional.pixel_shuffle(self.leave(functional.relu(hidden)), self.patch)
         with torch.autocast(logits.device.type, enabled=False):
-            return self.obey(logits.float(), sketch.wide.float(), sketch.conditions)
+            told: Tensor = self.obey(logits.float(), sketch.wide.float(), sketch.conditions)
+        return told
 
 
 class Obey(nn.Module):

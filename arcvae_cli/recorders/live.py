@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -14,18 +16,17 @@ from rich.text import Text
 from arcvae_cli.console import Console
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.records import EpochRecord, Plan, Silent, all_rates
+from arcvae_cli.render import kl_bars
 
-BAR = 22
-"""Cells of the longest KL bar: two bars with their values fit into 80 columns."""
-MANY = 64
-"""Above so many dimensions, the strongest, the weakest and a histogram stand for all."""
-FEW = 8
+if TYPE_CHECKING:
+    from arcvae_cli.controllers import Target
+
 ROWS = 3
 """Epochs shown however low the terminal is."""
 FRAME = 4
 """Lines around them: the header, which takes two in a narrow terminal, what is not shown, and the progress."""
-NARROW, BROAD = 80, 100
-"""Columns that two bars side by side take, and the table with its names in one line."""
+SPARE = ("s", "exact", "loss", "recon", "pixel", "on ELBO")
+"""Columns of the table that a narrow terminal goes without, the first before the others."""
 
 
 def live_recorder(console: Console) -> LiveTable | Lines:
@@ -38,8 +39,8 @@ def header(plan: Plan) -> list[str]:
     sizes = f"{plan.sizes['train']:,} to train on, {plan.sizes['val']:,} to validate"
     lines = [
         f"run {plan.run}: {plan.model}, {plan.parameters:,} parameters, on {plan.device} in {plan.precision}",
-        f"data {plan.corpus}: {sizes}; {plan.epochs} epochs of {plan.steps} steps; schedule {plan.schedule}"
-        + (f", free bits {plan.free_bits:g} ({plan.free_bits_mode})" if plan.free_bits else ""),
+        f"data {plan.corpus}: {sizes}; {plan.epochs} epochs of {plan.steps} steps",
+        f"schedule {plan.schedule}: {plan.schedule_text}{free_bits_text(plan)}",
     ]
     if plan.elbo_scale is None:
         lines.append("scale: with focal loss or class weights no ELBO corresponds to this beta")
@@ -51,12 +52,24 @@ def header(plan: Plan) -> list[str]:
     return lines
 
 
+def free_bits_text(plan: Plan) -> str:
+    """Lambda, of each level where they differ, and its mode; nothing where free bits are off."""
+    values = dict.fromkeys(plan.free_bits.values())
+    if not any(values):
+        return ""
+    named = (
+        [f"{value:g}" for value in values] if len(values) == 1 else [f"{k} {v:g}" for k, v in plan.free_bits.items()]
+    )
+    return f"; free bits {', '.join(named)} ({plan.free_bits_mode})"
+
+
 class Lines(Silent):
     """One plain line an epoch, for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._plan: Plan | None = None
+        self._out_of_reach: set[tuple[str, str]] = set()
 
     def start(self, plan: Plan) -> None:
         """Print the header."""
@@ -73,10 +86,17 @@ class Lines(Silent):
             Text(
                 f"epoch {record.epoch}/{self._plan.epochs}  {scaled_text(record, self._plan)}  "
                 f"loss {record.train.loss:.4g}  val {val.loss:.4g}  reconstruction {val.reconstruction:.4g}  "
-                f"KL {val.rate:.2f}  {shares_text(record)}  active {active}/{len(groups)}  "
+                f"KL {val.rate:.2f}  {targets_line(record)}{shares_text(record)}  active {active}/{len(groups)}  "
                 f"least KL {min(groups):.3f}  {record.seconds:.1f}s{'  *best' if record.best else ''}"
             )
         )
+        missed = {
+            (target.quantity, target.level): note for target in record.targets if (note := target.note) is not None
+        }
+        for which, note in missed.items():
+            if which not in self._out_of_reach:  # told when it begins, not in every epoch
+                self._console.note(Text(f"note: {note}"))
+        self._out_of_reach = set(missed)
 
 
 class LiveTable(Silent):
@@ -87,7 +107,7 @@ class LiveTable(Silent):
         self._plan: Plan | None = None
         self._epochs: list[EpochRecord] = []
         self._began = time.monotonic()
-        self._at = (1, 0, 0.0)  # epoch, steps of it done, beta
+        self._at: tuple[int, int, float | None] = (1, 0, None)  # epoch, steps of it done, beta where it is known
         self._over = False
         self._live = Live(console=console.err, refresh_per_second=2, get_renderable=self.picture)
 
@@ -99,7 +119,7 @@ class LiveTable(Silent):
         self._began = time.monotonic()
         self._live.start()
 
-    def step(self, epoch: int, done: int, beta: float) -> None:
+    def step(self, epoch: int, done: int, beta: float | None) -> None:
         """Note where we are; the screen is redrawn by its own clock."""
         self._at = (epoch, done, beta)
 
@@ -118,16 +138,17 @@ class LiveTable(Silent):
         if plan is None:
             return Text("")
         width, height = self._console.err.size
-        bars: list[RenderableType] = []
+        below: list[RenderableType] = []
         if self._epochs:
-            last = self._epochs[-1].val
-            floor = plan.free_bits if plan.free_bits_mode != "total" else 0.0
-            lines = (height - FRAME - ROWS) // len(last.rates)
-            for name, groups in last.rates.items():
-                bars.extend(kl_bars(name, groups, floor, width, lines))
-        room = len(self._epochs) if self._over else max(ROWS, height - FRAME - len(bars))
+            last = self._epochs[-1]
+            notes = [text for target in last.targets if (text := target.note) is not None]
+            below = [
+                line for note in notes for line in Text(f"note: {note}", style="yellow").wrap(self._console.err, width)
+            ]
+            below.extend(level_bars(last, plan, width, height - FRAME - ROWS - len(below)))
+        room = len(self._epochs) if self._over else max(ROWS, height - FRAME - len(below))
         table = epoch_table(self._epochs[-room:], plan, len(self._epochs), width)
-        return Group(table, *bars, self._progress(plan))
+        return Group(table, *below, self._progress(plan))
 
     def _progress(self, plan: Plan) -> RenderableType:
         epoch, done, beta = self._at
@@ -139,24 +160,36 @@ class LiveTable(Silent):
         row.add_column(max_width=30)  # gives way where the terminal is narrow
         row.add_column(no_wrap=True)
         bar = ProgressBar(total=plan.epochs * plan.steps, completed=steps)
-        text = (
-            f"epoch {epoch}/{plan.epochs}, step {done}/{plan.steps}, beta {beta:.4g}, {clock(spent)} gone, {left} left"
-        )
-        row.add_row(bar, Text(text))
+        place = f"epoch {epoch}/{plan.epochs}, step {done}/{plan.steps}"
+        row.add_row(bar, Text(f"{place}, {self._beta(beta)}, {clock(spent)} gone, {left} left"))
         return row
 
+    def _beta(self, beta: float | None) -> str:
+        """Beta now, or where only the device knows it, at the end of the last epoch."""
+        if beta is not None:
+            return f"beta {beta:.4g}"
+        return f"beta was {beta_text(self._epochs[-1])}" if self._epochs else "beta in a closed loop"
 
-NARROW_COLUMNS = ("epoch", "beta", "val loss", "KL", "non-black", "active")
+
+def level_bars(record: EpochRecord, plan: Plan, width: int, lines: int) -> Iterator[Text]:
+    """A block of KL bars for each level, in so many lines together."""
+    rates = record.val.rates
+    for name, groups in rates.items():
+        floor = plan.free_bits[name] if plan.free_bits_mode != "total" else 0.0
+        cells = plan.level_shapes[name][1:]
+        yield from kl_bars(name, groups, floor, width, lines // len(rates), cells, ACTIVE_KL)
+
+
+QUANTITIES = {"kl": "KL", "reconstruction": "recon"}
 
 
 def epoch_table(records: Sequence[EpochRecord], plan: Plan, count: int, width: int) -> Table:
     """The last of `count` epochs, validation numbers but for the first loss, in as many columns as fit into `width`."""
     rows = [epoch_cells(record, plan) for record in records]
-    broad = width >= BROAD
+    names, broad = layout(rows, width)
     table = Table(box=None, padding=(0, 1) if broad else (0, 1, 0, 0), header_style="bold", pad_edge=False)
-    names = [name for name in (rows[0] if rows else ()) if width >= NARROW or name in NARROW_COLUMNS]
     for name in names:
-        text = name if broad else name.replace(" ", "\n").replace("-", "-\n")
+        text = name if broad else "\n".join(words(name))
         table.add_column(text, justify="right", vertical="bottom", no_wrap=True)
     if count > len(records):
         table.add_row(f"+{count - len(records)}", style="dim")
@@ -165,13 +198,33 @@ def epoch_table(records: Sequence[EpochRecord], plan: Plan, count: int, width: i
     return table
 
 
-def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, RenderableType]:
+def layout(rows: Sequence[Mapping[str, Text]], width: int) -> tuple[list[str], bool]:
+    """The columns that fit into `width`, and whether their names fit in one line, two spaces between them."""
+    if not rows:
+        return [], True
+    cells = {name: max(row[name].cell_len for row in rows) for name in rows[0]}
+    if sum(max(len(name), longest) + 2 for name, longest in cells.items()) - 2 <= width:
+        return list(cells), True
+    taken = {name: max(longest, *map(len, words(name))) + 1 for name, longest in cells.items()}
+    for name in SPARE:
+        if sum(taken.values()) - 1 <= width:
+            break
+        taken.pop(name, None)
+    return list(taken), False
+
+
+def words(name: str) -> list[str]:
+    """A column's name in lines."""
+    return re.split(r" |(?<=[-/])", name)
+
+
+def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
     """A row of the table, by the names of its columns."""
     val, groups = record.val, list(all_rates(record.val))
     active = sum(value > ACTIVE_KL for value in groups)
     blank = plan.blank is not None and val.position <= plan.blank
     scale = plan.elbo_scale
-    return {
+    cells: dict[str, str | Text] = {
         "epoch": f"{record.epoch}{'*' if record.best else ' '}",
         "beta": beta_text(record),
         **({"on ELBO": beta_text(record, scale)} if scale is not None and scale != 1.0 else {}),
@@ -179,67 +232,45 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, RenderableType]:
         "val loss": f"{val.loss:.4g}",
         "recon": f"{val.reconstruction:.4g}",
         "KL": f"{val.rate:.2f}",
+        **target_cells(record.targets),
         "pixel": Text(f"{val.position:.3f}", style="red" if blank else ""),
         "non-black": Text(f"{val.foreground:.3f}", style="red" if val.foreground < 0.05 else ""),
         "exact": f"{val.exact:.3f}",
         "active": Text(f"{active}/{len(groups)}", style="red" if active < len(groups) else "green"),
         "s": f"{record.seconds:.1f}",
     }
+    return {name: cell if isinstance(cell, Text) else Text(cell) for name, cell in cells.items()}
 
 
-def kl_bars(name: str, groups: Sequence[float], floor: float, width: int, lines: int) -> Iterator[Text]:
-    """The KL of each group as a bar with its value, the free-bits line across, dead groups marked.
-
-    Each text is a line of at most `width` columns. The strongest and the weakest stand for groups that are too many, or
-    would take more than so many `lines`.
-    """
-    dead = sum(value <= ACTIVE_KL for value in groups)
-    title = f"KL of each dimension of {name}: {sum(groups):.2f} nats"
-    title += f", {dead} of {len(groups)} dead" if dead else ""
-    title += f"; | free bits {floor:g}" if floor else ""
-    yield Text(title, style="bold", no_wrap=True, overflow="ellipsis")
-    shown = list(range(len(groups)))
-    columns = 2 if len(groups) > 5 and width >= NARROW else 1
-    if len(groups) > min(MANY, columns * (lines - 1)):
-        few = max(1, min(FEW, columns * (lines - 2) // 2))
-        ranked = sorted(shown, key=lambda index: groups[index], reverse=True)
-        shown = ranked[:few] + ranked[-few:]
-        spread = f"strongest and weakest {few}; all {len(groups)}: {histogram(groups)}"
-        yield Text(spread, no_wrap=True, overflow="ellipsis")
-    top = max(max(groups), floor, 1e-9)
-    cells = [bar(index, groups[index], top, floor) for index in shown]
-    rows = -(-len(cells) // columns)
-    yield from (Text("  ").join(cells[row::rows]) for row in range(rows))
-
-
-def bar(index: int, value: float, top: float, floor: float) -> Text:
-    """One bar: `3 ██████|███   2.10`."""
-    full = value / top * BAR
-    cells = ["█" if at + 1 <= full else ("▌" if at + 0.5 <= full else " ") for at in range(BAR)]
-    if floor:
-        cells[min(BAR - 1, int(floor / top * BAR))] = "|"
-    dead = value <= ACTIVE_KL
-    style = "red" if dead else ("yellow" if floor and value < 0.95 * floor else "green")
-    text = Text(f"{index:>3} ")
-    text.append("".join(cells), style=style)
-    text.append(f" {value:7.3f}" + (" dead" if dead else "     "), style="red" if dead else "")
-    return text
-
-
-def histogram(groups: Sequence[float]) -> str:
-    """A line of blocks: how many groups carry how much, from none to the most."""
-    blocks, bins = " ▁▂▃▄▅▆▇█", 24
-    top = max(max(groups), 1e-9)
-    counts = [0] * bins
-    for value in groups:
-        counts[min(bins - 1, int(value / top * bins))] += 1
-    return "".join(blocks[-(-count * 8 // max(counts))] for count in counts) + f" 0 to {top:.2f}"
+QUANTITIES = {"kl": "KL", "reconstruction": "recon"}
 
 
 def beta_text(record: EpochRecord, scale: float = 1.0) -> str:
     """Beta at the end, or from least to largest where it turned; of each level where they differ, times `scale`."""
     spans = (record.turns.get(name, (beta,)) for name, beta in record.betas.items())
     return "/".join("-".join(f"{value * scale:.4g}" for value in span) for span in dict.fromkeys(spans))
+
+
+def target_cells(targets: Sequence[Target]) -> dict[str, Text]:
+    """What a closed loop reached beside what it was to hold, red where it misses; a column a quantity."""
+    cells: dict[str, Text] = {}
+    for target in targets:
+        text = cells.setdefault(f"{QUANTITIES[target.quantity]}/target", Text())
+        text.append(("  " if text else "") + target_text(target), style="red" if target.missed else "green")
+    return cells
+
+
+def target_text(target: Target) -> str:
+    """`25.1/25`: nats of KL, or nats per position of reconstruction."""
+    return f"{target.value:.3g}/{target.target:.3g}"
+
+
+def targets_line(record: EpochRecord) -> str:
+    """The same for a plain line."""
+    return "".join(
+        f"{target.level} {QUANTITIES[target.quantity]}/target {target_text(target)}  ".lstrip()
+        for target in record.targets
+    )
 
 
 def scaled_text(record: EpochRecord, plan: Plan) -> str:

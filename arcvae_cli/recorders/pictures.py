@@ -1,4 +1,4 @@
-"""The pictures of a run: reconstructions and samples on the way, beta and the KL of every dimension at its end."""
+"""The pictures of a run: reconstructions, samples and KL maps on the way, beta and every KL at its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from arcvae_cli import render
-from arcvae_cli.records import EpochRecord, Grids, Plan, Silent, all_rates
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent
 
 
 class GridPictures(Silent):
@@ -17,35 +17,43 @@ class GridPictures(Silent):
         self._folder = folder
         self._plan: Plan | None = None
         self._epochs: list[EpochRecord] = []
-        self._betas: list[tuple[float, float]] = []  # (epoch, beta) after every step
 
     def start(self, plan: Plan) -> None:
         """Keep what the titles need."""
         self._plan = plan
 
-    def step(self, epoch: int, done: int, beta: float) -> None:
-        """Keep beta, which may go through whole cycles within an epoch."""
-        assert self._plan is not None
-        self._betas.append((epoch - 1 + done / self._plan.steps, beta))
-
     def epoch(self, record: EpochRecord) -> None:
         """Keep what the curves need."""
         self._epochs.append(record)
 
-    def pictures(self, epoch: int, originals: Grids, reconstructions: Grids, samples: Grids) -> None:
-        """Write `reconstructions_epoch_N.png` and `samples_epoch_N.png`."""
-        render.save_reconstructions(self._folder / f"reconstructions_epoch_{epoch}.png", originals, reconstructions)
-        render.save_grids(self._folder / f"samples_epoch_{epoch}.png", samples)
+    def pictures(self, epoch: int, pictures: Pictures) -> None:
+        """Write `reconstructions_epoch_N.png`, `samples_epoch_N.png`, and `kl_map_epoch_N.png` where there are maps."""
+        originals, folder = pictures.originals, self._folder
+        render.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
+        render.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
+        if pictures.maps:
+            render.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)
 
     def close(self) -> None:
         """Write `beta_schedule.png` and `kl_per_dim.png` of the epochs there were."""
         if not self._epochs or self._plan is None:
             return
-        epochs = [float(record.epoch) for record in self._epochs]
-        betas = {name: [record.betas[name] for record in self._epochs] for name in self._epochs[0].betas}
-        if len(set(map(tuple, betas.values()))) == 1:  # levels alike: the one beta, at every step
-            epochs, betas = [at for at, _ in self._betas], {"beta": [beta for _, beta in self._betas]}
-        render.save_beta_schedule(self._folder / "beta_schedule.png", epochs, betas, self._plan.elbo_scale)
-        kl = np.array([list(all_rates(record.val)) for record in self._epochs])
-        floor = self._plan.free_bits if self._plan.free_bits_mode != "total" else 0.0
-        render.save_kl_heatmap(self._folder / "kl_per_dim.png", kl, floor)
+        self._draw_beta(self._plan.elbo_scale)
+        rates = [record.val.rates for record in self._epochs]
+        levels = {name: np.array([groups[name] for groups in rates]) for name in rates[0]}
+        floors = self._plan.free_bits if self._plan.free_bits_mode != "total" else None
+        render.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors)
+
+    def _draw_beta(self, elbo_scale: float | None) -> None:
+        """Beta at every step, which may go through whole cycles within an epoch, and the targets of a closed loop."""
+        places: list[float] = []
+        betas: dict[str, list[float]] = {name: [] for name in self._epochs[0].path}
+        for record in self._epochs:
+            for name, path in record.path.items():
+                betas[name].extend(path)
+            steps = len(next(iter(record.path.values())))
+            places.extend(record.epoch - 1 + (step + 1) / steps for step in range(steps))
+        if len(set(map(tuple, betas.values()))) == 1:
+            betas = {"beta": next(iter(betas.values()))}
+        held = [(float(record.epoch), record.targets) for record in self._epochs if record.targets]
+        render.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, elbo_scale, held)

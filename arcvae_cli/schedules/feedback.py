@@ -20,7 +20,28 @@ Nats = Annotated[float, Field(ge=0, le=1e5, strict=True, description="nats per e
 Gain = Annotated[float, Field(ge=0, le=1e3, strict=True)]
 Multiplier = Annotated[float, Field(gt=0, le=1e9, strict=True)]
 
+Quantity = Literal["kl", "reconstruction"]
+
+HELD = 0.05
+"""A target is held where the mean of an epoch is within this share of it."""
+
+NEAR_BOUND = 0.01
+"""Share of beta's range that counts as at a bound: the proportional term of a PI controller flickers."""
+
 _EXP = 700.0  # math.exp overflows from 710 on
+
+
+def is_held(value: float, target: float) -> bool:
+    """Whether a mean over an epoch is at its target."""
+    return abs(value - target) <= HELD * abs(target)
+
+
+def bound_ahead(quantity: Quantity, above: bool) -> Literal["max", "min"]:
+    """The bound to which beta moves while a quantity is above (or else below) its target.
+
+    More beta lowers the KL and raises the reconstruction term.
+    """
+    return "max" if above == (quantity == "kl") else "min"
 
 
 def matching(values: Mapping[str, float], like: Mapping[str, float], name: str) -> dict[str, float]:
@@ -37,7 +58,7 @@ class Feedback(Schedule):
     `hierarchical` it watches the KL of its own level, alone the total KL. The reconstruction is everybody's.
     """
 
-    quantity: ClassVar[Literal["kl", "reconstruction"]] = "kl"
+    quantity: ClassVar[Quantity] = "kl"
     per: Annotated[Literal["step"], Field(description="beta moves with every step")] = "step"
 
     @property
@@ -52,6 +73,12 @@ class Feedback(Schedule):
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
         """The least and the largest beta there is."""
+
+    @property
+    def at_bounds(self) -> tuple[float, float]:
+        """The betas up to which it counts as at its least, and from which on as at its largest."""
+        low, high = self.bounds
+        return low + NEAR_BOUND * (high - low), high - NEAR_BOUND * (high - low)
 
     @abstractmethod
     def begin(self) -> dict[str, float]:
@@ -189,7 +216,7 @@ class ControlVAE(Feedback):
 
     def describe(self) -> str:
         beta = f"beta between {self.min_beta:g} and {self.max_beta:g}"
-        return f"KL held at {self.target:g} nats by a PI controller (kp {self.kp:g}, ki {self.ki:g}), {beta}"
+        return f"KL held at {self.target:g} nats by a PI controller, {beta}"
 
 
 class Geco(Feedback):
@@ -201,14 +228,14 @@ class Geco(Feedback):
     """
 
     name: Literal["geco"] = "geco"
-    quantity: ClassVar[Literal["kl", "reconstruction"]] = "reconstruction"
+    quantity: ClassVar[Quantity] = "reconstruction"
     tolerance: Annotated[float, Field(ge=0, le=100, strict=True, description="reconstruction in nats per position")] = (
         0.25
     )
     alpha: Annotated[Gain, Field(description="speed of lambda, per step and nat per position")] = 0.02
     averaging: Annotated[float, Field(ge=0, lt=1, strict=True, description="share of the past in the average")] = 0.99
     lambda_min: Annotated[Multiplier, Field(description="bound of lambda = 1 / beta")] = 0.1
-    lambda_max: Annotated[Multiplier, Field(description="bound of lambda = 1 / beta")] = 1000.0
+    lambda_max: Annotated[Multiplier, Field(description="bound of lambda = 1 / beta")] = 100.0
     start_lambda: Annotated[Multiplier, Field(description="lambda before the first step")] = 1.0
 
     @model_validator(mode="after")
@@ -249,4 +276,4 @@ class Geco(Feedback):
     def describe(self) -> str:
         beta = f"beta = 1 / lambda between {self.bounds[0]:g} and {self.bounds[1]:g}"
         held = f"reconstruction held at {self.tolerance:g} nats per position"
-        return f"{held} by a multiplier (alpha {self.alpha:g}), {beta}"
+        return f"{held} by a multiplier, {beta}"

@@ -15,11 +15,14 @@ from typing import Any, Literal
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.schedules.base import Schedule
-from arcvae_cli.schedules.feedback import Feedback
+from arcvae_cli.schedules.feedback import Feedback, bound_ahead, is_held
 from arcvae_cli.settings import GRID_POSITIONS, resolve
 
 LAGS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Epochs, the time constants that are tried for the answer of a run to beta."""
+
+SHOWN = 0.05
+"""Share by which a value has to change with beta in a run, so that an estimate is made from it."""
 
 MOST_STEPS = 1_000_000
 """Steps that an estimate goes through at most: a second or two."""
@@ -53,6 +56,29 @@ class Course:
     values: list[float]
     targets: list[float]
     seen: tuple[float, float]
+
+    def at(self, what: Literal["betas", "values", "targets"], epoch: float) -> float:
+        """One of the three at an epoch, between whole ones on a straight line; level before the first."""
+        series = {"betas": self.betas, "values": self.values, "targets": self.targets}[what]
+        return between(self.epochs, series, epoch)
+
+    def held_since(self) -> float | None:
+        """The epoch from which on every mean was within 5 % of its target; None if the last was not."""
+        since = None
+        for epoch, value, target in zip(*(reversed(s) for s in (self.epochs, self.values, self.targets)), strict=True):
+            if not is_held(value, target):
+                return since
+            since = epoch
+        return since
+
+    def stuck(self, schedule: Feedback) -> Literal["largest", "least"] | None:
+        """The bound at which beta stands in the last epoch, where the target lies beyond it."""
+        if self.held_since() is not None:
+            return None
+        low, high = schedule.at_bounds
+        if bound_ahead(schedule.quantity, self.values[-1] > self.targets[-1]) == "max":
+            return "largest" if self.betas[-1] >= high else None
+        return "least" if self.betas[-1] <= low else None
 
 
 @dataclass(frozen=True)
@@ -130,7 +156,7 @@ class Recorded:
         settled = [point for point in points if point.epoch > 1.0]  # the first epoch learns whatever beta is
         points = settled if len(settled) >= 8 else points
         answer = fit(points, schedule.quantity)
-        if abs(answer.values[-1] - answer.values[0]) <= 0.01 * abs(answer.values[0]):
+        if abs(answer.values[-1] - answer.values[0]) <= SHOWN * abs(answer.values[0]):
             named = "KL" if schedule.quantity == "kl" else "reconstruction"
             low, high = min(point.beta for point in points), max(point.beta for point in points)
             what = f"beta went from {low:.4g} to {high:.4g}" if high > low else f"beta stood at {low:.4g} throughout"

@@ -42,16 +42,13 @@ def arc_splits(arc_npz: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
-    """The folder of a run with a checkpoint of a small model, untrained, whose pictures do depend on its code."""
-    settings = Settings.model_validate({"data": {"path": str(arc_npz)}, "model": {"latent_dim": 4}})
+def write_run(run: Path, settings: Settings, sharpen: float) -> Path:
+    """The folder of a run with the checkpoint of an untrained model, whose pictures do depend on its code."""
     torch.manual_seed(0)
     model = build_model(settings.model)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.mul_(2.0)
-    run = tmp_path_factory.mktemp("runs") / "tiny"
+            weight.mul_(2.0).add_(sharpen * torch.randn_like(weight))
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.toml").touch()
     checkpoints.save(
@@ -60,10 +57,28 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
             "epoch": 3,
             "model_state_dict": model.state_dict(),
             "config": checkpoints.config_text(settings),
+            "conditions": checkpoints.condition_schema(model),
             "format_version": checkpoints.FORMAT,
         },
     )
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
+    """A run of a small model of one level."""
+    settings = Settings.model_validate({"data": {"path": str(arc_npz)}, "model": {"latent_dim": 4}})
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny", settings, 0.0)
+
+
+@pytest.fixture(scope="session")
+def hierarchy_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
+    """A run of a small conditional model of two levels."""
+    model = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
+    settings = Settings.model_validate(
+        {"data": {"path": str(arc_npz)}, "model": model, "schedule": {"name": "hierarchical"}}
+    )
+    return write_run(tmp_path_factory.mktemp("runs") / "hierarchy", settings, 0.05)
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from arcvae_cli.commands.data import app
+from arcvae_cli.conditions import ATTRIBUTES, PLACE, attributes
+from arcvae_cli.data.arc import build_arc
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.errors import ArcvaeError, InputError
 
@@ -77,6 +79,36 @@ def test_info_is_readable_at_80_columns():
     assert f"fingerprint {ARC_1000}" in out
 
 
+def test_the_conditions_and_how_often_they_occur():
+    out, _ = run("info", "--conditions", "--size", 1000)  # of arc, which need not be said
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    lines = [line.split() for line in out.splitlines()]
+    for attribute in ATTRIBUTES:
+        row = next(words for words in lines if words[:1] == [attribute.name])
+        assert " ".join(row[4:] if attribute.size > 2 else row[4:-1]) == attribute.text
+    document = json.loads(run("info", "arc", "--conditions", "--size", 1000, "--json")[0])
+    assert document["training_grids"] == 800
+    arrays = build_arc(1000)
+    measured = attributes(arrays.grids[arrays.rows("train")])
+    assert [one["name"] for one in document["conditions"]] == [attribute.name for attribute in ATTRIBUTES]
+    for place, one in enumerate(document["conditions"]):
+        assert one["counts"] == [int((measured[:, place] == value).sum()) for value in range(len(one["values"]))]
+    red = next(one for one in document["conditions"] if one["name"] == "colour_2")
+    assert red["values"] == ["no", "yes"]
+    assert next(words for words in lines if words[:1] == ["colour_2"])[-1] == f"{red['counts'][1] / 800:.1%}"
+    colours = [words for words in lines if words[:1] == ["colours"]][-1][1:]
+    shares = [100 * count / 800 for count in document["conditions"][PLACE["colours"]]["counts"]]
+    for text, share in zip(colours, shares, strict=True):
+        assert text == ("-" if share == 0 else f"{share:.0f}" if share >= 0.5 else "<1")
+
+
+def test_conditions_of_a_corpus_without_a_training_split(tmp_path: Path):
+    np.savez(tmp_path / "mine.npz", test=np.eye(16, dtype=np.uint8)[None].repeat(4, 0))
+    out, _ = run("info", tmp_path / "mine.npz", "--conditions")
+    assert "0 training grids of mine" in out
+    assert next(line.split()[-1] for line in out.splitlines() if line.startswith("symmetry_lr")) == "-"
+
+
 def test_notes_of_reading_go_to_stderr(tmp_path: Path):
     np.save(tmp_path / "mine.npy", np.eye(16, dtype=np.uint8)[None].repeat(4, 0))
     out, talk = run("info", tmp_path / "mine.npy")
@@ -118,6 +150,7 @@ def test_torch_is_not_imported():
         "import sys; from arcvae_cli.commands.data import app; app(sys.argv[1:], standalone_mode=False); "
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
-    words = ["info", "shapes", "--size", "20"]
-    done = subprocess.run([sys.executable, "-c", code, *words], env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    for more in ([], ["--conditions"]):
+        words = [sys.executable, "-c", code, "info", "shapes", "--size", "20", *more]
+        done = subprocess.run(words, env=os.environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -64,8 +64,10 @@ def test_the_screen_shows_what_the_file_holds(judged: tuple[Result, Path]) -> No
         values = [found[kind][field] for kind in ("posterior_mean", "all_black", "pca")]
         assert row.split()[len(name.split()) :][:3] == [f"{value:.2%}" for value in values]
     assert f"{found['skill']['pixel']:+.3f}" in result.stdout
+    bars = [line.split() for line in result.stdout.splitlines() if line.startswith("  ") and "█" in line]
     for place, value in enumerate(metrics["levels"]["z"]["kl_nats"]):
-        assert rows[f"z {place}"][-1] in (f"{value:.3f}", "dead")
+        assert next(words for words in bars if words[0] == str(place))[-1] in (f"{value:.3f}", "dead")
+    assert f"the model's code has {metrics['elbo']['kl_nats']:.1f} nats" in result.stdout
     assert f"{metrics['importance_weighted']['nll_nats']:.2f}" in rows["-log p(x), 3 draws, 40 grids <="]
     assert rows["density"][1:] == [f"{metrics[kind]['density']:.2f}" for kind in ("prior_samples", "training_grids")]
     assert metrics["verdict"]["summary"] in result.stdout
@@ -216,10 +218,58 @@ def test_a_run_ends_with_a_report(tiny_run: Path, tmp_path: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out) == metrics
 
 
-def test_of_many_dimensions_the_strongest_and_the_weakest_are_shown() -> None:
-    assert command._shown([0.1] * 64) == list(range(64))
-    shown = command._shown([float(place) for place in range(100)])
-    assert shown == [*range(99, 67, -1), None, *range(31, -1, -1)]
+@pytest.fixture(scope="module")
+def both(hierarchy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """One whole evaluation of a conditional model of two levels."""
+    from typer.testing import CliRunner
+
+    from arcvae_cli.cli import app
+
+    folder = tmp_path_factory.mktemp("both")
+    arguments = ["--checkpoint", str(hierarchy_run), "--output", str(folder), "--device", "cpu"]
+    return CliRunner().invoke(app, ["evaluate", *arguments], env={"COLUMNS": "80"}), folder
+
+
+def test_two_levels_are_shown_apart(both: tuple[Result, Path]) -> None:
+    result, folder = both
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "kl_maps.png", "levels.png"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    shown = result.stdout
+    assert "Without any condition, except where samples are asked for one." in shown
+    for name, title in (("global", "KL of each dimension of global"), ("local", "KL of each channel of local (4x4)")):
+        total = sum(metrics["levels"][name]["kl_nats"])
+        assert f"{title}: {total:.2f} nats" in shown
+        row = next(line.split() for line in shown.splitlines() if line.startswith(f"   {name}  "))
+        assert row[1:] == [f"{total:.2f}", f"{total / 256 / np.log(2):.4f}"]
+        alone = metrics["shuffled_codes"]["levels"][name]
+        assert f"with {name} codes of other grids: {alone['reconstruction_nats']:.1f} nats" in shown
+    assert np.array(metrics["levels"]["local"]["cells_nats"]).shape == (4, 4)
+    tables = [line for line in shown.splitlines() if line.startswith(" ") or "─" in line]
+    assert max(map(len, tables)) <= 80
+
+
+def test_what_was_asked_stands_beside_what_was_not(both: tuple[Result, Path]) -> None:
+    result, folder = both
+    found = json.loads((folder / "metrics.json").read_text())["adherence"]
+    for row in found["rows"]:
+        line = next(line for line in result.stdout.splitlines() if line.strip().startswith(f"{row['asked']}   "))
+        shares = ("counted_obeying", "baseline_counted_obeying", "obeying", "baseline_obeying", "data")
+        told = ["-" if row[key] is None else f"{100 * row[key]:.1f}" for key in shares]
+        assert line.split()[-6:] == [*told[:2], str(row["counted"]), *told[2:]]
+    assert f"of those unasked {found['baseline_counted']}" in result.stdout
+
+
+def test_a_run_of_two_levels_ends_with_samples_by_level(hierarchy_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    loaded = checkpoints.load(hierarchy_run / "checkpoints" / "vae_best.pth")
+    command.report(loaded, open_corpus(loaded.settings.data), "val", RunFolder(tmp_path), Console(as_json=True))
+    assert json.loads((tmp_path / "metrics.json").read_text())["adherence"]["samples"] == 100
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        "latent_space_pca.png",
+        "latent_space_tsne.png",
+        "levels.png",
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that nobody may write to")

@@ -114,6 +114,27 @@ def test_a_split_may_be_named(arcvae: Run, tiny_run: Path, arc_splits: dict[str,
     np.testing.assert_array_equal(arrays["originals"], arc_splits["train"][[99, 0]])
 
 
+@pytest.mark.parametrize("level", ["all", "global", "local"])
+def test_one_level_moves_and_the_other_stays_at_the_start(
+    level: str, arcvae: Run, hierarchy_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    report, arrays = walked(arcvae, hierarchy_run, tmp_path, "--from", 3, "--to", 17, "--level", level, "--steps", 5)
+    model = checkpoints.load(hierarchy_run / "checkpoints" / "vae_best.pth").model
+    with torch.inference_mode():
+        originals = torch.from_numpy(arc_splits["test"][[3, 17]]).long()
+        means = {one.name: one.mean.numpy() for one in model.encode(Batch(originals), noise=False)}
+        latents = {name: torch.from_numpy(arrays[f"latents_{name}"]) for name in means}
+        np.testing.assert_array_equal(model.decode(latents).argmax(dim=1), arrays["grids"])
+    for name, (first, last) in means.items():
+        codes = arrays[f"latents_{name}"]
+        np.testing.assert_allclose(codes[0], first, rtol=1e-4, atol=1e-5)
+        expected = last if level in ("all", name) else first
+        np.testing.assert_allclose(codes[-1], expected, rtol=1e-4, atol=1e-5)
+        assert bool((codes == codes[0]).all()) is (level not in ("all", name))
+    assert report["level"] == level
+    assert max(report["changed"]) > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import Result
 
+from arcvae_cli import checkpoints
 from arcvae_cli.commands.sample import PICTURED
+from arcvae_cli.conditions import attributes, obeys
 from arcvae_cli.data.files import read_grids
 
 Run = Callable[..., Result]
@@ -113,6 +116,55 @@ def test_the_picture_shows_no_more_than_can_be_seen(arcvae: Run, tiny_run: Path,
     assert abs(width - height) < 50  # 16 rows of 16 and a line of text: one grid more would have made a seventeenth
 
 
+def test_conditions_reach_the_model_and_are_counted(arcvae: Run, hierarchy_run: Path, tmp_path: Path) -> None:
+    asked = ("--condition", "colours=3", "--condition", "symmetry=lr")
+    result, arrays = draw(arcvae, hierarchy_run, tmp_path, "--num", 12, *asked)
+    model = checkpoints.load(hierarchy_run / "checkpoints" / "vae_best.pth").model
+    latents = {name: torch.from_numpy(arrays[f"latents_{name}"]) for name in ("global", "local")}
+    coded = torch.from_numpy(arrays["conditions"])
+    named = dict(zip(arrays["condition_names"].tolist(), coded[0].tolist(), strict=True))
+    assert {name: value for name, value in named.items() if value >= 0} == {"colours": 3, "symmetry_lr": 1}
+    with torch.inference_mode():
+        np.testing.assert_array_equal(model.decode(latents, coded).argmax(dim=1), arrays["grids"])
+        assert (model.decode(latents).argmax(dim=1).numpy() != arrays["grids"]).any()
+
+    document = json.loads(draw(arcvae, hierarchy_run, tmp_path, "--num", 12, *asked, "--json", "--quiet")[0].stdout)
+    assert document["conditions"] == {"colours": 3, "symmetry_lr": 1}
+    free = draw(arcvae, hierarchy_run, tmp_path / "free", "--num", 12)[1]
+    assert "conditions" not in free
+    counts = [int(obeys(attributes(some["grids"]), document["conditions"]).sum()) for some in (arrays, free)]
+    assert document["adherence"] == {
+        "obeying": counts[0],
+        "obeying_share": counts[0] / 12,
+        "baseline_obeying": counts[1],
+        "baseline_share": counts[1] / 12,
+    }
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(f"colours=3, symmetry_lr=yes: {counts[0]} of 12 obey ({counts[0] / 12:.0%}); of 12 drawn")
+    written = json.loads((tmp_path / "samples.json").read_text())
+    assert written["conditions"] == {"colours": 3, "symmetry_lr": 1}
+    np.testing.assert_array_equal(read_grids(tmp_path / "samples.npz").grids, arrays["grids"])
+    np.testing.assert_array_equal(read_grids(tmp_path / "samples.json").grids, arrays["grids"])
+
+
+def test_without_conditions_nothing_is_counted(arcvae: Run, hierarchy_run: Path, tmp_path: Path) -> None:
+    document = json.loads(draw(arcvae, hierarchy_run, tmp_path, "--num", 2, "--json", "--quiet")[0].stdout)
+    assert (document["conditions"], document["adherence"]) == ({}, None)
+
+
+def test_a_fitted_prior_under_a_condition_is_fitted_to_what_obeys(
+    arcvae: Run, hierarchy_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    obeying = int(obeys(attributes(arc_splits["train"]), {"colour_2": 1}).sum())
+    result, _ = draw(arcvae, hierarchy_run, tmp_path, "--num", 4, "--prior", "aggregate", "--condition", "red=yes")
+    assert f"a Gaussian fitted to {obeying} train examples of some with colour_2=yes" in " ".join(result.stderr.split())
+    none = arcvae(
+        "sample", "--checkpoint", hierarchy_run, "--prior", "gmm", "--condition", "colours=9", "--output", tmp_path
+    )
+    assert none.exit_code == 2, none.stderr
+    assert "that obey colours=9, too few" in " ".join(none.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -124,6 +176,9 @@ def test_the_picture_shows_no_more_than_can_be_seen(arcvae: Run, tiny_run: Path,
         (("--device", "gpu"), "--device"),
         (("--checkpoint", "nowhere.pth"), "nowhere.pth"),
         (("--prior", "gmm", "--data", "nowhere.npz"), "nowhere.npz"),
+        (("--condition", "colours=3"), "--condition colours=3: this model takes no conditions"),
+        (("--condition", "colors=3"), "did you mean colours?"),
+        (("--condition", "red=yes", "--condition", "colours=0"), "no grid is like that"),
     ],
 )
 def test_unusable_input(arguments: tuple, told: str, arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:

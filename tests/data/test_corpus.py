@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, GridArrays
 from arcvae_cli.data.corpus import Corpus, GridCorpus, apply, open_corpus
 from arcvae_cli.data.files import write_grids
@@ -137,3 +138,35 @@ def test_open_corpus(tmp_path: Path, arc: GridArrays):
     with pytest.raises(InputError, match="mine: the train split is empty"):
         open_corpus(data)
     assert open_corpus(data, needs=("test",)).size("test") == 1000
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
+@pytest.mark.parametrize("augment", [True, False], ids=["augmented", "plain"])
+def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: GridArrays, known: bool, augment: bool):
+    halves = arc.grids.copy()
+    halves[::4, :, 8:] = halves[::4, :, 7::-1]  # every fourth is symmetric, in one direction
+    shape = arc.shape.copy()
+    shape[::4, 1] = 16
+    halves[7] = 0
+    corpus = GridCorpus(replace(arc, grids=halves, shape=shape if known else None))
+    torch.manual_seed(0)
+    for split in SPLITS:
+        batch = corpus.batch(split, torch.arange(corpus.size(split)), augment=augment, conditions=True)
+        measured = attributes(batch.x.numpy().astype(np.uint8))
+        assert batch.conditions.dtype == torch.int64
+        assert (batch.conditions.numpy() == measured).all()
+        lr, ud = (measured[:, PLACE[name]] for name in ("symmetry_lr", "symmetry_ud"))
+        assert (lr & ~ud).any()
+        assert (ud & ~lr).any() or not augment
+
+
+def test_conditions_change_nothing_else_and_are_made_without_a_read_back(arc: GridArrays):
+    corpus, indices = GridCorpus(arc), torch.arange(64)
+    torch.manual_seed(5)
+    without = corpus.batch("train", indices, augment=True)
+    torch.manual_seed(5)
+    with_conditions = corpus.batch("train", indices, augment=True, conditions=True)
+    assert torch.equal(without.x, with_conditions.x)
+    assert without.conditions is None
+    with NoReadBack():
+        corpus.batch("train", indices, augment=True, conditions=True)

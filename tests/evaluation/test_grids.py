@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from arcvae_cli.conditions import attributes
 from arcvae_cli.data.arc import build_arc
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.evaluation.adherence import ASKED, JUDGED
 from arcvae_cli.evaluation.grids import (
     Evaluation,
     GridTally,
+    draw_levels,
     draw_samples,
     evaluate_grids,
     reconstruct,
@@ -26,6 +30,12 @@ from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE, Batch, Level, standard_level
 from arcvae_cli.settings import Settings
 
+TWO = Settings.model_validate(
+    {
+        "model": {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4},
+        "schedule": {"name": "hierarchical"},
+    }
+)
 SMALL = Settings.model_validate({"model": {"latent_dim": 4}, "objective": {"free_bits": 0.3}})
 
 
@@ -55,10 +65,26 @@ def full(model: VAE, corpus: GridCorpus) -> Evaluation:
     return evaluate_grids(model, corpus, "test", settings=SMALL, iwae_samples=5, iwae_examples=30)
 
 
+@pytest.fixture(scope="module")
+def hierarchy() -> VAE:
+    """Untrained, of two levels, with pictures that depend on both and on the conditions."""
+    torch.manual_seed(0)
+    model = build_model(TWO.model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.08 * torch.randn_like(weight))
+    return model
+
+
+@pytest.fixture(scope="module")
+def both(hierarchy: VAE, corpus: GridCorpus) -> Evaluation:
+    return evaluate_grids(hierarchy, corpus, "test", settings=TWO, iwae_samples=3, iwae_examples=20)
+
+
 class Copy(VAE):
     """A code with a number a cell, decoded by its first digit: reconstructs everything."""
 
-    level_sizes = {"z": 256}  # noqa: RUF012
+    level_shapes = {"z": (256,)}  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,11 +94,17 @@ class Copy(VAE):
         mean = batch.x.flatten(1).float()
         return (standard_level("z", mean, torch.full_like(mean, -12.0), noise),)
 
-    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
         distance = latents["z"].view(-1, 1, 16, 16) - torch.arange(10.0).view(10, 1, 1)
         return -self.sharpness * distance.square()
 
-    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
+    def prior(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        conditions: Tensor | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Independent cells, a fifth of them coloured."""
         return {"z": torch.randint(1, 10, (n, 256)) * (torch.rand(n, 256) < 0.2).float()}
 
@@ -271,11 +303,45 @@ def test_the_setup_is_that_of_the_settings(model: VAE) -> None:
         }
     )
     found = setup_of(settings, model, 256)
-    assert (found.latent_dim, found.beta, found.elbo_beta) == (4, 0.1, pytest.approx(25.6))
-    assert (found.reduction, found.kl_reduction, found.free_bits, found.free_bits_mode) == ("mean", "sum", 0.2, "total")
+    assert (found.latent_dim, found.local_channels) == (4, None)
+    assert (found.betas, found.elbo_scale, found.steered) == ({"z": 0.1}, 256, {})
+    assert (found.reduction, found.kl_reduction) == ("mean", "sum")
+    assert (found.free_bits, found.free_bits_mode) == ({"z": 0.2}, "total")
     focal = Settings.model_validate({"objective": {"reconstruction": "focal"}, "model": {"body": "residual"}})
-    assert setup_of(focal, model, 256).elbo_beta is None
+    assert setup_of(focal, model, 256).elbo_scale is None
     assert setup_of(focal, model, 256).strong_body
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steered"),
+    [
+        ({"name": "hierarchical"}, {}),
+        ({"name": "controlvae", "target": 30.0}, dict.fromkeys(("global", "local"), "schedule.target (it is 30)")),
+        (
+            {"name": "hierarchical", "local": {"name": "kl_capacity", "capacity": 40.0}},
+            {"local": "schedule.local.capacity (it is 40)"},
+        ),
+    ],
+)
+def test_the_setup_of_two_levels_knows_who_steers_which(
+    schedule: dict[str, object], steered: dict[str, str], hierarchy: VAE
+) -> None:
+    settings = Settings.model_validate(
+        {
+            "model": {"name": "hierarchical", "local_channels": 3},
+            "schedule": schedule,
+            "objective": {"free_bits_by_level": {"global": 0.5}},
+        }
+    )
+    found = setup_of(settings, hierarchy, 256)
+    assert (found.latent_dim, found.local_channels, found.free_bits) == (None, 3, {"global": 0.5, "local": 0.0})
+    assert found.steered == {level: (f"raise {key}", f"lower {key}") for level, key in steered.items()}
+
+
+def test_geco_is_eased_to_get_less_kl(model: VAE) -> None:
+    settings = Settings.model_validate({"schedule": {"name": "geco", "tolerance": 0.5}})
+    key = "schedule.tolerance (it is 0.5)"
+    assert setup_of(settings, model, 256).steered == {"z": (f"lower {key}", f"raise {key}")}
 
 
 def test_samples_are_drawn_by_the_seed(model: VAE) -> None:
@@ -283,3 +349,76 @@ def test_samples_are_drawn_by_the_seed(model: VAE) -> None:
     assert (grids.shape, grids.dtype) == ((5, 16, 16), np.uint8)
     assert np.array_equal(grids, draw_samples(model, 5, seed=0))
     assert not np.array_equal(grids, draw_samples(model, 5, seed=1))
+
+
+# ------------------------------------------------------------------------------------------------ two levels
+
+
+def test_every_level_has_its_numbers(both: Evaluation, hierarchy: VAE, arc: GridArrays) -> None:
+    result = both.report
+    grids = arc.grids[arc.split == 2][both.indices]
+    with torch.no_grad():
+        top, _ = hierarchy.eval().encode(Batch(torch.from_numpy(grids).long()), noise=False)
+    assert list(result.levels) == ["global", "local"]
+    np.testing.assert_allclose(result.levels["global"].kl_nats, top.kl.mean(dim=0), rtol=1e-3)
+    assert (result.levels["global"].units, result.levels["local"].units) == (3, 32)
+    assert result.levels["global"].mutual_information is not None
+    assert (result.levels["local"].mutual_information, result.levels["global"].cells_nats) == (None, None)
+    assert both.maps["local"].shape == (100, 4, 4)
+    cells = result.levels["local"].cells_nats
+    np.testing.assert_allclose(cells, both.maps["local"].mean(axis=0), rtol=1e-5)
+    assert sum(map(sum, cells)) == pytest.approx(sum(result.levels["local"].kl_nats), rel=1e-5)
+    totals = [sum(level.kl_nats) for level in result.levels.values()]
+    assert sum(totals) == pytest.approx(result.elbo.kl_nats)
+    assert result.reconstruction.pca_components == 35
+    assert set(result.shuffled_codes.levels) == {"global", "local"}
+    names = [finding.name for finding in result.verdict.findings]
+    assert {"smallest KL, global", "smallest KL, local", "samples obey colours"} <= set(names)
+    json.dumps(result.document(), allow_nan=False)
+
+
+def test_the_headline_numbers_are_given_no_condition(both: Evaluation, hierarchy: VAE, arc: GridArrays) -> None:
+    grids = arc.grids[arc.split == 2]
+    x = torch.from_numpy(grids).long()
+    with torch.no_grad():
+        dropped = hierarchy.eval()(Batch(x), noise=False).logits.argmax(dim=1).numpy()
+        given = hierarchy(Batch(x, conditions=torch.from_numpy(attributes(grids))), noise=False)
+    assert both.report.reconstruction.posterior_mean.pixel_accuracy == pytest.approx((dropped == grids).mean())
+    assert (given.logits.argmax(dim=1).numpy() != dropped).any()
+
+
+def test_what_a_conditional_model_is_asked(both: Evaluation, full: Evaluation, hierarchy: VAE, corpus: GridCorpus):
+    assert full.report.adherence is None
+    assert [row.asked for row in both.report.adherence.rows] == list(ASKED)
+    assert both.report.adherence.samples == 500
+    quick = evaluate_grids(hierarchy, corpus, "test", settings=TWO, quick=True).report
+    assert [row.asked for row in quick.adherence.rows] == list(JUDGED)
+    assert quick.adherence.samples == 100
+    found = {finding.name: finding for finding in quick.verdict.findings}
+    colours = [row.counted_obeying or 0.0 for row in quick.adherence.rows if row.asked.startswith("colours")]
+    assert found["samples obey colours"].value == min(colours)
+    assert found["of them not blank or repeated"].value == min(row.counted for row in quick.adherence.rows) / 100
+
+
+def test_rows_share_the_top_latent_and_columns_the_noise_below(hierarchy: VAE) -> None:
+    drawn: dict[str, Tensor] = {}
+
+    class Listening(type(hierarchy)):  # type: ignore[misc]
+        def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
+            drawn.update(latents)
+            return super().decode(latents, conditions)
+
+        def prior(self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise=None):
+            drawn["noise"] = noise["local"]
+            return super().prior(n, temperature, conditions, noise)
+
+    listening = Listening(TWO.model)
+    listening.load_state_dict(hierarchy.state_dict())
+    grids = draw_levels(listening, 3, 4, seed=2)
+    assert (grids.shape, grids.dtype) == ((12, 16, 16), np.uint8)
+    top, noise = drawn["global"].view(3, 4, -1), drawn["noise"].view(3, 4, -1)
+    assert (top == top[:, :1]).all()
+    assert (noise == noise[:1]).all()
+    assert len(torch.unique(top[:, 0], dim=0)) == 3
+    assert len(torch.unique(noise[0], dim=0)) == 4
+    assert np.array_equal(grids, draw_levels(hierarchy, 3, 4, seed=2))

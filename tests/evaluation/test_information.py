@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ class Bits:
 class Logistic(VAE):
     """One latent; bit k is 1 with probability sigmoid(slope_k z + offset_k); the posterior's mean is linear in x."""
 
-    level_sizes = {"z": 1}  # noqa: RUF012
+    level_shapes = {"z": (1,)}  # noqa: RUF012
 
     def __init__(self, slope: Tensor, offset: Tensor, encode: Tensor, bias: float, logvar: float) -> None:
         super().__init__()
@@ -57,11 +58,11 @@ class Logistic(VAE):
         mean = (batch.x.float() @ self.weight + self.bias)[:, None]
         return (standard_level("z", mean, torch.full_like(mean, self.logvar), noise),)
 
-    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
         one = latents["z"] * self.slope + self.offset
         return torch.stack([torch.zeros_like(one), one], dim=1)
 
-    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
+    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
         return {"z": temperature * torch.randn(n, 1)}
 
 
@@ -244,10 +245,97 @@ def test_no_mutual_information_where_the_posterior_hangs_on_the_level_above() ->
 # ------------------------------------------------------------------------------------------------ codes put to work
 
 
+class Ladder(VAE):
+    """Two levels of one number each, the lower with a prior that hangs on the upper: p(l | g) = N(slope g, spread^2).
+
+    Bit k is 1 with probability sigmoid(SLOPE_k l + OTHER_k g + OFFSET_k). Posteriors are linear in x, and the lower one
+    in the sample above it.
+    """
+
+    level_shapes = {"global": (1,), "local": (1, 1, 1)}  # noqa: RUF012
+    slope, spread = 0.7, 0.6
+
+    def __init__(self, reach: float = 1.0) -> None:
+        super().__init__()
+        self.reach = nn.Parameter(torch.tensor(reach))
+
+    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+        x = batch.x.float()
+        mean = self.reach * (x @ torch.tensor([0.6, -0.3, 0.4]) - 0.3)[:, None]
+        top = standard_level("global", mean, torch.full_like(mean, math.log(0.7)), noise)
+        prior_mean = self.slope * top.sample[:, :, None, None]
+        prior_logvar = torch.full_like(prior_mean, 2 * math.log(self.spread))
+        mean = prior_mean + self.reach * (x @ torch.tensor([0.5, -0.5, 0.1]))[:, None, None, None]
+        logvar = torch.full_like(mean, math.log(0.3))
+        sample = gaussians.sample(mean, logvar) if noise else mean
+        kl = gaussians.kl(mean, logvar, prior_mean, prior_logvar).sum(dim=(2, 3))
+        return top, Level("local", mean, logvar, sample, kl, prior_mean, prior_logvar)
+
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
+        one = latents["local"].flatten(1) * SLOPE + latents["global"] * OTHER + OFFSET
+        return torch.stack([torch.zeros_like(one), one], dim=1)
+
+    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
+        noise = noise or self.noise(n)
+        top = temperature * noise["global"]
+        return {"global": top, "local": self.slope * top[:, :, None, None] + self.spread * noise["local"]}
+
+
+OTHER = torch.tensor([-0.5, 1.5, 0.8])
+
+
+def test_the_bound_of_two_levels_under_a_learned_prior_finds_the_exact_likelihood() -> None:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    weights = weights / weights.sum()
+    g, e = np.meshgrid(nodes, nodes, indexing="ij")  # both levels, by quadrature
+    local = Ladder.slope * g + Ladder.spread * e
+    eta = local[..., None] * SLOPE.numpy() + g[..., None] * OTHER.numpy() + OFFSET.numpy()
+    sign = 2 * ALL.double().numpy() - 1  # (8, 3)
+    likelihood = np.exp(-np.log1p(np.exp(-sign[:, None, None] * eta)).sum(axis=-1))  # (8, 80, 80)
+    exact = np.einsum("xij,i,j->x", likelihood, weights, weights)
+    assert exact.sum() == pytest.approx(1.0, abs=1e-9)
+
+    many = torch.arange(8).repeat(50)
+    found = importance_weighted(Ladder(), Bits(ALL), "test", many, 200, seed=0)
+    assert found.nll_nats == pytest.approx(-np.log(exact).mean(), abs=0.015)
+    assert found.single_nats > found.nll_nats + 0.1
+
+    tally = InformationTally()
+    with evaluating(Ladder(), 0):
+        for _ in range(400):
+            tally.update(Batch(ALL), Ladder()(Batch(ALL)))
+    assert -tally.elbo().elbo_nats == pytest.approx(found.single_nats, abs=0.03)
+    levels = tally.levels(100)
+    assert tally.elbo().kl_nats == pytest.approx(sum(sum(level.kl_nats) for level in levels.values()))
+    assert levels["local"].cells_nats == ((pytest.approx(levels["local"].kl_nats[0]),),)
+    assert tally.maps()["local"].shape == (3200, 1, 1)
+
+
+def test_each_level_is_shuffled_alone_and_all_together() -> None:
+    model = Ladder(reach=3.0)
+    found = shuffled_codes(model, Bits(ALL), "test", torch.arange(8), seed=0)
+    top, local = model.encode(Batch(ALL), noise=False)
+    codes = {"global": top.mean, "local": local.mean}
+    for moved, told in (
+        ((), (found.reconstruction_nats, found.accuracy)),
+        (("global", "local"), (found.shuffled_reconstruction_nats, found.shuffled_accuracy)),
+        *(((name,), (one.reconstruction_nats, one.accuracy)) for name, one in found.levels.items()),
+    ):
+        mixed = {name: code[[7, 0, 1, 2, 3, 4, 5, 6]] if name in moved else code for name, code in codes.items()}
+        logits = model.decode(mixed)
+        nats = torch.nn.functional.cross_entropy(logits, ALL, reduction="sum").item() / 8
+        right = (logits.argmax(dim=1) == ALL).float().mean().item()
+        assert told == (pytest.approx(nats, rel=1e-5), pytest.approx(right)), moved
+    assert list(found.levels) == ["global", "local"]
+    nats = [found.reconstruction_nats, *(one.reconstruction_nats for one in found.levels.values())]
+    assert len(set(nats)) == 3
+    assert nats[0] == min(nats)
+
+
 class Thermometer(VAE):
     """The code is the number of ones; bit k of the picture is 1 above k + 1/2."""
 
-    level_sizes = {"z": 1}  # noqa: RUF012
+    level_shapes = {"z": (1,)}  # noqa: RUF012
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -258,12 +346,12 @@ class Thermometer(VAE):
         mean = batch.x.sum(dim=1, keepdim=True).float()
         return (standard_level("z", mean, torch.zeros_like(mean), noise),)
 
-    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
         one = 10 * (latents["z"] - self.thresholds)
         return torch.stack([torch.zeros_like(one), one], dim=1)
 
-    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
-        raise NotImplementedError
+    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
+        raise AssertionError("nothing here draws from the prior")
 
 
 def thermometers(*counts: int) -> Bits:
@@ -273,6 +361,7 @@ def thermometers(*counts: int) -> Bits:
 def test_shuffled_codes_cost_what_the_code_is_worth() -> None:
     found = shuffled_codes(Thermometer(8), thermometers(0, 8, 4), "test", torch.arange(3), seed=0)
     assert found.accuracy == 1.0
+    assert found.levels == {}
     assert found.shuffled_accuracy == pytest.approx(1 - (4 + 8 + 4) / 24)  # 0 drawn as 4, 8 as 0, 4 as 8
     assert found.reconstruction_nats < 0.1
     # each wrong bit at distance d from its threshold costs about 10 d: sums of 0.5, 1.5 ...

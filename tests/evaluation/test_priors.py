@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from arcvae_cli.conditions import PLACE, attributes, encode
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.priors import (
     Mixture,
+    draw_prior,
     fit_gaussian,
     fit_mixture,
     fit_prior,
@@ -30,22 +34,36 @@ class TwoLevels(VAE):
         self.decoder = nn.Linear(3 + 8, 10 * 256)
 
     @property
-    def level_sizes(self) -> dict[str, int]:
-        return {"global": 3, "local": 2}
+    def level_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"global": (3,), "local": (2, 2, 2)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         mean = self.encoder(batch.x.flatten(1).float())
         top = standard_level("global", mean, torch.full_like(mean, -4.0), noise)
         below = top.sample[:, :2, None, None].expand(-1, 2, 2, 2)
+        if batch.conditions is not None:
+            below = below + 10.0 * batch.conditions[:, PLACE["colours"], None, None, None]
         sample = below + 0.1 * torch.randn_like(below) if noise else below
         return top, Level("local", below, torch.full_like(below, -4.6), sample, below.new_zeros(len(below), 2))
 
-    def decode(self, latents: dict[str, Tensor]) -> Tensor:
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
         codes = torch.cat([latents["global"], latents["local"].flatten(1)], 1)
-        return self.decoder(codes).view(-1, 10, 16, 16)
+        logits = self.decoder(codes).view(-1, 10, 16, 16)
+        if conditions is not None:  # the wanted number of colours, in the first row
+            logits[:, :, 0] += 100 * nn.functional.one_hot(conditions[:, PLACE["colours"]], 10)[:, :, None]
+        return logits
 
-    def prior(self, n: int, temperature: float = 1.0) -> dict[str, Tensor]:
-        return {"global": temperature * torch.randn(n, 3), "local": temperature * torch.randn(n, 2, 2, 2)}
+    def prior(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        conditions: Tensor | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        noise = noise or self.noise(n)
+        top = temperature * noise["global"]
+        shift = 0.0 if conditions is None else conditions[:, PLACE["colours"], None, None, None].float()
+        return {"global": top, "local": top[:, :2, None, None] + shift + temperature * noise["local"]}
 
 
 @pytest.fixture
@@ -107,10 +125,8 @@ class TestDensities:
         nearest = np.linalg.norm(drawn[:, None] - centres, axis=2).min(1)
         assert np.median(nearest) == pytest.approx(np.sqrt(2 * np.log(2)), rel=0.15)  # of a Rayleigh distance
 
-    def test_too_few_codes_for_a_mixture_give_a_gaussian_and_for_that_an_error(self) -> None:
+    def test_too_few_codes_for_a_mixture_give_a_gaussian(self) -> None:
         assert len(fit_mixture(np.random.default_rng(0).standard_normal((6, 4)), seed=0).weights) == 1
-        with pytest.raises(InputError, match="1 examples"):
-            fit_gaussian(np.zeros((1, 4)))
 
 
 def test_codes_are_latents_and_back() -> None:
@@ -158,3 +174,46 @@ def test_most_likely_decodes_in_batches_what_one_call_decodes(model: TwoLevels) 
     latents = model.prior(11)
     decoded = most_likely(model, latents, batch_size=4)
     assert torch.equal(decoded, model.decode(latents).argmax(1))
+
+
+def test_decoding_in_batches_keeps_each_grid_to_its_condition(model: TwoLevels) -> None:
+    conditions = torch.from_numpy(encode({}, 11)).clone()
+    conditions[:, PLACE["colours"]] = torch.arange(11) % 10
+    latents = draw_prior(model, 11, conditions=conditions, batch_size=4)
+    decoded = most_likely(model, latents, conditions, batch_size=4)
+    assert (decoded[:, 0] == (torch.arange(11) % 10)[:, None]).all()
+
+
+def test_draws_do_not_depend_on_the_batches(model: TwoLevels) -> None:
+    conditions = torch.from_numpy(encode({"colours": 3}, 11))
+    noise = model.noise(11)
+    whole = model.prior(11, 0.5, conditions, noise)
+    parts = draw_prior(model, 11, 0.5, conditions, noise, batch_size=4)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    torch.manual_seed(3)
+    first = draw_prior(model, 11, batch_size=4)
+    torch.manual_seed(3)
+    assert torch.equal(first["local"], model.prior(11)["local"])
+
+
+def test_a_prior_under_conditions_is_fitted_to_the_grids_that_obey(model: TwoLevels, corpus: GridCorpus) -> None:
+    corpus.grids("train")[:40] = 0
+    corpus.grids("train")[:40, 0, :3] = torch.tensor([1, 2, 3], dtype=torch.uint8)
+    codes, _ = posterior_codes(model, corpus, 0, given={"colours": 3})
+    assert len(codes) == 40
+    # encoded under the condition, which moves the map by ten a colour
+    assert codes[:, 3:].mean() == pytest.approx(30, abs=1)
+    assert fit_prior("aggregate", model, corpus, 0, given={"colours": 3}).examples == 40
+    assert len(posterior_codes(model, corpus, 0, limit=7, given={"colours": 3})[0]) == 7
+    obeying = attributes(corpus.grids("train").numpy())[:, PLACE["colours"]] == 3
+    assert obeying.sum() == 40
+
+
+@pytest.mark.parametrize("kind", ["aggregate", "gmm"])
+def test_too_few_grids_for_a_prior_are_refused(kind: str, model: TwoLevels, corpus: GridCorpus) -> None:
+    with pytest.raises(InputError, match=r"has 0 train grids that obey colours=2, too few") as raised:
+        fit_prior(kind, model, corpus, 0, given={"colours": 2})
+    assert "--prior standard" in raised.value.fix
+    one = GridCorpus(GridArrays("one", corpus.grids("train")[:1].numpy(), np.zeros(1, np.uint8)))
+    with pytest.raises(InputError, match="one has 1 train grids, too few"):
+        fit_prior(kind, model, one, 0)

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
+from arcvae_cli.conditions import objects_of
 from arcvae_cli.data.arc import build_arc
 from arcvae_cli.evaluation.samples import (
     FEATURES,
     blank_share,
     density_and_coverage,
-    objects_of,
     score_samples,
     structure,
     wasserstein,
+    worth_counting,
 )
 
 
@@ -158,3 +159,10 @@ def test_blank_distinct_and_novel_shares() -> None:
     assert (found.samples, found.reference) == (8, 4)
     assert (found.density, found.coverage) == (None, None)  # four grids have no fifth neighbour
     assert blank_share(samples[2:]) == 0
+
+
+def test_blank_grids_and_repetitions_do_not_count() -> None:
+    grids = np.zeros((6, 4, 4), np.uint8)
+    grids[1, 0, 0] = grids[3, 0, 0] = 1
+    grids[4, 0, 0] = 2
+    assert worth_counting(grids).tolist() == [False, True, False, False, True, False]

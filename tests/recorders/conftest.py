@@ -3,9 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
-from arcvae_cli.records import EpochRecord, Plan
+from arcvae_cli.records import EpochRecord, Pictures, Plan
+from arcvae_cli.settings import Settings
 from arcvae_cli.step import Counts
 
 
@@ -24,60 +26,81 @@ def counts(rates: Mapping[str, list[float]], **changed: Any) -> Counts:
     return Counts(**{**values, **changed})
 
 
+def plan(**changed: Any) -> Plan:
+    """A plan of 100 epochs of 50 steps, with what is changed; `free_bits` is one lambda for all levels."""
+    levels: Mapping[str, int] = changed.get("levels", {"z": 3})
+    values: dict[str, Any] = {
+        "run": "one",
+        "folder": "runs/one",
+        "model": "grid",
+        "parameters": 1234567,
+        "device": "cpu",
+        "precision": "fp32",
+        "corpus": "arc",
+        "sizes": {"train": 80_000, "val": 10_000, "test": 10_000},
+        "unit": "pixel",
+        "epochs": 100,
+        "steps": 50,
+        "levels": levels,
+        "level_shapes": {name: (size,) for name, size in levels.items()},
+        "schedule": "cyclical",
+        "schedule_text": "up and down",
+        "closed_loop": False,
+        "settings": Settings().table(),
+        "elbo_scale": 1.0,
+        "free_bits_mode": "per_dim",
+        "notes": (),
+        "blank": 0.9,
+        **changed,
+        "free_bits": dict.fromkeys(levels, changed.get("free_bits", 0.0)),
+    }
+    return Plan(**values)
+
+
+def record(
+    epoch: int = 1,
+    rates: Mapping[str, list[float]] | None = None,
+    val: Mapping[str, Any] | None = None,
+    **changed: Any,
+) -> EpochRecord:
+    """The record of an epoch; `rates` are of its validation, `val` changes what else validation found."""
+    groups = rates or {"z": [1.0, 2.0, 0.01]}
+    betas = changed.get("betas", dict.fromkeys(groups, 0.05))
+    values: dict[str, Any] = {
+        "epoch": epoch,
+        "step": epoch * 50,
+        "betas": betas,
+        "learning_rate": 1e-3,
+        "train": counts(groups, loss=125.6),
+        "val": counts(groups, **(val or {})),
+        "selection": 123.0,
+        "monitored": 123.0,
+        "best": False,
+        "seconds": 12.34,
+        "unit": "pixel",
+        "path": {name: [beta, beta] for name, beta in betas.items()},
+    }
+    return EpochRecord(**{**values, **changed})
+
+
+def pictures(maps: bool = True) -> Pictures:
+    """16 examples and 64 draws, with the KL of a local map of 8x8 cells."""
+    random = np.random.default_rng(0)
+    grids = [random.integers(0, 10, (count, 16, 16), np.uint8) for count in (16, 16, 64)]
+    kl = random.random((16, 8, 8), np.float32)
+    return Pictures(grids[0], grids[1], grids[2], {"local": kl} if maps else {})
+
+
 @pytest.fixture
 def make_plan() -> Callable[..., Plan]:
-    """A plan of 100 epochs of 50 steps, with what is changed."""
-
-    def make(**changed: Any) -> Plan:
-        values: dict[str, Any] = {
-            "run": "one",
-            "folder": "runs/one",
-            "model": "grid",
-            "parameters": 1234567,
-            "device": "cpu",
-            "precision": "fp32",
-            "corpus": "arc",
-            "sizes": {"train": 80_000, "val": 10_000, "test": 10_000},
-            "unit": "pixel",
-            "epochs": 100,
-            "steps": 50,
-            "levels": {"z": 3},
-            "schedule": "cyclical",
-            "elbo_scale": 1.0,
-            "free_bits": 0.0,
-            "free_bits_mode": "per_dim",
-            "notes": (),
-            "blank": 0.9,
-        }
-        return Plan(**{**values, **changed})
-
-    return make
+    return plan
 
 
 @pytest.fixture
 def make_record() -> Callable[..., EpochRecord]:
-    """The record of an epoch; `rates` are of its validation, `val` changes what else validation found."""
+    return record
 
-    def make(
-        epoch: int = 1,
-        rates: Mapping[str, list[float]] | None = None,
-        val: Mapping[str, Any] | None = None,
-        **changed: Any,
-    ) -> EpochRecord:
-        groups = rates or {"z": [1.0, 2.0, 0.01]}
-        values: dict[str, Any] = {
-            "epoch": epoch,
-            "step": epoch * 50,
-            "betas": dict.fromkeys(groups, 0.05),
-            "learning_rate": 1e-3,
-            "train": counts(groups, loss=125.6),
-            "val": counts(groups, **(val or {})),
-            "selection": 123.0,
-            "monitored": 123.0,
-            "best": False,
-            "seconds": 12.34,
-            "unit": "pixel",
-        }
-        return EpochRecord(**{**values, **changed})
 
-    return make
+@pytest.fixture
+def make_pictures() -> Callable[..., Pictures]:
+    return pictures

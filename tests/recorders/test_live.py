@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console as Terminal
 
 from arcvae_cli.console import Console
+from arcvae_cli.controllers import Target
 from arcvae_cli.recorders import live
 from arcvae_cli.recorders.live import Lines, LiveTable, live_recorder
 from arcvae_cli.records import EpochRecord, Plan
@@ -121,12 +123,15 @@ def test_what_a_black_picture_earns_is_red(make_plan: MakePlan, make_record: Mak
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (140, 50)])
 @pytest.mark.parametrize("levels", [{"z": 10}, {"z": 64}, {"z": 200}, {"global": 16, "local": 4}], ids=str)
+@pytest.mark.parametrize("targets", [0, 1])
 def test_a_picture_fits_the_terminal(
-    width: int, height: int, levels: dict[str, int], make_plan: MakePlan, make_record: MakeRecord
+    width: int, height: int, levels: dict[str, int], targets: int, make_plan: MakePlan, make_record: MakeRecord
 ) -> None:
     """What does not fit is cut from below by Rich while the run goes on: first the progress, then the bars."""
     rates = {name: [0.1 * index for index in range(size)] for name, size in levels.items()}
-    records = [make_record(epoch, rates=rates, betas=dict.fromkeys(rates, 0.0123)) for epoch in range(1, 61)]
+    held = tuple(Target(name, "kl", 123.4, 250.0, 0.0, "min") for name in levels) * targets
+    betas = dict.fromkeys(rates, 0.0123)
+    records = [make_record(epoch, rates=rates, betas=betas, targets=held) for epoch in range(1, 61)]
     lines = running(make_plan(levels=levels, elbo_scale=25.6, free_bits=0.3), records, Screen(width, height))
     assert len(lines) <= height
     assert max(map(cell_len, lines)) <= width
@@ -134,14 +139,17 @@ def test_a_picture_fits_the_terminal(
     assert "left" in lines[-1] and sum("KL of each" in line for line in lines) == len(levels)
     shown = [int(line.split()[0]) for line in lines if re.match(r" *\d+ +0.0123 ", line)]
     assert shown[-1] == 60 and len(shown) >= 3
-    assert f"+{60 - len(shown)}" in lines[1 if width >= live.BROAD else 2]
+    above = lines[: lines.index(next(line for line in lines if line.lstrip().startswith(f"{shown[0]} ")))]
+    assert f"+{60 - len(shown)}" in above[-1]
 
 
 def test_a_narrow_terminal_shows_fewer_columns(make_plan: MakePlan, make_record: MakeRecord) -> None:
     lines = running(make_plan(levels={"z": 10}, free_bits=0.3), [make_record(1)], Screen(44, 24))
-    assert " ".join(" ".join(lines[:2]).split()) == "val non- epoch beta loss KL black active"
+    assert " ".join(" ".join(lines[:2]).split()) == "val non- epoch beta loss KL pixel black active"
     assert max(map(cell_len, lines)) <= 44
-    assert any(line.split() == ["1", "0.05", "123.4", "3.01", "0.400", "2/3"] for line in lines)
+    assert any(line.split() == ["1", "0.05", "123.4", "3.01", "0.950", "0.400", "2/3"] for line in lines)
+    lines = running(make_plan(levels={"z": 10}), [make_record(1, targets=(HELD,))], Screen(44, 24))
+    assert " ".join(" ".join(lines[:2]).split()) == "val KL/ non- epoch beta loss KL target black active"
 
 
 def test_when_it_is_over_every_epoch_stands_there(make_plan: MakePlan, make_record: MakeRecord) -> None:
@@ -230,7 +238,63 @@ def test_levels_stand_apart(make_plan: MakePlan, make_record: MakeRecord) -> Non
     first = lines.index("KL of each dimension of global: 1.00 nats, 1 of 2 dead")
     second = lines.index("KL of each dimension of local: 1.50 nats")
     assert second - first == 3
-    assert row(show(make_plan(), [record]), 1).endswith(" 4/5 12.3")
+    assert row(show(make_plan(levels={"global": 2, "local": 3}), [record]), 1).endswith(" 4/5 12.3")
+
+
+def test_a_map_has_a_bar_a_channel_and_a_level_its_own_floor(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    record = make_record(1, rates={"global": [1.0], "local": [40.0, 10.0]})
+    plan = make_plan(levels={"global": 1, "local": 2}, level_shapes={"global": (1,), "local": (2, 8, 8)})
+    plan = replace(plan, free_bits={"global": 0.25, "local": 20.0})
+    screen = show(plan, [record])
+    assert "KL of each dimension of global: 1.00 nats; | free bits 0.25" in screen.lines
+    assert "KL of each channel of local (8x8): 50.00 nats; | free bits 20" in screen.lines
+    assert bars(screen) == {0: "█" * 11 + "|" + "█" * 10, 1: "█" * 5 + "▌" + " " * 5 + "|" + " " * 10}
+    assert "free bits global 0.25, local 20 (per_dim)" in "\n".join(live.header(plan))
+
+
+# ------------------------------------------------------------------------------------------------------ closed loops
+
+HELD = Target("", "kl", 25.12, 25.0, 0.4, None)
+SHORT = Target("", "kl", 12.0, 25.0, 0.0, "min")
+
+
+def test_the_target_stands_beside_the_value(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    screen = show(make_plan(), [make_record(1, targets=(SHORT,)), make_record(2, targets=(HELD,))])
+    assert "KL  KL/target " in screen.lines[0]
+    assert row(screen, 1) == "1 0.05 125.6 123.4 120 3.01 12/25 0.950 0.400 0.010 2/3 12.3"
+    assert row(screen, 2) == "2 0.05 125.6 123.4 120 3.01 25.1/25 0.950 0.400 0.010 2/3 12.3"
+    assert re.search(rf"{re.escape(RED)} *12/25", screen.coloured)
+    assert re.search(rf"{re.escape(GREEN)} *25.1/25", screen.coloured)
+
+
+def test_targets_of_two_levels_and_of_two_quantities(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    rates = {"global": [1.0], "local": [2.0]}
+    plan = make_plan(levels={"global": 1, "local": 1})
+    targets = (replace(HELD, level="global"), replace(SHORT, level="local"))
+    assert " 3.00 25.1/25 12/25 0.950 " in row(show(plan, [make_record(1, rates=rates, targets=targets)]), 1)
+    targets = (replace(HELD, level="global"), Target("local", "reconstruction", 0.2034, 0.2, 0.4, None))
+    screen = show(plan, [make_record(1, rates=rates, targets=targets)], Screen(140))
+    assert "KL/target  recon/target" in screen.lines[0]
+    assert " 3.00 25.1/25 0.203/0.2 0.950 " in row(screen, 1)
+
+
+def test_a_target_out_of_reach_is_told_under_the_table(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    assert SHORT.note is not None
+    lines = running(make_plan(), [make_record(1, targets=(SHORT,))], Screen(200))
+    assert f"note: {SHORT.note}" in lines
+    assert not [line for line in running(make_plan(), [make_record(1, targets=(HELD,))], Screen(200)) if "note" in line]
+
+
+def test_beta_that_only_the_device_knows(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    for records, told in (([], "beta in a closed loop"), ([make_record(1, betas={"z": 0.37})], "beta was 0.37")):
+        screen = Screen()
+        recorder = LiveTable(screen.console)
+        recorder.start(make_plan())
+        for record in records:
+            recorder.epoch(record)
+        recorder.step(2, 10, None)
+        recorder.close()
+        assert f"epoch 2/100, step 10/50, {told}, 0:00 gone" in screen.lines[-1]
 
 
 # ----------------------------------------------------------------------------------------------- off a terminal
@@ -245,13 +309,28 @@ def test_plain_lines(make_plan: MakePlan, make_record: MakeRecord, capsys: pytes
     assert said.out == ""
     assert said.err.splitlines() == [
         "run one: grid, 1,234,567 parameters, on cpu in fp32",
-        "data arc: 80,000 to train on, 10,000 to validate; 100 epochs of 50 steps; schedule cyclical, "
-        "free bits 0.3 (per_dim)",
+        "data arc: 80,000 to train on, 10,000 to validate; 100 epochs of 50 steps",
+        "schedule cyclical: up and down; free bits 0.3 (per_dim)",
         "scale: mean reductions; beta weighs 25.6 times as much on the ELBO scale",
         "to beat: an all-black answer is right in 0.900 of the validation pixels, non-black 0",
         "epoch 3/100  beta 0.05 (1.28 on the ELBO scale)  loss 125.6  val 123.4  reconstruction 120  KL 3.01  "
         "pixel 0.950  non-black 0.400  exact 0.010  active 2/3  least KL 0.010  12.3s  *best",
     ]
+
+
+def test_a_plain_line_has_the_targets_and_a_note_is_told_once(
+    make_plan: MakePlan, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Lines(Console())
+    recorder.start(make_plan())
+    capsys.readouterr()
+    for epoch, targets in enumerate(((SHORT,), (SHORT,), (HELD,), (SHORT, replace(HELD, level="local"))), 1):
+        recorder.epoch(make_record(epoch, targets=targets))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[:7] for line in lines] == ["epoch 1", "note: K", "epoch 2", "epoch 3", "epoch 4", "note: K"]
+    assert lines[1] == f"note: {SHORT.note}"
+    assert "  KL 3.01  KL/target 12/25  pixel 0.950" in lines[0]
+    assert "  KL/target 12/25  local KL/target 25.1/25  pixel" in lines[4]
 
 
 def test_the_header_says_where_no_elbo_corresponds(make_plan: MakePlan) -> None:

@@ -2,28 +2,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from arcvae_cli import render
+from arcvae_cli.controllers import Target
 from arcvae_cli.recorders.pictures import GridPictures
-from arcvae_cli.records import EpochRecord, Plan
+from arcvae_cli.records import EpochRecord, Pictures, Plan
 
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
+NAMES = ["kl_map_epoch_7.png", "reconstructions_epoch_7.png", "samples_epoch_7.png"]
 
 
-def test_pictures_of_an_epoch(tmp_path: Path, make_plan: MakePlan) -> None:
+@pytest.mark.parametrize(("maps", "written"), [(True, NAMES), (False, NAMES[1:])])
+def test_pictures_of_an_epoch(
+    tmp_path: Path, make_plan: MakePlan, make_pictures: Callable[..., Pictures], maps: bool, written: list[str]
+) -> None:
     recorder = GridPictures(tmp_path)
     recorder.start(make_plan())
-    grids = np.zeros((4, 16, 16), np.uint8)
-    grids[:, 2:6, 3:9] = 4
-    wrong = grids.copy()
-    wrong[:, 2, 3] = 0
-    recorder.pictures(7, grids, wrong, grids)
+    recorder.pictures(7, make_pictures(maps))
     recorder.close()  # no epoch was finished: no curve can be drawn, and that is no error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["reconstructions_epoch_7.png", "samples_epoch_7.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
     for path in tmp_path.iterdir():
         assert len(np.unique(imread(path)[..., :3] @ (1, 10, 100))) >= 3, path
 
@@ -40,7 +42,6 @@ def test_curves_at_the_end_of_a_run_whose_code_is_dead(
     recorder = GridPictures(tmp_path)
     recorder.start(make_plan(levels={"global": 1, "local": 2}, elbo_scale=256.0, free_bits=0.3))
     for epoch in (1, 2):
-        recorder.step(epoch, 50, 0.01)
         rates = {"global": [0.0], "local": [0.0, 0.02]}
         recorder.epoch(make_record(epoch, rates=rates, betas={"global": 0.01 * epoch, "local": 0.02}))
     recorder.close()
@@ -48,17 +49,41 @@ def test_curves_at_the_end_of_a_run_whose_code_is_dead(
     assert all(imread(path).std() > 0 for path in tmp_path.iterdir())
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
+    """What the functions that draw curves were given, by the name of the picture."""
+    found: dict[str, tuple[Any, ...]] = {}
+
+    def keep(path: Path, *arguments: Any) -> None:
+        found[path.name] = arguments
+
+    monkeypatch.setattr(render, "save_beta_schedule", keep)
+    monkeypatch.setattr(render, "save_kl_heatmap", keep)
+    return found
+
+
 def test_beta_is_drawn_at_every_step(
-    tmp_path: Path, make_plan: MakePlan, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_plan: MakePlan, make_record: MakeRecord, drawn: dict[str, tuple[Any, ...]]
 ) -> None:
     """After each epoch it may stand where the cycle began."""
-    drawn: list[tuple[list[float], dict[str, list[float]]]] = []
-    monkeypatch.setattr(render, "save_beta_schedule", lambda path, at, betas, scale: drawn.append((at, betas)))
     recorder = GridPictures(tmp_path)
-    recorder.start(make_plan(steps=2))
-    for epoch in (1, 2):
-        recorder.step(epoch, 1, 0.1)
-        recorder.step(epoch, 2, 0.0)
-        recorder.epoch(make_record(epoch, betas={"z": 0.0}))
+    recorder.start(make_plan(steps=2, elbo_scale=256.0))
+    for epoch in (3, 4):  # a run that goes on from the second
+        recorder.epoch(make_record(epoch, betas={"z": 0.0}, path={"z": [0.1, 0.0]}))
     recorder.close()
-    assert drawn == [([0.5, 1.0, 1.5, 2.0], {"beta": [0.1, 0.0, 0.1, 0.0]})]
+    assert drawn["beta_schedule.png"] == ([2.5, 3.0, 3.5, 4.0], {"beta": [0.1, 0.0, 0.1, 0.0]}, 256.0, [])
+
+
+def test_levels_have_their_own_lines_targets_and_floors(
+    tmp_path: Path, make_plan: MakePlan, make_record: MakeRecord, drawn: dict[str, tuple[Any, ...]]
+) -> None:
+    target = Target("local", "kl", 20.0, 25.0, 0.1, None)
+    recorder = GridPictures(tmp_path)
+    recorder.start(make_plan(levels={"global": 1, "local": 2}, free_bits=0.3))
+    path = {"global": [0.1, 0.2], "local": [0.3, 0.4]}
+    recorder.epoch(make_record(1, rates={"global": [1.0], "local": [2.0, 3.0]}, path=path, targets=(target,)))
+    recorder.close()
+    assert drawn["beta_schedule.png"] == ([0.5, 1.0], path, 1.0, [(1.0, (target,))])
+    levels, floors = drawn["kl_per_dim.png"]
+    assert {name: kl.tolist() for name, kl in levels.items()} == {"global": [[1.0]], "local": [[2.0, 3.0]]}
+    assert floors == {"global": 0.3, "local": 0.3}

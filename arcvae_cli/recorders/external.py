@@ -1,0 +1,35 @@
+"""Loggers outside of arcvae that a run asks for: W&B and TensorBoard, each behind the training."""
+
+from __future__ import annotations
+
+import os
+
+from arcvae_cli.console import Console
+from arcvae_cli.recorders.background import Background
+from arcvae_cli.records import Recorder
+from arcvae_cli.runs import RunFolder
+from arcvae_cli.settings import Settings
+
+
+def external_recorders(settings: Settings, folder: RunFolder, console: Console) -> list[Recorder]:
+    """Those that the settings ask for; neither package is imported before its recorder starts.
+
+    With `log.wandb` at `auto` and no login there is none of W&B, and one note says so.
+    """
+    log, found = settings.log, list[Recorder]()
+    if log.wandb != "off":
+        from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode
+
+        mode, note = automatic_mode(os.environ) if log.wandb == "auto" else (log.wandb, None)
+        if note is not None:
+            console.note(note)
+        if mode != "off":
+            wandb = WandbRecorder(
+                folder.path, mode, settings.schedule, log.wandb_project, log.wandb_entity, log.wandb_tags
+            )
+            found.append(Background(wandb, "W&B", console.warn, wandb.abandon))
+    if log.tensorboard:
+        from arcvae_cli.recorders.tensorboard import TensorBoardRecorder
+
+        found.append(Background(TensorBoardRecorder(folder.path / "tensorboard"), "TensorBoard", console.warn))
+    return found

@@ -1,0 +1,239 @@
+"""Weights & Biases: a run of its own, online or offline, and where to look for a login."""
+
+from __future__ import annotations
+
+import configparser
+import netrc
+import os
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from arcvae_cli import checkpoints
+from arcvae_cli.recorders.background import PATIENCE
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent, StepRecord
+from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
+from arcvae_cli.schedules import Schedule
+from arcvae_cli.writing import replacing
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+Mode = Literal["online", "offline", "off"]
+
+START = 30.0
+"""Seconds that the server has to answer at the start."""
+
+
+class WandbRecorder(Silent):
+    """One W&B run for a run folder: whoever continues the run there continues it under the same id.
+
+    Every row has its optimiser `step`, which is the axis of all curves, and its `epoch`. Neither the command line nor
+    code nor what is printed is sent.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        mode: Mode,
+        schedule: Schedule,
+        project: str,
+        entity: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:
+        self._folder = folder
+        self._mode = mode
+        self._schedule = schedule
+        self._project = project
+        self._entity = entity
+        self._tags = tags
+        self._run: Run | None = None
+        self._step = 0
+        self._best: EpochRecord | None = None
+
+    def start(self, plan: Plan) -> None:
+        """Begin the run, or continue it."""
+        # Its reports of its own errors go over the network, and the interpreter's exit waits for them.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        settings = wandb.Settings(
+            console="off",
+            disable_git=True,
+            finish_timeout=0.8 * PATIENCE,
+            finish_timeout_raises=True,
+            init_timeout=START,
+            label_disable=True,
+            save_code=False,
+            silent=True,
+            x_disable_meta=True,
+        )
+        wandb.setup(settings=settings)
+        self._run = wandb.init(
+            project=self._project,
+            entity=self._entity,
+            name=run_name(plan, self._schedule),
+            id=run_id(self._folder),
+            tags=list(self._tags),
+            config={"run": plan.run, "parameters": plan.parameters, **plan.settings},
+            dir=str(self._folder.resolve()),
+            mode=self._mode if self._mode == "offline" else "online",
+            resume="allow",
+            reinit="create_new",
+            settings=settings,
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def steps(self, records: Sequence[StepRecord]) -> None:
+        """A row a logged step."""
+        for record in records:
+            self._log(record.metrics())
+
+    def epoch(self, record: EpochRecord) -> None:
+        """A row with the KL of all dimensions as a histogram."""
+        from wandb import Histogram
+
+        values = record.metrics()
+        self._step = record.step
+        kl = [value for value in values.pop("val/kl_per_dim") if value is not None]
+        if kl:
+            values["val/kl_per_dim"] = Histogram(kl)
+        self._log(values)
+        if record.best:
+            self._best = record
+
+    def pictures(self, epoch: int, pictures: Pictures) -> None:
+        """A row with images."""
+        from wandb import Image
+
+        shown = reconstruction_pixels(pictures.originals, pictures.reconstructions)
+        values: dict[str, Any] = {
+            "images/reconstructions": Image(shown, caption="originals, reconstructions, errors"),
+            "images/samples": Image(grid_pixels(pictures.samples), caption="drawn from the prior"),
+        }
+        if pictures.maps:
+            maps, top = kl_map_pixels(pictures.originals, pictures.maps)
+            caption = f"originals, KL of the cells of {', '.join(pictures.maps)}: 0 (black) to {top:.3g} nats"
+            values["images/kl_maps"] = Image(maps, caption=caption)
+        self._log({"step": self._step, "epoch": epoch, **values})
+
+    def close(self) -> None:
+        """Keep the best epoch and the model, and finish the run."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        try:
+            if self._best is not None:
+                values = self._best.metrics()
+                del values["val/kl_per_dim"], values["best"]
+                run.summary.update({f"best/{name}": value for name, value in values.items() if value is not None})
+            self._keep_model(run)
+        finally:
+            run.finish()
+
+    def abandon(self) -> None:
+        """End W&B's own process: at the interpreter's exit W&B waits for it, for minutes if the server hangs.
+
+        There is no public way to do so. Where these names have changed, that wait is all that happens.
+        """
+        from wandb.sdk import wandb_setup
+
+        setup = wandb_setup._singleton
+        if setup is not None and (connection := setup._connection) is not None:
+            if connection._cleanup is not None:
+                connection._cleanup()  # unregisters the wait
+            if connection._proc is not None:
+                connection._proc._process.kill()
+
+    def _keep_model(self, run: Run) -> None:
+        from wandb import Artifact
+
+        folder = self._folder / "checkpoints"
+        files = [folder / checkpoints.BEST, folder / "vae_final.pth", self._folder / "config.toml"]
+        if any(file.is_file() for file in files[:2]):
+            artifact = Artifact(f"model-{run.id}", type="model")
+            for file in files:
+                if file.is_file():  # "immutable": not copied into the home folder first
+                    artifact.add_file(str(file), skip_cache=True, policy="immutable")
+            run.log_artifact(artifact)
+
+    def _log(self, values: Mapping[str, Any]) -> None:
+        assert self._run is not None
+        self._run.log({name: value for name, value in values.items() if value is not None})
+
+
+def run_name(plan: Plan, schedule: Schedule) -> str:
+    """`beta-vae-d10-b0.1-run-NAME`: kind and size of the model, largest beta of each level, or what sets it."""
+    kind = {"grid": "beta-vae"}.get(plan.model, f"{plan.model}-vae")
+    sizes = {name: "x".join(map(str, shape)) for name, shape in plan.level_shapes.items()}
+    levels = tuple(sizes)
+    size = f"d{sizes[levels[0]]}" if len(levels) == 1 else "-".join(f"{name[0]}{text}" for name, text in sizes.items())
+    parts = schedule.by_level(levels).values()
+    peaks = dict.fromkeys(f"{part.peak:g}" for part in parts if not part.closed_loop)
+    betas = [f"b{'-'.join(peaks)}"] if peaks else []
+    loops = dict.fromkeys(part.name for part in parts if part.closed_loop)
+    return re.sub(r"[:;,#?/']", "-", "-".join((kind, size, *betas, *loops, "run", plan.run)))[:128]
+
+
+def run_id(folder: Path) -> str:
+    """The id of a run folder's W&B run, made up once and kept in `wandb/id`."""
+    file = folder / "wandb" / "id"
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_text(secrets.token_hex(6), encoding="ascii")
+    return file.read_text(encoding="ascii").strip()
+
+
+# ------------------------------------------------------------------------------------------------------- logins
+
+
+def automatic_mode(environment: Mapping[str, str]) -> tuple[Mode, str | None]:
+    """What `auto` means here, and a note where that may surprise.
+
+    As WANDB_MODE or W&B's own settings say, else online where a login exists, else off. Nothing of W&B is imported for
+    it: that takes half a second.
+    """
+    settings = own_settings(environment)
+    mode = environment.get("WANDB_MODE") or settings.get("mode") or "online"
+    if mode == "disabled":
+        return "off", None
+    if mode in ("offline", "dryrun"):
+        return "offline", None
+    if login_exists(environment, settings):
+        return "online", None
+    return "off", "W&B is off: no login found. `wandb login` makes one, `--wandb offline` needs none"
+
+
+def login_exists(environment: Mapping[str, str], settings: Mapping[str, str]) -> bool:
+    """Whether W&B would find a key: in the environment, its settings, or the netrc file."""
+    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE") or settings.get("api_key"):
+        return True
+    address = environment.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"
+    named = environment.get("NETRC")
+    files = [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]
+    for file in files:
+        with suppress(OSError, netrc.NetrcParseError, RuntimeError):
+            if (found := netrc.netrc(file.expanduser()).authenticators(urlsplit(address).netloc)) and found[2]:
+                return True
+    return False
+
+
+def own_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What `wandb login`, `wandb offline` and the like have written, the working folder's over the user's."""
+    found: dict[str, str] = {}
+    for folder in (
+        Path(environment.get("WANDB_CONFIG_DIR") or "~/.config/wandb"),
+        Path(environment.get("WANDB_DIR") or ".") / "wandb",
+    ):
+        parser = configparser.ConfigParser(interpolation=None)
+        with suppress(OSError, configparser.Error, UnicodeDecodeError, RuntimeError):
+            parser.read(folder.expanduser() / "settings", encoding="utf-8")
+            if parser.has_section("default"):
+                found.update(parser.items("default"))
+    return found

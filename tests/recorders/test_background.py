@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from arcvae_cli.recorders.background import Background
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent
+
+MakePlan, MakeRecord, MakePictures = Callable[..., Plan], Callable[..., EpochRecord], Callable[..., Pictures]
+
+
+class Heard(Silent):
+    """Writes down what it hears, and in which thread; raises or waits where it is told to."""
+
+    def __init__(self, failing: str = "", hanging: str = "") -> None:
+        self.calls: list[str] = []
+        self.threads: set[int] = set()
+        self.go_on = threading.Event()
+        self._failing, self._hanging = failing, hanging
+
+    def hear(self, name: str) -> None:
+        self.calls.append(name)
+        self.threads.add(threading.get_ident())
+        if name == self._failing:
+            raise RuntimeError("no route to host\nand more that nobody wants to read")
+        if name == self._hanging:
+            self.go_on.wait(60)
+
+    def start(self, plan: Any) -> None:
+        self.hear("start")
+
+    def step(self, epoch: int, done: int, beta: float | None) -> None:
+        self.hear("step")
+
+    def steps(self, records: Any) -> None:
+        self.hear("steps")
+
+    def epoch(self, record: Any) -> None:
+        self.hear(f"epoch {record.epoch}")
+
+    def pictures(self, epoch: int, pictures: Any) -> None:
+        self.hear(f"pictures {epoch}")
+
+    def close(self) -> None:
+        self.hear("close")
+
+    def abandon(self) -> None:
+        self.calls.append("abandon")
+
+
+@pytest.fixture
+def train(make_plan: MakePlan, make_record: MakeRecord, make_pictures: MakePictures) -> Callable[[Background], None]:
+    """What a training of two epochs tells a recorder, but for the end."""
+
+    def run(recorder: Background) -> None:
+        recorder.start(make_plan())
+        for epoch in (1, 2):
+            recorder.step(epoch, 1, 0.1)
+            recorder.steps([])
+            recorder.epoch(make_record(epoch))
+            recorder.pictures(epoch, make_pictures())
+
+    return run
+
+
+Train = Callable[[Background], None]
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not reached() and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def test_all_calls_but_single_steps_arrive_in_order_in_one_other_thread(train: Train) -> None:
+    heard, told = Heard(), list[str]()
+    recorder = Background(heard, "it", told.append, heard.abandon)
+    train(recorder)
+    recorder.close()
+    told_of = ["start", "steps", "epoch 1", "pictures 1", "steps", "epoch 2", "pictures 2", "close"]
+    assert (heard.calls, told) == (told_of, [])
+    assert len(heard.threads) == 1 and threading.get_ident() not in heard.threads
+
+
+@pytest.mark.parametrize("failing", ["start", "epoch 1", "pictures 2", "close"])
+def test_a_failure_is_told_once_and_ends_the_recorder(train: Train, failing: str) -> None:
+    heard, told = Heard(failing), list[str]()
+    recorder = Background(heard, "it", told.append, heard.abandon)
+    train(recorder)
+    if failing != "close":
+        wait_for(lambda: failing in heard.calls)
+    recorder.close()
+    assert len(told) == 1 and told[0].startswith("it: RuntimeError: no route to host")
+    assert "\n" not in told[0]
+    before = heard.calls[: heard.calls.index(failing) + 1]
+    assert heard.calls == [*before, "close", "abandon"], "closed with what it has, and nothing after it"
+
+
+@pytest.fixture
+def hanging() -> Iterator[Heard]:
+    heard = Heard(hanging="epoch 1")
+    yield heard
+    heard.go_on.set()
+
+
+def test_a_logger_that_hangs_holds_nobody_up(train: Train, hanging: Heard) -> None:
+    told: list[str] = []
+    recorder = Background(hanging, "it", told.append, hanging.abandon, patience=0.2)
+    began = time.monotonic()
+    train(recorder)
+    assert time.monotonic() - began < 0.1
+    recorder.close()
+    assert time.monotonic() - began < 2
+    assert told == ["it: not done after 0.2 s; what it still held is lost"]
+    assert hanging.calls == ["start", "steps", "epoch 1", "abandon"]
+
+
+def test_too_many_waiting_calls_are_told_once_and_the_logger_is_dropped(
+    train: Train, hanging: Heard, make_record: MakeRecord
+) -> None:
+    told: list[str] = []
+    recorder = Background(hanging, "it", told.append, hanging.abandon, patience=0.2, waiting=4)
+    recorder.epoch(make_record(1))
+    wait_for(lambda: hanging.calls == ["epoch 1"])
+    for _ in range(3):
+        train(recorder)
+    assert told == ["it: hangs, with 4 calls waiting; training goes on without it"]
+    recorder.close()
+    assert len(told) == 1
+    assert hanging.calls[-1] == "abandon"
+
+
+def test_a_second_interrupt_ends_the_wait(train: Train, hanging: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Background(hanging, "it", lambda _: None, hanging.abandon)
+    train(recorder)
+
+    def interrupted(patience: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recorder._worker, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.close()
+    assert hanging.calls[-1] == "abandon"

@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcvae_cli.recorders import background
+from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, run_id, run_name
+from arcvae_cli.records import EpochRecord, Plan
+from arcvae_cli.settings import Settings, flag_layer, resolve
+
+MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
+
+KEY = "0123456789abcdef" * 3
+FIRST_LINES = """
+import sys, time; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import conftest
+from arcvae_cli.console import Console
+from arcvae_cli.recorders import background
+from arcvae_cli.recorders.external import external_recorders
+from arcvae_cli.records import StepRecord
+from arcvae_cli.runs import RunFolder
+from arcvae_cli.settings import Settings
+folder = RunFolder(Path(sys.argv[2]))
+"""
+
+
+def python(script: str, *arguments: Any, **environment: str) -> subprocess.Popen[str]:
+    """A script in a process, and a group, of its own; warnings are errors, W&B's variables are ours alone."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", FIRST_LINES + script, str(Path(__file__).parent), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ours, **environment},
+        start_new_session=True,
+    )
+
+
+# ---------------------------------------------------------------------------------------- a run offline, read back
+
+
+def wandb_records(file: Path) -> list[Any]:
+    """The records of a `.wandb` file: a LevelDB log of protobuf messages behind 7 bytes of its own."""
+    from wandb.proto import wandb_internal_pb2
+
+    raw, block = file.read_bytes(), 32768
+    assert struct.unpack("<4sHB", raw[:7]) == (b":W&B", 0xBEE1, 0)
+    found, message, at = [], b"", 7
+    while at + 7 <= len(raw):
+        if block - at % block < 7:  # no header fits into the rest of a block
+            at += block - at % block
+            continue
+        _, length, kind = struct.unpack("<IHB", raw[at : at + 7])  # 1 whole, 2 first, 3 middle, 4 last
+        message = raw[at + 7 : at + 7 + length] if kind in (1, 2) else message + raw[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            found.append(wandb_internal_pb2.Record())
+            found[-1].ParseFromString(message)
+    return found
+
+
+def rows(records: list[Any]) -> list[dict[str, Any]]:
+    """The rows of the history, W&B's own columns left out."""
+    found = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                *outer, last = item.nested_key or [item.key]
+                if not last.startswith("_") or outer:
+                    (row.setdefault(outer[0], {}) if outer else row)[last] = json.loads(item.value_json)
+            found.append(row)
+    return found
+
+
+@dataclass(frozen=True)
+class Offline:
+    folder: Path
+    sessions: list[list[Any]]  # the records of each
+    said: tuple[str, str]
+    seconds_after: float  # from the interrupt to the end of the process
+
+    def only(self, kind: str, session: int = 0) -> Any:
+        (found,) = (getattr(r, kind) for r in self.sessions[session] if r.WhichOneof("record_type") == kind)
+        return found
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Offline:
+    """Two sessions of one run folder in one process, the second interrupted as by Ctrl-C."""
+    script = """
+import signal
+stopped = []
+signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
+settings = Settings(log={"wandb": "offline", "wandb_project": "ours", "wandb_entity": "we", "wandb_tags": ["a", "b"]})
+for session in (1, 2):
+    (recorder,) = external_recorders(settings, folder, Console())
+    recorder.start(conftest.plan(run="name"))
+    for epoch in (1, 2) if session == 1 else (3,):
+        record = conftest.record(epoch, best=epoch == 1)
+        recorder.steps([StepRecord(epoch - 0.5, epoch * 50 - 25, {"z": 0.02}, record.train, "pixel")])
+        recorder.epoch(record)
+    recorder.pictures(epoch, conftest.pictures())
+    if session == 2:
+        print("ready", flush=True)
+        while not stopped: time.sleep(0.01)
+    recorder.close()
+"""
+    folder = tmp_path_factory.mktemp("runs") / "name"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/vae_best.pth", "checkpoints/last.pth", "config.toml"):
+        (folder / name).write_text(name)
+    process = python(script, folder, "--password=hunter2", WANDB_API_KEY=KEY)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.communicate(timeout=60)[1]
+    os.killpg(process.pid, signal.SIGINT)  # all of the group, as a terminal does
+    interrupted = time.monotonic()
+    said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    return Offline(folder, [wandb_records(file) for file in files], said, time.monotonic() - interrupted)
+
+
+def test_nothing_is_printed_and_an_interrupt_ends_it_at_once(offline: Offline) -> None:
+    assert offline.said == ("", "")
+    assert offline.seconds_after < 10
+
+
+def test_the_run_is_named_and_described(offline: Offline) -> None:
+    run = offline.only("run")
+    assert (run.entity, run.project, run.display_name) == ("we", "ours", "beta-vae-d3-b0.5-run-name")
+    assert list(run.tags) == ["a", "b"]
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["model"] == Settings().table()["model"] and config["schedule"]["name"] == "linear_warmup"
+    assert config["run"] == "name"
+
+
+def test_two_sessions_in_a_folder_are_one_run(offline: Offline) -> None:
+    assert len(offline.sessions) == 2
+    ids = {offline.only("run", session).run_id for session in (0, 1)}
+    assert ids == {(offline.folder / "wandb" / "id").read_text()}
+    assert [row["step"] for row in rows(offline.sessions[1])] == [125, 150, 150]
+
+
+def test_rows_have_the_names_of_the_metrics_and_their_step(offline: Offline, make_record: MakeRecord) -> None:
+    found = rows(offline.sessions[0])
+    assert [(row["step"], row["epoch"]) for row in found] == [(25, 0.5), (50, 1), (75, 1.5), (100, 2), (100, 2)]
+    metrics = make_record(1, best=True).metrics()
+    assert set(found[1]) == set(metrics)
+    assert found[1].pop("val/kl_per_dim")["_type"] == "histogram"
+    del metrics["val/kl_per_dim"]
+    assert found[1] == pytest.approx(metrics)
+    assert found[0]["train/beta"] == 0.02 and found[0]["train/kl_per_dim/dim_1"] == 2.0
+    axes = {r.metric.glob_name: r.metric for r in offline.sessions[0] if r.WhichOneof("record_type") == "metric"}
+    assert axes["*"].step_metric == "step"
+
+
+def test_images_are_kept(offline: Offline) -> None:
+    images = rows(offline.sessions[0])[-1]
+    assert {name for name in images if name.startswith("images/")} == {
+        "images/reconstructions",
+        "images/samples",
+        "images/kl_maps",
+    }
+    for name in ("images/reconstructions", "images/kl_maps"):
+        assert images[name]["_type"] == "image-file"
+        (file,) = offline.folder.glob(f"wandb/offline-run-*/files/{images[name]['path']}")
+        assert file.read_bytes()[:4] == b"\x89PNG"
+    assert re.fullmatch(r".* of local: 0 \(black\) to \S+ nats", images["images/kl_maps"]["caption"])
+
+
+def test_the_best_epoch_and_the_model_are_kept_at_the_end(offline: Offline) -> None:
+    summary: dict[str, Any] = {}
+    for record in offline.sessions[0]:
+        for item in record.summary.update:
+            summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+    assert (summary["best/epoch"], summary["best/val/pixel_accuracy"]) == (1, 0.95)
+    requests = [record.request for record in offline.sessions[0] if record.WhichOneof("record_type") == "request"]
+    artifacts = [record.artifact for record in offline.sessions[0] if record.WhichOneof("record_type") == "artifact"]
+    artifacts += [request.log_artifact.artifact for request in requests if request.HasField("log_artifact")]
+    (artifact,) = artifacts
+    assert artifact.type == "model"
+    assert sorted(entry.path for entry in artifact.manifest.contents) == ["config.toml", "vae_best.pth"]
+
+
+def test_neither_the_key_nor_the_command_line_is_in_any_file(offline: Offline) -> None:
+    files = [file for file in offline.folder.rglob("*") if file.is_file()]
+    assert len(files) > 10
+    for file in files:
+        text = file.read_bytes()
+        assert KEY.encode() not in text and b"hunter2" not in text, file
+
+
+# ------------------------------------------------------------------------------------------- a server that is silent
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """An address where connections are taken and nothing is ever answered."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(50)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_server_that_is_silent_holds_up_neither_the_training_nor_the_exit(tmp_path: Path, silent_server: str) -> None:
+    script = """
+background.Background.__init__.__defaults__ = (background.nothing, 2.0, 1000)
+(recorder,) = external_recorders(Settings(), folder, Console())  # auto, and there is a key: online
+began = time.monotonic()
+recorder.start(conftest.plan())
+for epoch in range(1, 101): recorder.epoch(conftest.record(epoch))
+print(time.monotonic() - began)
+recorder.close()
+print(time.monotonic() - began, time.time(), flush=True)
+"""
+    process = python(script, tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=silent_server)
+    out, err = process.communicate(timeout=90)
+    after = time.time()
+    assert process.returncode == 0, err
+    trained, closed, ended = map(float, out.split())
+    assert trained < 0.5, "100 epochs"
+    assert 2 <= closed < 4
+    assert after - ended < 5, "W&B's own exit takes minutes here"
+    assert err == "warning: W&B: not done after 2 s; what it still held is lost\n"
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
+
+
+def test_what_w_and_b_is_asked_for_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_plan: MakePlan) -> None:
+    import wandb
+
+    asked: dict[str, Any] = {}
+
+    def refuse(**arguments: Any) -> None:
+        asked.update(arguments)
+        raise wandb.Error("no network here")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    monkeypatch.setattr(wandb, "setup", lambda settings: asked.update(setup=settings))
+    monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
+    recorder = WandbRecorder(tmp_path, "online", Settings().schedule, "ours", None, ("a",))
+    with pytest.raises(wandb.Error, match="no network here"):
+        recorder.start(make_plan())
+    recorder.close()  # nothing was begun: nothing to finish
+    assert (asked["mode"], asked["resume"], asked["reinit"]) == ("online", "allow", "create_new")
+    assert (asked["project"], asked["entity"], asked["id"]) == ("ours", None, run_id(tmp_path))
+    settings = asked["settings"]
+    assert (settings.x_disable_meta, settings.save_code, settings.console, settings.silent) == (
+        True,
+        False,
+        "off",
+        True,
+    )
+    assert 0 < settings.finish_timeout < background.PATIENCE and asked["setup"] is settings
+    assert os.environ.pop("WANDB_ERROR_REPORTING") == "false", "or the exit waits for W&B's reports of its own errors"
+
+
+# --------------------------------------------------------------------------------------------- names, ids and logins
+
+
+def named(make_plan: MakePlan, shapes: dict[str, tuple[int, ...]], *settings: tuple[str, Any], **plan: Any) -> str:
+    resolved = resolve(None, flag_layer({key: (key, value) for key, value in settings})).settings
+    levels = {name: shape[0] for name, shape in shapes.items()}
+    given = make_plan(run="x", levels=levels, model=resolved.model.name, **plan)
+    return run_name(replace(given, level_shapes=shapes, settings=resolved.table()), resolved.schedule)
+
+
+def test_the_name_of_a_run_is_built_from_its_settings(make_plan: MakePlan) -> None:
+    vector, both = {"z": (10,)}, {"global": (16,), "local": (4, 8, 8)}
+    assert named(make_plan, vector, ("schedule.max_beta", 0.1)) == "beta-vae-d10-b0.1-run-x"
+    assert named(make_plan, vector, ("schedule.name", "controlvae")) == "beta-vae-d10-controlvae-run-x"
+    hierarchical = ("model.name", "hierarchical")
+    assert named(make_plan, both, hierarchical) == "hierarchical-vae-g16-l4x8x8-b0.5-run-x"
+    parts = [("schedule.name", "hierarchical"), ("schedule.global.name", "cosine"), ("schedule.global.max_beta", 0.01)]
+    local = [("schedule.local.name", "cyclical"), ("schedule.local.max_beta", 0.02)]
+    assert named(make_plan, both, hierarchical, *parts, *local) == "hierarchical-vae-g16-l4x8x8-b0.01-0.02-run-x"
+    local = [("schedule.local.name", "kl_capacity")]
+    assert named(make_plan, both, hierarchical, *parts, *local) == "hierarchical-vae-g16-l4x8x8-b0.01-kl_capacity-run-x"
+
+
+def test_the_id_is_made_up_once_for_a_folder(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    first = run_id(folders[0])
+    assert re.fullmatch("[0-9a-f]{12}", first)
+    assert run_id(folders[0]) == first != run_id(folders[1])
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o600)
+
+
+def test_without_a_login_w_and_b_is_off_and_one_note_says_so(home: Path) -> None:
+    mode, note = automatic_mode({})
+    assert mode == "off"
+    assert note is not None and note.count("\n") == 0 and "wandb login" in note
+    write(home / ".netrc", "machine example.org login user password secret\n")
+    write(home / ".config/wandb/settings", "[default]\nbase_url = https://api.wandb.ai\n")
+    assert automatic_mode({})[0] == "off"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"WANDB_API_KEY": KEY}, {"WANDB_IDENTITY_TOKEN_FILE": "token"}, {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}],
+)
+def test_a_login_in_the_environment(home: Path, environment: dict[str, str]) -> None:
+    assert automatic_mode(environment) == ("online", None)
+
+
+def test_a_login_in_a_file(home: Path) -> None:
+    write(home / ".netrc", f"machine api.wandb.ai login user password {KEY}\n")
+    assert automatic_mode({}) == ("online", None)
+    assert automatic_mode({"WANDB_BASE_URL": "https://wandb.example.org"})[0] == "off", "a key for another server"
+    write(home / "elsewhere", f"machine wandb.example.org login user password {KEY}\n")
+    environment = {"WANDB_BASE_URL": "https://wandb.example.org", "NETRC": str(home / "elsewhere")}
+    assert automatic_mode(environment) == ("online", None)
+    (home / ".netrc").unlink()
+    write(home / "configured/settings", f"[default]\napi_key = {KEY}\n")
+    assert automatic_mode({"WANDB_CONFIG_DIR": str(home / "configured")}) == ("online", None)
+
+
+def test_the_mode_that_w_and_b_was_given_is_honoured(home: Path) -> None:
+    key = {"WANDB_API_KEY": KEY}
+    assert automatic_mode({**key, "WANDB_MODE": "offline"}) == ("offline", None)
+    assert automatic_mode({"WANDB_MODE": "dryrun"}) == ("offline", None)
+    assert automatic_mode({**key, "WANDB_MODE": "disabled"}) == ("off", None)
+    write(home / ".config/wandb/settings", "[default]\nmode = disabled\n")
+    assert automatic_mode(key) == ("off", None)
+    write(home / "wandb/settings", "[default]\nmode = offline\n")  # of the working folder
+    assert automatic_mode(key) == ("offline", None)
+    assert automatic_mode({**key, "WANDB_MODE": "online"}) == ("online", None)
+
+
+@pytest.mark.parametrize("text", ["machine", "[default", "\x00\xff", "[default]\nmode"])
+def test_files_that_cannot_be_read_hold_no_login(home: Path, text: str) -> None:
+    write(home / ".netrc", text)
+    write(home / ".config/wandb/settings", text)
+    assert automatic_mode({})[0] == "off"
+
+
+def test_which_recorders_the_settings_ask_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from arcvae_cli.console import Console
+    from arcvae_cli.recorders import external
+    from arcvae_cli.runs import RunFolder
+
+    made: list[str] = []
+    notes: list[str] = []
+    monkeypatch.setattr(external, "Background", lambda recorder, name, *_: made.append(name))
+    monkeypatch.setattr(Console, "note", lambda self, text: notes.append(text))
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    for log, expected, said in (
+        ({"wandb": "off"}, [], 0),
+        ({}, [], 1),
+        ({"wandb": "offline"}, ["W&B"], 0),
+        ({"wandb": "online", "tensorboard": True}, ["W&B", "TensorBoard"], 0),
+    ):
+        made.clear(), notes.clear()
+        external.external_recorders(Settings.model_validate({"log": log}), RunFolder(home), Console())
+        assert (made, len(notes)) == (expected, said), log
