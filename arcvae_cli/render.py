@@ -460,8 +460,9 @@ def save_beta_schedule(
     """
     figure = _figure(8, 7 if held else 4)
     axes = figure.add_subplot(2 if held else 1, 1, 1)
-    for colour, (name, beta) in zip(_cycle(len(betas)), betas.items(), strict=True):
-        axes.plot(np.asarray(epochs), np.asarray(beta), label=name, color=colour, linewidth=1.8)
+    colours = dict(zip(betas, _cycle(len(betas)), strict=True))
+    for name, beta in betas.items():
+        axes.plot(np.asarray(epochs), np.asarray(beta), label=name, color=colours[name], linewidth=1.8)
     axes.set(xlabel="epoch", ylabel="beta", title="Beta over the run")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
@@ -470,14 +471,14 @@ def save_beta_schedule(
         axes.legend(frameon=False)
     _scale_axis(axes, elbo_scale)
     if held:
-        _draw_targets(figure, held)
+        _draw_targets(figure, held, colours)
         axes.set_xlim(right=max(axes.get_xlim()[1], held[-1][0]))
         figure.axes[-1].set_xlim(axes.get_xlim())
     _write(figure, path)
 
 
-def _draw_targets(figure: Figure, held: Sequence[tuple[float, Sequence[Target]]]) -> None:
-    """What was reached and what was wanted in each epoch, a colour a level; a reconstruction has its own axis."""
+def _draw_targets(figure: Figure, held: Sequence[tuple[float, Sequence[Target]]], colours: Mapping[str, str]) -> None:
+    """What was reached and what was wanted in each epoch, in the colours of levels; reconstruction has its own axis."""
     axes = figure.add_subplot(2, 1, 2)
     axes.set(xlabel="epoch", title="What the schedule held (dashed: its target)")
     axes.grid(alpha=0.3)
@@ -487,7 +488,8 @@ def _draw_targets(figure: Figure, held: Sequence[tuple[float, Sequence[Target]]]
     for quantity in dict.fromkeys(quantity for quantity, _ in keys):
         sides[quantity] = axes.twinx() if sides else axes
         sides[quantity].set_ylabel(units[quantity])
-    for colour, (quantity, level) in zip(_cycle(len(keys)), keys, strict=True):
+    for other, (quantity, level) in zip(_cycle(len(keys)), keys, strict=True):
+        colour = colours.get(level, other)
         found = [(at, t) for at, targets in held for t in targets if (t.quantity, t.level) == (quantity, level)]
         places = [at for at, _ in found]
         marker = "." if len(found) < 30 else ""
@@ -495,7 +497,7 @@ def _draw_targets(figure: Figure, held: Sequence[tuple[float, Sequence[Target]]]
         name = f"{level} {units[quantity].partition(',')[0]}".strip()
         sides[quantity].plot(places, values, color=colour, linewidth=1.8, marker=marker, label=name)
         sides[quantity].plot(places, wanted, color=colour, linewidth=1.2, linestyle="--")
-    if len(keys) > 1:
+    if any(level for _, level in keys):
         lines = [line for side in sides.values() for line in side.lines if line.get_linestyle() == "-"]
         axes.legend(lines, [str(line.get_label()) for line in lines], frameon=False)
 

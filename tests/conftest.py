@@ -16,9 +16,10 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def clean_environment(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the person who runs the tests, no colour, no cache of theirs."""
+    """No setting of the person who runs the tests, no login, no colour, no cache of theirs."""
     for name in list(os.environ):
-        if name.startswith("ARCVAE_"):
+        if name.startswith(("ARCVAE_", "WANDB_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("ARCVAE_CACHE_DIR", str(shared_cache))
     monkeypatch.setenv("NO_COLOR", "1")

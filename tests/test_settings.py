@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import tomli_w
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.settings import (
+    HierarchicalSettings,
     Settings,
     environment_layer,
     find_preset,
@@ -313,3 +315,52 @@ def test_another_corpus_keeps_what_was_said_about_the_data() -> None:
     layers = [environment_layer({"ARCVAE_DATA__SEED": "7"}), set_layer(["data.size=1000", "data.augment=false"])]
     data = resolve("quickstart", *layers, flag_layer({"--data": ("data.name", "shapes")})).settings.data
     assert (data.name, data.size, data.seed, data.augment) == ("shapes", 1000, 7, False)
+
+
+# ------------------------------------------------------------------------------------------------ models and levels
+
+
+def test_another_model_brings_its_own_keys_and_defaults() -> None:
+    settings = resolve("quickstart", flag_layer({"--model": ("model.name", "hierarchical")})).settings
+    assert settings.model == HierarchicalSettings()
+    expect_refused(
+        "--latent-dim: model.latent_dim: the model hierarchical has no use for latent_dim",
+        None,
+        flag_layer({"--model": ("model.name", "hierarchical"), "--latent-dim": ("model.latent_dim", 5)}),
+    )
+    expect_refused("model.name: no model 'grids'", None, flag_layer({"--model": ("model.name", "grids")}))
+    expect_refused("did you mean local_size?", None, set_layer(["model.name=hierarchical", "model.local_sise=8"]))
+
+
+def test_free_bits_of_single_levels() -> None:
+    layer = set_layer(["model.name=hierarchical", "objective.free_bits=0.3", "objective.free_bits_by_level.local=2.0"])
+    objective = resolve(None, layer).settings.objective
+    assert (objective.floor("global"), objective.floor("local")) == (0.3, 2.0)
+    expect_refused("the model grid has no such level", None, set_layer(["objective.free_bits_by_level.local=2.0"]))
+    expect_refused("expected a number of at least 0", None, set_layer(["objective.free_bits_by_level.z=-1.0"]))
+
+
+def test_a_mean_over_the_groups_of_two_levels_is_no_scale() -> None:
+    expect_refused(
+        "objective.kl_reduction: a mean over each level of hierarchical leaves no common scale",
+        None,
+        set_layer(["model.name=hierarchical", "objective.kl_reduction=mean"]),
+    )
+
+
+@pytest.mark.parametrize("name", ["with/slash", "a:b", "why?", "it's", ""])
+def test_names_that_wandb_forbids(name: str) -> None:
+    expect_refused("log.wandb_project", None, flag_layer({"--set log.wandb_project": ("log.wandb_project", name)}))
+
+
+def test_what_the_presets_of_two_levels_say() -> None:
+    found = {name: resolve(name).settings for name in preset_names() if name.startswith("hierarchical")}
+    assert set(found) == {"hierarchical", "hierarchical_mixed", "hierarchical_recommended"}
+    first, mixed = found["hierarchical"].schedule, found["hierarchical_mixed"].schedule
+    levels = ("global", "local")
+    assert first.peaks(levels) == mixed.peaks(levels) == {"global": 0.01, "local": 0.02}
+    assert first.betas(10, levels) == pytest.approx({"global": 0.01, "local": 0.01 * (1 - math.cos(0.8 * math.pi))})
+    assert first.parts["local"].period == 25
+    assert mixed.betas(30, levels) == {"global": 0.0, "local": 0.0}
+    assert mixed.betas(22.5, levels) == pytest.approx({"global": 0.01, "local": 0.02})
+    assert mixed.restart_info(31) is not None and first.restart_info(31) is None

@@ -23,8 +23,8 @@ class Background(Silent):
     """Passes what it hears, but for single steps, to a recorder in a thread of its own.
 
     Whatever the recorder raises is told in one line and it hears no more; where it hangs the training does not wait,
-    and `close` waits for `patience` seconds at most. `abandon` is called for a recorder that failed or hangs, from any
-    thread: it has to end what would keep the process from ending.
+    and `close` waits for `patience` seconds at most, after which `left` says what becomes of the rest. `abandon` is
+    called for a recorder that failed or hangs, from any thread: it has to end what would keep the process from ending.
     """
 
     def __init__(
@@ -35,12 +35,14 @@ class Background(Silent):
         abandon: Callable[[], None] = nothing,
         patience: float = PATIENCE,
         waiting: int = WAITING,
+        left: str = "what it still held is lost",
     ) -> None:
         self._recorder = recorder
         self._name = name
         self._tell = tell
         self._abandon = abandon
         self._patience = patience
+        self._left = left
         self._calls: Queue[Callable[[], None] | None] = Queue(waiting)  # None: close, and end
         self._dropped = self._closing = False
         self._lock = Lock()
@@ -72,7 +74,7 @@ class Background(Silent):
             self._worker.join(self._patience)
         finally:  # a second Ctrl-C ends the wait
             if self._worker.is_alive():
-                self._drop(f"not done after {self._patience:g} s; what it still held is lost")
+                self._drop(f"not done after {self._patience:g} s; {self._left}")
                 with suppress(Exception):
                     self._abandon()
 

@@ -27,7 +27,8 @@ def external_recorders(settings: Settings, folder: RunFolder, console: Console) 
             wandb = WandbRecorder(
                 folder.path, mode, settings.schedule, log.wandb_project, log.wandb_entity, log.wandb_tags
             )
-            found.append(Background(wandb, "W&B", console.warn, wandb.abandon))
+            left = f"`wandb sync {folder.path / 'wandb' / 'latest-run'}` sends the rest"
+            found.append(Background(wandb, "W&B", console.warn, wandb.abandon, left=left))
     if log.tensorboard:
         from arcvae_cli.recorders.tensorboard import TensorBoardRecorder
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from arcvae_cli import checkpoints
-from arcvae_cli.recorders.background import PATIENCE
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
 from arcvae_cli.schedules import Schedule
@@ -64,8 +63,6 @@ class WandbRecorder(Silent):
         settings = wandb.Settings(
             console="off",
             disable_git=True,
-            finish_timeout=0.8 * PATIENCE,
-            finish_timeout_raises=True,
             init_timeout=START,
             label_disable=True,
             save_code=False,
@@ -144,11 +141,10 @@ class WandbRecorder(Silent):
         from wandb.sdk import wandb_setup
 
         setup = wandb_setup._singleton
-        if setup is not None and (connection := setup._connection) is not None:
+        if setup is not None and (connection := setup._connection) is not None and connection._proc is not None:
+            connection._proc._process.kill()
             if connection._cleanup is not None:
                 connection._cleanup()  # unregisters the wait
-            if connection._proc is not None:
-                connection._proc._process.kill()
 
     def _keep_model(self, run: Run) -> None:
         from wandb import Artifact

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from arcvae_cli.recorders import background
 from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, run_id, run_name
 from arcvae_cli.records import EpochRecord, Plan
 from arcvae_cli.settings import Settings, flag_layer, resolve
@@ -220,7 +219,7 @@ def silent_server() -> Iterator[str]:
 
 def test_a_server_that_is_silent_holds_up_neither_the_training_nor_the_exit(tmp_path: Path, silent_server: str) -> None:
     script = """
-background.Background.__init__.__defaults__ = (background.nothing, 2.0, 1000)
+background.Background.__init__.__defaults__ = (background.nothing, 2.0, 1000, "")
 (recorder,) = external_recorders(Settings(), folder, Console())  # auto, and there is a key: online
 began = time.monotonic()
 recorder.start(conftest.plan())
@@ -237,7 +236,7 @@ print(time.monotonic() - began, time.time(), flush=True)
     assert trained < 0.5, "100 epochs"
     assert 2 <= closed < 4
     assert after - ended < 5, "W&B's own exit takes minutes here"
-    assert err == "warning: W&B: not done after 2 s; what it still held is lost\n"
+    assert err == f"warning: W&B: not done after 2 s; `wandb sync {tmp_path}/wandb/latest-run` sends the rest\n"
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
 
@@ -266,7 +265,7 @@ def test_what_w_and_b_is_asked_for_online(tmp_path: Path, monkeypatch: pytest.Mo
         "off",
         True,
     )
-    assert 0 < settings.finish_timeout < background.PATIENCE and asked["setup"] is settings
+    assert asked["setup"] is settings
     assert os.environ.pop("WANDB_ERROR_REPORTING") == "false", "or the exit waits for W&B's reports of its own errors"
 
 
@@ -371,7 +370,7 @@ def test_which_recorders_the_settings_ask_for(home: Path, monkeypatch: pytest.Mo
 
     made: list[str] = []
     notes: list[str] = []
-    monkeypatch.setattr(external, "Background", lambda recorder, name, *_: made.append(name))
+    monkeypatch.setattr(external, "Background", lambda recorder, name, *_, **__: made.append(name))
     monkeypatch.setattr(Console, "note", lambda self, text: notes.append(text))
     for name in list(os.environ):
         if name.startswith("WANDB_"):
