@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint types format bench clean
+.PHONY: help train test check lint types format docs bench clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ types: $(VENV)/.dev ## mypy, strict
 format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## make docs/schedules.md and its pictures, which the tests compare with the code
+	$(BIN)/python docs/make_schedules.py
 
 bench: $(VENV)/.dev ## benchmarks on this machine's CPU, each printing a ratio
 	$(BIN)/python bench/startup.py

@@ -29,7 +29,7 @@ class Target:
 
     `level`: "" for all levels together. `value`, `beta`: means over the epoch's steps; `value` and `target` in nats per
     example for the KL, in nats per position for the reconstruction. `bound`: the bound of beta at which it stood for
-    the whole epoch.
+    the whole epoch, None while the target itself is still on its way.
     """
 
     level: str
@@ -120,7 +120,8 @@ class Controller:
                 continue
             kl = sum(means["kl"].values()) if not name else means["kl"][name]
             bound: Literal["max", "min"] | None = None
-            if max(state["at_max"], state["at_min"]) >= ALL_EPOCH * steps:
+            moving = schedule.setpoint(epoch - 1.0) != schedule.setpoint(epoch)
+            if not moving and max(state["at_max"], state["at_min"]) >= ALL_EPOCH * steps:
                 bound = "max" if state["at_max"] >= state["at_min"] else "min"
             found.append(
                 Target(

@@ -481,7 +481,7 @@ def run(schedule: Feedback, batches: list[tuple[float, float]], steps: int = 100
         state, beta = schedule.observe(state, step / steps, kl, reconstruction)
         betas.append(beta)
         assert state["beta"] == beta
-        assert schedule.bounds[0] <= beta <= schedule.bounds[1]
+        assert schedule.bounds[0] - 1e-9 <= beta <= schedule.bounds[1] + 1e-9
     return betas
 
 
@@ -515,7 +515,7 @@ def test_controlvae_comes_off_a_bound_at_once_however_long_it_stood_there(low: f
     up = run(schedule, above * stay + below * 5)
     assert up[stay - 1] == pytest.approx(high)
     assert up[stay] <= high - schedule.kp  # the first batch that asks for less gets less
-    assert all(later < earlier for earlier, later in pairwise(up[stay - 1 :]))
+    assert all(later < earlier for earlier, later in pairwise(up[stay - 1 :]) if earlier > low)
     down = run(schedule, below * stay + above * 5)
     assert down[stay - 1] == pytest.approx(low)
     assert down[stay] >= low + schedule.kp
@@ -545,19 +545,29 @@ def test_geco_comes_off_a_bound_as_soon_as_its_average_turns() -> None:
 
 
 class Plant:
-    """A made-up run: KL and reconstruction go, with a lag of some steps, where beta would have them; batches scatter."""
+    """A made-up run, whose KL goes to where beta holds it, near there with a lag of so many steps.
+
+    A weight far from that, or below 0, moves it no faster: Adam and clipping see to it. Batches scatter.
+    """
 
     def __init__(self, lag: float, noise: float) -> None:
         self.lag, self.noise = lag, noise
         self.random = random.Random(0)
-        self.kl, self.reconstruction = 1.0, 2.3
+        self.kl = 1.0
+
+    @property
+    def own(self) -> float:
+        """The beta at which the KL would stay: 0.11 at 25 nats, 0.39 at 12."""
+        return 0.01 * (150.0 / self.kl - 1.0) ** 1.5 if self.kl < 150.0 else 0.0
+
+    @property
+    def reconstruction(self) -> float:
+        return 0.2 + 0.1 * math.log1p(self.own / 0.1)
 
     def step(self, beta: float) -> tuple[float, float]:
-        """What the next batch shows. Without a weight on it the KL is 150 nats, and below none it grows on."""
-        to = 150.0 / (1.0 + (beta / 0.01) ** 0.7) if beta >= 0 else 150.0 - 100.0 * beta
-        per_position = 0.2 + 0.1 * math.log1p(max(beta, 0.0) / 0.1)
-        self.kl += (to - self.kl) / self.lag
-        self.reconstruction += (per_position - self.reconstruction) / self.lag
+        """What the next batch shows."""
+        pull = self.own - beta
+        self.kl *= math.exp(pull / (abs(pull) + self.own + 1e-3) / self.lag)
         scatter = self.random.gauss(0.0, self.noise)
         return self.kl * (1.0 + scatter), self.reconstruction * (1.0 + scatter)
 

@@ -21,6 +21,9 @@ from arcvae_cli.settings import GRID_POSITIONS, resolve
 LAGS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Epochs, the time constants that are tried for the answer of a run to beta."""
 
+FEWEST = 20
+"""Logged steps, or else epochs, from which an estimate is made."""
+
 SHOWN = 0.05
 """Share by which a value has to change with beta in a run, so that an estimate is made from it."""
 
@@ -151,10 +154,13 @@ class Recorded:
     def answer(self, schedule: Feedback, level: str) -> Answer:
         """How the run answered to beta; InputError if it does not show it."""
         points = self.points(level, "step")
-        if len(points) < 20:
+        if len(points) < FEWEST:
             points = self.points(level, "epoch")
         settled = [point for point in points if point.epoch > 1.0]  # the first epoch learns whatever beta is
-        points = settled if len(settled) >= 8 else points
+        points = settled if len(settled) >= FEWEST else points
+        if len(points) < FEWEST:
+            what = f"{len(points)} logged steps or epochs do not show how it answers to beta"
+            raise InputError(f"--run {self.name}: {what}", f"give a longer run, with {FEWEST} at least")
         answer = fit(points, schedule.quantity)
         if abs(answer.values[-1] - answer.values[0]) <= SHOWN * abs(answer.values[0]):
             named = "KL" if schedule.quantity == "kl" else "reconstruction"
@@ -224,12 +230,12 @@ def isotonic(places: Iterable[float], values: Iterable[float], sign: float) -> t
 
     Pools adjacent violators (Barlow et al. 1972); each pool is a knot at its mean place, so that it has no steps.
     """
+    together: dict[float, list[float]] = {}
+    for place, value in zip(places, values, strict=True):
+        together.setdefault(place, []).append(sign * value)
     pools: list[list[float]] = []  # weight, sum of places, sum of values
-    for place, value in sorted(zip(places, values, strict=True)):
-        if pools and pools[-1][1] / pools[-1][0] == place:
-            pools[-1] = [pools[-1][0] + 1.0, pools[-1][1] + place, pools[-1][2] + sign * value]
-        else:
-            pools.append([1.0, place, sign * value])
+    for place, same in sorted(together.items()):
+        pools.append([len(same), len(same) * place, sum(same)])
         while len(pools) > 1 and pools[-2][2] / pools[-2][0] >= pools[-1][2] / pools[-1][0]:
             last = pools.pop()
             pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import pty
 import subprocess
@@ -12,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from matplotlib.image import imread
 from typer.testing import Result
 
-from arcvae_cli.schedules import SCHEDULES, Cyclical, LinearWarmup, build_schedule
-from arcvae_cli.settings import preset_names
+from arcvae_cli.schedules import (
+    SCHEDULES,
+    ControlVAE,
+    Cyclical,
+    Feedback,
+    LinearWarmup,
+    Schedule,
+    build_schedule,
+)
+from arcvae_cli.settings import Settings, preset_names
 
 Run = Callable[..., Result]
 
@@ -199,6 +209,13 @@ def test_the_flags_of_train_are_the_same_flags(preview: Run) -> None:
         (["cyclical", "--ramp-fraction", "0.3"], ["--ramp-fraction", "wave triangle", "ramp_hold"]),
         (["linear", "--ramp-fraction", "0.3"], ["--ramp-fraction", "linear has no use"]),
         (["cyclical", "--steps", "9"], ["--steps", "--per step"]),
+        (["controlvae", "--steps", "9"], ["--steps", "takes feedback is shown by whole epochs", "leave it out"]),
+        (["controlvae", "--per", "epoch"], ["--per", "expected one of 'step'"]),
+        (["geco", "--beta-max", "1"], ["--max-beta", "geco has no use for max_beta", "lambda_min"]),
+        (["kl_capacity", "--beta-max", "1"], ["--max-beta", "kl_capacity has no use for max_beta", "gamma"]),
+        (["cyclical", "--run", "x"], ["--run: cyclical takes no feedback", "kl_capacity, controlvae and geco"]),
+        (["controlvae", "--run", "x"], ["--run x: neither a folder nor a run in runs", "--runs-dir"]),
+        (["controlvae", "--run", "."], ["--run .: . holds no config.toml", "give the folder of a run"]),
         (["cyclical", "--epochs", "0"], ["--epochs"]),
         (["cyclical", "--wave", "square"], ["--wave", "ramp_hold"]),
         (["cyclical", "--plot", "no/folder/a.png"], ["--plot no/folder/a.png", "no folder"]),
@@ -250,14 +267,16 @@ def test_the_environment_counts_for_presets_as_in_training(preview: Run, monkeyp
 
 def test_csv(preview: Run, tmp_path: Path) -> None:
     path = tmp_path / "beta.csv"
-    result = preview("baseline", "hierarchical", "--csv", path, "--epochs", 30)
+    levels = tmp_path / "levels.toml"
+    levels.write_text('[schedule]\nname = "hierarchical"\n[objective]\nreconstruction = "focal"\n')
+    result = preview("baseline", levels, "--csv", path, "--epochs", 30)
     assert result.exit_code == 0
     assert result.stderr.splitlines()[-1] == f"wrote {path}"
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     assert [(row["schedule"], row["level"]) for row in rows[::30]] == [
         ("baseline", ""),
-        ("hierarchical", "global"),
-        ("hierarchical", "local"),
+        (str(levels), "global"),
+        (str(levels), "local"),
     ]
     assert [row["epoch"] for row in rows[:30]] == [str(epoch) for epoch in range(1, 31)]
     assert (rows[29]["beta"], rows[29]["elbo_scale_beta"]) == ("2.0", "51.2")
@@ -277,6 +296,139 @@ def test_plot(preview: Run, tmp_path: Path) -> None:
     assert preview("cyclical", "linear", "--plot", path, "--max-beta", 1).exit_code == 0
     assert (imread(path) != alone).any()
     assert [file.name for file in tmp_path.iterdir()] == ["beta.png"]
+
+
+WAVES = Cyclical(max_beta=0.5, cycle_length=6.0, per="step")
+
+
+def write_run(folder: Path, schedule: Schedule, epochs: int, per_epoch: int = 20) -> Path:
+    """The record of a run whose KL answers at once, 50 * exp(-3 beta) nats."""
+    lines = []
+    for step in range(1, epochs * per_epoch + 1):
+        at = step / per_epoch
+        beta = 0.4 if isinstance(schedule, Feedback) else schedule(at)
+        values = {"train/beta": beta, "train/kl": 50 * math.exp(-3 * beta), "train/loss_reconstruction": 70.0}
+        lines.append({"kind": "step", "epoch": at, "step": step, **values})
+        if step % per_epoch == 0:
+            lines.append({**lines[-1], "kind": "epoch"})
+    folder.mkdir(parents=True)
+    settings = Settings.model_validate({"schedule": schedule.model_dump()})
+    (folder / "config.toml").write_text(tomli_w.dumps(settings.table()))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "words"),
+    [
+        ("controlvae", "KL, nats per example", "KL held at"),
+        ("kl_capacity", "KL, nats per example", "KL held at a capacity that rises"),
+        ("geco", "reconstruction, nats per position", "reconstruction held at"),
+    ],
+)
+def test_what_takes_feedback_shows_its_target_and_says_why(preview: Run, name: str, unit: str, words: str) -> None:
+    result = preview(name)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert words in lines[1]
+    part = build_schedule(one(preview(name, "--json"))["schedule"])
+    assert isinstance(part, Feedback)
+    for key, value in part:
+        assert key in ("name", "per") or f"{key} {value:g}" in lines[2]
+    low, high = part.bounds
+    assert f"beta depends on the run and moves once a step, from {low:g} to {high:g}" in lines[3]
+    assert lines[4] == "  --run RUN previews it against a recorded run"
+    assert unit in lines
+    assert "beta" not in lines  # no chart of it
+    assert next(iter(key_epochs(result))) == "1"
+    assert max(map(len, lines)) <= 120
+
+
+def test_a_target_that_rises_is_drawn_and_listed(preview: Run) -> None:
+    flags = ["--set", "schedule.capacity=20", "--ramp-epochs", 10, "--epochs", 20]
+    result = preview("kl_capacity", *flags)
+    rows = key_epochs(result)
+    assert rows["10"] == ["20", "capacity", "reached"] and rows["1"][0] == "2"
+    chart = [line.split("|", 1)[1] for line in result.stdout.splitlines() if "|" in line]
+    assert chart[0].index("*") == pytest.approx(0.5 * len(chart[0]), abs=4)
+    document = one(preview("kl_capacity", *flags, "--json"))
+    assert document["closed_loop"] is True
+    assert document["curve"]["epoch"] == list(range(1, 21))
+    assert document["curve"]["target"] == [min(20, 2 * epoch) for epoch in range(1, 21)]
+    level = document["levels"]["beta"]
+    assert (level["quantity"], level["bounds"], level["first_peak"]) == ("kl", [-1, 1], 10)
+    short = preview("kl_capacity", "--ramp-epochs", 10, "--epochs", 5)
+    assert "warning: capacity ends at" in short.stderr
+
+
+def test_open_and_closed_loops_have_a_chart_each(preview: Run) -> None:
+    result = preview("controlvae", "cyclical", "--epochs", 20)
+    lines = result.stdout.splitlines()
+    assert lines.index("KL, nats per example") < lines.index("beta")
+    mixed = preview("hierarchical", "--set", "schedule.local.name=controlvae", "--set", "schedule.local.target=7")
+    assert mixed.exit_code == 0, mixed.stderr
+    head = next(line for line in mixed.stdout.splitlines() if line.startswith("epoch "))
+    assert head.split() == ["epoch", "global", "beta", "local", "target"]
+    curve = one(preview("hierarchical", "--set", "schedule.local.name=geco", "--json"))["curve"]
+    assert set(curve) == {"epoch", "global", "local_target"}
+
+
+def test_an_estimate_against_a_recorded_run(preview: Run, tmp_path: Path) -> None:
+    write_run(tmp_path / "waves", WAVES, 18)
+    flags = ["--run", "waves", "--runs-dir", tmp_path, "--epochs", 40]
+    flags += ["--set", "schedule.ki=-0.001", "--set", "schedule.target=25"]
+    result = preview("controlvae", *flags)
+    assert result.exit_code == 0 and result.stderr == ""
+    assert "an estimate, from how the KL answered to beta in the run waves: " in result.stdout
+    assert "held within 5 % from epoch " in result.stdout
+    assert {"beta", "KL, nats per example"} <= set(result.stdout.splitlines())
+    beta = math.log(2) / 3
+    last = key_epochs(result)["40"]
+    assert [float(value) for value in last[:3]] == [25, pytest.approx(25, rel=0.02), pytest.approx(beta, rel=0.05)]
+    level = one(preview("controlvae", *flags, "--json"))["run"]["levels"]["beta"]
+    assert (level["kind"], level["epoch"]) == ("estimate", list(range(1, 41)))
+    assert level["beta"][-1] == pytest.approx(beta, rel=0.05)
+    path = tmp_path / "out.csv"
+    assert preview("controlvae", *flags, "--csv", path).exit_code == 0
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert (rows[-1]["quantity"], rows[-1]["target"]) == ("kl", "25.0")
+    assert float(rows[-1]["beta"]) == level["beta"][-1] and float(rows[-1]["value"]) == level["value"][-1]
+    outside = preview("controlvae", *flags, "--set", "schedule.target=4")
+    assert "warning: target 4 is outside what the run waves showed" in outside.stderr
+    assert outside.exit_code == 0 and "not held within 5 %" in outside.stdout
+    stuck = preview("controlvae", *flags, "--max-beta", 0.1)
+    assert "warning: target 25 is out of reach, beta stands at its largest in the last epoch: 3" in stuck.stderr
+
+
+def test_a_run_with_the_schedule_itself_is_shown_as_it_was(preview: Run, tmp_path: Path) -> None:
+    schedule = ControlVAE(target=15.0)
+    folder = write_run(tmp_path / "own", schedule, 6)
+    result = preview(folder, "--run", folder, "--epochs", 6)
+    assert f"recorded: the run {folder} was trained with it" in result.stdout
+    assert "at the end KL 15.06, target 15: held within 5 % from epoch 1 on" in result.stdout
+    level = one(preview(folder, "--run", folder, "--json"))["run"]["levels"]["beta"]
+    assert (level["kind"], level["held_since"]) == ("recorded", 1)
+    assert level["value"] == pytest.approx([50 * math.exp(-1.2)] * 6)
+    assert level["beta"] == pytest.approx([0.4] * 6)
+
+
+def test_the_picture_of_a_closed_loop(preview: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    write_run(tmp_path / "waves", WAVES, 18)
+    path = tmp_path / "target.png"
+
+    def points(*arguments: object) -> str:
+        assert preview("controlvae", *arguments, "--plot", path).exit_code == 0
+        with Image.open(path) as image:
+            return str(image.info["points"])  # type: ignore[attr-defined]
+
+    alone = points("--epochs", 12)
+    tall = imread(path).shape[0]
+    ran = points("--epochs", 12, "--run", "waves", "--runs-dir", tmp_path)
+    assert imread(path).shape[0] > tall  # a panel for the KL and one for beta
+    assert len({alone, ran, points("--epochs", 12, "--set", "schedule.target=9")}) == 3
+    assert points("--epochs", 12) == alone
 
 
 def test_many_marks_are_cut_in_the_middle(preview: Run) -> None:
@@ -325,15 +477,18 @@ def test_a_terminal_without_the_characters_gets_plain_ones() -> None:
     assert in_terminal("cyclical", NO_COLOR="1", PYTHONIOENCODING="ascii").isascii()
 
 
-def test_nothing_heavy_is_imported() -> None:
+@pytest.mark.parametrize("run", [[], ["--run", "waves"]])
+def test_nothing_heavy_is_imported(run: list[str], tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "waves", WAVES, 18)
+    name = "controlvae" if run else "cyclical"
     code = (
-        "import sys; sys.argv = ['arcvae', 'schedule-preview', 'cyclical', '--json']\n"
+        f"import sys; sys.argv = ['arcvae', 'schedule-preview', {name!r}, '--json', *{run!r}]\n"
         "from arcvae_cli.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'matplotlib', 'rich', 'plotext', 'wandb'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stderr.strip() == "[]"
-    assert json.loads(run.stdout)["schedules"][0]["name"] == "cyclical"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert json.loads(done.stdout)["schedules"][0]["name"] == name

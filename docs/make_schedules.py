@@ -1,0 +1,335 @@
+"""Makes docs/schedules.md and its pictures with `arcvae schedule-preview`, or with --check says what is stale.
+
+python docs/make_schedules.py               write the page and the pictures
+python docs/make_schedules.py --check       exit 1 if they are not what the code gives now
+python docs/make_schedules.py --keep RUN    keep the record of a run of a closed loop for its picture
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import struct
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcvae_cli.cli import app
+from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
+from arcvae_cli.settings import preset_names, read_toml, resolve
+
+HERE = Path(__file__).parent
+PAGE, PICTURES, RECORDED = HERE / "schedules.md", HERE / "images" / "schedules", HERE / "recorded"
+WIDTH = 125
+
+
+@dataclass(frozen=True)
+class Section:
+    """What no program knows of a schedule. Paragraphs are wrapped anew."""
+
+    formula: str
+    source: str
+    use: str
+
+
+EARLIER = "the earlier projects ([names](names.md))"
+RAMP = """
+beta(e) = 0                                              up to e = warmup_epochs
+          max_beta (e - warmup_epochs) / ramp_epochs     until that is max_beta
+          max_beta                                       after
+"""
+PROGRESS = "p = min(1, e / warmup_epochs)\n"
+
+SECTIONS = {
+    "constant": Section(
+        formula="beta(e) = max_beta",
+        source="""Higgins et al. 2017, "beta-VAE". With max_beta 1 and summed terms it is the ELBO.""",
+        use="""To measure others against, and where a code does not collapse at the beta you want. The KL term weighs
+        from the first step on, when the decoder has no use for the code yet.""",
+    ),
+    "linear_warmup": Section(
+        formula=RAMP,
+        source=f"""Bowman et al. 2016 and Sønderby et al. 2016 raise the weight of the KL from 0 to 1 while they train;
+        the flat beginning and the numbers are those of {EARLIER}.""",
+        use="""The plain choice: the code is filled first and compressed after. It needs `warmup_epochs + ramp_epochs`
+        epochs to get there, and a shorter run is told so before it starts.""",
+    ),
+    "ultra_conservative": Section(
+        formula=RAMP,
+        source=f"`linear_warmup` with other numbers, from {EARLIER}.",
+        use="For codes that collapse: late, slow, and to a tenth of the ELBO's weight. The README's figures are of it.",
+    ),
+    "aggressive": Section(
+        formula=RAMP,
+        source=f"`linear_warmup` with other numbers, from {EARLIER}.",
+        use="For short runs of models that have shown that they do not collapse.",
+    ),
+    "three_phase": Section(
+        formula="beta(e) = straight lines from 0 to each phase's beta at the end of its epochs, then level",
+        source=f"One of {EARLIER}.",
+        use="""Any curve of straight lines, a pair of epochs and beta for each. The default ends at beta 2, which with
+        the mean reductions of the preset `baseline` weighs 51.2 on the ELBO scale and collapses.""",
+    ),
+    "linear": Section(
+        formula=PROGRESS + "beta(e) = max_beta p",
+        source="Bowman et al. 2016, as above.",
+        use="`linear_warmup` without the flat beginning.",
+    ),
+    "cosine": Section(
+        formula=PROGRESS + "beta(e) = max_beta (1 - cos(pi p)) / 2",
+        source="The half cosine of learning-rate schedules (Loshchilov and Hutter 2017), the other way up.",
+        use="As `linear`, without a kink at either end.",
+    ),
+    "exponential": Section(
+        formula=PROGRESS + "beta(e) = max_beta (1 - exp(-5 p)) / (1 - exp(-5))",
+        source=f"One of {EARLIER}; the divisor is new, so that it arrives at max_beta.",
+        use="Most of the weight comes early, 40 % of it in the first tenth of the time.",
+    ),
+    "sigmoid": Section(
+        formula=PROGRESS + "s(p) = 1 / (1 + exp(-12 (p - 0.5)))\nbeta(e) = max_beta (s(p) - s(0)) / (s(1) - s(0))",
+        source="""Bowman et al. 2016 anneal along a logistic curve; it is scaled here, so that it begins at 0 and
+        arrives at max_beta.""",
+        use="A flat beginning and a quick middle: close to `linear_warmup`, with one number less to choose.",
+    ),
+    "cyclical": Section(
+        formula="""
+tau = (e mod cycle_length) / cycle_length,   span = max_beta - min_beta
+triangle:   beta(e) = min_beta + span (1 - |1 - 2 tau|)
+cosine:     beta(e) = min_beta + span (1 - cos(2 pi tau)) / 2
+ramp_hold:  beta(e) = min_beta + span min(1, tau / ramp_fraction),   held to the end of the cycle, that included
+""",
+        source=f"""Fu et al. 2019 is `ramp_hold` with ramp_fraction 0.5, four cycles a run and `per = "step"`. The other
+        two waves are those of {EARLIER}.""",
+        use="""Every cycle lets the code fill again. Early stopping counts whole cycles, and the best epoch is chosen at
+        the weight of the peak, so that annealing decides neither. For cycles of few epochs set `per = "step"`.""",
+    ),
+    "warm_restart": Section(
+        formula="""
+restarts at I, I + I m, I + I m + I m^2, ... rounded half up to restart_unit   (I: interval, m: multiplier)
+beta(e) = base(e - the last restart)
+""",
+        source="After the warm restarts of the learning rate by Loshchilov and Hutter 2017.",
+        use="As `cyclical`, with cycles that may grow, and any schedule that takes no feedback as its `base`.",
+    ),
+    "hierarchical": Section(
+        formula="beta_global(e) = global(e)\nbeta_local(e)  = local(e)",
+        source=f"One of {EARLIER}, for a global vector and a local map of latents.",
+        use="""For the hierarchical model: each level has its own schedule for its own KL term. Either may take
+        feedback, and then holds the KL of its own level.""",
+    ),
+    "kl_capacity": Section(
+        formula="""
+C(e) = start_capacity + (capacity - start_capacity) min(1, e / ramp_epochs)      nats
+loss = reconstruction + gamma |KL - C|                                           of each batch
+     = reconstruction + beta KL + constant,   beta = gamma sign(KL - C)
+""",
+        source="""Burgess et al. 2018, "Understanding disentangling in beta-VAE": C from 0 to 25 nats, gamma 100 to
+        1000.""",
+        use="""When you know how many nats the code should carry, and want to hand them out slowly. Beta jumps between
+        gamma and -gamma; its mean over an epoch is what holds the capacity.
+
+        gamma has to be above the beta at which the KL would be the capacity by itself. Whatever it is above that costs
+        learning: the signs cancel, but clipping and Adam scale the whole gradient down to gamma's.
+
+        `arcvae train --data arc-raw --beta-schedule kl_capacity --epochs 70 --no-early-stopping
+        --set schedule.gamma=G`,
+        means of the last ten epochs: with G = 1, 10 and 100 the KL is 25.1, 25.0 and 25.0 nats. The validation
+        reconstruction is 103.9, 138.6 and 169.8 nats, and 48, 26 and 0 % of the non-black cells are right.""",
+    ),
+    "controlvae": Section(
+        formula="""
+error = target - KL                                     of each batch, in nats
+I     = I + ki error                                    no further than to beta's bound, in that direction only
+beta  = kp / (1 + exp(error)) + I                       within min_beta and max_beta
+""",
+        source="""Shao et al. 2020, "ControlVAE". Public versions stop the integral at a bound by a condition that is
+        never met; here beta comes off its bound with the first batch that asks for it.""",
+        use="""When you know how many nats the code should carry, and want beta to move smoothly. A target below the KL
+        that max_beta leaves cannot be held, and the run says so. A larger ki (it is negative) is quicker, and
+        overshoots more.""",
+    ),
+    "geco": Section(
+        formula="""
+C       = reconstruction - tolerance                    of each batch, in nats per position
+average = averaging average + (1 - averaging) C         begun with the first C
+lambda  = lambda exp(alpha average)                     within lambda_min and lambda_max
+beta    = 1 / lambda
+""",
+        source="""Rezende and Viola 2018, "Taming VAEs": minimise KL + lambda C.""",
+        use="""When you know how well the model must reconstruct, and want no more KL than that takes. A grid has 256
+        positions. As long as the model cannot meet the tolerance at any beta, lambda runs to lambda_max, which is beta
+        at its least, and the run says so.""",
+    ),
+}
+
+HEAD = """
+<!-- Made by docs/make_schedules.py: change that, then `make docs`. -->
+
+# Schedules of beta
+
+`loss = reconstruction + beta * KL`. The time e is counted in epochs from 1, and in fractions of them with
+`per = "step"`; at e = 0 a schedule has the value it starts from. Beta 1 is the ELBO where both terms are sums; on other
+scales `arcvae` shows the ELBO-scale beta beside beta.
+
+`arcvae schedule-preview NAME` shows a schedule before a run, `arcvae train --beta-schedule NAME` trains with its
+defaults, and `--set schedule.KEY=VALUE` or a preset sets its keys. The first twelve are decided by the epoch alone. The
+last three take feedback: they watch every batch on the device, and keep their state in the checkpoint. The best epoch
+of a run with one of those is chosen at the weight of the ELBO.
+"""
+
+
+def main() -> None:
+    """Make, check or keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--keep", type=Path, metavar="RUN")
+    options = parser.parse_args()
+    run = options.keep.resolve() if options.keep else None
+    for name in [name for name in os.environ if name.startswith("ARCVAE_")]:
+        del os.environ[name]  # presets are read as they are
+    os.chdir(HERE.parent)
+    if run:
+        keep(run)
+    elif options.check:
+        faults = list(stale())
+        print("".join(f"{fault}\n" for fault in faults), end="")
+        sys.exit("run `make docs`" if faults else None)
+    else:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        PAGE.write_text(page(PICTURES), encoding="utf-8")
+        for picture in PICTURES.glob("*.png"):
+            if picture.stem not in SCHEDULES:
+                picture.unlink()
+
+
+def stale() -> Iterator[str]:
+    """What is not as it would be made now."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page(Path(folder)):
+            yield f"{PAGE} is stale"
+        for name in SCHEDULES:
+            if points(PICTURES / f"{name}.png") != points(Path(folder) / f"{name}.png"):
+                yield f"{PICTURES}/{name}.png is stale"
+    yield from (f"{path} belongs to no schedule" for path in PICTURES.glob("*.png") if path.stem not in SCHEDULES)
+
+
+def page(pictures: Path) -> str:
+    """The text; the pictures go to a folder."""
+    assert set(SECTIONS) == set(SCHEDULES), "every schedule has its section, and no section is left over"
+    text = HEAD.lstrip() + "\n" + wrapped(", ".join(f"[{name}](#{name})" for name in SCHEDULES)) + "\n"
+    return text + "".join(section(name, kind, pictures) for name, kind in SCHEDULES.items())
+
+
+def section(name: str, kind: type[Schedule], pictures: Path) -> str:
+    """One schedule, with its picture."""
+    prose = SECTIONS[name]
+    arguments = [name] if name in preset_names() else [name, "--epochs", "100"]
+    recorded = RECORDED / name
+    if issubclass(kind, Feedback) and recorded.is_dir():
+        arguments += ["--run", os.path.relpath(recorded)]
+    document = preview(*arguments, "--plot", str(pictures / f"{name}.png"))
+    shown = kind.model_validate(document["schedule"])
+    said = "; ".join(
+        (f"{level}: " if len(document["levels"]) > 1 else "") + facts["description"]
+        for level, facts in document["levels"].items()
+    )
+    said = f"{said}. {course(document)}"
+    if shown != kind():
+        differ = ", ".join(f"{key} {value:g}" for key, value in shown if value != getattr(kind(), key))
+        said += f" It is the preset of this name, where {differ}."
+    lines = ["", f"## {name}", "", "```text", prose.formula.strip("\n"), "```", "", wrapped(prose.use)]
+    lines += ["", wrapped(f"Source: {prose.source}"), "", "| key | default | |", "|---|---|---|", *keys(kind)]
+    lines += ["", f"![{name} over the epochs](images/schedules/{name}.png)"]
+    lines += ["", wrapped(f"`arcvae schedule-preview {' '.join(arguments)}`: {said}")]
+    return "\n".join(lines) + "\n"
+
+
+def wrapped(text: str) -> str:
+    """Paragraphs in lines that an editor shows whole."""
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    lines = (textwrap.wrap(p, WIDTH, break_long_words=False, break_on_hyphens=False) for p in paragraphs)
+    return "\n\n".join("\n".join(paragraph) for paragraph in lines)
+
+
+def course(document: dict[str, Any]) -> str:
+    """What the record of a closed loop showed."""
+    if "run" not in document:
+        return "Beta depends on the run; the picture shows the target." if document["closed_loop"] else ""
+    (level,) = document["run"]["levels"].values()
+    assert level["kind"] == "recorded", (
+        f"{document['run']['name']} is not of this schedule any more: --keep another run"
+    )
+    value, target, beta = (level[key][-1] for key in ("value", "target", "beta"))
+    held = level["held_since"]
+    since = f"within 5 % of the target from epoch {held:g} on" if held is not None else "not within 5 % of the target"
+    return f"A recorded run, means of each epoch: at the end {value:.4g} for {target:.4g} at beta {beta:.3g}, {since}."
+
+
+def keys(kind: type[Schedule]) -> Iterator[str]:
+    """The rows of the table of keys."""
+    default = kind().model_dump(mode="json", by_alias=True)
+    for key, field in kind.model_fields.items():
+        name = field.alias or key
+        if name == "name":
+            continue
+        value = default[name]
+        if isinstance(value, dict):  # a schedule within this one
+            rest = ", ".join(f"{inner} {value[inner]}" for inner in value if inner != "name")
+            yield f"| `{name}` | `{value['name']}`: {rest} | a schedule |"
+        else:
+            yield f"| `{name}` | {json.dumps(value)} | {field.description} |"
+
+
+def preview(*arguments: str) -> dict[str, Any]:
+    """What `arcvae schedule-preview` gives."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = app(["schedule-preview", *arguments, "--json"], standalone_mode=False)
+    if code:
+        sys.exit(err.getvalue())
+    (document,) = json.loads(out.getvalue())["schedules"]
+    return dict(document)
+
+
+def points(picture: Path) -> str | None:
+    """The fingerprint of the curves that a PNG carries as its text "points"; None if there is none."""
+    if not picture.is_file():
+        return None
+    data, at = picture.read_bytes(), 8
+    while at < len(data):  # chunks of a length, a kind, so many bytes, and a checksum
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        key, _, text = data[at + 8 : at + 8 + size].partition(b"\0")
+        if (kind, key) == (b"tEXt", b"points"):
+            return text.decode("latin-1")
+        at += size + 12
+    return None
+
+
+def keep(run: Path) -> None:
+    """The settings of a run, and what its picture needs of its record."""
+    schedule = resolve(str(run / "config.toml")).settings.schedule
+    if not isinstance(schedule, Feedback):
+        sys.exit(f"{run} has the schedule {schedule.name}, which takes no feedback")
+    if "path" in read_toml(run / "config.toml")["data"]:
+        sys.exit(f"{run} was trained on a corpus that others do not have")
+    folder = RECORDED / schedule.name
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run / "config.toml", folder / "config.toml")
+    names = ("kind", "epoch", "step", "train/beta", "train/kl", "train/loss_reconstruction")
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            kept = {name: round(line[name], 5) if isinstance(line[name], float) else line[name] for name in names}
+            file.write(json.dumps(kept) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Pages that are made by a script are what it would make now."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import tomli_w
+
+from arcvae_cli.schedules import SCHEDULES, Geco
+from arcvae_cli.settings import resolve
+
+SCRIPT = Path(__file__).parents[1] / "docs" / "make_schedules.py"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_schedules", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where its dataclass looks for its names
+    monkeypatch.chdir(SCRIPT.parents[1])
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_schedules_is_not_stale(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPT), "--check"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_schedule_has_its_section_and_its_picture() -> None:
+    page = (SCRIPT.parent / "schedules.md").read_text(encoding="utf-8")
+    assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == list(SCHEDULES)
+    assert [name for name in SCHEDULES if f"](images/schedules/{name}.png)" not in page] == []
+    assert {path.stem for path in (SCRIPT.parent / "images" / "schedules").glob("*.png")} == set(SCHEDULES)
+
+
+def test_a_stale_page_and_a_stale_picture_are_found(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = Path(shutil.copytree(script.PICTURES, tmp_path / "pictures"))
+    page = Path(shutil.copy(script.PAGE, tmp_path / "schedules.md"))
+
+    def made(folder: Path, text: str = page.read_text(encoding="utf-8"), source: Path = script.PICTURES) -> str:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        return text
+
+    for name, value in {"PICTURES": pictures, "PAGE": page, "page": made}.items():
+        monkeypatch.setattr(script, name, value)
+    assert list(script.stale()) == []
+    page.write_text(page.read_text(encoding="utf-8").replace("Bowman", "Someone"), encoding="utf-8")
+    shutil.copy(pictures / "linear.png", pictures / "cosine.png")
+    shutil.copy(pictures / "linear.png", pictures / "parabolic.png")
+    (pictures / "geco.png").unlink()
+    found = [Path(fault.split()[0]).name for fault in script.stale()]
+    assert found == ["schedules.md", "cosine.png", "geco.png", "parabolic.png"]
+
+
+def test_the_record_of_a_run_is_kept_and_told(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = resolve("geco").settings
+    schedule = settings.schedule
+    assert isinstance(schedule, Geco)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text(tomli_w.dumps(settings.table()))
+    reached = 256 * schedule.tolerance * 1.01
+    values = {"train/beta": 0.25, "train/kl": 30.123456, "train/loss_reconstruction": reached, "train/exact": 0.1}
+    lines = [{"kind": "epoch", "epoch": epoch, "step": 9 * epoch, **values} for epoch in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(script, "RECORDED", tmp_path / "recorded")
+    script.keep(run)
+    kept = [json.loads(line) for line in (tmp_path / "recorded/geco/metrics.jsonl").read_text().splitlines()]
+    assert kept[0] == {
+        "kind": "epoch",
+        "epoch": 1,
+        "step": 9,
+        "train/beta": 0.25,
+        "train/kl": 30.12346,
+        "train/loss_reconstruction": round(reached, 5),
+    }
+    told = " ".join(script.section("geco", Geco, tmp_path).split())
+    end = f"at the end {1.01 * schedule.tolerance:.4g} for {schedule.tolerance:.4g} at beta 0.25"
+    assert f"A recorded run, means of each epoch: {end}, within 5 % of the target from epoch 1 on." in told
+    assert script.points(tmp_path / "geco.png") is not None
+    (tmp_path / "recorded/geco/config.toml").write_text('[schedule]\nname = "geco"\ntolerance = 0.9\n')
+    with pytest.raises(SystemExit, match="3 logged steps or epochs do not show"):
+        script.section("geco", Geco, tmp_path)  # of another tolerance: an estimate, and none can be made
+
+
+def test_a_schedule_without_a_section_is_found(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(script.SECTIONS, "cosine")
+    with pytest.raises(AssertionError, match="every schedule has its section"):
+        script.page(tmp_path)
