@@ -464,7 +464,8 @@ def save_beta_schedule(
     for name, beta in betas.items():
         axes.plot(np.asarray(epochs), np.asarray(beta), label=name, color=colours[name], linewidth=1.8)
     axes.set(xlabel="epoch", ylabel="beta", title="Beta over the run")
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if any(min(beta) < 0 for beta in betas.values()) else 0.0)
+    least = min((float(np.min(np.asarray(beta))) for beta in betas.values()), default=0.0)
+    axes.set_ylim(bottom=0.0 if least >= 0 else axes.get_ylim()[0])  # the sign of a capacity's beta changes
     axes.margins(x=0.01)
     axes.grid(alpha=0.3)
     if len(betas) > 1:
