@@ -272,8 +272,10 @@ def _tables(result: Report, loaded: Loaded) -> Iterable[RenderableType]:
     if result.adherence is not None:
         yield _adherence_table(result.adherence)
         yield Text(
-            "asked, unasked: of the samples that are neither blank nor repeated (so many: of;\n"
-            f"of those unasked {result.adherence.baseline_counted}); all, unasked: of all samples."
+            "asked, unaided, unasked: of the samples that are neither blank nor repeated (so\n"
+            f"many: of; of those unasked {result.adherence.baseline_counted}); all, unasked: of all samples.\n"
+            "unaided: each cell's likeliest colour, not the likeliest grid of that extent and\n"
+            "those colours. Symmetry is built into the decoder."
         )
     yield _verdict_table(result)
     for remedy in dict.fromkeys(finding.remedy for finding in result.verdict.findings if finding.remedy):
@@ -392,11 +394,12 @@ def _sample_table(result: Report) -> Table:
 def _adherence_table(found: Adherence) -> Table:
     """Shares in per cent; unasked samples are the baseline that ignores every condition."""
     title = f"Samples that are what they were asked to be, {found.samples} each, %"
-    table = _table(title, "", "asked", "unasked", "of", "all", "unasked", "data")
+    table = _table(title, "", "asked", "unaided", "unasked", "of", "all", "unasked", "data")
     for row in found.rows:
         table.add_row(
             row.asked,
             _plain_percent(row.counted_obeying),
+            _plain_percent(row.unaided_obeying),
             _plain_percent(row.baseline_counted_obeying),
             str(row.counted),
             _plain_percent(row.obeying),

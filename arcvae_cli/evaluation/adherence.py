@@ -36,13 +36,15 @@ class Obedience:
 
     `obeying` and `baseline_obeying` are of all samples. `counted` samples are neither blank nor a repetition of an
     earlier one, `counted_obeying` and `baseline_counted_obeying` are shares of those, None where there is none: a model
-    that always draws the same grid obeys, and is no use.
+    that always draws the same grid obeys, and is no use. `unaided_obeying` is the share of such samples that obey if
+    every cell has its likeliest colour by itself, instead of the likeliest grid that has the extent and the colours.
     """
 
     asked: str
     obeying: float
     counted: int
     counted_obeying: float | None
+    unaided_obeying: float | None
     baseline_obeying: float
     baseline_counted_obeying: float | None
     data: float
@@ -65,10 +67,10 @@ def adherence(model: VAE, training: Grids, samples: int, seed: int, asked: Seque
     data = attributes(training)
     found = []
     with evaluating(model, seed):
-        baseline, kept = _draw(model, samples, None)
+        (baseline, kept), _ = _draw(model, samples, None)
         for text in asked:
             given = parse(text.split())
-            values, counted = _draw(model, samples, encode(given, samples))
+            (values, counted), (unaided, worth) = _draw(model, samples, encode(given, samples))
             obeying, free = obeys(values, given), obeys(baseline, given)
             found.append(
                 Obedience(
@@ -76,6 +78,7 @@ def adherence(model: VAE, training: Grids, samples: int, seed: int, asked: Seque
                     obeying=float(obeying.mean()),
                     counted=int(counted.sum()),
                     counted_obeying=_share(obeying[counted]),
+                    unaided_obeying=_share(obeys(unaided, given)[worth]),
                     baseline_obeying=float(free.mean()),
                     baseline_counted_obeying=_share(free[kept]),
                     data=float(obeys(data, given).mean()),
@@ -84,12 +87,19 @@ def adherence(model: VAE, training: Grids, samples: int, seed: int, asked: Seque
     return Adherence(samples, int(kept.sum()), tuple(found))
 
 
-def _draw(model: VAE, count: int, conditions: Values | None) -> tuple[Values, NDArray[np.bool_]]:
-    """The attributes (n, A) of draws from the prior, and which of them count."""
+Drawn = tuple[Values, NDArray[np.bool_]]
+
+
+def _draw(model: VAE, count: int, conditions: Values | None) -> tuple[Drawn, Drawn]:
+    """The attributes (n, A) of draws from the prior, and which of them count: as they are asked for, and unaided."""
     device = next(model.parameters()).device
     given = None if conditions is None else torch.from_numpy(conditions).to(device)
-    drawn = most_likely(model, draw_prior(model, count, conditions=given), given).numpy().astype(np.uint8)
-    return attributes(drawn), worth_counting(drawn)
+    latents = draw_prior(model, count, conditions=given)
+    found = []
+    for obliged in (True, False):
+        drawn = most_likely(model, latents, given, obliged=obliged).numpy().astype(np.uint8)
+        found.append((attributes(drawn), worth_counting(drawn)))
+    return found[0], found[1]
 
 
 def _share(obeying: NDArray[np.bool_]) -> float | None:

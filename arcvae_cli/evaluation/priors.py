@@ -214,16 +214,22 @@ def draw_prior(
 
 
 def most_likely(
-    model: VAE, latents: Mapping[str, Tensor], conditions: Tensor | None = None, batch_size: int = BATCH_SIZE
+    model: VAE,
+    latents: Mapping[str, Tensor],
+    conditions: Tensor | None = None,
+    batch_size: int = BATCH_SIZE,
+    obliged: bool = True,
 ) -> Tensor:
-    """The most likely class at each position, (n, *positions) int64 on the CPU.
+    """The most likely classes (n, *positions) int64 on the CPU, of those that are as the conditions say.
 
-    `latents` and `conditions` (n, A), if any, lie on the model's device.
+    `latents` and `conditions` (n, A), if any, lie on the model's device. Unless `obliged`, each position has the
+    likeliest class by itself, whatever was asked.
     """
     decoded = []
     with torch.inference_mode():
         for start in range(0, len(next(iter(latents.values()))), batch_size):
             some = {name: value[start : start + batch_size] for name, value in latents.items()}
             asked = None if conditions is None else conditions[start : start + batch_size]
-            decoded.append(model.decode(some, asked).argmax(1).cpu())
+            logits = model.decode(some, asked)
+            decoded.append((model.likeliest(logits, asked) if obliged else logits.argmax(1)).cpu())
     return torch.cat(decoded)

@@ -106,6 +106,10 @@ class VAE(nn.Module, ABC):
         `noise`: standard normal numbers (n, *shape) by level to draw with, fresh ones where None.
         """
 
+    def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """The likeliest classes (B, *positions), of those that are as the conditions (B, A) say if a model has any."""
+        return logits.argmax(dim=1)
+
     def noise(self, n: int) -> dict[str, Tensor]:
         """Standard normal numbers for `n` draws, (n, *shape) by level."""
         device = next(self.parameters()).device

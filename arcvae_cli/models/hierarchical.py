@@ -19,6 +19,7 @@ from arcvae_cli import gaussians
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
 from arcvae_cli.models.base import VAE, Batch, Level, Output, posterior_logvar, standard_level
 from arcvae_cli.models.grid import COLOURS, SIDE, Block
+from arcvae_cli.models.likeliest import COUNT, EXTENTS, PRESENT, likeliest
 from arcvae_cli.settings import HierarchicalSettings
 
 GLOBAL, LOCAL = "global", "local"
@@ -34,9 +35,6 @@ AXES = 2 * SIDE - 1
 SURE = 30.0
 """Logits by which something known for certain is told from what is out of the question."""
 
-EXTENTS = [PLACE["height"], PLACE["width"]]
-COUNT = PLACE["colours"]
-PRESENT = [PLACE[f"colour_{colour}"] for colour in range(1, COLOURS)]
 SYMMETRIES = [PLACE["symmetry_lr"], PLACE["symmetry_ud"]]
 
 
@@ -81,6 +79,10 @@ class HierarchicalVAE(VAE):
         top = temperature * noise[GLOBAL]
         mean, logvar = self.decoder.prior(self.decoder.sketch(top, self.given(conditions, top)))
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
+
+    def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """The likeliest grids that have the extent and the colours that the conditions say: see `models.likeliest`."""
+        return likeliest(logits, conditions)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         """Encode, sample, decode; what the local prior sees of the global sample serves the decoder too."""

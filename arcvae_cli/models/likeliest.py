@@ -1,0 +1,74 @@
+"""The likeliest grid under given logits that is what the conditions say of its extent and its colours.
+
+The likeliest colour of each cell by itself may leave out a colour that was asked for: one that is probable somewhere in
+several cells, and the likeliest in none. So what is missing is put where it costs the least likelihood. That is greedy,
+one colour after the other, and no search among all grids.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from arcvae_cli.conditions import NOT_GIVEN, PLACE
+
+EXTENTS = (PLACE["height"], PLACE["width"])
+COUNT = PLACE["colours"]
+PRESENT = [PLACE[f"colour_{colour}"] for colour in range(1, 10)]
+
+_FEW = 4  # cells of a colour that may all be images of one another: taking one would take the colour
+_EQUAL = 1e-3  # nats; logits of mirror images are equal but for rounding
+_LAST, _NEVER = 1e3, 1e6  # nats, far beyond what a network gives
+
+
+def likeliest(logits: Tensor, conditions: Tensor | None) -> Tensor:
+    """Colours (B, 16, 16) int64 from logits (B, 10, 16, 16), as conditions (B, A) ask; any may be None or not given.
+
+    Cells that are equally likely to change, as mirror images are, change together: a symmetric grid stays symmetric.
+    """
+    colours = logits.argmax(dim=1)
+    if conditions is None or bool((conditions == NOT_GIVEN).all()):
+        return colours
+    for axis, place in enumerate(EXTENTS):
+        colours = _reach(logits, colours, conditions[:, place], axis)
+    for _ in PRESENT:
+        colours = _add_colour(logits, colours, conditions)
+    return colours
+
+
+def _reach(logits: Tensor, colours: Tensor, extent: Tensor, axis: int) -> Tensor:
+    """Light a cell of the last row (axis 0) or column (1) that the extent (B,) names, where none of it is lit."""
+    line = torch.arange(colours.shape[1], device=colours.device) == (extent - 1)[:, None]  # (B, 16)
+    line = line[:, :, None] if axis == 0 else line[:, None, :]
+    dark = (extent > 0) & ~((colours > 0) & line).any(dim=(1, 2))
+    best, colour = logits[:, 1:].max(dim=1)  # (B, 16, 16)
+    cost = torch.where(line, best - logits[:, 0], -_NEVER)
+    return _change(colours, cost, colour + 1, dark, best - logits[:, 0])
+
+
+def _add_colour(logits: Tensor, colours: Tensor, conditions: Tensor) -> Tensor:
+    """Put one colour that is missing where it costs least, in each grid that lacks one."""
+    cells = functional.one_hot(colours, logits.shape[1]).sum(dim=(1, 2))  # (B, 10)
+    absent = cells[:, 1:] == 0
+    wanted = absent & (conditions[:, PRESENT] == 1)
+    count = conditions[:, COUNT]
+    short = (count >= 0) & ((~absent).sum(dim=1) < count)
+    free = absent & (conditions[:, PRESENT] != 0) & short[:, None]
+    choice = torch.where(wanted.any(dim=1, keepdim=True), wanted, free)  # (B, 9)
+    own = logits.gather(1, colours[:, None])
+    gain = logits[:, 1:] - own  # (B, 9, 16, 16), what a change costs, negative
+    rare = (cells.gather(1, colours.flatten(1)).view_as(colours) <= _FEW) & (colours > 0)
+    allowed = torch.where(choice[:, :, None, None], gain - _LAST * rare[:, None], -_NEVER)
+    cost, colour = allowed.max(dim=1)
+    return _change(colours, cost, colour + 1, choice.any(dim=1), cost)
+
+
+def _change(colours: Tensor, cost: Tensor, into: Tensor, where: Tensor, everywhere: Tensor) -> Tensor:
+    """In the grids `where`, change the cell of the highest `cost`, and those of the same colour that equal it."""
+    flat = cost.flatten(1)
+    best, cell = flat.max(dim=1, keepdim=True)
+    colour = into.flatten(1).gather(1, cell)
+    twin = (everywhere.flatten(1) - best).abs().le(_EQUAL) & (into.flatten(1) == colour)
+    twin = twin.scatter(1, cell, True) & where[:, None]
+    return torch.where(twin, colour, colours.flatten(1)).view_as(colours)
