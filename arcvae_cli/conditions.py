@@ -207,6 +207,9 @@ def contradiction(given: Mapping[str, int]) -> str | None:
         return f"{blank[0]}=0 is a blank grid and {written({lit[0]: given[lit[0]]})} is none"
     if len(barred) == 9 and lit:
         return f"without the colours 1-9 it is blank and {written({lit[0]: given[lit[0]]})} is not"
+    for extent, mirror in (("height", "symmetry_ud"), ("width", "symmetry_lr")):
+        if given.get(extent) == 1 and given.get(mirror) == 0:
+            return f"{extent}=1 is its own mirror image and {written({mirror: 0})} is asked for"
     colours = given.get("colours")
     if colours is not None and len(wanted) > colours:
         return f"colours={colours} and {' and '.join(wanted)} are asked for"

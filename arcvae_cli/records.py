@@ -72,9 +72,9 @@ class StepRecord:
 class EpochRecord:
     """One finished epoch. `selection`: the yardstick of model selection; `best`: whether it is the best yet.
 
-    `betas`: at its end. `path`: by level, beta at every step. `turns`: the least and the largest of each level whose
-    beta went both up and down within it. `targets`: what a closed loop held, and what it should have. `restart`: the
-    restarts around the epoch, for a schedule that has them.
+    `betas`: at its end, or for a closed loop the mean of its steps. `path`: by level, beta at every step. `turns`: the
+    least and the largest of each level whose beta went both up and down within it. `targets`: what a closed loop held,
+    and what it should have. `restart`: the restarts around the epoch, for a schedule that has them.
     """
 
     epoch: int

@@ -152,7 +152,9 @@ class Trainer:
         for recorder in self.recorders:
             recorder.steps(records)
 
-        betas = {name: values[-1] for name, values in path.items()}
+        # a closed loop may change the sign of beta with every batch: its mean is what weighed
+        closed = self.schedule.closed_levels(self.levels)
+        betas = {name: sum(values) / len(values) if name in closed else values[-1] for name, values in path.items()}
         val = self.validate(betas)
         self.check_finite(val, epoch)  # the last step of an epoch shows only here
         totals = {name: sum(groups) for name, groups in val.rates.items()}
@@ -172,7 +174,7 @@ class Trainer:
             best=False,
             seconds=time.perf_counter() - began,
             unit=self.corpus.unit,
-            turns=turns(path),
+            turns=turns({name: values for name, values in path.items() if name not in closed}),
             path=path,
             targets=self.control.verdict(float(epoch), self.means(train)),
             restart=self.schedule.restart_info(float(epoch)),

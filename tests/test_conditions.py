@@ -165,6 +165,8 @@ def test_what_is_read(texts: list[str], given: dict[str, int]) -> None:
         (["objects=1", "colours=2"], "objects=1 and 2 colours", "leave one"),
         (["height=1", "width=2", "objects=3"], "height x width are 2 cells and 3 are needed", "leave one"),
         (["height=1", "width=1", "black=yes", "red=yes"], "1 cells and 2 are needed", "leave one"),
+        (["height=1", "symmetry_ud=no"], "height=1 is its own mirror image and symmetry_ud=no", "leave one"),
+        (["symmetry=none", "width=1"], "width=1 is its own mirror image and symmetry_lr=no", "leave one"),
         ([f"colour_{number}=no" for number in range(1, 10)] + ["width=3"], "without the colours 1-9", "leave one"),
     ],
 )

@@ -544,6 +544,13 @@ def test_geco_comes_off_a_bound_as_soon_as_its_average_turns() -> None:
         assert betas[-1] == pytest.approx(0.01 * math.exp(0.1 * 0.25))
 
 
+def test_geco_is_at_a_bound_only_where_little_is_left_of_the_way_by_factors() -> None:
+    for schedule in (Geco(), Geco(lambda_min=1.0, lambda_max=1e6)):
+        (low, high), (least, largest) = schedule.at_bounds, schedule.bounds
+        assert least < low < 1.2 * least and largest / 1.2 < high < largest
+    assert Geco(lambda_min=3.0, lambda_max=3.0, start_lambda=3.0).at_bounds == pytest.approx((1 / 3, 1 / 3))
+
+
 class Plant:
     """A made-up run, whose KL goes to where beta holds it, near there with a lag of so many steps.
 

@@ -32,7 +32,7 @@ STEPS = 100
 ROWS = 16  # key epochs shown, the middle ones left out first
 UNITS = {"kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
 NAMES = {"kl": "KL", "reconstruction": "reconstruction"}
-CUT = 2.5  # targets high: a chart of what is held goes no higher, for the first epochs overshoot by far
+CUT = 2.5  # targets high: what is held in the first half is drawn no higher, for the first epochs overshoot by far
 
 SCHEDULE, VIEW, OUTPUT = "The schedule", "The view", "Output"
 
@@ -94,7 +94,8 @@ class Shown:
             yield Curve(f"{label} target", unit, 0.0, self.epochs, target, value=part.setpoint, dashed=True)
             if course:
                 ends = course.epochs[0], course.epochs[-1]
-                top = min(max(course.values), CUT * target or math.inf)
+                later = course.values[len(course.values) // 2 :]
+                top = max(min(max(course.values), CUT * target or math.inf), *later)
                 yield Curve(label, unit, *ends, top, value=partial(course.at, "values"))
                 betas = course.betas
                 yield Curve(label, "beta", *ends, max(betas), low=min(0.0, *betas), value=partial(course.at, "betas"))
@@ -294,7 +295,13 @@ def with_run(shown: Sequence[Shown], run: str, runs: Path) -> list[Shown]:
         closed = {level: part for level, part in s.schedule.parts.items() if isinstance(part, Feedback)}
         return {level: recorded.course(part, level, s.epochs) for level, part in closed.items()}
 
-    return [replace(s, run=recorded, courses=courses(s)) if s.schedule.closed_loop else s for s in shown]
+    def ran(s: Shown) -> Shown:
+        found = courses(s)
+        # what was recorded ends with the run
+        ends = [int(course.epochs[-1]) if course.kind == "recorded" else s.epochs for course in found.values()]
+        return replace(s, run=recorded, courses=found, epochs=min(s.epochs, *ends))
+
+    return [ran(s) if s.schedule.closed_loop else s for s in shown]
 
 
 def warnings(s: Shown) -> Iterator[str]:
@@ -359,7 +366,7 @@ def feedback_facts(part: Feedback, level: str, s: Shown) -> Iterator[str]:
     weight = f" ({low * s.scale:.4g} to {high * s.scale:.4g} on the ELBO scale)" if s.scale not in (None, 1.0) else ""
     values = (f"{key} {value:g}" for key, value in part if key not in ("name", "per"))
     yield ", ".join(values)
-    yield f"beta depends on the run and moves once a step, from {low:.4g} to {high:.4g}{weight}"
+    yield f"beta depends on the run and moves once a step, between {low:.4g} and {high:.4g}{weight}"
     course, name = s.courses.get(level), NAMES[part.quantity]
     if course is None:
         yield "--run RUN previews it against a recorded run"

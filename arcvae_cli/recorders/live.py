@@ -180,9 +180,6 @@ def level_bars(record: EpochRecord, plan: Plan, width: int, lines: int) -> Itera
         yield from kl_bars(name, groups, floor, width, lines // len(rates), cells, ACTIVE_KL)
 
 
-QUANTITIES = {"kl": "KL", "reconstruction": "recon"}
-
-
 def epoch_table(records: Sequence[EpochRecord], plan: Plan, count: int, width: int) -> Table:
     """The last of `count` epochs, validation numbers but for the first loss, in as many columns as fit into `width`."""
     rows = [epoch_cells(record, plan) for record in records]
@@ -248,7 +245,9 @@ QUANTITIES = {"kl": "KL", "reconstruction": "recon"}
 def beta_text(record: EpochRecord, scale: float = 1.0) -> str:
     """Beta at the end, or from least to largest where it turned; of each level where they differ, times `scale`."""
     spans = (record.turns.get(name, (beta,)) for name, beta in record.betas.items())
-    return "/".join("-".join(f"{value * scale:.4g}" for value in span) for span in dict.fromkeys(spans))
+    return "/".join(
+        (".." if span[0] < 0 else "-").join(f"{value * scale:.4g}" for value in span) for span in dict.fromkeys(spans)
+    )
 
 
 def target_cells(targets: Sequence[Target]) -> dict[str, Text]:

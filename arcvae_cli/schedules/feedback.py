@@ -254,6 +254,12 @@ class Geco(Feedback):
     def bounds(self) -> tuple[float, float]:
         return 1.0 / self.lambda_max, 1.0 / self.lambda_min
 
+    @property
+    def at_bounds(self) -> tuple[float, float]:
+        low, high = self.bounds  # beta moves by factors: a share of its range would be many times the least beta
+        near = (high / low) ** NEAR_BOUND
+        return low * near, high / near
+
     def begin(self) -> dict[str, float]:
         return {
             "beta": 1.0 / self.start_lambda,

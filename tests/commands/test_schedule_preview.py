@@ -336,7 +336,7 @@ def test_what_takes_feedback_shows_its_target_and_says_why(preview: Run, name: s
     for key, value in part:
         assert key in ("name", "per") or f"{key} {value:g}" in lines[2]
     low, high = part.bounds
-    assert f"beta depends on the run and moves once a step, from {low:g} to {high:g}" in lines[3]
+    assert f"beta depends on the run and moves once a step, between {low:g} and {high:g}" in lines[3]
     assert lines[4] == "  --run RUN previews it against a recorded run"
     assert unit in lines
     assert "beta" not in lines  # no chart of it
@@ -410,6 +410,14 @@ def test_a_run_with_the_schedule_itself_is_shown_as_it_was(preview: Run, tmp_pat
     assert (level["kind"], level["held_since"]) == ("recorded", 1)
     assert level["value"] == pytest.approx([50 * math.exp(-1.2)] * 6)
     assert level["beta"] == pytest.approx([0.4] * 6)
+    longer = preview(folder, "--run", folder, "--epochs", 40)
+    assert list(key_epochs(longer))[-1] == "6", "what was recorded ends with the run"
+
+
+def test_the_chart_of_what_is_far_off_its_target_is_not_cut(preview: Run, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "far", ControlVAE(target=3.0), 6)
+    tops = [line for line in preview(folder, "--run", folder).stdout.splitlines() if " |" in line]
+    assert tops[0].split()[0] == "15.1", "KL 15.06 in every epoch"
 
 
 def test_the_picture_of_a_closed_loop(preview: Run, tmp_path: Path) -> None:

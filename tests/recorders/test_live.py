@@ -106,6 +106,8 @@ def test_the_scale_of_the_elbo_has_a_column_only_where_it_differs(make_plan: Mak
     assert row(both, 1).startswith("1 0.01/0.02 2.56/5.12 125.6 ")
     turning = show(make_plan(elbo_scale=10.0), [make_record(1, turns={"z": (0.0, 0.1)})])
     assert row(turning, 1).startswith("1 0-0.1 0-1 125.6 "), "least to largest where beta turned within the epoch"
+    signed = show(make_plan(), [make_record(1, turns={"z": (-1.0, 1.0)})])
+    assert row(signed, 1).startswith("1 -1..1 125.6 ")
     for scale in (1.0, None):
         screen = show(make_plan(elbo_scale=scale), [make_record(1)])
         assert "ELBO" not in screen.lines[0] and row(screen, 1).startswith("1 0.05 125.6 ")
