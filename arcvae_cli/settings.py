@@ -475,9 +475,11 @@ def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) 
         kind, known = ("model", list(MODEL_SETTINGS)) if key == "model" else ("schedule", list(SCHEDULES))
         key = f"{key}.name"
         where = origins.get(key, where)
-        near = difflib.get_close_matches(str(_get(merged, key)), known, n=1)
-        what = f"no {kind} {_get(merged, key)!r}"
-        fix = (f"did you mean {near[0]}? " if near else "") + f"{kind}s: {', '.join(known)}"
+        given = _get(merged, key)
+        near = difflib.get_close_matches(str(given), known, n=1)
+        what = f"{given} cannot stand here" if given in known else f"no {kind} {given!r}"
+        known = [name for name in known if name != given]
+        fix = (f"did you mean {near[0]}? " if near and near[0] != given else "") + f"{kind}s: {', '.join(known)}"
     elif first["type"] == "value_error":
         what, fix = _expected(first), None
     else:

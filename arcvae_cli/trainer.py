@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
 from arcvae_cli import checkpoints
-from arcvae_cli.controllers import Controller
+from arcvae_cli.controllers import Controller, Target
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.models.base import VAE
@@ -73,6 +73,7 @@ class Trainer:
         self.done = 0  # optimiser steps
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
         self.history: list[EpochRecord] = []
+        self.stood: dict[str, str | None] = {}  # by level, the bound at which beta stood for the last epoch
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -176,10 +177,20 @@ class Trainer:
             unit=self.corpus.unit,
             turns=turns({name: values for name, values in path.items() if name not in closed}),
             path=path,
-            targets=self.control.verdict(float(epoch), self.means(train)),
+            targets=self.targets(epoch, train),
             restart=self.schedule.restart_info(float(epoch)),
         )
         return self.judge(record)
+
+    def targets(self, epoch: int, train: Counts) -> tuple[Target, ...]:
+        """What a closed loop held; that beta stands at a bound counts from the second epoch in a row.
+
+        A controller that starts far from its target spends its first epoch at a bound, and means nothing by it.
+        """
+        found = self.control.verdict(float(epoch), self.means(train))
+        confirmed = tuple(one if one.bound == self.stood.get(one.level) else replace(one, bound=None) for one in found)
+        self.stood = {one.level: one.bound for one in found}
+        return confirmed
 
     def means(self, train: Counts) -> dict[str, Any]:
         """What a closed loop steers, over an epoch: nats of KL by level, and of reconstruction for each position."""

@@ -458,6 +458,13 @@ def test_a_closed_loop_is_judged_by_the_elbo(tmp_path: Path) -> None:
     assert mean.peaks == {"z": 1 / 256}
 
 
+def test_out_of_reach_is_said_from_the_second_epoch_on(tmp_path: Path) -> None:
+    trainer, _ = closed_loop(tmp_path, {"name": "controlvae", "target": 1e4, "start_beta": 0.0})
+    first, second, third = (record.targets[0] for record in trainer.fit().history)
+    assert first.missed and first.note is None
+    assert second.note is not None and "out of reach" in second.note and third.note is not None
+
+
 HIERARCHICAL = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
 
 

@@ -44,7 +44,8 @@ def interpolate(
     path: Annotated[Literal["linear", "slerp"], typer.Option(help="straight line, or great circle")] = "linear",
     steps: Annotated[int, typer.Option(min=2, max=256, help="points on the path, ends included")] = 9,
     level: Annotated[
-        Literal["all", "global", "local"], typer.Option(help="latents that move; the others stay as at the start")
+        Literal["all", "global", "local"],
+        typer.Option(help="latents that move; the others keep their distance from the prior"),
     ] = "all",
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -86,9 +87,13 @@ def interpolate(
 
     with evaluating(model, seed) as place:
         batch = Batch(torch.from_numpy(originals).long().to(place))
-        means = {one.name: one.mean for one in model.encode(batch, noise=False)}
-        first, last = ({name: mean[row : row + 1] for name, mean in means.items()} for row in (0, 1))
+        encoded = model.encode(batch, noise=False)
+        # alone, a level moves under what the others add to their priors: a map under a learned prior goes along
+        points = {one.name: one.mean if moving is None else one.offset() for one in encoded}
+        first, last = ({name: point[row : row + 1] for name, point in points.items()} for row in (0, 1))
         latents = {name: value.flatten(0, 1) for name, value in walk(first, last, steps, path, moving).items()}
+        if moving is not None:
+            latents = model.prior(steps, noise=latents)
         decoded = model.decode(latents).argmax(1)
 
     # The kind of structure decides from here on how what was decoded is shown and written.

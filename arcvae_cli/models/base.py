@@ -45,6 +45,12 @@ class Level:
     prior_mean: Tensor | None = None
     prior_logvar: Tensor | None = None
 
+    def offset(self) -> Tensor:
+        """The sample in standard deviations from the prior's mean: the noise that would draw it from the prior."""
+        if self.prior_mean is None or self.prior_logvar is None:
+            return self.sample
+        return (self.sample - self.prior_mean) * torch.exp(-0.5 * self.prior_logvar)
+
     def map(self) -> Tensor | None:
         """KL in nats of each cell of a map, summed over its channels: (B, H, W); None for a vector."""
         if self.mean.dim() != 4:

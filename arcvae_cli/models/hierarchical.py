@@ -33,9 +33,11 @@ ENCODER_BLOCKS, TRUNK_BLOCKS, DECODER_BLOCKS = 2, 2, 3
 AXES = 2 * SIDE - 1
 """Where the axis of a mirror symmetry can lie: cell j has its image at axis - j."""
 SURE = 30.0
-"""Logits by which something known for certain is told from what is out of the question."""
+"""Logits between what is likely and what is not, where training has to see a slope."""
+BARRED = 1e4
+"""Logits that no network's output outweighs: what is out of the question."""
 
-SYMMETRIES = [PLACE["symmetry_lr"], PLACE["symmetry_ud"]]
+SYMMETRIES = slice(PLACE["symmetry_lr"], PLACE["symmetry_ud"] + 1)
 
 
 class HierarchicalVAE(VAE):
@@ -287,12 +289,12 @@ class Obey(nn.Module):
     def forward(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
         """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""
         logits = logits + functional.pad(self.palette(wide, conditions), (1, 0))[:, :, None, None]
-        logits = self.mirror(logits, wide, conditions)
         height, width = conditions[:, EXTENTS].unbind(1)
         cell = self.sums[0]
-        outside = (cell >= height[:, None])[:, :, None] & (height >= 0)[:, None, None]
-        outside = outside | ((cell >= width[:, None])[:, None, :] & (width >= 0)[:, None, None])
-        return torch.where(outside[:, None], self.black, logits)
+        outside = ((cell >= height[:, None]) & (height >= 0)[:, None])[:, :, None]
+        outside = outside | ((cell >= width[:, None]) & (width >= 0)[:, None])[:, None, :]  # (B, 16, 16)
+        logits, outside = self.mirror(logits, outside, wide, conditions)
+        return torch.where(outside[:, None], self.black * (BARRED / SURE), logits)
 
     def palette(self, wide: Tensor, conditions: Tensor) -> Tensor:
         """(B, 9) what is added to the logits of the colours 1-9: 0 for one of the palette, far below for another."""
@@ -307,22 +309,32 @@ class Obey(nn.Module):
         told = score - threshold
         if not self.training:
             told = SURE * told.sign()
-        return functional.logsigmoid(torch.where(count >= 0, told, score))
+        score = torch.where(count >= 0, told, score)
+        added = functional.logsigmoid(score)
+        return added if self.training else torch.where(score <= -SURE, -BARRED, added)
 
-    def mirror(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
-        """Logits drawn to their mirror images: half their sum where the grid is symmetric."""
-        told = conditions[:, SYMMETRIES].float()
-        gates = torch.where(told >= 0, told, torch.sigmoid(self.mirrors(wide)))  # (B, 2)
-        axes = self.axes(wide).unflatten(1, (2, AXES)).softmax(dim=2)
+    def mirror(self, logits: Tensor, outside: Tensor, wide: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits drawn to their mirror images, half their sum where the grid is symmetric, and what is known black.
+
+        `outside`: (B, 16, 16) cells beyond the extent. Where a symmetry is told, the images of those are black too.
+        """
+        told = conditions[:, SYMMETRIES]
+        gates = torch.where(told >= 0, told.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
+        score = self.axes(wide).unflatten(1, (2, AXES))
+        # what is lit ends at the extent e and begins on the canvas, so its axis lies between e - 1 and 2 (e - 1)
+        last = conditions[:, EXTENTS].flip(1)[:, :, None] - 1  # (B, 2, 1): of the width for left-right
+        axis = torch.arange(AXES, device=score.device)
+        possible = (last < 0) | (told[:, :, None] != 1) | ((axis >= last) & (axis <= 2 * last))
+        axes = torch.where(possible, score, -BARRED).softmax(dim=2)
         if not self.training:
             axes = functional.one_hot(axes.argmax(dim=2), AXES).to(axes.dtype)
         image = axes[:, :, self.sums]  # (B, 2, 16, 16): cell by the cell it is the image of, nothing beyond the canvas
         for which, turn in ((0, "bchw,bvw->bchv"), (1, "bchw,bvh->bcvw")):
-            mirrored = torch.einsum(turn, logits, image[:, which])
-            empty = 1.0 - image[:, which].sum(dim=2)  # (B, 16): cells whose image lies outside
-            shape = (-1, 1, 1, SIDE) if which == 0 else (-1, 1, SIDE, 1)
-            mirrored = mirrored + empty.view(shape) * self.black
+            of = image[:, which]
+            shape = (-1, 1, SIDE) if which == 0 else (-1, SIDE, 1)
+            empty = (1.0 - of.sum(dim=2)).view(shape)  # cells whose image lies off the canvas
+            mirrored = torch.einsum(turn, logits, of) + empty[:, None] * self.black
             logits = torch.lerp(logits, mirrored, 0.5 * gates[:, which].view(-1, 1, 1, 1))
-            alone = (empty > 0.5) & (told[:, which] == 1).view(-1, 1)  # known to have an image, which would lie outside
-            logits = torch.where(alone.view(shape), self.black, logits)
-        return logits
+            beyond = torch.einsum(turn, outside[:, None].to(of.dtype), of)[:, 0] + empty
+            outside = outside | ((beyond > 0.5) & (told[:, which] == 1).view(-1, 1, 1))
+        return logits, outside

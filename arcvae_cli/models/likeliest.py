@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from arcvae_cli.conditions import NOT_GIVEN, PLACE
 
-EXTENTS = (PLACE["height"], PLACE["width"])
+# columns of the conditions, as slices: an index by a list would be copied to the device with every call
+EXTENTS = slice(PLACE["height"], PLACE["width"] + 1)
 COUNT = PLACE["colours"]
-PRESENT = [PLACE[f"colour_{colour}"] for colour in range(1, 10)]
+PRESENT = slice(PLACE["colour_1"], PLACE["colour_9"] + 1)
 
 _FEW = 4  # cells of a colour that may all be images of one another: taking one would take the colour
 _EQUAL = 1e-3  # nats; logits of mirror images are equal but for rounding
@@ -30,9 +31,9 @@ def likeliest(logits: Tensor, conditions: Tensor | None) -> Tensor:
     colours = logits.argmax(dim=1)
     if conditions is None or bool((conditions == NOT_GIVEN).all()):
         return colours
-    for axis, place in enumerate(EXTENTS):
-        colours = _reach(logits, colours, conditions[:, place], axis)
-    for _ in PRESENT:
+    for axis, extent in enumerate(conditions[:, EXTENTS].unbind(1)):
+        colours = _reach(logits, colours, extent, axis)
+    for _ in range(logits.shape[1] - 1):
         colours = _add_colour(logits, colours, conditions)
     return colours
 

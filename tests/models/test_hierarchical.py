@@ -97,6 +97,15 @@ def test_the_local_prior_depends_on_the_global_vector_and_on_the_conditions() ->
     assert not torch.allclose(plain, told, atol=1e-3)
 
 
+def test_the_offset_is_the_noise_that_draws_the_sample_from_the_prior() -> None:
+    model = make()
+    with torch.no_grad():
+        levels = model.encode(Batch(grids(3)))
+        drawn = model.prior(3, noise={level.name: level.offset() for level in levels})
+    for level in levels:
+        torch.testing.assert_close(drawn[level.name], level.sample, atol=1e-4, rtol=1e-4)
+
+
 def test_temperature_scales_what_is_random_at_both_levels() -> None:
     model = make()
     with torch.no_grad():
@@ -187,17 +196,28 @@ def test_training_drops_conditions_at_random_and_evaluation_does_not() -> None:
         ["colours=3", "red=yes"],
         ["height=5", "width=7"],
         ["symmetry=lr"],
-        ["symmetry=both", "colours=4"],
+        ["symmetry=both", "colours=2"],
         ["red=no", "blue=no"],
+        ["red=yes", "blue=yes", "colours=2"],
+        ["symmetry=ud", "height=5"],
+        ["symmetry=lr", "width=16"],
+        ["symmetry=both", "height=5", "width=4", "colours=1"],
+        ["symmetry=lr", "height=3", "width=1"],
     ],
     ids=" ".join,
 )
-def test_an_untrained_model_obeys_what_is_decided_cell_by_cell(texts: list[str]) -> None:
+@pytest.mark.parametrize("loud", [1.0, 100.0])
+def test_any_model_obeys_what_is_decided_cell_by_cell(texts: list[str], loud: float) -> None:
+    """Whatever it has learned: the logits of trained models lie some 50 apart."""
     model = make()
+    with torch.no_grad():
+        model.decoder.leave.weight.mul_(loud)
     wanted = conditions.parse(texts)
     told = given(40, *texts)
     with torch.no_grad():
-        drawn = model.decode(model.prior(40, conditions=told), told).argmax(1).to(torch.uint8).numpy()
+        logits = model.decode(model.prior(40, conditions=told), told)
+        drawn = logits.argmax(1).to(torch.uint8).numpy()
+        settled = model.likeliest(logits, told).to(torch.uint8).numpy()
     found = conditions.attributes(drawn)
     place = {attribute.name: index for index, attribute in enumerate(conditions.ATTRIBUTES)}
     for name, value in wanted.items():
@@ -208,6 +228,7 @@ def test_an_untrained_model_obeys_what_is_decided_cell_by_cell(texts: list[str])
             assert (column == 0).all(), name
         elif not name.startswith("colour_"):  # extents and counts are upper bounds: what is black nobody can force
             assert (column <= value).all(), name
+    assert conditions.obeys(conditions.attributes(settled), wanted).all(), "but in the choice of the likeliest grid"
 
 
 def test_a_symmetric_picture_is_drawn_towards_its_own_mirror_image() -> None:
@@ -220,7 +241,7 @@ def test_a_symmetric_picture_is_drawn_towards_its_own_mirror_image() -> None:
         obey.axes.bias[9] = 60.0  # left-right: cell j and cell 9 - j
     told = given(1, "symmetry=lr")
     told[:, obey_place("symmetry_ud")] = 0
-    logits = obey(torch.randn(1, 10, SIDE, SIDE), torch.zeros(1, 4), told)
+    logits = obey(torch.randn(1, 10, SIDE, SIDE), torch.zeros(1, 4), told).detach()
     torch.testing.assert_close(logits[..., :10], logits[..., :10].flip(-1))
     assert (logits[..., 10:].argmax(1) == 0).all(), "cells whose image lies outside of the canvas are black"
 
