@@ -273,7 +273,7 @@ def _tables(result: Report, loaded: Loaded) -> Iterable[RenderableType]:
         yield _adherence_table(result.adherence)
         yield Text(
             "asked, unaided, unasked: of the samples that are neither blank nor repeated (so\n"
-            f"many: of; of those unasked {result.adherence.baseline_counted}); all, unasked: of all samples.\n"
+            f"many: of; of those unasked {result.adherence.baseline_counted}); all: of all samples that were asked.\n"
             "unaided: each cell's likeliest colour, not the likeliest grid of that extent and\n"
             "those colours. Symmetry is built into the decoder."
         )
@@ -394,7 +394,7 @@ def _sample_table(result: Report) -> Table:
 def _adherence_table(found: Adherence) -> Table:
     """Shares in per cent; unasked samples are the baseline that ignores every condition."""
     title = f"Samples that are what they were asked to be, {found.samples} each, %"
-    table = _table(title, "", "asked", "unaided", "unasked", "of", "all", "unasked", "data")
+    table = _table(title, "", "asked", "unaided", "unasked", "of", "all", "data")
     for row in found.rows:
         table.add_row(
             row.asked,
@@ -403,7 +403,6 @@ def _adherence_table(found: Adherence) -> Table:
             _plain_percent(row.baseline_counted_obeying),
             str(row.counted),
             _plain_percent(row.obeying),
-            _plain_percent(row.baseline_obeying),
             _plain_percent(row.data),
         )
     return table

@@ -442,7 +442,7 @@ def test_one_batch_is_memorised_and_no_run_is_written(
         (("--run-name", "latest"), "--run-name 'latest'"),
         (("--epochs", 0), "--epochs: train.epochs: expected a number of at least 1, got 0"),
         (("--epochs", 0, "--quick-test"), "--epochs: train.epochs: expected a number of at least 1, got 0"),
-        (("--model", "gird"), "--model: model.name: expected"),
+        (("--model", "gird"), "--model: model.name: no model 'gird'"),
         (("--device", "gpu"), "--device: train.device: expected"),
         (("--precision", "fp8"), "--precision: train.precision: expected one of 'auto', 'fp32' or 'bf16'"),
         (
