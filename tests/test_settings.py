@@ -332,6 +332,16 @@ def test_another_model_brings_its_own_keys_and_defaults() -> None:
     expect_refused("did you mean local_size?", None, set_layer(["model.name=hierarchical", "model.local_sise=8"]))
 
 
+def test_a_key_of_one_levels_schedule_is_told_its_place() -> None:
+    for key, places in (
+        ("max_beta", "schedule.global.max_beta or schedule.local.max_beta"),
+        ("cycle_length", "schedule.local.cycle_length"),
+    ):
+        layer = flag_layer({"--flag": (f"schedule.{key}", 3.0)})
+        error = expect_refused(f"the schedule hierarchical has no use for {key}", "hierarchical", layer)
+        assert f"did you mean {places}?" in str(error)
+
+
 def test_free_bits_of_single_levels() -> None:
     layer = set_layer(["model.name=hierarchical", "objective.free_bits=0.3", "objective.free_bits_by_level.local=2.0"])
     objective = resolve(None, layer).settings.objective
