@@ -514,8 +514,9 @@ def _unknown(key: str, merged: Table) -> tuple[str, str]:
     if table in NAMED:
         name = _get(merged, f"{parent}.name") or DEFAULT_MODEL
         what, takes = f"the {table} {name} has no use for {last}", f"{name} takes"
-        if inner := [part for part in ("global", "local") if last in _keys(f"{parent}.{part}", merged)]:
-            hint = f"did you mean {' or '.join(f'{parent}.{part}.{last}' for part in inner)}? "
+        levels = ("global", "local") if name == "hierarchical" and table == "schedule" else ()
+        if inner := [level for level in levels if last in _keys(f"{parent}.{level}", merged)]:
+            hint = f"did you mean {' or '.join(f'{parent}.{level}.{last}' for level in inner)}? "
     # the key may stand under another table: say where
     elsewhere = [dotted for dotted in all_keys() if dotted.rpartition(".")[2] == last and dotted != key]
     if elsewhere and not near:
