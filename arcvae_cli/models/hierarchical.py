@@ -335,6 +335,7 @@ class Obey(nn.Module):
             empty = (1.0 - of.sum(dim=2)).view(shape)  # cells whose image lies off the canvas
             mirrored = torch.einsum(turn, logits, of) + empty[:, None] * self.black
             logits = torch.lerp(logits, mirrored, 0.5 * gates[:, which].view(-1, 1, 1, 1))
-            beyond = torch.einsum(turn, outside[:, None].to(of.dtype), of)[:, 0] + empty
-            outside = outside | ((beyond > 0.5) & (told[:, which] == 1).view(-1, 1, 1))
+            if not self.training:  # where an axis is still being learned, it must not rule out what is there
+                beyond = torch.einsum(turn, outside[:, None].to(of.dtype), of)[:, 0] + empty
+                outside = outside | ((beyond > 0.5) & (told[:, which] == 1).view(-1, 1, 1))
         return logits, outside
