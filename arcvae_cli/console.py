@@ -30,11 +30,6 @@ class Console:
         """Whether talk goes to a terminal, where a line may be redrawn."""
         return self.err.is_terminal and not self.err.is_dumb_terminal
 
-    @property
-    def out_terminal(self) -> bool:
-        """Whether results go to a terminal."""
-        return self.out.is_terminal
-
     def result(self, renderable: RenderableType = "") -> None:
         """Print a result, unless the result is the JSON document."""
         if not self.as_json:

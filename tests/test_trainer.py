@@ -16,13 +16,18 @@ from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.models import build_model
 from arcvae_cli.objective import Terms
-from arcvae_cli.recorders.jsonl import JsonlRecorder, read_epochs
+from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.records import EpochRecord, Pictures, Silent
+from arcvae_cli.schedules.recorded import read_lines
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Counts, seed_step
 from arcvae_cli.trainer import Trainer, overfit
 
 CPU = torch.device("cpu")
+
+
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(path) if line["kind"] == "epoch"]
 
 
 def corpus(n: int = 48) -> GridCorpus:

@@ -35,7 +35,7 @@ QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
 OVERFIT_STEPS = 3_000
 
-DATA, MODEL, SCHEDULE = "Data and model", "Model", "Beta schedule and free bits"
+DATA, SCHEDULE = "Data and model", "Beta schedule and free bits"
 TRAINING, RUN = "Training", "The run"
 
 

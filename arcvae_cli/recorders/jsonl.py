@@ -44,16 +44,3 @@ class JsonlRecorder(Silent):
             yield
         except OSError as error:
             raise failed(self._path, error.strerror or str(error)) from error
-
-
-def read_epochs(path: Path) -> list[dict[str, Any]]:
-    """The epoch lines of a `metrics.jsonl`, in order; a last line cut short is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if values.get("kind") == "epoch":
-            lines.append(values)
-    return lines

@@ -270,16 +270,20 @@ def read_run(run: str, runs: Path) -> Recorded:
             raise InputError(f"--run {run}: {folder} holds no {name}", "give the folder of a run that has trained")
     settings = resolve(str(folder / "config.toml")).settings
     try:
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        lines = read_lines(folder / "metrics.jsonl")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--run {run}: {folder / 'metrics.jsonl'} cannot be read", "give another run") from error
-    lines = [line for line in map(parse, text.splitlines()) if line]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     if not epochs or not isinstance(epochs[-1].get("step"), int):
         raise InputError(f"--run {run}: no epoch in {folder / 'metrics.jsonl'}", "give a run with finished epochs")
     steps = max(1, round(epochs[-1]["step"] / epochs[-1]["epoch"]))
     per_position = 1.0 / GRID_POSITIONS if settings.objective.reduction == "sum" else 1.0
     return Recorded(run, settings.schedule, steps, per_position, lines)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, of steps and of epochs, in order; one cut short is left out."""
+    return [line for line in map(parse, path.read_text(encoding="utf-8").splitlines()) if line]
 
 
 def parse(text: str) -> dict[str, Any] | None:

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 
 from arcvae_cli.errors import ArcvaeError
-from arcvae_cli.recorders.jsonl import JsonlRecorder, read_epochs
+from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.records import EpochRecord, StepRecord
+from arcvae_cli.schedules.recorded import read_lines
 
 MakeRecord = Callable[..., EpochRecord]
 NAN, INF = float("nan"), float("inf")
+
+
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(path) if line["kind"] == "epoch"]
 
 
 def strictly(text: str) -> Any:
