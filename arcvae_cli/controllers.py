@@ -68,7 +68,7 @@ class Controller:
     """
 
     def __init__(
-        self, schedule: Schedule, levels: Sequence[str], device: torch.device, positions: int, reduction: str
+        self, schedule: Schedule, levels: Sequence[str], device: torch.device, positions: float, reduction: str
     ) -> None:
         self.schedule = schedule
         self.levels = tuple(levels)

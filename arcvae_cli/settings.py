@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tomli
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.schedules import SCHEDULES, AnySchedule, LinearWarmup
 
 Table = dict[str, Any]
 
-CORPORA = ("arc", "arc-raw", "shapes")
-"""Corpora that are built by name; anything else given as `--data` is a path."""
+GRID_CORPORA = ("arc", "arc-raw", "shapes")
+STRING_CORPORA = ("equations", "smiles")
+CORPORA = (*GRID_CORPORA, *STRING_CORPORA)
+"""Corpora that go by a name, of grids and of derivations; anything else given as `--data` is a path."""
 
 PRESET_BYTES = 64 * 1024
 """Largest preset read: a dotted key of 40 kB alone takes the TOML parser seconds."""
 
 ENVIRONMENT = "ARCVAE_"
-OWN_VARIABLES = ("ARCVAE_CACHE_DIR",)
+OWN_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")
 """Variables of arcvae that are no settings."""
 
 
@@ -47,14 +49,28 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class DataSettings(SettingsTable):
     """Which corpus, and how it is used."""
 
-    name: Literal["arc", "arc-raw", "shapes"] = Field("arc", description="corpus built by name")
+    name: Literal["arc", "arc-raw", "shapes", "equations", "smiles"] = Field("arc", description="corpus by its name")
     path: Path | None = Field(
-        None, strict=False, description="your own corpus instead of a built one: .npz, .npy, ARC JSON file or folder"
+        None, strict=False, description="your own corpus instead: .npz, .npy, ARC JSON file or folder, file of strings"
     )
     size: Count = Field(100_000, description="examples of a built corpus")
     seed: int = Field(0, ge=0, description="seed of a built corpus")
     augment: bool = Field(True, description="symmetries and colour permutations, drawn anew for every batch")
     limit: Count | None = Field(None, description="train on at most so many examples, validate on an eighth of that")
+    grammar: str | None = Field(None, description="grammar of the strings: a file, or equations, smiles")
+    input: Path | None = Field(None, strict=False, description="file of strings, one a line, to be parsed")
+    recipe: Literal["uniform", "kusner"] = Field("uniform", description="how equations are drawn")
+    max_rules: Count | None = Field(None, description="longest derivation; by default the input's, of equations 15")
+    prod: Path | None = Field(None, strict=False, description="ready derivations: ids (N, T) int16, .npy")
+    masks: Path | None = Field(None, strict=False, description="their masks, bit-packed (N, T, bytes), .npy")
+    pad_id: int | None = Field(None, ge=-1, description="id after the end of a ready derivation; by default found out")
+
+    @property
+    def of_strings(self) -> bool | None:
+        """Whether the corpus is of derivations and not of grids; None where only its file can tell."""
+        if self.grammar is not None or self.input is not None or self.prod is not None:
+            return True
+        return None if self.path is not None else self.name in STRING_CORPORA
 
 
 class ModelSettings(SettingsTable):
@@ -66,7 +82,9 @@ class ModelSettings(SettingsTable):
     posterior: Literal["softplus", "logvar"] = Field("softplus", description="what the second head gives")
     logvar_min: float = Field(-12.0, ge=-30, le=0, description="floor of the posterior's log variance")
     logvar_max: float = Field(4.0, ge=0, le=20, description="ceiling of the posterior's log variance")
-    dropout: Fraction = Field(0.0, description="of the residual blocks; the grid model's plain body has none")
+    dropout: Fraction = Field(
+        0.0, description="of the residual blocks; the grid model's plain body and grammar's kusner have none"
+    )
 
 
 class GridSettings(ModelSettings):
@@ -93,7 +111,94 @@ class HierarchicalSettings(ModelSettings):
     )
 
 
-MODEL_SETTINGS: dict[str, type[ModelSettings]] = {"grid": GridSettings, "hierarchical": HierarchicalSettings}
+ARCHITECTURES: dict[str, Table] = {
+    "kusner": {
+        "encoder_hidden": 435,
+        "encoder_conv_layers": 3,
+        "encoder_kernel": [9, 9, 11],
+        "encoder_channels": [9, 9, 10],
+        "decoder_hidden": 501,
+        "decoder_layers": 3,
+        "decoder_dropout": 0.0,
+    },
+    "enhanced": {
+        "encoder_hidden": 256,
+        "encoder_conv_layers": 3,
+        "encoder_kernel": [3, 5, 7],
+        "decoder_hidden": 384,
+        "decoder_layers": 3,
+        "decoder_dropout": 0.2,
+    },
+}
+"""Sizes of the grammar model where none are given, by its `arch`."""
+
+
+class GrammarSettings(ModelSettings):
+    """The model of derivations of a context-free grammar."""
+
+    levels: ClassVar[tuple[str, ...]] = ("z",)
+
+    name: Literal["grammar"] = "grammar"
+    latent_dim: Count = Field(56, description="dimensions of the latent code")
+    arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the code")
+    encoder_hidden: Count = Field(256, description="channels (enhanced), or width of the dense layer (kusner: 435)")
+    encoder_conv_layers: Count = Field(3, description="convolutions over the steps of a derivation")
+    encoder_kernel: Annotated[int, Field(ge=1)] | Annotated[tuple[Count, ...], Field(strict=False)] = Field(
+        (3, 5, 7), description="width of the convolutions: one number, or one for each (kusner: 9, 9, 11)"
+    )
+    encoder_channels: Annotated[int, Field(ge=1)] | Annotated[tuple[Count, ...], Field(strict=False)] | None = Field(
+        None, description="channels of kusner's convolutions: one number, or one for each (9, 9, 10)"
+    )
+    decoder_hidden: Count = Field(384, description="units of a GRU layer (kusner: 501)")
+    decoder_layers: Count = Field(3, description="GRU layers")
+    decoder_dropout: Fraction = Field(0.2, description="between the GRU layers (kusner: 0)")
+    posterior_noise: float = Field(
+        1.0, gt=0, le=1, description="factor on the noise that is sampled; the 2017 code has 0.01, an autoencoder"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """The sizes of the architecture, where none are given."""
+        if not isinstance(values, Mapping):
+            return values
+        return {**ARCHITECTURES.get(str(values.get("arch", "enhanced")), {}), **values}
+
+    @model_validator(mode="after")
+    def _agree(self) -> GrammarSettings:
+        """As many kernels and channels as there are convolutions."""
+        layers = self.encoder_conv_layers
+        for key in ("encoder_kernel", "encoder_channels"):
+            given = getattr(self, key)
+            if isinstance(given, tuple) and len(given) != layers:
+                raise ValueError(f"model.{key} has {len(given)} numbers for model.encoder_conv_layers = {layers}")
+        if self.arch == "enhanced" and self.encoder_channels is not None:
+            raise ValueError("model.encoder_channels is for arch = kusner; enhanced has encoder_hidden channels")
+        if self.arch == "enhanced" and any(kernel % 2 == 0 for kernel in self.kernels):
+            raise ValueError("model.encoder_kernel must be odd for arch = enhanced, whose convolutions keep the length")
+        return self
+
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """The width of each convolution."""
+        return _each(self.encoder_kernel, self.encoder_conv_layers)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The channels of each convolution."""
+        given = self.encoder_hidden if self.encoder_channels is None else self.encoder_channels
+        return _each(given, self.encoder_conv_layers)
+
+
+def _each(given: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    return given if isinstance(given, tuple) else (given,) * layers
+
+
+MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
+    "grid": GridSettings,
+    "hierarchical": HierarchicalSettings,
+    "grammar": GrammarSettings,
+}
 """The table of each model, by its name."""
 
 DEFAULT_MODEL = "grid"
@@ -105,7 +210,9 @@ def _model_name(table: Any) -> str | None:
 
 
 AnyModel = Annotated[
-    Annotated[GridSettings, Tag("grid")] | Annotated[HierarchicalSettings, Tag("hierarchical")],
+    Annotated[GridSettings, Tag("grid")]
+    | Annotated[HierarchicalSettings, Tag("hierarchical")]
+    | Annotated[GrammarSettings, Tag("grammar")],
     Discriminator(_model_name),
 ]
 
@@ -150,6 +257,9 @@ class CheckpointSettings(SettingsTable):
     """What is kept beside the best, the final and the last."""
 
     every_epochs: int = Field(10, ge=0, description="keep vae_epoch_N.pth every N epochs; 0 keeps none")
+    save_top_k: int = Field(
+        3, ge=0, le=100, description="keep the best N epochs as best-loss-*, of a grammar also as best-seq_acc-*"
+    )
 
 
 class LogSettings(SettingsTable):
@@ -184,6 +294,10 @@ class Settings(SettingsTable):
         table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         if self.data.path is not None:
             del table["data"]["name"]
+        if self.data.name != "equations" or self.data.path is not None:
+            del table["data"]["recipe"]
+        if self.data.of_strings:
+            del table["data"]["augment"]
         if not self.objective.free_bits_by_level:
             del table["objective"]["free_bits_by_level"]
         return table
@@ -433,6 +547,35 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
             f"the model {model.name} has no such level",
             f"its levels: {', '.join(model.levels)}",
         )
+    strings = settings.data.of_strings
+    if strings is not None and strings != isinstance(model, GrammarSettings):
+        if strings:
+            raise refuse(
+                "model.name",
+                f"the model {model.name} is of grids, and the corpus {settings.data.name} of derivations",
+                "use --preset kusner_equations, minimal or another with model.name=grammar",
+            )
+        raise refuse(
+            "data.name",
+            f"the corpus {settings.data.name} is of grids, and the model grammar of derivations",
+            "use --data equations, --data smiles or strings of your own with --grammar",
+        )
+    if isinstance(model, GrammarSettings):
+        if objective.reduction == "mean":
+            raise refuse(
+                "objective.reduction",
+                "a mean over the rules of a derivation would weigh each by its length, and beta with it",
+                "use sum: nats per derivation, beta 1 is the ELBO",
+            )
+        if model.dropout > 0 and model.arch == "kusner":
+            raise refuse("model.dropout", "arch = kusner has no residual blocks", "leave it out, or use arch=enhanced")
+    data = settings.data
+    if data.masks is not None and data.prod is None:
+        raise refuse("data.masks", "masks without derivations", "give data.prod (--prod) too")
+    if data.prod is not None and data.masks is None and data.grammar is None:
+        raise refuse("data.prod", "ids alone do not say which rules compete", "give --masks, or --grammar")
+    if data.input is not None and data.grammar is None and data.name != "smiles" and data.name != "equations":
+        raise refuse("data.input", "strings without a grammar", "give --grammar, or --data smiles")
     if objective.kl_reduction == "mean" and len(model.levels) > 1:
         raise refuse(
             "objective.kl_reduction", f"a mean over each level of {model.name} leaves no common scale", "use sum"
@@ -443,17 +586,16 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
         raise refuse(
             "train.monitor", f"no such metric {settings.train.monitor!r}", f"{hint}known: {', '.join(MONITORS)}"
         )
+    missing = GRID_MONITORS if isinstance(model, GrammarSettings) else STRING_MONITORS
+    if settings.train.monitor in missing:
+        known = ", ".join(name for name in MONITORS if name not in missing)
+        raise refuse("train.monitor", f"the model {model.name} has no {settings.train.monitor}", f"known: {known}")
 
 
-MONITORS = (
-    "val/loss_selection",
-    "val/loss_total",
-    "val/loss_reconstruction",
-    "val/pixel_accuracy",
-    "val/non_black_accuracy",
-    "val/exact_accuracy",
-)
-"""Metrics that may select the best epoch; accuracies are better when higher."""
+GRID_MONITORS = ("val/pixel_accuracy", "val/non_black_accuracy", "val/exact_accuracy")
+STRING_MONITORS = ("val/token_acc", "val/seq_acc")
+MONITORS = ("val/loss_selection", "val/loss_total", "val/loss_reconstruction", *GRID_MONITORS, *STRING_MONITORS)
+"""Metrics that may select the best epoch; accuracies, of grids and of derivations, are better when higher."""
 
 
 # -------------------------------------------------------------------------------------------------------- errors
@@ -589,7 +731,7 @@ GRID_POSITIONS = 256
 """Cells of a grid's canvas."""
 
 
-def elbo_scale(settings: Settings, positions: int = GRID_POSITIONS) -> float | None:
+def elbo_scale(settings: Settings, positions: float = GRID_POSITIONS) -> float | None:
     """The factor from a run's beta to the beta that would weigh the same on the ELBO, or None where there is none.
 
     With summed terms it is 1. A mean over `positions` cells divides the reconstruction by their number, a mean over
@@ -600,7 +742,7 @@ def elbo_scale(settings: Settings, positions: int = GRID_POSITIONS) -> float | N
     if objective.reconstruction != "cross_entropy" or objective.class_weights != "none":
         return None
     scale = float(positions) if objective.reduction == "mean" else 1.0
-    if objective.kl_reduction == "mean" and isinstance(settings.model, GridSettings):
+    if objective.kl_reduction == "mean" and isinstance(settings.model, GridSettings | GrammarSettings):
         return scale / settings.model.latent_dim
     return scale
 

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "arcvae_cli"
 FLOORS = {
-    1: {"errors", "schedules", "settings", "writing"},
+    1: {"errors", "grammar", "schedules", "settings", "writing"},
     2: {"gaussians", "conditions", "controllers", "models", "objective", "data"},
     3: {"step", "checkpoints", "runs", "records", "trainer", "evaluation"},
     4: {"console", "render", "recorders"},
@@ -107,7 +107,6 @@ def loaded_by(*arguments: str) -> set[str]:
         ("schedule-preview", "cyclical"),
         ("schedule-preview", "quickstart", "--json"),
         ("presets", "list"),
-        ("presets", "show", "baseline"),
     ],
 )
 def test_what_only_reads_settings_loads_neither_torch_nor_what_draws(arguments: tuple[str, ...]) -> None:

@@ -83,7 +83,7 @@ def test_the_defaults_are_those_of_the_specification() -> None:
             "device": "auto",
             "precision": "auto",
         },
-        "checkpoint": {"every_epochs": 10},
+        "checkpoint": {"every_epochs": 10, "save_top_k": 3},
         "log": {
             "every_n_steps": 50,
             "images_every": 5,

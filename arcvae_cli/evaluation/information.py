@@ -206,7 +206,7 @@ class InformationTally:
         self._nats.append(nats(output.logits, batch).cpu().double())
         self._positions.append(_counted(batch))
         for level in output.levels:
-            self._kl.setdefault(level.name, []).append(level.kl.cpu().double())
+            self._kl.setdefault(level.name, []).append(level.rate.cpu().double())
             code = (level.sample.flatten(1).cpu(), level.mean.flatten(1).cpu(), level.logvar.flatten(1).cpu())
             self._codes.setdefault(level.name, []).append(code)
             if level.prior_mean is not None:
@@ -366,7 +366,7 @@ def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, seed
             positions += _counted(batch).sum().item()
             for place, moved in enumerate(exchanged):
                 mixed = {name: code.roll(1, dims=0) if name in moved else code for name, code in codes.items()}
-                logits = model.decode(mixed)
+                logits = model.masked(model.decode(mixed), batch)
                 nats_of[place] += nats(logits, batch).cpu().double().sum().item()
                 right_of[place] += _right(logits, batch)
     found = [Shuffled(total / len(indices), right / positions) for total, right in zip(nats_of, right_of, strict=True)]
@@ -398,7 +398,8 @@ def interpolation(model: VAE, corpus: Corpus, split: str, indices: Tensor, seed:
             )
             path = walk(first, second, steps)
             pictures = [
-                model.decode({name: codes[step] for name, codes in path.items()}).argmax(dim=1) for step in range(steps)
+                model.likeliest(model.decode({name: codes[step] for name, codes in path.items()}))
+                for step in range(steps)
             ]
             changes.append(changed(torch.stack(pictures)).cpu().double())
             distances.append((pictures[-1] != pictures[0]).flatten(1).sum(dim=1).cpu().double())

@@ -34,7 +34,8 @@ class Level:
     """One level of latents of a batch: diagonal Gaussian posterior and prior, a sample, and the KL.
 
     `mean`, `logvar`, `sample`: (B, *shape). `prior_mean`, `prior_logvar`: the same, or None for N(0, I).
-    `kl`: (B, D) nats of each group, a group being a dimension of a vector or a channel of a map.
+    `kl`: (B, D) nats of each group, a group being a dimension of a vector or a channel of a map: what is trained.
+    `sampled_kl`: the same of the density that `sample` was really drawn from, where a model samples from another.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Level:
     kl: Tensor
     prior_mean: Tensor | None = None
     prior_logvar: Tensor | None = None
+    sampled_kl: Tensor | None = None
+
+    @property
+    def rate(self) -> Tensor:
+        """(B, D) nats of the density that the sample was drawn from: what belongs into an ELBO."""
+        return self.kl if self.sampled_kl is None else self.sampled_kl
 
     def offset(self) -> Tensor:
         """The sample in standard deviations from the prior's mean: the noise that would draw it from the prior."""
@@ -115,6 +122,10 @@ class VAE(nn.Module, ABC):
     def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The likeliest classes (B, *positions), of those that are as the conditions (B, A) say if a model has any."""
         return logits.argmax(dim=1)
+
+    def masked(self, logits: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+        """Logits in which only those classes compete that could stand at each position of these examples; all, here."""
+        return logits
 
     def noise(self, n: int) -> dict[str, Tensor]:
         """Standard normal numbers for `n` draws, (n, *shape) by level."""

@@ -22,7 +22,7 @@ def origins(arcvae: Run, name: object) -> dict[str, tuple[Any, str]]:
     head, *lines = result.stdout.splitlines()
     begin, end = head.index("value"), head.index("from")
     rows: list[list[str]] = []
-    for line in lines[: next((index for index, line in enumerate(lines) if line.startswith("beta ")), None)]:
+    for line in lines[: next(index for index, line in enumerate(lines) if " parameters" in line)]:
         cells = [line[:begin].strip(), line[begin:end].rstrip(), line[end:].strip()]
         if cells[0]:
             rows.append(cells)
@@ -189,3 +189,16 @@ def test_the_schema_and_the_settings_agree(arcvae: Run, text: str, fits: bool, t
     path.write_text(text)
     assert valid(schema, tomli.loads(text), schema) is fits
     assert arcvae("presets", "show", path).exit_code == (0 if fits else 2)
+
+
+def test_the_size_of_the_model_is_told(arcvae: Run) -> None:
+    """The equations model counted by hand, from the sizes of the 2017 code."""
+    assert "792,542 parameters\n" in arcvae("presets", "show", "baseline").stdout
+    shown = arcvae("presets", "show", "kusner_equations").stdout
+    encoder = (12 * 2 * 2 + 2) + (2 * 3 * 3 + 3) + (3 * 4 * 4 + 4) + (4 * 9 * 100 + 100) + 2 * (100 * 25 + 25)
+    decoder = (25 * 25 + 25) + 3 * 100 * (25 + 102) + 2 * 3 * 100 * (100 + 102) + (100 * 12 + 12)
+    assert f"{encoder + decoder:,} parameters for derivations of 15 steps of 12 rules" in shown
+    document = json.loads(arcvae("presets", "show", "kusner_original", "--json").stdout)
+    assert document["derivations"] == {"rules": 76, "length": 277}
+    assert document["parameters"] == 5_048_565
+    assert json.loads(arcvae("presets", "show", "hierarchical", "--json").stdout)["derivations"] is None

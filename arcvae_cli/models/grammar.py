@@ -1,0 +1,285 @@
+"""The Grammar-VAE of Kusner, Paige and Hernandez-Lobato 2017: derivations of a context-free grammar, one vector z.
+
+An example is its left-most derivation, a sequence of rules. The decoder has no feedback: given z it gives logits for
+every step at once, and which rules may stand at a step the derivation itself decides, by the symbol on top of its
+stack. In training that symbol is the left-hand side of the true rule; a new derivation finds it by `pushdown`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from arcvae_cli import gaussians
+from arcvae_cli.grammar import Rules
+from arcvae_cli.models.base import VAE, Batch, Level, Output, posterior_logvar
+from arcvae_cli.models.pushdown import Pushdown, same_left
+from arcvae_cli.settings import GrammarSettings
+
+LEVEL = "z"
+FLOOR = -1e4
+"""Logit of a rule that cannot stand at a step: no probability in any precision, and finite where gradients flow."""
+
+SQUEEZED = 16
+"""Channels that the enhanced encoder keeps for each step before its dense layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What the weights of a grammar model are made for: `length` steps (T) of these rules."""
+
+    rules: Rules
+    length: int
+
+    def text(self) -> str:
+        """As a checkpoint carries it: JSON."""
+        return json.dumps({"length": self.length, "rules": dataclasses.asdict(self.rules)}, sort_keys=True)
+
+    @classmethod
+    def of(cls, text: str) -> Structure:
+        """From what `text` gave. ValueError or TypeError for anything else."""
+        values = json.loads(text)
+        rules = dict(values["rules"])
+        tuples = {key: tuple(rules[key]) for key in ("symbols", "lhs")}
+        right = None if rules["rhs"] is None else tuple(tuple(map(int, places)) for places in rules["rhs"])
+        made = Rules(**{**rules, **tuples, "rhs": right})
+        if not isinstance(values["length"], int) or len(made) < 2:
+            raise ValueError("no grammar")
+        return cls(made, values["length"])
+
+
+class GrammarVAE(VAE):
+    """Encoder of T steps of P rules to N(mean, exp logvar) in `latent_dim` dimensions, decoder to rule logits.
+
+    `arch = "kusner"` is the network of the 2017 code, `"enhanced"` one of residual convolutions and normalised GRU
+    layers. `pushdown` derives; it is None where only ids and masks are known of the grammar.
+
+    ValueError, in words for a person, where the derivations are too short for the kernels.
+    """
+
+    def __init__(self, settings: GrammarSettings, structure: Structure) -> None:
+        super().__init__()
+        self.settings = settings
+        self.structure = structure
+        rules, length = structure.rules, structure.length
+        if settings.arch == "kusner":
+            self.encoder: nn.Module = Encoder(KusnerBody(settings, len(rules), length), settings)
+            self.decoder: nn.Module = KusnerDecoder(settings, len(rules), length)
+        else:
+            self.encoder = Encoder(EnhancedBody(settings, len(rules), length), settings)
+            self.decoder = EnhancedDecoder(settings, len(rules), length)
+        self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
+        """What derives, None where the right-hand sides are not known."""
+        self.register_buffer("_allowed", allowed(rules), persistent=False)
+
+    _allowed: Tensor
+
+    @property
+    def level_shapes(self) -> dict[str, tuple[int, ...]]:
+        """One level, the vector `z`."""
+        return {LEVEL: (self.settings.latent_dim,)}
+
+    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+        """The posterior of (B, T) rules, as one level of (B, latent_dim).
+
+        With `posterior_noise` below 1 the sample, and so `mean` and `logvar`, are of a narrower density than the one
+        whose KL is trained, as in the 2017 code; `Level.rate` is the KL of the density that was really sampled.
+        """
+        mean, raw = self.encoder(batch.x)
+        logvar = posterior_logvar(raw, self.settings)
+        kl = gaussians.kl_to_standard(mean, logvar)
+        scale = self.settings.posterior_noise
+        sampled = None
+        if scale != 1.0:
+            logvar = logvar + 2.0 * math.log(scale)
+            sampled = gaussians.kl_to_standard(mean, logvar)
+        sample = gaussians.sample(mean, logvar) if noise else mean
+        return (Level(LEVEL, mean, logvar, sample, kl, sampled_kl=sampled),)
+
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Logits (B, P, T), float32, of latents (B, latent_dim), whatever may stand where."""
+        logits: Tensor = self.decoder(latents[LEVEL])
+        return logits.float()
+
+    def masked(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Logits (B, P, T) with all rules but those of the true rule's left-hand side at `FLOOR`."""
+        mask = functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, T, P) -> (B, P, T)
+        return logits + mask
+
+    def forward(self, batch: Batch, noise: bool = True) -> Output:
+        """Encode, sample, decode, mask."""
+        output = super().forward(batch, noise)
+        return Output(self.masked(output.logits, batch), output.levels)
+
+    def prior(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        conditions: Tensor | None = None,  # noqa: ARG002
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """(n, latent_dim) draws from N(0, temperature^2)."""
+        return {LEVEL: temperature * (noise or self.noise(n))[LEVEL]}
+
+    def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """(B, T) rules: at each step the likeliest of those that the derivation so far allows and that can end in time.
+
+        Without right-hand sides nothing can be derived: then the likeliest of all rules at each step.
+        """
+        if self.pushdown is None:
+            return logits.argmax(dim=1)
+        return self.pushdown.derive(logits).ids
+
+
+def allowed(rules: Rules) -> Tensor:
+    """(P, P) float32: for each true rule, 0 for what may stand in its place and `FLOOR` for the rest."""
+    return torch.where(same_left(rules), 0.0, FLOOR)
+
+
+class Encoder(nn.Module):
+    """A body to `width` features, and two heads in full precision."""
+
+    def __init__(self, body: nn.Module, settings: GrammarSettings) -> None:
+        super().__init__()
+        self.body = body
+        self.mean = nn.Linear(settings.encoder_hidden, settings.latent_dim)
+        self.spread = nn.Linear(settings.encoder_hidden, settings.latent_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) int64 -> the mean and the raw spread, each (B, latent_dim) float32."""
+        features = self.body(x)
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            return self.mean(features), self.spread(features)
+
+
+# ------------------------------------------------------------------------------------------------ as in 2017
+
+
+class KusnerBody(nn.Module):
+    """Valid convolutions over one-hot rules, flattened, and a dense layer: (B, T) -> (B, encoder_hidden)."""
+
+    one_hot: Tensor
+
+    def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
+        super().__init__()
+        kernels, channels = settings.kernels, settings.channels
+        left = length - sum(kernel - 1 for kernel in kernels)
+        if left < 1:
+            spans = ", ".join(map(str, kernels))
+            raise ValueError(
+                f"model.encoder_kernel: valid convolutions of {spans} need derivations of at least "
+                f"{length - left + 1} rules, and these have {length}"
+            )
+        layers: list[nn.Module] = []
+        for before, after, kernel in zip((rules, *channels), channels, kernels, strict=False):
+            layers += [nn.Conv1d(before, after, kernel), nn.ReLU()]
+        flat = channels[-1] * left
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU())
+        self.register_buffer("one_hot", torch.eye(rules), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, encoder_hidden)."""
+        features: Tensor = self.layers(functional.embedding(x, self.one_hot).transpose(1, 2))
+        return features
+
+
+class KusnerDecoder(nn.Module):
+    """A dense layer of z, repeated over T, GRU layers and a dense layer a step: (B, latent_dim) -> (B, P, T)."""
+
+    def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.begin = nn.Sequential(nn.Linear(settings.latent_dim, settings.latent_dim), nn.ReLU())
+        self.layers = nn.GRU(
+            settings.latent_dim,
+            settings.decoder_hidden,
+            settings.decoder_layers,
+            batch_first=True,
+            dropout=settings.decoder_dropout if settings.decoder_layers > 1 else 0.0,
+        )
+        self.end = nn.Linear(settings.decoder_hidden, rules)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, latent_dim) -> logits (B, P, T)."""
+        repeated = self.begin(z)[:, None].expand(-1, self.length, -1)
+        logits: Tensor = self.end(self.layers(repeated)[0])
+        return logits.transpose(1, 2)
+
+
+# ------------------------------------------------------------------------------------------------ enhanced
+
+
+class EnhancedBody(nn.Module):
+    """Embedded rules and places, residual convolutions that keep the length, dense layers over what is left of each.
+
+    (B, T) -> (B, encoder_hidden). Each layer has its own kernel, so that wide and narrow surroundings are seen.
+    """
+
+    def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
+        super().__init__()
+        width = settings.encoder_hidden
+        if max(settings.kernels) > length:
+            raise ValueError(
+                f"model.encoder_kernel: a kernel of {max(settings.kernels)} is longer than the derivations, which "
+                f"have {length} rules"
+            )
+        self.rules = nn.Embedding(rules, width)
+        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        self.blocks = nn.ModuleList(Convolution(width, kernel, settings.dropout) for kernel in settings.kernels)
+        self.norm = nn.LayerNorm(width)
+        self.squeeze = nn.Linear(width, SQUEEZED)
+        self.dense = nn.Sequential(nn.Linear(SQUEEZED * length, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, encoder_hidden)."""
+        h = self.rules(x) + self.places  # (B, T, C)
+        for block in self.blocks:
+            h = block(h)
+        features: Tensor = self.dense(self.squeeze(self.norm(h)).flatten(1))
+        return features
+
+
+class Convolution(nn.Module):
+    """A residual block over (B, T, C): norm, convolution, GELU, linear."""
+
+    def __init__(self, width: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2)
+        self.linear = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The same shape."""
+        inner = self.convolution(self.norm(h).transpose(1, 2)).transpose(1, 2)
+        return h + self.dropout(self.linear(functional.gelu(inner)))
+
+
+class EnhancedDecoder(nn.Module):
+    """z and the place of each step through residual, normalised GRU layers: (B, latent_dim) -> (B, P, T)."""
+
+    def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
+        super().__init__()
+        width = settings.decoder_hidden
+        self.begin = nn.Sequential(nn.Linear(settings.latent_dim, width), nn.GELU(), nn.Linear(width, width))
+        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(settings.decoder_layers))
+        self.layers = nn.ModuleList(nn.GRU(width, width, batch_first=True) for _ in range(settings.decoder_layers))
+        self.dropout = nn.Dropout(settings.decoder_dropout)
+        self.end = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, rules))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, latent_dim) -> logits (B, P, T)."""
+        h = self.begin(z)[:, None] + self.places  # (B, T, C)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            h = h + self.dropout(layer(norm(h))[0])
+        logits: Tensor = self.end(h)
+        return logits.transpose(1, 2)

@@ -1,0 +1,189 @@
+"""A pushdown automaton that turns logits into left-most derivations, a whole batch at once on the device.
+
+The decoder has no feedback, so the logits of all steps are there before the first rule is chosen. What is left is a
+walk: look at the symbol on top of the stack, choose one of its rules, push what the rule rewrites it into. A stack
+holds remainders of right-hand sides, "what is still to come after the dot", rather than symbols. A step then writes at
+most two cells, whatever the grammar, and moves the pointer by one at most.
+
+All that a step has to know stands in two small tables of plain numbers. Nothing is read back to the host, nothing is
+skipped when a derivation is over, and no shape depends on a value: the walk can be captured as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from arcvae_cli.grammar import Rules
+
+NEVER = 2**40
+"""Rules to spare that no derivation has: what a slot without a rule would take."""
+
+END = 0
+"""The remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """Left-most derivations.
+
+    `ids`: (..., T) int64 rules, the padding rule after the end. `complete`: (...) bool, whether nothing was left to
+    derive after T steps; what is not complete is no string.
+    """
+
+    ids: Tensor
+    complete: Tensor
+
+
+class Pushdown(nn.Module):
+    """The automaton of a grammar's rules, for derivations of `length` steps (T). P rules, the padding rule included.
+
+    `slots` (K) is the largest number of rules that one symbol has: noise is drawn for the first, second, ... rule of
+    whatever symbol comes, not for all P.
+
+    Raises ValueError where the right-hand sides are not known, or where no derivation ends within `length` rules.
+    """
+
+    choices: Tensor
+    """(C, 2 K) by remainder: the rules of its first symbol, ascending, and how many rules more than the fewest each
+    takes to finish that symbol; `NEVER` where there is no such rule."""
+
+    moves: Tensor
+    """(C K, 5) by remainder and slot: how the pointer moves (twice, for the two cells it points at), what is taken from
+    the rules to spare (negative), and the two remainders that are written."""
+
+    rule: Tensor
+    """(C K,) the rule in each slot of each remainder."""
+
+    same: Tensor
+    """(P, P) bool, see `same_left`."""
+
+    def __init__(self, rules: Rules, length: int) -> None:
+        super().__init__()
+        if rules.rhs is None:
+            raise ValueError(
+                "ids and masks alone do not say what a rule rewrites its symbol into: nothing can be derived"
+            )
+        fewest = rules.fewest()
+        if length < fewest[rules.start]:
+            raise ValueError(f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}")
+        self.length = length
+        self.spare = length - fewest[rules.start]
+        remainders = _remainders(rules, rules.rhs)
+        place = {remainder: number for number, remainder in enumerate(remainders)}
+        options = [rules.of(remainder[0]) if remainder else (rules.padding,) for remainder in remainders]
+        self.slots = max(map(len, options))
+        choices, moves, chosen = [], [], []
+        for remainder, some in zip(remainders, options, strict=True):
+            taken = []
+            for slot in range(self.slots):
+                if slot >= len(some):
+                    taken.append(NEVER)
+                    moves.append([0] * 5)
+                    chosen.append(rules.padding)
+                    continue
+                body = rules.rhs[some[slot]] if remainder else ()
+                more = 1 + sum(fewest[s] for s in body) - fewest[remainder[0]] if remainder else 0
+                taken.append(more)
+                # what comes after the symbol, under what the symbol is rewritten into: what is empty is not pushed
+                above = [place[part] for part in (remainder[1:], body) if part] if remainder else [END]
+                step = len(above) - 1
+                moves.append([step, step, -more, *above, *[END] * (2 - len(above))])
+                chosen.append(some[slot])
+            choices.append([*some, *[rules.padding] * (self.slots - len(some)), *taken])
+        self._start = place[rules.start,]
+        for name, table in (("choices", choices), ("moves", moves), ("rule", chosen)):
+            self.register_buffer(name, torch.tensor(table, dtype=torch.int64), persistent=False)
+        self.register_buffer("same", same_left(rules), persistent=False)
+
+    def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Gumbel noise (n, T, K) float32: the argmax of logits and noise is a draw from their softmax."""
+        drawn = torch.rand(n, self.length, self.slots, device=self.choices.device, generator=generator)
+        return drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_().neg_().log_().neg_()
+
+    def mask(self, x: Tensor) -> Tensor:
+        """(B, P, T) bool: the rules with the left-hand side of the true rule x (B, T), all of them in padding."""
+        return self.same[x].transpose(1, 2)
+
+    @torch.no_grad()
+    def derive(self, logits: Tensor, noise: Tensor | None = None, budget: bool = True) -> Derived:
+        """The derivations that logits (..., P, T) give, the likeliest or, with noise (..., T, K), drawn ones.
+
+        The dimensions before the last two broadcast, without a copy: noise (M, B, T, K) beside logits (B, P, T) gives
+        M derivations of each of B codes. Of equal rules the one with the lowest id is taken.
+
+        With `budget` a rule is allowed only if what it leaves to derive can be finished within T steps, so that every
+        derivation is complete. That changes p(x|z): without it a derivation that grows too long is cut off after T.
+
+        A step reads K logits of each derivation, not P. Costs 11 small kernels a step, for any number of derivations.
+        """
+        lead = logits.shape[:-2]
+        if noise is not None:
+            lead = torch.broadcast_shapes(lead, noise.shape[:-2])  # type: ignore[no-untyped-call]
+            noise = noise.expand(*lead, -1, -1)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        steps = logits.expand(*lead, -1, -1).unbind(-1)  # T views of (..., P)
+        if len(steps) != self.length:
+            raise ValueError(f"logits of {len(steps)} steps for derivations of {self.length}")
+        n, device = lead.numel(), logits.device
+
+        def numbers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        # Everything that a step writes is made once, and so are the views of it. Stacks lie side by side, cells of one
+        # depth together: they are seldom deep, and memory that nothing touches costs nothing
+        stack = numbers(self.length + 2, n)
+        stack[0], stack[1] = END, self._start
+        state = numbers(3, n)  # the two cells that the pointer is at, and the rules to spare
+        state[0], state[1], state[2] = 1, 2, self.spare if budget else NEVER // 2
+        pointer, cells, spare = state[:1], state[:2], state[2:].t()
+        top, slot, barred = numbers(1, n), numbers(n, 1), numbers(n, self.slots, dtype=torch.bool)
+        choice, move = numbers(n, 2 * self.slots), numbers(n, 5)
+        rules, taken = choice.view(*lead, -1)[..., : self.slots], choice[:, self.slots :]
+        shift, written = move[:, :3].t(), move[:, 3:].t()
+        scores = numbers(n, self.slots, dtype=logits.dtype)
+        by_code = scores.view(*lead, self.slots)
+        remainder, chosen, trace = top.view(n), slot.view(n), numbers(self.length, n)
+        lowest = torch.finfo(scores.dtype).min
+        for step, here in enumerate(steps):
+            torch.gather(stack, 0, pointer, out=top)
+            torch.index_select(self.choices, 0, remainder, out=choice)
+            torch.gather(here, -1, rules, out=by_code)
+            if noise is not None:
+                by_code += noise[..., step, :]
+            torch.gt(taken, spare, out=barred)
+            scores.masked_fill_(barred, lowest)
+            torch.argmax(scores, 1, keepdim=True, out=slot)
+            torch.add(chosen, remainder, alpha=self.slots, out=trace[step])
+            torch.index_select(self.moves, 0, trace[step], out=move)
+            stack.scatter_(0, cells, written)
+            state.add_(shift)
+        ids = self.rule.index_select(0, trace.view(-1)).view(self.length, n).t()
+        return Derived(ids.view(*lead, self.length), (pointer == 0).view(lead))
+
+
+def same_left(rules: Rules) -> Tensor:
+    """(P, P) bool: by a true rule, the rules that rewrite the same symbol. All of them for the padding rule.
+
+    A rule that no derivation can use rewrites nothing: it is among the rules of no other, and has all in its own row,
+    so that no row is empty.
+    """
+    left = torch.tensor(rules.lhs)
+    return (left[:, None] == left) | (left[:, None] < 0)
+
+
+def _remainders(rules: Rules, rhs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+    """What can stand in a cell of a stack, as symbols still to derive: nothing, the start, and every tail of a body."""
+    found = [(), (rules.start,)]
+    seen = set(found)
+    for remainder in found:  # which grows
+        if not remainder:
+            continue
+        tails = [remainder[1:], *(rhs[rule] for rule in rules.of(remainder[0]))]
+        new = [tail for tail in dict.fromkeys(tails) if tail and tail not in seen]
+        found += new
+        seen.update(new)
+    return found

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from arcvae_cli.errors import InputError
+from arcvae_cli.grammar import Rules, read_grammar
+from arcvae_cli.models import build_model
+from arcvae_cli.models.base import Batch
+from arcvae_cli.models.grammar import FLOOR, GrammarVAE, Structure
+from arcvae_cli.objective import Objective
+from arcvae_cli.settings import GrammarSettings, GridSettings, ObjectiveSettings, preset_names, resolve
+
+EQUATIONS = read_grammar("equations")
+SMILES = read_grammar("smiles")
+SMALL: dict[str, Any] = {
+    "kusner": {"encoder_kernel": [2, 3, 4], "encoder_channels": [2, 3, 4], "encoder_hidden": 20, "decoder_hidden": 16},
+    "enhanced": {"encoder_hidden": 16, "decoder_hidden": 16, "decoder_dropout": 0.0},
+}
+
+
+def small(arch: str, length: int = 15, **settings: Any) -> GrammarVAE:
+    torch.manual_seed(0)
+    values = {"arch": arch, "latent_dim": 6, "decoder_layers": 2, **SMALL[arch], **settings}
+    return GrammarVAE(GrammarSettings(**values), Structure(EQUATIONS.rules, length)).eval()
+
+
+def derivations(n: int, length: int = 15) -> torch.Tensor:
+    """Whole derivations of equations, drawn from a model that knows nothing."""
+    torch.manual_seed(1)
+    model = small("kusner", length)
+    assert model.pushdown is not None
+    return model.pushdown.derive(torch.zeros(n, 12, length), model.pushdown.noise(n)).ids
+
+
+def batch_of(x: torch.Tensor) -> Batch:
+    return Batch(x, x != EQUATIONS.rules.padding)
+
+
+@pytest.mark.parametrize("arch", ["kusner", "enhanced"])
+def test_shapes_and_levels(arch: str) -> None:
+    model = small(arch)
+    output = model(batch_of(derivations(5)))
+    assert output.logits.shape == (5, 12, 15)
+    assert output.logits.dtype == torch.float32
+    (level,) = output.levels
+    assert level.mean.shape == level.logvar.shape == level.sample.shape == level.kl.shape == (5, 6)
+    assert model.level_shapes == {"z": (6,)}
+    assert model.likeliest(model.decode(model.prior(3))).shape == (3, 15)
+
+
+def test_the_2017_sizes() -> None:
+    """Convolutions, dense layer and GRU as the code of Kusner et al. has them, counted by hand."""
+    settings = resolve("kusner_original").settings.model
+    assert isinstance(settings, GrammarSettings)
+    with torch.device("meta"):
+        model = GrammarVAE(settings, Structure(SMILES.rules, 277))
+    left = 277 - 8 - 8 - 10
+    encoder = (76 * 9 * 9 + 9) + (9 * 9 * 9 + 9) + (9 * 11 * 10 + 10) + (10 * left * 435 + 435) + 2 * (435 * 56 + 56)
+    gru = 3 * 501 * (56 + 501 + 2) + 2 * 3 * 501 * (501 + 501 + 2)
+    decoder = (56 * 56 + 56) + gru + (501 * 76 + 76)
+    assert sum(parameter.numel() for parameter in model.parameters()) == encoder + decoder
+
+
+@pytest.mark.parametrize("name", [n for n in preset_names() if resolve(n).settings.model.name == "grammar"])
+def test_every_shipped_preset_builds(name: str) -> None:
+    settings = resolve(name).settings
+    grammar, length = (EQUATIONS, 15) if settings.data.name == "equations" else (SMILES, 277)
+    with torch.device("meta"):
+        model = build_model(settings.model, Structure(grammar.rules, length))
+    assert sum(parameter.numel() for parameter in model.parameters()) > 50_000
+
+
+@pytest.mark.parametrize("arch", ["kusner", "enhanced"])
+def test_only_rules_of_the_true_symbol_compete(arch: str) -> None:
+    model = small(arch)
+    batch = batch_of(derivations(20))
+    logits = model(batch).logits
+    lhs = torch.tensor(EQUATIONS.rules.lhs)
+    same = lhs[batch.x][:, None] == lhs[None, :, None]  # (B, P, T)
+    assert batch.valid is not None
+    counted = batch.valid[:, None].expand_as(logits)
+    assert (logits[counted & ~same] < 0.9 * FLOOR).all()
+    assert (logits[counted & same] > 0.5 * FLOOR).all()
+    chosen = lhs[logits.argmax(1)]
+    assert (chosen == lhs[batch.x])[batch.valid].all()
+
+
+@pytest.mark.parametrize("arch", ["kusner", "enhanced"])
+def test_nats_are_those_of_a_softmax_over_the_rules_of_the_symbol(arch: str) -> None:
+    """Against a plain loop in float64, padding left out."""
+    model = small(arch)
+    batch = batch_of(derivations(6))
+    output = model(batch, noise=False)
+    bare = model.decode({"z": output.levels[0].sample}).double()
+    expected = []
+    for row in range(6):
+        total = 0.0
+        for step, rule in enumerate(batch.x[row].tolist()):
+            if rule == EQUATIONS.rules.padding:
+                break
+            rivals = EQUATIONS.rules.of(EQUATIONS.rules.lhs[rule])
+            scores = [bare[row, rival, step].item() for rival in rivals]
+            total += math.log(sum(map(math.exp, scores))) - bare[row, rule, step].item()
+        expected.append(total)
+    found = Objective(ObjectiveSettings()).reconstruction(output.logits, batch)
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["kusner", "enhanced"])
+def test_probabilities_of_all_whole_derivations_sum_to_those_that_end_in_time(arch: str) -> None:
+    """Given z, the probabilities of all 3 + 4 * ... short derivations and of not ending add up to 1."""
+    rules = Rules(("S",), (0, 0, 0, -1), ((0, 0), (), (), ()), 0, 3)
+    torch.manual_seed(3)
+    values = {"arch": arch, "latent_dim": 3, **SMALL[arch], "encoder_kernel": [1, 1, 1]}
+    model = GrammarVAE(GrammarSettings(**values), Structure(rules, 5)).eval()
+    logits = 3.0 * model.decode(model.prior(1))
+    whole = []
+    for ids in itertools.product(range(4), repeat=5):
+        open_symbols, right = 1, True
+        for rule in ids:
+            right &= (rule == 3) == (open_symbols == 0)
+            open_symbols += len(rules.rhs[rule]) - 1 if rules.rhs and rule != 3 else 0
+        if right and open_symbols == 0:
+            whole.append(ids)
+    assert len(whole) == 2 + 4 + 16  # of 1, 3 and 5 rules: Catalan numbers times 2 to the leaves
+    x = torch.tensor(whole)
+    batch = Batch(x, x != 3)
+    expanded = model.masked(logits.expand(len(x), -1, -1), batch)
+    ending = Objective(ObjectiveSettings()).reconstruction(expanded, batch).neg().exp().sum().item()
+    assert model.pushdown is not None
+    drawn = model.pushdown.derive(logits.expand(20_000, -1, -1), model.pushdown.noise(20_000), budget=False)
+    assert ending == pytest.approx(drawn.complete.float().mean().item(), abs=0.02)
+    assert ending < 1.0
+
+
+@pytest.mark.parametrize("arch", ["kusner", "enhanced"])
+def test_padding_contributes_nothing(arch: str) -> None:
+    """Neither to the loss nor to any gradient: whatever the logits after the end are."""
+    model = small(arch)
+    x = derivations(8)
+    batch = batch_of(x)
+    objective = Objective(ObjectiveSettings())
+    output = model(batch, noise=False)
+    assert batch.valid is not None
+    assert (~batch.valid).any()
+    moved = output.logits + 5.0 * torch.randn_like(output.logits) * ~batch.valid[:, None]
+    assert torch.equal(objective.reconstruction(moved, batch), objective.reconstruction(output.logits, batch))
+    output.logits.retain_grad()
+    objective.reconstruction(output.logits, batch).sum().backward()
+    assert output.logits.grad is not None
+    assert not output.logits.grad[~batch.valid[:, None].expand_as(output.logits)].any()
+    assert torch.isfinite(output.logits.grad).all()
+
+
+def test_the_noise_of_2017_is_narrower_than_the_density_whose_kl_is_trained() -> None:
+    full, narrow = small("kusner"), small("kusner", posterior_noise=0.01)
+    batch = batch_of(derivations(2000))
+    (wide,) = full.encode(batch)
+    (level,) = narrow.encode(batch)
+    assert torch.equal(wide.kl, level.kl)  # the 2017 code trains the KL of the full sigma
+    assert torch.equal(wide.rate, wide.kl)
+    assert level.sampled_kl is not None
+    spread = (level.sample - level.mean).std(0) / (wide.sample - wide.mean).std(0)
+    assert spread.tolist() == pytest.approx([0.01] * 6, rel=0.1)
+    # KL(N(m, s^2 v)) - KL(N(m, v)) = -log s - v (1 - s^2) / 2, for each dimension
+    more = -math.log(0.01) - 0.5 * wide.logvar.exp() * (1 - 1e-4)
+    assert torch.allclose(level.rate - level.kl, more, atol=1e-4)
+
+
+def test_derivations_shorter_than_the_kernels_are_refused() -> None:
+    settings = resolve("kusner_original").settings.model
+    with pytest.raises(InputError, match="at least 27 rules, and these have 15"):
+        build_model(settings, Structure(EQUATIONS.rules, 15))
+    with pytest.raises(InputError, match="a kernel of 17 is longer"):
+        build_model(GrammarSettings(encoder_kernel=17), Structure(EQUATIONS.rules, 15))
+    with pytest.raises(InputError, match="this corpus has none"):
+        build_model(GrammarSettings())
+    assert build_model(GridSettings()).level_shapes == {"z": (10,)}
+
+
+def test_a_structure_survives_its_checkpoint() -> None:
+    structure = Structure(SMILES.rules, 277)
+    assert Structure.of(structure.text()) == structure
+    bare = Structure(dataclasses.replace(EQUATIONS.rules, rhs=None, text=None), 15)
+    assert Structure.of(bare.text()) == bare
+    for text in ("", "[]", "{}", '{"length": 15, "rules": {}}', structure.text().replace("277", '"x"')):
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            Structure.of(text)
+
+
+def test_without_right_hand_sides_a_model_trains_and_derives_nothing() -> None:
+    rules = dataclasses.replace(EQUATIONS.rules, rhs=None, text=None)
+    model = GrammarVAE(GrammarSettings(arch="enhanced", **SMALL["enhanced"]), Structure(rules, 15)).eval()
+    assert model.pushdown is None
+    batch = batch_of(derivations(4))
+    logits = model(batch).logits
+    assert torch.equal(model.likeliest(logits), logits.argmax(1))
+
+
+def test_sequence_accuracy_is_that_of_free_decoding() -> None:
+    """Where every rule is the likeliest of its symbol, the automaton finds the same derivation, and only then."""
+    model = small("kusner")
+    batch = batch_of(derivations(2000))
+    one_hot = functional.one_hot(batch.x, 12).transpose(1, 2)
+    logits = torch.randn(2000, 12, 15) + 3.5 * one_hot
+    assert model.pushdown is not None
+    free = model.pushdown.derive(logits, budget=False).ids
+    assert batch.valid is not None
+    forced = ((model.masked(logits, batch).argmax(1) == batch.x) | ~batch.valid).all(1)
+    assert torch.equal((free == batch.x).all(1), forced)
+    assert 0.1 < forced.float().mean() < 0.9
