@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import torch
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.models import build_model
+from arcvae_cli.grammar import Grammar, parse_grammar
 from arcvae_cli.models.base import VAE
+from arcvae_cli.models.grammar import GrammarVAE, Structure
 from arcvae_cli.settings import Layer, Settings, resolve
 from arcvae_cli.writing import failed, replacing
 
@@ -44,6 +47,13 @@ class Loaded:
     values: Mapping[str, Any]
 
     @property
+    def grammar(self) -> Grammar | None:
+        """The grammar of the model's derivations; None for a model of grids, or of ready ids without a grammar."""
+        if not isinstance(self.model, GrammarVAE) or (text := self.model.structure.rules.text) is None:
+            return None
+        return parse_grammar(text, f"the grammar of {self.path.name}")
+
+    @property
     def run(self) -> Path | None:
         """The run folder that the file lies in, if it lies in one."""
         folder = self.path.resolve().parent.parent
@@ -58,6 +68,16 @@ def save(path: Path, values: Mapping[str, Any]) -> None:
                 torch.save(dict(values), file)
         except RuntimeError as error:  # PyTorch's way of saying that the disk is full
             raise failed(path, str(error).splitlines()[0]) from error
+
+
+def copy(path: Path, target: Path) -> None:
+    """The checkpoint under another name too: a hard link where the file system has them, else its bytes."""
+    with replacing(target) as temporary:
+        try:
+            temporary.unlink()
+            temporary.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 def config_text(settings: Settings) -> str:
@@ -102,13 +122,30 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
         settings = resolve(None, Layer(f"{path} (config)", dict(json.loads(values["config"])))).settings
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: its settings cannot be read") from error
-    model = build_model(settings.model).to(device)
+    model = build_model(settings.model, read_structure(path, values)).to(device)
     check_conditions(path, model, values.get("conditions", []))
     try:
         model.load_state_dict(values["model_state_dict"])
     except (RuntimeError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: its weights do not fit the model that its settings describe") from error
     return Loaded(model.eval(), settings, values["epoch"], path, values)
+
+
+def structure_of(model: VAE) -> dict[str, str]:
+    """What a checkpoint keeps of the derivations that a model is made for: their length and their grammar."""
+    return {"structure": model.structure.text()} if isinstance(model, GrammarVAE) else {}
+
+
+def read_structure(path: Path, values: Mapping[str, Any]) -> Structure | None:
+    """The structure that a checkpoint carries, None where it has none."""
+    if "structure" not in values:
+        return None
+    try:
+        return Structure.of(values["structure"])
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise InputError(
+            f"{path}: its grammar cannot be read", "use the arcvae that wrote it, or train anew"
+        ) from error
 
 
 def condition_schema(model: VAE) -> list[list[str | int]]:

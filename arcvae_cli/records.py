@@ -14,10 +14,16 @@ from arcvae_cli.controllers import Target
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.step import Counts
 
-Grids = NDArray[np.uint8]
+Examples = NDArray[np.integer[Any]]
 
-ACCURACIES = {"pixel": ("pixel_accuracy", "non_black_accuracy", "exact_accuracy")}
+ACCURACIES: dict[str, tuple[str, str | None, str]] = {
+    "pixel": ("pixel_accuracy", "non_black_accuracy", "exact_accuracy"),
+    "token": ("token_acc", None, "seq_acc"),
+}
 """By the unit of a corpus: the names of its shares of right positions, foreground positions and whole examples."""
+
+HIGHER_IS_BETTER = {f"val/{name}" for names in ACCURACIES.values() for name in names if name is not None}
+"""Metrics of validation of which the largest is the best; of all others it is the smallest."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +140,13 @@ def flat(split: str, counts: Counts, unit: str) -> dict[str, Any]:
         f"{split}/loss_kl": number(sum(counts.kl_free.values())),
         f"{split}/kl": number(counts.rate),
         **level_totals(split, counts),
-        **{f"{split}/{name}": number(share) for name, share in zip(names, shares, strict=True)},
+        **{f"{split}/{name}": number(share) for name, share in zip(names, shares, strict=True) if name is not None},
         f"{split}/active_dims": sum(value > ACTIVE_KL for value in groups),
         **{f"{split}/kl_per_dim/dim_{index}": number(value) for index, value in enumerate(groups)},
         f"{split}/kl_per_dim/min": number(min(groups)),
         f"{split}/kl_per_dim/max": number(max(groups)),
         f"{split}/kl_per_dim/mean": number(sum(groups) / len(groups)),
+        **({"train/kl_per_dim": number(sum(groups) / len(groups))} if (split, unit) == ("train", "token") else {}),
     }
 
 
@@ -163,14 +170,14 @@ def number(value: float) -> float | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pictures:
-    """Examples (n, H, W) with their reconstructions, and draws from the prior.
+    """Examples (n, *positions) with their reconstructions, and draws from the prior: classes, as small integers.
 
     `maps`: by level that is a map, (n, h, w) float32 nats of KL in each of its cells, for the same examples.
     """
 
-    originals: Grids
-    reconstructions: Grids
-    samples: Grids
+    originals: Examples
+    reconstructions: Examples
+    samples: Examples
     maps: Mapping[str, NDArray[np.float32]]
 
 

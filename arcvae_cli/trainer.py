@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
-from arcvae_cli.records import EpochRecord, Grids, Pictures, Plan, Recorder, StepRecord
+from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Examples, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings, elbo_scale
@@ -30,6 +31,12 @@ VALIDATION_BATCH = 1000
 SHOWN = 16
 """Pairs of original and reconstruction in a picture."""
 SAMPLES = 64
+
+RANKINGS: dict[str, tuple[tuple[str, str, float], ...]] = {
+    "pixel": (("loss", "val/loss_selection", 1.0),),
+    "token": (("loss", "val/loss_selection", 1.0), ("seq_acc", "val/seq_acc", -1.0)),
+}
+"""By the unit of a corpus: what the best epochs are kept by, and the sign that makes the best the smallest."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         train = self.settings.train
-        self.positions = math.prod(self.corpus.positions)
+        self.positions = self.corpus.mean_positions
         weighted = self.settings.objective.class_weights != "none"
         counts = self.corpus.class_counts() if weighted else None
         self.objective = Objective(self.settings.objective, counts).to(self.device)
@@ -72,6 +79,7 @@ class Trainer:
         self.peaks = self.yardstick()
         self.done = 0  # optimiser steps
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
+        self.ranked: dict[str, list[tuple[float, int, Path]]] = {}  # by ranking: signed value, epoch, file; best first
         self.history: list[EpochRecord] = []
         self.stood: dict[str, str | None] = {}  # by level, the bound at which beta stood for the last epoch
 
@@ -235,7 +243,7 @@ class Trainer:
         """Whether the epoch is the best so far, by the monitored metric."""
         monitor = self.settings.train.monitor
         value = float(record.metrics()[monitor])
-        higher = monitor.endswith("accuracy")
+        higher = monitor in HIGHER_IS_BETTER
         best = self.best is None or (value > self.best[0] if higher else value < self.best[0])
         if best:
             self.best = (value, record.epoch)
@@ -302,11 +310,28 @@ class Trainer:
         if record.best:
             checkpoints.save(folder / checkpoints.BEST, values)
             self.save_parts("", epoch)
+        self.keep_best(record)
         every = self.settings.checkpoint.every_epochs
         if every and epoch % every == 0:
             checkpoints.save(folder / f"vae_epoch_{epoch}.pth", values)
             self.save_parts(f"_epoch_{epoch}", epoch)
         self.folder.write_status("running", **self.place())
+
+    def keep_best(self, record: EpochRecord) -> None:
+        """`last.pth`, as just saved, among the best few of each ranking; a link to the same bytes where links exist."""
+        limit = self.settings.checkpoint.save_top_k
+        metrics = record.metrics()
+        for name, metric, sign in RANKINGS[self.corpus.unit] if limit else ():
+            value = float(metrics[metric])
+            path = self.folder.checkpoints / f"best-{name}-epoch_{record.epoch:03d}-{value:.4f}.pth"
+            ranked = self.ranked.setdefault(name, [])
+            ranked.append((sign * value, record.epoch, path))
+            ranked.sort()
+            if (sign * value, record.epoch, path) in ranked[:limit]:
+                checkpoints.copy(self.folder.checkpoints / "last.pth", path)
+            for _, _, worse in ranked[limit:]:
+                worse.unlink(missing_ok=True)
+            del ranked[limit:]
 
     def save_parts(self, suffix: str, epoch: int) -> None:
         """Encoder and decoder alone, for who needs only one."""
@@ -328,13 +353,19 @@ class Trainer:
             "scheduler_state_dict": self.rate.state_dict(),
             "schedule_state": self.control.state_dict(),
             "conditions": checkpoints.condition_schema(self.model),
+            **checkpoints.structure_of(self.model),
             "train_loss": last.train.loss if last else None,
             "val_loss": last.val.loss if last else None,
-            "pixel_accuracy": last.val.position if last else None,
+            **(self.shares(last.val) if last else {}),
             "best": list(self.best) if self.best else None,
             "rng_state": torch.get_rng_state(),
             "config": checkpoints.config_text(self.settings),
         }
+
+    def shares(self, counts: Counts) -> dict[str, float]:
+        """The accuracies of validation, under their names."""
+        found = zip(ACCURACIES[self.corpus.unit], (counts.position, counts.foreground, counts.exact), strict=True)
+        return {name: share for name, share in found if name is not None}
 
     def place(self) -> dict[str, Any]:
         """Where the run is, for its status."""
@@ -358,10 +389,12 @@ class Trainer:
         batch = self.corpus.batch("val", spread)
         seed_step(self.settings.train.seed, "samples")
         with self.step.autocast():
-            output = self.model(batch, noise=False)
+            levels = self.model.encode(batch, noise=False)
+            logits = self.model.decode({level.name: level.sample for level in levels}, batch.conditions)
             drawn = self.model.decode(self.model.prior(SAMPLES))
-        maps = {level.name: kl.float().cpu().numpy() for level in output.levels if (kl := level.map()) is not None}
-        pictures = Pictures(to_numpy(batch.x), to_numpy(output.logits.argmax(1)), to_numpy(drawn.argmax(1)), maps)
+        again, made = self.model.likeliest(logits), self.model.likeliest(drawn)
+        maps = {level.name: kl.float().cpu().numpy() for level in levels if (kl := level.map()) is not None}
+        pictures = Pictures(to_numpy(batch.x), to_numpy(again), to_numpy(made), maps)
         for recorder in self.recorders:
             recorder.pictures(epoch, pictures)
 
@@ -418,9 +451,10 @@ def turns(path: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]
     return found
 
 
-def to_numpy(classes: Tensor) -> Grids:
-    """Classes (n, *positions) as uint8 on the host."""
-    return classes.to(torch.uint8).cpu().numpy().astype(np.uint8, copy=False)
+def to_numpy(classes: Tensor) -> Examples:
+    """Classes (n, *positions) as int16 on the host, as uint8 where there are few."""
+    found: Examples = classes.to(torch.int16).cpu().numpy()
+    return found.astype(np.uint8) if found.max(initial=0) < 256 else found
 
 
 def rate_schedule(settings: Settings, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | ReduceLROnPlateau:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from arcvae_cli.errors import InputError
 from arcvae_cli.settings import CORPORA, DataSettings
 from arcvae_cli.writing import usable_folder
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
-    from arcvae_cli.data.corpus import GridCorpus
+    from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus
+    from arcvae_cli.evaluation.validity import Judge
+    from arcvae_cli.grammar import Grammar
+    from arcvae_cli.models.grammar import Structure
 
 INPUT, OUTPUT = "Input", "Output"  # panels of the help
 
@@ -56,21 +60,82 @@ def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) 
     return load(found.path, choose_device(device))
 
 
-def open_data(loaded: Loaded, data: str | None, split: str, console: Console) -> GridCorpus:
-    """The corpus of `--data`, else the one that the model was trained on, on the model's device."""
+def open_data(
+    loaded: Loaded, data: str | None, split: str, console: Console, device: torch.device | None = None
+) -> GridCorpus | DerivationCorpus:
+    """The corpus of `--data`, else the one that the model was trained on, on the model's device or another."""
+    from arcvae_cli.models.grammar import GrammarVAE
+
     settings = loaded.settings.data
     if data is not None:
-        chosen = {"name": data, "path": None} if data in CORPORA else {"path": Path(data).expanduser()}
-        settings = settings.model_copy(update={**chosen, "limit": None})
-    return open_named(settings, next(loaded.model.parameters()).device, (split,), console)
+        files = dict.fromkeys(("path", "grammar", "input", "prod", "masks", "pad_id", "limit"))
+        chosen = {"name": data} if data in CORPORA else {"path": Path(data).expanduser()}
+        settings = settings.model_copy(update={**files, **chosen})
+    place = next(loaded.model.parameters()).device if device is None else device
+    structure = loaded.model.structure if isinstance(loaded.model, GrammarVAE) else None
+    return open_named(settings, place, (split,), console, structure)
 
 
-def open_named(data: DataSettings, device: torch.device, needs: Sequence[str], console: Console) -> GridCorpus:
-    """The corpus that the settings name, with a note before a build that takes seconds, and its own notes after."""
+def open_grids(loaded: Loaded, data: str | None, split: str, console: Console) -> GridCorpus:
+    """The same for a model of grids. InputError where it holds something else."""
+    from arcvae_cli.data.corpus import GridCorpus
+
+    corpus = open_data(loaded, data, split, console)
+    if not isinstance(corpus, GridCorpus):
+        raise InputError(f"{corpus.name}: holds derivations, and this model is of grids", "give grids with --data")
+    return corpus
+
+
+def open_derivations(loaded: Loaded, data: str | None, split: str, console: Console) -> DerivationCorpus:
+    """The same for a model of derivations. InputError where it holds something else."""
+    from arcvae_cli.data.corpus import DerivationCorpus
+
+    corpus = open_data(loaded, data, split, console)
+    if not isinstance(corpus, DerivationCorpus):
+        raise InputError(
+            f"{corpus.name}: holds grids, and this model is of derivations", "give strings of its grammar with --data"
+        )
+    return corpus
+
+
+def writing_grammar(loaded: Loaded) -> Grammar:
+    """The grammar that a model's strings are written by. InputError where its checkpoint knows of none."""
+    if loaded.grammar is None:
+        raise InputError(
+            f"{loaded.path}: its model was trained on ready ids and masks, and writing strings takes their grammar",
+            "train with --grammar FILE beside --prod and --masks; `evaluate` works without",
+        )
+    return loaded.grammar
+
+
+def judge_for(grammar: Grammar, console: Console) -> Judge | None:
+    """Who tells which strings of a grammar mean something, None where nobody does, with a note on what is missing."""
+    from arcvae_cli.evaluation.validity import NO_RDKIT, is_smiles, judge_of
+
+    judge = judge_of(grammar)
+    if judge is None and is_smiles(grammar):
+        console.note(NO_RDKIT)
+    return judge
+
+
+def open_named(
+    data: DataSettings,
+    device: torch.device,
+    needs: Sequence[str],
+    console: Console,
+    structure: Structure | None = None,
+) -> GridCorpus | DerivationCorpus:
+    """The corpus that the settings name, with a note before a build that takes seconds, and its own notes after.
+
+    `structure`: of the derivations that a checkpoint's model is made for, None where there is none yet.
+    """
     from arcvae_cli.data.corpus import open_corpus
 
     announce_build(data, console)
-    corpus = open_corpus(data, device, needs)
+    if structure is None:
+        corpus = open_corpus(data, device, needs)
+    else:
+        corpus = open_corpus(data, device, needs, structure.rules, structure.length)
     for note in corpus.notes:
         console.note(note)
     return corpus

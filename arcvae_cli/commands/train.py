@@ -15,6 +15,7 @@ from arcvae_cli.settings import (
     CORPORA,
     DEFAULT_MODEL,
     MODEL_SETTINGS,
+    GrammarSettings,
     Layer,
     Resolved,
     Settings,
@@ -26,7 +27,7 @@ from arcvae_cli.settings import (
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console
-    from arcvae_cli.data.corpus import Corpus
+    from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
     from arcvae_cli.models.base import VAE
     from arcvae_cli.records import Recorder
     from arcvae_cli.runs import RunFolder
@@ -45,6 +46,18 @@ def train(
     ] = None,
     data: Annotated[
         str | None, typer.Option(help=f"{', '.join(CORPORA)}, or a path to your own", rich_help_panel=DATA)
+    ] = None,
+    grammar: Annotated[
+        str | None, typer.Option(help="of the strings: a grammar file, equations or smiles", rich_help_panel=DATA)
+    ] = None,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="strings of the grammar, one a line", rich_help_panel=DATA)
+    ] = None,
+    prod: Annotated[
+        Path | None, typer.Option(help="ready derivations: .npy of rule ids (N, T)", rich_help_panel=DATA)
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="their masks: .npy, bit-packed (N, T, bytes)", rich_help_panel=DATA)
     ] = None,
     model: Annotated[
         str | None, typer.Option(help=", ".join(MODEL_SETTINGS), show_default=DEFAULT_MODEL, rich_help_panel=DATA)
@@ -110,6 +123,9 @@ def train(
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard/--no-tensorboard", help="event files", rich_help_panel=RUN)
     ] = None,
+    save_top_k: Annotated[
+        int | None, typer.Option(help="best epochs kept beside the best", show_default="3", rich_help_panel=RUN)
+    ] = None,
     run_name: Annotated[str | None, typer.Option(show_default="preset and time", rich_help_panel=RUN)] = None,
     runs_dir: Annotated[Path, typer.Option(help="where run folders go", rich_help_panel=RUN)] = Path("runs"),
     assignments: Annotated[
@@ -129,7 +145,11 @@ def train(
     console = Console(quiet=quiet, as_json=as_json)
     named = data in CORPORA
     flags: dict[str, tuple[str, Any]] = {
-        "--data": ("data.name", data) if named else ("data.path", data and str(Path(data).expanduser().absolute())),
+        "--data": ("data.name", data) if named else ("data.path", data and whole(Path(data))),
+        "--grammar": ("data.grammar", grammar and (whole(Path(grammar)) if Path(grammar).is_file() else grammar)),
+        "--input": ("data.input", input_ and whole(input_)),
+        "--prod": ("data.prod", prod and whole(prod)),
+        "--masks": ("data.masks", masks and whole(masks)),
         "--augment/--no-augment": ("data.augment", augment),
         "--model": ("model.name", model),
         "--latent-dim": ("model.latent_dim", latent_dim),
@@ -147,17 +167,25 @@ def train(
         "--device": ("train.device", device),
         "--precision": ("train.precision", precision),
         "--early-stopping/--no-early-stopping": ("train.early_stopping", early_stopping),
+        "--save-top-k": ("checkpoint.save_top_k", save_top_k),
         "--wandb": ("log.wandb", wandb),
         "--tensorboard/--no-tensorboard": ("log.tensorboard", tensorboard),
     }
     layers = [environment_layer(), set_layer(assignments or []), flag_layer(flags)]
-    if named:
-        layers.append(Layer("--data", {"data": {"path": None}}))  # a name takes the place of a preset's path
+    if named:  # a name takes the place of a preset's files
+        files = dict.fromkeys(("grammar", "input", "prod", "masks"))
+        layers.insert(1, Layer("--data", {"data": files}))
+        layers.append(Layer("--data", {"data": {"path": None}}))
     settings = with_epochs(preset, layers, epochs, quick_test).settings
     if overfit_batch:
         memorise(settings, console)
     else:
         run(settings, console, runs_dir, run_name, Path(preset).stem if preset else "run")
+
+
+def whole(path: Path) -> str:
+    """A path that means the same from everywhere, as the settings of a run keep it."""
+    return str(path.expanduser().absolute())
 
 
 def with_epochs(preset: str | None, layers: list[Layer], epochs: int | None, quick: bool) -> Resolved:
@@ -193,25 +221,23 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     from arcvae_cli import checkpoints
     from arcvae_cli.commands.evaluate import report
     from arcvae_cli.commands.reading import open_named
-    from arcvae_cli.models import build_model
     from arcvae_cli.recorders.external import external_recorders
     from arcvae_cli.recorders.jsonl import JsonlRecorder
     from arcvae_cli.recorders.live import live_recorder
-    from arcvae_cli.recorders.pictures import GridPictures
     from arcvae_cli.step import choose_device, seed_step
     from arcvae_cli.trainer import Trainer
 
     device = choose_device(settings.train.device)
-    seed_step(settings.train.seed, "weights")
-    model = build_model(settings.model).to(device)
-    check_levels(settings, model)
     corpus = open_named(settings.data, device, ("train", "val"), console)
     check_sizes(settings, corpus)
+    seed_step(settings.train.seed, "weights")
+    model = new_model(settings, corpus).to(device)
+    check_levels(settings, model)
     folder = folders.create(runs, name, stem, settings)
     recorders: list[Recorder] = [
         JsonlRecorder(folder.path / "metrics.jsonl"),
-        GridPictures(folder.images),
-        *external_recorders(settings, folder, console),
+        pictures_of(corpus, folder),
+        *external_recorders(settings, folder, console, corpus.rules),
         live_recorder(console),
     ]
     with stop_on_signal() as stop:
@@ -240,6 +266,33 @@ def next_steps(folder: RunFolder, console: Console) -> None:
     """What can be done with the run now."""
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json")
     console.note("next: arcvae evaluate | arcvae sample | arcvae interpolate --from 3 --to 17")
+
+
+def new_model(settings: Settings, corpus: GridCorpus | DerivationCorpus) -> VAE:
+    """The model of the settings, made for the corpus; InputError where they do not fit together."""
+    from arcvae_cli.data.corpus import DerivationCorpus
+    from arcvae_cli.models import build_model
+    from arcvae_cli.models.grammar import Structure
+
+    if isinstance(corpus, DerivationCorpus):
+        if not isinstance(settings.model, GrammarSettings):
+            raise InputError(
+                f"model.name: the model {settings.model.name} is of grids, and {corpus.name} holds derivations",
+                "use --preset kusner_equations, minimal or another with model.name=grammar",
+            )
+        return build_model(settings.model, Structure(corpus.rules, corpus.length))
+    return build_model(settings.model)
+
+
+def pictures_of(corpus: GridCorpus | DerivationCorpus, folder: RunFolder) -> Recorder:
+    """The recorder that keeps what a corpus's examples look like."""
+    from arcvae_cli.data.corpus import GridCorpus
+    from arcvae_cli.recorders.pictures import GridPictures
+    from arcvae_cli.recorders.strings import StringPictures
+
+    if isinstance(corpus, GridCorpus):
+        return GridPictures(folder.images)
+    return StringPictures(folder.images, corpus.rules)
 
 
 def check_sizes(settings: Settings, corpus: Corpus) -> None:
@@ -296,7 +349,6 @@ def stop_on_signal() -> Iterator[Any]:
 def memorise(settings: Settings, console: Console) -> None:
     """`--overfit-batch`."""
     from arcvae_cli.commands.reading import open_named
-    from arcvae_cli.models import build_model
     from arcvae_cli.step import Counts, choose_device, seed_step
     from arcvae_cli.trainer import overfit
 
@@ -304,7 +356,7 @@ def memorise(settings: Settings, console: Console) -> None:
     corpus = open_named(settings.data, device, ("train",), console)
     check_sizes(settings, corpus)
     seed_step(settings.train.seed, "weights")
-    model = build_model(settings.model).to(device)
+    model = new_model(settings, corpus).to(device)
 
     def tell(step: int, counts: Counts) -> None:
         console.note(
