@@ -347,10 +347,11 @@ class _Source:
                 if symbol not in finite:
                     blocked.setdefault(symbol, []).append(rule)
                     unusable.add(rule)
-        notes = [
-            f"{symbol} derives no string: {_numbered(rules, self.lines)} never used"
-            for symbol, rules in blocked.items()
-        ]
+        defined = {production.left for production in self.productions}
+        notes = []
+        for symbol, rules in blocked.items():
+            why = f"{symbol} derives no string" if symbol in defined else f"nothing defines {symbol}"
+            notes.append(f"{why}: {_numbered(rules, self.lines)} never used")
         ways: dict[str, set[str]] = {}
         for rule, production in enumerate(self.productions):
             if rule not in unusable:

@@ -132,22 +132,21 @@ def open_named(
     from arcvae_cli.data.corpus import open_corpus
 
     announce_build(data, console)
-    if structure is None:
-        corpus = open_corpus(data, device, needs)
-    else:
-        corpus = open_corpus(data, device, needs, structure.rules, structure.length)
+    rules, length = (None, None) if structure is None else (structure.rules, structure.length)
+    with console.counting("parsing") as tell:
+        corpus = open_corpus(data, device, needs, rules, length, tell)
     for note in corpus.notes:
         console.note(note)
     return corpus
 
 
-def announce_build(data: DataSettings, console: Console, rebuild: bool = False) -> None:
+def announce_build(data: DataSettings, console: Console) -> None:
     """Say that a corpus is not in the cache."""
-    from arcvae_cli.data.recipes import cache_path
+    from arcvae_cli.data.recipes import cache_path, corpus_name
 
     cached = cache_path(data)
-    if cached is not None and (rebuild or not cached.is_file()):
-        console.note(f"building {data.name}: some seconds, this once")
+    if cached is not None and not cached.is_file():
+        console.note(f"building {corpus_name(data)}: some seconds, this once")
 
 
 def output_folder(output: Path | None, loaded: Loaded, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""A corpus of grids as plain arrays, and how grids are shared out among the splits."""
+"""A corpus of grids as plain arrays, and how examples are shared out among the splits."""
 
 from __future__ import annotations
 
@@ -42,17 +42,14 @@ class GridArrays:
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Where the grids of a split stand: (n,)."""
-        return np.flatnonzero(self.split == SPLITS.index(split))
+        return rows_of(self.split, split)
 
     def limited(self, limit: int) -> GridArrays:
         """The corpus with at most `limit` grids to train on and an eighth of that to validate on, chosen at random.
 
         The choice is always the same, and smaller limits choose among what larger ones do. Test is left whole.
         """
-        kept = [self.rows("test")]
-        for split, most in (("train", limit), ("val", max(1, limit // 8))):
-            kept.append(np.random.RandomState(0).permutation(self.rows(split))[:most])
-        rows = np.sort(np.concatenate(kept))
+        rows = limited_rows(self.split, limit)
         return replace(
             self,
             grids=self.grids[rows],
@@ -63,18 +60,37 @@ class GridArrays:
 
     def require(self, splits: Iterable[str]) -> None:
         """Refuse, with an InputError, a corpus that has no grids in one of these splits."""
-        for split in splits:
-            if not self.rows(split).size:
-                raise InputError(
-                    f"{self.name}: the {split} split is empty",
-                    f"Give it grids: an array `{split}`, or `split` values of {split!r} beside `grids`.",
-                )
+        fix = "Give it grids: an array `{0}`, or `split` values of '{0}' beside `grids`."
+        require_splits(self.name, self.split, splits, fix)
+
+
+def rows_of(split: NDArray[np.uint8], name: str) -> NDArray[np.int64]:
+    """Where the examples of a split stand, given the index into SPLITS of each: (n,)."""
+    return np.flatnonzero(split == SPLITS.index(name))
+
+
+def limited_rows(split: NDArray[np.uint8], limit: int) -> NDArray[np.int64]:
+    """Rows of all of test, of `limit` examples to train on, and of an eighth of that to validate on, ascending: (n,).
+
+    The choice is always the same, and smaller limits choose among what larger ones do.
+    """
+    kept = [rows_of(split, "test")]
+    for name, most in (("train", limit), ("val", max(1, limit // 8))):
+        kept.append(np.random.RandomState(0).permutation(rows_of(split, name))[:most])
+    return np.sort(np.concatenate(kept))
+
+
+def require_splits(name: str, split: NDArray[np.uint8], needs: Iterable[str], fix: str) -> None:
+    """InputError for a corpus with no examples in one of the splits that it `needs`, which `fix` holds a place for."""
+    for one in needs:
+        if not rows_of(split, one).size:
+            raise InputError(f"{name}: the {one} split is empty", fix.format(one))
 
 
 def split_sizes(size: int, seed: int) -> tuple[int, int, int]:
     """80/10/10 of a corpus to be built; InputError for a size or a seed out of range."""
     if not 10 <= size <= 2_000_000:
-        raise InputError(f"data.size: a corpus of {size} grids cannot be built", "Use 10 to 2000000.")
+        raise InputError(f"data.size: a corpus of {size} cannot be built", "Use 10 to 2000000.")
     if not 0 <= seed < 2**32:
         raise InputError(f"data.seed: {seed} is out of range", "Use 0 to 4294967295.")
     return size - 2 * (size // 10), size // 10, size // 10

@@ -1,8 +1,8 @@
-"""What the trainer needs of a corpus, and the corpus of grids that lies wholly on the training device."""
+"""What the trainer needs of a corpus, and the two kinds, of grids and of derivations, that lie wholly on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, GridArrays
-from arcvae_cli.data.recipes import load_grids
+from arcvae_cli.data.recipes import Reading, load_arrays
+from arcvae_cli.data.strings import StringArrays, fitted, written
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, gather_table
+from arcvae_cli.errors import InputError
+from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import Batch
 from arcvae_cli.settings import DataSettings
 
@@ -24,7 +27,8 @@ class Corpus(Protocol):
     """Examples of discrete structures, in three splits, on a device.
 
     `positions`: what an example is made of, (16, 16) cells for a grid. `background`: the class that fills what is
-    empty, or None. `unit`: what accuracy is counted in, as "pixel".
+    empty, or None. `unit`: what accuracy is counted in, as "pixel". `rules`: those that the classes are ids of, or
+    None. `mean_positions`: how many positions of an example count, on average over the training split.
     """
 
     @property
@@ -37,6 +41,10 @@ class Corpus(Protocol):
     def background(self) -> int | None: ...  # noqa: D102
     @property
     def unit(self) -> str: ...  # noqa: D102
+    @property
+    def rules(self) -> Rules | None: ...  # noqa: D102
+    @property
+    def mean_positions(self) -> float: ...  # noqa: D102
 
     def size(self, split: str) -> int:
         """Examples of a split."""
@@ -61,6 +69,8 @@ class GridCorpus:
     positions = (SIDE, SIDE)
     background = 0
     unit = "pixel"
+    rules = None
+    mean_positions = float(CELLS)
 
     def __init__(self, arrays: GridArrays, device: torch.device | str = "cpu", augment: bool = True) -> None:
         self.name = arrays.name
@@ -128,6 +138,60 @@ class GridCorpus:
         return self._forms[split]
 
 
+class DerivationCorpus:
+    """Left-most derivations of a grammar: `length` (T) rule ids an example, the padding rule after the end of each.
+
+    `grammar` is None where only ids and masks are known. `entropy`: in nats, of the distribution that the strings are
+    drawn from, where it is known. There is no augmentation, and there are no conditions.
+    """
+
+    background = None
+    unit = "token"
+
+    def __init__(self, arrays: StringArrays, device: torch.device | str = "cpu") -> None:
+        self.name = arrays.name
+        self.device = torch.device(device)
+        self.rules: Rules = arrays.rules
+        self.grammar = arrays.grammar
+        self.num_classes = len(arrays.rules)
+        self.length: int = arrays.ids.shape[1]
+        self.positions = (self.length,)
+        self.entropy = arrays.origin.entropy
+        self.fingerprint = arrays.fingerprint()
+        self.notes = arrays.notes
+        self._ids: dict[str, Tensor] = {}  # (n, T) int16: an eighth of what a batch of them takes
+        for split in SPLITS:
+            self._ids[split] = torch.from_numpy(arrays.ids[arrays.rows(split)]).to(self.device)
+        train = arrays.ids[arrays.rows("train")]
+        counting = train[train != arrays.rules.padding]
+        self._class_counts = np.bincount(counting, minlength=self.num_classes)
+        self.mean_positions = len(counting) / len(train) if len(train) else float(arrays.ids.shape[1])
+
+    def size(self, split: str) -> int:
+        """Derivations of a split."""
+        return len(self._ids[split])
+
+    def ids(self, split: str) -> Tensor:
+        """All derivations of a split: (n, T) int16."""
+        return self._ids[split]
+
+    def strings(self, split: str, indices: Sequence[int] | None = None) -> list[str]:
+        """The strings of a split, or of its derivations at `indices`. Raises ValueError without a grammar."""
+        if self.grammar is None:
+            raise ValueError("strings take a grammar")
+        ids = self._ids[split] if indices is None else self._ids[split][list(indices)]
+        return [written(self.grammar, one) for one in ids.tolist()]
+
+    def class_counts(self) -> Tensor:
+        """How often each rule stands in the training split, padding left out: (P,) int64."""
+        return torch.from_numpy(self._class_counts).to(self.device)
+
+    def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:  # noqa: ARG002
+        """Derivations at `indices` (B,) int64 as x (B, T) int64, with what is no padding as valid (B, T)."""
+        x = self._ids[split].index_select(0, indices).long()
+        return Batch(x, valid=x != self.rules.padding)
+
+
 def apply(grids: Tensor, table: Tensor, row: Tensor, colours: Tensor) -> Tensor:
     """Move the cells of grids (B, 256) as the table's `row` (B,) says, and recolour 1-9 by `colours` (B, 9) of 0-8."""
     moved = grids.gather(1, table.index_select(0, row)).long()  # (B, 256)
@@ -154,14 +218,32 @@ def conditions_of(x: Tensor, form: Tensor, symmetry: Tensor | None) -> Tensor:
 
 
 def open_corpus(
-    data: DataSettings, device: torch.device | str = "cpu", needs: Sequence[str] = ("train", "val")
-) -> GridCorpus:
-    """The corpus of grids that the settings name, on the device, within `data.limit`.
+    data: DataSettings,
+    device: torch.device | str = "cpu",
+    needs: Sequence[str] = ("train", "val"),
+    rules: Rules | None = None,
+    length: int | None = None,
+    tell: Callable[[int, int], None] | None = None,
+) -> GridCorpus | DerivationCorpus:
+    """The corpus that the settings name, on the device, within `data.limit`.
 
-    Raises InputError for an unknown name, an unusable path, or an empty split among those that the caller `needs`.
+    `rules` and `length` are those of a checkpoint of a grammar model, which the corpus has to fit: it parses strings
+    that come without a grammar, shorter derivations are padded to it, longer ones left out with a note. `tell` hears
+    how many lines of how many are parsed.
+
+    Raises InputError for an unknown name, an unusable path, another grammar than `rules`, or an empty split among
+    those that the caller `needs`.
     """
-    arrays = load_grids(data)
+    known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")
+    arrays = load_arrays(data, Reading(grammar=known, tell=tell))
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
+    if isinstance(arrays, GridArrays):
+        if rules is not None:
+            raise InputError(f"{arrays.name}: holds grids, and the model is of derivations", "Give strings, or ids.")
+        arrays.require(needs)
+        return GridCorpus(arrays, device, data.augment)
+    if rules is not None:
+        arrays = fitted(arrays, rules, length, needs)
     arrays.require(needs)
-    return GridCorpus(arrays, device, data.augment)
+    return DerivationCorpus(arrays, device)

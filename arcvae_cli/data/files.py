@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
-import zipfile
-import zlib
 from pathlib import Path
-from tokenize import TokenError
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS, GridArrays, canvas_keys, split_by_key
+from arcvae_cli.data.columns import read_npy, read_npz, read_split, read_text
 from arcvae_cli.data.symmetries import COLOURS, SIDE, Grids
 from arcvae_cli.errors import InputError
 from arcvae_cli.writing import replacing
 
-_COLUMNS = ("grids", "split", "shape", "task", *SPLITS)
-_SPLIT_NAMES = {name: index for index, name in enumerate(SPLITS)} | {"validation": SPLITS.index("val")}
-_ARRAY_BYTES = 2**31  # the largest array read, checked before anything is decompressed
+COLUMNS = ("grids", "split", "shape", "task", *SPLITS)
 _JSON_BYTES = 2**26
 _GRID_FIX = "Grids are an array (N, 16, 16) of integers 0-9."
 _TASK_FIX = "ARC tasks are {'train': [{'input': [[0, 1], ...], 'output': ...}, ...], 'test': [...]}."
-
-# What NumPy and zipfile raise, by luck, for a file that is cut short, damaged, encrypted or of another kind.
-_DAMAGE = (EOFError, TokenError, ValueError, KeyError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error)
 
 
 def write_grids(path: Path, arrays: GridArrays) -> None:
@@ -64,57 +56,14 @@ def read_grids(path: Path) -> GridArrays:
         return _read_tasks(path, [path])
     if suffix not in (".npz", ".npy"):
         raise InputError(f"{path}: not a corpus of grids", "Give a .npz, .npy, ARC .json, or a folder of those.")
-    try:
-        columns = _read_npz(path) if suffix == ".npz" else {"grids": _read_npy(path)}
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})", "Look at its permissions.") from error
-    except _DAMAGE as error:
-        reason = str(error) or type(error).__name__
-        raise InputError(f"{path}: damaged, or no {suffix} file ({reason})", "Write the file again.") from error
+    return from_columns(path, read_npz(path, COLUMNS) if suffix == ".npz" else {"grids": read_npy(path)})
+
+
+def from_columns(path: Path, columns: dict[str, NDArray[Any]]) -> GridArrays:
+    """The corpus in the arrays of a file, which are those of `COLUMNS` that it has. Raises InputError."""
     if "grids" in columns:
         return _with_split(path, columns)
     return _by_split(path, {name: columns[name] for name in SPLITS if name in columns})
-
-
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    columns = {}
-    with zipfile.ZipFile(path) as archive:
-        present = set(archive.namelist())
-        for name in _COLUMNS:
-            if f"{name}.npy" in present:
-                with archive.open(f"{name}.npy") as file:
-                    columns[name] = _read_array(file, f"{path}: {name}", archive.getinfo(f"{name}.npy").file_size)
-    return columns
-
-
-def _read_npy(path: Path) -> NDArray[Any]:
-    with path.open("rb") as file:
-        return _read_array(file, str(path), path.stat().st_size)
-
-
-def _read_array(file: IO[bytes], where: str, size: int) -> NDArray[Any]:
-    """One `.npy` stream of at most `size` bytes. The header decides whether the rest is read at all."""
-    major, _ = np.lib.format.read_magic(file)
-    if major == 1:
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    if dtype.hasobject:
-        raise InputError(f"{where}: holds pickled objects, which are never read", "Save arrays of plain integers.")
-    if min(shape, default=0) < 0:
-        raise ValueError(f"a shape of {shape}")
-    needed = dtype.itemsize * math.prod(shape)  # of Python integers, which do not overflow
-    if needed > _ARRAY_BYTES:
-        raise InputError(
-            f"{where}: {shape} of {dtype} is {needed / 2**30:.3g} GiB, over the {_ARRAY_BYTES >> 30} that are read",
-            "Save fewer grids, as uint8.",
-        )
-    content = file.read(needed + 1) if size >= needed else b""  # one more, to reach the end and its checksum
-    if len(content) != needed:
-        raise InputError(f"{where}: the file does not hold the {needed} bytes that it promises", "Write it again.")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _with_split(path: Path, columns: dict[str, NDArray[Any]]) -> GridArrays:
@@ -124,7 +73,9 @@ def _with_split(path: Path, columns: dict[str, NDArray[Any]]) -> GridArrays:
         shape = _shapes(columns["shape"], grids, f"{path}: shape")
     task = _tasks(columns["task"], len(grids), f"{path}: task") if "task" in columns else None
     if "split" in columns:
-        return GridArrays(path.stem, grids, _splits(columns["split"], len(grids), f"{path}: split"), shape, task)
+        return GridArrays(
+            path.stem, grids, read_split(columns["split"], len(grids), "grids", f"{path}: split"), shape, task
+        )
     note = "the file tells no splits: grids are split 80/10/10 by a hash of their content"
     return GridArrays(path.stem, grids, split_by_key(canvas_keys(grids)), shape, task, (note,))
 
@@ -168,23 +119,6 @@ def _canvases(grids: NDArray[Any], where: str) -> tuple[Grids, Grids | None]:
     return canvases, np.tile(np.array([height, width], np.uint8), (count, 1))
 
 
-def _splits(split: NDArray[Any], count: int, where: str) -> Grids:
-    fix = f"`split` is 0, 1 or 2, or one of {', '.join(SPLITS)}, for each grid."
-    if split.shape != (count,):
-        raise InputError(f"{where}: has shape {split.shape} for {count} grids", fix)
-    if split.dtype.kind in "SU":
-        names, places = np.unique(_text(split, where), return_inverse=True)
-        unknown = [name for name in names.tolist() if name not in _SPLIT_NAMES]
-        if unknown:
-            raise InputError(f"{where}: there is no split {unknown[0]!r}", fix)
-        return np.array([_SPLIT_NAMES[name] for name in names.tolist()], np.uint8)[places]
-    if split.dtype.kind not in "iu":
-        raise InputError(f"{where}: has dtype {split.dtype}", fix)
-    if split.min() < 0 or split.max() >= len(SPLITS):
-        raise InputError(f"{where}: runs from {split.min()} to {split.max()}", fix)
-    return split.astype(np.uint8)
-
-
 def _shapes(shape: NDArray[Any], grids: Grids, where: str) -> Grids:
     fix = "`shape` is the (height, width) of each grid, 1-16, top-left on its canvas; leave it out if unknown."
     if shape.shape != (len(grids), 2) or shape.dtype.kind not in "iu":
@@ -205,16 +139,7 @@ def _tasks(task: NDArray[Any], count: int, where: str) -> NDArray[np.str_]:
     if task.shape != (count,) or task.dtype.kind not in "SUiu":
         fix = "`task` is a string for each grid; it may be left out."
         raise InputError(f"{where}: is {task.dtype} {task.shape} for {count} grids", fix)
-    return _text(task, where) if task.dtype.kind == "S" else task.astype(np.str_)
-
-
-def _text(column: NDArray[Any], where: str) -> NDArray[np.str_]:
-    if column.dtype.kind == "U":
-        return column
-    try:
-        return np.char.decode(column, "utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: is not UTF-8", "Save it as an array of strings.") from error
+    return read_text(task, where) if task.dtype.kind == "S" else task.astype(np.str_)
 
 
 def _read_tasks(path: Path, files: list[Path]) -> GridArrays:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from typer.testing import CliRunner, Result
 
 from arcvae_cli import checkpoints
 from arcvae_cli.cli import app
+from arcvae_cli.data.strings import build_drawn, write_strings
+from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
+from arcvae_cli.models.grammar import Structure
 from arcvae_cli.settings import Settings
 
 
@@ -42,10 +46,10 @@ def arc_splits(arc_npz: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def write_run(run: Path, settings: Settings, sharpen: float) -> Path:
+def write_run(run: Path, settings: Settings, sharpen: float, structure: Structure | None = None) -> Path:
     """The folder of a run with the checkpoint of an untrained model, whose pictures do depend on its code."""
     torch.manual_seed(0)
-    model = build_model(settings.model)
+    model = build_model(settings.model, structure)
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(2.0).add_(sharpen * torch.randn_like(weight))
@@ -58,6 +62,7 @@ def write_run(run: Path, settings: Settings, sharpen: float) -> Path:
             "model_state_dict": model.state_dict(),
             "config": checkpoints.config_text(settings),
             "conditions": checkpoints.condition_schema(model),
+            **checkpoints.structure_of(model),
             "format_version": checkpoints.FORMAT,
         },
     )
@@ -79,6 +84,49 @@ def hierarchy_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Pa
         {"data": {"path": str(arc_npz)}, "model": model, "schedule": {"name": "hierarchical"}}
     )
     return write_run(tmp_path_factory.mktemp("runs") / "hierarchy", settings, 0.05)
+
+
+@pytest.fixture(scope="session")
+def equations_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 equations of at most 9 rules as a corpus of one's own."""
+    path = tmp_path_factory.mktemp("strings") / "sums.npz"
+    write_strings(path, build_drawn(read_grammar("equations"), 9, size=400))
+    return path
+
+
+TINY_GRAMMAR_MODEL = {
+    "name": "grammar",
+    "latent_dim": 4,
+    "encoder_hidden": 16,
+    "encoder_conv_layers": 1,
+    "encoder_kernel": 3,
+    "decoder_hidden": 16,
+    "decoder_layers": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def equations_run(tmp_path_factory: pytest.TempPathFactory, equations_npz: Path) -> Path:
+    """A run of a small model of equations of at most 9 rules."""
+    settings = Settings.model_validate({"data": {"path": str(equations_npz)}, "model": TINY_GRAMMAR_MODEL})
+    structure = Structure(read_grammar("equations").rules, 9)
+    return write_run(tmp_path_factory.mktemp("runs") / "equations", settings, 0.2, structure)
+
+
+@pytest.fixture(scope="session")
+def unbuilt_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, but of a corpus that goes by its name."""
+    settings = Settings.model_validate({"data": {"name": "equations"}, "model": TINY_GRAMMAR_MODEL})
+    structure = Structure(read_grammar("equations").rules, 9)
+    return write_run(tmp_path_factory.mktemp("runs") / "unbuilt", settings, 0.2, structure)
+
+
+@pytest.fixture(scope="session")
+def bare_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the same model of ready ids and masks, without a grammar."""
+    settings = Settings.model_validate({"data": {"prod": "ids.npy", "masks": "masks.npy"}, "model": TINY_GRAMMAR_MODEL})
+    rules = replace(read_grammar("equations").rules, rhs=None, text=None)
+    return write_run(tmp_path_factory.mktemp("runs") / "bare", settings, 0.0, Structure(rules, 9))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from typer.testing import CliRunner
 
 from arcvae_cli.commands.data import app
 from arcvae_cli.conditions import ATTRIBUTES, PLACE, attributes
+from arcvae_cli.data import downloads, recipes
 from arcvae_cli.data.arc import build_arc
 from arcvae_cli.data.shapes import build_shapes
+from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.grammar import read_grammar
 
 ARC_1000 = "db55df84d5bf2cb585a5e052ed6eacdcc4a7ee158f6eac6d81f75ceb2a802a57"
 
@@ -122,6 +126,21 @@ def test_notes_of_reading_go_to_stderr(tmp_path: Path):
     [
         (["info", "arc-rw"], "no corpus of that name", "Did you mean arc-raw"),
         (["build", "nothing.npz"], "no such file", "Use arc, arc-raw, shapes"),
+        (["build"], "no corpus is named", "Use arc, arc-raw, shapes, equations"),
+        (["build", "arc", "--grammar", "equations"], "arc: holds grids, and has no use for --grammar", "Leave one"),
+        (["build", "shapes", "--max-rules", "3"], "has no use for --max-rules", "Leave one"),
+        (["info", ".", "--recipe", "kusner"], "holds arrays, and has no use for --recipe", "Leave one"),
+        (["info", "--prod", "ids.npy", "--max-rules", "3"], "holds ids, and has no use for --max-rules", "Leave one"),
+        (["build", "--input", "strings.txt"], "strings.txt: strings take a grammar", "Give --grammar"),
+        (
+            ["build", "equations", "--test", "strings.txt"],
+            "--test strings.txt: is of strings of a file",
+            "Give --input",
+        ),
+        (["build", "equations", "--download", "zinc250k"], "is of the corpus smiles", "Leave the other"),
+        (["build", "smiles"], "zinc250k is not in the cache", "data build --download zinc250k"),
+        (["build", "--grammar", "nothing.cfg", "--max-rules", "9"], "nothing.cfg: cannot be read", "equations, smiles"),
+        (["info", "equations", "--conditions", "--size", "20"], "strings have no conditions", "Leave out"),
         (["build", "shapes", "--output", "grids.npy"], "not a .npz", r"ends in \.npz"),
     ],
 )
@@ -145,12 +164,110 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path):
         run("build", "shapes", "--size", 10, "--output", tmp_path / "file" / "mine.npz")
 
 
+def test_equations_are_built_and_described(cache: Path, tmp_path: Path):
+    out, talk = run("build", "equations", "--size", 200, "--output", tmp_path / "mine.npz")
+    lines = out.splitlines()
+    assert lines[0] == "equations: 160 train, 20 val, 20 test"
+    assert lines[1] == "derivations of up to 15 of 12 rules, the padding rule among them"
+    assert lines[3] == f"file {tmp_path / 'mine.npz'}"
+    assert "building equations" in talk
+    (cached,) = cache.iterdir()
+    assert cached.name.startswith("equations-r1-uniform-")
+    for words in (["equations", "--size", 200], [tmp_path / "mine.npz"]):
+        out, talk = run("info", *words)
+        assert talk == ""
+        assert lines[2] in out.splitlines()
+        rows = [line.split() for line in out.splitlines()]
+        assert next(row for row in rows if row[:1] == ["train"])[1] == "160"
+        assert "19.11 nats: no model has a lower mean NLL" in out
+        assert "11 of 11 of equations, and the padding rule" in out
+        assert max(len(line.rstrip()) for line in out.splitlines() if not line.startswith("file ")) <= 80
+    document = json.loads(run("info", "equations", "--size", 200, "--json")[0])
+    assert document["strings"] == 200
+    assert document["origin"]["entropy"] == pytest.approx(19.1135, abs=1e-4)
+    assert len(document["examples"]) == 5
+    assert [leak["identical"] for leak in document["leaks"]] == [0, 0, 0]
+    kusner = json.loads(run("build", "equations", "--recipe", "kusner", "--size", 100, "--json")[0])
+    assert kusner["origin"]["how"] == "enumerated"
+    assert (kusner["steps"], kusner["rules"]) == (15, 12)
+
+
+def test_strings_of_a_grammar_of_ones_own(tmp_path: Path):
+    (tmp_path / "sheep.cfg").write_text("S -> 'b' A\nA -> 'a' A | 'a'\n")
+    (tmp_path / "farm.txt").write_text("".join(f"b{'a' * n}\n" for n in range(1, 31)) + "moo\nba\n")
+    (tmp_path / "test.txt").write_text("baa\nbaaaa\n")
+    words = ["build", "--grammar", tmp_path / "sheep.cfg", "--input", tmp_path / "farm.txt"]
+    target = tmp_path / "mine.npz"
+    out, talk = run(*words, "--output", target)
+    assert out.splitlines()[0] == "farm: 24 train, 3 val, 3 test"
+    assert out.splitlines()[2].startswith("parser: LALR")
+    assert "1 of 32 lines do not parse: listed in " in talk
+    assert "1 strings stand there more than once" in talk
+    assert (tmp_path / "mine.failed.tsv").read_text().splitlines()[1].split("\t")[:3] == ["farm.txt", "31", "0"]
+    out, _ = run("info", target)
+    assert "32: 1 do not parse, 0 too long, 1 duplicates, 0 ambiguous" in out
+    assert "bbaa" not in out and "baa" in out
+    document = json.loads(run(*words, "--test", tmp_path / "test.txt", "--json", "--max-rules", 20)[0])
+    assert document["strings"] == {"train": 15, "val": 2, "test": 2}
+    assert document["origin"]["too_long"] == 11
+    with pytest.raises(InputError, match="1 of 32 lines do not parse"):
+        run(*words, "--max-failed", 0.01)
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(tmp_path: Path):
+    (tmp_path / "g.cfg").write_text("S -> '[red]' S | '[/x]' | '[bold]'\n")
+    (tmp_path / "[i].txt").write_text("[red][/x]\n[/x]\n[red][red][/x]\n")
+    out, _ = run("info", tmp_path / "[i].txt", "--grammar", tmp_path / "g.cfg")
+    assert "[red][/x]" in out
+    assert "parsed from [i].txt" in out
+    assert "2 (S -> '[bold]')" in out
+
+
+def test_ready_arrays(tmp_path: Path):
+    rules = read_grammar("equations").rules
+    ids = build_drawn(read_grammar("equations"), 15, 100).ids
+    left = np.array(rules.lhs)
+    masks = np.packbits((left == left[:, None])[ids], axis=2)
+    np.save(tmp_path / "prod.npy", ids)
+    np.save(tmp_path / "masks.npy", masks)
+    words = ["--prod", tmp_path / "prod.npy", "--masks", tmp_path / "masks.npy"]
+    out, talk = run("build", *words, "--output", tmp_path / "mine.npz")
+    assert out.splitlines()[0] == "prod: 80 train, 10 val, 10 test"
+    assert "rule 11, the last, is taken for what stands after the end" in talk
+    out, _ = run("info", tmp_path / "mine.npz")
+    assert "11 of 11, and the padding rule" in out
+    assert "Examples" not in out
+    document = json.loads(run("info", *words, "--pad-id", 11, "--grammar", "equations", "--json")[0])
+    assert document["examples"]
+    with pytest.raises(InputError, match="ids alone do not tell"):
+        run("build", *words[:2])
+
+
+def test_molecules_are_downloaded(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    lines = [f"{'C' * n}O" for n in range(1, 41)]
+    content = ("\n".join(lines) + "\n").encode()
+    small = replace(downloads.ZINC, blob=downloads.git_blob(content), test_lines=8)
+    for module in (downloads, recipes):
+        monkeypatch.setattr(module, "ZINC", small)
+    monkeypatch.setitem(downloads.DOWNLOADS, "zinc250k", small)
+    monkeypatch.setenv("ARCVAE_ZINC_URL", "http://127.0.0.1:1/x")
+    with pytest.raises(ArcvaeError, match="no connection") as raised:
+        run("build", "--download", "zinc250k")
+    assert raised.value.exit_code == 1
+    assert str(small.path) in raised.value.fix
+    small.path.write_bytes(content)  # placed by hand
+    out, talk = run("build", "--download", "zinc250k")
+    assert out.splitlines()[0] == "smiles: 29 train, 3 val, 8 test"
+    assert "fetching" not in talk
+    assert run("build", "smiles")[0] == out
+
+
 def test_torch_is_not_imported():
     code = (
         "import sys; from arcvae_cli.commands.data import app; app(sys.argv[1:], standalone_mode=False); "
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
-    for more in ([], ["--conditions"]):
-        words = [sys.executable, "-c", code, "info", "shapes", "--size", "20", *more]
+    for more in (["shapes"], ["shapes", "--conditions"], ["equations"]):
+        words = [sys.executable, "-c", code, "info", *more, "--size", "20"]
         done = subprocess.run(words, env=os.environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -10,10 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, GridArrays
-from arcvae_cli.data.corpus import Corpus, GridCorpus, apply, open_corpus
+from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus, apply, open_corpus
 from arcvae_cli.data.files import write_grids
+from arcvae_cli.data.strings import StringArrays, build_drawn, write_strings
 from arcvae_cli.data.symmetries import transform
 from arcvae_cli.errors import InputError
+from arcvae_cli.grammar import read_grammar
 from arcvae_cli.settings import DataSettings
 
 
@@ -34,6 +36,7 @@ def draws(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_corpus_holds_what_the_arrays_hold(arc: GridArrays):
     corpus: Corpus = GridCorpus(arc)
     assert (corpus.name, corpus.num_classes, corpus.positions, corpus.background) == ("arc", 10, (16, 16), 0)
+    assert (corpus.rules, corpus.mean_positions) == (None, 256)
     assert [corpus.size(split) for split in SPLITS] == [800, 100, 100]
     for split in SPLITS:
         rows = arc.rows(split)
@@ -170,3 +173,76 @@ def test_conditions_change_nothing_else_and_are_made_without_a_read_back(arc: Gr
     assert without.conditions is None
     with NoReadBack():
         corpus.batch("train", indices, augment=True, conditions=True)
+
+
+@pytest.fixture(scope="module")
+def equations() -> StringArrays:
+    return build_drawn(read_grammar("equations"), 15, 300, 0)
+
+
+def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: StringArrays):
+    corpus: Corpus = DerivationCorpus(equations)
+    assert (corpus.name, corpus.num_classes, corpus.positions) == ("equations", 12, (15,))
+    assert (corpus.background, corpus.unit, corpus.rules) == (None, "token", equations.rules)
+    assert [corpus.size(split) for split in SPLITS] == [240, 30, 30]
+    for split in SPLITS:
+        rows = equations.rows(split)
+        ids = equations.ids[rows]
+        batch = corpus.batch(split, torch.arange(len(rows)).flip(0), augment=True, conditions=True)
+        assert batch.x.dtype == torch.int64
+        assert (batch.x.numpy() == ids[::-1]).all()
+        assert (batch.valid.numpy() == (ids[::-1] != 11)).all()
+        assert batch.conditions is None
+        assert corpus.ids(split).dtype == torch.int16
+        assert (corpus.ids(split).numpy() == ids).all()
+        assert corpus.strings(split) == equations.strings(rows)
+        assert corpus.strings(split, [3, 1]) == equations.strings(rows[[3, 1]])
+    train = equations.ids[equations.rows("train")]
+    counts = np.bincount(train.ravel(), minlength=12)
+    assert corpus.class_counts().tolist() == [*counts[:11], 0], "padding counts nowhere"
+    assert corpus.mean_positions == pytest.approx(counts[:11].sum() / 240)
+    assert corpus.entropy == equations.origin.entropy
+    assert corpus.fingerprint == equations.fingerprint()
+
+
+def test_a_batch_of_derivations_is_made_without_a_read_back(equations: StringArrays):
+    corpus, indices = DerivationCorpus(equations), torch.arange(64)
+    with NoReadBack():
+        corpus.batch("train", indices)
+        corpus.class_counts()
+
+
+def test_a_corpus_without_a_grammar_or_a_training_split(equations: StringArrays):
+    rules = replace(equations.rules, rhs=None, text=None)
+    corpus = DerivationCorpus(replace(equations.only(equations.rows("test")), rules=rules, grammar=None))
+    with pytest.raises(ValueError, match="take a grammar"):
+        corpus.strings("test")
+    assert corpus.mean_positions == 15
+    assert corpus.class_counts().tolist() == [0] * 12
+
+
+def test_open_corpus_of_strings(tmp_path: Path, equations: StringArrays):
+    assert isinstance(open_corpus(DataSettings(name="equations", size=100)), DerivationCorpus)
+    path = tmp_path / "mine.npz"
+    write_strings(path, equations)
+    corpus = open_corpus(DataSettings(path=path, limit=80))
+    assert [corpus.size(split) for split in SPLITS] == [80, 10, 30]
+    rules = equations.rules
+    assert open_corpus(DataSettings(path=path), "cpu", ("test",), rules, 20).positions == (20,)
+    shorter = open_corpus(DataSettings(path=path), "cpu", ("train",), rules, 12)
+    assert shorter.positions == (12,)
+    assert "longer than the model's 12 steps" in shorter.notes[-1]
+    with pytest.raises(InputError, match="another grammar"):
+        open_corpus(DataSettings(path=path), rules=read_grammar("smiles").rules, length=15)
+    with pytest.raises(InputError, match="no derivation of the train split fits the model's 5 steps"):
+        open_corpus(DataSettings(path=path), rules=rules, length=5)
+    with pytest.raises(InputError, match="holds grids, and the model is of derivations"):
+        open_corpus(DataSettings(name="shapes", size=20), rules=rules, length=15)
+    strings = tmp_path / "strings.txt"
+    strings.write_text("\n".join(equations.strings(np.arange(100))))
+    told: list[tuple[int, int]] = []
+    mine = open_corpus(
+        DataSettings(path=strings), "cpu", ("test",), rules, 15, tell=lambda done, of: told.append((done, of))
+    )
+    assert sum(mine.size(split) for split in SPLITS) == 100
+    assert told == [(100, 100)]

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from arcvae_cli.data.derivations import (
+    Counts,
+    draw_strings,
+    enumerated,
+    first_of_each,
+    first_wrong,
+    lengths,
+    padded,
+    why_wrong,
+)
+from arcvae_cli.errors import InputError
+from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
+
+EQUATIONS = read_grammar("equations")
+EMPTY = parse_grammar("S -> A B S | \nA -> 'a' | \nB -> 'b' B | 'b' C\nC -> | 'c'\nD -> 'd'", "empty")
+AMBIGUOUS = parse_grammar("S -> S S | 'a' | 'b'", "ambiguous")
+SEVEN = "a82a455ab51cd59c14b53fe3d50b2f7d88c0be48fc9a7e377830e7e9fde04ee9"
+GRAMMARS = [EQUATIONS, EMPTY, AMBIGUOUS]
+
+
+def plain(rules: Rules, most: int) -> set[tuple[int, ...]]:
+    """Every derivation of at most `most` rules, by rewriting the left-most symbol in all ways."""
+    found: set[tuple[int, ...]] = set()
+    waiting: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), (rules.start,))]
+    while waiting:
+        done, stack = waiting.pop()
+        if not stack:
+            found.add(done)
+        elif len(done) + len(stack) <= most:
+            waiting += [((*done, rule), rules.rhs[rule] + stack[1:]) for rule in rules.of(stack[0])]
+    return found
+
+
+def ends_well(row: list[int], rules: Rules) -> int:
+    """The first wrong step of a row, by a plain stack; -1 where there is none."""
+    stack = [rules.start]
+    for step, rule in enumerate(row):
+        if rule == rules.padding:
+            if stack:
+                return step
+            continue
+        if not stack or not 0 <= rule < len(rules) or rules.lhs[rule] != stack.pop():
+            return step
+        stack += reversed(rules.rhs[rule])
+    return len(row) if stack else -1
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
+def test_counts_are_those_of_all_derivations(grammar: Grammar):
+    for most in (1, 2, 5, 8):
+        counts = Counts(grammar.rules, most)
+        lengths = Counter(map(len, plain(grammar.rules, most)))
+        assert counts.exact == tuple(lengths[n] for n in range(most + 1))
+        assert counts.total == sum(lengths.values())
+
+
+def test_counts_of_equations():
+    counts = Counts(EQUATIONS.rules, 15)
+    assert counts.total == 199_941_076
+    assert counts.entropy == pytest.approx(math.log(199_941_076))
+    assert round(counts.entropy, 2) == 19.11
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
+def test_draws_are_uniform(grammar: Grammar):
+    counts = Counts(grammar.rules, 6)
+    derivations = plain(grammar.rules, 6)
+    draws = 200 * len(derivations)
+    ids = counts.draw(draws, np.random.RandomState(0))
+    assert ids.dtype == np.int16 and ids.shape == (draws, 6)
+    seen = Counter(tuple(rule for rule in row if rule != grammar.rules.padding) for row in ids.tolist())
+    assert set(seen) == derivations
+    chi = sum((count - 200) ** 2 / 200 for count in seen.values())
+    freedom = len(derivations) - 1
+    assert abs(chi - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+def test_draws_from_long_derivations():
+    rules = read_grammar("smiles").rules
+    counts = Counts(rules, 277)
+    assert counts.exact[277].bit_length() > 64
+    ids = counts.draw(50, np.random.RandomState(0))
+    assert (first_wrong(ids, rules) == -1).all()
+    # the share of each length is that of its count
+    drawn = np.bincount(lengths(counts.draw(2000, np.random.RandomState(1)), rules.padding), minlength=278) / 2000
+    expected = np.array([count / counts.total for count in counts.exact])
+    assert abs(drawn - expected).max() < 0.05
+
+
+def test_a_seed_gives_the_same_strings_for_ever():
+    ids, strings = draw_strings(Counts(EQUATIONS.rules, 15), 1000, np.random.RandomState(7), EQUATIONS.write)
+    assert hashlib.sha256("\n".join(strings).encode()).hexdigest() == SEVEN
+    assert ids.shape == (1000, 15)
+    assert len(set(strings)) == 1000
+    assert [EQUATIONS.write(row) for row in ids.tolist()] == strings
+    assert (first_wrong(ids, EQUATIONS.rules) == -1).all()
+
+
+def test_the_last_few_strings_are_found_and_no_more_asked_for():
+    counts = Counts(EQUATIONS.rules, 4)
+    _, strings = draw_strings(counts, counts.total, np.random.RandomState(0), EQUATIONS.write)
+    assert len(set(strings)) == counts.total == len(plain(EQUATIONS.rules, 4))
+    with pytest.raises(InputError, match=rf"no {counts.total + 1} different strings of at most 4 rules"):
+        draw_strings(counts, counts.total + 1, np.random.RandomState(0), EQUATIONS.write)
+    ambiguous = Counts(AMBIGUOUS.rules, 5)  # 16 + 4 + 2 derivations of 8 + 4 + 2 strings
+    assert len(draw_strings(ambiguous, 14, np.random.RandomState(0), AMBIGUOUS.write)[1]) == 14
+    with pytest.raises(InputError, match="no 15 different strings"):
+        draw_strings(ambiguous, 15, np.random.RandomState(0), AMBIGUOUS.write)
+
+
+def test_what_derives_nothing_is_refused():
+    with pytest.raises(ValueError, match="at most 1 rules"):
+        Counts(EQUATIONS.rules, 1).draw(1, np.random.RandomState(0))
+    with pytest.raises(InputError, match="up to 100000 rules"):
+        Counts(EQUATIONS.rules, 100_000)
+    with pytest.raises(ValueError, match="without right-hand sides"):
+        Counts(Rules(("0",), (0, -1), None, 0, 1), 3)
+
+
+def test_the_equations_of_2017():
+    derivations = list(islice(enumerated(EQUATIONS, 6), 100_000))
+    sentences = [EQUATIONS.write(one) for one in derivations]
+    text = "\n".join(sentences) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest == "ae9850311e884f888491f56dca57ef3c2f9880899e63d26b5da3b71840591ca2"
+    assert set(map(len, derivations)) == {8, 10, 12, 14}
+    assert sum(sentence.startswith("1 /") for sentence in sentences[-7840:]) == 7840, (
+        "biased: the last of them are alike"
+    )
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
+def test_the_enumeration_is_that_of_nltk(grammar: Grammar):
+    nltk = pytest.importorskip("nltk")
+    generate = pytest.importorskip("nltk.parse.generate").generate
+    lines = [
+        line
+        for line in grammar.text.splitlines()
+        if not line.startswith(("#", "%", "Nothing", "D")) and not line.isspace()
+    ]
+    other = nltk.CFG.fromstring("\n".join(lines))
+    for depth in (2, 3, 4):
+        theirs = list(generate(other, depth=depth, n=3000))
+        assert [grammar.terminals(one) for one in islice(enumerated(grammar, depth), 3000)] == theirs
+        assert depth == 2 or theirs
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
+def test_the_first_wrong_step_is_that_of_a_plain_stack(grammar: Grammar):
+    rules = grammar.rules
+    stream = np.random.RandomState(0)
+    ids = Counts(rules, 8).draw(300, stream).astype(np.int64)
+    harmed = stream.random_sample(ids.shape) < 0.1
+    ids[harmed] = stream.randint(-2, len(rules) + 2, harmed.sum())
+    expected = [ends_well(row, rules) for row in ids.tolist()]
+    assert first_wrong(ids, rules).tolist() == expected
+    cut = [ends_well(row[:5], rules) for row in ids.tolist()]
+    assert first_wrong(ids[:, :5], rules).tolist() == cut
+    assert len(set(expected)) > 4 and 5 in cut
+    for row, step in zip(ids.tolist(), expected, strict=True):
+        if step >= 0 and (step == len(row) or 0 <= row[step] < len(rules)):
+            assert why_wrong(row, rules, step)
+
+
+def test_what_is_wrong_is_said():
+    rules = EQUATIONS.rules
+    assert why_wrong([3, 3], rules, 1) == "rule 3 rewrites S, and T is to be rewritten"
+    assert why_wrong([3, 7, 7], rules, 2) == "rule 7 rewrites T, and nothing is to be rewritten"
+    assert why_wrong([0, 3, 11], rules, 2) == "the row ends, and 2 symbols are left to rewrite, T first"
+    assert why_wrong([0, 3], rules, 2) == "the row ends, and 2 symbols are left to rewrite, T first"
+    assert why_wrong([5], EMPTY.rules, 0).startswith("rule 5 rewrites B, and S")
+    assert why_wrong([8], EMPTY.rules, 0) == "rule 8 can never be used, and S is to be rewritten"
+
+
+def test_bare_rules_know_less():
+    bare = Rules(("0", "1"), (0, 0, 1, -1, -1), None, 0, 4)
+    rows = np.array([[0, 2, 4], [2, 2, 4], [1, 4, 2], [1, 3, 4], [4, 4, 4], [0, 2, 1]])
+    assert first_wrong(rows, bare).tolist() == [-1, 0, 2, 1, 0, -1]
+    assert why_wrong([2, 2, 4], bare, 0) == "rule 2 stands where a row begins"
+    assert why_wrong([1, 4, 2], bare, 2) == "rule 2 follows padding"
+    assert why_wrong([1, 3, 4], bare, 1) == "rule 3 stands where no such rule is known"
+
+
+def test_rows():
+    ids = padded([(1, 2), (3,), (1, 2)], 4, 9)
+    assert ids.tolist() == [[1, 2, 9, 9], [3, 9, 9, 9], [1, 2, 9, 9]]
+    assert lengths(ids, 9).tolist() == [2, 1, 2]
+    assert first_of_each(ids).tolist() == [0, 1]

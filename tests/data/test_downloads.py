@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from arcvae_cli.data import downloads
+from arcvae_cli.data.downloads import DOWNLOADS, ZINC, address, downloaded, fetch, git_blob
+from arcvae_cli.errors import ArcvaeError, InputError
+
+CONTENT = b"CCO\nC1CC1\nc1ccccc1\n"
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[str, dict[str, bytes], list[str]]]:
+    """A server on the loopback: its address, what it serves, and what it was asked for."""
+    files: dict[str, bytes] = {"/zinc.smi": CONTENT}
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            content = files.get(self.path)
+            self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"")))
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", files, asked
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def small(served: tuple[str, dict[str, bytes], list[str]], monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(ZINC.variable, f"{served[0]}/zinc.smi")
+    return replace(ZINC, blob=git_blob(CONTENT))
+
+
+def test_the_id_of_a_file_is_gits():
+    # git hash-object --stdin
+    assert git_blob(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+    assert git_blob(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
+
+
+def test_a_file_is_fetched_once(cache: Path, small, served):
+    _, _, asked = served
+    path = fetch(small)
+    assert path == cache / "downloads" / "250k_rndm_zinc_drugs_clean.smi" == small.path
+    assert path.read_bytes() == CONTENT
+    assert fetch(small) == path == downloaded(small)
+    assert asked == ["/zinc.smi"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    path.write_bytes(b"damaged")
+    fetch(small)
+    assert path.read_bytes() == CONTENT
+    assert len(asked) == 2
+
+
+def test_another_file_is_refused(small, served):
+    served[1]["/zinc.smi"] = CONTENT + b"C\n"
+    with pytest.raises(ArcvaeError, match="is not zinc250k") as raised:
+        fetch(small)
+    assert raised.value.exit_code == 1
+    assert str(small.path) in raised.value.fix
+    assert not small.path.exists()
+    assert list(small.path.parent.iterdir()) == []
+
+
+def test_what_cannot_be_fetched_can_be_placed(small, served, monkeypatch: pytest.MonkeyPatch):
+    addresses = {
+        f"{served[0]}/other": "404",
+        "http://127.0.0.1:1/x": "no connection",
+        "nonsense://x": "nonsense",
+        "nothing": "could not be fetched",
+    }
+    for url, reason in addresses.items():
+        monkeypatch.setenv(ZINC.variable, url)
+        assert address(small) == url
+        with pytest.raises(ArcvaeError, match=reason) as raised:
+            fetch(small)
+        assert raised.value.exit_code == 1
+        assert f"Place the file at {small.path} by hand" in raised.value.fix
+        assert "\n" not in raised.value.what
+    small.path.write_bytes(CONTENT)
+    assert fetch(small) == small.path
+
+
+def test_a_server_that_does_not_answer(small, monkeypatch: pytest.MonkeyPatch):
+    import socket
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
+        monkeypatch.setenv(ZINC.variable, f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        with pytest.raises(ArcvaeError, match=r"no answer in 0\.2 s"):
+            fetch(small)
+
+
+def test_a_folder_that_cannot_be_written(cache: Path, small):
+    cache.write_text("a file")
+    with pytest.raises(ArcvaeError, match="could not be fetched"):
+        fetch(small)
+
+
+def test_what_is_not_there_is_explained_in_two_lines():
+    with pytest.raises(InputError, match="zinc250k is not in the cache") as raised:
+        downloaded(ZINC)
+    assert "arcvae data build --download zinc250k" in raised.value.fix
+    assert "--preset kusner_equations needs no download" in raised.value.fix
+    assert str(raised.value).count("\n") == 1
+    ZINC.path.parent.mkdir(parents=True)
+    ZINC.path.write_bytes(CONTENT)
+    with pytest.raises(InputError, match="is not zinc250k, or damaged"):
+        downloaded(ZINC)
+
+
+def test_a_file_is_known_by_its_content(tmp_path: Path, small):
+    (tmp_path / "all.txt").write_bytes(CONTENT)
+    assert small.is_in(tmp_path / "all.txt")
+    assert not ZINC.is_in(tmp_path / "all.txt")
+    assert not small.is_in(tmp_path / "none.txt")
+    assert DOWNLOADS == {"zinc250k": ZINC}

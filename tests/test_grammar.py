@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arcvae_cli.errors import InputError
+from arcvae_cli.grammar import SHIPPED, Grammar, Production, Rules, Terminal, parse_grammar, read_grammar
+
+T = Terminal
+
+
+def productions(text: str) -> list[tuple[str, tuple[str | Terminal, ...]]]:
+    return [(production.left, production.right) for production in parse_grammar(text, "g").productions]
+
+
+def test_notation():
+    text = """
+        # a comment; 'quotes' within it mean nothing
+        %separator ', '
+        S -> S '+' T | T          # another
+        T->"it's"|'say "so"' | '#' | '|' | '\\' |
+        S -> under_score 4/NP a-b
+        under_score -> '%' '->'
+        4/NP -> 'é'
+        a-b -> 'z'
+    """
+    assert productions(text) == [
+        ("S", ("S", T("+"), "T")),
+        ("S", ("T",)),
+        *(("T", (T(terminal),)) for terminal in ("it's", 'say "so"', "#", "|", "\\")),
+        ("T", ()),
+        ("S", ("under_score", "4/NP", "a-b")),
+        ("under_score", (T("%"), T("->"))),
+        ("4/NP", (T("é"),)),
+        ("a-b", (T("z"),)),
+    ]
+    grammar = parse_grammar(text, "mine")
+    assert (grammar.name, grammar.text, grammar.start, grammar.separator) == ("mine", text, "S", ", ")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_any_system_ends_them(end: str):
+    assert productions(end.join(["\ufeffS -> 'a' A", "", "A -> 'b'", ""])) == [("S", (T("a"), "A")), ("A", (T("b"),))]
+
+
+def test_productions_read_as_they_are_written():
+    for production in (Production("S", ()), Production("S", ("A", T("'"), T('"'), T("\\")))):
+        assert productions(f"{production}\nA -> 'a'")[0] == (production.left, production.right)
+
+
+def test_start_and_undefined():
+    grammar = parse_grammar("%start B\nA -> 'a' B\nB -> 'b' A | 'c' | C D\n%undefined C D", "g")
+    assert grammar.start == "B"
+    assert grammar.unusable == {3}
+    assert grammar.notes == (
+        "nothing defines C: rule 3 (line 3) is never used",
+        "nothing defines D: rule 3 (line 3) is never used",
+    )
+
+
+def test_the_padding_rule_may_be_written_out():
+    with_it = parse_grammar("S -> 'a'\nNothing -> None", "g")
+    assert with_it.productions == parse_grammar("S -> 'a'", "g").productions
+    assert len(with_it.rules) == 2
+    used = parse_grammar("S -> 'a' Nothing\n%undefined None\nNothing -> 'b'\nNothing -> None", "g")
+    assert len(used.productions) == 3  # a symbol like any other where the grammar holds it
+
+
+def test_what_no_derivation_uses_keeps_its_number():
+    grammar = parse_grammar(
+        "S -> 'a' | Loop | S Loop\nLoop -> 'x' Loop\nIsland -> 'i' Bridge\nBridge -> 'b'\nS -> 'c'", "g"
+    )
+    assert grammar.unusable == {1, 2, 3, 4, 5}
+    assert grammar.notes == (
+        "Loop derives no string: rules 1, 2, 3 (lines 1, 2) are never used",
+        "nothing leads from S to Island: rule 4 (line 3) is never used",
+        "nothing leads from S to Bridge: rule 5 (line 4) is never used",
+    )
+    rules = grammar.rules
+    assert rules.symbols == ("S",)
+    assert rules.lhs == (0, -1, -1, -1, -1, -1, 0, -1)
+    assert rules.rhs == ((),) * 8
+    assert (rules.start, rules.padding) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no productions"),
+        ("# nothing\n\n", "holds no productions"),
+        ("S -> 'a\n", "line 1: the quote before 'a' is not closed"),
+        ("\nS -> a'\na -> 'b'", "line 2: the quote before '' is not closed"),
+        ("S -> 'a' ''", "line 1: a terminal is empty"),
+        ("S 'a'", "line 1: begins with 'S', not with `NAME ->`"),
+        ("S -> 'a'\n  | 'b'", r"line 2: begins with '\|'"),
+        ("'a' -> 'b'", "line 1: begins with \"'a'\""),
+        ("S -> 'a' -> 'b'", "line 1: '->' stands within"),
+        ("S -> 'a' [0.5]", r"line 1: '\[' means nothing here"),
+        ("S := 'a'", "line 1: ':' means nothing here"),
+        ("S -> 'a' %start S", "line 1: '%start' stands within"),
+        ("%begin S\nS -> 'a'", "line 1: there is no directive %begin"),
+        ("%start\nS -> 'a'", "line 1: %start is followed by nothing"),
+        ("%separator x\nS -> 'a'", "line 1: %separator is followed by x"),
+        ("%separator ' '\n%separator ','\nS -> 'a'", "line 2: %separator stands in line 1 already"),
+        ("%start T\nS -> 'a'", "line 1: %start: nothing defines T"),
+        ("S -> 'a' Digit\nDigits -> '1'", "line 1: nothing defines Digit\nIs it Digits[?] .*%undefined Digit"),
+        ("S -> 'a'\n%undefined S", "line 2: %undefined: S is defined in line 1"),
+        ("S -> 'a'\n%undefined T", "line 2: %undefined: nothing holds T"),
+        ("S -> 'a'\n\nS -> 'a'", "line 3: `S -> 'a'` stands in line 1 already"),
+        ("S -> 'a' | 'b' | 'a'", "line 1: `S -> 'a'` stands twice in this line"),
+        ("# x\nS -> 'a' S", "line 2: the start symbol S derives no string"),
+        ("S -> S", "line 1: the start symbol S derives no string"),
+        ("S -> 'a' | S", "line 1: a symbol derives itself: S -> S"),
+        ("S -> 'a' | A\nA -> B E\nB -> 'b' | E S E\nE -> ", "line 1: a symbol derives itself: S -> A -> B -> S"),
+        ("S -> 'a' A\nA -> 'b' | S2\nS2 -> A", "line 2: a symbol derives itself: A -> S2 -> A"),
+        ("%separator ' '\nS -> 'is not'", "line 2: the terminal 'is not' holds whitespace"),
+        ("S -> " + "|".join(f"'{i}'" for i in range(32_000)), "has 32000 productions, more than 31999"),
+        ("# " + "é" * (1 << 19), "is over 1 MB"),
+    ],
+)
+def test_what_is_wrong_and_where(text: str, message: str):
+    with pytest.raises(InputError, match=f"^mine.cfg: {message}") as caught:
+        parse_grammar(text, "mine.cfg")
+    assert caught.value.fix
+    assert "\n" not in caught.value.what + caught.value.fix
+
+
+def test_a_symbol_may_derive_itself_where_nothing_uses_it():
+    assert parse_grammar("S -> 'a'\nA -> A | 'b'", "g").unusable == {1, 2}
+
+
+def test_files(tmp_path: Path):
+    path = tmp_path / "mine.cfg"
+    path.write_bytes("\ufeffS -> 'é'\r\n".encode())
+    assert read_grammar(str(path)).productions == (Production("S", (T("é"),)),)
+    assert read_grammar(str(path)).name == str(path)
+    path.write_bytes(b"S -> 'a'\nS -> '\xff'\n")
+    with pytest.raises(InputError, match=r"mine\.cfg: line 2: is not UTF-8"):
+        read_grammar(str(path))
+    path.write_bytes("é".encode() * (1 << 20))
+    with pytest.raises(InputError, match=r"mine\.cfg: is over 1 MB"):
+        read_grammar(str(path))
+    path.write_bytes(b"x" + "é".encode() * (1 << 20))
+    with pytest.raises(InputError, match=r"mine\.cfg: is over 1 MB"):
+        read_grammar(str(path))
+    for missing in (tmp_path / "absent.cfg", tmp_path, "a\0b"):
+        with pytest.raises(InputError, match=r"cannot be read.*\n.*equations, smiles"):
+            read_grammar(str(missing))
+
+
+def test_the_rules_of_equations():
+    rules = read_grammar("equations").rules
+    assert (len(rules), rules.padding, rules.start, rules.symbols) == (12, 11, 0, ("S", "T"))
+    assert rules.lhs == (0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, -1)
+    assert rules.rhs == ((0, 1), (0, 1), (0, 1), (1,), (0,), (0,), (0,), (), (), (), (), ())
+    assert rules.of(0) == (0, 1, 2, 3)
+    assert rules.of(1) == (4, 5, 6, 7, 8, 9, 10)
+    assert rules.fewest() == (2, 1)
+
+
+def test_the_rules_of_smiles():
+    grammar = read_grammar("smiles")
+    rules = grammar.rules
+    assert (len(rules), rules.padding, len(rules.symbols)) == (76, 75, 22)
+    assert [rule for rule, left in enumerate(rules.lhs) if left < 0] == [29, 31, 75]
+    assert grammar.notes == ("nothing defines class: rules 29, 31 (line 13) are never used",)
+    # numbers that the code of 2017 gives them
+    assert [str(grammar.productions[rule]) for rule in (0, 13, 29, 31, 42, 58, 74)] == [
+        "smiles -> chain",
+        "aliphatic_organic -> 'Br'",
+        "BACH -> charge class",
+        "BACH -> class",
+        "DIGIT -> '6'",
+        "bond -> '/'",
+        "chain -> chain bond branched_atom",
+    ]
+    fewest = dict(zip(rules.symbols, rules.fewest(), strict=True))
+    assert (fewest["smiles"], fewest["chain"], fewest["BACH"], fewest["branch"]) == (5, 4, 2, 5)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_fewest_is_what_a_plain_iteration_finds(name: str):
+    rules = read_grammar(name).rules
+    fewest = [10**6] * len(rules.symbols)
+    for _ in rules.symbols:
+        for symbol in range(len(rules.symbols)):
+            fewest[symbol] = min(1 + sum(fewest[held] for held in rules.rhs[rule]) for rule in rules.of(symbol))
+    assert rules.fewest() == tuple(fewest)
+
+
+def test_fewest_needs_right_hand_sides_that_end():
+    with pytest.raises(ValueError, match="right-hand sides"):
+        Rules(("0",), (0, -1), None, 0, 1).fewest()
+    with pytest.raises(ValueError, match="finishes A"):
+        Rules(("S", "A"), (0, 1, -1), ((), (1,), ()), 0, 2).fewest()
+    deep = "\n".join(f"A{place} -> A{place + 1} A{place + 1}" for place in range(64)) + "\nA64 -> 'a'"
+    assert parse_grammar(deep, "g").rules.fewest()[0] == 2**65 - 1
+
+
+def test_a_derivation_is_written_left_most():
+    grammar = read_grammar("equations")
+    assert grammar.write([0, 3, 7, 5, 3, 8]) == "x + sin( 1 )"
+    assert grammar.write(np.array([3, 7, 11, 11], np.int16)) == "x"
+    assert grammar.terminals([1, 3, 8, 9]) == ["1", "*", "2"]
+    for ids in (
+        [],
+        [11],
+        [3],
+        [0, 3, 7],
+        [7],
+        [3, 7, 7],
+        [3, 11, 7],
+        [3, 7, 11, 7],
+        [3, 7, -1],
+        [3, 12],
+        [3, -4],
+        [75],
+    ):
+        assert grammar.write(ids) is None
+    assert read_grammar("smiles").write([0, 73, 72, 62, 2, 5, 63, 2, 5, 67, 61, 55, 37]) == "CC-1"
+    empty = parse_grammar("S -> 'a' S |", "g")
+    assert [empty.write(ids) for ids in ([1], [0, 1], [0, 0, 1, 2, 2], [0])] == ["", "a", "aa", None]
+    dead = parse_grammar("S -> 'a' | Loop\nLoop -> Loop", "g")
+    assert dead.write([1, 2, 2]) is None
+
+
+def test_grammars_travel_between_processes():
+    grammar = read_grammar("smiles")
+    rules = grammar.rules
+    copy: Grammar = pickle.loads(pickle.dumps(grammar))
+    assert copy == grammar
+    assert copy.rules == rules
+    assert copy.rules.text == grammar.text
+    assert parse_grammar(copy.text, copy.name) == grammar
