@@ -51,7 +51,10 @@ class Plan:
     free_bits: Mapping[str, float]  # nats, by level
     free_bits_mode: str
     notes: tuple[str, ...]  # what else is worth saying
-    blank: float | None  # accuracy on the validation split of answering background everywhere
+    blank: float | None  # accuracy on the validation split of a code that says nothing: all background, or rules as
+    # frequent at each step as in training
+    blank_nats: float | None = None  # nats per example of that, where it is a likelihood
+    entropy: float | None = None  # nats per example that no model can go below, where they are known
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from arcvae_cli.writing import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.console import Console, ConsoleOptions
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
     from rich.style import Style
     from rich.text import Text
@@ -38,7 +38,7 @@ _TILE = 128  # pixels that the longer side of a grid is drawn in, about
 _GAP = 10  # between grids
 _STRIP = 17  # a line of text
 
-Grids = NDArray[np.uint8]
+Grids = NDArray[np.integer[Any]]
 Image = NDArray[np.uint8]
 
 
@@ -86,6 +86,34 @@ class TerminalGrids:
                         yield Segment(" " * _SPACE)
                     yield from segments
                 yield Segment.line()
+
+
+class TerminalStrings:
+    """Strings, one below the other, each with a label before it and a remark behind: rows of (label, string, remark).
+
+    On a terminal a long string is folded within its column, and remarks are yellow; elsewhere a row is one line.
+    """
+
+    def __init__(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.table import Table
+        from rich.text import Text
+
+        if not options.is_terminal:
+            width = max((len(label) for label, _, _ in self.rows), default=0)
+            for label, string, remark in self.rows:
+                text = f"{label:<{width}}  {string}" + (f"    {remark}" if remark else "")
+                yield Text(text, no_wrap=True, overflow="ignore")
+            return
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_column(style="yellow", no_wrap=True)
+        for row in self.rows:  # as text: brackets are part of a string, no markup
+            table.add_row(*map(Text, row))
+        yield table
 
 
 _SPACE = 2  # columns between grids

@@ -16,14 +16,14 @@ from rich.console import Console
 from arcvae_cli import render
 from arcvae_cli.controllers import Target
 from arcvae_cli.errors import ArcvaeError
-from arcvae_cli.render import PALETTE, TerminalGrids
+from arcvae_cli.render import PALETTE, TerminalGrids, TerminalStrings
 
 
 def random_grids(count: int, height: int = 16, width: int = 16) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 10, (count, height, width), np.uint8)
 
 
-def printed(thing: TerminalGrids, width: int = 80, **options: object) -> list[str]:
+def printed(thing: TerminalGrids | TerminalStrings, width: int = 80, **options: object) -> list[str]:
     file = io.StringIO()
     Console(file=file, width=width, **options).print(thing)
     return file.getvalue().splitlines()
@@ -78,6 +78,30 @@ class TestTerminal:
         assert grids.capacity(Console(file=io.StringIO(), width=80, **COLOUR), 20) == 8  # two rows of 4, 9 lines each
         assert grids.capacity(Console(file=io.StringIO(), width=80), 20) == 4
         assert grids.capacity(Console(file=io.StringIO(), width=80), 2) == 4
+
+
+STRINGS = [("1", "C[C@H](N)C", ""), ("12", "x + " * 20 + "x", "incomplete")]
+
+
+class TestStrings:
+    def test_elsewhere_a_row_is_a_line_however_long_it_is(self) -> None:
+        assert printed(TerminalStrings(STRINGS), width=40, soft_wrap=True) == [
+            "1   C[C@H](N)C",
+            f"12  {'x + ' * 20}x    incomplete",
+        ]
+        assert printed(TerminalStrings([])) == []
+
+    def test_on_a_terminal_a_string_is_folded_within_its_column(self) -> None:
+        lines = printed(TerminalStrings(STRINGS), width=40, **{**COLOUR, "no_color": True})
+        plain = [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in lines]
+        assert plain[0] == "1   C[C@H](N)C"
+        assert plain[1].startswith("12  x + ") and plain[1].endswith("  incomplete")
+        assert all(line.startswith("    x + ") or line == "    x" for line in plain[2:])
+        assert max(map(len, plain)) <= 40
+        assert "".join(line[4:28] for line in plain[1:]).replace(" ", "") == "x+" * 20 + "x"
+
+    def test_remarks_are_yellow(self) -> None:
+        assert "\x1b[33mincomplete" in "\n".join(printed(TerminalStrings(STRINGS), width=200, **COLOUR))
 
 
 class TestBars:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,3 +75,18 @@ def _finish(path: Tensor, start: Tensor, end: Tensor) -> Tensor:
 def changed(decoded: Tensor) -> Tensor:
     """Positions that differ from one step to the next: (steps - 1, B) of decoded classes (steps, B, *positions)."""
     return (decoded[1:] != decoded[:-1]).flatten(2).sum(2)
+
+
+def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """The fewest elements to put in, take out or replace to turn one sequence into the other (Levenshtein 1966)."""
+    if len(a) < len(b):
+        a, b = b, a
+    numbers = {element: number for number, element in enumerate(dict.fromkeys([*a, *b]))}
+    other = np.array([numbers[element] for element in b], np.int64)
+    place = np.arange(len(b) + 1)
+    row = place
+    for count, element in enumerate(a, 1):  # row[j]: from the first elements of a to the first j of b
+        changed = np.minimum(row[1:] + 1, row[:-1] + (other != numbers[element]))
+        reached = np.concatenate([[count], changed])
+        row = np.minimum.accumulate(reached - place) + place  # an element put in costs one more than the place before
+    return int(row[-1])

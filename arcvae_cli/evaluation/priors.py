@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.conditions import attributes, encode, obeys, written
+from arcvae_cli.data.corpus import Corpus, GridCorpus
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import BATCH_SIZE, batches, choose, evaluating
 from arcvae_cli.models.base import Batch
+from arcvae_cli.models.pushdown import Derived
+from arcvae_cli.step import mix
 
 if TYPE_CHECKING:
-    from arcvae_cli.data.corpus import GridCorpus
     from arcvae_cli.models.base import VAE
+    from arcvae_cli.models.grammar import GrammarVAE
 
 Codes = NDArray[np.float64]
 FittedKind = Literal["aggregate", "gmm"]
@@ -127,7 +130,7 @@ class FittedPrior:
 def fit_prior(
     kind: FittedKind,
     model: VAE,
-    corpus: GridCorpus,
+    corpus: Corpus,
     seed: int,
     split: str = "train",
     given: Mapping[str, int] = NOTHING,
@@ -140,7 +143,7 @@ def fit_prior(
     if len(codes) < 2:
         like_that = f" that obey {written(given)}" if given else ""
         raise InputError(
-            f"--prior {kind}: {corpus.name} has {len(codes)} {split} grids{like_that}, too few to fit a density to",
+            f"--prior {kind}: {corpus.name} has {len(codes)} {split} examples{like_that}, too few to fit a density to",
             "use --prior standard, or more data",
         )
     density = fit_gaussian(codes) if kind == "aggregate" else fit_mixture(codes, seed)
@@ -149,7 +152,7 @@ def fit_prior(
 
 def posterior_codes(
     model: VAE,
-    corpus: GridCorpus,
+    corpus: Corpus,
     seed: int,
     split: str = "train",
     limit: int = EXAMPLES,
@@ -162,6 +165,7 @@ def posterior_codes(
     """
     chosen = choose(corpus, split, None, seed)
     if given:
+        assert isinstance(corpus, GridCorpus), "conditions are attributes of grids"
         obeying = obeys(attributes(corpus.grids(split).cpu().numpy()), given)
         chosen = chosen[torch.from_numpy(obeying)[chosen]]
     parts: list[Codes] = []
@@ -233,3 +237,27 @@ def most_likely(
             logits = model.decode(some, asked)
             decoded.append((model.likeliest(logits, asked) if obliged else logits.argmax(1)).cpu())
     return torch.cat(decoded)
+
+
+def derive(
+    model: GrammarVAE,
+    latents: Mapping[str, Tensor],
+    drawn: bool,
+    budget: bool = True,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Derived:
+    """Derivations (n, T) of latents on the model's device, on the CPU: `drawn` from p(x|z), or else the likeliest.
+
+    With `budget` all are complete, see `Pushdown.derive`. ValueError for a model without right-hand sides.
+    """
+    if model.pushdown is None:
+        raise ValueError("ids and masks alone do not say what a rule rewrites its symbol into: nothing can be derived")
+    ids, complete = [], []
+    with evaluating(model, mix(seed, "rules")):  # a stream of its own: the seed's has drawn the latents
+        for start in range(0, len(next(iter(latents.values()))), batch_size):
+            logits = model.decode({name: value[start : start + batch_size] for name, value in latents.items()})
+            found = model.pushdown.derive(logits, model.pushdown.noise(len(logits)) if drawn else None, budget)
+            ids.append(found.ids.cpu())
+            complete.append(found.complete.cpu())
+    return Derived(torch.cat(ids), torch.cat(complete))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 
 from arcvae_cli.console import Console
+from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.background import Background
 from arcvae_cli.records import Recorder
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.settings import Settings
 
 
-def external_recorders(settings: Settings, folder: RunFolder, console: Console) -> list[Recorder]:
+def external_recorders(
+    settings: Settings, folder: RunFolder, console: Console, rules: Rules | None = None
+) -> list[Recorder]:
     """Those that the settings ask for; neither package is imported before its recorder starts.
 
+    `rules`: those of the derivations that the run learns, None for grids.
     With `log.wandb` at `auto` and no login there is none of W&B, and one note says so.
     """
     log, found = settings.log, list[Recorder]()
@@ -25,12 +29,12 @@ def external_recorders(settings: Settings, folder: RunFolder, console: Console) 
             console.note(note)
         if mode != "off":
             wandb = WandbRecorder(
-                folder.path, mode, settings.schedule, log.wandb_project, log.wandb_entity, log.wandb_tags
+                folder.path, mode, settings.schedule, log.wandb_project, log.wandb_entity, log.wandb_tags, rules
             )
             left = f"`wandb sync {folder.path / 'wandb' / 'latest-run'}` sends the rest"
             found.append(Background(wandb, "W&B", console.warn, wandb.abandon, left=left))
     if log.tensorboard:
         from arcvae_cli.recorders.tensorboard import TensorBoardRecorder
 
-        found.append(Background(TensorBoardRecorder(folder.path / "tensorboard"), "TensorBoard", console.warn))
+        found.append(Background(TensorBoardRecorder(folder.path / "tensorboard", rules), "TensorBoard", console.warn))
     return found

@@ -25,7 +25,12 @@ ROWS = 3
 """Epochs shown however low the terminal is."""
 FRAME = 4
 """Lines around them: the header, which takes two in a narrow terminal, what is not shown, and the progress."""
-SPARE = ("s", "exact", "loss", "recon", "pixel", "on ELBO")
+SHARES = {
+    "pixel": {"pixel": "position", "non-black": "foreground", "exact": "exact"},
+    "token": {"token": "position", "sequence": "exact"},
+}
+"""By the unit of a corpus: the columns of its accuracies, and where in `Counts` each stands."""
+SPARE = ("s", "exact", "loss", "recon", "pixel", "token", "on ELBO")
 """Columns of the table that a narrow terminal goes without, the first before the others."""
 
 
@@ -48,8 +53,19 @@ def header(plan: Plan) -> list[str]:
         lines.append(f"scale: mean reductions; beta weighs {plan.elbo_scale:g} times as much on the ELBO scale")
     lines.extend(plan.notes)
     if plan.blank is not None:
-        lines.append(f"to beat: an all-black answer is right in {plan.blank:.3f} of the validation pixels, non-black 0")
+        lines.append(to_beat(plan))
     return lines
+
+
+def to_beat(plan: Plan) -> str:
+    """What a code that says nothing is worth on the validation split, and what none can be better than."""
+    if plan.blank_nats is None:
+        return f"to beat: an all-black answer is right in {plan.blank:.3f} of the validation pixels, non-black 0"
+    floor = "" if plan.entropy is None else f"; the entropy of the data is {plan.entropy:.2f} nats"
+    return (
+        f"to beat: rules as frequent at each step as in training cost {plan.blank_nats:.2f} nats and are right in "
+        f"{plan.blank:.3f}{floor}"
+    )
 
 
 def free_bits_text(plan: Plan) -> str:
@@ -219,7 +235,6 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
     """A row of the table, by the names of its columns."""
     val, groups = record.val, list(all_rates(record.val))
     active = sum(value > ACTIVE_KL for value in groups)
-    blank = plan.blank is not None and val.position <= plan.blank
     scale = plan.elbo_scale
     cells: dict[str, str | Text] = {
         "epoch": f"{record.epoch}{'*' if record.best else ' '}",
@@ -230,13 +245,21 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         "recon": f"{val.reconstruction:.4g}",
         "KL": f"{val.rate:.2f}",
         **target_cells(record.targets),
-        "pixel": Text(f"{val.position:.3f}", style="red" if blank else ""),
-        "non-black": Text(f"{val.foreground:.3f}", style="red" if val.foreground < 0.05 else ""),
-        "exact": f"{val.exact:.3f}",
+        **share_cells(record, plan.blank),
         "active": Text(f"{active}/{len(groups)}", style="red" if active < len(groups) else "green"),
         "s": f"{record.seconds:.1f}",
     }
     return {name: cell if isinstance(cell, Text) else Text(cell) for name, cell in cells.items()}
+
+
+def share_cells(record: EpochRecord, blank: float | None) -> dict[str, Text]:
+    """The accuracies of validation, a column each; red where a code that says nothing earns as much."""
+    val = record.val
+    dull = {"position": blank is not None and val.position <= blank, "foreground": val.foreground < 0.05}
+    return {
+        name: Text(f"{getattr(val, share):.3f}", style="red" if dull.get(share) else "")
+        for name, share in SHARES[record.unit].items()
+    }
 
 
 QUANTITIES = {"kl": "KL", "reconstruction": "recon"}
@@ -281,9 +304,8 @@ def scaled_text(record: EpochRecord, plan: Plan) -> str:
 
 
 def shares_text(record: EpochRecord) -> str:
-    """The accuracies of validation."""
-    val = record.val
-    return f"pixel {val.position:.3f}  non-black {val.foreground:.3f}  exact {val.exact:.3f}"
+    """The accuracies of validation, in a plain line."""
+    return "  ".join(f"{name} {getattr(record.val, share):.3f}" for name, share in SHARES[record.unit].items())
 
 
 def clock(seconds: float) -> str:

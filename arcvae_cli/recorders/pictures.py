@@ -10,8 +10,8 @@ from arcvae_cli import render
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent
 
 
-class GridPictures(Silent):
-    """Writes PNGs of grids into a folder."""
+class Curves(Silent):
+    """Draws, at the end of a run, how beta and the KL of every dimension went."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -25,14 +25,6 @@ class GridPictures(Silent):
     def epoch(self, record: EpochRecord) -> None:
         """Keep what the curves need."""
         self._epochs.append(record)
-
-    def pictures(self, epoch: int, pictures: Pictures) -> None:
-        """Write `reconstructions_epoch_N.png`, `samples_epoch_N.png`, and `kl_map_epoch_N.png` where there are maps."""
-        originals, folder = pictures.originals, self._folder
-        render.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
-        render.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
-        if pictures.maps:
-            render.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)
 
     def close(self) -> None:
         """Write `beta_schedule.png` and `kl_per_dim.png` of the epochs there were."""
@@ -57,3 +49,15 @@ class GridPictures(Silent):
             betas = {"beta": next(iter(betas.values()))}
         held = [(float(record.epoch), record.targets) for record in self._epochs if record.targets]
         render.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, elbo_scale, held)
+
+
+class GridPictures(Curves):
+    """Writes PNGs of grids into a folder, and the curves."""
+
+    def pictures(self, epoch: int, pictures: Pictures) -> None:
+        """Write `reconstructions_epoch_N.png`, `samples_epoch_N.png`, and `kl_map_epoch_N.png` where there are maps."""
+        originals, folder = pictures.originals, self._folder
+        render.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
+        render.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
+        if pictures.maps:
+            render.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)

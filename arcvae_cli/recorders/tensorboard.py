@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arcvae_cli.grammar import Rules
+from arcvae_cli.recorders.strings import Writer, pair_lines
 from arcvae_cli.records import EpochRecord, Pictures, Silent, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
 
@@ -27,8 +29,9 @@ class TensorBoardRecorder(Silent):
     readers, so that a run which continues from a checkpoint has every curve once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rules: Rules | None = None) -> None:
         self._folder = folder
+        self._strings = None if rules is None else Writer(rules)
         self._writers: dict[str, SummaryWriter] = {}  # by level, whose curve in the comparison it holds; "": the rest
         self._first: int | None = None  # the first step written
         self._step = 0
@@ -65,7 +68,19 @@ class TensorBoardRecorder(Silent):
             writer.flush()
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - the axis is the step
-        """The pictures of an epoch, the scale of a KL map as a curve."""
+        """The pictures of an epoch, or the strings of derivations as text."""
+        if self._strings is None:
+            self._show_grids(pictures)
+        else:
+            self._show_strings(self._strings, pictures)
+
+    def close(self) -> None:
+        """Write what is left."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _show_grids(self, pictures: Pictures) -> None:
+        """Images, the scale of a KL map as a curve."""
         writer, step = self._writer(), self._step
         shown = reconstruction_pixels(pictures.originals, pictures.reconstructions)
         writer.add_image("images/reconstructions", shown, step, dataformats="HWC")
@@ -75,10 +90,15 @@ class TensorBoardRecorder(Silent):
             writer.add_image("images/kl_maps", maps, step, dataformats="HWC")
             writer.add_scalar("images/kl_maps_brightest", top, step)
 
-    def close(self) -> None:
-        """Write what is left."""
-        for writer in self._writers.values():
-            writer.close()
+    def _show_strings(self, strings: Writer, pictures: Pictures) -> None:
+        """Texts, each line indented: TensorBoard reads Markdown, where that is code and shown as it is."""
+        texts = {
+            "strings/reconstructions": pair_lines(strings.pairs(pictures.originals, pictures.reconstructions)),
+            "strings/samples": strings.samples(pictures.samples),
+        }
+        for name, lines in texts.items():
+            if lines:
+                self._writer().add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
 
     def _write(self, step: int, values: Mapping[str, Any]) -> None:
         """Scalars; what is no number is left out."""

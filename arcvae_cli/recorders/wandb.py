@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import html
 import netrc
 import os
 import re
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from arcvae_cli import checkpoints
+from arcvae_cli.grammar import Rules
+from arcvae_cli.recorders.strings import Writer
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
 from arcvae_cli.schedules import Schedule
@@ -43,6 +46,7 @@ class WandbRecorder(Silent):
         project: str,
         entity: str | None = None,
         tags: Sequence[str] = (),
+        rules: Rules | None = None,
     ) -> None:
         self._folder = folder
         self._mode = mode
@@ -50,6 +54,7 @@ class WandbRecorder(Silent):
         self._project = project
         self._entity = entity
         self._tags = tags
+        self._writer = None if rules is None else Writer(rules)
         self._run: Run | None = None
         self._step = 0
         self._best: EpochRecord | None = None
@@ -105,19 +110,9 @@ class WandbRecorder(Silent):
             self._best = record
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
-        """A row with images."""
-        from wandb import Image
-
-        shown = reconstruction_pixels(pictures.originals, pictures.reconstructions)
-        values: dict[str, Any] = {
-            "images/reconstructions": Image(shown, caption="originals, reconstructions, errors"),
-            "images/samples": Image(grid_pixels(pictures.samples), caption="drawn from the prior"),
-        }
-        if pictures.maps:
-            maps, top = kl_map_pixels(pictures.originals, pictures.maps)
-            caption = f"originals, KL of the cells of {', '.join(pictures.maps)}: 0 (black) to {top:.3g} nats"
-            values["images/kl_maps"] = Image(maps, caption=caption)
-        self._log({"step": self._step, "epoch": epoch, **values})
+        """A row with images, or for derivations with tables of their strings."""
+        media = grid_images(pictures) if self._writer is None else string_tables(self._writer, pictures)
+        self._log({"step": self._step, "epoch": epoch, **media})
 
     def close(self) -> None:
         """Keep the best epoch and the model, and finish the run."""
@@ -161,6 +156,46 @@ class WandbRecorder(Silent):
     def _log(self, values: Mapping[str, Any]) -> None:
         assert self._run is not None
         self._run.log({name: value for name, value in values.items() if value is not None})
+
+
+def grid_images(pictures: Pictures) -> dict[str, Any]:
+    """Images of grids, and of the KL of a map."""
+    from wandb import Image
+
+    compared = reconstruction_pixels(pictures.originals, pictures.reconstructions)
+    values: dict[str, Any] = {
+        "images/reconstructions": Image(compared, caption="originals, reconstructions, errors"),
+        "images/samples": Image(grid_pixels(pictures.samples), caption="drawn from the prior"),
+    }
+    if pictures.maps:
+        maps, top = kl_map_pixels(pictures.originals, pictures.maps)
+        caption = f"originals, KL of the cells of {', '.join(pictures.maps)}: 0 (black) to {top:.3g} nats"
+        values["images/kl_maps"] = Image(maps, caption=caption)
+    return values
+
+
+def string_tables(writer: Writer, pictures: Pictures) -> dict[str, Any]:
+    """The strings of derivations as tables: HTML, since W&B's own tables leave a copy each in the user's home."""
+    from wandb import Html
+
+    pairs = writer.pairs(pictures.originals, pictures.reconstructions)
+    compared = [(pair.original, pair.reconstruction, "exact" if pair.exact else "") for pair in pairs]
+    drawn = [(text,) for text in writer.samples(pictures.samples)]
+    tables = {"strings/reconstructions": html_table(("original", "reconstruction", ""), compared)}
+    if drawn:
+        tables["strings/samples"] = html_table(("drawn from the prior",), drawn)
+    return {name: Html(text, inject=False, data_is_not_path=True) for name, text in tables.items()}
+
+
+def html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A page with a table of text, in which spaces and every sign stand as they are."""
+    head = "".join(f"<th align=left>{html.escape(name)}</th>" for name in names)
+    cells = ("".join(f"<td><code>{html.escape(text)}</code></td>" for text in row) for row in rows)
+    body = "\n".join(f"<tr>{row}</tr>" for row in cells)
+    return (
+        "<!doctype html><meta charset=utf-8><style>td { padding-right: 2em; white-space: pre-wrap }</style>\n"
+        f"<table>\n<tr>{head}</tr>\n{body}\n</table>\n"
+    )
 
 
 def run_name(plan: Plan, schedule: Schedule) -> str:

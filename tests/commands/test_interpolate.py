@@ -11,9 +11,14 @@ import torch
 from typer.testing import Result
 
 from arcvae_cli import checkpoints
-from arcvae_cli.commands.interpolate import _levels
+from arcvae_cli.commands.interpolate import _levels, path_rows
 from arcvae_cli.data.files import read_grids
+from arcvae_cli.data.parsing import Parser
 from arcvae_cli.errors import InputError
+from arcvae_cli.evaluation import validity
+from arcvae_cli.evaluation.paths import edit_distance
+from arcvae_cli.evaluation.validity import Judge
+from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models.base import Batch
 
 Run = Callable[..., Result]
@@ -184,3 +189,126 @@ def test_a_level_is_one_of_the_models() -> None:
     assert _levels(Names("global", "local"), "local") == ("local",)
     with pytest.raises(InputError, match="top, bottom"):
         _levels(Names("top", "bottom"), "local")
+
+
+# -------------------------------------------------------------------------------------------------------- strings
+
+GRAMMAR = read_grammar("equations")
+
+
+def rules(string: str) -> list[int]:
+    """Its derivation, padded to the length of the model."""
+    ids = Parser(GRAMMAR).parse(string)
+    return ids + [11] * (9 - len(ids))
+
+
+def test_from_one_string_to_another(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
+    ends = ("x + 1", "sin( x ) / 2")
+    report, arrays = walked(arcvae, equations_run, tmp_path, "--from", "x+1", "--to", ends[1], "--steps", 5)
+    assert arrays["originals"].tolist() == [rules(end) for end in ends]
+    model = checkpoints.load(equations_run / "checkpoints" / "vae_best.pth").model
+    with torch.inference_mode():
+        means = model.encode(Batch(torch.from_numpy(arrays["originals"]).long()), noise=False)[0].mean
+        codes = torch.stack([torch.lerp(means[0], means[1], place) for place in np.linspace(0, 1, 5)])
+        ids = model.likeliest(model.decode({"z": torch.from_numpy(arrays["latents_z"])})).numpy()
+    np.testing.assert_allclose(arrays["latents_z"], codes, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(arrays["ids"], ids)
+    strings = [GRAMMAR.write(row) for row in ids.tolist()]
+    assert (report["originals"], report["strings"]) == (list(ends), strings)
+    assert (report["judge"], report["valid"]) == ("evaluable", list(map(validity.evaluable, strings)))
+    assert report["distinct"] == len(set(strings)) > 1
+    steps = [[rule for rule in row if rule != 11] for row in ids.tolist()]
+    changed = [edit_distance(one, two) for one, two in itertools.pairwise(steps)]
+    assert report["changed"] == changed
+    assert report["changed_characters"] == [edit_distance(one, two) for one, two in itertools.pairwise(strings)]
+    assert (report["mean_step"], report["largest_step"]) == (pytest.approx(np.mean(changed)), max(changed))
+    assert report["distance"] == edit_distance(steps[0], steps[-1])
+    assert report["distance_of_originals"] == edit_distance(*map(Parser(GRAMMAR).parse, ends))
+    assert report["wrong_at_ends"] == [
+        edit_distance(steps[place], Parser(GRAMMAR).parse(ends[place])) for place in (0, -1)
+    ]
+    assert (report["from"], report["to"], report["steps"]) == ("'x+1'", "'sin( x ) / 2'", 5)
+
+
+def test_strings_of_the_split_and_one_that_looks_like_an_index(
+    arcvae: Run, equations_run: Path, equations_npz: Path, tmp_path: Path
+) -> None:
+    report, arrays = walked(arcvae, equations_run, tmp_path, "--from", 3, "--to", "string:3", "--split", "val")
+    with np.load(equations_npz) as file:
+        third = file["ids"][file["split"] == 1][3]
+    np.testing.assert_array_equal(arrays["originals"], [third, rules("3")])
+    assert (report["from"], report["to"]) == ("val 3", "'3'")
+
+
+def test_strings_alone_need_no_corpus(arcvae: Run, equations_run: Path, equations_npz: Path, tmp_path: Path) -> None:
+    hidden = equations_npz.rename(equations_npz.with_name("hidden.npz"))
+    try:
+        report, _ = walked(arcvae, equations_run, tmp_path / "out", "--from", "x", "--to", "string:1")
+        refused = arcvae("interpolate", "--checkpoint", equations_run, "--from", "x", "--to", 1)
+    finally:
+        hidden.rename(equations_npz)
+    assert (report["from"], report["to"]) == ("'x'", "'1'")
+    assert refused.exit_code == 2 and "sums.npz" in refused.stderr
+
+
+def test_strings_are_printed_and_written(
+    arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validity, "judge_of", lambda grammar: Judge("short", lambda text: len(text) < 12))
+    command = ("interpolate", "--checkpoint", equations_run, "--output", tmp_path, "--from", "x", "--to", "1 / x")
+    result = arcvae(*command)
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".txt"]
+    lines = result.stdout.splitlines()
+    assert (tmp_path / "interpolation.txt").read_text().splitlines() == lines[:-1]
+    assert lines[0] == "from, original  x" and lines[-2] == "to, original    1 / x"
+    written = json.loads((tmp_path / "interpolation.json").read_text())
+    for line, (label, string, remark) in zip(lines[1:-2], path_rows(written["strings"], written["valid"]), strict=True):
+        assert line.split() == [*label.split(), *string.split(), *remark.split()]
+        assert line.endswith("    invalid") == (len(string) >= 12)
+    short = sum(len(string) < 12 for string in written["strings"])
+    distinct = len(set(written["strings"]))
+    assert lines[-1].startswith(
+        f"linear path of 9 from 'x' to '1 / x': {distinct} of 9 strings distinct, {short} short; "
+    )
+
+
+def test_neighbours_with_the_same_string_share_a_row() -> None:
+    strings = ["a", "a", "a", "b", "a", "c", "c", "d", "e"]
+    assert path_rows(strings, None) == [
+        ("0.00 to 0.25", "a", ""),
+        ("0.38", "b", ""),
+        ("0.50", "a", ""),
+        ("0.62 to 0.75", "c", ""),
+        ("0.88", "d", ""),
+        ("1.00", "e", ""),
+    ]
+    assert path_rows(["a", "b", "b"], [True, False, False])[1] == ("0.50 to 1.00", "b", "invalid")
+    assert path_rows(["a"] * 200 + ["b"], None)[0][0] == "0.000 to 0.995"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--from", "x + y", "--to", "x"), "--from 'x + y': not a string of the grammar: at character 5"),
+        (("--from", "x", "--to", "x +"), "--to 'x +': not a string of the grammar"),
+        (("--from", "x", "--to", ""), "--to '': not a string of the grammar"),
+        (("--from", "x", "--to", "x + x + x + x + x"), "takes 10 rules, and this model is made for 9"),
+        (("--from", "x", "--to", 400), "--to 400: the test split of sums has examples 0 to"),
+        (("--from", "x", "--to", -1), "--to -1: the test split"),
+        (("--from", "task.json", "--to", "x"), "--from 'task.json': not a string of the grammar"),
+        (("--from", "x", "--to", "1", "--level", "global"), "a single level of latents, z"),
+    ],
+)
+def test_unusable_strings(arguments: tuple, told: str, arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
+    result = arcvae("interpolate", "--checkpoint", equations_run, "--output", tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert told in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_grammar_there_is_nothing_to_write(arcvae: Run, bare_run: Path, tmp_path: Path) -> None:
+    result = arcvae("interpolate", "--checkpoint", bare_run, "--output", tmp_path, "--from", 0, "--to", 1)
+    assert result.exit_code == 2
+    assert "trained on ready ids and masks" in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())

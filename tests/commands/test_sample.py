@@ -12,9 +12,15 @@ import torch
 from typer.testing import Result
 
 from arcvae_cli import checkpoints
-from arcvae_cli.commands.sample import PICTURED
+from arcvae_cli.commands.sample import PICTURED, beginning, remarks
 from arcvae_cli.conditions import attributes, obeys
+from arcvae_cli.console import Console
 from arcvae_cli.data.files import read_grids
+from arcvae_cli.data.parsing import Parser
+from arcvae_cli.data.strings import build_drawn, write_strings
+from arcvae_cli.evaluation import validity
+from arcvae_cli.evaluation.validity import Judge
+from arcvae_cli.grammar import read_grammar
 
 Run = Callable[..., Result]
 
@@ -179,6 +185,8 @@ def test_a_fitted_prior_under_a_condition_is_fitted_to_what_obeys(
         (("--condition", "colours=3"), "--condition colours=3: this model takes no conditions"),
         (("--condition", "colors=3"), "did you mean colours?"),
         (("--condition", "red=yes", "--condition", "colours=0"), "no grid is like that"),
+        (("--decode", "argmax"), "--decode: this model draws grids"),
+        (("--no-budget",), "--budget/--no-budget: this model draws grids"),
     ],
 )
 def test_unusable_input(arguments: tuple, told: str, arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
@@ -193,3 +201,187 @@ def test_a_folder_that_cannot_be_made(arcvae: Run, tiny_run: Path, tmp_path: Pat
     result = arcvae("sample", "--checkpoint", tiny_run, "--output", tmp_path / "file" / "below")
     assert result.exit_code == 2
     assert "--output" in result.stderr
+
+
+# -------------------------------------------------------------------------------------------------------- strings
+
+
+def test_strings_are_printed_a_line_each_and_written(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
+    result, arrays = draw(arcvae, equations_run, tmp_path, "--num", 40)
+    assert arrays["ids"].shape == (40, 9) and arrays["ids"].dtype == np.int16
+    assert arrays["complete"].all() and arrays["complete"].shape == (40,)
+    assert arrays["latents_z"].shape == (40, 4)
+    grammar = read_grammar("equations")
+    strings = [grammar.write(row) for row in arrays["ids"].tolist()]
+    assert result.stdout == "".join(f"{string}\n" for string in strings)
+    assert (tmp_path / "samples.txt").read_text() == result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.json", "samples.npz", "samples.txt"]
+    parser = Parser(grammar)
+    for string, row in zip(strings, arrays["ids"], strict=True):
+        ids = parser.parse(string)
+        assert row.tolist() == ids + [11] * (9 - len(ids))
+    told = " ".join(result.stderr.split())
+    good = [string for string in strings if validity.evaluable(string)]
+    assert "40 samples, standard prior, temperature 1, rules drawn: 40 complete" in told
+    assert f"40 complete, {len(good)} evaluable, {len(set(good))} of them distinct" in told
+    assert str(tmp_path) in result.stderr.replace("\n", "")
+
+
+def strings_of(arcvae: Run, run: Path, output: Path, *arguments: object) -> tuple[dict, dict[str, np.ndarray]]:
+    result, arrays = draw(arcvae, run, output, "--json", "--quiet", *arguments)
+    assert result.stderr == ""
+    document = json.loads(result.stdout)
+    assert document == json.loads((output / "samples.json").read_text())
+    return document, arrays
+
+
+@pytest.mark.parametrize("prior", ["standard", "aggregate", "gmm"])
+def test_the_seed_decides_on_codes_and_rules(prior: str, arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
+    draws = [
+        strings_of(arcvae, equations_run, tmp_path / str(place), "--num", 30, "--prior", prior, "--seed", seed)
+        for place, seed in enumerate((5, 5, 6))
+    ]
+    assert np.array_equal(draws[0][1]["latents_z"], draws[1][1]["latents_z"])
+    assert draws[0][0]["strings"] == draws[1][0]["strings"] != draws[2][0]["strings"]
+    assert not np.array_equal(draws[0][1]["latents_z"], draws[2][1]["latents_z"])
+
+
+def test_rules_are_drawn_or_the_likeliest(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
+    drawn = strings_of(arcvae, equations_run, tmp_path / "a", "--num", 30)[1]
+    document, likeliest = strings_of(arcvae, equations_run, tmp_path / "b", "--num", 30, "--decode", "argmax")
+    np.testing.assert_array_equal(drawn["latents_z"], likeliest["latents_z"])
+    assert (document["decode"], document["budget"]) == ("argmax", True)
+    model = checkpoints.load(equations_run / "checkpoints" / "vae_best.pth").model
+    with torch.inference_mode():
+        ids = model.likeliest(model.decode({"z": torch.from_numpy(likeliest["latents_z"])}))
+    np.testing.assert_array_equal(likeliest["ids"], ids)
+    assert (drawn["ids"] != likeliest["ids"]).any()
+    # at one code, drawn rules vary and the likeliest do not
+    cold = [
+        strings_of(arcvae, equations_run, tmp_path / "c", "--num", 30, "--temperature", 0, "--decode", how)[0]
+        for how in ("sample", "argmax")
+    ]
+    assert cold[0]["distinct"] > cold[1]["distinct"] == 1
+
+
+def test_without_the_budget_some_are_cut_off_and_are_no_strings(
+    arcvae: Run, equations_run: Path, tmp_path: Path
+) -> None:
+    result, arrays = draw(arcvae, equations_run, tmp_path, "--num", 60, "--no-budget")
+    document = json.loads((tmp_path / "samples.json").read_text())
+    complete = int(arrays["complete"].sum())
+    assert 0 < complete < 60
+    assert (document["complete"], document["complete_share"]) == (complete, complete / 60)
+    assert [string is not None for string in document["strings"]] == arrays["complete"].tolist()
+    assert result.stdout.splitlines() == [string for string in document["strings"] if string is not None]
+    assert f"no budget: {complete} complete" in " ".join(result.stderr.split())
+
+
+def test_what_is_valid_distinct_and_novel_is_counted(
+    arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the complete ones the valid, of those the distinct by what they mean, of those what is no training string."""
+    judge = Judge("short", lambda text: len(text) < 12, lambda text: text.replace("1", "2"))
+    monkeypatch.setattr(validity, "judge_of", lambda grammar: judge)
+    grammar, data = read_grammar("equations"), tmp_path / "short.npz"
+    write_strings(data, build_drawn(grammar, 5, size=60))
+    document, _ = strings_of(arcvae, equations_run, tmp_path / "out", "--num", 200, "--data", data)
+    good = [string for string in document["strings"] if len(string) < 12]
+    first = {string.replace("1", "2"): string for string in reversed(good)}
+    with np.load(data) as file:
+        known = {grammar.write(row) for row in file["ids"][file["split"] == 0].tolist()}
+    novel = [string for string in first.values() if string not in known]
+    assert 0 < len(novel) < len(first) < len(good) < 200
+    assert [document[name] for name in ("judge", "valid", "distinct", "novel")] == [
+        "short", len(good), len(first), len(novel)
+    ]  # fmt: skip
+    assert document["valid_share"] == len(good) / 200
+    assert document["distinct_share"] == len(first) / len(good)
+    assert document["novel_share"] == len(novel) / len(first)
+
+
+def test_what_cannot_be_known_is_said_and_not_counted(
+    arcvae: Run, equations_run: Path, equations_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validity, "judge_of", lambda grammar: None)
+    hidden = equations_npz.rename(equations_npz.with_name("hidden.npz"))
+    try:
+        result, _ = draw(arcvae, equations_run, tmp_path, "--num", 5)
+        refused = arcvae("sample", "--checkpoint", equations_run, "--output", tmp_path, "--data", equations_npz)
+    finally:
+        hidden.rename(equations_npz)
+    told = " ".join(result.stderr.split())
+    assert "not counted: which samples are novel" in told and "sums.npz" in told
+    assert "evaluable" not in told and "novel," not in told.split("not at hand")[1]
+    document = json.loads((tmp_path / "samples.json").read_text())
+    assert [document[name] for name in ("judge", "valid", "valid_share", "novel", "novel_share")] == [None] * 5
+    assert refused.exit_code == 2 and "sums.npz" in refused.stderr
+
+
+def test_a_corpus_that_would_have_to_be_built_is_not(
+    arcvae: Run, unbuilt_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCVAE_CACHE_DIR", str(tmp_path / "cache"))
+    result, _ = draw(arcvae, unbuilt_run, tmp_path / "out", "--num", 2)
+    assert "--data equations builds them" in " ".join(result.stderr.split())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_person_is_shown_a_list_with_remarks(
+    arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Console, "piped", False)
+    result, arrays = draw(arcvae, equations_run, tmp_path, "--num", 60, "--no-budget")
+    lines = result.stdout.splitlines()
+    for place, (row, complete) in enumerate(zip(arrays["ids"], arrays["complete"], strict=True)):
+        assert lines[place].split()[0] == str(place + 1)
+        assert lines[place].endswith("...    incomplete") != complete
+        if complete:
+            assert read_grammar("equations").write(row.tolist()) in lines[place]
+    assert lines[60].startswith("60 samples, standard prior")
+
+
+def test_remarks_on_a_sample() -> None:
+    assert remarks(None, [None], None, None) == "incomplete"
+    assert remarks("x", [], None, None) == ""
+    assert remarks("x", ["x"], {"x"}, {"x"}) == "in the training data, again"
+    assert remarks("x", [], {"1"}, {"1"}) == "invalid"
+
+
+def test_as_much_of_a_string_as_is_settled() -> None:
+    grammar = read_grammar("equations")
+    assert beginning(grammar, [0]) == "..."
+    assert beginning(grammar, [0, 3, 7]) == "x + ..."
+    assert beginning(grammar, [0, 3, 5, 3, 8]) == "sin( 1 ) + ..."
+    assert beginning(read_grammar("smiles"), []) == "..."
+
+
+def test_a_fitted_prior_of_codes_of_strings(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
+    result, _ = draw(arcvae, equations_run, tmp_path, "--num", 4, "--prior", "aggregate")
+    assert "a Gaussian fitted to 320 train examples of sums" in result.stderr
+    result, _ = draw(arcvae, equations_run, tmp_path, "--num", 4, "--prior", "gmm", "--split", "test")
+    assert "test examples of sums" in result.stderr
+
+
+def test_without_a_grammar_no_string_can_be_written(arcvae: Run, bare_run: Path, tmp_path: Path) -> None:
+    result = arcvae("sample", "--checkpoint", bare_run, "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.split())
+    assert "trained on ready ids and masks" in told and "--grammar FILE" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_the_other_kind(
+    arcvae: Run, tiny_run: Path, equations_run: Path, arc_npz: Path, equations_npz: Path, tmp_path: Path
+) -> None:
+    for run, data in ((tiny_run, equations_npz), (equations_run, arc_npz)):
+        arguments = ("--prior", "aggregate", "--data", data, "--output", tmp_path)
+        result = arcvae("sample", "--checkpoint", run, *arguments)
+        assert result.exit_code == 2, result.stderr
+        assert data.stem in result.stderr
+
+
+def test_strings_take_no_conditions(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
+    result = arcvae("sample", "--checkpoint", equations_run, "--condition", "colours=3", "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "this model takes no conditions" in result.stderr

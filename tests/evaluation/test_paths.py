@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 import math
+import random
 
 import pytest
 import torch
 
-from arcvae_cli.evaluation.paths import changed, linear, spherical, walk
+from arcvae_cli.evaluation.paths import changed, edit_distance, linear, spherical, walk
 
 
 def test_a_line_is_evenly_spaced() -> None:
@@ -82,3 +84,31 @@ def test_changed_cells_are_counted_step_by_step() -> None:
     decoded[1:, 0, 0, :3] = 5
     decoded[2, 1, 2, 2] = 1
     assert changed(decoded).tolist() == [[3, 0], [0, 1]]
+
+
+def plain_distance(a: str, b: str) -> int:
+    """By its definition, one first element at a time."""
+
+    @functools.cache
+    def distance(i: int, j: int) -> int:
+        if i == len(a) or j == len(b):
+            return len(a) - i + len(b) - j
+        return min(distance(i + 1, j) + 1, distance(i, j + 1) + 1, distance(i + 1, j + 1) + (a[i] != b[j]))
+
+    return distance(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"),
+    [("kitten", "sitting", 3), ("", "", 0), ("", "abc", 3), ("abc", "", 3), ("abc", "abc", 0), ("abc", "xbcd", 2)],
+)
+def test_edits_between_sequences(a: str, b: str, distance: int) -> None:
+    assert edit_distance(a, b) == distance
+
+
+def test_edits_as_they_are_defined() -> None:
+    stream = random.Random(0)
+    for _ in range(200):
+        a, b = ("".join(stream.choices("abc", k=stream.randrange(9))) for _ in range(2))
+        assert edit_distance(a, b) == plain_distance(a, b), (a, b)
+        assert edit_distance([ord(letter) for letter in a], [ord(letter) for letter in b]) == plain_distance(a, b)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.priors import (
     Mixture,
+    derive,
     draw_prior,
     fit_gaussian,
     fit_mixture,
@@ -22,7 +24,10 @@ from arcvae_cli.evaluation.priors import (
     posterior_codes,
     unflatten,
 )
+from arcvae_cli.grammar import Rules, read_grammar
 from arcvae_cli.models.base import VAE, Batch, Level, standard_level
+from arcvae_cli.models.grammar import GrammarVAE, Structure
+from arcvae_cli.settings import GrammarSettings
 
 
 class TwoLevels(VAE):
@@ -211,9 +216,44 @@ def test_a_prior_under_conditions_is_fitted_to_the_grids_that_obey(model: TwoLev
 
 @pytest.mark.parametrize("kind", ["aggregate", "gmm"])
 def test_too_few_grids_for_a_prior_are_refused(kind: str, model: TwoLevels, corpus: GridCorpus) -> None:
-    with pytest.raises(InputError, match=r"has 0 train grids that obey colours=2, too few") as raised:
+    with pytest.raises(InputError, match=r"has 0 train examples that obey colours=2, too few") as raised:
         fit_prior(kind, model, corpus, 0, given={"colours": 2})
     assert "--prior standard" in raised.value.fix
     one = GridCorpus(GridArrays("one", corpus.grids("train")[:1].numpy(), np.zeros(1, np.uint8)))
-    with pytest.raises(InputError, match="one has 1 train grids, too few"):
+    with pytest.raises(InputError, match="one has 1 train examples, too few"):
         fit_prior(kind, model, one, 0)
+
+
+def of_equations(rules: Rules) -> GrammarVAE:
+    sizes = {"latent_dim": 4, "encoder_hidden": 8, "encoder_kernel": 3, "decoder_hidden": 8, "decoder_layers": 1}
+    torch.manual_seed(0)
+    return GrammarVAE(GrammarSettings.model_validate(sizes), Structure(rules, 9)).eval()
+
+
+def test_rules_are_drawn_by_the_seed_and_the_likeliest_are_the_models() -> None:
+    model = of_equations(read_grammar("equations").rules)
+    latents = {"z": torch.randn(50, 4, generator=torch.Generator().manual_seed(1))}
+    likeliest = derive(model, latents, drawn=False, batch_size=7)
+    assert likeliest.complete.all()
+    torch.testing.assert_close(likeliest.ids, most_likely(model, latents))
+    drawn = [derive(model, latents, drawn=True, seed=seed).ids for seed in (3, 3, 4)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert not derive(model, latents, drawn=True, budget=False).complete.all()
+
+
+def test_the_noise_of_the_rules_is_not_that_of_the_codes() -> None:
+    """One stream for both would tie what is drawn of a code to the code."""
+    model = of_equations(read_grammar("equations").rules)
+    first = []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        z = torch.randn(1, 4)
+        first.append((z[0, 0].item(), derive(model, {"z": 0 * z}, drawn=True, seed=seed).ids[0, 0].item()))
+    codes, rules = np.array(first).T
+    assert abs(np.corrcoef(codes, rules)[0, 1]) < 0.2
+
+
+def test_what_has_no_right_hand_sides_derives_nothing() -> None:
+    bare = of_equations(replace(read_grammar("equations").rules, rhs=None, text=None))
+    with pytest.raises(ValueError, match="nothing can be derived"):
+        derive(bare, {"z": torch.zeros(1, 4)}, drawn=False)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.records import EpochRecord, Pictures, Plan
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Counts
@@ -91,6 +93,30 @@ def pictures(maps: bool = True) -> Pictures:
     return Pictures(grids[0], grids[1], grids[2], {"local": kl} if maps else {})
 
 
+SUMS = parse_grammar(
+    """
+    %separator " "
+    S -> S '+' T | T
+    T -> '(' S ')' | 'x' | '*'
+    """,
+    "sums",
+)
+
+
+def rules(known: bool = True) -> Rules:
+    """Of a small grammar, or as much of them as ids and masks tell."""
+    return SUMS.rules if known else replace(SUMS.rules, rhs=None, text=None)
+
+
+def derivations() -> Pictures:
+    """3 examples of at most 6 rules, one of them not reconstructed, and 2 draws, one cut off before its end."""
+    originals = [[1, 3, 5, 5, 5, 5], [0, 1, 3, 4, 5, 5], [1, 2, 1, 4, 5, 5]]
+    reconstructions = [[1, 3, 5, 5, 5, 5], [0, 1, 3, 3, 5, 5], [1, 2, 1, 4, 5, 5]]
+    samples = [[0, 1, 4, 4, 5, 5], [0, 0, 0, 0, 1, 3]]
+    arrays = [np.array(rows, np.int16) for rows in (originals, reconstructions, samples)]
+    return Pictures(arrays[0], arrays[1], arrays[2], {})
+
+
 @pytest.fixture
 def make_plan() -> Callable[..., Plan]:
     return plan
@@ -104,3 +130,13 @@ def make_record() -> Callable[..., EpochRecord]:
 @pytest.fixture
 def make_pictures() -> Callable[..., Pictures]:
     return pictures
+
+
+@pytest.fixture
+def make_rules() -> Callable[..., Rules]:
+    return rules
+
+
+@pytest.fixture(name="derivations")
+def derivations_fixture() -> Pictures:
+    return derivations()

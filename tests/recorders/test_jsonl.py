@@ -61,6 +61,20 @@ def test_what_is_no_number_is_null(tmp_path: Path, make_record: MakeRecord) -> N
     assert all(not isinstance(value, float) or math.isfinite(value) for value in line.values())
 
 
+def test_derivations_have_the_names_of_tokens_and_sequences(tmp_path: Path, make_record: MakeRecord) -> None:
+    recorder = JsonlRecorder(tmp_path / "metrics.jsonl")
+    record = make_record(1, unit="token")
+    recorder.steps([StepRecord(0.5, 25, {"z": 0.02}, record.train, "token")])
+    recorder.epoch(record)
+    recorder.close()
+    for line in map(strictly, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        assert (line["train/token_acc"], line["train/seq_acc"]) == (0.95, 0.01)
+        assert line["train/kl_per_dim"] == pytest.approx(3.01 / 3)
+        assert not [name for name in line if name.endswith("_accuracy")]
+    assert (line["val/token_acc"], line["val/seq_acc"]) == (0.95, 0.01)
+    assert line["val/kl_per_dim"] == [1.0, 2.0, 0.01]
+
+
 def test_levels_with_their_own_beta_are_told_apart(tmp_path: Path, make_record: MakeRecord) -> None:
     record = make_record(1, rates={"global": [1.0], "local": [2.0, 3.0]}, betas={"global": 0.01, "local": 0.02})
     values = record.metrics()

@@ -97,6 +97,18 @@ def test_a_row_an_epoch_and_the_best_is_marked(make_plan: MakePlan, make_record:
     assert row(screen, 2) == "2 0.1 125.6 123.4 120 3.01 0.950 0.400 0.250 2/3 12.3"
 
 
+def test_derivations_have_shares_of_tokens_and_sequences(make_plan: MakePlan, make_record: MakeRecord) -> None:
+    """Nothing there is black, and a share of 0 is a beginning, no fault."""
+    plan = make_plan(unit="token", blank=None)
+    screen = show(plan, [make_record(1, unit="token", rates={"z": [1.0]}, val={"foreground": 0.0, "exact": 0.0})])
+    assert " ".join(screen.lines[0].split()) == "epoch beta loss val loss recon KL token sequence active s"
+    assert row(screen, 1) == "1 0.05 125.6 123.4 120 1.00 0.950 0.000 1/1 12.3"
+    assert RED not in screen.coloured
+    narrow = running(plan, [make_record(1, unit="token")], Screen(38, 24))
+    assert "sequence" in " ".join(narrow[:2]) and "token" not in " ".join(narrow[:2])
+    assert max(map(cell_len, narrow)) <= 38
+
+
 def test_the_scale_of_the_elbo_has_a_column_only_where_it_differs(make_plan: MakePlan, make_record: MakeRecord) -> None:
     scaled = show(make_plan(elbo_scale=25.6), [make_record(1)])
     assert "on ELBO" in scaled.lines[0]
@@ -320,6 +332,16 @@ def test_plain_lines(make_plan: MakePlan, make_record: MakeRecord, capsys: pytes
     ]
 
 
+def test_a_plain_line_of_derivations(
+    make_plan: MakePlan, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Lines(Console())
+    recorder.start(make_plan(unit="token", blank=None))
+    assert "to beat" not in capsys.readouterr().err
+    recorder.epoch(make_record(1, unit="token"))
+    assert "  KL 3.01  token 0.950  sequence 0.010  active 2/3" in capsys.readouterr().err
+
+
 def test_a_plain_line_has_the_targets_and_a_note_is_told_once(
     make_plan: MakePlan, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,6 +363,19 @@ def test_the_header_says_where_no_elbo_corresponds(make_plan: MakePlan) -> None:
         make_plan(elbo_scale=None)
     )
     assert not [line for line in live.header(make_plan(blank=None)) if "to beat" in line]
+
+
+def test_the_header_says_what_a_code_that_says_nothing_earns_on_derivations(
+    make_plan: MakePlan, make_record: MakeRecord
+) -> None:
+    plan = make_plan(unit="token", blank=0.275, blank_nats=20.61)
+    (line,) = [line for line in live.header(plan) if line.startswith("to beat")]
+    assert line == "to beat: rules as frequent at each step as in training cost 20.61 nats and are right in 0.275"
+    known = live.header(replace(plan, entropy=19.113))
+    assert f"{line}; the entropy of the data is 19.11 nats" in known
+    for position, colour in ((0.275, True), (0.3, False)):
+        screen = show(plan, [make_record(1, unit="token", rates={"z": [1.0]}, val={"position": position})])
+        assert bool(re.search(rf"{re.escape(RED)} *{position:.3f}", screen.coloured)) == colour
 
 
 def test_who_listens_depends_on_where_stderr_goes(monkeypatch: pytest.MonkeyPatch) -> None:

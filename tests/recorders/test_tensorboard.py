@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.tensorboard import TensorBoardRecorder
 from arcvae_cli.records import EpochRecord, Pictures, StepRecord
 
@@ -93,6 +94,24 @@ def test_a_run_that_continues_has_every_curve_once(tmp_path: Path, train: Callab
     ):
         steps = [event.step for event in read(folder).Scalars(name)]
         assert steps == list(range(25 if name.startswith("Batch") else 50, 201, 25 if name.startswith("Batch") else 50))
+
+
+def test_strings_are_text_that_is_shown_as_it_is(
+    tmp_path: Path, make_record: MakeRecord, make_rules: Callable[..., Rules], derivations: Pictures
+) -> None:
+    recorder = TensorBoardRecorder(tmp_path, make_rules())
+    recorder.epoch(make_record(1, unit="token"))
+    recorder.pictures(1, derivations)
+    recorder.close()
+    events = read(tmp_path)
+    assert events.Tags()["images"] == []
+    found = {name.removesuffix("/text_summary"): events.Tensors(name)[0] for name in events.Tags()["tensors"]}
+    texts = {name: event.tensor_proto.string_val[0].decode() for name, event in found.items()}
+    assert texts == {
+        "strings/reconstructions": "    2 of 3 exact\n    = x\n    - x + *\n    + x + x\n    = ( * )",
+        "strings/samples": "    * + *\n    (incomplete)",
+    }
+    assert {event.step for event in found.values()} == {50}
 
 
 def test_a_schedule_of_one_beta_has_no_comparison(tmp_path: Path, make_record: MakeRecord) -> None:

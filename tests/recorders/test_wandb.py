@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, run_id, run_name
+from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, html_table, run_id, run_name
 from arcvae_cli.records import EpochRecord, Plan
 from arcvae_cli.settings import Settings, flag_layer, resolve
 
@@ -101,20 +101,21 @@ class Offline:
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Offline:
-    """Two sessions of one run folder in one process, the second interrupted as by Ctrl-C."""
+    """Two sessions of one run folder in one process, the second of derivations and interrupted as by Ctrl-C."""
     script = """
 import signal
 stopped = []
 signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
 settings = Settings(log={"wandb": "offline", "wandb_project": "ours", "wandb_entity": "we", "wandb_tags": ["a", "b"]})
 for session in (1, 2):
-    (recorder,) = external_recorders(settings, folder, Console())
+    strings = session == 2
+    (recorder,) = external_recorders(settings, folder, Console(), conftest.rules() if strings else None)
     recorder.start(conftest.plan(run="name"))
     for epoch in (1, 2) if session == 1 else (3,):
         record = conftest.record(epoch, best=epoch == 1)
         recorder.steps([StepRecord(epoch - 0.5, epoch * 50 - 25, {"z": 0.02}, record.train, "pixel")])
         recorder.epoch(record)
-    recorder.pictures(epoch, conftest.pictures())
+    recorder.pictures(epoch, conftest.derivations() if strings else conftest.pictures())
     if session == 2:
         print("ready", flush=True)
         while not stopped: time.sleep(0.01)
@@ -181,6 +182,24 @@ def test_images_are_kept(offline: Offline) -> None:
         (file,) = offline.folder.glob(f"wandb/offline-run-*/files/{images[name]['path']}")
         assert file.read_bytes()[:4] == b"\x89PNG"
     assert re.fullmatch(r".* of local: 0 \(black\) to \S+ nats", images["images/kl_maps"]["caption"])
+
+
+def test_strings_are_kept_as_tables(offline: Offline) -> None:
+    row = rows(offline.sessions[1])[-1]
+    tables = {}
+    for name in ("strings/reconstructions", "strings/samples"):
+        assert row[name]["_type"] == "html-file"
+        (file,) = offline.folder.glob(f"wandb/offline-run-*/files/{row[name]['path']}")
+        tables[name] = file.read_text()
+    cells = re.findall("<td><code>(.*?)</code></td>", tables["strings/reconstructions"])
+    assert cells == ["x", "x", "exact", "x + *", "x + x", "", "( * )", "( * )", "exact"]
+    assert re.findall("<code>(.*?)</code>", tables["strings/samples"]) == ["* + *", "(incomplete)"]
+    assert not [name for name in row if name.startswith("images/")]
+
+
+def test_a_sign_that_means_something_in_html_stands_as_it_is() -> None:
+    page = html_table(("a<b",), [("x < y & <b>",)])
+    assert "<th align=left>a&lt;b</th>" in page and "<code>x &lt; y &amp; &lt;b&gt;</code>" in page
 
 
 def test_the_best_epoch_and_the_model_are_kept_at_the_end(offline: Offline) -> None:
@@ -283,6 +302,8 @@ def test_the_name_of_a_run_is_built_from_its_settings(make_plan: MakePlan) -> No
     vector, both = {"z": (10,)}, {"global": (16,), "local": (4, 8, 8)}
     assert named(make_plan, vector, ("schedule.max_beta", 0.1)) == "beta-vae-d10-b0.1-run-x"
     assert named(make_plan, vector, ("schedule.name", "controlvae")) == "beta-vae-d10-controlvae-run-x"
+    strings = [("model.name", "grammar"), ("data.name", "equations")]
+    assert named(make_plan, {"z": (56,)}, *strings) == "grammar-vae-d56-b0.5-run-x"
     hierarchical = ("model.name", "hierarchical")
     assert named(make_plan, both, hierarchical) == "hierarchical-vae-g16-l4x8x8-b0.5-run-x"
     parts = [("schedule.name", "hierarchical"), ("schedule.global.name", "cosine"), ("schedule.global.max_beta", 0.01)]

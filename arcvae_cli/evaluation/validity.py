@@ -1,0 +1,144 @@
+"""Whether a string that follows its grammar also means something: a molecule, a function of x.
+
+A context-free grammar cannot ask for the right number of bonds, nor for a finite value. What can be asked depends on
+the grammar: SMILES are read by RDKit, where it is installed, arithmetic is evaluated, and of anything else nothing is
+known.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arcvae_cli.grammar import Grammar, Terminal
+
+Values = NDArray[np.float64]
+
+NO_RDKIT = "RDKit is not installed, so nothing is known of the molecules: pip install 'arcvae[chem]'"
+
+GRID = np.linspace(-10.0, 10.0, 1000)
+"""Where equations are evaluated, as in the code of Kusner et al. 2017."""
+
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    name: getattr(np, name) for name in ("sin", "cos", "tan", "exp", "log", "sqrt", "abs")
+}
+OPERATORS: dict[type, Callable[..., Any]] = {
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.divide,
+    ast.Pow: np.power,
+    ast.UAdd: np.positive,
+    ast.USub: np.negative,
+}
+_ARITHMETIC = re.compile(rf"({'|'.join(FUNCTIONS)})?\(?|\)|[-+*/^.x]|\*\*|[0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Says of a string whether it is what `name` says ("valid", "evaluable").
+
+    `canonical` gives one string for all that mean the same, and an invalid string as it is. `diversity`: how unlike
+    each other two or more valid strings are, 0 to 1. Both are None where there is no such thing.
+    """
+
+    name: str
+    valid: Callable[[str], bool]
+    canonical: Callable[[str], str] | None = None
+    diversity: Callable[[list[str]], float] | None = None
+
+    def __call__(self, text: str) -> bool:
+        """Whether the string is what the name says."""
+        return self.valid(text)
+
+
+def judge_of(grammar: Grammar) -> Judge | None:
+    """What can be asked of the strings of a grammar; None where nothing can be, or not without RDKit."""
+    if is_arithmetic(grammar):
+        return Judge("evaluable", evaluable)
+    if is_smiles(grammar):
+        return _molecules()
+    return None
+
+
+def is_smiles(grammar: Grammar) -> bool:
+    """Whether strings of the grammar are SMILES: its start symbol is called so."""
+    return grammar.start.lower() == "smiles"
+
+
+def is_arithmetic(grammar: Grammar) -> bool:
+    """Whether all terminals are those of formulas in x."""
+    symbols = [symbol for production in grammar.productions for symbol in production.right]
+    texts = {symbol.text for symbol in symbols if isinstance(symbol, Terminal)}
+    return "x" in texts and all(_ARITHMETIC.fullmatch(text) for text in texts)
+
+
+# ------------------------------------------------------------------------------------------------ formulas
+
+
+def evaluable(text: str) -> bool:
+    """Whether a formula in x has a finite value somewhere on `GRID`."""
+    values = evaluated(text)
+    return values is not None and bool(np.isfinite(values).any())
+
+
+def evaluated(text: str) -> Values | None:
+    """The values of a formula on `GRID`; None for what is no formula."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", SyntaxWarning)
+        try:
+            return np.broadcast_to(_value(ast.parse(text.replace("^", "**"), mode="eval").body), GRID.shape)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+
+
+def _value(node: ast.AST) -> Any:
+    """The value of a tree of sums, products, powers and functions: nothing else is ever run."""
+    match node:
+        case ast.BinOp(left, operator, right) if type(operator) in OPERATORS:
+            return OPERATORS[type(operator)](_value(left), _value(right))
+        case ast.UnaryOp(operator, operand) if type(operator) in OPERATORS:
+            return OPERATORS[type(operator)](_value(operand))
+        case ast.Call(ast.Name(name), [argument], []) if name in FUNCTIONS:
+            return FUNCTIONS[name](_value(argument))
+        case ast.Constant(float() | int() as number) if not isinstance(number, bool):
+            return np.float64(number)
+        case ast.Name("x"):
+            return GRID
+    raise ValueError(f"{type(node).__name__} is no part of a formula")
+
+
+# ------------------------------------------------------------------------------------------------ molecules
+
+
+def _molecules() -> Judge | None:
+    """By RDKit; None where it is not installed."""
+    try:
+        from rdkit import Chem, DataStructs, rdBase
+        from rdkit.Chem import rdFingerprintGenerator
+    except ImportError:
+        return None
+    morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024)
+
+    def molecule(text: str) -> Any:
+        with rdBase.BlockLogs():  # it tells every mistake on stderr
+            return Chem.MolFromSmiles(text) if text else None
+
+    def canonical(text: str) -> str:
+        found = molecule(text)
+        return text if found is None else str(Chem.MolToSmiles(found))
+
+    def diversity(texts: list[str]) -> float:
+        """1 - mean Tanimoto similarity of Morgan fingerprints (radius 2, 1024 bits) over all pairs, as in MOSES."""
+        prints = [morgan.GetFingerprint(molecule(text)) for text in texts]
+        alike = sum(sum(DataStructs.BulkTanimotoSimilarity(one, prints[:place])) for place, one in enumerate(prints))
+        return float(1.0 - alike / (len(prints) * (len(prints) - 1) / 2))
+
+    return Judge("valid", lambda text: molecule(text) is not None, canonical, diversity)
