@@ -34,6 +34,9 @@ docs: $(VENV)/.dev ## make docs/schedules.md and its pictures, which the tests c
 bench: $(VENV)/.dev ## benchmarks on this machine's CPU, each printing a ratio
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/steps.py
+	$(BIN)/python bench/decoding.py
+	$(BIN)/python -m pip install --quiet nltk
+	$(BIN)/python bench/parsing.py
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.models import build_model
 from arcvae_cli.grammar import Grammar, parse_grammar
+from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grammar import GrammarVAE, Structure
 from arcvae_cli.settings import Layer, Settings, resolve

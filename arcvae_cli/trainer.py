@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler,
 
 from arcvae_cli import checkpoints
 from arcvae_cli.controllers import Controller, Target
-from arcvae_cli.data.corpus import Corpus
+from arcvae_cli.data.corpus import Corpus, DerivationCorpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.evaluation.strings import RuleFrequencies
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
 from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Examples, Pictures, Plan, Recorder, StepRecord
@@ -389,10 +390,9 @@ class Trainer:
         batch = self.corpus.batch("val", spread)
         seed_step(self.settings.train.seed, "samples")
         with self.step.autocast():
+            again = self.model.reconstruct(batch)
             levels = self.model.encode(batch, noise=False)
-            logits = self.model.decode({level.name: level.sample for level in levels}, batch.conditions)
-            drawn = self.model.decode(self.model.prior(SAMPLES))
-        again, made = self.model.likeliest(logits), self.model.likeliest(drawn)
+            made = self.model.likeliest(self.model.decode(self.model.prior(SAMPLES)))
         maps = {level.name: kl.float().cpu().numpy() for level in levels if (kl := level.map()) is not None}
         pictures = Pictures(to_numpy(batch.x), to_numpy(again), to_numpy(made), maps)
         for recorder in self.recorders:
@@ -400,10 +400,15 @@ class Trainer:
 
     def plan(self) -> Plan:
         """What is known before the first step."""
-        blank = None
+        blank = blank_nats = None
         if self.corpus.background is not None:
             batch = self.corpus.batch("val", torch.arange(self.corpus.size("val"), device=self.device))
             blank = (batch.x == self.corpus.background).sum().item() / batch.x.numel()
+        elif isinstance(self.corpus, DerivationCorpus):
+            everything = torch.arange(self.corpus.size("val"))
+            frequencies = RuleFrequencies(self.corpus.ids("train"), self.corpus.rules)
+            nothing = frequencies.measure(self.corpus, "val", everything)
+            blank, blank_nats = nothing.token_accuracy, nothing.nll_nats
         objective = self.settings.objective
         return Plan(
             run=self.folder.name,
@@ -428,6 +433,8 @@ class Trainer:
             free_bits_mode=objective.free_bits_mode,
             notes=tuple(self.notes),
             blank=blank,
+            blank_nats=blank_nats,
+            entropy=self.corpus.entropy if isinstance(self.corpus, DerivationCorpus) else None,
         )
 
 

@@ -4,5 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python3 bench/steps.py --device cuda --steps 200
 python3 bench/steps.py --device cuda --steps 200 --batch-size 1024
+python3 bench/decoding.py --device cuda
 time python3 -m arcvae_cli train --preset baseline --no-early-stopping --device cuda --run-name bench-baseline
 python3 -m arcvae_cli evaluate --checkpoint bench-baseline --device cuda

@@ -255,7 +255,7 @@ def _grammar_if(data: DataSettings, reading: Reading) -> Grammar | None:
             if reading.grammar is None:  # the file may be gone since the model was trained
                 raise
             return reading.grammar
-    if data.name in STRING_CORPORA:
+    if data.prod is None and data.name in STRING_CORPORA:  # the name a preset has says nothing of ready ids
         return read_grammar(data.name)
     return reading.grammar
 

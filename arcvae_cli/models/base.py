@@ -123,6 +123,11 @@ class VAE(nn.Module, ABC):
         """The likeliest classes (B, *positions), of those that are as the conditions (B, A) say if a model has any."""
         return logits.argmax(dim=1)
 
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """The likeliest classes (B, *positions) at the posterior means of a batch."""
+        levels = self.encode(batch, noise=False)
+        return self.likeliest(self.decode({level.name: level.sample for level in levels}, batch.conditions))
+
     def masked(self, logits: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
         """Logits in which only those classes compete that could stand at each position of these examples; all, here."""
         return logits

@@ -118,6 +118,12 @@ class GrammarVAE(VAE):
         output = super().forward(batch, noise)
         return Output(self.masked(output.logits, batch), output.levels)
 
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """(B, T) rules at the posterior means, derived anew; without right-hand sides, given the true left-hand sides."""
+        if self.pushdown is not None:
+            return super().reconstruct(batch)
+        return self(batch, noise=False).logits.argmax(dim=1)
+
     def prior(
         self,
         n: int,
@@ -260,7 +266,8 @@ class Convolution(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """The same shape."""
         inner = self.convolution(self.norm(h).transpose(1, 2)).transpose(1, 2)
-        return h + self.dropout(self.linear(functional.gelu(inner)))
+        added: Tensor = self.dropout(self.linear(functional.gelu(inner)))
+        return h + added
 
 
 class EnhancedDecoder(nn.Module):

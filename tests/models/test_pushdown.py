@@ -182,7 +182,7 @@ def test_a_mask_holds_the_rules_of_the_true_rules_symbol() -> None:
         left = rules.lhs[rule]
         expected = rules.of(left) if left >= 0 else range(len(rules))  # nothing at or after the end is ruled out
         assert mask[1, :, step].nonzero().flatten().tolist() == list(expected)
-    assert same_left(rules)[rules.padding].all()
+        assert same_left(rules)[rule].nonzero().flatten().tolist() == list(expected)
 
 
 def test_a_checkpoint_carries_no_table() -> None:

@@ -1,0 +1,215 @@
+"""`arcvae train` on derivations: a whole run, its record, ready arrays, and what does not fit together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from arcvae_cli import checkpoints
+from arcvae_cli.cli import app
+from arcvae_cli.grammar import read_grammar
+from arcvae_cli.models.grammar import GrammarVAE
+from arcvae_cli.schedules.recorded import read_lines
+from arcvae_cli.settings import resolve
+
+Run = Callable[..., Result]
+EQUATIONS = read_grammar("equations")
+SMALL = (
+    *("--preset", "minimal", "--device", "cpu", "--precision", "fp32", "--batch-size", 40),
+    *("--set", "model.encoder_hidden=16", "--set", "model.decoder_hidden=16", "--z-dim", 5),
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    folder: Path
+    result: Result
+
+
+def train(base: Path, *flags: object) -> Trained:
+    arguments = ["train", *SMALL, *flags, "--runs-dir", base / "runs"]
+    clean = {name: None for name in os.environ if name.startswith("ARCVAE_")}
+    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "80", **clean})
+    assert result.exit_code == 0, result.stderr
+    return Trained((base / "runs" / "latest").resolve(), result)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, equations_npz: Path) -> Trained:
+    """A run of four epochs, of which the best two are kept."""
+    base = tmp_path_factory.mktemp("trained")
+    flags = ("--data", equations_npz, "--epochs", 4, "--save-top-k", 2, "--set", "log.images_every=2")
+    return train(base, *flags, "--set", "log.every_n_steps=2", "--free-bits", 0.5)
+
+
+def epochs(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "epoch"]
+
+
+def test_the_record_has_the_names_of_the_field(trained: Trained) -> None:
+    lines = epochs(trained.folder)
+    assert len(lines) == 4
+    for line in lines:
+        for name in ("train/token_acc", "train/seq_acc", "val/token_acc", "val/seq_acc"):
+            assert 0.0 <= line[name] <= 1.0
+        dims = [line[f"train/kl_per_dim/dim_{index}"] for index in range(5)]
+        assert line["train/kl_per_dim"] == pytest.approx(sum(dims) / 5)
+        assert len(line["val/kl_per_dim"]) == 5
+        assert not any("pixel" in name or "non_black" in name for name in line)
+    # 360 derivations of some 8 rules: nats per derivation, not per rule
+    assert 4.0 < lines[0]["val/loss_reconstruction"] < 20.0
+    assert lines[-1]["train/loss_reconstruction"] < lines[0]["train/loss_reconstruction"]
+
+
+def test_the_best_few_epochs_are_kept_by_either_ranking(trained: Trained) -> None:
+    folder = trained.folder / "checkpoints"
+    lines = epochs(trained.folder)
+    for name, metric, sign in (("loss", "val/loss_selection", 1), ("seq_acc", "val/seq_acc", -1)):
+        best = sorted(lines, key=lambda line: (sign * line[metric], line["epoch"]))[:2]
+        expected = {f"best-{name}-epoch_{line['epoch']:03d}-{line[metric]:.4f}.pth" for line in best}
+        assert {path.name for path in folder.glob(f"best-{name}-*")} == expected
+        for line in best:
+            (path,) = folder.glob(f"best-{name}-epoch_{line['epoch']:03d}-*")
+            assert checkpoints.read(path)["epoch"] == line["epoch"]
+
+
+def test_a_checkpoint_carries_its_grammar_and_needs_no_unpickling(trained: Trained) -> None:
+    path = trained.folder / "checkpoints" / "vae_best.pth"
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == []
+    loaded = checkpoints.load(path)
+    assert isinstance(loaded.model, GrammarVAE)
+    assert loaded.model.structure.rules == EQUATIONS.rules
+    assert loaded.model.structure.length == 9
+    assert loaded.grammar is not None
+    assert loaded.grammar.productions == EQUATIONS.productions
+    assert {"token_acc", "seq_acc"} <= set(loaded.values)
+
+
+def test_a_run_leaves_strings_to_read_and_a_judgement(trained: Trained) -> None:
+    images = {path.name for path in (trained.folder / "images").iterdir()}
+    for epoch in (2, 4):
+        assert {f"reconstructions_epoch_{epoch}.txt", f"samples_epoch_{epoch}.txt"} <= images
+        samples = (trained.folder / "images" / f"samples_epoch_{epoch}.txt").read_text().splitlines()
+        assert len(samples) == 64
+        assert not any("incomplete" in sample for sample in samples)
+    assert {"beta_schedule.png", "kl_per_dim.png"} <= images
+    assert json.loads((trained.folder / "metrics.json").read_text())
+    assert "sequence" in trained.result.stderr
+    assert "pixel" not in trained.result.stderr + trained.result.stdout
+
+
+def test_its_settings_repeat_a_run_bit_for_bit(trained: Trained, tmp_path: Path, arcvae: Run) -> None:
+    again = arcvae("train", "--preset", trained.folder / "config.toml", "--runs-dir", tmp_path / "runs", "--quiet")
+    assert again.exit_code == 0, again.stderr
+    weights = [
+        checkpoints.read(folder / "checkpoints" / "vae_final.pth")["model_state_dict"]
+        for folder in (trained.folder, tmp_path / "runs" / "latest")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def ready(folder: Path, equations_npz: Path, pad: int) -> tuple[Path, Path, np.ndarray]:
+    """The ids of the corpus and their masks, packed as the scripts of 2017 have them."""
+    with np.load(equations_npz) as file:
+        ids = file["ids"].astype(np.int16)
+    lhs = np.array([*EQUATIONS.rules.lhs[:-1], 2])
+    masks = np.packbits(lhs[ids][:, :, None] == lhs[None, None, :], axis=-1)
+    assert masks.shape == (400, 9, 2)
+    np.save(folder / "ids.npy", np.where(ids == 11, pad, ids).astype(np.int16))
+    np.save(folder / "masks.npy", masks)
+    return folder / "ids.npy", folder / "masks.npy", ids
+
+
+def test_ready_arrays_train_without_a_grammar_and_cannot_be_sampled(
+    equations_npz: Path, tmp_path: Path, arcvae: Run
+) -> None:
+    prod, masks, _ = ready(tmp_path, equations_npz, 11)
+    made = train(tmp_path, "--prod", prod, "--masks", masks, "--epochs", 1)
+    loaded = checkpoints.load(made.folder / "checkpoints" / "vae_best.pth")
+    assert isinstance(loaded.model, GrammarVAE)
+    assert loaded.model.structure.rules.rhs is None
+    assert loaded.grammar is None
+    sampled = arcvae("sample", "--checkpoint", made.folder, "--output", tmp_path / "out")
+    assert sampled.exit_code == 2
+    assert "grammar" in sampled.stderr
+    assert len(sampled.stderr.splitlines()) <= 3
+
+
+def test_strings_of_a_grammar_of_ones_own(tmp_path: Path, arcvae: Run) -> None:
+    (tmp_path / "my.cfg").write_text("S -> 'a' S 'b' | 'c' S | 'd'\n")
+    random = np.random.RandomState(0)
+    strings = set()
+    while len(strings) < 120:
+        marks = random.randint(0, 2, random.randint(1, 9))
+        strings.add("".join("ac"[m] for m in marks) + "d" + "b" * int((marks == 0).sum()))
+    (tmp_path / "mine.txt").write_text("".join(f"{line}\n" for line in sorted(strings)))
+    made = train(tmp_path, "--grammar", tmp_path / "my.cfg", "--input", tmp_path / "mine.txt", "--epochs", 1)
+    sampled = arcvae("sample", "--checkpoint", made.folder, "--num", 20, "--output", tmp_path / "out", "--quiet")
+    assert sampled.exit_code == 0, sampled.stderr
+    lines = (tmp_path / "out" / "samples.txt").read_text().splitlines()
+    assert len(lines) == 20
+    assert all(line.count("a") == line.count("b") and line.count("d") == 1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--preset", "quickstart", "--data", "equations"), "the model grid is of grids"),
+        (("--preset", "minimal", "--data", "arc"), "the corpus arc is of grids, and the model grammar of derivations"),
+        (
+            ("--preset", "kusner_original", "--data", "equations", "--batch-size", 20),
+            "derivations of at least 27 rules, and these have 15",
+        ),
+        (("--preset", "minimal", "--set", "objective.reduction=mean"), "would weigh each by its length"),
+        (("--preset", "minimal", "--set", "train.monitor=val/pixel_accuracy"), "has no val/pixel_accuracy"),
+        (("--preset", "quickstart", "--set", "train.monitor=val/seq_acc"), "has no val/seq_acc"),
+        (("--preset", "minimal", "--set", "model.encoder_kernel=[3, 5, 7]"), "3 numbers for model.encoder_conv_layers"),
+        (("--preset", "minimal", "--set", "model.encoder_kernel=4"), "must be odd"),
+        (("--preset", "minimal", "--set", "model.posterior_noise=0"), "posterior_noise: expected a number above 0"),
+        (("--preset", "minimal", "--masks", "masks.npy"), "masks without derivations"),
+        (("--preset", "minimal", "--prod", "ids.npy"), "ids alone do not say which rules compete"),
+    ],
+)
+def test_what_does_not_fit_together_is_told_in_two_lines(
+    flags: tuple, told: str, arcvae: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = arcvae("train", "--set", "data.size=60", *flags)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+    assert len([line for line in result.stderr.splitlines() if not line.startswith("building")]) <= 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_molecules_that_are_not_there_are_explained(
+    arcvae: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARCVAE_CACHE_DIR", str(tmp_path / "cache"))
+    result = arcvae("train", "--preset", "kusner_original")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 2
+    assert "arcvae data build --download zinc250k" in result.stderr
+    assert "--preset kusner_equations" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_sizes_of_an_architecture_are_its_own() -> None:
+    """Without sizes the model has those of its architecture; the presets say the same."""
+    from arcvae_cli.settings import GrammarSettings
+
+    assert GrammarSettings(arch="kusner").kernels == (9, 9, 11)
+    assert GrammarSettings(arch="kusner").channels == (9, 9, 10)
+    assert GrammarSettings(arch="kusner", encoder_conv_layers=2, encoder_kernel=9, encoder_channels=9).kernels == (9, 9)
+    preset = resolve("kusner_original").settings.model
+    assert preset == GrammarSettings(arch="kusner", posterior="logvar")
