@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +20,11 @@ from arcvae_cli.commands.reading import (
     SeedOption,
     SplitName,
     open_checkpoint,
-    open_data,
+    open_derivations,
+    open_grids,
     output_folder,
 )
+from arcvae_cli.commands.tables import WIDTH, add_weighted, level_lines, number, percent, table, verdict_parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,25 +34,61 @@ if TYPE_CHECKING:
 
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
-    from arcvae_cli.data.corpus import GridCorpus
+    from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus
     from arcvae_cli.evaluation.adherence import Adherence
     from arcvae_cli.evaluation.grids import Evaluation, Report
+    from arcvae_cli.evaluation.strings import Evaluation as StringEvaluation
+    from arcvae_cli.evaluation.strings import Report as StringReport
+    from arcvae_cli.models.grammar import GrammarVAE
     from arcvae_cli.runs import RunFolder
 
 PICTURED = 16  # pairs in a picture
 MAPS = 7  # grids beside the mean of all in a picture of KL maps
 ROWS = COLUMNS = 8  # of samples that share the latents of a level
 MAPPED, QUICKLY_MAPPED = 1000, 500  # codes in the plane
-WIDTH = 80  # columns
+STRINGS = "Models of strings"  # panel of the help
 
 
 def evaluate(
     checkpoint: CheckpointOption = "vae_best.pth",
     iwae: Annotated[
-        int, typer.Option(min=0, max=100_000, help="draws for each grid's importance-weighted likelihood; 0 is none")
+        int, typer.Option(min=0, max=100_000, help="draws for each example's importance-weighted likelihood; 0 is none")
     ] = 0,
-    iwae_examples: Annotated[int, typer.Option("--iwae-examples", min=1, help="grids that it is estimated on")] = 512,
+    iwae_examples: Annotated[
+        int, typer.Option("--iwae-examples", min=1, help="examples that it is estimated on")
+    ] = 512,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a target is missed")] = False,
+    monte_carlo: Annotated[
+        bool,
+        typer.Option(
+            "--monte-carlo",
+            help="count exact reconstructions among strings that are drawn, as in 2017",
+            rich_help_panel=STRINGS,
+        ),
+    ] = False,
+    encodings: Annotated[
+        int | None,
+        typer.Option(min=1, help="codes drawn of each derivation", show_default="10", rich_help_panel=STRINGS),
+    ] = None,
+    decodings: Annotated[
+        int | None, typer.Option(min=1, help="strings drawn of each code", show_default="100", rich_help_panel=STRINGS)
+    ] = None,
+    monte_carlo_examples: Annotated[
+        int | None,
+        typer.Option(
+            "--monte-carlo-examples",
+            min=1,
+            help="derivations that it is done for",
+            show_default="500",
+            rich_help_panel=STRINGS,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100_000, help="new strings drawn from each prior", show_default="1000", rich_help_panel=STRINGS
+        ),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     data: DataOption = None,
@@ -62,18 +100,39 @@ def evaluate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model on unseen grids, beside all-black pictures and PCA, with a verdict and advice.
+    """Measure a model on unseen examples, beside baselines that know nothing, with a verdict and advice.
 
-    Writes metrics.json and pictures: reconstructions, the worst of them, codes, and of two levels samples and KL maps.
+    Writes metrics.json and pictures: codes, reconstructions and the worst of them, and of two levels samples and KL
+    maps. Of strings, reconstructions are text.
 
     A conditional model is measured without conditions, and then asked for some.
     """
     from arcvae_cli.console import Console
+    from arcvae_cli.errors import InputError
     from arcvae_cli.evaluation.grids import evaluate_grids
+    from arcvae_cli.models.grammar import GrammarVAE
 
     console = Console(quiet=quiet, as_json=as_json)
+    counting = {
+        "--encodings": encodings,
+        "--decodings": decodings,
+        "--monte-carlo-examples": monte_carlo_examples,
+    }
     loaded = open_checkpoint(checkpoint, runs_dir, device, console)
-    corpus = open_data(loaded, data, split, console)
+    if isinstance(loaded.model, GrammarVAE):
+        if not monte_carlo and (given := next((flag for flag, value in counting.items() if value is not None), None)):
+            raise InputError(f"{given}: nothing is counted", "add --monte-carlo")
+        protocol = (monte_carlo_examples or 500, encodings or 10, decodings or 100) if monte_carlo else None
+        verdict = _evaluate_strings(
+            loaded, loaded.model, data, split, output, console, seed, (iwae, iwae_examples), protocol, samples or 1000
+        )
+        if strict and not verdict:
+            raise typer.Exit(1)
+        return
+    strings_only = {"--monte-carlo": monte_carlo or None, **counting, "--samples": samples}
+    if given := next((flag for flag, value in strings_only.items() if value is not None), None):
+        raise InputError(f"{given}: this model is of grids", "it is for models of strings; leave it out")
+    corpus = open_grids(loaded, data, split, console)
     folder = output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
     evaluation = evaluate_grids(
         loaded.model,
@@ -88,7 +147,7 @@ def evaluate(
     )
     console.note("pictures")
     document = {**_origin(loaded), **evaluation.report.document()}
-    _write(folder, folder, document, loaded, corpus, evaluation, MAPPED, reconstructions=True)
+    _write(folder, folder, document, lambda scratch: _draw_grids(scratch, loaded, corpus, evaluation, MAPPED))
     for part in _tables(evaluation.report, loaded):
         console.result(part)
     console.note(f"wrote metrics.json and pictures to {folder}")
@@ -97,18 +156,85 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def report(loaded: Loaded, corpus: GridCorpus, split: str, folder: RunFolder, console: Console) -> None:
+def report(
+    loaded: Loaded, corpus: GridCorpus | DerivationCorpus, split: str, folder: RunFolder, console: Console
+) -> None:
     """What a run ends with: a quick evaluation in its `metrics.json`, its codes as pictures, and the verdict."""
+    from arcvae_cli.commands import evaluated_strings
+    from arcvae_cli.data.corpus import GridCorpus
     from arcvae_cli.evaluation.grids import evaluate_grids
+    from arcvae_cli.evaluation.strings import evaluate_strings
+    from arcvae_cli.models.grammar import GrammarVAE
 
-    evaluation = evaluate_grids(
-        loaded.model, corpus, split, settings=loaded.settings, seed=loaded.settings.train.seed, quick=True
-    )
-    document = {"run": str(folder.path), **_origin(loaded), **evaluation.report.document()}
-    _write(folder.path, folder.images, document, loaded, corpus, evaluation, QUICKLY_MAPPED, reconstructions=False)
-    for part in _tables(evaluation.report, loaded):
+    settings, seed = loaded.settings, loaded.settings.train.seed
+    result: Report | StringReport
+    if isinstance(corpus, GridCorpus):
+        found = evaluate_grids(loaded.model, corpus, split, settings=settings, seed=seed, quick=True)
+        result, parts = found.report, _tables(found.report, loaded)
+    else:
+        model, grammar = loaded.model, loaded.grammar
+        assert isinstance(model, GrammarVAE), "nothing else is trained on derivations"
+        strings = evaluate_strings(model, corpus, split, settings=settings, grammar=grammar, seed=seed, quick=True)
+        result, parts = strings.report, evaluated_strings.tables(strings.report, loaded)
+
+    def draw(scratch: Path) -> None:
+        if isinstance(corpus, GridCorpus):
+            _draw_grids(scratch, loaded, corpus, found, QUICKLY_MAPPED, reconstructions=False)
+        else:
+            _draw_strings(scratch, strings, QUICKLY_MAPPED)
+
+    document = {"run": str(folder.path), **_origin(loaded), **result.document()}
+    _write(folder.path, folder.images, document, draw)
+    for part in parts:
         console.result(part)
     console.json(document)
+
+
+def _evaluate_strings(
+    loaded: Loaded,
+    model: GrammarVAE,
+    data: str | None,
+    split: str,
+    output: Path | None,
+    console: Console,
+    seed: int,
+    iwae: tuple[int, int],
+    protocol: tuple[int, int, int] | None,
+    samples: int,
+) -> bool:
+    """The command for a model of derivations: whether every target is met."""
+    from arcvae_cli.commands import evaluated_strings
+    from arcvae_cli.evaluation.strings import Protocol, evaluate_strings
+
+    corpus = open_derivations(loaded, data, split, console)
+    folder = output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
+    evaluation = evaluate_strings(
+        model,
+        corpus,
+        split,
+        settings=loaded.settings,
+        trained=_training_derivations(loaded, model, corpus, data, console),
+        grammar=loaded.grammar,
+        seed=seed,
+        iwae_samples=iwae[0],
+        iwae_examples=iwae[1],
+        monte_carlo=None if protocol is None else Protocol(*protocol),
+        samples=samples,
+        tell=console.note,
+    )
+    console.note("pictures")
+    document = {**_origin(loaded), **evaluation.report.document()}
+
+    def draw(scratch: Path) -> None:
+        _draw_strings(scratch, evaluation, MAPPED)
+        evaluated_strings.write_pairs(scratch, model, corpus, evaluation)
+
+    _write(folder, folder, document, draw)
+    for part in evaluated_strings.tables(evaluation.report, loaded):
+        console.result(part)
+    console.note(f"wrote metrics.json, pictures and reconstructions to {folder}")
+    console.json({**document, "output": str(folder)})
+    return evaluation.report.verdict.ok
 
 
 def _origin(loaded: Loaded) -> dict[str, Any]:
@@ -117,13 +243,15 @@ def _origin(loaded: Loaded) -> dict[str, Any]:
 
 def _training_grids(loaded: Loaded, corpus: GridCorpus, data: str | None, console: Console) -> NDArray[np.uint8]:
     """The grids that the model was trained on, for PCA and for what is novel; else those of the corpus at hand."""
-    from arcvae_cli.data.corpus import open_corpus
+    from arcvae_cli.data.corpus import GridCorpus, open_corpus
     from arcvae_cli.errors import InputError
 
     trained = corpus
     if data is not None:
         try:
-            trained = open_corpus(loaded.settings.data, "cpu", needs=("train",))
+            opened = open_corpus(loaded.settings.data, "cpu", needs=("train",))
+            assert isinstance(opened, GridCorpus), "what a model of grids was trained on"
+            trained = opened
         except InputError as error:
             if not corpus.size("train"):
                 raise
@@ -131,20 +259,35 @@ def _training_grids(loaded: Loaded, corpus: GridCorpus, data: str | None, consol
     return trained.grids("train").cpu().numpy()
 
 
+def _training_derivations(
+    loaded: Loaded, model: GrammarVAE, corpus: DerivationCorpus, data: str | None, console: Console
+) -> DerivationCorpus:
+    """The derivations that the model was trained on, for the baseline, the fitted prior and what is novel."""
+    from arcvae_cli.data.corpus import DerivationCorpus, open_corpus
+    from arcvae_cli.errors import InputError
+
+    if data is None:
+        return corpus
+    rules, length = model.structure.rules, model.structure.length
+    try:
+        opened = open_corpus(loaded.settings.data, corpus.device, ("train",), rules, length)
+        assert isinstance(opened, DerivationCorpus), "what a model of derivations was trained on"
+    except InputError as error:
+        if not corpus.size("train"):
+            raise
+        console.warn(f"what the model was trained on is gone ({error.what}): rules are counted in {data}")
+        return corpus
+    return opened
+
+
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _write(
-    folder: Path,
-    images: Path,
-    document: Mapping[str, Any],
-    loaded: Loaded,
-    corpus: GridCorpus,
-    evaluation: Evaluation,
-    codes: int,
-    reconstructions: bool,
-) -> None:
-    """`metrics.json` into `folder` and the pictures into `images`, each under a temporary name until all are whole."""
+def _write(folder: Path, images: Path, document: Mapping[str, Any], draw: Callable[[Path], None]) -> None:
+    """`metrics.json` and texts into `folder`, pictures into `images`, all under temporary names until all are whole.
+
+    `draw` puts pictures and texts into a folder that it is given.
+    """
     import tempfile
 
     from arcvae_cli.runs import write_json
@@ -153,38 +296,56 @@ def _write(
     try:
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as name:
             scratch = Path(name)
-            _draw_codes(scratch, corpus, evaluation, codes)
-            _draw_levels(scratch, loaded, evaluation)
-            if reconstructions:
-                _draw_reconstructions(scratch, loaded, corpus, evaluation)
-                _draw_maps(scratch, corpus, evaluation)
+            draw(scratch)
             write_json(scratch / "metrics.json", document)
-            for picture in scratch.glob("*.png"):
-                picture.replace(images / picture.name)
-            (scratch / "metrics.json").replace(folder / "metrics.json")
+            for kind, place in (("*.png", images), ("*.txt", folder), ("metrics.json", folder)):
+                for file in scratch.glob(kind):
+                    file.replace(place / file.name)
     except OSError as error:
         raise failed(folder, error.strerror or str(error)) from error
 
 
-def _draw_codes(folder: Path, corpus: GridCorpus, evaluation: Evaluation, count: int) -> None:
-    """The codes of the top level in the plane, by PCA and t-SNE, each point coloured by how much is not black."""
+def _draw_grids(
+    folder: Path, loaded: Loaded, corpus: GridCorpus, evaluation: Evaluation, codes: int, reconstructions: bool = True
+) -> None:
+    """All pictures of an evaluation of grids; `codes`: how many points at the most."""
+    result = evaluation.report
+    level, top = next(iter(evaluation.codes.items()))
+    shown = top[:codes]
+    grids = corpus.grids(result.split).cpu().numpy()[evaluation.indices[: len(shown)]]
+    lit, named = (grids > 0).mean(axis=(1, 2)), "share of non-black cells"
+    whose = f"{level} " if len(evaluation.codes) > 1 else ""
+    title = f"{whose}posterior means of {len(shown):,} grids, {result.corpus} {result.split}"
+    _draw_codes(folder, shown, lit, named, title, result.seed)
+    _draw_levels(folder, loaded, evaluation)
+    if reconstructions:
+        _draw_reconstructions(folder, loaded, corpus, evaluation)
+        _draw_maps(folder, corpus, evaluation)
+
+
+def _draw_strings(folder: Path, evaluation: StringEvaluation, codes: int) -> None:
+    """The pictures of an evaluation of derivations: their codes, by their lengths."""
+    result = evaluation.report
+    shown = next(iter(evaluation.codes.values()))[:codes]
+    title = f"posterior means of {len(shown):,} derivations, {result.corpus} {result.split}"
+    lengths = evaluation.lengths[: len(shown)]
+    _draw_codes(folder, shown, lengths, "rules of the derivation", title, result.seed)
+
+
+def _draw_codes(
+    folder: Path, codes: NDArray[np.float32], values: NDArray[Any], named: str, title: str, seed: int
+) -> None:
+    """Codes (n, D) of the top level in the plane, by PCA and t-SNE, each point coloured by its value."""
     from arcvae_cli.evaluation.projections import neighbour_plane, principal_plane
     from arcvae_cli.render import save_latent_scatter
 
-    level, top = next(iter(evaluation.codes.items()))
-    codes = top[:count]
     if len(codes) < 3:
         return
-    result = evaluation.report
-    grids = corpus.grids(result.split).cpu().numpy()[evaluation.indices[:count]]
-    lit, named = (grids > 0).mean(axis=(1, 2)), "share of non-black cells"
-    whose = f"{level} " if len(evaluation.codes) > 1 else ""
-    title = f"{whose}posterior means of {len(codes):,} grids, {result.corpus} {result.split}"
     plane, shares = principal_plane(codes)
     axes = (f"first axis, {shares[0]:.0%} of the variance", f"second axis, {shares[1]:.0%}")
-    save_latent_scatter(folder / "latent_space_pca.png", plane, lit, named, f"PCA, {title}", axes)
-    plane = neighbour_plane(codes, result.seed)
-    save_latent_scatter(folder / "latent_space_tsne.png", plane, lit, named, f"t-SNE, {title}")
+    save_latent_scatter(folder / "latent_space_pca.png", plane, values, named, f"PCA, {title}", axes)
+    plane = neighbour_plane(codes, seed)
+    save_latent_scatter(folder / "latent_space_tsne.png", plane, values, named, f"t-SNE, {title}")
 
 
 def _draw_reconstructions(folder: Path, loaded: Loaded, corpus: GridCorpus, evaluation: Evaluation) -> None:
@@ -277,31 +438,14 @@ def _tables(result: Report, loaded: Loaded) -> Iterable[RenderableType]:
             "unaided: each cell's likeliest colour, not the likeliest grid of that extent and\n"
             "those colours. Symmetry is built into the decoder."
         )
-    yield _verdict_table(result)
-    for remedy in dict.fromkeys(finding.remedy for finding in result.verdict.findings if finding.remedy):
-        yield Text(f"- {remedy}")
-    yield Text(result.verdict.summary, style="bold green" if result.verdict.ok else "bold yellow")
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left")
-    return table
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.2%}"
+    yield from verdict_parts(result.verdict)
 
 
 def _reconstruction_table(result: Report) -> Table:
     found = result.reconstruction
     kinds = (found.posterior_mean, found.all_black, found.pca)
-    table = _table("Reconstruction", "", "model", "all black", f"PCA {found.pca_components}", "skill")
-    rows = (
+    rows = table("Reconstruction", "", "model", "all black", f"PCA {found.pca_components}", "skill")
+    lines = (
         ("pixel accuracy", "pixel_accuracy", found.skill.pixel),
         ("non-black accuracy", "non_black_accuracy", found.skill.non_black),
         ("non-black IoU", "non_black_iou", None),
@@ -310,54 +454,39 @@ def _reconstruction_table(result: Report) -> Table:
         ("grids within 5 cells", "near_share", None),
         ("all-black reconstructions", "blank_share", None),
     )
-    for name, field, skill in rows:
-        values = [_percent(getattr(kind, field)) for kind in kinds]
-        table.add_row(name, *values, "" if skill is None else f"{skill:+.3f}")
-    for name, field, _ in rows[:2]:
-        table.add_row(f"{name}, code drawn", _percent(getattr(found.posterior_sample, field)), "", "", "")
-    return table
+    for name, field, skill in lines:
+        values = [percent(getattr(kind, field)) for kind in kinds]
+        rows.add_row(name, *values, "" if skill is None else f"{skill:+.3f}")
+    for name, field, _ in lines[:2]:
+        rows.add_row(f"{name}, code drawn", percent(getattr(found.posterior_sample, field)), "", "", "")
+    return rows
 
 
 def _colour_table(result: Report) -> Table:
     found = result.reconstruction
-    table = _table("Accuracy by true colour, %", "", *(str(colour) for colour in range(10)))
+    rows = table("Accuracy by true colour, %", "", *(str(colour) for colour in range(10)))
     for name, scores in (("model", found.posterior_mean), (f"PCA {found.pca_components}", found.pca)):
-        table.add_row(name, *("-" if share is None else f"{100 * share:.1f}" for share in scores.colour_accuracy))
-    return table
+        rows.add_row(name, *("-" if share is None else f"{100 * share:.1f}" for share in scores.colour_accuracy))
+    return rows
 
 
 def _nats_table(result: Report) -> Table:
     elbo, weighted = result.elbo, result.importance_weighted
-    table = _table("Likelihood (cross-entropy, beta 1)", "", "nats a grid", "bits a cell")
-    table.add_row("reconstruction", f"{elbo.reconstruction_nats:.2f}", f"{elbo.reconstruction_bits:.4f}")
-    table.add_row("KL", f"{elbo.kl_nats:.2f}", f"{elbo.kl_bits:.4f}")
+    rows = table("Likelihood (cross-entropy, beta 1)", "", "nats a grid", "bits a cell")
+    rows.add_row("reconstruction", f"{elbo.reconstruction_nats:.2f}", f"{elbo.reconstruction_bits:.4f}")
+    rows.add_row("KL", f"{elbo.kl_nats:.2f}", f"{elbo.kl_bits:.4f}")
     if len(result.levels) > 1:
         for name, level in result.levels.items():
             total = sum(level.kl_nats)
-            table.add_row(f"  {name}", f"{total:.2f}", f"{elbo.kl_bits * total / (elbo.kl_nats or 1.0):.4f}")
-    table.add_row("-ELBO", f"{-elbo.elbo_nats:.2f}", f"{-elbo.elbo_bits:.4f}")
+            rows.add_row(f"  {name}", f"{total:.2f}", f"{elbo.kl_bits * total / (elbo.kl_nats or 1.0):.4f}")
+    rows.add_row("-ELBO", f"{-elbo.elbo_nats:.2f}", f"{-elbo.elbo_bits:.4f}")
     if weighted is not None:
-        named = f"-log p(x), {weighted.samples} draws, {weighted.examples} grids"
-        table.add_row(f"{named} <=", f"{weighted.nll_nats:.2f}", f"{weighted.nll_bits:.4f}")
-        table.add_row("  -ELBO of these", f"{weighted.single_nats:.2f}", "")
-        table.add_row(
-            "  effective sample size, mean and least",
-            f"{weighted.effective_samples_mean:.1f}",
-            f"{weighted.effective_samples_min:.1f}",
-        )
-    return table
+        add_weighted(rows, weighted, "grids")
+    return rows
 
 
 def _code_lines(result: Report) -> Iterable[str]:
-    for name, level in result.levels.items():
-        groups = "dimensions" if level.cells_nats is None else "channels"
-        yield (
-            f"{name}: {level.active_dims} of {len(level.kl_nats)} {groups} active (KL > 0.05), "
-            f"{level.active_units} of {level.units} units (Var E[z] > 0.01); {level.collapsed_share:.0%} collapsed"
-        )
-        if (told := level.mutual_information) is not None:
-            sign, why = (">=", f"the ceiling is log {told.examples} = ") if told.is_bound else ("=", "at most ")
-            yield f"mutual information {sign} {told.nats:.2f} nats ({why}{told.ceiling_nats:.2f})"
+    yield from level_lines(result.levels)
     if (shuffled := result.shuffled_codes) is not None:
         right = f"{shuffled.reconstruction_nats:.1f} nats, accuracy {shuffled.accuracy:.1%}"
         yield f"with the right codes: reconstruction {right}"
@@ -375,28 +504,28 @@ def _code_lines(result: Report) -> Iterable[str]:
 
 def _sample_table(result: Report) -> Table:
     found, best = result.prior_samples, result.training_grids
-    table = _table(f"Prior samples against {found.reference} grids of the split", "", "samples", "training", "split")
+    rows = table(f"Prior samples against {found.reference} grids of the split", "", "samples", "training", "split")
     for name, field in (
         ("density", "density"),
         ("coverage", "coverage"),
         ("object-count distance", "object_distance"),
     ):
-        table.add_row(name, _number(getattr(found, field)), _number(getattr(best, field)), "")
+        rows.add_row(name, number(getattr(found, field)), number(getattr(best, field)), "")
     for name, field in (("speck share", "speck_share"), ("non-black", "non_black_share"), ("blank", "blank_share")):
         shares = (getattr(found, field), getattr(best, field), getattr(found, f"reference_{field}"))
-        table.add_row(name, *map(_percent, shares))
-    table.add_row("distinct", _percent(found.distinct_share), _percent(best.distinct_share), "")
-    table.add_row("no training grid", _percent(found.novel_share), "", "")
-    table.add_row("grids", str(found.samples), str(best.samples), str(found.reference))
-    return table
+        rows.add_row(name, *map(percent, shares))
+    rows.add_row("distinct", percent(found.distinct_share), percent(best.distinct_share), "")
+    rows.add_row("no training grid", percent(found.novel_share), "", "")
+    rows.add_row("grids", str(found.samples), str(best.samples), str(found.reference))
+    return rows
 
 
 def _adherence_table(found: Adherence) -> Table:
     """Shares in per cent; unasked samples are the baseline that ignores every condition."""
     title = f"Samples that are what they were asked to be, {found.samples} each, %"
-    table = _table(title, "", "asked", "unaided", "unasked", "of", "all", "data")
+    rows = table(title, "", "asked", "unaided", "unasked", "of", "all", "data")
     for row in found.rows:
-        table.add_row(
+        rows.add_row(
             row.asked,
             _plain_percent(row.counted_obeying),
             _plain_percent(row.unaided_obeying),
@@ -405,23 +534,8 @@ def _adherence_table(found: Adherence) -> Table:
             _plain_percent(row.obeying),
             _plain_percent(row.data),
         )
-    return table
+    return rows
 
 
 def _plain_percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _verdict_table(result: Report) -> Table:
-    table = _table("Verdict", "", "", "", "")
-    table.show_header = False
-    table.columns[3].justify = "left"
-    for finding in result.verdict.findings:
-        mark = "[green]ok[/]" if finding.ok else "[red]MISS[/]"
-        table.add_row(mark, finding.name, f"{finding.value:.4g}", finding.target)
-    table.columns[1].justify = "left"
-    return table

@@ -103,26 +103,26 @@ def judge(measured: Measured, setup: Setup) -> Verdict:
     dead = {level: sum(value <= ACTIVE_KL for value in kl) for level, kl in measured.kl.items()}
     held = {level: _held(kl, level, setup) for level, kl in measured.kl.items()}
     sick = [level for level, kl in measured.kl.items() if dead[level] or 2 * held[level] > len(kl)]
-    revive = _revive(setup, sick[0]) if sick else None
+    revive = more_kl(setup, sick[0]) if sick else None
     black = measured.non_black <= NON_BLACK_TARGET
     baseline = max(measured.black_pixel, measured.pca_pixel)
-    look, closer = _look_at_decoder(setup), _raise_beta(setup)
+    look, closer = _look_at_decoder(setup), raise_beta(setup)
     findings = [
-        _finding(
+        compared(
             "pixel accuracy",
             measured.pixel,
             f">= {PIXEL_TARGET:.2f}",
             measured.pixel >= PIXEL_TARGET,
             revive or _enlarge(setup),
         ),
-        _finding(
+        compared(
             "pixel accuracy, baselines",
             measured.pixel,
             f"> {baseline:.4f} ({'PCA' if measured.pca_pixel > measured.black_pixel else 'all black'})",
             measured.pixel > baseline,
             revive or f"train on more data; {_enlarge(setup)}",
         ),
-        _finding(
+        compared(
             "non-black accuracy",
             measured.non_black,
             f"> {NON_BLACK_TARGET:.2f}",
@@ -135,14 +135,14 @@ def judge(measured: Measured, setup: Setup) -> Verdict:
     blank = measured.reference_blank + BLANK_MARGIN
     speck = measured.reference_speck + SPECK_MARGIN
     findings += [
-        _finding(
+        compared(
             "blank samples",
             measured.blank_samples,
             f"<= {blank:.2f} (data {measured.reference_blank:.2f})",
             measured.blank_samples <= blank,
             revive or (look if black else closer),
         ),
-        _finding(
+        compared(
             "specks among samples",
             measured.speck,
             f"<= {speck:.2f} (data {measured.reference_speck:.2f})",
@@ -161,11 +161,11 @@ def _adherence_findings(measured: Measured, remedy: str) -> Iterator[Finding]:
         if shares:
             worst = min(shares, key=lambda asked: shares[asked])
             target = f"> {ADHERENCE_TARGET:.2f} (least: {worst})"
-            yield _finding(f"samples obey {kind}", shares[worst], target, shares[worst] > ADHERENCE_TARGET, remedy)
+            yield compared(f"samples obey {kind}", shares[worst], target, shares[worst] > ADHERENCE_TARGET, remedy)
     if measured.counted:
         worst = min(measured.counted, key=lambda asked: measured.counted[asked])
         share, target = measured.counted[worst], f">= {COUNTED_TARGET:.2f} (least: {worst})"
-        yield _finding("of them not blank or repeated", share, target, share >= COUNTED_TARGET, remedy)
+        yield compared("of them not blank or repeated", share, target, share >= COUNTED_TARGET, remedy)
 
 
 def _level_findings(
@@ -174,16 +174,16 @@ def _level_findings(
     """What is asked of the KL of one level, whose name is said where there are several."""
     smallest = f"smallest KL, {level}" if several else "smallest KL of a dimension"
     where = f", {level}" if several else ""
-    revive, floor, total = _revive(setup, level), setup.free_bits.get(level, 0.0), setup.free_bits_mode == "total"
-    yield _finding(smallest, min(kl), f"> {ACTIVE_KL:.2f} nats", not dead, revive)
+    revive, floor, total = more_kl(setup, level), setup.free_bits.get(level, 0.0), setup.free_bits_mode == "total"
+    yield compared(smallest, min(kl), f"> {ACTIVE_KL:.2f} nats", not dead, revive)
     if floor > 0:
         value, least = sum(kl) if total else min(kl), (1.0 - FLOOR_TOLERANCE) * floor
         name = "total KL at the free-bits floor" if total else "KL at the free-bits floor"
         target = f">= {least:.4g} nats (floor {floor:g})"
-        yield _finding(f"{name}{where}", value, target, value >= least, _hold_the_floor(setup, level))
+        yield compared(f"{name}{where}", value, target, value >= least, hold_the_floor(setup, level))
         name = f"held by free bits alone{where}" if several else "dimensions held by free bits alone"
         target = f"<= {len(kl) // 2} of {len(kl)}"
-        yield _finding(name, held, target, 2 * held <= len(kl), revive)
+        yield compared(name, held, target, 2 * held <= len(kl), revive)
 
 
 def _held(kl: Sequence[float], level: str, setup: Setup) -> int:
@@ -195,7 +195,8 @@ def _held(kl: Sequence[float], level: str, setup: Setup) -> int:
     return sum(value <= ceiling for value in kl) if floor > 0 else 0
 
 
-def _finding(name: str, value: float, target: str, ok: bool, remedy: str) -> Finding:
+def compared(name: str, value: float, target: str, ok: bool, remedy: str) -> Finding:
+    """A finding that needs its remedy only where the target is missed."""
     return Finding(name, value, target, ok, None if ok else remedy)
 
 
@@ -211,7 +212,8 @@ def heavy_scale(setup: Setup, level: str) -> str | None:
     return f"beta {beta:g} with {means} weighs {scale * beta:.4g} on the ELBO scale: use objective.reduction = sum"
 
 
-def _revive(setup: Setup, level: str) -> str:
+def more_kl(setup: Setup, level: str) -> str:
+    """What to do about a level that carries too little."""
     if scale := heavy_scale(setup, level):
         return scale
     whose = f" of the {level} level" if len(setup.betas) > 1 else ""
@@ -224,15 +226,16 @@ def _revive(setup: Setup, level: str) -> str:
 
 def _enlarge(setup: Setup) -> str:
     if setup.local_channels is not None:
-        lower = _lower_beta(setup, "local")
+        lower = lower_beta(setup, "local")
         return f"raise model.local_channels (it is {setup.local_channels}), train longer, or {lower}"
     body = "" if setup.strong_body else "model.body = residual; "
     if setup.latent_dim is not None and setup.latent_dim < 16:
         return f"{body}raise model.latent_dim to 12-16 (it is {setup.latent_dim}); train longer"
-    return f"{body}train longer, or {_lower_beta(setup, next(iter(setup.betas)))}"
+    return f"{body}train longer, or {lower_beta(setup, next(iter(setup.betas)))}"
 
 
-def _lower_beta(setup: Setup, level: str) -> str:
+def lower_beta(setup: Setup, level: str) -> str:
+    """To lower what holds a level's KL down."""
     if level in setup.steered:
         return setup.steered[level][0]
     whose = f" of the {level} level" if len(setup.betas) > 1 else ""
@@ -246,14 +249,16 @@ def _look_at_decoder(setup: Setup) -> str:
     return f"the code is alive and the decoder paints black: {body}{focal}{last}"
 
 
-def _raise_beta(setup: Setup) -> str:
+def raise_beta(setup: Setup) -> str:
+    """What to do about codes that lie off the prior."""
     steered = [less for _, less in dict.fromkeys(setup.steered.values())]
     peaks = dict.fromkeys(_peak(setup, level) for level in setup.betas if level not in setup.steered)
     slowly = [f"raise beta slowly (peak {' and '.join(peaks)})"] if peaks else []
     return f"{', '.join(slowly + steered)} and look at the decoder: codes lie off the prior"
 
 
-def _hold_the_floor(setup: Setup, level: str) -> str:
+def hold_the_floor(setup: Setup, level: str) -> str:
+    """What to do about a level under its free-bits floor."""
     if setup.free_bits_mode == "per_sample":
         return "clamping each example lets their mean sink under the floor: use objective.free_bits_mode = per_dim"
     if scale := heavy_scale(setup, level):

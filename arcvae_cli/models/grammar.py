@@ -119,10 +119,11 @@ class GrammarVAE(VAE):
         return Output(self.masked(output.logits, batch), output.levels)
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, T) rules at the posterior means, derived anew; without right-hand sides, given the true left-hand sides."""
+        """(B, T) rules at the posterior means, derived anew; given the true left-hand sides where none are known."""
         if self.pushdown is not None:
             return super().reconstruct(batch)
-        return self(batch, noise=False).logits.argmax(dim=1)
+        logits: Tensor = self(batch, noise=False).logits
+        return logits.argmax(dim=1)
 
     def prior(
         self,

@@ -281,3 +281,181 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
     assert result.exit_code == 2
     assert "error: --output /proc: cannot be written to" in result.stderr
     assert "reconstructing" not in result.stderr
+
+
+STRING_FILES = [
+    "errors.txt",
+    "latent_space_pca.png",
+    "latent_space_tsne.png",
+    "metrics.json",
+    "reconstructions.txt",
+]
+
+
+@pytest.fixture(scope="module")
+def derived(equations_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    """One whole evaluation of a model of equations."""
+    from typer.testing import CliRunner
+
+    from arcvae_cli.cli import app
+
+    folder = tmp_path_factory.mktemp("derived")
+    arguments = ["--checkpoint", str(equations_run), "--output", str(folder), "--device", "cpu", "--iwae", "3"]
+    arguments += ["--monte-carlo", "--encodings", "2", "--decodings", "5", "--monte-carlo-examples", "7"]
+    arguments += ["--samples", "60"]
+    return CliRunner().invoke(app, ["evaluate", *arguments], env={"COLUMNS": "80"}), folder
+
+
+def test_strings_are_shown_as_they_stand_in_the_file(derived: tuple[Result, Path]) -> None:
+    result, folder = derived
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in folder.iterdir()) == STRING_FILES
+    assert "reconstructing 40 derivations" in result.stderr
+    assert "10 strings of each of 7 derivations" in result.stderr
+    metrics = json.loads((folder / "metrics.json").read_text())
+    shown = result.stdout
+    assert "vae_best.pth of epoch 3, sums test, 40 derivations, seed 0" in shown
+    found = metrics["reconstruction"]
+
+    def row(name: str) -> list[str]:
+        return next(line for line in shown.splitlines() if line.startswith(f" {name}  "))[len(name) + 1 :].split()
+
+    for name, field in (("rules", "token_accuracy"), ("exact derivations", "exact_share")):
+        assert row(name) == [f"{found[kind][field]:.2%}" for kind in ("posterior_mean", "frequencies")]
+        assert row(f"{name}, code drawn") == [f"{found['posterior_sample'][field]:.2%}"]
+    assert row("  and rules too: mean p(x|z)")[0] == f"{found['expected_exact_share']:.2%}"
+    assert row("  the same, counted") == [f"{found['monte_carlo']['exact_share']:.2%}"]
+    assert row("reconstruction")[0] == f"{metrics['elbo']['reconstruction_nats']:.2f}"
+    assert row("rule frequencies, without any code")[0] == f"{found['frequencies']['nll_nats']:.2f}"
+    assert row("entropy of the corpus, the least there is")[0] == f"{metrics['entropy_nats']:.2f}"
+    for name, field in (("evaluable", "valid_share"), ("of these no training string", "novel_share")):
+        assert row(name) == [f"{drawn[field]:.2%}" for drawn in metrics["prior_samples"].values()]
+    assert row("strings") == ["60", "60"]
+    assert metrics["verdict"]["summary"] in shown
+    assert found["monte_carlo"] == {**found["monte_carlo"], "examples": 7, "encodings": 2, "decodings": 5}
+    tables = [line for line in shown.splitlines() if line.startswith(" ") or "─" in line]
+    assert max(map(len, tables)) <= 80
+
+
+def test_pairs_of_strings_are_text(derived: tuple[Result, Path], equations_run: Path) -> None:
+    import torch
+
+    from arcvae_cli.models.base import Batch
+
+    _, folder = derived
+    loaded = checkpoints.load(equations_run / "checkpoints" / "vae_best.pth")
+    corpus = open_corpus(loaded.settings.data)
+    for name in ("reconstructions.txt", "errors.txt"):
+        first, *lines = (folder / name).read_text().splitlines()
+        assert first.endswith("of 16 exact")
+        pairs = {line[2:]: lines[place + 1][2:] for place, line in enumerate(lines) if line.startswith("- ")}
+        assert len(pairs) + sum(line.startswith("= ") for line in lines) == 16
+        strings = corpus.strings("test")
+        for original, shown in pairs.items():
+            x = corpus.ids("test")[strings.index(original)][None].long()
+            with torch.inference_mode():
+                levels = loaded.model.encode(Batch(x, x != corpus.rules.padding), noise=False)
+                ids = loaded.model.likeliest(loaded.model.decode({"z": levels[0].mean}))
+            assert corpus.grammar.write(ids[0].tolist()) == shown
+
+
+def test_strings_end_a_run_with_a_report(
+    equations_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    loaded = checkpoints.load(equations_run / "checkpoints" / "vae_best.pth")
+    command.report(loaded, open_corpus(loaded.settings.data), "val", RunFolder(tmp_path), Console(as_json=True))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert json.loads(capsys.readouterr().out) == metrics
+    assert (metrics["run"], metrics["split"], metrics["quick"]) == (str(tmp_path), "val", True)
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == STRING_FILES[1:3]
+
+
+def test_strict_counts_for_strings_too(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
+    result = judge(arcvae, equations_run, tmp_path, "--strict", "--quiet", "--samples", 20, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["verdict"]["ok"] is False
+
+
+def test_other_strings_are_judged_against_the_training_strings(
+    arcvae: Run, equations_run: Path, tmp_path: Path
+) -> None:
+    from arcvae_cli.data.strings import build_drawn, write_strings
+    from arcvae_cli.grammar import read_grammar
+
+    other = tmp_path / "other.npz"
+    write_strings(other, build_drawn(read_grammar("equations"), 7, size=50, seed=1))
+    result = judge(arcvae, equations_run, tmp_path / "out", "--data", other, "--samples", 20, "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["corpus"], document["reconstruction"]["examples"]) == ("other", 5)
+    assert document["reconstruction"]["frequencies"]["training"] == 320
+
+
+@pytest.mark.parametrize(
+    ("run", "arguments", "said"),
+    [
+        ("tiny_run", ("--monte-carlo",), "--monte-carlo: this model is of grids"),
+        ("tiny_run", ("--samples", 9), "--samples: this model is of grids"),
+        ("equations_run", ("--decodings", 9), "--decodings: nothing is counted"),
+        ("equations_run", ("--data", "arc_npz"), "holds grids"),
+        ("tiny_run", ("--data", "equations_npz"), "holds derivations"),
+        ("equations_run", ("--samples", 0), "--samples"),
+    ],
+)
+def test_what_is_of_the_other_kind_is_refused(
+    run: str, arguments: tuple[object, ...], said: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    given = [request.getfixturevalue(str(one)) if str(one).endswith("_npz") else one for one in arguments]
+    result = judge(arcvae, request.getfixturevalue(run), tmp_path / "out", *given)
+    assert result.exit_code == 2
+    assert said in result.stderr.replace("\n", " ")
+    assert result.stdout == "" and not (tmp_path / "out").exists()
+
+
+def test_ready_ids_without_a_grammar_are_evaluated_too(arcvae: Run, bare_run: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from arcvae_cli.data.strings import build_drawn, write_strings
+    from arcvae_cli.grammar import read_grammar
+
+    drawn = build_drawn(read_grammar("equations"), 9, size=300)
+    ready = tmp_path / "ready.npz"
+    write_strings(ready, replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None))
+    result = judge(arcvae, bare_run, tmp_path / "out", "--data", ready)
+    assert result.exit_code == 0, result.stderr
+    assert "is gone" in result.stderr  # ids.npy and masks.npy, which it was trained on
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["prior_samples"] is metrics["judged"] is metrics["interpolation"] is None
+    assert metrics["reconstruction"]["frequencies"]["training"] == 240
+    assert "New strings" not in result.stdout
+    assert "," in (tmp_path / "out" / "reconstructions.txt").read_text()
+    result = judge(arcvae, bare_run, tmp_path / "out", "--data", ready, "--monte-carlo")
+    assert result.exit_code == 2
+    assert "--monte-carlo: without its grammar" in result.stderr
+
+
+def test_the_noise_that_was_sampled_is_what_counts(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
+    """As in 2017: the KL of the objective is small, and that of the density that is really sampled is not."""
+    import torch
+
+    run = tmp_path / "trap"
+    shutil.copytree(equations_run, run)
+    path = run / "checkpoints" / "vae_best.pth"
+    values = torch.load(path, weights_only=True)
+    config = json.loads(values["config"])
+    config["model"]["posterior_noise"] = 0.01
+    checkpoints.save(path, {**values, "config": json.dumps(config)})
+    result = judge(arcvae, run, tmp_path / "out", "--samples", 10, "--iwae", 2)
+    assert result.exit_code == 0, result.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    loaded = checkpoints.load(equations_run / "checkpoints" / "vae_best.pth")
+    corpus = open_corpus(loaded.settings.data)
+    with torch.inference_mode():
+        (level,) = loaded.model.encode(corpus.batch("test", torch.arange(40)))
+    variance = level.logvar.exp().double()
+    gap = (0.5 * variance * (0.01**2 - 1) - np.log(0.01)).sum(dim=1).mean().item()
+    assert metrics["posterior_noise"] == 0.01
+    assert metrics["elbo"]["kl_nats"] - metrics["trained_kl_nats"] == pytest.approx(gap, rel=1e-4)
+    assert "posterior_noise = 0.01: the objective's KL is" in result.stdout
+    assert metrics["importance_weighted"]["single_nats"] == pytest.approx(-metrics["elbo"]["elbo_nats"], rel=0.01)

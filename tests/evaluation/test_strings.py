@@ -1,0 +1,328 @@
+"""Evaluation of derivations, on a model whose every probability can be written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from arcvae_cli.data.corpus import DerivationCorpus
+from arcvae_cli.data.derivations import Counts
+from arcvae_cli.data.parsing import Parser
+from arcvae_cli.data.strings import StringArrays, build_drawn
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.evaluation.information import choose
+from arcvae_cli.evaluation.strings import (
+    Evaluation,
+    Protocol,
+    RuleFrequencies,
+    SequenceTally,
+    evaluate_strings,
+    reconstruct,
+    score_drawn,
+    string_paths,
+)
+from arcvae_cli.evaluation.validity import Judge, judge_of
+from arcvae_cli.grammar import Rules, read_grammar
+from arcvae_cli.models.base import Batch, Level, standard_level
+from arcvae_cli.models.grammar import GrammarVAE, Structure
+from arcvae_cli.settings import GrammarSettings, Settings
+
+EQUATIONS = read_grammar("equations")
+LENGTH = 9
+TINY: dict[str, Any] = {
+    "name": "grammar",
+    "latent_dim": LENGTH,
+    "encoder_hidden": 8,
+    "encoder_conv_layers": 1,
+    "encoder_kernel": 3,
+    "decoder_hidden": 8,
+    "decoder_layers": 1,
+}
+SETTINGS = Settings.model_validate({"data": {"name": "equations"}, "model": TINY, "schedule": {"name": "constant"}})
+
+
+class Ruler(GrammarVAE):
+    """A code of one number a step, the id of its rule, from which the decoder measures the distance of every rule."""
+
+    def __init__(
+        self, rules: Rules, sharp: float = 4.0, spread: float = 0.2, shift: float = 0.0, length: int = LENGTH
+    ) -> None:
+        assert isinstance(SETTINGS.model, GrammarSettings)
+        super().__init__(SETTINGS.model.model_copy(update={"latent_dim": length}), Structure(rules, length))
+        self.sharp, self.spread, self.shift = sharp, spread, shift
+
+    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+        mean = batch.x.float()
+        return (standard_level("z", mean, torch.full_like(mean, 2 * math.log(self.spread)), noise),)
+
+    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
+        ids = torch.arange(len(self.structure.rules))
+        return -self.sharp * (ids[None, :, None] - latents["z"][:, None, :] - self.shift).square()
+
+
+@pytest.fixture(scope="module")
+def arrays() -> StringArrays:
+    return build_drawn(EQUATIONS, LENGTH, size=400)
+
+
+@pytest.fixture(scope="module")
+def corpus(arrays: StringArrays) -> DerivationCorpus:
+    return DerivationCorpus(arrays)
+
+
+@pytest.fixture(scope="module")
+def evaluation(corpus: DerivationCorpus) -> Evaluation:
+    model = Ruler(EQUATIONS.rules, sharp=2.0, spread=0.3)
+    protocol = Protocol(40, encodings=10, decodings=100)
+    return evaluate_strings(
+        model, corpus, "test", settings=SETTINGS, monte_carlo=protocol, iwae_samples=3, samples=1100, seed=5
+    )
+
+
+def probabilities(rules: Rules, z: list[float], x: list[int], sharp: float) -> list[float]:
+    """p(rule | z) of each step of a derivation, by hand: a softmax over the rules of the true rule's left-hand side."""
+    found = []
+    for code, rule in zip(z, x, strict=True):
+        if rule == rules.padding:
+            break
+        weights = {other: math.exp(-sharp * (other - code) ** 2) for other in rules.of(rules.lhs[rule])}
+        found.append(weights[rule] / sum(weights.values()))
+    return found
+
+
+def test_likelihood_is_that_of_the_rules_by_hand(evaluation: Evaluation, corpus: DerivationCorpus) -> None:
+    """The noise of the ruler is small: the ELBO follows from Gauss-Hermite points in each step's one number."""
+    rules, report = EQUATIONS.rules, evaluation.report
+    points, weights = np.polynomial.hermite_e.hermegauss(20)
+    weights = weights / weights.sum()
+    total, kl, counted = 0.0, 0.0, 0
+    ids = corpus.ids("test").tolist()
+    for x in ids:
+        for point, weight in zip(points, weights, strict=True):
+            z = [rule + 0.3 * point for rule in x]
+            total -= weight * sum(map(math.log, probabilities(rules, z, x, 2.0)))
+        kl += sum(0.5 * (rule**2 + 0.09 - 1 - math.log(0.09)) for rule in x)
+        counted += sum(rule != rules.padding for rule in x)
+    assert report.elbo.examples == report.reconstruction.examples == len(ids) == 40
+    assert report.elbo.kl_nats == pytest.approx(kl / len(ids), rel=1e-5)
+    assert report.elbo.reconstruction_nats == pytest.approx(total / len(ids), rel=0.1)
+    assert report.elbo.reconstruction_bits == pytest.approx(
+        report.elbo.reconstruction_nats * len(ids) / counted / math.log(2)
+    )
+    assert report.trained_kl_nats == pytest.approx(report.elbo.kl_nats)
+    assert report.entropy_nats == pytest.approx(Counts(rules, LENGTH).entropy)
+    assert evaluation.lengths.tolist() == [
+        sum(rule != rules.padding for rule in ids[index]) for index in evaluation.indices
+    ]
+
+
+def test_the_code_is_right_at_its_mean(evaluation: Evaluation) -> None:
+    found = evaluation.report.reconstruction
+    assert found.posterior_mean.token_accuracy == found.posterior_mean.exact_share == 1.0
+    assert found.posterior_sample.token_accuracy > 0.9
+    assert evaluation.errors.tolist() == [0] * 40
+    assert evaluation.report.shuffled_codes is not None
+    assert evaluation.report.shuffled_codes.accuracy == 1.0
+    assert evaluation.report.shuffled_codes.shuffled_accuracy < 0.6
+    assert "the code is alive" in evaluation.report.verdict.summary
+
+
+def test_drawing_strings_estimates_the_expected_exact_share(evaluation: Evaluation) -> None:
+    """Ten codes of each of 40 derivations on either side, and 40,000 strings on one."""
+    found = evaluation.report.reconstruction
+    assert found.monte_carlo is not None
+    assert (found.expected_examples, found.encodings) == (40, 10)
+    assert 0.05 < found.expected_exact_share < 0.95
+    assert found.monte_carlo.exact_share == pytest.approx(found.expected_exact_share, abs=0.03)
+    assert found.monte_carlo.budget_exact_share >= found.monte_carlo.exact_share
+    assert 0 < found.expected_error < 0.05
+
+
+def test_the_baseline_counts_rules_by_step_and_left_hand_side(corpus: DerivationCorpus) -> None:
+    rules = EQUATIONS.rules
+    training, test = corpus.ids("train").tolist(), corpus.ids("test").tolist()
+    nll, right, exact, expected, counted = 0.0, 0, 0, 0.0, 0
+    for x in test:
+        nats, wrong = 0.0, 0
+        for step, rule in enumerate(x):
+            if rule == rules.padding:
+                break
+            some = rules.of(rules.lhs[rule])
+            counts = {other: 1 + sum(row[step] == other for row in training) for other in some}
+            nats -= math.log(counts[rule] / sum(counts.values()))
+            wrong += max(some, key=lambda other: (counts[other], -other)) != rule
+            counted += 1
+        nll, expected = nll + nats / len(test), expected + math.exp(-nats) / len(test)
+        right, exact = right - wrong, exact + (wrong == 0)
+    found = RuleFrequencies(corpus.ids("train"), rules).measure(corpus, "test", choose(corpus, "test", None, 0))
+    assert found.training == 320
+    assert found.nll_nats == pytest.approx(nll)
+    assert found.nll_bits == pytest.approx(nll * len(test) / counted / math.log(2))
+    assert found.token_accuracy == pytest.approx((right + counted) / counted)
+    assert found.exact_share == exact / len(test)
+    assert found.expected_exact_share == pytest.approx(expected)
+
+
+def test_padding_counts_nowhere() -> None:
+    x = torch.tensor([[3, 7, 11, 11], [0, 3, 7, 8]])
+    tally = SequenceTally()
+    tally.update(torch.tensor([[3, 7, 0, 0], [0, 3, 8, 8]]), Batch(x, x != 11))
+    assert tally.errors.tolist() == [0, 1] and tally.lengths.tolist() == [2, 4]
+    assert tally.scores().token_accuracy == pytest.approx(5 / 6)
+    assert tally.scores().exact_share == 0.5
+
+
+def test_new_strings_are_counted_one_by_one() -> None:
+    known, new, twice = [3, 7, 11], [3, 8, 11], [3, 9, 11]
+    ids = np.array([known, new, twice, twice], np.int16)
+    bad = "2"
+    judge = Judge("odd", lambda text: text != bad)
+    keys = {key_of(known)}
+    found = score_drawn(ids, np.array([True, False, True, True]), ids[[0, 0, 0, 1]], 11, keys, EQUATIONS, judge)
+    assert EQUATIONS.write(twice) == bad
+    assert (found.samples, found.mean_rules) == (4, 2.0)
+    assert (found.complete_share, found.valid_share, found.complete_valid_share) == (0.75, 0.5, 0.25)
+    assert (found.distinct_share, found.novel_share) == (1.0, 0.5)
+    assert (found.likeliest_valid_share, found.likeliest_distinct_share) == (1.0, 0.5)
+    assert found.distinct_1k_share is found.distinct_10k_share is found.diversity is None
+    plain = score_drawn(ids, np.ones(4, np.bool_), ids, 11, keys, EQUATIONS, None)
+    assert (plain.valid_share, plain.distinct_share, plain.novel_share) == (None, 0.75, 2 / 3)
+    none = score_drawn(ids[2:], np.ones(2, np.bool_), ids[2:], 11, keys, EQUATIONS, judge)
+    assert (none.valid_share, none.distinct_share, none.novel_share) == (0.0, 0.0, None)
+
+
+def key_of(ids: list[int]) -> bytes:
+    from arcvae_cli.evaluation.strings import _key
+
+    return _key(np.array(ids))
+
+
+def test_samples_of_both_priors_stand_side_by_side(evaluation: Evaluation) -> None:
+    drawn = evaluation.report.prior_samples
+    assert drawn is not None and list(drawn) == ["standard", "aggregate"]
+    for found in drawn.values():
+        assert found.samples == 1100
+        assert found.distinct_1k_share is not None and found.distinct_10k_share is None
+        assert found.valid_share is not None and found.complete_valid_share is not None
+        assert found.complete_valid_share <= min(found.complete_share, found.valid_share)
+    # a code near 0 is rule 0 at every step, S -> S '+' T, which never ends; the fitted Gaussian knows better
+    assert drawn["standard"].complete_share < 0.05 < drawn["aggregate"].complete_share
+    assert evaluation.report.judged == "evaluable"
+
+
+def test_paths_go_from_one_string_to_the_other(corpus: DerivationCorpus) -> None:
+    model = Ruler(EQUATIONS.rules)
+    indices = torch.arange(6)
+    found = string_paths(model, corpus, "test", indices, EQUATIONS, judge_of(EQUATIONS), steps=5)
+    ids = corpus.ids("test")[:6]
+    assert (found.pairs, found.steps) == (3, 5)
+    assert found.distance == pytest.approx((ids[:3] != ids[3:]).sum(dim=1).double().mean())
+    assert found.mean_step <= found.largest_step <= LENGTH
+    assert found.mean_step * 4 >= found.distance - 1e-9  # the way is no shorter than the ends are apart
+    assert 1 < found.distinct <= 5
+    assert found.valid_share is not None and found.valid_paths is not None
+    assert found.valid_paths <= found.valid_share <= 1
+
+
+def test_reconstructions_are_whole_derivations(corpus: DerivationCorpus) -> None:
+    ids = corpus.ids("test")[:5]
+    assert (reconstruct(Ruler(EQUATIONS.rules), ids) == ids.numpy()).all()
+    other = reconstruct(Ruler(EQUATIONS.rules, shift=1.0), ids)
+    assert (other != ids.numpy()).any()
+    assert all(EQUATIONS.write(row) is not None for row in other.tolist())
+
+
+def test_the_same_seed_gives_the_same_report_and_leaves_torch_alone(corpus: DerivationCorpus) -> None:
+    model = Ruler(EQUATIONS.rules).train()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one, other = (
+        evaluate_strings(model, corpus, "val", settings=SETTINGS, seed=3, samples=50).report.document()
+        for _ in range(2)
+    )
+    assert one == other
+    assert model.training and torch.equal(before, torch.get_rng_state())
+
+
+def test_a_quick_evaluation_leaves_out_what_takes_many_passes(corpus: DerivationCorpus) -> None:
+    report = evaluate_strings(Ruler(EQUATIONS.rules), corpus, "val", settings=SETTINGS, quick=True).report
+    assert report.quick and report.reconstruction.encodings == 1
+    assert report.interpolation is report.importance_weighted is report.reconstruction.monte_carlo is None
+    assert report.levels["z"].mutual_information is None
+    assert report.shuffled_codes is not None and report.prior_samples is not None
+    assert report.prior_samples["standard"].samples == 200
+
+
+def test_without_a_grammar_all_is_measured_that_takes_none(arrays: StringArrays) -> None:
+    rules = replace(arrays.rules, rhs=None, text=None)
+    corpus = DerivationCorpus(replace(arrays, rules=rules, grammar=None))
+    model = Ruler(rules)
+    report = evaluate_strings(model, corpus, "test", settings=SETTINGS, iwae_samples=2).report
+    assert report.judged is report.prior_samples is report.interpolation is None
+    assert report.reconstruction.posterior_mean.exact_share == 1.0
+    assert report.importance_weighted is not None
+    assert (reconstruct(model, corpus.ids("test")[:3]) == corpus.ids("test")[:3].numpy()).sum() >= 3
+    with pytest.raises(InputError, match="--monte-carlo: without its grammar"):
+        evaluate_strings(model, corpus, "test", settings=SETTINGS, monte_carlo=Protocol(3))
+
+
+def test_what_cannot_be_evaluated_is_refused(arrays: StringArrays) -> None:
+    model = Ruler(EQUATIONS.rules)
+    tests_only = DerivationCorpus(arrays.only(arrays.rows("test")))
+    with pytest.raises(InputError, match="no training derivations"):
+        evaluate_strings(model, tests_only, "test", settings=SETTINGS)
+    with pytest.raises(InputError, match="the split val is empty"):
+        evaluate_strings(model, tests_only, "val", settings=SETTINGS, trained=DerivationCorpus(arrays))
+    model.shift = math.nan
+    with pytest.raises(ArcvaeError, match="not finite"):
+        evaluate_strings(model, DerivationCorpus(arrays), "val", settings=SETTINGS)
+
+
+def test_the_document_is_plain(evaluation: Evaluation) -> None:
+    import json
+
+    document = json.loads(json.dumps(evaluation.report.document(), allow_nan=False))
+    assert document["importance_weighted"]["samples"] == 3
+    assert document["prior_samples"]["aggregate"]["samples"] == 1100
+
+
+def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
+    pytest.importorskip("rdkit")
+    grammar = read_grammar("smiles")
+    parser, length = Parser(grammar), 60
+    molecules = ["CCO", "c1ccccc1", "CC(=O)O", "CCN", "C1CCCCC1", "CC(C)C", "OCC", "CCCl"]
+    derivations = [parser.parse(text) for text in molecules]
+    ids = np.full((len(molecules), length), grammar.rules.padding, np.int16)
+    for row, one in zip(ids, derivations, strict=True):
+        row[: len(one)] = one
+    arrays = StringArrays("few", ids, np.array([0] * 6 + [2] * 2, np.uint8), grammar.rules, grammar)
+    corpus = DerivationCorpus(arrays)
+    model = Ruler(grammar.rules, length=length, sharp=100.0, spread=1e-3)
+    report = evaluate_strings(model, corpus, "test", settings=SETTINGS, samples=40).report
+    assert report.judged == "valid"
+    assert report.reconstruction.canonical_share == report.reconstruction.posterior_mean.exact_share == 1.0
+    assert report.entropy_nats is None
+    assert "-log p(x), entropy" not in [finding.name for finding in report.verdict.findings]
+    assert report.prior_samples is not None
+    assert report.prior_samples["standard"].valid_share is not None
+    # codes of another molecule with the same meaning give another string, and the same molecule
+    swapped = np.concatenate([ids[:6], ids[[6]]])
+    arrays = StringArrays("swap", swapped, np.array([0] * 6 + [2], np.uint8), grammar.rules, grammar)
+
+    class Renaming(Ruler):
+        """Encodes OCC as CCO."""
+
+        def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
+            return super().encode(replace(batch, x=torch.from_numpy(ids[:1]).long().expand_as(batch.x)), noise)
+
+    renaming = Renaming(grammar.rules, length=length, sharp=100.0, spread=1e-3)
+    found = evaluate_strings(renaming, DerivationCorpus(arrays), "test", settings=SETTINGS, samples=5).report
+    assert found.reconstruction.posterior_mean.exact_share == 0.0
+    assert found.reconstruction.canonical_share == 1.0
