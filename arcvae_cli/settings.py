@@ -132,6 +132,8 @@ ARCHITECTURES: dict[str, Table] = {
 }
 """Sizes of the grammar model where none are given, by its `arch`."""
 
+SIZES = tuple(dict.fromkeys(key for sizes in ARCHITECTURES.values() for key in sizes))
+
 
 class GrammarSettings(ModelSettings):
     """The model of derivations of a context-free grammar."""
@@ -153,7 +155,7 @@ class GrammarSettings(ModelSettings):
     decoder_layers: Count = Field(3, description="GRU layers")
     decoder_dropout: Fraction = Field(0.2, description="between the GRU layers (kusner: 0)")
     posterior_noise: float = Field(
-        1.0, gt=0, le=1, description="factor on the noise that is sampled; the 2017 code has 0.01, an autoencoder"
+        1.0, ge=1e-4, le=1, description="factor on the noise that is sampled; the 2017 code has 0.01, an autoencoder"
     )
 
     @model_validator(mode="before")
@@ -512,6 +514,11 @@ def _merge(into: Table, layer: Layer, origins: dict[str, str]) -> None:
                 below = into.get(key)
                 if not isinstance(below, dict) or (dotted.startswith(tuple(NAMED)) and _renamed(below, value)):
                     below = into[key] = {}
+                elif (
+                    dotted == "model" and "arch" in value and value["arch"] != below.get("arch", GrammarSettings().arch)
+                ):
+                    for size in SIZES:  # meant for the other architecture
+                        below.pop(size, None)
                 lay(below, value, f"{dotted}.")
             else:
                 into[key] = value
@@ -534,7 +541,7 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
     """What single fields cannot see."""
 
     def refuse(key: str, what: str, fix: str) -> InputError:
-        return InputError(f"{origins.get(key, 'default')}: {key}: {what}", fix)
+        return InputError(f"{_label(origins.get(key, 'default'), key)}: {what}", fix)
 
     if settings.train.lr_min > settings.train.lr:
         raise refuse("train.lr_min", f"{settings.train.lr_min:g} is above train.lr {settings.train.lr:g}", "lower it")
@@ -552,7 +559,7 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
         if strings:
             raise refuse(
                 "model.name",
-                f"the model {model.name} is of grids, and the corpus {settings.data.name} of derivations",
+                f"the model {model.name} is of grids, and {_strings_of(settings.data)} of derivations",
                 "use --preset kusner_equations, minimal or another with model.name=grammar",
             )
         raise refuse(
@@ -592,6 +599,12 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
         raise refuse("train.monitor", f"the model {model.name} has no {settings.train.monitor}", f"known: {known}")
 
 
+def _strings_of(data: DataSettings) -> str:
+    """A corpus of derivations, in words."""
+    given = data.prod or data.input or data.path
+    return f"what {given} holds is" if given else f"the corpus {data.name} is"
+
+
 GRID_MONITORS = ("val/pixel_accuracy", "val/non_black_accuracy", "val/exact_accuracy")
 STRING_MONITORS = ("val/token_acc", "val/seq_acc")
 MONITORS = ("val/loss_selection", "val/loss_total", "val/loss_reconstruction", *GRID_MONITORS, *STRING_MONITORS)
@@ -629,8 +642,12 @@ def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) 
     if len(problems) > 1:
         more = f"{len(problems) - 1} more like it: " + ", ".join(_path(p["loc"]) for p in problems[1:4])
         fix = f"{fix}; {more}" if fix else more
-    label = where if where.endswith(f" {key}") else f"{where}: {key}"
-    return InputError(f"{label}: {what}", fix)
+    return InputError(f"{_label(where, key)}: {what}", fix)
+
+
+def _label(where: str, key: str) -> str:
+    """Where a value came from, and its key, said once."""
+    return where if where.endswith(f" {key}") else f"{where}: {key}"
 
 
 def _upwards(key: str) -> Iterator[str]:

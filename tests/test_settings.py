@@ -10,6 +10,7 @@ import tomli_w
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.settings import (
+    GrammarSettings,
     HierarchicalSettings,
     Settings,
     environment_layer,
@@ -374,3 +375,20 @@ def test_what_the_presets_of_two_levels_say() -> None:
     assert mixed.betas(30, levels) == {"global": 0.0, "local": 0.0}
     assert mixed.betas(22.5, levels) == pytest.approx({"global": 0.01, "local": 0.02})
     assert mixed.restart_info(31) is not None and first.restart_info(31) is None
+
+
+def test_another_architecture_starts_from_its_own_sizes() -> None:
+    """Those of the preset were meant for the other; what is given with the architecture counts."""
+    layer = set_layer(["model.arch=kusner", "model.decoder_hidden=77"])
+    model = resolve("kusner_hyperparams_enhanced_arch", layer).settings.model
+    assert isinstance(model, GrammarSettings)
+    assert (model.kernels, model.channels, model.encoder_hidden) == ((9, 9, 11), (9, 9, 10), 435)
+    assert (model.decoder_hidden, model.latent_dim) == (77, 56)
+    same = resolve("minimal", set_layer(["model.arch=enhanced"])).settings.model
+    assert same == resolve("minimal").settings.model
+
+
+def test_a_key_is_said_once() -> None:
+    with pytest.raises(InputError) as error:
+        resolve("minimal", set_layer(["objective.reduction=mean"]))
+    assert error.value.what.startswith("--set objective.reduction: a mean")

@@ -126,7 +126,7 @@ def _nats_table(result: Report) -> Table:
     rows.add_row("rule frequencies, without any code", number(plain.nll_nats), f"{plain.nll_bits:.4f}")
     if result.entropy_nats is not None:
         bits = result.entropy_nats * elbo.kl_bits / elbo.kl_nats if elbo.kl_nats else 0.0
-        rows.add_row("entropy of the corpus, the least there is", number(result.entropy_nats), f"{bits:.4f}")
+        rows.add_row("entropy of the corpus, least on unseen", number(result.entropy_nats), f"{bits:.4f}")
     return rows
 
 

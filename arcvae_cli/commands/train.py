@@ -259,13 +259,19 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
             stop() or signal.SIGINT,
             "score it with `arcvae evaluate`",
         ) from None
-    next_steps(folder, console)
+    next_steps(folder, corpus, console)
 
 
-def next_steps(folder: RunFolder, console: Console) -> None:
+def next_steps(folder: RunFolder, corpus: Corpus, console: Console) -> None:
     """What can be done with the run now."""
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json")
-    console.note("next: arcvae evaluate | arcvae sample | arcvae interpolate --from 3 --to 17")
+    there = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.path}"
+    steps = [f"arcvae evaluate{there}"]
+    if corpus.rules is None or corpus.rules.rhs is not None:
+        steps.append(f"arcvae sample{there}")
+        if (last := corpus.size("test") - 1) > 0:
+            steps.append(f"arcvae interpolate{there} --from {min(3, last - 1)} --to {min(17, last)}")
+    console.note(f"next: {' | '.join(steps)}")
 
 
 def new_model(settings: Settings, corpus: GridCorpus | DerivationCorpus) -> VAE:
@@ -379,6 +385,6 @@ def memorise(settings: Settings, console: Console) -> None:
         raise ArcvaeError(
             f"one batch of {size} was not memorised in {found.steps} steps: {found.counts.exact:.1%} of its examples "
             "are exact",
-            "a larger model.latent_dim, model.body=residual, another train.lr or a smaller --batch-size may help",
+            "a larger model.latent_dim, a stronger model, another train.lr or a smaller --batch-size may help",
         )
     console.result(f"memorised: all {size} examples of one batch are exact after {found.steps} steps")

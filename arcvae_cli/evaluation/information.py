@@ -61,6 +61,9 @@ class MutualInformation:
 class LevelInformation:
     """One level: raw KL of each group in nats, how many are active by either definition, what they tell of x.
 
+    `kl_nats` is of the density that codes are drawn from; `active_dims` and `collapsed_share` go by the KL that is
+    trained, which is the same unless the noise is scaled: a narrow posterior alone tells nothing of x.
+
     Groups are the dimensions of a vector or the channels of a map, units their single numbers. `collapsed_share` is
     the share of groups with (epsilon, delta)-collapse. `mutual_information` is None under a learned prior, where the
     posterior depends on the level above and not on x alone. `cells_nats`: KL of each cell of a map, over its channels.
@@ -197,6 +200,7 @@ class InformationTally:
         self._nats: list[Tensor] = []
         self._positions: list[Tensor] = []
         self._kl: dict[str, list[Tensor]] = {}
+        self._trained_kl: dict[str, list[Tensor]] = {}
         self._codes: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self._maps: dict[str, list[Tensor]] = {}
         self._learned_priors: set[str] = set()
@@ -207,6 +211,7 @@ class InformationTally:
         self._positions.append(_counted(batch))
         for level in output.levels:
             self._kl.setdefault(level.name, []).append(level.rate.cpu().double())
+            self._trained_kl.setdefault(level.name, []).append(level.kl.cpu().double())
             code = (level.sample.flatten(1).cpu(), level.mean.flatten(1).cpu(), level.logvar.flatten(1).cpu())
             self._codes.setdefault(level.name, []).append(code)
             if level.prior_mean is not None:
@@ -235,7 +240,7 @@ class InformationTally:
         """Each level, by name; mutual information of the first so many examples, none if fewer than two."""
         found = {}
         for name, parts in self._kl.items():
-            kl = torch.cat(parts)
+            kl, trained = torch.cat(parts), torch.cat(self._trained_kl[name])
             means = self.means(name)
             information = None
             if name not in self._learned_priors and min(len(kl), mutual_information_examples) > 1:
@@ -243,10 +248,10 @@ class InformationTally:
                 information = mutual_information(sample, mean, logvar)
             found[name] = LevelInformation(
                 kl_nats=tuple(kl.mean(dim=0).tolist()),
-                active_dims=int((kl.mean(dim=0) > ACTIVE_KL).sum()),
+                active_dims=int((trained.mean(dim=0) > ACTIVE_KL).sum()),
                 units=means.shape[1],
                 active_units=active_units(means),
-                collapsed_share=collapsed_share(kl),
+                collapsed_share=collapsed_share(trained),
                 mutual_information=information,
                 cells_nats=self._cells(name),
             )

@@ -325,6 +325,8 @@ def evaluate_strings(
         count = QUICK_SAMPLES if quick else samples
         drawn = _draw(model, pushdown, trained, count, seed, size, grammar, judge)
     noise = settings.model.posterior_noise if isinstance(settings.model, GrammarSettings) else 1.0
+    # what bounds the likelihood of strings that were drawn anew bounds nothing of strings that were learned
+    entropy = corpus.entropy if split != "train" else None
     verdict = judge_strings(
         MeasuredStrings(
             exact=reconstruction.posterior_mean.exact_share,
@@ -336,7 +338,7 @@ def evaluate_strings(
             else shuffled.shuffled_reconstruction_nats - shuffled.reconstruction_nats,
             nll_nats=-elbo.elbo_nats if weighted is None else weighted.nll_nats,
             nll_error=noisy.error(len(indices) if weighted is None else weighted.examples),
-            entropy_nats=corpus.entropy,
+            entropy_nats=entropy,
             complete=None if drawn is None else drawn["standard"].complete_share,
             complete_aggregate=None if drawn is None or "aggregate" not in drawn else drawn["aggregate"].complete_share,
             posterior_noise=noise,
@@ -354,7 +356,7 @@ def evaluate_strings(
         elbo_error=noisy.error(len(indices)),
         trained_kl_nats=noisy.trained_kl,
         posterior_noise=noise,
-        entropy_nats=corpus.entropy,
+        entropy_nats=entropy,
         importance_weighted=weighted,
         levels=levels,
         shuffled_codes=shuffled,

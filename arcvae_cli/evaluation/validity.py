@@ -95,7 +95,7 @@ def evaluated(text: str) -> Values | None:
         warnings.simplefilter("ignore", SyntaxWarning)
         try:
             return np.broadcast_to(_value(ast.parse(text.replace("^", "**"), mode="eval").body), GRID.shape)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
+        except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
             return None
 
 

@@ -175,7 +175,10 @@ def test_strings_of_a_grammar_of_ones_own(tmp_path: Path, arcvae: Run) -> None:
         (("--preset", "quickstart", "--set", "train.monitor=val/seq_acc"), "has no val/seq_acc"),
         (("--preset", "minimal", "--set", "model.encoder_kernel=[3, 5, 7]"), "3 numbers for model.encoder_conv_layers"),
         (("--preset", "minimal", "--set", "model.encoder_kernel=4"), "must be odd"),
-        (("--preset", "minimal", "--set", "model.posterior_noise=0"), "posterior_noise: expected a number above 0"),
+        (
+            ("--preset", "minimal", "--set", "model.posterior_noise=0"),
+            "expected a number of at least 0.0001",
+        ),
         (("--preset", "minimal", "--masks", "masks.npy"), "masks without derivations"),
         (("--preset", "minimal", "--prod", "ids.npy"), "ids alone do not say which rules compete"),
     ],

@@ -420,3 +420,18 @@ def test_examples_are_chosen_by_the_seed_without_repetition() -> None:
     assert torch.equal(choose(corpus, "test", 7, 0), choose(corpus, "test", None, 0)[:7])
     assert not torch.equal(choose(corpus, "test", 7, 0), choose(corpus, "test", 7, 1))
     assert len(choose(corpus, "test", 1000, 0)) == 100
+
+
+def test_a_narrow_posterior_alone_makes_no_dimension_active() -> None:
+    """With the noise scaled, the KL of what is drawn is large in every dimension, and tells nothing of x."""
+    mean = torch.zeros(50, 3)
+    narrow = torch.full_like(mean, 2.0 * math.log(0.01))
+    nothing = torch.zeros(50, 3)
+    sampled = gaussians.kl_to_standard(mean, narrow)
+    level = Level("z", mean, narrow, mean, nothing, sampled_kl=sampled)
+    tally = InformationTally()
+    tally.update(Batch(torch.zeros(50, 2, dtype=torch.int64)), Output(torch.zeros(50, 4, 2), (level,)))
+    found = tally.levels(0)["z"]
+    assert found.kl_nats == pytest.approx(sampled.mean(0).tolist())
+    assert tally.elbo().kl_nats == pytest.approx(sampled.sum(1).mean().item())
+    assert (found.active_dims, found.active_units, found.collapsed_share) == (0, 0, 1.0)

@@ -118,6 +118,7 @@ def test_likelihood_is_that_of_the_rules_by_hand(evaluation: Evaluation, corpus:
     )
     assert report.trained_kl_nats == pytest.approx(report.elbo.kl_nats)
     assert report.entropy_nats == pytest.approx(Counts(rules, LENGTH).entropy)
+    assert corpus.entropy is not None
     assert evaluation.lengths.tolist() == [
         sum(rule != rules.padding for rule in ids[index]) for index in evaluation.indices
     ]
@@ -326,3 +327,10 @@ def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
     found = evaluate_strings(renaming, DerivationCorpus(arrays), "test", settings=SETTINGS, samples=5).report
     assert found.reconstruction.posterior_mean.exact_share == 0.0
     assert found.reconstruction.canonical_share == 1.0
+
+
+def test_the_entropy_bounds_nothing_of_strings_that_were_trained_on(corpus: DerivationCorpus) -> None:
+    model = Ruler(EQUATIONS.rules, length=LENGTH, sharp=2.0, spread=0.3)
+    report = evaluate_strings(model, corpus, "train", settings=SETTINGS, quick=True).report
+    assert report.entropy_nats is None
+    assert "-log p(x), entropy" not in [finding.name for finding in report.verdict.findings]

@@ -40,6 +40,8 @@ def test_formulas_have_the_values_that_they_say(text: str, values: np.ndarray) -
         "sin( x, x )",
         "(" * 3000 + "x" + ")" * 3000,
         "x" + " + x" * 100_000,
+        "1" * 400,  # no float
+        "x + 1" + "0" * 400,
     ],
 )
 def test_what_is_no_formula_or_never_finite_is_not_evaluable(text: str) -> None:
