@@ -261,6 +261,10 @@ def _settings(corpus: str | None, size: int, seed: int, strings: dict[str, Any])
     known = f"{', '.join(CORPORA)}, or a .npz, .npy, ARC .json, a folder, or a file of strings."
     if corpus is None:
         if not {"grammar", "input", "prod"} & strings.keys():
+            if "masks" in strings:
+                raise InputError(f"--masks {strings['masks']}: masks without ids", "Give --prod too, the ids (N, T).")
+            if "pad_id" in strings:
+                raise InputError("--pad-id: there are no ready ids to pad", "Give --prod too, or leave it out.")
             raise InputError("no corpus is named", f"Use {known}")
         if "prod" not in strings and "grammar" not in strings:
             raise InputError(
@@ -380,7 +384,7 @@ def _string_parts(description: StringDescription, arrays: StringArrays) -> Itera
     source = f" from {origin.source}" if origin.source else ""
     said.add_row("strings", Text(how.get(origin.how, origin.how) + source, overflow="fold"))
     if origin.entropy is not None:
-        said.add_row("entropy", f"{origin.entropy:.2f} nats: no model has a lower mean NLL")
+        said.add_row("entropy", f"{origin.entropy:.2f} nats: no model has a lower mean NLL on unseen strings")
     if origin.reason is not None:
         said.add_row("parser", Text(origin.reason, overflow="fold"))
     if origin.lines:

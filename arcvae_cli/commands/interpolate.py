@@ -230,12 +230,18 @@ def _grid(asked: Asked, flag: str, corpus: Callable[[], GridCorpus], console: Co
     name, colon, number = text.rpartition(":")
     if not (colon and number.isdigit()) or Path(text).exists():
         name, number = text, "0"
-    arrays = read_grids(Path(name).expanduser())
+    file = Path(name).expanduser()
+    if not file.exists():
+        raise InputError(
+            f"{flag} {text}: there is no such file, and this model is of grids, not of strings",
+            f"give the index of a grid in the {asked.split} split, or a file of grids",
+        )
+    arrays = read_grids(file)
     for note in arrays.notes:
         console.note(note)
     if int(number) >= len(arrays.grids):
         raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.grids) - 1}")
-    return f"{Path(name).name}:{number}", arrays.grids[int(number)]
+    return f"{file.name}:{number}", arrays.grids[int(number)]
 
 
 # -------------------------------------------------------------------------------------------------------- strings

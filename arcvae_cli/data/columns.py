@@ -49,6 +49,8 @@ def map_npy(path: Path) -> NDArray[Any]:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file", "Give an array saved by numpy.save.")
     with _told(path):
+        with path.open("rb") as file:
+            _read_header(file, str(path))
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     return array
 
@@ -69,15 +71,19 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_array(file: IO[bytes], where: str, size: int) -> NDArray[Any]:
-    """One `.npy` stream of at most `size` bytes. The header decides whether the rest is read at all."""
+def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and type of the `.npy` stream that begins here. InputError for objects."""
     major, _ = np.lib.format.read_magic(file)
-    if major == 1:
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(file)
     if dtype.hasobject:
         raise InputError(f"{where}: holds pickled objects, which are never read", "Save arrays of plain integers.")
+    return shape, fortran, dtype
+
+
+def _read_array(file: IO[bytes], where: str, size: int) -> NDArray[Any]:
+    """One `.npy` stream of at most `size` bytes. The header decides whether the rest is read at all."""
+    shape, fortran, dtype = _read_header(file, where)
     if min(shape, default=0) < 0:
         raise ValueError(f"a shape of {shape}")
     needed = dtype.itemsize * math.prod(shape)  # of Python integers, which do not overflow

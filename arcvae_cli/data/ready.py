@@ -55,7 +55,7 @@ def read_ready(prod: Path, masks: Path | None, pad_id: int | None, grammar: Gram
     low, high = int(ids.min()), int(ids.max())
     if low < -1 or high >= MOST_RULES:
         raise InputError(f"{prod}: runs from {low} to {high}", f"Rules are numbered from 0 to {MOST_RULES - 1}.")
-    ends, notes = _ending(ids, low, high, pad_id, grammar, prod)
+    ends, notes = _ending(ids, packed, low, high, pad_id, grammar, prod)
     seen = None if packed is None or masks is None else _read_masks(ids, packed, ends, masks)
     if grammar is not None:
         rules = grammar.rules
@@ -81,9 +81,18 @@ def read_ready(prod: Path, masks: Path | None, pad_id: int | None, grammar: Gram
 
 
 def _ending(
-    ids: NDArray[Any], low: int, high: int, pad_id: int | None, grammar: Grammar | None, prod: Path
+    ids: NDArray[Any],
+    packed: NDArray[np.uint8] | None,
+    low: int,
+    high: int,
+    pad_id: int | None,
+    grammar: Grammar | None,
+    prod: Path,
 ) -> tuple[int | None, tuple[str, ...]]:
-    """The id that stands after the end of a derivation, None for none, with a note where it had to be found out."""
+    """The id that stands after the end of a derivation, None for none, with a note where it had to be found out.
+
+    Raises InputError where it follows from rows and masks, and a row goes on after it.
+    """
     if pad_id is not None:
         if low < 0 and pad_id >= 0:
             raise InputError(f"data.pad_id: {pad_id}, and {prod} holds -1 too", "Give --pad-id -1.")
@@ -96,9 +105,22 @@ def _ending(
     at_end = ids[:, -1] == high
     if at_end.any():
         ended = np.logical_or.accumulate(ids == high, axis=1)
-        if (ids[ended] == high).all():
+        gaps = ended & (ids != high)
+        if not gaps.any():
             return high, (f"rule {high}, the last, is taken for what stands after the end (--pad-id says otherwise)",)
+        row, step = (int(place[0]) for place in np.nonzero(gaps))
+        if packed is not None and _alone(packed[row, int((ids[row] == high).argmax())]):
+            raise InputError(
+                f"{prod}: row {row}, step {step}: rule {ids[row, step]} follows rule {high}, which has no other rule "
+                "in its mask and stands at the end of rows, as padding does",
+                f"Padding stands at the ends of rows alone. If rule {high} is one like others, say --pad-id -1.",
+            )
     return None, ("no rule stands after the end: derivations are held to be of one length (--pad-id says otherwise)",)
+
+
+def _alone(mask: NDArray[np.uint8]) -> bool:
+    """Whether a mask holds one rule only."""
+    return int(np.unpackbits(mask).sum()) == 1
 
 
 @dataclass

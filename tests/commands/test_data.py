@@ -127,6 +127,8 @@ def test_notes_of_reading_go_to_stderr(tmp_path: Path):
         (["info", "arc-rw"], "no corpus of that name", "Did you mean arc-raw"),
         (["build", "nothing.npz"], "no such file", "Use arc, arc-raw, shapes"),
         (["build"], "no corpus is named", "Use arc, arc-raw, shapes, equations"),
+        (["build", "--masks", "masks.npy"], "--masks masks.npy: masks without ids", "Give --prod too"),
+        (["info", "--pad-id", "3"], "--pad-id: there are no ready ids to pad", "Give --prod too"),
         (["build", "arc", "--grammar", "equations"], "arc: holds grids, and has no use for --grammar", "Leave one"),
         (["build", "shapes", "--max-rules", "3"], "has no use for --max-rules", "Leave one"),
         (["info", ".", "--recipe", "kusner"], "holds arrays, and has no use for --recipe", "Leave one"),
@@ -179,7 +181,7 @@ def test_equations_are_built_and_described(cache: Path, tmp_path: Path):
         assert lines[2] in out.splitlines()
         rows = [line.split() for line in out.splitlines()]
         assert next(row for row in rows if row[:1] == ["train"])[1] == "160"
-        assert "19.11 nats: no model has a lower mean NLL" in out
+        assert "19.11 nats: no model has a lower mean NLL on unseen strings" in " ".join(out.split())
         assert "11 of 11 of equations, and the padding rule" in out
         assert max(len(line.rstrip()) for line in out.splitlines() if not line.startswith("file ")) <= 80
     document = json.loads(run("info", "equations", "--size", 200, "--json")[0])

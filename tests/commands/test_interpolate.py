@@ -157,7 +157,8 @@ def test_one_level_moves_and_the_other_keeps_its_distance_from_the_prior(
     [
         (("--from", 0, "--to", 40), "--to 40: the test split of some has examples 0 to 39"),
         (("--from", -1, "--to", 1), "--from -1"),
-        (("--from", "none.json", "--to", 1), "none.json"),
+        (("--from", "none.json:2", "--to", 1), "--from none.json:2: there is no such file"),
+        (("--from", "x + 1", "--to", 1), "--from x + 1: there is no such file, and this model is of grids"),
         (("--from", 0), "--to"),
         (("--from", 0, "--to", 1, "--steps", 1), "--steps"),
         (("--from", 0, "--to", 1, "--path", "bent"), "--path"),

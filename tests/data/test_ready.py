@@ -184,6 +184,21 @@ def test_a_gap_and_another_beginning(tmp_path: Path, ids: np.ndarray):
         read_ready(*saved(tmp_path, late, np.packbits(lookup[late], axis=2)), 11, None)
 
 
+def test_padding_within_a_row_is_no_rule_more(tmp_path: Path, ids: np.ndarray):
+    """Found out, the padding rule is as much of one as where it is told."""
+    gap = harmed(ids, (5, 3), 11)
+    masks = np.packbits(table(EQUATIONS.rules.lhs, 12)[gap], axis=2)
+    with pytest.raises(InputError, match=r"prod\.npy: row 5, step 4: rule \d+ follows rule 11, which") as raised:
+        read_ready(*saved(tmp_path, gap, masks), None, None)
+    assert "--pad-id -1" in raised.value.fix
+    assert read_ready(*saved(tmp_path, gap, masks), -1, None).rules.padding == 12, "as told, it is a rule"
+    shared = np.array([[0, 3, 1, 3], [0, 3, 3, 3]])  # with rule 2 in its mask, the last rule is one like others
+    bits = np.zeros((4, 4), bool)
+    bits[:2, :2] = bits[2:, 2:] = True
+    arrays = read_ready(*saved(tmp_path, shared, np.packbits(bits[shared], axis=2)), None, None)
+    assert "no rule stands after the end" in arrays.notes[0] and arrays.rules.padding == 4
+
+
 def test_rules_in_two_masks(tmp_path: Path):
     ids = np.array([[0, 1, 3], [1, 0, 3]])
     masks = np.zeros((2, 3, 4), bool)
@@ -207,7 +222,7 @@ def test_files_that_are_none(tmp_path: Path, ids: np.ndarray, masks: np.ndarray)
         with pytest.raises(InputError, match=r"damaged, or no \.npy file"):
             read_ready(prod, packed, None, None)
     np.save(prod, np.array([[1, None]]), allow_pickle=True)
-    with pytest.raises(InputError, match=r"damaged, or no \.npy file"):
+    with pytest.raises(InputError, match=r"prod\.npy: holds pickled objects, which are never read"):
         read_ready(prod, packed, None, None)
     np.savez(tmp_path / "several.npz", ids)
     (tmp_path / "several.npz").rename(prod)
