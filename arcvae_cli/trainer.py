@@ -19,6 +19,7 @@ from arcvae_cli import checkpoints
 from arcvae_cli.controllers import Controller, Target
 from arcvae_cli.data.corpus import Corpus, DerivationCorpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.evaluation.information import batch_size
 from arcvae_cli.evaluation.strings import RuleFrequencies
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
@@ -213,7 +214,8 @@ class Trainer:
         self.model.eval()
         tally = Tally(self.corpus.background)
         everything = torch.arange(self.corpus.size("val"), device=self.device)
-        for index, indices in enumerate(torch.split(everything, VALIDATION_BATCH)):
+        size = batch_size(self.corpus.length) if isinstance(self.corpus, DerivationCorpus) else VALIDATION_BATCH
+        for index, indices in enumerate(torch.split(everything, size)):
             seed_step(self.settings.train.seed, "val", index)
             batch = self.corpus.batch("val", indices)
             tally.add(*self.step.measure(batch, betas), batch)

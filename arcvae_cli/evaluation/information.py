@@ -23,6 +23,9 @@ from arcvae_cli.settings import ObjectiveSettings
 BATCH_SIZE = 1024
 """Examples a forward pass; part of the definition of a seeded result, since noise is drawn batch by batch."""
 
+BATCH_STEPS = 2**16
+"""Rules of derivations a forward pass: long derivations come in smaller batches, whose memory is used again."""
+
 ACTIVE_VARIANCE = 0.01
 """A unit is active when the variance of its posterior mean over the data is above this (Burda et al. 2015)."""
 
@@ -151,6 +154,11 @@ def evaluating(model: VAE, seed: int) -> Iterator[torch.device]:
             yield device
         finally:
             model.train(training)
+
+
+def batch_size(length: int) -> int:
+    """Derivations of so many steps a forward pass."""
+    return max(64, min(BATCH_SIZE, BATCH_STEPS // length))
 
 
 def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:

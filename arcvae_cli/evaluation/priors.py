@@ -22,7 +22,7 @@ from torch import Tensor
 from arcvae_cli.conditions import attributes, encode, obeys, written
 from arcvae_cli.data.corpus import Corpus, GridCorpus
 from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation.information import BATCH_SIZE, batches, choose, evaluating
+from arcvae_cli.evaluation.information import BATCH_SIZE, batch_size, batches, choose, evaluating
 from arcvae_cli.models.base import Batch
 from arcvae_cli.models.pushdown import Derived
 from arcvae_cli.step import mix
@@ -170,7 +170,8 @@ def posterior_codes(
         chosen = chosen[torch.from_numpy(obeying)[chosen]]
     parts: list[Codes] = []
     with evaluating(model, seed) as device:
-        for batch in batches(corpus, split, chosen[:limit], device):
+        size = batch_size(corpus.positions[0]) if corpus.unit == "token" else BATCH_SIZE
+        for batch in batches(corpus, split, chosen[:limit], device, size):
             asked = torch.from_numpy(encode(given, len(batch.x))).to(device) if given else None
             latents = {level.name: level.sample for level in model.encode(Batch(batch.x, batch.valid, asked))}
             parts.append(flatten(latents))
@@ -245,7 +246,6 @@ def derive(
     drawn: bool,
     budget: bool = True,
     seed: int = 0,
-    batch_size: int = BATCH_SIZE,
 ) -> Derived:
     """Derivations (n, T) of latents on the model's device, on the CPU: `drawn` from p(x|z), or else the likeliest.
 
@@ -253,10 +253,11 @@ def derive(
     """
     if model.pushdown is None:
         raise ValueError("ids and masks alone do not say what a rule rewrites its symbol into: nothing can be derived")
+    size = batch_size(model.structure.length)
     ids, complete = [], []
     with evaluating(model, mix(seed, "rules")):  # a stream of its own: the seed's has drawn the latents
-        for start in range(0, len(next(iter(latents.values()))), batch_size):
-            logits = model.decode({name: value[start : start + batch_size] for name, value in latents.items()})
+        for start in range(0, len(next(iter(latents.values()))), size):
+            logits = model.decode({name: value[start : start + size] for name, value in latents.items()})
             found = model.pushdown.derive(logits, model.pushdown.noise(len(logits)) if drawn else None, budget)
             ids.append(found.ids.cpu())
             complete.append(found.complete.cpu())

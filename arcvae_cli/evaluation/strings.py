@@ -22,12 +22,12 @@ from arcvae_cli.data.corpus import DerivationCorpus
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.evaluation.grids import setup_of
 from arcvae_cli.evaluation.information import (
-    BATCH_SIZE,
     Elbo,
     ImportanceWeighted,
     InformationTally,
     LevelInformation,
     ShuffledCodes,
+    batch_size,
     batches,
     choose,
     evaluating,
@@ -61,7 +61,6 @@ QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
 
 MUTUAL_INFORMATION_EXAMPLES = 10_000
 LIKENESS = 1000  # molecules whose likeness is measured, pair by pair
-BATCH_STEPS = 2**16  # rules in a batch: long derivations come in smaller ones
 DECODINGS = 2**20  # noise is drawn for so many rules at once
 
 _ENCODINGS = 10  # of an example, as in the protocol of 2017
@@ -367,11 +366,6 @@ def evaluate_strings(
     )
     codes = {name: noisy.information.means(name).numpy() for name in levels}
     return Evaluation(report, indices.numpy(), at_mean.errors.numpy(), at_mean.lengths.numpy(), codes)
-
-
-def batch_size(length: int) -> int:
-    """Derivations of so many steps in a batch."""
-    return max(64, min(BATCH_SIZE, BATCH_STEPS // length))
 
 
 def _error(values: Tensor) -> float:

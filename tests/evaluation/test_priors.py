@@ -230,10 +230,12 @@ def of_equations(rules: Rules) -> GrammarVAE:
     return GrammarVAE(GrammarSettings.model_validate(sizes), Structure(rules, 9)).eval()
 
 
-def test_rules_are_drawn_by_the_seed_and_the_likeliest_are_the_models() -> None:
+def test_rules_are_drawn_by_the_seed_and_the_likeliest_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     model = of_equations(read_grammar("equations").rules)
     latents = {"z": torch.randn(50, 4, generator=torch.Generator().manual_seed(1))}
-    likeliest = derive(model, latents, drawn=False, batch_size=7)
+    with monkeypatch.context() as patch:
+        patch.setattr("arcvae_cli.evaluation.priors.batch_size", lambda length: 7)
+        likeliest = derive(model, latents, drawn=False)
     assert likeliest.complete.all()
     torch.testing.assert_close(likeliest.ids, most_likely(model, latents))
     drawn = [derive(model, latents, drawn=True, seed=seed).ids for seed in (3, 3, 4)]
