@@ -100,7 +100,10 @@ def build(
     recipe: RecipeOption = "uniform",
     max_rules: MaxRulesOption = None,
     max_failed: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of lines that need not parse.", rich_help_panel=STRINGS)
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of lines that need not parse, or may be too long.", rich_help_panel=STRINGS
+        ),
     ] = 0.1,
     download: Annotated[
         Literal["zinc250k"] | None,
@@ -142,7 +145,9 @@ def build(
     if download is not None:
         corpus = _download(download, corpus, strings, console)
     data = _settings(corpus, size, seed, strings)
-    reading = Reading(test=test, most_failed=max_failed)
+    reading = Reading(
+        test=test, most_failed=max_failed, listed=None if output is None else failures_of(output), say=console.note
+    )
     arrays = _load(data, console, reading, rebuild=force)
     cached = cache_path(data, reading)
     file = cached or data.path or data.prod
@@ -199,7 +204,7 @@ def info(
     console = Console(quiet=quiet, as_json=as_json)
     strings = _string_settings(grammar, input_, recipe, max_rules, prod, masks, pad_id)
     data = _settings(corpus or (None if strings else "arc"), size, seed, strings)
-    arrays = _load(data, console, Reading())
+    arrays = _load(data, console, Reading(say=console.note))
     if conditions:
         if not isinstance(arrays, GridArrays):
             raise InputError(f"{arrays.name}: strings have no conditions", "Leave out --conditions.")

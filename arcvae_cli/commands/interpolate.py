@@ -112,12 +112,16 @@ class Asked:
         from arcvae_cli.errors import InputError
 
         text = self.ends[flag]
-        if not text.lstrip("-").isdigit():
+        if not _is_index(text):
             return None
         index, size = int(text), corpus().size(self.split)
         if not 0 <= index < size:
             raise InputError(f"{flag} {index}: the {self.split} split of {corpus().name} has examples 0 to {size - 1}")
         return index
+
+
+def _is_index(text: str) -> bool:
+    return text.lstrip("-").isdigit()
 
 
 def walked(asked: Asked, model: VAE, batch: Batch) -> dict[str, Tensor]:
@@ -262,12 +266,15 @@ def between_strings(
     from rich.text import Text
 
     from arcvae_cli import render
+    from arcvae_cli.data.lalr import takes_long
     from arcvae_cli.evaluation.paths import edit_distance
     from arcvae_cli.evaluation.priors import most_likely
     from arcvae_cli.models.base import Batch
     from arcvae_cli.writing import replacing
 
     rules, length = model.structure.rules, model.structure.length
+    if (slow := takes_long(grammar)) is not None and not all(map(_is_index, asked.ends.values())):
+        console.note(slow)
     corpus = functools.cache(lambda: open_derivations(loaded, asked.data, asked.split, console))
     (first, start), (last, end) = (_derivation(asked, flag, corpus, grammar, length) for flag in asked.ends)
     names, originals = (first, last), np.stack([start, end])

@@ -134,7 +134,7 @@ def open_named(
     announce_build(data, console)
     rules, length = (None, None) if structure is None else (structure.rules, structure.length)
     with console.counting("parsing") as tell:
-        corpus = open_corpus(data, device, needs, rules, length, tell)
+        corpus = open_corpus(data, device, needs, rules, length, tell, console.note)
     for note in corpus.notes:
         console.note(note)
     return corpus

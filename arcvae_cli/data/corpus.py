@@ -224,18 +224,19 @@ def open_corpus(
     rules: Rules | None = None,
     length: int | None = None,
     tell: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> GridCorpus | DerivationCorpus:
     """The corpus that the settings name, on the device, within `data.limit`.
 
     `rules` and `length` are those of a checkpoint of a grammar model, which the corpus has to fit: it parses strings
     that come without a grammar, shorter derivations are padded to it, longer ones left out with a note. `tell` hears
-    how many lines of how many are parsed.
+    how many lines of how many are parsed, and `say` what takes long, before it does.
 
     Raises InputError for an unknown name, an unusable path, another grammar than `rules`, or an empty split among
     those that the caller `needs`.
     """
     known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")
-    arrays = load_arrays(data, Reading(grammar=known, tell=tell))
+    arrays = load_arrays(data, Reading(grammar=known, tell=tell, say=say))
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
     if isinstance(arrays, GridArrays):

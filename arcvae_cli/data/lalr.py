@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lark import Lark, logger
@@ -19,7 +19,10 @@ from lark.lexer import Lexer
 
 from arcvae_cli.grammar import Grammar, Production, Terminal
 
-_MOST_CELLS = 4_000_000  # productions x terminals: what tables may grow to, in half a minute
+_MOST_WORK = 120_000_000  # steps of making tables, as `_work` counts them: ten seconds, and thrice that with conflicts
+_LONG_WORK = 12_000_000  # a second or more
+_MOST_CELLS = 40_000_000  # productions x terminals of any parser: Earley's is made in half a minute
+_ROW = 40  # steps that an item of a state costs, or an entry of the tables, next to one of a set of lookaheads
 
 Ahead = frozenset[str | None]
 """Terminals that may come next, as written; None is the end of the text."""
@@ -88,8 +91,8 @@ def lalr_tables(grammar: Grammar) -> Tables:
     """The tables of a grammar. Raises Conflict where there are none, or where they do not say how to read the text."""
     spaced = grammar.separator.isspace()
     plain = _Written(grammar, {})
-    if len(plain.held) * len(plain.tokens) > _MOST_CELLS:
-        raise Conflict(f"LALR tables of {len(plain.held)} productions and {len(plain.tokens)} terminals are too large")
+    if _work(grammar) > _MOST_WORK:
+        raise Conflict(f"{_size(grammar)} are too large")
     try:
         tables = plain.tables()
     except GrammarError:
@@ -103,6 +106,65 @@ def lalr_tables(grammar: Grammar) -> Tables:
     if not spaced:
         _check_longest(tables)
     return tables
+
+
+def takes_long(grammar: Grammar) -> str | None:
+    """What to say before strings of a grammar are parsed that is so large that its tables take seconds; else None."""
+    work = _work(grammar)
+    if too_large(grammar):
+        return None  # nor are they parsed at all
+    if work > _MOST_WORK:
+        return f"{_size(grammar)} are too large: lines are parsed by Earley, slowly with so many rules"
+    return f"making {_size(grammar)}: up to half a minute" if work > _LONG_WORK else None
+
+
+def too_large(grammar: Grammar) -> bool:
+    """Whether even Earley's parser would take minutes to be made."""
+    return len(usable(grammar)) * len(_terminals(grammar)) > _MOST_CELLS
+
+
+def _size(grammar: Grammar) -> str:
+    return f"LALR tables of {len(usable(grammar)):,} productions and {len(_terminals(grammar)):,} terminals"
+
+
+def _terminals(grammar: Grammar) -> set[str]:
+    return {symbol.text for _, one in usable(grammar) for symbol in one.right if isinstance(symbol, Terminal)}
+
+
+def _work(grammar: Grammar) -> int:
+    """About how many steps making the tables takes; where they are too large, anything over `_MOST_WORK`.
+
+    Every place of a production is a state's, whose items are all productions that may begin there, and each item may
+    come before every terminal; states that are one in the tables count several times.
+    """
+    by_left: dict[str, list[Production]] = {}
+    for _, production in usable(grammar):
+        by_left.setdefault(production.left, []).append(production)
+    terminals = len(_terminals(grammar))
+    work = _ROW * len(usable(grammar)) * terminals
+    items: dict[str, int] = {}
+    for _, production in usable(grammar):
+        for symbol in production.right:
+            if isinstance(symbol, str):
+                if symbol not in items:
+                    items[symbol] = _items(symbol, by_left)
+                work += items[symbol] * (terminals + _ROW)
+                if work > _MOST_WORK:
+                    return work
+    return work
+
+
+def _items(symbol: str, by_left: Mapping[str, Sequence[Production]]) -> int:
+    """How many productions may begin where a symbol stands."""
+    seen, count = [symbol], 0
+    known = {symbol}
+    for one in seen:  # which grows
+        count += len(by_left.get(one, ()))
+        for production in by_left.get(one, ()):
+            if production.right and isinstance(first := production.right[0], str) and first not in known:
+                known.add(first)
+                seen.append(first)
+    return count
 
 
 def written_terminal(terminal: Terminal, grammar: Grammar) -> str:

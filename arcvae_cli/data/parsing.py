@@ -26,7 +26,17 @@ from lark.lexer import Token as LarkToken
 from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
 
-from arcvae_cli.data.lalr import Conflict, Reduce, Tables, Token, lalr_tables, usable, written_terminal
+from arcvae_cli.data.lalr import (
+    Conflict,
+    Reduce,
+    Tables,
+    Token,
+    lalr_tables,
+    takes_long,
+    too_large,
+    usable,
+    written_terminal,
+)
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Terminal
 
@@ -48,7 +58,7 @@ class ParseFailure(Exception):  # noqa: N818 - what it is about a line
 class Parser:
     """Parses strings of a grammar. `kind` is how, and `reason` says why, for people.
 
-    `how` "lalr" raises InputError where the grammar does not permit it.
+    `how` "lalr" raises InputError where the grammar does not permit it, and any where the grammar is too large.
     """
 
     kind: Literal["lalr", "earley"]
@@ -57,6 +67,11 @@ class Parser:
     def __init__(self, grammar: Grammar, how: Literal["auto", "lalr", "earley"] = "auto") -> None:
         self.grammar = grammar
         self._reader: _Lalr | _Earley
+        if too_large(grammar):
+            raise InputError(
+                f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse its strings",
+                "Give ready ids of the rules instead: --prod IDS.npy --grammar FILE.",
+            )
         if how != "earley":
             try:
                 tables = lalr_tables(grammar)
@@ -102,7 +117,8 @@ class Parsed:
     """Derivations of lines: `ids` (N, T) int16, padded with the padding rule; `lines` (N,) their numbers, from 1.
 
     `ambiguous` counts lines with more than one derivation, `too_long` those left out for taking more than T rules,
-    which are not among the `failures`. `kind` and `reason` are those of the parser.
+    which are not among the `failures`; `longest` is the most rules that a line takes, be it left out or not. `kind` and
+    `reason` are those of the parser.
     """
 
     ids: NDArray[np.int16]
@@ -112,6 +128,7 @@ class Parsed:
     kind: Literal["lalr", "earley"]
     reason: str
     too_long: int
+    longest: int
 
 
 def parse_lines(
@@ -121,13 +138,16 @@ def parse_lines(
     max_rules: int | None = None,
     workers: int | None = None,
     tell: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Parsed:
     """The derivations of many strings, in their order; T is `max_rules`, or what the longest takes.
 
     By `workers` processes: by default as many as there are cores, where the work is worth starting them. What comes
-    out does not depend on it. `tell` gets the number of lines done and of all. Raises InputError where padding
-    to the longest would take over 4 GB.
+    out does not depend on it. `tell` gets the number of lines done and of all, and `say` a line on what takes long,
+    before it does. Raises InputError where padding to the longest would take over 4 GB.
     """
+    if say is not None and (slow := takes_long(grammar)) is not None:
+        say(slow)
     parser = Parser(grammar)
     size, worth = (2000, 40) if parser.kind == "lalr" else (25, 8)  # a part takes some 50 ms on SMILES, a worker 500
     starts = range(0, len(lines), size)
@@ -158,6 +178,7 @@ def parse_lines(
         parser.kind,
         parser.reason,
         sum(part.too_long for part in done),
+        max((part.longest for part in done), default=0),
     )
 
 
@@ -172,10 +193,11 @@ class _Part:
     failures: list[Failure]
     ambiguous: int
     too_long: int
+    longest: int
 
 
 def _part(parser: Parser, start: int, lines: Sequence[str], max_rules: int | None) -> _Part:
-    part = _Part(len(lines), b"", [], [], [], 0, 0)
+    part = _Part(len(lines), b"", [], [], [], 0, 0, 0)
     flat: list[int] = []
     for number, text in enumerate(lines, start + 1):
         try:
@@ -184,6 +206,7 @@ def _part(parser: Parser, start: int, lines: Sequence[str], max_rules: int | Non
             part.failures.append(Failure(number, failure.position, text, failure.reason))
             continue
         part.ambiguous += ambiguous
+        part.longest = max(part.longest, len(ids))
         if max_rules is not None and len(ids) > max_rules:
             part.too_long += 1
             continue

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.cache import cache_folder
 from arcvae_cli.data.columns import read_npz
+from arcvae_cli.data.derivations import lengths
 from arcvae_cli.data.downloads import ZINC, downloaded
 from arcvae_cli.data.files import COLUMNS as GRID_COLUMNS
 from arcvae_cli.data.files import from_columns as grids_from
@@ -29,7 +32,9 @@ from arcvae_cli.settings import STRING_CORPORA, DataSettings
 Arrays = GridArrays | StringArrays
 
 MOST_FAILED = 0.1
-"""Largest share of lines that need not parse."""
+"""Largest share of lines that need not parse, and of those that may be left out as too long."""
+
+_FEW = 20  # strings of which a long one says nothing
 
 _GRID_SUFFIXES = (".npz", ".npy", ".json")
 
@@ -40,13 +45,17 @@ class Reading:
 
     `grammar`: for strings that come without one, as that of a checkpoint. `test`: a file of strings that are the test
     split, the others being shared out between training and validation. `most_failed`: share of lines that need not
-    parse. `tell`: hears how many lines of how many are parsed.
+    parse, and of lines that may take more rules than the settings allow. `listed`: what notes call the list of lines
+    that do not parse, where a copy of it is to lie. `tell`: hears how many lines of how many are parsed; `say`: what
+    takes long, before it does.
     """
 
     grammar: Grammar | None = None
     test: Path | None = None
     most_failed: float = MOST_FAILED
+    listed: Path | None = None
     tell: Callable[[int, int], None] | None = None
+    say: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,8 @@ def load_arrays(data: DataSettings, reading: Reading | None = None, *, rebuild: 
     """The corpus that the settings name: read from their path, or from the cache, or built now and cached.
 
     A cached file that is damaged is built again; a cache that cannot be written costs a note, not the corpus.
-    Raises InputError for an unknown name, unusable parameters, an unusable path, or too many lines that do not parse,
-    and ArcvaeError where a download fails.
+    Raises InputError for an unknown name, unusable parameters, an unusable path, or too many lines that do not parse
+    or are too long, and ArcvaeError where a download fails.
     """
     reading = reading or Reading()
     _one_source(data, reading)
@@ -162,6 +171,7 @@ def _parsed(data: DataSettings, reading: Reading, failures: Path) -> StringArray
         leading_test=ZINC.test_lines if ZINC.is_in(file) else 0,
         failures=failures,
         tell=reading.tell,
+        say=reading.say,
     )
 
 
@@ -287,7 +297,7 @@ def _read_path(path: Path, data: DataSettings, reading: Reading, *, check: bool 
 
 
 def _told(arrays: StringArrays, reading: Reading, failures: Path) -> StringArrays:
-    """The corpus with notes on the lines that are not in it; InputError where too many do not parse."""
+    """The corpus with notes on the lines that are not in it; InputError where too many are not."""
     origin = arrays.origin
     listed = f": listed in {failures}" if failures.is_file() else ""
     if origin.failed > reading.most_failed * origin.lines:
@@ -295,7 +305,16 @@ def _told(arrays: StringArrays, reading: Reading, failures: Path) -> StringArray
             f"{origin.source}: {origin.failed:,} of {origin.lines:,} lines do not parse{listed}",
             f"Correct them, or let a larger share fail than {reading.most_failed:g} (data build --max-failed).",
         )
+    if origin.too_long > reading.most_failed * origin.lines:
+        raise InputError(
+            f"{origin.source}: {origin.too_long:,} of {origin.lines:,} strings take more rules than data.max_rules = "
+            f"{arrays.ids.shape[1]}",
+            "Raise it (--max-rules), or let a larger share be left out than "
+            f"{reading.most_failed:g} (data build --max-failed).",
+        )
     notes = []
+    if listed and reading.listed is not None:
+        listed = f": listed in {reading.listed}"
     if origin.failed:
         notes.append(f"{origin.failed:,} of {origin.lines:,} lines do not parse{listed}")
     if origin.too_long:
@@ -304,7 +323,24 @@ def _told(arrays: StringArrays, reading: Reading, failures: Path) -> StringArray
         notes.append(f"{origin.duplicates:,} strings stand there more than once: each is kept once")
     if origin.ambiguous:
         notes.append(f"{origin.ambiguous:,} strings have more than one derivation: the first of them is taken")
+    if origin.how == "parsed":
+        notes += _long_ones(arrays)
     return replace(arrays, notes=(*arrays.notes, *notes))
+
+
+def _long_ones(arrays: StringArrays) -> list[str]:
+    """A note where a few strings make the arrays more than twice as wide as all others need: at most a hundredth."""
+    used = np.sort(lengths(arrays.ids, arrays.rules.padding))
+    if len(used) < _FEW:
+        return []
+    most = int(used[-1 - max(1, len(used) // 100)])
+    if used[-1] <= 2 * most:
+        return []
+    others = "99 %" if len(used) >= 100 else "all others"
+    return [
+        f"the longest derivation has {used[-1]:,} rules, {others} have at most {most:,}: --set data.max_rules={most} "
+        f"(or --max-rules {most}) would leave out {int((used > most).sum()):,}"
+    ]
 
 
 def _digest(content: bytes) -> str:

@@ -33,7 +33,7 @@ from arcvae_cli.grammar import MOST_RULES, Grammar, Rules, parse_grammar
 from arcvae_cli.writing import replacing
 
 if TYPE_CHECKING:
-    from arcvae_cli.data.parsing import Failure
+    from arcvae_cli.data.parsing import Failure, Parsed
 
 COLUMNS = ("ids", "split", "grammar", "lhs", "padding", "origin")
 """What an `.npz` of derivations may hold; `ids` it must."""
@@ -214,28 +214,28 @@ def build_parsed(
     leading_test: int = 0,
     failures: Path | None = None,
     tell: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> StringArrays:
     """The strings of a file, one a line, that a grammar parses by at most `most` rules: each one once.
 
     `first_column`: what follows whitespace in a line is no part of the string. Split 80/10/10 by a hash of the string.
     Where strings of another file are the `test` split, or the first `leading_test` lines of this one, the others are
     shared out between training and validation, a tenth and at most 5,000 to the latter. Lines that do not parse are
-    written to `failures`. Blank lines are none.
+    written to `failures`. Blank lines are none. `tell` hears how many lines of how many are parsed, and `say` what
+    takes long, before it does.
 
-    Raises InputError for a file that cannot be read, or without a string that parses.
+    Raises InputError for a file that cannot be read, or without a string that parses by at most `most` rules.
     """
     from arcvae_cli.data.parsing import parse_lines  # carries lark, which nothing else needs
 
     lines, numbers = _lines(file, first_column)
     tested, tested_numbers = _lines(test, first_column) if test is not None else ([], [])
-    parsed = parse_lines([*tested, *lines], grammar, max_rules=most, tell=tell)
+    parsed = parse_lines([*tested, *lines], grammar, max_rules=most, tell=tell, say=say)
     if failures is not None:
         _list_failures(failures, parsed.failures, test, tested_numbers, file, numbers)
     place = parsed.lines - 1  # among the lines parsed
     if not len(place):
-        first = parsed.failures[0] if parsed.failures else None
-        why = f", the first at position {first.position}: {first.reason}" if first else ""
-        raise InputError(f"{file}: no line is a string of {grammar.name}{why}", "Is this the file, and the grammar?")
+        raise _nothing_left(file, grammar, parsed, most)
     if parsed.ids.nbytes > ARRAY_BYTES:
         size = (
             f"{len(place):,} derivations of up to {parsed.ids.shape[1]:,} rules are {parsed.ids.nbytes / 2**30:.3g} GiB"
@@ -265,6 +265,20 @@ def build_parsed(
         duplicates=len(parsed.ids) - len(ids),
     )
     return StringArrays(file.stem, ids, split, grammar.rules, grammar, origin)
+
+
+def _nothing_left(file: Path, grammar: Grammar, parsed: Parsed, most: int | None) -> InputError:
+    """Why no line is a string of at most `most` rules."""
+    first = parsed.failures[0] if parsed.failures else None
+    why = f", the first at character {first.position + 1}: {first.reason}" if first else ""
+    if not parsed.too_long:
+        return InputError(f"{file}: no line is a string of {grammar.name}{why}", "Is this the file, and the grammar?")
+    others = f", and {len(parsed.failures):,} lines do not parse{why}" if first else ""
+    strings = f"all {parsed.too_long:,} strings take" if parsed.too_long > 1 else "the only string takes"
+    return InputError(
+        f"{file}: {strings} more than data.max_rules = {most} rules{others}",
+        f"Raise it: the longest takes {parsed.longest:,} (--max-rules {parsed.longest}).",
+    )
 
 
 def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -299,16 +313,19 @@ def _lines(file: Path, first_column: bool) -> tuple[list[str], list[int]]:
 def _list_failures(
     path: Path, failures: Sequence[Failure], test: Path | None, tested: list[int], file: Path, numbers: list[int]
 ) -> None:
-    """The lines that do not parse, as a table; none where all do. A note will miss it if it cannot be written."""
+    """The lines that do not parse, as a table; none where all do. A note will miss it if it cannot be written.
+
+    Characters count from 1, as lines do.
+    """
     path.unlink(missing_ok=True)
     if not failures:
         return
-    rows = ["file\tline\tposition\treason\ttext"]
+    rows = ["file\tline\tcharacter (from 1)\treason\ttext"]
     for one in failures:
         place = one.line - 1
         source, number = (test, tested[place]) if place < len(tested) else (file, numbers[place - len(tested)])
         assert source is not None
-        cells = (source.name, str(number), str(one.position), one.reason, one.text)
+        cells = (source.name, str(number), str(one.position + 1), one.reason, one.text)
         rows.append("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in cells))
     with suppress(ArcvaeError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

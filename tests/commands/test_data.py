@@ -203,17 +203,22 @@ def test_strings_of_a_grammar_of_ones_own(tmp_path: Path):
     out, talk = run(*words, "--output", target)
     assert out.splitlines()[0] == "farm: 24 train, 3 val, 3 test"
     assert out.splitlines()[2].startswith("parser: LALR")
-    assert "1 of 32 lines do not parse: listed in " in talk
+    assert f"1 of 32 lines do not parse: listed in {target.parent}/mine.failed.tsv" in talk.replace("\n", "")
     assert "1 strings stand there more than once" in talk
-    assert (tmp_path / "mine.failed.tsv").read_text().splitlines()[1].split("\t")[:3] == ["farm.txt", "31", "0"]
+    assert (tmp_path / "mine.failed.tsv").read_text().splitlines()[1].split("\t")[:3] == ["farm.txt", "31", "1"]
     out, _ = run("info", target)
     assert "32: 1 do not parse, 0 too long, 1 duplicates, 0 ambiguous" in out
     assert "bbaa" not in out and "baa" in out
-    document = json.loads(run(*words, "--test", tmp_path / "test.txt", "--json", "--max-rules", 20)[0])
+    document = json.loads(
+        run(*words, "--test", tmp_path / "test.txt", "--json", "--max-rules", 20, "--max-failed", 0.5)[0]
+    )
     assert document["strings"] == {"train": 15, "val": 2, "test": 2}
     assert document["origin"]["too_long"] == 11
-    with pytest.raises(InputError, match="1 of 32 lines do not parse"):
-        run(*words, "--max-failed", 0.01)
+    with pytest.raises(InputError, match=r"11 of 34 strings take more rules than data\.max_rules = 20"):
+        run(*words, "--test", tmp_path / "test.txt", "--max-rules", 20)
+    with pytest.raises(InputError, match=r"1 of 32 lines do not parse: listed in .*cache.*\.failed\.tsv"):
+        run(*words, "--max-failed", 0.01, "--output", tmp_path / "other.npz")
+    assert not (tmp_path / "other.npz").exists()
 
 
 def test_what_looks_like_markup_is_shown_as_it_is(tmp_path: Path):

@@ -5,6 +5,7 @@ import pickle
 import random
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -430,12 +431,55 @@ def test_parsers_travel_between_processes(how: str):
 
 
 def test_tables_too_large_are_left_alone(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("arcvae_cli.data.lalr._MOST_CELLS", 50)
+    monkeypatch.setattr("arcvae_cli.data.lalr._MOST_WORK", 50)
     with pytest.raises(Conflict, match="11 productions and 11 terminals"):
         lalr_tables(EQUATIONS)
     parser = Parser(EQUATIONS)
     assert parser.reason == "Earley: LALR tables of 11 productions and 11 terminals are too large"
     assert parser.parse("x") == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("shape", "rules"),
+    [
+        ("words", 2500),  # LALR takes half a minute, of 9,000 many
+        ("levels", 1500),
+        ("words", 700),  # seconds
+        ("levels", 30),
+    ],
+)
+def test_what_takes_long_is_said_before(shape: str, rules: int):
+    text = f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(rules))}"
+    if shape == "levels":
+        lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(rules // 3)]
+        text = "\n".join([*lines, f"e{rules // 3} -> 'x' | '(' e0 ')'"])
+    grammar = parse_grammar(text, "large")
+    said: list[str] = []
+    begun = time.monotonic()
+    strings = ["w3.", "bw1.w2."] if shape == "words" else ["p3.x", "xo2.x"]
+    parsed = parse_lines(strings, grammar, say=lambda line: said.append(f"{line} {time.monotonic() - begun:.0f}"))
+    assert len(parsed.ids) == 2
+    if rules == 30:
+        assert not said and parsed.kind == "lalr"
+        return
+    (line,) = said
+    size = f"LALR tables of {len(grammar.productions):,} productions and"
+    if rules == 700:
+        assert line.startswith(f"making {size} 701 terminals: up to half a minute") and parsed.kind == "lalr"
+        return
+    assert line.startswith(size) and "by Earley" in line and parsed.kind == "earley"
+    assert "are too large" in parsed.reason
+    assert time.monotonic() - begun < 60
+
+
+def test_grammars_too_large_are_refused_at_once():
+    grammar = parse_grammar(f"A -> {' | '.join(repr(f'w{n}.') for n in range(9000))}", "large")
+    said: list[str] = []
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="large: 9,000 productions are too many") as raised:
+        parse_lines(["w3."], grammar, say=said.append)
+    assert "--prod" in str(raised.value.fix) and not said
+    assert time.monotonic() - begun < 10
 
 
 def test_tables_that_lark_cannot_make_are_left_alone(monkeypatch: pytest.MonkeyPatch):

@@ -180,7 +180,7 @@ def test_strings_of_a_file_are_parsed_once(tmp_path: Path, built: list[DataSetti
     data = DataSettings(grammar=str(tmp_path / "sheep.cfg"), input=strings)
     first = load_arrays(data)
     failures = failures_of(cache_path(data))
-    assert failures.read_text().splitlines()[1].split("\t")[:3] == ["some strings.txt", "21", "0"]
+    assert failures.read_text().splitlines()[1].split("\t")[:3] == ["some strings.txt", "21", "1"]
     assert first.notes == (f"1 of 21 lines do not parse: listed in {failures}",)
     again = load_arrays(data)
     assert again.fingerprint() == first.fingerprint()
@@ -208,6 +208,59 @@ def test_too_many_lines_that_do_not_parse(tmp_path: Path):
             load_arrays(data)
         assert "--max-failed" in raised.value.fix
         assert counts(load_arrays(data, Reading(most_failed=0.2))) == [2, 1, 1]
+
+
+def test_too_many_strings_that_are_too_long(tmp_path: Path):
+    strings = tmp_path / "strings.txt"
+    strings.write_text("1\n2\n3\nx\n1 + 1\n")
+    data = DataSettings(name="equations", input=strings, max_rules=2)
+    for _ in range(2):  # when it is parsed, and from the cache
+        with pytest.raises(
+            InputError, match=r"strings\.txt: 1 of 5 strings take more rules than data\.max_rules = 2"
+        ) as raised:
+            load_arrays(data)
+        assert "--max-rules" in raised.value.fix and "--max-failed" in raised.value.fix
+        arrays = load_arrays(data, Reading(most_failed=0.2))
+        assert len(arrays.ids) == 4
+        assert arrays.notes == ("1 strings take more rules than data.max_rules: left out",)
+    assert len(load_arrays(data.model_copy(update={"max_rules": None})).ids) == 5
+    drawn = load_arrays(DataSettings(name="equations", size=20, max_rules=9))
+    assert drawn.ids.shape == (20, 9) and not drawn.notes
+
+
+@pytest.mark.parametrize(
+    ("count", "long", "note"),
+    [
+        (
+            200,
+            [20],
+            "has 21 rules, 99 % have at most 10: --set data.max_rules=10 (or --max-rules 10) would leave out 1",
+        ),
+        (30, [30], "has 31 rules, all others have at most 10: --set data.max_rules=10"),
+        (
+            200,
+            [21, 24],
+            "has 25 rules, 99 % have at most 10: --set data.max_rules=10 (or --max-rules 10) would leave out 2",
+        ),
+        (200, [19], None),  # no more than twice as long
+        (200, [30, 30, 30], None),  # more than a hundredth
+        (5, [30], None),
+    ],
+)
+def test_a_few_long_strings_are_said(tmp_path: Path, count: int, long: list[int], note: str | None):
+    (tmp_path / "words.cfg").write_text("S -> 'a' S | 'b' S | 'a' | 'b'\n")
+    some = [f"{n:09b}{'0' * 1}"[-10:] for n in range(count)]
+    some[-len(long) :] = [f"{place:b}".zfill(length + 1) for place, length in enumerate(long)]
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(some).replace("0", "a").replace("1", "b"))
+    arrays = load_arrays(DataSettings(grammar=str(tmp_path / "words.cfg"), input=words))
+    assert len(arrays.ids) == count
+    if note is None:
+        assert not arrays.notes
+    else:
+        assert note in arrays.notes[0] and arrays.notes[0].startswith("the longest derivation has")
+        data = DataSettings(grammar=str(tmp_path / "words.cfg"), input=words, max_rules=10)
+        assert load_arrays(data).ids.shape == (count - len(long), 10)
 
 
 def test_a_corpus_of_strings_comes_from_one_place(tmp_path: Path):

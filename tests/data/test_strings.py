@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,10 +234,10 @@ def test_strings_of_a_file(tmp_path: Path):
     assert (origin.lines, origin.failed, origin.duplicates, origin.too_long, origin.ambiguous) == (8, 2, 1, 0, 0)
     assert (origin.how, origin.source, origin.parser, origin.grammar) == ("parsed", "mine.smi", "lalr", "smiles")
     rows = [line.split("\t") for line in failures.read_text().splitlines()]
-    assert rows[0] == ["file", "line", "position", "reason", "text"]
+    assert rows[0] == ["file", "line", "character (from 1)", "reason", "text"]
     assert [(row[0], row[1], row[2], row[4]) for row in rows[1:]] == [
-        ("mine.smi", "6", "3", "CC("),
-        ("mine.smi", "8", "1", "CXC"),
+        ("mine.smi", "6", "4", "CC("),
+        ("mine.smi", "8", "2", "CXC"),
     ]
     longest = arrays.ids.shape[1]
     short = build_parsed(file, SMILES, first_column=True, most=longest - 1, failures=failures)
@@ -245,6 +246,23 @@ def test_strings_of_a_file(tmp_path: Path):
     file.write_text("CCO\nCC\nC\n")
     build_parsed(file, SMILES, failures=failures)
     assert not failures.exists(), "of another file, it would mislead"
+
+
+def test_where_all_strings_are_too_long(tmp_path: Path):
+    file = tmp_path / "mine.txt"
+    for content, message in {
+        "x + x\n1 + 2 + 3\n": r"all 2 strings take more than data\.max_rules = 3 rules$",
+        "x + x + x\n": r"the only string takes more than data\.max_rules = 3 rules$",
+        "x + x\nx + ?\n1 + 2 + 3\n": r"= 3 rules, and 1 lines do not parse, the first at character 5: '\?' where",
+    }.items():
+        file.write_text(content)
+        with pytest.raises(InputError) as raised:
+            build_parsed(file, EQUATIONS, most=3)
+        assert re.search(message, raised.value.what)
+        rules = build_parsed(file, EQUATIONS).ids.shape[1]
+        assert rules > 3
+        assert raised.value.fix == f"Raise it: the longest takes {rules} (--max-rules {rules})."
+        assert len(build_parsed(file, EQUATIONS, most=rules).ids)
 
 
 def test_spaces_between_terminals_make_no_other_string(tmp_path: Path):
@@ -284,7 +302,7 @@ def test_ambiguous_strings_are_counted(tmp_path: Path):
         (b"", "holds no strings"),
         (b" \n\n", "holds no strings"),
         (b"\xff\n", "not UTF-8 .byte 0"),
-        (b"hello\nworld\n", "no line is a string of equations, the first at position 0"),
+        (b"hello\nworld\n", "no line is a string of equations, the first at character 1: "),
     ],
 )
 def test_unusable_files(tmp_path: Path, content: bytes, message: str):
