@@ -7,24 +7,27 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, parse_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grammar import GrammarVAE, Structure
-from arcvae_cli.settings import Layer, Settings, resolve
+from arcvae_cli.settings import GrammarSettings, Layer, Settings, resolve
 from arcvae_cli.writing import failed, replacing
 
 FORMAT = 1
 """Version of the layout of a checkpoint; a reader refuses what is newer."""
 
 BEST = "vae_best.pth"
+AS_WRITTEN = "use the arcvae that wrote it, or train anew"
 REQUIRED = ("epoch", "model_state_dict", "config", "format_version")
 
 
@@ -116,19 +119,100 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
-    """A model with its settings, ready for evaluation."""
+    """A model with its settings, ready for evaluation. InputError for what does not fit together.
+
+    Settings and structure are compared with the weights, which are as large as the file, before any memory is taken.
+    """
     values = read(path, device)
+    weights = read_weights(path, values)
+    settings = read_settings(path, values, most_layers=len(weights))
+    structure = None
+    if isinstance(settings.model, GrammarSettings):
+        structure = read_structure(path, values)
+        bare = replace(structure, rules=replace(structure.rules, rhs=None))  # all that weights are of
+    with torch.device("meta"), _Shapes():
+        shapes = _built(path, settings, None if structure is None else bare)
+    check_conditions(path, shapes, values.get("conditions", []))
+    if {name: tensor.shape for name, tensor in shapes.state_dict().items()} != {
+        name: tensor.shape for name, tensor in weights.items()
+    }:
+        raise _misfit(path)
+    model = _built(path, settings, structure).to(device)
     try:
-        settings = resolve(None, Layer(f"{path} (config)", dict(json.loads(values["config"])))).settings
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: its settings cannot be read") from error
-    model = build_model(settings.model, read_structure(path, values)).to(device)
-    check_conditions(path, model, values.get("conditions", []))
-    try:
-        model.load_state_dict(values["model_state_dict"])
+        model.load_state_dict(weights)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: its weights do not fit the model that its settings describe") from error
+        raise _misfit(path) from error
     return Loaded(model.eval(), settings, values["epoch"], path, values)
+
+
+class _Shapes(TorchFunctionMode):
+    """For a model laid out on no device, of shapes alone: the numbers that it is made from stay on the host.
+
+    Random ones are not drawn or scaled: PyTorch's way of laying them out costs two seconds of imports.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func is Tensor.mul and args[0].is_meta:  # of a standard deviation and what randn gave
+            return args[0]
+        if func is torch.randn:
+            return torch.empty(*args)
+        if func is torch.tensor or func is torch.arange or func is torch.eye:
+            kwargs = {"device": "cpu", **kwargs}
+        return func(*args, **kwargs)
+
+
+def _built(path: Path, settings: Settings, structure: Structure | None) -> VAE:
+    """The model of a checkpoint. InputError, which names the file, where it cannot be built."""
+    try:
+        return build_model(settings.model, structure)
+    except InputError as error:
+        raise InputError(f"{path}: {error.what}", AS_WRITTEN) from error
+    except (RuntimeError, TypeError, ValueError, LookupError, OverflowError, MemoryError) as error:
+        raise _misfit(path) from error
+
+
+def _misfit(path: Path) -> InputError:
+    return InputError(f"{path}: its weights do not fit the model that its settings describe", AS_WRITTEN)
+
+
+def read_weights(path: Path, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint by name, all their elements held in the file. InputError for anything else."""
+    weights = values["model_state_dict"]
+    plain = isinstance(weights, dict) and all(
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        and not tensor.is_nested
+        for name, tensor in weights.items()
+    )
+    if plain:
+        # a view may repeat one number without end, and layers of a GRU may share one storage
+        storages = [tensor.untyped_storage() for tensor in weights.values()]
+        held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= sum(held.values()):
+            return dict(weights)
+    raise InputError(f"{path}: its weights cannot be read", AS_WRITTEN)
+
+
+def read_settings(path: Path, values: Mapping[str, Any], most_layers: int) -> Settings:
+    """The settings that a checkpoint carries, of a model of at most so many layers. InputError for anything else."""
+    try:
+        table = dict(json.loads(values["config"]))
+        model = table.get("model")
+        layers = [value for key, value in model.items() if key.endswith("_layers")] if isinstance(model, dict) else []
+        if any(isinstance(count, int) and count > most_layers for count in layers):
+            raise _misfit(path)
+        return resolve(None, Layer(f"{path} (config)", table)).settings
+    except InputError as error:
+        if str(path) in error.what:
+            raise
+        raise InputError(f"{path} (config): {error.what}", error.fix) from error
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError, MemoryError) as error:
+        raise InputError(f"{path}: its settings cannot be read") from error
 
 
 def structure_of(model: VAE) -> dict[str, str]:
@@ -136,16 +220,14 @@ def structure_of(model: VAE) -> dict[str, str]:
     return {"structure": model.structure.text()} if isinstance(model, GrammarVAE) else {}
 
 
-def read_structure(path: Path, values: Mapping[str, Any]) -> Structure | None:
-    """The structure that a checkpoint carries, None where it has none."""
+def read_structure(path: Path, values: Mapping[str, Any]) -> Structure:
+    """The structure that a checkpoint of a grammar model carries. InputError for anything else."""
     if "structure" not in values:
-        return None
+        raise InputError(f"{path}: a model of derivations, and the file lacks their grammar (structure)", AS_WRITTEN)
     try:
         return Structure.of(values["structure"])
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-        raise InputError(
-            f"{path}: its grammar cannot be read", "use the arcvae that wrote it, or train anew"
-        ) from error
+    except (InputError, ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path}: its grammar cannot be read", AS_WRITTEN) from error
 
 
 def condition_schema(model: VAE) -> list[list[str | int]]:
@@ -161,9 +243,7 @@ def check_conditions(path: Path, model: VAE, kept: Any) -> None:
     listed = kept if isinstance(kept, list) else []
     names = {str(entry[0]) for entry in here} ^ {str(entry[0]) for entry in listed if isinstance(entry, list) and entry}
     which = f": {', '.join(sorted(names))}" if names else ""
-    raise InputError(
-        f"{path}: its conditions are not those of this arcvae{which}", "use the arcvae that wrote it, or train anew"
-    )
+    raise InputError(f"{path}: its conditions are not those of this arcvae{which}", AS_WRITTEN)
 
 
 def find_checkpoint(argument: str, runs: Path) -> Found:

@@ -4,16 +4,21 @@ import json
 import resource
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from arcvae_cli import checkpoints
 from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.grammar import parse_grammar, read_grammar
 from arcvae_cli.models import build_model
+from arcvae_cli.models.grammar import Structure
 from arcvae_cli.settings import Settings
 
 
@@ -191,3 +196,196 @@ def test_a_model_without_conditions_refuses_those_of_another(tmp_path: Path) -> 
     expect_refused(path, "its conditions are not those of this arcvae: height")
     checkpoints.save(path, values(conditions=[]))
     assert checkpoints.load(path).model.attributes == ()
+
+
+TINY = {
+    "kusner": {"encoder_kernel": [2], "encoder_channels": [2], "encoder_conv_layers": 1},
+    "enhanced": {"encoder_kernel": [3], "encoder_conv_layers": 1},
+}
+EQUATIONS = read_grammar("equations")
+Tables = dict[str, Any]
+
+
+def of_strings(arch: str, structure: Structure, **changes: object) -> dict[str, object]:
+    sizes = {"latent_dim": 3, "encoder_hidden": 4, "decoder_hidden": 4, "decoder_layers": 1}
+    model = {"name": "grammar", "arch": arch, **sizes, **TINY[arch]}
+    settings = Settings.model_validate({"data": {"name": "equations"}, "model": model})
+    known = replace(structure, rules=replace(structure.rules, rhs=None))
+    made = build_model(settings.model, known)
+    kept = {"model_state_dict": made.state_dict(), "config": checkpoints.config_text(settings)}
+    return values(**kept, structure=structure.text(), conditions=[], **changes)
+
+
+def put(**changes: object) -> Callable[[Tables], object]:
+    return lambda table: table.update(changes)
+
+
+def without(key: str) -> Callable[[Tables], object]:
+    return lambda table: table.pop(key)
+
+
+def wide(names: int, bodies: int) -> str:
+    """A grammar of one symbol with many rules, and many remainders that begin with it."""
+    first = " | ".join(f"'{number}' N B{number}" for number in range(bodies))
+    others = "\n".join(f"B{number} -> 'b'" for number in range(bodies))
+    alternatives = " | ".join(f"'n{number}'" for number in range(names))
+    return f"S -> {first}\nN -> {alternatives}\n{others}\n"
+
+
+def many(table: Tables) -> None:
+    table.update(json.loads(Structure(parse_grammar(wide(6000, 6000), "wide").rules, 9).text())["rules"])
+
+
+ALTERED_RULES: dict[str, Callable[[Tables], object]] = {
+    "lhs of text": lambda rules: rules.update(lhs=list(map(str, rules["lhs"]))),
+    "lhs a number": put(lhs=5),
+    "lhs of fractions": lambda rules: rules.update(lhs=[left + 0.5 for left in rules["lhs"]]),
+    "lhs empty": put(lhs=[]),
+    "lhs cut short": lambda rules: rules["lhs"].pop(),
+    "lhs beyond the symbols": lambda rules: rules["lhs"].__setitem__(0, 70),
+    "start too large": put(start=50),
+    "start negative": put(start=-1),
+    "start a name": put(start="S"),
+    "start none": put(start=None),
+    "no symbols": put(symbols=[]),
+    "symbols of numbers": put(symbols=[1, 2, 3]),
+    "padding too large": put(padding=5000),
+    "padding negative": put(padding=-1),
+    "padding a used rule": put(padding=0),
+    "text a number": put(text=5),
+    "text none": put(text=None),
+    "text without a grammar": put(text="no grammar"),
+    "text of another grammar": put(text=read_grammar("smiles").text),
+    "rhs none": put(rhs=None),
+    "rhs empty": put(rhs=[]),
+    "rhs of other symbols": lambda rules: rules["rhs"].__setitem__(0, [0]),
+    "rhs beyond the symbols": lambda rules: rules["rhs"].__setitem__(0, [99]),
+    "rhs of text": put(rhs="abc"),
+    "unknown key": put(more=1),
+    "a key too few": without("symbols"),
+    "6,000 rules times 6,000 remainders": many,
+}
+ALTERED_STRUCTURES: dict[str, Callable[[Tables], object]] = {
+    **{
+        f"length {length}": put(length=length)
+        for length in (10**7, 10**12, 10**40, 32_768, 10, 8, 1, 0, -1, 9.0, True, "9", None)
+    },
+    "no length": without("length"),
+    "no rules": without("rules"),
+    "rules a list": put(rules=[1]),
+}
+ALTERED_MODELS: dict[str, Callable[[Tables], object]] = {
+    f"{key} {value}": put(**{key: value})
+    for key in ("decoder_layers", "encoder_conv_layers", "latent_dim", "encoder_hidden", "decoder_hidden")
+    for value in (5, 10**7, 10**9, 10**12, 10**40)
+} | {"one kernel of many": put(encoder_kernel=3, encoder_conv_layers=10**12), "kernel": put(encoder_kernel=10**9 + 1)}
+
+
+def altered(where: str, change: Callable[[Tables], object], kept: dict[str, object]) -> dict[str, object]:
+    key = "config" if where == "model" else "structure"
+    table = json.loads(str(kept[key]))
+    change(table[where] if where else table)
+    return {**kept, key: json.dumps(table)}
+
+
+def expect_refused_at_once(path: Path, match: str = "") -> None:
+    begun = time.process_time()
+    expect_refused(path, match)
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize("arch", ["kusner", "enhanced"])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        *(("rules", name) for name in ALTERED_RULES),
+        *(("", name) for name in ALTERED_STRUCTURES),
+        *(("model", name) for name in ALTERED_MODELS),
+    ],
+)
+def test_an_altered_structure_or_size_is_refused_at_once(tmp_path: Path, arch: str, where: str, name: str) -> None:
+    path = tmp_path / "vae_best.pth"
+    kept = of_strings(arch, Structure(EQUATIONS.rules, 9))
+    checkpoints.save(path, kept)
+    assert checkpoints.load(path).grammar == replace(EQUATIONS, name=f"the grammar of {path.name}")
+    change = {"rules": ALTERED_RULES, "": ALTERED_STRUCTURES, "model": ALTERED_MODELS}[where][name]
+    checkpoints.save(path, altered(where, change, kept))
+    expect_refused_at_once(path)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ALTERED_RULES if not name.startswith(("rhs none", "text none", "symbols of", "6,000"))]
+)
+def test_altered_rules_without_a_grammar_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "vae_best.pth"
+    kept = of_strings("enhanced", Structure(replace(EQUATIONS.rules, rhs=None, text=None), 9))
+    checkpoints.save(path, kept)
+    assert checkpoints.load(path).grammar is None
+    if name.startswith("rhs "):
+        kept["structure"] = str(kept["structure"]).replace('"rhs": null', '"rhs": [[], []]')
+    checkpoints.save(path, altered("rules", ALTERED_RULES[name], kept))
+    expect_refused_at_once(path)
+
+
+def test_a_model_of_derivations_lacks_its_structure_or_its_grammar_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "vae_best.pth"
+    kept = of_strings("enhanced", Structure(EQUATIONS.rules, 9))
+    checkpoints.save(path, {**kept, "structure": 7})
+    expect_refused(path, "its grammar cannot be read")
+    checkpoints.save(path, {**kept, "structure": "[" * 100_000})
+    expect_refused(path, "its grammar cannot be read")
+    del kept["structure"]
+    checkpoints.save(path, kept)
+    expect_refused(path, "lacks their grammar")
+    checkpoints.save(path, of_strings("enhanced", Structure(parse_grammar(wide(1600, 1400), "wide").rules, 9)))
+    expect_refused_at_once(path, "the grammar is too large")
+    checkpoints.save(path, of_strings("enhanced", Structure(parse_grammar("S -> 'x' A A A\nA -> 'a'", "x").rules, 3)))
+    expect_refused(path, "the shortest has 4")
+
+
+@pytest.mark.parametrize("key", ["latent_dim", "global_dim", "local_channels"])
+@pytest.mark.parametrize("value", [5, 10**7, 10**9, 10**12, 10**40])
+def test_absurd_sizes_of_models_of_grids_are_refused_at_once(tmp_path: Path, key: str, value: int) -> None:
+    path = tmp_path / "vae_best.pth"
+    kept = values() if key == "latent_dim" else two_levels()
+    checkpoints.save(path, altered("model", put(**{key: value}), kept))
+    expect_refused_at_once(path)
+
+
+def test_weights_that_the_file_does_not_hold_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "vae_best.pth"
+    kept = altered("model", put(latent_dim=10**8), values())
+    state: Any = kept["model_state_dict"]
+    stretched = {
+        name: torch.zeros(()).expand([10**8 if size == 10 else size for size in tensor.shape])
+        for name, tensor in state.items()
+    }
+    for odd in (stretched, {**state, "more": 5}, {**state, 5: torch.zeros(1)}, [1], {"a": torch.zeros(2).to("meta")}):
+        checkpoints.save(path, {**kept, "model_state_dict": odd})
+        expect_refused_at_once(path, "its weights")
+    one = torch.zeros(1).to_sparse()
+    checkpoints.save(path, {**kept, "model_state_dict": {"a": one}})
+    expect_refused_at_once(path, "its weights cannot be read")
+
+
+def test_settings_of_another_kind_of_model_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "vae_best.pth"
+    kept = of_strings("enhanced", Structure(EQUATIONS.rules, 9))
+    for config in ('{"model": {"name": "grammar"}}', '{"model": {"name": "grid"}}', '{"model": 5}', "[" * 100_000):
+        checkpoints.save(path, {**kept, "config": config})
+        expect_refused_at_once(path)
+
+
+def test_no_load_costs_the_imports_of_a_compiler(tmp_path: Path) -> None:
+    """PyTorch brings them in, for seconds, where a model without a device is not laid out with care."""
+    kept = {"grid": values(), "two": two_levels(), "strings": of_strings("enhanced", Structure(EQUATIONS.rules, 9))}
+    for name, content in kept.items():
+        checkpoints.save(tmp_path / name, content)
+    script = (
+        "import sys; from pathlib import Path; from arcvae_cli import checkpoints\n"
+        "for name in sys.argv[1:]: checkpoints.load(Path(name))\n"
+        "sys.exit('torch._dynamo' in sys.modules or 'sympy' in sys.modules)"
+    )
+    files = [str(tmp_path / name) for name in kept]
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

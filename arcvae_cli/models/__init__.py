@@ -26,6 +26,7 @@ def build_model(settings: ModelSettings, structure: Structure | None = None) -> 
         return MODELS[settings.name](settings)
     if structure is None:
         raise InputError("model.name: the model grammar is of derivations, and this corpus has none", USE_STRINGS)
+    structure.check()
     try:
         return GrammarVAE(settings, structure)
     except ValueError as error:

@@ -12,15 +12,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from arcvae_cli import gaussians
-from arcvae_cli.grammar import Rules
+from arcvae_cli.errors import InputError
+from arcvae_cli.grammar import MOST_RULES, Rules, parse_grammar
 from arcvae_cli.models.base import VAE, Batch, Level, Output, posterior_logvar
-from arcvae_cli.models.pushdown import Pushdown, same_left
+from arcvae_cli.models.pushdown import MOST_WORK, Pushdown, same_left, work
 from arcvae_cli.settings import GrammarSettings
 
 LEVEL = "z"
@@ -29,6 +31,14 @@ FLOOR = -1e4
 
 SQUEEZED = 16
 """Channels that the enhanced encoder keeps for each step before its dense layers."""
+
+MOST_STEPS = 2**15 - 1
+"""Rules of the longest derivation that a model is made for."""
+
+MOST_PAIRS = 2**28
+"""Pairs of rules in the table that says which compete: 1 GiB."""
+
+WRITE_SMALLER = "write numbers, names and words a character at a time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +54,55 @@ class Structure:
 
     @classmethod
     def of(cls, text: str) -> Structure:
-        """From what `text` gave. ValueError or TypeError for anything else."""
+        """From what `text` gave. ValueError, TypeError, KeyError or InputError for anything else."""
         values = json.loads(text)
-        rules = dict(values["rules"])
-        tuples = {key: tuple(rules[key]) for key in ("symbols", "lhs")}
-        right = None if rules["rhs"] is None else tuple(tuple(map(int, places)) for places in rules["rhs"])
-        made = Rules(**{**rules, **tuples, "rhs": right})
-        if not isinstance(values["length"], int) or len(made) < 2:
-            raise ValueError("no grammar")
-        return cls(made, values["length"])
+        length, kept = values["length"], values["rules"]
+        if type(length) is not int or not 1 <= length <= MOST_STEPS:
+            raise ValueError("no number of steps")
+        if not isinstance(kept["text"], str):
+            return cls(cls._bare(**kept), length)
+        rules = parse_grammar(kept["text"], "its grammar").rules
+        if kept != json.loads(json.dumps(dataclasses.asdict(rules))):
+            raise ValueError("the rules are not those of the grammar beside them")
+        return cls(rules, length)
+
+    @staticmethod
+    def _bare(symbols: Any, lhs: Any, rhs: Any, start: Any, padding: Any, text: Any) -> Rules:
+        """Rules of which only the left-hand sides are known, as `data.strings` takes them from a file."""
+        if rhs is not None or text is not None or not isinstance(symbols, list) or not isinstance(lhs, list):
+            raise TypeError("right-hand sides without a grammar, or no rules")
+        names = all(isinstance(symbol, str) for symbol in symbols)
+        numbers = all(type(number) is int for number in (*lhs, start, padding))
+        if not names or not numbers or not 1 < len(lhs) <= MOST_RULES:
+            raise ValueError("no rules")
+        padded = 0 <= padding < len(lhs) and lhs[padding] == -1
+        if not padded or not 0 <= start < len(symbols) or set(lhs) - {-1} != set(range(len(symbols))):
+            raise ValueError("no rules")
+        return Rules(tuple(symbols), tuple(lhs), None, start, padding)
+
+    def check(self) -> None:
+        """InputError where tables of the rules take too much memory, or no derivation ends within `length` rules."""
+        if self.length > MOST_STEPS:
+            what = (
+                f"the model grammar takes derivations of at most {MOST_STEPS:,} rules, and these have {self.length:,}"
+            )
+            raise InputError(what, "leave out the longest: --max-rules")
+        if len(self.rules) ** 2 > MOST_PAIRS:
+            what = f"the grammar is too large: {len(self.rules):,} rules, and a model takes {math.isqrt(MOST_PAIRS):,}"
+            raise InputError(what, WRITE_SMALLER)
+        if self.rules.rhs is None:
+            return
+        if work(self.rules) > MOST_WORK:
+            what = "the grammar is too large: what can follow its symbols, times their alternatives"
+            raise InputError(f"{what}, is over {MOST_WORK:,} cells of a table", WRITE_SMALLER)
+        try:
+            shortest = self.rules.fewest()[self.rules.start]
+        except ValueError as error:
+            raise InputError(f"the grammar derives nothing: {error}", "give a grammar that derives strings") from error
+        if shortest > self.length:
+            least = f"{shortest:,}" if shortest <= MOST_STEPS else f"over {MOST_STEPS:,}"
+            what = f"no derivation of the grammar has {self.length} rules or fewer: the shortest has {least}"
+            raise InputError(what, "raise data.max_rules (--max-rules), or give another grammar")
 
 
 class GrammarVAE(VAE):

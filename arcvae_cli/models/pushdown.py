@@ -11,6 +11,7 @@ skipped when a derivation is over, and no shape depends on a value: the walk can
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,9 @@ from arcvae_cli.grammar import Rules
 
 NEVER = 2**40
 """Rules to spare that no derivation has: what a slot without a rule would take."""
+
+MOST_WORK = 2**21
+"""The largest `work` that is taken on: some seconds, and half a GiB."""
 
 END = 0
 """The remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is."""
@@ -73,7 +77,8 @@ class Pushdown(nn.Module):
         self.spare = length - fewest[rules.start]
         remainders = _remainders(rules, rules.rhs)
         place = {remainder: number for number, remainder in enumerate(remainders)}
-        options = [rules.of(remainder[0]) if remainder else (rules.padding,) for remainder in remainders]
+        ways = _ways(rules)
+        options = [ways[remainder[0]] if remainder else (rules.padding,) for remainder in remainders]
         self.slots = max(map(len, options))
         choices, moves, chosen = [], [], []
         for remainder, some in zip(remainders, options, strict=True):
@@ -85,7 +90,7 @@ class Pushdown(nn.Module):
                     chosen.append(rules.padding)
                     continue
                 body = rules.rhs[some[slot]] if remainder else ()
-                more = 1 + sum(fewest[s] for s in body) - fewest[remainder[0]] if remainder else 0
+                more = min(1 + sum(fewest[s] for s in body) - fewest[remainder[0]], NEVER) if remainder else 0
                 taken.append(more)
                 # what comes after the symbol, under what the symbol is rewritten into: what is empty is not pushed
                 above = [place[part] for part in (remainder[1:], body) if part] if remainder else [END]
@@ -176,14 +181,45 @@ def same_left(rules: Rules) -> Tensor:
     return (left[:, None] == left) | (left[:, None] < 0)
 
 
+def work(rules: Rules) -> int:
+    """What an automaton of these rules costs to make, in cells of its tables and symbols looked at; at once, if above.
+
+    Above `MOST_WORK` it is the first bound that is, as what there is to count may be too much itself. Raises ValueError
+    where the right-hand sides are not known.
+    """
+    if rules.rhs is None:
+        raise ValueError("the right-hand sides of these rules are not known")
+    alternatives, weights = Counter[int](), Counter[int]()
+    bodies = set()
+    for left, body in zip(rules.lhs, rules.rhs, strict=True):
+        if left >= 0:
+            alternatives[left] += 1
+            weights[left] += 1 + len(body)
+            bodies.add(body)
+    if (long := sum(len(body) ** 2 for body in bodies)) > MOST_WORK:
+        return long
+    slots = max(alternatives.values(), default=0)
+    tails = {body[place:] for body in bodies for place in range(len(body))} | {(rules.start,)}
+    return sum(slots + len(tail) + weights[tail[0]] for tail in tails)
+
+
+def _ways(rules: Rules) -> dict[int, tuple[int, ...]]:
+    """By symbol, the ids of the rules that rewrite it, ascending: `Rules.of` of all symbols at once."""
+    ways: dict[int, list[int]] = {}
+    for rule, left in enumerate(rules.lhs):
+        ways.setdefault(left, []).append(rule)
+    return {left: tuple(some) for left, some in ways.items()}
+
+
 def _remainders(rules: Rules, rhs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
     """What can stand in a cell of a stack, as symbols still to derive: nothing, the start, and every tail of a body."""
     found = [(), (rules.start,)]
     seen = set(found)
+    ways = _ways(rules)
     for remainder in found:  # which grows
         if not remainder:
             continue
-        tails = [remainder[1:], *(rhs[rule] for rule in rules.of(remainder[0]))]
+        tails = [remainder[1:], *(rhs[rule] for rule in ways[remainder[0]])]
         new = [tail for tail in dict.fromkeys(tails) if tail and tail not in seen]
         found += new
         seen.update(new)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Rules, read_grammar
+from arcvae_cli.grammar import MOST_RULES, Rules, parse_grammar, read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch
 from arcvae_cli.models.grammar import FLOOR, GrammarVAE, Structure
@@ -216,3 +216,44 @@ def test_sequence_accuracy_is_that_of_free_decoding() -> None:
     forced = ((model.masked(logits, batch).argmax(1) == batch.x) | ~batch.valid).all(1)
     assert torch.equal((free == batch.x).all(1), forced)
     assert 0.1 < forced.float().mean() < 0.9
+
+
+def test_a_grammar_that_is_too_large_is_refused_before_its_tables_are_made() -> None:
+    settings = GrammarSettings(arch="enhanced", **SMALL["enhanced"])
+    leaves = " | ".join(f"'{number}'" for number in range(MOST_RULES - 1))
+    with pytest.raises(InputError, match="too large: 32,000 rules, and a model takes 16,384"):
+        build_model(settings, Structure(parse_grammar(f"S -> {leaves}", "leaves").rules, 9))
+    bodies = " | ".join(f"'{number}' N B{number}" for number in range(2000))
+    ends = "\n".join(f"B{number} -> 'b'" for number in range(2000))
+    names = " | ".join(f"'n{number}'" for number in range(2000))
+    with pytest.raises(InputError, match="too large: what can follow"):
+        build_model(settings, Structure(parse_grammar(f"S -> {bodies}\nN -> {names}\n{ends}", "wide").rules, 9))
+    long = parse_grammar(f"S -> 'x' | {'S ' * 100_000}'y'", "long").rules
+    with pytest.raises(InputError, match="too large: what can follow"):
+        build_model(settings, Structure(long, 9))
+    with pytest.raises(InputError, match="at most 32,767 rules, and these have 32,768"):
+        build_model(settings, Structure(EQUATIONS.rules, 32_768))
+
+
+def test_a_grammar_of_many_names_is_not_too_large() -> None:
+    names = " | ".join(f"'n{number}'" for number in range(3000))
+    rules = parse_grammar(f"S -> N '+' S | N\nN -> {names}", "names").rules
+    model = build_model(GrammarSettings(arch="enhanced", **SMALL["enhanced"]), Structure(rules, 15))
+    assert model.level_shapes == {"z": (56,)}
+
+
+def test_derivations_shorter_than_the_shortest_are_refused_for_what_they_are() -> None:
+    settings = GrammarSettings(arch="kusner", **SMALL["kusner"])
+    with pytest.raises(InputError, match="the shortest has 40") as caught:
+        build_model(settings, Structure(parse_grammar(f"S -> {'A ' * 39}\nA -> 'a'", "long").rules, 15))
+    assert "max_rules" in str(caught.value.fix)
+
+
+def test_an_alternative_that_nothing_could_finish_in_time_is_never_taken() -> None:
+    doubled = "\n".join(f"A{number} -> A{number + 1} A{number + 1}" for number in range(100))
+    rules = parse_grammar(f"S -> A0 | 'x'\n{doubled}\nA100 -> 'a'", "doubled").rules
+    model = build_model(GrammarSettings(arch="enhanced", **SMALL["enhanced"]), Structure(rules, 9))
+    logits = torch.zeros(1, len(rules), 9)
+    assert model.likeliest(logits)[0].tolist() == [1] + [rules.padding] * 8
+    with pytest.raises(InputError, match="the shortest has over 32,767"):
+        build_model(GrammarSettings(**SMALL["enhanced"]), Structure(dataclasses.replace(rules, start=1), 9))
