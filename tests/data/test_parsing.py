@@ -443,7 +443,7 @@ def test_tables_too_large_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     ("shape", "rules"),
     [
         ("words", 2500),  # LALR takes half a minute, of 9,000 many
-        ("levels", 1500),
+        ("levels", 900),
         ("words", 700),  # seconds
         ("levels", 30),
     ],
