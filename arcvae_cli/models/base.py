@@ -106,18 +106,19 @@ class VAE(nn.Module, ABC):
     def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
         """Logits (B, classes, *positions) of latents given by the level's name, and of conditions (B, A) if any."""
 
-    @abstractmethod
     def prior(
         self,
         n: int,
         temperature: float = 1.0,
-        conditions: Tensor | None = None,
+        conditions: Tensor | None = None,  # noqa: ARG002
         noise: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """`n` draws from the prior, its standard deviation multiplied by `temperature`, given conditions (n, A) if any.
 
-        `noise`: standard normal numbers (n, *shape) by level to draw with, fresh ones where None.
+        `noise`: standard normal numbers (n, *shape) by level to draw with, fresh ones where None. The prior is N(0, I)
+        at every level, unless a model has another.
         """
+        return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
     def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The likeliest classes (B, *positions), of those that are as the conditions (B, A) say if a model has any."""

@@ -175,16 +175,6 @@ class GrammarVAE(VAE):
         logits: Tensor = self(batch, noise=False).logits
         return logits.argmax(dim=1)
 
-    def prior(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        conditions: Tensor | None = None,  # noqa: ARG002
-        noise: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """(n, latent_dim) draws from N(0, temperature^2)."""
-        return {LEVEL: temperature * (noise or self.noise(n))[LEVEL]}
-
     def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """(B, T) rules: at each step the likeliest of those that the derivation so far allows and that can end in time.
 

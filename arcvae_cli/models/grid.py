@@ -53,16 +53,6 @@ class GridVAE(VAE):
         logits: Tensor = self.decoder(latents[LEVEL])
         return logits.float()
 
-    def prior(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        conditions: Tensor | None = None,  # noqa: ARG002
-        noise: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """(n, latent_dim) draws from N(0, temperature^2)."""
-        return {LEVEL: temperature * (noise or self.noise(n))[LEVEL]}
-
 
 class Encoder(nn.Module):
     """One-hot colours, a body to `width` features, and two heads in full precision."""
