@@ -208,8 +208,10 @@ def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: StringArr
 def test_a_batch_of_derivations_is_made_without_a_read_back(equations: StringArrays):
     corpus, indices = DerivationCorpus(equations), torch.arange(64)
     with NoReadBack():
-        corpus.batch("train", indices)
-        corpus.class_counts()
+        batch = corpus.batch("train", indices)
+        counts = corpus.class_counts()
+    assert batch.x.shape == (64, 15)
+    assert counts.shape == (12,)
 
 
 def test_a_corpus_without_a_grammar_or_a_training_split(equations: StringArrays):

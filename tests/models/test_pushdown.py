@@ -126,7 +126,9 @@ def test_any_grammar_will_do(seed: int) -> None:
     rules = random_rules(seed)
     for budget in (True, False):
         for length in (1, 2, 13):
-            agree(rules, length, 40, budget, sampled=True)
+            complete = agree(rules, length, 40, budget, sampled=True)
+            assert len(complete) == 40 or not budget
+            assert complete.shape[1:] == (length,)
 
 
 def test_of_equal_rules_the_first_is_taken_and_the_budget_decides_when() -> None:
