@@ -73,24 +73,49 @@ class Controller:
         self.schedule = schedule
         self.levels = tuple(levels)
         self.per_position = 1.0 / positions if reduction == "sum" else 1.0
-        self.epoch = 0.0
+        self.device = device
         self._open = {level: part for level, part in schedule.by_level(levels).items() if not part.closed_loop}
         parts = schedule.by_level(levels) if schedule.parts.keys() != {""} else schedule.parts
         self._loops = {level: LOOPS[type(part)](part, device) for level, part in parts.items() if part.closed_loop}
+        self._held: dict[str, Tensor] = {}
+        self.open: dict[str, float] = {}  # the betas of open loops at present
+        self.silent: tuple[str, ...] = ()  # the levels among them whose beta is 0
+        self.at(0.0)
 
     def at(self, epoch: float) -> None:
         """Set the time, in epochs: the targets of a closed loop, the betas of an open one."""
-        self.epoch = epoch
+        before, self.open = self.open, {level: part(epoch) for level, part in self._open.items()}
+        for level, value in self._held.items():
+            if before[level] != self.open[level]:
+                value.fill_(self.open[level])
+        self.silent = tuple(level for level, value in self.open.items() if value == 0.0)
         for loop in self._loops.values():
             loop.at(epoch)
+
+    def hold(self) -> None:
+        """Give open betas as tensors that stay where they are from now on, so that a graph reads what `at` sets.
+
+        A beta of exactly 0 remains a number, which takes its term out of the loss: `silent` tells of which levels, and
+        there has to be a graph for each such case.
+        """
+        self._held = {
+            level: torch.tensor(value, dtype=exact_type(self.device), device=self.device)
+            for level, value in self.open.items()
+        }
 
     @torch.no_grad()
     def weigh(self, reconstruction: Tensor, rates: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
         """Beta of every level for a batch, from its reconstruction term (0-d) and rates (D,) by level.
 
-        Numbers for an open loop; for a closed one 0-d tensors of the reconstruction's type, nothing being read back.
+        Numbers for an open loop unless they are held; for a closed one 0-d tensors of the reconstruction's type,
+        nothing being read back.
         """
-        betas: dict[str, float | Tensor] = {level: part(self.epoch) for level, part in self._open.items()}
+        betas: dict[str, float | Tensor] = {}
+        if self._held:
+            for level, value in self._held.items():
+                betas[level] = 0.0 if level in self.silent else value.to(reconstruction.dtype)
+        else:
+            betas.update(self.open)
         for name, loop in self._loops.items():
             served = [name] if name else self.levels
             kl = torch.stack([rates[level].detach().to(loop.exact).sum() for level in served]).sum()
@@ -100,7 +125,7 @@ class Controller:
 
     def betas(self) -> dict[str, float]:
         """Beta of every level at present; with a closed loop the device is waited for."""
-        betas = {level: part(self.epoch) for level, part in self._open.items()}
+        betas = dict(self.open)
         for name, loop in self._loops.items():
             betas.update(dict.fromkeys([name] if name else self.levels, loop.read()["beta"]))
         return {level: betas[level] for level in self.levels}
@@ -148,6 +173,11 @@ class Controller:
             loop.load(values[name])
 
 
+def exact_type(device: torch.device) -> torch.dtype:
+    """The type of what adds up over a whole run: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 Kind = TypeVar("Kind", bound=Feedback)
 COUNTS = ("steps", "at_max", "at_min", "sum")
 
@@ -157,8 +187,7 @@ class Loop(ABC, Generic[Kind]):
 
     def __init__(self, schedule: Kind, device: torch.device) -> None:
         self.schedule = schedule
-        # what adds up over a whole run is kept in float64, where the device has it
-        self.exact = torch.float32 if device.type == "mps" else torch.float64
+        self.exact = exact_type(device)
         begin = {**schedule.begin(), **dict.fromkeys(COUNTS, 0.0)}
         self.state = {key: torch.tensor(value, dtype=self.exact, device=device) for key, value in begin.items()}
         self.target = torch.tensor(schedule.setpoint(0.0), dtype=self.exact, device=device)

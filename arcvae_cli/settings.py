@@ -253,6 +253,9 @@ class TrainSettings(SettingsTable):
     seed: int = Field(0, ge=0, le=2**31 - 1)
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: Literal["auto", "eager", "compile", "graph"] = Field(
+        "auto", description="how a step runs: eager, compiled, or as one CUDA graph, which auto takes on CUDA"
+    )
 
 
 class CheckpointSettings(SettingsTable):

@@ -7,16 +7,19 @@ is called before it, and no other state of a generator is carried along.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from arcvae_cli.controllers import Controller
+from arcvae_cli.controllers import Controller, exact_type
 from arcvae_cli.errors import InputError
 from arcvae_cli.models.base import VAE, Batch, Output
 from arcvae_cli.objective import Objective, Terms
@@ -72,6 +75,10 @@ def mix(seed: int, *place: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+Betas = Mapping[str, float | Tensor] | Controller
+Forward = Callable[[Batch, Betas], tuple[Terms, Output]]
+
+
 @dataclass(frozen=True)
 class Counts:
     """What a pass over many batches adds up to, read back from the device once.
@@ -97,52 +104,89 @@ class Counts:
 
 
 class Tally:
-    """Adds the terms and hits of batches on the device, weighted by their number of examples."""
+    """What the batches of a pass come to, a row each, in a table on the device that is read once.
 
-    def __init__(self, background: int | None) -> None:
+    `levels`: groups of each level by its name, in the order of the model's. `closed`: the levels whose beta a closed
+    loop sets, and which only the device knows. The table stays where it is, so that a graph can write into it.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        levels: Mapping[str, int],
+        background: int | None,
+        device: torch.device | str = "cpu",
+        closed: Sequence[str] = (),
+    ) -> None:
+        self.levels = dict(levels)
         self.background = background
-        self.sums: list[Tensor] = []
-        self.examples = 0
-        self.levels: list[str] = []
+        self.closed = tuple(closed)
+        # examples, loss, reconstruction, KL terms, rates, betas, hits
+        width = 3 + len(levels) + sum(levels.values()) + len(closed) + HITS
+        self.table = torch.zeros(rows, width, dtype=exact_type(torch.device(device)), device=device)
 
-    def add(self, terms: Terms, output: Output, batch: Batch) -> None:
-        """Take in one batch."""
-        size, exact = len(batch.x), sum_type(terms.loss.device)
-        self.levels = list(terms.rates)
-        means = [terms.loss, terms.reconstruction, *terms.kl_free.values()]
-        sums = [size * torch.stack([mean.detach().to(exact) for mean in means])]
-        sums += [size * rates.detach().to(exact) for rates in terms.rates.values()]
-        sums.append(hits(output.logits.detach(), batch, self.background))
-        self.sums = [old + new for old, new in zip(self.sums, sums, strict=True)] if self.sums else sums
-        self.examples += size
+    def add(self, row: int | Tensor, terms: Terms, output: Output, batch: Batch) -> None:
+        """Write a batch into a row, given by its number, or by a tensor (1,) int64 that a graph reads."""
+        exact = self.table.dtype
+        loss = terms.loss.detach()
+        means = torch.stack([loss, terms.reconstruction.detach(), *(free.detach() for free in terms.kl_free.values())])
+        betas = [beta.reshape(1) for level in self.closed if isinstance(beta := terms.betas[level], Tensor)]
+        parts = [loss.new_full((1,), len(batch.x)), means, *(rates.detach() for rates in terms.rates.values()), *betas]
+        line = torch.cat([*(part.to(exact) for part in parts), hits(output.logits.detach(), batch, self.background)])
+        if isinstance(row, Tensor):
+            self.table.index_copy_(0, row, line[None])
+        else:
+            self.table[row] = line
 
-    def read(self) -> Counts:
-        """The means so far: the one read-back."""
-        flat = torch.cat(self.sums).tolist()
-        finite = all(value - value == 0.0 for value in flat)
-        levels, n = len(self.levels), self.examples
-        means = [value / n for value in flat[: 2 + levels]]
-        rates, at = {}, 2 + levels
-        for name, groups in zip(self.levels, self.sums[1:-1], strict=True):
-            rates[name] = [value / n for value in flat[at : at + len(groups)]]
-            at += len(groups)
-        right, positions, found, foreground, exact = flat[at:]
+    def read(self, rows: int | None = None) -> Sums:
+        """The first `rows` rows, by default all: the one read-back."""
+        return Sums(self.table[:rows].cpu().double().numpy(), self.levels, self.closed)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The rows of a tally, on the host: (n, columns) float64."""
+
+    rows: NDArray[np.float64]
+    levels: Mapping[str, int]
+    closed: Sequence[str]
+
+    def counts(self, rows: slice = slice(None)) -> Counts:
+        """The means over the examples of some rows, of all by default."""
+        chosen = self.rows[rows]
+        sizes, n = chosen[:, 0], float(chosen[:, 0].sum())
+        # a row's means weigh as many times as it has examples; of its hits the sum is taken
+        loss, reconstruction, *rest = (sizes @ chosen[:, 1:-HITS] / n).tolist()
+        right, positions, found, foreground, exact = chosen[:, -HITS:].sum(axis=0).tolist()
+        free = dict(zip(self.levels, rest, strict=False))
+        rates, at = {}, len(self.levels)
+        for name, groups in self.levels.items():
+            rates[name] = rest[at : at + groups]
+            at += groups
         return Counts(
-            examples=n,
-            loss=means[0],
-            reconstruction=means[1],
-            kl_free=dict(zip(self.levels, means[2:], strict=True)),
+            examples=int(n),
+            loss=loss,
+            reconstruction=reconstruction,
+            kl_free=free,
             rates=rates,
             position=right / max(positions, 1.0),
             foreground=found / foreground if foreground else 0.0,
             exact=exact / n,
-            finite=finite,
+            finite=bool(np.isfinite(chosen).all()),
         )
+
+    def betas(self) -> dict[str, list[float]]:
+        """By closed level, the beta of every row."""
+        first = self.rows.shape[1] - HITS - len(self.closed)
+        return {level: self.rows[:, first + at].tolist() for at, level in enumerate(self.closed)}
+
+
+HITS = 5
+"""Columns that `hits` gives."""
 
 
 def hits(logits: Tensor, batch: Batch, background: int | None) -> Tensor:
-    """(5,) sums: right positions, positions, right and not background, not background, wholly right examples."""
-    exact_type = sum_type(logits.device)
+    """(HITS,) sums: right positions, positions, right and not background, not background, wholly right examples."""
     right = logits.argmax(dim=1) == batch.x  # (B, *positions)
     valid = batch.valid
     everywhere = right.new_ones(()).expand_as(right)
@@ -155,18 +199,14 @@ def hits(logits: Tensor, batch: Batch, background: int | None) -> Tensor:
         front = front & valid
     exact = ~wrong.flatten(1).any(dim=1)
     sums = [right.sum(), counted.sum(), (right & front).sum(), front.sum(), exact.sum()]
-    return torch.stack([value.to(exact_type) for value in sums])
-
-
-def sum_type(device: torch.device) -> torch.dtype:
-    """The type that sums over an epoch are kept in; MPS knows no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.stack(sums).to(exact_type(logits.device))
 
 
 class Step:
-    """Forward, objective, backward, clipping and Adam, eagerly, in one precision.
+    """Forward, objective, backward, clipping and Adam, in one precision.
 
-    The network runs under autocast; the posterior, the objective and the optimiser stay in float32.
+    The network runs under autocast; the posterior, the objective and the optimiser stay in float32. Nothing here asks
+    the device for a value, and what is changed stays where it is in memory, so that a graph can be made of it.
     """
 
     def __init__(self, model: VAE, objective: Objective, settings: TrainSettings, device: torch.device) -> None:
@@ -176,25 +216,34 @@ class Step:
         self.device = device
         self.precision = choose_precision(settings.precision, device)
         self.clip = settings.gradient_clip
+        self.forward: Forward = self.plain
+        fused = device.type in ("cpu", "cuda")
+        # a tensor that stays where it is, so that a graph reads the rate of its step
+        self.rate = torch.tensor(settings.lr, device=device) if fused else settings.lr
         self.optimizer = Adam(
             model.parameters(),
-            lr=settings.lr,
+            lr=self.rate,
             betas=settings.adam_betas,
             weight_decay=settings.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
+            fused=fused,
+            capturable=device.type == "cuda",
         )
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context of the network's arithmetic."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def train(self, batch: Batch, betas: Mapping[str, float | Tensor] | Controller) -> tuple[Terms, Output]:
-        """One optimiser step."""
+    def plain(self, batch: Batch, betas: Betas) -> tuple[Terms, Output]:
+        """The network and the objective: what `forward` does unless it is compiled."""
         with self.autocast():
             output = self.model(batch)
-        terms = self.objective(output, batch, betas)
+        return self.objective(output, batch, betas), output
+
+    def train(self, batch: Batch, betas: Betas) -> tuple[Terms, Output]:
+        """One optimiser step."""
+        terms, output = self.forward(batch, betas)
         self.optimizer.zero_grad(set_to_none=True)
-        terms.loss.backward()
+        terms.loss.backward()  # type: ignore[no-untyped-call]
         if self.clip > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip, foreach=True)
         self.optimizer.step()
@@ -203,11 +252,87 @@ class Step:
     @torch.inference_mode()
     def measure(self, batch: Batch, betas: Mapping[str, float | Tensor]) -> tuple[Terms, Output]:
         """The same terms without a step."""
-        with self.autocast():
-            output = self.model(batch)
-        return self.objective(output, batch, betas), output
+        return self.plain(batch, betas)
 
     @property
     def learning_rate(self) -> float:
-        """The optimiser's present learning rate."""
+        """The optimiser's present learning rate; on a device it is waited for."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        if isinstance(self.rate, Tensor):
+            self.rate.fill_(value)
+        else:
+            self.optimizer.param_groups[0]["lr"] = value
+
+
+class Kept:
+    """The state of a step that trying it out changes: weights, optimiser, closed loops. `restore` puts it back.
+
+    In place, since a graph goes on reading and writing the same memory.
+    """
+
+    def __init__(self, step: Step, control: Controller) -> None:
+        self.step, self.control = step, control
+        self.loops = control.state_dict()
+        self.weights = {name: value.clone() for name, value in step.model.state_dict().items()}
+        self.moments = {key: value.clone() for key, value in self._moments()}
+
+    def _moments(self) -> Iterator[tuple[tuple[int, str], Tensor]]:
+        for index, parameter in enumerate(self.step.model.parameters()):
+            for name, value in self.step.optimizer.state.get(parameter, {}).items():
+                yield (index, name), value
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Everything as it was; what the optimiser had not begun yet begins at 0."""
+        for name, value in self.step.model.state_dict().items():
+            value.copy_(self.weights[name])
+        for key, value in self._moments():
+            before = self.moments.get(key)
+            value.zero_() if before is None else value.copy_(before)
+        self.control.load_state_dict(self.loops)
+
+
+class LearningRate:
+    """The learning rate: a cosine over all steps, a fifth after 3 epochs without a better value, or constant.
+
+    The cosine is a function of the step alone (Loshchilov and Hutter 2017, equation 5, one period).
+    """
+
+    def __init__(self, settings: TrainSettings, steps: int) -> None:
+        self.settings = settings
+        self.steps = steps
+        self.factor, self.best, self.waited = 1.0, math.inf, 0
+
+    def __call__(self, done: int) -> float:
+        """The rate of the step that follows `done` others."""
+        train = self.settings
+        if train.lr_schedule == "cosine":
+            share = 0.5 * (1.0 + math.cos(math.pi * min(done / self.steps, 1.0)))
+            return train.lr_min + (train.lr - train.lr_min) * share
+        return max(train.lr * self.factor, min(train.lr_min, train.lr))
+
+    def judge(self, value: float) -> None:
+        """Hear the monitored value of an epoch, the smaller the better."""
+        if self.settings.lr_schedule != "plateau":
+            return
+        if value < self.best:
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited > PATIENCE:
+            self.factor, self.waited = self.factor * PLATEAU, 0
+
+    def state_dict(self) -> dict[str, float]:
+        """What it remembers, in plain numbers."""
+        return {"factor": self.factor, "best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, values: Mapping[str, float]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.factor, self.best, self.waited = values["factor"], values["best"], int(values["waited"])
+
+
+PLATEAU, PATIENCE = 0.2, 3
+"""On a plateau the rate is multiplied by the one after more than so many epochs without a better value."""

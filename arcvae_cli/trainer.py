@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, ReduceLROnPlateau
 
 from arcvae_cli import checkpoints
 from arcvae_cli.controllers import Controller, Target
 from arcvae_cli.data.corpus import Corpus, DerivationCorpus
+from arcvae_cli.engine import TEXTS as ENGINES
+from arcvae_cli.engine import Engine
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.evaluation.information import batch_size
 from arcvae_cli.evaluation.strings import RuleFrequencies
@@ -27,7 +28,7 @@ from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Exampl
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings, elbo_scale
-from arcvae_cli.step import Counts, Step, Tally, mix, seed_step
+from arcvae_cli.step import Counts, LearningRate, Step, Tally, seed_step
 
 VALIDATION_BATCH = 1000
 SHOWN = 16
@@ -74,10 +75,11 @@ class Trainer:
         self.steps = max(1, self.corpus.size("train") // train.batch_size)  # an epoch; the remainder is left out
         self.levels = tuple(self.model.level_sizes)
         self.schedule: Schedule = self.settings.schedule
-        self.rate = rate_schedule(self.settings, self.step.optimizer, self.steps)
+        self.rate = LearningRate(train, self.steps * train.epochs)
         self.control = Controller(
             self.schedule, self.levels, self.device, self.positions, self.settings.objective.reduction
         )
+        self.engine = Engine(self.settings, self.step, self.corpus, self.control, self.steps)
         self.peaks = self.yardstick()
         self.done = 0  # optimiser steps
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
@@ -90,6 +92,11 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train until the last epoch, an early stop, a signal or a loss that is no number."""
         self.check_precision()
+        self.engine.prepare(
+            self.time(epoch, index) for epoch in range(1, self.settings.train.epochs + 1) for index in range(self.steps)
+        )
+        if self.engine.reason is not None:
+            self.notes.append(f"{self.engine.reason}: using {ENGINES[self.engine.kind]}")
         for recorder in self.recorders:
             recorder.start(self.plan())
         self.folder.write_status("running", epoch=0, step=0)
@@ -123,42 +130,37 @@ class Trainer:
     def run_epoch(self, epoch: int) -> EpochRecord:
         """One pass over the training split, and one over the validation split."""
         began = time.perf_counter()
-        tally, logged = Tally(self.corpus.background), []
-        passed: list[Mapping[str, float | Tensor]] = []  # the betas of every step, where a closed loop set them
-        conditions = bool(self.model.attributes)
+        open_betas: list[Mapping[str, float]] = []
         self.model.train()
-        for index, indices in enumerate(self.order(epoch)):
-            seed_step(self.settings.train.seed, "step", epoch, index)
+        self.engine.begin(epoch)
+        for index in range(self.steps):
             self.control.at(self.time(epoch, index))
-            batch = self.corpus.batch("train", indices, augment=self.settings.data.augment, conditions=conditions)
-            terms, output = self.step.train(batch, self.control)
-            passed.append(terms.betas)
-            tally.add(terms, output, batch)
+            self.step.learning_rate = rate = self.rate(self.done)
+            self.engine.run(index)
             self.done += 1
-            if self.done % self.settings.log.every_n_steps == 0:
-                single = Tally(self.corpus.background)  # stays on the device until the epoch ends
-                single.add(terms, output, batch)
-                logged.append((index, self.done, single))
-            if not isinstance(self.rate, ReduceLROnPlateau):
-                self.rate.step()
-            beta = next(iter(terms.betas.values()))
+            open_betas.append(self.control.open)
+            beta = self.control.open.get(self.levels[0])
             for recorder in self.recorders:
-                recorder.step(epoch, index + 1, None if isinstance(beta, Tensor) else beta)
+                recorder.step(epoch, index + 1, beta)
             if (signal := self.stop()) is not None:
-                self.check_finite(tally.read(), epoch)
+                self.check_finite(self.engine.read(index + 1).counts(), epoch)
                 self.interrupt(epoch, signal)
-        train = tally.read()  # the epoch's read-back, and the only wait for the device
+        sums = self.engine.read(self.steps)  # the epoch's read-back, and the only wait for the device
+        train = sums.counts()
         self.check_finite(train, epoch)
-        path = read_path(passed)
+        path = {**transposed(open_betas), **sums.betas()}
+        path = {level: path[level] for level in self.levels}
+        every = self.settings.log.every_n_steps
         records = [
             StepRecord(
                 epoch - 1 + (index + 1) / self.steps,
                 done,
                 {name: values[index] for name, values in path.items()},
-                single.read(),
+                sums.counts(slice(index, index + 1)),
                 self.corpus.unit,
             )
-            for index, done, single in logged
+            for index, done in enumerate(range(self.done - self.steps + 1, self.done + 1))
+            if done % every == 0
         ]
         for recorder in self.recorders:
             recorder.steps(records)
@@ -172,12 +174,11 @@ class Trainer:
         if self.settings.objective.kl_reduction == "mean":
             totals = {name: total / len(val.rates[name]) for name, total in totals.items()}
         selection = self.objective.selection(val.reconstruction, totals, self.peaks)
-        learning_rate = self.step.learning_rate
         record = EpochRecord(
             epoch=epoch,
             step=self.done,
             betas=betas,
-            learning_rate=learning_rate,
+            learning_rate=rate,
             train=train,
             val=val,
             selection=selection,
@@ -212,21 +213,15 @@ class Trainer:
     def validate(self, betas: Mapping[str, float]) -> Counts:
         """The same numbers on the validation split, the noise being the same in every epoch."""
         self.model.eval()
-        tally = Tally(self.corpus.background)
         everything = torch.arange(self.corpus.size("val"), device=self.device)
         size = batch_size(self.corpus.length) if isinstance(self.corpus, DerivationCorpus) else VALIDATION_BATCH
-        for index, indices in enumerate(torch.split(everything, size)):
+        parts = torch.split(everything, size)
+        tally = Tally(len(parts), self.model.level_sizes, self.corpus.background, self.device)
+        for index, indices in enumerate(parts):
             seed_step(self.settings.train.seed, "val", index)
             batch = self.corpus.batch("val", indices)
-            tally.add(*self.step.measure(batch, betas), batch)
-        return tally.read()
-
-    def order(self, epoch: int) -> Iterator[Tensor]:
-        """Batches of indices, on the device: a permutation that only the seed and the epoch decide."""
-        generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
-        order = torch.randperm(self.corpus.size("train"), generator=generator).to(self.device)
-        size = self.settings.train.batch_size
-        return iter(torch.split(order[: self.steps * size], size))
+            tally.add(index, *self.step.measure(batch, betas), batch)
+        return tally.read().counts()
 
     def time(self, epoch: int, index: int) -> float:
         """Where the schedule is in this step; it moves by whole epochs or with every step."""
@@ -250,8 +245,7 @@ class Trainer:
         best = self.best is None or (value > self.best[0] if higher else value < self.best[0])
         if best:
             self.best = (value, record.epoch)
-        if isinstance(self.rate, ReduceLROnPlateau):
-            self.rate.step(-value if higher else value)
+        self.rate.judge(-value if higher else value)
         return EpochRecord(**{**record.__dict__, "monitored": value, "best": best})
 
     def should_stop(self, epoch: int) -> bool:
@@ -440,14 +434,9 @@ class Trainer:
         )
 
 
-def read_path(passed: Sequence[Mapping[str, float | Tensor]]) -> dict[str, list[float]]:
-    """By level, the beta of every step, read back together where they are on the device."""
-    path = {}
-    for name in passed[0]:
-        values = [betas[name] for betas in passed]
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        path[name] = torch.stack(tensors).tolist() if tensors else [float(value) for value in values]
-    return path
+def transposed(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """A list of tables of numbers as a table of lists."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def turns(path: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
@@ -464,16 +453,6 @@ def to_numpy(classes: Tensor) -> Examples:
     """Classes (n, *positions) as int16 on the host, as uint8 where there are few."""
     found: Examples = classes.to(torch.int16).cpu().numpy()
     return found.astype(np.uint8) if found.max(initial=0) < 256 else found
-
-
-def rate_schedule(settings: Settings, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | ReduceLROnPlateau:
-    """The learning rate: a cosine over all steps, a fifth after 3 epochs without a better value, or constant."""
-    train = settings.train
-    if train.lr_schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=steps * train.epochs, eta_min=train.lr_min)
-    if train.lr_schedule == "plateau":
-        return ReduceLROnPlateau(optimizer, factor=0.2, patience=3, min_lr=train.lr_min)
-    return ConstantLR(optimizer, factor=1.0)
 
 
 @dataclass(frozen=True)
@@ -512,9 +491,9 @@ def overfit(
         seed_step(settings.train.seed, "overfit", done)
         terms, output = step.train(batch, betas)
         if done % 50 == 0 or done == limit:
-            tally = Tally(corpus.background)
-            tally.add(terms, output, batch)
-            counts = tally.read()
+            tally = Tally(1, model.level_sizes, corpus.background, device)
+            tally.add(0, terms, output, batch)
+            counts = tally.read().counts()
             tell(done, counts)
             if counts.exact == 1.0 or not counts.finite:
                 break
