@@ -17,7 +17,7 @@ from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Kept, Step, Sums, Tally, mix, seed_step
 
-TEXTS = {"eager": "eager", "compile": "compiled", "graph": "one CUDA graph a step"}
+TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
 """The engines, in the words of a header."""
 
 
@@ -110,7 +110,7 @@ class Engine:
 
         config.fallback_random = True  # draws what eager draws
         # torch 2.13 loses what a compiled function writes into the state of a closed loop
-        self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign]
+        self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
         self.step.forward = torch.compile(self.step.plain, dynamic=False)
         try:
             for time in cases.values():

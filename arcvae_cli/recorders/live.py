@@ -43,7 +43,8 @@ def header(plan: Plan) -> list[str]:
     """The lines above a training."""
     sizes = f"{plan.sizes['train']:,} to train on, {plan.sizes['val']:,} to validate"
     lines = [
-        f"run {plan.run}: {plan.model}, {plan.parameters:,} parameters, on {plan.device} in {plan.precision}",
+        f"run {plan.run}: {plan.model}, {plan.parameters:,} parameters, on {plan.device} in {plan.precision}, "
+        f"{plan.engine}",
         f"data {plan.corpus}: {sizes}; {plan.epochs} epochs of {plan.steps} steps",
         f"schedule {plan.schedule}: {plan.schedule_text}{free_bits_text(plan)}",
     ]

@@ -38,6 +38,7 @@ def plan(**changed: Any) -> Plan:
         "parameters": 1234567,
         "device": "cpu",
         "precision": "fp32",
+        "engine": "eager steps",
         "corpus": "arc",
         "sizes": {"train": 80_000, "val": 10_000, "test": 10_000},
         "unit": "pixel",

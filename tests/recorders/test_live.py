@@ -322,7 +322,7 @@ def test_plain_lines(make_plan: MakePlan, make_record: MakeRecord, capsys: pytes
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines() == [
-        "run one: grid, 1,234,567 parameters, on cpu in fp32",
+        "run one: grid, 1,234,567 parameters, on cpu in fp32, eager steps",
         "data arc: 80,000 to train on, 10,000 to validate; 100 epochs of 50 steps",
         "schedule cyclical: up and down; free bits 0.3 (per_dim)",
         "scale: mean reductions; beta weighs 25.6 times as much on the ELBO scale",
