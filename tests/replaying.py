@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal.default")
+REFUSED = ("_local_scalar_dense", "item.default", "nonzero", "masked_select", "unique", "equal.default", "tolist")
 
 
 class Recording(TorchDispatchMode):
@@ -26,7 +26,8 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         name = str(func)
-        if any(part in name for part in REFUSED):
+        masks = "aten.index" in name and any(tensor.dtype == torch.bool for tensor in tensors(args[1:2]))
+        if masks or any(part in name for part in REFUSED):
             raise RuntimeError(f"{name} waits for the device")
         # other names for the same memory: shapes may be changed in place later
         held = pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))

@@ -106,3 +106,122 @@ def watch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     body: Callable[[], None] = engine.body
     monkeypatch.setattr(engine, "body", lambda: (calls.append(1), body()))
     return calls
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
+def test_a_compiled_network_trains_as_eager_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and split into forward and backward as for every backend; bench/engines.py has the one that makes code."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compiler(function, backend="aot_eager", **how))
+    table = {**MODELS["plain"], "schedule": SCHEDULES["geco"]}
+    plain, compiled = make(table, "eager"), make(table, "compile")
+    compiled.prepare(times())
+    assert compiled.reason is None and compiled.kind == "compile"
+    assert compiled.step.forward != compiled.step.plain
+    for expected, found in zip(train(plain), train(compiled), strict=True):
+        np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-4, atol=1e-3)
+    assert apart(plain, compiled) < 1e-5
+
+
+def test_what_cannot_be_had_is_replaced_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = make(MODELS["plain"], "graph")
+    asked.prepare(times())
+    assert (asked.kind, asked.reason) == ("eager", "a graph takes CUDA, this is cpu")
+
+    def broken(*arguments: object, **how: object) -> Callable[..., Any]:
+        def refuse(*arguments: object) -> None:
+            raise RuntimeError("no C++ compiler\nand much more")
+
+        return refuse
+
+    monkeypatch.setattr(torch, "compile", broken)
+    compiled = make(MODELS["plain"], "compile")
+    compiled.prepare(times())
+    assert (compiled.kind, compiled.reason) == ("eager", "the network cannot be compiled here: no C++ compiler")
+
+    monkeypatch.setattr(graphs, "possible", lambda device: True)
+    monkeypatch.setattr(graphs, "record", record)
+    reading = make(MODELS["plain"], "graph")
+    body = reading.body
+    monkeypatch.setattr(reading, "body", lambda: (body(), reading.tally.table.sum().item()))
+    reading.prepare(times())
+    assert (reading.kind, reading.reason) == (
+        "eager",
+        "no graph could be recorded: aten._local_scalar_dense.default waits for the device",
+    )
+    plain = make(MODELS["plain"], "eager")
+    for other in (asked, compiled):  # what was tried has left no trace
+        assert apart(plain, other) == 0.0
+    assert [train(one)[0].counts().loss for one in (plain, compiled, reading)] == [train(asked)[0].counts().loss] * 3
+
+
+def test_running_out_of_memory_while_trying_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "possible", lambda device: True)
+    monkeypatch.setattr(graphs, "record", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        make(MODELS["plain"], "auto").prepare(times())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes CUDA")
+@pytest.mark.parametrize(
+    "table",
+    [*MODELS.values(), *({**MODELS["plain"], "schedule": schedule} for schedule in SCHEDULES.values())],
+    ids=[*MODELS, *SCHEDULES],
+)
+def test_a_cuda_graph_trains_as_eager_does(table: dict[str, Any]) -> None:
+    device = torch.device("cuda")
+    plain, graph = make(table, "eager", device), make(table, "graph", device)
+    graph.prepare(times())
+    assert (graph.kind, graph.reason) == ("graph", None)
+    for expected, found in zip(train(plain), train(graph), strict=True):
+        np.testing.assert_allclose(found.rows, expected.rows, rtol=2e-3, atol=1e-2)
+
+
+def test_an_epoch_is_a_permutation_that_the_seed_and_the_epoch_decide() -> None:
+    one, again = make(MODELS["plain"], "eager"), make(MODELS["plain"], "eager")
+    orders = []
+    for engine, epoch in ((one, 1), (again, 1), (one, 2)):
+        engine.begin(epoch)
+        orders.append(engine.order.clone())
+    assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
+    assert len(set(orders[0].tolist())) == STEPS * 8
+
+
+class TestGraphed:
+    def test_calls_are_plain_where_there_are_no_graphs(self) -> None:
+        graphed = graphs.Graphed(lambda x: {"twice": 2 * x}, CPU)
+        assert graphed.reason == "graphs are of CUDA, this is cpu"
+        assert graphed(torch.ones(3))["twice"].tolist() == [2.0] * 3
+
+    def test_one_graph_for_each_shape_and_the_draws_of_a_plain_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def noisy(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x + torch.rand_like(x), x.sum()
+
+        monkeypatch.setattr(graphs, "possible", lambda device: True)
+        monkeypatch.setattr(graphs, "record", record)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+        monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+        graphed = graphs.Graphed(noisy, CPU)
+        kept = []
+        for seed, shape in enumerate([(4,), (4,), (2, 3), (4,)]):
+            x = torch.full(shape, float(seed))
+            torch.manual_seed(seed)
+            expected = noisy(x)
+            torch.manual_seed(seed)
+            kept.append((graphed(x), expected))
+        for found, expected in kept:  # what was returned is not written over by later calls
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert graphed.reason is None and len(graphed._graphs) == 2
+
+    def test_what_reads_a_value_back_is_called_plainly(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(graphs, "possible", lambda device: True)
+        monkeypatch.setattr(graphs, "record", record)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+        monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+        graphed = graphs.Graphed(lambda x: x * x.max().item(), CPU)
+        assert graphed(torch.tensor([1.0, 3.0])).tolist() == [3.0, 9.0]
+        assert graphed.reason is not None and graphed.reason.startswith("no graph could be recorded: ")
+        assert graphed(torch.tensor([2.0])).tolist() == [4.0]
