@@ -330,15 +330,14 @@ class Trainer:
     def save(self, record: EpochRecord) -> None:
         """The checkpoints of an epoch."""
         folder, epoch = self.folder.checkpoints, record.epoch
-        values = self.values(epoch)
-        checkpoints.save(folder / "last.pth", values)
+        checkpoints.save(folder / "last.pth", self.values(epoch))  # the others are the same bytes
         if record.best:
-            checkpoints.save(folder / checkpoints.BEST, values)
+            checkpoints.copy(folder / "last.pth", folder / checkpoints.BEST)
             self.save_parts("", epoch)
         self.keep_best(record)
         every = self.settings.checkpoint.every_epochs
         if every and epoch % every == 0:
-            checkpoints.save(folder / f"vae_epoch_{epoch}.pth", values)
+            checkpoints.copy(folder / "last.pth", folder / f"vae_epoch_{epoch}.pth")
             self.save_parts(f"_epoch_{epoch}", epoch)
         self.folder.write_status("running", **self.place())
 
@@ -401,7 +400,7 @@ class Trainer:
 
     def finish(self) -> None:
         """The last checkpoint of a run that ended by itself."""
-        checkpoints.save(self.folder.checkpoints / "vae_final.pth", self.values(len(self.history)))
+        checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
         self.folder.write_status("finished", **self.place())
 
     @torch.inference_mode()

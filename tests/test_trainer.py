@@ -365,14 +365,14 @@ def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, _ = make(tmp_path, settings(train={"epochs": 1}))
-    real = checkpoints.save
+    real = checkpoints.copy
 
-    def save(path: Path, values: Any) -> None:
-        if path.name == "vae_final.pth":
+    def copy(path: Path, target: Path) -> None:
+        if target.name == "vae_final.pth":
             raise ArcvaeError("full")
-        real(path, values)
+        real(path, target)
 
-    monkeypatch.setattr(checkpoints, "save", save)
+    monkeypatch.setattr(checkpoints, "copy", copy)
     with pytest.raises(ArcvaeError, match="full"):
         trainer.fit()
     assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "failed"
