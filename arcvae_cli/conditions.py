@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from arcvae_cli.errors import InputError
 
@@ -135,6 +133,9 @@ def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
     An object is a 4-connected component of one colour other than 0.
     """
+    from scipy import sparse  # a quarter of a second, which a model that takes no conditions does without
+    from scipy.sparse import csgraph
+
     nothing = np.empty(0, np.intp)
     owners, sizes = [nothing], [nothing]
     for start in range(0, len(grids), _CHUNK):

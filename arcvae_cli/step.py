@@ -7,6 +7,7 @@ is called before it, and no other state of a generator is carried along.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.optim import Adam
+from torch import Tensor, nn, optim
 
 from arcvae_cli.controllers import Controller, exact_type
 from arcvae_cli.errors import InputError
@@ -200,6 +200,19 @@ def hits(logits: Tensor, batch: Batch, background: int | None) -> Tensor:
     exact = ~wrong.flatten(1).any(dim=1)
     sums = [right.sum(), counted.sum(), (right & front).sum(), front.sum(), exact.sum()]
     return torch.stack(sums).to(exact_type(logits.device))
+
+
+class Adam(optim.Adam):
+    """PyTorch's, without the wrappers by which `torch.compile` passes it by: at their first call they import it.
+
+    That takes as long as to import PyTorch.
+    """
+
+    add_param_group = inspect.unwrap(optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(optim.Adam.zero_grad)
+    state_dict = inspect.unwrap(optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(optim.Adam.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(optim.Adam.step))
 
 
 class Step:

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from arcvae_cli import checkpoints
 from arcvae_cli.controllers import Controller, Target
-from arcvae_cli.data.corpus import Corpus, DerivationCorpus
+from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
 from arcvae_cli.engine import TEXTS as ENGINES
 from arcvae_cli.engine import Engine
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.evaluation.information import batch_size
-from arcvae_cli.evaluation.strings import RuleFrequencies
 from arcvae_cli.machine import describe, peak_memory
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
@@ -311,7 +310,7 @@ class Trainer:
         if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
             return
         wanted = self.step.precision
-        count = min(self.settings.train.batch_size, self.corpus.size("val"))
+        count = min(self.settings.train.batch_size, self.corpus.size("val"), 32)
         batch = self.corpus.batch("val", torch.arange(count, device=self.device))
         losses = []
         self.model.eval()
@@ -426,10 +425,11 @@ class Trainer:
     def plan(self) -> Plan:
         """What is known before the first step."""
         blank = blank_nats = None
-        if self.corpus.background is not None:
-            batch = self.corpus.batch("val", torch.arange(self.corpus.size("val"), device=self.device))
-            blank = (batch.x == self.corpus.background).sum().item() / batch.x.numel()
+        if isinstance(self.corpus, GridCorpus):
+            blank = (self.corpus.grids("val") == self.corpus.background).double().mean().item()
         elif isinstance(self.corpus, DerivationCorpus):
+            from arcvae_cli.evaluation.strings import RuleFrequencies  # a run of grids is spared it
+
             everything = torch.arange(self.corpus.size("val"))
             frequencies = RuleFrequencies(self.corpus.ids("train"), self.corpus.rules)
             nothing = frequencies.measure(self.corpus, "val", everything)

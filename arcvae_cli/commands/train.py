@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from arcvae_cli import BEGAN
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.settings import (
     CORPORA,
@@ -98,6 +99,10 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32, bf16", show_default="auto", rich_help_panel=TRAINING)
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="auto, eager, compile, graph (CUDA)", show_default="auto", rich_help_panel=TRAINING),
+    ] = None,
     early_stopping: Annotated[
         bool | None, typer.Option("--early-stopping/--no-early-stopping", rich_help_panel=TRAINING)
     ] = None,
@@ -166,6 +171,7 @@ def train(
         "--seed": ("train.seed", seed),
         "--device": ("train.device", device),
         "--precision": ("train.precision", precision),
+        "--engine": ("train.engine", engine),
         "--early-stopping/--no-early-stopping": ("train.early_stopping", early_stopping),
         "--save-top-k": ("checkpoint.save_top_k", save_top_k),
         "--wandb": ("log.wandb", wandb),
@@ -218,30 +224,32 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     if (text := shortfall(settings.schedule, settings.train.epochs)) is not None:
         console.warn(text)
 
-    from arcvae_cli import checkpoints
-    from arcvae_cli.commands.evaluate import report
-    from arcvae_cli.commands.reading import open_named
-    from arcvae_cli.recorders.external import external_recorders
-    from arcvae_cli.recorders.jsonl import JsonlRecorder
-    from arcvae_cli.recorders.live import live_recorder
-    from arcvae_cli.step import choose_device, seed_step
-    from arcvae_cli.trainer import Trainer
+    from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
 
-    device = choose_device(settings.train.device)
-    corpus = open_named(settings.data, device, ("train", "val"), console)
+    with importing():
+        begun = begin_reading(settings.data)
+        from arcvae_cli import checkpoints
+        from arcvae_cli.recorders.external import external_recorders
+        from arcvae_cli.recorders.jsonl import JsonlRecorder
+        from arcvae_cli.recorders.live import live_recorder
+        from arcvae_cli.step import seed_step
+        from arcvae_cli.trainer import Trainer
+
+    device = open_device(settings.train.device)
+    corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)
     check_sizes(settings, corpus)
     seed_step(settings.train.seed, "weights")
     model = new_model(settings, corpus).to(device)
     check_levels(settings, model)
     folder = folders.create(runs, name, stem, settings)
     recorders: list[Recorder] = [
+        live_recorder(console),  # the first, so that its header does not wait for what the others import
         JsonlRecorder(folder.path / "metrics.jsonl"),
         pictures_of(corpus, folder),
         *external_recorders(settings, folder, console, corpus.rules),
-        live_recorder(console),
     ]
     with stop_on_signal() as stop:
-        trainer = Trainer(settings, corpus, model, folder, recorders, device, stop)
+        trainer = Trainer(settings, corpus, model, folder, recorders, device, stop, began=BEGAN)
         with closing(recorders):
             outcome = trainer.fit()
     if outcome.stopped_early:
@@ -249,17 +257,32 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
             f"stopped early after epoch {outcome.epoch}: no better {settings.train.monitor} since epoch "
             f"{outcome.best_epoch}"
         )
+    from arcvae_cli.commands.evaluate import report
+
     try:
         if stop() is not None:  # asked for while the last epoch was being finished
             raise KeyboardInterrupt
-        report(checkpoints.load(folder.checkpoints / checkpoints.BEST, device), corpus, "val", folder, console)
+        with trainer.timed("evaluation"):
+            report(checkpoints.load(folder.checkpoints / checkpoints.BEST, device), corpus, "val", folder, console)
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped in the evaluation; the training is complete in {folder.path}",
             stop() or signal.SIGINT,
             "score it with `arcvae evaluate`",
         ) from None
+    place = trainer.place()
+    folder.write_status("finished", **place)
+    console.note(f"\n{costs(place, trainer.done)}")
     next_steps(folder, corpus, console)
+
+
+def costs(place: Mapping[str, Any], steps: int) -> str:
+    """Where the time of a run went, and the memory it took at most."""
+    seconds = place["seconds"]
+    parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items())
+    speed = steps / seconds["training"]
+    memory = place["peak_memory_bytes"] / 2**20
+    return f"seconds: {parts}; {speed:.1f} training steps a second; at most {memory:,.0f} MiB of memory"
 
 
 def next_steps(folder: RunFolder, corpus: Corpus, console: Console) -> None:
@@ -322,9 +345,9 @@ def check_levels(settings: Settings, model: VAE) -> None:
 
 @contextmanager
 def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
-    """Close every recorder, the screen first; what ended the block is the error to tell, not what it did to them."""
+    """Close every recorder, the first one first; what ended the block is the error to tell, not what it did to them."""
     with ExitStack() as stack:
-        for recorder in recorders:
+        for recorder in reversed(recorders):
             stack.callback(recorder.close)
         try:
             yield
@@ -354,11 +377,13 @@ def stop_on_signal() -> Iterator[Any]:
 
 def memorise(settings: Settings, console: Console) -> None:
     """`--overfit-batch`."""
-    from arcvae_cli.commands.reading import open_named
-    from arcvae_cli.step import Counts, choose_device, seed_step
-    from arcvae_cli.trainer import overfit
+    from arcvae_cli.commands.reading import importing, open_device, open_named
 
-    device = choose_device(settings.train.device)
+    with importing():
+        from arcvae_cli.step import Counts, seed_step
+        from arcvae_cli.trainer import overfit
+
+    device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train",), console)
     check_sizes(settings, corpus)
     seed_step(settings.train.seed, "weights")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, GridArrays
-from arcvae_cli.data.recipes import Reading, load_arrays
+from arcvae_cli.data.recipes import Arrays, Reading, load_arrays
 from arcvae_cli.data.strings import StringArrays, fitted, written
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, gather_table
 from arcvae_cli.errors import InputError
@@ -76,7 +76,6 @@ class GridCorpus:
         self.name = arrays.name
         self.device = torch.device(device)
         self.augment = augment
-        self.fingerprint = arrays.fingerprint()
         self.notes = arrays.notes
         self._grids: dict[str, Tensor] = {}  # (n, 256) uint8
         self._shapes: dict[str, Tensor | None] = {}  # (n, 2) int64
@@ -157,7 +156,6 @@ class DerivationCorpus:
         self.length: int = arrays.ids.shape[1]
         self.positions = (self.length,)
         self.entropy = arrays.origin.entropy
-        self.fingerprint = arrays.fingerprint()
         self.notes = arrays.notes
         self._ids: dict[str, Tensor] = {}  # (n, T) int16: an eighth of what a batch of them takes
         for split in SPLITS:
@@ -225,18 +223,21 @@ def open_corpus(
     length: int | None = None,
     tell: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
+    arrays: Arrays | None = None,
 ) -> GridCorpus | DerivationCorpus:
     """The corpus that the settings name, on the device, within `data.limit`.
 
     `rules` and `length` are those of a checkpoint of a grammar model, which the corpus has to fit: it parses strings
     that come without a grammar, shorter derivations are padded to it, longer ones left out with a note. `tell` hears
-    how many lines of how many are parsed, and `say` what takes long, before it does.
+    how many lines of how many are parsed, and `say` what takes long, before it does. `arrays`: what the settings name,
+    where it was read before.
 
     Raises InputError for an unknown name, an unusable path, another grammar than `rules`, or an empty split among
     those that the caller `needs`.
     """
-    known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")
-    arrays = load_arrays(data, Reading(grammar=known, tell=tell, say=say))
+    if arrays is None:
+        known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")
+        arrays = load_arrays(data, Reading(grammar=known, tell=tell, say=say))
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
     if isinstance(arrays, GridArrays):

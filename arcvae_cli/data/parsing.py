@@ -8,7 +8,6 @@ on SMILES, and where a line has several derivations, the one whose ids come firs
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,7 @@ from arcvae_cli.data.lalr import (
 )
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Terminal
+from arcvae_cli.machine import cores
 
 _REMEMBERED = 100_000  # steps kept by their characters; bounds the memory of grammars with long terminals
 _NAMED = 8  # terminals that a message names
@@ -152,7 +152,7 @@ def parse_lines(
     size, worth = (2000, 40) if parser.kind == "lalr" else (25, 8)  # a part takes some 50 ms on SMILES, a worker 500
     starts = range(0, len(lines), size)
     if workers is None:
-        workers = _cores() if len(starts) >= worth else 1
+        workers = cores() if len(starts) >= worth else 1
     parts: dict[int, _Part] = {}
     told = 0
     for start, part in _parts(parser, lines, starts, min(workers, len(starts)), max_rules):
@@ -215,13 +215,6 @@ def _part(parser: Parser, start: int, lines: Sequence[str], max_rules: int | Non
         part.lines.append(number)
     part.ids = np.array(flat, np.int16).tobytes()
     return part
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
 
 
 _parser: Parser  # of a worker, made once in it

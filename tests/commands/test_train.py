@@ -138,6 +138,27 @@ def test_what_a_run_leaves(trained: Trained) -> None:
     assert (status["state"], status["epoch"], status["epochs"], status["step"]) == ("finished", 2, 2, 8)
 
 
+def test_a_run_says_how_its_steps_ran_and_what_it_cost(trained: Trained) -> None:
+    said = trained.result.stderr
+    assert re.search(r"parameters, on cpu \(\d+ threads?\) in fp32, eager steps", " ".join(said.split()))
+    status = json.loads((trained.folder / "status.json").read_text())
+    parts = ("start", "training", "recording", "validation", "saving", "pictures", "evaluation")
+    assert sorted(status["seconds"]) == sorted(parts) and all(value >= 0 for value in status["seconds"].values())
+    assert status["peak_memory_bytes"] > 50 * 2**20  # PyTorch alone takes more
+    line = " ".join(said.split()).partition("seconds: ")[2]
+    assert re.match(
+        rf"start {status['seconds']['start']:.1f}, .* training steps a second; at most \d+ MiB of memory", line
+    )
+
+
+@pytest.mark.usefixtures("unjudged")
+def test_an_engine_that_cannot_be_had_is_replaced_and_said(arcvae: Run, arc_npz: Path, tmp_path: Path) -> None:
+    result = arcvae("train", "--data", arc_npz, *QUICK, "--epochs", 1, "--engine", "graph", "--runs-dir", tmp_path)
+    assert result.exit_code == 0
+    assert "a graph takes CUDA, this is cpu: eager steps" in result.stderr
+    assert tomli.loads((tmp_path / "latest" / "config.toml").read_text())["train"]["engine"] == "graph"
+
+
 def test_checkpoints_hold_nothing_that_needs_unpickling(trained: Trained) -> None:
     for path in (trained.folder / "checkpoints").iterdir():
         assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == [], path
@@ -282,6 +303,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_told_of_first(
         (("--seed", 7), "train.seed", 7),
         (("--device", "cpu"), "train.device", "cpu"),
         (("--precision", "fp32"), "train.precision", "fp32"),
+        (("--engine", "compile"), "train.engine", "compile"),
         (("--no-early-stopping",), "train.early_stopping", False),
         (("--set", "schedule.per=step"), "schedule.per", "step"),
         (("--set", "train.adam_betas=[0.5, 0.9]"), "train.adam_betas", [0.5, 0.9]),
