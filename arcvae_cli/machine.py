@@ -81,6 +81,21 @@ def describe(device: torch.device) -> str:
     return str(device)
 
 
+def crowded(device: torch.device) -> str | None:
+    """What to say where other work keeps the cores busy: threads that wait for each other then lose more than they win.
+
+    The number of threads is not chosen by it, since a seed would then not give the same numbers twice.
+    """
+    import torch
+
+    if device.type != "cpu" or torch.get_num_threads() == 1 or not hasattr(os, "getloadavg"):
+        return None
+    load, there = os.getloadavg()[0], cores()
+    if load < there:
+        return None
+    return f"other work keeps {load:.1f} of {there} cores busy: one thread, OMP_NUM_THREADS=1, may be faster"
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes that tensors took on a CUDA device, elsewhere that this process had in memory, since it began."""
     import torch

@@ -132,3 +132,17 @@ def test_peak_memory_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
         assert abs(machine.peak_resident() - usual) < usual / 4
     monkeypatch.setattr(sys, "platform", "darwin")
     assert machine.peak_resident() >= told
+
+
+def test_a_crowded_machine_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.46, 1.0, 1.0))
+    said = "other work keeps 3.5 of 2 cores busy: one thread, OMP_NUM_THREADS=1, may be faster"
+    assert machine.crowded(torch.device("cpu")) == said
+    assert machine.crowded(torch.device("cuda")) is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert machine.crowded(torch.device("cpu")) is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.4, 1.0, 1.0))
+    assert machine.crowded(torch.device("cpu")) is None

@@ -229,6 +229,7 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     with importing():
         begun = begin_reading(settings.data)
         from arcvae_cli import checkpoints
+        from arcvae_cli.machine import crowded
         from arcvae_cli.recorders.external import external_recorders
         from arcvae_cli.recorders.jsonl import JsonlRecorder
         from arcvae_cli.recorders.live import live_recorder
@@ -248,8 +249,9 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
         pictures_of(corpus, folder),
         *external_recorders(settings, folder, console, corpus.rules),
     ]
+    notes = [text for text in [crowded(device)] if text is not None]
     with stop_on_signal() as stop:
-        trainer = Trainer(settings, corpus, model, folder, recorders, device, stop, began=BEGAN)
+        trainer = Trainer(settings, corpus, model, folder, recorders, device, stop, notes, BEGAN)
         with closing(recorders):
             outcome = trainer.fit()
     if outcome.stopped_early:
