@@ -52,3 +52,12 @@ def test_bound_leaves_the_middle_alone_and_the_ends_with_a_gradient() -> None:
     outside = torch.tensor([-18.0, 9.0], requires_grad=True)
     gaussians.bound(outside, -12.0, 4.0).sum().backward()
     assert (outside.grad > 1e-4).all()  # type: ignore[operator]
+
+
+def test_the_noise_does_not_depend_on_the_layout_in_memory() -> None:
+    mean = torch.randn(3, 4, 5, 6)
+    torch.manual_seed(1)
+    one = gaussians.sample(mean, mean)
+    torch.manual_seed(1)
+    last = mean.to(memory_format=torch.channels_last)
+    assert torch.equal(gaussians.sample(last, last), one)

@@ -129,6 +129,10 @@ class VAE(nn.Module, ABC):
         levels = self.encode(batch, noise=False)
         return self.likeliest(self.decode({level.name: level.sample for level in levels}, batch.conditions))
 
+    def logits_for(self, latents: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Logits (B, classes, *positions) for a batch at these latents, of what could stand at each position of it."""
+        return self.masked(self.decode(latents, batch.conditions), batch)
+
     def masked(self, logits: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
         """Logits in which only those classes compete that could stand at each position of these examples; all, here."""
         return logits
@@ -139,9 +143,9 @@ class VAE(nn.Module, ABC):
         return {name: torch.randn(n, *shape, device=device) for name, shape in self.level_shapes.items()}
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
-        """Encode, sample, decode."""
+        """Encode, sample, decode, mask."""
         levels = self.encode(batch, noise)
-        return Output(self.decode({level.name: level.sample for level in levels}, batch.conditions), levels)
+        return Output(self.logits_for({level.name: level.sample for level in levels}, batch), levels)
 
 
 def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Level:

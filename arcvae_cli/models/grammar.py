@@ -21,7 +21,7 @@ from torch.nn import functional
 from arcvae_cli import gaussians
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import MOST_RULES, Rules, parse_grammar
-from arcvae_cli.models.base import VAE, Batch, Level, Output, posterior_logvar
+from arcvae_cli.models.base import VAE, Batch, Level, posterior_logvar
 from arcvae_cli.models.pushdown import MOST_WORK, Pushdown, same_left, work
 from arcvae_cli.settings import GrammarSettings
 
@@ -121,7 +121,7 @@ class GrammarVAE(VAE):
         rules, length = structure.rules, structure.length
         if settings.arch == "kusner":
             self.encoder: nn.Module = Encoder(KusnerBody(settings, len(rules), length), settings)
-            self.decoder: nn.Module = KusnerDecoder(settings, len(rules), length)
+            self.decoder: nn.Module = KusnerDecoder(settings, len(rules))
         else:
             self.encoder = Encoder(EnhancedBody(settings, len(rules), length), settings)
             self.decoder = EnhancedDecoder(settings, len(rules), length)
@@ -137,12 +137,14 @@ class GrammarVAE(VAE):
         return {LEVEL: (self.settings.latent_dim,)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        """The posterior of (B, T) rules, as one level of (B, latent_dim).
+        """The posterior of (B, L) rules, as one level of (B, latent_dim). What L leaves out of T is padding.
 
         With `posterior_noise` below 1 the sample, and so `mean` and `logvar`, are of a narrower density than the one
         whose KL is trained, as in the 2017 code; `Level.rate` is the KL of the density that was really sampled.
         """
-        mean, raw = self.encoder(batch.x)
+        missing = self.structure.length - batch.x.shape[1]
+        x = functional.pad(batch.x, (0, missing), value=self.structure.rules.padding) if missing else batch.x
+        mean, raw = self.encoder(x, batch.x.shape[1])
         logvar = posterior_logvar(raw, self.settings)
         kl = gaussians.kl_to_standard(mean, logvar)
         scale = self.settings.posterior_noise
@@ -153,20 +155,27 @@ class GrammarVAE(VAE):
         sample = gaussians.sample(mean, logvar) if noise else mean
         return (Level(LEVEL, mean, logvar, sample, kl, sampled_kl=sampled),)
 
-    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Logits (B, P, T), float32, of latents (B, latent_dim), whatever may stand where."""
-        logits: Tensor = self.decoder(latents[LEVEL])
+    def decode(
+        self,
+        latents: Mapping[str, Tensor],
+        conditions: Tensor | None = None,  # noqa: ARG002
+        steps: int | None = None,
+    ) -> Tensor:
+        """Logits (B, P, T), float32, of latents (B, latent_dim), whatever may stand where; of the first `steps` alone.
+
+        No step knows of a later one, so that what is left out costs nothing and changes nothing.
+        """
+        logits: Tensor = self.decoder(latents[LEVEL], self.structure.length if steps is None else steps)
         return logits.float()
 
-    def masked(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Logits (B, P, T) with all rules but those of the true rule's left-hand side at `FLOOR`."""
-        mask = functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, T, P) -> (B, P, T)
-        return logits + mask
+    def logits_for(self, latents: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Logits (B, P, L) for the L steps of a batch, of what could stand there."""
+        return self.masked(self.decode(latents, steps=batch.x.shape[1]), batch)
 
-    def forward(self, batch: Batch, noise: bool = True) -> Output:
-        """Encode, sample, decode, mask."""
-        output = super().forward(batch, noise)
-        return Output(self.masked(output.logits, batch), output.levels)
+    def masked(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Logits (B, P, L) with all rules but those of the true rule's left-hand side at `FLOOR`."""
+        mask = functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, L, P) -> (B, P, L)
+        return logits + mask
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """(B, T) rules at the posterior means, derived anew; given the true left-hand sides where none are known."""
@@ -199,9 +208,9 @@ class Encoder(nn.Module):
         self.mean = nn.Linear(settings.encoder_hidden, settings.latent_dim)
         self.spread = nn.Linear(settings.encoder_hidden, settings.latent_dim)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T) int64 -> the mean and the raw spread, each (B, latent_dim) float32."""
-        features = self.body(x)
+    def forward(self, x: Tensor, filled: int) -> tuple[Tensor, Tensor]:
+        """(B, T) int64, padding after `filled` steps -> the mean and the raw spread, each (B, latent_dim) float32."""
+        features = self.body(x, filled)
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             return self.mean(features), self.spread(features)
@@ -218,7 +227,8 @@ class KusnerBody(nn.Module):
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()
         kernels, channels = settings.kernels, settings.channels
-        left = length - sum(kernel - 1 for kernel in kernels)
+        self.reach = sum(kernel - 1 for kernel in kernels)
+        left = length - self.reach
         if left < 1:
             spans = ", ".join(map(str, kernels))
             raise ValueError(
@@ -229,21 +239,31 @@ class KusnerBody(nn.Module):
         for before, after, kernel in zip((rules, *channels), channels, kernels, strict=False):
             layers += [nn.Conv1d(before, after, kernel), nn.ReLU()]
         flat = channels[-1] * left
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU())
+        dense = [nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, *dense)
         self.register_buffer("one_hot", torch.eye(rules), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, encoder_hidden)."""
-        features: Tensor = self.layers(functional.embedding(x, self.one_hot).transpose(1, 2))
+    def forward(self, x: Tensor, filled: int) -> Tensor:
+        """(B, T) int64, padding after `filled` steps -> (B, encoder_hidden)."""
+        if filled + self.reach >= x.shape[1]:
+            convolved = self._convolved(x)  # (B, C, T - reach)
+        else:  # what sees padding alone is the same for every example: one row serves all
+            begun, rest = self._convolved(x[:, : filled + self.reach]), self._convolved(x[:1])
+            convolved = torch.cat([begun, rest[:, :, filled:].expand(len(x), -1, -1)], dim=2)
+        features: Tensor = self.layers[-3:](convolved)
         return features
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """(B, L) int64 -> (B, C, L - reach)."""
+        convolved: Tensor = self.layers[:-3](functional.embedding(x, self.one_hot).transpose(1, 2))
+        return convolved
 
 
 class KusnerDecoder(nn.Module):
-    """A dense layer of z, repeated over T, GRU layers and a dense layer a step: (B, latent_dim) -> (B, P, T)."""
+    """A dense layer of z, repeated over the steps, GRU layers and a dense layer a step."""
 
-    def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
+    def __init__(self, settings: GrammarSettings, rules: int) -> None:
         super().__init__()
-        self.length = length
         self.begin = nn.Sequential(nn.Linear(settings.latent_dim, settings.latent_dim), nn.ReLU())
         self.layers = nn.GRU(
             settings.latent_dim,
@@ -254,9 +274,9 @@ class KusnerDecoder(nn.Module):
         )
         self.end = nn.Linear(settings.decoder_hidden, rules)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(B, latent_dim) -> logits (B, P, T)."""
-        repeated = self.begin(z)[:, None].expand(-1, self.length, -1)
+    def forward(self, z: Tensor, steps: int) -> Tensor:
+        """(B, latent_dim) -> logits (B, P, steps)."""
+        repeated = self.begin(z)[:, None].expand(-1, steps, -1)
         logits: Tensor = self.end(self.layers(repeated)[0])
         return logits.transpose(1, 2)
 
@@ -281,17 +301,30 @@ class EnhancedBody(nn.Module):
         self.rules = nn.Embedding(rules, width)
         self.places = nn.Parameter(0.02 * torch.randn(length, width))
         self.blocks = nn.ModuleList(Convolution(width, kernel, settings.dropout) for kernel in settings.kernels)
+        self.reach = sum(kernel // 2 for kernel in settings.kernels)
         self.norm = nn.LayerNorm(width)
         self.squeeze = nn.Linear(width, SQUEEZED)
         self.dense = nn.Sequential(nn.Linear(SQUEEZED * length, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, encoder_hidden)."""
-        h = self.rules(x) + self.places  # (B, T, C)
+    def forward(self, x: Tensor, filled: int) -> Tensor:
+        """(B, T) int64, padding after `filled` steps -> (B, encoder_hidden)."""
+        # a step further from what is filled than the kernels reach is the same for every example: one row serves all
+        same = filled + self.reach
+        if self.training or same + self.reach >= x.shape[1]:  # dropout makes rows differ
+            squeezed = self._squeezed(x)  # (B, T, 16)
+        else:
+            begun, rest = self._squeezed(x[:, : same + self.reach]), self._squeezed(x[:1])
+            squeezed = torch.cat([begun[:, :same], rest[:, same:].expand(len(x), -1, -1)], dim=1)
+        features: Tensor = self.dense(squeezed.flatten(1))
+        return features
+
+    def _squeezed(self, x: Tensor) -> Tensor:
+        """(B, L) int64 -> what is kept of each step, (B, L, `SQUEEZED`)."""
+        h = self.rules(x) + self.places[: x.shape[1]]  # (B, L, C)
         for block in self.blocks:
             h = block(h)
-        features: Tensor = self.dense(self.squeeze(self.norm(h)).flatten(1))
-        return features
+        squeezed: Tensor = self.squeeze(self.norm(h))
+        return squeezed
 
 
 class Convolution(nn.Module):
@@ -306,13 +339,16 @@ class Convolution(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """The same shape."""
-        inner = self.convolution(self.norm(h).transpose(1, 2)).transpose(1, 2)
+        # over (B, C, 1, T) with channels side by side, as h has them: nothing is copied, and it takes half of Conv1d
+        across, weight = self.norm(h).transpose(1, 2)[:, :, None], self.convolution.weight[:, :, None]
+        padding = (0, self.convolution.kernel_size[0] // 2)
+        inner = functional.conv2d(across, weight, self.convolution.bias, padding=padding)[:, :, 0].transpose(1, 2)
         added: Tensor = self.dropout(self.linear(functional.gelu(inner)))
         return h + added
 
 
 class EnhancedDecoder(nn.Module):
-    """z and the place of each step through residual, normalised GRU layers: (B, latent_dim) -> (B, P, T)."""
+    """z and the place of each step through residual, normalised GRU layers."""
 
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()
@@ -324,9 +360,9 @@ class EnhancedDecoder(nn.Module):
         self.dropout = nn.Dropout(settings.decoder_dropout)
         self.end = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, rules))
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(B, latent_dim) -> logits (B, P, T)."""
-        h = self.begin(z)[:, None] + self.places  # (B, T, C)
+    def forward(self, z: Tensor, steps: int) -> Tensor:
+        """(B, latent_dim) -> logits (B, P, steps)."""
+        h = self.begin(z)[:, None] + self.places[:steps]  # (B, steps, C)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             h = h + self.dropout(layer(norm(h))[0])
         logits: Tensor = self.end(h)

@@ -257,3 +257,19 @@ def test_an_alternative_that_nothing_could_finish_in_time_is_never_taken() -> No
     assert model.likeliest(logits)[0].tolist() == [1] + [rules.padding] * 8
     with pytest.raises(InputError, match="the shortest has over 32,767"):
         build_model(GrammarSettings(**SMALL["enhanced"]), Structure(dataclasses.replace(rules, start=1), 9))
+
+
+@pytest.mark.parametrize("arch", ["kusner", "enhanced"])
+@pytest.mark.parametrize("filled", [1, 4, 11, 15])
+def test_what_is_left_out_of_a_derivation_is_padding(arch: str, filled: int) -> None:
+    """Encoded and decoded alike, whether steps that hold padding alone are there or not."""
+    model = small(arch, posterior_noise=0.5)
+    x = derivations(6)
+    x[:, filled:] = EQUATIONS.rules.padding
+    with torch.no_grad():
+        (whole,), (short,) = (model.encode(batch_of(some), noise=False) for some in (x, x[:, :filled]))
+        logits, beginning = (model.logits_for({"z": whole.mean}, batch_of(some)) for some in (x, x[:, :filled]))
+    for name in ("mean", "logvar", "kl", "sampled_kl"):
+        torch.testing.assert_close(getattr(short, name), getattr(whole, name))
+    assert beginning.shape == (6, 12, filled)
+    torch.testing.assert_close(beginning, logits[:, :, :filled])

@@ -5,7 +5,7 @@ import torch
 
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch
-from arcvae_cli.models.grid import Upsample
+from arcvae_cli.models.grid import Flatten, Unflatten, Upsample
 from arcvae_cli.settings import GridSettings
 
 
@@ -50,6 +50,38 @@ def test_upsampling_is_the_transposed_convolution() -> None:
     twin(x).square().sum().backward()
     for parameter, other in zip(own.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad)
+
+
+def test_flattening_and_its_inverse_keep_the_order_and_the_layout() -> None:
+    """They are those of PyTorch, but that values and gradients with channels have them last in memory."""
+    last = torch.channels_last
+    x = torch.randn(3, 4, 2, 5, dtype=torch.float64).to(memory_format=last).requires_grad_()
+    flat = Flatten()(x)
+    assert torch.equal(flat, x.flatten(1))
+    back = Unflatten(4, 2, 5)(flat)
+    assert torch.equal(back, x) and back.is_contiguous(memory_format=last)
+    seen: list[torch.Tensor] = []
+    x.register_hook(seen.append)
+    (2.0 * flat).backward(torch.ones(3, 40, dtype=torch.float64))
+    assert seen[0].is_contiguous(memory_format=last) and (seen[0] == 2.0).all()
+
+
+def test_features_and_their_gradients_stay_channels_last_through_the_plain_body() -> None:
+    model = build_model(GridSettings()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layouts: list[bool] = []
+
+    def look(_: torch.nn.Module, __: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+        out.register_hook(lambda grad: layouts.append(grad.is_contiguous(memory_format=torch.channels_last)))
+
+    # the last convolution's gradient comes from the loss, in whatever layout that likes
+    inner = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | Upsample) and m.out_channels != 10]
+    for module in inner:
+        module.register_forward_hook(look)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(grids()).logits
+    logits.square().sum().backward()
+    assert len(layouts) == 2 * len(inner) == 10 and all(layouts)
 
 
 def test_without_noise_the_sample_is_the_mean_and_with_it_the_seed_decides() -> None:

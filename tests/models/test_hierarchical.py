@@ -9,7 +9,7 @@ import torch
 from arcvae_cli import conditions
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch, Output
-from arcvae_cli.models.hierarchical import SIDE, SYMMETRIES, HierarchicalVAE, Obey
+from arcvae_cli.models.hierarchical import AXES, SIDE, SYMMETRIES, Conditions, HierarchicalVAE, Obey, turned
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import HierarchicalSettings, ObjectiveSettings
 
@@ -278,3 +278,32 @@ def test_bf16_is_close_to_fp32() -> None:
     for one, other in zip(exact.levels, rough.levels, strict=True):
         assert other.kl.dtype == torch.float32
         np.testing.assert_allclose(one.kl.sum(1).detach(), other.kl.sum(1).detach(), rtol=0.05)
+
+
+def test_conditions_are_the_sum_of_their_rows_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    layer = Conditions(7).double()
+    chosen = given(5, "colours=3", "symmetry=lr", "height=4")
+    chosen[2] = conditions.NOT_GIVEN
+    weights = torch.randn(5, 7, dtype=torch.float64)
+    plain = layer.table(chosen + layer.offsets).sum(dim=1)
+    torch.testing.assert_close(layer(chosen), plain, rtol=1e-12, atol=1e-12)
+    (gradient,) = torch.autograd.grad(layer(chosen), layer.table.weight, weights)
+    (expected,) = torch.autograd.grad(plain, layer.table.weight, weights)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("which", "formula"), [(0, "bchw,bvw->bchv"), (1, "bchw,bvh->bcvw")])
+def test_turning_is_the_sum_over_cells_with_its_gradients(which: int, formula: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64, requires_grad=True)
+    axes = torch.rand(2, AXES, dtype=torch.float64, requires_grad=True)
+    cell = torch.arange(SIDE)
+    plain = torch.einsum(formula, x, axes[:, cell[:, None] + cell])
+    own = turned(x, axes.unfold(1, SIDE, 1), which)
+    weights = torch.randn_like(plain)
+    torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-12)
+    for one, other in zip(
+        torch.autograd.grad(own, (x, axes), weights), torch.autograd.grad(plain, (x, axes), weights), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
