@@ -8,7 +8,7 @@ from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch, Level, Output
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import Settings
-from arcvae_cli.step import Step, Tally, choose_device, choose_precision, mix, seed_step
+from arcvae_cli.step import Adam, Step, Tally, choose_device, choose_precision, mix, seed_step
 
 CPU = torch.device("cpu")
 
@@ -115,6 +115,49 @@ def test_the_step_is_the_one_written_out_by_hand() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
         adam.step()
+
+
+@pytest.mark.parametrize("most", [0.0, 0.1, 1e6])
+def test_adam_is_pytorchs_after_pytorchs_clipping(most: float) -> None:
+    def layers() -> torch.nn.Sequential:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()
+
+    own, twin = layers(), layers()
+    arguments = {"lr": torch.tensor(0.02), "betas": (0.8, 0.95), "weight_decay": 0.01, "fused": True}
+    adam, plain = Adam(list(own.parameters()), **arguments), torch.optim.Adam(twin.parameters(), **arguments)
+    unused = torch.nn.Parameter(torch.ones(2))
+    for index in range(20):
+        x = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(index))
+        for model in (own, twin):
+            model.zero_grad()
+            model(x).square().sum().backward()
+        adam.advance([*own.parameters(), unused], most)
+        if most:
+            torch.nn.utils.clip_grad_norm_(twin.parameters(), most)
+        plain.step()
+    for a, b in zip(own.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert unused.tolist() == [1.0, 1.0]
+    assert adam.state_dict()["state"].keys() == plain.state_dict()["state"].keys()
+    again = torch.optim.Adam(layers().parameters(), **arguments)
+    again.load_state_dict(adam.state_dict())  # what is kept is PyTorch's
+    moments = again.state_dict()["state"][0]
+    assert torch.equal(moments["exp_avg"], adam.state_dict()["state"][0]["exp_avg"]) and moments["step"] == 20
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_moves_nothing(bad: float) -> None:
+    weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
+    adam = Adam(weights, lr=torch.tensor(0.1), fused=True)
+    for gradient in (1.0, bad):
+        weights[0].grad, weights[1].grad = torch.full((3,), 1.0), torch.tensor([gradient, 1.0])
+        adam.advance(weights, 1.0)
+        moved = [weight.tolist() for weight in weights]
+        if gradient == 1.0:
+            before = moved
+    assert moved == before and moved[0][0] == pytest.approx(0.9)
+    assert all(torch.isfinite(value).all() for state in adam.state.values() for value in state.values())
 
 
 @pytest.mark.parametrize("body", ["plain", "residual"])
