@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,12 +23,16 @@ from arcvae_cli.evaluation.information import (
     InformationTally,
     Interpolation,
     LevelInformation,
+    Shuffled,
     ShuffledCodes,
     batches,
     choose,
     evaluating,
+    exact,
     importance_weighted,
     interpolation,
+    nats,
+    posterior_means,
     shuffled_codes,
 )
 from arcvae_cli.evaluation.priors import draw_prior, most_likely
@@ -138,35 +142,37 @@ class Evaluation:
 
 
 class GridTally:
-    """Counts over pairs of grids, from which all scores follow."""
+    """Counts over pairs of grids, from which all scores follow; on their device until they are asked for."""
 
     def __init__(self) -> None:
-        self._confusion = torch.zeros(COLOURS, COLOURS, dtype=torch.int64)
+        self._confusions: list[Tensor] = []
         self._errors: list[Tensor] = []
-        self._blank = 0
-        self._inside: tuple[int, int] | None = None
+        self._blank: list[Tensor] = []
+        self._inside: list[Tensor] = []
 
     def update(self, predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> None:
         """Add (B, H, W) int64 pairs, with the height and width (B, 2) of each grid within its canvas, if known."""
-        pairs = (truth * COLOURS + predicted).flatten().bincount(minlength=COLOURS**2)
-        self._confusion += pairs.view(COLOURS, COLOURS).cpu()
+        pairs = (truth * COLOURS + predicted).flatten()
+        counts = torch.zeros(COLOURS**2, dtype=torch.int64, device=pairs.device)  # bincount waits for a CUDA device
+        self._confusions.append(counts.scatter_add_(0, pairs, torch.ones_like(pairs)))
         right = predicted == truth
-        self._errors.append((~right).flatten(1).sum(dim=1).cpu())
-        self._blank += int((predicted == 0).flatten(1).all(dim=1).sum())
+        self._errors.append((~right).flatten(1).sum(dim=1))
+        self._blank.append((predicted == 0).flatten(1).all(dim=1).sum())
         if shapes is not None:
             rows, columns = (torch.arange(side, device=truth.device) for side in truth.shape[1:])
             inside = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
-            hit, all_ = self._inside or (0, 0)
-            self._inside = hit + int((right & inside).sum()), all_ + int(inside.sum())
+            self._inside.append(torch.stack([(right & inside).sum(), inside.sum()]))
 
     @property
     def errors(self) -> Tensor:
-        """(n,) wrong cells of each grid."""
-        return torch.cat(self._errors)
+        """(n,) wrong cells of each grid, on the CPU."""
+        return torch.cat(self._errors).cpu()
 
     def scores(self) -> GridScores:
         """Scores of all pairs; InputError where no original has a non-black cell."""
-        confusion, errors = self._confusion.double(), self.errors
+        confusion = torch.stack(self._confusions).sum(dim=0).cpu().double().view(COLOURS, COLOURS)
+        errors = self.errors
+        hit_inside, all_inside = torch.stack(self._inside).sum(dim=0).tolist() if self._inside else (0, 0)
         by_colour = confusion.diagonal() / confusion.sum(dim=1)
         coloured = confusion[1:].sum().item()
         if coloured == 0:
@@ -176,10 +182,10 @@ class GridTally:
             pixel_accuracy=(confusion.trace() / confusion.sum()).item(),
             non_black_accuracy=hit / coloured,
             non_black_iou=hit / (confusion.sum() - confusion[0, 0]).item(),
-            inside_accuracy=None if self._inside is None else self._inside[0] / self._inside[1],
+            inside_accuracy=hit_inside / all_inside if self._inside else None,
             exact_share=(errors == 0).double().mean().item(),
             near_share=(errors <= NEAR).double().mean().item(),
-            blank_share=self._blank / len(errors),
+            blank_share=torch.stack(self._blank).sum().item() / len(errors),
             colour_accuracy=tuple(None if math.isnan(share) else share for share in by_colour.tolist()),
         )
 
@@ -223,31 +229,35 @@ def evaluate_grids(
     elbo = information.elbo()
     if not math.isfinite(elbo.elbo_nats):
         raise ArcvaeError("the model's output is not finite", "its weights are broken: evaluate an earlier checkpoint")
+    if len(model.level_shapes) == 1:
+        means = {name: code.view(-1, *model.level_shapes[name]) for name, code in information.codes().items()}
+    else:  # below the mean of a level is another posterior than below its sample
+        means = posterior_means(model, corpus, split, indices)
     levels = information.levels(0 if quick else MUTUAL_INFORMATION_EXAMPLES)
     units = sum(level.units for level in levels.values())
 
     tell(f"PCA with {units} components")
     baseline = PCABaseline.fit(training, units, seed)
-    at_mean, black, pca = _mean_pass(model, corpus, split, indices, baseline)
-    means, blacks, principal = at_mean.scores(), black.scores(), pca.scores()
+    at_mean, black, pca, right = _mean_pass(model, corpus, split, indices, means, baseline)
+    own, blacks, principal = at_mean.scores(), black.scores(), pca.scores()
     reconstruction = Reconstruction(
         examples=len(indices),
-        posterior_mean=means,
+        posterior_mean=own,
         posterior_sample=at_sample.scores(),
         all_black=blacks,
         pca=principal,
         pca_components=baseline.components,
         pca_training_grids=baseline.training_grids,
         skill=Skill(
-            skill(means.pixel_accuracy, blacks.pixel_accuracy, principal.pixel_accuracy),
-            skill(means.non_black_accuracy, blacks.non_black_accuracy, principal.non_black_accuracy),
+            skill(own.pixel_accuracy, blacks.pixel_accuracy, principal.pixel_accuracy),
+            skill(own.non_black_accuracy, blacks.non_black_accuracy, principal.non_black_accuracy),
         ),
     )
 
     weighted = shuffled = paths = None
     if not quick and len(indices) > 1:
         tell("shuffled codes, interpolation")
-        shuffled = shuffled_codes(model, corpus, split, indices, seed)
+        shuffled = shuffled_codes(model, corpus, split, indices, seed, means, right)
         paths = interpolation(model, corpus, split, indices[: 2 * PAIRS], seed)
     if iwae_samples:
         chosen = indices[:iwae_examples]
@@ -267,12 +277,12 @@ def evaluate_grids(
     judged = [row for row in obeyed.rows if row.asked in JUDGED] if obeyed else []
     verdict = judge(
         Measured(
-            pixel=means.pixel_accuracy,
-            non_black=means.non_black_accuracy,
+            pixel=own.pixel_accuracy,
+            non_black=own.non_black_accuracy,
             black_pixel=blacks.pixel_accuracy,
             pca_pixel=principal.pixel_accuracy,
             pca_non_black=principal.non_black_accuracy,
-            blank_reconstructions=means.blank_share,
+            blank_reconstructions=own.blank_share,
             kl={name: level.kl_nats for name, level in levels.items()},
             blank_samples=samples.blank_share,
             reference_blank=samples.reference_blank_share,
@@ -359,17 +369,23 @@ def _noisy_pass(
 
 
 def _mean_pass(
-    model: VAE, corpus: GridCorpus, split: str, indices: Tensor, baseline: PCABaseline
-) -> tuple[GridTally, GridTally, GridTally]:
-    """Tallies of the model at its posterior means, of the black picture, and of PCA."""
+    model: VAE, corpus: GridCorpus, split: str, indices: Tensor, means: Mapping[str, Tensor], baseline: PCABaseline
+) -> tuple[GridTally, GridTally, GridTally, Shuffled]:
+    """Tallies at the posterior `means` (n, *shape) by level, of the black picture and of PCA; and nats at the means."""
     at_mean, black, pca = GridTally(), GridTally(), GridTally()
+    reconstruction = []
     with evaluating(model, 0) as device:
+        start = 0
         for batch, shapes in _batches(corpus, split, indices, device):
-            at_mean.update(model(batch, noise=False).logits.argmax(dim=1), batch.x, shapes)
+            stop = start + len(batch.x)
+            logits = model.decode({name: value[start:stop] for name, value in means.items()})
+            at_mean.update(logits.argmax(dim=1), batch.x, shapes)
+            reconstruction.append(nats(logits, batch))
             black.update(torch.zeros_like(batch.x), batch.x, shapes)
-            projected = torch.from_numpy(baseline.reconstruct(batch.x.to(torch.uint8).cpu().numpy()))
-            pca.update(projected.to(device).long(), batch.x, shapes)
-    return at_mean, black, pca
+            pca.update(baseline.decode(batch.x), batch.x, shapes)
+            start = stop
+    right = Shuffled(exact(torch.cat(reconstruction)).mean().item(), at_mean.scores().pixel_accuracy)
+    return at_mean, black, pca, right
 
 
 def _batches(
@@ -386,8 +402,8 @@ def reconstruct(model: VAE, grids: Grids) -> Grids:
     """Reconstructions of (n, 16, 16) grids at the posterior mean, the likeliest colour in each cell."""
     with evaluating(model, 0) as device:
         parts = torch.split(torch.from_numpy(grids).to(device), BATCH_SIZE)
-        drawn = [model(Batch(part.long()), noise=False).logits.argmax(dim=1).to(torch.uint8).cpu() for part in parts]
-    return torch.cat(drawn).numpy()
+        drawn = [model(Batch(part.long()), noise=False).logits.argmax(dim=1).to(torch.uint8) for part in parts]
+    return torch.cat(drawn).cpu().numpy()
 
 
 def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) -> Grids:

@@ -6,15 +6,15 @@ Nothing here knows what the positions are. Every estimator states how many examp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from arcvae_cli import gaussians
-from arcvae_cli.data.corpus import Corpus
+from arcvae_cli.data.corpus import Corpus, DerivationCorpus
 from arcvae_cli.evaluation.paths import changed, walk
 from arcvae_cli.models.base import VAE, Batch, Level, Output
 from arcvae_cli.objective import ACTIVE_KL, Objective
@@ -25,6 +25,12 @@ BATCH_SIZE = 1024
 
 BATCH_STEPS = 2**16
 """Rules of derivations a forward pass: long derivations come in smaller batches, whose memory is used again."""
+
+CUDA_STEPS = 2**20
+"""The same on CUDA, where a pass of GRU layers takes as long as its steps, of however many derivations, and GiBs."""
+
+CUDA_SHARE = 2**13
+"""Bytes of the memory of a CUDA device that one rule of a pass may count on: a small device gets smaller batches."""
 
 ACTIVE_VARIANCE = 0.01
 """A unit is active when the variance of its posterior mean over the data is above this (Burda et al. 2015)."""
@@ -156,8 +162,11 @@ def evaluating(model: VAE, seed: int) -> Iterator[torch.device]:
             model.train(training)
 
 
-def batch_size(length: int) -> int:
-    """Derivations of so many steps a forward pass."""
+def batch_size(length: int, device: torch.device | None = None) -> int:
+    """Derivations of so many steps a forward pass on a device, the CPU where None. Nothing drawn depends on it."""
+    if device is not None and device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return max(64, min(CUDA_STEPS, memory // CUDA_SHARE) // length)
     return max(64, min(BATCH_SIZE, BATCH_STEPS // length))
 
 
@@ -171,9 +180,36 @@ def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
 def batches(
     corpus: Corpus, split: str, indices: Tensor, device: torch.device, size: int = BATCH_SIZE
 ) -> Iterator[Batch]:
-    """The examples at `indices` (n,) in batches, not augmented."""
+    """The examples at `indices` (n,) in batches, not augmented; derivations without the steps that none of them has.
+
+    Derivations that come `longest_first` so lose most of their padding.
+    """
+    steps = lengths(corpus, split, indices) if isinstance(corpus, DerivationCorpus) else None
     for start in range(0, len(indices), size):  # of no examples torch.split would make an empty batch
-        yield corpus.batch(split, indices[start : start + size].to(device))
+        batch = corpus.batch(split, indices[start : start + size].to(device))
+        yield batch if steps is None else cut(batch, int(steps[start : start + size].max()))
+
+
+def lengths(corpus: DerivationCorpus, split: str, indices: Tensor) -> Tensor:
+    """(n,) rules of the derivations at `indices` (n,), on the CPU: one read-back for all that follows."""
+    return (corpus.ids(split)[indices.to(corpus.device)] != corpus.rules.padding).sum(dim=1).cpu()
+
+
+def longest_first(corpus: Corpus, split: str, indices: Tensor) -> Tensor:
+    """An order (n,) of the examples at `indices` (n,) that puts derivations of like length together, on the CPU."""
+    if not isinstance(corpus, DerivationCorpus):
+        return torch.arange(len(indices))
+    return lengths(corpus, split, indices).argsort(descending=True, stable=True)
+
+
+def cut(batch: Batch, steps: int) -> Batch:
+    """The first `steps` of a batch of derivations (B, T)."""
+    return Batch(batch.x[:, :steps], None if batch.valid is None else batch.valid[:, :steps])
+
+
+def exact(values: Tensor) -> Tensor:
+    """In float64, where the device has it, else on the CPU."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def nats(logits: Tensor, batch: Batch) -> Tensor:
@@ -186,23 +222,56 @@ _CROSS_ENTROPY = Objective(ObjectiveSettings())
 
 def log_ratio(levels: tuple[Level, ...]) -> Tensor:
     """(B,) sum over levels of log p(sample) - log q(sample|x), in float64, since the two nearly cancel."""
-    total = torch.zeros((), dtype=torch.float64)
+    totals = []
     for level in levels:
-        sample, mean, logvar = (tensor.cpu().double().flatten(1) for tensor in (level.sample, level.mean, level.logvar))
+        sample, mean, logvar = (exact(tensor).flatten(1) for tensor in (level.sample, level.mean, level.logvar))
         if level.prior_mean is None or level.prior_logvar is None:
             prior = gaussians.standard_log_density(sample)
         else:
-            prior_mean, prior_logvar = (t.cpu().double().flatten(1) for t in (level.prior_mean, level.prior_logvar))
+            prior_mean, prior_logvar = (exact(tensor).flatten(1) for tensor in (level.prior_mean, level.prior_logvar))
             prior = gaussians.log_density(sample, prior_mean, prior_logvar)
-        total = total + (prior - gaussians.log_density(sample, mean, logvar)).sum(dim=1)
-    return total
+        totals.append((prior - gaussians.log_density(sample, mean, logvar)).sum(dim=1))
+    return torch.stack(totals).sum(dim=0)
+
+
+def outputs(model: VAE, batch: Batch, draws: int) -> Iterator[Output]:
+    """What a model makes of a batch with so many samples, one after the other.
+
+    A single level is encoded once, as it stays the same from draw to draw; below another level it does not.
+    """
+    output: Output = model(batch)
+    yield output
+    for _ in range(draws - 1):
+        if len(output.levels) > 1:
+            yield model(batch)
+        else:
+            level = output.levels[0]
+            levels = (replace(level, sample=gaussians.sample(level.mean, level.logvar)),)
+            yield Output(model.logits_for(samples_of(levels), batch), levels)
+
+
+def samples_of(levels: tuple[Level, ...]) -> dict[str, Tensor]:
+    """The sample of each level, by its name."""
+    return {level.name: level.sample for level in levels}
+
+
+def posterior_means(
+    model: VAE, corpus: Corpus, split: str, indices: Tensor, size: int = BATCH_SIZE
+) -> dict[str, Tensor]:
+    """(n, *shape) posterior means by level, on the device: below another level, given the mean above."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in model.level_shapes}
+    with evaluating(model, 0) as device:
+        for batch in batches(corpus, split, indices, device, size):
+            for level in model.encode(batch, noise=False):
+                parts[level.name].append(level.mean)
+    return {name: torch.cat(some) for name, some in parts.items()}
 
 
 # ------------------------------------------------------------------------------------------- one pass and its sums
 
 
 class InformationTally:
-    """Takes the outputs of one noisy pass and gives the ELBO and the levels; keeps the codes, on the CPU."""
+    """Takes the outputs of one noisy pass and gives the ELBO and the levels; all stays on the device until the end."""
 
     def __init__(self) -> None:
         self._nats: list[Tensor] = []
@@ -215,23 +284,27 @@ class InformationTally:
 
     def update(self, batch: Batch, output: Output) -> None:
         """Add a batch."""
-        self._nats.append(nats(output.logits, batch).cpu().double())
-        self._positions.append(_counted(batch))
-        for level in output.levels:
-            self._kl.setdefault(level.name, []).append(level.rate.cpu().double())
-            self._trained_kl.setdefault(level.name, []).append(level.kl.cpu().double())
-            code = (level.sample.flatten(1).cpu(), level.mean.flatten(1).cpu(), level.logvar.flatten(1).cpu())
+        self.add(output.levels, nats(output.logits, batch), _counted(batch))
+
+    def add(self, levels: tuple[Level, ...], reconstruction: Tensor, positions: Tensor) -> None:
+        """Add examples: their levels, -log p(x|z) (B,) in nats and how many positions count (B,)."""
+        self._nats.append(reconstruction)
+        self._positions.append(positions)
+        for level in levels:
+            self._kl.setdefault(level.name, []).append(level.rate)
+            self._trained_kl.setdefault(level.name, []).append(level.kl)
+            code = (level.sample.flatten(1), level.mean.flatten(1), level.logvar.flatten(1))
             self._codes.setdefault(level.name, []).append(code)
             if level.prior_mean is not None:
                 self._learned_priors.add(level.name)
             if (cells := level.map()) is not None:
-                self._maps.setdefault(level.name, []).append(cells.float().cpu())
+                self._maps.setdefault(level.name, []).append(cells.float())
 
     def elbo(self) -> Elbo:
         """ELBO at beta 1, over all batches."""
-        reconstruction = torch.cat(self._nats).mean().item()
-        kl = sum(torch.cat(parts).sum(dim=1).mean().item() for parts in self._kl.values())
-        positions = torch.cat(self._positions).mean().item()
+        reconstruction = _mean(self._nats)
+        kl = sum(exact(torch.cat(parts)).sum(dim=1).mean().item() for parts in self._kl.values())
+        positions = _mean(self._positions)
         bits = 1.0 / (positions * math.log(2.0))
         return Elbo(
             examples=sum(map(len, self._nats)),
@@ -248,7 +321,7 @@ class InformationTally:
         """Each level, by name; mutual information of the first so many examples, none if fewer than two."""
         found = {}
         for name, parts in self._kl.items():
-            kl, trained = torch.cat(parts), torch.cat(self._trained_kl[name])
+            kl, trained = exact(torch.cat(parts)), exact(torch.cat(self._trained_kl[name]))
             means = self.means(name)
             information = None
             if name not in self._learned_priors and min(len(kl), mutual_information_examples) > 1:
@@ -266,27 +339,36 @@ class InformationTally:
         return found
 
     def means(self, name: str) -> Tensor:
-        """(n, units) posterior means of a level, in the order of the batches."""
-        return self._code(name, 1)
+        """(n, units) posterior means of a level, in the order of the batches, on the CPU."""
+        return self._code(name, 1).cpu()
+
+    def codes(self) -> dict[str, Tensor]:
+        """By level, (n, units) posterior means in the order of the batches, on the device."""
+        return {name: self._code(name, 1) for name in self._codes}
 
     def maps(self) -> dict[str, Tensor]:
-        """By level that is a map, (n, h, w) nats of KL in each of its cells, in the order of the batches."""
-        return {name: torch.cat(parts) for name, parts in self._maps.items()}
+        """By level that is a map, (n, h, w) nats of KL in each cell, in the order of the batches, on the CPU."""
+        return {name: torch.cat(parts).cpu() for name, parts in self._maps.items()}
 
     def _cells(self, name: str) -> tuple[tuple[float, ...], ...] | None:
         if name not in self._maps:
             return None
-        return tuple(tuple(row) for row in torch.cat(self._maps[name]).double().mean(dim=0).tolist())
+        return tuple(tuple(row) for row in exact(torch.cat(self._maps[name])).mean(dim=0).tolist())
 
     def _code(self, name: str, which: int) -> Tensor:
         return torch.cat([code[which] for code in self._codes[name]])
 
 
+def _mean(parts: list[Tensor]) -> float:
+    """The mean over all batches of what each (B,) has of its examples."""
+    return exact(torch.cat(parts)).mean().item()
+
+
 def _counted(batch: Batch) -> Tensor:
     """(B,) positions of each example that count."""
     if batch.valid is None:
-        return torch.full((len(batch.x),), float(batch.x[0].numel()), dtype=torch.float64)
-    return batch.valid.flatten(1).sum(dim=1).cpu().double()
+        return torch.full((len(batch.x),), float(batch.x[0].numel()), device=batch.x.device)
+    return batch.valid.flatten(1).sum(dim=1)
 
 
 def active_units(means: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
@@ -299,27 +381,30 @@ def collapsed_share(kl: Tensor, epsilon: float = COLLAPSE_EPSILON, delta: float 
     return ((kl < epsilon).double().mean(dim=0) >= 1.0 - delta).double().mean().item()
 
 
-def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 512) -> MutualInformation:
+def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 128) -> MutualInformation:
     """I(x; z) under the encoder: E log q(z_i|x_i) - E log mean_j q(z_i|x_j), from (N, D) codes of N examples.
 
-    All N x N densities, in float64 and `rows` at a time. The own posterior is one of the N, so that log N is a ceiling
-    (Hoffman and Johnson 2016 define the quantity); the estimate can be slightly negative.
+    All N x N densities, `rows` at a time (10 MB of 10,000 examples, which a cache may hold). The own posterior is one
+    of the N, so that log N is a ceiling (Hoffman and Johnson 2016 define the quantity); the estimate can be slightly
+    negative. Densities are taken in float64, as terms that cancel; their ratios to the own density are then small
+    where they count, and are summed in float32.
     """
-    sample, mean, logvar = sample.double(), mean.double(), logvar.double()
+    sample, mean, logvar = exact(sample), exact(mean), exact(logvar)
     size = len(sample)
-    # log q(z|x_j) = -(sum_d z^2 / v - 2 z m / v + m^2 / v + log v + log 2 pi) / 2, as two matrix products (N, D)(D, N)
+    # log q(z|x_j) = -(sum_d z^2 / v - 2 z m / v + m^2 / v + log v + log 2 pi) / 2: one matrix product (N, 2D)(2D, N)
     precision = (-logvar).exp()
     centre = sample.mean(dim=0)  # z and m are moved together, so that the squares do not cancel far from the origin
     z, m = sample - centre, mean - centre
-    constant = (m.square() * precision + logvar).sum(dim=1)
-    own = ((sample - mean).square() * precision + logvar).sum(dim=1)
-    total = 0.0
+    constant = -0.5 * (m.square() * precision + logvar).sum(dim=1)
+    own = -0.5 * ((sample - mean).square() * precision + logvar).sum(dim=1)
+    points = torch.cat([z.square(), z, own[:, None]], dim=1)
+    densities = torch.cat([-0.5 * precision, m * precision, -torch.ones_like(own)[:, None]], dim=1).T.contiguous()
+    total = torch.zeros_like(own[0])
     for start in range(0, size, rows):
-        part = z[start : start + rows]
-        square = part.square() @ precision.T - 2.0 * part @ (m * precision).T + constant  # (rows, N)
-        total += torch.logsumexp(-0.5 * square, dim=1).sum().item()
+        ratios = torch.addmm(constant, points[start : start + rows], densities)  # (rows, N)
+        total += torch.logsumexp(ratios.float(), dim=1).sum()
     ceiling = math.log(size)
-    value = -0.5 * own.mean().item() - total / size + ceiling
+    value = ceiling - total.item() / size
     return MutualInformation(size, value, ceiling, value > CEILING_SHARE * ceiling)
 
 
@@ -327,75 +412,91 @@ def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int =
 
 
 def importance_weighted(
-    model: VAE, corpus: Corpus, split: str, indices: Tensor, samples: int, seed: int, size: int = BATCH_SIZE
+    model: VAE, corpus: Corpus, split: str, indices: Tensor, draws: int, seed: int, size: int = BATCH_SIZE
 ) -> ImportanceWeighted:
-    """-log p(x) <= -log mean_k p(x|z_k) p(z_k) / q(z_k|x), with k = `samples` draws (Burda et al. 2015, equation 8).
+    """-log p(x) <= -log mean_k p(x|z_k) p(z_k) / q(z_k|x), with k = `draws` (Burda et al. 2015, equation 8).
 
-    One forward pass a draw and batch, so its cost is `samples` times that of a pass over `indices`. Weights are
-    summed as they come, in float64. The effective sample size of the normalised weights is (sum w)^2 / sum w^2: far
-    below `samples`, the bound is loose.
+    One decoding a draw and batch, so its cost is `draws` times that of decoding `indices`; of several levels the lower
+    ones are encoded anew each time. Weights are summed as they come, in float64. The effective sample size of the
+    normalised weights is (sum w)^2 / sum w^2: far below `draws`, the bound is loose.
     """
     log_likelihood, single, effective, positions = [], [], [], []
     with evaluating(model, seed) as device:
-        for batch in batches(corpus, split, indices, device, size):
-            first = torch.full((len(batch.x),), -math.inf, dtype=torch.float64)
+        for batch in batches(corpus, split, indices[longest_first(corpus, split, indices)], device, size):
+            counted = _counted(batch)
+            first = torch.full_like(exact(counted), -math.inf)  # log of the sum of weights, and of their squares
             second, total = first.clone(), torch.zeros_like(first)
-            for _ in range(samples):
-                output = model(batch)
-                weight = log_ratio(output.levels) - nats(output.logits, batch).cpu().double()
+            for output in outputs(model, batch, draws):
+                weight = log_ratio(output.levels) - exact(nats(output.logits, batch))
                 first = torch.logaddexp(first, weight)
                 second = torch.logaddexp(second, 2.0 * weight)
                 total += weight
-            log_likelihood.append(first - math.log(samples))
-            single.append(total / samples)
+            log_likelihood.append(first - math.log(draws))
+            single.append(total / draws)
             effective.append((2.0 * first - second).exp())
-            positions.append(_counted(batch))
-    nll = -torch.cat(log_likelihood).mean().item()
+            positions.append(counted)
+    nll = -_mean(log_likelihood)
     sizes = torch.cat(effective)
-    bits = nll / (torch.cat(positions).mean().item() * math.log(2.0))
+    bits = nll / (_mean(positions) * math.log(2.0))
     return ImportanceWeighted(
         examples=len(indices),
-        samples=samples,
+        samples=draws,
         nll_nats=nll,
         nll_bits=bits,
-        single_nats=-torch.cat(single).mean().item(),
+        single_nats=-_mean(single),
         effective_samples_mean=sizes.mean().item(),
         effective_samples_min=sizes.min().item(),
     )
 
 
-def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, seed: int) -> ShuffledCodes:
+def shuffled_codes(
+    model: VAE,
+    corpus: Corpus,
+    split: str,
+    indices: Tensor,
+    seed: int,
+    means: Mapping[str, Tensor] | None = None,
+    right: Shuffled | None = None,
+    size: int = BATCH_SIZE,
+) -> ShuffledCodes:
     """How much of the reconstruction comes from the code: decode each example from the code of another.
 
-    Codes are handed on by one within each batch of `indices`, which are expected in random order: those of all levels
-    together, and of each level alone, which then meet the own codes of the other levels.
+    Codes are handed on by one within each `BATCH_SIZE` of `indices`, which are expected in random order: those of all
+    levels together, and of each level alone, which then meet the own codes of the other levels. `means`: the posterior
+    means (n, *shape) of `indices` by level, encoded here where None. `right`: what the right codes give, decoded here
+    where None. `size`: examples decoded at once.
     """
     names = tuple(model.level_shapes)
-    exchanged = [(), names, *((name,) for name in names if len(names) > 1)]
-    nats_of, right_of, positions = [0.0] * len(exchanged), [0] * len(exchanged), 0.0
+    exchanged = [names, *((name,) for name in names if len(names) > 1), *([()] if right is None else [])]
+    means = posterior_means(model, corpus, split, indices, size) if means is None else means
+    parted = {name: torch.split(code, BATCH_SIZE) for name, code in means.items()}
+    others = {name: torch.cat([part.roll(1, dims=0) for part in parts]) for name, parts in parted.items()}
+    order = longest_first(corpus, split, indices)
+    sums: list[Tensor] = []  # of each batch, by exchange: nats, what is right, and what counts
     with evaluating(model, seed) as device:
-        for batch in batches(corpus, split, indices, device):
-            codes = {level.name: level.sample for level in model.encode(batch, noise=False)}
-            positions += _counted(batch).sum().item()
-            for place, moved in enumerate(exchanged):
-                mixed = {name: code.roll(1, dims=0) if name in moved else code for name, code in codes.items()}
-                logits = model.masked(model.decode(mixed), batch)
-                nats_of[place] += nats(logits, batch).cpu().double().sum().item()
-                right_of[place] += _right(logits, batch)
-    found = [Shuffled(total / len(indices), right / positions) for total, right in zip(nats_of, right_of, strict=True)]
+        parts = torch.split(order, size)
+        for part, batch in zip(parts, batches(corpus, split, indices[order], device, size), strict=True):
+            place, counted = part.to(device), _counted(batch).sum()
+            for moved in exchanged:
+                mixed = {name: (others if name in moved else means)[name][place] for name in names}
+                logits = model.logits_for(mixed, batch)
+                sums.append(torch.stack([nats(logits, batch).sum(), _right(logits, batch), counted]))
+    totals = exact(torch.stack(sums)).view(-1, len(exchanged), 3).sum(dim=0).tolist()
+    found = [Shuffled(total / len(indices), hits / positions) for total, hits, positions in totals]
+    own = found[-1] if right is None else right
     return ShuffledCodes(
         examples=len(indices),
-        reconstruction_nats=found[0].reconstruction_nats,
-        accuracy=found[0].accuracy,
-        shuffled_reconstruction_nats=found[1].reconstruction_nats,
-        shuffled_accuracy=found[1].accuracy,
-        levels={moved[0]: alone for moved, alone in zip(exchanged[2:], found[2:], strict=True)},
+        reconstruction_nats=own.reconstruction_nats,
+        accuracy=own.accuracy,
+        shuffled_reconstruction_nats=found[0].reconstruction_nats,
+        shuffled_accuracy=found[0].accuracy,
+        levels={moved[0]: alone for moved, alone in zip(exchanged, found, strict=True) if len(moved) == 1 < len(names)},
     )
 
 
-def _right(logits: Tensor, batch: Batch) -> int:
+def _right(logits: Tensor, batch: Batch) -> Tensor:
     right = logits.argmax(dim=1) == batch.x
-    return int((right if batch.valid is None else right & batch.valid).sum())
+    return (right if batch.valid is None else right & batch.valid).sum()
 
 
 def interpolation(model: VAE, corpus: Corpus, split: str, indices: Tensor, seed: int, steps: int = 9) -> Interpolation:
@@ -414,9 +515,9 @@ def interpolation(model: VAE, corpus: Corpus, split: str, indices: Tensor, seed:
                 model.likeliest(model.decode({name: codes[step] for name, codes in path.items()}))
                 for step in range(steps)
             ]
-            changes.append(changed(torch.stack(pictures)).cpu().double())
-            distances.append((pictures[-1] != pictures[0]).flatten(1).sum(dim=1).cpu().double())
-    change, distance = torch.cat(changes, dim=1), torch.cat(distances)
+            changes.append(changed(torch.stack(pictures)))
+            distances.append((pictures[-1] != pictures[0]).flatten(1).sum(dim=1))
+    change, distance = torch.cat(changes, dim=1).cpu().double(), torch.cat(distances).cpu().double()
     apart = distance > 0
     some = bool(apart.any())
     return Interpolation(

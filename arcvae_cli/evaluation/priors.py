@@ -9,7 +9,7 @@ as trained.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -19,11 +19,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from arcvae_cli.conditions import attributes, encode, obeys, written
-from arcvae_cli.data.corpus import Corpus, GridCorpus
+from arcvae_cli import gaussians
+from arcvae_cli.conditions import attributes, obeys, written
+from arcvae_cli.conditions import encode as encode_conditions
+from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
 from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation.information import BATCH_SIZE, batch_size, batches, choose, evaluating
-from arcvae_cli.models.base import Batch
+from arcvae_cli.evaluation.information import (
+    BATCH_SIZE,
+    batch_size,
+    batches,
+    choose,
+    evaluating,
+    longest_first,
+    samples_of,
+)
+from arcvae_cli.graphs import Graphed
+from arcvae_cli.models.base import Batch, Level
+from arcvae_cli.models.grammar import LEVEL
 from arcvae_cli.models.pushdown import Derived
 from arcvae_cli.step import mix
 
@@ -39,6 +51,9 @@ EXAMPLES = 20_000
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 """No condition."""
+
+GRAPHED_FROM = 5
+"""Passes of one size beyond which they are recorded as a graph: the recording costs as much as so many."""
 
 COMPONENTS = (2, 4, 8, 16, 32)
 """Numbers of mixture components that are tried."""
@@ -168,14 +183,32 @@ def posterior_codes(
         assert isinstance(corpus, GridCorpus), "conditions are attributes of grids"
         obeying = obeys(attributes(corpus.grids(split).cpu().numpy()), given)
         chosen = chosen[torch.from_numpy(obeying)[chosen]]
-    parts: list[Codes] = []
+    if isinstance(corpus, DerivationCorpus):
+        codes = encode(model, corpus, split, chosen[:limit], seed).sample if len(chosen) else torch.empty(0, 0)
+        return flatten({LEVEL: codes}), model.level_shapes
+    found: list[dict[str, Tensor]] = []
     with evaluating(model, seed) as device:
-        size = batch_size(corpus.positions[0]) if corpus.unit == "token" else BATCH_SIZE
-        for batch in batches(corpus, split, chosen[:limit], device, size):
-            asked = torch.from_numpy(encode(given, len(batch.x))).to(device) if given else None
-            latents = {level.name: level.sample for level in model.encode(Batch(batch.x, batch.valid, asked))}
-            parts.append(flatten(latents))
-    return np.concatenate(parts) if parts else np.empty((0, 0)), model.level_shapes
+        for batch in batches(corpus, split, chosen[:limit], device):
+            asked = torch.from_numpy(encode_conditions(given, len(batch.x))).to(device) if given else None
+            found.append(samples_of(model.encode(Batch(batch.x, batch.valid, asked))))
+    latents = {name: torch.cat([part[name] for part in found]) for name in model.level_shapes if found}
+    return flatten(latents) if latents else np.empty((0, 0)), model.level_shapes
+
+
+def encode(model: VAE, corpus: DerivationCorpus, split: str, indices: Tensor, seed: int) -> Level:
+    """The posteriors of the derivations at `indices` (n,), and one sample of each: its noise knows of no batches."""
+    order = longest_first(corpus, split, indices)
+    found: list[Level] = []
+    with evaluating(model, seed) as device:
+        for batch in batches(corpus, split, indices[order], device, batch_size(corpus.length, device)):
+            found += model.encode(batch, noise=False)
+        back = order.argsort().to(device)
+        mean, logvar, kl = (
+            torch.cat([getattr(level, name) for level in found])[back] for name in ("mean", "logvar", "kl")
+        )
+        narrow = [level.sampled_kl for level in found if level.sampled_kl is not None]
+        sampled_kl = torch.cat(narrow)[back] if narrow else None
+        return Level(LEVEL, mean, logvar, gaussians.sample(mean, logvar), kl, sampled_kl=sampled_kl)
 
 
 def flatten(latents: Mapping[str, Tensor]) -> Codes:
@@ -236,8 +269,8 @@ def most_likely(
             some = {name: value[start : start + batch_size] for name, value in latents.items()}
             asked = None if conditions is None else conditions[start : start + batch_size]
             logits = model.decode(some, asked)
-            decoded.append((model.likeliest(logits, asked) if obliged else logits.argmax(1)).cpu())
-    return torch.cat(decoded)
+            decoded.append((model.likeliest(logits, asked) if obliged else logits.argmax(1)).to(torch.int16))
+    return torch.cat(decoded).cpu().long()
 
 
 def derive(
@@ -251,14 +284,45 @@ def derive(
 
     With `budget` all are complete, see `Pushdown.derive`. ValueError for a model without right-hand sides.
     """
-    if model.pushdown is None:
+    if (pushdown := model.pushdown) is None:
         raise ValueError("ids and masks alone do not say what a rule rewrites its symbol into: nothing can be derived")
-    size = batch_size(model.structure.length)
-    ids, complete = [], []
-    with evaluating(model, mix(seed, "rules")):  # a stream of its own: the seed's has drawn the latents
-        for start in range(0, len(next(iter(latents.values()))), size):
-            logits = model.decode({name: value[start : start + size] for name, value in latents.items()})
-            found = model.pushdown.derive(logits, model.pushdown.noise(len(logits)) if drawn else None, budget)
-            ids.append(found.ids.cpu())
-            complete.append(found.complete.cpu())
-    return Derived(torch.cat(ids), torch.cat(complete))
+
+    def made(logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        found = pushdown.derive(logits, noise, budget)
+        return found.ids.to(torch.int16), found.complete
+
+    ids, complete = through_rules(model, latents, made, seed, drawn)
+    return Derived(ids.long(), complete)
+
+
+def through_rules(
+    model: GrammarVAE,
+    latents: Mapping[str, Tensor],
+    made: Callable[..., tuple[Tensor, ...]],
+    seed: int,
+    drawn: bool = True,
+) -> tuple[Tensor, ...]:
+    """What is `made` of the logits (B, P, T) of all latents and, if `drawn`, of noise for their rules (B, T, K).
+
+    `made` takes and gives tensors of as many rows; what is returned has all rows, on the CPU. On CUDA it is recorded
+    where there is much to do, and may not ask the device for anything. The noise is drawn for as many codes as the CPU
+    decodes at once, however many the device does.
+    """
+    assert model.pushdown is not None, "nothing can be derived"
+    codes, length = latents[LEVEL], model.structure.length
+    block = batch_size(length)
+    results: list[tuple[Tensor, ...]] = []
+    with evaluating(model, mix(seed, "rules")) as device:  # a stream of its own: the seed's has drawn the latents
+        size = max(1, batch_size(length, device) // block) * block
+        graphed = Graphed(made, device) if len(codes) > GRAPHED_FROM * size else None
+        for part in torch.split(codes, size):
+            inputs = [model.decode({LEVEL: part})]
+            if drawn:
+                counts = [min(block, len(part) - start) for start in range(0, len(part), block)]
+                inputs.append(torch.cat([model.pushdown.noise(count) for count in counts]))
+            if graphed is None:
+                results.append(made(*inputs))
+            else:  # one size for all, so that one graph serves
+                filled = [torch.cat([some, some[:1].expand(size - len(part), -1, -1)]) for some in inputs]
+                results.append(tuple(some[: len(part)] for some in graphed(*filled)))
+        return tuple(torch.cat(some).cpu() for some in zip(*results, strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from arcvae_cli import gaussians
 from arcvae_cli.data.corpus import DerivationCorpus
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.evaluation.grids import setup_of
@@ -26,23 +27,27 @@ from arcvae_cli.evaluation.information import (
     ImportanceWeighted,
     InformationTally,
     LevelInformation,
+    Shuffled,
     ShuffledCodes,
     batch_size,
     batches,
     choose,
     evaluating,
+    exact,
     importance_weighted,
+    longest_first,
     nats,
     shuffled_codes,
 )
 from arcvae_cli.evaluation.paths import changed, walk
-from arcvae_cli.evaluation.priors import draw_prior, fit_prior
+from arcvae_cli.evaluation.priors import draw_prior, encode, fit_prior, through_rules
 from arcvae_cli.evaluation.string_verdict import MeasuredStrings, judge_strings
 from arcvae_cli.evaluation.validity import Judge, judge_of
 from arcvae_cli.evaluation.verdict import Verdict
 from arcvae_cli.grammar import Grammar, Rules
-from arcvae_cli.models.base import Batch
-from arcvae_cli.models.grammar import GrammarVAE
+from arcvae_cli.graphs import Graphed
+from arcvae_cli.models.base import Batch, Level
+from arcvae_cli.models.grammar import LEVEL, GrammarVAE
 from arcvae_cli.models.pushdown import Pushdown
 from arcvae_cli.settings import GrammarSettings, Settings
 from arcvae_cli.step import mix
@@ -61,7 +66,7 @@ QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
 
 MUTUAL_INFORMATION_EXAMPLES = 10_000
 LIKENESS = 1000  # molecules whose likeness is measured, pair by pair
-DECODINGS = 2**20  # noise is drawn for so many rules at once
+DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
 
 _ENCODINGS = 10  # of an example, as in the protocol of 2017
 
@@ -258,7 +263,7 @@ def evaluate_strings(
     """
     trained = trained or corpus
     grammar = corpus.grammar or grammar
-    pushdown, size = model.pushdown, batch_size(corpus.length)
+    pushdown, size = model.pushdown, batch_size(corpus.length, corpus.device)
     if not trained.size("train"):
         raise InputError(
             f"{trained.name}: no training derivations to count rules in", "give a corpus with a training split"
@@ -275,18 +280,26 @@ def evaluate_strings(
     few = indices[: min(EXAMPLES, workable)]
 
     tell(f"reconstructing {len(indices):,} derivations")
-    noisy = _noisy_pass(model, corpus, split, indices, seed, size)
-    elbo = noisy.information.elbo()
+    posterior = encode(model, corpus, split, indices, seed)
+    at_sample = decode(model, corpus, split, indices, posterior.sample)
+    information = InformationTally()
+    information.add((posterior,), at_sample.nats, at_sample.lengths)
+    bounds = at_sample.nats + exact(posterior.rate).sum(dim=1).cpu()
+    elbo = information.elbo()
     if not math.isfinite(elbo.elbo_nats):
         raise ArcvaeError("the model's output is not finite", "its weights are broken: evaluate an earlier checkpoint")
-    levels = noisy.information.levels(0 if quick else MUTUAL_INFORMATION_EXAMPLES)
+    levels = information.levels(0 if quick else MUTUAL_INFORMATION_EXAMPLES)
     judge = None if grammar is None else judge_of(grammar)
     canonical = None if judge is None or quick else judge.canonical
-    at_mean, texts = _mean_pass(model, corpus, split, indices, grammar if canonical else None, size)
+    at_mean = decode(model, corpus, split, indices, posterior.mean, derive=canonical is not None)
+    same = None
+    if grammar is not None and canonical is not None and at_mean.derived is not None:
+        originals = corpus.ids(split)[indices.to(corpus.device)].cpu().numpy()
+        same = _same_meaning(originals, at_mean.derived, grammar, canonical)
     encodings = 1 if quick else _ENCODINGS
     if not quick:
         tell(f"exact share: {encodings} codes of each of {len(few):,} derivations")
-    expected = _expected_exact(model, corpus, split, few, encodings, seed, size)
+    expected = _expected_exact(model, corpus, split, few, posterior, encodings, seed)
     counted = None
     if monte_carlo is not None and pushdown is not None:
         chosen = indices[: monte_carlo.examples]
@@ -297,20 +310,21 @@ def evaluate_strings(
     reconstruction = Reconstruction(
         examples=len(indices),
         posterior_mean=at_mean.scores(),
-        posterior_sample=noisy.tally.scores(),
+        posterior_sample=at_sample.scores(),
         frequencies=frequencies.measure(corpus, split, indices),
         encodings=encodings,
         expected_examples=len(few),
         expected_exact_share=expected.mean().item(),
         expected_error=_error(expected),
-        canonical_share=None if canonical is None else _same_meaning(texts, canonical),
+        canonical_share=same,
         monte_carlo=counted,
     )
 
     weighted = shuffled = paths = None
     if len(few) > 1:
         tell("shuffled codes" if quick else "shuffled codes, interpolation")
-        shuffled = shuffled_codes(model, corpus, split, few, seed)
+        own = {LEVEL: posterior.mean[: len(few)]}
+        shuffled = shuffled_codes(model, corpus, split, few, seed, own, at_mean.beginning(len(few)), size)
         if not quick and pushdown is not None:
             paths = string_paths(model, corpus, split, indices[: 2 * PAIRS], grammar, judge)
     if iwae_samples:
@@ -322,7 +336,7 @@ def evaluate_strings(
     if pushdown is not None:
         tell("samples from N(0, I) and from the fitted prior")
         count = QUICK_SAMPLES if quick else samples
-        drawn = _draw(model, pushdown, trained, count, seed, size, grammar, judge)
+        drawn = _draw(model, pushdown, trained, count, seed, grammar, judge)
     noise = settings.model.posterior_noise if isinstance(settings.model, GrammarSettings) else 1.0
     # what bounds the likelihood of strings that were drawn anew bounds nothing of strings that were learned
     entropy = corpus.entropy if split != "train" else None
@@ -336,7 +350,7 @@ def evaluate_strings(
             if shuffled is None
             else shuffled.shuffled_reconstruction_nats - shuffled.reconstruction_nats,
             nll_nats=-elbo.elbo_nats if weighted is None else weighted.nll_nats,
-            nll_error=noisy.error(len(indices) if weighted is None else weighted.examples),
+            nll_error=_error(bounds, len(indices) if weighted is None else weighted.examples),
             entropy_nats=entropy,
             complete=None if drawn is None else drawn["standard"].complete_share,
             complete_aggregate=None if drawn is None or "aggregate" not in drawn else drawn["aggregate"].complete_share,
@@ -352,8 +366,8 @@ def evaluate_strings(
         steps=corpus.length,
         reconstruction=reconstruction,
         elbo=elbo,
-        elbo_error=noisy.error(len(indices)),
-        trained_kl_nats=noisy.trained_kl,
+        elbo_error=_error(bounds),
+        trained_kl_nats=exact(posterior.kl).sum(dim=1).mean().item(),
         posterior_noise=noise,
         entropy_nats=entropy,
         importance_weighted=weighted,
@@ -364,117 +378,100 @@ def evaluate_strings(
         prior_samples=drawn,
         verdict=verdict,
     )
-    codes = {name: noisy.information.means(name).numpy() for name in levels}
+    codes = {name: information.means(name).numpy() for name in levels}
     return Evaluation(report, indices.numpy(), at_mean.errors.numpy(), at_mean.lengths.numpy(), codes)
 
 
-def _error(values: Tensor) -> float:
-    """The standard error of the mean of (n,) values; 0 of a single one."""
-    return (values.double().std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
+def _error(values: Tensor, examples: int | None = None) -> float:
+    """The standard error of a mean over so many `examples` (all, if None), by (n,) values; 0 by a single one."""
+    return (values.std() / math.sqrt(examples or len(values))).item() if len(values) > 1 else 0.0
 
 
 # ------------------------------------------------------------------------------------------------ reconstruction
 
 
-class SequenceTally:
-    """Counts wrong rules of each derivation."""
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Derivations against codes: (n,) float64 -log p(x|z) in nats, (n,) wrong rules and all rules, on the CPU.
 
-    def __init__(self) -> None:
-        self._errors: list[Tensor] = []
-        self._lengths: list[Tensor] = []
+    `derived`: (n, T) int16 likeliest derivations of the codes, where they were asked for.
+    """
 
-    def update(self, predicted: Tensor, batch: Batch) -> None:
-        """Add (B, T) rules beside the true ones."""
-        assert batch.valid is not None, "derivations have padding"
-        self._errors.append(((predicted != batch.x) & batch.valid).sum(dim=1).cpu())
-        self._lengths.append(batch.valid.sum(dim=1).cpu())
-
-    @property
-    def errors(self) -> Tensor:
-        """(n,) wrong rules of each derivation."""
-        return torch.cat(self._errors)
-
-    @property
-    def lengths(self) -> Tensor:
-        """(n,) rules of each derivation."""
-        return torch.cat(self._lengths)
+    nats: Tensor
+    errors: Tensor
+    lengths: Tensor
+    derived: Ids | None = None
 
     def scores(self) -> SequenceScores:
-        """Scores of all derivations."""
-        errors, lengths = self.errors, self.lengths
+        """Scores of all of them."""
         return SequenceScores(
-            token_accuracy=1.0 - errors.sum().item() / lengths.sum().item(),
-            exact_share=(errors == 0).double().mean().item(),
+            token_accuracy=1.0 - self.errors.sum().item() / self.lengths.sum().item(),
+            exact_share=(self.errors == 0).double().mean().item(),
         )
 
-
-@dataclass(frozen=True, slots=True)
-class _Noisy:
-    """One pass with drawn codes: the code, the scores, what each example's -ELBO is, and the KL that was trained."""
-
-    information: InformationTally
-    tally: SequenceTally
-    bounds: Tensor
-    trained_kl: float
-
-    def error(self, examples: int) -> float:
-        """The standard error of a mean of bounds over so many examples, in nats."""
-        return (self.bounds.std() / math.sqrt(examples)).item() if len(self.bounds) > 1 else 0.0
+    def beginning(self, count: int) -> Shuffled:
+        """Reconstruction of the first `count` of them."""
+        right = 1.0 - self.errors[:count].sum().item() / self.lengths[:count].sum().item()
+        return Shuffled(self.nats[:count].mean().item(), right)
 
 
-def _noisy_pass(
-    model: GrammarVAE, corpus: DerivationCorpus, split: str, indices: Tensor, seed: int, size: int
-) -> _Noisy:
-    information, tally = InformationTally(), SequenceTally()
-    bounds, trained = [], []
-    with evaluating(model, seed) as device:
-        for batch in batches(corpus, split, indices, device, size):
-            output = model(batch)
-            information.update(batch, output)
-            tally.update(output.logits.argmax(dim=1), batch)
-            rate = torch.stack([level.rate.sum(dim=1) for level in output.levels]).sum(dim=0)
-            bounds.append((nats(output.logits, batch) + rate).cpu().double())
-            trained.append(torch.stack([level.kl.sum(dim=1) for level in output.levels]).sum(dim=0).cpu().double())
-    return _Noisy(information, tally, torch.cat(bounds), torch.cat(trained).mean().item())
+def decode(
+    model: GrammarVAE, corpus: DerivationCorpus, split: str, indices: Tensor, codes: Tensor, derive: bool = False
+) -> Decoded:
+    """What codes (n, D) say of the derivations at `indices` (n,), and if asked which they are likeliest to `derive`.
 
-
-def _mean_pass(
-    model: GrammarVAE, corpus: DerivationCorpus, split: str, indices: Tensor, grammar: Grammar | None, size: int
-) -> tuple[SequenceTally, list[tuple[str, str]]]:
-    """The tally at the posterior means, and with a grammar each string beside its reconstruction."""
-    tally, texts = SequenceTally(), []
+    Derivations of like length go together: their padding is not decoded, which of molecules saves half. To derive
+    anew takes all steps.
+    """
+    order = longest_first(corpus, split, indices)
+    rows, derived = [], []
     with evaluating(model, 0) as device:
-        for batch in batches(corpus, split, indices, device, size):
-            logits = model.decode({level.name: level.sample for level in model.encode(batch, noise=False)})
-            tally.update(model.masked(logits, batch).argmax(dim=1), batch)
-            if grammar is not None:
-                made = model.likeliest(logits).tolist()
-                pairs = zip(batch.x.tolist(), made, strict=True)
-                texts += [(_text(grammar, one), _text(grammar, other)) for one, other in pairs]
-    return tally, texts
+        size = batch_size(corpus.length, device)
+        together = batches(corpus, split, indices[order], device, size)
+        for part, batch in zip(torch.split(order, size), together, strict=True):
+            latents = {LEVEL: codes[part.to(device)]}
+            if derive:
+                logits = model.decode(latents)
+                derived.append(model.likeliest(logits).to(torch.int16))
+                logits = model.masked(logits[..., : batch.x.shape[1]], batch)
+            else:
+                logits = model.logits_for(latents, batch)
+            assert batch.valid is not None, "derivations have padding"
+            wrong = (logits.argmax(dim=1) != batch.x) & batch.valid
+            rows.append(torch.stack([exact(one) for one in (nats(logits, batch), wrong.sum(1), batch.valid.sum(1))]))
+    back = order.argsort()
+    reconstruction, errors, lengths = torch.cat(rows, dim=1).cpu()[:, back]
+    made = torch.cat(derived).cpu()[back].numpy() if derive else None
+    return Decoded(reconstruction, errors.long(), lengths.long(), made)
 
 
 def _text(grammar: Grammar, ids: Sequence[int]) -> str:
     return grammar.write(ids) or ""
 
 
-def _same_meaning(texts: Sequence[tuple[str, str]], canonical: Callable[[str], str]) -> float:
-    """Share of pairs of strings that are the same, or mean the same."""
-    return sum(one == other or canonical(one) == canonical(other) for one, other in texts) / len(texts)
+def _same_meaning(ids: Ids, made: Ids, grammar: Grammar, canonical: Callable[[str], str]) -> float:
+    """Share of derivations `made` (n, T) that write the same as those of `ids` (n, T), or mean the same."""
+    pairs = [
+        (_text(grammar, one), _text(grammar, other)) for one, other in zip(ids.tolist(), made.tolist(), strict=True)
+    ]
+    return sum(one == other or canonical(one) == canonical(other) for one, other in pairs) / len(pairs)
 
 
 def _expected_exact(
-    model: GrammarVAE, corpus: DerivationCorpus, split: str, indices: Tensor, encodings: int, seed: int, size: int
+    model: GrammarVAE,
+    corpus: DerivationCorpus,
+    split: str,
+    indices: Tensor,
+    posterior: Level,
+    encodings: int,
+    seed: int,
 ) -> Tensor:
-    """(n,) mean of p(x|z) over codes drawn from each posterior."""
-    found = []
-    with evaluating(model, seed) as device:
-        for batch in batches(corpus, split, indices, device, size):
-            total = torch.zeros(len(batch.x), dtype=torch.float64)
-            for _ in range(encodings):
-                total += (-nats(model(batch).logits, batch).cpu().double()).exp()
-            found.append(total / encodings)
-    return torch.cat(found)
+    """(n,) mean of p(x|z) over codes drawn from the posterior of each of the derivations at `indices` (n,)."""
+    mean, logvar = (value[: len(indices)].repeat(encodings, 1) for value in (posterior.mean, posterior.logvar))
+    with evaluating(model, mix(seed, "codes")):
+        codes = gaussians.sample(mean, logvar)
+    found = decode(model, corpus, split, indices.repeat(encodings), codes)
+    return (-found.nats).exp().view(encodings, -1).mean(dim=0)
 
 
 def _monte_carlo(
@@ -486,22 +483,35 @@ def _monte_carlo(
     protocol: Protocol,
     seed: int,
 ) -> MonteCarlo:
-    """Draw codes, draw strings of each, and count those that are the example, without the budget and with it."""
-    exact = budgeted = 0
+    """Draw codes, draw strings of each, and count those that are the example, without the budget and with it.
+
+    On CUDA the derivations are one graph, replayed: hence all calls are of one size, and what is too much is cut off.
+    """
+
+    def right(logits: Tensor, noise: Tensor, x: Tensor) -> Tensor:
+        """Logits (B, P, T), noise (M, B, T, K) and x (B, T) -> (2, M, B) bool, without the budget and with it."""
+        made = [pushdown.derive(logits, noise, budget).ids for budget in (False, True)]
+        return torch.stack([(ids == x).all(dim=-1) for ids in made])
+
+    counts = []
     with evaluating(model, seed) as device:
-        for batch in batches(corpus, split, indices, device, batch_size(corpus.length)):
+        size = min(len(indices), batch_size(corpus.length))
+        most = max(1, (CUDA_DECODINGS if device.type == "cuda" else DECODINGS) // (size * corpus.length))
+        at_once = math.ceil(protocol.decodings / math.ceil(protocol.decodings / most))
+        count = Graphed(right, device)
+        for part in torch.split(indices, size):
+            padded = torch.cat([part, part[:1].expand(size - len(part))])
+            batch = corpus.batch(split, padded.to(device))
+            level = model.encode(batch, noise=False)[0]
             for _ in range(protocol.encodings):
-                logits = model.decode({level.name: level.sample for level in model.encode(batch)})
-                at_once = max(1, DECODINGS // batch.x.numel())
+                logits = model.decode({LEVEL: gaussians.sample(level.mean, level.logvar)})
                 for start in range(0, protocol.decodings, at_once):
-                    count = min(at_once, protocol.decodings - start)
-                    noise = pushdown.noise(count * len(batch.x))
-                    noise = noise.view(count, len(batch.x), *noise.shape[1:])  # (count, B, T, K)
-                    for budget in (False, True):
-                        right = int((pushdown.derive(logits, noise, budget).ids == batch.x).all(dim=-1).sum())
-                        exact, budgeted = (exact, budgeted + right) if budget else (exact + right, budgeted)
+                    noise = pushdown.noise(at_once * size).view(at_once, size, corpus.length, -1)
+                    found = count(logits, noise, batch.x)[:, : protocol.decodings - start, : len(part)]
+                    counts.append(found.sum(dim=(1, 2)))
+    exact_count, budgeted = torch.stack(counts).sum(dim=0).tolist()
     total = len(indices) * protocol.encodings * protocol.decodings
-    return MonteCarlo(len(indices), protocol.encodings, protocol.decodings, exact / total, budgeted / total)
+    return MonteCarlo(len(indices), protocol.encodings, protocol.decodings, exact_count / total, budgeted / total)
 
 
 # ------------------------------------------------------------------------------------------------ the baseline
@@ -554,7 +564,6 @@ def _draw(
     trained: DerivationCorpus,
     count: int,
     seed: int,
-    size: int,
     grammar: Grammar | None,
     judge: Judge | None,
 ) -> dict[PriorName, Drawn]:
@@ -565,26 +574,19 @@ def _draw(
     if trained.size("train") > 1:
         place = next(model.parameters()).device
         latents["aggregate"] = fit_prior("aggregate", model, trained, seed).sample(count, 1.0, seed, place)
+
+    def derive(logits: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Of each code: whether a string drawn without the budget is complete, one drawn with it, and the likeliest."""
+        made, likely = pushdown.derive(logits, noise).ids, pushdown.derive(logits).ids
+        return pushdown.derive(logits, noise, budget=False).complete, made.to(torch.int16), likely.to(torch.int16)
+
     found: dict[PriorName, Drawn] = {}
     padding = model.structure.rules.padding
     for name, codes in latents.items():
-        with evaluating(model, mix(seed, "rules")):  # a stream of its own: the seed's has drawn the codes
-            parts = list(_derive(model, pushdown, codes, count, size))
-        free, made, likely = (np.concatenate([part[which] for part in parts]) for which in range(3))
-        found[name] = score_drawn(made, free, likely, padding, known, grammar, judge)
+        free, made, likely = through_rules(model, codes, derive, seed)
+        ids, likeliest = made.numpy(), likely.numpy()
+        found[name] = score_drawn(ids, free.numpy(), likeliest, padding, known, grammar, judge)
     return found
-
-
-def _derive(
-    model: GrammarVAE, pushdown: Pushdown, latents: Mapping[str, Tensor], count: int, size: int
-) -> Iterator[tuple[NDArray[np.bool_], Ids, Ids]]:
-    """Of each code: whether a string drawn without the budget is complete, one drawn with it, and the likeliest."""
-    for start in range(0, count, size):
-        logits = model.decode({name: value[start : start + size] for name, value in latents.items()})
-        noise = pushdown.noise(len(logits))
-        free = pushdown.derive(logits, noise, budget=False).complete
-        made, likely = pushdown.derive(logits, noise).ids, pushdown.derive(logits).ids
-        yield free.cpu().numpy(), made.cpu().numpy().astype(np.int16), likely.cpu().numpy().astype(np.int16)
 
 
 def score_drawn(

@@ -99,12 +99,15 @@ def test_the_numbers_are_those_of_the_model(
 
 
 def test_json_is_the_only_thing_on_stdout(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
-    result = judge(arcvae, tiny_run, tmp_path, "--json", "--quiet", "--split", "val", "--seed", 3)
+    result = judge(
+        arcvae, tiny_run, tmp_path, "--json", "--quiet", "--split", "val", "--seed", 3, "--precision", "bf16"
+    )
     document = json.loads(result.stdout)
     assert result.stderr == ""
     assert (document["split"], document["seed"], document.pop("output")) == ("val", 3, str(tmp_path))
     assert document == json.loads((tmp_path / "metrics.json").read_text())
     assert document["reconstruction"]["examples"] == 20
+    assert document["precision"] == "bf16"
 
 
 def test_strict_exits_with_1_after_all_is_written(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
@@ -372,9 +375,12 @@ def test_strings_end_a_run_with_a_report(
 
 
 def test_strict_counts_for_strings_too(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
-    result = judge(arcvae, equations_run, tmp_path, "--strict", "--quiet", "--samples", 20, "--json")
+    more = ("--samples", 20, "--precision", "bf16")
+    result = judge(arcvae, equations_run, tmp_path, "--strict", "--quiet", *more, "--json")
     assert result.exit_code == 1
-    assert json.loads(result.stdout)["verdict"]["ok"] is False
+    document = json.loads(result.stdout)
+    assert document["verdict"]["ok"] is False
+    assert document["precision"] == "bf16"
 
 
 def test_other_strings_are_judged_against_the_training_strings(

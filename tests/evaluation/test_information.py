@@ -165,7 +165,7 @@ def test_mutual_information_stops_at_its_ceiling() -> None:
     assert found.nats == pytest.approx(math.log(1000), abs=1e-6)
     assert found.is_bound
     nothing = mutual_information(torch.randn(50, 3), torch.zeros(50, 3), torch.zeros(50, 3))
-    assert nothing.nats == pytest.approx(0.0, abs=1e-12)
+    assert nothing.nats == pytest.approx(0.0, abs=1e-7)
 
 
 def test_mutual_information_is_that_of_a_plain_loop() -> None:
@@ -181,7 +181,7 @@ def test_mutual_information_is_that_of_a_plain_loop() -> None:
     )
     expected = np.diag(density).mean() - np.log(np.exp(density).mean(axis=1)).mean()
     for rows in (7, 40):
-        assert mutual_information(sample, mean, logvar, rows).nats == pytest.approx(expected, abs=1e-9)
+        assert mutual_information(sample, mean, logvar, rows).nats == pytest.approx(expected, abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ dimensions

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from arcvae_cli import graphs
 from arcvae_cli.conditions import PLACE, attributes, encode
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.corpus import GridCorpus
@@ -28,6 +30,7 @@ from arcvae_cli.grammar import Rules, read_grammar
 from arcvae_cli.models.base import VAE, Batch, Level, standard_level
 from arcvae_cli.models.grammar import GrammarVAE, Structure
 from arcvae_cli.settings import GrammarSettings
+from tests.replaying import record
 
 
 class TwoLevels(VAE):
@@ -234,7 +237,7 @@ def test_rules_are_drawn_by_the_seed_and_the_likeliest_are_the_models(monkeypatc
     model = of_equations(read_grammar("equations").rules)
     latents = {"z": torch.randn(50, 4, generator=torch.Generator().manual_seed(1))}
     with monkeypatch.context() as patch:
-        patch.setattr("arcvae_cli.evaluation.priors.batch_size", lambda length: 7)
+        patch.setattr("arcvae_cli.evaluation.priors.batch_size", lambda length, device=None: 7)
         likeliest = derive(model, latents, drawn=False)
     assert likeliest.complete.all()
     torch.testing.assert_close(likeliest.ids, most_likely(model, latents))
@@ -259,3 +262,41 @@ def test_what_has_no_right_hand_sides_derives_nothing() -> None:
     bare = of_equations(replace(read_grammar("equations").rules, rhs=None, text=None))
     with pytest.raises(ValueError, match="nothing can be derived"):
         derive(bare, {"z": torch.zeros(1, 4)}, drawn=False)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_many_codes_replay_one_graph_and_derive_the_same(drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators recorded once stand for a CUDA graph: 50 codes are seven passes of 7 and one that is filled up."""
+    model = of_equations(read_grammar("equations").rules)
+    latents = {"z": torch.randn(50, 4, generator=torch.Generator().manual_seed(1))}
+    monkeypatch.setattr("arcvae_cli.evaluation.priors.batch_size", lambda length, device=None: 7)
+    expected = derive(model, latents, drawn, seed=3)
+    recordings = []
+
+    def counted(*functions: Any) -> tuple[Any, Any]:
+        recordings.append(record(*functions))
+        return recordings[-1]
+
+    monkeypatch.setattr(graphs, "possible", lambda device: True)
+    monkeypatch.setattr(graphs, "record", counted)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+    found = derive(model, latents, drawn, seed=3)
+    assert torch.equal(found.ids, expected.ids) and torch.equal(found.complete, expected.complete)
+    assert len(recordings) == 1
+    few = {"z": latents["z"][:35]}  # a recording would cost more than it saves
+    assert torch.equal(derive(model, few, drawn, seed=3).ids, expected.ids[:35])
+    assert len(recordings) == 1
+
+
+def test_the_noise_of_rules_is_not_of_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = of_equations(read_grammar("equations").rules)
+    latents = {"z": torch.randn(50, 4, generator=torch.Generator().manual_seed(1))}
+    found = []
+    for factor in (1, 3):  # as a device does that decodes more at once than the CPU
+        monkeypatch.setattr(
+            "arcvae_cli.evaluation.priors.batch_size",
+            lambda length, device=None, factor=factor: 7 if device is None else 7 * factor + 2,
+        )
+        found.append(derive(model, latents, drawn=True, seed=3).ids)
+    assert torch.equal(*found)
