@@ -31,9 +31,15 @@ format: $(VENV)/.dev ## let ruff mend what it can
 docs: $(VENV)/.dev ## make docs/schedules.md and its pictures, which the tests compare with the code
 	$(BIN)/python docs/make_schedules.py
 
-bench: $(VENV)/.dev ## benchmarks on this machine's CPU, each printing a ratio
+bench: $(VENV)/.dev ## benchmarks on this machine's CPU in under ten minutes, each printing a ratio
 	$(BIN)/python bench/startup.py
-	$(BIN)/python bench/steps.py
+	$(BIN)/python bench/steps.py --threads 1
+	$(BIN)/python bench/steps.py --name steps-threads
+	$(BIN)/python bench/whole.py
+	$(BIN)/python bench/ceilings.py --threads 1
+	$(BIN)/python bench/remains.py --threads 1
+	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/engines.py
 	$(BIN)/python bench/decoding.py
 	$(BIN)/python -m pip install --quiet nltk
 	$(BIN)/python bench/parsing.py

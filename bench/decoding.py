@@ -9,12 +9,10 @@ the copy of the derivations to the host.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import time
 from collections.abc import Callable
 
+import common
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from arcvae_cli.grammar import Rules, read_grammar
 from arcvae_cli.models.pushdown import Pushdown
+from arcvae_cli.step import choose_device
 
 LENGTH = 277
 Numbers = NDArray[np.float32]
@@ -93,26 +92,17 @@ def graphed(pushdown: Pushdown, logits: Tensor, noise: Tensor) -> Callable[[], T
     return run
 
 
-def timed(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = common.flags(__doc__, rounds=5)
     parser.add_argument("--codes", type=int, nargs="+", default=[100, 1000, 10_000])
-    parser.add_argument("--plain", type=int, default=300, help="codes of a round that the plain stacks decode")
+    parser.add_argument("--plain", type=int, default=300, help="codes of a turn that the plain stacks decode")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
+    device = choose_device(arguments.device)
+    machine = common.machine(str(device), arguments.threads)
     rules = read_grammar("smiles").rules
     pushdown = Pushdown(rules, LENGTH).to(device)
-    where = f"cpu, {arguments.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name()
-    print(f"SMILES, T = {LENGTH}, {len(rules)} rules, {where}")
+    print(f"SMILES, T = {LENGTH}, {len(rules)} rules, {common.place(machine)}")
     results = []
     for codes in arguments.codes:
         torch.manual_seed(0)
@@ -129,28 +119,26 @@ def main() -> None:
             # sums in double precision may order two rules otherwise that are equal in single precision
             same = sum(a == b for a, b in zip(peer(*arrays), derived, strict=True))
             assert same >= (few if name == "NumPy" else 0.99 * few), f"{name}: {same} of {few} are the same"
-        own: dict[str, list[float]] = {name: [] for name in runs}
-        plain: dict[str, list[float]] = {name: [] for name in peers}
-        for turn in range(arguments.rounds + 1):  # the first warms up
-            for name, run in runs.items():
-                seconds = timed(run) / codes
-                own[name] += [seconds] if turn else []
-            for name, peer in peers.items():
-                seconds = timed(lambda peer=peer, arrays=arrays: peer(*arrays)) / few
-                plain[name] += [seconds] if turn else []
-        peer = min(plain, key=lambda name: statistics.median(plain[name]))
-        for name, seconds in own.items():
-            ratios = [b / a for a, b in zip(seconds, plain[peer], strict=True)]
-            ratio, each = statistics.median(ratios), statistics.median(seconds)
+        seconds = common.in_turns(
+            {
+                **{name: lambda run=run, codes=codes: common.timed(run) / codes for name, run in runs.items()},
+                **{
+                    name: lambda peer=peer, arrays=arrays, few=few: common.timed(lambda: peer(*arrays)) / few
+                    for name, peer in peers.items()
+                },
+            },
+            arguments.rounds,
+        )
+        peer = min(peers, key=lambda name: statistics.median(seconds[name]))
+        for name in runs:
+            found, each = common.ratio(seconds[peer], seconds[name]), statistics.median(seconds[name])
             print(
-                f"{codes:6,} codes, {name}: {1e6 * each:.1f} us a string, {ratio:.1f} times "
-                f"({min(ratios):.1f} to {max(ratios):.1f}) a plain stack ({peer}): "
-                f"{1e6 * statistics.median(plain[peer]):.0f} us"
+                f"{codes:6,} codes, {name}: {1e6 * each:.1f} us a string, {found} a plain stack ({peer}): "
+                f"{1e6 * statistics.median(seconds[peer]):.0f} us"
             )
-            results.append(
-                {"codes": codes, "how": name, "arcvae": seconds, "peer": peer, "plain": plain[peer], "ratio": ratio}
-            )
-    print(json.dumps({"device": str(device), "threads": arguments.threads, "results": results}))
+            numbers = {"arcvae_s": seconds[name], "peer": peer, "plain_s": seconds[peer], **found.table()}
+            results.append({"codes": codes, "how": name, **numbers})
+    common.write("decoding", {**machine, "results": results}, arguments.json)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ over) by all cores. NLTK is no dependency of arcvae: `pip install nltk`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import statistics
 import sys
@@ -16,11 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import common
+
+from arcvae_cli.data.downloads import ZINC
 from arcvae_cli.data.parsing import Parser, parse_lines
 from arcvae_cli.grammar import Grammar, Terminal, read_grammar
 
-MOLECULES = Path(__file__).parents[2] / "shared" / "data" / "zinc_test_5000.smi"
-ZINC = 249_456
+KEPT = (Path(__file__).parents[2] / "shared" / "data" / "zinc_test_5000.smi", ZINC.path)
+LINES = 249_456
 
 
 def nltk_reader(grammar: Grammar) -> Callable[[str], list[int]]:
@@ -50,17 +51,22 @@ def seconds(read: Callable[[str], list[int]], lines: list[str]) -> tuple[float, 
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--input", type=Path, default=MOLECULES, help="a file of SMILES, one a line")
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--molecules", type=int, default=40, help="for each parser in each round")
+    arguments = common.flags(__doc__, rounds=7, computes=False)
+    arguments.add_argument("--input", type=Path, help="a file of SMILES, one a line; else ZINC's, where it is kept")
+    arguments.add_argument("--molecules", type=int, default=40, help="for each parser in each turn")
     arguments.add_argument(
-        "--whole", type=int, default=ZINC, help="molecules for the run on all cores; 0 leaves it out"
+        "--whole", type=int, default=LINES, help="molecules for the run on all cores; 0 leaves it out"
     )
     given = arguments.parse_args()
-    if not given.input.exists():
-        sys.exit(f"{given.input}: not there; --input takes any file of SMILES, ZINC's for example")
-    molecules = [line.split()[0] for line in given.input.read_text("utf-8").splitlines() if line.strip()]
+    found = next((path for path in (given.input, *KEPT) if path is not None and path.is_file()), None)
+    if given.input is not None and found != given.input:
+        sys.exit(f"{given.input}: there is no such file")
+    if found is None:
+        print(
+            "no molecules here: --input takes any file of SMILES; `arcvae data build --download zinc250k` brings some"
+        )
+        return
+    molecules = [line.split()[0] for line in found.read_text("utf-8").splitlines() if line.strip()]
     grammar = read_grammar("smiles")
     own, earley, peer = Parser(grammar), Parser(grammar, "earley"), nltk_reader(grammar)
     print(own.reason)
@@ -89,7 +95,7 @@ def main() -> None:
         taken = time.perf_counter() - began
         print(f"{len(parsed.ids)} of {given.whole} molecules to arrays in {taken:.1f} s by all cores (goal: under 60)")
         result |= {"whole": given.whole, "whole_s": taken}
-    print(json.dumps(result))
+    common.write("parsing", {"processor": common.processor(), "cores": common.cores(), **result}, given.json)
 
 
 if __name__ == "__main__":

@@ -1,49 +1,44 @@
-"""Optimiser steps a second: arcvae's step, with augmentation and every metric, against plain in-memory fp32 loops.
+"""Optimiser steps a second: arcvae's step, with augmentation and every metric, against what else trains such a model.
 
-All train the same model on the same grids, in turns within one process. The peer is what a careful person writes in an
-afternoon from the description of the model: data as one tensor, no loader, no augmentation, no metric but the loss,
-fp32, torch's Adam. For the residual body, which only arcvae describes, and as a harder peer for the plain one, the same
-loop runs arcvae's own model.
+All train the same model on the same grids, on the same threads, in turns. The peers:
+
+- pythae 0.1.2's trainer, in its own process (`pythae_loop.py`), fp32, no metric but the loss, no augmentation.
+- a plain loop as a careful person writes it in an afternoon from the description of the model: data as one tensor, no
+  loader, no augmentation, no metric but the loss, fp32, torch's Adam.
+- for the residual body, which only arcvae describes, and as a harder peer for the plain one, the same loop with
+  arcvae's own model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
+import os
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
+import common
+import described
+import numpy as np
 import torch
+from own import grid_settings, open_grids, own_steps
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arcvae_cli.data.corpus import GridCorpus, open_corpus
+from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch
-from arcvae_cli.objective import Objective
 from arcvae_cli.settings import Settings
-from arcvae_cli.step import Step, Tally, choose_device, seed_step
+from arcvae_cli.step import choose_device
 
-
-def own_steps(settings: Settings, corpus: GridCorpus, device: torch.device) -> Callable[[int], None]:
-    step = Step(build_model(settings.model).to(device), Objective(settings.objective), settings.train, device)
-    size = settings.train.batch_size
-    order = torch.randperm(corpus.size("train")).to(device)
-    done = 0
-
-    def run(count: int) -> None:
-        nonlocal done
-        tally = Tally(corpus.background)
-        for _ in range(count):
-            at = done * size % (len(order) - size)
-            seed_step(0, "bench", done)
-            batch = corpus.batch("train", order[at : at + size], augment=True)
-            tally.add(*step.train(batch, {"z": 0.1}), batch)
-            done += 1
-        tally.read()
-
-    return run
+PYTHAE = ("pythae==0.1.2", "cloudpickle", "imageio", "tqdm")
+"""What pip brings without their own needs, which arcvae has too: so that pythae runs on the very same torch."""
+FOLDER = common.HERE.parent / "build" / "pythae"
 
 
 class Described(nn.Module):
@@ -51,23 +46,11 @@ class Described(nn.Module):
 
     def __init__(self, latent_dim: int = 10) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            *(nn.Conv2d(10, 32, 3, padding=1), nn.ReLU()),
-            *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU()),
-            *(nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(2048, 128), nn.ReLU()),
-        )
+        self.encoder, self.decoder = described.encoder(), described.decoder(latent_dim)
         self.mean, self.sigma = nn.Linear(128, latent_dim), nn.Linear(128, latent_dim)
-        self.decoder = nn.Sequential(
-            *(nn.Linear(latent_dim, 128), nn.ReLU(), nn.Linear(128, 2048), nn.ReLU(), nn.Unflatten(1, (128, 4, 4))),
-            *(nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), nn.ReLU()),
-            *(nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1), nn.ReLU()),
-            nn.Conv2d(32, 10, 3, padding=1),
-        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        one_hot = functional.one_hot(x, 10).permute(0, 3, 1, 2).float()
-        features = self.encoder(one_hot)
+        features = self.encoder(described.one_hot(x))
         mean, sigma = self.mean(features), functional.softplus(self.sigma(features))
         kl = 0.5 * (mean**2 + sigma**2 - 1) - sigma.log()
         return self.decoder(mean + sigma * torch.randn_like(mean)), kl
@@ -86,6 +69,7 @@ class Ours(nn.Module):
 
 
 def plain_steps(model: nn.Module, settings: Settings, corpus: GridCorpus) -> Callable[[int], None]:
+    """So many steps of the plain loop."""
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)
     grids, size = corpus.grids("train"), settings.train.batch_size
     order = torch.randperm(len(grids)).to(grids.device)
@@ -108,44 +92,114 @@ def plain_steps(model: nn.Module, settings: Settings, corpus: GridCorpus) -> Cal
     return run
 
 
+def pythae_python(given: str | None) -> tuple[list[str], dict[str, str]] | None:
+    """An interpreter with pythae and the variables it takes, or None where there is none and pip cannot bring it."""
+    if given is not None:
+        return [given], {}
+    if "pydantic" in common.STANDING_IN:  # pythae takes it too
+        return None
+    if importlib.util.find_spec("pythae") is not None:
+        return [sys.executable], {}
+    if not FOLDER.is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "15"]
+        if subprocess.run([*pip, "--no-deps", "--target", str(FOLDER), *PYTHAE], stderr=subprocess.DEVNULL).returncode:
+            return None
+    found = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(FOLDER))))
+    return [sys.executable], {"PYTHONPATH": found}
+
+
+@contextmanager
+def pythae_steps(
+    python: tuple[list[str], dict[str, str]], corpus: GridCorpus, device: torch.device, given: argparse.Namespace
+) -> Iterator[common.Run]:
+    """A turn of pythae's trainer, whose process lives as long as the block. OSError where it does not begin."""
+    with tempfile.TemporaryDirectory() as folder:
+        grids, log = Path(folder) / "grids.npy", Path(folder) / "log"
+        np.save(grids, corpus.grids("train").cpu().numpy())
+        sizes = {"--batch-size": given.batch_size, "--steps": given.steps, "--threads": given.threads}
+        words = [*python[0], str(common.HERE / "pythae_loop.py"), str(grids)]
+        words += [str(word) for pair in sizes.items() for word in pair]
+        words += ["--cuda"] if device.type == "cuda" else []
+        environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads), **python[1]}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with (
+            log.open("w") as errors,
+            subprocess.Popen(words, **pipes, stderr=errors, text=True, env=environment) as peer,
+        ):
+            assert peer.stdin is not None and peer.stdout is not None
+            asked, answers = peer.stdin, peer.stdout
+
+            def run() -> float:
+                asked.write("\n")
+                asked.flush()
+                answer = answers.readline()
+                if not answer:
+                    raise OSError(log.read_text("utf-8").strip().rpartition("\n")[2])
+                return float(answer)
+
+            run()
+            yield run
+            asked.close()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=20, help="of a round")
+    parser = common.flags(__doc__)
+    parser.add_argument("--steps", type=int, default=10, help="of a turn")
     parser.add_argument("--batch-size", type=int, default=128)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    device = choose_device(arguments.device)
+    parser.add_argument("--engine", default="auto", help="auto, eager, compile, graph")
+    parser.add_argument("--bodies", nargs="+", default=["plain", "residual"])
+    parser.add_argument("--pythae", metavar="PYTHON", help="an interpreter that has pythae; else pip brings it")
+    parser.add_argument("--name", default="steps", help="of the JSON")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    device = choose_device(given.device)
+    wait = common.waiting(str(device))
+    where = common.machine(str(device), given.threads)
+    print(f"steps of batch {given.batch_size} on {common.place(where)}, arcvae with augmentation and metrics")
+    python = pythae_python(given.pythae)
+    notes = [] if python else ["pythae: not there, and pip could not bring it; --pythae PYTHON names one that has it"]
     results = []
-    for body in ("plain", "residual"):
-        table = {"model": {"body": body}, "train": {"batch_size": arguments.batch_size}}
-        settings = Settings.model_validate(table)
-        corpus = open_corpus(settings.data, device)
-        runs = {"arcvae": own_steps(settings, corpus, device)}
+    for body in given.bodies:
+        settings = grid_settings({"body": body}, {"batch_size": given.batch_size, "engine": given.engine})
+        corpus = open_grids(settings.data, device)
+        own = own_steps(settings, corpus, device)
+        loops: dict[str, Callable[[int], object]] = {"arcvae": own.run}
         if body == "plain":
-            runs["plain fp32 loop"] = plain_steps(Described().to(device), settings, corpus)
-        runs["plain fp32 loop, arcvae's model"] = plain_steps(Ours(settings).to(device), settings, corpus)
-        rates: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(arguments.rounds + 1):  # the first warms up
-            for name, run in runs.items():
-                began = time.perf_counter()
-                run(arguments.steps)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if turn:
-                    rates[name].append(arguments.steps / (time.perf_counter() - began))
-        own = rates.pop("arcvae")
-        where = f"{device.type}, {arguments.threads} threads" if device.type == "cpu" else torch.cuda.get_device_name()
-        print(f"{body} body, batch {arguments.batch_size}, {where}: {statistics.median(own):.1f} steps/s with metrics")
-        for name, peer in rates.items():
-            ratios = [a / b for a, b in zip(own, peer, strict=True)]
-            ratio = statistics.median(ratios)
-            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-            print(f"  {ratio:.2f} times ({spread}) the {name}: {statistics.median(peer):.1f} steps/s")
-            results.append({"body": body, "peer": name, "arcvae": own, "steps": peer, "ratio": ratio})
-    print(json.dumps({"device": str(device), "threads": arguments.threads, "results": results}))
+            loops["a plain fp32 loop"] = plain_steps(Described().to(device), settings, corpus)
+        loops["a plain fp32 loop of arcvae's model"] = plain_steps(Ours(settings).to(device), settings, corpus)
+
+        def turn(loop: Callable[[int], object]) -> common.Run:
+            def run() -> float:
+                return common.timed(lambda: (loop(given.steps), wait()))
+
+            return run
+
+        runs = {name: turn(loop) for name, loop in loops.items()}
+        with ExitStack() as stack:
+            if python and body == "plain":
+                try:
+                    runs["pythae 0.1.2's trainer"] = stack.enter_context(pythae_steps(python, corpus, device, given))
+                except OSError as error:
+                    notes.append(f"pythae's trainer did not begin: {error}")
+            seconds = common.in_turns(runs, given.rounds)
+        mine = seconds.pop("arcvae")
+        print(f"{body} body, {own.how}: {given.steps / statistics.median(mine):.1f} steps/s")
+        for name, others in seconds.items():
+            found = common.ratio(others, mine)
+            print(f"  {found} {name}: {given.steps / statistics.median(others):.1f} steps/s")
+            results.append(
+                {
+                    "body": body,
+                    "how": own.how,
+                    "peer": name,
+                    **found.table(),
+                    "arcvae_steps_per_s": [given.steps / each for each in mine],
+                    "peer_steps_per_s": [given.steps / each for each in others],
+                }
+            )
+    for note in notes:
+        print(note)
+    common.write(given.name, {**where, "batch_size": given.batch_size, "notes": notes, "results": results}, given.json)
 
 
 if __name__ == "__main__":
