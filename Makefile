@@ -12,8 +12,8 @@ help: ## list the tasks
 train: $(VENV)/.run ## train the quickstart preset on real ARC grids: a few minutes on two CPU cores
 	$(BIN)/arcvae train --preset quickstart
 
-test: $(VENV)/.dev ## run the tests
-	$(BIN)/pytest
+test: $(VENV)/.dev ## run the tests, on all cores
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 check: lint types test ## lint, types and tests
 
