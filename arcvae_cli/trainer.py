@@ -20,7 +20,7 @@ from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
 from arcvae_cli.engine import TEXTS as ENGINES
 from arcvae_cli.engine import Engine
 from arcvae_cli.errors import ArcvaeError, Interrupted
-from arcvae_cli.evaluation.information import batch_size
+from arcvae_cli.evaluation.information import batch_size, batches, longest_first
 from arcvae_cli.machine import describe, peak_memory
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
@@ -82,6 +82,7 @@ class Trainer:
             self.schedule, self.levels, self.device, self.positions, self.settings.objective.reduction
         )
         self.engine = Engine(self.settings, self.step, self.corpus, self.control, self.steps)
+        self.val_order = longest_first(self.corpus, "val", torch.arange(self.corpus.size("val")))
         self.peaks = self.yardstick()
         self.done = 0  # optimiser steps
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
@@ -240,13 +241,10 @@ class Trainer:
     def validate(self, betas: Mapping[str, float]) -> Counts:
         """The same numbers on the validation split, the noise being the same in every epoch."""
         self.model.eval()
-        everything = torch.arange(self.corpus.size("val"), device=self.device)
         size = batch_size(self.corpus.length) if isinstance(self.corpus, DerivationCorpus) else VALIDATION_BATCH
-        parts = torch.split(everything, size)
-        tally = Tally(len(parts), self.model.level_sizes, self.corpus.background, self.device)
-        for index, indices in enumerate(parts):
+        tally = Tally(-(-len(self.val_order) // size), self.model.level_sizes, self.corpus.background, self.device)
+        for index, batch in enumerate(batches(self.corpus, "val", self.val_order, self.device, size)):
             seed_step(self.settings.train.seed, "val", index)
-            batch = self.corpus.batch("val", indices)
             tally.add(index, *self.step.measure(batch, betas), batch)
         return tally.read().counts()
 
