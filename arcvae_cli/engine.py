@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch import nn
 
 from arcvae_cli import graphs
 from arcvae_cli.controllers import Controller
@@ -43,7 +44,7 @@ class Engine:
         conditions = bool(self.step.model.attributes)
         batch = self.corpus.batch("train", self.indices, augment=self.settings.data.augment, conditions=conditions)
         terms, output = self.step.train(batch, self.control)
-        self.tally.add(self.row, terms, output, batch)
+        self.tally.add(self.row, terms, output, batch, self.step.norm)
         self.row.add_(1)
 
     def prepare(self, times: Iterable[float]) -> None:
@@ -126,6 +127,9 @@ class Engine:
 
     def _record(self, cases: Mapping[tuple[str, ...], float]) -> None:
         """Record a graph for each case; where one cannot be, steps run without."""
+        if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
+            self.reason = "cuDNN keeps the state of dropout between GRU layers to itself, and a graph cannot seed it"
+            return
         try:
             for case, time in cases.items():
                 self.control.at(time)

@@ -6,6 +6,7 @@ from the default generator: after the same seed a replay draws what the plain ca
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -29,19 +30,47 @@ def record(function: Callable[[], Out], warm_up: Callable[[], object]) -> tuple[
     """A graph of what `function` does on the present CUDA device, and what it returned, in memory of the graph.
 
     `warm_up` is called before, a few times, on the stream of the recording; `function` itself then does nothing but be
-    recorded. Raises RuntimeError where it does what no graph can, such as reading a value back.
+    recorded. Raises RuntimeError where it does what no graph can, such as reading a value back, and ever after: of a
+    recording that failed PyTorch's allocator believes that it goes on.
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
+    if _failed:
+        raise RuntimeError("an earlier recording failed")
+    here = torch.cuda.current_stream()
+    stream = _side(torch.cuda.current_device())
+    stream.wait_stream(here)
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):
             warm_up()
-    torch.cuda.current_stream().wait_stream(stream)
+    here.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # other threads, those of loggers, may go on meanwhile
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        out = function()
+    try:
+        # other threads, those of loggers, may go on meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            out = function()
+    except Exception as error:
+        _failed.append(graph)
+        _leave(here)
+        raise error.__context__ or error from None  # the end of a recording says no more than that something failed
     return graph, out
+
+
+@functools.cache
+def _side(device: int) -> torch.cuda.Stream:
+    """The stream of all recordings: cuBLAS keeps tens of MiB for each stream that it has worked on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+_failed: list[torch.cuda.CUDAGraph] = []
+"""Graphs that were never finished, which the allocator still asks."""
+
+
+def _leave(stream: torch.cuda.Stream) -> None:
+    """Undo what PyTorch leaves behind where a recording fails: its stream, and a generator that may not draw."""
+    torch.cuda.set_stream(stream)
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    fresh = torch.Generator(generator.device)
+    fresh.set_state(generator.get_state())
+    generator.graphsafe_set_state(fresh)
 
 
 class Graphed(Generic[Out]):

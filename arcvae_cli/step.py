@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ def choose_device(name: str) -> torch.device:
         }
     if not there[device.type]:
         raise InputError(f"train.device: {name} is not available on this machine", "use --device auto or cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # graphs are recorded, and states of generators kept, of the present device
     return device
 
 
@@ -129,17 +132,21 @@ class Tally:
         self.levels = dict(levels)
         self.background = background
         self.closed = tuple(closed)
-        # examples, loss, reconstruction, KL terms, rates, betas, hits
-        width = 3 + len(levels) + sum(levels.values()) + len(closed) + HITS
+        # examples, loss, reconstruction, KL terms, rates, norm of the gradient, betas, hits
+        width = 4 + len(levels) + sum(levels.values()) + len(closed) + HITS
         self.table = torch.zeros(rows, width, dtype=exact_type(torch.device(device)), device=device)
 
-    def add(self, row: int | Tensor, terms: Terms, output: Output, batch: Batch) -> None:
-        """Write a batch into a row, given by its number, or by a tensor (1,) int64 that a graph reads."""
+    def add(self, row: int | Tensor, terms: Terms, output: Output, batch: Batch, norm: Tensor | None = None) -> None:
+        """Write a batch into a row, given by its number, or by a tensor (1,) int64 that a graph reads.
+
+        `norm`: of the gradient, where there was one; a row is of finite numbers only if it is.
+        """
         exact = self.table.dtype
         loss = terms.loss.detach()
         means = torch.stack([loss, terms.reconstruction.detach(), *(free.detach() for free in terms.kl_free.values())])
         betas = [beta.reshape(1) for level in self.closed if isinstance(beta := terms.betas[level], Tensor)]
-        parts = [loss.new_full((1,), len(batch.x)), means, *(rates.detach() for rates in terms.rates.values()), *betas]
+        parts = [loss.new_full((1,), len(batch.x)), means, *(rates.detach() for rates in terms.rates.values())]
+        parts += [loss.new_zeros(1) if norm is None else norm.reshape(1), *betas]
         line = torch.cat([*(part.to(exact) for part in parts), hits(output.logits.detach(), batch, self.background)])
         if isinstance(row, Tensor):
             self.table.index_copy_(0, row, line[None])
@@ -219,13 +226,20 @@ class Adam(optim.Adam):
 
     add_param_group = inspect.unwrap(optim.Adam.add_param_group)
     state_dict = inspect.unwrap(optim.Adam.state_dict)
-    load_state_dict = inspect.unwrap(optim.Adam.load_state_dict)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; the learning rate stays the tensor it was, which graphs read."""
+        rate = self.param_groups[0]["lr"]
+        inspect.unwrap(optim.Adam.load_state_dict)(self, state_dict)
+        rate.fill_(float(self.param_groups[0]["lr"]))
+        self.param_groups[0]["lr"] = rate
 
     @torch.no_grad()
-    def advance(self, parameters: Sequence[nn.Parameter], most: float) -> None:
-        """One step from the gradients of `parameters`, scaled down to a norm of `most` together; 0: never.
+    def advance(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+        """One step from the gradients of `parameters`, scaled down to a norm of `most` together; 0: never. The norm.
 
-        Where a gradient is not finite, nothing is changed: no such step reaches a weight, and nothing is read back.
+        Where a gradient is not finite, nothing is changed: no such step reaches a weight, and nothing is read back. But
+        on MPS it does, and the loss shows it.
         """
         moved: list[Tensor] = []
         grads: list[Tensor] = []
@@ -240,9 +254,13 @@ class Adam(optim.Adam):
         steps, means, squares = (
             [self.state[parameter][name] for parameter in moved] for name in ("step", "exp_avg", "exp_avg_sq")
         )
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        finite = norm.isfinite().float()
+        scale = (norm / most).clamp(min=1.0).float() if most else None
+        if scale is not None and norm.device.type == "mps":  # its kernel takes the last two arguments and ignores them
+            torch._foreach_div_(grads, scale)
         group = self.param_groups[0]
-        torch._foreach_add_(steps, 1)
+        torch._foreach_add_(steps, [finite] * len(steps))
         torch._fused_adam_(
             moved,
             grads,
@@ -257,9 +275,10 @@ class Adam(optim.Adam):
             eps=group["eps"],
             amsgrad=False,
             maximize=False,
-            grad_scale=(norm / most).clamp(min=1.0).float() if most else None,
-            found_inf=(~norm.isfinite()).float(),
+            grad_scale=scale,
+            found_inf=1.0 - finite,
         )
+        return norm
 
 
 class Step:
@@ -277,6 +296,7 @@ class Step:
         self.precision = choose_precision(settings.precision, device)
         self.clip = settings.gradient_clip
         self.parameters = list(model.parameters())
+        self.norm: Tensor | None = None  # of the last step's gradient
         self.forward: Forward = self.plain
         # a tensor that stays where it is, so that a graph reads the rate of its step
         self.rate = torch.tensor(settings.lr, device=device)
@@ -304,7 +324,7 @@ class Step:
         for parameter in self.parameters:
             parameter.grad = None
         terms.loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.advance(self.parameters, self.clip)
+        self.norm = self.optimizer.advance(self.parameters, self.clip)
         return terms, output
 
     @torch.inference_mode()

@@ -292,7 +292,7 @@ class Trainer:
             last = self.folder.checkpoints / "last.pth"
             good = f"the last good checkpoint is {last}" if last.is_file() else "no epoch was finished before"
             raise ArcvaeError(
-                f"epoch {epoch}: the loss is not a number any more (beta {beta:g}, learning rate "
+                f"epoch {epoch}: the loss, or its gradient, is not a number any more (beta {beta:g}, learning rate "
                 f"{self.step.learning_rate:g}); {good}",
                 "lower train.lr, keep train.gradient_clip on, or try train.precision=fp32",
             )

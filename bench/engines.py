@@ -66,7 +66,9 @@ def main() -> None:
 def compare() -> None:
     parser = common.flags(__doc__)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), help="by default all, on a CPU the plain one")
-    parser.add_argument("--engines", nargs="+", help="by default graph on CUDA, else compile")
+    parser.add_argument(
+        "--engines", nargs="+", choices=("compile", "graph"), help="by default graph on CUDA, else compile"
+    )
     parser.add_argument("--steps", type=int, help="of a turn")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

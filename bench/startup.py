@@ -60,6 +60,7 @@ def header(device: str) -> float:
 
 def main() -> None:
     given = common.flags(__doc__, rounds=9).parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # of all that is started below
     runs: dict[str, common.Run] = {peer: partial(whole, ["-c", peer]) for peer in PEERS.values()}
     runs |= {name: partial(whole, ["-m", "arcvae_cli", *arguments]) for name, arguments in QUICK.items()}
     runs[HEADER] = partial(header, given.device)

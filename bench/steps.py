@@ -146,7 +146,7 @@ def main() -> None:
     parser = common.flags(__doc__)
     parser.add_argument("--steps", type=int, default=10, help="of a turn")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--engine", default="auto", help="auto, eager, compile, graph")
+    parser.add_argument("--engine", default="auto", choices=("auto", "eager", "compile", "graph"))
     parser.add_argument("--bodies", nargs="+", default=["plain", "residual"])
     parser.add_argument("--pythae", metavar="PYTHON", help="an interpreter that has pythae; else pip brings it")
     parser.add_argument("--name", default="steps", help="of the JSON")

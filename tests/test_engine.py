@@ -165,6 +165,17 @@ def test_running_out_of_memory_while_trying_is_no_reason_to_go_on(monkeypatch: p
         make(MODELS["plain"], "auto").prepare(times())
 
 
+def test_dropout_between_gru_layers_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cuDNN draws there follows from no seed of a step."""
+    monkeypatch.setattr(graphs, "possible", lambda device: True)
+    monkeypatch.setattr(graphs, "record", record)
+    gru = {"arch": "kusner", "encoder_kernel": 3, "encoder_channels": 3, "decoder_layers": 2, "decoder_hidden": 16}
+    for share, kind in ((0.1, "eager"), (0.0, "graph")):
+        engine = make({"model": {"name": "grammar", **gru, "decoder_dropout": share}}, "auto")
+        engine.prepare(times())
+        assert engine.kind == kind and (engine.reason is None) == (share == 0.0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes CUDA")
 @pytest.mark.parametrize(
     "table",

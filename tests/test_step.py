@@ -146,6 +146,15 @@ def test_adam_is_pytorchs_after_pytorchs_clipping(most: float) -> None:
     assert torch.equal(moments["exp_avg"], adam.state_dict()["state"][0]["exp_avg"]) and moments["step"] == 20
 
 
+def test_a_state_taken_up_leaves_the_learning_rate_where_a_schedule_sets_it() -> None:
+    kept = make_step(lr=0.5).optimizer.state_dict()
+    step = make_step(lr=0.01)
+    step.optimizer.load_state_dict(kept)
+    assert step.learning_rate == 0.5
+    step.learning_rate = 0.25
+    assert step.optimizer.param_groups[0]["lr"] is step.rate and step.optimizer.param_groups[0]["lr"] == 0.25
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_no_number_moves_nothing(bad: float) -> None:
     weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
@@ -158,6 +167,7 @@ def test_a_gradient_that_is_no_number_moves_nothing(bad: float) -> None:
             before = moved
     assert moved == before and moved[0][0] == pytest.approx(0.9)
     assert all(torch.isfinite(value).all() for state in adam.state.values() for value in state.values())
+    assert [adam.state[weight]["step"].item() for weight in weights] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("body", ["plain", "residual"])

@@ -248,6 +248,24 @@ def test_a_plateau_lowers_the_learning_rate(tmp_path: Path, monkeypatch: pytest.
     assert [record.learning_rate for record in ear.epochs] == pytest.approx([0.01] * 5 + [0.002] * 2)
 
 
+def test_a_gradient_that_is_no_number_stops_the_run_and_changes_nothing(tmp_path: Path) -> None:
+    trainer, ear = make(tmp_path, settings())
+    calls, weights = [0], [torch.empty(0)]
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] < 2:
+            return gradient
+        weights.append(trainer.model.state_dict()["encoder.mean.weight"].clone())
+        return gradient * float("nan")
+
+    trainer.model.get_parameter("encoder.mean.weight").register_hook(spoil)
+    with pytest.raises(ArcvaeError, match=r"epoch 1: the loss, or its gradient, is not a number any more"):
+        trainer.fit()
+    assert ear.epochs == [] and len(weights) > 2
+    assert all(torch.equal(weight, weights[1]) for weight in weights[2:])
+
+
 def test_a_nan_stops_the_run_before_it_reaches_a_checkpoint(tmp_path: Path) -> None:
     trainer, _ = make(tmp_path, settings())
     real, calls = trainer.step.train, [0]
@@ -260,7 +278,9 @@ def test_a_nan_stops_the_run_before_it_reaches_a_checkpoint(tmp_path: Path) -> N
         return terms, output
 
     trainer.step.train = train  # type: ignore[method-assign]
-    with pytest.raises(ArcvaeError, match=r"epoch 2: the loss is not a number .*last good checkpoint is .*last\.pth"):
+    with pytest.raises(
+        ArcvaeError, match=r"epoch 2: the loss, or its gradient, is not a number .*last good checkpoint is .*last\.pth"
+    ):
         trainer.fit()
     assert checkpoints.read(trainer.folder.checkpoints / "last.pth")["epoch"] == 1
     assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "failed"
@@ -334,7 +354,7 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_reach_no_checkpoint(tmp
         return found
 
     trainer.step.train = train  # type: ignore[method-assign]
-    with pytest.raises(ArcvaeError, match="epoch 2: the loss is not a number"):
+    with pytest.raises(ArcvaeError, match="epoch 2: the loss, or its gradient, is not a number"):
         trainer.fit()
     for name in ("last.pth", "vae_best.pth"):
         values = checkpoints.read(trainer.folder.checkpoints / name)

@@ -249,6 +249,8 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
         pictures_of(corpus, folder),
         *external_recorders(settings, folder, console, corpus.rules),
     ]
+    if settings.train.engine == "compile":
+        console.note("compiling the network, which takes half a minute")
     notes = [text for text in [crowded(device)] if text is not None]
     with stop_on_signal() as stop:
         trainer = Trainer(settings, corpus, model, folder, recorders, device, stop, notes, BEGAN)

@@ -47,7 +47,7 @@ class PCABaseline:
         x = torch.zeros(len(grids), grids.shape[1] * COLOURS).scatter_(1, _places(grids), 1.0)
         mean = x.mean(dim=0)
         with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed CUDA's too
             axes = torch.svd_lowrank(x.sub_(mean), min(components + _MORE, most), niter=_TURNS)[2]
         return cls(components, len(grids), mean, axes[:, :components])
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,6 +217,17 @@ class Encoder(nn.Module):
             return self.mean(features), self.spread(features)
 
 
+def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
+    """What GRU layers make of (B, T, C), on CUDA never in half precision.
+
+    Under autocast cuDNN's are cast to float16 even where the rest is in bf16, and without a scaled loss the gradients
+    within them vanish below 6e-8.
+    """
+    with torch.autocast(x.device.type, enabled=False) if x.is_cuda else nullcontext():
+        out: Tensor = layers(x.float() if x.is_cuda else x)[0]
+    return out
+
+
 # ------------------------------------------------------------------------------------------------ as in 2017
 
 
@@ -277,7 +289,7 @@ class KusnerDecoder(nn.Module):
     def forward(self, z: Tensor, steps: int) -> Tensor:
         """(B, latent_dim) -> logits (B, P, steps)."""
         repeated = self.begin(z)[:, None].expand(-1, steps, -1)
-        logits: Tensor = self.end(self.layers(repeated)[0])
+        logits: Tensor = self.end(recurrent(self.layers, repeated))
         return logits.transpose(1, 2)
 
 
@@ -364,6 +376,6 @@ class EnhancedDecoder(nn.Module):
         """(B, latent_dim) -> logits (B, P, steps)."""
         h = self.begin(z)[:, None] + self.places[:steps]  # (B, steps, C)
         for norm, layer in zip(self.norms, self.layers, strict=True):
-            h = h + self.dropout(layer(norm(h))[0])
+            h = h + self.dropout(recurrent(layer, norm(h)))
         logits: Tensor = self.end(h)
         return logits.transpose(1, 2)
