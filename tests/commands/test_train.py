@@ -303,7 +303,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_told_of_first(
         (("--seed", 7), "train.seed", 7),
         (("--device", "cpu"), "train.device", "cpu"),
         (("--precision", "fp32"), "train.precision", "fp32"),
-        (("--engine", "compile"), "train.engine", "compile"),
+        (("--engine", "eager"), "train.engine", "eager"),
         (("--no-early-stopping",), "train.early_stopping", False),
         (("--set", "schedule.per=step"), "schedule.per", "step"),
         (("--set", "train.adam_betas=[0.5, 0.9]"), "train.adam_betas", [0.5, 0.9]),
