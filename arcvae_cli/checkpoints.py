@@ -6,7 +6,7 @@ import json
 import pickle
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from arcvae_cli.models.grammar import GrammarVAE, Structure
 from arcvae_cli.settings import GrammarSettings, Layer, Settings, resolve
 from arcvae_cli.writing import failed, replacing
 
-FORMAT = 1
-"""Version of the layout of a checkpoint; a reader refuses what is newer."""
+FORMAT = 2
+"""Version of the layout of a checkpoint; a reader refuses what is newer. 1 held too little to go on from."""
 
 BEST = "vae_best.pth"
 AS_WRITTEN = "use the arcvae that wrote it, or train anew"
 REQUIRED = ("epoch", "model_state_dict", "config", "format_version")
+PART = ("epoch", "state_dict", "config", "format_version")
+"""What the files of an encoder or a decoder alone hold."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def config_text(settings: Settings) -> str:
     return json.dumps(settings.table(), sort_keys=True)
 
 
-def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def read(path: Path, device: torch.device | str = "cpu", required: Sequence[str] = REQUIRED) -> dict[str, Any]:
     """The values of a checkpoint of arcvae, its checksums verified. InputError for anything else."""
     foreign = f"{path}: not a checkpoint of arcvae"
     if path.is_dir():
@@ -106,8 +108,8 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         values = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(foreign, "only tensors and plain values are ever read from a file") from error
-    if not isinstance(values, dict) or any(key not in values for key in REQUIRED):
-        raise InputError(foreign, f"it lacks what arcvae writes: {', '.join(REQUIRED)}")
+    if not isinstance(values, dict) or any(key not in values for key in required):
+        raise InputError(foreign, f"it lacks what arcvae writes: {', '.join(required)}")
     if not all(isinstance(values[key], int) for key in ("epoch", "format_version")):
         raise InputError(foreign, "its epoch and its format version are no numbers")
     if values["format_version"] > FORMAT:
@@ -261,7 +263,7 @@ def find_checkpoint(argument: str, runs: Path) -> Found:
         if (runs / argument).is_dir():
             path = _in_run(runs / argument, argument)
             return Found(path, f"using {path}")
-    names = _names(runs)
+    names = run_names(runs)
     hint = f"runs: {', '.join(names)}" if names else f"no run in {runs}/ yet: start one with `arcvae train`"
     raise InputError(f"checkpoint {argument!r}: no such file, run folder or run", hint)
 
@@ -273,7 +275,8 @@ def _in_run(folder: Path, argument: str) -> Path:
     raise InputError(f"checkpoint {argument!r}: the folder holds no checkpoints/{BEST}", "give the file itself")
 
 
-def _names(runs: Path) -> list[str]:
+def run_names(runs: Path) -> list[str]:
+    """The newest five runs of a folder of runs."""
     if not runs.is_dir():
         return []
     folders = [path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()]

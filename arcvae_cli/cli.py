@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from arcvae_cli import __version__
-from arcvae_cli.errors import ArcvaeError
+from arcvae_cli.errors import ArcvaeError, Interrupted
 
 COMMANDS = {
     "train": ("train:train", "Train a model, showing beta and the KL of every dimension."),
@@ -21,6 +21,7 @@ COMMANDS = {
     "sample": ("sample:sample", "Draw from the prior of a checkpoint."),
     "interpolate": ("interpolate:interpolate", "Walk between two examples through the latent space."),
     "schedule-preview": ("schedule_preview:schedule_preview", "Show a beta schedule before the run."),
+    "runs": ("runs:app", "List, show and verify runs."),
     "presets": ("presets:app", "List, show and describe presets."),
     "data": ("data:app", "Build and describe corpora."),
 }
@@ -77,7 +78,7 @@ class LazyGroup(TyperGroup):
             return super().invoke(ctx)
         except ArcvaeError as error:
             show_traceback(ctx)
-            complain(error.what, error.fix)
+            complain(error.what, error.fix, asked_for=isinstance(error, Interrupted))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
@@ -99,13 +100,13 @@ def show_traceback(ctx: Any) -> None:
         traceback.print_exc()
 
 
-def complain(what: str, fix: str | None) -> None:
-    """A mistake on stderr: what is wrong and where, and what to do."""
+def complain(what: str, fix: str | None, asked_for: bool = False) -> None:
+    """A mistake on stderr: what is wrong and where, and what to do; what was `asked_for` is none."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), what))
+    console.print(Text(what) if asked_for else Text.assemble(("error: ", "bold red"), what))
     if fix:
         console.print(Text(f"  {fix}"))
 

@@ -7,6 +7,7 @@ epoch, step), so every engine draws the same.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from arcvae_cli import graphs
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
+from arcvae_cli.machine import out_of_memory
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Kept, Step, Sums, Tally, mix, seed_step
 
@@ -90,6 +92,29 @@ class Engine:
     def read(self, done: int) -> Sums:
         """What the first `done` steps of the epoch came to: the device is waited for."""
         return self.tally.read(done)
+
+    def fitting(self, size: int) -> int | None:
+        """The largest of `size`, its half, quarter ... whose forward and backward pass find the memory; None for none.
+
+        For a run that ends because its batches did not; nothing of the state is changed, but graphs are given up.
+        """
+        self._graphs.clear()
+        while size:
+            for parameter in self.step.parameters:
+                parameter.grad = None
+            graphs.free(self.step.device)
+            try:
+                batch = self.corpus.batch("train", self.order[:size], conditions=bool(self.step.model.attributes))
+                terms, _ = self.step.plain(batch, self.control)
+                terms.loss.backward()  # type: ignore[no-untyped-call]
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                traceback.clear_frames(error.__traceback__)
+                size //= 2
+            else:
+                return size
+        return None
 
     def _cases(self, times: Iterable[float]) -> dict[tuple[str, ...], float]:
         """The levels whose KL weighs nothing, in every combination there will be, and a time of each."""

@@ -24,8 +24,8 @@ class InputError(ArcvaeError):
 
 
 class Interrupted(ArcvaeError):  # noqa: N818 - not an error of anybody's
-    """Stopped by a signal, with the work saved: exit code 128 + the signal's number."""
+    """Stopped because somebody asked for it, with the work saved; `exit_code` says how."""
 
-    def __init__(self, what: str, signal_number: int, fix: str | None = None) -> None:
+    def __init__(self, what: str, exit_code: int, fix: str | None = None) -> None:
         super().__init__(what, fix)
-        self.exit_code = 128 + signal_number
+        self.exit_code = exit_code

@@ -26,6 +26,14 @@ def possible(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def free(device: torch.device) -> None:
+    """Give what the allocator keeps for later back to the device, where a device has such an allocator."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def record(function: Callable[[], Out], warm_up: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, Out]:
     """A graph of what `function` does on the present CUDA device, and what it returned, in memory of the graph.
 

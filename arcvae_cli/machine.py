@@ -96,6 +96,16 @@ def crowded(device: torch.device) -> str | None:
     return f"other work keeps {load:.1f} of {there} cores busy: one thread, OMP_NUM_THREADS=1, may be faster"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: that of a device, for which PyTorch has a class, or the host's."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = ("DefaultCPUAllocator", "not enough memory", "could not allocate", "MPS backend out of memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes that tensors took on a CUDA device, elsewhere that this process had in memory, since it began."""
     import torch

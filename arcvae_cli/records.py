@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,6 +124,24 @@ class EpochRecord:
             "seconds": round(self.seconds, 3),
         }
 
+    def plain(self) -> dict[str, Any]:
+        """All but the path in plain values that JSON knows, from which `of` makes the same record."""
+        table = asdict(self)
+        del table["path"]
+        return table
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> EpochRecord:
+        """The record that `plain` gave, its path empty. KeyError, TypeError or ValueError for anything else."""
+        values = dict(table)
+        for split in ("train", "val"):
+            values[split] = Counts(**values[split])
+        values["targets"] = tuple(Target(**target) for target in values["targets"])
+        values["turns"] = {level: (low, high) for level, (low, high) in values["turns"].items()}
+        record = cls(**values)
+        record.metrics()  # which asks for numbers where there should be some
+        return record
+
 
 def betas(values: Mapping[str, float]) -> dict[str, float]:
     """`train/beta` where every level has the same, else one for each level too."""
@@ -191,6 +209,12 @@ class Recorder(Protocol):
     def start(self, plan: Plan) -> None:
         """Before the first step."""
 
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:
+        """After `start`, in a run that goes on: the epochs that it has, the last of which ended with step `step`.
+
+        What was recorded of later steps is void, and will be told again.
+        """
+
     def step(self, epoch: int, done: int, beta: float | None) -> None:
         """After every step: `done` steps of this epoch, and beta where the host knows it. Must cost next to nothing."""
 
@@ -203,14 +227,17 @@ class Recorder(Protocol):
     def pictures(self, epoch: int, pictures: Pictures) -> None:
         """Every few epochs, and after the last."""
 
-    def close(self) -> None:
-        """After the last call, however the training ended."""
+    def close(self, code: int = 0) -> None:
+        """After the last call, however the training ended: `code` is the one that the process will end with."""
 
 
 class Silent:
     """A recorder that acts on nothing: the base of those that act on some calls."""
 
     def start(self, plan: Plan) -> None:  # noqa: D102
+        pass
+
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: D102
         pass
 
     def step(self, epoch: int, done: int, beta: float | None) -> None:  # noqa: D102
@@ -225,5 +252,5 @@ class Silent:
     def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: D102
         pass
 
-    def close(self) -> None:  # noqa: D102
+    def close(self, code: int = 0) -> None:  # noqa: D102
         pass

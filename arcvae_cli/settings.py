@@ -256,6 +256,9 @@ class TrainSettings(SettingsTable):
     engine: Literal["auto", "eager", "compile", "graph"] = Field(
         "auto", description="how a step runs: eager, compiled, or as one CUDA graph, which auto takes on CUDA"
     )
+    save_minutes: NotNegative = Field(
+        10.0, description="save last.pth after so many minutes within an epoch too; 0 saves after epochs only"
+    )
 
 
 class CheckpointSettings(SettingsTable):

@@ -190,10 +190,42 @@ class Sums:
             finite=bool(np.isfinite(chosen).all()),
         )
 
+    @property
+    def bad(self) -> int | None:
+        """The first row that is not of finite numbers alone, None where there is none."""
+        found = np.flatnonzero(~np.isfinite(self.rows).all(axis=1))
+        return int(found[0]) if len(found) else None
+
     def betas(self) -> dict[str, list[float]]:
         """By closed level, the beta of every row."""
         first = self.rows.shape[1] - HITS - len(self.closed)
         return {level: self.rows[:, first + at].tolist() for at, level in enumerate(self.closed)}
+
+
+class Watch:
+    """Whether a tally holds finite numbers alone, asked while the device works on: the answer comes late, no one waits.
+
+    What is left of an earlier epoch in the table was found finite then.
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        cuda = tally.table.device.type == "cuda"
+        self.event = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        self.answer = torch.ones((), dtype=torch.bool, pin_memory=cuda)
+
+    def ask(self) -> None:
+        """Begin to look at all rows."""
+        self.answer.copy_(self.tally.table.isfinite().all(), non_blocking=self.event is not None)
+        if self.event is not None:
+            self.event.record()
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether the last look found something that is no number; not while it is under way."""
+        if self.event is not None and not self.event.query():  # type: ignore[no-untyped-call]
+            return False
+        return not bool(self.answer)
 
 
 HITS = 5
@@ -228,8 +260,17 @@ class Adam(optim.Adam):
     state_dict = inspect.unwrap(optim.Adam.state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state; the learning rate stays the tensor it was, which graphs read."""
+        """Go on from a state; the learning rate stays the tensor it was, which graphs read.
+
+        ValueError where the state is that of other parameters.
+        """
         rate = self.param_groups[0]["lr"]
+        parameters = self.param_groups[0]["params"]
+        for index, kept in state_dict["state"].items():
+            sizes = {name: tuple(value.shape) for name, value in kept.items()}
+            size = tuple(parameters[index].shape)
+            if sizes != {"step": (), "exp_avg": size, "exp_avg_sq": size}:
+                raise ValueError(f"the optimiser's state of parameter {index} has sizes {sizes}")
         inspect.unwrap(optim.Adam.load_state_dict)(self, state_dict)
         rate.fill_(float(self.param_groups[0]["lr"]))
         self.param_groups[0]["lr"] = rate

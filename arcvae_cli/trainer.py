@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +18,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvae_cli import checkpoints
+from arcvae_cli import checkpoints, snapshots, stopping
 from arcvae_cli.controllers import Controller, Target
 from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
 from arcvae_cli.engine import TEXTS as ENGINES
 from arcvae_cli.engine import Engine
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.evaluation.information import batch_size, batches, longest_first
-from arcvae_cli.machine import describe, peak_memory
+from arcvae_cli.graphs import first_line
+from arcvae_cli.machine import describe, out_of_memory, peak_memory
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
 from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Examples, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings, elbo_scale
-from arcvae_cli.step import Counts, LearningRate, Step, Sums, Tally, seed_step
+from arcvae_cli.step import Counts, LearningRate, Step, Sums, Tally, Watch, seed_step
 
 VALIDATION_BATCH = 1000
 SHOWN = 16
 """Pairs of original and reconstruction in a picture."""
 SAMPLES = 64
+WATCHED = 50
+"""Steps between two looks at whether the figures are still numbers, which wait for nothing."""
 
 RANKINGS: dict[str, tuple[tuple[str, str, float], ...]] = {
     "pixel": (("loss", "val/loss_selection", 1.0),),
@@ -65,6 +72,7 @@ class Trainer:
     stop: Callable[[], int | None] = lambda: None  # the number of a signal that asks to stop
     notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)  # of the command, by this clock
+    resumed: bool = False  # whether the folder holds what an earlier process left
     seconds: dict[str, float] = field(default_factory=dict)  # that each part of the run has taken
 
     def __post_init__(self) -> None:
@@ -82,52 +90,52 @@ class Trainer:
             self.schedule, self.levels, self.device, self.positions, self.settings.objective.reduction
         )
         self.engine = Engine(self.settings, self.step, self.corpus, self.control, self.steps)
+        self.watch = Watch(self.engine.tally)
         self.val_order = longest_first(self.corpus, "val", torch.arange(self.corpus.size("val")))
         self.peaks = self.yardstick()
-        self.done = 0  # optimiser steps
+        self.done = self.saved = 0  # optimiser steps, and those that are in the last checkpoint
+        self.tried = False  # whether the precision was tried, now or by the process that this one goes on from
+        self.part, self.failed, self.counted = "rest", "", self.began  # where the time goes, and where it ended badly
+        self.due = math.inf  # by the monotonic clock, when to save within an epoch
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
-        self.ranked: dict[str, list[tuple[float, int, Path]]] = {}  # by ranking: signed value, epoch, file; best first
         self.history: list[EpochRecord] = []
+        self.told: list[str] = []  # the same as JSON, as checkpoints keep it
         self.stood: dict[str, str | None] = {}  # by level, the bound at which beta stood for the last epoch
 
     # ------------------------------------------------------------------------------------------------ the loop
 
     def fit(self) -> Outcome:
         """Train until the last epoch, an early stop, a signal or a loss that is no number."""
-        epochs, stopped = self.settings.train.epochs, False
+        epochs = self.settings.train.epochs
         try:
-            self.prepare()
-            for epoch in range(1, epochs + 1):
-                record = self.run_epoch(epoch)
+            with self.timed("start"):
+                self.prepare()
+            # of an epoch that was saved, what follows may not have been done: doing it again changes nothing
+            stopped = self.settle() if self.history and self.at_start else False
+            while not stopped and len(self.history) < epochs:
+                record = self.run_epoch(len(self.history) + 1)
                 self.history.append(record)
+                self.told.append(json.dumps(record.plain()))
                 with self.timed("recording"):
                     for recorder in self.recorders:
                         recorder.epoch(record)
-                with self.timed("saving"):
-                    self.save(record)
-                stopped = self.should_stop(epoch)
-                with self.timed("pictures"):
-                    self.draw(epoch, last=stopped or epoch == epochs)
-                if stopped:
-                    break
-            with self.timed("saving"):
-                self.finish()
-        except torch.OutOfMemoryError as error:
-            size = self.settings.train.batch_size
-            what = f"train.batch_size: {size} does not fit into the memory of {self.device}"
-            self.folder.write_status("failed", reason=what, **self.place())
-            raise ArcvaeError(what, f"try --batch-size {max(1, size // 2)}") from error
+                self.save()
+                stopped = self.settle()
+            self.finish()
         except BaseException as error:
-            state = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
-            reason = error.what if isinstance(error, ArcvaeError) else f"{type(error).__name__}: {error}"
+            told = self.explained(error)
+            state = "interrupted" if isinstance(told, Interrupted) else "failed"
+            reason = told.what if isinstance(told, ArcvaeError) else f"{type(told).__name__}: {first_line(told)}"
             with contextlib.suppress(ArcvaeError):  # on a full disk the first error is the one to tell
                 self.folder.write_status(state, reason=reason, **self.place())
-            raise
+            if told is error:
+                raise
+            raise told from error
         assert self.best is not None
         return Outcome(len(self.history), self.best[1], stopped, self.history)
 
     def prepare(self) -> None:
-        """What comes before the first step: the precision and the engine by trial, and the header."""
+        """What comes before the first step: the precision and the engine by trial, the header, the first checkpoint."""
         self.check_precision()
         epochs = range(1, self.settings.train.epochs + 1)
         self.engine.prepare(self.time(epoch, index) for epoch in epochs for index in range(self.steps))
@@ -135,25 +143,54 @@ class Trainer:
             self.notes.append(f"{self.engine.reason}: {ENGINES[self.engine.kind]}")
         for recorder in self.recorders:
             recorder.start(self.plan())
-        self.folder.write_status("running", epoch=0, step=0)
-        self.seconds["start"] = time.perf_counter() - self.began
+        if self.resumed:
+            for recorder in self.recorders:
+                recorder.resume(self.history, len(self.history) * self.steps)
+        self.save()  # so that whatever happens there is one
+
+    @property
+    def at_start(self) -> bool:
+        """Whether no step is done of the epoch that is being trained."""
+        return self.done == len(self.history) * self.steps
+
+    def settle(self) -> bool:
+        """What follows the saving of an epoch: its other names, its pictures. Whether the training is over."""
+        record = self.history[-1]
+        with self.timed("saving"):
+            self.keep(record)
+        stopped = self.should_stop(record.epoch)
+        with self.timed("pictures"):
+            self.draw(record.epoch, last=stopped or record.epoch == self.settings.train.epochs)
+        return stopped
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Count the time that a part of the run takes."""
-        began = time.perf_counter()
+        """Count the time that a part of the run takes, a part within it left out."""
+        if part != "start":  # which began with the command
+            self.count_time()
+        outer, self.part = self.part, part
         try:
             yield
+        except BaseException:
+            self.failed = self.failed or part
+            raise
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+            self.count_time()
+            self.part = outer
+
+    def count_time(self) -> None:
+        """Add the time since the last call to the part of the run that is under way."""
+        now = time.perf_counter()
+        self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.counted
+        self.counted = now
 
     def run_epoch(self, epoch: int) -> EpochRecord:
         """One pass over the training split, and one over the validation split."""
         began = time.perf_counter()
         with self.timed("training"):
             sums, open_betas, rate = self.train(epoch)
+        self.check_finite(sums, epoch)
         train = sums.counts()
-        self.check_finite(train, epoch)
         path = {**transposed(open_betas), **sums.betas()}
         path = {level: path[level] for level in self.levels}
         every = self.settings.log.every_n_steps
@@ -177,7 +214,8 @@ class Trainer:
         betas = {name: sum(values) / len(values) if name in closed else values[-1] for name, values in path.items()}
         with self.timed("validation"):
             val = self.validate(betas)
-        self.check_finite(val, epoch)  # the last step of an epoch shows only here
+        if not val.finite:  # the last step of an epoch shows only here
+            raise self.no_number(f"epoch {epoch}: the loss of the validation split", self.done, betas)
         totals = {name: sum(groups) for name, groups in val.rates.items()}
         if self.settings.objective.kl_reduction == "mean":
             totals = {name: total / len(val.rates[name]) for name, total in totals.items()}
@@ -203,11 +241,12 @@ class Trainer:
 
     def train(self, epoch: int) -> tuple[Sums, list[Mapping[str, float]], float]:
         """The steps of an epoch: what each came to, its betas as far as the host knows them, the last learning rate."""
-        betas: list[Mapping[str, float]] = []
-        rate = self.step.learning_rate
+        first = self.done - (epoch - 1) * self.steps  # above 0 where this process goes on within the epoch
+        betas = [self.open_betas(epoch, index) for index in range(first)]
+        rate = self.rate(self.done - 1)
         self.model.train()
-        self.engine.begin(epoch)
-        for index in range(self.steps):
+        self.engine.begin(epoch, first)
+        for index in range(first, self.steps):
             self.control.at(self.time(epoch, index))
             self.step.learning_rate = rate = self.rate(self.done)
             self.engine.run(index)
@@ -216,10 +255,20 @@ class Trainer:
             shown = self.control.open.get(self.levels[0])
             for recorder in self.recorders:
                 recorder.step(epoch, index + 1, shown)
-            if (signal := self.stop()) is not None:
-                self.check_finite(self.engine.read(index + 1).counts(), epoch)
-                self.interrupt(epoch, signal)
+            if self.done % WATCHED == 0:
+                if self.watch.alarmed:
+                    self.check_finite(self.engine.read(index + 1), epoch)
+                self.watch.ask()
+            if (asked := self.stop()) is not None:
+                self.interrupt(asked)
+            if time.monotonic() >= self.due:
+                self.save()
         return self.engine.read(self.steps), betas, rate  # the epoch's read-back, and the only wait for the device
+
+    def open_betas(self, epoch: int, index: int) -> Mapping[str, float]:
+        """The betas of open loops at a step, by level."""
+        self.control.at(self.time(epoch, index))
+        return self.control.open
 
     def targets(self, epoch: int, train: Counts) -> tuple[Target, ...]:
         """What a closed loop held; that beta stands at a bound counts from the second epoch in a row.
@@ -244,6 +293,8 @@ class Trainer:
         size = batch_size(self.corpus.length) if isinstance(self.corpus, DerivationCorpus) else VALIDATION_BATCH
         tally = Tally(-(-len(self.val_order) // size), self.model.level_sizes, self.corpus.background, self.device)
         for index, batch in enumerate(batches(self.corpus, "val", self.val_order, self.device, size)):
+            if (asked := self.stop()) is not None:
+                self.interrupt(asked)
             seed_step(self.settings.train.seed, "val", index)
             tally.add(index, *self.step.measure(batch, betas), batch)
         return tally.read().counts()
@@ -285,27 +336,78 @@ class Trainer:
             patience = math.ceil(patience / cycle) * cycle
         return epoch - since >= patience
 
-    def check_finite(self, counts: Counts, epoch: int) -> None:
-        """Stop before a loss that is no number reaches a checkpoint."""
-        if not counts.finite:
-            beta = next(iter(self.control.betas().values()))
-            last = self.folder.checkpoints / "last.pth"
-            good = f"the last good checkpoint is {last}" if last.is_file() else "no epoch was finished before"
-            raise ArcvaeError(
-                f"epoch {epoch}: the loss, or its gradient, is not a number any more (beta {beta:g}, learning rate "
-                f"{self.step.learning_rate:g}); {good}",
-                "lower train.lr, keep train.gradient_clip on, or try train.precision=fp32",
-            )
+    def check_finite(self, sums: Sums, epoch: int) -> None:
+        """Stop before a loss, or a gradient, that is no number reaches a checkpoint; `sums` of the epoch so far."""
+        if (bad := sums.bad) is None:
+            return
+        closed = {level: latest_number(path[: bad + 1]) for level, path in sums.betas().items()}
+        where = f"epoch {epoch}, step {bad + 1} of {self.steps}"
+        betas = {**self.open_betas(epoch, bad), **closed}
+        raise self.no_number(f"{where}: the loss, or its gradient,", (epoch - 1) * self.steps + bad, betas)
 
-    def interrupt(self, epoch: int, signal: int) -> None:
+    def check_weights(self) -> None:
+        """Stop before weights that are no numbers are saved: the last step's do not show in any loss yet."""
+        norms = torch._foreach_norm([value for value in self.model.state_dict().values() if value.is_floating_point()])
+        if not bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
+            raise self.no_number(f"step {self.done}: a weight", self.done - 1, self.control.betas())
+
+    def no_number(self, what: str, done: int, betas: Mapping[str, float]) -> ArcvaeError:
+        """The error of a figure that is not finite, at the step after `done` others with these betas."""
+        same = len(set(betas.values())) == 1
+        first = f"{next(iter(betas.values())):g}"
+        beta = first if same else ", ".join(f"{level} {value:g}" for level, value in betas.items())
+        last = self.folder.checkpoints / "last.pth"
+        return ArcvaeError(
+            f"{what} is not a number any more (beta {beta}, learning rate {self.rate(done):g}); "
+            f"the last good checkpoint is {last}, of step {self.saved}",
+            f"lower train.lr, as in `arcvae train --preset {self.folder.path / 'config.toml'} --lr "
+            f"{self.settings.train.lr / 2:g}`, keep train.gradient_clip on, or try train.precision=fp32",
+        )
+
+    def interrupt(self, asked: int) -> None:
         """Save where we are and leave."""
-        checkpoints.save(self.folder.checkpoints / "last.pth", self.values(epoch, finished=False))
-        name = {2: "Ctrl-C", 15: "SIGTERM"}.get(signal, f"signal {signal}")
-        raise Interrupted(f"stopped by {name} in epoch {epoch}; saved in {self.folder.path}", signal)
+        self.save()
+        epoch, step = len(self.history) + 1, self.done - len(self.history) * self.steps
+        raise Interrupted(
+            f"stopped by {stopping.name(asked)} in epoch {epoch}, after step {step} of {self.steps}; saved in "
+            f"{self.folder.path}",
+            stopping.exit_code(asked),
+            f"go on with `arcvae train --resume {self.folder.path}`",
+        )
+
+    def explained(self, error: BaseException) -> BaseException:
+        """What ended the run, as a person is to hear of it."""
+        if isinstance(error, KeyboardInterrupt):
+            asked = self.stop() or signal.SIGINT
+            return Interrupted(
+                f"stopped by {stopping.name(asked)} at once; {self.folder.path} holds the first {self.saved} of "
+                f"{self.done} steps",
+                stopping.exit_code(asked),
+                f"go on with `arcvae train --resume {self.folder.path}`",
+            )
+        return self.too_large(error) if out_of_memory(error) else error
+
+    def too_large(self, error: BaseException) -> ArcvaeError:
+        """The error of memory that ran out, with the batch size that would fit, found by trial."""
+        traceback.clear_frames(error.__traceback__)  # which hold what the step had made so far
+        train, place = self.settings.train, self.device
+        if self.failed not in ("start", "training"):
+            return ArcvaeError(
+                f"the memory of {place} is too small for the {self.failed} (the batch size of the training, "
+                f"{train.batch_size}, is not to blame)",
+                f"free some memory and go on with `arcvae train --resume {self.folder.path}`",
+            )
+        fitting = self.engine.fitting(train.batch_size // 2)
+        return ArcvaeError(
+            f"train.batch_size: {train.batch_size} does not fit into the memory of {place}",
+            f"a batch of {fitting} fits: try --batch-size {fitting}"
+            if fitting
+            else "no smaller batch fits either: free some memory, or train a smaller model",
+        )
 
     def check_precision(self) -> None:
         """Fall back to fp32 where bf16, chosen by itself, does not give the same loss on one batch within 2 %."""
-        if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
+        if self.tried or self.settings.train.precision != "auto" or self.step.precision == torch.float32:
             return
         wanted = self.step.precision
         count = min(self.settings.train.batch_size, self.corpus.size("val"), 32)
@@ -324,10 +426,25 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------- keeping and telling
 
-    def save(self, record: EpochRecord) -> None:
-        """The checkpoints of an epoch."""
+    def save(self) -> None:
+        """Write `last.pth`: the run as it is between two steps. What is no number is refused."""
+        with self.timed("saving"):
+            index = self.done - len(self.history) * self.steps
+            self.check_finite(self.engine.read(index), len(self.history) + 1)
+            self.check_weights()
+            checkpoints.save(self.folder.checkpoints / "last.pth", snapshots.values(self, index))
+            self.saved = self.done
+            self.folder.write_status("running", **self.place())
+            self.due = self.next_save()
+
+    def next_save(self) -> float:
+        """When to save within an epoch, by the monotonic clock."""
+        minutes = self.settings.train.save_minutes
+        return time.monotonic() + 60.0 * minutes if minutes else math.inf
+
+    def keep(self, record: EpochRecord) -> None:
+        """The other names of a checkpoint, `last.pth` just saved at the end of an epoch: they are the same bytes."""
         folder, epoch = self.folder.checkpoints, record.epoch
-        checkpoints.save(folder / "last.pth", self.values(epoch))  # the others are the same bytes
         if record.best:
             checkpoints.copy(folder / "last.pth", folder / checkpoints.BEST)
             self.save_parts("", epoch)
@@ -336,23 +453,23 @@ class Trainer:
         if every and epoch % every == 0:
             checkpoints.copy(folder / "last.pth", folder / f"vae_epoch_{epoch}.pth")
             self.save_parts(f"_epoch_{epoch}", epoch)
-        self.folder.write_status("running", **self.place())
 
     def keep_best(self, record: EpochRecord) -> None:
         """`last.pth`, as just saved, among the best few of each ranking; a link to the same bytes where links exist."""
         limit = self.settings.checkpoint.save_top_k
-        metrics = record.metrics()
         for name, metric, sign in RANKINGS[self.corpus.unit] if limit else ():
-            value = float(metrics[metric])
-            path = self.folder.checkpoints / f"best-{name}-epoch_{record.epoch:03d}-{value:.4f}.pth"
-            ranked = self.ranked.setdefault(name, [])
-            ranked.append((sign * value, record.epoch, path))
-            ranked.sort()
-            if (sign * value, record.epoch, path) in ranked[:limit]:
-                checkpoints.copy(self.folder.checkpoints / "last.pth", path)
-            for _, _, worse in ranked[limit:]:
-                worse.unlink(missing_ok=True)
-            del ranked[limit:]
+            ranked = sorted((sign * value, epoch, path) for value, epoch, path in self.ranking(name, metric))
+            for _, epoch, path in ranked[:limit]:
+                if epoch == record.epoch:
+                    checkpoints.copy(self.folder.checkpoints / "last.pth", path)
+            for _, _, path in ranked[limit:]:
+                path.unlink(missing_ok=True)
+
+    def ranking(self, name: str, metric: str) -> Iterator[tuple[float, int, Path]]:
+        """Of each epoch the value of a metric, its number, and the file that it has or had in the ranking."""
+        for record in self.history:
+            value = float(record.metrics()[metric])
+            yield value, record.epoch, self.folder.checkpoints / f"best-{name}-epoch_{record.epoch:03d}-{value:.4f}.pth"
 
     def save_parts(self, suffix: str, epoch: int) -> None:
         """Encoder and decoder alone, for who needs only one."""
@@ -361,27 +478,10 @@ class Trainer:
             values["config"] = checkpoints.config_text(self.settings)
             checkpoints.save(self.folder.checkpoints / f"{part}{suffix}.pth", values)
 
-    def values(self, epoch: int, finished: bool = True) -> dict[str, Any]:
-        """What a checkpoint holds; tensors, numbers and text only."""
-        last = self.history[-1] if self.history else None
-        return {
-            "format_version": checkpoints.FORMAT,
-            "epoch": epoch,
-            "epoch_finished": finished,
-            "step": self.done,
-            "model_state_dict": self.model.state_dict(),
-            "optimizer_state_dict": self.step.optimizer.state_dict(),
-            "scheduler_state_dict": self.rate.state_dict(),
-            "schedule_state": self.control.state_dict(),
-            "conditions": checkpoints.condition_schema(self.model),
-            **checkpoints.structure_of(self.model),
-            "train_loss": last.train.loss if last else None,
-            "val_loss": last.val.loss if last else None,
-            **(self.shares(last.val) if last else {}),
-            "best": list(self.best) if self.best else None,
-            "rng_state": torch.get_rng_state(),
-            "config": checkpoints.config_text(self.settings),
-        }
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the corpus."""
+        return self.corpus.fingerprint()
 
     def shares(self, counts: Counts) -> dict[str, float]:
         """The accuracies of validation, under their names."""
@@ -391,13 +491,15 @@ class Trainer:
     def place(self) -> dict[str, Any]:
         """Where the run is, for its status."""
         best = {"best_epoch": self.best[1], "best_value": self.best[0]} if self.best else {}
+        self.count_time()
         seconds = {part: round(value, 3) for part, value in self.seconds.items()}
         costs = {"seconds": seconds, "peak_memory_bytes": peak_memory(self.device)}
         return {"epoch": len(self.history), "epochs": self.settings.train.epochs, "step": self.done, **best, **costs}
 
     def finish(self) -> None:
         """The last checkpoint of a run that ended by itself."""
-        checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
+        with self.timed("saving"):
+            checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
         self.folder.write_status("finished", **self.place())
 
     @torch.inference_mode()
@@ -440,7 +542,7 @@ class Trainer:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             device=describe(self.device),
             engine=ENGINES[self.engine.kind],
-            precision={torch.float32: "fp32", torch.bfloat16: "bf16"}[self.step.precision],
+            precision=snapshots.PRECISIONS[self.step.precision],
             corpus=self.corpus.name,
             sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},
             unit=self.corpus.unit,
@@ -467,6 +569,11 @@ def transposed(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
+def latest_number(values: Sequence[float]) -> float:
+    """The last that is finite; NaN where none is."""
+    return next((value for value in reversed(values) if math.isfinite(value)), math.nan)
+
+
 def turns(path: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
     """The least and the largest beta of each level whose beta went both up and down in these steps."""
     found = {}
@@ -481,49 +588,3 @@ def to_numpy(classes: Tensor) -> Examples:
     """Classes (n, *positions) as int16 on the host, as uint8 where there are few."""
     found: Examples = classes.to(torch.int16).cpu().numpy()
     return found.astype(np.uint8) if found.max(initial=0) < 256 else found
-
-
-@dataclass(frozen=True)
-class Memorised:
-    """What `overfit` found."""
-
-    steps: int
-    limit: int
-    counts: Counts
-
-    @property
-    def done(self) -> bool:
-        """Whether every example of the batch came back without a mistake."""
-        return self.counts.exact == 1.0
-
-
-def overfit(
-    settings: Settings,
-    corpus: Corpus,
-    model: VAE,
-    device: torch.device,
-    limit: int,
-    tell: Callable[[int, Counts], None],
-) -> Memorised:
-    """Train on one batch, without augmentation and at beta 0, until it is memorised: the check that a model can learn.
-
-    A model that cannot memorise one batch has a defect that no schedule mends. `tell` hears of every 50th step.
-    """
-    objective = Objective(settings.objective, corpus.class_counts()).to(device)
-    step = Step(model, objective, settings.train, device)
-    size = min(settings.train.batch_size, corpus.size("train"))
-    batch = corpus.batch("train", torch.arange(size, device=device))
-    betas = dict.fromkeys(model.level_sizes, 0.0)
-    counts: Counts | None = None
-    for done in range(1, limit + 1):
-        seed_step(settings.train.seed, "overfit", done)
-        terms, output = step.train(batch, betas)
-        if done % 50 == 0 or done == limit:
-            tally = Tally(1, model.level_sizes, corpus.background, device)
-            tally.add(0, terms, output, batch)
-            counts = tally.read().counts()
-            tell(done, counts)
-            if counts.exact == 1.0 or not counts.finite:
-                break
-    assert counts is not None
-    return Memorised(done, limit, counts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,17 +21,15 @@ def replacing(path: Path) -> Iterator[Path]:
         ArcvaeError: the file system refuses; `path` is then as it was.
 
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
         try:
+            temporary.touch(exist_ok=False)  # of the rights that any new file has
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -54,17 +54,24 @@ def usable_folder(folder: Path, flag: str) -> Path:
 
 
 def failed(path: Path, reason: str) -> ArcvaeError:
-    """The error of a file that could not be written."""
-    return ArcvaeError(f"{path}: could not be written ({reason})", "free some space, or choose another folder")
+    """The error of a file that could not be written: it tells how much space there is."""
+    try:
+        space = f"; {size(shutil.disk_usage(path.parent).free)} free there"
+    except OSError:  # the folder is gone
+        space = ""
+    return ArcvaeError(f"{path}: could not be written ({reason}{space})", "free some space, or choose another folder")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def size(count: int) -> str:
+    """A number of bytes, for people: to three digits, in units of 1024."""
+    value, units = float(count), iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while value >= 999.5 and unit != "TiB":
+        value, unit = value / 1024, next(units)
+    return f"{count} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` last through a loss of power, where the system can open folders."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

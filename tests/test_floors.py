@@ -13,9 +13,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "arcvae_cli"
 FLOORS = {
-    1: {"errors", "grammar", "schedules", "settings", "writing"},
+    1: {"errors", "grammar", "schedules", "settings", "stopping", "writing"},
     2: {"gaussians", "conditions", "controllers", "graphs", "machine", "models", "objective", "data"},
-    3: {"step", "engine", "checkpoints", "runs", "records", "trainer", "evaluation"},
+    3: {
+        *("step", "engine", "checkpoints", "runs", "records", "evaluation"),
+        *("trainer", "snapshots", "memorising"),
+    },
     4: {"console", "render", "recorders"},
     5: {"commands", "cli", "__main__"},
 }

@@ -84,6 +84,7 @@ def test_the_defaults_are_those_of_the_specification() -> None:
             "device": "auto",
             "precision": "auto",
             "engine": "auto",
+            "save_minutes": 10.0,
         },
         "checkpoint": {"every_epochs": 10, "save_top_k": 3},
         "log": {
@@ -120,7 +121,7 @@ def test_a_shipped_preset_writes_out_what_it_relies_on(name: str) -> None:
     table = resolve(name).settings.table()
     for key in ("data", "model", "objective", "schedule", "train"):
         for setting in table[key]:
-            if setting not in ("device", "precision", "engine", "focal_gamma", "seed", "ramp_fraction"):
+            if setting not in ("device", "precision", "engine", "save_minutes", "focal_gamma", "seed", "ramp_fraction"):
                 assert any(o == f"{key}.{setting}" or o.startswith(f"{key}.{setting}.") for o in origins), setting
 
 

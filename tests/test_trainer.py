@@ -14,6 +14,7 @@ from arcvae_cli import checkpoints, runs
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.memorising import overfit
 from arcvae_cli.models import build_model
 from arcvae_cli.objective import Terms
 from arcvae_cli.recorders.jsonl import JsonlRecorder
@@ -21,7 +22,7 @@ from arcvae_cli.records import EpochRecord, Pictures, Silent
 from arcvae_cli.schedules.recorded import read_lines
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Counts, seed_step
-from arcvae_cli.trainer import Trainer, overfit
+from arcvae_cli.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -260,7 +261,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_changes_nothing(tmp_path
         return gradient * float("nan")
 
     trainer.model.get_parameter("encoder.mean.weight").register_hook(spoil)
-    with pytest.raises(ArcvaeError, match=r"epoch 1: the loss, or its gradient, is not a number any more"):
+    with pytest.raises(ArcvaeError, match=r"epoch 1, step 2 of 4: the loss, or its gradient, is not a number any more"):
         trainer.fit()
     assert ear.epochs == [] and len(weights) > 2
     assert all(torch.equal(weight, weights[1]) for weight in weights[2:])
@@ -279,7 +280,9 @@ def test_a_nan_stops_the_run_before_it_reaches_a_checkpoint(tmp_path: Path) -> N
 
     trainer.step.train = train  # type: ignore[method-assign]
     with pytest.raises(
-        ArcvaeError, match=r"epoch 2: the loss, or its gradient, is not a number .*last good checkpoint is .*last\.pth"
+        ArcvaeError,
+        match=r"epoch 2, step 2 of 4: the loss, or its gradient, is not a number any more \(beta 0\.375, learning rate "
+        r"0\.000.*\); the last good checkpoint is .*last\.pth, of step 4",
     ):
         trainer.fit()
     assert checkpoints.read(trainer.folder.checkpoints / "last.pth")["epoch"] == 1
@@ -287,7 +290,7 @@ def test_a_nan_stops_the_run_before_it_reaches_a_checkpoint(tmp_path: Path) -> N
 
 
 def test_a_signal_saves_and_leaves(tmp_path: Path) -> None:
-    asked = iter([None] * 5 + [15])
+    asked = iter([None] * 4 + [None] + [None] + [15])  # after 4 steps, before 1 batch of validation, after 2 steps
     trainer, _ = make(tmp_path, settings(), stop=lambda: next(asked))
     with pytest.raises(Interrupted, match="SIGTERM in epoch 2") as caught:
         trainer.fit()
@@ -354,7 +357,7 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_reach_no_checkpoint(tmp
         return found
 
     trainer.step.train = train  # type: ignore[method-assign]
-    with pytest.raises(ArcvaeError, match="epoch 2: the loss, or its gradient, is not a number"):
+    with pytest.raises(ArcvaeError, match="epoch 2: the loss of the validation split is not a number"):
         trainer.fit()
     for name in ("last.pth", "vae_best.pth"):
         values = checkpoints.read(trainer.folder.checkpoints / name)
@@ -363,10 +366,20 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_reach_no_checkpoint(tmp
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(RuntimeError("broken"), "failed"), (KeyboardInterrupt(), "interrupted")], ids=repr
+    ("error", "told", "state", "reason"),
+    [
+        (RuntimeError("broken"), RuntimeError, "failed", "RuntimeError: broken"),
+        (KeyboardInterrupt(), Interrupted, "interrupted", "stopped by Ctrl-C at once; {} holds the first 0 of 4 steps"),
+    ],
+    ids=["error", "second Ctrl-C"],
 )
 def test_no_run_that_has_ended_is_said_to_be_running(
-    tmp_path: Path, error: BaseException, state: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    error: BaseException,
+    told: type[BaseException],
+    state: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainer, _ = make(tmp_path, settings())
 
@@ -374,11 +387,11 @@ def test_no_run_that_has_ended_is_said_to_be_running(
         raise error
 
     monkeypatch.setattr(trainer, "validate", validate)
-    with pytest.raises(type(error)):
+    with pytest.raises(told):
         trainer.fit()
     status = json.loads((trainer.folder.path / "status.json").read_text())
     assert (status["state"], status["step"]) == (state, 4)
-    assert status["reason"] == f"{type(error).__name__}: {error}"
+    assert status["reason"] == reason.format(trainer.folder.path)
 
 
 def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
@@ -398,21 +411,125 @@ def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
     assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "failed"
 
 
-def test_no_memory_names_the_batch_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError("Unable to allocate"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["cuda", "host", "allocator"],
+)
+@pytest.mark.parametrize(("room", "fix"), [(3, "a batch of 2 fits: try --batch-size 2"), (0, "no smaller batch fits")])
+def test_no_memory_names_the_batch_size_and_what_would_fit(
+    tmp_path: Path, error: Exception, room: int, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer, _ = make(tmp_path, settings())
+    real = trainer.model.forward
 
-    def train(*arguments: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def forward(batch: Any, noise: bool = True) -> Any:
+        if len(batch.x) > room:
+            raise error
+        return real(batch, noise)
 
-    trainer.step.train = train  # type: ignore[method-assign]
-    with pytest.raises(ArcvaeError, match=r"train\.batch_size: 8 does not fit") as caught:
+    monkeypatch.setattr(trainer.model, "forward", forward)
+    with pytest.raises(ArcvaeError, match=r"train\.batch_size: 8 does not fit into the memory of cpu") as caught:
         trainer.fit()
-    assert caught.value.fix == "try --batch-size 4"
+    assert caught.value.fix is not None and caught.value.fix.startswith(fix)
     assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "failed"
 
 
+def test_no_memory_for_the_validation_does_not_blame_the_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = make(tmp_path, settings())
+
+    def measure(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.step, "measure", measure)
+    with pytest.raises(ArcvaeError, match="memory of cpu is too small for the validation"):
+        trainer.fit()
+
+
+def test_a_nan_is_noticed_within_a_long_epoch_without_a_read_back_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcvae_cli.trainer.WATCHED", 3)
+    trainer, _ = make(tmp_path, settings(train={"batch_size": 1, "epochs": 1}))  # 32 steps
+    real, reads = trainer.engine.read, [0]
+
+    def read(done: int) -> Any:
+        reads[0] += 1
+        return real(done)
+
+    monkeypatch.setattr(trainer.engine, "read", read)
+    steps = inject(trainer, 14)
+    with pytest.raises(ArcvaeError, match="epoch 1, step 14 of 32: the loss"):
+        trainer.fit()
+    assert steps[0] == 18, "asked after step 15, the answer was looked at after step 18"
+    assert reads[0] == 2, "once for the first checkpoint, once because something is wrong"
+
+
+def inject(trainer: Trainer, at: int) -> list[int]:
+    """A loss that is no number in one step; how many steps were made."""
+    real, calls = trainer.step.train, [0]
+
+    def train(*arguments: Any) -> Any:
+        terms, output = real(*arguments)
+        calls[0] += 1
+        if calls[0] == at:
+            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates, terms.betas)
+        return terms, output
+
+    trainer.step.train = train  # type: ignore[method-assign]
+    return calls
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
+    """Asked to stop right after the step that broke them: no loss shows it yet."""
+    asked = iter([None] * 4 + [None] + [None] + [15])
+    trainer, _ = make(tmp_path, settings(), stop=lambda: next(asked))
+    real, calls = trainer.step.train, [0]
+
+    def train(*arguments: Any) -> Any:
+        found = real(*arguments)
+        calls[0] += 1
+        if calls[0] == 6:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(float("inf"))
+        return found
+
+    trainer.step.train = train  # type: ignore[method-assign]
+    with pytest.raises(ArcvaeError, match="step 6: a weight is not a number"):
+        trainer.fit()
+    assert checkpoints.read(trainer.folder.checkpoints / "last.pth")["step"] == 4
+
+
+def test_within_an_epoch_the_run_is_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[tuple[int, int, bool]] = []
+    real = checkpoints.save
+
+    def save(path: Path, values: Any) -> None:
+        real(path, values)
+        if path.name == "last.pth":
+            kept = checkpoints.read(path)
+            saved.append((kept["epoch"], kept["step"], kept["epoch_finished"]))
+
+    monkeypatch.setattr(checkpoints, "save", save)
+    clock = iter(range(0, 10_000, 20))  # seconds: every look at it takes 20
+    monkeypatch.setattr("arcvae_cli.trainer.time.monotonic", lambda: next(clock))
+    trainer, _ = make(tmp_path, settings(train={"save_minutes": 1, "epochs": 2}))
+    trainer.fit()
+    assert saved == [(0, 0, True), (1, 3, False), (1, 4, True), (2, 7, False), (2, 8, True)]
+    saved.clear()
+    trainer, _ = make(tmp_path, settings(train={"save_minutes": 0, "epochs": 2}), "never")
+    trainer.fit()
+    assert saved == [(0, 0, True), (1, 4, True), (2, 8, True)]
+
+
 def test_a_signal_after_a_nan_does_not_save_it(tmp_path: Path) -> None:
-    asked = iter([None] * 6 + [2])
+    asked = iter([None] * 7 + [2])
     trainer, _ = make(tmp_path, settings(), stop=lambda: next(asked))
     real, calls = trainer.step.train, [0]
 

@@ -310,7 +310,7 @@ def _download(name: str, corpus: str | None, strings: dict[str, Any], console: C
     what = DOWNLOADS[name]
     if not what.is_in(what.path):
         console.note(f"fetching {address(what)}")
-    fetch(what)
+    fetch(what, say=console.note)
     return "smiles"
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli import BEGAN
+from arcvae_cli import BEGAN, stopping
+from arcvae_cli.commands.resuming import AUTO, earlier_folder, go_on
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.settings import (
     CORPORA,
@@ -25,6 +26,7 @@ from arcvae_cli.settings import (
     resolve,
     set_layer,
 )
+from arcvae_cli.stopping import Signals
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console
@@ -131,6 +133,14 @@ def train(
     save_top_k: Annotated[
         int | None, typer.Option(help="best epochs kept beside the best", show_default="3", rich_help_panel=RUN)
     ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="go on with a run: its name or folder; auto: start --run-name or go on",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     run_name: Annotated[str | None, typer.Option(show_default="preset and time", rich_help_panel=RUN)] = None,
     runs_dir: Annotated[Path, typer.Option(help="where run folders go", rich_help_panel=RUN)] = Path("runs"),
     assignments: Annotated[
@@ -182,11 +192,36 @@ def train(
         files = dict.fromkeys(("grammar", "input", "prod", "masks"))
         layers.insert(1, Layer("--data", {"data": files}))
         layers.append(Layer("--data", {"data": {"path": None}}))
+    earlier = None
+    if resume is not None:
+        if overfit_batch:
+            raise InputError("--resume and --overfit-batch: one batch is no run", "give one of the two")
+        earlier = asked_for(resume, runs_dir, run_name)
+    if earlier is not None and preset is None and resume != AUTO:  # the command line says only what is to change
+        if quick_test:
+            raise InputError("--quick-test: the run has its length already", "leave it out, or give --preset too")
+        preset = str(earlier[0] / "config.toml")
     settings = with_epochs(preset, layers, epochs, quick_test).settings
     if overfit_batch:
         memorise(settings, console)
-    else:
-        run(settings, console, runs_dir, run_name, Path(preset).stem if preset else "run")
+        return
+    with Signals() as signals:
+        try:
+            run(settings, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
+        except KeyboardInterrupt:
+            asked = signals() or signal.SIGINT
+            raise Interrupted(f"stopped by {stopping.name(asked)}, at once", stopping.exit_code(asked)) from None
+
+
+def asked_for(resume: str, runs: Path, name: str | None) -> tuple[Path, Path | None] | None:
+    """The run folder, and the checkpoint if one was given, that `--resume` means; None for one that is to be begun."""
+    if resume != AUTO:
+        if name is not None:
+            raise InputError("--run-name: the run that goes on has its name", f"leave it out, or use --resume {AUTO}")
+        return earlier_folder(resume, runs)
+    if name is None:
+        raise InputError(f"--resume {AUTO}: which run?", "give --run-name too, the same every time")
+    return (runs / name, None) if (runs / name / "config.toml").is_file() else None
 
 
 def whole(path: Path) -> str:
@@ -214,8 +249,19 @@ def with_epochs(preset: str | None, layers: list[Layer], epochs: int | None, qui
     return resolve(preset, *layers, Layer("--quick-test", short))
 
 
-def run(settings: Settings, console: Console, runs: Path, name: str | None, stem: str) -> None:
-    """Train, judge the best epoch on the validation split, and say what to do next."""
+def run(
+    settings: Settings,
+    console: Console,
+    signals: Signals,
+    runs: Path,
+    name: str | None,
+    stem: str,
+    earlier: tuple[Path, Path | None] | None,
+) -> None:
+    """Train, judge the best epoch on the validation split, and say what to do next.
+
+    `earlier`: the folder of a run to go on with, and its checkpoint, None for the last.
+    """
     from arcvae_cli import runs as folders
     from arcvae_cli.schedules import shortfall
 
@@ -228,7 +274,7 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
 
     with importing():
         begun = begin_reading(settings.data)
-        from arcvae_cli import checkpoints
+        from arcvae_cli import checkpoints, snapshots
         from arcvae_cli.machine import crowded
         from arcvae_cli.recorders.external import external_recorders
         from arcvae_cli.recorders.jsonl import JsonlRecorder
@@ -236,14 +282,29 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
         from arcvae_cli.step import seed_step
         from arcvae_cli.trainer import Trainer
 
+    before = go_on(*earlier) if earlier is not None else None
+    if before is not None:
+        before.check(settings)
+        if before.over(settings):
+            console.note(f"run {before.folder.name} is finished; nothing is left to do")
+            return
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)
     check_sizes(settings, corpus)
     seed_step(settings.train.seed, "weights")
     model = new_model(settings, corpus).to(device)
     check_levels(settings, model)
-    folder = folders.create(runs, name, stem, settings)
-    recorders: list[Recorder] = [
+    folder = folders.create(runs, name, stem, settings) if before is None else before.folder
+    notes = [text for text in [crowded(device)] if text is not None]
+    recorders: list[Recorder] = []
+    trainer = Trainer(
+        settings, corpus, model, folder, recorders, device, signals, notes, BEGAN, resumed=before is not None
+    )
+    if before is not None:
+        if before.values is not None:
+            snapshots.restore(trainer, before.values, before.path)
+        folder.write_config(settings)
+    recorders += [
         live_recorder(console),  # the first, so that its header does not wait for what the others import
         JsonlRecorder(folder.path / "metrics.jsonl"),
         pictures_of(corpus, folder),
@@ -251,11 +312,10 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     ]
     if settings.train.engine == "compile":
         console.note("compiling the network, which takes half a minute")
-    notes = [text for text in [crowded(device)] if text is not None]
-    with stop_on_signal() as stop:
-        trainer = Trainer(settings, corpus, model, folder, recorders, device, stop, notes, BEGAN)
-        with closing(recorders):
-            outcome = trainer.fit()
+    with closing(recorders):
+        signals.patient = True
+        outcome = trainer.fit()
+        signals.patient = False
     if outcome.stopped_early:
         console.note(
             f"stopped early after epoch {outcome.epoch}: no better {settings.train.monitor} since epoch "
@@ -264,18 +324,20 @@ def run(settings: Settings, console: Console, runs: Path, name: str | None, stem
     from arcvae_cli.commands.evaluate import report
 
     try:
-        if stop() is not None:  # asked for while the last epoch was being finished
+        if signals() is not None:  # asked for while the last epoch was being finished
             raise KeyboardInterrupt
         with trainer.timed("evaluation"):
             report(checkpoints.load(folder.checkpoints / checkpoints.BEST, device), corpus, "val", folder, console)
     except KeyboardInterrupt:
+        asked = signals() or signal.SIGINT
         raise Interrupted(
-            f"stopped in the evaluation; the training is complete in {folder.path}",
-            stop() or signal.SIGINT,
-            "score it with `arcvae evaluate`",
+            f"stopped by {stopping.name(asked)} in the evaluation; the training is complete in {folder.path}",
+            stopping.exit_code(asked),
+            f"score it with `arcvae evaluate --checkpoint {folder.path}`, or go on with --resume {folder.path}",
         ) from None
     place = trainer.place()
     folder.write_status("finished", **place)
+    folder.release()
     console.note(f"\n{costs(place, trainer.done)}")
     next_steps(folder, corpus, console)
 
@@ -350,33 +412,22 @@ def check_levels(settings: Settings, model: VAE) -> None:
 @contextmanager
 def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
     """Close every recorder, the first one first; what ended the block is the error to tell, not what it did to them."""
+    code = 0
+
+    def close(recorder: Recorder) -> None:
+        recorder.close(code)
+
     with ExitStack() as stack:
         for recorder in reversed(recorders):
-            stack.callback(recorder.close)
+            stack.callback(close, recorder)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            code = error.exit_code if isinstance(error, ArcvaeError) else 128 + signal.SIGINT if stopped else 1
             with suppress(ArcvaeError):
                 stack.close()
             raise
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Any]:
-    """A function that tells the number of a signal that asks to stop, or None; a second Ctrl-C stops at once."""
-    caught: list[int] = []
-
-    def catch(number: int, _: Any) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: caught[0] if caught else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def memorise(settings: Settings, console: Console) -> None:
@@ -384,8 +435,8 @@ def memorise(settings: Settings, console: Console) -> None:
     from arcvae_cli.commands.reading import importing, open_device, open_named
 
     with importing():
+        from arcvae_cli.memorising import overfit
         from arcvae_cli.step import Counts, seed_step
-        from arcvae_cli.trainer import overfit
 
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train",), console)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +55,9 @@ class Corpus(Protocol):
 
     def class_counts(self) -> Tensor:
         """How often each class stands in the training split: (num_classes,) int64."""
+
+    def fingerprint(self) -> str:
+        """A digest of all examples in their order: another corpus has another one."""
 
 
 class GridCorpus:
@@ -109,6 +113,11 @@ class GridCorpus:
         """Cells of each colour in the training split: (10,) int64."""
         cells = self._grids["train"]
         return torch.stack([(cells == colour).sum() for colour in range(COLOURS)])
+
+    def fingerprint(self) -> str:
+        """A digest of all grids and their shapes in their order."""
+        shapes = [shape for shape in self._shapes.values() if shape is not None]
+        return digest((*self._grids.values(), *shapes))
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
         """Grids at `indices` (B,) int64 as x (B, 16, 16) int64, augmented if both this call and the corpus say so.
@@ -184,10 +193,23 @@ class DerivationCorpus:
         """How often each rule stands in the training split, padding left out: (P,) int64."""
         return torch.from_numpy(self._class_counts).to(self.device)
 
+    def fingerprint(self) -> str:
+        """A digest of all derivations in their order, and of what their ids stand for."""
+        return digest(self._ids.values(), repr((self.rules.text, self.rules.lhs, self.rules.padding)))
+
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:  # noqa: ARG002
         """Derivations at `indices` (B,) int64 as x (B, T) int64, with what is no padding as valid (B, T)."""
         x = self._ids[split].index_select(0, indices).long()
         return Batch(x, valid=x != self.rules.padding)
+
+
+def digest(tensors: Iterable[Tensor], text: str = "") -> str:
+    """32 hexadecimal digits of the contents and sizes of tensors in this order, and of a text."""
+    sum_ = hashlib.blake2b(text.encode(), digest_size=16)
+    for tensor in tensors:
+        sum_.update(repr(tuple(tensor.shape)).encode())
+        sum_.update(tensor.contiguous().cpu().numpy().data)
+    return sum_.hexdigest()
 
 
 def apply(grids: Tensor, table: Tensor, row: Tensor, colours: Tensor) -> Tensor:

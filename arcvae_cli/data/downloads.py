@@ -6,10 +6,11 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcvae_cli.data.cache import cache_folder
+from arcvae_cli.data.cache import alone, cache_folder
 from arcvae_cli.errors import ArcvaeError, InputError
 
 _TIMEOUT = 30  # seconds without an answer
@@ -82,14 +83,22 @@ def address(what: Download) -> str:
     return os.environ.get(what.variable) or what.url
 
 
-def fetch(what: Download, force: bool = False) -> Path:
+def fetch(what: Download, force: bool = False, say: Callable[[str], None] | None = None) -> Path:
     """The file in the cache, fetched if it does not lie there whole.
 
-    Raises ArcvaeError, with where to place the file by hand, if it cannot be fetched or is not what it should be.
+    Of several processes that need it at once one fetches it; `say` hears of the wait. Raises ArcvaeError, with where to
+    place the file by hand, if it cannot be fetched or is not what it should be.
     """
     path = what.path
-    if path.is_file() and not force and git_blob(path.read_bytes()) == what.blob:
-        return path
+    if force or not what.is_in(path):
+        with alone(path, say):
+            if force or not what.is_in(path):  # another process may have fetched it
+                _fetch(what, path)
+    return path
+
+
+def _fetch(what: Download, path: Path) -> None:
+    """The file put at `path`, where it is what it should be."""
     import pooch  # a tenth of a second
 
     url = address(what)
@@ -99,7 +108,7 @@ def fetch(what: Download, force: bool = False) -> Path:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
             logger = pooch.get_logger()
             logger.setLevel(logging.WARNING)  # it tells the hash of what it fetched, which is no news
             temporary = Path(
@@ -111,7 +120,6 @@ def fetch(what: Download, force: bool = False) -> Path:
             temporary.replace(path)
     except (OSError, ValueError) as error:  # what requests raises is an OSError, but for an unusable address
         raise ArcvaeError(f"{url}: could not be fetched ({_reason(error)})", by_hand) from error
-    return path
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import GridArrays
-from arcvae_cli.data.cache import cache_folder
+from arcvae_cli.data.cache import alone, cache_folder
 from arcvae_cli.data.columns import read_npz
 from arcvae_cli.data.derivations import lengths
 from arcvae_cli.data.downloads import ZINC, downloaded
@@ -73,7 +73,8 @@ class Recipe:
 def load_arrays(data: DataSettings, reading: Reading | None = None, *, rebuild: bool = False) -> Arrays:
     """The corpus that the settings name: read from their path, or from the cache, or built now and cached.
 
-    A cached file that is damaged is built again; a cache that cannot be written costs a note, not the corpus.
+    A cached file that is damaged is built again; a cache that cannot be written costs a note, not the corpus. Of
+    several processes that need the same corpus at once, one builds it and the others wait.
     Raises InputError for an unknown name, unusable parameters, an unusable path, or too many lines that do not parse
     or are too long, and ArcvaeError where a download fails.
     """
@@ -86,23 +87,36 @@ def load_arrays(data: DataSettings, reading: Reading | None = None, *, rebuild: 
     recipe = _recipe(data)
     path = _cached(recipe, data, reading)
     failures = failures_of(path)
-    arrays: Arrays | None = None
-    if path.is_file() and not rebuild:
-        try:
-            arrays = _read_path(path, data, reading, check=False)  # as it was written, or its checksums tell
-        except InputError:
-            pass  # damaged: built again below, from the same recipe
-        else:
-            arrays = replace(arrays, name=corpus_name(data))
+    arrays = None if rebuild else _read_cached(path, data, reading)
     if arrays is None:
-        arrays = replace(recipe.build(data, reading, failures), name=corpus_name(data))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_arrays(path, arrays)
-        except (OSError, ArcvaeError) as error:
-            note = f"the corpus could not be cached in {path}: {error}"
-            arrays = replace(arrays, notes=(*arrays.notes, note))
+        with alone(path, reading.say):
+            arrays = None if rebuild else _read_cached(path, data, reading)  # another process may have made it
+            if arrays is None:
+                arrays = _built(recipe, path, data, reading, failures)
     return arrays if isinstance(arrays, GridArrays) else _told(arrays, reading, failures)
+
+
+def _read_cached(path: Path, data: DataSettings, reading: Reading) -> Arrays | None:
+    """The corpus as it lies in the cache; None where it does not, or is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        arrays = _read_path(path, data, reading, check=False)  # as it was written, or its checksums tell
+    except InputError:
+        return None
+    return replace(arrays, name=corpus_name(data))
+
+
+def _built(recipe: Recipe, path: Path, data: DataSettings, reading: Reading, failures: Path) -> Arrays:
+    """The corpus, built and cached."""
+    arrays = replace(recipe.build(data, reading, failures), name=corpus_name(data))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_arrays(path, arrays)
+    except (OSError, ArcvaeError) as error:
+        note = f"the corpus could not be cached in {path}: {error}"
+        arrays = replace(arrays, notes=(*arrays.notes, note))
+    return arrays
 
 
 def cache_path(data: DataSettings, reading: Reading | None = None) -> Path | None:

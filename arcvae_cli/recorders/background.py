@@ -45,6 +45,7 @@ class Background(Silent):
         self._left = left
         self._calls: Queue[Callable[[], None] | None] = Queue(waiting)  # None: close, and end
         self._dropped = self._closing = False
+        self._code = 0
         self._lock = Lock()
         self._worker = Thread(target=self._work, name=f"recorder {name}", daemon=True)
         self._worker.start()
@@ -52,6 +53,11 @@ class Background(Silent):
     def start(self, plan: Plan) -> None:
         """Pass it on."""
         self._pass(lambda: self._recorder.start(plan))
+
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:
+        """Pass it on."""
+        earlier = tuple(records)  # the trainer's own list grows
+        self._pass(lambda: self._recorder.resume(earlier, step))
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         """Pass them on."""
@@ -65,9 +71,9 @@ class Background(Silent):
         """Pass them on."""
         self._pass(lambda: self._recorder.pictures(epoch, pictures))
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
         """Wait until the work is done, or the patience is over."""
-        self._closing = True
+        self._code, self._closing = code, True
         with suppress(Full):
             self._calls.put_nowait(None)
         try:
@@ -90,11 +96,11 @@ class Background(Silent):
         try:
             while not self._dropped and (call := self._calls.get()) is not None:
                 call()
-            self._recorder.close()
+            self._recorder.close(self._code)
         except BaseException as error:  # foreign code: some packages raise SystemExit
             self._drop(first_line(error))
             with suppress(BaseException):
-                self._recorder.close()  # what it has so far
+                self._recorder.close(1)  # what it has so far
             with suppress(BaseException):
                 self._abandon()
 

@@ -28,7 +28,7 @@ class JsonlRecorder(Silent):
         """An epoch."""
         self._write({"kind": "epoch", **record.metrics()})
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
         """Close the file."""
         with self._told():
             self._file.close()

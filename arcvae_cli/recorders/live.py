@@ -144,7 +144,7 @@ class LiveTable(Silent):
         """Add a row."""
         self._epochs.append(record)
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
         """Leave the whole table standing, and the cursor where it belongs."""
         self._over = True
         self._live.stop()

@@ -26,7 +26,7 @@ class Curves(Silent):
         """Keep what the curves need."""
         self._epochs.append(record)
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
         """Write `beta_schedule.png` and `kl_per_dim.png` of the epochs there were."""
         if not self._epochs or self._plan is None:
             return

@@ -74,7 +74,7 @@ class TensorBoardRecorder(Silent):
         else:
             self._show_strings(self._strings, pictures)
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
         """Write what is left."""
         for writer in self._writers.values():
             writer.close()

@@ -63,6 +63,8 @@ class WandbRecorder(Silent):
         """Begin the run, or continue it."""
         # Its reports of its own errors go over the network, and the interpreter's exit waits for them.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        for variable in ("WANDB_DEBUG", "WANDB_CORE_DEBUG"):  # its debug log would hold the key of the login
+            os.environ.pop(variable, None)
         import wandb
 
         settings = wandb.Settings(
@@ -114,7 +116,7 @@ class WandbRecorder(Silent):
         media = grid_images(pictures) if self._writer is None else string_tables(self._writer, pictures)
         self._log({"step": self._step, "epoch": epoch, **media})
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:  # noqa: ARG002
         """Keep the best epoch and the model, and finish the run."""
         if self._run is None:
             return

@@ -70,6 +70,18 @@ def test_a_file_is_fetched_once(cache: Path, small, served):
     assert len(asked) == 2
 
 
+def test_a_file_that_is_needed_many_times_at_once_is_fetched_once(small, served):
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(fetch(small))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [small.path] * 4
+    assert served[2] == ["/zinc.smi"]
+    assert [file.name for file in small.path.parent.iterdir()] == [small.path.name]
+
+
 def test_another_file_is_refused(small, served):
     served[1]["/zinc.smi"] = CONTENT + b"C\n"
     with pytest.raises(ArcvaeError, match="is not zinc250k") as raised:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from arcvae_cli.data import recipes
 from arcvae_cli.data.arrays import SPLITS, GridArrays
@@ -90,6 +93,90 @@ def test_a_cache_that_cannot_be_written_costs_a_note(cache: Path):
     arrays = load_arrays(SHAPES)
     assert len(arrays.grids) == 50
     assert "could not be cached" in arrays.notes[0]
+
+
+SLOW_BUILD = """
+import os, sys, time
+from dataclasses import replace
+from arcvae_cli.data import recipes
+from arcvae_cli.data.recipes import Reading, load_arrays
+from arcvae_cli.settings import DataSettings
+def say(*words): print(*words, flush=True)
+shapes = recipes.RECIPES["shapes"]
+def build(*arguments):
+    say("building")
+    open(os.environ["ARCVAE_CACHE_DIR"] + "/.shapes-r1-n50-s4.npz.half.tmp", "w").close()  # as a write under way does
+    sys.stdin.readline()
+    return shapes.build(*arguments)
+recipes.RECIPES["shapes"] = replace(shapes, build=build)
+arrays = load_arrays(DataSettings(name="shapes", size=50, seed=4), Reading(say=say))
+say("has", arrays.fingerprint())
+"""
+
+
+@pytest.fixture
+def builder(cache: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a process that needs a corpus, and builds it once it is told to."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen([sys.executable, "-W", "error", "-c", SLOW_BUILD], text=True, **pipes))
+        return started[-1]
+
+    cache.mkdir(exist_ok=True)
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_processes_that_need_a_corpus_at_once_build_it_once(cache: Path, builder: Callable[[], subprocess.Popen[str]]):
+    processes = [builder() for _ in range(3)]
+    said = {process: process.stdout.readline().strip() for process in processes}
+    (first,) = [process for process, text in said.items() if text == "building"]
+    waits = "another process is making shapes-r1-n50-s4.npz: waiting for it"
+    assert sorted(said.values()) == [waits, waits, "building"]
+    first.stdin.write("go\n")
+    first.stdin.flush()
+    ends = {process.communicate() for process in processes}
+    assert ends == {(f"has {load_arrays(SHAPES).fingerprint()}\n", "")}
+    assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
+
+
+def test_a_process_that_is_killed_over_a_corpus_does_not_block_the_next(
+    cache: Path, builder: Callable[[], subprocess.Popen[str]], built: list[DataSettings]
+):
+    first = builder()
+    assert first.stdout.readline() == "building\n"
+    first.kill()
+    first.wait()
+    assert len(list(cache.iterdir())) == 2  # its lock, which nobody holds, and what it had written
+    said: list[str] = []
+    assert len(load_arrays(SHAPES, Reading(say=said.append)).grids) == 50
+    assert built == [SHAPES] and not said
+    assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
+
+
+def test_a_corpus_that_could_not_be_built_leaves_its_turn_to_the_next(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> Arrays:
+        raise InputError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "RECIPES", {**RECIPES, "shapes": replace(RECIPES["shapes"], build=fail)})
+        with pytest.raises(InputError, match="no"):
+            load_arrays(SHAPES)
+    assert list(cache.iterdir()) == []
+    assert len(load_arrays(SHAPES).grids) == 50
+
+
+def test_a_cache_that_knows_no_locks(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert not load_arrays(SHAPES).notes
+    assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
 
 
 def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch):

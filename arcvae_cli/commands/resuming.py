@@ -1,0 +1,134 @@
+"""`--resume`: which run to go on with, and what may be changed in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arcvae_cli.errors import InputError
+from arcvae_cli.settings import Settings, resolve
+
+if TYPE_CHECKING:
+    from arcvae_cli.runs import RunFolder
+
+AUTO = "auto"
+"""What stands for: start the run of `--run-name`, or go on with it."""
+
+LENGTH = ("train.epochs", "train.early_stopping", "train.patience")
+"""Settings that say when a run ends: what was trained so far is no other for them."""
+
+MAY_CHANGE = (*LENGTH, "train.device", "train.engine", "train.save_minutes", "checkpoint.", "log.")
+"""Settings, or whole tables of them, that may be others in a run that goes on."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run to go on with. `values`: of its checkpoint at `path`; None where it died before there was one."""
+
+    folder: RunFolder
+    path: Path
+    values: Mapping[str, Any] | None
+
+    def over(self, settings: Settings) -> bool:
+        """Whether nothing is left to do: all is trained and judged, and it was not made longer."""
+        if self.values is None or not (self.folder.path / "metrics.json").is_file():
+            return False
+        from arcvae_cli.runs import read_status
+
+        changed = {key for key, *_ in differences(self.settings(), settings)}
+        return (read_status(self.folder.path) or {}).get("state") == "finished" and not changed & set(LENGTH)
+
+    def settings(self) -> Settings:
+        """The settings that the run had so far."""
+        if self.values is None:
+            return resolve(str(self.folder.path / "config.toml")).settings
+        from arcvae_cli.checkpoints import read_settings
+
+        return read_settings(self.path, self.values, most_layers=len(self.values["model_state_dict"]))
+
+    def check(self, settings: Settings) -> None:
+        """InputError where a setting is another than it was, and is none of those that may be."""
+        found = list(differences(self.settings(), settings))
+        refused = [(key, old, new) for key, old, new in found if not key.startswith(MAY_CHANGE)]
+        if refused:
+            listed = "; ".join(f"{key} was {shown(old)}, now {shown(new)}" for key, old, new in refused[:5])
+            more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
+            raise InputError(
+                f"--resume {self.folder.name}: other settings than the run began with: {listed}{more}",
+                f"leave them out (the number of epochs, logging and the device may change), or start a new run with "
+                f"`--preset {self.folder.path / 'config.toml'}`",
+            )
+        epochs = self.values["epoch"] if self.values is not None else 0
+        if settings.train.epochs < epochs:
+            raise InputError(
+                f"train.epochs: {settings.train.epochs}, and the run {self.folder.name} is in epoch {epochs} already",
+                f"give {epochs} or more",
+            )
+
+
+def differences(old: Settings, new: Settings) -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys whose values differ, with both values; None where a key is not set."""
+    before, after = flat(old.model_dump(mode="json", by_alias=True)), flat(new.model_dump(mode="json", by_alias=True))
+    for key in dict.fromkeys((*before, *after)):
+        if before.get(key) != after.get(key):
+            yield key, before.get(key), after.get(key)
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one of dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value as TOML would have it, or that there is none."""
+    return "not set" if value is None else json.dumps(value)
+
+
+def earlier_folder(argument: str, runs: Path) -> tuple[Path, Path | None]:
+    """The run folder that `--resume` means, and the checkpoint where a file was given.
+
+    A path of a folder or of a checkpoint in one, a run's name, or `latest`. InputError where there is no such run.
+    """
+    given = Path(argument)
+    if given.is_file():
+        folder = given.resolve().parent.parent
+        if not (folder / "config.toml").is_file():
+            raise InputError(f"--resume {argument}: the file lies in no run folder", "give a run's folder or name")
+        return folder, given.resolve()
+    for folder in (given, runs / argument):
+        if (folder / "config.toml").is_file():
+            return folder.resolve(), None
+    from arcvae_cli.checkpoints import run_names
+
+    names = run_names(runs)
+    hint = f"runs: {', '.join(names)}" if names else f"no run in {runs}/ yet: start one with `arcvae train`"
+    raise InputError(f"--resume {argument!r}: no such run", hint)
+
+
+def go_on(folder: Path, file: Path | None) -> Earlier:
+    """The run in a folder, which is this process's alone from now on. InputError where its checkpoint is unusable."""
+    from arcvae_cli import checkpoints, runs
+
+    path = file or folder / "checkpoints" / "last.pth"
+    held = runs.resume(folder)
+    if not path.is_file():
+        return Earlier(held, path, None)
+    try:
+        values = checkpoints.read(path)
+        if values["format_version"] < checkpoints.FORMAT:
+            raise InputError(
+                f"{path}: written by an older arcvae (format {values['format_version']}), too little to go on from",
+                f"start a new run with `--preset {folder / 'config.toml'}`; evaluate, sample and interpolate read it",
+            )
+        return Earlier(held, path, values)
+    except InputError as error:
+        held.release()
+        others = sorted(path.parent.glob("vae_*.pth"), key=lambda other: -other.stat().st_mtime)
+        hint = f"go on from an older one: --resume {others[0]}" if others and file is None else error.fix
+        raise InputError(error.what, hint) from error

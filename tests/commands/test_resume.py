@@ -1,0 +1,272 @@
+"""`arcvae train --resume`, as it is typed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli
+import torch
+from typer.testing import Result
+
+from arcvae_cli import checkpoints, runs
+from arcvae_cli.commands import evaluate
+
+Run = Callable[..., Result]
+SMALL = ("--device", "cpu", "--precision", "fp32", "--latent-dim", "3", "--batch-size", "50", "--epochs", "2")
+SMALL += ("--beta-schedule", "constant", "--beta-max", "0.1", "--set", "log.images_every=0", "--wandb", "off")
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty files."""
+    monkeypatch.setattr("arcvae_cli.render._write", lambda figure, path: path.touch())
+    monkeypatch.setattr(evaluate, "_draw_codes", lambda *arguments: None)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
+    """A finished run of two epochs of two steps, not to be changed."""
+    from typer.testing import CliRunner
+
+    from arcvae_cli.cli import app
+
+    base = tmp_path_factory.mktemp("ended")
+    shutil.copy(arc_npz, base / "some.npz")
+    flags = ["train", "--data", base / "some.npz", *SMALL, "--runs-dir", base, "--run-name", "mine"]
+    result = CliRunner().invoke(app, list(map(str, flags)), env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.stderr
+    return base / "mine"
+
+
+@pytest.fixture
+def mine(ended: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be gone on with; its data stay where they are."""
+    return Path(shutil.copytree(ended, tmp_path / "mine"))
+
+
+def epochs(run: Path) -> list[int]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["epoch"] for line in lines if line["kind"] == "epoch"]
+
+
+def state(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "status.json").read_text())
+    return found
+
+
+def digests(run: Path) -> dict[str, str]:
+    """The contents of a run; who looked at it last is none of them."""
+    files = [path for path in run.rglob("*") if path.is_file() and path.name not in ("lock", "status.json")]
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_finished_run_has_nothing_left_to_do(arcvae: Run, mine: Path) -> None:
+    before = digests(mine)
+    result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "run mine is finished; nothing is left to do\n"
+    assert digests(mine) == before and state(mine)["state"] == "finished"
+    assert not runs.held(mine)
+
+
+@pytest.mark.parametrize("by", ["name", "folder", "latest", "checkpoint"])
+def test_a_run_may_be_made_longer(by: str, arcvae: Run, mine: Path) -> None:
+    runs.point_latest(mine.parent, "mine")
+    argument = {
+        "name": "mine",
+        "folder": mine,
+        "latest": "latest",
+        "checkpoint": mine / "checkpoints" / "last.pth",
+    }[by]
+    result = arcvae("train", "--resume", argument, "--epochs", 3, "--save-top-k", 1, "--runs-dir", mine.parent)
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stderr.split())
+    assert "goes on after epoch 2" in said and "epoch 3/3" in said and "epoch 2/3" not in said
+    assert "epochs 2, now 3: from here on the learning rate is that of the longer cosine" in said
+    assert epochs(mine) == [1, 2, 3]
+    assert (state(mine)["state"], state(mine)["epoch"], state(mine)["step"]) == ("finished", 3, 6)
+    config = tomli.loads((mine / "config.toml").read_text())
+    assert (config["train"]["epochs"], config["checkpoint"]["save_top_k"]) == (3, 1)
+    kept = checkpoints.load(mine / "checkpoints" / "last.pth")
+    assert (kept.epoch, kept.settings.train.epochs) == (3, 3)
+    assert not runs.held(mine)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--lr", 0.5), ["train.lr was 0.001, now 0.5"]),
+        (("--beta-max", 0.2, "--seed", 4), ["schedule.max_beta was 0.1, now 0.2", "train.seed was 0, now 4"]),
+        (("--beta-schedule", "cosine"), ['schedule.name was "constant", now "cosine"']),
+        (("--set", "model.body=residual"), ['model.body was "plain", now "residual"']),
+        (("--epochs", 1), ["train.epochs: 1, and the run mine is in epoch 2 already"]),
+    ],
+)
+def test_another_setting_is_refused_with_its_name(
+    flags: tuple[Any, ...], named: list[str], arcvae: Run, mine: Path
+) -> None:
+    before = digests(mine)
+    result = arcvae("train", "--resume", "mine", *flags, "--runs-dir", mine.parent)
+    assert (result.exit_code, result.stdout) == (2, "")
+    for text in named:
+        assert text in " ".join(result.stderr.split())
+    assert digests(mine) == before and not runs.held(mine)
+
+
+def test_a_variable_of_the_environment_is_a_setting_too(
+    arcvae: Run, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCVAE_TRAIN__WEIGHT_DECAY", "0.1")
+    result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
+    assert result.exit_code == 2 and "train.weight_decay was 0.0, now 0.1" in " ".join(result.stderr.split())
+
+
+def test_a_config_that_was_edited_does_not_change_a_run(arcvae: Run, mine: Path) -> None:
+    """The checkpoint knows what it was trained with."""
+    config = mine / "config.toml"
+    config.write_text(config.read_text().replace("lr = 0.001", "lr = 0.1"))
+    result = arcvae("train", "--resume", "mine", "--epochs", 4, "--runs-dir", mine.parent)
+    assert result.exit_code == 2 and "train.lr was 0.001, now 0.1" in " ".join(result.stderr.split())
+
+
+def test_auto_begins_a_run_and_goes_on_with_it(arcvae: Run, arc_npz: Path, tmp_path: Path) -> None:
+    """The same line every time, as a batch system repeats it."""
+    line = ("train", "--resume", "auto", "--run-name", "job", "--data", arc_npz, *SMALL, "--runs-dir", tmp_path)
+    first = arcvae(*line)
+    assert first.exit_code == 0 and epochs(tmp_path / "job") == [1, 2]
+    again = arcvae(*line)
+    assert (again.exit_code, again.stderr) == (0, "run job is finished; nothing is left to do\n")
+    other = arcvae(*line, "--lr", 0.1)
+    assert other.exit_code == 2 and "train.lr was 0.001, now 0.1" in " ".join(other.stderr.split())
+    longer = arcvae(*line, "--epochs", 3)
+    assert longer.exit_code == 0 and epochs(tmp_path / "job") == [1, 2, 3]
+
+
+def test_a_training_that_was_never_judged_is_judged(arcvae: Run, mine: Path) -> None:
+    judged = json.loads((mine / "metrics.json").read_text())
+    (mine / "metrics.json").unlink()
+    result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
+    assert result.exit_code == 0 and "vae_best.pth of epoch" in result.stdout
+    assert json.loads((mine / "metrics.json").read_text())["metrics"] == judged["metrics"]
+    assert epochs(mine) == [1, 2]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(arcvae: Run, ended: Path, mine: Path) -> None:
+    shutil.rmtree(mine / "checkpoints")
+    (mine / "metrics.json").unlink()
+    result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
+    assert result.exit_code == 0, result.stderr
+    assert epochs(mine) == [1, 2], "what it had recorded was void"
+    one, other = (checkpoints.read(run / "checkpoints" / "last.pth")["model_state_dict"] for run in (mine, ended))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_damaged_checkpoint_is_refused_and_another_may_be_named(arcvae: Run, mine: Path) -> None:
+    shutil.copy(mine / "checkpoints" / "vae_best.pth", mine / "checkpoints" / "vae_epoch_1.pth")
+    last = mine / "checkpoints" / "last.pth"
+    whole = last.read_bytes()
+    last.unlink()  # the other names are links to the same bytes
+    last.write_bytes(whole[: len(whole) // 2])
+    result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "last.pth" in said and "go on from another: --resume" in said and not runs.held(mine)
+    other = said.partition("--resume ")[2].strip()
+    assert Path(other).is_file()
+    result = arcvae("train", "--resume", other, "--epochs", 3, "--runs-dir", mine.parent)
+    assert result.exit_code == 0, result.stderr
+    assert epochs(mine) == [1, 2, 3] and checkpoints.read(last)["epoch"] == 3
+
+
+def test_other_data_are_refused(arcvae: Run, ended: Path, mine: Path) -> None:
+    data = ended.parent / "some.npz"
+    kept = data.read_bytes()
+    before = digests(mine)
+    try:
+        with np.load(data) as file:
+            arrays = dict(file)
+        arrays["train"] = arrays["train"][::-1]
+        np.savez(data, **arrays)
+        result = arcvae("train", "--resume", "mine", "--epochs", 3, "--runs-dir", mine.parent)
+    finally:
+        data.write_bytes(kept)
+    assert result.exit_code == 2 and "trained on another some than there is now" in " ".join(result.stderr.split())
+    assert digests(mine) == before and not runs.held(mine)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format_version": 1}, "written by an older arcvae (format 1)"),
+        ({"history": "no json"}, "no training can go on from what it holds"),
+        ({"history": ""}, "no training can go on from what it holds"),
+        ({"history": 5}, "no training can go on from what it holds"),
+        ({"step": -3}, "no training can go on from what it holds"),
+        ({"step": "many"}, "no training can go on from what it holds"),
+        ({"steps_per_epoch": 7}, "no training can go on from what it holds"),
+        ({"optimizer_state_dict": {}}, "no training can go on from what it holds"),
+        ({"schedule_state": {"z": {}}}, "no training can go on from what it holds"),
+        ({"scheduler_state_dict": None}, "no training can go on from what it holds"),
+        ({"tally": torch.zeros(1, 1)}, "no training can go on from what it holds"),
+        ({"rng_state": torch.zeros(3)}, "no training can go on from what it holds"),
+        ({"made_by": 3}, "no training can go on from what it holds"),
+        ({"seconds": None}, "no training can go on from what it holds"),
+        ({"corpus": None}, "trained on another some"),
+        ({"model_state_dict": {}}, "no training can go on from what it holds"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_that_no_run_can_go_on_from_is_told_in_a_line(
+    change: dict[str, Any], said: str, arcvae: Run, mine: Path
+) -> None:
+    last = mine / "checkpoints" / "last.pth"
+    checkpoints.save(last, {**checkpoints.read(last), **change})
+    before = digests(mine)
+    result = arcvae("train", "--resume", "mine", "--epochs", 3, "--runs-dir", mine.parent)
+    assert (result.exit_code, result.stdout) == (2, ""), result.stderr
+    assert said in " ".join(result.stderr.split()) and "Traceback" not in result.stderr
+    assert digests(mine) == before and not runs.held(mine)
+
+
+def test_a_run_in_other_hands_is_refused(arcvae: Run, mine: Path) -> None:
+    held = runs.resume(mine)
+    try:
+        result = arcvae("train", "--resume", "mine", "--epochs", 3, "--runs-dir", mine.parent)
+    finally:
+        held.release()
+    assert result.exit_code == 1 and "at work on this run" in result.stderr
+    assert epochs(mine) == [1, 2]
+
+
+@pytest.fixture
+def nothing(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("mine", "lonely.pth")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--resume", "yours"), "--resume 'yours': no such run"),
+        (("--resume", "lonely.pth"), "no such run"),
+        (("--resume", "auto"), "--resume auto: which run?"),
+        (("--resume", "mine", "--run-name", "other"), "the run that goes on has its name"),
+        (("--resume", "mine", "--overfit-batch"), "one batch is no run"),
+        (("--resume", "mine", "--quick-test"), "the run has its length already"),
+        (("--resume", "../../etc"), "no such run"),
+        (("--resume", ""), "no such run"),
+    ],
+)
+def test_what_cannot_be_gone_on_with(
+    flags: tuple[str, ...], said: str, arcvae: Run, mine: Path, nothing: None, tmp_path: Path
+) -> None:
+    (tmp_path / "lonely.pth").write_bytes(b"x")
+    result = arcvae("train", *flags, "--runs-dir", tmp_path)
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split())

@@ -1,0 +1,254 @@
+"""A run that is broken off and goes on ends bit for bit where one ends that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from arcvae_cli import checkpoints, runs, snapshots
+from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus
+from arcvae_cli.data.strings import build_drawn
+from arcvae_cli.errors import Interrupted
+from arcvae_cli.grammar import read_grammar
+from arcvae_cli.models import build_model
+from arcvae_cli.models.grammar import Structure
+from arcvae_cli.recorders.jsonl import JsonlRecorder
+from arcvae_cli.recorders.pictures import Curves
+from arcvae_cli.records import Recorder
+from arcvae_cli.settings import Settings
+from arcvae_cli.step import seed_step
+from arcvae_cli.trainer import Trainer
+
+CPU = torch.device("cpu")
+Corpora = GridCorpus | DerivationCorpus
+
+
+def grids(seed: int = 0) -> GridCorpus:
+    """48 grids of one coloured square each: 32 to train on, so 4 batches of 8."""
+    random = np.random.RandomState(seed)
+    canvases = np.zeros((48, 16, 16), np.uint8)
+    for canvas in canvases:
+        row, column = random.randint(0, 8, 2)
+        canvas[row : row + 6, column : column + 6] = random.randint(1, 10)
+    return GridCorpus(
+        GridArrays("squares", canvases, np.repeat(np.arange(3, dtype=np.uint8), [32, 8, 8]), None, None), CPU
+    )
+
+
+def equations() -> DerivationCorpus:
+    return DerivationCorpus(build_drawn(read_grammar("equations"), 9, size=50), CPU)
+
+
+def settings(**tables: Any) -> Settings:
+    table: dict[str, Any] = {
+        "model": {"latent_dim": 3},
+        "train": {"epochs": 3, "batch_size": 8, "precision": "fp32", "save_minutes": 0},
+        "log": {"every_n_steps": 2, "images_every": 2},
+        "checkpoint": {"every_epochs": 2, "save_top_k": 2},
+        "schedule": {"name": "linear", "max_beta": 0.5, "warmup_epochs": 2, "per": "step"},
+    }
+    for name, values in tables.items():
+        replaced = name in ("schedule", "model")
+        table[name] = values if replaced else {**table.get(name, {}), **values}
+    return Settings.model_validate(table)
+
+
+SMALL = {"encoder_hidden": 8, "encoder_conv_layers": 1, "encoder_kernel": 3, "decoder_hidden": 8, "decoder_layers": 2}
+TWO_LEVELS = {
+    "name": "hierarchical",
+    "per": "step",
+    "global": {"name": "cyclical", "cycle_length": 1, "max_beta": 0.3},
+    "local": {"name": "controlvae", "target": 2.0, "start_beta": 0.5},
+}
+CASES: dict[str, tuple[Callable[[], Corpora], Settings]] = {
+    "beta by the step": (grids, settings()),
+    "cycles, plateau": (
+        grids,
+        settings(
+            schedule={"name": "cyclical", "cycle_length": 2, "max_beta": 0.4, "per": "step"},
+            train={"lr_schedule": "plateau", "lr": 0.3, "weight_decay": 0.01},  # so large that no epoch is the best
+        ),
+    ),
+    "a closed loop": (grids, settings(schedule={"name": "controlvae", "target": 3.0, "start_beta": 0.1, "ki": -0.01})),
+    "a loop out of reach": (grids, settings(schedule={"name": "controlvae", "target": 1e4, "start_beta": 0.0})),
+    "residual, dropout, bf16": (
+        grids,
+        settings(model={"latent_dim": 3, "body": "residual", "dropout": 0.1}, train={"precision": "bf16"}),
+    ),
+    "two levels, one in a loop": (
+        grids,
+        settings(
+            model={"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}, schedule=TWO_LEVELS
+        ),
+    ),
+    "derivations": (equations, settings(model={"name": "grammar", "latent_dim": 3, "decoder_dropout": 0.2, **SMALL})),
+}
+
+
+class Disturbed(Exception):  # noqa: N818 - nobody's error
+    """A process that died: nothing was saved for it."""
+
+
+class Disturbance:
+    """Asks a training to stop, or kills it, at given points of its whole course, each of them once."""
+
+    def __init__(self, asked: tuple[int, ...] = (), killed: tuple[str, ...] = ()) -> None:
+        self.asked, self.killed = list(asked), list(killed)
+
+    def stop(self, trainer: Trainer) -> int | None:
+        if self.asked and trainer.done >= self.asked[0]:
+            self.asked.pop(0)
+            return 15
+        return None
+
+    def here(self, place: str) -> None:
+        if place in self.killed:
+            self.killed.remove(place)
+            raise Disturbed(place)
+
+
+def process(folder: Path, name: str, disturbance: Disturbance, again: bool) -> None:
+    """What one process does: begins a run, or goes on with it."""
+    make_corpus, chosen = CASES[name]
+    corpus = make_corpus()
+    seed_step(chosen.train.seed, "weights")
+    torch.manual_seed(len(disturbance.asked))  # what was drawn before does not matter
+    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, DerivationCorpus) else None
+    seed_step(chosen.train.seed, "weights")
+    model = build_model(chosen.model, structure)
+    run = runs.resume(folder) if again else runs.create(folder.parent, folder.name, "run", chosen)
+    recorders: list[Recorder] = [JsonlRecorder(run.path / "metrics.jsonl"), Curves(run.images)]
+    trainer = Trainer(chosen, corpus, model, run, recorders, CPU, resumed=again)
+    trainer.stop = lambda: disturbance.stop(trainer)
+    real_save, real_keep = trainer.save, trainer.keep
+
+    def save() -> None:
+        if trainer.history and trainer.at_start:
+            disturbance.here(f"before saving {len(trainer.history)}")
+        real_save()
+
+    def keep(record: Any) -> None:
+        disturbance.here(f"before linking {record.epoch}")
+        real_keep(record)
+        disturbance.here(f"after linking {record.epoch}")
+
+    trainer.save, trainer.keep = save, keep  # type: ignore[method-assign]
+    if again:
+        snapshots.restore(trainer, checkpoints.read(run.checkpoints / "last.pth"), run.checkpoints / "last.pth")
+    try:
+        trainer.fit()
+    finally:
+        for recorder in recorders:
+            recorder.close()
+        run.release()
+
+
+def whole(folder: Path, name: str, disturbance: Disturbance) -> int:
+    """A run to its end, in as many processes as it takes: their number."""
+    for count in range(10):
+        try:
+            process(folder, name, disturbance, again=count > 0)
+        except (Interrupted, Disturbed):
+            continue
+        assert not disturbance.asked and not disturbance.killed, "all of it happened"
+        return count + 1
+    raise AssertionError("it never ended")
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """All that a run leaves which is no time."""
+    found: dict[str, Any] = {}
+    for path in sorted((folder / "checkpoints").iterdir()):
+        values = torch.load(path, weights_only=True)
+        values.pop("seconds", None)
+        if "history" in values:
+            values["history"] = [json.loads(line) for line in values["history"].splitlines()]
+            for record in values["history"]:
+                assert record.pop("seconds") > 0
+        found[path.name] = values
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("seconds", None)
+    found["metrics.jsonl"] = lines
+    found["pictures"] = {path.name: path.read_bytes() for path in (folder / "images").glob("*.png")}
+    return found
+
+
+def same(one: Any, other: Any, place: str = "") -> None:
+    """Equal bit for bit, all the way down."""
+    if isinstance(one, dict):
+        assert list(one) == list(other), place
+        for key in one:
+            same(one[key], other[key], f"{place}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for index, (left, right) in enumerate(zip(one, other, strict=True)):
+            same(left, right, f"{place}/{index}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other), place
+    else:
+        assert one == other, place
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """What an undisturbed run of a case leaves."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def of(name: str) -> dict[str, Any]:
+        if name not in known:
+            folder = tmp_path_factory.mktemp("straight") / "run"
+            assert whole(folder, name, Disturbance()) == 1
+            known[name] = contents(folder)
+        return known[name]
+
+    return of
+
+
+# of 4 or 5 steps an epoch: 4 is the end of the first epoch (asked for in its validation), 8 that of the second
+@pytest.mark.parametrize("asked", [(6,), (4,), (1, 6, 11)], ids=["middle", "end", "three times"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_was_interrupted_ends_where_the_straight_one_does(
+    name: str, asked: tuple[int, ...], tmp_path: Path, straight: Callable[[str], dict[str, Any]]
+) -> None:
+    assert whole(tmp_path / "run", name, Disturbance(asked)) == len(asked) + 1
+    same(contents(tmp_path / "run"), straight(name))
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("place", ["before saving", "before linking", "after linking"])
+def test_a_process_that_dies_around_a_save_leaves_nothing_undone(
+    place: str, epoch: int, tmp_path: Path, straight: Callable[[str], dict[str, Any]]
+) -> None:
+    killed = Disturbance(killed=(f"{place} {epoch}",))
+    assert whole(tmp_path / "run", "beta by the step", killed) == 2
+    same(contents(tmp_path / "run"), straight("beta by the step"))
+
+
+def test_a_process_that_dies_in_a_save_leaves_the_checkpoint_before_it(
+    tmp_path: Path, straight: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is half written, and what should have removed it did not run."""
+    real, calls = torch.save, [0]
+
+    def write(values: Any, file: Any) -> None:
+        calls[0] += 1
+        real(values, file)
+        if calls[0] == 4:
+            file.truncate(1000)
+            left = Path(file.name)
+            shutil.copy(left, left.with_name(left.name.replace(".tmp", "x.tmp")))
+            raise Disturbed("in a save")
+
+    monkeypatch.setattr(torch, "save", write)
+    assert whole(tmp_path / "run", "beta by the step", Disturbance()) == 2
+    assert not list(tmp_path.rglob("*.tmp"))
+    same(contents(tmp_path / "run"), straight("beta by the step"))

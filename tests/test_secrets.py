@@ -1,0 +1,113 @@
+"""No key that a machine knows is written anywhere: a real training, with every file that it leaves read."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from arcvae_cli.errors import InputError
+from arcvae_cli.settings import environment_layer, resolve, set_layer
+
+KEYS = {
+    "WANDB_API_KEY": "local-0123456789abcdef0123456789abcdef01234567",
+    "HF_TOKEN": "hf_QmFkIGlkZWEgdG8gbG9n",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIxK7MDENGxbPxRfiCYEXAMPLEKEY",
+    "GITHUB_TOKEN": "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+    "SLURM_JWT": "eyJhbGciOiJIUzI1NiJ9.fake.signature",
+    "MY_PASSWORD": "correct-horse-battery-staple",
+}
+TRAIN = """
+import sys
+from arcvae_cli.cli import main
+from arcvae_cli.commands import evaluate
+evaluate.report = lambda *_: None  # half of the time of a short run
+sys.argv = ["arcvae", "train", *sys.argv[1:]]
+main()
+"""
+NETRC = "8badf00d8badf00d8badf00d8badf00d8badf00d"
+
+
+def found_in(folder: Path, secrets: dict[str, str]) -> Iterator[str]:
+    """The files in a folder that hold a secret, or base64 of it, in their content (unpacked too) or their name."""
+    for path in (path for path in folder.rglob("*") if not path.is_dir()):
+        content = str(path).encode()
+        if path.is_symlink():
+            content += os.readlink(path).encode()
+        elif path.is_file():
+            raw = path.read_bytes()
+            content += raw + b"".join(unpacked(raw))
+        for name, secret in secrets.items():
+            coded = base64.b64encode(secret.encode()).rstrip(b"=")
+            if secret.encode() in content or coded[:-1] in content or secret.encode("utf-16-le") in content:
+                yield f"{name} in {path.relative_to(folder)}"
+
+
+def unpacked(raw: bytes) -> Iterator[bytes]:
+    """Whatever in some bytes is a stream of gzip or zlib."""
+    for start in (b"\x1f\x8b", b"\x78\x9c", b"\x78\x01", b"\x78\xda"):
+        at = raw.find(start)
+        while at >= 0:
+            with contextlib.suppress(zlib.error):
+                yield zlib.decompressobj(47).decompress(raw[at:], 2**24)
+            at = raw.find(start, at + 1)
+
+
+def test_a_secret_would_be_found(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text(f"a line\nkey={KEYS['HF_TOKEN']}\n")
+    (tmp_path / "packed").write_bytes(b"head" + gzip.compress(KEYS["MY_PASSWORD"].encode()))
+    (tmp_path / "coded").write_bytes(b"x" + base64.b64encode(KEYS["WANDB_API_KEY"].encode()))
+    (tmp_path / "link").symlink_to(f"somewhere/{KEYS['SLURM_JWT']}")
+    assert sorted(found_in(tmp_path, KEYS)) == [
+        *("HF_TOKEN in plain", "MY_PASSWORD in packed", "SLURM_JWT in link", "WANDB_API_KEY in coded"),
+    ]
+
+
+def test_no_key_of_the_environment_or_of_a_login_is_written(tmp_path: Path) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    for folder in (home, work, tmp_path / "temporary"):
+        folder.mkdir()
+    (home / ".netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {NETRC}\n")
+    (home / ".netrc").chmod(0o600)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "ARCVAE_", "XDG_"))}
+    places = {"HOME": str(home), "TMPDIR": str(tmp_path / "temporary")}
+    environment = {**kept, **KEYS, **places, "WANDB_DEBUG": "true"}  # with which W&B would log the key
+    sizes = ("--set", "data.size=300", "--batch-size", "32", "--epochs", "1", "--latent-dim", "2")
+    arguments = ("--data", "shapes", "--wandb", "offline", "--tensorboard", "--run-name", "one", *sizes)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", TRAIN, *arguments],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    for pattern in (
+        *("work/runs/one/config.toml", "work/runs/one/metrics.jsonl", "work/runs/one/status.json"),
+        *("work/runs/one/checkpoints/last.pth", "work/runs/one/**/*.tfevents.*", "work/runs/one/**/*.wandb"),
+        *("work/runs/one/**/debug.log", "home/.cache/arcvae/*.npz"),
+    ):
+        assert list(tmp_path.glob(pattern)), (pattern, sorted(written))
+    (home / ".netrc").unlink()
+    secrets = {**KEYS, "netrc": NETRC}
+    assert list(found_in(tmp_path, secrets)) == []
+    assert not [name for name, secret in secrets.items() if secret in done.stdout + done.stderr]
+
+
+def test_settings_have_no_place_for_a_key() -> None:
+    for layer in (
+        environment_layer({"ARCVAE_LOG__WANDB_API_KEY": KEYS["WANDB_API_KEY"]}),
+        set_layer([f"log.api_key={KEYS['WANDB_API_KEY']}"]),
+    ):
+        with pytest.raises(InputError) as raised:
+            resolve(None, layer)
+        assert KEYS["WANDB_API_KEY"] not in str(raised.value)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from arcvae_cli.stopping import Signals, exit_code, name
+
+CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("number", CAUGHT, ids=lambda number: number.name)
+def test_who_is_patient_is_told_and_who_is_not_is_stopped_at_once(number: signal.Signals) -> None:
+    with Signals() as signals:
+        signals.patient = True
+        assert signals() is None
+        signal.raise_signal(number)
+        assert signals() == number
+    with Signals() as signals, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    assert signals() == number
+
+
+def test_a_second_ctrl_c_stops_at_once_and_no_other_second_signal_does() -> None:
+    """A batch system sends SIGUSR1, and SIGTERM when the time is nearly over: what is being saved is saved."""
+    with Signals() as signals:
+        signals.patient = True
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals() == signal.SIGUSR1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert signals() == signal.SIGUSR1
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in CAUGHT]
+    with Signals():
+        assert [signal.getsignal(number) for number in CAUGHT] != before
+    assert [signal.getsignal(number) for number in CAUGHT] == before
+
+
+def test_what_a_parent_ignored_stays_ignored() -> None:
+    """`nohup` and shells that start jobs behind a script say so by ignoring the signal."""
+    script = (
+        "import signal; from arcvae_cli.stopping import Signals\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with Signals() as signals: signal.raise_signal(signal.SIGHUP); print(signals())"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "None\n"
+
+
+def test_exit_codes_and_names() -> None:
+    assert [exit_code(number) for number in CAUGHT] == [130, 143, 129, 75]
+    assert [name(number) for number in CAUGHT] == ["Ctrl-C", "SIGTERM", "a terminal that was closed", "SIGUSR1"]
+    assert name(signal.SIGALRM) == "SIGALRM"

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.writing import failed, replacing, size, usable_folder
+
+
+def test_a_file_takes_anothers_place_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists() and temporary.parent == tmp_path
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_two_at_once_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as one, replacing(tmp_path / "a") as two:
+        assert one != two
+        one.write_text("one")
+        two.write_text("two")
+    assert (tmp_path / "a").read_text() == "one"  # which ended last
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_rights_of_any_other(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "a"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"former")
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from arcvae_cli.errors import ArcvaeError\n"
+        "from arcvae_cli.writing import replacing\n"
+        "try:\n"
+        "    with replacing(Path(sys.argv[1])) as temporary: temporary.write_bytes(bytes(10**6))\n"
+        "except ArcvaeError as error: print(error.exit_code, error.what, error.fix, sep='|')\n"
+    )
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))
+
+    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "a.bin")]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small, check=True)
+    code, what, fix = done.stdout.strip().split("|")
+    assert code == "1"
+    assert what.startswith(f"{tmp_path / 'a.bin'}: could not be written (File too large; ")
+    assert what.endswith(" free there)")
+    assert fix == "free some space, or choose another folder"
+    assert (tmp_path / "a.bin").read_bytes() == b"former"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_the_space_that_is_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: used._replace(free=5 * 2**20))
+    error = failed(tmp_path / "a", "No space left on device")
+    assert error.what == f"{tmp_path / 'a'}: could not be written (No space left on device; 5 MiB free there)"
+    monkeypatch.undo()
+    gone = failed(tmp_path / "gone" / "a", "No such file or directory")
+    assert gone.what == f"{tmp_path / 'gone' / 'a'}: could not be written (No such file or directory)"
+    with pytest.raises(ArcvaeError, match="gone/a: could not be written"), replacing(tmp_path / "gone" / "a"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "0.977 KiB"),
+        (1023 * 1024, "0.999 MiB"),
+        (123_456_789, "118 MiB"),
+        (5 * 2**40, "5 TiB"),
+        (10**18, "9.09e+05 TiB"),
+    ],
+)
+def test_a_number_of_bytes_is_told_to_three_digits(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_folder_is_tried_before_the_work(tmp_path: Path) -> None:
+    assert usable_folder(tmp_path / "a" / "b", "--output").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--output .*file: cannot be written to"):
+        usable_folder(tmp_path / "file", "--output")
