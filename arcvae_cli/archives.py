@@ -1,9 +1,9 @@
 """What the file of a checkpoint is made of, proved before PyTorch reads it.
 
-`torch.save` writes a zip archive of stored records: a pickle, and the bytes of each tensor. `torch.load` runs no code of
-a file with `weights_only=True`, but it compares no checksum, believes the pickle about the sizes of the records, and
-sets memory aside as the pickle asks for it (`torch.FloatStorage(10**12)`). So all of this is checked here, and whatever
-`torch.save` never writes is refused:
+`torch.save` writes a zip archive of stored records: a pickle, and the bytes of each tensor. With `weights_only=True`
+`torch.load` runs no code of a file, but it compares no checksum, believes the pickle about the sizes of the records,
+and sets memory aside as the pickle asks for it (`torch.FloatStorage(10**12)`). So all of this is checked here, and
+whatever `torch.save` never writes is refused:
 
 - every byte of the archive has its place: records one after another from the first byte, the directory, the end;
 - nothing is compressed, and every record has its checksum;
@@ -20,7 +20,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 MOST_BYTES = 2**34
 """The largest checkpoint that is read."""
@@ -72,17 +72,17 @@ def check(file: BinaryIO) -> None:
     end = file.seek(0, 2)
     if end > MOST_BYTES:
         raise ForeignError(f"over {MOST_BYTES >> 30} GiB")
-    directory = _directory(file, end)
-    file.seek(0)
     try:
+        directory = _directory(file, end)
+        file.seek(0)
         with zipfile.ZipFile(file) as archive:
             sizes = _records(archive, file, directory)
             if (damaged := archive.testzip()) is not None:
                 raise DamagedError(f"the checksum of {damaged} fails")
             prefix = archive.infolist()[0].filename.partition("/")[0]
             pickled = archive.read(f"{prefix}/data.pkl")
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, LookupError, UnicodeError) as error:
-        raise ForeignError(f"no archive of torch.save: {error}") from error
+    except (zipfile.BadZipFile, struct.error, EOFError, LookupError, NotImplementedError, UnicodeError) as error:
+        raise ForeignError(f"cut short, or something else: {error}") from error
     storages = {name.removeprefix(f"{prefix}/data/"): size for name, size in sizes.items()}
     Walk(storages).through(pickled)
 
@@ -98,10 +98,10 @@ _END = struct.Struct(
 
 
 def _directory(file: BinaryIO, end: int) -> int:
-    """Where the directory of the archive begins, which all three records at its end have to agree on."""
+    """Where the directory begins, on which all three records at the end of the archive agree. BadZipFile otherwise."""
     start = end - _END.size
     if start < 0:
-        raise ForeignError("too short")
+        raise zipfile.BadZipFile("too short")
     file.seek(start)
     fields = _END.unpack(file.read(_END.size))
     count, size, offset = fields[6], fields[8], fields[9]
@@ -111,37 +111,40 @@ def _directory(file: BinaryIO, end: int) -> int:
         *(b"PK\5\6", 0, 0, *[min(count, 0xFFFF)] * 2, min(size, 0xFFFFFFFF), min(offset, 0xFFFFFFFF), 0),
     )
     if fields != expected or offset + size != start:
-        raise ForeignError("its end is not that of an archive of torch.save")
+        raise zipfile.BadZipFile("its end is not that of an archive of torch.save")
     if not 0 < count <= MOST_RECORDS or size > 1024 * count:
-        raise ForeignError(f"{count} records")
+        raise zipfile.BadZipFile(f"{count} records")
     return int(offset)
 
 
 def _records(archive: zipfile.ZipFile, file: BinaryIO, directory: int) -> dict[str, int]:
-    """The names and sizes of the records, which follow one another without a gap from 0 to the directory."""
+    """Names and sizes of the records, one after another from 0 to the directory. BadZipFile for a gap, or others."""
     sizes: dict[str, int] = {}
     place = 0
     for record in archive.infolist():
         if _RECORD.fullmatch(record.filename) is None or record.filename in sizes:
-            raise ForeignError(f"a record {record.filename[:80]!r}")
+            raise zipfile.BadZipFile(f"a record {record.filename[:80]!r}")
         stored = record.compress_type == zipfile.ZIP_STORED and record.compress_size == record.file_size
         described = record.flag_bits == 0x808  # checksum and sizes follow the content, in 16 bytes, or 24 of zip64
-        if not stored or record.comment or not (described or record.flag_bits == 0x800) or record.header_offset != place:
-            raise ForeignError(f"the record {record.filename} is not as torch.save writes one")
+        flags = described or record.flag_bits == 0x800
+        # PyTorch takes a record with the attribute of a folder to be empty: its tensor is what the memory held before
+        others = record.external_attr | record.internal_attr | record.volume | len(record.comment)
+        if not stored or not flags or others or record.header_offset != place:
+            raise zipfile.BadZipFile(f"the record {record.filename} is not as torch.save writes one")
         if record.filename.endswith("/data.pkl") and record.file_size > MOST_PICKLE_BYTES:
-            raise ForeignError(f"{record.file_size >> 20} MB of pickle")
+            raise zipfile.BadZipFile(f"{record.file_size >> 20} MB of pickle")
         sizes[record.filename] = record.file_size
         file.seek(place)
         header = file.read(30)
         if len(header) < 30 or header[:4] != b"PK\3\4":
-            raise ForeignError(f"the record {record.filename} does not begin where it should")
+            raise zipfile.BadZipFile(f"the record {record.filename} does not begin where it should")
         place += 30 + sum(struct.unpack("<2H", header[26:])) + record.file_size
         if described:
             place += 16 if record.file_size < 0xFFFFFFFF else 24
     if place != directory:
-        raise ForeignError("something stands between its records")
+        raise zipfile.BadZipFile("something stands between its records")
     if len({name.partition("/")[0] for name in sizes}) != 1:
-        raise ForeignError("records of several archives")
+        raise zipfile.BadZipFile("records of several archives")
     return sizes
 
 
@@ -192,8 +195,10 @@ class Walk:
                 if count > MOST_OPCODES:
                     raise ForeignError(f"over {MOST_OPCODES:,} steps of pickle")
                 self.take(opcode.name, argument)
+        except ForeignError:
+            raise
         except (ValueError, LookupError) as error:
-            raise ForeignError(f"no pickle of plain values: {error}") from error
+            raise ForeignError(f"no pickle: {error}") from error
         if len(self.stack) != 1 or self.stack[0] is None or self.stack[0].kind != "dict":
             raise ForeignError("no dictionary")
 
@@ -297,10 +302,10 @@ class Walk:
         """The storage that a pickle refers to, of a size that its record has."""
         word, kind, key, place, elements = self.items(made, 5)
         name = kind.content.removeprefix("torch ") if kind.kind == "global" else None
-        if word.content != "storage" or name not in STORAGES or type(place.content) is not str:
+        if constant(word, str) != "storage" or name not in STORAGES or not constant(place, str):
             raise ForeignError("a reference that is none to a storage")
         count = whole(elements)
-        if type(key.content) is not str or self.storages.get(key.content) != count * STORAGES[name]:
+        if self.storages.get(constant(key, str)) != count * STORAGES[name]:
             raise ForeignError(f"a storage of {count} elements that its record does not hold")
         return _Made("storage", count, plain=False)
 
@@ -312,7 +317,8 @@ class Walk:
         if function.kind != "global" or function.content != _REBUILD:
             raise ForeignError("a call of something else than what makes a tensor")
         storage, offset, size, stride, gradient, hooks = self.items(arguments, 6)
-        if storage.kind != "storage" or type(gradient.content) is not bool or (hooks.kind, hooks.size) != ("dict", 1):
+        constant(gradient, bool)
+        if storage.kind != "storage" or hooks.kind != "dict" or hooks.content:
             raise ForeignError("a tensor of something else than a storage")
         sizes, strides = ([whole(one) for one in self.items(made)] for made in (size, stride))
         if len(sizes) != len(strides) or len(sizes) > MOST_DIMENSIONS:
@@ -331,8 +337,20 @@ class Walk:
         return items
 
 
+_T = TypeVar("_T")
+
+
+def constant(made: _Made, kind: type[_T]) -> _T:
+    """The constant of this very type."""
+    if made.kind != "constant" or type(made.content) is not kind:
+        raise ForeignError(f"{made.kind} in the place of {kind.__name__}")
+    found: _T = made.content
+    return found
+
+
 def whole(made: _Made) -> int:
     """A number of elements."""
-    if type(made.content) is not int or not 0 <= made.content < 2**62:
-        raise ForeignError("a size that is none")
-    return made.content
+    number = constant(made, int)
+    if not 0 <= number < 2**62:
+        raise ForeignError(f"a size of {number}")
+    return number

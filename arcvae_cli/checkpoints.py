@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from arcvae_cli.archives import DamagedError, ForeignError, check
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, parse_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grammar import GrammarVAE, Structure
+from arcvae_cli.outside import is_dir, is_file, opened
 from arcvae_cli.settings import GrammarSettings, Layer, Settings, resolve
 from arcvae_cli.writing import failed, replacing
 
@@ -31,6 +32,9 @@ AS_WRITTEN = "use the arcvae that wrote it, or train anew"
 REQUIRED = ("epoch", "model_state_dict", "config", "format_version")
 PART = ("epoch", "state_dict", "config", "format_version")
 """What the files of an encoder or a decoder alone hold."""
+
+WEIGHTS = ("model_state_dict", "state_dict")
+"""What weights go by, of a whole model and of a part."""
 
 
 @dataclass(frozen=True)
@@ -91,32 +95,41 @@ def config_text(settings: Settings) -> str:
 
 
 def read(path: Path, device: torch.device | str = "cpu", required: Sequence[str] = REQUIRED) -> dict[str, Any]:
-    """The values of a checkpoint of arcvae, its checksums verified. InputError for anything else."""
+    """The values of a checkpoint of arcvae, its checksums verified. InputError for anything else.
+
+    They are plain ones and tensors within the file's size, see `archives`; those that are `required` are there, and
+    what every reader relies on is of its type.
+    """
     foreign = f"{path}: not a checkpoint of arcvae"
-    if path.is_dir():
+    if is_dir(path):
         raise InputError(f"{path}: a folder, not a checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        with opened(path) as file:
+            check(file)
+            file.seek(0)
+            values: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{foreign}, or cut short", "give another checkpoint of the run") from error
-    if damaged is not None:
-        raise InputError(f"{path}: damaged (the checksum of {damaged} fails)", "give another checkpoint of the run")
-    try:
-        values = torch.load(path, map_location=device, weights_only=True)
+    except ForeignError as error:
+        raise InputError(f"{foreign} ({error})", "give another checkpoint of the run") from error
+    except DamagedError as error:
+        raise InputError(f"{path}: damaged ({error})", "give another checkpoint of the run") from error
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(foreign, "only tensors and plain values are ever read from a file") from error
-    if not isinstance(values, dict) or any(key not in values for key in required):
-        raise InputError(foreign, f"it lacks what arcvae writes: {', '.join(required)}")
-    if not all(isinstance(values[key], int) for key in ("epoch", "format_version")):
+    if lacking := [key for key in required if key not in values]:
+        raise InputError(foreign, f"it lacks what arcvae writes: {', '.join(lacking)}")
+    if type(values["epoch"]) is not int or type(values["format_version"]) is not int:
         raise InputError(foreign, "its epoch and its format version are no numbers")
     if values["format_version"] > FORMAT:
         raise InputError(
             f"{path}: written by a newer arcvae (format {values['format_version']}, known here: {FORMAT})",
             "upgrade arcvae",
         )
+    if values["format_version"] < 1 or values["epoch"] < 0 or type(values["config"]) is not str:
+        raise InputError(foreign, "its epoch, its format version and its settings are none")
+    for key in WEIGHTS:
+        if key in values:
+            read_weights(path, values, key)
     return values
 
 
@@ -135,8 +148,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
     with torch.device("meta"), _Shapes():
         shapes = _built(path, settings, None if structure is None else bare)
     check_conditions(path, shapes, values.get("conditions", []))
-    if {name: tensor.shape for name, tensor in shapes.state_dict().items()} != {
-        name: tensor.shape for name, tensor in weights.items()
+    if {name: (tensor.shape, tensor.dtype) for name, tensor in shapes.state_dict().items()} != {
+        name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()
     }:
         raise _misfit(path)
     model = _built(path, settings, structure).to(device)
@@ -180,24 +193,17 @@ def _misfit(path: Path) -> InputError:
     return InputError(f"{path}: its weights do not fit the model that its settings describe", AS_WRITTEN)
 
 
-def read_weights(path: Path, values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a checkpoint by name, all their elements held in the file. InputError for anything else."""
-    weights = values["model_state_dict"]
-    plain = isinstance(weights, dict) and all(
-        isinstance(name, str)
-        and isinstance(tensor, Tensor)
-        and tensor.layout is torch.strided
-        and not tensor.is_meta
-        and not tensor.is_nested
-        for name, tensor in weights.items()
-    )
-    if plain:
-        # a view may repeat one number without end, and layers of a GRU may share one storage
-        storages = [tensor.untyped_storage() for tensor in weights.values()]
-        held = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) <= sum(held.values()):
-            return dict(weights)
-    raise InputError(f"{path}: its weights cannot be read", AS_WRITTEN)
+def read_weights(path: Path, values: Mapping[str, Any], key: str = WEIGHTS[0]) -> dict[str, Tensor]:
+    """The weights of a checkpoint by name, numbers throughout. InputError for anything else."""
+    weights = values[key]
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()
+    ):
+        raise InputError(f"{path}: its weights cannot be read", AS_WRITTEN)
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: its weights are no numbers ({name})", "give another checkpoint of the run")
+    return dict(weights)
 
 
 def read_settings(path: Path, values: Mapping[str, Any], most_layers: int) -> Settings:
@@ -251,16 +257,16 @@ def check_conditions(path: Path, model: VAE, kept: Any) -> None:
 def find_checkpoint(argument: str, runs: Path) -> Found:
     """What `--checkpoint` means: a file, a run folder, a run's name, or a file name in the latest run."""
     given = Path(argument)
-    if given.is_file():
+    if is_file(given):
         return Found(given)
-    if given.is_dir():
+    if is_dir(given):
         return Found(_in_run(given, argument))
     if given.name == argument:  # a bare name
         latest = runs / "latest" / "checkpoints" / argument
-        if latest.is_file():
+        if is_file(latest):
             path = latest.resolve()
             return Found(path, f"using {path.parent.parent.name}/checkpoints/{argument}, of the latest run")
-        if (runs / argument).is_dir():
+        if is_dir(runs / argument):
             path = _in_run(runs / argument, argument)
             return Found(path, f"using {path}")
     names = run_names(runs)
@@ -270,7 +276,7 @@ def find_checkpoint(argument: str, runs: Path) -> Found:
 
 def _in_run(folder: Path, argument: str) -> Path:
     for path in (folder / "checkpoints" / BEST, folder / BEST):
-        if path.is_file():
+        if is_file(path):
             return path
     raise InputError(f"checkpoint {argument!r}: the folder holds no checkpoints/{BEST}", "give the file itself")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, Any
@@ -14,6 +15,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from arcvae_cli import __version__
 from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.machine import out_of_memory
+from arcvae_cli.stopping import Signals, exit_code
 
 COMMANDS = {
     "train": ("train:train", "Train a model, showing beta and the KL of every dimension."),
@@ -74,6 +77,10 @@ class LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a person's mistake is one or two lines and an exit code, never a traceback."""
+        with Signals(("SIGINT", "SIGTERM")) as signals:  # of which Python lets SIGTERM end it with nothing put away
+            return self._guarded(ctx, signals)
+
+    def _guarded(self, ctx: Any, signals: Signals) -> Any:
         try:
             return super().invoke(ctx)
         except ArcvaeError as error:
@@ -81,7 +88,7 @@ class LazyGroup(TyperGroup):
             complain(error.what, error.fix, asked_for=isinstance(error, Interrupted))
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            raise typer.Exit(exit_code(signals() or signal.SIGINT)) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: nothing to say at exit
             raise typer.Exit(0) from None
@@ -90,7 +97,10 @@ class LazyGroup(TyperGroup):
                 raise  # usage errors and exits, which Typer shows
             reason = str(error).splitlines()[0] if str(error) else "no message"
             show_traceback(ctx)
-            complain(f"{type(error).__name__}: {reason}", "a defect of arcvae; see where with arcvae --debug")
+            if isinstance(error, MemoryError) or ("torch" in sys.modules and out_of_memory(error)):
+                complain(f"out of memory: {reason}", "free some, or take another --device")
+            else:
+                complain(f"{type(error).__name__}: {reason}", "a defect of arcvae; see where with arcvae --debug")
             raise typer.Exit(1) from None
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from arcvae_cli.controllers import Target
 from arcvae_cli.objective import ACTIVE_KL
@@ -133,14 +135,17 @@ class EpochRecord:
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> EpochRecord:
         """The record that `plain` gave, its path empty. KeyError, TypeError or ValueError for anything else."""
-        values = dict(table)
-        for split in ("train", "val"):
-            values[split] = Counts(**values[split])
-        values["targets"] = tuple(Target(**target) for target in values["targets"])
-        values["turns"] = {level: (low, high) for level, (low, high) in values["turns"].items()}
-        record = cls(**values)
-        record.metrics()  # which asks for numbers where there should be some
+        record = epoch_records().validate_python(dict(table))
+        if not record.betas:
+            raise ValueError("betas: of no level")
+        record.metrics()  # which asks for what its type does not promise
         return record
+
+
+@cache
+def epoch_records() -> TypeAdapter[EpochRecord]:
+    """What makes epoch records of plain values."""
+    return TypeAdapter(EpochRecord)
 
 
 def betas(values: Mapping[str, float]) -> dict[str, float]:

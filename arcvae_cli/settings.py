@@ -17,6 +17,7 @@ import tomli
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from arcvae_cli.errors import InputError
+from arcvae_cli.outside import is_file, opened
 from arcvae_cli.schedules import SCHEDULES, AnySchedule, LinearWarmup
 
 Table = dict[str, Any]
@@ -27,7 +28,16 @@ CORPORA = (*GRID_CORPORA, *STRING_CORPORA)
 """Corpora that go by a name, of grids and of derivations; anything else given as `--data` is a path."""
 
 PRESET_BYTES = 64 * 1024
-"""Largest preset read: a dotted key of 40 kB alone takes the TOML parser seconds."""
+"""Largest preset read."""
+
+MOST_DOTS = 200
+"""Dots in a line of TOML, or in a value of `--set`: a dotted key of 40 kB takes some versions of the parser seconds."""
+
+DEEPEST = 16
+"""Tables and lists within one another, of which settings need four."""
+
+MOST_BASES = 16
+"""Presets that a preset may extend, one by one."""
 
 ENVIRONMENT = "ARCVAE_"
 OWN_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")
@@ -346,12 +356,12 @@ def preset_names() -> list[str]:
 def find_preset(name: str, beside: Path | None = None) -> Path:
     """The file of a preset: a shipped name, else a path to a TOML (relative to `beside`, or to here)."""
     shipped = preset_folder() / f"{name}.toml"
-    if "/" not in name and "\\" not in name and shipped.is_file():
+    if "/" not in name and "\\" not in name and is_file(shipped):
         return shipped
     path = (beside / name) if beside else Path(name)
-    if path.is_dir() and (path / "config.toml").is_file():
+    if is_file(path / "config.toml"):
         return path / "config.toml"
-    if path.is_file():
+    if is_file(path):
         return path
     near = difflib.get_close_matches(name, preset_names(), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -364,20 +374,35 @@ def find_preset(name: str, beside: Path | None = None) -> Path:
 def read_toml(path: Path) -> Table:
     """A TOML file as nested dictionaries; InputError for whatever is wrong with it."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             raw = file.read(PRESET_BYTES + 1)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(raw) > PRESET_BYTES:
         raise InputError(f"{path}: larger than {PRESET_BYTES // 1024} kB", "a preset is a few dozen lines of TOML")
     try:
-        return tomli.loads(raw.decode("utf-8"))
+        return _parsed(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
-    except tomli.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
-    except RecursionError as error:
-        raise InputError(f"{path}: nested too deeply") from error
+
+
+def _parsed(text: str) -> Table:
+    """TOML as nested dictionaries, in bounded time. ValueError, or RecursionError, for anything else."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_DOTS:
+            raise ValueError(f"over {MOST_DOTS} dots (at line {number})")
+    table = tomli.loads(text)
+    below: list[Any] = [table]
+    for _ in range(DEEPEST):
+        held = [inner for one in below for inner in (one.values() if isinstance(one, dict) else one)]
+        if any(isinstance(inner, int) and inner.bit_length() > 63 for inner in held):
+            raise ValueError("a whole number of over 64 bits")
+        below = [inner for inner in held if isinstance(inner, dict | list)]
+    if below:
+        raise ValueError(f"nested over {DEEPEST} levels")
+    return table
 
 
 def describe_preset(name: str) -> str:
@@ -391,6 +416,8 @@ def _preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...]
     if path.resolve() in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
         raise InputError(f"{path}: `extends` goes in a circle: {chain}")
+    if len(seen) > MOST_BASES:
+        raise InputError(f"{path}: `extends` goes on over {MOST_BASES} presets", "put them into one")
     values = read_toml(path)
     values.pop("description", None)
     base = values.pop("extends", None)
@@ -412,8 +439,8 @@ def _where(path: Path) -> str:
 def parse_value(text: str) -> Any:
     """A value as TOML would read it; what TOML does not know is a string, so that quotes may be left out."""
     try:
-        return tomli.loads(f"value = {text}")["value"] if "\n" not in text else text
-    except (tomli.TOMLDecodeError, RecursionError):
+        return _parsed(f"value = {text}")["value"] if "\n" not in text else text
+    except (ValueError, RecursionError):
         return text
 
 

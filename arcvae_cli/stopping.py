@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -16,11 +18,13 @@ NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "a terminal that wa
 class Signals:
     """While it is entered, a signal that asks to stop either ends what is being done at once or is kept for later.
 
-    `patient`: from where on it is kept, since steps that are finished can be saved; else it raises KeyboardInterrupt
-    where the program is. A second Ctrl-C raises it even then. What a parent had ignored (`nohup`) remains so.
+    `names`: of the signals. `patient`: from where on one is kept, since steps that are finished can be saved; else it
+    raises KeyboardInterrupt where the program is. A second Ctrl-C raises it even then. What a parent had ignored
+    (`nohup`) remains so, and where threads cannot have handlers there are none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str] = NAMES) -> None:
+        self.names = tuple(names)
         self.patient = False
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
@@ -30,7 +34,7 @@ class Signals:
         return self.asked
 
     def __enter__(self) -> Signals:
-        for name in NAMES:
+        for name in self.names if current_thread() is main_thread() else ():
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._catch)

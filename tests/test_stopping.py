@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from threading import Thread
 
 import pytest
 
@@ -57,3 +58,16 @@ def test_exit_codes_and_names() -> None:
     assert [exit_code(number) for number in CAUGHT] == [130, 143, 129, 75]
     assert [name(number) for number in CAUGHT] == ["Ctrl-C", "SIGTERM", "a terminal that was closed", "SIGUSR1"]
     assert name(signal.SIGALRM) == "SIGALRM"
+
+
+def test_a_thread_has_no_handlers() -> None:
+    heard: list[int | None] = []
+
+    def work() -> None:
+        with Signals() as signals:
+            heard.append(signals())
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    assert heard == [None]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import math
+import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,50 +20,93 @@ from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS
 from arcvae_cli.errors import InputError
+from arcvae_cli.outside import is_file, opened
 
 _SPLIT_NAMES = {name: index for index, name in enumerate(SPLITS)} | {"validation": SPLITS.index("val")}
 ARRAY_BYTES = 2**31
-"""The largest array read into memory, checked before anything is decompressed."""
+"""The largest arrays read into memory, those of a file together, checked before anything is decompressed."""
 
+MAPPED_BYTES = 2**38
+"""The largest array left in its file."""
+
+TEXT_BYTES = 2**28
+"""The largest column of text."""
+
+_FREE_BYTES = 2**28  # that any file may be decompressed to
+_MOST_RATIO = 300  # of a larger one: grids of small numbers in 64 bits come to a hundred times their compressed size
+_MOST_NAMES = 2**16  # in an archive
+_HEADER_BYTES = 10_000  # NumPy's own limit, which it tests when all is read
 
 # What NumPy and zipfile raise, by luck, for a file that is cut short, damaged, encrypted or of another kind.
-_DAMAGE = (EOFError, TokenError, ValueError, KeyError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    *(EOFError, TokenError, ValueError, LookupError, RuntimeError, SyntaxError, TypeError, ArithmeticError),
+    *(AttributeError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, UserWarning),
+)
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Those arrays of an `.npz` that have one of these names. InputError for a file that is damaged or none."""
     columns = {}
-    with _told(path), zipfile.ZipFile(path) as archive:
-        present = set(archive.namelist())
-        for name in names:
-            if f"{name}.npy" in present:
-                with archive.open(f"{name}.npy") as file:
-                    columns[name] = _read_array(file, f"{path}: {name}", archive.getinfo(f"{name}.npy").file_size)
+    with _told(path), opened(path) as raw:
+        limit = max(_FREE_BYTES, _MOST_RATIO * raw.seek(0, 2))
+        _few_names(raw, path)
+        with zipfile.ZipFile(raw) as archive:
+            present = set(archive.namelist())
+            found = {name: archive.getinfo(f"{name}.npy") for name in names if f"{name}.npy" in present}
+            total = sum(info.file_size for info in found.values())
+            if total > min(ARRAY_BYTES, limit) + len(found) * _HEADER_BYTES:
+                raise InputError(
+                    f"{path}: its arrays are {total / 2**30:.3g} GiB, over the {min(ARRAY_BYTES, limit) / 2**30:.3g} "
+                    "that are read from a file of its size",
+                    "Save fewer examples, smaller integers, or use numpy.savez, which does not compress.",
+                )
+            for name, info in found.items():
+                with archive.open(info) as file:
+                    columns[name] = _read_array(file, f"{path}: {name}", info.file_size)
     return columns
 
 
 def read_npy(path: Path) -> NDArray[Any]:
     """The array of an `.npy`, in memory. InputError for a file that is damaged or none."""
-    with _told(path), path.open("rb") as file:
-        return _read_array(file, str(path), path.stat().st_size)
+    with _told(path), opened(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return _read_array(file, str(path), size)
 
 
 def map_npy(path: Path) -> NDArray[Any]:
-    """The array of an `.npy` of any size, left in its file. InputError for a file that is damaged or none."""
-    if not path.is_file():
+    """The array of an `.npy` of nearly any size, left in its file. InputError for a file that is damaged or none."""
+    if not is_file(path):
         raise InputError(f"{path}: there is no such file", "Give an array saved by numpy.save.")
     with _told(path):
-        with path.open("rb") as file:
-            _read_header(file, str(path))
+        with opened(path) as file:
+            shape, _, dtype = _read_header(file, str(path))
+        if dtype.itemsize * math.prod(shape) > MAPPED_BYTES:
+            raise InputError(f"{path}: is over {MAPPED_BYTES >> 30} GiB", "Save fewer examples, or smaller integers.")
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     return array
+
+
+def _few_names(file: IO[bytes], path: Path) -> None:
+    """Refuse a zip archive of so many members that the list of them alone would fill the memory."""
+    end = file.seek(0, 2)
+    file.seek(max(0, end - 2**16 - 22))
+    tail = file.read()
+    place = tail.rfind(b"PK\5\6")
+    if place >= 0 and len(tail) >= place + 22:
+        count, size = struct.unpack("<HL", tail[place + 10 : place + 16])
+        if count == 0xFFFF or size > 1024 * _MOST_NAMES:
+            raise InputError(f"{path}: holds {_MOST_NAMES:,} arrays or more", "Save `grids` or `ids`, and their `split`.")
+    file.seek(0)
 
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     """What NumPy and zipfile raise about a file, as an InputError."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of NumPy, where a header is not as it writes them
+            yield
     except InputError:
         raise
     except OSError as error:
@@ -67,25 +114,29 @@ def _told(path: Path) -> Iterator[None]:
     except _DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise InputError(
-            f"{path}: damaged, or no {path.suffix.lower()} file ({reason})", "Write the file again."
+            f"{path}: damaged, or no {path.suffix.lower()} file ({reason:.200})", "Write the file again."
         ) from error
 
 
 def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether in Fortran order, and type of the `.npy` stream that begins here. InputError for objects."""
-    major, _ = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(file)
+    version = np.lib.format.read_magic(file)
+    width = 2 if version == (1, 0) else 4
+    length = file.read(width)
+    if version not in ((1, 0), (2, 0), (3, 0)) or int.from_bytes(length, "little") > _HEADER_BYTES:
+        raise ValueError(f"a header of version {version}")
+    header = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(io.BytesIO(length + file.read(int.from_bytes(length, "little"))))
     if dtype.hasobject:
         raise InputError(f"{where}: holds pickled objects, which are never read", "Save arrays of plain integers.")
+    if min(shape, default=0) < 0 or not dtype.itemsize or dtype.shape:
+        raise ValueError(f"{dtype} in a shape of {shape}")
     return shape, fortran, dtype
 
 
 def _read_array(file: IO[bytes], where: str, size: int) -> NDArray[Any]:
     """One `.npy` stream of at most `size` bytes. The header decides whether the rest is read at all."""
     shape, fortran, dtype = _read_header(file, where)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"a shape of {shape}")
     needed = dtype.itemsize * math.prod(shape)  # of Python integers, which do not overflow
     if needed > ARRAY_BYTES:
         raise InputError(
@@ -117,10 +168,14 @@ def read_split(split: NDArray[Any], count: int, noun: str, where: str) -> NDArra
 
 
 def read_text(column: NDArray[Any], where: str) -> NDArray[np.str_]:
-    """A column of strings or of UTF-8 bytes as strings. InputError for other bytes."""
-    if column.dtype.kind == "U":
-        return column
+    """A column of strings or of UTF-8 bytes as strings. InputError for what is no text."""
+    if column.nbytes > TEXT_BYTES:
+        raise InputError(f"{where}: is {column.nbytes / 2**20:,.0f} MiB of text", "Save shorter strings.")
     try:
-        return np.char.decode(column, "utf-8")
-    except UnicodeDecodeError as error:
+        if column.dtype.kind != "U":
+            return np.char.decode(column, "utf-8")
+        for text in np.unique(column).tolist():  # a ValueError where there is no such character
+            text.encode()
+    except ValueError as error:
         raise InputError(f"{where}: is not UTF-8", "Save it as an array of strings.") from error
+    return column

@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from arcvae_cli.records import EpochRecord, Silent, StepRecord
-from arcvae_cli.writing import failed
+from arcvae_cli.schedules.recorded import parse
+from arcvae_cli.writing import failed, replacing
 
 
 class JsonlRecorder(Silent):
-    """Appends one JSON object a line; numbers that are not finite are null."""
+    """Appends one JSON object a line; numbers that are not finite are null.
+
+    An epoch is on the disk when it has been told: a checkpoint that is saved after it has no line too few behind it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("a", encoding="utf-8")
 
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:
+        """Keep each logged step once up to `step`, in order, with the lines of the epochs; what else stands there goes.
+
+        That is lines of later steps, a line cut short, and lines that came twice. Those of epochs are made anew, so
+        that none is missing.
+        """
+        lines = {(record.step, 1): json_line("epoch", record.metrics()) for record in records}
+        lines |= {(number, 0): f"{text}\n" for number, text in step_lines(self._path, 0, step).items()}
+        with self._told():
+            self._file.close()
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(lines[place] for place in sorted(lines)), encoding="utf-8")
+        with self._told():
+            self._file = self._path.open("a", encoding="utf-8")
+
     def steps(self, records: Sequence[StepRecord]) -> None:
         """The logged steps of an epoch."""
         for record in records:
-            self._write({"kind": "step", **record.metrics()})
+            self._write(json_line("step", record.metrics()))
 
     def epoch(self, record: EpochRecord) -> None:
-        """An epoch."""
-        self._write({"kind": "epoch", **record.metrics()})
+        """An epoch, and all before it, onto the disk."""
+        self._write(json_line("epoch", record.metrics()))
+        with self._told():
+            os.fsync(self._file.fileno())
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
         """Close the file."""
         with self._told():
             self._file.close()
 
-    def _write(self, values: dict[str, Any]) -> None:
+    def _write(self, line: str) -> None:
         with self._told():
-            self._file.write(json.dumps(values, allow_nan=False) + "\n")
+            self._file.write(line)
             self._file.flush()
 
     @contextmanager
@@ -44,3 +66,28 @@ class JsonlRecorder(Silent):
             yield
         except OSError as error:
             raise failed(self._path, error.strerror or str(error)) from error
+
+
+def json_line(kind: str, values: Mapping[str, Any]) -> str:
+    """A line of the file."""
+    return json.dumps({"kind": kind, **values}, allow_nan=False) + "\n"
+
+
+def logged_steps(path: Path, after: int, last: int) -> list[dict[str, Any]]:
+    """The metrics of the logged steps in a `metrics.jsonl`, from the one after `after` to `last`, in order, each once.
+
+    Recorders that lost them, or were not there yet, find them here when a run goes on.
+    """
+    found = [json.loads(text) for _, text in sorted(step_lines(path, after, last).items())]
+    return [{name: value for name, value in line.items() if name != "kind"} for line in found]
+
+
+def step_lines(path: Path, after: int, last: int) -> dict[int, str]:
+    """The lines of the same by their steps; of a step that has several, the last."""
+    found: dict[int, str] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+        line = parse(text)
+        if line is not None and line["kind"] == "step" and isinstance(line.get("step"), int):
+            if after < line["step"] <= last:
+                found[line["step"]] = text
+    return found

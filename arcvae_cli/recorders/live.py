@@ -125,6 +125,7 @@ class LiveTable(Silent):
         self._epochs: list[EpochRecord] = []
         self._began = time.monotonic()
         self._at: tuple[int, int, float | None] = (1, 0, None)  # epoch, steps of it done, beta where it is known
+        self._earlier: int | None = None  # steps that an earlier process did; None before the first of this one
         self._over = False
         self._live = Live(console=console.err, refresh_per_second=2, get_renderable=self.picture)
 
@@ -136,9 +137,16 @@ class LiveTable(Silent):
         self._began = time.monotonic()
         self._live.start()
 
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002 - the table counts by epochs
+        """Show the epochs that the run has."""
+        self._epochs = list(records)
+        self._at = (len(records) + 1, 0, None)
+
     def step(self, epoch: int, done: int, beta: float | None) -> None:
         """Note where we are; the screen is redrawn by its own clock."""
         self._at = (epoch, done, beta)
+        if self._earlier is None and self._plan is not None:
+            self._earlier = (epoch - 1) * self._plan.steps + done - 1
 
     def epoch(self, record: EpochRecord) -> None:
         """Add a row."""
@@ -147,7 +155,11 @@ class LiveTable(Silent):
     def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
         """Leave the whole table standing, and the cursor where it belongs."""
         self._over = True
-        self._live.stop()
+        try:
+            self._live.stop()
+        except BaseException:  # a second Ctrl-C while the table is drawn
+            self._console.err.show_cursor()
+            raise
 
     def picture(self) -> RenderableType:
         """What stands on the screen now, no higher than it while the run goes on."""
@@ -169,14 +181,14 @@ class LiveTable(Silent):
 
     def _progress(self, plan: Plan) -> RenderableType:
         epoch, done, beta = self._at
-        steps = (epoch - 1) * plan.steps + done
-        share = steps / (plan.epochs * plan.steps)
+        steps, total = (epoch - 1) * plan.steps + done, plan.epochs * plan.steps
+        own = 0 if self._earlier is None else steps - self._earlier  # by which the time left is reckoned
         spent = time.monotonic() - self._began
-        left = clock(spent * (1 - share) / share) if steps > 10 else "-:--"
+        left = clock(spent * (total - steps) / own) if own > 10 else "-:--"
         row = Table.grid(padding=(0, 1))
         row.add_column(max_width=30)  # gives way where the terminal is narrow
         row.add_column(no_wrap=True)
-        bar = ProgressBar(total=plan.epochs * plan.steps, completed=steps)
+        bar = ProgressBar(total=total, completed=steps)
         place = f"epoch {epoch}/{plan.epochs}, step {done}/{plan.steps}"
         row.add_row(bar, Text(f"{place}, {self._beta(beta)}, {clock(spent)} gone, {left} left"))
         return row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,14 @@ class Curves(Silent):
     def start(self, plan: Plan) -> None:
         """Keep what the titles need."""
         self._plan = plan
+
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002 - pictures count by epochs
+        """Draw the curves from the first epoch on; the pictures of epochs that are void go."""
+        self._epochs = list(records)
+        for path in self._folder.glob("*_epoch_*"):
+            number = re.fullmatch(r"(?:reconstructions|samples|kl_map)_epoch_(\d+)\.(?:png|txt)", path.name)
+            if number and int(number[1]) > len(records):
+                path.unlink()
 
     def epoch(self, record: EpochRecord) -> None:
         """Keep what the curves need."""

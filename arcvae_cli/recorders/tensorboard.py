@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arcvae_cli.grammar import Rules
+from arcvae_cli.recorders.jsonl import logged_steps
 from arcvae_cli.recorders.strings import Writer, pair_lines
 from arcvae_cli.records import EpochRecord, Pictures, Silent, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
@@ -19,14 +20,18 @@ from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+BETA = "train/beta/"
 COMPARISON = "Beta_Schedule/Hierarchical_Comparison"
+EPOCH = "epoch"
+"""The curve whose point is written when all else of an epoch is."""
 
 
 class TensorBoardRecorder(Silent):
-    """Writes into a folder; the axis is the optimiser step, and `epoch` a curve of its own.
+    """Writes into a folder of a run's; the axis is the optimiser step, and `epoch` a curve of its own.
 
     The files are opened at the first record. What an earlier session in the folder wrote from that step on is void for
-    readers, so that a run which continues from a checkpoint has every curve once.
+    readers, so that a run which goes on from a checkpoint has every curve once. What a session that was killed did not
+    get onto the disk is written then, from `metrics.jsonl` beside the folder, but for pictures.
     """
 
     def __init__(self, folder: Path, rules: Rules | None = None) -> None:
@@ -35,40 +40,45 @@ class TensorBoardRecorder(Silent):
         self._writers: dict[str, SummaryWriter] = {}  # by level, whose curve in the comparison it holds; "": the rest
         self._first: int | None = None  # the first step written
         self._step = 0
+        self._shown: set[str] = set()  # what an earlier session showed of this step
+
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:
+        """Go on after the last epoch that is whole in the files, and no later than `step`."""
+        epochs, shown = earlier(self._folder)
+        whole = max((found for found in epochs if found <= step), default=0)
+        self._first = whole + 1
+        self._step, self._shown = step, {name for name, found in shown if found == step}
+        missing = logged_steps(self._folder.parent / "metrics.jsonl", whole, step)
+        for record in records:
+            if record.step > whole:
+                self._batches([values for values in missing if values["step"] <= record.step])
+                missing = [values for values in missing if values["step"] > record.step]
+                self.epoch(record)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         """`Batch/*` of the logged steps."""
-        for record in records:
-            values = record.metrics()
-            self._write(
-                record.step,
-                {
-                    "Batch/KL_Loss": values["train/loss_kl"],
-                    "Batch/Total_Loss": values["train/loss_total"],
-                    "Batch/Beta": values["train/beta"],
-                    **{f"Batch/{level.title()}_KL_Weight": beta for level, beta in of_levels(record.betas).items()},
-                },
-            )
+        self._batches([record.metrics() for record in records])
 
     def epoch(self, record: EpochRecord) -> None:
-        """The metrics, the schedule, and the KL of all dimensions as a histogram."""
+        """The KL of all dimensions as a histogram, the schedule, and the metrics, of which `EPOCH` is the last."""
         values = record.metrics()
-        self._step = values.pop("step")
+        self._step, self._shown = values.pop("step"), set()
         kl = finite(values.pop("val/kl_per_dim"))
-        levels = of_levels(record.betas)
+        levels = of_levels(values)
         values["Beta_Schedule/beta"] = values["train/beta"]
         values.update({f"Beta_Schedule/{level}_kl_weight": beta for level, beta in levels.items()})
         values.update({f"Beta_Schedule/Restart/{name}": value for name, value in (record.restart or {}).items()})
-        self._write(self._step, values)
+        for level, beta in levels.items():
+            self._scalars(self._step, {COMPARISON: beta}, level)
         if len(kl):
             self._writer().add_histogram("val/kl_per_dim", kl, self._step)
-        for level, beta in levels.items():
-            self._writer(level).add_scalar(COMPARISON, beta, self._step)
-        for writer in self._writers.values():
-            writer.flush()
+        values[EPOCH] = values.pop(EPOCH)
+        self._scalars(self._step, values)
+        for level in sorted(self._writers, reverse=True):  # the one that has `EPOCH` at the end
+            self._writers[level].flush()
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - the axis is the step
-        """The pictures of an epoch, or the strings of derivations as text."""
+        """The pictures of an epoch, or the strings of derivations as text, unless they are there already."""
         if self._strings is None:
             self._show_grids(pictures)
         else:
@@ -79,16 +89,29 @@ class TensorBoardRecorder(Silent):
         for writer in self._writers.values():
             writer.close()
 
+    def _batches(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The curves of logged steps, of their metrics."""
+        for values in rows:
+            levels = {f"Batch/{level.title()}_KL_Weight": beta for level, beta in of_levels(values).items()}
+            curves = {
+                "Batch/KL_Loss": values["train/loss_kl"],
+                "Batch/Total_Loss": values["train/loss_total"],
+                "Batch/Beta": values["train/beta"],
+            }
+            self._scalars(values["step"], {**curves, **levels})
+
     def _show_grids(self, pictures: Pictures) -> None:
         """Images, the scale of a KL map as a curve."""
-        writer, step = self._writer(), self._step
-        shown = reconstruction_pixels(pictures.originals, pictures.reconstructions)
-        writer.add_image("images/reconstructions", shown, step, dataformats="HWC")
-        writer.add_image("images/samples", grid_pixels(pictures.samples), step, dataformats="HWC")
+        images = {
+            "images/reconstructions": reconstruction_pixels(pictures.originals, pictures.reconstructions),
+            "images/samples": grid_pixels(pictures.samples),
+        }
         if pictures.maps:
-            maps, top = kl_map_pixels(pictures.originals, pictures.maps)
-            writer.add_image("images/kl_maps", maps, step, dataformats="HWC")
-            writer.add_scalar("images/kl_maps_brightest", top, step)
+            images["images/kl_maps"], top = kl_map_pixels(pictures.originals, pictures.maps)
+            self._scalars(self._step, {"images/kl_maps_brightest": top})
+        for name, pixels in images.items():
+            if name not in self._shown:
+                self._writer().add_image(name, pixels, self._step, dataformats="HWC")
 
     def _show_strings(self, strings: Writer, pictures: Pictures) -> None:
         """Texts, each line indented: TensorBoard reads Markdown, where that is code and shown as it is."""
@@ -97,23 +120,22 @@ class TensorBoardRecorder(Silent):
             "strings/samples": strings.samples(pictures.samples),
         }
         for name, lines in texts.items():
-            if lines:
+            if lines and name not in self._shown:
                 self._writer().add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
 
-    def _write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Scalars; what is no number is left out."""
+    def _scalars(self, step: int, values: Mapping[str, Any], level: str = "") -> None:
+        """Points of curves; what is no number, or there already, is left out."""
         if self._first is None:
             self._first = step
-        writer = self._writer()
+        writer = self._writer(level)
         for name, value in values.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            if name not in self._shown and isinstance(value, (int, float)) and math.isfinite(value):
                 writer.add_scalar(name, value, step)
 
     def _writer(self, level: str = "") -> SummaryWriter:
         """The writer of all, or of a level's curve in the comparison, where one name has a curve a folder."""
         if level not in self._writers:
-            # TensorBoard's own switch for doing without TensorFlow, which takes seconds to import where it is installed
-            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+            without_tensorflow()
             from torch.utils.tensorboard import SummaryWriter
 
             folder = self._folder / f"{COMPARISON.replace('/', '_')}_{level}" if level else self._folder
@@ -121,9 +143,31 @@ class TensorBoardRecorder(Silent):
         return self._writers[level]
 
 
-def of_levels(betas: Mapping[str, float]) -> Mapping[str, float]:
-    """Beta of each level where there are several."""
-    return betas if len(betas) > 1 else {}
+def without_tensorflow() -> None:
+    """TensorBoard's own switch for doing without TensorFlow, which takes seconds to import where it is installed."""
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+
+
+def earlier(folder: Path) -> tuple[set[int], set[tuple[str, int]]]:
+    """What the event files in a folder hold and readers see: the steps of whole epochs, and what is shown at which."""
+    without_tensorflow()
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    found: set[tuple[str, int]] = set()
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        for event in EventFileLoader(str(file)).Load():  # which ends where a file is cut short
+            if event.session_log.status == SessionLog.START:
+                found = {(name, step) for name, step in found if step < event.step}
+            for value in event.summary.value:
+                if value.tag == EPOCH or value.tag.startswith(("images/", "strings/")):
+                    found.add((value.tag.removesuffix("/text_summary"), event.step))
+    return {step for name, step in found if name == EPOCH}, found
+
+
+def of_levels(values: Mapping[str, Any]) -> dict[str, float]:
+    """Beta of each level where there are several, of the metrics of a step or an epoch."""
+    return {name.removeprefix(BETA): beta for name, beta in values.items() if name.startswith(BETA)}
 
 
 def finite(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -465,3 +466,20 @@ def test_the_noise_that_was_sampled_is_what_counts(arcvae: Run, equations_run: P
     assert metrics["elbo"]["kl_nats"] - metrics["trained_kl_nats"] == pytest.approx(gap, rel=1e-4)
     assert "posterior_noise = 0.01: the objective's KL is" in result.stdout
     assert metrics["importance_weighted"]["single_nats"] == pytest.approx(-metrics["elbo"]["elbo_nats"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=lambda value: str(value)
+)
+def test_a_signal_leaves_nothing_half_written(
+    number: int, code: int, arcvae: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*arguments: object) -> None:
+        assert list(tmp_path.glob(".evaluation-*")), "its pictures are on the way"
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(command, "_draw_codes", draw)
+    before = signal.getsignal(number)
+    result = arcvae("evaluate", "--checkpoint", tiny_run, "--output", tmp_path)
+    assert result.exit_code == code and "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir()) and signal.getsignal(number) is before
