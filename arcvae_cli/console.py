@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console as Terminal
 from rich.console import RenderableType
 from rich.text import Text
+
+GONE = {errno.EPIPE, errno.EIO, errno.ENXIO}
+"""What a program is told whose reader has left: a pipe without its end, a terminal that was closed."""
+
+
+class Lasting:
+    """A stream that no reader can stop: what is written after one has left goes nowhere, and no job ends of it.
+
+    With `all_errors`, so with any other refusal, as of a full disk.
+    """
+
+    def __init__(self, stream: TextIO, all_errors: bool = False) -> None:
+        self._stream = stream
+        self._all_errors = all_errors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write it, or pretend to."""
+        with self._unread():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """See to it that it is read, where anybody reads."""
+        with self._unread():
+            self._stream.flush()
+
+    @contextmanager
+    def _unread(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._all_errors and error.errno not in GONE:
+                raise
+            # The rest, also that of others and what waits in buffers until the process ends, leads nowhere from now on.
+            with suppress(OSError):  # a stream that is no file
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
 
 
 class Console:
@@ -19,7 +62,7 @@ class Console:
 
     With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped. Off a terminal
     Rich writes plain text without escapes, `NO_COLOR` takes the colour away. A letter that stdout has no code for is
-    written as its number.
+    written as its number. A terminal that is closed, or a pipe that nobody reads any more, ends no job.
     """
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
@@ -27,8 +70,9 @@ class Console:
         self.as_json = as_json
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no letter shall end the job
-        self.out = Terminal(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.err = Terminal(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
+        out, err = (cast(IO[str], stream) for stream in (Lasting(sys.stdout), Lasting(sys.stderr, all_errors=True)))
+        self.out = Terminal(file=out, highlight=False, soft_wrap=not out.isatty())
+        self.err = Terminal(file=err, highlight=False, soft_wrap=not err.isatty())
 
     @property
     def terminal(self) -> bool:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+LONGEST = 1200
+"""Characters of a line of an error."""
+
 
 class ArcvaeError(Exception):
     """A job that failed for a reason worth telling: exit code 1, no traceback.
 
-    `what` says what is wrong and where (file, dotted key); `fix` says what to do about it.
+    `what` says what is wrong and where (file, dotted key); `fix` says what to do about it. A line each, whatever names
+    and values from files stand in them.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, fix: str | None = None) -> None:
-        super().__init__(what if fix is None else f"{what}\n{fix}")
-        self.what = what
-        self.fix = fix
+        self.what = one_line(what)
+        self.fix = None if fix is None else one_line(fix)
+        super().__init__(self.what if self.fix is None else f"{self.what}\n{self.fix}")
+
+
+def one_line(text: str) -> str:
+    """Text as a line of a terminal: what cannot be printed is written out, the middle of what is long left out."""
+    if len(text) > LONGEST:
+        text = f"{text[: 2 * LONGEST // 3]} ... {text[-LONGEST // 3 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class InputError(ArcvaeError):

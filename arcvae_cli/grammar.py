@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from arcvae_cli.errors import InputError
+from arcvae_cli.outside import opened
 
 SHIPPED = ("equations", "smiles")
 """The grammars that come with arcvae, by name."""
@@ -173,12 +174,11 @@ def read_grammar(name_or_path: str) -> Grammar:
         text = resources.files("arcvae_cli").joinpath("grammars", f"{name_or_path}.cfg").read_text("utf-8")
         return parse_grammar(text, name_or_path)
     try:
-        with Path(name_or_path).open("rb") as file:
+        with opened(Path(name_or_path)) as file:
             read = file.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         fix = f"Give a grammar file, or one of those that ship: {', '.join(SHIPPED)}."
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{name_or_path}: cannot be read ({reason})", fix) from error
+        raise InputError(f"{name_or_path}: cannot be read ({error.strerror or error})", fix) from error
     try:
         text = read.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -32,6 +32,14 @@ def is_dir(path: Path) -> bool:
         return False
 
 
+def exists(path: Path) -> bool:
+    """Whether there is anything of this name; False, too, for what is no name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def opened(path: Path) -> BinaryIO:
     """A file, open for reading. A pipe is never waited for, and nothing is asked of a device.
 

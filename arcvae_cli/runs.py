@@ -398,7 +398,7 @@ def find(argument: str, runs: Path) -> Path:
     """The run folder that is meant: a run's name, a path, or `latest`. InputError where there is none."""
     for path in ([runs / argument] if Path(argument).name == argument else []) + [Path(argument).expanduser()]:
         if _is_run(path):
-            return path.resolve() if path.name == LATEST else path
+            return path.parent / path.readlink() if path.name == LATEST and path.is_symlink() else path
     names = [path.name for path in all_runs(runs)]
     near = difflib.get_close_matches(argument, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""

@@ -42,9 +42,11 @@ SAMPLES = 64
 WATCHED = 50
 """Steps between two looks at whether the figures are still numbers, which wait for nothing."""
 
-RANKINGS: dict[str, tuple[tuple[str, str, float], ...]] = {
-    "pixel": (("loss", "val/loss_selection", 1.0),),
-    "token": (("loss", "val/loss_selection", 1.0), ("seq_acc", "val/seq_acc", -1.0)),
+Ranking = tuple[str, Callable[[EpochRecord], float], float]
+LOSS: Ranking = ("loss", lambda record: record.selection, 1.0)
+RANKINGS: dict[str, tuple[Ranking, ...]] = {
+    "pixel": (LOSS,),
+    "token": (LOSS, ("seq_acc", lambda record: record.val.exact, -1.0)),
 }
 """By the unit of a corpus: what the best epochs are kept by, and the sign that makes the best the smallest."""
 
@@ -457,18 +459,18 @@ class Trainer:
     def keep_best(self, record: EpochRecord) -> None:
         """`last.pth`, as just saved, among the best few of each ranking; a link to the same bytes where links exist."""
         limit = self.settings.checkpoint.save_top_k
-        for name, metric, sign in RANKINGS[self.corpus.unit] if limit else ():
-            ranked = sorted((sign * value, epoch, path) for value, epoch, path in self.ranking(name, metric))
+        for name, value_of, sign in RANKINGS[self.corpus.unit] if limit else ():
+            ranked = sorted((sign * value, epoch, path) for value, epoch, path in self.ranking(name, value_of))
             for _, epoch, path in ranked[:limit]:
                 if epoch == record.epoch:
                     checkpoints.copy(self.folder.checkpoints / "last.pth", path)
             for _, _, path in ranked[limit:]:
                 path.unlink(missing_ok=True)
 
-    def ranking(self, name: str, metric: str) -> Iterator[tuple[float, int, Path]]:
-        """Of each epoch the value of a metric, its number, and the file that it has or had in the ranking."""
+    def ranking(self, name: str, value_of: Callable[[EpochRecord], float]) -> Iterator[tuple[float, int, Path]]:
+        """Of each epoch the value that it is ranked by, its number, and the file that it has or had in the ranking."""
         for record in self.history:
-            value = float(record.metrics()[metric])
+            value = value_of(record)
             yield value, record.epoch, self.folder.checkpoints / f"best-{name}-epoch_{record.epoch:03d}-{value:.4f}.pth"
 
     def save_parts(self, suffix: str, epoch: int) -> None:

@@ -34,12 +34,12 @@ class Earlier:
 
     def over(self, settings: Settings) -> bool:
         """Whether nothing is left to do: all is trained and judged, and it was not made longer."""
-        if self.values is None or not (self.folder.path / "metrics.json").is_file():
-            return False
         from arcvae_cli.runs import read_status
 
-        changed = {key for key, *_ in differences(self.settings(), settings)}
-        return (read_status(self.folder.path) or {}).get("state") == "finished" and not changed & set(LENGTH)
+        status = read_status(self.folder.path) or {}
+        if self.values is None or status.get("state") != "finished" or not status.get("judged"):
+            return False
+        return not {key for key, *_ in differences(self.settings(), settings)} & set(LENGTH)
 
     def settings(self) -> Settings:
         """The settings that the run had so far."""
@@ -71,7 +71,7 @@ class Earlier:
 
 def differences(old: Settings, new: Settings) -> Iterator[tuple[str, Any, Any]]:
     """The dotted keys whose values differ, with both values; None where a key is not set."""
-    before, after = flat(old.model_dump(mode="json", by_alias=True)), flat(new.model_dump(mode="json", by_alias=True))
+    before, after = flat(old.table()), flat(new.table())  # without what has no say, which may be anything
     for key in dict.fromkeys((*before, *after)):
         if before.get(key) != after.get(key):
             yield key, before.get(key), after.get(key)

@@ -336,7 +336,7 @@ def run(
             f"score it with `arcvae evaluate --checkpoint {folder.path}`, or go on with --resume {folder.path}",
         ) from None
     place = trainer.place()
-    folder.write_status("finished", **place)
+    folder.write_status("finished", judged=True, **place)
     folder.release()
     console.note(f"\n{costs(place, trainer.done)}")
     next_steps(folder, corpus, console)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import lzma
 import math
+import re
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,18 +27,22 @@ ARRAY_BYTES = 2**31
 MAPPED_BYTES = 2**38
 """The largest array left in its file."""
 
-TEXT_BYTES = 2**28
+TEXT_BYTES = 2**27
 """The largest column of text."""
 
 _FREE_BYTES = 2**28  # that any file may be decompressed to
 _MOST_RATIO = 300  # of a larger one: grids of small numbers in 64 bits come to a hundred times their compressed size
-_MOST_NAMES = 2**16  # in an archive
-_HEADER_BYTES = 10_000  # NumPy's own limit, which it tests when all is read
+_MOST_NAMES = 10_000  # in an archive
+_HEADER_BYTES = 10_000
+_HEADER = re.compile(
+    r"\s*\{\s*'descr': *'(?P<type>[<>|=][biufcSUVO]\d*|\|O)', *'fortran_order': *(?P<fortran>True|False), *"
+    r"'shape': *\((?P<shape>(?: *\d{1,18}L? *,)* *(?:\d{1,18}L? *)?)\) *,? *\}\s*"
+)
 
 # What NumPy and zipfile raise, by luck, for a file that is cut short, damaged, encrypted or of another kind.
 _DAMAGE = (
-    *(EOFError, TokenError, ValueError, LookupError, RuntimeError, SyntaxError, TypeError, ArithmeticError),
-    *(AttributeError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, UserWarning),
+    *(EOFError, ValueError, LookupError, RuntimeError, TypeError, ArithmeticError),
+    *(MemoryError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 
 
@@ -61,6 +63,8 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
                     "Save fewer examples, smaller integers, or use numpy.savez, which does not compress.",
                 )
             for name, info in found.items():
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others have no limit
+                    raise ValueError("compressed as NumPy never does")
                 with archive.open(info) as file:
                     columns[name] = _read_array(file, f"{path}: {name}", info.file_size)
     return columns
@@ -80,11 +84,16 @@ def map_npy(path: Path) -> NDArray[Any]:
         raise InputError(f"{path}: there is no such file", "Give an array saved by numpy.save.")
     with _told(path):
         with opened(path) as file:
-            shape, _, dtype = _read_header(file, str(path))
-        if dtype.itemsize * math.prod(shape) > MAPPED_BYTES:
+            header = _read_header(file, str(path))
+            size = file.seek(0, 2)
+        if header.needed > MAPPED_BYTES:
             raise InputError(f"{path}: is over {MAPPED_BYTES >> 30} GiB", "Save fewer examples, or smaller integers.")
-        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-    return array
+        if size < header.begin + header.needed:
+            raise ValueError(f"it does not hold the {header.needed} bytes that it promises")
+        if not header.needed:
+            return np.zeros(header.shape, header.dtype)  # nothing can be mapped
+        order: Literal["C", "F"] = "F" if header.fortran else "C"
+        return np.memmap(path, header.dtype, "r", header.begin, header.shape, order)
 
 
 def _few_names(file: IO[bytes], path: Path) -> None:
@@ -95,8 +104,10 @@ def _few_names(file: IO[bytes], path: Path) -> None:
     place = tail.rfind(b"PK\5\6")
     if place >= 0 and len(tail) >= place + 22:
         count, size = struct.unpack("<HL", tail[place + 10 : place + 16])
-        if count == 0xFFFF or size > 1024 * _MOST_NAMES:
-            raise InputError(f"{path}: holds {_MOST_NAMES:,} arrays or more", "Save `grids` or `ids`, and their `split`.")
+        if tail[max(0, place - 20) :].startswith(b"PK\6\7") and place >= 76:  # where the counts take 64 bits
+            count, size = struct.unpack("<2Q", tail[place - 44 : place - 28])
+        if count > _MOST_NAMES or size > 1024 * _MOST_NAMES:
+            raise InputError(f"{path}: holds over {_MOST_NAMES:,} arrays", "Save `grids` or `ids`, and their `split`.")
     file.seek(0)
 
 
@@ -104,9 +115,7 @@ def _few_names(file: IO[bytes], path: Path) -> None:
 def _told(path: Path) -> Iterator[None]:
     """What NumPy and zipfile raise about a file, as an InputError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of NumPy, where a header is not as it writes them
-            yield
+        yield
     except InputError:
         raise
     except OSError as error:
@@ -118,35 +127,59 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran order, and type of the `.npy` stream that begins here. InputError for objects."""
+@dataclass(frozen=True)
+class _Header:
+    """Of an `.npy` stream: shape, whether in Fortran order, type, and where what it holds begins."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    begin: int
+
+    @property
+    def needed(self) -> int:
+        """Bytes that it promises: of Python integers, which do not overflow."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def _read_header(file: IO[bytes], where: str) -> _Header:
+    """The header of the `.npy` stream that begins here. InputError for objects.
+
+    Only headers of plain types are read, and those as every writer writes them: NumPy evaluates them as Python.
+    """
     version = np.lib.format.read_magic(file)
-    width = 2 if version == (1, 0) else 4
-    length = file.read(width)
-    if version not in ((1, 0), (2, 0), (3, 0)) or int.from_bytes(length, "little") > _HEADER_BYTES:
+    if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"a header of version {version}")
-    header = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(io.BytesIO(length + file.read(int.from_bytes(length, "little"))))
-    if dtype.hasobject:
+    width = 2 if version == (1, 0) else 4
+    length = int.from_bytes(file.read(width), "little")
+    if length > _HEADER_BYTES:
+        raise ValueError(f"a header of {length} bytes")
+    said = _HEADER.fullmatch(file.read(length).decode("latin1"))
+    if said is None:
+        raise ValueError("a header of no plain type")
+    if said["type"][1:] == "O":
         raise InputError(f"{where}: holds pickled objects, which are never read", "Save arrays of plain integers.")
-    if min(shape, default=0) < 0 or not dtype.itemsize or dtype.shape:
-        raise ValueError(f"{dtype} in a shape of {shape}")
-    return shape, fortran, dtype
+    shape = tuple(int(side.strip(" L")) for side in said["shape"].split(",") if side.strip())
+    dtype = np.dtype(said["type"])
+    if not dtype.itemsize:
+        raise ValueError(f"a type {dtype} of no size")
+    return _Header(shape, said["fortran"] == "True", dtype, 8 + width + length)
 
 
 def _read_array(file: IO[bytes], where: str, size: int) -> NDArray[Any]:
     """One `.npy` stream of at most `size` bytes. The header decides whether the rest is read at all."""
-    shape, fortran, dtype = _read_header(file, where)
-    needed = dtype.itemsize * math.prod(shape)  # of Python integers, which do not overflow
+    header = _read_header(file, where)
+    needed = header.needed
     if needed > ARRAY_BYTES:
         raise InputError(
-            f"{where}: {shape} of {dtype} is {needed / 2**30:.3g} GiB, over the {ARRAY_BYTES >> 30} that are read",
+            f"{where}: {header.shape} of {header.dtype} is {needed >> 30:,} GiB, over the {ARRAY_BYTES >> 30} that are "
+            "read",
             "Save fewer examples, or smaller integers.",
         )
     content = file.read(needed + 1) if size >= needed else b""  # one more, to reach the end and its checksum
     if len(content) != needed:
         raise InputError(f"{where}: the file does not hold the {needed} bytes that it promises", "Write it again.")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return np.frombuffer(content, header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def read_split(split: NDArray[Any], count: int, noun: str, where: str) -> NDArray[np.uint8]:
@@ -174,8 +207,9 @@ def read_text(column: NDArray[Any], where: str) -> NDArray[np.str_]:
     try:
         if column.dtype.kind != "U":
             return np.char.decode(column, "utf-8")
-        for text in np.unique(column).tolist():  # a ValueError where there is no such character
-            text.encode()
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{where}: is not UTF-8", "Save it as an array of strings.") from error
+    codes = np.frombuffer(column.tobytes(), column.dtype.str[0] + "u4")
+    if ((codes > 0x10FFFF) | (codes >> 11 == 0xD800 >> 11)).any():
+        raise InputError(f"{where}: holds what is no character", "Save it as an array of strings.")
     return column

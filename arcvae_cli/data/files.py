@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS, GridArrays, canvas_keys, split_by_key
-from arcvae_cli.data.columns import read_npy, read_npz, read_split, read_text
+from arcvae_cli.data.columns import ARRAY_BYTES, read_npy, read_npz, read_split, read_text
 from arcvae_cli.data.symmetries import COLOURS, SIDE, Grids
 from arcvae_cli.errors import InputError
+from arcvae_cli.outside import exists, is_dir, read_bytes
 from arcvae_cli.writing import replacing
 
 COLUMNS = ("grids", "split", "shape", "task", *SPLITS)
 _JSON_BYTES = 2**26
+_MOST_LETTERS = 255  # of a task's id, as of a file's name
 _GRID_FIX = "Grids are an array (N, 16, 16) of integers 0-9."
 _TASK_FIX = "ARC tasks are {'train': [{'input': [[0, 1], ...], 'output': ...}, ...], 'test': [...]}."
 
@@ -47,9 +49,9 @@ def read_grids(path: Path) -> GridArrays:
 
     Raises InputError: what is wrong with the file, where, and what to do.
     """
-    if path.is_dir():
+    if is_dir(path):
         return _read_tasks(path, sorted(path.rglob("*.json")))
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"{path}: there is no such file", "Give a .npz, .npy, ARC .json, or a folder of those.")
     suffix = path.suffix.lower()
     if suffix == ".json":
@@ -104,6 +106,8 @@ def _canvases(grids: NDArray[Any], where: str) -> tuple[Grids, Grids | None]:
     count, height, width = grids.shape
     if count == 0:
         raise InputError(f"{where}: holds no grids", _GRID_FIX)
+    if count * SIDE * SIDE > ARRAY_BYTES:  # small ones are padded
+        raise InputError(f"{where}: {count:,} grids are over the {ARRAY_BYTES >> 30} GiB that are read", "Save fewer.")
     if not (1 <= height <= SIDE and 1 <= width <= SIDE):
         raise InputError(f"{where}: grids are {height}x{width}, and the canvas is {SIDE}x{SIDE}", _GRID_FIX)
     if grids.dtype.kind not in "iu":
@@ -139,7 +143,7 @@ def _tasks(task: NDArray[Any], count: int, where: str) -> NDArray[np.str_]:
     if task.shape != (count,) or task.dtype.kind not in "SUiu":
         fix = "`task` is a string for each grid; it may be left out."
         raise InputError(f"{where}: is {task.dtype} {task.shape} for {count} grids", fix)
-    return read_text(task, where) if task.dtype.kind == "S" else task.astype(np.str_)
+    return read_text(task if task.dtype.kind in "SU" else task.astype(np.str_), where)
 
 
 def _read_tasks(path: Path, files: list[Path]) -> GridArrays:
@@ -171,17 +175,18 @@ def _read_tasks(path: Path, files: list[Path]) -> GridArrays:
 def _grids_of(file: Path) -> list[tuple[str, NDArray[np.int64]]]:
     """Every grid of a JSON file, of any size, with the id of its task."""
     try:
-        if file.stat().st_size > _JSON_BYTES:
-            raise InputError(f"{file}: is over {_JSON_BYTES >> 20} MB", "Split it into a file a task.")
-        document = json.loads(file.read_text("utf-8"))
+        document = json.loads(read_bytes(file, _JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: cannot be read as JSON ({error})", _TASK_FIX) from error
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        raise InputError(f"{file}: cannot be read as JSON ({reason})", _TASK_FIX) from error
     if isinstance(document, dict) and any(isinstance(document.get(part), list) for part in ("train", "test")):
         document = {file.stem: document}
     if not isinstance(document, dict):
         raise InputError(f"{file}: holds no ARC task", _TASK_FIX)
     grids = []
     for task, parts in document.items():
+        if len(task) > _MOST_LETTERS or not task.isprintable():
+            raise InputError(f"{file}: {task[:40]!r}: is no name of a task", _TASK_FIX)
         for place, rows in _pairs(parts, f"{file}: {task}"):
             grids.append((task, _grid(rows, place)))
     return grids
@@ -202,12 +207,13 @@ def _pairs(task: Any, where: str) -> list[tuple[str, Any]]:
 
 
 def _grid(rows: Any, where: str) -> NDArray[np.int64]:
-    try:
-        grid = np.array(rows)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{where}: has rows of different lengths", _TASK_FIX) from error
-    if grid.ndim != 2 or grid.size == 0 or grid.dtype.kind != "i":
+    """A grid as an array (H, W). NumPy is given nothing else than rows of whole numbers."""
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
         raise InputError(f"{where}: is no grid of integers", _TASK_FIX)
-    if grid.min() < 0 or grid.max() >= COLOURS:
+    if any(len(row) != len(rows[0]) for row in rows):
+        raise InputError(f"{where}: has rows of different lengths", _TASK_FIX)
+    if any(type(cell) is not int for row in rows for cell in row):
+        raise InputError(f"{where}: is no grid of integers", _TASK_FIX)
+    if any(not 0 <= cell < COLOURS for row in rows for cell in row):
         raise InputError(f"{where}: has colours outside 0-9", _TASK_FIX)
-    return grid.astype(np.int64)
+    return np.array(rows, np.int64)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import split_by_key
-from arcvae_cli.data.columns import map_npy
+from arcvae_cli.data.columns import ARRAY_BYTES, map_npy
 from arcvae_cli.data.derivations import first_of_each
 from arcvae_cli.data.strings import Origin, StringArrays, bare_rules, checked_ids
 from arcvae_cli.errors import InputError
@@ -43,11 +43,15 @@ def read_ready(prod: Path, masks: Path | None, pad_id: int | None, grammar: Gram
         raise InputError(f"{prod}: is {ids.dtype} {ids.shape}", _IDS_FIX)
     if not ids.size:
         raise InputError(f"{prod}: holds no derivations", _IDS_FIX)
+    if 2 * ids.size > ARRAY_BYTES:
+        raise InputError(f"{prod}: {ids.shape} ids are over the {ARRAY_BYTES >> 30} GiB that are read", "Give fewer.")
     packed = None
     if masks is not None:
         packed = map_npy(masks)
         if packed.dtype != np.uint8 or packed.ndim != 3 or packed.shape[:2] != ids.shape or not packed.shape[2]:
             raise InputError(f"{masks}: is {packed.dtype} {packed.shape} for ids {ids.shape}", _MASKS_FIX)
+        if 8 * packed.shape[2] >= MOST_RULES + 8:
+            raise InputError(f"{masks}: is of {8 * packed.shape[2]:,} rules, over {MOST_RULES:,}", _MASKS_FIX)
     elif grammar is None:
         raise InputError(
             f"{prod}: ids alone do not tell which rules belong together", "Give --masks MASKS.npy, or --grammar FILE."

@@ -23,10 +23,19 @@ from arcvae_cli.data.files import read_grids, write_grids
 from arcvae_cli.data.ready import read_ready
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.data.strings import COLUMNS as STRING_COLUMNS
-from arcvae_cli.data.strings import EQUATION_RULES, StringArrays, build_drawn, build_kusner, build_parsed, write_strings
+from arcvae_cli.data.strings import (
+    EQUATION_RULES,
+    TEXT_BYTES,
+    StringArrays,
+    build_drawn,
+    build_kusner,
+    build_parsed,
+    write_strings,
+)
 from arcvae_cli.data.strings import from_columns as strings_from
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.grammar import Grammar, read_grammar
+from arcvae_cli.outside import is_file, read_bytes
 from arcvae_cli.settings import STRING_CORPORA, DataSettings
 
 Arrays = GridArrays | StringArrays
@@ -191,14 +200,17 @@ def _parsed(data: DataSettings, reading: Reading, failures: Path) -> StringArray
 
 def _parsed_key(data: DataSettings, reading: Reading) -> str:
     files = [_strings_file(data), *([reading.test] if reading.test is not None else [])]
-    try:
-        content = "-".join(_digest(file.read_bytes()) for file in files)
-    except OSError as error:
-        raise InputError(
-            f"{error.filename}: cannot be read ({error.strerror or error})", "Give a file of strings, one a line."
-        ) from error
+    content = "-".join(_digest(_read_strings(file)) for file in files)
     most = f"-t{data.max_rules}" if data.max_rules else ""
     return f"r1-g{_digest(_grammar_of(data, reading).text.encode())}{most}-{content}"
+
+
+def _read_strings(file: Path) -> bytes:
+    try:
+        return read_bytes(file, TEXT_BYTES)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{file}: cannot be read ({reason})", "Give a file of strings, one a line.") from error
 
 
 _DRAWN, _PARSED = Recipe(_drawn, _drawn_key), Recipe(_parsed, _parsed_key)
@@ -252,7 +264,7 @@ def _one_source(data: DataSettings, reading: Reading) -> None:
 
 def _holds_strings(path: Path) -> bool:
     """Whether a path is of a file of strings, by its suffix."""
-    return path.is_file() and path.suffix.lower() not in _GRID_SUFFIXES
+    return is_file(path) and path.suffix.lower() not in _GRID_SUFFIXES
 
 
 def _strings_file(data: DataSettings) -> Path:
@@ -298,7 +310,7 @@ def _most(data: DataSettings, grammar: Grammar) -> int:
 
 def _read_path(path: Path, data: DataSettings, reading: Reading, *, check: bool = True) -> Arrays:
     """A file of arrays, of whichever kind it holds; `check` its derivations."""
-    if path.suffix.lower() != ".npz" or not path.is_file():
+    if path.suffix.lower() != ".npz" or not is_file(path):
         return read_grids(path)
     columns = read_npz(path, (*STRING_COLUMNS, *GRID_COLUMNS))
     if "ids" in columns and "grids" not in columns:

@@ -30,6 +30,7 @@ from arcvae_cli.data.derivations import (
 )
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.grammar import MOST_RULES, Grammar, Rules, parse_grammar
+from arcvae_cli.outside import read_bytes
 from arcvae_cli.writing import replacing
 
 if TYPE_CHECKING:
@@ -41,10 +42,13 @@ COLUMNS = ("ids", "split", "grammar", "lhs", "padding", "origin")
 EQUATION_RULES = 15
 """Longest derivation of an equation, after Kusner et al. 2017."""
 
+TEXT_BYTES = 2**30
+"""The largest file of strings that is read."""
+
 KUSNER_DEPTH, KUSNER_SIZE = 6, 100_000
 
 _VALIDATION = 5000  # strings at the most, where the test split is given
-_TEXT_BYTES = 2**30
+_MOST_LINES = 10_000_000
 
 _IDS_FIX = "Derivations are an array `ids` (N, T) of rule ids, with the `grammar` as text beside it."
 
@@ -296,13 +300,13 @@ def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint
 def _lines(file: Path, first_column: bool) -> tuple[list[str], list[int]]:
     """The lines of a file that are not blank, without their ends, and their numbers from 1."""
     try:
-        if file.stat().st_size > _TEXT_BYTES:
-            raise InputError(f"{file}: is over {_TEXT_BYTES >> 30} GiB", "Take a part of it.")
-        text = file.read_text("utf-8-sig")
+        text = read_bytes(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})", "Give a file of strings.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: is not UTF-8 (byte {error.start})", "Save it as UTF-8.") from error
+    if text.count("\n") > _MOST_LINES:
+        raise InputError(f"{file}: holds over {_MOST_LINES:,} lines", "Take a part of it.")
     held = [(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not held:
         raise InputError(f"{file}: holds no strings", "Give a file of strings, one a line.")
@@ -432,10 +436,9 @@ def _bare_rules(columns: dict[str, NDArray[Any]], path: Path) -> Rules:
     good = lhs.ndim == 1 and lhs.dtype.kind in "iu" and 1 < len(lhs) <= MOST_RULES
     if not good or padding is None or padding.shape or padding.dtype.kind not in "iu":
         raise InputError(f"{path}: lhs, padding: are no rules", fix)
-    symbols = int(lhs.max()) + 1
     last = int(padding)
-    present = set(lhs.tolist())
-    if not 0 <= last < len(lhs) or lhs[last] != -1 or present - {-1} != set(range(symbols)) or not symbols:
+    present = set(lhs.tolist()) - {-1}
+    if not 0 <= last < len(lhs) or lhs[last] != -1 or not present or present != set(range(len(present))):
         raise InputError(f"{path}: lhs, padding: are no rules", fix)
     first = int(ids.flat[0]) if ids.ndim == 2 and ids.size and ids.dtype.kind in "iu" else -1
     start = int(lhs[first]) if 0 <= first < len(lhs) else -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,21 +74,28 @@ def json_line(kind: str, values: Mapping[str, Any]) -> str:
     return json.dumps({"kind": kind, **values}, allow_nan=False) + "\n"
 
 
-def logged_steps(path: Path, after: int, last: int) -> list[dict[str, Any]]:
-    """The metrics of the logged steps in a `metrics.jsonl`, from the one after `after` to `last`, in order, each once.
+def retold(
+    path: Path, records: Sequence[EpochRecord], after: int
+) -> Iterator[tuple[list[dict[str, Any]], EpochRecord]]:
+    """The epochs that end after step `after`, each with the metrics of its logged steps, as a `metrics.jsonl` has them.
 
     Recorders that lost them, or were not there yet, find them here when a run goes on.
     """
-    found = [json.loads(text) for _, text in sorted(step_lines(path, after, last).items())]
-    return [{name: value for name, value in line.items() if name != "kind"} for line in found]
+    lines = step_lines(path, after, records[-1].step if records else 0)
+    steps, begin = sorted(lines), 0
+    for record in records:
+        if record.step > after:
+            end = bisect_right(steps, record.step)
+            rows = [json.loads(lines[step]) for step in steps[begin:end]]
+            yield [{name: value for name, value in row.items() if name != "kind"} for row in rows], record
+            begin = end
 
 
 def step_lines(path: Path, after: int, last: int) -> dict[int, str]:
-    """The lines of the same by their steps; of a step that has several, the last."""
+    """The lines of logged steps in a `metrics.jsonl`, from the one after `after` to `last`; the last of each step."""
     found: dict[int, str] = {}
     for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
-        line = parse(text)
-        if line is not None and line["kind"] == "step" and isinstance(line.get("step"), int):
-            if after < line["step"] <= last:
-                found[line["step"]] = text
+        line = parse(text) or {"kind": None}
+        if line["kind"] == "step" and isinstance(step := line.get("step"), int) and after < step <= last:
+            found[step] = text
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arcvae_cli.grammar import Rules
-from arcvae_cli.recorders.jsonl import logged_steps
+from arcvae_cli.recorders.jsonl import retold
 from arcvae_cli.recorders.strings import Writer, pair_lines
 from arcvae_cli.records import EpochRecord, Pictures, Silent, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
@@ -48,12 +48,9 @@ class TensorBoardRecorder(Silent):
         whole = max((found for found in epochs if found <= step), default=0)
         self._first = whole + 1
         self._step, self._shown = step, {name for name, found in shown if found == step}
-        missing = logged_steps(self._folder.parent / "metrics.jsonl", whole, step)
-        for record in records:
-            if record.step > whole:
-                self._batches([values for values in missing if values["step"] <= record.step])
-                missing = [values for values in missing if values["step"] > record.step]
-                self.epoch(record)
+        for rows, record in retold(self._folder.parent / "metrics.jsonl", records, whole):
+            self._batches(rows)
+            self.epoch(record)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         """`Batch/*` of the logged steps."""

@@ -8,7 +8,8 @@ import netrc
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +17,12 @@ from urllib.parse import urlsplit
 
 from arcvae_cli import checkpoints
 from arcvae_cli.grammar import Rules
+from arcvae_cli.recorders.jsonl import retold
 from arcvae_cli.recorders.strings import Writer
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
 from arcvae_cli.schedules import Schedule
+from arcvae_cli.stopping import SAVED
 from arcvae_cli.writing import replacing
 
 if TYPE_CHECKING:
@@ -30,12 +33,18 @@ Mode = Literal["online", "offline", "off"]
 START = 30.0
 """Seconds that the server has to answer at the start."""
 
+KINDS = 3
+"""A step may have so many rows: its own, that of the epoch it ends, and that of the epoch's pictures."""
+STEP, EPOCH, PICTURES = range(KINDS)
+
 
 class WandbRecorder(Silent):
-    """One W&B run for a run folder: whoever continues the run there continues it under the same id.
+    """One W&B run for a run folder: whoever goes on with the run there goes on with it under the same id.
 
-    Every row has its optimiser `step`, which is the axis of all curves, and its `epoch`. Neither the command line nor
-    code nor what is printed is sent.
+    Every row has its optimiser `step`, which is the axis of all curves, and its `epoch`. W&B's own number of a row
+    follows from its step and kind, so that a run which goes on knows what W&B has: no row is sent twice, and those that
+    a killed process did not get out are made up for from `metrics.jsonl`, but for pictures. W&B takes no row back: of
+    steps that are told again it keeps the first. Neither the command line nor code nor what is printed is sent.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class WandbRecorder(Silent):
         self._writer = None if rules is None else Writer(rules)
         self._run: Run | None = None
         self._step = 0
+        self._last = -1  # the number of the last row that W&B has
         self._best: EpochRecord | None = None
 
     def start(self, plan: Plan) -> None:
@@ -93,10 +103,22 @@ class WandbRecorder(Silent):
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:
+        """Log what W&B lacks up to `step`, and from there on what it has not got yet."""
+        assert self._run is not None
+        sent = self._mode == "online"  # then the server knows; offline the files of earlier sessions do
+        self._last = self._run.step - 1 if sent else max(offline_rows(self._folder), default=-1)
+        for rows, record in retold(self._folder / "metrics.jsonl", records, self._last // KINDS - 1):
+            for values in rows:
+                self._log(STEP, values)
+            self.epoch(record)
+        self._step = step
+        self._best = next((record for record in reversed(records) if record.best), None)
+
     def steps(self, records: Sequence[StepRecord]) -> None:
         """A row a logged step."""
         for record in records:
-            self._log(record.metrics())
+            self._log(STEP, record.metrics())
 
     def epoch(self, record: EpochRecord) -> None:
         """A row with the KL of all dimensions as a histogram."""
@@ -107,17 +129,17 @@ class WandbRecorder(Silent):
         kl = [value for value in values.pop("val/kl_per_dim") if value is not None]
         if kl:
             values["val/kl_per_dim"] = Histogram(kl)
-        self._log(values)
+        self._log(EPOCH, values)
         if record.best:
             self._best = record
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
         """A row with images, or for derivations with tables of their strings."""
         media = grid_images(pictures) if self._writer is None else string_tables(self._writer, pictures)
-        self._log({"step": self._step, "epoch": epoch, **media})
+        self._log(PICTURES, {"step": self._step, "epoch": epoch, **media})
 
-    def close(self, code: int = 0) -> None:  # noqa: ARG002
-        """Keep the best epoch and the model, and finish the run."""
+    def close(self, code: int = 0) -> None:
+        """Keep the best epoch and the model, and finish the run as the process will end."""
         if self._run is None:
             return
         run, self._run = self._run, None
@@ -127,8 +149,10 @@ class WandbRecorder(Silent):
                 del values["val/kl_per_dim"], values["best"]
                 run.summary.update({f"best/{name}": value for name, value in values.items() if value is not None})
             self._keep_model(run)
+            if code == SAVED:
+                run.mark_preempting()
         finally:
-            run.finish()
+            run.finish(exit_code=code)
 
     def abandon(self) -> None:
         """End W&B's own process: at the interpreter's exit W&B waits for it, for minutes if the server hangs.
@@ -155,9 +179,12 @@ class WandbRecorder(Silent):
                     artifact.add_file(str(file), skip_cache=True, policy="immutable")
             run.log_artifact(artifact)
 
-    def _log(self, values: Mapping[str, Any]) -> None:
+    def _log(self, kind: int, values: Mapping[str, Any]) -> None:
         assert self._run is not None
-        self._run.log({name: value for name, value in values.items() if value is not None})
+        number = KINDS * values["step"] + kind
+        if number > self._last:
+            self._run.log({name: value for name, value in values.items() if value is not None}, number, commit=True)
+            self._last = number
 
 
 def grid_images(pictures: Pictures) -> dict[str, Any]:
@@ -221,6 +248,43 @@ def run_id(folder: Path) -> str:
         with replacing(file) as temporary:
             temporary.write_text(secrets.token_hex(6), encoding="ascii")
     return file.read_text(encoding="ascii").strip()
+
+
+# --------------------------------------------------------------------------------------------- what is there already
+
+
+def offline_rows(folder: Path) -> Iterator[int]:
+    """The numbers of all rows that W&B's own files in a run folder hold."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    for file in sorted(folder.glob("wandb/*run-*/run-*.wandb")):
+        with suppress(DecodeError):  # cut short
+            for message in messages(file.read_bytes()):
+                record = Record.FromString(message)
+                if record.HasField("history"):
+                    yield record.history.step.num
+
+
+def messages(log: bytes) -> Iterator[bytes]:
+    """The messages in one of W&B's files, as far as they are whole.
+
+    It is a LevelDB log behind 7 bytes of W&B's own: blocks of 32 KiB of pieces, each with a head of 7 bytes, which are
+    checksum, length and kind: whole, first, middle, last. The rest of a block that has no room for a head is empty.
+    """
+    block, at, found = 32768, 7, b""
+    while at + 7 <= len(log):
+        if at % block > block - 7:
+            at += block - at % block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", log, at)
+        piece = log[at + 7 : at + 7 + length]
+        if len(piece) < length or not kind:
+            return
+        at += 7 + length
+        found = piece if kind in (1, 2) else found + piece
+        if kind in (1, 4):
+            yield found
 
 
 # ------------------------------------------------------------------------------------------------------- logins

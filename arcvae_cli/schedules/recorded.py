@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arcvae_cli.errors import InputError
+from arcvae_cli.outside import is_dir, is_file, read_bytes
 from arcvae_cli.schedules.base import Schedule
 from arcvae_cli.schedules.feedback import Feedback, bound_ahead, is_held
 from arcvae_cli.settings import GRID_POSITIONS, resolve
@@ -29,6 +30,18 @@ SHOWN = 0.05
 
 MOST_STEPS = 1_000_000
 """Steps that an estimate goes through at most: a second or two."""
+
+MOST_POINTS = 100_000
+"""Logged steps that an estimate is made from: of more, every second or third."""
+
+MOST_BYTES = 2**27
+"""The largest `metrics.jsonl` that is read."""
+
+EARLIEST = 1e-6
+"""Epochs, before which nothing is logged."""
+
+LARGEST = 1e12
+"""The largest number that beta, a loss or a count of epochs is believed to be."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ class Recorded:
         names = f"train/beta{end}", f"train/kl{end}", "train/loss_reconstruction"
         found = []
         for line in self.lines:
-            beta, kl, reconstruction = (line.get(name) for name in names)
+            beta, kl, reconstruction = (number(line.get(name)) for name in names)
             if line["kind"] == kind and beta is not None and kl is not None and reconstruction is not None:
                 found.append(Point(line["epoch"], beta, kl, reconstruction * self.per_position))
         if not found and kind == "epoch":
@@ -117,9 +130,12 @@ class Recorded:
     def did(self, schedule: Feedback, level: str) -> Course:
         """The recorded course."""
         points, steps = self.points(level, "epoch"), self.points(level, "step")
+        times = [step.epoch for step in steps]
         betas = []
         for point in points:
-            within = [step.beta for step in steps if point.epoch - 1 < step.epoch <= point.epoch]
+            within = [
+                step.beta for step in steps[bisect_right(times, point.epoch - 1) : bisect_right(times, point.epoch)]
+            ]
             betas.append(sum(within) / len(within) if within else point.beta)
         epochs = [point.epoch for point in points]
         values = [point.value(schedule.quantity) for point in points]
@@ -158,6 +174,7 @@ class Recorded:
             points = self.points(level, "epoch")
         settled = [point for point in points if point.epoch > 1.0]  # the first epoch learns whatever beta is
         points = settled if len(settled) >= FEWEST else points
+        points = points[:: 1 + len(points) // MOST_POINTS]
         if len(points) < FEWEST:
             what = f"{len(points)} logged steps or epochs do not show how it answers to beta"
             raise InputError(f"--run {self.name}: {what}", f"give a longer run, with {FEWEST} at least")
@@ -260,38 +277,47 @@ def read_run(run: str, runs: Path) -> Recorded:
         InputError: there is no such folder, or no record of a training in it.
 
     """
-    folder = next((path for path in (Path(run), runs / run) if path.is_dir()), None)
+    folder = next((path for path in (Path(run), runs / run) if is_dir(path)), None)
     if folder is None:
         raise InputError(
             f"--run {run}: neither a folder nor a run in {runs}", "give a run's folder or name, --runs-dir"
         )
     for name in ("config.toml", "metrics.jsonl"):
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             raise InputError(f"--run {run}: {folder} holds no {name}", "give the folder of a run that has trained")
     settings = resolve(str(folder / "config.toml")).settings
     try:
         lines = read_lines(folder / "metrics.jsonl")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--run {run}: {folder / 'metrics.jsonl'} cannot be read", "give another run") from error
+        what = f"--run {run}: {folder / 'metrics.jsonl'} cannot be read"
+        raise InputError(f"{what} ({getattr(error, 'strerror', None) or error})", "give another run") from error
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    if not epochs or not isinstance(epochs[-1].get("step"), int):
+    done = number(epochs[-1].get("step")) if epochs else None
+    if done is None:
         raise InputError(f"--run {run}: no epoch in {folder / 'metrics.jsonl'}", "give a run with finished epochs")
-    steps = max(1, round(epochs[-1]["step"] / epochs[-1]["epoch"]))
+    steps = max(1, round(done / epochs[-1]["epoch"]))
     per_position = 1.0 / GRID_POSITIONS if settings.objective.reduction == "sum" else 1.0
     return Recorded(run, settings.schedule, steps, per_position, lines)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, of steps and of epochs, in order; one cut short is left out."""
-    return [line for line in map(parse, path.read_text(encoding="utf-8").splitlines()) if line]
+    """The lines of a `metrics.jsonl`, of steps and of epochs, in the order of time; one cut short is left out."""
+    lines = [line for line in map(parse, read_bytes(path, MOST_BYTES).decode("utf-8").split("\n")) if line]
+    return sorted(lines, key=lambda line: float(line["epoch"]))
 
 
 def parse(text: str) -> dict[str, Any] | None:
     """A line of `metrics.jsonl`; None for one cut short, or that tells of no time."""
     try:
         line = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
-    if isinstance(line, dict) and line.get("kind") in ("step", "epoch") and isinstance(line.get("epoch"), float | int):
-        return line
-    return None
+    if not isinstance(line, dict) or line.get("kind") not in ("step", "epoch"):
+        return None
+    epoch = number(line.get("epoch"))
+    return line if epoch is not None and epoch >= EARLIEST else None
+
+
+def number(value: Any) -> float | None:
+    """A number from a file; None for anything else, or one that is not believed."""
+    return float(value) if type(value) in (int, float) and -LARGEST <= value <= LARGEST else None

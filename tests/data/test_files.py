@@ -258,7 +258,7 @@ def test_many_tasks_in_a_file(tmp_path: Path):
         ('{"train": [{"input": [[1, -1]]}]}', "colours outside 0-9"),
         ('{"train": [{"input": [[1.5]]}]}', "is no grid of integers"),
         ('{"train": [{"input": [["1"]]}]}', "is no grid of integers"),
-        ('{"train": [{"input": [[123456789012345678901234567890]]}]}', "is no grid of integers"),
+        ('{"train": [{"input": [[123456789012345678901234567890]]}]}', "colours outside 0-9"),
         ('{"train": [{"input": []}]}', "is no grid of integers"),
         ('{"test": [{"input": [[1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7]]}]}', "only 1 larger ones"),
     ],

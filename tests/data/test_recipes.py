@@ -104,8 +104,8 @@ from arcvae_cli.settings import DataSettings
 def say(*words): print(*words, flush=True)
 shapes = recipes.RECIPES["shapes"]
 def build(*arguments):
-    say("building")
     open(os.environ["ARCVAE_CACHE_DIR"] + "/.shapes-r1-n50-s4.npz.half.tmp", "w").close()  # as a write under way does
+    say("building")
     sys.stdin.readline()
     return shapes.build(*arguments)
 recipes.RECIPES["shapes"] = replace(shapes, build=build)
@@ -139,7 +139,7 @@ def test_processes_that_need_a_corpus_at_once_build_it_once(cache: Path, builder
     assert sorted(said.values()) == [waits, waits, "building"]
     first.stdin.write("go\n")
     first.stdin.flush()
-    ends = {process.communicate() for process in processes}
+    ends = {process.communicate(timeout=30) for process in processes}
     assert ends == {(f"has {load_arrays(SHAPES).fingerprint()}\n", "")}
     assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
 

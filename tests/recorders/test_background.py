@@ -18,6 +18,7 @@ class Heard(Silent):
 
     def __init__(self, failing: str = "", hanging: str = "") -> None:
         self.calls: list[str] = []
+        self.codes: list[int] = []
         self.threads: set[int] = set()
         self.go_on = threading.Event()
         self._failing, self._hanging = failing, hanging
@@ -36,6 +37,9 @@ class Heard(Silent):
     def step(self, epoch: int, done: int, beta: float | None) -> None:
         self.hear("step")
 
+    def resume(self, records: Any, step: int) -> None:
+        self.hear(f"resume {[record.epoch for record in records]} {step}")
+
     def steps(self, records: Any) -> None:
         self.hear("steps")
 
@@ -45,7 +49,8 @@ class Heard(Silent):
     def pictures(self, epoch: int, pictures: Any) -> None:
         self.hear(f"pictures {epoch}")
 
-    def close(self) -> None:
+    def close(self, code: int = 0) -> None:
+        self.codes.append(code)
         self.hear("close")
 
     def abandon(self) -> None:
@@ -84,6 +89,19 @@ def test_all_calls_but_single_steps_arrive_in_order_in_one_other_thread(train: T
     told_of = ["start", "steps", "epoch 1", "pictures 1", "steps", "epoch 2", "pictures 2", "close"]
     assert (heard.calls, told) == (told_of, [])
     assert len(heard.threads) == 1 and threading.get_ident() not in heard.threads
+    assert heard.codes == [0]
+
+
+def test_the_epochs_of_a_run_that_goes_on_and_how_it_ends_are_passed_on(
+    make_plan: MakePlan, make_record: MakeRecord
+) -> None:
+    heard, history = Heard(), [make_record(1), make_record(2)]
+    recorder = Background(heard, "it", lambda _: None)
+    recorder.start(make_plan())
+    recorder.resume(history, 100)
+    history.append(make_record(3))  # as the trainer's own list grows, before the thread has come to it
+    recorder.close(75)
+    assert (heard.calls, heard.codes) == (["start", "resume [1, 2] 100", "close"], [75])
 
 
 @pytest.mark.parametrize("failing", ["start", "epoch 1", "pictures 2", "close"])
@@ -98,6 +116,7 @@ def test_a_failure_is_told_once_and_ends_the_recorder(train: Train, failing: str
     assert "\n" not in told[0]
     before = heard.calls[: heard.calls.index(failing) + 1]
     assert heard.calls == [*before, "close", "abandon"], "closed with what it has, and nothing after it"
+    assert heard.codes == [0, 1] if failing == "close" else [1], "what it holds is not all"
 
 
 @pytest.fixture
