@@ -87,3 +87,29 @@ def test_levels_have_their_own_lines_targets_and_floors(
     levels, floors = drawn["kl_per_dim.png"]
     assert {name: kl.tolist() for name, kl in levels.items()} == {"global": [[1.0]], "local": [[2.0, 3.0]]}
     assert floors == {"global": 0.3, "local": 0.3}
+
+
+def test_a_run_that_goes_on_draws_the_curves_of_a_whole_one_and_keeps_no_void_picture(
+    tmp_path: Path, make_plan: MakePlan, make_record: MakeRecord, make_pictures: Callable[..., Pictures]
+) -> None:
+    records = [
+        make_record(epoch, rates={"z": [0.1 * epoch, 1.0]}, path={"z": [0.1 * epoch, 0.0]}) for epoch in range(1, 6)
+    ]
+    drawn = {}
+    for name, parts in (("whole", (records,)), ("in parts", (records[:3], records[2:4], records[3:]))):
+        folder = tmp_path / name
+        folder.mkdir()
+        for part in parts:
+            recorder = GridPictures(folder)
+            recorder.start(make_plan(steps=2))
+            if part[0].epoch > 1:
+                recorder.resume(records[: part[0].epoch - 1], (part[0].epoch - 1) * 50)
+                left = {int(path.stem.rpartition("_")[2]) for path in folder.glob("*_epoch_*")}
+                assert left == set(range(1, part[0].epoch))
+            for record in part:
+                recorder.epoch(record)
+                recorder.pictures(record.epoch, make_pictures())
+            recorder.close(0 if part[-1] is records[-1] else 75)
+        drawn[name] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert drawn["in parts"] == drawn["whole"]
+    assert len(drawn["whole"]) == 3 * 5 + 2
