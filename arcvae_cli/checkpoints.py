@@ -269,7 +269,7 @@ def find_checkpoint(argument: str, runs: Path) -> Found:
         if is_dir(runs / argument):
             path = _in_run(runs / argument, argument)
             return Found(path, f"using {path}")
-    names = run_names(runs)
+    names = _names(runs)
     hint = f"runs: {', '.join(names)}" if names else f"no run in {runs}/ yet: start one with `arcvae train`"
     raise InputError(f"checkpoint {argument!r}: no such file, run folder or run", hint)
 
@@ -281,8 +281,7 @@ def _in_run(folder: Path, argument: str) -> Path:
     raise InputError(f"checkpoint {argument!r}: the folder holds no checkpoints/{BEST}", "give the file itself")
 
 
-def run_names(runs: Path) -> list[str]:
-    """The newest five runs of a folder of runs."""
+def _names(runs: Path) -> list[str]:
     if not runs.is_dir():
         return []
     folders = [path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()]

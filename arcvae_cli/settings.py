@@ -545,6 +545,8 @@ def _merge(into: Table, layer: Layer, origins: dict[str, str]) -> None:
             dotted = f"{prefix}{key}"
             if isinstance(value, dict):
                 below = into.get(key)
+                if not value and below is None:
+                    origins[dotted] = layer.origin
                 if not isinstance(below, dict) or (dotted.startswith(tuple(NAMED)) and _renamed(below, value)):
                     below = into[key] = {}
                 elif (
@@ -685,9 +687,10 @@ def _label(where: str, key: str) -> str:
 
 def _upwards(key: str) -> Iterator[str]:
     """A dotted key, and the tables or lists around it, the nearest first."""
-    while key:
-        yield key
+    yield key
+    while "." in key:
         key = key.rpartition(".")[0]
+        yield key
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

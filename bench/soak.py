@@ -30,6 +30,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ import tomli_w
 import torch
 
 from arcvae_cli import checkpoints, runs
-from arcvae_cli.commands.runs import PART
+from arcvae_cli.commands.runs import PART, pth_files
 from arcvae_cli.errors import InputError
 from arcvae_cli.machine import cores
 from arcvae_cli.settings import resolve
@@ -67,7 +68,7 @@ COMMON: dict[str, Any] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------- runs and their processes
+# ----------------------------------------------------------------------------------------- runs and their processes
 
 
 @dataclass(frozen=True)
@@ -230,29 +231,35 @@ MOMENTS = (in_writing, in_start, in_training, in_writing, in_naming, in_training
 
 def torn(folder: Path) -> list[str]:
     """What is wrong with the files of a run whose process has ended, however it did."""
-    found: list[str] = []
-    for path in (folder / "checkpoints").glob("[!.]*.pth"):
-        try:
-            checkpoints.read(path, required=checkpoints.PART if PART.fullmatch(path.name) else checkpoints.REQUIRED)
-        except InputError as error:
-            found.append(error.what)
-    for path in (folder / "status.json", folder / "metrics.json"):
-        if path.is_file() and not isinstance(read_json(path), dict):
-            found.append(f"{path.name} is no JSON")
-    for path in (folder / "images").glob("[!.]*.png"):
-        if not path.read_bytes().endswith(b"IEND\xaeB`\x82"):
-            found.append(f"{path.name} is cut short")
     if not folder.exists():
-        return found
-    try:
-        resolve(str(folder / "config.toml"))
-    except InputError as error:
-        found.append(error.what)
+        return []
+    documents = [path for name in ("status.json", "metrics.json") if (path := folder / name).is_file()]
+    found = [f"{path.name} is no JSON" for path in documents if not isinstance(read_json(path), dict)]
+    pictures = (folder / "images").glob("[!.]*.png")
+    found += [f"{path.name} is cut short" for path in pictures if not path.read_bytes().endswith(b"IEND\xaeB`\x82")]
     lines, _ = metrics(folder)
     found += [f"metrics.jsonl has a line {line!r}" for line in lines if not isinstance(line, dict)]
+    for read in (partial(resolve, str(folder)), *(partial(read_weights, path) for path in pth_files(folder))):
+        with collected(found):
+            read()
     if runs.held(folder):
         found.append("the lock is held by nobody living")
     return found
+
+
+@contextlib.contextmanager
+def collected(found: list[str]) -> Iterator[None]:
+    """Add what is wrong with a file to a list."""
+    try:
+        yield
+    except InputError as error:
+        found.append(error.what)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """A checkpoint of a whole model or of a part."""
+    part = PART.fullmatch(path.name)
+    return checkpoints.read(path, required=checkpoints.PART if part else checkpoints.REQUIRED)
 
 
 def metrics(folder: Path) -> tuple[list[Any], bool]:
@@ -282,9 +289,7 @@ def other(folder: Path, straight: Path) -> list[str]:
     for path in sorted((straight / "checkpoints").glob("*.pth")):
         if path.name in apart:
             continue
-        part = bool(PART.fullmatch(path.name))
-        required = checkpoints.PART if part else checkpoints.REQUIRED
-        mine, his = (checkpoints.read(run / "checkpoints" / path.name, required=required) for run in (folder, straight))
+        mine, his = (read_weights(run / "checkpoints" / path.name) for run in (folder, straight))
         for values in (mine, his):
             values.pop("seconds", None)
             values["config"] = json.loads(values["config"])["model"]
@@ -591,3 +596,330 @@ def in_one_second(subject: Subject, folder: Path, chance: random.Random, index: 
         trial.wrong("latest points to none of them")
     trial.mismatches += [what for run in found for what in torn(run)]
     return trial
+
+
+# ------------------------------------------------------------------------------------------------------ loggers
+
+LOGGED = ("--tensorboard", "--wandb", "offline")
+
+
+def logged(subject: Subject, folder: Path, chance: random.Random, index: int) -> Trial:
+    """SIGKILL where TensorBoard and W&B (offline) listen: each has every point once."""
+    trial = Trial()
+    twin = subject.straight.with_name(f"{subject.name}-logged")
+    process = begin_logged(subject, folder)
+    for again in range(1 + index % 3):
+        (in_training, in_naming, in_writing)[(index + again) % 3](subject, chance)(process)
+        process.process.kill()
+        code, _ = process.end()
+        if code == 0:
+            break
+        trial.hit(process)
+        process = go_on(subject, folder)
+        trial.resumed += 1
+    trial.ends_straight(subject, process)
+    for name, read in (("TensorBoard", points), ("W&B", rows)):
+        (mine, shown), (his, all_shown) = read(folder), read(twin)
+        if mine != his:
+            extra, lacking = [x for x in mine if x not in his], [x for x in his if x not in mine]
+            text = f"{len(mine)} points for {len(his)}, {len(mine) - len(set(map(str, mine)))} doubled"
+            trial.wrong(f"{name}: {text}, {len(extra)} others as {extra[:1]!s:.300}, lacks {lacking[:1]!s:.300}")
+        if len(shown) != len(set(shown)) or not set(shown) <= set(all_shown):
+            trial.wrong(f"{name}: pictures {shown} for {all_shown}")
+        trial.count(f"pictures that {name} lacks", len(all_shown) - len(shown))
+    return trial
+
+
+def begin_logged(subject: Subject, folder: Path) -> Process:
+    flags = ("--preset", subject.preset, "--runs-dir", folder.parent, "--run-name", folder.name)
+    return Process(folder, ["train", *flags, *LOGGED])
+
+
+Logs = tuple[list[Any], list[Any]]
+"""What a logger has: of numbers every point in its order, and which pictures, of which a kill may take the last."""
+
+
+def points(folder: Path) -> Logs:
+    """Every point of every curve in TensorBoard's own view of a run, but those of the time that was taken."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0, "images": 0})
+    events.Reload()
+    tags = events.Tags()
+    numbers = [(tag, event.step, event.value) for tag in tags["scalars"] for event in events.Scalars(tag)]
+    numbers += [(tag, event.step, 0.0) for tag in tags["histograms"] for event in events.Histograms(tag)]
+    pictures = [(tag, event.step) for tag in tags["images"] for event in events.Images(tag)]
+    pictures += [(tag, event.step) for tag in tags["tensors"] for event in events.Tensors(tag)]
+    return sorted(point for point in numbers if point[0] != "seconds"), sorted(pictures)
+
+
+def rows(folder: Path) -> Logs:
+    """The rows of all sessions of a run's W&B run, one after the other."""
+    numbers, pictures = list[Any](), list[Any]()
+    for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns):
+        for row in wandb_rows(file):
+            row.pop("seconds", None)
+            if any(name.startswith(("images/", "strings/")) for name in row):
+                pictures.append(row["step"])
+            else:
+                numbers.append(row)
+    return numbers, pictures
+
+
+def wandb_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows in a `.wandb` file: a LevelDB log of protobuf messages behind 7 bytes of its own."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    raw, block, at, message = file.read_bytes(), 32768, 7, b""
+    while at + 7 <= len(raw):
+        if block - at % block < 7:  # no header fits into the rest of a block
+            at += block - at % block
+            continue
+        _, length, kind = struct.unpack("<IHB", raw[at : at + 7])  # 1 whole, 2 first, 3 middle, 4 last
+        if kind == 0 or at + 7 + length > len(raw):
+            return  # what a kill left
+        message = raw[at + 7 : at + 7 + length] if kind in (1, 2) else message + raw[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            record = Record()
+            record.ParseFromString(message)
+            if record.WhichOneof("record_type") == "history":
+                items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                yield {key: json.loads(value) for key, value in items.items() if not key.startswith("_")}
+
+
+# ------------------------------------------------------------------------------------------------------ hostile files
+
+
+class Bomb:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.canary}",)
+
+
+def hostile(subject: Subject, folder: Path, chance: random.Random, index: int) -> Trial:  # noqa: ARG001
+    """Checkpoints that are damaged or foreign: one line, exit code 2, nothing run, and the run is as it was."""
+    trial = Trial()
+    shutil.copytree(subject.straight, folder)
+    last = folder / "checkpoints" / "last.pth"
+    whole, canary = last.read_bytes(), folder.parent / "canary"
+    values = checkpoints.read(last)
+    made = folder.parent / "made.pth"
+
+    def saved_bytes(thing: Any) -> bytes:
+        torch.save(thing, made)
+        return made.read_bytes()
+
+    def zipped(name: str, content: bytes) -> bytes:
+        with zipfile.ZipFile(made, "w") as archive:
+            archive.writestr(name, content)
+        return made.read_bytes()
+
+    def flipped() -> bytes:
+        found = bytearray(whole)
+        found[chance.randrange(len(found))] ^= 1 << chance.randrange(8)
+        return bytes(found)
+
+    bomb = pickle.dumps(Bomb(canary))
+    model = values["model_state_dict"]
+    refused = {
+        "empty": b"",
+        "noise": chance.randbytes(5000),
+        "text": b"not a checkpoint\n" * 50,
+        "a zip of something else": zipped("readme.txt", b"hello"),
+        "a pickle bomb": bomb,
+        "a pickle bomb in a zip": zipped("archive/data.pkl", bomb),
+        "an object": saved_bytes({**values, "config": Path("x")}),
+        "a checkpoint of somebody else": saved_bytes({"state_dict": model}),
+        "a newer format": saved_bytes({**values, "format_version": 999}),
+        "weights of another model": saved_bytes({**values, "model_state_dict": dict(list(model.items())[1:])}),
+        "weights that are no numbers": saved_bytes(
+            {**values, "model_state_dict": {key: tensor * float("nan") for key, tensor in model.items()}}
+        ),
+        "no history": saved_bytes({**values, "history": "[" * 100_000}),
+    }
+    refused |= {f"{tenth} tenths": whole[: len(whole) * tenth // 10] for tenth in range(1, 10)}
+    last.unlink()  # the other names are of the same bytes
+    for name, content in refused.items():
+        trial.struck += 1
+        last.write_bytes(content)
+        told_in_a_line(trial, name, folder)
+    for flip in range(200):
+        trial.struck += 1
+        last.write_bytes(flipped())
+        try:
+            found = list(differing(checkpoints.read(last), values))
+        except InputError:
+            continue
+        if found:  # a flip that is read must have been where nothing stands
+            trial.wrong(f"flip {flip} is read: {found}")
+    for name in ("a folder", "a pipe"):
+        trial.struck += 1
+        last.unlink()
+        last.mkdir() if name == "a folder" else os.mkfifo(last)
+        told_in_a_line(trial, name, folder)
+        last.rmdir() if name == "a folder" else None
+    if canary.exists():
+        trial.wrong("a bomb went off")
+    last.unlink()
+    last.write_bytes(whole)
+    trial.mismatches += other(folder, subject.straight)
+    return trial
+
+
+def told_in_a_line(trial: Trial, name: str, folder: Path) -> None:
+    """Go on with a run that cannot be gone on with."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "arcvae_cli", "train", "--resume", str(folder), "--epochs", "9"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=LONGEST)
+    taken, said = time.monotonic() - began, done.stderr
+    lines = said.splitlines()
+    if done.returncode != 2 or len(lines) > 2 or not said.startswith("error: ") or taken > 60:
+        trial.wrong(f"{name}: exit code {done.returncode} after {taken:.0f} s: {said[-300:]}")
+
+
+# ------------------------------------------------------------------------------------------------------ all of it
+
+Strike = Callable[[Subject, Path, random.Random, int], Trial]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to runs. `often`: trials of it, and those of --quick; `only`: the subject, where it is but one."""
+
+    name: str
+    strike: Strike
+    often: tuple[int, int]
+    only: str | None = None
+
+
+def signalled(number: signal.Signals) -> Strike:
+    def strike(subject: Subject, folder: Path, chance: random.Random, index: int) -> Trial:
+        return asked(subject, folder, chance, index, number)
+
+    return strike
+
+
+FAULTS = (
+    Fault("SIGKILL", killed, (50, 4)),
+    *(Fault(number.name, signalled(number), (12, 1)) for number in CODES),
+    Fault("Ctrl-C twice", asked_twice, (12, 1)),
+    Fault("a file too large (RLIMIT_FSIZE)", filled, (12, 1)),
+    Fault("a file system that is full", on_small_disk, (8, 1)),
+    Fault("a loss or gradient that is NaN", spoilt, (12, 1)),
+    Fault("memory too small for the batch (RLIMIT_AS)", starved, (3, 1), "grids"),
+    Fault("three processes resume one run", twice, (6, 1)),
+    Fault("five runs start in one second", in_one_second, (2, 1), "equations"),
+    Fault("SIGKILL, W&B and TensorBoard listen", logged, (8, 1)),
+    Fault("checkpoints damaged or hostile", hostile, (1, 1), "equations"),
+)
+
+
+def squares(path: Path) -> None:
+    """A corpus of grids with a coloured square each: 320 to train on."""
+    chance, grids = np.random.RandomState(0), np.zeros((352, 16, 16), np.uint8)
+    for grid in grids:
+        row, column = chance.randint(0, 8, 2)
+        grid[row : row + 6, column : column + 6] = chance.randint(1, 10)
+    np.savez(path, train=grids[:320], val=grids[320:336], test=grids[336:])
+
+
+def make_subject(base: Path, name: str, tables: Mapping[str, Any], with_loggers: bool) -> Subject:
+    """Write the preset, and do the run that nobody disturbs; as the command does it, with nothing counted."""
+    preset = base / f"{name}.toml"
+    merged = {key: {**COMMON.get(key, {}), **tables.get(key, {})} for key in {**COMMON, **tables}}
+    preset.write_text(tomli_w.dumps(merged), "utf-8")
+    command = [sys.executable, "-m", "arcvae_cli", "train", "--preset", str(preset), "--runs-dir", str(base)]
+    start = 0.0
+    for suffix, flags in (("straight", ()), ("logged", LOGGED))[: 1 + with_loggers]:
+        words = [*command, "--run-name", f"{name}-{suffix}", *flags]
+        # saved after its epochs only: how often the others save must change nothing
+        process = subprocess.Popen([*words, "--set", "train.save_minutes=0"], env=environment(), **QUIET)
+        began, last = time.monotonic(), base / f"{name}-{suffix}" / "checkpoints" / "last.pth"
+        while not last.is_file() and process.poll() is None:
+            time.sleep(0.01)
+        start = start or time.monotonic() - began
+        said = process.communicate()[1]
+        if process.returncode:
+            sys.exit(f"{' '.join(words)}\n{said}")
+    return Subject(name, preset, base / f"{name}-straight", saved(base / f"{name}-straight"), start)
+
+
+QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+
+
+def table(found: Mapping[str, list[Trial]]) -> Iterator[str]:
+    """All trials in Markdown, a line a fault."""
+    yield "| fault | tried | resumed | steps lost at most | mismatches |"
+    yield "|---|---|---|---|---|"
+    for name, trials in found.items():
+        struck, resumed = sum(trial.struck for trial in trials), sum(trial.resumed for trial in trials)
+        lost, wrong = max(trial.lost for trial in trials), sum(len(trial.mismatches) for trial in trials)
+        yield f"| {name} | {struck} | {resumed or '-'} | {lost if resumed else '-'} | {wrong} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="each fault a few times")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--jobs", type=int, default=cores(), help="runs side by side")
+    parser.add_argument("--only", help="faults with this in their name")
+    parser.add_argument("--folder", type=Path, help="where the runs go, some hundred megabytes; by default a new one")
+    given = parser.parse_args()
+    began = time.monotonic()
+    base = Path(tempfile.mkdtemp(prefix="soak-", dir=given.folder)).resolve()
+    os.environ["ARCVAE_CACHE_DIR"] = str(base / "cache")
+    squares(base / "squares.npz")
+    grids = {"data": {"path": str(base / "squares.npz")}, **GRIDS}
+    faults = [fault for fault in FAULTS if given.only is None or given.only.lower() in fault.name.lower()]
+    if not small_disks():
+        print("no small file system can be mounted here: left out")
+        faults = [fault for fault in faults if fault.strike is not on_small_disk]
+    with_loggers = any(fault.strike is logged for fault in faults)
+    subjects = [make_subject(base, *pair, with_loggers) for pair in (("grids", grids), ("equations", EQUATIONS))]
+    for subject in subjects:
+        print(f"{subject.name}: {subject.steps} steps, the first save after {subject.start:.1f} s")
+
+    def work(fault: Fault, index: int) -> Trial:
+        chosen = [subject for subject in subjects if fault.only in (None, subject.name)]
+        folder = base / f"{fault.strike.__name__}-{fault.name.replace(' ', '-').replace('/', '-')[:20]}-{index}" / "run"
+        folder.parent.mkdir()
+        try:
+            subject = chosen[index % len(chosen)]
+            trial = fault.strike(subject, folder, random.Random(f"{given.seed} {fault.name} {index}"), index)
+        except Exception as error:
+            trial = Trial(mismatches=[f"{type(error).__name__}: {error}"])
+        if trial.mismatches:
+            print(f"{fault.name} {index}: {folder}\n  " + "\n  ".join(trial.mismatches), flush=True)
+        else:
+            shutil.rmtree(folder.parent)
+        return trial
+
+    found: dict[str, list[Trial]] = {}
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for fault in faults:
+            found[fault.name] = list(pool.map(work, [fault] * len(range(fault.often[given.quick])), range(10**6)))
+            counts: dict[str, int] = {}
+            for trial in found[fault.name]:
+                for what, number in trial.tally.items():
+                    counts[what] = counts.get(what, 0) + number
+            shown = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()) if number)
+            runs_done = len(found[fault.name])
+            print(f"{fault.name}: {runs_done} runs, {time.monotonic() - began:.0f} s by now{': ' * bool(shown)}{shown}")
+            sys.stdout.flush()
+    print("", *table(found), sep="\n")
+    trials = [trial for all_of in found.values() for trial in all_of]
+    wrong = sum(len(trial.mismatches) for trial in trials)
+    strikes, resumed = (sum(getattr(trial, name) for trial in trials) for name in ("struck", "resumed"))
+    print(f"\n{strikes} faults, {resumed} resumptions, {wrong} mismatches; {time.monotonic() - began:.0f} s")
+    if not wrong:
+        shutil.rmtree(base)
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

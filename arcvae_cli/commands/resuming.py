@@ -101,14 +101,9 @@ def earlier_folder(argument: str, runs: Path) -> tuple[Path, Path | None]:
         if not (folder / "config.toml").is_file():
             raise InputError(f"--resume {argument}: the file lies in no run folder", "give a run's folder or name")
         return folder, given.resolve()
-    for folder in (given, runs / argument):
-        if (folder / "config.toml").is_file():
-            return folder.resolve(), None
-    from arcvae_cli.checkpoints import run_names
+    from arcvae_cli.runs import find
 
-    names = run_names(runs)
-    hint = f"runs: {', '.join(names)}" if names else f"no run in {runs}/ yet: start one with `arcvae train`"
-    raise InputError(f"--resume {argument!r}: no such run", hint)
+    return find(argument, runs), None
 
 
 def go_on(folder: Path, file: Path | None) -> Earlier:

@@ -140,7 +140,8 @@ class LiveTable(Silent):
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002 - the table counts by epochs
         """Show the epochs that the run has."""
         self._epochs = list(records)
-        self._at = (len(records) + 1, 0, None)
+        if records and self._plan is not None:
+            self._at = (len(records), self._plan.steps, None)
 
     def step(self, epoch: int, done: int, beta: float | None) -> None:
         """Note where we are; the screen is redrawn by its own clock."""

@@ -44,10 +44,11 @@ class TensorBoardRecorder(Silent):
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
         """Go on after the last epoch that is whole in the files, and no later than `step`."""
-        epochs, shown = earlier(self._folder)
-        whole = max((found for found in epochs if found <= step), default=0)
+        there = [seen(self._folder), *map(seen, self._folder.glob(f"{COMPARISON.replace('/', '_')}_*"))]
+        epochs = set.intersection(*({at for name, at in points if name in (EPOCH, COMPARISON)} for points in there))
+        whole = max((at for at in epochs if at <= step), default=0)
         self._first = whole + 1
-        self._step, self._shown = step, {name for name, found in shown if found == step}
+        self._step, self._shown = step, {name for name, at in there[0] if at == step}
         for rows, record in retold(self._folder.parent / "metrics.jsonl", records, whole):
             self._batches(rows)
             self.epoch(record)
@@ -145,8 +146,8 @@ def without_tensorflow() -> None:
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 
-def earlier(folder: Path) -> tuple[set[int], set[tuple[str, int]]]:
-    """What the event files in a folder hold and readers see: the steps of whole epochs, and what is shown at which."""
+def seen(folder: Path) -> set[tuple[str, int]]:
+    """What readers see in the event files of a folder, and at which step: ends of epochs, pictures, and texts."""
     without_tensorflow()
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.compat.proto.event_pb2 import SessionLog
@@ -157,9 +158,9 @@ def earlier(folder: Path) -> tuple[set[int], set[tuple[str, int]]]:
             if event.session_log.status == SessionLog.START:
                 found = {(name, step) for name, step in found if step < event.step}
             for value in event.summary.value:
-                if value.tag == EPOCH or value.tag.startswith(("images/", "strings/")):
+                if value.tag in (EPOCH, COMPARISON) or value.tag.startswith(("images/", "strings/")):
                     found.add((value.tag.removesuffix("/text_summary"), event.step))
-    return {step for name, step in found if name == EPOCH}, found
+    return found
 
 
 def of_levels(values: Mapping[str, Any]) -> dict[str, float]:

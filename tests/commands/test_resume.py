@@ -257,14 +257,14 @@ def nothing(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--resume", "yours"), "--resume 'yours': no such run"),
-        (("--resume", "lonely.pth"), "no such run"),
+        (("--resume", "yours"), "run 'yours': there is none of this name"),
+        (("--resume", "lonely.pth"), "there is none of this name"),
         (("--resume", "auto"), "--resume auto: which run?"),
         (("--resume", "mine", "--run-name", "other"), "the run that goes on has its name"),
         (("--resume", "mine", "--overfit-batch"), "one batch is no run"),
         (("--resume", "mine", "--quick-test"), "the run has its length already"),
-        (("--resume", "../../etc"), "no such run"),
-        (("--resume", ""), "no such run"),
+        (("--resume", "../../etc"), "there is none of this name"),
+        (("--resume", ""), "there is none of this name"),
     ],
 )
 def test_what_cannot_be_gone_on_with(

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -73,10 +78,16 @@ def running(plan: Plan, records: list[EpochRecord], screen: Screen) -> list[str]
     for record in records:
         recorder.step(record.epoch, 50, 0.05)
         recorder.epoch(record)
+    lines = drawn(recorder, screen)
+    recorder.close()
+    return lines
+
+
+def drawn(recorder: LiveTable, screen: Screen) -> list[str]:
+    """What stands on the screen now."""
     paper = Terminal(file=io.StringIO(), width=screen.console.err.width, height=screen.console.err.height)
     with paper.capture() as captured:
         paper.print(recorder.picture())
-    recorder.close()
     return [line.rstrip() for line in ESCAPE.sub("", captured.get()).splitlines()]
 
 
@@ -183,10 +194,31 @@ def test_progress_and_time_left(make_plan: MakePlan, make_record: MakeRecord, mo
         screen = Screen()
         recorder = LiveTable(screen.console)
         recorder.start(make_plan())
+        recorder.step(1, 1, 0.05)
         now[0] += seconds
         recorder.step(epoch, done, 0.05)
         recorder.close()
         assert screen.lines[-1].endswith(told)
+
+
+def test_a_run_that_goes_on_shows_its_epochs_and_reckons_with_its_own_steps(
+    make_plan: MakePlan, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    screen = Screen()
+    recorder = LiveTable(screen.console)
+    recorder.start(make_plan())
+    recorder.resume([make_record(epoch, best=epoch == 2) for epoch in range(1, 51)], 2500)
+    assert "epoch 50/100, step 50/50, beta was 0.05, 0:00 gone, -:-- left" in drawn(recorder, screen)[-1]
+    for done in (31, 32, 50):  # the first 30 steps of the epoch were done by an earlier process
+        recorder.step(51, done, 0.05)
+    now[0] += 40.0
+    assert drawn(recorder, screen)[-1].endswith("0:40 gone, 1:21:40 left"), "2 s a step, and 2450 left"
+    recorder.epoch(make_record(51))
+    recorder.close(130)
+    shown = [line.split()[0] for line in screen.lines if re.match(r" *\d+\*? +0.05 ", line)]
+    assert shown == ["1", "2*", *map(str, range(3, 52))]
 
 
 # ------------------------------------------------------------------------------------------------------- the bars
@@ -314,6 +346,19 @@ def test_beta_that_only_the_device_knows(make_plan: MakePlan, make_record: MakeR
 # ----------------------------------------------------------------------------------------------- off a terminal
 
 
+def test_a_run_that_goes_on_has_no_lines_for_what_was_told(
+    make_plan: MakePlan, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Lines(Console())
+    recorder.start(make_plan())
+    capsys.readouterr()
+    recorder.resume([make_record(1), make_record(2)], 100)
+    assert capsys.readouterr().err == ""
+    recorder.epoch(make_record(3))
+    recorder.close(143)
+    assert capsys.readouterr().err.startswith("epoch 3/100  ")
+
+
 def test_plain_lines(make_plan: MakePlan, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]) -> None:
     recorder = Lines(Console())
     recorder.start(make_plan(elbo_scale=25.6, free_bits=0.3))
@@ -386,3 +431,98 @@ def test_who_listens_depends_on_where_stderr_goes(monkeypatch: pytest.MonkeyPatc
     assert isinstance(live_recorder(screen.console), Lines)
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(live_recorder(Screen().console), Lines)
+
+
+# ------------------------------------------------------------------------------------------- a terminal, a pipe
+
+FIRST_LINES = """
+import os, signal, sys, time, warnings; sys.path.insert(0, sys.argv[1])
+import conftest
+from arcvae_cli.commands.train import closing
+from arcvae_cli.console import Console
+from arcvae_cli.recorders.live import live_recorder
+
+def train(console, epochs, seconds):
+    recorder.start(conftest.plan())
+    for epoch in range(1, epochs + 1):
+        recorder.step(epoch, 50, 0.05)
+        recorder.epoch(conftest.record(epoch))
+        time.sleep(seconds)
+"""
+
+
+def python(script: str, stderr: int) -> subprocess.Popen[str]:
+    """A script in a process of its own, whose talk goes there; warnings are errors."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", FIRST_LINES + script, str(Path(__file__).parent)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"},
+        start_new_session=True,
+    )
+
+
+def read(source: int, until: bytes = b"") -> bytes:
+    """What comes from there, up to some text or to the end."""
+    found = b""
+    with suppress(OSError):  # as Linux tells the end of a terminal
+        while part := os.read(source, 4096):
+            found += part
+            if until and until in found:
+                break
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals")
+def test_however_a_training_ends_the_cursor_is_shown_and_the_table_stands() -> None:
+    script = """
+def interrupted(): raise KeyboardInterrupt
+for ending in ("itself", "an error", "Ctrl-C", "Ctrl-C twice"):
+    recorder = live_recorder(console := Console())
+    try:
+        with closing([recorder]):
+            train(console, 2, 0.3)
+            if ending == "an error": raise RuntimeError
+            if ending == "Ctrl-C twice": recorder._live._refresh_thread.stop = interrupted
+            if ending != "itself": os.kill(os.getpid(), signal.SIGINT)
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    print("ended by " + ending, file=sys.stderr)
+"""
+    own, theirs = os.openpty()
+    process = python(script, theirs)
+    os.close(theirs)
+    said = read(own).decode()
+    os.close(own)
+    process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "\x1b[?1049h" not in said, "no other screen, which would take the table with it"
+    parts = re.split("ended by .*", said)
+    assert len(parts) == 5
+    for part, ending in zip(parts, ("itself", "an error", "Ctrl-C", "Ctrl-C twice"), strict=False):
+        assert "\x1b[?25l" in part, ending
+        assert part.rindex("\x1b[?25h") > part.rindex("\x1b[?25l"), ending
+        if ending != "Ctrl-C twice":
+            assert re.search(r"epoch 2/100, .* left *(\x1b\[0m)?\r\n(\x1b\[\?25h)?$", part), ending
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals")
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+def test_a_reader_that_goes_away_ends_no_training_and_nothing_is_said_of_it(kind: str) -> None:
+    script = """
+with closing([recorder := live_recorder(console := Console())]):
+    train(console, 4, 0.4)
+    console.note("a note"); console.warn("a warning")
+    print("by others", file=sys.stderr); os.write(2, b"by others still")
+console.note("a note")
+print(type(recorder).__name__)
+"""
+    own, theirs = os.openpty() if kind == "terminal" else os.pipe()
+    process = python(script, theirs)
+    os.close(theirs)
+    assert b"epoch" in read(own, b"epoch")
+    os.close(own)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "LiveTable\n" if kind == "terminal" else "Lines\n")

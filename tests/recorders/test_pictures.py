@@ -99,17 +99,17 @@ def test_a_run_that_goes_on_draws_the_curves_of_a_whole_one_and_keeps_no_void_pi
     for name, parts in (("whole", (records,)), ("in parts", (records[:3], records[2:4], records[3:]))):
         folder = tmp_path / name
         folder.mkdir()
+        (folder / "samples_epoch_1.png").touch()
         for part in parts:
             recorder = GridPictures(folder)
             recorder.start(make_plan(steps=2))
             if part[0].epoch > 1:
                 recorder.resume(records[: part[0].epoch - 1], (part[0].epoch - 1) * 50)
-                left = {int(path.stem.rpartition("_")[2]) for path in folder.glob("*_epoch_*")}
-                assert left == set(range(1, part[0].epoch))
+                assert [path.name for path in folder.glob("*_epoch_*")] == ["samples_epoch_1.png"]
             for record in part:
                 recorder.epoch(record)
-                recorder.pictures(record.epoch, make_pictures())
+            recorder.pictures(record.epoch, make_pictures())
             recorder.close(0 if part[-1] is records[-1] else 75)
         drawn[name] = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert drawn["in parts"] == drawn["whole"]
-    assert len(drawn["whole"]) == 3 * 5 + 2
+    assert len(drawn["whole"]) == 1 + 3 + 2

@@ -24,7 +24,7 @@ RESTART = {"last_restart_epoch": 0.0, "epochs_since_restart": 1.0, "next_restart
 
 def read(folder: Path) -> EventAccumulator:
     """TensorBoard's own view of a folder: what a later session voids is not in it."""
-    found = EventAccumulator(str(folder))
+    found = EventAccumulator(str(folder), {"histograms": 0, "images": 0})  # all of them
     found.Reload()
     return found
 
