@@ -75,7 +75,12 @@ def save(path: Path, values: Mapping[str, Any]) -> None:
         try:
             with temporary.open("wb") as file:  # given a name, PyTorch would write that into the archive
                 torch.save(dict(values), file)
-        except RuntimeError as error:  # PyTorch's way of saying that the disk is full
+        except RuntimeError as error:  # what PyTorch makes of anything that is raised while it writes
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError | KeyboardInterrupt):
+                cause = cause.__cause__ or cause.__context__
+            if cause is not None:
+                raise cause from None
             raise failed(path, str(error).splitlines()[0]) from error
 
 

@@ -543,6 +543,8 @@ def _merge(into: Table, layer: Layer, origins: dict[str, str]) -> None:
     def lay(into: Table, values: Table, prefix: str) -> None:
         for key, value in values.items():
             dotted = f"{prefix}{key}"
+            if not key or "." in key:  # in quotes: it would look like a key of another table
+                raise InputError(f"{layer.origin}: {dotted or repr(key)}: unknown key {key!r}", "leave its quotes out")
             if isinstance(value, dict):
                 below = into.get(key)
                 if not value and below is None:

@@ -295,15 +295,21 @@ def other(folder: Path, straight: Path) -> list[str]:
             values["config"] = json.loads(values["config"])["model"]
             if "history" in values:
                 values["history"] = [{**json.loads(line), "seconds": 0} for line in values["history"].splitlines()]
-        found += [f"{path.name}: {key}" for key in differing(mine, his)]
+        found += in_words(path.name, differing(mine, his))
     lines = [[{**line, "seconds": 0} for line in metrics(run)[0]] for run in (folder, straight)]
     if lines[0] != lines[1] or metrics(folder)[1]:
         found.append(f"metrics.jsonl: {len(lines[0])} lines for {len(lines[1])}, or others")
     documents = [{**read_json(run / "metrics.json"), "run": "", "checkpoint": ""} for run in (folder, straight)]
-    found += [f"metrics.json: {key}" for key in differing(*documents)]
+    found += in_words("metrics.json", differing(*documents))
     if (state := runs.state_of(folder).state) != "finished":
         found.append(f"it is {state}")
     return found
+
+
+def in_words(name: str, keys: Iterator[str]) -> list[str]:
+    """One line on a file of which some values are others."""
+    found = list(keys)
+    return [f"{name}: {len(found)} other values, as {found[0]}"] if found else []
 
 
 def differing(one: Any, two: Any, place: str = "") -> Iterator[str]:
@@ -762,7 +768,8 @@ def hostile(subject: Subject, folder: Path, chance: random.Random, index: int) -
         last.unlink()
         last.mkdir() if name == "a folder" else os.mkfifo(last)
         told_in_a_line(trial, name, folder)
-        last.rmdir() if name == "a folder" else None
+        last.rename(folder.parent / name)
+        last.touch()
     if canary.exists():
         trial.wrong("a bomb went off")
     last.unlink()

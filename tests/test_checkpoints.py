@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -397,3 +400,26 @@ def test_no_load_costs_the_imports_of_a_compiler(tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in kept]
     done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("raised", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
+def test_what_pytorch_hides_while_it_writes_is_told(
+    raised: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes a RuntimeError of everything: of a full disk, and of a second Ctrl-C too."""
+    path = tmp_path / "last.pth"
+    checkpoints.save(path, values())
+    before = path.read_bytes()
+    real = torch.save
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise raised
+
+    monkeypatch.setattr(torch, "save", lambda content, file: real(content, Full()))
+    expected = KeyboardInterrupt if isinstance(raised, KeyboardInterrupt) else ArcvaeError
+    with pytest.raises(expected) as caught:
+        checkpoints.save(path, values())
+    if expected is ArcvaeError:
+        assert "last.pth: could not be written (No space left on device; " in str(caught.value)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pth"]

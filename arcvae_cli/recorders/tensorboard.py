@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,22 +30,25 @@ EPOCH = "epoch"
 class TensorBoardRecorder(Silent):
     """Writes into a folder of a run's; the axis is the optimiser step, and `epoch` a curve of its own.
 
-    The files are opened at the first record. What an earlier session in the folder wrote from that step on is void for
-    readers, so that a run which goes on from a checkpoint has every curve once. What a session that was killed did not
-    get onto the disk is written then, from `metrics.jsonl` beside the folder, but for pictures.
+    The files are opened at the first record. Where a run goes on, what an earlier session wrote of later steps is void
+    for readers, so that every curve is there once; what a session that was killed did not get onto the disk is written
+    then, from `metrics.jsonl` beside the folder, but for pictures.
     """
 
     def __init__(self, folder: Path, rules: Rules | None = None) -> None:
         self._folder = folder
         self._strings = None if rules is None else Writer(rules)
         self._writers: dict[str, SummaryWriter] = {}  # by level, whose curve in the comparison it holds; "": the rest
-        self._first: int | None = None  # the first step written
+        self._first: int | None = None  # from which on earlier files are void
         self._step = 0
         self._shown: set[str] = set()  # what an earlier session showed of this step
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
         """Go on after the last epoch that is whole in the files, and no later than `step`."""
-        there = [seen(self._folder), *map(seen, self._folder.glob(f"{COMPARISON.replace('/', '_')}_*"))]
+        folders = [self._folder, *self._folder.glob(f"{COMPARISON.replace('/', '_')}_*")]
+        for folder in folders:
+            renumber(folder)
+        there = [seen(folder) for folder in folders]
         epochs = set.intersection(*({at for name, at in points if name in (EPOCH, COMPARISON)} for points in there))
         whole = max((at for at in epochs if at <= step), default=0)
         self._first = whole + 1
@@ -123,8 +127,6 @@ class TensorBoardRecorder(Silent):
 
     def _scalars(self, step: int, values: Mapping[str, Any], level: str = "") -> None:
         """Points of curves; what is no number, or there already, is left out."""
-        if self._first is None:
-            self._first = step
         writer = self._writer(level)
         for name, value in values.items():
             if name not in self._shown and isinstance(value, (int, float)) and math.isfinite(value):
@@ -144,6 +146,12 @@ class TensorBoardRecorder(Silent):
 def without_tensorflow() -> None:
     """TensorBoard's own switch for doing without TensorFlow, which takes seconds to import where it is installed."""
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+
+
+def renumber(folder: Path) -> None:
+    """Put event files before every new one, which readers sort by the time in the names: clocks differ, and go back."""
+    for number, file in enumerate(sorted(folder.glob("events.out.tfevents.*"))):
+        file.rename(file.with_name(re.sub(r"tfevents\.\d+", f"tfevents.{number:010}", file.name)))
 
 
 def seen(folder: Path) -> set[tuple[str, int]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -37,25 +38,16 @@ def logged(record: EpochRecord, step: int, betas: dict[str, float]) -> StepRecor
     return StepRecord(record.epoch - 0.5, step, betas, record.train, "pixel")
 
 
-@pytest.fixture
-def train(tmp_path: Path, make_record: MakeRecord, make_pictures: MakePictures) -> Callable[..., None]:
-    """A session of a hierarchical run from one epoch to another, of 50 steps each, two of them logged."""
-
-    def run(first: int, last: int) -> None:
-        recorder = TensorBoardRecorder(tmp_path)
-        for epoch in range(first, last + 1):
-            betas = {"global": 0.01 * epoch, "local": 0.02}
-            record = make_record(epoch, rates=BOTH, betas=betas, restart=RESTART, selection=float("nan"))
-            recorder.steps([logged(record, epoch * 50 + step, betas) for step in (-25, 0)])
-            recorder.epoch(record)
-            recorder.pictures(epoch, make_pictures())
-        recorder.close()
-
-    return run
-
-
-def test_event_files_are_read_back(tmp_path: Path, train: Callable[..., None], make_record: MakeRecord) -> None:
-    train(1, 2)
+def test_event_files_are_read_back(tmp_path: Path, make_record: MakeRecord, make_pictures: MakePictures) -> None:
+    """Of a hierarchical run of two epochs of 50 steps, two of them logged."""
+    recorder = TensorBoardRecorder(tmp_path)
+    for epoch in (1, 2):
+        betas = {"global": 0.01 * epoch, "local": 0.02}
+        record = make_record(epoch, rates=BOTH, betas=betas, restart=RESTART, selection=math.nan)
+        recorder.steps([logged(record, epoch * 50 + step, betas) for step in (-25, 0)])
+        recorder.epoch(record)
+        recorder.pictures(epoch, make_pictures())
+    recorder.close()
     events = read(tmp_path)
     expected = {
         "Batch/KL_Loss", "Batch/Beta", "Batch/Global_KL_Weight", "Batch/Local_KL_Weight", "Batch/Total_Loss",
@@ -83,19 +75,6 @@ def test_event_files_are_read_back(tmp_path: Path, train: Callable[..., None], m
     assert set(events.Tags()["images"]) == {"images/reconstructions", "images/samples", "images/kl_maps"}
     assert events.Images("images/kl_maps")[0].step == 50
     assert events.Images("images/samples")[0].width > 8 * 128
-
-
-def test_a_run_that_continues_has_every_curve_once(tmp_path: Path, train: Callable[..., None]) -> None:
-    """It goes on from a checkpoint, which may be older than what was logged."""
-    train(1, 3)
-    train(2, 4)
-    for name, folder in (
-        ("Batch/Beta", tmp_path),
-        ("train/loss_total", tmp_path),
-        ("Beta_Schedule/Hierarchical_Comparison", tmp_path / "Beta_Schedule_Hierarchical_Comparison_local"),
-    ):
-        steps = [event.step for event in read(folder).Scalars(name)]
-        assert steps == list(range(25 if name.startswith("Batch") else 50, 201, 25 if name.startswith("Batch") else 50))
 
 
 # ------------------------------------------------------------------------------------------------ a run that goes on
@@ -173,6 +152,22 @@ def test_steps_logged_at_another_distance_are_those_of_the_last_session(session:
     folder = session(1, 3, every=10)
     session(3, 3, after=2, every=25)
     assert curves(folder)["tensorboard/Batch/Beta"] == [*range(10, 101, 10), 125, 150]
+
+
+def test_the_clock_of_another_machine_changes_nothing(session: Callable[..., Path]) -> None:
+    folder = session(1, 2)
+    for file in folder.rglob("events.out.*"):
+        file.rename(file.with_name(re.sub(r"tfevents\.\d+", "tfevents.9999999999", file.name)))
+    session(3, 3, after=2)
+    session(3, 4, after=2)
+    assert curves(folder) == whole(folder, 4)
+
+
+def test_a_picture_that_is_void_is_none_that_is_there(session: Callable[..., Path]) -> None:
+    folder = session(1, 3)
+    session(3, 3, after=2, shown=False)
+    session(4, 4, after=3)
+    assert curves(folder) == whole(folder, 4)
 
 
 @pytest.mark.parametrize("left", [0.0, 0.3, 0.6, 0.9, 0.999])

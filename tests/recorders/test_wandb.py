@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, html_table, run_id, run_name
-from arcvae_cli.records import EpochRecord, Plan
+from arcvae_cli.grammar import Rules
+from arcvae_cli.recorders.jsonl import JsonlRecorder
+from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, html_table, offline_rows, run_id, run_name
+from arcvae_cli.records import EpochRecord, Pictures, Plan, StepRecord
 from arcvae_cli.settings import Settings, flag_layer, resolve
 
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
@@ -67,7 +69,7 @@ def wandb_records(file: Path) -> list[Any]:
         _, length, kind = struct.unpack("<IHB", raw[at : at + 7])  # 1 whole, 2 first, 3 middle, 4 last
         message = raw[at + 7 : at + 7 + length] if kind in (1, 2) else message + raw[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):
+        if kind in (1, 4) and at <= len(raw):  # and not cut short
             found.append(wandb_internal_pb2.Record())
             found[-1].ParseFromString(message)
     return found
@@ -119,7 +121,7 @@ for session in (1, 2):
     if session == 2:
         print("ready", flush=True)
         while not stopped: time.sleep(0.01)
-    recorder.close()
+    recorder.close(75 if session == 2 else 0)
 """
     folder = tmp_path_factory.mktemp("runs") / "name"
     (folder / "checkpoints").mkdir(parents=True)
@@ -155,6 +157,12 @@ def test_two_sessions_in_a_folder_are_one_run(offline: Offline) -> None:
     ids = {offline.only("run", session).run_id for session in (0, 1)}
     assert ids == {(offline.folder / "wandb" / "id").read_text()}
     assert [row["step"] for row in rows(offline.sessions[1])] == [125, 150, 150]
+
+
+def test_how_a_run_ends_is_kept(offline: Offline) -> None:
+    assert [offline.only("exit", session).exit_code for session in (0, 1)] == [0, 75]
+    told = [[record.WhichOneof("record_type") for record in session] for session in offline.sessions]
+    assert ["preempting" in kinds for kinds in told] == [False, True], "who waits for a run knows that it goes on"
 
 
 def test_rows_have_the_names_of_the_metrics_and_their_step(offline: Offline, make_record: MakeRecord) -> None:
@@ -203,10 +211,7 @@ def test_a_sign_that_means_something_in_html_stands_as_it_is() -> None:
 
 
 def test_the_best_epoch_and_the_model_are_kept_at_the_end(offline: Offline) -> None:
-    summary: dict[str, Any] = {}
-    for record in offline.sessions[0]:
-        for item in record.summary.update:
-            summary["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+    summary = summary_of(offline.sessions[0])
     assert (summary["best/epoch"], summary["best/val/pixel_accuracy"]) == (1, 0.95)
     requests = [record.request for record in offline.sessions[0] if record.WhichOneof("record_type") == "request"]
     artifacts = [record.artifact for record in offline.sessions[0] if record.WhichOneof("record_type") == "artifact"]
@@ -222,6 +227,149 @@ def test_neither_the_key_nor_the_command_line_is_in_any_file(offline: Offline) -
     for file in files:
         text = file.read_bytes()
         assert KEY.encode() not in text and b"hunter2" not in text, file
+
+
+# ------------------------------------------------------------------------------------------------ a run that goes on
+
+SESSIONS = """
+import os, signal
+from arcvae_cli.recorders.jsonl import JsonlRecorder
+from arcvae_cli.recorders.wandb import WandbRecorder
+
+def session(after, last):
+    records = [conftest.record(epoch, best=epoch == 2) for epoch in range(1, last + 1)]
+    logger = WandbRecorder(folder.path, "offline", Settings().schedule, "ours")
+    recorders = JsonlRecorder(folder.path / "metrics.jsonl"), logger
+    for recorder in recorders:
+        recorder.start(conftest.plan())
+        if after:
+            recorder.resume(records[:after], 50 * after)
+            recorder.pictures(after, conftest.pictures())  # as the trainer shows them once more
+        for record in records[after:]:
+            steps = range(record.step - 45, record.step + 1, 5)
+            recorder.steps([StepRecord(step / 50, step, {"z": 0.02}, record.train, "pixel") for step in steps])
+            recorder.epoch(record)
+            recorder.pictures(record.epoch, conftest.pictures())
+    return recorders
+"""
+
+
+def wandb_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+
+
+def summary_of(records: list[Any]) -> dict[str, Any]:
+    items = (item for record in records for item in record.summary.update)
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def test_a_run_that_was_killed_and_goes_on_has_every_row_once(tmp_path: Path) -> None:
+    """Closed, with the end of its file lost; then killed between the rows of an epoch and its checkpoint; then done."""
+    killed = python(
+        SESSIONS
+        + """
+for recorder in session(0, 3): recorder.close(143)
+(file,) = folder.path.glob("wandb/offline-run-*/*.wandb")
+os.truncate(file, int(0.8 * file.stat().st_size))
+time.sleep(1.1)  # or W&B gives the next session the same folder
+held = session(2, 4)
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+        tmp_path,
+    )
+    assert killed.communicate(timeout=60) == ("", "")
+    assert killed.returncode == -signal.SIGKILL
+    first = wandb_files(tmp_path)[0]
+    assert first.stat().st_size > 32768, "more than a block"
+    last = python(SESSIONS + "for recorder in session(3, 5): recorder.close(75)", tmp_path)
+    assert last.communicate(timeout=60) == ("", "")
+    files = wandb_files(tmp_path)
+    sessions = [wandb_records(file) for file in files]
+    assert len({(tmp_path / "wandb" / "id").read_text(), *(file.stem.removeprefix("run-") for file in files)}) == 1
+    found = [row for records in sessions for row in rows(records)]
+    shown = [row["epoch"] for row in found if "images/samples" in row]
+    assert shown[-2:] == [4, 5] and shown == sorted(set(shown)), "those of a killed session may be lost"
+    told = [(row["step"], "best" in row) for row in found if "images/samples" not in row]
+    assert told == [
+        line for end in range(50, 251, 50) for line in [*((s, False) for s in range(end - 45, end + 1, 5)), (end, True)]
+    ]
+    numbers = list(offline_rows(tmp_path))
+    assert numbers == sorted(set(numbers)) and len(numbers) == len(found)
+    assert summary_of(sessions[-1])["best/epoch"] == 2, "which this session was not told"
+
+
+class Online:
+    """A run as W&B has it online, which already has so many rows by its own count."""
+
+    def __init__(self, step: int) -> None:
+        self.id, self.step = "abc", step
+        self.summary: dict[str, Any] = {}
+        self.rows: list[int] = []
+        self.ended: list[Any] = []
+
+    def define_metric(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def log(self, values: dict[str, Any], step: int, commit: bool) -> None:
+        assert commit and step >= self.step
+        assert values["step"] == step // 3
+        self.step = step + 1
+        self.rows.append(step)
+
+    def mark_preempting(self) -> None:
+        self.ended.append("preempting")
+
+    def finish(self, exit_code: int) -> None:
+        self.ended.append(exit_code)
+
+
+@pytest.mark.parametrize(
+    ("has", "logged"),
+    [
+        (0, [75, 150, 151, 225, 300, 301, 302, 375, 450, 451]),  # W&B was off so far
+        (300, [300, 301, 302, 375, 450, 451]),
+        (301, [301, 302, 375, 450, 451]),  # the row of the second epoch did not get there
+        (303, [375, 450, 451]),
+        (451, [451]),  # the third epoch did, and was not saved
+        (900, []),  # it goes on from an old checkpoint
+    ],
+)
+def test_online_the_server_knows_what_it_has(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_plan: MakePlan,
+    make_record: MakeRecord,
+    derivations: Pictures,
+    make_rules: Callable[..., Rules],
+    has: int,
+    logged: list[int],
+) -> None:
+    import wandb
+
+    online = Online(has)
+    monkeypatch.setattr(wandb, "init", lambda **_: online)
+    monkeypatch.setattr(wandb, "setup", lambda settings: None)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    records = [make_record(epoch, best=epoch == 2) for epoch in (1, 2, 3)]
+
+    def steps(record: EpochRecord) -> list[StepRecord]:
+        return [
+            StepRecord(step / 50, step, {"z": 0.1}, record.train, "pixel") for step in (record.step - 25, record.step)
+        ]
+
+    kept = JsonlRecorder(tmp_path / "metrics.jsonl")
+    recorder = WandbRecorder(tmp_path, "online", Settings().schedule, "ours", rules=make_rules())
+    for record in records[:2]:
+        kept.steps(steps(record))
+    recorder.start(make_plan())
+    recorder.resume(records[:2], 100)
+    recorder.pictures(2, derivations)
+    recorder.steps(steps(records[2]))
+    recorder.epoch(records[2])
+    recorder.close(1)
+    kept.close()
+    assert online.rows == logged
+    assert (online.summary["best/epoch"], online.ended) == (2, [1])
 
 
 # ------------------------------------------------------------------------------------------- a server that is silent
