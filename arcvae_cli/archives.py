@@ -13,6 +13,7 @@ whatever `torch.save` never writes is refused:
 
 from __future__ import annotations
 
+import io
 import math
 import pickletools
 import re
@@ -169,13 +170,16 @@ class _Made:
     closed: bool = False
 
 
-_CONSTANTS = frozenset(
-    ("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
-)
+_TRUTH = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_CONSTANTS = (*_TRUTH, "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _EMPTY = {"EMPTY_LIST": "list", "EMPTY_DICT": "dict"}
+_REMEMBERED = ("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET")
+_OTHERS = ("PROTO", "STOP", "MARK", "TUPLE", "GLOBAL", "BINPERSID", "REDUCE", "BUILD")
+_FILLED = ("APPEND", "APPENDS", "SETITEM", "SETITEMS")
+_ALLOWED = {*_CONSTANTS, *_TUPLES, *_EMPTY, *_REMEMBERED, *_OTHERS, *_FILLED}
+_OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
 _ORDERED, _REBUILD = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
-_TRUTH = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 @dataclass
@@ -188,13 +192,17 @@ class Walk:
 
     def through(self, pickled: bytes) -> None:
         """ForeignError where it does anything but make a dictionary of plain values."""
-        count = 0
+        stream = io.BytesIO(pickled)
         try:
-            for opcode, argument, _ in pickletools.genops(pickled):
-                count += 1
-                if count > MOST_OPCODES:
-                    raise ForeignError(f"over {MOST_OPCODES:,} steps of pickle")
-                self.take(opcode.name, argument)
+            for _ in range(MOST_OPCODES):
+                opcode = _OPCODES[stream.read(1)]
+                if opcode.name not in _ALLOWED:
+                    raise ForeignError(f"the opcode {opcode.name}")
+                self.take(opcode.name, opcode.arg and opcode.arg.reader(stream))
+                if opcode.name == "STOP":
+                    break
+            else:
+                raise ForeignError(f"over {MOST_OPCODES:,} steps of pickle")
         except ForeignError:
             raise
         except (ValueError, LookupError) as error:
@@ -246,8 +254,8 @@ class Walk:
             if state.kind != "dict" or state.content != ["_metadata"]:
                 raise ForeignError("an object with a state")
             self.put("dict", [state])
-        elif (name, argument) != ("PROTO", 2) and name != "STOP":
-            raise ForeignError(f"the opcode {name}")
+        elif name == "PROTO" and argument != 2:
+            raise ForeignError(f"protocol {argument}")
 
     def top(self) -> _Made:
         """What is on the stack."""

@@ -40,6 +40,14 @@ def exists(path: Path) -> bool:
         return False
 
 
+def expanded(path: Path) -> Path:
+    """A path with `~` as the home it stands for; as it is, where nobody has that home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def opened(path: Path) -> BinaryIO:
     """A file, open for reading. A pipe is never waited for, and nothing is asked of a device.
 
@@ -57,9 +65,11 @@ def opened(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """What a file holds. OSError as `opened`, and for a file of more than `most` bytes, which is not read further."""
+    """What a file holds. OSError as `opened`, and for a file of more than `most` bytes, which is not read."""
     with opened(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+        size = file.seek(0, 2)
+        file.seek(0)
+        content = file.read(most + 1) if size <= most else b""
+    if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"over {most >> 20} MB")
     return content

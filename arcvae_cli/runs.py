@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.outside import expanded
 from arcvae_cli.settings import Settings, read_toml
 from arcvae_cli.writing import replacing, sync_folder
 
@@ -396,7 +397,7 @@ def all_runs(runs: Path) -> list[Path]:
 
 def find(argument: str, runs: Path) -> Path:
     """The run folder that is meant: a run's name, a path, or `latest`. InputError where there is none."""
-    for path in ([runs / argument] if Path(argument).name == argument else []) + [Path(argument).expanduser()]:
+    for path in ([runs / argument] if Path(argument).name == argument else []) + [expanded(Path(argument))]:
         if _is_run(path):
             return path.parent / path.readlink() if path.name == LATEST and path.is_symlink() else path
     names = [path.name for path in all_runs(runs)]

@@ -249,7 +249,7 @@ class ObjectiveSettings(SettingsTable):
 class TrainSettings(SettingsTable):
     """The optimisation."""
 
-    epochs: Count = 50
+    epochs: int = Field(50, ge=1, le=1_000_000)
     batch_size: Count = 128
     lr: Positive = Field(1e-3, description="Adam's learning rate at the start")
     lr_schedule: Literal["cosine", "plateau", "constant"] = "cosine"

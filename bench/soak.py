@@ -537,35 +537,43 @@ def spoilt(subject: Subject, folder: Path, chance: random.Random, index: int) ->
     return trial
 
 
-def starved(subject: Subject, folder: Path, chance: random.Random, index: int) -> Trial:  # noqa: ARG001
-    """A batch that the memory does not hold: it is named, and one that fits; nothing else hinders the next run."""
-    trial = Trial()
-    flags = ["train", "--preset", subject.preset, "--runs-dir", folder.parent, "--batch-size"]
-    limit = round(chance.uniform(3.0, 6.0) * 2**30)
+LIMITED = """
+import resource, sys
+import arcvae_cli.trainer, arcvae_cli.recorders.jsonl, arcvae_cli.recorders.live
+from arcvae_cli.cli import main
+with open("/proc/self/status") as file:
+    now = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv.pop(1)) * 2**20,) * 2)
+main()
+"""
+"""arcvae in a process that may take so many MiB more than PyTorch and arcvae do by being imported."""
 
-    def least() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+def starved(subject: Subject, folder: Path, chance: random.Random, index: int) -> Trial:  # noqa: ARG001
+    """A batch that the memory does not hold is named, and one that fits, which is then not to blame for anything."""
+    trial, size, mebibytes = Trial(), 16384, chance.randrange(250, 1000)
+    grids = np.random.RandomState(0).randint(0, 10, (size, 16, 16)).astype(np.uint8)
+    data = folder.parent / "many.npz"
+    np.savez(data, train=grids, val=grids[:16], test=grids[:16])
 
     def run(size: int, name: str) -> tuple[int, str]:
-        words = [*flags, size, "--run-name", name, "--epochs", 1, "--set", f"data.path={folder.parent / 'many.npz'}"]
-        words += ["--set", "log.images_every=0"]
-        command = [sys.executable, "-m", "arcvae_cli", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(), preexec_fn=least)
+        flags = ["--preset", subject.preset, "--data", data, "--batch-size", size, "--epochs", 1]
+        flags += ["--runs-dir", folder.parent, "--run-name", name]
+        command = [sys.executable, "-c", LIMITED, mebibytes, "train", *flags]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment())
         return done.returncode, " / ".join(done.stderr.splitlines()[-2:])
 
-    size = 65536
-    random_grids = np.random.RandomState(0).randint(0, 10, (size, 16, 16)).astype(np.uint8)
-    np.savez(folder.parent / "many.npz", train=random_grids, val=random_grids[:16], test=random_grids[:16])
-    code, told = run(size, folder.name)
+    code, told = run(size, "run")
     trial.struck += 1
     trial.mismatches += torn(folder)
     if code != 1 or f"train.batch_size: {size} does not fit into the memory of cpu" not in told:
         trial.wrong(f"exit code {code}: {told}")
     fitting = told.partition("--batch-size ")[2].strip()
-    if not fitting.isdecimal():
+    if not fitting.isdecimal() or not 0 < int(fitting) < size:
         trial.wrong(f"no size that fits: {told}")
-    else:
-        trial.count(f"of {limit / 2**30:.1f} GiB: {fitting} fits")
+    elif "train.batch_size" in (again := run(int(fitting), "again")[1]):
+        trial.wrong(f"{fitting} was said to fit: {again}")
+    trial.count(f"with {mebibytes} MiB: {fitting} fits")
     return trial
 
 
@@ -818,7 +826,7 @@ FAULTS = (
     Fault("a file too large (RLIMIT_FSIZE)", filled, (12, 1)),
     Fault("a file system that is full", on_small_disk, (8, 1)),
     Fault("a loss or gradient that is NaN", spoilt, (12, 1)),
-    Fault("memory too small for the batch (RLIMIT_AS)", starved, (3, 1), "grids"),
+    Fault("memory too small for the batch (RLIMIT_AS)", starved, (6, 1), "grids"),
     Fault("three processes resume one run", twice, (6, 1)),
     Fault("five runs start in one second", in_one_second, (2, 1), "equations"),
     Fault("SIGKILL, W&B and TensorBoard listen", logged, (8, 1)),

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import io
+import os
+import subprocess
 import sys
 
 import pytest
@@ -60,3 +63,50 @@ def test_counting_on_a_terminal_is_a_bar_that_goes(monkeypatch: pytest.MonkeyPat
         tell(1000, 1000)
     shown = console.err.file.getvalue()
     assert "parsing" in shown and "1000/1000" in shown
+
+
+class Broken(io.StringIO):
+    """A stream that refuses whatever is written to it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])
+def test_a_job_goes_on_when_nobody_reads_any_more(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Broken(number))
+    monkeypatch.setattr(sys, "stderr", Broken(number))
+    console = Console()
+    for _ in range(2):
+        console.result("a result")
+        console.note("a note")
+        console.warn("a warning")
+    with console.counting("parsing") as tell:
+        tell(500, 1000)
+
+
+def test_a_full_disk_ends_the_talk_and_is_told_of_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Broken(errno.ENOSPC))
+    monkeypatch.setattr(sys, "stderr", Broken(errno.ENOSPC))
+    Console().note("a note")
+    with pytest.raises(OSError, match="No space left"):
+        Console().result("a result")
+
+
+def test_what_waits_to_be_written_makes_no_noise_at_the_end() -> None:
+    """Neither a message nor another exit code: 120, where a stream cannot be emptied."""
+    script = """
+import os, sys
+from arcvae_cli.console import Console
+console = Console()
+for number, say in ((1, console.result), (2, console.note)):
+    end, other = os.pipe(); os.dup2(other, number); os.close(other); os.close(end)
+    say("to nobody")
+sys.stdout.write("by others"); sys.stderr.write("by others")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from arcvae_cli.outside import expanded
 from arcvae_cli.settings import CORPORA, GRID_CORPORA, DataSettings
 
 if TYPE_CHECKING:
@@ -282,7 +283,7 @@ def _settings(corpus: str | None, size: int, seed: int, strings: dict[str, Any])
         if corpus in GRID_CORPORA:
             _no_use(corpus, strings, "holds grids")
         return DataSettings.model_validate({"name": corpus, "size": size, "seed": seed, **strings})
-    path = Path(corpus).expanduser()
+    path = expanded(Path(corpus))
     if not path.exists():
         near = get_close_matches(corpus, CORPORA, 1)
         fix = f"Did you mean {near[0]}?" if near else f"Use {known}"

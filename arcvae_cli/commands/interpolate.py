@@ -30,6 +30,7 @@ from arcvae_cli.commands.reading import (
     write_task,
     writing_grammar,
 )
+from arcvae_cli.outside import exists, expanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -232,10 +233,10 @@ def _grid(asked: Asked, flag: str, corpus: Callable[[], GridCorpus], console: Co
         return f"{asked.split} {index}", corpus().grids(asked.split)[index].cpu().numpy()
     text = asked.ends[flag]
     name, colon, number = text.rpartition(":")
-    if not (colon and number.isdigit()) or Path(text).exists():
+    if not (colon and number.isdigit()) or exists(Path(text)):
         name, number = text, "0"
-    file = Path(name).expanduser()
-    if not file.exists():
+    file = expanded(Path(name))
+    if not exists(file):
         raise InputError(
             f"{flag} {text}: there is no such file, and this model is of grids, not of strings",
             f"give the index of a grid in the {asked.split} split, or a file of grids",

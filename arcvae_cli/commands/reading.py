@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from arcvae_cli.errors import InputError
+from arcvae_cli.outside import expanded
 from arcvae_cli.settings import CORPORA, DataSettings
 from arcvae_cli.writing import usable_folder
 
@@ -103,7 +104,7 @@ def open_data(
     settings = loaded.settings.data
     if data is not None:
         files = dict.fromkeys(("path", "grammar", "input", "prod", "masks", "pad_id", "limit"))
-        chosen = {"name": data} if data in CORPORA else {"path": Path(data).expanduser()}
+        chosen = {"name": data} if data in CORPORA else {"path": expanded(Path(data))}
         settings = settings.model_copy(update={**files, **chosen})
     place = next(loaded.model.parameters()).device if device is None else device
     structure = loaded.model.structure if isinstance(loaded.model, GrammarVAE) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ def go_on(folder: Path, file: Path | None) -> Earlier:
 
     path = file or folder / "checkpoints" / "last.pth"
     held = runs.resume(folder)
-    if not path.is_file():
+    if file is None and not any(held.checkpoints.iterdir()):
         return Earlier(held, path, None)
     try:
         values = checkpoints.read(path)
@@ -124,6 +125,15 @@ def go_on(folder: Path, file: Path | None) -> Earlier:
         return Earlier(held, path, values)
     except InputError as error:
         held.release()
-        others = sorted(path.parent.glob("vae_*.pth"), key=lambda other: -other.stat().st_mtime)
-        hint = f"go on from an older one: --resume {others[0]}" if others and file is None else error.fix
-        raise InputError(error.what, hint) from error
+        other = next((other for other in others(held.checkpoints) if other != path), None)
+        raise InputError(error.what, f"go on from an older one: --resume {other}" if other else error.fix) from error
+
+
+def others(folder: Path) -> Iterator[Path]:
+    """Whole checkpoints of a run beside its last, the newest first: a damaged file may have several names."""
+    from arcvae_cli.checkpoints import read
+
+    for path in sorted(folder.glob("vae_*.pth"), key=lambda path: path.lstat().st_mtime, reverse=True):
+        with suppress(InputError):
+            read(path)
+            yield path

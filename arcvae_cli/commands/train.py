@@ -13,6 +13,7 @@ import typer
 from arcvae_cli import BEGAN, stopping
 from arcvae_cli.commands.resuming import AUTO, earlier_folder, go_on
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
+from arcvae_cli.outside import expanded
 from arcvae_cli.settings import (
     CORPORA,
     DEFAULT_MODEL,
@@ -226,7 +227,7 @@ def asked_for(resume: str, runs: Path, name: str | None) -> tuple[Path, Path | N
 
 def whole(path: Path) -> str:
     """A path that means the same from everywhere, as the settings of a run keep it."""
-    return str(path.expanduser().absolute())
+    return str(expanded(path).absolute())
 
 
 def with_epochs(preset: str | None, layers: list[Layer], epochs: int | None, quick: bool) -> Resolved:

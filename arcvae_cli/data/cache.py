@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from arcvae_cli.outside import expanded
+
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
@@ -17,7 +19,7 @@ def cache_folder() -> Path:
     """Where built corpora are kept: $ARCVAE_CACHE_DIR, or the user's cache folder."""
     given = os.environ.get("ARCVAE_CACHE_DIR")
     if given:
-        return Path(given).expanduser()
+        return expanded(Path(given))
     from platformdirs import user_cache_path
 
     return user_cache_path("arcvae", appauthor=False)

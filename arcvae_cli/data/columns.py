@@ -53,6 +53,8 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         limit = max(_FREE_BYTES, _MOST_RATIO * raw.seek(0, 2))
         _few_names(raw, path)
         with zipfile.ZipFile(raw) as archive:
+            for info in archive.infolist():  # of which each has its name twice: one that differs is damage, no other
+                archive.open(info).close()
             present = set(archive.namelist())
             found = {name: archive.getinfo(f"{name}.npy") for name in names if f"{name}.npy" in present}
             total = sum(info.file_size for info in found.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,17 +176,35 @@ def test_a_damaged_checkpoint_is_refused_and_another_may_be_named(arcvae: Run, m
     shutil.copy(mine / "checkpoints" / "vae_best.pth", mine / "checkpoints" / "vae_epoch_1.pth")
     last = mine / "checkpoints" / "last.pth"
     whole = last.read_bytes()
-    last.unlink()  # the other names are links to the same bytes
-    last.write_bytes(whole[: len(whole) // 2])
+    for name in ("last.pth", "vae_best.pth", "vae_final.pth"):  # names of the same bytes, as a rule
+        (mine / "checkpoints" / name).unlink()
+        (mine / "checkpoints" / name).write_bytes(whole[: len(whole) // 2])
     result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
     assert "last.pth" in said and "go on from an older one: --resume" in said and not runs.held(mine)
     other = said.partition("--resume ")[2].strip()
+    assert other.endswith("vae_epoch_1.pth"), "the others are damaged too"
     assert Path(other).is_file()
     result = arcvae("train", "--resume", other, "--epochs", 3, "--runs-dir", mine.parent)
     assert result.exit_code == 0, result.stderr
     assert epochs(mine) == [1, 2, 3] and checkpoints.read(last)["epoch"] == 3
+
+
+@pytest.mark.parametrize("kind", ["gone", "folder", "pipe", "dangling"])
+def test_what_stands_in_the_place_of_the_checkpoint_begins_nothing_anew(kind: str, arcvae: Run, mine: Path) -> None:
+    last = mine / "checkpoints" / "last.pth"
+    last.unlink()
+    if kind == "folder":
+        last.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(last)
+    elif kind == "dangling":
+        last.symlink_to("nowhere.pth")
+    before = digests(mine)
+    result = arcvae("train", "--resume", "mine", "--epochs", 3, "--runs-dir", mine.parent)
+    assert result.exit_code == 2 and "go on from an older one: --resume" in " ".join(result.stderr.split())
+    assert digests(mine) == before and not runs.held(mine)
 
 
 def test_other_data_are_refused(arcvae: Run, ended: Path, mine: Path) -> None:

@@ -1,0 +1,370 @@
+"""Real processes that are killed, stopped and starved: what they leave is whole, and the run goes on as if undisturbed.
+
+`bench/soak.py` does the same at random moments, hundreds of times; here each moment is chosen, by a few lines that the
+process runs before the command.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from typer.testing import CliRunner, Result
+
+from arcvae_cli import checkpoints, runs
+from arcvae_cli.cli import app
+from arcvae_cli.commands import evaluate
+from arcvae_cli.settings import resolve
+
+MAIN = "\nfrom arcvae_cli.cli import main\nmain()\n"
+AT_STEP = """
+import os, signal
+from dataclasses import replace
+from arcvae_cli.step import Step
+real, done = Step.train, 0
+
+def nan(step):
+    plain = step.forward
+    def forward(batch, betas):
+        terms, output = plain(batch, betas)
+        return replace(terms, loss=terms.loss * float("nan")), output
+    step.forward = forward
+
+def kill(number): os.kill(os.getpid(), number)
+
+def train(step, batch, betas):
+    global done
+    done += 1
+    if done == 20: {what}
+    return real(step, batch, betas)
+
+Step.train = train
+"""
+"""What happens to a process within its 20th step, of the second epoch."""
+
+STRUCK = {
+    "killed in a step": AT_STEP.format(what="kill(signal.SIGKILL)"),
+    "killed while last.pth is written": """
+import os, signal
+from pathlib import Path
+real, seen = os.fsync, []
+
+def fsync(descriptor):
+    path = Path(f"/proc/self/fd/{descriptor}").resolve()
+    if path.name.startswith(".last.pth."):
+        seen.append(path)
+        if len(seen) == 3:
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    real(descriptor)
+
+os.fsync = fsync
+""",
+    "killed before anything was saved": """
+import os, signal
+from arcvae_cli.trainer import Trainer
+Trainer.fit = lambda trainer: os.kill(os.getpid(), signal.SIGKILL)
+""",
+    "asked to make room": AT_STEP.format(what="kill(signal.SIGUSR1)"),
+    # the first checkpoint has no state of the optimiser yet, and is the smaller by two thirds
+    "no space": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, 6_000_000))",
+    "no number": AT_STEP.format(what="nan(step)"),
+}
+"""By what strikes a process: the lines that see to it."""
+
+
+def process(lines: str, *arguments: object, **streams: Any) -> subprocess.Popen[str]:
+    """`arcvae train` after some lines of one's own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ARCVAE_", "WANDB_"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", lines + MAIN, "train", *map(str, arguments)],
+        env={**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **streams},
+    )
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 3 epochs of 15 steps on grids of a square each, its beta set by a closed loop."""
+    base = tmp_path_factory.mktemp("preset")
+    random, grids = np.random.RandomState(0), np.zeros((98, 16, 16), np.uint8)
+    for grid in grids:
+        row, column = random.randint(0, 8, 2)
+        grid[row : row + 6, column : column + 6] = random.randint(1, 10)
+    np.savez(base / "squares.npz", train=grids[:90], val=grids[90:], test=grids[90:])
+    tables: dict[str, Any] = {
+        "data": {"path": str(base / "squares.npz")},
+        "model": {"latent_dim": 3},
+        "schedule": {"name": "controlvae", "target": 3.0, "start_beta": 0.1, "ki": -0.01},
+        "train": {"epochs": 3, "batch_size": 6, "device": "cpu", "precision": "fp32", "save_minutes": 0.005},
+        "log": {"every_n_steps": 5, "images_every": 0, "wandb": "off"},
+    }
+    (base / "mine.toml").write_text(tomli_w.dumps(tables))
+    return base / "mine.toml"
+
+
+@pytest.fixture(scope="module")
+def here(preset: Path) -> Iterator[Callable[..., Result]]:
+    """Runs `arcvae train` in this process, without pictures and without a verdict."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcvae_cli.render._write", lambda figure, path: path.touch())
+        patch.setattr(evaluate, "report", lambda *arguments: None)
+
+        def run(*arguments: object) -> Result:
+            result = CliRunner().invoke(app, ["train", *map(str, arguments)], env={"COLUMNS": "80"})
+            assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+            return result
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def straight(here: Callable[..., Result], preset: Path) -> Path:
+    """The run that nobody disturbs."""
+    result = here("--preset", preset, "--runs-dir", preset.parent, "--run-name", "straight")
+    assert result.exit_code == 0, result.stderr
+    return preset.parent / "straight"
+
+
+@pytest.fixture(scope="module")
+def struck(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str, int]]:
+    """By what struck it: a run's folder, what its process said, and its exit code. All side by side."""
+    base = tmp_path_factory.mktemp("struck")
+    processes = {
+        name: process(lines, "--preset", preset, "--runs-dir", base, "--run-name", name.replace(" ", "-"))
+        for name, lines in STRUCK.items()
+    }
+    try:
+        return {
+            name: (base / name.replace(" ", "-"), one.communicate(timeout=120)[1], one.returncode)
+            for name, one in processes.items()
+        }
+    finally:
+        for one in processes.values():
+            one.kill()
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [{**json.loads(line), "seconds": 0} for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def is_whole(run: Path) -> None:
+    for path in (run / "checkpoints").glob("[!.]*.pth"):
+        part = path.name.startswith(("encoder", "decoder"))
+        checkpoints.read(path, required=checkpoints.PART if part else checkpoints.REQUIRED)
+    assert json.loads((run / "status.json").read_text())["step"] >= 0
+    assert resolve(str(run)).settings.train.epochs == 3
+    assert not runs.held(run)
+
+
+def ends_straight(run: Path, straight: Path, result: Result) -> None:
+    assert result.exit_code == 0, result.stderr
+    for name in ("last.pth", "vae_final.pth", "vae_best.pth"):
+        one, other = (checkpoints.read(folder / "checkpoints" / name) for folder in (run, straight))
+        assert one["step"] == other["step"]
+        for key, tensor in other["model_state_dict"].items():
+            assert torch.equal(one["model_state_dict"][key], tensor), (name, key)
+    assert lines(run) == lines(straight)
+    assert not list(run.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("name", [name for name in STRUCK if name.startswith("killed")])
+def test_a_killed_run_is_whole_and_goes_on_to_the_same_weights(
+    name: str, struck: dict[str, tuple[Path, str, int]], straight: Path, here: Callable[..., Result]
+) -> None:
+    run, said, code = struck[name]
+    assert code == -signal.SIGKILL, said
+    is_whole(run)
+    last, left = run / "checkpoints" / "last.pth", [path.name for path in run.rglob(".*.tmp")]
+    assert last.is_file() == ("before" not in name)
+    assert (len(left) == 1 and left[0].startswith(".last.pth.")) if "written" in name else not left
+    assert runs.state_of(run).state == "killed"
+    if last.is_file():
+        assert 0 <= checkpoints.read(last)["step"] < (20 if "step" in name else 45)
+    ends_straight(run, straight, here("--resume", run))
+
+
+def test_a_run_that_was_asked_to_make_room_goes_on_by_the_line_that_began_it(
+    struck: dict[str, tuple[Path, str, int]], straight: Path, here: Callable[..., Result], preset: Path
+) -> None:
+    run, said, code = struck["asked to make room"]
+    assert code == 75, said
+    is_whole(run)
+    assert checkpoints.read(run / "checkpoints" / "last.pth")["step"] == 20, "the step was finished, and saved"
+    line = ("--preset", preset, "--runs-dir", run.parent, "--run-name", run.name, "--resume", "auto")
+    ends_straight(run, straight, here(*line))
+
+
+def test_a_file_that_cannot_grow_leaves_the_checkpoint_before(
+    struck: dict[str, tuple[Path, str, int]], straight: Path, here: Callable[..., Result]
+) -> None:
+    run, said, code = struck["no space"]
+    assert code == 1, said
+    is_whole(run)
+    assert checkpoints.read(run / "checkpoints" / "last.pth")["step"] == 0
+    what, fix = said.splitlines()[-2:]
+    free = r"[\d.]+ (bytes|[KMGT]iB) free there\)"
+    assert re.fullmatch(rf"error: {re.escape(str(run))}/checkpoints/last\.pth: could not be written \(.+; {free}", what)
+    assert fix == "  free some space, or choose another folder"
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed" and "last.pth: could not be written" in status["reason"]
+    assert not list(run.rglob(".*.tmp"))
+    ends_straight(run, straight, here("--resume", run))
+
+
+def test_a_loss_that_is_no_number_is_told_with_its_place_and_reaches_no_checkpoint(
+    struck: dict[str, tuple[Path, str, int]], straight: Path, here: Callable[..., Result]
+) -> None:
+    run, said, code = struck["no number"]
+    assert code == 1, said
+    is_whole(run)
+    step = checkpoints.read(run / "checkpoints" / "last.pth")["step"]
+    assert 0 <= step < 20
+    what, fix = said.splitlines()[-2:]
+    found = re.fullmatch(
+        rf"error: epoch 2, step 5 of 15: the loss, or its gradient, is not a number any more \(beta ([\d.e-]+), "
+        rf"learning rate [\d.e-]+\); the last good checkpoint is {re.escape(str(run))}/checkpoints/last\.pth, "
+        rf"of step {step}",
+        what,
+    )
+    assert found is not None, what
+    assert "lower train.lr" in fix
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed" and "epoch 2, step 5 of 15" in status["reason"]
+    ends_straight(run, straight, here("--resume", run))
+
+
+# --------------------------------------------------------------------------------------------------- memory
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_named_with_one_that_fits(preset: Path, tmp_path: Path) -> None:
+    """The process may take 300 MB more than PyTorch and arcvae do by themselves."""
+    grids = np.random.RandomState(0).randint(0, 10, (8192, 16, 16)).astype(np.uint8)
+    np.savez(tmp_path / "many.npz", train=grids, val=grids[:8], test=grids[:8])
+    limit = """
+import resource
+import arcvae_cli.trainer, arcvae_cli.recorders.jsonl, arcvae_cli.recorders.live
+with open("/proc/self/status") as file:
+    now = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (now + 300 * 2**20,) * 2)
+"""
+    flags = ("--preset", preset, "--data", tmp_path / "many.npz", "--batch-size", 8192, "--runs-dir", tmp_path)
+    one = process(limit, *flags, "--run-name", "large")
+    said = one.communicate(timeout=120)[1]
+    assert one.returncode == 1, said
+    what, fix = said.splitlines()[-2:]
+    assert what == "error: train.batch_size: 8192 does not fit into the memory of cpu"
+    found = re.fullmatch(r"  a batch of (\d+) fits: try --batch-size \1", fix)
+    assert found is not None and 8 <= int(found[1]) <= 4096, fix
+    status = json.loads((tmp_path / "large" / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("failed", 0) and "train.batch_size" in status["reason"]
+    assert checkpoints.read(tmp_path / "large" / "checkpoints" / "last.pth")["step"] == 0
+
+
+# --------------------------------------------------------------------------------------------------- a terminal
+
+
+TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+"""Makes the terminal on stdin the one whose keys signal this process."""
+
+SCREENS = {
+    "Ctrl-C": ("", b"\x03"),
+    "Ctrl-C twice in a step": (AT_STEP.format(what="kill(signal.SIGINT); kill(signal.SIGINT)"), b""),
+}
+"""By what happens: the lines before the command, and what is typed once the table stands."""
+
+
+class Terminal:
+    """A pseudo-terminal with a training in it. `said`: all that it was sent."""
+
+    def __init__(self, lines: str, *arguments: object) -> None:
+        self.master, self.slave = pty.openpty()
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        self.before = termios.tcgetattr(self.slave)
+        own = dict.fromkeys(("stdin", "stdout", "stderr"), self.slave)
+        self.process = process(TERMINAL + lines, *arguments, **own, start_new_session=True)
+        self.said = b""
+
+    def read(self, until: Callable[[], bool]) -> None:
+        """Read what is sent until something is there, or nothing has come for a while after the process's end."""
+        limit = time.monotonic() + 120
+        while not until() and time.monotonic() < limit:
+            over = self.process.poll() is not None
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    self.said += os.read(self.master, 65536)
+                except OSError:  # nobody has it open any more
+                    return
+            elif over:
+                return
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+@pytest.fixture(scope="module")
+def screens(preset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Terminal]]]:
+    """Runs that ended in a terminal, by what ended them."""
+    base = tmp_path_factory.mktemp("screens")
+    flags = ("--preset", preset, "--runs-dir", base, "--epochs", 900, "--run-name")
+    opened = {
+        name: (base / f"run{index}", Terminal(lines, *flags, f"run{index}"))
+        for index, (name, (lines, _)) in enumerate(SCREENS.items())
+    }
+    try:
+        for name, (_, terminal) in opened.items():
+            if typed := SCREENS[name][1]:
+                terminal.read(lambda here=terminal: b"gone" in here.said)
+                os.write(terminal.master, typed)
+            terminal.read(lambda: False)
+            terminal.process.wait(timeout=60)
+        yield opened
+    finally:
+        for _, terminal in opened.values():
+            terminal.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Ctrl-C", r"stopped by Ctrl-C in epoch \d+, after step \d+ of 15; saved in "),
+        ("Ctrl-C twice in a step", r"stopped by Ctrl-C at once; .* holds the first \d+ of 19 steps"),
+    ],
+)
+def test_a_terminal_is_left_as_it_was(name: str, told: str, screens: dict[str, tuple[Path, Terminal]]) -> None:
+    run, terminal = screens[name]
+    said = terminal.said.decode()
+    assert terminal.process.returncode == 130, said[-2000:]
+    cursor = re.findall(r"\x1b\[\?25([hl])", said)
+    assert cursor.count("l") >= 1 and cursor[-1] == "h"
+    alternate = re.findall(r"\x1b\[\?1049([hl])", said)
+    assert not alternate or alternate[-1] == "l"
+    assert termios.tcgetattr(terminal.slave) == terminal.before
+    plain = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said).split())
+    assert re.search(told, plain), plain[-1000:]
+    assert "Traceback" not in plain and f"go on with `arcvae train --resume {run}`" in plain
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "interrupted" and "Ctrl-C" in status["reason"]
+    step = checkpoints.read(run / "checkpoints" / "last.pth")["step"]
+    assert step <= 19 if "twice" in name else step == status["step"]
+    assert not runs.held(run) and not list(run.rglob(".*.tmp"))
