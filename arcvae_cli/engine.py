@@ -94,19 +94,20 @@ class Engine:
         return self.tally.read(done)
 
     def fitting(self, size: int) -> int | None:
-        """The largest of `size`, its half, quarter ... whose forward and backward pass find the memory; None for none.
+        """The largest of `size`, its half, quarter ... whose step finds the memory that it takes; None for none.
 
-        For a run that ends because its batches did not; nothing of the state is changed, but graphs are given up.
+        For a run that ends because its batches did not: the weights are of no use afterwards, and graphs are given up.
         """
         self._graphs.clear()
+        self.step.forward = self.step.plain
         while size:
             for parameter in self.step.parameters:
                 parameter.grad = None
             graphs.free(self.step.device)
             try:
                 batch = self.corpus.batch("train", self.order[:size], conditions=bool(self.step.model.attributes))
-                terms, _ = self.step.plain(batch, self.control)
-                terms.loss.backward()  # type: ignore[no-untyped-call]
+                terms, output = self.step.train(batch, self.control)
+                self.tally.add(self.steps, terms, output, batch, self.step.norm)
             except Exception as error:
                 if not out_of_memory(error):
                     raise

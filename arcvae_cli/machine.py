@@ -102,8 +102,10 @@ def out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    said = ("DefaultCPUAllocator", "not enough memory", "could not allocate", "MPS backend out of memory")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    text = str(error)
+    said = any(words in text for words in ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory"))
+    failed = "could not create a primitive" in text and "descriptor" not in text  # oneDNN's own memory
+    return isinstance(error, RuntimeError) and (said or failed)
 
 
 def peak_memory(device: torch.device) -> int:

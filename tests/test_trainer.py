@@ -417,8 +417,9 @@ def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
         torch.OutOfMemoryError("CUDA out of memory"),
         MemoryError("Unable to allocate"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("could not create a primitive"),
     ],
-    ids=["cuda", "host", "allocator"],
+    ids=["cuda", "host", "allocator", "oneDNN"],
 )
 @pytest.mark.parametrize(("room", "fix"), [(3, "a batch of 2 fits: try --batch-size 2"), (0, "no smaller batch fits")])
 def test_no_memory_names_the_batch_size_and_what_would_fit(

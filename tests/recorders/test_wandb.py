@@ -238,18 +238,18 @@ from arcvae_cli.recorders.wandb import WandbRecorder
 
 def session(after, last):
     records = [conftest.record(epoch, best=epoch == 2) for epoch in range(1, last + 1)]
-    logger = WandbRecorder(folder.path, "offline", Settings().schedule, "ours")
+    logger = WandbRecorder(folder.path, "offline", Settings().schedule, "ours", rules=conftest.rules())
     recorders = JsonlRecorder(folder.path / "metrics.jsonl"), logger
     for recorder in recorders:
         recorder.start(conftest.plan())
         if after:
             recorder.resume(records[:after], 50 * after)
-            recorder.pictures(after, conftest.pictures())  # as the trainer shows them once more
+            recorder.pictures(after, conftest.derivations())  # as the trainer shows them once more
         for record in records[after:]:
             steps = range(record.step - 45, record.step + 1, 5)
             recorder.steps([StepRecord(step / 50, step, {"z": 0.02}, record.train, "pixel") for step in steps])
             recorder.epoch(record)
-            recorder.pictures(record.epoch, conftest.pictures())
+            recorder.pictures(record.epoch, conftest.derivations())
     return recorders
 """
 
@@ -287,9 +287,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     sessions = [wandb_records(file) for file in files]
     assert len({(tmp_path / "wandb" / "id").read_text(), *(file.stem.removeprefix("run-") for file in files)}) == 1
     found = [row for records in sessions for row in rows(records)]
-    shown = [row["epoch"] for row in found if "images/samples" in row]
+    shown = [row["epoch"] for row in found if "strings/samples" in row]
     assert shown[-2:] == [4, 5] and shown == sorted(set(shown)), "those of a killed session may be lost"
-    told = [(row["step"], "best" in row) for row in found if "images/samples" not in row]
+    told = [(row["step"], "best" in row) for row in found if "strings/samples" not in row]
     assert told == [
         line for end in range(50, 251, 50) for line in [*((s, False) for s in range(end - 45, end + 1, 5)), (end, True)]
     ]
