@@ -84,6 +84,11 @@ def save(path: Path, values: Mapping[str, Any]) -> None:
             raise failed(path, str(error).splitlines()[0]) from error
 
 
+def save_part(path: Path, weights: Mapping[str, Tensor], epoch: int, settings: Settings) -> None:
+    """Write the weights of an encoder or a decoder alone."""
+    save(path, {"format_version": FORMAT, "epoch": epoch, "state_dict": dict(weights), "config": config_text(settings)})
+
+
 def copy(path: Path, target: Path) -> None:
     """The checkpoint under another name too: a hard link where the file system has them, else its bytes."""
     with replacing(target) as temporary:

@@ -112,13 +112,14 @@ def show_traceback(ctx: Any) -> None:
 
 def complain(what: str, fix: str | None, asked_for: bool = False) -> None:
     """A mistake on stderr: what is wrong and where, and what to do; what was `asked_for` is none."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text(what) if asked_for else Text.assemble(("error: ", "bold red"), what))
+    from arcvae_cli.console import Console
+
+    console = Console().err  # which makes no other error of a terminal that was closed
+    console.print(Text(what) if asked_for else Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
     if fix:
-        console.print(Text(f"  {fix}"))
+        console.print(Text(f"  {fix}"), soft_wrap=True)
 
 
 def load(name: str) -> Any:

@@ -35,8 +35,12 @@ class InputError(ArcvaeError):
 
 
 class Interrupted(ArcvaeError):  # noqa: N818 - not an error of anybody's
-    """Stopped because somebody asked for it, with the work saved; `exit_code` says how."""
+    """Stopped because somebody asked for it, with the work saved; `exit_code` says how.
 
-    def __init__(self, what: str, exit_code: int, fix: str | None = None) -> None:
+    `at_once`: asked for a second time, so that nothing more is to be waited for.
+    """
+
+    def __init__(self, what: str, exit_code: int, fix: str | None = None, at_once: bool = False) -> None:
         super().__init__(what, fix)
         self.exit_code = exit_code
+        self.at_once = at_once

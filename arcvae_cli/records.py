@@ -235,6 +235,9 @@ class Recorder(Protocol):
     def close(self, code: int = 0) -> None:
         """After the last call, however the training ended: `code` is the one that the process will end with."""
 
+    def abandon(self) -> None:
+        """Instead of `close`, where nobody waits any more: leave the screen in order and no process behind."""
+
 
 class Silent:
     """A recorder that acts on nothing: the base of those that act on some calls."""
@@ -258,4 +261,7 @@ class Silent:
         pass
 
     def close(self, code: int = 0) -> None:  # noqa: D102
+        pass
+
+    def abandon(self) -> None:  # noqa: D102
         pass

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -53,6 +54,11 @@ class RunFolder:
         return self.path.name
 
     @property
+    def shell(self) -> str:
+        """Its path, as a shell takes it."""
+        return shlex.quote(str(self.path))
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints go."""
         return self.path / "checkpoints"
@@ -76,6 +82,13 @@ class RunFolder:
         """Give the lock up, if this is whom it was given to; the kernel does so where a process dies."""
         if self._lock is not None:
             self._lock.release()
+
+    def begin(self) -> None:
+        """Say that this process has the run in hand; `latest` points to it from now on, where there is such a link."""
+        if status := read_status(self.path):
+            write_json(self.path / "status.json", {**status, **_here()})
+        if (self.path.parent / LATEST).is_symlink():
+            point_latest(self.path.parent, self.name)
 
     def write_status(self, state: str, **facts: Any) -> None:
         """Rewrite `status.json`: running, finished, interrupted or failed, since when, and whose process says so."""
@@ -142,16 +155,16 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
 
 
 def resume(folder: Path) -> RunFolder:
-    """An existing run folder, whose lock this process now holds; `latest` points to it, where there is such a link.
+    """An existing run folder, whose lock this process now holds, till then as it was: see `RunFolder.begin`.
 
-    What a process that died left half-written is swept. The status stays, but for the process that has the run in hand.
+    What a process that died left half-written is swept.
 
     Raises:
         InputError: not a run folder, or not to be written to.
         ArcvaeError: another living process holds the lock.
 
     """
-    path = folder.resolve() if folder.name == LATEST else folder.absolute()
+    path = folder.resolve() if folder.name == LATEST else Path(os.path.abspath(folder))
     if not (path / "config.toml").is_file():
         raise InputError(f"{folder}: not a run folder (there is no config.toml in it)", "see `arcvae runs list`")
     lock = take(path)
@@ -160,10 +173,6 @@ def resume(folder: Path) -> RunFolder:
             (path / part).mkdir(exist_ok=True)
         sweep(path)
         status = read_status(path) or {}
-        if status:
-            write_json(path / "status.json", {**status, **_here()})
-        if (path.parent / LATEST).is_symlink():
-            point_latest(path.parent, path.name)
     except BaseException as error:
         if lock is not None:
             lock.release()
@@ -189,7 +198,7 @@ def _appear(hidden: Path, runs: Path, base: str, numbered: bool) -> Path:
         if not numbered:
             raise InputError(
                 f"--run-name {base!r}: {path} exists already",
-                f"choose another name, remove that folder, or go on with it: --resume {base}",
+                f"choose another name, remove that folder, or go on with it: --resume {shlex.quote(str(path))}",
             )
     raise InputError(f"{runs}: a thousand runs of the name {base}", "give a --run-name")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +72,7 @@ def restore(trainer: Trainer, values: Mapping[str, Any], path: Path) -> None:
         )
     try:
         _take_up(trainer, values, path)
+        rewind(trainer, path)
         trainer.notes.extend(_notes(trainer, values))
     except InputError:
         raise
@@ -90,7 +93,10 @@ def _take_up(trainer: Trainer, values: Mapping[str, Any], path: Path) -> None:
     trainer.step.optimizer.load_state_dict(values["optimizer_state_dict"])
     trainer.rate.load_state_dict(values["scheduler_state_dict"])
     trainer.control.load_state_dict(values["schedule_state"])
-    closed = {level: found.tolist() for level, found in values["closed_betas"].items()}
+    kept = values["closed_betas"]
+    if list(kept) != list(trainer.schedule.closed_levels(trainer.levels)):
+        raise ValueError(f"betas of {list(kept)}")
+    closed = {level: found.reshape(len(texts), steps).double().tolist() for level, found in kept.items()}
     for row, text in enumerate(texts):
         record = EpochRecord.of(json.loads(text))
         if record.epoch != row + 1:
@@ -101,6 +107,8 @@ def _take_up(trainer: Trainer, values: Mapping[str, Any], path: Path) -> None:
         }
         trainer.history.append(replace(record, path=path_of))
         if record.best:
+            if not math.isfinite(record.monitored):
+                raise ValueError(f"epoch {record.epoch} is the best, of a value of {record.monitored}")
             trainer.best = (record.monitored, record.epoch)
     trainer.told = texts
     trainer.done = trainer.saved = values["step"]
@@ -110,10 +118,49 @@ def _take_up(trainer: Trainer, values: Mapping[str, Any], path: Path) -> None:
     rows.copy_(values["tally"])
     trainer.stood = dict(values["stood"])
     if values["made_by"]["device"] == trainer.device.type:  # what was found out there holds here
-        trainer.step.precision = next(kind for kind, name in PRECISIONS.items() if name == values["precision"])
+        trainer.step.precision = {name: kind for kind, name in PRECISIONS.items()}[values["precision"]]
         trainer.tried = True
     trainer.seconds = {part: float(seconds) for part, seconds in values["seconds"].items()}
+    if not all(0 <= seconds < math.inf for seconds in trainer.seconds.values()):
+        raise ValueError("seconds that no run takes")
     torch.set_rng_state(values["rng_state"].cpu())
+
+
+def rewind(trainer: Trainer, path: Path) -> None:
+    """Leave, of a run that goes on from an older checkpoint, what it had then: `path` is its last again.
+
+    Later epochs' checkpoints are void; the best is that of the epochs that count, or the one at hand where it is gone.
+    """
+    folder, epoch = trainer.folder.checkpoints, len(trainer.history)
+    last = folder / "last.pth"
+    if path.resolve() == last.resolve():
+        return
+    checkpoints.copy(path, last)
+    for file in folder.glob("*epoch_*.pth"):
+        number = file.stem.rpartition("epoch_")[2].partition("-")[0]
+        if number.isdecimal() and int(number) > epoch:
+            file.unlink()
+    if trainer.best is None:
+        return
+    best = trainer.best[1]
+    ranked = sorted(file.name for file in folder.glob(f"best-*-epoch_{best:03d}-*.pth"))
+    for file in (folder / name for name in (checkpoints.BEST, f"vae_epoch_{best}.pth", *ranked)):
+        with suppress(InputError):
+            found = checkpoints.read(file)
+            if found["epoch"] == best and found.get("epoch_finished"):
+                break
+    else:
+        file, found, best = last, checkpoints.read(last), epoch
+        trainer.history[-1] = replace(trainer.history[-1], best=True)
+        trainer.told[-1] = json.dumps(trainer.history[-1].plain())
+        trainer.best = (trainer.history[-1].monitored, epoch)
+        trainer.notes.append(f"no checkpoint of the best epoch is left: epoch {epoch} stands in for it")
+    if file.name != checkpoints.BEST:
+        checkpoints.copy(file, folder / checkpoints.BEST)
+    for part in ("encoder", "decoder"):
+        weights = found["model_state_dict"].items()
+        own = {name.removeprefix(f"{part}."): value for name, value in weights if name.startswith(f"{part}.")}
+        checkpoints.save_part(folder / f"{part}.pth", own, best, trainer.settings)
 
 
 def _notes(trainer: Trainer, values: Mapping[str, Any]) -> Iterator[str]:
@@ -122,7 +169,7 @@ def _notes(trainer: Trainer, values: Mapping[str, Any]) -> Iterator[str]:
     yield f"goes on after epoch {len(trainer.history)}" + (f" and {index} of {trainer.steps} steps" if index else "")
     train, epochs = trainer.settings.train, json.loads(values["config"])["train"]["epochs"]
     if epochs != train.epochs and train.lr_schedule == "cosine":
-        yield f"epochs {epochs}, now {train.epochs}: from here on the learning rate is that of the longer cosine"
+        yield f"epochs {epochs}, now {train.epochs}: from here on the learning rate is that of a run of {train.epochs}"
     before, now = values["made_by"], made_by(trainer.device)
     if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
         yield f"begun with {'; '.join(changed)}: what follows equals the whole run up to rounding only"

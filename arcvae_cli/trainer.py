@@ -362,7 +362,7 @@ class Trainer:
         return ArcvaeError(
             f"{what} is not a number any more (beta {beta}, learning rate {self.rate(done):g}); "
             f"the last good checkpoint is {last}, of step {self.saved}",
-            f"lower train.lr, as in `arcvae train --preset {self.folder.path / 'config.toml'} --lr "
+            f"lower train.lr, as in `arcvae train --preset {self.folder.shell}/config.toml --lr "
             f"{self.settings.train.lr / 2:g}`, keep train.gradient_clip on, or try train.precision=fp32",
         )
 
@@ -374,7 +374,7 @@ class Trainer:
             f"stopped by {stopping.name(asked)} in epoch {epoch}, after step {step} of {self.steps}; saved in "
             f"{self.folder.path}",
             stopping.exit_code(asked),
-            f"go on with `arcvae train --resume {self.folder.path}`",
+            f"go on with `arcvae train --resume {self.folder.shell}`",
         )
 
     def explained(self, error: BaseException) -> BaseException:
@@ -385,7 +385,8 @@ class Trainer:
                 f"stopped by {stopping.name(asked)} at once; {self.folder.path} holds the first {self.saved} of "
                 f"{self.done} steps",
                 stopping.exit_code(asked),
-                f"go on with `arcvae train --resume {self.folder.path}`",
+                f"go on with `arcvae train --resume {self.folder.shell}`",
+                at_once=True,
             )
         return self.too_large(error) if out_of_memory(error) else error
 
@@ -397,7 +398,7 @@ class Trainer:
             return ArcvaeError(
                 f"the memory of {place} is too small for the {self.failed} (the batch size of the training, "
                 f"{train.batch_size}, is not to blame)",
-                f"free some memory and go on with `arcvae train --resume {self.folder.path}`",
+                f"free some memory and go on with `arcvae train --resume {self.folder.shell}`",
             )
         fitting = self.engine.fitting(train.batch_size // 2)
         return ArcvaeError(
@@ -476,9 +477,8 @@ class Trainer:
     def save_parts(self, suffix: str, epoch: int) -> None:
         """Encoder and decoder alone, for who needs only one."""
         for part, module in (("encoder", self.model.encoder), ("decoder", self.model.decoder)):
-            values = {"format_version": checkpoints.FORMAT, "epoch": epoch, "state_dict": module.state_dict()}
-            values["config"] = checkpoints.config_text(self.settings)
-            checkpoints.save(self.folder.checkpoints / f"{part}{suffix}.pth", values)
+            file = self.folder.checkpoints / f"{part}{suffix}.pth"
+            checkpoints.save_part(file, module.state_dict(), epoch, self.settings)
 
     @cached_property
     def fingerprint(self) -> str:

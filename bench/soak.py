@@ -365,7 +365,8 @@ def killed(subject: Subject, folder: Path, chance: random.Random, index: int) ->
     """SIGKILL at a random moment, and up to three times more while the run goes on."""
     trial, process = Trial(), begin(subject, folder)
     for again in range(1 + chance.choice([0, 0, 1, 2, 3])):
-        MOMENTS[(index + again) % len(MOMENTS)](subject, chance)(process)
+        moment = MOMENTS[(index + again) % len(MOMENTS)]
+        moment(subject, chance)(process)
         process.process.kill()
         code, said = process.end()
         if code == 0:
@@ -373,8 +374,11 @@ def killed(subject: Subject, folder: Path, chance: random.Random, index: int) ->
         if code != -signal.SIGKILL:
             trial.wrong(f"exit code {code}: {said}")
         trial.hit(process)
+        if folder.exists() and (state := runs.state_of(folder).state) not in ("killed", "finished"):
+            trial.wrong(f"it is told to be {state}")
+        trial.count(moment.__name__.replace("_", " "))
         trial.count("left a file half-written", any(folder.rglob(".*.tmp")))
-        trial.count("before there was a run", not folder.exists())
+        trial.count("left no run", not folder.exists())
         trial.count("cut a line of metrics.jsonl", metrics(folder)[1])
         process = go_on(subject, folder, auto=chance.random() < 0.5)
         trial.resumed += 1

@@ -62,20 +62,22 @@ Step.train = train
 STRUCK = {
     "killed in a step": AT_STEP.format(what="kill(signal.SIGKILL)"),
     "killed while last.pth is written": """
-import os, signal
+import io, os, signal
 from pathlib import Path
-real, seen = os.fsync, []
+import torch
+real, seen = torch.save, []
 
-def fsync(descriptor):
-    path = Path(f"/proc/self/fd/{descriptor}").resolve()
-    if path.name.startswith(".last.pth."):
-        seen.append(path)
-        if len(seen) == 3:
-            os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-    real(descriptor)
+def save(values, file):
+    seen.extend([file.name] if "last.pth" in Path(file.name).name else [])
+    if len(seen) < 3:
+        return real(values, file)
+    whole = io.BytesIO()
+    real(values, whole)
+    file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
 
-os.fsync = fsync
+torch.save = save
 """,
     "killed before anything was saved": """
 import os, signal
@@ -368,3 +370,38 @@ def test_a_terminal_is_left_as_it_was(name: str, told: str, screens: dict[str, t
     step = checkpoints.read(run / "checkpoints" / "last.pth")["step"]
     assert step <= 19 if "twice" in name else step == status["step"]
     assert not runs.held(run) and not list(run.rglob(".*.tmp"))
+
+
+# --------------------------------------------------------------------------------------------------- a batch system
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
+def test_the_recipe_for_slurm_passes_signals_on_and_puts_the_job_back(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """What stands in the documentation, with a training and a batch system of two lines each."""
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    own = {
+        "arcvae": 'trap "sleep 0.3; exit 75" USR1; trap "sleep 0.3; exit 143" TERM\n'
+        f'echo "$@" > {tmp_path}/began\nfor i in {{1..600}}; do sleep 0.05; done',
+        "scontrol": f'echo "$@" > {tmp_path}/requeued',
+        "job": script.partition("\n")[2],
+    }
+    for name, text in own.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "SLURM_JOB_ID": "42", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    job = subprocess.Popen([tmp_path / "job"], env=environment)
+    try:
+        while not (tmp_path / "began").exists() or not (tmp_path / "began").read_text():
+            time.sleep(0.01)
+        time.sleep(0.1)  # until the shell is in its wait
+        job.send_signal(number)
+        assert job.wait(timeout=30) == code
+    finally:
+        job.kill()
+    assert (tmp_path / "began").read_text() == "train --preset large --resume auto --run-name job42\n"
+    assert (tmp_path / "requeued").exists() == (code == 75)
+    if code == 75:
+        assert (tmp_path / "requeued").read_text() == "requeue 42\n"

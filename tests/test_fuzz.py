@@ -23,16 +23,21 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from arcvae_cli import checkpoints
+from arcvae_cli import checkpoints, runs, snapshots
+from arcvae_cli.data.corpus import DerivationCorpus
 from arcvae_cli.data.recipes import Reading, load_arrays
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, read_grammar
+from arcvae_cli.models import build_model
+from arcvae_cli.models.grammar import Structure
 from arcvae_cli.schedules import ControlVAE, Geco, shortfall
 from arcvae_cli.schedules.recorded import read_run
-from arcvae_cli.settings import DataSettings, Layer, Resolved, elbo_scale, preset_folder, resolve, set_layer
+from arcvae_cli.settings import DataSettings, Layer, Resolved, Settings, elbo_scale, preset_folder, resolve, set_layer
+from arcvae_cli.trainer import Trainer
 from tests.outside import (
     EQUATIONS,
     GRIDS,
+    SMALL,
     STRINGS,
     TASK,
     archive_of,
@@ -533,6 +538,55 @@ def test_a_checkpoint_of_spoilt_values(spoilt: Path, data: st.DataObject) -> Non
     torch.save(values, path)
     with refused_or_read(path):
         load(path)
+
+
+def trainer_in(run: runs.RunFolder, epochs: int) -> Trainer:
+    """A training of the small model of equations, in its beginning."""
+    train = {"epochs": epochs, "batch_size": 16, "precision": "fp32", "save_minutes": 0, "early_stopping": False}
+    quiet = {"log": {"images_every": 0}, "checkpoint": {"every_epochs": 0, "save_top_k": 0}}
+    loop = {"name": "controlvae", "target": 3.0}
+    chosen = Settings.model_validate(
+        {"model": SMALL, "data": {"name": "equations"}, "train": train, "schedule": loop} | quiet
+    )
+    corpus = DerivationCorpus(STRINGS)
+    model = build_model(chosen.model, Structure(corpus.rules, corpus.length))
+    return Trainer(chosen, corpus, model, run, [], torch.device("cpu"), resumed=True)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[runs.RunFolder, bytes]]:
+    """A run of two epochs to go on with, and its last checkpoint."""
+    run = runs.create(tmp_path_factory.mktemp("runs"), "begun", "begun", Settings())
+    trainer_in(run, 2).fit()
+    yield run, (run.checkpoints / "last.pth").read_bytes()
+    run.release()
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_training_goes_on_from_spoilt_values_or_not_at_all(
+    begun: tuple[runs.RunFolder, bytes], data: st.DataObject
+) -> None:
+    run, content = begun
+    path = run.checkpoints / "spoilt.pth"
+    path.write_bytes(content)
+    values = checkpoints.read(path)
+    lines = [json.loads(line) for line in values["history"].splitlines()]
+    for _ in range(data.draw(st.integers(1, 2))):
+        table: Any = data.draw(st.sampled_from((values, lines)))
+        key: Any = data.draw(st.sampled_from(sorted(table) if table is values else range(len(table))))
+        while isinstance(table[key], dict | list) and table[key] and data.draw(st.integers(0, 3)):
+            table = table[key]
+            key = data.draw(st.sampled_from(sorted(table, key=str) if isinstance(table, dict) else range(len(table))))
+        table[key] = odd_values()[data.draw(st.integers(0, len(odd_values()) - 1))]
+    if isinstance(values["history"], str) and data.draw(st.booleans()):
+        with contextlib.suppress(TypeError, ValueError):  # what JSON cannot say
+            values["history"] = "\n".join(map(json.dumps, lines))
+    torch.save(values, path)
+    with refused_or_read(path):
+        trainer = trainer_in(run, 3)
+        snapshots.restore(trainer, checkpoints.read(path), path)
+        trainer.fit()
 
 
 # ---------------------------------------------------------------------------------------------------- recorded runs

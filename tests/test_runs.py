@@ -241,6 +241,7 @@ def test_status_is_rewritten_whole(tmp_path: Path) -> None:
 
 HOLD = """
 held = runs.resume(folder)
+held.begin()
 say("held")
 sys.stdin.read()
 """
@@ -279,7 +280,7 @@ def test_of_many_that_resume_a_run_one_gets_it(tmp_path: Path, python: Callable[
     script = """
 say("ready")
 sys.stdin.readline()
-try: kept = runs.resume(folder); say("got it")
+try: kept = runs.resume(folder); kept.begin(); say("got it")
 except ArcvaeError as error: say(error.what)
 sys.stdin.read()
 """
@@ -303,6 +304,7 @@ def test_children_do_not_keep_the_lock_of_a_process_that_was_killed(
     script = """
 import subprocess
 held = runs.resume(folder)
+held.begin()
 started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
 child = os.fork()
 if not child:
@@ -373,6 +375,8 @@ def test_resuming_sweeps_what_was_left_half_written_and_points_latest(tmp_path: 
     assert not any(file.exists() for file in stale)
     assert all(file.exists() for file in kept)
     assert sorted(path.name for path in one.path.glob(".evaluation-*")) == [".evaluation-new"]
+    assert os.readlink(tmp_path / "latest") == "two", "till it begins, the run may still be refused"
+    again.begin()
     assert os.readlink(tmp_path / "latest") == "one"
     again.release()
     two.release()

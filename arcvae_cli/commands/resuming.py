@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcvae_cli.errors import InputError
+from arcvae_cli.outside import expanded, is_file, read_bytes
 from arcvae_cli.settings import Settings, resolve
 
 if TYPE_CHECKING:
@@ -21,7 +23,10 @@ AUTO = "auto"
 LENGTH = ("train.epochs", "train.early_stopping", "train.patience")
 """Settings that say when a run ends: what was trained so far is no other for them."""
 
-MAY_CHANGE = (*LENGTH, "train.device", "train.engine", "train.save_minutes", "checkpoint.", "log.")
+PLACES = tuple(f"data.{key}" for key in ("path", "input", "prod", "masks", "grammar"))
+"""Settings that say where the data lie: what they are is known by their digest."""
+
+MAY_CHANGE = (*LENGTH, *PLACES, "train.device", "train.engine", "train.save_minutes", "checkpoint.", "log.")
 """Settings, or whole tables of them, that may be others in a run that goes on."""
 
 
@@ -40,7 +45,20 @@ class Earlier:
         status = read_status(self.folder.path) or {}
         if self.values is None or status.get("state") != "finished" or not status.get("judged"):
             return False
+        if self.values["step"] != status.get("step"):  # of an older checkpoint
+            return False
         return not {key for key, *_ in differences(self.settings(), settings)} & set(LENGTH)
+
+    def judgement(self) -> dict[str, Any]:
+        """What the run's last evaluation found: its `metrics.json`. InputError where that cannot be read."""
+        file = self.folder.path / "metrics.json"
+        try:
+            found = json.loads(read_bytes(file, 2**26))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{file}: cannot be read", f"`arcvae evaluate --checkpoint {self.folder.shell}` makes it"
+            ) from error
+        return dict(found)
 
     def settings(self) -> Settings:
         """The settings that the run had so far."""
@@ -60,7 +78,7 @@ class Earlier:
             raise InputError(
                 f"--resume {self.folder.name}: other settings than the run began with: {listed}{more}",
                 f"leave them out (the number of epochs, logging and the device may change), or start a new run with "
-                f"`--preset {self.folder.path / 'config.toml'}`",
+                f"`--preset {self.folder.shell}/config.toml`",
             )
         epochs = self.values["epoch"] if self.values is not None else 0
         if settings.train.epochs < epochs:
@@ -96,23 +114,27 @@ def earlier_folder(argument: str, runs: Path) -> tuple[Path, Path | None]:
 
     A path of a folder or of a checkpoint in one, a run's name, or `latest`. InputError where there is no such run.
     """
-    given = Path(argument)
-    if given.is_file():
-        folder = given.resolve().parent.parent
-        if not (folder / "config.toml").is_file():
-            raise InputError(f"--resume {argument}: the file lies in no run folder", "give a run's folder or name")
-        return folder, given.resolve()
     from arcvae_cli.runs import find
 
-    return find(argument, runs), None
+    try:
+        return find(argument, runs), None
+    except InputError:
+        given = expanded(Path(argument))
+        if not is_file(given):
+            raise
+    folder = given.resolve().parent.parent
+    if not is_file(folder / "config.toml"):
+        raise InputError(f"--resume {argument}: the file lies in no run folder", "give a run's folder or name")
+    return folder, given.resolve()
 
 
 def go_on(folder: Path, file: Path | None) -> Earlier:
     """The run in a folder, which is this process's alone from now on. InputError where its checkpoint is unusable."""
     from arcvae_cli import checkpoints, runs
 
-    path = file or folder / "checkpoints" / "last.pth"
     held = runs.resume(folder)
+    last = held.checkpoints / "last.pth"
+    path = file or last
     if file is None and not any(held.checkpoints.iterdir()):
         return Earlier(held, path, None)
     try:
@@ -120,20 +142,38 @@ def go_on(folder: Path, file: Path | None) -> Earlier:
         if values["format_version"] < checkpoints.FORMAT:
             raise InputError(
                 f"{path}: written by an older arcvae (format {values['format_version']}), too little to go on from",
-                f"start a new run with `--preset {folder / 'config.toml'}`; evaluate, sample and interpolate read it",
+                f"start a new run with `--preset {held.shell}/config.toml`; evaluate, sample and interpolate read it",
+            )
+        if path != last and (later := later_step(last, values["step"])) is not None:
+            raise InputError(
+                f"{path}: an older checkpoint, of step {values['step']}; the run has come to step {later}",
+                f"to give up what came after, remove {last} first",
             )
         return Earlier(held, path, values)
     except InputError as error:
         held.release()
-        other = next((other for other in others(held.checkpoints) if other != path), None)
-        raise InputError(error.what, f"go on from an older one: --resume {other}" if other else error.fix) from error
+        other = next(others(held.checkpoints), None) if path == last else None
+        hint = f"go on from an older one: --resume {shlex.quote(str(other))}" if other else error.fix
+        raise InputError(error.what, hint) from error
+
+
+def later_step(last: Path, step: int) -> int | None:
+    """The step of a run's last checkpoint, where that is whole and comes after `step`."""
+    from arcvae_cli.checkpoints import read
+
+    with suppress(InputError):
+        found = read(last)["step"]
+        if isinstance(found, int) and found > step:
+            return found
+    return None
 
 
 def others(folder: Path) -> Iterator[Path]:
     """Whole checkpoints of a run beside its last, the newest first: a damaged file may have several names."""
     from arcvae_cli.checkpoints import read
 
-    for path in sorted(folder.glob("vae_*.pth"), key=lambda path: path.lstat().st_mtime, reverse=True):
+    files = [*folder.glob("vae_*.pth"), *folder.glob("best-*.pth")]
+    for path in sorted(files, key=lambda path: path.lstat().st_mtime, reverse=True):
         with suppress(InputError):
             read(path)
             yield path

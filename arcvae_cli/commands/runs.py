@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,7 +227,7 @@ def pth_files(path: Path) -> list[Path]:
 
 def next_steps(run: Run, runs_dir: Path) -> list[str]:
     """What can be done with a run now: commands."""
-    called = run.name if runs_dir == RUNS == run.path.parent else str(run.path)
+    called = run.name if runs_dir == RUNS == run.path.parent else shlex.quote(str(run.path))
     if run.state == "running":
         return []
     if run.state == "finished":
@@ -275,11 +276,11 @@ class Checked:
         if self.run.state in ("running", "finished") and self.ok:
             return None
         if "last.pth" in self.resumable:
-            return f"arcvae train --resume {self.run.path}"
+            return f"arcvae train --resume {shlex.quote(str(self.run.path))}"
         if self.resumable:
             name = max(self.resumable, key=lambda name: self.resumable[name])
-            return f"arcvae train --resume {self.run.path / 'checkpoints' / name}"
-        return f"arcvae train --preset {self.run.path / 'config.toml'}"
+            return f"arcvae train --resume {shlex.quote(str(self.run.path / 'checkpoints' / name))}"
+        return f"arcvae train --preset {shlex.quote(str(self.run.path / 'config.toml'))}"
 
 
 @app.command()

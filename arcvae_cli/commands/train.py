@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,7 +14,7 @@ import typer
 from arcvae_cli import BEGAN, stopping
 from arcvae_cli.commands.resuming import AUTO, earlier_folder, go_on
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
-from arcvae_cli.outside import expanded
+from arcvae_cli.outside import expanded, is_file
 from arcvae_cli.settings import (
     CORPORA,
     DEFAULT_MODEL,
@@ -216,18 +217,21 @@ def train(
 
 def asked_for(resume: str, runs: Path, name: str | None) -> tuple[Path, Path | None] | None:
     """The run folder, and the checkpoint if one was given, that `--resume` means; None for one that is to be begun."""
+    from arcvae_cli.runs import check_name
+
     if resume != AUTO:
         if name is not None:
             raise InputError("--run-name: the run that goes on has its name", f"leave it out, or use --resume {AUTO}")
         return earlier_folder(resume, runs)
     if name is None:
         raise InputError(f"--resume {AUTO}: which run?", "give --run-name too, the same every time")
-    return (runs / name, None) if (runs / name / "config.toml").is_file() else None
+    check_name(name)
+    return (runs / name, None) if is_file(runs / name / "config.toml") else None
 
 
 def whole(path: Path) -> str:
     """A path that means the same from everywhere, as the settings of a run keep it."""
-    return str(expanded(path).absolute())
+    return os.path.abspath(expanded(path))
 
 
 def with_epochs(preset: str | None, layers: list[Layer], epochs: int | None, quick: bool) -> Resolved:
@@ -268,8 +272,12 @@ def run(
 
     folders.check_name(name)
 
-    if (text := shortfall(settings.schedule, settings.train.epochs)) is not None:
-        console.warn(text)
+    def warn() -> None:
+        if (text := shortfall(settings.schedule, settings.train.epochs)) is not None:
+            console.warn(text)
+
+    if earlier is None:
+        warn()
 
     from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
 
@@ -288,13 +296,17 @@ def run(
         before.check(settings)
         if before.over(settings):
             console.note(f"run {before.folder.name} is finished; nothing is left to do")
+            console.json(before.judgement())
             return
+        warn()
+        before.folder.begin()
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)
     check_sizes(settings, corpus)
     seed_step(settings.train.seed, "weights")
     model = new_model(settings, corpus).to(device)
     check_levels(settings, model)
+    signals.patient = True  # from now on there is something to save
     folder = folders.create(runs, name, stem, settings) if before is None else before.folder
     notes = [text for text in [crowded(device)] if text is not None]
     recorders: list[Recorder] = []
@@ -313,28 +325,27 @@ def run(
     ]
     if settings.train.engine == "compile":
         console.note("compiling the network, which takes half a minute")
-    with closing(recorders):
-        signals.patient = True
-        outcome = trainer.fit()
-        signals.patient = False
-    if outcome.stopped_early:
-        console.note(
-            f"stopped early after epoch {outcome.epoch}: no better {settings.train.monitor} since epoch "
-            f"{outcome.best_epoch}"
-        )
     from arcvae_cli.commands.evaluate import report
 
     try:
+        with closing(recorders):
+            outcome = trainer.fit()
+            signals.patient = False
         if signals() is not None:  # asked for while the last epoch was being finished
             raise KeyboardInterrupt
+        if outcome.stopped_early:
+            console.note(
+                f"stopped early after epoch {outcome.epoch}: no better {settings.train.monitor} since epoch "
+                f"{outcome.best_epoch}"
+            )
         with trainer.timed("evaluation"):
             report(checkpoints.load(folder.checkpoints / checkpoints.BEST, device), corpus, "val", folder, console)
     except KeyboardInterrupt:
         asked = signals() or signal.SIGINT
         raise Interrupted(
-            f"stopped by {stopping.name(asked)} in the evaluation; the training is complete in {folder.path}",
+            f"stopped by {stopping.name(asked)} before the run was judged; the training is complete in {folder.path}",
             stopping.exit_code(asked),
-            f"score it with `arcvae evaluate --checkpoint {folder.path}`, or go on with --resume {folder.path}",
+            f"judge it with `arcvae train --resume {folder.shell}`, or `arcvae evaluate --checkpoint {folder.shell}`",
         ) from None
     place = trainer.place()
     folder.write_status("finished", judged=True, **place)
@@ -355,7 +366,7 @@ def costs(place: Mapping[str, Any], steps: int) -> str:
 def next_steps(folder: RunFolder, corpus: Corpus, console: Console) -> None:
     """What can be done with the run now."""
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json")
-    there = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.path}"
+    there = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
     steps = [f"arcvae evaluate{there}"]
     if corpus.rules is None or corpus.rules.rhs is not None:
         steps.append(f"arcvae sample{there}")
@@ -412,7 +423,10 @@ def check_levels(settings: Settings, model: VAE) -> None:
 
 @contextmanager
 def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
-    """Close every recorder, the first one first; what ended the block is the error to tell, not what it did to them."""
+    """Close every recorder, the first one first; what ended the block is the error to tell, not what it did to them.
+
+    Where the block was to end at once, they are not waited for.
+    """
     code = 0
 
     def close(recorder: Recorder) -> None:
@@ -426,7 +440,11 @@ def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             code = error.exit_code if isinstance(error, ArcvaeError) else 128 + signal.SIGINT if stopped else 1
-            with suppress(ArcvaeError):
+            if isinstance(error, Interrupted) and error.at_once:
+                stack.pop_all()
+                for recorder in recorders:
+                    recorder.abandon()
+            with suppress(Exception, KeyboardInterrupt):
                 stack.close()
             raise
 

@@ -84,6 +84,13 @@ class Background(Silent):
                 with suppress(Exception):
                     self._abandon()
 
+    def abandon(self) -> None:
+        """Wait for nothing; what the recorder still has to do is lost."""
+        with self._lock:
+            self._dropped = True
+        with suppress(Exception):
+            self._abandon()
+
     def _pass(self, call: Callable[[], None]) -> None:
         if self._dropped:
             return

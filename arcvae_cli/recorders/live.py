@@ -155,6 +155,10 @@ class LiveTable(Silent):
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
         """Leave the whole table standing, and the cursor where it belongs."""
+        self.abandon()
+
+    def abandon(self) -> None:
+        """The same."""
         self._over = True
         try:
             self._live.stop()

@@ -75,6 +75,8 @@ def test_a_finished_run_has_nothing_left_to_do(arcvae: Run, mine: Path) -> None:
     assert result.stderr == "run mine is finished; nothing is left to do\n"
     assert digests(mine) == before and state(mine)["state"] == "finished"
     assert not runs.held(mine)
+    as_json = arcvae("train", "--resume", "mine", "--json", "--runs-dir", mine.parent)
+    assert json.loads(as_json.stdout) == json.loads((mine / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("by", ["name", "folder", "latest", "checkpoint"])
@@ -90,7 +92,7 @@ def test_a_run_may_be_made_longer(by: str, arcvae: Run, mine: Path) -> None:
     assert result.exit_code == 0, result.stderr
     said = " ".join(result.stderr.split())
     assert "goes on after epoch 2" in said and "epoch 3/3" in said and "epoch 2/3" not in said
-    assert "epochs 2, now 3: from here on the learning rate is that of the longer cosine" in said
+    assert "epochs 2, now 3: from here on the learning rate is that of a run of 3" in said
     assert epochs(mine) == [1, 2, 3]
     assert (state(mine)["state"], state(mine)["epoch"], state(mine)["step"]) == ("finished", 3, 6)
     config = tomli.loads((mine / "config.toml").read_text())
@@ -114,8 +116,12 @@ def test_another_setting_is_refused_with_its_name(
     flags: tuple[Any, ...], named: list[str], arcvae: Run, mine: Path
 ) -> None:
     before = digests(mine)
+    (mine.parent / "other").mkdir()
+    runs.point_latest(mine.parent, "other")
+    status = state(mine)
     result = arcvae("train", "--resume", "mine", *flags, "--runs-dir", mine.parent)
     assert (result.exit_code, result.stdout) == (2, "")
+    assert state(mine) == status and os.readlink(mine.parent / "latest") == "other", "nothing has begun"
     for text in named:
         assert text in " ".join(result.stderr.split())
     assert digests(mine) == before and not runs.held(mine)
@@ -207,6 +213,57 @@ def test_what_stands_in_the_place_of_the_checkpoint_begins_nothing_anew(kind: st
     assert digests(mine) == before and not runs.held(mine)
 
 
+def test_data_may_have_moved(arcvae: Run, ended: Path, mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ended.parent / "some.npz", mine.parent / "elsewhere.npz")
+    monkeypatch.chdir(mine)
+    result = arcvae("train", "--resume", mine, "--epochs", 3, "--data", "../elsewhere.npz")
+    assert result.exit_code == 0, result.stderr
+    assert tomli.loads((mine / "config.toml").read_text())["data"]["path"] == str(mine.parent / "elsewhere.npz")
+
+
+@pytest.fixture
+def long(arcvae: Run, arc_npz: Path, tmp_path: Path) -> Path:
+    """A run of four epochs of which each has its checkpoint, and whose best is the last."""
+    flags = ("--data", arc_npz, *SMALL, "--epochs", 4, "--set", "checkpoint.every_epochs=1", "--lr", 1e-3)
+    result = arcvae("train", *flags, "--runs-dir", tmp_path, "--run-name", "long")
+    assert result.exit_code == 0, result.stderr
+    assert checkpoints.read(tmp_path / "long" / "checkpoints" / "vae_best.pth")["epoch"] == 4
+    return tmp_path / "long"
+
+
+def test_an_older_checkpoint_does_not_void_what_came_after_unasked(arcvae: Run, long: Path) -> None:
+    before = digests(long)
+    result = arcvae("train", "--resume", long / "checkpoints" / "vae_epoch_2.pth", "--epochs", 3)
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 2 and "an older checkpoint, of step 4; the run has come to step 8" in said
+    assert digests(long) == before and not runs.held(long)
+
+
+def epochs_of(run: Path) -> dict[str, int]:
+    """By name, the epoch of each checkpoint."""
+    files = sorted((run / "checkpoints").iterdir())
+    return {file.name: torch.load(file, weights_only=True)["epoch"] for file in files}
+
+
+@pytest.mark.parametrize("left", ["vae_epoch_3.pth", "best-loss-epoch_003-*.pth", "nothing"])
+def test_going_on_from_an_older_checkpoint_leaves_nothing_of_what_is_void(left: str, arcvae: Run, long: Path) -> None:
+    folder = long / "checkpoints"
+    start = Path(shutil.copy(folder / "vae_epoch_3.pth", folder / "mine.pth"))
+    for file in folder.iterdir():
+        if not file.match(left) and file.name not in ("mine.pth", "vae_best.pth", "encoder.pth", "vae_epoch_4.pth"):
+            file.unlink()
+    result = arcvae("train", "--resume", start, "--epochs", 3)
+    assert result.exit_code == 0, result.stderr
+    found = epochs_of(long)
+    assert max(found.values()) == 3 and found["vae_best.pth"] == found["encoder.pth"] == found["last.pth"] == 3
+    assert not [name for name in found if "epoch_4" in name or "epoch_004" in name]
+    assert epochs(long) == [1, 2, 3]
+    assert ("stands in for it" in " ".join(result.stderr.split())) is (left == "nothing")
+    best, parts = (torch.load(folder / name, weights_only=True) for name in ("vae_best.pth", "encoder.pth"))
+    own = {name.removeprefix("encoder."): value for name, value in best["model_state_dict"].items()}
+    assert all(torch.equal(own[name], value) for name, value in parts["state_dict"].items())
+
+
 def test_other_data_are_refused(arcvae: Run, ended: Path, mine: Path) -> None:
     data = ended.parent / "some.npz"
     kept = data.read_bytes()
@@ -267,6 +324,15 @@ def test_a_run_in_other_hands_is_refused(arcvae: Run, mine: Path) -> None:
     assert epochs(mine) == [1, 2]
 
 
+def test_a_file_of_a_runs_name_is_not_in_its_way(
+    arcvae: Run, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("mine").write_text("#!/bin/sh")
+    assert arcvae("train", "--resume", "mine", "--runs-dir", tmp_path).stderr.startswith("run mine is finished")
+
+
 @pytest.fixture
 def nothing(tmp_path: Path) -> Iterator[None]:
     yield
@@ -283,6 +349,8 @@ def nothing(tmp_path: Path) -> Iterator[None]:
         (("--resume", "mine", "--overfit-batch"), "one batch is no run"),
         (("--resume", "mine", "--quick-test"), "the run has its length already"),
         (("--resume", "../../etc"), "there is none of this name"),
+        (("--resume", "a" * 300), "there is none of this name"),
+        (("--resume", "auto", "--run-name", "a" * 300), "not a usable name"),
         (("--resume", ""), "there is none of this name"),
     ],
 )

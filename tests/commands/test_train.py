@@ -24,7 +24,8 @@ from typer.testing import CliRunner, Result
 from arcvae_cli import checkpoints
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate, train
-from arcvae_cli.errors import ArcvaeError
+from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.records import Silent
 from arcvae_cli.schedules import Cyclical, Schedule, UltraConservative
 from arcvae_cli.settings import resolve
 
@@ -555,3 +556,44 @@ def test_a_signal_ends_a_run_with_its_work_saved(
     assert (status["state"], status["step"]) == ("interrupted", values["step"])
     assert name in status["reason"]
     assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
+
+
+class Closer(Silent):
+    """Fails as it is closed, and says what it was asked for."""
+
+    def __init__(self, heard: list[Any], error: BaseException | None = None) -> None:
+        self.heard, self.error = heard, error
+
+    def close(self, code: int = 0) -> None:
+        self.heard.append(code)
+        if self.error is not None:
+            raise self.error
+
+    def abandon(self) -> None:
+        self.heard.append("abandoned")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (Interrupted("stopped", 75), 75),
+        (ArcvaeError("no number"), 1),
+        (RuntimeError("a defect"), 1),
+        (KeyboardInterrupt(), 130),
+        (Interrupted("stopped at once", 130, at_once=True), "abandoned"),
+    ],
+    ids=repr,
+)
+def test_what_ended_a_run_is_told_whatever_its_recorders_do(error: BaseException, code: object) -> None:
+    heard: list[Any] = []
+    failing = [AttributeError("half imported"), KeyboardInterrupt(), ArcvaeError("a full disk"), None]
+    with pytest.raises(type(error)) as caught, train.closing([Closer(heard, one) for one in failing]):
+        raise error
+    assert caught.value is error and heard == [code] * 4
+
+
+def test_a_recorder_that_fails_as_it_is_closed_is_told_where_nothing_else_is() -> None:
+    heard: list[Any] = []
+    with pytest.raises(ArcvaeError, match="a full disk"), train.closing([Closer(heard, ArcvaeError("a full disk"))]):
+        pass
+    assert heard == [0]

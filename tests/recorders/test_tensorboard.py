@@ -170,7 +170,7 @@ def test_a_picture_that_is_void_is_none_that_is_there(session: Callable[..., Pat
     assert curves(folder) == whole(folder, 4)
 
 
-@pytest.mark.parametrize("left", [0.0, 0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("left", [0.0, 0.6, 0.999])
 def test_what_a_killed_session_did_not_write_is_made_up_for(session: Callable[..., Path], left: float) -> None:
     """But for pictures: those of the first two epochs may be lost, and those of the third are shown again."""
     folder = session(1, 3)
