@@ -27,7 +27,7 @@ MOST_BYTES = 2**34
 """The largest checkpoint that is read."""
 
 MOST_RECORDS = 50_000
-MOST_PICKLE_BYTES = 2**26
+MOST_PICKLE_BYTES = 2**29  # a line of text for every epoch of a run
 MOST_OPCODES = 2_000_000  # some seconds
 MOST_VALUES = 1_000_000  # counted as often as they are reached
 DEEPEST = 50

@@ -28,6 +28,10 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class WriteError(ArcvaeError):
+    """A file that could not be written: what was there before is whole."""
+
+
 class InputError(ArcvaeError):
     """Unusable input, be it a flag, a preset, data or a checkpoint: exit code 2."""
 

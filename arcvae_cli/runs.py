@@ -29,8 +29,10 @@ from arcvae_cli.writing import replacing, sync_folder
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 LATEST = "latest"
+AUTO = "auto"
+"""What `--resume` takes for: start the run of `--run-name`, or go on with it."""
 STATES = ("running", "finished", "interrupted", "failed")
 """What a status can say; where it says running and nobody holds the lock, the run was killed."""
 
@@ -68,16 +70,6 @@ class RunFolder:
         """Where pictures go."""
         return self.path / "images"
 
-    @property
-    def held(self) -> bool:
-        """Whether a living process, this one or another, holds the run's lock."""
-        return held(self.path)
-
-    @property
-    def state(self) -> str | None:
-        """What the run's status says of it, true or not by now; None where it says nothing."""
-        return _text((read_status(self.path) or {}).get("state"))
-
     def release(self) -> None:
         """Give the lock up, if this is whom it was given to; the kernel does so where a process dies."""
         if self._lock is not None:
@@ -113,8 +105,10 @@ def check_name(name: str | None) -> None:
     if name is not None and not NAME.fullmatch(name):
         raise InputError(
             f"--run-name {name!r:.200}: not a usable name",
-            "use up to 128 letters, digits, '.', '_' or '-', not starting with '.'",
+            "use up to 128 letters, digits, '.', '_' or '-', starting with a letter, a digit or '_'",
         )
+    if name == AUTO:
+        raise InputError(f"--run-name {name!r}: means another thing to --resume", "choose another name")
     if name is not None and name.lower() == LATEST:  # the same file where case means nothing
         raise InputError(f"--run-name {name!r}: taken by the link to the newest run", "choose another name")
 
@@ -129,7 +123,7 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
     is `<stem>-<time>`, numbered where two runs start in the same second, so that they never share one.
     """
     check_name(name)
-    base = name or f"{re.sub(r'[^A-Za-z0-9_-]', '-', stem)[:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    base = name or f"{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[:80] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
     hidden, started = runs / f".{base}.{secrets.token_hex(4)}.tmp", now()
     lock: BaseFileLock | None = None
     try:

@@ -50,7 +50,7 @@ def values(trainer: Trainer, index: int) -> dict[str, Any]:
             level: torch.tensor([record.path[level] for record in trainer.history], dtype=torch.float64)
             for level in trainer.schedule.closed_levels(trainer.levels)
         },
-        "tally": trainer.engine.tally.table[:index].cpu(),
+        "tally": trainer.engine.tally.table[:index].cpu().clone(),  # of a view, all would be kept
         "stood": dict(trainer.stood),
         "corpus": trainer.fingerprint,
         "precision": PRECISIONS[trainer.step.precision],

@@ -23,7 +23,7 @@ from arcvae_cli.controllers import Controller, Target
 from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
 from arcvae_cli.engine import TEXTS as ENGINES
 from arcvae_cli.engine import Engine
-from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.errors import ArcvaeError, Interrupted, WriteError
 from arcvae_cli.evaluation.information import batch_size, batches, longest_first
 from arcvae_cli.graphs import first_line
 from arcvae_cli.machine import describe, out_of_memory, peak_memory
@@ -98,6 +98,7 @@ class Trainer:
         self.done = self.saved = 0  # optimiser steps, and those that are in the last checkpoint
         self.tried = False  # whether the precision was tried, now or by the process that this one goes on from
         self.part, self.failed, self.counted = "rest", "", self.began  # where the time goes, and where it ended badly
+        self.ended: dict[str, str] = {}  # why it ended before its last epoch, for its status
         self.due = math.inf  # by the monotonic clock, when to save within an epoch
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
         self.history: list[EpochRecord] = []
@@ -123,7 +124,7 @@ class Trainer:
                         recorder.epoch(record)
                 self.save()
                 stopped = self.settle()
-            self.finish()
+            self.finish(stopped)
         except BaseException as error:
             told = self.explained(error)
             state = "interrupted" if isinstance(told, Interrupted) else "failed"
@@ -379,6 +380,10 @@ class Trainer:
 
     def explained(self, error: BaseException) -> BaseException:
         """What ended the run, as a person is to hear of it."""
+        if isinstance(error, WriteError):
+            return WriteError(
+                error.what, f"free some space, then go on with `arcvae train --resume {self.folder.shell}`"
+            )
         if isinstance(error, KeyboardInterrupt):
             asked = self.stop() or signal.SIGINT
             return Interrupted(
@@ -403,7 +408,8 @@ class Trainer:
         fitting = self.engine.fitting(train.batch_size // 2)
         return ArcvaeError(
             f"train.batch_size: {train.batch_size} does not fit into the memory of {place}",
-            f"a batch of {fitting} fits: try --batch-size {fitting}"
+            f"a batch of {fitting} fitted in a trial: begin a run with it by `arcvae train --preset "
+            f"{self.folder.shell}/config.toml --batch-size {fitting}`"
             if fitting
             else "no smaller batch fits either: free some memory, or train a smaller model",
         )
@@ -498,11 +504,14 @@ class Trainer:
         costs = {"seconds": seconds, "peak_memory_bytes": peak_memory(self.device)}
         return {"epoch": len(self.history), "epochs": self.settings.train.epochs, "step": self.done, **best, **costs}
 
-    def finish(self) -> None:
-        """The last checkpoint of a run that ended by itself."""
+    def finish(self, stopped: bool) -> None:
+        """The last checkpoint of a run that ended by itself, early if it was `stopped`."""
         with self.timed("saving"):
             checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
-        self.folder.write_status("finished", **self.place())
+        if stopped and self.best is not None:
+            since = f"no better {self.settings.train.monitor} since epoch {self.best[1]}"
+            self.ended = {"reason": f"stopped early after epoch {len(self.history)}: {since}"}
+        self.folder.write_status("finished", **self.ended, **self.place())
 
     @torch.inference_mode()
     def draw(self, epoch: int, last: bool) -> None:

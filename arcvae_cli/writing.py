@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.errors import InputError, WriteError
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, synced, once the block has ended well.
 
     Raises:
-        ArcvaeError: the file system refuses; `path` is then as it was.
+        WriteError: the file system refuses; `path` is then as it was.
 
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -53,13 +53,13 @@ def usable_folder(folder: Path, flag: str) -> Path:
     return folder
 
 
-def failed(path: Path, reason: str) -> ArcvaeError:
+def failed(path: Path, reason: str) -> WriteError:
     """The error of a file that could not be written: it tells how much space there is."""
     try:
         space = f"; {size(shutil.disk_usage(path.parent).free)} free there"
     except OSError:  # the folder is gone
         space = ""
-    return ArcvaeError(f"{path}: could not be written ({reason}{space})", "free some space, or choose another folder")
+    return WriteError(f"{path}: could not be written ({reason}{space})", "free some space, or choose another folder")
 
 
 def size(count: int) -> str:

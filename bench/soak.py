@@ -280,11 +280,18 @@ def read_json(path: Path) -> Any:
     return read_line(path.read_text("utf-8"))
 
 
+BESIDE = ("wandb/", "tensorboard/", ".evaluation-")
+"""What a run may have more of than another: sessions of loggers, and pictures of a verdict that was broken off.
+
+The latter are in nobody's lock, and are swept when they are ten minutes old.
+"""
+
+
 def other(folder: Path, straight: Path) -> list[str]:
     """In what a finished run is not what the undisturbed one is."""
     found = torn(folder)
     names = [{str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} for run in (folder, straight)]
-    apart = sorted(name for name in names[0] ^ names[1] if not name.startswith(("wandb/", "tensorboard/")))
+    apart = sorted(name for name in names[0] ^ names[1] if not name.startswith(BESIDE))
     found += [f"{name} is only in {'one' if name in names[0] else 'the straight one'}" for name in apart]
     for path in sorted((straight / "checkpoints").glob("*.pth")):
         if path.name in apart:

@@ -421,7 +421,13 @@ def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
     ],
     ids=["cuda", "host", "allocator", "oneDNN"],
 )
-@pytest.mark.parametrize(("room", "fix"), [(3, "a batch of 2 fits: try --batch-size 2"), (0, "no smaller batch fits")])
+@pytest.mark.parametrize(
+    ("room", "fix"),
+    [
+        (3, "a batch of 2 fitted in a trial: begin a run with it by `arcvae train --preset "),
+        (0, "no smaller batch fits"),
+    ],
+)
 def test_no_memory_names_the_batch_size_and_what_would_fit(
     tmp_path: Path, error: Exception, room: int, fix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

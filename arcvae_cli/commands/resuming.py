@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.outside import expanded, is_file, read_bytes
-from arcvae_cli.settings import Settings, resolve
+from arcvae_cli.settings import Resolved, Settings, resolve
 
 if TYPE_CHECKING:
     from arcvae_cli.runs import RunFolder
-
-AUTO = "auto"
-"""What stands for: start the run of `--run-name`, or go on with it."""
 
 LENGTH = ("train.epochs", "train.early_stopping", "train.patience")
 """Settings that say when a run ends: what was trained so far is no other for them."""
@@ -68,12 +65,16 @@ class Earlier:
 
         return read_settings(self.path, self.values, most_layers=len(self.values["model_state_dict"]))
 
-    def check(self, settings: Settings) -> None:
+    def check(self, resolved: Resolved) -> None:
         """InputError where a setting is another than it was, and is none of those that may be."""
+        settings, origins = resolved.settings, resolved.origins
         found = list(differences(self.settings(), settings))
         refused = [(key, old, new) for key, old, new in found if not key.startswith(MAY_CHANGE)]
         if refused:
-            listed = "; ".join(f"{key} was {shown(old)}, now {shown(new)}" for key, old, new in refused[:5])
+            listed = "; ".join(
+                f"{key} was {shown(old)}, now {shown(new)} ({origins.get(key, 'default')})"
+                for key, old, new in refused[:5]
+            )
             more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
             raise InputError(
                 f"--resume {self.folder.name}: other settings than the run began with: {listed}{more}",
@@ -117,15 +118,20 @@ def earlier_folder(argument: str, runs: Path) -> tuple[Path, Path | None]:
     from arcvae_cli.runs import find
 
     try:
-        return find(argument, runs), None
+        folder = find(argument, runs)
     except InputError:
         given = expanded(Path(argument))
         if not is_file(given):
             raise
-    folder = given.resolve().parent.parent
+        folder, file = given.resolve().parent.parent, given.resolve()
+        if not is_file(folder / "config.toml"):
+            raise InputError(
+                f"--resume {argument}: the file lies in no run folder", "give a run's folder or name"
+            ) from None
+        return folder, file
     if not is_file(folder / "config.toml"):
-        raise InputError(f"--resume {argument}: the file lies in no run folder", "give a run's folder or name")
-    return folder, given.resolve()
+        raise InputError(f"{folder}: its config.toml is gone", f"`arcvae runs verify {folder.name}` restores it")
+    return folder, None
 
 
 def go_on(folder: Path, file: Path | None) -> Earlier:

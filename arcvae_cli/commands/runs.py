@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -371,12 +372,37 @@ def check(path: Path) -> Checked:
         found.problems.append("status.json: cannot be read")
     if state == "killed":
         found.notes.append("its process ended without a word")
-    _, _, unusable = settings_of(path)
-    if unusable is not None:
-        found.problems.append(unusable)
     check_metrics(found)
     check_checkpoints(found)
+    check_settings(found)
     return found
+
+
+def check_settings(found: Checked) -> None:
+    """Read `config.toml`; where it is unusable, write it again from what a whole checkpoint carries."""
+    from arcvae_cli import runs as folders
+
+    path = found.run.path
+    _, _, unusable = settings_of(path)
+    if unusable is None:
+        return
+    unusable = unusable.replace(f"{path / 'config.toml'}", "config.toml")
+    if found.whole and found.run.state != "running":
+        from arcvae_cli.checkpoints import read, read_settings
+
+        file = path / "checkpoints" / max(found.whole, key=lambda name: found.whole[name])
+        with suppress(ArcvaeError):  # that it cannot be written, or is another's by now
+            values = read(file)
+            settings = read_settings(file, values, most_layers=len(values["model_state_dict"]))
+            lock = folders.take(path)
+            try:
+                folders.RunFolder(path).write_config(settings)
+            finally:
+                if lock is not None:
+                    lock.release()
+            found.notes.append(f"{unusable}; written again from {file.name}")
+            return
+    found.problems.append(unusable)
 
 
 def check_checkpoints(found: Checked) -> None:

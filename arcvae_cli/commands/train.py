@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arcvae_cli import BEGAN, stopping
-from arcvae_cli.commands.resuming import AUTO, earlier_folder, go_on
+from arcvae_cli.commands.resuming import earlier_folder, go_on
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.outside import expanded, is_file
+from arcvae_cli.runs import AUTO
 from arcvae_cli.settings import (
     CORPORA,
     DEFAULT_MODEL,
@@ -203,13 +204,14 @@ def train(
         if quick_test:
             raise InputError("--quick-test: the run has its length already", "leave it out, or give --preset too")
         preset = str(earlier[0] / "config.toml")
-    settings = with_epochs(preset, layers, epochs, quick_test).settings
+    resolved = with_epochs(preset, layers, epochs, quick_test)
+    settings = resolved.settings
     if overfit_batch:
         memorise(settings, console)
         return
     with Signals() as signals:
         try:
-            run(settings, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
+            run(resolved, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
         except KeyboardInterrupt:
             asked = signals() or signal.SIGINT
             raise Interrupted(f"stopped by {stopping.name(asked)}, at once", stopping.exit_code(asked)) from None
@@ -255,7 +257,7 @@ def with_epochs(preset: str | None, layers: list[Layer], epochs: int | None, qui
 
 
 def run(
-    settings: Settings,
+    resolved: Resolved,
     console: Console,
     signals: Signals,
     runs: Path,
@@ -270,6 +272,7 @@ def run(
     from arcvae_cli import runs as folders
     from arcvae_cli.schedules import shortfall
 
+    settings = resolved.settings
     folders.check_name(name)
 
     def warn() -> None:
@@ -293,7 +296,7 @@ def run(
 
     before = go_on(*earlier) if earlier is not None else None
     if before is not None:
-        before.check(settings)
+        before.check(resolved)
         if before.over(settings):
             console.note(f"run {before.folder.name} is finished; nothing is left to do")
             console.json(before.judgement())
@@ -325,20 +328,17 @@ def run(
     ]
     if settings.train.engine == "compile":
         console.note("compiling the network, which takes half a minute")
-    from arcvae_cli.commands.evaluate import report
-
     try:
         with closing(recorders):
-            outcome = trainer.fit()
+            trainer.fit()
             signals.patient = False
         if signals() is not None:  # asked for while the last epoch was being finished
             raise KeyboardInterrupt
-        if outcome.stopped_early:
-            console.note(
-                f"stopped early after epoch {outcome.epoch}: no better {settings.train.monitor} since epoch "
-                f"{outcome.best_epoch}"
-            )
+        for reason in trainer.ended.values():
+            console.note(reason)
         with trainer.timed("evaluation"):
+            from arcvae_cli.commands.evaluate import report
+
             report(checkpoints.load(folder.checkpoints / checkpoints.BEST, device), corpus, "val", folder, console)
     except KeyboardInterrupt:
         asked = signals() or signal.SIGINT
@@ -348,7 +348,7 @@ def run(
             f"judge it with `arcvae train --resume {folder.shell}`, or `arcvae evaluate --checkpoint {folder.shell}`",
         ) from None
     place = trainer.place()
-    folder.write_status("finished", judged=True, **place)
+    folder.write_status("finished", judged=True, **trainer.ended, **place)
     folder.release()
     console.note(f"\n{costs(place, trainer.done)}")
     next_steps(folder, corpus, console)

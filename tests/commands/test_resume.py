@@ -133,6 +133,21 @@ def test_a_variable_of_the_environment_is_a_setting_too(
     monkeypatch.setenv("ARCVAE_TRAIN__WEIGHT_DECAY", "0.1")
     result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
     assert result.exit_code == 2 and "train.weight_decay was 0.0, now 0.1" in " ".join(result.stderr.split())
+    assert "(ARCVAE_TRAIN__WEIGHT_DECAY)" in result.stderr
+
+
+def test_a_config_that_is_gone_is_restored(arcvae: Run, mine: Path) -> None:
+    config = mine / "config.toml"
+    text = config.read_text()
+    config.unlink()
+    result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
+    assert result.exit_code == 2 and "`arcvae runs verify mine` restores it" in " ".join(result.stderr.split())
+    for broken in (None, "lr ="):
+        if broken is not None:
+            config.write_text(broken)
+        result = arcvae("runs", "verify", "mine", "--runs-dir", mine.parent)
+        assert result.exit_code == 0, result.stderr
+        assert "written again from" in " ".join((result.stdout + result.stderr).split()) and config.read_text() == text
 
 
 def test_a_config_that_was_edited_does_not_change_a_run(arcvae: Run, mine: Path) -> None:

@@ -254,8 +254,6 @@ def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
         "no-final": lambda run: (run / "checkpoints" / "vae_final.pth").unlink(),
         "no-last": lambda run: (run / "checkpoints" / "last.pth").unlink(),
         "status": lambda run: (run / "status.json").write_text("{"),
-        "config": lambda run: (run / "config.toml").write_text("[train]\nepochz = 3\n"),
-        "no-config": lambda run: (run / "config.toml").unlink(),
         "no-metrics": lambda run: (run / "metrics.jsonl").unlink(),
         "torn": lambda run: add(run / "metrics.jsonl", '{"kind": "st'),
         "foreign": lambda run: add(run / "metrics.jsonl", "hello\n"),
@@ -281,6 +279,22 @@ def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
     for name in set(harms) - {"cut.pth", "empty.pth", "part", "link"}:
         assert len(found[name]["problems"]) == 1 and not found[name]["broken"], (name, found[name])
     assert found["gap"]["problems"] == ["metrics.jsonl: line 7: epoch 5 comes after epoch 3"]
+
+
+@pytest.mark.parametrize("text", [None, "[train]\nepochz = 3\n", "lr ="])
+def test_settings_are_restored_from_a_checkpoint(tmp_path: Path, text: str | None) -> None:
+    run = make(tmp_path, "whole")
+    config = run / "config.toml"
+    whole = config.read_text()
+    config.unlink() if text is None else config.write_text(text)
+    code, _, found = verified(tmp_path)
+    assert code == 0 and config.read_text() == whole
+    assert "; written again from " in found["whole"]["notes"][0] and not runs.held(run)
+    for file in (run / "checkpoints").iterdir():
+        file.unlink()
+    config.unlink()
+    code, _, found = verified(tmp_path)
+    assert code == 1 and "config.toml: missing" in found["whole"]["problems"] and not config.exists()
 
 
 def test_what_a_killed_run_may_leave_is_no_damage(four: Path) -> None:

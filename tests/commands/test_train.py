@@ -279,7 +279,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_told_of_first(
     assert (result.exit_code, result.stdout) == (1, "")
     what, fix = result.stderr.splitlines()[-2:]
     assert what.startswith(f"error: {run}/checkpoints/last.pth: could not be written (No space left on device; ")
-    assert fix == "  free some space, or choose another folder"
+    assert fix == f"  free some space, then go on with `arcvae train --resume {run}`"
     assert checkpoints.load(run / "checkpoints" / "last.pth").epoch == 1
     assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
 
