@@ -159,6 +159,8 @@ def resume(folder: Path) -> RunFolder:
 
     """
     path = folder.resolve() if folder.name == LATEST else Path(os.path.abspath(folder))
+    if not (near := os.path.relpath(path)).startswith(os.pardir):
+        path = Path(near)  # which is what people are told, and what they paste
     if not (path / "config.toml").is_file():
         raise InputError(f"{folder}: not a run folder (there is no config.toml in it)", "see `arcvae runs list`")
     lock = take(path)

@@ -166,16 +166,22 @@ def rewind(trainer: Trainer, path: Path) -> None:
 def _notes(trainer: Trainer, values: Mapping[str, Any]) -> Iterator[str]:
     """Where a run goes on, and what keeps it from ending bit for bit where it would have."""
     index = trainer.done - len(trainer.history) * trainer.steps
-    yield f"goes on after epoch {len(trainer.history)}" + (f" and {index} of {trainer.steps} steps" if index else "")
-    train, epochs = trainer.settings.train, json.loads(values["config"])["train"]["epochs"]
+    done = [f"epoch {len(trainer.history)}"] if trainer.history else []
+    done += [f"{index} of {trainer.steps} steps"] if index else []
+    yield f"goes on after {' and '.join(done)}" if done else "goes on: nothing was trained yet"
+    train, old = trainer.settings.train, json.loads(values["config"])["train"]
+    epochs = old["epochs"]
     if epochs != train.epochs and train.lr_schedule == "cosine":
         yield f"epochs {epochs}, now {train.epochs}: from here on the learning rate is that of a run of {train.epochs}"
     before, now = values["made_by"], made_by(trainer.device)
+    before, now = {**before, "engine": old.get("engine")}, {**now, "engine": train.engine}
     if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
         yield f"begun with {'; '.join(changed)}: what follows equals the whole run up to rounding only"
 
 
 def made_by(device: torch.device) -> dict[str, str | int]:
     """What the last bits of results depend on, beyond the settings."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 0
-    return {"arcvae": __version__, "torch": str(torch.__version__), "device": device.type, "threads": threads}
+    versions: dict[str, str | int] = {"arcvae": __version__, "torch": str(torch.__version__), "device": device.type}
+    if device.type != "cpu":
+        return versions
+    return {**versions, "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}

@@ -405,13 +405,15 @@ class Trainer:
                 f"{train.batch_size}, is not to blame)",
                 f"free some memory and go on with `arcvae train --resume {self.folder.shell}`",
             )
-        fitting = self.engine.fitting(train.batch_size // 2)
+        fitting = None
+        with contextlib.suppress(Exception):  # a recording that broke off leaves an allocator that refuses
+            fitting = self.engine.fitting(train.batch_size // 2)
         return ArcvaeError(
             f"train.batch_size: {train.batch_size} does not fit into the memory of {place}",
             f"a batch of {fitting} fitted in a trial: begin a run with it by `arcvae train --preset "
             f"{self.folder.shell}/config.toml --batch-size {fitting}`"
             if fitting
-            else "no smaller batch fits either: free some memory, or train a smaller model",
+            else "no smaller batch was found to fit: free some memory, or train a smaller model",
         )
 
     def check_precision(self) -> None:

@@ -261,6 +261,7 @@ def test_every_field_of_the_archive_is_checked_or_harmless(tmp_path: Path) -> No
                 continue
             read += 1
             assert same(found, before), f"byte {place}, bit {bit}"
+            assert place < len(content) - 98 or 12 <= place - (len(content) - 98) < 16, "the end says it three times"
     assert 0 < read < 8 * len(places)
 
 
@@ -358,6 +359,16 @@ def test_a_pickle_asks_for_nothing(tmp_path: Path, what: str, monkeypatch: pytes
     assert not (tmp_path / "canary").exists()
 
 
+def with_a_gap(content: bytes) -> bytes:
+    """Bytes between the last record and the directory, of which all offsets know."""
+    end = content[-98:]
+    size, offset = struct.unpack("<2Q", end[40:56])
+    longer = struct.pack("<Q", offset + 7)
+    start = struct.pack("<Q", offset + 7 + size)
+    end = end[:48] + longer + end[56:64] + start + end[72:92] + longer[:4] + end[96:]
+    return content[:offset] + b"unknown" + content[offset:-98] + end
+
+
 def deflated(records: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -373,6 +384,8 @@ ARCHIVES: dict[str, Callable[[bytes, dict[str, bytes]], bytes]] = {
     "twice": lambda content, records: content + content,
     "with a model that is a program": lambda content, records: archive_of({**records, "constants.pkl": b"x"}),
     "with a file of another's": lambda content, records: archive_of({**records, "../../x": b"x"}),
+    "with a gap": lambda content, records: with_a_gap(content),
+    "with two records of a name": lambda content, records: content.replace(b"archive/data/1", b"archive/data/0"),
     "without a pickle": lambda content, records: archive_of({"data/0": RECORD}),
     "without its tensors": lambda content, records: archive_of({"data.pkl": records["data.pkl"]}),
     "with tensors that are shorter": lambda content, records: archive_of({**records, "data/0": b"1234"}),

@@ -425,7 +425,7 @@ def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
     ("room", "fix"),
     [
         (3, "a batch of 2 fitted in a trial: begin a run with it by `arcvae train --preset "),
-        (0, "no smaller batch fits"),
+        (0, "no smaller batch was found"),
     ],
 )
 def test_no_memory_names_the_batch_size_and_what_would_fit(

@@ -145,22 +145,21 @@ def go_on(folder: Path, file: Path | None) -> Earlier:
         return Earlier(held, path, None)
     try:
         values = checkpoints.read(path)
-        if values["format_version"] < checkpoints.FORMAT:
-            raise InputError(
-                f"{path}: written by an older arcvae (format {values['format_version']}), too little to go on from",
-                f"start a new run with `--preset {held.shell}/config.toml`; evaluate, sample and interpolate read it",
-            )
-        if path != last and (later := later_step(last, values["step"])) is not None:
-            raise InputError(
-                f"{path}: an older checkpoint, of step {values['step']}; the run has come to step {later}",
-                f"to give up what came after, remove {last} first",
-            )
-        return Earlier(held, path, values)
     except InputError as error:
-        held.release()
         other = next(others(held.checkpoints), None) if path == last else None
         hint = f"go on from an older one: --resume {shlex.quote(str(other))}" if other else error.fix
         raise InputError(error.what, hint) from error
+    if values["format_version"] < checkpoints.FORMAT:
+        raise InputError(
+            f"{path}: written by an older arcvae (format {values['format_version']}), too little to go on from",
+            f"start a new run with `--preset {held.shell}/config.toml`; evaluate, sample and interpolate read it",
+        )
+    if path != last and (later := later_step(last, values["step"])) is not None:
+        raise InputError(
+            f"{path}: an older checkpoint, of step {values['step']}; the run has come to step {later}",
+            f"to give up what came after, remove {last} first",
+        )
+    return Earlier(held, path, values)
 
 
 def later_step(last: Path, step: int) -> int | None:

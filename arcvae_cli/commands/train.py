@@ -140,7 +140,7 @@ def train(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="go on with a run: its name or folder; auto: start --run-name or go on",
+            help="go on with a run: its name, folder or checkpoint, or latest; auto: start --run-name or go on",
             rich_help_panel=RUN,
         ),
     ] = None,

@@ -23,7 +23,8 @@ class JsonlRecorder(Silent):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        with self._told():
+            self._file = path.open("a", encoding="utf-8")
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
         """Keep each logged step once up to `step`, in order, with the lines of the epochs; what else stands there goes.
