@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The CUDA part, in under nine minutes: whether every engine trains as the eager one does, steps beside the peers, 50
+# The CUDA part, in under nine minutes: whether every engine trains as the eager one does, whether a run that was broken off ends where it should, steps beside the peers, 50
 # epochs of 80,000 grids, ceilings, a profile of what remains, scaling, decoding. Numbers go to bench/results.
 #
 # It takes the tree, and a Python with torch for CUDA. What else arcvae and pythae are made of and is not there comes
@@ -59,7 +59,7 @@ run() { # each has what is left of the time
 has() { [ -z "$(missing "$@")" ]; }
 
 run bench/engines.py --device "$DEVICE" --rounds 7
-has pytest pydantic tomli tomli_w platformdirs lark && [ "$DEVICE" = cuda ] && run -m pytest tests/test_engine.py -k cuda
+has pytest pydantic tomli tomli_w platformdirs lark && [ "$DEVICE" = cuda ] && run -m pytest tests/test_engine.py tests/test_resuming.py -k cuda
 run bench/steps.py --device "$DEVICE" --steps "${STEPS:-200}" --rounds 7
 if has "${WHOLE[@]}"; then
     data=()

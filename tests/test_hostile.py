@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 
 from arcvae_cli import archives, checkpoints, errors
 from arcvae_cli.cli import app
+from arcvae_cli.data import columns, ready, strings
 from arcvae_cli.data.files import read_grids
 from arcvae_cli.data.ready import read_ready
 from arcvae_cli.data.recipes import load_arrays
@@ -385,7 +386,6 @@ ARCHIVES: dict[str, Callable[[bytes, dict[str, bytes]], bytes]] = {
     "with a model that is a program": lambda content, records: archive_of({**records, "constants.pkl": b"x"}),
     "with a file of another's": lambda content, records: archive_of({**records, "../../x": b"x"}),
     "with a gap": lambda content, records: with_a_gap(content),
-    "with two records of a name": lambda content, records: content.replace(b"archive/data/1", b"archive/data/0"),
     "without a pickle": lambda content, records: archive_of({"data/0": RECORD}),
     "without its tensors": lambda content, records: archive_of({"data.pkl": records["data.pkl"]}),
     "with tensors that are shorter": lambda content, records: archive_of({**records, "data/0": b"1234"}),
@@ -397,6 +397,13 @@ def test_an_archive_that_torch_save_does_not_write(whole: dict[str, Path], tmp_p
     content, path = whole["checkpoint"].read_bytes(), tmp_path / "other.pth"
     path.write_bytes(ARCHIVES[what](content, records_of(whole["checkpoint"])))
     expect_refused(path, "not a checkpoint of arcvae (")
+
+
+def test_two_records_of_a_name_of_which_one_has_no_checksum_compared(tmp_path: Path) -> None:
+    made = archive_of({"data.pkl": PICKLES["a tensor as it should be"][0], "data/0": RECORD, "data/1": RECORD[::-1]})
+    path = tmp_path / "twins.pth"
+    path.write_bytes(made.replace(b"archive/data/1", b"archive/data/0"))
+    expect_refused(path, "a record 'archive/data/0'")
 
 
 def test_the_records_of_a_checkpoint_make_it_again(whole: dict[str, Path], tmp_path: Path) -> None:
@@ -564,8 +571,30 @@ def test_a_name_that_was_flipped_is_no_column_less(whole: dict[str, Path], tmp_p
                 read_grids(path)
 
 
+def test_limits_of_arrays(whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = tmp_path / "wide.npz"  # whose directory is told of in 64 bits
+    wide.write_bytes(archive_of({"data.pkl": b"", "data/0": RECORD}))
+    for path in (whole["grids"], wide):
+        with monkeypatch.context() as patch:
+            patch.setattr(columns, "_MOST_NAMES", 3)
+            with pytest.raises(InputError, match="holds over 3 arrays"):
+                read_grids(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(columns, "MAPPED_BYTES", 100)
+        with pytest.raises(InputError, match="is over 0 GiB"):
+            read_ready(whole["ids"], whole["masks"], None, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(ready, "ARRAY_BYTES", 100)
+        with pytest.raises(InputError, match="ids are over"):
+            read_ready(whole["ids"], whole["masks"], None, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(strings, "_MOST_LINES", 3)
+        with pytest.raises(InputError, match="holds over 3 lines"):
+            strings.build_parsed(whole["strings"], EQUATIONS)
+
+
 @pytest.mark.parametrize(
-    ("columns", "match"),
+    ("held", "match"),
     [
         ({"split": np.frombuffer(b"\xff" * 12 * 4, "<U1")}, "no character"),
         ({"task": np.frombuffer(b"\x00\xd8\x00\x00" * 12, "<U1")}, "no character"),
@@ -574,9 +603,9 @@ def test_a_name_that_was_flipped_is_no_column_less(whole: dict[str, Path], tmp_p
         ({"grids": np.zeros((2**23 + 1, 1, 1), np.uint8)}, "over the 2 GiB that are read"),
     ],
 )
-def test_a_hostile_column(tmp_path: Path, columns: dict[str, np.ndarray], match: str) -> None:
+def test_a_hostile_column(tmp_path: Path, held: dict[str, np.ndarray], match: str) -> None:
     path = tmp_path / "columns.npz"
-    np.savez_compressed(path, **{"grids": GRIDS.grids, **columns})
+    np.savez_compressed(path, **{"grids": GRIDS.grids, **held})
     with pytest.raises(InputError, match=match):
         read_grids(path)
 
