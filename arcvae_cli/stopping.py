@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterable
-from threading import current_thread, main_thread
+from threading import Timer, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -28,6 +30,8 @@ class Signals:
         self.patient = False
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
+        self._hook = sys.unraisablehook
+        self._entered = False
 
     def __call__(self) -> int | None:
         """The number of the signal that asked to stop, or None."""
@@ -38,9 +42,13 @@ class Signals:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._catch)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._dropped
+        self._entered = True
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._entered = False
+        sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -48,6 +56,19 @@ class Signals:
         again, self.asked = self.asked is not None, self.asked or number
         if not self.patient or (again and number == signal.SIGINT):
             raise KeyboardInterrupt
+
+    def _dropped(self, told: sys.UnraisableHookArgs) -> None:
+        """Raise again, a moment later, what came where Python drops exceptions: in a destructor, say."""
+        if told.exc_type is not KeyboardInterrupt or self.asked is None:
+            self._hook(told)
+            return
+        later = Timer(0.01, self._again, (self.asked,))
+        later.daemon = True
+        later.start()
+
+    def _again(self, number: int) -> None:
+        if self._entered:
+            os.kill(os.getpid(), number)
 
 
 def name(number: int) -> str:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The CUDA part, in under nine minutes: whether every engine trains as the eager one does, whether a run that was broken off ends where it should, steps beside the peers, 50
-# epochs of 80,000 grids, ceilings, a profile of what remains, scaling, decoding. Numbers go to bench/results.
+# The CUDA part, in under nine minutes: whether every engine trains as the eager one does, and a run that was broken off
+# ends where it should; steps beside the peers, 50 epochs of 80,000 grids, ceilings, a profile of what remains, scaling,
+# decoding. Numbers go to bench/results.
 #
 # It takes the tree, and a Python with torch for CUDA. What else arcvae and pythae are made of and is not there comes
 # from build/wheels, or by pip where that reaches an index. Without either, what can run runs on stand-ins (bare.py):

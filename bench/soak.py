@@ -896,6 +896,9 @@ def main() -> None:
     parser.add_argument("--only", help="faults with this in their name")
     parser.add_argument("--folder", type=Path, help="where the runs go, some hundred megabytes; by default a new one")
     given = parser.parse_args()
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:  # by `nohup`, or a shell that starts jobs; runs would keep to it
+            signal.signal(number, handler)
     began = time.monotonic()
     base = Path(tempfile.mkdtemp(prefix="soak-", dir=given.folder)).resolve()
     os.environ["ARCVAE_CACHE_DIR"] = str(base / "cache")

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models, and subprocesses beside them
+
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as `nohup` and jobs behind a script have it: runs would keep to it
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

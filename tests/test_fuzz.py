@@ -281,7 +281,13 @@ KEYS = st.sampled_from(
         "a.b",
     )
 )
-VALUES = st.one_of(NUMBERS.map(str), TEXTS, SNIPPETS, PLAIN.map(repr))
+VALUES = st.one_of(
+    st.sampled_from(("3", "0.5", "cosine", "grid", "{}", "shapes", '"x"')),
+    NUMBERS.map(str),
+    TEXTS,
+    SNIPPETS,
+    PLAIN.map(repr),
+)
 
 
 @fuzzed
@@ -296,7 +302,7 @@ def test_set(assignments: list[str]) -> None:
 
 def read(known: Grammar | None, **data: Any) -> None:
     """A corpus, as every command reads it; each example is of a split, and all together have a fingerprint."""
-    arrays = load_arrays(DataSettings(**data), Reading(grammar=known))
+    arrays = load_arrays(DataSettings(**data), Reading(grammar=known, most_failed=1.0))
     assert len(arrays.split) > 0 and arrays.split.max() <= 2
     assert len(arrays.fingerprint()) == 64
 
@@ -425,7 +431,7 @@ PIECES = st.sampled_from(
 def test_a_grammar_and_its_strings(spoilt: Path, text: str, strings: list[str]) -> None:
     grammar, lines = spoilt / "any.cfg", spoilt / "lines.txt"
     grammar.write_text(text, encoding="utf-8")
-    lines.write_text("\n".join(strings), encoding="utf-8")
+    lines.write_text("\n".join([*strings, "x", "( x )", "a b", "x + 1", "b"]), encoding="utf-8")
     with refused_or_read():
         read_grammar(str(grammar))
         read(None, path=lines, grammar=str(grammar))

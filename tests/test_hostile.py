@@ -13,6 +13,7 @@ import pickle
 import random
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -40,7 +41,7 @@ from arcvae_cli.schedules.recorded import read_run
 from arcvae_cli.settings import PRESET_BYTES, DataSettings, resolve, set_layer
 from tests.outside import EQUATIONS, GRIDS, archive_of, checkpoint_values, records_of, same, write_all
 
-SECONDS = 20
+SECONDS = 60
 """Most that one file may take, by the clock: a pipe that is waited for, or a device read to its end, take for ever."""
 
 
@@ -122,7 +123,7 @@ def test_cut_short_at_every_tenth(whole: dict[str, Path], kind: str, tmp_path: P
 def test_bits_flipped_at_200_places(whole: dict[str, Path], kind: str, tmp_path: Path) -> None:
     content, path = whole[kind].read_bytes(), placed(whole, kind, tmp_path)
     before, stream = outcome(whole, kind, whole[kind]), random.Random(0)
-    for _ in range(200):
+    for _ in range(50 if kind == "strings" else 200):  # whose grammar is made ready for parsing each time
         flipped = bytearray(content)
         flipped[stream.randrange(len(content))] ^= 1 << stream.randrange(8)
         path.write_bytes(flipped)
@@ -194,7 +195,7 @@ def test_something_else_is_refused_and_runs_nothing(
     "what", ["folder", "pipe", "endless device", "empty device", "dangling link", "circle", "socket"]
 )
 def test_what_is_no_file_is_neither_waited_for_nor_read(
-    whole: dict[str, Path], kind: str, what: str, tmp_path: Path
+    whole: dict[str, Path], kind: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = placed(whole, kind, tmp_path)
     path.unlink(missing_ok=True)
@@ -212,11 +213,10 @@ def test_what_is_no_file_is_neither_waited_for_nor_read(
         case "circle":
             path.symlink_to(path.name)
         case "socket":
-            import socket
-
-            with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(tmp_path):
+            monkeypatch.chdir(tmp_path)  # the path of a socket is short
+            with socket.socket(socket.AF_UNIX) as made:
                 made.bind("short")
-            (tmp_path / "short").rename(path)
+            Path("short").rename(path)
     assert outcome(whole, kind, path) is None
 
 
@@ -238,7 +238,7 @@ def expect_refused(path: Path, match: str) -> None:
 
 
 def test_every_field_of_the_archive_is_checked_or_harmless(tmp_path: Path) -> None:
-    """Of one record and its entry in the directory, and of the end, every bit: what the archive has no checksum of."""
+    """Of one record and its entry in the directory, and of the end, every byte: what the archive has no checksum of."""
     path = tmp_path / "x.pth"
     checkpoints.save(path, {**MINIMAL, "t": torch.arange(3.0)})
     content, before = path.read_bytes(), checkpoints.read(path)
@@ -252,7 +252,7 @@ def test_every_field_of_the_archive_is_checked_or_harmless(tmp_path: Path) -> No
     ]
     read = 0
     for place in places:
-        for bit in range(8):
+        for bit in (0, 4, 7):  # of the attributes, 4 is that of a folder
             flipped = bytearray(content)
             flipped[place] ^= 1 << bit
             path.write_bytes(flipped)
@@ -263,7 +263,7 @@ def test_every_field_of_the_archive_is_checked_or_harmless(tmp_path: Path) -> No
             read += 1
             assert same(found, before), f"byte {place}, bit {bit}"
             assert place < len(content) - 98 or 12 <= place - (len(content) - 98) < 16, "the end says it three times"
-    assert 0 < read < 8 * len(places)
+    assert 0 < read < 3 * len(places)
 
 
 MINIMAL: dict[str, Any] = {"epoch": 1, "format_version": 1, "config": "{}", "model_state_dict": {}}
@@ -658,8 +658,8 @@ def bombs(folder: Path) -> list[str]:
     header = npy("(1,)", version=2, length=2**29)
     for name, method, begin, megabytes in (
         ("deflated", zipfile.ZIP_DEFLATED, npy("(1179648, 16, 16)"), 288),
-        ("bzip2", zipfile.ZIP_BZIP2, npy("(1048576, 16, 16)"), 256),  # which zipfile unpacks at once
-        ("header", zipfile.ZIP_DEFLATED, header, 240),
+        ("bzip2", zipfile.ZIP_BZIP2, npy("(589824, 16, 16)"), 144),  # which zipfile unpacks at once
+        ("header", zipfile.ZIP_DEFLATED, header, 144),
     ):
         with zipfile.ZipFile(folder / f"{name}.npz", "w", method) as archive, archive.open("grids.npy", "w") as member:
             member.write(begin)
@@ -731,7 +731,7 @@ def test_bombs_take_no_memory(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     grown = [line.split() for line in done.stdout.splitlines()]
     assert len(grown) == len(names) + 2
-    assert all(int(megabytes) < 200 for _, megabytes in grown), done.stdout
+    assert all(int(megabytes) < 100 for _, megabytes in grown), done.stdout
 
 
 # ---------------------------------------------------------------------------------------------------- recorded runs

@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from threading import Thread
 
 import pytest
@@ -35,6 +36,25 @@ def test_a_second_ctrl_c_stops_at_once_and_no_other_second_signal_does() -> None
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert signals() == signal.SIGUSR1
+
+
+@pytest.mark.parametrize("number", CAUGHT, ids=lambda number: number.name)
+def test_no_signal_is_lost_where_python_drops_exceptions(number: signal.Signals, capfd: pytest.CaptureFixture) -> None:
+    """In a destructor, or in a callback of a weak reference, whatever is raised is printed and forgotten."""
+
+    class Last:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    hook = sys.unraisablehook
+
+    def drop() -> None:
+        Last()
+        time.sleep(10)
+
+    with Signals() as signals, pytest.raises(KeyboardInterrupt):
+        drop()
+    assert signals() == number and capfd.readouterr().err == "" and sys.unraisablehook is hook
 
 
 def test_handlers_are_put_back() -> None:
