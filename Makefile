@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint types format docs bench soak clean
+.PHONY: help train test check lint types format docs bench soak fuzz clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: $(VENV)/.dev ## benchmarks on this machine's CPU in under ten minutes, ea
 
 soak: $(VENV)/.dev ## kill, stop and starve real runs, hundreds of times: half an hour on two cores (Linux)
 	$(BIN)/python bench/soak.py
+
+fuzz: $(VENV)/.dev ## hostile presets, --set, corpora and checkpoints, a thousand of each kind, others every time
+	FUZZ=1000 $(BIN)/pytest --numprocesses auto tests/test_fuzz.py
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist

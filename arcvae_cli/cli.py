@@ -73,6 +73,9 @@ class LazyGroup(TyperGroup):
             sys.exit(2)
         except typer.Abort:
             sys.exit(130)
+        # of an interrupt in a string that `exec` ran, as dataclasses do, CPython believes that nobody caught it until
+        # another has run, and ends `python -m` by SIGINT, whatever the code
+        exec("")
         sys.exit(code or 0)
 
     def invoke(self, ctx: Any) -> Any:

@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import secrets
 import shutil
@@ -396,7 +397,8 @@ def killed(subject: Subject, folder: Path, chance: random.Random, index: int) ->
 def asked(subject: Subject, folder: Path, chance: random.Random, index: int, number: signal.Signals) -> Trial:
     """A signal that asks to stop, at a random moment: the work is saved, and the exit code says which it was."""
     trial, process = Trial(), begin(subject, folder)
-    MOMENTS[index % len(MOMENTS)](subject, chance)(process)
+    moment = MOMENTS[index % len(MOMENTS)]
+    moment(subject, chance)(process)
     began = folder.exists()
     process.process.send_signal(number)
     code, said = process.end()
@@ -407,12 +409,12 @@ def asked(subject: Subject, folder: Path, chance: random.Random, index: int, num
             trial.wrong(f"{number.name}: the status says {state}")
     elif code == -number and not began:
         trial.count("before arcvae was there to hear it")
-    elif code in (0, -number) and state == "finished":
-        trial.count("after the end")
+    elif code in (0, -number) and state == "finished" and moment is in_evaluation:
+        trial.count("when all was done")
     else:
         trial.wrong(f"{number.name}: exit code {code}, {state}: {said[-300:]}")
-    if "Traceback" in said and began:
-        trial.wrong(f"{number.name}: {said[-300:]}")
+    if began and "Traceback" in said:
+        trial.wrong(f"{number.name}: {said[max(0, said.index('Traceback') - 200) :][:1500]}")
     if trial.lost:
         trial.wrong(f"{number.name}: {trial.lost} steps not saved")
     if any(folder.rglob(".*.tmp")):
@@ -435,8 +437,8 @@ def asked_twice(subject: Subject, folder: Path, chance: random.Random, index: in
         trial.wrong(f"it took {time.monotonic() - began:.1f} s to end")
     trial.hit(process)
     trial.count("at once", "at once" in said)
-    if code not in (130, -signal.SIGINT) or "Traceback" in said:
-        trial.wrong(f"exit code {code}: {said[-300:]}")
+    if code != 130 or "Traceback" in said:
+        trial.wrong(f"exit code {code}: {said[-1500:]}")
     trial.resumed += 1
     trial.ends_straight(subject, go_on(subject, folder))
     return trial
@@ -579,10 +581,11 @@ def starved(subject: Subject, folder: Path, chance: random.Random, index: int) -
     trial.mismatches += torn(folder)
     if code != 1 or f"train.batch_size: {size} does not fit into the memory of cpu" not in told:
         trial.wrong(f"exit code {code}: {told}")
-    fitting = told.partition("--batch-size ")[2].strip()
-    if not fitting.isdecimal() or not 0 < int(fitting) < size:
+    found = re.search(r"--batch-size (\d+)", told)
+    fitting = int(found[1]) if found else 0
+    if not 0 < fitting < size:
         trial.wrong(f"no size that fits: {told}")
-    elif "train.batch_size" in (again := run(int(fitting), "again")[1]):
+    elif "train.batch_size" in (again := run(fitting, "again")[1]):
         trial.wrong(f"{fitting} was said to fit: {again}")
     trial.count(f"with {mebibytes} MiB: {fitting} fits")
     return trial

@@ -143,3 +143,15 @@ def test_ctrl_c_after_the_last_epoch_says_that_the_training_is_complete(tmp_path
     assert run.returncode == 130
     assert "the training is complete in runs/a" in errors
     assert '"finished"' in (tmp_path / "runs/a/status.json").read_text()
+
+
+def test_python_m_ends_with_the_exit_code_whatever_was_interrupted(tmp_path: Path) -> None:
+    """CPython keeps in mind that a string run by `exec`, as dataclasses run some, was interrupted."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "def strike(*_, **__):\n"
+        "    exec('os.kill(os.getpid(), signal.SIGTERM)\\nfor _ in range(10**9): pass', globals())\n"
+        "import arcvae_cli.settings as settings\n"
+        "settings.preset_names = strike\n"
+    )
+    assert arcvae("presets", "list", PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[1]}").returncode == 143

@@ -224,7 +224,7 @@ def test_a_file_that_cannot_grow_leaves_the_checkpoint_before(
     what, fix = said.splitlines()[-2:]
     free = r"[\d.]+ (bytes|[KMGT]iB) free there\)"
     assert re.fullmatch(rf"error: {re.escape(str(run))}/checkpoints/last\.pth: could not be written \(.+; {free}", what)
-    assert fix == "  free some space, or choose another folder"
+    assert fix == f"  free some space, then go on with `arcvae train --resume {run}`"
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "failed" and "last.pth: could not be written" in status["reason"]
     assert not list(run.rglob(".*.tmp"))
@@ -273,7 +273,7 @@ resource.setrlimit(resource.RLIMIT_AS, (now + 300 * 2**20,) * 2)
     assert one.returncode == 1, said
     what, fix = said.splitlines()[-2:]
     assert what == "error: train.batch_size: 8192 does not fit into the memory of cpu"
-    found = re.fullmatch(r"  a batch of (\d+) fits: try --batch-size \1", fix)
+    found = re.fullmatch(r"  a batch of (\d+) fitted in a trial: begin a run with it by `.* --batch-size \1`", fix)
     assert found is not None and 8 <= int(found[1]) <= 4096, fix
     status = json.loads((tmp_path / "large" / "status.json").read_text())
     assert (status["state"], status["step"]) == ("failed", 0) and "train.batch_size" in status["reason"]

@@ -12,7 +12,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,9 @@ fuzzed = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=bool(LONG),
 )
+
+slowly_fuzzed = settings(fuzzed, max_examples=LONG // 5 or 10)
+"""For a property that trains."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of what is spoilt
 
@@ -568,7 +571,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[runs.RunFo
     run.release()
 
 
-@fuzzed
+@slowly_fuzzed
 @given(data=st.data())
 def test_a_training_goes_on_from_spoilt_values_or_not_at_all(
     begun: tuple[runs.RunFolder, bytes], data: st.DataObject
@@ -593,6 +596,56 @@ def test_a_training_goes_on_from_spoilt_values_or_not_at_all(
         trainer = trainer_in(run, 3)
         snapshots.restore(trainer, checkpoints.read(path), path)
         trainer.fit()
+
+
+def put(value: Any, *keys: Any) -> Callable[[dict[str, Any]], None]:
+    def change(values: dict[str, Any]) -> None:
+        table: Any = values
+        for key in keys[:-1]:
+            table = table[key]
+        table[keys[-1]] = value
+
+    return change
+
+
+FOUND: dict[str, Callable[[dict[str, Any]], None]] = {
+    "a precision that is none": put("fp8", "precision"),
+    "seconds that are no number": put({"training": math.nan}, "seconds"),
+    "betas of another shape": put({"z": torch.zeros(4, 1, 2)}, "closed_betas"),
+    "betas of another level": put({"local": torch.zeros(2, 2)}, "closed_betas"),
+    "a mean that is no number": lambda values: values["optimizer_state_dict"]["state"][0]["exp_avg"].fill_(math.nan),
+    "a learning rate that is no number": put(math.nan, "optimizer_state_dict", "param_groups", 0, "lr"),
+    "a learning rate of text": put("x", "optimizer_state_dict", "param_groups", 0, "lr"),
+    "a best epoch of no value": lambda values: values.update(
+        history=values["history"].replace('"monitored": ', '"monitored": NaN, "x": ')
+    ),
+}
+"""What longer searches found, or might have."""
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_no_training_goes_on_from(begun: tuple[runs.RunFolder, bytes], what: str) -> None:
+    run, content = begun
+    path = run.checkpoints / "spoilt.pth"
+    path.write_bytes(content)
+    values = checkpoints.read(path)
+    FOUND[what](values)
+    checkpoints.save(path, values)
+    with pytest.raises(InputError, match=r"spoilt\.pth: no training can go on"):
+        snapshots.restore(trainer_in(run, 3), checkpoints.read(path), path)
+
+
+def test_settings_of_the_optimiser_are_not_taken_from_the_file(begun: tuple[runs.RunFolder, bytes]) -> None:
+    run, content = begun
+    path = run.checkpoints / "spoilt.pth"
+    path.write_bytes(content)
+    values = checkpoints.read(path)
+    values["optimizer_state_dict"]["param_groups"][0].update(betas="x", eps=None, weight_decay=math.nan, fused=3)
+    checkpoints.save(path, values)
+    trainer = trainer_in(run, 3)
+    own = dict(trainer.step.optimizer.param_groups[0])
+    snapshots.restore(trainer, checkpoints.read(path), path)
+    assert {**trainer.step.optimizer.param_groups[0], "params": None} == {**own, "params": None}
 
 
 # ---------------------------------------------------------------------------------------------------- recorded runs
