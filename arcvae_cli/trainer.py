@@ -408,12 +408,16 @@ class Trainer:
         fitting = None
         with contextlib.suppress(Exception):  # a recording that broke off leaves an allocator that refuses
             fitting = self.engine.fitting(train.batch_size // 2)
+        what = f"train.batch_size: {train.batch_size} does not fit into the memory of {place}"
+        if not fitting:
+            return ArcvaeError(what, "no smaller batch was found to fit: free some memory, or train a smaller model")
+        # the host's memory is in pieces: of two processes one may find room where the other does not
+        size = max(1, fitting // 2) if place.type == "cpu" else fitting
+        room = "" if size == fitting else ", half of it leaves room"
         return ArcvaeError(
-            f"train.batch_size: {train.batch_size} does not fit into the memory of {place}",
-            f"a batch of {fitting} fitted in a trial: begin a run with it by `arcvae train --preset "
-            f"{self.folder.shell}/config.toml --batch-size {fitting}`"
-            if fitting
-            else "no smaller batch was found to fit: free some memory, or train a smaller model",
+            what,
+            f"a batch of {fitting} fitted in a trial{room}: begin a run by `arcvae train --preset "
+            f"{self.folder.shell}/config.toml --batch-size {size}`",
         )
 
     def check_precision(self) -> None:

@@ -273,8 +273,10 @@ resource.setrlimit(resource.RLIMIT_AS, (now + 300 * 2**20,) * 2)
     assert one.returncode == 1, said
     what, fix = said.splitlines()[-2:]
     assert what == "error: train.batch_size: 8192 does not fit into the memory of cpu"
-    found = re.fullmatch(r"  a batch of (\d+) fitted in a trial: begin a run with it by `.* --batch-size \1`", fix)
-    assert found is not None and 8 <= int(found[1]) <= 4096, fix
+    found = re.fullmatch(
+        r"  a batch of (\d+) fitted in a trial, half of it leaves room: begin a run by `.* --batch-size (\d+)`", fix
+    )
+    assert found is not None and 8 <= int(found[1]) <= 4096 and int(found[2]) == int(found[1]) // 2, fix
     status = json.loads((tmp_path / "large" / "status.json").read_text())
     assert (status["state"], status["step"]) == ("failed", 0) and "train.batch_size" in status["reason"]
     assert checkpoints.read(tmp_path / "large" / "checkpoints" / "last.pth")["step"] == 0

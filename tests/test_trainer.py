@@ -424,7 +424,7 @@ def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
 @pytest.mark.parametrize(
     ("room", "fix"),
     [
-        (3, "a batch of 2 fitted in a trial: begin a run with it by `arcvae train --preset "),
+        (3, "a batch of 2 fitted in a trial, half of it leaves room: begin a run by `arcvae train --preset "),
         (0, "no smaller batch was found"),
     ],
 )
