@@ -148,7 +148,7 @@ def test_a_run_says_how_its_steps_ran_and_what_it_cost(trained: Trained) -> None
     assert status["peak_memory_bytes"] > 50 * 2**20  # PyTorch alone takes more
     line = " ".join(said.split()).partition("seconds: ")[2]
     assert re.match(
-        rf"start {status['seconds']['start']:.1f}, .* training steps a second; at most \d+ MiB of memory", line
+        rf"start {status['seconds']['start']:.1f}, .* training steps a second; at most [\d,]+ MiB of memory", line
     )
 
 
