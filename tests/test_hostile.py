@@ -854,6 +854,14 @@ def test_the_command_line_says_it_in_a_line(whole: dict[str, Path], hostile: Pat
     assert not (hostile / "canary").exists()
 
 
+def test_a_run_with_a_pipe_for_its_record_is_damaged_and_no_wait(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.toml").touch()
+    os.mkfifo(tmp_path / "run" / "metrics.jsonl")
+    result = CliRunner().invoke(app, ["runs", "verify", str(tmp_path / "run")], env={"COLUMNS": "200"})
+    assert result.exit_code == 1 and "a pipe, not a file" in result.stdout, result.output
+
+
 def test_a_name_with_lines_in_it_is_told_in_one(hostile: Path) -> None:
     result = CliRunner().invoke(app, ["presets", "show", str(hostile / "lines\nand\x1b[2J.toml")])
     assert result.exit_code == 2 and "lines\\nand\\x1b[2J.toml" in result.stderr and "\x1b" not in result.stderr

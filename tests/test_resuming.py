@@ -223,7 +223,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
 @pytest.mark.parametrize(
     ("name", "asked"),
     [
-        *(("beta by the step", asked) for asked in ((6,), (4,), (8,), (1, 6, 11), (4, 8, 11))),
+        *(("beta by the step", asked) for asked in ((6,), (4,), (1, 6, 11), (4, 8, 11))),
         *(("a closed loop", asked) for asked in ((6,), (4,), (1, 6, 11))),
         *((name, (1, 6, 11)) for name in ("cycles, plateau", "two levels, one in a loop", "derivations")),
         ("a loop out of reach", (4,)),
@@ -251,7 +251,7 @@ def test_on_cuda_it_ends_there_too(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(one[weight], other[weight], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("epoch", [1, 3])
 @pytest.mark.parametrize("place", ["before saving", "before linking", "after linking"])
 def test_a_process_that_dies_around_a_save_leaves_nothing_undone(
     place: str, epoch: int, tmp_path: Path, straight: Callable[[str], dict[str, Any]]

