@@ -16,13 +16,12 @@ from torch.overrides import TorchFunctionMode
 
 from arcvae_cli.archives import DamagedError, ForeignError, check
 from arcvae_cli.errors import InputError
+from arcvae_cli.files import atomic_write, failed, is_dir, is_file, open_regular
 from arcvae_cli.grammar import Grammar, parse_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grammar import GrammarVAE, Structure
-from arcvae_cli.outside import is_dir, is_file, opened
 from arcvae_cli.settings import GrammarSettings, Layer, Settings, resolve
-from arcvae_cli.writing import failed, replacing
 
 FORMAT = 2
 """Version of the layout of a checkpoint; a reader refuses what is newer. 1 held too little to go on from."""
@@ -71,7 +70,7 @@ class Loaded:
 
 def save(path: Path, values: Mapping[str, Any]) -> None:
     """Write a checkpoint in place of `path`. Values are tensors, numbers, text, and lists and dictionaries of them."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             with temporary.open("wb") as file:  # given a name, PyTorch would write that into the archive
                 torch.save(dict(values), file)
@@ -91,7 +90,7 @@ def save_part(path: Path, weights: Mapping[str, Tensor], epoch: int, settings: S
 
 def copy(path: Path, target: Path) -> None:
     """The checkpoint under another name too: a hard link where the file system has them, else its bytes."""
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         try:
             temporary.unlink()
             temporary.hardlink_to(path)
@@ -114,7 +113,7 @@ def read(path: Path, device: torch.device | str = "cpu", required: Sequence[str]
     if is_dir(path):
         raise InputError(f"{path}: a folder, not a checkpoint")
     try:
-        with opened(path) as file:
+        with open_regular(path) as file:
             check(file)
             file.seek(0)
             values: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)

@@ -7,13 +7,16 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Any, TextIO, cast
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console as Terminal
 from rich.console import RenderableType
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 GONE = {errno.EPIPE, errno.EIO, errno.ENXIO}
 """What a program is told whose reader has left: a pipe without its end, a terminal that was closed."""
@@ -89,6 +92,25 @@ class Console:
         if not self.as_json:
             self.out.print(renderable)
 
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[RenderableType]],
+        *,
+        left: Collection[int] = (0,),
+        header: bool = True,
+    ) -> None:
+        """Print a table: as wide as the terminal, in a pipe as wide as it needs so that a row is a line."""
+        made = table(title, columns, rows, left=left, header=header)
+        if not self.piped:
+            self.result(made)
+            return
+        plain = Terminal(file=io.StringIO(), width=10**4, color_system=None)
+        with plain.capture() as text:
+            plain.print(made)
+        self.lines(line.rstrip() for line in text.get().splitlines())
+
     def lines(self, lines: Iterable[str]) -> None:
         """Print results that are text, one a line and as they are, unless the result is the JSON document."""
         if not self.as_json:
@@ -128,3 +150,40 @@ class Console:
     def warn(self, text: str) -> None:
         """Say something that the reader must not miss."""
         self.err.print(Text.assemble(("warning: ", "yellow"), text))
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[RenderableType]],
+    *,
+    left: Collection[int] = (0,),
+    header: bool = True,
+) -> Table:
+    """The one style of table: the columns in `left` hold text and may wrap, the others are right-aligned numbers.
+
+    Cells are text without markup, or `rich.text.Text`. Print it with `Console.table`.
+    """
+    from rich import box
+    from rich.table import Table
+
+    made = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD if header else None,
+        pad_edge=False,
+        show_header=header,
+    )
+    for place, name in enumerate(columns):
+        made.add_column(
+            Text(name), justify="left" if place in left else "right", no_wrap=place not in left, overflow="fold"
+        )
+    for row in rows:
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
+
+
+def cell(value: float | None, form: str = ".2f") -> str:
+    """A number as a table shows it, by its format (`.2%`, `,`, `.4g`); a dash where nothing was measured."""
+    return "-" if value is None else format(value, form)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.outside import opened
+from arcvae_cli.files import open_regular
 
 SHIPPED = ("equations", "smiles")
 """The grammars that come with arcvae, by name."""
@@ -174,7 +174,7 @@ def read_grammar(name_or_path: str) -> Grammar:
         text = resources.files("arcvae_cli").joinpath("grammars", f"{name_or_path}.cfg").read_text("utf-8")
         return parse_grammar(text, name_or_path)
     try:
-        with opened(Path(name_or_path)) as file:
+        with open_regular(Path(name_or_path)) as file:
             read = file.read(MOST_BYTES + 1)
     except OSError as error:
         fix = f"Give a grammar file, or one of those that ship: {', '.join(SHIPPED)}."

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from arcvae_cli.writing import replacing
+from arcvae_cli.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -706,5 +706,5 @@ def _figure(width: float, height: float) -> Figure:
 def _write(figure: Figure, path: Path, texts: Mapping[str, str] | None = None) -> None:
     """The figure as PNG with `texts` inside, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=figure.dpi, metadata=dict(texts or {}))

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.outside import expanded
+from arcvae_cli.files import atomic_write, expanded, sync_folder
 from arcvae_cli.settings import Settings, read_toml
-from arcvae_cli.writing import replacing, sync_folder
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -91,7 +90,7 @@ class RunFolder:
 
     def write_config(self, settings: Settings) -> None:
         """Rewrite `config.toml`, which repeats the run as a preset."""
-        with replacing(self.path / "config.toml") as temporary:
+        with atomic_write(self.path / "config.toml") as temporary:
             temporary.write_text(tomli_w.dumps(settings.table()), encoding="utf-8")
 
 
@@ -477,5 +476,5 @@ def read_status(path: Path) -> dict[str, Any] | None:
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """A JSON document in place of `path`, whole or not at all."""
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ import tomli
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.outside import is_file, opened
+from arcvae_cli.files import is_file, open_regular
 from arcvae_cli.schedules import SCHEDULES, AnySchedule, LinearWarmup
 
 Table = dict[str, Any]
@@ -375,7 +375,7 @@ def find_preset(name: str, beside: Path | None = None) -> Path:
 def read_toml(path: Path) -> Table:
     """A TOML file as nested dictionaries; InputError for whatever is wrong with it."""
     try:
-        with opened(path) as file:
+        with open_regular(path) as file:
             raw = file.read(PRESET_BYTES + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error

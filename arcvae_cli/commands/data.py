@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.outside import expanded
+from arcvae_cli.files import expanded
 from arcvae_cli.settings import CORPORA, GRID_CORPORA, DataSettings
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def build(
     from arcvae_cli.data.arrays import SPLITS, GridArrays
     from arcvae_cli.data.recipes import Reading, cache_path, failures_of, write_arrays
     from arcvae_cli.errors import InputError
-    from arcvae_cli.writing import usable_folder
+    from arcvae_cli.files import usable_folder
 
     console = Console(quiet=quiet, as_json=as_json)
     if output is not None:
@@ -335,9 +335,9 @@ def _copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all."""
     import shutil
 
-    from arcvae_cli.writing import replacing
+    from arcvae_cli.files import atomic_write
 
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
 
 

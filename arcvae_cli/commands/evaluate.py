@@ -318,8 +318,8 @@ def _write(folder: Path, images: Path, document: Mapping[str, Any], draw: Callab
     """
     import tempfile
 
+    from arcvae_cli.files import failed
     from arcvae_cli.runs import write_json
-    from arcvae_cli.writing import failed
 
     try:
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as name:

@@ -30,7 +30,7 @@ from arcvae_cli.commands.reading import (
     write_task,
     writing_grammar,
 )
-from arcvae_cli.outside import exists, expanded
+from arcvae_cli.files import exists, expanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -270,8 +270,8 @@ def between_strings(
     from arcvae_cli.data.lalr import takes_long
     from arcvae_cli.evaluation.paths import edit_distance
     from arcvae_cli.evaluation.priors import most_likely
+    from arcvae_cli.files import atomic_write
     from arcvae_cli.models.base import Batch
-    from arcvae_cli.writing import replacing
 
     rules, length = model.structure.rules, model.structure.length
     if (slow := takes_long(grammar)) is not None and not all(map(_is_index, asked.ends.values())):
@@ -314,11 +314,11 @@ def between_strings(
     }
     rows = [("from, original", ends[0], ""), *path_rows(strings, valid), ("to, original", ends[1], "")]
     text = "".join(f"{label:<14}  {string}{remark and '    '}{remark}\n" for label, string, remark in rows)
-    with replacing(files["txt"]) as temporary:
+    with atomic_write(files["txt"]) as temporary:
         temporary.write_text(text, encoding="utf-8")
     codes = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
     write_arrays(files["npz"], {"ids": ids, "originals": originals, **codes})
-    with replacing(files["json"]) as temporary:
+    with atomic_write(files["json"]) as temporary:
         temporary.write_text(json.dumps(report, allow_nan=False) + "\n", encoding="utf-8")
 
     console.result(render.TerminalStrings(rows))

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.outside import expanded
+from arcvae_cli.files import expanded, usable_folder
 from arcvae_cli.settings import CORPORA, DataSettings
-from arcvae_cli.writing import usable_folder
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -223,9 +222,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """An `.npz`, whole or not at all."""
     import numpy as np
 
-    from arcvae_cli.writing import replacing
+    from arcvae_cli.files import atomic_write
 
-    with replacing(path) as temporary, temporary.open("wb") as file:  # a name would be given the suffix .npz
+    with atomic_write(path) as temporary, temporary.open("wb") as file:  # a name would be given the suffix .npz
         np.savez_compressed(file, **arrays)
 
 
@@ -236,10 +235,10 @@ def write_task(path: Path, grids: Any, facts: Mapping[str, Any] | None = None) -
     """
     import json
 
-    from arcvae_cli.writing import replacing
+    from arcvae_cli.files import atomic_write
 
     task = {**(facts or {}), "train": [], "test": [{"input": _trimmed(grid).tolist()} for grid in grids]}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(task, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.outside import expanded, is_file, read_bytes
+from arcvae_cli.files import expanded, is_file, read_limited
 from arcvae_cli.settings import Resolved, Settings, resolve
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Earlier:
         """What the run's last evaluation found: its `metrics.json`. InputError where that cannot be read."""
         file = self.folder.path / "metrics.json"
         try:
-            found = json.loads(read_bytes(file, 2**26))
+            found = json.loads(read_limited(file, 2**26))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{file}: cannot be read", f"`arcvae evaluate --checkpoint {self.folder.shell}` makes it"

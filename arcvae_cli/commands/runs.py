@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.outside import opened
+from arcvae_cli.files import open_regular
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,7 +78,7 @@ def ago(seconds: float) -> str:
 
 def size(count: int) -> str:
     """A number of bytes."""
-    from arcvae_cli.writing import size as told
+    from arcvae_cli.files import size as told
 
     return told(count)
 
@@ -472,7 +472,7 @@ def check_metrics(found: Checked) -> None:
 def read_metrics(path: Path) -> tuple[int, bool]:
     """The last epoch of a file of metrics, and whether its last line is cut short. ValueError says what is wrong."""
     epoch = step = 0
-    with opened(path) as file:
+    with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
             if not line.endswith(b"\n") and len(line) < LINE_BYTES:
                 return epoch, True

@@ -296,7 +296,7 @@ def sample_strings(
 
     from arcvae_cli import render
     from arcvae_cli.evaluation.priors import derive
-    from arcvae_cli.writing import replacing
+    from arcvae_cli.files import atomic_write
 
     opened = functools.cache(lambda split: open_derivations(loaded, asked.data, split, console))
     latents, components = draw_codes(asked, model, opened, console)
@@ -332,11 +332,11 @@ def sample_strings(
         **shares,
         "strings": texts,
     }
-    with replacing(files["txt"]) as temporary:
+    with atomic_write(files["txt"]) as temporary:
         temporary.write_text("".join(f"{text}\n" for text in written), encoding="utf-8")
     codes = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
     write_arrays(files["npz"], {"ids": ids, "complete": complete, **codes})
-    with replacing(files["json"]) as temporary:
+    with atomic_write(files["json"]) as temporary:
         temporary.write_text(json.dumps(document, allow_nan=False) + "\n", encoding="utf-8")
 
     about = [f"{asked.num} samples, {asked.named}, {'rules drawn' if decode == 'sample' else 'the likeliest rules'}"]

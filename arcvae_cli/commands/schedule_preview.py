@@ -594,7 +594,7 @@ def check_target(flag: str, path: Path | None, ending: str) -> None:
         raise InputError(f"{flag} {path}: is a folder", "give the name of a file")
     if not path.parent.is_dir():
         raise InputError(f"{flag} {path}: there is no folder {path.parent}", "make it first")
-    from arcvae_cli.writing import usable_folder
+    from arcvae_cli.files import usable_folder
 
     usable_folder(path.parent, flag)
 

@@ -14,7 +14,7 @@ import typer
 from arcvae_cli import BEGAN, stopping
 from arcvae_cli.commands.resuming import earlier_folder, go_on
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
-from arcvae_cli.outside import expanded, is_file
+from arcvae_cli.files import expanded, is_file
 from arcvae_cli.runs import AUTO
 from arcvae_cli.settings import (
     CORPORA,

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arcvae_cli.outside import expanded
+from arcvae_cli.files import expanded
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

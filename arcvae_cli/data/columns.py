@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS
 from arcvae_cli.errors import InputError
-from arcvae_cli.outside import is_file, opened
+from arcvae_cli.files import is_file, open_regular
 
 _SPLIT_NAMES = {name: index for index, name in enumerate(SPLITS)} | {"validation": SPLITS.index("val")}
 ARRAY_BYTES = 2**31
@@ -49,7 +49,7 @@ _DAMAGE = (
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Those arrays of an `.npz` that have one of these names. InputError for a file that is damaged or none."""
     columns = {}
-    with _told(path), opened(path) as raw:
+    with _told(path), open_regular(path) as raw:
         limit = max(_FREE_BYTES, _MOST_RATIO * raw.seek(0, 2))
         _few_names(raw, path)
         with zipfile.ZipFile(raw) as archive:
@@ -74,7 +74,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 def read_npy(path: Path) -> NDArray[Any]:
     """The array of an `.npy`, in memory. InputError for a file that is damaged or none."""
-    with _told(path), opened(path) as file:
+    with _told(path), open_regular(path) as file:
         size = file.seek(0, 2)
         file.seek(0)
         return _read_array(file, str(path), size)
@@ -85,7 +85,7 @@ def map_npy(path: Path) -> NDArray[Any]:
     if not is_file(path):
         raise InputError(f"{path}: there is no such file", "Give an array saved by numpy.save.")
     with _told(path):
-        with opened(path) as file:
+        with open_regular(path) as file:
             header = _read_header(file, str(path))
             size = file.seek(0, 2)
         if header.needed > MAPPED_BYTES:

@@ -32,6 +32,8 @@ class Corpus(Protocol):
     None. `mean_positions`: how many positions of an example count, on average over the training split.
     """
 
+    kind: str
+
     @property
     def name(self) -> str: ...  # noqa: D102
     @property
@@ -69,6 +71,7 @@ class GridCorpus:
     those of the grids as augmented.
     """
 
+    kind = "grids"
     num_classes = COLOURS
     positions = (SIDE, SIDE)
     background = 0
@@ -153,6 +156,7 @@ class DerivationCorpus:
     drawn from, where it is known. There is no augmentation, and there are no conditions.
     """
 
+    kind = "strings"
     background = None
     unit = "token"
 

@@ -34,8 +34,8 @@ from arcvae_cli.data.strings import (
 )
 from arcvae_cli.data.strings import from_columns as strings_from
 from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.grammar import Grammar, read_grammar
-from arcvae_cli.outside import is_file, read_bytes
 from arcvae_cli.settings import STRING_CORPORA, DataSettings
 
 Arrays = GridArrays | StringArrays
@@ -207,7 +207,7 @@ def _parsed_key(data: DataSettings, reading: Reading) -> str:
 
 def _read_strings(file: Path) -> bytes:
     try:
-        return read_bytes(file, TEXT_BYTES)
+        return read_limited(file, TEXT_BYTES)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{file}: cannot be read ({reason})", "Give a file of strings, one a line.") from error

@@ -29,9 +29,8 @@ from arcvae_cli.data.derivations import (
     why_wrong,
 )
 from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.files import atomic_write, read_limited
 from arcvae_cli.grammar import MOST_RULES, Grammar, Rules, parse_grammar
-from arcvae_cli.outside import read_bytes
-from arcvae_cli.writing import replacing
 
 if TYPE_CHECKING:
     from arcvae_cli.data.parsing import Failure, Parsed
@@ -300,7 +299,7 @@ def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint
 def _lines(file: Path, first_column: bool) -> tuple[list[str], list[int]]:
     """The lines of a file that are not blank, without their ends, and their numbers from 1."""
     try:
-        text = read_bytes(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        text = read_limited(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})", "Give a file of strings.") from error
     except UnicodeDecodeError as error:
@@ -333,7 +332,7 @@ def _list_failures(
         rows.append("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in cells))
     with suppress(ArcvaeError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
@@ -357,7 +356,7 @@ def write_strings(path: Path, arrays: StringArrays) -> None:
     else:
         columns["lhs"] = np.array(arrays.rules.lhs, np.int16)
         columns["padding"] = np.array(arrays.rules.padding, np.int16)
-    with replacing(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED, compresslevel=1) as archive:
+    with atomic_write(path) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED, compresslevel=1) as archive:
         for name, column in columns.items():  # as numpy.savez_compressed, in a fifth of its time
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asanyarray(column), allow_pickle=False)

@@ -85,6 +85,9 @@ class VAE(nn.Module, ABC):
     encoder: nn.Module
     decoder: nn.Module
 
+    kind: str = "grids"
+    """The kind of example the model is made for, "grids" or "strings": a corpus and a domain have the same."""
+
     attributes: tuple[Attribute, ...] = ()
     """What the model can be conditioned on, in the order of a batch's conditions; nothing, unless a model says so."""
 

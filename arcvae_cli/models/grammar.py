@@ -115,6 +115,8 @@ class GrammarVAE(VAE):
     ValueError, in words for a person, where the derivations are too short for the kernels.
     """
 
+    kind = "strings"
+
     def __init__(self, settings: GrammarSettings, structure: Structure) -> None:
         super().__init__()
         self.settings = settings

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from arcvae_cli.files import atomic_write, failed
 from arcvae_cli.records import EpochRecord, Silent, StepRecord
 from arcvae_cli.schedules.recorded import parse
-from arcvae_cli.writing import failed, replacing
 
 
 class JsonlRecorder(Silent):
@@ -36,7 +36,7 @@ class JsonlRecorder(Silent):
         lines |= {(number, 0): f"{text}\n" for number, text in step_lines(self._path, 0, step).items()}
         with self._told():
             self._file.close()
-        with replacing(self._path) as temporary:
+        with atomic_write(self._path) as temporary:
             temporary.write_text("".join(lines[place] for place in sorted(lines)), encoding="utf-8")
         with self._told():
             self._file = self._path.open("a", encoding="utf-8")

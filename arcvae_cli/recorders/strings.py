@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from arcvae_cli.files import atomic_write
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.recorders.pictures import Curves
 from arcvae_cli.records import Pictures
-from arcvae_cli.writing import replacing
 
 Derivations = NDArray[np.integer[Any]]
 """(n, T) ids of rules, padded."""
@@ -81,5 +81,5 @@ class StringPictures(Curves):
             self._write(f"samples_epoch_{epoch}.txt", samples)
 
     def _write(self, name: str, lines: Sequence[str]) -> None:
-        with replacing(self._folder / name) as temporary:
+        with atomic_write(self._folder / name) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from arcvae_cli import checkpoints
+from arcvae_cli.files import atomic_write
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
 from arcvae_cli.recorders.strings import Writer
@@ -23,7 +24,6 @@ from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.stopping import SAVED
-from arcvae_cli.writing import replacing
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -245,7 +245,7 @@ def run_id(folder: Path) -> str:
     file = folder / "wandb" / "id"
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_text(secrets.token_hex(6), encoding="ascii")
     return file.read_text(encoding="ascii").strip()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.outside import is_dir, is_file, read_bytes
+from arcvae_cli.files import is_dir, is_file, read_limited
 from arcvae_cli.schedules.base import Schedule
 from arcvae_cli.schedules.feedback import Feedback, bound_ahead, is_held
 from arcvae_cli.settings import GRID_POSITIONS, resolve
@@ -302,7 +302,7 @@ def read_run(run: str, runs: Path) -> Recorded:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, of steps and of epochs, in the order of time; one cut short is left out."""
-    lines = [line for line in map(parse, read_bytes(path, MOST_BYTES).decode("utf-8").split("\n")) if line]
+    lines = [line for line in map(parse, read_limited(path, MOST_BYTES).decode("utf-8").split("\n")) if line]
     return sorted(lines, key=lambda line: float(line["epoch"]))
 
 

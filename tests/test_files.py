@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.writing import failed, replacing, size, usable_folder
+from arcvae_cli.files import atomic_write, failed, size, usable_folder
 
 
 def test_a_file_takes_anothers_place_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("first")
         assert not path.exists() and temporary.parent == tmp_path
 
     def fail() -> None:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise KeyError
 
@@ -31,7 +31,7 @@ def test_a_file_takes_anothers_place_only_when_it_is_whole(tmp_path: Path) -> No
 
 
 def test_two_at_once_do_not_share_a_temporary_file(tmp_path: Path) -> None:
-    with replacing(tmp_path / "a") as one, replacing(tmp_path / "a") as two:
+    with atomic_write(tmp_path / "a") as one, atomic_write(tmp_path / "a") as two:
         assert one != two
         one.write_text("one")
         two.write_text("two")
@@ -42,7 +42,7 @@ def test_two_at_once_do_not_share_a_temporary_file(tmp_path: Path) -> None:
 def test_a_file_has_the_rights_of_any_other(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
-        with replacing(tmp_path / "a"):
+        with atomic_write(tmp_path / "a"):
             pass
     finally:
         os.umask(before)
@@ -54,9 +54,9 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from arcvae_cli.errors import ArcvaeError\n"
-        "from arcvae_cli.writing import replacing\n"
+        "from arcvae_cli.files import atomic_write\n"
         "try:\n"
-        "    with replacing(Path(sys.argv[1])) as temporary: temporary.write_bytes(bytes(10**6))\n"
+        "    with atomic_write(Path(sys.argv[1])) as temporary: temporary.write_bytes(bytes(10**6))\n"
         "except ArcvaeError as error: print(error.exit_code, error.what, error.fix, sep='|')\n"
     )
 
@@ -82,7 +82,7 @@ def test_the_space_that_is_left_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.undo()
     gone = failed(tmp_path / "gone" / "a", "No such file or directory")
     assert gone.what == f"{tmp_path / 'gone' / 'a'}: could not be written (No such file or directory)"
-    with pytest.raises(ArcvaeError, match="gone/a: could not be written"), replacing(tmp_path / "gone" / "a"):
+    with pytest.raises(ArcvaeError, match="gone/a: could not be written"), atomic_write(tmp_path / "gone" / "a"):
         pass
 
 
