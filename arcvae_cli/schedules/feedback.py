@@ -2,7 +2,7 @@
 
 `observe` is the plain reference, one number at a time; `arcvae_cli.controllers` does the same on the device.
 """
-# ruff: noqa: D102, ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
+# ruff: noqa: ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
 
 from __future__ import annotations
 
