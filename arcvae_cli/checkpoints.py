@@ -105,7 +105,7 @@ def digest(values: Mapping[str, Any]) -> str:
         flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         return [str(value.dtype), list(value.shape), zlib.crc32(flat.numpy().data)]
 
-    text = json.dumps(values, sort_keys=True, default=tensor)
+    text = json.dumps(values, default=tensor)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -169,7 +169,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
 def read_settings(path: Path, values: Mapping[str, Any]) -> Settings:
     """The settings that a checkpoint carries. InputError if they are not those of this version."""
     try:
-        return resolve(None, Layer("config", json.loads(values["config"]))).settings
+        return resolve(None, Layer("config", dict(json.loads(values["config"])))).settings
     except InputError as error:
         raise InputError(f"{path}: {error.what}", AS_WRITTEN) from error
     except (LookupError, TypeError, ValueError) as error:

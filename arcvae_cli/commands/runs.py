@@ -130,7 +130,6 @@ def show(
     }
     told = [(name, one_line(value) if isinstance(value, str) else value) for name, value in rows.items() if value]
     console.table("", ("", ""), told, left=(0, 1), header=False)
-    console.result()
     if unusable:
         console.result(one_line(unusable))
     elif changed:
@@ -139,10 +138,8 @@ def show(
     else:
         console.result("all settings are the defaults")
     if files:
-        console.result()
         lines = [(one_line(file["name"]), cell(file["epoch"], "d"), size(file["bytes"])) for file in files]
         console.table("", ("checkpoint", "epoch", "size"), lines)
-    console.result()
     console.lines(f"next: {one_line(step)}" for step in steps)
 
 
