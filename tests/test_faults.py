@@ -62,22 +62,18 @@ Step.train = train
 STRUCK = {
     "killed in a step": AT_STEP.format(what="kill(signal.SIGKILL)"),
     "killed while last.pth is written": """
-import io, os, signal
+import os, signal
 from pathlib import Path
-import torch
-real, seen = torch.save, []
+real, seen = Path.write_bytes, []
 
-def save(values, file):
-    seen.extend([file.name] if "last.pth" in Path(file.name).name else [])
+def write(path, data):
+    seen.extend([path] if "last.pth" in path.name else [])
     if len(seen) < 3:
-        return real(values, file)
-    whole = io.BytesIO()
-    real(values, whole)
-    file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-    file.flush()
+        return real(path, data)
+    real(path, data[: len(data) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
 
-torch.save = save
+Path.write_bytes = write
 """,
     "killed before anything was saved": """
 import os, signal
@@ -169,8 +165,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def is_whole(run: Path) -> None:
     for path in (run / "checkpoints").glob("[!.]*.pth"):
-        part = path.name.startswith(("encoder", "decoder"))
-        checkpoints.read(path, required=checkpoints.PART if part else checkpoints.REQUIRED)
+        checkpoints.read(path)
     assert json.loads((run / "status.json").read_text())["step"] >= 0
     assert resolve(str(run)).settings.train.epochs == 3
     assert not runs.held(run)
