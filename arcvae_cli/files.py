@@ -1,4 +1,4 @@
-"""Files: reading what comes from outside up to a limit, and writing whole or not at all."""
+"""Files: reading regular files up to a limit, and writing them whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,86 +15,46 @@ from typing import BinaryIO
 
 from arcvae_cli.errors import InputError, WriteError
 
-_OTHERS = {
-    stat.S_IFDIR: "a folder, not a file",
-    stat.S_IFIFO: "a pipe, not a file",
-    stat.S_IFSOCK: "a socket, not a file",
-    stat.S_IFCHR: "a device, not a file",
-    stat.S_IFBLK: "a device, not a file",
-}
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is a file of this name; False, too, for what is no name: `Path.is_file` raises for some."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
-
-
-def is_dir(path: Path) -> bool:
-    """Whether there is a folder of this name; False, too, for what is no name."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def exists(path: Path) -> bool:
-    """Whether there is anything of this name; False, too, for what is no name."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
+is_file, is_dir, exists = os.path.isfile, os.path.isdir, os.path.exists
+"""False for a name that is too long or holds a NUL, where the methods of `Path` raise."""
 
 
 def expanded(path: Path) -> Path:
-    """A path with `~` as the home it stands for; as it is, where nobody has that home."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        return path
+    """A path with `~` replaced by the home folder; as it is for an unknown user."""
+    return Path(os.path.expanduser(path))
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A file, open for reading. A pipe is never waited for, and nothing is asked of a device.
-
-    Raises:
-        OSError: there is none, it cannot be read, or it is something else than a file; `strerror` says so.
-
-    """
+    """Open a regular file for reading. OSError, with a `strerror`, for anything else: a pipe would block."""
     try:
-        kind = stat.S_IFMT(path.stat().st_mode)
-        if kind != stat.S_IFREG:
-            raise OSError(errno.EINVAL, _OTHERS.get(kind, "not a file"))
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file")
         return path.open("rb")
-    except ValueError as error:  # a NUL, or half of a character
-        raise OSError(errno.EINVAL, "no name that a file can have") from error
+    except ValueError as error:  # NUL or a lone surrogate
+        raise OSError(errno.EINVAL, "invalid file name") from error
 
 
 def read_limited(path: Path, most: int) -> bytes:
-    """What a file holds. OSError as `opened`, and for a file of more than `most` bytes, which is not read."""
+    """The content of a regular file. OSError if it cannot be read or has more than `most` bytes."""
     with open_regular(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        content = file.read(most + 1) if size <= most else b""
-    if max(size, len(content)) > most:
-        raise OSError(errno.EFBIG, f"over {most >> 20} MB")
-    return content
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"over {most >> 20} MB")
+        return file.read(most)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, synced, once the block has ended well.
+    """A temporary file beside `path` that replaces it, synced, when the block ends without an error.
 
     Raises:
-        WriteError: the file system refuses; `path` is then as it was.
+        WriteError: the file system refuses; `path` is unchanged.
 
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            temporary.touch(exist_ok=False)  # of the rights that any new file has
+            temporary.touch(exist_ok=False)  # with the permissions of any new file
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -107,12 +67,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def usable_folder(folder: Path, flag: str) -> Path:
-    """A folder, made if need be and tried: before the work, not after it.
-
-    Raises:
-        InputError: nothing can be written there; `flag` is who asked for it.
-
-    """
+    """A folder, created if missing and tested by writing to it. InputError, naming `flag`, if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -124,7 +79,7 @@ def usable_folder(folder: Path, flag: str) -> Path:
 
 
 def failed(path: Path, reason: str) -> WriteError:
-    """The error of a file that could not be written: it tells how much space there is."""
+    """The error of a file that could not be written, with the free space of its disk."""
     try:
         space = f"; {size(shutil.disk_usage(path.parent).free)} free there"
     except OSError:  # the folder is gone
@@ -133,7 +88,7 @@ def failed(path: Path, reason: str) -> WriteError:
 
 
 def size(count: int) -> str:
-    """A number of bytes, for people: to three digits, in units of 1024."""
+    """A number of bytes to three digits, in units of 1024."""
     value, units = float(count), iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
     unit = next(units)
     while value >= 999.5 and unit != "TiB":
@@ -142,7 +97,7 @@ def size(count: int) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a loss of power, where the system can open folders."""
+    """Make a rename in `folder` survive a loss of power, where the system can open folders."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -52,6 +52,9 @@ class SettingsTable(BaseModel):
 
 Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Width = Annotated[int, Field(ge=1, le=4096)]  # above, a single layer takes gigabytes
+Depth = Annotated[int, Field(ge=1, le=64)]
+Kernel = Annotated[int, Field(ge=1, le=255)]
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -104,7 +107,7 @@ class GridSettings(ModelSettings):
     levels: ClassVar[tuple[str, ...]] = ("z",)
 
     name: Literal["grid"] = "grid"
-    latent_dim: Size = Field(10, description="dimensions of the latent code")
+    latent_dim: Width = Field(10, description="dimensions of the latent code")
     body: Literal["plain", "residual"] = Field("plain", description="layers around the code")
 
 
@@ -114,8 +117,8 @@ class HierarchicalSettings(ModelSettings):
     levels: ClassVar[tuple[str, ...]] = ("global", "local")
 
     name: Literal["hierarchical"] = "hierarchical"
-    global_dim: Size = Field(16, description="dimensions of the global vector")
-    local_channels: Size = Field(4, description="channels of the local map")
+    global_dim: Width = Field(16, description="dimensions of the global vector")
+    local_channels: Width = Field(4, description="channels of the local map")
     local_size: Literal[4, 8, 16] = Field(8, description="rows and columns of the local map")
     condition_dropout: float = Field(
         0.1, ge=0, le=1, description="share of training grids without any condition; the others lose a random part"
@@ -152,18 +155,18 @@ class GrammarSettings(ModelSettings):
     levels: ClassVar[tuple[str, ...]] = ("z",)
 
     name: Literal["grammar"] = "grammar"
-    latent_dim: Size = Field(56, description="dimensions of the latent code")
+    latent_dim: Width = Field(56, description="dimensions of the latent code")
     arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the code")
-    encoder_hidden: Size = Field(256, description="channels (enhanced), or width of the dense layer (kusner: 435)")
-    encoder_conv_layers: Size = Field(3, description="convolutions over the steps of a derivation")
-    encoder_kernel: Size | Annotated[tuple[Size, ...], Field(strict=False)] = Field(
+    encoder_hidden: Width = Field(256, description="channels (enhanced), or width of the dense layer (kusner: 435)")
+    encoder_conv_layers: Depth = Field(3, description="convolutions over the steps of a derivation")
+    encoder_kernel: Kernel | Annotated[tuple[Kernel, ...], Field(strict=False)] = Field(
         (3, 5, 7), description="width of the convolutions: one number, or one for each (kusner: 9, 9, 11)"
     )
-    encoder_channels: Size | Annotated[tuple[Size, ...], Field(strict=False)] | None = Field(
+    encoder_channels: Width | Annotated[tuple[Width, ...], Field(strict=False)] | None = Field(
         None, description="channels of kusner's convolutions: one number, or one for each (9, 9, 10)"
     )
-    decoder_hidden: Size = Field(384, description="units of a GRU layer (kusner: 501)")
-    decoder_layers: Size = Field(3, description="GRU layers")
+    decoder_hidden: Width = Field(384, description="units of a GRU layer (kusner: 501)")
+    decoder_layers: Depth = Field(3, description="GRU layers")
     decoder_dropout: Fraction = Field(0.2, description="between the GRU layers (kusner: 0)")
     posterior_noise: float = Field(
         1.0, ge=1e-4, le=1, description="factor on the noise that is sampled; the 2017 code has 0.01, an autoencoder"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -60,10 +59,10 @@ def values(trainer: Trainer, index: int) -> dict[str, Any]:
 
 
 def restore(trainer: Trainer, values: Mapping[str, Any], path: Path) -> None:
-    """Let a training go on from the values of a checkpoint of its run, which lies at `path`; before `fit`.
+    """Put a trainer in the state of its run's checkpoint at `path`; before `fit`.
 
-    Randomness being a function of (seed, epoch, step), nothing but the state of the generator on the host is kept of
-    it. InputError where they are of another run, or no run can go on from them.
+    Randomness is a function of (seed, epoch, step), so that only the generator of the host has a state. InputError for
+    the checkpoint of another run, or of other data.
     """
     if values.get("corpus") != trainer.fingerprint:
         raise InputError(
@@ -71,63 +70,46 @@ def restore(trainer: Trainer, values: Mapping[str, Any], path: Path) -> None:
             "give the data that the run began with, or start a new run",
         )
     try:
-        _take_up(trainer, values, path)
-        rewind(trainer, path)
-        trainer.notes.extend(_notes(trainer, values))
-    except InputError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        _take_up(trainer, values)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: no training can go on from what it holds ({first_line(error)})",
-            "go on from another checkpoint of the run, or start a new run",
+            f"{path}: no run can be resumed from it ({first_line(error)})", "give another checkpoint of the run"
         ) from error
+    rewind(trainer, path)
+    trainer.notes.extend(_notes(trainer, values))
 
 
-def _take_up(trainer: Trainer, values: Mapping[str, Any], path: Path) -> None:
-    """Put every part in the state that the values say."""
-    steps, texts = trainer.steps, values["history"].splitlines()
-    index = values["step"] - len(texts) * steps
-    if values["steps_per_epoch"] != steps or not 0 <= index <= steps:
-        raise ValueError(f"step {values['step']} after {len(texts)} epochs of {values['steps_per_epoch']}")
-    trainer.model.load_state_dict(checkpoints.read_weights(path, values))
+def _take_up(trainer: Trainer, values: Mapping[str, Any]) -> None:
+    texts, steps = values["history"].splitlines(), trainer.steps
+    if values["steps_per_epoch"] != steps:
+        raise ValueError(f"{values['steps_per_epoch']} steps an epoch, now {steps}")
+    trainer.model.load_state_dict(values["model_state_dict"])
     trainer.step.optimizer.load_state_dict(values["optimizer_state_dict"])
     trainer.rate.load_state_dict(values["scheduler_state_dict"])
     trainer.control.load_state_dict(values["schedule_state"])
-    kept = values["closed_betas"].items()
-    closed = {level: found.reshape(len(texts), steps).double().tolist() for level, found in kept}
+    closed = {level: betas.double().tolist() for level, betas in values["closed_betas"].items()}  # (epochs, steps)
     for row, text in enumerate(texts):
         record = EpochRecord.of(json.loads(text))
-        if record.epoch != row + 1:
-            raise ValueError(f"epoch {record.epoch} in the place of {row + 1}")
         betas = [trainer.open_betas(record.epoch, done) for done in range(steps)]
-        path_of = {
-            level: closed[level][row] if level in closed else [b[level] for b in betas] for level in trainer.levels
-        }
-        trainer.history.append(replace(record, path=path_of))
+        path = {level: closed[level][row] if level in closed else [b[level] for b in betas] for level in trainer.levels}
+        trainer.history.append(replace(record, path=path))
         if record.best:
-            if not math.isfinite(record.monitored):
-                raise ValueError(f"epoch {record.epoch} is the best, of a value of {record.monitored}")
             trainer.best = (record.monitored, record.epoch)
     trainer.told = texts
     trainer.done = trainer.saved = values["step"]
-    rows = trainer.engine.tally.table[:index]
-    if values["tally"].shape != rows.shape:
-        raise ValueError(f"figures of {tuple(values['tally'].shape)} for {tuple(rows.shape)}")
-    rows.copy_(values["tally"])
+    trainer.engine.tally.table[: len(values["tally"])].copy_(values["tally"])
     trainer.stood = dict(values["stood"])
-    if values["made_by"]["device"] == trainer.device.type:  # what was found out there holds here
+    if values["made_by"]["device"] == trainer.device.type:  # the precision found by trial is that of this device
         trainer.step.precision = {name: kind for kind, name in PRECISIONS.items()}[values["precision"]]
         trainer.tried = True
-    trainer.seconds = {part: float(seconds) for part, seconds in values["seconds"].items()}
-    if not all(0 <= seconds < math.inf for seconds in trainer.seconds.values()):
-        raise ValueError("seconds that no run takes")
-    torch.set_rng_state(values["rng_state"].cpu())
+    trainer.seconds = dict(values["seconds"])
+    torch.set_rng_state(values["rng_state"])
 
 
 def rewind(trainer: Trainer, path: Path) -> None:
-    """Leave, of a run that goes on from an older checkpoint, what it had then: `path` is its last again.
+    """Make an older checkpoint at `path` the run's last again, and remove those of later epochs.
 
-    Later epochs' checkpoints are void; the best is that of the epochs that count, or the one at hand where it is gone.
+    The best becomes that of the epochs that are left, or `path` where its checkpoint is gone.
     """
     folder, epoch = trainer.folder.checkpoints, len(trainer.history)
     last = folder / "last.pth"
@@ -152,7 +134,7 @@ def rewind(trainer: Trainer, path: Path) -> None:
         trainer.history[-1] = replace(trainer.history[-1], best=True)
         trainer.told[-1] = json.dumps(trainer.history[-1].plain())
         trainer.best = (trainer.history[-1].monitored, epoch)
-        trainer.notes.append(f"no checkpoint of the best epoch is left: epoch {epoch} stands in for it")
+        trainer.notes.append(f"the checkpoint of the best epoch is gone: epoch {epoch} takes its place")
     if file.name != checkpoints.BEST:
         checkpoints.copy(file, folder / checkpoints.BEST)
     for part in ("encoder", "decoder"):

@@ -262,24 +262,12 @@ class Adam(optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state; the learning rate stays the tensor it was, which graphs read.
 
-        All else that is no state is as the settings have it. ValueError where the state is that of other parameters, or
-        holds what is no number.
+        All else in the group is as the settings have it.
         """
         own = {name: value for name, value in self.param_groups[0].items() if name != "params"}
-        parameters = self.param_groups[0]["params"]
-        for index, kept in state_dict["state"].items():
-            sizes = {name: tuple(value.shape) for name, value in kept.items()}
-            size = tuple(parameters[index].shape)
-            if sizes != {"step": (), "exp_avg": size, "exp_avg_sq": size}:
-                raise ValueError(f"the optimiser's state of parameter {index} has sizes {sizes}")
-            if not all(value.isfinite().all() for value in kept.values()):
-                raise ValueError(f"the optimiser's state of parameter {index} is no number")
         inspect.unwrap(optim.Adam.load_state_dict)(self, state_dict)
-        rate = float(self.param_groups[0]["lr"])
-        if not 0 <= rate < math.inf:
-            raise ValueError(f"a learning rate of {rate}")
+        own["lr"].fill_(float(self.param_groups[0]["lr"]))
         self.param_groups[0].update(own)
-        own["lr"].fill_(rate)
 
     @torch.no_grad()
     def advance(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:

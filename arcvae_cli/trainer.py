@@ -458,7 +458,7 @@ class Trainer:
         return time.monotonic() + 60.0 * minutes if minutes else math.inf
 
     def keep(self, record: EpochRecord) -> None:
-        """The other names of a checkpoint, `last.pth` just saved at the end of an epoch: they are the same bytes."""
+        """Copies of `last.pth`, just saved at the end of an epoch."""
         folder, epoch = self.folder.checkpoints, record.epoch
         if record.best:
             checkpoints.copy(folder / "last.pth", folder / checkpoints.BEST)
@@ -470,7 +470,7 @@ class Trainer:
             self.save_parts(f"_epoch_{epoch}", epoch)
 
     def keep_best(self, record: EpochRecord) -> None:
-        """`last.pth`, as just saved, among the best few of each ranking; a link to the same bytes where links exist."""
+        """A copy of `last.pth`, as just saved, among the best few of each ranking."""
         limit = self.settings.checkpoint.save_top_k
         for name, value_of, sign in RANKINGS[self.corpus.unit] if limit else ():
             ranked = sorted((sign * value, epoch, path) for value, epoch, path in self.ranking(name, value_of))

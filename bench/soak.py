@@ -40,7 +40,7 @@ import tomli_w
 import torch
 
 from arcvae_cli import checkpoints, runs
-from arcvae_cli.commands.runs import PART, pth_files
+from arcvae_cli.commands.runs import pth_files
 from arcvae_cli.errors import InputError
 from arcvae_cli.machine import cores
 from arcvae_cli.settings import resolve
@@ -240,7 +240,7 @@ def torn(folder: Path) -> list[str]:
     found += [f"{path.name} is cut short" for path in pictures if not path.read_bytes().endswith(b"IEND\xaeB`\x82")]
     lines, _ = metrics(folder)
     found += [f"metrics.jsonl has a line {line!r}" for line in lines if not isinstance(line, dict)]
-    for read in (partial(resolve, str(folder)), *(partial(read_weights, path) for path in pth_files(folder))):
+    for read in (partial(resolve, str(folder)), *(partial(checkpoints.read, path) for path in pth_files(folder))):
         with collected(found):
             read()
     if runs.held(folder):
@@ -255,12 +255,6 @@ def collected(found: list[str]) -> Iterator[None]:
         yield
     except InputError as error:
         found.append(error.what)
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """A checkpoint of a whole model or of a part."""
-    part = PART.fullmatch(path.name)
-    return checkpoints.read(path, required=checkpoints.PART if part else checkpoints.REQUIRED)
 
 
 def metrics(folder: Path) -> tuple[list[Any], bool]:
@@ -297,7 +291,7 @@ def other(folder: Path, straight: Path) -> list[str]:
     for path in sorted((straight / "checkpoints").glob("*.pth")):
         if path.name in apart:
             continue
-        mine, his = (read_weights(run / "checkpoints" / path.name) for run in (folder, straight))
+        mine, his = (checkpoints.read(run / "checkpoints" / path.name) for run in (folder, straight))
         for values in (mine, his):
             values.pop("seconds", None)
             values["config"] = json.loads(values["config"])["model"]
@@ -602,7 +596,7 @@ def twice(subject: Subject, folder: Path, chance: random.Random, index: int) -> 
     ends = [rival.end() for rival in rivals]
     trial.resumed += 1
     refused = [said for code, said in ends if code == 1]
-    if sorted(code for code, _ in ends) != [0, 1, 1] or not all("at work on this run" in said for said in refused):
+    if sorted(code for code, _ in ends) != [0, 1, 1] or not all("is training this run" in said for said in refused):
         trial.wrong(f"ends of three at once: {[(code, said[-200:]) for code, said in ends]}")
     trial.mismatches += other(folder, subject.straight)
     return trial
@@ -771,7 +765,6 @@ def hostile(subject: Subject, folder: Path, chance: random.Random, index: int) -
         "no history": saved_bytes({**values, "history": "[" * 100_000}),
     }
     refused |= {f"{tenth} tenths": whole[: len(whole) * tenth // 10] for tenth in range(1, 10)}
-    last.unlink()  # the other names are of the same bytes
     for name, content in refused.items():
         trial.struck += 1
         last.write_bytes(content)

@@ -1,11 +1,8 @@
-"""Files as they come from outside, small and whole: what the tests of hostile files spoil."""
+"""One small valid file of every kind that arcvae reads, for the tests that damage them."""
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +44,7 @@ SMALL = {
 
 
 def checkpoint_values(**changes: Any) -> dict[str, Any]:
-    """What the checkpoint of a small model of equations holds, as its optimiser would have it after a step."""
+    """The values of a checkpoint of a small model of equations after one step of its optimiser."""
     settings = Settings.model_validate({"data": {"name": "equations"}, "model": SMALL})
     torch.manual_seed(0)
     model = build_model(settings.model, Structure(EQUATIONS.rules, 7))
@@ -70,25 +67,8 @@ def checkpoint_values(**changes: Any) -> dict[str, Any]:
     }
 
 
-def records_of(path: Path) -> dict[str, bytes]:
-    """The records of a checkpoint, by their names."""
-    with zipfile.ZipFile(path) as archive:
-        return {info.filename.partition("/")[2]: archive.read(info) for info in archive.infolist()}
-
-
-def archive_of(records: Mapping[str, bytes]) -> bytes:
-    """A checkpoint of these records, as `torch.save` puts them together, checksums and all."""
-    buffer = io.BytesIO()
-    writer = torch._C.PyTorchFileWriter(buffer)
-    for name, content in records.items():
-        if name not in ("version", ".data/serialization_id"):  # which it writes at the end
-            writer.write_record(name, content, len(content))
-    writer.write_end_of_file()
-    return buffer.getvalue()
-
-
 def same(one: Any, other: Any) -> bool:
-    """Whether two values of a checkpoint are the same to the last bit."""
+    """Whether two values of a checkpoint are equal bit for bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -99,7 +79,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def write_all(folder: Path) -> dict[str, Path]:
-    """One whole file of every kind that arcvae reads, by the kind."""
+    """A valid file of every kind, by the kind."""
     found = {
         "checkpoint": folder / "whole.pth",
         "preset": folder / "whole.toml",
@@ -111,7 +91,6 @@ def write_all(folder: Path) -> dict[str, Path]:
         "grammar": folder / "whole.cfg",
         "ids": folder / "ids.npy",
         "masks": folder / "masks.npy",
-        "run": folder / "run" / "metrics.jsonl",
     }
     checkpoints.save(found["checkpoint"], checkpoint_values())
     settings = resolve("cyclical").settings
@@ -124,9 +103,6 @@ def write_all(folder: Path) -> dict[str, Path]:
     found["grammar"].write_text(EQUATIONS.text)
     np.save(found["ids"], STRINGS.ids)
     np.save(found["masks"], masks_of(STRINGS.ids))
-    found["run"].parent.mkdir()
-    (found["run"].parent / "config.toml").write_text(tomli_w.dumps(settings.table()))
-    found["run"].write_text("".join(json.dumps(line) + "\n" for line in metrics()))
     return found
 
 
@@ -135,15 +111,3 @@ def masks_of(ids: np.ndarray) -> np.ndarray:
     left = np.array(EQUATIONS.rules.lhs)
     table = (left[:, None] == left) & (left >= 0)[:, None] | np.eye(len(left), dtype=bool) & (left < 0)[:, None]
     return np.packbits(table[ids], axis=2)
-
-
-def metrics() -> list[dict[str, Any]]:
-    """The record of six epochs of ten steps whose beta goes up and down."""
-    lines = []
-    for step in range(1, 61):
-        beta = 0.05 * (1 + step % 9)
-        kl = 12.0 - 4.0 * beta - 0.01 * step
-        values = {"train/beta": beta, "train/kl": kl, "train/loss_reconstruction": 90.0 + 30 * beta - 0.1 * step}
-        kinds = ["step", "epoch"] if step % 10 == 0 else ["step"]
-        lines += [{"kind": kind, "epoch": step / 10, "step": step, **values} for kind in kinds]
-    return lines

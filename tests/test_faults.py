@@ -36,16 +36,8 @@ from arcvae_cli.settings import resolve
 MAIN = "\nfrom arcvae_cli.cli import main\nmain()\n"
 AT_STEP = """
 import os, signal
-from dataclasses import replace
 from arcvae_cli.step import Step
 real, done = Step.train, 0
-
-def nan(step):
-    plain = step.forward
-    def forward(batch, betas):
-        terms, output = plain(batch, betas)
-        return replace(terms, loss=terms.loss * float("nan")), output
-    step.forward = forward
 
 def kill(number): os.kill(os.getpid(), number)
 
@@ -62,32 +54,22 @@ Step.train = train
 STRUCK = {
     "killed in a step": AT_STEP.format(what="kill(signal.SIGKILL)"),
     "killed while last.pth is written": """
-import io, os, signal
+import os, signal
 from pathlib import Path
-import torch
-real, seen = torch.save, []
+real, seen = Path.write_bytes, []
 
-def save(values, file):
-    seen.extend([file.name] if "last.pth" in Path(file.name).name else [])
+def write(path, data):
+    seen.extend([path] if "last.pth" in path.name else [])
     if len(seen) < 3:
-        return real(values, file)
-    whole = io.BytesIO()
-    real(values, whole)
-    file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-    file.flush()
+        return real(path, data)
+    real(path, data[: len(data) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
 
-torch.save = save
-""",
-    "killed before anything was saved": """
-import os, signal
-from arcvae_cli.trainer import Trainer
-Trainer.fit = lambda trainer: os.kill(os.getpid(), signal.SIGKILL)
+Path.write_bytes = write
 """,
     "asked to make room": AT_STEP.format(what="kill(signal.SIGUSR1)"),
     # the first checkpoint has no state of the optimiser yet, and is the smaller by two thirds
     "no space": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, 6_000_000))",
-    "no number": AT_STEP.format(what="nan(step)"),
 }
 """By what strikes a process: the lines that see to it."""
 
@@ -169,8 +151,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def is_whole(run: Path) -> None:
     for path in (run / "checkpoints").glob("[!.]*.pth"):
-        part = path.name.startswith(("encoder", "decoder"))
-        checkpoints.read(path, required=checkpoints.PART if part else checkpoints.REQUIRED)
+        checkpoints.read(path)
     assert json.loads((run / "status.json").read_text())["step"] >= 0
     assert resolve(str(run)).settings.train.epochs == 3
     assert not runs.held(run)
@@ -195,11 +176,9 @@ def test_a_killed_run_is_whole_and_goes_on_to_the_same_weights(
     assert code == -signal.SIGKILL, said
     is_whole(run)
     last, left = run / "checkpoints" / "last.pth", [path.name for path in run.rglob(".*.tmp")]
-    assert last.is_file() == ("before" not in name)
     assert (len(left) == 1 and left[0].startswith(".last.pth.")) if "written" in name else not left
     assert runs.state_of(run).state == "killed"
-    if last.is_file():
-        assert 0 <= checkpoints.read(last)["step"] < (20 if "step" in name else 45)
+    assert 0 <= checkpoints.read(last)["step"] < (20 if "step" in name else 45)
     ends_straight(run, straight, here("--resume", run))
 
 
@@ -229,57 +208,6 @@ def test_a_file_that_cannot_grow_leaves_the_checkpoint_before(
     assert status["state"] == "failed" and "last.pth: could not be written" in status["reason"]
     assert not list(run.rglob(".*.tmp"))
     ends_straight(run, straight, here("--resume", run))
-
-
-def test_a_loss_that_is_no_number_is_told_with_its_place_and_reaches_no_checkpoint(
-    struck: dict[str, tuple[Path, str, int]], straight: Path, here: Callable[..., Result]
-) -> None:
-    run, said, code = struck["no number"]
-    assert code == 1, said
-    is_whole(run)
-    step = checkpoints.read(run / "checkpoints" / "last.pth")["step"]
-    assert 0 <= step < 20
-    what, fix = said.splitlines()[-2:]
-    found = re.fullmatch(
-        rf"error: epoch 2, step 5 of 15: the loss, or its gradient, is not a number any more \(beta ([\d.e-]+), "
-        rf"learning rate [\d.e-]+\); the last good checkpoint is {re.escape(str(run))}/checkpoints/last\.pth, "
-        rf"of step {step}",
-        what,
-    )
-    assert found is not None, what
-    assert "lower train.lr" in fix
-    status = json.loads((run / "status.json").read_text())
-    assert status["state"] == "failed" and "epoch 2, step 5 of 15" in status["reason"]
-    ends_straight(run, straight, here("--resume", run))
-
-
-# --------------------------------------------------------------------------------------------------- memory
-
-
-def test_a_batch_that_the_memory_does_not_hold_is_named_with_one_that_fits(preset: Path, tmp_path: Path) -> None:
-    """The process may take 300 MB more than PyTorch and arcvae do by themselves."""
-    grids = np.random.RandomState(0).randint(0, 10, (8192, 16, 16)).astype(np.uint8)
-    np.savez(tmp_path / "many.npz", train=grids, val=grids[:8], test=grids[:8])
-    limit = """
-import resource
-import arcvae_cli.trainer, arcvae_cli.recorders.jsonl, arcvae_cli.recorders.live
-with open("/proc/self/status") as file:
-    now = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmSize"))
-resource.setrlimit(resource.RLIMIT_AS, (now + 300 * 2**20,) * 2)
-"""
-    flags = ("--preset", preset, "--data", tmp_path / "many.npz", "--batch-size", 8192, "--runs-dir", tmp_path)
-    one = process(limit, *flags, "--run-name", "large")
-    said = one.communicate(timeout=120)[1]
-    assert one.returncode == 1, said
-    what, fix = said.splitlines()[-2:]
-    assert what == "error: train.batch_size: 8192 does not fit into the memory of cpu"
-    found = re.fullmatch(
-        r"  a batch of (\d+) fitted in a trial, half of it leaves room: begin a run by `.* --batch-size (\d+)`", fix
-    )
-    assert found is not None and 8 <= int(found[1]) <= 4096 and int(found[2]) == int(found[1]) // 2, fix
-    status = json.loads((tmp_path / "large" / "status.json").read_text())
-    assert (status["state"], status["step"]) == ("failed", 0) and "train.batch_size" in status["reason"]
-    assert checkpoints.read(tmp_path / "large" / "checkpoints" / "last.pth")["step"] == 0
 
 
 # --------------------------------------------------------------------------------------------------- a terminal

@@ -1,9 +1,8 @@
-"""A run that is broken off and goes on ends bit for bit where one ends that nobody disturbed."""
+"""A run that is interrupted and resumed ends with the same bits as one that is not."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,9 +141,9 @@ def process(folder: Path, name: str, disturbance: Disturbance, again: bool) -> N
         real_save()
 
     def keep(record: Any) -> None:
-        disturbance.here(f"before linking {record.epoch}")
+        disturbance.here(f"before copying {record.epoch}")
         real_keep(record)
-        disturbance.here(f"after linking {record.epoch}")
+        disturbance.here(f"after copying {record.epoch}")
 
     trainer.save, trainer.keep = save, keep  # type: ignore[method-assign]
     if again:
@@ -173,7 +172,7 @@ def contents(folder: Path) -> dict[str, Any]:
     """All that a run leaves which is no time."""
     found: dict[str, Any] = {}
     for path in sorted((folder / "checkpoints").iterdir()):
-        values = torch.load(path, weights_only=True)
+        values = checkpoints.read(path)
         values.pop("seconds", None)
         if "history" in values:
             values["history"] = [json.loads(line) for line in values["history"].splitlines()]
@@ -223,9 +222,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
 @pytest.mark.parametrize(
     ("name", "asked"),
     [
-        *(("beta by the step", asked) for asked in ((6,), (4,), (1, 6, 11), (4, 8, 11))),
-        *(("a closed loop", asked) for asked in ((6,), (4,), (1, 6, 11))),
-        *((name, (1, 6, 11)) for name in ("cycles, plateau", "two levels, one in a loop", "derivations")),
+        *(("beta by the step", asked) for asked in ((6,), (4, 8, 11))),
+        *((name, (1, 6, 11)) for name in ("a closed loop", "cycles, plateau")),
+        *((name, (1, 6, 11)) for name in ("two levels, one in a loop", "derivations")),
         ("a loop out of reach", (4,)),
         ("residual, dropout, bf16", (6,)),
     ],
@@ -251,8 +250,7 @@ def test_on_cuda_it_ends_there_too(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(one[weight], other[weight], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
-@pytest.mark.parametrize("place", ["before saving", "before linking", "after linking"])
+@pytest.mark.parametrize(("place", "epoch"), [("before saving", 1), ("before copying", 3), ("after copying", 3)])
 def test_a_process_that_dies_around_a_save_leaves_nothing_undone(
     place: str, epoch: int, tmp_path: Path, straight: Callable[[str], dict[str, Any]]
 ) -> None:
@@ -265,18 +263,17 @@ def test_a_process_that_dies_in_a_save_leaves_the_checkpoint_before_it(
     tmp_path: Path, straight: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is half written, and what should have removed it did not run."""
-    real, calls = torch.save, [0]
+    real, calls = Path.write_bytes, [0]
 
-    def write(values: Any, file: Any) -> None:
-        calls[0] += 1
-        real(values, file)
-        if calls[0] == 4:
-            file.truncate(1000)
-            left = Path(file.name)
-            shutil.copy(left, left.with_name(left.name.replace(".tmp", "x.tmp")))
+    def write(path: Path, data: Any) -> int:
+        calls[0] += path.name.startswith(".last.pth.")
+        if calls[0] == 3:
+            calls[0] += 1
+            real(path.with_name(".last.pth.01234567.tmp"), data[:1000])
             raise Disturbed("in a save")
+        return real(path, data)
 
-    monkeypatch.setattr(torch, "save", write)
+    monkeypatch.setattr(Path, "write_bytes", write)
     assert whole(tmp_path / "run", "beta by the step", Disturbance()) == 2
     assert not list(tmp_path.rglob("*.tmp"))
     same(contents(tmp_path / "run"), straight("beta by the step"))

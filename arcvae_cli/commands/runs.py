@@ -1,27 +1,26 @@
-"""`arcvae runs`: what there is, what is known of a run, and whether its files are whole."""
+"""`arcvae runs`: list runs, show one, and verify their files."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.files import open_regular
+from arcvae_cli.commands.presets import leaves
+from arcvae_cli.commands.resuming import MAY_CHANGE, differences
+from arcvae_cli.console import cell
+from arcvae_cli.errors import ArcvaeError, InputError, one_line
+from arcvae_cli.files import read_limited, size
+from arcvae_cli.settings import Layer, Settings, resolve
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.text import Text
 
-    from arcvae_cli.console import Console
     from arcvae_cli.runs import Run
 
 app = typer.Typer(no_args_is_help=True, help="List, show and verify runs.")
@@ -31,14 +30,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")
 RunsDir = Annotated[Path, typer.Option(help="where run folders are")]
 RUNS = Path("runs")
 
-STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow"}
-"""Of states; what is wrong is red."""
+STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "whole": "green"}
+"""Of states and verdicts; all others are red."""
 
-PART = re.compile(r"(en|de)coder(_epoch_\d+)?\.pth")
-"""Files that hold a part of a model, which no training goes on from."""
-
-LINE_BYTES = 2**20
-"""No line of `metrics.jsonl` is longer."""
+METRICS_BYTES = 2**31
+"""The largest `metrics.jsonl` that is verified."""
 
 
 # --------------------------------------------------------------------------------------------------------------- list
@@ -46,7 +42,7 @@ LINE_BYTES = 2**20
 
 @app.command("list")
 def list_runs(runs_dir: RunsDir = RUNS, quiet: Quiet = False, as_json: AsJson = False) -> None:
-    """List runs, the newest first."""
+    """List runs, the last active first."""
     from arcvae_cli import runs as folders
     from arcvae_cli.console import Console
 
@@ -56,37 +52,31 @@ def list_runs(runs_dir: RunsDir = RUNS, quiet: Quiet = False, as_json: AsJson = 
     if not found:
         console.note(f"no run in {runs_dir}/ yet: start one with `arcvae train`")
         return
-    table = plain_table("run", "state", "epochs", "best, in epoch", "size", "last word")
+    rows: list[list[str | Text]] = []
     for run in found:
-        best = "-" if run.best_value is None else f"{run.best_value:.4f} in {run.best_epoch}"
-        table.add_row(run.name, styled(run.state), epochs(run), best, size(run.bytes), ago(run.age))
-    show_table(table, console)
+        best = "-" if run.status.best_value is None else f"{run.status.best_value:.4f} in {run.status.best_epoch}"
+        rows.append([one_line(run.name), styled(run.state), epochs(run), best, size(run.bytes), ago(run.age)])
+    console.table("", ("run", "state", "epochs", "best, in epoch", "size", "last active"), rows, left=(0, 1))
 
 
 def epochs(run: Run) -> str:
-    """How many epochs are done, of how many."""
-    return f"{'-' if run.epoch is None else run.epoch}/{'-' if run.epochs is None else run.epochs}"
+    """Epochs done, of how many."""
+    return f"{cell(run.status.epoch, 'd')}/{cell(run.status.epochs, 'd')}"
 
 
 def ago(seconds: float) -> str:
-    """How long ago something was, in the largest unit that counts it."""
+    """A duration in the largest unit that counts at least two."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{max(seconds, 0):.0f} s ago"
 
 
-def size(count: int) -> str:
-    """A number of bytes."""
-    from arcvae_cli.files import size as told
+def styled(state: str) -> Text:
+    """A state or a verdict in its colour."""
+    from rich.text import Text
 
-    return told(count)
-
-
-def styled(state: str) -> str:
-    """A state in its colour."""
-    style = STYLES.get(state, "red")
-    return f"[{style}]{state}[/]"
+    return Text(state, STYLES.get(state, "red"))
 
 
 # --------------------------------------------------------------------------------------------------------------- show
@@ -99,136 +89,98 @@ def show(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show all that is known of a run, and how to go on with it."""
-    from rich.text import Text
-
+    """Show a run: its state, its settings, its checkpoints, and the commands to continue with."""
     from arcvae_cli import runs as folders
     from arcvae_cli.console import Console
 
     console = Console(quiet=quiet, as_json=as_json)
     found = folders.state_of(folders.find(run, runs_dir))
-    settings, changed, unusable = settings_of(found.path)
-    files = list(checkpoints_of(found))
+    status = found.status
+    settings = unusable = None
+    try:
+        settings = resolve(str(found.path / "config.toml")).settings
+    except InputError as error:
+        unusable = error.what
+    changed = changed_settings(settings) if settings else {}
+    files = checkpoints_of(found)
     steps = next_steps(found, runs_dir)
     console.json(
         {
             **found.document(),
-            "settings": settings,
+            "settings": settings.table() if settings else {},
             "changed": changed,
-            "checkpoints": [file.__dict__ for file in files],
+            "checkpoints": files,
             "next": steps,
         }
     )
 
-    table = plain_table("", "")
-    table.show_header = False
-    table.columns[1].no_wrap = False
-    rows = {
+    rows: dict[str, Any] = {
         "run": found.name,
         "folder": str(found.path),
         "state": styled(found.state),
-        "reason": found.reason,
-        "process": found.pid and f"{found.pid} on {found.host}",
-        "epochs": epochs(found) if found.step is None else f"{epochs(found)}, {found.step:,} steps",
-        "best": None if found.best_value is None else f"{found.monitor} {found.best_value:.4f} in {found.best_epoch}",
-        "started": found.started,
-        "last word": found.updated and f"{found.updated}, {ago(found.age)}",
-        "seconds": ", ".join(f"{part} {value:.1f}" for part, value in found.seconds.items()),
-        "memory": found.peak_memory_bytes and f"at most {size(found.peak_memory_bytes)}",
+        "reason": status.reason,
+        "process": status.pid and f"{status.pid} on {status.host}",
+        "epochs": epochs(found) if status.step is None else f"{epochs(found)}, {status.step:,} steps",
+        "best": status.best_epoch and f"{found.monitor} {cell(status.best_value, '.4f')} in {status.best_epoch}",
+        "started": status.started,
+        "last active": status.time and f"{status.time}, {ago(found.age)}",
+        "seconds": ", ".join(f"{part} {value:.1f}" for part, value in status.seconds.items()),
+        "memory": status.peak_memory_bytes and f"at most {size(status.peak_memory_bytes)}",
         "size": size(found.bytes),
     }
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, value if name == "state" else Text(str(value)))
-    show_table(table, console)
-
-    console.result()
-    if unusable is not None:
-        console.result(Text(unusable))
+    told = [(name, one_line(value) if isinstance(value, str) else value) for name, value in rows.items() if value]
+    console.table("", ("", ""), told, left=(0, 1), header=False)
+    if unusable:
+        console.result(one_line(unusable))
     elif changed:
-        table = plain_table("setting", "value", "default")
-        for key, (value, default) in changed.items():
-            table.add_row(key, Text(json.dumps(value)), "-" if default is None else Text(json.dumps(default)))
-        show_table(table, console)
+        values = [(key, *("-" if one is None else json.dumps(one) for one in pair)) for key, pair in changed.items()]
+        console.table("", ("setting", "value", "default"), values, left=(0, 1, 2))
     else:
         console.result("all settings are the defaults")
     if files:
-        console.result()
-        table = plain_table("checkpoint", "epoch", "size")
-        for file in files:
-            shown = size(file.bytes) if file.same_as is None else f"= {file.same_as}"
-            table.add_row(file.name, "-" if file.epoch is None else str(file.epoch), shown)
-        show_table(table, console)
-    console.result()
-    for step in steps:
-        console.result(Text(f"next: {step}"))
+        lines = [(one_line(file["name"]), cell(file["epoch"], "d"), size(file["bytes"])) for file in files]
+        console.table("", ("checkpoint", "epoch", "size"), lines)
+    console.lines(f"next: {one_line(step)}" for step in steps)
 
 
-def settings_of(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]], str | None]:
-    """The settings of a run as nested tables; by dotted key, those that are not the default, with the default.
-
-    The default is that of the run's own model and schedule. Last: why there are none, where the file is unusable.
-    """
-    from arcvae_cli.commands.presets import leaves
-    from arcvae_cli.settings import Layer, Settings, resolve
-
-    if not (path / "config.toml").is_file():
-        return {}, {}, "config.toml: missing"
-    try:
-        settings = resolve(str(path / "config.toml")).settings
-    except InputError as error:
-        return {}, {}, error.what
-    own = {table: {"name": getattr(settings, table).name} for table in ("model", "schedule")}
-    default = dict(leaves(resolve(None, Layer("defaults", own)).settings.table()))
-    default |= {"model.name": Settings().model.name, "schedule.name": Settings().schedule.name}
+def changed_settings(settings: Settings) -> dict[str, tuple[Any, Any]]:
+    """By dotted key, the settings that are not the default of their model and schedule, with the default."""
     table = settings.table()
-    changed = {key: (value, default.get(key)) for key, value in leaves(table) if default.get(key) != value}
-    return table, changed, None
+    own = {name: {"name": table[name]["name"]} for name in ("model", "schedule")}
+    standard = Settings()
+    default = resolve(None, Layer("defaults", {**own, "data": table["data"]})).settings.table()
+    default["data"] = standard.table()["data"]
+    default["model"]["name"], default["schedule"]["name"] = standard.model.name, standard.schedule.name
+    known = dict(leaves(default))
+    return {key: (value, known.get(key)) for key, value in leaves(table) if known.get(key) != value}
 
 
-@dataclass(frozen=True)
-class File:
-    """A checkpoint. `epoch`: as its name or the run's status has it. `same_as`: another name of the same bytes."""
-
-    name: str
-    epoch: int | None
-    bytes: int
-    same_as: str | None
-
-
-def checkpoints_of(run: Run) -> Iterator[File]:
-    """The checkpoints of a run, the last first and those of single epochs by their names."""
-    known = {"last.pth": run.epoch, "vae_final.pth": run.epoch, "vae_best.pth": run.best_epoch}
-    known |= {"encoder.pth": run.best_epoch, "decoder.pth": run.best_epoch}
-    seen: dict[tuple[int, int], str] = {}
+def checkpoints_of(run: Run) -> list[dict[str, Any]]:
+    """Name, epoch and bytes of each checkpoint; the epoch by the name or by the run's status."""
+    status, found = run.status, []
+    known = {"last.pth": status.epoch, "vae_final.pth": status.epoch}
+    known |= dict.fromkeys(("vae_best.pth", "encoder.pth", "decoder.pth"), status.best_epoch)
     for path in pth_files(run.path):
-        try:
-            at = path.lstat()
-        except OSError:  # one of the best that is no longer
-            continue
         number = re.search(r"epoch_(\d{1,9})", path.name)
-        first = seen.setdefault((at.st_dev, at.st_ino), path.name)
-        yield File(
-            path.name,
-            int(number[1]) if number else known.get(path.name),
-            at.st_size,
-            None if first == path.name else first,
-        )
+        epoch = int(number[1]) if number else known.get(path.name)
+        found.append({"name": path.name, "epoch": epoch, "bytes": path.lstat().st_size})
+    return found
 
 
 def pth_files(path: Path) -> list[Path]:
-    """The checkpoints in a run folder: the last, the best, the final, others by name, and parts of models."""
+    """The checkpoints in a run folder: the last, the best, the final, then by name and number, parts of models last."""
     order = ("last.pth", "vae_best.pth", "vae_final.pth")
 
     def place(file: Path) -> tuple[bool, int, list[str | int]]:
         parts = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
-        return bool(PART.fullmatch(file.name)), order.index(file.name) if file.name in order else len(order), parts
+        part = file.name.startswith(("encoder", "decoder"))
+        return part, order.index(file.name) if file.name in order else len(order), parts
 
     return sorted((path / "checkpoints").glob("[!.]*.pth"), key=place)
 
 
 def next_steps(run: Run, runs_dir: Path) -> list[str]:
-    """What can be done with a run now: commands."""
+    """The commands to continue with a run."""
     called = run.name if runs_dir == RUNS == run.path.parent else shlex.quote(str(run.path))
     if run.state == "running":
         return []
@@ -244,37 +196,32 @@ def next_steps(run: Run, runs_dir: Path) -> list[str]:
 
 @dataclass
 class Checked:
-    """What was found of a run: `problems` are damage, `notes` are not. `whole`: checkpoints by name, with the epoch."""
+    """What was found in a run: `problems` are damage, `notes` are not.
+
+    `whole`: readable checkpoints by name, with the epoch; `resumable`: those that a run can be resumed from, with the
+    step; `broken`: the others, with the reason.
+    """
 
     run: Run
     broken: dict[str, str] = field(default_factory=dict)
     whole: dict[str, int] = field(default_factory=dict)
-    resumable: dict[str, int] = field(default_factory=dict)  # those that a training can go on from, with the step
+    resumable: dict[str, int] = field(default_factory=dict)
     parts: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged."""
         return not self.broken and not self.problems
 
     def document(self) -> dict[str, Any]:
-        """As JSON knows it."""
-        return {
-            "name": self.run.name,
-            "path": str(self.run.path),
-            "state": self.run.state,
-            "ok": self.ok,
-            "whole": self.whole,
-            "broken": self.broken,
-            "problems": self.problems,
-            "notes": self.notes,
-            "go_on": self.go_on(),
-        }
+        """The findings as JSON."""
+        own = {key: getattr(self, key) for key in ("ok", "whole", "broken", "problems", "notes")}
+        run = {"name": self.run.name, "path": str(self.run.path), "state": self.run.state}
+        return {**run, **own, "go_on": self.go_on()}
 
     def go_on(self) -> str | None:
-        """How to go on with the run, from what is whole of it; None where there is nothing to go on with."""
+        """The command to continue the run with, from what is whole of it; None if it needs none."""
         if self.run.state in ("running", "finished") and self.ok:
             return None
         if "last.pth" in self.resumable:
@@ -292,228 +239,131 @@ def verify(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Verify the files of one run or of all, and repair what can be: `latest`, and what killed runs left half-written.
+    """Verify the files of one run or of all; nothing is changed. Exit code 1 if something is damaged.
 
-    Exit code 1 if something is damaged.
+    Every checkpoint is compared with its digest, config.toml and the epochs in metrics.jsonl with last.pth. The steps
+    in metrics.jsonl have no checksum.
     """
-    from rich.text import Text
-
     from arcvae_cli import runs as folders
     from arcvae_cli.console import Console
 
     console = Console(quiet=quiet, as_json=as_json)
     paths = folders.all_runs(runs_dir) if run is None else [folders.find(run, runs_dir)]
-    repaired = mend(runs_dir, paths) if run is None else []
     checked = []
     with console.counting("verifying") as tell:
         for done, path in enumerate(paths):
             tell(done, len(paths))
             checked.append(check(path))
-    console.json({"runs": [one.document() for one in checked], "repaired": repaired})
-
-    if checked:
-        table = plain_table("run", "state", "checkpoints", "verdict")
-        for one in checked:
-            count = len(one.whole) + one.parts
-            shown = f"{count} whole" if not one.broken else f"{count} of {count + len(one.broken)} whole"
-            verdict = "[green]whole[/]" if one.ok else "[red]damaged[/]"
-            table.add_row(one.run.name, styled(one.run.state), shown, verdict)
-        show_table(table, console)
-    for text in repaired:
-        console.result(Text(text))
-    for one in checked:
-        for name, why in one.broken.items():
-            console.result(Text(f"{one.run.name}: {name}: {why}"))
-        for text in one.problems:
-            console.result(Text(f"{one.run.name}: {text}"))
-        for text in one.notes:
-            console.note(f"{one.run.name}: {text}")
-        if (command := one.go_on()) is not None:
-            whole = ", ".join(f"{name} (epoch {epoch})" for name, epoch in one.whole.items())
-            if not one.ok:
-                console.result(Text(f"{one.run.name}: whole: {whole or 'no checkpoint'}"))
-            verb = "go on" if one.resumable else "start again"
-            console.result(Text(f"{one.run.name}: {verb} with `{command}`"))
+    console.json({"runs": [one.document() for one in checked]})
     if not checked:
         console.note(f"no run in {runs_dir}/ yet: start one with `arcvae train`")
+        return
+    rows: list[list[str | Text]] = []
+    for one in checked:
+        count = len(one.whole) + one.parts
+        shown = f"{count} whole" if not one.broken else f"{count} of {count + len(one.broken)} whole"
+        verdict = styled("whole" if one.ok else "damaged")
+        rows.append([one_line(one.run.name), styled(one.run.state), shown, verdict])
+    console.table("", ("run", "state", "checkpoints", "verdict"), rows, left=(0, 1, 2, 3))
+    for one in checked:
+        name = one.run.name
+        texts = [*(f"{file}: {why}" for file, why in one.broken.items()), *one.problems]
+        if not one.ok and one.whole:
+            texts.append("whole: " + ", ".join(f"{file} (epoch {epoch})" for file, epoch in one.whole.items()))
+        if (command := one.go_on()) is not None:
+            texts.append(f"{'continue' if one.resumable else 'start again'} with `{command}`")
+        console.lines(one_line(f"{name}: {text}") for text in texts)
+        for text in one.notes:
+            console.note(one_line(f"{name}: {text}"))
     damaged = [one.run.name for one in checked if not one.ok]
     if damaged:
         raise ArcvaeError(f"{len(damaged)} of {len(checked)} runs damaged: {', '.join(damaged[:5])}")
 
 
-def mend(runs_dir: Path, paths: list[Path]) -> list[str]:
-    """Repair the folder of runs: `latest`, and what was never finished being made. What was done, a line each."""
-    from arcvae_cli import runs as folders
-
-    told = [f"removed {path}, left half-made" for path in folders.sweep_hidden(runs_dir)]
-    latest = runs_dir / folders.LATEST
-    if latest.exists() or (not paths and not latest.is_symlink()):
-        return told
-    was = f"pointed to {os.readlink(latest)}, which is gone" if latest.is_symlink() else "was missing"
-    if paths:
-        folders.point_latest(runs_dir, paths[0].name)
-        now = f"points to {paths[0].name} now"
-    else:
-        latest.unlink()
-        now = "is removed"
-    if latest.exists() == bool(paths):  # a system without links has no latest
-        told.append(f"{latest} {was}: it {now}")
-    return told
-
-
 def check(path: Path) -> Checked:
-    """Read all that a run consists of, after sweeping what a process that died left half-written."""
+    """Read all that a run consists of."""
     from arcvae_cli import runs as folders
 
     found = Checked(folders.state_of(path))
-    state = found.run.state
-    if state != "running":
-        found.notes += [f"removed {name.name}, left half-written" for name in folders.sweep_idle(path)]
-    if state == "damaged":
+    if found.run.state == "damaged":
         found.problems.append("status.json: cannot be read")
-    if state == "killed":
-        found.notes.append("its process ended without a word")
-    check_metrics(found)
-    check_checkpoints(found)
-    check_settings(found)
+    if found.run.state == "killed":
+        found.notes.append("its process was killed")
+    if found.run.state != "running":
+        found.notes += [f"{file.name}: a temporary file, removed on resumption" for file in folders.temporaries(path)]
+    last = check_checkpoints(found)
+    check_settings(found, last)
+    if last and (found.run.state != "running"):  # else it may be written to
+        check_metrics(found, last)
     return found
 
 
-def check_settings(found: Checked) -> None:
-    """Read `config.toml`; where it is unusable, write it again from what a whole checkpoint carries."""
-    from arcvae_cli import runs as folders
-
-    path = found.run.path
-    _, _, unusable = settings_of(path)
-    if unusable is None:
-        return
-    unusable = unusable.replace(f"{path / 'config.toml'}", "config.toml")
-    if found.whole and found.run.state != "running":
-        from arcvae_cli.checkpoints import read, read_settings
-
-        file = path / "checkpoints" / max(found.whole, key=lambda name: found.whole[name])
-        with suppress(ArcvaeError):  # that it cannot be written, or is another's by now
-            values = read(file)
-            settings = read_settings(file, values, most_layers=len(values["model_state_dict"]))
-            lock = folders.take(path)
-            try:
-                folders.RunFolder(path).write_config(settings)
-            finally:
-                if lock is not None:
-                    lock.release()
-            found.notes.append(f"{unusable}; written again from {file.name}")
-            return
-    found.problems.append(unusable)
-
-
-def check_checkpoints(found: Checked) -> None:
-    """Read every checkpoint, its checksums compared; those that share their bytes once."""
+def check_checkpoints(found: Checked) -> dict[str, Any]:
+    """Read every checkpoint; the values of the last, or nothing."""
     from arcvae_cli.commands.reading import importing
 
+    with importing():
+        from arcvae_cli import checkpoints
+    last: dict[str, Any] = {}
     files = pth_files(found.run.path)
-    if files:
-        with importing():
-            from arcvae_cli import checkpoints
-    seen: dict[tuple[int, int], dict[str, Any] | str] = {}
     for path in files:
         try:
-            at = path.stat()
-            key = at.st_dev, at.st_ino
-        except OSError:  # one of the best that is no longer, or a dangling link
-            if path.is_symlink():
-                found.broken[path.name] = "points to nothing"
+            values = checkpoints.read(path)
+        except InputError as error:
+            if path.exists() or path.is_symlink():  # else one of the best, replaced while the run goes on
+                found.broken[path.name] = error.what.removeprefix(f"{path}: ")
             continue
-        part = bool(PART.fullmatch(path.name))
-        if key not in seen:
-            try:
-                values = checkpoints.read(path, required=checkpoints.PART if part else checkpoints.REQUIRED)
-                seen[key] = {name: values.get(name) for name in ("epoch", "step", "format_version")}
-            except InputError as error:
-                seen[key] = error.what.removeprefix(f"{path}: ")
-        read = seen[key]
-        if isinstance(read, str):
-            if path.exists():
-                found.broken[path.name] = read
-        elif part:
+        if "model_state_dict" not in values:
             found.parts += 1
-        else:
-            found.whole[path.name] = read["epoch"]
-            if read["format_version"] >= checkpoints.FORMAT and isinstance(read["step"], int):
-                found.resumable[path.name] = read["step"]
-    expected = ["last.pth"] if found.run.step else []
+            continue
+        found.whole[path.name] = values["epoch"]
+        if values["format_version"] >= checkpoints.RESUMABLE and "history" in values:
+            found.resumable[path.name] = values["step"]
+        if path.name == "last.pth":
+            last = values
+    expected = ["last.pth"] if found.run.status.step else []
     if found.run.state == "finished":
-        expected += ["vae_best.pth", "vae_final.pth"]
-    there = {path.name for path in files}
-    found.problems += [f"{name}: missing" for name in expected if name not in there]
+        expected += [checkpoints.BEST, "vae_final.pth"]
+    found.problems += [f"{name}: missing" for name in expected if name not in {path.name for path in files}]
+    return last
 
 
-def check_metrics(found: Checked) -> None:
-    """Read `metrics.jsonl`: every line an object, steps and epochs in order without doubles, no epoch left out."""
-    path, run = found.run.path / "metrics.jsonl", found.run
+def check_settings(found: Checked, last: dict[str, Any]) -> None:
+    """Compare `config.toml` with the settings in the last checkpoint."""
+    config = found.run.path / "config.toml"
     try:
-        epoch, torn = read_metrics(path)
-    except FileNotFoundError:
-        epoch, torn = 0, False
-    except (OSError, ValueError) as error:
-        found.problems.append(f"metrics.jsonl: {error}")
+        settings = resolve(str(config)).settings
+    except InputError as error:
+        found.problems.append(f"config.toml: {error.what.removeprefix(f'{config}: ')}")
         return
-    if torn and run.state == "finished":
-        found.problems.append("metrics.jsonl: its last line is cut short")
-    elif torn and run.state != "running":
-        found.notes.append("metrics.jsonl: its last line is cut short, which going on mends")
-    if run.epoch is not None and epoch < run.epoch and run.state != "running":
-        text = f"metrics.jsonl: ends with epoch {epoch} of {run.epoch}"
-        if run.state == "finished":
-            found.problems.append(text)
-        else:
-            found.notes.append(f"{text}, which going on mends")
+    if last:
+        from arcvae_cli.checkpoints import read_settings
+
+        kept = read_settings(Path("last.pth"), last)
+        changed = [key for key, *_ in differences(kept, settings) if not key.startswith(MAY_CHANGE)]
+        if changed:
+            found.problems.append(f"config.toml: not the settings of last.pth: {', '.join(changed[:5])}")
 
 
-def read_metrics(path: Path) -> tuple[int, bool]:
-    """The last epoch of a file of metrics, and whether its last line is cut short. ValueError says what is wrong."""
-    epoch = step = 0
-    with open_regular(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES), b""), 1):
-            if not line.endswith(b"\n") and len(line) < LINE_BYTES:
-                return epoch, True
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                values = None
-            kind, at = (values.get("kind"), values.get("step")) if isinstance(values, Mapping) else (None, None)
-            if kind not in ("epoch", "step") or not isinstance(at, int):
-                raise ValueError(f"line {number} is no record of a step or an epoch")
-            if at < step + (kind == "step"):
-                raise ValueError(f"line {number}: step {at} comes after step {step}")
-            step = at
-            if kind == "epoch":
-                if (found := values.get("epoch")) != epoch + 1:
-                    raise ValueError(f"line {number}: epoch {found!r:.40} comes after epoch {epoch}")
-                epoch += 1
-    return epoch, False
+def check_metrics(found: Checked, last: dict[str, Any]) -> None:
+    """Compare the epochs in `metrics.jsonl` with those in the last checkpoint."""
+    from arcvae_cli.records import EpochRecord
 
-
-# ------------------------------------------------------------------------------------------------------------- tables
-
-
-def plain_table(*columns: str) -> Table:
-    """A table of text without lines; its first column may wrap, which is of names."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for place, name in enumerate(columns):
-        table.add_column(name, overflow="fold", no_wrap=place > 0, style="" if place else "bold")
-    return table
-
-
-def show_table(table: Table, console: Console) -> None:
-    """Print a table: as wide as the terminal, or in a pipe as wide as it takes for a row to be a line."""
-    if not console.piped:
-        console.result(table)
+    kept = [EpochRecord.of(json.loads(text)).metrics() for text in last.get("history", "").splitlines()]
+    try:
+        text = read_limited(found.run.path / "metrics.jsonl", METRICS_BYTES).decode()
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        written = [line for line in lines if line["kind"] == "epoch"][: len(kept)]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        found.problems.append(f"metrics.jsonl: cannot be read ({error})")
         return
-    from rich.console import Console as Terminal
-
-    plain = Terminal(file=io.StringIO(), width=10**4, color_system=None)
-    with plain.capture() as text:
-        plain.print(table)
-    console.lines(line.rstrip() for line in text.get().splitlines())
+    for record, line in zip(kept, written, strict=False):
+        if any(key != "kind" and record.get(key) != value for key, value in line.items()):
+            found.problems.append(f"metrics.jsonl: epoch {record['epoch']} is not that of last.pth")
+            return
+    short = [f"metrics.jsonl: {len(written)} of {len(kept)} epochs"] if len(written) < len(kept) else []
+    short += ["metrics.jsonl: its last line is incomplete"] if text and not text.endswith("\n") else []
+    if found.run.state == "finished":
+        found.problems += short
+    else:
+        found.notes += [f"{text}, completed on resumption" for text in short]

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import MOST_RULES, Rules, parse_grammar
+from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import VAE, Batch, Level, posterior_logvar
 from arcvae_cli.models.pushdown import MOST_WORK, Pushdown, same_left, work
 from arcvae_cli.settings import GrammarSettings
@@ -55,31 +54,16 @@ class Structure:
 
     @classmethod
     def of(cls, text: str) -> Structure:
-        """From what `text` gave. ValueError, TypeError, KeyError or InputError for anything else."""
+        """From what `text` gave. ValueError, TypeError or KeyError for anything else."""
         values = json.loads(text)
-        length, kept = values["length"], values["rules"]
-        if type(length) is not int or not 1 <= length <= MOST_STEPS:
-            raise ValueError("no number of steps")
-        if not isinstance(kept["text"], str):
-            return cls(cls._bare(**kept), length)
+        kept, length = values["rules"], int(values["length"])
+        if kept["text"] is None:  # ready ids and masks, as `data.ready` reads them
+            lists = {"symbols": tuple(kept["symbols"]), "lhs": tuple(kept["lhs"])}
+            return cls(Rules(**{**kept, **lists}), length)
         rules = parse_grammar(kept["text"], "its grammar").rules
         if kept != json.loads(json.dumps(dataclasses.asdict(rules))):
             raise ValueError("the rules are not those of the grammar beside them")
         return cls(rules, length)
-
-    @staticmethod
-    def _bare(symbols: Any, lhs: Any, rhs: Any, start: Any, padding: Any, text: Any) -> Rules:
-        """Rules of which only the left-hand sides are known, as `data.strings` takes them from a file."""
-        if rhs is not None or text is not None or not isinstance(symbols, list) or not isinstance(lhs, list):
-            raise TypeError("right-hand sides without a grammar, or no rules")
-        names = all(isinstance(symbol, str) for symbol in symbols)
-        numbers = all(type(number) is int for number in (*lhs, start, padding))
-        if not names or not numbers or not 1 < len(lhs) <= MOST_RULES:
-            raise ValueError("no rules")
-        padded = 0 <= padding < len(lhs) and lhs[padding] == -1
-        if not padded or not 0 <= start < len(symbols) or set(lhs) - {-1} != set(range(len(symbols))):
-            raise ValueError("no rules")
-        return Rules(tuple(symbols), tuple(lhs), None, start, padding)
 
     def check(self) -> None:
         """InputError where tables of the rules take too much memory, or no derivation ends within `length` rules."""

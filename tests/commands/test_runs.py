@@ -2,345 +2,240 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from arcvae_cli import checkpoints, runs
 from arcvae_cli.cli import app
-from arcvae_cli.settings import Layer, Settings, resolve
+from arcvae_cli.settings import Settings
 
-CHANGED = Layer("test", {"train": {"epochs": 3, "lr": 0.002}, "schedule": {"name": "cyclical", "cycle_length": 4}})
+COMMON = ("--device", "cpu", "--precision", "fp32", "--epochs", "2", "--set", "log.images_every=0", "--wandb", "off")
+COMMON += ("--set", "log.every_n_steps=2", "--beta-schedule", "cyclical", "--beta-cycle-length", "4")
 
 
 def arcvae(*arguments: Any) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments)])
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "120"})
 
 
-def make(folder: Path, name: str, state: str = "finished", done: int = 3, settings: Settings | None = None) -> Path:
-    """A run of three epochs of five steps, of which so many are done."""
-    settings = settings or resolve(None, CHANGED).settings
-    made = runs.create(folder, name, "x", settings)
-    lines = []
-    for epoch in range(1, done + 1):
-        lines += [{"kind": "step", "epoch": epoch - 0.5, "step": 5 * epoch - 2}]
-        lines += [{"kind": "epoch", "epoch": epoch, "step": 5 * epoch}]
-        values = {"format_version": checkpoints.FORMAT, "epoch": epoch, "step": 5 * epoch}
-        values |= {"model_state_dict": {"weight": torch.arange(5000.0) + epoch}}
-        values |= {"config": checkpoints.config_text(settings)}
-        checkpoints.save(made.checkpoints / "last.pth", values)
-        checkpoints.copy(made.checkpoints / "last.pth", made.checkpoints / f"best-loss-epoch_{epoch:03d}-1.0000.pth")
-    (made.path / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
-    if done:
-        shutil.copy(made.checkpoints / "best-loss-epoch_001-1.0000.pth", made.checkpoints / "vae_best.pth")
-        part = {"format_version": checkpoints.FORMAT, "epoch": 1, "config": "{}"}
-        part |= {"state_dict": {"weight": torch.zeros(5000)}}
-        checkpoints.save(made.checkpoints / "encoder.pth", part)
-    if state == "finished":
-        checkpoints.copy(made.checkpoints / "last.pth", made.checkpoints / "vae_final.pth")
-    facts = {"best_epoch": 1, "best_value": 1.25} if done else {}
-    made.write_status(
-        state, epoch=done, epochs=3, step=5 * done, seconds={"training": 7.5}, peak_memory_bytes=2**21, **facts
-    )
-    made.release()
-    return made.path
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle of a file, in place."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    with path.open("r+b") as file:
-        file.write(content)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path, equations_npz: Path) -> Path:
+    """A folder with a finished run of grids and one of strings; not to be changed."""
+    base = tmp_path_factory.mktemp("trained")
+    small = ("--set", "model.encoder_hidden=8", "--set", "model.decoder_hidden=8", "--batch-size", "50")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcvae_cli.commands.evaluate.report", lambda *arguments: None)
+        for name, flags in (
+            ("grids", ("--data", arc_npz, "--latent-dim", 3, "--batch-size", 50)),
+            ("strings", ("--preset", "minimal", "--data", equations_npz, *small)),
+        ):
+            result = arcvae("train", *flags, *COMMON, "--runs-dir", base, "--run-name", name)
+            assert result.exit_code == 0, result.stderr
+    return base
 
 
 @pytest.fixture
-def four(tmp_path: Path) -> Path:
-    """A folder of four runs, the newest being killed."""
-    folder = tmp_path / "runs"
-    for age, (name, state, done) in enumerate(
-        (("good", "finished", 3), ("stopped", "interrupted", 2), ("bad", "failed", 0), ("dead", "running", 1))
-    ):
-        make(folder, name, state, done)
-        os.utime(folder / name / "status.json", (time.time() - 3600 * (4 - age),) * 2)
-    return folder
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "runs", symlinks=True))
 
 
-# --------------------------------------------------------------------------------------------------------------- list
+def verified(folder: Path, *arguments: Any) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit code, and what is found of each run."""
+    done = arcvae("runs", "verify", *arguments, "--runs-dir", folder, "--json")
+    return done.exit_code, {run["name"]: run for run in json.loads(done.stdout)["runs"]}
 
 
-def test_runs_are_listed_the_newest_first(four: Path) -> None:
-    made = runs.create(four, "alive", "x", Settings())
-    lines = arcvae("runs", "list", "--runs-dir", four).stdout.splitlines()
-    assert [line.split()[:3] for line in lines] == [
-        ["run", "state", "epochs"],
-        ["alive", "running", "0/50"],
-        ["dead", "killed", "1/3"],
-        ["bad", "failed", "0/3"],
-        ["stopped", "interrupted", "2/3"],
-        ["good", "finished", "3/3"],
+def content(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+# ------------------------------------------------------------------------------------------------------- list and show
+
+
+def test_runs_are_listed_the_last_active_first(tmp_path: Path) -> None:
+    for age, (name, state) in enumerate((("good", "finished"), ("stopped", "interrupted"), ("dead", "running"))):
+        made = runs.create(tmp_path, name, "x", Settings())
+        made.write_status(state, epoch=age, epochs=50, step=7, best_epoch=1, best_value=1.25)
+        made.release()
+        os.utime(made.path / "status.json", (time.time() - 3600 * (4 - age),) * 2)
+    alive = runs.create(tmp_path, "alive", "x", Settings())
+    lines = arcvae("runs", "list", "--runs-dir", tmp_path).stdout.splitlines()
+    rows = [line.split() for line in lines if "/50" in line]
+    assert [row[:3] for row in rows] == [
+        *(["alive", "running", "0/50"], ["dead", "killed", "2/50"]),
+        *(["stopped", "interrupted", "1/50"], ["good", "finished", "0/50"]),
     ]
-    assert re.search(r" 1\.2500 in 1 +[\d.]+ KiB +4 h ago$", lines[-1])
-    document = json.loads(arcvae("runs", "list", "--runs-dir", four, "--json").stdout)
-    assert [(run["name"], run["state"]) for run in document["runs"][:2]] == [("alive", "running"), ("dead", "killed")]
+    assert rows[-1][3:6] == ["1.2500", "in", "1"] and rows[-1][-3:] == ["4", "h", "ago"]
+    document = json.loads(arcvae("runs", "list", "--runs-dir", tmp_path, "--json").stdout)
     assert document["runs"][-1]["best_value"] == 1.25 and document["runs"][-1]["monitor"] == "val/loss_selection"
-    made.release()
+    for name, step in (("stopped", "train --resume"), ("dead", "train --resume"), ("good", "evaluate --checkpoint")):
+        assert f"next: arcvae {step} {tmp_path / name}" in arcvae("runs", "show", tmp_path / name).stdout
+    assert "next" not in arcvae("runs", "show", alive.path).stdout
 
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:
-    done = arcvae("runs", "list", "--runs-dir", tmp_path / "none")
-    assert (done.exit_code, done.stdout) == (0, "") and "start one with `arcvae train`" in done.stderr
-    assert arcvae("runs", "list", "--runs-dir", tmp_path, "--quiet").stderr == ""
-    assert json.loads(arcvae("runs", "list", "--runs-dir", tmp_path, "--json").stdout) == {"runs": []}
-    done = arcvae("runs", "verify", "--runs-dir", tmp_path)
-    assert (done.exit_code, done.stdout) == (0, "")
+    for command in ("list", "verify"):
+        done = arcvae("runs", command, "--runs-dir", tmp_path / "none")
+        assert (done.exit_code, done.stdout) == (0, "") and "start one with `arcvae train`" in done.stderr
+        assert json.loads(arcvae("runs", command, "--runs-dir", tmp_path, "--json").stdout) == {"runs": []}
     (tmp_path / "file").write_text("")
     assert arcvae("runs", "list", "--runs-dir", tmp_path / "file").exit_code == 2
+    done = arcvae("runs", "show", "x", "--runs-dir", tmp_path)
+    assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 2
 
 
-def test_a_row_is_a_line_in_a_pipe_and_fits_a_terminal(four: Path) -> None:
-    name = "a-name-of-" + "x" * 100
-    make(four, name)
-    lines = arcvae("runs", "list", "--runs-dir", four).stdout.splitlines()
-    assert [line for line in lines if line.startswith(name)] and not any(line.endswith(" ") for line in lines)
-
-    command = [sys.executable, "-m", "arcvae_cli", "runs", "list", "--runs-dir", str(four)]
-    here, there = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
-    subprocess.run(command, stdout=there, stderr=there, env=environment, check=True)
-    os.close(there)
-    shown = os.read(here, 65536).decode().splitlines()
-    os.close(here)
-    plain = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in shown]
-    assert max(map(len, plain)) <= 80
-    assert "".join(line.split()[0] for line in plain[1:]).startswith(name)  # over several lines
-
-
-@pytest.mark.parametrize("command", [("list",), ("show", "latest")])
-def test_torch_is_not_imported(four: Path, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("command", [("list",), ("show", "grids")])
+def test_torch_is_not_imported(trained: Path, command: tuple[str, ...]) -> None:
     script = (
         "import sys; sys.argv = ['arcvae', 'runs', *sys.argv[1:]]\n"
         "from arcvae_cli.cli import main\n"
         "try: main()\n"
         "finally: assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)\n"
     )
-    arguments = [*command, "--runs-dir", str(four)]
+    arguments = [*command, "--runs-dir", str(trained)]
     subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True)
 
 
-# --------------------------------------------------------------------------------------------------------------- show
+def test_what_is_shown_of_a_run(trained: Path) -> None:
+    text = arcvae("runs", "show", "grids", "--runs-dir", trained).stdout
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["state"] == ["finished"] and rows["epochs"] == ["2/2,", "4", "steps"]
+    assert rows["train.epochs"] == ["2", "50"] and rows["schedule.cycle_length"] == ["4.0", "20.0"]
+    assert "model.name" not in rows and rows["vae_best.pth"][0] == rows["encoder.pth"][0]
+    document = json.loads(arcvae("runs", "show", trained / "grids", "--json").stdout)
+    assert document["settings"]["train"]["epochs"] == 2 and document["changed"]["train.epochs"] == [2, 50]
+    assert document["checkpoints"][0]["name"] == "last.pth" and document["checkpoints"][-1]["name"] == "encoder.pth"
 
 
-def test_what_is_shown_of_a_run(four: Path) -> None:
-    text = arcvae("runs", "show", "good", "--runs-dir", four).stdout
-    for words in ("state      finished", "best       val/loss_selection 1.2500 in 1", "epochs     3/3, 15 steps"):
-        assert words in text
-    assert "seconds    training 7.5" in text and "at most 2 MiB" in text
-    changed = {line.split()[0]: line.split()[1:] for line in text.splitlines() if "." in line.split(" ")[0]}
-    assert changed["train.lr"] == ["0.002", "0.001"] and changed["train.epochs"] == ["3", "50"]
-    assert changed["schedule.name"] == ['"cyclical"', '"linear_warmup"']
-    assert changed["schedule.cycle_length"] == ["4.0", "20.0"]  # what the run's own schedule has by default
-    assert "model.name" not in changed
-    assert changed["best-loss-epoch_003-1.0000.pth"] == ["3", "=", "last.pth"]
-    assert changed["vae_best.pth"][0] == changed["encoder.pth"][0] == "1"
-    assert f"next: arcvae evaluate --checkpoint {four / 'good'}" in text
-
-    document = json.loads(arcvae("runs", "show", four / "good", "--json").stdout)
-    assert document["settings"]["train"]["lr"] == 0.002
-    assert document["changed"]["train.lr"] == [0.002, 0.001]
-    assert [file["name"] for file in document["checkpoints"]] == [
-        *("last.pth", "vae_best.pth", "vae_final.pth"),
-        *(f"best-loss-epoch_00{epoch}-1.0000.pth" for epoch in (1, 2, 3)),
-        "encoder.pth",
-    ]
+def test_a_run_of_strings_is_shown_and_verified(trained: Path) -> None:
+    """Its defaults were those of a corpus of grids, which its model refuses."""
+    done = arcvae("runs", "show", "strings", "--runs-dir", trained, "--json")
+    assert done.exit_code == 0, done.stderr
+    changed = json.loads(done.stdout)["changed"]
+    assert changed["model.name"] == ["grammar", "grid"] and changed["model.encoder_hidden"] == [8, 256]
+    code, found = verified(trained)
+    assert code == 0 and all(run["ok"] for run in found.values())
 
 
-def test_how_to_go_on_is_shown(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(four.parent)
-    for name, step in (
-        ("stopped", "arcvae train --resume stopped"),
-        ("bad", "arcvae train --resume bad"),
-        ("latest", "arcvae train --resume"),
-        ("good", "arcvae evaluate --checkpoint good"),
-    ):
-        assert f"next: {step}" in arcvae("runs", "show", name).stdout, name
-    assert arcvae("runs", "show", "stopped", "--quiet").exit_code == 0
-    made = runs.resume(four / "stopped")
-    made.write_status("running", epoch=2)
-    text = arcvae("runs", "show", "stopped").stdout
-    assert "next" not in text and f"process    {os.getpid()} on" in text
-    made.release()
+def test_text_of_a_run_cannot_control_the_terminal(folder: Path) -> None:
+    status = json.loads((folder / "grids" / "status.json").read_text())
+    status |= {"reason": "\x1b]0;owned\x07\x1b[2J", "host": "\x1b[31m", "started": "a\nb"}
+    (folder / "grids" / "status.json").write_text(json.dumps(status))
+    (folder / "grids").rename(folder / "a\x1b[2J")
+    (folder / "a\x1b[2J" / "checkpoints" / "\x1b[2J.pth").write_bytes(b"")
+    for command in (("list",), ("show", folder / "a\x1b[2J"), ("verify",)):
+        done = arcvae("runs", *command, "--runs-dir", folder)
+        assert "\x1b" not in done.stdout + done.stderr and "\x07" not in done.stdout and "\\x1b[2J" in done.stdout
 
 
-def test_a_run_that_is_not_there(four: Path) -> None:
-    done = arcvae("runs", "show", "goood", "--runs-dir", four)
-    assert done.exit_code == 2 and "did you mean good?" in done.stderr
-    done = arcvae("runs", "verify", "../x", "--runs-dir", four)
-    assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 2
-
-
-def test_a_run_without_usable_files_is_shown_as_far_as_it_goes(four: Path) -> None:
-    (four / "good" / "config.toml").write_text("= nonsense")
-    (four / "good" / "status.json").write_text("{")
-    done = arcvae("runs", "show", "good", "--runs-dir", four)
-    assert done.exit_code == 0
-    assert "state   damaged" in done.stdout and "not valid TOML" in done.stdout
-    assert f"next: arcvae runs verify {four / 'good'}" in done.stdout
+def test_a_run_without_usable_files_is_shown_as_far_as_it_goes(folder: Path) -> None:
+    (folder / "grids" / "config.toml").write_text("= nonsense")
+    (folder / "grids" / "status.json").write_text("{")
+    done = arcvae("runs", "show", "grids", "--runs-dir", folder)
+    assert done.exit_code == 0 and "damaged" in done.stdout and "not valid TOML" in done.stdout
+    assert f"next: arcvae runs verify {folder / 'grids'}" in done.stdout
 
 
 # ------------------------------------------------------------------------------------------------------------- verify
 
 
-def verified(folder: Path, *arguments: Any) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """The exit code, the whole document, and what it says of each run."""
-    done = arcvae("runs", "verify", "--runs-dir", folder, *arguments, "--json")
-    document = json.loads(done.stdout)
-    return done.exit_code, document, {run["name"]: run for run in document["runs"]}
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file, in place."""
+    changed = bytearray(path.read_bytes())
+    changed[len(changed) // 2] ^= 4
+    with path.open("r+b") as file:
+        file.write(changed)
 
 
-def test_runs_that_are_whole(four: Path) -> None:
-    code, document, found = verified(four)
-    assert code == 0 and document["repaired"] == []
-    assert all(run["ok"] for run in found.values())
-    assert found["good"]["whole"] == {
-        **{"last.pth": 3, "vae_best.pth": 1, "vae_final.pth": 3},
-        **{f"best-loss-epoch_00{epoch}-1.0000.pth": epoch for epoch in (1, 2, 3)},
-    }
-    assert found["good"]["go_on"] is None
-    assert found["dead"]["state"] == "killed"
-    assert found["dead"]["go_on"] == f"arcvae train --resume {four / 'dead'}"
-    assert found["bad"]["go_on"] == f"arcvae train --preset {four / 'bad' / 'config.toml'}"  # there is no checkpoint
-    done = arcvae("runs", "verify", "good", "--runs-dir", four)
-    assert (done.exit_code, done.stdout.splitlines()[1].split()) == (0, ["good", "finished", "7", "whole", "whole"])
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
-def test_damage_is_named_with_what_is_whole_and_how_to_go_on(four: Path) -> None:
-    run = four / "good"
-    flip(run / "checkpoints" / "last.pth")  # whose bytes the final and the third epoch share
-    code, _, found = verified(four)
-    assert code == 1
-    assert {name for name, one in found.items() if not one["ok"]} == {"good"}
-    assert set(found["good"]["broken"]) == {"last.pth", "vae_final.pth", "best-loss-epoch_003-1.0000.pth"}
-    assert found["good"]["go_on"] == (f"arcvae train --resume {run / 'checkpoints' / 'best-loss-epoch_002-1.0000.pth'}")
-    done = arcvae("runs", "verify", "good", "--runs-dir", four)
-    assert done.exit_code == 1
-    assert "good: last.pth: " in done.stdout
-    assert "good: whole: vae_best.pth (epoch 1), best-loss-epoch_001-1.0000.pth (epoch 1), best-loss" in done.stdout
-    assert f"good: go on with `{found['good']['go_on']}`" in done.stdout
-    assert "error: 1 of 1 runs damaged: good" in done.stderr
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
 
 
-def test_every_kind_of_damage_is_found(tmp_path: Path) -> None:
-    def cut(path: Path) -> None:
-        path.write_bytes(path.read_bytes()[:-3000])
-
-    def add(path: Path, text: str) -> None:
-        path.write_text(path.read_text() + text)
-
-    harms = {
-        "cut.pth": lambda run: cut(run / "checkpoints" / "vae_best.pth"),
-        "empty.pth": lambda run: (run / "checkpoints" / "vae_best.pth").write_bytes(b""),
-        "part": lambda run: flip(run / "checkpoints" / "encoder.pth"),
-        "link": lambda run: (run / "checkpoints" / "mine.pth").symlink_to("nowhere"),
-        "no-final": lambda run: (run / "checkpoints" / "vae_final.pth").unlink(),
-        "no-last": lambda run: (run / "checkpoints" / "last.pth").unlink(),
-        "status": lambda run: (run / "status.json").write_text("{"),
-        "no-metrics": lambda run: (run / "metrics.jsonl").unlink(),
-        "torn": lambda run: add(run / "metrics.jsonl", '{"kind": "st'),
-        "foreign": lambda run: add(run / "metrics.jsonl", "hello\n"),
-        "list": lambda run: add(run / "metrics.jsonl", "[1]\n"),
-        "long": lambda run: add(run / "metrics.jsonl", " " * (2**20 + 10)),
-        "deep": lambda run: add(run / "metrics.jsonl", "[" * 100_000 + "\n"),
-        "twice": lambda run: add(run / "metrics.jsonl", '{"kind": "epoch", "epoch": 3, "step": 15}\n'),
-        "gap": lambda run: add(run / "metrics.jsonl", '{"kind": "epoch", "epoch": 5, "step": 25}\n'),
-        "no-epoch": lambda run: add(run / "metrics.jsonl", '{"kind": "epoch", "step": 25}\n'),
-        "back": lambda run: add(run / "metrics.jsonl", '{"kind": "step", "epoch": 3, "step": 14}\n'),
-        "short": lambda run: (run / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 1, "step": 5}\n'),
-    }
-    first = make(tmp_path, "whole")
-    for name, harm in harms.items():
-        shutil.copytree(first, tmp_path / name)
-        harm(tmp_path / name)
-    code, _, found = verified(tmp_path)
-    assert code == 1
-    assert [name for name, run in found.items() if run["ok"]] == ["whole"]
-    assert len(found) == len(harms) + 1
-    for name in ("cut.pth", "empty.pth", "part", "link"):
-        assert len(found[name]["broken"]) == 1 and not found[name]["problems"], name
-    for name in set(harms) - {"cut.pth", "empty.pth", "part", "link"}:
-        assert len(found[name]["problems"]) == 1 and not found[name]["broken"], (name, found[name])
-    assert found["gap"]["problems"] == ["metrics.jsonl: line 7: epoch 5 comes after epoch 3"]
+HARMS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "bit": (lambda run: flip(run / "checkpoints" / "vae_best.pth"), "vae_best.pth"),
+    "part": (lambda run: flip(run / "checkpoints" / "encoder.pth"), "encoder.pth"),
+    "empty": (lambda run: (run / "checkpoints" / "vae_final.pth").write_bytes(b""), "vae_final.pth"),
+    "link": (lambda run: (run / "checkpoints" / "mine.pth").symlink_to("nowhere"), "mine.pth"),
+    "no last": (lambda run: (run / "checkpoints" / "last.pth").unlink(), "last.pth: missing"),
+    "no final": (lambda run: (run / "checkpoints" / "vae_final.pth").unlink(), "vae_final.pth: missing"),
+    "status": (lambda run: (run / "status.json").write_text("{"), "status.json"),
+    "config": (lambda run: edit(run / "config.toml", "lr = 0.001", "lr = 0.1"), "train.lr"),
+    "no config": (lambda run: (run / "config.toml").unlink(), "config.toml"),
+    "metrics": (lambda run: edit(run / "metrics.jsonl", '"train/kl": ', '"train/kl": 1'), "epoch 1 is not that"),
+    "no metrics": (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl: cannot be read"),
+    "torn": (lambda run: append(run / "metrics.jsonl", '{"kind": "st'), "last line is incomplete"),
+    "foreign": (lambda run: append(run / "metrics.jsonl", "hello\n"), "metrics.jsonl: cannot be read"),
+    "short": (lambda run: (run / "metrics.jsonl").write_text(""), "metrics.jsonl: 0 of 2 epochs"),
+}
 
 
-@pytest.mark.parametrize("text", [None, "[train]\nepochz = 3\n", "lr ="])
-def test_settings_are_restored_from_a_checkpoint(tmp_path: Path, text: str | None) -> None:
-    run = make(tmp_path, "whole")
-    config = run / "config.toml"
-    whole = config.read_text()
-    config.unlink() if text is None else config.write_text(text)
-    code, _, found = verified(tmp_path)
-    assert code == 0 and config.read_text() == whole
-    assert "; written again from " in found["whole"]["notes"][0] and not runs.held(run)
-    for file in (run / "checkpoints").iterdir():
-        file.unlink()
-    config.unlink()
-    code, _, found = verified(tmp_path)
-    assert code == 1 and "config.toml: missing" in found["whole"]["problems"] and not config.exists()
+@pytest.mark.parametrize("what", HARMS)
+def test_damage_is_named(folder: Path, what: str) -> None:
+    harm, expected = HARMS[what]
+    harm(folder / "grids")
+    before = content(folder)
+    done = arcvae("runs", "verify", "--runs-dir", folder)
+    assert done.exit_code == 1 and "1 of 2 runs damaged: grids" in done.stderr
+    _, found = verified(folder)
+    problems = [f"{name}: {why}" for name, why in found["grids"]["broken"].items()] + found["grids"]["problems"]
+    assert found["strings"]["ok"] and len(problems) == 1 and expected in problems[0]
+    assert problems[0] in done.stdout
+    assert content(folder) == before, "nothing is repaired"
 
 
-def test_what_a_killed_run_may_leave_is_no_damage(four: Path) -> None:
-    run = four / "dead"
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "step", "epoch": 1.5, "step": 8}\n{"kind": "epoch", "ep')
-    (run / "checkpoints" / ".last.pth.1234abcd.tmp").write_bytes(bytes(10))
-    done = arcvae("runs", "verify", "dead", "--runs-dir", four)
-    assert done.exit_code == 0, done.stdout
-    for words in ("ended without a word", "removed .last.pth.1234abcd.tmp", "its last line is cut short, which going"):
-        assert words in done.stderr
-    assert not list((run / "checkpoints").glob(".*"))
+def test_what_may_change_is_no_damage(folder: Path) -> None:
+    edit(folder / "grids" / "config.toml", "epochs = 2", "epochs = 9")
+    assert verified(folder, "grids")[0] == 0
 
 
-def test_a_run_at_work_is_verified_and_left_alone(four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_PATIENCE", 0.05)
-    made = runs.resume(four / "dead")
-    made.write_status("running", epoch=1, epochs=3, step=5)
-    temporary = made.checkpoints / ".last.pth.1234abcd.tmp"
-    temporary.write_bytes(bytes(10))
-    with (made.path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "epoch", "ep')
-    code, _, found = verified(four, "dead")
-    assert (code, found["dead"]["state"], found["dead"]["go_on"]) == (0, "running", None)
-    assert temporary.exists()
-    made.write_status("interrupted", epoch=1, epochs=3, step=5)  # the word of a process that is not gone yet
-    verified(four, "dead")
-    assert temporary.exists()
-    made.release()
-    verified(four, "dead")
-    assert not temporary.exists()
+def test_one_flipped_bit_leaves_a_whole_checkpoint_to_resume_from(folder: Path) -> None:
+    """Also with `save_top_k = 1`: no two names are of one file."""
+    run = folder / "grids"
+    files = list((run / "checkpoints").iterdir())
+    assert len({file.stat().st_ino for file in files}) == len(files)
+    flip(run / "checkpoints" / "last.pth")
+    _, found = verified(folder, "grids")
+    assert list(found["grids"]["broken"]) == ["last.pth"]
+    newest = max(found["grids"]["whole"].values())
+    name = found["grids"]["go_on"].rpartition("/")[2]
+    assert found["grids"]["whole"][name] == newest == checkpoints.read(run / "checkpoints" / name)["epoch"]
 
 
-def test_latest_is_repaired(four: Path) -> None:
-    latest = four / "latest"
-    code, document, _ = verified(four)
-    assert (code, document["repaired"], os.readlink(latest)) == (0, [], "dead")
-    shutil.rmtree(four / "dead")
-    assert "removed" not in arcvae("runs", "verify", "good", "--runs-dir", four).stdout  # one run is no reason
-    assert os.readlink(latest) == "dead"
-    _, document, _ = verified(four)
-    assert document["repaired"] == [f"{latest} pointed to dead, which is gone: it points to bad now"]
-    assert os.readlink(latest) == "bad"
-    latest.unlink()
-    assert f"{latest} was missing: it points to bad now" in arcvae("runs", "verify", "--runs-dir", four).stdout
-    for name in ("good", "stopped", "bad"):
-        shutil.rmtree(four / name)
-    assert "it is removed" in arcvae("runs", "verify", "--runs-dir", four).stdout
-    assert os.listdir(four) == []
+def test_verify_removes_nothing(folder: Path) -> None:
+    """It removed every folder named so that was older than ten minutes, whoever had made it."""
+    names = (".something.tmp", ".x.12345678.tmp", "grids/.notes.tmp", "grids/checkpoints/.last.pth.12345678.tmp")
+    for name in names:
+        (folder / name).mkdir() if "/" not in name else (folder / name).write_text("mine")
+        os.utime(folder / name, (0, 0))
+    done = arcvae("runs", "verify", "--runs-dir", folder)
+    assert done.exit_code == 0 and all((folder / name).exists() for name in names)
+    assert "grids: .last.pth.12345678.tmp: a temporary file, removed on resumption" in done.stderr
+
+
+def test_a_killed_run_is_whole_with_what_a_kill_may_leave(folder: Path) -> None:
+    run = folder / "grids"
+    edit(run / "status.json", '"finished"', '"running"')
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text + text[: len(text) // 3])
+    code, found = verified(folder, "grids")
+    assert (code, found["grids"]["state"], found["grids"]["go_on"]) == (0, "killed", f"arcvae train --resume {run}")
+    assert any("last line is incomplete, completed on resumption" in note for note in found["grids"]["notes"])
+    with runs.take(run) or pytest.fail("no lock"):
+        code, found = verified(folder, "grids")
+        assert (code, found["grids"]["state"], found["grids"]["go_on"]) == (0, "running", None)
