@@ -28,6 +28,11 @@ def one_line(text: str) -> str:
     """Text as a line of a terminal: what cannot be printed is written out, the middle of what is long left out."""
     if len(text) > LONGEST:
         text = f"{text[: 2 * LONGEST // 3]} ... {text[-LONGEST // 3 :]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Text without escape sequences or other control characters, which a terminal would obey: they are written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
