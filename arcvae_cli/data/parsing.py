@@ -52,54 +52,24 @@ class ParseFailure(Exception):  # noqa: N818 - what it is about a line
 
 
 class Parser:
-    """Parses strings of a grammar. `kind` is how, and `reason` says why.
+    """Parses strings of a grammar. `kind` is how, and `reason` says why. `earley`: do not try LALR.
 
-    Raises InputError where a parser is not made in `MAKING_SECONDS`, or where `how` is "lalr" and the grammar is not.
+    Raises InputError where making the parser takes over `MAKING_SECONDS`.
     """
 
     kind: Kind
     reason: str
 
-    def __init__(self, grammar: Grammar, how: Literal["auto", "lalr", "earley"] = "auto") -> None:
+    def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
         self.grammar = grammar
-        obstacle = None if how == "earley" else self._make_lalr()
-        if how == "lalr" and obstacle is not None:
-            raise InputError(f"{grammar.name}: {obstacle}", "Use the Earley parser.")
-        if how == "earley" or obstacle is not None:
-            self._make_earley()
-            self.reason = f"Earley: {obstacle or 'as requested'}"
-
-    def _make_lalr(self) -> str | None:
-        """Make the LALR parser; or say why there is none."""
-        if _is_smiles(self.grammar):
-            text = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
-        elif _splits_in_several_ways(self.grammar):
-            return "strings may split into terminals in more than one way"
+        self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
+        found = "as requested" if earley else _lalr(grammar)
+        if isinstance(found, Lark):
+            self.kind, self.reason = "lalr", "LALR without conflicts: no string has two derivations"
+            self._lark = found
         else:
-            text = _lark_text(self.grammar)
-        try:
-            with _limited(MAKING_SECONDS):
-                self._lark = Lark(text, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
-        except GrammarError:
-            return "the grammar has LALR conflicts"
-        except (_OutOfTimeError, RecursionError):
-            return "the grammar is too large for LALR"
-        self.kind = "lalr"
-        self.reason = "LALR without conflicts: no string has two derivations"
-        self._rules = {f"r{rule}": rule for rule in range(len(self.grammar.productions))}
-        return None
-
-    def _make_earley(self) -> None:
-        lexer: Any = _LongestMatch if self.grammar.separator.isspace() else "dynamic"
-        try:
-            with _limited(MAKING_SECONDS):
-                self._lark = Lark(_lark_text(self.grammar), parser="earley", lexer=lexer, ambiguity="forest")
-        except _OutOfTimeError:
-            raise InputError(
-                f"{self.grammar.name}: {len(self.grammar.productions):,} productions are too many to parse",
-                "Give ready ids of the rules instead: --prod IDS.npy --grammar FILE.",
-            ) from None
-        self.kind = "earley"
+            self.kind, self.reason = "earley", f"Earley: {found}"
+            self._lark = _earley(grammar)
 
     def parse(self, text: str) -> list[int]:
         """The ids of the left-most derivation of a string, without padding. Raises as `derivation`."""
@@ -126,16 +96,6 @@ class Parser:
                 f"{self.grammar.name}: {what}",
                 "The grammar is too ambiguous for such long strings: rewrite it, or leave them out.",
             ) from None
-
-
-def _failure(error: UnexpectedInput, text: str) -> ParseFailure:
-    """Where a string fails."""
-    place = len(text)
-    if isinstance(error, UnexpectedCharacters):
-        place = min(place, error.pos_in_stream or 0)
-    elif isinstance(error, UnexpectedToken) and error.token.type != "$END":
-        place = min(place, error.token.start_pos or 0)
-    return ParseFailure(place, f"unexpected {text[place]!r}" if place < len(text) else "unexpected end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +215,9 @@ def _in_chunks(parser: Parser, chunks: Sequence[Sequence[str]], workers: int) ->
     done = 0
     if workers > 1 and len(chunks) > 1:
         try:
-            with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (parser.grammar, parser.kind)) as pool:
+            with ProcessPoolExecutor(
+                workers, get_context("spawn"), _begin, (parser.grammar, parser.kind == "earley")
+            ) as pool:
                 for results in pool.map(_work, chunks):
                     yield results
                     done += 1
@@ -268,10 +230,10 @@ def _in_chunks(parser: Parser, chunks: Sequence[Sequence[str]], workers: int) ->
 _parser: Parser  # of a worker
 
 
-def _begin(grammar: Grammar, kind: Kind) -> None:
+def _begin(grammar: Grammar, earley: bool) -> None:
     global _parser
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
-    _parser = Parser(grammar, kind)
+    _parser = Parser(grammar, earley=earley)
 
 
 def _work(lines: Sequence[str]) -> list[_Result]:
@@ -302,6 +264,49 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------------------------------- lark
+
+
+def _lalr(grammar: Grammar) -> Lark | str:
+    """The LALR parser of a grammar; or why there is none."""
+    if grammar.productions == _smiles().productions and (grammar.start, grammar.separator) == ("smiles", ""):
+        text = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
+    elif _splits_in_several_ways(grammar):
+        return "strings may split into terminals in more than one way"
+    else:
+        text = _lark_text(grammar)
+    try:
+        with _limited(MAKING_SECONDS):
+            return Lark(text, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
+    except GrammarError:
+        return "the grammar has LALR conflicts"
+    except (_OutOfTimeError, RecursionError):
+        return "the grammar is too large for LALR"
+
+
+def _earley(grammar: Grammar) -> Lark:
+    """The Earley parser of a grammar, which gives parse forests. InputError where it is too large."""
+    lexer: Any = _LongestMatch if grammar.separator.isspace() else "dynamic"
+    try:
+        with _limited(MAKING_SECONDS):
+            return Lark(_lark_text(grammar), parser="earley", lexer=lexer, ambiguity="forest")
+    except _OutOfTimeError:
+        what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
+        raise InputError(what, "Give ready ids of the rules instead: --prod IDS.npy --grammar FILE.") from None
+
+
+@cache
+def _smiles() -> Grammar:
+    return read_grammar("smiles")
+
+
+def _failure(error: UnexpectedInput, text: str) -> ParseFailure:
+    """Where a string fails."""
+    place = len(text)
+    if isinstance(error, UnexpectedCharacters):
+        place = min(place, error.pos_in_stream or 0)
+    elif isinstance(error, UnexpectedToken) and error.token.type != "$END":
+        place = min(place, error.token.start_pos or 0)
+    return ParseFailure(place, f"unexpected {text[place]!r}" if place < len(text) else "unexpected end")
 
 
 class _LongestMatch(Lexer):
@@ -343,22 +348,11 @@ def _lark_text(grammar: Grammar) -> str:
         alternatives.setdefault(left, []).append(f"{' '.join(names)} -> r{rule}")
     lines = [f"{name}: {' | '.join(right)}" for name, right in alternatives.items()]
     for text, name in terminals.items():
-        escaped = "".join(f"\\U{ord(letter):08x}" for letter in text)
+        escaped = "".join(f"\\U{ord(letter):08x}" for letter in text.replace("\\", "\\\\"))  # lark halves backslashes
         lines.append(f'{name}: "{escaped}"')
     if grammar.separator.isspace():
         lines += ["SPACE: /\\s+/", "%ignore SPACE"]
     return "\n".join(lines) + "\n"
-
-
-def _is_smiles(grammar: Grammar) -> bool:
-    smiles = _shipped_smiles()
-    parts = (grammar.productions, grammar.start, grammar.separator)
-    return parts == (smiles.productions, smiles.start, smiles.separator)
-
-
-@cache
-def _shipped_smiles() -> Grammar:
-    return read_grammar("smiles")
 
 
 def _splits_in_several_ways(grammar: Grammar) -> bool:
