@@ -240,8 +240,8 @@ def _work(lines: Sequence[str]) -> list[_Result]:
     return _chunk(_parser, lines)
 
 
-class _OutOfTimeError(Exception):
-    """What `_limited` runs takes too long."""
+class _OutOfTimeError(BaseException):
+    """What `_limited` runs takes too long. No Exception, because lark wraps those that its transformers raise."""
 
 
 @contextmanager
