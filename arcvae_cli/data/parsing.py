@@ -92,10 +92,8 @@ class Parser:
             raise _failure(error, text) from None
         except _OutOfTimeError:
             what = f"{text[:40]!r} ({len(text):,} characters) takes over {PARSING_SECONDS:g} s to parse"
-            raise InputError(
-                f"{self.grammar.name}: {what}",
-                "The grammar is too ambiguous for such long strings: rewrite it, or leave them out.",
-            ) from None
+            fix = "The grammar is too ambiguous for such long strings: rewrite it, or leave them out."
+            raise InputError(f"{self.grammar.name}: {what}", fix) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +175,9 @@ def parse_lines(
     padded = np.full((len(derivations), steps), len(grammar.productions), np.int16)
     for row, ids in zip(padded, derivations, strict=True):
         row[: len(ids) // 2] = np.frombuffer(ids, np.int16)
-    return Parsed(
-        padded,
-        np.array(numbers, np.int64),
-        tuple(failures),
-        ambiguous,
-        parser.kind,
-        parser.reason,
-        too_long,
-        longest,
-    )
+    kind, reason = parser.kind, parser.reason
+    rows = np.array(numbers, np.int64)
+    return Parsed(padded, rows, tuple(failures), ambiguous, kind, reason, too_long, longest)
 
 
 # ---------------------------------------------------------------------------------------------------------- processes
@@ -215,9 +206,8 @@ def _in_chunks(parser: Parser, chunks: Sequence[Sequence[str]], workers: int) ->
     done = 0
     if workers > 1 and len(chunks) > 1:
         try:
-            with ProcessPoolExecutor(
-                workers, get_context("spawn"), _begin, (parser.grammar, parser.kind == "earley")
-            ) as pool:
+            start = (parser.grammar, parser.kind == "earley")
+            with ProcessPoolExecutor(workers, get_context("spawn"), _begin, start) as pool:
                 for results in pool.map(_work, chunks):
                     yield results
                     done += 1
@@ -318,12 +308,12 @@ class _LongestMatch(Lexer):
         self._ignore = frozenset(conf.ignore)
 
     def lex(self, text: str) -> Iterator[Token]:  # type: ignore[override]
-        """The tokens of a text. Raises ParseFailure where no terminal stands."""
+        """The tokens of a text. Raises UnexpectedCharacters where no terminal stands."""
         match, ignore, place = self._match, self._ignore, 0
         while place < len(text):
             found = match(text, place)
             if found is None or found.lastgroup is None:
-                raise ParseFailure(place, f"unexpected {text[place]!r}")
+                raise UnexpectedCharacters(text, place, 1, place + 1)  # type: ignore[no-untyped-call]
             if found.lastgroup not in ignore:
                 yield Token(found.lastgroup, found[0], place)
             place = found.end()

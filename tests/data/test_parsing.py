@@ -181,6 +181,7 @@ def test_nltk_agrees():
         (EQUATIONS, "   ", 3),
         (EQUATIONS, "4", 0),
         (parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas"), "a,a,b", 4),
+        (parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas"), "a,", 2),
     ],
 )
 @pytest.mark.parametrize("earley", [False, True], ids=["lalr", "earley"])
@@ -387,7 +388,7 @@ def test_strings_too_ambiguous_to_parse_are_refused_in_time(monkeypatch: pytest.
 @pytest.mark.parametrize("shape", ["words", "levels"])
 def test_large_grammars_are_parsed_or_refused_in_time(shape: str, monkeypatch: pytest.MonkeyPatch):
     """3,000 rules took 53 s. LALR of these takes minutes and gigabytes."""
-    monkeypatch.setattr(parsing, "MAKING_SECONDS", 0.3)
+    monkeypatch.setattr(parsing, "MAKING_SECONDS", 0.8)
     text, string = f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(3000))}", "bw1.w2."
     if shape == "levels":
         lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(100)]
@@ -401,7 +402,7 @@ def test_large_grammars_are_parsed_or_refused_in_time(shape: str, monkeypatch: p
     else:
         parsed = parse_lines([string], grammar)
         assert len(parsed.ids) == 1 and parsed.kind == "earley" and "too large" in parsed.reason
-    assert time.process_time() - begun < 3
+    assert time.process_time() - begun < 4
 
 
 def test_symbols_may_hold_one_another_deep():
