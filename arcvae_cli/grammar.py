@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -137,32 +137,23 @@ class Grammar:
             rhs[rule] = tuple(places[symbol] for symbol in production.nonterminals())
         return Rules(tuple(places), tuple(lhs), tuple(rhs), places[self.start], len(self.productions), self.text)
 
-    def terminals(self, ids: Iterable[int]) -> list[str] | None:
-        """The terminals of a left-most derivation, padding after its end allowed; None where it is not a whole one."""
+    def write(self, ids: Sequence[int]) -> str | None:
+        """The string of a left-most derivation, padding after its end allowed; None for an incomplete derivation."""
         padding = len(self.productions)
         stack: list[str | Terminal] = [self.start]
         written: list[str] = []
-        for rule in ids:
+        for rule in (*ids, padding):
             while stack and isinstance(top := stack[-1], Terminal):
                 written.append(top.text)
                 stack.pop()
-            if not stack:
-                if rule != padding:
+            if rule == padding:
+                if stack:
                     return None
-                continue
-            if not 0 <= rule < padding or self.productions[rule].left != stack.pop():
+            elif not stack or not 0 <= rule < padding or self.productions[rule].left != stack.pop():
                 return None
-            stack.extend(reversed(self.productions[rule].right))
-        while stack:
-            if isinstance(top := stack.pop(), str):
-                return None
-            written.append(top.text)
-        return written
-
-    def write(self, ids: Sequence[int]) -> str | None:
-        """The string of a left-most derivation, padding after its end allowed; None where it is not a whole one."""
-        written = self.terminals(ids)
-        return None if written is None else self.separator.join(written)
+            else:
+                stack.extend(reversed(self.productions[rule].right))
+        return self.separator.join(written)
 
 
 def read_grammar(name_or_path: str) -> Grammar:

@@ -140,22 +140,6 @@ def test_the_equations_of_2017():
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
-def test_the_enumeration_is_that_of_nltk(grammar: Grammar):
-    nltk = pytest.importorskip("nltk")
-    generate = pytest.importorskip("nltk.parse.generate").generate
-    lines = [
-        line
-        for line in grammar.text.splitlines()
-        if not line.startswith(("#", "%", "Nothing", "D")) and not line.isspace()
-    ]
-    other = nltk.CFG.fromstring("\n".join(lines))
-    for depth in (2, 3, 4):
-        theirs = list(generate(other, depth=depth, n=3000))
-        assert [grammar.terminals(one) for one in islice(enumerated(grammar, depth), 3000)] == theirs
-        assert depth == 2 or theirs
-
-
-@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
 def test_the_first_wrong_step_is_that_of_a_plain_stack(grammar: Grammar):
     rules = grammar.rules
     stream = np.random.RandomState(0)

@@ -143,26 +143,6 @@ def test_real_molecules_come_back():
     )  # the ids of the first parser, which had LALR tables of its own
 
 
-def test_earley_agrees_on_real_molecules():
-    parser, earley = Parser(SMILES), Parser(SMILES, earley=True)
-    for text in molecules("zinc_test_5000.smi")[::250]:
-        assert earley.derivation(text) == (parser.parse(text), False)
-
-
-def test_nltk_agrees():
-    nltk = pytest.importorskip("nltk")
-    parser = Parser(SMILES)
-    own = [production for rule, production in enumerate(SMILES.productions) if rule not in SMILES.unusable]
-    cfg = nltk.CFG.fromstring("\n".join(map(str, own)))
-    ids = {theirs: SMILES.productions.index(ours) for theirs, ours in zip(cfg.productions(), own, strict=True)}
-    chart = nltk.ChartParser(cfg)
-    for text in DRUGS[:4]:
-        terminals = SMILES.terminals(parser.parse(text))
-        trees = list(chart.parse(terminals))
-        assert len(trees) == 1
-        assert [ids[production] for production in trees[0].productions()] == parser.parse(text)
-
-
 @pytest.mark.parametrize(
     ("grammar", "text", "position"),
     [
@@ -197,30 +177,19 @@ def test_long_lines_take_linear_time():
     assert len(Parser(SMILES).parse("C" * 20_000)) == 80_001  # nested 20,000 deep
 
 
-def test_numbers_names_and_brackets():
-    grammar = parse_grammar(JSON, "json")
-    parser = Parser(grammar)
+@pytest.mark.parametrize("text", [JSON, PDE], ids=["json", "pde"])
+def test_grammars_of_ones_own(text: str):
+    grammar = parse_grammar(text, "mine")
+    parser, earley = Parser(grammar), Parser(grammar, earley=True)
     assert parser.kind == "lalr"
-    earley = Parser(grammar, earley=True)
-    for text in ("[]", '{"ab":[true,-10.2,{"t":null}],"b":{}}', "-0.1", "12"):
-        ids = parser.parse(text)
-        assert grammar.write(ids) == text
-        assert earley.derivation(text) == (ids, False)
-    assert outcome(parser, '{"ab" :1}') is outcome(earley, '{"ab" :1}') is None
-
-
-def test_equations_with_derivatives():
-    grammar = parse_grammar(PDE, "pde")
-    parser = Parser(grammar)
-    assert parser.kind == "lalr"
-    for text in ("u_t = u_xx", "u_tt = 10 * u_x - sin ( u ** 2 + 1 ) * ( u )"):
-        ids = parser.parse(text)
-        assert grammar.write(ids) == text
-        assert Parser(grammar, earley=True).derivation(text) == (ids, False)
-        assert parser.parse(text.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
-    for row in Counts(grammar.rules, 30).draw(300, np.random.RandomState(2)).tolist():
+    for place, row in enumerate(Counts(grammar.rules, 30).draw(300, np.random.RandomState(2)).tolist()):
         ids = [rule for rule in row if rule != grammar.rules.padding]
-        assert parser.parse(grammar.write(ids) or "") == ids
+        string = grammar.write(ids) or ""
+        assert parser.parse(string) == ids
+        if grammar.separator == " ":
+            assert parser.parse(string.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
+        if place % 10 == 0:
+            assert earley.derivation(string) == (ids, False)
 
 
 @pytest.mark.parametrize(
