@@ -20,11 +20,19 @@ class ArcvaeError(Exception):
         self.fix = None if fix is None else one_line(fix)
         super().__init__(self.what if self.fix is None else f"{self.what}\n{self.fix}")
 
+    def __reduce__(self) -> tuple[type[ArcvaeError], tuple[str, str | None]]:
+        return type(self), (self.what, self.fix)  # what worker processes raise is pickled
+
 
 def one_line(text: str) -> str:
     """Text as a line of a terminal: what cannot be printed is written out, the middle of what is long left out."""
     if len(text) > LONGEST:
         text = f"{text[: 2 * LONGEST // 3]} ... {text[-LONGEST // 3 :]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Text without escape sequences or other control characters, which a terminal would obey: they are written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -18,18 +18,17 @@ the same twice, and it is counted once).
 from __future__ import annotations
 
 import difflib
-import heapq
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.files import open_regular
+from arcvae_cli.files import read_limited
 
 SHIPPED = ("equations", "smiles")
 """The grammars that come with arcvae, by name."""
@@ -38,18 +37,17 @@ MOST_BYTES = 1 << 20
 MOST_RULES = 32_000  # with the padding rule: ids are int16
 
 _TOKEN = re.compile(
-    r"""\s*(?:
-        (?P<comment>\#.*)
+    r"""(?P<comment>\#.*)
         | (?P<arrow>->)
         | (?P<bar>\|)
         | (?P<quoted>'[^']*'|"[^"]*")
         | (?P<name>[\w/][\w/^<>]*(?:-(?!>)[\w/^<>]*)*)
         | (?P<directive>%\w*)
-        | (?P<end>$)
-    )""",
+        | (?P<unknown>\S)""",
     re.VERBOSE,
 )
 _FIX = "A line is `NAME -> alternatives between bars`, terminals in quotes; docs/grammar.md shows the notation."
+_DIRECTIVES = 'There are `%start NAME`, `%separator " "` and `%undefined NAME ...`, one of each.'
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ class Grammar:
     """A context-free grammar as its file has it, checked: every symbol is defined, the start symbol derives strings.
 
     `productions` keep the numbers of the file. `unusable`: ids of those that no derivation of a string can contain,
-    because they hold a symbol that derives no string or because nothing leads to them. `notes` say so in words.
+    because they hold a symbol that derives no string or because nothing leads to them.
     """
 
     name: str
@@ -126,7 +124,6 @@ class Grammar:
     start: str
     separator: str
     unusable: frozenset[int]
-    notes: tuple[str, ...]
 
     @cached_property
     def rules(self) -> Rules:
@@ -140,32 +137,23 @@ class Grammar:
             rhs[rule] = tuple(places[symbol] for symbol in production.nonterminals())
         return Rules(tuple(places), tuple(lhs), tuple(rhs), places[self.start], len(self.productions), self.text)
 
-    def terminals(self, ids: Iterable[int]) -> list[str] | None:
-        """The terminals of a left-most derivation, padding after its end allowed; None where it is not a whole one."""
+    def write(self, ids: Sequence[int]) -> str | None:
+        """The string of a left-most derivation, padding after its end allowed; None for an incomplete derivation."""
         padding = len(self.productions)
         stack: list[str | Terminal] = [self.start]
         written: list[str] = []
-        for rule in ids:
+        for rule in (*ids, padding):
             while stack and isinstance(top := stack[-1], Terminal):
                 written.append(top.text)
                 stack.pop()
-            if not stack:
-                if rule != padding:
+            if rule == padding:
+                if stack:
                     return None
-                continue
-            if not 0 <= rule < padding or self.productions[rule].left != stack.pop():
+            elif not stack or not 0 <= rule < padding or self.productions[rule].left != stack.pop():
                 return None
-            stack.extend(reversed(self.productions[rule].right))
-        while stack:
-            if isinstance(top := stack.pop(), str):
-                return None
-            written.append(top.text)
-        return written
-
-    def write(self, ids: Sequence[int]) -> str | None:
-        """The string of a left-most derivation, padding after its end allowed; None where it is not a whole one."""
-        written = self.terminals(ids)
-        return None if written is None else self.separator.join(written)
+            else:
+                stack.extend(reversed(self.productions[rule].right))
+        return self.separator.join(written)
 
 
 def read_grammar(name_or_path: str) -> Grammar:
@@ -174,290 +162,162 @@ def read_grammar(name_or_path: str) -> Grammar:
         text = resources.files("arcvae_cli").joinpath("grammars", f"{name_or_path}.cfg").read_text("utf-8")
         return parse_grammar(text, name_or_path)
     try:
-        with open_regular(Path(name_or_path)) as file:
-            read = file.read(MOST_BYTES + 1)
+        content = read_limited(Path(name_or_path), MOST_BYTES)
+        return parse_grammar(content.decode("utf-8-sig"), name_or_path)
     except OSError as error:
         fix = f"Give a grammar file, or one of those that ship: {', '.join(SHIPPED)}."
         raise InputError(f"{name_or_path}: cannot be read ({error.strerror or error})", fix) from error
-    try:
-        text = read.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if len(read) <= MOST_BYTES:
-            line = read.count(b"\n", 0, error.start) + 1
-            raise InputError(f"{name_or_path}: line {line}: is not UTF-8", "Save the file as UTF-8.") from error
-        text = "\0" * len(read)  # cut within a character, or no text at all: too long either way
-    return parse_grammar(text, name_or_path)
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{name_or_path}: line {line}: not UTF-8", "Save the file as UTF-8.") from error
 
 
 def parse_grammar(text: str, name: str) -> Grammar:
     """A grammar from its notation; `name` is what messages call it.
 
-    InputError, with the number of the line, for what cannot be read, symbols that nothing defines, a start symbol that
-    derives no string, the same production twice, and a symbol that derives itself: every string with it would have
-    infinitely many derivations.
+    InputError, with the number of the line, for what cannot be read, undefined symbols, a start symbol that derives no
+    string, the same production twice, and a symbol that derives itself: every string with it would have infinitely many
+    derivations.
     """
-    if len(text.encode(errors="replace")) > MOST_BYTES:
-        raise InputError(f"{name}: is over {MOST_BYTES >> 20} MB", "A grammar is a few kB; is this the file?")
-    source = _Source(name)
+    lines, directives = _read(text, name)
+    productions = tuple(lines)
+    defined = {production.left for production in productions}
+    number, (start,) = directives.get("%start", (0, (productions[0].left,)))
+    if start not in defined:
+        raise _error(name, number, f"%start: undefined symbol {start}", _closest(start, defined))
+    separator = directives["%separator"][1][0][1:-1] if "%separator" in directives else ""
+    allowed = defined.union(directives.get("%undefined", (0, ()))[1])
+    for production, number in lines.items():
+        for symbol in production.right:
+            if isinstance(symbol, str) and symbol not in allowed:
+                raise _error(name, number, f"undefined symbol {symbol}", _closest(symbol, defined))
+            if isinstance(symbol, Terminal) and separator.isspace() and re.search(r"\s", symbol.text):
+                what = f"the terminal {_quoted(symbol.text)} contains whitespace, which separates terminals"
+                raise _error(name, number, what, "Make its words terminals of their own, or leave %separator out.")
+    unusable = _unusable(productions, start)
+    if unusable is None:
+        number = next(lines[production] for production in productions if production.left == start)
+        what = f"the start symbol {start} derives no string"
+        raise _error(name, number, what, "Give it an alternative that ends in terminals.")
+    cycle = _cycle([production for rule, production in enumerate(productions) if rule not in unusable])
+    if cycle:
+        number = next(lines[production] for production in productions if production.left == cycle[0])
+        fix = "Every string with it would have infinitely many derivations; remove one of these steps."
+        raise _error(name, number, f"a symbol derives itself: {' -> '.join(cycle)}", fix)
+    return Grammar(name, text, productions, start, separator, frozenset(unusable))
+
+
+_Directives = dict[str, tuple[int, tuple[str, ...]]]
+"""By directive, its line and its values."""
+
+
+def _error(name: str, line: int, what: str, fix: str = _FIX) -> InputError:
+    return InputError(f"{name}: line {line}: {what}", fix)
+
+
+def _read(text: str, name: str) -> tuple[dict[Production, int], _Directives]:
+    """The productions of a grammar in their order, each with its line, and the directives."""
+    lines: dict[Production, int] = {}
+    directives: _Directives = {}
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
-        source.read(line, number)
-    return source.grammar(text)
-
-
-@dataclass
-class _Source:
-    """A grammar file while it is read: productions with their lines, and what the directives said."""
-
-    name: str
-    productions: list[Production] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    directives: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    said: dict[str, int] = field(default_factory=dict)  # the line of each directive
-
-    def error(self, line: int, what: str, fix: str = _FIX) -> InputError:
-        return InputError(f"{self.name}: line {line}: {what}", fix)
-
-    def read(self, line: str, number: int) -> None:
-        tokens = self.tokens(line, number)
+        tokens = [(match.lastgroup, match[0]) for match in _TOKEN.finditer(line) if match.lastgroup != "comment"]
+        kinds = [kind for kind, _ in tokens]
         if not tokens:
-            return
-        kind, first = tokens[0]
-        if kind == "directive":
-            self.read_directive(first, tokens[1:], number)
-            return
-        if kind != "name" or len(tokens) < 2 or tokens[1][0] != "arrow":
-            raise self.error(number, f"begins with {first!r}, not with `NAME ->`")
+            continue
+        if kinds[0] == "directive":
+            directive, *values = (token for _, token in tokens)
+            wanted = {"%start": ["name"], "%separator": ["quoted"], "%undefined": ["name"] * max(1, len(values))}
+            if kinds[1:] != wanted.get(directive) or directive in directives:
+                raise _error(name, number, f"invalid directive {line.strip()!r}", _DIRECTIVES)
+            directives[directive] = number, tuple(values)
+            continue
+        if kinds[:2] != ["name", "arrow"]:
+            raise _error(name, number, f"starts with {tokens[0][1]!r}, not with `NAME ->`")
         right: list[str | Terminal] = []
         for kind, token in [*tokens[2:], ("bar", "|")]:
-            if kind == "bar":
-                self.productions.append(Production(first, tuple(right)))
-                self.lines.append(number)
-                right = []
-            elif kind == "name":
+            if kind == "name":
                 right.append(token)
             elif kind == "quoted" and len(token) > 2:
                 right.append(Terminal(token[1:-1]))
-            elif kind == "quoted":
-                raise self.error(number, "a terminal is empty", "An empty alternative is written as nothing at all.")
+            elif kind == "bar":
+                production = Production(tokens[0][1], tuple(right))
+                if production in lines:
+                    what = f"`{production}` stands in line {lines[production]} already"
+                    raise _error(name, number, what, "Every string with it would be ambiguous.")
+                lines[production] = number
+                right = []
             else:
-                raise self.error(number, f"{token!r} stands within an alternative")
+                raise _error(name, number, f"unexpected {token!r}")
+    padding = Production("Nothing", ("None",))
+    *others, last = lines or [padding]
+    if last == padding and not any({"Nothing", "None"} & {one.left, *one.right} for one in others):
+        lines.pop(padding, None)
+    if not lines:
+        raise InputError(f"{name}: no productions", _FIX)
+    if len(lines) >= MOST_RULES:
+        what = f"{name}: {len(lines)} productions, more than {MOST_RULES - 1}"
+        raise InputError(what, "Ids are int16. Write numbers and names a character at a time.")
+    return lines, directives
 
-    def tokens(self, line: str, number: int) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        place = 0
-        while place < len(line):
-            match = _TOKEN.match(line, place)
-            if match is None:
-                rest = line[place:].lstrip()
-                if rest[0] in "'\"":
-                    fix = "A terminal ends with the quote that it begins with; there are no escapes."
-                    raise self.error(number, f"the quote before {rest[1:13]!r} is not closed", fix)
-                raise self.error(number, f"{rest[0]!r} means nothing here")
-            place = match.end()
-            if match.lastgroup in ("comment", "end"):
-                break
-            if match.lastgroup is not None:
-                found.append((match.lastgroup, match[match.lastgroup]))
-        return found
 
-    def read_directive(self, directive: str, arguments: list[tuple[str, str]], number: int) -> None:
-        kinds = [kind for kind, _ in arguments]
-        values = tuple(value for _, value in arguments)
-        right = {
-            "%start": kinds == ["name"],
-            "%separator": kinds == ["quoted"],
-            "%undefined": set(kinds) == {"name"},
-        }
-        fix = 'There are `%start NAME`, `%separator " "` and `%undefined NAME ...`, a line each.'
-        if directive not in right:
-            raise self.error(number, f"there is no directive {directive}", fix)
-        if not right[directive]:
-            raise self.error(number, f"{directive} is followed by {' '.join(values) or 'nothing'}", fix)
-        if directive in self.said:
-            raise self.error(number, f"{directive} stands in line {self.said[directive]} already", fix)
-        self.said[directive] = number
-        self.directives[directive] = values
+def _unusable(productions: Sequence[Production], start: str) -> set[int] | None:
+    """Ids that no derivation of a string can contain; None where the start symbol derives no string."""
+    finite = _fewest([(production.left, production.nonterminals()) for production in productions])
+    if start not in finite:
+        return None
+    onward: dict[str, set[str]] = {}
+    for production in productions:
+        if finite.keys() >= set(production.nonterminals()):
+            onward.setdefault(production.left, set()).update(production.nonterminals())
+    reached, fresh = {start}, {start}
+    while fresh:
+        fresh = set().union(*(onward[symbol] for symbol in fresh)) - reached
+        reached |= fresh
+    usable = reached & finite.keys()
+    return {rule for rule, one in enumerate(productions) if not usable >= {one.left, *one.nonterminals()}}
 
-    def grammar(self, text: str) -> Grammar:
-        if self.productions and self.productions[-1] == Production("Nothing", ("None",)):
-            others = self.productions[:-1]
-            if not any("Nothing" in (p.left, *p.right) or "None" in (p.left, *p.right) for p in others):
-                del self.productions[-1], self.lines[-1]
-        if not self.productions:
-            raise InputError(f"{self.name}: holds no productions", _FIX)
-        if len(self.productions) >= MOST_RULES:
-            what = f"{self.name}: has {len(self.productions)} productions, more than {MOST_RULES - 1}"
-            raise InputError(what, "Ids are int16. Write numbers and names a character at a time.")
-        (start,) = self.directives.get("%start", (self.productions[0].left,))
-        separator = self.directives.get("%separator", ("''",))[0][1:-1]
-        self.check_symbols(start)
-        self.check_terminals(separator)
-        unusable, notes = self.unusable(start)
-        self.check_cycles(unusable)
-        return Grammar(self.name, text, tuple(self.productions), start, separator, frozenset(unusable), tuple(notes))
 
-    def check_symbols(self, start: str) -> None:
-        """Every symbol is defined or said to be undefined; no production stands twice."""
-        defined: dict[str, int] = {}
-        first: dict[Production, int] = {}
-        for production, line in zip(self.productions, self.lines, strict=True):
-            defined.setdefault(production.left, line)
-            if production in first:
-                other = first[production]
-                where = "twice in this line" if other == line else f"in line {other} already"
-                raise self.error(line, f"`{production}` stands {where}", "Every string with it would be ambiguous.")
-            first[production] = line
-        if start not in defined:
-            raise self.error(self.said["%start"], f"%start: nothing defines {start}", _closest(start, defined))
-        meant = self.directives.get("%undefined", ())
-        held = set()
-        for production, line in zip(self.productions, self.lines, strict=True):
-            for symbol in production.nonterminals():
-                held.add(symbol)
-                if symbol not in defined and symbol not in meant:
-                    raise self.error(line, f"nothing defines {symbol}", _closest(symbol, defined))
-        for symbol in meant:
-            if symbol in defined:
-                what = f"%undefined: {symbol} is defined in line {defined[symbol]}"
-                raise self.error(self.said["%undefined"], what, "Take one of the two out.")
-            if symbol not in held:
-                raise self.error(self.said["%undefined"], f"%undefined: nothing holds {symbol}", "Take it out.")
-
-    def check_terminals(self, separator: str) -> None:
-        """Where whitespace separates the terminals, none may hold any."""
-        if not separator.isspace():
-            return
-        for production, line in zip(self.productions, self.lines, strict=True):
-            for symbol in production.right:
-                if isinstance(symbol, Terminal) and re.search(r"\s", symbol.text):
-                    what = f"the terminal {_quoted(symbol.text)} holds whitespace, which separates terminals"
-                    raise self.error(line, what, "Make its words terminals of their own, or leave %separator out.")
-
-    def unusable(self, start: str) -> tuple[set[int], list[str]]:
-        """Ids that no derivation of a string can contain, and what to say about them."""
-        finite = _fewest([(production.left, production.nonterminals()) for production in self.productions])
-        if start not in finite:
-            line = self.lines[next(i for i, production in enumerate(self.productions) if production.left == start)]
-            fix = f"Every way on from {start} leads back to a symbol, and none to terminals alone; give it a way out."
-            raise self.error(line, f"the start symbol {start} derives no string", fix)
-        unusable = set()
-        blocked: dict[str, list[int]] = {}
-        for rule, production in enumerate(self.productions):
-            for symbol in dict.fromkeys(production.nonterminals()):
-                if symbol not in finite:
-                    blocked.setdefault(symbol, []).append(rule)
-                    unusable.add(rule)
-        defined = {production.left for production in self.productions}
-        notes = []
-        for symbol, rules in blocked.items():
-            why = f"{symbol} derives no string" if symbol in defined else f"nothing defines {symbol}"
-            notes.append(f"{why}: {_numbered(rules, self.lines)} never used")
-        ways: dict[str, set[str]] = {}
-        for rule, production in enumerate(self.productions):
-            if rule not in unusable:
-                ways.setdefault(production.left, set()).update(production.nonterminals())
-        reached, fresh = {start}, [start]
-        while fresh:
-            onward = ways[fresh.pop()] - reached
-            reached |= onward
-            fresh.extend(onward)
-        cut_off: dict[str, list[int]] = {}
-        for rule, production in enumerate(self.productions):
-            if rule not in unusable and production.left not in reached:
-                cut_off.setdefault(production.left, []).append(rule)
-        for symbol, rules in cut_off.items():
-            unusable.update(rules)
-            notes.append(f"nothing leads from {start} to {symbol}: {_numbered(rules, self.lines)} never used")
-        return unusable, notes
-
-    def check_cycles(self, unusable: set[int]) -> None:
-        """No symbol derives itself alone."""
-        empty = set(
-            _fewest(
-                [
-                    (production.left, production.nonterminals())
-                    for production in self.productions
-                    if not any(isinstance(symbol, Terminal) for symbol in production.right)
-                ]
-            )
-        )
-        onto: dict[str, dict[str, int]] = {}  # what each symbol may become alone, with the line that says so
-        for rule, production in enumerate(self.productions):
-            if rule in unusable:
-                continue
-            full = [place for place, symbol in enumerate(production.right) if symbol not in empty]
-            for place, symbol in enumerate(production.right):
-                if isinstance(symbol, str) and full in ([], [place]):
-                    onto.setdefault(production.left, {}).setdefault(symbol, self.lines[rule])
-        done: set[str] = set()
-        for root in onto:
-            path: dict[str, None] = {}
-            walks = [iter((root,))]
-            while walks:
-                symbol = next(walks[-1], "")
-                if not symbol:
-                    walks.pop()
-                    if path:
-                        done.add(path.popitem()[0])
-                elif symbol in path:
-                    around = [*list(path)[list(path).index(symbol) :], symbol]
-                    fix = "A string with it would have infinitely many derivations; take one of these steps out."
-                    raise self.error(onto[around[0]][around[1]], f"a symbol derives itself: {' -> '.join(around)}", fix)
-                elif symbol not in done:
-                    path[symbol] = None
-                    walks.append(iter(onto.get(symbol, ())))
+def _cycle(productions: Sequence[Production]) -> list[str]:
+    """Symbols each of which may become the next one alone, the last being the first; nothing where there are none."""
+    empty = _fewest(
+        [(one.left, one.nonterminals()) for one in productions if len(one.nonterminals()) == len(one.right)]
+    )
+    alone: dict[str, dict[str, None]] = {}  # in the order of the file
+    for one in productions:
+        full = [symbol for symbol in one.right if symbol not in empty]
+        if len(full) <= 1:  # that one, or any if all can be empty
+            alone.setdefault(one.left, {}).update(dict.fromkeys(s for s in full or one.right if isinstance(s, str)))
+    try:
+        TopologicalSorter(alone).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
 
 
 _S = TypeVar("_S", int, str)
 
 
 def _fewest(rules: Sequence[tuple[_S, tuple[_S, ...]]]) -> dict[_S, int]:
-    """By left-hand side, the fewest rules that finish it; without those that nothing finishes.
-
-    Knuth 1977, "A generalization of Dijkstra's algorithm": symbols are settled in the order of their numbers.
-    """
-    waiting: dict[_S, list[tuple[int, int]]] = {}  # rules that hold a symbol, and how often
-    open_symbols: list[int] = []
-    costs: list[int] = []
-    heap: list[tuple[int, _S]] = []
-    for rule, (left, right) in enumerate(rules):
-        held = Counter(right)
-        for symbol, times in held.items():
-            waiting.setdefault(symbol, []).append((rule, times))
-        open_symbols.append(len(held))
-        costs.append(1)
-        if not held:
-            heap.append((1, left))
-    heapq.heapify(heap)
-    settled: dict[_S, int] = {}
-    while heap:
-        cost, symbol = heapq.heappop(heap)
-        if symbol in settled:
-            continue
-        settled[symbol] = cost
-        for rule, times in waiting.get(symbol, ()):
-            costs[rule] += times * cost
-            open_symbols[rule] -= 1
-            if not open_symbols[rule]:
-                heapq.heappush(heap, (costs[rule], rules[rule][0]))
-    return settled
+    """By left-hand side, the fewest rules that finish it; without those that nothing finishes."""
+    found: dict[_S, int] = {}
+    changed = True
+    while changed:
+        changed = False
+        rules = rules[::-1]  # whether a grammar is written from the top down or from the bottom up, a few rounds do
+        for left, right in rules:
+            if all(symbol in found for symbol in right):
+                count = 1 + sum(found[symbol] for symbol in right)
+                if left not in found or count < found[left]:
+                    found[left] = count
+                    changed = True
+    return found
 
 
 def _quoted(text: str) -> str:
     return f'"{text}"' if "'" in text else f"'{text}'"
 
 
-def _closest(symbol: str, defined: Iterable[str]) -> str:
-    close = difflib.get_close_matches(symbol, list(defined), 1)
+def _closest(symbol: str, defined: Collection[str]) -> str:
+    close = difflib.get_close_matches(symbol, defined, 1)
     meant = f"Is it {close[0]}? " if close else ""
-    return f"{meant}Terminals stand in quotes; `%undefined {symbol}` says that it is meant to have no productions."
-
-
-def _numbered(rules: list[int], lines: list[int]) -> str:
-    """`rule 3 (line 5) is`, `rules 29, 31 (lines 33, 35) are`; the first few of many."""
-    many = len(rules) > 1
-    shown, rest = rules[:5], f" and {len(rules) - 5} more" if len(rules) > 5 else ""
-    ids = ", ".join(map(str, shown)) + rest
-    where = ", ".join(map(str, dict.fromkeys(lines[rule] for rule in shown)))
-    several = len({lines[rule] for rule in shown}) > 1
-    return f"rule{'s' * many} {ids} (line{'s' * several} {where}) {'are' if many else 'is'}"
+    return f"{meant}Terminals stand in quotes; `%undefined {symbol}` permits a symbol without productions."

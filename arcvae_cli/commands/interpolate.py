@@ -267,15 +267,12 @@ def between_strings(
     from rich.text import Text
 
     from arcvae_cli import render
-    from arcvae_cli.data.lalr import takes_long
     from arcvae_cli.evaluation.paths import edit_distance
     from arcvae_cli.evaluation.priors import most_likely
     from arcvae_cli.files import atomic_write
     from arcvae_cli.models.base import Batch
 
     rules, length = model.structure.rules, model.structure.length
-    if (slow := takes_long(grammar)) is not None and not all(map(_is_index, asked.ends.values())):
-        console.note(slow)
     corpus = functools.cache(lambda: open_derivations(loaded, asked.data, asked.split, console))
     (first, start), (last, end) = (_derivation(asked, flag, corpus, grammar, length) for flag in asked.ends)
     names, originals = (first, last), np.stack([start, end])

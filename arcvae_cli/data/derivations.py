@@ -1,4 +1,4 @@
-"""Left-most derivations of a grammar as rows of rule ids: counted, drawn uniformly, enumerated, checked.
+"""Left-most derivations of a grammar as rows of rule ids: counting, uniform sampling, enumeration, checks.
 
 The number of derivations of a symbol with exactly n rules is a sum over its rules of convolutions of the numbers of
 what stands on their right-hand sides: dynamic programming over exact integers, for any context-free grammar, whose
@@ -261,74 +261,44 @@ def lengths(ids: Ids, padding: int) -> NDArray[np.int64]:
 
 
 def first_wrong(ids: NDArray[np.integer], rules: Rules) -> NDArray[np.int64]:
-    """Of each row (N, T), the first step that is no part of a left-most derivation: (N,), -1 where all is well.
+    """Of each row (N, T), the first step that is no part of a left-most derivation: (N,), -1 for a whole derivation.
 
-    A rule is wrong where it does not rewrite the left-most nonterminal, or where none is left; padding is wrong where
-    one is left. A row that ends before its derivation does is wrong at step T. Where right-hand sides are not known,
-    a rule is wrong that rewrites nothing, or at step 0 another symbol than the start, or that follows padding.
+    A rule is wrong where it does not rewrite the left-most nonterminal, padding where a nonterminal is left; step T is
+    wrong where a row ends too early. Without right-hand sides a rule is wrong that rewrites nothing, that rewrites
+    another symbol than the start at step 0, or that follows padding. Takes 10 s for ZINC.
     """
-    foreign = len(rules)  # stands for every id that is none of a rule's
-    lhs = np.array([*rules.lhs, -1], np.int32)  # no symbol is -1
-    wrong = np.full(len(ids), -1, np.int64)
-    for begin in range(0, len(ids), _CHUNK):  # a stack of T symbols stands beside each row
-        some = ids[begin : begin + _CHUNK].astype(np.int64)
-        some[(some < 0) | (some > foreign)] = foreign
-        block = _first_wrong_bare if rules.rhs is None else _first_wrong_known
-        wrong[begin : begin + _CHUNK] = block(some, rules, lhs)
-    return wrong
+    found = ((_first_wrong(row.tolist(), rules) or (-1, ""))[0] for row in ids)
+    return np.fromiter(found, np.int64, len(ids))
 
 
-def _first_wrong_bare(ids: NDArray[np.int64], rules: Rules, lhs: NDArray[np.int32]) -> NDArray[np.int64]:
-    ended = ids == rules.padding
-    bad = np.where(ended, False, lhs[ids] < 0)
-    bad[:, 1:] |= ended[:, :-1] & ~ended[:, 1:]
-    bad[:, 0] |= lhs[ids[:, 0]] != rules.start
-    return np.where(bad.any(axis=1), bad.argmax(axis=1), -1)
-
-
-def _first_wrong_known(ids: NDArray[np.int64], rules: Rules, lhs: NDArray[np.int32]) -> NDArray[np.int64]:
-    assert rules.rhs is not None
-    widest = max(map(len, rules.rhs))
-    pushed = np.zeros((len(lhs), widest), np.int32)  # right-hand sides from right to left
-    grown = np.zeros(len(lhs), np.int64)
-    for number, right in enumerate(rules.rhs):
-        pushed[number, : len(right)] = right[::-1]
-        grown[number] = len(right)
-    steps = ids.shape[1]
-    found = np.full(len(ids), -1, np.int64)
-    rows = np.arange(len(ids))
-    stack = np.zeros((len(ids), steps * max(widest - 1, 0) + widest + 1), np.int32)
-    stack[:, 0] = rules.start
-    height = np.ones(len(ids), np.int64)
-    for step in range(steps):
-        rule = ids[:, step]
-        ended = rule == rules.padding
-        good = np.where(ended, height == 0, (height > 0) & (lhs[rule] == stack[rows, height - 1]))
-        found[~good & (found < 0)] = step
-        live = np.flatnonzero((found < 0) & ~ended)
-        height[live] -= 1
-        for place in range(widest):
-            live = live[grown[rule[live]] > place]
-            stack[live, height[live]] = pushed[rule[live], place]
-            height[live] += 1
-    found[(found < 0) & (height > 0)] = steps
-    return found
-
-
-def why_wrong(row: list[int], rules: Rules, step: int) -> str:
+def why_wrong(row: list[int], rules: Rules, step: int) -> str:  # noqa: ARG001 - the first wrong one
     """What `first_wrong` found at a step of a row, in words."""
-    here = row[step] if step < len(row) else rules.padding
-    left = rules.lhs[here]
-    if rules.rhs is None:
-        if step and rules.padding in row[:step]:
-            return f"rule {here} follows padding"
-        return f"rule {here} stands where {'a row begins' if not step else 'no such rule is known'}"
-    stack = [rules.start]
-    for rule in row[:step]:
-        if rule != rules.padding:
-            stack.pop()
-            stack.extend(reversed(rules.rhs[rule]))
-    if here == rules.padding:
-        return f"the row ends, and {len(stack)} symbols are left to rewrite, {rules.symbols[stack[-1]]} first"
-    what = f"rule {here} rewrites {rules.symbols[left]}" if left >= 0 else f"rule {here} can never be used"
-    return f"{what}, and {rules.symbols[stack[-1]] if stack else 'nothing'} is to be rewritten"
+    found = _first_wrong(row, rules)
+    return "" if found is None else found[1]
+
+
+_ANY = -2  # any symbols, on a stack
+
+
+def _first_wrong(row: list[int], rules: Rules) -> tuple[int, str] | None:
+    lhs, rhs, padding, stack = rules.lhs, rules.rhs, rules.padding, [rules.start]
+    for step, rule in enumerate(row):
+        if rule == padding:
+            if stack and stack[0] != _ANY:
+                break
+            if row[step:].count(padding) == len(row) - step:
+                return None
+            stack.clear()
+            continue
+        left = lhs[rule] if 0 <= rule < len(lhs) else -1
+        expected = stack.pop() if stack else -1
+        if left < 0 or expected not in (left, _ANY):
+            what = f"rewrites {rules.symbols[left]}" if left >= 0 else "rewrites nothing"
+            wanted = "any symbol" if expected == _ANY else rules.symbols[expected] if expected >= 0 else "padding"
+            return step, f"rule {rule} {what}, expected {wanted}"
+        stack.extend((_ANY,) if rhs is None else rhs[rule][::-1])
+    else:
+        step = len(row)
+    if stack and stack[0] != _ANY:
+        return step, f"the row ends with {len(stack)} symbols left, first {rules.symbols[stack[-1]]}"
+    return None

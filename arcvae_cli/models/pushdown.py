@@ -11,7 +11,6 @@ skipped when a derivation is over, and no shape depends on a value: the walk can
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,7 @@ NEVER = 2**40
 """Rules to spare that no derivation has: what a slot without a rule would take."""
 
 MOST_WORK = 2**21
-"""The largest `work` that is taken on: some seconds, and half a GiB."""
+"""The largest `work` of a model's grammar: takes some seconds and half a GiB."""
 
 END = 0
 """The remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is."""
@@ -60,9 +59,6 @@ class Pushdown(nn.Module):
 
     rule: Tensor
     """(C K,) the rule in each slot of each remainder."""
-
-    left: Tensor
-    """(P,) the symbol that each rule rewrites, -1 for none."""
 
     def __init__(self, rules: Rules, length: int) -> None:
         super().__init__()
@@ -101,17 +97,11 @@ class Pushdown(nn.Module):
         self._start = place[rules.start,]
         for name, table in (("choices", choices), ("moves", moves), ("rule", chosen)):
             self.register_buffer(name, torch.tensor(table, dtype=torch.int64), persistent=False)
-        self.register_buffer("left", torch.tensor(rules.lhs), persistent=False)
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Gumbel noise (n, T, K) float32: the argmax of logits and noise is a draw from their softmax."""
         drawn = torch.rand(n, self.length, self.slots, device=self.choices.device, generator=generator)
         return drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_().neg_().log_().neg_()
-
-    def mask(self, x: Tensor) -> Tensor:
-        """(B, P, T) bool: the rules with the left-hand side of the true rule x (B, T), all of them in padding."""
-        left = self.left[x][:, None]  # (B, 1, T)
-        return (left == self.left[:, None]) | (left < 0)
 
     @torch.no_grad()
     def derive(self, logits: Tensor, noise: Tensor | None = None, budget: bool = True) -> Derived:
@@ -182,25 +172,15 @@ def same_left(rules: Rules) -> Tensor:
 
 
 def work(rules: Rules) -> int:
-    """What an automaton of these rules costs to make, in cells of its tables and symbols looked at; at once, if above.
+    """About how many cells the tables of an automaton have, to compare with `MOST_WORK` before it is made.
 
-    Above `MOST_WORK` it is the first bound that is, as what there is to count may be too much itself. Raises ValueError
-    where the right-hand sides are not known.
+    Raises ValueError where the right-hand sides are not known.
     """
     if rules.rhs is None:
         raise ValueError("the right-hand sides of these rules are not known")
-    alternatives, weights = Counter[int](), Counter[int]()
-    bodies = set()
-    for left, body in zip(rules.lhs, rules.rhs, strict=True):
-        if left >= 0:
-            alternatives[left] += 1
-            weights[left] += 1 + len(body)
-            bodies.add(body)
-    if (long := sum(len(body) ** 2 for body in bodies)) > MOST_WORK:
-        return long
-    slots = max(alternatives.values(), default=0)
-    tails = {body[place:] for body in bodies for place in range(len(body))} | {(rules.start,)}
-    return sum(slots + len(tail) + weights[tail[0]] for tail in tails)
+    slots = max(map(len, _ways(rules).values()))
+    bodies = set(rules.rhs)
+    return sum(len(body) ** 2 for body in bodies) + slots * sum(map(len, bodies))
 
 
 def _ways(rules: Rules) -> dict[int, tuple[int, ...]]:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import random
-import re
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.data import lalr, parsing
-from arcvae_cli.data.lalr import Conflict, Token, _Written, lalr_tables
+from arcvae_cli.data import parsing
+from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.parsing import Failure, ParseFailure, Parser, parse_lines
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, Terminal, parse_grammar, read_grammar
+from arcvae_cli.grammar import Grammar, parse_grammar, read_grammar
 
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
@@ -92,28 +93,9 @@ def outcome(parser: Parser, text: str) -> tuple[list[int], bool] | None:
         return None
 
 
-def drawn(grammar: Grammar, stream: random.Random, budget: int) -> list[int]:
-    """Some derivation, by rules at random and, once the budget is spent, by the shortest way to the end."""
-    rules = grammar.rules
-    fewest = rules.fewest()
-    assert rules.rhs is not None
-    ids: list[int] = []
-    stack = [rules.start]
-    while stack:
-        choices = rules.of(stack.pop())
-        if len(ids) >= budget:
-            rule = min(choices, key=lambda rule: sum(fewest[held] for held in rules.rhs[rule]))
-        else:
-            rule = stream.choice(choices)
-        ids.append(rule)
-        stack.extend(reversed(rules.rhs[rule]))
-    return ids
-
-
 def test_equations():
     parser = Parser(EQUATIONS)
     assert parser.kind == "lalr"
-    assert parser.reason == "LALR has no conflicts: no string has two derivations"
     assert parser.parse("x + sin( 1 )") == [0, 3, 7, 5, 3, 8]
     assert parser.parse("  x+\tsin(1  )") == [0, 3, 7, 5, 3, 8]  # whitespace that may stand there may be left out
     found = sentences(EQUATIONS, 7)
@@ -123,37 +105,31 @@ def test_equations():
 
 
 def test_smiles():
-    parser = Parser(SMILES)
-    assert parser.kind == "lalr"
-    assert parser.reason == (
-        "LALR has no conflicts once '#', '(', '+', '-', '/', '=', '@', '@@' and 2 more are told apart by what follows: "
-        "no string has two derivations"
-    )
-    earley = Parser(SMILES, "earley")
+    parser, earley = Parser(SMILES), Parser(SMILES, earley=True)
+    assert (parser.kind, earley.kind) == ("lalr", "earley")
     for text in DRUGS:
         ids = parser.parse(text)
         assert SMILES.write(ids) == text
         assert earley.derivation(text) == (ids, False)
 
 
-def test_the_rules_as_published_have_ten_conflicts_and_lookahead_none():
-    published = _Written(SMILES, {}).conflicts()
-    assert published == "LALR has 10 conflicts, such as shift/reduce before '-', over `branched_atom -> atom RB`"
-    found = [token for token in lalr_tables(SMILES).tokens if token.text == "-"]
-    digits = frozenset("12345678")
-    assert Token("-", digits) in found  # of ring bonds, and of charges such as -2
-    assert Token("-", frozenset("]")) in found
-    atoms = frozenset(
-        {"[", *"cnos"} | {p.right[0].text for p in SMILES.productions[4:14] if isinstance(p.right[0], Terminal)}
-    )
-    assert Token("-", atoms) in found
-    assert len(found) == 3
+def test_smiles_lark_has_the_productions_of_smiles_cfg():
+    parser = Parser(SMILES)
+    drawn = Counts(SMILES.rules, 45).draw(3000, np.random.RandomState(0))
+    used = set()
+    for row in drawn.tolist():
+        ids = [rule for rule in row if rule != SMILES.rules.padding]
+        assert parser.parse(SMILES.write(ids) or "") == ids
+        used.update(ids)
+    assert used == set(range(75)) - {29, 31}
+    alike = parse_grammar(SMILES.text.replace("%undefined class", "# mine\n%undefined class"), "mine")
+    assert Parser(alike).kind == "lalr"
 
 
-def test_every_real_molecule_comes_back():
-    texts = molecules("zinc_valid_24445.smi") + molecules("zinc_test_5000.smi")
+def test_real_molecules_come_back():
+    texts = molecules("zinc_valid_24445.smi")[::10] + molecules("zinc_test_5000.smi")
     parsed = parse_lines(texts, SMILES, max_rules=277)
-    assert parsed.ids.shape == (len(texts), 277) == (29_445, 277)
+    assert parsed.ids.shape == (len(texts), 277) == (7445, 277)
     assert parsed.ids.dtype == np.int16
     assert not parsed.failures
     assert (parsed.too_long, parsed.ambiguous, parsed.kind) == (0, 0, "lalr")
@@ -161,140 +137,87 @@ def test_every_real_molecule_comes_back():
     assert [SMILES.write(ids) for ids in parsed.ids.tolist()] == texts
     lengths = (parsed.ids != 75).sum(axis=1)
     assert 125 < lengths.mean() < 133
-    assert lengths.max() <= 277
-
-
-def test_earley_agrees_on_real_molecules():
-    parser, earley = Parser(SMILES), Parser(SMILES, "earley")
-    for text in molecules("zinc_test_5000.smi")[::250]:
-        assert earley.derivation(text) == (parser.parse(text), False)
-
-
-def test_nltk_agrees():
-    nltk = pytest.importorskip("nltk")
-    parser = Parser(SMILES)
-    own = [production for rule, production in enumerate(SMILES.productions) if rule not in SMILES.unusable]
-    cfg = nltk.CFG.fromstring("\n".join(map(str, own)))
-    ids = {theirs: SMILES.productions.index(ours) for theirs, ours in zip(cfg.productions(), own, strict=True)}
-    chart = nltk.ChartParser(cfg)
-    for text in DRUGS[:4]:
-        terminals = SMILES.terminals(parser.parse(text))
-        trees = list(chart.parse(terminals))
-        assert len(trees) == 1
-        assert [ids[production] for production in trees[0].productions()] == parser.parse(text)
+    digest = hashlib.sha256(parsed.ids.tobytes()).hexdigest()
+    assert (
+        digest == "b37abfde6c8043b5a3d167ea8d0d1d94299070ccd2d46c701e3b396934bbaa7d"
+    )  # the ids of the first parser, which had LALR tables of its own
 
 
 @pytest.mark.parametrize(
-    ("grammar", "text", "position", "reason"),
+    ("grammar", "text", "position"),
     [
-        (SMILES, "", 0, "is empty where 'B', 'Br', 'C', 'Cl', 'F', 'I', 'N', 'O' or 7 more is expected"),
-        (SMILES, "C1CC(", 5, "ends where '#', '-', '/', '=', 'B', 'Br', 'C', 'Cl' or 12 more is expected"),
-        (SMILES, "C)C", 1, "')' where "),
-        (SMILES, "CC(=)C", 4, "')' where 'B', 'Br', 'C', 'Cl', 'F', 'I', 'N', 'O' or 7 more is expected"),
-        (SMILES, "CC-", 3, "ends where "),
-        (SMILES, "[N+H]", 3, "'H' where '1', '2', '3', '4', '5', '6', '7', '8' or 1 more is expected"),
-        (SMILES, "CCX", 2, "'X' where "),
-        (SMILES, "C C", 1, "' ' where "),
-        (EQUATIONS, "x +  + 1", 5, "'+' where '(', '1', '2', '3', 'exp(', 'sin(' or 'x' is expected"),
-        (EQUATIONS, "x 1", 2, "'1' where '*', '+', '/' or the end is expected"),
-        (EQUATIONS, "( x + 1", 7, "ends where ')', '*', '+' or '/' is expected"),
-        (EQUATIONS, "x +  ", 5, "ends where "),
-        (EQUATIONS, "   ", 3, "ends where "),
-        (EQUATIONS, "4", 0, "'4' where "),
+        (SMILES, "", 0),
+        (SMILES, "C1CC(", 5),
+        (SMILES, "C)C", 1),
+        (SMILES, "CC(=)C", 4),
+        (SMILES, "CC-", 3),
+        (SMILES, "[N+H]", 3),
+        (SMILES, "CCX", 2),
+        (SMILES, "C C", 1),
+        (EQUATIONS, "x +  + 1", 5),
+        (EQUATIONS, "x 1", 2),
+        (EQUATIONS, "( x + 1", 7),
+        (EQUATIONS, "x +  ", 5),
+        (EQUATIONS, "   ", 3),
+        (EQUATIONS, "4", 0),
+        (parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas"), "a,a,b", 4),
+        (parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas"), "a,", 2),
     ],
 )
-@pytest.mark.parametrize("how", ["lalr", "earley"])
-def test_where_a_line_fails_and_why(grammar: Grammar, text: str, position: int, reason: str, how: str):
+@pytest.mark.parametrize("earley", [False, True], ids=["lalr", "earley"])
+def test_where_a_line_fails(grammar: Grammar, text: str, position: int, earley: bool):
     with pytest.raises(ParseFailure) as caught:
-        Parser(grammar, how).parse(text)  # type: ignore[arg-type]
+        Parser(grammar, earley=earley).parse(text)
     assert caught.value.position == position
-    if how == "lalr":
-        assert caught.value.reason.startswith(reason)
+    found = repr(text[position]) if position < len(text) else "end"
+    assert caught.value.reason == f"unexpected {found}"
 
 
-def test_a_line_may_not_be_endless():
-    with pytest.raises(ParseFailure, match="longer than 65536 characters"):
-        Parser(SMILES).parse("C" * 65_537)
-    assert len(Parser(SMILES).parse("C" * 5000)) == 20_001  # nested 5,000 deep
+def test_long_lines_take_linear_time():
+    assert len(Parser(SMILES).parse("C" * 20_000)) == 80_001  # nested 20,000 deep
 
 
-def test_numbers_names_and_brackets():
-    grammar = parse_grammar(JSON, "json")
-    parser = Parser(grammar)
+@pytest.mark.parametrize("text", [JSON, PDE], ids=["json", "pde"])
+def test_grammars_of_ones_own(text: str):
+    grammar = parse_grammar(text, "mine")
+    parser, earley = Parser(grammar), Parser(grammar, earley=True)
     assert parser.kind == "lalr"
-    earley = Parser(grammar, "earley")
-    for text in ("[]", '{"ab":[true,-10.2,{"t":null}],"b":{}}', "-0.1", "12"):
-        ids = parser.parse(text)
-        assert grammar.write(ids) == text
-        assert earley.derivation(text) == (ids, False)
-    assert outcome(parser, '{"ab" :1}') is outcome(earley, '{"ab" :1}') is None
-
-
-def test_equations_with_derivatives():
-    grammar = parse_grammar(PDE, "pde")
-    parser = Parser(grammar)
-    assert parser.kind == "lalr"
-    for text in ("u_t = u_xx", "u_tt = 10 * u_x - sin ( u ** 2 + 1 ) * ( u )"):
-        ids = parser.parse(text)
-        assert grammar.write(ids) == text
-        assert Parser(grammar, "earley").derivation(text) == (ids, False)
-        assert parser.parse(text.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
-    stream = random.Random(2)
-    for _ in range(300):
-        ids = drawn(grammar, stream, 30)
-        text = grammar.write(ids)
-        assert text is not None
-        assert parser.parse(text) == ids
+    for place, row in enumerate(Counts(grammar.rules, 30).draw(300, np.random.RandomState(2)).tolist()):
+        ids = [rule for rule in row if rule != grammar.rules.padding]
+        string = grammar.write(ids) or ""
+        assert parser.parse(string) == ids
+        if grammar.separator == " ":
+            assert parser.parse(string.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
+        if place % 10 == 0:
+            assert earley.derivation(string) == (ids, False)
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "reason"),
+    ("text", "kind"),
     [
-        ("S -> 'a' S 'b' |", "lalr", "LALR has no conflicts"),
-        (
-            "S -> 'a' S 'a' | 'b' S 'b' |",
-            "earley",
-            "LALR has 2 conflicts, such as shift/reduce before 'a', over `S ->`",
-        ),
-        ("S -> S '+' S | 'x' | 'y'", "earley", "a conflict, shift/reduce before '[+]', over `S -> S '[+]' S`"),
-        (
-            "S -> A 'x' | B 'x'\nA -> 'a'\nB -> 'a'",
-            "earley",
-            "a conflict, reduce/reduce before 'x', over `[AB] -> 'a'` and `[AB] -> 'a'`",
-        ),
-        ("S -> A 'x' 'y' | B 'x' 'z'\nA -> 'a'\nB -> 'a'", "lalr", "once 'x' is told apart by what follows"),
-        ("S -> A O B | A O 'z' S\nA -> 'a' | A O 'a'\nO -> '-' | '='\nB -> 'b'", "lalr", "no conflicts"),
-        ("S -> A B A\nA -> 'a' |\nB -> 'b' A |", "earley", "conflict"),
-        ("S -> A 'b'\nA -> A 'a' |", "lalr", "no conflicts"),
-        ("S -> 'a' S | 'ab' S | 'b' | 'c'", "earley", "LALR may take 'a' and what follows it for 'ab'"),
-        ("S -> A B\nA -> 'a' | 'ab'\nB -> 'c' | 'bc'", "earley", "LALR may take 'a' and what follows it for 'ab'"),
-        (
-            "S -> 'a' 'd' | 'abc' 'd' | 'a' 'b' E\nE -> 'cd' | 'e'",
-            "earley",
-            "may take 'a' and what follows it for 'abc'",
-        ),
-        ("S -> 'a' 'd' | 'abc' 'd' | 'a' 'b' E\nE -> 'd' | 'e'", "lalr", "no conflicts"),
-        ("%separator ','\nS -> S T | T\nT -> 'a' | 'ab' | 'b'", "lalr", "no conflicts"),
-        ("%separator ' '\nS -> S T | T\nT -> 'a' | 'ab' | 'b'", "lalr", "no conflicts"),
-        ("%separator ' '\nS -> S S | 'a' | 'ab'", "earley", "conflict"),
-        (
-            "S -> 'if' 'c' S | 'if' 'c' S 'else' S | 'x'",
-            "earley",
-            "a conflict, shift/reduce before 'else', over `S -> 'if' 'c' S`",
-        ),
-        ("S -> A S 'x' | 'y'\nA -> 'a' |", "earley", "conflict"),
-        ('S -> "\\" S | "\'" | \'"\' S | \'/\' | \'\\\\\' | "\t" S | "😀" S', "earley", "may take"),
-        ("S ->", "lalr", "no conflicts"),
+        ("S -> 'a' S 'b' |", "lalr"),
+        ("S -> 'a' S 'a' | 'b' S 'b' |", "earley"),
+        ("S -> S '+' S | 'x' | 'y'", "earley"),
+        ("S -> A 'x' | B 'x'\nA -> 'a'\nB -> 'a'", "earley"),
+        ("S -> A O B | A O 'z' S\nA -> 'a' | A O 'a'\nO -> '-' | '='\nB -> 'b'", "lalr"),
+        ("S -> A B A\nA -> 'a' |\nB -> 'b' A |", "earley"),
+        ("S -> A 'b'\nA -> A 'a' |", "lalr"),
+        ("S -> 'C' S | 'Cl' S | 'B' | 'Br'", "lalr"),  # nothing begins with l or r
+        ("S -> 'a' S | 'ab' S | 'b' | 'c'", "earley"),  # `ab` is one terminal or two
+        ("S -> A B\nA -> 'a' | 'ab'\nB -> 'c' | 'bc'", "earley"),
+        ("S -> 'a' 'd' | 'abc' 'd' | 'a' 'b' E\nE -> 'cd' | 'e'", "earley"),
+        ("%separator ','\nS -> S T | T\nT -> 'a' | 'ab' | 'b'", "lalr"),
+        ("%separator ' '\nS -> S T | T\nT -> 'a' | 'ab' | 'b'", "lalr"),
+        ("%separator ' '\nS -> S S | 'a' | 'ab'", "earley"),
+        ("S -> 'if' 'c' S | 'if' 'c' S 'else' S | 'x'", "earley"),
+        ('S -> "\\" S | "\'" | \'"\' S | \'/\' | \'\\\\\' | "\t" S | "😀" S', "earley"),
+        ("S ->", "lalr"),
     ],
 )
-def test_the_parser_is_chosen_and_finds_every_string(text: str, kind: str, reason: str):
+def test_the_parser_is_chosen_and_finds_every_string(text: str, kind: str):
     grammar = parse_grammar(text, "g")
-    parser, earley = Parser(grammar), Parser(grammar, "earley")
+    parser, earley = Parser(grammar), Parser(grammar, earley=True)
     assert parser.kind == kind
-    assert re.search(reason, parser.reason)
-    if kind == "earley":
-        with pytest.raises(InputError, match=r"^g: LALR"):
-            Parser(grammar, "lalr")
     found = sentences(grammar, 7 if len(grammar.productions) < 7 else 4)
     for sentence, derivations in found.items():
         for way in (parser, earley):
@@ -309,8 +232,7 @@ def test_the_parser_is_chosen_and_finds_every_string(text: str, kind: str, reaso
     letters = sorted({letter for sentence in found for letter in sentence} - set(grammar.separator)) or ["a"]
     for _ in range(100):
         sentence = grammar.separator.join(stream.choice(letters) for _ in range(stream.randint(0, 6)))
-        if grammar.separator != " ":  # there LALR may read what Earley's longest terminal does not
-            assert outcome(parser, sentence) == outcome(earley, sentence)
+        assert outcome(parser, sentence) == outcome(earley, sentence)
 
 
 def test_ambiguous_lines_are_counted_and_the_first_derivation_taken():
@@ -345,7 +267,7 @@ def test_any_grammar():
     stream = random.Random(11)
     kinds = {"lalr": 0, "earley": 0}
     for _, grammar in zip(range(120), random_grammars(stream), strict=False):
-        parser, earley = Parser(grammar), Parser(grammar, "earley")
+        parser, earley = Parser(grammar), Parser(grammar, earley=True)
         kinds[parser.kind] += 1
         for sentence, derivations in list(sentences(grammar, 6).items())[:25]:
             ids, ambiguous = parser.derivation(sentence)
@@ -361,9 +283,7 @@ def test_lines_that_fail_and_lines_too_long():
     assert parsed.ids.tolist() == [[3, 7, 11, 11, 11], [0, 3, 7, 7, 11]]
     assert parsed.lines.tolist() == [1, 3]
     assert parsed.too_long == 1
-    assert parsed.failures[0] == Failure(
-        2, 0, "", "is empty where '(', '1', '2', '3', 'exp(', 'sin(' or 'x' is expected"
-    )
+    assert parsed.failures[0] == Failure(2, 0, "", "unexpected end")
     assert [(failure.line, failure.position, failure.text) for failure in parsed.failures] == [
         (2, 0, ""),
         (5, 0, "y"),
@@ -382,7 +302,7 @@ def test_no_line_at_all():
 
 @pytest.mark.parametrize("grammar", [EQUATIONS, parse_grammar("S -> S '+' S | 'x'", "g")], ids=["lalr", "earley"])
 def test_processes_give_what_one_gives(grammar: Grammar):
-    lines = ["x", "x+x", "y", "x+x+x"] * (1100 if Parser(grammar).kind == "lalr" else 15)
+    lines = ["x", "x+x", "y", "x+x+x"] * (150 if Parser(grammar).kind == "lalr" else 6)
     told: list[tuple[int, int]] = []
     one = parse_lines(lines, grammar, workers=1, tell=lambda *so_far: told.append(so_far))
     assert told[-1] == (len(lines), len(lines))
@@ -397,14 +317,14 @@ def test_processes_give_what_one_gives(grammar: Grammar):
     assert (two.ambiguous, two.too_long, two.kind) == (one.ambiguous, one.too_long, one.kind)
 
 
-def killed(start: int, lines: list[str], max_rules: int | None) -> None:
+def killed(lines: list[str]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_process_is_stood_in_for(monkeypatch: pytest.MonkeyPatch):
+def test_a_killed_worker_process_is_replaced(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parsing, "_work", killed)
-    parsed = parse_lines(["x"] * 4100, EQUATIONS, workers=2)
-    assert parsed.ids.shape == (4100, 2)
+    parsed = parse_lines(["x"] * 600, EQUATIONS, workers=2)
+    assert parsed.ids.shape == (600, 2)
 
 
 def test_padding_may_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
@@ -414,85 +334,49 @@ def test_padding_may_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
     assert len(parse_lines([*["x"] * 19, "x+x"], EQUATIONS, max_rules=2).ids) == 19
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parsing, "_REMEMBERED", 5)
-    parser = Parser(SMILES)
-    for text in DRUGS:
-        assert SMILES.write(parser.parse(text)) == text
-        assert sum(map(len, parser._reader.known)) <= 5  # type: ignore[union-attr]
+def test_what_workers_raise_keeps_its_parts():
+    copy = pickle.loads(pickle.dumps(InputError("what", "fix")))
+    assert (type(copy), copy.what, copy.fix) == (InputError, "what", "fix")
+    failure = pickle.loads(pickle.dumps(ParseFailure(3, "unexpected end")))
+    assert (failure.position, failure.reason) == (3, "unexpected end")
 
 
-@pytest.mark.parametrize("how", ["lalr", "earley"])
-def test_parsers_travel_between_processes(how: str):
-    parser = Parser(SMILES, how)  # type: ignore[arg-type]
-    copy: Parser = pickle.loads(pickle.dumps(parser))
-    assert (copy.kind, copy.reason) == (parser.kind, parser.reason)
-    assert copy.parse("CC-1") == parser.parse("CC-1")
+def test_strings_too_ambiguous_to_parse_are_refused_in_time(monkeypatch: pytest.MonkeyPatch):
+    """`S -> S S` on 200 letters took 120 s and 700 MB, on 400 minutes and 1.6 GB."""
+    monkeypatch.setattr(parsing, "PARSING_SECONDS", 0.5)
+    grammar = parse_grammar("S -> S S | 'a'", "g")
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(InputError, match=r"g: 'a{40}' \(400 characters\) takes over 0.5 s to parse"):
+        parse_lines(["a", "a" * 400], grammar)
+    assert time.process_time() - begun < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+    assert parse_lines(["aaa"], grammar).ambiguous == 1
 
 
-def test_tables_too_large_are_left_alone(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("arcvae_cli.data.lalr._MOST_WORK", 50)
-    with pytest.raises(Conflict, match="11 productions and 11 terminals"):
-        lalr_tables(EQUATIONS)
-    parser = Parser(EQUATIONS)
-    assert parser.reason == "Earley: LALR tables of 11 productions and 11 terminals are too large"
-    assert parser.parse("x") == [3, 7]
-
-
-@pytest.mark.parametrize(
-    ("shape", "rules"),
-    [
-        ("words", 2500),  # LALR takes half a minute, of 9,000 many
-        ("levels", 900),
-        ("words", 700),  # seconds
-        ("levels", 30),
-    ],
-)
-def test_what_takes_long_is_said_before(shape: str, rules: int):
-    text = f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(rules))}"
+@pytest.mark.parametrize("shape", ["words", "levels"])
+def test_large_grammars_are_parsed_or_refused_in_time(shape: str, monkeypatch: pytest.MonkeyPatch):
+    """3,000 rules took 53 s. LALR of these takes minutes and gigabytes."""
+    monkeypatch.setattr(parsing, "MAKING_SECONDS", 0.8)
+    text, string = f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(3000))}", "bw1.w2."
     if shape == "levels":
-        lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(rules // 3)]
-        text = "\n".join([*lines, f"e{rules // 3} -> 'x' | '(' e0 ')'"])
+        lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(100)]
+        text, string = "\n".join([*lines, "e100 -> 'x' | '(' e0 ')'"]), "p3.x"
     grammar = parse_grammar(text, "large")
-    said: list[str] = []
-    begun = time.monotonic()
-    strings = ["w3.", "bw1.w2."] if shape == "words" else ["p3.x", "xo2.x"]
-    parsed = parse_lines(strings, grammar, say=lambda line: said.append(f"{line} {time.monotonic() - begun:.0f}"))
-    assert len(parsed.ids) == 2
-    if rules == 30:
-        assert not said and parsed.kind == "lalr"
-        return
-    (line,) = said
-    size = f"LALR tables of {len(grammar.productions):,} productions and"
-    if rules == 700:
-        assert line.startswith(f"making {size} 701 terminals: up to half a minute") and parsed.kind == "lalr"
-        return
-    assert line.startswith(size) and "by Earley" in line and parsed.kind == "earley"
-    assert "are too large" in parsed.reason
-    assert time.monotonic() - begun < 60
-
-
-def test_grammars_too_large_are_refused_at_once():
-    grammar = parse_grammar(f"A -> {' | '.join(repr(f'w{n}.') for n in range(9000))}", "large")
-    said: list[str] = []
-    begun = time.monotonic()
-    with pytest.raises(InputError, match="large: 9,000 productions are too many") as raised:
-        parse_lines(["w3."], grammar, say=said.append)
-    assert "--prod" in str(raised.value.fix) and not said
-    assert time.monotonic() - begun < 10
-
-
-def test_tables_that_lark_cannot_make_are_left_alone(monkeypatch: pytest.MonkeyPatch):
-    def too_deep(*arguments: object, **options: object) -> None:
-        raise RecursionError
-
-    monkeypatch.setattr(lalr, "Lark", too_deep)
-    assert Parser(EQUATIONS).reason == "Earley: for LALR tables, symbols hold one another too deep"
+    begun = time.process_time()
+    if shape == "words":
+        with pytest.raises(InputError, match="large: 3,002 productions are too many") as raised:
+            parse_lines([string], grammar)
+        assert "--prod" in str(raised.value.fix)
+    else:
+        parsed = parse_lines([string], grammar)
+        assert len(parsed.ids) == 1 and parsed.kind == "earley" and "too large" in parsed.reason
+    assert time.process_time() - begun < 4
 
 
 def test_symbols_may_hold_one_another_deep():
     lines = [f"A{place} -> 'a' A{place + 1} | 'b'" for place in range(400)]
     grammar = parse_grammar("\n".join([*lines, "A400 -> 'c'"]), "g")
-    for parser in (Parser(grammar), Parser(grammar, "earley")):
+    for parser in (Parser(grammar), Parser(grammar, earley=True)):
         assert parser.parse("aab") == [0, 2, 5]
         assert len(parser.parse("a" * 400 + "c")) == 401

@@ -139,13 +139,13 @@ def columns_of(arrays: StringArrays, **others: object) -> dict[str, object]:
         ({"ids": np.zeros((0, 15), int)}, "holds no derivations"),
         ({"ids": np.full((2, 3), 12)}, "runs from 12 to 12, and the rules from 0 to 11"),
         ({"ids": np.full((2, 3), -2)}, "runs from -2"),
-        ({"ids": np.array([[3, 7, 11], [3, 7, 7]])}, "row 1, step 2: rule 7 rewrites T, and nothing is"),
-        ({"ids": np.array([[3, 7], [3, 4]])}, "row 1, step 2: the row ends, and 1 symbols are left"),
+        ({"ids": np.array([[3, 7, 11], [3, 7, 7]])}, "row 1, step 2: rule 7 rewrites T, expected padding"),
+        ({"ids": np.array([[3, 7], [3, 4]])}, "row 1, step 2: the row ends with 1 symbols left"),
         ({"split": np.zeros(3, int)}, r"split: has shape \(3,\) for 500 derivations"),
         ({"grammar": np.zeros(3)}, "grammar: is float64"),
         ({"grammar": np.frombuffer(b"\xff\xfe", np.uint8)}, "grammar: is not UTF-8"),
         ({"grammar": np.frombuffer(b"S -> ", np.uint8)}, "ids: runs from 0 to 11, and the rules from 0 to 1"),
-        ({"grammar": np.frombuffer(b"S -> T", np.uint8)}, "mine.*defines T"),
+        ({"grammar": np.frombuffer(b"S -> T", np.uint8)}, "mine.*undefined symbol T"),
         ({"origin": np.frombuffer(b"[", np.uint8)}, "origin: cannot be read"),
         ({"origin": np.array('{"who": 1}')}, "origin: cannot be read"),
         ({"origin": np.array(json.dumps({**vars(Origin()), "lines": "many"}))}, "origin: cannot be read"),
@@ -167,7 +167,7 @@ def test_unusable_arrays(tmp_path: Path, equations: StringArrays, others: dict[s
         (np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]), 11, "are no rules"),
         (np.array([0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, -1]), 11, "are no rules"),
         (np.full(12, -1), 11, "are no rules"),
-        (np.array([0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1]), 11, "stands where a row begins"),
+        (np.array([0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1]), 11, "row 2, step 0: rule 1 rewrites 0"),
     ],
 )
 def test_unusable_left_hand_sides(
@@ -253,7 +253,7 @@ def test_where_all_strings_are_too_long(tmp_path: Path):
     for content, message in {
         "x + x\n1 + 2 + 3\n": r"all 2 strings take more than data\.max_rules = 3 rules$",
         "x + x + x\n": r"the only string takes more than data\.max_rules = 3 rules$",
-        "x + x\nx + ?\n1 + 2 + 3\n": r"= 3 rules, and 1 lines do not parse, the first at character 5: '\?' where",
+        "x + x\nx + ?\n1 + 2 + 3\n": r"= 3 rules, and 1 lines do not parse, the first at character 5: unexpected '\?'",
     }.items():
         file.write_text(content)
         with pytest.raises(InputError) as raised:
