@@ -90,7 +90,7 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
         case ValueError() if first_line.startswith("embedded null"):
             return 2, f"a file name contains a NUL character ({first_line})", "remove it"
         case OSError(strerror=str()):
-            return 1, f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None
+            return 1, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), None
         case _:
             return 1, f"{type(error).__name__}: {first_line}", "a bug in arcvae; arcvae --debug shows where"
 
@@ -134,6 +134,7 @@ app = typer.Typer(
 
 
 def version(wanted: bool) -> None:
+    """`--version`."""
     if wanted:
         typer.echo(f"arcvae {__version__}")
         raise typer.Exit

@@ -236,14 +236,14 @@ class Loop(ABC, Generic[Kind]):
 class KLCapacityLoop(Loop[KLCapacity]):
     """The sign of the distance to the capacity."""
 
-    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002, D102
+    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         return {"beta": self.schedule.gamma * torch.sign(kl - self.target)}
 
 
 class ControlVAELoop(Loop[ControlVAE]):
     """The PI controller."""
 
-    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002, D102
+    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         schedule, old = self.schedule, self.state["integral"]
         error = self.target - kl
         proportional = schedule.kp * torch.sigmoid(-error)
@@ -257,7 +257,7 @@ class ControlVAELoop(Loop[ControlVAE]):
 class GecoLoop(Loop[Geco]):
     """The multiplier, by its logarithm."""
 
-    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002, D102
+    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         schedule = self.schedule
         past = schedule.averaging * self.state["begun"]
         average = past * self.state["average"] + (1.0 - past) * (reconstruction - self.target)
