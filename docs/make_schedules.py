@@ -8,8 +8,6 @@ python docs/make_schedules.py --keep RUN    keep the record of a run of a closed
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -21,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from typer.testing import CliRunner
 
 from arcvae_cli.cli import app
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
@@ -264,9 +264,6 @@ def course(document: dict[str, Any]) -> str:
     if "run" not in document:
         return "Beta depends on the run; the picture shows the target." if document["closed_loop"] else ""
     (level,) = document["run"]["levels"].values()
-    assert level["kind"] == "recorded", (
-        f"{document['run']['name']} is not of this schedule any more: --keep another run"
-    )
     value, target, beta = (level[key][-1] for key in ("value", "target", "beta"))
     held = level["held_since"]
     since = f"within 5 % of the target from epoch {held:g} on" if held is not None else "not within 5 % of the target"
@@ -290,12 +287,10 @@ def keys(kind: type[Schedule]) -> Iterator[str]:
 
 def preview(*arguments: str) -> dict[str, Any]:
     """What `arcvae schedule-preview` gives."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = app(["schedule-preview", *arguments, "--json"], standalone_mode=False)
-    if code:
-        sys.exit(err.getvalue())
-    (document,) = json.loads(out.getvalue())["schedules"]
+    result = CliRunner().invoke(app, ["schedule-preview", *arguments, "--json"])
+    if result.exit_code:
+        sys.exit(result.stderr)
+    (document,) = json.loads(result.stdout)["schedules"]
     return dict(document)
 
 

@@ -131,7 +131,7 @@ class Shown:
                 targets = [part.setpoint(place) for place in places]
                 yield Curve(f"{label} target", UNITS[part.quantity], places, targets, dashed=True)
                 if run:
-                    yield Curve(label, UNITS[part.quantity], run.epochs, run.values)
+                    yield Curve(f"{label} recorded", UNITS[part.quantity], run.epochs, run.values)
             else:
                 if part.per == "epoch":
                     places = [float(e) for e in range(1, self.epochs + 1, 1 + self.epochs // MOST_POINTS)]
