@@ -30,8 +30,7 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
-from arcvae_cli.schedules import ControlVAE, Geco, shortfall
-from arcvae_cli.schedules.recorded import read_run
+from arcvae_cli.schedules import shortfall
 from arcvae_cli.settings import DataSettings, Layer, Resolved, Settings, elbo_scale, preset_folder, resolve, set_layer
 from arcvae_cli.trainer import Trainer
 from tests.outside import (
@@ -43,7 +42,6 @@ from tests.outside import (
     archive_of,
     checkpoint_values,
     masks_of,
-    metrics,
     records_of,
     same,
     write_all,
@@ -646,22 +644,3 @@ def test_settings_of_the_optimiser_are_not_taken_from_the_file(begun: tuple[runs
     own = dict(trainer.step.optimizer.param_groups[0])
     snapshots.restore(trainer, checkpoints.read(path), path)
     assert {**trainer.step.optimizer.param_groups[0], "params": None} == {**own, "params": None}
-
-
-# ---------------------------------------------------------------------------------------------------- recorded runs
-
-
-@fuzzed
-@given(lines=spoilt_values(metrics()), text=st.booleans(), data=st.data())
-def test_a_recorded_run(
-    whole: dict[str, Path], spoilt: Path, lines: list[Any], text: bool, data: st.DataObject
-) -> None:
-    run = spoilt / "run"
-    run.mkdir(exist_ok=True)
-    (run / "config.toml").write_bytes((whole["run"].parent / "config.toml").read_bytes())
-    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    (run / "metrics.jsonl").write_bytes(data.draw(spoilt_bytes(content)) if text else content)
-    for schedule in (ControlVAE(target=11.0), Geco(tolerance=0.3)):
-        with refused_or_read(run):
-            course = read_run(str(run), spoilt).course(schedule, "", 8)
-            assert all(map(math.isfinite, (*course.betas, *course.values)))

@@ -37,7 +37,6 @@ from arcvae_cli.data.recipes import load_arrays
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.schedules import ControlVAE
-from arcvae_cli.schedules.recorded import read_run
 from arcvae_cli.settings import PRESET_BYTES, DataSettings, resolve, set_layer
 from tests.outside import EQUATIONS, GRIDS, archive_of, checkpoint_values, records_of, same, write_all
 
@@ -76,7 +75,6 @@ READERS: dict[str, Callable[[Path, dict[str, Path]], Any]] = {
     "grammar": lambda path, whole: read_grammar(str(path)).productions,
     "ids": lambda path, whole: read_ready(path, whole["masks"], None, None).fingerprint(),
     "masks": lambda path, whole: read_ready(whole["ids"], path, None, None).fingerprint(),
-    "run": lambda path, whole: read_run(str(path.parent), path.parent).course(ControlVAE(target=11.0), "", 5),
 }
 CHECKED = ("checkpoint", "grids", "derivations")  # kinds with checksums
 
@@ -732,51 +730,6 @@ def test_bombs_take_no_memory(tmp_path: Path) -> None:
     grown = [line.split() for line in done.stdout.splitlines()]
     assert len(grown) == len(names) + 2
     assert all(int(megabytes) < 100 for _, megabytes in grown), done.stdout
-
-
-# ---------------------------------------------------------------------------------------------------- recorded runs
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"epoch": float("nan")},
-        {"epoch": float("inf")},
-        {"epoch": 0},
-        {"epoch": -1},
-        {"epoch": 1e-320},
-        {"epoch": True},
-        {"epoch": "3"},
-        {"epoch": 10**400},
-        {"step": None},
-        {"step": "x"},
-        {"step": float("nan")},
-        {"step": 10**400},
-        {"train/beta": float("nan"), "train/kl": 1e308},
-        {"train/kl": "12"},
-        {"train/kl": [1]},
-        {"train/loss_reconstruction": 10**400},
-        {"kind": ["step"]},
-    ],
-)
-def test_a_hostile_record(whole: dict[str, Path], tmp_path: Path, change: dict[str, Any]) -> None:
-    path = placed(whole, "run", tmp_path)
-    lines = [json.dumps({**json.loads(line), **change}) for line in path.read_text().splitlines()]
-    path.write_text("\n".join(lines))
-    assert outcome(whole, "run", path) is None or list(change) in (["step"], ["epoch"])
-    half = [
-        line if place % 2 else other for place, (line, other) in enumerate(zip(lines, reversed(lines), strict=True))
-    ]
-    path.write_text("\n".join(half))
-    outcome(whole, "run", path)
-
-
-def test_a_long_record_out_of_order(whole: dict[str, Path], tmp_path: Path) -> None:
-    """Whose time goes back by so much that its exponential is no number."""
-    path = placed(whole, "run", tmp_path)
-    lines = [{**line, "epoch": 10 * line["epoch"]} for line in map(json.loads, path.read_text().splitlines())]
-    path.write_text("\n".join(map(json.dumps, lines * 100)))
-    assert outcome(whole, "run", path) is not None
 
 
 # ------------------------------------------------------------------------------------------------- the command line

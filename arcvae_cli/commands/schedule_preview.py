@@ -198,10 +198,6 @@ def schedule_preview(
     for s in shown:
         if (text := shortfall(s.schedule, s.epochs)) is not None:
             console.warn((f"{s.name}: " if len(shown) > 1 else "") + text)
-    if as_json:
-        console.json({"schedules": [document(s, run, steps or STEPS) for s in shown]})
-    else:
-        show(shown, console)
     if csv_file is not None:
         write_csv(csv_file, shown, steps or STEPS)
     if plot is not None:
@@ -210,6 +206,10 @@ def schedule_preview(
         scales = {s.scale for s in shown}
         curves = [curve for s in shown for curve in s.curves()]
         save_schedules(plot, curves, elbo_scale=scales.pop() if len(scales) == 1 else None)
+    if as_json:
+        console.json({"schedules": [document(s, run, steps or STEPS) for s in shown]})
+    else:
+        show(shown, console)
     for file in (csv_file, plot):
         if file is not None:
             console.note(f"wrote {file}")

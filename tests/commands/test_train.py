@@ -55,7 +55,7 @@ def weights(run: Path, name: str = "vae_final.pth") -> torch.Tensor:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are empty files: most of a small run's time goes into them."""
-    monkeypatch.setattr("arcvae_cli.render._write", lambda figure, path: path.touch())
+    monkeypatch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
     monkeypatch.setattr(evaluate, "_draw_codes", lambda *arguments: None)
 
 

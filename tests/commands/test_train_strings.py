@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 
 from arcvae_cli import checkpoints
 from arcvae_cli.cli import app
+from arcvae_cli.files import read_lines
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models.grammar import GrammarVAE
-from arcvae_cli.schedules.recorded import read_lines
 from arcvae_cli.settings import resolve
 
 Run = Callable[..., Result]
