@@ -36,7 +36,6 @@ from arcvae_cli.data.ready import read_ready
 from arcvae_cli.data.recipes import load_arrays
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
-from arcvae_cli.schedules import ControlVAE
 from arcvae_cli.settings import PRESET_BYTES, DataSettings, resolve, set_layer
 from tests.outside import EQUATIONS, GRIDS, archive_of, checkpoint_values, records_of, same, write_all
 

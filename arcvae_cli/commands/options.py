@@ -1,7 +1,7 @@
 """The flags that set a setting, as one table. Type, choices, default and help come from the settings' own fields.
 
 A command takes rows of it by `@with_flags(rows)` and gets what was given as its argument `flags`, a layer of settings.
-Ranges are checked where the settings are validated, and the message names the flag.
+Choices and ranges are checked where the settings are validated, and the message names the flag and the key.
 """
 
 from __future__ import annotations
@@ -55,19 +55,18 @@ class Row:
         """The flag as a parameter of a Typer command; None where it was not given."""
         fields = self.fields()
         types = [plain_type(field.annotation) for field in fields.values()]
-        choices = tuple(
-            dict.fromkeys(value for made in types if get_origin(made) is Literal for value in get_args(made))
-        )
+        literals = (get_args(made) for made in types if get_origin(made) is Literal)
+        choices = list(dict.fromkeys(str(value) for values in literals for value in values))
         texts = dict.fromkeys(field.description for field in fields.values() if field.description)
         text = "; ".join(texts) or Settings.model_fields[self.key.partition(".")[0]].description or ""
         option = typer.Option(
             *self.flags,
             help=f"{text} ({', '.join(choices)})" if choices else text,
-            metavar="<str>" if choices else None,  # all choices in this column would leave no room for the help
+            autocompletion=complete(lambda: choices) if choices else None,
             show_default=self.default or shown_default(fields),
             rich_help_panel=self.panel,
         )
-        annotation = Annotated[(Literal[choices] if choices else types[0]) | None, option]  # type: ignore[valid-type]
+        annotation = Annotated[(str if choices else types[0]) | None, option]  # type: ignore[valid-type]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
