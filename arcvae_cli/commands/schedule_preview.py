@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 EPOCHS = 100  # of a schedule by its name; a preset has its own
 STEPS = 100
-MOST_ROWS, MOST_POINTS = 16, 4000  # of the table, and of a curve in a chart
+MOST_ROWS, MOST_POINTS = 16, 4000  # of the table, and of a curve
+HEIGHT = 11  # lines of a chart
 UNITS = {"kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
 MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 
@@ -279,9 +280,10 @@ def show(shown: Sequence[Shown], console: Console) -> None:
         own = [curve for curve in curves if curve.unit == unit]
         console.lines(["", *chart(own, max(s.epochs for s in shown), console)])
     for s in shown:
-        title = f"{s.name}, {s.epochs} epochs" if len(shown) > 1 else ""
+        if len(shown) > 1:
+            console.lines(["", f"{s.name}, {s.epochs} epochs"])
         columns, rows = table(s)
-        console.table(title, columns, rows, left=(len(columns) - 1,))
+        console.table("", columns, rows, left=(len(columns) - 1,))
 
 
 def facts(part: Schedule, level: str, s: Shown) -> Iterator[str]:
@@ -333,42 +335,37 @@ def table(s: Shown) -> tuple[list[str], list[list[str]]]:
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
     """Curves of one unit over the epochs: braille on a terminal in colour or of one curve, else ASCII characters."""
-    from plotille import Figure, color
+    from plotille import Canvas, color  # its Figure would import NumPy
 
     out = console.out
     colour = out.is_terminal and out.color_system is not None and not out.no_color
-    braille = (
-        out.is_terminal and not out.is_dumb_terminal and not out.options.ascii_only and (colour or len(curves) == 1)
-    )
-    figure = Figure()
-    figure.width, figure.height = max(min(out.width, 100) // 10 * 10 - 30, 20), 10  # a tick every tenth column
-    figure.x_label, figure.y_label = "epoch", curves[0].unit
-    figure.origin, figure.with_colors, figure.linesep = False, colour, "\n"
+    plain = not out.is_terminal or out.is_dumb_terminal or out.options.ascii_only
+    braille = not plain and (colour or len(curves) == 1)
     low, top = min(0.0, *(min(curve.values) for curve in curves)), max(max(curve.values) for curve in curves)
-    height = top - low or 1.0
-    figure.set_x_limits(0, last * (1 + 1e-6))  # without the margin, plotille leaves out what is at the very top
-    figure.set_y_limits(low, low + height * (1 + 1e-6))
-    figure.x_ticks_fkt = figure.y_ticks_fkt = lambda value, _: f"{value:.3g}"
+    labels = {0: f"{top:.3g}", HEIGHT // 2: f"{(low + top) / 2:.3g}", HEIGHT - 1: f"{low:.3g}"}
+    margin = max(map(len, labels.values()))
+    fifth = max((min(out.width, 100) - margin - 14) // 5, 6)  # columns between numbers of epochs
+    dots = 10 * fifth, 4 * HEIGHT  # the limits are those of one dot more
+    height = ((top - low) or 1.0) * dots[1] / (dots[1] - 1)
+    canvas = Canvas(5 * fifth, HEIGHT, 0, low, last * dots[0] / (dots[0] - 1), low + height)
     legend = []
     for index, curve in enumerate(curves):
         marker, ink = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
-        if braille:
-            figure.plot(curve.epochs, curve.values, lc=ink)
-        else:
-            figure.scatter(*dense(curve), lc=ink, marker=marker)
+        points = list(zip(curve.epochs, curve.values, strict=True))
+        for start, end in pairwise([points[0], *points]):
+            if braille:
+                canvas.line(*start, *end, color=ink if colour else None)
+            else:
+                for i in range(parts := max(1, 400 // len(points))):
+                    at = (i + 1) / parts
+                    place = (a + (b - a) * at for a, b in zip(start, end, strict=True))
+                    canvas.point(*place, color=ink if colour else None, marker=marker)
         legend.append(color(f"{'--' if braille else marker} {curve.label}", fg=ink, no_color=not colour))
-    lines = figure.show() if braille else figure.show().replace("\N{BRAILLE PATTERN BLANK}", " ")
-    return [line.rstrip() for line in lines.split("\n")] + ["   ".join(legend)] * (len(curves) > 1)
-
-
-def dense(curve: Curve) -> tuple[list[float], list[float]]:
-    """Points on the straight lines of a curve, close enough to draw it by single characters."""
-    parts = max(1, 400 // len(curve.epochs))
-    places, values = list(curve.epochs[:1]), list(curve.values[:1])
-    for (x, y), (x_next, y_next) in pairwise(zip(curve.epochs, curve.values, strict=True)):
-        places += [x + (x_next - x) * (i + 1) / parts for i in range(parts)]
-        values += [y + (y_next - y) * (i + 1) / parts for i in range(parts)]
-    return places, values
+    rows = canvas.plot("\n").replace("\N{BRAILLE PATTERN BLANK}", " ").split("\n")
+    lines = [f"{labels.get(row, ''):>{margin}} |{text}".rstrip() for row, text in enumerate(rows)]
+    numbers = "".join(f"{last * i / 5:<{fifth}.4g}" for i in range(5))
+    lines += [f"{'':{margin}} +{'-' * 5 * fifth}", f"{'':{margin}}  {numbers}{last:g} epochs"]
+    return [curves[0].unit, *lines, *(["   ".join(legend)] if len(curves) > 1 else [])]
 
 
 def document(s: Shown, run: str | None, steps: int) -> dict[str, Any]:
