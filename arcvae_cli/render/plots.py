@@ -110,18 +110,19 @@ def save_kl_maps(
 
 def grid_pixels(grids: Grids, columns: int = 8) -> Image:
     """The sheet of `save_grids` without its texts, (height, width, 3)."""
-    return _lay(_tiles(grids), columns)
+    return _lay(_tiles(grids), columns)[0]
 
 
 def reconstruction_pixels(originals: Grids, reconstructions: Grids, pairs: int = 16) -> Image:
     """The sheet of `save_reconstructions` without its texts."""
-    return _lay(_interleave(_reconstruction_tiles(originals[:pairs], reconstructions[:pairs]), 8), 8)
+    kinds = _reconstruction_tiles(originals[:pairs], reconstructions[:pairs])
+    return _lay(_interleave(kinds, 8), min(8, len(kinds[0])))[0]
 
 
 def kl_map_pixels(originals: Grids, maps: Mapping[str, NDArray[np.float32]]) -> tuple[Image, float]:
     """The sheet of `save_kl_maps` without its texts and its colour bar, and the nats of its brightest colour."""
     kinds, top = _map_tiles(originals, maps)
-    return _lay(_interleave(kinds, 8), min(8, len(originals))), top
+    return _lay(_interleave(kinds, 8), min(8, len(kinds[0])))[0], top
 
 
 def _tiles(
@@ -174,23 +175,17 @@ def _interleave(kinds: Sequence[Image], columns: int) -> Image:
     return np.concatenate([kind[start : start + columns] for start in range(0, count, columns) for kind in whole])
 
 
-def _lay(tiles: Image, columns: int, strips: Sequence[int] | None = None) -> Image:
-    """Tiles (N, h, w, 3) in rows of `columns` on white, with `strips` of so many pixels above the rows."""
+def _lay(tiles: Image, columns: int, strips: Sequence[int] | None = None) -> tuple[Image, list[int]]:
+    """Tiles (N, h, w, 3) in rows of `columns` on white, with `strips` of so many pixels above the rows; their tops."""
     count, height, width, _ = tiles.shape
     columns = min(columns, count)
-    tops = _tops(strips or [0] * -(-count // columns), height)
+    strips = strips or [0] * -(-count // columns)
+    tops = [bottom - height - GAP for bottom in accumulate(strip + height + GAP for strip in strips)]
     sheet = np.full((tops[-1] + height, columns * (width + GAP) - GAP, 3), 255, np.uint8)
     for index, tile in enumerate(tiles):
         top, left = tops[index // columns], index % columns * (width + GAP)
         sheet[top : top + height, left : left + width] = tile
-    return sheet
-
-
-def _tops(strips: Sequence[int], height: int) -> list[int]:
-    """The first pixel of each row of tiles."""
-    return [
-        place - height for place in accumulate(strip + height + GAP * (row > 0) for row, strip in enumerate(strips))
-    ]
+    return sheet, tops
 
 
 def _bands(
@@ -228,7 +223,7 @@ def _sheet(
     columns = min(columns, count)
     above = above or [""] * count
     strips = [STRIP if any(above[start : start + columns]) else 0 for start in range(0, count, columns)]
-    pixels = _lay(tiles, columns, strips)
+    pixels, tops = _lay(tiles, columns, strips)
     margin, top = MARGIN if left else GAP, STRIP + 2 * GAP if title else GAP
     width = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title or ""))
     height = top + pixels.shape[0] + GAP
@@ -236,8 +231,7 @@ def _sheet(
     axes = figure.add_axes((margin / width, GAP / height, pixels.shape[1] / width, pixels.shape[0] / height))
     axes.set_axis_off()
     axes.imshow(pixels, interpolation="nearest", aspect="auto")
-    tops = _tops(strips, tile_height)
-    for index, text in enumerate(above):
+    for index, text in ((index, text) for index, text in enumerate(above) if text):
         axes.text(index % columns * (tile_width + GAP), tops[index // columns] - 4, text, fontsize=8)
     for place, label in zip(tops, left or (), strict=False):
         axes.text(-4, place + tile_height / 2, label, fontsize=8, rotation=90, ha="right", va="center")
