@@ -7,7 +7,6 @@ import gc
 import importlib
 import os
 import sys
-import traceback
 from signal import SIGINT
 from typing import Annotated, Any
 
@@ -59,6 +58,8 @@ class LazyGroup(TyperGroup):
         except Exception as error:
             code, what, fix = explain(error)
             if "--debug" in (sys.argv[1:] if args is None else args):
+                import traceback
+
                 traceback.print_exc()
             complain(what, fix, "" if isinstance(error, Interrupted) else "error: ")
         sys.exit(code or 0)

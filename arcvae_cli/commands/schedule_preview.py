@@ -6,7 +6,6 @@ import csv
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -115,12 +114,13 @@ class Shown:
 
     def series(self) -> dict[str, Callable[[float], float]]:
         """What the schedule says of every epoch: beta, or the target of a closed loop, by its name in `--json`."""
-        return {
-            f"{level}_target".lstrip("_") if isinstance(part, Feedback) else level or "beta": (
-                part.setpoint if isinstance(part, Feedback) else part
-            )
-            for level, part in self.schedule.parts.items()
-        }
+        found: dict[str, Callable[[float], float]] = {}
+        for level, part in self.schedule.parts.items():
+            if isinstance(part, Feedback):
+                found[f"{level}_target".lstrip("_")] = part.setpoint
+            else:
+                found[level or "beta"] = part
+        return found
 
     def curves(self) -> Iterator[Curve]:
         """Everything that is drawn of it."""
@@ -309,28 +309,26 @@ def facts(part: Schedule, level: str, s: Shown) -> Iterator[str]:
         yield f"recorded, means of epochs: at the end {run.values[-1]:.4g}, target {run.targets[-1]:.4g}: {held}"
 
 
-def scaled_beta(part: Schedule, scale: float, epoch: float) -> float:
-    """Beta on the ELBO scale."""
-    return part(epoch) * scale
-
-
 def table(s: Shown) -> tuple[list[str], list[list[str]]]:
     """The key epochs: names of columns, and rows."""
     from arcvae_cli.console import cell
 
-    series: dict[str, Callable[[float], float | None]] = dict(s.series())
+    marks, scale = s.marks(), 1.0 if s.scale is None else s.scale
+    columns: dict[str, list[float | None]] = {name: [at(e) for e, _ in marks] for name, at in s.series().items()}
     for level, run in s.recorded.items():
         if run.values:
-            series[f"{level} recorded".lstrip()] = run.value
-        series[f"{level} recorded beta".lstrip()] = run.beta
-    if s.scale is not None and s.scale != 1.0:
-        for level, part in s.schedule.parts.items():
-            if not isinstance(part, Feedback):
-                series[f"{level} ELBO-scale beta".lstrip()] = partial(scaled_beta, part, s.scale)
-    rows = [[f"{at:g}", *(cell(value(at), ".4g") for value in series.values()), what] for at, what in s.marks()]
+            columns[f"{level} recorded".lstrip()] = [run.value(epoch) for epoch, _ in marks]
+        columns[f"{level} recorded beta".lstrip()] = [run.beta(epoch) for epoch, _ in marks]
+    for level, part in s.schedule.parts.items() if scale != 1.0 else ():
+        if not isinstance(part, Feedback):
+            columns[f"{level} ELBO-scale beta".lstrip()] = [part(epoch) * scale for epoch, _ in marks]
+    rows = [
+        [f"{epoch:g}", *(cell(values[row], ".4g") for values in columns.values()), what]
+        for row, (epoch, what) in enumerate(marks)
+    ]
     if (left_out := len(rows) - MOST_ROWS) > 0:
-        rows[MOST_ROWS - 4 : -4] = [["..."] + [""] * len(series) + [f"{left_out} more, all of them in --json"]]
-    return ["epoch", *series, ""], rows
+        rows[MOST_ROWS - 4 : -4] = [["..."] + [""] * len(columns) + [f"{left_out} more, all of them in --json"]]
+    return ["epoch", *columns, ""], rows
 
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
