@@ -281,7 +281,7 @@ def show(shown: Sequence[Shown], console: Console) -> None:
         console.lines(["", *chart(own, max(s.epochs for s in shown), console)])
     for s in shown:
         if len(shown) > 1:
-            console.lines(["", f"{s.name}, {s.epochs} epochs"])
+            console.lines([*[""] * (s is shown[0]), f"{s.name}, {s.epochs} epochs"])
         columns, rows = table(s)
         console.table("", columns, rows, left=(len(columns) - 1,))
 
