@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 from arcvae_cli.cli import app
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
+from arcvae_cli.schedules.feedback import is_held
 from arcvae_cli.settings import preset_names, read_toml, resolve
 
 HERE = Path(__file__).parent
@@ -264,10 +265,15 @@ def course(document: dict[str, Any]) -> str:
     if "run" not in document:
         return "Beta depends on the run; the picture shows the target." if document["closed_loop"] else ""
     (level,) = document["run"]["levels"].values()
-    value, target, beta = (level[key][-1] for key in ("value", "target", "beta"))
-    held = level["held_since"]
+    schedule = SCHEDULES[document["schedule"]["name"]].model_validate(document["schedule"])
+    assert isinstance(schedule, Feedback)
+    targets = [schedule.setpoint(epoch - 0.5) for epoch in level["epoch"]]  # means of epochs, as the values are
+    rows = list(zip(level["epoch"], level["value"], targets, strict=True))
+    last_missed = max((epoch for epoch, value, target in rows if not is_held(value, target)), default=0)
+    held = next((epoch for epoch in level["epoch"] if epoch > last_missed), None)
     since = f"within 5 % of the target from epoch {held:g} on" if held is not None else "not within 5 % of the target"
-    return f"A recorded run, means of each epoch: at the end {value:.4g} for {target:.4g} at beta {beta:.3g}, {since}."
+    end = f"{level['value'][-1]:.4g} for {targets[-1]:.4g} at beta {level['beta'][-1]:.3g}"
+    return f"A recorded run, means of each epoch: at the end {end}, {since}."
 
 
 def keys(kind: type[Schedule]) -> Iterator[str]:

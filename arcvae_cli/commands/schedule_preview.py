@@ -25,7 +25,6 @@ from arcvae_cli.commands.options import (
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import is_dir, is_file, read_lines, usable_folder
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, shortfall
-from arcvae_cli.schedules.feedback import is_held
 from arcvae_cli.settings import GRID_POSITIONS, Layer, elbo_scale, environment_layer, preset_names, resolve, set_layer
 
 if TYPE_CHECKING:
@@ -57,23 +56,10 @@ class Curve(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What a run recorded of a level: mean beta of each epoch and, of a closed loop, the held value and its target."""
+    """What a run recorded of a level at its whole epochs: beta (a mean), and the value that a closed loop holds."""
 
-    epochs: list[float]
-    betas: list[float]
-    values: list[float]
-    targets: list[float]
-
-    def held_since(self) -> float | None:
-        """The epoch from which on every mean was within 5 % of its target; None if the last was not."""
-        missed = [e for e, v, t in zip(self.epochs, self.values, self.targets, strict=True) if not is_held(v, t)]
-        return next((epoch for epoch in self.epochs if not missed or epoch > missed[-1]), None)
-
-    def beta(self, epoch: float) -> float | None:
-        return dict(zip(self.epochs, self.betas, strict=True)).get(epoch)
-
-    def value(self, epoch: float) -> float | None:
-        return dict(zip(self.epochs, self.values, strict=True)).get(epoch)
+    betas: dict[float, float]
+    values: dict[float, float]
 
 
 @dataclass(frozen=True)
@@ -132,13 +118,13 @@ class Shown:
                 targets = [part.setpoint(place) for place in places]
                 yield Curve(f"{label} target", UNITS[part.quantity], places, targets, dashed=True)
                 if run:
-                    yield Curve(f"{label} recorded", UNITS[part.quantity], run.epochs, run.values)
+                    yield Curve(f"{label} recorded", UNITS[part.quantity], list(run.values), list(run.values.values()))
             else:
                 if part.per == "epoch":
                     places = [float(e) for e in range(1, self.epochs + 1, 1 + self.epochs // MOST_POINTS)]
                 yield Curve(label, "beta", places, [part(place) for place in places])
             if run:
-                yield Curve(f"{label} recorded", "beta", run.epochs, run.betas)
+                yield Curve(f"{label} recorded", "beta", list(run.betas), list(run.betas.values()))
 
 
 @with_flags(ROWS)
@@ -241,31 +227,28 @@ def find(name: str, layers: Sequence[Layer], run: str | None, runs: Path) -> Sho
 
 def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Recorded]:
     """What a run, by its folder or its name in `runs`, recorded of each level of a schedule."""
-    folder = next((path for path in (Path(run), runs / run) if is_dir(path)), None)
+    folder = next((path for path in (Path(run), runs / run) if is_file(path / "metrics.jsonl")), None)
     if folder is None:
-        raise InputError(f"--run {run}: no such folder, and no such run in {runs}", "give a folder or name, --runs-dir")
-    for name in ("config.toml", "metrics.jsonl"):
-        if not is_file(folder / name):
-            raise InputError(f"--run {run}: {folder} has no {name}", "give the folder of a run")
-    settings = resolve(str(folder / "config.toml")).settings
-    per_position = 1.0 / GRID_POSITIONS if settings.objective.reduction == "sum" else 1.0
+        raise InputError(
+            f"--run {run}: no metrics.jsonl there, nor in {runs / run}", "give the folder or name of a run"
+        )
+    sums = resolve(str(folder / "config.toml")).settings.objective.reduction == "sum"
     lines = read_lines(folder / "metrics.jsonl")
     found = {}
     for level, part in schedule.parts.items():
-        names = [f"train/{key}/{level}".rstrip("/") for key in ("beta", "kl")]
-        known = [line for line in lines if all(line.get(name) is not None for name in names)]
+        beta, kl = (f"train/{key}/{level}".rstrip("/") for key in ("beta", "kl"))
+        known = [line for line in lines if line.get(beta) is not None and line.get(kl) is not None]
         epochs, steps = ([line for line in known if line["kind"] == kind] for kind in ("epoch", "step"))
         if not epochs:
-            raise InputError(f"--run {run}: no epoch with {names[0]}", "give a run of a model with these levels")
-        betas, values, targets = [], [], []
+            raise InputError(f"--run {run}: no epoch with {beta}", "give a run of a model with these levels")
+        recorded = found[level] = Recorded({}, {})
         for line in epochs:
-            within = [step[names[0]] for step in steps if line["epoch"] - 1 < step["epoch"] <= line["epoch"]]
-            betas.append(sum(within) / len(within) if within else line[names[0]])
+            end = line["epoch"]
+            within = [step[beta] for step in steps if end - 1 < step["epoch"] <= end] or [line[beta]]
+            recorded.betas[end] = sum(within) / len(within)
             if isinstance(part, Feedback):
-                kl, reconstruction = line[names[1]], line["train/loss_reconstruction"] * per_position
-                values.append(kl if part.quantity == "kl" else reconstruction)
-                targets.append(part.setpoint(line["epoch"] - 0.5))
-        found[level] = Recorded([float(line["epoch"]) for line in epochs], betas, values, targets)
+                per_position = line["train/loss_reconstruction"] / (GRID_POSITIONS if sums else 1)
+                recorded.values[end] = line[kl] if part.quantity == "kl" else per_position
     return found
 
 
@@ -301,12 +284,8 @@ def facts(part: Schedule, level: str, s: Shown) -> Iterator[str]:
     scaled = f" ({low * factor:.4g} to {high * factor:.4g} on the ELBO scale)" if factor != 1.0 else ""
     yield ", ".join(f"{key} {value:g}" for key, value in part if key not in ("name", "per"))
     yield f"beta depends on the run and moves once a step, between {low:.4g} and {high:.4g}{scaled}"
-    if (run := s.recorded.get(level)) is None:
+    if not s.recorded:
         yield "--run RUN shows what it did in a run"
-    else:
-        since = run.held_since()
-        held = "not held within 5 %" if since is None else f"held within 5 % from epoch {since:g} on"
-        yield f"recorded, means of epochs: at the end {run.values[-1]:.4g}, target {run.targets[-1]:.4g}: {held}"
 
 
 def table(s: Shown) -> tuple[list[str], list[list[str]]]:
@@ -317,8 +296,8 @@ def table(s: Shown) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, list[float | None]] = {name: [at(e) for e, _ in marks] for name, at in s.series().items()}
     for level, run in s.recorded.items():
         if run.values:
-            columns[f"{level} recorded".lstrip()] = [run.value(epoch) for epoch, _ in marks]
-        columns[f"{level} recorded beta".lstrip()] = [run.beta(epoch) for epoch, _ in marks]
+            columns[f"{level} recorded".lstrip()] = [run.values.get(epoch) for epoch, _ in marks]
+        columns[f"{level} recorded beta".lstrip()] = [run.betas.get(epoch) for epoch, _ in marks]
     for level, part in s.schedule.parts.items() if scale != 1.0 else ():
         if not isinstance(part, Feedback):
             columns[f"{level} ELBO-scale beta".lstrip()] = [part(epoch) * scale for epoch, _ in marks]
@@ -366,13 +345,16 @@ def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
     return [curves[0].unit, *lines, *(["   ".join(legend)] if len(curves) > 1 else [])]
 
 
-def document(s: Shown, run: str | None, steps: int) -> dict[str, Any]:
+def document(s: Shown, name: str | None, steps: int) -> dict[str, Any]:
     """One schedule for `--json`; times in epochs."""
     at, series = s.points(steps), s.series()
-    recorded: dict[str, dict[str, Any]] = {
-        level or "beta": {"epoch": found.epochs, "beta": found.betas}
-        | ({"value": found.values, "target": found.targets, "held_since": found.held_since()} if found.values else {})
-        for level, found in s.recorded.items()
+    recorded = {
+        level or "beta": {
+            "epoch": list(run.betas),
+            "beta": list(run.betas.values()),
+            "value": list(run.values.values()),
+        }
+        for level, run in s.recorded.items()
     }
     return {
         "name": s.name,
@@ -399,7 +381,7 @@ def document(s: Shown, run: str | None, steps: int) -> dict[str, Any]:
             for epoch, text in s.marks()
         ],
         "curve": {"epoch": at, **{name: [value(epoch) for epoch in at] for name, value in series.items()}},
-        **({"run": {"name": run, "levels": recorded}} if run is not None else {}),
+        **({"run": {"name": name, "levels": recorded}} if recorded else {}),
     }
 
 
@@ -431,8 +413,8 @@ def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
                     for epoch in s.points(steps):
                         rest: list[object] = [None] * len(more)
                         if isinstance(part, Feedback):
-                            beta = run.beta(epoch) if run else None
-                            rest = [part.quantity, part.setpoint(epoch), run.value(epoch) if run else None]
+                            beta = run.betas.get(epoch) if run else None
+                            rest = [part.quantity, part.setpoint(epoch), run.values.get(epoch) if run else None]
                         else:
                             beta = part(epoch)
                         scaled = None if scale is None or beta is None else beta * scale
