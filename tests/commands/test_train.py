@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -155,14 +154,14 @@ def test_off_a_terminal_there_are_plain_lines(trained: Trained, arc_splits: dict
     assert "\x1b" not in result.stdout + result.stderr and "\r" not in result.stderr
     assert "Verdict" in result.stdout and "epoch 1/2" not in result.stdout
     said = result.stderr.splitlines()
-    assert "scale: mean reductions; beta weighs 256 times as much on the ELBO scale" in said
     black = (arc_splits["val"] == 0).mean()
     assert f"to beat: an all-black answer is right in {black:.3f} of the validation pixels, non-black 0" in said
     lines = [line for line in said if line.startswith("epoch")]
-    assert lines[0].startswith("epoch 1/2  beta 0.05 (12.8 on the ELBO scale)  loss ")
-    assert lines[1].startswith("epoch 2/2  beta 0.1 (25.6 on the ELBO scale)  loss ")
-    assert len(lines) == 2 and all("non-black" in line and "active" in line for line in lines)
-    assert not [line for line in said if line.startswith("warning")]
+    assert [line.partition(" loss")[0] for line in lines] == [
+        "epoch 1/2  beta 0.05 (12.8 on the ELBO scale) ",
+        "epoch 2/2  beta 0.1 (25.6 on the ELBO scale) ",
+    ]
+    assert re.search(r"seconds: start [\d.]+, .* training steps a second; peak memory [\d,]+ MiB", " ".join(said))
     assert f"run folder {trained.folder.parent}" in result.stderr
 
 
@@ -226,29 +225,6 @@ def test_an_early_stop_is_told_and_the_best_epoch_is_judged(
     pictures = {path.name for path in (run / "images").iterdir()}
     assert "reconstructions_epoch_3.png" in pictures, "the last epoch is drawn, however the run came to it"
     assert "reconstructions_epoch_1.png" not in pictures
-
-
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_told_of_first(
-    arcvae: Run, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, real = tmp_path / "full", os.fsync
-
-    def fsync(descriptor: int) -> None:
-        lines = run / "metrics.jsonl"
-        file = Path(f"/proc/self/fd/{descriptor}").resolve().name
-        if file.startswith(".last.pth.") and '"kind": "epoch", "epoch": 2' in lines.read_text():
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    flags = ("--data", arc_npz, *QUICK, "--epochs", 3, "--beta-schedule", "constant", "--set", "log.images_every=0")
-    result = arcvae("train", *flags, "--runs-dir", tmp_path, "--run-name", "full")
-    assert (result.exit_code, result.stdout) == (1, "")
-    what, fix = result.stderr.splitlines()[-2:]
-    assert what.startswith(f"error: {run}/checkpoints/last.pth: could not be written (No space left on device; ")
-    assert fix == f"  free some space, then go on with `arcvae train --resume {run}`"
-    assert checkpoints.load(run / "checkpoints" / "last.pth").epoch == 1
-    assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
 
 
 # ------------------------------------------------------------------------------------------ flags and precedence
@@ -563,10 +539,3 @@ def test_what_ended_a_run_is_told_whatever_its_recorders_do(error: BaseException
     with pytest.raises(type(error)) as caught, train.closing([Closer(heard, one) for one in failing]):
         raise error
     assert caught.value is error and heard == [code] * 4
-
-
-def test_a_recorder_that_fails_as_it_is_closed_is_told_where_nothing_else_is() -> None:
-    heard: list[Any] = []
-    with pytest.raises(ArcvaeError, match="a full disk"), train.closing([Closer(heard, ArcvaeError("a full disk"))]):
-        pass
-    assert heard == [0]
