@@ -45,6 +45,6 @@ def test_a_command_gets_what_was_given_as_a_layer() -> None:
         given.append(flags)
         assert (name, force) == ("x", True)
 
-    assert CliRunner().invoke(single, ["--name", "x", "--force", "--z-dim", "3", "--no-augment"]).exit_code == 0
+    assert CliRunner().invoke(single, ["x", "--force", "--z-dim", "3", "--no-augment"]).exit_code == 0
     assert given[0].values == {"model": {"latent_dim": 3}, "data": {"augment": False}}
     assert given[0].origins == {"model.latent_dim": "--latent-dim", "data.augment": "--augment/--no-augment"}
