@@ -1,20 +1,20 @@
-"""The command line: each command is one line here, its module imported when it is called."""
+"""The command line: commands are imported when called; exceptions become a message and an exit code here."""
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import os
-import signal
 import sys
-import traceback
+from signal import SIGINT
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from arcvae_cli import __version__
-from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.errors import ArcvaeError, Interrupted, one_line
 from arcvae_cli.machine import out_of_memory
 from arcvae_cli.stopping import Signals, exit_code
 
@@ -31,102 +31,87 @@ COMMANDS = {
 """Name: (module of arcvae_cli.commands and what to take from it, one line of help)."""
 
 
-UsageError = typer.BadParameter.__mro__[1]  # Typer has carried a Click of its own since 0.26: take whichever is there
-ClickException: type[Exception] = UsageError.__mro__[1]
-
-
 class LazyGroup(TyperGroup):
-    """A group that lists its commands without importing them, and where errors become exit codes."""
+    """A group that lists its commands without importing them, and translates exceptions."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        """In the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        """The command if it was loaded, else a name with a line of help."""
         if cmd_name not in self.commands and cmd_name in COMMANDS:
-            return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
+            return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])  # a name with a line of help
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Load the command that is being called."""
         if args and args[0] in COMMANDS:
             self.commands[args[0]] = load(args[0])
         elif args:
-            for name in COMMANDS:  # names to suggest from, where a command is misspelt
+            for name in COMMANDS:  # candidates for "Did you mean"
                 self.commands.setdefault(name, TyperCommand(name))
         return super().resolve_command(ctx, args)
 
     def main(self, args: Any = None, prog_name: Any = None, **extra: Any) -> Any:  # type: ignore[override]
-        """Run and leave; a misused command line is told in two lines, as every other mistake is."""
-        if not extra.pop("standalone_mode", True):
-            return super().main(args, prog_name, standalone_mode=False, **extra)
+        """Run the command and exit; an exception is printed as one or two lines, under `--debug` with its traceback."""
+        extra["standalone_mode"] = False
         try:
-            code = super().main(args, prog_name, standalone_mode=False, **extra)
-        except ClickException as error:
-            ctx: Any = getattr(error, "ctx", None)
-            if type(error).__name__ == "NoArgsIsHelpError":
-                typer.echo(ctx.get_help())
-                sys.exit(0)
-            message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
-            complain(message, f"see {ctx.command_path if ctx else 'arcvae'} --help")
-            sys.exit(2)
-        except typer.Abort:
-            sys.exit(130)
-        # of an interrupt in a string that `exec` ran, as dataclasses do, CPython believes that nobody caught it until
-        # another has run, and ends `python -m` by SIGINT, whatever the code
-        exec("")
+            code = super().main(args, prog_name, **extra)
+        except Exception as error:
+            code, what, fix = explain(error)
+            if "--debug" in (sys.argv[1:] if args is None else args):
+                import traceback
+
+                traceback.print_exc()
+            complain(what, fix, "" if isinstance(error, Interrupted) else "error: ")
         sys.exit(code or 0)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; a person's mistake is one or two lines and an exit code, never a traceback."""
-        with Signals(("SIGINT", "SIGTERM")) as signals:  # of which Python lets SIGTERM end it with nothing put away
-            return self._guarded(ctx, signals)
-
-    def _guarded(self, ctx: Any, signals: Signals) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ArcvaeError as error:
-            show_traceback(ctx)
-            complain(error.what, error.fix, asked_for=isinstance(error, Interrupted))
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(exit_code(signals() or signal.SIGINT)) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: nothing to say at exit
-            raise typer.Exit(0) from None
-        except Exception as error:
-            if type(error).__module__.startswith(("typer.", "click.")):
-                raise  # usage errors and exits, which Typer shows
-            reason = str(error).splitlines()[0] if str(error) else "no message"
-            show_traceback(ctx)
-            if isinstance(error, MemoryError) or ("torch" in sys.modules and out_of_memory(error)):
-                complain(f"out of memory: {reason}", "free some, or take another --device")
-            else:
-                complain(f"{type(error).__name__}: {reason}", "a defect of arcvae; see where with arcvae --debug")
-            raise typer.Exit(1) from None
+        with Signals(("SIGINT", "SIGTERM")) as signals:  # by default SIGTERM would end Python without cleaning up
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                raise typer.Exit(exit_code(signals() or SIGINT)) from None
 
 
-def show_traceback(ctx: Any) -> None:
-    """The traceback of the error at hand, under `--debug`."""
-    if ctx.params.get("debug"):
-        traceback.print_exc()
+def explain(error: Exception) -> tuple[int, str, str | None]:
+    """The exit code of an exception, its message and what to do about it."""
+    first_line = str(error).strip().partition("\n")[0] or "no message"
+    match error:
+        case ArcvaeError():
+            return error.exit_code, error.what, error.fix
+        case typer.TyperException() if type(error).__name__ == "NoArgsIsHelpError":  # the help was printed
+            return 0, "", None
+        case typer.TyperException():
+            ctx = getattr(error, "ctx", None)
+            message = " ".join(error.format_message().split())
+            return 2, message, f"see {ctx.command_path if ctx else 'arcvae'} --help"
+        case _ if isinstance(error, MemoryError) or ("torch" in sys.modules and out_of_memory(error)):
+            return 1, f"out of memory: {first_line}", "free some memory, or use another --device"
+        case OSError(errno=errno.ENAMETOOLONG):
+            return 2, f"{error.filename}: {error.strerror}", "use a shorter name"
+        case ValueError() if first_line.startswith("embedded null"):
+            return 2, f"a file name contains a NUL character ({first_line})", "remove it"
+        case OSError(strerror=str()):
+            return 1, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), None
+        case _:
+            return 1, f"{type(error).__name__}: {first_line}", "a bug in arcvae; arcvae --debug shows where"
 
 
-def complain(what: str, fix: str | None, asked_for: bool = False) -> None:
-    """A mistake on stderr: what is wrong and where, and what to do; what was `asked_for` is none."""
+def complain(what: str, fix: str | None, prefix: str) -> None:
+    """Print on stderr what is wrong and what to do about it."""
+    if not what:
+        return
     from rich.text import Text
 
     from arcvae_cli.console import Console
 
-    console = Console().err  # which makes no other error of a terminal that was closed
-    console.print(Text(what) if asked_for else Text.assemble(("error: ", "bold red"), what), soft_wrap=True)
+    console = Console().err
+    console.print(Text.assemble((prefix, "bold red"), one_line(what)), soft_wrap=True)
     if fix:
-        console.print(Text(f"  {fix}"), soft_wrap=True)
+        console.print(Text(f"  {one_line(fix)}"), soft_wrap=True)
 
 
 def load(name: str) -> Any:
-    """The command, ready to be called."""
+    """Import a command."""
     module, _, attribute = COMMANDS[name][0].partition(":")
     found = getattr(importlib.import_module(f"arcvae_cli.commands.{module}"), attribute)
     if not isinstance(found, typer.Typer):
@@ -135,7 +120,7 @@ def load(name: str) -> Any:
         found = single
     command = typer.main.get_command(found)
     command.name = name
-    gc.freeze()  # what start-up made stays: nothing of it is worth the collector's time
+    gc.freeze()  # what the imports made stays for good
     gc.enable()
     return command
 
@@ -150,7 +135,7 @@ app = typer.Typer(
 
 
 def version(wanted: bool) -> None:
-    """Print the version and leave."""
+    """`--version`."""
     if wanted:
         typer.echo(f"arcvae {__version__}")
         raise typer.Exit
@@ -168,12 +153,12 @@ def arcvae(
 
 
 def main() -> None:
-    """The entry point.
-
-    Building the classes of the settings makes many objects and no garbage: the collector is off until a command is
-    loaded, a fifth of the time that `schedule-preview` takes.
-    """
-    gc.disable()
+    """The entry point."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (`>&-`); also keeps its number from the next file opened
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them takes a tenth of start-up
+    gc.disable()  # importing makes many objects and no garbage: a fifth of start-up
     try:
         app(prog_name="arcvae")
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""Where words go: results to stdout, talk to stderr."""
+"""stdout for results, stderr for progress and errors; tables, JSON, quiet, progress bars."""
 
 from __future__ import annotations
 
@@ -18,73 +18,64 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.table import Table
 
-GONE = {errno.EPIPE, errno.EIO, errno.ENXIO}
-"""What a program is told whose reader has left: a pipe without its end, a terminal that was closed."""
+CLOSED = {errno.EPIPE, errno.EIO, errno.ENXIO}
+"""Errors of a pipe whose reader ended (`| head`) and of a closed terminal: not worth a message."""
 
 
-class Lasting:
-    """A stream that no reader can stop: what is written after one has left goes nowhere, and no job ends of it.
+class Output:
+    """A stream whose failing writes end no job: the rest of its output is dropped, after one message on stderr."""
 
-    With `all_errors`, so with any other refusal, as of a full disk.
-    """
-
-    def __init__(self, stream: TextIO, all_errors: bool = False) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._all_errors = all_errors
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write it, or pretend to."""
-        with self._unread():
-            self._stream.write(text)
+        self._attempt(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """See to it that it is read, where anybody reads."""
-        with self._unread():
-            self._stream.flush()
+        self._attempt(self._stream.flush)
 
-    @contextmanager
-    def _unread(self) -> Iterator[None]:
+    def _attempt(self, write: Callable[[], object]) -> None:
         try:
-            yield
+            write()
         except OSError as error:
-            if not self._all_errors and error.errno not in GONE:
-                raise
-            # The rest, also that of others and what waits in buffers until the process ends, leads nowhere from now on.
-            with suppress(OSError):  # a stream that is no file
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+            with suppress(OSError):  # a stream without a descriptor
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())  # also drops what other code writes, and what is still buffered
+                os.close(null)
+            if error.errno not in CLOSED:
+                with suppress(OSError):
+                    sys.stderr.write(f"warning: output lost: {error.strerror}\n")
 
 
 class Console:
     """stdout for results, stderr for progress, notes and errors.
 
     With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped. Off a terminal
-    Rich writes plain text without escapes, `NO_COLOR` takes the colour away. A letter that stdout has no code for is
-    written as its number. A terminal that is closed, or a pipe that nobody reads any more, ends no job.
+    Rich writes plain text; `NO_COLOR` removes colour. A character that stdout cannot encode is written as its escape.
+    Output that cannot be written ends no job.
     """
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet = quiet
         self.as_json = as_json
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no letter shall end the job
-        out, err = (cast(IO[str], stream) for stream in (Lasting(sys.stdout), Lasting(sys.stderr, all_errors=True)))
+            sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for stderr
+        out, err = (cast(IO[str], Output(stream)) for stream in (sys.stdout, sys.stderr))
         self.out = Terminal(file=out, highlight=False, soft_wrap=not out.isatty())
         self.err = Terminal(file=err, highlight=False, soft_wrap=not err.isatty())
 
     @property
     def terminal(self) -> bool:
-        """Whether talk goes to a terminal, where a line may be redrawn."""
+        """Whether notes go to a terminal, where a line may be redrawn."""
         return self.err.is_terminal and not self.err.is_dumb_terminal
 
     @property
     def piped(self) -> bool:
-        """Whether results go to a file or a program, and not to a person."""
+        """Whether results go to a file or a program."""
         return not sys.stdout.isatty()
 
     def result(self, renderable: RenderableType = "") -> None:
@@ -101,7 +92,7 @@ class Console:
         left: Collection[int] = (0,),
         header: bool = True,
     ) -> None:
-        """Print a table: as wide as the terminal, in a pipe as wide as it needs so that a row is a line."""
+        """Print a table: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line."""
         made = table(title, columns, rows, left=left, header=header)
         if not self.piped:
             self.result(made)
@@ -112,33 +103,41 @@ class Console:
         self.lines(line.rstrip() for line in text.get().splitlines())
 
     def lines(self, lines: Iterable[str]) -> None:
-        """Print results that are text, one a line and as they are, unless the result is the JSON document."""
+        """Print lines unchanged: no markup, no wrapping; unless the result is the JSON document."""
         if not self.as_json:
-            sys.stdout.writelines(f"{line}\n" for line in lines)
+            self._write("".join(f"{line}\n" for line in lines))
 
     def json(self, document: Mapping[str, Any]) -> None:
-        """Print the one JSON document of `--json`; NaN and infinity are refused, since JSON has neither."""
+        """Print the one JSON document of `--json`. ValueError for NaN and infinity, which JSON does not have."""
         if self.as_json:
-            sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            self._write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+    def _write(self, text: str) -> None:
+        self.out.file.write(text)
+        self.out.file.flush()
 
     def note(self, text: RenderableType) -> None:
-        """Say something useful but not asked for."""
+        """Print a message on stderr, unless quiet."""
         if not self.quiet:
             self.err.print(text, markup=False, emoji=False)
 
+    def warn(self, text: str) -> None:
+        """Print a warning on stderr."""
+        self.err.print(Text.assemble(("warning: ", "yellow"), text))
+
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Gives a function that shows how many of how many are done: a bar on a terminal, off it a line each tenth."""
+        """Gives a function `show(done, of)`: a progress bar on a terminal, elsewhere a line each tenth."""
         if self.quiet or not self.terminal:
-            told = 0
+            tenths = 0
 
-            def tell(done: int, of: int) -> None:
-                nonlocal told
-                if 10 * done // max(of, 1) > told and (told or done < of):  # what is done at once needs no line
-                    told = 10 * done // of
+            def show(done: int, of: int) -> None:
+                nonlocal tenths
+                if 10 * done // max(of, 1) > tenths and (tenths or done < of):  # no line for what is done at once
+                    tenths = 10 * done // of
                     self.note(f"{what}: {done:,} of {of:,}")
 
-            yield tell
+            yield show
             return
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -146,10 +145,6 @@ class Console:
         with Progress(*columns, console=self.err, transient=True) as bar:
             task = bar.add_task(what, visible=False, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of, visible=True)
-
-    def warn(self, text: str) -> None:
-        """Say something that the reader must not miss."""
-        self.err.print(Text.assemble(("warning: ", "yellow"), text))
 
 
 def table(

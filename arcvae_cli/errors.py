@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 1200
 """Characters of a line of an error."""
 
 
 class ArcvaeError(Exception):
-    """A job that failed for a reason worth telling: exit code 1, no traceback.
+    """A job that failed: exit code 1, no traceback.
 
-    `what` says what is wrong and where (file, dotted key); `fix` says what to do about it. A line each, whatever names
-    and values from files stand in them.
+    `what`: what is wrong and where (file, dotted key). `fix`: what to do about it. Each is one printable line, whatever
+    names and values from files it contains, and without the password of any URL.
     """
 
     exit_code = 1
@@ -25,7 +27,8 @@ class ArcvaeError(Exception):
 
 
 def one_line(text: str) -> str:
-    """Text as a line of a terminal: what cannot be printed is written out, the middle of what is long left out."""
+    """Text as one printable line: control characters escaped, the middle of a long text left out, no password."""
+    text = without_password(text)
     if len(text) > LONGEST:
         text = f"{text[: 2 * LONGEST // 3]} ... {text[-LONGEST // 3 :]}"
     return printable(text)
@@ -36,8 +39,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def without_password(text: str) -> str:
+    """A URL, or a text with URLs in it, without the user names and passwords (`https://user:secret@host/...`)."""
+    return re.sub(r"(\w{2,}:/{1,2})[^/\s]*@", r"\1", text)  # one slash where it was taken for a path
+
+
 class WriteError(ArcvaeError):
-    """A file that could not be written: what was there before is whole."""
+    """A file that could not be written; its previous content is intact."""
 
 
 class InputError(ArcvaeError):
@@ -46,10 +54,10 @@ class InputError(ArcvaeError):
     exit_code = 2
 
 
-class Interrupted(ArcvaeError):  # noqa: N818 - not an error of anybody's
-    """Stopped because somebody asked for it, with the work saved; `exit_code` says how.
+class Interrupted(ArcvaeError):  # noqa: N818 - not an error
+    """Stopped by a signal, with the work saved; `exit_code` depends on the signal.
 
-    `at_once`: asked for a second time, so that nothing more is to be waited for.
+    `at_once`: the signal came twice, so nothing is waited for.
     """
 
     def __init__(self, what: str, exit_code: int, fix: str | None = None, at_once: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -11,7 +12,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from arcvae_cli.errors import InputError, WriteError
 
@@ -104,3 +105,22 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def metric_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a `metrics.jsonl`, each as text and as a table with `kind` ("step" or "epoch") and `epoch`.
+
+    What is no such line, as one cut short by a crash, is left out.
+    """
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and line.get("kind") in ("step", "epoch"):
+            yield text, line
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The steps and epochs of a `metrics.jsonl` in the order of time."""
+    return sorted((line for _, line in metric_lines(path)), key=lambda line: float(line["epoch"]))

@@ -72,11 +72,11 @@ class DataSettings(SettingsTable):
     augment: bool = Field(True, description="symmetries and colour permutations, drawn anew for every batch")
     limit: Count | None = Field(None, description="train on at most so many examples, validate on an eighth of that")
     grammar: str | None = Field(None, description="grammar of the strings: a file, or equations, smiles")
-    input: Path | None = Field(None, strict=False, description="file of strings, one a line, to be parsed")
+    input: Path | None = Field(None, strict=False, description="strings of the grammar, one a line")
     recipe: Literal["uniform", "kusner"] = Field("uniform", description="how equations are drawn")
     max_rules: Count | None = Field(None, description="longest derivation; by default the input's, of equations 15")
-    prod: Path | None = Field(None, strict=False, description="ready derivations: ids (N, T) int16, .npy")
-    masks: Path | None = Field(None, strict=False, description="their masks, bit-packed (N, T, bytes), .npy")
+    prod: Path | None = Field(None, strict=False, description="derivations: .npy of rule ids (N, T)")
+    masks: Path | None = Field(None, strict=False, description="masks of derivations: .npy, bit-packed (N, T, bytes)")
     pad_id: int | None = Field(None, ge=-1, description="id after the end of a ready derivation; by default found out")
 
     @property
@@ -241,8 +241,10 @@ class ObjectiveSettings(SettingsTable):
     class_weights: Literal["none", "inverse", "sqrt_inverse", "balanced"] = "none"
     reduction: Literal["sum", "mean"] = Field("sum", description="sum: nats per example, beta 1 is the ELBO")
     kl_reduction: Literal["sum", "mean"] = Field("sum", description="over the dimensions of a level")
-    free_bits: NotNegative = Field(0.0, description="lambda in nats; 0 is off")
-    free_bits_mode: Literal["per_dim", "per_sample", "total"] = "per_dim"
+    free_bits: NotNegative = Field(0.0, description="lambda in nats; above 0 switches free bits on")
+    free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field(
+        "per_dim", description="lambda is the floor of a dimension's batch mean, of each example's KL, or of the total"
+    )
     free_bits_by_level: dict[str, NotNegative] = Field({}, description="lambda of single levels, instead of free_bits")
 
     def floor(self, level: str) -> float:
@@ -253,22 +255,22 @@ class ObjectiveSettings(SettingsTable):
 class TrainSettings(SettingsTable):
     """The optimisation."""
 
-    epochs: Size = 50
-    batch_size: Count = 128
-    lr: Positive = Field(1e-3, description="Adam's learning rate at the start")
+    epochs: Size = Field(50, description="passes over the training split")
+    batch_size: Count = Field(128, description="examples of a step")
+    lr: Positive = Field(1e-3, description="learning rate at the start")
     lr_schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     lr_min: NotNegative = Field(1e-5, description="where cosine and plateau end")
     adam_betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), strict=False)  # TOML has lists
     weight_decay: NotNegative = 0.0
     gradient_clip: NotNegative = Field(1.0, description="largest norm of the gradient per example; 0 is off")
-    early_stopping: bool = True
+    early_stopping: bool = Field(True, description="stop when the monitored metric no longer improves")
     patience: Count = Field(10, description="epochs without a better value before an early stop")
     monitor: str = Field("val/loss_selection", description="metric that selects the best epoch")
-    seed: int = Field(0, ge=0, le=2**31 - 1)
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, batches and noise")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
     engine: Literal["auto", "eager", "compile", "graph"] = Field(
-        "auto", description="how a step runs: eager, compiled, or as one CUDA graph, which auto takes on CUDA"
+        "auto", description="how a step runs; graph is one CUDA graph, which auto takes on CUDA"
     )
     save_minutes: NotNegative = Field(
         10.0, description="save last.pth after so many minutes within an epoch too; 0 saves after epochs only"
@@ -304,9 +306,9 @@ class Settings(SettingsTable):
     """Everything that decides a run."""
 
     data: DataSettings = DataSettings()
-    model: AnyModel = Field(default_factory=GridSettings)
+    model: AnyModel = Field(default_factory=GridSettings, description="architecture")
     objective: ObjectiveSettings = ObjectiveSettings()
-    schedule: AnySchedule = Field(default_factory=LinearWarmup)
+    schedule: AnySchedule = Field(default_factory=LinearWarmup, description="schedule of beta")
     train: TrainSettings = TrainSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()

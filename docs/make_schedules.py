@@ -8,8 +8,6 @@ python docs/make_schedules.py --keep RUN    keep the record of a run of a closed
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -22,8 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
 from arcvae_cli.cli import app
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
+from arcvae_cli.schedules.feedback import is_held
 from arcvae_cli.settings import preset_names, read_toml, resolve
 
 HERE = Path(__file__).parent
@@ -264,13 +265,15 @@ def course(document: dict[str, Any]) -> str:
     if "run" not in document:
         return "Beta depends on the run; the picture shows the target." if document["closed_loop"] else ""
     (level,) = document["run"]["levels"].values()
-    assert level["kind"] == "recorded", (
-        f"{document['run']['name']} is not of this schedule any more: --keep another run"
-    )
-    value, target, beta = (level[key][-1] for key in ("value", "target", "beta"))
-    held = level["held_since"]
+    schedule = SCHEDULES[document["schedule"]["name"]].model_validate(document["schedule"])
+    assert isinstance(schedule, Feedback)
+    targets = [schedule.setpoint(epoch - 0.5) for epoch in level["epoch"]]  # means of epochs, as the values are
+    rows = list(zip(level["epoch"], level["value"], targets, strict=True))
+    last_missed = max((epoch for epoch, value, target in rows if not is_held(value, target)), default=0)
+    held = next((epoch for epoch in level["epoch"] if epoch > last_missed), None)
     since = f"within 5 % of the target from epoch {held:g} on" if held is not None else "not within 5 % of the target"
-    return f"A recorded run, means of each epoch: at the end {value:.4g} for {target:.4g} at beta {beta:.3g}, {since}."
+    end = f"{level['value'][-1]:.4g} for {targets[-1]:.4g} at beta {level['beta'][-1]:.3g}"
+    return f"A recorded run, means of each epoch: at the end {end}, {since}."
 
 
 def keys(kind: type[Schedule]) -> Iterator[str]:
@@ -290,12 +293,10 @@ def keys(kind: type[Schedule]) -> Iterator[str]:
 
 def preview(*arguments: str) -> dict[str, Any]:
     """What `arcvae schedule-preview` gives."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = app(["schedule-preview", *arguments, "--json"], standalone_mode=False)
-    if code:
-        sys.exit(err.getvalue())
-    (document,) = json.loads(out.getvalue())["schedules"]
+    result = CliRunner().invoke(app, ["schedule-preview", *arguments, "--json"])
+    if result.exit_code:
+        sys.exit(result.stderr)
+    (document,) = json.loads(result.stdout)["schedules"]
     return dict(document)
 
 

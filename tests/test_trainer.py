@@ -14,12 +14,12 @@ from arcvae_cli import checkpoints, runs
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.files import read_lines
 from arcvae_cli.memorising import overfit
 from arcvae_cli.models import build_model
 from arcvae_cli.objective import Terms
 from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.records import EpochRecord, Pictures, Silent
-from arcvae_cli.schedules.recorded import read_lines
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Counts, seed_step
 from arcvae_cli.trainer import Trainer

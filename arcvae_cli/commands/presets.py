@@ -1,14 +1,14 @@
-"""`arcvae presets`: what ships, what a preset comes to, and the schema for editors."""
+"""`arcvae presets`: the shipped presets, a preset resolved, and the schema for editors."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
+from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.settings import (
     GrammarSettings,
     Settings,
@@ -22,71 +22,54 @@ from arcvae_cli.settings import (
 
 app = typer.Typer(no_args_is_help=True, help="List, show and describe presets.")
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="print the result only")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+ZINC_RULES = 277
+"""Rules of the longest derivation of the 249,456 molecules of the 2017 paper, the default corpus `smiles`."""
 
 
 @app.command("list")
-def list_presets(quiet: Quiet = False, as_json: AsJson = False) -> None:
+def list_presets(quiet: QuietOption = False, as_json: JsonOption = False) -> None:
     """List the shipped presets."""
-    from rich.table import Table
-
     from arcvae_cli.console import Console
 
     console = Console(quiet=quiet, as_json=as_json)
     rows = {name: describe_preset(name) for name in preset_names()}
     console.json({"presets": [{"name": name, "description": text} for name, text in rows.items()]})
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column()
-    for name, text in rows.items():
-        table.add_row(name, text)
-    console.result(table)
+    console.table("", ("preset", "description"), rows.items(), left=(0, 1), header=False)
 
 
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="a shipped preset or a TOML file")],
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a preset resolved, and where every value comes from."""
-    from rich.table import Table
-    from rich.text import Text
-
     from arcvae_cli.console import Console
 
     console = Console(quiet=quiet, as_json=as_json)
     resolved = resolve(name, environment_layer())
     values = resolved.settings.table()
-    origins = resolved.origins
-    rows = [(key, value, origin_of(key, origins)) for key, value in leaves(values)]
-    size = size_of(resolved.settings)
+    rows = [(key, value, resolved.origins.get(key, "default")) for key, value in leaves(values)]
+    parameters, derivations = size_of(resolved.settings)
+    scale = elbo_scale(resolved.settings)
     console.json(
         {
             "name": name,
             "settings": values,
             "origins": {key: origin for key, _, origin in rows},
-            "elbo_scale": elbo_scale(resolved.settings),
-            "parameters": size.parameters,
-            "derivations": None if size.length is None else {"rules": size.rules, "length": size.length},
+            "elbo_scale": scale,
+            "parameters": parameters,
+            "derivations": derivations,
         }
     )
-    table = Table(box=None, pad_edge=False)
-    table.add_column("key", no_wrap=True)
-    table.add_column("value", overflow="fold")
-    table.add_column("from", overflow="fold")  # a long path goes on in the next line: nothing is lost in a pipe
-    for key, value, origin in rows:
-        style = "dim" if origin == "default" else ""
-        table.add_row(key, Text(json.dumps(value)), Text(origin), style=style)
-    console.result(table)
-    where = "" if size.length is None else f" for derivations of {size.length} steps of {size.rules} rules"
-    console.result(f"{size.parameters:,} parameters{where}")
-    scale = elbo_scale(resolved.settings)
+    table = ((key, json.dumps(value), origin) for key, value, origin in rows)
+    console.table("", ("key", "value", "from"), table, left=(0, 1, 2))
+    where = "" if derivations is None else " for derivations of {length} steps of {rules} rules".format(**derivations)
+    console.lines([f"{parameters:,} parameters{where}"])
     if scale is None:
-        console.result("with focal loss or class weights no ELBO corresponds to this beta")
+        console.lines(["with focal loss or class weights no ELBO corresponds to this beta"])
     elif scale != 1.0:
-        console.result(f"beta weighs {scale:g} times as much on the ELBO scale")
+        console.lines([f"beta weighs {scale:g} times as much on the ELBO scale"])
 
 
 @app.command()
@@ -97,24 +80,10 @@ def schema() -> None:
     Console(as_json=True).json(json_schema())
 
 
-ZINC_RULES = 277
-"""Steps of the longest derivation of the 249,456 molecules of the 2017 paper, which `smiles` is by default."""
+def size_of(settings: Settings) -> tuple[int, dict[str, int] | None]:
+    """Trainable parameters of the model, and the rules and steps of the derivations that a grammar model is made for.
 
-
-@dataclass(frozen=True)
-class Size:
-    """Trainable numbers of a model; of a grammar model, the rules and the steps that it is made for."""
-
-    parameters: int
-    rules: int | None = None
-    length: int | None = None
-
-
-def size_of(settings: Settings) -> Size:
-    """The size of the model that the settings describe, counted on the model itself.
-
-    How long the derivations of a file are only its corpus tells: here they are as long as those of the shipped
-    grammars, or `data.max_rules`.
+    A file of strings is not read: derivations count as long as those of the shipped grammars, or `data.max_rules`.
     """
     from arcvae_cli.grammar import read_grammar
     from arcvae_cli.models import build_model
@@ -127,7 +96,7 @@ def size_of(settings: Settings) -> Size:
         structure = Structure(rules, settings.data.max_rules or (15 if equations else ZINC_RULES))
     model = build_model(settings.model, structure)
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Size(count) if structure is None else Size(count, len(structure.rules), structure.length)
+    return count, None if structure is None else {"rules": len(structure.rules), "length": structure.length}
 
 
 def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,8 +106,3 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def origin_of(key: str, origins: Mapping[str, str]) -> str:
-    """Where a key's value came from."""
-    return origins.get(key, "default")

@@ -1,47 +1,72 @@
-"""`arcvae schedule-preview`: what beta a run will see, before the run.
-
-Nothing heavier than the settings is imported, Rich included: a look at a schedule should feel like `ls`.
-"""
+"""`arcvae schedule-preview`: the beta a run will use, before the run. Imports neither torch nor NumPy."""
 
 from __future__ import annotations
 
 import csv
-import json
-import math
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import groupby
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from arcvae_cli.commands.options import (
+    OUTPUT,
+    JsonOption,
+    QuietOption,
+    Row,
+    SetOption,
+    complete,
+    own_names,
+    with_flags,
+)
 from arcvae_cli.errors import InputError
+from arcvae_cli.files import is_dir, is_file, read_lines, usable_folder
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, shortfall
-from arcvae_cli.settings import Layer, elbo_scale, environment_layer, flag_layer, preset_names, resolve, set_layer
+from arcvae_cli.settings import GRID_POSITIONS, Layer, elbo_scale, environment_layer, preset_names, resolve, set_layer
 
 if TYPE_CHECKING:
-    from arcvae_cli.schedules.recorded import Course, Recorded
+    from arcvae_cli.console import Console
 
-EPOCHS = 100  # of a schedule by its name; a preset brings its own
+EPOCHS = 100  # of a schedule by its name; a preset has its own
 STEPS = 100
-ROWS = 16  # key epochs shown, the middle ones left out first
+MOST_ROWS, MOST_POINTS = 16, 4000  # of the table, and of a curve
+HEIGHT = 11  # lines of a chart
 UNITS = {"kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
-NAMES = {"kl": "KL", "reconstruction": "reconstruction"}
-CUT = 2.5  # targets high: what is held in the first half is drawn no higher, for the first epochs overshoot by far
+MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 
-SCHEDULE, VIEW, OUTPUT = "The schedule", "The view", "Output"
+SCHEDULE, VIEW = "The schedule", "The view"
+KEYS = (
+    *("max_beta", "min_beta", "warmup_epochs", "ramp_epochs", "cycle_length", "wave", "ramp_fraction"),
+    *("restart_interval", "restart_multiplier", "per"),
+)
+ROWS = (*own_names(KEYS, SCHEDULE), Row(("--epochs",), "train.epochs", VIEW, f"the preset's, else {EPOCHS}"))
+
+
+class Curve(NamedTuple):
+    """A line of the chart and of the picture."""
+
+    label: str
+    unit: str
+    epochs: Sequence[float]
+    values: Sequence[float]
+    dashed: bool = False
+
+
+class Recorded(NamedTuple):
+    """What a run recorded of a level at its whole epochs: beta (a mean), and the value that a closed loop holds."""
+
+    betas: dict[float, float]
+    values: dict[float, float]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One schedule of the preview. `scale` leads from beta to the ELBO-scale beta, None where there is none.
+    """One schedule of the preview. `scale`: from beta to the ELBO-scale beta, None where there is none.
 
-    `courses`: by level that takes feedback, what it does with `run`.
+    `recorded`: by level, what the run of `--run` did.
     """
 
     name: str
@@ -49,27 +74,23 @@ class Shown:
     schedule: Schedule
     epochs: int
     scale: float | None
-    run: Recorded | None = None
-    courses: Mapping[str, Course] = field(default_factory=dict)
+    recorded: Mapping[str, Recorded] = field(default_factory=dict)
 
     @property
     def by_step(self) -> bool:
-        """Whether an epoch and its share decide beta; what takes feedback is shown by whole epochs."""
+        """Whether beta is shown by steps; a closed loop is shown by whole epochs."""
         return self.schedule.per == "step" and not isinstance(self.schedule, Feedback)
 
-    def points(self, steps: int) -> Iterator[float]:
+    def points(self, steps: int) -> list[float]:
         """The epochs at which the trainer asks for beta."""
-        for epoch in range(1, self.epochs + 1):
-            if self.by_step:
-                yield from (epoch - 1 + (step + 1) / steps for step in range(steps))
-            else:
-                yield float(epoch)
+        if not self.by_step:
+            return [float(epoch) for epoch in range(1, self.epochs + 1)]
+        return [epoch + (step + 1) / steps for epoch in range(self.epochs) for step in range(steps)]
 
     def marks(self) -> list[tuple[float, str]]:
-        """Key epochs, the first and the last included."""
-        first, begin = (0.0, "start") if self.by_step else (1.0, "first epoch")
-        found: dict[float, list[str]] = {first: [begin]}
-        if self.courses:
+        """Key epochs with what happens there, the first and the last included."""
+        found: dict[float, list[str]] = {0.0: ["start"]} if self.by_step else {1.0: ["first epoch"]}
+        if self.recorded:
             stride = max(1, self.epochs // 10)
             found |= {float(epoch): [] for epoch in range(stride, self.epochs, stride) if epoch > 1}
         for epoch, text in self.schedule.marks(self.epochs):
@@ -77,110 +98,52 @@ class Shown:
         found.setdefault(float(self.epochs), []).append("last epoch")
         return [(epoch, ", ".join(texts)) for epoch, texts in sorted(found.items())]
 
-    def label(self, level: str) -> str:
-        """A curve's name, in the legend and in the picture."""
-        return f"{self.name} {level}".rstrip()
+    def series(self) -> dict[str, Callable[[float], float]]:
+        """What the schedule says of every epoch: beta, or the target of a closed loop, by its name in `--json`."""
+        found: dict[str, Callable[[float], float]] = {}
+        for level, part in self.schedule.parts.items():
+            if isinstance(part, Feedback):
+                found[f"{level}_target".lstrip("_")] = part.setpoint
+            else:
+                found[level or "beta"] = part
+        return found
 
     def curves(self) -> Iterator[Curve]:
-        """All that is drawn of it."""
+        """Everything that is drawn of it."""
         for level, part in self.schedule.parts.items():
-            label = self.label(level)
-            if not isinstance(part, Feedback):
-                first = 0.0 if part.per == "step" else 1.0
-                yield Curve(label, "beta", first, self.epochs, part.peak, value=partial(between, part))
-                continue
-            unit, course = UNITS[part.quantity], self.courses.get(level)
-            target = max(part.setpoint(0.0), part.setpoint(self.epochs))
-            yield Curve(f"{label} target", unit, 0.0, self.epochs, target, value=part.setpoint, dashed=True)
-            if course:
-                ends = course.epochs[0], course.epochs[-1]
-                later = course.values[len(course.values) // 2 :]
-                top = max(min(max(course.values), CUT * target or math.inf), *later)
-                yield Curve(label, unit, *ends, top, value=partial(course.at, "values"))
-                betas = course.betas
-                yield Curve(label, "beta", *ends, max(betas), low=min(0.0, *betas), value=partial(course.at, "betas"))
+            label, run = f"{self.name} {level}".rstrip(), self.recorded.get(level)
+            count = min(max(8 * self.epochs, 400), MOST_POINTS)
+            places = [self.epochs * i / count for i in range(count + 1)]
+            if isinstance(part, Feedback):
+                targets = [part.setpoint(place) for place in places]
+                yield Curve(f"{label} target", UNITS[part.quantity], places, targets, dashed=True)
+                if run:
+                    yield Curve(f"{label} recorded", UNITS[part.quantity], list(run.values), list(run.values.values()))
+            else:
+                if part.per == "epoch":
+                    places = [float(e) for e in range(1, self.epochs + 1, 1 + self.epochs // MOST_POINTS)]
+                yield Curve(label, "beta", places, [part(place) for place in places])
+            if run:
+                yield Curve(f"{label} recorded", "beta", list(run.betas), list(run.betas.values()))
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart or a picture, over the epochs from `first` to `last`, and how high and low the axis goes."""
-
-    label: str
-    unit: str
-    first: float
-    last: float
-    top: float
-    low: float = 0.0
-    dashed: bool = False
-    value: Callable[[float], float] = field(kw_only=True)
-
-
+@with_flags(ROWS)
 def schedule_preview(
+    *,
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME", help="presets, TOML files or names of schedules; several overlay")
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="presets, TOML files or names of schedules; several overlay",
+            autocompletion=complete(lambda: [*preset_names(), *SCHEDULES]),
+        ),
     ],
-    max_beta: Annotated[
-        float | None,
-        typer.Option("--max-beta", "--beta-max", help="largest beta", rich_help_panel=SCHEDULE),
-    ] = None,
-    min_beta: Annotated[
-        float | None,
-        typer.Option("--min-beta", "--beta-min", help="least beta of a cycle", rich_help_panel=SCHEDULE),
-    ] = None,
-    warmup_epochs: Annotated[
-        float | None,
-        typer.Option(
-            "--warmup-epochs",
-            "--beta-warmup-epochs",
-            help="epochs before the ramp, or of the rise",
-            rich_help_panel=SCHEDULE,
-        ),
-    ] = None,
-    ramp_epochs: Annotated[
-        float | None,
-        typer.Option("--ramp-epochs", "--beta-ramp-epochs", help="epochs of the ramp", rich_help_panel=SCHEDULE),
-    ] = None,
-    cycle_length: Annotated[
-        float | None,
-        typer.Option("--cycle-length", "--beta-cycle-length", help="epochs of a cycle", rich_help_panel=SCHEDULE),
-    ] = None,
-    wave: Annotated[
-        Literal["triangle", "cosine", "ramp_hold"] | None,
-        typer.Option(help="form of a cycle", rich_help_panel=SCHEDULE),
-    ] = None,
-    ramp_fraction: Annotated[
-        float | None, typer.Option(help="share of a ramp_hold cycle that rises", rich_help_panel=SCHEDULE)
-    ] = None,
-    restart_interval: Annotated[
-        float | None, typer.Option(help="epochs to the first restart", rich_help_panel=SCHEDULE)
-    ] = None,
-    restart_multiplier: Annotated[
-        float | None, typer.Option(help="each interval over the one before", rich_help_panel=SCHEDULE)
-    ] = None,
-    per: Annotated[
-        Literal["epoch", "step"] | None, typer.Option(help="how often beta moves", rich_help_panel=SCHEDULE)
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="any other key, as schedule.base.max_beta=0.5; repeatable", rich_help_panel=SCHEDULE
-        ),
-    ] = None,
+    flags: Layer,
+    assignments: SetOption = None,
     run: Annotated[
-        str | None,
-        typer.Option(help="a recorded run, for a schedule that takes feedback: folder or name", rich_help_panel=VIEW),
+        str | None, typer.Option(help="overlay what a run recorded: its folder or name", rich_help_panel=VIEW)
     ] = None,
-    runs: Annotated[Path, typer.Option("--runs-dir", help="where runs lie", rich_help_panel=VIEW)] = Path("runs"),
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1_000_000,
-            help="length of the run",
-            show_default=f"the preset's, else {EPOCHS}",
-            rich_help_panel=VIEW,
-        ),
-    ] = None,
+    runs: Annotated[Path, typer.Option("--runs-dir", help="folder of the runs", rich_help_panel=VIEW)] = Path("runs"),
     steps: Annotated[
         int | None,
         typer.Option(
@@ -195,347 +158,204 @@ def schedule_preview(
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="write beta at every epoch or step", rich_help_panel=OUTPUT)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON", rich_help_panel=OUTPUT)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="print the result only", rich_help_panel=OUTPUT)] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a beta schedule before the run: a chart, the key epochs, and what a run of this length misses.
 
-    A preset wins over a file, and a file over a schedule of the same name.
-    Where a preset's loss is on another scale than the ELBO, the beta of the same weight there stands beside beta.
-    The beta of kl_capacity, controlvae and geco depends on the run: their target is shown, and with --run what they did
-    in a run of theirs, or an estimate from how another run answered to its beta.
+    A preset comes before a file, and a file before a schedule of the same name. Where a preset's loss is not on the
+    scale of the ELBO, the beta of the same weight on that scale is shown too. The beta of kl_capacity, controlvae and
+    geco depends on the run: their target is shown, and with --run what they did in a run.
     """
-    flags = {
-        "--epochs": ("train.epochs", epochs),
-        "--max-beta": ("schedule.max_beta", max_beta),
-        "--min-beta": ("schedule.min_beta", min_beta),
-        "--warmup-epochs": ("schedule.warmup_epochs", warmup_epochs),
-        "--ramp-epochs": ("schedule.ramp_epochs", ramp_epochs),
-        "--cycle-length": ("schedule.cycle_length", cycle_length),
-        "--wave": ("schedule.wave", wave),
-        "--ramp-fraction": ("schedule.ramp_fraction", ramp_fraction),
-        "--restart-interval": ("schedule.restart_interval", restart_interval),
-        "--restart-multiplier": ("schedule.restart_multiplier", restart_multiplier),
-        "--per": ("schedule.per", per),
-    }
+    from arcvae_cli.console import Console
+
+    console = Console(quiet=quiet, as_json=as_json)
     for flag, path, ending in (("--plot", plot, ".png"), ("--csv", csv_file, "")):
-        check_target(flag, path, ending)
-    layers = [set_layer(assignments or []), flag_layer(flags)]
-    shown = [find(name, layers) for name in dict.fromkeys(names)]
-    if ramp_fraction is not None and (flat := [s for s in shown if getattr(s.schedule, "wave", "") != "ramp_hold"]):
-        raise InputError(
-            f"--ramp-fraction: {flat[0].name} has the wave {getattr(flat[0].schedule, 'wave', None)}",
-            "it belongs to --wave ramp_hold",
-        )
+        if path is not None:
+            check_target(flag, path, ending)
+    layers = [set_layer(assignments or []), flags]
+    shown = [find(name, layers, run, runs) for name in dict.fromkeys(names)]
+    given = flags.values.get("schedule", {})
+    if "ramp_fraction" in given and (flat := [s for s in shown if getattr(s.schedule, "wave", "") != "ramp_hold"]):
+        raise InputError(f"--ramp-fraction: {flat[0].name} does not use it", "it belongs to --wave ramp_hold")
     if steps is not None and not any(s.by_step for s in shown):
-        if any(s.schedule.closed_loop for s in shown):
-            raise InputError("--steps: a schedule that takes feedback is shown by whole epochs", "leave it out")
-        raise InputError("--steps: beta moves once an epoch here", "add --per step")
-    if run is not None:
-        shown = with_run(shown, run, runs)
+        fix = "remove it" if any(s.schedule.closed_loop for s in shown) else "add --per step"
+        raise InputError("--steps: this schedule is shown by whole epochs", fix)
 
     for s in shown:
-        for text in warnings(s):
-            warning = typer.style("warning:", fg="yellow") if coloured(sys.stderr) else "warning:"
-            typer.echo(f"{warning} " + (f"{s.name}: " if len(shown) > 1 else "") + text, err=True)
-    if as_json:
-        typer.echo(json.dumps({"schedules": [document(s, steps or STEPS) for s in shown]}, indent=2, allow_nan=False))
-    else:
-        for line in page(shown):
-            typer.echo(line)
+        if (text := shortfall(s.schedule, s.epochs)) is not None:
+            console.warn((f"{s.name}: " if len(shown) > 1 else "") + text)
     if csv_file is not None:
         write_csv(csv_file, shown, steps or STEPS)
     if plot is not None:
-        write_plot(plot, shown)
+        from arcvae_cli.render.plots import save_schedules
+
+        scales = {s.scale for s in shown}
+        curves = [curve for s in shown for curve in s.curves()]
+        save_schedules(plot, curves, elbo_scale=scales.pop() if len(scales) == 1 else None)
+    if as_json:
+        console.json({"schedules": [document(s, run, steps or STEPS) for s in shown]})
+    else:
+        show(shown, console)
     for file in (csv_file, plot):
-        if file is not None and not quiet:
-            typer.echo(f"wrote {file}", err=True)
+        if file is not None:
+            console.note(f"wrote {file}")
 
 
-def find(name: str, layers: Sequence[Layer]) -> Shown:
-    """What a name stands for, with flags and `--set` on top."""
+def find(name: str, layers: Sequence[Layer], run: str | None, runs: Path) -> Shown:
+    """What a name stands for, with flags and `--set` on top, and what the run recorded."""
     path = Path(name)
-    source: Literal["preset", "file"] | None = None
-    if name in preset_names():
-        source = "preset"
-    elif path.is_file() or (path / "config.toml").is_file():
-        source = "file"
-    if source:  # the environment counts here as it does for `train --preset`
-        settings = resolve(name, environment_layer(), *layers).settings
+    source: Literal["preset", "file", "schedule"]
+    if name in preset_names() or is_file(path) or is_file(path / "config.toml"):
+        source = "preset" if name in preset_names() else "file"
+        settings = resolve(name, environment_layer(), *layers).settings  # the environment counts as for `train`
         scale = elbo_scale(settings)
-        return Shown(name, source, settings.schedule, settings.train.epochs, scale)
-    if name in SCHEDULES:
+    elif name in SCHEDULES:
+        source, scale = "schedule", 1.0
         wanted = Layer(name, {"schedule": {"name": name}, "train": {"epochs": EPOCHS}})
         settings = resolve(None, wanted, *layers).settings
-        return Shown(name, "schedule", settings.schedule, settings.train.epochs, 1.0)
-    if path.suffix or len(path.parts) > 1:
-        raise InputError(f"{name}: no such file", "give a preset, a TOML file or a schedule's name")
-    import difflib
-
-    known = list(dict.fromkeys([*preset_names(), *SCHEDULES]))
-    near = difflib.get_close_matches(name, known, n=3)
-    raise InputError(
-        f"{name!r} is neither a preset, a file nor a schedule",
-        f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}",
-    )
-
-
-def with_run(shown: Sequence[Shown], run: str, runs: Path) -> list[Shown]:
-    """The schedules with what those that take feedback did, or would do, in a recorded run."""
-    from arcvae_cli.schedules.recorded import read_run
-
-    if not any(s.schedule.closed_loop for s in shown):
-        raise InputError(
-            f"--run: {shown[0].name} takes no feedback, its beta is the same in every run",
-            "it belongs to kl_capacity, controlvae and geco",
-        )
-    recorded = read_run(run, runs)
-
-    def courses(s: Shown) -> dict[str, Course]:
-        closed = {level: part for level, part in s.schedule.parts.items() if isinstance(part, Feedback)}
-        return {level: recorded.course(part, level, s.epochs) for level, part in closed.items()}
-
-    def ran(s: Shown) -> Shown:
-        found = courses(s)
-        # what was recorded ends with the run
-        ends = [int(course.epochs[-1]) if course.kind == "recorded" else s.epochs for course in found.values()]
-        return replace(s, run=recorded, courses=found, epochs=min(s.epochs, *ends))
-
-    return [ran(s) if s.schedule.closed_loop else s for s in shown]
-
-
-def warnings(s: Shown) -> Iterator[str]:
-    """What the run will miss."""
-    if (text := shortfall(s.schedule, s.epochs)) is not None:
-        yield text
-    for level, course in s.courses.items():
-        part, (low, high) = s.schedule.parts[level], course.seen
-        assert isinstance(part, Feedback) and s.run is not None
-        target = course.targets[-1]
-        if course.kind == "estimate" and not low <= target <= high:
-            what = f"{level} target {target:.4g} is outside what the run {s.run.name} showed".lstrip()
-            yield f"{what}, {low:.4g} to {high:.4g} ({UNITS[part.quantity]}): the estimate says nothing of it"
-        elif (bound := course.stuck(part)) is not None:
-            stood = f"beta stands at its {bound} in the last epoch"
-            yield f"{level} target {target:.4g} is out of reach, {stood}: {course.values[-1]:.4g}".lstrip()
-
-
-# ---------------------------------------------------------------------------------------------------------- text
-
-
-def page(shown: Sequence[Shown]) -> Iterator[str]:
-    """What a person sees."""
-    width = min(shutil.get_terminal_size().columns, 100)
-    for s in shown:
-        kind = f"schedule {s.schedule.name}" if s.source != "schedule" else "with its defaults"
-        kind = {"preset": f"preset, {kind}", "file": kind, "schedule": "schedule"}[s.source]
-        yield f"{s.name} ({kind})"
-        for level, part in s.schedule.parts.items():
-            yield "  " + f"{level}: {part.describe()}".lstrip(": ")
-            for line in feedback_facts(part, level, s) if isinstance(part, Feedback) else (facts(part, s),):
-                yield "  " + line
-    curves = [curve for s in shown for curve in s.curves()]
-    units = dict.fromkeys(curve.unit for curve in curves)
-    for unit in units:
-        yield ""
-        if list(units) != ["beta"]:
-            yield unit
-        yield from chart([curve for curve in curves if curve.unit == unit], max(s.epochs for s in shown), width)
-    for s in shown:
-        yield ""
-        if len(shown) > 1:
-            yield f"{s.name}, {s.epochs} epochs"
-        yield from table(s)
-
-
-def facts(part: Schedule, s: Shown) -> str:
-    """Peak, first peak and period in a line."""
-    weight = f" ({part.peak * s.scale:.4g} on the ELBO scale)" if s.scale not in (None, 1.0) else ""
-    words = [f"peak {part.peak:.4g}{weight}", f"first at epoch {part.first_peak:g}"]
-    if part.period:
-        words.append(f"period {part.period:g} epochs")
-    words.append(f"beta moves once {'a step' if part.per == 'step' else 'an epoch'}")
-    if s.scale is None:
-        words.append("no ELBO scale (focal loss or class weights)")
-    return ", ".join(words)
-
-
-def feedback_facts(part: Feedback, level: str, s: Shown) -> Iterator[str]:
-    """On what beta depends, and how it went in the recorded run."""
-    low, high = part.bounds
-    weight = f" ({low * s.scale:.4g} to {high * s.scale:.4g} on the ELBO scale)" if s.scale not in (None, 1.0) else ""
-    values = (f"{key} {value:g}" for key, value in part if key not in ("name", "per"))
-    yield ", ".join(values)
-    yield f"beta depends on the run and moves once a step, between {low:.4g} and {high:.4g}{weight}"
-    course, name = s.courses.get(level), NAMES[part.quantity]
-    if course is None:
-        yield "--run RUN previews it against a recorded run"
-        return
-    assert s.run is not None
-    if course.kind == "recorded":
-        yield f"recorded: the run {s.run.name} was trained with it; means of each epoch"
     else:
-        seen = f"{course.seen[0]:.4g} to {course.seen[1]:.4g}"
-        yield f"an estimate, from how the {name} answered to beta in the run {s.run.name}: {seen} there"
-    held = course.held_since()
-    end = f"held within 5 % from epoch {held:g} on" if held is not None else "not held within 5 %"
-    yield f"at the end {name} {course.values[-1]:.4g}, target {course.targets[-1]:.4g}: {end}"
+        known = list(dict.fromkeys([*preset_names(), *SCHEDULES]))
+        near = difflib.get_close_matches(name, known, n=3)
+        raise InputError(
+            f"{name}: no such preset, file or schedule",
+            f"did you mean {' or '.join(near)}?" if near else f"presets and schedules: {', '.join(known)}",
+        )
+    recorded = {} if run is None else read_run(run, runs, settings.schedule)
+    return Shown(name, source, settings.schedule, settings.train.epochs, scale, recorded)
 
 
-def table(s: Shown) -> Iterator[str]:
-    """The key epochs, as lines of columns."""
-    scale = s.scale if s.scale != 1.0 else None
-    columns: list[tuple[str, Callable[[float], float]]] = []
-    scaled: list[tuple[str, Callable[[float], float]]] = []
-    for level, part in s.schedule.parts.items():
-        course = s.courses.get(level)
-        beta: Callable[[float], float] = part
-        if isinstance(part, Feedback):
-            columns.append((f"{level} target".lstrip(), part.setpoint))
-            if course is None:
-                continue
-            columns.append((f"{level} {NAMES[part.quantity]}".lstrip(), partial(course.at, "values")))
-            beta = partial(course.at, "betas")
-        columns.append((f"{level} beta".lstrip() if s.schedule.closed_loop else level or "beta", beta))
-        scaled.append((f"{level} ELBO-scale beta".lstrip(), beta))
-    head = ["epoch", *(name for name, _ in columns), *(name for name, _ in scaled if scale)]
-    rows = []
-    for epoch, text in s.marks():
-        values = [value(epoch) for _, value in columns]
-        if scale is not None:
-            values += [beta(epoch) * scale for _, beta in scaled]
-        rows.append([f"{epoch:g}", *(f"{value:.4g}" for value in values), text])
-    left_out = len(rows) - ROWS
-    if left_out > 0:
-        rows[ROWS - 4 : -4] = [["..."] + [""] * (len(head) - 1) + [f"{left_out} more, all of them in --json"]]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    for row in [[*head, ""], *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
-        yield "   ".join([*cells, row[-1]]).rstrip()
+def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Recorded]:
+    """What a run, by its folder or its name in `runs`, recorded of each level of a schedule."""
+    folder = next((path for path in (Path(run), runs / run) if is_file(path / "metrics.jsonl")), None)
+    if folder is None:
+        raise InputError(
+            f"--run {run}: no metrics.jsonl there, nor in {runs / run}", "give the folder or name of a run"
+        )
+    sums = resolve(str(folder / "config.toml")).settings.objective.reduction == "sum"
+    lines = read_lines(folder / "metrics.jsonl")
+    found = {}
+    for level, part in schedule.parts.items():
+        beta, kl = (f"train/{key}/{level}".rstrip("/") for key in ("beta", "kl"))
+        known = [line for line in lines if line.get(beta) is not None and line.get(kl) is not None]
+        epochs, steps = ([line for line in known if line["kind"] == kind] for kind in ("epoch", "step"))
+        if not epochs:
+            raise InputError(f"--run {run}: no epoch with {beta}", "give a run of a model with these levels")
+        recorded = found[level] = Recorded({}, {})
+        for line in epochs:
+            end = line["epoch"]
+            within = [step[beta] for step in steps if end - 1 < step["epoch"] <= end] or [line[beta]]
+            recorded.betas[end] = sum(within) / len(within)
+            if isinstance(part, Feedback):
+                per_position = line["train/loss_reconstruction"] / (GRID_POSITIONS if sums else 1)
+                recorded.values[end] = line[kl] if part.quantity == "kl" else per_position
+    return found
 
 
-# --------------------------------------------------------------------------------------------------------- chart
+def show(shown: Sequence[Shown], console: Console) -> None:
+    """Print the facts, the charts and the tables."""
+    for s in shown:
+        console.lines([f"{s.name} ({'preset, ' * (s.source == 'preset')}schedule {s.schedule.name})"])
+        for level, part in s.schedule.parts.items():
+            console.lines(f"  {line}" for line in facts(part, level, s))
+    curves = [curve for s in shown for curve in s.curves()]
+    for unit in dict.fromkeys(curve.unit for curve in curves):
+        own = [curve for curve in curves if curve.unit == unit]
+        console.lines(["", *chart(own, max(s.epochs for s in shown), console)])
+    for s in shown:
+        if len(shown) > 1:
+            console.lines([*[""] * (s is shown[0]), f"{s.name}, {s.epochs} epochs"])
+        columns, rows = table(s)
+        console.table("", columns, rows, left=(len(columns) - 1,))
 
-# plotext would do this, but its import alone takes longer than the rest of the command
-MARKERS = "*o+x#@%&"
-COLOURS = ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
-BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # the bit of each dot, by row and column
-HEIGHT = 11
+
+def facts(part: Schedule, level: str, s: Shown) -> Iterator[str]:
+    """A schedule in words and numbers."""
+    yield f"{level}: {part.describe()}".lstrip(": ")
+    factor = 1.0 if s.scale is None else s.scale
+    if not isinstance(part, Feedback):
+        peak = f"peak {part.peak:.4g}" + (f" ({part.peak * factor:.4g} on the ELBO scale)" if factor != 1.0 else "")
+        period = f", period {part.period:g} epochs" if part.period else ""
+        moves = f", beta moves once {'a step' if part.per == 'step' else 'an epoch'}"
+        unscaled = ", no ELBO scale (focal loss or class weights)" if s.scale is None else ""
+        yield f"{peak}, first at epoch {part.first_peak:g}{period}{moves}{unscaled}"
+        return
+    low, high = part.bounds
+    scaled = f" ({low * factor:.4g} to {high * factor:.4g} on the ELBO scale)" if factor != 1.0 else ""
+    yield ", ".join(f"{key} {value:g}" for key, value in part if key not in ("name", "per"))
+    yield f"beta depends on the run and moves once a step, between {low:.4g} and {high:.4g}{scaled}"
+    if not s.recorded:
+        yield "--run RUN shows what it did in a run"
 
 
-def chart(curves: Sequence[Curve], last: float, width: int) -> Iterator[str]:
-    """Curves of one unit over the epochs, in Braille on a terminal and in plain characters elsewhere."""
-    top, low = max(curve.top for curve in curves) or 1.0, min(curve.low for curve in curves)
-    colour = coloured(sys.stdout)
-    fine = on_terminal(sys.stdout) and encodes(sys.stdout, "⣿┤└─") and (colour or len(curves) == 1)
-    tick, corner, line = "┤└─" if fine else "|+-"
+def table(s: Shown) -> tuple[list[str], list[list[str]]]:
+    """The key epochs: names of columns, and rows."""
+    from arcvae_cli.console import cell
 
+    marks, scale = s.marks(), 1.0 if s.scale is None else s.scale
+    columns: dict[str, list[float | None]] = {name: [at(e) for e, _ in marks] for name, at in s.series().items()}
+    for level, run in s.recorded.items():
+        if run.values:
+            columns[f"{level} recorded".lstrip()] = [run.values.get(epoch) for epoch, _ in marks]
+        columns[f"{level} recorded beta".lstrip()] = [run.betas.get(epoch) for epoch, _ in marks]
+    for level, part in s.schedule.parts.items() if scale != 1.0 else ():
+        if not isinstance(part, Feedback):
+            columns[f"{level} ELBO-scale beta".lstrip()] = [part(epoch) * scale for epoch, _ in marks]
+    rows = [
+        [f"{epoch:g}", *(cell(values[row], ".4g") for values in columns.values()), what]
+        for row, (epoch, what) in enumerate(marks)
+    ]
+    if (left_out := len(rows) - MOST_ROWS) > 0:
+        rows[MOST_ROWS - 4 : -4] = [["..."] + [""] * len(columns) + [f"{left_out} more, all of them in --json"]]
+    return ["epoch", *columns, ""], rows
+
+
+def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
+    """Curves of one unit over the epochs: braille on a terminal in colour or of one curve, else ASCII characters."""
+    from plotille import Canvas, color  # its Figure would import NumPy
+
+    out = console.out
+    colour = out.is_terminal and out.color_system is not None and not out.no_color
+    plain = not out.is_terminal or out.is_dumb_terminal or out.options.ascii_only
+    braille = not plain and (colour or len(curves) == 1)
+    low, top = min(0.0, *(min(curve.values) for curve in curves)), max(max(curve.values) for curve in curves)
     labels = {0: f"{top:.3g}", HEIGHT // 2: f"{(low + top) / 2:.3g}", HEIGHT - 1: f"{low:.3g}"}
-    margin = max(map(len, labels.values())) + 1
-    width = max(width - margin - 12, 20)  # the word "epochs" stands at the end of the axis
-    across, down = (2, 4) if fine else (1, 1)
-    cells: dict[tuple[int, int], tuple[int, int]] = {}  # (row, column): the dots set there, and whose they are
+    margin = max(map(len, labels.values()))
+    fifth = max((min(out.width, 100) - margin - 14) // 5, 6)  # columns between numbers of epochs
+    dots = 10 * fifth, 4 * HEIGHT  # the limits are those of one dot more
+    height = ((top - low) or 1.0) * dots[1] / (dots[1] - 1)
+    canvas = Canvas(5 * fifth, HEIGHT, 0, low, last * dots[0] / (dots[0] - 1), low + height)
+    legend = []
     for index, curve in enumerate(curves):
-        for column, least, most in spans(curve, last, width * across):
-            rows = (dot(min(value, top), low, top, HEIGHT * down) for value in (most, least))
-            first, final = rows
-            for row in range(first, final + 1):
-                bit = BRAILLE[row % down][column % across]
-                cell = row // down, column // across
-                cells[cell] = cells.get(cell, (0, 0))[0] | bit, index
-
-    def ink(text: str, index: int) -> str:
-        return typer.style(text, fg=COLOURS[index % len(COLOURS)]) if colour else text
-
-    for row in range(HEIGHT):
-        places = (cells.get((row, column), (0, -1)) for column in range(width))
-        text = ""
-        for index, run in groupby(places, key=lambda cell: cell[1]):
-            dots = [dots for dots, _ in run]
-            drawn = "".join(chr(0x2800 + d) for d in dots) if fine else MARKERS[index % len(MARKERS)] * len(dots)
-            text += ink(drawn, index) if index >= 0 else " " * len(dots)
-        yield f"{labels.get(row, ''):>{margin}} {tick}{text.rstrip()}"
-    yield " " * (margin + 1) + corner + line * width
-    yield " " * (margin + 2) + epoch_axis(last, width)
-    if len(curves) > 1:
-        keys = [f"{line * 2 if fine else MARKERS[i % len(MARKERS)]}" for i in range(len(curves))]
-        legend = (f"{ink(key, i)} {curves[i].label}" for i, key in enumerate(keys))
-        yield " " * (margin + 2) + "   ".join(legend)
+        marker, ink = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)]
+        points = list(zip(curve.epochs, curve.values, strict=True))
+        for start, end in pairwise([points[0], *points]):
+            if braille:
+                canvas.line(*start, *end, color=ink if colour else None)
+            else:
+                for i in range(parts := max(1, 400 // len(points))):
+                    at = (i + 1) / parts
+                    place = (a + (b - a) * at for a, b in zip(start, end, strict=True))
+                    canvas.point(*place, color=ink if colour else None, marker=marker)
+        legend.append(color(f"{'--' if braille else marker} {curve.label}", fg=ink, no_color=not colour))
+    rows = canvas.plot("\n").replace("\N{BRAILLE PATTERN BLANK}", " ").split("\n")
+    lines = [f"{labels.get(row, ''):>{margin}} |{text}".rstrip() for row, text in enumerate(rows)]
+    numbers = "".join(f"{last * i / 5:<{fifth}.4g}" for i in range(5))
+    lines += [f"{'':{margin}} +{'-' * 5 * fifth}", f"{'':{margin}}  {numbers}{last:g} epochs"]
+    return [curves[0].unit, *lines, *(["   ".join(legend)] if len(curves) > 1 else [])]
 
 
-def spans(curve: Curve, last: float, columns: int) -> Iterator[tuple[int, float, float]]:
-    """The least and the largest value within each column of a chart from epoch 0 to `last`.
-
-    Both, because several cycles may fall into one column. Between whole epochs a schedule that moves once an epoch is
-    drawn as a straight line.
-    """
-    inner = 8
-    for column in range(columns):
-        places = (last * (column + i / inner) / columns for i in range(inner + 1))
-        values = [curve.value(place) for place in places if curve.first <= place <= curve.last]
-        if values:
-            yield column, min(values), max(values)
-
-
-def between(part: Schedule, place: float) -> float:
-    """Beta at a place on the axis."""
-    low = math.floor(place)
-    if part.per == "step" or low == place:
-        return part(place)
-    return part(low) + (part(low + 1) - part(low)) * (place - low)
-
-
-def dot(value: float, low: float, top: float, rows: int) -> int:
-    """The row of a value, 0 being the highest."""
-    return round((top - value) / (top - low) * (rows - 1))
-
-
-def epoch_axis(last: float, width: int) -> str:
-    """Round numbers of epochs under the places where they are."""
-    rough = last / max(width // 12, 1)
-    size = 10.0 ** math.floor(math.log10(rough))
-    stride = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
-    line = ""
-    for i in range(int(last / stride + 1e-9) + 1):
-        text = f"{i * stride:g}"
-        at = max(round(i * stride / last * width) - len(text) // 2, 0)
-        if at + len(text) <= width + 2 and (not line or at > len(line)):
-            line = line.ljust(at) + text
-    return f"{line}  epochs"
-
-
-def on_terminal(stream: Any) -> bool:
-    """Whether a stream goes to a terminal that can place and colour characters."""
-    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
-
-
-def coloured(stream: Any) -> bool:
-    """Whether to write in colours (https://no-color.org)."""
-    return on_terminal(stream) and not os.environ.get("NO_COLOR")
-
-
-def encodes(stream: Any, text: str) -> bool:
-    """Whether a stream has the characters of a text."""
-    try:
-        text.encode(stream.encoding or "ascii")
-    except (LookupError, UnicodeEncodeError):
-        return False
-    return True
-
-
-# --------------------------------------------------------------------------------------------------------- files
-
-
-def document(s: Shown, steps: int) -> dict[str, Any]:
+def document(s: Shown, name: str | None, steps: int) -> dict[str, Any]:
     """One schedule for `--json`; times in epochs."""
-    levels = {level or "beta": part for level, part in s.schedule.parts.items()}
-    at = list(s.points(steps))
-    curves: dict[str, Callable[[float], float]] = {}
-    for level, part in levels.items():
-        if isinstance(part, Feedback):
-            curves["target" if level == "beta" else f"{level}_target"] = part.setpoint
-        else:
-            curves[level] = part
+    at, series = s.points(steps), s.series()
+    recorded = {
+        level or "beta": {
+            "epoch": list(run.betas),
+            "beta": list(run.betas.values()),
+            "value": list(run.values.values()),
+        }
+        for level, run in s.recorded.items()
+    }
     return {
         "name": s.name,
         "source": s.source,
@@ -545,7 +365,7 @@ def document(s: Shown, steps: int) -> dict[str, Any]:
         "closed_loop": s.schedule.closed_loop,
         "shortfall": shortfall(s.schedule, s.epochs),
         "levels": {
-            level: {
+            level or "beta": {
                 "description": part.describe(),
                 "start": part.start,
                 "peak": part.peak,
@@ -554,94 +374,50 @@ def document(s: Shown, steps: int) -> dict[str, Any]:
                 "reached": part.reached(s.epochs),
                 **({"quantity": part.quantity, "bounds": part.bounds} if isinstance(part, Feedback) else {}),
             }
-            for level, part in levels.items()
+            for level, part in s.schedule.parts.items()
         },
         "key_epochs": [
-            {"epoch": epoch, "what": text, **{name: curve(epoch) for name, curve in curves.items()}}
+            {"epoch": epoch, "what": text, **{name: value(epoch) for name, value in series.items()}}
             for epoch, text in s.marks()
         ],
-        "curve": {"epoch": at, **{name: [curve(epoch) for epoch in at] for name, curve in curves.items()}},
-        **({"run": run_document(s, s.run)} if s.run else {}),
+        "curve": {"epoch": at, **{name: [value(epoch) for epoch in at] for name, value in series.items()}},
+        **({"run": {"name": name, "levels": recorded}} if recorded else {}),
     }
 
 
-def run_document(s: Shown, run: Recorded) -> dict[str, Any]:
-    """What became of the schedule in a recorded run, for `--json`: means of whole epochs."""
-    return {
-        "name": run.name,
-        "levels": {
-            level or "beta": {
-                "kind": course.kind,
-                "seen": course.seen,
-                "held_since": course.held_since(),
-                "epoch": course.epochs,
-                "beta": course.betas,
-                "value": course.values,
-                "target": course.targets,
-            }
-            for level, course in s.courses.items()
-        },
-    }
-
-
-def check_target(flag: str, path: Path | None, ending: str) -> None:
-    """Refuse a file that could not be written, before anything is done."""
-    if path is None:
-        return
-    if ending and path.suffix.lower() != ending:
+def check_target(flag: str, path: Path, ending: str) -> None:
+    """InputError for a file that could not be written, before anything is done."""
+    if not path.suffix.lower().endswith(ending):
         raise InputError(f"{flag} {path}: not a {ending} file", f"call it {path.with_suffix(ending).name}")
-    if path.is_dir():
+    if is_dir(path):
         raise InputError(f"{flag} {path}: is a folder", "give the name of a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{flag} {path}: there is no folder {path.parent}", "make it first")
-    from arcvae_cli.files import usable_folder
-
+    if not is_dir(path.parent):
+        raise InputError(f"{flag} {path}: no folder {path.parent}", "create it first")
     usable_folder(path.parent, flag)
 
 
-def write_csv(path: Path, shown: Iterable[Shown], steps: int) -> None:
-    """One line for every schedule, level and epoch or step; the ELBO-scale beta is empty where it is not known.
+def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
+    """A row for every schedule, level and epoch or step; empty where there is no value.
 
-    A schedule that takes feedback has a target, and beta and the value that it steers where a run was given.
+    A closed loop has a target, and beta and the held value where a run was given.
     """
-    shown = list(shown)
-    closed = any(s.schedule.closed_loop for s in shown)
+    more = ["quantity", "target", "value"] if any(s.schedule.closed_loop for s in shown) else []
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            more = ["quantity", "target", "value"] if closed else []
             writer.writerow(["schedule", "level", "epoch", "beta", "elbo_scale_beta", *more])
             for s in shown:
                 scale = None if s.source == "schedule" else s.scale
                 for level, part in s.schedule.parts.items():
+                    run = s.recorded.get(level)
                     for epoch in s.points(steps):
-                        beta: float | None = None
-                        held: list[str | float] = [""] * len(more)
+                        rest: list[object] = [None] * len(more)
                         if isinstance(part, Feedback):
-                            course = s.courses.get(level)
-                            beta = course.at("betas", epoch) if course else None
-                            value = course.at("values", epoch) if course else ""
-                            held = [part.quantity, part.setpoint(epoch), value]
+                            beta = run.betas.get(epoch) if run else None
+                            rest = [part.quantity, part.setpoint(epoch), run.values.get(epoch) if run else None]
                         else:
                             beta = part(epoch)
-                        scaled = "" if scale is None or beta is None else beta * scale
-                        writer.writerow([s.name, level, f"{epoch:.10g}", "" if beta is None else beta, scaled, *held])
+                        scaled = None if scale is None or beta is None else beta * scale
+                        writer.writerow([s.name, level, f"{epoch:.10g}", beta, scaled, *rest])
     except OSError as error:
         raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error
-
-
-def write_plot(path: Path, shown: Sequence[Shown]) -> None:
-    """The curves as a PNG, at 1,000 places or at every epoch if these are more, one panel for each unit."""
-    from arcvae_cli.render import Line, Panel, save_schedules
-
-    last = max(s.epochs for s in shown)
-    count = max(1000, last) // last * last  # so that whole epochs are among the places
-    places = [last * i / count for i in range(count + 1)]
-    panels: dict[str, Panel] = {}
-    for curve in (curve for s in shown for curve in s.curves()):
-        panel = panels.setdefault(curve.unit, Panel(curve.unit))
-        at = [place for place in places if curve.first <= place <= curve.last]
-        panel.lines.append(Line(curve.label, at, [curve.value(place) for place in at], curve.dashed))
-        panel.top, panel.low = max(panel.top, curve.top), min(panel.low, curve.low)
-    scales = {s.scale for s in shown}
-    save_schedules(path, list(panels.values()), elbo_scale=scales.pop() if len(scales) == 1 else None)

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from arcvae_cli.files import atomic_write, failed
+from arcvae_cli.files import atomic_write, failed, metric_lines
 from arcvae_cli.records import EpochRecord, Silent, StepRecord
-from arcvae_cli.schedules.recorded import parse
 
 
 class JsonlRecorder(Silent):
@@ -95,8 +94,7 @@ def retold(
 def step_lines(path: Path, after: int, last: int) -> dict[int, str]:
     """The lines of logged steps in a `metrics.jsonl`, from the one after `after` to `last`; the last of each step."""
     found: dict[int, str] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
-        line = parse(text) or {"kind": None}
+    for text, line in metric_lines(path) if path.is_file() else ():
         if line["kind"] == "step" and isinstance(step := line.get("step"), int) and after < step <= last:
             found[step] = text
     return found

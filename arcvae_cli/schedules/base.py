@@ -15,9 +15,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import Self
 
-Beta = Annotated[float, Field(ge=0, le=1e6, strict=True, description="weight on the KL term")]
-Epochs = Annotated[float, Field(ge=0, le=1e6, strict=True, description="epochs, whole or not")]
-Stretch = Annotated[float, Field(gt=0, le=1e6, strict=True, description="epochs, whole or not, more than 0")]
+Beta = Annotated[float, Field(ge=0, le=1e6, strict=True)]
+MaxBeta = Annotated[Beta, Field(description="largest beta")]
+MinBeta = Annotated[Beta, Field(description="smallest beta")]
+Epochs = Annotated[float, Field(ge=0, le=1e6, strict=True)]
+Stretch = Annotated[float, Field(gt=0, le=1e6, strict=True)]
 
 NEAR = 1e-9  # epochs: compressed times are products of floats, and a restart must not miss its step by a rounding
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from arcvae_cli.schedules.base import Beta, Epochs, Schedule
+from arcvae_cli.schedules.base import Beta, Epochs, MaxBeta, MinBeta, Schedule
 
 Nats = Annotated[float, Field(ge=0, le=1e5, strict=True, description="nats per example")]
 Gain = Annotated[float, Field(ge=0, le=1e3, strict=True)]
@@ -153,7 +153,7 @@ class KLCapacity(Feedback):
     times: ClassVar[tuple[str, ...]] = ("ramp_epochs",)
     capacity: Annotated[Nats, Field(description="KL in nats at the end of the ramp")] = 25.0
     start_capacity: Annotated[Nats, Field(description="KL in nats from which the ramp rises")] = 0.0
-    ramp_epochs: Epochs = 20.0
+    ramp_epochs: Annotated[Epochs, Field(description="epochs of the ramp")] = 20.0
     gamma: Annotated[Gain, Field(gt=0, description="weight on the distance of the KL from the capacity")] = 1.0
 
     def setpoint(self, epoch: float) -> float:
@@ -201,8 +201,8 @@ class ControlVAE(Feedback):
 
     name: Literal["controlvae"] = "controlvae"
     target: Annotated[Nats, Field(description="KL in nats")] = 20.0
-    min_beta: Beta = 0.0
-    max_beta: Beta = 1.0
+    min_beta: MinBeta = 0.0
+    max_beta: MaxBeta = 1.0
     start_beta: Annotated[Beta, Field(description="the integral's first value")] = 0.0
     kp: Annotated[Gain, Field(description="gain of the proportional term")] = 0.01
     ki: Annotated[

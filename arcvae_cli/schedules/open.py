@@ -11,14 +11,18 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from arcvae_cli.schedules.base import NEAR, Beta, Epochs, Schedule, Stretch
+from arcvae_cli.schedules.base import NEAR, Beta, Epochs, MaxBeta, MinBeta, Schedule, Stretch
+
+Delay = Annotated[Epochs, Field(description="epochs at 0 before the ramp")]
+Ramp = Annotated[Epochs, Field(description="epochs of the ramp")]
+Warmup = Annotated[Epochs, Field(description="epochs of the rise from 0")]
 
 
 class Constant(Schedule):
     """One beta throughout (Higgins et al. 2017)."""
 
     name: Literal["constant"] = "constant"
-    max_beta: Beta = 1.0
+    max_beta: MaxBeta = 1.0
 
     def __call__(self, epoch: float) -> float:
         return self.max_beta
@@ -33,7 +37,7 @@ class Constant(Schedule):
 class Rise(Schedule):
     """0 for `delay` epochs, up to `max_beta` in the `duration` after it, and there to the end."""
 
-    max_beta: Beta
+    max_beta: MaxBeta
     how: ClassVar[str] = "in a straight line"
 
     @property
@@ -74,9 +78,9 @@ class LinearWarmup(Rise):
 
     name: Literal["linear_warmup"] = "linear_warmup"
     times: ClassVar[tuple[str, ...]] = ("warmup_epochs", "ramp_epochs")
-    max_beta: Beta = 0.5
-    warmup_epochs: Epochs = 10.0
-    ramp_epochs: Epochs = 50.0
+    max_beta: MaxBeta = 0.5
+    warmup_epochs: Delay = 10.0
+    ramp_epochs: Ramp = 50.0
 
     @property
     def delay(self) -> float:
@@ -96,17 +100,17 @@ class UltraConservative(LinearWarmup):
     """`linear_warmup`, later, slower and to a tenth: for codes that collapse."""
 
     name: Literal["ultra_conservative"] = "ultra_conservative"  # type: ignore[assignment]
-    max_beta: Beta = 0.1
-    warmup_epochs: Epochs = 20.0
-    ramp_epochs: Epochs = 60.0
+    max_beta: MaxBeta = 0.1
+    warmup_epochs: Delay = 20.0
+    ramp_epochs: Ramp = 60.0
 
 
 class Aggressive(LinearWarmup):
     """`linear_warmup`, sooner and faster."""
 
     name: Literal["aggressive"] = "aggressive"  # type: ignore[assignment]
-    warmup_epochs: Epochs = 5.0
-    ramp_epochs: Epochs = 25.0
+    warmup_epochs: Delay = 5.0
+    ramp_epochs: Ramp = 25.0
 
 
 class Linear(Rise):
@@ -114,8 +118,8 @@ class Linear(Rise):
 
     name: Literal["linear"] = "linear"
     times: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
-    max_beta: Beta = 1.0
-    warmup_epochs: Epochs = 10.0
+    max_beta: MaxBeta = 1.0
+    warmup_epochs: Warmup = 10.0
 
     @property
     def delay(self) -> float:
@@ -220,9 +224,9 @@ class Cyclical(Schedule):
 
     name: Literal["cyclical"] = "cyclical"
     times: ClassVar[tuple[str, ...]] = ("cycle_length",)
-    max_beta: Beta = 0.1
-    min_beta: Beta = 0.0
-    cycle_length: Stretch = 20.0
+    max_beta: MaxBeta = 0.1
+    min_beta: MinBeta = 0.0
+    cycle_length: Annotated[Stretch, Field(description="epochs of a cycle")] = 20.0
     wave: Annotated[Literal["triangle", "cosine", "ramp_hold"], Field(description="form of a cycle")] = "triangle"
     ramp_fraction: Annotated[
         float, Field(gt=0, le=1, strict=True, description="share of a cycle that rises, for wave ramp_hold")

@@ -117,7 +117,7 @@ class WarmRestart(Nested):
     name: Literal["warm_restart"] = "warm_restart"
     tables: ClassVar[tuple[str, ...]] = ("base",)
     times: ClassVar[tuple[str, ...]] = ("restart_interval", "restart_unit")
-    restart_interval: Stretch = 40.0
+    restart_interval: Annotated[Stretch, Field(description="epochs to the first restart")] = 40.0
     restart_multiplier: Annotated[
         float, Field(ge=1, le=100, strict=True, description="each interval over the one before")
     ] = 1.2

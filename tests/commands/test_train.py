@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -55,7 +54,7 @@ def weights(run: Path, name: str = "vae_final.pth") -> torch.Tensor:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are empty files: most of a small run's time goes into them."""
-    monkeypatch.setattr("arcvae_cli.render._write", lambda figure, path: path.touch())
+    monkeypatch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
     monkeypatch.setattr(evaluate, "_draw_codes", lambda *arguments: None)
 
 
@@ -139,39 +138,6 @@ def test_what_a_run_leaves(trained: Trained) -> None:
     assert (status["state"], status["epoch"], status["epochs"], status["step"]) == ("finished", 2, 2, 8)
 
 
-def test_a_run_says_how_its_steps_ran_and_what_it_cost(trained: Trained) -> None:
-    said = trained.result.stderr
-    assert re.search(r"parameters, on cpu \(\d+ threads?\) in fp32, eager steps", " ".join(said.split()))
-    status = json.loads((trained.folder / "status.json").read_text())
-    parts = ("start", "training", "recording", "validation", "saving", "pictures", "evaluation", "rest")
-    assert sorted(status["seconds"]) == sorted(parts) and all(value >= 0 for value in status["seconds"].values())
-    assert status["peak_memory_bytes"] > 50 * 2**20  # PyTorch alone takes more
-    line = " ".join(said.split()).partition("seconds: ")[2]
-    assert re.match(
-        rf"start {status['seconds']['start']:.1f}, .* training steps a second; at most [\d,]+ MiB of memory", line
-    )
-
-
-@pytest.mark.usefixtures("unjudged")
-def test_an_engine_that_cannot_be_had_is_replaced_and_said(arcvae: Run, arc_npz: Path, tmp_path: Path) -> None:
-    result = arcvae("train", "--data", arc_npz, *QUICK, "--epochs", 1, "--engine", "graph", "--runs-dir", tmp_path)
-    assert result.exit_code == 0
-    assert "a graph takes CUDA, this is cpu: eager steps" in result.stderr
-    assert tomli.loads((tmp_path / "latest" / "config.toml").read_text())["train"]["engine"] == "graph"
-
-
-def test_checkpoints_hold_nothing_that_needs_unpickling(trained: Trained) -> None:
-    for path in (trained.folder / "checkpoints").iterdir():
-        assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == [], path
-        values = torch.load(path, weights_only=True)
-        assert json.loads(values["config"])["train"]["seed"] == 3
-        assert values["epoch"] == (1 if re.search("epoch_(00)?1[-.]", path.name) else 2) or path.stem in (
-            "vae_best",
-            "encoder",
-            "decoder",
-        )
-
-
 def test_the_record_of_a_run(trained: Trained) -> None:
     steps, epochs = records(trained.folder, "step"), records(trained.folder, "epoch")
     assert [(line["step"], line["epoch"]) for line in steps] == [(2, 0.5), (4, 1.0), (6, 1.5), (8, 2.0)]
@@ -188,14 +154,14 @@ def test_off_a_terminal_there_are_plain_lines(trained: Trained, arc_splits: dict
     assert "\x1b" not in result.stdout + result.stderr and "\r" not in result.stderr
     assert "Verdict" in result.stdout and "epoch 1/2" not in result.stdout
     said = result.stderr.splitlines()
-    assert "scale: mean reductions; beta weighs 256 times as much on the ELBO scale" in said
     black = (arc_splits["val"] == 0).mean()
     assert f"to beat: an all-black answer is right in {black:.3f} of the validation pixels, non-black 0" in said
     lines = [line for line in said if line.startswith("epoch")]
-    assert lines[0].startswith("epoch 1/2  beta 0.05 (12.8 on the ELBO scale)  loss ")
-    assert lines[1].startswith("epoch 2/2  beta 0.1 (25.6 on the ELBO scale)  loss ")
-    assert len(lines) == 2 and all("non-black" in line and "active" in line for line in lines)
-    assert not [line for line in said if line.startswith("warning")]
+    assert [line.partition(" loss")[0] for line in lines] == [
+        "epoch 1/2  beta 0.05 (12.8 on the ELBO scale) ",
+        "epoch 2/2  beta 0.1 (25.6 on the ELBO scale) ",
+    ]
+    assert re.search(r"seconds: start [\d.]+, .* training steps a second; peak memory [\d,]+ MiB", " ".join(said))
     assert f"run folder {trained.folder.parent}" in result.stderr
 
 
@@ -261,29 +227,6 @@ def test_an_early_stop_is_told_and_the_best_epoch_is_judged(
     assert "reconstructions_epoch_1.png" not in pictures
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_told_of_first(
-    arcvae: Run, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, real = tmp_path / "full", os.fsync
-
-    def fsync(descriptor: int) -> None:
-        lines = run / "metrics.jsonl"
-        file = Path(f"/proc/self/fd/{descriptor}").resolve().name
-        if file.startswith(".last.pth.") and '"kind": "epoch", "epoch": 2' in lines.read_text():
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    flags = ("--data", arc_npz, *QUICK, "--epochs", 3, "--beta-schedule", "constant", "--set", "log.images_every=0")
-    result = arcvae("train", *flags, "--runs-dir", tmp_path, "--run-name", "full")
-    assert (result.exit_code, result.stdout) == (1, "")
-    what, fix = result.stderr.splitlines()[-2:]
-    assert what.startswith(f"error: {run}/checkpoints/last.pth: could not be written (No space left on device; ")
-    assert fix == f"  free some space, then go on with `arcvae train --resume {run}`"
-    assert checkpoints.load(run / "checkpoints" / "last.pth").epoch == 1
-    assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
-
-
 # ------------------------------------------------------------------------------------------ flags and precedence
 
 
@@ -306,6 +249,10 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_is_told_of_first(
         (("--precision", "fp32"), "train.precision", "fp32"),
         (("--engine", "eager"), "train.engine", "eager"),
         (("--no-early-stopping",), "train.early_stopping", False),
+        (("--patience", 3), "train.patience", 3),
+        (("--save-top-k", 1), "checkpoint.save_top_k", 1),
+        (("--wandb", "offline"), "log.wandb", "offline"),
+        (("--tensorboard",), "log.tensorboard", True),
         (("--set", "schedule.per=step"), "schedule.per", "step"),
         (("--set", "train.adam_betas=[0.5, 0.9]"), "train.adam_betas", [0.5, 0.9]),
     ],
@@ -469,6 +416,8 @@ def test_one_batch_is_memorised_and_no_run_is_written(
         (("--model", "gird"), "--model: model.name: no model 'gird'"),
         (("--device", "gpu"), "--device: train.device: expected"),
         (("--precision", "fp8"), "--precision: train.precision: expected one of 'auto', 'fp32' or 'bf16'"),
+        (("--patience", 0), "--patience: train.patience: expected a number of at least 1, got 0"),
+        (("--encoder-hidden", 3), "--encoder-hidden: model.encoder_hidden"),
         (
             ("--beta-cycle-length", 3),
             "--beta-cycle-length: schedule.cycle_length: the schedule linear_warmup has no use",
@@ -590,10 +539,3 @@ def test_what_ended_a_run_is_told_whatever_its_recorders_do(error: BaseException
     with pytest.raises(type(error)) as caught, train.closing([Closer(heard, one) for one in failing]):
         raise error
     assert caught.value is error and heard == [code] * 4
-
-
-def test_a_recorder_that_fails_as_it_is_closed_is_told_where_nothing_else_is() -> None:
-    heard: list[Any] = []
-    with pytest.raises(ArcvaeError, match="a full disk"), train.closing([Closer(heard, ArcvaeError("a full disk"))]):
-        pass
-    assert heard == [0]

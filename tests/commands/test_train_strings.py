@@ -16,10 +16,9 @@ from typer.testing import CliRunner, Result
 
 from arcvae_cli import checkpoints
 from arcvae_cli.cli import app
+from arcvae_cli.files import read_lines
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models.grammar import GrammarVAE
-from arcvae_cli.schedules.recorded import read_lines
-from arcvae_cli.settings import resolve
 
 Run = Callable[..., Result]
 EQUATIONS = read_grammar("equations")
@@ -80,18 +79,6 @@ def test_the_best_few_epochs_are_kept_by_either_ranking(trained: Trained) -> Non
         for line in best:
             (path,) = folder.glob(f"best-{name}-epoch_{line['epoch']:03d}-*")
             assert checkpoints.read(path)["epoch"] == line["epoch"]
-
-
-def test_a_checkpoint_carries_its_grammar_and_needs_no_unpickling(trained: Trained) -> None:
-    path = trained.folder / "checkpoints" / "vae_best.pth"
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(path) == []
-    loaded = checkpoints.load(path)
-    assert isinstance(loaded.model, GrammarVAE)
-    assert loaded.model.structure.rules == EQUATIONS.rules
-    assert loaded.model.structure.length == 9
-    assert loaded.grammar is not None
-    assert loaded.grammar.productions == EQUATIONS.productions
-    assert {"token_acc", "seq_acc"} <= set(loaded.values)
 
 
 def test_a_run_leaves_strings_to_read_and_a_judgement(trained: Trained) -> None:
@@ -205,14 +192,3 @@ def test_molecules_that_are_not_there_are_explained(
     assert "arcvae data build --download zinc250k" in result.stderr
     assert "--preset kusner_equations" in result.stderr
     assert not (tmp_path / "runs").exists()
-
-
-def test_the_sizes_of_an_architecture_are_its_own() -> None:
-    """Without sizes the model has those of its architecture; the presets say the same."""
-    from arcvae_cli.settings import GrammarSettings
-
-    assert GrammarSettings(arch="kusner").kernels == (9, 9, 11)
-    assert GrammarSettings(arch="kusner").channels == (9, 9, 10)
-    assert GrammarSettings(arch="kusner", encoder_conv_layers=2, encoder_kernel=9, encoder_channels=9).kernels == (9, 9)
-    preset = resolve("kusner_original").settings.model
-    assert preset == GrammarSettings(arch="kusner", posterior="logvar")

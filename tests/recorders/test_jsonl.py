@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from arcvae_cli.errors import ArcvaeError
+from arcvae_cli.files import read_lines
 from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.records import EpochRecord, StepRecord
-from arcvae_cli.schedules.recorded import read_lines
 
 MakeRecord = Callable[..., EpochRecord]
 NAN, INF = float("nan"), float("inf")

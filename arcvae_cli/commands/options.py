@@ -1,0 +1,219 @@
+"""The flags that set a setting, as one table. Type, choices, default and help come from the settings' own fields.
+
+A command takes rows of it by `@with_flags(rows)` and gets what was given as its argument `flags`, a layer of settings.
+Choices and ranges are checked where the settings are validated, and the message names the flag and the key.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from arcvae_cli.files import expanded, is_file
+from arcvae_cli.schedules import SCHEDULES
+from arcvae_cli.settings import CORPORA, MODEL_SETTINGS, NAMED, Layer, Settings, flag_layer, preset_names
+
+DATA, SCHEDULE = "Data and model", "Beta schedule and free bits"
+TRAINING, RUN, OUTPUT = "Training", "The run", "Output"  # panels of the help
+FILES = ("grammar", "input", "prod", "masks")
+"""Keys of `data` that say which files to read; a corpus named by `--data` replaces them all."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A flag: its spellings, the dotted key it sets, its panel, and its default where that is not the field's."""
+
+    flags: tuple[str, ...]
+    key: str
+    panel: str
+    default: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.key.replace(".", "_")
+
+    def fields(self) -> dict[str, FieldInfo]:
+        """The fields of this key, by the model or schedule that has them; "" for other tables."""
+        table, _, key = self.key.partition(".")
+        info = Settings.model_fields[table]
+        kinds: dict[str, Any] = {"": info.annotation}
+        if table in NAMED:
+            kinds = dict(MODEL_SETTINGS if table == "model" else SCHEDULES)
+        return {kind: made.model_fields[key] for kind, made in kinds.items() if key in made.model_fields}
+
+    def parameter(self) -> inspect.Parameter:
+        """The flag as a parameter of a Typer command; None where it was not given."""
+        fields = self.fields()
+        types = [plain_type(field.annotation) for field in fields.values()]
+        literals = (get_args(made) for made in types if get_origin(made) is Literal)
+        choices = list(dict.fromkeys(str(value) for values in literals for value in values))
+        texts = dict.fromkeys(field.description for field in fields.values() if field.description)
+        text = "; ".join(texts) or Settings.model_fields[self.key.partition(".")[0]].description or ""
+        option = typer.Option(
+            *self.flags,
+            help=f"{text} ({', '.join(choices)})" if choices else text,
+            autocompletion=complete(lambda: choices) if choices else None,
+            show_default=self.default or shown_default(fields),
+            rich_help_panel=self.panel,
+        )
+        annotation = Annotated[(str if choices else types[0]) | None, option]  # type: ignore[valid-type]
+        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def plain_type(annotation: Any) -> Any:
+    """What Typer reads for the annotation of a field: without None and constraints."""
+    if get_origin(annotation) is Annotated:
+        return plain_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return plain_type(next(part for part in get_args(annotation) if part is not NoneType))
+    return annotation
+
+
+def shown_default(fields: dict[str, FieldInfo]) -> str | bool:
+    """The default as the help shows it; False, none, where it depends on the schedule."""
+    defaults: dict[Any, str] = {}
+    for kind, field in fields.items():
+        if field.default is not None and field.default is not PydanticUndefined:
+            defaults.setdefault(field.default, kind)
+    if len(defaults) > 1 and set(fields) <= set(MODEL_SETTINGS):
+        return ", ".join(f"{kind}: {value}" for value, kind in defaults.items())
+    value = next(iter(defaults), None)
+    if len(defaults) != 1 or isinstance(value, bool):
+        return False
+    return str(value)
+
+
+TABLE = (
+    Row(("--grammar",), "data.grammar", DATA),
+    Row(("--input",), "data.input", DATA),
+    Row(("--prod",), "data.prod", DATA),
+    Row(("--masks",), "data.masks", DATA),
+    Row(("--augment/--no-augment",), "data.augment", DATA),
+    Row(("--model",), "model.name", DATA, NAMED["model"]),
+    Row(("--latent-dim", "--z-dim"), "model.latent_dim", DATA),
+    Row(("--encoder-hidden",), "model.encoder_hidden", DATA),
+    Row(("--decoder-hidden",), "model.decoder_hidden", DATA),
+    Row(("--beta-schedule",), "schedule.name", SCHEDULE, NAMED["schedule"]),
+    Row(("--beta-max",), "schedule.max_beta", SCHEDULE),
+    Row(("--beta-min",), "schedule.min_beta", SCHEDULE),
+    Row(("--beta-warmup-epochs",), "schedule.warmup_epochs", SCHEDULE),
+    Row(("--beta-ramp-epochs",), "schedule.ramp_epochs", SCHEDULE),
+    Row(("--beta-cycle-length",), "schedule.cycle_length", SCHEDULE),
+    Row(("--free-bits",), "objective.free_bits", SCHEDULE),
+    Row(("--free-bits-mode",), "objective.free_bits_mode", SCHEDULE),
+    Row(("--epochs",), "train.epochs", TRAINING),
+    Row(("--batch-size",), "train.batch_size", TRAINING),
+    Row(("--lr",), "train.lr", TRAINING),
+    Row(("--seed",), "train.seed", TRAINING),
+    Row(("--device",), "train.device", TRAINING),
+    Row(("--precision",), "train.precision", TRAINING),
+    Row(("--engine",), "train.engine", TRAINING),
+    Row(("--early-stopping/--no-early-stopping",), "train.early_stopping", TRAINING),
+    Row(("--patience",), "train.patience", TRAINING),
+    Row(("--wandb",), "log.wandb", RUN),
+    Row(("--tensorboard/--no-tensorboard",), "log.tensorboard", RUN),
+    Row(("--save-top-k",), "checkpoint.save_top_k", RUN),
+)
+"""The flags of `train`; `--epochs` is the argument of `--quick-test` too."""
+
+
+def own_names(keys: Sequence[str], panel: str) -> tuple[Row, ...]:
+    """Rows for keys of the schedule under their own names (`--max-beta`); the spellings of `TABLE` work too."""
+    spellings = {row.key: row.flags for row in TABLE}
+    return tuple(
+        Row((f"--{key.replace('_', '-')}", *spellings.get(f"schedule.{key}", ())), f"schedule.{key}", panel)
+        for key in keys
+    )
+
+
+def with_flags(rows: Sequence[Row]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a Typer command the flags of `rows`, in place of its parameter `flags`, which gets their `Layer`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+
+        @wraps(command)
+        def called(**values: Any) -> None:
+            given = {row.flags[0]: (row.key, setting(row.key, values.pop(row.name))) for row in rows}
+            command(flags=flag_layer(given), **values)
+
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in own.items():
+            added = [row.parameter() for row in rows] if name == "flags" else [parameter]
+            parameters += [made.replace(kind=inspect.Parameter.KEYWORD_ONLY) for made in added]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {}
+        return called
+
+    return decorate
+
+
+def setting(key: str, value: Any) -> Any:
+    """A flag's value as the settings keep it: paths absolute, so that they mean the same from everywhere."""
+    if isinstance(value, Path) or (key == "data.grammar" and value is not None and is_file(expanded(Path(value)))):
+        return absolute(value)
+    return value
+
+
+def absolute(path: str | Path) -> str:
+    """An absolute path, `~` expanded."""
+    return os.path.abspath(expanded(Path(path)))
+
+
+def data_layers(data: str | None) -> tuple[Layer, Layer]:
+    """The layers of `--data`, a corpus by name or a path: one below `--set`, and one above it.
+
+    A name replaces the files of a preset, but not those that `--set` or a flag gives.
+    """
+    if data is None:
+        return Layer("--data", {}), Layer("--data", {})
+    if data in CORPORA:
+        below, above = dict.fromkeys(FILES), {"name": data, "path": None}
+        return Layer("--data", {"data": below}), Layer("--data", {"data": above})
+    return Layer("--data", {}), Layer("--data", {"data": {"path": absolute(data)}})
+
+
+def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
+    """Shell completion from names, for an argument that may also be a path."""
+
+    def matching(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return matching
+
+
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="a shipped preset, a TOML file, or the config.toml of a run",
+        autocompletion=complete(preset_names),
+        rich_help_panel=RUN,
+    ),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help=f"{', '.join(CORPORA)}, or a path to your own",
+        show_default="arc",
+        autocompletion=complete(lambda: CORPORA),
+        rich_help_panel=DATA,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="any setting, as dotted.key=value; repeatable", rich_help_panel=RUN),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="print the result only", rich_help_panel=OUTPUT)]
+JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON", rich_help_panel=OUTPUT)]

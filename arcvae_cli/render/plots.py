@@ -1,0 +1,424 @@
+"""PNGs: grids, curves, KL heat maps, scatters of latent codes. Each is written whole or not at all.
+
+Matplotlib is imported within functions and used without pyplot, which is slow to import and has global state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from arcvae_cli.files import atomic_write
+from arcvae_cli.render.terminal import PALETTE, Grids, path_strip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from arcvae_cli.controllers import Target
+
+Image = NDArray[np.uint8]  # (..., height, width, 3)
+Curve = tuple[str, str, Sequence[float], Sequence[float], bool]  # label, unit, epochs, values, dashed
+
+DPI = 100
+TILE = 128  # pixels of the longer side of a grid, about
+GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left of a sheet with labels
+LINE, EDGE = "#555555", "#FFFFFF"
+MAP_COLOURS = "magma"
+
+
+# Sheets of grids: one array of pixels, shown once, with text beside it
+
+
+def save_grids(
+    path: Path, grids: Grids, columns: int = 8, titles: Sequence[str] | None = None, title: str | None = None
+) -> None:
+    """Grids (N, H, W) in rows of `columns`, with a short text above each and a title above them all."""
+    _write(_sheet(_tiles(grids), columns, titles, title=title), path)
+
+
+def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column: str, title: str | None = None) -> None:
+    """Samples (N, H, W) in rows of `columns`; a row has one latent of level `row`, a column one of level `column`."""
+    above = [f"{column} {place + 1}" if place < columns else "" for place in range(len(grids))]
+    left = [f"{row} {place + 1}" for place in range(-(-len(grids) // columns))]
+    _write(_sheet(_tiles(grids), columns, above, left, title), path)
+
+
+def save_path(path: Path, steps: Grids, ends: Grids, title: str | None = None) -> None:
+    """The strip of `path_strip`, in as few rows of equal length as are readable."""
+    grids, titles = path_strip(steps, ends)
+    rows = -(-len(grids) // 12)
+    save_grids(path, grids, -(-len(grids) // rows), titles, title)
+
+
+def save_reconstructions(
+    path: Path,
+    originals: Grids,
+    reconstructions: Grids,
+    shapes: NDArray[np.uint8] | None = None,
+    title: str | None = None,
+    pairs: int = 16,
+) -> None:
+    """Originals, reconstructions (N, H, W) and where they differ (white), below each other, the first `pairs`.
+
+    `shapes` (N, 2), the height and width of each grid within its canvas, is drawn as a frame.
+    """
+    originals, reconstructions = originals[:pairs], reconstructions[:pairs]
+    above = [f"{count} wrong" for count in (originals != reconstructions).sum((1, 2))]
+    if shapes is not None:
+        above = [f"{height}x{width}, {text}" for (height, width), text in zip(shapes[:pairs], above, strict=True)]
+    kinds = _reconstruction_tiles(originals, reconstructions, shapes)
+    _write(_bands(kinds, above, ("original", "reconstruction", "error"), title), path)
+
+
+def save_kl_maps(
+    path: Path,
+    originals: Grids,
+    maps: Mapping[str, NDArray[np.float32]],
+    title: str | None = None,
+    columns: int = 8,
+    means: Mapping[str, NDArray[np.float32]] | None = None,
+) -> None:
+    """Originals (N, H, W), and below each the KL of the cells of its maps (N, h, w) in nats, a row for each level.
+
+    All maps share one colour scale, a bar on the right. Above a column are the nats of its maps. `means` (h, w) by
+    level, over more examples than these, come first.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    if means is not None:
+        originals = np.concatenate([np.zeros_like(originals[:1]), originals])
+        maps = {name: np.concatenate([means[name][None], values]) for name, values in maps.items()}
+    kinds, top = _map_tiles(originals, maps)
+    above = [", ".join(f"{kl[i].sum():.1f}" for kl in maps.values()) + " nats" for i in range(len(originals))]
+    if means is not None:
+        kinds[0][0], above[0] = 255, f"mean, {above[0]}"
+    figure = _bands(kinds, above, ("original", *(f"KL of {name}" for name in maps)), title, columns, right=84)
+    width, height = figure.get_size_inches() * DPI
+    axes = figure.add_axes(((width - 74) / width, 0.1, 12 / width, max(0.5, 1 - 60 / height) - 0.1))
+    figure.colorbar(ScalarMappable(Normalize(0, top), MAP_COLOURS), axes).set_label("KL of a cell, nats", fontsize=8)
+    axes.tick_params(labelsize=8)
+    _write(figure, path)
+
+
+def grid_pixels(grids: Grids, columns: int = 8) -> Image:
+    """The sheet of `save_grids` without its texts, (height, width, 3)."""
+    return _lay(_tiles(grids), columns)[0]
+
+
+def reconstruction_pixels(originals: Grids, reconstructions: Grids, pairs: int = 16) -> Image:
+    """The sheet of `save_reconstructions` without its texts."""
+    kinds = _reconstruction_tiles(originals[:pairs], reconstructions[:pairs])
+    return _lay(_interleave(kinds, 8), min(8, len(kinds[0])))[0]
+
+
+def kl_map_pixels(originals: Grids, maps: Mapping[str, NDArray[np.float32]]) -> tuple[Image, float]:
+    """The sheet of `save_kl_maps` without its texts and its colour bar, and the nats of its brightest colour."""
+    kinds, top = _map_tiles(originals, maps)
+    return _lay(_interleave(kinds, 8), min(8, len(kinds[0])))[0], top
+
+
+def _tiles(
+    grids: Grids, shapes: NDArray[np.uint8] | None = None, colours: Sequence[str] = PALETTE, edge: str = EDGE
+) -> Image:
+    """Grids (N, H, W) as pixels (N, h, w, 3), with thin lines between cells, and a frame around each `shape`."""
+    cell = max(3, TILE // max(grids.shape[1:]))
+    pixels = np.stack([_rgb(colour) for colour in colours])[grids].repeat(cell, 1).repeat(cell, 2)
+    pixels = np.pad(pixels, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    pixels[:, ::cell] = pixels[:, :, ::cell] = _rgb(LINE)
+    for tile, (height, width) in zip(pixels, shapes if shapes is not None else (), strict=False):
+        bottom, right = int(height) * cell, int(width) * cell
+        tile[[0, bottom], : right + 1] = tile[: bottom + 1, [0, right]] = _rgb(edge)
+    return pixels
+
+
+def _rgb(colour: str) -> Image:
+    return np.frombuffer(bytes.fromhex(colour[1:]), np.uint8)
+
+
+def _reconstruction_tiles(
+    originals: Grids, reconstructions: Grids, shapes: NDArray[np.uint8] | None = None
+) -> list[Image]:
+    wrong = (originals != reconstructions).astype(np.uint8)
+    errors = _tiles(wrong, shapes, colours=("#000000", "#FFFFFF"), edge=PALETTE[2])
+    return [_tiles(originals, shapes), _tiles(reconstructions, shapes), errors]
+
+
+def _map_tiles(originals: Grids, maps: Mapping[str, NDArray[np.float32]]) -> tuple[list[Image], float]:
+    """Tiles of originals and of each of their maps, drawn as large, and the nats of the brightest colour."""
+    from matplotlib import colormaps
+
+    top = max(max(float(np.nanmax(values, initial=0.0)) for values in maps.values()), 1e-6)
+    kinds = [_tiles(originals)]
+    _, height, width, _ = kinds[0].shape
+    for values in maps.values():
+        pixels = colormaps[MAP_COLOURS](np.nan_to_num(values) / top, bytes=True)[..., :3]
+        rows = np.arange(height) * values.shape[1] // height  # the cell under each pixel
+        columns = np.arange(width) * values.shape[2] // width
+        kinds.append(np.ascontiguousarray(pixels[:, rows][:, :, columns]))
+    return kinds, top
+
+
+def _interleave(kinds: Sequence[Image], columns: int) -> Image:
+    """Tiles in rows of `columns`: a row of each kind, below each other, then the next examples; white where none."""
+    count = len(kinds[0])
+    columns = min(columns, count)
+    blank = np.full((-count % columns, *kinds[0].shape[1:]), 255, np.uint8)
+    whole = [np.concatenate([kind, blank]) for kind in kinds]
+    return np.concatenate([kind[start : start + columns] for start in range(0, count, columns) for kind in whole])
+
+
+def _lay(tiles: Image, columns: int, strips: Sequence[int] | None = None) -> tuple[Image, list[int]]:
+    """Tiles (N, h, w, 3) in rows of `columns` on white, with `strips` of so many pixels above the rows; their tops."""
+    count, height, width, _ = tiles.shape
+    columns = min(columns, count)
+    strips = strips or [0] * -(-count // columns)
+    tops = [bottom - height - GAP for bottom in accumulate(strip + height + GAP for strip in strips)]
+    sheet = np.full((tops[-1] + height, columns * (width + GAP) - GAP, 3), 255, np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = tops[index // columns], index % columns * (width + GAP)
+        sheet[top : top + height, left : left + width] = tile
+    return sheet, tops
+
+
+def _bands(
+    kinds: Sequence[Image],
+    above: Sequence[str],
+    left: Sequence[str],
+    title: str | None,
+    columns: int = 8,
+    right: int = 0,
+) -> Figure:
+    """The sheet of `_interleave`, with texts above the first row of each band and labels left of every row."""
+    columns = min(columns, len(kinds[0]))
+    tiles = _interleave(kinds, columns)
+    texts = [""] * len(tiles)
+    for index, text in enumerate(above):
+        texts[index // columns * len(kinds) * columns + index % columns] = text
+    return _sheet(tiles, columns, texts, list(left) * (len(tiles) // (len(kinds) * columns)), title, right)
+
+
+def _sheet(
+    tiles: Image,
+    columns: int,
+    above: Sequence[str] | None = None,
+    left: Sequence[str] | None = None,
+    title: str | None = None,
+    right: int = 0,
+) -> Figure:
+    """Tiles (N, h, w, 3) in rows of `columns`, pixel for pixel, with texts above tiles, labels left of rows, a title.
+
+    `right`: free pixels on the right.
+    """
+    from matplotlib.figure import Figure
+
+    count, tile_height, tile_width, _ = tiles.shape
+    columns = min(columns, count)
+    above = above or [""] * count
+    strips = [STRIP if any(above[start : start + columns]) else 0 for start in range(0, count, columns)]
+    pixels, tops = _lay(tiles, columns, strips)
+    margin, top = MARGIN if left else GAP, STRIP + 2 * GAP if title else GAP
+    width = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title or ""))
+    height = top + pixels.shape[0] + GAP
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    axes = figure.add_axes((margin / width, GAP / height, pixels.shape[1] / width, pixels.shape[0] / height))
+    axes.set_axis_off()
+    axes.imshow(pixels, interpolation="nearest", aspect="auto")
+    for index, text in ((index, text) for index, text in enumerate(above) if text):
+        axes.text(index % columns * (tile_width + GAP), tops[index // columns] - 4, text, fontsize=8)
+    for place, label in zip(tops, left or (), strict=False):
+        axes.text(-4, place + tile_height / 2, label, fontsize=8, rotation=90, ha="right", va="center")
+    if title:
+        figure.text(GAP / width, 1 - GAP / height, title, fontsize=10, va="top")
+    return figure
+
+
+# Curves, heat maps, scatters
+
+
+def save_beta_schedule(
+    path: Path,
+    epochs: ArrayLike,
+    betas: Mapping[str, ArrayLike],
+    elbo_scale: float | None = None,
+    held: Sequence[tuple[float, Sequence[Target]]] = (),
+) -> None:
+    """Beta over the epochs, a line for each name (a level or a schedule), with the ELBO scale on the right.
+
+    `elbo_scale`: the factor from beta to the beta of the same weight in a loss of sums; 1 or None draws no scale.
+    `held`, of a closed loop: its targets at the end of each epoch. They are drawn in a panel below for each quantity,
+    dashed, and the values that were reached solid.
+    """
+    quantities = list(dict.fromkeys(target.quantity for _, targets in held for target in targets))
+    figure = _figure(8, 4 + 3 * len(quantities))
+    panels = figure.subplots(1 + len(quantities), sharex=True, squeeze=False)[:, 0]
+    colours = dict(zip(betas, _cycle(len(betas)), strict=True))
+    for name, beta in betas.items():
+        panels[0].plot(np.asarray(epochs), np.asarray(beta), label=name, color=colours[name], linewidth=1.8)
+    panels[0].set(ylabel="beta", title="Beta over the run")
+    units = {"kl": "KL, nats", "reconstruction": "reconstruction, nats per position"}
+    for axes, quantity in zip(panels[1:], quantities, strict=True):
+        axes.set_ylabel(f"{units[quantity]}\n(dashed: target)")
+        found = [(epoch, target) for epoch, targets in held for target in targets if target.quantity == quantity]
+        for other, level in enumerate(dict.fromkeys(target.level for _, target in found)):
+            own = [(epoch, target) for epoch, target in found if target.level == level]
+            places, colour = [epoch for epoch, _ in own], colours.get(level, f"C{other}")
+            marker = "." if len(own) < 30 else ""
+            axes.plot(places, [t.value for _, t in own], color=colour, linewidth=1.8, marker=marker, label=level)
+            axes.plot(places, [t.target for _, t in own], color=colour, linewidth=1.2, linestyle="--")
+    for axes in panels:
+        _finish(axes)
+    panels[-1].set_xlabel("epoch")
+    _scale_axis(panels[0], elbo_scale)
+    _write(figure, path)
+
+
+def _finish(axes: Axes) -> None:
+    """What all curves have: a grid, zero at the bottom unless values are negative, a legend for several."""
+    axes.set_ylim(bottom=None if any(np.min(line.get_ydata()) < 0 for line in axes.lines) else 0.0)
+    axes.margins(x=0.01)
+    axes.grid(alpha=0.3)
+    if sum(not str(line.get_label()).startswith("_") for line in axes.lines) > 1:
+        axes.legend(frameon=False)
+
+
+def _scale_axis(axes: Axes, elbo_scale: float | None) -> None:
+    """The ELBO scale to the right of beta, if it differs."""
+    if elbo_scale is not None and elbo_scale != 1.0:
+        scale = (lambda beta: np.multiply(beta, elbo_scale), lambda beta: np.divide(beta, elbo_scale))
+        axes.secondary_yaxis("right", functions=scale).set_ylabel("beta on the ELBO scale")
+
+
+def save_schedules(path: Path, curves: Sequence[Curve], elbo_scale: float | None = None) -> None:
+    """Schedules over the epochs, a panel for each unit.
+
+    The PNG has `fingerprint` as its text "points", by which a picture is known to be stale.
+    """
+    units = list(dict.fromkeys(unit for _, unit, *_ in curves))
+    figure = _figure(8, 1 + 3 * len(units))
+    panels = figure.subplots(len(units), sharex=True, squeeze=False)[:, 0]
+    for axes, unit in zip(panels, units, strict=True):
+        own = [curve for curve in curves if curve[1] == unit]
+        for label, _, epochs, values, dashed in own:
+            axes.plot(epochs, values, label=label, linewidth=1.8, linestyle="--" if dashed else "-")
+        axes.set_ylabel(unit)
+        _finish(axes)
+        if unit == "beta":
+            _scale_axis(axes, elbo_scale)
+    panels[0].set_title("Beta over the run" if units[0] == "beta" else "Target and beta over the run")
+    panels[-1].set_xlabel("epoch")
+    _write(figure, path, {"points": fingerprint(curves, elbo_scale)})
+
+
+def fingerprint(curves: Sequence[Curve], elbo_scale: float | None = None) -> str:
+    """A hash of names and points to six digits, since the rest differs between machines."""
+    known = hashlib.sha256(f"{elbo_scale}".encode())
+    for label, unit, epochs, values, _ in curves:
+        points = (f"{epoch:.6g} {value:.6g}" for epoch, value in zip(epochs, values, strict=True))
+        known.update("\n".join((unit, label, *points)).encode())
+    return known.hexdigest()[:32]
+
+
+def save_kl_heatmap(
+    path: Path,
+    levels: Mapping[str, NDArray[np.floating[Any]]],
+    free_bits: Mapping[str, float] | None = None,
+    dead: float = 0.05,
+    title: str | None = None,
+) -> None:
+    """KL (epochs, groups) in nats over the run, level below level. A dimension under `dead` nats is grey.
+
+    On the right is each dimension's last value; the free-bits floors are lines on the colour bar.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
+
+    kl = np.concatenate(list(levels.values()), axis=1)
+    epochs, dims = kl.shape
+    single = len(levels) == 1
+    names = [str(i) if single else f"{name} {i}" for name, part in levels.items() for i in range(part.shape[1])]
+    figure = _figure(9, min(9.0, max(3.2, 1.6 + 0.22 * dims)))
+    axes = figure.add_subplot()
+    top = max(float(np.nanmax(kl, initial=0.0)), 20 * dead)
+    image = axes.imshow(
+        np.maximum(kl.T, dead / 2),  # a logarithm has no place for 0
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, epochs + 0.5, dims - 0.5, -0.5),
+        cmap=colormaps["viridis"].with_extremes(under="#BBBBBB", bad="#FFFFFF"),
+        norm=LogNorm(dead, top),
+    )
+    alive = int((kl[-1] >= dead).sum())
+    axes.set(xlabel="epoch", ylabel="dimension" if single else None)
+    axes.set_title(title or f"KL of each dimension: {alive} of {dims} alive")
+    for border in np.cumsum([part.shape[1] for part in levels.values()])[:-1]:
+        axes.axhline(border - 0.5, color="#FFFFFF", linewidth=2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    shown = range(0, dims, -(-dims // 36))  # more than 36 labels would overlap
+    axes.set_yticks(shown, [names[dim] for dim in shown])
+    last = axes.secondary_yaxis("right")
+    last.set_yticks(shown, [f"{kl[-1, dim]:.2f}" + (" dead" if kl[-1, dim] < dead else "") for dim in shown])
+    last.tick_params(length=0, labelsize=8)
+    bar = figure.colorbar(image, extend="min", pad=0.02, aspect=30, extendfrac=0.05, format=FormatStrFormatter("%g"))
+    floors = {name: floor for name, floor in (free_bits or {}).items() if dead <= floor <= top}
+    for floor in floors.values():
+        bar.ax.axhline(floor, color=PALETTE[2], linewidth=2)
+    same = len(set(floors.values())) == 1
+    texts = dict.fromkeys(f"{floor:g}" if same else f"{name} {floor:g}" for name, floor in floors.items())
+    red = f"\nred: free bits {', '.join(texts)}" if texts else ""
+    bar.set_label(f"KL, nats (grey: under {dead:g}, dead){red}")
+    _write(figure, path)
+
+
+def save_latent_scatter(
+    path: Path,
+    points: NDArray[np.floating[Any]],
+    values: ArrayLike | None = None,
+    value_name: str = "",
+    title: str = "",
+    axis_names: tuple[str, str] = ("", ""),
+) -> None:
+    """Points (n, 2), coloured by `values` (n,): numbers get a colour bar, texts (at most 10 kinds) a legend."""
+    figure = _figure(7.4, 6)
+    axes = figure.add_subplot()
+    size = float(np.clip(20000 / max(1, len(points)), 4, 24))
+    x, y = np.asarray(points, dtype=float).T
+    if values is None:
+        axes.scatter(x, y, s=size, linewidths=0, alpha=0.7)
+    elif (array := np.asarray(values)).dtype.kind in "US":
+        kinds = sorted(set(array.tolist()))
+        for colour, kind in zip(_cycle(len(kinds)), kinds, strict=True):
+            axes.scatter(x[array == kind], y[array == kind], s=size, linewidths=0, alpha=0.7, color=colour, label=kind)
+        axes.legend(title=value_name or None, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, markerscale=2)
+    else:
+        marks = axes.scatter(x, y, s=size, linewidths=0, c=array, cmap="viridis")
+        figure.colorbar(marks, pad=0.02, aspect=30, label=value_name)
+    axes.set(title=title, xlabel=axis_names[0], ylabel=axis_names[1])
+    axes.grid(alpha=0.2)
+    _write(figure, path)
+
+
+def _cycle(count: int) -> list[str]:
+    """Colours of lines and kinds (Matplotlib's `tab10`)."""
+    return [f"C{index % 10}" for index in range(count)]
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def _write(figure: Figure, path: Path, texts: Mapping[str, str] | None = None) -> None:
+    """The figure as PNG with `texts` inside, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=figure.dpi, metadata=dict(texts or {}))

@@ -1,0 +1,199 @@
+"""Grids in the colours of ARC, strings, and KL bars, as what Rich prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.style import Style
+    from rich.text import Text
+
+Grids = NDArray[np.integer[Any]]
+Lines = Iterator[list["Segment"]]
+
+PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
+"""The colours of ARC, 0 to 9."""
+
+SPACE = 2  # columns between grids
+BAR = 22  # characters of the longest bar; two bars with their values fit into 80 columns
+TWO_BARS = 80
+MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed, and a histogram
+
+
+class TerminalGrids:
+    """Grids (N, H, W) of 0-9 side by side, as many as the width allows: `console.print(TerminalGrids(grids))`.
+
+    In colour a character shows two cells, one above the other, so that 16x16 cells take 16 columns and 8 lines.
+    Without colour (a pipe, NO_COLOR) a cell is a digit, and `.` where it is 0. `titles`: a short text for each grid.
+    """
+
+    def __init__(self, grids: Grids, titles: Sequence[str] | None = None) -> None:
+        self.grids = grids
+        self.titles = titles
+        self.height: int = grids.shape[1]
+        self.width: int = grids.shape[2]
+
+    def across(self, width: int) -> int:
+        """How many grids stand side by side in `width` columns."""
+        return max(1, (width + SPACE) // (self.width + SPACE))
+
+    def capacity(self, console: Console, lines: int) -> int:
+        """How many grids `lines` lines of the console hold, at least one row of grids."""
+        band = 1 + (self.titles is not None) + ((self.height + 1) // 2 if colourful(console) else self.height)
+        return self.across(console.width) * max(1, lines // band)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.segment import Segment
+
+        draw = half_blocks if colourful(console) else digits
+        across = self.across(options.max_width)
+        for start in range(0, len(self.grids), across):
+            if start:
+                yield Segment.line()
+            if self.titles is not None:
+                place = self.width + SPACE
+                titles = self.titles[start : start + across]
+                yield Segment("".join(f"{title[: place - 1]:<{place}}" for title in titles).rstrip() + "\n")
+            for line in zip(*(draw(grid) for grid in self.grids[start : start + across]), strict=True):
+                for index, segments in enumerate(line):
+                    if index:
+                        yield Segment(" " * SPACE)
+                    yield from segments
+                yield Segment.line()
+
+
+def colourful(console: Console) -> bool:
+    """Whether a console shows coloured blocks."""
+    return console.color_system is not None and not console.no_color and not console.options.ascii_only
+
+
+def digits(grid: Grids) -> Lines:
+    """A grid as a line of digits for each row."""
+    from rich.segment import Segment
+
+    for row in grid.tolist():
+        yield [Segment("".join("." if cell == 0 else str(cell) for cell in row))]
+
+
+def half_blocks(grid: Grids) -> Lines:
+    """A grid as a line of half blocks for each two rows; one segment for adjacent cells of the same colours."""
+    from rich.segment import Segment
+
+    rows = grid.tolist()
+    below = rows[1::2] + [[None] * grid.shape[1]] * (len(rows) % 2)
+    for pair in zip(rows[::2], below, strict=True):
+        yield [Segment("▀" * len(list(run)), cell_style(*cells)) for cells, run in groupby(zip(*pair, strict=True))]
+
+
+@cache
+def cell_style(top: int, bottom: int | None) -> Style:
+    """The style of two cells in one character."""
+    from rich.style import Style
+
+    return Style(color=PALETTE[top], bgcolor=None if bottom is None else PALETTE[bottom])
+
+
+class TerminalStrings:
+    """Strings below each other: rows of (label, string, remark).
+
+    On a terminal a long string is folded within its column, and remarks are yellow; elsewhere a row is one line.
+    """
+
+    def __init__(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.table import Table
+        from rich.text import Text
+
+        if not options.is_terminal:
+            width = max((len(label) for label, _, _ in self.rows), default=0)
+            for label, string, remark in self.rows:
+                text = f"{label:<{width}}  {string}" + (f"    {remark}" if remark else "")
+                yield Text(text, no_wrap=True, overflow="ignore")
+            return
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_column(style="yellow", no_wrap=True)
+        for row in self.rows:  # brackets in a string are no markup
+            table.add_row(*map(Text, row))
+        yield table
+
+
+def path_strip(steps: Grids, ends: Grids) -> tuple[Grids, list[str]]:
+    """An interpolation as a row of grids, and a title for each.
+
+    `steps` (S, H, W): decoded, evenly spaced from 0 to 1. `ends` (2, H, W): the originals, which go to either side. The
+    title of a step has the number of cells that changed since the step before.
+    """
+    changed = (steps[1:] != steps[:-1]).sum((1, 2)).tolist()
+    places = [f"{place:.2f}" for place in np.linspace(0, 1, len(steps))]
+    decoded = [f"{place}, {count} changed" for place, count in zip(places[1:], changed, strict=True)]
+    titles = ["from, original", f"{places[0]}, decoded", *decoded, "to, original"]
+    return np.concatenate([ends[:1], steps, ends[1:]]), titles
+
+
+def kl_bars(
+    name: str,
+    groups: Sequence[float],
+    floor: float,
+    width: int,
+    lines: int = 10_000,
+    cells: tuple[int, ...] = (),
+    dead: float = 0.05,
+) -> Iterator[Text]:
+    """The KL in nats of each group of a level as a bar with its value, the free-bits line across, dead groups marked.
+
+    Yields lines of at most `width` columns. Only the strongest and weakest are listed where there are too many groups,
+    or they would take more than `lines`. `cells`: the size of a level that is a map, where a group is a channel summed
+    over it. A group of at most `dead` nats is dead.
+    """
+    from rich.text import Text
+
+    count = sum(value <= dead for value in groups)
+    over = f" ({'x'.join(map(str, cells))})" if cells else ""
+    title = f"KL of each {'channel' if cells else 'dimension'} of {name}{over}: {sum(groups):.2f} nats"
+    title += f", {count} of {len(groups)} dead" if count else ""
+    title += f"; | free bits {floor:g}" if floor else ""
+    yield Text(title, style="bold", no_wrap=True, overflow="ellipsis")
+    shown = list(range(len(groups)))
+    columns = 2 if len(groups) > 5 and width >= TWO_BARS else 1
+    if len(groups) > min(MANY, columns * (lines - 1)):
+        few = max(1, min(FEW, columns * (lines - 2) // 2))
+        ranked = sorted(shown, key=lambda index: groups[index], reverse=True)
+        shown = ranked[:few] + ranked[-few:]
+        spread = f"strongest and weakest {few}; all {len(groups)}: {histogram(groups)}"
+        yield Text(spread, no_wrap=True, overflow="ellipsis")
+    top = max(*groups, floor, 1e-9)
+    bars = [bar(index, groups[index], top, floor, dead) for index in shown]
+    rows = -(-len(bars) // columns)
+    yield from (Text("  ").join(bars[row::rows]) for row in range(rows))
+
+
+def bar(index: int, value: float, top: float, floor: float, dead: float) -> Text:
+    """One bar: `3 ██████|███   2.10`."""
+    from rich.text import Text
+
+    full = value / top * BAR
+    cells = ["█" if at + 1 <= full else ("▌" if at + 0.5 <= full else " ") for at in range(BAR)]
+    if floor:
+        cells[min(BAR - 1, int(floor / top * BAR))] = "|"
+    style = "red" if value <= dead else ("yellow" if floor and value < 0.95 * floor else "green")
+    number = f" {value:7.3f}" + (" dead" if value <= dead else "     ")
+    return Text.assemble(f"{index:>3} ", ("".join(cells), style), (number, "red" if value <= dead else ""))
+
+
+def histogram(groups: Sequence[float]) -> str:
+    """A line of blocks: how many groups have how much KL, from none to the most."""
+    top = max(*groups, 1e-9)
+    counts, _ = np.histogram(groups, 24, (0, top))
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-count * 8 // counts.max())] for count in counts) + f" 0 to {top:.2f}"
