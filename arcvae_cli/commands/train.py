@@ -289,6 +289,7 @@ def run(
         from arcvae_cli import checkpoints, snapshots
         from arcvae_cli.machine import crowded
         from arcvae_cli.recorders.external import external_recorders
+        from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder
         from arcvae_cli.recorders.live import live_recorder
         from arcvae_cli.step import seed_step
@@ -323,7 +324,7 @@ def run(
     recorders += [
         live_recorder(console),  # the first, so that its header does not wait for what the others import
         JsonlRecorder(folder.path / "metrics.jsonl"),
-        pictures_of(corpus, folder),
+        ImageRecorder(folder.images, corpus.kind, corpus.rules),
         *external_recorders(settings, folder, console, corpus.rules),
     ]
     if settings.train.engine == "compile":
@@ -389,17 +390,6 @@ def new_model(settings: Settings, corpus: GridCorpus | DerivationCorpus) -> VAE:
             )
         return build_model(settings.model, Structure(corpus.rules, corpus.length))
     return build_model(settings.model)
-
-
-def pictures_of(corpus: GridCorpus | DerivationCorpus, folder: RunFolder) -> Recorder:
-    """The recorder that keeps what a corpus's examples look like."""
-    from arcvae_cli.data.corpus import GridCorpus
-    from arcvae_cli.recorders.pictures import GridPictures
-    from arcvae_cli.recorders.strings import StringPictures
-
-    if isinstance(corpus, GridCorpus):
-        return GridPictures(folder.images)
-    return StringPictures(folder.images, corpus.rules)
 
 
 def check_sizes(settings: Settings, corpus: Corpus) -> None:
