@@ -36,19 +36,19 @@ class Corpus(Protocol):
     device: torch.device
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str: ...
     @property
-    def num_classes(self) -> int: ...  # noqa: D102
+    def num_classes(self) -> int: ...
     @property
-    def positions(self) -> tuple[int, ...]: ...  # noqa: D102
+    def positions(self) -> tuple[int, ...]: ...
     @property
-    def background(self) -> int | None: ...  # noqa: D102
+    def background(self) -> int | None: ...
     @property
-    def unit(self) -> str: ...  # noqa: D102
+    def unit(self) -> str: ...
     @property
-    def rules(self) -> Rules | None: ...  # noqa: D102
+    def rules(self) -> Rules | None: ...
     @property
-    def mean_positions(self) -> float: ...  # noqa: D102
+    def mean_positions(self) -> float: ...
 
     def size(self, split: str) -> int:
         """Examples of a split."""
