@@ -277,9 +277,10 @@ def _likelihood(report: Report, domain: Domain) -> Iterator[Sheet | str]:
     nats = {"reconstruction": elbo["reconstruction_nats"], "KL": elbo["kl_nats"]}
     nats |= levels if len(levels) > 1 else {}
     nats["-ELBO"] = -elbo["elbo_nats"]
-    rows = [(name, f"{value:.2f}", f"{value / per_bit:.4f}") for name, value in nats.items()]
-    if error is not None:
-        rows[-1] = (rows[-1][0], f"{rows[-1][1]} +- {error:.2f}", rows[-1][2])
+    errors = {} if error is None else {"-ELBO": f" +- {error:.2f}"}
+    rows: list[tuple[str, ...]] = [
+        (name, f"{value:.2f}{errors.get(name, '')}", f"{value / per_bit:.4f}") for name, value in nats.items()
+    ]
     if weighted is not None:
         name = f"-log p(x), {weighted['samples']} draws, {weighted['examples']} {domain.noun} <="
         rows.append((name, f"{weighted['nll_nats']:.2f}", f"{weighted['nll_bits']:.4f}"))

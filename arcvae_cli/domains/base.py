@@ -219,7 +219,7 @@ class Domain(ABC):
 
     # -------------------------------------------------------------------------------------------- evaluation
 
-    def check(self, task: Task) -> None:
+    def check(self, task: Task) -> None:  # noqa: B027 - most have nothing to check
         """InputError where the options of a task do not fit its model."""
 
     @abstractmethod
@@ -290,7 +290,7 @@ class Domain(ABC):
         """What a corpus has to fit to be used with the model."""
         return None
 
-    def check_decodable(self, loaded: Loaded) -> None:
+    def check_decodable(self, loaded: Loaded) -> None:  # noqa: B027 - most have nothing to check
         """InputError where nothing can be decoded into examples."""
 
     @abstractmethod

@@ -1,4 +1,5 @@
 """The domain of grids: 16x16 cells of ten colours, beside an all-black grid and PCA."""
+# ruff: noqa: ARG002 - not every domain needs every argument
 
 from __future__ import annotations
 
@@ -122,14 +123,14 @@ class GridDomain(Domain):
 
     # -------------------------------------------------------------------------------------------- training
 
-    def validation_batch(self, corpus: Corpus) -> int:  # noqa: ARG002
+    def validation_batch(self, corpus: Corpus) -> int:
         return 1000
 
     def baseline(self, corpus: Any) -> dict[str, float | None]:
         black = (corpus.grids("val") == corpus.background).double().mean().item()
         return {"blank": black, "blank_nats": None, "entropy": None}
 
-    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:  # noqa: ARG002
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
         from arcvae_cli import render
 
         originals = pictures.originals
@@ -143,7 +144,7 @@ class GridDomain(Domain):
     def limits(self, task: Task) -> tuple[int | None, int | None]:
         return QUICK_EXAMPLES if task.quick else None, None
 
-    def pass_size(self, corpus: Corpus) -> int:  # noqa: ARG002
+    def pass_size(self, corpus: Corpus) -> int:
         return BATCH_SIZE
 
     def encode(self, task: Task) -> Encoded:
@@ -160,7 +161,7 @@ class GridDomain(Domain):
             means = posterior_means(task.model, task.corpus, task.split, task.indices)
         return Encoded(information, means, tally.scores())
 
-    def reconstruct(self, task: Task, encoded: Encoded, levels: Report, few: Tensor) -> Reconstructed:  # noqa: ARG002
+    def reconstruct(self, task: Task, encoded: Encoded, levels: Report, few: Tensor) -> Reconstructed:
         training = _training(task)
         units = sum(level["units"] for level in levels.values())
         task.tell(f"PCA with {units} components")
@@ -302,7 +303,7 @@ class GridDomain(Domain):
             f"{path['largest_step']:.1f} in the largest{largest}; ends {path['distance']:.1f} apart"
         )
 
-    def sample_sheets(self, report: Report, loaded: Loaded) -> Iterator[Sheet | str]:  # noqa: ARG002
+    def sample_sheets(self, report: Report, loaded: Loaded) -> Iterator[Sheet | str]:
         drawn, accuracy = report["prior_samples"], report["adherence"]
         split = {key.removeprefix("reference_"): value for key, value in drawn.items() if key.startswith("reference_")}
         columns = [drawn, report["training_grids"], {**split, "samples": drawn["reference"]}]
@@ -398,10 +399,10 @@ class GridDomain(Domain):
             raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.grids) - 1}")
         return f"{file.name}:{number}", arrays.grids[int(number)]
 
-    def batch(self, model: Any, x: Tensor) -> Batch:  # noqa: ARG002
+    def batch(self, model: Any, x: Tensor) -> Batch:
         return Batch(x)
 
-    def walk(self, loaded: Loaded, steps: Grids, originals: Grids, note: Callable[[str], None]) -> Walk:  # noqa: ARG002
+    def walk(self, loaded: Loaded, steps: Grids, originals: Grids, note: Callable[[str], None]) -> Walk:
         return GridWalk(loaded, steps, originals)
 
 
@@ -575,7 +576,7 @@ class GridSamples(Samples):
         shares = {"obeying_share": ours / count, "baseline_obeying": theirs, "baseline_share": theirs / count}
         return {"obeying": ours, **shares}
 
-    def write(self, files: Mapping[str, Path], document: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def write(self, files: Mapping[str, Path], document: Mapping[str, Any]) -> None:
         from arcvae_cli import render
 
         draw, count = self.draw, len(self.grids)
@@ -657,5 +658,5 @@ def write_task(path: Path, grids: Grids, facts: Mapping[str, Any]) -> None:
 
 def _trimmed(grid: Grids) -> Grids:
     """A grid cut to the rectangle from its top-left corner that holds all non-black cells, at least one cell."""
-    rows, columns = grid.any(1).nonzero()[0], grid.any(0).nonzero()[0]
+    rows, columns = (np.flatnonzero((grid > 0).any(axis=axis)) for axis in (1, 0))
     return grid[: rows[-1] + 1, : columns[-1] + 1] if len(rows) else grid[:1, :1]

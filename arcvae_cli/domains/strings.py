@@ -4,6 +4,7 @@ Padding counts nowhere. A derivation is right at a step if the argmax of the rul
 true rule's left-hand side, is the true one; it is exact if it is right at every step, which is when the argmax rules,
 taken one after the other, derive the same string.
 """
+# ruff: noqa: ARG002 - not every domain needs every argument
 
 from __future__ import annotations
 
@@ -74,6 +75,7 @@ FEW, WORK = 1000, 150_000
 
 PAIRS, STEPS = 100, 9
 QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
+MONTE_CARLO = "--monte-carlo", "--encodings", "--decodings", "--monte-carlo-examples"
 ENCODINGS = 10  # per example, as in the protocol of 2017
 DIVERSITY = 1000  # strings whose likeness is measured, pair by pair
 DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
@@ -106,10 +108,7 @@ class StringDomain(Domain):
 
     kind, noun, noun_singular, unit, array, dtype = "strings", "derivations", "derivation", "rule", "ids", np.int16
     formats = ("txt", "npz", "json")
-    flags = frozenset(
-        ("--monte-carlo", "--encodings", "--decodings", "--monte-carlo-examples", "--samples")
-        + ("--decode", "--budget/--no-budget")
-    )
+    flags = frozenset({"--decode", "--budget/--no-budget", *MONTE_CARLO, "--samples"})
     quick_shuffle = True
 
     # -------------------------------------------------------------------------------------------- training
@@ -152,7 +151,7 @@ class StringDomain(Domain):
         information.add((posterior,), decoded.nats, decoded.lengths)
         return Encoded(information, {LEVEL: posterior.mean}, decoded.scores(), posterior)
 
-    def reconstruct(self, task: Task, encoded: Encoded, levels: Report, few: Tensor) -> Reconstructed:  # noqa: ARG002
+    def reconstruct(self, task: Task, encoded: Encoded, levels: Report, few: Tensor) -> Reconstructed:
         model, corpus, split, posterior = task.model, task.corpus, task.split, encoded.posterior
         assert posterior is not None, "kept by `encode`"
         grammar, validator = _grammar(task)
@@ -477,7 +476,7 @@ class Decoded(NamedTuple):
 
 
 def encode(model: Any, corpus: DerivationCorpus, split: str, indices: Tensor, seed: int) -> Level:
-    """The posteriors of the derivations at `indices` (n,), and one sample of each, whose noise is not drawn by batch."""
+    """The posteriors of the derivations at `indices` (n,), and one sample of each; no noise depends on the batches."""
     order = longest_first(corpus, split, indices)
     found: list[Level] = []
     with eval_mode(model, seed) as device:
@@ -528,10 +527,9 @@ def reconstruct(model: Any, ids: Tensor) -> Ids:
 
     Without right-hand sides, the argmax of the rules that could stand in the place of the true ones.
     """
-    size, made = batch_size(ids.shape[1]), []
+    parts, padding = torch.split(ids.long(), batch_size(ids.shape[1])), model.structure.rules.padding
     with eval_mode(model, 0):
-        for part in torch.split(ids.long(), size):
-            made.append(model.reconstruct(Batch(part, part != model.structure.rules.padding)).cpu())
+        made = [model.reconstruct(Batch(part, part != padding)).cpu() for part in parts]
     return torch.cat(made).numpy().astype(np.int16)
 
 
@@ -854,7 +852,7 @@ class StringWalk(Walk):
             rows.append((label, string, "" if self.valid is None or self.valid[places[0]] else "invalid"))
         return [*rows, ("to, original", self.ends[1], "")]
 
-    def write(self, files: Mapping[str, Path], report: Mapping[str, Any], title: str) -> None:  # noqa: ARG002
+    def write(self, files: Mapping[str, Path], report: Mapping[str, Any], title: str) -> None:
         rows = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in self.rows()]
         write_lines(files["txt"], rows)
         write_text(files["json"], json.dumps(report, allow_nan=False) + "\n")
