@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
-    from arcvae_cli.domains.base import Domain, Report, Sheet, Task
+    from arcvae_cli.domains.base import Report, Table, Task
     from arcvae_cli.evaluation.evaluate import Evaluation
     from arcvae_cli.runs import RunFolder
 
@@ -197,14 +196,14 @@ def _write(
     domain = domains.of(loaded.model.kind)
     whose, codes = next(iter(evaluation.codes.items()))
     shown = codes[: QUICKLY_MAPPED if task.quick else MAPPED]
-    values, name = domain.code_values(task, evaluation, len(shown))
+    values, name = domain.code_values(task, evaluation.indices[: len(shown)])
     level = f"{whose} " if len(evaluation.codes) > 1 else ""
     title = f"{level}posterior means of {len(shown):,} {domain.noun}, {task.corpus.name} {task.split}"
     try:
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as scratch_name:
             scratch = Path(scratch_name)
             draw_codes(scratch, shown, values, name, title, task.seed)
-            domain.draw(scratch, loaded, task, evaluation)
+            domain.draw(scratch, task, evaluation)
             write_json(scratch / "metrics.json", document)
             for kind, place in (("*.png", images), ("*.txt", folder), ("metrics.json", folder)):
                 for file in scratch.glob(kind):
@@ -231,109 +230,86 @@ def draw_codes(
 
 # ------------------------------------------------------------------------------------------------ on the screen
 
+ELBO = (
+    ("reconstruction", "elbo.reconstruction_{}", ".4g"),
+    ("KL", "elbo.kl_{}", ".4g"),
+    ("ELBO", "elbo.elbo_{}", ".4g"),
+    ("-log p(x), importance-weighted <=", "importance_weighted.nll_{}", ".4g"),
+    ("  -ELBO of these examples", "importance_weighted.single_nats", ".4g"),
+    ("  draws per example", "importance_weighted.samples", ""),
+    ("  effective sample size", "importance_weighted.effective_samples_mean", ".1f"),
+    ("    at least", "importance_weighted.effective_samples_min", ".1f"),
+)
+CODE = (
+    ("active dimensions, KL > 0.05", "levels.{}.active_dims", ""),
+    ("units", "levels.{}.units", ""),
+    ("active units, Var E[z] > 0.01", "levels.{}.active_units", ""),
+    ("collapsed dimensions", "levels.{}.collapsed_share", ".0%"),
+    ("mutual information, nats (a lower bound)", "levels.{}.mutual_information.nats", ".2f"),
+    ("  its ceiling, log of the examples", "levels.{}.mutual_information.ceiling_nats", ".2f"),
+    ("reconstruction, right codes, nats", "shuffled_codes.reconstruction_nats", ".1f"),
+    ("  with codes of other examples", "shuffled_codes.shuffled_reconstruction_nats", ".1f"),
+    ("  with this level's of other examples", "shuffled_codes.levels.{}.reconstruction_nats", ".1f"),
+    ("accuracy, right codes", "shuffled_codes.accuracy", ".1%"),
+    ("  with codes of other examples", "shuffled_codes.shuffled_accuracy", ".1%"),
+    ("  with this level's of other examples", "shuffled_codes.levels.{}.accuracy", ".1%"),
+)
+
 
 def _show(console: Console, loaded: Loaded, report: Report) -> None:
     """Everything measured, in 80 columns, the verdict last."""
     from rich.text import Text
 
     from arcvae_cli import domains
-    from arcvae_cli.domains.base import title_of
+    from arcvae_cli.domains.base import Table, title_of
     from arcvae_cli.render import kl_bars
 
     domain, objective = domains.of(loaded.model.kind), loaded.settings.objective
-
-    def show(parts: Iterator[Sheet | str]) -> None:
-        for part in parts:
-            if isinstance(part, str):
-                console.result(Text(part))
-            else:
-                console.table(*part)
-
     examples = f"{report['reconstruction']['examples']:,} {domain.noun}"
     head = f"{title_of(loaded)}, {report['corpus']} {report['split']}, {examples}, seed {report['seed']}"
     console.result(Text(head, style="bold"))
     if loaded.model.attributes:
         console.result(Text("Without conditions, except for samples under a condition."))
-    show(domain.reconstruction_sheets(report))
-    show(_likelihood(report, domain))
+    for table in domain.tables(report):
+        _show_table(console, table, report)
+    columns = dict(zip(domain.per, ("nats", "bits"), strict=True))
+    _show_table(console, Table("Likelihood (cross-entropy, beta 1)", columns, ELBO), report)
+    _show_table(console, Table("Code", {name: name for name in report["levels"]}, CODE), report)
     for name, level in report["levels"].items():
         floor = 0.0 if objective.free_bits_mode == "total" else objective.floor(name)  # of a dimension
+        for line in kl_bars(name, level["kl_nats"], floor, WIDTH, cells=loaded.model.level_shapes[name][1:]):
+            console.result(line)
         console.result()
-        for bar in kl_bars(name, level["kl_nats"], floor, WIDTH, cells=loaded.model.level_shapes[name][1:]):
-            console.result(bar)
-    console.result()
-    show(_code_lines(report, domain))
-    show(domain.sample_sheets(report, loaded))
-    _show_verdict(console, report["verdict"])
-
-
-def _likelihood(report: Report, domain: Domain) -> Iterator[Sheet | str]:
-    """Nats of an example, and bits of a position."""
-    from arcvae_cli.domains.base import Sheet
-
-    elbo, weighted, error = report["elbo"], report["importance_weighted"], report.get("elbo_error")
-    per_bit = elbo["positions"] * math.log(2.0)
-    levels = {f"  {name}": sum(level["kl_nats"]) for name, level in report["levels"].items()}
-    nats = {"reconstruction": elbo["reconstruction_nats"], "KL": elbo["kl_nats"]}
-    nats |= levels if len(levels) > 1 else {}
-    nats["-ELBO"] = -elbo["elbo_nats"]
-    errors = {} if error is None else {"-ELBO": f" +- {error:.2f}"}
-    rows: list[tuple[str, ...]] = [
-        (name, f"{value:.2f}{errors.get(name, '')}", f"{value / per_bit:.4f}") for name, value in nats.items()
-    ]
-    if weighted is not None:
-        name = f"-log p(x), {weighted['samples']} draws, {weighted['examples']} {domain.noun} <="
-        rows.append((name, f"{weighted['nll_nats']:.2f}", f"{weighted['nll_bits']:.4f}"))
-        rows.append(("  -ELBO of these", f"{weighted['single_nats']:.2f}", ""))
-        sizes = [f"{weighted[f'effective_samples_{which}']:.1f}" for which in ("mean", "min")]
-        rows.append(("  effective sample size, mean and least", *sizes))
-    rows += [(name, f"{value:.2f}", f"{bits:.4f}") for name, value, bits in domain.likelihood_rows(report)]
-    columns = "", f"nats per {domain.noun_singular}", f"bits per {domain.unit}"
-    yield Sheet("Likelihood (cross-entropy, beta 1)", columns, rows)
-    if (noise := report.get("posterior_noise", 1.0)) < 1.0:
-        yield (
-            f"posterior_noise = {noise:g}: the objective's KL is {report['trained_kl_nats']:.2f} nats, that of the\n"
-            f"density that codes are sampled from {elbo['kl_nats']:.2f}, which counts."
-        )
-
-
-def _code_lines(report: Report, domain: Domain) -> Iterator[str]:
-    """How much of each level is in use, what it says of the examples, and what the decoder makes of it."""
-    for name, level in report["levels"].items():
-        groups = "dimensions" if level["cells_nats"] is None else "channels"
-        yield (
-            f"{name}: {level['active_dims']} of {len(level['kl_nats'])} {groups} active (KL > 0.05), "
-            f"{level['active_units']} of {level['units']} units (Var E[z] > 0.01); "
-            f"{level['collapsed_share']:.0%} collapsed"
-        )
-        if (found := level["mutual_information"]) is not None:
-            sign, limit = (">=", "at its ceiling") if found["is_bound"] else ("=", "at most")
-            ceiling = f"{limit} log {found['examples']} = {found['ceiling_nats']:.2f}"
-            yield f"mutual information {sign} {found['nats']:.2f} nats ({ceiling})"
-    if (shuffled := report["shuffled_codes"]) is not None:
-        right, wrong = (
-            f"{shuffled[f'{which}reconstruction_nats']:.1f} nats, accuracy {shuffled[f'{which}accuracy']:.1%}"
-            for which in ("", "shuffled_")
-        )
-        yield f"with the right codes: reconstruction {right}"
-        yield f"with codes of other {domain.noun}: {wrong}"
-        for name, alone in shuffled["levels"].items():
-            costs = f"{alone['reconstruction_nats']:.1f} nats, {alone['accuracy']:.1%}"
-            yield f"with {name} codes of other {domain.noun}: {costs}"
-    if report["interpolation"] is not None:
-        yield from domain.path_lines(report)
-
-
-def _show_verdict(console: Console, verdict: Report) -> None:
-    """The findings, what to do about those that miss, and the summary."""
-    from rich.text import Text
-
+    verdict = report["verdict"]
     marks = {True: Text("ok", style="green"), False: Text("MISS", style="red")}
-    rows = [
-        (marks[finding["ok"]], finding["name"], f"{finding['value']:.4g}", finding["target"])
-        for finding in verdict["findings"]
-    ]
+    rows = [(marks[one["ok"]], one["name"], f"{one['value']:.4g}", one["target"]) for one in verdict["findings"]]
     console.table("Verdict", ("", "", "", ""), rows, left=(0, 1, 3), header=False)
-    for remedy in dict.fromkeys(finding["remedy"] for finding in verdict["findings"] if finding["remedy"]):
+    for remedy in dict.fromkeys(one["remedy"] for one in verdict["findings"] if one["remedy"]):
         console.result(Text(f"- {remedy}"))
     console.result(Text(verdict["summary"], style="bold green" if verdict["ok"] else "bold yellow"))
+
+
+def _show_table(console: Console, table: Table, report: Report) -> None:
+    from rich.text import Text
+
+    from arcvae_cli.console import cell
+
+    rows = []
+    for label, key, form in table.rows:
+        values = [
+            _lookup(report, key.format(column)) for column in list(table.columns.values())[: None if "{}" in key else 1]
+        ]
+        if any(value is not None for value in values):
+            rows.append((label, *(cell(value, "," if isinstance(value, int) else form) for value in values)))
+    if rows:
+        console.table(table.title, ("", *table.columns), rows)
+        if table.note:
+            console.result(Text(table.note))
+
+
+def _lookup(report: Any, key: str) -> Any:
+    """The value of a dotted key in nested dicts and lists; None where a part of it is missing."""
+    for part in key.split("."):
+        if report is not None:
+            report = report[int(part)] if isinstance(report, list) else report.get(part)
+    return report

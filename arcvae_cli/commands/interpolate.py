@@ -78,7 +78,7 @@ def interpolate(
     corpus = functools.cache(lambda: open_examples(loaded, data, split, console))
     names, ends = [], []
     for flag, text in (("--from", start), ("--to", end)):
-        name, example = _indexed(text, flag, corpus, split) or domain.read_end(text, flag, loaded, split, console.note)
+        name, example = _indexed(text, flag, corpus, split) or domain.read_end(text, flag, loaded, console.note)
         names.append(name)
         ends.append(example)
     originals = np.stack(ends).astype(domain.dtype)
@@ -86,9 +86,8 @@ def interpolate(
 
     x = torch.from_numpy(originals).long().to(next(model.parameters()).device)
     latents = _walk(model, domain.batch(model, x), steps, path, moving, seed)
-    decoded = argmax_decode(model, latents).numpy().astype(domain.dtype)
-    walked = domain.walk(loaded, decoded, originals, console.note)
-    facts = walked.facts()
+    steps_decoded = argmax_decode(model, latents).numpy().astype(domain.dtype)
+    decoded = domain.path(loaded, steps_decoded, originals, console.note)
     files = {kind: folder / f"interpolation.{kind}" for kind in domain.formats}
     report = {
         "checkpoint": str(loaded.path),
@@ -99,14 +98,14 @@ def interpolate(
         "level": level,
         "steps": steps,
         "files": {kind: str(file) for kind, file in files.items()},
-        **facts,
+        **decoded.facts,
     }
     named = f"{path} path of {steps} from {names[0]} to {names[1]}{'' if level == 'all' else f', {level} level'}"
     arrays = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
-    write_arrays(files["npz"], {domain.array: decoded, "originals": originals, **arrays})
-    walked.write(files, report, f"{named}, {title_of(loaded)}")
-    walked.show(console)
-    console.result(Text(f"{named}: {walked.summary(facts)}"))
+    write_arrays(files["npz"], {**decoded.arrays, "originals": originals, **arrays})
+    domain.write(files, decoded, report, f"{named}, {title_of(loaded)}")
+    domain.show(console, decoded)
+    console.result(Text(f"{named}: {decoded.summary}"))
     console.note(f"wrote {', '.join(file.name for file in files.values())} to {folder}")
     console.json(report)
 

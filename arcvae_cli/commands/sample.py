@@ -90,7 +90,7 @@ def sample(
 
     from arcvae_cli import conditions, domains
     from arcvae_cli.console import Console
-    from arcvae_cli.domains.base import Draw, write_arrays
+    from arcvae_cli.domains.base import Draw, title_of, write_arrays
     from arcvae_cli.errors import InputError
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
@@ -130,20 +130,10 @@ def sample(
         console.note(f"prior: {kind} fitted to {examples} {whose}")
         latents = fitted.sample(num, temperature, seed, place)
 
-    draw = Draw(
-        loaded,
-        latents,
-        prior,
-        temperature,
-        seed,
-        given,
-        encoded,
-        argmax=decode == "argmax",
-        budget=budget is not False,
-        training=lambda: _training_corpus(loaded, data, opened, console),
-        note=console.note,
-    )
-    samples = domain.sample(draw)
+    training = functools.partial(_training_corpus, loaded, data, opened, console)
+    argmax, budgeted = decode == "argmax", budget is not False
+    draw = Draw(loaded, latents, temperature, seed, given, encoded, argmax, budgeted, training, console.note)
+    decoded = domain.sample(draw)
     files = {kind: folder / f"samples.{kind}" for kind in domain.formats}
     document = {
         "checkpoint": str(loaded.path),
@@ -154,15 +144,17 @@ def sample(
         "temperature": temperature,
         "seed": seed,
         "files": {kind: str(path) for kind, path in files.items()},
-        **samples.facts,
+        **decoded.facts,
     }
     arrays = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
-    write_arrays(files["npz"], {**samples.arrays, **arrays})
-    samples.write(files, document)
-    samples.show(console)
-    say = console.note if samples.plain and console.piped else console.result
-    for line in samples.summary():
-        say(Text(line))
+    write_arrays(files["npz"], {**decoded.arrays, **arrays})
+    about = [f"{num} samples", conditions.written(given), f"{prior} prior, temperature {temperature:g}"]
+    about += ["argmax rules"] * argmax + ["no budget"] * (not budgeted)
+    title = ", ".join(filter(None, about))
+    domain.write(files, decoded, document, f"{title}, {title_of(loaded)}")
+    domain.show(console, decoded)
+    # in a pipe stand strings alone
+    (console.note if domain.plain and console.piped else console.result)(Text(f"{title}: {decoded.summary}"))
     console.note(f"wrote {', '.join(path.name for path in files.values())} to {folder}")
     console.json(document)
 

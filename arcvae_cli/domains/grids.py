@@ -11,24 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli import conditions
-from arcvae_cli.domains.base import (
-    Domain,
-    Draw,
-    Encoded,
-    Reconstructed,
-    Report,
-    Samples,
-    Sheet,
-    Task,
-    Walk,
-    table,
-    title_of,
-    write_text,
-)
+from arcvae_cli.domains.base import Decoded, Domain, Draw, Examples, Reconstructed, Report, Table, Task, write_text
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.accuracy import ASKED, JUDGED, condition_accuracy
 from arcvae_cli.evaluation.baselines import COLOURS, PCABaseline
@@ -46,7 +32,7 @@ from arcvae_cli.evaluation.information import (
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
 from arcvae_cli.evaluation.samples import blank_share, score_samples
-from arcvae_cli.evaluation.verdict import Setup, Target
+from arcvae_cli.evaluation.verdict import Advice, Target
 from arcvae_cli.files import exists, expanded
 from arcvae_cli.models.base import VAE, Batch
 from arcvae_cli.objective import ACTIVE_KL
@@ -54,12 +40,9 @@ from arcvae_cli.objective import ACTIVE_KL
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
-    from arcvae_cli.data.corpus import Corpus, GridCorpus
     from arcvae_cli.evaluation.evaluate import Evaluation
     from arcvae_cli.grammar import Rules
     from arcvae_cli.records import Pictures
-
-Grids = NDArray[np.uint8]
 
 NEAR = 5
 """Wrong cells up to which a grid counts as nearly correct."""
@@ -69,11 +52,9 @@ SAMPLES, CONDITION_SAMPLES = 1500, 500  # for each condition: a share of 0.8 is 
 QUICK_EXAMPLES, QUICK_SAMPLES, QUICK_CONDITION_SAMPLES = 2000, 500, 100
 
 PIXEL_TARGET, NON_BLACK_TARGET = 0.90, 0.30
-BLANK_MARGIN = 0.10
-"""Share of blank samples allowed beyond the data's own; real grids are never blank."""
-
-SPECK_MARGIN = 0.25
-"""Speck share allowed beyond the data's own: real ARC grids have 0.25, 2 % noise makes it 0.32, all noise 0.91."""
+BLANK_MARGIN, SPECK_MARGIN = 0.10, 0.25
+"""Shares of samples allowed beyond the data's own. Real grids are never blank; real ARC grids have a speck share of
+0.25, 2 % noise makes it 0.32, all noise 0.91."""
 
 ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50
 """Of samples under a condition: the share that satisfies it among those neither blank nor repeated; the share of
@@ -85,45 +66,60 @@ MAPS = 7  # grids beside the mean of all in a picture of KL maps
 ROWS = COLUMNS = 8  # of samples that share the latents of a level
 
 SCORES = (
-    ("pixel accuracy", "pixel_accuracy", ".2%"),
-    ("non-black accuracy", "non_black_accuracy", ".2%"),
-    ("non-black IoU", "non_black_iou", ".2%"),
-    ("inside the rectangle", "inside_accuracy", ".2%"),
-    ("exact grids", "exact_share", ".2%"),
-    ("grids within 5 cells", "near_share", ".2%"),
-    ("all-black reconstructions", "blank_share", ".2%"),
+    ("pixel accuracy", "reconstruction.{}.pixel_accuracy", ".2%"),
+    ("non-black accuracy", "reconstruction.{}.non_black_accuracy", ".2%"),
+    ("non-black IoU", "reconstruction.{}.non_black_iou", ".2%"),
+    ("inside the rectangle", "reconstruction.{}.inside_accuracy", ".2%"),
+    ("exact grids", "reconstruction.{}.exact_share", ".2%"),
+    ("grids within 5 cells", "reconstruction.{}.near_share", ".2%"),
+    ("all-black reconstructions", "reconstruction.{}.blank_share", ".2%"),
+    ("skill in pixels", "reconstruction.skill.pixel", "+.3f"),
+    ("skill in non-black pixels", "reconstruction.skill.non_black", "+.3f"),
+    ("PCA components", "reconstruction.pca_components", ""),
+)
+COLOUR_SCORES = (
+    ("model", "reconstruction.posterior_mean.colour_accuracy.{}", ".0%"),
+    ("PCA", "reconstruction.pca.colour_accuracy.{}", ".0%"),
+)
+PATH_SCORES = (
+    ("pairs of grids", "interpolation.pairs", ""),
+    ("cells changed per step", "interpolation.mean_step", ".1f"),
+    ("  in the largest step", "interpolation.largest_step", ".1f"),
+    ("  of the distance of the ends", "interpolation.largest_step_share", ".0%"),
+    ("cells that differ between the ends", "interpolation.distance", ".1f"),
 )
 SAMPLE_SCORES = (
-    ("density", "density", ".2f"),
-    ("coverage", "coverage", ".2f"),
-    ("object-count distance", "object_distance", ".2f"),
-    ("speck share", "speck_share", ".2%"),
-    ("non-black", "non_black_share", ".2%"),
-    ("blank", "blank_share", ".2%"),
-    ("distinct", "distinct_share", ".2%"),
-    ("no training grid", "novel_share", ".2%"),
-    ("grids", "samples", ","),
+    ("density", "{}.density", ".2f"),
+    ("coverage", "{}.coverage", ".2f"),
+    ("object-count distance", "{}.object_distance", ".2f"),
+    ("speck share", "{}.speck_share", ".2%"),
+    ("  in the split", "prior_samples.reference_speck_share", ".2%"),
+    ("non-black", "{}.non_black_share", ".2%"),
+    ("  in the split", "prior_samples.reference_non_black_share", ".2%"),
+    ("blank", "{}.blank_share", ".2%"),
+    ("distinct", "{}.distinct_share", ".2%"),
+    ("no training grid", "{}.novel_share", ".2%"),
+    ("grids", "{}.samples", ""),
 )
-CONDITION_SCORES = (
-    ("counted_obeying", ".1f"),
-    ("unaided_obeying", ".1f"),
-    ("baseline_counted_obeying", ".1f"),
-    ("obeying", ".1f"),
-    ("data", ".1f"),
-)
+CONDITIONED = {
+    "asked": "counted_obeying",
+    "unaided": "unaided_obeying",
+    "unasked": "baseline_counted_obeying",
+    "of": "counted",
+    "all": "obeying",
+    "data": "data",
+}
 
 
 class GridDomain(Domain):
     """Grids."""
 
-    kind, noun, noun_singular, unit, array, dtype = "grids", "grids", "grid", "cell", "grids", np.uint8
-    formats = ("png", "npz", "json")
-    flags = frozenset[str]()
-    quick_shuffle = False
+    kind, noun, changes, dtype = "grids", "grids", "cells", np.uint8
+    per, formats = ("nats per grid", "bits per cell"), ("png", "npz", "json")
 
     # -------------------------------------------------------------------------------------------- training
 
-    def validation_batch(self, corpus: Corpus) -> int:
+    def validation_batch(self, corpus: Any) -> int:
         return 1000
 
     def baseline(self, corpus: Any) -> dict[str, float | None]:
@@ -141,69 +137,62 @@ class GridDomain(Domain):
 
     # -------------------------------------------------------------------------------------------- evaluation
 
-    def limits(self, task: Task) -> tuple[int | None, int | None]:
-        return QUICK_EXAMPLES if task.quick else None, None
+    def limits(self, task: Task) -> tuple[int | None, int | None, int]:
+        return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
 
-    def pass_size(self, corpus: Corpus) -> int:
-        return BATCH_SIZE
-
-    def encode(self, task: Task) -> Encoded:
-        information, tally = InformationTally(), GridTally()
-        with eval_mode(task.model, task.seed) as device:
-            for batch, shapes in _batches(task, device):
-                output = task.model(batch)
+    def reconstruct(self, task: Task) -> Reconstructed:
+        model, shapes = task.model, task.model.level_shapes
+        information, sampled = InformationTally(), GridTally()
+        with eval_mode(model, task.seed) as device:
+            for batch, sides in _batches(task, device):
+                output = model(batch)
                 information.update(batch, output)
-                tally.update(output.logits.argmax(dim=1), batch.x, shapes)
-        levels = task.model.level_shapes
-        if len(levels) == 1:
-            means = {name: code.view(-1, *levels[name]) for name, code in information.codes().items()}
+                sampled.update(output.logits.argmax(dim=1), batch.x, sides)
+        if len(shapes) == 1:
+            means = {name: code.view(-1, *shapes[name]) for name, code in information.codes().items()}
         else:  # the posterior below the mean of a level is not the one below its sample
-            means = posterior_means(task.model, task.corpus, task.split, task.indices)
-        return Encoded(information, means, tally.scores())
-
-    def reconstruct(self, task: Task, encoded: Encoded, levels: Report, few: Tensor) -> Reconstructed:
-        training = _training(task)
-        units = sum(level["units"] for level in levels.values())
+            means = posterior_means(model, task.corpus, task.split, task.indices)
+        units = sum(map(math.prod, shapes.values()))
         task.tell(f"PCA with {units} components")
-        baseline = PCABaseline.fit(training, units, task.seed)
-        at_mean, black, pca = GridTally(), GridTally(), GridTally()
-        costs = []
-        with eval_mode(task.model, 0) as device:
+        baseline = PCABaseline.fit(_training(task), units, task.seed)
+        tallies = {name: GridTally() for name in ("posterior_mean", "all_black", "pca")}
+        costs: list[Tensor] = []
+        with eval_mode(model, 0) as device:
             start = 0
-            for batch, shapes in _batches(task, device):
+            for batch, sides in _batches(task, device):
                 stop = start + len(batch.x)
-                logits = task.model.decode({name: value[start:stop] for name, value in encoded.means.items()})
-                at_mean.update(logits.argmax(dim=1), batch.x, shapes)
+                logits = model.decode({name: value[start:stop] for name, value in means.items()})
                 costs.append(nats(logits, batch))
-                black.update(torch.zeros_like(batch.x), batch.x, shapes)
-                pca.update(baseline.decode(batch.x), batch.x, shapes)
+                decoded = logits.argmax(dim=1), torch.zeros_like(batch.x), baseline.decode(batch.x)
+                for tally, grids in zip(tallies.values(), decoded, strict=True):
+                    tally.update(grids, batch.x, sides)
                 start = stop
-        scores, blacks, principal = at_mean.scores(), black.scores(), pca.scores()
+        scores = {name: tally.scores() for name, tally in tallies.items()}
+        skills = {
+            name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
+        }
         report = {
             "examples": len(task.indices),
-            "posterior_mean": scores,
-            "posterior_sample": encoded.at_sample,
-            "all_black": blacks,
-            "pca": principal,
+            **scores,
+            "posterior_sample": sampled.scores(),
             "pca_components": baseline.components,
             "pca_training_grids": baseline.training_grids,
-            "skill": {
-                name: skill(*(kind[f"{name}_accuracy"] for kind in (scores, blacks, principal)))
-                for name in ("pixel", "non_black")
-            },
+            "skill": skills,
         }
-        own = to_float64(torch.cat(costs)).mean().item(), scores["pixel_accuracy"]
-        return Reconstructed(report, at_mean.errors.numpy(), own)
+        own = to_float64(torch.cat(costs)).mean().item(), scores["posterior_mean"]["pixel_accuracy"]
+        return Reconstructed(information, means, report, tallies["posterior_mean"].errors.numpy(), own)
 
     def paths(self, task: Task) -> dict[str, Any]:
         return smoothness(decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS))
+
+    def likelihood(self, task: Task, information: InformationTally) -> dict[str, Any]:
+        return {}
 
     def samples(self, task: Task) -> dict[str, Any]:
         """Samples, and as the best that is possible training grids, against grids of the split."""
         task.tell("samples from the prior")
         training, count = _training(task), QUICK_SAMPLES if task.quick else SAMPLES
-        chosen = task.indices[:count].to(task.corpus.device)
-        reference = task.corpus.grids(task.split)[chosen].cpu().numpy()
+        reference = _grids(task, task.indices[:count])
         drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
         accuracy = None
         if task.model.attributes:
@@ -216,148 +205,109 @@ class GridDomain(Domain):
             "adherence": accuracy,
         }
 
-    def targets(self, report: Report, setup: Setup) -> Iterator[Target]:
+    def targets(self, report: Report, advice: Advice) -> Iterator[Target]:
         found, drawn = report["reconstruction"], report["prior_samples"]
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
         pixel, non_black = (found["posterior_mean"][f"{name}_accuracy"] for name in ("pixel", "non_black"))
         black, pca = (found[name]["pixel_accuracy"] for name in ("all_black", "pca"))
         best, which = max(black, pca), "PCA" if pca > black else "all black"
-        bad = [level for level, kl in kls.items() if _dead(kl) or 2 * setup.held(level, kl) > len(kl)]
-        revive = setup.more_kl(bad[0]) if bad else None
-        closer, larger, decoder = setup.raise_beta(), _enlarge(setup), _change_decoder(setup)
-        accuracy = revive or larger
-        yield Target("pixel accuracy", pixel, ">=", PIXEL_TARGET, f"{PIXEL_TARGET:.2f}", accuracy)
-        more_data = revive or f"train on more data; {larger}"
-        yield Target("pixel accuracy, baselines", pixel, ">", best, f"{best:.4f} ({which})", more_data)
-        limit = NON_BLACK_TARGET
-        yield Target("non-black accuracy", non_black, ">", limit, f"{limit:.2f}", revive or decoder)
+        bad = [level for level, kl in kls.items() if _dead(kl) or 2 * advice.held(level, kl) > len(kl)]
+        revive = advice.more_kl(bad[0]) if bad else None
+        closer, larger, decoder = revive or advice.raise_beta(), revive or _enlarge(advice), revive or _decoder(advice)
+        yield Target("pixel accuracy", pixel, ">=", PIXEL_TARGET, f"{PIXEL_TARGET:.2f}", larger)
+        yield Target("pixel accuracy, baselines", pixel, ">", best, f"{best:.4f} ({which})", larger)
+        yield Target("non-black accuracy", non_black, ">", NON_BLACK_TARGET, f"{NON_BLACK_TARGET:.2f}", decoder)
         for level, kl in kls.items():
-            yield from _level_targets(level, kl, setup, f", {level}" if len(kls) > 1 else "")
-        fewer = revive or (decoder if non_black <= NON_BLACK_TARGET else closer)
+            where, least = f", {level}" if len(kls) > 1 else "", f"{ACTIVE_KL:.2f} nats"
+            more = advice.more_kl(level)
+            yield Target(f"smallest KL{where or ' of a dimension'}", min(kl), ">", ACTIVE_KL, least, more)
+            if advice.floors[level] > 0:
+                floor = f"KL at the free-bits floor{where}"
+                yield advice.floor_target(level, kl, floor, f"total {floor}")
+                name = f"held by free bits alone{where}" if where else "dimensions held by free bits alone"
+                half = len(kl) // 2
+                yield Target(name, advice.held(level, kl), "<=", half, f"{half} of {len(kl)}", more)
+        fewer = decoder if non_black <= NON_BLACK_TARGET else closer
         for name, key, margin, remedy in (
             ("blank samples", "blank_share", BLANK_MARGIN, fewer),
-            ("specks among samples", "speck_share", SPECK_MARGIN, revive or closer),
+            ("specks among samples", "speck_share", SPECK_MARGIN, closer),
         ):
             reference = drawn[f"reference_{key}"]
             limit = reference + margin
             yield Target(name, drawn[key], "<=", limit, f"{limit:.2f} (data {reference:.2f})", remedy)
         if report["adherence"] is not None:
-            yield from _accuracy_targets(report["adherence"], f"train longer; {closer}")
+            yield from _condition_targets(report["adherence"], f"train longer; {advice.raise_beta()}")
 
-    def summary(self, report: Report, setup: Setup) -> str:
+    def summary(self, report: Report, advice: Advice) -> str:
         found = report["reconstruction"]
         blank, non_black = (found["posterior_mean"][name] for name in ("blank_share", "non_black_accuracy"))
-        correct = f"{non_black:.0%} of the non-black cells are right"
-        pictures = correct if blank < 0.5 else f"{blank:.0%} of the reconstructions are all black"
-        if blank == 1.0:
-            pictures = "every reconstruction is the all-black picture"
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
-        several = len(kls) > 1
-        dead, sizes = ({level: measure(kl) for level, kl in kls.items()} for measure in (_dead, len))
-        if any(dead.values()):
-            counts = [f"{dead[name]} of {size}{f' {name}' if several else ''}" for name, size in sizes.items()]
-            which = "posterior" if dead == sizes else "partial"
-            return f"{which} collapse: {' and '.join(counts)} dimensions carry under {ACTIVE_KL:g} nats; {pictures}"
-        for level, kl in kls.items():
-            if 2 * (held := setup.held(level, kl)) > len(kl):
-                where = "together lie" if setup.free_bits_mode == "total" else "lie"
-                floor = f"the floor of {setup.free_bits[level]:g} nats and carry nothing beyond it"
-                of = f" of the {level} level" if several else ""
-                lie = f"{held} of {len(kl)} dimensions {where} at {floor}"
-                return f"collapse{of}, held up by free bits alone: {lie}; {pictures}"
-        each = ", ".join(f"{level} {sum(kl):.1f}" for level, kl in kls.items())
-        totals = f"{sum(map(sum, kls.values())):.1f} nats{f' ({each})' if several else ''}"
-        alive = f"all {sum(sizes.values())} dimensions carry {totals}"
-        if non_black <= NON_BLACK_TARGET:
-            return f"the code is alive, the decoder is not: {alive}, but {pictures}"
-        against = f"PCA gets {found['pca']['non_black_accuracy']:.0%}"
-        return f"the code is alive: {alive}; {correct}, {against}; {{targets}}"
+        counts = [f"{_dead(kl)} of {len(kl)} {level}" for level, kl in kls.items()]
+        held = [level for level, kl in kls.items() if 2 * advice.held(level, kl) > len(kl)]
+        totals = [f"{level} {sum(kl):.1f}" for level, kl in kls.items()]
+        result = f"{non_black:.0%} of the non-black cells are right, PCA gets {found['pca']['non_black_accuracy']:.0%}"
+        if blank >= 0.5:
+            result = f"{blank:.0%} of the reconstructions are all black"
+        if any(map(_dead, kls.values())):
+            which = "posterior" if all(_dead(kl) == len(kl) for kl in kls.values()) else "partial"
+            state = f"{which} collapse: {' and '.join(counts)} dimensions carry under {ACTIVE_KL:g} nats"
+        elif held:
+            state = f"collapse, held up by free bits alone: {' and '.join(held)} carries nothing beyond its floor"
+        elif non_black <= NON_BLACK_TARGET:
+            state = f"the code is alive, the decoder is not: nats of {', '.join(totals)}"
+        else:
+            state = f"the code is alive: nats of {', '.join(totals)}"
+        return f"{state}; {result}"
 
     # -------------------------------------------------------------------------------------------- report
 
-    def reconstruction_sheets(self, report: Report) -> Iterator[Sheet | str]:
-        found = report["reconstruction"]
-        pca = f"PCA {found['pca_components']}"
-        rows = table(SCORES, [found[name] for name in ("posterior_mean", "all_black", "pca")])
-        skills = [found["skill"]["pixel"], found["skill"]["non_black"]] + [None] * len(rows)
-        with_skill = [(*row, "" if gain is None else f"{gain:+.3f}") for row, gain in zip(rows, skills, strict=False)]
-        drawn = [(f"{name}, code drawn", key, form) for name, key, form in SCORES[:2]]
-        with_skill += [(*row, "", "", "") for row in table(drawn, [found["posterior_sample"]])]
-        yield Sheet("Reconstruction", ("", "model", "all black", pca, "skill"), with_skill)
-        yield (
-            f"PCA keeps {found['pca_components']} real numbers per grid, whose information is unbounded; "
-            f"the model's code has {report['elbo']['kl_nats']:.1f} nats."
+    def tables(self, report: Report) -> Iterator[Table]:
+        model = {"model": "posterior_mean", "code drawn": "posterior_sample", "all black": "all_black", "PCA": "pca"}
+        yield Table("Reconstruction", model, SCORES)
+        yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
+        yield Table("Interpolation", {"": ""}, PATH_SCORES)
+        samples = {"samples": "prior_samples", "training": "training_grids"}
+        yield Table(
+            f"Samples against {report['prior_samples']['reference']} grids of the split", samples, SAMPLE_SCORES
         )
-        colours = [
-            (name, *("-" if share is None else f"{100 * share:.1f}" for share in found[key]["colour_accuracy"]))
-            for name, key in (("model", "posterior_mean"), (pca, "pca"))
-        ]
-        yield Sheet("Accuracy by true colour, %", ("", *map(str, range(COLOURS))), colours)
+        if (accuracy := report["adherence"]) is not None:
+            rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
+            note = (
+                "asked, unaided, unasked: of samples neither blank nor repeated (of), unasked\n"
+                f"{accuracy['baseline_counted']}; all: of all samples. unaided: the argmax of each cell, without\n"
+                "constraints on extent and colours. Symmetry is built into the decoder."
+            )
+            yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
-    def path_lines(self, report: Report) -> Iterator[str]:
-        path = report["interpolation"]
-        share = path["largest_step_share"]
-        largest = "" if share is None else f" ({share:.0%} of the way)"
-        yield (
-            f"{path['pairs']} paths of {path['steps']} grids: {path['mean_step']:.1f} cells change per step, "
-            f"{path['largest_step']:.1f} in the largest{largest}; ends {path['distance']:.1f} apart"
-        )
+    def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
+        return (_grids(task, indices) > 0).mean(axis=(1, 2)), "share of non-black cells"
 
-    def sample_sheets(self, report: Report, loaded: Loaded) -> Iterator[Sheet | str]:
-        drawn, accuracy = report["prior_samples"], report["adherence"]
-        split = {key.removeprefix("reference_"): value for key, value in drawn.items() if key.startswith("reference_")}
-        columns = [drawn, report["training_grids"], {**split, "samples": drawn["reference"]}]
-        title = f"Prior samples against {drawn['reference']} grids of the split"
-        yield Sheet(title, ("", "samples", "training", "split"), table(SAMPLE_SCORES, columns))
-        if accuracy is None:
-            return
-        rows = [
-            (row["asked"], *("-" if row[key] is None else f"{100 * row[key]:{form}}" for key, form in CONDITION_SCORES))
-            for row in accuracy["rows"]
-        ]
-        rows = [
-            (*cells[:4], str(row["counted"]), *cells[4:]) for cells, row in zip(rows, accuracy["rows"], strict=True)
-        ]
-        title = f"Samples that satisfy their condition, {accuracy['samples']} each, %"
-        yield Sheet(title, ("", "asked", "unaided", "unasked", "of", "all", "data"), rows)
-        yield (
-            "asked, unaided, unasked: of the samples that are neither blank nor repeated (so\n"
-            f"many: of; unasked {accuracy['baseline_counted']}); all: of all samples under the condition. unaided:\n"
-            "the argmax of each cell, without the constraints on extent and colours.\n"
-            "Symmetry is built into the decoder."
-        )
-
-    def code_values(self, task: Task, evaluation: Evaluation, count: int) -> tuple[NDArray[Any], str]:
-        grids = task.corpus.grids(task.split).cpu().numpy()[evaluation.indices[:count]]
-        return (grids > 0).mean(axis=(1, 2)), "share of non-black cells"
-
-    def draw(self, folder: Path, loaded: Loaded, task: Task, evaluation: Evaluation) -> None:
+    def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         from arcvae_cli import render
 
-        levels, where = list(loaded.model.level_shapes), f"{task.corpus.name} {task.split}"
+        levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}"
         if len(levels) > 1:
             below = " and ".join(levels[1:])
-            title = f"rows share a {levels[0]} latent, columns the noise of {below}; {title_of(loaded)}"
-            sheet = draw_levels(loaded.model, ROWS, COLUMNS, task.seed)
+            title = f"rows share a {levels[0]} latent, columns the noise of {below}"
+            sheet = draw_levels(task.model, ROWS, COLUMNS, task.seed)
             render.save_level_samples(folder / "levels.png", sheet, COLUMNS, levels[0], below, title)
         if task.quick:
             return
-        grids, shapes = task.corpus.grids(task.split).cpu().numpy(), task.corpus.shapes(task.split)
-        worst = evaluation.indices[np.argsort(-evaluation.errors, kind="stable")]
+        shapes, worst = task.corpus.shapes(task.split), np.argsort(-evaluation.errors, kind="stable")
         for name, order, which in (
             ("reconstructions.png", evaluation.indices, "drawn at random"),
-            ("errors.png", worst, "with the most wrong cells"),
+            ("errors.png", evaluation.indices[worst], "with the most wrong cells"),
         ):
             chosen = order[:PICTURED]
-            rectangles = None if shapes is None else shapes.cpu().numpy()[chosen].astype(np.uint8)
-            title = f"{len(chosen)} of {len(worst):,} grids {which}, {where}"
-            again = reconstruct(loaded.model, grids[chosen])
-            render.save_reconstructions(folder / name, grids[chosen], again, rectangles, title)
+            grids = _grids(task, chosen)
+            sides = None if shapes is None else shapes.cpu().numpy()[chosen].astype(np.uint8)
+            title = f"{len(chosen)} of {len(order):,} grids {which}, {where}"
+            render.save_reconstructions(folder / name, grids, reconstruct(task.model, grids), sides, title)
         if evaluation.maps:
+            grids = _grids(task, evaluation.indices[:MAPS])
             maps = {name: cells[:MAPS] for name, cells in evaluation.maps.items()}
             means = {name: cells.mean(axis=0) for name, cells in evaluation.maps.items()}
-            some = grids[evaluation.indices[:MAPS]]
-            render.save_kl_maps(folder / "kl_maps.png", some, maps, f"KL of each cell, {where}", means=means)
+            render.save_kl_maps(folder / "kl_maps.png", grids, maps, f"KL of each cell, {where}", means=means)
 
     # -------------------------------------------------------------------------------------------- samples, paths
 
@@ -366,8 +316,7 @@ class GridDomain(Domain):
     ) -> dict[str, Tensor]:
         chosen = choose(corpus, split, None, seed)
         if given:
-            satisfied = conditions.obeys(conditions.attributes(corpus.grids(split).cpu().numpy()), given)
-            chosen = chosen[torch.from_numpy(satisfied)[chosen]]
+            chosen = chosen[torch.from_numpy(_satisfied(corpus.grids(split).cpu().numpy(), given))[chosen]]
         parts = [{name: torch.empty(0, *shape) for name, shape in model.level_shapes.items()}]
         with eval_mode(model, seed) as device:
             for batch in batches(corpus, split, chosen[:limit], device):
@@ -375,12 +324,31 @@ class GridDomain(Domain):
                 parts.append(samples_of(model.encode(Batch(batch.x, batch.valid, asked))))
         return {name: torch.cat([part[name].cpu() for part in parts]) for name in model.level_shapes}
 
-    def sample(self, draw: Draw) -> Samples:
-        return GridSamples(draw)
+    def sample(self, draw: Draw) -> Decoded:
+        model, given = draw.loaded.model, draw.given
+        grids = argmax_decode(model, draw.latents, draw.conditions).numpy().astype(np.uint8)
+        count, distinct = len(grids), len({grid.tobytes() for grid in grids})
+        blank, non_black = blank_share(grids), float((grids > 0).mean())
+        facts: dict[str, Any] = {
+            "conditions": given,
+            "adherence": None,
+            "blank_share": blank,
+            "distinct": distinct,
+            "distinct_share": distinct / count,
+            "non_black_share": non_black,
+        }
+        summary = f"{blank:.0%} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
+        arrays = {"grids": grids}
+        if draw.conditions is not None:
+            arrays |= {"conditions": draw.conditions.cpu().numpy(), "condition_names": np.array(list(conditions.PLACE))}
+            baseline = draw_samples(model, count, draw.seed, draw.temperature)
+            satisfied, free = (int(_satisfied(some, given).sum()) for some in (grids, baseline))
+            facts["adherence"] = {"obeying": satisfied, "obeying_share": satisfied / count}
+            facts["adherence"] |= {"baseline_obeying": free, "baseline_share": free / count}
+            summary += f"; {conditions.written(given)} in {satisfied}, without conditions in {free}"
+        return Decoded(facts, arrays, (grids, None), summary)
 
-    def read_end(
-        self, text: str, flag: str, loaded: Loaded, split: str, note: Callable[[str], None]
-    ) -> tuple[str, Any]:
+    def read_end(self, text: str, flag: str, loaded: Loaded, note: Callable[[str], None]) -> tuple[str, Any]:
         """A grid of an ARC JSON file, FILE or FILE:NUMBER."""
         from arcvae_cli.data.files import read_grids
 
@@ -390,7 +358,7 @@ class GridDomain(Domain):
         file = expanded(Path(name))
         if not exists(file):
             raise InputError(
-                f"{flag} {text}: no such file", f"give the index of a grid in the {split} split, or a file of grids"
+                f"{flag} {text}: no such file", "give the index of a grid in the split, or a file of grids"
             )
         arrays = read_grids(file)
         for line in arrays.notes:
@@ -402,8 +370,32 @@ class GridDomain(Domain):
     def batch(self, model: Any, x: Tensor) -> Batch:
         return Batch(x)
 
-    def walk(self, loaded: Loaded, steps: Grids, originals: Grids, note: Callable[[str], None]) -> Walk:
-        return GridWalk(loaded, steps, originals)
+    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Callable[[str], None]) -> Decoded:
+        from arcvae_cli.render import path_strip
+
+        facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
+        return Decoded(dict(facts), {"grids": steps}, path_strip(steps, originals), summary)
+
+    def show(self, console: Console, decoded: Decoded) -> None:
+        from arcvae_cli.render import TerminalGrids
+
+        grids, titles = decoded.rows
+        if titles is None:
+            grids = grids[: TerminalGrids(grids).capacity(console.out, console.out.height - 4)]
+        console.result(TerminalGrids(grids, titles))
+
+    def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
+        from arcvae_cli import render
+
+        grids, titles = decoded.rows
+        columns, facts = 8 if len(grids) <= 64 else 16, document
+        if titles is None:
+            facts = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
+        else:  # rows of equal length
+            columns = -(-len(grids) // -(-len(grids) // 12))
+        render.save_grids(files["png"], grids[:SHEET], columns, titles, title)
+        task = {**facts, "train": [], "test": [{"input": _trimmed(grid).tolist()} for grid in decoded.arrays["grids"]]}
+        write_text(files["json"], json.dumps(task, allow_nan=False) + "\n")
 
 
 # ------------------------------------------------------------------------------------------------ scores
@@ -466,16 +458,24 @@ class GridTally:
 
 def _batches(task: Task, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
     """Batches, each with the heights and widths (B, 2) of its grids where the corpus knows them."""
-    corpus: GridCorpus = task.corpus
-    shapes = corpus.shapes(task.split)
+    shapes = task.corpus.shapes(task.split)
     places = torch.split(task.indices.to(device), BATCH_SIZE)
-    for place, batch in zip(places, batches(corpus, task.split, task.indices, device), strict=True):
+    for place, batch in zip(places, batches(task.corpus, task.split, task.indices, device), strict=True):
         yield batch, None if shapes is None else shapes[place]
 
 
-def _training(task: Task) -> Grids:
-    grids: Grids = task.trained.grids("train").cpu().numpy()
+def _training(task: Task) -> Examples:
+    grids: Examples = task.trained.grids("train").cpu().numpy()
     return grids
+
+
+def _grids(task: Task, indices: Any) -> Examples:
+    grids: Examples = task.corpus.grids(task.split).cpu().numpy()[np.asarray(indices)]
+    return grids
+
+
+def _satisfied(grids: Examples, given: Mapping[str, int]) -> Examples:
+    return conditions.obeys(conditions.attributes(grids), given)
 
 
 def skill(accuracy: float, *baselines: float) -> float | None:
@@ -484,7 +484,7 @@ def skill(accuracy: float, *baselines: float) -> float | None:
     return (accuracy - best) / (1.0 - best) if best < 1.0 else None
 
 
-def reconstruct(model: VAE, grids: Grids) -> Grids:
+def reconstruct(model: VAE, grids: Examples) -> Examples:
     """Reconstructions of (n, 16, 16) grids at the posterior mean, the argmax in each cell."""
     with eval_mode(model, 0) as device:
         parts = torch.split(torch.from_numpy(grids).to(device), BATCH_SIZE)
@@ -492,148 +492,13 @@ def reconstruct(model: VAE, grids: Grids) -> Grids:
     return torch.cat(drawn).cpu().numpy()
 
 
-# ------------------------------------------------------------------------------------------------ targets
-
-
-def _dead(kl: Sequence[float]) -> int:
-    return sum(value <= ACTIVE_KL for value in kl)
-
-
-def _level_targets(level: str, kl: Sequence[float], setup: Setup, where: str) -> Iterator[Target]:
-    """Targets of the KL of one level; `where` names it if there are several."""
-    smallest, remedy = f"smallest KL{where or ' of a dimension'}", setup.more_kl(level)
-    yield Target(smallest, min(kl), ">", ACTIVE_KL, f"{ACTIVE_KL:.2f} nats", remedy)
-    if setup.free_bits.get(level, 0.0) > 0:
-        names = f"KL at the free-bits floor{where}", f"total KL at the free-bits floor{where}"
-        yield setup.floor_target(level, kl, names)
-        name = f"held by free bits alone{where}" if where else "dimensions held by free bits alone"
-        half = len(kl) // 2
-        yield Target(name, setup.held(level, kl), "<=", half, f"{half} of {len(kl)}", remedy)
-
-
-def _accuracy_targets(accuracy: Report, remedy: str) -> Iterator[Target]:
-    """Targets of samples under conditions: the worst of each kind counts."""
-    judged = [row for row in accuracy["rows"] if row["asked"] in JUDGED]
-    for kind in ("colours", "symmetry"):
-        shares = {row["asked"]: row["counted_obeying"] or 0.0 for row in judged if row["asked"].startswith(f"{kind}=")}
-        if shares:
-            worst, share = min(shares.items(), key=lambda item: item[1])
-            text = f"{ACCURACY_TARGET:.2f} (least: {worst})"
-            yield Target(f"samples obey {kind}", share, ">", ACCURACY_TARGET, text, remedy)
-    if judged:
-        least = min(judged, key=lambda row: row["counted"])
-        share, text = least["counted"] / accuracy["samples"], f"{COUNTED_TARGET:.2f} (least: {least['asked']})"
-        yield Target("of them not blank or repeated", share, ">=", COUNTED_TARGET, text, remedy)
-
-
-def _enlarge(setup: Setup) -> str:
-    if setup.local_channels is not None:
-        lower = setup.lower_beta("local")
-        return f"raise model.local_channels (it is {setup.local_channels}), train longer, or {lower}"
-    body = "" if setup.strong_body else "model.body = residual; "
-    if setup.latent_dim is not None and setup.latent_dim < 16:
-        return f"{body}raise model.latent_dim to 12-16 (it is {setup.latent_dim}); train longer"
-    return f"{body}train longer, or {setup.lower_beta(next(iter(setup.betas)))}"
-
-
-def _change_decoder(setup: Setup) -> str:
-    body = "" if setup.strong_body else "model.body = residual, "
-    focal = "" if setup.elbo_scale is None else "objective.reconstruction = focal, "
-    last = "or train longer" if body or focal else "train longer"
-    return f"the code is alive and the decoder paints black: {body}{focal}{last}"
-
-
-# ------------------------------------------------------------------------------------------------ samples, paths
-
-
-class GridSamples(Samples):
-    """The argmax grids (n, 16, 16) of latents."""
-
-    def __init__(self, draw: Draw) -> None:
-        self.draw, model = draw, draw.loaded.model
-        self.grids = argmax_decode(model, draw.latents, draw.conditions).numpy().astype(np.uint8)
-        count, distinct = len(self.grids), len({grid.tobytes() for grid in self.grids})
-        self.facts: dict[str, Any] = {
-            "conditions": draw.given,
-            "adherence": self._satisfied(model) if draw.given else None,
-            "blank_share": blank_share(self.grids),
-            "distinct": distinct,
-            "distinct_share": distinct / count,
-            "non_black_share": float((self.grids > 0).mean()),
-        }
-        self.arrays: dict[str, Any] = {"grids": self.grids}
-        if draw.conditions is not None:
-            names = np.array(list(conditions.PLACE))
-            self.arrays |= {"conditions": draw.conditions.cpu().numpy(), "condition_names": names}
-
-    def _satisfied(self, model: VAE) -> dict[str, float]:
-        """Grids that satisfy the conditions, and of as many drawn from the model's own prior without conditions."""
-        baseline = draw_samples(model, len(self.grids), self.draw.seed, self.draw.temperature)
-        ours, theirs = (
-            int(conditions.obeys(conditions.attributes(some), self.draw.given).sum()) for some in (self.grids, baseline)
-        )
-        count = len(self.grids)
-        shares = {"obeying_share": ours / count, "baseline_obeying": theirs, "baseline_share": theirs / count}
-        return {"obeying": ours, **shares}
-
-    def write(self, files: Mapping[str, Path], document: Mapping[str, Any]) -> None:
-        from arcvae_cli import render
-
-        draw, count = self.draw, len(self.grids)
-        shown = f"{count} samples" if count <= SHEET else f"{SHEET} of {count} samples"
-        title = ", ".join(filter(None, [shown, conditions.written(draw.given), draw.title, title_of(draw.loaded)]))
-        render.save_grids(files["png"], self.grids[:SHEET], columns=8 if count <= 64 else 16, title=title)
-        facts = {"conditions": draw.given, "temperature": draw.temperature, "seed": draw.seed, "prior": draw.prior}
-        write_task(files["json"], self.grids, facts)
-
-    def show(self, console: Console) -> None:
-        from arcvae_cli.render import TerminalGrids
-
-        capacity = TerminalGrids(self.grids).capacity(console.out, console.out.height - 4)
-        console.result(TerminalGrids(self.grids[:capacity]))
-
-    def summary(self) -> list[str]:
-        facts, count, found = self.facts, len(self.grids), self.facts["adherence"]
-        lines = [
-            f"{count} samples, {self.draw.title}: {facts['blank_share']:.0%} blank, {facts['distinct']} distinct "
-            f"({facts['distinct_share']:.0%}), {facts['non_black_share']:.1%} of their cells not black"
-        ]
-        if found is not None:
-            lines.append(
-                f"{conditions.written(self.draw.given)}: satisfied by {found['obeying']} of {count} "
-                f"({found['obeying_share']:.0%}), without conditions by {found['baseline_obeying']} "
-                f"({found['baseline_share']:.0%})"
-            )
-        return lines
-
-
-class GridWalk(Walk):
-    """A path of grids."""
-
-    unit = "cells"
-
-    def distance(self, one: Grids, other: Grids) -> int:
-        return int((one != other).sum())
-
-    def write(self, files: Mapping[str, Path], report: Mapping[str, Any], title: str) -> None:
-        from arcvae_cli import render
-
-        render.save_path(files["png"], self.steps, self.originals, title)
-        write_task(files["json"], self.steps, report)
-
-    def show(self, console: Console) -> None:
-        from arcvae_cli.render import TerminalGrids, path_strip
-
-        console.result(TerminalGrids(*path_strip(self.steps, self.originals)))
-
-
-def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) -> Grids:
+def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) -> Examples:
     """(count, 16, 16) draws from the prior, the argmax in each cell."""
     with eval_mode(model, seed):
         return argmax_decode(model, draw_prior(model, count, temperature)).to(torch.uint8).numpy()
 
 
-def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Grids:
+def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:
     """(rows * columns, 16, 16) draws from the prior: a row shares the noise of the top level, a column all the others'.
 
     What is shared below the top is standard normal noise and not the latent itself, whose prior depends on the top.
@@ -650,13 +515,44 @@ def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Grids:
         return argmax_decode(model, draw_prior(model, rows * columns, noise=noise)).to(torch.uint8).numpy()
 
 
-def write_task(path: Path, grids: Grids, facts: Mapping[str, Any]) -> None:
-    """Grids (N, H, W) as an ARC task without answers, without black rows and columns at the end, `facts` beside it."""
-    task = {**facts, "train": [], "test": [{"input": _trimmed(grid).tolist()} for grid in grids]}
-    write_text(path, json.dumps(task, allow_nan=False) + "\n")
+# ------------------------------------------------------------------------------------------------ targets
 
 
-def _trimmed(grid: Grids) -> Grids:
+def _dead(kl: Sequence[float]) -> int:
+    return sum(value <= ACTIVE_KL for value in kl)
+
+
+def _condition_targets(accuracy: Report, remedy: str) -> Iterator[Target]:
+    """Targets of samples under conditions: the worst of each kind counts."""
+    judged = [row for row in accuracy["rows"] if row["asked"] in JUDGED]
+    for kind in ("colours", "symmetry"):
+        shares = {row["asked"]: row["counted_obeying"] or 0.0 for row in judged if row["asked"].startswith(f"{kind}=")}
+        if shares:
+            worst, share = min(shares.items(), key=lambda item: item[1])
+            text = f"{ACCURACY_TARGET:.2f} (least: {worst})"
+            yield Target(f"samples obey {kind}", share, ">", ACCURACY_TARGET, text, remedy)
+    if judged:
+        least = min(judged, key=lambda row: row["counted"])
+        share, text = least["counted"] / accuracy["samples"], f"{COUNTED_TARGET:.2f} (least: {least['asked']})"
+        yield Target("of them not blank or repeated", share, ">=", COUNTED_TARGET, text, remedy)
+
+
+def _enlarge(advice: Advice) -> str:
+    if channels := advice.model.get("local_channels"):
+        return f"train longer, raise model.local_channels (it is {channels}), or {advice.lower_beta('local')}"
+    body = "model.body = residual; " if advice.model.get("body") == "plain" else ""
+    if advice.model["latent_dim"] < 16:
+        return f"{body}raise model.latent_dim to 12-16 (it is {advice.model['latent_dim']}); train longer"
+    return f"{body}train longer, or {advice.lower_beta(next(iter(advice.betas)))}"
+
+
+def _decoder(advice: Advice) -> str:
+    body = "model.body = residual, " if advice.model.get("body") == "plain" else ""
+    focal = "" if advice.scale is None else "objective.reconstruction = focal, "
+    return f"the code is alive and the decoder paints black: {body}{focal}train longer"
+
+
+def _trimmed(grid: Examples) -> Examples:
     """A grid cut to the rectangle from its top-left corner that holds all non-black cells, at least one cell."""
     rows, columns = (np.flatnonzero((grid > 0).any(axis=axis)) for axis in (1, 0))
     return grid[: rows[-1] + 1, : columns[-1] + 1] if len(rows) else grid[:1, :1]

@@ -22,21 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli import gaussians
-from arcvae_cli.domains.base import (
-    Domain,
-    Draw,
-    Encoded,
-    Reconstructed,
-    Report,
-    Samples,
-    Sheet,
-    Task,
-    Walk,
-    table,
-    write_text,
-)
+from arcvae_cli.domains.base import Decoded, Domain, Draw, Examples, Reconstructed, Report, Table, Task, write_text
 from arcvae_cli.domains.texts import Writer, beginning, pair_lines
-from arcvae_cli.domains.validity import NO_RDKIT, Validator, is_smiles, validator_for
+from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.evaluation.baselines import UnigramBaseline
 from arcvae_cli.evaluation.information import (
@@ -52,30 +40,25 @@ from arcvae_cli.evaluation.information import (
 )
 from arcvae_cli.evaluation.paths import decoded_paths, edit_distance, smoothness
 from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
-from arcvae_cli.evaluation.verdict import HELD_MARGIN, Setup, Target
+from arcvae_cli.evaluation.verdict import HELD_MARGIN, Advice, Target
 from arcvae_cli.graphs import Graphed
 from arcvae_cli.models.base import Batch, Level
 from arcvae_cli.models.grammar import LEVEL, Structure
-from arcvae_cli.models.pushdown import Derived
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.step import mix
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
-    from arcvae_cli.data.corpus import Corpus, DerivationCorpus
     from arcvae_cli.evaluation.evaluate import Evaluation
     from arcvae_cli.grammar import Grammar, Rules
     from arcvae_cli.records import Pictures
-
-Ids = NDArray[np.int16]
 
 FEW, WORK = 1000, 150_000
 """For what takes many passes: at most so many derivations, of so many steps in all."""
 
 PAIRS, STEPS = 100, 9
 QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
-MONTE_CARLO = "--monte-carlo", "--encodings", "--decodings", "--monte-carlo-examples"
 ENCODINGS = 10  # per example, as in the protocol of 2017
 DIVERSITY = 1000  # strings whose likeness is measured, pair by pair
 DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
@@ -102,19 +85,60 @@ COMPLETE_TARGET = 0.80
 SURE = 4.0
 """Standard errors by which a mean -log p(x) may lie under the entropy by chance."""
 
+SCORES = (
+    ("rules", "reconstruction.{}.token_accuracy", ".2%"),
+    ("exact derivations", "reconstruction.{}.exact_share", ".2%"),
+    ("rules drawn too: mean p(x|z)", "reconstruction.expected_exact_share", ".2%"),
+    ("  standard error", "reconstruction.expected_error", ".2%"),
+    ("  the same, counted", "reconstruction.monte_carlo.exact_share", ".2%"),
+    ("  counted, with the length budget", "reconstruction.monte_carlo.budget_exact_share", ".2%"),
+    ("the same molecule", "reconstruction.canonical_share", ".2%"),
+)
+LIKELIHOOD = (
+    ("standard error of the ELBO", "elbo_error", ".2f"),
+    ("rule frequencies, without any code", "reconstruction.frequencies.nll_nats", ".2f"),
+    ("entropy of the corpus, least on unseen", "entropy_nats", ".2f"),
+    ("KL of the objective", "trained_kl_nats", ".2f"),
+)
+PATH_SCORES = (
+    ("pairs of strings", "interpolation.pairs", ""),
+    ("different strings on a path", "interpolation.distinct", ".1f"),
+    ("rules changed per step", "interpolation.mean_step", ".1f"),
+    ("  in the largest step", "interpolation.largest_step", ".1f"),
+    ("rules that differ between the ends", "interpolation.distance", ".1f"),
+    ("valid strings", "interpolation.valid_share", ".1%"),
+    ("paths of valid strings", "interpolation.valid_paths", ".1%"),
+)
+SAMPLE_SCORES = (
+    ("complete without the length budget", "complete_share", ".2%"),
+    ("valid", "valid_share", ".2%"),
+    ("valid, without the budget", "complete_valid_share", ".2%"),
+    ("distinct, of the valid", "distinct_share", ".2%"),
+    ("  among the first 1,000", "distinct_1k_share", ".2%"),
+    ("  among the first 10,000", "distinct_10k_share", ".2%"),
+    ("of these no training string", "novel_share", ".2%"),
+    ("valid, the argmax string of each code", "likeliest_valid_share", ".2%"),
+    ("distinct, the argmax string of each code", "likeliest_distinct_share", ".2%"),
+    ("internal diversity", "diversity", ".2f"),
+    ("rules of a string", "mean_rules", ".1f"),
+    ("strings", "samples", ""),
+)
+
 
 class StringDomain(Domain):
     """Derivations of strings."""
 
-    kind, noun, noun_singular, unit, array, dtype = "strings", "derivations", "derivation", "rule", "ids", np.int16
-    formats = ("txt", "npz", "json")
-    flags = frozenset({"--decode", "--budget/--no-budget", *MONTE_CARLO, "--samples"})
-    quick_shuffle = True
+    kind, noun, changes, dtype = "strings", "derivations", "rules", np.int16
+    per, formats = ("nats per derivation", "bits per rule"), ("txt", "npz", "json")
+    flags = frozenset({"--monte-carlo", "--encodings", "--decodings", "--monte-carlo-examples", "--samples"}) | {
+        *("--decode", "--budget/--no-budget")
+    }
+    quick_shuffle = plain = True
 
     # -------------------------------------------------------------------------------------------- training
 
-    def validation_batch(self, corpus: Corpus) -> int:
-        return batch_size(corpus.positions[0])
+    def validation_batch(self, corpus: Any) -> int:
+        return batch_size(corpus.length)
 
     def baseline(self, corpus: Any) -> dict[str, float | None]:
         scores = UnigramBaseline(corpus.ids("train"), corpus.rules).scores(corpus.ids("val"))
@@ -130,59 +154,53 @@ class StringDomain(Domain):
 
     # -------------------------------------------------------------------------------------------- evaluation
 
-    def check(self, task: Task) -> None:
-        if task.monte_carlo is not None and task.model.pushdown is None:
+    def limits(self, task: Task) -> tuple[int | None, int | None, int]:
+        workable = max(1, WORK // task.corpus.length)
+        size = batch_size(task.corpus.length, task.corpus.device)
+        return min(QUICK_EXAMPLES, workable) if task.quick else None, min(FEW, workable), size
+
+    def reconstruct(self, task: Task) -> Reconstructed:
+        model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
+        if task.monte_carlo is not None and model.pushdown is None:
             raise InputError(
                 "--monte-carlo: a model without a grammar derives nothing",
                 "leave it out: the expected share of exact reconstructions is what it estimates",
             )
-
-    def limits(self, task: Task) -> tuple[int | None, int | None]:
-        workable = max(1, WORK // task.corpus.length)
-        return min(QUICK_EXAMPLES, workable) if task.quick else None, min(FEW, workable)
-
-    def pass_size(self, corpus: Corpus) -> int:
-        return batch_size(corpus.positions[0], corpus.device)
-
-    def encode(self, task: Task) -> Encoded:
-        posterior = encode(task.model, task.corpus, task.split, task.indices, task.seed)
-        decoded = decode(task.model, task.corpus, task.split, task.indices, posterior.sample)
+        posterior = encode(model, corpus, split, indices, task.seed)
+        at_sample = decode(model, corpus, split, indices, posterior.sample)
         information = InformationTally()
-        information.add((posterior,), decoded.nats, decoded.lengths)
-        return Encoded(information, {LEVEL: posterior.mean}, decoded.scores(), posterior)
-
-    def reconstruct(self, task: Task, encoded: Encoded, levels: Report, few: Tensor) -> Reconstructed:
-        model, corpus, split, posterior = task.model, task.corpus, task.split, encoded.posterior
-        assert posterior is not None, "kept by `encode`"
+        information.add((posterior,), at_sample.nats, at_sample.lengths)
         grammar, validator = _grammar(task)
         canonical = None if validator is None or task.quick else validator.canonical
-        at_mean = decode(model, corpus, split, task.indices, posterior.mean, derive=canonical is not None)
-        x, same = corpus.ids(split)[task.indices.to(corpus.device)], None
+        at_mean = decode(model, corpus, split, indices, posterior.mean, derive=canonical is not None)
+        x, same = corpus.ids(split)[indices.to(corpus.device)], None
         if grammar is not None and canonical is not None and at_mean.derived is not None:
-            same = _same_meaning(x.tolist(), at_mean.derived.tolist(), grammar, canonical)
+            pairs = zip(*([text_of(grammar, row) for row in ids.tolist()] for ids in (x, at_mean.derived)), strict=True)
+            same = sum(one == other or canonical(one) == canonical(other) for one, other in pairs) / len(x)
         encodings = 1 if task.quick else ENCODINGS
         if not task.quick:
-            task.tell(f"exact share: {encodings} codes of each of {len(few):,} derivations")
-        expected = _expected_exact(task, few, posterior, encodings)
+            task.tell(f"exact share: {encodings} codes of each of {len(task.few):,} derivations")
+        expected = _expected_exact(task, posterior, encodings)
         report = {
-            "examples": len(task.indices),
+            "examples": len(indices),
             "posterior_mean": at_mean.scores(),
-            "posterior_sample": encoded.at_sample,
+            "posterior_sample": at_sample.scores(),
             "frequencies": UnigramBaseline(task.trained.ids("train"), task.trained.rules).scores(x),
             "encodings": encodings,
-            "expected_examples": len(few),
+            "expected_examples": len(task.few),
             "expected_exact_share": expected.mean().item(),
             "expected_error": standard_error(expected),
             "canonical_share": same,
             "monte_carlo": None if task.monte_carlo is None else monte_carlo(task, *task.monte_carlo),
         }
-        return Reconstructed(report, at_mean.errors.numpy(), at_mean.own(len(few)))
+        own = at_mean.own(len(task.few))
+        return Reconstructed(information, {LEVEL: posterior.mean}, report, at_mean.errors.numpy(), own)
 
-    def likelihood(self, task: Task, encoded: Encoded) -> dict[str, Any]:
+    def likelihood(self, task: Task, information: InformationTally) -> dict[str, Any]:
         return {
             "steps": task.corpus.length,
-            "elbo_error": encoded.information.error(),
-            "trained_kl_nats": encoded.information.trained_kl(),
+            "elbo_error": information.error(),
+            "trained_kl_nats": information.trained_kl(),
             "posterior_noise": task.settings.model.model_dump().get("posterior_noise", 1.0),
             # the entropy bounds the likelihood of unseen strings, not of those that were trained on
             "entropy_nats": task.corpus.entropy if task.split != "train" else None,
@@ -212,9 +230,9 @@ class StringDomain(Domain):
 
         def derived(logits: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
             """Of each code: whether a string drawn without the budget is complete, one drawn with it, the argmax."""
-            pushdown = model.pushdown
-            made, best = pushdown.derive(logits, noise).ids, pushdown.derive(logits).ids
-            return pushdown.derive(logits, noise, budget=False).complete, made.to(torch.int16), best.to(torch.int16)
+            made, best = model.pushdown.derive(logits, noise).ids, model.pushdown.derive(logits).ids
+            free = model.pushdown.derive(logits, noise, budget=False).complete
+            return free, made.to(torch.int16), best.to(torch.int16)
 
         drawn = {}
         for name, codes in latents.items():
@@ -222,152 +240,91 @@ class StringDomain(Domain):
             drawn[name] = score_strings(made, free, best, padding, known, grammar, validator)
         return {**found, "prior_samples": drawn}
 
-    def targets(self, report: Report, setup: Setup) -> Iterator[Target]:
+    def targets(self, report: Report, advice: Advice) -> Iterator[Target]:
         found, elbo, shuffled = report["reconstruction"], report["elbo"], report["shuffled_codes"]
-        (level, kl), *_ = ((name, values["kl_nats"]) for name, values in report["levels"].items())
-        total, noise = sum(kl), report["posterior_noise"]
+        kl, noise, drawn = report["levels"][LEVEL]["kl_nats"], report["posterior_noise"], report["prior_samples"]
+        total, one_nat, more = sum(kl), f"{COLLAPSED_NATS:g} nat", advice.more_kl(LEVEL)
         carried = sum(value for value in kl if value > ACTIVE_KL) / total if total > 0 else 0.0
-        alive = setup.more_kl(level)
-        larger = f"{setup.lower_beta(level)}, train longer, or raise model.decoder_hidden"
-        better = alive if _collapsed(report) else larger
+        larger = f"{advice.lower_beta(LEVEL)}, train longer, or raise model.decoder_hidden"
+        better = more if _collapsed(report) else larger
         exact, baseline = found["posterior_mean"]["exact_share"], found["frequencies"]["nll_nats"]
         yield Target("exact derivations", exact, ">=", EXACT_TARGET, f"{EXACT_TARGET:.2f}", better)
         text = f"{baseline:.2f} nats (frequencies)"
         yield Target("reconstruction, baseline", elbo["reconstruction_nats"], "<", baseline, text, better)
-        one_nat = f"{COLLAPSED_NATS:g} nat"
         if noise == 1.0:  # a narrow posterior has a large KL without any information
-            yield Target("total KL", total, ">", COLLAPSED_NATS, one_nat, alive)
-            yield Target("share in active dimensions", carried, ">=", CARRIED_TARGET, f"{CARRIED_TARGET:.2f}", alive)
+            yield Target("total KL", total, ">", COLLAPSED_NATS, one_nat, more)
+            yield Target("share in active dimensions", carried, ">=", CARRIED_TARGET, f"{CARRIED_TARGET:.2f}", more)
         if shuffled is not None:
-            yield Target("what the right code saves", _saved(shuffled), ">", COLLAPSED_NATS, one_nat, alive)
+            yield Target("what the right code saves", _saved(shuffled), ">", COLLAPSED_NATS, one_nat, more)
         if noise < 1.0:
             remedy = "use model.posterior_noise = 1: below it the trained KL is not that of the codes that are sampled"
             yield Target("posterior noise", noise, ">=", 1.0, "1", remedy)
-        if setup.free_bits.get(level, 0.0) > 0:
-            yield setup.floor_target(level, kl, ("smallest KL, free-bits floor", "total KL, free-bits floor"))
-            most = _enforced(setup, level, kl)
-            yield Target("total KL beyond the floor", total, ">", most, f"{most:.4g} nats", alive)
+        if advice.floors[LEVEL] > 0:
+            most = _enforced(advice, kl)
+            yield advice.floor_target(LEVEL, kl, "smallest KL, free-bits floor", "total KL, free-bits floor")
+            yield Target("total KL beyond the floor", total, ">", most, f"{most:.4g} nats", more)
         if (entropy := report["entropy_nats"]) is not None:
-            weighted = report["importance_weighted"]
-            nll, error = -elbo["elbo_nats"], report["elbo_error"]
+            weighted, nll, error = report["importance_weighted"], -elbo["elbo_nats"], report["elbo_error"]
             if weighted is not None:
                 nll, error = weighted["nll_nats"], error * math.sqrt(elbo["examples"] / weighted["examples"])
             remedy = "no model can beat the entropy: look for a bug, or for test strings among the training strings"
             yield Target("-log p(x), entropy", nll, ">=", entropy - SURE * error, f"{entropy:.2f} nats", remedy)
-        if (drawn := report["prior_samples"]) is not None:
+        if drawn is not None:
             complete, fitted = (drawn.get(name, {}).get("complete_share") for name in ("standard", "aggregate"))
-            remedy = "train longer; the default length budget of `sample` makes every string complete"
-            if fitted is not None and fitted >= COMPLETE_TARGET:
-                remedy = f"sample with --prior aggregate ({fitted:.0%} of its draws end); {setup.raise_beta()}"
-            limit = COMPLETE_TARGET
+            remedy, limit = "train longer; the length budget of `sample` makes every string complete", COMPLETE_TARGET
+            if fitted is not None and fitted >= limit:
+                remedy = f"sample with --prior aggregate ({fitted:.0%} of its draws end); {advice.raise_beta()}"
             yield Target("complete without budget", complete, ">=", limit, f"{limit:.2f}", remedy)
 
-    def summary(self, report: Report, setup: Setup) -> str:
-        (level, kl), *_ = ((name, values["kl_nats"]) for name, values in report["levels"].items())
+    def summary(self, report: Report, advice: Advice) -> str:
+        found, noise, kl = report["reconstruction"], report["posterior_noise"], report["levels"][LEVEL]["kl_nats"]
         total, active = sum(kl), sum(value > ACTIVE_KL for value in kl)
-        found, noise = report["reconstruction"], report["posterior_noise"]
         cost, baseline = report["elbo"]["reconstruction_nats"], found["frequencies"]["nll_nats"]
-        against = f"reconstruction takes {cost:.1f} nats, rule frequencies {baseline:.1f}"
-        exact = f"{found['posterior_mean']['exact_share']:.0%} of the derivations are exact"
+        result = (
+            f"{found['posterior_mean']['exact_share']:.0%} of the derivations are exact, "
+            f"reconstruction takes {cost:.1f} nats, rule frequencies {baseline:.1f}"
+        )
         if total <= COLLAPSED_NATS:
-            return f"posterior collapse: the code carries {total:.2f} nats in all; {against}"
-        if _collapsed(report):
-            return f"the code carries {total:.1f} nats, and the decoder does not use them; {against}"
-        if 0 < total <= _enforced(setup, level, kl):
-            return f"collapse, held up by free bits alone: {total:.2f} nats are no more than they enforce; {against}"
-        if noise < 1.0:
-            scaled = f"its noise is scaled by {noise:g}, and the density that is sampled"
-            return f"an autoencoder: {scaled} lies {total:.0f} nats from the prior; {exact}"
-        return f"the code is alive: {active} of {len(kl)} dimensions carry {total:.1f} nats; {exact}; {{targets}}"
+            state = f"posterior collapse: the code carries {total:.2f} nats in all"
+        elif _collapsed(report):
+            state = f"the code carries {total:.1f} nats, and the decoder does not use them"
+        elif total <= _enforced(advice, kl):
+            state = f"collapse, held up by free bits alone: {total:.2f} nats are no more than they enforce"
+        elif noise < 1.0:
+            state = f"an autoencoder, its noise scaled by {noise:g}: codes lie {total:.0f} nats from the prior"
+        else:
+            state = f"the code is alive: {active} of {len(kl)} dimensions carry {total:.1f} nats"
+        return f"{state}; {result}"
 
     # -------------------------------------------------------------------------------------------- report
 
-    def reconstruction_sheets(self, report: Report) -> Iterator[Sheet | str]:
-        found = report["reconstruction"]
-        mean, drawn, plain, counted = (
-            found[name] for name in ("posterior_mean", "posterior_sample", "frequencies", "monte_carlo")
+    def tables(self, report: Report) -> Iterator[Table]:
+        model = {"model": "posterior_mean", "code drawn": "posterior_sample", "rule frequencies": "frequencies"}
+        yield Table("Reconstruction", model, SCORES)
+        yield Table("Nats of a derivation", {"": ""}, LIKELIHOOD)
+        yield Table("Interpolation", {"": ""}, PATH_SCORES)
+        priors = {"N(0, I)": "standard", "fitted": "aggregate"}
+        valid, rows = (
+            report["judged"],
+            [(label, f"prior_samples.{{}}.{key}", form) for label, key, form in SAMPLE_SCORES],
         )
-        names = (("rules", "token_accuracy", ".2%"), ("exact derivations", "exact_share", ".2%"))
-        rows = table(names, (mean, plain))
-        rows += [(f"{name}, code drawn", share, "") for name, share in table(names, (drawn,))]
-        share = f"{found['expected_exact_share']:.2%} +- {100 * found['expected_error']:.2f}"
-        rows.append(("  and rules too: mean p(x|z)", share, f"{plain['expected_exact_share']:.2%}"))
-        if counted is not None:
-            rows.append(("  the same, counted", f"{counted['exact_share']:.2%}", ""))
-            rows.append(("  counted, with the length budget", f"{counted['budget_exact_share']:.2%}", ""))
-        if found["canonical_share"] is not None:
-            rows.append(("the same molecule", f"{found['canonical_share']:.2%}", ""))
-        yield Sheet("Reconstruction", ("", "model", "rule frequencies"), rows)
-        codes = "1 code" if found["encodings"] == 1 else f"{found['encodings']} codes"
-        yield f"p(x|z): {codes} of each of {found['expected_examples']:,} derivations; what drawing strings estimates."
-        if counted is not None:
-            yield (
-                f"Counted: {counted['decodings']} strings of each of {counted['encodings']} codes of each of "
-                f"{counted['examples']:,} derivations."
-            )
+        note = "fitted: the Gaussian of the training codes (--prior aggregate); valid: "
+        note += "not known for this grammar, or not without RDKit" if valid is None else valid
+        if report["prior_samples"] is not None:
+            yield Table("New strings, drawn with the length budget", priors, rows, note)
 
-    def likelihood_rows(self, report: Report) -> Iterator[tuple[str, float, float]]:
-        plain, elbo, entropy = report["reconstruction"]["frequencies"], report["elbo"], report["entropy_nats"]
-        yield "rule frequencies, without any code", plain["nll_nats"], plain["nll_bits"]
-        if entropy is not None:
-            yield "entropy of the corpus, least on unseen", entropy, entropy / (elbo["positions"] * math.log(2.0))
+    def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
+        ids = task.corpus.ids(task.split).cpu().numpy()[indices]
+        return (ids != task.corpus.rules.padding).sum(axis=1), "rules of the derivation"
 
-    def path_lines(self, report: Report) -> Iterator[str]:
-        path = report["interpolation"]
-        yield (
-            f"{path['pairs']} paths of {path['steps']} codes: {path['distinct']:.1f} different strings; "
-            f"{path['mean_step']:.1f} rules change per step,\n{path['largest_step']:.1f} in the largest; "
-            f"ends {path['distance']:.1f} apart"
-        )
-        if path["valid_share"] is not None:
-            every = f"all of them on {path['valid_paths']:.0%} of the paths"
-            yield f"{path['valid_share']:.1%} of their strings are {report['judged']}, {every}"
-
-    def sample_sheets(self, report: Report, loaded: Loaded) -> Iterator[Sheet | str]:
-        drawn, valid = report["prior_samples"], report["judged"]
-        if drawn is None:
-            return
-        columns = {"standard": "N(0, I)", "aggregate": "fitted"}
-        rows = [("complete without the length budget", "complete_share", ".2%")]
-        if valid is not None:
-            rows.append((valid, "valid_share", ".2%"))
-            rows.append((f"{valid}, without the budget", "complete_valid_share", ".2%"))
-        rows.append(("distinct" if valid is None else f"distinct, of the {valid}", "distinct_share", ".2%"))
-        rows += [
-            (f"  among the first {count}", key, ".2%")
-            for count, key in (("1,000", "distinct_1k_share"), ("10,000", "distinct_10k_share"))
-            if any(kind[key] is not None and kind["samples"] > 1000 for kind in drawn.values())
-        ]
-        rows.append(("of these no training string", "novel_share", ".2%"))
-        if valid is not None:
-            rows.append((f"{valid}, the argmax string of each code", "likeliest_valid_share", ".2%"))
-        rows.append(("distinct, the argmax string of each code", "likeliest_distinct_share", ".2%"))
-        if any(kind["diversity"] is not None for kind in drawn.values()):
-            rows.append(("internal diversity", "diversity", ".2f"))
-        rows += [("rules of a string", "mean_rules", ".1f"), ("strings", "samples", ",")]
-        yield Sheet("New strings", ("", *(columns[name] for name in drawn)), table(rows, list(drawn.values())))
-        yield (
-            "fitted: the Gaussian of the training codes (--prior aggregate). Rules are drawn,\n"
-            "and unless it says otherwise with the length budget: every string is complete."
-        )
-        if valid is None:
-            smiles = loaded.grammar is not None and is_smiles(loaded.grammar)
-            yield NO_RDKIT if smiles else "No validity check is available for this grammar."
-
-    def code_values(self, task: Task, evaluation: Evaluation, count: int) -> tuple[NDArray[Any], str]:
-        chosen = torch.from_numpy(evaluation.indices[:count]).to(task.corpus.device)
-        lengths = (task.corpus.ids(task.split)[chosen] != task.corpus.rules.padding).sum(dim=1)
-        return lengths.cpu().numpy(), "rules of the derivation"
-
-    def draw(self, folder: Path, loaded: Loaded, task: Task, evaluation: Evaluation) -> None:
+    def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         if task.quick:
             return
-        writer = Writer(task.model.structure.rules)
-        worst = evaluation.indices[np.argsort(-evaluation.errors, kind="stable")]
-        for name, order in (("reconstructions.txt", evaluation.indices), ("errors.txt", worst)):
-            chosen = torch.from_numpy(order[:LISTED]).to(task.corpus.device)
-            ids = task.corpus.ids(task.split)[chosen]
-            write_lines(folder / name, pair_lines(writer.pairs(ids.cpu().numpy(), reconstruct(task.model, ids))))
+        writer, worst = Writer(task.model.structure.rules), np.argsort(-evaluation.errors, kind="stable")
+        for name, order in (("reconstructions", evaluation.indices), ("errors", evaluation.indices[worst])):
+            ids = task.corpus.ids(task.split)[torch.from_numpy(order[:LISTED]).to(task.corpus.device)]
+            pairs = writer.pairs(ids.cpu().numpy(), reconstruct(task.model, ids))
+            write_lines(folder / f"{name}.txt", pair_lines(pairs))
 
     # -------------------------------------------------------------------------------------------- samples, paths
 
@@ -385,18 +342,53 @@ class StringDomain(Domain):
     def posterior_samples(
         self, model: Any, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
     ) -> dict[str, Tensor]:
-        assert not given, "conditions are attributes of grids"
         chosen = choose(corpus, split, limit, seed)
         if not len(chosen):
             return {LEVEL: torch.empty(0, *model.level_shapes[LEVEL])}
         return {LEVEL: encode(model, corpus, split, chosen, seed).sample}
 
-    def sample(self, draw: Draw) -> Samples:
-        return StringSamples(draw)
+    def sample(self, draw: Draw) -> Decoded:
+        grammar, model = draw.loaded.grammar, draw.loaded.model
+        assert grammar is not None, "checked by `check_decodable`"
+        ids, complete = derive(model, draw.latents, not draw.argmax, draw.budget, draw.seed)
+        texts = [grammar.write(row) for row in ids.tolist()]
+        written = [text for text in texts if text is not None]
+        validator, training = validator_for(grammar, draw.note), draw.training()
+        valid = None if validator is None else {text for text in set(written) if validator.is_valid(text)}
+        known = None if training is None else frozenset(training.strings("train"))
 
-    def read_end(
-        self, text: str, flag: str, loaded: Loaded, split: str, note: Callable[[str], None]
-    ) -> tuple[str, Any]:
+        good = [text for text in written if valid is None or text in valid]
+        meaning = str if validator is None or validator.canonical is None else validator.canonical
+        different = {meaning(text): text for text in reversed(good)}.values()  # the first of each meaning
+        counts = {
+            "complete": len(written),
+            "valid": None if validator is None else len(good),
+            "distinct": len(different),
+            "novel": None if known is None else sum(text not in known for text in different),
+        }
+        of = {"complete": len(ids), "valid": len(ids), "distinct": len(good), "novel": len(different)}
+        facts = {
+            "decode": "argmax" if draw.argmax else "sample",
+            "budget": draw.budget,
+            "judge": None if validator is None else validator.name,
+            **counts,
+            **{f"{key}_share": None if n is None or not of[key] else n / of[key] for key, n in counts.items()},
+            "strings": texts,
+        }
+        rows = []
+        for place, (text, row) in enumerate(zip(texts[:SHOWN], ids.tolist(), strict=False)):
+            remarks = {
+                "incomplete": text is None,
+                "invalid": text is not None and valid is not None and text not in valid,
+                "in the training data": known is not None and text in known,
+                "again": text is not None and text in texts[:place],
+            }
+            remark = ", ".join(name for name, holds in remarks.items() if holds)
+            rows.append((str(place + 1), beginning(grammar, row) if text is None else text, remark))
+        words = [f"{n} {name}" for name, n in counts.items() if n is not None]
+        return Decoded(facts, {"ids": ids, "complete": complete}, (rows, written), ", ".join(words))
+
+    def read_end(self, text: str, flag: str, loaded: Loaded, note: Callable[[str], None]) -> tuple[str, Any]:
         """A string of the model's grammar."""
         from arcvae_cli.data.parsing import ParseFailure, Parser
 
@@ -420,8 +412,46 @@ class StringDomain(Domain):
     def batch(self, model: Any, x: Tensor) -> Batch:
         return Batch(x, valid=x != model.structure.rules.padding)
 
-    def walk(self, loaded: Loaded, steps: Ids, originals: Ids, note: Callable[[str], None]) -> Walk:
-        return StringWalk(loaded, steps, originals, note)
+    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Callable[[str], None]) -> Decoded:
+        grammar = loaded.grammar
+        assert grammar is not None, "checked by `check_decodable`"
+        padding, last = grammar.rules.padding, len(steps) - 1
+        strings, ends = ([text_of(grammar, row) for row in some.tolist()] for some in (steps, originals))
+        validator = validator_for(grammar, note)
+        valid = None if validator is None else list(map(validator.is_valid, strings))
+        facts, summary = self.path_facts(
+            steps, originals, lambda *pair: edit_distance(*(ids[ids != padding].tolist() for ids in pair))
+        )
+        rows, digits = [("from, original", ends[0], "")], 2 if last <= 100 else 3
+        for string, group in groupby(range(len(strings)), key=strings.__getitem__):  # the same string shares a row
+            places = list(group)
+            label = " to ".join(f"{place / last:.{digits}f}" for place in dict.fromkeys((places[0], places[-1])))
+            rows.append((label, string, "" if valid is None or valid[places[0]] else "invalid"))
+        rows.append(("to, original", ends[1], ""))
+        lines = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in rows]
+        about = {
+            "originals": ends,
+            "strings": strings,
+            "judge": None if validator is None else validator.name,
+            "valid": valid,
+            "distinct": len(set(strings)),
+            "changed_characters": [edit_distance(*pair) for pair in pairwise(strings)],
+        }
+        summary = f"{about['distinct']} of {len(strings)} strings distinct; {summary}"
+        return Decoded({**about, **facts}, {"ids": steps}, (rows, lines), summary)
+
+    def show(self, console: Console, decoded: Decoded) -> None:
+        from arcvae_cli.render import TerminalStrings
+
+        rows, lines = decoded.rows
+        if console.piped:
+            console.lines(lines)
+        else:
+            console.result(TerminalStrings([(label, one_line(text), remark) for label, text, remark in rows]))
+
+    def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
+        write_lines(files["txt"], decoded.rows[1])
+        write_text(files["json"], json.dumps(document, allow_nan=False) + "\n")
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -440,18 +470,10 @@ def _grammar(task: Task) -> tuple[Grammar | None, Validator | None]:
     return grammar, None if grammar is None else validator_for(grammar)
 
 
-def noted_validator(grammar: Grammar, note: Callable[[str], None]) -> Validator | None:
-    """The validator of a grammar's strings, with a note if it lacks RDKit."""
-    validator = validator_for(grammar)
-    if validator is None and is_smiles(grammar):
-        note(NO_RDKIT)
-    return validator
-
-
 # ------------------------------------------------------------------------------------------------ reconstruction
 
 
-class Decoded(NamedTuple):
+class Scored(NamedTuple):
     """Derivations against codes: (n,) float64 -log p(x|z) in nats, (n,) wrong rules and all rules, on the CPU.
 
     `derived`: (n, T) int16 argmax derivations of the codes, if they were asked for.
@@ -460,7 +482,7 @@ class Decoded(NamedTuple):
     nats: Tensor
     errors: Tensor
     lengths: Tensor
-    derived: Ids | None
+    derived: Examples | None
 
     def scores(self) -> dict[str, float]:
         """Shares of rules, and of derivations in which every rule is right."""
@@ -475,7 +497,7 @@ class Decoded(NamedTuple):
         return self.nats[:count].mean().item(), right
 
 
-def encode(model: Any, corpus: DerivationCorpus, split: str, indices: Tensor, seed: int) -> Level:
+def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> Level:
     """The posteriors of the derivations at `indices` (n,), and one sample of each; no noise depends on the batches."""
     order = longest_first(corpus, split, indices)
     found: list[Level] = []
@@ -491,9 +513,7 @@ def encode(model: Any, corpus: DerivationCorpus, split: str, indices: Tensor, se
         return Level(LEVEL, mean, logvar, gaussians.sample(mean, logvar), kl, sampled_kl=sampled_kl)
 
 
-def decode(
-    model: Any, corpus: DerivationCorpus, split: str, indices: Tensor, codes: Tensor, derive: bool = False
-) -> Decoded:
+def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor, derive: bool = False) -> Scored:
     """Score the derivations at `indices` (n,) given codes (n, D), and if asked `derive` the argmax of each code.
 
     Derivations of similar length are decoded together, without their padding, which halves the time of molecules. To
@@ -519,10 +539,10 @@ def decode(
     back = order.argsort()
     reconstruction, errors, lengths = torch.cat(rows, dim=1).cpu()[:, back]
     made = torch.cat(derived).cpu()[back].numpy() if derive else None
-    return Decoded(reconstruction, errors.long(), lengths.long(), made)
+    return Scored(reconstruction, errors.long(), lengths.long(), made)
 
 
-def reconstruct(model: Any, ids: Tensor) -> Ids:
+def reconstruct(model: Any, ids: Tensor) -> Examples:
     """The argmax derivations (n, T) of the posterior means of derivations (n, T) on the model's device.
 
     Without right-hand sides, the argmax of the rules that could stand in the place of the true ones.
@@ -533,20 +553,12 @@ def reconstruct(model: Any, ids: Tensor) -> Ids:
     return torch.cat(made).numpy().astype(np.int16)
 
 
-def _same_meaning(
-    ids: Sequence[Sequence[int]], made: Sequence[Sequence[int]], grammar: Grammar, canonical: Callable[[str], str]
-) -> float:
-    """Share of derivations `made` (n, T) whose strings equal those of `ids` (n, T), or mean the same."""
-    pairs = [(text_of(grammar, one), text_of(grammar, other)) for one, other in zip(ids, made, strict=True)]
-    return sum(one == other or canonical(one) == canonical(other) for one, other in pairs) / len(pairs)
-
-
-def _expected_exact(task: Task, indices: Tensor, posterior: Level, encodings: int) -> Tensor:
-    """(n,) mean of p(x|z) over codes drawn from the posterior of each of the derivations at `indices` (n,)."""
-    mean, logvar = (value[: len(indices)].repeat(encodings, 1) for value in (posterior.mean, posterior.logvar))
+def _expected_exact(task: Task, posterior: Level, encodings: int) -> Tensor:
+    """(n,) mean of p(x|z) over codes drawn from the posterior of each of the task's `few` derivations."""
+    mean, logvar = (value[: len(task.few)].repeat(encodings, 1) for value in (posterior.mean, posterior.logvar))
     with eval_mode(task.model, mix(task.seed, "codes")):
         codes = gaussians.sample(mean, logvar)
-    found = decode(task.model, task.corpus, task.split, indices.repeat(encodings), codes)
+    found = decode(task.model, task.corpus, task.split, task.few.repeat(encodings), codes)
     return (-found.nats).exp().view(encodings, -1).mean(dim=0)
 
 
@@ -556,8 +568,7 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
     `exact_share` of all that was drawn without the length budget, `budget_exact_share` with it. On CUDA the derivations
     are one graph, replayed: hence all calls are of one size, and the excess is cut off.
     """
-    model: Any = task.model
-    corpus: DerivationCorpus = task.corpus
+    model, corpus = task.model, task.corpus
     indices, length, pushdown = task.indices[:examples], corpus.length, model.pushdown
     task.tell(f"Monte Carlo: {encodings * decodings:,} strings of each of {len(indices):,} derivations")
 
@@ -596,26 +607,27 @@ def _saved(shuffled: Report) -> float:
     return saved
 
 
-def _enforced(setup: Setup, level: str, kl: Sequence[float]) -> float:
+def _enforced(advice: Advice, kl: Sequence[float]) -> float:
     """The total KL that free bits alone account for."""
-    dims = 1 if setup.free_bits_mode == "total" else len(kl)
-    return (1.0 + HELD_MARGIN) * setup.free_bits.get(level, 0.0) * dims
+    return (1.0 + HELD_MARGIN) * advice.floors[LEVEL] * (1 if advice.total else len(kl))
 
 
 def _collapsed(report: Report) -> bool:
     """Whether the code carries no information, or none that the decoder uses."""
     shuffled = report["shuffled_codes"]
     idle = shuffled is not None and _saved(shuffled) <= COLLAPSED_NATS
-    return idle or sum(sum(level["kl_nats"]) for level in report["levels"].values()) <= COLLAPSED_NATS
+    return idle or sum(report["levels"][LEVEL]["kl_nats"]) <= COLLAPSED_NATS
 
 
 # ------------------------------------------------------------------------------------------------ new strings
 
 
-def derive(model: Any, latents: Mapping[str, Tensor], drawn: bool, budget: bool = True, seed: int = 0) -> Derived:
-    """Derivations (n, T) of latents on the model's device, on the CPU: `drawn` from p(x|z), or the argmax.
+def derive(
+    model: Any, latents: Mapping[str, Tensor], drawn: bool, budget: bool = True, seed: int = 0
+) -> tuple[Examples, NDArray[np.bool_]]:
+    """Derivations (n, T) of latents on the model's device, `drawn` from p(x|z) or the argmax, and which are complete.
 
-    With `budget` all are complete, see `Pushdown.derive`.
+    With `budget` all are, see `Pushdown.derive`.
     """
 
     def made(logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -623,7 +635,7 @@ def derive(model: Any, latents: Mapping[str, Tensor], drawn: bool, budget: bool 
         return found.ids.to(torch.int16), found.complete
 
     ids, complete = through_rules(model, latents, made, seed, drawn)
-    return Derived(ids.long(), complete)
+    return ids.numpy(), complete.numpy()
 
 
 def through_rules(
@@ -658,9 +670,9 @@ def through_rules(
 
 
 def score_strings(
-    ids: Ids,
+    ids: Examples,
     free_complete: NDArray[np.bool_],
-    likeliest: Ids,
+    likeliest: Examples,
     padding: int,
     known: Set[bytes],
     grammar: Grammar | None,
@@ -730,134 +742,3 @@ def path_scores(decoded: Tensor, grammar: Grammar | None, validator: Validator |
         "valid_share": None if shares is None else float(shares.mean()),
         "valid_paths": None if shares is None else float(shares.all(axis=0).mean()),
     }
-
-
-class StringSamples(Samples):
-    """Strings of latents: on a terminal a list with remarks, in a pipe and in `samples.txt` the complete ones alone."""
-
-    plain = True
-
-    def __init__(self, draw: Draw) -> None:
-        grammar = draw.loaded.grammar
-        assert grammar is not None, "checked by `check_decodable`"
-        derived = derive(draw.loaded.model, draw.latents, not draw.argmax, draw.budget, draw.seed)
-        ids, complete = derived.ids.numpy().astype(np.int16), derived.complete.numpy()
-        self.draw, self.grammar = draw, grammar
-        self.arrays: dict[str, Any] = {"ids": ids, "complete": complete}
-        self.texts = [grammar.write(row) for row in ids.tolist()]
-        self.written = [text for text in self.texts if text is not None]
-        validator = noted_validator(grammar, draw.note)
-        self.valid = None if validator is None else {text for text in set(self.written) if validator.is_valid(text)}
-        training = draw.training()
-        self.known = None if training is None else frozenset(training.strings("train"))
-
-        good = [text for text in self.written if self.valid is None or text in self.valid]
-        meaning = str if validator is None or validator.canonical is None else validator.canonical
-        different = {meaning(text): text for text in reversed(good)}.values()  # the first of each meaning
-        known = self.known
-        counts = {
-            "complete": len(self.written),
-            "valid": None if validator is None else len(good),
-            "distinct": len(different),
-            "novel": None if known is None else sum(text not in known for text in different),
-        }
-        of = {"complete": len(ids), "valid": len(ids), "distinct": len(good), "novel": len(different)}
-        self.facts: dict[str, Any] = {
-            "decode": "argmax" if draw.argmax else "sample",
-            "budget": draw.budget,
-            "judge": None if validator is None else validator.name,
-            **counts,
-            **{f"{key}_share": None if n is None or not of[key] else n / of[key] for key, n in counts.items()},
-            "strings": self.texts,
-        }
-
-    def write(self, files: Mapping[str, Path], document: Mapping[str, Any]) -> None:
-        write_lines(files["txt"], self.written)
-        write_text(files["json"], json.dumps(document, allow_nan=False) + "\n")
-
-    def show(self, console: Console) -> None:
-        from arcvae_cli.render import TerminalStrings
-
-        if console.piped:
-            console.lines(self.written)
-            return
-        rows = []
-        for place, (text, ids) in enumerate(zip(self.texts[:SHOWN], self.arrays["ids"].tolist(), strict=False)):
-            shown = beginning(self.grammar, ids) if text is None else text
-            rows.append((str(place + 1), one_line(shown), self.remarks(text, self.texts[:place])))
-        console.result(TerminalStrings(rows))
-
-    def remarks(self, text: str | None, before: Sequence[str | None]) -> str:
-        """Remarks on a sample after those `before`."""
-        if text is None:
-            return "incomplete"
-        found = {
-            "invalid": self.valid is not None and text not in self.valid,
-            "in the training data": self.known is not None and text in self.known,
-            "again": text in before,
-        }
-        return ", ".join(name for name, holds in found.items() if holds)
-
-    def summary(self) -> list[str]:
-        facts, draw = self.facts, self.draw
-        about = [f"{len(self.texts)} samples, {draw.title}, {'argmax rules' if draw.argmax else 'rules drawn'}"]
-        about += [] if draw.budget else ["no budget"]
-        found = [f"{facts['complete']} complete"]
-        found += [] if facts["valid"] is None else [f"{facts['valid']} {facts['judge']}"]
-        found += [f"{facts['distinct']} of them distinct"]
-        found += [] if facts["novel"] is None else [f"{facts['novel']} of those not among the training strings"]
-        return [f"{', '.join(about)}: {', '.join(found)}"]
-
-
-class StringWalk(Walk):
-    """A path of strings: at every point the argmax string, which is complete."""
-
-    unit = "rules"
-
-    def __init__(self, loaded: Loaded, steps: Ids, originals: Ids, note: Callable[[str], None]) -> None:
-        super().__init__(loaded, steps, originals)
-        grammar = loaded.grammar
-        assert grammar is not None, "checked by `check_decodable`"
-        self.padding = grammar.rules.padding
-        self.strings, self.ends = ([text_of(grammar, row) for row in some.tolist()] for some in (steps, originals))
-        self.validator = noted_validator(grammar, note)
-        self.valid = None if self.validator is None else list(map(self.validator.is_valid, self.strings))
-
-    def distance(self, one: Ids, other: Ids) -> int:
-        return edit_distance(*(ids[ids != self.padding].tolist() for ids in (one, other)))
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "originals": self.ends,
-            "strings": self.strings,
-            "judge": None if self.validator is None else self.validator.name,
-            "valid": self.valid,
-            "distinct": len(set(self.strings)),
-            "changed_characters": [edit_distance(*pair) for pair in pairwise(self.strings)],
-            **super().facts(),
-        }
-
-    def summary(self, facts: Report) -> str:
-        judged = "" if self.valid is None else f", {sum(self.valid)} {facts['judge']}"
-        distinct = f"{facts['distinct']} of {len(self.strings)} strings distinct{judged}"
-        return f"{distinct}; {super().summary(facts)}"
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Place on the path, string, and whether it is invalid; neighbours with the same string share a row."""
-        rows, last = [("from, original", self.ends[0], "")], len(self.strings) - 1
-        digits = 2 if last <= 100 else 3
-        for string, group in groupby(range(len(self.strings)), key=self.strings.__getitem__):
-            places = list(group)
-            label = " to ".join(f"{place / last:.{digits}f}" for place in dict.fromkeys((places[0], places[-1])))
-            rows.append((label, string, "" if self.valid is None or self.valid[places[0]] else "invalid"))
-        return [*rows, ("to, original", self.ends[1], "")]
-
-    def write(self, files: Mapping[str, Path], report: Mapping[str, Any], title: str) -> None:
-        rows = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in self.rows()]
-        write_lines(files["txt"], rows)
-        write_text(files["json"], json.dumps(report, allow_nan=False) + "\n")
-
-    def show(self, console: Console) -> None:
-        from arcvae_cli.render import TerminalStrings
-
-        console.result(TerminalStrings([(label, one_line(text), remark) for label, text, remark in self.rows()]))

@@ -53,13 +53,15 @@ class Validator:
     diversity: Callable[[list[str]], float] | None = None
 
 
-def validator_for(grammar: Grammar) -> Validator | None:
-    """The validator of a grammar's strings; None where there is none, or not without RDKit."""
+def validator_for(grammar: Grammar, note: Callable[[str], None] = lambda _: None) -> Validator | None:
+    """The validator of a grammar's strings; None where there is none, and with a `note` for want of RDKit."""
     if is_arithmetic(grammar):
         return Validator("evaluable", evaluable)
-    if is_smiles(grammar):
-        return _molecules()
-    return None
+    if not is_smiles(grammar):
+        return None
+    if (validator := _molecules()) is None:
+        note(NO_RDKIT)
+    return validator
 
 
 def is_smiles(grammar: Grammar) -> bool:

@@ -13,7 +13,7 @@ from arcvae_cli import domains
 from arcvae_cli.domains.base import Task
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.evaluation.information import choose, importance_weighted, shuffled_codes
-from arcvae_cli.evaluation.verdict import Setup, judge
+from arcvae_cli.evaluation.verdict import Advice, judge
 
 MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nats
 
@@ -52,27 +52,24 @@ def evaluate(task: Task) -> Evaluation:
         raise InputError(
             f"{task.trained.name}: no training {domain.noun} for the baseline", "give a corpus with a training split"
         )
-    domain.check(task)
-    most, many_passes = domain.limits(task)
+    most, many_passes, size = domain.limits(task)
     task.indices = indices = choose(corpus, split, most, seed)
+    task.few = few = indices[:many_passes]
     if not len(indices):
         raise InputError(f"{corpus.name}: the split {split} is empty")
-    few, size = indices[:many_passes], domain.pass_size(corpus)
 
     task.tell(f"reconstructing {len(indices):,} {domain.noun}")
-    encoded = domain.encode(task)
-    information = encoded.information
+    information, means, reconstruction, errors, own = domain.reconstruct(task)
     elbo = information.elbo()
     if not math.isfinite(elbo["elbo_nats"]):
         raise ArcvaeError("the model's output is not finite", "evaluate an earlier checkpoint: these weights are bad")
     levels = information.levels(0 if quick else MUTUAL_INFORMATION_EXAMPLES)
-    reconstructed = domain.reconstruct(task, encoded, levels, few)
 
     weighted = shuffled = paths = None
     if len(few) > 1 and (domain.quick_shuffle or not quick):
         task.tell("shuffled codes" if quick else "shuffled codes, interpolation")
-        means = {name: code[: len(few)] for name, code in encoded.means.items()}
-        shuffled = shuffled_codes(model, corpus, split, few, means, size, reconstructed.own)
+        codes = {name: code[: len(few)] for name, code in means.items()}
+        shuffled = shuffled_codes(model, corpus, split, few, codes, size, own)
         paths = None if quick else domain.paths(task)
     if task.iwae_samples:
         chosen = indices[: task.iwae_examples]
@@ -85,17 +82,17 @@ def evaluate(task: Task) -> Evaluation:
         "split": split,
         "seed": seed,
         "quick": quick,
-        "reconstruction": reconstructed.report,
+        "reconstruction": reconstruction,
         "elbo": elbo,
-        **domain.likelihood(task, encoded),
+        **domain.likelihood(task, information),
         "importance_weighted": weighted,
         "levels": levels,
         "shuffled_codes": shuffled,
         "interpolation": paths,
         **domain.samples(task),
     }
-    setup = Setup.of(task.settings, model, math.prod(corpus.positions))
-    report["verdict"] = judge(list(domain.targets(report, setup)), domain.summary(report, setup))
-    codes = {name: code.cpu().numpy() for name, code in information.codes().items()}
+    advice = Advice(task.settings, model.level_shapes, math.prod(corpus.positions))
+    report["verdict"] = judge(domain.targets(report, advice), domain.summary(report, advice))
+    vectors = {name: code.cpu().numpy() for name, code in information.codes().items()}
     maps = {name: cells.numpy() for name in levels if (cells := information.map(name)) is not None}
-    return Evaluation(report, indices.numpy(), reconstructed.errors, codes, maps)
+    return Evaluation(report, indices.numpy(), errors, vectors, maps)

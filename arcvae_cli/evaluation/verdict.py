@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from arcvae_cli.models.base import VAE
 from arcvae_cli.settings import Settings, elbo_scale
 
 FLOOR_TOLERANCE = 0.05
@@ -33,96 +31,60 @@ class Target(NamedTuple):
     remedy: str
 
 
-def judge(targets: Sequence[Target], summary: str, met: str = "every target is met") -> dict[str, Any]:
-    """The verdict as it stands in `metrics.json`. `{targets}` in the summary is replaced by how many are missed."""
+def judge(targets: Iterator[Target], summary: str) -> dict[str, Any]:
+    """The verdict as it stands in `metrics.json`; the summary gets how many targets are missed."""
     findings = []
     for name, value, op, limit, text, remedy in targets:
         ok = OPERATORS[op](value, limit)
         row = {"name": name, "value": value, "target": f"{op} {text}", "ok": ok, "remedy": None if ok else remedy}
         findings.append(row)
     missed = sum(not row["ok"] for row in findings)
-    outcome = f"{missed} of {len(findings)} targets missed" if missed else met
-    return {"ok": not missed, "summary": summary.replace("{targets}", outcome), "findings": findings}
+    outcome = f"{missed} of {len(findings)} targets missed" if missed else "every target is met"
+    return {"ok": not missed, "summary": f"{summary}; {outcome}", "findings": findings}
 
 
-def lookup(report: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key in nested dicts; None where a part of it is missing or None."""
-    value: Any = report
-    for part in key.split("."):
-        value = None if value is None else value.get(part)
-    return value
+class Advice:
+    """Remedies by a run's settings, for the levels of a model and examples of so many positions."""
 
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """The settings that remedies depend on, and the remedies.
-
-    `betas`: by level, the schedule's peak. `elbo_scale`: the factor from them to the ELBO's, None if there is none.
-    `controlled`: of the levels with a closed-loop beta, what to set for more KL, and for less. `free_bits`: nats by
-    level. `latent_dim`, `local_channels`: None for a model without.
-    """
-
-    betas: Mapping[str, float]
-    elbo_scale: float | None
-    controlled: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    latent_dim: int | None = None
-    local_channels: int | None = None
-    reduction: str = "sum"
-    kl_reduction: str = "sum"
-    free_bits: Mapping[str, float] = field(default_factory=dict)
-    free_bits_mode: str = "per_dim"
-    strong_body: bool = False
-
-    @classmethod
-    def of(cls, settings: Settings, model: VAE, positions: int) -> Setup:
-        """The setup of a run's settings, for examples of so many positions."""
-        levels = tuple(model.level_shapes)
-        network, objective = settings.model.model_dump(), settings.objective
-        return cls(
-            betas=settings.schedule.peaks(levels),
-            elbo_scale=elbo_scale(settings, positions),
-            controlled=dict(_controlled(settings, levels)),
-            latent_dim=network.get("latent_dim"),
-            local_channels=network.get("local_channels"),
-            reduction=objective.reduction,
-            kl_reduction=objective.kl_reduction,
-            free_bits={level: objective.floor(level) for level in levels},
-            free_bits_mode=objective.free_bits_mode,
-            strong_body=network.get("body") != "plain",
-        )
-
-    # -------------------------------------------------------------------------------------------- free bits
+    def __init__(self, settings: Settings, levels: Sequence[str], positions: int) -> None:
+        names = tuple(levels)
+        self.objective, self.model = settings.objective, settings.model.model_dump()
+        self.scale = elbo_scale(settings, positions)  # from beta to the ELBO's, None if there is none
+        self.betas: Mapping[str, float] = settings.schedule.peaks(names)
+        self.floors = {level: settings.objective.floor(level) for level in names}
+        self.total = settings.objective.free_bits_mode == "total"
+        self.controlled = dict(_controlled(settings, names))
 
     def held(self, level: str, kl: Sequence[float]) -> int:
         """Dimensions of a level whose KL does not exceed what free bits enforce."""
-        ceiling = (1.0 + HELD_MARGIN) * self.free_bits.get(level, 0.0)
-        if self.free_bits_mode == "total":
+        ceiling = (1.0 + HELD_MARGIN) * self.floors[level]
+        if self.total:
             return len(kl) if sum(kl) <= ceiling else 0
         return sum(value <= ceiling for value in kl) if ceiling > 0 else 0
 
-    def floor_target(self, level: str, kl: Sequence[float], names: tuple[str, str]) -> Target:
-        """The KL against the free-bits floor. `names`: of the target for a dimension, and for `total`."""
-        floor, total = self.free_bits[level], self.free_bits_mode == "total"
+    def floor_target(self, level: str, kl: Sequence[float], name: str, total_name: str) -> Target:
+        """The smallest KL, or in the mode `total` their sum, against the free-bits floor."""
+        floor = self.floors[level]
         least = (1.0 - FLOOR_TOLERANCE) * floor
+        remedy = "the floor did not hold: lower train.lr or train.gradient_clip, or lower beta"
+        if self.objective.free_bits_mode == "per_sample":
+            remedy = "clamping each example lets their mean sink: use objective.free_bits_mode = per_dim"
+        name, value = (total_name, sum(kl)) if self.total else (name, min(kl))
         text = f"{least:.4g} nats (floor {floor:g})"
-        return Target(names[total], sum(kl) if total else min(kl), ">=", least, text, self.hold_the_floor(level))
-
-    # -------------------------------------------------------------------------------------------- remedies
+        return Target(name, value, ">=", least, text, self.heavy_scale(level) or remedy)
 
     def heavy_scale(self, level: str) -> str | None:
         """The effect of a mean reduction on a level's beta, where it is likely to cause a collapse; else None."""
-        beta, scale = self.betas[level], self.elbo_scale
-        if self.reduction != "mean" or scale is None or scale * beta <= HEAVY_BETA:
+        if self.objective.reduction != "mean" or self.scale is None or self.scale * self.betas[level] <= HEAVY_BETA:
             return None
-        means = "mean reductions" if self.kl_reduction == "mean" else "mean reduction"
-        return f"beta {beta:g} with {means} weighs {scale * beta:.4g} on the ELBO scale: use objective.reduction = sum"
+        return f"beta {self.peak(level)} is heavy because of the mean reduction: use objective.reduction = sum"
 
     def more_kl(self, level: str) -> str:
         """For a level that carries too little."""
         if scale := self.heavy_scale(level):
             return scale
         key = f"objective.free_bits_by_level.{level}" if len(self.betas) > 1 else "objective.free_bits"
-        floor = "" if self.free_bits.get(level, 0.0) > 0 else f"; set {key} = 0.3"
+        floor = "" if self.floors[level] > 0 else f"; set {key} = 0.3"
         warmup = "" if level in self.controlled else " or lengthen its warm-up"
         return f"{self.lower_beta(level)}{warmup}{floor}"
 
@@ -140,16 +102,9 @@ class Setup:
         slowly = [f"raise beta slowly (peak {' and '.join(peaks)})"] if peaks else []
         return f"{', '.join(slowly + controlled)} and look at the decoder: codes lie off the prior"
 
-    def hold_the_floor(self, level: str) -> str:
-        """For a level under its free-bits floor."""
-        if self.free_bits_mode == "per_sample":
-            return "clamping each example lets their mean sink under the floor: use objective.free_bits_mode = per_dim"
-        held = "the floor did not hold: lower train.lr or train.gradient_clip, or lower beta"
-        return self.heavy_scale(level) or held
-
     def peak(self, level: str) -> str:
         """A level's largest beta, and what it is on the ELBO scale."""
-        beta, scale = self.betas[level], self.elbo_scale
+        beta, scale = self.betas[level], self.scale
         return f"{beta:g}" if scale is None or scale == 1.0 else f"{beta:g}, {scale * beta:.4g} on the ELBO scale"
 
 
