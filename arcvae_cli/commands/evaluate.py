@@ -231,11 +231,12 @@ def draw_codes(
 # ------------------------------------------------------------------------------------------------ on the screen
 
 ELBO = (
-    ("reconstruction", "elbo.reconstruction_{}", ".4g"),
-    ("KL", "elbo.kl_{}", ".4g"),
-    ("ELBO", "elbo.elbo_{}", ".4g"),
-    ("-log p(x), importance-weighted <=", "importance_weighted.nll_{}", ".4g"),
-    ("  -ELBO of these examples", "importance_weighted.single_nats", ".4g"),
+    ("reconstruction", "elbo.reconstruction_{}", ".3f"),
+    ("KL", "elbo.kl_{}", ".3f"),
+    ("ELBO", "elbo.elbo_{}", ".3f"),
+    ("  standard error", "elbo_error", ".3f"),
+    ("-log p(x), importance-weighted <=", "importance_weighted.nll_{}", ".3f"),
+    ("  -ELBO of these examples", "importance_weighted.single_nats", ".3f"),
     ("  draws per example", "importance_weighted.samples", ""),
     ("  effective sample size", "importance_weighted.effective_samples_mean", ".1f"),
     ("    at least", "importance_weighted.effective_samples_min", ".1f"),
@@ -302,7 +303,7 @@ def _show_table(console: Console, table: Table, report: Report) -> None:
         if any(value is not None for value in values):
             rows.append((label, *(cell(value, "," if isinstance(value, int) else form) for value in values)))
     if rows:
-        console.table(table.title, ("", *table.columns), rows)
+        console.table(table.title, ("", *table.columns), rows, header=any(table.columns))
         if table.note:
             console.result(Text(table.note))
 

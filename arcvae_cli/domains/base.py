@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation.information import InformationTally
+from arcvae_cli.evaluation.information import Codes
 from arcvae_cli.evaluation.verdict import Advice, Target
 from arcvae_cli.files import atomic_write
 from arcvae_cli.models.base import VAE, Batch
@@ -83,7 +83,7 @@ class Reconstructed(NamedTuple):
     positions, `own`: nats and accuracy of the task's `few` with their own codes.
     """
 
-    information: InformationTally
+    codes: Codes
     means: Mapping[str, Tensor]
     report: dict[str, Any]
     errors: NDArray[np.int64]
@@ -172,7 +172,7 @@ class Domain(ABC):
         """Interpolations between pairs of examples."""
 
     @abstractmethod
-    def likelihood(self, task: Task, information: InformationTally) -> dict[str, Any]:
+    def likelihood(self, task: Task, codes: Codes) -> dict[str, Any]:
         """What else the report says of the likelihood."""
 
     @abstractmethod

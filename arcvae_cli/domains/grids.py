@@ -20,7 +20,7 @@ from arcvae_cli.evaluation.accuracy import ASKED, JUDGED, condition_accuracy
 from arcvae_cli.evaluation.baselines import COLOURS, PCABaseline
 from arcvae_cli.evaluation.information import (
     BATCH_SIZE,
-    InformationTally,
+    Codes,
     batches,
     choose,
     eval_mode,
@@ -34,7 +34,7 @@ from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
 from arcvae_cli.evaluation.samples import blank_share, score_samples
 from arcvae_cli.evaluation.verdict import Advice, Target
 from arcvae_cli.files import exists, expanded
-from arcvae_cli.models.base import VAE, Batch
+from arcvae_cli.models.base import VAE, Batch, Output
 from arcvae_cli.objective import ACTIVE_KL
 
 if TYPE_CHECKING:
@@ -142,15 +142,18 @@ class GridDomain(Domain):
 
     def reconstruct(self, task: Task) -> Reconstructed:
         model, shapes = task.model, task.model.level_shapes
-        information, sampled = InformationTally(), GridTally()
-        with eval_mode(model, task.seed) as device:
+        sampled = GridTally()
+
+        def passes(device: torch.device) -> Iterator[tuple[Batch, Output]]:
             for batch, sides in _batches(task, device):
                 output = model(batch)
-                information.update(batch, output)
                 sampled.update(output.logits.argmax(dim=1), batch.x, sides)
-        if len(shapes) == 1:
-            means = {name: code.view(-1, *shapes[name]) for name, code in information.codes().items()}
-        else:  # the posterior below the mean of a level is not the one below its sample
+                yield batch, output
+
+        with eval_mode(model, task.seed) as device:
+            codes = Codes.of(passes(device))
+        means = {name: level.mean for name, level in codes.levels.items()}
+        if len(shapes) > 1:  # the posterior below the mean of a level is not the one below its sample
             means = posterior_means(model, task.corpus, task.split, task.indices)
         units = sum(map(math.prod, shapes.values()))
         task.tell(f"PCA with {units} components")
@@ -180,12 +183,12 @@ class GridDomain(Domain):
             "skill": skills,
         }
         own = to_float64(torch.cat(costs)).mean().item(), scores["posterior_mean"]["pixel_accuracy"]
-        return Reconstructed(information, means, report, tallies["posterior_mean"].errors.numpy(), own)
+        return Reconstructed(codes, means, report, tallies["posterior_mean"].errors.numpy(), own)
 
     def paths(self, task: Task) -> dict[str, Any]:
         return smoothness(decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS))
 
-    def likelihood(self, task: Task, information: InformationTally) -> dict[str, Any]:
+    def likelihood(self, task: Task, codes: Codes) -> dict[str, Any]:
         return {}
 
     def samples(self, task: Task) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,11 +29,12 @@ from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.evaluation.baselines import UnigramBaseline
 from arcvae_cli.evaluation.information import (
-    InformationTally,
+    Codes,
     batch_size,
     batches,
     choose,
     eval_mode,
+    joined,
     longest_first,
     nats,
     standard_error,
@@ -95,7 +97,6 @@ SCORES = (
     ("the same molecule", "reconstruction.canonical_share", ".2%"),
 )
 LIKELIHOOD = (
-    ("standard error of the ELBO", "elbo_error", ".2f"),
     ("rule frequencies, without any code", "reconstruction.frequencies.nll_nats", ".2f"),
     ("entropy of the corpus, least on unseen", "entropy_nats", ".2f"),
     ("KL of the objective", "trained_kl_nats", ".2f"),
@@ -168,8 +169,7 @@ class StringDomain(Domain):
             )
         posterior = encode(model, corpus, split, indices, task.seed)
         at_sample = decode(model, corpus, split, indices, posterior.sample)
-        information = InformationTally()
-        information.add((posterior,), at_sample.nats, at_sample.lengths)
+        codes = Codes({LEVEL: posterior}, at_sample.nats, at_sample.lengths)
         grammar, validator = _grammar(task)
         canonical = None if validator is None or task.quick else validator.canonical
         at_mean = decode(model, corpus, split, indices, posterior.mean, derive=canonical is not None)
@@ -194,13 +194,13 @@ class StringDomain(Domain):
             "monte_carlo": None if task.monte_carlo is None else monte_carlo(task, *task.monte_carlo),
         }
         own = at_mean.own(len(task.few))
-        return Reconstructed(information, {LEVEL: posterior.mean}, report, at_mean.errors.numpy(), own)
+        return Reconstructed(codes, {LEVEL: posterior.mean}, report, at_mean.errors.numpy(), own)
 
-    def likelihood(self, task: Task, information: InformationTally) -> dict[str, Any]:
+    def likelihood(self, task: Task, codes: Codes) -> dict[str, Any]:
         return {
             "steps": task.corpus.length,
-            "elbo_error": information.error(),
-            "trained_kl_nats": information.trained_kl(),
+            "elbo_error": codes.error(),
+            "trained_kl_nats": to_float64(codes.levels[LEVEL].kl).sum(dim=1).mean().item(),
             "posterior_noise": task.settings.model.model_dump().get("posterior_noise", 1.0),
             # the entropy bounds the likelihood of unseen strings, not of those that were trained on
             "entropy_nats": task.corpus.entropy if task.split != "train" else None,
@@ -504,13 +504,8 @@ def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> L
     with eval_mode(model, seed) as device:
         for batch in batches(corpus, split, indices[order], device, batch_size(corpus.length, device)):
             found += model.encode(batch, noise=False)
-        back = order.argsort().to(device)
-        mean, logvar, kl = (
-            torch.cat([getattr(level, name) for level in found])[back] for name in ("mean", "logvar", "kl")
-        )
-        narrow = [level.sampled_kl for level in found if level.sampled_kl is not None]
-        sampled_kl = torch.cat(narrow)[back] if narrow else None
-        return Level(LEVEL, mean, logvar, gaussians.sample(mean, logvar), kl, sampled_kl=sampled_kl)
+        level = joined(found, order.argsort().to(device))
+        return replace(level, sample=gaussians.sample(level.mean, level.logvar))
 
 
 def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor, derive: bool = False) -> Scored:

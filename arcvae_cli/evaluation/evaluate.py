@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from arcvae_cli import domains
 from arcvae_cli.domains.base import Task
 from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.evaluation.information import choose, importance_weighted, shuffled_codes
+from arcvae_cli.evaluation.information import choose, importance_weighted, measures, shuffled_codes
 from arcvae_cli.evaluation.verdict import Advice, judge
 
 MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nats
@@ -59,17 +59,18 @@ def evaluate(task: Task) -> Evaluation:
         raise InputError(f"{corpus.name}: the split {split} is empty")
 
     task.tell(f"reconstructing {len(indices):,} {domain.noun}")
-    information, means, reconstruction, errors, own = domain.reconstruct(task)
-    elbo = information.elbo()
+    codes, means, reconstruction, errors, own = domain.reconstruct(task)
+    elbo = codes.elbo()
     if not math.isfinite(elbo["elbo_nats"]):
         raise ArcvaeError("the model's output is not finite", "evaluate an earlier checkpoint: these weights are bad")
-    levels = information.levels(0 if quick else MUTUAL_INFORMATION_EXAMPLES)
+    examples = 0 if quick else MUTUAL_INFORMATION_EXAMPLES
+    levels = {name: measures(level, examples) for name, level in codes.levels.items()}
 
     weighted = shuffled = paths = None
     if len(few) > 1 and (domain.quick_shuffle or not quick):
         task.tell("shuffled codes" if quick else "shuffled codes, interpolation")
-        codes = {name: code[: len(few)] for name, code in means.items()}
-        shuffled = shuffled_codes(model, corpus, split, few, codes, size, own)
+        own_codes = {name: code[: len(few)] for name, code in means.items()}
+        shuffled = shuffled_codes(model, corpus, split, few, own_codes, size, own)
         paths = None if quick else domain.paths(task)
     if task.iwae_samples:
         chosen = indices[: task.iwae_examples]
@@ -84,7 +85,7 @@ def evaluate(task: Task) -> Evaluation:
         "quick": quick,
         "reconstruction": reconstruction,
         "elbo": elbo,
-        **domain.likelihood(task, information),
+        **domain.likelihood(task, codes),
         "importance_weighted": weighted,
         "levels": levels,
         "shuffled_codes": shuffled,
@@ -93,6 +94,6 @@ def evaluate(task: Task) -> Evaluation:
     }
     advice = Advice(task.settings, model.level_shapes, math.prod(corpus.positions))
     report["verdict"] = judge(domain.targets(report, advice), domain.summary(report, advice))
-    vectors = {name: code.cpu().numpy() for name, code in information.codes().items()}
-    maps = {name: cells.numpy() for name in levels if (cells := information.map(name)) is not None}
+    vectors = {name: level.mean.flatten(1).cpu().numpy() for name, level in codes.levels.items()}
+    maps = {name: kl.float().cpu().numpy() for name, level in codes.levels.items() if (kl := level.map()) is not None}
     return Evaluation(report, indices.numpy(), errors, vectors, maps)

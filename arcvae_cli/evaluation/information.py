@@ -6,10 +6,10 @@ Independent of the kind of example. Results are nested dicts of plain numbers, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,43 +163,40 @@ def posterior_means(
     model: VAE, corpus: Corpus, split: str, indices: Tensor, size: int = BATCH_SIZE
 ) -> dict[str, Tensor]:
     """(n, *shape) posterior means by level, on the device; of a lower level, given the mean above it."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in model.level_shapes}
     with eval_mode(model, 0) as device:
-        for batch in batches(corpus, split, indices, device, size):
-            for level in model.encode(batch, noise=False):
-                parts[level.name].append(level.mean)
-    return {name: torch.cat(some) for name, some in parts.items()}
+        parts = [model.encode(batch, noise=False) for batch in batches(corpus, split, indices, device, size)]
+        return {some[0].name: torch.cat([level.mean for level in some]) for some in zip(*parts, strict=True)}
 
 
 # ------------------------------------------------------------------------------------------- ELBO and levels
 
 
-class InformationTally:
-    """Accumulates the outputs of one noisy pass and yields the ELBO and the levels; tensors stay on the device."""
+class Codes(NamedTuple):
+    """One noisy pass over n examples: their levels by name, -log p(x|z) (n,) in nats, valid positions (n,)."""
 
-    def __init__(self) -> None:
-        self._nats: list[Tensor] = []
-        self._positions: list[Tensor] = []
-        self._levels: dict[str, list[Level]] = {}
+    levels: Mapping[str, Level]
+    nats: Tensor
+    positions: Tensor
 
-    def update(self, batch: Batch, output: Output) -> None:
-        """Add a batch."""
-        self.add(output.levels, nats(output.logits, batch), _valid_positions(batch))
-
-    def add(self, levels: tuple[Level, ...], reconstruction: Tensor, positions: Tensor) -> None:
-        """Add examples: their levels, -log p(x|z) (B,) in nats, and their numbers of valid positions (B,)."""
-        self._nats.append(reconstruction)
-        self._positions.append(positions)
-        for level in levels:
-            self._levels.setdefault(level.name, []).append(level)
+    @classmethod
+    def of(cls, passes: Iterable[tuple[Batch, Output]]) -> Codes:
+        """Those of the outputs for batches."""
+        parts: dict[str, list[Level]] = {}
+        costs, positions = [], []
+        for batch, output in passes:
+            costs.append(nats(output.logits, batch))
+            positions.append(_valid_positions(batch))
+            for level in output.levels:
+                parts.setdefault(level.name, []).append(level)
+        return cls({name: joined(some) for name, some in parts.items()}, torch.cat(costs), torch.cat(positions))
 
     def elbo(self) -> dict[str, Any]:
         """One-sample estimate at beta 1: -ELBO = reconstruction + KL. Bits are per valid position."""
-        reconstruction, positions = _mean(self._nats), _mean(self._positions)
-        kl = sum(self._total(name, "rate").mean().item() for name in self._levels)
+        reconstruction, positions = _mean(self.nats), _mean(self.positions)
+        kl = sum(_mean(self.kl(name)) for name in self.levels)
         bits = 1.0 / (positions * math.log(2.0))
         return {
-            "examples": sum(map(len, self._nats)),
+            "examples": len(self.nats),
             "positions": positions,
             "elbo_nats": -reconstruction - kl,
             "reconstruction_nats": reconstruction,
@@ -209,57 +206,48 @@ class InformationTally:
             "kl_bits": kl * bits,
         }
 
-    def trained_kl(self) -> float:
-        """KL term of the objective in nats: that of the ELBO, unless `posterior_noise` is below 1."""
-        return sum(self._total(name, "kl").mean().item() for name in self._levels)
+    def kl(self, name: str) -> Tensor:
+        """(n,) float64 nats of a level, of the density that codes are sampled from."""
+        return to_float64(self.levels[name].rate).sum(dim=1)
 
     def error(self) -> float:
         """The standard error of the ELBO over examples."""
-        kl = [self._total(name, "rate").cpu() for name in self._levels]
-        return standard_error(to_float64(torch.cat(self._nats)).cpu() + torch.stack(kl).sum(dim=0))
+        kl = torch.stack([self.kl(name).cpu() for name in self.levels])
+        return standard_error(to_float64(self.nats).cpu() + kl.sum(dim=0))
 
-    def levels(self, examples: int) -> dict[str, dict[str, Any]]:
-        """Measures of each level, by name; mutual information of the first `examples`, None if fewer than two.
 
-        `kl_nats`: KL of each group under the density that codes are sampled from; a group is a dimension of a vector or
-        a channel of a map. `active_dims` and `collapsed_share` use the KL that is trained, which is the same unless the
-        noise is scaled. Mutual information is None under a learned prior, where the posterior depends on the level
-        above and not on x alone. `cells_nats`: KL of each cell of a map, summed over its channels.
-        """
-        return {name: self._measures(name, parts, examples) for name, parts in self._levels.items()}
+def joined(levels: Sequence[Level], order: Tensor | None = None) -> Level:
+    """The levels of several batches as one, their examples in another `order` (n,) if given."""
+    values: dict[str, Tensor] = {}
+    for name in (one.name for one in fields(Level) if one.name != "name" and getattr(levels[0], one.name) is not None):
+        value = torch.cat([getattr(level, name) for level in levels])
+        values[name] = value if order is None else value[order]
+    return Level(levels[0].name, **values)
 
-    def _measures(self, name: str, parts: list[Level], examples: int) -> dict[str, Any]:
-        kl, trained = (to_float64(torch.cat([getattr(part, which) for part in parts])) for which in ("rate", "kl"))
-        means, maps = self._code(name, "mean"), self.map(name)
-        information = None
-        if parts[0].prior_mean is None and min(len(kl), examples) > 1:
-            sample, mean, logvar = (self._code(name, which)[:examples] for which in ("sample", "mean", "logvar"))
-            information = mutual_information(sample, mean, logvar)
-        return {
-            "kl_nats": kl.mean(dim=0).tolist(),
-            "active_dims": int((trained.mean(dim=0) > ACTIVE_KL).sum()),
-            "units": means.shape[1],
-            "active_units": active_units(means.cpu()),
-            "collapsed_share": collapsed_share(trained),
-            "mutual_information": information,
-            "cells_nats": None if maps is None else maps.double().mean(dim=0).tolist(),
-        }
 
-    def codes(self) -> dict[str, Tensor]:
-        """By level, (n, units) posterior means in the order of the batches, on the device."""
-        return {name: self._code(name, "mean") for name in self._levels}
+def measures(level: Level, examples: int) -> dict[str, Any]:
+    """Measures of a level; mutual information of the first `examples`, None if fewer than two.
 
-    def map(self, name: str) -> Tensor | None:
-        """(n, h, w) nats of KL in each cell of a level that is a map, on the CPU; None for a vector."""
-        maps = [cells.float() for part in self._levels[name] if (cells := part.map()) is not None]
-        return torch.cat(maps).cpu() if maps else None
-
-    def _code(self, name: str, which: str) -> Tensor:
-        return torch.cat([getattr(part, which).flatten(1) for part in self._levels[name]])
-
-    def _total(self, name: str, which: str) -> Tensor:
-        """(n,) float64 nats of a level, summed over its groups."""
-        return to_float64(torch.cat([getattr(part, which) for part in self._levels[name]])).sum(dim=1)
+    `kl_nats`: KL of each group under the density that codes are sampled from; a group is a dimension of a vector or a
+    channel of a map. `active_dims` and `collapsed_share` use the KL that is trained, which is the same unless the noise
+    is scaled. Mutual information is None under a learned prior, where the posterior depends on the level above and not
+    on x alone. `cells_nats`: KL of each cell of a map, summed over its channels.
+    """
+    kl, trained, maps = to_float64(level.rate), to_float64(level.kl), level.map()
+    information = None
+    if level.prior_mean is None and min(len(kl), examples) > 1:
+        sample, mean, logvar = (part[:examples].flatten(1) for part in (level.sample, level.mean, level.logvar))
+        information = mutual_information(sample, mean, logvar)
+    means = level.mean.flatten(1).cpu()
+    return {
+        "kl_nats": kl.mean(dim=0).tolist(),
+        "active_dims": int((trained.mean(dim=0) > ACTIVE_KL).sum()),
+        "units": means.shape[1],
+        "active_units": active_units(means),
+        "collapsed_share": collapsed_share(trained),
+        "mutual_information": information,
+        "cells_nats": None if maps is None else to_float64(maps.float()).mean(dim=0).tolist(),
+    }
 
 
 def standard_error(values: Tensor) -> float:
@@ -267,9 +255,8 @@ def standard_error(values: Tensor) -> float:
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
 
 
-def _mean(parts: list[Tensor]) -> float:
-    """The mean over all examples of values (B,) of several batches."""
-    return to_float64(torch.cat(parts)).mean().item()
+def _mean(values: Tensor) -> float:
+    return to_float64(values).mean().item()
 
 
 def _valid_positions(batch: Batch) -> Tensor:
@@ -344,14 +331,14 @@ def importance_weighted(
             single.append(total / draws)
             effective.append((2.0 * first - second).exp())
             positions.append(valid)
-    nll = -_mean(log_likelihood)
+    nll = -_mean(torch.cat(log_likelihood))
     sizes = torch.cat(effective)
     return {
         "examples": len(indices),
         "samples": draws,
         "nll_nats": nll,
-        "nll_bits": nll / (_mean(positions) * math.log(2.0)),
-        "single_nats": -_mean(single),
+        "nll_bits": nll / (_mean(torch.cat(positions)) * math.log(2.0)),
+        "single_nats": -_mean(torch.cat(single)),
         "effective_samples_mean": sizes.mean().item(),
         "effective_samples_min": sizes.min().item(),
     }
