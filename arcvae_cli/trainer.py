@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvae_cli import checkpoints, snapshots, stopping
+from arcvae_cli import checkpoints, domains, snapshots, stopping
 from arcvae_cli.controllers import Controller, Target
-from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
+from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.engine import TEXTS as ENGINES
 from arcvae_cli.engine import Engine
 from arcvae_cli.errors import ArcvaeError, Interrupted, WriteError
-from arcvae_cli.evaluation.information import batch_size, batches, longest_first
+from arcvae_cli.evaluation.information import batches, longest_first
 from arcvae_cli.graphs import first_line
 from arcvae_cli.machine import describe, out_of_memory, peak_memory
 from arcvae_cli.models.base import VAE
@@ -35,7 +35,6 @@ from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings, elbo_scale
 from arcvae_cli.step import Counts, LearningRate, Step, Sums, Tally, Watch, seed_step
 
-VALIDATION_BATCH = 1000
 SHOWN = 16
 """Pairs of original and reconstruction in a picture."""
 SAMPLES = 64
@@ -293,7 +292,7 @@ class Trainer:
     def validate(self, betas: Mapping[str, float]) -> Counts:
         """The same numbers on the validation split, the noise being the same in every epoch."""
         self.model.eval()
-        size = batch_size(self.corpus.length) if isinstance(self.corpus, DerivationCorpus) else VALIDATION_BATCH
+        size = domains.of(self.corpus.kind).validation_batch(self.corpus)
         tally = Tally(-(-len(self.val_order) // size), self.model.level_sizes, self.corpus.background, self.device)
         for index, batch in enumerate(batches(self.corpus, "val", self.val_order, self.device, size)):
             if (asked := self.stop()) is not None:
@@ -541,16 +540,6 @@ class Trainer:
 
     def plan(self) -> Plan:
         """What is known before the first step."""
-        blank = blank_nats = None
-        if isinstance(self.corpus, GridCorpus):
-            blank = (self.corpus.grids("val") == self.corpus.background).double().mean().item()
-        elif isinstance(self.corpus, DerivationCorpus):
-            from arcvae_cli.evaluation.strings import RuleFrequencies  # a run of grids is spared it
-
-            everything = torch.arange(self.corpus.size("val"))
-            frequencies = RuleFrequencies(self.corpus.ids("train"), self.corpus.rules)
-            nothing = frequencies.measure(self.corpus, "val", everything)
-            blank, blank_nats = nothing.token_accuracy, nothing.nll_nats
         objective = self.settings.objective
         return Plan(
             run=self.folder.name,
@@ -575,9 +564,7 @@ class Trainer:
             free_bits={level: objective.floor(level) for level in self.levels},
             free_bits_mode=objective.free_bits_mode,
             notes=tuple(self.notes),
-            blank=blank,
-            blank_nats=blank_nats,
-            entropy=self.corpus.entropy if isinstance(self.corpus, DerivationCorpus) else None,
+            **domains.of(self.corpus.kind).baseline(self.corpus),
         )
 
 

@@ -20,7 +20,7 @@ from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
 from arcvae_cli.recorders.jsonl import JsonlRecorder
-from arcvae_cli.recorders.pictures import Curves
+from arcvae_cli.recorders.images import ImageRecorder
 from arcvae_cli.records import Recorder
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import seed_step
@@ -130,7 +130,7 @@ def process(folder: Path, name: str, disturbance: Disturbance, again: bool) -> N
     run = runs.resume(folder) if again else runs.create(folder.parent, folder.name, "run", chosen)
     recorders: list[Recorder] = [JsonlRecorder(run.path / "metrics.jsonl")]
     if name in DRAWN:
-        recorders.append(Curves(run.images))
+        recorders.append(ImageRecorder(run.images, "grids"))
     trainer = Trainer(chosen, corpus, model, run, recorders, disturbance.device, resumed=again)
     trainer.stop = lambda: disturbance.stop(trainer)
     real_save, real_keep = trainer.save, trainer.keep

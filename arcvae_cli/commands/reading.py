@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
-    from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus
+    from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
     from arcvae_cli.data.recipes import Arrays
-    from arcvae_cli.evaluation.validity import Judge
-    from arcvae_cli.grammar import Grammar
     from arcvae_cli.models.grammar import Structure
 
 INPUT, OUTPUT = "Input", "Output"  # panels of the help
@@ -94,11 +92,14 @@ def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) 
     return load(found.path, open_device(device))
 
 
-def open_data(
+def open_examples(
     loaded: Loaded, data: str | None, split: str, console: Console, device: torch.device | None = None
-) -> GridCorpus | DerivationCorpus:
-    """The corpus of `--data`, else the one that the model was trained on, on the model's device or another."""
-    from arcvae_cli.models.grammar import GrammarVAE
+) -> Corpus:
+    """The corpus of `--data`, or the one that the model was trained on, on the model's device or another.
+
+    InputError where it holds another kind of example than the model is of.
+    """
+    from arcvae_cli import domains
 
     settings = loaded.settings.data
     if data is not None:
@@ -106,50 +107,12 @@ def open_data(
         chosen = {"name": data} if data in CORPORA else {"path": expanded(Path(data))}
         settings = settings.model_copy(update={**files, **chosen})
     place = next(loaded.model.parameters()).device if device is None else device
-    structure = loaded.model.structure if isinstance(loaded.model, GrammarVAE) else None
-    return open_named(settings, place, (split,), console, structure)
-
-
-def open_grids(loaded: Loaded, data: str | None, split: str, console: Console) -> GridCorpus:
-    """The same for a model of grids. InputError where it holds something else."""
-    from arcvae_cli.data.corpus import GridCorpus
-
-    corpus = open_data(loaded, data, split, console)
-    if not isinstance(corpus, GridCorpus):
-        raise InputError(f"{corpus.name}: holds derivations, and this model is of grids", "give grids with --data")
+    domain = domains.of(loaded.model.kind)
+    corpus = open_named(settings, place, (split,), console, domain.structure(loaded.model))
+    if corpus.kind != domain.kind:
+        holds = domains.of(corpus.kind).noun
+        raise InputError(f"{corpus.name}: holds {holds}, and this model is of {domain.noun}", "give other --data")
     return corpus
-
-
-def open_derivations(loaded: Loaded, data: str | None, split: str, console: Console) -> DerivationCorpus:
-    """The same for a model of derivations. InputError where it holds something else."""
-    from arcvae_cli.data.corpus import DerivationCorpus
-
-    corpus = open_data(loaded, data, split, console)
-    if not isinstance(corpus, DerivationCorpus):
-        raise InputError(
-            f"{corpus.name}: holds grids, and this model is of derivations", "give strings of its grammar with --data"
-        )
-    return corpus
-
-
-def writing_grammar(loaded: Loaded) -> Grammar:
-    """The grammar that a model's strings are written by. InputError where its checkpoint knows of none."""
-    if loaded.grammar is None:
-        raise InputError(
-            f"{loaded.path}: its model was trained on ready ids and masks, and writing strings takes their grammar",
-            "train with --grammar FILE beside --prod and --masks; `evaluate` works without",
-        )
-    return loaded.grammar
-
-
-def judge_for(grammar: Grammar, console: Console) -> Judge | None:
-    """Who tells which strings of a grammar mean something, None where nobody does, with a note on what is missing."""
-    from arcvae_cli.evaluation.validity import NO_RDKIT, is_smiles, judge_of
-
-    judge = judge_of(grammar)
-    if judge is None and is_smiles(grammar):
-        console.note(NO_RDKIT)
-    return judge
 
 
 def open_named(
@@ -216,33 +179,3 @@ def announce_build(data: DataSettings, console: Console) -> None:
 def output_folder(output: Path | None, loaded: Loaded, name: str) -> Path:
     """`--output`, made if need be: by default the folder `name` in the checkpoint's run, or here if it has none."""
     return usable_folder(output or (loaded.run or Path()) / name, "--output")
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """An `.npz`, whole or not at all."""
-    import numpy as np
-
-    from arcvae_cli.files import atomic_write
-
-    with atomic_write(path) as temporary, temporary.open("wb") as file:  # a name would be given the suffix .npz
-        np.savez_compressed(file, **arrays)
-
-
-def write_task(path: Path, grids: Any, facts: Mapping[str, Any] | None = None) -> None:
-    """Grids (N, H, W) uint8 as an ARC task without answers, with `facts` beside it, whole or not at all.
-
-    Each grid goes without the black rows and columns at its end.
-    """
-    import json
-
-    from arcvae_cli.files import atomic_write
-
-    task = {**(facts or {}), "train": [], "test": [{"input": _trimmed(grid).tolist()} for grid in grids]}
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(task, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _trimmed(grid: Any) -> Any:
-    """A grid cut to the rectangle from its top-left corner that holds all that is not black, one cell at the least."""
-    rows, columns = grid.any(1).nonzero()[0], grid.any(0).nonzero()[0]
-    return grid[: rows[-1] + 1, : columns[-1] + 1] if len(rows) else grid[:1, :1]

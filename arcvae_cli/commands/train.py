@@ -168,6 +168,7 @@ def run(
         from arcvae_cli import checkpoints, snapshots
         from arcvae_cli.machine import crowded
         from arcvae_cli.recorders.external import external_recorders
+        from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder
         from arcvae_cli.recorders.live import live_recorder
         from arcvae_cli.step import seed_step
@@ -203,7 +204,7 @@ def run(
     recorders += [
         live_recorder(console),  # first, so that its header does not wait for the imports of the others
         JsonlRecorder(folder.path / "metrics.jsonl"),
-        pictures_of(corpus, folder),
+        ImageRecorder(folder.images, corpus.kind, corpus.rules),
         *external_recorders(settings, folder, console, corpus.rules),
     ]
     if settings.train.engine == "compile":
@@ -267,17 +268,6 @@ def new_model(settings: Settings, corpus: GridCorpus | DerivationCorpus) -> VAE:
             "use --preset kusner_equations, minimal or another with model.name=grammar",
         )
     return build_model(settings.model, Structure(corpus.rules, corpus.length))
-
-
-def pictures_of(corpus: GridCorpus | DerivationCorpus, folder: RunFolder) -> Recorder:
-    """The recorder of reconstructions and samples, for the corpus's kind of example."""
-    from arcvae_cli.data.corpus import GridCorpus
-    from arcvae_cli.recorders.pictures import GridPictures
-    from arcvae_cli.recorders.strings import StringPictures
-
-    if isinstance(corpus, GridCorpus):
-        return GridPictures(folder.images)
-    return StringPictures(folder.images, corpus.rules)
 
 
 def check_sizes(settings: Settings, corpus: Corpus) -> None:

@@ -33,6 +33,7 @@ class Corpus(Protocol):
     """
 
     kind: str
+    device: torch.device
 
     @property
     def name(self) -> str: ...

@@ -1,155 +1,53 @@
-"""What the code of a model holds, in nats: ELBO, likelihood, active dimensions, mutual information.
+"""Information measures of a model's code, in nats: ELBO, likelihood bounds, active dimensions, mutual information.
 
-Nothing here knows what the positions are. Every estimator states how many examples it saw.
+Independent of the kind of example. Results are nested dicts of plain numbers, as they stand in `metrics.json`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from arcvae_cli import gaussians
-from arcvae_cli.data.corpus import Corpus, DerivationCorpus
-from arcvae_cli.evaluation.paths import changed, walk
+from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.models.base import VAE, Batch, Level, Output
 from arcvae_cli.objective import ACTIVE_KL, Objective
 from arcvae_cli.settings import ObjectiveSettings
 
 BATCH_SIZE = 1024
-"""Examples a forward pass; part of the definition of a seeded result, since noise is drawn batch by batch."""
+"""Examples per forward pass; part of the definition of a seeded result, since noise is drawn batch by batch."""
 
 BATCH_STEPS = 2**16
-"""Rules of derivations a forward pass: long derivations come in smaller batches, whose memory is used again."""
+"""Rules of derivations per forward pass: long derivations come in smaller batches, whose memory is used again."""
 
 CUDA_STEPS = 2**20
-"""The same on CUDA, where a pass of GRU layers takes as long as its steps, of however many derivations, and GiBs."""
+"""The same on CUDA, where the time of a GRU pass depends on the steps and hardly on the number of derivations."""
 
 CUDA_SHARE = 2**13
-"""Bytes of the memory of a CUDA device that one rule of a pass may count on: a small device gets smaller batches."""
+"""Bytes of CUDA memory reserved per rule of a pass: a small device gets smaller batches."""
 
 ACTIVE_VARIANCE = 0.01
-"""A unit is active when the variance of its posterior mean over the data is above this (Burda et al. 2015)."""
+"""A unit is active if the variance of its posterior mean over the data exceeds this (Burda et al. 2015)."""
 
 COLLAPSE_EPSILON, COLLAPSE_DELTA = ACTIVE_KL, 0.01
-"""A group is collapsed when its KL is under epsilon nats for at least 1 - delta of the data (Lucas et al. 2019)."""
+"""A group is collapsed if its KL is under epsilon nats for at least 1 - delta of the data (Lucas et al. 2019)."""
 
 CEILING_SHARE = 0.95
-"""Share of log N from which a mutual information is printed as a bound."""
+"""Share of log N above which a mutual information is reported as a lower bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class Elbo:
-    """One-sample estimate over `examples`; -ELBO = reconstruction + KL. Bits are per position that counts."""
-
-    examples: int
-    positions: float
-    elbo_nats: float
-    reconstruction_nats: float
-    kl_nats: float
-    elbo_bits: float
-    reconstruction_bits: float
-    kl_bits: float
-
-
-@dataclass(frozen=True, slots=True)
-class MutualInformation:
-    """I(x; z) of `examples`, in nats; a bound from below where it meets its ceiling, log N."""
-
-    examples: int
-    nats: float
-    ceiling_nats: float
-    is_bound: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LevelInformation:
-    """One level: raw KL of each group in nats, how many are active by either definition, what they tell of x.
-
-    `kl_nats` is of the density that codes are drawn from; `active_dims` and `collapsed_share` go by the KL that is
-    trained, which is the same unless the noise is scaled: a narrow posterior alone tells nothing of x.
-
-    Groups are the dimensions of a vector or the channels of a map, units their single numbers. `collapsed_share` is
-    the share of groups with (epsilon, delta)-collapse. `mutual_information` is None under a learned prior, where the
-    posterior depends on the level above and not on x alone. `cells_nats`: KL of each cell of a map, over its channels.
-    """
-
-    kl_nats: tuple[float, ...]
-    active_dims: int
-    units: int
-    active_units: int
-    collapsed_share: float
-    mutual_information: MutualInformation | None
-    cells_nats: tuple[tuple[float, ...], ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ImportanceWeighted:
-    """Bound on -log p(x) with `samples` draws a data point; effective sample size of their weights, mean and least.
-
-    `single_nats` is the bound that the same draws give one by one: -ELBO of these examples.
-    """
-
-    examples: int
-    samples: int
-    nll_nats: float
-    nll_bits: float
-    single_nats: float
-    effective_samples_mean: float
-    effective_samples_min: float
-
-
-@dataclass(frozen=True, slots=True)
-class Shuffled:
-    """Reconstruction with codes that belong to other examples."""
-
-    reconstruction_nats: float
-    accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
-class ShuffledCodes:
-    """Reconstruction with the right codes (posterior means) and with codes of other examples.
-
-    `levels`: with the codes of one level alone exchanged, by its name; empty for a model of one level.
-    """
-
-    examples: int
-    reconstruction_nats: float
-    accuracy: float
-    shuffled_reconstruction_nats: float
-    shuffled_accuracy: float
-    levels: dict[str, Shuffled]
-
-
-@dataclass(frozen=True, slots=True)
-class Interpolation:
-    """Straight paths between the codes of two examples: positions whose class changes from one picture to the next.
-
-    `distance`: positions in which the decoded ends differ. `largest_step_share`: mean over pairs of the largest step
-    over that distance; 1 / (steps - 1) is an even path, 1 a jump. `detour`: changes along the way over the distance; 1
-    is a way without detours. Means over pairs; shares are None where no pair of ends differs.
-    """
-
-    pairs: int
-    steps: int
-    mean_step: float
-    largest_step: float
-    distance: float
-    largest_step_share: float | None
-    detour: float | None
-
-
-# ------------------------------------------------------------------------------------------------ going through a split
+# ------------------------------------------------------------------------------------------------ passes over a split
 
 
 @contextmanager
-def evaluating(model: VAE, seed: int) -> Iterator[torch.device]:
-    """The model in evaluation mode, no gradients, torch's generators seeded; all as before afterwards."""
+def eval_mode(model: VAE, seed: int) -> Iterator[torch.device]:
+    """The model in evaluation mode, no gradients, torch's generators seeded; everything restored afterwards."""
     training = model.training
     device = next(model.parameters()).device
     cuda = [device] if device.type == "cuda" else []
@@ -163,7 +61,7 @@ def evaluating(model: VAE, seed: int) -> Iterator[torch.device]:
 
 
 def batch_size(length: int, device: torch.device | None = None) -> int:
-    """Derivations of so many steps a forward pass on a device, the CPU where None. Nothing drawn depends on it."""
+    """Derivations of `length` steps per forward pass, on the CPU if `device` is None. No drawn number depends on it."""
     if device is not None and device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         return max(64, min(CUDA_STEPS, memory // CUDA_SHARE) // length)
@@ -171,7 +69,7 @@ def batch_size(length: int, device: torch.device | None = None) -> int:
 
 
 def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
-    """Indices of `count` examples of a split (all, if fewer or None), in a random order of their own."""
+    """Indices of `count` examples of a split (all, if fewer or None), in a seeded random order."""
     size = corpus.size(split)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     return order if count is None else order[:count]
@@ -180,26 +78,32 @@ def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
 def batches(
     corpus: Corpus, split: str, indices: Tensor, device: torch.device, size: int = BATCH_SIZE
 ) -> Iterator[Batch]:
-    """The examples at `indices` (n,) in batches, not augmented; derivations without the steps that none of them has.
+    """The examples at `indices` (n,) in batches, not augmented, cut to the longest example of each batch.
 
-    Derivations that come `longest_first` so lose most of their padding.
+    Derivations in the order of `longest_first` so lose most of their padding.
     """
-    steps = lengths(corpus, split, indices) if isinstance(corpus, DerivationCorpus) else None
-    for start in range(0, len(indices), size):  # of no examples torch.split would make an empty batch
+    steps = lengths(corpus, split, indices)
+    for start in range(0, len(indices), size):  # torch.split would yield an empty batch for no examples
         batch = corpus.batch(split, indices[start : start + size].to(device))
         yield batch if steps is None else cut(batch, int(steps[start : start + size].max()))
 
 
-def lengths(corpus: DerivationCorpus, split: str, indices: Tensor) -> Tensor:
-    """(n,) rules of the derivations at `indices` (n,), on the CPU: one read-back for all that follows."""
-    return (corpus.ids(split)[indices.to(corpus.device)] != corpus.rules.padding).sum(dim=1).cpu()
+def lengths(corpus: Corpus, split: str, indices: Tensor) -> Tensor | None:
+    """(n,) rules of the derivations at `indices` (n,), on the CPU; None for examples without padding."""
+    if corpus.rules is None:
+        return None
+    counts = [torch.zeros(0, dtype=torch.int64)]
+    for part in torch.split(indices.to(corpus.device), 2**14):
+        valid = corpus.batch(split, part).valid
+        assert valid is not None, "derivations have padding"
+        counts.append(valid.sum(dim=1).cpu())
+    return torch.cat(counts)
 
 
 def longest_first(corpus: Corpus, split: str, indices: Tensor) -> Tensor:
-    """An order (n,) of the examples at `indices` (n,) that puts derivations of like length together, on the CPU."""
-    if not isinstance(corpus, DerivationCorpus):
-        return torch.arange(len(indices))
-    return lengths(corpus, split, indices).argsort(descending=True, stable=True)
+    """An order (n,) of the examples at `indices` (n,) that puts derivations of similar length together, on the CPU."""
+    steps = lengths(corpus, split, indices)
+    return torch.arange(len(indices)) if steps is None else steps.argsort(descending=True, stable=True)
 
 
 def cut(batch: Batch, steps: int) -> Batch:
@@ -207,13 +111,13 @@ def cut(batch: Batch, steps: int) -> Batch:
     return Batch(batch.x[:, :steps], None if batch.valid is None else batch.valid[:, :steps])
 
 
-def exact(values: Tensor) -> Tensor:
-    """In float64, where the device has it, else on the CPU."""
+def to_float64(values: Tensor) -> Tensor:
+    """In float64, on the device if it has float64, else on the CPU."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def nats(logits: Tensor, batch: Batch) -> Tensor:
-    """(B,) -log p(x|z), whatever the model was trained on."""
+    """(B,) -log p(x|z) by cross-entropy, whatever the training objective."""
     return _CROSS_ENTROPY.reconstruction(logits, batch)
 
 
@@ -224,20 +128,20 @@ def log_ratio(levels: tuple[Level, ...]) -> Tensor:
     """(B,) sum over levels of log p(sample) - log q(sample|x), in float64, since the two nearly cancel."""
     totals = []
     for level in levels:
-        sample, mean, logvar = (exact(tensor).flatten(1) for tensor in (level.sample, level.mean, level.logvar))
+        sample, mean, logvar = (to_float64(tensor).flatten(1) for tensor in (level.sample, level.mean, level.logvar))
         if level.prior_mean is None or level.prior_logvar is None:
             prior = gaussians.standard_log_density(sample)
         else:
-            prior_mean, prior_logvar = (exact(tensor).flatten(1) for tensor in (level.prior_mean, level.prior_logvar))
-            prior = gaussians.log_density(sample, prior_mean, prior_logvar)
+            parameters = (to_float64(tensor).flatten(1) for tensor in (level.prior_mean, level.prior_logvar))
+            prior = gaussians.log_density(sample, *parameters)
         totals.append((prior - gaussians.log_density(sample, mean, logvar)).sum(dim=1))
     return torch.stack(totals).sum(dim=0)
 
 
 def outputs(model: VAE, batch: Batch, draws: int) -> Iterator[Output]:
-    """What a model makes of a batch with so many samples, one after the other.
+    """Outputs of a model for `draws` posterior samples of a batch.
 
-    A single level is encoded once, as it stays the same from draw to draw; below another level it does not.
+    A single level is encoded once; the posterior of a lower level depends on the sample above it.
     """
     output: Output = model(batch)
     yield output
@@ -258,114 +162,105 @@ def samples_of(levels: tuple[Level, ...]) -> dict[str, Tensor]:
 def posterior_means(
     model: VAE, corpus: Corpus, split: str, indices: Tensor, size: int = BATCH_SIZE
 ) -> dict[str, Tensor]:
-    """(n, *shape) posterior means by level, on the device: below another level, given the mean above."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in model.level_shapes}
-    with evaluating(model, 0) as device:
-        for batch in batches(corpus, split, indices, device, size):
-            for level in model.encode(batch, noise=False):
-                parts[level.name].append(level.mean)
-    return {name: torch.cat(some) for name, some in parts.items()}
+    """(n, *shape) posterior means by level, on the device; of a lower level, given the mean above it."""
+    with eval_mode(model, 0) as device:
+        parts = [model.encode(batch, noise=False) for batch in batches(corpus, split, indices, device, size)]
+        return {some[0].name: torch.cat([level.mean for level in some]) for some in zip(*parts, strict=True)}
 
 
-# ------------------------------------------------------------------------------------------- one pass and its sums
+# ------------------------------------------------------------------------------------------- ELBO and levels
 
 
-class InformationTally:
-    """Takes the outputs of one noisy pass and gives the ELBO and the levels; all stays on the device until the end."""
+class Codes(NamedTuple):
+    """One noisy pass over n examples: their levels by name, -log p(x|z) (n,) in nats, valid positions (n,)."""
 
-    def __init__(self) -> None:
-        self._nats: list[Tensor] = []
-        self._positions: list[Tensor] = []
-        self._kl: dict[str, list[Tensor]] = {}
-        self._trained_kl: dict[str, list[Tensor]] = {}
-        self._codes: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        self._maps: dict[str, list[Tensor]] = {}
-        self._learned_priors: set[str] = set()
+    levels: Mapping[str, Level]
+    nats: Tensor
+    positions: Tensor
 
-    def update(self, batch: Batch, output: Output) -> None:
-        """Add a batch."""
-        self.add(output.levels, nats(output.logits, batch), _counted(batch))
+    @classmethod
+    def of(cls, passes: Iterable[tuple[Batch, Output]]) -> Codes:
+        """Those of the outputs for batches."""
+        parts: dict[str, list[Level]] = {}
+        costs, positions = [], []
+        for batch, output in passes:
+            costs.append(nats(output.logits, batch))
+            positions.append(_valid_positions(batch))
+            for level in output.levels:
+                parts.setdefault(level.name, []).append(level)
+        return cls({name: joined(some) for name, some in parts.items()}, torch.cat(costs), torch.cat(positions))
 
-    def add(self, levels: tuple[Level, ...], reconstruction: Tensor, positions: Tensor) -> None:
-        """Add examples: their levels, -log p(x|z) (B,) in nats and how many positions count (B,)."""
-        self._nats.append(reconstruction)
-        self._positions.append(positions)
-        for level in levels:
-            self._kl.setdefault(level.name, []).append(level.rate)
-            self._trained_kl.setdefault(level.name, []).append(level.kl)
-            code = (level.sample.flatten(1), level.mean.flatten(1), level.logvar.flatten(1))
-            self._codes.setdefault(level.name, []).append(code)
-            if level.prior_mean is not None:
-                self._learned_priors.add(level.name)
-            if (cells := level.map()) is not None:
-                self._maps.setdefault(level.name, []).append(cells.float())
-
-    def elbo(self) -> Elbo:
-        """ELBO at beta 1, over all batches."""
-        reconstruction = _mean(self._nats)
-        kl = sum(exact(torch.cat(parts)).sum(dim=1).mean().item() for parts in self._kl.values())
-        positions = _mean(self._positions)
+    def elbo(self) -> dict[str, Any]:
+        """One-sample estimate at beta 1: -ELBO = reconstruction + KL. Bits are per valid position."""
+        reconstruction, positions = _mean(self.nats), _mean(self.positions)
+        kl = sum(_mean(self.kl(name)) for name in self.levels)
         bits = 1.0 / (positions * math.log(2.0))
-        return Elbo(
-            examples=sum(map(len, self._nats)),
-            positions=positions,
-            elbo_nats=-reconstruction - kl,
-            reconstruction_nats=reconstruction,
-            kl_nats=kl,
-            elbo_bits=(-reconstruction - kl) * bits,
-            reconstruction_bits=reconstruction * bits,
-            kl_bits=kl * bits,
-        )
+        return {
+            "examples": len(self.nats),
+            "positions": positions,
+            "elbo_nats": -reconstruction - kl,
+            "reconstruction_nats": reconstruction,
+            "kl_nats": kl,
+            "elbo_bits": (-reconstruction - kl) * bits,
+            "reconstruction_bits": reconstruction * bits,
+            "kl_bits": kl * bits,
+        }
 
-    def levels(self, mutual_information_examples: int) -> dict[str, LevelInformation]:
-        """Each level, by name; mutual information of the first so many examples, none if fewer than two."""
-        found = {}
-        for name, parts in self._kl.items():
-            kl, trained = exact(torch.cat(parts)), exact(torch.cat(self._trained_kl[name]))
-            means = self.means(name)
-            information = None
-            if name not in self._learned_priors and min(len(kl), mutual_information_examples) > 1:
-                sample, mean, logvar = (self._code(name, which)[:mutual_information_examples] for which in range(3))
-                information = mutual_information(sample, mean, logvar)
-            found[name] = LevelInformation(
-                kl_nats=tuple(kl.mean(dim=0).tolist()),
-                active_dims=int((trained.mean(dim=0) > ACTIVE_KL).sum()),
-                units=means.shape[1],
-                active_units=active_units(means),
-                collapsed_share=collapsed_share(trained),
-                mutual_information=information,
-                cells_nats=self._cells(name),
-            )
-        return found
+    def kl(self, name: str) -> Tensor:
+        """(n,) float64 nats of a level, of the density that codes are sampled from."""
+        return to_float64(self.levels[name].rate).sum(dim=1)
 
-    def means(self, name: str) -> Tensor:
-        """(n, units) posterior means of a level, in the order of the batches, on the CPU."""
-        return self._code(name, 1).cpu()
-
-    def codes(self) -> dict[str, Tensor]:
-        """By level, (n, units) posterior means in the order of the batches, on the device."""
-        return {name: self._code(name, 1) for name in self._codes}
-
-    def maps(self) -> dict[str, Tensor]:
-        """By level that is a map, (n, h, w) nats of KL in each cell, in the order of the batches, on the CPU."""
-        return {name: torch.cat(parts).cpu() for name, parts in self._maps.items()}
-
-    def _cells(self, name: str) -> tuple[tuple[float, ...], ...] | None:
-        if name not in self._maps:
-            return None
-        return tuple(tuple(row) for row in exact(torch.cat(self._maps[name])).mean(dim=0).tolist())
-
-    def _code(self, name: str, which: int) -> Tensor:
-        return torch.cat([code[which] for code in self._codes[name]])
+    def error(self) -> float:
+        """The standard error of the ELBO over examples."""
+        kl = torch.stack([self.kl(name).cpu() for name in self.levels])
+        return standard_error(to_float64(self.nats).cpu() + kl.sum(dim=0))
 
 
-def _mean(parts: list[Tensor]) -> float:
-    """The mean over all batches of what each (B,) has of its examples."""
-    return exact(torch.cat(parts)).mean().item()
+def joined(levels: Sequence[Level], order: Tensor | None = None) -> Level:
+    """The levels of several batches as one, their examples in another `order` (n,) if given."""
+    values: dict[str, Tensor] = {}
+    for name in (one.name for one in fields(Level) if one.name != "name" and getattr(levels[0], one.name) is not None):
+        value = torch.cat([getattr(level, name) for level in levels])
+        values[name] = value if order is None else value[order]
+    return Level(levels[0].name, **values)
 
 
-def _counted(batch: Batch) -> Tensor:
-    """(B,) positions of each example that count."""
+def measures(level: Level, examples: int) -> dict[str, Any]:
+    """Measures of a level; mutual information of the first `examples`, None if fewer than two.
+
+    `kl_nats`: KL of each group under the density that codes are sampled from; a group is a dimension of a vector or a
+    channel of a map. `active_dims` and `collapsed_share` use the KL that is trained, which is the same unless the noise
+    is scaled. Mutual information is None under a learned prior, where the posterior depends on the level above and not
+    on x alone. `cells_nats`: KL of each cell of a map, summed over its channels.
+    """
+    kl, trained, maps = to_float64(level.rate), to_float64(level.kl), level.map()
+    information = None
+    if level.prior_mean is None and min(len(kl), examples) > 1:
+        sample, mean, logvar = (part[:examples].flatten(1) for part in (level.sample, level.mean, level.logvar))
+        information = mutual_information(sample, mean, logvar)
+    means = level.mean.flatten(1).cpu()
+    return {
+        "kl_nats": kl.mean(dim=0).tolist(),
+        "active_dims": int((trained.mean(dim=0) > ACTIVE_KL).sum()),
+        "units": means.shape[1],
+        "active_units": active_units(means),
+        "collapsed_share": collapsed_share(trained),
+        "mutual_information": information,
+        "cells_nats": None if maps is None else to_float64(maps.float()).mean(dim=0).tolist(),
+    }
+
+
+def standard_error(values: Tensor) -> float:
+    """The standard error of the mean of values (n,); 0 for a single one."""
+    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
+
+
+def _mean(values: Tensor) -> float:
+    return to_float64(values).mean().item()
+
+
+def _valid_positions(batch: Batch) -> Tensor:
+    """(B,) valid positions of each example."""
     if batch.valid is None:
         return torch.full((len(batch.x),), float(batch.x[0].numel()), device=batch.x.device)
     return batch.valid.flatten(1).sum(dim=1)
@@ -381,15 +276,15 @@ def collapsed_share(kl: Tensor, epsilon: float = COLLAPSE_EPSILON, delta: float 
     return ((kl < epsilon).double().mean(dim=0) >= 1.0 - delta).double().mean().item()
 
 
-def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 128) -> MutualInformation:
-    """I(x; z) under the encoder: E log q(z_i|x_i) - E log mean_j q(z_i|x_j), from (N, D) codes of N examples.
+def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 128) -> dict[str, Any]:
+    """I(x; z) under the encoder: E log q(z_i|x_i) - E log mean_j q(z_i|x_j), from (N, D) codes of N examples, in nats.
 
     All N x N densities, `rows` at a time (10 MB of 10,000 examples, which a cache may hold). The own posterior is one
-    of the N, so that log N is a ceiling (Hoffman and Johnson 2016 define the quantity); the estimate can be slightly
-    negative. Densities are taken in float64, as terms that cancel; their ratios to the own density are then small
-    where they count, and are summed in float32.
+    of the N, so that log N is a ceiling (Hoffman and Johnson 2016 define the quantity) and the estimate is a lower
+    bound near it; it can be slightly negative. Densities are taken in float64, as terms that cancel; their ratios to
+    the own density are then small where they count, and are summed in float32.
     """
-    sample, mean, logvar = exact(sample), exact(mean), exact(logvar)
+    sample, mean, logvar = to_float64(sample), to_float64(mean), to_float64(logvar)
     size = len(sample)
     # log q(z|x_j) = -(sum_d z^2 / v - 2 z m / v + m^2 / v + log v + log 2 pi) / 2: one matrix product (N, 2D)(2D, N)
     precision = (-logvar).exp()
@@ -405,7 +300,7 @@ def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int =
         total += torch.logsumexp(ratios.float(), dim=1).sum()
     ceiling = math.log(size)
     value = ceiling - total.item() / size
-    return MutualInformation(size, value, ceiling, value > CEILING_SHARE * ceiling)
+    return {"examples": size, "nats": value, "ceiling_nats": ceiling, "is_bound": value > CEILING_SHARE * ceiling}
 
 
 # ------------------------------------------------------------------------------------------------ further passes
@@ -413,40 +308,40 @@ def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int =
 
 def importance_weighted(
     model: VAE, corpus: Corpus, split: str, indices: Tensor, draws: int, seed: int, size: int = BATCH_SIZE
-) -> ImportanceWeighted:
+) -> dict[str, Any]:
     """-log p(x) <= -log mean_k p(x|z_k) p(z_k) / q(z_k|x), with k = `draws` (Burda et al. 2015, equation 8).
 
-    One decoding a draw and batch, so its cost is `draws` times that of decoding `indices`; of several levels the lower
-    ones are encoded anew each time. Weights are summed as they come, in float64. The effective sample size of the
-    normalised weights is (sum w)^2 / sum w^2: far below `draws`, the bound is loose.
+    One decoding per draw and batch, so its cost is `draws` times that of decoding `indices`; of several levels the
+    lower ones are encoded anew each time. Weights are accumulated in float64. The effective sample size of the
+    normalised weights is (sum w)^2 / sum w^2: far below `draws`, the bound is loose. `single_nats` is the bound that
+    the same draws give one by one, the -ELBO of these examples.
     """
     log_likelihood, single, effective, positions = [], [], [], []
-    with evaluating(model, seed) as device:
+    with eval_mode(model, seed) as device:
         for batch in batches(corpus, split, indices[longest_first(corpus, split, indices)], device, size):
-            counted = _counted(batch)
-            first = torch.full_like(exact(counted), -math.inf)  # log of the sum of weights, and of their squares
+            valid = _valid_positions(batch)
+            first = torch.full_like(to_float64(valid), -math.inf)  # log of the sum of weights, and of their squares
             second, total = first.clone(), torch.zeros_like(first)
             for output in outputs(model, batch, draws):
-                weight = log_ratio(output.levels) - exact(nats(output.logits, batch))
+                weight = log_ratio(output.levels) - to_float64(nats(output.logits, batch))
                 first = torch.logaddexp(first, weight)
                 second = torch.logaddexp(second, 2.0 * weight)
                 total += weight
             log_likelihood.append(first - math.log(draws))
             single.append(total / draws)
             effective.append((2.0 * first - second).exp())
-            positions.append(counted)
-    nll = -_mean(log_likelihood)
+            positions.append(valid)
+    nll = -_mean(torch.cat(log_likelihood))
     sizes = torch.cat(effective)
-    bits = nll / (_mean(positions) * math.log(2.0))
-    return ImportanceWeighted(
-        examples=len(indices),
-        samples=draws,
-        nll_nats=nll,
-        nll_bits=bits,
-        single_nats=-_mean(single),
-        effective_samples_mean=sizes.mean().item(),
-        effective_samples_min=sizes.min().item(),
-    )
+    return {
+        "examples": len(indices),
+        "samples": draws,
+        "nll_nats": nll,
+        "nll_bits": nll / (_mean(torch.cat(positions)) * math.log(2.0)),
+        "single_nats": -_mean(torch.cat(single)),
+        "effective_samples_mean": sizes.mean().item(),
+        "effective_samples_min": sizes.min().item(),
+    }
 
 
 def shuffled_codes(
@@ -454,78 +349,46 @@ def shuffled_codes(
     corpus: Corpus,
     split: str,
     indices: Tensor,
-    seed: int,
     means: Mapping[str, Tensor] | None = None,
-    right: Shuffled | None = None,
     size: int = BATCH_SIZE,
-) -> ShuffledCodes:
+    own: tuple[float, float] | None = None,
+) -> dict[str, Any]:
     """How much of the reconstruction comes from the code: decode each example from the code of another.
 
-    Codes are handed on by one within each `BATCH_SIZE` of `indices`, which are expected in random order: those of all
-    levels together, and of each level alone, which then meet the own codes of the other levels. `means`: the posterior
-    means (n, *shape) of `indices` by level, encoded here where None. `right`: what the right codes give, decoded here
-    where None. `size`: examples decoded at once.
+    Codes are rotated by one within each `BATCH_SIZE` of `indices`, which are expected in random order: those of all
+    levels together, and under `levels`, of a model of several, those of one level alone beside the own codes of the
+    other levels. `means`: posterior means (n, *shape) of `indices` by level, encoded here if None. `own`: nats and
+    accuracy with the right codes, decoded here if None.
     """
     names = tuple(model.level_shapes)
-    exchanged = [names, *((name,) for name in names if len(names) > 1), *([()] if right is None else [])]
+    moved = [names, *((name,) for name in names if len(names) > 1), *([()] if own is None else [])]
     means = posterior_means(model, corpus, split, indices, size) if means is None else means
     parted = {name: torch.split(code, BATCH_SIZE) for name, code in means.items()}
     others = {name: torch.cat([part.roll(1, dims=0) for part in parts]) for name, parts in parted.items()}
     order = longest_first(corpus, split, indices)
-    sums: list[Tensor] = []  # of each batch, by exchange: nats, what is right, and what counts
-    with evaluating(model, seed) as device:
+    sums: list[Tensor] = []  # of each batch, by rotation: nats, correct positions, valid positions
+    with eval_mode(model, 0) as device:
         parts = torch.split(order, size)
         for part, batch in zip(parts, batches(corpus, split, indices[order], device, size), strict=True):
-            place, counted = part.to(device), _counted(batch).sum()
-            for moved in exchanged:
-                mixed = {name: (others if name in moved else means)[name][place] for name in names}
+            place, valid = part.to(device), _valid_positions(batch).sum()
+            for rotated in moved:
+                mixed = {name: (others if name in rotated else means)[name][place] for name in names}
                 logits = model.logits_for(mixed, batch)
-                sums.append(torch.stack([nats(logits, batch).sum(), _right(logits, batch), counted]))
-    totals = exact(torch.stack(sums)).view(-1, len(exchanged), 3).sum(dim=0).tolist()
-    found = [Shuffled(total / len(indices), hits / positions) for total, hits, positions in totals]
-    own = found[-1] if right is None else right
-    return ShuffledCodes(
-        examples=len(indices),
-        reconstruction_nats=own.reconstruction_nats,
-        accuracy=own.accuracy,
-        shuffled_reconstruction_nats=found[0].reconstruction_nats,
-        shuffled_accuracy=found[0].accuracy,
-        levels={moved[0]: alone for moved, alone in zip(exchanged, found, strict=True) if len(moved) == 1 < len(names)},
-    )
+                sums.append(torch.stack([nats(logits, batch).sum(), _correct(logits, batch), valid]))
+    totals = to_float64(torch.stack(sums)).view(-1, len(moved), 3).sum(dim=0).tolist()
+    found = [(total / len(indices), hits / valid) for total, hits, valid in totals]
+    own = found[-1] if own is None else own
+    alone = {rotated[0]: pair for rotated, pair in zip(moved, found, strict=True) if len(rotated) == 1 < len(names)}
+    return {
+        "examples": len(indices),
+        "reconstruction_nats": own[0],
+        "accuracy": own[1],
+        "shuffled_reconstruction_nats": found[0][0],
+        "shuffled_accuracy": found[0][1],
+        "levels": {name: {"reconstruction_nats": pair[0], "accuracy": pair[1]} for name, pair in alone.items()},
+    }
 
 
-def _right(logits: Tensor, batch: Batch) -> Tensor:
+def _correct(logits: Tensor, batch: Batch) -> Tensor:
     right = logits.argmax(dim=1) == batch.x
     return (right if batch.valid is None else right & batch.valid).sum()
-
-
-def interpolation(model: VAE, corpus: Corpus, split: str, indices: Tensor, seed: int, steps: int = 9) -> Interpolation:
-    """Walk straight from the code of each example in the first half of `indices` to one in the second half."""
-    pairs = len(indices) // 2
-    changes, distances = [], []
-    with evaluating(model, seed) as device:
-        for start in range(0, pairs, BATCH_SIZE):
-            stop = min(start + BATCH_SIZE, pairs)
-            first, second = (
-                {level.name: level.mean for level in model.encode(corpus.batch(split, half), noise=False)}
-                for half in (indices[start:stop].to(device), indices[pairs + start : pairs + stop].to(device))
-            )
-            path = walk(first, second, steps)
-            pictures = [
-                model.likeliest(model.decode({name: codes[step] for name, codes in path.items()}))
-                for step in range(steps)
-            ]
-            changes.append(changed(torch.stack(pictures)))
-            distances.append((pictures[-1] != pictures[0]).flatten(1).sum(dim=1))
-    change, distance = torch.cat(changes, dim=1).cpu().double(), torch.cat(distances).cpu().double()
-    apart = distance > 0
-    some = bool(apart.any())
-    return Interpolation(
-        pairs=pairs,
-        steps=steps,
-        mean_step=change.mean().item(),
-        largest_step=change.amax(dim=0).mean().item(),
-        distance=distance.mean().item(),
-        largest_step_share=(change.amax(dim=0) / distance)[apart].mean().item() if some else None,
-        detour=(change.sum(dim=0) / distance)[apart].mean().item() if some else None,
-    )

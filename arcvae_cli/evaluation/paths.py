@@ -1,13 +1,17 @@
-"""Paths between codes."""
+"""Paths between codes, and how the decoded examples change along them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from arcvae_cli.data.corpus import Corpus
+from arcvae_cli.evaluation.information import BATCH_SIZE, eval_mode
+from arcvae_cli.models.base import VAE
 
 PathKind = Literal["linear", "slerp"]
 
@@ -39,7 +43,7 @@ def linear(start: Tensor, end: Tensor, steps: int) -> Tensor:
 
 
 def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """(steps, B, *shape): directions evenly spaced on the great circle (Shoemake 1985), lengths from one to the other.
+    """(steps, B, *shape): directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly.
 
     The usual formula, weights on the vectors themselves, is this one for vectors of one length and grows without bound
     for unequal lengths in opposite directions. Where no great circle is defined (a vector near zero, the same or
@@ -66,10 +70,52 @@ def _prepare(start: Tensor, end: Tensor, steps: int) -> tuple[Tensor, Tensor, Te
 
 
 def _finish(path: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """The path in the shape, type and place of its ends, which it meets to the last bit."""
+    """The path in the shape, type and device of its ends, which it meets exactly."""
     path = path.reshape(-1, *start.shape).to(start)
     path[0], path[-1] = start, end
     return path
+
+
+def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int) -> Tensor:
+    """Straight paths from each example of the first half of `indices` to one of the second half, decoded.
+
+    (steps, pairs, *positions) argmax classes, on the CPU.
+    """
+    pairs = len(indices) // 2
+    found = []
+    with eval_mode(model, 0) as device:
+        for start in range(0, pairs, BATCH_SIZE):
+            stop = min(start + BATCH_SIZE, pairs)
+            first, second = (
+                {level.name: level.mean for level in model.encode(corpus.batch(split, half.to(device)), noise=False)}
+                for half in (indices[start:stop], indices[pairs + start : pairs + stop])
+            )
+            path = walk(first, second, steps)
+            points = [{name: codes[step] for name, codes in path.items()} for step in range(steps)]
+            found.append(torch.stack([model.likeliest(model.decode(point)).cpu() for point in points]))
+    return torch.cat(found, dim=1)
+
+
+def smoothness(decoded: Tensor) -> dict[str, Any]:
+    """How decoded paths (steps, pairs, *positions) change; means over pairs.
+
+    `mean_step`, `largest_step`: positions that change from one step to the next. `distance`: positions in which the
+    ends differ. `largest_step_share`: the largest step over that distance; 1 / (steps - 1) is an even path, 1 a jump.
+    `detour`: all changes over that distance, 1 on the shortest way. The last two are None if no pair of ends differs.
+    """
+    change = changed(decoded).double()
+    distance = (decoded[-1] != decoded[0]).flatten(1).sum(dim=1).double()
+    apart = distance > 0
+    some = bool(apart.any())
+    return {
+        "pairs": decoded.shape[1],
+        "steps": len(decoded),
+        "mean_step": change.mean().item(),
+        "largest_step": change.amax(dim=0).mean().item(),
+        "distance": distance.mean().item(),
+        "largest_step_share": (change.amax(dim=0) / distance)[apart].mean().item() if some else None,
+        "detour": (change.sum(dim=0) / distance)[apart].mean().item() if some else None,
+    }
 
 
 def changed(decoded: Tensor) -> Tensor:
@@ -78,15 +124,13 @@ def changed(decoded: Tensor) -> Tensor:
 
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """The fewest elements to put in, take out or replace to turn one sequence into the other (Levenshtein 1966)."""
-    if len(a) < len(b):
-        a, b = b, a
+    """The fewest insertions, deletions and substitutions from one sequence to the other (Levenshtein 1966)."""
     numbers = {element: number for number, element in enumerate(dict.fromkeys([*a, *b]))}
     other = np.array([numbers[element] for element in b], np.int64)
     place = np.arange(len(b) + 1)
     row = place
     for count, element in enumerate(a, 1):  # row[j]: from the first elements of a to the first j of b
-        changed = np.minimum(row[1:] + 1, row[:-1] + (other != numbers[element]))
-        reached = np.concatenate([[count], changed])
-        row = np.minimum.accumulate(reached - place) + place  # an element put in costs one more than the place before
+        substituted = np.minimum(row[1:] + 1, row[:-1] + (other != numbers[element]))
+        reached = np.concatenate([[count], substituted])
+        row = np.minimum.accumulate(reached - place) + place  # an insertion costs one more than the place before
     return int(row[-1])

@@ -1,59 +1,29 @@
-"""Priors fitted to the codes of the training split, for models whose codes do not fill N(0, I).
+"""Priors fitted to the codes of a split, for models whose codes do not match N(0, I), and draws from a prior.
 
-Where the posteriors together miss the prior, a draw from the prior is a code that the decoder was never trained on. A
-density fitted afterwards to the aggregate posterior q(z) = mean of q(z|x) over x shows what the decoder can do (Ghosh
-et al. 2020, "From Variational to Deterministic Autoencoders", section 4). Nothing it draws is a sample of the model
-as trained.
+Where the aggregate posterior misses the prior, the decoder was never trained on what the prior draws. A density fitted
+afterwards to the aggregate posterior q(z) = mean of q(z|x) over x shows what the decoder can do (Ghosh et al. 2020,
+"From Variational to Deterministic Autoencoders", section 4). Its draws are no samples of the model as trained.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from arcvae_cli import gaussians
-from arcvae_cli.conditions import attributes, obeys, written
-from arcvae_cli.conditions import encode as encode_conditions
-from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
-from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation.information import (
-    BATCH_SIZE,
-    batch_size,
-    batches,
-    choose,
-    evaluating,
-    longest_first,
-    samples_of,
-)
-from arcvae_cli.graphs import Graphed
-from arcvae_cli.models.base import Batch, Level
-from arcvae_cli.models.grammar import LEVEL
-from arcvae_cli.models.pushdown import Derived
-from arcvae_cli.step import mix
-
-if TYPE_CHECKING:
-    from arcvae_cli.models.base import VAE
-    from arcvae_cli.models.grammar import GrammarVAE
+from arcvae_cli.evaluation.information import BATCH_SIZE
+from arcvae_cli.models.base import VAE
 
 Codes = NDArray[np.float64]
-FittedKind = Literal["aggregate", "gmm"]
 
 EXAMPLES = 20_000
-"""Most examples that a prior is fitted to: a covariance of 300 dimensions is known to 1 % by then."""
-
-NOTHING: Mapping[str, int] = MappingProxyType({})
-"""No condition."""
-
-GRAPHED_FROM = 5
-"""Passes of one size beyond which they are recorded as a graph: the recording costs as much as so many."""
+"""Most examples that a prior is fitted to: they determine a covariance of 300 dimensions to 1 %."""
 
 COMPONENTS = (2, 4, 8, 16, 32)
 """Numbers of mixture components that are tried."""
@@ -104,7 +74,7 @@ def fit_mixture(codes: Codes, seed: int, components: Sequence[int] = COMPONENTS)
             break
         fitted = GaussianMixture(count, covariance_type="full", random_state=seed)
         with warnings.catch_warnings():
-            # Stopped at its limit of steps it is still a density, and the held-out likelihood judges it.
+            # not converged it is still a density, and the held-out likelihood decides
             warnings.simplefilter("ignore", ConvergenceWarning)
             fitted.fit(kept)
         score = float(fitted.score(held))
@@ -117,7 +87,7 @@ def fit_mixture(codes: Codes, seed: int, components: Sequence[int] = COMPONENTS)
 
 
 def _roots(covariances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A with A A^T = covariance, also where a dimension has no variance, which Cholesky would refuse."""
+    """A with A A^T = covariance, also for a dimension without variance, where Cholesky fails."""
     values, vectors = np.linalg.eigh(covariances)
     roots: NDArray[np.float64] = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
     return roots
@@ -125,90 +95,23 @@ def _roots(covariances: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class FittedPrior:
-    """A density over all levels of a model at once, and the shapes that make latents of its codes."""
+    """A density over all levels of a model at once. `shapes`: of each level's latents; `examples` it was fitted to."""
 
     density: Mixture
     shapes: Mapping[str, tuple[int, ...]]
     examples: int
 
-    @property
-    def components(self) -> int:
-        """How many Gaussians it mixes."""
-        return len(self.density.weights)
-
     def sample(self, n: int, temperature: float, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """`n` draws as latents by level, float32. The same for a seed on every device."""
+        """`n` draws as latents by level, float32, the same for a seed on every device."""
         codes = self.density.sample(n, temperature, np.random.default_rng(seed))
         return unflatten(codes, self.shapes, device)
 
 
-def fit_prior(
-    kind: FittedKind,
-    model: VAE,
-    corpus: Corpus,
-    seed: int,
-    split: str = "train",
-    given: Mapping[str, int] = NOTHING,
-) -> FittedPrior:
-    """The prior `aggregate` (one Gaussian) or `gmm` (a mixture), fitted to posterior samples of a split.
-
-    With conditions `given` it is fitted to those grids of the split that obey them, encoded under them.
-    """
-    codes, shapes = posterior_codes(model, corpus, seed, split, given=given)
-    if len(codes) < 2:
-        like_that = f" that obey {written(given)}" if given else ""
-        raise InputError(
-            f"--prior {kind}: {corpus.name} has {len(codes)} {split} examples{like_that}, too few to fit a density to",
-            "use --prior standard, or more data",
-        )
+def fit_prior(kind: Literal["aggregate", "gmm"], latents: Mapping[str, Tensor], seed: int) -> FittedPrior:
+    """One Gaussian or a mixture, fitted to posterior samples (n, *shape) by level, n of at least 2."""
+    codes = flatten(latents)
     density = fit_gaussian(codes) if kind == "aggregate" else fit_mixture(codes, seed)
-    return FittedPrior(density, shapes, len(codes))
-
-
-def posterior_codes(
-    model: VAE,
-    corpus: Corpus,
-    seed: int,
-    split: str = "train",
-    limit: int = EXAMPLES,
-    given: Mapping[str, int] = NOTHING,
-) -> tuple[Codes, dict[str, tuple[int, ...]]]:
-    """One posterior sample of each of at most `limit` examples of a split: codes (n, D), and each level's shape.
-
-    Samples, not means: the spread of each posterior belongs to the aggregate, and in a hierarchy the lower posterior
-    depends on the sample above it.
-    """
-    chosen = choose(corpus, split, None, seed)
-    if given:
-        assert isinstance(corpus, GridCorpus), "conditions are attributes of grids"
-        obeying = obeys(attributes(corpus.grids(split).cpu().numpy()), given)
-        chosen = chosen[torch.from_numpy(obeying)[chosen]]
-    if isinstance(corpus, DerivationCorpus):
-        codes = encode(model, corpus, split, chosen[:limit], seed).sample if len(chosen) else torch.empty(0, 0)
-        return flatten({LEVEL: codes}), model.level_shapes
-    found: list[dict[str, Tensor]] = []
-    with evaluating(model, seed) as device:
-        for batch in batches(corpus, split, chosen[:limit], device):
-            asked = torch.from_numpy(encode_conditions(given, len(batch.x))).to(device) if given else None
-            found.append(samples_of(model.encode(Batch(batch.x, batch.valid, asked))))
-    latents = {name: torch.cat([part[name] for part in found]) for name in model.level_shapes if found}
-    return flatten(latents) if latents else np.empty((0, 0)), model.level_shapes
-
-
-def encode(model: VAE, corpus: DerivationCorpus, split: str, indices: Tensor, seed: int) -> Level:
-    """The posteriors of the derivations at `indices` (n,), and one sample of each: its noise knows of no batches."""
-    order = longest_first(corpus, split, indices)
-    found: list[Level] = []
-    with evaluating(model, seed) as device:
-        for batch in batches(corpus, split, indices[order], device, batch_size(corpus.length, device)):
-            found += model.encode(batch, noise=False)
-        back = order.argsort().to(device)
-        mean, logvar, kl = (
-            torch.cat([getattr(level, name) for level in found])[back] for name in ("mean", "logvar", "kl")
-        )
-        narrow = [level.sampled_kl for level in found if level.sampled_kl is not None]
-        sampled_kl = torch.cat(narrow)[back] if narrow else None
-        return Level(LEVEL, mean, logvar, gaussians.sample(mean, logvar), kl, sampled_kl=sampled_kl)
+    return FittedPrior(density, {name: tuple(value.shape[1:]) for name, value in latents.items()}, len(codes))
 
 
 def flatten(latents: Mapping[str, Tensor]) -> Codes:
@@ -220,7 +123,7 @@ def flatten(latents: Mapping[str, Tensor]) -> Codes:
 def unflatten(
     codes: Codes, shapes: Mapping[str, tuple[int, ...]], device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """What `flatten` had, float32 on the device."""
+    """The inverse of `flatten`, float32 on the device."""
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
     parts = np.split(codes, np.cumsum(sizes)[:-1], axis=1)
     return {
@@ -239,90 +142,35 @@ def draw_prior(
 ) -> dict[str, Tensor]:
     """`n` draws by level from the model's own prior, in batches: a learned prior is a network.
 
-    `conditions`: (n, A) int64, or None. `noise`: (n, *shape) by level, fresh where None.
+    `conditions`: (n, A) int64, or None. `noise`: (n, *shape) by level, drawn if None.
     """
     parts = []
     with torch.inference_mode():
         noise = model.noise(n) if noise is None else noise
         for start in range(0, n, batch_size):
             some = {name: value[start : start + batch_size] for name, value in noise.items()}
-            asked = None if conditions is None else conditions[start : start + batch_size]
-            parts.append(model.prior(min(batch_size, n - start), temperature, asked, some))
+            given = None if conditions is None else conditions[start : start + batch_size]
+            parts.append(model.prior(min(batch_size, n - start), temperature, given, some))
     return {name: torch.cat([part[name] for part in parts]) for name in noise}
 
 
-def most_likely(
+def argmax_decode(
     model: VAE,
     latents: Mapping[str, Tensor],
     conditions: Tensor | None = None,
     batch_size: int = BATCH_SIZE,
-    obliged: bool = True,
+    constrained: bool = True,
 ) -> Tensor:
-    """The most likely classes (n, *positions) int64 on the CPU, of those that are as the conditions say.
+    """The most likely classes (n, *positions) int64 on the CPU, subject to the conditions if `constrained`.
 
-    `latents` and `conditions` (n, A), if any, lie on the model's device. Unless `obliged`, each position has the
-    likeliest class by itself, whatever was asked.
+    `latents` and `conditions` (n, A), if any, lie on the model's device. Not `constrained`, each position has its own
+    argmax, whatever the conditions and the grammar ask for.
     """
     decoded = []
     with torch.inference_mode():
         for start in range(0, len(next(iter(latents.values()))), batch_size):
             some = {name: value[start : start + batch_size] for name, value in latents.items()}
-            asked = None if conditions is None else conditions[start : start + batch_size]
-            logits = model.decode(some, asked)
-            decoded.append((model.likeliest(logits, asked) if obliged else logits.argmax(1)).to(torch.int16))
+            given = None if conditions is None else conditions[start : start + batch_size]
+            logits = model.decode(some, given)
+            decoded.append((model.likeliest(logits, given) if constrained else logits.argmax(1)).to(torch.int16))
     return torch.cat(decoded).cpu().long()
-
-
-def derive(
-    model: GrammarVAE,
-    latents: Mapping[str, Tensor],
-    drawn: bool,
-    budget: bool = True,
-    seed: int = 0,
-) -> Derived:
-    """Derivations (n, T) of latents on the model's device, on the CPU: `drawn` from p(x|z), or else the likeliest.
-
-    With `budget` all are complete, see `Pushdown.derive`. ValueError for a model without right-hand sides.
-    """
-    if (pushdown := model.pushdown) is None:
-        raise ValueError("ids and masks alone do not say what a rule rewrites its symbol into: nothing can be derived")
-
-    def made(logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
-        found = pushdown.derive(logits, noise, budget)
-        return found.ids.to(torch.int16), found.complete
-
-    ids, complete = through_rules(model, latents, made, seed, drawn)
-    return Derived(ids.long(), complete)
-
-
-def through_rules(
-    model: GrammarVAE,
-    latents: Mapping[str, Tensor],
-    made: Callable[..., tuple[Tensor, ...]],
-    seed: int,
-    drawn: bool = True,
-) -> tuple[Tensor, ...]:
-    """What is `made` of the logits (B, P, T) of all latents and, if `drawn`, of noise for their rules (B, T, K).
-
-    `made` takes and gives tensors of as many rows; what is returned has all rows, on the CPU. On CUDA it is recorded
-    where there is much to do, and may not ask the device for anything. The noise is drawn for as many codes as the CPU
-    decodes at once, however many the device does.
-    """
-    assert model.pushdown is not None, "nothing can be derived"
-    codes, length = latents[LEVEL], model.structure.length
-    block = batch_size(length)
-    results: list[tuple[Tensor, ...]] = []
-    with evaluating(model, mix(seed, "rules")) as device:  # a stream of its own: the seed's has drawn the latents
-        size = max(1, batch_size(length, device) // block) * block
-        graphed = Graphed(made, device) if len(codes) > GRAPHED_FROM * size else None
-        for part in torch.split(codes, size):
-            inputs = [model.decode({LEVEL: part})]
-            if drawn:
-                counts = [min(block, len(part) - start) for start in range(0, len(part), block)]
-                inputs.append(torch.cat([model.pushdown.noise(count) for count in counts]))
-            if graphed is None:
-                results.append(made(*inputs))
-            else:  # one size for all, so that one graph serves
-                filled = [torch.cat([some, some[:1].expand(size - len(part), -1, -1)]) for some in inputs]
-                results.append(tuple(some[: len(part)] for some in graphed(*filled)))
-        return tuple(torch.cat(some).cpu() for some in zip(*results, strict=True))

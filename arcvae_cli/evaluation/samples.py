@@ -1,4 +1,4 @@
-"""How close draws from the prior come to real grids, by the structure of the pictures.
+"""Scores of samples of grids against real ones, by the structure of the grids.
 
 Grids are uint8 (n, H, W) of colours 0-9, 0 being the background; an object is a 4-connected component of one colour
 that is not the background.
@@ -6,7 +6,6 @@ that is not the background.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,66 +31,43 @@ FEATURES = (
     "distinct rows",
     "distinct columns",
 )
-"""What `structure` describes a grid by. Black counts as no colour and as no object."""
+"""The columns of `structure`. Black counts as no colour and as no object."""
 
 NEIGHBOURS = 5
 """k of density and coverage."""
 
 
-@dataclass(frozen=True, slots=True)
-class SampleScores:
-    """Samples against a reference. Shares are of samples, `speck_share` and `non_black_share` of cells.
+def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str, Any]:
+    """Scores of `samples` by the structure of `reference` grids; `training` grids decide what is novel.
 
-    `object_distance`: Wasserstein-1 distance of the capped object counts, in objects. `speck_share`: share of a grid's
-    non-black cells that have no neighbour of their colour, averaged over grids. `distinct_share`: different samples
-    over samples. `novel_share`: samples that are no training grid. Density and coverage are None against five
-    reference grids or fewer.
+    Shares are of samples, `speck_share` and `non_black_share` of cells. `object_distance`: Wasserstein-1 distance of
+    the capped object counts, in objects. `speck_share`: share of a grid's non-black cells without a neighbour of their
+    colour, averaged over grids. `distinct_share`: different samples over samples. `novel_share`: samples that are no
+    training grid. Density and coverage are None against five reference grids or fewer.
     """
-
-    samples: int
-    reference: int
-    density: float | None
-    coverage: float | None
-    object_distance: float
-    speck_share: float
-    reference_speck_share: float
-    blank_share: float
-    reference_blank_share: float
-    distinct_share: float
-    novel_share: float
-    non_black_share: float
-    reference_non_black_share: float
-
-
-def score_samples(samples: Grids, reference: Grids, training: Grids) -> SampleScores:
-    """Scores of `samples` by the structure of `reference` grids; `training` grids decide what is novel."""
     ours, theirs = structure(samples), structure(reference)
-    column = dict(zip(FEATURES, range(len(FEATURES)), strict=True)).__getitem__
-    objects, specks, lit = column("objects, at most 20"), column("speck share"), column("share of non-black cells")
+    column = {name: place for place, name in enumerate(FEATURES)}
+    objects, specks, lit = (column[name] for name in ("objects, at most 20", "speck share", "share of non-black cells"))
     # as many samples as there are reference grids, since more of them cover more
     sides = theirs, ours[: len(theirs)]
     density, coverage = density_and_coverage(*sides) if len(theirs) > NEIGHBOURS else (None, None)
-    known = _keys(training)
+    known = {grid.tobytes() for grid in training}
     keys = [grid.tobytes() for grid in samples]
-    return SampleScores(
-        samples=len(samples),
-        reference=len(reference),
-        density=density,
-        coverage=coverage,
-        object_distance=wasserstein(ours[:, objects], theirs[:, objects]),
-        speck_share=float(ours[:, specks].mean()),
-        reference_speck_share=float(theirs[:, specks].mean()),
-        blank_share=blank_share(samples),
-        reference_blank_share=blank_share(reference),
-        distinct_share=len(set(keys)) / len(keys),
-        novel_share=sum(key not in known for key in keys) / len(keys),
-        non_black_share=float(ours[:, lit].mean()),
-        reference_non_black_share=float(theirs[:, lit].mean()),
-    )
-
-
-def _keys(grids: Grids) -> set[bytes]:
-    return {grid.tobytes() for grid in grids}
+    return {
+        "samples": len(samples),
+        "reference": len(reference),
+        "density": density,
+        "coverage": coverage,
+        "object_distance": wasserstein(ours[:, objects], theirs[:, objects]),
+        "speck_share": float(ours[:, specks].mean()),
+        "reference_speck_share": float(theirs[:, specks].mean()),
+        "blank_share": blank_share(samples),
+        "reference_blank_share": blank_share(reference),
+        "distinct_share": len(set(keys)) / len(keys),
+        "novel_share": sum(key not in known for key in keys) / len(keys),
+        "non_black_share": float(ours[:, lit].mean()),
+        "reference_non_black_share": float(theirs[:, lit].mean()),
+    }
 
 
 def blank_share(grids: Grids) -> float:
@@ -99,7 +75,7 @@ def blank_share(grids: Grids) -> float:
     return float((grids == 0).all(axis=(1, 2)).mean())
 
 
-def worth_counting(grids: Grids) -> NDArray[np.bool_]:
+def first_of_each(grids: Grids) -> NDArray[np.bool_]:
     """(n,) whether a grid is neither blank nor a repetition of an earlier one."""
     seen: set[bytes] = set()
     new = np.zeros(len(grids), np.bool_)
@@ -111,7 +87,7 @@ def worth_counting(grids: Grids) -> NDArray[np.bool_]:
 
 
 def structure(grids: Grids) -> Numbers:
-    """(n, 13) features of each grid, in the order of `FEATURES`; a blank grid has 0 where nothing can be measured."""
+    """(n, 13) features of each grid, in the order of `FEATURES`; 0 where a blank grid has no value."""
     count, height, width = grids.shape
     lit = grids > 0
     cells = lit.sum(axis=(1, 2))
@@ -141,7 +117,7 @@ def structure(grids: Grids) -> Numbers:
 
 
 def _extent(lines: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First lit line of each grid (n, lines), and how many lines from it to the last."""
+    """First non-black line of each grid (n, lines), and how many lines from it to the last."""
     first = lines.argmax(axis=1)
     last = lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)
     return first, np.where(lines.any(axis=1), last - first + 1, 0)

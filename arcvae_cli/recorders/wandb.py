@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from arcvae_cli import checkpoints
+from arcvae_cli.domains.texts import Writer
 from arcvae_cli.files import atomic_write
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
-from arcvae_cli.recorders.strings import Writer
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
 from arcvae_cli.schedules import Schedule

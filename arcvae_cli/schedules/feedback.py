@@ -82,6 +82,8 @@ class Feedback(Schedule):
     """
 
     quantity: ClassVar[Quantity] = "kl"
+    knob: ClassVar[str] = "target"
+    """The field that sets what the quantity is held at."""
     per: Annotated[Literal["step"], Field(description="beta moves with every step")] = "step"
 
     @property
@@ -151,6 +153,7 @@ class KLCapacity(Feedback):
 
     name: Literal["kl_capacity"] = "kl_capacity"
     times: ClassVar[tuple[str, ...]] = ("ramp_epochs",)
+    knob: ClassVar[str] = "capacity"
     capacity: Annotated[Nats, Field(description="KL in nats at the end of the ramp")] = 25.0
     start_capacity: Annotated[Nats, Field(description="KL in nats from which the ramp rises")] = 0.0
     ramp_epochs: Annotated[Epochs, Field(description="epochs of the ramp")] = 20.0
@@ -250,6 +253,7 @@ class Geco(Feedback):
 
     name: Literal["geco"] = "geco"
     quantity: ClassVar[Quantity] = "reconstruction"
+    knob: ClassVar[str] = "tolerance"
     tolerance: Annotated[float, Field(ge=0, le=100, strict=True, description="reconstruction in nats per position")] = (
         0.25
     )

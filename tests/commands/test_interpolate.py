@@ -15,9 +15,9 @@ from arcvae_cli.commands.interpolate import _levels, path_rows
 from arcvae_cli.data.files import read_grids
 from arcvae_cli.data.parsing import Parser
 from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation import validity
+from arcvae_cli.domains import validity
 from arcvae_cli.evaluation.paths import edit_distance
-from arcvae_cli.evaluation.validity import Judge
+from arcvae_cli.domains.validity import Validator
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models.base import Batch
 
@@ -255,7 +255,7 @@ def test_strings_alone_need_no_corpus(arcvae: Run, equations_run: Path, equation
 def test_strings_are_printed_and_written(
     arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validity, "judge_of", lambda grammar: Judge("short", lambda text: len(text) < 12))
+    monkeypatch.setattr(validity, "validator_for", lambda grammar: Validator("short", lambda text: len(text) < 12))
     command = ("interpolate", "--checkpoint", equations_run, "--output", tmp_path, "--from", "x", "--to", "1 / x")
     result = arcvae(*command)
     assert result.exit_code == 0, result.stderr

@@ -18,8 +18,8 @@ from arcvae_cli.console import Console
 from arcvae_cli.data.files import read_grids
 from arcvae_cli.data.parsing import Parser
 from arcvae_cli.data.strings import build_drawn, write_strings
-from arcvae_cli.evaluation import validity
-from arcvae_cli.evaluation.validity import Judge
+from arcvae_cli.domains import validity
+from arcvae_cli.domains.validity import Validator
 from arcvae_cli.grammar import read_grammar
 
 Run = Callable[..., Result]
@@ -281,8 +281,8 @@ def test_what_is_valid_distinct_and_novel_is_counted(
     arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the complete ones the valid, of those the distinct by what they mean, of those what is no training string."""
-    judge = Judge("short", lambda text: len(text) < 12, lambda text: text.replace("1", "2"))
-    monkeypatch.setattr(validity, "judge_of", lambda grammar: judge)
+    judge = Validator("short", lambda text: len(text) < 12, lambda text: text.replace("1", "2"))
+    monkeypatch.setattr(validity, "validator_for", lambda grammar: judge)
     grammar, data = read_grammar("equations"), tmp_path / "short.npz"
     write_strings(data, build_drawn(grammar, 5, size=60))
     document, _ = strings_of(arcvae, equations_run, tmp_path / "out", "--num", 200, "--data", data)
@@ -303,7 +303,7 @@ def test_what_is_valid_distinct_and_novel_is_counted(
 def test_what_cannot_be_known_is_said_and_not_counted(
     arcvae: Run, equations_run: Path, equations_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validity, "judge_of", lambda grammar: None)
+    monkeypatch.setattr(validity, "validator_for", lambda grammar: None)
     hidden = equations_npz.rename(equations_npz.with_name("hidden.npz"))
     try:
         result, _ = draw(arcvae, equations_run, tmp_path, "--num", 5)

@@ -10,24 +10,25 @@ from torch import Tensor, nn
 
 from arcvae_cli import gaussians
 from arcvae_cli.evaluation.information import (
-    InformationTally,
+    Codes,
     active_units,
     choose,
     collapsed_share,
-    evaluating,
+    eval_mode,
     importance_weighted,
-    interpolation,
     log_ratio,
+    measures,
     mutual_information,
     shuffled_codes,
 )
+from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.models.base import VAE, Batch, Level, Output, standard_level
 
 
 class Bits:
     """A corpus of given bit strings (n, length), all in one split."""
 
-    name, num_classes, background, unit = "bits", 2, None, "bit"
+    name, num_classes, background, unit, rules, device = "bits", 2, None, "bit", None, "cpu"
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -93,10 +94,10 @@ def test_the_importance_weighted_bound_finds_the_exact_likelihood(logistic: Logi
     exact = -np.log(np.exp(log_likelihood(z)) @ weights).mean()
     many = torch.arange(8).repeat(50)  # 400 examples, so that the estimate is known to 0.01
     found = importance_weighted(logistic, Bits(ALL), "test", many, 200, seed=0)
-    assert found.nll_nats == pytest.approx(exact, abs=0.01)
-    assert found.nll_bits == pytest.approx(found.nll_nats / (3 * math.log(2)))
-    assert (found.examples, found.samples) == (400, 200)
-    assert 1 < found.effective_samples_min < found.effective_samples_mean < 200
+    assert found["nll_nats"] == pytest.approx(exact, abs=0.01)
+    assert found["nll_bits"] == pytest.approx(found["nll_nats"] / (3 * math.log(2)))
+    assert (found["examples"], found["samples"]) == (400, 200)
+    assert 1 < found["effective_samples_min"] < found["effective_samples_mean"] < 200
 
 
 def test_its_single_draws_are_the_elbo_and_no_better(logistic: Logistic) -> None:
@@ -105,27 +106,25 @@ def test_its_single_draws_are_the_elbo_and_no_better(logistic: Logistic) -> None
     kl = gaussians.kl_to_standard(mean, torch.tensor(math.log(0.5)))
     elbo = (log_likelihood(z) @ weights).mean() - kl.mean().item()
     found = importance_weighted(logistic, Bits(ALL), "test", torch.arange(8).repeat(50), 200, seed=0)
-    assert found.single_nats == pytest.approx(-elbo, abs=0.02)
-    assert found.single_nats > found.nll_nats + 0.05
+    assert found["single_nats"] == pytest.approx(-elbo, abs=0.02)
+    assert found["single_nats"] > found["nll_nats"] + 0.05
     once = importance_weighted(logistic, Bits(ALL), "test", torch.arange(8), 1, seed=0)
-    assert once.nll_nats == pytest.approx(once.single_nats)
-    assert once.effective_samples_mean == pytest.approx(1.0)
+    assert once["nll_nats"] == pytest.approx(once["single_nats"])
+    assert once["effective_samples_mean"] == pytest.approx(1.0)
 
-    tally = InformationTally()
-    with evaluating(logistic, 0):
-        for _ in range(400):
-            tally.update(Batch(ALL), logistic(Batch(ALL)))
-    assert tally.elbo().elbo_nats == pytest.approx(elbo, abs=0.02)
-    assert tally.elbo().kl_nats == pytest.approx(kl.mean().item())
+    with eval_mode(logistic, 0):
+        codes = Codes.of((Batch(ALL), logistic(Batch(ALL))) for _ in range(400))
+    assert codes.elbo()["elbo_nats"] == pytest.approx(elbo, abs=0.02)
+    assert codes.elbo()["kl_nats"] == pytest.approx(kl.mean().item())
 
 
 def test_a_posterior_that_is_exact_makes_all_weights_equal() -> None:
     # a decoder without use for z, whose true posterior is the prior
     model = Logistic(torch.zeros(3), OFFSET, torch.zeros(3), 0.0, 0.0)
     found = importance_weighted(model, Bits(ALL), "test", torch.arange(8), 7, seed=0)
-    assert found.nll_nats == pytest.approx(-log_likelihood(np.zeros((8, 1))).mean(), abs=1e-6)
-    assert found.single_nats == pytest.approx(found.nll_nats, abs=1e-6)
-    assert found.effective_samples_min == pytest.approx(7)
+    assert found["nll_nats"] == pytest.approx(-log_likelihood(np.zeros((8, 1))).mean(), abs=1e-6)
+    assert found["single_nats"] == pytest.approx(found["nll_nats"], abs=1e-6)
+    assert found["effective_samples_min"] == pytest.approx(7)
 
 
 def test_the_ratio_takes_every_level_with_its_own_prior() -> None:
@@ -154,18 +153,18 @@ def test_mutual_information_of_a_gaussian_channel(spread: float, noise: float) -
     sample = mean + noise * torch.randn(4000, 2, generator=random)
     found = mutual_information(sample, mean, torch.full_like(mean, 2 * math.log(noise)))
     capacity = 2 * 0.5 * math.log(1 + spread**2 / noise**2)
-    assert found.nats == pytest.approx(capacity, abs=0.06)
-    assert not found.is_bound
-    assert found.ceiling_nats == pytest.approx(math.log(4000))
+    assert found["nats"] == pytest.approx(capacity, abs=0.06)
+    assert not found["is_bound"]
+    assert found["ceiling_nats"] == pytest.approx(math.log(4000))
 
 
 def test_mutual_information_stops_at_its_ceiling() -> None:
     mean = torch.arange(1000.0)[:, None]
     found = mutual_information(mean, mean, torch.full_like(mean, -12.0))
-    assert found.nats == pytest.approx(math.log(1000), abs=1e-6)
-    assert found.is_bound
+    assert found["nats"] == pytest.approx(math.log(1000), abs=1e-6)
+    assert found["is_bound"]
     nothing = mutual_information(torch.randn(50, 3), torch.zeros(50, 3), torch.zeros(50, 3))
-    assert nothing.nats == pytest.approx(0.0, abs=1e-7)
+    assert nothing["nats"] == pytest.approx(0.0, abs=1e-7)
 
 
 def test_mutual_information_is_that_of_a_plain_loop() -> None:
@@ -181,7 +180,7 @@ def test_mutual_information_is_that_of_a_plain_loop() -> None:
     )
     expected = np.diag(density).mean() - np.log(np.exp(density).mean(axis=1)).mean()
     for rows in (7, 40):
-        assert mutual_information(sample, mean, logvar, rows).nats == pytest.approx(expected, abs=1e-6)
+        assert mutual_information(sample, mean, logvar, rows)["nats"] == pytest.approx(expected, abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ dimensions
@@ -209,37 +208,36 @@ def test_a_tally_weighs_examples_and_not_batches_and_counts_what_is_valid() -> N
     mean = torch.randn(5, 2)
     level = standard_level("z", mean, torch.zeros(5, 2), noise=True)
 
-    tally = InformationTally()
+    passes = []
     for part in (slice(0, 4), slice(4, 5)):
         piece = Level("z", level.mean[part], level.logvar[part], level.sample[part], level.kl[part])
-        tally.update(Batch(x[part], valid[part]), Output(logits[part], (piece,)))
+        passes.append((Batch(x[part], valid[part]), Output(logits[part], (piece,))))
+    codes = Codes.of(passes)
     log_p = logits.log_softmax(dim=1)
     nats = -sum(log_p[i, x[i, t], t].item() for i in range(5) for t in range(4) if valid[i, t]) / 5
     kl = mean.square().sum().item() / 2 / 5
 
-    elbo = tally.elbo()
-    assert elbo.examples == 5
-    assert elbo.positions == pytest.approx(13 / 5)
-    assert elbo.reconstruction_nats == pytest.approx(nats)
-    assert elbo.kl_nats == pytest.approx(kl)
-    assert elbo.elbo_nats == pytest.approx(-nats - kl)
-    assert elbo.elbo_bits == pytest.approx((-nats - kl) * 5 / 13 / math.log(2))
+    elbo = codes.elbo()
+    assert elbo["examples"] == 5
+    assert elbo["positions"] == pytest.approx(13 / 5)
+    assert elbo["reconstruction_nats"] == pytest.approx(nats)
+    assert elbo["kl_nats"] == pytest.approx(kl)
+    assert elbo["elbo_nats"] == pytest.approx(-nats - kl)
+    assert elbo["elbo_bits"] == pytest.approx((-nats - kl) * 5 / 13 / math.log(2))
 
-    found = tally.levels(mutual_information_examples=3)["z"]
-    assert found.kl_nats == pytest.approx((mean.square() / 2).mean(dim=0).tolist())
-    assert (found.units, found.mutual_information.examples) == (2, 3)
-    assert tally.levels(0)["z"].mutual_information is None
-    torch.testing.assert_close(tally.means("z"), mean)
+    found = measures(codes.levels["z"], 3)
+    assert found["kl_nats"] == pytest.approx((mean.square() / 2).mean(dim=0).tolist())
+    assert (found["units"], found["mutual_information"]["examples"]) == (2, 3)
+    assert measures(codes.levels["z"], 0)["mutual_information"] is None
+    torch.testing.assert_close(codes.levels["z"].mean, mean)
 
 
 def test_no_mutual_information_where_the_posterior_hangs_on_the_level_above() -> None:
     zeros = torch.zeros(4, 2, 3, 3)
-    tally = InformationTally()
     level = Level("map", zeros, zeros, zeros, torch.full((4, 2), 0.06), zeros, zeros)
-    tally.update(Batch(torch.zeros(4, 1, dtype=torch.int64)), Output(torch.zeros(4, 2, 1), (level,)))
-    found = tally.levels(100)["map"]
-    assert found.mutual_information is None
-    assert (found.units, found.active_units, found.active_dims) == (18, 0, 2)
+    found = measures(level, 100)
+    assert found["mutual_information"] is None
+    assert (found["units"], found["active_units"], found["active_dims"]) == (18, 0, 2)
 
 
 # ------------------------------------------------------------------------------------------------ codes put to work
@@ -297,37 +295,35 @@ def test_the_bound_of_two_levels_under_a_learned_prior_finds_the_exact_likelihoo
 
     many = torch.arange(8).repeat(50)
     found = importance_weighted(Ladder(), Bits(ALL), "test", many, 200, seed=0)
-    assert found.nll_nats == pytest.approx(-np.log(exact).mean(), abs=0.015)
-    assert found.single_nats > found.nll_nats + 0.1
+    assert found["nll_nats"] == pytest.approx(-np.log(exact).mean(), abs=0.015)
+    assert found["single_nats"] > found["nll_nats"] + 0.1
 
-    tally = InformationTally()
-    with evaluating(Ladder(), 0):
-        for _ in range(400):
-            tally.update(Batch(ALL), Ladder()(Batch(ALL)))
-    assert -tally.elbo().elbo_nats == pytest.approx(found.single_nats, abs=0.03)
-    levels = tally.levels(100)
-    assert tally.elbo().kl_nats == pytest.approx(sum(sum(level.kl_nats) for level in levels.values()))
-    assert levels["local"].cells_nats == ((pytest.approx(levels["local"].kl_nats[0]),),)
-    assert tally.maps()["local"].shape == (3200, 1, 1)
+    with eval_mode(Ladder(), 0):
+        codes = Codes.of((Batch(ALL), Ladder()(Batch(ALL))) for _ in range(400))
+    assert -codes.elbo()["elbo_nats"] == pytest.approx(found["single_nats"], abs=0.03)
+    levels = {name: measures(level, 100) for name, level in codes.levels.items()}
+    assert codes.elbo()["kl_nats"] == pytest.approx(sum(sum(level["kl_nats"]) for level in levels.values()))
+    assert levels["local"]["cells_nats"] == [[pytest.approx(levels["local"]["kl_nats"][0])]]
+    assert codes.levels["local"].map().shape == (3200, 1, 1)
 
 
 def test_each_level_is_shuffled_alone_and_all_together() -> None:
     model = Ladder(reach=3.0)
-    found = shuffled_codes(model, Bits(ALL), "test", torch.arange(8), seed=0)
+    found = shuffled_codes(model, Bits(ALL), "test", torch.arange(8))
     top, local = model.encode(Batch(ALL), noise=False)
     codes = {"global": top.mean, "local": local.mean}
     for moved, told in (
-        ((), (found.reconstruction_nats, found.accuracy)),
-        (("global", "local"), (found.shuffled_reconstruction_nats, found.shuffled_accuracy)),
-        *(((name,), (one.reconstruction_nats, one.accuracy)) for name, one in found.levels.items()),
+        ((), (found["reconstruction_nats"], found["accuracy"])),
+        (("global", "local"), (found["shuffled_reconstruction_nats"], found["shuffled_accuracy"])),
+        *(((name,), (one["reconstruction_nats"], one["accuracy"])) for name, one in found["levels"].items()),
     ):
         mixed = {name: code[[7, 0, 1, 2, 3, 4, 5, 6]] if name in moved else code for name, code in codes.items()}
         logits = model.decode(mixed)
         nats = torch.nn.functional.cross_entropy(logits, ALL, reduction="sum").item() / 8
         right = (logits.argmax(dim=1) == ALL).float().mean().item()
         assert told == (pytest.approx(nats, rel=1e-5), pytest.approx(right)), moved
-    assert list(found.levels) == ["global", "local"]
-    nats = [found.reconstruction_nats, *(one.reconstruction_nats for one in found.levels.values())]
+    assert list(found["levels"]) == ["global", "local"]
+    nats = [found["reconstruction_nats"], *(one["reconstruction_nats"] for one in found["levels"].values())]
     assert len(set(nats)) == 3
     assert nats[0] == min(nats)
 
@@ -359,40 +355,40 @@ def thermometers(*counts: int) -> Bits:
 
 
 def test_shuffled_codes_cost_what_the_code_is_worth() -> None:
-    found = shuffled_codes(Thermometer(8), thermometers(0, 8, 4), "test", torch.arange(3), seed=0)
-    assert found.accuracy == 1.0
-    assert found.levels == {}
-    assert found.shuffled_accuracy == pytest.approx(1 - (4 + 8 + 4) / 24)  # 0 drawn as 4, 8 as 0, 4 as 8
-    assert found.reconstruction_nats < 0.1
+    found = shuffled_codes(Thermometer(8), thermometers(0, 8, 4), "test", torch.arange(3))
+    assert found["accuracy"] == 1.0
+    assert found["levels"] == {}
+    assert found["shuffled_accuracy"] == pytest.approx(1 - (4 + 8 + 4) / 24)  # 0 drawn as 4, 8 as 0, 4 as 8
+    assert found["reconstruction_nats"] < 0.1
     # each wrong bit at distance d from its threshold costs about 10 d: sums of 0.5, 1.5 ...
     steps = [10 * (k + 0.5) for k in range(8)]
-    assert found.shuffled_reconstruction_nats == pytest.approx((2 * sum(steps[:4]) + sum(steps)) / 3, abs=0.1)
+    assert found["shuffled_reconstruction_nats"] == pytest.approx((2 * sum(steps[:4]) + sum(steps)) / 3, abs=0.1)
 
 
 def test_shuffling_is_free_where_the_code_is_dead() -> None:
     model = Logistic(torch.zeros(3), OFFSET, torch.ones(3), 0.0, 0.0)
-    found = shuffled_codes(model, Bits(ALL), "test", torch.arange(8), seed=0)
-    assert found.shuffled_reconstruction_nats == pytest.approx(found.reconstruction_nats)
-    assert found.shuffled_accuracy == found.accuracy
+    found = shuffled_codes(model, Bits(ALL), "test", torch.arange(8))
+    assert found["shuffled_reconstruction_nats"] == pytest.approx(found["reconstruction_nats"])
+    assert found["shuffled_accuracy"] == found["accuracy"]
 
 
 def test_an_even_path_changes_one_cell_a_step() -> None:
-    found = interpolation(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), seed=0, steps=9)
-    assert (found.pairs, found.steps) == (1, 9)
-    assert (found.mean_step, found.largest_step, found.distance) == (1, 1, 8)
-    assert (found.largest_step_share, found.detour) == (1 / 8, 1)
-    jump = interpolation(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), seed=0, steps=2)
-    assert (jump.mean_step, jump.largest_step, jump.largest_step_share) == (8, 8, 1)
+    found = smoothness(decoded_paths(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), 9))
+    assert (found["pairs"], found["steps"]) == (1, 9)
+    assert (found["mean_step"], found["largest_step"], found["distance"]) == (1, 1, 8)
+    assert (found["largest_step_share"], found["detour"]) == (1 / 8, 1)
+    jump = smoothness(decoded_paths(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), 2))
+    assert (jump["mean_step"], jump["largest_step"], jump["largest_step_share"]) == (8, 8, 1)
 
 
 def test_pairs_are_taken_from_the_two_halves_and_those_that_agree_have_no_share() -> None:
     corpus = thermometers(0, 3, 4, 3, 7)
-    found = interpolation(Thermometer(8), corpus, "test", torch.arange(5), seed=0, steps=5)
-    assert found.pairs == 2  # 0 to 4, 3 to 3; the fifth has no partner
-    assert found.distance == 2
-    assert found.largest_step_share == 1 / 4
-    same = interpolation(Thermometer(8), thermometers(3, 3), "test", torch.arange(2), seed=0)
-    assert (same.distance, same.largest_step_share, same.detour) == (0, None, None)
+    found = smoothness(decoded_paths(Thermometer(8), corpus, "test", torch.arange(5), 5))
+    assert found["pairs"] == 2  # 0 to 4, 3 to 3; the fifth has no partner
+    assert found["distance"] == 2
+    assert found["largest_step_share"] == 1 / 4
+    same = smoothness(decoded_paths(Thermometer(8), thermometers(3, 3), "test", torch.arange(2), 9))
+    assert (same["distance"], same["largest_step_share"], same["detour"]) == (0, None, None)
 
 
 # ------------------------------------------------------------------------------------------------ order and noise
@@ -403,14 +399,14 @@ def test_evaluating_leaves_the_generator_and_the_mode_as_they_were(logistic: Log
     expected = torch.rand(2)
     torch.manual_seed(3)
     logistic.train()
-    with evaluating(logistic, 0):
+    with eval_mode(logistic, 0):
         assert not logistic.training
         first = torch.rand(2)
     assert logistic.training
     assert torch.equal(torch.rand(2), expected)
-    with evaluating(logistic, 0):
+    with eval_mode(logistic, 0):
         assert torch.equal(torch.rand(2), first)
-    with evaluating(logistic, 1):
+    with eval_mode(logistic, 1):
         assert not torch.equal(torch.rand(2), first)
 
 
@@ -429,9 +425,8 @@ def test_a_narrow_posterior_alone_makes_no_dimension_active() -> None:
     nothing = torch.zeros(50, 3)
     sampled = gaussians.kl_to_standard(mean, narrow)
     level = Level("z", mean, narrow, mean, nothing, sampled_kl=sampled)
-    tally = InformationTally()
-    tally.update(Batch(torch.zeros(50, 2, dtype=torch.int64)), Output(torch.zeros(50, 4, 2), (level,)))
-    found = tally.levels(0)["z"]
-    assert found.kl_nats == pytest.approx(sampled.mean(0).tolist())
-    assert tally.elbo().kl_nats == pytest.approx(sampled.sum(1).mean().item())
-    assert (found.active_dims, found.active_units, found.collapsed_share) == (0, 0, 1.0)
+    codes = Codes({"z": level}, torch.zeros(50), torch.ones(50))
+    found = measures(level, 0)
+    assert found["kl_nats"] == pytest.approx(sampled.mean(0).tolist())
+    assert codes.elbo()["kl_nats"] == pytest.approx(sampled.sum(1).mean().item())
+    assert (found["active_dims"], found["active_units"], found["collapsed_share"]) == (0, 0, 1.0)

@@ -1,36 +1,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from arcvae_cli import graphs
-from arcvae_cli.conditions import PLACE, attributes, encode
+from arcvae_cli.conditions import PLACE, encode
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.corpus import GridCorpus
-from arcvae_cli.errors import InputError
+from arcvae_cli.domains.grids import GridDomain
 from arcvae_cli.evaluation.priors import (
     Mixture,
-    derive,
     draw_prior,
     fit_gaussian,
     fit_mixture,
     fit_prior,
     flatten,
-    most_likely,
-    posterior_codes,
+    argmax_decode,
     unflatten,
 )
-from arcvae_cli.grammar import Rules, read_grammar
 from arcvae_cli.models.base import VAE, Batch, Level, standard_level
-from arcvae_cli.models.grammar import GrammarVAE, Structure
-from arcvae_cli.settings import GrammarSettings
-from tests.replaying import record
+
+GRIDS = GridDomain()
 
 
 class TwoLevels(VAE):
@@ -146,41 +139,36 @@ def test_codes_are_latents_and_back() -> None:
 
 
 def test_codes_are_posterior_samples_of_the_split(model: TwoLevels, corpus: GridCorpus) -> None:
-    codes, shapes = posterior_codes(model, corpus, seed=0)
-    assert codes.shape == (600, 11)
-    assert shapes == {"global": (3,), "local": (2, 2, 2)}
-    spread = codes[:, 3:7] - codes[:, :1]  # the map hangs on the sample of the vector above it
+    latents = GRIDS.posterior_samples(model, corpus, "train", 0, {}, 1000)
+    assert {name: tuple(value.shape) for name, value in latents.items()} == {
+        "global": (600, 3),
+        "local": (600, 2, 2, 2),
+    }
+    spread = latents["local"][:, 0].flatten(1) - latents["global"][:, :1]  # the map depends on the vector's sample
     assert spread.std() == pytest.approx(0.1, rel=0.1)
-    assert len(posterior_codes(model, corpus, 0, "test")[0]) == 50
-    assert len(posterior_codes(model, corpus, 0, limit=7)[0]) == 7
+    assert len(GRIDS.posterior_samples(model, corpus, "test", 0, {}, 1000)["local"]) == 50
+    assert len(GRIDS.posterior_samples(model, corpus, "train", 0, {}, 7)["local"]) == 7
 
 
 @pytest.mark.parametrize("kind", ["aggregate", "gmm"])
 def test_a_fitted_prior_draws_codes_like_those_of_the_data(kind: str, model: TwoLevels, corpus: GridCorpus) -> None:
-    prior = fit_prior(kind, model, corpus, seed=0)
+    given = GRIDS.posterior_samples(model, corpus, "train", 0, {}, 1000)
+    before = torch.get_rng_state()
+    prior = fit_prior(kind, given, seed=0)
     assert prior.examples == 600
     latents = prior.sample(4000, 1.0, seed=1)
-    assert {name: tuple(value.shape) for name, value in latents.items()} == {
-        "global": (4000, 3),
-        "local": (4000, 2, 2, 2),
-    }
-    codes, _ = posterior_codes(model, corpus, 0)
+    assert {name: value.shape[1:] for name, value in latents.items()} == {"global": (3,), "local": (2, 2, 2)}
+    codes = flatten(given)
     np.testing.assert_allclose(flatten(latents).mean(0), codes.mean(0), atol=4 * codes.std() / 600**0.5)
     np.testing.assert_allclose(flatten(latents).std(0), codes.std(0), rtol=0.15)
-    assert model.decode(latents).shape == (4000, 10, 16, 16)
-
-
-def test_the_seed_decides_and_torch_goes_on_undisturbed(model: TwoLevels, corpus: GridCorpus) -> None:
-    before = torch.get_rng_state()
-    first, again, other = (fit_prior("aggregate", model, corpus, seed).sample(9, 1.0, seed) for seed in (0, 0, 1))
-    assert torch.equal(first["local"], again["local"])
-    assert not torch.equal(first["local"], other["local"])
+    assert torch.equal(prior.sample(9, 1.0, 0)["local"], prior.sample(9, 1.0, 0)["local"])
+    assert not torch.equal(prior.sample(9, 1.0, 0)["local"], prior.sample(9, 1.0, 1)["local"])
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_most_likely_decodes_in_batches_what_one_call_decodes(model: TwoLevels) -> None:
     latents = model.prior(11)
-    decoded = most_likely(model, latents, batch_size=4)
+    decoded = argmax_decode(model, latents, batch_size=4)
     assert torch.equal(decoded, model.decode(latents).argmax(1))
 
 
@@ -188,7 +176,7 @@ def test_decoding_in_batches_keeps_each_grid_to_its_condition(model: TwoLevels) 
     conditions = torch.from_numpy(encode({}, 11)).clone()
     conditions[:, PLACE["colours"]] = torch.arange(11) % 10
     latents = draw_prior(model, 11, conditions=conditions, batch_size=4)
-    decoded = most_likely(model, latents, conditions, batch_size=4)
+    decoded = argmax_decode(model, latents, conditions, batch_size=4)
     assert (decoded[:, 0] == (torch.arange(11) % 10)[:, None]).all()
 
 
@@ -204,99 +192,14 @@ def test_draws_do_not_depend_on_the_batches(model: TwoLevels) -> None:
     assert torch.equal(first["local"], model.prior(11)["local"])
 
 
-def test_a_prior_under_conditions_is_fitted_to_the_grids_that_obey(model: TwoLevels, corpus: GridCorpus) -> None:
+def test_a_prior_under_conditions_is_fitted_to_the_grids_that_satisfy_them(
+    model: TwoLevels, corpus: GridCorpus
+) -> None:
     corpus.grids("train")[:40] = 0
     corpus.grids("train")[:40, 0, :3] = torch.tensor([1, 2, 3], dtype=torch.uint8)
-    codes, _ = posterior_codes(model, corpus, 0, given={"colours": 3})
-    assert len(codes) == 40
+    latents = GRIDS.posterior_samples(model, corpus, "train", 0, {"colours": 3}, 1000)
+    assert len(latents["local"]) == 40
     # encoded under the condition, which moves the map by ten a colour
-    assert codes[:, 3:].mean() == pytest.approx(30, abs=1)
-    assert fit_prior("aggregate", model, corpus, 0, given={"colours": 3}).examples == 40
-    assert len(posterior_codes(model, corpus, 0, limit=7, given={"colours": 3})[0]) == 7
-    obeying = attributes(corpus.grids("train").numpy())[:, PLACE["colours"]] == 3
-    assert obeying.sum() == 40
-
-
-@pytest.mark.parametrize("kind", ["aggregate", "gmm"])
-def test_too_few_grids_for_a_prior_are_refused(kind: str, model: TwoLevels, corpus: GridCorpus) -> None:
-    with pytest.raises(InputError, match=r"has 0 train examples that obey colours=2, too few") as raised:
-        fit_prior(kind, model, corpus, 0, given={"colours": 2})
-    assert "--prior standard" in raised.value.fix
-    one = GridCorpus(GridArrays("one", corpus.grids("train")[:1].numpy(), np.zeros(1, np.uint8)))
-    with pytest.raises(InputError, match="one has 1 train examples, too few"):
-        fit_prior(kind, model, one, 0)
-
-
-def of_equations(rules: Rules) -> GrammarVAE:
-    sizes = {"latent_dim": 4, "encoder_hidden": 8, "encoder_kernel": 3, "decoder_hidden": 8, "decoder_layers": 1}
-    torch.manual_seed(0)
-    return GrammarVAE(GrammarSettings.model_validate(sizes), Structure(rules, 9)).eval()
-
-
-def test_rules_are_drawn_by_the_seed_and_the_likeliest_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = of_equations(read_grammar("equations").rules)
-    latents = {"z": torch.randn(50, 4, generator=torch.Generator().manual_seed(1))}
-    with monkeypatch.context() as patch:
-        patch.setattr("arcvae_cli.evaluation.priors.batch_size", lambda length, device=None: 7)
-        likeliest = derive(model, latents, drawn=False)
-    assert likeliest.complete.all()
-    torch.testing.assert_close(likeliest.ids, most_likely(model, latents))
-    drawn = [derive(model, latents, drawn=True, seed=seed).ids for seed in (3, 3, 4)]
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    assert not derive(model, latents, drawn=True, budget=False).complete.all()
-
-
-def test_the_noise_of_the_rules_is_not_that_of_the_codes() -> None:
-    """One stream for both would tie what is drawn of a code to the code."""
-    model = of_equations(read_grammar("equations").rules)
-    first = []
-    for seed in range(300):
-        torch.manual_seed(seed)
-        z = torch.randn(1, 4)
-        first.append((z[0, 0].item(), derive(model, {"z": 0 * z}, drawn=True, seed=seed).ids[0, 0].item()))
-    codes, rules = np.array(first).T
-    assert abs(np.corrcoef(codes, rules)[0, 1]) < 0.2
-
-
-def test_what_has_no_right_hand_sides_derives_nothing() -> None:
-    bare = of_equations(replace(read_grammar("equations").rules, rhs=None, text=None))
-    with pytest.raises(ValueError, match="nothing can be derived"):
-        derive(bare, {"z": torch.zeros(1, 4)}, drawn=False)
-
-
-@pytest.mark.parametrize("drawn", [True, False])
-def test_many_codes_replay_one_graph_and_derive_the_same(drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operators recorded once stand for a CUDA graph: 50 codes are seven passes of 7 and one that is filled up."""
-    model = of_equations(read_grammar("equations").rules)
-    latents = {"z": torch.randn(50, 4, generator=torch.Generator().manual_seed(1))}
-    monkeypatch.setattr("arcvae_cli.evaluation.priors.batch_size", lambda length, device=None: 7)
-    expected = derive(model, latents, drawn, seed=3)
-    recordings = []
-
-    def counted(*functions: Any) -> tuple[Any, Any]:
-        recordings.append(record(*functions))
-        return recordings[-1]
-
-    monkeypatch.setattr(graphs, "possible", lambda device: True)
-    monkeypatch.setattr(graphs, "record", counted)
-    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
-    found = derive(model, latents, drawn, seed=3)
-    assert torch.equal(found.ids, expected.ids) and torch.equal(found.complete, expected.complete)
-    assert len(recordings) == 1
-    few = {"z": latents["z"][:35]}  # a recording would cost more than it saves
-    assert torch.equal(derive(model, few, drawn, seed=3).ids, expected.ids[:35])
-    assert len(recordings) == 1
-
-
-def test_the_noise_of_rules_is_not_of_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = of_equations(read_grammar("equations").rules)
-    latents = {"z": torch.randn(50, 4, generator=torch.Generator().manual_seed(1))}
-    found = []
-    for factor in (1, 3):  # as a device does that decodes more at once than the CPU
-        monkeypatch.setattr(
-            "arcvae_cli.evaluation.priors.batch_size",
-            lambda length, device=None, factor=factor: 7 if device is None else 7 * factor + 2,
-        )
-        found.append(derive(model, latents, drawn=True, seed=3).ids)
-    assert torch.equal(*found)
+    assert latents["local"].mean() == pytest.approx(30, abs=1)
+    assert len(GRIDS.posterior_samples(model, corpus, "train", 0, {"colours": 3}, 7)["local"]) == 7
+    assert len(GRIDS.posterior_samples(model, corpus, "train", 0, {"colours": 2}, 7)["local"]) == 0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arcvae_cli.evaluation.projections import neighbour_plane, principal_plane
+from arcvae_cli.evaluation.projections import tsne_plane, principal_plane
 
 
 def test_the_principal_plane_is_where_the_codes_lie() -> None:
@@ -23,13 +23,13 @@ def test_few_narrow_or_dead_codes_have_a_place_too(codes: np.ndarray) -> None:
     assert points.shape == (len(codes), 2)
     assert np.isfinite(points).all()
     assert 0 <= sum(shares) <= 1 + 1e-9
-    assert np.isfinite(neighbour_plane(codes.astype(np.float32), seed=0)).all()
+    assert np.isfinite(tsne_plane(codes.astype(np.float32), seed=0)).all()
 
 
 def test_neighbours_stay_together() -> None:
     random = np.random.RandomState(0)
     codes = np.concatenate([random.randn(30, 8), random.randn(30, 8) + 8]).astype(np.float32)
-    points = neighbour_plane(codes, seed=0, perplexity=10)
+    points = tsne_plane(codes, seed=0, perplexity=10)
     nearest = np.linalg.norm(points[:, None] - points, axis=2) + 1e9 * np.eye(60)
     assert np.array_equal(nearest.argmin(axis=1) // 30, np.arange(60) // 30)
-    assert np.array_equal(points, neighbour_plane(codes, seed=0, perplexity=10))
+    assert np.array_equal(points, tsne_plane(codes, seed=0, perplexity=10))

@@ -13,7 +13,7 @@ from arcvae_cli.evaluation.samples import (
     score_samples,
     structure,
     wasserstein,
-    worth_counting,
+    first_of_each,
 )
 
 
@@ -133,20 +133,20 @@ def test_the_scores_tell_real_grids_from_noise(real: dict[str, np.ndarray]) -> N
 
     training, marred, noise = (score_samples(grids, reference, train) for grids in (train[:300], noisy, independent))
     # near the published numbers of 1,500 grids: coverage .80, .51, .00; distance .9, 3.8, 11.8; specks .25, .32, .91
-    assert training.coverage > 0.6 > marred.coverage > 0.25 > 0.05 > noise.coverage
-    assert training.density > marred.density > noise.density
-    assert training.object_distance < 2 < 3 < marred.object_distance < 5 < 10 < noise.object_distance
-    assert training.speck_share == pytest.approx(0.23, abs=0.06)
-    assert training.speck_share + 0.05 < marred.speck_share < 0.45
-    assert noise.speck_share == pytest.approx(0.91, abs=0.03)
-    assert (training.novel_share, noise.novel_share) == (0, 1)
-    assert training.reference_speck_share == pytest.approx(structure(reference)[:, 4].mean())
+    assert training["coverage"] > 0.6 > marred["coverage"] > 0.25 > 0.05 > noise["coverage"]
+    assert training["density"] > marred["density"] > noise["density"]
+    assert training["object_distance"] < 2 < 3 < marred["object_distance"] < 5 < 10 < noise["object_distance"]
+    assert training["speck_share"] == pytest.approx(0.23, abs=0.06)
+    assert training["speck_share"] + 0.05 < marred["speck_share"] < 0.45
+    assert noise["speck_share"] == pytest.approx(0.91, abs=0.03)
+    assert (training["novel_share"], noise["novel_share"]) == (0, 1)
+    assert training["reference_speck_share"] == pytest.approx(structure(reference)[:, 4].mean())
 
 
 def test_more_samples_do_not_cover_more(real: dict[str, np.ndarray]) -> None:
     few = score_samples(real["train"][:100], real["test"][:100], real["train"])
     many = score_samples(real["train"][:1000], real["test"][:100], real["train"])
-    assert (many.coverage, many.density, many.samples) == (few.coverage, few.density, 1000)
+    assert (many["coverage"], many["density"], many["samples"]) == (few["coverage"], few["density"], 1000)
 
 
 def test_blank_distinct_and_novel_shares() -> None:
@@ -154,10 +154,10 @@ def test_blank_distinct_and_novel_shares() -> None:
     grids = random.randint(1, 10, (8, 16, 16)).astype(np.uint8)
     samples = np.concatenate([np.zeros((2, 16, 16), np.uint8), grids[[0, 0, 1, 2, 3, 4]]])
     found = score_samples(samples, grids[:4], training=grids[:2])
-    assert (found.blank_share, found.distinct_share, found.novel_share) == (2 / 8, 6 / 8, 5 / 8)
-    assert (found.non_black_share, found.reference_non_black_share) == (6 / 8, 1)
-    assert (found.samples, found.reference) == (8, 4)
-    assert (found.density, found.coverage) == (None, None)  # four grids have no fifth neighbour
+    assert (found["blank_share"], found["distinct_share"], found["novel_share"]) == (2 / 8, 6 / 8, 5 / 8)
+    assert (found["non_black_share"], found["reference_non_black_share"]) == (6 / 8, 1)
+    assert (found["samples"], found["reference"]) == (8, 4)
+    assert (found["density"], found["coverage"]) == (None, None)  # four grids have no fifth neighbour
     assert blank_share(samples[2:]) == 0
 
 
@@ -165,4 +165,4 @@ def test_blank_grids_and_repetitions_do_not_count() -> None:
     grids = np.zeros((6, 4, 4), np.uint8)
     grids[1, 0, 0] = grids[3, 0, 0] = 1
     grids[4, 0, 0] = 2
-    assert worth_counting(grids).tolist() == [False, True, False, False, True, False]
+    assert first_of_each(grids).tolist() == [False, True, False, False, True, False]

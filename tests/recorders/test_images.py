@@ -12,7 +12,7 @@ from arcvae_cli import render
 from arcvae_cli.controllers import Target
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.pictures import GridPictures
-from arcvae_cli.recorders.strings import StringPictures
+from arcvae_cli.domains.texts import StringPictures
 from arcvae_cli.records import EpochRecord, Pictures, Plan
 
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]

@@ -1,8 +1,6 @@
-"""Whether a string that follows its grammar also means something: a molecule, a function of x.
+"""Validity of strings beyond their grammar: a molecule by RDKit, where it is installed, a finite function of x.
 
-A context-free grammar cannot ask for the right number of bonds, nor for a finite value. What can be asked depends on
-the grammar: SMILES are read by RDKit, where it is installed, arithmetic is evaluated, and of anything else nothing is
-known.
+A context-free grammar cannot express the number of bonds, nor a finite value.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from arcvae_cli.grammar import Grammar, Terminal
 
 Values = NDArray[np.float64]
 
-NO_RDKIT = "RDKit is not installed, so nothing is known of the molecules: pip install 'arcvae[chem]'"
+NO_RDKIT = "validity of molecules is not checked, RDKit is not installed: pip install 'arcvae[chem]'"
 
 GRID = np.linspace(-10.0, 10.0, 1000)
 """Where equations are evaluated, as in the code of Kusner et al. 2017."""
@@ -42,30 +40,28 @@ _ARITHMETIC = re.compile(rf"({'|'.join(FUNCTIONS)})?\(?|\)|[-+*/^.x]|\*\*|[0-9]+
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """Says of a string whether it is what `name` says ("valid", "evaluable").
+class Validator:
+    """Decides which strings are valid in the sense of `name` ("valid", "evaluable").
 
-    `canonical` gives one string for all that mean the same, and an invalid string as it is. `diversity`: how unlike
-    each other two or more valid strings are, 0 to 1. Both are None where there is no such thing.
+    `canonical`: one string for all of the same meaning, an invalid string unchanged. `diversity`: how unlike each
+    other two or more valid strings are, 0 to 1. Both are None where they are not defined.
     """
 
     name: str
-    valid: Callable[[str], bool]
+    is_valid: Callable[[str], bool]
     canonical: Callable[[str], str] | None = None
     diversity: Callable[[list[str]], float] | None = None
 
-    def __call__(self, text: str) -> bool:
-        """Whether the string is what the name says."""
-        return self.valid(text)
 
-
-def judge_of(grammar: Grammar) -> Judge | None:
-    """What can be asked of the strings of a grammar; None where nothing can be, or not without RDKit."""
+def validator_for(grammar: Grammar, note: Callable[[str], None] = lambda _: None) -> Validator | None:
+    """The validator of a grammar's strings; None where there is none, and with a `note` for want of RDKit."""
     if is_arithmetic(grammar):
-        return Judge("evaluable", evaluable)
-    if is_smiles(grammar):
-        return _molecules()
-    return None
+        return Validator("evaluable", evaluable)
+    if not is_smiles(grammar):
+        return None
+    if (validator := _molecules()) is None:
+        note(NO_RDKIT)
+    return validator
 
 
 def is_smiles(grammar: Grammar) -> bool:
@@ -90,7 +86,7 @@ def evaluable(text: str) -> bool:
 
 
 def evaluated(text: str) -> Values | None:
-    """The values of a formula on `GRID`; None for what is no formula."""
+    """The values of a formula on `GRID`; None for anything else."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", SyntaxWarning)
         try:
@@ -100,7 +96,7 @@ def evaluated(text: str) -> Values | None:
 
 
 def _value(node: ast.AST) -> Any:
-    """The value of a tree of sums, products, powers and functions: nothing else is ever run."""
+    """The value of a tree of sums, products, powers and functions; nothing else is run."""
     match node:
         case ast.BinOp(left, operator, right) if type(operator) in OPERATORS:
             return OPERATORS[type(operator)](_value(left), _value(right))
@@ -112,14 +108,14 @@ def _value(node: ast.AST) -> Any:
             return np.float64(number)
         case ast.Name("x"):
             return GRID
-    raise ValueError(f"{type(node).__name__} is no part of a formula")
+    raise ValueError(f"{type(node).__name__} is not part of a formula")
 
 
 # ------------------------------------------------------------------------------------------------ molecules
 
 
-def _molecules() -> Judge | None:
-    """By RDKit; None where it is not installed."""
+def _molecules() -> Validator | None:
+    """By RDKit; None if it is not installed."""
     try:
         from rdkit import Chem, DataStructs, rdBase
         from rdkit.Chem import rdFingerprintGenerator
@@ -128,7 +124,7 @@ def _molecules() -> Judge | None:
     morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024)
 
     def molecule(text: str) -> Any:
-        with rdBase.BlockLogs():  # it tells every mistake on stderr
+        with rdBase.BlockLogs():  # it logs every mistake to stderr
             return Chem.MolFromSmiles(text) if text else None
 
     def canonical(text: str) -> str:
@@ -141,4 +137,4 @@ def _molecules() -> Judge | None:
         alike = sum(sum(DataStructs.BulkTanimotoSimilarity(one, prints[:place])) for place, one in enumerate(prints))
         return float(1.0 - alike / (len(prints) * (len(prints) - 1) / 2))
 
-    return Judge("valid", lambda text: molecule(text) is not None, canonical, diversity)
+    return Validator("valid", lambda text: molecule(text) is not None, canonical, diversity)

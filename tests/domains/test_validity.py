@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from arcvae_cli.evaluation.validity import GRID, evaluable, evaluated, judge_of
+from arcvae_cli.domains.validity import GRID, evaluable, evaluated, validator_for
 from arcvae_cli.grammar import parse_grammar, read_grammar
 
 
@@ -49,19 +49,20 @@ def test_what_is_no_formula_or_never_finite_is_not_evaluable(text: str) -> None:
 
 
 def test_what_can_be_judged_depends_on_the_grammar() -> None:
-    judge = judge_of(read_grammar("equations"))
-    assert judge is not None and judge.name == "evaluable" and judge("x") and judge.canonical is None
+    judge = validator_for(read_grammar("equations"))
+    assert judge is not None and judge.name == "evaluable" and judge.is_valid("x") and judge.canonical is None
     longer = "S -> S '+' S2 | S2\nS2 -> 'log(' S ')' | 'x' | digits\ndigits -> '1' digits | '0'"
-    assert judge_of(parse_grammar(longer, "longer")) is not None
-    assert judge_of(parse_grammar("S -> 'a' S | 'x'", "words")) is None
+    assert validator_for(parse_grammar(longer, "longer")) is not None
+    assert validator_for(parse_grammar("S -> 'a' S | 'x'", "words")) is None
 
 
 def test_molecules_are_judged_by_rdkit() -> None:
     pytest.importorskip("rdkit")
-    judge = judge_of(read_grammar("smiles"))
+    judge = validator_for(read_grammar("smiles"))
     assert judge is not None and judge.name == "valid"
-    assert judge.canonical is not None and judge.diversity is not None
-    assert judge("c1ccccc1O") and not judge("C1CC") and not judge("c1ccc1(C)(C)") and not judge("")
+    assert judge.canonical is not None and judge["diversity"] is not None
+    valid = [judge.is_valid(text) for text in ("c1ccccc1O", "C1CC", "c1ccc1(C)(C)", "")]
+    assert valid == [True, False, False, False]
     assert judge.canonical("OCC") == judge.canonical("CCO") == "CCO"
     assert judge.canonical("C1CC") == "C1CC"
     assert judge.diversity(["CCO", "OCC"]) == 0.0
@@ -70,4 +71,6 @@ def test_molecules_are_judged_by_rdkit() -> None:
 
 def test_without_rdkit_nothing_is_known_of_molecules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rdkit", None)
-    assert judge_of(read_grammar("smiles")) is None
+    notes: list[str] = []
+    assert validator_for(read_grammar("smiles"), notes.append) is None
+    assert len(notes) == 1

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE, parse
 from arcvae_cli.data.arc import build_arc
-from arcvae_cli.evaluation.adherence import ASKED, JUDGED, adherence
+from arcvae_cli.evaluation.accuracy import ASKED, JUDGED, condition_accuracy
 from arcvae_cli.models.base import VAE, Batch, Level
 
 
@@ -49,37 +49,39 @@ def training() -> np.ndarray:
 
 
 def test_shares_are_of_all_and_of_those_that_count(training: np.ndarray) -> None:
-    found = adherence(
+    found = condition_accuracy(
         Painter(), training, 50, 0, ["colours=2", "colours=3", "red=yes", "symmetry=lr", "colours=2 red=no"]
     )
-    assert (found.samples, found.baseline_counted) == (50, 50)
-    two, three, red, mirror, both = found.rows
-    assert (two.obeying, two.counted, two.counted_obeying) == (1, 50, 1)
-    assert (two.baseline_obeying, two.baseline_counted_obeying) == (0, 0)
-    assert (three.obeying, three.baseline_obeying) == (1, 1)
+    assert (found["samples"], found["baseline_counted"]) == (50, 50)
+    two, three, red, mirror, both = found["rows"]
+    assert (two["obeying"], two["counted"], two["counted_obeying"]) == (1, 50, 1)
+    assert (two["baseline_obeying"], two["baseline_counted_obeying"]) == (0, 0)
+    assert (three["obeying"], three["baseline_obeying"]) == (1, 1)
     # blank pictures count as nothing, and one picture as one
-    assert (red.obeying, red.counted, red.counted_obeying) == (0, 0, None)
-    assert (red.baseline_obeying, red.baseline_counted_obeying) == (1, 1)
-    assert (mirror.obeying, mirror.counted, mirror.counted_obeying) == (1, 1, 1)
-    assert (both.asked, both.obeying) == ("colours=2 red=no", 0)
+    assert (red["obeying"], red["counted"], red["counted_obeying"]) == (0, 0, None)
+    assert (red["baseline_obeying"], red["baseline_counted_obeying"]) == (1, 1)
+    assert (mirror["obeying"], mirror["counted"], mirror["counted_obeying"]) == (1, 1, 1)
+    assert (both["asked"], both["obeying"]) == ("colours=2 red=no", 0)
     colours = [len(set(grid[grid > 0].tolist())) for grid in training]
-    assert two.data == pytest.approx(np.mean([number == 2 for number in colours]))
-    assert three.data == pytest.approx(np.mean([number == 3 for number in colours]))
+    assert two["data"] == pytest.approx(np.mean([number == 2 for number in colours]))
+    assert three["data"] == pytest.approx(np.mean([number == 3 for number in colours]))
 
 
 def test_what_is_asked_can_be_read_and_happens_in_real_grids(training: np.ndarray) -> None:
     assert set(JUDGED) < set(ASKED)
-    found = adherence(Painter(), training, 2, 0)
-    assert [row.asked for row in found.rows] == list(ASKED)
-    for row in found.rows:
-        assert parse(row.asked.split())
-        assert row.data > 0
+    found = condition_accuracy(Painter(), training, 2, 0)
+    assert [row["asked"] for row in found["rows"]] == list(ASKED)
+    for row in found["rows"]:
+        assert parse(row["asked"].split())
+        assert row["data"] > 0
 
 
 def test_the_seed_decides_and_the_model_is_left_in_its_mode(training: np.ndarray) -> None:
     model = Painter().train()
     before = torch.get_rng_state()
-    first, again, other = (adherence(model, training, 200, seed, ["height=15", "objects=3"]) for seed in (0, 0, 1))
+    first, again, other = (
+        condition_accuracy(model, training, 200, seed, ["height=15", "objects=3"]) for seed in (0, 0, 1)
+    )
     assert first == again
     assert other != first
     assert model.training

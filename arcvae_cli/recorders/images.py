@@ -1,4 +1,4 @@
-"""The pictures of a run: reconstructions, samples and KL maps on the way, beta and every KL at its end."""
+"""The pictures of a run: examples every few epochs, curves of beta and of every KL at its end."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from pathlib import Path
 
 import numpy as np
 
-from arcvae_cli import render
+from arcvae_cli import domains, render
+from arcvae_cli.grammar import Rules
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent
 
 
-class Curves(Silent):
-    """Draws, at the end of a run, how beta and the KL of every dimension went."""
+class ImageRecorder(Silent):
+    """Writes examples of a kind into a folder, and at the end of a run beta and the KL of every dimension.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    `rules`: those of derivations.
+    """
+
+    def __init__(self, folder: Path, kind: str, rules: Rules | None = None) -> None:
+        self._folder, self._kind, self._rules = folder, kind, rules
         self._plan: Plan | None = None
         self._epochs: list[EpochRecord] = []
 
     def start(self, plan: Plan) -> None:
-        """Keep what the titles need."""
         self._plan = plan
 
-    def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002 - pictures count by epochs
-        """Draw the curves from the first epoch on; the pictures of epochs that are void go."""
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002
+        """Draw the curves from the first epoch on, and delete the pictures of later epochs."""
         self._epochs = list(records)
         for path in self._folder.glob("*_epoch_*"):
             number = re.fullmatch(r"(?:reconstructions|samples|kl_map)_epoch_(\d+)\.(?:png|txt)", path.name)
@@ -33,11 +36,14 @@ class Curves(Silent):
                 path.unlink()
 
     def epoch(self, record: EpochRecord) -> None:
-        """Keep what the curves need."""
         self._epochs.append(record)
 
-    def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
-        """Write `beta_schedule.png` and `kl_per_dim.png` of the epochs there were."""
+    def pictures(self, epoch: int, pictures: Pictures) -> None:
+        """Write `reconstructions_epoch_N`, `samples_epoch_N` and, of levels that are maps, `kl_map_epoch_N.png`."""
+        domains.of(self._kind).write_pictures(self._folder, epoch, pictures, self._rules)
+
+    def close(self, code: int = 0) -> None:  # noqa: ARG002
+        """Write `beta_schedule.png` and `kl_per_dim.png`."""
         if not self._epochs or self._plan is None:
             return
         self._draw_beta(self._plan.elbo_scale)
@@ -59,15 +65,3 @@ class Curves(Silent):
             betas = {"beta": next(iter(betas.values()))}
         held = [(float(record.epoch), record.targets) for record in self._epochs if record.targets]
         render.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, elbo_scale, held)
-
-
-class GridPictures(Curves):
-    """Writes PNGs of grids into a folder, and the curves."""
-
-    def pictures(self, epoch: int, pictures: Pictures) -> None:
-        """Write `reconstructions_epoch_N.png`, `samples_epoch_N.png`, and `kl_map_epoch_N.png` where there are maps."""
-        originals, folder = pictures.originals, self._folder
-        render.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
-        render.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
-        if pictures.maps:
-            render.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)

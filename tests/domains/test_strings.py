@@ -21,10 +21,10 @@ from arcvae_cli.data.strings import StringArrays, build_drawn
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.evaluation.information import choose, nats
 from arcvae_cli.evaluation.priors import encode
-from arcvae_cli.evaluation.strings import (
+from arcvae_cli.domains.strings import (
     Evaluation,
     Protocol,
-    RuleFrequencies,
+    UnigramBaseline,
     _monte_carlo,
     decode,
     evaluate_strings,
@@ -32,7 +32,7 @@ from arcvae_cli.evaluation.strings import (
     score_drawn,
     string_paths,
 )
-from arcvae_cli.evaluation.validity import Judge, judge_of
+from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.grammar import Rules, read_grammar
 from arcvae_cli.models.base import Batch, Level, standard_level
 from arcvae_cli.models.grammar import GrammarVAE, Structure
@@ -90,9 +90,7 @@ def corpus(arrays: StringArrays) -> DerivationCorpus:
 def evaluation(corpus: DerivationCorpus) -> Evaluation:
     model = Ruler(EQUATIONS.rules, sharp=2.0, spread=0.3)
     protocol = Protocol(40, encodings=10, decodings=100)
-    return evaluate_strings(
-        model, corpus, "test", settings=SETTINGS, monte_carlo=protocol, iwae_samples=3, samples=1100, seed=5
-    )
+    return run(model, corpus, "test", settings=SETTINGS, monte_carlo=protocol, iwae_samples=3, samples=1100, seed=5)
 
 
 def probabilities(rules: Rules, z: list[float], x: list[int], sharp: float) -> list[float]:
@@ -119,14 +117,14 @@ def test_likelihood_is_that_of_the_rules_by_hand(evaluation: Evaluation, corpus:
             total -= weight * sum(map(math.log, probabilities(rules, z, x, 2.0)))
         kl += sum(0.5 * (rule**2 + 0.09 - 1 - math.log(0.09)) for rule in x)
         counted += sum(rule != rules.padding for rule in x)
-    assert report.elbo.examples == report.reconstruction.examples == len(ids) == 40
-    assert report.elbo.kl_nats == pytest.approx(kl / len(ids), rel=1e-5)
-    assert report.elbo.reconstruction_nats == pytest.approx(total / len(ids), rel=0.1)
-    assert report.elbo.reconstruction_bits == pytest.approx(
-        report.elbo.reconstruction_nats * len(ids) / counted / math.log(2)
+    assert report["elbo"]["examples"] == report["reconstruction"]["examples"] == len(ids) == 40
+    assert report["elbo"]["kl_nats"] == pytest.approx(kl / len(ids), rel=1e-5)
+    assert report["elbo"]["reconstruction_nats"] == pytest.approx(total / len(ids), rel=0.1)
+    assert report["elbo"]["reconstruction_bits"] == pytest.approx(
+        report["elbo"]["reconstruction_nats"] * len(ids) / counted / math.log(2)
     )
-    assert report.trained_kl_nats == pytest.approx(report.elbo.kl_nats)
-    assert report.entropy_nats == pytest.approx(Counts(rules, LENGTH).entropy)
+    assert report["trained_kl_nats"] == pytest.approx(report["elbo"]["kl_nats"])
+    assert report["entropy_nats"] == pytest.approx(Counts(rules, LENGTH).entropy)
     assert corpus.entropy is not None
     assert evaluation.lengths.tolist() == [
         sum(rule != rules.padding for rule in ids[index]) for index in evaluation.indices
@@ -134,32 +132,32 @@ def test_likelihood_is_that_of_the_rules_by_hand(evaluation: Evaluation, corpus:
 
 
 def test_the_code_is_right_at_its_mean(evaluation: Evaluation) -> None:
-    found = evaluation.report.reconstruction
-    assert found.posterior_mean.token_accuracy == found.posterior_mean.exact_share == 1.0
-    assert found.posterior_sample.token_accuracy > 0.9
+    found = evaluation.report["reconstruction"]
+    assert found["posterior_mean"]["token_accuracy"] == found["posterior_mean"]["exact_share"] == 1.0
+    assert found["posterior_sample"]["token_accuracy"] > 0.9
     assert evaluation.errors.tolist() == [0] * 40
-    assert evaluation.report.shuffled_codes is not None
-    assert evaluation.report.shuffled_codes.accuracy == 1.0
-    assert evaluation.report.shuffled_codes.shuffled_accuracy < 0.6
-    assert "the code is alive" in evaluation.report.verdict.summary
+    assert evaluation.report["shuffled_codes"] is not None
+    assert evaluation.report["shuffled_codes"]["accuracy"] == 1.0
+    assert evaluation.report["shuffled_codes"]["shuffled_accuracy"] < 0.6
+    assert "the code is alive" in evaluation.report["verdict"]["summary"]
 
 
 def test_drawing_strings_estimates_the_expected_exact_share(evaluation: Evaluation) -> None:
     """Ten codes of each of 40 derivations on either side, and 40,000 strings on one."""
-    found = evaluation.report.reconstruction
-    assert found.monte_carlo is not None
-    assert (found.expected_examples, found.encodings) == (40, 10)
-    assert 0.05 < found.expected_exact_share < 0.95
-    assert found.monte_carlo.exact_share == pytest.approx(found.expected_exact_share, abs=0.03)
-    assert found.monte_carlo.budget_exact_share >= found.monte_carlo.exact_share
-    assert 0 < found.expected_error < 0.05
+    found = evaluation.report["reconstruction"]
+    assert found["monte_carlo"] is not None
+    assert (found["expected_examples"], found["encodings"]) == (40, 10)
+    assert 0.05 < found["expected_exact_share"] < 0.95
+    assert found["monte_carlo"]["exact_share"] == pytest.approx(found["expected_exact_share"], abs=0.03)
+    assert found["monte_carlo"]["budget_exact_share"] >= found["monte_carlo"]["exact_share"]
+    assert 0 < found["expected_error"] < 0.05
 
 
 def test_as_a_graph_the_same_strings_are_counted(corpus: DerivationCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators recorded once stand for a CUDA graph; the last batch, of 3, and the last 25 strings are filled up."""
     model = Ruler(EQUATIONS.rules, sharp=2.0, spread=0.3)
-    monkeypatch.setattr("arcvae_cli.evaluation.strings.batch_size", lambda length, device=None: 8)
-    monkeypatch.setattr("arcvae_cli.evaluation.strings.DECODINGS", 8 * LENGTH * 8)
+    monkeypatch.setattr("arcvae_cli.domains.strings.batch_size", lambda length, device=None: 8)
+    monkeypatch.setattr("arcvae_cli.domains.strings.DECODINGS", 8 * LENGTH * 8)
     protocol, indices = Protocol(19, encodings=2, decodings=25), torch.arange(19)
     assert model.pushdown is not None
     found = [_monte_carlo(model, model.pushdown, corpus, "test", indices, protocol, seed=2)]
@@ -169,7 +167,7 @@ def test_as_a_graph_the_same_strings_are_counted(corpus: DerivationCorpus, monke
     monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
     found.append(_monte_carlo(model, model.pushdown, corpus, "test", indices, protocol, seed=2))
     assert found[0] == found[1]
-    assert 0.05 < found[0].exact_share < found[0].budget_exact_share < 1.0
+    assert 0.05 < found[0]["exact_share"] < found[0]["budget_exact_share"] < 1.0
 
 
 def test_the_baseline_counts_rules_by_step_and_left_hand_side(corpus: DerivationCorpus) -> None:
@@ -188,13 +186,13 @@ def test_the_baseline_counts_rules_by_step_and_left_hand_side(corpus: Derivation
             counted += 1
         nll, expected = nll + nats / len(test), expected + math.exp(-nats) / len(test)
         right, exact = right - wrong, exact + (wrong == 0)
-    found = RuleFrequencies(corpus.ids("train"), rules).measure(corpus, "test", choose(corpus, "test", None, 0))
+    found = UnigramBaseline(corpus.ids("train"), rules).measure(corpus, "test", choose(corpus, "test", None, 0))
     assert found.training == 320
-    assert found.nll_nats == pytest.approx(nll)
-    assert found.nll_bits == pytest.approx(nll * len(test) / counted / math.log(2))
-    assert found.token_accuracy == pytest.approx((right + counted) / counted)
-    assert found.exact_share == exact / len(test)
-    assert found.expected_exact_share == pytest.approx(expected)
+    assert found["nll_nats"] == pytest.approx(nll)
+    assert found["nll_bits"] == pytest.approx(nll * len(test) / counted / math.log(2))
+    assert found["token_accuracy"] == pytest.approx((right + counted) / counted)
+    assert found["exact_share"] == exact / len(test)
+    assert found["expected_exact_share"] == pytest.approx(expected)
 
 
 def test_padding_counts_nowhere(corpus: DerivationCorpus) -> None:
@@ -206,8 +204,8 @@ def test_padding_counts_nowhere(corpus: DerivationCorpus) -> None:
     codes[1, 1] = next(rule for rule in EQUATIONS.rules.of(EQUATIONS.rules.lhs[int(start)]) if rule != start)
     found = decode(Ruler(EQUATIONS.rules), corpus, "test", torch.arange(3), codes)
     assert found.errors.tolist() == [0, 1, 0] and found.lengths.tolist() == lengths.tolist()
-    assert found.scores().token_accuracy == pytest.approx(1 - 1 / lengths.sum().item())
-    assert found.scores().exact_share == pytest.approx(2 / 3)
+    assert found.scores()["token_accuracy"] == pytest.approx(1 - 1 / lengths.sum().item())
+    assert found.scores()["exact_share"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("arch", ["kusner", "enhanced"])
@@ -233,7 +231,7 @@ def test_in_any_order_and_without_padding_a_pass_finds_what_whole_batches_find(
         derived = model.likeliest(whole)
     decoded, posteriors = [], []
     for size in (5, 100):
-        monkeypatch.setattr("arcvae_cli.evaluation.strings.batch_size", lambda length, device=None, size=size: size)
+        monkeypatch.setattr("arcvae_cli.domains.strings.batch_size", lambda length, device=None, size=size: size)
         monkeypatch.setattr("arcvae_cli.evaluation.priors.batch_size", lambda length, device=None, size=size: size)
         posteriors.append(encode(model, corpus, "test", indices, seed=4))
         decoded.append(decode(model, corpus, "test", indices, level.mean, derive=True))
@@ -253,52 +251,52 @@ def test_new_strings_are_counted_one_by_one() -> None:
     known, new, twice = [3, 7, 11], [3, 8, 11], [3, 9, 11]
     ids = np.array([known, new, twice, twice], np.int16)
     bad = "2"
-    judge = Judge("odd", lambda text: text != bad)
+    judge = Validator("odd", lambda text: text != bad)
     keys = {key_of(known)}
     found = score_drawn(ids, np.array([True, False, True, True]), ids[[0, 0, 0, 1]], 11, keys, EQUATIONS, judge)
     assert EQUATIONS.write(twice) == bad
-    assert (found.samples, found.mean_rules) == (4, 2.0)
-    assert (found.complete_share, found.valid_share, found.complete_valid_share) == (0.75, 0.5, 0.25)
-    assert (found.distinct_share, found.novel_share) == (1.0, 0.5)
-    assert (found.likeliest_valid_share, found.likeliest_distinct_share) == (1.0, 0.5)
-    assert found.distinct_1k_share is found.distinct_10k_share is found.diversity is None
+    assert (found["samples"], found["mean_rules"]) == (4, 2.0)
+    assert (found["complete_share"], found["valid_share"], found["complete_valid_share"]) == (0.75, 0.5, 0.25)
+    assert (found["distinct_share"], found["novel_share"]) == (1.0, 0.5)
+    assert (found["likeliest_valid_share"], found["likeliest_distinct_share"]) == (1.0, 0.5)
+    assert found["distinct_1k_share"] is found["distinct_10k_share"] is found["diversity"] is None
     plain = score_drawn(ids, np.ones(4, np.bool_), ids, 11, keys, EQUATIONS, None)
-    assert (plain.valid_share, plain.distinct_share, plain.novel_share) == (None, 0.75, 2 / 3)
+    assert (plain["valid_share"], plain["distinct_share"], plain["novel_share"]) == (None, 0.75, 2 / 3)
     none = score_drawn(ids[2:], np.ones(2, np.bool_), ids[2:], 11, keys, EQUATIONS, judge)
-    assert (none.valid_share, none.distinct_share, none.novel_share) == (0.0, 0.0, None)
+    assert (none["valid_share"], none["distinct_share"], none["novel_share"]) == (0.0, 0.0, None)
 
 
 def key_of(ids: list[int]) -> bytes:
-    from arcvae_cli.evaluation.strings import _key
+    from arcvae_cli.domains.strings import _key
 
     return _key(np.array(ids))
 
 
 def test_samples_of_both_priors_stand_side_by_side(evaluation: Evaluation) -> None:
-    drawn = evaluation.report.prior_samples
+    drawn = evaluation.report["prior_samples"]
     assert drawn is not None and list(drawn) == ["standard", "aggregate"]
     for found in drawn.values():
-        assert found.samples == 1100
-        assert found.distinct_1k_share is not None and found.distinct_10k_share is None
-        assert found.valid_share is not None and found.complete_valid_share is not None
-        assert found.complete_valid_share <= min(found.complete_share, found.valid_share)
+        assert found["samples"] == 1100
+        assert found["distinct_1k_share"] is not None and found["distinct_10k_share"] is None
+        assert found["valid_share"] is not None and found["complete_valid_share"] is not None
+        assert found["complete_valid_share"] <= min(found["complete_share"], found["valid_share"])
     # a code near 0 is rule 0 at every step, S -> S '+' T, which never ends; the fitted Gaussian knows better
-    assert drawn["standard"].complete_share < 0.05 < drawn["aggregate"].complete_share
-    assert evaluation.report.judged == "evaluable"
+    assert drawn["standard"]["complete_share"] < 0.05 < drawn["aggregate"]["complete_share"]
+    assert evaluation.report["judged"] == "evaluable"
 
 
 def test_paths_go_from_one_string_to_the_other(corpus: DerivationCorpus) -> None:
     model = Ruler(EQUATIONS.rules)
     indices = torch.arange(6)
-    found = string_paths(model, corpus, "test", indices, EQUATIONS, judge_of(EQUATIONS), steps=5)
+    found = string_paths(model, corpus, "test", indices, EQUATIONS, validator_for(EQUATIONS), steps=5)
     ids = corpus.ids("test")[:6]
-    assert (found.pairs, found.steps) == (3, 5)
-    assert found.distance == pytest.approx((ids[:3] != ids[3:]).sum(dim=1).double().mean())
-    assert found.mean_step <= found.largest_step <= LENGTH
-    assert found.mean_step * 4 >= found.distance - 1e-9  # the way is no shorter than the ends are apart
-    assert 1 < found.distinct <= 5
-    assert found.valid_share is not None and found.valid_paths is not None
-    assert found.valid_paths <= found.valid_share <= 1
+    assert (found["pairs"], found["steps"]) == (3, 5)
+    assert found["distance"] == pytest.approx((ids[:3] != ids[3:]).sum(dim=1).double().mean())
+    assert found["mean_step"] <= found["largest_step"] <= LENGTH
+    assert found["mean_step"] * 4 >= found["distance"] - 1e-9  # the way is no shorter than the ends are apart
+    assert 1 < found["distinct"] <= 5
+    assert found["valid_share"] is not None and found["valid_paths"] is not None
+    assert found["valid_paths"] <= found["valid_share"] <= 1
 
 
 def test_reconstructions_are_whole_derivations(corpus: DerivationCorpus) -> None:
@@ -313,52 +311,49 @@ def test_the_same_seed_gives_the_same_report_and_leaves_torch_alone(corpus: Deri
     model = Ruler(EQUATIONS.rules).train()
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    one, other = (
-        evaluate_strings(model, corpus, "val", settings=SETTINGS, seed=3, samples=50).report.document()
-        for _ in range(2)
-    )
+    one, other = (run(model, corpus, "val", settings=SETTINGS, seed=3, samples=50).report for _ in range(2))
     assert one == other
     assert model.training and torch.equal(before, torch.get_rng_state())
 
 
 def test_a_quick_evaluation_leaves_out_what_takes_many_passes(corpus: DerivationCorpus) -> None:
-    report = evaluate_strings(Ruler(EQUATIONS.rules), corpus, "val", settings=SETTINGS, quick=True).report
-    assert report.quick and report.reconstruction.encodings == 1
-    assert report.interpolation is report.importance_weighted is report.reconstruction.monte_carlo is None
-    assert report.levels["z"].mutual_information is None
-    assert report.shuffled_codes is not None and report.prior_samples is not None
-    assert report.prior_samples["standard"].samples == 200
+    report = run(Ruler(EQUATIONS.rules), corpus, "val", settings=SETTINGS, quick=True).report
+    assert report["quick"] and report["reconstruction"]["encodings"] == 1
+    assert report["interpolation"] is report["importance_weighted"] is report["reconstruction"]["monte_carlo"] is None
+    assert report["levels"]["z"]["mutual_information"] is None
+    assert report["shuffled_codes"] is not None and report["prior_samples"] is not None
+    assert report["prior_samples"]["standard"]["samples"] == 200
 
 
 def test_without_a_grammar_all_is_measured_that_takes_none(arrays: StringArrays) -> None:
     rules = replace(arrays.rules, rhs=None, text=None)
     corpus = DerivationCorpus(replace(arrays, rules=rules, grammar=None))
     model = Ruler(rules)
-    report = evaluate_strings(model, corpus, "test", settings=SETTINGS, iwae_samples=2).report
-    assert report.judged is report.prior_samples is report.interpolation is None
-    assert report.reconstruction.posterior_mean.exact_share == 1.0
-    assert report.importance_weighted is not None
+    report = run(model, corpus, "test", settings=SETTINGS, iwae_samples=2).report
+    assert report["judged"] is report["prior_samples"] is report["interpolation"] is None
+    assert report["reconstruction"]["posterior_mean"]["exact_share"] == 1.0
+    assert report["importance_weighted"] is not None
     assert (reconstruct(model, corpus.ids("test")[:3]) == corpus.ids("test")[:3].numpy()).sum() >= 3
     with pytest.raises(InputError, match="--monte-carlo: without its grammar"):
-        evaluate_strings(model, corpus, "test", settings=SETTINGS, monte_carlo=Protocol(3))
+        run(model, corpus, "test", settings=SETTINGS, monte_carlo=Protocol(3))
 
 
 def test_what_cannot_be_evaluated_is_refused(arrays: StringArrays) -> None:
     model = Ruler(EQUATIONS.rules)
     tests_only = DerivationCorpus(arrays.only(arrays.rows("test")))
     with pytest.raises(InputError, match="no training derivations"):
-        evaluate_strings(model, tests_only, "test", settings=SETTINGS)
+        run(model, tests_only, "test", settings=SETTINGS)
     with pytest.raises(InputError, match="the split val is empty"):
-        evaluate_strings(model, tests_only, "val", settings=SETTINGS, trained=DerivationCorpus(arrays))
+        run(model, tests_only, "val", settings=SETTINGS, trained=DerivationCorpus(arrays))
     model.shift = math.nan
     with pytest.raises(ArcvaeError, match="not finite"):
-        evaluate_strings(model, DerivationCorpus(arrays), "val", settings=SETTINGS)
+        run(model, DerivationCorpus(arrays), "val", settings=SETTINGS)
 
 
 def test_the_document_is_plain(evaluation: Evaluation) -> None:
     import json
 
-    document = json.loads(json.dumps(evaluation.report.document(), allow_nan=False))
+    document = json.loads(json.dumps(evaluation.report, allow_nan=False))
     assert document["importance_weighted"]["samples"] == 3
     assert document["prior_samples"]["aggregate"]["samples"] == 1100
 
@@ -375,13 +370,15 @@ def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
     arrays = StringArrays("few", ids, np.array([0] * 6 + [2] * 2, np.uint8), grammar.rules, grammar)
     corpus = DerivationCorpus(arrays)
     model = Ruler(grammar.rules, length=length, sharp=100.0, spread=1e-3)
-    report = evaluate_strings(model, corpus, "test", settings=SETTINGS, samples=40).report
-    assert report.judged == "valid"
-    assert report.reconstruction.canonical_share == report.reconstruction.posterior_mean.exact_share == 1.0
-    assert report.entropy_nats is None
-    assert "-log p(x), entropy" not in [finding.name for finding in report.verdict.findings]
-    assert report.prior_samples is not None
-    assert report.prior_samples["standard"].valid_share is not None
+    report = run(model, corpus, "test", settings=SETTINGS, samples=40).report
+    assert report["judged"] == "valid"
+    assert (
+        report["reconstruction"]["canonical_share"] == report["reconstruction"]["posterior_mean"]["exact_share"] == 1.0
+    )
+    assert report["entropy_nats"] is None
+    assert "-log p(x), entropy" not in [finding["name"] for finding in report["verdict"]["findings"]]
+    assert report["prior_samples"] is not None
+    assert report["prior_samples"]["standard"]["valid_share"] is not None
     # codes of another molecule with the same meaning give another string, and the same molecule
     swapped = np.concatenate([ids[:6], ids[[6]]])
     arrays = StringArrays("swap", swapped, np.array([0] * 6 + [2], np.uint8), grammar.rules, grammar)
@@ -393,13 +390,13 @@ def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
             return super().encode(replace(batch, x=torch.from_numpy(ids[:1]).long().expand(len(batch.x), -1)), noise)
 
     renaming = Renaming(grammar.rules, length=length, sharp=100.0, spread=1e-3)
-    found = evaluate_strings(renaming, DerivationCorpus(arrays), "test", settings=SETTINGS, samples=5).report
-    assert found.reconstruction.posterior_mean.exact_share == 0.0
-    assert found.reconstruction.canonical_share == 1.0
+    found = run(renaming, DerivationCorpus(arrays), "test", settings=SETTINGS, samples=5).report
+    assert found["reconstruction"]["posterior_mean"]["exact_share"] == 0.0
+    assert found["reconstruction"]["canonical_share"] == 1.0
 
 
 def test_the_entropy_bounds_nothing_of_strings_that_were_trained_on(corpus: DerivationCorpus) -> None:
     model = Ruler(EQUATIONS.rules, length=LENGTH, sharp=2.0, spread=0.3)
-    report = evaluate_strings(model, corpus, "train", settings=SETTINGS, quick=True).report
-    assert report.entropy_nats is None
-    assert "-log p(x), entropy" not in [finding.name for finding in report.verdict.findings]
+    report = run(model, corpus, "train", settings=SETTINGS, quick=True).report
+    assert report["entropy_nats"] is None
+    assert "-log p(x), entropy" not in [finding["name"] for finding in report["verdict"]["findings"]]

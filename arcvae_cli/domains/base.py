@@ -1,0 +1,278 @@
+"""What a kind of example has to know: scores, baselines, samples, targets, tables, pictures, files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arcvae_cli.errors import InputError
+from arcvae_cli.evaluation.information import Codes
+from arcvae_cli.evaluation.verdict import Advice, Target
+from arcvae_cli.files import atomic_write
+from arcvae_cli.models.base import VAE, Batch
+
+if TYPE_CHECKING:
+    from arcvae_cli.checkpoints import Loaded
+    from arcvae_cli.console import Console
+    from arcvae_cli.evaluation.evaluate import Evaluation
+    from arcvae_cli.grammar import Grammar, Rules
+    from arcvae_cli.models.grammar import Structure
+    from arcvae_cli.records import Pictures
+    from arcvae_cli.settings import Settings
+
+Report = Mapping[str, Any]
+"""Everything measured, as nested dicts: what `metrics.json` holds."""
+
+Examples = NDArray[Any]
+"""(n, *positions) classes, as small integers."""
+
+
+class Table(NamedTuple):
+    """A table of a report. `columns`: headings and the text that replaces `{}` in dotted keys.
+
+    `rows`: label, dotted key and format; a key without `{}` has its value in the first column. Rows without any value
+    are not shown.
+    """
+
+    title: str
+    columns: Mapping[str, str]
+    rows: Sequence[tuple[str, str, str]]
+    note: str = ""
+
+
+@dataclass
+class Task:
+    """What is to be evaluated: a model on a split of a corpus that lies on the model's device.
+
+    `trained`: the corpus whose training split the model was trained on, for baselines and novelty; `corpus` if None.
+    `grammar`: to write strings with. `iwae_samples`: draws per example of the importance-weighted bound, 0 for none.
+    `monte_carlo`: examples, encodings of each, decodings of each code. `samples`: strings drawn from each prior.
+    `quick`: fewer examples, and only what takes few passes. `indices`: (n,) the examples in the order seen, and `few`
+    of them for what takes many passes: both set by `evaluate`.
+    """
+
+    model: Any
+    corpus: Any
+    split: str
+    settings: Settings
+    trained: Any = None
+    grammar: Grammar | None = None
+    seed: int = 0
+    iwae_samples: int = 0
+    iwae_examples: int = 512
+    monte_carlo: tuple[int, int, int] | None = None
+    samples: int = 1000
+    quick: bool = False
+    tell: Callable[[str], None] = lambda _: None
+    indices: Tensor = field(init=False)
+    few: Tensor = field(init=False)
+
+
+class Reconstructed(NamedTuple):
+    """Reconstructions of a task's examples.
+
+    `means`: (n, *shape) posterior means by level, `report`: scores at them and of the baselines, `errors`: (n,) wrong
+    positions, `own`: nats and accuracy of the task's `few` with their own codes.
+    """
+
+    codes: Codes
+    means: Mapping[str, Tensor]
+    report: dict[str, Any]
+    errors: NDArray[np.int64]
+    own: tuple[float, float]
+
+
+class Draw(NamedTuple):
+    """Latents drawn from a prior, and how they are to be decoded.
+
+    `given`: conditions by name, `conditions`: the same encoded (n, A). `training`: opens the corpus whose training
+    split decides what is novel, None if it is not available.
+    """
+
+    loaded: Loaded
+    latents: Mapping[str, Tensor]
+    temperature: float
+    seed: int
+    given: Mapping[str, int]
+    conditions: Tensor | None
+    argmax: bool
+    budget: bool
+    training: Callable[[], Any | None]
+    note: Callable[[str], None]
+
+
+class Decoded(NamedTuple):
+    """Decoded samples, or a path. `facts`: for the JSON document, `arrays`: for the npz, `rows`: what is shown."""
+
+    facts: dict[str, Any]
+    arrays: dict[str, Any]
+    rows: Any
+    summary: str
+
+
+class Domain(ABC):
+    """A kind of example.
+
+    `noun`: what its examples are called, `per`: headings of nats and bits, `changes`: what changes along a path.
+    `dtype`: type of examples in an npz, `formats`: suffixes of the files of samples and paths. `plain`: whether a pipe
+    gets samples alone. `flags`: those of commands that other kinds do not have. `quick_shuffle`: whether a quick
+    evaluation shuffles codes.
+    """
+
+    kind: ClassVar[str]
+    noun: ClassVar[str]
+    per: ClassVar[tuple[str, str]]
+    changes: ClassVar[str]
+    dtype: ClassVar[type[np.generic]]
+    formats: ClassVar[tuple[str, ...]]
+    flags: ClassVar[frozenset[str]] = frozenset()
+    quick_shuffle: ClassVar[bool] = False
+    plain: ClassVar[bool] = False
+
+    def check_flags(self, given: Mapping[str, object]) -> None:
+        """InputError for a flag (None if not given) that models of this kind do not have."""
+        for flag, value in given.items():
+            if value is not None and flag not in self.flags:
+                raise InputError(f"{flag}: this model is of {self.noun}", "leave it out")
+
+    # -------------------------------------------------------------------------------------------- training
+
+    @abstractmethod
+    def validation_batch(self, corpus: Any) -> int:
+        """Examples per batch of a validation pass; noise is drawn batch by batch."""
+
+    @abstractmethod
+    def baseline(self, corpus: Any) -> dict[str, float | None]:
+        """Of a code without information on the validation split: `blank` (accuracy), `blank_nats`, `entropy`."""
+
+    @abstractmethod
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
+        """Write the examples of an epoch of training into the folder."""
+
+    # -------------------------------------------------------------------------------------------- evaluation
+
+    @abstractmethod
+    def limits(self, task: Task) -> tuple[int | None, int | None, int]:
+        """Most examples of an evaluation, and of what takes many passes (None for all); examples per pass."""
+
+    @abstractmethod
+    def reconstruct(self, task: Task) -> Reconstructed:
+        """Encode, and reconstruct from one posterior sample and from the posterior mean, beside the baselines."""
+
+    @abstractmethod
+    def paths(self, task: Task) -> dict[str, Any] | None:
+        """Interpolations between pairs of examples."""
+
+    @abstractmethod
+    def likelihood(self, task: Task, codes: Codes) -> dict[str, Any]:
+        """What else the report says of the likelihood."""
+
+    @abstractmethod
+    def samples(self, task: Task) -> dict[str, Any]:
+        """Parts of the report on samples from the prior."""
+
+    @abstractmethod
+    def targets(self, report: Report, advice: Advice) -> Iterator[Target]:
+        """The targets of a verdict."""
+
+    @abstractmethod
+    def summary(self, report: Report, advice: Advice) -> str:
+        """The verdict in a line."""
+
+    @abstractmethod
+    def tables(self, report: Report) -> Iterator[Table]:
+        """The tables of a report that other kinds do not have."""
+
+    @abstractmethod
+    def code_values(self, task: Task, indices: NDArray[np.int64]) -> tuple[NDArray[Any], str]:
+        """What the codes of the examples at `indices` are coloured by in a scatter plot, and its name."""
+
+    @abstractmethod
+    def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
+        """Write reconstructions and other pictures of an evaluation into the folder."""
+
+    # -------------------------------------------------------------------------------------------- samples, paths
+
+    def structure(self, model: Any) -> Structure | None:  # noqa: ARG002 - of models that have one
+        """What a corpus has to fit to be used with the model."""
+        return None
+
+    def check_decodable(self, loaded: Loaded) -> None:  # noqa: B027 - most have nothing to check
+        """InputError where nothing can be decoded into examples."""
+
+    @abstractmethod
+    def posterior_samples(
+        self, model: VAE, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
+    ) -> dict[str, Tensor]:
+        """One posterior sample by level (n, *shape) of at most `limit` examples, those that satisfy `given`.
+
+        Samples, not means: the spread of each posterior belongs to the aggregate posterior, and in a hierarchy the
+        lower posterior depends on the sample above it.
+        """
+
+    @abstractmethod
+    def sample(self, draw: Draw) -> Decoded:
+        """Decode samples and score them."""
+
+    @abstractmethod
+    def read_end(self, text: str, flag: str, loaded: Loaded, note: Callable[[str], None]) -> tuple[str, Any]:
+        """The example (*positions) that an end of a path means that is no index, and its name."""
+
+    @abstractmethod
+    def batch(self, model: Any, x: Tensor) -> Batch:
+        """A batch of examples (B, *positions)."""
+
+    @abstractmethod
+    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Callable[[str], None]) -> Decoded:
+        """A decoded path of `steps` (S, *positions) between two `originals` (2, *positions)."""
+
+    @abstractmethod
+    def show(self, console: Console, decoded: Decoded) -> None:
+        """Print samples or a path."""
+
+    @abstractmethod
+    def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
+        """Write samples or a path, all but the npz, into `files` by suffix."""
+
+    def path_facts(self, steps: Examples, originals: Examples, distance: Callable[..., int]) -> tuple[Report, str]:
+        """How a decoded path changes by the `distance` of two examples, and the same in words."""
+        changed = [distance(*pair) for pair in pairwise(steps)]
+        facts: dict[str, Any] = {
+            "changed": changed,
+            "mean_step": sum(changed) / len(changed),
+            "largest_step": max(changed),
+            "distance": distance(steps[0], steps[-1]),
+            "distance_of_originals": distance(*originals),
+            "wrong_at_ends": [distance(steps[place], originals[place]) for place in (0, -1)],
+        }
+        words = (
+            f"{facts['mean_step']:.1f} {self.changes} change per step, {facts['largest_step']} at most; "
+            f"{facts['distance']} between the decoded ends, {facts['distance_of_originals']} between the originals; "
+            f"wrong {self.changes} in the decoded ends: {facts['wrong_at_ends'][0]} and {facts['wrong_at_ends'][1]}"
+        )
+        return facts, words
+
+
+def title_of(loaded: Loaded) -> str:
+    """The checkpoint in the title of a picture."""
+    return f"{loaded.path.name} of epoch {loaded.epoch}"
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """An `.npz`, written atomically."""
+    with atomic_write(path) as temporary, temporary.open("wb") as file:  # a name would be given the suffix .npz
+        np.savez_compressed(file, **arrays)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, written atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,561 @@
+"""The domain of grids: 16x16 cells of ten colours, beside an all-black grid and PCA."""
+# ruff: noqa: ARG002 - not every domain needs every argument
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from arcvae_cli import conditions
+from arcvae_cli.domains.base import Decoded, Domain, Draw, Examples, Reconstructed, Report, Table, Task, write_text
+from arcvae_cli.errors import InputError
+from arcvae_cli.evaluation.accuracy import ASKED, JUDGED, condition_accuracy
+from arcvae_cli.evaluation.baselines import COLOURS, PCABaseline
+from arcvae_cli.evaluation.information import (
+    BATCH_SIZE,
+    Codes,
+    batches,
+    choose,
+    eval_mode,
+    nats,
+    posterior_means,
+    samples_of,
+    to_float64,
+)
+from arcvae_cli.evaluation.paths import decoded_paths, smoothness
+from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
+from arcvae_cli.evaluation.samples import blank_share, score_samples
+from arcvae_cli.evaluation.verdict import Advice, Target
+from arcvae_cli.files import exists, expanded
+from arcvae_cli.models.base import VAE, Batch, Output
+from arcvae_cli.objective import ACTIVE_KL
+
+if TYPE_CHECKING:
+    from arcvae_cli.checkpoints import Loaded
+    from arcvae_cli.console import Console
+    from arcvae_cli.evaluation.evaluate import Evaluation
+    from arcvae_cli.grammar import Rules
+    from arcvae_cli.records import Pictures
+
+NEAR = 5
+"""Wrong cells up to which a grid counts as nearly correct."""
+
+PAIRS, STEPS = 256, 9
+SAMPLES, CONDITION_SAMPLES = 1500, 500  # for each condition: a share of 0.8 is known to 0.02
+QUICK_EXAMPLES, QUICK_SAMPLES, QUICK_CONDITION_SAMPLES = 2000, 500, 100
+
+PIXEL_TARGET, NON_BLACK_TARGET = 0.90, 0.30
+BLANK_MARGIN, SPECK_MARGIN = 0.10, 0.25
+"""Shares of samples allowed beyond the data's own. Real grids are never blank; real ARC grids have a speck share of
+0.25, 2 % noise makes it 0.32, all noise 0.91."""
+
+ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50
+"""Of samples under a condition: the share that satisfies it among those neither blank nor repeated; the share of
+those. A model that always draws one grid may satisfy a condition, and is no use."""
+
+PICTURED = 16  # pairs in a picture
+SHEET = 256  # samples in a picture; the files hold all
+MAPS = 7  # grids beside the mean of all in a picture of KL maps
+ROWS = COLUMNS = 8  # of samples that share the latents of a level
+
+SCORES = (
+    ("pixel accuracy", "reconstruction.{}.pixel_accuracy", ".2%"),
+    ("non-black accuracy", "reconstruction.{}.non_black_accuracy", ".2%"),
+    ("non-black IoU", "reconstruction.{}.non_black_iou", ".2%"),
+    ("inside the rectangle", "reconstruction.{}.inside_accuracy", ".2%"),
+    ("exact grids", "reconstruction.{}.exact_share", ".2%"),
+    ("grids within 5 cells", "reconstruction.{}.near_share", ".2%"),
+    ("all-black reconstructions", "reconstruction.{}.blank_share", ".2%"),
+    ("skill in pixels", "reconstruction.skill.pixel", "+.3f"),
+    ("skill in non-black pixels", "reconstruction.skill.non_black", "+.3f"),
+    ("PCA components", "reconstruction.pca_components", ""),
+)
+COLOUR_SCORES = (
+    ("model", "reconstruction.posterior_mean.colour_accuracy.{}", ".0%"),
+    ("PCA", "reconstruction.pca.colour_accuracy.{}", ".0%"),
+)
+PATH_SCORES = (
+    ("pairs of grids", "interpolation.pairs", ""),
+    ("cells changed per step", "interpolation.mean_step", ".1f"),
+    ("  in the largest step", "interpolation.largest_step", ".1f"),
+    ("  of the distance of the ends", "interpolation.largest_step_share", ".0%"),
+    ("cells that differ between the ends", "interpolation.distance", ".1f"),
+)
+SAMPLE_SCORES = (
+    ("density", "{}.density", ".2f"),
+    ("coverage", "{}.coverage", ".2f"),
+    ("object-count distance", "{}.object_distance", ".2f"),
+    ("speck share", "{}.speck_share", ".2%"),
+    ("  in the split", "prior_samples.reference_speck_share", ".2%"),
+    ("non-black", "{}.non_black_share", ".2%"),
+    ("  in the split", "prior_samples.reference_non_black_share", ".2%"),
+    ("blank", "{}.blank_share", ".2%"),
+    ("distinct", "{}.distinct_share", ".2%"),
+    ("no training grid", "{}.novel_share", ".2%"),
+    ("grids", "{}.samples", ""),
+)
+CONDITIONED = {
+    "asked": "counted_obeying",
+    "unaided": "unaided_obeying",
+    "unasked": "baseline_counted_obeying",
+    "of": "counted",
+    "all": "obeying",
+    "data": "data",
+}
+
+
+class GridDomain(Domain):
+    """Grids."""
+
+    kind, noun, changes, dtype = "grids", "grids", "cells", np.uint8
+    per, formats = ("nats per grid", "bits per cell"), ("png", "npz", "json")
+
+    # -------------------------------------------------------------------------------------------- training
+
+    def validation_batch(self, corpus: Any) -> int:
+        return 1000
+
+    def baseline(self, corpus: Any) -> dict[str, float | None]:
+        black = (corpus.grids("val") == corpus.background).double().mean().item()
+        return {"blank": black, "blank_nats": None, "entropy": None}
+
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
+        from arcvae_cli import render
+
+        originals = pictures.originals
+        render.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
+        render.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
+        if pictures.maps:
+            render.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)
+
+    # -------------------------------------------------------------------------------------------- evaluation
+
+    def limits(self, task: Task) -> tuple[int | None, int | None, int]:
+        return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
+
+    def reconstruct(self, task: Task) -> Reconstructed:
+        model, shapes = task.model, task.model.level_shapes
+        sampled = GridTally()
+
+        def passes(device: torch.device) -> Iterator[tuple[Batch, Output]]:
+            for batch, sides in _batches(task, device):
+                output = model(batch)
+                sampled.update(output.logits.argmax(dim=1), batch.x, sides)
+                yield batch, output
+
+        with eval_mode(model, task.seed) as device:
+            codes = Codes.of(passes(device))
+        means = {name: level.mean for name, level in codes.levels.items()}
+        if len(shapes) > 1:  # the posterior below the mean of a level is not the one below its sample
+            means = posterior_means(model, task.corpus, task.split, task.indices)
+        units = sum(map(math.prod, shapes.values()))
+        task.tell(f"PCA with {units} components")
+        baseline = PCABaseline.fit(_training(task), units, task.seed)
+        tallies = {name: GridTally() for name in ("posterior_mean", "all_black", "pca")}
+        costs: list[Tensor] = []
+        with eval_mode(model, 0) as device:
+            start = 0
+            for batch, sides in _batches(task, device):
+                stop = start + len(batch.x)
+                logits = model.decode({name: value[start:stop] for name, value in means.items()})
+                costs.append(nats(logits, batch))
+                decoded = logits.argmax(dim=1), torch.zeros_like(batch.x), baseline.decode(batch.x)
+                for tally, grids in zip(tallies.values(), decoded, strict=True):
+                    tally.update(grids, batch.x, sides)
+                start = stop
+        scores = {name: tally.scores() for name, tally in tallies.items()}
+        skills = {
+            name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
+        }
+        report = {
+            "examples": len(task.indices),
+            **scores,
+            "posterior_sample": sampled.scores(),
+            "pca_components": baseline.components,
+            "pca_training_grids": baseline.training_grids,
+            "skill": skills,
+        }
+        own = to_float64(torch.cat(costs)).mean().item(), scores["posterior_mean"]["pixel_accuracy"]
+        return Reconstructed(codes, means, report, tallies["posterior_mean"].errors.numpy(), own)
+
+    def paths(self, task: Task) -> dict[str, Any]:
+        return smoothness(decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS))
+
+    def likelihood(self, task: Task, codes: Codes) -> dict[str, Any]:
+        return {}
+
+    def samples(self, task: Task) -> dict[str, Any]:
+        """Samples, and as the best that is possible training grids, against grids of the split."""
+        task.tell("samples from the prior")
+        training, count = _training(task), QUICK_SAMPLES if task.quick else SAMPLES
+        reference = _grids(task, task.indices[:count])
+        drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
+        accuracy = None
+        if task.model.attributes:
+            task.tell("samples under conditions")
+            asked, each = (JUDGED, QUICK_CONDITION_SAMPLES) if task.quick else (ASKED, CONDITION_SAMPLES)
+            accuracy = condition_accuracy(task.model, training, each, task.seed, asked)
+        return {
+            "prior_samples": score_samples(draw_samples(task.model, count, task.seed), reference, training),
+            "training_grids": score_samples(drawn, reference, training),
+            "adherence": accuracy,
+        }
+
+    def targets(self, report: Report, advice: Advice) -> Iterator[Target]:
+        found, drawn = report["reconstruction"], report["prior_samples"]
+        kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
+        pixel, non_black = (found["posterior_mean"][f"{name}_accuracy"] for name in ("pixel", "non_black"))
+        black, pca = (found[name]["pixel_accuracy"] for name in ("all_black", "pca"))
+        best, which = max(black, pca), "PCA" if pca > black else "all black"
+        bad = [level for level, kl in kls.items() if _dead(kl) or 2 * advice.held(level, kl) > len(kl)]
+        revive = advice.more_kl(bad[0]) if bad else None
+        closer, larger, decoder = revive or advice.raise_beta(), revive or _enlarge(advice), revive or _decoder(advice)
+        yield Target("pixel accuracy", pixel, ">=", PIXEL_TARGET, f"{PIXEL_TARGET:.2f}", larger)
+        yield Target("pixel accuracy, baselines", pixel, ">", best, f"{best:.4f} ({which})", larger)
+        yield Target("non-black accuracy", non_black, ">", NON_BLACK_TARGET, f"{NON_BLACK_TARGET:.2f}", decoder)
+        for level, kl in kls.items():
+            where, least = f", {level}" if len(kls) > 1 else "", f"{ACTIVE_KL:.2f} nats"
+            more = advice.more_kl(level)
+            yield Target(f"smallest KL{where or ' of a dimension'}", min(kl), ">", ACTIVE_KL, least, more)
+            if advice.floors[level] > 0:
+                floor = f"KL at the free-bits floor{where}"
+                yield advice.floor_target(level, kl, floor, f"total {floor}")
+                name = f"held by free bits alone{where}" if where else "dimensions held by free bits alone"
+                half = len(kl) // 2
+                yield Target(name, advice.held(level, kl), "<=", half, f"{half} of {len(kl)}", more)
+        fewer = decoder if non_black <= NON_BLACK_TARGET else closer
+        for name, key, margin, remedy in (
+            ("blank samples", "blank_share", BLANK_MARGIN, fewer),
+            ("specks among samples", "speck_share", SPECK_MARGIN, closer),
+        ):
+            reference = drawn[f"reference_{key}"]
+            limit = reference + margin
+            yield Target(name, drawn[key], "<=", limit, f"{limit:.2f} (data {reference:.2f})", remedy)
+        if report["adherence"] is not None:
+            yield from _condition_targets(report["adherence"], f"train longer; {advice.raise_beta()}")
+
+    def summary(self, report: Report, advice: Advice) -> str:
+        found = report["reconstruction"]
+        blank, non_black = (found["posterior_mean"][name] for name in ("blank_share", "non_black_accuracy"))
+        kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
+        counts = [f"{_dead(kl)} of {len(kl)} {level}" for level, kl in kls.items()]
+        held = [level for level, kl in kls.items() if 2 * advice.held(level, kl) > len(kl)]
+        totals = [f"{level} {sum(kl):.1f}" for level, kl in kls.items()]
+        result = f"{non_black:.0%} of the non-black cells are right, PCA gets {found['pca']['non_black_accuracy']:.0%}"
+        if blank >= 0.5:
+            result = f"{blank:.0%} of the reconstructions are all black"
+        if any(map(_dead, kls.values())):
+            which = "posterior" if all(_dead(kl) == len(kl) for kl in kls.values()) else "partial"
+            state = f"{which} collapse: {' and '.join(counts)} dimensions carry under {ACTIVE_KL:g} nats"
+        elif held:
+            state = f"collapse, held up by free bits alone: {' and '.join(held)} carries nothing beyond its floor"
+        elif non_black <= NON_BLACK_TARGET:
+            state = f"the code is alive, the decoder is not: nats of {', '.join(totals)}"
+        else:
+            state = f"the code is alive: nats of {', '.join(totals)}"
+        return f"{state}; {result}"
+
+    # -------------------------------------------------------------------------------------------- report
+
+    def tables(self, report: Report) -> Iterator[Table]:
+        model = {"model": "posterior_mean", "code drawn": "posterior_sample", "all black": "all_black", "PCA": "pca"}
+        yield Table("Reconstruction", model, SCORES)
+        yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
+        yield Table("Interpolation", {"": ""}, PATH_SCORES)
+        samples = {"samples": "prior_samples", "training": "training_grids"}
+        yield Table(
+            f"Samples against {report['prior_samples']['reference']} grids of the split", samples, SAMPLE_SCORES
+        )
+        if (accuracy := report["adherence"]) is not None:
+            rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
+            note = (
+                "asked, unaided, unasked: of samples neither blank nor repeated (of), unasked\n"
+                f"{accuracy['baseline_counted']}; all: of all samples. unaided: the argmax of each cell, without\n"
+                "constraints on extent and colours. Symmetry is built into the decoder."
+            )
+            yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
+
+    def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
+        return (_grids(task, indices) > 0).mean(axis=(1, 2)), "share of non-black cells"
+
+    def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
+        from arcvae_cli import render
+
+        levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}"
+        if len(levels) > 1:
+            below = " and ".join(levels[1:])
+            title = f"rows share a {levels[0]} latent, columns the noise of {below}"
+            sheet = draw_levels(task.model, ROWS, COLUMNS, task.seed)
+            render.save_level_samples(folder / "levels.png", sheet, COLUMNS, levels[0], below, title)
+        if task.quick:
+            return
+        shapes, worst = task.corpus.shapes(task.split), np.argsort(-evaluation.errors, kind="stable")
+        for name, order, which in (
+            ("reconstructions.png", evaluation.indices, "drawn at random"),
+            ("errors.png", evaluation.indices[worst], "with the most wrong cells"),
+        ):
+            chosen = order[:PICTURED]
+            grids = _grids(task, chosen)
+            sides = None if shapes is None else shapes.cpu().numpy()[chosen].astype(np.uint8)
+            title = f"{len(chosen)} of {len(order):,} grids {which}, {where}"
+            render.save_reconstructions(folder / name, grids, reconstruct(task.model, grids), sides, title)
+        if evaluation.maps:
+            grids = _grids(task, evaluation.indices[:MAPS])
+            maps = {name: cells[:MAPS] for name, cells in evaluation.maps.items()}
+            means = {name: cells.mean(axis=0) for name, cells in evaluation.maps.items()}
+            render.save_kl_maps(folder / "kl_maps.png", grids, maps, f"KL of each cell, {where}", means=means)
+
+    # -------------------------------------------------------------------------------------------- samples, paths
+
+    def posterior_samples(
+        self, model: VAE, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
+    ) -> dict[str, Tensor]:
+        chosen = choose(corpus, split, None, seed)
+        if given:
+            chosen = chosen[torch.from_numpy(_satisfied(corpus.grids(split).cpu().numpy(), given))[chosen]]
+        parts = [{name: torch.empty(0, *shape) for name, shape in model.level_shapes.items()}]
+        with eval_mode(model, seed) as device:
+            for batch in batches(corpus, split, chosen[:limit], device):
+                asked = torch.from_numpy(conditions.encode(given, len(batch.x))).to(device) if given else None
+                parts.append(samples_of(model.encode(Batch(batch.x, batch.valid, asked))))
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in model.level_shapes}
+
+    def sample(self, draw: Draw) -> Decoded:
+        model, given = draw.loaded.model, draw.given
+        grids = argmax_decode(model, draw.latents, draw.conditions).numpy().astype(np.uint8)
+        count, distinct = len(grids), len({grid.tobytes() for grid in grids})
+        blank, non_black = blank_share(grids), float((grids > 0).mean())
+        facts: dict[str, Any] = {
+            "conditions": given,
+            "adherence": None,
+            "blank_share": blank,
+            "distinct": distinct,
+            "distinct_share": distinct / count,
+            "non_black_share": non_black,
+        }
+        summary = f"{blank:.0%} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
+        arrays = {"grids": grids}
+        if draw.conditions is not None:
+            arrays |= {"conditions": draw.conditions.cpu().numpy(), "condition_names": np.array(list(conditions.PLACE))}
+            baseline = draw_samples(model, count, draw.seed, draw.temperature)
+            satisfied, free = (int(_satisfied(some, given).sum()) for some in (grids, baseline))
+            facts["adherence"] = {"obeying": satisfied, "obeying_share": satisfied / count}
+            facts["adherence"] |= {"baseline_obeying": free, "baseline_share": free / count}
+            summary += f"; {conditions.written(given)} in {satisfied}, without conditions in {free}"
+        return Decoded(facts, arrays, (grids, None), summary)
+
+    def read_end(self, text: str, flag: str, loaded: Loaded, note: Callable[[str], None]) -> tuple[str, Any]:
+        """A grid of an ARC JSON file, FILE or FILE:NUMBER."""
+        from arcvae_cli.data.files import read_grids
+
+        name, colon, number = text.rpartition(":")
+        if not (colon and number.isdigit()) or exists(Path(text)):
+            name, number = text, "0"
+        file = expanded(Path(name))
+        if not exists(file):
+            raise InputError(
+                f"{flag} {text}: no such file", "give the index of a grid in the split, or a file of grids"
+            )
+        arrays = read_grids(file)
+        for line in arrays.notes:
+            note(line)
+        if int(number) >= len(arrays.grids):
+            raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.grids) - 1}")
+        return f"{file.name}:{number}", arrays.grids[int(number)]
+
+    def batch(self, model: Any, x: Tensor) -> Batch:
+        return Batch(x)
+
+    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Callable[[str], None]) -> Decoded:
+        from arcvae_cli.render import path_strip
+
+        facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
+        return Decoded(dict(facts), {"grids": steps}, path_strip(steps, originals), summary)
+
+    def show(self, console: Console, decoded: Decoded) -> None:
+        from arcvae_cli.render import TerminalGrids
+
+        grids, titles = decoded.rows
+        if titles is None:
+            grids = grids[: TerminalGrids(grids).capacity(console.out, console.out.height - 4)]
+        console.result(TerminalGrids(grids, titles))
+
+    def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
+        from arcvae_cli import render
+
+        grids, titles = decoded.rows
+        columns, facts = 8 if len(grids) <= 64 else 16, document
+        if titles is None:
+            facts = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
+        else:  # rows of equal length
+            columns = -(-len(grids) // -(-len(grids) // 12))
+        render.save_grids(files["png"], grids[:SHEET], columns, titles, title)
+        task = {**facts, "train": [], "test": [{"input": _trimmed(grid).tolist()} for grid in decoded.arrays["grids"]]}
+        write_text(files["json"], json.dumps(task, allow_nan=False) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+class GridTally:
+    """Counts over pairs of grids, from which all scores follow; on their device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._confusions: list[Tensor] = []
+        self._errors: list[Tensor] = []
+        self._blank: list[Tensor] = []
+        self._inside: list[Tensor] = []
+
+    def update(self, predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> None:
+        """Add (B, H, W) int64 pairs, with the height and width (B, 2) of each grid within its canvas, if known."""
+        pairs = (truth * COLOURS + predicted).flatten()
+        counts = torch.zeros(COLOURS**2, dtype=torch.int64, device=pairs.device)  # bincount waits for a CUDA device
+        self._confusions.append(counts.scatter_add_(0, pairs, torch.ones_like(pairs)))
+        right = predicted == truth
+        self._errors.append((~right).flatten(1).sum(dim=1))
+        self._blank.append((predicted == 0).flatten(1).all(dim=1).sum())
+        if shapes is not None:
+            rows, columns = (torch.arange(side, device=truth.device) for side in truth.shape[1:])
+            inside = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
+            self._inside.append(torch.stack([(right & inside).sum(), inside.sum()]))
+
+    @property
+    def errors(self) -> Tensor:
+        """(n,) wrong cells of each grid, on the CPU."""
+        return torch.cat(self._errors).cpu()
+
+    def scores(self) -> dict[str, Any]:
+        """Shares of cells or of grids; InputError where no original has a non-black cell.
+
+        `non_black_accuracy`: of cells whose true colour is not 0. `non_black_iou`: cells right and not black over cells
+        not black in the original or the reconstruction. `inside_accuracy`: of cells within each grid's rectangle, None
+        where the canvas is the grid. `colour_accuracy`: by true colour, None for one that does not occur.
+        `blank_share`: reconstructions without a non-black cell.
+        """
+        confusion = torch.stack(self._confusions).sum(dim=0).cpu().double().view(COLOURS, COLOURS)
+        errors = self.errors
+        hit_inside, all_inside = torch.stack(self._inside).sum(dim=0).tolist() if self._inside else (0, 0)
+        by_colour = confusion.diagonal() / confusion.sum(dim=1)
+        coloured = confusion[1:].sum().item()
+        if coloured == 0:
+            raise InputError("every grid of the split is black", "evaluate on a corpus with something to reconstruct")
+        hit = confusion.diagonal()[1:].sum().item()
+        return {
+            "pixel_accuracy": (confusion.trace() / confusion.sum()).item(),
+            "non_black_accuracy": hit / coloured,
+            "non_black_iou": hit / (confusion.sum() - confusion[0, 0]).item(),
+            "inside_accuracy": hit_inside / all_inside if self._inside else None,
+            "exact_share": (errors == 0).double().mean().item(),
+            "near_share": (errors <= NEAR).double().mean().item(),
+            "blank_share": torch.stack(self._blank).sum().item() / len(errors),
+            "colour_accuracy": [None if math.isnan(share) else share for share in by_colour.tolist()],
+        }
+
+
+def _batches(task: Task, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
+    """Batches, each with the heights and widths (B, 2) of its grids where the corpus knows them."""
+    shapes = task.corpus.shapes(task.split)
+    places = torch.split(task.indices.to(device), BATCH_SIZE)
+    for place, batch in zip(places, batches(task.corpus, task.split, task.indices, device), strict=True):
+        yield batch, None if shapes is None else shapes[place]
+
+
+def _training(task: Task) -> Examples:
+    grids: Examples = task.trained.grids("train").cpu().numpy()
+    return grids
+
+
+def _grids(task: Task, indices: Any) -> Examples:
+    grids: Examples = task.corpus.grids(task.split).cpu().numpy()[np.asarray(indices)]
+    return grids
+
+
+def _satisfied(grids: Examples, given: Mapping[str, int]) -> Examples:
+    return conditions.obeys(conditions.attributes(grids), given)
+
+
+def skill(accuracy: float, *baselines: float) -> float | None:
+    """(accuracy - best baseline) / (1 - best baseline), or None where a baseline leaves nothing to gain."""
+    best = max(baselines)
+    return (accuracy - best) / (1.0 - best) if best < 1.0 else None
+
+
+def reconstruct(model: VAE, grids: Examples) -> Examples:
+    """Reconstructions of (n, 16, 16) grids at the posterior mean, the argmax in each cell."""
+    with eval_mode(model, 0) as device:
+        parts = torch.split(torch.from_numpy(grids).to(device), BATCH_SIZE)
+        drawn = [model(Batch(part.long()), noise=False).logits.argmax(dim=1).to(torch.uint8) for part in parts]
+    return torch.cat(drawn).cpu().numpy()
+
+
+def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) -> Examples:
+    """(count, 16, 16) draws from the prior, the argmax in each cell."""
+    with eval_mode(model, seed):
+        return argmax_decode(model, draw_prior(model, count, temperature)).to(torch.uint8).numpy()
+
+
+def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:
+    """(rows * columns, 16, 16) draws from the prior: a row shares the noise of the top level, a column all the others'.
+
+    What is shared below the top is standard normal noise and not the latent itself, whose prior depends on the top.
+    """
+    top = next(iter(model.level_shapes))
+    with eval_mode(model, seed):
+        rows_noise, columns_noise = model.noise(rows), model.noise(columns)
+        noise = {
+            name: rows_noise[name].repeat_interleave(columns, dim=0)
+            if name == top
+            else value.repeat(rows, *[1] * (value.dim() - 1))
+            for name, value in columns_noise.items()
+        }
+        return argmax_decode(model, draw_prior(model, rows * columns, noise=noise)).to(torch.uint8).numpy()
+
+
+# ------------------------------------------------------------------------------------------------ targets
+
+
+def _dead(kl: Sequence[float]) -> int:
+    return sum(value <= ACTIVE_KL for value in kl)
+
+
+def _condition_targets(accuracy: Report, remedy: str) -> Iterator[Target]:
+    """Targets of samples under conditions: the worst of each kind counts."""
+    judged = [row for row in accuracy["rows"] if row["asked"] in JUDGED]
+    for kind in ("colours", "symmetry"):
+        shares = {row["asked"]: row["counted_obeying"] or 0.0 for row in judged if row["asked"].startswith(f"{kind}=")}
+        if shares:
+            worst, share = min(shares.items(), key=lambda item: item[1])
+            text = f"{ACCURACY_TARGET:.2f} (least: {worst})"
+            yield Target(f"samples obey {kind}", share, ">", ACCURACY_TARGET, text, remedy)
+    if judged:
+        least = min(judged, key=lambda row: row["counted"])
+        share, text = least["counted"] / accuracy["samples"], f"{COUNTED_TARGET:.2f} (least: {least['asked']})"
+        yield Target("of them not blank or repeated", share, ">=", COUNTED_TARGET, text, remedy)
+
+
+def _enlarge(advice: Advice) -> str:
+    if channels := advice.model.get("local_channels"):
+        return f"train longer, raise model.local_channels (it is {channels}), or {advice.lower_beta('local')}"
+    body = "model.body = residual; " if advice.model.get("body") == "plain" else ""
+    if advice.model["latent_dim"] < 16:
+        return f"{body}raise model.latent_dim to 12-16 (it is {advice.model['latent_dim']}); train longer"
+    return f"{body}train longer, or {advice.lower_beta(next(iter(advice.betas)))}"
+
+
+def _decoder(advice: Advice) -> str:
+    body = "model.body = residual, " if advice.model.get("body") == "plain" else ""
+    focal = "" if advice.scale is None else "objective.reconstruction = focal, "
+    return f"the code is alive and the decoder paints black: {body}{focal}train longer"
+
+
+def _trimmed(grid: Examples) -> Examples:
+    """A grid cut to the rectangle from its top-left corner that holds all non-black cells, at least one cell."""
+    rows, columns = (np.flatnonzero((grid > 0).any(axis=axis)) for axis in (1, 0))
+    return grid[: rows[-1] + 1, : columns[-1] + 1] if len(rows) else grid[:1, :1]

@@ -1,0 +1,739 @@
+"""The domain of strings: derivations of a grammar, beside the frequencies of its rules.
+
+Padding counts nowhere. A derivation is right at a step if the argmax of the rules that could stand there, those of the
+true rule's left-hand side, is the true one; it is exact if it is right at every step, which is when the argmax rules,
+taken one after the other, derive the same string.
+"""
+# ruff: noqa: ARG002 - not every domain needs every argument
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arcvae_cli import gaussians
+from arcvae_cli.domains.base import Decoded, Domain, Draw, Examples, Reconstructed, Report, Table, Task, write_text
+from arcvae_cli.domains.texts import Writer, beginning, pair_lines
+from arcvae_cli.domains.validity import Validator, validator_for
+from arcvae_cli.errors import InputError, one_line
+from arcvae_cli.evaluation.baselines import UnigramBaseline
+from arcvae_cli.evaluation.information import (
+    Codes,
+    batch_size,
+    batches,
+    choose,
+    eval_mode,
+    joined,
+    longest_first,
+    nats,
+    standard_error,
+    to_float64,
+)
+from arcvae_cli.evaluation.paths import decoded_paths, edit_distance, smoothness
+from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
+from arcvae_cli.evaluation.verdict import HELD_MARGIN, Advice, Target
+from arcvae_cli.graphs import Graphed
+from arcvae_cli.models.base import Batch, Level
+from arcvae_cli.models.grammar import LEVEL, Structure
+from arcvae_cli.objective import ACTIVE_KL
+from arcvae_cli.step import mix
+
+if TYPE_CHECKING:
+    from arcvae_cli.checkpoints import Loaded
+    from arcvae_cli.console import Console
+    from arcvae_cli.evaluation.evaluate import Evaluation
+    from arcvae_cli.grammar import Grammar, Rules
+    from arcvae_cli.records import Pictures
+
+FEW, WORK = 1000, 150_000
+"""For what takes many passes: at most so many derivations, of so many steps in all."""
+
+PAIRS, STEPS = 100, 9
+QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
+ENCODINGS = 10  # per example, as in the protocol of 2017
+DIVERSITY = 1000  # strings whose likeness is measured, pair by pair
+DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
+GRAPHED_FROM = 5
+"""Passes of one size above which they are captured as a graph: capturing costs as much as so many."""
+
+LISTED = 16  # pairs in a text file
+SHOWN = 256  # strings on a terminal
+STRING = "string:"
+"""Prefix of a string that looks like an index."""
+
+EXACT_TARGET = 0.50
+"""Share of exact derivations at the posterior mean. Kusner et al. 2017 report 0.54 on molecules, of drawn strings."""
+
+COLLAPSED_NATS = 1.0
+"""Total KL under which the code is collapsed, and the least reconstruction cost that it should save."""
+
+CARRIED_TARGET = 0.90
+"""Share of the KL that should lie in active dimensions: a large code may leave most of its dimensions idle."""
+
+COMPLETE_TARGET = 0.80
+"""Share of draws from N(0, I) that should end by themselves within T rules."""
+
+SURE = 4.0
+"""Standard errors by which a mean -log p(x) may lie under the entropy by chance."""
+
+SCORES = (
+    ("rules", "reconstruction.{}.token_accuracy", ".2%"),
+    ("exact derivations", "reconstruction.{}.exact_share", ".2%"),
+    ("rules drawn too: mean p(x|z)", "reconstruction.expected_exact_share", ".2%"),
+    ("  standard error", "reconstruction.expected_error", ".2%"),
+    ("  the same, counted", "reconstruction.monte_carlo.exact_share", ".2%"),
+    ("  counted, with the length budget", "reconstruction.monte_carlo.budget_exact_share", ".2%"),
+    ("the same molecule", "reconstruction.canonical_share", ".2%"),
+)
+LIKELIHOOD = (
+    ("rule frequencies, without any code", "reconstruction.frequencies.nll_nats", ".2f"),
+    ("entropy of the corpus, least on unseen", "entropy_nats", ".2f"),
+    ("KL of the objective", "trained_kl_nats", ".2f"),
+)
+PATH_SCORES = (
+    ("pairs of strings", "interpolation.pairs", ""),
+    ("different strings on a path", "interpolation.distinct", ".1f"),
+    ("rules changed per step", "interpolation.mean_step", ".1f"),
+    ("  in the largest step", "interpolation.largest_step", ".1f"),
+    ("rules that differ between the ends", "interpolation.distance", ".1f"),
+    ("valid strings", "interpolation.valid_share", ".1%"),
+    ("paths of valid strings", "interpolation.valid_paths", ".1%"),
+)
+SAMPLE_SCORES = (
+    ("complete without the length budget", "complete_share", ".2%"),
+    ("valid", "valid_share", ".2%"),
+    ("valid, without the budget", "complete_valid_share", ".2%"),
+    ("distinct, of the valid", "distinct_share", ".2%"),
+    ("  among the first 1,000", "distinct_1k_share", ".2%"),
+    ("  among the first 10,000", "distinct_10k_share", ".2%"),
+    ("of these no training string", "novel_share", ".2%"),
+    ("valid, the argmax string of each code", "likeliest_valid_share", ".2%"),
+    ("distinct, the argmax string of each code", "likeliest_distinct_share", ".2%"),
+    ("internal diversity", "diversity", ".2f"),
+    ("rules of a string", "mean_rules", ".1f"),
+    ("strings", "samples", ""),
+)
+
+
+class StringDomain(Domain):
+    """Derivations of strings."""
+
+    kind, noun, changes, dtype = "strings", "derivations", "rules", np.int16
+    per, formats = ("nats per derivation", "bits per rule"), ("txt", "npz", "json")
+    flags = frozenset({"--monte-carlo", "--encodings", "--decodings", "--monte-carlo-examples", "--samples"}) | {
+        *("--decode", "--budget/--no-budget")
+    }
+    quick_shuffle = plain = True
+
+    # -------------------------------------------------------------------------------------------- training
+
+    def validation_batch(self, corpus: Any) -> int:
+        return batch_size(corpus.length)
+
+    def baseline(self, corpus: Any) -> dict[str, float | None]:
+        scores = UnigramBaseline(corpus.ids("train"), corpus.rules).scores(corpus.ids("val"))
+        return {"blank": scores["token_accuracy"], "blank_nats": scores["nll_nats"], "entropy": corpus.entropy}
+
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
+        assert rules is not None, "derivations have rules"
+        writer = Writer(rules)
+        pairs = pair_lines(writer.pairs(pictures.originals, pictures.reconstructions))
+        write_lines(folder / f"reconstructions_epoch_{epoch}.txt", pairs)
+        if samples := writer.samples(pictures.samples):
+            write_lines(folder / f"samples_epoch_{epoch}.txt", samples)
+
+    # -------------------------------------------------------------------------------------------- evaluation
+
+    def limits(self, task: Task) -> tuple[int | None, int | None, int]:
+        workable = max(1, WORK // task.corpus.length)
+        size = batch_size(task.corpus.length, task.corpus.device)
+        return min(QUICK_EXAMPLES, workable) if task.quick else None, min(FEW, workable), size
+
+    def reconstruct(self, task: Task) -> Reconstructed:
+        model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
+        if task.monte_carlo is not None and model.pushdown is None:
+            raise InputError(
+                "--monte-carlo: a model without a grammar derives nothing",
+                "leave it out: the expected share of exact reconstructions is what it estimates",
+            )
+        posterior = encode(model, corpus, split, indices, task.seed)
+        at_sample = decode(model, corpus, split, indices, posterior.sample)
+        codes = Codes({LEVEL: posterior}, at_sample.nats, at_sample.lengths)
+        grammar, validator = _grammar(task)
+        canonical = None if validator is None or task.quick else validator.canonical
+        at_mean = decode(model, corpus, split, indices, posterior.mean, derive=canonical is not None)
+        x, same = corpus.ids(split)[indices.to(corpus.device)], None
+        if grammar is not None and canonical is not None and at_mean.derived is not None:
+            pairs = zip(*([text_of(grammar, row) for row in ids.tolist()] for ids in (x, at_mean.derived)), strict=True)
+            same = sum(one == other or canonical(one) == canonical(other) for one, other in pairs) / len(x)
+        encodings = 1 if task.quick else ENCODINGS
+        if not task.quick:
+            task.tell(f"exact share: {encodings} codes of each of {len(task.few):,} derivations")
+        expected = _expected_exact(task, posterior, encodings)
+        report = {
+            "examples": len(indices),
+            "posterior_mean": at_mean.scores(),
+            "posterior_sample": at_sample.scores(),
+            "frequencies": UnigramBaseline(task.trained.ids("train"), task.trained.rules).scores(x),
+            "encodings": encodings,
+            "expected_examples": len(task.few),
+            "expected_exact_share": expected.mean().item(),
+            "expected_error": standard_error(expected),
+            "canonical_share": same,
+            "monte_carlo": None if task.monte_carlo is None else monte_carlo(task, *task.monte_carlo),
+        }
+        own = at_mean.own(len(task.few))
+        return Reconstructed(codes, {LEVEL: posterior.mean}, report, at_mean.errors.numpy(), own)
+
+    def likelihood(self, task: Task, codes: Codes) -> dict[str, Any]:
+        return {
+            "steps": task.corpus.length,
+            "elbo_error": codes.error(),
+            "trained_kl_nats": to_float64(codes.levels[LEVEL].kl).sum(dim=1).mean().item(),
+            "posterior_noise": task.settings.model.model_dump().get("posterior_noise", 1.0),
+            # the entropy bounds the likelihood of unseen strings, not of those that were trained on
+            "entropy_nats": task.corpus.entropy if task.split != "train" else None,
+        }
+
+    def paths(self, task: Task) -> dict[str, Any] | None:
+        if task.model.pushdown is None:
+            return None
+        decoded = decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)
+        return path_scores(decoded, *_grammar(task))
+
+    def samples(self, task: Task) -> dict[str, Any]:
+        """Strings of N(0, I) and, with two examples to fit it to, of the Gaussian of the training codes."""
+        grammar, validator = _grammar(task)
+        found = {"judged": None if validator is None else validator.name, "prior_samples": None}
+        model, trained, seed = task.model, task.trained, task.seed
+        if model.pushdown is None:
+            return found
+        task.tell("samples from N(0, I) and from the fitted prior")
+        count = QUICK_SAMPLES if task.quick else task.samples
+        with eval_mode(model, seed) as device:
+            latents = {"standard": draw_prior(model, count)}
+        if trained.size("train") > 1:
+            codes = self.posterior_samples(model, trained, "train", seed, {}, EXAMPLES)
+            latents["aggregate"] = fit_prior("aggregate", codes, seed).sample(count, 1.0, seed, device)
+        known, padding = {_key(row) for row in trained.ids("train").cpu().numpy()}, trained.rules.padding
+
+        def derived(logits: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+            """Of each code: whether a string drawn without the budget is complete, one drawn with it, the argmax."""
+            made, best = model.pushdown.derive(logits, noise).ids, model.pushdown.derive(logits).ids
+            free = model.pushdown.derive(logits, noise, budget=False).complete
+            return free, made.to(torch.int16), best.to(torch.int16)
+
+        drawn = {}
+        for name, codes in latents.items():
+            free, made, best = (part.numpy() for part in through_rules(model, codes, derived, seed))
+            drawn[name] = score_strings(made, free, best, padding, known, grammar, validator)
+        return {**found, "prior_samples": drawn}
+
+    def targets(self, report: Report, advice: Advice) -> Iterator[Target]:
+        found, elbo, shuffled = report["reconstruction"], report["elbo"], report["shuffled_codes"]
+        kl, noise, drawn = report["levels"][LEVEL]["kl_nats"], report["posterior_noise"], report["prior_samples"]
+        total, one_nat, more = sum(kl), f"{COLLAPSED_NATS:g} nat", advice.more_kl(LEVEL)
+        carried = sum(value for value in kl if value > ACTIVE_KL) / total if total > 0 else 0.0
+        larger = f"{advice.lower_beta(LEVEL)}, train longer, or raise model.decoder_hidden"
+        better = more if _collapsed(report) else larger
+        exact, baseline = found["posterior_mean"]["exact_share"], found["frequencies"]["nll_nats"]
+        yield Target("exact derivations", exact, ">=", EXACT_TARGET, f"{EXACT_TARGET:.2f}", better)
+        text = f"{baseline:.2f} nats (frequencies)"
+        yield Target("reconstruction, baseline", elbo["reconstruction_nats"], "<", baseline, text, better)
+        if noise == 1.0:  # a narrow posterior has a large KL without any information
+            yield Target("total KL", total, ">", COLLAPSED_NATS, one_nat, more)
+            yield Target("share in active dimensions", carried, ">=", CARRIED_TARGET, f"{CARRIED_TARGET:.2f}", more)
+        if shuffled is not None:
+            yield Target("what the right code saves", _saved(shuffled), ">", COLLAPSED_NATS, one_nat, more)
+        if noise < 1.0:
+            remedy = "use model.posterior_noise = 1: below it the trained KL is not that of the codes that are sampled"
+            yield Target("posterior noise", noise, ">=", 1.0, "1", remedy)
+        if advice.floors[LEVEL] > 0:
+            most = _enforced(advice, kl)
+            yield advice.floor_target(LEVEL, kl, "smallest KL, free-bits floor", "total KL, free-bits floor")
+            yield Target("total KL beyond the floor", total, ">", most, f"{most:.4g} nats", more)
+        if (entropy := report["entropy_nats"]) is not None:
+            weighted, nll, error = report["importance_weighted"], -elbo["elbo_nats"], report["elbo_error"]
+            if weighted is not None:
+                nll, error = weighted["nll_nats"], error * math.sqrt(elbo["examples"] / weighted["examples"])
+            remedy = "no model can beat the entropy: look for a bug, or for test strings among the training strings"
+            yield Target("-log p(x), entropy", nll, ">=", entropy - SURE * error, f"{entropy:.2f} nats", remedy)
+        if drawn is not None:
+            complete, fitted = (drawn.get(name, {}).get("complete_share") for name in ("standard", "aggregate"))
+            remedy, limit = "train longer; the length budget of `sample` makes every string complete", COMPLETE_TARGET
+            if fitted is not None and fitted >= limit:
+                remedy = f"sample with --prior aggregate ({fitted:.0%} of its draws end); {advice.raise_beta()}"
+            yield Target("complete without budget", complete, ">=", limit, f"{limit:.2f}", remedy)
+
+    def summary(self, report: Report, advice: Advice) -> str:
+        found, noise, kl = report["reconstruction"], report["posterior_noise"], report["levels"][LEVEL]["kl_nats"]
+        total, active = sum(kl), sum(value > ACTIVE_KL for value in kl)
+        cost, baseline = report["elbo"]["reconstruction_nats"], found["frequencies"]["nll_nats"]
+        result = (
+            f"{found['posterior_mean']['exact_share']:.0%} of the derivations are exact, "
+            f"reconstruction takes {cost:.1f} nats, rule frequencies {baseline:.1f}"
+        )
+        if total <= COLLAPSED_NATS:
+            state = f"posterior collapse: the code carries {total:.2f} nats in all"
+        elif _collapsed(report):
+            state = f"the code carries {total:.1f} nats, and the decoder does not use them"
+        elif total <= _enforced(advice, kl):
+            state = f"collapse, held up by free bits alone: {total:.2f} nats are no more than they enforce"
+        elif noise < 1.0:
+            state = f"an autoencoder, its noise scaled by {noise:g}: codes lie {total:.0f} nats from the prior"
+        else:
+            state = f"the code is alive: {active} of {len(kl)} dimensions carry {total:.1f} nats"
+        return f"{state}; {result}"
+
+    # -------------------------------------------------------------------------------------------- report
+
+    def tables(self, report: Report) -> Iterator[Table]:
+        model = {"model": "posterior_mean", "code drawn": "posterior_sample", "rule frequencies": "frequencies"}
+        yield Table("Reconstruction", model, SCORES)
+        yield Table("Nats of a derivation", {"": ""}, LIKELIHOOD)
+        yield Table("Interpolation", {"": ""}, PATH_SCORES)
+        priors = {"N(0, I)": "standard", "fitted": "aggregate"}
+        valid, rows = (
+            report["judged"],
+            [(label, f"prior_samples.{{}}.{key}", form) for label, key, form in SAMPLE_SCORES],
+        )
+        note = "fitted: the Gaussian of the training codes (--prior aggregate); valid: "
+        note += "not known for this grammar, or not without RDKit" if valid is None else valid
+        if report["prior_samples"] is not None:
+            yield Table("New strings, drawn with the length budget", priors, rows, note)
+
+    def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
+        ids = task.corpus.ids(task.split).cpu().numpy()[indices]
+        return (ids != task.corpus.rules.padding).sum(axis=1), "rules of the derivation"
+
+    def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
+        if task.quick:
+            return
+        writer, worst = Writer(task.model.structure.rules), np.argsort(-evaluation.errors, kind="stable")
+        for name, order in (("reconstructions", evaluation.indices), ("errors", evaluation.indices[worst])):
+            ids = task.corpus.ids(task.split)[torch.from_numpy(order[:LISTED]).to(task.corpus.device)]
+            pairs = writer.pairs(ids.cpu().numpy(), reconstruct(task.model, ids))
+            write_lines(folder / f"{name}.txt", pair_lines(pairs))
+
+    # -------------------------------------------------------------------------------------------- samples, paths
+
+    def structure(self, model: Any) -> Structure | None:
+        structure: Structure = model.structure
+        return structure
+
+    def check_decodable(self, loaded: Loaded) -> None:
+        if loaded.grammar is None:
+            raise InputError(
+                f"{loaded.path}: the model was trained on ids and masks without a grammar, which strings need",
+                "train with --grammar FILE beside --prod and --masks; `evaluate` works without",
+            )
+
+    def posterior_samples(
+        self, model: Any, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
+    ) -> dict[str, Tensor]:
+        chosen = choose(corpus, split, limit, seed)
+        if not len(chosen):
+            return {LEVEL: torch.empty(0, *model.level_shapes[LEVEL])}
+        return {LEVEL: encode(model, corpus, split, chosen, seed).sample}
+
+    def sample(self, draw: Draw) -> Decoded:
+        grammar, model = draw.loaded.grammar, draw.loaded.model
+        assert grammar is not None, "checked by `check_decodable`"
+        ids, complete = derive(model, draw.latents, not draw.argmax, draw.budget, draw.seed)
+        texts = [grammar.write(row) for row in ids.tolist()]
+        written = [text for text in texts if text is not None]
+        validator, training = validator_for(grammar, draw.note), draw.training()
+        valid = None if validator is None else {text for text in set(written) if validator.is_valid(text)}
+        known = None if training is None else frozenset(training.strings("train"))
+
+        good = [text for text in written if valid is None or text in valid]
+        meaning = str if validator is None or validator.canonical is None else validator.canonical
+        different = {meaning(text): text for text in reversed(good)}.values()  # the first of each meaning
+        counts = {
+            "complete": len(written),
+            "valid": None if validator is None else len(good),
+            "distinct": len(different),
+            "novel": None if known is None else sum(text not in known for text in different),
+        }
+        of = {"complete": len(ids), "valid": len(ids), "distinct": len(good), "novel": len(different)}
+        facts = {
+            "decode": "argmax" if draw.argmax else "sample",
+            "budget": draw.budget,
+            "judge": None if validator is None else validator.name,
+            **counts,
+            **{f"{key}_share": None if n is None or not of[key] else n / of[key] for key, n in counts.items()},
+            "strings": texts,
+        }
+        rows = []
+        for place, (text, row) in enumerate(zip(texts[:SHOWN], ids.tolist(), strict=False)):
+            remarks = {
+                "incomplete": text is None,
+                "invalid": text is not None and valid is not None and text not in valid,
+                "in the training data": known is not None and text in known,
+                "again": text is not None and text in texts[:place],
+            }
+            remark = ", ".join(name for name, holds in remarks.items() if holds)
+            rows.append((str(place + 1), beginning(grammar, row) if text is None else text, remark))
+        words = [f"{n} {name}" for name, n in counts.items() if n is not None]
+        return Decoded(facts, {"ids": ids, "complete": complete}, (rows, written), ", ".join(words))
+
+    def read_end(self, text: str, flag: str, loaded: Loaded, note: Callable[[str], None]) -> tuple[str, Any]:
+        """A string of the model's grammar."""
+        from arcvae_cli.data.parsing import ParseFailure, Parser
+
+        model: Any = loaded.model
+        grammar, length = loaded.grammar, model.structure.length
+        assert grammar is not None, "checked by `check_decodable`"
+        text = text.removeprefix(STRING)
+        try:
+            ids = Parser(grammar).parse(text)
+        except ParseFailure as failure:
+            raise InputError(
+                f"{flag} {text!r}: not a string of the grammar: at character {failure.position + 1}: {failure.reason}",
+                "give a string that the grammar derives, or the index of one in the split",
+            ) from None
+        if len(ids) > length:
+            raise InputError(
+                f"{flag} {text!r}: takes {len(ids)} rules, the model has {length}", "give a shorter string"
+            )
+        return repr(text), np.array(ids + [grammar.rules.padding] * (length - len(ids)), np.int16)
+
+    def batch(self, model: Any, x: Tensor) -> Batch:
+        return Batch(x, valid=x != model.structure.rules.padding)
+
+    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Callable[[str], None]) -> Decoded:
+        grammar = loaded.grammar
+        assert grammar is not None, "checked by `check_decodable`"
+        padding, last = grammar.rules.padding, len(steps) - 1
+        strings, ends = ([text_of(grammar, row) for row in some.tolist()] for some in (steps, originals))
+        validator = validator_for(grammar, note)
+        valid = None if validator is None else list(map(validator.is_valid, strings))
+        facts, summary = self.path_facts(
+            steps, originals, lambda *pair: edit_distance(*(ids[ids != padding].tolist() for ids in pair))
+        )
+        rows, digits = [("from, original", ends[0], "")], 2 if last <= 100 else 3
+        for string, group in groupby(range(len(strings)), key=strings.__getitem__):  # the same string shares a row
+            places = list(group)
+            label = " to ".join(f"{place / last:.{digits}f}" for place in dict.fromkeys((places[0], places[-1])))
+            rows.append((label, string, "" if valid is None or valid[places[0]] else "invalid"))
+        rows.append(("to, original", ends[1], ""))
+        lines = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in rows]
+        about = {
+            "originals": ends,
+            "strings": strings,
+            "judge": None if validator is None else validator.name,
+            "valid": valid,
+            "distinct": len(set(strings)),
+            "changed_characters": [edit_distance(*pair) for pair in pairwise(strings)],
+        }
+        summary = f"{about['distinct']} of {len(strings)} strings distinct; {summary}"
+        return Decoded({**about, **facts}, {"ids": steps}, (rows, lines), summary)
+
+    def show(self, console: Console, decoded: Decoded) -> None:
+        from arcvae_cli.render import TerminalStrings
+
+        rows, lines = decoded.rows
+        if console.piped:
+            console.lines(lines)
+        else:
+            console.result(TerminalStrings([(label, one_line(text), remark) for label, text, remark in rows]))
+
+    def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
+        write_lines(files["txt"], decoded.rows[1])
+        write_text(files["json"], json.dumps(document, allow_nan=False) + "\n")
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Text, one item per line."""
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def text_of(grammar: Grammar, ids: Sequence[int]) -> str:
+    """The string of a derivation, empty if it is incomplete."""
+    return grammar.write(ids) or ""
+
+
+def _grammar(task: Task) -> tuple[Grammar | None, Validator | None]:
+    """The grammar to write strings with, and the validator of its strings."""
+    grammar = task.corpus.grammar or task.grammar
+    return grammar, None if grammar is None else validator_for(grammar)
+
+
+# ------------------------------------------------------------------------------------------------ reconstruction
+
+
+class Scored(NamedTuple):
+    """Derivations against codes: (n,) float64 -log p(x|z) in nats, (n,) wrong rules and all rules, on the CPU.
+
+    `derived`: (n, T) int16 argmax derivations of the codes, if they were asked for.
+    """
+
+    nats: Tensor
+    errors: Tensor
+    lengths: Tensor
+    derived: Examples | None
+
+    def scores(self) -> dict[str, float]:
+        """Shares of rules, and of derivations in which every rule is right."""
+        return {
+            "token_accuracy": 1.0 - self.errors.sum().item() / self.lengths.sum().item(),
+            "exact_share": (self.errors == 0).double().mean().item(),
+        }
+
+    def own(self, count: int) -> tuple[float, float]:
+        """Nats and accuracy of the first `count`."""
+        right = 1.0 - self.errors[:count].sum().item() / self.lengths[:count].sum().item()
+        return self.nats[:count].mean().item(), right
+
+
+def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> Level:
+    """The posteriors of the derivations at `indices` (n,), and one sample of each; no noise depends on the batches."""
+    order = longest_first(corpus, split, indices)
+    found: list[Level] = []
+    with eval_mode(model, seed) as device:
+        for batch in batches(corpus, split, indices[order], device, batch_size(corpus.length, device)):
+            found += model.encode(batch, noise=False)
+        level = joined(found, order.argsort().to(device))
+        return replace(level, sample=gaussians.sample(level.mean, level.logvar))
+
+
+def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor, derive: bool = False) -> Scored:
+    """Score the derivations at `indices` (n,) given codes (n, D), and if asked `derive` the argmax of each code.
+
+    Derivations of similar length are decoded together, without their padding, which halves the time of molecules. To
+    derive takes all steps.
+    """
+    order = longest_first(corpus, split, indices)
+    rows, derived = [], []
+    with eval_mode(model, 0) as device:
+        size = batch_size(corpus.length, device)
+        together = batches(corpus, split, indices[order], device, size)
+        for part, batch in zip(torch.split(order, size), together, strict=True):
+            latents = {LEVEL: codes[part.to(device)]}
+            if derive:
+                logits = model.decode(latents)
+                derived.append(model.likeliest(logits).to(torch.int16))
+                logits = model.masked(logits[..., : batch.x.shape[1]], batch)
+            else:
+                logits = model.logits_for(latents, batch)
+            assert batch.valid is not None, "derivations have padding"
+            wrong = (logits.argmax(dim=1) != batch.x) & batch.valid
+            counts = nats(logits, batch), wrong.sum(1), batch.valid.sum(1)
+            rows.append(torch.stack([to_float64(one) for one in counts]))
+    back = order.argsort()
+    reconstruction, errors, lengths = torch.cat(rows, dim=1).cpu()[:, back]
+    made = torch.cat(derived).cpu()[back].numpy() if derive else None
+    return Scored(reconstruction, errors.long(), lengths.long(), made)
+
+
+def reconstruct(model: Any, ids: Tensor) -> Examples:
+    """The argmax derivations (n, T) of the posterior means of derivations (n, T) on the model's device.
+
+    Without right-hand sides, the argmax of the rules that could stand in the place of the true ones.
+    """
+    parts, padding = torch.split(ids.long(), batch_size(ids.shape[1])), model.structure.rules.padding
+    with eval_mode(model, 0):
+        made = [model.reconstruct(Batch(part, part != padding)).cpu() for part in parts]
+    return torch.cat(made).numpy().astype(np.int16)
+
+
+def _expected_exact(task: Task, posterior: Level, encodings: int) -> Tensor:
+    """(n,) mean of p(x|z) over codes drawn from the posterior of each of the task's `few` derivations."""
+    mean, logvar = (value[: len(task.few)].repeat(encodings, 1) for value in (posterior.mean, posterior.logvar))
+    with eval_mode(task.model, mix(task.seed, "codes")):
+        codes = gaussians.sample(mean, logvar)
+    found = decode(task.model, task.corpus, task.split, task.few.repeat(encodings), codes)
+    return (-found.nats).exp().view(encodings, -1).mean(dim=0)
+
+
+def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> dict[str, Any]:
+    """Exact reconstruction by the protocol of Kusner et al. 2017: draw codes of an example, draw strings of each code.
+
+    `exact_share` of all that was drawn without the length budget, `budget_exact_share` with it. On CUDA the derivations
+    are one graph, replayed: hence all calls are of one size, and the excess is cut off.
+    """
+    model, corpus = task.model, task.corpus
+    indices, length, pushdown = task.indices[:examples], corpus.length, model.pushdown
+    task.tell(f"Monte Carlo: {encodings * decodings:,} strings of each of {len(indices):,} derivations")
+
+    def exact(logits: Tensor, noise: Tensor, x: Tensor) -> Tensor:
+        """Logits (B, P, T), noise (M, B, T, K) and x (B, T) -> (2, M, B) bool, without the budget and with it."""
+        made = [pushdown.derive(logits, noise, budget).ids for budget in (False, True)]
+        return torch.stack([(ids == x).all(dim=-1) for ids in made])
+
+    counts = []
+    with eval_mode(model, task.seed) as device:
+        size = min(len(indices), batch_size(length))
+        most = max(1, (CUDA_DECODINGS if device.type == "cuda" else DECODINGS) // (size * length))
+        at_once = math.ceil(decodings / math.ceil(decodings / most))
+        count = Graphed(exact, device)
+        for part in torch.split(indices, size):
+            padded = torch.cat([part, part[:1].expand(size - len(part))])
+            batch = corpus.batch(task.split, padded.to(device))
+            level = model.encode(batch, noise=False)[0]
+            for _ in range(encodings):
+                logits = model.decode({LEVEL: gaussians.sample(level.mean, level.logvar)})
+                for start in range(0, decodings, at_once):
+                    noise = pushdown.noise(at_once * size).view(at_once, size, length, -1)
+                    found = count(logits, noise, batch.x)[:, : decodings - start, : len(part)]
+                    counts.append(found.sum(dim=(1, 2)))
+    free, budgeted = torch.stack(counts).sum(dim=0).tolist()
+    total = len(indices) * encodings * decodings
+    sizes = {"examples": len(indices), "encodings": encodings, "decodings": decodings}
+    return {**sizes, "exact_share": free / total, "budget_exact_share": budgeted / total}
+
+
+# ------------------------------------------------------------------------------------------------ targets
+
+
+def _saved(shuffled: Report) -> float:
+    saved: float = shuffled["shuffled_reconstruction_nats"] - shuffled["reconstruction_nats"]
+    return saved
+
+
+def _enforced(advice: Advice, kl: Sequence[float]) -> float:
+    """The total KL that free bits alone account for."""
+    return (1.0 + HELD_MARGIN) * advice.floors[LEVEL] * (1 if advice.total else len(kl))
+
+
+def _collapsed(report: Report) -> bool:
+    """Whether the code carries no information, or none that the decoder uses."""
+    shuffled = report["shuffled_codes"]
+    idle = shuffled is not None and _saved(shuffled) <= COLLAPSED_NATS
+    return idle or sum(report["levels"][LEVEL]["kl_nats"]) <= COLLAPSED_NATS
+
+
+# ------------------------------------------------------------------------------------------------ new strings
+
+
+def derive(
+    model: Any, latents: Mapping[str, Tensor], drawn: bool, budget: bool = True, seed: int = 0
+) -> tuple[Examples, NDArray[np.bool_]]:
+    """Derivations (n, T) of latents on the model's device, `drawn` from p(x|z) or the argmax, and which are complete.
+
+    With `budget` all are, see `Pushdown.derive`.
+    """
+
+    def made(logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
+        found = model.pushdown.derive(logits, noise, budget)
+        return found.ids.to(torch.int16), found.complete
+
+    ids, complete = through_rules(model, latents, made, seed, drawn)
+    return ids.numpy(), complete.numpy()
+
+
+def through_rules(
+    model: Any,
+    latents: Mapping[str, Tensor],
+    made: Callable[..., tuple[Tensor, ...]],
+    seed: int,
+    drawn: bool = True,
+) -> tuple[Tensor, ...]:
+    """`made` of the logits (B, P, T) of all latents and, if `drawn`, of noise for their rules (B, T, K), on the CPU.
+
+    `made` takes and gives tensors of as many rows. On CUDA it is captured where there is much to do, and may not
+    synchronise with the device. The noise is drawn for as many codes as the CPU decodes at once, whatever the device.
+    """
+    codes, length = latents[LEVEL], model.structure.length
+    block = batch_size(length)
+    results: list[tuple[Tensor, ...]] = []
+    with eval_mode(model, mix(seed, "rules")) as device:  # not the stream of the seed, which has drawn the latents
+        size = max(1, batch_size(length, device) // block) * block
+        graphed = Graphed(made, device) if len(codes) > GRAPHED_FROM * size else None
+        for part in torch.split(codes, size):
+            inputs = [model.decode({LEVEL: part})]
+            if drawn:
+                counts = [min(block, len(part) - start) for start in range(0, len(part), block)]
+                inputs.append(torch.cat([model.pushdown.noise(count) for count in counts]))
+            if graphed is None:
+                results.append(made(*inputs))
+            else:  # one size for all, so that one graph serves
+                filled = [torch.cat([some, some[:1].expand(size - len(part), -1, -1)]) for some in inputs]
+                results.append(tuple(some[: len(part)] for some in graphed(*filled)))
+        return tuple(torch.cat(some).cpu() for some in zip(*results, strict=True))
+
+
+def score_strings(
+    ids: Examples,
+    free_complete: NDArray[np.bool_],
+    likeliest: Examples,
+    padding: int,
+    known: Set[bytes],
+    grammar: Grammar | None,
+    validator: Validator | None,
+) -> dict[str, Any]:
+    """Scores of complete derivations (n, T) drawn with the budget, and of the `likeliest` ones of the same codes.
+
+    `free_complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: the keys of
+    training derivations. Shares are of `samples`, and None without a validator: `valid_share`; then `distinct_share` of
+    the valid ones (else of all), and the same among the first 1,000 and 10,000 samples, if there are so many;
+    `novel_share` of the distinct ones; `diversity` = 1 - mean likeness of the distinct ones.
+    """
+    keys, likely = ([_key(row) for row in some] for some in (ids, likeliest))
+    names: Sequence[Any] = keys
+    texts: list[str] = []
+    valid = likely_valid = diversity = None
+    if grammar is not None:
+        names = texts = [text_of(grammar, row) for row in ids.tolist()]
+    if grammar is not None and validator is not None:
+        valid = np.array([validator.is_valid(text) for text in texts])
+        names = texts if validator.canonical is None else [validator.canonical(text) for text in texts]
+        likely_valid = float(np.mean([validator.is_valid(text_of(grammar, row)) for row in likeliest.tolist()]))
+    kept = range(len(ids)) if valid is None else np.flatnonzero(valid).tolist()
+    distinct = list({names[place]: place for place in reversed(kept)}.values())[::-1]  # the first of each
+    if validator is not None and validator.diversity is not None and len(distinct) > 1:
+        diversity = validator.diversity([texts[place] for place in distinct[:DIVERSITY]])
+    return {
+        "samples": len(ids),
+        "complete_share": float(free_complete.mean()),
+        "valid_share": None if valid is None else float(valid.mean()),
+        "complete_valid_share": None if valid is None else float((free_complete & valid).mean()),
+        "distinct_share": _distinct(names, kept),
+        "distinct_1k_share": None if len(ids) < 1000 else _distinct(names, kept, 1000),
+        "distinct_10k_share": None if len(ids) < 10_000 else _distinct(names, kept, 10_000),
+        "novel_share": sum(keys[place] not in known for place in distinct) / len(distinct) if distinct else None,
+        "diversity": diversity,
+        "likeliest_valid_share": likely_valid,
+        "likeliest_distinct_share": len(set(likely)) / len(likely),
+        "mean_rules": float((ids != padding).sum(axis=1).mean()),
+    }
+
+
+def _distinct(names: Sequence[Any], kept: Sequence[int], first: int | None = None) -> float:
+    """Share of those kept, among the `first` samples or all, that are no repetition; 0 if none is kept."""
+    some = [names[place] for place in kept if first is None or place < first]
+    return len(set(some)) / len(some) if some else 0.0
+
+
+def _key(ids: NDArray[np.integer[Any]]) -> bytes:
+    """A derivation as 16 bytes: a quarter of a million of them, of 277 rules each, would be 140 MB."""
+    return hashlib.blake2b(np.ascontiguousarray(ids, np.int16).tobytes(), digest_size=16).digest()
+
+
+def path_scores(decoded: Tensor, grammar: Grammar | None, validator: Validator | None) -> dict[str, Any]:
+    """Of decoded paths (steps, pairs, T): smoothness in rules, and the strings on a path, its ends included.
+
+    `valid_share` of all strings on all paths, `valid_paths` of paths without an invalid one; None without a validator.
+    """
+    found = smoothness(decoded)
+    distinct = [len({row.tobytes() for row in one}) for one in decoded.transpose(0, 1).numpy()]
+    shares = None
+    if grammar is not None and validator is not None:
+        shares = np.array([[validator.is_valid(text_of(grammar, row)) for row in one] for one in decoded.tolist()])
+    return {
+        **{name: found[name] for name in ("pairs", "steps", "mean_step", "largest_step", "distance")},
+        "distinct": sum(distinct) / len(distinct),
+        "valid_share": None if shares is None else float(shares.mean()),
+        "valid_paths": None if shares is None else float(shares.all(axis=0).mean()),
+    }

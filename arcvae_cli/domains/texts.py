@@ -1,0 +1,74 @@
+"""Derivations as text: strings of their grammar, or the ids of their rules without one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arcvae_cli.grammar import Grammar, Rules, Terminal, parse_grammar
+
+Derivations = NDArray[np.integer[Any]]
+"""(n, T) ids of rules, padded."""
+
+INCOMPLETE = "(incomplete)"
+"""Stands for a derivation that was cut off before its end."""
+
+
+class Pair(NamedTuple):
+    """An example and its reconstruction as text; `exact`: every rule of the example is right."""
+
+    original: str
+    reconstruction: str
+    exact: bool
+
+
+class Writer:
+    """Writes derivations as strings; the ids of the rules, with commas, if only ids and masks are known."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._padding = rules.padding
+        self._grammar = None if rules.text is None else parse_grammar(rules.text, "grammar")
+
+    def pairs(self, originals: Derivations, reconstructions: Derivations) -> list[Pair]:
+        """Each example (n, T) and its reconstruction, without what follows the end of the example."""
+        over = originals == self._padding
+        exact = (over | (originals == reconstructions)).all(axis=1).tolist()
+        if self._grammar is None:  # only the example says where the derivation ends
+            reconstructions = np.where(over, self._padding, reconstructions)
+        return list(map(Pair, self._texts(originals), self._texts(reconstructions), exact))
+
+    def samples(self, ids: Derivations) -> list[str]:
+        """Each of the derivations (n, T); none without a grammar, which alone can derive anything."""
+        return [] if self._grammar is None else self._texts(ids)
+
+    def _texts(self, ids: Derivations) -> list[str]:
+        if self._grammar is None:
+            return [",".join(map(str, row[row != self._padding].tolist())) for row in ids]
+        texts = (self._grammar.write(row.tolist()) for row in ids)
+        return [INCOMPLETE if text is None else text for text in texts]
+
+
+def pair_lines(pairs: Sequence[Pair]) -> list[str]:
+    """How many are exact, then each original, with its reconstruction under it unless it is exact."""
+    lines = [f"{sum(pair.exact for pair in pairs)} of {len(pairs)} exact"]
+    for pair in pairs:
+        lines += [f"= {pair.original}"] if pair.exact else [f"- {pair.original}", f"+ {pair.reconstruction}"]
+    return lines
+
+
+def beginning(grammar: Grammar, ids: Sequence[int]) -> str:
+    """The terminals before the first open symbol of an incomplete derivation, and "..."."""
+    stack: list[str | Terminal] = [grammar.start]
+    rest, settled = iter(ids), list[str]()
+    while stack:
+        symbol = stack.pop()
+        if isinstance(symbol, Terminal):
+            settled.append(symbol.text)
+        elif (rule := next(rest, None)) is not None:
+            stack.extend(reversed(grammar.productions[rule].right))
+        else:
+            break
+    return grammar.separator.join([*settled, "..."])

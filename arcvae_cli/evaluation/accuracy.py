@@ -1,0 +1,83 @@
+"""Condition accuracy: how often samples satisfy a condition, beside samples drawn without one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from arcvae_cli.conditions import Values, attributes, encode, obeys, parse
+from arcvae_cli.evaluation.information import eval_mode
+from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
+from arcvae_cli.evaluation.samples import first_of_each
+from arcvae_cli.models.base import VAE
+
+JUDGED = ("colours=1", "colours=2", "colours=3", "colours=4", "symmetry=lr", "symmetry=ud", "symmetry=both")
+"""The conditions that the verdict rests on."""
+
+ASKED = (
+    *JUDGED,
+    "colours=3 symmetry=lr",
+    *("height=5", "height=10", "width=5", "width=10"),
+    *("objects=1", "objects=3", "objects=10"),
+    "red=yes",
+)
+"""The conditions of a whole evaluation, one after the other; what stands together is one condition."""
+
+
+def condition_accuracy(
+    model: VAE, training: NDArray[np.uint8], samples: int, seed: int, asked: Sequence[str] = ASKED
+) -> dict[str, Any]:
+    """Draw `samples` under each condition, and as many without one.
+
+    Under `rows`, shares that satisfy the condition `asked`: of all samples (`obeying`), of all samples without
+    condition (`baseline_obeying`), and of the `training` grids (`data`). `counted` samples are neither blank nor
+    a repetition of an earlier one, and `*counted_obeying` are shares of those, None if there is none: a model that
+    always draws the same grid may satisfy a condition, and is no use. `unaided_obeying` is the share of such samples if
+    every cell has its own argmax, without the constraints on extent and colours.
+
+    The cost is that of decoding `samples` grids twice per condition, and once more for the baseline.
+    """
+    data = attributes(training)
+    rows = []
+    with eval_mode(model, seed):
+        (baseline, kept), _ = _draw(model, samples, None)
+        for text in asked:
+            given = parse(text.split())
+            (values, counted), (unaided, counted_unaided) = _draw(model, samples, encode(given, samples))
+            satisfied, free = obeys(values, given), obeys(baseline, given)
+            rows.append(
+                {
+                    "asked": text,
+                    "obeying": float(satisfied.mean()),
+                    "counted": int(counted.sum()),
+                    "counted_obeying": _share(satisfied[counted]),
+                    "unaided_obeying": _share(obeys(unaided, given)[counted_unaided]),
+                    "baseline_obeying": float(free.mean()),
+                    "baseline_counted_obeying": _share(free[kept]),
+                    "data": float(obeys(data, given).mean()),
+                }
+            )
+    return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}
+
+
+Drawn = tuple[Values, NDArray[np.bool_]]
+
+
+def _draw(model: VAE, count: int, conditions: Values | None) -> tuple[Drawn, Drawn]:
+    """Attributes (n, A) of draws from the prior, and which of them count: constrained to the conditions, and not."""
+    device = next(model.parameters()).device
+    given = None if conditions is None else torch.from_numpy(conditions).to(device)
+    latents = draw_prior(model, count, conditions=given)
+    found = []
+    for constrained in (True, False):
+        drawn = argmax_decode(model, latents, given, constrained=constrained).numpy().astype(np.uint8)
+        found.append((attributes(drawn), first_of_each(drawn)))
+    return found[0], found[1]
+
+
+def _share(satisfied: NDArray[np.bool_]) -> float | None:
+    return float(satisfied.mean()) if len(satisfied) else None

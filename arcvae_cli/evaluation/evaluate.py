@@ -1,0 +1,99 @@
+"""The evaluation of a model of any kind: reconstruction beside baselines, the code, samples, a verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arcvae_cli import domains
+from arcvae_cli.domains.base import Task
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.evaluation.information import choose, importance_weighted, measures, shuffled_codes
+from arcvae_cli.evaluation.verdict import Advice, judge
+
+MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nats
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The report, and the arrays that pictures need.
+
+    `indices`: (n,) examples of the split in the order seen, `errors`: (n,) wrong positions of each at the posterior
+    mean. `codes`: by level, (n, units) posterior means. `maps`: by level that is a map, (n, h, w) nats of KL in its
+    cells.
+    """
+
+    report: dict[str, Any]
+    indices: NDArray[np.int64]
+    errors: NDArray[np.int64]
+    codes: dict[str, NDArray[np.float32]]
+    maps: dict[str, NDArray[np.float32]]
+
+
+def evaluate(task: Task) -> Evaluation:
+    """Evaluate a model on a split, without conditions.
+
+    What a quick evaluation leaves out is None in the report. The same seed gives the same report on one machine;
+    torch's generators are restored.
+
+    Raises:
+        InputError: no examples in the split or in the training split, or options that the model does not have.
+        ArcvaeError: the model's output is not finite.
+
+    """
+    model, corpus, split, seed, quick = task.model, task.corpus, task.split, task.seed, task.quick
+    domain = domains.of(model.kind)
+    task.trained = task.trained or corpus
+    if not task.trained.size("train"):
+        raise InputError(
+            f"{task.trained.name}: no training {domain.noun} for the baseline", "give a corpus with a training split"
+        )
+    most, many_passes, size = domain.limits(task)
+    task.indices = indices = choose(corpus, split, most, seed)
+    task.few = few = indices[:many_passes]
+    if not len(indices):
+        raise InputError(f"{corpus.name}: the split {split} is empty")
+
+    task.tell(f"reconstructing {len(indices):,} {domain.noun}")
+    codes, means, reconstruction, errors, own = domain.reconstruct(task)
+    elbo = codes.elbo()
+    if not math.isfinite(elbo["elbo_nats"]):
+        raise ArcvaeError("the model's output is not finite", "evaluate an earlier checkpoint: these weights are bad")
+    examples = 0 if quick else MUTUAL_INFORMATION_EXAMPLES
+    levels = {name: measures(level, examples) for name, level in codes.levels.items()}
+
+    weighted = shuffled = paths = None
+    if len(few) > 1 and (domain.quick_shuffle or not quick):
+        task.tell("shuffled codes" if quick else "shuffled codes, interpolation")
+        own_codes = {name: code[: len(few)] for name, code in means.items()}
+        shuffled = shuffled_codes(model, corpus, split, few, own_codes, size, own)
+        paths = None if quick else domain.paths(task)
+    if task.iwae_samples:
+        chosen = indices[: task.iwae_examples]
+        of = f"{task.iwae_samples} draws for each of {len(chosen):,} {domain.noun}"
+        task.tell(f"importance-weighted likelihood: {of}")
+        weighted = importance_weighted(model, corpus, split, chosen, task.iwae_samples, seed, size)
+
+    report = {
+        "corpus": corpus.name,
+        "split": split,
+        "seed": seed,
+        "quick": quick,
+        "reconstruction": reconstruction,
+        "elbo": elbo,
+        **domain.likelihood(task, codes),
+        "importance_weighted": weighted,
+        "levels": levels,
+        "shuffled_codes": shuffled,
+        "interpolation": paths,
+        **domain.samples(task),
+    }
+    advice = Advice(task.settings, model.level_shapes, math.prod(corpus.positions))
+    report["verdict"] = judge(domain.targets(report, advice), domain.summary(report, advice))
+    vectors = {name: level.mean.flatten(1).cpu().numpy() for name, level in codes.levels.items()}
+    maps = {name: kl.float().cpu().numpy() for name, level in codes.levels.items() if (kl := level.map()) is not None}
+    return Evaluation(report, indices.numpy(), errors, vectors, maps)
