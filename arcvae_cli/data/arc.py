@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, GridArrays, canvas_keys, split_sizes
+from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys, split_sizes
 from arcvae_cli.data.symmetries import COLOURS, SIDE, SYMMETRIES, Grids, transform
 from arcvae_cli.errors import InputError
 
@@ -37,7 +37,7 @@ def task_splits() -> dict[str, tuple[str, ...]]:
     return _split_tasks(_published())
 
 
-def build_arc(size: int = 100_000, seed: int = 0) -> GridArrays:
+def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` grids, 80/10/10: a task, one of its grids, a symmetry and a permutation of the colours 1-9 at random.
 
     No grid appears twice, in a split or between two: test is drawn first, then validation, then training. The stream
@@ -53,7 +53,7 @@ def build_arc(size: int = 100_000, seed: int = 0) -> GridArrays:
     return _joined("arc", [drawn[split] for split in SPLITS])
 
 
-def build_arc_raw() -> GridArrays:
+def build_arc_raw() -> Dataset:
     """The grids as published, up to 16x16, single-coloured ones dropped and each one once in its split.
 
     A grid of the test split is never in the other two: test is kept whole and training and validation give way, then
@@ -154,8 +154,8 @@ def _draw(base: _Base, size: int, stream: np.random.RandomState, seen: set[bytes
     return grids, shape, tasks
 
 
-def _joined(name: str, parts: list[tuple[Grids, Grids, NDArray[Any]]]) -> GridArrays:
+def _joined(name: str, parts: list[tuple[Grids, Grids, NDArray[Any]]]) -> Dataset:
     """One corpus of the parts of each split, in the order of SPLITS."""
     grids, shape, task = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     split = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(part[0]) for part in parts])
-    return GridArrays(name, grids, split, shape, task)
+    return Dataset(name, grids, split, shape, task)
