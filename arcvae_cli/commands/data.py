@@ -28,69 +28,47 @@ KNOWN = f"{', '.join(CORPORA)}, or a .npz, .npy, ARC .json, a folder, or a file 
 INPUT, STRINGS, OUTPUT = "Input", "Strings of a grammar", "Output"  # panels of the help
 
 
-def _option(*names: str, panel: str = STRINGS, **more: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, **more)
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, help=text, **more)
 
 
-Quiet = Annotated[bool, _option("--quiet", panel=OUTPUT, help="No notes on stderr.")]
-Json = Annotated[bool, _option("--json", panel=OUTPUT, help="One JSON document on stdout, nothing else.")]
-SOURCE: dict[str, tuple[Any, Any]] = {
-    "corpus": (
-        Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", show_default=False, help=f"{KNOWN}.")],
-        None,
-    ),
-    "size": (
-        Annotated[int, _option(panel=INPUT, min=10, max=2_000_000, help="Examples drawn; arc-raw has its own.")],
-        100_000,
-    ),
-    "seed": (Annotated[int, _option(panel=INPUT, min=0, max=2**32 - 1, help="Of a corpus built by name.")], 0),
+Quiet = Annotated[bool, _option(OUTPUT, "No notes on stderr.", "--quiet")]
+Json = Annotated[bool, _option(OUTPUT, "One JSON document on stdout, nothing else.", "--json")]
+SOURCE: dict[str, tuple[Any, Any, Any]] = {
+    "corpus": (str | None, None, typer.Argument(metavar="[NAME|PATH]", show_default=False, help=f"{KNOWN}.")),
+    "size": (int, 100_000, _option(INPUT, "Examples drawn; arc-raw has its own.", min=10, max=2_000_000)),
+    "seed": (int, 0, _option(INPUT, "Of a corpus built by name.", min=0, max=2**32 - 1)),
     "grammar": (
-        Annotated[
-            str | None,
-            _option(metavar="FILE|NAME", show_default="that of the corpus", help="A file, or equations, smiles."),
-        ],
+        str | None,
         None,
+        _option(STRINGS, "A file, or equations, smiles.", metavar="FILE|NAME", show_default="that of the corpus"),
     ),
-    "input": (Annotated[Path | None, _option(show_default=False, help="A file of strings, one a line.")], None),
-    "recipe": (
-        Annotated[
-            Literal["uniform", "kusner"], _option(help="How equations are drawn: kusner is lexicographic, as in 2017.")
-        ],
-        "uniform",
-    ),
+    "input": (Path | None, None, _option(STRINGS, "A file of strings, one a line.")),
+    "recipe": (Literal["uniform", "kusner"], "uniform", _option(STRINGS, "kusner: lexicographic, as in 2017.")),
     "max_rules": (
-        Annotated[
-            int | None, _option(min=1, show_default="the input's longest; 15", help="Rules of the longest derivation.")
-        ],
+        int | None,
         None,
+        _option(STRINGS, "Rules of the longest derivation.", min=1, show_default="the input's longest; 15"),
     ),
-    "prod": (Annotated[Path | None, _option(show_default=False, help="Prebuilt ids of rules, .npy (N, T).")], None),
-    "masks": (
-        Annotated[Path | None, _option(show_default=False, help="Their masks, bit-packed .npy (N, T, bytes).")],
-        None,
-    ),
-    "pad_id": (
-        Annotated[
-            int | None, _option(min=-1, show_default="detected", help="Prebuilt id after the end, -1 or a rule.")
-        ],
-        None,
-    ),
+    "prod": (Path | None, None, _option(STRINGS, "Prebuilt ids of rules, .npy (N, T).")),
+    "masks": (Path | None, None, _option(STRINGS, "Their masks, bit-packed .npy (N, T, bytes).")),
+    "pad_id": (int | None, None, _option(STRINGS, "Prebuilt id after the end.", min=-1, show_default="detected")),
 }
-"""Type and default of the options that both commands share."""
+"""The options that both commands share: type, default, and the rest."""
 
 
 def _with_source(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options of SOURCE besides its own; it gets their values as a dict, its first argument."""
+    """A command with the options of SOURCE besides its own; their values are its first argument, a dict."""
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
         command({name: values.pop(name) for name in SOURCE}, **values)
 
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     shared = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in SOURCE.items()
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+        for name, (kind, default, option) in SOURCE.items()
     ]
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     run.__dict__["__signature__"] = inspect.Signature([*shared, *own])
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*shared, *own)}
     return run
@@ -101,17 +79,11 @@ def _with_source(command: Callable[..., None]) -> Callable[..., None]:
 def build(
     source: dict[str, Any],
     *,
-    test: Annotated[Path | None, _option(show_default=False, help="A file of strings for the test split.")] = None,
-    max_failed: Annotated[
-        float, _option(min=0, max=1, help="Share of lines that may fail to parse, or be too long.")
-    ] = 0.1,
-    download: Annotated[
-        Literal["zinc250k"] | None, _option(show_default=False, help="Download the molecules of smiles first.")
-    ] = None,
-    output: Annotated[Path | None, _option(panel=OUTPUT, show_default=False, help="Write it to this .npz too.")] = None,
-    force: Annotated[
-        bool, _option("--force", panel=OUTPUT, help="Build again what is cached, and overwrite --output.")
-    ] = False,
+    test: Annotated[Path | None, _option(STRINGS, "A file of strings for the test split.")] = None,
+    max_failed: Annotated[float, _option(STRINGS, "Share of lines that may be left out.", min=0, max=1)] = 0.1,
+    download: Annotated[Literal["zinc250k"] | None, _option(STRINGS, "Download the molecules of smiles first.")] = None,
+    output: Annotated[Path | None, _option(OUTPUT, "Write it to this .npz too.")] = None,
+    force: Annotated[bool, _option(OUTPUT, "Build again, and overwrite --output.", "--force")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +131,7 @@ def build(
         lines.append(f"derivations of up to {steps} of {rules} rules, including the padding rule")
         if dataset.origin.reason is not None:
             lines.append(f"parser: {dataset.origin.reason}")
-    _finish(console, lines, document, dataset, output or cached or data.path or data.prod)
+    _identify(console, lines, document, dataset, output or cached or data.path or data.prod)
     console.json(document)
 
 
@@ -194,7 +166,7 @@ def info(
     described = describe(dataset)
     document = {"name": dataset.name, dataset.kind: len(dataset.x)}
     lines = [f"{dataset.name}: {len(dataset.x):,} {dataset.kind}"]
-    _finish(console, lines, document, dataset, cache_path(data) or data.path or data.prod)
+    _identify(console, lines, document, dataset, cache_path(data) or data.path or data.prod)
     _show(console, dataset, described)
     console.json(document | {"notes": list(dataset.notes)} | described)
 
@@ -221,15 +193,13 @@ def _settings(source: dict[str, Any]) -> DataSettings:
         path = expanded(Path(corpus))
         if not path.exists():
             near = get_close_matches(corpus, CORPORA, 1)
-            raise InputError(
-                f"{corpus}: no such corpus or file", f"did you mean {near[0]}?" if near else f"use {KNOWN}"
-            )
+            fix = f"did you mean {near[0]}?" if near else f"use {KNOWN}"
+            raise InputError(f"{corpus}: no such corpus or file", fix)
         values = {"path": path, **given}
         if path.suffix.lower() in (".npz", ".npy", ".json") or path.is_dir():
             unused = set(given) - {"grammar"}
-    for key in given:
-        if key in unused:
-            raise InputError(f"--{key.replace('_', '-')}: not used by {corpus or '--prod'}", "leave one of them out")
+    for key in (key for key in given if key in unused):
+        raise InputError(f"--{key.replace('_', '-')}: not used by {corpus or '--prod'}", "leave one of them out")
     try:
         settings = DataSettings.model_validate(values)
     except ValidationError as error:
@@ -256,7 +226,9 @@ def _load(data: DataSettings, console: Console, options: LoadOptions, rebuild: b
     return dataset
 
 
-def _finish(console: Console, lines: list[str], document: dict[str, Any], dataset: Dataset, file: Path | None) -> None:
+def _identify(
+    console: Console, lines: list[str], document: dict[str, Any], dataset: Dataset, file: Path | None
+) -> None:
     """Prints the lines, the fingerprint and the file, and adds the latter to the document."""
     document |= {"fingerprint": dataset.fingerprint(), "file": str(file)}
     lines += [f"fingerprint {document['fingerprint']}", f"file {file}"]
@@ -286,9 +258,9 @@ def _show(console: Console, dataset: Dataset, described: dict[str, Any]) -> None
     if noun == "grids":
         shares = [f"{share:.1%}" for share in described["colours"]]
         console.table("Share of each colour", list(map(str, range(len(shares)))), [shares], left=())
-        rows = [[f"{high}x{wide}", f"{n:,}", f"{n / len(dataset.x):.1%}"] for high, wide, n in described["shapes"]]
-        console.result()
-        console.table("Commonest shapes", ["height x width", "grids", "share"], rows)
+        if rows := [[f"{h}x{w}", f"{n:,}", f"{n / len(dataset.x):.1%}"] for h, w, n in described["shapes"]]:
+            console.result()
+            console.table("Commonest shapes", ["height x width", "grids", "share"], rows)
         return
     rows = [[key, one_line(text)] for key, text in _facts(dataset, described).items()]
     console.table("Origin and rules", ["", ""], rows, left=(0, 1), header=False)
@@ -298,25 +270,18 @@ def _show(console: Console, dataset: Dataset, described: dict[str, Any]) -> None
 def _facts(dataset: Dataset, described: dict[str, Any]) -> dict[str, str]:
     """Where derivations come from, and which rules they use."""
     assert dataset.rules is not None
-    origin, grammar = dataset.origin, dataset.grammar
-    how = {"drawn": "sampled uniformly over derivations", "enumerated": "enumerated in lexicographic order"}
-    facts = {"strings": how.get(origin.how, origin.how) + (f" from {origin.source}" if origin.source else "")}
-    if origin.entropy is not None:
-        facts["entropy"] = f"{origin.entropy:.2f} nats: no model has a lower mean NLL on unseen strings"
-    if origin.reason is not None:
-        facts["parser"] = origin.reason
-    if origin.lines:
-        facts["lines"] = (
-            f"{origin.lines:,}: {origin.failed:,} do not parse, {origin.too_long:,} too long, "
-            f"{origin.duplicates:,} duplicates, {origin.ambiguous:,} ambiguous"
-        )
+    facts = {key.replace("_", " "): str(value) for key, value in described["origin"].items() if value}
+    if dataset.origin.entropy is not None:
+        facts["entropy"] = f"{dataset.origin.entropy:.2f} nats: no model has a lower mean NLL on unseen strings"
     used = sum(count > 0 for rule, count in enumerate(described["counts"]) if rule != dataset.rules.padding)
-    facts["steps"] = f"up to {described['steps']}"
-    facts["rules used"] = f"{used} of {len(dataset.rules) - 1}{f' of {grammar.name}' if grammar is not None else ''}"
+    facts |= {"steps": f"up to {described['steps']}", "rules used": f"{used} of {len(dataset.rules) - 1}"}
     for label in ("unused", "unusable"):
-        if some := described[label]:
-            named = [str(rule) if grammar is None else f"{rule} ({grammar.productions[rule]})" for rule in some[:12]]
-            facts[label] = ", ".join(named) + ", ..." * (len(some) > 12)
+        names = [
+            str(rule) if dataset.grammar is None else f"{rule} ({dataset.grammar.productions[rule]})"
+            for rule in described[label]
+        ]
+        if names:
+            facts[label] = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
     return facts
 
 

