@@ -227,7 +227,7 @@ def open_corpus(
         arrays = arrays.limited(data.limit)
     if rules is not None:
         if arrays.kind != "strings":
-            raise InputError(f"{arrays.name}: contains grids, the model needs strings", "give strings, or ids")
+            raise InputError(f"{arrays.name}: holds grids, the model needs strings", "give strings, or ids")
         arrays = fitted(arrays, rules, length, needs)
     arrays.require(needs)
     return GridCorpus(arrays, device, data.augment) if arrays.kind == "grids" else DerivationCorpus(arrays, device)
