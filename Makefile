@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint types format docs bench soak fuzz clean
+.PHONY: help train test check lint types format docs bench same soak fuzz clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench: $(VENV)/.dev ## benchmarks on this machine's CPU in under ten minutes, ea
 	$(BIN)/python bench/decoding.py
 	$(BIN)/python -m pip install --quiet nltk
 	$(BIN)/python bench/parsing.py
+
+same: $(VENV)/.dev ## compare weights, metrics and JSON with those recorded in bench/golden, bit for bit
+	$(BIN)/python bench/same.py
 
 soak: $(VENV)/.dev ## kill, stop and starve real runs, hundreds of times: half an hour on two cores (Linux)
 	$(BIN)/python bench/soak.py

@@ -79,11 +79,6 @@ _ALIASES = {name: f"colour_{number}" for number, name in enumerate(COLOURS)}
 _KEYS = (*PLACE, "symmetry", *_ALIASES)
 
 
-def schema() -> list[list[str | int]]:
-    """The attributes as a checkpoint keeps them: [name, size], in order."""
-    return [[attribute.name, attribute.size] for attribute in ATTRIBUTES]
-
-
 def attributes(grids: Grids) -> Values:
     """(n, A) values of grids (n, 16, 16), in the order of `ATTRIBUTES`: about a second for 100,000."""
     parts = [_measured(grids[start : start + _CHUNK]) for start in range(0, len(grids), _CHUNK)]

@@ -7,16 +7,14 @@ step of it costs no wait for the device and can be part of a CUDA graph. `Schedu
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from arcvae_cli.schedules import ControlVAE, Feedback, Geco, KLCapacity, Schedule
+from arcvae_cli.schedules import Feedback, Schedule
 from arcvae_cli.schedules.feedback import Quantity, bound_ahead, is_held
 
 ALL_EPOCH = 0.95
@@ -76,7 +74,7 @@ class Controller:
         self.device = device
         self._open = {level: part for level, part in schedule.by_level(levels).items() if not part.closed_loop}
         parts = schedule.by_level(levels) if schedule.parts.keys() != {""} else schedule.parts
-        self._loops = {level: LOOPS[type(part)](part, device) for level, part in parts.items() if part.closed_loop}
+        self._loops = {level: Loop(part, device) for level, part in parts.items() if isinstance(part, Feedback)}
         self._held: dict[str, Tensor] = {}
         self.open: dict[str, float] = {}  # the betas of open loops at present
         self.silent: tuple[str, ...] = ()  # the levels among them whose beta is 0
@@ -158,7 +156,7 @@ class Controller:
                     bound=bound,
                 )
             )
-            loop.count_anew()
+            loop.reset_counts()
         return tuple(found)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
@@ -178,36 +176,34 @@ def exact_type(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-Kind = TypeVar("Kind", bound=Feedback)
 COUNTS = ("steps", "at_max", "at_min", "sum")
 
 
-class Loop(ABC, Generic[Kind]):
-    """One schedule that takes feedback, on the device. A subclass says how its state follows from a batch."""
+class Loop:
+    """A closed-loop schedule on the device: its state as 0-d tensors, changed in place by its control law."""
 
-    def __init__(self, schedule: Kind, device: torch.device) -> None:
+    def __init__(self, schedule: Feedback, device: torch.device) -> None:
         self.schedule = schedule
         self.exact = exact_type(device)
         begin = {**schedule.begin(), **dict.fromkeys(COUNTS, 0.0)}
         self.state = {key: torch.tensor(value, dtype=self.exact, device=device) for key, value in begin.items()}
-        self.target = torch.tensor(schedule.setpoint(0.0), dtype=self.exact, device=device)
-        self.set = schedule.setpoint(0.0)
+        self.setpoint = schedule.setpoint(0.0)
+        self.target = torch.tensor(self.setpoint, dtype=self.exact, device=device)
         self.low, self.high = schedule.at_bounds
 
     def at(self, epoch: float) -> None:
-        """The target at an epoch."""
-        if (wanted := self.schedule.setpoint(epoch)) != self.set:
-            self.set = wanted
-            self.target.fill_(wanted)
-
-    @abstractmethod
-    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-        """The state after a batch, of which `beta` is the batch's."""
+        """Set the target of an epoch."""
+        if (setpoint := self.schedule.setpoint(epoch)) != self.setpoint:
+            self.setpoint = setpoint
+            self.target.fill_(setpoint)
 
     def step(self, kl: Tensor, reconstruction: Tensor) -> Tensor:
         """Beta of a batch, 0-d: the state itself, which the next step changes."""
-        for key, value in self.update(kl, reconstruction).items():
-            self.state[key].copy_(value)
+        for key, value in self.schedule.law(torch, self.state, self.target, kl, reconstruction).items():
+            if isinstance(value, Tensor):
+                self.state[key].copy_(value)
+            else:
+                self.state[key].fill_(value)
         beta = self.state["beta"]
         self.state["steps"].add_(1.0)
         self.state["at_max"].add_(beta >= self.high)
@@ -215,61 +211,19 @@ class Loop(ABC, Generic[Kind]):
         self.state["sum"].add_(beta)
         return beta
 
-    def count_anew(self) -> None:
-        """Begin to count the steps of another epoch."""
+    def reset_counts(self) -> None:
+        """Count the steps of the next epoch from 0."""
         for key in COUNTS:
             self.state[key].zero_()
 
     def read(self) -> dict[str, float]:
-        """The state in plain numbers: the device is waited for."""
+        """The state in plain numbers: a CPU-GPU sync."""
         values: list[float] = torch.stack(list(self.state.values())).tolist()
         return dict(zip(self.state, values, strict=True))
 
     def load(self, values: Mapping[str, float]) -> None:
-        """Put a state in place of the present one."""
+        """Continue from a state; ValueError if it is another schedule's."""
         if values.keys() != self.state.keys():
             raise ValueError(f"the state of {self.schedule.name} is {', '.join(self.state)}, not {', '.join(values)}")
         for key, value in values.items():
             self.state[key].fill_(value)
-
-
-class KLCapacityLoop(Loop[KLCapacity]):
-    """The sign of the distance to the capacity."""
-
-    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002, D102
-        return {"beta": self.schedule.gamma * torch.sign(kl - self.target)}
-
-
-class ControlVAELoop(Loop[ControlVAE]):
-    """The PI controller."""
-
-    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002, D102
-        schedule, old = self.schedule, self.state["integral"]
-        error = self.target - kl
-        proportional = schedule.kp * torch.sigmoid(-error)
-        integral = old + schedule.ki * error
-        up = torch.minimum(integral, torch.maximum(old, schedule.max_beta - proportional))
-        down = torch.maximum(integral, torch.minimum(old, schedule.min_beta - proportional))
-        integral = torch.where(error < 0, up, down)
-        return {"beta": (proportional + integral).clamp(schedule.min_beta, schedule.max_beta), "integral": integral}
-
-
-class GecoLoop(Loop[Geco]):
-    """The multiplier, by its logarithm."""
-
-    def update(self, kl: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:  # noqa: ARG002, D102
-        schedule = self.schedule
-        past = schedule.averaging * self.state["begun"]
-        average = past * self.state["average"] + (1.0 - past) * (reconstruction - self.target)
-        log_lambda = self.state["log_lambda"] + schedule.alpha * average
-        log_lambda = log_lambda.clamp(math.log(schedule.lambda_min), math.log(schedule.lambda_max))
-        begun = torch.ones_like(past)
-        return {"beta": torch.exp(-log_lambda), "log_lambda": log_lambda, "average": average, "begun": begun}
-
-
-LOOPS: dict[type[Schedule], type[Loop[Any]]] = {
-    KLCapacity: KLCapacityLoop,
-    ControlVAE: ControlVAELoop,
-    Geco: GecoLoop,
-}
-"""How each schedule that takes feedback runs on the device."""

@@ -1,6 +1,6 @@
-"""The machine: how many cores this process may keep busy, and how much memory it took.
+"""The machine: usable cores, threads, peak memory, and recognising out-of-memory errors.
 
-PyTorch is imported within the functions that are given a device, and only by them.
+PyTorch is imported only within the functions that need it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,52 +17,39 @@ if TYPE_CHECKING:
     import torch
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Variables by which a person says how many threads to compute with."""
+"""Environment variables that set the number of threads."""
 
 
 def cores(control: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:
-    """How many cores this process may keep busy: those it may run on, within the quota of its control group.
+    """How many cores this process may use: its CPU affinity, within the quota of its control group (version 2).
 
-    A quota of 1.5 cores counts as 2. The two paths are where Linux tells of quotas; elsewhere there are none.
+    A quota of 1.5 cores counts as 2. The two paths are where Linux lists quotas; elsewhere there are none.
     """
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS or Windows
         allowed = os.cpu_count() or 1
-    limit = min(quotas(control, groups), default=math.inf)
-    return allowed if limit >= allowed else math.ceil(limit)
+    return min(allowed, math.ceil(min(quotas(control, groups), default=allowed)))
 
 
 def quotas(control: Path, groups: Path) -> Iterator[float]:
-    """The limits, in cores, of this process's control group and of those above it, in version 2 and in version 1."""
+    """The CPU limits, in cores, of this process's control group and its parents."""
     try:
-        lines = groups.read_text().splitlines()
-    except OSError:
+        own = next(line for line in groups.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
         return
-    for line in lines:
-        _, names, own = line.split(":", 2)  # "0::/own/path" in version 2, "4:cpu,cpuacct:/own/path" in version 1
-        if names and "cpu" not in names.split(","):
-            continue
-        mounts = (control, control / "unified") if not names else (control / "cpu", control / names)
-        group = Path(own.lstrip("/"))
-        for folder in (mount / place for mount in mounts for place in (group, *group.parents)):
-            try:
-                if names:
-                    words = [(folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
-                else:
-                    words = (folder / "cpu.max").read_text().split()
-                quota, period = (math.inf if word == "max" else float(word) for word in words)
-            except (OSError, ValueError):
-                continue  # within a container the path is often that of the host, and nothing stands there
-            if quota > 0 and period > 0:  # -1: none
-                yield quota / period
+    group = Path(own[3:].lstrip("/"))
+    for folder in (control / place for place in (group, *group.parents)):
+        with suppress(OSError, ValueError):  # in a container the path is often the host's, which does not exist here
+            quota, period = (folder / "cpu.max").read_text().split()
+            if quota != "max":
+                yield int(quota) / int(period)
 
 
 def use_cores() -> None:
-    """Let PyTorch compute with as many threads as there are cores for it, or as the environment says.
+    """Set PyTorch's threads to the usable cores, unless the environment sets them.
 
-    By itself it takes a thread for each physical core that the process may run on, and knows of no quota: threads that
-    wait for each other while the quota is used up make every step wait.
+    PyTorch itself ignores quotas: with more threads than the quota allows, every step waits for throttled threads.
     """
     import torch
 
@@ -70,7 +58,7 @@ def use_cores() -> None:
 
 
 def describe(device: torch.device) -> str:
-    """`cpu (2 threads)`, `cuda (NVIDIA H200)`, `mps`: a device and what it computes with."""
+    """A device in words: `cpu (2 threads)`, `cuda (NVIDIA H200)`, `mps`."""
     import torch
 
     if device.type == "cpu":
@@ -82,22 +70,22 @@ def describe(device: torch.device) -> str:
 
 
 def crowded(device: torch.device) -> str | None:
-    """What to say where other work keeps the cores busy: threads that wait for each other then lose more than they win.
+    """A warning where other processes use the cores: OpenMP threads that wait for each other are then slower than one.
 
-    The number of threads is not chosen by it, since a seed would then not give the same numbers twice.
+    The thread count itself does not change, since the same seed would then give other numbers.
     """
     import torch
 
     if device.type != "cpu" or torch.get_num_threads() == 1 or not hasattr(os, "getloadavg"):
         return None
-    load, there = os.getloadavg()[0], cores()
-    if load < there:
+    load, available = os.getloadavg()[0], cores()
+    if load < available:
         return None
-    return f"other work keeps {load:.1f} of {there} cores busy: one thread, OMP_NUM_THREADS=1, may be faster"
+    return f"load {load:.1f} on {available} cores: one thread (OMP_NUM_THREADS=1) may be faster"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: that of a device, for which PyTorch has a class, or the host's."""
+    """Whether an exception means that memory ran out, on the device or on the host."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -109,44 +97,21 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that tensors took on a CUDA device, elsewhere that this process had in memory, since it began."""
+    """Peak bytes of tensors on a CUDA device, elsewhere of this process's resident memory."""
     import torch
 
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
 
 
 def peak_resident() -> int:
-    """The most bytes of physical memory that this process had at once."""
-    if sys.platform == "win32":
-        return _peak_working_set()
-    try:  # what `getrusage` tells on Linux may be the peak of the process that started this one
+    """The most bytes of physical memory that this process had at once; 0 where the system does not say (Windows)."""
+    try:  # on Linux `getrusage` may return the peak of the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
+        pass
+    try:
         import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-if sys.platform == "win32":
-
-    def _peak_working_set() -> int:
-        """What Windows calls it; the structure is PROCESS_MEMORY_COUNTERS."""
-        import ctypes
-        from ctypes import wintypes
-
-        class Counters(ctypes.Structure):
-            _fields_ = (
-                ("cb", wintypes.DWORD),
-                ("PageFaultCount", wintypes.DWORD),
-                *((name, ctypes.c_size_t) for name in ("PeakWorkingSetSize", "WorkingSetSize", "q1", "q2", "q3", "q4")),
-                *((name, ctypes.c_size_t) for name in ("PagefileUsage", "PeakPagefileUsage")),
-            )
-
-        kernel = ctypes.WinDLL("kernel32")
-        kernel.GetCurrentProcess.restype = wintypes.HANDLE
-        kernel.K32GetProcessMemoryInfo.argtypes = (wintypes.HANDLE, ctypes.POINTER(Counters), wintypes.DWORD)
-        counters = Counters(cb=ctypes.sizeof(Counters))
-        kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
-        return int(counters.PeakWorkingSetSize)
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

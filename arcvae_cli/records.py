@@ -242,26 +242,26 @@ class Recorder(Protocol):
 class Silent:
     """A recorder that acts on nothing: the base of those that act on some calls."""
 
-    def start(self, plan: Plan) -> None:  # noqa: D102
+    def start(self, plan: Plan) -> None:
         pass
 
-    def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: D102
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:
         pass
 
-    def step(self, epoch: int, done: int, beta: float | None) -> None:  # noqa: D102
+    def step(self, epoch: int, done: int, beta: float | None) -> None:
         pass
 
-    def steps(self, records: Sequence[StepRecord]) -> None:  # noqa: D102
+    def steps(self, records: Sequence[StepRecord]) -> None:
         pass
 
-    def epoch(self, record: EpochRecord) -> None:  # noqa: D102
+    def epoch(self, record: EpochRecord) -> None:
         pass
 
-    def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: D102
+    def pictures(self, epoch: int, pictures: Pictures) -> None:
         pass
 
-    def close(self, code: int = 0) -> None:  # noqa: D102
+    def close(self, code: int = 0) -> None:
         pass
 
-    def abandon(self) -> None:  # noqa: D102
+    def abandon(self) -> None:
         pass

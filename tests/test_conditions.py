@@ -18,7 +18,6 @@ from arcvae_cli.conditions import (
     obeys,
     objects_of,
     parse,
-    schema,
     written,
 )
 from arcvae_cli.data.arc import build_arc_raw
@@ -206,9 +205,10 @@ def test_what_is_encoded_and_what_obeys(real: np.ndarray) -> None:
     assert obeys(measured, {}).all()
 
 
-def test_the_schema_and_the_names() -> None:
-    assert schema()[:4] == [["height", 17], ["width", 17], ["colours", 10], ["colour_0", 2]]
-    assert schema()[-3:] == [["objects", 21], ["symmetry_lr", 2], ["symmetry_ud", 2]]
-    assert len(schema()) == len(set(PLACE)) == 16
+def test_attribute_sizes_and_names() -> None:
+    sizes = [(attribute.name, attribute.size) for attribute in ATTRIBUTES]  # checkpoints keep them
+    assert sizes[:4] == [("height", 17), ("width", 17), ("colours", 10), ("colour_0", 2)]
+    assert sizes[-3:] == [("objects", 21), ("symmetry_lr", 2), ("symmetry_ud", 2)]
+    assert len(sizes) == len(set(PLACE)) == 16
     assert len(set(COLOURS)) == 10
     assert written({"height": 3, "colour_2": 1, "symmetry_lr": 0}) == "height=3, colour_2=yes, symmetry_lr=no"

@@ -62,30 +62,36 @@ def imports(path: Path, everywhere: bool) -> Iterator[str]:
                 )
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_below(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for name in imports(path, everywhere=True):
-        if name.startswith("arcvae_cli."):
-            assert FLOOR[room(name)] <= FLOOR[own], f"{own} (floor {FLOOR[own]}) imports {name}"
-            if own == "models":
-                assert room(name) != "data", "models never import data"
+def test_modules_import_only_from_their_own_floor_and_below() -> None:
+    offenders = []
+    for path in modules():
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imports(path, everywhere=True):
+            if name.startswith("arcvae_cli.") and FLOOR[room(name)] > FLOOR[own]:
+                offenders.append(f"{path.relative_to(PACKAGE)} (floor {FLOOR[own]}) imports {name}")
+            if own == "models" and name.startswith("arcvae_cli.data"):
+                offenders.append(f"{path.relative_to(PACKAGE)} imports data")
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_heavy_packages_are_imported_where_they_belong(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    top = {name.split(".")[0] for name in imports(path, everywhere=False)} & HEAVY
-    anywhere = {name.split(".")[0] for name in imports(path, everywhere=True)} & HEAVY
-    if FLOOR[own] == 1:
-        assert not anywhere, "floor 1 knows no heavy package"
-    if FLOOR[own] <= 3:
-        assert not anywhere & {"rich", "matplotlib"}, "the floors below 4 draw and print nothing"
-    if FLOOR[own] == 5:
-        assert not top, "commands import heavy packages when they are called"
-    assert not top & {"matplotlib", "wandb", "tensorboard"}
-    if own == "recorders" and path.name != "tensorboard.py":  # PyTorch carries the writer of event files
-        assert "torch" not in anywhere, "recorders get plain numbers and arrays"
+def test_heavy_packages_are_imported_where_they_belong() -> None:
+    offenders = []
+    for path in modules():
+        own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        top = {name.split(".")[0] for name in imports(path, everywhere=False)} & HEAVY
+        anywhere = {name.split(".")[0] for name in imports(path, everywhere=True)} & HEAVY
+        wrong = top & {"matplotlib", "wandb", "tensorboard"}
+        if FLOOR[own] == 1:
+            wrong |= anywhere
+        if FLOOR[own] <= 3:
+            wrong |= anywhere & {"rich", "matplotlib"}
+        if FLOOR[own] == 5:
+            wrong |= top  # commands import heavy packages when they are called
+        if own == "recorders" and path.name != "tensorboard.py":  # PyTorch has the writer of event files
+            wrong |= anywhere & {"torch"}
+        if wrong:
+            offenders.append(f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(wrong))}")
+    assert not offenders
 
 
 def loaded_by(*arguments: str) -> set[str]:

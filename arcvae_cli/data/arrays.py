@@ -74,7 +74,6 @@ class Dataset:
 
     @property
     def kind(self) -> Literal["grids", "strings"]:
-        """Of the examples."""
         return "grids" if self.rules is None else "strings"
 
     def fingerprint(self) -> str:

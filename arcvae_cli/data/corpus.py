@@ -61,7 +61,6 @@ class GridCorpus:
         self._table = torch.from_numpy(table.reshape(-1, CELLS).astype(np.int64)).to(self.device)
 
     def size(self, split: str) -> int:
-        """Examples of a split."""
         return len(self._grids[split])
 
     def grids(self, split: str) -> Tensor:
@@ -136,7 +135,6 @@ class DerivationCorpus:
         self.mean_positions = len(counting) / len(train) if len(train) else float(self.length)
 
     def size(self, split: str) -> int:
-        """Examples of a split."""
         return len(self._ids[split])
 
     def ids(self, split: str) -> Tensor:

@@ -37,7 +37,6 @@ class Download:
 
     @property
     def address(self) -> str:
-        """Where it is downloaded from; may contain a password."""
         return os.environ.get(self.variable) or self.url
 
     def is_in(self, path: Path) -> bool:

@@ -1,15 +1,16 @@
-"""Schedules that watch the run: beta depends on the KL or the reconstruction of every batch.
+"""Closed-loop schedules: beta depends on the KL or the reconstruction of every batch.
 
-`observe` is the plain reference, one number at a time; `arcvae_cli.controllers` does the same on the device.
+Each control law is written once, over the operations of `PlainMath` or of `torch`: `observe` runs it on floats,
+`arcvae_cli.controllers` on 0-d tensors of the device.
 """
-# ruff: noqa: D102, ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
+# ruff: noqa: ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -28,7 +29,29 @@ HELD = 0.05
 NEAR_BOUND = 0.01
 """Share of beta's range that counts as at a bound: the proportional term of a PI controller flickers."""
 
-_EXP = 700.0  # math.exp overflows from 710 on
+
+class PlainMath:
+    """What a control law is written with, on floats, under the names that `torch` has for tensors."""
+
+    exp = staticmethod(math.exp)
+    minimum = staticmethod(min)
+    maximum = staticmethod(max)
+
+    @staticmethod
+    def sign(x: float) -> float:
+        return float((x > 0) - (x < 0))
+
+    @staticmethod
+    def sigmoid(x: float) -> float:
+        return 1.0 / (1.0 + math.exp(min(-x, 700.0)))  # math.exp overflows from 710 on
+
+    @staticmethod
+    def where(condition: bool, x: float, y: float) -> float:
+        return x if condition else y
+
+    @staticmethod
+    def clamp(x: float, low: float, high: float) -> float:
+        return min(max(x, low), high)
 
 
 def is_held(value: float, target: float) -> bool:
@@ -85,13 +108,19 @@ class Feedback(Schedule):
         """The state before the first step."""
 
     @abstractmethod
+    def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
+        """The state after a batch, of which "beta" is the weight in that batch's loss.
+
+        `ops`: `PlainMath` for floats, `torch` for 0-d tensors. `target`: the setpoint. `kl`: batch mean in nats per
+        example, before free bits; `reconstruction`: batch mean in nats per position.
+        """
+
     def observe(
         self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
     ) -> tuple[dict[str, float], float]:
-        """The state after a batch, and the beta of that very batch's loss.
-
-        `kl`: batch mean in nats per example, before free bits; `reconstruction`: batch mean in nats per position.
-        """
+        """The state after a batch at `epoch`, and the beta of that batch's loss, in plain Python; see `law`."""
+        after = self.law(PlainMath, state, self.setpoint(epoch), kl, reconstruction)
+        return after, after["beta"]
 
     def __call__(self, epoch: float) -> float:
         if epoch <= 0:
@@ -139,12 +168,8 @@ class KLCapacity(Feedback):
     def begin(self) -> dict[str, float]:
         return {"beta": 0.0}
 
-    def observe(
-        self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
-    ) -> tuple[dict[str, float], float]:
-        above = kl - self.setpoint(epoch)
-        beta = self.gamma * ((above > 0) - (above < 0))
-        return {"beta": beta}, beta
+    def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
+        return {"beta": self.gamma * ops.sign(kl - target)}
 
     @property
     def first_peak(self) -> float:
@@ -201,18 +226,14 @@ class ControlVAE(Feedback):
     def begin(self) -> dict[str, float]:
         return {"beta": self.start_beta, "integral": self.start_beta}
 
-    def observe(
-        self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
-    ) -> tuple[dict[str, float], float]:
-        error = self.target - kl
-        proportional = self.kp / (1.0 + math.exp(min(error, _EXP)))
-        integral = state["integral"] + self.ki * error
-        if error < 0:  # upwards, and no further than to the upper bound
-            integral = min(integral, max(state["integral"], self.max_beta - proportional))
-        else:
-            integral = max(integral, min(state["integral"], self.min_beta - proportional))
-        beta = min(max(proportional + integral, self.min_beta), self.max_beta)
-        return {"beta": beta, "integral": integral}, beta
+    def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
+        old, error = state["integral"], target - kl
+        proportional = self.kp * ops.sigmoid(-error)
+        integral = old + self.ki * error
+        up = ops.minimum(integral, ops.maximum(old, self.max_beta - proportional))  # no further than to the bound
+        down = ops.maximum(integral, ops.minimum(old, self.min_beta - proportional))
+        integral = ops.where(error < 0, up, down)
+        return {"beta": ops.clamp(proportional + integral, self.min_beta, self.max_beta), "integral": integral}
 
     def describe(self) -> str:
         beta = f"beta between {self.min_beta:g} and {self.max_beta:g}"
@@ -268,16 +289,12 @@ class Geco(Feedback):
             "begun": 0.0,
         }
 
-    def observe(
-        self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
-    ) -> tuple[dict[str, float], float]:
-        constraint = reconstruction - self.tolerance
+    def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
         past = self.averaging * state["begun"]
-        average = past * state["average"] + (1.0 - past) * constraint
+        average = past * state["average"] + (1.0 - past) * (reconstruction - target)
         log_lambda = state["log_lambda"] + self.alpha * average
-        log_lambda = min(max(log_lambda, math.log(self.lambda_min)), math.log(self.lambda_max))
-        beta = math.exp(-log_lambda)
-        return {"beta": beta, "log_lambda": log_lambda, "average": average, "begun": 1.0}, beta
+        log_lambda = ops.clamp(log_lambda, math.log(self.lambda_min), math.log(self.lambda_max))
+        return {"beta": ops.exp(-log_lambda), "log_lambda": log_lambda, "average": average, "begun": 1.0}
 
     def describe(self) -> str:
         beta = f"beta = 1 / lambda between {self.bounds[0]:g} and {self.bounds[1]:g}"

@@ -1,5 +1,5 @@
 """Schedules that only the epoch decides."""
-# ruff: noqa: D102, ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
+# ruff: noqa: ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
 
 from __future__ import annotations
 

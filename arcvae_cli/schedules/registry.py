@@ -1,5 +1,4 @@
 """Schedules made of others, and the registry of all names."""
-# ruff: noqa: D102 - a method of the base has its docstring there
 
 from __future__ import annotations
 

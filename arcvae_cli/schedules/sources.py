@@ -1,5 +1,5 @@
 """The functions and classes of the source documents, by their names and nested dictionaries."""
-# ruff: noqa: D102, ARG002 - a method of the base has its docstring there, and not every scheduler needs its arguments
+# ruff: noqa: ARG002 - a method of the base has its docstring there, and not every scheduler needs its arguments
 
 from __future__ import annotations
 
