@@ -96,7 +96,7 @@ class DataSettings(SettingsTable):
             raise refuse(sources[1], f"data.{sources[0]} is given too", "leave one of them out")
         for key in ("masks", "pad_id"):
             if getattr(self, key) is not None and self.prod is None:
-                raise refuse(key, "needs prebuilt ids, data.prod", "give --prod too, or leave it out")
+                raise refuse(key, f"{key} without derivations (data.prod)", "give --prod too, or leave it out")
         if self.prod is not None and self.masks is None and self.grammar is None:
             raise refuse("prod", "ids alone do not say which rules compete", "give --masks, or --grammar")
         if self.input is not None and self.grammar is None and self.name not in STRING_CORPORA:

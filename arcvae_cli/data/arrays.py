@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import FiniteFloat
 
-from arcvae_cli.data.symmetries import CELLS, Grids
+from arcvae_cli.data.symmetries import CELLS, SIDE, Grids
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import size
 from arcvae_cli.grammar import Grammar, Rules
@@ -130,6 +130,20 @@ def written(grammar: Grammar, ids: Sequence[int]) -> str:
     string = grammar.write(ids)
     assert string is not None, "a dataset holds complete derivations only"
     return string
+
+
+def joined(name: str, parts: Sequence[Dataset]) -> Dataset:
+    """One dataset of grids; it has shapes and tasks if the first part has them."""
+    columns = zip(*((part.x, part.split, part.shape, part.task) for part in parts), strict=True)
+    return Dataset(name, *(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
+
+
+def padded(grids: Sequence[NDArray[Any]]) -> tuple[Grids, Grids]:
+    """Grids (H, W) of up to 16x16 top-left on canvases (N, 16, 16) of 0, and their shapes (N, 2)."""
+    canvases = np.zeros((len(grids), SIDE, SIDE), np.uint8)
+    for canvas, grid in zip(canvases, grids, strict=True):
+        canvas[: grid.shape[0], : grid.shape[1]] = grid
+    return canvases, np.array([grid.shape for grid in grids], np.uint8)
 
 
 def refuse_large(what: str, count: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -270,36 +270,29 @@ def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
     if origin.too_long > most * origin.lines:
         what = f"{origin.too_long:,} of {origin.lines:,} strings take more rules than data.max_rules = "
         raise InputError(f"{origin.source}: {what}{dataset.x.shape[1]}", f"raise it (--max-rules), {share}")
-    notes = []
     if listed and options.listed is not None:
         listed = f": listed in {options.listed}"
-    if origin.failed:
-        notes.append(f"{origin.failed:,} of {origin.lines:,} lines do not parse{listed}")
-    if origin.too_long:
-        notes.append(f"{origin.too_long:,} strings take more rules than data.max_rules: left out")
-    if origin.duplicates:
-        notes.append(f"{origin.duplicates:,} duplicate strings: left out")
-    if origin.ambiguous:
-        notes.append(f"{origin.ambiguous:,} strings have several derivations: the first is used")
-    if origin.how == "parsed":
-        notes += _outliers(dataset)
-    return replace(dataset, notes=(*dataset.notes, *notes))
+    counted = {
+        f"of {origin.lines:,} lines do not parse{listed}": origin.failed,
+        "strings take more rules than data.max_rules: left out": origin.too_long,
+        "duplicate strings: left out": origin.duplicates,
+        "strings have several derivations: the first is used": origin.ambiguous,
+    }
+    notes = [f"{count:,} {text}" for text, count in counted.items() if count]
+    return replace(dataset, notes=(*dataset.notes, *notes, *(_outliers(dataset) if origin.how == "parsed" else ())))
 
 
-def _outliers(dataset: Dataset) -> list[str]:
+def _outliers(dataset: Dataset) -> Iterator[str]:
     """A note if at most a hundredth of the strings make the arrays more than twice as wide as the others need."""
     assert dataset.rules is not None
     used = np.sort(lengths(dataset.x, dataset.rules.padding))
-    if len(used) < _FEW:
-        return []
-    most = int(used[-1 - max(1, len(used) // 100)])
-    if used[-1] <= 2 * most:
-        return []
-    others = "99 %" if len(used) >= 100 else "all others"
-    return [
-        f"the longest derivation has {used[-1]:,} rules, {others} have at most {most:,}: --set data.max_rules={most} "
-        f"(or --max-rules {most}) would leave out {int((used > most).sum()):,}"
-    ]
+    most = int(used[-1 - max(1, len(used) // 100)]) if len(used) >= _FEW else int(used[-1])
+    if used[-1] > 2 * most:
+        others = "99 %" if len(used) >= 100 else "all others"
+        yield (
+            f"the longest derivation has {used[-1]:,} rules, {others} have at most {most:,}: "
+            f"--set data.max_rules={most} (or --max-rules {most}) would leave out {int((used > most).sum()):,}"
+        )
 
 
 def _digest(content: bytes) -> str:

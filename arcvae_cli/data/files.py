@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, refuse_large, split_by_key
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, joined, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, first_wrong, why_wrong
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, Grids
 from arcvae_cli.errors import InputError
@@ -174,13 +174,16 @@ def _grids_by_split(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
     held = {name: columns[name] for name in SPLITS if name in columns and columns[name].shape[:1] != (0,)}
     if not held:
         raise InputError(f"{path}: no grids", "save `grids` (N, 16, 16) and `split` (N,), or `train`, `val`, `test`")
-    parts = {name: _canvases(column, f"{path}: {name}") for name, column in held.items()}
-    grids = np.concatenate([canvases for canvases, _ in parts.values()])
-    split = np.concatenate([np.full(len(part[0]), SPLITS.index(name), np.uint8) for name, part in parts.items()])
-    if all(shape is None for _, shape in parts.values()):
-        return Dataset(path.stem, grids, split)
-    whole = [np.full((len(part), 2), SIDE, np.uint8) if shape is None else shape for part, shape in parts.values()]
-    return Dataset(path.stem, grids, split, np.concatenate(whole))
+    parts = []
+    for name, column in held.items():
+        grids, shape = _canvases(column, f"{path}: {name}")
+        parts.append(Dataset(name, grids, np.full(len(grids), SPLITS.index(name), np.uint8), shape))
+    if any(part.shape is not None for part in parts):
+        whole = np.array([SIDE, SIDE], np.uint8)
+        parts = [
+            replace(part, shape=np.tile(whole, (len(part.x), 1))) if part.shape is None else part for part in parts
+        ]
+    return joined(path.stem, parts)
 
 
 def _canvases(grids: NDArray[Any], where: str) -> tuple[Grids, Grids | None]:
@@ -322,26 +325,16 @@ def checked_ids(ids: NDArray[Any], rules: Rules, where: str, *, derivations: boo
 
 def _read_tasks(path: Path, files: list[Path]) -> Dataset:
     """ARC task JSON: one task a file, named as the file, or a file of {id: task}."""
-    canvases: list[Grids] = []
-    shapes: list[tuple[int, ...]] = []
-    tasks: list[str] = []
-    skipped = 0
-    for file in files:
-        for task, grid in _grids_of(file):
-            if max(grid.shape) > SIDE:
-                skipped += 1
-                continue
-            canvas = np.zeros((SIDE, SIDE), np.uint8)
-            canvas[: grid.shape[0], : grid.shape[1]] = grid
-            canvases.append(canvas)
-            shapes.append(grid.shape)
-            tasks.append(task)
-    note = (f"{skipped} grids over {SIDE}x{SIDE} were left out",) if skipped else ()
-    if not canvases:
+    found = [pair for file in files for pair in _grids_of(file)]
+    fitting = [(task, grid) for task, grid in found if max(grid.shape) <= SIDE]
+    left_out = len(found) - len(fitting)
+    note = (f"{left_out} grids over {SIDE}x{SIDE} were left out",) if left_out else ()
+    if not fitting:
         raise InputError(f"{path}: no ARC grids up to {SIDE}x{SIDE}{f' ({note[0]})' if note else ''}", _TASK_FIX)
-    grids = np.stack(canvases)
+    tasks, rows = zip(*fitting, strict=True)
+    grids, shape = padded(rows)
     keys = [task.encode() for task in tasks] if len(set(tasks)) >= 3 else canvas_keys(grids)
-    return Dataset(path.stem, grids, split_by_key(keys), np.array(shapes, np.uint8), np.array(tasks), notes=note)
+    return Dataset(path.stem, grids, split_by_key(keys), shape, np.array(tasks), notes=note)
 
 
 def _grids_of(file: Path) -> list[tuple[str, NDArray[Any]]]:

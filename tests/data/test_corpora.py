@@ -299,8 +299,8 @@ def test_a_note_on_a_few_long_strings(tmp_path: Path, count: int, long: list[int
     [
         ({"path": "x", "input": "x"}, "data.path is given too"),
         ({"input": "x", "prod": "x"}, "data.input is given too"),
-        ({"masks": "x"}, "needs prebuilt ids"),
-        ({"pad_id": 3}, "needs prebuilt ids"),
+        ({"masks": "x"}, "masks without derivations"),
+        ({"pad_id": 3}, "pad_id without derivations"),
         ({"prod": "x"}, "ids alone"),
         ({"name": "arc", "input": "x"}, "strings need a grammar"),
         ({"name": "arc", "recipe": "kusner"}, "kusner is a recipe of the corpus equations"),
