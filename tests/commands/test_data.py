@@ -107,13 +107,6 @@ def test_conditions_of_a_corpus_without_a_training_split(tmp_path: Path):
     assert next(line.split()[-1] for line in out.splitlines() if line.strip().startswith("symmetry_lr")) == "-"
 
 
-def test_notes_of_reading_go_to_stderr(tmp_path: Path):
-    np.save(tmp_path / "mine.npy", np.eye(16, dtype=np.uint8)[None].repeat(4, 0))
-    out, talk = run("info", tmp_path / "mine.npy")
-    assert "hash of their content" in talk and "hash of their content" not in out
-    assert run("info", tmp_path / "mine.npy", "--quiet")[1] == ""
-
-
 @pytest.mark.parametrize(
     ("words", "message", "fix"),
     [
@@ -143,13 +136,6 @@ def test_unusable_input(words: str, message: str, fix: str):
         run(*words.split())
     assert raised.value.exit_code == 2
     raised.match(fix)
-
-
-def test_sizes_out_of_range_are_a_usage_error():
-    for words in (["build", "arc", "--size", "9"], ["info", "arc", "--seed", "-1"]):
-        result = CliRunner().invoke(app, words)
-        assert result.exit_code == 2
-        assert words[2] in result.stderr
 
 
 def test_equations_are_built_and_described(cache: Path, tmp_path: Path):

@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from arcvae_cli import settings
 from arcvae_cli.data import corpora
 from arcvae_cli.data.arrays import SPLITS, Dataset
-from arcvae_cli.data.cache import cache_folder
 from arcvae_cli.data.corpora import CORPORA, Builder, LoadOptions, cache_path, failures_of, load_arrays
 from arcvae_cli.data.downloads import ZINC, git_blob
 from arcvae_cli.data.files import write_dataset
@@ -204,14 +203,6 @@ def test_a_cache_without_locks(cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(FileLock, "acquire", refuse)
     assert not load_arrays(SHAPES).notes
     assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
-
-
-def test_the_users_cache_folder_is_the_default(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("ARCVAE_CACHE_DIR")
-    assert cache_folder().is_absolute() and "arcvae" in cache_folder().parts
-    if sys.platform == "linux":
-        monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-        assert cache_folder() == Path("/somewhere/arcvae")
 
 
 def test_any_grammar_is_drawn_from(tmp_path: Path):

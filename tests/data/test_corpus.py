@@ -13,7 +13,6 @@ from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus, apply, open_corpus
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
-from arcvae_cli.data.symmetries import transform
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.settings import DataSettings
@@ -47,6 +46,7 @@ def test_a_corpus_holds_what_the_arrays_hold(arc: Dataset):
         assert (batch.x.numpy() == arc.x[rows[::-1]]).all()
         assert (corpus.grids(split).numpy() == arc.x[rows]).all()
         assert (corpus.shapes(split).numpy() == arc.shape[rows]).all()
+    assert corpus.class_counts().tolist() == np.bincount(arc.x[arc.rows("train")].ravel(), minlength=10).tolist()
 
 
 def test_splits_may_stand_in_any_order(canvases: Dataset):
@@ -55,12 +55,6 @@ def test_splits_may_stand_in_any_order(canvases: Dataset):
     for split in SPLITS:
         assert (corpus.grids(split).numpy() == canvases.x[shuffled.rows(split)]).all()
         assert corpus.shapes(split) is None
-
-
-def test_class_counts_are_of_the_training_cells(arc: Dataset):
-    counts = GridCorpus(arc).class_counts()
-    assert counts.dtype == torch.int64
-    assert counts.tolist() == np.bincount(arc.x[arc.rows("train")].ravel(), minlength=10).tolist()
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
@@ -79,16 +73,6 @@ def test_augmentation_is_that_of_the_plain_reference(arc: Dataset, known: bool):
         palette = np.concatenate([[0], colours[index].numpy() + 1])
         expected = np.pad(palette[turned], ((0, 16 - turned.shape[0]), (0, 16 - turned.shape[1])))
         assert (made[index] == expected).all(), index
-
-
-def test_augmentation_and_the_builder_of_arc_move_alike(arc: Dataset):
-    corpus = GridCorpus(arc)
-    rows = arc.rows("test")
-    symmetry, colours = draws(len(rows), seed=1)
-    made = apply(corpus._grids["test"], corpus._table, corpus._moves["test"] + symmetry, colours)
-    palette = np.pad(colours.numpy() + 1, ((0, 0), (1, 0))).astype(np.uint8)
-    expected, _ = transform(arc.x[rows], arc.shape[rows], symmetry.numpy(), palette)
-    assert (made.numpy() == expected).all()
 
 
 def test_all_symmetries_and_colours_are_drawn_and_black_stays():
@@ -210,15 +194,6 @@ def test_a_batch_of_derivations_is_made_without_a_read_back(equations: Dataset):
         counts = corpus.class_counts()
     assert batch.x.shape == (64, 15)
     assert counts.shape == (12,)
-
-
-def test_a_corpus_without_a_grammar_or_a_training_split(equations: Dataset):
-    rules = replace(equations.rules, rhs=None, text=None)
-    corpus = DerivationCorpus(replace(equations.only(equations.rows("test")), rules=rules, grammar=None))
-    with pytest.raises(ValueError, match="needs a grammar"):
-        corpus.strings("test")
-    assert corpus.mean_positions == 15
-    assert corpus.class_counts().tolist() == [0] * 12
 
 
 def test_open_corpus_of_strings(tmp_path: Path, equations: Dataset):

@@ -74,18 +74,6 @@ def test_a_file_is_fetched_once(cache: Path, small, served):
     assert len(asked) == 2
 
 
-def test_a_file_that_is_needed_many_times_at_once_is_fetched_once(small, served):
-    found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(fetch(small))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [small.path] * 4
-    assert served[2] == ["/zinc.smi"]
-    assert [file.name for file in small.path.parent.iterdir()] == [small.path.name]
-
-
 def test_another_file_is_refused(small, served):
     served[1]["/zinc.smi"] = CONTENT + b"C\n"
     with pytest.raises(ArcvaeError, match="not zinc250k") as raised:
@@ -138,12 +126,6 @@ def test_a_server_that_does_not_answer(small, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(ZINC.variable, f"http://127.0.0.1:{silent.getsockname()[1]}/")
         with pytest.raises(ArcvaeError, match="Timeout"):
             fetch(small)
-
-
-def test_a_folder_that_cannot_be_written(cache: Path, small):
-    cache.write_text("a file")
-    with pytest.raises(ArcvaeError, match="download failed"):
-        fetch(small)
 
 
 def test_what_is_not_there_is_explained_in_two_lines():

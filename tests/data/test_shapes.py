@@ -77,9 +77,5 @@ def test_shapes_are_what_they_were(shapes: Dataset):
     assert not set(canvas_keys(shapes.x)) & set(canvas_keys(build_shapes(100, 1).grids))
 
 
-def test_no_grid_stands_twice(shapes: Dataset):
-    assert len(set(canvas_keys(shapes.x))) == 1000
-
-
 def test_small_corpora_are_full():
     assert [build_shapes(10, 3).rows(split).size for split in SPLITS] == [8, 1, 1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, split_by_key
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin
 from arcvae_cli.data.strings import build_drawn, build_kusner, build_parsed, fitted
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar, read_grammar
@@ -45,15 +45,6 @@ def test_drawn_strings(equations: Dataset):
         build_drawn(EQUATIONS, 15, 500, -1)
     with pytest.raises(InputError, match="no 500 different strings of at most 3 rules"):
         build_drawn(EQUATIONS, 3, 500)
-
-
-def test_strings_keep_their_split_whatever_else_there_is(equations: Dataset):
-    """A hash of the string decides, up to the few at the borders of the tenths."""
-    place = dict(zip(equations.strings(np.arange(500)), equations.split.tolist(), strict=True))
-    half = equations.only(np.arange(250))
-    again = split_by_key([one.encode() for one in half.strings(np.arange(250))])
-    moved = sum(place[one] != split for one, split in zip(half.strings(np.arange(250)), again.tolist(), strict=True))
-    assert moved < 25
 
 
 def test_the_recipe_of_2017():
