@@ -14,7 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import expanded
+from arcvae_cli.files import exists, expanded, is_dir
 from arcvae_cli.settings import CORPORA, GRID_CORPORA, DataSettings
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def build(
     if output is not None:
         if output.suffix.lower() != ".npz":
             raise InputError(f"--output {output}: not a .npz", "give a file name that ends in .npz")
-        if output.exists() and not force:
+        if exists(output) and not force:
             raise InputError(f"--output {output}: the file exists", "give another name, or --force to overwrite it")
         usable_folder(output.parent, "--output")
     if download is not None:
@@ -191,12 +191,12 @@ def _settings(source: dict[str, Any]) -> DataSettings:
         unused = set(given) if corpus in GRID_CORPORA else set()
     else:
         path = expanded(Path(corpus))
-        if not path.exists():
+        if not exists(path):
             near = get_close_matches(corpus, CORPORA, 1)
             fix = f"did you mean {near[0]}?" if near else f"use {KNOWN}"
             raise InputError(f"{corpus}: no such corpus or file", fix)
         values = {"path": path, **given}
-        if path.suffix.lower() in (".npz", ".npy", ".json") or path.is_dir():
+        if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path):
             unused = set(given) - {"grammar"}
     for key in (key for key in given if key in unused):
         raise InputError(f"--{key.replace('_', '-')}: not used by {corpus or '--prod'}", "leave one of them out")

@@ -111,6 +111,10 @@ def test_conditions_of_a_corpus_without_a_training_split(tmp_path: Path):
     ("words", "message", "fix"),
     [
         ("info arc-rw", "no such corpus or file", "did you mean arc-raw"),
+        (f"info {'x' * 300}", "no such corpus or file", "use arc"),
+        (f"info --prod {'x' * 300} --grammar equations", "cannot be read", "another file"),
+        (f"build --input {'x' * 300} --grammar equations", "cannot be read", "file of strings"),
+        (f"build equations --grammar {'x' * 300}", "x: ", ""),
         ("build nothing.npz", "no such corpus or file", "use arc, arc-raw, shapes"),
         ("build", "no corpus is named", "use arc, arc-raw, shapes, equations"),
         ("build --masks masks.npy", "--masks: masks without derivations", "give --prod too"),
