@@ -98,14 +98,13 @@ def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
         if say is not None:
             say(f"downloading {shown}")
         try:
-            path.unlink(missing_ok=True)
-            urls = {what.file: what.address}
-            files = pooch.create(path.parent, "", registry={what.file: None}, urls=urls, retry_if_failed=1)
-            files.fetch(what.file, downloader=pooch.HTTPDownloader(timeout=_TIMEOUT))
+            name = f".{what.file}.new.tmp"  # which `alone` removes if this process dies
+            files = pooch.create(path.parent, "", registry={name: None}, urls={name: what.address}, retry_if_failed=1)
+            fetched = Path(files.fetch(name, downloader=pooch.HTTPDownloader(timeout=_TIMEOUT)))
+            if what.is_in(fetched):
+                return fetched.replace(path)
+            fetched.unlink()
         except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
             reason = without_password(f"{type(error).__name__}: {error}")
             raise ArcvaeError(f"{shown}: download failed ({reason:.300})", fix) from None  # the cause has the password
-        if not what.is_in(path):
-            path.unlink()
-            raise ArcvaeError(f"{shown}: not {what.name}: its git blob id is not {what.blob[:12]}", fix)
-    return path
+    raise ArcvaeError(f"{shown}: not {what.name}: its git blob id is not {what.blob[:12]}", fix)

@@ -91,6 +91,8 @@ def test_what_cannot_be_downloaded_can_be_copied(small, served, monkeypatch: pyt
         "nonsense://x": "nonsense",
         "nothing": "download failed",
     }
+    small.path.parent.mkdir(parents=True)
+    small.path.write_bytes(b"a file of the user's")
     for url, reason in addresses.items():
         monkeypatch.setenv(ZINC.variable, url)
         with pytest.raises(ArcvaeError, match=reason) as raised:
@@ -98,6 +100,7 @@ def test_what_cannot_be_downloaded_can_be_copied(small, served, monkeypatch: pyt
         assert raised.value.exit_code == 1
         assert f"copy the file to {small.path}" in raised.value.fix
         assert "\n" not in raised.value.what
+        assert small.path.read_bytes() == b"a file of the user's"
     small.path.write_bytes(CONTENT)
     assert fetch(small) == small.path
 
