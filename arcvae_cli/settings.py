@@ -11,10 +11,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import tomli
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import is_file, open_regular
@@ -22,10 +23,12 @@ from arcvae_cli.schedules import SCHEDULES, AnySchedule, LinearWarmup
 
 Table = dict[str, Any]
 
-GRID_CORPORA = ("arc", "arc-raw", "shapes")
-STRING_CORPORA = ("equations", "smiles")
+GridCorpusName = Literal["arc", "arc-raw", "shapes"]
+StringCorpusName = Literal["equations", "smiles"]
+GRID_CORPORA: tuple[str, ...] = get_args(GridCorpusName)
+STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)
 CORPORA = (*GRID_CORPORA, *STRING_CORPORA)
-"""Corpora that go by a name, of grids and of derivations; anything else given as `--data` is a path."""
+"""The corpora of `arcvae_cli.data.corpora` by name; anything else given as `--data` is a path."""
 
 PRESET_BYTES = 64 * 1024
 """Largest preset read."""
@@ -63,7 +66,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class DataSettings(SettingsTable):
     """Which corpus, and how it is used."""
 
-    name: Literal["arc", "arc-raw", "shapes", "equations", "smiles"] = Field("arc", description="corpus by its name")
+    name: Literal[GridCorpusName, StringCorpusName] = Field("arc", description="corpus by its name")
     path: Path | None = Field(
         None, strict=False, description="your own corpus instead: .npz, .npy, ARC JSON file or folder, file of strings"
     )
@@ -85,6 +88,25 @@ class DataSettings(SettingsTable):
         if self.grammar is not None or self.input is not None or self.prod is not None:
             return True
         return None if self.path is not None else self.name in STRING_CORPORA
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSettings:
+        def refuse(key: str, what: str, fix: str) -> PydanticCustomError:
+            return PydanticCustomError("contradiction", "{what}", {"key": key, "what": what, "fix": fix})
+
+        sources = [key for key in ("path", "input", "prod") if getattr(self, key) is not None]
+        if len(sources) > 1:
+            raise refuse(sources[1], f"data.{sources[0]} is given too", "leave one of them out")
+        for key in ("masks", "pad_id"):
+            if getattr(self, key) is not None and self.prod is None:
+                raise refuse(key, f"{key} without derivations (data.prod)", "give --prod too, or leave it out")
+        if self.prod is not None and self.masks is None and self.grammar is None:
+            raise refuse("prod", "ids alone do not say which rules compete", "give --masks, or --grammar")
+        if self.input is not None and self.grammar is None and self.name not in STRING_CORPORA:
+            raise refuse("input", "strings need a grammar", "give --grammar, or one of: equations, smiles")
+        if self.recipe == "kusner" and self.grammar is None and (sources or self.name != "equations"):
+            raise refuse("recipe", "kusner is a recipe of the corpus equations", "use data.name=equations, or uniform")
+        return self
 
 
 class ModelSettings(SettingsTable):
@@ -619,13 +641,6 @@ def _check(settings: Settings, origins: Mapping[str, str]) -> None:
             )
         if model.dropout > 0 and model.arch == "kusner":
             raise refuse("model.dropout", "arch = kusner has no residual blocks", "leave it out, or use arch=enhanced")
-    data = settings.data
-    if data.masks is not None and data.prod is None:
-        raise refuse("data.masks", "masks without derivations", "give data.prod (--prod) too")
-    if data.prod is not None and data.masks is None and data.grammar is None:
-        raise refuse("data.prod", "ids alone do not say which rules compete", "give --masks, or --grammar")
-    if data.input is not None and data.grammar is None and data.name != "smiles" and data.name != "equations":
-        raise refuse("data.input", "strings without a grammar", "give --grammar, or --data smiles")
     if objective.kl_reduction == "mean" and len(model.levels) > 1:
         raise refuse(
             "objective.kl_reduction", f"a mean over each level of {model.name} leaves no common scale", "use sum"
@@ -678,6 +693,9 @@ def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) 
         what = f"{given} cannot stand here" if given in known else f"no {kind} {given!r}"
         known = [name for name in known if name != given]
         fix = (f"did you mean {near[0]}? " if near and near[0] != given else "") + f"{kind}s: {', '.join(known)}"
+    elif first["type"] == "contradiction":
+        key, what, fix = f"{key}.{first['ctx']['key']}", first["ctx"]["what"], first["ctx"]["fix"]
+        where = origins.get(key, where)
     elif first["type"] == "value_error":
         what, fix = _expected(first), None
     else:

@@ -91,7 +91,7 @@ def corpora(sizes: list[int], device: torch.device, given: Any) -> list[dict[str
         for size in sizes:
             path = Path(folder) / f"{size}.npz"
             shapes = build_shapes(size)
-            np.savez(path, grids=shapes.grids, split=shapes.split)
+            np.savez(path, grids=shapes.x, split=shapes.split)
             data = DataSettings(path=path)
             corpus = open_grids(data, device)
             kept[size] = sum(corpus.grids(split).numel() for split in ("train", "val", "test"))

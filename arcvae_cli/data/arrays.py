@@ -1,103 +1,168 @@
-"""A corpus of grids as plain arrays, and how examples are shared out among the splits."""
+"""One dataset for grids and strings as plain arrays, and how its examples are split."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FiniteFloat
 
-from arcvae_cli.data.symmetries import CELLS, Grids
+from arcvae_cli.data.symmetries import CELLS, SIDE, Grids
 from arcvae_cli.errors import InputError
+from arcvae_cli.files import size
+from arcvae_cli.grammar import Grammar, Rules
 
 SPLITS = ("train", "val", "test")
 
+ARRAY_BYTES = 3 * 2**28
+"""Largest uncompressed size of the arrays of a file, or of a dataset: 3 million grids. Checked before allocation."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How derivations were obtained. `how`: drawn, enumerated, parsed, or ready.
+
+    `parser`, `reason`: which parser was used, and why. Counts of lines: `lines` with a string, `failed` to parse,
+    `too_long`, `ambiguous` with several derivations, `duplicates` left out. `entropy`: nats, of the distribution that
+    the strings are drawn from, if known.
+    """
+
+    how: str = "ready"
+    grammar: str | None = None
+    source: str | None = None
+    parser: str | None = None
+    reason: str | None = None
+    lines: int = 0
+    failed: int = 0
+    too_long: int = 0
+    ambiguous: int = 0
+    duplicates: int = 0
+    entropy: FiniteFloat | None = None
+
 
 @dataclass(frozen=True, eq=False)
-class GridArrays:
-    """A corpus of grids.
+class Dataset:
+    """Examples with their splits: grids, or derivations of a grammar where `rules` are given.
 
-    `grids`: (N, 16, 16) uint8 colours 0-9, smaller ones in the top-left corner on 0. `split`: (N,) uint8 index into
-    SPLITS. `shape`: (N, 2) uint8 height and width, or None where the canvas is the grid. `task`: (N,) str, or None.
-    `notes`: what a person should be told about how the corpus was read; no part of the fingerprint.
+    `x`: (N, 16, 16) uint8 colours 0-9, smaller grids top-left on 0; or (N, T) int16 left-most derivations, the padding
+    rule after their ends. `split`: (N,) uint8 index into SPLITS.
+    Of grids: `shape` (N, 2) uint8 height and width, None if the canvas is the grid; `task` (N,) str or None.
+    Of derivations: `rules`, `origin`, and `grammar`, None if only ids and masks are known.
+    `notes`: messages about how the data was read. Name, origin and notes are not part of the fingerprint.
     """
 
     name: str
-    grids: Grids
-    split: Grids
+    x: NDArray[Any]
+    split: NDArray[np.uint8]
     shape: Grids | None = None
     task: NDArray[np.str_] | None = None
+    rules: Rules | None = None
+    grammar: Grammar | None = None
+    origin: Origin = Origin()
     notes: tuple[str, ...] = ()
 
+    @property
+    def grids(self) -> NDArray[Any]:
+        """Earlier name of `x`, until its callers use the new one."""
+        return self.x
+
+    ids = grids
+
+    @property
+    def kind(self) -> Literal["grids", "strings"]:
+        return "grids" if self.rules is None else "strings"
+
     def fingerprint(self) -> str:
-        """SHA-256 of the arrays, in hexadecimal: of what they hold, whatever their file, name or string width."""
-        digest = hashlib.sha256(f"{self.grids.shape}".encode())
-        digest.update(self.grids.tobytes())
+        """SHA-256 of the content in hexadecimal, whatever the file, name or string width."""
+        digest = hashlib.sha256(f"{self.x.shape}".encode())
+        digest.update(self.x.tobytes())
         digest.update(self.split.tobytes())
-        digest.update(b"shape" if self.shape is None else self.shape.tobytes())
-        digest.update(b"task" if self.task is None else "\n".join(self.task.tolist()).encode())
+        if self.rules is None:
+            digest.update(b"shape" if self.shape is None else self.shape.tobytes())
+            digest.update(b"task" if self.task is None else "\n".join(self.task.tolist()).encode())
+        else:
+            digest.update(f"{self.rules.lhs} {self.rules.rhs} {self.rules.start} {self.rules.padding}".encode())
+        if self.grammar is not None:
+            digest.update(repr((self.grammar.separator, list(map(str, self.grammar.productions)))).encode())
         return digest.hexdigest()
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Where the grids of a split stand: (n,)."""
-        return rows_of(self.split, split)
+        """Rows of a split, ascending: (n,)."""
+        return np.flatnonzero(self.split == SPLITS.index(split))
 
-    def limited(self, limit: int) -> GridArrays:
-        """The corpus with at most `limit` grids to train on and an eighth of that to validate on, chosen at random.
+    def only(self, rows: NDArray[np.int64]) -> Dataset:
+        """The dataset of these rows."""
+        shape = None if self.shape is None else self.shape[rows]
+        task = None if self.task is None else self.task[rows]
+        return replace(self, x=self.x[rows], split=self.split[rows], shape=shape, task=task)
 
-        The choice is always the same, and smaller limits choose among what larger ones do. Test is left whole.
+    def limited(self, limit: int) -> Dataset:
+        """At most `limit` random training examples, an eighth of that for validation, and the whole test split.
+
+        The choice is deterministic, and smaller limits choose a subset of larger ones.
         """
-        rows = limited_rows(self.split, limit)
-        return replace(
-            self,
-            grids=self.grids[rows],
-            split=self.split[rows],
-            shape=None if self.shape is None else self.shape[rows],
-            task=None if self.task is None else self.task[rows],
-        )
+        kept = [self.rows("test")]
+        for split, most in (("train", limit), ("val", max(1, limit // 8))):
+            kept.append(np.random.RandomState(0).permutation(self.rows(split))[:most])
+        return self.only(np.sort(np.concatenate(kept)))
 
     def require(self, splits: Iterable[str]) -> None:
-        """Refuse, with an InputError, a corpus that has no grids in one of these splits."""
-        fix = "Give it grids: an array `{0}`, or `split` values of '{0}' beside `grids`."
-        require_splits(self.name, self.split, splits, fix)
+        """InputError if one of these splits is empty."""
+        for split in splits:
+            if not self.rows(split).size:
+                raise InputError(
+                    f"{self.name}: the {split} split is empty", f"add examples with `split` values of '{split}'"
+                )
+
+    def strings(self, rows: NDArray[np.int64]) -> list[str]:
+        """The strings of these rows. ValueError without a grammar."""
+        if self.grammar is None:
+            raise ValueError("writing strings needs a grammar")
+        return [written(self.grammar, ids) for ids in self.x[rows].tolist()]
 
 
-def rows_of(split: NDArray[np.uint8], name: str) -> NDArray[np.int64]:
-    """Where the examples of a split stand, given the index into SPLITS of each: (n,)."""
-    return np.flatnonzero(split == SPLITS.index(name))
+def written(grammar: Grammar, ids: Sequence[int]) -> str:
+    """The string of a complete derivation."""
+    string = grammar.write(ids)
+    assert string is not None, "a dataset holds complete derivations only"
+    return string
 
 
-def limited_rows(split: NDArray[np.uint8], limit: int) -> NDArray[np.int64]:
-    """Rows of all of test, of `limit` examples to train on, and of an eighth of that to validate on, ascending: (n,).
-
-    The choice is always the same, and smaller limits choose among what larger ones do.
-    """
-    kept = [rows_of(split, "test")]
-    for name, most in (("train", limit), ("val", max(1, limit // 8))):
-        kept.append(np.random.RandomState(0).permutation(rows_of(split, name))[:most])
-    return np.sort(np.concatenate(kept))
+def joined(name: str, parts: Sequence[Dataset]) -> Dataset:
+    """One dataset of grids; it has shapes and tasks if the first part has them."""
+    columns = zip(*((part.x, part.split, part.shape, part.task) for part in parts), strict=True)
+    return Dataset(name, *(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
 
 
-def require_splits(name: str, split: NDArray[np.uint8], needs: Iterable[str], fix: str) -> None:
-    """InputError for a corpus with no examples in one of the splits that it `needs`, which `fix` holds a place for."""
-    for one in needs:
-        if not rows_of(split, one).size:
-            raise InputError(f"{name}: the {one} split is empty", fix.format(one))
+def padded(grids: Sequence[NDArray[Any]]) -> tuple[Grids, Grids]:
+    """Grids (H, W) of up to 16x16 top-left on canvases (N, 16, 16) of 0, and their shapes (N, 2)."""
+    canvases = np.zeros((len(grids), SIDE, SIDE), np.uint8)
+    for canvas, grid in zip(canvases, grids, strict=True):
+        canvas[: grid.shape[0], : grid.shape[1]] = grid
+    return canvases, np.array([grid.shape for grid in grids], np.uint8)
+
+
+def refuse_large(what: str, count: int) -> None:
+    """InputError for arrays of more than ARRAY_BYTES bytes."""
+    if count > ARRAY_BYTES:
+        raise InputError(f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}", "use fewer examples")
 
 
 def split_sizes(size: int, seed: int) -> tuple[int, int, int]:
     """80/10/10 of a corpus to be built; InputError for a size or a seed out of range."""
     if not 10 <= size <= 2_000_000:
-        raise InputError(f"data.size: a corpus of {size} cannot be built", "Use 10 to 2000000.")
+        raise InputError(f"data.size: {size} is out of range", "use 10 to 2000000")
     if not 0 <= seed < 2**32:
-        raise InputError(f"data.seed: {seed} is out of range", "Use 0 to 4294967295.")
+        raise InputError(f"data.seed: {seed} is out of range", "use 0 to 4294967295")
     return size - 2 * (size // 10), size // 10, size // 10
 
 
-def split_by_key(keys: Sequence[bytes]) -> Grids:
-    """80/10/10 by a hash of each key, equal keys together: (N,) index into SPLITS. From three keys on none is empty."""
+def split_by_key(keys: Sequence[bytes]) -> NDArray[np.uint8]:
+    """80/10/10 by a hash of each key, equal keys together: (N,) index into SPLITS. No split is empty from 3 keys on."""
     order = sorted(set(keys), key=lambda key: hashlib.sha256(key).digest())
     part = max(1, round(len(order) / 10)) if len(order) >= 3 else 0
     place = {key: 2 if rank < part else 1 if rank < 2 * part else 0 for rank, key in enumerate(order)}
@@ -105,6 +170,10 @@ def split_by_key(keys: Sequence[bytes]) -> Grids:
 
 
 def canvas_keys(grids: Grids) -> list[bytes]:
-    """The content of each grid (N, 16, 16) as bytes, to hash or to compare."""
+    """The content of each grid (N, 16, 16) as bytes, to hash or compare."""
     whole = grids.tobytes()
     return [whole[start : start + CELLS] for start in range(0, len(whole), CELLS)]
+
+
+# Earlier names, until their callers use the new ones.
+GridArrays = Dataset

@@ -1,19 +1,18 @@
-"""What the trainer needs of a corpus, and the two kinds, of grids and of derivations, that lie wholly on the device."""
+"""Corpora on the device: grids and derivations as batches for training and evaluation."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from arcvae_cli.conditions import PLACE, attributes
-from arcvae_cli.data.arrays import SPLITS, GridArrays
-from arcvae_cli.data.recipes import Arrays, Reading, load_arrays
-from arcvae_cli.data.strings import StringArrays, fitted, written
+from arcvae_cli.data.arrays import SPLITS, Dataset, written
+from arcvae_cli.data.corpora import LoadOptions, load_arrays
+from arcvae_cli.data.strings import fitted
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, gather_table
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar
@@ -21,66 +20,26 @@ from arcvae_cli.models.base import Batch
 from arcvae_cli.settings import DataSettings
 
 FORM = ("objects", "symmetry_lr", "symmetry_ud")
-"""The attributes that the host measures, once: augmentation leaves them as they are, or swaps the two mirrors."""
-
-
-class Corpus(Protocol):
-    """Examples of discrete structures, in three splits, on a device.
-
-    `positions`: what an example is made of, (16, 16) cells for a grid. `background`: the class that fills what is
-    empty, or None. `unit`: what accuracy is counted in, as "pixel". `rules`: those that the classes are ids of, or
-    None. `mean_positions`: how many positions of an example count, on average over the training split.
-    """
-
-    kind: str
-    device: torch.device
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def num_classes(self) -> int: ...
-    @property
-    def positions(self) -> tuple[int, ...]: ...
-    @property
-    def background(self) -> int | None: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def rules(self) -> Rules | None: ...
-    @property
-    def mean_positions(self) -> float: ...
-
-    def size(self, split: str) -> int:
-        """Examples of a split."""
-
-    def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
-        """The examples of a split at `indices` (B,) int64, on the device, with all their `conditions` if asked."""
-
-    def class_counts(self) -> Tensor:
-        """How often each class stands in the training split: (num_classes,) int64."""
-
-    def fingerprint(self) -> str:
-        """A digest of all examples in their order: another corpus has another one."""
+"""Attributes that are measured once on the host: augmentation leaves them as they are, or swaps the two mirrors."""
 
 
 class GridCorpus:
-    """Grids of 16x16 cells in ten colours.
+    """Grids of 16x16 cells in ten colours, all on the device; batches are made there without a sync.
 
-    A batch is made on the device without a loop or a read-back. Augmentation draws, for each grid of the batch, one of
-    the eight symmetries and a permutation of the colours 1-9 from torch's default generator of the device; where the
-    corpus knows each grid's shape, the rectangle is transformed and stays top-left, else the canvas. Conditions are
-    those of the grids as augmented.
+    Augmentation draws, for each grid of the batch, one of the eight symmetries and a permutation of the colours 1-9
+    from torch's default generator of the device; if the corpus knows each grid's shape, the rectangle is transformed
+    and stays top-left, else the canvas. Conditions are those of the grids as augmented.
     """
 
     kind = "grids"
     num_classes = COLOURS
     positions = (SIDE, SIDE)
-    background = 0
-    unit = "pixel"
+    background = 0  # the class that fills empty cells
+    unit = "pixel"  # of accuracies
     rules = None
-    mean_positions = float(CELLS)
+    mean_positions = float(CELLS)  # positions that count, on average over the training split
 
-    def __init__(self, arrays: GridArrays, device: torch.device | str = "cpu", augment: bool = True) -> None:
+    def __init__(self, arrays: Dataset, device: torch.device | str = "cpu", augment: bool = True) -> None:
         self.name = arrays.name
         self.device = torch.device(device)
         self.augment = augment
@@ -88,21 +47,20 @@ class GridCorpus:
         self._grids: dict[str, Tensor] = {}  # (n, 256) uint8
         self._shapes: dict[str, Tensor | None] = {}  # (n, 2) int64
         self._moves: dict[str, Tensor | None] = {}  # (n,) int64, first row of the table for the grid's shape
-        self._forms: dict[str, Tensor] = {}  # (n, 3) int64, what `forms` gives
+        self._forms: dict[str, Tensor] = {}  # (n, 3) int64, the attributes FORM of the grids as stored
         for split in SPLITS:
             rows = arrays.rows(split)
-            self._grids[split] = torch.from_numpy(arrays.grids[rows].reshape(-1, CELLS)).to(self.device)
+            self._grids[split] = torch.from_numpy(arrays.x[rows].reshape(-1, CELLS)).to(self.device)
             self._shapes[split] = self._moves[split] = None
             if arrays.shape is not None:
                 shape = torch.from_numpy(arrays.shape[rows].astype(np.int64)).to(self.device)
                 self._shapes[split] = shape
                 self._moves[split] = ((shape[:, 0] - 1) * SIDE + shape[:, 1] - 1) * SYMMETRIES
         table = gather_table() if arrays.shape is not None else gather_table()[-1, -1]
-        # (shapes * 8, 256) int64, which gather asks for: 4 MB, or 16 kB where only the canvas is turned
+        # (shapes * 8, 256) int64, which gather needs: 4 MB, or 16 kB if only the canvas is transformed
         self._table = torch.from_numpy(table.reshape(-1, CELLS).astype(np.int64)).to(self.device)
 
     def size(self, split: str) -> int:
-        """Grids of a split."""
         return len(self._grids[split])
 
     def grids(self, split: str) -> Tensor:
@@ -119,7 +77,7 @@ class GridCorpus:
         return torch.stack([(cells == colour).sum() for colour in range(COLOURS)])
 
     def fingerprint(self) -> str:
-        """A digest of all grids and their shapes in their order."""
+        """A digest of all grids and their shapes, in order."""
         shapes = [shape for shape in self._shapes.values() if shape is not None]
         return digest((*self._grids.values(), *shapes))
 
@@ -140,47 +98,43 @@ class GridCorpus:
             x = grids.long().view(-1, SIDE, SIDE)
         if not conditions:
             return Batch(x)
-        return Batch(x, conditions=conditions_of(x, self._form(split).index_select(0, indices), symmetry))
-
-    def _form(self, split: str) -> Tensor:
-        """Of each grid of a split, as it is stored, what `FORM` names: (n, 3) int64."""
         if split not in self._forms:
             values = attributes(self.grids(split).cpu().numpy())[:, [PLACE[name] for name in FORM]]
             self._forms[split] = torch.from_numpy(values).to(self.device)
-        return self._forms[split]
+        return Batch(x, conditions=conditions_of(x, self._forms[split].index_select(0, indices), symmetry))
 
 
 class DerivationCorpus:
-    """Left-most derivations of a grammar: `length` (T) rule ids an example, the padding rule after the end of each.
+    """Left-most derivations of a grammar on the device: `length` (T) rule ids each, the padding rule after their ends.
 
-    `grammar` is None where only ids and masks are known. `entropy`: in nats, of the distribution that the strings are
-    drawn from, where it is known. There is no augmentation, and there are no conditions.
+    `grammar` is None if only ids and masks are known. `entropy`: nats, of the distribution that the strings are drawn
+    from, if known. There is no augmentation, and there are no conditions.
     """
 
     kind = "strings"
     background = None
     unit = "token"
 
-    def __init__(self, arrays: StringArrays, device: torch.device | str = "cpu") -> None:
+    def __init__(self, arrays: Dataset, device: torch.device | str = "cpu") -> None:
+        assert arrays.rules is not None
         self.name = arrays.name
         self.device = torch.device(device)
         self.rules: Rules = arrays.rules
         self.grammar = arrays.grammar
         self.num_classes = len(arrays.rules)
-        self.length: int = arrays.ids.shape[1]
+        self.length: int = arrays.x.shape[1]
         self.positions = (self.length,)
         self.entropy = arrays.origin.entropy
         self.notes = arrays.notes
-        self._ids: dict[str, Tensor] = {}  # (n, T) int16: an eighth of what a batch of them takes
+        self._ids: dict[str, Tensor] = {}  # (n, T) int16: an eighth of the memory of a batch
         for split in SPLITS:
-            self._ids[split] = torch.from_numpy(arrays.ids[arrays.rows(split)]).to(self.device)
-        train = arrays.ids[arrays.rows("train")]
+            self._ids[split] = torch.from_numpy(arrays.x[arrays.rows(split)]).to(self.device)
+        train = arrays.x[arrays.rows("train")]
         counting = train[train != arrays.rules.padding]
         self._class_counts = np.bincount(counting, minlength=self.num_classes)
-        self.mean_positions = len(counting) / len(train) if len(train) else float(arrays.ids.shape[1])
+        self.mean_positions = len(counting) / len(train) if len(train) else float(self.length)
 
     def size(self, split: str) -> int:
-        """Derivations of a split."""
         return len(self._ids[split])
 
     def ids(self, split: str) -> Tensor:
@@ -188,24 +142,27 @@ class DerivationCorpus:
         return self._ids[split]
 
     def strings(self, split: str, indices: Sequence[int] | None = None) -> list[str]:
-        """The strings of a split, or of its derivations at `indices`. Raises ValueError without a grammar."""
+        """The strings of a split, or of its derivations at `indices`. ValueError without a grammar."""
         if self.grammar is None:
-            raise ValueError("strings take a grammar")
+            raise ValueError("writing strings needs a grammar")
         ids = self._ids[split] if indices is None else self._ids[split][list(indices)]
         return [written(self.grammar, one) for one in ids.tolist()]
 
     def class_counts(self) -> Tensor:
-        """How often each rule stands in the training split, padding left out: (P,) int64."""
+        """How often each rule occurs in the training split, without padding: (P,) int64."""
         return torch.from_numpy(self._class_counts).to(self.device)
 
     def fingerprint(self) -> str:
-        """A digest of all derivations in their order, and of what their ids stand for."""
+        """A digest of all derivations, in order, and of the rules."""
         return digest(self._ids.values(), repr((self.rules.text, self.rules.lhs, self.rules.padding)))
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:  # noqa: ARG002
-        """Derivations at `indices` (B,) int64 as x (B, T) int64, with what is no padding as valid (B, T)."""
+        """Derivations at `indices` (B,) int64 as x (B, T) int64, with valid (B, T) False for padding."""
         x = self._ids[split].index_select(0, indices).long()
         return Batch(x, valid=x != self.rules.padding)
+
+
+Corpus = GridCorpus | DerivationCorpus
 
 
 def digest(tensors: Iterable[Tensor], text: str = "") -> str:
@@ -218,17 +175,17 @@ def digest(tensors: Iterable[Tensor], text: str = "") -> str:
 
 
 def apply(grids: Tensor, table: Tensor, row: Tensor, colours: Tensor) -> Tensor:
-    """Move the cells of grids (B, 256) as the table's `row` (B,) says, and recolour 1-9 by `colours` (B, 9) of 0-8."""
+    """Move the cells of grids (B, 256) by the table's `row` (B,), and recolour 1-9 by `colours` (B, 9) of 0-8."""
     moved = grids.gather(1, table.index_select(0, row)).long()  # (B, 256)
     palette = torch.nn.functional.pad(colours + 1, (1, 0))  # (B, 10), black stays black
     return palette.gather(1, moved).view(-1, SIDE, SIDE)
 
 
 def conditions_of(x: Tensor, form: Tensor, symmetry: Tensor | None) -> Tensor:
-    """Attributes (B, A) int64 of grids x (B, 16, 16) int64, in the order of `conditions.ATTRIBUTES`.
+    """Attributes (B, A) int64 of grids x (B, 16, 16) int64, in the order of `conditions.ATTRIBUTES`, without a sync.
 
-    `form`: (B, 3) their attributes `FORM` before they were turned by `symmetry` (B,), None for not at all. Whether a
-    colour occurs, how many do and how far they reach is counted in x, without a loop or a read-back.
+    `form`: (B, 3) their attributes FORM before they were transformed by `symmetry` (B,), None if they were not.
+    Colours and sizes are counted in x.
     """
     lit = x > 0
     line = torch.arange(1, SIDE + 1, device=x.device)
@@ -250,29 +207,25 @@ def open_corpus(
     length: int | None = None,
     tell: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
-    arrays: Arrays | None = None,
-) -> GridCorpus | DerivationCorpus:
+    arrays: Dataset | None = None,
+) -> Corpus:
     """The corpus that the settings name, on the device, within `data.limit`.
 
-    `rules` and `length` are those of a checkpoint of a grammar model, which the corpus has to fit: it parses strings
-    that come without a grammar, shorter derivations are padded to it, longer ones left out with a note. `tell` hears
-    how many lines of how many are parsed, and `say` what takes long, before it does. `arrays`: what the settings name,
-    where it was read before.
+    `rules` and `length`: of a checkpoint of a grammar model, which the corpus has to fit: its grammar parses strings
+    without one, shorter derivations are padded, longer ones left out with a note. `tell`, `say`: see LoadOptions.
+    `arrays`: the dataset, if it is loaded already.
 
-    Raises InputError for an unknown name, an unusable path, another grammar than `rules`, or an empty split among
-    those that the caller `needs`.
+    Raises InputError for unusable settings or files, another grammar, or an empty split among those that the caller
+    `needs`.
     """
     if arrays is None:
         known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")
-        arrays = load_arrays(data, Reading(grammar=known, tell=tell, say=say))
+        arrays = load_arrays(data, LoadOptions(grammar=known, tell=tell, say=say))
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
-    if isinstance(arrays, GridArrays):
-        if rules is not None:
-            raise InputError(f"{arrays.name}: holds grids, and the model is of derivations", "Give strings, or ids.")
-        arrays.require(needs)
-        return GridCorpus(arrays, device, data.augment)
     if rules is not None:
+        if arrays.kind != "strings":
+            raise InputError(f"{arrays.name}: holds grids, the model needs strings", "give strings, or ids")
         arrays = fitted(arrays, rules, length, needs)
     arrays.require(needs)
-    return DerivationCorpus(arrays, device)
+    return GridCorpus(arrays, device, data.augment) if arrays.kind == "grids" else DerivationCorpus(arrays, device)

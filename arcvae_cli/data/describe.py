@@ -1,97 +1,77 @@
-"""What a corpus of grids is made of, and whether its splits leak into each other."""
+"""What a dataset consists of, and whether its splits leak into each other, as plain dicts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.conditions import ATTRIBUTES, attributes
-from arcvae_cli.data.arrays import SPLITS, GridArrays, canvas_keys
+from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys
+from arcvae_cli.data.derivations import first_of_each, lengths
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
+
+SHAPES, EXAMPLES = 8, 5
+"""How many of the commonest shapes and of the strings are listed."""
 
 _CHUNK = 4096
 
 
-@dataclass(frozen=True)
-class SplitDescription:
-    """One split. Shares are of its cells (`black`) or of its grids (`single_colour`); None where there are no grids."""
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """The document of `data info --json` but for name and file: a few seconds for 100,000 grids.
 
-    grids: int
-    tasks: int | None
-    black: float | None
-    single_colour: float | None
-    duplicates: int
-    """Grids that stand in the split already, with the same shape where shapes are known."""
-
-
-@dataclass(frozen=True)
-class Leak:
-    """Grids and tasks of split `of` that also stand in split `into`."""
-
-    of: str
-    into: str
-    identical: int
-    """Grids with the same canvas."""
-    equivalent: int
-    """Grids with the same canvas up to a symmetry of their rectangle and a permutation of the colours 1-9."""
-    tasks: int | None
-
-
-@dataclass(frozen=True)
-class Description:
-    """A corpus. `colours`: share of the cells of each colour. `shapes`: the commonest, (height, width, grids)."""
-
-    splits: dict[str, SplitDescription]
-    colours: tuple[float, ...]
-    shapes: tuple[tuple[int, int, int], ...]
-    leaks: tuple[Leak, ...]
+    Shares are of cells (`black`, `colours`) or of grids (`single_colour`), None in an empty split. `duplicates` are
+    examples that occur earlier in their split. Of derivations: `counts` of each rule in all splits, `unused` rules
+    that could be used, `unusable` ones that could not, `padding` as a share of all steps. `leaks`: examples of split
+    `of` that are also in `into`; grids are `equivalent` if they are equal up to a symmetry of their rectangle and a
+    permutation of the colours 1-9.
+    """
+    if dataset.rules is None:
+        shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(SHAPES)
+        return {
+            "splits": {split: _grid_split(dataset, split) for split in SPLITS},
+            "colours": [int(np.count_nonzero(dataset.x == colour)) / dataset.x.size for colour in range(COLOURS)],
+            "shapes": [[*sides, count] for sides, count in shapes],
+            "leaks": _leaks(dataset, canvas_keys(dataset.x)),
+        }
+    rules, counts = dataset.rules, np.bincount(dataset.x.ravel(), minlength=len(dataset.rules)).tolist()
+    real = [rule for rule in range(len(rules)) if rule != rules.padding]
+    rows = next(rows for split in SPLITS if (rows := dataset.rows(split)).size)[:EXAMPLES]
+    return {
+        "steps": dataset.x.shape[1],
+        "counts": counts,
+        "unused": [rule for rule in real if rules.lhs[rule] >= 0 and not counts[rule]],
+        "unusable": [rule for rule in real if rules.lhs[rule] < 0],
+        "origin": asdict(dataset.origin),
+        "splits": {split: _string_split(dataset.x[dataset.rows(split)], rules.padding) for split in SPLITS},
+        "leaks": _leaks(dataset, [row.tobytes() for row in dataset.x]),
+        "examples": [] if dataset.grammar is None else dataset.strings(rows),
+    }
 
 
-@dataclass(frozen=True)
-class ConditionDescription:
-    """A condition, what it says, and for each of its values how many grids of the training split have it."""
-
-    name: str
-    text: str
-    values: tuple[str, ...]
-    counts: tuple[int, ...]
-
-
-def describe(arrays: GridArrays, shapes: int = 8) -> Description:
-    """Describe a corpus, with the `shapes` commonest shapes: a few seconds for 100,000 grids."""
-    cells = [int(np.count_nonzero(arrays.grids == colour)) for colour in range(COLOURS)]
-    sides = [] if arrays.shape is None else Counter(map(tuple, arrays.shape.tolist())).most_common(shapes)
-    return Description(
-        splits={split: _split(arrays, split) for split in SPLITS},
-        colours=tuple(count / arrays.grids.size for count in cells),
-        shapes=tuple((height, width, count) for (height, width), count in sides),
-        leaks=_leaks(arrays),
-    )
-
-
-def describe_conditions(arrays: GridArrays) -> tuple[ConditionDescription, ...]:
-    """What a grid can be asked to be, and how often the corpus's training split is like that."""
-    measured = attributes(arrays.grids[arrays.rows("train")])
-    return tuple(
-        ConditionDescription(
-            attribute.name,
-            attribute.text,
-            attribute.values,
-            tuple(np.bincount(column, minlength=attribute.size).tolist()),
-        )
+def describe_conditions(dataset: Dataset) -> list[dict[str, Any]]:
+    """Each condition, its meaning and values, and how many training grids have each value."""
+    measured = attributes(dataset.x[dataset.rows("train")])
+    return [
+        {
+            "name": attribute.name,
+            "text": attribute.text,
+            "values": list(attribute.values),
+            "counts": np.bincount(column, minlength=attribute.size).tolist(),
+        }
         for attribute, column in zip(ATTRIBUTES, measured.T, strict=True)
-    )
+    ]
 
 
 def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
-    """A hash (N,) of each grid that symmetries of its rectangle and permutations of the colours 1-9 leave alone.
+    """A hash (N,) of each grid, invariant to symmetries of its rectangle and permutations of the colours 1-9.
 
-    The cells of each colour are added up under random weights, once for each symmetry; the sums are mixed, added over
+    The cells of each colour are summed under random weights, once for each symmetry; the sums are mixed and added over
     the colours, and the smallest of the eight is the hash. Weights are integers of 44 bits, so that float64 adds them
-    without rounding, and BLAS can do the work. Different grids agree by chance with a probability near 2**-44.
+    without rounding, by BLAS. Different grids agree by chance with a probability near 2**-44.
     """
     weights = np.random.RandomState(0).randint(1, 2**44, CELLS, dtype=np.int64).astype(np.float64)
     sides = np.full((len(grids), 2), SIDE, np.int64) if shape is None else shape.astype(np.int64)
@@ -112,55 +92,53 @@ def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), which keeps 0 at 0: a colour that is not there."""
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), which keeps 0 at 0: a colour that does not occur."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def _split(arrays: GridArrays, split: str) -> SplitDescription:
-    rows = arrays.rows(split)
-    grids = arrays.grids[rows]
-    shape = None if arrays.shape is None else arrays.shape[rows]
-    tasks = None if arrays.task is None else len(set(arrays.task[rows].tolist()))
-    if not len(grids):
-        return SplitDescription(0, tasks, None, None, 0)
-    distinct = set(canvas_keys(grids if shape is None else _framed(grids, shape)))
-    return SplitDescription(
-        grids=len(grids),
-        tasks=tasks,
-        black=float((grids == 0).mean()),
-        single_colour=float(_single(grids, shape).mean()),
-        duplicates=len(grids) - len(distinct),
-    )
+def _grid_split(dataset: Dataset, split: str) -> dict[str, Any]:
+    part = dataset.only(dataset.rows(split))
+    count = len(part.x)
+    framed = part.x
+    if part.shape is not None:  # cells outside the rectangle get a colour of their own
+        side = np.arange(SIDE)
+        inside = (side < part.shape[:, :1])[:, :, None] & (side < part.shape[:, 1:])[:, None, :]
+        framed = np.where(inside, part.x, np.uint8(COLOURS))
+    single = ~((framed != framed[:, :1, :1]) & (framed < COLOURS)).any(axis=(1, 2))
+    return {
+        "grids": count,
+        "tasks": None if part.task is None else len(set(part.task.tolist())),
+        "black": float((part.x == 0).mean()) if count else None,
+        "single_colour": float(single.mean()) if count else None,
+        "duplicates": count - len(set(canvas_keys(framed))),
+    }
 
 
-def _single(grids: Grids, shape: Grids | None) -> NDArray[np.bool_]:
-    """Whether all cells of a grid's rectangle have the colour of its first."""
-    framed = grids if shape is None else _framed(grids, shape)
-    other = (framed != framed[:, :1, :1]) & (framed < COLOURS)
-    single: NDArray[np.bool_] = ~other.any(axis=(1, 2))
-    return single
+def _string_split(ids: NDArray[np.int16], padding: int) -> dict[str, Any]:
+    used = lengths(ids, padding)
+    return {
+        "strings": len(ids),
+        "mean_rules": float(used.mean()) if len(ids) else None,
+        "most_rules": int(used.max()) if len(ids) else None,
+        "padding": 1 - float(used.sum()) / ids.size if len(ids) else None,
+        "duplicates": len(ids) - len(first_of_each(ids)),
+    }
 
 
-def _framed(grids: Grids, shape: Grids) -> Grids:
-    """Grids with what lies outside their rectangle told apart from black."""
-    side = np.arange(SIDE)
-    inside = (side < shape[:, :1])[:, :, None] & (side < shape[:, 1:])[:, None, :]
-    return np.where(inside, grids, np.uint8(COLOURS))
-
-
-def _leaks(arrays: GridArrays) -> tuple[Leak, ...]:
-    keys = np.array(canvas_keys(arrays.grids), object)
-    hashes = canonical_hashes(arrays.grids, arrays.shape)
-    leaks = []
+def _leaks(dataset: Dataset, keys: list[bytes]) -> list[dict[str, Any]]:
+    hashes = canonical_hashes(dataset.x, dataset.shape) if dataset.kind == "grids" else None
+    leaks: list[dict[str, Any]] = []
     for of, into in (("test", "train"), ("test", "val"), ("val", "train")):
-        here, there = arrays.rows(of), arrays.rows(into)
-        if here.size and there.size:
-            known = set(keys[there])
-            tasks = None
-            if arrays.task is not None:
-                tasks = len(set(arrays.task[here].tolist()) & set(arrays.task[there].tolist()))
-            identical = sum(key in known for key in keys[here])
-            leaks.append(Leak(of, into, identical, int(np.isin(hashes[here], hashes[there]).sum()), tasks))
-    return tuple(leaks)
+        here, there = dataset.rows(of), dataset.rows(into)
+        if not here.size or not there.size:
+            continue
+        known = {keys[row] for row in there.tolist()}
+        leak: dict[str, Any] = {"of": of, "into": into, "identical": sum(keys[row] in known for row in here.tolist())}
+        if hashes is not None:
+            task = dataset.task
+            tasks = None if task is None else len(set(task[here].tolist()) & set(task[there].tolist()))
+            leak |= {"equivalent": int(np.isin(hashes[here], hashes[there]).sum()), "tasks": tasks}
+        leaks.append(leak)
+    return leaks

@@ -1,11 +1,10 @@
-"""Public files that are fetched into the cache, and recognised there or anywhere by their content."""
+"""Public files that are downloaded into the cache, and recognised by their content."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import tempfile
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ from arcvae_cli.data.cache import alone, cache_folder
 from arcvae_cli.errors import ArcvaeError, InputError
 
 _TIMEOUT = 30  # seconds without an answer
-_LARGEST = 2**25  # bytes: over every file here, so that a larger one need not be read
+_LARGEST = 2**25  # bytes, above the size of every file here
 
 
 @dataclass(frozen=True)
 class Download:
-    """A public file. `blob`: the id that git gives its content. `variable`: names another address, as of a mirror.
+    """A public file. `blob`: the git id of its content. `variable`: environment variable of another address.
 
-    `test_lines`: how many of its lines, from the first, are the test set by convention.
+    `test_lines`: the number of leading lines that are the test set by convention.
     """
 
     name: str
@@ -33,8 +32,12 @@ class Download:
 
     @property
     def path(self) -> Path:
-        """Where it lies once it is fetched, and where it may be placed by hand."""
+        """Where it is stored in the cache, downloaded or copied by hand."""
         return cache_folder() / "downloads" / self.file
+
+    @property
+    def address(self) -> str:
+        return os.environ.get(self.variable) or self.url
 
     def is_in(self, path: Path) -> bool:
         """Whether a file is this one, by its content."""
@@ -58,76 +61,50 @@ DOWNLOADS = {ZINC.name: ZINC}
 
 
 def git_blob(content: bytes) -> str:
-    """The id that git gives a file of this content: SHA-1 of a header and the content, in hexadecimal."""
+    """The git id of a file of this content: SHA-1 of a header and the content, in hexadecimal."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
+def without_password(text: str) -> str:
+    """Text whose addresses have lost user and password: `https://user:secret@host/` becomes `https://***@host/`."""
+    return re.sub(r"//\S*@", "//***@", text)
+
+
 def downloaded(what: Download) -> Path:
-    """Where the file lies in the cache. InputError, with how to get it, where it does not, or is another."""
-    path = what.path
-    if not path.is_file():
-        raise InputError(
-            f"data.input: no file of strings is given, and {what.name} is not in the cache",
-            f"Get it by `arcvae data build --download {what.name}`; --preset kusner_equations needs no download.",
-        )
-    if git_blob(path.read_bytes()) != what.blob:
-        raise InputError(
-            f"{path}: is not {what.name}, or damaged",
-            f"Delete it and fetch it again: arcvae data build --download {what.name}.",
-        )
-    return path
+    """The file in the cache. InputError, with how to get it, if it is missing or damaged."""
+    if what.is_in(what.path):
+        return what.path
+    state = "damaged or another file" if what.path.exists() else "not in the cache"
+    raise InputError(
+        f"{what.path}: {what.name} is {state}",
+        f"run `arcvae data build --download {what.name}`; --preset kusner_equations needs no download",
+    )
 
 
-def address(what: Download) -> str:
-    """Where the file is fetched from."""
-    return os.environ.get(what.variable) or what.url
+def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
+    """The file in the cache, downloaded unless it is there; several processes download it once.
 
-
-def fetch(what: Download, force: bool = False, say: Callable[[str], None] | None = None) -> Path:
-    """The file in the cache, fetched if it does not lie there whole.
-
-    Of several processes that need it at once one fetches it; `say` hears of the wait. Raises ArcvaeError, with where to
-    place the file by hand, if it cannot be fetched or is not what it should be.
+    Raises ArcvaeError, with where to copy the file by hand, if it cannot be downloaded or has another content.
     """
     path = what.path
-    if force or not what.is_in(path):
-        with alone(path, say):
-            if force or not what.is_in(path):  # another process may have fetched it
-                _fetch(what, path)
-    return path
+    fix = f"copy the file to {path}, or set another address in {what.variable}; the corpus equations needs no download"
+    with alone(path, say):
+        if what.is_in(path):
+            return path
+        import pooch  # takes a tenth of a second
 
-
-def _fetch(what: Download, path: Path) -> None:
-    """The file put at `path`, where it is what it should be."""
-    import pooch  # a tenth of a second
-
-    url = address(what)
-    by_hand = (
-        f"Place the file at {path} by hand, or give another address in {what.variable}; "
-        "the corpus equations needs no download."
-    )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
-            logger = pooch.get_logger()
-            logger.setLevel(logging.WARNING)  # it tells the hash of what it fetched, which is no news
-            temporary = Path(
-                pooch.retrieve(url, None, what.file, folder, downloader=pooch.HTTPDownloader(timeout=_TIMEOUT))
-            )
-            found = git_blob(temporary.read_bytes())
-            if found != what.blob:
-                raise ArcvaeError(f"{url}: is not {what.name} (git blob {found[:12]}, not {what.blob[:12]})", by_hand)
-            temporary.replace(path)
-    except (OSError, ValueError) as error:  # what requests raises is an OSError, but for an unusable address
-        raise ArcvaeError(f"{url}: could not be fetched ({_reason(error)})", by_hand) from error
-
-
-def _reason(error: Exception) -> str:
-    """Why a file could not be fetched, without the chain of exceptions that connections end in."""
-    from requests.exceptions import ConnectionError, Timeout
-
-    if isinstance(error, Timeout):
-        return f"no answer in {_TIMEOUT} s"
-    if isinstance(error, ConnectionError):
-        return "no connection"
-    return f"{str(error) or type(error).__name__:.200}".replace("\n", " ")
+        pooch.get_logger().setLevel("WARNING")
+        shown = without_password(what.address)
+        if say is not None:
+            say(f"downloading {shown}")
+        try:
+            name = f".{what.file}.new.tmp"  # which `alone` removes if this process dies
+            files = pooch.create(path.parent, "", registry={name: None}, urls={name: what.address}, retry_if_failed=1)
+            fetched = Path(files.fetch(name, downloader=pooch.HTTPDownloader(timeout=_TIMEOUT)))
+            if what.is_in(fetched):
+                return fetched.replace(path)
+            fetched.unlink()
+        except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
+            reason = without_password(f"{type(error).__name__}: {error}")
+            raise ArcvaeError(f"{shown}: download failed ({reason:.300})", fix) from None  # the cause has the password
+    raise ArcvaeError(f"{shown}: not {what.name}: its git blob id is not {what.blob[:12]}", fix)

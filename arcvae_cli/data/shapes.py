@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, GridArrays, canvas_keys, split_sizes
+from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys, split_sizes
 from arcvae_cli.data.symmetries import SIDE, SYMMETRIES, Grids, turn
 
 Rows = NDArray[np.uint16]  # (N, 16): a mask of the canvas, one bit a cell, column c being bit c
@@ -22,7 +22,7 @@ _WINDOW = 8  # side of the square that a blob grows in
 _FAMILIES = (("rectangle",), ("line",), ("l", "t", "plus", "checkerboard", "zigzag"))  # and blobs: a quarter each
 
 
-def build_shapes(size: int = 100_000, seed: int = 0) -> GridArrays:
+def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` different canvases of 1-6 objects of 2-15 cells in the colours 1-9, split 80/10/10.
 
     Objects are rectangles (filled or hollow), lines (straight or diagonal), patterns (L, T, plus, checkerboard,
@@ -44,7 +44,7 @@ def build_shapes(size: int = 100_000, seed: int = 0) -> GridArrays:
                 kept.append(index)
         parts.append(grids[kept])
     split = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes)
-    return GridArrays("shapes", np.concatenate(parts), split)
+    return Dataset("shapes", np.concatenate(parts), split)
 
 
 def _canvases(count: int, stream: np.random.RandomState) -> Grids:
@@ -88,9 +88,7 @@ def _objects(count: int, stream: np.random.RandomState) -> tuple[Rows, NDArray[n
 
 def _blobs(count: int, stream: np.random.RandomState) -> Rows:
     """Blobs of 2-15 cells, each cell joined to one before it by an edge, at random along the border."""
-    grown: NDArray[np.bool_] = np.zeros(
-        (count, _WINDOW + 2, _WINDOW + 2), bool
-    )  # a margin, so that shifting needs no care
+    grown = np.zeros((count, _WINDOW + 2, _WINDOW + 2), bool)  # with a margin, so that shifts stay inside
     grown[:, _WINDOW // 2, _WINDOW // 2] = True
     inside = np.zeros(grown.shape[1:], bool)
     inside[1:-1, 1:-1] = True
@@ -130,18 +128,16 @@ def _cells(rows: Rows) -> Grids:
 @cache
 def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
     """Every fixed object in every orientation, with the first row and the number of each kind in `_FAMILIES`."""
-    kinds = [kind for family in _FAMILIES for kind in family]
     rows: list[Rows] = []
     counts: list[int] = []
-    for kind in kinds:
+    for kind in (kind for family in _FAMILIES for kind in family):
         found: dict[bytes, Rows] = {}
-        for mask, symmetry in product(_masks(kind), range(SYMMETRIES)):
+        for drawn, symmetry in product(_masks(kind), range(SYMMETRIES)):
+            mask = np.array([[cell == "#" for cell in row] for row in drawn.split("/")], np.uint8)
             if CELLS_LEAST <= int(mask.sum()) <= CELLS_MOST and max(mask.shape) <= SIDE:
                 turned = turn(mask, symmetry)
                 bits = np.zeros(SIDE, np.uint16)
-                bits[: len(turned)] = (turned.astype(np.uint16) << np.arange(turned.shape[1], dtype=np.uint16)).sum(
-                    axis=1
-                )
+                bits[: len(turned)] = turned @ (1 << np.arange(turned.shape[1]))
                 found.setdefault(bits.tobytes(), bits)
         rows += found.values()
         counts.append(len(found))
@@ -149,46 +145,35 @@ def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
     return np.stack(rows), np.cumsum(number) - number, number
 
 
-def _masks(kind: str) -> list[Grids]:
-    """The masks (height, width) of a kind in one orientation, also some too large to be used."""
-    sides = range(2, 9)
-    lengths = range(2, CELLS_MOST + 1)
-    step = np.arange(CELLS_MOST + 1)
-    masks: list[Grids] = []
+def _masks(kind: str) -> list[str]:
+    """The masks of a kind in one orientation, `#` for a cell and `/` between rows; some are too large to be used."""
+    sides, lengths = list(product(range(2, 9), range(2, 9))), range(2, CELLS_MOST + 1)
+    masks: list[list[str]] = []
     if kind == "rectangle":
-        for height, width in product(sides, sides):
-            masks.append(np.ones((height, width), np.uint8))
+        for height, width in sides:
+            masks.append(["#" * width] * height)
             if height > 2 and width > 2:
-                hollow = np.ones((height, width), np.uint8)
-                hollow[1:-1, 1:-1] = 0
-                masks.append(hollow)
+                masks.append(["#" * width, *["#".ljust(width - 1, ".") + "#"] * (height - 2), "#" * width])
     elif kind == "line":
         for length in lengths:
-            masks += [np.ones((1, length), np.uint8), np.eye(length, dtype=np.uint8)]
+            masks += [["#" * length], ["#".rjust(row + 1, ".").ljust(length, ".") for row in range(length)]]
     elif kind == "l":
-        for height, width in product(sides, sides):
-            corner = np.zeros((height, width), np.uint8)
-            corner[:, 0] = corner[-1] = 1
-            masks.append(corner)
+        masks = [["#".ljust(width, ".")] * (height - 1) + ["#" * width] for height, width in sides]
     elif kind == "t":
-        for height, width in product(sides, (3, 5, 7, 9)):
-            tee = np.zeros((height, width), np.uint8)
-            tee[0] = tee[:, width // 2] = 1
-            masks.append(tee)
+        for height, width in product(range(2, 9), (3, 5, 7, 9)):
+            masks.append(["#" * width] + ["#".center(width, ".")] * (height - 1))
     elif kind == "plus":
         for arm in (1, 2, 3):
-            plus = np.zeros((2 * arm + 1, 2 * arm + 1), np.uint8)
-            plus[arm] = plus[:, arm] = 1
-            masks.append(plus)
+            stem = ["#".center(2 * arm + 1, ".")] * arm
+            masks.append([*stem, "#" * (2 * arm + 1), *stem])
     elif kind == "checkerboard":
         for height, width in product(range(2, 7), range(3, 9)):
-            odd = np.add.outer(step[:height], step[:width]) % 2
-            masks += [(1 - odd).astype(np.uint8), odd.astype(np.uint8)]
+            rows = [("#." * width)[:width], (".#" * width)[:width]] * height
+            masks += [rows[:height], rows[1 : height + 1]]
     else:  # zigzag: a stair, and a wave of two rows
         for length in range(4, CELLS_MOST + 1):
-            stair = np.zeros((length // 2 + 1, (length + 1) // 2), np.uint8)
-            stair[(step[:length] + 1) // 2, step[:length] // 2] = 1
-            wave = np.zeros((2, length), np.uint8)
-            wave[step[:length] % 2, step[:length]] = 1
-            masks += [stair[stair.any(axis=1)], wave]
-    return masks
+            width = (length + 1) // 2
+            steps = ["#", *("#".rjust(row, ".") + "#" for row in range(1, length // 2 + 1))]
+            masks += [[step[:width].ljust(width, ".") for step in steps]]
+            masks += [[("#." * length)[:length], (".#" * length)[:length]]]
+    return ["/".join(rows) for rows in masks]

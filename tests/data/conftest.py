@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arcvae_cli.data.arc import build_arc
-from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.arrays import Dataset
 
 
 @pytest.fixture(autouse=True)
@@ -18,13 +18,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def arc() -> GridArrays:
+def arc() -> Dataset:
     """A thousand real ARC grids."""
     return build_arc(1000, 0)
 
 
 @pytest.fixture
-def canvases() -> GridArrays:
+def canvases() -> Dataset:
     """Twenty random canvases without shapes, 12, 4 and 4 a split."""
     grids = np.random.RandomState(1).randint(0, 10, (20, 16, 16)).astype(np.uint8)
-    return GridArrays("canvases", grids, np.repeat(np.arange(3, dtype=np.uint8), [12, 4, 4]))
+    return Dataset("canvases", grids, np.repeat(np.arange(3, dtype=np.uint8), [12, 4, 4]))

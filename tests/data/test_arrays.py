@@ -5,45 +5,65 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arcvae_cli.data.arrays import GridArrays, canvas_keys, split_by_key, split_sizes
+from arcvae_cli.data.arrays import Dataset, Origin, canvas_keys, split_by_key, split_sizes
+from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
+from arcvae_cli.grammar import parse_grammar, read_grammar
 
 
-def test_fingerprint_tells_contents_apart_and_nothing_else(arc: GridArrays):
-    same = replace(arc, name="other", notes=("read with care",), task=arc.task.astype("<U40"))
+def changed(array: np.ndarray, place: object, value: object) -> np.ndarray:
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+def test_fingerprint_of_grids_depends_on_content_only(arc: Dataset):
+    same = replace(arc, name="other", notes=("a note",), task=arc.task.astype("<U40"))
     assert same.fingerprint() == arc.fingerprint()
-    grids, split, shape, task = arc.grids.copy(), arc.split.copy(), arc.shape.copy(), arc.task.copy()
-    grids[3, 4, 5] ^= 1
-    split[0], shape[0, 0], task[0] = 2, 16, "00000000"
     others = [
-        replace(arc, grids=grids),
-        replace(arc, split=split),
-        replace(arc, shape=shape),
-        replace(arc, task=task),
+        replace(arc, x=changed(arc.x, (3, 4, 5), 9 - arc.x[3, 4, 5])),
+        replace(arc, split=changed(arc.split, 0, 2)),
+        replace(arc, shape=changed(arc.shape, 0, 16)),
+        replace(arc, task=changed(arc.task, 0, "00000000")),
         replace(arc, shape=None),
         replace(arc, task=None),
     ]
     assert len({arc.fingerprint(), *(other.fingerprint() for other in others)}) == 7
 
 
-def test_fingerprint_does_not_change_between_versions(canvases: GridArrays):
+def test_fingerprint_of_strings_depends_on_content_only():
+    grammar = read_grammar("equations")
+    drawn = build_drawn(grammar, 15, 200, 1)
+    commented = parse_grammar("# the same\n" + grammar.text, "other")
+    same = replace(drawn, name="x", grammar=commented, rules=commented.rules, notes=("x",), origin=Origin())
+    assert same.fingerprint() == drawn.fingerprint()
+    bare = replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None)
+    others = [
+        replace(drawn, x=changed(drawn.x, 0, drawn.x[1])),
+        replace(drawn, split=changed(drawn.split, 0, (drawn.split[0] + 1) % 3)),
+        bare,
+    ]
+    assert len({drawn.fingerprint(), *(other.fingerprint() for other in others)}) == 4
+
+
+def test_fingerprint_is_stable_between_versions(canvases: Dataset):
     assert canvases.fingerprint() == "b515b0752fe0025ef6dafebda71b0e947fe70eb0bb90d3287d38bc274e269c75"
 
 
-def test_limited_keeps_the_test_split_and_nests(arc: GridArrays):
+def test_limited_keeps_the_test_split_and_nests(arc: Dataset):
     small, large = arc.limited(64), arc.limited(128)
     assert [small.rows(split).size for split in ("train", "val", "test")] == [64, 8, 100]
     assert [large.rows(split).size for split in ("train", "val", "test")] == [128, 16, 100]
-    assert set(canvas_keys(small.grids)) < set(canvas_keys(large.grids)) < set(canvas_keys(arc.grids))
+    assert set(canvas_keys(small.x)) < set(canvas_keys(large.x)) < set(canvas_keys(arc.x))
     assert len(set(small.task[small.rows("train")].tolist())) > 32, "the choice is spread over the tasks"
-    for name in ("grids", "shape", "task"):
+    for name in ("x", "shape", "task"):
         assert (getattr(small, name)[-100:] == getattr(arc, name)[-100:]).all()
     assert arc.limited(10**6).fingerprint() == arc.fingerprint()
 
 
-def test_require_names_the_empty_split(canvases: GridArrays):
+def test_require_names_the_empty_split(canvases: Dataset):
     canvases.require(("train", "val", "test"))
-    no_val = replace(canvases, split=np.where(canvases.split == 1, np.uint8(0), canvases.split))
+    no_val = canvases.only(np.flatnonzero(canvases.split != 1))
     no_val.require(("train", "test"))
     with pytest.raises(InputError, match="canvases: the val split is empty"):
         no_val.require(("train", "val"))
@@ -59,7 +79,7 @@ def test_split_by_key_shares_out_keys_and_keeps_equal_ones_together():
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [1]), (2, [2]), (3, [1, 1, 1]), (10, [8, 1, 1]), (16, [12, 2, 2])])
-def test_split_by_key_leaves_no_split_empty_that_could_have_something(count: int, expected: list[int]):
+def test_split_by_key_of_few(count: int, expected: list[int]):
     assert np.bincount(split_by_key([bytes([index]) for index in range(count)])).tolist() == expected
 
 

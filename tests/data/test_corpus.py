@@ -9,11 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arcvae_cli.conditions import PLACE, attributes
-from arcvae_cli.data.arrays import SPLITS, GridArrays
+from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus, apply, open_corpus
-from arcvae_cli.data.files import write_grids
-from arcvae_cli.data.strings import StringArrays, build_drawn, write_strings
-from arcvae_cli.data.symmetries import transform
+from arcvae_cli.data.files import write_dataset
+from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.settings import DataSettings
@@ -33,7 +32,7 @@ def draws(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return symmetry, torch.rand(count, 9, generator=generator).argsort(dim=1)
 
 
-def test_a_corpus_holds_what_the_arrays_hold(arc: GridArrays):
+def test_a_corpus_holds_what_the_arrays_hold(arc: Dataset):
     corpus: Corpus = GridCorpus(arc)
     assert (corpus.name, corpus.num_classes, corpus.positions, corpus.background) == ("arc", 10, (16, 16), 0)
     assert (corpus.rules, corpus.mean_positions) == (None, 256)
@@ -44,27 +43,22 @@ def test_a_corpus_holds_what_the_arrays_hold(arc: GridArrays):
         batch = corpus.batch(split, indices)
         assert batch.x.dtype == torch.int64
         assert batch.valid is None
-        assert (batch.x.numpy() == arc.grids[rows[::-1]]).all()
-        assert (corpus.grids(split).numpy() == arc.grids[rows]).all()
+        assert (batch.x.numpy() == arc.x[rows[::-1]]).all()
+        assert (corpus.grids(split).numpy() == arc.x[rows]).all()
         assert (corpus.shapes(split).numpy() == arc.shape[rows]).all()
+    assert corpus.class_counts().tolist() == np.bincount(arc.x[arc.rows("train")].ravel(), minlength=10).tolist()
 
 
-def test_splits_may_stand_in_any_order(canvases: GridArrays):
+def test_splits_may_stand_in_any_order(canvases: Dataset):
     shuffled = replace(canvases, split=np.random.RandomState(0).permutation(canvases.split))
     corpus = GridCorpus(shuffled)
     for split in SPLITS:
-        assert (corpus.grids(split).numpy() == canvases.grids[shuffled.rows(split)]).all()
+        assert (corpus.grids(split).numpy() == canvases.x[shuffled.rows(split)]).all()
         assert corpus.shapes(split) is None
 
 
-def test_class_counts_are_of_the_training_cells(arc: GridArrays):
-    counts = GridCorpus(arc).class_counts()
-    assert counts.dtype == torch.int64
-    assert counts.tolist() == np.bincount(arc.grids[arc.rows("train")].ravel(), minlength=10).tolist()
-
-
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
-def test_augmentation_is_that_of_the_plain_reference(arc: GridArrays, known: bool):
+def test_augmentation_is_that_of_the_plain_reference(arc: Dataset, known: bool):
     arrays = arc if known else replace(arc, shape=None)
     corpus = GridCorpus(arrays)
     rows = arrays.rows("train")[:320]
@@ -74,27 +68,17 @@ def test_augmentation_is_that_of_the_plain_reference(arc: GridArrays, known: boo
     made = apply(corpus._grids["train"][:320], corpus._table, table_rows, colours).numpy()
     for index, row in enumerate(rows):
         height, width = arrays.shape[row] if known else (16, 16)
-        turned = np.rot90(arrays.grids[row, :height, :width], int(symmetry[index]) % 4)
+        turned = np.rot90(arrays.x[row, :height, :width], int(symmetry[index]) % 4)
         turned = turned[:, ::-1] if symmetry[index] >= 4 else turned
         palette = np.concatenate([[0], colours[index].numpy() + 1])
         expected = np.pad(palette[turned], ((0, 16 - turned.shape[0]), (0, 16 - turned.shape[1])))
         assert (made[index] == expected).all(), index
 
 
-def test_augmentation_and_the_builder_of_arc_move_alike(arc: GridArrays):
-    corpus = GridCorpus(arc)
-    rows = arc.rows("test")
-    symmetry, colours = draws(len(rows), seed=1)
-    made = apply(corpus._grids["test"], corpus._table, corpus._moves["test"] + symmetry, colours)
-    palette = np.pad(colours.numpy() + 1, ((0, 0), (1, 0))).astype(np.uint8)
-    expected, _ = transform(arc.grids[rows], arc.shape[rows], symmetry.numpy(), palette)
-    assert (made.numpy() == expected).all()
-
-
 def test_all_symmetries_and_colours_are_drawn_and_black_stays():
     grid = np.zeros((16, 16), np.uint8)
     grid[0, 0], grid[0, 1] = 1, 2  # alike under none of the eight
-    corpus = GridCorpus(GridArrays("one", grid[None], np.zeros(1, np.uint8)))
+    corpus = GridCorpus(Dataset("one", grid[None], np.zeros(1, np.uint8)))
     torch.manual_seed(0)
     batch = corpus.batch("train", torch.zeros(8000, dtype=torch.int64), augment=True).x
     assert ((batch != 0).sum(dim=(1, 2)) == 2).all(), "black stays black, and nothing else becomes it"
@@ -108,7 +92,7 @@ def test_all_symmetries_and_colours_are_drawn_and_black_stays():
     assert (abs(often / 8000 - 1 / 8) < 0.02).all(), "every symmetry as often"
 
 
-def test_augmentation_comes_from_torchs_generator_and_can_be_left_out(arc: GridArrays):
+def test_augmentation_comes_from_torchs_generator_and_can_be_left_out(arc: Dataset):
     corpus, indices = GridCorpus(arc), torch.arange(64)
     torch.manual_seed(5)
     first, second = (corpus.batch("train", indices, augment=True).x for _ in range(2))
@@ -121,7 +105,7 @@ def test_augmentation_comes_from_torchs_generator_and_can_be_left_out(arc: GridA
     assert torch.equal(GridCorpus(arc, augment=False).batch("train", indices, augment=True).x, plain)
 
 
-def test_a_batch_is_made_without_a_read_back(arc: GridArrays):
+def test_a_batch_is_made_without_a_read_back(arc: Dataset):
     corpus, indices = GridCorpus(arc), torch.arange(64)
     with NoReadBack():
         corpus.batch("train", indices, augment=True)
@@ -130,13 +114,13 @@ def test_a_batch_is_made_without_a_read_back(arc: GridArrays):
         indices.sum().item()
 
 
-def test_open_corpus(tmp_path: Path, arc: GridArrays):
-    write_grids(tmp_path / "mine.npz", arc)
+def test_open_corpus(tmp_path: Path, arc: Dataset):
+    write_dataset(tmp_path / "mine.npz", arc)
     data = DataSettings(path=tmp_path / "mine.npz", augment=False, limit=80)
     corpus = open_corpus(data)
     assert [corpus.size(split) for split in SPLITS] == [80, 10, 100]
     assert not corpus.augment
-    np.savez(tmp_path / "mine.npz", test=arc.grids)
+    np.savez(tmp_path / "mine.npz", test=arc.x)
     with pytest.raises(InputError, match="mine: the train split is empty"):
         open_corpus(data)
     assert open_corpus(data, needs=("test",)).size("test") == 1000
@@ -144,13 +128,13 @@ def test_open_corpus(tmp_path: Path, arc: GridArrays):
 
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
 @pytest.mark.parametrize("augment", [True, False], ids=["augmented", "plain"])
-def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: GridArrays, known: bool, augment: bool):
-    halves = arc.grids.copy()
+def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: Dataset, known: bool, augment: bool):
+    halves = arc.x.copy()
     halves[::4, :, 8:] = halves[::4, :, 7::-1]  # every fourth is symmetric, in one direction
     shape = arc.shape.copy()
     shape[::4, 1] = 16
     halves[7] = 0
-    corpus = GridCorpus(replace(arc, grids=halves, shape=shape if known else None))
+    corpus = GridCorpus(replace(arc, x=halves, shape=shape if known else None))
     torch.manual_seed(0)
     for split in SPLITS:
         batch = corpus.batch(split, torch.arange(corpus.size(split)), augment=augment, conditions=True)
@@ -162,7 +146,7 @@ def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: GridArrays
         assert (ud & ~lr).any() or not augment
 
 
-def test_conditions_change_nothing_else_and_are_made_without_a_read_back(arc: GridArrays):
+def test_conditions_change_nothing_else_and_are_made_without_a_read_back(arc: Dataset):
     corpus, indices = GridCorpus(arc), torch.arange(64)
     torch.manual_seed(5)
     without = corpus.batch("train", indices, augment=True)
@@ -175,18 +159,18 @@ def test_conditions_change_nothing_else_and_are_made_without_a_read_back(arc: Gr
 
 
 @pytest.fixture(scope="module")
-def equations() -> StringArrays:
+def equations() -> Dataset:
     return build_drawn(read_grammar("equations"), 15, 300, 0)
 
 
-def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: StringArrays):
+def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: Dataset):
     corpus: Corpus = DerivationCorpus(equations)
     assert (corpus.name, corpus.num_classes, corpus.positions) == ("equations", 12, (15,))
     assert (corpus.background, corpus.unit, corpus.rules) == (None, "token", equations.rules)
     assert [corpus.size(split) for split in SPLITS] == [240, 30, 30]
     for split in SPLITS:
         rows = equations.rows(split)
-        ids = equations.ids[rows]
+        ids = equations.x[rows]
         batch = corpus.batch(split, torch.arange(len(rows)).flip(0), augment=True, conditions=True)
         assert batch.x.dtype == torch.int64
         assert (batch.x.numpy() == ids[::-1]).all()
@@ -196,14 +180,14 @@ def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: StringArr
         assert (corpus.ids(split).numpy() == ids).all()
         assert corpus.strings(split) == equations.strings(rows)
         assert corpus.strings(split, [3, 1]) == equations.strings(rows[[3, 1]])
-    train = equations.ids[equations.rows("train")]
+    train = equations.x[equations.rows("train")]
     counts = np.bincount(train.ravel(), minlength=12)
     assert corpus.class_counts().tolist() == [*counts[:11], 0], "padding counts nowhere"
     assert corpus.mean_positions == pytest.approx(counts[:11].sum() / 240)
     assert corpus.entropy == equations.origin.entropy
 
 
-def test_a_batch_of_derivations_is_made_without_a_read_back(equations: StringArrays):
+def test_a_batch_of_derivations_is_made_without_a_read_back(equations: Dataset):
     corpus, indices = DerivationCorpus(equations), torch.arange(64)
     with NoReadBack():
         batch = corpus.batch("train", indices)
@@ -212,19 +196,10 @@ def test_a_batch_of_derivations_is_made_without_a_read_back(equations: StringArr
     assert counts.shape == (12,)
 
 
-def test_a_corpus_without_a_grammar_or_a_training_split(equations: StringArrays):
-    rules = replace(equations.rules, rhs=None, text=None)
-    corpus = DerivationCorpus(replace(equations.only(equations.rows("test")), rules=rules, grammar=None))
-    with pytest.raises(ValueError, match="take a grammar"):
-        corpus.strings("test")
-    assert corpus.mean_positions == 15
-    assert corpus.class_counts().tolist() == [0] * 12
-
-
-def test_open_corpus_of_strings(tmp_path: Path, equations: StringArrays):
+def test_open_corpus_of_strings(tmp_path: Path, equations: Dataset):
     assert isinstance(open_corpus(DataSettings(name="equations", size=100)), DerivationCorpus)
     path = tmp_path / "mine.npz"
-    write_strings(path, equations)
+    write_dataset(path, equations)
     corpus = open_corpus(DataSettings(path=path, limit=80))
     assert [corpus.size(split) for split in SPLITS] == [80, 10, 30]
     rules = equations.rules
@@ -232,11 +207,11 @@ def test_open_corpus_of_strings(tmp_path: Path, equations: StringArrays):
     shorter = open_corpus(DataSettings(path=path), "cpu", ("train",), rules, 12)
     assert shorter.positions == (12,)
     assert "longer than the model's 12 steps" in shorter.notes[-1]
-    with pytest.raises(InputError, match="another grammar"):
+    with pytest.raises(InputError, match="not that of the model"):
         open_corpus(DataSettings(path=path), rules=read_grammar("smiles").rules, length=15)
     with pytest.raises(InputError, match="no derivation of the train split fits the model's 5 steps"):
         open_corpus(DataSettings(path=path), rules=rules, length=5)
-    with pytest.raises(InputError, match="holds grids, and the model is of derivations"):
+    with pytest.raises(InputError, match="holds grids, the model needs strings"):
         open_corpus(DataSettings(name="shapes", size=20), rules=rules, length=15)
     strings = tmp_path / "strings.txt"
     strings.write_text("\n".join(equations.strings(np.arange(100))))

@@ -5,22 +5,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.describe import canonical_hashes, describe
+from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.data.symmetries import transform
+from arcvae_cli.grammar import read_grammar
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
-def test_hashes_see_through_symmetry_and_colour_and_nothing_else(arc: GridArrays, known: bool):
+def test_hashes_are_invariant_to_symmetry_and_colour_only(arc: Dataset, known: bool):
     stream = np.random.RandomState(0)
-    count = len(arc.grids)
+    count = len(arc.x)
     shape = arc.shape if known else np.full((count, 2), 16, np.uint8)
     palette = np.pad(stream.random_sample((count, 9)).argsort(axis=1) + 1, ((0, 0), (1, 0))).astype(np.uint8)
-    turned, swapped = transform(arc.grids, shape, stream.randint(0, 8, count), palette)
-    hashes = canonical_hashes(arc.grids, shape if known else None)
+    turned, swapped = transform(arc.x, shape, stream.randint(0, 8, count), palette)
+    hashes = canonical_hashes(arc.x, shape if known else None)
     assert (canonical_hashes(turned, swapped if known else None) == hashes).all()
 
-    changed = arc.grids.copy()
+    changed = arc.x.copy()
     changed[np.arange(count), stream.randint(0, shape[:, 0]), stream.randint(0, shape[:, 1])] ^= 1
     assert (canonical_hashes(changed, shape if known else None) != hashes).mean() > 0.95  # a few become equivalent
 
@@ -34,7 +36,7 @@ def test_hashes_of_different_grids_differ():
     assert not set(canonical_hashes(two, None).tolist()) & set(canonical_hashes(merged, None).tolist())
 
 
-def test_description_of_a_leaking_corpus():
+def test_description_of_leaking_grids():
     stream = np.random.RandomState(2)
     grids = np.zeros((8, 16, 16), np.uint8)
     grids[:, :3, :5] = stream.randint(1, 10, (8, 3, 5))
@@ -45,25 +47,46 @@ def test_description_of_a_leaking_corpus():
     shape = np.array([[3, 5]] * 6 + [[5, 3], [3, 5]], np.uint8)
     split = np.array([0, 0, 0, 0, 1, 2, 2, 2], np.uint8)
     task = np.array(["a", "a", "b", "c", "d", "b", "e", "f"])
-    description = describe(GridArrays("leaky", grids, split, shape, task))
-    train, val, test = description.splits.values()
-    assert (train.grids, train.tasks, train.duplicates, train.single_colour) == (4, 3, 1, 0)
-    assert (val.grids, val.duplicates) == (1, 0)
-    assert (test.grids, test.tasks, test.single_colour) == (3, 3, pytest.approx(1 / 3))
-    assert train.black == pytest.approx(1 - 15 / 256)
-    assert description.shapes == ((3, 5, 7), (5, 3, 1))
-    assert sum(description.colours) == pytest.approx(1)
-    leak = description.leaks[0]
-    assert (leak.of, leak.into, leak.identical, leak.equivalent, leak.tasks) == ("test", "train", 1, 2, 1)
-    assert [(leak.of, leak.into, leak.identical, leak.equivalent) for leak in description.leaks[1:]] == [
-        ("test", "val", 0, 0),
-        ("val", "train", 0, 0),
+    described = describe(Dataset("leaky", grids, split, shape, task))
+    train = {"grids": 4, "tasks": 3, "black": 1 - 15 / 256, "single_colour": 0.0, "duplicates": 1}
+    assert described["splits"]["train"] == pytest.approx(train)
+    assert described["splits"]["test"]["single_colour"] == pytest.approx(1 / 3)
+    assert described["shapes"] == [[3, 5, 7], [5, 3, 1]]
+    assert sum(described["colours"]) == pytest.approx(1)
+    assert described["leaks"] == [
+        {"of": "test", "into": "train", "identical": 1, "equivalent": 2, "tasks": 1},
+        {"of": "test", "into": "val", "identical": 0, "equivalent": 0, "tasks": 0},
+        {"of": "val", "into": "train", "identical": 0, "equivalent": 0, "tasks": 0},
     ]
 
 
-def test_what_is_unknown_is_left_out(canvases: GridArrays):
-    description = describe(replace(canvases, split=np.zeros(20, np.uint8)))
-    assert description.leaks == ()
-    assert description.shapes == ()
-    assert description.splits["test"].black is None
-    assert description.splits["train"].tasks is None
+def test_what_is_unknown_is_none(canvases: Dataset):
+    described = describe(replace(canvases, split=np.zeros(20, np.uint8)))
+    assert described["leaks"] == described["shapes"] == []
+    assert described["splits"]["test"]["black"] is None
+    assert described["splits"]["train"]["tasks"] is None
+
+
+def test_description_of_strings():
+    drawn = build_drawn(read_grammar("equations"), 15, 500, 1)
+    described = describe(drawn)
+    train = (drawn.x[drawn.rows("train")] != 11).sum(axis=1)
+    assert described["splits"]["train"] == {
+        "strings": 400,
+        "mean_rules": pytest.approx(train.mean()),
+        "most_rules": train.max(),
+        "padding": pytest.approx(1 - train.mean() / 15),
+        "duplicates": 0,
+    }
+    assert described["counts"] == [int((drawn.x == rule).sum()) for rule in range(12)]
+    assert (described["steps"], described["unused"], described["unusable"]) == (15, [], [])
+    assert described["examples"] == drawn.strings(drawn.rows("train")[:5])
+    assert [leak["identical"] for leak in described["leaks"]] == [0, 0, 0]
+    mixed = replace(drawn, x=np.concatenate([drawn.x[:-1], drawn.x[:1]]))
+    mixed = replace(mixed, split=np.r_[np.uint8([0]), mixed.split[1:-1], np.uint8([2])])
+    assert [leak["identical"] for leak in describe(mixed)["leaks"]] == [1, 0, 0]
+    bare = replace(drawn.only(drawn.rows("test")[:1]), rules=replace(drawn.rules, rhs=None, text=None), grammar=None)
+    few = describe(bare)
+    assert few["examples"] == few["leaks"] == [] and few["unused"]
+    assert few["splits"]["train"]["mean_rules"] is None
+    assert describe(build_drawn(read_grammar("smiles"), 12, 10))["unusable"] == [29, 31]

