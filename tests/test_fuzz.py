@@ -403,7 +403,8 @@ def test_ready_arrays(spoilt: Path, data: st.DataObject, masked: bool, pad: int 
     if data.draw(st.booleans()):
         masks.write_bytes(data.draw(spoilt_bytes(masks.read_bytes())))
     with refused_or_read():
-        read(None if masked else EQUATIONS, prod=prod, masks=masks if masked else None, pad_id=pad)
+        given = {"masks": masks} if masked else {"grammar": "equations"}
+        read(None, prod=prod, pad_id=pad, **given)
 
 
 GRAMMARS = [EQUATIONS.text, "S -> 'a' S | 'b'\n", '%separator " "\nS -> S "+" T | T\nT -> "x" | "(" S ")" | "1"\n']
