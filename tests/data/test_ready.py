@@ -119,7 +119,7 @@ def test_a_grammar_beside_them(tmp_path: Path, ids: np.ndarray, masks: np.ndarra
     with pytest.raises(InputError, match=r"the mask of rule \d+ is not that of \w+ in smiles"):
         read_ready(*saved(tmp_path, ids, masks), None, SMILES)
     ids[7, 0] = 9
-    with pytest.raises(InputError, match="row 7, step 0: rule 9 rewrites T, and S is to be rewritten"):
+    with pytest.raises(InputError, match="row 7, step 0: rule 9 rewrites T, expected S"):
         read_ready(*saved(tmp_path, ids), None, EQUATIONS)
 
 
@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_named(
 def test_a_gap_and_another_beginning(tmp_path: Path, ids: np.ndarray):
     lookup = table(EQUATIONS.rules.lhs, 12)
     gap = harmed(ids, (5, 3), 11)
-    with pytest.raises(InputError, match=r"prod\.npy: row 5, step 4: rule \d+ follows padding"):
+    with pytest.raises(InputError, match=r"prod\.npy: row 5, step 4: rule \d+ rewrites 1, expected padding"):
         read_ready(*saved(tmp_path, gap, np.packbits(lookup[gap], axis=2)), 11, None)
     empty = harmed(ids, (5,), 11)
     with pytest.raises(InputError, match="row 5, step 0: rule 11 stands where a row begins"):
