@@ -177,10 +177,10 @@ def test_a_gap_and_another_beginning(tmp_path: Path, ids: np.ndarray):
     with pytest.raises(InputError, match=r"prod\.npy: row 5, step 4: rule \d+ rewrites 1, expected padding"):
         read_ready(*saved(tmp_path, gap, np.packbits(lookup[gap], axis=2)), 11, None)
     empty = harmed(ids, (5,), 11)
-    with pytest.raises(InputError, match="row 5, step 0: rule 11 stands where a row begins"):
+    with pytest.raises(InputError, match="row 5, step 0: the row ends with 1 symbols left"):
         read_ready(*saved(tmp_path, empty, np.packbits(lookup[empty], axis=2)), 11, None)
     late = harmed(ids, (5, 0), 8)
-    with pytest.raises(InputError, match=r"row 5, step 0: rule 8 stands where a row begins"):
+    with pytest.raises(InputError, match=r"row 5, step 0: rule 8 rewrites"):
         read_ready(*saved(tmp_path, late, np.packbits(lookup[late], axis=2)), 11, None)
 
 
