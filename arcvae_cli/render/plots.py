@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +39,14 @@ def save_grids(
     path: Path, grids: Grids, columns: int = 8, titles: Sequence[str] | None = None, title: str | None = None
 ) -> None:
     """Grids (N, H, W) in rows of `columns`, with a short text above each and a title above them all."""
-    _write(_sheet(_tiles(grids), columns, titles, title=title), path)
+    _write(_sheet([_tiles(grids)], columns, titles or (), title=title), path)
 
 
 def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column: str, title: str | None = None) -> None:
     """Samples (N, H, W) in rows of `columns`; a row has one latent of level `row`, a column one of level `column`."""
-    above = [f"{column} {place + 1}" if place < columns else "" for place in range(len(grids))]
+    above = [f"{column} {place + 1}" for place in range(columns)]
     left = [f"{row} {place + 1}" for place in range(-(-len(grids) // columns))]
-    _write(_sheet(_tiles(grids), columns, above, left, title), path)
+    _write(_sheet([_tiles(grids)], columns, above, left, title), path)
 
 
 def save_path(path: Path, steps: Grids, ends: Grids, title: str | None = None) -> None:
@@ -74,7 +73,7 @@ def save_reconstructions(
     if shapes is not None:
         above = [f"{height}x{width}, {text}" for (height, width), text in zip(shapes[:pairs], above, strict=True)]
     kinds = _reconstruction_tiles(originals, reconstructions, shapes)
-    _write(_bands(kinds, above, ("original", "reconstruction", "error"), title), path)
+    _write(_sheet(kinds, 8, above, ("original", "reconstruction", "error"), title), path)
 
 
 def save_kl_maps(
@@ -100,7 +99,7 @@ def save_kl_maps(
     above = [", ".join(f"{kl[i].sum():.1f}" for kl in maps.values()) + " nats" for i in range(len(originals))]
     if means is not None:
         kinds[0][0], above[0] = 255, f"mean, {above[0]}"
-    figure = _bands(kinds, above, ("original", *(f"KL of {name}" for name in maps)), title, columns, right=84)
+    figure = _sheet(kinds, columns, above, ("original", *(f"KL of {name}" for name in maps)), title, right=84)
     width, height = figure.get_size_inches() * DPI
     axes = figure.add_axes(((width - 74) / width, 0.1, 12 / width, max(0.5, 1 - 60 / height) - 0.1))
     figure.colorbar(ScalarMappable(Normalize(0, top), MAP_COLOURS), axes).set_label("KL of a cell, nats", fontsize=8)
@@ -110,19 +109,18 @@ def save_kl_maps(
 
 def grid_pixels(grids: Grids, columns: int = 8) -> Image:
     """The sheet of `save_grids` without its texts, (height, width, 3)."""
-    return _lay(_tiles(grids), columns)[0]
+    return _lay([_tiles(grids)], columns)
 
 
 def reconstruction_pixels(originals: Grids, reconstructions: Grids, pairs: int = 16) -> Image:
     """The sheet of `save_reconstructions` without its texts."""
-    kinds = _reconstruction_tiles(originals[:pairs], reconstructions[:pairs])
-    return _lay(_interleave(kinds, 8), min(8, len(kinds[0])))[0]
+    return _lay(_reconstruction_tiles(originals[:pairs], reconstructions[:pairs]), 8)
 
 
 def kl_map_pixels(originals: Grids, maps: Mapping[str, NDArray[np.float32]]) -> tuple[Image, float]:
     """The sheet of `save_kl_maps` without its texts and its colour bar, and the nats of its brightest colour."""
     kinds, top = _map_tiles(originals, maps)
-    return _lay(_interleave(kinds, 8), min(8, len(kinds[0])))[0], top
+    return _lay(kinds, 8), top
 
 
 def _tiles(
@@ -166,64 +164,40 @@ def _map_tiles(originals: Grids, maps: Mapping[str, NDArray[np.float32]]) -> tup
     return kinds, top
 
 
-def _interleave(kinds: Sequence[Image], columns: int) -> Image:
-    """Tiles in rows of `columns`: a row of each kind, below each other, then the next examples; white where none."""
-    count = len(kinds[0])
+def _lay(kinds: Sequence[Image], columns: int, strip: int = 0) -> Image:
+    """Tiles (N, h, w, 3) of several kinds on white, in bands of `columns` examples, `strip` pixels above each band.
+
+    A band has a row for each kind, so that the tiles of an example are below each other.
+    """
+    count, height, width, _ = kinds[0].shape
     columns = min(columns, count)
-    blank = np.full((-count % columns, *kinds[0].shape[1:]), 255, np.uint8)
-    whole = [np.concatenate([kind, blank]) for kind in kinds]
-    return np.concatenate([kind[start : start + columns] for start in range(0, count, columns) for kind in whole])
-
-
-def _lay(tiles: Image, columns: int, strips: Sequence[int] | None = None) -> tuple[Image, list[int]]:
-    """Tiles (N, h, w, 3) in rows of `columns` on white, with `strips` of so many pixels above the rows; their tops."""
-    count, height, width, _ = tiles.shape
-    columns = min(columns, count)
-    strips = strips or [0] * -(-count // columns)
-    tops = [bottom - height - GAP for bottom in accumulate(strip + height + GAP for strip in strips)]
-    sheet = np.full((tops[-1] + height, columns * (width + GAP) - GAP, 3), 255, np.uint8)
-    for index, tile in enumerate(tiles):
-        top, left = tops[index // columns], index % columns * (width + GAP)
-        sheet[top : top + height, left : left + width] = tile
-    return sheet, tops
-
-
-def _bands(
-    kinds: Sequence[Image],
-    above: Sequence[str],
-    left: Sequence[str],
-    title: str | None,
-    columns: int = 8,
-    right: int = 0,
-) -> Figure:
-    """The sheet of `_interleave`, with texts above the first row of each band and labels left of every row."""
-    columns = min(columns, len(kinds[0]))
-    tiles = _interleave(kinds, columns)
-    texts = [""] * len(tiles)
-    for index, text in enumerate(above):
-        texts[index // columns * len(kinds) * columns + index % columns] = text
-    return _sheet(tiles, columns, texts, list(left) * (len(tiles) // (len(kinds) * columns)), title, right)
+    band = strip + len(kinds) * (height + GAP)
+    sheet = np.full((-(-count // columns) * band - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
+    for index in range(count):
+        top, left = index // columns * band + strip, index % columns * (width + GAP)
+        for row, kind in enumerate(kinds):
+            start = top + row * (height + GAP)
+            sheet[start : start + height, left : left + width] = kind[index]
+    return sheet
 
 
 def _sheet(
-    tiles: Image,
+    kinds: Sequence[Image],
     columns: int,
-    above: Sequence[str] | None = None,
-    left: Sequence[str] | None = None,
+    above: Sequence[str] = (),
+    left: Sequence[str] = (),
     title: str | None = None,
     right: int = 0,
 ) -> Figure:
-    """Tiles (N, h, w, 3) in rows of `columns`, pixel for pixel, with texts above tiles, labels left of rows, a title.
+    """The pixels of `_lay`, with texts above the bands, labels left of the rows (in turn), and a title.
 
     `right`: free pixels on the right.
     """
     from matplotlib.figure import Figure
 
-    count, tile_height, tile_width, _ = tiles.shape
-    columns = min(columns, count)
-    above = above or [""] * count
-    strips = [STRIP if any(above[start : start + columns]) else 0 for start in range(0, count, columns)]
-    pixels, tops = _lay(tiles, columns, strips)
+    count, tile_height, tile_width, _ = kinds[0].shape
+    columns, strip = min(columns, count), STRIP if above else 0
+    pixels = _lay(kinds, columns, strip)
     margin, top = MARGIN if left else GAP, STRIP + 2 * GAP if title else GAP
     width = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title or ""))
     height = top + pixels.shape[0] + GAP
@@ -231,10 +205,12 @@ def _sheet(
     axes = figure.add_axes((margin / width, GAP / height, pixels.shape[1] / width, pixels.shape[0] / height))
     axes.set_axis_off()
     axes.imshow(pixels, interpolation="nearest", aspect="auto")
-    for index, text in ((index, text) for index, text in enumerate(above) if text):
-        axes.text(index % columns * (tile_width + GAP), tops[index // columns] - 4, text, fontsize=8)
-    for place, label in zip(tops, left or (), strict=False):
-        axes.text(-4, place + tile_height / 2, label, fontsize=8, rotation=90, ha="right", va="center")
+    band = strip + len(kinds) * (tile_height + GAP)
+    for index, text in enumerate(above):
+        axes.text(index % columns * (tile_width + GAP), index // columns * band + strip - 4, text, fontsize=8)
+    for row in range(len(kinds) * -(-count // columns) if left else 0):
+        middle = row // len(kinds) * band + strip + row % len(kinds) * (tile_height + GAP) + tile_height / 2
+        axes.text(-4, middle, left[row % len(left)], fontsize=8, rotation=90, ha="right", va="center")
     if title:
         figure.text(GAP / width, 1 - GAP / height, title, fontsize=10, va="top")
     return figure
