@@ -17,19 +17,19 @@ from arcvae_cli.files import atomic_write
 from arcvae_cli.render.terminal import PALETTE, Grids, path_strip
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from arcvae_cli.controllers import Target
 
 Image = NDArray[np.uint8]  # (..., height, width, 3)
-Curve = tuple[str, str, Sequence[float], Sequence[float], bool]  # label, unit, epochs, values, dashed
+Curve = tuple[str, str, Any, Any, bool]  # label, unit, epochs, values, dashed
 
 DPI = 100
 TILE = 128  # pixels of the longer side of a grid, about
 GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left of a sheet with labels
 LINE, EDGE = "#555555", "#FFFFFF"
 MAP_COLOURS = "magma"
+UNITS = {"kl": "KL, nats", "reconstruction": "reconstruction, nats per position"}
 
 
 # Sheets of grids: one array of pixels, shown once, with text beside it
@@ -229,68 +229,45 @@ def save_beta_schedule(
     """Beta over the epochs, a line for each name (a level or a schedule), with the ELBO scale on the right.
 
     `elbo_scale`: the factor from beta to the beta of the same weight in a loss of sums; 1 or None draws no scale.
-    `held`, of a closed loop: its targets at the end of each epoch. They are drawn in a panel below for each quantity,
-    dashed, and the values that were reached solid.
+    `held`, of a closed loop: what it held at the end of each epoch, with its target, in a panel for each quantity.
     """
-    quantities = list(dict.fromkeys(target.quantity for _, targets in held for target in targets))
-    figure = _figure(8, 4 + 3 * len(quantities))
-    panels = figure.subplots(1 + len(quantities), sharex=True, squeeze=False)[:, 0]
-    colours = dict(zip(betas, _cycle(len(betas)), strict=True))
-    for name, beta in betas.items():
-        panels[0].plot(np.asarray(epochs), np.asarray(beta), label=name, color=colours[name], linewidth=1.8)
-    panels[0].set(ylabel="beta", title="Beta over the run")
-    units = {"kl": "KL, nats", "reconstruction": "reconstruction, nats per position"}
-    for axes, quantity in zip(panels[1:], quantities, strict=True):
-        axes.set_ylabel(f"{units[quantity]}\n(dashed: target)")
-        found = [(epoch, target) for epoch, targets in held for target in targets if target.quantity == quantity]
-        for other, level in enumerate(dict.fromkeys(target.level for _, target in found)):
-            own = [(epoch, target) for epoch, target in found if target.level == level]
-            places, colour = [epoch for epoch, _ in own], colours.get(level, f"C{other}")
-            marker = "." if len(own) < 30 else ""
-            axes.plot(places, [t.value for _, t in own], color=colour, linewidth=1.8, marker=marker, label=level)
-            axes.plot(places, [t.target for _, t in own], color=colour, linewidth=1.2, linestyle="--")
-    for axes in panels:
-        _finish(axes)
-    panels[-1].set_xlabel("epoch")
-    _scale_axis(panels[0], elbo_scale)
-    _write(figure, path)
-
-
-def _finish(axes: Axes) -> None:
-    """What all curves have: a grid, zero at the bottom unless values are negative, a legend for several."""
-    axes.set_ylim(bottom=None if any(np.min(line.get_ydata()) < 0 for line in axes.lines) else 0.0)
-    axes.margins(x=0.01)
-    axes.grid(alpha=0.3)
-    if sum(not str(line.get_label()).startswith("_") for line in axes.lines) > 1:
-        axes.legend(frameon=False)
-
-
-def _scale_axis(axes: Axes, elbo_scale: float | None) -> None:
-    """The ELBO scale to the right of beta, if it differs."""
-    if elbo_scale is not None and elbo_scale != 1.0:
-        scale = (lambda beta: np.multiply(beta, elbo_scale), lambda beta: np.divide(beta, elbo_scale))
-        axes.secondary_yaxis("right", functions=scale).set_ylabel("beta on the ELBO scale")
+    curves: list[Curve] = [(name, "beta", np.asarray(epochs), np.asarray(beta), False) for name, beta in betas.items()]
+    for quantity, level in dict.fromkeys((target.quantity, target.level) for _, targets in held for target in targets):
+        own = [(at, t) for at, targets in held for t in targets if (t.quantity, t.level) == (quantity, level)]
+        places, name, unit = [at for at, _ in own], level or UNITS[quantity].partition(",")[0], UNITS[quantity]
+        curves.append((name, unit, places, [target.value for _, target in own], False))
+        curves.append((f"{name} target", unit, places, [target.target for _, target in own], True))
+    _write(_curves(curves, elbo_scale), path)
 
 
 def save_schedules(path: Path, curves: Sequence[Curve], elbo_scale: float | None = None) -> None:
-    """Schedules over the epochs, a panel for each unit.
+    """Schedules over the epochs. The PNG has `fingerprint` as its text "points", which shows whether it is stale."""
+    _write(_curves(curves, elbo_scale), path, {"points": fingerprint(curves, elbo_scale)})
 
-    The PNG has `fingerprint` as its text "points", by which a picture is known to be stale.
-    """
+
+def _curves(curves: Sequence[Curve], elbo_scale: float | None) -> Figure:
+    """Curves over the epochs, a panel for each unit; a curve and its target have one colour."""
     units = list(dict.fromkeys(unit for _, unit, *_ in curves))
+    names = list(dict.fromkeys(label.removesuffix(" target") for label, *_ in curves))
     figure = _figure(8, 1 + 3 * len(units))
     panels = figure.subplots(len(units), sharex=True, squeeze=False)[:, 0]
     for axes, unit in zip(panels, units, strict=True):
         own = [curve for curve in curves if curve[1] == unit]
         for label, _, epochs, values, dashed in own:
-            axes.plot(epochs, values, label=label, linewidth=1.8, linestyle="--" if dashed else "-")
+            colour = f"C{names.index(label.removesuffix(' target')) % 10}"
+            axes.plot(epochs, values, label=label, color=colour, linewidth=1.8, linestyle="--" if dashed else "-")
         axes.set_ylabel(unit)
-        _finish(axes)
-        if unit == "beta":
-            _scale_axis(axes, elbo_scale)
-    panels[0].set_title("Beta over the run" if units[0] == "beta" else "Target and beta over the run")
+        axes.set_ylim(bottom=None if any(min(values, default=0) < 0 for *_, values, _ in own) else 0.0)
+        axes.margins(x=0.01)
+        axes.grid(alpha=0.3)
+        if len(own) > 1:
+            axes.legend(frameon=False)
+        if unit == "beta" and elbo_scale is not None and elbo_scale != 1.0:
+            scale = (lambda beta: np.multiply(beta, elbo_scale), lambda beta: np.divide(beta, elbo_scale))
+            axes.secondary_yaxis("right", functions=scale).set_ylabel("beta on the ELBO scale")
+    panels[0].set_title("Beta over the run" if units == ["beta"] else "Beta and the value it controls")
     panels[-1].set_xlabel("epoch")
-    _write(figure, path, {"points": fingerprint(curves, elbo_scale)})
+    return figure
 
 
 def fingerprint(curves: Sequence[Curve], elbo_scale: float | None = None) -> str:
@@ -371,8 +348,8 @@ def save_latent_scatter(
         axes.scatter(x, y, s=size, linewidths=0, alpha=0.7)
     elif (array := np.asarray(values)).dtype.kind in "US":
         kinds = sorted(set(array.tolist()))
-        for colour, kind in zip(_cycle(len(kinds)), kinds, strict=True):
-            axes.scatter(x[array == kind], y[array == kind], s=size, linewidths=0, alpha=0.7, color=colour, label=kind)
+        for kind in kinds:
+            axes.scatter(x[array == kind], y[array == kind], s=size, linewidths=0, alpha=0.7, label=kind)
         axes.legend(title=value_name or None, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, markerscale=2)
     else:
         marks = axes.scatter(x, y, s=size, linewidths=0, c=array, cmap="viridis")
@@ -380,11 +357,6 @@ def save_latent_scatter(
     axes.set(title=title, xlabel=axis_names[0], ylabel=axis_names[1])
     axes.grid(alpha=0.2)
     _write(figure, path)
-
-
-def _cycle(count: int) -> list[str]:
-    """Colours of lines and kinds (Matplotlib's `tab10`)."""
-    return [f"C{index % 10}" for index in range(count)]
 
 
 def _figure(width: float, height: float) -> Figure:
