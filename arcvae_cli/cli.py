@@ -159,4 +159,9 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them takes a tenth of start-up
     gc.disable()  # importing makes many objects and no garbage: a fifth of start-up
-    app(prog_name="arcvae")
+    try:
+        app(prog_name="arcvae")
+    except SystemExit as end:
+        if (background := sys.modules.get("arcvae_cli.recorders.background")) is not None:
+            background.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
