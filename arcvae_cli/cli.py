@@ -174,4 +174,9 @@ def main() -> None:
     loaded, a fifth of the time that `schedule-preview` takes.
     """
     gc.disable()
-    app(prog_name="arcvae")
+    try:
+        app(prog_name="arcvae")
+    except SystemExit as end:
+        if (background := sys.modules.get("arcvae_cli.recorders.background")) is not None:
+            background.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise

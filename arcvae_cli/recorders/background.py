@@ -1,30 +1,39 @@
-"""A recorder that works behind the training: its calls wait in a queue, its failures are told once and end it."""
+"""A recorder in a thread of its own: a logger that fails or hangs never stops a training."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Full, Queue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
+from typing import Any
 
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, Silent, StepRecord
 
 WAITING = 1000
 """Calls that may wait: a logger that hangs is dropped after some 300 epochs, or when the training ends."""
 PATIENCE = 30.0
-"""Seconds that the end of a training waits for a logger to finish its work."""
+"""Seconds that the end of a training waits for a logger to finish."""
+ABANDONED = Event()
+"""Whether a logger of this process failed or hangs: its package may wait for a server when the interpreter exits."""
 
 
-def nothing() -> None:
-    """Leave nothing behind."""
+def leave(code: int) -> None:
+    """End the process with this exit code, without the exit hooks of packages, if a logger was abandoned."""
+    if ABANDONED.is_set():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(code)
 
 
 class Background(Silent):
-    """Passes what it hears, but for single steps, to a recorder in a thread of its own.
+    """Passes all calls but single steps to a recorder in a thread of its own.
 
-    Whatever the recorder raises is told in one line and it hears no more; where it hangs the training does not wait,
-    and `close` waits for `patience` seconds at most, after which `left` says what becomes of the rest. `abandon` is
-    called for a recorder that failed or hangs, from any thread: it has to end what would keep the process from ending.
+    An exception of the recorder is reported once, in one line, and disables it. `close` waits for at most `patience`
+    seconds; `left` says what happens to the rest. `leave` ends the process without waiting for an abandoned recorder.
     """
 
     def __init__(
@@ -32,7 +41,6 @@ class Background(Silent):
         recorder: Recorder,
         name: str,
         tell: Callable[[str], None],
-        abandon: Callable[[], None] = nothing,
         patience: float = PATIENCE,
         waiting: int = WAITING,
         left: str = "what it still held is lost",
@@ -40,7 +48,6 @@ class Background(Silent):
         self._recorder = recorder
         self._name = name
         self._tell = tell
-        self._abandon = abandon
         self._patience = patience
         self._left = left
         self._calls: Queue[Callable[[], None] | None] = Queue(waiting)  # None: close, and end
@@ -51,28 +58,22 @@ class Background(Silent):
         self._worker.start()
 
     def start(self, plan: Plan) -> None:
-        """Pass it on."""
-        self._pass(lambda: self._recorder.start(plan))
+        self._pass("start", plan)
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
-        """Pass it on."""
-        earlier = tuple(records)  # the trainer's own list grows
-        self._pass(lambda: self._recorder.resume(earlier, step))
+        self._pass("resume", tuple(records), step)  # a copy: the trainer's own list grows
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        """Pass them on."""
-        self._pass(lambda: self._recorder.steps(records))
+        self._pass("steps", records)
 
     def epoch(self, record: EpochRecord) -> None:
-        """Pass it on."""
-        self._pass(lambda: self._recorder.epoch(record))
+        self._pass("epoch", record)
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
-        """Pass them on."""
-        self._pass(lambda: self._recorder.pictures(epoch, pictures))
+        self._pass("pictures", epoch, pictures)
 
     def close(self, code: int = 0) -> None:
-        """Wait until the work is done, or the patience is over."""
+        """Wait until the work is done, for at most `patience` seconds."""
         self._code, self._closing = code, True
         with suppress(Full):
             self._calls.put_nowait(None)
@@ -81,21 +82,19 @@ class Background(Silent):
         finally:  # a second Ctrl-C ends the wait
             if self._worker.is_alive():
                 self._drop(f"not done after {self._patience:g} s; {self._left}")
-                with suppress(Exception):
-                    self._abandon()
+                ABANDONED.set()
 
     def abandon(self) -> None:
         """Wait for nothing; what the recorder still has to do is lost."""
         with self._lock:
             self._dropped = True
-        with suppress(Exception):
-            self._abandon()
+        ABANDONED.set()
 
-    def _pass(self, call: Callable[[], None]) -> None:
+    def _pass(self, method: str, *arguments: Any) -> None:
         if self._dropped:
             return
         try:
-            self._calls.put_nowait(call)
+            self._calls.put_nowait(lambda: getattr(self._recorder, method)(*arguments))
         except Full:
             self._drop(f"hangs, with {self._calls.maxsize} calls waiting")
 
@@ -108,15 +107,14 @@ class Background(Silent):
             self._drop(first_line(error))
             with suppress(BaseException):
                 self._recorder.close(1)  # what it has so far
-            with suppress(BaseException):
-                self._abandon()
+            ABANDONED.set()
 
     def _drop(self, why: str) -> None:
         with self._lock:
             if self._dropped:
                 return
             self._dropped = True
-        self._tell(f"{self._name}: {why}" + ("" if self._closing else "; training goes on without it"))
+        self._tell(f"{self._name}: {why}" + ("" if self._closing else "; training continues without it"))
 
 
 def first_line(error: BaseException) -> str:

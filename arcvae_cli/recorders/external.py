@@ -32,7 +32,7 @@ def external_recorders(
                 folder.path, mode, settings.schedule, log.wandb_project, log.wandb_entity, log.wandb_tags, rules
             )
             left = f"`wandb sync {folder.shell}/wandb/latest-run` sends the rest"
-            found.append(Background(wandb, "W&B", console.warn, wandb.abandon, left=left))
+            found.append(Background(wandb, "W&B", console.warn, left=left))
     if log.tensorboard:
         from arcvae_cli.recorders.tensorboard import TensorBoardRecorder
 

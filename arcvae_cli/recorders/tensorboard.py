@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,37 +22,27 @@ if TYPE_CHECKING:
 
 BETA = "train/beta/"
 COMPARISON = "Beta_Schedule/Hierarchical_Comparison"
-EPOCH = "epoch"
-"""The curve whose point is written when all else of an epoch is."""
 
 
 class TensorBoardRecorder(Silent):
-    """Writes into a folder of a run's; the axis is the optimiser step, and `epoch` a curve of its own.
+    """Writes event files into a folder of the run; the axis is the optimiser step, and `epoch` a curve of its own.
 
-    The files are opened at the first record. Where a run goes on, what an earlier session wrote of later steps is void
-    for readers, so that every curve is there once; what a session that was killed did not get onto the disk is written
-    then, from `metrics.jsonl` beside the folder, but for pictures.
+    A resumed run voids what was written from its last epoch on (`purge_step`), since a killed process may have lost
+    part of it, and writes that epoch again from `metrics.jsonl` beside the folder.
     """
 
     def __init__(self, folder: Path, rules: Rules | None = None) -> None:
         self._folder = folder
         self._strings = None if rules is None else Writer(rules)
         self._writers: dict[str, SummaryWriter] = {}  # by level, whose curve in the comparison it holds; "": the rest
-        self._first: int | None = None  # from which on earlier files are void
+        self._first: int | None = None  # earlier files are void from this step on
         self._step = 0
-        self._shown: set[str] = set()  # what an earlier session showed of this step
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
-        """Go on after the last epoch that is whole in the files, and no later than `step`."""
-        folders = [self._folder, *self._folder.glob(f"{COMPARISON.replace('/', '_')}_*")]
-        for folder in folders:
-            renumber(folder)
-        there = [seen(folder) for folder in folders]
-        epochs = set.intersection(*({at for name, at in points if name in (EPOCH, COMPARISON)} for points in there))
-        whole = max((at for at in epochs if at <= step), default=0)
-        self._first = whole + 1
-        self._step, self._shown = step, {name for name, at in there[0] if at == step}
-        for rows, record in retold(self._folder.parent / "metrics.jsonl", records, whole):
+        started = any(self._folder.glob("events.out.tfevents.*"))
+        before = records[-2].step if started and len(records) > 1 else 0
+        self._first, self._step = before + 1, step
+        for rows, record in retold(self._folder.parent / "metrics.jsonl", records, before):
             self._batches(rows)
             self.epoch(record)
 
@@ -62,9 +51,9 @@ class TensorBoardRecorder(Silent):
         self._batches([record.metrics() for record in records])
 
     def epoch(self, record: EpochRecord) -> None:
-        """The KL of all dimensions as a histogram, the schedule, and the metrics, of which `EPOCH` is the last."""
+        """The metrics and the schedule as curves, the KL of all dimensions as a histogram."""
         values = record.metrics()
-        self._step, self._shown = values.pop("step"), set()
+        self._step = values.pop("step")
         kl = finite(values.pop("val/kl_per_dim"))
         levels = of_levels(values)
         values["Beta_Schedule/beta"] = values["train/beta"]
@@ -74,13 +63,11 @@ class TensorBoardRecorder(Silent):
             self._scalars(self._step, {COMPARISON: beta}, level)
         if len(kl):
             self._writer().add_histogram("val/kl_per_dim", kl, self._step)
-        values[EPOCH] = values.pop(EPOCH)
         self._scalars(self._step, values)
-        for level in sorted(self._writers, reverse=True):  # the one that has `EPOCH` at the end
-            self._writers[level].flush()
+        for writer in self._writers.values():
+            writer.flush()
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - the axis is the step
-        """The pictures of an epoch, or the strings of derivations as text, unless they are there already."""
         if self._strings is None:
             self._show_grids(pictures)
         else:
@@ -112,8 +99,7 @@ class TensorBoardRecorder(Silent):
             images["images/kl_maps"], top = kl_map_pixels(pictures.originals, pictures.maps)
             self._scalars(self._step, {"images/kl_maps_brightest": top})
         for name, pixels in images.items():
-            if name not in self._shown:
-                self._writer().add_image(name, pixels, self._step, dataformats="HWC")
+            self._writer().add_image(name, pixels, self._step, dataformats="HWC")
 
     def _show_strings(self, strings: Writer, pictures: Pictures) -> None:
         """Texts, each line indented: TensorBoard reads Markdown, where that is code and shown as it is."""
@@ -122,14 +108,14 @@ class TensorBoardRecorder(Silent):
             "strings/samples": strings.samples(pictures.samples),
         }
         for name, lines in texts.items():
-            if lines and name not in self._shown:
+            if lines:
                 self._writer().add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
 
     def _scalars(self, step: int, values: Mapping[str, Any], level: str = "") -> None:
-        """Points of curves; what is no number, or there already, is left out."""
+        """Points of curves; what is not a finite number is left out."""
         writer = self._writer(level)
         for name, value in values.items():
-            if name not in self._shown and isinstance(value, (int, float)) and math.isfinite(value):
+            if isinstance(value, (int, float)) and math.isfinite(value):
                 writer.add_scalar(name, value, step)
 
     def _writer(self, level: str = "") -> SummaryWriter:
@@ -146,29 +132,6 @@ class TensorBoardRecorder(Silent):
 def without_tensorflow() -> None:
     """TensorBoard's own switch for doing without TensorFlow, which takes seconds to import where it is installed."""
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-
-
-def renumber(folder: Path) -> None:
-    """Put event files before every new one, which readers sort by the time in the names: clocks differ, and go back."""
-    for number, file in enumerate(sorted(folder.glob("events.out.tfevents.*"))):
-        file.rename(file.with_name(re.sub(r"tfevents\.\d+", f"tfevents.{number:010}", file.name)))
-
-
-def seen(folder: Path) -> set[tuple[str, int]]:
-    """What readers see in the event files of a folder, and at which step: ends of epochs, pictures, and texts."""
-    without_tensorflow()
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-    from tensorboard.compat.proto.event_pb2 import SessionLog
-
-    found: set[tuple[str, int]] = set()
-    for file in sorted(folder.glob("events.out.tfevents.*")):
-        for event in EventFileLoader(str(file)).Load():  # which ends where a file is cut short
-            if event.session_log.status == SessionLog.START:
-                found = {(name, step) for name, step in found if step < event.step}
-            for value in event.summary.value:
-                if value.tag in (EPOCH, COMPARISON) or value.tag.startswith(("images/", "strings/")):
-                    found.add((value.tag.removesuffix("/text_summary"), event.step))
-    return found
 
 
 def of_levels(values: Mapping[str, Any]) -> dict[str, float]:

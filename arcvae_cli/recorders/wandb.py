@@ -1,15 +1,13 @@
-"""Weights & Biases: a run of its own, online or offline, and where to look for a login."""
+"""The Weights & Biases logger, online or offline, and the search for a login."""
 
 from __future__ import annotations
 
-import configparser
 import html
 import netrc
 import os
 import re
 import secrets
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,23 +26,23 @@ from arcvae_cli.stopping import SAVED
 if TYPE_CHECKING:
     from wandb import Run
 
-Mode = Literal["online", "offline", "off"]
+Mode = Literal["auto", "online", "offline", "off"]
+"""`auto`: as W&B's own settings say."""
 
 START = 30.0
-"""Seconds that the server has to answer at the start."""
+"""Seconds the server has to answer at the start."""
 
 KINDS = 3
-"""A step may have so many rows: its own, that of the epoch it ends, and that of the epoch's pictures."""
+"""Rows that a step may have: its own, that of the epoch it ends, and that of the epoch's images."""
 STEP, EPOCH, PICTURES = range(KINDS)
 
 
 class WandbRecorder(Silent):
-    """One W&B run for a run folder: whoever goes on with the run there goes on with it under the same id.
+    """Logs a run folder to one W&B run; a resumed run uses the same W&B id.
 
-    Every row has its optimiser `step`, which is the axis of all curves, and its `epoch`. W&B's own number of a row
-    follows from its step and kind, so that a run which goes on knows what W&B has: no row is sent twice, and those that
-    a killed process did not get out are made up for from `metrics.jsonl`, but for pictures. W&B takes no row back: of
-    steps that are told again it keeps the first. Neither the command line nor code nor what is printed is sent.
+    Every row has its optimiser `step`, the axis of all curves, and its `epoch`. W&B's own step of a row is computed
+    from both, so W&B drops rows that it already has: on resumption everything it may lack is sent again from
+    `metrics.jsonl`, but for images. The command line, code and console output are not sent.
     """
 
     def __init__(
@@ -66,14 +64,13 @@ class WandbRecorder(Silent):
         self._writer = None if rules is None else Writer(rules)
         self._run: Run | None = None
         self._step = 0
-        self._last = -1  # the number of the last row that W&B has
+        self._last = -1  # W&B's step of the last row that it has
         self._best: EpochRecord | None = None
 
     def start(self, plan: Plan) -> None:
-        """Begin the run, or continue it."""
-        # Its reports of its own errors go over the network, and the interpreter's exit waits for them.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        for variable in ("WANDB_DEBUG", "WANDB_CORE_DEBUG"):  # its debug log would hold the key of the login
+        """Start or resume the W&B run."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # the interpreter's exit would wait for its reports
+        for variable in ("WANDB_DEBUG", "WANDB_CORE_DEBUG"):  # the debug log would contain the API key
             os.environ.pop(variable, None)
         import wandb
 
@@ -95,7 +92,7 @@ class WandbRecorder(Silent):
             tags=list(self._tags),
             config={"run": plan.run, "parameters": plan.parameters, **plan.settings},
             dir=str(self._folder.resolve()),
-            mode=self._mode if self._mode == "offline" else "online",
+            mode=self._mode if self._mode in ("online", "offline") else None,
             resume="allow",
             reinit="create_new",
             settings=settings,
@@ -104,10 +101,9 @@ class WandbRecorder(Silent):
         self._run.define_metric("*", step_metric="step")
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
-        """Log what W&B lacks up to `step`, and from there on what it has not got yet."""
+        """Log what W&B may lack up to `step`: online what the server does not have, offline everything."""
         assert self._run is not None
-        sent = self._mode == "online"  # then the server knows; offline the files of earlier sessions do
-        self._last = self._run.step - 1 if sent else max(offline_rows(self._folder), default=-1)
+        self._last = -1 if self._run.offline else self._run.step - 1
         for rows, record in retold(self._folder / "metrics.jsonl", records, self._last // KINDS - 1):
             for values in rows:
                 self._log(STEP, values)
@@ -116,7 +112,7 @@ class WandbRecorder(Silent):
         self._best = next((record for record in reversed(records) if record.best), None)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        """A row a logged step."""
+        """One row per logged step."""
         for record in records:
             self._log(STEP, record.metrics())
 
@@ -134,12 +130,12 @@ class WandbRecorder(Silent):
             self._best = record
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
-        """A row with images, or for derivations with tables of their strings."""
+        """A row with images, or with tables of strings."""
         media = grid_images(pictures) if self._writer is None else string_tables(self._writer, pictures)
         self._log(PICTURES, {"step": self._step, "epoch": epoch, **media})
 
     def close(self, code: int = 0) -> None:
-        """Keep the best epoch and the model, and finish the run as the process will end."""
+        """Log the best epoch and the model, and finish the run with the exit code of the process."""
         if self._run is None:
             return
         run, self._run = self._run, None
@@ -153,19 +149,6 @@ class WandbRecorder(Silent):
                 run.mark_preempting()
         finally:
             run.finish(exit_code=code)
-
-    def abandon(self) -> None:
-        """End W&B's own process: at the interpreter's exit W&B waits for it, for minutes if the server hangs.
-
-        There is no public way to do so. Where these names have changed, that wait is all that happens.
-        """
-        from wandb.sdk import wandb_setup
-
-        setup = wandb_setup._singleton
-        if setup is not None and (connection := setup._connection) is not None and connection._proc is not None:
-            connection._proc._process.kill()
-            if connection._cleanup is not None:
-                connection._cleanup()  # unregisters the wait
 
     def _keep_model(self, run: Run) -> None:
         from wandb import Artifact
@@ -204,7 +187,7 @@ def grid_images(pictures: Pictures) -> dict[str, Any]:
 
 
 def string_tables(writer: Writer, pictures: Pictures) -> dict[str, Any]:
-    """The strings of derivations as tables: HTML, since W&B's own tables leave a copy each in the user's home."""
+    """Strings as HTML tables; `wandb.Table` would leave a copy of each in the user's home."""
     from wandb import Html
 
     pairs = writer.pairs(pictures.originals, pictures.reconstructions)
@@ -217,7 +200,7 @@ def string_tables(writer: Writer, pictures: Pictures) -> dict[str, Any]:
 
 
 def html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A page with a table of text, in which spaces and every sign stand as they are."""
+    """A page with a table of escaped text, its spaces preserved."""
     head = "".join(f"<th align=left>{html.escape(name)}</th>" for name in names)
     cells = ("".join(f"<td><code>{html.escape(text)}</code></td>" for text in row) for row in rows)
     body = "\n".join(f"<tr>{row}</tr>" for row in cells)
@@ -228,7 +211,7 @@ def html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def run_name(plan: Plan, schedule: Schedule) -> str:
-    """`beta-vae-d10-b0.1-run-NAME`: kind and size of the model, largest beta of each level, or what sets it."""
+    """`beta-vae-d10-b0.1-run-NAME`: model, latent sizes, largest beta of each level or the closed loop's name."""
     kind = {"grid": "beta-vae"}.get(plan.model, f"{plan.model}-vae")
     sizes = {name: "x".join(map(str, shape)) for name, shape in plan.level_shapes.items()}
     levels = tuple(sizes)
@@ -241,7 +224,7 @@ def run_name(plan: Plan, schedule: Schedule) -> str:
 
 
 def run_id(folder: Path) -> str:
-    """The id of a run folder's W&B run, made up once and kept in `wandb/id`."""
+    """The id of a run folder's W&B run, drawn once and kept in `wandb/id`."""
     file = folder / "wandb" / "id"
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
@@ -250,87 +233,33 @@ def run_id(folder: Path) -> str:
     return file.read_text(encoding="ascii").strip()
 
 
-# --------------------------------------------------------------------------------------------- what is there already
-
-
-def offline_rows(folder: Path) -> Iterator[int]:
-    """The numbers of all rows that W&B's own files in a run folder hold."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
-
-    for file in sorted(folder.glob("wandb/*run-*/run-*.wandb")):
-        with suppress(DecodeError):  # cut short
-            for message in messages(file.read_bytes()):
-                record = Record.FromString(message)
-                if record.HasField("history"):
-                    yield record.history.step.num
-
-
-def messages(log: bytes) -> Iterator[bytes]:
-    """The messages in one of W&B's files, as far as they are whole.
-
-    It is a LevelDB log behind 7 bytes of W&B's own: blocks of 32 KiB of pieces, each with a head of 7 bytes, which are
-    checksum, length and kind: whole, first, middle, last. The rest of a block that has no room for a head is empty.
-    """
-    block, at, found = 32768, 7, b""
-    while at + 7 <= len(log):
-        if at % block > block - 7:
-            at += block - at % block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", log, at)
-        piece = log[at + 7 : at + 7 + length]
-        if len(piece) < length or not kind:
-            return
-        at += 7 + length
-        found = piece if kind in (1, 2) else found + piece
-        if kind in (1, 4):
-            yield found
-
-
 # ------------------------------------------------------------------------------------------------------- logins
 
 
 def automatic_mode(environment: Mapping[str, str]) -> tuple[Mode, str | None]:
-    """What `auto` means here, and a note where that may surprise.
+    """What `auto` means here, and a note if it means off for want of a login.
 
-    As WANDB_MODE or W&B's own settings say, else online where a login exists, else off. Nothing of W&B is imported for
-    it: that takes half a second.
+    WANDB_MODE decides; else W&B is on where a login exists, in the mode of its own settings. wandb is not imported for
+    this, since that takes half a second.
     """
-    settings = own_settings(environment)
-    mode = environment.get("WANDB_MODE") or settings.get("mode") or "online"
+    mode = environment.get("WANDB_MODE", "")
     if mode == "disabled":
         return "off", None
     if mode in ("offline", "dryrun"):
         return "offline", None
-    if login_exists(environment, settings):
-        return "online", None
-    return "off", "W&B is off: no login found. `wandb login` makes one, `--wandb offline` needs none"
+    if login_exists(environment):
+        return "auto", None
+    return "off", "W&B is off: no login found; run `wandb login`, or use --wandb offline"
 
 
-def login_exists(environment: Mapping[str, str], settings: Mapping[str, str]) -> bool:
-    """Whether W&B would find a key: in the environment, its settings, or the netrc file."""
-    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE") or settings.get("api_key"):
+def login_exists(environment: Mapping[str, str]) -> bool:
+    """Whether there is an API key in the environment or in the netrc file."""
+    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    address = environment.get("WANDB_BASE_URL") or settings.get("base_url") or "https://api.wandb.ai"
+    host = urlsplit(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     named = environment.get("NETRC")
-    files = [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]
-    for file in files:
+    for file in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
         with suppress(OSError, netrc.NetrcParseError, RuntimeError):
-            if (found := netrc.netrc(file.expanduser()).authenticators(urlsplit(address).netloc)) and found[2]:
+            if (found := netrc.netrc(file.expanduser()).authenticators(host)) and found[2]:
                 return True
     return False
-
-
-def own_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What `wandb login`, `wandb offline` and the like have written, the working folder's over the user's."""
-    found: dict[str, str] = {}
-    for folder in (
-        Path(environment.get("WANDB_CONFIG_DIR") or "~/.config/wandb"),
-        Path(environment.get("WANDB_DIR") or ".") / "wandb",
-    ):
-        parser = configparser.ConfigParser(interpolation=None)
-        with suppress(OSError, configparser.Error, UnicodeDecodeError, RuntimeError):
-            parser.read(folder.expanduser() / "settings", encoding="utf-8")
-            if parser.has_section("default"):
-                found.update(parser.items("default"))
-    return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from arcvae_cli.recorders.background import Background
+from arcvae_cli.recorders.background import ABANDONED, Background
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent
 
 MakePlan, MakeRecord, MakePictures = Callable[..., Plan], Callable[..., EpochRecord], Callable[..., Pictures]
@@ -53,8 +53,13 @@ class Heard(Silent):
         self.codes.append(code)
         self.hear("close")
 
-    def abandon(self) -> None:
-        self.calls.append("abandon")
+
+@pytest.fixture(autouse=True)
+def abandoned() -> Iterator[threading.Event]:
+    """Whether the process ends without waiting for loggers."""
+    ABANDONED.clear()
+    yield ABANDONED
+    ABANDONED.clear()
 
 
 @pytest.fixture
@@ -83,11 +88,12 @@ def wait_for(reached: Callable[[], bool]) -> None:
 
 def test_all_calls_but_single_steps_arrive_in_order_in_one_other_thread(train: Train) -> None:
     heard, told = Heard(), list[str]()
-    recorder = Background(heard, "it", told.append, heard.abandon)
+    recorder = Background(heard, "it", told.append)
     train(recorder)
     recorder.close()
     told_of = ["start", "steps", "epoch 1", "pictures 1", "steps", "epoch 2", "pictures 2", "close"]
     assert (heard.calls, told) == (told_of, [])
+    assert not ABANDONED.is_set()
     assert len(heard.threads) == 1 and threading.get_ident() not in heard.threads
     assert heard.codes == [0]
 
@@ -107,7 +113,7 @@ def test_the_epochs_of_a_run_that_goes_on_and_how_it_ends_are_passed_on(
 @pytest.mark.parametrize("failing", ["start", "epoch 1", "pictures 2", "close"])
 def test_a_failure_is_told_once_and_ends_the_recorder(train: Train, failing: str) -> None:
     heard, told = Heard(failing), list[str]()
-    recorder = Background(heard, "it", told.append, heard.abandon)
+    recorder = Background(heard, "it", told.append)
     train(recorder)
     if failing != "close":
         wait_for(lambda: failing in heard.calls)
@@ -115,7 +121,8 @@ def test_a_failure_is_told_once_and_ends_the_recorder(train: Train, failing: str
     assert len(told) == 1 and told[0].startswith("it: RuntimeError: no route to host")
     assert "\n" not in told[0]
     before = heard.calls[: heard.calls.index(failing) + 1]
-    assert heard.calls == [*before, "close", "abandon"], "closed with what it has, and nothing after it"
+    assert heard.calls == [*before, "close"], "closed with what it has, and nothing after it"
+    assert ABANDONED.is_set()
     assert heard.codes == [0, 1] if failing == "close" else [1], "what it holds is not all"
 
 
@@ -128,33 +135,34 @@ def hanging() -> Iterator[Heard]:
 
 def test_a_logger_that_hangs_holds_nobody_up(train: Train, hanging: Heard) -> None:
     told: list[str] = []
-    recorder = Background(hanging, "it", told.append, hanging.abandon, patience=0.2)
+    recorder = Background(hanging, "it", told.append, patience=0.2)
     began = time.monotonic()
     train(recorder)
     assert time.monotonic() - began < 0.1
     recorder.close()
     assert time.monotonic() - began < 2
     assert told == ["it: not done after 0.2 s; what it still held is lost"]
-    assert hanging.calls == ["start", "steps", "epoch 1", "abandon"]
+    assert hanging.calls == ["start", "steps", "epoch 1"]
+    assert ABANDONED.is_set()
 
 
 def test_too_many_waiting_calls_are_told_once_and_the_logger_is_dropped(
     train: Train, hanging: Heard, make_record: MakeRecord
 ) -> None:
     told: list[str] = []
-    recorder = Background(hanging, "it", told.append, hanging.abandon, patience=0.2, waiting=4)
+    recorder = Background(hanging, "it", told.append, patience=0.2, waiting=4)
     recorder.epoch(make_record(1))
     wait_for(lambda: hanging.calls == ["epoch 1"])
     for _ in range(3):
         train(recorder)
-    assert told == ["it: hangs, with 4 calls waiting; training goes on without it"]
+    assert told == ["it: hangs, with 4 calls waiting; training continues without it"]
     recorder.close()
     assert len(told) == 1
-    assert hanging.calls[-1] == "abandon"
+    assert ABANDONED.is_set()
 
 
 def test_a_second_interrupt_ends_the_wait(train: Train, hanging: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Background(hanging, "it", lambda _: None, hanging.abandon)
+    recorder = Background(hanging, "it", lambda _: None)
     train(recorder)
 
     def interrupted(patience: float) -> None:
@@ -163,4 +171,4 @@ def test_a_second_interrupt_ends_the_wait(train: Train, hanging: Heard, monkeypa
     monkeypatch.setattr(recorder._worker, "join", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recorder.close()
-    assert hanging.calls[-1] == "abandon"
+    assert ABANDONED.is_set()

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
+import itertools
 import math
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,150 +76,75 @@ def test_event_files_are_read_back(tmp_path: Path, make_record: MakeRecord, make
     assert events.Images("images/samples")[0].width > 8 * 128
 
 
-# ------------------------------------------------------------------------------------------------ a run that goes on
+# ------------------------------------------------------------------------------------------------ resumption
 
 
 @pytest.fixture
-def session(tmp_path: Path, make_record: MakeRecord, make_pictures: MakePictures) -> Callable[..., Path]:
-    """A session of a hierarchical run with `metrics.jsonl`, in epochs of 50 steps; its folder of event files.
+def session(
+    tmp_path: Path, make_record: MakeRecord, make_pictures: MakePictures, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """A session of a run in epochs of 50 steps, logged every 25, with images of every epoch; its event folder.
 
-    It goes on `after` so many epochs, logs `every` so many steps, and has `shown` pictures of every epoch; as the
-    trainer does, it shows those of the epoch that it goes on after once more.
+    A resumed session starts `after` so many epochs and draws the images of the last of them again, as the trainer does.
     """
+    now = itertools.count(1_800_000_000, 10)
 
-    def run(first: int, last: int, after: int = 0, every: int = 25, shown: bool = True) -> Path:
-        def made(epoch: int) -> EpochRecord:
-            return make_record(epoch, rates=BOTH, betas={"global": 0.01 * epoch, "local": 0.02}, restart=RESTART)
-
-        folder = tmp_path / "tensorboard"
-        recorders = JsonlRecorder(tmp_path / "metrics.jsonl"), TensorBoardRecorder(folder)
-        for recorder in recorders:
-            if after:
-                recorder.resume([made(epoch) for epoch in range(1, after + 1)], after * 50)
-                recorder.pictures(after, make_pictures())
-            for record in map(made, range(first, last + 1)):
-                steps = [step for step in range(record.step - 49, record.step + 1) if step % every == 0]
-                recorder.steps([logged(record, step, dict(record.betas)) for step in steps])
+    def run(first: int, last: int, after: int = 0, lost: int = 99) -> Path:
+        folder, start = tmp_path / "tensorboard", next(now)
+        monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda: start)
+        jsonl, events = JsonlRecorder(tmp_path / "metrics.jsonl"), TensorBoardRecorder(folder)
+        if after:
+            for recorder in (jsonl, events):
+                recorder.resume([make_record(epoch) for epoch in range(1, after + 1)], after * 50)
+            events.pictures(after, make_pictures())
+        for record in map(make_record, range(first, last + 1)):
+            for recorder in (jsonl, events) if record.epoch < lost else (jsonl,):
+                recorder.steps([logged(record, step, dict(record.betas)) for step in (record.step - 25, record.step)])
                 recorder.epoch(record)
-                if shown:
-                    recorder.pictures(record.epoch, make_pictures())
-            recorder.close(143)
+                recorder.pictures(record.epoch, make_pictures())
+        jsonl.close()
+        events.close(143)
         return folder
 
     return run
 
 
 def curves(folder: Path) -> dict[str, list[int]]:
-    """The steps of every curve, picture and histogram in a folder, with those of the levels beside it."""
-    found = {}
-    for place in (folder, *folder.glob("Beta_Schedule_*")):
-        events = read(place)
-        for kind, method in (("scalars", events.Scalars), ("images", events.Images), ("histograms", events.Histograms)):
-            found |= {f"{place.name}/{name}": [e.step for e in method(name)] for name in events.Tags()[kind]}
-    return found
-
-
-def values(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The steps of every curve, image and histogram."""
     events = read(folder)
-    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    methods = (("scalars", events.Scalars), ("images", events.Images), ("histograms", events.Histograms))
+    return {name: [e.step for e in method(name)] for kind, method in methods for name in events.Tags()[kind]}
 
 
-def cut(file: Path, left: float) -> None:
-    """Leave so much of a file."""
-    file.write_bytes(file.read_bytes()[: int(left * file.stat().st_size)])
+def complete(folder: Path, epochs: int) -> dict[str, list[int]]:
+    """What `curves` finds of an uninterrupted run."""
+    ends, names = list(range(50, 50 * epochs + 1, 50)), curves(folder)
+    assert {"Batch/Beta", "epoch", "images/samples", "val/kl_per_dim"} < set(names)
+    return {name: list(range(25, 50 * epochs + 1, 25)) if name.startswith("Batch/") else ends for name in names}
 
 
-def whole(folder: Path, epochs: int) -> dict[str, list[int]]:
-    """What `curves` finds of a run that nothing happened to."""
-    ends = list(range(50, 50 * epochs + 1, 50))
-    names = curves(folder)
-    assert {f"tensorboard/{name}" for name in ("Batch/Beta", "epoch", "images/samples", "val/kl_per_dim")} < set(names)
-    return {name: list(range(25, 50 * epochs + 1, 25)) if "/Batch/" in name else ends for name in names}
-
-
-def test_a_run_that_goes_on_has_every_curve_and_picture_once(session: Callable[..., Path]) -> None:
+def test_a_resumed_run_has_every_curve_and_image_once(session: Callable[..., Path]) -> None:
     folder = session(1, 3)
-    before = values(folder)
     session(3, 5, after=2)  # from a checkpoint that is older than what was logged
     session(6, 6, after=5)  # and from the last
-    assert curves(folder) == whole(folder, 6)
-    after = values(folder)
-    assert {name: points[: len(before[name])] for name, points in after.items()} == before
+    assert curves(folder) == complete(folder, 6)
 
 
-def test_steps_logged_at_another_distance_are_those_of_the_last_session(session: Callable[..., Path]) -> None:
-    folder = session(1, 3, every=10)
-    session(3, 3, after=2, every=25)
-    assert curves(folder)["tensorboard/Batch/Beta"] == [*range(10, 101, 10), 125, 150]
-
-
-def test_the_clock_of_another_machine_changes_nothing(session: Callable[..., Path]) -> None:
-    folder = session(1, 2)
-    for file in folder.rglob("events.out.*"):
-        file.rename(file.with_name(re.sub(r"tfevents\.\d+", "tfevents.9999999999", file.name)))
-    session(3, 3, after=2)
-    session(3, 4, after=2)
-    assert curves(folder) == whole(folder, 4)
-
-
-def test_a_picture_that_is_void_is_none_that_is_there(session: Callable[..., Path]) -> None:
-    folder = session(1, 3)
-    session(3, 3, after=2, shown=False)
+def test_an_epoch_that_a_killed_process_lost_is_written_on_resumption(session: Callable[..., Path]) -> None:
+    folder = session(1, 3, lost=3)
     session(4, 4, after=3)
-    assert curves(folder) == whole(folder, 4)
+    assert curves(folder) == complete(folder, 4)
 
 
-@pytest.mark.parametrize("left", [0.0, 0.6, 0.999])
-def test_what_a_killed_session_did_not_write_is_made_up_for(session: Callable[..., Path], left: float) -> None:
-    """But for pictures: those of the first two epochs may be lost, and those of the third are shown again."""
-    folder = session(1, 3)
-    for file in folder.rglob("events.out.*"):
-        cut(file, left)
+def test_event_files_that_begin_on_resumption_have_the_whole_history(session: Callable[..., Path]) -> None:
+    folder = session(1, 3, lost=1)
     session(4, 4, after=3)
-    assert {name: steps for name, steps in curves(folder).items() if "/images/" not in name} == {
-        name: steps for name, steps in whole(folder, 4).items() if "/images/" not in name
-    }
-    for name in ("images/samples", "images/kl_maps", "images/kl_maps_brightest"):
-        steps = curves(folder)[f"tensorboard/{name}"]
-        assert steps == sorted(set(steps)) and steps[-2:] == [150, 200]
+    found = curves(folder)
+    assert found["epoch"] == [50, 100, 150, 200]
+    assert found["Batch/Beta"] == list(range(25, 201, 25))
 
 
-def test_a_run_that_begins_to_write_event_files_when_it_goes_on_has_all(
-    session: Callable[..., Path], tmp_path: Path
-) -> None:
-    folder = session(1, 3, shown=False)
-    before = values(folder)
-    shutil.rmtree(folder)
-    session(4, 3, after=3)
-    after = values(folder)
-    assert {name: points for name, points in after.items() if name in before} == before
-    (tmp_path / "metrics.jsonl").unlink()
-    shutil.rmtree(folder)
-    session(4, 3, after=3)
-    assert [step for step, _ in values(folder)["epoch"]] == [50, 100, 150]
-    assert "Batch/Beta" not in values(folder), "of the steps there is no other record"
-
-
-def test_strings_of_the_epoch_that_a_run_goes_on_after_are_shown_once(
-    tmp_path: Path, make_record: MakeRecord, make_rules: Callable[..., Rules], derivations: Pictures
-) -> None:
-    record = make_record(1, unit="token")
-    for after in (False, True):
-        recorder = TensorBoardRecorder(tmp_path, make_rules())
-        if after:
-            recorder.resume([record], 50)
-        else:
-            recorder.epoch(record)
-        recorder.pictures(1, derivations)
-        recorder.close()
-    events = read(tmp_path)
-    assert {name: len(events.Tensors(name)) for name in events.Tags()["tensors"]} == {
-        "strings/reconstructions/text_summary": 1,
-        "strings/samples/text_summary": 1,
-    }
-
-
-def test_strings_are_text_that_is_shown_as_it_is(
+def test_strings_are_shown_as_indented_text(
     tmp_path: Path, make_record: MakeRecord, make_rules: Callable[..., Rules], derivations: Pictures
 ) -> None:
     recorder = TensorBoardRecorder(tmp_path, make_rules())

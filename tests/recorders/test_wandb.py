@@ -18,7 +18,7 @@ import pytest
 
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import JsonlRecorder
-from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, html_table, offline_rows, run_id, run_name
+from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, html_table, run_id, run_name
 from arcvae_cli.records import EpochRecord, Pictures, Plan, StepRecord
 from arcvae_cli.settings import Settings, flag_layer, resolve
 
@@ -265,7 +265,7 @@ def summary_of(records: list[Any]) -> dict[str, Any]:
     return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
 
 
-def test_a_run_that_was_killed_and_goes_on_has_every_row_once(tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_has_every_row(tmp_path: Path) -> None:
     """Closed, with the end of its file lost; then killed between the rows of an epoch and its checkpoint; then done."""
     killed = python(
         SESSIONS
@@ -289,19 +289,17 @@ os.kill(os.getpid(), signal.SIGKILL)
     sessions = [wandb_records(file) for file in files]
     assert len({(tmp_path / "wandb" / "id").read_text(), *(file.stem.removeprefix("run-") for file in files)}) == 1
     found = [row for records in sessions for row in rows(records)]
-    shown = [row["epoch"] for row in found if "strings/samples" in row]
-    assert shown[-2:] == [4, 5] and shown == sorted(set(shown)), "those of a killed session may be lost"
-    told = [(row["step"], "best" in row) for row in found if "strings/samples" not in row]
-    assert told == [
-        line for end in range(50, 251, 50) for line in [*((s, False) for s in range(end - 45, end + 1, 5)), (end, True)]
-    ]
-    numbers = list(offline_rows(tmp_path))
-    assert numbers == sorted(set(numbers)) and len(numbers) == len(found)
+    told = {(row["step"], "best" in row) for row in found if "strings/samples" not in row}
+    assert told == {(step, False) for step in range(5, 251, 5)} | {(end, True) for end in range(50, 251, 50)}
+    numbers = [record.history.step.num for record in sessions[-1] if record.WhichOneof("record_type") == "history"]
+    assert numbers == sorted(set(numbers)), "W&B drops a row whose step it has"
     assert summary_of(sessions[-1])["best/epoch"] == 2, "which this session was not told"
 
 
 class Online:
-    """A run as W&B has it online, which already has so many rows by its own count."""
+    """A stand-in for an online `wandb.Run` that already has so many rows by its own count."""
+
+    offline = False
 
     def __init__(self, step: int) -> None:
         self.id, self.step = "abc", step
@@ -388,7 +386,7 @@ def silent_server() -> Iterator[str]:
 
 def test_a_server_that_is_silent_holds_up_neither_the_training_nor_the_exit(tmp_path: Path, silent_server: str) -> None:
     script = """
-background.Background.__init__.__defaults__ = (background.nothing, 2.0, 1000, "")
+background.Background.__init__.__defaults__ = (2.0, 1000, "")
 (recorder,) = external_recorders(Settings(), folder, Console())  # auto, and there is a key: online
 began = time.monotonic()
 recorder.start(conftest.plan())
@@ -396,6 +394,7 @@ for epoch in range(1, 101): recorder.epoch(conftest.record(epoch))
 print(time.monotonic() - began)
 recorder.close()
 print(time.monotonic() - began, time.time(), flush=True)
+background.leave(0)  # as the command line does
 """
     process = python(script, tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL=silent_server)
     out, err = process.communicate(timeout=90)
@@ -491,7 +490,6 @@ def test_without_a_login_w_and_b_is_off_and_one_note_says_so(home: Path) -> None
     assert mode == "off"
     assert note is not None and note.count("\n") == 0 and "wandb login" in note
     write(home / ".netrc", "machine example.org login user password secret\n")
-    write(home / ".config/wandb/settings", "[default]\nbase_url = https://api.wandb.ai\n")
     assert automatic_mode({})[0] == "off"
 
 
@@ -500,19 +498,16 @@ def test_without_a_login_w_and_b_is_off_and_one_note_says_so(home: Path) -> None
     [{"WANDB_API_KEY": KEY}, {"WANDB_IDENTITY_TOKEN_FILE": "token"}, {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}],
 )
 def test_a_login_in_the_environment(home: Path, environment: dict[str, str]) -> None:
-    assert automatic_mode(environment) == ("online", None)
+    assert automatic_mode(environment) == ("auto", None)
 
 
 def test_a_login_in_a_file(home: Path) -> None:
     write(home / ".netrc", f"machine api.wandb.ai login user password {KEY}\n")
-    assert automatic_mode({}) == ("online", None)
+    assert automatic_mode({}) == ("auto", None)
     assert automatic_mode({"WANDB_BASE_URL": "https://wandb.example.org"})[0] == "off", "a key for another server"
     write(home / "elsewhere", f"machine wandb.example.org login user password {KEY}\n")
     environment = {"WANDB_BASE_URL": "https://wandb.example.org", "NETRC": str(home / "elsewhere")}
-    assert automatic_mode(environment) == ("online", None)
-    (home / ".netrc").unlink()
-    write(home / "configured/settings", f"[default]\napi_key = {KEY}\n")
-    assert automatic_mode({"WANDB_CONFIG_DIR": str(home / "configured")}) == ("online", None)
+    assert automatic_mode(environment) == ("auto", None)
 
 
 def test_the_mode_that_w_and_b_was_given_is_honoured(home: Path) -> None:
@@ -520,17 +515,24 @@ def test_the_mode_that_w_and_b_was_given_is_honoured(home: Path) -> None:
     assert automatic_mode({**key, "WANDB_MODE": "offline"}) == ("offline", None)
     assert automatic_mode({"WANDB_MODE": "dryrun"}) == ("offline", None)
     assert automatic_mode({**key, "WANDB_MODE": "disabled"}) == ("off", None)
-    write(home / ".config/wandb/settings", "[default]\nmode = disabled\n")
-    assert automatic_mode(key) == ("off", None)
-    write(home / "wandb/settings", "[default]\nmode = offline\n")  # of the working folder
-    assert automatic_mode(key) == ("offline", None)
-    assert automatic_mode({**key, "WANDB_MODE": "online"}) == ("online", None)
 
 
-@pytest.mark.parametrize("text", ["machine", "[default", "\x00\xff", "[default]\nmode"])
+def test_the_mode_of_wandbs_own_settings_is_used(home: Path, tmp_path: Path) -> None:
+    write(home / "wandb/settings", "[default]\nmode = offline\n")  # as `wandb offline` writes it
+    script = """
+recorder = external_recorders(Settings(), folder, Console())[0]
+recorder.start(conftest.plan())
+recorder.close()
+"""
+    (tmp_path / "run").mkdir()
+    process = python(script, tmp_path / "run", WANDB_API_KEY=KEY, HOME=str(home))
+    assert process.communicate(timeout=60)[0] == "" and process.returncode == 0
+    assert list(tmp_path.glob("run/wandb/offline-run-*"))
+
+
+@pytest.mark.parametrize("text", ["machine", "\x00\xff"])
 def test_files_that_cannot_be_read_hold_no_login(home: Path, text: str) -> None:
     write(home / ".netrc", text)
-    write(home / ".config/wandb/settings", text)
     assert automatic_mode({})[0] == "off"
 
 
