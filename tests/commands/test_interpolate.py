@@ -11,12 +11,10 @@ import torch
 from typer.testing import Result
 
 from arcvae_cli import checkpoints
-from arcvae_cli.commands.interpolate import _levels
 from arcvae_cli.data.files import read_grids
 from arcvae_cli.data.parsing import Parser
 from arcvae_cli.domains import strings, validity
 from arcvae_cli.domains.validity import Validator
-from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.paths import edit_distance
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models.base import Batch
@@ -114,11 +112,6 @@ def test_slerp_goes_another_way_between_the_same_ends(arcvae: Run, tiny_run: Pat
     assert np.abs(line - arc).max() > 1e-4
 
 
-def test_a_split_may_be_named(arcvae: Run, tiny_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path) -> None:
-    _, arrays = walked(arcvae, tiny_run, tmp_path, "--split", "train", "--from", 99, "--to", 0)
-    np.testing.assert_array_equal(arrays["originals"], arc_splits["train"][[99, 0]])
-
-
 @pytest.mark.parametrize("level", ["all", "global", "local"])
 def test_one_level_moves_and_the_other_keeps_its_distance_from_the_prior(
     level: str, arcvae: Run, hierarchy_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
@@ -178,20 +171,6 @@ def test_a_grid_that_the_file_does_not_have(arcvae: Run, tiny_run: Path, tmp_pat
     assert "the file has grids 0 to 2" in result.stderr
 
 
-class Names:
-    """As much of a model as `_levels` asks for."""
-
-    def __init__(self, *names: str) -> None:
-        self.level_sizes = dict.fromkeys(names, 4)
-
-
-def test_a_level_is_one_of_the_models() -> None:
-    assert _levels(Names("global", "local"), "all") is None
-    assert _levels(Names("global", "local"), "local") == ("local",)
-    with pytest.raises(InputError, match="top, bottom"):
-        _levels(Names("top", "bottom"), "local")
-
-
 # -------------------------------------------------------------------------------------------------------- strings
 
 GRAMMAR = read_grammar("equations")
@@ -239,17 +218,6 @@ def test_strings_of_the_split_and_one_that_looks_like_an_index(
         third = file["ids"][file["split"] == 1][3]
     np.testing.assert_array_equal(arrays["originals"], [third, rules("3")])
     assert (report["from"], report["to"]) == ("val 3", "'3'")
-
-
-def test_strings_alone_need_no_corpus(arcvae: Run, equations_run: Path, equations_npz: Path, tmp_path: Path) -> None:
-    hidden = equations_npz.rename(equations_npz.with_name("hidden.npz"))
-    try:
-        report, _ = walked(arcvae, equations_run, tmp_path / "out", "--from", "x", "--to", "string:1")
-        refused = arcvae("interpolate", "--checkpoint", equations_run, "--from", "x", "--to", 1)
-    finally:
-        hidden.rename(equations_npz)
-    assert (report["from"], report["to"]) == ("'x'", "'1'")
-    assert refused.exit_code == 2 and "sums.npz" in refused.stderr
 
 
 def test_strings_are_printed_and_written(

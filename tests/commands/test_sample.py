@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from arcvae_cli.data.parsing import Parser
 from arcvae_cli.data.strings import build_drawn, write_strings
 from arcvae_cli.domains import strings, validity
 from arcvae_cli.domains.base import Decoded
-from arcvae_cli.domains.grids import SHEET
 from arcvae_cli.domains.texts import beginning
 from arcvae_cli.domains.validity import Validator
 from arcvae_cli.grammar import read_grammar
@@ -81,29 +79,12 @@ def test_temperature_scales_the_codes(arcvae: Run, tiny_run: Path, tmp_path: Pat
     np.testing.assert_allclose(hot, 2 * warm)
 
 
-def test_json_is_one_document_and_nothing_else(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
-    result, arrays = draw(arcvae, tiny_run, tmp_path, "--num", 8, "--prior", "gmm", "--json", "--quiet")
-    document = json.loads(result.stdout)
-    assert document["epoch"] == 3
-    assert document["components"] >= 1
-    assert document["non_black_share"] == pytest.approx((arrays["grids"] > 0).mean())
-    assert Path(document["files"]["npz"]) == tmp_path / "samples.npz"
-    assert result.stderr == ""
-
-
 def test_a_fitted_prior_says_what_it_was_fitted_to(arcvae: Run, tiny_run: Path, arc_npz: Path, tmp_path: Path) -> None:
     result, _ = draw(arcvae, tiny_run, tmp_path, "--prior", "aggregate")
     assert "a Gaussian fitted to 100 train examples of some" in result.stderr
     other = shutil.copy(arc_npz, tmp_path / "other.npz")
     result, _ = draw(arcvae, tiny_run, tmp_path, "--prior", "gmm", "--data", other, "--split", "test")
     assert "fitted to 40 test examples of other" in result.stderr
-
-
-def test_files_go_to_the_run_by_default(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "again"
-    shutil.copytree(tiny_run, run)
-    assert arcvae("sample", "--runs-dir", tmp_path, "--checkpoint", "again", "--num", 1).exit_code == 0
-    assert (run / "samples" / "samples.png").is_file()
 
 
 def test_the_models_own_prior_needs_no_data(arcvae: Run, tiny_run: Path, arc_npz: Path, tmp_path: Path) -> None:
@@ -115,13 +96,6 @@ def test_the_models_own_prior_needs_no_data(arcvae: Run, tiny_run: Path, arc_npz
         hidden.rename(arc_npz)
     assert result.exit_code == 2
     assert "some.npz" in result.stderr
-
-
-def test_the_picture_shows_no_more_than_can_be_seen(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
-    _, arrays = draw(arcvae, tiny_run, tmp_path, "--num", SHEET + 1)
-    assert len(arrays["grids"]) == SHEET + 1
-    width, height = struct.unpack(">II", (tmp_path / "samples.png").read_bytes()[16:24])
-    assert abs(width - height) < 50  # 16 rows of 16 and a line of text: one grid more would have made a seventeenth
 
 
 def test_conditions_reach_the_model_and_are_counted(arcvae: Run, hierarchy_run: Path, tmp_path: Path) -> None:
@@ -153,11 +127,6 @@ def test_conditions_reach_the_model_and_are_counted(arcvae: Run, hierarchy_run: 
     assert written["conditions"] == {"colours": 3, "symmetry_lr": 1}
     np.testing.assert_array_equal(read_grids(tmp_path / "samples.npz").grids, arrays["grids"])
     np.testing.assert_array_equal(read_grids(tmp_path / "samples.json").grids, arrays["grids"])
-
-
-def test_without_conditions_nothing_is_counted(arcvae: Run, hierarchy_run: Path, tmp_path: Path) -> None:
-    document = json.loads(draw(arcvae, hierarchy_run, tmp_path, "--num", 2, "--json", "--quiet")[0].stdout)
-    assert (document["conditions"], document["adherence"]) == ({}, None)
 
 
 def test_a_fitted_prior_under_a_condition_is_fitted_to_what_obeys(
@@ -196,13 +165,6 @@ def test_unusable_input(arguments: tuple, told: str, arcvae: Run, tiny_run: Path
     assert result.exit_code == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_a_folder_that_cannot_be_made(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    result = arcvae("sample", "--checkpoint", tiny_run, "--output", tmp_path / "file" / "below")
-    assert result.exit_code == 2
-    assert "--output" in result.stderr
 
 
 # -------------------------------------------------------------------------------------------------------- strings
@@ -376,32 +338,9 @@ def test_as_much_of_a_string_as_is_settled() -> None:
     assert beginning(read_grammar("smiles"), []) == "..."
 
 
-def test_a_fitted_prior_of_codes_of_strings(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
-    result, _ = draw(arcvae, equations_run, tmp_path, "--num", 4, "--prior", "aggregate")
-    assert "a Gaussian fitted to 320 train examples of sums" in result.stderr
-    result, _ = draw(arcvae, equations_run, tmp_path, "--num", 4, "--prior", "gmm", "--split", "test")
-    assert "test examples of sums" in result.stderr
-
-
 def test_without_a_grammar_no_string_can_be_written(arcvae: Run, bare_run: Path, tmp_path: Path) -> None:
     result = arcvae("sample", "--checkpoint", bare_run, "--output", tmp_path / "out")
     assert result.exit_code == 2
     told = " ".join(result.stderr.split())
     assert "trained on ids and masks" in told and "--grammar FILE" in told
     assert not (tmp_path / "out").exists()
-
-
-def test_data_of_the_other_kind(
-    arcvae: Run, tiny_run: Path, equations_run: Path, arc_npz: Path, equations_npz: Path, tmp_path: Path
-) -> None:
-    for run, data in ((tiny_run, equations_npz), (equations_run, arc_npz)):
-        arguments = ("--prior", "aggregate", "--data", data, "--output", tmp_path)
-        result = arcvae("sample", "--checkpoint", run, *arguments)
-        assert result.exit_code == 2, result.stderr
-        assert data.stem in result.stderr
-
-
-def test_strings_take_no_conditions(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
-    result = arcvae("sample", "--checkpoint", equations_run, "--condition", "colours=3", "--output", tmp_path)
-    assert result.exit_code == 2
-    assert "this model takes no conditions" in result.stderr
