@@ -184,7 +184,7 @@ def _write(
     try:
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as scratch_name:
             scratch = Path(scratch_name)
-            draw_codes(scratch, shown, values, name, title, task.seed)
+            _draw_codes(scratch, shown, values, name, title, task.seed)
             domain.draw(scratch, task, evaluation)
             write_json(scratch / "metrics.json", document)
             for kind, place in (("*.png", images), ("*.txt", folder), ("metrics.json", folder)):
@@ -194,7 +194,7 @@ def _write(
         raise failed(folder, error.strerror or str(error)) from error
 
 
-def draw_codes(
+def _draw_codes(
     folder: Path, codes: NDArray[np.float32], values: NDArray[Any], name: str, title: str, seed: int
 ) -> None:
     """Codes (n, D) of the top level in the plane, by PCA and t-SNE, each point coloured by its value."""

@@ -427,7 +427,7 @@ def test_a_signal_leaves_nothing_half_written(
         assert list(tmp_path.glob(".evaluation-*")), "its pictures are on the way"
         signal.raise_signal(number)
 
-    monkeypatch.setattr(command, "draw_codes", draw)
+    monkeypatch.setattr(command, "_draw_codes", draw)
     before = signal.getsignal(number)
     result = arcvae("evaluate", "--checkpoint", tiny_run, "--output", tmp_path)
     assert result.exit_code == code and "Traceback" not in result.stderr
