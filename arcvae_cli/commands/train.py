@@ -153,11 +153,10 @@ def run(
     `earlier`: the folder of the run to resume, and its checkpoint, None for the last.
     """
     from arcvae_cli import runs as folders
-    from arcvae_cli.schedules import shortfall
 
     settings = resolved.settings
     folders.check_name(name)
-    short = shortfall(settings.schedule, settings.train.epochs)
+    short = settings.schedule.shortfall(settings.train.epochs)
     if earlier is None and short is not None:
         console.warn(short)
 

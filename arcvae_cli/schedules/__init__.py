@@ -5,7 +5,16 @@ A new one is a class in `open.py` or `feedback.py`, and a line in `SCHEDULES`.
 
 from __future__ import annotations
 
-from arcvae_cli.schedules.base import Schedule, shortfall
+from arcvae_cli.schedules.base import Schedule
+from arcvae_cli.schedules.compat import (
+    BetaScheduler,
+    CyclicalBetaScheduler,
+    FeedbackBetaScheduler,
+    HierarchicalBetaScheduler,
+    WarmRestartBetaScheduler,
+    get_beta_schedule,
+    get_beta_scheduler,
+)
 from arcvae_cli.schedules.feedback import ControlVAE, Feedback, Geco, KLCapacity
 from arcvae_cli.schedules.open import (
     Aggressive,
@@ -26,15 +35,6 @@ from arcvae_cli.schedules.registry import (
     WarmRestart,
     build_schedule,
     parameters,
-)
-from arcvae_cli.schedules.sources import (
-    BetaScheduler,
-    CyclicalBetaScheduler,
-    FeedbackBetaScheduler,
-    HierarchicalBetaScheduler,
-    WarmRestartBetaScheduler,
-    get_beta_schedule,
-    get_beta_scheduler,
 )
 
 __all__ = [
@@ -66,5 +66,4 @@ __all__ = [
     "get_beta_schedule",
     "get_beta_scheduler",
     "parameters",
-    "shortfall",
 ]

@@ -67,13 +67,6 @@ def bound_ahead(quantity: Quantity, above: bool) -> Literal["max", "min"]:
     return "max" if above == (quantity == "kl") else "min"
 
 
-def matching(values: Mapping[str, float], like: Mapping[str, float], name: str) -> dict[str, float]:
-    """A kept state, with the keys of a present one; ValueError if it has others."""
-    if set(values) != set(like):
-        raise ValueError(f"the state of {name} is {', '.join(like)}, not {', '.join(values) or 'empty'}")
-    return dict(values)
-
-
 class Feedback(Schedule):
     """A schedule that holds a quantity of the run at a target, by moving beta with every step.
 
@@ -132,9 +125,10 @@ class Feedback(Schedule):
             f'"{self.name}").observe(...), or on a device with arcvae_cli.controllers.Controller'
         )
 
-    def top(self, until: float) -> tuple[float, float]:
-        """The largest beta there may be, and the epoch from which on the target stays where it is."""
-        return self.bounds[1], 0.0
+    @property
+    def peak(self) -> float:
+        """The largest beta there may be; `first_peak` is the epoch from which on the target is constant."""
+        return self.bounds[1]
 
     def reached(self, epochs: float) -> float:
         return self.bounds[1]

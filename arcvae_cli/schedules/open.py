@@ -27,8 +27,9 @@ class Constant(Schedule):
     def __call__(self, epoch: float) -> float:
         return self.max_beta
 
-    def top(self, until: float) -> tuple[float, float]:
-        return self.max_beta, 0.0
+    @property
+    def peak(self) -> float:
+        return self.max_beta
 
     def describe(self) -> str:
         return f"{self.max_beta:g} throughout"
@@ -41,9 +42,9 @@ class Rise(Schedule):
     how: ClassVar[str] = "in a straight line"
 
     @property
-    @abstractmethod
     def delay(self) -> float:
         """Epochs at 0."""
+        return 0.0
 
     @property
     @abstractmethod
@@ -60,9 +61,13 @@ class Rise(Schedule):
             return 0.0
         return self.max_beta if elapsed >= self.duration else self.rising(elapsed)
 
-    def top(self, until: float) -> tuple[float, float]:
-        value = self(until)
-        return (value, min(until, self.delay + self.duration)) if value > 0 else (0.0, 0.0)
+    @property
+    def peak(self) -> float:
+        return self.max_beta
+
+    @property
+    def first_peak(self) -> float:
+        return self.delay + self.duration if self.max_beta else 0.0
 
     def describe(self) -> str:
         rise = f"{self.how} from 0 to {self.max_beta:g} at epoch {self.delay + self.duration:g}, held after"
@@ -120,10 +125,6 @@ class Linear(Rise):
     times: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
     max_beta: MaxBeta = 1.0
     warmup_epochs: Warmup = 10.0
-
-    @property
-    def delay(self) -> float:
-        return 0.0
 
     @property
     def duration(self) -> float:
@@ -195,12 +196,13 @@ class ThreePhase(Schedule):
             begin, low = end, high
         return low
 
-    def top(self, until: float) -> tuple[float, float]:
-        points = [(0.0, 0.0), *(corner for corner in self.corners() if corner[0] <= until)]
-        if until < math.inf:
-            points.append((until, self(until)))
-        epoch, beta = max(points, key=lambda point: point[1])  # the first of equals
-        return beta, epoch
+    @property
+    def peak(self) -> float:
+        return max(beta for _, beta in self.phases)
+
+    @property
+    def first_peak(self) -> float:
+        return next(end for end, beta in self.corners() if beta == self.peak) if self.peak else 0.0
 
     def compressed(self, factor: float) -> Self:
         phases = tuple((epochs * factor, beta) for epochs, beta in self.phases)
@@ -260,10 +262,13 @@ class Cyclical(Schedule):
             return self.max_beta
         return self.min_beta + span * (self.cycle_length - since) / self.rise
 
-    def top(self, until: float) -> tuple[float, float]:
-        if self.max_beta == self.min_beta:
-            return self.max_beta, 0.0
-        return (self.max_beta, self.rise) if until >= self.rise else (self(until), until)
+    @property
+    def peak(self) -> float:
+        return self.max_beta
+
+    @property
+    def first_peak(self) -> float:
+        return self.rise if self.max_beta > self.min_beta else 0.0
 
     def describe(self) -> str:
         form = {"triangle": "up and down", "cosine": "a cosine wave", "ramp_hold": f"up in {self.rise:g} and held"}
@@ -275,4 +280,4 @@ class Cyclical(Schedule):
         for i in range(1, int(until / self.cycle_length + NEAR) + 1):
             marks.append((i * self.cycle_length, f"cycle {i} ends"))
             marks.append((i * self.cycle_length + self.rise, f"peak {i + 1}"))
-        return [mark for mark in marks if mark[0] <= until]
+        return marks
