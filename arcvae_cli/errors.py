@@ -104,6 +104,9 @@ def first_fault(error: ValidationError, keys: Callable[[list[str]], Iterable[str
             problem = "missing"
         case "model_type" | "model_attributes_type" | "dict_type":
             problem = f"should be a table, got {given!r:.60}"
+        case "contradiction":
+            path.append(context["key"])
+            problem, fix = context["what"], context["fix"]
         case "value_error":
             problem = str(context["error"])
     return ".".join(path), problem, fix

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from arcvae_cli.data.ready import read_ready
 from typer.testing import CliRunner
 
 from arcvae_cli import checkpoints, errors
 from arcvae_cli.cli import app
-from arcvae_cli.data.ready import read_ready
 from arcvae_cli.data.recipes import load_arrays
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
-from arcvae_cli.settings import PRESET_BYTES, DataSettings, Settings, resolve, set_layer
+from arcvae_cli.presets import PRESET_BYTES, resolve, set_layer
+from arcvae_cli.settings import DataSettings, Settings
 from tests.outside import checkpoint_values, same, write_all
 
 

@@ -631,9 +631,7 @@ def test_which_levels_take_feedback() -> None:
 def test_what_a_run_too_short_for_the_ramp_misses() -> None:
     said = "capacity ends at 12.5 of 25 nats: the ramp ends at epoch 20, the run at 10"
     assert KLCapacity().shortfall(10) == said
-    assert Hierarchical(local=KLCapacity()).shortfall(15) == "local " + said.replace("12.5", "18.8").replace(
-        "10", "15"
-    )
+    assert Hierarchical(local=KLCapacity()).shortfall(15) == "local " + said.replace("12.5", "18.8").replace("10", "15")
     assert KLCapacity().shortfall(20) is ControlVAE().shortfall(1) is Geco().shortfall(1) is None
     assert (KLCapacity().first_peak, ControlVAE().first_peak, Geco().first_peak) == (20.0, 0.0, 0.0)
     assert KLCapacity().marks(30) == [(20, "capacity reached")]

@@ -9,10 +9,7 @@ import tomli
 import tomli_w
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.settings import (
-    GrammarSettings,
-    HierarchicalSettings,
-    Settings,
+from arcvae_cli.presets import (
     environment_layer,
     find_preset,
     flag_layer,
@@ -21,6 +18,7 @@ from arcvae_cli.settings import (
     resolve,
     set_layer,
 )
+from arcvae_cli.settings import GrammarSettings, HierarchicalSettings, Settings
 
 
 def write(path: Path, text: str) -> str:

@@ -24,8 +24,9 @@ from arcvae_cli.commands.options import (
 )
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import is_dir, is_file, read_lines, usable_folder
+from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
-from arcvae_cli.settings import GRID_POSITIONS, Layer, elbo_scale, environment_layer, preset_names, resolve, set_layer
+from arcvae_cli.settings import GRID_POSITIONS, elbo_scale
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console

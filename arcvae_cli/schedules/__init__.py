@@ -35,6 +35,7 @@ from arcvae_cli.schedules.registry import (
     WarmRestart,
     build_schedule,
     parameters,
+    schedule_keys,
 )
 
 __all__ = [
@@ -66,4 +67,5 @@ __all__ = [
     "get_beta_schedule",
     "get_beta_scheduler",
     "parameters",
+    "schedule_keys",
 ]

@@ -280,7 +280,7 @@ def build_schedule(table: Mapping[str, Any]) -> Schedule:
     try:
         return kind.model_validate(dict(table))
     except ValidationError as error:
-        key, problem, fix = first_fault(error, lambda path: keys_at(table, path))
+        key, problem, fix = first_fault(error, lambda path: schedule_keys(table, path))
         raise ValueError(f"schedule {name}: {key}{': ' * bool(key)}{problem}" + (f"; {fix}" if fix else "")) from None
 
 
@@ -289,8 +289,8 @@ def parameters(kind: type[Schedule]) -> list[str]:
     return [field.alias or key for key, field in kind.model_fields.items() if key != "name"]
 
 
-def keys_at(table: Mapping[str, Any], path: Sequence[str]) -> list[str]:
-    """The keys that the schedule at a path within a valid schedule's table takes."""
+def schedule_keys(table: Mapping[str, Any], path: Sequence[str]) -> list[str]:
+    """The keys that the schedule at a path within a schedule's table takes; the names are valid."""
     for part in path:
         table = table[part]
     return parameters(SCHEDULES[table["name"]])

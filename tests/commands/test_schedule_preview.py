@@ -17,8 +17,9 @@ from matplotlib.image import imread
 from PIL import Image
 from typer.testing import Result
 
+from arcvae_cli.presets import preset_names
 from arcvae_cli.schedules import SCHEDULES, ControlVAE, Cyclical, Feedback, Geco, LinearWarmup, Schedule, build_schedule
-from arcvae_cli.settings import Settings, preset_names
+from arcvae_cli.settings import Settings
 
 Run = Callable[..., Result]
 

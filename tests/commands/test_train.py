@@ -24,9 +24,9 @@ from arcvae_cli import checkpoints
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate, train
 from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.presets import resolve
 from arcvae_cli.records import Silent
 from arcvae_cli.schedules import Cyclical, Schedule, UltraConservative
-from arcvae_cli.settings import resolve
 
 Run = Callable[..., Result]
 QUICK = ("--device", "cpu", "--precision", "fp32", "--latent-dim", "4", "--batch-size", "50")
