@@ -19,8 +19,8 @@ from arcvae_cli.errors import Interrupted
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
-from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.recorders.images import ImageRecorder
+from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.records import Recorder
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import seed_step
