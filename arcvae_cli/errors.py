@@ -93,7 +93,8 @@ def first_fault(error: ValidationError, keys: Callable[[list[str]], Iterable[str
     match fault["type"]:
         case "extra_forbidden":
             known = list(keys(path[:-1]))
-            problem, fix = "unknown key", f"{nearest(path[-1], known)}known here: {', '.join(known)}"
+            problem = f"unknown key {path[-1]!r}"
+            fix = f"{nearest(path[-1], known)}known here: {', '.join(known)}"
         case "union_tag_invalid":
             path.append("name")
             known = context["expected_tags"].replace("'", "").split(", ")

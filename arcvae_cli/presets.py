@@ -209,7 +209,7 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
         key, problem, fix = first_fault(error, lambda path: known_keys(path, merged))
         last = key.rpartition(".")[2]
         elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == last]
-        if problem == "unknown key" and elsewhere and "did you mean" not in str(fix):
+        if problem.startswith("unknown key") and elsewhere and "did you mean" not in str(fix):
             fix = f"did you mean {elsewhere[0]}? {fix}"
         raise refusal(origins, key, problem, fix) from error
     for key, problem, fix in contradictions(settings):
@@ -221,6 +221,8 @@ def merge(into: Table, values: Table, layer: Layer, origins: dict[str, str], pre
     """Lay the values of a layer over the tables so far. A schedule or a model whose `name` changes starts anew."""
     for key, value in values.items():
         dotted = f"{prefix}{key}"
+        if "." in key:  # in quotes
+            raise InputError(f"{layer.origin}: {dotted}: unknown key {key!r}", "write it without quotes")
         if not isinstance(value, dict):
             into[key] = value
             origins[dotted] = layer.origins.get(dotted, layer.origin)
@@ -230,7 +232,7 @@ def merge(into: Table, values: Table, layer: Layer, origins: dict[str, str], pre
             below = into[key] = {}
             if not value:
                 origins[dotted] = layer.origin
-        elif dotted.startswith(tuple(NAMED)) and value.get("name", below.get("name")) != below.get("name"):
+        elif dotted.startswith(tuple(NAMED)) and "name" in below and value.get("name", below["name"]) != below["name"]:
             below.clear()
         elif dotted == "model" and "arch" in value and value["arch"] != below.get("arch", GrammarSettings().arch):
             for size in SIZES:  # meant for the other architecture

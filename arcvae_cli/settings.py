@@ -227,9 +227,9 @@ NAMED = {"schedule": "linear_warmup", "model": DEFAULT_MODEL}
 """Tables whose keys depend on their `name`, and the name they have by default."""
 
 
-def _model_name(table: Any) -> str | None:
-    name = table.get("name", DEFAULT_MODEL) if isinstance(table, Mapping) else getattr(table, "name", None)
-    return name if isinstance(name, str) else None
+def _model_name(table: Any) -> str:
+    held = table if isinstance(table, Mapping) else {"name": getattr(table, "name", DEFAULT_MODEL)}
+    return str(held.get("name", DEFAULT_MODEL))
 
 
 AnyModel = Annotated[
