@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from pydantic_core import PydanticCustomError
 
 from arcvae_cli.errors import nearest
-from arcvae_cli.schedules import AnySchedule, LinearWarmup, schedule_keys
+from arcvae_cli.schedules import AnySchedule
+from arcvae_cli.schedules.open import LinearWarmup
+from arcvae_cli.schedules.registry import schedule_keys
 
 Table = dict[str, Any]
 

@@ -14,7 +14,8 @@ import pytest
 import tomli_w
 
 from arcvae_cli.presets import resolve
-from arcvae_cli.schedules import SCHEDULES, Geco
+from arcvae_cli.schedules import SCHEDULES
+from arcvae_cli.schedules.feedback import Geco
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "make_schedules.py"
 

@@ -17,7 +17,7 @@ FLOORS = {
     2: {"gaussians", "conditions", "controllers", "graphs", "machine", "models", "objective", "data"},
     3: {
         *("step", "engine", "checkpoints", "runs", "records", "evaluation"),
-        *("domains", "trainer", "snapshots", "memorising"),
+        *("trainer", "snapshots", "memorising"),
     },
     4: {"console", "render", "recorders"},
     5: {"commands", "cli", "__main__"},

@@ -29,13 +29,6 @@ def _table(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _used(schedule_type: str, max_beta: float | None, **times: float | None) -> dict[str, float]:
-    """What is given of one list of arguments for all schedules, without the times that this one does not use."""
-    takes = parameters(SCHEDULES[schedule_type]) if schedule_type in SCHEDULES else []
-    used = {key: value for key, value in times.items() if value is not None and key in takes}
-    return used if max_beta is None else {"max_beta": max_beta, **used}
-
-
 def get_beta_schedule(
     epoch: float,
     schedule_type: str = "linear_warmup",
@@ -50,8 +43,7 @@ def get_beta_schedule(
     Raises ValueError for an unknown schedule or a value out of its range, for `max_beta` where there is none, and for
     a closed loop, whose beta does not depend on the epoch alone.
     """
-    times = {"warmup_epochs": warmup_epochs, "ramp_epochs": ramp_epochs, "cycle_length": cycle_length}
-    return build_schedule(_table(schedule_type, _used(schedule_type, max_beta, **times)))(epoch)
+    return float(BetaScheduler(schedule_type, max_beta, warmup_epochs, ramp_epochs, cycle_length)(epoch))
 
 
 class BetaScheduler:
@@ -70,8 +62,10 @@ class BetaScheduler:
         **params: Any,
     ) -> None:
         times = {"warmup_epochs": warmup_epochs, "ramp_epochs": ramp_epochs, "cycle_length": cycle_length}
-        used = _used(schedule_type, max_beta, **times)
-        self.schedule: Schedule = build_schedule(_table(schedule_type, {**used, **params}))
+        takes = parameters(SCHEDULES[schedule_type]) if schedule_type in SCHEDULES else []
+        used = {key: value for key, value in times.items() if value is not None and key in takes}
+        given = {} if max_beta is None else {"max_beta": max_beta}
+        self.schedule: Schedule = build_schedule(_table(schedule_type, {**given, **used, **params}))
         self.schedule_type = schedule_type
         self.current_epoch: float = 0
         self.beta_history: list[Any] = []

@@ -18,7 +18,9 @@ from PIL import Image
 from typer.testing import Result
 
 from arcvae_cli.presets import preset_names
-from arcvae_cli.schedules import SCHEDULES, ControlVAE, Cyclical, Feedback, Geco, LinearWarmup, Schedule, build_schedule
+from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, build_schedule
+from arcvae_cli.schedules.feedback import ControlVAE, Geco
+from arcvae_cli.schedules.open import Cyclical, LinearWarmup
 from arcvae_cli.settings import Settings
 
 Run = Callable[..., Result]

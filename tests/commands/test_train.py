@@ -26,7 +26,8 @@ from arcvae_cli.commands import evaluate, train
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.presets import resolve
 from arcvae_cli.records import Silent
-from arcvae_cli.schedules import Cyclical, Schedule, UltraConservative
+from arcvae_cli.schedules import Schedule
+from arcvae_cli.schedules.open import Cyclical, UltraConservative
 
 Run = Callable[..., Result]
 QUICK = ("--device", "cpu", "--precision", "fp32", "--latent-dim", "4", "--batch-size", "50")

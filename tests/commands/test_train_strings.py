@@ -151,7 +151,7 @@ def test_strings_of_a_grammar_of_ones_own(tmp_path: Path, arcvae: Run) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--preset", "quickstart", "--data", "equations"), "the model grid is of grids"),
+        (("--preset", "quickstart", "--data", "equations"), "the model grid needs a grid corpus"),
         (
             ("--preset", "minimal", "--data", "arc"),
             "the model grammar needs strings, but the corpus arc contains grids",
