@@ -167,7 +167,7 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
         ('"train.lr" = 3', "train.lr: unknown key 'train.lr'"),
         ('[train]\nlr = "fast"', "train.lr: should be a valid number, got 'fast'"),
         ("[train]\nlr = -1", "train.lr: should be greater than 0, got -1"),
-        ("[train]\nadam_betas = [0.9, 1.0]", "train.adam_betas.1: should be, got 1.0"),
+        ("[train]\nadam_betas = [0.9, 1.0]", "train.adam_betas.1: should be less than 1"),
         ("[data]\nseed = 0x8000000000000000", "data.seed: should be less than or equal to"),
         ("train = 3", "train: should be a table, got 3"),
         ("model = 3", "model: should be a table, got 3"),
