@@ -311,7 +311,7 @@ def test_levels() -> None:
     both = Hierarchical()
     assert both.betas(5, ("global", "local")) == pytest.approx({"global": 0.005, "local": 0.00690983})
     assert both.peaks(("local", "global")) == {"local": 0.02, "global": 0.01}
-    assert (both.peak, both.first_peak, both.period, both.cycle(3)) == (0.02, 12.5, 25, 25)
+    assert (both.peak, both.first_peak, both.cycle(3)) == (0.02, 12.5, 25)
     with pytest.raises(ValueError, match="levels global and local, not z"):
         both.betas(5, ("z",))
 
@@ -368,7 +368,7 @@ FAULTS = [
     ({"name": "linear", "warmup_epochs": True}, "warmup_epochs: should be a valid number, got True"),
     ({"name": "linear", "warmup_epochs": "3"}, "warmup_epochs: should be a valid number, got '3'"),
     ({"name": "linear", "per": "batch"}, "per: should be 'epoch' or 'step', got 'batch'"),
-    ({"name": "cyclical", "min_beta": 0.5}, "schedule cyclical: min_beta 0.5 is above max_beta 0.1"),
+    ({"name": "cyclical", "min_beta": 0.5}, "schedule cyclical: min_beta 0.5, max_beta 0.1 are not in this order"),
     ({"name": "three_phase", "phases": [[0, 1.0]]}, "phases.0.0: should be greater than 0"),
     ({"name": "warm_restart", "restart_interval": 0.5}, "restart_interval must be at least restart_unit, 1 epochs"),
     ({"name": "warm_restart", "base": {"name": "warm_restart"}}, "base.name: unknown name 'warm_restart'"),
@@ -379,7 +379,7 @@ FAULTS = [
         {"name": "warm_restart", "base": {"name": "linear", "x": 1}},
         "base.x: unknown key 'x'; known here: per, max_beta",
     ),
-    ({"name": "hierarchical", "local": {"name": "cyclical", "min_beta": 1.0}}, "local: min_beta 1 is above"),
+    ({"name": "hierarchical", "local": {"name": "cyclical", "min_beta": 1.0}}, "local: min_beta 1, max_beta 0.1 are"),
     ({"name": "hierarchical", "local": {"name": "linear", "per": "step"}}, "local.per: local has no clock of its own"),
     ({"name": "controlvae", "per": "epoch"}, "per: should be 'step', got 'epoch'"),
     ({"name": "controlvae", "start_beta": 2.0}, "min_beta 0, start_beta 2, max_beta 1 are not in this order"),

@@ -178,7 +178,7 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
         ),
         ('[schedule]\nname = "cyclic"', "schedule.name: unknown name 'cyclic'\ndid you mean cyclical?"),
         ('[schedule]\nname = "three_phase"\nmax_beta = 1.0', "schedule.max_beta: unknown key 'max_beta'"),
-        ('[schedule]\nname = "cyclical"\nmin_beta = 2.0', ": schedule: min_beta 2 is above max_beta 0.1"),
+        ('[schedule]\nname = "cyclical"\nmin_beta = 2.0', ": schedule: min_beta 2, max_beta 0.1 are not in"),
         ("[model]\ndropout = 0.1", "model.dropout: the plain body has no dropout"),
         (
             "[objective.free_bits_by_level]\nlocal = 2.0",

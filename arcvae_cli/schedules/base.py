@@ -33,6 +33,14 @@ class Schedule(BaseModel, ABC):
     name: str
     per: Annotated[Literal["epoch", "step"], Field(description="how often the trainer asks for beta")] = "epoch"
 
+    def in_order(self, *fields: str) -> Self:
+        """The schedule itself, for validators. ValueError if the values of the fields do not rise."""
+        values = [getattr(self, field) for field in fields]
+        if values != sorted(values):
+            order = ", ".join(f"{field} {value:g}" for field, value in zip(fields, values, strict=True))
+            raise ValueError(f"{order} are not in this order")
+        return self
+
     @abstractmethod
     def __call__(self, epoch: float) -> float:
         """Beta at an epoch, in the objective's own scale."""

@@ -42,24 +42,20 @@ class Rise(Schedule):
     how: ClassVar[str] = "in a straight line"
 
     @property
-    def delay(self) -> float:
-        """Epochs at 0."""
-        return 0.0
-
-    @property
     @abstractmethod
-    def duration(self) -> float:
-        """Epochs from 0 to `max_beta`."""
+    def span(self) -> tuple[float, float]:
+        """Epochs at 0, and epochs from there to `max_beta`."""
 
-    def rising(self, elapsed: float) -> float:
+    def rising(self, elapsed: float, duration: float) -> float:
         """Beta within the rise, `elapsed` epochs after it began."""
-        return self.max_beta * elapsed / self.duration
+        return self.max_beta * elapsed / duration
 
     def __call__(self, epoch: float) -> float:
-        elapsed = epoch - self.delay
+        delay, duration = self.span
+        elapsed = epoch - delay
         if elapsed <= 0:
             return 0.0
-        return self.max_beta if elapsed >= self.duration else self.rising(elapsed)
+        return self.max_beta if elapsed >= duration else self.rising(elapsed, duration)
 
     @property
     def peak(self) -> float:
@@ -67,15 +63,15 @@ class Rise(Schedule):
 
     @property
     def first_peak(self) -> float:
-        return self.delay + self.duration if self.max_beta else 0.0
+        return sum(self.span) if self.max_beta else 0.0
 
     def describe(self) -> str:
-        rise = f"{self.how} from 0 to {self.max_beta:g} at epoch {self.delay + self.duration:g}, held after"
-        return f"0 to epoch {self.delay:g}, then {rise}" if self.delay else rise
+        delay, rise = self.span[0], f"{self.how} from 0 to {self.max_beta:g} at epoch {sum(self.span):g}, held after"
+        return f"0 to epoch {delay:g}, then {rise}" if delay else rise
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
-        begin = [(self.delay, "warm-up ends")] if self.delay else []
-        return [*begin, (self.delay + self.duration, "first peak")]
+        delay = self.span[0]
+        return [*([(delay, "warm-up ends")] if delay else []), (sum(self.span), "first peak")]
 
 
 class LinearWarmup(Rise):
@@ -88,12 +84,8 @@ class LinearWarmup(Rise):
     ramp_epochs: Ramp = 50.0
 
     @property
-    def delay(self) -> float:
-        return self.warmup_epochs
-
-    @property
-    def duration(self) -> float:
-        return self.ramp_epochs
+    def span(self) -> tuple[float, float]:
+        return self.warmup_epochs, self.ramp_epochs
 
     def _why(self, epochs: float) -> str:
         if epochs <= self.warmup_epochs:
@@ -127,15 +119,15 @@ class Linear(Rise):
     warmup_epochs: Warmup = 10.0
 
     @property
-    def duration(self) -> float:
-        return self.warmup_epochs
+    def span(self) -> tuple[float, float]:
+        return 0.0, self.warmup_epochs
 
     def shape(self, progress: float) -> float:
         """The share of `max_beta` at a share of the warm-up, 0 at 0 and 1 at 1."""
         return progress
 
-    def rising(self, elapsed: float) -> float:
-        return self.max_beta * self.shape(elapsed / self.duration)
+    def rising(self, elapsed: float, duration: float) -> float:
+        return self.max_beta * self.shape(elapsed / duration)
 
     def _why(self, epochs: float) -> str:
         return "the warm-up is longer than the run"
@@ -236,9 +228,7 @@ class Cyclical(Schedule):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.min_beta > self.max_beta:
-            raise ValueError(f"min_beta {self.min_beta:g} is above max_beta {self.max_beta:g}")
-        return self
+        return self.in_order("min_beta", "max_beta")
 
     @property
     def rise(self) -> float:

@@ -186,7 +186,7 @@ Part = Annotated[Curve | WarmRestart | KLCapacity | ControlVAE | Geco, Field(dis
 class Hierarchical(Nested):
     """Two schedules, for the levels `global` and `local` of a hierarchical model.
 
-    As one number it is the larger of the two betas; its first peak is the epoch by which both have peaked, its period
+    As one number it is the larger of the two betas; its first peak is the epoch by which both have peaked, its cycle
     the longer one.
     """
 
@@ -226,16 +226,9 @@ class Hierarchical(Nested):
     def first_peak(self) -> float:
         return max(self.global_.first_peak, self.local.first_peak)
 
-    @property
-    def period(self) -> float | None:
-        return max((part.period for part in (self.global_, self.local) if part.period), default=None)
-
     def cycle(self, epoch: float) -> float | None:
         cycles = [part.cycle(epoch) for part in (self.global_, self.local)]
         return max((cycle for cycle in cycles if cycle), default=None)
-
-    def reached(self, epochs: float) -> float:
-        return max(part.reached(epochs) for part in self.parts.values())
 
     def shortfall(self, epochs: float) -> str | None:
         faults = {level: part.shortfall(epochs) for level, part in self.parts.items()}

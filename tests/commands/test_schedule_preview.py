@@ -173,7 +173,7 @@ def test_the_flags_of_train_are_the_same_flags(preview: Run) -> None:
         ("cyclical linear --cycle-length 9", "--cycle-length"),
         ("cyclical --max-beta -1", "--max-beta: schedule.max_beta: should be greater than or equal to 0"),
         ("cyclical --max-beta nan", "--max-beta"),
-        ("cyclical --min-beta 3", "min_beta 3 is above max_beta 0.1"),
+        ("cyclical --min-beta 3", "min_beta 3, max_beta 0.1 are not in this order"),
         ("cyclical --ramp-fraction 0.3", "it belongs to --wave ramp_hold"),
         ("linear --ramp-fraction 0.3", "--ramp-fraction"),
         ("cyclical --steps 9", "add --per step"),
