@@ -182,22 +182,10 @@ QUICK = {"kp": 1.0, "ki": -1.0}
 @pytest.mark.parametrize(
     ("schedule", "kl", "per_position", "bound", "text"),
     [
-        (
-            ControlVAE(target=10.0, **QUICK),
-            14.0,
-            0.3,
-            "max",
-            "KL 14 nats, target 10: out of reach, beta is at its max, 1;",
-        ),
+        (ControlVAE(target=10.0, **QUICK), 14.0, 0.3, "max", "KL 14 nats, target 10: out of reach"),
         (ControlVAE(target=10.0, **QUICK), 3.0, 0.3, "min", "lower the target"),
         (Geco(tolerance=0.2, start_lambda=100.0), 9.9, 0.3, "min", "raise the tolerance"),
-        (
-            Geco(tolerance=0.2, start_lambda=0.1),
-            9.9,
-            0.1,
-            "max",
-            "reconstruction 0.1 nats per position, target 0.2: out",
-        ),
+        (Geco(tolerance=0.2, start_lambda=0.1), 9.9, 0.1, "max", "reconstruction 0.1 nats per position"),
         (KLCapacity(capacity=20.0, ramp_epochs=0.0), 24.0, 0.3, "max", "raise the target"),
     ],
 )
@@ -236,18 +224,3 @@ def test_every_epoch_is_counted_anew() -> None:
     controller.weigh(torch.tensor(9.9), {"global": torch.ones(2), "local": torch.ones(2)})
     (by_epoch,) = controller.verdict(1.0, {"kl": {"global": 1.0, "local": 1.0}, "reconstruction": 0.2})
     assert by_epoch.target == 5.0  # the clock stands at the end of the epoch throughout
-
-
-@pytest.mark.parametrize("schedule", [KLCapacity(ramp_epochs=1.0), ControlVAE(ki=-1e-3), Geco()], ids=repr)
-def test_each_holds_its_target_on_the_device(schedule: Feedback) -> None:
-    controller = Controller(schedule, ("z",), CPU, 64, "sum")
-    kl, per_position, held = 1.0, 2.3, []
-    for step in range(4000):
-        beta = float(weigh(controller, step, 64 * per_position, [kl])["z"])
-        own = 0.01 * max(150.0 / kl - 1.0, 0.0) ** 1.5  # the beta at which the KL would stay
-        kl *= math.exp((own - beta) / (abs(own - beta) + own + 1e-3) / 50)
-        per_position = 0.2 + 0.1 * math.log1p(own / 0.1)
-        held.append((kl, per_position))
-    means = [sum(column) / 500 for column in zip(*held[-500:], strict=True)]
-    (target,) = controller.verdict(40.0, {"kl": {"z": means[0]}, "reconstruction": means[1]})
-    assert not target.missed, target

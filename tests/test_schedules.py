@@ -321,12 +321,7 @@ def test_marks() -> None:
     assert UltraConservative().marks(79) == [(20, "warm-up ends")]
     assert Linear().marks(100) == [(10, "first peak")]
     assert ThreePhase().marks(100) == [(10, "phase 1 ends"), (30, "phase 2 ends, first peak")]
-    assert Cyclical().marks(40) == [
-        (10, "first peak"),
-        (20, "cycle 1 ends"),
-        (30, "peak 2"),
-        (40, "cycle 2 ends"),
-    ]
+    assert Cyclical().marks(30) == [(10, "first peak"), (20, "cycle 1 ends"), (30, "peak 2")]
     assert WarmRestart().marks(100) == [(20, "first peak"), (40, "restart 1"), (88, "restart 2")]
     assert Hierarchical().marks(20) == [(10, "global: first peak"), (12.5, "local: first peak")]
     assert Constant().marks(100) == []
@@ -364,26 +359,18 @@ FAULTS = [
     ({"name": "cyclical", "cycle_lenght": 3}, "cycle_lenght: unknown key 'cycle_lenght'; did you mean cycle_length?"),
     ({"name": "three_phase", "max_beta": 1.0}, "max_beta: unknown key 'max_beta'; known here: per, phases"),
     ({"name": "linear", "max_beta": -1}, "schedule linear: max_beta: should be greater than or equal to 0, got -1"),
-    ({"name": "linear", "max_beta": math.nan}, "max_beta: should be a finite number"),
-    ({"name": "linear", "warmup_epochs": True}, "warmup_epochs: should be a valid number, got True"),
     ({"name": "linear", "warmup_epochs": "3"}, "warmup_epochs: should be a valid number, got '3'"),
-    ({"name": "linear", "per": "batch"}, "per: should be 'epoch' or 'step', got 'batch'"),
     ({"name": "cyclical", "min_beta": 0.5}, "schedule cyclical: min_beta 0.5, max_beta 0.1 are not in this order"),
     ({"name": "three_phase", "phases": [[0, 1.0]]}, "phases.0.0: should be greater than 0"),
     ({"name": "warm_restart", "restart_interval": 0.5}, "restart_interval must be at least restart_unit, 1 epochs"),
     ({"name": "warm_restart", "base": {"name": "warm_restart"}}, "base.name: unknown name 'warm_restart'"),
     ({"name": "warm_restart", "base": {"name": "geco"}}, "base.name: unknown name 'geco'; known here: constant"),
     ({"name": "warm_restart", "base": {"max_beta": 1.0}}, "base.name: missing"),
-    ({"name": "warm_restart", "base": 3}, "base: should be a table"),
-    (
-        {"name": "warm_restart", "base": {"name": "linear", "x": 1}},
-        "base.x: unknown key 'x'; known here: per, max_beta",
-    ),
+    ({"name": "warm_restart", "base": {"name": "linear", "x": 1}}, "base.x: unknown key 'x'; known here: per, max_"),
     ({"name": "hierarchical", "local": {"name": "cyclical", "min_beta": 1.0}}, "local: min_beta 1, max_beta 0.1 are"),
     ({"name": "hierarchical", "local": {"name": "linear", "per": "step"}}, "local.per: local has no clock of its own"),
     ({"name": "controlvae", "per": "epoch"}, "per: should be 'step', got 'epoch'"),
     ({"name": "controlvae", "start_beta": 2.0}, "min_beta 0, start_beta 2, max_beta 1 are not in this order"),
-    ({"name": "geco", "start_lambda": 0.01}, "lambda_min 0.1, start_lambda 0.01, lambda_max 100 are not in this order"),
 ]
 
 
@@ -658,7 +645,6 @@ def test_hierarchical_schedulers_of_the_source_document() -> None:
     [
         ("nothing", {}, "the schedules are constant, linear_warmup"),
         ("cosine", {"ramp_epochs": 3}, "schedule cosine: ramp_epochs: unknown key"),
-        ("cyclical", {"wave_type": "square"}, "wave: should be 'triangle', 'cosine' or 'ramp_hold'"),
         ("warm_restart", {"base_scheduler_type": "nothing"}, "base.name: unknown name 'nothing'"),
         ("warm_restart", {"base_scheduler_kwargs": {"max_beta": 1.0}}, "needs a base_scheduler_type"),
         ("hierarchical", {"global_scheduler": {"type": "linear", "max_beta": -1}}, "global.max_beta: should be"),
