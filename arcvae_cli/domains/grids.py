@@ -180,22 +180,17 @@ class GridDomain(Domain):
         sides = None if shapes is None else shapes[chosen]
         reconstructed = torch.cat(made)
         projected, sizes = pca_reconstructions(_training(task), truth, units, task.seed)
-        scores = {
-            name: score_reconstructions(grids, truth, sides)
-            for name, grids in (
-                ("posterior_mean", reconstructed),
-                ("all_black", torch.zeros_like(truth)),
-                ("pca", projected.to(torch.uint8)),
-            )
+        compared = {"posterior_mean": reconstructed, "all_black": torch.zeros_like(truth), "pca": projected}
+        scores = {name: score_reconstructions(grids, truth, sides) for name, grids in compared.items()}
+        skills = {
+            name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
         }
         reconstruction = {
             "examples": len(indices),
             **scores,
             "posterior_sample": score_reconstructions(torch.cat(drawn), truth, sides),
             **sizes,
-            "skill": {
-                name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
-            },
+            "skill": skills,
         }
         own = to_float64(torch.cat(costs)).mean().item(), scores["posterior_mean"]["pixel_accuracy"]
         errors = (reconstructed != truth).flatten(1).sum(dim=1).cpu().numpy()

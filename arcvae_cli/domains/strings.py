@@ -228,10 +228,11 @@ class StringDomain(Domain):
         """Paths, and strings of N(0, I) and, with two examples to fit it to, of the Gaussian of the training codes."""
         model, trained, seed = task.model, task.trained, task.seed
         grammar, validator = _grammar(model)
-        found: dict[str, Any] = {"judged": None if validator is None else validator.name}
+        found: dict[str, Any] = {"judged": None, "interpolation": None, "prior_samples": None}
         if grammar is None:
-            return {**found, "interpolation": None, "prior_samples": None}
-        found["interpolation"] = None
+            return found
+        if validator is not None:
+            found["judged"] = validator.name
         if len(task.few) > 1 and not task.quick:
             task.note("interpolation")
             decoded = decoded_paths(model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)

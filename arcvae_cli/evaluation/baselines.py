@@ -26,7 +26,7 @@ _OVERSAMPLING, _ITERATIONS = 10, 4  # of the randomised SVD
 def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
     """Project grids (n, H, W), integers on any device, on the principal components of centred one-hot training grids.
 
-    Returns the argmax colour of each cell, as int64, and `pca_components`, at most as many as training grids, and
+    Returns the argmax colour of each cell, as uint8, and `pca_components`, at most as many as training grids, and
     `pca_training_grids`: at most `TRAINING_GRIDS`, drawn with `seed`. By `torch.svd_lowrank`: half a second, and exact
     to one cell in some thousands of the reconstruction.
     """
@@ -47,7 +47,7 @@ def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: i
             (functional.embedding_bag(_places(part), axes, mode="sum") - mean @ axes) @ axes.T + mean
             for part in torch.split(grids.flatten(1), _ROWS)
         ]
-        found = torch.cat([part.view(-1, *grids.shape[1:], COLOURS).argmax(dim=-1) for part in parts])
+        found = torch.cat([part.view(-1, *grids.shape[1:], COLOURS).argmax(dim=-1).to(torch.uint8) for part in parts])
     return found, {"pca_components": components, "pca_training_grids": len(known)}
 
 
