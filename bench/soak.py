@@ -532,7 +532,7 @@ def spoilt(subject: Subject, folder: Path, chance: random.Random, index: int) ->
     each = subject.steps // resolve(str(subject.preset)).settings.train.epochs
     epoch, step = divmod(number - 1, each)
     last = saved(folder)
-    place = f"epoch {epoch + 1}, step {step + 1} of {each}: the loss, or its gradient, is not a number any more (beta "
+    place = f"epoch {epoch + 1}, step {step + 1} of {each}: the loss or its gradient is NaN or infinite"
     if code != 1 or place not in told or f"last.pth, of step {last} " not in told:
         trial.wrong(f"exit code {code}, {kind}@{number}, saved {last}: {told}")
     if last >= number:

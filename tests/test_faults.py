@@ -203,7 +203,7 @@ def test_a_file_that_cannot_grow_leaves_the_checkpoint_before(
     what, fix = said.splitlines()[-2:]
     free = r"[\d.]+ (bytes|[KMGT]iB) free there\)"
     assert re.fullmatch(rf"error: {re.escape(str(run))}/checkpoints/last\.pth: could not be written \(.+; {free}", what)
-    assert fix == f"  free some space, then go on with `arcvae train --resume {run}`"
+    assert fix == f"  free some space, then resume with `arcvae train --resume {run}`"
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "failed" and "last.pth: could not be written" in status["reason"]
     assert not list(run.rglob(".*.tmp"))
@@ -294,7 +294,7 @@ def test_a_terminal_is_left_as_it_was(name: str, told: str, screens: dict[str, t
     assert termios.tcgetattr(terminal.slave) == terminal.before
     plain = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said).split())
     assert re.search(told, plain), plain[-1000:]
-    assert "Traceback" not in plain and f"go on with `arcvae train --resume {run}`" in plain
+    assert "Traceback" not in plain and f"resume with `arcvae train --resume {run}`" in plain
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "interrupted" and "Ctrl-C" in status["reason"]
     step = checkpoints.read(run / "checkpoints" / "last.pth")["step"]

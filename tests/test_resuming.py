@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from arcvae_cli import checkpoints, runs, snapshots
+from arcvae_cli import checkpoints, runs
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus
 from arcvae_cli.data.strings import build_drawn
@@ -19,8 +19,8 @@ from arcvae_cli.errors import Interrupted
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
-from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.recorders.images import ImageRecorder
+from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.records import Recorder
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import seed_step
@@ -133,21 +133,21 @@ def process(folder: Path, name: str, disturbance: Disturbance, again: bool) -> N
         recorders.append(ImageRecorder(run.images, "grids"))
     trainer = Trainer(chosen, corpus, model, run, recorders, disturbance.device, resumed=again)
     trainer.stop = lambda: disturbance.stop(trainer)
-    real_save, real_keep = trainer.save, trainer.keep
+    real_save, real_copies = trainer.save, trainer.save_copies
 
     def save() -> None:
-        if trainer.history and trainer.at_start:
+        if trainer.history and trainer.index == 0:
             disturbance.here(f"before saving {len(trainer.history)}")
         real_save()
 
-    def keep(record: Any) -> None:
+    def save_copies(record: Any) -> None:
         disturbance.here(f"before copying {record.epoch}")
-        real_keep(record)
+        real_copies(record)
         disturbance.here(f"after copying {record.epoch}")
 
-    trainer.save, trainer.keep = save, keep  # type: ignore[method-assign]
+    trainer.save, trainer.save_copies = save, save_copies  # type: ignore[method-assign]
     if again:
-        snapshots.restore(trainer, checkpoints.read(run.checkpoints / "last.pth"), run.checkpoints / "last.pth")
+        trainer.resume(checkpoints.read(run.checkpoints / "last.pth"), run.checkpoints / "last.pth")
     try:
         trainer.fit()
     finally:

@@ -165,7 +165,7 @@ def run(
 
     with importing():
         begun = begin_reading(settings.data)
-        from arcvae_cli import checkpoints, snapshots
+        from arcvae_cli import checkpoints
         from arcvae_cli.machine import crowded
         from arcvae_cli.recorders.external import external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
@@ -199,7 +199,7 @@ def run(
     )
     if before is not None:
         if before.values is not None:
-            snapshots.restore(trainer, before.values, before.path)
+            trainer.resume(before.values, before.path)
         folder.write_config(settings)
     recorders += [
         live_recorder(console),  # first, so that its header does not wait for the imports of the others
@@ -322,8 +322,9 @@ def memorise(settings: Settings, console: Console) -> None:
     from arcvae_cli.commands.reading import importing, open_device, open_named
 
     with importing():
-        from arcvae_cli.memorising import overfit
-        from arcvae_cli.step import Counts, seed_step
+        from arcvae_cli.metrics import EpochMetrics
+        from arcvae_cli.overfit import overfit
+        from arcvae_cli.step import seed_step
 
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train",), console)
@@ -331,19 +332,19 @@ def memorise(settings: Settings, console: Console) -> None:
     seed_step(settings.train.seed, "weights")
     model = new_model(settings, corpus).to(device)
 
-    def show(step: int, counts: Counts) -> None:
+    def show(step: int, metrics: EpochMetrics) -> None:
         console.note(
-            f"step {step}: reconstruction {counts.reconstruction:.4g}, right positions {counts.position:.4f}, "
-            f"whole examples {counts.exact:.4f}"
+            f"step {step}: reconstruction {metrics.reconstruction:.4g}, right positions {metrics.position:.4f}, "
+            f"whole examples {metrics.exact:.4f}"
         )
 
     found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
     size = min(settings.train.batch_size, corpus.size("train"))
-    counts = {"examples": size, "exact": found.counts.exact, "position": found.counts.position}
+    counts = {"examples": size, "exact": found.metrics.exact, "position": found.metrics.position}
     console.json({"memorised": found.done, "steps": found.steps, **counts})
     if not found.done:
         raise ArcvaeError(
-            f"one batch of {size} was not memorised in {found.steps} steps: {found.counts.exact:.1%} of its examples "
+            f"one batch of {size} was not memorised in {found.steps} steps: {found.metrics.exact:.1%} of its examples "
             "are exact",
             "try a larger model.latent_dim, a stronger model, another train.lr or a smaller --batch-size",
         )

@@ -10,7 +10,7 @@ from queue import Full, Queue
 from threading import Event, Lock, Thread
 from typing import Any
 
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, Silent, StepRecord
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
 
 WAITING = 1000
 """Calls that may wait: a logger that hangs is dropped after some 300 epochs, or when the training ends."""
@@ -29,7 +29,7 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
-class Background(Silent):
+class Background(Recorder):
     """Passes all calls but single steps to a recorder in a thread of its own.
 
     An exception of the recorder is reported once, in one line, and disables it. `close` waits for at most `patience`

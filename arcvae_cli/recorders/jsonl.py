@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from arcvae_cli.files import atomic_write, failed, metric_lines
-from arcvae_cli.records import EpochRecord, Silent, StepRecord
+from arcvae_cli.records import EpochRecord, Recorder, StepRecord
 
 
-class JsonlRecorder(Silent):
+class JsonlRecorder(Recorder):
     """Appends one JSON object a line; numbers that are not finite are null.
 
     An epoch is on the disk when it has been told: a checkpoint that is saved after it has no line too few behind it.

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from arcvae_cli.console import Console
 from arcvae_cli.objective import ACTIVE_KL
-from arcvae_cli.records import EpochRecord, Plan, Silent, all_rates
+from arcvae_cli.records import EpochRecord, Plan, Recorder
 from arcvae_cli.render import kl_bars
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SHARES = {
     "pixel": {"pixel": "position", "non-black": "foreground", "exact": "exact"},
     "token": {"token": "position", "sequence": "exact"},
 }
-"""By the unit of a corpus: the columns of its accuracies, and where in `Counts` each stands."""
+"""By the unit of a corpus: the columns of its accuracies, and where in `EpochMetrics` each stands."""
 SPARE = ("s", "exact", "loss", "recon", "pixel", "token", "on ELBO")
 """Columns of the table that a narrow terminal goes without, the first before the others."""
 
@@ -80,7 +80,7 @@ def free_bits_text(plan: Plan) -> str:
     return f"; free bits {', '.join(named)} ({plan.free_bits_mode})"
 
 
-class Lines(Silent):
+class Lines(Recorder):
     """One plain line an epoch, for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
@@ -97,7 +97,7 @@ class Lines(Silent):
     def epoch(self, record: EpochRecord) -> None:
         """Print the epoch."""
         assert self._plan is not None
-        val, groups = record.val, list(all_rates(record.val))
+        val, groups = record.val, record.val.groups
         active = sum(value > ACTIVE_KL for value in groups)
         self._console.note(
             Text(
@@ -116,7 +116,7 @@ class Lines(Silent):
         self._out_of_reach = set(missed)
 
 
-class LiveTable(Silent):
+class LiveTable(Recorder):
     """The table of epochs, the KL of every dimension under it, progress and time left below."""
 
     def __init__(self, console: Console) -> None:
@@ -251,7 +251,7 @@ def words(name: str) -> list[str]:
 
 def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
     """A row of the table, by the names of its columns."""
-    val, groups = record.val, list(all_rates(record.val))
+    val, groups = record.val, record.val.groups
     active = sum(value > ACTIVE_KL for value in groups)
     scale = plan.elbo_scale
     cells: dict[str, str | Text] = {

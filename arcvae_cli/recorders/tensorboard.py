@@ -14,7 +14,7 @@ import numpy as np
 from arcvae_cli.domains.texts import Writer, pair_lines
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
-from arcvae_cli.records import EpochRecord, Pictures, Silent, StepRecord
+from arcvae_cli.records import EpochRecord, Pictures, Recorder, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ BETA = "train/beta/"
 COMPARISON = "Beta_Schedule/Hierarchical_Comparison"
 
 
-class TensorBoardRecorder(Silent):
+class TensorBoardRecorder(Recorder):
     """Writes event files into a folder of the run; the axis is the optimiser step, and `epoch` a curve of its own.
 
     A resumed run voids what was written from its last epoch on (`purge_step`), since a killed process may have lost

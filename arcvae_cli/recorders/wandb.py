@@ -18,7 +18,7 @@ from arcvae_cli.domains.texts import Writer
 from arcvae_cli.files import atomic_write
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent, StepRecord
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.stopping import SAVED
@@ -37,7 +37,7 @@ KINDS = 3
 STEP, EPOCH, PICTURES = range(KINDS)
 
 
-class WandbRecorder(Silent):
+class WandbRecorder(Recorder):
     """Logs a run folder to one W&B run; a resumed run uses the same W&B id.
 
     Every row has its optimiser `step`, the axis of all curves, and its `epoch`. W&B's own step of a row is computed

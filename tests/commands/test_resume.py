@@ -90,7 +90,7 @@ def test_a_run_may_be_made_longer(by: str, arcvae: Run, mine: Path) -> None:
     result = arcvae("train", "--resume", argument, "--epochs", 3, "--save-top-k", 1, "--runs-dir", mine.parent)
     assert result.exit_code == 0, result.stderr
     said = " ".join(result.stderr.split())
-    assert "goes on after epoch 2" in said and "epoch 3/3" in said and "epoch 2/3" not in said
+    assert "resumed after epoch 2" in said and "epoch 3/3" in said and "epoch 2/3" not in said
     assert "epochs 2, now 3: from here on the learning rate is that of a run of 3" in said
     assert epochs(mine) == [1, 2, 3]
     assert (state(mine)["state"], state(mine)["epoch"], state(mine)["step"]) == ("finished", 3, 6)

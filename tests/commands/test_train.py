@@ -24,7 +24,7 @@ from arcvae_cli import checkpoints
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate, train
 from arcvae_cli.errors import ArcvaeError, Interrupted
-from arcvae_cli.records import Silent
+from arcvae_cli.records import Recorder
 from arcvae_cli.schedules import Cyclical, Schedule, UltraConservative
 from arcvae_cli.settings import resolve
 
@@ -498,7 +498,7 @@ def test_a_signal_ends_a_run_with_its_work_saved(
     step = values["step"] - (values["epoch"] - 1) * values["steps_per_epoch"]
     assert err.splitlines()[-2:] == [
         f"stopped by {name} in epoch {values['epoch']}, after step {step} of 100; saved in {run}",
-        f"  go on with `arcvae train --resume {run}`",
+        f"  resume with `arcvae train --resume {run}`",
     ]
     assert "Traceback" not in err
     status = json.loads((run / "status.json").read_text())
@@ -507,7 +507,7 @@ def test_a_signal_ends_a_run_with_its_work_saved(
     assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
 
 
-class Closer(Silent):
+class Closer(Recorder):
     """Fails as it is closed, and says what it was asked for."""
 
     def __init__(self, heard: list[Any], error: BaseException | None = None) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from arcvae_cli.recorders.background import ABANDONED, Background
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
 
 MakePlan, MakeRecord, MakePictures = Callable[..., Plan], Callable[..., EpochRecord], Callable[..., Pictures]
 
 
-class Heard(Silent):
+class Heard(Recorder):
     """Writes down what it hears, and in which thread; raises or waits where it is told to."""
 
     def __init__(self, failing: str = "", hanging: str = "") -> None:

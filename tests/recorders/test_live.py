@@ -110,7 +110,7 @@ def test_a_row_an_epoch_and_the_best_is_marked(make_plan: MakePlan, make_record:
 
 def test_derivations_have_shares_of_tokens_and_sequences(make_plan: MakePlan, make_record: MakeRecord) -> None:
     """Nothing there is black, and a share of 0 is a beginning, no fault."""
-    plan = make_plan(unit="token", blank=None)
+    plan = make_plan(blank=None)
     screen = show(plan, [make_record(1, unit="token", rates={"z": [1.0]}, val={"foreground": 0.0, "exact": 0.0})])
     assert " ".join(screen.lines[0].split()) == "epoch beta loss val loss recon KL token sequence active s"
     assert row(screen, 1) == "1 0.05 125.6 123.4 120 1.00 0.950 0.000 1/1 12.3"
@@ -381,7 +381,7 @@ def test_a_plain_line_of_derivations(
     make_plan: MakePlan, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder = Lines(Console())
-    recorder.start(make_plan(unit="token", blank=None))
+    recorder.start(make_plan(blank=None))
     assert "to beat" not in capsys.readouterr().err
     recorder.epoch(make_record(1, unit="token"))
     assert "  KL 3.01  token 0.950  sequence 0.010  active 2/3" in capsys.readouterr().err
@@ -413,7 +413,7 @@ def test_the_header_says_where_no_elbo_corresponds(make_plan: MakePlan) -> None:
 def test_the_header_says_what_a_code_that_says_nothing_earns_on_derivations(
     make_plan: MakePlan, make_record: MakeRecord
 ) -> None:
-    plan = make_plan(unit="token", blank=0.275, blank_nats=20.61)
+    plan = make_plan(blank=0.275, blank_nats=20.61)
     (line,) = [line for line in live.header(plan) if line.startswith("to beat")]
     assert line == "to beat: rules as frequent at each step as in training cost 20.61 nats and are right in 0.275"
     known = live.header(replace(plan, entropy=19.113))
