@@ -16,7 +16,7 @@ FLOORS = {
     1: {"archives", "errors", "files", "grammar", "schedules", "settings", "stopping"},
     2: {"gaussians", "conditions", "controllers", "graphs", "machine", "models", "objective", "data"},
     3: {
-        *("step", "metrics", "engine", "checkpoints", "runs", "records", "evaluation"),
+        *("step", "metrics", "engine", "checkpoints", "runs", "records", "domains", "evaluation"),
         *("trainer", "overfit"),
     },
     4: {"console", "render", "recorders"},

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from arcvae_cli.data.ready import read_ready
 from typer.testing import CliRunner
 
 from arcvae_cli import checkpoints, errors
 from arcvae_cli.cli import app
-from arcvae_cli.data.ready import read_ready
 from arcvae_cli.data.recipes import load_arrays
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar

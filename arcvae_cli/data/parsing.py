@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from lark import Lark
 from lark.exceptions import GrammarError, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
-from lark.lexer import Lexer, Token
+from lark.lexer import Lexer, PatternStr, Token
 from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
 
@@ -34,8 +34,8 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
-MAKING_SECONDS, PARSING_SECONDS = 3.0, 5.0
-"""CPU time for making a parser of a grammar, and for parsing a line by Earley. Bounds memory too, to some 500 MB."""
+LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0
+"""CPU time for making an LALR parser; for making an Earley parser, and for parsing a line by it. Bounds memory too."""
 
 _MOST_IDS = 4 << 30  # bytes of ids, all lines as long as the longest
 
@@ -54,7 +54,7 @@ class ParseFailure(Exception):  # noqa: N818 - what it is about a line
 class Parser:
     """Parses strings of a grammar. `kind` is how, and `reason` says why. `earley`: do not try LALR.
 
-    Raises InputError where making the parser takes over `MAKING_SECONDS`.
+    Raises InputError where making the parser takes over `EARLEY_SECONDS`.
     """
 
     kind: Kind
@@ -78,7 +78,7 @@ class Parser:
     def derivation(self, text: str) -> tuple[list[int], bool]:
         """The same, and whether the string has other derivations too.
 
-        Raises ParseFailure, and InputError where it takes over `PARSING_SECONDS` to find all derivations.
+        Raises ParseFailure, and InputError where it takes over `EARLEY_SECONDS` to find all derivations.
         """
         separator = self.grammar.separator
         written = text if separator.isspace() or not text else text + separator
@@ -86,12 +86,12 @@ class Parser:
             if self.kind == "lalr":
                 nodes = self._lark.parse(written).iter_subtrees_topdown()  # type: ignore[no-untyped-call]
                 return [self._rules[node.data] for node in nodes], False
-            with _limited(PARSING_SECONDS):
+            with _limited(EARLEY_SECONDS):
                 return _first(self._lark.parse(written))  # type: ignore[arg-type]
         except UnexpectedInput as error:
             raise _failure(error, text) from None
         except _OutOfTimeError:
-            what = f"{text[:40]!r} ({len(text):,} characters) takes over {PARSING_SECONDS:g} s to parse"
+            what = f"{text[:40]!r} ({len(text):,} characters) takes over {EARLEY_SECONDS:g} s to parse"
             fix = "The grammar is too ambiguous for such long strings: rewrite it, or leave them out."
             raise InputError(f"{self.grammar.name}: {what}", fix) from None
 
@@ -138,7 +138,7 @@ def parse_lines(
 
     `workers` processes share the work, by default one a core where there are many lines; the result is the same.
     `tell` gets the number of lines done and of all, `say` a note where thousands of lines are parsed by Earley.
-    Raises InputError where a line takes over `PARSING_SECONDS`, or padding to the longest would take over 4 GB.
+    Raises InputError where a line takes over `EARLEY_SECONDS`, or padding to the longest would take over 4 GB.
     """
     parser = Parser(grammar)
     size, many = (250, 5000) if parser.kind == "lalr" else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
@@ -265,7 +265,7 @@ def _lalr(grammar: Grammar) -> Lark | str:
     else:
         text = _lark_text(grammar)
     try:
-        with _limited(MAKING_SECONDS):
+        with _limited(LALR_SECONDS):
             return Lark(text, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
     except GrammarError:
         return "the grammar has LALR conflicts"
@@ -277,7 +277,7 @@ def _earley(grammar: Grammar) -> Lark:
     """The Earley parser of a grammar, which gives parse forests. InputError where it is too large."""
     lexer: Any = _LongestMatch if grammar.separator.isspace() else "dynamic"
     try:
-        with _limited(MAKING_SECONDS):
+        with _limited(EARLEY_SECONDS):
             return Lark(_lark_text(grammar), parser="earley", lexer=lexer, ambiguity="forest")
     except _OutOfTimeError:
         what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
@@ -304,18 +304,27 @@ class _LongestMatch(Lexer):
 
     def __init__(self, conf: Any) -> None:
         longest = sorted(conf.terminals, key=lambda one: (-one.pattern.max_width, -len(one.pattern.value)))
-        self._match = re.compile("|".join(f"(?P<{one.name}>{one.pattern.to_regexp()})" for one in longest)).match
+        self._names = {one.pattern.value: one.name for one in longest if isinstance(one.pattern, PatternStr)}
+        # strings are known by their text: thousands of named groups would be slow
+        parts = [
+            re.escape(one.pattern.value)
+            if isinstance(one.pattern, PatternStr)
+            else f"(?P<{one.name}>{one.pattern.to_regexp()})"
+            for one in longest
+        ]
+        self._match = re.compile("|".join(parts)).match
         self._ignore = frozenset(conf.ignore)
 
     def lex(self, text: str) -> Iterator[Token]:  # type: ignore[override]
         """The tokens of a text. Raises UnexpectedCharacters where no terminal stands."""
-        match, ignore, place = self._match, self._ignore, 0
+        match, place = self._match, 0
         while place < len(text):
             found = match(text, place)
-            if found is None or found.lastgroup is None:
+            if found is None or not found[0]:
                 raise UnexpectedCharacters(text, place, 1, place + 1)  # type: ignore[no-untyped-call]
-            if found.lastgroup not in ignore:
-                yield Token(found.lastgroup, found[0], place)
+            name = found.lastgroup or self._names[found[0]]
+            if name not in self._ignore:
+                yield Token(name, found[0], place)
             place = found.end()
 
 

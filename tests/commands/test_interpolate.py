@@ -14,10 +14,10 @@ from arcvae_cli import checkpoints
 from arcvae_cli.commands.interpolate import _levels, path_rows
 from arcvae_cli.data.files import read_grids
 from arcvae_cli.data.parsing import Parser
-from arcvae_cli.errors import InputError
 from arcvae_cli.domains import validity
-from arcvae_cli.evaluation.paths import edit_distance
 from arcvae_cli.domains.validity import Validator
+from arcvae_cli.errors import InputError
+from arcvae_cli.evaluation.paths import edit_distance
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models.base import Batch
 

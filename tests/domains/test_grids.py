@@ -14,18 +14,17 @@ from arcvae_cli.conditions import attributes
 from arcvae_cli.data.arc import build_arc
 from arcvae_cli.data.arrays import GridArrays
 from arcvae_cli.data.corpus import GridCorpus
-from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.evaluation.accuracy import ASKED, JUDGED
 from arcvae_cli.domains.grids import (
     Evaluation,
     GridTally,
     draw_levels,
     draw_samples,
-    evaluate_grids,
     reconstruct,
     setup_of,
     skill,
 )
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.evaluation.accuracy import ASKED, JUDGED
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE, Batch, Level, standard_level
 from arcvae_cli.settings import Settings

@@ -18,21 +18,20 @@ from arcvae_cli.data.corpus import DerivationCorpus
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.parsing import Parser
 from arcvae_cli.data.strings import StringArrays, build_drawn
-from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.evaluation.information import choose, nats
-from arcvae_cli.evaluation.priors import encode
 from arcvae_cli.domains.strings import (
     Evaluation,
     Protocol,
     UnigramBaseline,
     _monte_carlo,
     decode,
-    evaluate_strings,
     reconstruct,
     score_drawn,
     string_paths,
 )
 from arcvae_cli.domains.validity import Validator, validator_for
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.evaluation.information import choose, nats
+from arcvae_cli.evaluation.priors import encode
 from arcvae_cli.grammar import Rules, read_grammar
 from arcvae_cli.models.base import Batch, Level, standard_level
 from arcvae_cli.models.grammar import GrammarVAE, Structure

@@ -13,12 +13,12 @@ from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.grids import GridDomain
 from arcvae_cli.evaluation.priors import (
     Mixture,
+    argmax_decode,
     draw_prior,
     fit_gaussian,
     fit_mixture,
     fit_prior,
     flatten,
-    argmax_decode,
     unflatten,
 )
 from arcvae_cli.models.base import VAE, Batch, Level, standard_level

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arcvae_cli.evaluation.projections import tsne_plane, principal_plane
+from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
 
 
 def test_the_principal_plane_is_where_the_codes_lie() -> None:

@@ -10,10 +10,10 @@ from arcvae_cli.evaluation.samples import (
     FEATURES,
     blank_share,
     density_and_coverage,
+    first_of_each,
     score_samples,
     structure,
     wasserstein,
-    first_of_each,
 )
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arcvae_cli.recorders.pictures import GridPictures
 from matplotlib.image import imread
 
 from arcvae_cli import render
 from arcvae_cli.controllers import Target
-from arcvae_cli.grammar import Rules
-from arcvae_cli.recorders.pictures import GridPictures
 from arcvae_cli.domains.texts import StringPictures
+from arcvae_cli.grammar import Rules
 from arcvae_cli.records import EpochRecord, Pictures, Plan
 
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]

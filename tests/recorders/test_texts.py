@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.grammar import Rules
 from arcvae_cli.domains.texts import Pair, StringPictures, Writer, pair_lines
+from arcvae_cli.grammar import Rules
 from arcvae_cli.records import EpochRecord, Pictures, Plan
 
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
