@@ -155,11 +155,11 @@ def test_off_a_terminal_there_are_plain_lines(trained: Trained, arc_splits: dict
     assert "Verdict" in result.stdout and "epoch 1/2" not in result.stdout
     said = result.stderr.splitlines()
     black = (arc_splits["val"] == 0).mean()
-    assert f"to beat: an all-black answer is right in {black:.3f} of the validation pixels, non-black 0" in said
+    assert f"baseline: an all-black answer is right in {black:.3f} of the validation pixels, non-black 0" in said
     lines = [line for line in said if line.startswith("epoch")]
     assert [line.partition(" loss")[0] for line in lines] == [
-        "epoch 1/2  beta 0.05 (12.8 on the ELBO scale) ",
-        "epoch 2/2  beta 0.1 (25.6 on the ELBO scale) ",
+        "epoch 1/2  beta 0.05  on ELBO 12.8 ",
+        "epoch 2/2  beta 0.1  on ELBO 25.6 ",
     ]
     assert re.search(r"seconds: start [\d.]+, .* training steps a second; peak memory [\d,]+ MiB", " ".join(said))
     assert f"run folder {trained.folder.parent}" in result.stderr
