@@ -72,15 +72,17 @@ class DataSettings(SettingsTable):
     )
     size: Count = Field(100_000, description="examples of a built corpus")
     seed: int = Field(0, ge=0, description="seed of a built corpus")
-    augment: bool = Field(True, description="symmetries and colour permutations, drawn anew for every batch")
-    limit: Count | None = Field(None, description="train on at most so many examples, validate on an eighth of that")
+    augment: bool = Field(True, description="random symmetries and colour permutations of every batch")
+    limit: Count | None = Field(None, description="training examples at most; an eighth as many validate")
     grammar: str | None = Field(None, description="grammar of the strings: a file, or equations, smiles")
     input: Path | None = Field(None, strict=False, description="strings of the grammar, one a line")
     recipe: Literal["uniform", "kusner"] = Field("uniform", description="how equations are drawn")
-    max_rules: Count | None = Field(None, description="longest derivation; by default the input's, of equations 15")
+    max_rules: Count | None = Field(
+        None, description="rules of the longest derivation; by default the input's longest, 15 of equations"
+    )
     prod: Path | None = Field(None, strict=False, description="derivations: .npy of rule ids (N, T)")
     masks: Path | None = Field(None, strict=False, description="masks of derivations: .npy, bit-packed (N, T, bytes)")
-    pad_id: int | None = Field(None, ge=-1, description="id after the end of a ready derivation; by default found out")
+    pad_id: int | None = Field(None, ge=-1, description="padding id of derivations; detected by default")
 
     @property
     def of_strings(self) -> bool | None:
@@ -115,7 +117,7 @@ class ModelSettings(SettingsTable):
     levels: ClassVar[tuple[str, ...]]
 
     name: str
-    posterior: Literal["softplus", "logvar"] = Field("softplus", description="what the second head gives")
+    posterior: Literal["softplus", "logvar"] = Field("softplus", description="output of the second head")
     logvar_min: float = Field(-12.0, ge=-30, le=0, description="floor of the posterior's log variance")
     logvar_max: float = Field(4.0, ge=0, le=20, description="ceiling of the posterior's log variance")
     dropout: Fraction = Field(

@@ -108,7 +108,7 @@ def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(preset: Path) -> Iterator[Callable[..., Result]]:
     """Runs `arcvae train` in this process, without pictures and without a verdict."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arcvae_cli.render._write", lambda figure, path: path.touch())
+        patch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
         patch.setattr(evaluate, "report", lambda *arguments: None)
 
         def run(*arguments: object) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -401,6 +400,8 @@ def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
 
     A closed loop has a target, and beta and the held value where a run was given.
     """
+    import csv
+
     more = ["quantity", "target", "value"] if any(s.schedule.closed_loop for s in shown) else []
     try:
         with path.open("w", encoding="utf-8", newline="") as file:

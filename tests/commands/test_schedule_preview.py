@@ -85,13 +85,6 @@ def test_the_beta_on_the_elbo_scale_stands_beside_beta_where_they_differ(preview
     assert one(preview("cyclical", "--set", "objective.reconstruction=focal", "--json"))["elbo_scale"] is None
 
 
-def test_epochs_come_from_the_preset_unless_given(preview: Run) -> None:
-    assert one(preview("warm_restart", "--json"))["epochs"] == 150
-    assert one(preview("warm_restart", "--json", "--epochs", 42))["epochs"] == 42
-    assert one(preview("linear", "--json"))["epochs"] == 100
-    assert list(key_epochs(preview("linear", "--epochs", 1))) == ["1"]
-
-
 def test_json_holds_what_the_schedule_gives(preview: Run) -> None:
     document = one(preview("cyclical", "--json", "--max-beta", 0.4, "--cycle-length", 8, "--epochs", 20))
     schedule = Cyclical(max_beta=0.4, cycle_length=8)
@@ -273,21 +266,6 @@ def test_a_closed_loop_shows_its_target_and_says_why(preview: Run, name: str) ->
     low, high = part.bounds
     assert f"beta depends on the run and moves once a step, between {low:g} and {high:g}" in result.stdout
     assert "--run RUN shows what it did in a run" in result.stdout and "\nbeta\n" not in result.stdout
-
-
-def test_a_target_that_rises_is_listed(preview: Run) -> None:
-    flags = ["--set", "schedule.capacity=20", "--ramp-epochs", 10, "--epochs", 20]
-    rows = key_epochs(preview("kl_capacity", *flags))
-    assert rows["10"] == ["20", "capacity", "reached"] and rows["1"][0] == "2"
-    document = one(preview("kl_capacity", *flags, "--json"))
-    assert document["closed_loop"] is True
-    assert document["curve"] == {
-        "epoch": list(range(1, 21)),
-        "target": [min(20, 2 * epoch) for epoch in range(1, 21)],
-    }
-    level = document["levels"]["beta"]
-    assert (level["quantity"], level["bounds"], level["first_peak"]) == ("kl", [-1, 1], 10)
-    assert "warning: capacity ends at" in preview("kl_capacity", "--ramp-epochs", 10, "--epochs", 5).stderr
 
 
 def write_run(folder: Path, schedule: Schedule, betas: list[list[float]], kl: float = 15.0) -> Path:

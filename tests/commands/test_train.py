@@ -275,17 +275,6 @@ def test_a_flag_reaches_its_setting_and_no_other(
     assert config(tmp_path / "one") == expected
 
 
-def test_flags_of_a_ramp_and_of_the_schedule(arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path) -> None:
-    common = ("--data", arc_npz, *QUICK, "--runs-dir", tmp_path, "--model", "grid", "--augment", "--early-stopping")
-    arcvae("train", *common, "--run-name", "ramp", "--beta-warmup-epochs", 1.5, "--beta-ramp-epochs", 2)
-    ramp = {"name": "linear_warmup", "per": "epoch", "max_beta": 0.5, "warmup_epochs": 1.5, "ramp_epochs": 2.0}
-    assert config(tmp_path / "ramp")["schedule"] == ramp
-    arcvae("train", *common, "--run-name", "other", "--preset", "cyclical", "--beta-schedule", "cosine")
-    table = config(tmp_path / "other")["schedule"]
-    assert (table["name"], table["max_beta"]) == ("cosine", 1.0), "the preset's 0.1 was meant for its own schedule"
-    assert "cycle_length" not in table
-
-
 def test_environment_then_set_then_flag(
     arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,18 +350,6 @@ def test_a_quick_test_goes_through_the_whole_schedule(
     if isinstance(whole, Cyclical):
         crests = sum(beta == pytest.approx(0.1) for beta in betas)
         assert crests == 100 / whole.cycle_length, "every cycle is visited"
-
-
-def test_a_run_too_short_for_its_schedule_says_so_before_it_starts(
-    arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path
-) -> None:
-    flags = ("--data", arc_npz, *QUICK, "--runs-dir", tmp_path, "--beta-schedule", "ultra_conservative")
-    result = arcvae("train", *flags, "--epochs", 50)
-    assert result.stderr.splitlines() == [
-        "warning: beta ends at 0.05 of 0.1: the ramp ends at epoch 80, the run at 50",
-        "error: far enough",
-    ]
-    assert "warning" not in arcvae("train", *flags, "--epochs", 80).stderr
 
 
 # --------------------------------------------------------------------------------------------- memorising a batch
