@@ -134,10 +134,7 @@ class MetricRows:
 
 
 class FiniteCheck:
-    """Whether an accumulator is finite, asked without a CPU-GPU sync: the answer is there some steps later.
-
-    Rows of earlier epochs that are still in the table were found finite then.
-    """
+    """Whether an accumulator is finite, without a CPU-GPU sync. Rows of earlier epochs were found finite then."""
 
     def __init__(self, metrics: MetricAccumulator) -> None:
         self.table = metrics.table
@@ -145,18 +142,14 @@ class FiniteCheck:
         self.event = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
         self.answer = torch.ones((), dtype=torch.bool, pin_memory=cuda)
 
-    def start(self) -> None:
-        """Start a check of all rows on the device."""
+    def failed(self) -> bool:
+        """Whether the check that the last call started found a NaN or an infinity; starts another one."""
+        done = self.event is None or self.event.query()  # type: ignore[no-untyped-call]
+        failed = done and not bool(self.answer)
         self.answer.copy_(self.table.isfinite().all(), non_blocking=self.event is not None)
         if self.event is not None:
             self.event.record()
-
-    @property
-    def failed(self) -> bool:
-        """Whether the last check found a NaN or an infinity; False while it is not done."""
-        if self.event is not None and not self.event.query():  # type: ignore[no-untyped-call]
-            return False
-        return not bool(self.answer)
+        return failed
 
 
 def hits(logits: Tensor, batch: Batch, background: int | None) -> Tensor:

@@ -81,7 +81,7 @@ class Trainer:
         self.rate = LearningRate(train, self.steps * train.epochs)
         self.control = Controller(self.schedule, self.levels, self.device, self.positions, objective.reduction)
         self.engine = Engine(self.settings, self.step, self.corpus, self.control, self.steps)
-        self.finite = FiniteCheck(self.engine.metrics)
+        self.nan_check = FiniteCheck(self.engine.metrics)
         self.val_order = longest_first(self.corpus, "val", torch.arange(self.corpus.size("val")))
         self.peaks = self.selection_weights()
         self.done = self.saved = 0  # optimiser steps, and those in the last checkpoint
@@ -143,10 +143,8 @@ class Trainer:
                 self.done += 1
                 for recorder in self.recorders:
                     recorder.step(epoch, index + 1, self.control.open.get(self.levels[0]))
-                if self.done % CHECK_EVERY == 0:
-                    if self.finite.failed:
-                        self.check_steps(self.engine.metrics.read(index + 1), epoch)
-                    self.finite.start()
+                if self.done % CHECK_EVERY == 0 and self.nan_check.failed():  # asynchronous
+                    self.check_steps(self.engine.metrics.read(index + 1), epoch)
                 self.stop_if_asked()
                 if time.monotonic() >= self.due:
                     self.save()

@@ -174,32 +174,37 @@ def scripted(trainer: Trainer, losses: list[float], monkeypatch: pytest.MonkeyPa
     return len(trainer.history)
 
 
-def test_early_stopping_begins_after_the_first_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The best value comes in epoch 1 and never again: while beta rises that stops nothing."""
-    schedule = {"name": "linear", "warmup_epochs": 6, "max_beta": 1.0}
-    chosen = settings(schedule=schedule, train={"epochs": 30, "patience": 3})
-    trainer, _ = make(tmp_path, chosen)
-    assert scripted(trainer, [1.0] + [2.0] * 29, monkeypatch) == 9
+LINEAR = {"name": "linear", "warmup_epochs": 6, "max_beta": 1.0}
+CYCLES = {"name": "cyclical", "cycle_length": 8, "max_beta": 1.0}  # peaks at 4
+RESTARTS = {
+    "name": "warm_restart",
+    "restart_interval": 5,
+    "restart_multiplier": 2.0,
+    "base": {"name": "linear", "warmup_epochs": 2, "max_beta": 1.0},
+}
 
 
-def test_early_stopping_counts_whole_periods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = {"name": "cyclical", "cycle_length": 8, "max_beta": 1.0}  # peaks at 4
-    chosen = settings(schedule=schedule, train={"epochs": 40, "patience": 3})
-    trainer, _ = make(tmp_path, chosen)
-    assert scripted(trainer, [2.0] * 5 + [1.0] + [2.0] * 34, monkeypatch) == 14
-
-
-def test_early_stopping_waits_for_the_interval_of_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = {"name": "linear", "warmup_epochs": 2, "max_beta": 1.0}
-    schedule = {"name": "warm_restart", "restart_interval": 5, "restart_multiplier": 2.0, "base": base}
-    trainer, _ = make(tmp_path, settings(schedule=schedule, train={"epochs": 40, "patience": 2}))
-    # best in epoch 4; the second interval, of epochs 5 to 15, is 10 long
-    assert scripted(trainer, [3.0, 3.0, 3.0, 1.0] + [2.0] * 36, monkeypatch) == 14
-
-
-def test_without_early_stopping_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, _ = make(tmp_path, settings(train={"epochs": 12, "patience": 1, "early_stopping": False}))
-    assert scripted(trainer, [1.0] + [2.0] * 11, monkeypatch) == 12
+@pytest.mark.parametrize(
+    ("schedule", "train", "best", "last"),
+    [
+        (LINEAR, {"epochs": 30, "patience": 3}, 1, 9),  # the best comes early: while beta rises that stops nothing
+        (CYCLES, {"epochs": 40, "patience": 3}, 6, 14),  # patience counts whole cycles
+        (RESTARTS, {"epochs": 40, "patience": 2}, 4, 14),  # the second interval, of epochs 5 to 15, is 10 long
+        (LINEAR, {"epochs": 12, "patience": 1, "early_stopping": False}, 1, 12),
+    ],
+    ids=["linear", "cycles", "restarts", "off"],
+)
+def test_early_stopping(
+    schedule: dict[str, Any],
+    train: dict[str, Any],
+    best: int,
+    last: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer, _ = make(tmp_path, settings(schedule=schedule, train=train))
+    losses = [3.0] * (best - 1) + [1.0] + [2.0] * 40
+    assert scripted(trainer, losses, monkeypatch) == last and trainer.best == (pytest.approx(11.0), best)
 
 
 def test_annealing_neither_picks_the_best_epoch_nor_moves_the_yardstick(
@@ -251,43 +256,63 @@ def test_a_plateau_lowers_the_learning_rate(tmp_path: Path, monkeypatch: pytest.
     assert [record.learning_rate for record in ear.epochs] == pytest.approx([0.01] * 5 + [0.002] * 2)
 
 
-def test_a_gradient_that_is_no_number_stops_the_run_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_nan_gradient_stops_the_run_and_changes_nothing(tmp_path: Path) -> None:
     trainer, ear = make(tmp_path, settings())
     calls, weights = [0], [torch.empty(0)]
 
-    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+    def infinite(gradient: torch.Tensor) -> torch.Tensor:
         calls[0] += 1
         if calls[0] < 2:
             return gradient
         weights.append(trainer.model.state_dict()["encoder.mean.weight"].clone())
         return gradient * float("nan")
 
-    trainer.model.get_parameter("encoder.mean.weight").register_hook(spoil)
+    trainer.model.get_parameter("encoder.mean.weight").register_hook(infinite)
     with pytest.raises(ArcvaeError, match=r"epoch 1, step 2 of 4: the loss or its gradient is NaN or infinite"):
         trainer.fit()
     assert ear.epochs == [] and len(weights) > 2
     assert all(torch.equal(weight, weights[1]) for weight in weights[2:])
 
 
-def test_a_nan_stops_the_run_before_it_reaches_a_checkpoint(tmp_path: Path) -> None:
-    trainer, _ = make(tmp_path, settings())
+def spoil(trainer: Trainer, at: int, what: str = "loss") -> list[int]:
+    """Make the loss NaN, or after the update a weight infinite, in the step `at`; returns the count of steps."""
     real, calls = trainer.step.train, [0]
 
     def train(*arguments: Any) -> Any:
         terms, output = real(*arguments)
         calls[0] += 1
-        if calls[0] == 6:  # in the second epoch
-            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates, terms.betas)
+        if calls[0] == at and what == "loss":
+            terms = replace(terms, loss=terms.loss * float("nan"))
+        elif calls[0] == at:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(float("inf"))
         return terms, output
 
     trainer.step.train = train  # type: ignore[method-assign]
-    with pytest.raises(
-        ArcvaeError,
-        match=r"epoch 2, step 2 of 4: the loss or its gradient is NaN or infinite; the last good checkpoint is "
-        r".*last\.pth, of step 4",
-    ):
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("at", "what", "asked", "told"),
+    [
+        (6, "loss", 99, "epoch 2, step 2 of 4: the loss or its gradient is NaN"),
+        (6, "loss", 8, "epoch 2, step 2 of 4: the loss or its gradient is NaN"),  # a signal does not save it
+        (8, "weight", 99, "epoch 2: the validation loss is NaN"),  # no loss of a step shows the last update
+        (6, "weight", 7, "step 6: a weight is NaN"),
+    ],
+)
+def test_a_nan_stops_the_run_before_it_reaches_a_checkpoint(
+    at: int, what: str, asked: int, told: str, tmp_path: Path
+) -> None:
+    looks = iter([None] * (asked - 1) + [2] + [None] * 99)  # after each of 4 steps, before 1 batch of validation, ...
+    trainer, _ = make(tmp_path, settings(), stop=lambda: next(looks))
+    spoil(trainer, at, what)
+    with pytest.raises(ArcvaeError, match=rf"{told} or infinite; the last good checkpoint is .*last\.pth, of step 4"):
         trainer.fit()
-    assert checkpoints.read(trainer.folder.checkpoints / "last.pth")["epoch"] == 1
+    for name in ("last.pth", "vae_best.pth"):
+        values = checkpoints.read(trainer.folder.checkpoints / name)
+        assert values["epoch"] == 1
+        assert all(tensor.isfinite().all() for tensor in values["model_state_dict"].values())
     assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "failed"
 
 
@@ -345,28 +370,6 @@ def test_an_epoch_tells_how_far_beta_went_within_it(tmp_path: Path) -> None:
     assert [record.turns for record in ear.epochs] == [{}] * 3
 
 
-def test_weights_that_break_in_the_last_step_of_an_epoch_reach_no_checkpoint(tmp_path: Path) -> None:
-    """The loss of a step is that before it: of the last one only the validation tells."""
-    trainer, _ = make(tmp_path, settings())
-    real, calls = trainer.step.train, [0]
-
-    def train(*arguments: Any) -> Any:
-        found = real(*arguments)
-        calls[0] += 1
-        if calls[0] == 8:  # the last of the second epoch
-            with torch.no_grad():
-                next(trainer.model.parameters()).fill_(float("nan"))
-        return found
-
-    trainer.step.train = train  # type: ignore[method-assign]
-    with pytest.raises(ArcvaeError, match="epoch 2: the validation loss is NaN"):
-        trainer.fit()
-    for name in ("last.pth", "vae_best.pth"):
-        values = checkpoints.read(trainer.folder.checkpoints / name)
-        assert values["epoch"] == 1
-        assert all(tensor.isfinite().all() for tensor in values["model_state_dict"].values())
-
-
 @pytest.mark.parametrize(
     ("error", "told", "state", "reason"),
     [
@@ -396,23 +399,6 @@ def test_no_run_that_has_ended_is_said_to_be_running(
     assert status["reason"] == reason.format(trainer.folder.path)
 
 
-def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer, _ = make(tmp_path, settings(train={"epochs": 1}))
-    real = checkpoints.copy
-
-    def copy(path: Path, target: Path) -> None:
-        if target.name == "vae_final.pth":
-            raise ArcvaeError("full")
-        real(path, target)
-
-    monkeypatch.setattr(checkpoints, "copy", copy)
-    with pytest.raises(ArcvaeError, match="full"):
-        trainer.fit()
-    assert json.loads((trainer.folder.path / "status.json").read_text())["state"] == "failed"
-
-
 @pytest.mark.parametrize(
     "error",
     [
@@ -423,13 +409,7 @@ def test_a_final_checkpoint_that_cannot_be_written_fails_the_run(
     ],
     ids=["cuda", "host", "allocator", "oneDNN"],
 )
-@pytest.mark.parametrize(
-    ("room", "fix"),
-    [
-        (3, "a batch of 2 fitted in a trial, half of it leaves room: start a run with `arcvae train --preset "),
-        (0, "no smaller batch was found"),
-    ],
-)
+@pytest.mark.parametrize(("room", "fix"), [(3, "a batch of 2 fitted in a trial"), (0, "no smaller batch was found")])
 def test_no_memory_names_the_batch_size_and_what_would_fit(
     tmp_path: Path, error: Exception, room: int, fix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,46 +453,11 @@ def test_a_nan_is_noticed_within_a_long_epoch_without_a_read_back_a_step(
         return real(done)
 
     monkeypatch.setattr(trainer.engine.metrics, "read", read)
-    steps = inject(trainer, 14)
+    steps = spoil(trainer, 14)
     with pytest.raises(ArcvaeError, match="epoch 1, step 14 of 32: the loss"):
         trainer.fit()
     assert steps[0] == 18, "asked after step 15, the answer was looked at after step 18"
     assert reads[0] == 2, "once for the first checkpoint, once because something is wrong"
-
-
-def inject(trainer: Trainer, at: int) -> list[int]:
-    """A loss that is no number in one step; how many steps were made."""
-    real, calls = trainer.step.train, [0]
-
-    def train(*arguments: Any) -> Any:
-        terms, output = real(*arguments)
-        calls[0] += 1
-        if calls[0] == at:
-            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates, terms.betas)
-        return terms, output
-
-    trainer.step.train = train  # type: ignore[method-assign]
-    return calls
-
-
-def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
-    """Asked to stop right after the step that broke them: no loss shows it yet."""
-    asked = iter([None] * 4 + [None] + [None] + [15])
-    trainer, _ = make(tmp_path, settings(), stop=lambda: next(asked))
-    real, calls = trainer.step.train, [0]
-
-    def train(*arguments: Any) -> Any:
-        found = real(*arguments)
-        calls[0] += 1
-        if calls[0] == 6:
-            with torch.no_grad():
-                next(trainer.model.parameters()).fill_(float("inf"))
-        return found
-
-    trainer.step.train = train  # type: ignore[method-assign]
-    with pytest.raises(ArcvaeError, match="step 6: a weight is NaN"):
-        trainer.fit()
-    assert checkpoints.read(trainer.folder.checkpoints / "last.pth")["step"] == 4
 
 
 def test_within_an_epoch_the_run_is_saved_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -535,24 +480,6 @@ def test_within_an_epoch_the_run_is_saved_by_the_clock(tmp_path: Path, monkeypat
     trainer, _ = make(tmp_path, settings(train={"save_minutes": 0, "epochs": 2}), "never")
     trainer.fit()
     assert saved == [(0, 0, True), (1, 4, True), (2, 8, True)]
-
-
-def test_a_signal_after_a_nan_does_not_save_it(tmp_path: Path) -> None:
-    asked = iter([None] * 7 + [2])
-    trainer, _ = make(tmp_path, settings(), stop=lambda: next(asked))
-    real, calls = trainer.step.train, [0]
-
-    def train(*arguments: Any) -> Any:
-        terms, output = real(*arguments)
-        calls[0] += 1
-        if calls[0] == 6:
-            terms = Terms(terms.loss * float("nan"), terms.reconstruction, terms.kl_free, terms.rates, terms.betas)
-        return terms, output
-
-    trainer.step.train = train  # type: ignore[method-assign]
-    with pytest.raises(ArcvaeError, match="NaN or infinite"):
-        trainer.fit()
-    assert checkpoints.read(trainer.folder.checkpoints / "last.pth")["epoch"] == 1
 
 
 # -------------------------------------------------------------------------------------- closed loops, several levels
