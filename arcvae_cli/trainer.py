@@ -481,7 +481,9 @@ class Trainer:
         self.notes.append(f"resumed after {' and '.join(done)}" if done else "resumed before the first step")
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
-            self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the cosine of the learning rate is that of the new number")
+            self.notes.append(
+                f"epochs {old['epochs']}, now {train.epochs}: the cosine of the learning rate is that of the new number"
+            )
         before = {**values["made_by"], "engine": old.get("engine")}
         now = {**made_by(self.device), "engine": train.engine}
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:

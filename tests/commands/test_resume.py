@@ -91,7 +91,7 @@ def test_a_run_may_be_made_longer(by: str, arcvae: Run, mine: Path) -> None:
     assert result.exit_code == 0, result.stderr
     said = " ".join(result.stderr.split())
     assert "resumed after epoch 2" in said and "epoch 3/3" in said and "epoch 2/3" not in said
-    assert "epochs 2, now 3: the cosine of the learning rate is that of the new number" in said
+    assert "epochs 2, now 3: the learning rate follows the new cosine" in said
     assert epochs(mine) == [1, 2, 3]
     assert (state(mine)["state"], state(mine)["epoch"], state(mine)["step"]) == ("finished", 3, 6)
     config = tomli.loads((mine / "config.toml").read_text())

@@ -128,7 +128,7 @@ def test_plain_lines(make_plan: MakePlan, make_record: MakeRecord, capsys: pytes
     assert (said.out, said.err) == ("", PLAIN + "\n")
 
 
-@pytest.mark.parametrize(("width", "height"), [(44, 40), (80, 24), (100, 30), (140, 50)])
+@pytest.mark.parametrize(("width", "height"), [(60, 30), (80, 24), (100, 30), (140, 50)])
 @pytest.mark.parametrize("levels", [{"z": 10}, {"z": 200}, {"global": 16, "local": 4}], ids=str)
 @pytest.mark.parametrize("targets", [0, 1])
 def test_a_picture_fits_the_terminal(
