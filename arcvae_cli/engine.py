@@ -132,12 +132,10 @@ class Engine:
 
     def _compile(self, cases: Mapping[tuple[str, ...], float]) -> None:
         """Compile the network and the objective; if that fails, they stay as they are."""
-        from torch._inductor import config
-
-        config.fallback_random = True  # draws what eager draws
         # torch 2.13 loses what a compiled function writes into the state of a closed loop
         self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
-        self.step.forward = torch.compile(self.step.plain, dynamic=False)
+        # fallback_random: draws what eager draws
+        self.step.forward = torch.compile(self.step.plain, dynamic=False, options={"fallback_random": True})
         try:
             for time in cases.values():
                 self.control.at(time)

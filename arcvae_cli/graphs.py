@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 Out = TypeVar("Out")
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
@@ -77,7 +76,7 @@ class Graphed(Generic[Out]):
     """A function of tensors, without gradients: one graph launch on CUDA, a plain call elsewhere.
 
     A graph is recorded for each new combination of shapes and types, so callers should pad what is left over. Returns
-    copies (a tensor, or tensors in tuples and dictionaries). `reason`: why calls are plain, None while they are graphs.
+    copies of a tensor or a tuple of tensors. `reason`: why calls are plain, None while they are graphs.
     """
 
     def __init__(self, function: Callable[..., Out], device: torch.device) -> None:
@@ -107,8 +106,8 @@ class Graphed(Generic[Out]):
         for place, tensor in zip(held, tensors, strict=True):
             place.copy_(tensor)
         graph.replay()
-        copied: Out = pytree.tree_map_only(Tensor, Tensor.clone, out)
-        return copied
+        made: Any = out
+        return cast("Out", made.clone() if isinstance(made, Tensor) else tuple(one.clone() for one in made))
 
 
 def first_line(error: BaseException) -> str:

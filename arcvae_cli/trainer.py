@@ -366,8 +366,7 @@ class Trainer:
         with self.timed("saving"):
             self.check_steps(self.engine.metrics.read(self.index), len(self.history) + 1)
             weights = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-            norms = torch.stack([norm.float() for norm in torch._foreach_norm(weights)])
-            if not bool(norms.isfinite().all()):  # of the last step, which no loss shows yet
+            if not torch.nn.utils.get_total_norm(weights).isfinite():  # of the last step, which no loss shows yet
                 raise self.diverged(f"step {self.done}: a weight")
             checkpoints.save(self.folder.checkpoints / "last.pth", self.state_dict())
             self.saved = self.done
@@ -481,9 +480,7 @@ class Trainer:
         self.notes.append(f"resumed after {' and '.join(done)}" if done else "resumed before the first step")
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
-            self.notes.append(
-                f"epochs {old['epochs']}, now {train.epochs}: the cosine of the learning rate is that of the new number"
-            )
+            self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the learning rate follows the new cosine")
         before = {**values["made_by"], "engine": old.get("engine")}
         now = {**made_by(self.device), "engine": train.engine}
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:

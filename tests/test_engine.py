@@ -113,7 +113,9 @@ def watch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_compiled_network_trains_as_eager_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and split into forward and backward as for every backend; bench/engines.py has the one that makes code."""
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **how: compiler(function, backend="aot_eager", **how))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, options, **how: compiler(function, backend="aot_eager", **how)
+    )
     table = {**MODELS["plain"], "schedule": SCHEDULES["geco"]}
     plain, compiled = make(table, "eager"), make(table, "compile")
     compiled.prepare(times())
@@ -204,9 +206,9 @@ def test_an_epoch_is_a_permutation_that_the_seed_and_the_epoch_decide() -> None:
 
 class TestGraphed:
     def test_calls_are_plain_where_there_are_no_graphs(self) -> None:
-        graphed = graphs.Graphed(lambda x: {"twice": 2 * x}, CPU)
+        graphed = graphs.Graphed(lambda x: 2 * x, CPU)
         assert graphed.reason == "CUDA graphs need a CUDA device, this is cpu"
-        assert graphed(torch.ones(3))["twice"].tolist() == [2.0] * 3
+        assert graphed(torch.ones(3)).tolist() == [2.0] * 3
 
     def test_one_graph_for_each_shape_and_the_draws_of_a_plain_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def noisy(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
