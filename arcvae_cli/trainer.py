@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,12 @@ class Trainer:
         self.engine = Engine(self.settings, self.step, self.corpus, self.control, self.steps)
         self.nan_check = FiniteCheck(self.engine.metrics)
         self.val_order = longest_first(self.corpus, "val", torch.arange(self.corpus.size("val")))
-        self.peaks = self.selection_weights()
+        # weights of model selection: each level's largest beta, for a closed loop the ELBO's 1
+        scale = elbo_scale(self.settings, self.positions)
+        peaks = self.schedule.peaks([level for level in self.levels if level not in self.closed])
+        self.peaks = {level: peaks.get(level, 1.0 / scale if scale else 1.0) for level in self.levels}
+        self.fingerprint = self.corpus.fingerprint()
+        self.again = f"resume with `arcvae train --resume {self.folder.shell}`"
         self.done = self.saved = 0  # optimiser steps, and those in the last checkpoint
         self.precision_tried = False
         self.part, self.since = "start", self.began  # the part of the run under way, and since when
@@ -288,12 +292,6 @@ class Trainer:
             self.best = (value, epoch)
         self.rate.judge(sign * value)
         return replace(record, monitored=value, best=best)
-
-    def selection_weights(self) -> dict[str, float]:
-        """The weight of each level's KL in model selection: its largest beta, for a closed loop the ELBO's 1."""
-        scale = elbo_scale(self.settings, self.positions)
-        peaks = self.schedule.peaks([level for level in self.levels if level not in self.closed])
-        return {level: peaks.get(level, 1.0 / scale if scale else 1.0) for level in self.levels}
 
     def targets(self, epoch: int, train: EpochMetrics) -> tuple[Target, ...]:
         """What closed loops reached. That beta stands at a bound counts from the second such epoch in a row.
@@ -518,10 +516,6 @@ class Trainer:
             own = {name.removeprefix(f"{part}."): value for name, value in weights if name.startswith(f"{part}.")}
             checkpoints.save_part(folder / f"{part}.pth", own, best, self.settings)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        return self.corpus.fingerprint()
-
     # ---------------------------------------------------------------------------------------------- time and errors
 
     @contextlib.contextmanager
@@ -569,11 +563,6 @@ class Trainer:
         raise Interrupted(
             f"stopped by {stopping.name(asked)} {where} {self.folder.path}", stopping.exit_code(asked), self.again
         )
-
-    @property
-    def again(self) -> str:
-        """The command that resumes the run."""
-        return f"resume with `arcvae train --resume {self.folder.shell}`"
 
     def explained(self, error: BaseException) -> BaseException:
         """The error that a person sees: a full disk, a second Ctrl-C and missing memory with what to do."""
