@@ -66,13 +66,6 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     @property
-    def grids(self) -> NDArray[Any]:
-        """Earlier name of `x`, until its callers use the new one."""
-        return self.x
-
-    ids = grids
-
-    @property
     def kind(self) -> Literal["grids", "strings"]:
         return "grids" if self.rules is None else "strings"
 
@@ -173,7 +166,3 @@ def canvas_keys(grids: Grids) -> list[bytes]:
     """The content of each grid (N, 16, 16) as bytes, to hash or compare."""
     whole = grids.tobytes()
     return [whole[start : start + CELLS] for start in range(0, len(whole), CELLS)]
-
-
-# Earlier names, until their callers use the new ones.
-GridArrays = Dataset

@@ -82,14 +82,6 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
     return _grids(path, columns) if "grids" in columns else _grids_by_split(path, columns)
 
 
-def read_grids(path: Path) -> Dataset:
-    """As `read_dataset`, for grids only."""
-    dataset = read_dataset(path)
-    if dataset.kind != "grids":
-        raise InputError(f"{path}: contains strings, not grids", _GRID_FIX)
-    return dataset
-
-
 # ------------------------------------------------------------------------------------------------------------- arrays
 
 
@@ -368,6 +360,3 @@ def _grid(rows: Any, where: str) -> NDArray[Any]:
     if grid.ndim != 2 or not grid.size or grid.dtype.kind not in "iu" or grid.min() < 0 or grid.max() >= COLOURS:
         raise InputError(f"{where}: not a grid of integers 0-9", _TASK_FIX)
     return grid
-
-
-write_grids = write_dataset  # earlier name, until its callers use the new one

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, refuse_large, split_by_key, split_sizes, written
 from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, first_of_each, padded
-from arcvae_cli.data.files import write_dataset
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
 from arcvae_cli.grammar import Grammar, Rules
@@ -214,14 +213,3 @@ def _list_failures(path: Path, failures: Sequence[Failure], places: Sequence[tup
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
-
-
-# Earlier names, until their callers use the new ones.
-def StringArrays(  # noqa: N802
-    name: str, ids: NDArray[np.int16], split: NDArray[np.uint8], rules: Rules, grammar: Grammar | None = None
-) -> Dataset:
-    """A dataset of derivations."""
-    return Dataset(name, ids, split, rules=rules, grammar=grammar)
-
-
-write_strings = write_dataset

@@ -387,11 +387,12 @@ def test_strict_counts_for_strings_too(arcvae: Run, equations_run: Path, tmp_pat
 def test_other_strings_are_judged_against_the_training_strings(
     arcvae: Run, equations_run: Path, tmp_path: Path
 ) -> None:
-    from arcvae_cli.data.strings import build_drawn, write_strings
+    from arcvae_cli.data.files import write_dataset
+    from arcvae_cli.data.strings import build_drawn
     from arcvae_cli.grammar import read_grammar
 
     other = tmp_path / "other.npz"
-    write_strings(other, build_drawn(read_grammar("equations"), 7, size=50, seed=1))
+    write_dataset(other, build_drawn(read_grammar("equations"), 7, size=50, seed=1))
     result = judge(arcvae, equations_run, tmp_path / "out", "--data", other, "--samples", 20, "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
@@ -423,12 +424,13 @@ def test_what_is_of_the_other_kind_is_refused(
 def test_ready_ids_without_a_grammar_are_evaluated_too(arcvae: Run, bare_run: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from arcvae_cli.data.strings import build_drawn, write_strings
+    from arcvae_cli.data.files import write_dataset
+    from arcvae_cli.data.strings import build_drawn
     from arcvae_cli.grammar import read_grammar
 
     drawn = build_drawn(read_grammar("equations"), 9, size=300)
     ready = tmp_path / "ready.npz"
-    write_strings(ready, replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None))
+    write_dataset(ready, replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None))
     result = judge(arcvae, bare_run, tmp_path / "out", "--data", ready)
     assert result.exit_code == 0, result.stderr
     assert "is gone" in result.stderr  # ids.npy and masks.npy, which it was trained on

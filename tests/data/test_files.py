@@ -16,7 +16,7 @@ import pytest
 from arcvae_cli.data import arrays as arrays_module
 from arcvae_cli.data.arc import published
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin
-from arcvae_cli.data.files import read_dataset, read_grids, write_dataset
+from arcvae_cli.data.files import read_dataset, write_dataset
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.grammar import read_grammar
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, canvases: Dataset, m
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_grids_and_split(tmp_path: Path, split: np.ndarray, save: Any):
     save(tmp_path / "mine.npz", grids=GRIDS.astype(np.int32), split=split, other=np.array([Trap()], object))
-    dataset = read_grids(tmp_path / "mine.npz")
+    dataset = read_dataset(tmp_path / "mine.npz")
     assert dataset.x.dtype == dataset.split.dtype == np.uint8
     assert (dataset.x == GRIDS).all() and (dataset.split == SPLIT).all()
     assert not dataset.notes
@@ -132,7 +132,7 @@ def test_ids_of_the_user(tmp_path: Path):
     refused(path, "ids without a grammar")
     write_dataset(path, DRAWN)
     with pytest.raises(InputError, match="contains strings, not grids"):
-        read_grids(path)
+        read_dataset(path)
 
 
 def with_shape(height: int, width: int) -> dict[str, np.ndarray]:

@@ -74,7 +74,7 @@ def test_shapes_are_what_they_were(shapes: Dataset):
     assert [shapes.rows(split).size for split in SPLITS] == [800, 100, 100]
     assert shapes.shape is None
     assert shapes.task is None
-    assert not set(canvas_keys(shapes.x)) & set(canvas_keys(build_shapes(100, 1).grids))
+    assert not set(canvas_keys(shapes.x)) & set(canvas_keys(build_shapes(100, 1).x))
 
 
 def test_small_corpora_are_full():
