@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 MAPPED, QUICKLY_MAPPED = 1000, 500  # codes in the plane
 WIDTH = 80  # columns of KL bars
-STRINGS = "Models of strings"  # panel of the help
+strings_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
 
 
 def evaluate(
@@ -52,34 +53,15 @@ def evaluate(
     ] = "fp32",
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a target is missed")] = False,
     monte_carlo: Annotated[
-        bool,
-        typer.Option(
-            "--monte-carlo",
-            help="count exact reconstructions among sampled strings, as in 2017",
-            rich_help_panel=STRINGS,
-        ),
+        bool, strings_option("--monte-carlo", help="count exact reconstructions among sampled strings, as in 2017")
     ] = False,
-    encodings: Annotated[
-        int | None, typer.Option(min=1, help="codes per derivation", show_default="10", rich_help_panel=STRINGS)
-    ] = None,
-    decodings: Annotated[
-        int | None, typer.Option(min=1, help="strings per code", show_default="100", rich_help_panel=STRINGS)
-    ] = None,
+    encodings: Annotated[int | None, strings_option(min=1, help="codes per derivation", show_default="10")] = None,
+    decodings: Annotated[int | None, strings_option(min=1, help="strings per code", show_default="100")] = None,
     monte_carlo_examples: Annotated[
-        int | None,
-        typer.Option(
-            "--monte-carlo-examples",
-            min=1,
-            help="derivations it is done for",
-            show_default="500",
-            rich_help_panel=STRINGS,
-        ),
+        int | None, strings_option("--monte-carlo-examples", min=1, help="derivations to count", show_default="500")
     ] = None,
     samples: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=100_000, help="strings drawn from each prior", show_default="1000", rich_help_panel=STRINGS
-        ),
+        int | None, strings_option(min=1, max=100_000, help="strings drawn from each prior", show_default="1000")
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -202,7 +184,7 @@ def _write(
     try:
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as scratch_name:
             scratch = Path(scratch_name)
-            draw_codes(scratch, shown, values, name, title, task.seed)
+            _draw_codes(scratch, shown, values, name, title, task.seed)
             domain.draw(scratch, task, evaluation)
             write_json(scratch / "metrics.json", document)
             for kind, place in (("*.png", images), ("*.txt", folder), ("metrics.json", folder)):
@@ -212,7 +194,7 @@ def _write(
         raise failed(folder, error.strerror or str(error)) from error
 
 
-def draw_codes(
+def _draw_codes(
     folder: Path, codes: NDArray[np.float32], values: NDArray[Any], name: str, title: str, seed: int
 ) -> None:
     """Codes (n, D) of the top level in the plane, by PCA and t-SNE, each point coloured by its value."""
@@ -303,7 +285,10 @@ def _show_table(console: Console, table: Table, report: Report) -> None:
         if any(value is not None for value in values):
             rows.append((label, *(cell(value, "," if isinstance(value, int) else form) for value in values)))
     if rows:
-        console.table(table.title, ("", *table.columns), rows, header=any(table.columns))
+        headed = any(table.columns)
+        console.table(table.title, ("", *table.columns), rows, header=headed)
+        if not headed:  # a table with a head ends in an empty line
+            console.result()
         if table.note:
             console.result(Text(table.note))
 

@@ -55,11 +55,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JS
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """The garbage collector is off in the block, which imports PyTorch: that makes many objects and no garbage.
-
-    They are never looked at again either, not even at the end of the process: together a third of what PyTorch costs
-    a process that does nothing else.
-    """
+    """Import PyTorch without garbage collection, then or later: a third of its import time."""
     first, on = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
@@ -72,7 +68,7 @@ def importing() -> Iterator[None]:
 
 
 def open_device(name: str) -> torch.device:
-    """The device of `--device`; PyTorch is told how many cores there are."""
+    """The device of `--device`; sets PyTorch's number of threads."""
     from arcvae_cli.machine import use_cores
     from arcvae_cli.step import choose_device
 
@@ -82,7 +78,7 @@ def open_device(name: str) -> torch.device:
 
 
 def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) -> Loaded:
-    """The model that `--checkpoint` means, on the device, with a note where the name was looked up."""
+    """The model of `--checkpoint`, on the device, with a note if the name was looked up."""
     with importing():
         from arcvae_cli.checkpoints import find_checkpoint, load
 
@@ -123,10 +119,9 @@ def open_named(
     structure: Structure | None = None,
     begun: Future[Dataset] | None = None,
 ) -> GridCorpus | DerivationCorpus:
-    """The corpus that the settings name, with a note before a build that takes seconds, and its own notes after.
+    """The corpus of the settings, with its notes; one that fits the `structure` of a checkpoint's model, if given.
 
-    `structure`: of the derivations that a checkpoint's model is made for, None where there is none yet. `begun`: what
-    `begin_reading` gave.
+    `begun`: what `begin_reading` gave.
     """
     from arcvae_cli.data.corpus import open_corpus
 
@@ -143,10 +138,7 @@ def open_named(
 
 
 def begin_reading(data: DataSettings) -> Future[Dataset] | None:
-    """Read a corpus in a thread, while PyTorch is imported; None for one that has to be built.
-
-    A build is not for a thread: it talks, starts processes, and ends with Ctrl-C.
-    """
+    """Read a corpus in a thread while PyTorch is imported; None for one that has to be built, which prints progress."""
     from concurrent.futures import Future
     from threading import Thread
 
@@ -168,7 +160,7 @@ def begin_reading(data: DataSettings) -> Future[Dataset] | None:
 
 
 def announce_build(data: DataSettings, console: Console) -> None:
-    """Say that a corpus is not in the cache."""
+    """A note if the corpus is not in the cache."""
     from arcvae_cli.data.corpora import cache_path, corpus_name
 
     cached = cache_path(data)
@@ -177,5 +169,5 @@ def announce_build(data: DataSettings, console: Console) -> None:
 
 
 def output_folder(output: Path | None, loaded: Loaded, name: str) -> Path:
-    """`--output`, made if need be: by default the folder `name` in the checkpoint's run, or here if it has none."""
+    """`--output`, created: by default the folder `name` in the checkpoint's run, or here if it has none."""
     return usable_folder(output or (loaded.run or Path()) / name, "--output")

@@ -1,8 +1,7 @@
-"""Priors fitted to the codes of a split, for models whose codes do not match N(0, I), and draws from a prior.
+"""Priors fitted to the codes of a split, and draws from a prior.
 
-Where the aggregate posterior misses the prior, the decoder was never trained on what the prior draws. A density fitted
-afterwards to the aggregate posterior q(z) = mean of q(z|x) over x shows what the decoder can do (Ghosh et al. 2020,
-"From Variational to Deterministic Autoencoders", section 4). Its draws are no samples of the model as trained.
+A density fitted to the aggregate posterior q(z) = mean of q(z|x) over x shows what the decoder can do where the codes
+miss N(0, I) (Ghosh et al. 2020, "From Variational to Deterministic Autoencoders", section 4).
 """
 
 from __future__ import annotations

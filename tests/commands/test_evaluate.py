@@ -14,6 +14,7 @@ from arcvae_cli import checkpoints, render
 from arcvae_cli.commands import evaluate as command
 from arcvae_cli.console import Console
 from arcvae_cli.data.corpus import open_corpus
+from arcvae_cli.domains.grids import GridDomain
 from arcvae_cli.runs import RunFolder
 
 Run = Callable[..., Result]
@@ -44,40 +45,41 @@ def test_files_are_written_whole_and_nothing_else(judged: tuple[Result, Path]) -
     for name in FILES:
         if name.endswith(".png"):
             assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    assert f"pictures to {folder}" in result.stderr
+    assert f"reconstructions to {folder}" in result.stderr
     assert "reconstructing 40 grids" in result.stderr
     assert "\x1b" not in result.stdout
 
 
+def row_of(shown: str, name: str) -> list[str]:
+    """The cells of the first row of this name in the tables that were printed."""
+    line = next(line for line in shown.splitlines() if line.strip().startswith(f"{name}  "))
+    return line.strip().removeprefix(name).split()
+
+
 def test_the_screen_shows_what_the_file_holds(judged: tuple[Result, Path]) -> None:
     result, folder = judged
-    metrics = json.loads((folder / "metrics.json").read_text())
-    rows = {line.split("  ")[0].strip(): line.split() for line in result.stdout.splitlines() if line.strip()}
-    assert rows["vae_best.pth of epoch 3, some test, 40 grids, seed 0"]
+    shown, metrics = result.stdout, json.loads((folder / "metrics.json").read_text())
+    assert shown.startswith("vae_best.pth of epoch 3, some test, 40 grids, seed 0")
     found = metrics["reconstruction"]
-    for name, field in (
-        ("pixel accuracy", "pixel_accuracy"),
-        ("non-black accuracy", "non_black_accuracy"),
-        ("non-black IoU", "non_black_iou"),
-        ("exact grids", "exact_share"),
-    ):
-        row = next(line for line in result.stdout.splitlines() if line.startswith(f" {name}  "))
-        values = [found[kind][field] for kind in ("posterior_mean", "all_black", "pca")]
-        assert row.split()[len(name.split()) :][:3] == [f"{value:.2%}" for value in values]
-    assert f"{found['skill']['pixel']:+.3f}" in result.stdout
-    bars = [line.split() for line in result.stdout.splitlines() if line.startswith("  ") and "█" in line]
+    for name, field in (("pixel accuracy", "pixel_accuracy"), ("non-black IoU", "non_black_iou")):
+        values = [found[kind][field] for kind in ("posterior_mean", "posterior_sample", "all_black", "pca")]
+        assert row_of(shown, name) == [f"{value:.2%}" for value in values]
+    assert row_of(shown, "skill in pixels") == [f"{found['skill']['pixel']:+.3f}"]
+    bars = [line.split() for line in shown.splitlines() if line.startswith("  ") and "█" in line]
     for place, value in enumerate(metrics["levels"]["z"]["kl_nats"]):
         assert next(words for words in bars if words[0] == str(place))[-1] in (f"{value:.3f}", "dead")
-    assert f"the model's code has {metrics['elbo']['kl_nats']:.1f} nats" in result.stdout
-    assert f"{metrics['importance_weighted']['nll_nats']:.2f}" in rows["-log p(x), 3 draws, 40 grids <="]
-    assert rows["density"][1:] == [f"{metrics[kind]['density']:.2f}" for kind in ("prior_samples", "training_grids")]
-    assert metrics["verdict"]["summary"] in result.stdout
+    nats = metrics["importance_weighted"]
+    assert row_of(shown, "-log p(x), importance-weighted <=") == [f"{nats['nll_nats']:.3f}", f"{nats['nll_bits']:.3f}"]
+    assert row_of(shown, "density") == [
+        f"{metrics[kind]['density']:.2f}" for kind in ("prior_samples", "training_grids")
+    ]
+    assert "inside the rectangle" not in shown  # not measured: the canvas is the grid
+    assert metrics["verdict"]["summary"] in shown
     for finding in metrics["verdict"]["findings"]:
-        assert finding["name"] in result.stdout
+        assert finding["name"] in shown
         assert finding["ok"] == (finding["remedy"] is None)
-        assert finding["ok"] or f"- {finding['remedy']}" in result.stdout
-    tables = [line for line in result.stdout.splitlines() if line.startswith(" ") or "─" in line]
-    assert max(map(len, tables)) <= 80
+        assert finding["ok"] or f"- {finding['remedy']}" in shown
+    assert max(len(line) for line in shown.splitlines() if line.startswith(" ") or "─" in line) <= 80
 
 
 def test_the_numbers_are_those_of_the_model(
@@ -122,10 +124,22 @@ def test_strict_exits_with_1_after_all_is_written(arcvae: Run, tiny_run: Path, t
 def test_strict_exits_with_0_when_all_is_met(
     arcvae: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from arcvae_cli.evaluation import grids, verdict
-
-    monkeypatch.setattr(grids, "judge", lambda *_: verdict.Verdict(True, "all is well", ()))
+    monkeypatch.setattr(GridDomain, "targets", lambda *_: iter(()))
     assert judge(arcvae, tiny_run, tmp_path, "--strict", "--quiet").exit_code == 0
+
+
+def test_free_bits_of_the_mode_total_are_the_floor_of_no_dimension(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
+    import torch
+
+    path = shutil.copytree(tiny_run, tmp_path / "run") / "checkpoints" / "vae_best.pth"
+    values = torch.load(path, weights_only=True)
+    config = json.loads(values["config"])
+    for mode, shown in (("per_dim", True), ("total", False)):
+        config["objective"].update(free_bits=0.7, free_bits_mode=mode)
+        checkpoints.save(path, {**values, "config": json.dumps(config)})
+        result = judge(arcvae, tmp_path / "run", tmp_path / mode, "--quiet")
+        bars = [line for line in result.stdout.splitlines() if "█" in line]
+        assert ("free bits 0.7" in result.stdout) is shown and any("|" in bar for bar in bars) is shown
 
 
 def test_the_default_folder_is_named_after_data_and_split(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
@@ -160,7 +174,7 @@ def test_without_the_training_grids_the_data_at_hand_must_do(
     try:
         result = judge(arcvae, tiny_run, tmp_path / "out", "--data", own, "--json", "--quiet")
         assert json.loads(result.stdout)["reconstruction"]["pca_training_grids"] == 30
-        assert "are gone" in result.stderr
+        assert "is gone" in result.stderr
         for data in ((), ("--data", test_only)):
             result = judge(arcvae, tiny_run, tmp_path / "out", *data)
             assert result.exit_code == 2
@@ -205,21 +219,26 @@ def test_a_failed_write_leaves_the_former_files(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, "former")
 
 
-def test_a_run_ends_with_a_report(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("run", "pictures"),
+    [("tiny_run", []), ("hierarchy_run", ["levels.png"]), ("equations_run", [])],
+)
+def test_a_run_ends_with_a_report(
+    run: str,
+    pictures: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
     (tmp_path / "images").mkdir()
-    loaded = checkpoints.load(tiny_run / "checkpoints" / "vae_best.pth")
+    loaded = checkpoints.load(request.getfixturevalue(run) / "checkpoints" / "vae_best.pth")
     corpus = open_corpus(loaded.settings.data)
     command.report(loaded, corpus, "val", RunFolder(tmp_path), Console())
-    shown = capsys.readouterr()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["run"], metrics["split"], metrics["quick"]) == (str(tmp_path), "val", True)
-    assert metrics["verdict"]["summary"] in shown.out
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
-        "latent_space_pca.png",
-        "latent_space_tsne.png",
-    ]
-    command.report(loaded, corpus, "val", RunFolder(tmp_path), Console(as_json=True))
-    assert json.loads(capsys.readouterr().out) == metrics
+    assert metrics["verdict"]["summary"] in capsys.readouterr().out
+    codes = ["latent_space_pca.png", "latent_space_tsne.png"]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == codes + pictures
 
 
 @pytest.fixture(scope="module")
@@ -234,46 +253,22 @@ def both(hierarchy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return CliRunner().invoke(app, ["evaluate", *arguments], env={"COLUMNS": "80"}), folder
 
 
-def test_two_levels_are_shown_apart(both: tuple[Result, Path]) -> None:
+def test_two_levels_and_conditions_are_shown_apart(both: tuple[Result, Path]) -> None:
     result, folder = both
     assert result.exit_code == 0, result.stderr
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "kl_maps.png", "levels.png"])
-    metrics = json.loads((folder / "metrics.json").read_text())
-    shown = result.stdout
-    assert "Without any condition, except where samples are asked for one." in shown
+    metrics, shown = json.loads((folder / "metrics.json").read_text()), result.stdout
+    assert "Without conditions, except for samples under a condition." in shown
     for name, title in (("global", "KL of each dimension of global"), ("local", "KL of each channel of local (4x4)")):
-        total = sum(metrics["levels"][name]["kl_nats"])
-        assert f"{title}: {total:.2f} nats" in shown
-        row = next(line.split() for line in shown.splitlines() if line.startswith(f"   {name}  "))
-        assert row[1:] == [f"{total:.2f}", f"{total / 256 / np.log(2):.4f}"]
-        alone = metrics["shuffled_codes"]["levels"][name]
-        assert f"with {name} codes of other grids: {alone['reconstruction_nats']:.1f} nats" in shown
+        assert f"{title}: {sum(metrics['levels'][name]['kl_nats']):.2f} nats" in shown
+    alone = [metrics["shuffled_codes"]["levels"][name]["reconstruction_nats"] for name in ("global", "local")]
+    assert row_of(shown, "with this level's of other examples") == [f"{nats:.1f}" for nats in alone]
     assert np.array(metrics["levels"]["local"]["cells_nats"]).shape == (4, 4)
-    tables = [line for line in shown.splitlines() if line.startswith(" ") or "─" in line]
-    assert max(map(len, tables)) <= 80
-
-
-def test_what_was_asked_stands_beside_what_was_not(both: tuple[Result, Path]) -> None:
-    result, folder = both
-    found = json.loads((folder / "metrics.json").read_text())["adherence"]
-    for row in found["rows"]:
-        line = next(line for line in result.stdout.splitlines() if line.strip().startswith(f"{row['asked']}   "))
-        shares = ("counted_obeying", "unaided_obeying", "baseline_counted_obeying", "obeying", "data")
-        told = ["-" if row[key] is None else f"{100 * row[key]:.1f}" for key in shares]
-        assert line.split()[-6:] == [*told[:3], str(row["counted"]), *told[3:]]
-    assert f"of those unasked {found['baseline_counted']}" in result.stdout
-
-
-def test_a_run_of_two_levels_ends_with_samples_by_level(hierarchy_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    loaded = checkpoints.load(hierarchy_run / "checkpoints" / "vae_best.pth")
-    command.report(loaded, open_corpus(loaded.settings.data), "val", RunFolder(tmp_path), Console(as_json=True))
-    assert json.loads((tmp_path / "metrics.json").read_text())["adherence"]["samples"] == 100
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
-        "latent_space_pca.png",
-        "latent_space_tsne.png",
-        "levels.png",
-    ]
+    for row in metrics["adherence"]["rows"]:
+        keys = ("counted_obeying", "unaided_obeying", "baseline_counted_obeying", "counted", "obeying", "data")
+        cells = ["-" if row[key] is None else str(row[key]) if key == "counted" else f"{row[key]:.1%}" for key in keys]
+        assert row_of(shown, row["asked"]) == cells
+    assert max(len(line) for line in shown.splitlines() if line.startswith(" ") or "─" in line) <= 80
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that nobody may write to")
@@ -315,30 +310,21 @@ def test_strings_are_shown_as_they_stand_in_the_file(derived: tuple[Result, Path
     assert result.exit_code == 0, result.stderr
     assert sorted(path.name for path in folder.iterdir()) == STRING_FILES
     assert "reconstructing 40 derivations" in result.stderr
-    assert "10 strings of each of 7 derivations" in result.stderr
-    metrics = json.loads((folder / "metrics.json").read_text())
-    shown = result.stdout
+    shown, metrics = result.stdout, json.loads((folder / "metrics.json").read_text())
     assert "vae_best.pth of epoch 3, sums test, 40 derivations, seed 0" in shown
     found = metrics["reconstruction"]
-
-    def row(name: str) -> list[str]:
-        return next(line for line in shown.splitlines() if line.startswith(f" {name}  "))[len(name) + 1 :].split()
-
     for name, field in (("rules", "token_accuracy"), ("exact derivations", "exact_share")):
-        assert row(name) == [f"{found[kind][field]:.2%}" for kind in ("posterior_mean", "frequencies")]
-        assert row(f"{name}, code drawn") == [f"{found['posterior_sample'][field]:.2%}"]
-    assert row("  and rules too: mean p(x|z)")[0] == f"{found['expected_exact_share']:.2%}"
-    assert row("  the same, counted") == [f"{found['monte_carlo']['exact_share']:.2%}"]
-    assert row("reconstruction")[0] == f"{metrics['elbo']['reconstruction_nats']:.2f}"
-    assert row("rule frequencies, without any code")[0] == f"{found['frequencies']['nll_nats']:.2f}"
-    assert row("entropy of the corpus, least on unseen")[0] == f"{metrics['entropy_nats']:.2f}"
-    for name, field in (("evaluable", "valid_share"), ("of these no training string", "novel_share")):
-        assert row(name) == [f"{drawn[field]:.2%}" for drawn in metrics["prior_samples"].values()]
-    assert row("strings") == ["60", "60"]
+        kinds = ("posterior_mean", "posterior_sample", "frequencies")
+        assert row_of(shown, name) == [f"{found[kind][field]:.2%}" for kind in kinds]
+    assert row_of(shown, "the same, counted") == [f"{found['monte_carlo']['exact_share']:.2%}"]
+    assert row_of(shown, "rule frequencies, without any code") == [f"{found['frequencies']['nll_nats']:.2f}"]
+    assert row_of(shown, "entropy of the corpus, least on unseen") == [f"{metrics['entropy_nats']:.2f}"]
+    for name, field in (("valid", "valid_share"), ("of these no training string", "novel_share")):
+        assert row_of(shown, name) == [f"{drawn[field]:.2%}" for drawn in metrics["prior_samples"].values()]
+    assert row_of(shown, "strings") == ["60", "60"]
     assert metrics["verdict"]["summary"] in shown
     assert found["monte_carlo"] == {**found["monte_carlo"], "examples": 7, "encodings": 2, "decodings": 5}
-    tables = [line for line in shown.splitlines() if line.startswith(" ") or "─" in line]
-    assert max(map(len, tables)) <= 80
+    assert max(len(line) for line in shown.splitlines() if line.startswith(" ") or "─" in line) <= 80
 
 
 def test_pairs_of_strings_are_text(derived: tuple[Result, Path], equations_run: Path) -> None:
@@ -363,49 +349,12 @@ def test_pairs_of_strings_are_text(derived: tuple[Result, Path], equations_run: 
             assert corpus.grammar.write(ids[0].tolist()) == shown
 
 
-def test_strings_end_a_run_with_a_report(
-    equations_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "images").mkdir()
-    loaded = checkpoints.load(equations_run / "checkpoints" / "vae_best.pth")
-    command.report(loaded, open_corpus(loaded.settings.data), "val", RunFolder(tmp_path), Console(as_json=True))
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert json.loads(capsys.readouterr().out) == metrics
-    assert (metrics["run"], metrics["split"], metrics["quick"]) == (str(tmp_path), "val", True)
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == STRING_FILES[1:3]
-
-
-def test_strict_counts_for_strings_too(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
-    more = ("--samples", 20, "--precision", "bf16")
-    result = judge(arcvae, equations_run, tmp_path, "--strict", "--quiet", *more, "--json")
-    assert result.exit_code == 1
-    document = json.loads(result.stdout)
-    assert document["verdict"]["ok"] is False
-    assert document["precision"] == "bf16"
-
-
-def test_other_strings_are_judged_against_the_training_strings(
-    arcvae: Run, equations_run: Path, tmp_path: Path
-) -> None:
-    from arcvae_cli.data.files import write_dataset
-    from arcvae_cli.data.strings import build_drawn
-    from arcvae_cli.grammar import read_grammar
-
-    other = tmp_path / "other.npz"
-    write_dataset(other, build_drawn(read_grammar("equations"), 7, size=50, seed=1))
-    result = judge(arcvae, equations_run, tmp_path / "out", "--data", other, "--samples", 20, "--json")
-    assert result.exit_code == 0, result.stderr
-    document = json.loads(result.stdout)
-    assert (document["corpus"], document["reconstruction"]["examples"]) == ("other", 5)
-    assert document["reconstruction"]["frequencies"]["training"] == 320
-
-
 @pytest.mark.parametrize(
     ("run", "arguments", "said"),
     [
         ("tiny_run", ("--monte-carlo",), "--monte-carlo: this model is of grids"),
         ("tiny_run", ("--samples", 9), "--samples: this model is of grids"),
-        ("equations_run", ("--decodings", 9), "--decodings: nothing is counted"),
+        ("equations_run", ("--decodings", 9), "--decodings: needs --monte-carlo"),
         ("equations_run", ("--data", "arc_npz"), "holds grids"),
         ("tiny_run", ("--data", "equations_npz"), "holds derivations"),
         ("equations_run", ("--samples", 0), "--samples"),
@@ -441,7 +390,7 @@ def test_ready_ids_without_a_grammar_are_evaluated_too(arcvae: Run, bare_run: Pa
     assert "," in (tmp_path / "out" / "reconstructions.txt").read_text()
     result = judge(arcvae, bare_run, tmp_path / "out", "--data", ready, "--monte-carlo")
     assert result.exit_code == 2
-    assert "--monte-carlo: without its grammar" in result.stderr
+    assert "--monte-carlo: a model without a grammar" in result.stderr
 
 
 def test_the_noise_that_was_sampled_is_what_counts(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
@@ -466,7 +415,6 @@ def test_the_noise_that_was_sampled_is_what_counts(arcvae: Run, equations_run: P
     gap = (0.5 * variance * (0.01**2 - 1) - np.log(0.01)).sum(dim=1).mean().item()
     assert metrics["posterior_noise"] == 0.01
     assert metrics["elbo"]["kl_nats"] - metrics["trained_kl_nats"] == pytest.approx(gap, rel=1e-4)
-    assert "posterior_noise = 0.01: the objective's KL is" in result.stdout
     assert metrics["importance_weighted"]["single_nats"] == pytest.approx(-metrics["elbo"]["elbo_nats"], rel=0.01)
 
 

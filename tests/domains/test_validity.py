@@ -60,7 +60,7 @@ def test_molecules_are_judged_by_rdkit() -> None:
     pytest.importorskip("rdkit")
     judge = validator_for(read_grammar("smiles"))
     assert judge is not None and judge.name == "valid"
-    assert judge.canonical is not None and judge["diversity"] is not None
+    assert judge.canonical is not None and judge.diversity is not None
     valid = [judge.is_valid(text) for text in ("c1ccccc1O", "C1CC", "c1ccc1(C)(C)", "")]
     assert valid == [True, False, False, False]
     assert judge.canonical("OCC") == judge.canonical("CCO") == "CCO"

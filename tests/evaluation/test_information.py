@@ -365,13 +365,6 @@ def test_shuffled_codes_cost_what_the_code_is_worth() -> None:
     assert found["shuffled_reconstruction_nats"] == pytest.approx((2 * sum(steps[:4]) + sum(steps)) / 3, abs=0.1)
 
 
-def test_shuffling_is_free_where_the_code_is_dead() -> None:
-    model = Logistic(torch.zeros(3), OFFSET, torch.ones(3), 0.0, 0.0)
-    found = shuffled_codes(model, Bits(ALL), "test", torch.arange(8))
-    assert found["shuffled_reconstruction_nats"] == pytest.approx(found["reconstruction_nats"])
-    assert found["shuffled_accuracy"] == found["accuracy"]
-
-
 def test_an_even_path_changes_one_cell_a_step() -> None:
     found = smoothness(decoded_paths(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), 9))
     assert (found["pairs"], found["steps"]) == (1, 9)

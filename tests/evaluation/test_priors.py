@@ -19,7 +19,6 @@ from arcvae_cli.evaluation.priors import (
     fit_mixture,
     fit_prior,
     flatten,
-    unflatten,
 )
 from arcvae_cli.models.base import VAE, Batch, Level, standard_level
 
@@ -128,14 +127,6 @@ class TestDensities:
 
     def test_too_few_codes_for_a_mixture_give_a_gaussian(self) -> None:
         assert len(fit_mixture(np.random.default_rng(0).standard_normal((6, 4)), seed=0).weights) == 1
-
-
-def test_codes_are_latents_and_back() -> None:
-    latents = {"global": torch.randn(5, 3), "local": torch.randn(5, 2, 4, 4)}
-    codes = flatten(latents)
-    assert codes.shape == (5, 3 + 32)
-    back = unflatten(codes, {"global": (3,), "local": (2, 4, 4)})
-    assert all(torch.equal(back[name], latents[name]) for name in latents)
 
 
 def test_codes_are_posterior_samples_of_the_split(model: TwoLevels, corpus: GridCorpus) -> None:

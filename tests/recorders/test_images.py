@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arcvae_cli.recorders.pictures import GridPictures
 from matplotlib.image import imread
 
 from arcvae_cli import render
 from arcvae_cli.controllers import Target
-from arcvae_cli.domains.texts import StringPictures
 from arcvae_cli.grammar import Rules
+from arcvae_cli.recorders.images import ImageRecorder
 from arcvae_cli.records import EpochRecord, Pictures, Plan
 
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
@@ -23,7 +22,7 @@ NAMES = ["kl_map_epoch_7.png", "reconstructions_epoch_7.png", "samples_epoch_7.p
 def test_pictures_of_an_epoch(
     tmp_path: Path, make_plan: MakePlan, make_pictures: Callable[..., Pictures], maps: bool, written: list[str]
 ) -> None:
-    recorder = GridPictures(tmp_path)
+    recorder = ImageRecorder(tmp_path, "grids")
     recorder.start(make_plan())
     recorder.pictures(7, make_pictures(maps))
     recorder.close()  # no epoch was finished: no curve can be drawn, and that is no error
@@ -33,7 +32,7 @@ def test_pictures_of_an_epoch(
 
 
 def test_a_training_that_ends_before_it_starts_leaves_no_picture(tmp_path: Path) -> None:
-    GridPictures(tmp_path).close()
+    ImageRecorder(tmp_path, "grids").close()
     assert not list(tmp_path.iterdir())
 
 
@@ -41,7 +40,7 @@ def test_curves_at_the_end_of_a_run_whose_code_is_dead(
     tmp_path: Path, make_plan: MakePlan, make_record: MakeRecord
 ) -> None:
     """A KL of 0 has no place on a logarithmic scale, and levels of their own beta have a line each."""
-    recorder = GridPictures(tmp_path)
+    recorder = ImageRecorder(tmp_path, "grids")
     recorder.start(make_plan(levels={"global": 1, "local": 2}, elbo_scale=256.0, free_bits=0.3))
     for epoch in (1, 2):
         rates = {"global": [0.0], "local": [0.0, 0.02]}
@@ -68,7 +67,7 @@ def test_beta_is_drawn_at_every_step(
     tmp_path: Path, make_plan: MakePlan, make_record: MakeRecord, drawn: dict[str, tuple[Any, ...]]
 ) -> None:
     """After each epoch it may stand where the cycle began."""
-    recorder = GridPictures(tmp_path)
+    recorder = ImageRecorder(tmp_path, "grids")
     recorder.start(make_plan(steps=2, elbo_scale=256.0))
     for epoch in (3, 4):  # a run that goes on from the second
         recorder.epoch(make_record(epoch, betas={"z": 0.0}, path={"z": [0.1, 0.0]}))
@@ -80,7 +79,7 @@ def test_levels_have_their_own_lines_targets_and_floors(
     tmp_path: Path, make_plan: MakePlan, make_record: MakeRecord, drawn: dict[str, tuple[Any, ...]]
 ) -> None:
     target = Target("local", "kl", 20.0, 25.0, 0.1, None)
-    recorder = GridPictures(tmp_path)
+    recorder = ImageRecorder(tmp_path, "grids")
     recorder.start(make_plan(levels={"global": 1, "local": 2}, free_bits=0.3))
     path = {"global": [0.1, 0.2], "local": [0.3, 0.4]}
     recorder.epoch(make_record(1, rates={"global": [1.0], "local": [2.0, 3.0]}, path=path, targets=(target,)))
@@ -107,7 +106,7 @@ def test_a_run_that_goes_on_draws_the_curves_of_a_whole_one_and_keeps_no_void_pi
         folder.mkdir()
         (folder / "samples_epoch_1.png").touch()
         for part in parts:
-            recorder = StringPictures(folder, make_rules())
+            recorder = ImageRecorder(folder, "strings", make_rules())
             recorder.start(make_plan(steps=2))
             if part[0].epoch > 1:
                 recorder.resume(records[: part[0].epoch - 1], (part[0].epoch - 1) * 50)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.domains.texts import Pair, StringPictures, Writer, pair_lines
+from arcvae_cli.domains.texts import Pair, Writer, pair_lines
 from arcvae_cli.grammar import Rules
+from arcvae_cli.recorders.images import ImageRecorder
 from arcvae_cli.records import EpochRecord, Pictures, Plan
 
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
@@ -45,7 +46,7 @@ def test_texts_of_an_epoch(
     make_rules: Callable[..., Rules],
     derivations: Pictures,
 ) -> None:
-    recorder = StringPictures(tmp_path, make_rules(known))
+    recorder = ImageRecorder(tmp_path, "strings", make_rules(known))
     recorder.start(make_plan(unit="token", blank=None))
     recorder.pictures(7, derivations)
     texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
