@@ -142,7 +142,10 @@ def padded(grids: Sequence[NDArray[Any]]) -> tuple[Grids, Grids]:
 def refuse_large(what: str, count: int) -> None:
     """InputError for arrays of more than ARRAY_BYTES bytes."""
     if count > ARRAY_BYTES:
-        raise InputError(f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}", "use fewer examples")
+        raise InputError(
+            f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}",
+            "use fewer examples, or shorter ones (--max-rules)",
+        )
 
 
 def split_sizes(size: int, seed: int) -> tuple[int, int, int]:

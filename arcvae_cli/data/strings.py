@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, refuse_large, split_by_key, split_sizes, written
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, split_by_key, split_sizes, written
 from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, first_of_each, padded
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
@@ -137,7 +137,6 @@ def build_parsed(
     place = parsed.lines - 1  # among the lines parsed
     if not len(place):
         raise _nothing_parsed(file, grammar, parsed, most)
-    refuse_large(f"{file}: {len(place):,} derivations of up to {parsed.ids.shape[1]:,} rules", parsed.ids.nbytes)
     keep = first_of_each(parsed.ids)
     ids, place = parsed.ids[keep], place[keep]
     known = place < len(tested)

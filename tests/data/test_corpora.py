@@ -267,9 +267,9 @@ def test_too_many_lines_left_out(tmp_path: Path, content: str, most: int | None,
         (
             200,
             [20],
-            "has 21 rules, 99 % have at most 10: --set data.max_rules=10 (or --max-rules 10) would leave out 1",
+            "has 21 rules, 99 % at most 10: --max-rules 10 would leave out 1",
         ),
-        (30, [30], "has 31 rules, all others have at most 10: --set data.max_rules=10"),
+        (30, [30], "has 31 rules, all others at most 10: --max-rules 10"),
         (200, [19], None),  # no more than twice as long
         (200, [30, 30, 30], None),  # more than a hundredth
         (5, [30], None),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arcvae_cli.data import downloads
-from arcvae_cli.data.downloads import DOWNLOADS, ZINC, downloaded, fetch, git_blob, without_password
+from arcvae_cli.data.downloads import DOWNLOADS, ZINC, downloaded, fetch, git_blob
 from arcvae_cli.errors import ArcvaeError, InputError
 
 CONTENT = b"CCO\nC1CC1\nc1ccccc1\n"
@@ -117,8 +117,7 @@ def test_a_password_in_an_address_is_never_printed(password: str, small, served,
                 fetch(small, say=said.append)
             told = "".join(traceback.format_exception(raised.value))
             assert "cret" not in "".join(said) + str(raised.value) + told.replace(__file__, "")
-            assert f"***@{host}" in str(raised.value)
-    assert without_password("no https://a:b@c/ and //d:e@f") == "no https://***@c/ and //***@f"
+            assert f"://{host}" in str(raised.value)
 
 
 def test_a_server_that_does_not_answer(small, monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.data import parsing
+from arcvae_cli.data import arrays, parsing
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.parsing import Failure, ParseFailure, Parser, parse_lines
 from arcvae_cli.errors import InputError
@@ -328,8 +328,8 @@ def test_a_killed_worker_process_is_replaced(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_padding_may_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parsing, "_MOST_IDS", 100)
-    with pytest.raises(InputError, match=r"20 derivations of up to 4 rules[^\n]*\n.*--max-rules N, below 2 here"):
+    monkeypatch.setattr(arrays, "ARRAY_BYTES", 100)
+    with pytest.raises(InputError, match=r"20 derivations of up to 4 rules[^\n]*\n.*--max-rules"):
         parse_lines([*["x"] * 19, "x+x"], EQUATIONS)
     assert len(parse_lines([*["x"] * 19, "x+x"], EQUATIONS, max_rules=2).ids) == 19
 
