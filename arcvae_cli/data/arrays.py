@@ -107,9 +107,8 @@ class Dataset:
         """InputError if one of these splits is empty."""
         for split in splits:
             if not self.rows(split).size:
-                raise InputError(
-                    f"{self.name}: the {split} split is empty", f"add examples with `split` values of '{split}'"
-                )
+                fix = f"add examples with `split` values of '{split}'"
+                raise InputError(f"{self.name}: the {split} split is empty", fix)
 
     def strings(self, rows: NDArray[np.int64]) -> list[str]:
         """The strings of these rows. ValueError without a grammar."""
