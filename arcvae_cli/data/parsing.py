@@ -95,27 +95,17 @@ class Parser:
             raise InputError(f"{self.grammar.name}: {what}", fix) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A line that does not parse: its number from 1, the position of what is wrong in it, from 0, and the reason."""
-
-    line: int
-    position: int
-    text: str
-    reason: str
-
-
 @dataclass(frozen=True, eq=False)
 class Parsed:
     """Derivations of lines: `ids` (N, T) int16, padded with the padding rule; `lines` (N,) their numbers, from 1.
 
-    `ambiguous` counts lines with more than one derivation, `too_long` those left out for taking more than T rules,
-    which are not among the `failures`; `longest` is the most rules that any line takes.
+    `failures`: lines that do not parse, by their numbers from 1. `ambiguous`: how many have several derivations.
+    `too_long`: how many are left out for taking more than T rules. `longest`: the most rules that any line takes.
     """
 
     ids: NDArray[np.int16]
     lines: NDArray[np.int64]
-    failures: tuple[Failure, ...]
+    failures: dict[int, ParseFailure]
     ambiguous: int
     kind: Kind
     reason: str
@@ -149,11 +139,7 @@ def parse_lines(
         results += chunk
         if tell is not None:
             tell(len(results), len(lines))
-    failures = tuple(
-        Failure(number, result.position, text, result.reason)
-        for number, (text, result) in enumerate(zip(lines, results, strict=True), 1)
-        if isinstance(result, ParseFailure)
-    )
+    failures = {number: result for number, result in enumerate(results, 1) if isinstance(result, ParseFailure)}
     derived = [(number, *result) for number, result in enumerate(results, 1) if not isinstance(result, ParseFailure)]
     longest = max((len(ids) // 2 for _, ids, _ in derived), default=0)
     steps = longest if max_rules is None else max_rules

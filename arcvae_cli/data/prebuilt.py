@@ -46,7 +46,7 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
     rules = None if grammar is None else grammar.rules
     if packed is not None:
         bits, last = _read_masks(ids, packed, padding, str(masks))
-        rules = _rules(bits, last, int(ids[0, 0])) if grammar is None else _compare(bits, grammar, str(masks))
+        rules = rules or _rules(bits, last, int(ids[0, 0]))
     assert rules is not None, "the settings require masks or a grammar"
     own = checked_ids(ids if padding < 0 else np.where(ids == padding, rules.padding, ids), rules, str(prod))
     keep = first_of_each(own)
@@ -126,16 +126,3 @@ def _read_masks(
     alone = np.flatnonzero(np.unpackbits(beyond & ~within)).tolist()
     after = int(np.flatnonzero(np.unpackbits(within | beyond)).max(initial=-1)) + 1
     return np.unpackbits(table, axis=1), padding if padding >= 0 else alone[0] if len(alone) == 1 else after
-
-
-def _compare(bits: NDArray[np.uint8], grammar: Grammar, where: str) -> Rules:
-    """The rules of the grammar. InputError for masks of other rules; unusable rules in masks are ignored."""
-    rules = grammar.rules
-    usable = {rule for rule, left in enumerate(rules.lhs) if left >= 0}
-    for rule in np.flatnonzero(bits.any(axis=1)).tolist():
-        if rule not in usable or usable.intersection(np.flatnonzero(bits[rule]).tolist()) != {
-            *rules.of(rules.lhs[rule])
-        }:
-            what = f"{where}: the mask of rule {rule} is not that of {grammar.name}"
-            raise InputError(what, "give the grammar that the masks were made with, its rules in the same order")
-    return rules

@@ -20,7 +20,7 @@ from arcvae_cli.files import atomic_write, read_limited
 from arcvae_cli.grammar import Grammar, Rules
 
 if TYPE_CHECKING:
-    from arcvae_cli.data.parsing import Failure, Parsed
+    from arcvae_cli.data.parsing import Parsed, ParseFailure
 
 EQUATION_RULES = 15
 """Longest derivation of an equation, after Kusner et al. 2017."""
@@ -124,7 +124,7 @@ def build_parsed(
     lines = [*tested, *_lines(file, first_column)]
     parsed = parse_lines([text for *_, text in lines], grammar, max_rules=most, tell=tell, say=say)
     if failures is not None:
-        _list_failures(failures, parsed.failures, lines)
+        _list_failures(failures, [(lines[number - 1], failure) for number, failure in parsed.failures.items()])
     if not len(parsed.ids):
         raise _nothing_parsed(file, grammar, parsed, most)
     keep = first_of_each(parsed.ids)
@@ -154,7 +154,7 @@ def _nothing_parsed(file: Path, grammar: Grammar, parsed: Parsed, most: int | No
     if parsed.too_long:
         what = f"{file}: all {parsed.too_long:,} strings of {grammar.name} take more than data.max_rules = {most} rules"
         return InputError(what, f"raise it: the longest takes {parsed.longest:,} (--max-rules {parsed.longest})")
-    first = parsed.failures[0]
+    first = next(iter(parsed.failures.values()))
     what = f"no line is a string of {grammar.name}; the first at character {first.position + 1}: {first.reason}"
     return InputError(f"{file}: {what}", "check the file and the grammar")
 
@@ -188,15 +188,14 @@ def _lines(file: Path, first_column: bool) -> list[_Line]:
     return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
 
 
-def _list_failures(path: Path, failures: Sequence[Failure], lines: Sequence[_Line]) -> None:
+def _list_failures(path: Path, failures: Sequence[tuple[_Line, ParseFailure]]) -> None:
     """Writes the lines that do not parse as a table; no file if all do, or if it cannot be written."""
     path.unlink(missing_ok=True)
     if not failures:
         return
     rows = ["file\tline\tcharacter (from 1)\treason\ttext"]
-    for one in failures:
-        name, number, text = lines[one.line - 1]
-        cells = (name, str(number), str(one.position + 1), one.reason, text)
+    for (name, number, text), failure in failures:
+        cells = (name, str(number), str(failure.position + 1), failure.reason, text)
         rows.append("\t".join(one_line(cell.replace("\t", " ")) for cell in cells))  # without escape sequences
     with suppress(ArcvaeError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
