@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from arcvae_cli.data.derivations import Counts
-from arcvae_cli.errors import InputError, printable
+from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import SHIPPED, Production, Rules, Terminal, parse_grammar, read_grammar
 
 T = Terminal
@@ -41,16 +41,6 @@ def test_notation():
     ]
     grammar = parse_grammar(text, "mine")
     assert (grammar.name, grammar.text, grammar.start, grammar.separator) == ("mine", text, "S", ", ")
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_lines_end_as_any_system_ends_them(end: str):
-    assert productions(end.join(["\ufeffS -> 'a' A", "", "A -> 'b'", ""])) == [("S", (T("a"), "A")), ("A", (T("b"),))]
-
-
-def test_productions_read_as_they_are_written():
-    for production in (Production("S", ()), Production("S", ("A", T("'"), T('"'), T("\\")))):
-        assert productions(f"{production}\nA -> 'a'")[0] == (production.left, production.right)
 
 
 def test_start_and_undefined():
@@ -111,10 +101,6 @@ def test_what_is_wrong_and_where(text: str, message: str):
         parse_grammar(text, "mine.cfg")
     assert caught.value.fix
     assert "\n" not in caught.value.what + caught.value.fix
-
-
-def test_a_symbol_may_derive_itself_where_nothing_uses_it():
-    assert parse_grammar("S -> 'a'\nA -> A | 'b'", "g").unusable == {1, 2}
 
 
 def test_files(tmp_path: Path):
@@ -214,10 +200,3 @@ def test_a_derivation_is_written_left_most():
     assert [empty.write(ids) for ids in ([1], [0, 1], [0, 0, 1, 2, 2], [0])] == ["", "a", "aa", None]
     dead = parse_grammar("S -> 'a' | Loop\nLoop -> Loop", "g")
     assert dead.write([1, 2, 2]) is None
-
-
-def test_escape_sequences_of_a_grammar_do_not_reach_the_terminal():
-    assert printable("\x1b[2Ja\u202eb\t") == "\\x1b[2Ja\\u202eb\\t"
-    with pytest.raises(InputError) as caught:
-        parse_grammar("S -> '\x1b[31m'\nS -> '\x1b[31m'", "g")
-    assert "\x1b" not in str(caught.value) and "\\x1b[31m" in str(caught.value)

@@ -98,13 +98,6 @@ def test_conditions_and_how_often_they_occur():
         assert attribute.size > 2 or row[-1] == f"{one['counts'][1] / 800:.1%}"
 
 
-def test_conditions_of_a_corpus_without_a_training_split(tmp_path: Path):
-    np.savez(tmp_path / "mine.npz", test=np.eye(16, dtype=np.uint8)[None].repeat(4, 0))
-    out, _ = run("info", tmp_path / "mine.npz", "--conditions")
-    assert "0 training grids of mine" in out
-    assert next(line.split()[-1] for line in out.splitlines() if line.strip().startswith("symmetry_lr")) == "-"
-
-
 @pytest.mark.parametrize(
     ("words", "message", "fix"),
     [

@@ -12,9 +12,7 @@ from arcvae_cli.data.derivations import (
     Counts,
     draw_strings,
     enumerated,
-    first_of_each,
     lengths,
-    padded,
     wrong_step,
 )
 from arcvae_cli.errors import InputError
@@ -175,10 +173,3 @@ def test_without_right_hand_sides_less_is_checked():
     rows = np.array([[0, 2, 4], [2, 2, 4], [1, 4, 2], [1, 3, 4], [4, 4, 4], [0, 2, 1]])
     assert first_wrong(rows, bare) == [-1, 0, 2, 1, 0, -1]
     assert why_wrong([1, 4, 2], bare) == "rule 2 rewrites 1, expected padding"
-
-
-def test_rows():
-    ids = padded([(1, 2), (3,), (1, 2)], 4, 9)
-    assert ids.tolist() == [[1, 2, 9, 9], [3, 9, 9, 9], [1, 2, 9, 9]]
-    assert lengths(ids, 9).tolist() == [2, 1, 2]
-    assert first_of_each(ids).tolist() == [0, 1]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 import threading
 import time
 import traceback
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvae_cli.data import downloads
-from arcvae_cli.data.downloads import DOWNLOADS, ZINC, downloaded, fetch, git_blob
+from arcvae_cli.data.downloads import ZINC, downloaded, fetch, git_blob
 from arcvae_cli.errors import ArcvaeError, InputError
 
 CONTENT = b"CCO\nC1CC1\nc1ccccc1\n"
@@ -120,16 +118,6 @@ def test_a_password_in_an_address_is_never_printed(password: str, small, served,
             assert f"://{host}" in str(raised.value)
 
 
-def test_a_server_that_does_not_answer(small, monkeypatch: pytest.MonkeyPatch):
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
-        monkeypatch.setenv(ZINC.variable, f"http://127.0.0.1:{silent.getsockname()[1]}/")
-        with pytest.raises(ArcvaeError, match="Timeout"):
-            fetch(small)
-
-
 def test_what_is_not_there_is_explained_in_two_lines():
     with pytest.raises(InputError, match="zinc250k is not in the cache") as raised:
         downloaded(ZINC)
@@ -140,11 +128,3 @@ def test_what_is_not_there_is_explained_in_two_lines():
     ZINC.path.write_bytes(CONTENT)
     with pytest.raises(InputError, match="zinc250k is damaged or another file"):
         downloaded(ZINC)
-
-
-def test_a_file_is_known_by_its_content(tmp_path: Path, small):
-    (tmp_path / "all.txt").write_bytes(CONTENT)
-    assert small.is_in(tmp_path / "all.txt")
-    assert not ZINC.is_in(tmp_path / "all.txt")
-    assert not small.is_in(tmp_path / "none.txt")
-    assert DOWNLOADS == {"zinc250k": ZINC}

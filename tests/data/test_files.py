@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arcvae_cli.data import arrays as arrays_module
 from arcvae_cli.data.arc import published
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin
 from arcvae_cli.data.files import read_dataset, write_dataset
@@ -110,13 +109,6 @@ def test_npy_is_split_by_content(tmp_path: Path):
     assert (dataset.split[30:] == dataset.split[:10]).all(), "duplicates share a split"
     assert np.bincount(dataset.split[:30]).tolist() == [24, 3, 3]
     assert "hash of their content" in dataset.notes[0]
-
-
-def test_smaller_grids_are_padded(tmp_path: Path):
-    np.save(tmp_path / "mine.npy", GRIDS[:, :9, :12])
-    dataset = read_dataset(tmp_path / "mine.npy")
-    assert (dataset.x == np.pad(GRIDS[:, :9, :12], ((0, 0), (0, 7), (0, 4)))).all()
-    assert (dataset.shape == [9, 12]).all()
 
 
 def test_ids_of_the_user(tmp_path: Path):
@@ -269,12 +261,6 @@ def test_files_are_checked_before_memory_is_taken(tmp_path: Path, name: str, mes
     tracemalloc.stop()
 
 
-def test_small_grids_count_as_padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    np.save(tmp_path / "mine.npy", np.zeros((100, 1, 1), np.uint8))
-    monkeypatch.setattr(arrays_module, "ARRAY_BYTES", 100 * 256 - 1)
-    refused(tmp_path / "mine.npy", "the limit is")
-
-
 def task(*grids: list[list[int]]) -> dict:
     return {"train": [{"input": grid, "output": grid} for grid in grids], "test": [{"input": grids[0]}]}
 
@@ -305,14 +291,6 @@ def test_a_folder_of_tasks_is_split_by_task(tmp_path: Path):
     assert dataset.notes == ("40 grids over 16x16 were left out",)
 
 
-def test_many_tasks_in_a_file(tmp_path: Path):
-    (tmp_path / "all.json").write_text(json.dumps({"a": task([[1]]), "b": task([[2, 3]])}))
-    dataset = read_dataset(tmp_path / "all.json")
-    assert dataset.task.tolist() == ["a"] * 3 + ["b"] * 3
-    assert dataset.shape.tolist() == [[1, 1]] * 3 + [[1, 2]] * 3
-    assert (dataset.split[:3] == dataset.split[0]).all(), "two tasks: by content, equal grids together"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -332,7 +310,3 @@ def test_many_tasks_in_a_file(tmp_path: Path):
 def test_unusable_json(tmp_path: Path, text: str, message: str):
     (tmp_path / "bad.json").write_text(text, encoding="utf-8")
     refused(tmp_path / "bad.json", message)
-
-
-def test_a_folder_without_json(tmp_path: Path):
-    refused(tmp_path, "no ARC grids")
