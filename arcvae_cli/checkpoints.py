@@ -24,8 +24,9 @@ from arcvae_cli.graphs import first_line
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grammar import GrammarVAE, Structure
+from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.runs import find
-from arcvae_cli.settings import GrammarSettings, Layer, Settings, resolve
+from arcvae_cli.settings import GrammarSettings, Settings
 
 FORMAT = 3
 """Version of the layout: 3 has a digest, 2 has none and is read all the same, 1 holds too little to resume from."""
@@ -105,7 +106,7 @@ def digest(values: Mapping[str, Any]) -> str:
         flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         return [str(value.dtype), list(value.shape), zlib.crc32(flat.numpy().data)]
 
-    text = json.dumps(values, default=tensor)
+    text = json.dumps({key: value for key, value in values.items() if key != "digest"}, default=tensor)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

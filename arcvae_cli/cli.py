@@ -15,7 +15,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from arcvae_cli import __version__
 from arcvae_cli.errors import ArcvaeError, Interrupted, one_line
-from arcvae_cli.machine import out_of_memory
 from arcvae_cli.stopping import Signals, exit_code
 
 COMMANDS = {
@@ -84,7 +83,7 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
             ctx = getattr(error, "ctx", None)
             message = " ".join(error.format_message().split())
             return 2, message, f"see {ctx.command_path if ctx else 'arcvae'} --help"
-        case _ if isinstance(error, MemoryError) or ("torch" in sys.modules and out_of_memory(error)):
+        case _ if isinstance(error, MemoryError) or ran_out_of_memory(error):
             return 1, f"out of memory: {first_line}", "free some memory, or use another --device"
         case OSError(errno=errno.ENAMETOOLONG):
             return 2, f"{error.filename}: {error.strerror}", "use a shorter name"
@@ -94,6 +93,15 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
             return 1, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), None
         case _:
             return 1, f"{type(error).__name__}: {first_line}", "a bug in arcvae; arcvae --debug shows where"
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch could not allocate."""
+    if "torch" not in sys.modules:
+        return False
+    from arcvae_cli.machine import out_of_memory
+
+    return out_of_memory(error)
 
 
 def complain(what: str, fix: str | None, prefix: str) -> None:

@@ -17,7 +17,8 @@ from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
-from arcvae_cli.settings import Settings, resolve
+from arcvae_cli.presets import resolve
+from arcvae_cli.settings import Settings
 
 EQUATIONS = read_grammar("equations")
 STRINGS = build_drawn(EQUATIONS, 7, size=40)

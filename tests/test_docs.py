@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 import tomli_w
 
-from arcvae_cli.schedules import SCHEDULES, Geco
-from arcvae_cli.settings import resolve
+from arcvae_cli.presets import resolve
+from arcvae_cli.schedules.feedback import Geco
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "make_schedules.py"
 
@@ -33,13 +33,6 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_page_of_schedules_is_not_stale(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "--check"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_every_schedule_has_its_section_and_its_picture() -> None:
-    page = (SCRIPT.parent / "schedules.md").read_text(encoding="utf-8")
-    assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == list(SCHEDULES)
-    assert [name for name in SCHEDULES if f"](images/schedules/{name}.png)" not in page] == []
-    assert {path.stem for path in (SCRIPT.parent / "images" / "schedules").glob("*.png")} == set(SCHEDULES)
 
 
 def test_a_stale_page_and_a_stale_picture_are_found(
@@ -91,11 +84,3 @@ def test_the_record_of_a_run_is_kept_and_told(
     end = f"at the end {1.01 * schedule.tolerance:.4g} for {schedule.tolerance:.4g} at beta 0.25"
     assert f"A recorded run, means of each epoch: {end}, within 5 % of the target from epoch 1 on." in told
     assert script.points(tmp_path / "geco.png") is not None
-
-
-def test_a_schedule_without_a_section_is_found(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(script.SECTIONS, "cosine")
-    with pytest.raises(AssertionError, match="every schedule has its section"):
-        script.page(tmp_path)

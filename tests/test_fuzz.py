@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from arcvae_cli import checkpoints
 from arcvae_cli.errors import InputError
-from arcvae_cli.settings import Layer, Resolved, preset_folder, resolve, set_layer
+from arcvae_cli.presets import Layer, Resolved, preset_folder, resolve, set_layer
 from tests.outside import same, write_all
 from tests.test_hostile import READERS
 

@@ -11,7 +11,8 @@ import typer
 from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, Row, data_layers, with_flags
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import exists, expanded, is_dir
-from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA, DataSettings, Layer, resolve
+from arcvae_cli.presets import Layer, resolve
+from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA, DataSettings
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console

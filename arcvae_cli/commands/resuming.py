@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from arcvae_cli.commands.presets import leaves
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import expanded, is_file
-from arcvae_cli.settings import Resolved, Settings, resolve
+from arcvae_cli.presets import Resolved, resolve
+from arcvae_cli.settings import Settings
 
 if TYPE_CHECKING:
     from arcvae_cli.runs import RunFolder

@@ -15,8 +15,9 @@ from arcvae_cli.commands.presets import leaves
 from arcvae_cli.commands.resuming import MAY_CHANGE, differences
 from arcvae_cli.console import cell
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
-from arcvae_cli.files import read_limited, size
-from arcvae_cli.settings import Layer, Settings, resolve
+from arcvae_cli.files import open_regular, size
+from arcvae_cli.presets import Layer, resolve
+from arcvae_cli.settings import Settings
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -32,9 +33,6 @@ RUNS = Path("runs")
 
 STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "whole": "green"}
 """Of states and verdicts; all others are red."""
-
-METRICS_BYTES = 2**31
-"""The largest `metrics.jsonl` that is verified."""
 
 
 # --------------------------------------------------------------------------------------------------------------- list
@@ -168,13 +166,12 @@ def checkpoints_of(run: Run) -> list[dict[str, Any]]:
 
 
 def pth_files(path: Path) -> list[Path]:
-    """The checkpoints in a run folder: the last, the best, the final, then by name and number, parts of models last."""
+    """The checkpoints in a run folder: the last, the best, the final, the others by name, parts of models."""
     order = ("last.pth", "vae_best.pth", "vae_final.pth")
 
-    def place(file: Path) -> tuple[bool, int, list[str | int]]:
-        parts = [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)]
+    def place(file: Path) -> tuple[bool, int, int, str]:
         part = file.name.startswith(("encoder", "decoder"))
-        return part, order.index(file.name) if file.name in order else len(order), parts
+        return part, order.index(file.name) if file.name in order else len(order), len(file.name), file.name
 
     return sorted((path / "checkpoints").glob("[!.]*.pth"), key=place)
 
@@ -351,7 +348,8 @@ def check_metrics(found: Checked, last: dict[str, Any]) -> None:
 
     kept = [EpochRecord.of(json.loads(text)).metrics() for text in last.get("history", "").splitlines()]
     try:
-        text = read_limited(found.run.path / "metrics.jsonl", METRICS_BYTES).decode()
+        with open_regular(found.run.path / "metrics.jsonl") as file:
+            text = file.read().decode()
         lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         written = [line for line in lines if line["kind"] == "epoch"][: len(kept)]
     except (OSError, ValueError, LookupError, TypeError) as error:

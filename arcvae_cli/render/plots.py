@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +17,19 @@ from arcvae_cli.files import atomic_write
 from arcvae_cli.render.terminal import PALETTE, Grids, path_strip
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from arcvae_cli.controllers import Target
 
 Image = NDArray[np.uint8]  # (..., height, width, 3)
-Curve = tuple[str, str, Sequence[float], Sequence[float], bool]  # label, unit, epochs, values, dashed
+Curve = tuple[str, str, Any, Any, bool]  # label, unit, epochs, values, dashed
 
 DPI = 100
 TILE = 128  # pixels of the longer side of a grid, about
 GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left of a sheet with labels
 LINE, EDGE = "#555555", "#FFFFFF"
 MAP_COLOURS = "magma"
+UNITS = {"kl": "KL, nats", "reconstruction": "reconstruction, nats per position"}
 
 
 # Sheets of grids: one array of pixels, shown once, with text beside it
@@ -40,14 +39,14 @@ def save_grids(
     path: Path, grids: Grids, columns: int = 8, titles: Sequence[str] | None = None, title: str | None = None
 ) -> None:
     """Grids (N, H, W) in rows of `columns`, with a short text above each and a title above them all."""
-    _write(_sheet(_tiles(grids), columns, titles, title=title), path)
+    _write(_sheet([_tiles(grids)], columns, titles or (), title=title), path)
 
 
 def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column: str, title: str | None = None) -> None:
     """Samples (N, H, W) in rows of `columns`; a row has one latent of level `row`, a column one of level `column`."""
-    above = [f"{column} {place + 1}" if place < columns else "" for place in range(len(grids))]
+    above = [f"{column} {place + 1}" for place in range(columns)]
     left = [f"{row} {place + 1}" for place in range(-(-len(grids) // columns))]
-    _write(_sheet(_tiles(grids), columns, above, left, title), path)
+    _write(_sheet([_tiles(grids)], columns, above, left, title), path)
 
 
 def save_path(path: Path, steps: Grids, ends: Grids, title: str | None = None) -> None:
@@ -74,7 +73,7 @@ def save_reconstructions(
     if shapes is not None:
         above = [f"{height}x{width}, {text}" for (height, width), text in zip(shapes[:pairs], above, strict=True)]
     kinds = _reconstruction_tiles(originals, reconstructions, shapes)
-    _write(_bands(kinds, above, ("original", "reconstruction", "error"), title), path)
+    _write(_sheet(kinds, 8, above, ("original", "reconstruction", "error"), title), path)
 
 
 def save_kl_maps(
@@ -100,7 +99,7 @@ def save_kl_maps(
     above = [", ".join(f"{kl[i].sum():.1f}" for kl in maps.values()) + " nats" for i in range(len(originals))]
     if means is not None:
         kinds[0][0], above[0] = 255, f"mean, {above[0]}"
-    figure = _bands(kinds, above, ("original", *(f"KL of {name}" for name in maps)), title, columns, right=84)
+    figure = _sheet(kinds, columns, above, ("original", *(f"KL of {name}" for name in maps)), title, right=84)
     width, height = figure.get_size_inches() * DPI
     axes = figure.add_axes(((width - 74) / width, 0.1, 12 / width, max(0.5, 1 - 60 / height) - 0.1))
     figure.colorbar(ScalarMappable(Normalize(0, top), MAP_COLOURS), axes).set_label("KL of a cell, nats", fontsize=8)
@@ -110,19 +109,18 @@ def save_kl_maps(
 
 def grid_pixels(grids: Grids, columns: int = 8) -> Image:
     """The sheet of `save_grids` without its texts, (height, width, 3)."""
-    return _lay(_tiles(grids), columns)[0]
+    return _lay([_tiles(grids)], columns)
 
 
 def reconstruction_pixels(originals: Grids, reconstructions: Grids, pairs: int = 16) -> Image:
     """The sheet of `save_reconstructions` without its texts."""
-    kinds = _reconstruction_tiles(originals[:pairs], reconstructions[:pairs])
-    return _lay(_interleave(kinds, 8), min(8, len(kinds[0])))[0]
+    return _lay(_reconstruction_tiles(originals[:pairs], reconstructions[:pairs]), 8)
 
 
 def kl_map_pixels(originals: Grids, maps: Mapping[str, NDArray[np.float32]]) -> tuple[Image, float]:
     """The sheet of `save_kl_maps` without its texts and its colour bar, and the nats of its brightest colour."""
     kinds, top = _map_tiles(originals, maps)
-    return _lay(_interleave(kinds, 8), min(8, len(kinds[0])))[0], top
+    return _lay(kinds, 8), top
 
 
 def _tiles(
@@ -166,64 +164,40 @@ def _map_tiles(originals: Grids, maps: Mapping[str, NDArray[np.float32]]) -> tup
     return kinds, top
 
 
-def _interleave(kinds: Sequence[Image], columns: int) -> Image:
-    """Tiles in rows of `columns`: a row of each kind, below each other, then the next examples; white where none."""
-    count = len(kinds[0])
+def _lay(kinds: Sequence[Image], columns: int, strip: int = 0) -> Image:
+    """Tiles (N, h, w, 3) of several kinds on white, in bands of `columns` examples, `strip` pixels above each band.
+
+    A band has a row for each kind, so that the tiles of an example are below each other.
+    """
+    count, height, width, _ = kinds[0].shape
     columns = min(columns, count)
-    blank = np.full((-count % columns, *kinds[0].shape[1:]), 255, np.uint8)
-    whole = [np.concatenate([kind, blank]) for kind in kinds]
-    return np.concatenate([kind[start : start + columns] for start in range(0, count, columns) for kind in whole])
-
-
-def _lay(tiles: Image, columns: int, strips: Sequence[int] | None = None) -> tuple[Image, list[int]]:
-    """Tiles (N, h, w, 3) in rows of `columns` on white, with `strips` of so many pixels above the rows; their tops."""
-    count, height, width, _ = tiles.shape
-    columns = min(columns, count)
-    strips = strips or [0] * -(-count // columns)
-    tops = [bottom - height - GAP for bottom in accumulate(strip + height + GAP for strip in strips)]
-    sheet = np.full((tops[-1] + height, columns * (width + GAP) - GAP, 3), 255, np.uint8)
-    for index, tile in enumerate(tiles):
-        top, left = tops[index // columns], index % columns * (width + GAP)
-        sheet[top : top + height, left : left + width] = tile
-    return sheet, tops
-
-
-def _bands(
-    kinds: Sequence[Image],
-    above: Sequence[str],
-    left: Sequence[str],
-    title: str | None,
-    columns: int = 8,
-    right: int = 0,
-) -> Figure:
-    """The sheet of `_interleave`, with texts above the first row of each band and labels left of every row."""
-    columns = min(columns, len(kinds[0]))
-    tiles = _interleave(kinds, columns)
-    texts = [""] * len(tiles)
-    for index, text in enumerate(above):
-        texts[index // columns * len(kinds) * columns + index % columns] = text
-    return _sheet(tiles, columns, texts, list(left) * (len(tiles) // (len(kinds) * columns)), title, right)
+    band = strip + len(kinds) * (height + GAP)
+    sheet = np.full((-(-count // columns) * band - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
+    for index in range(count):
+        top, left = index // columns * band + strip, index % columns * (width + GAP)
+        for row, kind in enumerate(kinds):
+            start = top + row * (height + GAP)
+            sheet[start : start + height, left : left + width] = kind[index]
+    return sheet
 
 
 def _sheet(
-    tiles: Image,
+    kinds: Sequence[Image],
     columns: int,
-    above: Sequence[str] | None = None,
-    left: Sequence[str] | None = None,
+    above: Sequence[str] = (),
+    left: Sequence[str] = (),
     title: str | None = None,
     right: int = 0,
 ) -> Figure:
-    """Tiles (N, h, w, 3) in rows of `columns`, pixel for pixel, with texts above tiles, labels left of rows, a title.
+    """The pixels of `_lay`, with texts above the bands, labels left of the rows (in turn), and a title.
 
     `right`: free pixels on the right.
     """
     from matplotlib.figure import Figure
 
-    count, tile_height, tile_width, _ = tiles.shape
-    columns = min(columns, count)
-    above = above or [""] * count
-    strips = [STRIP if any(above[start : start + columns]) else 0 for start in range(0, count, columns)]
-    pixels, tops = _lay(tiles, columns, strips)
+    count, tile_height, tile_width, _ = kinds[0].shape
+    columns, strip = min(columns, count), STRIP if above else 0
+    pixels = _lay(kinds, columns, strip)
     margin, top = MARGIN if left else GAP, STRIP + 2 * GAP if title else GAP
     width = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title or ""))
     height = top + pixels.shape[0] + GAP
@@ -231,10 +205,12 @@ def _sheet(
     axes = figure.add_axes((margin / width, GAP / height, pixels.shape[1] / width, pixels.shape[0] / height))
     axes.set_axis_off()
     axes.imshow(pixels, interpolation="nearest", aspect="auto")
-    for index, text in ((index, text) for index, text in enumerate(above) if text):
-        axes.text(index % columns * (tile_width + GAP), tops[index // columns] - 4, text, fontsize=8)
-    for place, label in zip(tops, left or (), strict=False):
-        axes.text(-4, place + tile_height / 2, label, fontsize=8, rotation=90, ha="right", va="center")
+    band = strip + len(kinds) * (tile_height + GAP)
+    for index, text in enumerate(above):
+        axes.text(index % columns * (tile_width + GAP), index // columns * band + strip - 4, text, fontsize=8)
+    for row in range(len(kinds) * -(-count // columns) if left else 0):
+        middle = row // len(kinds) * band + strip + row % len(kinds) * (tile_height + GAP) + tile_height / 2
+        axes.text(-4, middle, left[row % len(left)], fontsize=8, rotation=90, ha="right", va="center")
     if title:
         figure.text(GAP / width, 1 - GAP / height, title, fontsize=10, va="top")
     return figure
@@ -253,68 +229,45 @@ def save_beta_schedule(
     """Beta over the epochs, a line for each name (a level or a schedule), with the ELBO scale on the right.
 
     `elbo_scale`: the factor from beta to the beta of the same weight in a loss of sums; 1 or None draws no scale.
-    `held`, of a closed loop: its targets at the end of each epoch. They are drawn in a panel below for each quantity,
-    dashed, and the values that were reached solid.
+    `held`, of a closed loop: what it held at the end of each epoch, with its target, in a panel for each quantity.
     """
-    quantities = list(dict.fromkeys(target.quantity for _, targets in held for target in targets))
-    figure = _figure(8, 4 + 3 * len(quantities))
-    panels = figure.subplots(1 + len(quantities), sharex=True, squeeze=False)[:, 0]
-    colours = dict(zip(betas, _cycle(len(betas)), strict=True))
-    for name, beta in betas.items():
-        panels[0].plot(np.asarray(epochs), np.asarray(beta), label=name, color=colours[name], linewidth=1.8)
-    panels[0].set(ylabel="beta", title="Beta over the run")
-    units = {"kl": "KL, nats", "reconstruction": "reconstruction, nats per position"}
-    for axes, quantity in zip(panels[1:], quantities, strict=True):
-        axes.set_ylabel(f"{units[quantity]}\n(dashed: target)")
-        found = [(epoch, target) for epoch, targets in held for target in targets if target.quantity == quantity]
-        for other, level in enumerate(dict.fromkeys(target.level for _, target in found)):
-            own = [(epoch, target) for epoch, target in found if target.level == level]
-            places, colour = [epoch for epoch, _ in own], colours.get(level, f"C{other}")
-            marker = "." if len(own) < 30 else ""
-            axes.plot(places, [t.value for _, t in own], color=colour, linewidth=1.8, marker=marker, label=level)
-            axes.plot(places, [t.target for _, t in own], color=colour, linewidth=1.2, linestyle="--")
-    for axes in panels:
-        _finish(axes)
-    panels[-1].set_xlabel("epoch")
-    _scale_axis(panels[0], elbo_scale)
-    _write(figure, path)
-
-
-def _finish(axes: Axes) -> None:
-    """What all curves have: a grid, zero at the bottom unless values are negative, a legend for several."""
-    axes.set_ylim(bottom=None if any(np.min(line.get_ydata()) < 0 for line in axes.lines) else 0.0)
-    axes.margins(x=0.01)
-    axes.grid(alpha=0.3)
-    if sum(not str(line.get_label()).startswith("_") for line in axes.lines) > 1:
-        axes.legend(frameon=False)
-
-
-def _scale_axis(axes: Axes, elbo_scale: float | None) -> None:
-    """The ELBO scale to the right of beta, if it differs."""
-    if elbo_scale is not None and elbo_scale != 1.0:
-        scale = (lambda beta: np.multiply(beta, elbo_scale), lambda beta: np.divide(beta, elbo_scale))
-        axes.secondary_yaxis("right", functions=scale).set_ylabel("beta on the ELBO scale")
+    curves: list[Curve] = [(name, "beta", np.asarray(epochs), np.asarray(beta), False) for name, beta in betas.items()]
+    for quantity, level in dict.fromkeys((target.quantity, target.level) for _, targets in held for target in targets):
+        own = [(at, t) for at, targets in held for t in targets if (t.quantity, t.level) == (quantity, level)]
+        places, name, unit = [at for at, _ in own], level or UNITS[quantity].partition(",")[0], UNITS[quantity]
+        curves.append((name, unit, places, [target.value for _, target in own], False))
+        curves.append((f"{name} target", unit, places, [target.target for _, target in own], True))
+    _write(_curves(curves, elbo_scale), path)
 
 
 def save_schedules(path: Path, curves: Sequence[Curve], elbo_scale: float | None = None) -> None:
-    """Schedules over the epochs, a panel for each unit.
+    """Schedules over the epochs. The PNG has `fingerprint` as its text "points", which shows whether it is stale."""
+    _write(_curves(curves, elbo_scale), path, {"points": fingerprint(curves, elbo_scale)})
 
-    The PNG has `fingerprint` as its text "points", by which a picture is known to be stale.
-    """
+
+def _curves(curves: Sequence[Curve], elbo_scale: float | None) -> Figure:
+    """Curves over the epochs, a panel for each unit; a curve and its target have one colour."""
     units = list(dict.fromkeys(unit for _, unit, *_ in curves))
+    names = list(dict.fromkeys(label.removesuffix(" target") for label, *_ in curves))
     figure = _figure(8, 1 + 3 * len(units))
     panels = figure.subplots(len(units), sharex=True, squeeze=False)[:, 0]
     for axes, unit in zip(panels, units, strict=True):
         own = [curve for curve in curves if curve[1] == unit]
         for label, _, epochs, values, dashed in own:
-            axes.plot(epochs, values, label=label, linewidth=1.8, linestyle="--" if dashed else "-")
+            colour = f"C{names.index(label.removesuffix(' target')) % 10}"
+            axes.plot(epochs, values, label=label, color=colour, linewidth=1.8, linestyle="--" if dashed else "-")
         axes.set_ylabel(unit)
-        _finish(axes)
-        if unit == "beta":
-            _scale_axis(axes, elbo_scale)
-    panels[0].set_title("Beta over the run" if units[0] == "beta" else "Target and beta over the run")
+        axes.set_ylim(bottom=None if any(min(values, default=0) < 0 for *_, values, _ in own) else 0.0)
+        axes.margins(x=0.01)
+        axes.grid(alpha=0.3)
+        if len(own) > 1:
+            axes.legend(frameon=False)
+        if unit == "beta" and elbo_scale is not None and elbo_scale != 1.0:
+            scale = (lambda beta: np.multiply(beta, elbo_scale), lambda beta: np.divide(beta, elbo_scale))
+            axes.secondary_yaxis("right", functions=scale).set_ylabel("beta on the ELBO scale")
+    panels[0].set_title("Beta over the run" if units == ["beta"] else "Beta and the value it controls")
     panels[-1].set_xlabel("epoch")
-    _write(figure, path, {"points": fingerprint(curves, elbo_scale)})
+    return figure
 
 
 def fingerprint(curves: Sequence[Curve], elbo_scale: float | None = None) -> str:
@@ -395,8 +348,8 @@ def save_latent_scatter(
         axes.scatter(x, y, s=size, linewidths=0, alpha=0.7)
     elif (array := np.asarray(values)).dtype.kind in "US":
         kinds = sorted(set(array.tolist()))
-        for colour, kind in zip(_cycle(len(kinds)), kinds, strict=True):
-            axes.scatter(x[array == kind], y[array == kind], s=size, linewidths=0, alpha=0.7, color=colour, label=kind)
+        for kind in kinds:
+            axes.scatter(x[array == kind], y[array == kind], s=size, linewidths=0, alpha=0.7, label=kind)
         axes.legend(title=value_name or None, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, markerscale=2)
     else:
         marks = axes.scatter(x, y, s=size, linewidths=0, c=array, cmap="viridis")
@@ -404,11 +357,6 @@ def save_latent_scatter(
     axes.set(title=title, xlabel=axis_names[0], ylabel=axis_names[1])
     axes.grid(alpha=0.2)
     _write(figure, path)
-
-
-def _cycle(count: int) -> list[str]:
-    """Colours of lines and kinds (Matplotlib's `tab10`)."""
-    return [f"C{index % 10}" for index in range(count)]
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -27,7 +27,7 @@ SMALL += ("--beta-schedule", "constant", "--beta-max", "0.1", "--set", "log.imag
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are empty files."""
-    monkeypatch.setattr("arcvae_cli.render._write", lambda figure, path: path.touch())
+    monkeypatch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
     monkeypatch.setattr(evaluate, "_draw_codes", lambda *arguments: None)
 
 
@@ -72,7 +72,7 @@ def test_a_finished_run_has_nothing_left_to_do(arcvae: Run, mine: Path) -> None:
     before = digests(mine)
     result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "run mine is finished; nothing is left to do\n"
+    assert result.stderr == "run mine is finished: nothing to do\n"
     assert digests(mine) == before and state(mine)["state"] == "finished"
     assert not runs.held(mine)
     as_json = arcvae("train", "--resume", "mine", "--json", "--runs-dir", mine.parent)
@@ -143,7 +143,7 @@ def test_auto_begins_a_run_and_goes_on_with_it(arcvae: Run, arc_npz: Path, tmp_p
     first = arcvae(*line)
     assert first.exit_code == 0 and epochs(tmp_path / "job") == [1, 2]
     again = arcvae(*line)
-    assert (again.exit_code, again.stderr) == (0, "run job is finished; nothing is left to do\n")
+    assert (again.exit_code, again.stderr) == (0, "run job is finished: nothing to do\n")
     other = arcvae(*line, "--lr", 0.1)
     assert other.exit_code == 2 and "train.lr was 0.001, now 0.1" in " ".join(other.stderr.split())
     longer = arcvae(*line, "--epochs", 3)
@@ -326,11 +326,13 @@ def test_a_run_in_other_hands_is_refused(arcvae: Run, mine: Path) -> None:
     [
         (("--resume", "yours"), "run 'yours': no such run"),
         (("--resume", "lonely.pth"), "no such run"),
-        (("--resume", "auto"), "--resume auto: which run?"),
-        (("--resume", "mine", "--run-name", "other"), "the run that goes on has its name"),
-        (("--resume", "mine", "--overfit-batch"), "one batch is no run"),
-        (("--resume", "mine", "--quick-test"), "the run has its length already"),
+        (("--resume", "auto"), "--resume auto: needs a run name"),
+        (("--resume", "mine", "--run-name", "other"), "a resumed run keeps its name"),
+        (("--resume", "mine", "--overfit-batch"), "cannot be combined"),
+        (("--resume", "mine", "--quick-test"), "changes the length of the resumed run"),
         (("--resume", "../../etc"), "no such run"),
+        (("--resume", "a" * 300), "no such run"),
+        (("--resume", "auto", "--run-name", "a" * 300), "not a usable name"),
         (("--resume", ""), "no such run"),
     ],
 )
