@@ -134,18 +134,9 @@ def build_parsed(
         known = np.array([lines[index][1] <= leading_test for index in place.tolist()])
     texts = [lines[index][2] for index in place.tolist()]
     keys = [("".join(text.split()) if grammar.separator.isspace() else text).encode() for text in texts]
-    origin = Origin(
-        "parsed",
-        grammar.name,
-        source=file.name,
-        parser=parsed.kind,
-        reason=parsed.reason,
-        lines=len(lines),
-        failed=len(parsed.failures),
-        too_long=parsed.too_long,
-        ambiguous=parsed.ambiguous,
-        duplicates=len(parsed.ids) - len(keep),
-    )
+    failed, duplicates = len(parsed.failures), len(parsed.ids) - len(keep)
+    origin = Origin("parsed", grammar.name, file.name, parsed.kind, parsed.reason, len(lines), failed)
+    origin = replace(origin, too_long=parsed.too_long, ambiguous=parsed.ambiguous, duplicates=duplicates)
     split = held_out(keys, known) if known.any() else split_by_key(keys)
     return Dataset(file.stem, parsed.ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
 

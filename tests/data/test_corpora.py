@@ -237,30 +237,6 @@ def test_too_many_lines_left_out(tmp_path: Path, content: str, most: int | None,
         assert len(dataset.x) == left and len(dataset.notes) == 1
 
 
-@pytest.mark.parametrize(
-    ("count", "long", "note"),
-    [
-        (
-            200,
-            [20],
-            "has 21 rules, 99 % at most 10: --max-rules 10 would leave out 1",
-        ),
-        (30, [30], "has 31 rules, all others at most 10: --max-rules 10"),
-        (200, [19], None),  # no more than twice as long
-        (200, [30, 30, 30], None),  # more than a hundredth
-        (5, [30], None),
-    ],
-)
-def test_a_note_on_a_few_long_strings(tmp_path: Path, count: int, long: list[int], note: str | None):
-    (tmp_path / "words.cfg").write_text("S -> 'a' S | 'b' S | 'a' | 'b'\n")
-    some = [f"{n:09b}0"[-10:] for n in range(count)]
-    some[-len(long) :] = [f"{place:b}".zfill(length + 1) for place, length in enumerate(long)]
-    words = tmp_path / "words.txt"
-    words.write_text("\n".join(some).replace("0", "a").replace("1", "b"))
-    notes = load_arrays(DataSettings(grammar=str(tmp_path / "words.cfg"), input=words)).notes
-    assert (note in notes[0]) if note else not notes
-
-
 def test_kinds_of_arrays_are_distinguished(tmp_path: Path, canvases: Dataset, built: list[DataSettings]):
     drawn = build_drawn(read_grammar("equations"), 15, 20)
     path = tmp_path / "mine.npz"

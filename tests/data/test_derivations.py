@@ -30,10 +30,6 @@ def first_wrong(ids: np.ndarray, rules: Rules) -> list[int]:
     return [(wrong_step(row, rules) or (-1,))[0] for row in ids.tolist()]
 
 
-def why_wrong(row: list[int], rules: Rules) -> str:
-    return (wrong_step(row, rules) or (-1, ""))[1]
-
-
 def plain(rules: Rules, most: int) -> set[tuple[int, ...]]:
     """Every derivation of at most `most` rules, by rewriting the left-most symbol in all ways."""
     found: set[tuple[int, ...]] = set()
@@ -159,17 +155,9 @@ def test_the_first_wrong_step_is_that_of_a_plain_stack(grammar: Grammar):
     assert len(set(expected)) > 4 and 5 in cut
 
 
-def test_why_a_row_is_wrong():
-    rules = EQUATIONS.rules
-    assert why_wrong([3, 3], rules) == "rule 3 rewrites S, expected T"
-    assert why_wrong([3, 7, 7], rules) == "rule 7 rewrites T, expected padding"
-    assert why_wrong([0, 3, 11], rules) == "the row ends with 2 symbols left, first T"
-    assert why_wrong([0, 3], rules) == "the row ends with 2 symbols left, first T"
-    assert why_wrong([8], EMPTY.rules) == "rule 8 rewrites nothing, expected S"
-
-
 def test_without_right_hand_sides_less_is_checked():
     bare = Rules(("0", "1"), (0, 0, 1, -1, -1), None, 0, 4)
     rows = np.array([[0, 2, 4], [2, 2, 4], [1, 4, 2], [1, 3, 4], [4, 4, 4], [0, 2, 1]])
     assert first_wrong(rows, bare) == [-1, 0, 2, 1, 0, -1]
-    assert why_wrong([1, 4, 2], bare) == "rule 2 rewrites 1, expected padding"
+    assert wrong_step([1, 4, 2], bare) == (2, "rule 2 rewrites 1, expected padding")
+    assert wrong_step([0, 3], EQUATIONS.rules) == (2, "the row ends with 2 symbols left, first T")

@@ -52,12 +52,6 @@ def small(served: tuple[str, dict[str, bytes], list[str]], monkeypatch: pytest.M
     return replace(ZINC, blob=git_blob(CONTENT))
 
 
-def test_the_id_of_a_file_is_gits():
-    # git hash-object --stdin
-    assert git_blob(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-    assert git_blob(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
-
-
 def test_a_file_is_fetched_once(cache: Path, small, served):
     _, _, asked = served
     path = fetch(small)

@@ -230,14 +230,6 @@ def test_the_parser_is_chosen_and_finds_every_string(text: str, kind: str):
         assert outcome(parser, sentence) == outcome(earley, sentence)
 
 
-def test_ambiguous_lines_are_counted_and_the_first_derivation_taken():
-    grammar = parse_grammar("S -> S '+' S | 'x' | 'y'", "g")
-    parsed = parse_lines(["x+y", "x+x+x", "x", "y+x+y+x"], grammar)
-    assert (parsed.ambiguous, parsed.kind) == (2, "earley")
-    assert parsed.ids[1].tolist() == [0, 0, 1, 1, 1, 3, 3]
-    assert parsed.ids.shape == (4, 7)
-
-
 def random_grammars(stream: random.Random) -> Iterator[Grammar]:
     while True:
         symbols = "SABC"[: stream.randint(1, 4)]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -173,22 +172,3 @@ def test_rules_in_two_masks(folder: Path):
     masks[ids == 1] = [0, 1, 0, 1]
     with pytest.raises(InputError, match="rule 3 is in two different masks"):
         read(ids, np.packbits(masks, axis=2), 3)
-
-
-def test_unusable_files(folder: Path):
-    read(IDS, MASKS)
-    prod, masks = Path("prod.npy"), Path("masks.npy")
-    whole = prod.read_bytes()
-    for content in (b"", whole[:50], whole[:-8], b"\x80\x04N.", b"PK\x03\x04"):
-        prod.write_bytes(content)
-        with pytest.raises(InputError, match="damaged"):
-            read_prebuilt(prod, masks, None, None)
-    np.save(prod, np.array([[1, None]]), allow_pickle=True)
-    with pytest.raises(InputError, match="pickled objects are never read"):
-        read_prebuilt(prod, masks, None, None)
-    prod.unlink()
-    with pytest.raises(InputError, match="No such file"):
-        read_prebuilt(prod, masks, None, None)
-    os.mkfifo(prod)
-    with pytest.raises(InputError, match="not a regular file"):
-        read_prebuilt(prod, masks, None, None)
