@@ -11,9 +11,9 @@ import tomli_w
 import torch
 
 from arcvae_cli import checkpoints
-from arcvae_cli.data.arrays import GridArrays
-from arcvae_cli.data.files import write_grids
-from arcvae_cli.data.strings import build_drawn, write_strings
+from arcvae_cli.data.arrays import Dataset
+from arcvae_cli.data.files import write_dataset
+from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
@@ -24,7 +24,7 @@ EQUATIONS = read_grammar("equations")
 STRINGS = build_drawn(EQUATIONS, 7, size=40)
 
 STREAM = np.random.RandomState(5)
-GRIDS = GridArrays(
+GRIDS = Dataset(
     "some",
     np.pad(STREAM.randint(0, 10, (12, 3, 4)).astype(np.uint8), ((0, 0), (0, 13), (0, 12))),
     np.repeat(np.arange(3, dtype=np.uint8), 4),
@@ -96,14 +96,14 @@ def write_all(folder: Path) -> dict[str, Path]:
     checkpoints.save(found["checkpoint"], checkpoint_values())
     settings = resolve("cyclical").settings
     found["preset"].write_text(tomli_w.dumps(settings.table()))
-    write_grids(found["grids"], GRIDS)
-    np.save(found["bare grids"], GRIDS.grids)
+    write_dataset(found["grids"], GRIDS)
+    np.save(found["bare grids"], GRIDS.x)
     found["task"].write_text(json.dumps(TASK))
-    write_strings(found["derivations"], STRINGS)
+    write_dataset(found["derivations"], STRINGS)
     found["strings"].write_text("\n".join(STRINGS.strings(np.arange(40))))
     found["grammar"].write_text(EQUATIONS.text)
-    np.save(found["ids"], STRINGS.ids)
-    np.save(found["masks"], masks_of(STRINGS.ids))
+    np.save(found["ids"], STRINGS.x)
+    np.save(found["masks"], masks_of(STRINGS.x))
     return found
 
 

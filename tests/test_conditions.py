@@ -28,7 +28,7 @@ from arcvae_cli.errors import InputError
 def real() -> np.ndarray:
     """Every ARC grid of the test split."""
     arrays = build_arc_raw()
-    return arrays.grids[arrays.rows("test")]
+    return arrays.x[arrays.rows("test")]
 
 
 def canvas(*rows: str) -> np.ndarray:

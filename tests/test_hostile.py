@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from arcvae_cli import checkpoints, errors
 from arcvae_cli.cli import app
-from arcvae_cli.data.recipes import load_arrays
+from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.presets import PRESET_BYTES, resolve, set_layer

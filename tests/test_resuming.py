@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from arcvae_cli import checkpoints, runs
-from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import Interrupted
@@ -38,7 +38,7 @@ def grids(device: torch.device = CPU) -> GridCorpus:
         row, column = random.randint(0, 8, 2)
         canvas[row : row + 6, column : column + 6] = random.randint(1, 10)
     return GridCorpus(
-        GridArrays("squares", canvases, np.repeat(np.arange(3, dtype=np.uint8), [32, 8, 8]), None, None), device
+        Dataset("squares", canvases, np.repeat(np.arange(3, dtype=np.uint8), [32, 8, 8]), None, None), device
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from arcvae_cli import checkpoints, runs
-from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.files import read_lines
@@ -41,7 +41,7 @@ def corpus(n: int = 48) -> GridCorpus:
         row, column = random.randint(0, 8, 2)
         grid[row : row + 6, column : column + 6] = random.randint(1, 10)
     split = np.repeat(np.array([0, 1, 2], np.uint8), [n - 16, 8, 8])
-    return GridCorpus(GridArrays("squares", grids, split, None, None), CPU)
+    return GridCorpus(Dataset("squares", grids, split, None, None), CPU)
 
 
 def settings(**tables: dict[str, Any]) -> Settings:

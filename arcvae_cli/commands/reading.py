@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
+    from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
-    from arcvae_cli.data.recipes import Arrays
     from arcvae_cli.models.grammar import Structure
 
 INPUT, OUTPUT = "Input", "Output"  # panels of the help
@@ -115,7 +115,7 @@ def open_named(
     needs: Sequence[str],
     console: Console,
     structure: Structure | None = None,
-    begun: Future[Arrays] | None = None,
+    begun: Future[Dataset] | None = None,
 ) -> GridCorpus | DerivationCorpus:
     """The corpus of the settings, with its notes; one that fits the `structure` of a checkpoint's model, if given.
 
@@ -135,17 +135,17 @@ def open_named(
     return corpus
 
 
-def begin_reading(data: DataSettings) -> Future[Arrays] | None:
+def begin_reading(data: DataSettings) -> Future[Dataset] | None:
     """Read a corpus in a thread while PyTorch is imported; None for one that has to be built, which prints progress."""
     from concurrent.futures import Future
     from threading import Thread
 
-    from arcvae_cli.data.recipes import cache_path, load_arrays
+    from arcvae_cli.data.corpora import cache_path, load_arrays
 
     cached = cache_path(data)
     if cached is not None and not cached.is_file():
         return None
-    found: Future[Arrays] = Future()
+    found: Future[Dataset] = Future()
 
     def read() -> None:
         try:
@@ -159,7 +159,7 @@ def begin_reading(data: DataSettings) -> Future[Arrays] | None:
 
 def announce_build(data: DataSettings, console: Console) -> None:
     """A note if the corpus is not in the cache."""
-    from arcvae_cli.data.recipes import cache_path, corpus_name
+    from arcvae_cli.data.corpora import cache_path, corpus_name
 
     cached = cache_path(data)
     if cached is not None and not cached.is_file():

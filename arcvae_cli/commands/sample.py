@@ -166,7 +166,7 @@ def _training_corpus(
 
     Only `--data` builds a corpus that is not in the cache.
     """
-    from arcvae_cli.data.recipes import cache_path
+    from arcvae_cli.data.corpora import cache_path
     from arcvae_cli.errors import InputError
 
     lacking = "novelty is not counted, the training strings are not available"
