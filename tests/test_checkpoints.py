@@ -211,12 +211,12 @@ def test_no_derivation_is_short_enough(tmp_path: Path) -> None:
 def test_names_are_looked_up_in_the_runs(good: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     (runs / "latest").symlink_to("a")
-    assert checkpoints.find_checkpoint(str(good), runs) == checkpoints.Found(good)
-    assert checkpoints.find_checkpoint(str(runs / "a"), runs).path == good
-    named = checkpoints.find_checkpoint("a", runs)
-    assert named.path == good and named.note is not None
-    latest = checkpoints.find_checkpoint("vae_best.pth", runs)
-    assert latest.path == good.resolve() and "a/checkpoints/vae_best.pth, of the latest run" in str(latest.note)
+    assert checkpoints.find_checkpoint(str(good), runs) == (good, None)
+    assert checkpoints.find_checkpoint(str(runs / "a"), runs) == (good, None)
+    path, note = checkpoints.find_checkpoint("a", runs)
+    assert path == good and note is not None
+    path, note = checkpoints.find_checkpoint("vae_best.pth", runs)
+    assert path == good.resolve() and "a/checkpoints/vae_best.pth, of the latest run" in str(note)
     with pytest.raises(InputError, match="runs: a"):
         checkpoints.find_checkpoint("nothing.pth", runs)
     with pytest.raises(InputError, match="no run in"):

@@ -177,7 +177,7 @@ def test_a_killed_run_is_whole_and_goes_on_to_the_same_weights(
     is_whole(run)
     last, left = run / "checkpoints" / "last.pth", [path.name for path in run.rglob(".*.tmp")]
     assert (len(left) == 1 and left[0].startswith(".last.pth.")) if "written" in name else not left
-    assert runs.state_of(run).state == "killed"
+    assert runs.describe(run)["state"] == "killed"
     assert 0 <= checkpoints.read(last)["step"] < (20 if "step" in name else 45)
     ends_straight(run, straight, here("--resume", run))
 

@@ -190,10 +190,10 @@ os.waitpid(child, 0)
     try:
         with pytest.raises(ArcvaeError, match=f"one: process {other.pid} on .* is training this run") as raised:
             runs.resume(made.path)
-        assert raised.value.exit_code == 1 and runs.state_of(made.path).state == "running"
+        assert raised.value.exit_code == 1 and runs.describe(made.path)["state"] == "running"
         other.send_signal(signal.SIGKILL)
         other.wait()
-        assert runs.state_of(made.path).state == "killed", "its children do not hold the lock"
+        assert runs.describe(made.path)["state"] == "killed", "its children do not hold the lock"
         again = runs.resume(made.path)
         assert runs.held(again.path) and again.started == made.started
         again.release()
@@ -296,7 +296,7 @@ def test_a_damaged_status(tmp_path: Path, status: str | None) -> None:
     assert (run.state, run.status.epoch) == ("damaged", None)
     json.dumps(run.document(), allow_nan=False)
     runs.resume(folder.path).write_status("running")
-    assert runs.state_of(folder.path).state in ("running", "killed")
+    assert runs.describe(folder.path)["state"] in ("running", "killed")
 
 
 def test_runs_are_found_by_name_path_and_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

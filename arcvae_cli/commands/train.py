@@ -176,7 +176,7 @@ def run(
 
     before = None if earlier is None else go_on(*earlier)
     if before is not None:
-        before.check(resolved)
+        before.check(settings)
         if before.over(settings):
             console.note(f"run {before.folder.name} is finished: nothing to do")
             console.json(before.judgement())
