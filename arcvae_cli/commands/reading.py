@@ -88,10 +88,8 @@ def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) 
     return load(path, open_device(device))
 
 
-def open_examples(
-    loaded: Loaded, data: str | None, split: str, console: Console, device: torch.device | None = None
-) -> Corpus:
-    """The corpus of `--data`, or the one that the model was trained on, on the model's device or another.
+def open_examples(loaded: Loaded, data: str | None, split: str, console: Console) -> Corpus:
+    """The corpus of `--data`, or the one that the model was trained on, on the model's device.
 
     InputError where it holds another kind of example than the model is of.
     """
@@ -102,7 +100,7 @@ def open_examples(
         files = dict.fromkeys(("path", "grammar", "input", "prod", "masks", "pad_id", "limit"))
         chosen = {"name": data} if data in CORPORA else {"path": expanded(Path(data))}
         settings = settings.model_copy(update={**files, **chosen})
-    place = next(loaded.model.parameters()).device if device is None else device
+    place = next(loaded.model.parameters()).device
     domain = domains.of(loaded.model.kind)
     corpus = open_named(settings, place, (split,), console, domain.structure(loaded.model))
     if corpus.kind != domain.kind:
