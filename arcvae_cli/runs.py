@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """Names of temporary files as `atomic_write` makes them."""
-
-LATEST = "latest"
-AUTO = "auto"
-"""`--resume auto`: start the run of `--run-name`, or resume it."""
+LATEST, AUTO = "latest", "auto"
+"""The link to the last run; `--resume auto` starts the run of `--run-name`, or resumes it."""
 
 _PATIENCE = 1.0  # seconds to wait for a lock: a process that only tests it holds it for a moment
 _TEST = 0.05
@@ -158,11 +156,9 @@ def _claim(path: Path) -> BaseFileLock | None:
 def resume(folder: Path) -> RunFolder:
     """An existing run folder, locked by this process. Removes the temporary files that a killed process left.
 
-    InputError if it is not a run folder or not writable, ArcvaeError if another process is training the run.
+    InputError if it is not writable, ArcvaeError if another process is training the run.
     """
     path = folder.resolve() if folder.name in ("", "..", LATEST) else folder
-    if not is_file(path / "config.toml"):
-        raise InputError(f"{folder}: not a run folder (no config.toml in it)", "see `arcvae runs list`")
     try:
         lock = take(path)
         for part in ("checkpoints", "images"):

@@ -54,18 +54,17 @@ Step.train = train
 STRUCK = {
     "killed in a step": AT_STEP.format(what="kill(signal.SIGKILL)"),
     "killed while last.pth is written": """
-import os, signal
-from pathlib import Path
-real, seen = Path.write_bytes, []
+import os, signal, torch
+real, seen = torch.save, []
 
-def write(path, data):
-    seen.extend([path] if "last.pth" in path.name else [])
+def save(values, file):
+    seen.extend([file] if "last.pth" in file.name else [])
     if len(seen) < 3:
-        return real(path, data)
-    real(path, data[: len(data) // 2])
+        return real(values, file)
+    os.write(file.fileno(), bytes(1000))
     os.kill(os.getpid(), signal.SIGKILL)
 
-Path.write_bytes = write
+torch.save = save
 """,
     "asked to make room": AT_STEP.format(what="kill(signal.SIGUSR1)"),
     # the first checkpoint has no state of the optimiser yet, and is the smaller by two thirds

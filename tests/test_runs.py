@@ -203,15 +203,6 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     runs.resume(made.path).release()
 
 
-def test_only_a_run_folder_can_be_resumed(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    for name in ("nowhere", "empty", "file"):
-        with pytest.raises(InputError, match="not a run folder"):
-            runs.resume(tmp_path / name)
-    assert not list((tmp_path / "empty").iterdir())
-
-
 def test_resuming_removes_only_temporary_files_of_arcvae_in_that_run(tmp_path: Path) -> None:
     one, two = (runs.create(tmp_path, name, "x", SETTINGS) for name in ("one", "two"))
     one.release()

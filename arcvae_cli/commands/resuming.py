@@ -17,7 +17,7 @@ from arcvae_cli.settings import Settings, resolve
 if TYPE_CHECKING:
     from arcvae_cli.runs import RunFolder
 
-LENGTH = ("train.epochs", "train.early_stopping", "train.patience")
+LENGTH = {"train.epochs", "train.early_stopping", "train.patience"}
 MAY_CHANGE = (
     *LENGTH,  # only when a run ends
     *(f"data.{key}" for key in ("path", "input", "prod", "masks", "grammar")),  # the checkpoint has a fingerprint
@@ -34,24 +34,18 @@ class Earlier:
     path: Path
     values: Mapping[str, Any] | None
 
-    def over(self, settings: Settings) -> bool:
-        """Whether nothing is left to do: trained and evaluated, and not made longer."""
+    def report(self, settings: Settings) -> dict[str, Any] | None:
+        """The `metrics.json` of a run with nothing left to do: trained and evaluated, and not made longer."""
         from arcvae_cli.runs import read_status
 
         status = read_status(self.folder.path)
         if self.values is None or status is None or status.state != "finished" or not status.judged:
-            return False
-        changed = {key for key, *_ in differences(self.settings(), settings)}
-        return self.values["step"] == status.step and not changed & set(LENGTH)
-
-    def judgement(self) -> dict[str, Any]:
-        """The `metrics.json` of the run's last evaluation. InputError if it cannot be read."""
-        file = self.folder.path / "metrics.json"
-        try:
-            return dict(json.loads(file.read_bytes()))
-        except (OSError, ValueError) as error:
-            fix = f"`arcvae evaluate --checkpoint {self.folder.shell}` writes it again"
-            raise InputError(f"{file}: cannot be read", fix) from error
+            return None
+        if self.values["step"] != status.step or {key for key, *_ in differences(self.settings(), settings)} & LENGTH:
+            return None
+        with suppress(OSError, ValueError):
+            return dict(json.loads((self.folder.path / "metrics.json").read_bytes()))
+        return None  # evaluated again
 
     def settings(self) -> Settings:
         """The settings that the run has been trained with."""
@@ -93,7 +87,10 @@ def earlier_folder(argument: str, runs: Path) -> tuple[Path, Path | None]:
     file = expanded(Path(argument)).resolve()
     if is_file(file) and is_file(file.parent.parent / "config.toml"):
         return file.parent.parent, file
-    return find(argument, runs), None
+    folder = find(argument, runs)
+    if not is_file(folder / "config.toml"):
+        raise InputError(f"{folder}: no config.toml in it", "restore it, or start a new run")
+    return folder, None
 
 
 def go_on(folder: Path, file: Path | None) -> Earlier:
@@ -105,17 +102,16 @@ def go_on(folder: Path, file: Path | None) -> Earlier:
     path = file or last
     if file is None and not any(held.checkpoints.iterdir()):
         return Earlier(held, path, None)
-    others = f"`arcvae runs verify {held.shell}` finds a checkpoint to resume from"
     try:
         values = checkpoints.read(path)
+        if not checkpoints.resumable(values):
+            raise InputError(f"{path}: part of a model, or of a former format: cannot be resumed from")
     except InputError as error:
-        raise InputError(error.what, others) from error
-    if not checkpoints.resumable(values):
-        raise InputError(f"{path}: part of a model, or of a former format: cannot be resumed from", others)
+        fix = f"`arcvae runs verify {held.shell}` finds a checkpoint to resume from"
+        raise InputError(error.what, fix) from error
     later = 0
-    if path != last:
-        with suppress(InputError):
-            later = checkpoints.read(last).get("step", 0)
+    with suppress(InputError):
+        later = checkpoints.read(last).get("step", 0) if path != last else 0
     if later > values["step"]:
         raise InputError(
             f"{path}: an older checkpoint, of step {values['step']}; the run is at step {later}",

@@ -254,7 +254,7 @@ def check(path: Path) -> dict[str, Any]:
     problems = ["status.json: cannot be read"] if state == "damaged" else []
     problems += [f"{name}: missing" for name in expected if name not in {file.name for file in files}]
     problems += config_problems(path, last)
-    notes = ["its process was killed"] if state == "killed" else []
+    notes = []
     if state != "running":  # else it may be written to
         notes += [f"{file.name}: a temporary file, removed on resumption" for file in folders.temporaries(path)]
         wrong, short = metrics_problems(path, last) if last else ([], [])
