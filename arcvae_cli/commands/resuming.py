@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from arcvae_cli import runs
 from arcvae_cli.commands.presets import leaves
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import expanded, is_file
 from arcvae_cli.settings import Settings, resolve
-
-if TYPE_CHECKING:
-    from arcvae_cli.runs import RunFolder
 
 LENGTH = {"train.epochs", "train.early_stopping", "train.patience"}
 MAY_CHANGE = (
@@ -30,15 +28,13 @@ MAY_CHANGE = (
 class Earlier:
     """A run to resume. `values`: of its checkpoint at `path`; None if it died before the first one."""
 
-    folder: RunFolder
+    folder: runs.RunFolder
     path: Path
     values: Mapping[str, Any] | None
 
     def report(self, settings: Settings) -> dict[str, Any] | None:
         """The `metrics.json` of a run with nothing left to do: trained and evaluated, and not made longer."""
-        from arcvae_cli.runs import read_status
-
-        status = read_status(self.folder.path)
+        status = runs.read_status(self.folder.path)
         if self.values is None or status is None or status.state != "finished" or not status.judged:
             return None
         if self.values["step"] != status.step or {key for key, *_ in differences(self.settings(), settings)} & LENGTH:
@@ -80,14 +76,12 @@ def differences(old: Settings, new: Settings) -> Iterator[tuple[str, Any, Any]]:
             yield key, before.get(key), after.get(key)
 
 
-def earlier_folder(argument: str, runs: Path) -> tuple[Path, Path | None]:
+def earlier_folder(argument: str, base: Path) -> tuple[Path, Path | None]:
     """The run folder that `--resume` means, and the checkpoint if a file was given. InputError if there is none."""
-    from arcvae_cli.runs import find
-
     file = expanded(Path(argument)).resolve()
     if is_file(file) and is_file(file.parent.parent / "config.toml"):
         return file.parent.parent, file
-    folder = find(argument, runs)
+    folder = runs.find(argument, base)
     if not is_file(folder / "config.toml"):
         raise InputError(f"{folder}: no config.toml in it", "restore it, or start a new run")
     return folder, None
@@ -95,7 +89,7 @@ def earlier_folder(argument: str, runs: Path) -> tuple[Path, Path | None]:
 
 def go_on(folder: Path, file: Path | None) -> Earlier:
     """The run in a folder, locked by this process. InputError if its checkpoint is unusable."""
-    from arcvae_cli import checkpoints, runs
+    from arcvae_cli import checkpoints
 
     held = runs.resume(folder)
     last = held.checkpoints / "last.pth"

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from arcvae_cli import runs as folders
 from arcvae_cli.commands.presets import leaves
+from arcvae_cli.commands.reading import importing
 from arcvae_cli.commands.resuming import MAY_CHANGE, differences
-from arcvae_cli.console import cell
+from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import open_regular, size
 from arcvae_cli.settings import Layer, Settings, resolve
@@ -28,9 +30,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="print the result only")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 RunsDir = Annotated[Path, typer.Option(help="where run folders are")]
 RUNS = Path("runs")
-Run = dict[str, Any]
-"""What `runs.describe` gives."""
-
 STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "whole": "green"}
 """Of states and verdicts; all others are red."""
 
@@ -38,9 +37,6 @@ STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "kill
 @app.command("list")
 def list_runs(runs_dir: RunsDir = RUNS, quiet: Quiet = False, as_json: AsJson = False) -> None:
     """List runs, the last active first."""
-    from arcvae_cli import runs as folders
-    from arcvae_cli.console import Console
-
     console = Console(quiet=quiet, as_json=as_json)
     found = [folders.describe(path) for path in folders.all_runs(runs_dir)]
     console.json({"runs": found})
@@ -55,7 +51,7 @@ def list_runs(runs_dir: RunsDir = RUNS, quiet: Quiet = False, as_json: AsJson = 
     console.table("", ("run", "state", "epochs", "best, in epoch", "size", "last active"), rows, left=(0, 1))
 
 
-def epochs(run: Run) -> str:
+def epochs(run: Mapping[str, Any]) -> str:
     """Epochs done, of how many."""
     return f"{cell(run['epoch'], 'd')}/{cell(run['epochs'], 'd')}"
 
@@ -83,9 +79,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a run: its state, its settings, its checkpoints, and the commands to continue with."""
-    from arcvae_cli import runs as folders
-    from arcvae_cli.console import Console
-
     console = Console(quiet=quiet, as_json=as_json)
     path = folders.find(run, runs_dir)
     found = folders.describe(path)
@@ -141,7 +134,7 @@ def changed_settings(settings: Settings) -> dict[str, tuple[Any, Any]]:
     return {key: (value, known.get(key)) for key, value in leaves(table) if known.get(key) != value}
 
 
-def checkpoints_of(path: Path, run: Run) -> list[dict[str, Any]]:
+def checkpoints_of(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Name, epoch and bytes of each checkpoint; the epoch by the name or by the run's status."""
     known = {"last.pth": run["epoch"], "vae_final.pth": run["epoch"]}
     known |= dict.fromkeys(("vae_best.pth", "encoder.pth", "decoder.pth"), run["best_epoch"])
@@ -186,9 +179,6 @@ def verify(
     Every checkpoint is compared with its digest, config.toml and the epochs in metrics.jsonl with last.pth. The steps
     in metrics.jsonl have no checksum.
     """
-    from arcvae_cli import runs as folders
-    from arcvae_cli.console import Console
-
     console = Console(quiet=quiet, as_json=as_json)
     paths = folders.all_runs(runs_dir) if run is None else [folders.find(run, runs_dir)]
     checked = []
@@ -226,9 +216,6 @@ def check(path: Path) -> dict[str, Any]:
     `whole`: readable checkpoints by name, with the epoch; `broken`: the others, with the reason; `problems`: other
     damage; `notes`: what is not damage; `go_on`: the command to continue the run with, from what is whole of it.
     """
-    from arcvae_cli import runs as folders
-    from arcvae_cli.commands.reading import importing
-
     with importing():
         from arcvae_cli import checkpoints
     run = folders.describe(path)
