@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -183,15 +182,6 @@ os.waitpid(child, 0)
     finally:
         for pid in children:
             os.kill(pid, signal.SIGKILL)
-
-
-def test_a_process_that_tests_the_lock_is_waited_for(tmp_path: Path) -> None:
-    path = runs.create(tmp_path, "one", "x", SETTINGS).path
-    testing = runs.take(path)
-    assert testing is not None
-    threading.Timer(0.05, testing.release).start()
-    again = runs.resume(path)
-    assert runs.held(again.path)
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
