@@ -23,8 +23,9 @@ from arcvae_cli.graphs import first_line
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grammar import GrammarVAE, Structure
+from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.runs import find
-from arcvae_cli.settings import GrammarSettings, Layer, Settings, resolve
+from arcvae_cli.settings import GrammarSettings, Settings
 
 FORMAT = 3
 """Version of the layout: 3 has a digest, 2 has none and is read all the same, 1 holds too little to resume from."""

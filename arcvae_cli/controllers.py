@@ -1,8 +1,8 @@
-"""Beta while a run trains: every schedule, and those that take feedback on the device, without a read-back a step.
+"""Beta while a run trains; closed loops run on the device, without a CPU-GPU sync in a step.
 
-A controller is told the time by `at`, and asked by the objective for the beta of each batch by `weigh`. What a
-schedule that takes feedback has to remember is a few 0-d tensors, changed in place and by tensor operations only: a
-step of it costs no wait for the device and can be part of a CUDA graph. `Schedule.observe` is the same in plain Python.
+The trainer sets the time with `at`, the objective gets the beta of each batch from `weigh`. The state of a closed loop
+is a few 0-d tensors, changed in place by tensor operations only, so that a step of it can be part of a CUDA graph.
+`Feedback.observe` is the same law in plain Python.
 """
 
 from __future__ import annotations
@@ -21,13 +21,21 @@ ALL_EPOCH = 0.95
 """Share of an epoch's steps at a bound that counts as the whole epoch: single batches stray."""
 
 
+REMEDIES = {
+    ("kl", "max"): "raise the target or the bound of beta",
+    ("kl", "min"): "lower the target, or give the model more latent dimensions",
+    ("reconstruction", "max"): "lower the tolerance, or raise the bound of beta",
+    ("reconstruction", "min"): "raise the tolerance, or train a larger model for longer",
+}
+
+
 @dataclass(frozen=True)
 class Target:
-    """What a schedule that takes feedback held in an epoch, beside what it was to hold.
+    """What a closed loop held in an epoch, and its target.
 
     `level`: "" for all levels together. `value`, `beta`: means over the epoch's steps; `value` and `target` in nats per
-    example for the KL, in nats per position for the reconstruction. `bound`: the bound of beta at which it stood for
-    the whole epoch, None while the target itself is still on its way.
+    example for the KL, in nats per position for the reconstruction. `bound`: the bound of beta at which it stayed for
+    the whole epoch, None while the target itself still moves.
     """
 
     level: str
@@ -44,19 +52,14 @@ class Target:
 
     @property
     def note(self) -> str | None:
-        """That the target is out of reach, where beta stood at the bound that leads there, and what to do."""
+        """A target out of reach, that is with beta at the bound that leads to it, and what to do."""
         if not self.missed or self.bound != bound_ahead(self.quantity, self.value > self.target):
             return None
-        unit = "nats" if self.quantity == "kl" else "nats per position"
-        what = f"{self.level} {'KL' if self.quantity == 'kl' else 'reconstruction'}".lstrip()
-        stood = f"beta stood at its {'largest' if self.bound == 'max' else 'least'}, {self.beta:.4g}, all epoch"
-        remedy = {
-            ("kl", "max"): "raise the target or the bound of beta",
-            ("kl", "min"): "lower the target, or give the model more latent dimensions",
-            ("reconstruction", "max"): "lower the tolerance, there is room, or let beta be larger",
-            ("reconstruction", "min"): "raise the tolerance, or train a larger model for longer",
-        }[self.quantity, self.bound]
-        return f"{what} {self.value:.4g} {unit}, target {self.target:.4g}: out of reach, {stood}; {remedy}"
+        what, unit = ("KL", "nats") if self.quantity == "kl" else ("reconstruction", "nats per position")
+        off = f"{self.level} {what} {self.value:.4g} {unit}, target {self.target:.4g}".lstrip()
+        return (
+            f"{off}: out of reach, beta is at its {self.bound}, {self.beta:.4g}; {REMEDIES[self.quantity, self.bound]}"
+        )
 
 
 class Controller:
@@ -91,10 +94,10 @@ class Controller:
             loop.at(epoch)
 
     def hold(self) -> None:
-        """Give open betas as tensors that stay where they are from now on, so that a graph reads what `at` sets.
+        """Give open betas as tensors at fixed addresses from now on, so that a CUDA graph reads what `at` sets.
 
-        A beta of exactly 0 remains a number, which takes its term out of the loss: `silent` tells of which levels, and
-        there has to be a graph for each such case.
+        A beta of exactly 0 remains a number, which takes its term out of the loss: `silent` names these levels, and
+        each such case needs a graph of its own.
         """
         self._held = {
             level: torch.tensor(value, dtype=exact_type(self.device), device=self.device)
@@ -108,12 +111,9 @@ class Controller:
         Numbers for an open loop unless they are held; for a closed one 0-d tensors of the reconstruction's type,
         nothing being read back.
         """
-        betas: dict[str, float | Tensor] = {}
-        if self._held:
-            for level, value in self._held.items():
-                betas[level] = 0.0 if level in self.silent else value.to(reconstruction.dtype)
-        else:
-            betas.update(self.open)
+        betas: dict[str, float | Tensor] = dict(self.open)
+        for level, value in self._held.items():
+            betas[level] = 0.0 if level in self.silent else value.to(reconstruction.dtype)
         for name, loop in self._loops.items():
             served = [name] if name else self.levels
             kl = torch.stack([rates[level].detach().to(loop.exact).sum() for level in served]).sum()
@@ -122,7 +122,7 @@ class Controller:
         return {level: betas[level] for level in self.levels}
 
     def betas(self) -> dict[str, float]:
-        """Beta of every level at present; with a closed loop the device is waited for."""
+        """Beta of every level at present; a CPU-GPU sync with a closed loop."""
         betas = dict(self.open)
         for name, loop in self._loops.items():
             betas.update(dict.fromkeys([name] if name else self.levels, loop.read()["beta"]))
@@ -137,26 +137,20 @@ class Controller:
         middle = epoch - 0.5 if self.schedule.per == "step" else epoch
         found = []
         for name, loop in self._loops.items():
-            state = loop.read()
-            schedule, steps = loop.schedule, state["steps"]
-            if not steps:
+            schedule, state = loop.schedule, loop.read()
+            if not (steps := state["steps"]):
                 continue
-            kl = sum(means["kl"].values()) if not name else means["kl"][name]
+            value = means["reconstruction"]
+            if schedule.quantity == "kl":
+                value = means["kl"][name] if name else sum(means["kl"].values())
             bound: Literal["max", "min"] | None = None
             moving = schedule.setpoint(epoch - 1.0) != schedule.setpoint(epoch)
             if not moving and max(state["at_max"], state["at_min"]) >= ALL_EPOCH * steps:
                 bound = "max" if state["at_max"] >= state["at_min"] else "min"
-            found.append(
-                Target(
-                    level=name,
-                    quantity=schedule.quantity,
-                    value=kl if schedule.quantity == "kl" else means["reconstruction"],
-                    target=schedule.setpoint(middle),
-                    beta=state["sum"] / steps,
-                    bound=bound,
-                )
-            )
-            loop.reset_counts()
+            target, beta = schedule.setpoint(middle), state["sum"] / steps
+            found.append(Target(name, schedule.quantity, value, target, beta, bound))
+            for key in COUNTS:
+                loop.state[key].zero_()
         return tuple(found)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
@@ -164,11 +158,13 @@ class Controller:
         return {name: loop.read() for name, loop in self._loops.items()}
 
     def load_state_dict(self, values: Mapping[str, Mapping[str, float]]) -> None:
-        """Go on from a state; ValueError if it is another schedule's."""
-        if values.keys() != self._loops.keys():
-            raise ValueError(f"the state of {list(values)} is not that of schedule {self.schedule.name}")
-        for name, loop in self._loops.items():
-            loop.load(values[name])
+        """Continue from a state; ValueError if it is another schedule's."""
+        keys = {name: loop.state.keys() for name, loop in self._loops.items()}
+        if keys != {name: state.keys() for name, state in values.items()}:
+            raise ValueError(f"not a state of schedule {self.schedule.name}")
+        for name, state in values.items():
+            for key, value in state.items():
+                self._loops[name].state[key].fill_(value)
 
 
 def exact_type(device: torch.device) -> torch.dtype:
@@ -211,19 +207,7 @@ class Loop:
         self.state["sum"].add_(beta)
         return beta
 
-    def reset_counts(self) -> None:
-        """Count the steps of the next epoch from 0."""
-        for key in COUNTS:
-            self.state[key].zero_()
-
     def read(self) -> dict[str, float]:
         """The state in plain numbers: a CPU-GPU sync."""
         values: list[float] = torch.stack(list(self.state.values())).tolist()
         return dict(zip(self.state, values, strict=True))
-
-    def load(self, values: Mapping[str, float]) -> None:
-        """Continue from a state; ValueError if it is another schedule's."""
-        if values.keys() != self.state.keys():
-            raise ValueError(f"the state of {self.schedule.name} is {', '.join(self.state)}, not {', '.join(values)}")
-        for key, value in values.items():
-            self.state[key].fill_(value)

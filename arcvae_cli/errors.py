@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LONGEST = 1200
 """Characters of a line of an error."""
@@ -64,3 +70,44 @@ class Interrupted(ArcvaeError):  # noqa: N818 - not an error
         super().__init__(what, fix)
         self.exit_code = exit_code
         self.at_once = at_once
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean X?` for the known name that is most like a misspelt one, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+TAGGED = ("model", "schedule", "base", "global", "local")
+"""Keys of tables that are read by their `name`, which pydantic then adds to the location of an error."""
+
+
+def first_fault(error: ValidationError, keys: Callable[[list[str]], Iterable[str]]) -> tuple[str, str, str | None]:
+    """The dotted key, the problem and the fix of the first error. `keys`: of a table, given as its path."""
+    fault = error.errors(include_url=False)[0]
+    loc = fault["loc"]
+    path = [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in TAGGED)]
+    context, given = fault.get("ctx", {}), fault["input"]
+    problem = f"{re.sub(r'^(Input|Tuple) ', '', fault['msg'])}, got {given!r:.60}"
+    fix = None
+    match fault["type"]:
+        case "extra_forbidden":
+            known = list(keys(path[:-1]))
+            problem = f"unknown key {path[-1]!r}"
+            fix = f"{nearest(path[-1], known)}known here: {', '.join(known)}"
+        case "union_tag_invalid":
+            path.append("name")
+            known = context["expected_tags"].replace("'", "").split(", ")
+            problem = f"unknown name {context['tag']!r}"
+            fix = f"{nearest(context['tag'], known)}known here: {', '.join(known)}"
+        case "union_tag_not_found":
+            path.append("name")
+            problem = "missing"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            problem = f"should be a table, got {given!r:.60}"
+        case "contradiction":
+            path.append(context["key"])
+            problem, fix = context["what"], context["fix"]
+        case "value_error":
+            problem = str(context["error"])
+    return ".".join(path), problem, fix

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict
 
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file
-from arcvae_cli.settings import Settings, read_toml
+from arcvae_cli.presets import read_toml
+from arcvae_cli.settings import Settings
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -1,25 +1,18 @@
-"""The settings of a run: typed, frozen, and resolved from defaults, presets, environment and flags.
-
-TOML in, `Settings` out. Every mistake a person can make here is an `InputError` that names where the value came from,
-its dotted key, what was expected and, for a misspelt key, the nearest one.
-"""
+"""The settings of a run: typed, frozen tables, and what must hold between them."""
 
 from __future__ import annotations
 
-import difflib
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import tomli
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from arcvae_cli.errors import InputError
-from arcvae_cli.files import is_file, open_regular
-from arcvae_cli.schedules import SCHEDULES, AnySchedule, LinearWarmup
+from arcvae_cli.errors import nearest
+from arcvae_cli.schedules import AnySchedule
+from arcvae_cli.schedules.open import LinearWarmup
+from arcvae_cli.schedules.registry import schedule_keys
 
 Table = dict[str, Any]
 
@@ -30,21 +23,8 @@ STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)
 CORPORA = (*GRID_CORPORA, *STRING_CORPORA)
 """The corpora of `arcvae_cli.data.corpora` by name; anything else given as `--data` is a path."""
 
-PRESET_BYTES = 64 * 1024
-"""Largest preset read."""
-
-MOST_DOTS = 200
-"""Dots in a line of TOML, or in a value of `--set`: a dotted key of 40 kB takes some versions of the parser seconds."""
-
-DEEPEST = 16
-"""Tables and lists within one another, of which settings need four."""
-
-MOST_BASES = 16
-"""Presets that a preset may extend, one by one."""
-
-ENVIRONMENT = "ARCVAE_"
-OWN_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")
-"""Variables of arcvae that are no settings."""
+Contradiction = tuple[str, str, str]
+"""A key, what is wrong with its value, and how to mend it."""
 
 
 class SettingsTable(BaseModel):
@@ -53,7 +33,9 @@ class SettingsTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
-Count = Annotated[int, Field(ge=1)]
+LARGEST = 2**63 - 1
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Width = Annotated[int, Field(ge=1, le=4096)]  # above, a single layer takes gigabytes
 Depth = Annotated[int, Field(ge=1, le=64)]
@@ -71,7 +53,7 @@ class DataSettings(SettingsTable):
         None, strict=False, description="your own corpus instead: .npz, .npy, ARC JSON file or folder, file of strings"
     )
     size: Count = Field(100_000, description="examples of a built corpus")
-    seed: int = Field(0, ge=0, description="seed of a built corpus")
+    seed: Natural = Field(0, description="seed of a built corpus")
     augment: bool = Field(True, description="random symmetries and colour permutations of every batch")
     limit: Count | None = Field(None, description="training examples at most; an eighth as many validate")
     grammar: str | None = Field(None, description="grammar of the strings: a file, or equations, smiles")
@@ -82,7 +64,7 @@ class DataSettings(SettingsTable):
     )
     prod: Path | None = Field(None, strict=False, description="derivations: .npy of rule ids (N, T)")
     masks: Path | None = Field(None, strict=False, description="masks of derivations: .npy, bit-packed (N, T, bytes)")
-    pad_id: int | None = Field(None, ge=-1, description="padding id of derivations; detected by default")
+    pad_id: int | None = Field(None, ge=-1, le=LARGEST, description="padding id of derivations; detected by default")
 
     @property
     def of_strings(self) -> bool | None:
@@ -93,22 +75,23 @@ class DataSettings(SettingsTable):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSettings:
-        def refuse(key: str, what: str, fix: str) -> PydanticCustomError:
-            return PydanticCustomError("contradiction", "{what}", {"key": key, "what": what, "fix": fix})
+        for key, problem, fix in self._contradictions():
+            raise PydanticCustomError("contradiction", "{what}", {"key": key, "what": problem, "fix": fix})
+        return self
 
+    def _contradictions(self) -> Iterator[Contradiction]:
         sources = [key for key in ("path", "input", "prod") if getattr(self, key) is not None]
-        if len(sources) > 1:
-            raise refuse(sources[1], f"data.{sources[0]} is given too", "leave one of them out")
+        for second in sources[1:]:
+            yield second, f"data.{sources[0]} is given too", "leave one of them out"
         for key in ("masks", "pad_id"):
             if getattr(self, key) is not None and self.prod is None:
-                raise refuse(key, f"{key} without derivations (data.prod)", "give --prod too, or leave it out")
+                yield key, f"{key} without derivations (data.prod)", "give --prod too, or leave it out"
         if self.prod is not None and self.masks is None and self.grammar is None:
-            raise refuse("prod", "ids alone do not say which rules compete", "give --masks, or --grammar")
+            yield "prod", "ids alone do not say which rules compete", "give --masks, or --grammar"
         if self.input is not None and self.grammar is None and self.name not in STRING_CORPORA:
-            raise refuse("input", "strings need a grammar", "give --grammar, or one of: equations, smiles")
+            yield "input", "strings need a grammar", "give --grammar, or one of: equations, smiles"
         if self.recipe == "kusner" and self.grammar is None and (sources or self.name != "equations"):
-            raise refuse("recipe", "kusner is a recipe of the corpus equations", "use data.name=equations, or uniform")
-        return self
+            yield "recipe", "kusner is a recipe of the corpus equations", "use data.name=equations, or uniform"
 
 
 class ModelSettings(SettingsTable):
@@ -242,11 +225,13 @@ MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
 """The table of each model, by its name."""
 
 DEFAULT_MODEL = "grid"
+NAMED = {"schedule": "linear_warmup", "model": DEFAULT_MODEL}
+"""Tables whose keys depend on their `name`, and the name they have by default."""
 
 
-def _model_name(table: Any) -> str | None:
-    name = table.get("name", DEFAULT_MODEL) if isinstance(table, Mapping) else getattr(table, "name", None)
-    return name if isinstance(name, str) else None
+def _model_name(table: Any) -> str:
+    held = table if isinstance(table, Mapping) else {"name": getattr(table, "name", DEFAULT_MODEL)}
+    return str(held.get("name", DEFAULT_MODEL))
 
 
 AnyModel = Annotated[
@@ -304,7 +289,7 @@ class TrainSettings(SettingsTable):
 class CheckpointSettings(SettingsTable):
     """What is kept beside the best, the final and the last."""
 
-    every_epochs: int = Field(10, ge=0, description="keep vae_epoch_N.pth every N epochs; 0 keeps none")
+    every_epochs: Natural = Field(10, description="keep vae_epoch_N.pth every N epochs; 0 keeps none")
     save_top_k: int = Field(
         3, ge=0, le=100, description="keep the best N epochs as best-loss-*, of a grammar also as best-seq_acc-*"
     )
@@ -314,7 +299,7 @@ class LogSettings(SettingsTable):
     """What is written while training."""
 
     every_n_steps: Count = Field(50, description="steps between two lines in metrics.jsonl within an epoch")
-    images_every: int = Field(5, ge=0, description="epochs between pictures; 0 draws none but the last")
+    images_every: Natural = Field(5, description="epochs between pictures; 0 draws none but the last")
     tensorboard: bool = Field(False, description="write TensorBoard event files into the run's folder")
     wandb: Literal["auto", "online", "offline", "off"] = Field(
         "auto", description="Weights & Biases; auto is online where a login exists, else off"
@@ -351,461 +336,64 @@ class Settings(SettingsTable):
         return table
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Values from one place. `origins` gives the place of single keys where it is more exact than `origin`."""
-
-    origin: str
-    values: Table
-    origins: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """Settings, and where the value of each dotted key came from (`default` where absent)."""
-
-    settings: Settings
-    origins: Mapping[str, str]
-
-
-# ------------------------------------------------------------------------------------------------------ presets
-
-
-def preset_folder() -> Path:
-    """The presets of the checkout where there is one, else those shipped with the package."""
-    package = Path(__file__).resolve().parent
-    checkout = package.parent / "presets"
-    return checkout if (package.parent / "pyproject.toml").is_file() and checkout.is_dir() else package / "presets"
-
-
-def preset_names() -> list[str]:
-    """Names of the shipped presets, sorted."""
-    return sorted(path.stem for path in preset_folder().glob("*.toml"))
-
-
-def find_preset(name: str, beside: Path | None = None) -> Path:
-    """The file of a preset: a shipped name, else a path to a TOML (relative to `beside`, or to here)."""
-    shipped = preset_folder() / f"{name}.toml"
-    if "/" not in name and "\\" not in name and is_file(shipped):
-        return shipped
-    path = (beside / name) if beside else Path(name)
-    if is_file(path / "config.toml"):
-        return path / "config.toml"
-    if is_file(path):
-        return path
-    near = difflib.get_close_matches(name, preset_names(), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(
-        f"preset {name!r}: neither a shipped preset nor a file",
-        f"{hint}shipped: {', '.join(preset_names())}; or give the path of a TOML file",
-    )
-
-
-def read_toml(path: Path) -> Table:
-    """A TOML file as nested dictionaries; InputError for whatever is wrong with it."""
-    try:
-        with open_regular(path) as file:
-            raw = file.read(PRESET_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(raw) > PRESET_BYTES:
-        raise InputError(f"{path}: larger than {PRESET_BYTES // 1024} kB", "a preset is a few dozen lines of TOML")
-    try:
-        return _parsed(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-
-
-def _parsed(text: str) -> Table:
-    """TOML as nested dictionaries, in bounded time. ValueError, or RecursionError, for anything else."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.count(".") > MOST_DOTS:
-            raise ValueError(f"over {MOST_DOTS} dots (at line {number})")
-    table = tomli.loads(text)
-    below: list[Any] = [table]
-    for _ in range(DEEPEST):
-        held = [inner for one in below for inner in (one.values() if isinstance(one, dict) else one)]
-        if any(isinstance(inner, int) and inner.bit_length() > 63 for inner in held):
-            raise ValueError("a whole number of over 64 bits")
-        below = [inner for inner in held if isinstance(inner, dict | list)]
-    if below:
-        raise ValueError(f"nested over {DEEPEST} levels")
-    return table
-
-
-def describe_preset(name: str) -> str:
-    """The `description` line of a preset, or nothing."""
-    return str(read_toml(find_preset(name)).get("description", ""))
-
-
-def _preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """A preset and what it extends, the base first."""
-    path = find_preset(name, beside)
-    if path.resolve() in seen:
-        chain = " -> ".join(p.name for p in (*seen, path))
-        raise InputError(f"{path}: `extends` goes in a circle: {chain}")
-    if len(seen) > MOST_BASES:
-        raise InputError(f"{path}: `extends` goes on over {MOST_BASES} presets", "put them into one")
-    values = read_toml(path)
-    values.pop("description", None)
-    base = values.pop("extends", None)
-    if base is not None and not isinstance(base, str):
-        raise InputError(f"{path}: extends: expected the name of a preset, got {base!r}")
-    below = _preset_layers(base, path.parent, (*seen, path.resolve())) if base else []
-    return [*below, Layer(_where(path), values)]
-
-
-def _where(path: Path) -> str:
-    if path.parent == preset_folder():
-        return f"presets/{path.name}"
-    return str(path)
-
-
-# ------------------------------------------------------------------------------------------- environment, --set
-
-
-def parse_value(text: str) -> Any:
-    """A value as TOML would read it; what TOML does not know is a string, so that quotes may be left out."""
-    try:
-        return _parsed(f"value = {text}")["value"] if "\n" not in text else text
-    except (ValueError, RecursionError):
-        return text
-
-
-def set_layer(assignments: Sequence[str]) -> Layer:
-    """The layer of `--set dotted.key=value`, repeatable; a later one wins."""
-    values: Table = {}
-    origins: dict[str, str] = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not all(key.split(".")) or len(key) > 200:
-            raise InputError(f"--set {text[:80]!r}: expected dotted.key=value", "for example --set train.lr=0.0005")
-        _put(values, key, parse_value(value.strip()), f"--set {key}")
-        origins[key] = f"--set {key}"
-    return Layer("--set", values, origins)
-
-
-def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
-    """The layer of variables such as `ARCVAE_TRAIN__LR=0.0005`: two underscores stand for the dot."""
-    values: Table = {}
-    origins: dict[str, str] = {}
-    for name, text in sorted((os.environ if environment is None else environment).items()):
-        if not name.startswith(ENVIRONMENT) or name in OWN_VARIABLES:
-            continue
-        key = name[len(ENVIRONMENT) :].lower().replace("__", ".")
-        if not all(key.split(".")) or "." not in key:
-            raise InputError(
-                f"environment variable {name}: no setting has this name",
-                f"a setting is written {ENVIRONMENT}TABLE__KEY, for example {ENVIRONMENT}TRAIN__LR",
-            )
-        _put(values, key, parse_value(text.strip()), name)
-        origins[key] = name
-    return Layer("environment", values, origins)
-
-
-def flag_layer(flags: Mapping[str, tuple[str, Any]]) -> Layer:
-    """The layer of flags: {flag: (dotted key, value)}; a flag whose value is None was not given."""
-    values: Table = {}
-    origins: dict[str, str] = {}
-    for flag, (key, value) in flags.items():
-        if value is not None:
-            _put(values, key, value, flag)
-            origins[key] = flag
-    return Layer("flags", values, origins)
-
-
-def _put(table: Table, key: str, value: Any, where: str) -> None:
-    *parents, last = key.split(".")
-    for name in parents:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise InputError(f"{where}: {key}: {name!r} was already given a value that is no table")
-    table[last] = value
-
-
-# ----------------------------------------------------------------------------------------------------- resolving
-
-
-def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
-    """Settings from defaults, a preset with what it extends, and further layers, a later one winning.
-
-    A further layer that names another schedule, or another model, voids the presets' keys of the table, so that the new
-    one starts from its own defaults and not from numbers meant for another.
-    """
-    merged: Table = {}
-    origins: dict[str, str] = {}
-    for layer in _preset_layers(preset) if preset else []:
-        _merge(merged, layer, origins)
-    names = {table: _name(merged, table) or default for table, default in NAMED.items()}
-    for table, held in names.items():
-        chosen = [name for layer in layers if (name := _name(layer.values, table)) is not None]
-        if chosen and chosen[-1] != held:
-            merged.pop(table, None)
-    for layer in layers:
-        _merge(merged, layer, origins)
-    origins = {key: origin for key, origin in origins.items() if _get(merged, key) is not None}
-    for table, held in names.items():
-        if isinstance(values := merged.get(table), dict):
-            values.setdefault("name", held)
-    try:
-        settings = Settings.model_validate(merged)
-    except ValidationError as error:
-        raise _explain(error, merged, origins) from error
-    _check(settings, origins)
-    return Resolved(settings, origins)
-
-
-NAMED = {"schedule": LinearWarmup().name, "model": DEFAULT_MODEL}
-"""Tables whose keys depend on their `name`, and the name they have by default."""
-
-
-def _name(values: Table, table: str) -> Any:
-    found = values.get(table)
-    return found.get("name") if isinstance(found, dict) else None
-
-
-def _merge(into: Table, layer: Layer, origins: dict[str, str]) -> None:
-    """Lay one layer over the tables so far. A schedule or a model whose `name` changes starts anew."""
-
-    def lay(into: Table, values: Table, prefix: str) -> None:
-        for key, value in values.items():
-            dotted = f"{prefix}{key}"
-            if not key or "." in key:  # in quotes: it would look like a key of another table
-                raise InputError(f"{layer.origin}: {dotted or repr(key)}: unknown key {key!r}", "leave its quotes out")
-            if isinstance(value, dict):
-                below = into.get(key)
-                if not value and below is None:
-                    origins[dotted] = layer.origin
-                if not isinstance(below, dict) or (dotted.startswith(tuple(NAMED)) and _renamed(below, value)):
-                    below = into[key] = {}
-                elif (
-                    dotted == "model" and "arch" in value and value["arch"] != below.get("arch", GrammarSettings().arch)
-                ):
-                    for size in SIZES:  # meant for the other architecture
-                        below.pop(size, None)
-                lay(below, value, f"{dotted}.")
-            else:
-                into[key] = value
-                origins[dotted] = layer.origins.get(dotted, layer.origin)
-
-    lay(into, layer.values, "")
-
-
-def _renamed(below: Table, above: Table) -> bool:
-    return "name" in below and "name" in above and below["name"] != above["name"]
-
-
-def _get(table: Any, key: str) -> Any:
-    for name in key.split("."):
-        table = table.get(name) if isinstance(table, dict) else None
-    return table
-
-
-def _check(settings: Settings, origins: Mapping[str, str]) -> None:
-    """What single fields cannot see."""
-
-    def refuse(key: str, what: str, fix: str) -> InputError:
-        return InputError(f"{_label(origins.get(key, 'default'), key)}: {what}", fix)
-
-    if settings.train.lr_min > settings.train.lr:
-        raise refuse("train.lr_min", f"{settings.train.lr_min:g} is above train.lr {settings.train.lr:g}", "lower it")
-    model, objective = settings.model, settings.objective
-    if isinstance(model, GridSettings) and model.dropout > 0 and model.body == "plain":
-        raise refuse("model.dropout", "the plain body has no dropout", "use model.body=residual, or leave it out")
-    if unknown := [level for level in objective.free_bits_by_level if level not in model.levels]:
-        raise refuse(
-            f"objective.free_bits_by_level.{unknown[0]}",
-            f"the model {model.name} has no such level",
-            f"its levels: {', '.join(model.levels)}",
-        )
-    strings = settings.data.of_strings
-    if strings is not None and strings != isinstance(model, GrammarSettings):
-        if strings:
-            raise refuse(
-                "model.name",
-                f"the model {model.name} is of grids, and {_strings_of(settings.data)} of derivations",
-                "use --preset kusner_equations, minimal or another with model.name=grammar",
-            )
-        raise refuse(
-            "data.name",
-            f"the corpus {settings.data.name} is of grids, and the model grammar of derivations",
-            "use --data equations, --data smiles or strings of your own with --grammar",
-        )
-    if isinstance(model, GrammarSettings):
-        if objective.reduction == "mean":
-            raise refuse(
-                "objective.reduction",
-                "a mean over the rules of a derivation would weigh each by its length, and beta with it",
-                "use sum: nats per derivation, beta 1 is the ELBO",
-            )
-        if model.dropout > 0 and model.arch == "kusner":
-            raise refuse("model.dropout", "arch = kusner has no residual blocks", "leave it out, or use arch=enhanced")
-    if objective.kl_reduction == "mean" and len(model.levels) > 1:
-        raise refuse(
-            "objective.kl_reduction", f"a mean over each level of {model.name} leaves no common scale", "use sum"
-        )
-    if settings.train.monitor not in MONITORS:
-        near = difflib.get_close_matches(settings.train.monitor, MONITORS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise refuse(
-            "train.monitor", f"no such metric {settings.train.monitor!r}", f"{hint}known: {', '.join(MONITORS)}"
-        )
-    missing = GRID_MONITORS if isinstance(model, GrammarSettings) else STRING_MONITORS
-    if settings.train.monitor in missing:
-        known = ", ".join(name for name in MONITORS if name not in missing)
-        raise refuse("train.monitor", f"the model {model.name} has no {settings.train.monitor}", f"known: {known}")
-
-
-def _strings_of(data: DataSettings) -> str:
-    """A corpus of derivations, in words."""
-    given = data.prod or data.input or data.path
-    return f"what {given} holds is" if given else f"the corpus {data.name} is"
-
-
 GRID_MONITORS = ("val/pixel_accuracy", "val/non_black_accuracy", "val/exact_accuracy")
 STRING_MONITORS = ("val/token_acc", "val/seq_acc")
 MONITORS = ("val/loss_selection", "val/loss_total", "val/loss_reconstruction", *GRID_MONITORS, *STRING_MONITORS)
-"""Metrics that may select the best epoch; accuracies, of grids and of derivations, are better when higher."""
+"""Metrics that may select the best epoch; accuracies are better when higher."""
 
 
-# -------------------------------------------------------------------------------------------------------- errors
+def contradictions(settings: Settings) -> Iterator[Contradiction]:
+    """What the fields of a single table cannot show: (dotted key, problem, fix)."""
+    data, model, objective, train = settings.data, settings.model, settings.objective, settings.train
+    grammar = isinstance(model, GrammarSettings)
+    if train.lr_min > train.lr:
+        yield "train.lr_min", f"{train.lr_min:g} is above train.lr {train.lr:g}", "lower it"
+    if isinstance(model, GridSettings) and model.dropout > 0 and model.body == "plain":
+        yield "model.dropout", "the plain body has no dropout", "use model.body=residual, or leave it out"
+    if isinstance(model, GrammarSettings) and model.dropout > 0 and model.arch == "kusner":
+        yield "model.dropout", "arch = kusner has no residual blocks", "leave it out, or use arch=enhanced"
+    for level in objective.free_bits_by_level.keys() - set(model.levels):
+        problem = f"the model {model.name} has no such level"
+        yield f"objective.free_bits_by_level.{level}", problem, f"its levels: {', '.join(model.levels)}"
+    if data.of_strings is True and not grammar:
+        source = data.prod or data.input or data.path or f"the corpus {data.name}"
+        problem = f"the model {model.name} needs a grid corpus, but {source} contains strings"
+        yield "model.name", problem, "use --preset kusner_equations, minimal or another with model.name=grammar"
+    if data.of_strings is False and grammar:
+        problem = f"the model grammar needs strings, but the corpus {data.name} contains grids"
+        yield "data.name", problem, "use --data equations, --data smiles or strings of your own with --grammar"
+    if grammar and objective.reduction == "mean":
+        problem = "a mean over the rules of a derivation would weigh each by its length, and beta with it"
+        yield "objective.reduction", problem, "use sum: nats per derivation, beta 1 is the ELBO"
+    if objective.kl_reduction == "mean" and len(model.levels) > 1:
+        problem = f"a mean over each level of {model.name} leaves no common scale"
+        yield "objective.kl_reduction", problem, "use sum"
+    known = [name for name in MONITORS if name not in (GRID_MONITORS if grammar else STRING_MONITORS)]
+    if train.monitor not in known:
+        problem = f"the model {model.name} has no metric {train.monitor!r}"
+        yield "train.monitor", problem, f"{nearest(train.monitor, known)}known: {', '.join(known)}"
 
 
-def _explain(error: ValidationError, merged: Table, origins: Mapping[str, str]) -> InputError:
-    """The first mistake as a person would put it, and how many more there are."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    key = _path(first["loc"])
-    # a key of the schedule that its new name made void is best blamed on who gave the key
-    where = next((origins[k] for k in _upwards(key) if k in origins), None) or next(
-        (o for k, o in origins.items() if k.startswith(f"{key}.")), "settings"
-    )
-    fix: str | None
-    if first["type"] == "extra_forbidden":
-        what, fix = _unknown(key, merged)
-    elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        kind, known = ("model", list(MODEL_SETTINGS)) if key == "model" else ("schedule", list(SCHEDULES))
-        key = f"{key}.name"
-        where = origins.get(key, where)
-        given = _get(merged, key)
-        near = difflib.get_close_matches(str(given), known, n=1)
-        what = f"{given} cannot stand here" if given in known else f"no {kind} {given!r}"
-        known = [name for name in known if name != given]
-        fix = (f"did you mean {near[0]}? " if near and near[0] != given else "") + f"{kind}s: {', '.join(known)}"
-    elif first["type"] == "contradiction":
-        key, what, fix = f"{key}.{first['ctx']['key']}", first["ctx"]["what"], first["ctx"]["fix"]
-        where = origins.get(key, where)
-    elif first["type"] == "value_error":
-        what, fix = _expected(first), None
-    else:
-        what, fix = f"{_expected(first)}, got {first['input']!r:.60}", None
-    if len(problems) > 1:
-        more = f"{len(problems) - 1} more like it: " + ", ".join(_path(p["loc"]) for p in problems[1:4])
-        fix = f"{fix}; {more}" if fix else more
-    return InputError(f"{_label(where, key)}: {what}", fix)
+TABLES: dict[str, Any] = {name: info.annotation for name, info in Settings.model_fields.items() if name not in NAMED}
+"""The other tables, by name."""
 
 
-def _label(where: str, key: str) -> str:
-    """Where a value came from, and its key, said once."""
-    return where if where.endswith(f" {key}") else f"{where}: {key}"
+def known_keys(path: Sequence[str], tables: Table) -> list[str]:
+    """The keys of the table at a path; of a schedule or a model, those that its name in `tables` has."""
+    match list(path):
+        case ["schedule", *inner]:
+            return schedule_keys(tables["schedule"], inner)
+        case ["model"]:
+            return list(MODEL_SETTINGS[tables["model"]["name"]].model_fields)
+        case [table]:
+            return list(TABLES[table].model_fields)
+    return list(Settings.model_fields)
 
 
-def _upwards(key: str) -> Iterator[str]:
-    """A dotted key, and the tables or lists around it, the nearest first."""
-    yield key
-    while "." in key:
-        key = key.rpartition(".")[0]
-        yield key
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    if loc[0] == "model":  # the second part is the name of the model, whose table it is
-        loc = (*loc[:1], *loc[2:])
-    return ".".join(map(str, loc))
-
-
-def _unknown(key: str, merged: Table) -> tuple[str, str]:
-    parent, _, last = key.rpartition(".")
-    known = list(_keys(parent, merged))
-    near = difflib.get_close_matches(last, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    what, table = "unknown key", parent.partition(".")[0]
-    takes = "known here"
-    if table in NAMED:
-        name = _get(merged, f"{parent}.name") or DEFAULT_MODEL
-        what, takes = f"the {table} {name} has no use for {last}", f"{name} takes"
-        levels = ("global", "local") if name == "hierarchical" and table == "schedule" else ()
-        if inner := [level for level in levels if last in _keys(f"{parent}.{level}", merged)]:
-            hint = f"did you mean {' or '.join(f'{parent}.{level}.{last}' for level in inner)}? "
-    # the key may stand under another table: say where
-    elsewhere = [dotted for dotted in all_keys() if dotted.rpartition(".")[2] == last and dotted != key]
-    if elsewhere and not near:
-        hint = f"did you mean {elsewhere[0]}? "
-    return what, f"{hint}{takes}: {', '.join(known)}"
-
-
-def _keys(parent: str, merged: Table) -> Iterator[str]:
-    if parent == "schedule" or parent.startswith("schedule."):
-        kind = SCHEDULES.get(str(_get(merged, f"{parent}.name")))
-        if kind:
-            yield from (info.alias or name for name, info in kind.model_fields.items())
-        return
-    if parent == "model":
-        name = _get(merged, "model.name") or DEFAULT_MODEL
-        yield from MODEL_SETTINGS[name].model_fields
-        return
-    model: Any = Settings
-    for name in parent.split(".") if parent else ():
-        info = model.model_fields.get(name)
-        model = info.annotation if info else None
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        yield from model.model_fields
-
-
-def all_keys() -> Iterator[str]:
+def all_keys() -> list[str]:
     """Every dotted key of the tables but those of the schedules."""
-    yield from dict.fromkeys(f"model.{name}" for kind in MODEL_SETTINGS.values() for name in kind.model_fields)
-    for table, info in Settings.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, SettingsTable):
-            yield from (f"{table}.{name}" for name in info.annotation.model_fields)
-
-
-def _expected(problem: Any) -> str:
-    """Pydantic's message, with its few turns of phrase that do not speak to a person rewritten."""
-    context = problem.get("ctx", {})
-    match problem["type"]:
-        case "literal_error":
-            return f"expected one of {context['expected']}"
-        case "greater_than":
-            return f"expected a number above {context['gt']:g}"
-        case "greater_than_equal":
-            return f"expected a number of at least {context['ge']:g}"
-        case "less_than":
-            return f"expected a number below {context['lt']:g}"
-        case "less_than_equal":
-            return f"expected a number of at most {context['le']:g}"
-        case "finite_number":
-            return "expected a finite number"
-        case "float_parsing" | "float_type":
-            return "expected a number"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return "expected a whole number"
-        case "bool_parsing" | "bool_type":
-            return "expected true or false"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return "expected a table"
-        case "string_pattern_mismatch":
-            return f"expected to match {context['pattern']}"
-        case "value_error":
-            return str(context.get("error", problem["msg"]))
-        case _:
-            return str(problem["msg"]).replace("Input should be", "expected")
-
-
-# --------------------------------------------------------------------------------------------------------- scale
+    models = dict.fromkeys(f"model.{name}" for kind in MODEL_SETTINGS.values() for name in kind.model_fields)
+    return [*models, *(f"{table}.{name}" for table, kind in TABLES.items() for name in kind.model_fields)]
 
 
 GRID_POSITIONS = 256
@@ -826,18 +414,3 @@ def elbo_scale(settings: Settings, positions: float = GRID_POSITIONS) -> float |
     if objective.kl_reduction == "mean" and isinstance(settings.model, GridSettings | GrammarSettings):
         return scale / settings.model.latent_dim
     return scale
-
-
-def json_schema() -> Table:
-    """The JSON schema of a preset, for editors."""
-    schema = Settings.model_json_schema(by_alias=True)
-    schema["title"] = "arcvae preset"
-    schema["properties"] = {
-        "extends": {"type": "string", "description": "name or path of a preset to start from"},
-        "description": {"type": "string", "description": "one line for `arcvae presets list`"},
-        **schema["properties"],
-    }
-    schedule = schema["properties"]["schedule"]
-    del schedule["discriminator"]
-    schedule["anyOf"] = schedule.pop("oneOf")  # without a name, which what it extends may give, more than one fits
-    return schema

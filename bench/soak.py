@@ -43,7 +43,7 @@ from arcvae_cli import checkpoints, runs
 from arcvae_cli.commands.runs import pth_files
 from arcvae_cli.errors import InputError
 from arcvae_cli.machine import cores
-from arcvae_cli.settings import resolve
+from arcvae_cli.presets import resolve
 
 COUNTED = str(Path(__file__).with_name("counted.py"))
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75, signal.SIGHUP: 129}

@@ -19,7 +19,8 @@ from typing import Any
 
 import common
 
-from arcvae_cli.settings import Settings, resolve
+from arcvae_cli.presets import resolve
+from arcvae_cli.settings import Settings
 
 EACH_EPOCH = ("training", "validation", "recording", "saving")
 

@@ -23,9 +23,9 @@ from typing import Any
 from typer.testing import CliRunner
 
 from arcvae_cli.cli import app
+from arcvae_cli.presets import preset_names, read_toml, resolve
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
 from arcvae_cli.schedules.feedback import is_held
-from arcvae_cli.settings import preset_names, read_toml, resolve
 
 HERE = Path(__file__).parent
 PAGE, PICTURES, RECORDED = HERE / "schedules.md", HERE / "images" / "schedules", HERE / "recorded"

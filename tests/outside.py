@@ -21,7 +21,8 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
-from arcvae_cli.settings import DataSettings, Settings, resolve
+from arcvae_cli.presets import resolve
+from arcvae_cli.settings import DataSettings, Settings
 
 EQUATIONS = read_grammar("equations")
 TASK = {"train": [{"input": [[0, 1], [2, 3]], "output": [[9]]}], "test": [{"input": [[4, 5, 6]], "output": [[7]]}]}

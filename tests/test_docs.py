@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 import tomli_w
 
-from arcvae_cli.schedules import Geco
-from arcvae_cli.settings import resolve
+from arcvae_cli.presets import resolve
+from arcvae_cli.schedules.feedback import Geco
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "make_schedules.py"
 

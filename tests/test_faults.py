@@ -26,7 +26,7 @@ from typer.testing import CliRunner, Result
 from arcvae_cli import checkpoints, runs
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate
-from arcvae_cli.settings import resolve
+from arcvae_cli.presets import resolve
 
 MAIN = "\nfrom arcvae_cli.cli import main\nmain()\n"
 AT_STEP = """

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcvae_cli import checkpoints
-from arcvae_cli.settings import Layer, Resolved, preset_folder, resolve, set_layer
+from arcvae_cli.presets import Layer, Resolved, preset_folder, resolve, set_layer
 from tests.outside import READERS, read_or_refused, same, write_all
 
 LONG = int(os.environ.get("FUZZ", "0"))

@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from arcvae_cli import checkpoints, errors
 from arcvae_cli.cli import app
 from arcvae_cli.errors import InputError
-from arcvae_cli.settings import Settings, resolve, set_layer
+from arcvae_cli.presets import resolve, set_layer
+from arcvae_cli.settings import Settings
 from tests.outside import READERS, checkpoint_values, read_or_refused, same, write_all
 
 

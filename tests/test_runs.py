@@ -16,7 +16,8 @@ from filelock import FileLock
 
 from arcvae_cli import runs
 from arcvae_cli.errors import ArcvaeError, InputError, WriteError
-from arcvae_cli.settings import Settings, resolve
+from arcvae_cli.presets import resolve
+from arcvae_cli.settings import Settings
 
 SETTINGS = Settings()
 FIRST_LINES = """

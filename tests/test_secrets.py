@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.settings import environment_layer, resolve, set_layer
+from arcvae_cli.presets import environment_layer, resolve, set_layer
 
 KEYS = {
     "WANDB_API_KEY": "local-0123456789abcdef0123456789abcdef01234567",

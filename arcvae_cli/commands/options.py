@@ -20,8 +20,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from arcvae_cli.files import expanded, is_file
+from arcvae_cli.presets import Layer, flag_layer, preset_names
 from arcvae_cli.schedules import SCHEDULES
-from arcvae_cli.settings import CORPORA, MODEL_SETTINGS, NAMED, Layer, Settings, flag_layer, preset_names
+from arcvae_cli.settings import CORPORA, MODEL_SETTINGS, NAMED, Settings
 
 DATA, SCHEDULE = "Data and model", "Beta schedule and free bits"
 TRAINING, RUN, OUTPUT = "Training", "The run", "Output"  # panels of the help

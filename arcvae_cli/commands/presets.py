@@ -9,16 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from arcvae_cli.commands.options import JsonOption, QuietOption
-from arcvae_cli.settings import (
-    GrammarSettings,
-    Settings,
-    describe_preset,
-    elbo_scale,
-    environment_layer,
-    json_schema,
-    preset_names,
-    resolve,
-)
+from arcvae_cli.presets import describe_preset, environment_layer, json_schema, preset_names, resolve
+from arcvae_cli.settings import GrammarSettings, Settings, elbo_scale
 
 app = typer.Typer(no_args_is_help=True, help="List, show and describe presets.")
 

@@ -13,7 +13,8 @@ from arcvae_cli import runs
 from arcvae_cli.commands.presets import leaves
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import expanded, is_file
-from arcvae_cli.settings import Settings, resolve
+from arcvae_cli.presets import resolve
+from arcvae_cli.settings import Settings
 
 LENGTH = {"train.epochs", "train.early_stopping", "train.patience"}
 MAY_CHANGE = (

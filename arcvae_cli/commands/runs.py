@@ -19,7 +19,8 @@ from arcvae_cli.commands.resuming import MAY_CHANGE, differences
 from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import open_regular, size
-from arcvae_cli.settings import Layer, Settings, resolve
+from arcvae_cli.presets import Layer, resolve
+from arcvae_cli.settings import Settings
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -23,8 +23,9 @@ from arcvae_cli.commands.options import (
 )
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import is_dir, is_file, read_lines, usable_folder
-from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, shortfall
-from arcvae_cli.settings import GRID_POSITIONS, Layer, elbo_scale, environment_layer, preset_names, resolve, set_layer
+from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
+from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
+from arcvae_cli.settings import GRID_POSITIONS, elbo_scale
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console
@@ -182,7 +183,7 @@ def schedule_preview(
         raise InputError("--steps: this schedule is shown by whole epochs", fix)
 
     for s in shown:
-        if (text := shortfall(s.schedule, s.epochs)) is not None:
+        if (text := s.schedule.shortfall(s.epochs)) is not None:
             console.warn((f"{s.name}: " if len(shown) > 1 else "") + text)
     if csv_file is not None:
         write_csv(csv_file, shown, steps or STEPS)
@@ -362,7 +363,7 @@ def document(s: Shown, name: str | None, steps: int) -> dict[str, Any]:
         "epochs": s.epochs,
         "elbo_scale": s.scale if s.source != "schedule" else None,
         "closed_loop": s.schedule.closed_loop,
-        "shortfall": shortfall(s.schedule, s.epochs),
+        "shortfall": s.schedule.shortfall(s.epochs),
         "levels": {
             level or "beta": {
                 "description": part.describe(),

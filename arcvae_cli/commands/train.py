@@ -26,8 +26,9 @@ from arcvae_cli.commands.options import (
 from arcvae_cli.commands.resuming import earlier_folder, go_on
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.files import is_file
+from arcvae_cli.presets import Layer, Resolved, environment_layer, resolve, set_layer
 from arcvae_cli.runs import AUTO
-from arcvae_cli.settings import GrammarSettings, Layer, Resolved, Settings, environment_layer, resolve, set_layer
+from arcvae_cli.settings import GrammarSettings, Settings
 from arcvae_cli.stopping import Signals
 
 if TYPE_CHECKING:
@@ -153,11 +154,10 @@ def run(
     `earlier`: the folder of the run to resume, and its checkpoint, None for the last.
     """
     from arcvae_cli import runs as folders
-    from arcvae_cli.schedules import shortfall
 
     settings = resolved.settings
     folders.check_name(name)
-    short = shortfall(settings.schedule, settings.train.epochs)
+    short = settings.schedule.shortfall(settings.train.epochs)
     if earlier is None and short is not None:
         console.warn(short)
 

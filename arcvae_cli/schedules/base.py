@@ -1,7 +1,7 @@
-"""What every schedule of beta, the weight on the KL term, can say of itself.
+"""The base class of schedules of beta, the weight on the KL term.
 
-Time is counted in epochs from 1 and may be fractional; epoch 0 gives the value a schedule starts from. The schedules
-are frozen and keep no count: whoever asks says which epoch it is.
+Time is counted in epochs from 1 and may be fractional; epoch 0 gives the start value. Schedules are frozen and hold no
+counter: the caller passes the epoch.
 """
 # ruff: noqa: ARG002 - not every schedule needs the arguments of a method
 
@@ -25,7 +25,7 @@ NEAR = 1e-9  # epochs: compressed times are products of floats, and a restart mu
 
 
 class Schedule(BaseModel, ABC):
-    """What every schedule can say of itself. A subclass adds its parameters, `__call__` and `top`."""
+    """A schedule of beta. A subclass adds its parameters, `__call__`, `peak`, `first_peak` and `describe`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     times: ClassVar[tuple[str, ...]] = ()  # the fields that count epochs, for `compressed`
@@ -33,18 +33,27 @@ class Schedule(BaseModel, ABC):
     name: str
     per: Annotated[Literal["epoch", "step"], Field(description="how often the trainer asks for beta")] = "epoch"
 
+    def in_order(self, *fields: str) -> Self:
+        """The schedule itself, for validators. ValueError if the values of the fields do not rise."""
+        values = [getattr(self, field) for field in fields]
+        if values != sorted(values):
+            order = ", ".join(f"{field} {value:g}" for field, value in zip(fields, values, strict=True))
+            raise ValueError(f"{order} are not in this order")
+        return self
+
     @abstractmethod
     def __call__(self, epoch: float) -> float:
         """Beta at an epoch, in the objective's own scale."""
 
+    @property
     @abstractmethod
-    def top(self, until: float) -> tuple[float, float]:
-        """The supremum of beta over the epochs [0, until] (`math.inf` for all), and the first epoch that attains it.
+    def peak(self) -> float:
+        """The supremum of beta over continuous time."""
 
-        Time is continuous here. Where beta jumps, the supremum is a limit: a ramp of 0 epochs after a warm-up of 10
-        has its top at 10, although beta at 10 is still 0; a base that is still rising when the clock restarts has its
-        top at the restart.
-        """
+    @property
+    def first_peak(self) -> float:
+        """The first epoch, in continuous time, at which beta reaches `peak`; where beta jumps, that of the jump."""
+        return 0.0
 
     @abstractmethod
     def describe(self) -> str:
@@ -56,39 +65,30 @@ class Schedule(BaseModel, ABC):
         return self(0.0)
 
     @property
-    def peak(self) -> float:
-        """The largest beta there is."""
-        return self.top(math.inf)[0]
-
-    @property
-    def first_peak(self) -> float:
-        """The first epoch at which beta is at its peak.
-
-        Continuous time, as in `top`: a triangle of 5 epochs has its first peak at 2.5, which a trainer that sets beta
-        once an epoch passes between the epochs 2 and 3; `reached` is what such a run sees.
-        """
-        return self.top(math.inf)[1]
-
-    @property
     def period(self) -> float | None:
         """Epochs after which beta repeats itself, if it does."""
         return None
 
     def cycle(self, epoch: float) -> float | None:
-        """Length in epochs of the cycle that an epoch falls in, None for a schedule without cycles."""
+        """Length in epochs of the cycle that contains an epoch, None for a schedule without cycles."""
         return self.period
 
     def marks(self, until: float) -> list[tuple[float, str]]:
-        """The epochs at which something changes, up to and with `until`, in order, and what happens there."""
+        """The epochs up to `until` at which something changes, in order, and what happens there."""
         return [(epoch, text) for epoch, text in self._marks(until) if epoch <= until]
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
         return []
 
+    def highest(self, until: float) -> float:
+        """The first epoch of the largest beta up to `until`, at 100 steps an epoch."""
+        count = max(1, math.ceil(100 * until))
+        return max((until * i / count for i in range(count + 1)), key=self)
+
     def reached(self, epochs: float) -> float:
-        """The largest beta that a run of so many epochs really sees, at whole epochs unless `per` is "step"."""
+        """The largest beta that a run of so many epochs sees: at its whole epochs, or at its steps."""
         if self.per == "step":
-            return self.top(epochs)[0]
+            return self.peak if epochs > self.first_peak else self(self.highest(epochs))
         return max((self(float(epoch)) for epoch in range(1, int(epochs) + 1)), default=self.start)
 
     def compressed(self, factor: float) -> Self:
@@ -97,11 +97,11 @@ class Schedule(BaseModel, ABC):
 
     @property
     def parts(self) -> dict[str, Schedule]:
-        """The schedules that move independently, by level; a schedule that serves all levels alike is one part, ""."""
+        """The independent schedules, by level; a schedule that serves all levels alike is one part, ""."""
         return {"": self}
 
     def by_level(self, levels: Sequence[str]) -> dict[str, Schedule]:
-        """The schedule that serves each level of latents."""
+        """The schedule of each level of latents."""
         return dict.fromkeys(levels, self)
 
     def betas(self, epoch: float, levels: Sequence[str]) -> dict[str, float]:
@@ -114,7 +114,7 @@ class Schedule(BaseModel, ABC):
 
     @property
     def closed_loop(self) -> bool:
-        """Whether beta depends on the run, so that no epoch alone decides it."""
+        """Whether beta depends on the run and not on the epoch alone."""
         return False
 
     def closed_levels(self, levels: Sequence[str]) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class Schedule(BaseModel, ABC):
 
     @property
     def aim(self) -> float:
-        """The beta that the schedule is meant to reach, which is its peak unless something stops it for ever."""
+        """The beta that the schedule is configured for: its peak, unless restarts always come before it."""
         return self.peak
 
     def _why(self, epochs: float) -> str:
@@ -135,9 +135,13 @@ class Schedule(BaseModel, ABC):
         return f"the first peak is at epoch {self.first_peak:g}, the run ends at {epochs:g}"
 
     def shortfall(self, epochs: float) -> str | None:
-        """What a run of so many epochs misses, see the function of this name."""
+        """What a run of so many epochs misses of the schedule's maximum, or None if it gets there.
+
+        >>> UltraConservative().shortfall(10)
+        'beta ends at 0 of 0.1: the warm-up is longer than the run'
+        """
         reached, aim, over = self.reached(epochs), self.aim, epochs >= self.first_peak
-        # a wave whose crest falls between two epochs loses a little of it every time, which is no news
+        # a wave whose crest falls between two epochs loses a little of it every time, which is not worth a warning
         if reached >= (0.9 if over else 1.0) * aim:
             return None
         why = self._why(epochs)
@@ -145,13 +149,3 @@ class Schedule(BaseModel, ABC):
             why = 'its peak falls between whole epochs, per = "step" would visit it'
         verb = "ends at" if reached == self(epochs) else "reaches"
         return f"beta {verb} {reached:.3g} of {aim:.3g}: {why}"
-
-
-def shortfall(schedule: Schedule, epochs: float) -> str | None:
-    """What a run of so many epochs misses of its schedule's maximum, or None if it gets there.
-
-    >>> shortfall(UltraConservative(), 10)
-    'beta ends at 0 of 0.1: the warm-up is longer than the run'
-    """
-    faults = [(level, part.shortfall(epochs)) for level, part in schedule.parts.items()]
-    return "; ".join(f"{level} {fault}".lstrip() for level, fault in faults if fault) or None

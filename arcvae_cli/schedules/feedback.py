@@ -67,13 +67,6 @@ def bound_ahead(quantity: Quantity, above: bool) -> Literal["max", "min"]:
     return "max" if above == (quantity == "kl") else "min"
 
 
-def matching(values: Mapping[str, float], like: Mapping[str, float], name: str) -> dict[str, float]:
-    """A kept state, with the keys of a present one; ValueError if it has others."""
-    if set(values) != set(like):
-        raise ValueError(f"the state of {name} is {', '.join(like)}, not {', '.join(values) or 'empty'}")
-    return dict(values)
-
-
 class Feedback(Schedule):
     """A schedule that holds a quantity of the run at a target, by moving beta with every step.
 
@@ -132,9 +125,10 @@ class Feedback(Schedule):
             f'"{self.name}").observe(...), or on a device with arcvae_cli.controllers.Controller'
         )
 
-    def top(self, until: float) -> tuple[float, float]:
-        """The largest beta there may be, and the epoch from which on the target stays where it is."""
-        return self.bounds[1], 0.0
+    @property
+    def peak(self) -> float:
+        """The largest beta there may be; `first_peak` is the epoch from which on the target is constant."""
+        return self.bounds[1]
 
     def reached(self, epochs: float) -> float:
         return self.bounds[1]
@@ -186,9 +180,8 @@ class KLCapacity(Feedback):
 
     def describe(self) -> str:
         rise = f"from {self.start_capacity:g} to {self.capacity:g} nats at epoch {self.ramp_epochs:g}"
-        return (
-            f"KL held at a capacity that rises {rise}, by a weight of {self.gamma:g} above it and {-self.gamma:g} below"
-        )
+        weight = f"a weight of {self.gamma:g} above it and {-self.gamma:g} below"
+        return f"KL held at a capacity that rises {rise}, by {weight}"
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
         return [(self.ramp_epochs, "capacity reached")]
@@ -214,10 +207,7 @@ class ControlVAE(Feedback):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.min_beta <= self.start_beta <= self.max_beta:
-            order = f"min_beta {self.min_beta:g}, start_beta {self.start_beta:g}, max_beta {self.max_beta:g}"
-            raise ValueError(f"{order} are not in this order")
-        return self
+        return self.in_order("min_beta", "start_beta", "max_beta")
 
     def setpoint(self, epoch: float) -> float:
         return self.target
@@ -265,12 +255,7 @@ class Geco(Feedback):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.lambda_min <= self.start_lambda <= self.lambda_max:
-            order = (
-                f"lambda_min {self.lambda_min:g}, start_lambda {self.start_lambda:g}, lambda_max {self.lambda_max:g}"
-            )
-            raise ValueError(f"{order} are not in this order")
-        return self
+        return self.in_order("lambda_min", "start_lambda", "lambda_max")
 
     def setpoint(self, epoch: float) -> float:
         return self.tolerance
@@ -286,12 +271,8 @@ class Geco(Feedback):
         return low * near, high / near
 
     def begin(self) -> dict[str, float]:
-        return {
-            "beta": 1.0 / self.start_lambda,
-            "log_lambda": math.log(self.start_lambda),
-            "average": 0.0,
-            "begun": 0.0,
-        }
+        start = self.start_lambda
+        return {"beta": 1.0 / start, "log_lambda": math.log(start), "average": 0.0, "begun": 0.0}
 
     def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
         past = self.averaging * state["begun"]

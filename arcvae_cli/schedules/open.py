@@ -27,8 +27,9 @@ class Constant(Schedule):
     def __call__(self, epoch: float) -> float:
         return self.max_beta
 
-    def top(self, until: float) -> tuple[float, float]:
-        return self.max_beta, 0.0
+    @property
+    def peak(self) -> float:
+        return self.max_beta
 
     def describe(self) -> str:
         return f"{self.max_beta:g} throughout"
@@ -42,35 +43,35 @@ class Rise(Schedule):
 
     @property
     @abstractmethod
-    def delay(self) -> float:
-        """Epochs at 0."""
+    def span(self) -> tuple[float, float]:
+        """Epochs at 0, and epochs from there to `max_beta`."""
 
-    @property
-    @abstractmethod
-    def duration(self) -> float:
-        """Epochs from 0 to `max_beta`."""
-
-    def rising(self, elapsed: float) -> float:
+    def rising(self, elapsed: float, duration: float) -> float:
         """Beta within the rise, `elapsed` epochs after it began."""
-        return self.max_beta * elapsed / self.duration
+        return self.max_beta * elapsed / duration
 
     def __call__(self, epoch: float) -> float:
-        elapsed = epoch - self.delay
+        delay, duration = self.span
+        elapsed = epoch - delay
         if elapsed <= 0:
             return 0.0
-        return self.max_beta if elapsed >= self.duration else self.rising(elapsed)
+        return self.max_beta if elapsed >= duration else self.rising(elapsed, duration)
 
-    def top(self, until: float) -> tuple[float, float]:
-        value = self(until)
-        return (value, min(until, self.delay + self.duration)) if value > 0 else (0.0, 0.0)
+    @property
+    def peak(self) -> float:
+        return self.max_beta
+
+    @property
+    def first_peak(self) -> float:
+        return sum(self.span) if self.max_beta else 0.0
 
     def describe(self) -> str:
-        rise = f"{self.how} from 0 to {self.max_beta:g} at epoch {self.delay + self.duration:g}, held after"
-        return f"0 to epoch {self.delay:g}, then {rise}" if self.delay else rise
+        delay, rise = self.span[0], f"{self.how} from 0 to {self.max_beta:g} at epoch {sum(self.span):g}, held after"
+        return f"0 to epoch {delay:g}, then {rise}" if delay else rise
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
-        begin = [(self.delay, "warm-up ends")] if self.delay else []
-        return [*begin, (self.delay + self.duration, "first peak")]
+        delay = self.span[0]
+        return [*([(delay, "warm-up ends")] if delay else []), (sum(self.span), "first peak")]
 
 
 class LinearWarmup(Rise):
@@ -83,12 +84,8 @@ class LinearWarmup(Rise):
     ramp_epochs: Ramp = 50.0
 
     @property
-    def delay(self) -> float:
-        return self.warmup_epochs
-
-    @property
-    def duration(self) -> float:
-        return self.ramp_epochs
+    def span(self) -> tuple[float, float]:
+        return self.warmup_epochs, self.ramp_epochs
 
     def _why(self, epochs: float) -> str:
         if epochs <= self.warmup_epochs:
@@ -122,19 +119,15 @@ class Linear(Rise):
     warmup_epochs: Warmup = 10.0
 
     @property
-    def delay(self) -> float:
-        return 0.0
-
-    @property
-    def duration(self) -> float:
-        return self.warmup_epochs
+    def span(self) -> tuple[float, float]:
+        return 0.0, self.warmup_epochs
 
     def shape(self, progress: float) -> float:
         """The share of `max_beta` at a share of the warm-up, 0 at 0 and 1 at 1."""
         return progress
 
-    def rising(self, elapsed: float) -> float:
-        return self.max_beta * self.shape(elapsed / self.duration)
+    def rising(self, elapsed: float, duration: float) -> float:
+        return self.max_beta * self.shape(elapsed / duration)
 
     def _why(self, epochs: float) -> str:
         return "the warm-up is longer than the run"
@@ -195,12 +188,13 @@ class ThreePhase(Schedule):
             begin, low = end, high
         return low
 
-    def top(self, until: float) -> tuple[float, float]:
-        points = [(0.0, 0.0), *(corner for corner in self.corners() if corner[0] <= until)]
-        if until < math.inf:
-            points.append((until, self(until)))
-        epoch, beta = max(points, key=lambda point: point[1])  # the first of equals
-        return beta, epoch
+    @property
+    def peak(self) -> float:
+        return max(beta for _, beta in self.phases)
+
+    @property
+    def first_peak(self) -> float:
+        return next(end for end, beta in self.corners() if beta == self.peak) if self.peak else 0.0
 
     def compressed(self, factor: float) -> Self:
         phases = tuple((epochs * factor, beta) for epochs, beta in self.phases)
@@ -234,9 +228,7 @@ class Cyclical(Schedule):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.min_beta > self.max_beta:
-            raise ValueError(f"min_beta {self.min_beta:g} is above max_beta {self.max_beta:g}")
-        return self
+        return self.in_order("min_beta", "max_beta")
 
     @property
     def rise(self) -> float:
@@ -260,10 +252,13 @@ class Cyclical(Schedule):
             return self.max_beta
         return self.min_beta + span * (self.cycle_length - since) / self.rise
 
-    def top(self, until: float) -> tuple[float, float]:
-        if self.max_beta == self.min_beta:
-            return self.max_beta, 0.0
-        return (self.max_beta, self.rise) if until >= self.rise else (self(until), until)
+    @property
+    def peak(self) -> float:
+        return self.max_beta
+
+    @property
+    def first_peak(self) -> float:
+        return self.rise if self.max_beta > self.min_beta else 0.0
 
     def describe(self) -> str:
         form = {"triangle": "up and down", "cosine": "a cosine wave", "ramp_hold": f"up in {self.rise:g} and held"}
@@ -275,4 +270,4 @@ class Cyclical(Schedule):
         for i in range(1, int(until / self.cycle_length + NEAR) + 1):
             marks.append((i * self.cycle_length, f"cycle {i} ends"))
             marks.append((i * self.cycle_length + self.rise, f"peak {i + 1}"))
-        return [mark for mark in marks if mark[0] <= until]
+        return marks

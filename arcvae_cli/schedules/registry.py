@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Union
+from itertools import islice, pairwise, takewhile
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
-    TypeAdapter,
     ValidationError,
     model_serializer,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from typing_extensions import Self
 
+from arcvae_cli.errors import first_fault
 from arcvae_cli.schedules.base import NEAR, Schedule, Stretch
-from arcvae_cli.schedules.feedback import ControlVAE, Feedback, Geco, KLCapacity
+from arcvae_cli.schedules.feedback import ControlVAE, Geco, KLCapacity
 from arcvae_cli.schedules.open import (
     Aggressive,
     Constant,
@@ -35,8 +33,6 @@ from arcvae_cli.schedules.open import (
     UltraConservative,
 )
 
-_RESTARTS = 1000  # how many restarts `top` looks through; no run has more
-
 
 class Nested(Schedule):
     """A schedule made of others, which share its clock: `per` belongs to the outer table and is not written within."""
@@ -47,70 +43,36 @@ class Nested(Schedule):
     @classmethod
     def _one_clock(cls, table: Any) -> Any:
         for key in cls.tables if isinstance(table, Mapping) else ():
-            inner = table.get(key)
-            if (isinstance(inner, Mapping) and "per" in inner) or (
-                isinstance(inner, Schedule) and inner.per != "epoch" and not inner.closed_loop
-            ):
+            if isinstance(table.get(key), Mapping) and "per" in table[key]:
                 raise ValueError(f"{key}.per: {key} has no clock of its own, set per in the table around it")
         return table
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # as it is written in TOML: `global`, which Python keeps to itself, and no inner `per`
-        table = {key.rstrip("_"): value for key, value in handler(self).items()}
-        for key in self.tables:
-            if key in table:
-                table[key] = {k: v for k, v in table[key].items() if k != "per"}
+        table = {key.rstrip("_"): value for key, value in handler(self).items()}  # `global` is a keyword of Python
+        for key in table.keys() & self.tables:
+            table[key] = {k: v for k, v in table[key].items() if k != "per"}
         return table
 
 
-class Named:
-    """Reads a table as the schedule that its `name` names, with those of `but` left out.
-
-    Without `feedback` those that take feedback are left out too.
-    A union of all the classes would do the same, but have each of them built for every look at one.
-    """
-
-    def __init__(self, *but: str, feedback: bool = True) -> None:
-        self.but = but
-        self.feedback = feedback
-
-    def kinds(self) -> dict[str, type[Schedule]]:
-        """The schedules that may stand here, by name."""
-        return {
-            name: kind
-            for name, kind in SCHEDULES.items()
-            if name not in self.but and (self.feedback or not issubclass(kind, Feedback))
-        }
-
-    def read(self, table: Any) -> Schedule:
-        """The schedule of a table, or the schedule itself."""
-        if not isinstance(table, Mapping | Schedule):
-            raise PydanticCustomError("dict_type", "needs a table")
-        name = table.name if isinstance(table, Schedule) else table.get("name")
-        kinds = self.kinds()
-        if not isinstance(name, str) or name not in kinds:
-            known = ", ".join(kinds)
-            raise PydanticCustomError(
-                "union_tag_invalid", "needs the name of a schedule, one of {known}", {"known": known}
-            )
-        return kinds[name].model_validate(table)
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        written = core_schema.plain_serializer_function_ser_schema(
-            lambda schedule, info: schedule.model_dump(mode=info.mode), info_arg=True
-        )
-        return core_schema.no_info_plain_validator_function(self.read, serialization=written)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        union: Any = Annotated[Union[tuple(self.kinds().values())], Field(discriminator="name")]  # noqa: UP007
-        return handler(TypeAdapter(union).core_schema)
+Curve = (
+    Constant
+    | LinearWarmup
+    | UltraConservative
+    | Aggressive
+    | ThreePhase
+    | Linear
+    | Cosine
+    | Exponential
+    | Sigmoid
+    | Cyclical
+)
 
 
 class WarmRestart(Nested):
     """A base schedule whose clock returns to 0 at every restart (after the warm restarts of Loshchilov, Hutter 2017).
 
-    The intervals are I, I*m, I*m^2 and so on; restarts fall at their sums, rounded half up to `restart_unit` epochs:
+    The intervals are I, I*m, I*m^2 and so on; restarts are at their sums, rounded half up to `restart_unit` epochs:
     40 and 1.2 give 40, 88, 146.
     """
 
@@ -122,7 +84,7 @@ class WarmRestart(Nested):
         float, Field(ge=1, le=100, strict=True, description="each interval over the one before")
     ] = 1.2
     restart_unit: Annotated[Stretch, Field(description="epochs; restarts are rounded to multiples of it")] = 1.0
-    base: Annotated[Schedule, Named("warm_restart", "hierarchical", feedback=False)] = Field(
+    base: Annotated[Curve, Field(discriminator="name")] = Field(
         default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0)
     )
 
@@ -145,23 +107,30 @@ class WarmRestart(Nested):
         last = 0.0
         for restart in self.restarts():
             if restart > epoch + NEAR:
-                return last, restart
+                break
             last = restart
-        raise AssertionError("restarts go on for ever")
+        return last, restart
 
     def __call__(self, epoch: float) -> float:
         return self.base(max(epoch - self.interval(epoch)[0], 0.0))
 
-    def top(self, until: float) -> tuple[float, float]:
-        best, peak, begin = (self.base.start, 0.0), self.base.peak, 0.0
-        for _, end in zip(range(_RESTARTS), self.restarts(), strict=False):
-            beta, since = self.base.top(min(end, until) - begin)
-            if beta > best[0] * (1 + NEAR):  # by more than a rounding: the first of equals counts
-                best = beta, begin + since
-            if end > until or beta >= peak:
-                break
-            begin = end
-        return best
+    def _crest(self) -> tuple[float, float]:
+        """The begin of the first interval in which beta reaches its peak, and how long after it."""
+        intervals = list(pairwise([0.0, *islice(self.restarts(), 1000)]))  # no run has more
+        for begin, end in intervals:
+            if end - begin >= self.base.first_peak:
+                return begin, self.base.first_peak
+        begin, end = max(intervals, key=lambda at: round(at[1] - at[0], 9))
+        return begin, self.base.highest(end - begin)
+
+    @property
+    def peak(self) -> float:
+        since = self._crest()[1]
+        return self.base.peak if since == self.base.first_peak else self.base(since)
+
+    @property
+    def first_peak(self) -> float:
+        return sum(self._crest())
 
     @property
     def aim(self) -> float:
@@ -186,10 +155,7 @@ class WarmRestart(Nested):
         return super().compressed(factor).model_copy(update={"base": base})
 
     def restart_info(self, epoch: float) -> dict[str, float]:
-        return self.get_restart_info(epoch)
-
-    def get_restart_info(self, epoch: float) -> dict[str, float]:
-        """The restarts around an epoch, in epochs; `is_restart_epoch` is true if one falls within the epoch's span.
+        """The restarts around an epoch, in epochs; `is_restart_epoch` is true if one is within the epoch's span.
 
         Before the first restart `last_restart_epoch` is 0, where the clock began.
         """
@@ -202,49 +168,46 @@ class WarmRestart(Nested):
         }
 
     def describe(self) -> str:
-        restarts = ", ".join(f"{epoch:g}" for _, epoch in zip(range(3), self.restarts(), strict=False))
+        restarts = ", ".join(f"{epoch:g}" for epoch in islice(self.restarts(), 3))
         return f"{self.base.describe()}; begun again at epochs {restarts} and so on"
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
         marks = [mark for mark in self.base.marks(min(until, self.restart_interval)) if mark[1] != "first peak"]
         if self.first_peak > 0:
             marks.append((self.first_peak, "first peak"))
-        for i, restart in enumerate(self.restarts(), 1):
-            if restart > until:
-                return sorted(marks)
+        for i, restart in enumerate(takewhile(lambda at: at <= until, self.restarts()), 1):
             marks.append((restart, f"restart {i}"))
-        raise AssertionError("restarts go on for ever")
+        return sorted(marks)
+
+
+Part = Annotated[Curve | WarmRestart | KLCapacity | ControlVAE | Geco, Field(discriminator="name")]
 
 
 class Hierarchical(Nested):
     """Two schedules, for the levels `global` and `local` of a hierarchical model.
 
-    As one number it is the larger of the two betas; its first peak is the epoch by which both have peaked, its period
+    As one number it is the larger of the two betas; its first peak is the epoch by which both have peaked, its cycle
     the longer one.
     """
 
     model_config = ConfigDict(populate_by_name=True)
     name: Literal["hierarchical"] = "hierarchical"
     tables: ClassVar[tuple[str, ...]] = ("global", "local")
-    global_: Annotated[Schedule, Named("hierarchical")] = Field(
-        alias="global", default_factory=lambda: Cosine(max_beta=0.01, warmup_epochs=10.0)
-    )
-    local: Annotated[Schedule, Named("hierarchical")] = Field(
-        default_factory=lambda: Cyclical(max_beta=0.02, cycle_length=25.0, wave="cosine")
-    )
+    global_: Part = Field(alias="global", default_factory=lambda: Cosine(max_beta=0.01, warmup_epochs=10.0))
+    local: Part = Field(default_factory=lambda: Cyclical(max_beta=0.02, cycle_length=25.0, wave="cosine"))
 
     @property
     def parts(self) -> dict[str, Schedule]:
         return {"global": self._timed(self.global_, self.per), "local": self._timed(self.local, self.per)}
 
+    @staticmethod
+    def _timed(part: Schedule, per: Literal["epoch", "step"]) -> Schedule:
+        """A part with the clock of the whole; a closed loop moves with every step whatever the clock."""
+        return part if part.closed_loop else part.model_copy(update={"per": per})
+
     @property
     def closed_loop(self) -> bool:
         return self.global_.closed_loop or self.local.closed_loop
-
-    @staticmethod
-    def _timed(part: Schedule, per: Literal["epoch", "step"]) -> Schedule:
-        """A part with the clock of the whole; one that takes feedback moves with every step whatever the clock."""
-        return part if part.closed_loop else part.model_copy(update={"per": per})
 
     def by_level(self, levels: Sequence[str]) -> dict[str, Schedule]:
         own = self.parts
@@ -255,20 +218,21 @@ class Hierarchical(Nested):
     def __call__(self, epoch: float) -> float:
         return max(self.global_(epoch), self.local(epoch))
 
-    def top(self, until: float) -> tuple[float, float]:
-        betas, epochs = zip(self.global_.top(until), self.local.top(until), strict=True)
-        return max(betas), max(epochs)
+    @property
+    def peak(self) -> float:
+        return max(self.global_.peak, self.local.peak)
 
     @property
-    def period(self) -> float | None:
-        return max((part.period for part in (self.global_, self.local) if part.period), default=None)
+    def first_peak(self) -> float:
+        return max(self.global_.first_peak, self.local.first_peak)
 
     def cycle(self, epoch: float) -> float | None:
         cycles = [part.cycle(epoch) for part in (self.global_, self.local)]
         return max((cycle for cycle in cycles if cycle), default=None)
 
-    def reached(self, epochs: float) -> float:
-        return max(part.reached(epochs) for part in self.parts.values())
+    def shortfall(self, epochs: float) -> str | None:
+        faults = {level: part.shortfall(epochs) for level, part in self.parts.items()}
+        return "; ".join(f"{level} {fault}" for level, fault in faults.items() if fault) or None
 
     def compressed(self, factor: float) -> Self:
         parts = {"global_": self.global_.compressed(factor), "local": self.local.compressed(factor)}
@@ -287,24 +251,14 @@ class Hierarchical(Nested):
         return sorted((epoch, f"{level}: {text}") for level, part in parts for epoch, text in part.marks(until))
 
 
-AnySchedule = Annotated[Schedule, Named()]
+AnySchedule = Annotated[
+    Curve | WarmRestart | Hierarchical | KLCapacity | ControlVAE | Geco,
+    Field(discriminator="name"),
+]
+"""Any schedule, by the `name` in its table."""
 
 SCHEDULES: dict[str, type[Schedule]] = {
-    "constant": Constant,
-    "linear_warmup": LinearWarmup,
-    "ultra_conservative": UltraConservative,
-    "aggressive": Aggressive,
-    "three_phase": ThreePhase,
-    "linear": Linear,
-    "cosine": Cosine,
-    "exponential": Exponential,
-    "sigmoid": Sigmoid,
-    "cyclical": Cyclical,
-    "warm_restart": WarmRestart,
-    "hierarchical": Hierarchical,
-    "kl_capacity": KLCapacity,
-    "controlvae": ControlVAE,
-    "geco": Geco,
+    kind.model_fields["name"].default: kind for kind in get_args(get_args(AnySchedule)[0])
 }
 
 
@@ -319,7 +273,8 @@ def build_schedule(table: Mapping[str, Any]) -> Schedule:
     try:
         return kind.model_validate(dict(table))
     except ValidationError as error:
-        raise ValueError(_first_fault(table, error)) from None
+        key, problem, fix = first_fault(error, lambda path: schedule_keys(table, path))
+        raise ValueError(f"schedule {name}: {key}{': ' * bool(key)}{problem}" + (f"; {fix}" if fix else "")) from None
 
 
 def parameters(kind: type[Schedule]) -> list[str]:
@@ -327,24 +282,8 @@ def parameters(kind: type[Schedule]) -> list[str]:
     return [field.alias or key for key, field in kind.model_fields.items() if key != "name"]
 
 
-def _first_fault(table: Mapping[str, Any], error: ValidationError) -> str:
-    fault = error.errors(include_url=False)[0]
-    path = [str(part) for part in fault["loc"]]
-    key, name, inner = ".".join(path), table["name"], table
-    for part in path:  # to the table within which the fault is
-        inner = inner.get(part, {})
-        if not isinstance(inner, Mapping):
-            break
-        name = inner.get("name", name)
-    match fault["type"]:
-        case "extra_forbidden":
-            takes = parameters(SCHEDULES[name])
-            near = difflib.get_close_matches(path[-1], takes, n=1)
-            guess = f" (did you mean {near[0]}?)" if near else ""
-            return f"schedule {name} has no use for {key}{guess}: it takes {', '.join(takes)}"
-        case "union_tag_invalid":
-            return f"{key} {fault['msg']}"
-        case "value_error":
-            return f"schedule {name}: {fault['ctx']['error']}"
-    text = fault["msg"].replace("Input should", "should").replace("Tuple should", "should")
-    return f"schedule {name}: {key} {text}, got {fault['input']!r:.60}"
+def schedule_keys(table: Mapping[str, Any], path: Sequence[str]) -> list[str]:
+    """The keys that the schedule at a path within a schedule's table takes; the names are valid."""
+    for part in path:
+        table = table[part]
+    return parameters(SCHEDULES[table["name"]])

@@ -5,7 +5,8 @@ from typer.testing import CliRunner
 
 from arcvae_cli.cli import app
 from arcvae_cli.commands.options import TABLE, Row, with_flags
-from arcvae_cli.settings import Layer, all_keys
+from arcvae_cli.presets import Layer
+from arcvae_cli.settings import all_keys
 
 
 def test_every_row_sets_a_known_key_once() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from arcvae_cli.presets import describe_preset, preset_names, resolve
 from arcvae_cli.schedules import SCHEDULES
-from arcvae_cli.settings import MODEL_SETTINGS, describe_preset, preset_names, resolve
+from arcvae_cli.settings import MODEL_SETTINGS
 
 Run = Callable[..., Result]
 

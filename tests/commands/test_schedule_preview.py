@@ -17,8 +17,11 @@ from matplotlib.image import imread
 from PIL import Image
 from typer.testing import Result
 
-from arcvae_cli.schedules import SCHEDULES, ControlVAE, Cyclical, Feedback, Geco, LinearWarmup, Schedule, build_schedule
-from arcvae_cli.settings import Settings, preset_names
+from arcvae_cli.presets import preset_names
+from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, build_schedule
+from arcvae_cli.schedules.feedback import ControlVAE, Geco
+from arcvae_cli.schedules.open import Cyclical, LinearWarmup
+from arcvae_cli.settings import Settings
 
 Run = Callable[..., Result]
 
@@ -165,22 +168,22 @@ def test_the_flags_of_train_are_the_same_flags(preview: Run) -> None:
         ("cyclcal", "did you mean cyclical"),
         ("qqq", "three_phase"),
         ("no/such.toml", "no/such.toml: no such"),
-        ("linear --ramp-epochs 3", "--ramp-epochs: schedule.ramp_epochs: the schedule linear has no use"),
+        ("linear --ramp-epochs 3", "--ramp-epochs: schedule.ramp_epochs: unknown key"),
         ("three_phase --beta-max 1", "--max-beta"),
         ("cyclical linear --cycle-length 9", "--cycle-length"),
-        ("cyclical --max-beta -1", "--max-beta: schedule.max_beta: expected a number of at least 0"),
+        ("cyclical --max-beta -1", "--max-beta: schedule.max_beta: should be greater than or equal to 0"),
         ("cyclical --max-beta nan", "--max-beta"),
-        ("cyclical --min-beta 3", "min_beta 3 is above max_beta 0.1"),
+        ("cyclical --min-beta 3", "min_beta 3, max_beta 0.1 are not in this order"),
         ("cyclical --ramp-fraction 0.3", "it belongs to --wave ramp_hold"),
         ("linear --ramp-fraction 0.3", "--ramp-fraction"),
         ("cyclical --steps 9", "add --per step"),
         ("controlvae --steps 9", "remove it"),
-        ("controlvae --per epoch", "--per: schedule.per: expected one of 'step'"),
+        ("controlvae --per epoch", "--per: schedule.per: should be 'step'"),
         ("geco --beta-max 1", "lambda_min"),
         ("controlvae --run x", "--run x: no metrics.jsonl"),
         ("cyclical --run .", "--run .: no metrics.jsonl"),
         ("cyclical --epochs 0", "--epochs: train.epochs"),
-        ("cyclical --wave square", "--wave: schedule.wave: expected one of"),
+        ("cyclical --wave square", "--wave: schedule.wave: should be 'triangle'"),
         ("cyclical --plot no/folder/a.png", "no folder no/folder"),
         ("cyclical --plot a.jpeg", "call it a.png"),
         ("cyclical --csv no/folder/a.csv", "no folder no/folder"),

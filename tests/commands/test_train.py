@@ -24,9 +24,10 @@ from arcvae_cli import checkpoints
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate, train
 from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.presets import resolve
 from arcvae_cli.records import Silent
-from arcvae_cli.schedules import Cyclical, Schedule, UltraConservative
-from arcvae_cli.settings import resolve
+from arcvae_cli.schedules import Schedule
+from arcvae_cli.schedules.open import Cyclical, UltraConservative
 
 Run = Callable[..., Result]
 QUICK = ("--device", "cpu", "--precision", "fp32", "--latent-dim", "4", "--batch-size", "50")
@@ -388,19 +389,19 @@ def test_one_batch_is_memorised_and_no_run_is_written(
         (("--runs-dir", "file"), "no run folder can be made there"),
         (("--run-name", "taken"), "--run-name 'taken': runs/taken exists already"),
         (("--run-name", "latest"), "--run-name 'latest'"),
-        (("--epochs", 0), "--epochs: train.epochs: expected a number of at least 1, got 0"),
-        (("--epochs", 0, "--quick-test"), "--epochs: train.epochs: expected a number of at least 1, got 0"),
-        (("--model", "gird"), "--model: model.name: no model 'gird'"),
-        (("--device", "gpu"), "--device: train.device: expected"),
-        (("--precision", "fp8"), "--precision: train.precision: expected one of 'auto', 'fp32' or 'bf16'"),
-        (("--patience", 0), "--patience: train.patience: expected a number of at least 1, got 0"),
+        (("--epochs", 0), "--epochs: train.epochs: should be greater than or equal to 1, got 0"),
+        (("--epochs", 0, "--quick-test"), "--epochs: train.epochs: should be greater than or equal to 1, got 0"),
+        (("--model", "gird"), "--model: model.name: unknown name 'gird'"),
+        (("--device", "gpu"), "--device: train.device: String should match"),
+        (("--precision", "fp8"), "--precision: train.precision: should be 'auto', 'fp32' or 'bf16'"),
+        (("--patience", 0), "--patience: train.patience: should be greater than or equal to 1, got 0"),
         (("--encoder-hidden", 3), "--encoder-hidden: model.encoder_hidden"),
         (
             ("--beta-cycle-length", 3),
-            "--beta-cycle-length: schedule.cycle_length: the schedule linear_warmup has no use",
+            "--beta-cycle-length: schedule.cycle_length: unknown key",
         ),
-        (("--lr", "nan"), "--lr: train.lr: expected a"),
-        (("--free-bits", -1), "--free-bits: objective.free_bits: expected a number of at least 0"),
+        (("--lr", "nan"), "--lr: train.lr: should be a"),
+        (("--free-bits", -1), "--free-bits: objective.free_bits: should be greater than or equal to 0"),
         (("--preset", "quikstart"), "did you mean quickstart?"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from pydantic import ValidationError
 
-from arcvae_cli import settings
+from arcvae_cli import presets, settings
 from arcvae_cli.data import corpora
 from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpora import CORPORA, Builder, LoadOptions, cache_path, failures_of, load_arrays
@@ -302,7 +302,7 @@ def test_contradicting_settings(given: dict[str, object], message: str):
     with pytest.raises(ValidationError, match=message):
         DataSettings.model_validate({"name": "equations", **given})
     with pytest.raises(InputError, match=message) as raised:
-        settings.resolve(None, settings.Layer("mine", {"data": {"name": "equations", **given}}))
+        presets.resolve(None, presets.Layer("mine", {"data": {"name": "equations", **given}}))
     assert "mine: data." in raised.value.what
 
 

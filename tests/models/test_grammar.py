@@ -15,7 +15,8 @@ from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch
 from arcvae_cli.models.grammar import FLOOR, GrammarVAE, Structure
 from arcvae_cli.objective import Objective
-from arcvae_cli.settings import GrammarSettings, GridSettings, ObjectiveSettings, preset_names, resolve
+from arcvae_cli.presets import preset_names, resolve
+from arcvae_cli.settings import GrammarSettings, GridSettings, ObjectiveSettings
 
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")

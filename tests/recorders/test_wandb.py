@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from arcvae_cli.grammar import Rules
+from arcvae_cli.presets import flag_layer, resolve
 from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, html_table, run_id, run_name
 from arcvae_cli.records import EpochRecord, Pictures, Plan, StepRecord
-from arcvae_cli.settings import Settings, flag_layer, resolve
+from arcvae_cli.settings import Settings
 
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
 

@@ -1,26 +1,20 @@
-"""The functions and classes of the source documents, by their names and nested dictionaries."""
-# ruff: noqa: ARG002 - a method of the base has its docstring there, and not every scheduler needs its arguments
+"""The functions and classes of the source documents, under their names and with their nested dictionaries."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from arcvae_cli.schedules.base import Schedule
-from arcvae_cli.schedules.feedback import Feedback, matching
-from arcvae_cli.schedules.registry import SCHEDULES, WarmRestart, build_schedule, parameters
+from arcvae_cli.schedules.feedback import Feedback
+from arcvae_cli.schedules.registry import SCHEDULES, build_schedule, parameters
 
 _REMEDY = 'get_beta_scheduler("<name>").observe(...) does, and arcvae_cli.controllers.Controller on a device'
 _SOURCE_NAMES = {"wave_type": "wave", "global_scheduler": "global", "local_scheduler": "local"}
 
 
-def _from_source(name: str, params: Mapping[str, Any]) -> Schedule:
-    """A schedule from a nested dictionary as the source documents write it, or with the keys of this module."""
-    return build_schedule(_table(name, params))
-
-
 def _table(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a schedule from a nested dictionary of the source documents, or with the keys of arcvae."""
     table: dict[str, Any] = {"name": name}
     rest = dict(params)
     kwargs = rest.pop("base_scheduler_kwargs", {})
@@ -35,11 +29,6 @@ def _table(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _of_use(schedule_type: str, times: Mapping[str, float | None]) -> dict[str, float]:
-    takes = parameters(SCHEDULES[schedule_type]) if schedule_type in SCHEDULES else []
-    return {key: value for key, value in times.items() if value is not None and (key in takes or key == "max_beta")}
-
-
 def get_beta_schedule(
     epoch: float,
     schedule_type: str = "linear_warmup",
@@ -48,46 +37,20 @@ def get_beta_schedule(
     ramp_epochs: float | None = None,
     cycle_length: float | None = None,
 ) -> float:
-    """Beta at an epoch of a schedule by its name; what is not given has the schedule's own default.
+    """Beta at an epoch of a schedule by its name; arguments that are not given have the schedule's own default.
 
-    As in the source, one list of arguments serves every schedule, which passes over the times it has no use for.
+    As in the source, one list of arguments serves every schedule, and times that it does not use are ignored.
     Raises ValueError for an unknown schedule or a value out of its range, for `max_beta` where there is none, and for
-    a schedule that takes feedback, of which the epoch alone decides nothing.
+    a closed loop, whose beta does not depend on the epoch alone.
     """
-    times = {"warmup_epochs": warmup_epochs, "ramp_epochs": ramp_epochs, "cycle_length": cycle_length}
-    return _from_source(schedule_type, _of_use(schedule_type, {"max_beta": max_beta, **times}))(epoch)
+    return float(BetaScheduler(schedule_type, max_beta, warmup_epochs, ramp_epochs, cycle_length)(epoch))
 
 
-_Value = TypeVar("_Value")
+class BetaScheduler:
+    """Any open-loop schedule by its name, with a history: `.step(epoch)` writes to `.beta_history`, a call does not.
 
-
-class _Scheduler(ABC, Generic[_Value]):
-    """A schedule with a record of what was asked: `.step(epoch)` writes to `.beta_history`, a call does not."""
-
-    schedule: Schedule
-
-    def __init__(self, schedule_type: str, params: Mapping[str, Any]) -> None:
-        self.schedule = _from_source(schedule_type, params)
-        self.schedule_type = schedule_type
-        self.current_epoch: float = 0
-        self.beta_history: list[_Value] = []
-
-    @abstractmethod
-    def __call__(self, epoch: float) -> _Value:
-        """The value at an epoch."""
-
-    def step(self, epoch: float) -> _Value:
-        """The value at an epoch, put on record."""
-        self.current_epoch = epoch
-        self.beta_history.append(self(epoch))
-        return self.beta_history[-1]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.schedule!r})"
-
-
-class BetaScheduler(_Scheduler[float]):
-    """Any schedule by its name; passes over times it has no use for, as `get_beta_schedule` does."""
+    Times that the schedule does not use are ignored, as by `get_beta_schedule`.
+    """
 
     def __init__(
         self,
@@ -99,12 +62,28 @@ class BetaScheduler(_Scheduler[float]):
         **params: Any,
     ) -> None:
         times = {"warmup_epochs": warmup_epochs, "ramp_epochs": ramp_epochs, "cycle_length": cycle_length}
-        super().__init__(schedule_type, {**_of_use(schedule_type, {"max_beta": max_beta, **times}), **params})
+        takes = parameters(SCHEDULES[schedule_type]) if schedule_type in SCHEDULES else []
+        used = {key: value for key, value in times.items() if value is not None and key in takes}
+        given = {} if max_beta is None else {"max_beta": max_beta}
+        self.schedule: Schedule = build_schedule(_table(schedule_type, {**given, **used, **params}))
+        self.schedule_type = schedule_type
+        self.current_epoch: float = 0
+        self.beta_history: list[Any] = []
         if self.schedule.closed_loop:
             raise ValueError(f"{schedule_type} takes feedback, {type(self).__name__} gives none: {_REMEDY}")
 
-    def __call__(self, epoch: float) -> float:
+    def __call__(self, epoch: float) -> Any:
+        """Beta at an epoch."""
         return self.schedule(epoch)
+
+    def step(self, epoch: float) -> Any:
+        """The value at an epoch, recorded."""
+        self.current_epoch = epoch
+        self.beta_history.append(self(epoch))
+        return self.beta_history[-1]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.schedule!r})"
 
 
 class CyclicalBetaScheduler(BetaScheduler):
@@ -117,23 +96,19 @@ class CyclicalBetaScheduler(BetaScheduler):
 class WarmRestartBetaScheduler(BetaScheduler):
     """`warm_restart`, by `base_scheduler_type`, `base_scheduler_kwargs`, `restart_interval`, `restart_multiplier`."""
 
-    schedule: WarmRestart
-
     def __init__(self, **params: Any) -> None:
         super().__init__("warm_restart", **params)
 
-    def get_restart_info(self, epoch: float) -> dict[str, float]:
-        """See `WarmRestart.get_restart_info`."""
-        return self.schedule.get_restart_info(epoch)
+    def get_restart_info(self, epoch: float) -> dict[str, float] | None:
+        """See `WarmRestart.restart_info`."""
+        return self.schedule.restart_info(epoch)
 
 
-class HierarchicalBetaScheduler(_Scheduler[dict[str, float]]):
+class HierarchicalBetaScheduler(BetaScheduler):
     """`hierarchical`, by `global_scheduler` and `local_scheduler`; gives `global_kl_weight` and `local_kl_weight`."""
 
     def __init__(self, **params: Any) -> None:
-        super().__init__("hierarchical", params)
-        if self.schedule.closed_loop:
-            raise ValueError(f"a level of this hierarchical schedule takes feedback: {_REMEDY}")
+        super().__init__("hierarchical", **params)
 
     def __call__(self, epoch: float) -> dict[str, float]:
         return {f"{level}_kl_weight": beta for level, beta in self.schedule.betas(epoch, ("global", "local")).items()}
@@ -145,10 +120,8 @@ class FeedbackBetaScheduler:
     Keeps its state in `.state_dict()` and what it gave in `.beta_history`.
     """
 
-    schedule: Feedback
-
     def __init__(self, schedule_type: str, **params: Any) -> None:
-        schedule = _from_source(schedule_type, params)
+        schedule = build_schedule(_table(schedule_type, params))
         if not isinstance(schedule, Feedback):
             raise ValueError(f"{schedule_type} takes no feedback as a whole: use get_beta_scheduler, or Controller")
         self.schedule = schedule
@@ -160,7 +133,7 @@ class FeedbackBetaScheduler:
     def observe(self, *, epoch: float, kl: float | None = None, reconstruction: float | None = None) -> float:
         """Beta of a batch with this KL in nats per example and this reconstruction in nats per position.
 
-        Raises ValueError where the one that the schedule watches is missing.
+        Raises ValueError if the one that the schedule uses is missing.
         """
         values = {"kl": kl, "reconstruction": reconstruction}
         if values[self.schedule.quantity] is None:
@@ -170,7 +143,7 @@ class FeedbackBetaScheduler:
         self.beta_history.append(beta)
         return beta
 
-    def __call__(self, epoch: float) -> float:
+    def __call__(self, epoch: float) -> float:  # noqa: ARG002 - the signature of every scheduler
         """The present beta, whichever epoch it is."""
         return self._state["beta"]
 
@@ -179,26 +152,28 @@ class FeedbackBetaScheduler:
         return dict(self._state)
 
     def load_state_dict(self, values: Mapping[str, float]) -> None:
-        """Go on from a state; ValueError if it is another schedule's."""
-        self._state = matching(values, self._state, self.schedule_type)
+        """Continue from a state; ValueError if it is another schedule's."""
+        if values.keys() != self._state.keys():
+            raise ValueError(f"the state of {self.schedule_type} is {', '.join(self._state)}, not {', '.join(values)}")
+        self._state = dict(values)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.schedule!r})"
 
 
-_SCHEDULERS: dict[str, type[CyclicalBetaScheduler | WarmRestartBetaScheduler | HierarchicalBetaScheduler]] = {
-    "cyclical": CyclicalBetaScheduler,
-    "warm_restart": WarmRestartBetaScheduler,
-    "hierarchical": HierarchicalBetaScheduler,
-}
-
-
-def get_beta_scheduler(type: str, **params: Any) -> BetaScheduler | HierarchicalBetaScheduler | FeedbackBetaScheduler:
+def get_beta_scheduler(type: str, **params: Any) -> BetaScheduler | FeedbackBetaScheduler:
     """A scheduler by its name and the nested dictionaries of the source documents.
 
     Raises ValueError with the valid names, the keys that the schedule takes, or the range of a value.
     """
-    schedule = _from_source(type, params)  # unlike `BetaScheduler`, nothing is passed over
+    schedule = build_schedule(_table(type, params))  # unlike in `BetaScheduler`, no key is ignored
     if isinstance(schedule, Feedback):
         return FeedbackBetaScheduler(type, **params)
-    return _SCHEDULERS[type](**params) if type in _SCHEDULERS else BetaScheduler(type, **params)
+    match type:
+        case "cyclical":
+            return CyclicalBetaScheduler(**params)
+        case "warm_restart":
+            return WarmRestartBetaScheduler(**params)
+        case "hierarchical":
+            return HierarchicalBetaScheduler(**params)
+    return BetaScheduler(type, **params)

@@ -1,0 +1,271 @@
+"""Settings resolved from defaults, a preset with what it extends, environment, `--set` and flags.
+
+TOML in, `Settings` out. A person's mistake is an `InputError` that names the origin of the value, its dotted key, what
+was expected and, for a misspelt key, the nearest known one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli
+from pydantic import ValidationError
+
+from arcvae_cli.errors import InputError, first_fault, nearest
+from arcvae_cli.files import is_file, open_regular
+from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, all_keys, contradictions, known_keys
+
+PRESET_BYTES = 64 * 1024
+"""Largest preset read."""
+
+ENVIRONMENT = "ARCVAE_"
+OWN_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")
+"""Variables of arcvae that are not settings."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place. `origins`: by dotted key, the origin of single values where it is not `origin`."""
+
+    origin: str
+    values: Table
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings, and the origin of each dotted key's value (`default` where absent)."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def preset_folder() -> Path:
+    """The presets of the checkout where there is one, else those shipped with the package."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "presets"
+    return checkout if (package.parent / "pyproject.toml").is_file() and checkout.is_dir() else package / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets, sorted."""
+    return sorted(path.stem for path in preset_folder().glob("*.toml"))
+
+
+def find_preset(name: str, beside: Path | None = None) -> Path:
+    """The file of a preset: a shipped name, else the path of a TOML file or run (relative to `beside`, or to here)."""
+    shipped = preset_folder() / f"{name}.toml"
+    if "/" not in name and "\\" not in name and is_file(shipped):
+        return shipped
+    path = (beside / name) if beside else Path(name)
+    for found in (path / "config.toml", path):
+        if is_file(found):
+            return found
+    raise InputError(
+        f"preset {name!r}: neither a shipped preset nor a file",
+        f"{nearest(name, preset_names())}shipped: {', '.join(preset_names())}; or give the path of a TOML file",
+    )
+
+
+def read_toml(path: Path) -> Table:
+    """A TOML file as nested dictionaries; InputError for whatever is wrong with it."""
+    try:
+        with open_regular(path) as file:
+            raw = file.read(PRESET_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(raw) > PRESET_BYTES:
+        raise InputError(f"{path}: larger than {PRESET_BYTES // 1024} kB", "a preset is a few dozen lines of TOML")
+    try:
+        return parsed(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+
+
+def parsed(text: str) -> Table:
+    """TOML as nested dictionaries. ValueError, or RecursionError, for anything else."""
+    table = tomli.loads(text)
+    repr(table)  # a message about a value prints it: raises for a number or a nesting too long for that
+    return table
+
+
+def describe_preset(name: str) -> str:
+    """The `description` line of a preset, or nothing."""
+    return str(read_toml(find_preset(name)).get("description", ""))
+
+
+def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:
+    """A preset and what it extends, the base first."""
+    path = find_preset(name, beside)
+    if path.resolve() in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise InputError(f"{path}: `extends` goes in a circle: {chain}")
+    values = read_toml(path)
+    values.pop("description", None)
+    base = values.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise InputError(f"{path}: extends: expected the name of a preset, got {base!r}")
+    below = preset_layers(base, path.parent, (*seen, path.resolve())) if base else []
+    origin = f"presets/{path.name}" if path.parent == preset_folder() else str(path)
+    return [*below, Layer(origin, values)]
+
+
+# ------------------------------------------------------------------------------------ environment, --set, flags
+
+
+def parse_value(text: str) -> Any:
+    """A value as TOML would read it; anything else is a string, so that quotes may be left out."""
+    try:
+        return parsed(f"value = {text}")["value"] if "\n" not in text else text
+    except (ValueError, RecursionError):
+        return text
+
+
+def layer_of(origin: str, values: Mapping[str, tuple[str, Any]]) -> Layer:
+    """A layer of values by the place of each: {origin: (dotted key, value)}."""
+    table: Table = {}
+    for where, (key, value) in values.items():
+        *parents, last = key.split(".")
+        inner = table
+        for name in parents:
+            inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"{where}: {key}: {name!r} was already given a value that is no table")
+        inner[last] = value
+    return Layer(origin, table, {key: where for where, (key, _) in values.items()})
+
+
+def set_layer(assignments: Sequence[str]) -> Layer:
+    """The layer of `--set dotted.key=value`, repeatable; a later one wins."""
+    values = {}
+    for text in assignments:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not all(key.split(".")):
+            raise InputError(f"--set {text[:80]!r}: expected dotted.key=value", "for example --set train.lr=0.0005")
+        values[f"--set {key}"] = key, parse_value(value)
+    return layer_of("--set", values)
+
+
+def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
+    """The layer of variables such as `ARCVAE_TRAIN__LR=0.0005`: two underscores stand for the dot."""
+    values = {}
+    for name, text in sorted((os.environ if environment is None else environment).items()):
+        if not name.startswith(ENVIRONMENT) or name in OWN_VARIABLES:
+            continue
+        key = name[len(ENVIRONMENT) :].lower().replace("__", ".")
+        if not all(key.split(".")) or "." not in key:
+            raise InputError(
+                f"environment variable {name}: no setting has this name",
+                f"a setting is written {ENVIRONMENT}TABLE__KEY, for example {ENVIRONMENT}TRAIN__LR",
+            )
+        values[name] = key, parse_value(text.strip())
+    return layer_of("environment", values)
+
+
+def flag_layer(flags: Mapping[str, tuple[str, Any]]) -> Layer:
+    """The layer of flags: {flag: (dotted key, value)}; a flag whose value is None was not given."""
+    return layer_of("flags", {flag: (key, value) for flag, (key, value) in flags.items() if value is not None})
+
+
+# ---------------------------------------------------------------------------------------------------- resolving
+
+
+def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
+    """Settings from defaults, a preset with what it extends, and further layers, a later one winning.
+
+    A further layer that names another schedule, or another model, voids the presets' keys of the table, so that the new
+    one starts from its own defaults and not from numbers meant for another.
+    """
+    merged: Table = {}
+    origins: dict[str, str] = {}
+    try:
+        for layer in preset_layers(preset) if preset else []:
+            merge(merged, layer.values, layer, origins)
+        for table, default in NAMED.items():
+            held = lookup(merged, f"{table}.name") or default
+            chosen = [name for layer in layers if (name := lookup(layer.values, f"{table}.name")) is not None]
+            if chosen and chosen[-1] != held:
+                merged.pop(table, None)
+        for layer in layers:
+            merge(merged, layer.values, layer, origins)
+    except RecursionError as error:
+        raise InputError("settings: nested too deeply") from error
+    origins = {key: origin for key, origin in origins.items() if lookup(merged, key) is not None}
+    for table, default in NAMED.items():
+        if isinstance(values := merged.get(table), dict):
+            values.setdefault("name", default)
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        key, problem, fix = first_fault(error, lambda path: known_keys(path, merged))
+        last = key.rpartition(".")[2]
+        elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == last]
+        if problem.startswith("unknown key") and elsewhere and "did you mean" not in str(fix):
+            fix = f"did you mean {elsewhere[0]}? {fix}"
+        raise refusal(origins, key, problem, fix) from error
+    for key, problem, fix in contradictions(settings):
+        raise refusal(origins, key, problem, fix)
+    return Resolved(settings, origins)
+
+
+def merge(into: Table, values: Table, layer: Layer, origins: dict[str, str], prefix: str = "") -> None:
+    """Lay the values of a layer over the tables so far. A schedule or a model whose `name` changes starts anew."""
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if "." in key:  # in quotes
+            raise InputError(f"{layer.origin}: {dotted}: unknown key {key!r}", "write it without quotes")
+        if not isinstance(value, dict):
+            into[key] = value
+            origins[dotted] = layer.origins.get(dotted, layer.origin)
+            continue
+        below = into.get(key)
+        if not isinstance(below, dict):
+            below = into[key] = {}
+            if not value:
+                origins[dotted] = layer.origin
+        elif dotted.startswith(tuple(NAMED)) and "name" in below and value.get("name", below["name"]) != below["name"]:
+            below.clear()
+        elif dotted == "model" and "arch" in value and value["arch"] != below.get("arch", GrammarSettings().arch):
+            for size in SIZES:  # meant for the other architecture
+                below.pop(size, None)
+        merge(below, value, layer, origins, f"{dotted}.")
+
+
+def lookup(table: Any, key: str) -> Any:
+    """The value of a dotted key, or None."""
+    for name in key.split("."):
+        table = table.get(name) if isinstance(table, dict) else None
+    return table
+
+
+def refusal(origins: Mapping[str, str], key: str, problem: str, fix: str | None) -> InputError:
+    """The error for a dotted key, with the origin of its value, or of what is around it or within it."""
+    parts = key.split(".")
+    around = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    within = [given for given in origins if given.startswith(f"{key}.")]
+    where = next((origins[one] for one in [*around, *within] if one in origins), "default")
+    return InputError(f"{where}: {problem}" if where.endswith(f" {key}") else f"{where}: {key}: {problem}", fix)
+
+
+def json_schema() -> Table:
+    """The JSON schema of a preset, for editors."""
+    schema = Settings.model_json_schema(by_alias=True)
+    schema["title"] = "arcvae preset"
+    schema["properties"] = {
+        "extends": {"type": "string", "description": "name or path of a preset to start from"},
+        "description": {"type": "string", "description": "one line for `arcvae presets list`"},
+        **schema["properties"],
+    }
+    schedule = schema["properties"]["schedule"]
+    del schedule["discriminator"]
+    schedule["anyOf"] = schedule.pop("oneOf")  # without a name, which what it extends may give, more than one fits
+    return schema
