@@ -82,10 +82,10 @@ def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) 
     with importing():
         from arcvae_cli.checkpoints import find_checkpoint, load
 
-    found = find_checkpoint(checkpoint, runs)
-    if found.note:
-        console.note(found.note)
-    return load(found.path, open_device(device))
+    path, note = find_checkpoint(checkpoint, runs)
+    if note:
+        console.note(note)
+    return load(path, open_device(device))
 
 
 def open_examples(loaded: Loaded, data: str | None, split: str, console: Console) -> Corpus:

@@ -176,10 +176,10 @@ def run(
 
     before = None if earlier is None else go_on(*earlier)
     if before is not None:
-        before.check(resolved)
-        if before.over(settings):
+        before.check(settings)
+        if (judged := before.report(settings)) is not None:
             console.note(f"run {before.folder.name} is finished: nothing to do")
-            console.json(before.judgement())
+            console.json(judged)
             return
         if short is not None:
             console.warn(short)
