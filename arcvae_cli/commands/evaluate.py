@@ -9,30 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.commands.reading import (
-    INPUT,
-    OUTPUT,
-    CheckpointOption,
-    DataOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    RunsOption,
-    SeedOption,
-    SplitName,
-    open_checkpoint,
-    open_examples,
-    output_folder,
-)
+from arcvae_cli.commands import reading
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
-    from arcvae_cli.domains.base import Report, Table, Task
+    from arcvae_cli.domains.base import Examples, Report, Table, Task
     from arcvae_cli.evaluation.evaluate import Evaluation
     from arcvae_cli.runs import RunFolder
 
@@ -42,7 +25,7 @@ strings_option: Any = functools.partial(typer.Option, rich_help_panel="Models of
 
 
 def evaluate(
-    checkpoint: CheckpointOption = "vae_best.pth",
+    checkpoint: reading.CheckpointOption = "vae_best.pth",
     iwae: Annotated[
         int, typer.Option(min=0, max=100_000, help="draws per example of the importance-weighted likelihood; 0 is none")
     ] = 0,
@@ -63,16 +46,14 @@ def evaluate(
     samples: Annotated[
         int | None, strings_option(min=1, max=100_000, help="strings drawn from each prior", show_default="1000")
     ] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    data: DataOption = None,
-    split: Annotated[SplitName, typer.Option(rich_help_panel=INPUT)] = "test",
-    runs_dir: RunsOption = Path("runs"),
-    output: Annotated[
-        Path | None, typer.Option(help="folder", show_default="evaluation/ of the run, or here", rich_help_panel=OUTPUT)
-    ] = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    seed: reading.SeedOption = 0,
+    device: reading.DeviceOption = "auto",
+    data: reading.DataOption = None,
+    split: reading.SplitOption = "test",
+    runs_dir: reading.RunsOption = Path("runs"),
+    output: reading.OutputOption = None,
+    quiet: reading.QuietOption = False,
+    as_json: reading.JsonOption = False,
 ) -> None:
     """Measure a model on unseen examples, beside baselines without a code, with a verdict and advice.
 
@@ -87,71 +68,70 @@ def evaluate(
     from arcvae_cli.console import Console
     from arcvae_cli.domains.base import Task
     from arcvae_cli.errors import InputError
-    from arcvae_cli.evaluation.evaluate import evaluate as evaluate_task
 
     console = Console(quiet=quiet, as_json=as_json)
     counting = {"--encodings": encodings, "--decodings": decodings, "--monte-carlo-examples": monte_carlo_examples}
-    loaded = open_checkpoint(checkpoint, runs_dir, device, console)
+    loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     domain = domains.of(loaded.model.kind)
     domain.check_flags({"--monte-carlo": monte_carlo or None, **counting, "--samples": samples})
     if not monte_carlo and (given := [flag for flag, value in counting.items() if value is not None]):
         raise InputError(f"{given[0]}: needs --monte-carlo", "add it")
-    corpus = open_examples(loaded, data, split, console)
-    folder = output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
+    corpus = reading.open_examples(loaded, data, split, console)
+    folder = reading.output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
     task = Task(
         loaded.model,
         corpus,
         split,
         loaded.settings,
         trained=_training_corpus(loaded, corpus, data, console),
-        grammar=loaded.grammar,
         seed=seed,
         iwae_samples=iwae,
         iwae_examples=iwae_examples,
         monte_carlo=(monte_carlo_examples or 500, encodings or 10, decodings or 100) if monte_carlo else None,
         samples=samples or 1000,
-        tell=console.note,
+        note=console.note,
     )
     # bf16 is for the network: posteriors, likelihoods and baselines stay in float32 and float64
     with torch.autocast(corpus.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        evaluation = evaluate_task(task)
-        document = {**_origin(loaded), "precision": precision, **evaluation.report}
-        console.note("pictures")
-        _write(folder, folder, document, loaded, task, evaluation)
-    _show(console, loaded, evaluation.report)
+        document = _evaluated(loaded, task, {"precision": precision}, folder, folder, console)
     console.note(f"wrote metrics.json, pictures and reconstructions to {folder}")
     console.json({**document, "output": str(folder)})
-    if strict and not evaluation.report["verdict"]["ok"]:
+    if strict and not document["verdict"]["ok"]:
         raise typer.Exit(1)
 
 
 def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console) -> None:
     """The end of a run: a quick evaluation in its `metrics.json`, its codes as pictures, and the verdict."""
     from arcvae_cli.domains.base import Task
-    from arcvae_cli.evaluation.evaluate import evaluate as evaluate_task
 
-    settings = loaded.settings
-    task = Task(loaded.model, corpus, split, settings, grammar=loaded.grammar, seed=settings.train.seed, quick=True)
-    evaluation = evaluate_task(task)
-    document = {"run": str(folder.path), **_origin(loaded), "precision": "fp32", **evaluation.report}
-    _write(folder.path, folder.images, document, loaded, task, evaluation)
+    task = Task(loaded.model, corpus, split, loaded.settings, seed=loaded.settings.train.seed, quick=True)
+    asked = {"run": str(folder.path), "precision": "fp32"}
+    console.json(_evaluated(loaded, task, asked, folder.path, folder.images, console))
+
+
+def _evaluated(
+    loaded: Loaded, task: Task, asked: Report, folder: Path, images: Path, console: Console
+) -> dict[str, Any]:
+    """Evaluate, write `metrics.json` and texts into `folder` and pictures into `images`, and print the report."""
+    from arcvae_cli.evaluation.evaluate import evaluate
+
+    evaluation = evaluate(task)
+    document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **evaluation.report}
+    if not task.quick:
+        console.note("pictures")
+    _write(folder, images, document, loaded, task, evaluation)
     _show(console, loaded, evaluation.report)
-    console.json(document)
-
-
-def _origin(loaded: Loaded) -> dict[str, Any]:
-    return {"checkpoint": str(loaded.path), "epoch": loaded.epoch}
+    return document
 
 
 def _training_corpus(loaded: Loaded, corpus: Corpus, data: str | None, console: Console) -> Corpus:
     """The corpus that the model was trained on; the one at hand, with a warning, if it cannot be opened."""
-    from arcvae_cli import domains
     from arcvae_cli.data.corpus import open_corpus
     from arcvae_cli.errors import InputError
 
     if data is None:
         return corpus
-    structure = domains.of(loaded.model.kind).structure(loaded.model)
+    structure = reading.structure_of(loaded)
     fit = (None, None) if structure is None else (structure.rules, structure.length)
     try:
         return open_corpus(loaded.settings.data, corpus.device, ("train",), *fit)
@@ -194,9 +174,7 @@ def _write(
         raise failed(folder, error.strerror or str(error)) from error
 
 
-def _draw_codes(
-    folder: Path, codes: NDArray[np.float32], values: NDArray[Any], name: str, title: str, seed: int
-) -> None:
+def _draw_codes(folder: Path, codes: Examples, values: Examples, name: str, title: str, seed: int) -> None:
     """Codes (n, D) of the top level in the plane, by PCA and t-SNE, each point coloured by its value."""
     from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
     from arcvae_cli.render import save_latent_scatter

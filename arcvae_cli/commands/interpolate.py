@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.commands.reading import (
-    INPUT,
-    OUTPUT,
-    CheckpointOption,
-    DataOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    RunsOption,
-    SeedOption,
-    SplitName,
-    open_checkpoint,
-    open_examples,
-    output_folder,
-)
+from arcvae_cli.commands import reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,75 +25,53 @@ _END = (
 
 
 def interpolate(
-    start: Annotated[str, typer.Option("--from", help=_END, rich_help_panel=INPUT)],
-    end: Annotated[str, typer.Option("--to", help=_END, rich_help_panel=INPUT)],
-    checkpoint: CheckpointOption = "vae_best.pth",
+    start: Annotated[str, typer.Option("--from", help=_END, rich_help_panel=reading.INPUT)],
+    end: Annotated[str, typer.Option("--to", help=_END, rich_help_panel=reading.INPUT)],
+    checkpoint: reading.CheckpointOption = "vae_best.pth",
     path: Annotated[Literal["linear", "slerp"], typer.Option(help="straight line, or great circle")] = "linear",
     steps: Annotated[int, typer.Option(min=2, max=256, help="points on the path, ends included")] = 9,
     level: Annotated[
         Literal["all", "global", "local"],
         typer.Option(help="latents that move; the others keep their distance from the prior"),
     ] = "all",
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    data: DataOption = None,
-    split: Annotated[SplitName, typer.Option(help="of the indices", rich_help_panel=INPUT)] = "test",
-    runs_dir: RunsOption = Path("runs"),
-    output: Annotated[
-        Path | None,
-        typer.Option(help="folder", show_default="interpolations/ of the run, or here", rich_help_panel=OUTPUT),
-    ] = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    seed: reading.SeedOption = 0,
+    device: reading.DeviceOption = "auto",
+    data: reading.DataOption = None,
+    split: reading.SplitOption = "test",
+    runs_dir: reading.RunsOption = Path("runs"),
+    output: reading.OutputOption = None,
+    quiet: reading.QuietOption = False,
+    as_json: reading.JsonOption = False,
 ) -> None:
     """Walk between two examples: their posterior means, points on the path between them, decoded."""
     import numpy as np
     import torch
-    from rich.text import Text
 
     from arcvae_cli import domains
     from arcvae_cli.console import Console
-    from arcvae_cli.domains.base import title_of, write_arrays
     from arcvae_cli.evaluation.priors import argmax_decode
 
     console = Console(quiet=quiet, as_json=as_json)
-    loaded = open_checkpoint(checkpoint, runs_dir, device, console)
+    loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     model, domain = loaded.model, domains.of(loaded.model.kind)
     moving = _levels(model, level)
     domain.check_decodable(loaded)
-    corpus = functools.cache(lambda: open_examples(loaded, data, split, console))
+    corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
     names, ends = [], []
     for flag, text in (("--from", start), ("--to", end)):
         name, example = _indexed(text, flag, corpus, split) or domain.read_end(text, flag, loaded, console.note)
         names.append(name)
         ends.append(example)
     originals = np.stack(ends).astype(domain.dtype)
-    folder = output_folder(output, loaded, "interpolations")
+    folder = reading.output_folder(output, loaded, "interpolations")
 
     x = torch.from_numpy(originals).long().to(next(model.parameters()).device)
     latents = _walk(model, domain.batch(model, x), steps, path, moving, seed)
-    steps_decoded = argmax_decode(model, latents).numpy().astype(domain.dtype)
-    decoded = domain.path(loaded, steps_decoded, originals, console.note)
-    files = {kind: folder / f"interpolation.{kind}" for kind in domain.formats}
-    report = {
-        "checkpoint": str(loaded.path),
-        "epoch": loaded.epoch,
-        "from": names[0],
-        "to": names[1],
-        "path": path,
-        "level": level,
-        "steps": steps,
-        "files": {kind: str(file) for kind, file in files.items()},
-        **decoded.facts,
-    }
-    named = f"{path} path of {steps} from {names[0]} to {names[1]}{'' if level == 'all' else f', {level} level'}"
-    arrays = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
-    write_arrays(files["npz"], {**decoded.arrays, "originals": originals, **arrays})
-    domain.write(files, decoded, report, f"{named}, {title_of(loaded)}")
-    domain.show(console, decoded)
-    console.result(Text(f"{named}: {decoded.summary}"))
-    console.note(f"wrote {', '.join(file.name for file in files.values())} to {folder}")
-    console.json(report)
+    decoded = domain.path(loaded, argmax_decode(model, latents).numpy().astype(domain.dtype), originals, console.note)
+    asked = {"from": names[0], "to": names[1], "path": path, "level": level, "steps": steps}
+    title = f"{path} path of {steps} from {names[0]} to {names[1]}{'' if level == 'all' else f', {level} level'}"
+    arrays = {"originals": originals, **{f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}}
+    reading.write_decoded(console, loaded, decoded, folder, "interpolation", asked, arrays, title)
 
 
 def _walk(

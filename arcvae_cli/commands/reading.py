@@ -8,15 +8,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.files import expanded, usable_folder
+from arcvae_cli.files import atomic_write, expanded, usable_folder
 from arcvae_cli.settings import CORPORA, DataSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from concurrent.futures import Future
 
     import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
+    from arcvae_cli.domains.base import Decoded
     from arcvae_cli.models.grammar import Structure
 
 INPUT, OUTPUT = "Input", "Output"  # panels of the help
@@ -47,8 +49,12 @@ DataOption = Annotated[
     ),
 ]
 SplitName = Literal["train", "val", "test"]
+SplitOption = Annotated[SplitName, typer.Option(help="of the examples", rich_help_panel=INPUT)]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="of all that is drawn at random")]
 DeviceOption = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:1, mps")]
+OutputOption = Annotated[
+    Path | None, typer.Option(help="folder", show_default="in the run's folder, or here", rich_help_panel=OUTPUT)
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="print the result only", rich_help_panel=OUTPUT)]
 JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON", rich_help_panel=OUTPUT)]
 
@@ -102,11 +108,17 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         settings = settings.model_copy(update={**files, **chosen})
     place = next(loaded.model.parameters()).device
     domain = domains.of(loaded.model.kind)
-    corpus = open_named(settings, place, (split,), console, domain.structure(loaded.model))
+    corpus = open_named(settings, place, (split,), console, structure_of(loaded))
     if corpus.kind != domain.kind:
         holds = domains.of(corpus.kind).noun
         raise InputError(f"{corpus.name}: holds {holds}, and this model is of {domain.noun}", "give other --data")
     return corpus
+
+
+def structure_of(loaded: Loaded) -> Structure | None:
+    """What a corpus has to fit to be used with the model: derivations have a structure, grids none."""
+    structure: Structure | None = getattr(loaded.model, "structure", None)
+    return structure
 
 
 def open_named(
@@ -121,13 +133,15 @@ def open_named(
 
     `begun`: what `begin_reading` gave.
     """
+    from arcvae_cli.data.corpora import corpus_name
     from arcvae_cli.data.corpus import open_corpus
 
     rules, length = (None, None) if structure is None else (structure.rules, structure.length)
     if begun is not None:
         corpus = open_corpus(data, device, needs, rules, length, arrays=begun.result())
     else:
-        announce_build(data, console)
+        if unbuilt(data):
+            console.note(f"building {corpus_name(data)}: some seconds, this once")
         with console.counting("parsing") as tell:
             corpus = open_corpus(data, device, needs, rules, length, tell, console.note)
     for note in corpus.notes:
@@ -140,10 +154,9 @@ def begin_reading(data: DataSettings) -> Future[Dataset] | None:
     from concurrent.futures import Future
     from threading import Thread
 
-    from arcvae_cli.data.corpora import cache_path, load_arrays
+    from arcvae_cli.data.corpora import load_arrays
 
-    cached = cache_path(data)
-    if cached is not None and not cached.is_file():
+    if unbuilt(data):
         return None
     found: Future[Dataset] = Future()
 
@@ -157,15 +170,45 @@ def begin_reading(data: DataSettings) -> Future[Dataset] | None:
     return found
 
 
-def announce_build(data: DataSettings, console: Console) -> None:
-    """A note if the corpus is not in the cache."""
-    from arcvae_cli.data.corpora import cache_path, corpus_name
+def unbuilt(data: DataSettings) -> bool:
+    """Whether a corpus has to be built, since it is not in the cache."""
+    from arcvae_cli.data.corpora import cache_path
 
     cached = cache_path(data)
-    if cached is not None and not cached.is_file():
-        console.note(f"building {corpus_name(data)}: some seconds, this once")
+    return cached is not None and not cached.is_file()
 
 
 def output_folder(output: Path | None, loaded: Loaded, name: str) -> Path:
     """`--output`, created: by default the folder `name` in the checkpoint's run, or here if it has none."""
     return usable_folder(output or (loaded.run or Path()) / name, "--output")
+
+
+def write_decoded(
+    console: Console,
+    loaded: Loaded,
+    decoded: Decoded,
+    folder: Path,
+    stem: str,
+    document: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    title: str,
+    alone: bool = False,
+) -> None:
+    """Write decoded samples or a path to the files `stem` of the folder, and print them; off a terminal `alone`."""
+    import numpy as np
+    from rich.text import Text
+
+    from arcvae_cli import domains
+    from arcvae_cli.domains.base import title_of
+
+    domain = domains.of(loaded.model.kind)
+    files = {kind: folder / f"{stem}.{kind}" for kind in domain.formats}
+    origin = {"checkpoint": str(loaded.path), "epoch": loaded.epoch}
+    document = {**origin, **document, "files": {kind: str(file) for kind, file in files.items()}, **decoded.facts}
+    with atomic_write(files["npz"]) as temporary, temporary.open("wb") as file:  # a name would be given another suffix
+        np.savez_compressed(file, **decoded.arrays, **arrays)
+    domain.write(files, decoded, document, f"{title}, {title_of(loaded)}")
+    domain.show(console, decoded)
+    (console.note if alone and console.piped else console.result)(Text(f"{title}: {decoded.summary}"))
+    console.note(f"wrote {', '.join(file.name for file in files.values())} to {folder}")
+    console.json(document)

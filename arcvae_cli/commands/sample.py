@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from arcvae_cli.commands.reading import (
-    INPUT,
-    OUTPUT,
-    CheckpointOption,
-    DataOption,
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    RunsOption,
-    SeedOption,
-    SplitName,
-    open_checkpoint,
-    open_examples,
-    output_folder,
-)
+from arcvae_cli.commands import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +26,7 @@ def _temperature(value: float) -> float:
 
 
 def sample(
-    checkpoint: CheckpointOption = "vae_best.pth",
+    checkpoint: reading.CheckpointOption = "vae_best.pth",
     num: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many")] = 64,
     temperature: Annotated[
         float,
@@ -71,33 +57,30 @@ def sample(
             show_default="none",
         ),
     ] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    data: DataOption = None,
+    seed: reading.SeedOption = 0,
+    device: reading.DeviceOption = "auto",
+    data: reading.DataOption = None,
     split: Annotated[
-        SplitName, typer.Option(help="what aggregate and gmm are fitted to", rich_help_panel=INPUT)
+        reading.SplitName, typer.Option(help="what aggregate and gmm are fitted to", rich_help_panel=reading.INPUT)
     ] = "train",
-    runs_dir: RunsOption = Path("runs"),
-    output: Annotated[
-        Path | None, typer.Option(help="folder", show_default="samples/ of the run, or here", rich_help_panel=OUTPUT)
-    ] = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    runs_dir: reading.RunsOption = Path("runs"),
+    output: reading.OutputOption = None,
+    quiet: reading.QuietOption = False,
+    as_json: reading.JsonOption = False,
 ) -> None:
     """Draw from the prior: grids in ARC colours, or strings, here and as files in a folder."""
     import torch
-    from rich.text import Text
 
     from arcvae_cli import conditions, domains
     from arcvae_cli.console import Console
-    from arcvae_cli.domains.base import Draw, title_of, write_arrays
+    from arcvae_cli.domains.base import Draw
     from arcvae_cli.errors import InputError
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 
     console = Console(quiet=quiet, as_json=as_json)
     given = conditions.parse(condition or [])
-    loaded = open_checkpoint(checkpoint, runs_dir, device, console)
+    loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     model, domain = loaded.model, domains.of(loaded.model.kind)
     if given and not model.attributes:
         raise InputError(
@@ -106,12 +89,12 @@ def sample(
         )
     domain.check_flags({"--decode": decode, "--budget/--no-budget": budget})
     domain.check_decodable(loaded)
-    folder = output_folder(output, loaded, "samples")
-    opened = functools.cache(lambda split: open_examples(loaded, data, split, console))
+    folder = reading.output_folder(output, loaded, "samples")
+    opened = functools.cache(lambda split: reading.open_examples(loaded, data, split, console))
 
     place, components = next(model.parameters()).device, None
-    encoded = torch.from_numpy(conditions.encode(given, num)).to(place) if given else None
     if prior == "standard":
+        encoded = torch.from_numpy(conditions.encode(given, num)).to(place) if given else None
         with eval_mode(model, seed):
             latents = draw_prior(model, num, temperature, encoded)
     else:
@@ -125,38 +108,20 @@ def sample(
                 "use --prior standard, or more data",
             )
         fitted = fit_prior(prior, codes, seed)
-        components = len(fitted.density.weights)
+        components = len(fitted.weights)
         kind = f"{components} Gaussians, by held-out likelihood," if prior == "gmm" else "a Gaussian"
         console.note(f"prior: {kind} fitted to {examples} {whose}")
         latents = fitted.sample(num, temperature, seed, place)
 
-    training = functools.partial(_training_corpus, loaded, data, opened, console)
     argmax, budgeted = decode == "argmax", budget is not False
-    draw = Draw(loaded, latents, temperature, seed, given, encoded, argmax, budgeted, training, console.note)
-    decoded = domain.sample(draw)
-    files = {kind: folder / f"samples.{kind}" for kind in domain.formats}
-    document = {
-        "checkpoint": str(loaded.path),
-        "epoch": loaded.epoch,
-        "num": num,
-        "prior": prior,
-        "components": components,
-        "temperature": temperature,
-        "seed": seed,
-        "files": {kind: str(path) for kind, path in files.items()},
-        **decoded.facts,
-    }
+    training = functools.partial(_training_corpus, loaded, data, opened, console)
+    decoded = domain.sample(Draw(loaded, latents, temperature, seed, given, argmax, budgeted, training, console.note))
+    asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     arrays = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
-    write_arrays(files["npz"], {**decoded.arrays, **arrays})
     about = [f"{num} samples", conditions.written(given), f"{prior} prior, temperature {temperature:g}"]
     about += ["argmax rules"] * argmax + ["no budget"] * (not budgeted)
     title = ", ".join(filter(None, about))
-    domain.write(files, decoded, document, f"{title}, {title_of(loaded)}")
-    domain.show(console, decoded)
-    # in a pipe stand strings alone
-    (console.note if domain.plain and console.piped else console.result)(Text(f"{title}: {decoded.summary}"))
-    console.note(f"wrote {', '.join(path.name for path in files.values())} to {folder}")
-    console.json(document)
+    reading.write_decoded(console, loaded, decoded, folder, "samples", asked, arrays, title, alone=domain.plain)
 
 
 def _training_corpus(
@@ -166,13 +131,11 @@ def _training_corpus(
 
     Only `--data` builds a corpus that is not in the cache.
     """
-    from arcvae_cli.data.corpora import cache_path
     from arcvae_cli.errors import InputError
 
     lacking = "novelty is not counted, the training strings are not available"
     settings = loaded.settings.data
-    cached = cache_path(settings)
-    if data is None and cached is not None and not cached.is_file():
+    if data is None and reading.unbuilt(settings):
         named = settings.input is None and settings.grammar is None
         console.note(f"{lacking} ({f'--data {settings.name} builds them' if named else 'not in the cache'})")
         return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +16,17 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import Codes
 from arcvae_cli.evaluation.verdict import Advice, Target
 from arcvae_cli.files import atomic_write
-from arcvae_cli.models.base import VAE, Batch
+from arcvae_cli.models.base import Batch
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.evaluation.evaluate import Evaluation
-    from arcvae_cli.grammar import Grammar, Rules
-    from arcvae_cli.models.grammar import Structure
+    from arcvae_cli.grammar import Rules
     from arcvae_cli.records import Pictures
     from arcvae_cli.settings import Settings
+
+Note = Callable[[str], None]
 
 Report = Mapping[str, Any]
 """Everything measured, as nested dicts: what `metrics.json` holds."""
@@ -53,10 +53,10 @@ class Task:
     """What is to be evaluated: a model on a split of a corpus that lies on the model's device.
 
     `trained`: the corpus whose training split the model was trained on, for baselines and novelty; `corpus` if None.
-    `grammar`: to write strings with. `iwae_samples`: draws per example of the importance-weighted bound, 0 for none.
-    `monte_carlo`: examples, encodings of each, decodings of each code. `samples`: strings drawn from each prior.
-    `quick`: fewer examples, and only what takes few passes. `indices`: (n,) the examples in the order seen, and `few`
-    of them for what takes many passes: both set by `evaluate`.
+    `iwae_samples`: draws per example of the importance-weighted bound, 0 for none. `monte_carlo`: examples, encodings
+    of each, decodings of each code. `samples`: strings drawn from each prior. `quick`: fewer examples, and only what
+    takes few passes. `indices`: (n,) the examples in the order seen, and `few` of them for what takes many passes: both
+    set by `evaluate`.
     """
 
     model: Any
@@ -64,14 +64,13 @@ class Task:
     split: str
     settings: Settings
     trained: Any = None
-    grammar: Grammar | None = None
     seed: int = 0
     iwae_samples: int = 0
     iwae_examples: int = 512
     monte_carlo: tuple[int, int, int] | None = None
     samples: int = 1000
     quick: bool = False
-    tell: Callable[[str], None] = lambda _: None
+    note: Note = lambda _: None
     indices: Tensor = field(init=False)
     few: Tensor = field(init=False)
 
@@ -79,8 +78,8 @@ class Task:
 class Reconstructed(NamedTuple):
     """Reconstructions of a task's examples.
 
-    `means`: (n, *shape) posterior means by level, `report`: scores at them and of the baselines, `errors`: (n,) wrong
-    positions, `own`: nats and accuracy of the task's `few` with their own codes.
+    `means`: (n, *shape) posterior means by level, `report`: parts of the report, `errors`: (n,) wrong positions, `own`:
+    nats and accuracy of the task's `few` with their own codes.
     """
 
     codes: Codes
@@ -91,10 +90,9 @@ class Reconstructed(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Latents drawn from a prior, and how they are to be decoded.
+    """Latents drawn from a prior under the conditions `given`, and how they are to be decoded.
 
-    `given`: conditions by name, `conditions`: the same encoded (n, A). `training`: opens the corpus whose training
-    split decides what is novel, None if it is not available.
+    `training`: opens the corpus whose training split decides what is novel, None if it is not available.
     """
 
     loaded: Loaded
@@ -102,11 +100,10 @@ class Draw(NamedTuple):
     temperature: float
     seed: int
     given: Mapping[str, int]
-    conditions: Tensor | None
     argmax: bool
     budget: bool
     training: Callable[[], Any | None]
-    note: Callable[[str], None]
+    note: Note
 
 
 class Decoded(NamedTuple):
@@ -118,13 +115,25 @@ class Decoded(NamedTuple):
     summary: str
 
 
-class Domain(ABC):
+class Domain(Protocol):
     """A kind of example.
 
     `noun`: what its examples are called, `per`: headings of nats and bits, `changes`: what changes along a path.
     `dtype`: type of examples in an npz, `formats`: suffixes of the files of samples and paths. `plain`: whether a pipe
     gets samples alone. `flags`: those of commands that other kinds do not have. `quick_shuffle`: whether a quick
     evaluation shuffles codes.
+
+    Training: `validation_batch` is the batch size of a validation pass, whose noise is drawn batch by batch; `baseline`
+    is a code without information on the validation split, `blank` (accuracy), `blank_nats` and `entropy`.
+
+    Evaluation: `limits` are the most examples, the most for what takes many passes (None for all), and the batch size.
+    `reconstruct` decodes one posterior sample and the posterior mean, beside baselines; `further` measures paths and
+    samples. `code_values` are (n,) values that a scatter plot of codes is coloured by, and their name.
+
+    Samples and paths: `posterior_samples` are (n, *shape) by level, of at most `limit` examples that satisfy `given`;
+    samples and not means, since the spread of each posterior belongs to the aggregate posterior. `read_end` is the name
+    and the example (*positions) of an end of a path that is no index. `path` scores the decoded `steps`
+    (S, *positions) between two `originals` (2, *positions). `write` writes all files but the npz, by suffix.
     """
 
     kind: ClassVar[str]
@@ -137,110 +146,37 @@ class Domain(ABC):
     quick_shuffle: ClassVar[bool] = False
     plain: ClassVar[bool] = False
 
+    def validation_batch(self, corpus: Any) -> int: ...
+    def baseline(self, corpus: Any) -> dict[str, float | None]: ...
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None: ...
+
+    def limits(self, task: Task) -> tuple[int | None, int | None, int]: ...
+    def reconstruct(self, task: Task) -> Reconstructed: ...
+    def further(self, task: Task) -> dict[str, Any]: ...
+    def targets(self, report: Report, advice: Advice) -> Iterator[Target]: ...
+    def summary(self, report: Report, advice: Advice) -> str: ...
+    def tables(self, report: Report) -> Iterator[Table]: ...
+    def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]: ...
+    def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None: ...
+
+    def posterior_samples(
+        self, model: Any, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
+    ) -> dict[str, Tensor]: ...
+    def sample(self, draw: Draw) -> Decoded: ...
+    def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]: ...
+    def batch(self, model: Any, x: Tensor) -> Batch: ...
+    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded: ...
+    def show(self, console: Console, decoded: Decoded) -> None: ...
+    def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None: ...
+
+    def check_decodable(self, loaded: Loaded) -> None:
+        """InputError where nothing can be decoded into examples."""
+
     def check_flags(self, given: Mapping[str, object]) -> None:
         """InputError for a flag (None if not given) that models of this kind do not have."""
         for flag, value in given.items():
             if value is not None and flag not in self.flags:
                 raise InputError(f"{flag}: this model is of {self.noun}", "leave it out")
-
-    # -------------------------------------------------------------------------------------------- training
-
-    @abstractmethod
-    def validation_batch(self, corpus: Any) -> int:
-        """Examples per batch of a validation pass; noise is drawn batch by batch."""
-
-    @abstractmethod
-    def baseline(self, corpus: Any) -> dict[str, float | None]:
-        """Of a code without information on the validation split: `blank` (accuracy), `blank_nats`, `entropy`."""
-
-    @abstractmethod
-    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
-        """Write the examples of an epoch of training into the folder."""
-
-    # -------------------------------------------------------------------------------------------- evaluation
-
-    @abstractmethod
-    def limits(self, task: Task) -> tuple[int | None, int | None, int]:
-        """Most examples of an evaluation, and of what takes many passes (None for all); examples per pass."""
-
-    @abstractmethod
-    def reconstruct(self, task: Task) -> Reconstructed:
-        """Encode, and reconstruct from one posterior sample and from the posterior mean, beside the baselines."""
-
-    @abstractmethod
-    def paths(self, task: Task) -> dict[str, Any] | None:
-        """Interpolations between pairs of examples."""
-
-    @abstractmethod
-    def likelihood(self, task: Task, codes: Codes) -> dict[str, Any]:
-        """What else the report says of the likelihood."""
-
-    @abstractmethod
-    def samples(self, task: Task) -> dict[str, Any]:
-        """Parts of the report on samples from the prior."""
-
-    @abstractmethod
-    def targets(self, report: Report, advice: Advice) -> Iterator[Target]:
-        """The targets of a verdict."""
-
-    @abstractmethod
-    def summary(self, report: Report, advice: Advice) -> str:
-        """The verdict in a line."""
-
-    @abstractmethod
-    def tables(self, report: Report) -> Iterator[Table]:
-        """The tables of a report that other kinds do not have."""
-
-    @abstractmethod
-    def code_values(self, task: Task, indices: NDArray[np.int64]) -> tuple[NDArray[Any], str]:
-        """What the codes of the examples at `indices` are coloured by in a scatter plot, and its name."""
-
-    @abstractmethod
-    def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
-        """Write reconstructions and other pictures of an evaluation into the folder."""
-
-    # -------------------------------------------------------------------------------------------- samples, paths
-
-    def structure(self, model: Any) -> Structure | None:  # noqa: ARG002 - of models that have one
-        """What a corpus has to fit to be used with the model."""
-        return None
-
-    def check_decodable(self, loaded: Loaded) -> None:  # noqa: B027 - most have nothing to check
-        """InputError where nothing can be decoded into examples."""
-
-    @abstractmethod
-    def posterior_samples(
-        self, model: VAE, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
-    ) -> dict[str, Tensor]:
-        """One posterior sample by level (n, *shape) of at most `limit` examples, those that satisfy `given`.
-
-        Samples, not means: the spread of each posterior belongs to the aggregate posterior, and in a hierarchy the
-        lower posterior depends on the sample above it.
-        """
-
-    @abstractmethod
-    def sample(self, draw: Draw) -> Decoded:
-        """Decode samples and score them."""
-
-    @abstractmethod
-    def read_end(self, text: str, flag: str, loaded: Loaded, note: Callable[[str], None]) -> tuple[str, Any]:
-        """The example (*positions) that an end of a path means that is no index, and its name."""
-
-    @abstractmethod
-    def batch(self, model: Any, x: Tensor) -> Batch:
-        """A batch of examples (B, *positions)."""
-
-    @abstractmethod
-    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Callable[[str], None]) -> Decoded:
-        """A decoded path of `steps` (S, *positions) between two `originals` (2, *positions)."""
-
-    @abstractmethod
-    def show(self, console: Console, decoded: Decoded) -> None:
-        """Print samples or a path."""
-
-    @abstractmethod
-    def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
-        """Write samples or a path, all but the npz, into `files` by suffix."""
 
     def path_facts(self, steps: Examples, originals: Examples, distance: Callable[..., int]) -> tuple[Report, str]:
         """How a decoded path changes by the `distance` of two examples, and the same in words."""
@@ -264,12 +200,6 @@ class Domain(ABC):
 def title_of(loaded: Loaded) -> str:
     """The checkpoint in the title of a picture."""
     return f"{loaded.path.name} of epoch {loaded.epoch}"
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """An `.npz`, written atomically."""
-    with atomic_write(path) as temporary, temporary.open("wb") as file:  # a name would be given the suffix .npz
-        np.savez_compressed(file, **arrays)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 
 from arcvae_cli import conditions
-from arcvae_cli.domains.base import Decoded, Domain, Draw, Examples, Reconstructed, Report, Table, Task, write_text
+from arcvae_cli.domains.base import (
+    Decoded,
+    Domain,
+    Draw,
+    Examples,
+    Note,
+    Reconstructed,
+    Report,
+    Table,
+    Task,
+    write_text,
+)
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.accuracy import ASKED, JUDGED, condition_accuracy
 from arcvae_cli.evaluation.baselines import COLOURS, PCABaseline
@@ -141,68 +152,73 @@ class GridDomain(Domain):
         return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
 
     def reconstruct(self, task: Task) -> Reconstructed:
-        model, shapes = task.model, task.model.level_shapes
-        sampled = GridTally()
+        model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
+        drawn: list[Tensor] = []
 
         def passes(device: torch.device) -> Iterator[tuple[Batch, Output]]:
-            for batch, sides in _batches(task, device):
+            for batch in batches(corpus, split, indices, device):
                 output = model(batch)
-                sampled.update(output.logits.argmax(dim=1), batch.x, sides)
+                drawn.append(output.logits.argmax(dim=1).to(torch.uint8))
                 yield batch, output
 
         with eval_mode(model, task.seed) as device:
             codes = Codes.of(passes(device))
         means = {name: level.mean for name, level in codes.levels.items()}
-        if len(shapes) > 1:  # the posterior below the mean of a level is not the one below its sample
-            means = posterior_means(model, task.corpus, task.split, task.indices)
-        units = sum(map(math.prod, shapes.values()))
-        task.tell(f"PCA with {units} components")
+        if len(means) > 1:  # the posterior below the mean of a level is not the one below its sample
+            means = posterior_means(model, corpus, split, indices)
+        units = sum(map(math.prod, model.level_shapes.values()))
+        task.note(f"PCA with {units} components")
         baseline = PCABaseline.fit(_training(task), units, task.seed)
-        tallies = {name: GridTally() for name in ("posterior_mean", "all_black", "pca")}
-        costs: list[Tensor] = []
+        made, costs = list[Tensor](), list[Tensor]()
         with eval_mode(model, 0) as device:
-            start = 0
-            for batch, sides in _batches(task, device):
-                stop = start + len(batch.x)
-                logits = model.decode({name: value[start:stop] for name, value in means.items()})
+            for place, batch in enumerate(batches(corpus, split, indices, device)):
+                rows = slice(place * BATCH_SIZE, (place + 1) * BATCH_SIZE)
+                logits = model.decode({name: value[rows] for name, value in means.items()})
                 costs.append(nats(logits, batch))
-                decoded = logits.argmax(dim=1), torch.zeros_like(batch.x), baseline.decode(batch.x)
-                for tally, grids in zip(tallies.values(), decoded, strict=True):
-                    tally.update(grids, batch.x, sides)
-                start = stop
-        scores = {name: tally.scores() for name, tally in tallies.items()}
-        skills = {
-            name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
+                made.append(logits.argmax(dim=1).to(torch.uint8))
+        chosen = indices.to(corpus.device)
+        truth, shapes = corpus.grids(split)[chosen], corpus.shapes(split)
+        sides = None if shapes is None else shapes[chosen]
+        reconstructed = torch.cat(made)
+        scores = {
+            name: score_reconstructions(grids, truth, sides)
+            for name, grids in (
+                ("posterior_mean", reconstructed),
+                ("all_black", torch.zeros_like(truth)),
+                ("pca", baseline.decode(truth).to(torch.uint8)),
+            )
         }
-        report = {
-            "examples": len(task.indices),
+        reconstruction = {
+            "examples": len(indices),
             **scores,
-            "posterior_sample": sampled.scores(),
+            "posterior_sample": score_reconstructions(torch.cat(drawn), truth, sides),
             "pca_components": baseline.components,
             "pca_training_grids": baseline.training_grids,
-            "skill": skills,
+            "skill": {
+                name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
+            },
         }
         own = to_float64(torch.cat(costs)).mean().item(), scores["posterior_mean"]["pixel_accuracy"]
-        return Reconstructed(codes, means, report, tallies["posterior_mean"].errors.numpy(), own)
+        errors = (reconstructed != truth).flatten(1).sum(dim=1).cpu().numpy()
+        return Reconstructed(codes, means, {"reconstruction": reconstruction}, errors, own)
 
-    def paths(self, task: Task) -> dict[str, Any]:
-        return smoothness(decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS))
-
-    def likelihood(self, task: Task, codes: Codes) -> dict[str, Any]:
-        return {}
-
-    def samples(self, task: Task) -> dict[str, Any]:
-        """Samples, and as the best that is possible training grids, against grids of the split."""
-        task.tell("samples from the prior")
+    def further(self, task: Task) -> dict[str, Any]:
+        """Paths; samples, and as the best that is possible training grids, against grids of the split."""
+        paths = None
+        if len(task.indices) > 1 and not task.quick:
+            task.note("interpolation")
+            paths = smoothness(decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS))
+        task.note("samples from the prior")
         training, count = _training(task), QUICK_SAMPLES if task.quick else SAMPLES
         reference = _grids(task, task.indices[:count])
         drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
         accuracy = None
         if task.model.attributes:
-            task.tell("samples under conditions")
+            task.note("samples under conditions")
             asked, each = (JUDGED, QUICK_CONDITION_SAMPLES) if task.quick else (ASKED, CONDITION_SAMPLES)
             accuracy = condition_accuracy(task.model, training, each, task.seed, asked)
         return {
+            "interpolation": paths,
             "prior_samples": score_samples(draw_samples(task.model, count, task.seed), reference, training),
             "training_grids": score_samples(drawn, reference, training),
             "adherence": accuracy,
@@ -329,7 +345,11 @@ class GridDomain(Domain):
 
     def sample(self, draw: Draw) -> Decoded:
         model, given = draw.loaded.model, draw.given
-        grids = argmax_decode(model, draw.latents, draw.conditions).numpy().astype(np.uint8)
+        place, encoded = next(model.parameters()).device, None
+        if given:
+            encoded = torch.from_numpy(conditions.encode(given, len(next(iter(draw.latents.values())))))
+        asked = None if encoded is None else encoded.to(place)
+        grids = argmax_decode(model, draw.latents, asked).numpy().astype(np.uint8)
         count, distinct = len(grids), len({grid.tobytes() for grid in grids})
         blank, non_black = blank_share(grids), float((grids > 0).mean())
         facts: dict[str, Any] = {
@@ -342,8 +362,8 @@ class GridDomain(Domain):
         }
         summary = f"{blank:.0%} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
         arrays = {"grids": grids}
-        if draw.conditions is not None:
-            arrays |= {"conditions": draw.conditions.cpu().numpy(), "condition_names": np.array(list(conditions.PLACE))}
+        if encoded is not None:
+            arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.PLACE))}
             baseline = draw_samples(model, count, draw.seed, draw.temperature)
             satisfied, free = (int(_satisfied(some, given).sum()) for some in (grids, baseline))
             facts["adherence"] = {"obeying": satisfied, "obeying_share": satisfied / count}
@@ -351,7 +371,7 @@ class GridDomain(Domain):
             summary += f"; {conditions.written(given)} in {satisfied}, without conditions in {free}"
         return Decoded(facts, arrays, (grids, None), summary)
 
-    def read_end(self, text: str, flag: str, loaded: Loaded, note: Callable[[str], None]) -> tuple[str, Any]:
+    def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
         """A grid of an ARC JSON file, FILE or FILE:NUMBER."""
         from arcvae_cli.data.files import read_dataset
 
@@ -375,7 +395,7 @@ class GridDomain(Domain):
     def batch(self, model: Any, x: Tensor) -> Batch:
         return Batch(x)
 
-    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Callable[[str], None]) -> Decoded:
+    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
         from arcvae_cli.render import path_strip
 
         facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
@@ -406,67 +426,38 @@ class GridDomain(Domain):
 # ------------------------------------------------------------------------------------------------ scores
 
 
-class GridTally:
-    """Counts over pairs of grids, from which all scores follow; on their device until they are asked for."""
+def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> dict[str, Any]:
+    """Scores of grids (n, H, W) uint8 against `truth`; InputError where no original has a non-black cell.
 
-    def __init__(self) -> None:
-        self._confusions: list[Tensor] = []
-        self._errors: list[Tensor] = []
-        self._blank: list[Tensor] = []
-        self._inside: list[Tensor] = []
-
-    def update(self, predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> None:
-        """Add (B, H, W) int64 pairs, with the height and width (B, 2) of each grid within its canvas, if known."""
-        pairs = (truth * COLOURS + predicted).flatten()
-        counts = torch.zeros(COLOURS**2, dtype=torch.int64, device=pairs.device)  # bincount waits for a CUDA device
-        self._confusions.append(counts.scatter_add_(0, pairs, torch.ones_like(pairs)))
-        right = predicted == truth
-        self._errors.append((~right).flatten(1).sum(dim=1))
-        self._blank.append((predicted == 0).flatten(1).all(dim=1).sum())
-        if shapes is not None:
-            rows, columns = (torch.arange(side, device=truth.device) for side in truth.shape[1:])
-            inside = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
-            self._inside.append(torch.stack([(right & inside).sum(), inside.sum()]))
-
-    @property
-    def errors(self) -> Tensor:
-        """(n,) wrong cells of each grid, on the CPU."""
-        return torch.cat(self._errors).cpu()
-
-    def scores(self) -> dict[str, Any]:
-        """Shares of cells or of grids; InputError where no original has a non-black cell.
-
-        `non_black_accuracy`: of cells whose true colour is not 0. `non_black_iou`: cells right and not black over cells
-        not black in the original or the reconstruction. `inside_accuracy`: of cells within each grid's rectangle, None
-        where the canvas is the grid. `colour_accuracy`: by true colour, None for one that does not occur.
-        `blank_share`: reconstructions without a non-black cell.
-        """
-        confusion = torch.stack(self._confusions).sum(dim=0).cpu().double().view(COLOURS, COLOURS)
-        errors = self.errors
-        hit_inside, all_inside = torch.stack(self._inside).sum(dim=0).tolist() if self._inside else (0, 0)
-        by_colour = confusion.diagonal() / confusion.sum(dim=1)
-        coloured = confusion[1:].sum().item()
-        if coloured == 0:
-            raise InputError("every grid of the split is black", "evaluate on a corpus with something to reconstruct")
-        hit = confusion.diagonal()[1:].sum().item()
-        return {
-            "pixel_accuracy": (confusion.trace() / confusion.sum()).item(),
-            "non_black_accuracy": hit / coloured,
-            "non_black_iou": hit / (confusion.sum() - confusion[0, 0]).item(),
-            "inside_accuracy": hit_inside / all_inside if self._inside else None,
-            "exact_share": (errors == 0).double().mean().item(),
-            "near_share": (errors <= NEAR).double().mean().item(),
-            "blank_share": torch.stack(self._blank).sum().item() / len(errors),
-            "colour_accuracy": [None if math.isnan(share) else share for share in by_colour.tolist()],
-        }
-
-
-def _batches(task: Task, device: torch.device) -> Iterator[tuple[Batch, Tensor | None]]:
-    """Batches, each with the heights and widths (B, 2) of its grids where the corpus knows them."""
-    shapes = task.corpus.shapes(task.split)
-    places = torch.split(task.indices.to(device), BATCH_SIZE)
-    for place, batch in zip(places, batches(task.corpus, task.split, task.indices, device), strict=True):
-        yield batch, None if shapes is None else shapes[place]
+    `shapes`: (n, 2) height and width of each grid within its canvas, None where the canvas is the grid.
+    `non_black_accuracy`: of cells whose true colour is not 0. `non_black_iou`: cells right and not black over cells
+    not black in the original or the reconstruction. `inside_accuracy`: of cells within each grid's rectangle, if known.
+    `colour_accuracy`: by true colour, None for one that does not occur. `blank_share`: reconstructions without a
+    non-black cell.
+    """
+    right = predicted == truth
+    pairs = torch.bincount((truth * COLOURS + predicted).flatten(), minlength=COLOURS**2)
+    confusion = pairs.cpu().double().view(COLOURS, COLOURS)
+    coloured, hit = confusion[1:].sum().item(), confusion.diagonal()[1:].sum().item()
+    if coloured == 0:
+        raise InputError("every grid of the split is black", "evaluate on a corpus with something to reconstruct")
+    inside = None
+    if shapes is not None:
+        rows, columns = (torch.arange(side, device=truth.device) for side in truth.shape[1:])
+        within = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
+        inside = (right & within).sum().item() / within.sum().item()
+    errors = (~right).flatten(1).sum(dim=1).cpu()
+    by_colour = confusion.diagonal() / confusion.sum(dim=1)
+    return {
+        "pixel_accuracy": (confusion.trace() / confusion.sum()).item(),
+        "non_black_accuracy": hit / coloured,
+        "non_black_iou": hit / (confusion.sum() - confusion[0, 0]).item(),
+        "inside_accuracy": inside,
+        "exact_share": (errors == 0).double().mean().item(),
+        "near_share": (errors <= NEAR).double().mean().item(),
+        "blank_share": (predicted == 0).flatten(1).all(dim=1).sum().item() / len(errors),
+        "colour_accuracy": [None if math.isnan(share) else share for share in by_colour.tolist()],
+    }
 
 
 def _training(task: Task) -> Examples:

@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli import gaussians
-from arcvae_cli.domains.base import Decoded, Domain, Draw, Examples, Reconstructed, Report, Table, Task, write_text
+from arcvae_cli.domains.base import (
+    Decoded,
+    Domain,
+    Draw,
+    Examples,
+    Note,
+    Reconstructed,
+    Report,
+    Table,
+    Task,
+    write_text,
+)
 from arcvae_cli.domains.texts import Writer, beginning, pair_lines
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
@@ -43,9 +54,10 @@ from arcvae_cli.evaluation.information import (
 from arcvae_cli.evaluation.paths import decoded_paths, edit_distance, smoothness
 from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 from arcvae_cli.evaluation.verdict import HELD_MARGIN, Advice, Target
+from arcvae_cli.grammar import Grammar, parse_grammar
 from arcvae_cli.graphs import Graphed
 from arcvae_cli.models.base import Batch, Level
-from arcvae_cli.models.grammar import LEVEL, Structure
+from arcvae_cli.models.grammar import LEVEL
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.step import mix
 
@@ -53,7 +65,7 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.evaluation.evaluate import Evaluation
-    from arcvae_cli.grammar import Grammar, Rules
+    from arcvae_cli.grammar import Rules
     from arcvae_cli.records import Pictures
 
 FEW, WORK = 1000, 150_000
@@ -164,24 +176,25 @@ class StringDomain(Domain):
         model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
         if task.monte_carlo is not None and model.pushdown is None:
             raise InputError(
-                "--monte-carlo: a model without a grammar derives nothing",
+                "--monte-carlo: the model was trained without a grammar, which derivations need",
                 "leave it out: the expected share of exact reconstructions is what it estimates",
             )
         posterior = encode(model, corpus, split, indices, task.seed)
         at_sample = decode(model, corpus, split, indices, posterior.sample)
         codes = Codes({LEVEL: posterior}, at_sample.nats, at_sample.lengths)
-        grammar, validator = _grammar(task)
+        grammar, validator = _grammar(model)
         canonical = None if validator is None or task.quick else validator.canonical
-        at_mean = decode(model, corpus, split, indices, posterior.mean, derive=canonical is not None)
+        at_mean = decode(model, corpus, split, indices, posterior.mean)
         x, same = corpus.ids(split)[indices.to(corpus.device)], None
-        if grammar is not None and canonical is not None and at_mean.derived is not None:
-            pairs = zip(*([text_of(grammar, row) for row in ids.tolist()] for ids in (x, at_mean.derived)), strict=True)
+        if canonical is not None:
+            derived, _ = derive(model, {LEVEL: posterior.mean}, drawn=False)
+            pairs = zip(written(grammar, x.tolist()), written(grammar, derived.tolist()), strict=True)
             same = sum(one == other or canonical(one) == canonical(other) for one, other in pairs) / len(x)
         encodings = 1 if task.quick else ENCODINGS
         if not task.quick:
-            task.tell(f"exact share: {encodings} codes of each of {len(task.few):,} derivations")
+            task.note(f"exact share: {encodings} codes of each of {len(task.few):,} derivations")
         expected = _expected_exact(task, posterior, encodings)
-        report = {
+        reconstruction = {
             "examples": len(indices),
             "posterior_mean": at_mean.scores(),
             "posterior_sample": at_sample.scores(),
@@ -193,40 +206,40 @@ class StringDomain(Domain):
             "canonical_share": same,
             "monte_carlo": None if task.monte_carlo is None else monte_carlo(task, *task.monte_carlo),
         }
-        own = at_mean.own(len(task.few))
-        return Reconstructed(codes, {LEVEL: posterior.mean}, report, at_mean.errors.numpy(), own)
-
-    def likelihood(self, task: Task, codes: Codes) -> dict[str, Any]:
-        return {
-            "steps": task.corpus.length,
+        report = {
+            "reconstruction": reconstruction,
+            "steps": corpus.length,
             "elbo_error": codes.error(),
-            "trained_kl_nats": to_float64(codes.levels[LEVEL].kl).sum(dim=1).mean().item(),
+            "trained_kl_nats": to_float64(posterior.kl).sum(dim=1).mean().item(),
             "posterior_noise": task.settings.model.model_dump().get("posterior_noise", 1.0),
             # the entropy bounds the likelihood of unseen strings, not of those that were trained on
-            "entropy_nats": task.corpus.entropy if task.split != "train" else None,
+            "entropy_nats": corpus.entropy if split != "train" else None,
         }
+        few = len(task.few)
+        accuracy = 1.0 - at_mean.errors[:few].sum().item() / at_mean.lengths[:few].sum().item()
+        own = at_mean.nats[:few].mean().item(), accuracy
+        return Reconstructed(codes, {LEVEL: posterior.mean}, report, at_mean.errors.numpy(), own)
 
-    def paths(self, task: Task) -> dict[str, Any] | None:
-        if task.model.pushdown is None:
-            return None
-        decoded = decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)
-        return path_scores(decoded, *_grammar(task))
-
-    def samples(self, task: Task) -> dict[str, Any]:
-        """Strings of N(0, I) and, with two examples to fit it to, of the Gaussian of the training codes."""
-        grammar, validator = _grammar(task)
-        found = {"judged": None if validator is None else validator.name, "prior_samples": None}
+    def further(self, task: Task) -> dict[str, Any]:
+        """Paths, and strings of N(0, I) and, with two examples to fit it to, of the Gaussian of the training codes."""
         model, trained, seed = task.model, task.trained, task.seed
-        if model.pushdown is None:
-            return found
-        task.tell("samples from N(0, I) and from the fitted prior")
+        grammar, validator = _grammar(model)
+        found: dict[str, Any] = {"judged": None if validator is None else validator.name}
+        if grammar is None:
+            return {**found, "interpolation": None, "prior_samples": None}
+        found["interpolation"] = None
+        if len(task.few) > 1 and not task.quick:
+            task.note("interpolation")
+            decoded = decoded_paths(model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)
+            found["interpolation"] = path_scores(decoded, grammar, validator)
+        task.note("samples from N(0, I) and from the fitted prior")
         count = QUICK_SAMPLES if task.quick else task.samples
         with eval_mode(model, seed) as device:
             latents = {"standard": draw_prior(model, count)}
         if trained.size("train") > 1:
             codes = self.posterior_samples(model, trained, "train", seed, {}, EXAMPLES)
             latents["aggregate"] = fit_prior("aggregate", codes, seed).sample(count, 1.0, seed, device)
-        known, padding = {_key(row) for row in trained.ids("train").cpu().numpy()}, trained.rules.padding
+        known = {_key(row) for row in trained.ids("train").cpu().numpy()}
 
         def derived(logits: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
             """Of each code: whether a string drawn without the budget is complete, one drawn with it, the argmax."""
@@ -234,11 +247,11 @@ class StringDomain(Domain):
             free = model.pushdown.derive(logits, noise, budget=False).complete
             return free, made.to(torch.int16), best.to(torch.int16)
 
-        drawn = {}
+        found["prior_samples"] = {}
         for name, codes in latents.items():
             free, made, best = (part.numpy() for part in through_rules(model, codes, derived, seed))
-            drawn[name] = score_strings(made, free, best, padding, known, grammar, validator)
-        return {**found, "prior_samples": drawn}
+            found["prior_samples"][name] = score_strings(made, free, best, known, grammar, validator)
+        return found
 
     def targets(self, report: Report, advice: Advice) -> Iterator[Target]:
         found, elbo, shuffled = report["reconstruction"], report["elbo"], report["shuffled_codes"]
@@ -323,14 +336,11 @@ class StringDomain(Domain):
         writer, worst = Writer(task.model.structure.rules), np.argsort(-evaluation.errors, kind="stable")
         for name, order in (("reconstructions", evaluation.indices), ("errors", evaluation.indices[worst])):
             ids = task.corpus.ids(task.split)[torch.from_numpy(order[:LISTED]).to(task.corpus.device)]
-            pairs = writer.pairs(ids.cpu().numpy(), reconstruct(task.model, ids))
-            write_lines(folder / f"{name}.txt", pair_lines(pairs))
+            with eval_mode(task.model, 0):
+                made = task.model.reconstruct(self.batch(task.model, ids.long()))
+            write_lines(folder / f"{name}.txt", pair_lines(writer.pairs(ids.cpu().numpy(), made.cpu().numpy())))
 
     # -------------------------------------------------------------------------------------------- samples, paths
-
-    def structure(self, model: Any) -> Structure | None:
-        structure: Structure = model.structure
-        return structure
 
     def check_decodable(self, loaded: Loaded) -> None:
         if loaded.grammar is None:
@@ -348,20 +358,18 @@ class StringDomain(Domain):
         return {LEVEL: encode(model, corpus, split, chosen, seed).sample}
 
     def sample(self, draw: Draw) -> Decoded:
-        grammar, model = draw.loaded.grammar, draw.loaded.model
-        assert grammar is not None, "checked by `check_decodable`"
-        ids, complete = derive(model, draw.latents, not draw.argmax, draw.budget, draw.seed)
+        grammar, validator = _grammar(draw.loaded.model, draw.note)
+        ids, complete = derive(draw.loaded.model, draw.latents, not draw.argmax, draw.budget, draw.seed)
         texts = [grammar.write(row) for row in ids.tolist()]
-        written = [text for text in texts if text is not None]
-        validator, training = validator_for(grammar, draw.note), draw.training()
-        valid = None if validator is None else {text for text in set(written) if validator.is_valid(text)}
+        complete_texts, training = [text for text in texts if text is not None], draw.training()
+        valid = None if validator is None else {text for text in set(complete_texts) if validator.is_valid(text)}
         known = None if training is None else frozenset(training.strings("train"))
 
-        good = [text for text in written if valid is None or text in valid]
+        good = [text for text in complete_texts if valid is None or text in valid]
         meaning = str if validator is None or validator.canonical is None else validator.canonical
         different = {meaning(text): text for text in reversed(good)}.values()  # the first of each meaning
         counts = {
-            "complete": len(written),
+            "complete": len(complete_texts),
             "valid": None if validator is None else len(good),
             "distinct": len(different),
             "novel": None if known is None else sum(text not in known for text in different),
@@ -386,15 +394,14 @@ class StringDomain(Domain):
             remark = ", ".join(name for name, holds in remarks.items() if holds)
             rows.append((str(place + 1), beginning(grammar, row) if text is None else text, remark))
         words = [f"{n} {name}" for name, n in counts.items() if n is not None]
-        return Decoded(facts, {"ids": ids, "complete": complete}, (rows, written), ", ".join(words))
+        return Decoded(facts, {"ids": ids, "complete": complete}, (rows, complete_texts), ", ".join(words))
 
-    def read_end(self, text: str, flag: str, loaded: Loaded, note: Callable[[str], None]) -> tuple[str, Any]:
+    def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
         """A string of the model's grammar."""
         from arcvae_cli.data.parsing import ParseFailure, Parser
 
         model: Any = loaded.model
-        grammar, length = loaded.grammar, model.structure.length
-        assert grammar is not None, "checked by `check_decodable`"
+        (grammar, _), length = _grammar(model), model.structure.length
         text = text.removeprefix(STRING)
         try:
             ids = Parser(grammar).parse(text)
@@ -412,12 +419,10 @@ class StringDomain(Domain):
     def batch(self, model: Any, x: Tensor) -> Batch:
         return Batch(x, valid=x != model.structure.rules.padding)
 
-    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Callable[[str], None]) -> Decoded:
-        grammar = loaded.grammar
-        assert grammar is not None, "checked by `check_decodable`"
+    def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
+        grammar, validator = _grammar(loaded.model, note)
         padding, last = grammar.rules.padding, len(steps) - 1
-        strings, ends = ([text_of(grammar, row) for row in some.tolist()] for some in (steps, originals))
-        validator = validator_for(grammar, note)
+        strings, ends = (written(grammar, some.tolist()) for some in (steps, originals))
         valid = None if validator is None else list(map(validator.is_valid, strings))
         facts, summary = self.path_facts(
             steps, originals, lambda *pair: edit_distance(*(ids[ids != padding].tolist() for ids in pair))
@@ -459,30 +464,27 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def text_of(grammar: Grammar, ids: Sequence[int]) -> str:
-    """The string of a derivation, empty if it is incomplete."""
-    return grammar.write(ids) or ""
+def written(grammar: Any, derivations: Sequence[Sequence[int]]) -> list[str]:
+    """The strings of derivations, empty for one that is incomplete."""
+    return [grammar.write(ids) or "" for ids in derivations]
 
 
-def _grammar(task: Task) -> tuple[Grammar | None, Validator | None]:
-    """The grammar to write strings with, and the validator of its strings."""
-    grammar = task.corpus.grammar or task.grammar
-    return grammar, None if grammar is None else validator_for(grammar)
+def _grammar(model: Any, note: Note = lambda _: None) -> tuple[Any, Validator | None]:
+    """The grammar of a model's strings, None where only ids and masks are known, and the validator of the strings."""
+    text = model.structure.rules.text
+    grammar = None if text is None else parse_grammar(text, "grammar")
+    return grammar, None if grammar is None else validator_for(grammar, note)
 
 
 # ------------------------------------------------------------------------------------------------ reconstruction
 
 
 class Scored(NamedTuple):
-    """Derivations against codes: (n,) float64 -log p(x|z) in nats, (n,) wrong rules and all rules, on the CPU.
-
-    `derived`: (n, T) int16 argmax derivations of the codes, if they were asked for.
-    """
+    """Derivations against codes: (n,) float64 -log p(x|z) in nats, (n,) wrong rules and all rules, on the CPU."""
 
     nats: Tensor
     errors: Tensor
     lengths: Tensor
-    derived: Examples | None
 
     def scores(self) -> dict[str, float]:
         """Shares of rules, and of derivations in which every rule is right."""
@@ -490,11 +492,6 @@ class Scored(NamedTuple):
             "token_accuracy": 1.0 - self.errors.sum().item() / self.lengths.sum().item(),
             "exact_share": (self.errors == 0).double().mean().item(),
         }
-
-    def own(self, count: int) -> tuple[float, float]:
-        """Nats and accuracy of the first `count`."""
-        right = 1.0 - self.errors[:count].sum().item() / self.lengths[:count].sum().item()
-        return self.nats[:count].mean().item(), right
 
 
 def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> Level:
@@ -508,44 +505,24 @@ def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> L
         return replace(level, sample=gaussians.sample(level.mean, level.logvar))
 
 
-def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor, derive: bool = False) -> Scored:
-    """Score the derivations at `indices` (n,) given codes (n, D), and if asked `derive` the argmax of each code.
+def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) -> Scored:
+    """Score the derivations at `indices` (n,) given codes (n, D).
 
-    Derivations of similar length are decoded together, without their padding, which halves the time of molecules. To
-    derive takes all steps.
+    Derivations of similar length are decoded together, without their padding, which halves the time of molecules.
     """
     order = longest_first(corpus, split, indices)
-    rows, derived = [], []
+    rows = []
     with eval_mode(model, 0) as device:
         size = batch_size(corpus.length, device)
         together = batches(corpus, split, indices[order], device, size)
         for part, batch in zip(torch.split(order, size), together, strict=True):
-            latents = {LEVEL: codes[part.to(device)]}
-            if derive:
-                logits = model.decode(latents)
-                derived.append(model.likeliest(logits).to(torch.int16))
-                logits = model.masked(logits[..., : batch.x.shape[1]], batch)
-            else:
-                logits = model.logits_for(latents, batch)
+            logits = model.logits_for({LEVEL: codes[part.to(device)]}, batch)
             assert batch.valid is not None, "derivations have padding"
             wrong = (logits.argmax(dim=1) != batch.x) & batch.valid
             counts = nats(logits, batch), wrong.sum(1), batch.valid.sum(1)
             rows.append(torch.stack([to_float64(one) for one in counts]))
-    back = order.argsort()
-    reconstruction, errors, lengths = torch.cat(rows, dim=1).cpu()[:, back]
-    made = torch.cat(derived).cpu()[back].numpy() if derive else None
-    return Scored(reconstruction, errors.long(), lengths.long(), made)
-
-
-def reconstruct(model: Any, ids: Tensor) -> Examples:
-    """The argmax derivations (n, T) of the posterior means of derivations (n, T) on the model's device.
-
-    Without right-hand sides, the argmax of the rules that could stand in the place of the true ones.
-    """
-    parts, padding = torch.split(ids.long(), batch_size(ids.shape[1])), model.structure.rules.padding
-    with eval_mode(model, 0):
-        made = [model.reconstruct(Batch(part, part != padding)).cpu() for part in parts]
-    return torch.cat(made).numpy().astype(np.int16)
+    reconstruction, errors, lengths = torch.cat(rows, dim=1).cpu()[:, order.argsort()]
+    return Scored(reconstruction, errors.long(), lengths.long())
 
 
 def _expected_exact(task: Task, posterior: Level, encodings: int) -> Tensor:
@@ -565,7 +542,7 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
     """
     model, corpus = task.model, task.corpus
     indices, length, pushdown = task.indices[:examples], corpus.length, model.pushdown
-    task.tell(f"Monte Carlo: {encodings * decodings:,} strings of each of {len(indices):,} derivations")
+    task.note(f"Monte Carlo: {encodings * decodings:,} strings of each of {len(indices):,} derivations")
 
     def exact(logits: Tensor, noise: Tensor, x: Tensor) -> Tensor:
         """Logits (B, P, T), noise (M, B, T, K) and x (B, T) -> (2, M, B) bool, without the budget and with it."""
@@ -668,9 +645,8 @@ def score_strings(
     ids: Examples,
     free_complete: NDArray[np.bool_],
     likeliest: Examples,
-    padding: int,
     known: Set[bytes],
-    grammar: Grammar | None,
+    grammar: Grammar,
     validator: Validator | None,
 ) -> dict[str, Any]:
     """Scores of complete derivations (n, T) drawn with the budget, and of the `likeliest` ones of the same codes.
@@ -680,33 +656,30 @@ def score_strings(
     the valid ones (else of all), and the same among the first 1,000 and 10,000 samples, if there are so many;
     `novel_share` of the distinct ones; `diversity` = 1 - mean likeness of the distinct ones.
     """
-    keys, likely = ([_key(row) for row in some] for some in (ids, likeliest))
+    texts, keys = written(grammar, ids.tolist()), [_key(row) for row in ids]
     names: Sequence[Any] = keys
-    texts: list[str] = []
-    valid = likely_valid = diversity = None
-    if grammar is not None:
-        names = texts = [text_of(grammar, row) for row in ids.tolist()]
-    if grammar is not None and validator is not None:
+    valid, judged, diversity = np.ones(len(ids), np.bool_), validator is not None, None
+    if validator is not None:
         valid = np.array([validator.is_valid(text) for text in texts])
-        names = texts if validator.canonical is None else [validator.canonical(text) for text in texts]
-        likely_valid = float(np.mean([validator.is_valid(text_of(grammar, row)) for row in likeliest.tolist()]))
-    kept = range(len(ids)) if valid is None else np.flatnonzero(valid).tolist()
+        names = texts if validator.canonical is None else list(map(validator.canonical, texts))
+    kept = np.flatnonzero(valid).tolist()
     distinct = list({names[place]: place for place in reversed(kept)}.values())[::-1]  # the first of each
     if validator is not None and validator.diversity is not None and len(distinct) > 1:
         diversity = validator.diversity([texts[place] for place in distinct[:DIVERSITY]])
+    best = written(grammar, likeliest.tolist())
     return {
         "samples": len(ids),
         "complete_share": float(free_complete.mean()),
-        "valid_share": None if valid is None else float(valid.mean()),
-        "complete_valid_share": None if valid is None else float((free_complete & valid).mean()),
+        "valid_share": float(valid.mean()) if judged else None,
+        "complete_valid_share": float((free_complete & valid).mean()) if judged else None,
         "distinct_share": _distinct(names, kept),
         "distinct_1k_share": None if len(ids) < 1000 else _distinct(names, kept, 1000),
         "distinct_10k_share": None if len(ids) < 10_000 else _distinct(names, kept, 10_000),
         "novel_share": sum(keys[place] not in known for place in distinct) / len(distinct) if distinct else None,
         "diversity": diversity,
-        "likeliest_valid_share": likely_valid,
-        "likeliest_distinct_share": len(set(likely)) / len(likely),
-        "mean_rules": float((ids != padding).sum(axis=1).mean()),
+        "likeliest_valid_share": None if validator is None else float(np.mean(list(map(validator.is_valid, best)))),
+        "likeliest_distinct_share": len({_key(row) for row in likeliest}) / len(likeliest),
+        "mean_rules": float((ids != grammar.rules.padding).sum(axis=1).mean()),
     }
 
 
@@ -721,7 +694,7 @@ def _key(ids: NDArray[np.integer[Any]]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(ids, np.int16).tobytes(), digest_size=16).digest()
 
 
-def path_scores(decoded: Tensor, grammar: Grammar | None, validator: Validator | None) -> dict[str, Any]:
+def path_scores(decoded: Tensor, grammar: Grammar, validator: Validator | None) -> dict[str, Any]:
     """Of decoded paths (steps, pairs, T): smoothness in rules, and the strings on a path, its ends included.
 
     `valid_share` of all strings on all paths, `valid_paths` of paths without an invalid one; None without a validator.
@@ -729,8 +702,8 @@ def path_scores(decoded: Tensor, grammar: Grammar | None, validator: Validator |
     found = smoothness(decoded)
     distinct = [len({row.tobytes() for row in one}) for one in decoded.transpose(0, 1).numpy()]
     shares = None
-    if grammar is not None and validator is not None:
-        shares = np.array([[validator.is_valid(text_of(grammar, row)) for row in one] for one in decoded.tolist()])
+    if validator is not None:
+        shares = np.array([[validator.is_valid(text) for text in written(grammar, one)] for one in decoded.tolist()])
     return {
         **{name: found[name] for name in ("pairs", "steps", "mean_step", "largest_step", "distance")},
         "distinct": sum(distinct) / len(distinct),

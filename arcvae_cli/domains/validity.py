@@ -9,17 +9,12 @@ import ast
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.grammar import Grammar, Terminal
-
-Values = NDArray[np.float64]
-
-NO_RDKIT = "validity of molecules is not checked, RDKit is not installed: pip install 'arcvae[chem]'"
 
 GRID = np.linspace(-10.0, 10.0, 1000)
 """Where equations are evaluated, as in the code of Kusner et al. 2017."""
@@ -27,20 +22,12 @@ GRID = np.linspace(-10.0, 10.0, 1000)
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     name: getattr(np, name) for name in ("sin", "cos", "tan", "exp", "log", "sqrt", "abs")
 }
-OPERATORS: dict[type, Callable[..., Any]] = {
-    ast.Add: np.add,
-    ast.Sub: np.subtract,
-    ast.Mult: np.multiply,
-    ast.Div: np.divide,
-    ast.Pow: np.power,
-    ast.UAdd: np.positive,
-    ast.USub: np.negative,
-}
+OPERATORS: dict[type, Callable[..., Any]] = {ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply}
+OPERATORS |= {ast.Div: np.divide, ast.Pow: np.power, ast.UAdd: np.positive, ast.USub: np.negative}
 _ARITHMETIC = re.compile(rf"({'|'.join(FUNCTIONS)})?\(?|\)|[-+*/^.x]|\*\*|[0-9]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Validator:
+class Validator(NamedTuple):
     """Decides which strings are valid in the sense of `name` ("valid", "evaluable").
 
     `canonical`: one string for all of the same meaning, an invalid string unchanged. `diversity`: how unlike each
@@ -54,45 +41,29 @@ class Validator:
 
 
 def validator_for(grammar: Grammar, note: Callable[[str], None] = lambda _: None) -> Validator | None:
-    """The validator of a grammar's strings; None where there is none, and with a `note` for want of RDKit."""
-    if is_arithmetic(grammar):
-        return Validator("evaluable", evaluable)
-    if not is_smiles(grammar):
-        return None
-    if (validator := _molecules()) is None:
-        note(NO_RDKIT)
-    return validator
-
-
-def is_smiles(grammar: Grammar) -> bool:
-    """Whether strings of the grammar are SMILES: its start symbol is called so."""
-    return grammar.start.lower() == "smiles"
-
-
-def is_arithmetic(grammar: Grammar) -> bool:
-    """Whether all terminals are those of formulas in x."""
+    """The validator of formulas in x, or of SMILES; None for other strings, and with a `note` without RDKit."""
     symbols = [symbol for production in grammar.productions for symbol in production.right]
     texts = {symbol.text for symbol in symbols if isinstance(symbol, Terminal)}
-    return "x" in texts and all(_ARITHMETIC.fullmatch(text) for text in texts)
+    if "x" in texts and all(_ARITHMETIC.fullmatch(text) for text in texts):
+        return Validator("evaluable", lambda text: bool(np.isfinite(evaluated(text)).any()))
+    if grammar.start.lower() != "smiles":
+        return None
+    if (validator := _molecules()) is None:
+        note("validity of molecules is not checked, RDKit is not installed: pip install 'arcvae[chem]'")
+    return validator
 
 
 # ------------------------------------------------------------------------------------------------ formulas
 
 
-def evaluable(text: str) -> bool:
-    """Whether a formula in x has a finite value somewhere on `GRID`."""
-    values = evaluated(text)
-    return values is not None and bool(np.isfinite(values).any())
-
-
-def evaluated(text: str) -> Values | None:
-    """The values of a formula on `GRID`; None for anything else."""
+def evaluated(text: str) -> NDArray[np.float64]:
+    """The values of a formula in x on `GRID`, NaN for anything else: it is valid if one of them is finite."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", SyntaxWarning)
         try:
             return np.broadcast_to(_value(ast.parse(text.replace("^", "**"), mode="eval").body), GRID.shape)
         except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
-            return None
+            return np.full_like(GRID, np.nan)
 
 
 def _value(node: ast.AST) -> Any:

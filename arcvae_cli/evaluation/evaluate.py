@@ -58,24 +58,23 @@ def evaluate(task: Task) -> Evaluation:
     if not len(indices):
         raise InputError(f"{corpus.name}: the split {split} is empty")
 
-    task.tell(f"reconstructing {len(indices):,} {domain.noun}")
-    codes, means, reconstruction, errors, own = domain.reconstruct(task)
+    task.note(f"reconstructing {len(indices):,} {domain.noun}")
+    codes, means, found, errors, own = domain.reconstruct(task)
     elbo = codes.elbo()
     if not math.isfinite(elbo["elbo_nats"]):
         raise ArcvaeError("the model's output is not finite", "evaluate an earlier checkpoint: these weights are bad")
     examples = 0 if quick else MUTUAL_INFORMATION_EXAMPLES
     levels = {name: measures(level, examples) for name, level in codes.levels.items()}
 
-    weighted = shuffled = paths = None
+    weighted = shuffled = None
     if len(few) > 1 and (domain.quick_shuffle or not quick):
-        task.tell("shuffled codes" if quick else "shuffled codes, interpolation")
+        task.note("shuffled codes")
         own_codes = {name: code[: len(few)] for name, code in means.items()}
-        shuffled = shuffled_codes(model, corpus, split, few, own_codes, size, own)
-        paths = None if quick else domain.paths(task)
+        shuffled = shuffled_codes(model, corpus, split, few, own_codes, own, size)
     if task.iwae_samples:
         chosen = indices[: task.iwae_examples]
         of = f"{task.iwae_samples} draws for each of {len(chosen):,} {domain.noun}"
-        task.tell(f"importance-weighted likelihood: {of}")
+        task.note(f"importance-weighted likelihood: {of}")
         weighted = importance_weighted(model, corpus, split, chosen, task.iwae_samples, seed, size)
 
     report = {
@@ -83,14 +82,12 @@ def evaluate(task: Task) -> Evaluation:
         "split": split,
         "seed": seed,
         "quick": quick,
-        "reconstruction": reconstruction,
+        **found,
         "elbo": elbo,
-        **domain.likelihood(task, codes),
         "importance_weighted": weighted,
         "levels": levels,
         "shuffled_codes": shuffled,
-        "interpolation": paths,
-        **domain.samples(task),
+        **domain.further(task),
     }
     advice = Advice(task.settings, model.level_shapes, math.prod(corpus.positions))
     report["verdict"] = judge(domain.targets(report, advice), domain.summary(report, advice))

@@ -35,8 +35,8 @@ CUDA_SHARE = 2**13
 ACTIVE_VARIANCE = 0.01
 """A unit is active if the variance of its posterior mean over the data exceeds this (Burda et al. 2015)."""
 
-COLLAPSE_EPSILON, COLLAPSE_DELTA = ACTIVE_KL, 0.01
-"""A group is collapsed if its KL is under epsilon nats for at least 1 - delta of the data (Lucas et al. 2019)."""
+COLLAPSE_DELTA = 0.01
+"""A group is collapsed if its KL is under `ACTIVE_KL` for at least 1 - delta of the data (Lucas et al. 2019)."""
 
 CEILING_SHARE = 0.95
 """Share of log N above which a mutual information is reported as a lower bound."""
@@ -85,7 +85,10 @@ def batches(
     steps = lengths(corpus, split, indices)
     for start in range(0, len(indices), size):  # torch.split would yield an empty batch for no examples
         batch = corpus.batch(split, indices[start : start + size].to(device))
-        yield batch if steps is None else cut(batch, int(steps[start : start + size].max()))
+        if steps is not None and batch.valid is not None:
+            most = int(steps[start : start + size].max())
+            batch = Batch(batch.x[:, :most], batch.valid[:, :most])
+        yield batch
 
 
 def lengths(corpus: Corpus, split: str, indices: Tensor) -> Tensor | None:
@@ -104,11 +107,6 @@ def longest_first(corpus: Corpus, split: str, indices: Tensor) -> Tensor:
     """An order (n,) of the examples at `indices` (n,) that puts derivations of similar length together, on the CPU."""
     steps = lengths(corpus, split, indices)
     return torch.arange(len(indices)) if steps is None else steps.argsort(descending=True, stable=True)
-
-
-def cut(batch: Batch, steps: int) -> Batch:
-    """The first `steps` of a batch of derivations (B, T)."""
-    return Batch(batch.x[:, :steps], None if batch.valid is None else batch.valid[:, :steps])
 
 
 def to_float64(values: Tensor) -> Tensor:
@@ -239,12 +237,13 @@ def measures(level: Level, examples: int) -> dict[str, Any]:
         sample, mean, logvar = (part[:examples].flatten(1) for part in (level.sample, level.mean, level.logvar))
         information = mutual_information(sample, mean, logvar)
     means = level.mean.flatten(1).cpu()
+    asleep = (trained < ACTIVE_KL).double().mean(dim=0)  # share of the examples
     return {
         "kl_nats": kl.mean(dim=0).tolist(),
         "active_dims": int((trained.mean(dim=0) > ACTIVE_KL).sum()),
         "units": means.shape[1],
-        "active_units": active_units(means),
-        "collapsed_share": collapsed_share(trained),
+        "active_units": int((means.double().var(dim=0, correction=0) > ACTIVE_VARIANCE).sum()),
+        "collapsed_share": (asleep >= 1.0 - COLLAPSE_DELTA).double().mean().item(),
         "mutual_information": information,
         "cells_nats": None if maps is None else to_float64(maps.float()).mean(dim=0).tolist(),
     }
@@ -264,16 +263,6 @@ def _valid_positions(batch: Batch) -> Tensor:
     if batch.valid is None:
         return torch.full((len(batch.x),), float(batch.x[0].numel()), device=batch.x.device)
     return batch.valid.flatten(1).sum(dim=1)
-
-
-def active_units(means: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
-    """Units of (n, units) posterior means whose variance over the data exceeds `threshold` (Burda et al. 2015)."""
-    return int((means.double().var(dim=0, correction=0) > threshold).sum())
-
-
-def collapsed_share(kl: Tensor, epsilon: float = COLLAPSE_EPSILON, delta: float = COLLAPSE_DELTA) -> float:
-    """Share of the groups of (n, D) KL that are under `epsilon` nats for at least 1 - delta of the data."""
-    return ((kl < epsilon).double().mean(dim=0) >= 1.0 - delta).double().mean().item()
 
 
 def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 128) -> dict[str, Any]:
@@ -349,20 +338,19 @@ def shuffled_codes(
     corpus: Corpus,
     split: str,
     indices: Tensor,
-    means: Mapping[str, Tensor] | None = None,
+    means: Mapping[str, Tensor],
+    own: tuple[float, float],
     size: int = BATCH_SIZE,
-    own: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """How much of the reconstruction comes from the code: decode each example from the code of another.
 
+    `means`: posterior means (n, *shape) of the examples at `indices` by level, `own`: nats and accuracy with them.
     Codes are rotated by one within each `BATCH_SIZE` of `indices`, which are expected in random order: those of all
     levels together, and under `levels`, of a model of several, those of one level alone beside the own codes of the
-    other levels. `means`: posterior means (n, *shape) of `indices` by level, encoded here if None. `own`: nats and
-    accuracy with the right codes, decoded here if None.
+    other levels.
     """
     names = tuple(model.level_shapes)
-    moved = [names, *((name,) for name in names if len(names) > 1), *([()] if own is None else [])]
-    means = posterior_means(model, corpus, split, indices, size) if means is None else means
+    moved = [names, *((name,) for name in names if len(names) > 1)]
     parted = {name: torch.split(code, BATCH_SIZE) for name, code in means.items()}
     others = {name: torch.cat([part.roll(1, dims=0) for part in parts]) for name, parts in parted.items()}
     order = longest_first(corpus, split, indices)
@@ -374,21 +362,19 @@ def shuffled_codes(
             for rotated in moved:
                 mixed = {name: (others if name in rotated else means)[name][place] for name in names}
                 logits = model.logits_for(mixed, batch)
-                sums.append(torch.stack([nats(logits, batch).sum(), _correct(logits, batch), valid]))
+                right = logits.argmax(dim=1) == batch.x
+                correct = (right if batch.valid is None else right & batch.valid).sum()
+                sums.append(torch.stack([nats(logits, batch).sum(), correct, valid]))
     totals = to_float64(torch.stack(sums)).view(-1, len(moved), 3).sum(dim=0).tolist()
-    found = [(total / len(indices), hits / valid) for total, hits, valid in totals]
-    own = found[-1] if own is None else own
-    alone = {rotated[0]: pair for rotated, pair in zip(moved, found, strict=True) if len(rotated) == 1 < len(names)}
+    (cost, accuracy), *alone = [(total / len(indices), hits / valid) for total, hits, valid in totals]
     return {
         "examples": len(indices),
         "reconstruction_nats": own[0],
         "accuracy": own[1],
-        "shuffled_reconstruction_nats": found[0][0],
-        "shuffled_accuracy": found[0][1],
-        "levels": {name: {"reconstruction_nats": pair[0], "accuracy": pair[1]} for name, pair in alone.items()},
+        "shuffled_reconstruction_nats": cost,
+        "shuffled_accuracy": accuracy,
+        "levels": {
+            name: {"reconstruction_nats": cost, "accuracy": accuracy}
+            for name, (cost, accuracy) in zip(names if alone else (), alone, strict=True)
+        },
     }
-
-
-def _correct(logits: Tensor, batch: Batch) -> Tensor:
-    right = logits.argmax(dim=1) == batch.x
-    return (right if batch.valid is None else right & batch.valid).sum()

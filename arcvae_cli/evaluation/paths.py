@@ -27,53 +27,40 @@ def walk(
 
     Only `levels` (None for all) move; the others stay as they are at the start.
     """
-    between = {"linear": linear, "slerp": spherical}[kind]
     return {
-        name: between(value, end[name], steps)
+        name: between(value, end[name], steps, kind)
         if levels is None or name in levels
         else value.expand(steps, *value.shape)
         for name, value in start.items()
     }
 
 
-def linear(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """(steps, B, *shape), evenly spaced on the line between each pair of (B, *shape)."""
-    a, b, t = _prepare(start, end, steps)
-    return _finish(torch.lerp(a, b, t), start, end)
+def between(start: Tensor, end: Tensor, steps: int, kind: PathKind) -> Tensor:
+    """(steps, B, *shape) evenly spaced points between each pair of (B, *shape), which the path meets exactly.
 
-
-def spherical(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """(steps, B, *shape): directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly.
-
-    The usual formula, weights on the vectors themselves, is this one for vectors of one length and grows without bound
-    for unequal lengths in opposite directions. Where no great circle is defined (a vector near zero, the same or
-    opposite directions) the path is the line.
+    `slerp`: directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly. The usual
+    formula, weights on the vectors themselves, is this one for vectors of one length and grows without bound for
+    unequal lengths in opposite directions. Where no great circle is defined (a vector near zero, the same or opposite
+    directions) the path is the line.
     """
-    a, b, t = _prepare(start, end, steps)
-    length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-    u, v = a / length_a.clamp_min(_TINY), b / length_b.clamp_min(_TINY)
-    # Kahan's formula: exact to rounding for small angles too, where acos of the product is not.
-    angle = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
-    sine = angle.sin()
-    direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / sine.clamp_min(_TINY)
-    defined = (sine > 1e-6) & (torch.minimum(length_a, length_b) > 1e-6)
-    return _finish(torch.where(defined, direction * torch.lerp(length_a, length_b, t), torch.lerp(a, b, t)), start, end)
-
-
-_TINY = 1e-30
-
-
-def _prepare(start: Tensor, end: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both ends as (B, D) and the positions (steps, 1, 1), in float64 on the CPU: not every device has float64."""
-    t = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
-    return start.flatten(1).cpu().double(), end.flatten(1).cpu().double(), t[:, None, None]
-
-
-def _finish(path: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """The path in the shape, type and device of its ends, which it meets exactly."""
+    t = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)[:, None, None]
+    a, b = (value.flatten(1).cpu().double() for value in (start, end))  # not every device has float64
+    path = torch.lerp(a, b, t)
+    if kind == "slerp":
+        length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
+        u, v = a / length_a.clamp_min(_TINY), b / length_b.clamp_min(_TINY)
+        # Kahan's formula: exact to rounding for small angles too, where acos of the product is not.
+        angle = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
+        sine = angle.sin()
+        direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / sine.clamp_min(_TINY)
+        defined = (sine > 1e-6) & (torch.minimum(length_a, length_b) > 1e-6)
+        path = torch.where(defined, direction * torch.lerp(length_a, length_b, t), path)
     path = path.reshape(-1, *start.shape).to(start)
     path[0], path[-1] = start, end
     return path
+
+
+_TINY = 1e-30
 
 
 def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int) -> Tensor:
@@ -103,7 +90,7 @@ def smoothness(decoded: Tensor) -> dict[str, Any]:
     ends differ. `largest_step_share`: the largest step over that distance; 1 / (steps - 1) is an even path, 1 a jump.
     `detour`: all changes over that distance, 1 on the shortest way. The last two are None if no pair of ends differs.
     """
-    change = changed(decoded).double()
+    change = (decoded[1:] != decoded[:-1]).flatten(2).sum(2).double()  # (steps - 1, pairs)
     distance = (decoded[-1] != decoded[0]).flatten(1).sum(dim=1).double()
     apart = distance > 0
     some = bool(apart.any())
@@ -116,11 +103,6 @@ def smoothness(decoded: Tensor) -> dict[str, Any]:
         "largest_step_share": (change.amax(dim=0) / distance)[apart].mean().item() if some else None,
         "detour": (change.sum(dim=0) / distance)[apart].mean().item() if some else None,
     }
-
-
-def changed(decoded: Tensor) -> Tensor:
-    """Positions that differ from one step to the next: (steps - 1, B) of decoded classes (steps, B, *positions)."""
-    return (decoded[1:] != decoded[:-1]).flatten(2).sum(2)
 
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:

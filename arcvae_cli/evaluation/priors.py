@@ -6,6 +6,7 @@ miss N(0, I) (Ghosh et al. 2020, "From Variational to Deterministic Autoencoders
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,44 +31,59 @@ COMPONENTS = (2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of K Gaussians over codes of D dimensions; with K = 1, a Gaussian.
+    """K Gaussians over the latents of all levels of a model, D numbers in all; with K = 1, one Gaussian.
 
-    `weights` (K,), `means` (K, D), and `roots` (K, D, D), the matrix A of each covariance A A^T.
+    `weights` (K,), `means` (K, D), `roots` (K, D, D), the matrix A of each covariance A A^T. `shapes`: of each level.
     """
 
     weights: NDArray[np.float64]
     means: Codes
     roots: NDArray[np.float64]
+    shapes: Mapping[str, tuple[int, ...]]
 
-    def sample(self, n: int, temperature: float, random: np.random.Generator) -> Codes:
-        """`n` codes (n, D). `temperature` multiplies the standard deviations of the components; their means stay."""
+    def sample(self, n: int, temperature: float, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """`n` draws as latents by level, float32, the same for a seed on every device.
+
+        `temperature` multiplies the standard deviations of the components; their means stay.
+        """
+        random = np.random.default_rng(seed)
         component = random.choice(len(self.weights), size=n, p=self.weights)
         noise = random.standard_normal((n, self.means.shape[1]))
         codes = self.means[component]
         for k in range(len(self.weights)):  # one product a component: (n, D, D) would not fit in memory
             codes[component == k] += temperature * noise[component == k] @ self.roots[k].T
-        return codes
+        parts = np.split(codes, np.cumsum([math.prod(shape) for shape in self.shapes.values()])[:-1], axis=1)
+        return {
+            name: torch.from_numpy(part.astype(np.float32).reshape(n, *shape)).to(device)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
 
 
-def fit_gaussian(codes: Codes) -> Mixture:
-    """The Gaussian with the mean and the full covariance of codes (n, D), n of at least 2."""
-    covariance = np.atleast_2d(np.cov(codes, rowvar=False))
-    return Mixture(np.ones(1), codes.mean(0, keepdims=True), _roots(covariance[None]))
+def fit_prior(
+    kind: Literal["aggregate", "gmm"],
+    latents: Mapping[str, Tensor],
+    seed: int,
+    components: Sequence[int] = COMPONENTS,
+) -> Mixture:
+    """One Gaussian or a mixture, fitted to posterior samples (n, *shape) by level, n of at least 2.
 
-
-def fit_mixture(codes: Codes, seed: int, components: Sequence[int] = COMPONENTS) -> Mixture:
-    """A mixture of Gaussians with full covariances (scikit-learn, EM) over codes (n, D).
-
-    The number of components is the one with the highest likelihood on a fifth of the codes that is held out, one
-    component included. The search ends at the first number that does worse than the best before it.
+    A mixture has full covariances (scikit-learn, EM). Its number of components is the one with the highest likelihood
+    on a fifth of the codes that is held out, one component included. The search ends at the first number that does
+    worse than the best before it.
     """
+    codes: Codes = torch.cat([value.flatten(1).cpu().double() for value in latents.values()], dim=1).numpy()
+    shapes = {name: tuple(value.shape[1:]) for name, value in latents.items()}
+    covariance = np.atleast_2d(np.cov(codes, rowvar=False))
+    best = Mixture(np.ones(1), codes.mean(0, keepdims=True), _roots(covariance[None]), shapes)
+    if kind == "aggregate":
+        return best
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     n, dims = codes.shape
     order = np.random.default_rng(seed).permutation(n)
     held, kept = codes[order[: n // 5]], codes[order[n // 5 :]]
-    best, best_score = fit_gaussian(codes), -np.inf
+    best_score = -np.inf
     for count in (1, *components):
         if count * (dims + 1) > len(kept) or not len(held):
             break
@@ -81,7 +97,8 @@ def fit_mixture(codes: Codes, seed: int, components: Sequence[int] = COMPONENTS)
             break
         best_score = score
         if count > 1:
-            best = Mixture(fitted.weights_ / fitted.weights_.sum(), fitted.means_, _roots(fitted.covariances_))
+            weights = fitted.weights_ / fitted.weights_.sum()
+            best = Mixture(weights, fitted.means_, _roots(fitted.covariances_), shapes)
     return best
 
 
@@ -90,45 +107,6 @@ def _roots(covariances: NDArray[np.float64]) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh(covariances)
     roots: NDArray[np.float64] = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
     return roots
-
-
-@dataclass(frozen=True)
-class FittedPrior:
-    """A density over all levels of a model at once. `shapes`: of each level's latents; `examples` it was fitted to."""
-
-    density: Mixture
-    shapes: Mapping[str, tuple[int, ...]]
-    examples: int
-
-    def sample(self, n: int, temperature: float, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """`n` draws as latents by level, float32, the same for a seed on every device."""
-        codes = self.density.sample(n, temperature, np.random.default_rng(seed))
-        return unflatten(codes, self.shapes, device)
-
-
-def fit_prior(kind: Literal["aggregate", "gmm"], latents: Mapping[str, Tensor], seed: int) -> FittedPrior:
-    """One Gaussian or a mixture, fitted to posterior samples (n, *shape) by level, n of at least 2."""
-    codes = flatten(latents)
-    density = fit_gaussian(codes) if kind == "aggregate" else fit_mixture(codes, seed)
-    return FittedPrior(density, {name: tuple(value.shape[1:]) for name, value in latents.items()}, len(codes))
-
-
-def flatten(latents: Mapping[str, Tensor]) -> Codes:
-    """Latents by level, each (n, *shape), as codes (n, D)."""
-    codes: Codes = torch.cat([value.flatten(1).cpu().double() for value in latents.values()], dim=1).numpy()
-    return codes
-
-
-def unflatten(
-    codes: Codes, shapes: Mapping[str, tuple[int, ...]], device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
-    """The inverse of `flatten`, float32 on the device."""
-    sizes = [int(np.prod(shape)) for shape in shapes.values()]
-    parts = np.split(codes, np.cumsum(sizes)[:-1], axis=1)
-    return {
-        name: torch.from_numpy(part.astype(np.float32).reshape(len(codes), *shape)).to(device)
-        for (name, shape), part in zip(shapes.items(), parts, strict=True)
-    }
 
 
 def draw_prior(

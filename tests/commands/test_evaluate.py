@@ -82,25 +82,6 @@ def test_the_screen_shows_what_the_file_holds(judged: tuple[Result, Path]) -> No
     assert max(len(line) for line in shown.splitlines() if line.startswith(" ") or "─" in line) <= 80
 
 
-def test_the_numbers_are_those_of_the_model(
-    judged: tuple[Result, Path], tiny_run: Path, arc_splits: dict[str, np.ndarray]
-) -> None:
-    import torch
-
-    from arcvae_cli.models.base import Batch
-
-    model = checkpoints.load(tiny_run / "checkpoints" / "vae_best.pth").model
-    with torch.inference_mode():
-        output = model(Batch(torch.from_numpy(arc_splits["test"]).long()), noise=False)
-    right = output.logits.argmax(dim=1).numpy() == arc_splits["test"]
-    metrics = json.loads((judged[1] / "metrics.json").read_text())
-    assert metrics["epoch"] == 3
-    assert metrics["reconstruction"]["posterior_mean"]["pixel_accuracy"] == pytest.approx(right.mean())
-    assert metrics["reconstruction"]["all_black"]["pixel_accuracy"] == pytest.approx((arc_splits["test"] == 0).mean())
-    assert metrics["reconstruction"]["pca_training_grids"] == 100
-    np.testing.assert_allclose(metrics["levels"]["z"]["kl_nats"], output.levels[0].kl.mean(dim=0), rtol=1e-4)
-
-
 def test_json_is_the_only_thing_on_stdout(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
     result = judge(
         arcvae, tiny_run, tmp_path, "--json", "--quiet", "--split", "val", "--seed", 3, "--precision", "bf16"
@@ -113,17 +94,13 @@ def test_json_is_the_only_thing_on_stdout(arcvae: Run, tiny_run: Path, tmp_path:
     assert document["precision"] == "bf16"
 
 
-def test_strict_exits_with_1_after_all_is_written(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
-    result = judge(arcvae, tiny_run, tmp_path, "--strict", "--quiet")
-    assert result.exit_code == 1
-    assert "MISS" in result.stdout
-    assert result.stderr == ""
-    assert (tmp_path / "metrics.json").is_file()
-
-
-def test_strict_exits_with_0_when_all_is_met(
+def test_strict_exits_with_1_after_all_is_written(
     arcvae: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    result = judge(arcvae, tiny_run, tmp_path, "--strict", "--quiet")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "MISS" in result.stdout
+    assert (tmp_path / "metrics.json").is_file()
     monkeypatch.setattr(GridDomain, "targets", lambda *_: iter(()))
     assert judge(arcvae, tiny_run, tmp_path, "--strict", "--quiet").exit_code == 0
 
@@ -184,23 +161,30 @@ def test_without_the_training_grids_the_data_at_hand_must_do(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("run", "arguments", "message"),
     [
-        (("--data", "nowhere.npz"), "nowhere.npz"),
-        (("--checkpoint", "nowhere"), "no such file, run folder or run"),
-        (("--split", "all"), "--split"),
-        (("--iwae", "-1"), "--iwae"),
-        (("--device", "abacus"), "abacus"),
+        ("tiny_run", ("--data", "nowhere.npz"), "nowhere.npz"),
+        ("tiny_run", ("--checkpoint", "nowhere"), "no such file, run folder or run"),
+        ("tiny_run", ("--split", "all"), "--split"),
+        ("tiny_run", ("--iwae", "-1"), "--iwae"),
+        ("tiny_run", ("--device", "abacus"), "abacus"),
+        ("tiny_run", ("--output", "/proc"), "--output /proc: cannot be written to"),
+        ("tiny_run", ("--monte-carlo",), "--monte-carlo: this model is of grids"),
+        ("tiny_run", ("--samples", 9), "--samples: this model is of grids"),
+        ("tiny_run", ("--data", "equations_npz"), "holds derivations"),
+        ("equations_run", ("--data", "arc_npz"), "holds grids"),
+        ("equations_run", ("--decodings", 9), "--decodings: needs --monte-carlo"),
+        ("equations_run", ("--samples", 0), "--samples"),
     ],
 )
-def test_unusable_input_is_told_in_a_line_or_two(
-    arguments: tuple[str, ...], said: str, arcvae: Run, tiny_run: Path, tmp_path: Path
+def test_unusable_input(
+    run: str, arguments: tuple[object, ...], message: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    result = judge(arcvae, tiny_run, tmp_path / "out", *arguments)
+    given = [request.getfixturevalue(str(one)) if str(one).endswith("_npz") else one for one in arguments]
+    result = judge(arcvae, request.getfixturevalue(run), tmp_path / "out", *given)
     assert result.exit_code == 2
-    assert said in result.stderr
-    assert result.stdout == ""
-    assert not (tmp_path / "out").exists()
+    assert message in " ".join(result.stderr.split())
+    assert result.stdout == "" and not (tmp_path / "out").exists()
 
 
 def test_a_failed_write_leaves_the_former_files(
@@ -271,17 +255,6 @@ def test_two_levels_and_conditions_are_shown_apart(both: tuple[Result, Path]) ->
     assert max(len(line) for line in shown.splitlines() if line.startswith(" ") or "─" in line) <= 80
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that nobody may write to")
-@pytest.mark.parametrize("command", [("evaluate",), ("sample",), ("interpolate", "--from", 0, "--to", 1)])
-def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
-    arcvae: Run, tiny_run: Path, command: tuple[object, ...]
-) -> None:
-    result = arcvae(*command, "--checkpoint", tiny_run, "--output", "/proc", "--device", "cpu")
-    assert result.exit_code == 2
-    assert "error: --output /proc: cannot be written to" in result.stderr
-    assert "reconstructing" not in result.stderr
-
-
 STRING_FILES = [
     "errors.txt",
     "latent_space_pca.png",
@@ -349,27 +322,6 @@ def test_pairs_of_strings_are_text(derived: tuple[Result, Path], equations_run: 
             assert corpus.grammar.write(ids[0].tolist()) == shown
 
 
-@pytest.mark.parametrize(
-    ("run", "arguments", "said"),
-    [
-        ("tiny_run", ("--monte-carlo",), "--monte-carlo: this model is of grids"),
-        ("tiny_run", ("--samples", 9), "--samples: this model is of grids"),
-        ("equations_run", ("--decodings", 9), "--decodings: needs --monte-carlo"),
-        ("equations_run", ("--data", "arc_npz"), "holds grids"),
-        ("tiny_run", ("--data", "equations_npz"), "holds derivations"),
-        ("equations_run", ("--samples", 0), "--samples"),
-    ],
-)
-def test_what_is_of_the_other_kind_is_refused(
-    run: str, arguments: tuple[object, ...], said: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    given = [request.getfixturevalue(str(one)) if str(one).endswith("_npz") else one for one in arguments]
-    result = judge(arcvae, request.getfixturevalue(run), tmp_path / "out", *given)
-    assert result.exit_code == 2
-    assert said in result.stderr.replace("\n", " ")
-    assert result.stdout == "" and not (tmp_path / "out").exists()
-
-
 def test_ready_ids_without_a_grammar_are_evaluated_too(arcvae: Run, bare_run: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
@@ -390,7 +342,7 @@ def test_ready_ids_without_a_grammar_are_evaluated_too(arcvae: Run, bare_run: Pa
     assert "," in (tmp_path / "out" / "reconstructions.txt").read_text()
     result = judge(arcvae, bare_run, tmp_path / "out", "--data", ready, "--monte-carlo")
     assert result.exit_code == 2
-    assert "--monte-carlo: a model without a grammar" in result.stderr
+    assert "--monte-carlo: the model was trained without" in result.stderr
 
 
 def test_the_noise_that_was_sampled_is_what_counts(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from arcvae_cli.data.arc import build_arc
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.base import Task
-from arcvae_cli.domains.grids import GridTally, draw_levels, reconstruct, skill
+from arcvae_cli.domains.grids import draw_levels, reconstruct, score_reconstructions, skill
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.evaluation.accuracy import ASKED, JUDGED
 from arcvae_cli.evaluation.evaluate import Evaluation, evaluate
@@ -113,12 +113,7 @@ class Copy(VAE):
 def test_scores_of_two_small_pictures() -> None:
     truth = torch.tensor([[[0, 1, 1], [0, 2, 0]], [[3, 0, 0], [0, 0, 0]]])
     guess = torch.tensor([[[0, 1, 2], [4, 0, 0]], [[3, 0, 0], [0, 0, 0]]])
-    tally = GridTally()
-    for place in range(2):  # in two batches
-        pick = slice(place, place + 1)
-        tally.update(guess[pick], truth[pick], torch.tensor([[2, 2], [1, 3]])[pick])
-    scores = tally.scores()
-    assert tally.errors.tolist() == [3, 0]
+    scores = score_reconstructions(guess.byte(), truth.byte(), torch.tensor([[2, 2], [1, 3]]))
     assert scores["pixel_accuracy"] == 9 / 12
     assert scores["non_black_accuracy"] == 2 / 4
     assert scores["non_black_iou"] == 2 / 5  # not black in either: the four originals' and the 4 drawn on black
@@ -134,18 +129,13 @@ def test_near_means_five_wrong_cells_at_most() -> None:
     guess[0, 1:, 0] = guess[0, 1, 1] = guess[0, 1, 2] = 9
     guess[1] = 0
     guess[1, 1:, 0] = guess[1, 1, 1] = guess[1, 1, 2] = 9
-    tally = GridTally()
-    tally.update(guess, truth, None)
-    assert tally.errors.tolist() == [5, 6]
-    assert tally.scores()["near_share"] == 0.5
-    assert tally.scores()["inside_accuracy"] is None
+    scores = score_reconstructions(guess.byte(), truth.byte(), None)
+    assert (scores["near_share"], scores["exact_share"], scores["inside_accuracy"]) == (0.5, 0, None)
 
 
 def test_a_split_without_colour_is_refused() -> None:
-    tally = GridTally()
-    tally.update(torch.ones(1, 4, 4, dtype=torch.int64), torch.zeros(1, 4, 4, dtype=torch.int64), None)
     with pytest.raises(InputError, match="black"):
-        tally.scores()
+        score_reconstructions(torch.ones(1, 4, 4).byte(), torch.zeros(1, 4, 4).byte(), None)
 
 
 @pytest.mark.parametrize(("accuracy", "expected"), [(1.0, 1.0), (0.8, 0.0), (0.9, 0.5), (0.6, -1.0)])
@@ -243,7 +233,7 @@ def test_quick_leaves_out_what_is_slow(model: VAE, corpus: GridCorpus, monkeypat
     monkeypatch.setattr("arcvae_cli.domains.grids.QUICK_EXAMPLES", 40)
     monkeypatch.setattr("arcvae_cli.domains.grids.QUICK_SAMPLES", 20)
     heard: list[str] = []
-    result = run(model, corpus, "val", SMALL, quick=True, tell=heard.append).report
+    result = run(model, corpus, "val", SMALL, quick=True, note=heard.append).report
     assert (result["split"], result["quick"], result["reconstruction"]["examples"]) == ("val", True, 40)
     assert (result["prior_samples"]["samples"], result["prior_samples"]["reference"]) == (20, 20)
     assert (result["shuffled_codes"], result["interpolation"], result["importance_weighted"]) == (None, None, None)

@@ -7,16 +7,16 @@ import random
 import pytest
 import torch
 
-from arcvae_cli.evaluation.paths import changed, edit_distance, linear, spherical, walk
+from arcvae_cli.evaluation.paths import between, edit_distance, smoothness, walk
 
 
 def test_a_line_is_evenly_spaced() -> None:
-    path = linear(torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.tensor([[4.0, 0.0], [1.0, 3.0]]), 3)
+    path = between(torch.tensor([[0.0, 2.0], [1.0, 1.0]]), torch.tensor([[4.0, 0.0], [1.0, 3.0]]), 3, "linear")
     assert path.tolist() == [[[0, 2], [1, 1]], [[2, 1], [1, 2]], [[4, 0], [1, 3]]]
 
 
 def test_a_quarter_of_a_circle() -> None:
-    path = spherical(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 4)
+    path = between(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 4, "slerp")
     angles = [0, math.pi / 6, math.pi / 3, math.pi / 2]
     expected = torch.tensor([[[math.cos(angle), math.sin(angle)]] for angle in angles])
     torch.testing.assert_close(path, expected)
@@ -25,7 +25,7 @@ def test_a_quarter_of_a_circle() -> None:
 def test_lengths_go_evenly_from_one_to_the_other() -> None:
     generator = torch.Generator().manual_seed(0)
     start, end = torch.randn(5, 3, 2, 2, generator=generator), 7 * torch.randn(5, 3, 2, 2, generator=generator)
-    path = spherical(start, end, 6)
+    path = between(start, end, 6, "slerp")
     assert path.shape == (6, 5, 3, 2, 2)
     lengths = path.flatten(2).norm(dim=2)
     torch.testing.assert_close(lengths.diff(dim=0), (lengths[-1] - lengths[0]).expand(5, 5) / 5)
@@ -47,13 +47,13 @@ def test_lengths_go_evenly_from_one_to_the_other() -> None:
 )
 def test_without_a_great_circle_the_path_is_the_line(start: list[float], end: list[float]) -> None:
     a, b = torch.tensor([start]), torch.tensor([end])
-    torch.testing.assert_close(spherical(a, b, 5), linear(a, b, 5))
+    torch.testing.assert_close(between(a, b, 5, "slerp"), between(a, b, 5, "linear"))
 
 
 @pytest.mark.parametrize("angle", [1e-4, math.pi - 1e-4])
 def test_near_those_it_stays_bounded_and_even(angle: float) -> None:
     start, end = torch.tensor([[3.0, 0.0]]), torch.tensor([[5 * math.cos(angle), 5 * math.sin(angle)]])
-    path = spherical(start.double(), end.double(), 5)
+    path = between(start.double(), end.double(), 5, "slerp")
     torch.testing.assert_close(path[:, 0].norm(dim=1), torch.linspace(3, 5, 5, dtype=torch.float64))
     turned = torch.atan2(path[:, 0, 1], path[:, 0, 0])
     torch.testing.assert_close(turned, torch.linspace(0, angle, 5, dtype=torch.float64), rtol=1e-4, atol=1e-6)
@@ -83,7 +83,8 @@ def test_changed_cells_are_counted_step_by_step() -> None:
     decoded = torch.zeros(3, 2, 4, 4, dtype=torch.int64)
     decoded[1:, 0, 0, :3] = 5
     decoded[2, 1, 2, 2] = 1
-    assert changed(decoded).tolist() == [[3, 0], [0, 1]]
+    found = smoothness(decoded)
+    assert (found["mean_step"], found["largest_step"], found["distance"], found["detour"]) == (1, 2, 2, 1)
 
 
 def plain_distance(a: str, b: str) -> int:
