@@ -55,7 +55,7 @@ LONG, NUL = "a" * 300, "a\0b"
         (["train", "--run-name", "../x", "--epochs", "1"], "--run-name"),
         (["train", "--run-name", LONG], "--run-name"),
         (["train", "--runs-dir", LONG, "--data", "shapes", "--set", "data.size=1000"], LONG),
-        (["evaluate", "--checkpoint", LONG], LONG),
+        (["evaluate", "--checkpoint", LONG], LONG[:100]),
         (["evaluate", "--checkpoint", "none.pth"], "checkpoint 'none.pth'"),
         (["schedule-preview", "cyclicall"], "cyclical"),
         (["schedule-preview", LONG], LONG),
