@@ -55,10 +55,10 @@ def main() -> None:
 
     real = train.new_model
 
-    def new_model(settings: Any, corpus: Any) -> Any:
+    def new_model(*given: Any) -> Any:
         """Called when PyTorch is there anyway: the start of the process is what it is without this script."""
         install(file, kind, int(number))
-        return real(settings, corpus)
+        return real(*given)
 
     train.new_model = new_model
     arcvae()

@@ -45,11 +45,8 @@ class Background(Recorder):
         waiting: int = WAITING,
         left: str = "what it still held is lost",
     ) -> None:
-        self._recorder = recorder
-        self._name = name
-        self._tell = tell
-        self._patience = patience
-        self._left = left
+        self._recorder, self._name, self._tell = recorder, name, tell
+        self._patience, self._left = patience, left
         self._calls: Queue[Callable[[], None] | None] = Queue(waiting)  # None: close, and end
         self._dropped = self._closing = False
         self._code = 0
@@ -119,5 +116,4 @@ class Background(Recorder):
 
 def first_line(error: BaseException) -> str:
     """An exception in one line."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")

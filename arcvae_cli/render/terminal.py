@@ -36,8 +36,7 @@ class TerminalGrids:
     """
 
     def __init__(self, grids: Grids, titles: Sequence[str] | None = None) -> None:
-        self.grids = grids
-        self.titles = titles
+        self.grids, self.titles = grids, titles
         self.height: int = grids.shape[1]
         self.width: int = grids.shape[2]
 
@@ -79,8 +78,7 @@ def digits(grid: Grids) -> Lines:
     """A grid as a line of digits for each row."""
     from rich.segment import Segment
 
-    for row in grid.tolist():
-        yield [Segment("".join("." if cell == 0 else str(cell) for cell in row))]
+    yield from ([Segment("".join(map(str, row)).replace("0", "."))] for row in grid.tolist())
 
 
 def half_blocks(grid: Grids) -> Lines:

@@ -181,7 +181,7 @@ def test_derivations_shorter_than_the_kernels_are_refused() -> None:
         build_model(settings, Structure(EQUATIONS.rules, 15))
     with pytest.raises(InputError, match="a kernel of 17 is longer"):
         build_model(GrammarSettings(encoder_kernel=17), Structure(EQUATIONS.rules, 15))
-    with pytest.raises(InputError, match="this corpus has none"):
+    with pytest.raises(InputError, match="not for grids"):
         build_model(GrammarSettings())
     assert build_model(GridSettings()).level_shapes == {"z": (10,)}
 
