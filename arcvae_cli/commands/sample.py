@@ -133,16 +133,15 @@ def _training_corpus(
     """
     from arcvae_cli.errors import InputError
 
-    lacking = "novelty is not counted, the training strings are not available"
     settings = loaded.settings.data
     if data is None and reading.unbuilt(settings):
-        named = settings.input is None and settings.grammar is None
-        console.note(f"{lacking} ({f'--data {settings.name} builds them' if named else 'not in the cache'})")
+        builds = "" if settings.input or settings.grammar else f"; --data {settings.name} builds them"
+        console.note(f"novelty is not counted: the training strings are not in the cache{builds}")
         return None
     try:
         return corpus("train")
     except InputError as error:
         if data is not None:
             raise
-        console.note(f"{lacking} ({error.what})")
+        console.note(f"novelty is not counted: {error.what}")
         return None

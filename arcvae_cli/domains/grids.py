@@ -345,10 +345,8 @@ class GridDomain(Domain):
 
     def sample(self, draw: Draw) -> Decoded:
         model, given = draw.loaded.model, draw.given
-        place, encoded = next(model.parameters()).device, None
-        if given:
-            encoded = torch.from_numpy(conditions.encode(given, len(next(iter(draw.latents.values())))))
-        asked = None if encoded is None else encoded.to(place)
+        encoded = torch.from_numpy(conditions.encode(given, len(next(iter(draw.latents.values())))))
+        asked = encoded.to(next(model.parameters()).device) if given else None
         grids = argmax_decode(model, draw.latents, asked).numpy().astype(np.uint8)
         count, distinct = len(grids), len({grid.tobytes() for grid in grids})
         blank, non_black = blank_share(grids), float((grids > 0).mean())
@@ -362,7 +360,7 @@ class GridDomain(Domain):
         }
         summary = f"{blank:.0%} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
         arrays = {"grids": grids}
-        if encoded is not None:
+        if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.PLACE))}
             baseline = draw_samples(model, count, draw.seed, draw.temperature)
             satisfied, free = (int(_satisfied(some, given).sum()) for some in (grids, baseline))
@@ -436,8 +434,8 @@ def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | Non
     non-black cell.
     """
     right = predicted == truth
-    pairs = torch.bincount((truth * COLOURS + predicted).flatten(), minlength=COLOURS**2)
-    confusion = pairs.cpu().double().view(COLOURS, COLOURS)
+    pairs = (truth * COLOURS + predicted).flatten().cpu()
+    confusion = pairs.bincount(minlength=COLOURS**2).double().view(COLOURS, COLOURS)
     coloured, hit = confusion[1:].sum().item(), confusion.diagonal()[1:].sum().item()
     if coloured == 0:
         raise InputError("every grid of the split is black", "evaluate on a corpus with something to reconstruct")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -240,16 +240,11 @@ class StringDomain(Domain):
             codes = self.posterior_samples(model, trained, "train", seed, {}, EXAMPLES)
             latents["aggregate"] = fit_prior("aggregate", codes, seed).sample(count, 1.0, seed, device)
         known = {_key(row) for row in trained.ids("train").cpu().numpy()}
-
-        def derived(logits: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-            """Of each code: whether a string drawn without the budget is complete, one drawn with it, the argmax."""
-            made, best = model.pushdown.derive(logits, noise).ids, model.pushdown.derive(logits).ids
-            free = model.pushdown.derive(logits, noise, budget=False).complete
-            return free, made.to(torch.int16), best.to(torch.int16)
-
         found["prior_samples"] = {}
         for name, codes in latents.items():
-            free, made, best = (part.numpy() for part in through_rules(model, codes, derived, seed))
+            made, _ = derive(model, codes, drawn=True, seed=seed)
+            _, free = derive(model, codes, drawn=True, budget=False, seed=seed)  # the same rules, if it is complete
+            best, _ = derive(model, codes, drawn=False)
             found["prior_samples"][name] = score_strings(made, free, best, known, grammar, validator)
         return found
 
@@ -599,29 +594,14 @@ def derive(
 ) -> tuple[Examples, NDArray[np.bool_]]:
     """Derivations (n, T) of latents on the model's device, `drawn` from p(x|z) or the argmax, and which are complete.
 
-    With `budget` all are, see `Pushdown.derive`.
+    With `budget` all are, see `Pushdown.derive`. The noise of the rules is drawn for as many codes as the CPU decodes
+    at once, whatever the device. On CUDA many codes are derived by a graph, for which all parts are of one size.
     """
 
     def made(logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
         found = model.pushdown.derive(logits, noise, budget)
         return found.ids.to(torch.int16), found.complete
 
-    ids, complete = through_rules(model, latents, made, seed, drawn)
-    return ids.numpy(), complete.numpy()
-
-
-def through_rules(
-    model: Any,
-    latents: Mapping[str, Tensor],
-    made: Callable[..., tuple[Tensor, ...]],
-    seed: int,
-    drawn: bool = True,
-) -> tuple[Tensor, ...]:
-    """`made` of the logits (B, P, T) of all latents and, if `drawn`, of noise for their rules (B, T, K), on the CPU.
-
-    `made` takes and gives tensors of as many rows. On CUDA it is captured where there is much to do, and may not
-    synchronise with the device. The noise is drawn for as many codes as the CPU decodes at once, whatever the device.
-    """
     codes, length = latents[LEVEL], model.structure.length
     block = batch_size(length)
     results: list[tuple[Tensor, ...]] = []
@@ -635,10 +615,11 @@ def through_rules(
                 inputs.append(torch.cat([model.pushdown.noise(count) for count in counts]))
             if graphed is None:
                 results.append(made(*inputs))
-            else:  # one size for all, so that one graph serves
+            else:
                 filled = [torch.cat([some, some[:1].expand(size - len(part), -1, -1)]) for some in inputs]
                 results.append(tuple(some[: len(part)] for some in graphed(*filled)))
-        return tuple(torch.cat(some).cpu() for some in zip(*results, strict=True))
+        ids, complete = (torch.cat(some).cpu().numpy() for some in zip(*results, strict=True))
+    return ids, complete
 
 
 def score_strings(

@@ -46,14 +46,11 @@ class ImageRecorder(Recorder):
         """Write `beta_schedule.png` and `kl_per_dim.png`."""
         if not self._epochs or self._plan is None:
             return
-        self._draw_beta(self._plan.elbo_scale)
         rates = [record.val.rates for record in self._epochs]
         levels = {name: np.array([groups[name] for groups in rates]) for name in rates[0]}
         floors = self._plan.free_bits if self._plan.free_bits_mode != "total" else None
         render.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors)
-
-    def _draw_beta(self, elbo_scale: float | None) -> None:
-        """Beta at every step, which may go through whole cycles within an epoch, and the targets of a closed loop."""
+        # beta at every step, which may go through whole cycles within an epoch
         places: list[float] = []
         betas: dict[str, list[float]] = {name: [] for name in self._epochs[0].path}
         for record in self._epochs:
@@ -64,4 +61,4 @@ class ImageRecorder(Recorder):
         if len(set(map(tuple, betas.values()))) == 1:
             betas = {"beta": next(iter(betas.values()))}
         held = [(float(record.epoch), record.targets) for record in self._epochs if record.targets]
-        render.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, elbo_scale, held)
+        render.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, self._plan.elbo_scale, held)

@@ -119,25 +119,28 @@ def test_free_bits_of_the_mode_total_are_the_floor_of_no_dimension(arcvae: Run, 
         assert ("free bits 0.7" in result.stdout) is shown and any("|" in bar for bar in bars) is shown
 
 
-def test_the_default_folder_is_named_after_data_and_split(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "copied"
-    shutil.copytree(tiny_run, run)
-    result = arcvae("evaluate", "--checkpoint", "copied", "--runs-dir", tmp_path / "runs", "--device", "cpu")
-    assert result.exit_code == 0, result.stderr
-    assert sorted(path.name for path in (run / "evaluation" / "some-test").iterdir()) == FILES
-    assert "using" in result.stderr
-
-
 def test_other_data_is_judged_against_the_training_grids(
     arcvae: Run, tiny_run: Path, tmp_path: Path, arc_splits: dict[str, np.ndarray]
 ) -> None:
-    other = tmp_path / "other.npz"
+    run, other = shutil.copytree(tiny_run, tmp_path / "runs" / "copied"), tmp_path / "other.npz"
     np.savez(other, test=arc_splits["test"][:7])
-    result = judge(arcvae, tiny_run, tmp_path / "out", "--data", other, "--json")
+    arguments = (
+        "--checkpoint",
+        "copied",
+        "--runs-dir",
+        tmp_path / "runs",
+        "--device",
+        "cpu",
+        "--data",
+        other,
+        "--json",
+    )
+    result = arcvae("evaluate", *arguments)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
     assert (document["corpus"], document["reconstruction"]["examples"]) == ("other", 7)
     assert document["reconstruction"]["pca_training_grids"] == 100
+    assert sorted(path.name for path in (run / "evaluation" / "other-test").iterdir()) == FILES
 
 
 def test_without_the_training_grids_the_data_at_hand_must_do(

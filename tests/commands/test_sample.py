@@ -73,15 +73,6 @@ def test_the_seed_decides(
         assert not np.array_equal(draws[0][name], draws[2][name])
 
 
-def test_temperature_scales_the_codes(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
-    cold, warm, hot = (
-        draw(arcvae, tiny_run, tmp_path / str(factor), "--num", 8, "--temperature", factor)[1]["latents_z"]
-        for factor in (0, 1, 2)
-    )
-    assert not cold.any()
-    np.testing.assert_allclose(hot, 2 * warm)
-
-
 def test_a_fitted_prior_says_what_it_was_fitted_to(arcvae: Run, tiny_run: Path, arc_npz: Path, tmp_path: Path) -> None:
     result, _ = draw(arcvae, tiny_run, tmp_path, "--prior", "aggregate")
     assert "a Gaussian fitted to 100 train examples of some" in result.stderr

@@ -139,7 +139,9 @@ def test_likelihood_is_that_of_the_rules_by_hand(evaluation: Evaluation, corpus:
 def test_drawing_strings_estimates_the_expected_exact_share(evaluation: Evaluation) -> None:
     """Ten codes of each of 40 derivations on either side, and 40,000 strings on one."""
     found = evaluation.report["reconstruction"]
-    assert found["monte_carlo"] is not None
+    drawn = evaluation.report["prior_samples"]
+    # a code near 0 is rule 0 at every step, S -> S '+' T, which never ends; the fitted Gaussian knows better
+    assert drawn["standard"]["complete_share"] < 0.05 < drawn["aggregate"]["complete_share"]
     assert (found["expected_examples"], found["encodings"]) == (40, 10)
     assert 0.05 < found["expected_exact_share"] < 0.95
     assert found["monte_carlo"]["exact_share"] == pytest.approx(found["expected_exact_share"], abs=0.03)
@@ -259,19 +261,6 @@ def key_of(ids: list[int]) -> bytes:
     return _key(np.array(ids))
 
 
-def test_samples_of_both_priors_stand_side_by_side(evaluation: Evaluation) -> None:
-    drawn = evaluation.report["prior_samples"]
-    assert drawn is not None and list(drawn) == ["standard", "aggregate"]
-    for found in drawn.values():
-        assert found["samples"] == 1100
-        assert found["distinct_1k_share"] is not None and found["distinct_10k_share"] is None
-        assert found["valid_share"] is not None and found["complete_valid_share"] is not None
-        assert found["complete_valid_share"] <= min(found["complete_share"], found["valid_share"])
-    # a code near 0 is rule 0 at every step, S -> S '+' T, which never ends; the fitted Gaussian knows better
-    assert drawn["standard"]["complete_share"] < 0.05 < drawn["aggregate"]["complete_share"]
-    assert evaluation.report["judged"] == "evaluable"
-
-
 def test_paths_go_from_one_string_to_the_other(corpus: DerivationCorpus) -> None:
     model = Ruler(EQUATIONS.rules)
     indices = torch.arange(6)
@@ -297,7 +286,8 @@ def test_the_same_seed_gives_the_same_report_and_leaves_torch_alone(corpus: Deri
 
 
 def test_a_quick_evaluation_leaves_out_what_takes_many_passes(corpus: DerivationCorpus) -> None:
-    report = run(Ruler(EQUATIONS.rules), corpus, "val", quick=True).report
+    report = run(Ruler(EQUATIONS.rules), corpus, "train", quick=True).report
+    assert report["entropy_nats"] is None  # it bounds the likelihood of unseen strings
     assert report["quick"] and report["reconstruction"]["encodings"] == 1
     assert report["interpolation"] is report["importance_weighted"] is report["reconstruction"]["monte_carlo"] is None
     assert report["levels"]["z"]["mutual_information"] is None
@@ -348,8 +338,6 @@ def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
     )
     assert report["entropy_nats"] is None
     assert "-log p(x), entropy" not in [finding["name"] for finding in report["verdict"]["findings"]]
-    assert report["prior_samples"] is not None
-    assert report["prior_samples"]["standard"]["valid_share"] is not None
     # codes of another molecule with the same meaning give another string, and the same molecule
     swapped = np.concatenate([ids[:6], ids[[6]]])
     arrays = Dataset("swap", swapped, np.array([0] * 6 + [2], np.uint8), rules=grammar.rules, grammar=grammar)
@@ -364,13 +352,6 @@ def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
     found = run(renaming, DerivationCorpus(arrays), "test", samples=5).report
     assert found["reconstruction"]["posterior_mean"]["exact_share"] == 0.0
     assert found["reconstruction"]["canonical_share"] == 1.0
-
-
-def test_the_entropy_bounds_nothing_of_strings_that_were_trained_on(corpus: DerivationCorpus) -> None:
-    model = Ruler(EQUATIONS.rules, length=LENGTH, sharp=2.0, spread=0.3)
-    report = run(model, corpus, "train", quick=True).report
-    assert report["entropy_nats"] is None
-    assert "-log p(x), entropy" not in [finding["name"] for finding in report["verdict"]["findings"]]
 
 
 # ------------------------------------------------------------------------------------------------ deriving

@@ -232,14 +232,6 @@ def test_a_tally_weighs_examples_and_not_batches_and_counts_what_is_valid() -> N
     torch.testing.assert_close(codes.levels["z"].mean, mean)
 
 
-def test_no_mutual_information_where_the_posterior_hangs_on_the_level_above() -> None:
-    zeros = torch.zeros(4, 2, 3, 3)
-    level = Level("map", zeros, zeros, zeros, torch.full((4, 2), 0.06), zeros, zeros)
-    found = measures(level, 100)
-    assert found["mutual_information"] is None
-    assert (found["units"], found["active_units"], found["active_dims"]) == (18, 0, 2)
-
-
 # ------------------------------------------------------------------------------------------------ codes put to work
 
 
@@ -383,22 +375,6 @@ def test_pairs_are_taken_from_the_two_halves_and_those_that_agree_have_no_share(
 
 
 # ------------------------------------------------------------------------------------------------ order and noise
-
-
-def test_evaluating_leaves_the_generator_and_the_mode_as_they_were(logistic: Logistic) -> None:
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    logistic.train()
-    with eval_mode(logistic, 0):
-        assert not logistic.training
-        first = torch.rand(2)
-    assert logistic.training
-    assert torch.equal(torch.rand(2), expected)
-    with eval_mode(logistic, 0):
-        assert torch.equal(torch.rand(2), first)
-    with eval_mode(logistic, 1):
-        assert not torch.equal(torch.rand(2), first)
 
 
 def test_examples_are_chosen_by_the_seed_without_repetition() -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from arcvae_cli.domains.texts import Pair, Writer, pair_lines
@@ -55,8 +54,3 @@ def test_texts_of_an_epoch(
     recorder.epoch(make_record(7, unit="token"))
     recorder.close()
     assert {path.name for path in tmp_path.iterdir()} == {*texts, "beta_schedule.png", "kl_per_dim.png"}
-
-
-def test_ids_of_any_integer_type(make_rules: Callable[..., Rules], derivations: Pictures) -> None:
-    for kind in (np.int16, np.int64, np.uint8):
-        assert Writer(make_rules()).samples(derivations.samples.astype(kind))[0] == "* + *"
