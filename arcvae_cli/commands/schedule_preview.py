@@ -387,25 +387,20 @@ def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
         columns += ["quantity", "target", "value"]
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
             for s in shown:
+                scale = None if s.source == "schedule" else s.scale
                 for level, part in s.schedule.parts.items():
+                    run = s.recorded.get(level, Recorded({}, {}))
                     for epoch in s.points(steps):
-                        row = {"schedule": s.name, "level": level, "epoch": f"{epoch:.10g}"}
-                        writer.writerow({**row, **values(s, level, part, epoch)})
+                        rest: list[object] = [None] * (len(columns) - 5)
+                        beta = run.betas.get(epoch)
+                        if isinstance(part, Feedback):
+                            rest = [part.quantity, part.setpoint(epoch), run.values.get(epoch)]
+                        else:
+                            beta = part(epoch)
+                        elbo = None if scale is None or beta is None else beta * scale
+                        writer.writerow([s.name, level, f"{epoch:.10g}", beta, elbo, *rest])
     except OSError as error:
         raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error
-
-
-def values(s: Shown, level: str, part: Schedule, epoch: float) -> dict[str, object]:
-    """The columns of a row of the CSV that have a value."""
-    if isinstance(part, Feedback):
-        run = s.recorded.get(level, Recorded({}, {}))
-        known = {"quantity": part.quantity, "target": part.setpoint(epoch), "value": run.values.get(epoch)}
-        beta = run.betas.get(epoch)
-    else:
-        known, beta = {}, part(epoch)
-    if beta is None or s.scale is None or s.source == "schedule":
-        return {**known, "beta": beta}
-    return {**known, "beta": beta, "elbo_scale_beta": beta * s.scale}
