@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pickle
 import shutil
@@ -40,14 +39,6 @@ AS_WRITTEN = "use the arcvae that wrote it, or train again"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint's file, with a note where its name was looked up."""
-
-    path: Path
-    note: str | None = None
-
-
-@dataclass(frozen=True)
 class Loaded:
     """A checkpoint: the model in evaluation mode on its device, and what it was trained with."""
 
@@ -76,10 +67,14 @@ def save(path: Path, values: Mapping[str, Any]) -> None:
 
     Values are tensors, numbers, text, and lists and dictionaries of them. WriteError if the file cannot be written.
     """
-    buffer = io.BytesIO()  # PyTorch hides the reason of a failed write
-    torch.save({**values, "digest": digest(values)}, buffer)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    signed = {**values, "digest": digest(values)}
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(signed, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # the reason that PyTorch hides
+                raise error.__context__ from None
+            raise
 
 
 def save_part(path: Path, weights: Mapping[str, Tensor], epoch: int, settings: Settings) -> None:
@@ -171,9 +166,7 @@ def read_settings(path: Path, values: Mapping[str, Any]) -> Settings:
     """The settings that a checkpoint carries. InputError if they are not those of this version."""
     try:
         return resolve(None, Layer("config", dict(json.loads(values["config"])))).settings
-    except InputError as error:
-        raise InputError(f"{path}: {error.what}", AS_WRITTEN) from error
-    except (LookupError, TypeError, ValueError) as error:
+    except (InputError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{path}: its settings cannot be read ({first_line(error)})", AS_WRITTEN) from error
 
 
@@ -187,27 +180,27 @@ def condition_schema(model: VAE) -> list[list[str | int]]:
     return [[attribute.name, attribute.size] for attribute in model.attributes]
 
 
-def find_checkpoint(argument: str, runs: Path) -> Found:
-    """What `--checkpoint` means: a file, a run folder, a run's name, or a file name in the latest run."""
-    given = Path(argument)
+def resumable(values: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds all that training needs: not a part of a model, not of a former format."""
+    return "history" in values and values["format_version"] >= RESUMABLE
+
+
+def find_checkpoint(argument: str, runs: Path) -> tuple[Path, str | None]:
+    """The file that `--checkpoint` means, with a note if its name was looked up.
+
+    `argument`: a file, a run folder, a run's name, or the name of a file of the latest run.
+    """
+    given, latest = Path(argument), runs / "latest" / "checkpoints" / argument
     if is_file(given):
-        return Found(given)
-    if is_dir(given):
-        return Found(_in_run(given, argument))
-    latest = runs / "latest" / "checkpoints" / argument
+        return given, None
     if given.name == argument and is_file(latest):
         path = latest.resolve()
-        return Found(path, f"using {path.parent.parent.name}/checkpoints/{argument}, of the latest run")
+        return path, f"using {path.parent.parent.name}/checkpoints/{argument}, of the latest run"
     try:
-        folder = find(argument, runs)
+        folder = given if is_dir(given) else find(argument, runs)
     except InputError as error:
         raise InputError(f"checkpoint {argument!r:.200}: no such file, run folder or run", error.fix) from None
-    path = _in_run(folder, argument)
-    return Found(path, f"using {path}")
-
-
-def _in_run(folder: Path, argument: str) -> Path:
     for path in (folder / "checkpoints" / BEST, folder / BEST):
         if is_file(path):
-            return path
+            return path, None if folder == given else f"using {path}"
     raise InputError(f"checkpoint {argument!r}: the folder holds no checkpoints/{BEST}", "give the file itself")

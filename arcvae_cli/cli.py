@@ -33,20 +33,13 @@ COMMANDS = {
 class LazyGroup(TyperGroup):
     """A group that lists its commands without importing them, and translates exceptions."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        if cmd_name not in self.commands and cmd_name in COMMANDS:
-            return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])  # a name with a line of help
-        return self.commands.get(cmd_name)
+    def __init__(self, *arguments: Any, **extra: Any) -> None:
+        super().__init__(*arguments, **extra)
+        self.commands = {name: TyperCommand(name, help=text) for name, (_, text) in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in COMMANDS:
             self.commands[args[0]] = load(args[0])
-        elif args:
-            for name in COMMANDS:  # candidates for "Did you mean"
-                self.commands.setdefault(name, TyperCommand(name))
         return super().resolve_command(ctx, args)
 
     def main(self, args: Any = None, prog_name: Any = None, **extra: Any) -> Any:  # type: ignore[override]
@@ -60,7 +53,8 @@ class LazyGroup(TyperGroup):
                 import traceback
 
                 traceback.print_exc()
-            complain(what, fix, "" if isinstance(error, Interrupted) else "error: ")
+            if what:
+                complain(what, fix, "" if isinstance(error, Interrupted) else "error: ")
         sys.exit(code or 0)
 
     def invoke(self, ctx: Any) -> Any:
@@ -83,22 +77,21 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
             ctx = getattr(error, "ctx", None)
             message = " ".join(error.format_message().split())
             return 2, message, f"see {ctx.command_path if ctx else 'arcvae'} --help"
-        case _ if isinstance(error, MemoryError) or ran_out_of_memory(error):
+        case _ if ran_out_of_memory(error):
             return 1, f"out of memory: {first_line}", "free some memory, or use another --device"
-        case OSError(errno=errno.ENAMETOOLONG):
-            return 2, f"{error.filename}: {error.strerror}", "use a shorter name"
         case ValueError() if first_line.startswith("embedded null"):
             return 2, f"a file name contains a NUL character ({first_line})", "remove it"
-        case OSError(strerror=str()):
-            return 1, f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), None
+        case OSError(strerror=str(reason), filename=file):
+            long = error.errno == errno.ENAMETOOLONG
+            return 2 if long else 1, f"{file}: {reason}" if file else reason, "use a shorter name" if long else None
         case _:
             return 1, f"{type(error).__name__}: {first_line}", "a bug in arcvae; arcvae --debug shows where"
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch could not allocate."""
+    """Whether Python or PyTorch could not allocate."""
     if "torch" not in sys.modules:
-        return False
+        return isinstance(error, MemoryError)
     from arcvae_cli.machine import out_of_memory
 
     return out_of_memory(error)
@@ -106,8 +99,6 @@ def ran_out_of_memory(error: Exception) -> bool:
 
 def complain(what: str, fix: str | None, prefix: str) -> None:
     """Print on stderr what is wrong and what to do about it."""
-    if not what:
-        return
     from rich.text import Text
 
     from arcvae_cli.console import Console

@@ -1,7 +1,7 @@
-"""What a grid can be asked to be: the attributes that a conditional model takes, measured, read and checked.
+"""The attributes of a grid that a conditional model takes: measured, parsed from the command line, checked.
 
-Every attribute is a function of the canvas alone, so that a sample is checked by the very function that made the
-condition in training. Grids are uint8 (n, 16, 16) of colours 0-9; a value is a small non-negative integer.
+An attribute is a function of the canvas alone, so the function that measures the training data also checks samples.
+Grids are uint8 (n, 16, 16) of colours 0-9; a value is a small non-negative integer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LISTED = "`arcvae data info --conditions` lists them"
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """A condition. Its values are 0 to `size - 1`; with a size of 2 they are no and yes. `text` says what it is."""
+    """A condition with the values 0 to `size - 1`, where a size of 2 means no and yes; `text` describes it."""
 
     name: str
     size: int
@@ -76,6 +76,7 @@ SYMMETRY = {
 """What `symmetry=` stands for: lr and ud ask for one mirror and leave the other open."""
 
 _ALIASES = {name: f"colour_{number}" for number, name in enumerate(COLOURS)}
+_NAMED = tuple(f"colour_{number}" for number in range(1, 10))
 _KEYS = (*PLACE, "symmetry", *_ALIASES)
 
 
@@ -114,10 +115,7 @@ def _reach(lines: Lines) -> Values:
 
 
 def _mirror(lines: Lines, reach: Values) -> Values:
-    """The line (n, 16) that each line has for its mirror image within the lit extent.
-
-    Counted round the canvas: what lies outside the extent, all of it black, is mapped to what lies outside.
-    """
+    """The line (n, 16) that is the mirror image of each line; the black lines outside the lit extent map there."""
     side = lines.shape[1]
     mirrored: Values = ((lines.argmax(axis=1) + reach - 1)[:, None] - np.arange(side)) % side
     return mirrored
@@ -154,20 +152,17 @@ def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def parse(texts: Sequence[str]) -> dict[str, int]:
-    """What `--condition key=value`, given any number of times, asks for: values by the attribute's name.
+    """The values of repeated `--condition key=value` by the attribute's name.
 
     Keys are the attributes, `symmetry` for both mirrors at once, and the names of the colours. Raises InputError for
-    an unknown key or value, what is given twice, and what no grid can obey.
+    an unknown key or value, a repeated attribute, and values that exclude each other.
     """
     given: dict[str, int] = {}
-    said: dict[str, str] = {}
     for text in texts:
         for name, value in _read(text):
             if name in given:
-                earlier = "" if said[name] == text else f" after {said[name]}"
-                raise InputError(f"{FLAG} {text}{earlier}: {name} is given twice", "give each condition once")
+                raise InputError(f"{FLAG} {text}: {name} is given twice", "give each condition once")
             given[name] = value
-            said[name] = text
     clash = contradiction(given)
     if clash is not None:
         raise InputError(f"{FLAG} {', '.join(texts)}: no grid is like that, {clash}", "leave one of them out")
@@ -176,11 +171,12 @@ def parse(texts: Sequence[str]) -> dict[str, int]:
 
 def _read(text: str) -> Iterator[tuple[str, int]]:
     """Name and value of each attribute that one `key=value` sets."""
-    key, equals, value = (part.strip().lower() for part in text.partition("="))
+    key, _, value = (part.strip().lower() for part in text.partition("="))
     if key not in _KEYS:
         near = difflib.get_close_matches(key, _KEYS, n=1)
-        hint = f"did you mean {near[0]}? {_LISTED}" if near else _LISTED
-        raise InputError(f"{FLAG} {text}: there is no condition {key!r}", hint)
+        raise InputError(
+            f"{FLAG} {text}: there is no condition {key!r}", f"did you mean {near[0]}? {_LISTED}" if near else _LISTED
+        )
     if key == "symmetry":
         if value not in SYMMETRY:
             raise InputError(f"{FLAG} {text}: no value of symmetry", f"use symmetry={'|'.join(SYMMETRY)}")
@@ -188,37 +184,31 @@ def _read(text: str) -> Iterator[tuple[str, int]]:
         return
     attribute = ATTRIBUTES[PLACE[_ALIASES.get(key, key)]]
     if value not in attribute.values:
-        what = f"no value of {key}" if equals else "the value is missing"
-        raise InputError(f"{FLAG} {text}: {what}", f"use {key}=VALUE, which is {attribute.allowed}")
+        raise InputError(f"{FLAG} {text}: no value of {key}", f"use {key}=VALUE, which is {attribute.allowed}")
     yield attribute.name, attribute.values.index(value)
 
 
 def contradiction(given: Mapping[str, int]) -> str | None:
-    """Why no grid can have these values, or None where nothing speaks against it (which is no proof that one can)."""
-    wanted = [name for name in (f"colour_{number}" for number in range(1, 10)) if given.get(name) == 1]
-    barred = [name for name in (f"colour_{number}" for number in range(1, 10)) if given.get(name) == 0]
-    blank = [name for name in ("height", "width", "colours", "objects") if given.get(name) == 0]
-    lit = [name for name, value in given.items() if value > 0]
+    """Why no grid can have these values; None where no contradiction is known."""
+    colours, objects = given.get("colours"), given.get("objects")
+    present = [name for name in _NAMED if given.get(name) == 1]
+    absent = [name for name in _NAMED if given.get(name) == 0]
+    blank = [f"{name}=0" for name in ("height", "width", "colours", "objects") if given.get(name) == 0]
+    blank += ["no colour of 1-9"] * (len(absent) == 9)
+    lit = next((name for name, value in given.items() if value > 0), None)
     if blank and lit:
-        return f"{blank[0]}=0 is a blank grid and {written({lit[0]: given[lit[0]]})} is none"
-    if len(barred) == 9 and lit:
-        return f"without the colours 1-9 it is blank and {written({lit[0]: given[lit[0]]})} is not"
+        return f"{blank[0]} is a blank grid and {written({lit: given[lit]})} is none"
     for extent, mirror in (("height", "symmetry_ud"), ("width", "symmetry_lr")):
         if given.get(extent) == 1 and given.get(mirror) == 0:
             return f"{extent}=1 is its own mirror image and {written({mirror: 0})} is asked for"
-    colours = given.get("colours")
-    if colours is not None and len(wanted) > colours:
-        return f"colours={colours} and {' and '.join(wanted)} are asked for"
-    if colours is not None and 9 - len(barred) < colours:
-        return f"colours={colours} and only {9 - len(barred)} are allowed"
-    fewest = max(colours or 0, len(wanted))
-    if "objects" in given and given["objects"] < fewest:
-        return f"objects={given['objects']} and {fewest} colours, each of which is an object"
+    if colours is not None and not len(present) <= colours <= 9 - len(absent):
+        return f"colours={colours} and {written({name: given[name] for name in present or absent})} are asked for"
+    fewest = max(colours or 0, len(present))
+    if objects is not None and objects < fewest:
+        return f"objects={objects} and {fewest} colours, each of which is an object"
     cells = given.get("height", 16) * given.get("width", 16)
-    needed = max(fewest, given.get("objects", 0)) + given.get("colour_0", 0)
-    if 0 < cells < needed:
-        return f"height x width are {cells} cells and {needed} are needed"
-    return None
+    needed = max(fewest, objects or 0) + given.get("colour_0", 0)
+    return f"height x width are {cells} cells and {needed} are needed" if 0 < cells < needed else None
 
 
 def written(given: Mapping[str, int]) -> str:

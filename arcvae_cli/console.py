@@ -88,19 +88,16 @@ class Console:
         title: str,
         columns: Sequence[str],
         rows: Iterable[Sequence[RenderableType]],
-        *,
-        left: Collection[int] = (0,),
-        header: bool = True,
+        **style: Any,
     ) -> None:
-        """Print a table: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line."""
-        made = table(title, columns, rows, left=left, header=header)
+        """Print a `table`: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line."""
+        made = table(title, columns, rows, **style)
         if not self.piped:
             self.result(made)
             return
         plain = Terminal(file=io.StringIO(), width=10**4, color_system=None)
-        with plain.capture() as text:
-            plain.print(made)
-        self.lines(line.rstrip() for line in text.get().splitlines())
+        plain.print(made)
+        self.lines(line.rstrip() for line in plain.file.getvalue().splitlines())  # type: ignore[attr-defined]
 
     def lines(self, lines: Iterable[str]) -> None:
         """Print lines unchanged: no markup, no wrapping; unless the result is the JSON document."""
@@ -162,18 +159,12 @@ def table(
     from rich import box
     from rich.table import Table
 
-    made = Table(
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD if header else None,
-        pad_edge=False,
-        show_header=header,
-    )
+    shape = box.SIMPLE_HEAD if header else None
+    made = Table(title=title or None, title_justify="left", title_style="bold", box=shape, pad_edge=False)
+    made.show_header = header
     for place, name in enumerate(columns):
-        made.add_column(
-            Text(name), justify="left" if place in left else "right", no_wrap=place not in left, overflow="fold"
-        )
+        text = place in left
+        made.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return made

@@ -1,8 +1,8 @@
-"""How the optimiser steps of an epoch run: one by one, with the network compiled, or as one CUDA graph each.
+"""How the optimiser steps of an epoch run: eager, with the network compiled, or as one CUDA graph a step.
 
-All engines run one body, which takes everything that differs from step to step from device memory that stays where it
-is: the indices of the batch, the learning rate, the betas, the row of the tally. Randomness is a function of (seed,
-epoch, step), so every engine draws the same.
+All engines run the same body. What differs from step to step (indices of the batch, learning rate, betas, row of the
+metrics) lies in device memory that keeps its place. Randomness is a function of (seed, epoch, step), so every engine
+draws the same.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import traceback
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arcvae_cli import graphs
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.machine import out_of_memory
+from arcvae_cli.metrics import MetricAccumulator
 from arcvae_cli.settings import Settings
-from arcvae_cli.step import Kept, Step, Sums, Tally, mix, seed_step
+from arcvae_cli.step import Kept, Step, mix, seed_step
 
 TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
 """The engines, in the words of a header."""
@@ -38,22 +39,26 @@ class Engine:
         self.row = torch.zeros(1, dtype=torch.int64, device=device)
         levels = step.model.level_sizes
         closed = settings.schedule.closed_levels(tuple(levels))
-        self.tally = Tally(steps + 1, levels, corpus.background, device, closed)  # the last row is for trials
-        self._graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph] = {}  # by the levels whose KL weighs nothing
+        # the last row is for trial steps
+        self.metrics = MetricAccumulator(steps + 1, levels, corpus.background, device, closed)
+        self._graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph] = {}  # by the levels whose beta is 0
 
     def body(self) -> None:
-        """One optimiser step: the batch, augmented; the loss and its gradients; Adam; what the step came to."""
-        conditions = bool(self.step.model.attributes)
-        batch = self.corpus.batch("train", self.indices, augment=self.settings.data.augment, conditions=conditions)
-        terms, output = self.step.train(batch, self.control)
-        self.tally.add(self.row, terms, output, batch, self.step.norm)
+        """One optimiser step: the batch, augmented; the loss and its gradients; Adam; a row of metrics."""
+        self._step(self.indices)
         self.row.add_(1)
 
-    def prepare(self, times: Iterable[float]) -> None:
-        """Choose the engine and make it ready, by trial; what cannot be had is replaced by what can, with a reason.
+    def _step(self, indices: Tensor) -> None:
+        conditions = bool(self.step.model.attributes)
+        batch = self.corpus.batch("train", indices, augment=self.settings.data.augment, conditions=conditions)
+        terms, output = self.step.train(batch, self.control.weigh)
+        self.metrics.add(self.row, terms, output, batch, self.step.norm)
 
-        `times`: all that the schedule will be asked for, since a graph is of the KL terms that weigh something. `auto`
-        is a graph on CUDA and eager elsewhere: compiling takes half a minute on a CPU and gains nothing there.
+    def prepare(self, times: Iterable[float]) -> None:
+        """Choose the engine by trial; what is not available is replaced by the eager engine, with a reason.
+
+        `times`: all epochs that the schedule will be asked for, since a graph is recorded for the KL terms in the loss.
+        `auto` is a graph on CUDA and eager elsewhere: compiling takes half a minute on a CPU and gains nothing there.
         """
         wanted, cuda = self.settings.train.engine, graphs.possible(self.step.device)
         if wanted == "auto":
@@ -66,13 +71,13 @@ class Engine:
         if wanted == "compile":
             self._compile(cases)
         elif not cuda:
-            self.reason = f"a graph takes CUDA, this is {self.step.device.type}"
+            self.reason = f"CUDA graphs need a CUDA device, this is {self.step.device.type}"
         if cuda:
             self._record(cases)
         kept.restore()
 
     def begin(self, epoch: int, index: int = 0) -> None:
-        """Lay out an epoch: its batches are a permutation that only the seed and the epoch decide, on any device."""
+        """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
         self.epoch = epoch
         generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
         order = torch.randperm(self.corpus.size("train"), generator=generator)
@@ -80,7 +85,7 @@ class Engine:
         self.row.fill_(index)
 
     def run(self, index: int) -> None:
-        """The step `index` of the epoch; the device may lag behind."""
+        """The step `index` of the epoch, without a CPU-GPU sync."""
         seed_step(self.settings.train.seed, "step", self.epoch, index)
         self.indices.copy_(self.order[index * self.size : (index + 1) * self.size])
         graph = self._graphs.get(self.control.silent)
@@ -89,36 +94,30 @@ class Engine:
         else:
             self.body()
 
-    def read(self, done: int) -> Sums:
-        """What the first `done` steps of the epoch came to: the device is waited for."""
-        return self.tally.read(done)
-
     def fitting(self, size: int) -> int | None:
-        """The largest of `size`, its half, quarter ... whose step finds the memory that it takes; None for none.
+        """The largest of `size`, its half, quarter ... whose step fits into memory, None if none does.
 
-        For a run that ends because its batches did not: the weights are of no use afterwards, and graphs are given up.
+        For a run that has failed: the weights are spoilt and the graphs gone.
         """
         self._graphs.clear()
         self.step.forward = self.step.plain
         while size:
+            self.row.fill_(self.steps)
             for parameter in self.step.parameters:
                 parameter.grad = None
             graphs.free(self.step.device)
             try:
-                batch = self.corpus.batch("train", self.order[:size], conditions=bool(self.step.model.attributes))
-                terms, output = self.step.train(batch, self.control)
-                self.tally.add(self.steps, terms, output, batch, self.step.norm)
+                self._step(self.order[:size])
+                return size
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                traceback.clear_frames(error.__traceback__)
-                size //= 2
-            else:
-                return size
+                traceback.clear_frames(error.__traceback__)  # which hold the tensors of the step
+            size //= 2
         return None
 
     def _cases(self, times: Iterable[float]) -> dict[tuple[str, ...], float]:
-        """The levels whose KL weighs nothing, in every combination there will be, and a time of each."""
+        """A time for each combination of levels whose beta is 0, which have no term in the loss."""
         cases: dict[tuple[str, ...], float] = {}
         for time in times:
             self.control.at(time)
@@ -126,19 +125,17 @@ class Engine:
         return cases
 
     def _try(self) -> None:
-        """A step whose figures go into the spare row, which is where the next one's would go too."""
+        """A step whose metrics go into the spare row; so do those of the next one."""
         self.row.fill_(self.steps)
         self.body()
         self.row.fill_(self.steps)
 
     def _compile(self, cases: Mapping[tuple[str, ...], float]) -> None:
-        """Compile the network and the objective; the plain ones stay where that fails."""
-        from torch._inductor import config
-
-        config.fallback_random = True  # draws what eager draws
+        """Compile the network and the objective; if that fails, they stay as they are."""
         # torch 2.13 loses what a compiled function writes into the state of a closed loop
         self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
-        self.step.forward = torch.compile(self.step.plain, dynamic=False)
+        # fallback_random: draws what eager draws
+        self.step.forward = torch.compile(self.step.plain, dynamic=False, options={"fallback_random": True})
         try:
             for time in cases.values():
                 self.control.at(time)
@@ -152,9 +149,9 @@ class Engine:
             self.kind = "compile"
 
     def _record(self, cases: Mapping[tuple[str, ...], float]) -> None:
-        """Record a graph for each case; where one cannot be, steps run without."""
+        """Record a graph for each case; if that fails, steps run without."""
         if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
-            self.reason = "cuDNN keeps the state of dropout between GRU layers to itself, and a graph cannot seed it"
+            self.reason = "a CUDA graph cannot seed the dropout between GRU layers, whose state is cuDNN's own"
             return
         try:
             for case, time in cases.items():
@@ -164,6 +161,6 @@ class Engine:
             raise
         except RuntimeError as error:
             self._graphs = {}
-            self.reason = f"no graph could be recorded: {graphs.first_line(error)}"
+            self.reason = f"no CUDA graph could be recorded: {graphs.first_line(error)}"
         else:
             self.kind = self.kind if self.kind == "compile" else "graph"

@@ -47,7 +47,7 @@ def printable(text: str) -> str:
 
 def without_password(text: str) -> str:
     """A URL, or a text with URLs in it, without the user names and passwords (`https://user:secret@host/...`)."""
-    return re.sub(r"(\w{2,}:/{1,2})[^/\s]*@", r"\1", text)  # one slash where it was taken for a path
+    return re.sub(r"(\w{2,}:/{1,2})\S*@", r"\1", text)  # one slash where it was taken for a path
 
 
 class WriteError(ArcvaeError):

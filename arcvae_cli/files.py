@@ -48,23 +48,29 @@ def read_limited(path: Path, most: int) -> bytes:
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that replaces it, synced, when the block ends without an error.
 
-    Raises:
-        WriteError: the file system refuses; `path` is unchanged.
-
+    WriteError if the file system refuses; `path` is unchanged then.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
             temporary.touch(exist_ok=False)  # with the permissions of any new file
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            _sync(temporary, os.O_RDWR)
             temporary.replace(path)
-            sync_folder(path.parent)
+            if hasattr(os, "O_DIRECTORY"):  # systems that can open folders
+                _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise failed(path, error.strerror or str(error)) from error
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def usable_folder(folder: Path, flag: str) -> Path:
@@ -72,53 +78,37 @@ def usable_folder(folder: Path, flag: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            return folder
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"{flag} {folder}: cannot be written to ({reason})", "choose another folder") from error
-    return folder
 
 
 def failed(path: Path, reason: str) -> WriteError:
     """The error of a file that could not be written, with the free space of its disk."""
-    try:
+    space = ""
+    with contextlib.suppress(OSError):  # the folder is gone
         space = f"; {size(shutil.disk_usage(path.parent).free)} free there"
-    except OSError:  # the folder is gone
-        space = ""
     return WriteError(f"{path}: could not be written ({reason}{space})", "free some space, or choose another folder")
 
 
 def size(count: int) -> str:
     """A number of bytes to three digits, in units of 1024."""
-    value, units = float(count), iter(("bytes", "KiB", "MiB", "GiB", "TiB"))
-    unit = next(units)
-    while value >= 999.5 and unit != "TiB":
-        value, unit = value / 1024, next(units)
-    return f"{count} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a loss of power, where the system can open folders."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    value = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"
 
 
 def metric_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a `metrics.jsonl`, each as text and as a table with `kind` ("step" or "epoch") and `epoch`.
-
-    What is no such line, as one cut short by a crash, is left out.
-    """
+    """The lines of a `metrics.jsonl`, each as text and as a table; without lines that a crash cut short."""
     for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
+        with contextlib.suppress(ValueError):
             line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and line.get("kind") in ("step", "epoch"):
-            yield text, line
+            if isinstance(line, dict) and line.get("kind") in ("step", "epoch"):
+                yield text, line
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -17,9 +17,8 @@ the same twice, and it is counted once).
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -74,9 +73,9 @@ class Production:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a model needs of a grammar, as plain numbers: which symbol each rule rewrites, and into which.
+    """What a model needs of a grammar, as plain numbers; P rules, the padding rule included.
 
-    There are P rules, the padding rule included. `lhs`: (P,) place in `symbols` of what each rule rewrites, -1 for the
+    `lhs`: (P,) place in `symbols` of what each rule rewrites, -1 for the
     padding rule and for rules that no derivation can use. `rhs`: (P,) places of the nonterminals of each right-hand
     side, from left to right; None where only ids and masks are known, and then nothing can be derived. `text`: the
     grammar in its notation, None likewise.
@@ -168,8 +167,7 @@ def read_grammar(name_or_path: str) -> Grammar:
         fix = f"Give a grammar file, or one of those that ship: {', '.join(SHIPPED)}."
         raise InputError(f"{name_or_path}: cannot be read ({error.strerror or error})", fix) from error
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name_or_path}: line {line}: not UTF-8", "Save the file as UTF-8.") from error
+        raise _error(name_or_path, content.count(b"\n", 0, error.start) + 1, "not UTF-8", "save it as UTF-8") from error
 
 
 def parse_grammar(text: str, name: str) -> Grammar:
@@ -183,27 +181,26 @@ def parse_grammar(text: str, name: str) -> Grammar:
     productions = tuple(lines)
     defined = {production.left for production in productions}
     number, (start,) = directives.get("%start", (0, (productions[0].left,)))
-    if start not in defined:
-        raise _error(name, number, f"%start: undefined symbol {start}", _closest(start, defined))
     separator = directives["%separator"][1][0][1:-1] if "%separator" in directives else ""
     allowed = defined.union(directives.get("%undefined", (0, ()))[1])
+    quote = "Terminals stand in quotes; `%undefined NAME` permits a symbol without productions."
+    if start not in defined:
+        raise _error(name, number, f"%start: undefined symbol {start}", quote)
     for production, number in lines.items():
         for symbol in production.right:
             if isinstance(symbol, str) and symbol not in allowed:
-                raise _error(name, number, f"undefined symbol {symbol}", _closest(symbol, defined))
+                raise _error(name, number, f"undefined symbol {symbol}", quote)
             if isinstance(symbol, Terminal) and separator.isspace() and re.search(r"\s", symbol.text):
                 what = f"the terminal {_quoted(symbol.text)} contains whitespace, which separates terminals"
                 raise _error(name, number, what, "Make its words terminals of their own, or leave %separator out.")
+    first = {production.left: number for production, number in reversed(lines.items())}
     unusable = _unusable(productions, start)
     if unusable is None:
-        number = next(lines[production] for production in productions if production.left == start)
-        what = f"the start symbol {start} derives no string"
-        raise _error(name, number, what, "Give it an alternative that ends in terminals.")
-    cycle = _cycle([production for rule, production in enumerate(productions) if rule not in unusable])
-    if cycle:
-        number = next(lines[production] for production in productions if production.left == cycle[0])
+        fix = "Give it an alternative that ends in terminals."
+        raise _error(name, first[start], f"the start symbol {start} derives no string", fix)
+    if cycle := _cycle([production for rule, production in enumerate(productions) if rule not in unusable]):
         fix = "Every string with it would have infinitely many derivations; remove one of these steps."
-        raise _error(name, number, f"a symbol derives itself: {' -> '.join(cycle)}", fix)
+        raise _error(name, first[cycle[0]], f"a symbol derives itself: {' -> '.join(cycle)}", fix)
     return Grammar(name, text, productions, start, separator, frozenset(unusable))
 
 
@@ -252,11 +249,8 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], _Directives]:
     *others, last = lines or [padding]
     if last == padding and not any({"Nothing", "None"} & {one.left, *one.right} for one in others):
         lines.pop(padding, None)
-    if not lines:
-        raise InputError(f"{name}: no productions", _FIX)
-    if len(lines) >= MOST_RULES:
-        what = f"{name}: {len(lines)} productions, more than {MOST_RULES - 1}"
-        raise InputError(what, "Ids are int16. Write numbers and names a character at a time.")
+    if not 0 < len(lines) < MOST_RULES:
+        raise InputError(f"{name}: {len(lines)} productions, not 1 to {MOST_RULES - 1}", _FIX)  # ids are int16
     return lines, directives
 
 
@@ -315,9 +309,3 @@ def _fewest(rules: Sequence[tuple[_S, tuple[_S, ...]]]) -> dict[_S, int]:
 
 def _quoted(text: str) -> str:
     return f'"{text}"' if "'" in text else f"'{text}'"
-
-
-def _closest(symbol: str, defined: Collection[str]) -> str:
-    close = difflib.get_close_matches(symbol, defined, 1)
-    meant = f"Is it {close[0]}? " if close else ""
-    return f"{meant}Terminals stand in quotes; `%undefined {symbol}` permits a symbol without productions."

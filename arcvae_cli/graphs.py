@@ -1,24 +1,26 @@
-"""Work on a CUDA device recorded once and replayed as one graph: a launch in place of hundreds.
+"""Work on a CUDA device recorded once and replayed as one graph: one launch instead of hundreds.
 
-What is recorded reads and writes memory that stays where it is, and asks the device for nothing. Random numbers come
-from the default generator: after the same seed a replay draws what the plain call draws.
+What is recorded reads and writes memory that keeps its place, without a CPU-GPU sync. Random numbers come from the
+default generator: after the same seed a replay draws what the plain call draws.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 Out = TypeVar("Out")
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
 WARM_UPS = 3
-"""Plain calls before a recording: libraries choose their kernels and take their workspace there."""
+"""Plain calls before a recording, in which libraries choose their kernels and allocate their workspaces."""
+
+_failed: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose recording failed. PyTorch's allocator still refers to them and can record no other."""
 
 
 def possible(device: torch.device) -> bool:
@@ -27,7 +29,7 @@ def possible(device: torch.device) -> bool:
 
 
 def free(device: torch.device) -> None:
-    """Give what the allocator keeps for later back to the device, where a device has such an allocator."""
+    """Empty the cache of the device's allocator."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -35,16 +37,15 @@ def free(device: torch.device) -> None:
 
 
 def record(function: Callable[[], Out], warm_up: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, Out]:
-    """A graph of what `function` does on the present CUDA device, and what it returned, in memory of the graph.
+    """A graph of `function` on the current CUDA device, and what it returned, in memory of the graph.
 
-    `warm_up` is called before, a few times, on the stream of the recording; `function` itself then does nothing but be
-    recorded. Raises RuntimeError where it does what no graph can, such as reading a value back, and ever after: of a
-    recording that failed PyTorch's allocator believes that it goes on.
+    `warm_up` is called a few times before; `function` itself is only recorded. RuntimeError where it does what no graph
+    can, such as reading a value back, and in every call after that: a process has no graphs after a failed recording.
     """
     if _failed:
         raise RuntimeError("an earlier recording failed")
-    here = torch.cuda.current_stream()
-    stream = _side(torch.cuda.current_device())
+    here, device = torch.cuda.current_stream(), torch.cuda.current_device()
+    stream = _side(device)
     stream.wait_stream(here)
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):
@@ -52,13 +53,16 @@ def record(function: Callable[[], Out], warm_up: Callable[[], object]) -> tuple[
     here.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     try:
-        # other threads, those of loggers, may go on meanwhile
+        # "thread_local": the threads of loggers may use the device meanwhile
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             out = function()
     except Exception as error:
         _failed.append(graph)
-        _leave(here)
-        raise error.__context__ or error from None  # the end of a recording says no more than that something failed
+        # PyTorch leaves its stream in place, and a generator that refuses to draw
+        torch.cuda.set_stream(here)
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(torch.Generator(generator.device).set_state(generator.get_state()))
+        raise error.__context__ or error from None  # the end of a recording only says that something failed
     return graph, out
 
 
@@ -68,35 +72,20 @@ def _side(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-_failed: list[torch.cuda.CUDAGraph] = []
-"""Graphs that were never finished, which the allocator still asks."""
-
-
-def _leave(stream: torch.cuda.Stream) -> None:
-    """Undo what PyTorch leaves behind where a recording fails: its stream, and a generator that may not draw."""
-    torch.cuda.set_stream(stream)
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    fresh = torch.Generator(generator.device)
-    fresh.set_state(generator.get_state())
-    generator.graphsafe_set_state(fresh)
-
-
 class Graphed(Generic[Out]):
-    """A function of tensors, without gradients, that is one graph launch on CUDA and a plain call elsewhere.
+    """A function of tensors, without gradients: one graph launch on CUDA, a plain call elsewhere.
 
-    There is one graph for the shapes and types of the arguments, recorded when they are met for the first time, so
-    callers pad what is left over to a size already met. What is returned (a tensor, or tensors in tuples and
-    dictionaries) is a copy. `reason`: why calls are plain, None while they are graphs.
+    A graph is recorded for each new combination of shapes and types, so callers should pad what is left over. Returns
+    copies of a tensor or a tuple of tensors. `reason`: why calls are plain, None while they are graphs.
     """
 
     def __init__(self, function: Callable[..., Out], device: torch.device) -> None:
         self.function = function
-        self.reason = None if possible(device) else f"graphs are of CUDA, this is {device.type}"
+        self.reason = None if possible(device) else f"CUDA graphs need a CUDA device, this is {device.type}"
         self._graphs: dict[Shapes, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Out]] = {}
 
     @torch.inference_mode()
     def __call__(self, *tensors: Tensor) -> Out:
-        """What the function returns for these tensors."""
         if self.reason is not None:
             return self.function(*tensors)
         key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
@@ -108,7 +97,7 @@ class Graphed(Generic[Out]):
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                self.reason = f"no graph could be recorded: {first_line(error)}"
+                self.reason = f"no CUDA graph could be recorded: {first_line(error)}"
                 return self.function(*tensors)
             finally:
                 torch.cuda.set_rng_state(state)
@@ -117,10 +106,10 @@ class Graphed(Generic[Out]):
         for place, tensor in zip(held, tensors, strict=True):
             place.copy_(tensor)
         graph.replay()
-        copied: Out = pytree.tree_map_only(Tensor, Tensor.clone, out)
-        return copied
+        made: Any = out
+        return cast("Out", made.clone() if isinstance(made, Tensor) else tuple(one.clone() for one in made))
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what follows its first line."""
+    """The first line of an error's text, or its type."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,23 +1,34 @@
-"""loss = reconstruction + beta * KL, with free bits, on a scale that is said.
+"""loss = reconstruction + beta * KL, with free bits.
 
-Nothing here knows what the positions are: cells of a grid and steps of a derivation are classes at positions.
+Cells of a grid and steps of a derivation are the same here: classes at positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arcvae_cli.controllers import Controller
 from arcvae_cli.models.base import Batch, Output
 from arcvae_cli.settings import ObjectiveSettings
 
 ACTIVE_KL = 0.05
 """A dimension is called active when its mean KL is above this many nats."""
+
+Betas = Mapping[str, float | Tensor]
+"""By level."""
+
+Weigh = Callable[[Tensor, Mapping[str, Tensor]], Betas]
+"""Gives the betas of a batch from its reconstruction term (0-d) and its rates (D,) by level, such as
+`Controller.weigh`."""
+
+
+def fixed(betas: Betas) -> Weigh:
+    """The same betas for every batch."""
+    return lambda reconstruction, rates: betas  # noqa: ARG005
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,7 @@ class Terms:
     reconstruction: Tensor
     kl_free: dict[str, Tensor]
     rates: dict[str, Tensor]
-    betas: Mapping[str, float | Tensor]
+    betas: Betas
 
 
 class Objective(nn.Module):
@@ -54,20 +65,22 @@ class Objective(nn.Module):
             weights = class_weights(class_counts, settings.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, output: Output, batch: Batch, betas: Mapping[str, float | Tensor] | Controller) -> Terms:
-        """Terms of a batch at these betas, given by the name of the level, or by a controller that sees the batch."""
+    def forward(self, output: Output, batch: Batch, betas: Betas) -> Terms:
+        """Terms of a batch at these betas, by level."""
+        return self.weighted(output, batch, fixed(betas))
+
+    def weighted(self, output: Output, batch: Batch, weigh: Weigh) -> Terms:
+        """Terms of a batch at betas that depend on its reconstruction term (0-d) and rates (D,) by level."""
         reconstruction = self.reconstruction(output.logits, batch).mean()
         rates = {level.name: level.kl.mean(dim=0) for level in output.levels}  # (B, D) -> (D,)
         kl_free = {level.name: self.free(level.kl, level.name) for level in output.levels}
-        if isinstance(betas, Controller):
-            seen = {name: groups.detach() for name, groups in rates.items()}
-            betas = betas.weigh(reconstruction.detach(), seen)
+        betas = weigh(reconstruction.detach(), {name: groups.detach() for name, groups in rates.items()})
         loss = reconstruction
         for name, free in kl_free.items():
-            # a weight of exactly 0 takes the term out: a KL that has overflowed would make it no number
-            weight = betas[name]
-            if isinstance(weight, Tensor) or weight != 0.0:
-                loss = loss + weight * free
+            # a beta of exactly 0 takes the term out: a KL that has overflowed would make it NaN
+            beta = betas[name]
+            if isinstance(beta, Tensor) or beta != 0.0:
+                loss = loss + beta * free
         return Terms(loss, reconstruction, kl_free, rates, betas)
 
     def reconstruction(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -107,10 +120,10 @@ class Objective(nn.Module):
         return total / kl.shape[1] if self.settings.kl_reduction == "mean" else total
 
     def selection(self, reconstruction: float, rates: Mapping[str, float], peaks: Mapping[str, float]) -> float:
-        """The yardstick of model selection: reconstruction + sum over levels of (peak beta) * unclamped KL.
+        """The loss of model selection: reconstruction + sum over levels of (peak beta) * unclamped KL.
 
-        `rates`: by level, total raw KL in nats and `peaks` the largest beta of its schedule; so annealing can neither
-        pick the best epoch nor stop a run.
+        `rates`: total raw KL of each level in nats, `peaks`: the largest beta of its schedule. Independent of the
+        present beta, so that annealing can neither pick the best epoch nor stop a run.
         """
         return reconstruction + sum(peaks[name] * rate for name, rate in rates.items())
 

@@ -14,15 +14,13 @@ SAVED = 75
 """Exit code of a run that was asked to save itself and wants to be run again (EX_TEMPFAIL of sysexits.h)."""
 
 NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "a terminal that was closed", "SIGUSR1": "SIGUSR1"}
-"""The signals, as far as the system knows them, and how a person calls them."""
 
 
 class Signals:
-    """While it is entered, a signal that asks to stop either ends what is being done at once or is kept for later.
+    """While entered, a signal raises KeyboardInterrupt, or is only kept in `asked` if `patient`.
 
-    `names`: of the signals. `patient`: from where on one is kept, since steps that are finished can be saved; else it
-    raises KeyboardInterrupt where the program is. A second Ctrl-C raises it even then. What a parent had ignored
-    (`nohup`) remains so, and where threads cannot have handlers there are none.
+    `patient`: there are steps to save; a second Ctrl-C raises all the same. What the parent ignores (`nohup`) stays
+    ignored, and outside of the main thread there are no handlers.
     """
 
     def __init__(self, names: Iterable[str] = NAMES) -> None:
@@ -31,7 +29,6 @@ class Signals:
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
         self._hook = sys.unraisablehook
-        self._entered = False
 
     def __call__(self) -> int | None:
         """The number of the signal that asked to stop, or None."""
@@ -43,11 +40,9 @@ class Signals:
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._catch)
         self._hook, sys.unraisablehook = sys.unraisablehook, self._dropped
-        self._entered = True
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._entered = False
         sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -57,26 +52,19 @@ class Signals:
         if not self.patient or (again and number == signal.SIGINT):
             raise KeyboardInterrupt
 
-    def _dropped(self, told: sys.UnraisableHookArgs) -> None:
-        """Raise again, a moment later, what came where Python drops exceptions: in a destructor, say."""
-        if told.exc_type is not KeyboardInterrupt or self.asked is None:
-            self._hook(told)
-            return
-        later = Timer(0.01, self._again, (self.asked,))
-        later.daemon = True
-        later.start()
-
-    def _again(self, number: int) -> None:
-        if self._entered:
-            os.kill(os.getpid(), number)
+    def _dropped(self, dropped: sys.UnraisableHookArgs) -> None:
+        if dropped.exc_type is KeyboardInterrupt and self.asked is not None:  # in a destructor: raise it once more
+            Timer(0.01, os.kill, (os.getpid(), self.asked)).start()
+        else:
+            self._hook(dropped)
 
 
 def name(number: int) -> str:
-    """How a person calls a signal."""
+    """What a person calls a signal."""
     found = signal.Signals(number).name
     return NAMES.get(found, found)
 
 
 def exit_code(number: int) -> int:
-    """With which a process ends after a signal, its work being saved: 128 and its number, 75 after SIGUSR1."""
+    """The exit code of a process whose work is saved: 128 and the signal's number, 75 after SIGUSR1."""
     return SAVED if number == getattr(signal, "SIGUSR1", None) else 128 + number

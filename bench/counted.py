@@ -22,20 +22,20 @@ def install(file: str, kind: str, number: int) -> None:
         memory = mmap.mmap(opened.fileno(), 8)
     real, done = Step.train, 0
 
-    def train(step: Step, batch: Any, betas: Any) -> Any:
+    def train(step: Step, batch: Any, weigh: Any) -> Any:
         nonlocal done
         plain, hook = step.forward, None
         if (kind, done + 1) == ("loss", number):
 
-            def forward(batch: Any, betas: Any) -> Any:
-                terms, output = plain(batch, betas)
+            def forward(batch: Any, weigh: Any) -> Any:
+                terms, output = plain(batch, weigh)
                 return replace(terms, loss=terms.loss * math.nan), output
 
             step.forward = forward
         elif (kind, done + 1) == ("gradient", number):
             hook = step.parameters[0].register_hook(lambda grad: grad * math.inf)
         try:
-            return real(step, batch, betas)
+            return real(step, batch, weigh)
         finally:
             step.forward = plain
             if hook is not None:
@@ -55,10 +55,10 @@ def main() -> None:
 
     real = train.new_model
 
-    def new_model(settings: Any, corpus: Any) -> Any:
+    def new_model(*given: Any) -> Any:
         """Called when PyTorch is there anyway: the start of the process is what it is without this script."""
         install(file, kind, int(number))
-        return real(settings, corpus)
+        return real(*given)
 
     train.new_model = new_model
     arcvae()

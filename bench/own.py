@@ -12,10 +12,11 @@ import torch
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus, open_corpus
 from arcvae_cli.engine import TEXTS, Engine
+from arcvae_cli.metrics import MetricRows
 from arcvae_cli.models import Structure, build_model
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import DataSettings, Settings
-from arcvae_cli.step import LearningRate, Step, Sums, seed_step
+from arcvae_cli.step import LearningRate, Step, seed_step
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 BETA = 0.1
@@ -25,7 +26,7 @@ BETA = 0.1
 class Own:
     """`run` makes so many steps and reads back what they came to. `how`: in which arithmetic, and by which engine."""
 
-    run: Callable[[int], Sums]
+    run: Callable[[int], MetricRows]
     how: str
     engine: Engine
 
@@ -65,7 +66,7 @@ def own_steps(settings: Settings, corpus: GridCorpus | DerivationCorpus, device:
     model.train()
     done = 0
 
-    def run(count: int) -> Sums:
+    def run(count: int) -> MetricRows:
         nonlocal done
         for _ in range(count):
             epoch, index = divmod(done, steps)
@@ -75,6 +76,6 @@ def own_steps(settings: Settings, corpus: GridCorpus | DerivationCorpus, device:
             step.learning_rate = rate(done)
             engine.run(index)
             done += 1
-        return engine.read(index + 1)
+        return engine.metrics.read(index + 1)
 
     return Own(run, f"{NAMES[step.precision]}, {TEXTS[engine.kind]}", engine)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 import torch
 
 from arcvae_cli import checkpoints
-from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.grammar import parse_grammar, read_grammar
+from arcvae_cli.errors import InputError, WriteError
+from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
 from arcvae_cli.settings import Settings
@@ -101,33 +100,27 @@ def test_tensors_of_a_gpu(tmp_path: Path) -> None:
     assert torch.equal(checkpoints.read(tmp_path / "x.pth")["x"], kept["x"].cpu())
 
 
-def test_the_same_values_are_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a.pth", "b.pth"):
-        checkpoints.save(tmp_path / name, {"weight": torch.arange(3.0)})
-    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "b.pth").read_bytes()
-
-
 def test_a_copy_is_a_file_of_its_own(good: Path) -> None:
     copy = good.with_name("vae_final.pth")
     checkpoints.copy(good, copy)
     assert copy.read_bytes() == good.read_bytes() and copy.stat().st_ino != good.stat().st_ino
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint_whole(good: Path) -> None:
-    before = good.read_bytes()
-    script = (
-        "import resource, sys, torch; from pathlib import Path; from arcvae_cli import checkpoints\n"
-        "from arcvae_cli.errors import ArcvaeError\n"
-        f"import signal; signal.signal({int(signal.SIGXFSZ)}, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "try: checkpoints.save(Path(sys.argv[1]), {'a': torch.zeros(1_000_000)})\n"
-        "except ArcvaeError as error: print(error); sys.exit(7)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(good)], capture_output=True, text=True)
-    assert done.returncode == 7, done.stderr
-    assert f"{good}: could not be written (File too large; " in done.stdout
+@pytest.mark.parametrize("limit", [0, 500, 200_000, 3_999_000, 4_001_000])
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(good: Path, limit: int) -> None:
+    """Wherever in the file the disk is full, the reason is that of the system: PyTorch makes a RuntimeError of it."""
+    before, limits = good.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(WriteError) as raised:
+            checkpoints.save(good, {"a": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert raised.value.what.startswith(f"{good}: could not be written (File too large; ")
     assert good.read_bytes() == before and list(good.parent.iterdir()) == [good]
-    with pytest.raises(ArcvaeError, match="could not be written"):
+    with pytest.raises(WriteError, match="could not be written"):
         checkpoints.save(good.parent / "none" / "x.pth", {})
 
 
@@ -185,7 +178,6 @@ def test_a_model_of_derivations_needs_its_structure(tmp_path: Path, bare: bool) 
     table = json.loads(kept["structure"])
     changes: list[Callable[[], object]] = [
         lambda: table.update(length=8),
-        lambda: table["rules"]["lhs"].pop(),
         lambda: table["rules"].update(text=read_grammar("smiles").text),
         lambda: table.pop("length"),
         lambda: table.pop("rules"),
@@ -200,23 +192,15 @@ def test_a_model_of_derivations_needs_its_structure(tmp_path: Path, bare: bool) 
     expect_refused(path, "do not fit together")
 
 
-def test_no_derivation_is_short_enough(tmp_path: Path) -> None:
-    grammar = parse_grammar("S -> 'x' A A A\nA -> 'a'", "x")
-    kept = strings(Structure(grammar.rules, 4))
-    table = json.loads(kept["structure"])
-    checkpoints.save(tmp_path / "x.pth", {**kept, "structure": json.dumps({**table, "length": 3})})
-    expect_refused(tmp_path / "x.pth", "the shortest has 4")
-
-
 def test_names_are_looked_up_in_the_runs(good: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     (runs / "latest").symlink_to("a")
-    assert checkpoints.find_checkpoint(str(good), runs) == checkpoints.Found(good)
-    assert checkpoints.find_checkpoint(str(runs / "a"), runs).path == good
-    named = checkpoints.find_checkpoint("a", runs)
-    assert named.path == good and named.note is not None
-    latest = checkpoints.find_checkpoint("vae_best.pth", runs)
-    assert latest.path == good.resolve() and "a/checkpoints/vae_best.pth, of the latest run" in str(latest.note)
+    assert checkpoints.find_checkpoint(str(good), runs) == (good, None)
+    assert checkpoints.find_checkpoint(str(runs / "a"), runs) == (good, None)
+    path, note = checkpoints.find_checkpoint("a", runs)
+    assert path == good and note is not None
+    path, note = checkpoints.find_checkpoint("vae_best.pth", runs)
+    assert path == good.resolve() and "a/checkpoints/vae_best.pth, of the latest run" in str(note)
     with pytest.raises(InputError, match="runs: a"):
         checkpoints.find_checkpoint("nothing.pth", runs)
     with pytest.raises(InputError, match="no run in"):

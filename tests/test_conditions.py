@@ -28,7 +28,7 @@ from arcvae_cli.errors import InputError
 def real() -> np.ndarray:
     """Every ARC grid of the test split."""
     arrays = build_arc_raw()
-    return arrays.grids[arrays.rows("test")]
+    return arrays.x[arrays.rows("test")]
 
 
 def canvas(*rows: str) -> np.ndarray:
@@ -145,7 +145,7 @@ def test_what_is_read(texts: list[str], given: dict[str, int]) -> None:
         (["colors=3"], "there is no condition 'colors'", "did you mean colours?"),
         (["color_2=yes"], "there is no condition 'color_2'", "did you mean colour_2?"),
         (["purple=yes"], "there is no condition 'purple'", "data info --conditions"),
-        (["colours"], "the value is missing", "use colours=VALUE, which is 0 to 9"),
+        (["colours"], "no value of colours", "use colours=VALUE, which is 0 to 9"),
         (["colours="], "no value of colours", "0 to 9"),
         (["colours=10"], "no value of colours", "0 to 9"),
         (["height=-1"], "no value of height", "0 to 16"),
@@ -154,19 +154,23 @@ def test_what_is_read(texts: list[str], given: dict[str, int]) -> None:
         (["symmetry=yes"], "no value of symmetry", re.escape("symmetry=lr|ud|both|none")),
         (["=3"], "there is no condition ''", "lists them"),
         (["colours=3", "colours=3"], "colours is given twice", "once"),
-        (["red=yes", "colour_2=no"], "colour_2=no after red=yes: colour_2 is given twice", "once"),
+        (["red=yes", "colour_2=no"], "colour_2=no: colour_2 is given twice", "once"),
         (["symmetry=both", "symmetry_ud=yes"], "symmetry_ud is given twice", "once"),
         (["colours=0", "red=yes"], "colours=0 is a blank grid and colour_2=yes is none", "leave one"),
         (["height=0", "width=3"], "height=0 is a blank grid and width=3 is none", "leave one"),
         (["objects=0", "symmetry=lr"], "objects=0 is a blank grid", "leave one"),
-        (["colours=1", "red=yes", "blue=yes"], "colours=1 and colour_1 and colour_2 are asked for", "leave one"),
-        (["colours=9", "red=no"], "colours=9 and only 8 are allowed", "leave one"),
+        (["colours=1", "red=yes", "blue=yes"], "colours=1 and colour_1=yes, colour_2=yes are asked for", "leave one"),
+        (["colours=9", "red=no"], "colours=9 and colour_2=no are asked for", "leave one"),
         (["objects=1", "colours=2"], "objects=1 and 2 colours", "leave one"),
         (["height=1", "width=2", "objects=3"], "height x width are 2 cells and 3 are needed", "leave one"),
         (["height=1", "width=1", "black=yes", "red=yes"], "1 cells and 2 are needed", "leave one"),
         (["height=1", "symmetry_ud=no"], "height=1 is its own mirror image and symmetry_ud=no", "leave one"),
         (["symmetry=none", "width=1"], "width=1 is its own mirror image and symmetry_lr=no", "leave one"),
-        ([f"colour_{number}=no" for number in range(1, 10)] + ["width=3"], "without the colours 1-9", "leave one"),
+        (
+            [f"colour_{number}=no" for number in range(1, 10)] + ["width=3"],
+            "no colour of 1-9 is a blank grid",
+            "leave one",
+        ),
     ],
 )
 def test_what_is_refused(texts: list[str], what: str, fix: str) -> None:

@@ -13,10 +13,11 @@ from arcvae_cli import graphs
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus, open_corpus
 from arcvae_cli.engine import Engine
+from arcvae_cli.metrics import MetricRows
 from arcvae_cli.models import Structure, build_model
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import Settings
-from arcvae_cli.step import Step, Sums, seed_step
+from arcvae_cli.step import Step, seed_step
 from tests.replaying import record
 
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ def times() -> list[float]:
     return [epoch + (index + 1) / STEPS for epoch in range(EPOCHS) for index in range(STEPS)]
 
 
-def train(engine: Engine) -> list[Sums]:
+def train(engine: Engine) -> list[MetricRows]:
     """Fifty steps with a learning rate and a beta that move; what each epoch came to."""
     found = []
     for epoch in range(1, EPOCHS + 1):
@@ -70,7 +71,7 @@ def train(engine: Engine) -> list[Sums]:
             engine.control.at(times()[(epoch - 1) * STEPS + index])
             engine.step.learning_rate = 1e-3 / epoch
             engine.run(index)
-        found.append(engine.read(STEPS))
+        found.append(engine.metrics.read(STEPS))
     return found
 
 
@@ -112,7 +113,9 @@ def watch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_compiled_network_trains_as_eager_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced and split into forward and backward as for every backend; bench/engines.py has the one that makes code."""
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **how: compiler(function, backend="aot_eager", **how))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, options, **how: compiler(function, backend="aot_eager", **how)
+    )
     table = {**MODELS["plain"], "schedule": SCHEDULES["geco"]}
     plain, compiled = make(table, "eager"), make(table, "compile")
     compiled.prepare(times())
@@ -126,7 +129,7 @@ def test_a_compiled_network_trains_as_eager_does(monkeypatch: pytest.MonkeyPatch
 def test_what_cannot_be_had_is_replaced_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = make(MODELS["plain"], "graph")
     asked.prepare(times())
-    assert (asked.kind, asked.reason) == ("eager", "a graph takes CUDA, this is cpu")
+    assert (asked.kind, asked.reason) == ("eager", "CUDA graphs need a CUDA device, this is cpu")
 
     def broken(*arguments: object, **how: object) -> Callable[..., Any]:
         def refuse(*arguments: object) -> None:
@@ -143,16 +146,16 @@ def test_what_cannot_be_had_is_replaced_and_said(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(graphs, "record", record)
     reading = make(MODELS["plain"], "graph")
     body = reading.body
-    monkeypatch.setattr(reading, "body", lambda: (body(), reading.tally.table.sum().item()))
+    monkeypatch.setattr(reading, "body", lambda: (body(), reading.metrics.table.sum().item()))
     reading.prepare(times())
     assert (reading.kind, reading.reason) == (
         "eager",
-        "no graph could be recorded: aten._local_scalar_dense.default waits for the device",
+        "no CUDA graph could be recorded: aten._local_scalar_dense.default waits for the device",
     )
     plain = make(MODELS["plain"], "eager")
     for other in (asked, compiled):  # what was tried has left no trace
         assert apart(plain, other) == 0.0
-    assert [train(one)[0].counts().loss for one in (plain, compiled, reading)] == [train(asked)[0].counts().loss] * 3
+    assert [train(one)[0].mean().loss for one in (plain, compiled, reading)] == [train(asked)[0].mean().loss] * 3
 
 
 def test_running_out_of_memory_while_trying_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +206,9 @@ def test_an_epoch_is_a_permutation_that_the_seed_and_the_epoch_decide() -> None:
 
 class TestGraphed:
     def test_calls_are_plain_where_there_are_no_graphs(self) -> None:
-        graphed = graphs.Graphed(lambda x: {"twice": 2 * x}, CPU)
-        assert graphed.reason == "graphs are of CUDA, this is cpu"
-        assert graphed(torch.ones(3))["twice"].tolist() == [2.0] * 3
+        graphed = graphs.Graphed(lambda x: 2 * x, CPU)
+        assert graphed.reason == "CUDA graphs need a CUDA device, this is cpu"
+        assert graphed(torch.ones(3)).tolist() == [2.0] * 3
 
     def test_one_graph_for_each_shape_and_the_draws_of_a_plain_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def noisy(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -234,5 +237,5 @@ class TestGraphed:
         monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
         graphed = graphs.Graphed(lambda x: x * x.max().item(), CPU)
         assert graphed(torch.tensor([1.0, 3.0])).tolist() == [3.0, 9.0]
-        assert graphed.reason is not None and graphed.reason.startswith("no graph could be recorded: ")
+        assert graphed.reason is not None and graphed.reason.startswith("no CUDA graph could be recorded: ")
         assert graphed(torch.tensor([2.0])).tolist() == [4.0]

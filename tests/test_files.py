@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,31 +32,6 @@ def test_two_at_once_do_not_share_a_temporary_file(tmp_path: Path) -> None:
         one.write_text("one")
         two.write_text("two")
     assert (tmp_path / "a").read_text() == "one"  # which ended last
-
-
-def test_a_disk_that_is_full(tmp_path: Path) -> None:
-    (tmp_path / "a.bin").write_bytes(b"former")
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from arcvae_cli.errors import ArcvaeError\n"
-        "from arcvae_cli.files import atomic_write\n"
-        "try:\n"
-        "    with atomic_write(Path(sys.argv[1])) as temporary: temporary.write_bytes(bytes(10**6))\n"
-        "except ArcvaeError as error: print(error.exit_code, error.what, error.fix, sep='|')\n"
-    )
-
-    def small() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))
-
-    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "a.bin")]
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small, check=True)
-    code, what, fix = done.stdout.strip().split("|")
-    assert code == "1"
-    assert what.startswith(f"{tmp_path / 'a.bin'}: could not be written (File too large; ")
-    assert what.endswith(" free there)")
-    assert fix == "free some space, or choose another folder"
-    assert (tmp_path / "a.bin").read_bytes() == b"former"
-    assert os.listdir(tmp_path) == ["a.bin"]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ FLOORS = {
     1: {"archives", "errors", "files", "grammar", "presets", "schedules", "settings", "stopping"},
     2: {"gaussians", "conditions", "controllers", "graphs", "machine", "models", "objective", "data"},
     3: {
-        *("step", "engine", "checkpoints", "runs", "records", "evaluation", "domains"),
-        *("trainer", "snapshots", "memorising"),
+        *("step", "metrics", "engine", "checkpoints", "runs", "records", "evaluation", "domains"),
+        *("trainer", "overfit"),
     },
     4: {"console", "render", "recorders"},
     5: {"commands", "cli", "__main__"},

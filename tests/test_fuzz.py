@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arcvae_cli import checkpoints
-from arcvae_cli.errors import InputError
 from arcvae_cli.presets import Layer, Resolved, preset_folder, resolve, set_layer
-from tests.outside import same, write_all
-from tests.test_hostile import READERS
+from tests.outside import READERS, read_or_refused, same, write_all
 
 LONG = int(os.environ.get("FUZZ", "0"))
 fuzzed = settings(
@@ -32,26 +28,11 @@ fuzzed = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=bool(LONG),
 )
-SECONDS = 10.0
-"""Longest time for one example; none takes a tenth of it."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_all(tmp_path_factory.mktemp("whole"))
-
-
-def read_or_refused(read: Callable[[], Any]) -> Any:
-    """What is read; None for an InputError of at most two printable lines. Nothing else may be raised."""
-    begun = time.process_time()
-    try:
-        return read()
-    except InputError as error:
-        text = str(error)
-        assert text.count("\n") <= 1 and text.replace("\n", "").isprintable(), text
-        return None
-    finally:
-        assert time.process_time() - begun < SECONDS
 
 
 @st.composite

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from arcvae_cli.data.derivations import Counts
-from arcvae_cli.errors import InputError, printable
+from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import SHIPPED, Production, Rules, Terminal, parse_grammar, read_grammar
 
 T = Terminal
@@ -43,16 +42,6 @@ def test_notation():
     assert (grammar.name, grammar.text, grammar.start, grammar.separator) == ("mine", text, "S", ", ")
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_lines_end_as_any_system_ends_them(end: str):
-    assert productions(end.join(["\ufeffS -> 'a' A", "", "A -> 'b'", ""])) == [("S", (T("a"), "A")), ("A", (T("b"),))]
-
-
-def test_productions_read_as_they_are_written():
-    for production in (Production("S", ()), Production("S", ("A", T("'"), T('"'), T("\\")))):
-        assert productions(f"{production}\nA -> 'a'")[0] == (production.left, production.right)
-
-
 def test_start_and_undefined():
     grammar = parse_grammar("%start B\nA -> 'a' B\nB -> 'b' A | 'c' | C D\n%undefined C D", "g")
     assert grammar.start == "B"
@@ -82,7 +71,7 @@ def test_what_no_derivation_uses_keeps_its_number():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("# nothing\n\n", "no productions"),
+        ("# nothing\n\n", "0 productions, not 1 to 31999"),
         ("S -> 'a\n", "line 1: unexpected"),
         ("\nS -> a'\na -> 'b'", "line 2: unexpected"),
         ("S -> 'a' ''", "line 1: unexpected \"''\""),
@@ -95,7 +84,7 @@ def test_what_no_derivation_uses_keeps_its_number():
         ("%separator x\nS -> 'a'", "line 1: invalid directive"),
         ("%separator ' '\n%separator ','\nS -> 'a'", "line 2: invalid directive"),
         ("%start T\nS -> 'a'", "line 1: %start: undefined symbol T"),
-        ("S -> 'a' Digit\nDigits -> '1'", "line 1: undefined symbol Digit\nIs it Digits[?] .*%undefined Digit"),
+        ("S -> 'a' Digit\nDigits -> '1'", "line 1: undefined symbol Digit\n.*%undefined NAME"),
         ("S -> 'a'\n\nS -> 'a'", "line 3: `S -> 'a'` stands in line 1 already"),
         ("# x\nS -> 'a' S", "line 2: the start symbol S derives no string"),
         ("S -> S", "line 1: the start symbol S derives no string"),
@@ -103,7 +92,7 @@ def test_what_no_derivation_uses_keeps_its_number():
         ("S -> 'a' | A\nA -> B E\nB -> 'b' | E S E\nE -> ", "line [123]: a symbol derives itself: ([SAB] -> ){3}[SAB]"),
         ("S -> 'a' A\nA -> 'b' | S2\nS2 -> A", "line [23]: a symbol derives itself: (A -> S2 -> A|S2 -> A -> S2)"),
         ("%separator ' '\nS -> 'is not'", "line 1?2: the terminal 'is not' contains whitespace"),
-        ("S -> " + "|".join(f"'{i}'" for i in range(32_000)), "32000 productions, more than 31999"),
+        ("S -> " + "|".join(f"'{i}'" for i in range(32_000)), "32000 productions, not 1 to 31999"),
     ],
 )
 def test_what_is_wrong_and_where(text: str, message: str):
@@ -111,10 +100,6 @@ def test_what_is_wrong_and_where(text: str, message: str):
         parse_grammar(text, "mine.cfg")
     assert caught.value.fix
     assert "\n" not in caught.value.what + caught.value.fix
-
-
-def test_a_symbol_may_derive_itself_where_nothing_uses_it():
-    assert parse_grammar("S -> 'a'\nA -> A | 'b'", "g").unusable == {1, 2}
 
 
 def test_files(tmp_path: Path):
@@ -171,15 +156,6 @@ def test_fewest_is_the_length_of_the_shortest_derivation(name: str):
         assert shortest[start] == next(length for length, count in enumerate(exact) if count)
 
 
-@pytest.mark.parametrize("down", [True, False])
-def test_long_chains_of_symbols_are_checked_in_time(down: bool):
-    lines = [f"A{place} -> A{place + 1} | 'x'" for place in range(8000)]
-    text = "\n".join([*(lines if down else lines[::-1]), "A8000 -> 'x'"])
-    begun = time.process_time()
-    assert parse_grammar(f"%start A0\n{text}", "g").rules.fewest()[0] == 1
-    assert time.process_time() - begun < 2
-
-
 def test_fewest_needs_right_hand_sides_that_end():
     with pytest.raises(ValueError, match="right-hand sides"):
         Rules(("0",), (0, -1), None, 0, 1).fewest()
@@ -214,10 +190,3 @@ def test_a_derivation_is_written_left_most():
     assert [empty.write(ids) for ids in ([1], [0, 1], [0, 0, 1, 2, 2], [0])] == ["", "a", "aa", None]
     dead = parse_grammar("S -> 'a' | Loop\nLoop -> Loop", "g")
     assert dead.write([1, 2, 2]) is None
-
-
-def test_escape_sequences_of_a_grammar_do_not_reach_the_terminal():
-    assert printable("\x1b[2Ja\u202eb\t") == "\\x1b[2Ja\\u202eb\\t"
-    with pytest.raises(InputError) as caught:
-        parse_grammar("S -> '\x1b[31m'\nS -> '\x1b[31m'", "g")
-    assert "\x1b" not in str(caught.value) and "\\x1b[31m" in str(caught.value)

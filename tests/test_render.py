@@ -15,7 +15,8 @@ from rich.console import Console
 
 from arcvae_cli import render
 from arcvae_cli.errors import ArcvaeError
-from arcvae_cli.render import PALETTE, TerminalGrids, TerminalStrings, plots
+from arcvae_cli.render import TerminalGrids, TerminalStrings, plots
+from arcvae_cli.render.terminal import PALETTE
 
 
 def random_grids(count: int, height: int = 16, width: int = 16) -> np.ndarray:
@@ -68,22 +69,13 @@ class TestTerminal:
         assert grids.capacity(Console(file=io.StringIO(), width=80), 20) == 4
         assert grids.capacity(Console(file=io.StringIO(), width=80), 2) == 4
 
-
-STRINGS = [("1", "C[C@H](N)C", ""), ("12", "x + " * 20 + "x", "incomplete")]
-
-
-class TestStrings:
-    def test_elsewhere_a_row_is_a_line_however_long_it_is(self) -> None:
-        assert printed(TerminalStrings(STRINGS), width=40, soft_wrap=True) == [
-            "1   C[C@H](N)C",
-            f"12  {'x + ' * 20}x    incomplete",
-        ]
-        assert printed(TerminalStrings([])) == []
+    def test_a_string_is_a_line_however_long_it_is(self) -> None:
+        rows = [("1", "C[C@H](N)C", ""), ("12", "x + " * 20 + "x", "incomplete")]
+        lines = printed(TerminalStrings(rows), width=40, soft_wrap=True)
+        assert lines == ["1   C[C@H](N)C", f"12  {'x + ' * 20}x    incomplete"]
 
 
 class TestBars:
-    """Their colours and their place under the table: see `recorders/test_live.py`."""
-
     def test_a_bar_a_group_with_the_floor_across(self) -> None:
         lines = [text.plain for text in render.kl_bars("z", [2.2, 0.15, 0.05], 0.3, 80)]
         assert lines == [
@@ -166,7 +158,7 @@ class TestSheets:
         assert red == 9 * 2 * (5 * 8 + 7 * 8)  # the edge of each rectangle in the rows of errors
         assert (pixels(tmp_path / "plain.png") == RGB[2]).all(2).sum() == 0
 
-    def test_a_walk_says_how_many_cells_change(self, tmp_path: Path) -> None:
+    def test_a_path_shows_how_many_cells_change(self) -> None:
         steps = np.zeros((3, 16, 16), np.uint8)
         steps[1:, 0, :4] = 1
         steps[2, 1, 0] = 2
@@ -174,14 +166,13 @@ class TestSheets:
         grids, titles = render.path_strip(steps, ends)
         assert titles == ["from, original", "0.00, decoded", "0.50, 4 changed", "1.00, 1 changed", "to, original"]
         np.testing.assert_array_equal(grids, steps[[0, 0, 1, 2, 2]])
-        render.save_path(tmp_path / "path.png", steps, ends)
-        np.testing.assert_array_equal(tiles(tmp_path / "path.png")[0], RGB[grids])
 
     def test_maps_stand_under_their_originals_in_one_scale(self, tmp_path: Path, drawn: list) -> None:
         grids = random_grids(3)
         maps = np.zeros((3, 8, 8), np.float32)
         maps[0, 1, 2], maps[2, 7, 0] = 2.5, 1.25
-        sheet, top = render.kl_map_pixels(grids, {"local": maps})
+        sheets, top = render.example_sheets(grids, grids, grids, {"local": maps})
+        sheet = sheets["kl_maps"]
         assert top == 2.5
         image.imsave(tmp_path / "maps.png", sheet)
         np.testing.assert_array_equal(tiles(tmp_path / "maps.png")[0], RGB[grids])
@@ -201,9 +192,7 @@ class TestSheets:
         render.save_kl_maps(HERE, random_grids(2), {"local": maps}, means={"local": mean})
         axes = drawn[0].axes[0]
         assert texts(axes)[:3] == ["mean, 2.0 nats", "256.0 nats", "256.0 nats"]
-        sheet = axes.images[0].get_array()
-        assert (sheet[17:146, :129] == 255).all(), "the mean has no original"
-        middles = sheet[156 + 8 : 156 + 129 : 16, 8:129:16][:8, :8]
+        middles = axes.images[0].get_array()[156 + 8 : 156 + 129 : 16, 8:129:16][:8, :8]
         np.testing.assert_array_equal(middles, colormaps["magma"](mean / 4.0, bytes=True)[..., :3])
 
     def test_samples_by_level_have_numbered_rows_and_columns(self, tmp_path: Path, drawn: list) -> None:
@@ -213,15 +202,15 @@ class TestSheets:
         drawn[0].savefig(tmp_path / "figure.png", dpi=drawn[0].dpi)
         np.testing.assert_array_equal(tiles(tmp_path / "figure.png"), RGB[grids].reshape(2, 3, 16, 16, 3))
 
-    def test_sheets_without_texts_hold_the_same_pixels(self, tmp_path: Path) -> None:
+    def test_sheets_without_texts_have_the_same_pixels(self, tmp_path: Path) -> None:
         grids = random_grids(11)
-        image.imsave(tmp_path / "r.png", render.reconstruction_pixels(grids, np.roll(grids, 1, 0)))
-        render.save_reconstructions(tmp_path / "s.png", grids, np.roll(grids, 1, 0))
-        np.testing.assert_array_equal(tiles(tmp_path / "r.png"), tiles(tmp_path / "s.png"))
-        assert render.reconstruction_pixels(grids[:3], grids[:3]).shape == (3 * 139 - 10, 3 * 139 - 10, 3)
-        image.imsave(tmp_path / "g.png", render.grid_pixels(grids))
-        render.save_grids(tmp_path / "h.png", grids)
-        np.testing.assert_array_equal(tiles(tmp_path / "g.png"), tiles(tmp_path / "h.png"))
+        sheets, _ = render.example_sheets(grids, np.roll(grids, 1, 0), grids, {})
+        assert set(sheets) == {"reconstructions", "samples"}
+        render.save_reconstructions(tmp_path / "reconstructions.png", grids, np.roll(grids, 1, 0))
+        render.save_grids(tmp_path / "samples.png", grids)
+        for name, sheet in sheets.items():
+            image.imsave(tmp_path / "sheet.png", sheet)
+            np.testing.assert_array_equal(tiles(tmp_path / "sheet.png"), tiles(tmp_path / f"{name}.png"))
 
     def test_a_failed_write_leaves_the_previous_picture(self, tmp_path: Path) -> None:
         resource = pytest.importorskip("resource")
@@ -262,12 +251,10 @@ class TestCurves:
         labels = [label.get_text() for label in axes.child_axes[0].get_yticklabels()]
         assert labels == ["0.00 dead", "2.00", "0.06"]
         assert "red: free bits 0.3" in bar.get_ylabel() and [line.get_ydata()[0] for line in bar.lines][-1] == 0.3
-        assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2"]
 
-    @pytest.mark.parametrize("shape", [(1, 1), (1, 10), (3, 300)])
-    def test_no_size_of_heat_map_is_too_small_or_large(self, drawn: list, shape: tuple[int, int]) -> None:
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 300)])
+    def test_no_heat_map_is_too_small_or_large(self, drawn: list, shape: tuple[int, int]) -> None:
         render.save_kl_heatmap(HERE, {"z": np.zeros(shape)})
-        assert f"0 of {shape[1]} alive" in drawn[0].axes[0].get_title()
         assert len(drawn[0].axes[0].get_yticks()) <= 36
 
 

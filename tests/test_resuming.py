@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from arcvae_cli import checkpoints, runs, snapshots
-from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli import checkpoints, runs
+from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import Interrupted
@@ -38,7 +38,7 @@ def grids(device: torch.device = CPU) -> GridCorpus:
         row, column = random.randint(0, 8, 2)
         canvas[row : row + 6, column : column + 6] = random.randint(1, 10)
     return GridCorpus(
-        GridArrays("squares", canvases, np.repeat(np.arange(3, dtype=np.uint8), [32, 8, 8]), None, None), device
+        Dataset("squares", canvases, np.repeat(np.arange(3, dtype=np.uint8), [32, 8, 8]), None, None), device
     )
 
 
@@ -133,21 +133,21 @@ def process(folder: Path, name: str, disturbance: Disturbance, again: bool) -> N
         recorders.append(ImageRecorder(run.images, "grids"))
     trainer = Trainer(chosen, corpus, model, run, recorders, disturbance.device, resumed=again)
     trainer.stop = lambda: disturbance.stop(trainer)
-    real_save, real_keep = trainer.save, trainer.keep
+    real_save, real_copies = trainer.save, trainer.save_copies
 
     def save() -> None:
-        if trainer.history and trainer.at_start:
+        if trainer.history and trainer.index == 0:
             disturbance.here(f"before saving {len(trainer.history)}")
         real_save()
 
-    def keep(record: Any) -> None:
+    def save_copies(record: Any) -> None:
         disturbance.here(f"before copying {record.epoch}")
-        real_keep(record)
+        real_copies(record)
         disturbance.here(f"after copying {record.epoch}")
 
-    trainer.save, trainer.keep = save, keep  # type: ignore[method-assign]
+    trainer.save, trainer.save_copies = save, save_copies  # type: ignore[method-assign]
     if again:
-        snapshots.restore(trainer, checkpoints.read(run.checkpoints / "last.pth"), run.checkpoints / "last.pth")
+        trainer.resume(checkpoints.read(run.checkpoints / "last.pth"), run.checkpoints / "last.pth")
     try:
         trainer.fit()
     finally:
@@ -262,18 +262,17 @@ def test_a_process_that_dies_around_a_save_leaves_nothing_undone(
 def test_a_process_that_dies_in_a_save_leaves_the_checkpoint_before_it(
     tmp_path: Path, straight: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is half written, and what should have removed it did not run."""
-    real, calls = Path.write_bytes, [0]
+    real, calls = torch.save, [0]
 
-    def write(path: Path, data: Any) -> int:
-        calls[0] += path.name.startswith(".last.pth.")
+    def save(values: Any, file: Any) -> None:
+        calls[0] += ".last.pth." in file.name
         if calls[0] == 3:
             calls[0] += 1
-            real(path.with_name(".last.pth.01234567.tmp"), data[:1000])
+            Path(file.name).with_name(".last.pth.01234567.tmp").write_bytes(bytes(1000))  # nothing removed it
             raise Disturbed("in a save")
-        return real(path, data)
+        real(values, file)
 
-    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(torch, "save", save)
     assert whole(tmp_path / "run", "beta by the step", Disturbance()) == 2
     assert not list(tmp_path.rglob("*.tmp"))
     same(contents(tmp_path / "run"), straight("beta by the step"))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from arcvae_cli import runs
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.errors import ArcvaeError, InputError, WriteError
 from arcvae_cli.presets import resolve
 from arcvae_cli.settings import Settings
 
@@ -99,45 +98,42 @@ sys.stdin.read()
     assert all(runs.held(tmp_path / "runs" / name) for name in names[::5])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(
-            "../out",
-            "..",
-            "a/b",
-            "/tmp/x",
-            "",
-            ".hidden",
-            "x" * 129,
-            "a b",
-            "latest",
-            "Latest",
-            "auto",
-            "é",
-            "a\n",
-            "a:b",
-        )
-    ],
-)
+@pytest.mark.parametrize("name", ["../out", "..", "/tmp/x", "", ".a", "x" * 129, "a b", "Latest", "auto", "é", "a\n"])
 def test_a_name_cannot_leave_the_runs_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="--run-name"):
         runs.create(tmp_path / "runs", name, "x", SETTINGS)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_taken_and_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     runs.create(tmp_path, "one", "x", SETTINGS).release()
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "gone").symlink_to("nowhere")
-    for name in ("one", "empty", "file", "gone"):
-        with pytest.raises(InputError, match="exists already"):
-            runs.create(tmp_path, name, "x", SETTINGS)
-    assert sorted(os.listdir(tmp_path)) == ["empty", "file", "gone", "latest", "one"]
+    before = sorted(tmp_path.rglob("*"))
+    for folder, name in ((tmp_path, "one"), (tmp_path, "mine"), (tmp_path, "file"), (tmp_path, "gone")):
+        with pytest.raises(InputError):
+            runs.create(folder, name, "x", SETTINGS)
+    for name in ("one", None):
+        with pytest.raises(InputError, match="no run folder can be made there"):
+            runs.create(tmp_path / "file", name, "x", SETTINGS)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_of_two_that_create_one_run_the_second_is_told_that_it_is_being_trained(
+def test_a_full_disk_leaves_the_name_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise WriteError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.RunFolder, "write_config", refuse)
+        with pytest.raises(WriteError):
+            runs.create(tmp_path, "one", "x", SETTINGS)
+    assert runs.all_runs(tmp_path) == []
+    runs.create(tmp_path, "one", "x", SETTINGS)
+
+
+def test_of_three_that_start_one_run_one_gets_it(
     tmp_path: Path, start: Callable[..., list[subprocess.Popen[str]]]
 ) -> None:
     """Two starts of `--resume auto` that both found no run yet."""
@@ -148,21 +144,7 @@ sys.stdin.read()
 """
     found = sorted(map(line, start(script, tmp_path, 3)))
     assert found[2] == "got it"
-    assert all(text.startswith("1 one: process ") and "is training this run" in text for text in found[:2])
-
-
-def test_a_runs_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="no run folder can be made there"):
-        runs.create(tmp_path / "file", "one", "x", SETTINGS)
-
-    def refuse(*_: Any) -> None:
-        raise ArcvaeError("the disk is full")
-
-    monkeypatch.setattr(runs, "write_json", refuse)
-    with pytest.raises(ArcvaeError, match="the disk is full"):
-        runs.create(tmp_path / "runs", "one", "x", SETTINGS)
-    assert os.listdir(tmp_path / "runs") == []
+    assert found[:2] == ["1 one: another process is training this run"] * 2
 
 
 # ---------------------------------------------------------------------------------------------- the lock, and resuming
@@ -189,43 +171,18 @@ os.waitpid(child, 0)
     (other,) = start(script, made.path)
     children = [int(pid) for pid in line(other).split()]
     try:
-        with pytest.raises(ArcvaeError, match=f"one: process {other.pid} on .* is training this run") as raised:
+        with pytest.raises(ArcvaeError, match="one: another process is training this run") as raised:
             runs.resume(made.path)
-        assert raised.value.exit_code == 1 and runs.state_of(made.path).state == "running"
+        assert raised.value.exit_code == 1 and runs.describe(made.path)["state"] == "running"
         other.send_signal(signal.SIGKILL)
         other.wait()
-        assert runs.state_of(made.path).state == "killed", "its children do not hold the lock"
+        assert runs.describe(made.path)["state"] == "killed", "its children do not hold the lock"
         again = runs.resume(made.path)
         assert runs.held(again.path) and again.started == made.started
         again.release()
     finally:
         for pid in children:
             os.kill(pid, signal.SIGKILL)
-
-
-def test_of_many_that_resume_a_run_one_gets_it(
-    tmp_path: Path, start: Callable[..., list[subprocess.Popen[str]]]
-) -> None:
-    path = runs.create(tmp_path, "one", "x", SETTINGS).path
-    script = """
-try: kept = runs.resume(folder); kept.begin(); say("got it")
-except ArcvaeError as error: say(error.what)
-sys.stdin.read()
-"""
-    processes = start(script, path, 3)
-    found = [line(process) for process in processes]
-    (winner,) = [process for process, text in zip(processes, found, strict=True) if text == "got it"]
-    assert json.loads((path / "status.json").read_text())["pid"] == winner.pid
-    assert sum(text.endswith("is training this run") for text in found) == 2
-
-
-def test_a_process_that_tests_the_lock_is_waited_for(tmp_path: Path) -> None:
-    path = runs.create(tmp_path, "one", "x", SETTINGS).path
-    testing = runs.take(path)
-    assert testing is not None
-    threading.Timer(0.05, testing.release).start()
-    again = runs.resume(path)
-    assert runs.held(again.path)
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,15 +192,6 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(FileLock, "acquire", refuse)
     made = runs.create(tmp_path, "one", "x", SETTINGS)
     runs.resume(made.path).release()
-
-
-def test_only_a_run_folder_can_be_resumed(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("")
-    for name in ("nowhere", "empty", "file"):
-        with pytest.raises(InputError, match="not a run folder"):
-            runs.resume(tmp_path / name)
-    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_resuming_removes_only_temporary_files_of_arcvae_in_that_run(tmp_path: Path) -> None:
@@ -265,25 +213,26 @@ def test_resuming_removes_only_temporary_files_of_arcvae_in_that_run(tmp_path: P
 # ------------------------------------------------------------------------------------------------- what is known of it
 
 
-def test_what_is_known_of_a_run(tmp_path: Path) -> None:
+def test_a_run_as_json(tmp_path: Path) -> None:
     folder = runs.create(tmp_path, "one", "x", SETTINGS)
     (folder.checkpoints / "last.pth").write_bytes(bytes(1000))
     facts = {"epoch": 4, "epochs": 7, "step": 40, "best_epoch": 2, "best_value": 1.5, "seconds": {"training": 2.5}}
     folder.write_status("failed", reason="the disk is full", peak_memory_bytes=10, **facts)
-    run = runs.state_of(folder.path)
-    document = run.document()
-    assert {key: document[key] for key in facts} == facts
-    assert (run.state, run.monitor, document["pid"]) == ("failed", "val/loss_selection", os.getpid())
-    assert document["started"] == folder.started and 0 <= run.age < 60
-    assert run.bytes == sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
-    json.dumps(document, allow_nan=False)
+    run = runs.describe(folder.path)
+    keys = "name path state reason started pid host peak_memory_bytes updated monitor bytes age"
+    assert set(run) == {*facts, *keys.split()}
+    assert {key: run[key] for key in facts} == facts
+    assert (run["state"], run["monitor"], run["pid"]) == ("failed", "val/loss_selection", os.getpid())
+    assert run["started"] == folder.started and 0 <= run["age"] < 60
+    assert run["bytes"] == sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
+    json.dumps(run, allow_nan=False)
 
 
 @pytest.mark.parametrize(
     "status",
     [
-        *("", "{", "[]", "[" * 100_000, "\xff\xfe", '{"state": "on fire"}', '{"state": ["running"]}'),
-        *("{" + f'"state": "running", "step": {value}' + "}" for value in ("NaN", "1e999", '"x"', "[1]")),
+        *("", "[" * 100_000, "\xff\xfe", '{"state": "on fire"}', '{"state": ["running"]}'),
+        *("{" + f'"state": "running", "step": {value}' + "}" for value in ("NaN", "1e999", '"x"')),
         *('{"state": "running", "best_value": NaN}', None),
     ],
 )
@@ -293,11 +242,11 @@ def test_a_damaged_status(tmp_path: Path, status: str | None) -> None:
     (folder.path / "status.json").unlink()
     if status is not None:
         (folder.path / "status.json").write_text(status, encoding="latin-1")
-    run = runs.state_of(folder.path)
-    assert (run.state, run.status.epoch) == ("damaged", None)
-    json.dumps(run.document(), allow_nan=False)
+    run = runs.describe(folder.path)
+    assert (run["state"], run["epoch"]) == ("damaged", None)
+    json.dumps(run, allow_nan=False)
     runs.resume(folder.path).write_status("running")
-    assert runs.state_of(folder.path).state in ("running", "killed")
+    assert runs.describe(folder.path)["state"] in ("running", "killed")
 
 
 def test_runs_are_found_by_name_path_and_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

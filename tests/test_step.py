@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from arcvae_cli.errors import InputError
+from arcvae_cli.metrics import MetricAccumulator
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch, Level, Output
-from arcvae_cli.objective import Objective
+from arcvae_cli.objective import Objective, fixed
 from arcvae_cli.settings import Settings
-from arcvae_cli.step import Adam, Step, Tally, choose_device, choose_precision, mix, seed_step
+from arcvae_cli.step import Adam, Step, choose_device, choose_precision, mix, seed_step
 
 CPU = torch.device("cpu")
 
@@ -30,15 +31,15 @@ def test_a_tally_over_batches_is_the_mean_over_all_examples() -> None:
     logits[2] = torch.nn.functional.one_hot(x[2], 3).T * 9.0  # one example wholly right
     kl = torch.rand(7, 2, generator=generator)
     objective = Objective(Settings().objective)
-    tally = Tally(3, {"z": 2}, background=0)
+    tally = MetricAccumulator(3, {"z": 2}, background=0)
     for row, rows in ((1, slice(0, 4)), (torch.tensor([0]), slice(4, 7))):
         part = kl[rows]
         output = Output(logits[rows], (Level("z", part, part, part, part),))
         tally.add(row, objective(output, Batch(x[rows]), {"z": 0.5}), output, Batch(x[rows]))
     sums = tally.read(2)
-    counts = sums.counts()
-    assert (sums.counts(slice(0, 1)).examples, sums.counts(slice(1, 2)).examples) == (3, 4)
-    assert sums.counts(slice(1, 2)).rates["z"] == pytest.approx(kl[:4].double().mean(0).tolist())
+    counts = sums.mean()
+    assert (sums.mean(slice(0, 1)).examples, sums.mean(slice(1, 2)).examples) == (3, 4)
+    assert sums.mean(slice(1, 2)).rates["z"] == pytest.approx(kl[:4].double().mean(0).tolist())
     right = logits.argmax(1) == x
     assert counts.examples == 7
     assert counts.position == pytest.approx(right.double().mean().item())
@@ -58,19 +59,19 @@ def test_padding_counts_nowhere() -> None:
     logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 1, 1]]), 3).permute(0, 2, 1).float()  # wrong where padded
     kl = torch.ones(1, 1)
     output = Output(logits, (Level("z", kl, kl, kl, kl),))
-    tally = Tally(1, {"z": 1}, background=None)
+    tally = MetricAccumulator(1, {"z": 1}, background=None)
     tally.add(0, Objective(Settings().objective)(output, Batch(x, valid), {"z": 0.0}), output, Batch(x, valid))
-    counts = tally.read().counts()
+    counts = tally.read().mean()
     assert (counts.position, counts.exact) == (1.0, 1.0)
 
 
 def test_a_loss_that_is_no_number_is_noticed() -> None:
     kl = torch.full((1, 1), float("nan"))
     output = Output(torch.zeros(1, 3, 4), (Level("z", kl, kl, kl, kl),))
-    tally = Tally(1, {"z": 1}, background=None)
+    tally = MetricAccumulator(1, {"z": 1}, background=None)
     x = Batch(torch.zeros(1, 4, dtype=torch.int64))
     tally.add(0, Objective(Settings().objective)(output, x, {"z": 1.0}), output, x)
-    assert not tally.read().counts().finite
+    assert not tally.read().mean().finite
 
 
 def test_a_step_reads_nothing_back_from_the_device() -> None:
@@ -85,11 +86,11 @@ def test_a_step_reads_nothing_back_from_the_device() -> None:
                 self.seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    step, tally, examples = make_step(), Tally(1, {"z": 10}, background=0), batch(8)
-    step.train(examples, {"z": 0.1})
+    step, tally, examples = make_step(), MetricAccumulator(1, {"z": 10}, background=0), batch(8)
+    step.train(examples, fixed({"z": 0.1}))
     with Watch() as watch:
         watch.seen = []
-        tally.add(0, *step.train(examples, {"z": 0.1}), examples)
+        tally.add(0, *step.train(examples, fixed({"z": 0.1})), examples)
     # Adam on a CPU looks at its learning rate, which waits for nothing there
     assert [name for name in watch.seen if "_local_scalar" not in name] == [] and len(watch.seen) <= 1
     with Watch() as watch:
@@ -105,7 +106,7 @@ def test_the_step_is_the_one_written_out_by_hand() -> None:
     adam = torch.optim.Adam(twin.parameters(), lr=0.01)
     for index in range(6):
         seed_step(5, index)
-        terms, _ = step.train(examples, {"z": 0.3})
+        terms, _ = step.train(examples, fixed({"z": 0.3}))
         seed_step(5, index)
         output = twin(examples)
         nats = torch.nn.functional.cross_entropy(output.logits, examples.x, reduction="sum") / 8
@@ -179,7 +180,7 @@ def test_bf16_gives_the_loss_of_fp32(body: str) -> None:
         step = Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
         for index in range(5):
             seed_step(0, index)
-            terms, output = step.train(batch(16, index), {"z": 0.1})
+            terms, output = step.train(batch(16, index), fixed({"z": 0.1}))
         assert output.logits.dtype == torch.float32
         losses.append(terms.loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
@@ -191,11 +192,11 @@ def test_a_warm_up_at_beta_zero_stays_finite() -> None:
         {"model": {"body": "residual", "posterior": "logvar"}, "train": {"precision": "bf16", "lr": 0.01}}
     )
     step = Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
-    tally = Tally(60, {"z": 10}, background=0)
+    tally = MetricAccumulator(60, {"z": 10}, background=0)
     for index in range(60):
         seed_step(0, index)
-        tally.add(index, *step.train(batch(8, index % 2), {"z": 0.0}), batch(8, index % 2))
-    assert tally.read().counts().finite
+        tally.add(index, *step.train(batch(8, index % 2), fixed({"z": 0.0})), batch(8, index % 2))
+    assert tally.read().mean().finite
     level = step.model.encode(batch(8))[0]
     assert (level.logvar >= -12.0).all() and torch.isfinite(level.kl).all()
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import asdict
-from inspect import Parameter
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 
+from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, Row, data_layers, with_flags
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import exists, expanded, is_dir
-from arcvae_cli.settings import CORPORA, GRID_CORPORA, DataSettings
+from arcvae_cli.presets import Layer, resolve
+from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA, DataSettings
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console
@@ -25,67 +22,34 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Build or describe a corpus.")
 
 KNOWN = f"{', '.join(CORPORA)}, or a .npz, .npy, ARC .json, a folder, or a file of strings"
-INPUT, STRINGS, OUTPUT = "Input", "Strings of a grammar", "Output"  # panels of the help
+INPUT, STRINGS = "Input", "Strings of a grammar"  # panels of the help
+ROWS = (
+    *(Row((f"--{key}",), f"data.{key}", INPUT) for key in ("size", "seed")),
+    *(
+        Row((f"--{key.replace('_', '-')}",), f"data.{key}", STRINGS)
+        for key in ("grammar", "input", "recipe", "max_rules", "prod", "masks", "pad_id")
+    ),
+)
+CorpusArgument = Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", show_default=False, help=KNOWN)]
 
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, help=text, **more)
 
 
-Quiet = Annotated[bool, _option(OUTPUT, "No notes on stderr.", "--quiet")]
-Json = Annotated[bool, _option(OUTPUT, "One JSON document on stdout, nothing else.", "--json")]
-SOURCE: dict[str, tuple[Any, Any, Any]] = {
-    "corpus": (str | None, None, typer.Argument(metavar="[NAME|PATH]", show_default=False, help=f"{KNOWN}.")),
-    "size": (int, 100_000, _option(INPUT, "Examples drawn; arc-raw has its own.", min=10, max=2_000_000)),
-    "seed": (int, 0, _option(INPUT, "Of a corpus built by name.", min=0, max=2**32 - 1)),
-    "grammar": (
-        str | None,
-        None,
-        _option(STRINGS, "A file, or equations, smiles.", metavar="FILE|NAME", show_default="that of the corpus"),
-    ),
-    "input": (Path | None, None, _option(STRINGS, "A file of strings, one a line.")),
-    "recipe": (Literal["uniform", "kusner"], "uniform", _option(STRINGS, "kusner: lexicographic, as in 2017.")),
-    "max_rules": (
-        int | None,
-        None,
-        _option(STRINGS, "Rules of the longest derivation.", min=1, show_default="the input's longest; 15"),
-    ),
-    "prod": (Path | None, None, _option(STRINGS, "Prebuilt ids of rules, .npy (N, T).")),
-    "masks": (Path | None, None, _option(STRINGS, "Their masks, bit-packed .npy (N, T, bytes).")),
-    "pad_id": (int | None, None, _option(STRINGS, "Prebuilt id after the end.", min=-1, show_default="detected")),
-}
-"""The options that both commands share: type, default, and the rest."""
-
-
-def _with_source(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options of SOURCE besides its own; their values are its first argument, a dict."""
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        command({name: values.pop(name) for name in SOURCE}, **values)
-
-    shared = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
-        for name, (kind, default, option) in SOURCE.items()
-    ]
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    run.__dict__["__signature__"] = inspect.Signature([*shared, *own])
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*shared, *own)}
-    return run
-
-
 @app.command()
-@_with_source
+@with_flags(ROWS)
 def build(
-    source: dict[str, Any],
+    corpus: CorpusArgument = None,
     *,
-    test: Annotated[Path | None, _option(STRINGS, "A file of strings for the test split.")] = None,
-    max_failed: Annotated[float, _option(STRINGS, "Share of lines that may be left out.", min=0, max=1)] = 0.1,
-    download: Annotated[Literal["zinc250k"] | None, _option(STRINGS, "Download the molecules of smiles first.")] = None,
-    output: Annotated[Path | None, _option(OUTPUT, "Write it to this .npz too.")] = None,
-    force: Annotated[bool, _option(OUTPUT, "Build again, and overwrite --output.", "--force")] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    flags: Layer,
+    test: Annotated[Path | None, _option(STRINGS, "a file of strings for the test split")] = None,
+    max_failed: Annotated[float, _option(STRINGS, "share of lines that may be left out", min=0, max=1)] = 0.1,
+    download: Annotated[Literal["zinc250k"] | None, _option(STRINGS, "download the molecules of smiles first")] = None,
+    output: Annotated[Path | None, _option(OUTPUT, "write it to this .npz too")] = None,
+    force: Annotated[bool, _option(OUTPUT, "build again, and overwrite --output", "--force")] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Build a corpus into the cache, or read and check one of yours; --output also writes it as .npz.
 
@@ -108,11 +72,13 @@ def build(
             raise InputError(f"--output {output}: the file exists", "give another name, or --force to overwrite it")
         usable_folder(output.parent, "--output")
     if download is not None:
-        if source["corpus"] not in (None, "smiles") or source["input"] is not None or source["prod"] is not None:
+        if corpus not in (None, "smiles") or {"input", "prod"} & _given(flags):
             raise InputError(f"--download {download}: only for the corpus smiles, without --input", "omit the other")
         fetch(DOWNLOADS[download], say=console.note)
-        source["corpus"] = "smiles"
-    data = _settings(source)
+        corpus = "smiles"
+    if corpus is None and not {"grammar", "input", "prod"} & _given(flags):
+        raise InputError("no corpus is named", f"use {KNOWN}")
+    data = _settings(corpus, flags)
     listed = None if output is None else failures_of(output)
     options = LoadOptions(test=test, most_failed=max_failed, listed=listed, say=console.note)
     dataset = _load(data, console, options, rebuild=force)
@@ -129,22 +95,22 @@ def build(
         steps, rules = dataset.x.shape[1], len(dataset.rules)
         document |= {"steps": steps, "rules": rules, "origin": asdict(dataset.origin)}
         lines.append(f"derivations of up to {steps} of {rules} rules, including the padding rule")
-        if dataset.origin.reason is not None:
-            lines.append(f"parser: {dataset.origin.reason}")
+        lines += [f"parser: {dataset.origin.reason}"] * (dataset.origin.reason is not None)
     _identify(console, lines, document, dataset, output or cached or data.path or data.prod)
     console.json(document)
 
 
 @app.command()
-@_with_source
+@with_flags(ROWS)
 def info(
-    source: dict[str, Any],
+    corpus: CorpusArgument = None,
     *,
+    flags: Layer,
     conditions: Annotated[
-        bool, typer.Option("--conditions", help="What `sample --condition` takes, and how often it occurs, instead.")
+        bool, typer.Option("--conditions", help="what `sample --condition` takes, and how often it occurs, instead")
     ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Describe a corpus, `arc` if none is named: its splits, what it is made of, and what leaks between splits."""
     from arcvae_cli.console import Console
@@ -152,9 +118,7 @@ def info(
     from arcvae_cli.data.describe import describe, describe_conditions
 
     console = Console(quiet=quiet, as_json=as_json)
-    if not _given(source):
-        source["corpus"] = source["corpus"] or "arc"
-    data = _settings(source)
+    data = _settings(corpus, flags)
     dataset = _load(data, console, LoadOptions(say=console.note))
     if conditions:
         if dataset.kind != "grids":
@@ -171,49 +135,38 @@ def info(
     console.json(document | {"notes": list(dataset.notes)} | described)
 
 
-def _given(source: dict[str, Any]) -> dict[str, Any]:
-    """The options of strings that are not at their default."""
-    given = {key: source[key] for key in SOURCE if key not in ("corpus", "size", "seed")}
-    return {key: value for key, value in given.items() if value != SOURCE[key][1]}
+def _given(flags: Layer) -> set[str]:
+    """The flags of strings."""
+    return set(flags.values.get("data", {})) - {"size", "seed"}
 
 
-def _settings(source: dict[str, Any]) -> DataSettings:
-    """The settings of NAME|PATH and the options. InputError for options that contradict each other."""
+def _settings(corpus: str | None, flags: Layer) -> DataSettings:
+    """The settings of NAME|PATH and the flags. InputError for flags that are not used or contradict each other."""
     from difflib import get_close_matches
 
-    corpus, given = source["corpus"], _given(source)
-    values: dict[str, Any] = {"size": source["size"], "seed": source["seed"], **given}
-    unused: set[str] = set()
+    given, unused = _given(flags), set[str]()
     if corpus is None:
         unused = {"max_rules", "recipe"} if "prod" in given else set()
-    elif corpus in CORPORA:
-        values["name"] = corpus
-        unused = set(given) if corpus in GRID_CORPORA else set()
-    else:
+    elif corpus in GRID_CORPORA:
+        unused = given
+    elif corpus not in STRING_CORPORA:
         path = expanded(Path(corpus))
         if not exists(path):
             near = get_close_matches(corpus, CORPORA, 1)
-            fix = f"did you mean {near[0]}?" if near else f"use {KNOWN}"
-            raise InputError(f"{corpus}: no such corpus or file", fix)
-        values = {"path": path, **given}
+            raise InputError(
+                f"{corpus}: no such corpus or file", f"did you mean {near[0]}?" if near else f"use {KNOWN}"
+            )
         if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path):
-            unused = set(given) - {"grammar"}
-    for key in (key for key in given if key in unused):
+            unused = given - {"grammar"}
+    for key in sorted(given & unused):
         raise InputError(f"--{key.replace('_', '-')}: not used by {corpus or '--prod'}", "leave one of them out")
-    try:
-        settings = DataSettings.model_validate(values)
-    except ValidationError as error:
-        context = error.errors()[0]["ctx"]
-        raise InputError(f"--{context['key'].replace('_', '-')}: {context['what']}", context["fix"]) from error
-    if corpus is None and not {"grammar", "input", "prod"} & given.keys():
-        raise InputError("no corpus is named", f"use {KNOWN}")
-    return settings
+    strings = corpus in STRING_CORPORA or {"grammar", "input", "prod"} & given
+    model = Layer("data", {"model": {"name": "grammar"}} if strings else {})  # a model of such data
+    return resolve(None, model, data_layers(corpus)[1], flags).settings.data
 
 
 def _load(data: DataSettings, console: Console, options: LoadOptions, rebuild: bool = False) -> Dataset:
     """The dataset, with a note before a build that takes seconds, a count of what is parsed, and its notes."""
-    from dataclasses import replace
-
     from arcvae_cli.data.corpora import cache_path, corpus_name, load_arrays
 
     cached = cache_path(data, options)
@@ -231,8 +184,7 @@ def _identify(
 ) -> None:
     """Prints the lines, the fingerprint and the file, and adds the latter to the document."""
     document |= {"fingerprint": dataset.fingerprint(), "file": str(file)}
-    lines += [f"fingerprint {document['fingerprint']}", f"file {file}"]
-    console.lines(map(one_line, lines))
+    console.lines(map(one_line, [*lines, f"fingerprint {document['fingerprint']}", f"file {file}"]))
 
 
 _FORMS = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}
@@ -242,72 +194,55 @@ def _show(console: Console, dataset: Dataset, described: dict[str, Any]) -> None
     """Prints what `describe` returns; text from files without control characters."""
     from arcvae_cli.console import cell
 
-    splits, noun = described["splits"], dataset.kind
-    columns = list(splits["train"])
-    rows = [[name, *(cell(part[key], _FORMS.get(key, ",")) for key in columns)] for name, part in splits.items()]
+    splits = [{"split": split, **part} for split, part in described["splits"].items()]
+    for title, rows in (("Splits", splits), ("Leaks", described["leaks"])):
+        columns = list(rows[0]) if rows else []
+        cells = [[v if isinstance(v, str) else cell(v, _FORMS.get(k, ",")) for k, v in row.items()] for row in rows]
+        left = [place for place, key in enumerate(columns) if key in ("split", "of", "into")]
+        console.result()
+        console.table(title, [key.replace("_", " ") for key in columns], cells, left=left)
+    facts = _facts(dataset, described)
     console.result()
-    console.table("Splits", ["split", *(key.replace("_", " ") for key in columns)], rows)
-    keys = ["identical", "equivalent"] if noun == "grids" else ["identical"]
-    rows = []
-    for leak in described["leaks"]:
-        shares = [f"{leak[key]:,} ({leak[key] / splits[leak['of']][noun]:.1%})" for key in keys]
-        rows.append([leak["of"], leak["into"], *shares, cell(leak.get("tasks"), ",")])
-    console.result()
-    console.table("Leaks", ["of", "into", *keys, "tasks"], rows, left=(0, 1))
-    console.result()
-    if noun == "grids":
-        shares = [f"{share:.1%}" for share in described["colours"]]
-        console.table("Share of each colour", list(map(str, range(len(shares)))), [shares], left=())
-        if rows := [[f"{h}x{w}", f"{n:,}", f"{n / len(dataset.x):.1%}"] for h, w, n in described["shapes"]]:
-            console.result()
-            console.table("Commonest shapes", ["height x width", "grids", "share"], rows)
-        return
-    rows = [[key, one_line(text)] for key, text in _facts(dataset, described).items()]
-    console.table("Origin and rules", ["", ""], rows, left=(0, 1), header=False)
-    console.lines(["", "Examples", *map(one_line, described["examples"])] if described["examples"] else [])
+    console.table(
+        "Content", ["", ""], [[key, one_line(text)] for key, text in facts.items()], left=(0, 1), header=False
+    )
+    if examples := described.get("examples"):
+        console.lines(["", "Examples", *map(one_line, examples)])
 
 
 def _facts(dataset: Dataset, described: dict[str, Any]) -> dict[str, str]:
-    """Where derivations come from, and which rules they use."""
-    assert dataset.rules is not None
+    """Colours and shapes of grids; origin and rules of derivations."""
+    if dataset.rules is None:
+        facts = {"colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"]))}
+        if shapes := described["shapes"]:
+            facts["commonest shapes"] = ", ".join(f"{height}x{width}: {count:,}" for height, width, count in shapes)
+        return facts
     facts = {key.replace("_", " "): str(value) for key, value in described["origin"].items() if value}
     if dataset.origin.entropy is not None:
         facts["entropy"] = f"{dataset.origin.entropy:.2f} nats: no model has a lower mean NLL on unseen strings"
     used = sum(count > 0 for rule, count in enumerate(described["counts"]) if rule != dataset.rules.padding)
     facts |= {"steps": f"up to {described['steps']}", "rules used": f"{used} of {len(dataset.rules) - 1}"}
     for label in ("unused", "unusable"):
-        names = [
-            str(rule) if dataset.grammar is None else f"{rule} ({dataset.grammar.productions[rule]})"
-            for rule in described[label]
-        ]
-        if names:
-            facts[label] = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
-    return facts
+        rules = described[label][:12]
+        named = [f"{rule} ({dataset.grammar.productions[rule]})" if dataset.grammar else str(rule) for rule in rules]
+        facts[label] = ", ".join(named) + ", ..." * (len(described[label]) > len(rules))
+    return {key: text for key, text in facts.items() if text}
 
 
 def _show_conditions(console: Console, conditions: list[dict[str, Any]], grids: int, corpus: str) -> None:
-    """All conditions with the share of grids that meet them, and the shares of each value of those with several."""
-
-    def share(count: int) -> str:
-        return f"{count / grids:.1%}" if grids else "-"
-
+    """All conditions with the share of grids that have each value."""
     rows = []
     for one in conditions:
-        values, counts = one["values"], one["counts"]
-        flag = len(values) == 2
-        allowed = " or ".join(values) if flag else f"{values[0]} to {values[-1]}"
-        rows.append([one["name"], allowed, one["text"], share(counts[1]) if flag else ""])
-    console.table("Conditions", ["key", "value", "meaning", "yes"], rows, left=(0, 1, 2))
+        shares = [f"{count / grids:.1%}" if grids else "-" for count in one["counts"]]
+        flag = len(one["values"]) == 2
+        allowed = " or ".join(one["values"]) if flag else f"{one['values'][0]} to {one['values'][-1]}"
+        several = ", ".join(f"{value}: {share}" for value, share in enumerate(shares) if share != "0.0%")
+        rows.append([one["name"], allowed, one["text"], shares[1] if flag else several])
+    title = f"Conditions, and their shares of the {grids:,} training grids of {one_line(corpus)}"
+    console.table(title, ["key", "value", "meaning", "share (yes)"], rows, left=(0, 1, 2, 3))
     console.lines(
         [
             "Names of colours are aliases: red=yes is colour_2=yes. symmetry=lr and symmetry=ud require",
-            "one mirror symmetry and leave the other open; symmetry=both and symmetry=none set both.\n",
+            "one mirror symmetry and leave the other open; symmetry=both and symmetry=none set both.",
         ]
     )
-    several = [one for one in conditions if len(one["values"]) > 2]
-    rows = [
-        [str(value), *(share(one["counts"][value]) if value < len(one["counts"]) else "" for one in several)]
-        for value in range(max(len(one["values"]) for one in several))
-    ]
-    title = f"Share of the {grids:,} training grids of {one_line(corpus)}"
-    console.table(title, ["value", *(one["name"] for one in several)], rows)

@@ -1,7 +1,7 @@
 """The flags that set a setting, as one table. Type, choices, default and help come from the settings' own fields.
 
-A command takes rows of it by `@with_flags(rows)` and gets what was given as its argument `flags`, a layer of settings.
-Choices and ranges are checked where the settings are validated, and the message names the flag and the key.
+A command decorated with `@with_flags(rows)` gets the given flags as its argument `flags`, a layer of settings. Choices
+and ranges are checked where the settings are validated.
 """
 
 from __future__ import annotations
@@ -72,10 +72,8 @@ class Row:
 
 
 def plain_type(annotation: Any) -> Any:
-    """What Typer reads for the annotation of a field: without None and constraints."""
-    if get_origin(annotation) is Annotated:
-        return plain_type(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
+    """The annotation of a field for Typer: without None and constraints."""
+    if get_origin(annotation) in (Annotated, Union, UnionType):
         return plain_type(next(part for part in get_args(annotation) if part is not NoneType))
     return annotation
 
@@ -88,10 +86,8 @@ def shown_default(fields: dict[str, FieldInfo]) -> str | bool:
             defaults.setdefault(field.default, kind)
     if len(defaults) > 1 and set(fields) <= set(MODEL_SETTINGS):
         return ", ".join(f"{kind}: {value}" for value, kind in defaults.items())
-    value = next(iter(defaults), None)
-    if len(defaults) != 1 or isinstance(value, bool):
-        return False
-    return str(value)
+    shown = [str(value) for value in defaults if not isinstance(value, bool)]
+    return shown[0] if len(shown) == 1 else False
 
 
 TABLE = (
@@ -160,7 +156,7 @@ def with_flags(rows: Sequence[Row]) -> Callable[[Callable[..., None]], Callable[
 
 
 def setting(key: str, value: Any) -> Any:
-    """A flag's value as the settings keep it: paths absolute, so that they mean the same from everywhere."""
+    """A flag's value as the settings keep it: paths are absolute."""
     if isinstance(value, Path) or (key == "data.grammar" and value is not None and is_file(expanded(Path(value)))):
         return absolute(value)
     return value
@@ -176,12 +172,13 @@ def data_layers(data: str | None) -> tuple[Layer, Layer]:
 
     A name replaces the files of a preset, but not those that `--set` or a flag gives.
     """
-    if data is None:
-        return Layer("--data", {}), Layer("--data", {})
+    below: dict[str, Any] = {}
+    above: dict[str, Any] = {}
     if data in CORPORA:
-        below, above = dict.fromkeys(FILES), {"name": data, "path": None}
-        return Layer("--data", {"data": below}), Layer("--data", {"data": above})
-    return Layer("--data", {}), Layer("--data", {"data": {"path": absolute(data)}})
+        below, above = {"data": dict.fromkeys(FILES)}, {"data": {"name": data, "path": None}}
+    elif data is not None:
+        above = {"data": {"path": absolute(data)}}
+    return Layer("--data", below), Layer("--data", above)
 
 
 def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
@@ -193,28 +190,19 @@ def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
     return matching
 
 
+PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
+DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
+SET_HELP = "any setting, as dotted.key=value; repeatable"
 PresetOption = Annotated[
     str | None,
-    typer.Option(
-        "--preset",
-        help="a shipped preset, a TOML file, or the config.toml of a run",
-        autocompletion=complete(preset_names),
-        rich_help_panel=RUN,
-    ),
+    typer.Option("--preset", help=PRESET_HELP, autocompletion=complete(preset_names), rich_help_panel=RUN),
 ]
 DataOption = Annotated[
     str | None,
     typer.Option(
-        "--data",
-        help=f"{', '.join(CORPORA)}, or a path to your own",
-        show_default="arc",
-        autocompletion=complete(lambda: CORPORA),
-        rich_help_panel=DATA,
+        "--data", help=DATA_HELP, show_default="arc", autocompletion=complete(lambda: CORPORA), rich_help_panel=DATA
     ),
 ]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="any setting, as dotted.key=value; repeatable", rich_help_panel=RUN),
-]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, rich_help_panel=RUN)]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="print the result only", rich_help_panel=OUTPUT)]
 JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON", rich_help_panel=OUTPUT)]

@@ -44,16 +44,9 @@ def show(
     rows = [(key, value, resolved.origins.get(key, "default")) for key, value in leaves(values)]
     parameters, derivations = size_of(resolved.settings)
     scale = elbo_scale(resolved.settings)
-    console.json(
-        {
-            "name": name,
-            "settings": values,
-            "origins": {key: origin for key, _, origin in rows},
-            "elbo_scale": scale,
-            "parameters": parameters,
-            "derivations": derivations,
-        }
-    )
+    origins = {key: origin for key, _, origin in rows}
+    size = {"parameters": parameters, "derivations": derivations}
+    console.json({"name": name, "settings": values, "origins": origins, "elbo_scale": scale, **size})
     table = ((key, json.dumps(value), origin) for key, value, origin in rows)
     console.table("", ("key", "value", "from"), table, left=(0, 1, 2))
     where = "" if derivations is None else " for derivations of {length} steps of {rules} rules".format(**derivations)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
+    from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
-    from arcvae_cli.data.recipes import Arrays
     from arcvae_cli.domains.base import Decoded
     from arcvae_cli.grammar import Rules
 
@@ -88,10 +88,10 @@ def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) 
     with importing():
         from arcvae_cli.checkpoints import find_checkpoint, load
 
-    found = find_checkpoint(checkpoint, runs)
-    if found.note:
-        console.note(found.note)
-    return load(found.path, open_device(device))
+    path, note = find_checkpoint(checkpoint, runs)
+    if note:
+        console.note(note)
+    return load(path, open_device(device))
 
 
 def open_examples(loaded: Loaded, data: str | None, split: str, console: Console) -> Corpus:
@@ -127,14 +127,14 @@ def open_named(
     needs: Sequence[str],
     console: Console,
     fit: tuple[Rules | None, int | None] = (None, None),
-    begun: Future[Arrays] | None = None,
+    begun: Future[Dataset] | None = None,
 ) -> GridCorpus | DerivationCorpus:
     """The corpus of the settings, with its notes; one that has the rules and the length of `fit`, if given.
 
     `begun`: what `begin_reading` gave.
     """
+    from arcvae_cli.data.corpora import corpus_name
     from arcvae_cli.data.corpus import open_corpus
-    from arcvae_cli.data.recipes import corpus_name
 
     if begun is not None:
         corpus = open_corpus(data, device, needs, *fit, arrays=begun.result())
@@ -148,16 +148,16 @@ def open_named(
     return corpus
 
 
-def begin_reading(data: DataSettings) -> Future[Arrays] | None:
+def begin_reading(data: DataSettings) -> Future[Dataset] | None:
     """Read a corpus in a thread while PyTorch is imported; None for one that has to be built, which prints progress."""
     from concurrent.futures import Future
     from threading import Thread
 
-    from arcvae_cli.data.recipes import load_arrays
+    from arcvae_cli.data.corpora import load_arrays
 
     if unbuilt(data):
         return None
-    found: Future[Arrays] = Future()
+    found: Future[Dataset] = Future()
 
     def read() -> None:
         try:
@@ -171,7 +171,7 @@ def begin_reading(data: DataSettings) -> Future[Arrays] | None:
 
 def unbuilt(data: DataSettings) -> bool:
     """Whether a corpus has to be built, since it is not in the cache."""
-    from arcvae_cli.data.recipes import cache_path
+    from arcvae_cli.data.corpora import cache_path
 
     cached = cache_path(data)
     return cached is not None and not cached.is_file()

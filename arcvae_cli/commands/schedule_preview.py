@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from arcvae_cli.commands.options import (
-    OUTPUT,
-    JsonOption,
-    QuietOption,
-    Row,
-    SetOption,
-    complete,
-    own_names,
-    with_flags,
-)
+from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, Row, SetOption, complete, own_names, with_flags
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import is_dir, is_file, read_lines, usable_folder
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
@@ -30,8 +22,7 @@ from arcvae_cli.settings import GRID_POSITIONS, elbo_scale
 if TYPE_CHECKING:
     from arcvae_cli.console import Console
 
-EPOCHS = 100  # of a schedule by its name; a preset has its own
-STEPS = 100
+EPOCHS, STEPS = 100, 100  # of a schedule by its name, and steps of an epoch; a preset has its own epochs
 MOST_ROWS, MOST_POINTS = 16, 4000  # of the table, and of a curve
 HEIGHT = 11  # lines of a chart
 UNITS = {"kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
@@ -43,6 +34,8 @@ KEYS = (
     *("restart_interval", "restart_multiplier", "per"),
 )
 ROWS = (*own_names(KEYS, SCHEDULE), Row(("--epochs",), "train.epochs", VIEW, f"the preset's, else {EPOCHS}"))
+view: Any = partial(typer.Option, rich_help_panel=VIEW)
+output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 
 
 class Curve(NamedTuple):
@@ -56,7 +49,7 @@ class Curve(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What a run recorded of a level at its whole epochs: beta (a mean), and the value that a closed loop holds."""
+    """What a run recorded of a level, by whole epochs: mean beta, and the value that a closed loop controls."""
 
     betas: dict[float, float]
     values: dict[float, float]
@@ -64,17 +57,18 @@ class Recorded(NamedTuple):
 
 @dataclass(frozen=True)
 class Shown:
-    """One schedule of the preview. `scale`: from beta to the ELBO-scale beta, None where there is none.
+    """One schedule of the preview.
 
-    `recorded`: by level, what the run of `--run` did.
+    `source`: "preset", "file" or "schedule". `scale`: from beta to the ELBO-scale beta, None where there is none.
+    `recorded`: what the run of `--run` did, by level.
     """
 
     name: str
-    source: Literal["preset", "file", "schedule"]
+    source: str
     schedule: Schedule
     epochs: int
     scale: float | None
-    recorded: Mapping[str, Recorded] = field(default_factory=dict)
+    recorded: Mapping[str, Recorded]
 
     @property
     def by_step(self) -> bool:
@@ -93,13 +87,12 @@ class Shown:
         if self.recorded:
             stride = max(1, self.epochs // 10)
             found |= {float(epoch): [] for epoch in range(stride, self.epochs, stride) if epoch > 1}
-        for epoch, text in self.schedule.marks(self.epochs):
+        for epoch, text in [*self.schedule.marks(self.epochs), (float(self.epochs), "last epoch")]:
             found.setdefault(epoch, []).append(text)
-        found.setdefault(float(self.epochs), []).append("last epoch")
         return [(epoch, ", ".join(texts)) for epoch, texts in sorted(found.items())]
 
     def series(self) -> dict[str, Callable[[float], float]]:
-        """What the schedule says of every epoch: beta, or the target of a closed loop, by its name in `--json`."""
+        """Beta or, of a closed loop, its target as a function of the epoch, by its name in `--json`."""
         found: dict[str, Callable[[float], float]] = {}
         for level, part in self.schedule.parts.items():
             if isinstance(part, Feedback):
@@ -108,23 +101,40 @@ class Shown:
                 found[level or "beta"] = part
         return found
 
+    def columns(self) -> dict[str, Callable[[float], float | None]]:
+        """The columns of the table as functions of the epoch: `series`, what was recorded, and ELBO-scale betas."""
+        found: dict[str, Callable[[float], float | None]] = dict(self.series())
+        for level, run in self.recorded.items():
+            if run.values:
+                found[f"{level} recorded".lstrip()] = run.values.get
+            found[f"{level} recorded beta".lstrip()] = run.betas.get
+        for level, part in self.schedule.parts.items():
+            if self.scale not in (None, 1.0) and not isinstance(part, Feedback):
+                found[f"{level} ELBO-scale beta".lstrip()] = partial(scaled, part, self.scale)
+        return found
+
     def curves(self) -> Iterator[Curve]:
         """Everything that is drawn of it."""
+        count = min(max(8 * self.epochs, 400), MOST_POINTS)
+        dense = [self.epochs * i / count for i in range(count + 1)]
+        whole = [float(epoch) for epoch in range(1, self.epochs + 1, 1 + self.epochs // MOST_POINTS)]
         for level, part in self.schedule.parts.items():
             label, run = f"{self.name} {level}".rstrip(), self.recorded.get(level)
-            count = min(max(8 * self.epochs, 400), MOST_POINTS)
-            places = [self.epochs * i / count for i in range(count + 1)]
             if isinstance(part, Feedback):
-                targets = [part.setpoint(place) for place in places]
-                yield Curve(f"{label} target", UNITS[part.quantity], places, targets, dashed=True)
+                unit = UNITS[part.quantity]
+                yield Curve(f"{label} target", unit, dense, [part.setpoint(epoch) for epoch in dense], dashed=True)
                 if run:
-                    yield Curve(f"{label} recorded", UNITS[part.quantity], list(run.values), list(run.values.values()))
+                    yield Curve(f"{label} recorded", unit, list(run.values), list(run.values.values()))
             else:
-                if part.per == "epoch":
-                    places = [float(e) for e in range(1, self.epochs + 1, 1 + self.epochs // MOST_POINTS)]
-                yield Curve(label, "beta", places, [part(place) for place in places])
+                epochs = whole if part.per == "epoch" else dense
+                yield Curve(label, "beta", epochs, [part(epoch) for epoch in epochs])
             if run:
                 yield Curve(f"{label} recorded", "beta", list(run.betas), list(run.betas.values()))
+
+
+def scaled(part: Schedule, scale: float, epoch: float) -> float:
+    """Beta on the ELBO scale."""
+    return part(epoch) * scale
 
 
 @with_flags(ROWS)
@@ -140,24 +150,14 @@ def schedule_preview(
     ],
     flags: Layer,
     assignments: SetOption = None,
-    run: Annotated[
-        str | None, typer.Option(help="overlay what a run recorded: its folder or name", rich_help_panel=VIEW)
-    ] = None,
-    runs: Annotated[Path, typer.Option("--runs-dir", help="folder of the runs", rich_help_panel=VIEW)] = Path("runs"),
+    run: Annotated[str | None, view(help="overlay what a run recorded: its folder or name")] = None,
+    runs: Annotated[Path, view("--runs-dir", help="folder of the runs")] = Path("runs"),
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=1_000_000,
-            help="steps of an epoch, where beta moves per step",
-            show_default=str(STEPS),
-            rich_help_panel=VIEW,
-        ),
+        view(min=1, max=1_000_000, help="steps of an epoch, where beta moves per step", show_default=str(STEPS)),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="write a picture (PNG)", rich_help_panel=OUTPUT)] = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="write beta at every epoch or step", rich_help_panel=OUTPUT)
-    ] = None,
+    plot: Annotated[Path | None, output(help="write a picture (PNG)")] = None,
+    csv_file: Annotated[Path | None, output("--csv", help="write beta at every epoch or step")] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -170,14 +170,14 @@ def schedule_preview(
     from arcvae_cli.console import Console
 
     console = Console(quiet=quiet, as_json=as_json)
-    for flag, path, ending in (("--plot", plot, ".png"), ("--csv", csv_file, "")):
-        if path is not None:
-            check_target(flag, path, ending)
+    for flag, path in (("--plot", plot), ("--csv", csv_file)):
+        check_target(flag, path)
     layers = [set_layer(assignments or []), flags]
     shown = [find(name, layers, run, runs) for name in dict.fromkeys(names)]
-    given = flags.values.get("schedule", {})
-    if "ramp_fraction" in given and (flat := [s for s in shown if getattr(s.schedule, "wave", "") != "ramp_hold"]):
-        raise InputError(f"--ramp-fraction: {flat[0].name} does not use it", "it belongs to --wave ramp_hold")
+    if "ramp_fraction" in flags.values.get("schedule", {}):
+        for s in shown:
+            if getattr(s.schedule, "wave", "") != "ramp_hold":
+                raise InputError(f"--ramp-fraction: {s.name} does not use it", "it belongs to --wave ramp_hold")
     if steps is not None and not any(s.by_step for s in shown):
         fix = "remove it" if any(s.schedule.closed_loop for s in shown) else "add --per step"
         raise InputError("--steps: this schedule is shown by whole epochs", fix)
@@ -204,8 +204,7 @@ def schedule_preview(
 
 def find(name: str, layers: Sequence[Layer], run: str | None, runs: Path) -> Shown:
     """What a name stands for, with flags and `--set` on top, and what the run recorded."""
-    path = Path(name)
-    source: Literal["preset", "file", "schedule"]
+    path, scale = Path(name), None
     if name in preset_names() or is_file(path) or is_file(path / "config.toml"):
         source = "preset" if name in preset_names() else "file"
         settings = resolve(name, environment_layer(), *layers).settings  # the environment counts as for `train`
@@ -229,9 +228,7 @@ def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Recorded]:
     """What a run, by its folder or its name in `runs`, recorded of each level of a schedule."""
     folder = next((path for path in (Path(run), runs / run) if is_file(path / "metrics.jsonl")), None)
     if folder is None:
-        raise InputError(
-            f"--run {run}: no metrics.jsonl there, nor in {runs / run}", "give the folder or name of a run"
-        )
+        raise InputError(f"--run {run}: no metrics.jsonl in it, nor in {runs / run}", "give a run's folder or name")
     sums = resolve(str(folder / "config.toml")).settings.objective.reduction == "sum"
     lines = read_lines(folder / "metrics.jsonl")
     found = {}
@@ -253,7 +250,7 @@ def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Recorded]:
 
 
 def show(shown: Sequence[Shown], console: Console) -> None:
-    """Print the facts, the charts and the tables."""
+    """Print the facts, a chart for each unit, and a table for each schedule."""
     for s in shown:
         console.lines([f"{s.name} ({'preset, ' * (s.source == 'preset')}schedule {s.schedule.name})"])
         for level, part in s.schedule.parts.items():
@@ -265,8 +262,7 @@ def show(shown: Sequence[Shown], console: Console) -> None:
     for s in shown:
         if len(shown) > 1:
             console.lines([*[""] * (s is shown[0]), f"{s.name}, {s.epochs} epochs"])
-        columns, rows = table(s)
-        console.table("", columns, rows, left=(len(columns) - 1,))
+        show_table(s, console)
 
 
 def facts(part: Schedule, level: str, s: Shown) -> Iterator[str]:
@@ -281,33 +277,22 @@ def facts(part: Schedule, level: str, s: Shown) -> Iterator[str]:
         yield f"{peak}, first at epoch {part.first_peak:g}{period}{moves}{unscaled}"
         return
     low, high = part.bounds
-    scaled = f" ({low * factor:.4g} to {high * factor:.4g} on the ELBO scale)" if factor != 1.0 else ""
+    elbo = f" ({low * factor:.4g} to {high * factor:.4g} on the ELBO scale)" if factor != 1.0 else ""
     yield ", ".join(f"{key} {value:g}" for key, value in part if key not in ("name", "per"))
-    yield f"beta depends on the run and moves once a step, between {low:.4g} and {high:.4g}{scaled}"
+    yield f"beta depends on the run and moves once a step, between {low:.4g} and {high:.4g}{elbo}"
     if not s.recorded:
         yield "--run RUN shows what it did in a run"
 
 
-def table(s: Shown) -> tuple[list[str], list[list[str]]]:
-    """The key epochs: names of columns, and rows."""
+def show_table(s: Shown, console: Console) -> None:
+    """Print the key epochs."""
     from arcvae_cli.console import cell
 
-    marks, scale = s.marks(), 1.0 if s.scale is None else s.scale
-    columns: dict[str, list[float | None]] = {name: [at(e) for e, _ in marks] for name, at in s.series().items()}
-    for level, run in s.recorded.items():
-        if run.values:
-            columns[f"{level} recorded".lstrip()] = [run.values.get(epoch) for epoch, _ in marks]
-        columns[f"{level} recorded beta".lstrip()] = [run.betas.get(epoch) for epoch, _ in marks]
-    for level, part in s.schedule.parts.items() if scale != 1.0 else ():
-        if not isinstance(part, Feedback):
-            columns[f"{level} ELBO-scale beta".lstrip()] = [part(epoch) * scale for epoch, _ in marks]
-    rows = [
-        [f"{epoch:g}", *(cell(values[row], ".4g") for values in columns.values()), what]
-        for row, (epoch, what) in enumerate(marks)
-    ]
+    columns = s.columns()
+    rows = [[f"{epoch:g}", *(cell(at(epoch), ".4g") for at in columns.values()), what] for epoch, what in s.marks()]
     if (left_out := len(rows) - MOST_ROWS) > 0:
         rows[MOST_ROWS - 4 : -4] = [["..."] + [""] * len(columns) + [f"{left_out} more, all of them in --json"]]
-    return ["epoch", *columns, ""], rows
+    console.table("", ["epoch", *columns, ""], rows, left=(len(columns) + 1,))
 
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
@@ -345,16 +330,12 @@ def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
     return [curves[0].unit, *lines, *(["   ".join(legend)] if len(curves) > 1 else [])]
 
 
-def document(s: Shown, name: str | None, steps: int) -> dict[str, Any]:
+def document(s: Shown, run: str | None, steps: int) -> dict[str, Any]:
     """One schedule for `--json`; times in epochs."""
     at, series = s.points(steps), s.series()
     recorded = {
-        level or "beta": {
-            "epoch": list(run.betas),
-            "beta": list(run.betas.values()),
-            "value": list(run.values.values()),
-        }
-        for level, run in s.recorded.items()
+        level or "beta": {"epoch": [*found.betas], "beta": [*found.betas.values()], "value": [*found.values.values()]}
+        for level, found in s.recorded.items()
     }
     return {
         "name": s.name,
@@ -367,10 +348,7 @@ def document(s: Shown, name: str | None, steps: int) -> dict[str, Any]:
         "levels": {
             level or "beta": {
                 "description": part.describe(),
-                "start": part.start,
-                "peak": part.peak,
-                "first_peak": part.first_peak,
-                "period": part.period,
+                **{key: getattr(part, key) for key in ("start", "peak", "first_peak", "period")},
                 "reached": part.reached(s.epochs),
                 **({"quantity": part.quantity, "bounds": part.bounds} if isinstance(part, Feedback) else {}),
             }
@@ -381,45 +359,48 @@ def document(s: Shown, name: str | None, steps: int) -> dict[str, Any]:
             for epoch, text in s.marks()
         ],
         "curve": {"epoch": at, **{name: [value(epoch) for epoch in at] for name, value in series.items()}},
-        **({"run": {"name": name, "levels": recorded}} if recorded else {}),
+        **({"run": {"name": run, "levels": recorded}} if recorded else {}),
     }
 
 
-def check_target(flag: str, path: Path, ending: str) -> None:
+def check_target(flag: str, path: Path | None) -> None:
     """InputError for a file that could not be written, before anything is done."""
-    if not path.suffix.lower().endswith(ending):
-        raise InputError(f"{flag} {path}: not a {ending} file", f"call it {path.with_suffix(ending).name}")
-    if is_dir(path):
-        raise InputError(f"{flag} {path}: is a folder", "give the name of a file")
-    if not is_dir(path.parent):
-        raise InputError(f"{flag} {path}: no folder {path.parent}", "create it first")
+    if path is None:
+        return
+    if flag == "--plot" and path.suffix.lower() != ".png":
+        raise InputError(f"{flag} {path}: not a .png file", f"call it {path.with_suffix('.png').name}")
+    if is_dir(path) or not is_dir(path.parent):
+        problem = "is a folder" if is_dir(path) else f"no folder {path.parent}"
+        raise InputError(f"{flag} {path}: {problem}", "give a file in an existing folder")
     usable_folder(path.parent, flag)
 
 
 def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
     """A row for every schedule, level and epoch or step; empty where there is no value.
 
-    A closed loop has a target, and beta and the held value where a run was given.
+    A closed loop has a target, and with a run its beta and the value it controls.
     """
     import csv
 
-    more = ["quantity", "target", "value"] if any(s.schedule.closed_loop for s in shown) else []
+    columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta"]
+    if any(s.schedule.closed_loop for s in shown):
+        columns += ["quantity", "target", "value"]
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["schedule", "level", "epoch", "beta", "elbo_scale_beta", *more])
+            writer.writerow(columns)
             for s in shown:
                 scale = None if s.source == "schedule" else s.scale
                 for level, part in s.schedule.parts.items():
-                    run = s.recorded.get(level)
+                    run = s.recorded.get(level, Recorded({}, {}))
                     for epoch in s.points(steps):
-                        rest: list[object] = [None] * len(more)
+                        rest: list[object] = [None] * (len(columns) - 5)
+                        beta = run.betas.get(epoch)
                         if isinstance(part, Feedback):
-                            beta = run.betas.get(epoch) if run else None
-                            rest = [part.quantity, part.setpoint(epoch), run.values.get(epoch) if run else None]
+                            rest = [part.quantity, part.setpoint(epoch), run.values.get(epoch)]
                         else:
                             beta = part(epoch)
-                        scaled = None if scale is None or beta is None else beta * scale
-                        writer.writerow([s.name, level, f"{epoch:.10g}", beta, scaled, *rest])
+                        elbo = None if scale is None or beta is None else beta * scale
+                        writer.writerow([s.name, level, f"{epoch:.10g}", beta, elbo, *rest])
     except OSError as error:
         raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error

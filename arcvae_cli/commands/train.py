@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,12 +29,14 @@ from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.files import is_file
 from arcvae_cli.presets import Layer, Resolved, environment_layer, resolve, set_layer
 from arcvae_cli.runs import AUTO
-from arcvae_cli.settings import GrammarSettings, Settings
+from arcvae_cli.settings import Settings
 from arcvae_cli.stopping import Signals
 
 if TYPE_CHECKING:
+    import torch
+
     from arcvae_cli.console import Console
-    from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
+    from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.models.base import VAE
     from arcvae_cli.records import Recorder
     from arcvae_cli.runs import RunFolder
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
 QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
 OVERFIT_STEPS = 3_000
+training: Any = partial(typer.Option, rich_help_panel=TRAINING)
+run_option: Any = partial(typer.Option, rich_help_panel=RUN)
+QUICK_HELP = f"{QUICK_EPOCHS} epochs on {QUICK_EXAMPLES:,} examples, the schedule compressed"
+RESUME_HELP = "resume a run: its name, folder or checkpoint, or latest; auto: resume --run-name if it exists"
 
 
 @with_flags(TABLE)
@@ -49,30 +56,13 @@ def train(
     preset: PresetOption = None,
     data: DataOption = None,
     flags: Layer,
-    quick_test: Annotated[
-        bool,
-        typer.Option(
-            "--quick-test",
-            help=f"{QUICK_EPOCHS} epochs on {QUICK_EXAMPLES:,} examples, the schedule compressed",
-            rich_help_panel=TRAINING,
-        ),
-    ] = False,
+    quick_test: Annotated[bool, training("--quick-test", help=QUICK_HELP)] = False,
     overfit_batch: Annotated[
-        bool,
-        typer.Option(
-            "--overfit-batch", help="memorise one batch as a sanity check; no run folder", rich_help_panel=TRAINING
-        ),
+        bool, training("--overfit-batch", help="memorise one batch as a sanity check; no run folder")
     ] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN",
-            help="resume a run: its name, folder or checkpoint, or latest; auto: resume --run-name if it exists",
-            rich_help_panel=RUN,
-        ),
-    ] = None,
-    run_name: Annotated[str | None, typer.Option(show_default="preset and time", rich_help_panel=RUN)] = None,
-    runs_dir: Annotated[Path, typer.Option(help="where run folders go", rich_help_panel=RUN)] = Path("runs"),
+    resume: Annotated[str | None, run_option(metavar="RUN", help=RESUME_HELP)] = None,
+    run_name: Annotated[str | None, run_option(show_default="preset and time")] = None,
+    runs_dir: Annotated[Path, run_option(help="where run folders go")] = Path("runs"),
     assignments: SetOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -104,8 +94,13 @@ def train(
         try:
             run(resolved, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
         except KeyboardInterrupt:
-            asked = signals() or signal.SIGINT
-            raise Interrupted(f"stopped by {stopping.name(asked)}, at once", stopping.exit_code(asked)) from None
+            raise stopped(signals, "at once") from None
+
+
+def stopped(signals: Signals, where: str, fix: str | None = None) -> Interrupted:
+    """The error of a run that a signal ended outside of the training."""
+    asked = signals() or signal.SIGINT
+    return Interrupted(f"stopped by {stopping.name(asked)}, {where}", stopping.exit_code(asked), fix)
 
 
 def run_to_resume(resume: str, runs: Path, name: str | None) -> tuple[Path, Path | None] | None:
@@ -165,31 +160,32 @@ def run(
 
     with importing():
         begun = begin_reading(settings.data)
-        from arcvae_cli import checkpoints, snapshots
+        from arcvae_cli import checkpoints
         from arcvae_cli.machine import crowded
         from arcvae_cli.recorders.external import external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder
         from arcvae_cli.recorders.live import live_recorder
-        from arcvae_cli.step import seed_step
         from arcvae_cli.trainer import Trainer
 
     before = None if earlier is None else go_on(*earlier)
     if before is not None:
-        before.check(resolved)
-        if before.over(settings):
+        before.check(settings)
+        if (judged := before.report(settings)) is not None:
             console.note(f"run {before.folder.name} is finished: nothing to do")
-            console.json(before.judgement())
+            console.json(judged)
             return
         if short is not None:
             console.warn(short)
         before.folder.begin()
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)
-    check_sizes(settings, corpus)
-    seed_step(settings.train.seed, "weights")
-    model = new_model(settings, corpus).to(device)
-    check_levels(settings, model)
+    model = new_model(settings, corpus, device)
+    try:
+        settings.schedule.peaks(tuple(model.level_sizes))
+    except ValueError as error:
+        fix = f"use another schedule for model.name={settings.model.name}"
+        raise InputError(f"schedule.name: {error}", fix) from None
     signals.patient = True  # from here on there is something to save
     folder = folders.create(runs, name, stem, settings) if before is None else before.folder
     notes = [text for text in [crowded(device)] if text is not None]
@@ -199,7 +195,7 @@ def run(
     )
     if before is not None:
         if before.values is not None:
-            snapshots.restore(trainer, before.values, before.path)
+            trainer.resume(before.values, before.path)
         folder.write_config(settings)
     recorders += [
         live_recorder(console),  # first, so that its header does not wait for the imports of the others
@@ -222,26 +218,17 @@ def run(
 
             report(checkpoints.load(folder.checkpoints / checkpoints.BEST, device), corpus, "val", folder, console)
     except KeyboardInterrupt:
-        asked = signals() or signal.SIGINT
-        raise Interrupted(
-            f"stopped by {stopping.name(asked)} before the evaluation; the training is complete in {folder.path}",
-            stopping.exit_code(asked),
-            f"`arcvae train --resume {folder.shell}` evaluates it",
-        ) from None
+        where = f"before the evaluation; the training is complete in {folder.path}"
+        raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
     place = trainer.place()
     folder.write_status("finished", judged=True, **trainer.ended, **place)
     folder.release()
-    console.note(f"\n{costs(place, trainer.done)}")
+    seconds, memory = place["seconds"], place["peak_memory_bytes"] / 2**20
+    parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items())
+    speed = f"{trainer.done / seconds['training']:.1f} training steps a second"
+    console.note(f"\nseconds: {parts}; {speed}; peak memory {memory:,.0f} MiB")
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json")
     console.note(f"next: {' | '.join(next_commands(folder, corpus))}")
-
-
-def costs(place: Mapping[str, Any], steps: int) -> str:
-    """The seconds of each part of a run, its speed and its peak memory."""
-    seconds = place["seconds"]
-    parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items())
-    memory = place["peak_memory_bytes"] / 2**20
-    return f"seconds: {parts}; {steps / seconds['training']:.1f} training steps a second; peak memory {memory:,.0f} MiB"
 
 
 def next_commands(folder: RunFolder, corpus: Corpus) -> Iterator[str]:
@@ -254,39 +241,21 @@ def next_commands(folder: RunFolder, corpus: Corpus) -> Iterator[str]:
             yield f"arcvae interpolate{checkpoint} --from {min(3, last - 1)} --to {min(17, last)}"
 
 
-def new_model(settings: Settings, corpus: GridCorpus | DerivationCorpus) -> VAE:
-    """The model of the settings, made for the corpus; InputError where they do not fit together."""
+def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
+    """The model of the settings with its first weights; InputError where it or a batch does not fit the corpus."""
     from arcvae_cli.data.corpus import DerivationCorpus
     from arcvae_cli.models import build_model
     from arcvae_cli.models.grammar import Structure
+    from arcvae_cli.step import seed_step
 
-    if not isinstance(corpus, DerivationCorpus):
-        return build_model(settings.model)
-    if not isinstance(settings.model, GrammarSettings):
-        raise InputError(
-            f"model.name: the model {settings.model.name} is for grids, and {corpus.name} contains derivations",
-            "use --preset kusner_equations, minimal or another with model.name=grammar",
-        )
-    return build_model(settings.model, Structure(corpus.rules, corpus.length))
-
-
-def check_sizes(settings: Settings, corpus: Corpus) -> None:
-    """InputError where a batch is larger than the training split."""
     if corpus.size("train") < settings.train.batch_size:
         raise InputError(
             f"train.batch_size: {settings.train.batch_size} is more than the {corpus.size('train')} training examples",
             f"use --batch-size {corpus.size('train')} or less, or more data",
         )
-
-
-def check_levels(settings: Settings, model: VAE) -> None:
-    """InputError where the schedule has levels that the model does not have."""
-    try:
-        settings.schedule.peaks(tuple(model.level_sizes))
-    except ValueError as error:
-        raise InputError(
-            f"schedule.name: {error}", f"use another schedule for model.name={settings.model.name}"
-        ) from None
+    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, DerivationCorpus) else None
+    seed_step(settings.train.seed, "weights")
+    return build_model(settings.model, structure).to(device)
 
 
 @contextmanager
@@ -295,26 +264,21 @@ def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
 
     After a second Ctrl-C the recorders are abandoned.
     """
-    code = 0
-
-    def close(recorder: Recorder) -> None:
-        recorder.close(code)
-
-    with ExitStack() as stack:
-        for recorder in reversed(recorders):
-            stack.callback(close, recorder)
-        try:
-            yield
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            code = error.exit_code if isinstance(error, ArcvaeError) else 128 + signal.SIGINT if stopped else 1
-            if isinstance(error, Interrupted) and error.at_once:
-                stack.pop_all()
-                for recorder in recorders:
-                    recorder.abandon()
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        code = error.exit_code if isinstance(error, ArcvaeError) else 128 + signal.SIGINT if interrupted else 1
+        for recorder in recorders:
             with suppress(Exception, KeyboardInterrupt):
-                stack.close()
-            raise
+                if isinstance(error, Interrupted) and error.at_once:
+                    recorder.abandon()
+                else:
+                    recorder.close(code)
+        raise
+    with ExitStack() as stack:  # closes all of them, even if one fails
+        for recorder in reversed(recorders):
+            stack.callback(recorder.close)
 
 
 def memorise(settings: Settings, console: Console) -> None:
@@ -322,28 +286,26 @@ def memorise(settings: Settings, console: Console) -> None:
     from arcvae_cli.commands.reading import importing, open_device, open_named
 
     with importing():
-        from arcvae_cli.memorising import overfit
-        from arcvae_cli.step import Counts, seed_step
+        from arcvae_cli.metrics import EpochMetrics
+        from arcvae_cli.overfit import overfit
 
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train",), console)
-    check_sizes(settings, corpus)
-    seed_step(settings.train.seed, "weights")
-    model = new_model(settings, corpus).to(device)
+    model = new_model(settings, corpus, device)
 
-    def show(step: int, counts: Counts) -> None:
+    def show(step: int, metrics: EpochMetrics) -> None:
         console.note(
-            f"step {step}: reconstruction {counts.reconstruction:.4g}, right positions {counts.position:.4f}, "
-            f"whole examples {counts.exact:.4f}"
+            f"step {step}: reconstruction {metrics.reconstruction:.4g}, right positions {metrics.position:.4f}, "
+            f"whole examples {metrics.exact:.4f}"
         )
 
     found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
     size = min(settings.train.batch_size, corpus.size("train"))
-    counts = {"examples": size, "exact": found.counts.exact, "position": found.counts.position}
+    counts = {"examples": size, "exact": found.metrics.exact, "position": found.metrics.position}
     console.json({"memorised": found.done, "steps": found.steps, **counts})
     if not found.done:
         raise ArcvaeError(
-            f"one batch of {size} was not memorised in {found.steps} steps: {found.counts.exact:.1%} of its examples "
+            f"one batch of {size} was not memorised in {found.steps} steps: {found.metrics.exact:.1%} of its examples "
             "are exact",
             "try a larger model.latent_dim, a stronger model, another train.lr or a smaller --batch-size",
         )

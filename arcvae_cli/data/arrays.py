@@ -66,13 +66,6 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     @property
-    def grids(self) -> NDArray[Any]:
-        """Earlier name of `x`, until its callers use the new one."""
-        return self.x
-
-    ids = grids
-
-    @property
     def kind(self) -> Literal["grids", "strings"]:
         return "grids" if self.rules is None else "strings"
 
@@ -114,9 +107,8 @@ class Dataset:
         """InputError if one of these splits is empty."""
         for split in splits:
             if not self.rows(split).size:
-                raise InputError(
-                    f"{self.name}: the {split} split is empty", f"add examples with `split` values of '{split}'"
-                )
+                fix = f"add examples with `split` values of '{split}'"
+                raise InputError(f"{self.name}: the {split} split is empty", fix)
 
     def strings(self, rows: NDArray[np.int64]) -> list[str]:
         """The strings of these rows. ValueError without a grammar."""
@@ -149,7 +141,10 @@ def padded(grids: Sequence[NDArray[Any]]) -> tuple[Grids, Grids]:
 def refuse_large(what: str, count: int) -> None:
     """InputError for arrays of more than ARRAY_BYTES bytes."""
     if count > ARRAY_BYTES:
-        raise InputError(f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}", "use fewer examples")
+        raise InputError(
+            f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}",
+            "use fewer examples, or shorter ones (--max-rules)",
+        )
 
 
 def split_sizes(size: int, seed: int) -> tuple[int, int, int]:
@@ -173,7 +168,3 @@ def canvas_keys(grids: Grids) -> list[bytes]:
     """The content of each grid (N, 16, 16) as bytes, to hash or compare."""
     whole = grids.tobytes()
     return [whole[start : start + CELLS] for start in range(0, len(whole), CELLS)]
-
-
-# Earlier names, until their callers use the new ones.
-GridArrays = Dataset

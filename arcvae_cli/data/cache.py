@@ -30,7 +30,7 @@ def alone(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
@@ -38,15 +38,12 @@ def alone(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None
             if say is not None:
                 say(f"another process is making {path.name}: waiting for it")
             lock.acquire(poll_interval=0.1)
-    except OSError:
-        yield
-        return
     try:
-        for stale in path.parent.glob(f".{path.name}.*.tmp"):
-            with suppress(OSError):
-                stale.unlink()
+        for stale in path.parent.glob(f".{path.name}.*.tmp") if lock.is_locked else ():
+            stale.unlink(missing_ok=True)
         yield
     finally:
-        with suppress(OSError):  # while it is held: processes that wait for this file then lock a new one
-            os.unlink(lock.lock_file)
-        lock.release()
+        if lock.is_locked:
+            with suppress(OSError):  # while it is held: processes that wait for this file then lock a new one
+                os.unlink(lock.lock_file)
+            lock.release()

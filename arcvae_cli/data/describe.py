@@ -100,8 +100,7 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _grid_split(dataset: Dataset, split: str) -> dict[str, Any]:
     part = dataset.only(dataset.rows(split))
-    count = len(part.x)
-    framed = part.x
+    count, framed = len(part.x), part.x
     if part.shape is not None:  # cells outside the rectangle get a colour of their own
         side = np.arange(SIDE)
         inside = (side < part.shape[:, :1])[:, :, None] & (side < part.shape[:, 1:])[:, None, :]
@@ -132,13 +131,10 @@ def _leaks(dataset: Dataset, keys: list[bytes]) -> list[dict[str, Any]]:
     leaks: list[dict[str, Any]] = []
     for of, into in (("test", "train"), ("test", "val"), ("val", "train")):
         here, there = dataset.rows(of), dataset.rows(into)
-        if not here.size or not there.size:
-            continue
-        known = {keys[row] for row in there.tolist()}
-        leak: dict[str, Any] = {"of": of, "into": into, "identical": sum(keys[row] in known for row in here.tolist())}
-        if hashes is not None:
-            task = dataset.task
-            tasks = None if task is None else len(set(task[here].tolist()) & set(task[there].tolist()))
-            leak |= {"equivalent": int(np.isin(hashes[here], hashes[there]).sum()), "tasks": tasks}
-        leaks.append(leak)
+        if here.size and there.size:
+            known = {keys[row] for row in there.tolist()}
+            leaks.append({"of": of, "into": into, "identical": sum(keys[row] in known for row in here.tolist())})
+            if hashes is not None:
+                tasks = None if dataset.task is None else len(np.intersect1d(dataset.task[here], dataset.task[there]))
+                leaks[-1] |= {"equivalent": int(np.isin(hashes[here], hashes[there]).sum()), "tasks": tasks}
     return leaks

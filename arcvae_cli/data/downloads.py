@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from arcvae_cli.data.cache import alone, cache_folder
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.errors import ArcvaeError, InputError, without_password
 
 _TIMEOUT = 30  # seconds without an answer
 _LARGEST = 2**25  # bytes, above the size of every file here
@@ -20,7 +19,7 @@ _LARGEST = 2**25  # bytes, above the size of every file here
 class Download:
     """A public file. `blob`: the git id of its content. `variable`: environment variable of another address.
 
-    `test_lines`: the number of leading lines that are the test set by convention.
+    `test_lines`: how many leading lines are the test set by convention.
     """
 
     name: str
@@ -34,10 +33,6 @@ class Download:
     def path(self) -> Path:
         """Where it is stored in the cache, downloaded or copied by hand."""
         return cache_folder() / "downloads" / self.file
-
-    @property
-    def address(self) -> str:
-        return os.environ.get(self.variable) or self.url
 
     def is_in(self, path: Path) -> bool:
         """Whether a file is this one, by its content."""
@@ -65,20 +60,13 @@ def git_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def without_password(text: str) -> str:
-    """Text whose addresses have lost user and password: `https://user:secret@host/` becomes `https://***@host/`."""
-    return re.sub(r"//\S*@", "//***@", text)
-
-
 def downloaded(what: Download) -> Path:
     """The file in the cache. InputError, with how to get it, if it is missing or damaged."""
     if what.is_in(what.path):
         return what.path
     state = "damaged or another file" if what.path.exists() else "not in the cache"
-    raise InputError(
-        f"{what.path}: {what.name} is {state}",
-        f"run `arcvae data build --download {what.name}`; --preset kusner_equations needs no download",
-    )
+    fix = f"run `arcvae data build --download {what.name}`; --preset kusner_equations needs no download"
+    raise InputError(f"{what.path}: {what.name} is {state}", fix)
 
 
 def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
@@ -86,7 +74,8 @@ def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
 
     Raises ArcvaeError, with where to copy the file by hand, if it cannot be downloaded or has another content.
     """
-    path = what.path
+    path, address = what.path, os.environ.get(what.variable) or what.url
+    shown = without_password(address)
     fix = f"copy the file to {path}, or set another address in {what.variable}; the corpus equations needs no download"
     with alone(path, say):
         if what.is_in(path):
@@ -94,17 +83,16 @@ def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
         import pooch  # takes a tenth of a second
 
         pooch.get_logger().setLevel("WARNING")
-        shown = without_password(what.address)
         if say is not None:
             say(f"downloading {shown}")
         try:
             name = f".{what.file}.new.tmp"  # which `alone` removes if this process dies
-            files = pooch.create(path.parent, "", registry={name: None}, urls={name: what.address}, retry_if_failed=1)
+            files = pooch.create(path.parent, "", registry={name: None}, urls={name: address}, retry_if_failed=1)
             fetched = Path(files.fetch(name, downloader=pooch.HTTPDownloader(timeout=_TIMEOUT)))
-            if what.is_in(fetched):
-                return fetched.replace(path)
-            fetched.unlink()
         except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
             reason = without_password(f"{type(error).__name__}: {error}")
             raise ArcvaeError(f"{shown}: download failed ({reason:.300})", fix) from None  # the cause has the password
+        if what.is_in(fetched):
+            return fetched.replace(path)
+        fetched.unlink()
     raise ArcvaeError(f"{shown}: not {what.name}: its git blob id is not {what.blob[:12]}", fix)

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -30,14 +30,13 @@ from lark.lexer import Lexer, PatternStr, Token
 from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
 
+from arcvae_cli.data.arrays import refuse_large
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
 LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0
 """CPU time for making an LALR parser; for making an Earley parser, and for parsing a line by it. Bounds memory too."""
-
-_MOST_IDS = 4 << 30  # bytes of ids, all lines as long as the longest
 
 Kind = Literal["lalr", "earley"]
 
@@ -96,28 +95,17 @@ class Parser:
             raise InputError(f"{self.grammar.name}: {what}", fix) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A line that does not parse: its number from 1, the position of what is wrong in it, from 0, and the reason."""
-
-    line: int
-    position: int
-    text: str
-    reason: str
-
-
 @dataclass(frozen=True, eq=False)
 class Parsed:
     """Derivations of lines: `ids` (N, T) int16, padded with the padding rule; `lines` (N,) their numbers, from 1.
 
-    `ambiguous` counts lines with more than one derivation, `too_long` those left out for taking more than T rules,
-    which are not among the `failures`; `longest` is the most rules that a line takes, be it left out or not. `kind` and
-    `reason` are those of the parser.
+    `failures`: lines that do not parse, by their numbers from 1. `ambiguous`: how many have several derivations.
+    `too_long`: how many are left out for taking more than T rules. `longest`: the most rules that any line takes.
     """
 
     ids: NDArray[np.int16]
     lines: NDArray[np.int64]
-    failures: tuple[Failure, ...]
+    failures: dict[int, ParseFailure]
     ambiguous: int
     kind: Kind
     reason: str
@@ -138,7 +126,7 @@ def parse_lines(
 
     `workers` processes share the work, by default one a core where there are many lines; the result is the same.
     `tell` gets the number of lines done and of all, `say` a note where thousands of lines are parsed by Earley.
-    Raises InputError where a line takes over `EARLEY_SECONDS`, or padding to the longest would take over 4 GB.
+    Raises InputError where a line takes over `EARLEY_SECONDS`, or the padded ids would take too much memory.
     """
     parser = Parser(grammar)
     size, many = (250, 5000) if parser.kind == "lalr" else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
@@ -146,38 +134,23 @@ def parse_lines(
         say(f"{parser.reason}: parsing is slow")
     if workers is None:
         workers = cores() if len(lines) >= many else 1
-    numbers: list[int] = []
-    derivations: list[bytes] = []
-    failures: list[Failure] = []
-    ambiguous = too_long = longest = done = 0
+    results: list[_Result] = []
     for chunk in _in_chunks(parser, [lines[start : start + size] for start in range(0, len(lines), size)], workers):
-        for number, result in enumerate(chunk, done + 1):
-            if isinstance(result, ParseFailure):
-                failures.append(Failure(number, result.position, lines[number - 1], result.reason))
-                continue
-            ids, more = result
-            ambiguous += more
-            longest = max(longest, len(ids) // 2)
-            if max_rules is not None and len(ids) // 2 > max_rules:
-                too_long += 1
-            else:
-                numbers.append(number)
-                derivations.append(ids)
-        done += len(chunk)
+        results += chunk
         if tell is not None:
-            tell(done, len(lines))
+            tell(len(results), len(lines))
+    failures = {number: result for number, result in enumerate(results, 1) if isinstance(result, ParseFailure)}
+    derived = [(number, *result) for number, result in enumerate(results, 1) if not isinstance(result, ParseFailure)]
+    longest = max((len(ids) // 2 for _, ids, _ in derived), default=0)
     steps = longest if max_rules is None else max_rules
-    if len(derivations) * steps * 2 > _MOST_IDS:
-        raise InputError(
-            f"{len(derivations)} derivations of up to {steps} rules take {len(derivations) * steps * 2 >> 30} GB",
-            f"Leave out the longest: --max-rules N, below {_MOST_IDS // 2 // len(derivations)} here.",
-        )
-    padded = np.full((len(derivations), steps), len(grammar.productions), np.int16)
-    for row, ids in zip(padded, derivations, strict=True):
+    kept = [(number, ids) for number, ids, _ in derived if len(ids) // 2 <= steps]
+    refuse_large(f"{len(kept):,} derivations of up to {steps:,} rules", 2 * len(kept) * steps)
+    padded = np.full((len(kept), steps), len(grammar.productions), np.int16)
+    for row, (_, ids) in zip(padded, kept, strict=True):
         row[: len(ids) // 2] = np.frombuffer(ids, np.int16)
-    kind, reason = parser.kind, parser.reason
-    rows = np.array(numbers, np.int64)
-    return Parsed(padded, rows, tuple(failures), ambiguous, kind, reason, too_long, longest)
+    numbers = np.array([number for number, _ in kept], np.int64)
+    ambiguous, too_long = sum(more for _, _, more in derived), len(derived) - len(kept)
+    return Parsed(padded, numbers, failures, ambiguous, parser.kind, parser.reason, too_long, longest)
 
 
 # ---------------------------------------------------------------------------------------------------------- processes
@@ -205,14 +178,12 @@ def _in_chunks(parser: Parser, chunks: Sequence[Sequence[str]], workers: int) ->
     """
     done = 0
     if workers > 1 and len(chunks) > 1:
-        try:
+        with suppress(BrokenProcessPool, OSError):
             start = (parser.grammar, parser.kind == "earley")
             with ProcessPoolExecutor(workers, get_context("spawn"), _begin, start) as pool:
                 for results in pool.map(_work, chunks):
                     yield results
                     done += 1
-        except (BrokenProcessPool, OSError):
-            pass
     for lines in chunks[done:]:
         yield _chunk(parser, lines)
 
@@ -303,15 +274,13 @@ class _LongestMatch(Lexer):
     """Reads the longest terminal that stands at each place. Made by lark from the terminals of a grammar."""
 
     def __init__(self, conf: Any) -> None:
-        longest = sorted(conf.terminals, key=lambda one: (-one.pattern.max_width, -len(one.pattern.value)))
-        self._names = {one.pattern.value: one.name for one in longest if isinstance(one.pattern, PatternStr)}
-        # strings are known by their text: thousands of named groups would be slow
-        parts = [
-            re.escape(one.pattern.value)
-            if isinstance(one.pattern, PatternStr)
-            else f"(?P<{one.name}>{one.pattern.to_regexp()})"
-            for one in longest
-        ]
+        self._names: dict[str, str] = {}  # strings are known by their text: thousands of named groups would be slow
+        parts = []
+        for one in sorted(conf.terminals, key=lambda one: (-one.pattern.max_width, -len(one.pattern.value))):
+            text = one.pattern.to_regexp()
+            if isinstance(one.pattern, PatternStr):
+                self._names[one.pattern.value] = one.name
+            parts.append(text if isinstance(one.pattern, PatternStr) else f"(?P<{one.name}>{text})")
         self._match = re.compile("|".join(parts)).match
         self._ignore = frozenset(conf.ignore)
 

@@ -13,23 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, refuse_large, split_by_key, split_sizes, written
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, split_by_key, split_sizes, written
 from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, first_of_each, padded
-from arcvae_cli.data.files import write_dataset
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
 from arcvae_cli.grammar import Grammar, Rules
 
 if TYPE_CHECKING:
-    from arcvae_cli.data.parsing import Failure, Parsed
+    from arcvae_cli.data.parsing import Parsed, ParseFailure
 
 EQUATION_RULES = 15
 """Longest derivation of an equation, after Kusner et al. 2017."""
 
 TEXT_BYTES = 2**30
 """The largest file of strings that is read."""
-
-KUSNER_DEPTH, KUSNER_SIZE = 6, 100_000
 
 _VALIDATION = 5000  # most validation strings if the test split is given
 
@@ -41,13 +38,10 @@ def fitted(dataset: Dataset, rules: Rules, length: int | None = None, needs: Seq
     """
     own = dataset.rules
     assert own is not None
-    known = own.rhs is not None and rules.rhs is not None
-    same = (len(own), own.padding, own.lhs, own.start) == (len(rules), rules.padding, rules.lhs, rules.start)
-    if not same or (known and own.rhs != rules.rhs):
-        raise InputError(
-            f"{dataset.name}: the grammar has {len(own)} rules and is not that of the model ({len(rules)} rules)",
-            "give strings of the grammar that the model was trained on",
-        )
+    same = (own.padding, own.lhs, own.start) == (rules.padding, rules.lhs, rules.start)
+    if not same or (own.rhs != rules.rhs and None not in (own.rhs, rules.rhs)):
+        what = f"the grammar has {len(own)} rules and is not that of the model ({len(rules)} rules)"
+        raise InputError(f"{dataset.name}: {what}", "give strings of the grammar that the model was trained on")
     steps = dataset.x.shape[1]
     if length is None or length == steps:
         return dataset
@@ -56,10 +50,8 @@ def fitted(dataset: Dataset, rules: Rules, length: int | None = None, needs: Seq
     fits = (dataset.x[:, length:] == rules.padding).all(axis=1)
     short = dataset.only(np.flatnonzero(fits))
     if lacking := [split for split in needs if dataset.rows(split).size and not short.rows(split).size]:
-        raise InputError(
-            f"{dataset.name}: no derivation of the {lacking[0]} split fits the model's {length} steps",
-            "give shorter strings, or another --split",
-        )
+        what = f"no derivation of the {lacking[0]} split fits the model's {length} steps"
+        raise InputError(f"{dataset.name}: {what}", "give shorter strings, or another --split")
     left_out = int((~fits).sum())
     note = (f"{left_out} of {len(fits)} derivations are longer than the model's {length} steps: left out",)
     return replace(short, x=short.x[:, :length], notes=dataset.notes + note * bool(left_out))
@@ -84,14 +76,14 @@ def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0,
     return Dataset(name or grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
-def build_kusner(grammar: Grammar, size: int = KUSNER_SIZE, most: int = EQUATION_RULES) -> Dataset:
+def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RULES) -> Dataset:
     """The first `size` sentences of the enumeration of equations that Kusner et al. 2017 trained on 100,000 of.
 
     They are lexicographic, so neighbours are alike and the last tenth all begin with `1 /`: see `enumerated`. Split
     80/10/10 by a hash of the string. InputError for a size out of range, or if they take more than `most` (T) rules.
     """
     split_sizes(size, 0)
-    derivations = list(islice(enumerated(grammar, KUSNER_DEPTH), size))
+    derivations = list(islice(enumerated(grammar, 6), size))
     if len(derivations) < size:
         raise InputError(f"data.size: the enumeration has {len(derivations)} sentences, not {size}", "lower it")
     if (longest := max(map(len, derivations))) > most:
@@ -128,49 +120,34 @@ def build_parsed(
     """
     from arcvae_cli.data.parsing import parse_lines  # imports lark
 
-    lines, numbers = _lines(file, first_column)
-    tested, tested_numbers = _lines(test, first_column) if test is not None else ([], [])
-    both = [*tested, *lines]
-    parsed = parse_lines(both, grammar, max_rules=most, tell=tell, say=say)
+    tested = [] if test is None else _lines(test, first_column)
+    lines = [*tested, *_lines(file, first_column)]
+    parsed = parse_lines([text for *_, text in lines], grammar, max_rules=most, tell=tell, say=say)
     if failures is not None:
-        places = [((test or file).name, number) for number in tested_numbers]
-        _list_failures(failures, parsed.failures, [*places, *((file.name, number) for number in numbers)])
-    place = parsed.lines - 1  # among the lines parsed
-    if not len(place):
+        _list_failures(failures, [(lines[number - 1], failure) for number, failure in parsed.failures.items()])
+    if not len(parsed.ids):
         raise _nothing_parsed(file, grammar, parsed, most)
-    refuse_large(f"{file}: {len(place):,} derivations of up to {parsed.ids.shape[1]:,} rules", parsed.ids.nbytes)
     keep = first_of_each(parsed.ids)
-    ids, place = parsed.ids[keep], place[keep]
+    place = parsed.lines[keep] - 1  # in `lines`
     known = place < len(tested)
     if leading_test:
-        known = np.array([*tested_numbers, *numbers])[place] <= leading_test
-    spaced = grammar.separator.isspace()
-    keys = [("".join(both[index].split()) if spaced else both[index]).encode() for index in place.tolist()]
+        known = np.array([lines[index][1] <= leading_test for index in place.tolist()])
+    texts = [lines[index][2] for index in place.tolist()]
+    keys = [("".join(text.split()) if grammar.separator.isspace() else text).encode() for text in texts]
+    failed, duplicates = len(parsed.failures), len(parsed.ids) - len(keep)
+    origin = Origin("parsed", grammar.name, file.name, parsed.kind, parsed.reason, len(lines), failed)
+    origin = replace(origin, too_long=parsed.too_long, ambiguous=parsed.ambiguous, duplicates=duplicates)
     split = held_out(keys, known) if known.any() else split_by_key(keys)
-    origin = Origin(
-        "parsed",
-        grammar.name,
-        source=file.name,
-        parser=parsed.kind,
-        reason=parsed.reason,
-        lines=len(both),
-        failed=len(parsed.failures),
-        too_long=parsed.too_long,
-        ambiguous=parsed.ambiguous,
-        duplicates=len(parsed.ids) - len(ids),
-    )
-    return Dataset(file.stem, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
+    return Dataset(file.stem, parsed.ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
 def _nothing_parsed(file: Path, grammar: Grammar, parsed: Parsed, most: int | None) -> InputError:
-    first = parsed.failures[0] if parsed.failures else None
-    why = f"; the first at character {first.position + 1}: {first.reason}" if first else ""
-    if not parsed.too_long:
-        return InputError(f"{file}: no line is a string of {grammar.name}{why}", "check the file and the grammar")
-    return InputError(
-        f"{file}: all {parsed.too_long:,} strings of {grammar.name} take more than data.max_rules = {most} rules",
-        f"raise it: the longest takes {parsed.longest:,} (--max-rules {parsed.longest})",
-    )
+    if parsed.too_long:
+        what = f"{file}: all {parsed.too_long:,} strings of {grammar.name} take more than data.max_rules = {most} rules"
+        return InputError(what, f"raise it: the longest takes {parsed.longest:,} (--max-rules {parsed.longest})")
+    first = next(iter(parsed.failures.values()))
+    what = f"no line is a string of {grammar.name}; the first at character {first.position + 1}: {first.reason}"
+    return InputError(f"{file}: {what}", "check the file and the grammar")
 
 
 def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -185,43 +162,33 @@ def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint
     return split
 
 
-def _lines(file: Path, first_column: bool) -> tuple[list[str], list[int]]:
-    """The lines of a file that are not blank, and their numbers from 1."""
+_Line = tuple[str, int, str]  # the name of its file, its number from 1, its string
+
+
+def _lines(file: Path, first_column: bool) -> list[_Line]:
+    """The lines of a file that are not blank."""
     try:
         text = read_limited(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error})", "give a file of strings") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 (byte {error.start})", "save it as UTF-8") from error
-    held = [(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not held:
+    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not numbered:
         raise InputError(f"{file}: no strings", "give a file of strings, one a line")
-    strings = [line.split(None, 1)[0] if first_column else line for line, _ in held]
-    return strings, [number for _, number in held]
+    return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
 
 
-def _list_failures(path: Path, failures: Sequence[Failure], places: Sequence[tuple[str, int]]) -> None:
+def _list_failures(path: Path, failures: Sequence[tuple[_Line, ParseFailure]]) -> None:
     """Writes the lines that do not parse as a table; no file if all do, or if it cannot be written."""
     path.unlink(missing_ok=True)
     if not failures:
         return
     rows = ["file\tline\tcharacter (from 1)\treason\ttext"]
-    for one in failures:
-        name, number = places[one.line - 1]
-        cells = (name, str(number), str(one.position + 1), one.reason, one.text)
+    for (name, number, text), failure in failures:
+        cells = (name, str(number), str(failure.position + 1), failure.reason, text)
         rows.append("\t".join(one_line(cell.replace("\t", " ")) for cell in cells))  # without escape sequences
     with suppress(ArcvaeError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
-
-
-# Earlier names, until their callers use the new ones.
-def StringArrays(  # noqa: N802
-    name: str, ids: NDArray[np.int16], split: NDArray[np.uint8], rules: Rules, grammar: Grammar | None = None
-) -> Dataset:
-    """A dataset of derivations."""
-    return Dataset(name, ids, split, rules=rules, grammar=grammar)
-
-
-write_strings = write_dataset

@@ -365,7 +365,7 @@ class GridDomain(Domain):
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
         """A grid of an ARC JSON file, FILE or FILE:NUMBER."""
-        from arcvae_cli.data.files import read_grids
+        from arcvae_cli.data.files import read_dataset
 
         name, colon, number = text.rpartition(":")
         if not (colon and number.isdigit()) or exists(Path(text)):
@@ -375,12 +375,14 @@ class GridDomain(Domain):
             raise InputError(
                 f"{flag} {text}: no such file", "give the index of a grid in the split, or a file of grids"
             )
-        arrays = read_grids(file)
+        arrays = read_dataset(file)
+        if arrays.kind != "grids":
+            raise InputError(f"{flag} {text}: contains strings, not grids", "give a file of grids")
         for line in arrays.notes:
             note(line)
-        if int(number) >= len(arrays.grids):
-            raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.grids) - 1}")
-        return f"{file.name}:{number}", arrays.grids[int(number)]
+        if int(number) >= len(arrays.x):
+            raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.x) - 1}")
+        return f"{file.name}:{number}", arrays.x[int(number)]
 
     def batch(self, model: Any, x: Tensor) -> Batch:
         return Batch(x)

@@ -23,14 +23,18 @@ def build_model(settings: ModelSettings, structure: Structure | None = None) -> 
     do not fit together.
     """
     if not isinstance(settings, GrammarSettings):
+        if structure is not None:
+            raise InputError(f"model.name: the model {settings.name} is for grids, not for derivations", USE_GRAMMAR)
         return MODELS[settings.name](settings)
     if structure is None:
-        raise InputError("model.name: the model grammar is of derivations, and this corpus has none", USE_STRINGS)
-    structure.check()
+        raise InputError("model.name: the model grammar is for derivations, not for grids", USE_STRINGS)
     try:
         return GrammarVAE(settings, structure)
     except ValueError as error:
-        raise InputError(str(error), "use a smaller model.encoder_kernel, or --preset kusner_equations") from error
+        raise InputError(
+            str(error), "raise data.max_rules (--max-rules), or use a smaller grammar or model.encoder_kernel"
+        ) from error
 
 
 USE_STRINGS = "use --data equations, --data smiles or strings of your own with --grammar"
+USE_GRAMMAR = "use --preset kusner_equations, minimal or another with model.name=grammar"

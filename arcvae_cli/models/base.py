@@ -1,4 +1,4 @@
-"""What a model takes and what it returns, whatever the structure it serves."""
+"""The interface of all models: batches, levels of latents, output."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Level:
     """One level of latents of a batch: diagonal Gaussian posterior and prior, a sample, and the KL.
 
     `mean`, `logvar`, `sample`: (B, *shape). `prior_mean`, `prior_logvar`: the same, or None for N(0, I).
-    `kl`: (B, D) nats of each group, a group being a dimension of a vector or a channel of a map: what is trained.
-    `sampled_kl`: the same of the density that `sample` was really drawn from, where a model samples from another.
+    `kl`: (B, D) nats of each group (a dimension of a vector, a channel of a map), which the loss contains.
+    `sampled_kl`: the same of the density that `sample` was drawn from, where that is another.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Level:
 
     @property
     def rate(self) -> Tensor:
-        """(B, D) nats of the density that the sample was drawn from: what belongs into an ELBO."""
+        """(B, D) nats of the density that the sample was drawn from, as in the ELBO."""
         return self.kl if self.sampled_kl is None else self.sampled_kl
 
     def offset(self) -> Tensor:
@@ -76,11 +76,7 @@ class Output:
 
 
 class VAE(nn.Module, ABC):
-    """A variational autoencoder of discrete structures.
-
-    A concrete model keeps what it encodes with in `encoder` and what it decodes with in `decoder`, so that either can
-    be saved and used alone.
-    """
+    """A variational autoencoder of discrete structures; `encoder` and `decoder` can be saved and used alone."""
 
     encoder: nn.Module
     decoder: nn.Module
@@ -116,15 +112,15 @@ class VAE(nn.Module, ABC):
         conditions: Tensor | None = None,  # noqa: ARG002
         noise: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """`n` draws from the prior, its standard deviation multiplied by `temperature`, given conditions (n, A) if any.
+        """`n` draws from the prior, by default N(0, I), given conditions (n, A) if any.
 
-        `noise`: standard normal numbers (n, *shape) by level to draw with, fresh ones where None. The prior is N(0, I)
-        at every level, unless a model has another.
+        `temperature` multiplies its standard deviation. `noise`: standard normal numbers (n, *shape) by level to draw
+        with, fresh ones where None.
         """
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
     def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The likeliest classes (B, *positions), of those that are as the conditions (B, A) say if a model has any."""
+        """The likeliest classes (B, *positions) that satisfy the conditions (B, A), if any."""
         return logits.argmax(dim=1)
 
     def reconstruct(self, batch: Batch) -> Tensor:
@@ -133,11 +129,11 @@ class VAE(nn.Module, ABC):
         return self.likeliest(self.decode({level.name: level.sample for level in levels}, batch.conditions))
 
     def logits_for(self, latents: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Logits (B, classes, *positions) for a batch at these latents, of what could stand at each position of it."""
+        """Logits (B, classes, *positions) for a batch at these latents, masked to the possible classes."""
         return self.masked(self.decode(latents, batch.conditions), batch)
 
     def masked(self, logits: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
-        """Logits in which only those classes compete that could stand at each position of these examples; all, here."""
+        """Logits with the classes masked that are impossible at a position of these examples; none, by default."""
         return logits
 
     def noise(self, n: int) -> dict[str, Tensor]:
@@ -146,7 +142,6 @@ class VAE(nn.Module, ABC):
         return {name: torch.randn(n, *shape, device=device) for name, shape in self.level_shapes.items()}
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
-        """Encode, sample, decode, mask."""
         levels = self.encode(batch, noise)
         return Output(self.logits_for({level.name: level.sample for level in levels}, batch), levels)
 

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arcvae_cli import gaussians
-from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import VAE, Batch, Level, posterior_logvar
-from arcvae_cli.models.pushdown import MOST_WORK, Pushdown, same_left, work
+from arcvae_cli.models.pushdown import Pushdown, same_left
 from arcvae_cli.settings import GrammarSettings
 
 LEVEL = "z"
@@ -32,13 +31,8 @@ FLOOR = -1e4
 SQUEEZED = 16
 """Channels that the enhanced encoder keeps for each step before its dense layers."""
 
-MOST_STEPS = 2**15 - 1
-"""Rules of the longest derivation that a model is made for."""
-
-MOST_PAIRS = 2**28
-"""Pairs of rules in the table that says which compete: 1 GiB."""
-
-WRITE_SMALLER = "write numbers, names and words a character at a time"
+MOST_RULES = 2**14
+"""Rules of the largest grammar: the table that says which compete takes 1 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,38 +50,11 @@ class Structure:
     def of(cls, text: str) -> Structure:
         """From what `text` gave. ValueError, TypeError or KeyError for anything else."""
         values = json.loads(text)
-        kept, length = values["rules"], int(values["length"])
-        if kept["text"] is None:  # ready ids and masks, as `data.ready` reads them
-            lists = {"symbols": tuple(kept["symbols"]), "lhs": tuple(kept["lhs"])}
-            return cls(Rules(**{**kept, **lists}), length)
-        rules = parse_grammar(kept["text"], "its grammar").rules
-        if kept != json.loads(json.dumps(dataclasses.asdict(rules))):
-            raise ValueError("the rules are not those of the grammar beside them")
-        return cls(rules, length)
-
-    def check(self) -> None:
-        """InputError where tables of the rules take too much memory, or no derivation ends within `length` rules."""
-        if self.length > MOST_STEPS:
-            what = (
-                f"the model grammar takes derivations of at most {MOST_STEPS:,} rules, and these have {self.length:,}"
-            )
-            raise InputError(what, "leave out the longest: --max-rules")
-        if len(self.rules) ** 2 > MOST_PAIRS:
-            what = f"the grammar is too large: {len(self.rules):,} rules, and a model takes {math.isqrt(MOST_PAIRS):,}"
-            raise InputError(what, WRITE_SMALLER)
-        if self.rules.rhs is None:
-            return
-        if work(self.rules) > MOST_WORK:
-            what = "the grammar is too large: what can follow its symbols, times their alternatives"
-            raise InputError(f"{what}, is over {MOST_WORK:,} cells of a table", WRITE_SMALLER)
-        try:
-            shortest = self.rules.fewest()[self.rules.start]
-        except ValueError as error:
-            raise InputError(f"the grammar derives nothing: {error}", "give a grammar that derives strings") from error
-        if shortest > self.length:
-            least = f"{shortest:,}" if shortest <= MOST_STEPS else f"over {MOST_STEPS:,}"
-            what = f"no derivation of the grammar has {self.length} rules or fewer: the shortest has {least}"
-            raise InputError(what, "raise data.max_rules (--max-rules), or give another grammar")
+        kept = values["rules"]
+        if kept["text"] is not None:
+            return cls(parse_grammar(kept["text"], "its grammar").rules, int(values["length"]))
+        rules = Rules(**{**kept, "symbols": tuple(kept["symbols"]), "lhs": tuple(kept["lhs"])})  # of ids and masks
+        return cls(rules, int(values["length"]))
 
 
 class GrammarVAE(VAE):
@@ -96,7 +63,8 @@ class GrammarVAE(VAE):
     `arch = "kusner"` is the network of the 2017 code, `"enhanced"` one of residual convolutions and normalised GRU
     layers. `pushdown` derives; it is None where only ids and masks are known of the grammar.
 
-    ValueError, in words for a person, where the derivations are too short for the kernels.
+    ValueError, in words for a person, if the grammar is too large, no derivation ends within `length` rules, or the
+    derivations are too short for the kernels.
     """
 
     kind = "strings"
@@ -106,14 +74,15 @@ class GrammarVAE(VAE):
         self.settings = settings
         self.structure = structure
         rules, length = structure.rules, structure.length
+        if len(rules) > MOST_RULES:
+            raise ValueError(f"the grammar is too large: {len(rules):,} rules, and a model takes {MOST_RULES:,}")
+        self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
         if settings.arch == "kusner":
             self.encoder: nn.Module = Encoder(KusnerBody(settings, len(rules), length), settings)
             self.decoder: nn.Module = KusnerDecoder(settings, len(rules))
         else:
             self.encoder = Encoder(EnhancedBody(settings, len(rules), length), settings)
             self.decoder = EnhancedDecoder(settings, len(rules), length)
-        self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
-        """What derives, None where the right-hand sides are not known."""
         self.register_buffer("_allowed", allowed(rules), persistent=False)
 
     _allowed: Tensor

@@ -40,7 +40,6 @@ class GridVAE(VAE):
 
     @property
     def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        """One level, the vector `z`."""
         return {LEVEL: (self.settings.latent_dim,)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
@@ -68,7 +67,7 @@ class Encoder(nn.Module):
         self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 16, 16) int64 -> the mean and the raw spread, each (B, latent_dim) float32."""
+        """(B, 16, 16) int64 -> the mean and the raw spread, (B, latent_dim) float32."""
         one_hot = functional.embedding(x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
         features = self.body(one_hot.permute(0, 3, 1, 2))
         with torch.autocast(features.device.type, enabled=False):
@@ -114,18 +113,16 @@ def plain_decoder(latent_dim: int) -> nn.Module:
 class ChannelsLast(torch.autograd.Function):
     """The identity on (B, C, H, W), with values and gradients in memory as channels last.
 
-    An elementwise operation on one tensor that is and one that is not takes PyTorch's slow path: thirty times as long
-    in bf16 on a CPU. What is flat has no such layout, so it has to be said again where features are flattened or not.
+    An elementwise operation on tensors of two layouts takes PyTorch's slow path, thirty times as long in bf16 on a
+    CPU. Flat features have no layout, so it is set again where they are flattened or unflattened.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
-        """(B, C, H, W) -> the same."""
         return x.contiguous(memory_format=torch.channels_last).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ARG004
-        """The same of the gradient."""
         return grads[0].contiguous(memory_format=torch.channels_last)
 
 
@@ -133,7 +130,6 @@ class Flatten(nn.Module):
     """(B, C, H, W) -> (B, C * H * W), with gradients as channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The features in the order of C, H, W."""
         flat: Tensor = ChannelsLast.apply(x).flatten(1)  # type: ignore[no-untyped-call]
         return flat
 
@@ -146,16 +142,12 @@ class Unflatten(nn.Module):
         self.shape = shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """The inverse of `Flatten`."""
         last: Tensor = ChannelsLast.apply(x.view(-1, *self.shape))  # type: ignore[no-untyped-call]
         return last
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A transposed convolution that adds its bias by itself.
-
-    The gradient of the bias within PyTorch's own takes a slow path on CPUs: half of the layer's backward pass.
-    """
+    """A transposed convolution that adds its bias itself: on CPUs the gradient of PyTorch's bias is slow."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
         """(B, in, H, W) -> (B, out, 2 H, 2 W)."""
@@ -176,7 +168,6 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width) -> (B, width)."""
         hidden = functional.gelu(self.widen(self.norm(x)), approximate="tanh")
         out: Tensor = x + self.dropout(self.back(hidden))
         return out
@@ -191,8 +182,8 @@ def residual_encoder(dropout: float) -> nn.Module:
 def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:
     """(B, latent_dim) -> (B, 10, 16, 16), by linear layers alone.
 
-    A code of ten numbers has no place for a convolution to share weights over: what is hard is to put small objects
-    where they belong, and a linear layer from wide features to every cell does that at a tenth of the operations.
+    A vector of latents has no positions for convolutions to share weights over; linear layers to every cell place
+    small objects better at a tenth of the operations.
     """
     return nn.Sequential(
         nn.Linear(latent_dim, WIDE),
@@ -208,5 +199,4 @@ class ChannelsFirst(nn.Module):
     """(B, H, W, C) seen as (B, C, H, W), with the memory left as it is: what PyTorch calls channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """A view."""
         return x.permute(0, 3, 1, 2)

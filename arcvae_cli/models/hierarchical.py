@@ -2,8 +2,7 @@
 
     q(z_g | x, c) q(z_l | x, z_g, c)        p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c)
 
-All convolutions work at the resolution of the local map, each of its cells seeing a square of the grid: what is drawn
-where is a matter of the map, and what belongs together a matter of the linear layers around the global vector.
+All convolutions work at the resolution of the local map, whose cells each see a square of the grid.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ ENCODER_BLOCKS, TRUNK_BLOCKS, DECODER_BLOCKS = 2, 2, 3
 AXES = 2 * SIDE - 1
 """Where the axis of a mirror symmetry can lie: cell j has its image at axis - j."""
 SURE = 30.0
-"""Logits between what is likely and what is not, where training has to see a slope."""
+"""Logits between likely and unlikely where training needs a gradient."""
 BARRED = 1e4
-"""Logits that no network's output outweighs: what is out of the question."""
+"""Logits of the impossible: more than any network's output."""
 
 SYMMETRIES = slice(PLACE["symmetry_lr"], PLACE["symmetry_ud"] + 1)
 
@@ -53,12 +52,8 @@ class HierarchicalVAE(VAE):
 
     @property
     def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The vector, and the map under it."""
-        settings = self.settings
-        return {
-            GLOBAL: (settings.global_dim,),
-            LOCAL: (settings.local_channels, settings.local_size, settings.local_size),
-        }
+        side = self.settings.local_size
+        return {GLOBAL: (self.settings.global_dim,), LOCAL: (self.settings.local_channels, side, side)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         """The posteriors of (B, 16, 16) grids: the global one, and the local one given the global sample."""
@@ -83,11 +78,11 @@ class HierarchicalVAE(VAE):
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
 
     def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """The likeliest grids that have the extent and the colours that the conditions say: see `models.likeliest`."""
+        """The likeliest grids with the extent and the colours of the conditions: see `models.likeliest`."""
         return likeliest(logits, conditions)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
-        """Encode, sample, decode; what the local prior sees of the global sample serves the decoder too."""
+        """Encode, sample, decode; the local prior and the decoder share one sketch of the global sample."""
         levels, sketch = self._encode(batch.x, self.given(batch.conditions, batch.x), noise)
         return Output(self.decoder.paint(sketch, levels[1].sample), levels)
 
@@ -98,7 +93,7 @@ class HierarchicalVAE(VAE):
         sketch = self.decoder.sketch(top.sample, conditions)
         prior_mean, prior_logvar = self.decoder.prior(sketch)
         mean, raw = self.encoder.local(features, sketch.map)
-        # the posterior relative to the prior (Vahdat and Kautz 2020, section 3.2): to add nothing costs nothing
+        # the posterior relative to the prior (Vahdat and Kautz 2020, section 3.2): to add nothing has no KL
         mean = prior_mean + mean
         logvar = gaussians.bound(prior_logvar + raw, self.settings.logvar_min, self.settings.logvar_max)
         kl = gaussians.kl(mean, logvar, prior_mean, prior_logvar).sum(dim=(2, 3))
@@ -106,10 +101,9 @@ class HierarchicalVAE(VAE):
         return (top, Level(LOCAL, mean, logvar, sample, kl, prior_mean, prior_logvar)), sketch
 
     def given(self, conditions: Tensor | None, like: Tensor) -> Tensor:
-        """(B, A) conditions, all of them open where None; in training a random part of what is given is dropped.
+        """(B, A) conditions, none given where None; in training a random part is dropped.
 
-        Every subset is met: a share of the grids keeps none, which is what headline numbers are measured with, and the
-        others keep each with a probability that is itself drawn evenly.
+        A share `condition_dropout` of the grids keeps none; the others keep each with a uniformly drawn probability.
         """
         if conditions is None:
             return like.new_full((len(like), len(self.attributes)), NOT_GIVEN, dtype=torch.int64)
@@ -123,10 +117,7 @@ class HierarchicalVAE(VAE):
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """What the global vector and the conditions say: features (B, WIDE) and a map (B, CHANNELS, S, S) of them.
-
-    `conditions`: (B, A) as they were given.
-    """
+    """Features (B, WIDE) of the global vector and the conditions (B, A), and a map (B, CHANNELS, S, S) of them."""
 
     wide: Tensor
     map: Tensor
@@ -134,7 +125,7 @@ class Sketch:
 
 
 class Conditions(nn.Module):
-    """The attributes of a grid as one vector: a row of a table for each value of each, one more for not given."""
+    """The attributes of a grid as one vector: an embedding for each value of each, one more for not given."""
 
     offsets: Tensor
 
@@ -148,7 +139,7 @@ class Conditions(nn.Module):
     def forward(self, conditions: Tensor) -> Tensor:
         """(B, A) int64, -1 for not given -> (B, width)."""
         table = self.table.weight
-        # a product with rows of zeros and ones: two fifths of the time of a look-up, a sum, and their gradients
+        # a product with one-hot rows: two fifths of the time of a look-up, a sum, and their gradients
         chosen = table.new_zeros(len(conditions), len(table)).scatter_(1, conditions + self.offsets, 1.0)
         with torch.autocast(table.device.type, enabled=False):
             return chosen @ table
@@ -214,7 +205,7 @@ class Encoder(nn.Module):
             return self.mean(wide), self.spread(wide)
 
     def local(self, features: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
-        """What the grid adds to the local prior's mean and log variance, (B, local_channels, S, S) float32."""
+        """Offsets from the local prior's mean and log variance, (B, local_channels, S, S) float32."""
         joined = functional.relu(self.join(torch.cat([features, sketch], dim=1)))
         with torch.autocast(joined.device.type, enabled=False):
             mean, spread = self.map(joined.float()).chunk(2, dim=1)
@@ -222,7 +213,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The local prior and the grid, both from a sketch of what the global vector and the conditions say."""
+    """The local prior and the grid, both from a sketch of the global vector and the conditions."""
 
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
@@ -263,16 +254,15 @@ class Decoder(nn.Module):
             hidden = block(hidden, sketch.wide)
         logits = functional.pixel_shuffle(self.leave(functional.relu(hidden)), self.patch)
         with torch.autocast(logits.device.type, enabled=False):
-            told: Tensor = self.obey(logits.float(), sketch.wide.float(), sketch.conditions)
-        return told
+            obeying: Tensor = self.obey(logits.float(), sketch.wide.float(), sketch.conditions)
+        return obeying
 
 
 class Obey(nn.Module):
-    """Holds the logits of a grid to its palette, its mirror symmetries and its extent.
+    """Constrains the logits of a grid to its palette, its mirror symmetries and its extent.
 
-    What the conditions say of these is certain and is enforced; what they leave open is predicted from the global
-    vector, and weighs as much as the prediction is sure. Training sees the same rule as sampling, but for the choices
-    among palettes and axes, which are soft there so that they can be learned.
+    Given conditions are enforced; the others are predicted from the global vector and weigh as much as the prediction
+    is certain. Training and sampling differ only in palettes and axes, which are soft in training to have gradients.
     """
 
     cell: Tensor
@@ -290,7 +280,7 @@ class Obey(nn.Module):
 
     def forward(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
         """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""
-        # in the layout of the products below: elementwise, two layouts at once take three times as long
+        # the layout of the products below: elementwise, two layouts at once take three times as long
         logits = logits.contiguous()
         logits = logits + functional.pad(self.palette(wide, conditions), (1, 0))[:, :, None, None]
         height, width = conditions[:, EXTENTS].unbind(1)
@@ -302,26 +292,26 @@ class Obey(nn.Module):
         return logits.contiguous(memory_format=torch.channels_last)  # for the argmax, which takes a tenth so
 
     def palette(self, wide: Tensor, conditions: Tensor) -> Tensor:
-        """(B, 9) what is added to the logits of the colours 1-9: 0 for one of the palette, far below for another."""
+        """(B, 9) addends to the logits of the colours 1-9: 0 for one of the palette, far below for another."""
         score = self.colours(wide)
         present = conditions[:, PRESENT]
         score = torch.where(present == 1, SURE, torch.where(present == 0, -SURE, score))
         count = conditions[:, COUNT, None]
-        # told how many colours there are, as many are above 0: the threshold lies between the last and the next
+        # of a given number of colours so many are above 0: the threshold is between the last and the next
         ends = score.new_full((len(score), 1), 2 * SURE)
         ranked = torch.cat([ends, score.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
         threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
-        told = score - threshold
+        counted = score - threshold
         if not self.training:
-            told = SURE * told.sign()
-        score = torch.where(count >= 0, told, score)
+            counted = SURE * counted.sign()
+        score = torch.where(count >= 0, counted, score)
         added = functional.logsigmoid(score)
         return added if self.training else torch.where(score <= -SURE, -BARRED, added)
 
     def mirror(self, logits: Tensor, outside: Tensor, wide: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits drawn to their mirror images, half their sum where the grid is symmetric, and what is known black.
+        """Logits mixed with their mirror images, to the mean where the grid is symmetric, and the cells known black.
 
-        `outside`: (B, 16, 16) cells beyond the extent. Where a symmetry is told, the images of those are black too.
+        `outside`: (B, 16, 16) cells beyond the extent. Where a symmetry is given, the images of those are black too.
         """
         told = conditions[:, SYMMETRIES]
         gates = torch.where(told >= 0, told.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)

@@ -1,8 +1,7 @@
-"""The likeliest grid under given logits that is what the conditions say of its extent and its colours.
+"""The likeliest grid under given logits with the extent and the colours of the conditions.
 
-The likeliest colour of each cell by itself may leave out a colour that was asked for: one that is probable somewhere in
-several cells, and the likeliest in none. So what is missing is put where it costs the least likelihood. That is greedy,
-one colour after the other, and no search among all grids.
+The argmax of each cell may miss a colour of the conditions that is probable in several cells and the likeliest in none.
+A missing colour is put where it costs the least likelihood, greedily, one colour after the other.
 """
 
 from __future__ import annotations

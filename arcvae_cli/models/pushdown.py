@@ -5,8 +5,8 @@ walk: look at the symbol on top of the stack, choose one of its rules, push what
 holds remainders of right-hand sides, "what is still to come after the dot", rather than symbols. A step then writes at
 most two cells, whatever the grammar, and moves the pointer by one at most.
 
-All that a step has to know stands in two small tables of plain numbers. Nothing is read back to the host, nothing is
-skipped when a derivation is over, and no shape depends on a value: the walk can be captured as a CUDA graph.
+All that a step needs is in two small tables. Nothing is read back to the host and no shape depends on a value: the
+walk can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from arcvae_cli.grammar import Rules
 NEVER = 2**40
 """Rules to spare that no derivation has: what a slot without a rule would take."""
 
-MOST_WORK = 2**21
-"""The largest `work` of a model's grammar: takes some seconds and half a GiB."""
+MOST_CELLS = 2**21
+"""Slots of all remainders of the largest grammar: takes some seconds and half a GiB."""
 
 END = 0
 """The remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is."""
@@ -46,7 +46,8 @@ class Pushdown(nn.Module):
     `slots` (K) is the largest number of rules that one symbol has: noise is drawn for the first, second, ... rule of
     whatever symbol comes, not for all P.
 
-    Raises ValueError where the right-hand sides are not known, or where no derivation ends within `length` rules.
+    Raises ValueError if the right-hand sides are not known, no derivation ends within `length` rules, or the tables of
+    the grammar are too large.
     """
 
     choices: Tensor
@@ -63,9 +64,7 @@ class Pushdown(nn.Module):
     def __init__(self, rules: Rules, length: int) -> None:
         super().__init__()
         if rules.rhs is None:
-            raise ValueError(
-                "ids and masks alone do not say what a rule rewrites its symbol into: nothing can be derived"
-            )
+            raise ValueError("ids and masks alone do not say what a rule rewrites its symbol into")
         fewest = rules.fewest()
         if length < fewest[rules.start]:
             raise ValueError(f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}")
@@ -76,6 +75,8 @@ class Pushdown(nn.Module):
         ways = _ways(rules)
         options = [ways[remainder[0]] if remainder else (rules.padding,) for remainder in remainders]
         self.slots = max(map(len, options))
+        if len(remainders) * self.slots > MOST_CELLS:
+            raise ValueError("the grammar is too large: what can follow its symbols, times their alternatives")
         choices, moves, chosen = [], [], []
         for remainder, some in zip(remainders, options, strict=True):
             taken = []
@@ -171,20 +172,8 @@ def same_left(rules: Rules) -> Tensor:
     return (left[:, None] == left) | (left[:, None] < 0)
 
 
-def work(rules: Rules) -> int:
-    """About how many cells the tables of an automaton have, to compare with `MOST_WORK` before it is made.
-
-    Raises ValueError where the right-hand sides are not known.
-    """
-    if rules.rhs is None:
-        raise ValueError("the right-hand sides of these rules are not known")
-    slots = max(map(len, _ways(rules).values()))
-    bodies = set(rules.rhs)
-    return sum(len(body) ** 2 for body in bodies) + slots * sum(map(len, bodies))
-
-
 def _ways(rules: Rules) -> dict[int, tuple[int, ...]]:
-    """By symbol, the ids of the rules that rewrite it, ascending: `Rules.of` of all symbols at once."""
+    """By symbol, the ids of the rules that rewrite it, ascending."""
     ways: dict[int, list[int]] = {}
     for rule, left in enumerate(rules.lhs):
         ways.setdefault(left, []).append(rule)
@@ -193,14 +182,11 @@ def _ways(rules: Rules) -> dict[int, tuple[int, ...]]:
 
 def _remainders(rules: Rules, rhs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
     """What can stand in a cell of a stack, as symbols still to derive: nothing, the start, and every tail of a body."""
-    found = [(), (rules.start,)]
-    seen = set(found)
-    ways = _ways(rules)
-    for remainder in found:  # which grows
-        if not remainder:
-            continue
-        tails = [remainder[1:], *(rhs[rule] for rule in ways[remainder[0]])]
-        new = [tail for tail in dict.fromkeys(tails) if tail and tail not in seen]
-        found += new
-        seen.update(new)
-    return found
+    found: dict[tuple[int, ...], None] = {(): None, (rules.start,): None}
+    waiting, ways = list(found)[1:], _ways(rules)
+    for remainder in waiting:  # which grows
+        for tail in (remainder[1:], *(rhs[rule] for rule in ways[remainder[0]])):
+            if tail not in found:
+                found[tail] = None
+                waiting.append(tail)
+    return list(found)

@@ -10,7 +10,7 @@ from queue import Full, Queue
 from threading import Event, Lock, Thread
 from typing import Any
 
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, Silent, StepRecord
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
 
 WAITING = 1000
 """Calls that may wait: a logger that hangs is dropped after some 300 epochs, or when the training ends."""
@@ -29,7 +29,7 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
-class Background(Silent):
+class Background(Recorder):
     """Passes all calls but single steps to a recorder in a thread of its own.
 
     An exception of the recorder is reported once, in one line, and disables it. `close` waits for at most `patience`
@@ -45,11 +45,8 @@ class Background(Silent):
         waiting: int = WAITING,
         left: str = "what it still held is lost",
     ) -> None:
-        self._recorder = recorder
-        self._name = name
-        self._tell = tell
-        self._patience = patience
-        self._left = left
+        self._recorder, self._name, self._tell = recorder, name, tell
+        self._patience, self._left = patience, left
         self._calls: Queue[Callable[[], None] | None] = Queue(waiting)  # None: close, and end
         self._dropped = self._closing = False
         self._code = 0
@@ -119,5 +116,4 @@ class Background(Silent):
 
 def first_line(error: BaseException) -> str:
     """An exception in one line."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")

@@ -10,10 +10,10 @@ import numpy as np
 
 from arcvae_cli import domains, render
 from arcvae_cli.grammar import Rules
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
 
 
-class ImageRecorder(Silent):
+class ImageRecorder(Recorder):
     """Writes examples of a kind into a folder, and at the end of a run beta and the KL of every dimension.
 
     `rules`: those of derivations.

@@ -11,58 +11,51 @@ from pathlib import Path
 from typing import Any
 
 from arcvae_cli.files import atomic_write, failed, metric_lines
-from arcvae_cli.records import EpochRecord, Silent, StepRecord
+from arcvae_cli.records import EpochRecord, Recorder, StepRecord
 
 
-class JsonlRecorder(Silent):
-    """Appends one JSON object a line; numbers that are not finite are null.
+class JsonlRecorder(Recorder):
+    """Appends one JSON object a line; NaN and infinity are null.
 
-    An epoch is on the disk when it has been told: a checkpoint that is saved after it has no line too few behind it.
+    An epoch is on the disk when `epoch` returns: no checkpoint saved after it has an epoch more.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._told():
+        with self._reported():
             self._file = path.open("a", encoding="utf-8")
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
-        """Keep each logged step once up to `step`, in order, with the lines of the epochs; what else stands there goes.
-
-        That is lines of later steps, a line cut short, and lines that came twice. Those of epochs are made anew, so
-        that none is missing.
-        """
+        """Keep each logged step up to `step` once and in order, and write the epochs anew; drop everything else."""
         lines = {(record.step, 1): json_line("epoch", record.metrics()) for record in records}
         lines |= {(number, 0): f"{text}\n" for number, text in step_lines(self._path, 0, step).items()}
-        with self._told():
+        with self._reported():
             self._file.close()
         with atomic_write(self._path) as temporary:
             temporary.write_text("".join(lines[place] for place in sorted(lines)), encoding="utf-8")
-        with self._told():
+        with self._reported():
             self._file = self._path.open("a", encoding="utf-8")
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        """The logged steps of an epoch."""
         for record in records:
             self._write(json_line("step", record.metrics()))
 
     def epoch(self, record: EpochRecord) -> None:
-        """An epoch, and all before it, onto the disk."""
         self._write(json_line("epoch", record.metrics()))
-        with self._told():
+        with self._reported():
             os.fsync(self._file.fileno())
 
-    def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
-        """Close the file."""
-        with self._told():
+    def close(self, code: int = 0) -> None:  # noqa: ARG002
+        with self._reported():
             self._file.close()
 
     def _write(self, line: str) -> None:
-        with self._told():
+        with self._reported():
             self._file.write(line)
             self._file.flush()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reported(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -77,9 +70,9 @@ def json_line(kind: str, values: Mapping[str, Any]) -> str:
 def retold(
     path: Path, records: Sequence[EpochRecord], after: int
 ) -> Iterator[tuple[list[dict[str, Any]], EpochRecord]]:
-    """The epochs that end after step `after`, each with the metrics of its logged steps, as a `metrics.jsonl` has them.
+    """The epochs that end after step `after`, each with the metrics of its logged steps in a `metrics.jsonl`.
 
-    Recorders that lost them, or were not there yet, find them here when a run goes on.
+    For recorders of a resumed run that lost them or are new.
     """
     lines = step_lines(path, after, records[-1].step if records else 0)
     steps, begin = sorted(lines), 0

@@ -14,17 +14,18 @@ import numpy as np
 from arcvae_cli.domains.texts import Writer, pair_lines
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
-from arcvae_cli.records import EpochRecord, Pictures, Silent, StepRecord
-from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
+from arcvae_cli.records import EpochRecord, Pictures, Recorder, StepRecord
+from arcvae_cli.render import example_sheets
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 BETA = "train/beta/"
 COMPARISON = "Beta_Schedule/Hierarchical_Comparison"
+BATCH = {"Batch/KL_Loss": "loss_kl", "Batch/Total_Loss": "loss_total", "Batch/Beta": "beta"}
 
 
-class TensorBoardRecorder(Silent):
+class TensorBoardRecorder(Recorder):
     """Writes event files into a folder of the run; the axis is the optimiser step, and `epoch` a curve of its own.
 
     A resumed run voids what was written from its last epoch on (`purge_step`), since a killed process may have lost
@@ -54,7 +55,7 @@ class TensorBoardRecorder(Silent):
         """The metrics and the schedule as curves, the KL of all dimensions as a histogram."""
         values = record.metrics()
         self._step = values.pop("step")
-        kl = finite(values.pop("val/kl_per_dim"))
+        kl = np.array([value for value in values.pop("val/kl_per_dim") if value is not None])
         levels = of_levels(values)
         values["Beta_Schedule/beta"] = values["train/beta"]
         values.update({f"Beta_Schedule/{level}_kl_weight": beta for level, beta in levels.items()})
@@ -73,33 +74,24 @@ class TensorBoardRecorder(Silent):
         else:
             self._show_strings(self._strings, pictures)
 
-    def close(self, code: int = 0) -> None:  # noqa: ARG002 - it ends the same way
-        """Write what is left."""
+    def close(self, code: int = 0) -> None:  # noqa: ARG002
         for writer in self._writers.values():
             writer.close()
 
     def _batches(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """The curves of logged steps, of their metrics."""
         for values in rows:
-            levels = {f"Batch/{level.title()}_KL_Weight": beta for level, beta in of_levels(values).items()}
-            curves = {
-                "Batch/KL_Loss": values["train/loss_kl"],
-                "Batch/Total_Loss": values["train/loss_total"],
-                "Batch/Beta": values["train/beta"],
-            }
-            self._scalars(values["step"], {**curves, **levels})
+            curves = {name: values[f"train/{key}"] for name, key in BATCH.items()}
+            curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in of_levels(values).items()}
+            self._scalars(values["step"], curves)
 
     def _show_grids(self, pictures: Pictures) -> None:
         """Images, the scale of a KL map as a curve."""
-        images = {
-            "images/reconstructions": reconstruction_pixels(pictures.originals, pictures.reconstructions),
-            "images/samples": grid_pixels(pictures.samples),
-        }
+        sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
         if pictures.maps:
-            images["images/kl_maps"], top = kl_map_pixels(pictures.originals, pictures.maps)
             self._scalars(self._step, {"images/kl_maps_brightest": top})
-        for name, pixels in images.items():
-            self._writer().add_image(name, pixels, self._step, dataformats="HWC")
+        for name, pixels in sheets.items():
+            self._writer().add_image(f"images/{name}", pixels, self._step, dataformats="HWC")
 
     def _show_strings(self, strings: Writer, pictures: Pictures) -> None:
         """Texts, each line indented: TensorBoard reads Markdown, where that is code and shown as it is."""
@@ -137,8 +129,3 @@ def without_tensorflow() -> None:
 def of_levels(values: Mapping[str, Any]) -> dict[str, float]:
     """Beta of each level where there are several, of the metrics of a step or an epoch."""
     return {name.removeprefix(BETA): beta for name, beta in values.items() if name.startswith(BETA)}
-
-
-def finite(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Those that are numbers."""
-    return np.array([value for value in values if value is not None])

@@ -18,8 +18,8 @@ from arcvae_cli.domains.texts import Writer
 from arcvae_cli.files import atomic_write
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Silent, StepRecord
-from arcvae_cli.render import grid_pixels, kl_map_pixels, reconstruction_pixels
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
+from arcvae_cli.render import example_sheets
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.stopping import SAVED
 
@@ -37,7 +37,7 @@ KINDS = 3
 STEP, EPOCH, PICTURES = range(KINDS)
 
 
-class WandbRecorder(Silent):
+class WandbRecorder(Recorder):
     """Logs a run folder to one W&B run; a resumed run uses the same W&B id.
 
     Every row has its optimiser `step`, the axis of all curves, and its `epoch`. W&B's own step of a row is computed
@@ -55,12 +55,8 @@ class WandbRecorder(Silent):
         tags: Sequence[str] = (),
         rules: Rules | None = None,
     ) -> None:
-        self._folder = folder
-        self._mode = mode
-        self._schedule = schedule
-        self._project = project
-        self._entity = entity
-        self._tags = tags
+        self._folder, self._mode, self._schedule = folder, mode, schedule
+        self._given: dict[str, Any] = {"project": project, "entity": entity, "tags": list(tags)}
         self._writer = None if rules is None else Writer(rules)
         self._run: Run | None = None
         self._step = 0
@@ -74,22 +70,13 @@ class WandbRecorder(Silent):
             os.environ.pop(variable, None)
         import wandb
 
-        settings = wandb.Settings(
-            console="off",
-            disable_git=True,
-            init_timeout=START,
-            label_disable=True,
-            save_code=False,
-            silent=True,
-            x_disable_meta=True,
-        )
+        quiet = {"console": "off", "disable_git": True, "label_disable": True, "save_code": False, "silent": True}
+        settings = wandb.Settings(**quiet, init_timeout=START, x_disable_meta=True)
         wandb.setup(settings=settings)
         self._run = wandb.init(
-            project=self._project,
-            entity=self._entity,
+            **self._given,
             name=run_name(plan, self._schedule),
             id=run_id(self._folder),
-            tags=list(self._tags),
             config={"run": plan.run, "parameters": plan.parameters, **plan.settings},
             dir=str(self._folder.resolve()),
             mode=self._mode if self._mode in ("online", "offline") else None,
@@ -174,16 +161,13 @@ def grid_images(pictures: Pictures) -> dict[str, Any]:
     """Images of grids, and of the KL of a map."""
     from wandb import Image
 
-    compared = reconstruction_pixels(pictures.originals, pictures.reconstructions)
-    values: dict[str, Any] = {
-        "images/reconstructions": Image(compared, caption="originals, reconstructions, errors"),
-        "images/samples": Image(grid_pixels(pictures.samples), caption="drawn from the prior"),
+    sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
+    captions = {
+        "reconstructions": "originals, reconstructions, errors",
+        "samples": "drawn from the prior",
+        "kl_maps": f"originals, KL of the cells of {', '.join(pictures.maps)}: 0 (black) to {top:.3g} nats",
     }
-    if pictures.maps:
-        maps, top = kl_map_pixels(pictures.originals, pictures.maps)
-        caption = f"originals, KL of the cells of {', '.join(pictures.maps)}: 0 (black) to {top:.3g} nats"
-        values["images/kl_maps"] = Image(maps, caption=caption)
-    return values
+    return {f"images/{name}": Image(pixels, caption=captions[name]) for name, pixels in sheets.items()}
 
 
 def string_tables(writer: Writer, pictures: Pictures) -> dict[str, Any]:
@@ -201,13 +185,10 @@ def string_tables(writer: Writer, pictures: Pictures) -> dict[str, Any]:
 
 def html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A page with a table of escaped text, its spaces preserved."""
-    head = "".join(f"<th align=left>{html.escape(name)}</th>" for name in names)
-    cells = ("".join(f"<td><code>{html.escape(text)}</code></td>" for text in row) for row in rows)
-    body = "\n".join(f"<tr>{row}</tr>" for row in cells)
-    return (
-        "<!doctype html><meta charset=utf-8><style>td { padding-right: 2em; white-space: pre-wrap }</style>\n"
-        f"<table>\n<tr>{head}</tr>\n{body}\n</table>\n"
-    )
+    lines = ["".join(f"<th align=left>{html.escape(name)}</th>" for name in names)]
+    lines += ["".join(f"<td><code>{html.escape(text)}</code></td>" for text in row) for row in rows]
+    style = "<!doctype html><meta charset=utf-8><style>td { padding-right: 2em; white-space: pre-wrap }</style>"
+    return "\n".join([style, "<table>", *(f"<tr>{line}</tr>" for line in lines), "</table>\n"])
 
 
 def run_name(plan: Plan, schedule: Schedule) -> str:
@@ -231,9 +212,6 @@ def run_id(folder: Path) -> str:
         with atomic_write(file) as temporary:
             temporary.write_text(secrets.token_hex(6), encoding="ascii")
     return file.read_text(encoding="ascii").strip()
-
-
-# ------------------------------------------------------------------------------------------------------- logins
 
 
 def automatic_mode(environment: Mapping[str, str]) -> tuple[Mode, str | None]:

@@ -1,35 +1,17 @@
 """Grids, strings and KL bars in the terminal; grids, curves and latent codes as PNG. Takes NumPy arrays and numbers."""
 
 from arcvae_cli.render.plots import (
-    grid_pixels,
-    kl_map_pixels,
-    reconstruction_pixels,
+    example_sheets,
     save_beta_schedule,
     save_grids,
     save_kl_heatmap,
     save_kl_maps,
     save_latent_scatter,
     save_level_samples,
-    save_path,
     save_reconstructions,
 )
-from arcvae_cli.render.terminal import PALETTE, TerminalGrids, TerminalStrings, kl_bars, path_strip
+from arcvae_cli.render.terminal import TerminalGrids, TerminalStrings, kl_bars, path_strip
 
-__all__ = [
-    "PALETTE",
-    "TerminalGrids",
-    "TerminalStrings",
-    "grid_pixels",
-    "kl_bars",
-    "kl_map_pixels",
-    "path_strip",
-    "reconstruction_pixels",
-    "save_beta_schedule",
-    "save_grids",
-    "save_kl_heatmap",
-    "save_kl_maps",
-    "save_latent_scatter",
-    "save_level_samples",
-    "save_path",
-    "save_reconstructions",
-]
+__all__ = ["TerminalGrids", "TerminalStrings", "example_sheets", "kl_bars", "path_strip", "save_beta_schedule"]
+__all__ += ["save_grids", "save_kl_heatmap", "save_kl_maps", "save_latent_scatter", "save_level_samples"]
+__all__ += ["save_reconstructions"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from arcvae_cli.files import atomic_write
-from arcvae_cli.render.terminal import PALETTE, Grids, path_strip
+from arcvae_cli.render.terminal import PALETTE, Grids
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,13 +49,6 @@ def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column:
     _write(_sheet([_tiles(grids)], columns, above, left, title), path)
 
 
-def save_path(path: Path, steps: Grids, ends: Grids, title: str | None = None) -> None:
-    """The strip of `path_strip`, in as few rows of equal length as are readable."""
-    grids, titles = path_strip(steps, ends)
-    rows = -(-len(grids) // 12)
-    save_grids(path, grids, -(-len(grids) // rows), titles, title)
-
-
 def save_reconstructions(
     path: Path,
     originals: Grids,
@@ -64,7 +57,7 @@ def save_reconstructions(
     title: str | None = None,
     pairs: int = 16,
 ) -> None:
-    """Originals, reconstructions (N, H, W) and where they differ (white), below each other, the first `pairs`.
+    """The first `pairs` originals, reconstructions (N, H, W) and where they differ (white), below each other.
 
     `shapes` (N, 2), the height and width of each grid within its canvas, is drawn as a frame.
     """
@@ -107,20 +100,19 @@ def save_kl_maps(
     _write(figure, path)
 
 
-def grid_pixels(grids: Grids, columns: int = 8) -> Image:
-    """The sheet of `save_grids` without its texts, (height, width, 3)."""
-    return _lay([_tiles(grids)], columns)
+def example_sheets(
+    originals: Grids, reconstructions: Grids, samples: Grids, maps: Mapping[str, NDArray[np.float32]]
+) -> tuple[dict[str, Image], float]:
+    """The sheets of `save_reconstructions`, `save_grids` and, of maps, `save_kl_maps` as pixels without text, by name.
 
-
-def reconstruction_pixels(originals: Grids, reconstructions: Grids, pairs: int = 16) -> Image:
-    """The sheet of `save_reconstructions` without its texts."""
-    return _lay(_reconstruction_tiles(originals[:pairs], reconstructions[:pairs]), 8)
-
-
-def kl_map_pixels(originals: Grids, maps: Mapping[str, NDArray[np.float32]]) -> tuple[Image, float]:
-    """The sheet of `save_kl_maps` without its texts and its colour bar, and the nats of its brightest colour."""
-    kinds, top = _map_tiles(originals, maps)
-    return _lay(kinds, 8), top
+    Also the nats of the brightest colour of the maps.
+    """
+    compared = _reconstruction_tiles(originals[:16], reconstructions[:16])
+    sheets, top = {"reconstructions": _lay(compared, 8), "samples": _lay([_tiles(samples)], 8)}, 0.0
+    if maps:
+        kinds, top = _map_tiles(originals, maps)
+        sheets["kl_maps"] = _lay(kinds, 8)
+    return sheets, top
 
 
 def _tiles(
@@ -165,10 +157,7 @@ def _map_tiles(originals: Grids, maps: Mapping[str, NDArray[np.float32]]) -> tup
 
 
 def _lay(kinds: Sequence[Image], columns: int, strip: int = 0) -> Image:
-    """Tiles (N, h, w, 3) of several kinds on white, in bands of `columns` examples, `strip` pixels above each band.
-
-    A band has a row for each kind, so that the tiles of an example are below each other.
-    """
+    """Tiles (N, h, w, 3) of several kinds on white: bands of `columns` examples, `strip` pixels above, a row a kind."""
     count, height, width, _ = kinds[0].shape
     columns = min(columns, count)
     band = strip + len(kinds) * (height + GAP)
@@ -189,10 +178,7 @@ def _sheet(
     title: str | None = None,
     right: int = 0,
 ) -> Figure:
-    """The pixels of `_lay`, with texts above the bands, labels left of the rows (in turn), and a title.
-
-    `right`: free pixels on the right.
-    """
+    """The pixels of `_lay`, with texts above the bands, labels left of the rows in turn, and `right` free pixels."""
     from matplotlib.figure import Figure
 
     count, tile_height, tile_width, _ = kinds[0].shape
@@ -229,14 +215,18 @@ def save_beta_schedule(
     """Beta over the epochs, a line for each name (a level or a schedule), with the ELBO scale on the right.
 
     `elbo_scale`: the factor from beta to the beta of the same weight in a loss of sums; 1 or None draws no scale.
-    `held`, of a closed loop: what it held at the end of each epoch, with its target, in a panel for each quantity.
+    `held`: the targets of a closed loop at the ends of epochs, with the values reached, in a panel for each quantity.
     """
     curves: list[Curve] = [(name, "beta", np.asarray(epochs), np.asarray(beta), False) for name, beta in betas.items()]
-    for quantity, level in dict.fromkeys((target.quantity, target.level) for _, targets in held for target in targets):
-        own = [(at, t) for at, targets in held for t in targets if (t.quantity, t.level) == (quantity, level)]
-        places, name, unit = [at for at, _ in own], level or UNITS[quantity].partition(",")[0], UNITS[quantity]
-        curves.append((name, unit, places, [target.value for _, target in own], False))
-        curves.append((f"{name} target", unit, places, [target.target for _, target in own], True))
+    loops: dict[tuple[str, str], list[tuple[float, Target]]] = {}
+    for epoch, targets in held:
+        for target in targets:
+            loops.setdefault((target.quantity, target.level), []).append((epoch, target))
+    for (quantity, level), reached in loops.items():
+        unit, places = UNITS[quantity], [epoch for epoch, _ in reached]
+        name = level or unit.partition(",")[0]
+        curves.append((name, unit, places, [target.value for _, target in reached], False))
+        curves.append((f"{name} target", unit, places, [target.target for _, target in reached], True))
     _write(_curves(curves, elbo_scale), path)
 
 
@@ -284,7 +274,6 @@ def save_kl_heatmap(
     levels: Mapping[str, NDArray[np.floating[Any]]],
     free_bits: Mapping[str, float] | None = None,
     dead: float = 0.05,
-    title: str | None = None,
 ) -> None:
     """KL (epochs, groups) in nats over the run, level below level. A dimension under `dead` nats is grey.
 
@@ -301,17 +290,13 @@ def save_kl_heatmap(
     figure = _figure(9, min(9.0, max(3.2, 1.6 + 0.22 * dims)))
     axes = figure.add_subplot()
     top = max(float(np.nanmax(kl, initial=0.0)), 20 * dead)
-    image = axes.imshow(
-        np.maximum(kl.T, dead / 2),  # a logarithm has no place for 0
-        aspect="auto",
-        interpolation="nearest",
-        extent=(0.5, epochs + 0.5, dims - 0.5, -0.5),
-        cmap=colormaps["viridis"].with_extremes(under="#BBBBBB", bad="#FFFFFF"),
-        norm=LogNorm(dead, top),
-    )
+    extent, colours = (0.5, epochs + 0.5, dims - 0.5, -0.5), colormaps["viridis"]
+    style: Any = {"aspect": "auto", "interpolation": "nearest", "extent": extent, "norm": LogNorm(dead, top)}
+    style["cmap"] = colours.with_extremes(under="#BBBBBB", bad="#FFFFFF")
+    image = axes.imshow(np.maximum(kl.T, dead / 2), **style)  # a logarithm has no place for 0
     alive = int((kl[-1] >= dead).sum())
     axes.set(xlabel="epoch", ylabel="dimension" if single else None)
-    axes.set_title(title or f"KL of each dimension: {alive} of {dims} alive")
+    axes.set_title(f"KL of each dimension: {alive} of {dims} alive")
     for border in np.cumsum([part.shape[1] for part in levels.values()])[:-1]:
         axes.axhline(border - 0.5, color="#FFFFFF", linewidth=2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))

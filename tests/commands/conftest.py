@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from arcvae_cli import checkpoints
 from arcvae_cli.cli import app
-from arcvae_cli.data.strings import build_drawn, write_strings
+from arcvae_cli.data.files import write_dataset
+from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
@@ -90,7 +91,7 @@ def hierarchy_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Pa
 def equations_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """400 equations of at most 9 rules as a corpus of one's own."""
     path = tmp_path_factory.mktemp("strings") / "sums.npz"
-    write_strings(path, build_drawn(read_grammar("equations"), 9, size=400))
+    write_dataset(path, build_drawn(read_grammar("equations"), 9, size=400))
     return path
 
 

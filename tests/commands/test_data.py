@@ -72,16 +72,14 @@ def test_build_to_a_file_and_info_of_it(tmp_path: Path):
     assert json.loads(run("info", target, "--json")[0])["grids"] == 50
 
 
-def test_info_is_readable_at_80_columns():
+def test_info_in_words():
     out, _ = run("info", "arc", "--size", 1000)
-    assert max(len(line) for line in out.splitlines() if not line.startswith("file ")) <= 80
     lines = rows(out)
     assert ["split", "grids", "tasks", "black", "single", "colour", "duplicates"] in lines
     assert next(words for words in lines if words[:2] == ["train", "800"])[-2:] == ["0.0%", "0"]
     leak = next(words for words in lines if words[:2] == ["test", "train"])
-    assert leak[2:4] == ["0", "(0.0%)"] and leak[-1] == "0"
-    assert list("0123456789") in lines
-    assert any(words[:1] == ["10x10"] for words in lines)
+    assert leak[2:] == ["0", "0", "0"]
+    assert "10x10: " in out and "0: " in out
     assert f"fingerprint {ARC_1000}" in out
 
 
@@ -100,13 +98,6 @@ def test_conditions_and_how_often_they_occur():
         assert attribute.size > 2 or row[-1] == f"{one['counts'][1] / 800:.1%}"
 
 
-def test_conditions_of_a_corpus_without_a_training_split(tmp_path: Path):
-    np.savez(tmp_path / "mine.npz", test=np.eye(16, dtype=np.uint8)[None].repeat(4, 0))
-    out, _ = run("info", tmp_path / "mine.npz", "--conditions")
-    assert "0 training grids of mine" in out
-    assert next(line.split()[-1] for line in out.splitlines() if line.strip().startswith("symmetry_lr")) == "-"
-
-
 @pytest.mark.parametrize(
     ("words", "message", "fix"),
     [
@@ -117,15 +108,15 @@ def test_conditions_of_a_corpus_without_a_training_split(tmp_path: Path):
         (f"build equations --grammar {'x' * 300}", "x: ", ""),
         ("build nothing.npz", "no such corpus or file", "use arc, arc-raw, shapes"),
         ("build", "no corpus is named", "use arc, arc-raw, shapes, equations"),
-        ("build --masks masks.npy", "--masks: masks without derivations", "give --prod too"),
-        ("info --pad-id 3", "--pad-id: pad_id without derivations", "give --prod too"),
-        ("info --prod ids.npy", "--prod: ids alone", "give --masks"),
-        ("info --prod ids.npy --input x.txt", "--prod: data.input is given too", "leave one"),
+        ("build arc-raw --masks masks.npy", "--masks: not used by arc-raw", "leave one"),
+        ("info --pad-id 3", "--pad-id: data.pad_id: pad_id without", "give --prod too"),
+        ("info --prod ids.npy", "--prod: data.prod: ids alone", "give --masks"),
+        ("info --prod ids.npy --input x.txt", "--prod: data.prod: data.input is given too", "leave one"),
         ("build arc --grammar equations", "--grammar: not used by arc", "leave one"),
         ("build shapes --max-rules 3", "--max-rules: not used by shapes", "leave one"),
         ("info . --recipe kusner", "--recipe: not used by .", "leave one"),
         ("info --prod ids.npy --max-rules 3", "--max-rules: not used by --prod", "leave one"),
-        ("build --input strings.txt", "--input: strings need a grammar", "give --grammar"),
+        ("build --input strings.txt", "--input: data.input: strings need a grammar", "give --grammar"),
         ("build equations --test strings.txt", "--test strings.txt: needs a file of strings", "give --input"),
         ("build equations --download zinc250k", "only for the corpus smiles", "omit"),
         ("build smiles", "zinc250k is not in the cache", "data build --download zinc250k"),

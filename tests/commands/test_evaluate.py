@@ -313,12 +313,13 @@ def test_pairs_of_strings_are_text(derived: tuple[Result, Path], equations_run: 
 def test_ready_ids_without_a_grammar_are_evaluated_too(arcvae: Run, bare_run: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from arcvae_cli.data.strings import build_drawn, write_strings
+    from arcvae_cli.data.files import write_dataset
+    from arcvae_cli.data.strings import build_drawn
     from arcvae_cli.grammar import read_grammar
 
     drawn = build_drawn(read_grammar("equations"), 9, size=300)
     ready = tmp_path / "ready.npz"
-    write_strings(ready, replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None))
+    write_dataset(ready, replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None))
     result = judge(arcvae, bare_run, tmp_path / "out", "--data", ready)
     assert result.exit_code == 0, result.stderr
     assert "is gone" in result.stderr  # ids.npy and masks.npy, which it was trained on

@@ -11,7 +11,7 @@ import torch
 from typer.testing import Result
 
 from arcvae_cli import checkpoints
-from arcvae_cli.data.files import read_grids
+from arcvae_cli.data.files import read_dataset
 from arcvae_cli.data.parsing import Parser
 from arcvae_cli.domains import strings
 from arcvae_cli.domains.validity import Validator, validator_for
@@ -65,8 +65,8 @@ def test_what_is_written(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".png"]
     written = json.loads((tmp_path / "interpolation.json").read_text())
     assert {key: written[key] for key in report} == report
-    np.testing.assert_array_equal(read_grids(tmp_path / "interpolation.json").grids, arrays["grids"])
-    np.testing.assert_array_equal(read_grids(tmp_path / "interpolation.npz").grids, arrays["grids"])
+    np.testing.assert_array_equal(read_dataset(tmp_path / "interpolation.json").x, arrays["grids"])
+    np.testing.assert_array_equal(read_dataset(tmp_path / "interpolation.npz").x, arrays["grids"])
 
 
 def test_the_strip_is_printed_with_both_originals(

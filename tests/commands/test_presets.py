@@ -73,14 +73,6 @@ def test_a_path_with_brackets_is_no_markup_and_a_long_one_is_not_cut(arcvae: Run
     assert origins(arcvae, path)["data.path"] == ("[b]" * 30, str(path))
 
 
-def test_presets_that_cannot_be_shown(arcvae: Run, tmp_path: Path) -> None:
-    (tmp_path / "bad.toml").write_text("[train]\nepoch = 3\n")
-    result = arcvae("presets", "show", tmp_path / "bad.toml", "--json")
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: {tmp_path / 'bad.toml'}: train.epoch: unknown key")
-    assert "did you mean epochs?" in result.stderr
-
-
 def test_the_schema_has_the_keys_and_choices_of_the_settings(arcvae: Run) -> None:
     schema = json.loads(arcvae("presets", "schema").stdout)
     tables, kinds = schema["properties"], schema["$defs"]

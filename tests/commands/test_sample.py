@@ -13,9 +13,9 @@ from typer.testing import Result
 from arcvae_cli import checkpoints
 from arcvae_cli.conditions import attributes, obeys
 from arcvae_cli.console import Console
-from arcvae_cli.data.files import read_grids
+from arcvae_cli.data.files import read_dataset, write_dataset
 from arcvae_cli.data.parsing import Parser
-from arcvae_cli.data.strings import build_drawn, write_strings
+from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.domains import strings
 from arcvae_cli.domains.base import Decoded
 from arcvae_cli.domains.texts import beginning
@@ -51,10 +51,10 @@ def test_grids_are_printed_and_written_as_picture_arrays_and_task(arcvae: Run, t
 
 def test_what_is_written_is_read_back_as_a_corpus(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
     _, arrays = draw(arcvae, tiny_run, tmp_path, "--num", 20)
-    np.testing.assert_array_equal(read_grids(tmp_path / "samples.npz").grids, arrays["grids"])
-    from_json = read_grids(tmp_path / "samples.json")
-    np.testing.assert_array_equal(from_json.grids, arrays["grids"])
-    for grid, (height, width) in zip(from_json.grids, from_json.shape, strict=True):
+    np.testing.assert_array_equal(read_dataset(tmp_path / "samples.npz").x, arrays["grids"])
+    from_json = read_dataset(tmp_path / "samples.json")
+    np.testing.assert_array_equal(from_json.x, arrays["grids"])
+    for grid, (height, width) in zip(from_json.x, from_json.shape, strict=True):
         # trimmed: the last row and the last column have colour, or there is one black cell
         assert (grid[height - 1].any() and grid[:, width - 1].any()) or (height, width) == (1, 1)
 
@@ -108,8 +108,8 @@ def test_conditions_reach_the_model_and_are_counted(arcvae: Run, hierarchy_run: 
     assert last.endswith(f"colours=3, symmetry_lr=yes in {counts[0]}, without conditions in {counts[1]}")
     written = json.loads((tmp_path / "samples.json").read_text())
     assert written["conditions"] == {"colours": 3, "symmetry_lr": 1}
-    np.testing.assert_array_equal(read_grids(tmp_path / "samples.npz").grids, arrays["grids"])
-    np.testing.assert_array_equal(read_grids(tmp_path / "samples.json").grids, arrays["grids"])
+    np.testing.assert_array_equal(read_dataset(tmp_path / "samples.npz").x, arrays["grids"])
+    np.testing.assert_array_equal(read_dataset(tmp_path / "samples.json").x, arrays["grids"])
 
 
 def test_a_fitted_prior_under_a_condition_is_fitted_to_what_obeys(
@@ -221,7 +221,7 @@ def test_what_is_valid_distinct_and_novel_is_counted(
     judge = Validator("short", lambda text: len(text) < 12, lambda text: text.replace("1", "2"))
     monkeypatch.setattr(strings, "validator_for", lambda *_: judge)
     grammar, data = read_grammar("equations"), tmp_path / "short.npz"
-    write_strings(data, build_drawn(grammar, 5, size=60))
+    write_dataset(data, build_drawn(grammar, 5, size=60))
     document, _ = strings_of(arcvae, equations_run, tmp_path / "out", "--num", 200, "--data", data)
     good = [string for string in document["strings"] if len(string) < 12]
     first = {string.replace("1", "2"): string for string in reversed(good)}
@@ -270,7 +270,7 @@ def test_a_terminal_gets_a_list_with_remarks(
     monkeypatch.setattr(Console, "piped", False)
     monkeypatch.setattr(strings, "validator_for", lambda *_: Validator("short", lambda text: len(text) < 9))
     data, grammar = tmp_path / "short.npz", read_grammar("equations")
-    write_strings(data, build_drawn(grammar, 5, size=60))
+    write_dataset(data, build_drawn(grammar, 5, size=60))
     options = ("--num", 60, "--data", data, "--temperature", 3, "--no-budget")
     result, arrays = draw(arcvae, equations_run, tmp_path, *options)
     texts = [grammar.write(row) for row in arrays["ids"].tolist()]

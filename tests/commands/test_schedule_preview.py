@@ -21,6 +21,7 @@ from arcvae_cli.presets import preset_names
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, build_schedule
 from arcvae_cli.schedules.feedback import ControlVAE, Geco
 from arcvae_cli.schedules.open import Cyclical, LinearWarmup
+from arcvae_cli.schedules.registry import WarmRestart
 from arcvae_cli.settings import Settings
 
 Run = Callable[..., Result]
@@ -68,13 +69,7 @@ def test_several_names_overlay(preview: Run) -> None:
     result = preview("cyclical", "ultra_conservative", "warm_restart", "controlvae", "cyclical")
     assert "* cyclical   o ultra_conservative   + warm_restart\n" in result.stdout
     assert result.stdout.index("\nbeta\n") < result.stdout.index("\nKL, nats per example\n"), "a chart for each unit"
-    titles = [line for line in result.stdout.splitlines() if line.endswith(" epochs") and "," in line]
-    assert titles == [
-        f"{name}, {n} epochs"
-        for name, n in zip(
-            ("cyclical", "ultra_conservative", "warm_restart", "controlvae"), (100, 100, 150, 20), strict=True
-        )
-    ]
+    assert result.stdout.count("\nwarm_restart, 150 epochs\n") == result.stdout.count("\ncyclical, 100 epochs\n") == 1
 
 
 def test_the_beta_on_the_elbo_scale_stands_beside_beta_where_they_differ(preview: Run) -> None:
@@ -108,9 +103,7 @@ def test_json_holds_what_the_schedule_gives(preview: Run) -> None:
 
 
 def test_levels_of_a_hierarchical_schedule(preview: Run) -> None:
-    result = preview("hierarchical")
-    assert "* hierarchical global   o hierarchical local" in result.stdout
-    assert key_epochs(result)["12.5"] == ["0.01", "0.02", "local:", "first", "peak"]
+    assert key_epochs(preview("hierarchical"))["12.5"] == ["0.01", "0.02", "local:", "first", "peak"]
     curve = one(preview("hierarchical", "--json"))["curve"]
     assert set(curve) == {"epoch", "global", "local"} and curve["global"][9] == 0.01
     mixed = one(preview("hierarchical", "--set", "schedule.local.name=geco", "--json"))["curve"]
@@ -137,56 +130,50 @@ def test_what_a_run_misses_is_said_on_stderr(preview: Run) -> None:
 
 @pytest.mark.parametrize("name", sorted({*SCHEDULES, *preset_names()}))
 def test_every_schedule_and_preset_has_a_preview(preview: Run, name: str) -> None:
-    document = one(preview(name, "--json"))
-    assert document["source"] == ("preset" if name in preset_names() else "schedule")
+    assert one(preview(name, "--json"))["source"] == ("preset" if name in preset_names() else "schedule")
     assert preview(name).exit_code == 0
 
 
-def test_the_flags_of_train_are_the_same_flags(preview: Run) -> None:
-    own = ["--max-beta", 0.3, "--warmup-epochs", 2, "--ramp-epochs", 3]
-    train = ["--beta-max", 0.3, "--beta-warmup-epochs", 2, "--beta-ramp-epochs", 3]
-    expected = LinearWarmup(max_beta=0.3, warmup_epochs=2, ramp_epochs=3)
-    for flags in (own, train):
-        assert build_schedule(one(preview("linear_warmup", "--json", *flags))["schedule"]) == expected
-    wave = ["--min-beta", 0.01, "--cycle-length", 8, "--wave", "ramp_hold", "--ramp-fraction", 0.25]
-    cyclical = Cyclical(min_beta=0.01, cycle_length=8, wave="ramp_hold", ramp_fraction=0.25)
-    assert build_schedule(one(preview("cyclical", "--json", *wave))["schedule"]) == cyclical
-    train = ["--beta-min", 0.01, "--beta-cycle-length", 8]
-    assert (
-        one(preview("cyclical", "--json", *train))["schedule"] == Cyclical(min_beta=0.01, cycle_length=8).model_dump()
-    )
-    inner = one(preview("warm_restart", "--json", "--restart-interval", 10, "--restart-multiplier", 2))["schedule"]
-    assert (inner["restart_interval"], inner["restart_multiplier"]) == (10, 2)
-    assert (
-        one(preview("warm_restart", "--json", "--set", "schedule.base.max_beta=0.5"))["levels"]["beta"]["peak"] == 0.5
-    )
+@pytest.mark.parametrize(
+    ("flags", "schedule"),
+    [
+        (
+            "--max-beta 0.3 --warmup-epochs 2 --ramp-epochs 3",
+            LinearWarmup(max_beta=0.3, warmup_epochs=2, ramp_epochs=3),
+        ),
+        (
+            "--beta-max 0.3 --beta-warmup-epochs 2 --beta-ramp-epochs 3",
+            LinearWarmup(max_beta=0.3, warmup_epochs=2, ramp_epochs=3),
+        ),
+        (
+            "--min-beta 0.01 --wave ramp_hold --ramp-fraction 0.25",
+            Cyclical(min_beta=0.01, wave="ramp_hold", ramp_fraction=0.25),
+        ),
+        ("--beta-min 0.01 --beta-cycle-length 8", Cyclical(min_beta=0.01, cycle_length=8)),
+        ("--restart-interval 10 --restart-multiplier 2", WarmRestart(restart_interval=10, restart_multiplier=2)),
+    ],
+)
+def test_flags(preview: Run, flags: str, schedule: Schedule) -> None:
+    assert build_schedule(one(preview(schedule.name, "--json", *flags.split()))["schedule"]) == schedule
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ("cyclcal", "did you mean cyclical"),
-        ("qqq", "three_phase"),
         ("no/such.toml", "no/such.toml: no such"),
         ("linear --ramp-epochs 3", "--ramp-epochs: schedule.ramp_epochs: unknown key"),
-        ("three_phase --beta-max 1", "--max-beta"),
-        ("cyclical linear --cycle-length 9", "--cycle-length"),
         ("cyclical --max-beta -1", "--max-beta: schedule.max_beta: should be greater than or equal to 0"),
-        ("cyclical --max-beta nan", "--max-beta"),
         ("cyclical --min-beta 3", "min_beta 3, max_beta 0.1 are not in this order"),
         ("cyclical --ramp-fraction 0.3", "it belongs to --wave ramp_hold"),
-        ("linear --ramp-fraction 0.3", "--ramp-fraction"),
         ("cyclical --steps 9", "add --per step"),
         ("controlvae --steps 9", "remove it"),
         ("controlvae --per epoch", "--per: schedule.per: should be 'step'"),
-        ("geco --beta-max 1", "lambda_min"),
         ("controlvae --run x", "--run x: no metrics.jsonl"),
-        ("cyclical --run .", "--run .: no metrics.jsonl"),
         ("cyclical --epochs 0", "--epochs: train.epochs"),
         ("cyclical --wave square", "--wave: schedule.wave: should be 'triangle'"),
         ("cyclical --plot no/folder/a.png", "no folder no/folder"),
         ("cyclical --plot a.jpeg", "call it a.png"),
-        ("cyclical --csv no/folder/a.csv", "no folder no/folder"),
         ("cyclical --csv .", "is a folder"),
         ("cyclical --csv /dev/full", "could not be written (No space left on device)"),
         ("", "NAME"),
@@ -202,18 +189,14 @@ def test_a_file_counts_before_a_schedule_and_a_preset_before_both(
     preview: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = '[schedule]\nname = "constant"\nmax_beta = 0.25\n[train]\nepochs = 7\n'
     for name in ("linear", "cyclical", "mine.toml"):
-        (tmp_path / name).write_text(text)
-    assert one(preview("cyclical", "--json"))["schedule"]["name"] == "cyclical"
-    for name in ("linear", "mine.toml", str(tmp_path / "mine.toml")):
+        (tmp_path / name).write_text('[schedule]\nname = "constant"\nmax_beta = 0.25\n[train]\nepochs = 7\n')
+    assert one(preview("cyclical", "--json"))["source"] == "preset"
+    for name in ("linear", "mine.toml"):
         document = one(preview(name, "--json"))
-        assert (document["source"], document["epochs"]) == ("file", 7)
-        assert document["levels"]["beta"]["peak"] == 0.25
+        assert (document["source"], document["epochs"], document["levels"]["beta"]["peak"]) == ("file", 7, 0.25)
     (tmp_path / "bad.toml").write_text("[schedule]\nname = 'cyclical'\ncycle_lenght = 3\n")
-    bad = preview("bad.toml")
-    assert bad.exit_code == 2
-    assert "bad.toml: schedule.cycle_lenght" in bad.stderr
+    assert "bad.toml: schedule.cycle_lenght" in preview("bad.toml").stderr
 
 
 def test_the_environment_counts_for_presets_as_in_training(preview: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate, train
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.presets import resolve
-from arcvae_cli.records import Silent
+from arcvae_cli.records import Recorder
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.schedules.open import Cyclical, UltraConservative
 
@@ -98,21 +98,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Trained:
         checkpoint={"every_epochs": 1},
         log={"every_n_steps": 2, "images_every": 1},
     )
-    arguments = [
-        "train",
-        "--preset",
-        preset,
-        *QUICK,
-        "--batch-size",
-        25,
-        "--epochs",
-        2,
-        "--free-bits",
-        0.2,
-        "--seed",
-        3,
-    ]
-    arguments += ["--runs-dir", base / "runs"]
+    flags = ["--preset", preset, *QUICK, *["--batch-size", "25", "--epochs", "2", "--free-bits", "0.2", "--seed", "3"]]
+    arguments = ["train", *flags, "--runs-dir", base / "runs"]
     clean = {name: None for name in os.environ if name.startswith("ARCVAE_")}
     result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "80", **clean})
     assert result.exit_code == 0, result.stderr
@@ -154,15 +141,10 @@ def test_off_a_terminal_there_are_plain_lines(trained: Trained, arc_splits: dict
     result = trained.result
     assert "\x1b" not in result.stdout + result.stderr and "\r" not in result.stderr
     assert "Verdict" in result.stdout and "epoch 1/2" not in result.stdout
-    said = result.stderr.splitlines()
     black = (arc_splits["val"] == 0).mean()
-    assert f"to beat: an all-black answer is right in {black:.3f} of the validation pixels, non-black 0" in said
-    lines = [line for line in said if line.startswith("epoch")]
-    assert [line.partition(" loss")[0] for line in lines] == [
-        "epoch 1/2  beta 0.05 (12.8 on the ELBO scale) ",
-        "epoch 2/2  beta 0.1 (25.6 on the ELBO scale) ",
-    ]
-    assert re.search(r"seconds: start [\d.]+, .* training steps a second; peak memory [\d,]+ MiB", " ".join(said))
+    assert f"an all-black answer is right in {black:.3f} of the validation pixels" in result.stderr
+    assert "epoch 2/2  beta 0.1  on ELBO 25.6" in result.stderr
+    assert re.search(r"seconds: start [\d.]+, .* training steps a second; peak memory [\d,]+ MiB", result.stderr)
     assert f"run folder {trained.folder.parent}" in result.stderr
 
 
@@ -199,7 +181,7 @@ def test_quiet_leaves_the_result_and_warnings(arcvae: Run, plain: None, arc_npz:
     assert result.stderr == "warning: beta ends at 0 of 0.1: the warm-up is longer than the run\n"
 
 
-def test_an_early_stop_is_told_and_the_best_epoch_is_judged(
+def test_an_early_stop_and_the_evaluation_of_the_best_epoch(
     arcvae: Run, plain: None, arc_npz: Path, tmp_path: Path
 ) -> None:
     """No grid is ever exact in these few steps, so that the first epoch stays the best."""
@@ -209,23 +191,18 @@ def test_an_early_stop_is_told_and_the_best_epoch_is_judged(
         train={"epochs": 9, "patience": 2, "monitor": "val/exact_accuracy"},
         log={"images_every": 0},
     )
-    runs = tmp_path / "[/x]"
-    result = arcvae("train", "--preset", preset, "--data", arc_npz, *QUICK, "--runs-dir", runs, "--run-name", "early")
+    flags = ("--preset", preset, "--data", arc_npz, *QUICK, "--runs-dir", tmp_path, "--run-name", "early")
+    result = arcvae("train", *flags)
     assert result.exit_code == 0, result.stderr
-    run = runs / "early"
+    run = tmp_path / "early"
     assert "stopped early after epoch 3: no better val/exact_accuracy since epoch 1" in result.stderr
-    assert f"run folder {run}:" in result.stderr
     epochs = records(run, "epoch")
     assert [line["best"] for line in epochs] == [True, False, False]
     document = json.loads((run / "metrics.json").read_text())
-    assert document["epoch"] == 1
-    assert document["elbo"]["kl_nats"] == pytest.approx(epochs[0]["val/kl"], rel=1e-4)
-    assert epochs[0]["val/kl"] != pytest.approx(epochs[2]["val/kl"], rel=1e-2)
+    assert document["epoch"] == 1 and document["elbo"]["kl_nats"] == pytest.approx(epochs[0]["val/kl"], rel=1e-4)
     assert not torch.equal(weights(run, "vae_best.pth"), weights(run))
-    assert "vae_best.pth of epoch 1, some val, 20 grids" in result.stdout
     pictures = {path.name for path in (run / "images").iterdir()}
-    assert "reconstructions_epoch_3.png" in pictures, "the last epoch is drawn, however the run came to it"
-    assert "reconstructions_epoch_1.png" not in pictures
+    assert "reconstructions_epoch_3.png" in pictures and "reconstructions_epoch_1.png" not in pictures
 
 
 # ------------------------------------------------------------------------------------------ flags and precedence
@@ -234,25 +211,14 @@ def test_an_early_stop_is_told_and_the_best_epoch_is_judged(
 @pytest.mark.parametrize(
     ("flags", "key", "value"),
     [
-        (("--no-augment",), "data.augment", False),
-        (("--latent-dim", 3), "model.latent_dim", 3),
         (("--z-dim", 3), "model.latent_dim", 3),
         (("--beta-max", 0.3), "schedule.max_beta", 0.3),
-        (("--beta-min", 0.02), "schedule.min_beta", 0.02),
         (("--beta-cycle-length", 8), "schedule.cycle_length", 8.0),
         (("--free-bits", 0.2), "objective.free_bits", 0.2),
-        (("--free-bits-mode", "total"), "objective.free_bits_mode", "total"),
         (("--epochs", 31), "train.epochs", 31),
-        (("--batch-size", 20), "train.batch_size", 20),
         (("--lr", 0.02), "train.lr", 0.02),
-        (("--seed", 7), "train.seed", 7),
-        (("--device", "cpu"), "train.device", "cpu"),
         (("--precision", "fp32"), "train.precision", "fp32"),
-        (("--engine", "eager"), "train.engine", "eager"),
         (("--no-early-stopping",), "train.early_stopping", False),
-        (("--patience", 3), "train.patience", 3),
-        (("--save-top-k", 1), "checkpoint.save_top_k", 1),
-        (("--wandb", "offline"), "log.wandb", "offline"),
         (("--tensorboard",), "log.tensorboard", True),
         (("--set", "schedule.per=step"), "schedule.per", "step"),
         (("--set", "train.adam_betas=[0.5, 0.9]"), "train.adam_betas", [0.5, 0.9]),
@@ -279,36 +245,26 @@ def test_a_flag_reaches_its_setting_and_no_other(
 def test_environment_then_set_then_flag(
     arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preset = write_preset(
-        tmp_path / "mine.toml", train={"epochs": 11, "seed": 1, "patience": 1, "batch_size": 10, "lr": 0.01}
-    )
-    for key, value in {"LR": "0.02", "EPOCHS": "12", "SEED": "2", "PATIENCE": "2"}.items():
+    preset = write_preset(tmp_path / "mine.toml", train={"seed": 1, "patience": 1, "batch_size": 10, "lr": 0.01})
+    for key, value in {"LR": "0.02", "SEED": "2", "PATIENCE": "2"}.items():
         monkeypatch.setenv(f"ARCVAE_TRAIN__{key}", value)
-    settings = ("--set", "train.lr=0.03", "--set", "train.epochs=13", "--set", "train.seed=3")
-    flags = ("--lr", 0.04, "--epochs", 14)
-    arcvae(
-        "train", "--preset", preset, "--data", arc_npz, *flags, *settings, "--runs-dir", tmp_path, "--run-name", "one"
-    )
+    settings = ("--set", "train.lr=0.03", "--set", "train.seed=3", "--lr", 0.04)
+    arcvae("train", "--preset", preset, "--data", arc_npz, *settings, "--runs-dir", tmp_path, "--run-name", "one")
     table = config(tmp_path / "one")["train"]
-    assert (table["lr"], table["epochs"]) == (0.04, 14)
-    assert (table["seed"], table["patience"], table["batch_size"]) == (3, 2, 10)
-    assert table["gradient_clip"] == 1.0
+    assert [table[key] for key in ("lr", "seed", "patience", "batch_size")] == [0.04, 3, 2, 10]
 
 
-def test_data_by_name_or_path_takes_the_place_of_the_presets(
-    arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path
+@pytest.mark.parametrize("by_name", [True, False])
+def test_data_by_name_or_path_replaces_the_presets(
+    arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path, by_name: bool
 ) -> None:
-    by_path = write_preset(tmp_path / "by_path.toml", data={"path": "gone.npz", "size": 200})
-    named = ("--preset", by_path, *QUICK, "--data", "shapes", "--runs-dir", tmp_path, "--run-name", "named")
-    assert arcvae("train", *named).stderr.endswith("error: far enough\n")
-    table = config(tmp_path / "named")["data"]
-    assert table["name"] == "shapes" and "path" not in table
-
-    by_name = write_preset(tmp_path / "by_name.toml", data={"name": "shapes", "size": 200})
-    found = ("--preset", by_name, *QUICK, "--data", arc_npz, "--runs-dir", tmp_path, "--run-name", "found")
-    assert arcvae("train", *found).stderr.endswith("error: far enough\n")
-    table = config(tmp_path / "found")["data"]
-    assert table["path"] == str(arc_npz) and "name" not in table
+    before: dict[str, Any] = {"path": "gone.npz"} if by_name else {"name": "shapes"}
+    preset = write_preset(tmp_path / "mine.toml", data={**before, "size": 200})
+    data = "shapes" if by_name else arc_npz
+    result = arcvae("train", "--preset", preset, *QUICK, "--data", data, "--runs-dir", tmp_path, "--run-name", "one")
+    assert result.stderr.endswith("error: far enough\n")
+    table = config(tmp_path / "one")["data"]
+    assert (table.get("name"), table.get("path")) == (("shapes", None) if by_name else (None, str(arc_npz)))
 
 
 # ---------------------------------------------------------------------------------- a short run of a long schedule
@@ -390,17 +346,8 @@ def test_one_batch_is_memorised_and_no_run_is_written(
         (("--run-name", "taken"), "--run-name 'taken': runs/taken exists already"),
         (("--run-name", "latest"), "--run-name 'latest'"),
         (("--epochs", 0), "--epochs: train.epochs: should be greater than or equal to 1, got 0"),
-        (("--epochs", 0, "--quick-test"), "--epochs: train.epochs: should be greater than or equal to 1, got 0"),
         (("--model", "gird"), "--model: model.name: unknown name 'gird'"),
         (("--device", "gpu"), "--device: train.device: String should match"),
-        (("--precision", "fp8"), "--precision: train.precision: should be 'auto', 'fp32' or 'bf16'"),
-        (("--patience", 0), "--patience: train.patience: should be greater than or equal to 1, got 0"),
-        (("--encoder-hidden", 3), "--encoder-hidden: model.encoder_hidden"),
-        (
-            ("--beta-cycle-length", 3),
-            "--beta-cycle-length: schedule.cycle_length: unknown key",
-        ),
-        (("--lr", "nan"), "--lr: train.lr: should be a"),
         (("--free-bits", -1), "--free-bits: objective.free_bits: should be greater than or equal to 0"),
         (("--preset", "quikstart"), "did you mean quickstart?"),
     ],
@@ -476,7 +423,7 @@ def test_a_signal_ends_a_run_with_its_work_saved(
     step = values["step"] - (values["epoch"] - 1) * values["steps_per_epoch"]
     assert err.splitlines()[-2:] == [
         f"stopped by {name} in epoch {values['epoch']}, after step {step} of 100; saved in {run}",
-        f"  go on with `arcvae train --resume {run}`",
+        f"  resume with `arcvae train --resume {run}`",
     ]
     assert "Traceback" not in err
     status = json.loads((run / "status.json").read_text())
@@ -485,7 +432,7 @@ def test_a_signal_ends_a_run_with_its_work_saved(
     assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
 
 
-class Closer(Silent):
+class Closer(Recorder):
     """Fails as it is closed, and says what it was asked for."""
 
     def __init__(self, heard: list[Any], error: BaseException | None = None) -> None:

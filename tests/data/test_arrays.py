@@ -61,14 +61,6 @@ def test_limited_keeps_the_test_split_and_nests(arc: Dataset):
     assert arc.limited(10**6).fingerprint() == arc.fingerprint()
 
 
-def test_require_names_the_empty_split(canvases: Dataset):
-    canvases.require(("train", "val", "test"))
-    no_val = canvases.only(np.flatnonzero(canvases.split != 1))
-    no_val.require(("train", "test"))
-    with pytest.raises(InputError, match="canvases: the val split is empty"):
-        no_val.require(("train", "val"))
-
-
 def test_split_by_key_shares_out_keys_and_keeps_equal_ones_together():
     keys = [bytes([index % 200, 7]) for index in range(1000)]
     split = split_by_key(keys)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
-from pydantic import ValidationError
 
-from arcvae_cli import presets, settings
+from arcvae_cli import settings
 from arcvae_cli.data import corpora
 from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpora import CORPORA, Builder, LoadOptions, cache_path, failures_of, load_arrays
@@ -184,27 +181,6 @@ def test_a_killed_builder_does_not_block_the_next(
     assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
 
 
-def test_a_failed_build_releases_the_lock(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object) -> Dataset:
-        raise InputError("no")
-
-    with monkeypatch.context() as patch:
-        patch.setitem(corpora.CORPORA, "shapes", replace(CORPORA["shapes"], build=fail))
-        with pytest.raises(InputError, match="no"):
-            load_arrays(SHAPES)
-    assert list(cache.iterdir()) == []
-    assert len(load_arrays(SHAPES).x) == 50
-
-
-def test_a_cache_without_locks(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    assert not load_arrays(SHAPES).notes
-    assert [path.name for path in cache.iterdir()] == ["shapes-r1-n50-s4.npz"]
-
-
 def test_any_grammar_is_drawn_from(tmp_path: Path):
     (tmp_path / "sheep.cfg").write_text(SHEEP)
     data = DataSettings(grammar=str(tmp_path / "sheep.cfg"), size=10, max_rules=12)
@@ -259,51 +235,6 @@ def test_too_many_lines_left_out(tmp_path: Path, content: str, most: int | None,
         assert "--max-failed" in raised.value.fix
         dataset = load_arrays(data, LoadOptions(most_failed=0.2))
         assert len(dataset.x) == left and len(dataset.notes) == 1
-
-
-@pytest.mark.parametrize(
-    ("count", "long", "note"),
-    [
-        (
-            200,
-            [20],
-            "has 21 rules, 99 % have at most 10: --set data.max_rules=10 (or --max-rules 10) would leave out 1",
-        ),
-        (30, [30], "has 31 rules, all others have at most 10: --set data.max_rules=10"),
-        (200, [19], None),  # no more than twice as long
-        (200, [30, 30, 30], None),  # more than a hundredth
-        (5, [30], None),
-    ],
-)
-def test_a_note_on_a_few_long_strings(tmp_path: Path, count: int, long: list[int], note: str | None):
-    (tmp_path / "words.cfg").write_text("S -> 'a' S | 'b' S | 'a' | 'b'\n")
-    some = [f"{n:09b}0"[-10:] for n in range(count)]
-    some[-len(long) :] = [f"{place:b}".zfill(length + 1) for place, length in enumerate(long)]
-    words = tmp_path / "words.txt"
-    words.write_text("\n".join(some).replace("0", "a").replace("1", "b"))
-    notes = load_arrays(DataSettings(grammar=str(tmp_path / "words.cfg"), input=words)).notes
-    assert (note in notes[0]) if note else not notes
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"path": "x", "input": "x"}, "data.path is given too"),
-        ({"input": "x", "prod": "x"}, "data.input is given too"),
-        ({"masks": "x"}, "masks without derivations"),
-        ({"pad_id": 3}, "pad_id without derivations"),
-        ({"prod": "x"}, "ids alone"),
-        ({"name": "arc", "input": "x"}, "strings need a grammar"),
-        ({"name": "arc", "recipe": "kusner"}, "kusner is a recipe of the corpus equations"),
-        ({"path": "x", "recipe": "kusner"}, "kusner is a recipe of the corpus equations"),
-    ],
-)
-def test_contradicting_settings(given: dict[str, object], message: str):
-    with pytest.raises(ValidationError, match=message):
-        DataSettings.model_validate({"name": "equations", **given})
-    with pytest.raises(InputError, match=message) as raised:
-        presets.resolve(None, presets.Layer("mine", {"data": {"name": "equations", **given}}))
-    assert "mine: data." in raised.value.what
 
 
 def test_kinds_of_arrays_are_distinguished(tmp_path: Path, canvases: Dataset, built: list[DataSettings]):

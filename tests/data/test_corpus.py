@@ -49,14 +49,6 @@ def test_a_corpus_holds_what_the_arrays_hold(arc: Dataset):
     assert corpus.class_counts().tolist() == np.bincount(arc.x[arc.rows("train")].ravel(), minlength=10).tolist()
 
 
-def test_splits_may_stand_in_any_order(canvases: Dataset):
-    shuffled = replace(canvases, split=np.random.RandomState(0).permutation(canvases.split))
-    corpus = GridCorpus(shuffled)
-    for split in SPLITS:
-        assert (corpus.grids(split).numpy() == canvases.x[shuffled.rows(split)]).all()
-        assert corpus.shapes(split) is None
-
-
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
 def test_augmentation_is_that_of_the_plain_reference(arc: Dataset, known: bool):
     arrays = arc if known else replace(arc, shape=None)
@@ -90,19 +82,6 @@ def test_all_symmetries_and_colours_are_drawn_and_black_stays():
     kinds, often = torch.unique(cells > 0, dim=0, return_counts=True)
     assert len(kinds) == 8
     assert (abs(often / 8000 - 1 / 8) < 0.02).all(), "every symmetry as often"
-
-
-def test_augmentation_comes_from_torchs_generator_and_can_be_left_out(arc: Dataset):
-    corpus, indices = GridCorpus(arc), torch.arange(64)
-    torch.manual_seed(5)
-    first, second = (corpus.batch("train", indices, augment=True).x for _ in range(2))
-    torch.manual_seed(5)
-    again = corpus.batch("train", indices, augment=True).x
-    plain = corpus.batch("train", indices).x
-    assert torch.equal(first, again)
-    assert not torch.equal(first, second)
-    assert not torch.equal(first, plain)
-    assert torch.equal(GridCorpus(arc, augment=False).batch("train", indices, augment=True).x, plain)
 
 
 def test_a_batch_is_made_without_a_read_back(arc: Dataset):
@@ -185,15 +164,6 @@ def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: Dataset):
     assert corpus.class_counts().tolist() == [*counts[:11], 0], "padding counts nowhere"
     assert corpus.mean_positions == pytest.approx(counts[:11].sum() / 240)
     assert corpus.entropy == equations.origin.entropy
-
-
-def test_a_batch_of_derivations_is_made_without_a_read_back(equations: Dataset):
-    corpus, indices = DerivationCorpus(equations), torch.arange(64)
-    with NoReadBack():
-        batch = corpus.batch("train", indices)
-        counts = corpus.class_counts()
-    assert batch.x.shape == (64, 15)
-    assert counts.shape == (12,)
 
 
 def test_open_corpus_of_strings(tmp_path: Path, equations: Dataset):

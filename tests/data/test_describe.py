@@ -60,13 +60,6 @@ def test_description_of_leaking_grids():
     ]
 
 
-def test_what_is_unknown_is_none(canvases: Dataset):
-    described = describe(replace(canvases, split=np.zeros(20, np.uint8)))
-    assert described["leaks"] == described["shapes"] == []
-    assert described["splits"]["test"]["black"] is None
-    assert described["splits"]["train"]["tasks"] is None
-
-
 def test_description_of_strings():
     drawn = build_drawn(read_grammar("equations"), 15, 500, 1)
     described = describe(drawn)

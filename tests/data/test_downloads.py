@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 import threading
 import time
 import traceback
@@ -11,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvae_cli.data import downloads
-from arcvae_cli.data.downloads import DOWNLOADS, ZINC, downloaded, fetch, git_blob, without_password
+from arcvae_cli.data.downloads import ZINC, downloaded, fetch, git_blob
 from arcvae_cli.errors import ArcvaeError, InputError
 
 CONTENT = b"CCO\nC1CC1\nc1ccccc1\n"
@@ -52,12 +50,6 @@ def small(served: tuple[str, dict[str, bytes], list[str]], monkeypatch: pytest.M
     monkeypatch.setenv(ZINC.variable, f"{served[0]}/zinc.smi")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between two tries
     return replace(ZINC, blob=git_blob(CONTENT))
-
-
-def test_the_id_of_a_file_is_gits():
-    # git hash-object --stdin
-    assert git_blob(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
-    assert git_blob(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
 
 
 def test_a_file_is_fetched_once(cache: Path, small, served):
@@ -117,18 +109,7 @@ def test_a_password_in_an_address_is_never_printed(password: str, small, served,
                 fetch(small, say=said.append)
             told = "".join(traceback.format_exception(raised.value))
             assert "cret" not in "".join(said) + str(raised.value) + told.replace(__file__, "")
-            assert f"***@{host}" in str(raised.value)
-    assert without_password("no https://a:b@c/ and //d:e@f") == "no https://***@c/ and //***@f"
-
-
-def test_a_server_that_does_not_answer(small, monkeypatch: pytest.MonkeyPatch):
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setattr(downloads, "_TIMEOUT", 0.2)
-        monkeypatch.setenv(ZINC.variable, f"http://127.0.0.1:{silent.getsockname()[1]}/")
-        with pytest.raises(ArcvaeError, match="Timeout"):
-            fetch(small)
+            assert f"://{host}" in str(raised.value)
 
 
 def test_what_is_not_there_is_explained_in_two_lines():
@@ -141,11 +122,3 @@ def test_what_is_not_there_is_explained_in_two_lines():
     ZINC.path.write_bytes(CONTENT)
     with pytest.raises(InputError, match="zinc250k is damaged or another file"):
         downloaded(ZINC)
-
-
-def test_a_file_is_known_by_its_content(tmp_path: Path, small):
-    (tmp_path / "all.txt").write_bytes(CONTENT)
-    assert small.is_in(tmp_path / "all.txt")
-    assert not ZINC.is_in(tmp_path / "all.txt")
-    assert not small.is_in(tmp_path / "none.txt")
-    assert DOWNLOADS == {"zinc250k": ZINC}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -130,18 +129,17 @@ GAP, EMPTY, LATE = changed(IDS, (5, 3), 11), changed(IDS, (5,), 11), changed(IDS
         (IDS[0].astype(int), MASKS, 11, None, "int64"),
         (IDS.astype(float), MASKS, 11, None, "float64"),
         (IDS[:0], MASKS[:0], 11, None, r"int16 \(0, 15\)"),
-        (changed(IDS, (0, 0), -5), MASKS, 11, None, "ids from -5"),
-        (changed(IDS.astype(int), (0, 0), 40_000), MASKS, 11, None, "ids from 0 to 40000"),
+        (changed(IDS, (0, 0), -5), MASKS, 11, None, "from -5 to 11"),
+        (changed(IDS.astype(int), (0, 0), 40_000), MASKS, 11, None, "from 0 to 40000"),
         (IDS, MASKS[..., 0], 11, None, r"masks.npy: uint8 \(200, 15\)"),
         (IDS, MASKS[1:], 11, None, r"masks.npy: uint8 \(199, 15, 2\)"),
         (IDS, LOOKUP[IDS], 11, None, r"masks.npy: bool \(200, 15, 12\)"),
         (np.where(IDS == 11, -1, IDS), MASKS, 11, None, r"data\.pad_id: 11, but .* contains -1"),
         (IDS, None, None, SMILES, r"row 0, step \d+: rule"),
-        (IDS, MASKS, None, SMILES, r"the mask of rule \d+ is not that of smiles"),
         (changed(IDS, (7, 0), 9), None, None, EQUATIONS, "row 7, step 0: rule 9 rewrites T"),
-        (GAP, np.packbits(LOOKUP[GAP], axis=2), 11, None, r"row 5, step 4: rule \d+ follows padding"),
-        (GAP, np.packbits(LOOKUP[GAP], axis=2), None, None, r"row 5, step 4: rule \d+ follows rule 11, which"),
-        (EMPTY, np.packbits(LOOKUP[EMPTY], axis=2), 11, None, "row 5, step 0: rule 11"),
+        (GAP, np.packbits(LOOKUP[GAP], axis=2), 11, None, r"row 5, step 4: rule \d+ .*expected padding"),
+        (GAP, np.packbits(LOOKUP[GAP], axis=2), None, None, r"row 5, step 4: rule \d+ .*expected padding"),
+        (EMPTY, np.packbits(LOOKUP[EMPTY], axis=2), 11, None, "row 5, step 0: the row ends"),
         (LATE, np.packbits(LOOKUP[LATE], axis=2), 11, None, "row 5, step 0: rule 8"),
     ],
 )
@@ -172,24 +170,5 @@ def test_rules_in_two_masks(folder: Path):
     with pytest.raises(InputError, match="rule 2 is in two different masks"):
         read(ids, np.packbits(masks, axis=2), 3)
     masks[ids == 1] = [0, 1, 0, 1]
-    with pytest.raises(InputError, match="padding rule 3 is in the masks of other rules"):
+    with pytest.raises(InputError, match="rule 3 is in two different masks"):
         read(ids, np.packbits(masks, axis=2), 3)
-
-
-def test_unusable_files(folder: Path):
-    read(IDS, MASKS)
-    prod, masks = Path("prod.npy"), Path("masks.npy")
-    whole = prod.read_bytes()
-    for content in (b"", whole[:50], whole[:-8], b"\x80\x04N.", b"PK\x03\x04"):
-        prod.write_bytes(content)
-        with pytest.raises(InputError, match="damaged"):
-            read_prebuilt(prod, masks, None, None)
-    np.save(prod, np.array([[1, None]]), allow_pickle=True)
-    with pytest.raises(InputError, match="pickled objects are never read"):
-        read_prebuilt(prod, masks, None, None)
-    prod.unlink()
-    with pytest.raises(InputError, match="No such file"):
-        read_prebuilt(prod, masks, None, None)
-    os.mkfifo(prod)
-    with pytest.raises(InputError, match="a pipe"):
-        read_prebuilt(prod, masks, None, None)

@@ -40,42 +40,9 @@ def test_one_to_six_objects_of_two_to_fifteen_cells_that_do_not_touch(shapes: Da
     assert sizes == set(range(2, 16))
 
 
-def test_every_kind_is_drawn(shapes: Dataset):
-    drawn = set()
-    for grid in shapes.x:
-        for cells in objects(grid):
-            top, left = min(row for row, _ in cells), min(column for _, column in cells)
-            drawn.add(tuple((row - top, column - left) for row, column in cells))
-    wanted = {
-        "rectangle": ["##", "##"],
-        "hollow": ["###", "#.#", "###"],
-        "line": ["####"],
-        "diagonal": ["#..", ".#.", "..#"],
-        "l": ["#..", "#..", "###"],
-        "t": ["###", ".#.", ".#."],
-        "plus": [".#.", "###", ".#."],
-        "checkerboard": ["#.#", ".#.", "#.#"],
-        "zigzag": ["#.#.", ".#.#"],
-        "stair": ["##.", ".##"],
-        "blob": [".#.", "###", "##."],
-    }
-    for name, rows in wanted.items():
-        turned = {
-            tuple(sorted((int(row), int(column)) for row, column in np.argwhere(np.rot90(flip, turns))))
-            for mask in [np.array([[cell == "#" for cell in row] for row in rows])]
-            for flip in (mask, mask[:, ::-1])
-            for turns in range(4)
-        }
-        assert drawn & turned, name
-
-
 def test_shapes_are_what_they_were(shapes: Dataset):
     assert shapes.fingerprint() == "5ad8782e39c47671b932a51ad960bdb074013e6c1496cfb980d984a55495b87a"
     assert [shapes.rows(split).size for split in SPLITS] == [800, 100, 100]
     assert shapes.shape is None
     assert shapes.task is None
-    assert not set(canvas_keys(shapes.x)) & set(canvas_keys(build_shapes(100, 1).grids))
-
-
-def test_small_corpora_are_full():
-    assert [build_shapes(10, 3).rows(split).size for split in SPLITS] == [8, 1, 1]
+    assert not set(canvas_keys(shapes.x)) & set(canvas_keys(build_shapes(100, 1).x))

@@ -9,7 +9,7 @@ import pytest
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin
 from arcvae_cli.data.strings import build_drawn, build_kusner, build_parsed, fitted
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Rules, parse_grammar, read_grammar
+from arcvae_cli.grammar import Rules, read_grammar
 
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
@@ -160,13 +160,6 @@ def test_a_test_split_of_its_own(tmp_path: Path):
     assert counts(leading) == [198, 22, 40]
 
 
-def test_ambiguous_strings_are_counted(tmp_path: Path):
-    file = tmp_path / "mine.txt"
-    file.write_text("a\naa\naaa\n")
-    arrays = build_parsed(file, parse_grammar("S -> S S | 'a'", "twice"))
-    assert (arrays.origin.ambiguous, arrays.origin.parser) == (1, "earley")
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -182,12 +175,3 @@ def test_unusable_files(tmp_path: Path, content: bytes, message: str):
         build_parsed(tmp_path / "mine.txt", EQUATIONS)
     with pytest.raises(InputError, match="cannot be read"):
         build_parsed(tmp_path / "none.txt", EQUATIONS)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no molecules beside the checkout")
-def test_molecules():
-    arrays = build_parsed(SHARED / "zinc_test_5000.smi", SMILES, first_column=True)
-    assert counts(arrays) == [4000, 500, 500]
-    assert arrays.origin.failed == arrays.origin.duplicates == 0
-    lines = (SHARED / "zinc_test_5000.smi").read_text().split()
-    assert arrays.strings(np.arange(5000)) == lines

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arcvae_cli.data.symmetries import CELLS, gather_table, transform, transposes, turn
+from arcvae_cli.data.symmetries import CELLS, gather_table, transform, turn
 
 
 def test_every_move_is_a_permutation_of_the_canvas():
@@ -36,7 +36,3 @@ def test_the_rectangle_is_turned_and_stays_top_left(height: int, width: int):
         padded = np.pad(palette[turned], ((0, 16 - turned.shape[0]), (0, 16 - turned.shape[1])))
         assert (moved[0] == padded).all(), symmetry
         assert (turn(rectangle, symmetry) == turned).all()
-
-
-def test_odd_quarter_turns_transpose():
-    assert transposes(np.arange(8)).tolist() == [False, True, False, True, False, True, False, True]

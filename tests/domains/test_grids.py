@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from arcvae_cli.conditions import attributes
 from arcvae_cli.data.arc import build_arc
-from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.base import Task
 from arcvae_cli.domains.grids import draw_levels, reconstruct, score_reconstructions, skill
@@ -38,12 +38,12 @@ def run(model: VAE, corpus: GridCorpus, split: str, settings: Settings, **more: 
 
 
 @pytest.fixture(scope="module")
-def arc() -> GridArrays:
+def arc() -> Dataset:
     return build_arc(1000, 0)
 
 
 @pytest.fixture(scope="module")
-def corpus(arc: GridArrays) -> GridCorpus:
+def corpus(arc: Dataset) -> GridCorpus:
     return GridCorpus(arc)
 
 
@@ -167,10 +167,10 @@ def test_a_model_that_copies_has_the_highest_scores(corpus: GridCorpus) -> None:
 
 
 def test_the_report_agrees_with_itself_and_with_plain_sums(
-    full: Evaluation, model: VAE, arc: GridArrays, corpus: GridCorpus
+    full: Evaluation, model: VAE, arc: Dataset, corpus: GridCorpus
 ) -> None:
     result = full.report
-    grids = arc.grids[arc.split == 2]
+    grids = arc.x[arc.split == 2]
     pictures = reconstruct(model, grids)
     found = result["reconstruction"]
     assert found["posterior_mean"]["pixel_accuracy"] == pytest.approx((pictures == grids).mean())
@@ -230,7 +230,7 @@ def test_quick_leaves_out_what_is_slow(model: VAE, corpus: GridCorpus, monkeypat
     assert heard[0] == "reconstructing 40 grids"
 
 
-def test_training_grids_of_another_corpus_make_the_baseline(model: VAE, corpus: GridCorpus, arc: GridArrays) -> None:
+def test_training_grids_of_another_corpus_make_the_baseline(model: VAE, corpus: GridCorpus, arc: Dataset) -> None:
     other = GridCorpus(replace(arc, split=np.where(arc.split == 2, 0, 2).astype(np.uint8)))
     result = run(model, corpus, "test", SMALL, trained=other, quick=True).report
     assert result["reconstruction"]["pca_training_grids"] == 100
@@ -239,7 +239,7 @@ def test_training_grids_of_another_corpus_make_the_baseline(model: VAE, corpus: 
         run(model, corpus, "test", SMALL, trained=empty)
 
 
-def test_a_split_of_one_grid_is_enough_and_none_is_not(model: VAE, arc: GridArrays) -> None:
+def test_a_split_of_one_grid_is_enough_and_none_is_not(model: VAE, arc: Dataset) -> None:
     split = np.where(arc.split == 2, 0, arc.split)
     split[0] = 2
     one = GridCorpus(replace(arc, split=split.astype(np.uint8), shape=None))
@@ -265,9 +265,9 @@ def test_broken_weights_are_named(corpus: GridCorpus) -> None:
 # ------------------------------------------------------------------------------------------------ two levels
 
 
-def test_every_level_has_its_numbers(both: Evaluation, hierarchy: VAE, arc: GridArrays) -> None:
+def test_every_level_has_its_numbers(both: Evaluation, hierarchy: VAE, arc: Dataset) -> None:
     result = both.report
-    grids = arc.grids[arc.split == 2][both.indices]
+    grids = arc.x[arc.split == 2][both.indices]
     with torch.no_grad():
         top, _ = hierarchy.eval().encode(Batch(torch.from_numpy(grids).long()), noise=False)
     assert list(result["levels"]) == ["global", "local"]
@@ -288,8 +288,8 @@ def test_every_level_has_its_numbers(both: Evaluation, hierarchy: VAE, arc: Grid
     json.dumps(result, allow_nan=False)
 
 
-def test_the_headline_numbers_are_given_no_condition(both: Evaluation, hierarchy: VAE, arc: GridArrays) -> None:
-    grids = arc.grids[arc.split == 2]
+def test_the_headline_numbers_are_given_no_condition(both: Evaluation, hierarchy: VAE, arc: Dataset) -> None:
+    grids = arc.x[arc.split == 2]
     x = torch.from_numpy(grids).long()
     with torch.no_grad():
         dropped = hierarchy.eval()(Batch(x), noise=False).logits.argmax(dim=1).numpy()

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from arcvae_cli import graphs
+from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import DerivationCorpus
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.parsing import Parser
-from arcvae_cli.data.strings import StringArrays, build_drawn
+from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.domains.base import Task
 from arcvae_cli.domains.strings import (
     StringDomain,
@@ -83,12 +84,12 @@ def run(model: GrammarVAE, corpus: DerivationCorpus, split: str, **more: Any) ->
 
 
 @pytest.fixture(scope="module")
-def arrays() -> StringArrays:
+def arrays() -> Dataset:
     return build_drawn(EQUATIONS, LENGTH, size=400)
 
 
 @pytest.fixture(scope="module")
-def corpus(arrays: StringArrays) -> DerivationCorpus:
+def corpus(arrays: Dataset) -> DerivationCorpus:
     return DerivationCorpus(arrays)
 
 
@@ -294,7 +295,7 @@ def test_a_quick_evaluation_leaves_out_what_takes_many_passes(corpus: Derivation
     assert report["prior_samples"]["standard"]["samples"] == 200
 
 
-def test_without_a_grammar_all_is_measured_that_takes_none(arrays: StringArrays) -> None:
+def test_without_a_grammar_all_is_measured_that_takes_none(arrays: Dataset) -> None:
     rules = replace(arrays.rules, rhs=None, text=None)
     corpus = DerivationCorpus(replace(arrays, rules=rules, grammar=None))
     model = Ruler(rules)
@@ -306,7 +307,7 @@ def test_without_a_grammar_all_is_measured_that_takes_none(arrays: StringArrays)
         run(model, corpus, "test", monte_carlo=(3, 1, 1))
 
 
-def test_what_cannot_be_evaluated_is_refused(arrays: StringArrays) -> None:
+def test_what_cannot_be_evaluated_is_refused(arrays: Dataset) -> None:
     model = Ruler(EQUATIONS.rules)
     tests_only = DerivationCorpus(arrays.only(arrays.rows("test")))
     with pytest.raises(InputError, match="no training derivations"):
@@ -327,7 +328,7 @@ def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
     ids = np.full((len(molecules), length), grammar.rules.padding, np.int16)
     for row, one in zip(ids, derivations, strict=True):
         row[: len(one)] = one
-    arrays = StringArrays("few", ids, np.array([0] * 6 + [2] * 2, np.uint8), grammar.rules, grammar)
+    arrays = Dataset("few", ids, np.array([0] * 6 + [2] * 2, np.uint8), rules=grammar.rules, grammar=grammar)
     corpus = DerivationCorpus(arrays)
     model = Ruler(grammar.rules, length=length, sharp=100.0, spread=1e-3)
     report = run(model, corpus, "test", samples=40).report
@@ -339,7 +340,7 @@ def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
     assert "-log p(x), entropy" not in [finding["name"] for finding in report["verdict"]["findings"]]
     # codes of another molecule with the same meaning give another string, and the same molecule
     swapped = np.concatenate([ids[:6], ids[[6]]])
-    arrays = StringArrays("swap", swapped, np.array([0] * 6 + [2], np.uint8), grammar.rules, grammar)
+    arrays = Dataset("swap", swapped, np.array([0] * 6 + [2], np.uint8), rules=grammar.rules, grammar=grammar)
 
     class Renaming(Ruler):
         """Encodes OCC as CCO."""

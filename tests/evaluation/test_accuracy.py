@@ -45,7 +45,7 @@ class Painter(VAE):
 
 @pytest.fixture(scope="module")
 def training() -> np.ndarray:
-    return build_arc(1000, 0).grids
+    return build_arc(1000, 0).x
 
 
 def test_shares_are_of_all_and_of_those_that_count(training: np.ndarray) -> None:

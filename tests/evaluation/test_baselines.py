@@ -11,7 +11,7 @@ from arcvae_cli.evaluation.baselines import pca_reconstructions
 
 @pytest.fixture(scope="module")
 def grids() -> np.ndarray:
-    return build_arc(1000, 0).grids
+    return build_arc(1000, 0).x
 
 
 @pytest.mark.parametrize("components", [1, 10])

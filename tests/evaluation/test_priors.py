@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from arcvae_cli.conditions import PLACE, encode
-from arcvae_cli.data.arrays import GridArrays
+from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.grids import GridDomain
 from arcvae_cli.evaluation.priors import Mixture, argmax_decode, draw_prior, fit_prior
@@ -68,7 +68,7 @@ def model() -> TwoLevels:
 def corpus() -> GridCorpus:
     random = np.random.default_rng(0)
     grids = random.integers(0, 10, (700, 16, 16), np.uint8)
-    return GridCorpus(GridArrays("random", grids, np.repeat(np.array([0, 1, 2], np.uint8), [600, 50, 50])))
+    return GridCorpus(Dataset("random", grids, np.repeat(np.array([0, 1, 2], np.uint8), [600, 50, 50])))
 
 
 def known(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

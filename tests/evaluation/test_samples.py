@@ -21,7 +21,7 @@ from arcvae_cli.evaluation.samples import (
 def real() -> dict[str, np.ndarray]:
     """Training and test grids of real ARC tasks."""
     arc = build_arc(6000, 0)
-    return {"train": arc.grids[arc.split == 0], "test": arc.grids[arc.split == 2]}
+    return {"train": arc.x[arc.split == 0], "test": arc.x[arc.split == 2]}
 
 
 def flood(grid: np.ndarray) -> list[int]:

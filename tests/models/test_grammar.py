@@ -181,7 +181,7 @@ def test_derivations_shorter_than_the_kernels_are_refused() -> None:
         build_model(settings, Structure(EQUATIONS.rules, 15))
     with pytest.raises(InputError, match="a kernel of 17 is longer"):
         build_model(GrammarSettings(encoder_kernel=17), Structure(EQUATIONS.rules, 15))
-    with pytest.raises(InputError, match="this corpus has none"):
+    with pytest.raises(InputError, match="not for grids"):
         build_model(GrammarSettings())
     assert build_model(GridSettings()).level_shapes == {"z": (10,)}
 
@@ -229,11 +229,6 @@ def test_a_grammar_that_is_too_large_is_refused_before_its_tables_are_made() -> 
     names = " | ".join(f"'n{number}'" for number in range(2000))
     with pytest.raises(InputError, match="too large: what can follow"):
         build_model(settings, Structure(parse_grammar(f"S -> {bodies}\nN -> {names}\n{ends}", "wide").rules, 9))
-    long = parse_grammar(f"S -> 'x' | {'S ' * 100_000}'y'", "long").rules
-    with pytest.raises(InputError, match="too large: what can follow"):
-        build_model(settings, Structure(long, 9))
-    with pytest.raises(InputError, match="at most 32,767 rules, and these have 32,768"):
-        build_model(settings, Structure(EQUATIONS.rules, 32_768))
 
 
 def test_a_grammar_of_many_names_is_not_too_large() -> None:
@@ -256,7 +251,7 @@ def test_an_alternative_that_nothing_could_finish_in_time_is_never_taken() -> No
     model = build_model(GrammarSettings(arch="enhanced", **SMALL["enhanced"]), Structure(rules, 9))
     logits = torch.zeros(1, len(rules), 9)
     assert model.likeliest(logits)[0].tolist() == [1] + [rules.padding] * 8
-    with pytest.raises(InputError, match="the shortest has over 32,767"):
+    with pytest.raises(InputError, match="the shortest has "):
         build_model(GrammarSettings(**SMALL["enhanced"]), Structure(dataclasses.replace(rules, start=1), 9))
 
 

@@ -182,10 +182,6 @@ def test_the_rules_that_compete_rewrite_the_same_symbol() -> None:
         assert same_left(rules)[rule].nonzero().flatten().tolist() == list(expected)
 
 
-def test_a_checkpoint_carries_no_table() -> None:
-    assert not Pushdown(read_grammar("equations").rules, 15).state_dict()
-
-
 def test_what_cannot_derive_is_refused() -> None:
     rules = read_grammar("equations").rules
     with pytest.raises(ValueError, match="ids and masks alone"):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from arcvae_cli.grammar import Rules, parse_grammar
+from arcvae_cli.metrics import EpochMetrics
 from arcvae_cli.records import EpochRecord, Pictures, Plan
 from arcvae_cli.settings import Settings
-from arcvae_cli.step import Counts
 
 
-def counts(rates: Mapping[str, list[float]], **changed: Any) -> Counts:
+def counts(rates: Mapping[str, list[float]], **changed: Any) -> EpochMetrics:
     values: dict[str, Any] = {
         "examples": 100,
         "loss": 123.4,
@@ -25,15 +25,14 @@ def counts(rates: Mapping[str, list[float]], **changed: Any) -> Counts:
         "exact": 0.01,
         "finite": True,
     }
-    return Counts(**{**values, **changed})
+    return EpochMetrics(**{**values, **changed})
 
 
 def plan(**changed: Any) -> Plan:
-    """A plan of 100 epochs of 50 steps, with what is changed; `free_bits` is one lambda for all levels."""
+    """A plan of 100 epochs of 50 steps, with changes; `levels`: groups by level, `free_bits`: lambda of all levels."""
     levels: Mapping[str, int] = changed.get("levels", {"z": 3})
     values: dict[str, Any] = {
         "run": "one",
-        "folder": "runs/one",
         "model": "grid",
         "parameters": 1234567,
         "device": "cpu",
@@ -41,20 +40,17 @@ def plan(**changed: Any) -> Plan:
         "engine": "eager steps",
         "corpus": "arc",
         "sizes": {"train": 80_000, "val": 10_000, "test": 10_000},
-        "unit": "pixel",
         "epochs": 100,
         "steps": 50,
-        "levels": levels,
         "level_shapes": {name: (size,) for name, size in levels.items()},
         "schedule": "cyclical",
         "schedule_text": "up and down",
-        "closed_loop": False,
         "settings": Settings().table(),
         "elbo_scale": 1.0,
         "free_bits_mode": "per_dim",
         "notes": (),
         "blank": 0.9,
-        **changed,
+        **{name: value for name, value in changed.items() if name != "levels"},
         "free_bits": dict.fromkeys(levels, changed.get("free_bits", 0.0)),
     }
     return Plan(**values)

@@ -46,7 +46,7 @@ def test_texts_of_an_epoch(
     derivations: Pictures,
 ) -> None:
     recorder = ImageRecorder(tmp_path, "strings", make_rules(known))
-    recorder.start(make_plan(unit="token", blank=None))
+    recorder.start(make_plan(blank=None))
     recorder.pictures(7, derivations)
     texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert texts["reconstructions_epoch_7.txt"].startswith("2 of 3 exact\n= ")

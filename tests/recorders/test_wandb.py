@@ -96,7 +96,7 @@ def rows(records: list[Any]) -> list[dict[str, Any]]:
 class Offline:
     folder: Path
     sessions: list[list[Any]]  # the records of each
-    said: tuple[str, str]
+    printed: tuple[str, str]
     seconds_after: float  # from the interrupt to the end of the process
 
     def only(self, kind: str, session: int = 0) -> Any:
@@ -141,31 +141,19 @@ for session in (1, 2):
     return Offline(folder, [wandb_records(file) for file in files], said, time.monotonic() - interrupted)
 
 
-def test_nothing_is_printed_and_an_interrupt_ends_it_at_once(offline: Offline) -> None:
-    assert offline.said == ("", "")
-    assert offline.seconds_after < 10
-
-
-def test_the_run_is_named_and_described(offline: Offline) -> None:
+def test_the_run_and_its_sessions(offline: Offline) -> None:
+    """Nothing is printed, an interrupt of the group does not lose it, and two sessions in a folder are one run."""
+    assert offline.printed == ("", "") and offline.seconds_after < 10
     run = offline.only("run")
     assert (run.entity, run.project, run.display_name) == ("we", "ours", "beta-vae-d3-b0.5-run-name")
     assert list(run.tags) == ["a", "b"]
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    assert config["model"] == Settings().table()["model"] and config["schedule"]["name"] == "linear_warmup"
-    assert config["run"] == "name"
-
-
-def test_two_sessions_in_a_folder_are_one_run(offline: Offline) -> None:
-    assert len(offline.sessions) == 2
-    ids = {offline.only("run", session).run_id for session in (0, 1)}
-    assert ids == {(offline.folder / "wandb" / "id").read_text()}
+    assert config["model"] == Settings().table()["model"] and config["run"] == "name"
+    assert {offline.only("run", i).run_id for i in (0, 1)} == {(offline.folder / "wandb" / "id").read_text()}
     assert [row["step"] for row in rows(offline.sessions[1])] == [125, 150, 150]
-
-
-def test_how_a_run_ends_is_kept(offline: Offline) -> None:
     assert [offline.only("exit", session).exit_code for session in (0, 1)] == [0, 75]
-    told = [[record.WhichOneof("record_type") for record in session] for session in offline.sessions]
-    assert ["preempting" in kinds for kinds in told] == [False, True], "who waits for a run knows that it goes on"
+    kinds = [{record.WhichOneof("record_type") for record in session} for session in offline.sessions]
+    assert ["preempting" in session for session in kinds] == [False, True]
 
 
 def test_rows_have_the_names_of_the_metrics_and_their_step(offline: Offline, make_record: MakeRecord) -> None:
@@ -208,7 +196,7 @@ def test_strings_are_kept_as_tables(offline: Offline) -> None:
     assert not [name for name in row if name.startswith("images/")]
 
 
-def test_a_sign_that_means_something_in_html_stands_as_it_is() -> None:
+def test_html_tables_are_escaped() -> None:
     page = html_table(("a<b",), [("x < y & <b>",)])
     assert "<th align=left>a&lt;b</th>" in page and "<code>x &lt; y &amp; &lt;b&gt;</code>" in page
 
@@ -328,11 +316,9 @@ class Online:
     ("has", "logged"),
     [
         (0, [75, 150, 151, 225, 300, 301, 302, 375, 450, 451]),  # W&B was off so far
-        (300, [300, 301, 302, 375, 450, 451]),
-        (301, [301, 302, 375, 450, 451]),  # the row of the second epoch did not get there
-        (303, [375, 450, 451]),
-        (451, [451]),  # the third epoch did, and was not saved
-        (900, []),  # it goes on from an old checkpoint
+        (301, [301, 302, 375, 450, 451]),  # the row of the second epoch is missing
+        (451, [451]),  # the third epoch was logged, and not saved
+        (900, []),  # resumed from an old checkpoint
     ],
 )
 def test_online_the_server_knows_what_it_has(
@@ -409,58 +395,31 @@ background.leave(0)  # as the command line does
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]
 
 
-def test_what_w_and_b_is_asked_for_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_plan: MakePlan) -> None:
-    import wandb
-
-    asked: dict[str, Any] = {}
-
-    def refuse(**arguments: Any) -> None:
-        asked.update(arguments)
-        raise wandb.Error("no network here")
-
-    monkeypatch.setattr(wandb, "init", refuse)
-    monkeypatch.setattr(wandb, "setup", lambda settings: asked.update(setup=settings))
-    monkeypatch.delenv("WANDB_ERROR_REPORTING", raising=False)
-    recorder = WandbRecorder(tmp_path, "online", Settings().schedule, "ours", None, ("a",))
-    with pytest.raises(wandb.Error, match="no network here"):
-        recorder.start(make_plan())
-    recorder.close()  # nothing was begun: nothing to finish
-    assert (asked["mode"], asked["resume"], asked["reinit"]) == ("online", "allow", "create_new")
-    assert (asked["project"], asked["entity"], asked["id"]) == ("ours", None, run_id(tmp_path))
-    settings = asked["settings"]
-    assert (settings.x_disable_meta, settings.save_code, settings.console, settings.silent) == (
-        True,
-        False,
-        "off",
-        True,
-    )
-    assert asked["setup"] is settings
-    assert os.environ.pop("WANDB_ERROR_REPORTING") == "false", "or the exit waits for W&B's reports of its own errors"
-
-
 # --------------------------------------------------------------------------------------------- names, ids and logins
 
 
-def named(make_plan: MakePlan, shapes: dict[str, tuple[int, ...]], *settings: tuple[str, Any], **plan: Any) -> str:
-    resolved = resolve(None, flag_layer({key: (key, value) for key, value in settings})).settings
-    levels = {name: shape[0] for name, shape in shapes.items()}
-    given = make_plan(run="x", levels=levels, model=resolved.model.name, **plan)
-    return run_name(replace(given, level_shapes=shapes, settings=resolved.table()), resolved.schedule)
+VECTOR, BOTH = {"z": (10,)}, {"global": (16,), "local": (4, 8, 8)}
+LEVELS = {"schedule.name": "hierarchical", "schedule.global.max_beta": 0.01, "schedule.global.name": "cosine"}
 
 
-def test_the_name_of_a_run_is_built_from_its_settings(make_plan: MakePlan) -> None:
-    vector, both = {"z": (10,)}, {"global": (16,), "local": (4, 8, 8)}
-    assert named(make_plan, vector, ("schedule.max_beta", 0.1)) == "beta-vae-d10-b0.1-run-x"
-    assert named(make_plan, vector, ("schedule.name", "controlvae")) == "beta-vae-d10-controlvae-run-x"
-    strings = [("model.name", "grammar"), ("data.name", "equations")]
-    assert named(make_plan, {"z": (56,)}, *strings) == "grammar-vae-d56-b0.5-run-x"
-    hierarchical = ("model.name", "hierarchical")
-    assert named(make_plan, both, hierarchical) == "hierarchical-vae-g16-l4x8x8-b0.5-run-x"
-    parts = [("schedule.name", "hierarchical"), ("schedule.global.name", "cosine"), ("schedule.global.max_beta", 0.01)]
-    local = [("schedule.local.name", "cyclical"), ("schedule.local.max_beta", 0.02)]
-    assert named(make_plan, both, hierarchical, *parts, *local) == "hierarchical-vae-g16-l4x8x8-b0.01-0.02-run-x"
-    local = [("schedule.local.name", "kl_capacity")]
-    assert named(make_plan, both, hierarchical, *parts, *local) == "hierarchical-vae-g16-l4x8x8-b0.01-kl_capacity-run-x"
+@pytest.mark.parametrize(
+    ("shapes", "values", "name"),
+    [
+        (VECTOR, {"schedule.max_beta": 0.1}, "beta-vae-d10-b0.1"),
+        (VECTOR, {"schedule.name": "controlvae"}, "beta-vae-d10-controlvae"),
+        ({"z": (56,)}, {"model.name": "grammar", "data.name": "equations"}, "grammar-vae-d56-b0.5"),
+        (BOTH, {"model.name": "hierarchical"}, "hierarchical-vae-g16-l4x8x8-b0.5"),
+        (
+            BOTH,
+            {"model.name": "hierarchical", **LEVELS, "schedule.local.name": "kl_capacity"},
+            "hierarchical-vae-g16-l4x8x8-b0.01-kl_capacity",
+        ),
+    ],
+)
+def test_the_name_of_a_run(make_plan: MakePlan, shapes: dict[str, Any], values: dict[str, Any], name: str) -> None:
+    resolved = resolve(None, flag_layer({key: (key, value) for key, value in values.items()})).settings
+    plan = replace(make_plan(run="x", model=resolved.model.name), level_shapes=shapes)
+    assert run_name(plan, resolved.schedule) == f"{name}-run-x"
 
 
 def test_the_id_is_made_up_once_for_a_folder(tmp_path: Path) -> None:
@@ -486,36 +445,33 @@ def write(file: Path, text: str) -> None:
     file.chmod(0o600)
 
 
-def test_without_a_login_w_and_b_is_off_and_one_note_says_so(home: Path) -> None:
-    mode, note = automatic_mode({})
-    assert mode == "off"
-    assert note is not None and note.count("\n") == 0 and "wandb login" in note
-    write(home / ".netrc", "machine example.org login user password secret\n")
-    assert automatic_mode({})[0] == "off"
-
-
 @pytest.mark.parametrize(
-    "environment",
-    [{"WANDB_API_KEY": KEY}, {"WANDB_IDENTITY_TOKEN_FILE": "token"}, {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}],
+    ("environment", "mode"),
+    [
+        ({}, "off"),
+        ({"WANDB_API_KEY": KEY}, "auto"),
+        ({"WANDB_IDENTITY_TOKEN_FILE": "token"}, "auto"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}, "auto"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "disabled"}, "off"),
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+    ],
 )
-def test_a_login_in_the_environment(home: Path, environment: dict[str, str]) -> None:
-    assert automatic_mode(environment) == ("auto", None)
+def test_the_mode_by_environment(home: Path, environment: dict[str, str], mode: str) -> None:
+    assert automatic_mode(environment)[0] == mode
 
 
 def test_a_login_in_a_file(home: Path) -> None:
+    for unreadable in ("machine", "\x00\xff", "machine example.org login user password secret\n"):
+        write(home / ".netrc", unreadable)
+        mode, note = automatic_mode({})
+        assert mode == "off" and note is not None and "wandb login" in note
     write(home / ".netrc", f"machine api.wandb.ai login user password {KEY}\n")
     assert automatic_mode({}) == ("auto", None)
     assert automatic_mode({"WANDB_BASE_URL": "https://wandb.example.org"})[0] == "off", "a key for another server"
     write(home / "elsewhere", f"machine wandb.example.org login user password {KEY}\n")
     environment = {"WANDB_BASE_URL": "https://wandb.example.org", "NETRC": str(home / "elsewhere")}
     assert automatic_mode(environment) == ("auto", None)
-
-
-def test_the_mode_that_w_and_b_was_given_is_honoured(home: Path) -> None:
-    key = {"WANDB_API_KEY": KEY}
-    assert automatic_mode({**key, "WANDB_MODE": "offline"}) == ("offline", None)
-    assert automatic_mode({"WANDB_MODE": "dryrun"}) == ("offline", None)
-    assert automatic_mode({**key, "WANDB_MODE": "disabled"}) == ("off", None)
 
 
 def test_the_mode_of_wandbs_own_settings_is_used(home: Path, tmp_path: Path) -> None:
@@ -529,12 +485,6 @@ recorder.close()
     process = python(script, tmp_path / "run", WANDB_API_KEY=KEY, HOME=str(home))
     assert process.communicate(timeout=60)[0] == "" and process.returncode == 0
     assert list(tmp_path.glob("run/wandb/offline-run-*"))
-
-
-@pytest.mark.parametrize("text", ["machine", "\x00\xff"])
-def test_files_that_cannot_be_read_hold_no_login(home: Path, text: str) -> None:
-    write(home / ".netrc", text)
-    assert automatic_mode({})[0] == "off"
 
 
 def test_which_recorders_the_settings_ask_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,163 @@
+"""What a pass over batches adds up to: a row for each batch in a table on the device, read back once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from arcvae_cli.controllers import exact_type
+from arcvae_cli.models.base import Batch, Output
+from arcvae_cli.objective import Terms
+
+HITS = 5
+"""Columns that `hits` gives."""
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Means over the examples of some batches.
+
+    `position`, `foreground` and `exact` are shares of right positions, of right positions that are not background, and
+    of examples with every position right. `kl_free`: by level, the KL term in nats after free bits and reduction.
+    `rates`: by level, raw KL in nats of each group. `finite`: no loss and no gradient was NaN or infinite.
+    """
+
+    examples: int
+    loss: float
+    reconstruction: float
+    kl_free: dict[str, float]
+    rates: dict[str, list[float]]
+    position: float
+    foreground: float
+    exact: float
+    finite: bool
+
+    @property
+    def rate(self) -> float:
+        """Total raw KL in nats per example."""
+        return sum(sum(groups) for groups in self.rates.values())
+
+    @property
+    def groups(self) -> list[float]:
+        """Raw KL of every group in nats, level after level."""
+        return [value for groups in self.rates.values() for value in groups]
+
+
+class MetricAccumulator:
+    """A table on the device, a row for each batch.
+
+    `levels`: groups of each level by its name, in the model's order. `closed`: levels whose beta a closed loop sets and
+    only the device knows. The table keeps its place in memory, so that a CUDA graph can write into it.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        levels: Mapping[str, int],
+        background: int | None,
+        device: torch.device | str = "cpu",
+        closed: Sequence[str] = (),
+    ) -> None:
+        self.levels, self.background, self.closed = dict(levels), background, tuple(closed)
+        # examples, loss, reconstruction, KL terms, rates, norm of the gradient, betas, hits
+        width = 4 + len(levels) + sum(levels.values()) + len(closed) + HITS
+        self.table = torch.zeros(rows, width, dtype=exact_type(torch.device(device)), device=device)
+
+    def add(self, row: int | Tensor, terms: Terms, output: Output, batch: Batch, norm: Tensor | None = None) -> None:
+        """Write a batch into a row, given by its number or by a tensor (1,) int64 that a graph reads.
+
+        `norm`: of the gradient, where there was one.
+        """
+        exact = self.table.dtype
+        loss = terms.loss.detach()
+        means = torch.stack([loss, terms.reconstruction.detach(), *(free.detach() for free in terms.kl_free.values())])
+        betas = [beta.reshape(1) for level in self.closed if isinstance(beta := terms.betas[level], Tensor)]
+        parts = [loss.new_full((1,), len(batch.x)), means, *(rates.detach() for rates in terms.rates.values())]
+        parts += [loss.new_zeros(1) if norm is None else norm.reshape(1), *betas]
+        line = torch.cat([*(part.to(exact) for part in parts), hits(output.logits.detach(), batch, self.background)])
+        if isinstance(row, Tensor):
+            self.table.index_copy_(0, row, line[None])
+        else:
+            self.table[row] = line
+
+    def read(self, rows: int | None = None) -> MetricRows:
+        """The first `rows` rows, by default all: a CPU-GPU sync."""
+        return MetricRows(self.table[:rows].cpu().double().numpy(), self.levels, self.closed)
+
+
+@dataclass(frozen=True)
+class MetricRows:
+    """The rows of an accumulator on the host: (n, columns) float64."""
+
+    rows: NDArray[np.float64]
+    levels: Mapping[str, int]
+    closed: Sequence[str]
+
+    def mean(self, rows: slice = slice(None)) -> EpochMetrics:
+        """The means over the examples of some rows, by default of all."""
+        chosen = self.rows[rows]
+        sizes, n = chosen[:, 0], float(chosen[:, 0].sum())
+        # a row's means weigh as many times as it has examples; its hits are sums
+        loss, reconstruction, *rest = (sizes @ chosen[:, 1:-HITS] / n).tolist()
+        right, positions, found, foreground, exact = chosen[:, -HITS:].sum(axis=0).tolist()
+        rates, at = {}, len(self.levels)
+        for name, groups in self.levels.items():
+            rates[name] = rest[at : at + groups]
+            at += groups
+        return EpochMetrics(
+            examples=int(n),
+            loss=loss,
+            reconstruction=reconstruction,
+            kl_free=dict(zip(self.levels, rest, strict=False)),
+            rates=rates,
+            position=right / max(positions, 1.0),
+            foreground=found / foreground if foreground else 0.0,
+            exact=exact / n,
+            finite=bool(np.isfinite(chosen).all()),
+        )
+
+    @property
+    def bad(self) -> int | None:
+        """The first row with a NaN or an infinity, None where all are finite."""
+        found = np.flatnonzero(~np.isfinite(self.rows).all(axis=1))
+        return int(found[0]) if len(found) else None
+
+    def betas(self) -> dict[str, list[float]]:
+        """Beta of every row, by closed level."""
+        first = self.rows.shape[1] - HITS - len(self.closed)
+        return {level: self.rows[:, first + at].tolist() for at, level in enumerate(self.closed)}
+
+
+class FiniteCheck:
+    """Whether an accumulator is finite, without a CPU-GPU sync. Rows of earlier epochs were found finite then."""
+
+    def __init__(self, metrics: MetricAccumulator) -> None:
+        self.table = metrics.table
+        cuda = self.table.device.type == "cuda"
+        self.event = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        self.answer = torch.ones((), dtype=torch.bool, pin_memory=cuda)
+
+    def failed(self) -> bool:
+        """Whether the check that the last call started found a NaN or an infinity; starts another one."""
+        done = self.event is None or self.event.query()  # type: ignore[no-untyped-call]
+        failed = done and not bool(self.answer)
+        self.answer.copy_(self.table.isfinite().all(), non_blocking=self.event is not None)
+        if self.event is not None:
+            self.event.record()
+        return failed
+
+
+def hits(logits: Tensor, batch: Batch, background: int | None) -> Tensor:
+    """(HITS,) sums: right positions, positions, right and not background, not background, wholly right examples."""
+    right = logits.argmax(dim=1) == batch.x  # (B, *positions)
+    valid = right.new_ones(()).expand_as(right) if batch.valid is None else batch.valid
+    front = valid if background is None else (batch.x != background) & valid
+    exact = (right | ~valid).flatten(1).all(dim=1)
+    right = right & valid
+    sums = [right.sum(), valid.sum(), (right & front).sum(), front.sum(), exact.sum()]
+    return torch.stack(sums).to(exact_type(logits.device))

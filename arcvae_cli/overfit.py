@@ -1,0 +1,54 @@
+"""The check that a model can learn at all: one batch, until it is memorised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from arcvae_cli.data.corpus import Corpus
+from arcvae_cli.metrics import EpochMetrics, MetricAccumulator
+from arcvae_cli.models.base import VAE
+from arcvae_cli.objective import Objective, fixed
+from arcvae_cli.settings import Settings
+from arcvae_cli.step import Step, seed_step
+
+
+@dataclass(frozen=True)
+class Overfit:
+    """Steps done, and the metrics of the batch after them. `done`: every example was reconstructed exactly."""
+
+    steps: int
+    metrics: EpochMetrics
+
+    @property
+    def done(self) -> bool:
+        return self.metrics.exact == 1.0
+
+
+def overfit(
+    settings: Settings,
+    corpus: Corpus,
+    model: VAE,
+    device: torch.device,
+    limit: int,
+    report: Callable[[int, EpochMetrics], None],
+) -> Overfit:
+    """Train on one batch, without augmentation and at beta 0, until it is memorised or for `limit` steps.
+
+    A model that cannot memorise one batch has a defect that no schedule mends. `report` is called every 50 steps.
+    """
+    step = Step(model, Objective(settings.objective, corpus.class_counts()).to(device), settings.train, device)
+    batch = corpus.batch("train", torch.arange(min(settings.train.batch_size, corpus.size("train")), device=device))
+    metrics = MetricAccumulator(1, model.level_sizes, corpus.background, device)
+    for done in range(1, limit + 1):
+        seed_step(settings.train.seed, "overfit", done)
+        terms, output = step.train(batch, fixed(dict.fromkeys(model.level_sizes, 0.0)))
+        if done % 50 == 0 or done == limit:
+            metrics.add(0, terms, output, batch)
+            found = metrics.read().mean()
+            report(done, found)
+            if found.exact == 1.0 or not found.finite:
+                break
+    return Overfit(done, found)
