@@ -109,8 +109,11 @@ class Shown:
             found[f"{level} recorded beta".lstrip()] = run.betas.get
         for level, part in self.schedule.parts.items():
             if self.scale not in (None, 1.0) and not isinstance(part, Feedback):
-                found[f"{level} ELBO-scale beta".lstrip()] = partial(scaled, part, self.scale)
+                found[f"{level} ELBO-scale beta".lstrip()] = self.elbo_scaled(part)
         return found
+
+    def elbo_scaled(self, part: Schedule) -> Callable[[float], float]:
+        return lambda epoch: part(epoch) * (self.scale or 1.0)
 
     def curves(self) -> Iterator[Curve]:
         """Everything that is drawn of it."""
@@ -129,11 +132,6 @@ class Shown:
                 yield Curve(label, "beta", epochs, [part(epoch) for epoch in epochs])
             if run:
                 yield Curve(f"{label} recorded", "beta", list(run.betas), list(run.betas.values()))
-
-
-def scaled(part: Schedule, scale: float, epoch: float) -> float:
-    """Beta on the ELBO scale."""
-    return part(epoch) * scale
 
 
 @with_flags(ROWS)

@@ -337,7 +337,7 @@ def test_one_batch_is_memorised_and_no_run_is_written(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "words"),
     [
         (("--batch-size", 101), "train.batch_size: 101 is more than the 100 training examples"),
         (("--batch-size", 101, "--overfit-batch"), "--batch-size 100 or less"),
@@ -352,8 +352,8 @@ def test_one_batch_is_memorised_and_no_run_is_written(
         (("--preset", "quikstart"), "did you mean quickstart?"),
     ],
 )
-def test_unusable_input_is_told_in_two_lines_and_leaves_nothing(
-    flags: tuple, told: str, arcvae: Run, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_unusable_input_gives_two_lines_and_leaves_nothing(
+    flags: tuple, words: str, arcvae: Run, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
@@ -361,7 +361,7 @@ def test_unusable_input_is_told_in_two_lines_and_leaves_nothing(
     schedule = ("--beta-warmup-epochs", 0, "--beta-ramp-epochs", 1)
     result = arcvae("train", "--data", arc_npz, "--json", *QUICK, *schedule, *flags)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert told in result.stderr
+    assert words in result.stderr
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) <= 2
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["file", "runs", "runs/taken"]
     assert (tmp_path / "file").read_text() == "mine"
@@ -458,7 +458,7 @@ class Closer(Silent):
     ],
     ids=repr,
 )
-def test_what_ended_a_run_is_told_whatever_its_recorders_do(error: BaseException, code: object) -> None:
+def test_failing_recorders_do_not_hide_the_error_of_a_run(error: BaseException, code: object) -> None:
     heard: list[Any] = []
     failing = [AttributeError("half imported"), KeyboardInterrupt(), ArcvaeError("a full disk"), None]
     with pytest.raises(type(error)) as caught, train.closing([Closer(heard, one) for one in failing]):
