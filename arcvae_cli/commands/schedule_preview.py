@@ -167,8 +167,8 @@ def schedule_preview(
     from arcvae_cli.console import Console
 
     console = Console(quiet=quiet, as_json=as_json)
-    for flag, path in (("--plot", plot), ("--csv", csv_file)):
-        check_target(flag, path)
+    if plot is not None:
+        check_picture(plot)
     layers = [set_layer(assignments or []), flags]
     shown = [find(name, layers, run, runs) for name in dict.fromkeys(names)]
     if "ramp_fraction" in flags.values.get("schedule", {}):
@@ -360,16 +360,14 @@ def document(s: Shown, run: str | None, steps: int) -> dict[str, Any]:
     }
 
 
-def check_target(flag: str, path: Path | None) -> None:
-    """InputError for a file that could not be written, before anything is done."""
-    if path is None:
-        return
-    if flag == "--plot" and path.suffix.lower() != ".png":
-        raise InputError(f"{flag} {path}: not a .png file", f"call it {path.with_suffix('.png').name}")
+def check_picture(path: Path) -> None:
+    """InputError for a picture that could not be written, before anything is done."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--plot {path}: not a .png file", f"call it {path.with_suffix('.png').name}")
     if is_dir(path) or not is_dir(path.parent):
         problem = "is a folder" if is_dir(path) else f"no folder {path.parent}"
-        raise InputError(f"{flag} {path}: {problem}", "give a file in an existing folder")
-    usable_folder(path.parent, flag)
+        raise InputError(f"--plot {path}: {problem}", "give a file in an existing folder")
+    usable_folder(path.parent, "--plot")
 
 
 def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:

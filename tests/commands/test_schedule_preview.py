@@ -180,7 +180,7 @@ def test_flags(preview: Run, flags: str, schedule: Schedule) -> None:
         ("cyclical --wave square", "--wave: schedule.wave: expected one of"),
         ("cyclical --plot no/folder/a.png", "no folder no/folder"),
         ("cyclical --plot a.jpeg", "call it a.png"),
-        ("cyclical --csv .", "is a folder"),
+        ("cyclical --csv no/folder/a.csv", "--csv no/folder/a.csv: could not be written"),
         ("cyclical --csv /dev/full", "could not be written (No space left on device)"),
         ("", "NAME"),
     ],

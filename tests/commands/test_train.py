@@ -169,14 +169,10 @@ def test_its_settings_repeat_a_run_bit_for_bit_and_json_is_one_document(
 
 
 def test_quiet_leaves_the_result_and_warnings(arcvae: Run, plain: None, arc_npz: Path, tmp_path: Path) -> None:
-    """Also: a runs folder whose name means something to who prints it."""
-    runs = tmp_path / "[bold]runs[/x]"
-    flags = ("--data", arc_npz, *QUICK, "--epochs", 1, "--runs-dir", runs, "--quiet", "--beta-schedule")
-    result = arcvae("train", *flags, "constant")
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
-    assert "Verdict" in result.stdout
-    result = arcvae("train", *flags, "ultra_conservative")
+    """Also: a runs folder whose name is Rich markup."""
+    flags = ("--data", arc_npz, *QUICK, "--epochs", 1, "--runs-dir", tmp_path / "[bold]runs[/x]", "--quiet")
+    result = arcvae("train", *flags, "--beta-schedule", "ultra_conservative")
+    assert result.exit_code == 0 and "Verdict" in result.stdout
     assert result.stderr == "warning: beta ends at 0 of 0.1: the warm-up is longer than the run\n"
 
 
