@@ -313,13 +313,13 @@ class Obey(nn.Module):
 
         `outside`: (B, 16, 16) cells beyond the extent. Where a symmetry is given, the images of those are black too.
         """
-        told = conditions[:, SYMMETRIES]
-        gates = torch.where(told >= 0, told.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
+        symmetry = conditions[:, SYMMETRIES]
+        gates = torch.where(symmetry >= 0, symmetry.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
         score = self.axes(wide).unflatten(1, (2, AXES))
         # what is lit ends at the extent e and begins on the canvas, so its axis lies between e - 1 and 2 (e - 1)
         last = conditions[:, EXTENTS].flip(1)[:, :, None] - 1  # (B, 2, 1): of the width for left-right
         axis = torch.arange(AXES, device=score.device)
-        possible = (last < 0) | (told[:, :, None] != 1) | ((axis >= last) & (axis <= 2 * last))
+        possible = (last < 0) | (symmetry[:, :, None] != 1) | ((axis >= last) & (axis <= 2 * last))
         axes = torch.where(possible, score, -BARRED).softmax(dim=2)
         if not self.training:
             axes = functional.one_hot(axes.argmax(dim=2), AXES).to(axes.dtype)
@@ -333,7 +333,7 @@ class Obey(nn.Module):
             logits = torch.lerp(logits, mirrored, 0.5 * gates[:, which].view(-1, 1, 1, 1))
             if not self.training:  # where an axis is still being learned, it must not rule out what is there
                 beyond = turned(outside[:, None].to(of.dtype), of, which)[:, 0] + empty
-                outside = outside | ((beyond > 0.5) & (told[:, which] == 1).view(-1, 1, 1))
+                outside = outside | ((beyond > 0.5) & (symmetry[:, which] == 1).view(-1, 1, 1))
         return logits, outside
 
 

@@ -33,7 +33,7 @@ class Background(Recorder):
     """Passes all calls but single steps to a recorder in a thread of its own.
 
     An exception of the recorder is reported once, in one line, and disables it. `close` waits for at most `patience`
-    seconds; `left` says what happens to the rest. `leave` ends the process without waiting for an abandoned recorder.
+    seconds; `left` describes unsent records. `leave` ends the process without waiting for an abandoned recorder.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Background(Recorder):
         tell: Callable[[str], None],
         patience: float = PATIENCE,
         waiting: int = WAITING,
-        left: str = "what it still held is lost",
+        left: str = "unsent records are lost",
     ) -> None:
         self._recorder, self._name, self._tell = recorder, name, tell
         self._patience, self._left = patience, left
