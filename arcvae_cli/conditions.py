@@ -1,6 +1,5 @@
 """The attributes of a grid that a conditional model takes: measured, parsed from the command line, checked.
 
-An attribute is a function of the canvas alone, so the function that measures the training data also checks samples.
 Grids are uint8 (n, 16, 16) of colours 0-9; a value is a small non-negative integer.
 """
 
@@ -20,14 +19,8 @@ Values = NDArray[np.int64]
 Lines = NDArray[np.bool_]  # of each grid, whether each of its rows or columns is lit: (n, 16)
 
 COLOURS = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "azure", "maroon")
-"""Names of the colours 0-9."""
-
-OBJECT_CAP = 20
-"""Objects counted in a grid at most: in noise every cell is one."""
-
-NOT_GIVEN = -1
-"""In place of a value: left to the model."""
-
+OBJECT_CAP = 20  # objects counted in a grid at most: in noise every cell is one
+NOT_GIVEN = -1  # in place of a value: left to the model
 FLAG = "--condition"
 _CHUNK = 8192  # grids measured at once: some 20 MB, and faster than all together
 _LISTED = "`arcvae data info --conditions` lists them"
@@ -43,12 +36,10 @@ class Attribute:
 
     @property
     def values(self) -> tuple[str, ...]:
-        """How a person writes each value."""
         return ("no", "yes") if self.size == 2 else tuple(map(str, range(self.size)))
 
     @property
     def allowed(self) -> str:
-        """The values in words."""
         return "yes or no" if self.size == 2 else f"0 to {self.size - 1}"
 
 
@@ -64,8 +55,7 @@ ATTRIBUTES = (
 )
 """The conditions, in the order of their columns. A blank grid has 0 everywhere: it counts as not symmetric."""
 
-PLACE = {attribute.name: column for column, attribute in enumerate(ATTRIBUTES)}
-"""Column of each attribute by its name."""
+PLACE = {attribute.name: column for column, attribute in enumerate(ATTRIBUTES)}  # columns of the attributes
 
 SYMMETRY = {
     "lr": {"symmetry_lr": 1},
@@ -122,10 +112,7 @@ def _mirror(lines: Lines, reach: Values) -> Values:
 
 
 def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Every object of grids (n, H, W): the index of its grid, and its size in cells, grid by grid.
-
-    An object is a 4-connected component of one colour other than 0.
-    """
+    """Every object (4-connected, of one colour other than 0) of grids (n, H, W): index of its grid, size in cells."""
     from scipy import sparse  # a quarter of a second, which a model that takes no conditions does without
     from scipy.sparse import csgraph
 
@@ -152,10 +139,9 @@ def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def parse(texts: Sequence[str]) -> dict[str, int]:
-    """The values of repeated `--condition key=value` by the attribute's name.
+    """The values of repeated `--condition key=value` by the attribute's name; InputError for what cannot be.
 
-    Keys are the attributes, `symmetry` for both mirrors at once, and the names of the colours. Raises InputError for
-    an unknown key or value, a repeated attribute, and values that exclude each other.
+    Keys are the attributes, `symmetry` for both mirrors at once, and the names of the colours.
     """
     given: dict[str, int] = {}
     for text in texts:
@@ -163,8 +149,7 @@ def parse(texts: Sequence[str]) -> dict[str, int]:
             if name in given:
                 raise InputError(f"{FLAG} {text}: {name} is given twice", "give each condition once")
             given[name] = value
-    clash = contradiction(given)
-    if clash is not None:
+    if (clash := contradiction(given)) is not None:
         raise InputError(f"{FLAG} {', '.join(texts)}: no grid is like that, {clash}", "leave one of them out")
     return given
 
@@ -173,10 +158,8 @@ def _read(text: str) -> Iterator[tuple[str, int]]:
     """Name and value of each attribute that one `key=value` sets."""
     key, _, value = (part.strip().lower() for part in text.partition("="))
     if key not in _KEYS:
-        near = difflib.get_close_matches(key, _KEYS, n=1)
-        raise InputError(
-            f"{FLAG} {text}: there is no condition {key!r}", f"did you mean {near[0]}? {_LISTED}" if near else _LISTED
-        )
+        near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(key, _KEYS, n=1))
+        raise InputError(f"{FLAG} {text}: there is no condition {key!r}", near + _LISTED)
     if key == "symmetry":
         if value not in SYMMETRY:
             raise InputError(f"{FLAG} {text}: no value of symmetry", f"use symmetry={'|'.join(SYMMETRY)}")

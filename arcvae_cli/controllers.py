@@ -1,8 +1,7 @@
 """Beta while a run trains; closed loops run on the device, without a CPU-GPU sync in a step.
 
 The trainer sets the time with `at`, the objective gets the beta of each batch from `weigh`. The state of a closed loop
-is a few 0-d tensors, changed in place by tensor operations only, so that a step of it can be part of a CUDA graph.
-`Feedback.observe` is the same law in plain Python.
+is 0-d tensors changed in place, for CUDA graphs. `Feedback.observe` is the same law in plain Python.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from torch import Tensor
 from arcvae_cli.schedules import Feedback, Schedule
 from arcvae_cli.schedules.feedback import Quantity, bound_ahead, is_held
 
-ALL_EPOCH = 0.95
-"""Share of an epoch's steps at a bound that counts as the whole epoch: single batches stray."""
-
+ALL_EPOCH = 0.95  # share of steps at a bound that counts as the whole epoch: single batches stray
+COUNTS = ("steps", "at_max", "at_min", "sum")
 
 REMEDIES = {
     ("kl", "max"): "raise the target or the bound of beta",
@@ -31,42 +29,31 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Target:
-    """What a closed loop held in an epoch, and its target.
+    """What a closed loop reached in an epoch, in nats per example for the KL, per position for the reconstruction."""
 
-    `level`: "" for all levels together. `value`, `beta`: means over the epoch's steps; `value` and `target` in nats per
-    example for the KL, in nats per position for the reconstruction. `bound`: the bound of beta at which it stayed for
-    the whole epoch, None while the target itself still moves.
-    """
-
-    level: str
+    level: str  # "" for all levels together
     quantity: Quantity
-    value: float
+    value: float  # mean over the epoch's steps, as beta
     target: float
     beta: float
-    bound: Literal["max", "min"] | None
+    bound: Literal["max", "min"] | None  # at which beta stayed for the whole epoch; None while the target moves
 
     @property
     def missed(self) -> bool:
-        """Whether the value is off by more than 5 %."""
         return not is_held(self.value, self.target)
 
     @property
     def note(self) -> str | None:
-        """A target out of reach, that is with beta at the bound that leads to it, and what to do."""
+        """What to do about a target out of reach: beta is at the bound that leads to it."""
         if not self.missed or self.bound != bound_ahead(self.quantity, self.value > self.target):
             return None
-        what, unit = ("KL", "nats") if self.quantity == "kl" else ("reconstruction", "nats per position")
-        off = f"{self.level} {what} {self.value:.4g} {unit}, target {self.target:.4g}".lstrip()
-        return (
-            f"{off}: out of reach, beta is at its {self.bound}, {self.beta:.4g}; {REMEDIES[self.quantity, self.bound]}"
-        )
+        what = f"{self.level} {'KL' if self.quantity == 'kl' else self.quantity}".lstrip()
+        why = f"{self.value:.4g} nats, target {self.target:.4g}, out of reach with beta at its {self.bound}"
+        return f"{what}: {why} {self.beta:.4g}; {REMEDIES[self.quantity, self.bound]}"
 
 
 class Controller:
-    """The betas of a run, by level; `reduction` and `positions` say what a batch's reconstruction term is.
-
-    `reduction` "sum": nats per example over so many positions; "mean": nats per position already.
-    """
+    """The betas of a run, by level; `reduction`: of a batch's reconstruction term over so many `positions`."""
 
     def __init__(
         self, schedule: Schedule, levels: Sequence[str], device: torch.device, positions: float, reduction: str
@@ -96,8 +83,7 @@ class Controller:
     def hold(self) -> None:
         """Give open betas as tensors at fixed addresses from now on, so that a CUDA graph reads what `at` sets.
 
-        A beta of exactly 0 remains a number, which takes its term out of the loss: `silent` names these levels, and
-        each such case needs a graph of its own.
+        A beta of 0 takes its term out of the loss: each combination of `silent` levels needs a graph of its own.
         """
         self._held = {
             level: torch.tensor(value, dtype=exact_type(self.device), device=self.device)
@@ -106,11 +92,7 @@ class Controller:
 
     @torch.no_grad()
     def weigh(self, reconstruction: Tensor, rates: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
-        """Beta of every level for a batch, from its reconstruction term (0-d) and rates (D,) by level.
-
-        Numbers for an open loop unless they are held; for a closed one 0-d tensors of the reconstruction's type,
-        nothing being read back.
-        """
+        """Beta of every level for a batch, from its reconstruction term (0-d) and rates (D,) by level."""
         betas: dict[str, float | Tensor] = dict(self.open)
         for level, value in self._held.items():
             betas[level] = 0.0 if level in self.silent else value.to(reconstruction.dtype)
@@ -129,12 +111,11 @@ class Controller:
         return {level: betas[level] for level in self.levels}
 
     def verdict(self, epoch: float, means: Mapping[str, Any]) -> tuple[Target, ...]:
-        """What each closed loop held in the epoch that ends at `epoch`; the count of its steps begins anew.
+        """What each closed loop reached in the epoch that ends at `epoch`; its counts begin anew.
 
         `means`: the epoch's training means, "kl" by level in nats per example, "reconstruction" in nats per position.
-        A target that moves is taken in the middle of the epoch, where it has its mean too.
         """
-        middle = epoch - 0.5 if self.schedule.per == "step" else epoch
+        middle = epoch - 0.5 if self.schedule.per == "step" else epoch  # where a target that moves has its mean
         found = []
         for name, loop in self._loops.items():
             schedule, state = loop.schedule, loop.read()
@@ -172,9 +153,6 @@ def exact_type(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-COUNTS = ("steps", "at_max", "at_min", "sum")
-
-
 class Loop:
     """A closed-loop schedule on the device: its state as 0-d tensors, changed in place by its control law."""
 
@@ -188,7 +166,6 @@ class Loop:
         self.low, self.high = schedule.at_bounds
 
     def at(self, epoch: float) -> None:
-        """Set the target of an epoch."""
         if (setpoint := self.schedule.setpoint(epoch)) != self.setpoint:
             self.setpoint = setpoint
             self.target.fill_(setpoint)
@@ -208,6 +185,5 @@ class Loop:
         return beta
 
     def read(self) -> dict[str, float]:
-        """The state in plain numbers: a CPU-GPU sync."""
         values: list[float] = torch.stack(list(self.state.values())).tolist()
         return dict(zip(self.state, values, strict=True))

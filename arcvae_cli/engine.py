@@ -1,8 +1,6 @@
 """How the optimiser steps of an epoch run: eager, with the network compiled, or as one CUDA graph a step.
 
-All engines run the same body. What differs from step to step (indices of the batch, learning rate, betas, row of the
-metrics) lies in device memory that keeps its place. Randomness is a function of (seed, epoch, step), so every engine
-draws the same.
+All run the same body and draw the same numbers; what changes from step to step lies at fixed device addresses.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from arcvae_cli.settings import Settings
 from arcvae_cli.step import Kept, Step, mix, seed_step
 
 TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
-"""The engines, in the words of a header."""
 
 
 class Engine:
@@ -44,7 +41,6 @@ class Engine:
         self._graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph] = {}  # by the levels whose beta is 0
 
     def body(self) -> None:
-        """One optimiser step: the batch, augmented; the loss and its gradients; Adam; a row of metrics."""
         self._step(self.indices)
         self.row.add_(1)
 
@@ -55,11 +51,7 @@ class Engine:
         self.metrics.add(self.row, terms, output, batch, self.step.norm)
 
     def prepare(self, times: Iterable[float]) -> None:
-        """Choose the engine by trial; what is not available is replaced by the eager engine, with a reason.
-
-        `times`: all epochs that the schedule will be asked for, since a graph is recorded for the KL terms in the loss.
-        `auto` is a graph on CUDA and eager elsewhere: compiling takes half a minute on a CPU and gains nothing there.
-        """
+        """Choose the engine by trial, eager where another fails. `times`: all that the schedule will be asked for."""
         wanted, cuda = self.settings.train.engine, graphs.possible(self.step.device)
         if wanted == "auto":
             wanted = "graph" if cuda else "eager"
@@ -95,10 +87,7 @@ class Engine:
             self.body()
 
     def fitting(self, size: int) -> int | None:
-        """The largest of `size`, its half, quarter ... whose step fits into memory, None if none does.
-
-        For a run that has failed: the weights are spoilt and the graphs gone.
-        """
+        """The largest of `size`, its half, quarter ... whose step fits into memory, in a run that has failed."""
         self._graphs.clear()
         self.step.forward = self.step.plain
         while size:
@@ -131,7 +120,6 @@ class Engine:
         self.row.fill_(self.steps)
 
     def _compile(self, cases: Mapping[tuple[str, ...], float]) -> None:
-        """Compile the network and the objective; if that fails, they stay as they are."""
         # torch 2.13 loses what a compiled function writes into the state of a closed loop
         self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
         # fallback_random: draws what eager draws
@@ -149,7 +137,6 @@ class Engine:
             self.kind = "compile"
 
     def _record(self, cases: Mapping[tuple[str, ...], float]) -> None:
-        """Record a graph for each case; if that fails, steps run without."""
         if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
             self.reason = "a CUDA graph cannot seed the dropout between GRU layers, whose state is cuDNN's own"
             return

@@ -10,11 +10,7 @@ from torch.nn.functional import softplus
 
 
 def bound(logvar: Tensor, low: float, high: float) -> Tensor:
-    """Log variances kept within [low, high], smoothly: the gradient dwindles at either end but never dies.
-
-    A hard clamp would leave a dimension that once passed the floor without a gradient to come back by (Chua et al.
-    2018, appendix A.1, bound the variance of their dynamics model in this way).
-    """
+    """Log variances kept within [low, high] smoothly, so that a gradient remains (Chua et al. 2018, appendix A.1)."""
     logvar = high - softplus(high - logvar)
     return low + softplus(logvar - low)
 

@@ -1,7 +1,6 @@
 """Work on a CUDA device recorded once and replayed as one graph: one launch instead of hundreds.
 
-What is recorded reads and writes memory that keeps its place, without a CPU-GPU sync. Random numbers come from the
-default generator: after the same seed a replay draws what the plain call draws.
+After the same seed a replay draws the random numbers of the plain call.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ from torch import Tensor
 Out = TypeVar("Out")
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
-WARM_UPS = 3
-"""Plain calls before a recording, in which libraries choose their kernels and allocate their workspaces."""
+WARM_UPS = 3  # plain calls before a recording, in which libraries choose kernels and allocate workspaces
 
-_failed: list[torch.cuda.CUDAGraph] = []
-"""Graphs whose recording failed. PyTorch's allocator still refers to them and can record no other."""
+_failed: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator still refers to them, and can record no other
 
 
 def possible(device: torch.device) -> bool:
@@ -37,10 +34,9 @@ def free(device: torch.device) -> None:
 
 
 def record(function: Callable[[], Out], warm_up: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, Out]:
-    """A graph of `function` on the current CUDA device, and what it returned, in memory of the graph.
+    """A graph of `function` on the current CUDA device, after calls of `warm_up`, and what it returned.
 
-    `warm_up` is called a few times before; `function` itself is only recorded. RuntimeError where it does what no graph
-    can, such as reading a value back, and in every call after that: a process has no graphs after a failed recording.
+    RuntimeError where it does what no graph can, such as reading a value back, and in every call after a failed one.
     """
     if _failed:
         raise RuntimeError("an earlier recording failed")
@@ -68,15 +64,14 @@ def record(function: Callable[[], Out], warm_up: Callable[[], object]) -> tuple[
 
 @functools.cache
 def _side(device: int) -> torch.cuda.Stream:
-    """The stream of all recordings: cuBLAS keeps tens of MiB for each stream that it has worked on."""
+    # one for all recordings: cuBLAS keeps tens of MiB for each stream
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Graphed(Generic[Out]):
-    """A function of tensors, without gradients: one graph launch on CUDA, a plain call elsewhere.
+    """A function of tensors, without gradients: a graph for each combination of shapes and types on CUDA.
 
-    A graph is recorded for each new combination of shapes and types, so callers should pad what is left over. Returns
-    copies of a tensor or a tuple of tensors. `reason`: why calls are plain, None while they are graphs.
+    Returns copies of a tensor or a tuple of tensors. `reason`: why calls are plain, None while they are graphs.
     """
 
     def __init__(self, function: Callable[..., Out], device: torch.device) -> None:

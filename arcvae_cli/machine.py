@@ -1,7 +1,4 @@
-"""The machine: usable cores, threads, peak memory, and recognising out-of-memory errors.
-
-PyTorch is imported only within the functions that need it.
-"""
+"""The machine: usable cores, threads, peak memory, out-of-memory errors; PyTorch is imported within functions."""
 
 from __future__ import annotations
 
@@ -17,14 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Environment variables that set the number of threads."""
 
 
 def cores(control: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:
-    """How many cores this process may use: its CPU affinity, within the quota of its control group (version 2).
-
-    A quota of 1.5 cores counts as 2. The two paths are where Linux lists quotas; elsewhere there are none.
-    """
+    """How many cores this process may use: its CPU affinity, within the quota (rounded up) of its control group."""
     try:
         allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS or Windows
@@ -47,10 +40,7 @@ def quotas(control: Path, groups: Path) -> Iterator[float]:
 
 
 def use_cores() -> None:
-    """Set PyTorch's threads to the usable cores, unless the environment sets them.
-
-    PyTorch itself ignores quotas: with more threads than the quota allows, every step waits for throttled threads.
-    """
+    """Set PyTorch's threads to the usable cores, unless the environment sets them: PyTorch ignores quotas."""
     import torch
 
     if not any(os.environ.get(name) for name in THREADS):
@@ -70,18 +60,14 @@ def describe(device: torch.device) -> str:
 
 
 def crowded(device: torch.device) -> str | None:
-    """A warning where other processes use the cores: OpenMP threads that wait for each other are then slower than one.
-
-    The thread count itself does not change, since the same seed would then give other numbers.
-    """
+    """A warning where other processes use the cores: OpenMP threads that wait for each other are slower than one."""
     import torch
 
     if device.type != "cpu" or torch.get_num_threads() == 1 or not hasattr(os, "getloadavg"):
         return None
     load, available = os.getloadavg()[0], cores()
-    if load < available:
-        return None
-    return f"load {load:.1f} on {available} cores: one thread (OMP_NUM_THREADS=1) may be faster"
+    text = f"load {load:.1f} on {available} cores: one thread (OMP_NUM_THREADS=1) may be faster"
+    return text if load >= available else None
 
 
 def out_of_memory(error: BaseException) -> bool:

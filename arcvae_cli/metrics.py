@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,33 +15,26 @@ from arcvae_cli.controllers import exact_type
 from arcvae_cli.models.base import Batch, Output
 from arcvae_cli.objective import Terms
 
-HITS = 5
-"""Columns that `hits` gives."""
+HITS = 5  # columns that `hits` gives
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """Means over the examples of some batches.
-
-    `position`, `foreground` and `exact` are shares of right positions, of right positions that are not background, and
-    of examples with every position right. `kl_free`: by level, the KL term in nats after free bits and reduction.
-    `rates`: by level, raw KL in nats of each group. `finite`: no loss and no gradient was NaN or infinite.
-    """
+    """Means over the examples of some batches."""
 
     examples: int
     loss: float
     reconstruction: float
-    kl_free: dict[str, float]
-    rates: dict[str, list[float]]
-    position: float
-    foreground: float
-    exact: float
-    finite: bool
+    kl_free: dict[str, float]  # by level, the KL term in nats after free bits and reduction
+    rates: dict[str, list[float]]  # by level, raw KL in nats of each group
+    position: float  # share of positions that are right
+    foreground: float  # share of positions that are not background that are right
+    exact: float  # share of examples with every position right
+    finite: bool  # no loss and no gradient was NaN or infinite
 
     @property
     def rate(self) -> float:
-        """Total raw KL in nats per example."""
-        return sum(sum(groups) for groups in self.rates.values())
+        return sum(sum(groups) for groups in self.rates.values())  # nats per example
 
     @property
     def groups(self) -> list[float]:
@@ -49,10 +43,9 @@ class EpochMetrics:
 
 
 class MetricAccumulator:
-    """A table on the device, a row for each batch.
+    """A table on the device, a row for each batch, at a fixed address for CUDA graphs.
 
-    `levels`: groups of each level by its name, in the model's order. `closed`: levels whose beta a closed loop sets and
-    only the device knows. The table keeps its place in memory, so that a CUDA graph can write into it.
+    `levels`: groups of each level by its name, in the model's order. `closed`: levels whose beta a closed loop sets.
     """
 
     def __init__(
@@ -69,10 +62,7 @@ class MetricAccumulator:
         self.table = torch.zeros(rows, width, dtype=exact_type(torch.device(device)), device=device)
 
     def add(self, row: int | Tensor, terms: Terms, output: Output, batch: Batch, norm: Tensor | None = None) -> None:
-        """Write a batch into a row, given by its number or by a tensor (1,) int64 that a graph reads.
-
-        `norm`: of the gradient, where there was one.
-        """
+        """Write a batch, and the norm of its gradient, into a row: its number, or (1,) int64 that a graph reads."""
         exact = self.table.dtype
         loss = terms.loss.detach()
         means = torch.stack([loss, terms.reconstruction.detach(), *(free.detach() for free in terms.kl_free.values())])
@@ -99,21 +89,19 @@ class MetricRows:
     closed: Sequence[str]
 
     def mean(self, rows: slice = slice(None)) -> EpochMetrics:
-        """The means over the examples of some rows, by default of all."""
         chosen = self.rows[rows]
         sizes, n = chosen[:, 0], float(chosen[:, 0].sum())
         # a row's means weigh as many times as it has examples; its hits are sums
         loss, reconstruction, *rest = (sizes @ chosen[:, 1:-HITS] / n).tolist()
         right, positions, found, foreground, exact = chosen[:, -HITS:].sum(axis=0).tolist()
-        rates, at = {}, len(self.levels)
-        for name, groups in self.levels.items():
-            rates[name] = rest[at : at + groups]
-            at += groups
+        columns = iter(rest)
+        kl_free = {name: next(columns) for name in self.levels}
+        rates = {name: list(islice(columns, groups)) for name, groups in self.levels.items()}
         return EpochMetrics(
             examples=int(n),
             loss=loss,
             reconstruction=reconstruction,
-            kl_free=dict(zip(self.levels, rest, strict=False)),
+            kl_free=kl_free,
             rates=rates,
             position=right / max(positions, 1.0),
             foreground=found / foreground if foreground else 0.0,
@@ -128,7 +116,6 @@ class MetricRows:
         return int(found[0]) if len(found) else None
 
     def betas(self) -> dict[str, list[float]]:
-        """Beta of every row, by closed level."""
         first = self.rows.shape[1] - HITS - len(self.closed)
         return {level: self.rows[:, first + at].tolist() for at, level in enumerate(self.closed)}
 

@@ -1,7 +1,4 @@
-"""loss = reconstruction + beta * KL, with free bits.
-
-Cells of a grid and steps of a derivation are the same here: classes at positions.
-"""
+"""loss = reconstruction + beta * KL, with free bits, for classes at positions."""
 
 from __future__ import annotations
 
@@ -15,15 +12,10 @@ from torch.nn import functional
 from arcvae_cli.models.base import Batch, Output
 from arcvae_cli.settings import ObjectiveSettings
 
-ACTIVE_KL = 0.05
-"""A dimension is called active when its mean KL is above this many nats."""
-
-Betas = Mapping[str, float | Tensor]
-"""By level."""
-
+ACTIVE_KL = 0.05  # nats: a dimension is called active when its mean KL is above
+Betas = Mapping[str, float | Tensor]  # by level
 Weigh = Callable[[Tensor, Mapping[str, Tensor]], Betas]
-"""Gives the betas of a batch from its reconstruction term (0-d) and its rates (D,) by level, such as
-`Controller.weigh`."""
+"""Gives the betas of a batch from its reconstruction term (0-d) and its rates (D,) by level."""
 
 
 def fixed(betas: Betas) -> Weigh:
@@ -33,25 +25,17 @@ def fixed(betas: Betas) -> Weigh:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The terms of one batch, all on the device; means over the batch.
-
-    `loss`: what is minimised. `reconstruction`: its first term. `kl_free`: by level, the KL term after free bits and
-    reduction, before beta. `rates`: by level, (D,) raw KL of each group in nats, whatever was clamped or reduced.
-    `betas`: by level, the weight that its KL term was given.
-    """
+    """The terms of one batch, on the device: 0-d means over the batch."""
 
     loss: Tensor
     reconstruction: Tensor
-    kl_free: dict[str, Tensor]
-    rates: dict[str, Tensor]
+    kl_free: dict[str, Tensor]  # by level, the KL term after free bits and reduction, before beta
+    rates: dict[str, Tensor]  # by level, (D,) raw KL of each group in nats
     betas: Betas
 
 
 class Objective(nn.Module):
-    """The objective of a run.
-
-    `class_counts`: (classes,) training positions of each class, needed for class weights.
-    """
+    """The objective of a run. `class_counts`: (classes,) training positions of each class, for class weights."""
 
     class_weights: Tensor | None
 
@@ -60,13 +44,11 @@ class Objective(nn.Module):
         self.settings = settings
         weights = None
         if settings.class_weights != "none":
-            if class_counts is None:
-                raise ValueError("class weights need the class counts of the training split")
+            assert class_counts is not None
             weights = class_weights(class_counts, settings.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, output: Output, batch: Batch, betas: Betas) -> Terms:
-        """Terms of a batch at these betas, by level."""
         return self.weighted(output, batch, fixed(betas))
 
     def weighted(self, output: Output, batch: Batch, weigh: Weigh) -> Terms:
@@ -77,9 +59,8 @@ class Objective(nn.Module):
         betas = weigh(reconstruction.detach(), {name: groups.detach() for name, groups in rates.items()})
         loss = reconstruction
         for name, free in kl_free.items():
-            # a beta of exactly 0 takes the term out: a KL that has overflowed would make it NaN
             beta = betas[name]
-            if isinstance(beta, Tensor) or beta != 0.0:
+            if isinstance(beta, Tensor) or beta != 0.0:  # 0 takes the term out: a KL that has overflowed gives NaN
                 loss = loss + beta * free
         return Terms(loss, reconstruction, kl_free, rates, betas)
 
@@ -98,9 +79,7 @@ class Objective(nn.Module):
         total = nats.flatten(1).sum(dim=1)
         if settings.reduction == "sum":
             return total
-        if batch.valid is None:
-            return total / batch.x[0].numel()
-        return total / batch.valid.flatten(1).sum(dim=1)
+        return total / (batch.x[0].numel() if batch.valid is None else batch.valid.flatten(1).sum(dim=1))
 
     def free(self, kl: Tensor, level: str) -> Tensor:
         """The KL term of a level from (B, D) nats: clamped by its free bits, summed or averaged over the D groups.
@@ -120,11 +99,7 @@ class Objective(nn.Module):
         return total / kl.shape[1] if self.settings.kl_reduction == "mean" else total
 
     def selection(self, reconstruction: float, rates: Mapping[str, float], peaks: Mapping[str, float]) -> float:
-        """The loss of model selection: reconstruction + sum over levels of (peak beta) * unclamped KL.
-
-        `rates`: total raw KL of each level in nats, `peaks`: the largest beta of its schedule. Independent of the
-        present beta, so that annealing can neither pick the best epoch nor stop a run.
-        """
+        """The loss of model selection: reconstruction + sum over levels of (largest beta) * (raw KL in nats)."""
         return reconstruction + sum(peaks[name] * rate for name, rate in rates.items())
 
 

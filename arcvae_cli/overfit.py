@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
@@ -14,28 +13,13 @@ from arcvae_cli.objective import Objective, fixed
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Step, seed_step
 
-
-@dataclass(frozen=True)
-class Overfit:
-    """Steps done, and the metrics of the batch after them. `done`: every example was reconstructed exactly."""
-
-    steps: int
-    metrics: EpochMetrics
-
-    @property
-    def done(self) -> bool:
-        return self.metrics.exact == 1.0
+Report = Callable[[int, EpochMetrics], None]
 
 
 def overfit(
-    settings: Settings,
-    corpus: Corpus,
-    model: VAE,
-    device: torch.device,
-    limit: int,
-    report: Callable[[int, EpochMetrics], None],
-) -> Overfit:
-    """Train on one batch, without augmentation and at beta 0, until it is memorised or for `limit` steps.
+    settings: Settings, corpus: Corpus, model: VAE, device: torch.device, limit: int, report: Report
+) -> tuple[int, EpochMetrics]:
+    """Train on one batch at beta 0 until it is memorised or for `limit` steps; returns the steps and the last metrics.
 
     A model that cannot memorise one batch has a defect that no schedule mends. `report` is called every 50 steps.
     """
@@ -51,4 +35,4 @@ def overfit(
             report(done, found)
             if found.exact == 1.0 or not found.finite:
                 break
-    return Overfit(done, found)
+    return done, found

@@ -66,46 +66,34 @@ class StepRecord:
     unit: str
 
     def metrics(self) -> dict[str, Any]:
-        """The step as it is logged."""
-        return {
-            "step": self.step,
-            "epoch": round(self.epoch, 6),
-            **betas(self.betas),
-            **flat("train", self.train, self.unit),
-        }
+        place = {"step": self.step, "epoch": round(self.epoch, 6)}
+        return {**place, **betas(self.betas), **flat("train", self.train, self.unit)}
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One finished epoch.
-
-    `betas`: at its end, for a closed loop the mean of its steps. `path`: beta of every step, by level. `turns`: the
-    least and the largest beta of each level whose beta went both up and down. `selection`: the loss of model selection,
-    `monitored`: the value of `train.monitor`, `best`: whether it is the best so far. `targets`: what closed loops
-    reached. `restart`: the restarts around the epoch, for a schedule that has them.
-    """
+    """One finished epoch."""
 
     epoch: int
     step: int
-    betas: Mapping[str, float]
+    betas: Mapping[str, float]  # at its end, for a closed loop the mean of its steps
     learning_rate: float
     train: EpochMetrics
     val: EpochMetrics
-    selection: float
-    monitored: float
-    best: bool
+    selection: float  # the loss of model selection
+    monitored: float  # the value of `train.monitor`
+    best: bool  # so far
     seconds: float
     unit: str
-    turns: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    path: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    targets: tuple[Target, ...] = ()
-    restart: Mapping[str, float] | None = None
+    turns: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # least and largest, if it went up and down
+    path: Mapping[str, Sequence[float]] = field(default_factory=dict)  # beta of every step, by level
+    targets: tuple[Target, ...] = ()  # of closed loops
+    restart: Mapping[str, float] | None = None  # the restarts around the epoch, for a schedule that has them
 
     def metrics(self) -> dict[str, Any]:
-        """The epoch as it is logged."""
         val = flat("val", self.val, self.unit)
-        names = [name for name in val if name.startswith("val/kl_per_dim/dim_")]
-        val["val/kl_per_dim"] = [val.pop(name) for name in names]
+        val["val/kl_per_dim"] = [val.pop(name) for name in [*val] if name.startswith("val/kl_per_dim/dim_")]
+        targets = {f"{one.quantity}/{one.level}".rstrip("/"): one.target for one in self.targets}
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -114,10 +102,7 @@ class EpochRecord:
             **flat("train", self.train, self.unit),
             **val,
             "val/loss_selection": number(self.selection),
-            **{
-                f"train/target/{target.quantity}{'/' * bool(target.level)}{target.level}": target.target
-                for target in self.targets
-            },
+            **{f"train/target/{name}": target for name, target in targets.items()},
             "best": self.best,
             "seconds": round(self.seconds, 3),
         }
@@ -141,10 +126,8 @@ def _epoch_records() -> TypeAdapter[EpochRecord]:
 
 def betas(values: Mapping[str, float]) -> dict[str, float]:
     """`train/beta` of the first level, and of several levels one each too."""
-    first = next(iter(values.values()))
-    if len(values) == 1:
-        return {"train/beta": first}
-    return {"train/beta": first, **{f"train/beta/{name}": value for name, value in values.items()}}
+    each = {f"train/beta/{name}": value for name, value in values.items()} if len(values) > 1 else {}
+    return {"train/beta": next(iter(values.values())), **each}
 
 
 def flat(split: str, metrics: EpochMetrics, unit: str) -> dict[str, Any]:
@@ -176,15 +159,12 @@ def number(value: float) -> float | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pictures:
-    """Examples (n, *positions) with their reconstructions, and samples from the prior, as small integers.
-
-    `maps`: (n, h, w) float32 nats of KL in each cell for the same examples, by level that is a map.
-    """
+    """Examples (n, *positions) with their reconstructions, and samples from the prior, as small integers."""
 
     originals: Examples
     reconstructions: Examples
     samples: Examples
-    maps: Mapping[str, NDArray[np.float32]]
+    maps: Mapping[str, NDArray[np.float32]]  # (n, h, w) nats of KL in each cell, by level that is a map
 
 
 class Recorder:
@@ -194,10 +174,7 @@ class Recorder:
         """Before the first step."""
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
-        """After `start` in a resumed run: the epochs that it has, the last of which ended with step `step`.
-
-        What was recorded of later steps is void, and will be recorded again.
-        """
+        """After `start` in a resumed run: its epochs up to step `step`; what was recorded of later steps is void."""
 
     def step(self, epoch: int, done: int, beta: float | None) -> None:
         """After every step: `done` steps of this epoch; beta, None for a closed loop. Must cost next to nothing."""

@@ -1,8 +1,4 @@
-"""One optimiser step without a CPU-GPU sync: device, precision, seeds, Adam, learning rate.
-
-The randomness of a step (posterior noise, dropout, augmentation) is a function of (seed, epoch, step): `seed_step`
-is called before it, and no state of a generator is carried from step to step.
-"""
+"""One optimiser step without a CPU-GPU sync: device, precision, seeds, Adam, learning rate."""
 
 from __future__ import annotations
 
@@ -34,11 +30,8 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a driver that does not start
-        there = {
-            "cpu": True,
-            "mps": torch.backends.mps.is_available(),
-            "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        }
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": (device.index or 0) < gpus}
     if not there[device.type]:
         raise InputError(f"train.device: {name} is not available on this machine", "use --device auto or cpu")
     if device.type == "cuda" and device.index is not None:
@@ -47,16 +40,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The type of the network's arithmetic: bf16 where the hardware multiplies in it, unless fp32 is asked for."""
-    if wanted == "fp32":
-        return torch.float32
-    if wanted == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and cpu_has_bf16():
-        return torch.bfloat16
-    return torch.float32
+    """The type of the network's arithmetic; `auto` is bf16 where the hardware multiplies in it."""
+    bf16 = wanted == "bf16"
+    if wanted == "auto" and device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif wanted == "auto" and device.type == "cpu":
+        bf16 = cpu_has_bf16()
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def cpu_has_bf16() -> bool:
@@ -66,11 +56,9 @@ def cpu_has_bf16() -> bool:
 
 
 def seed_step(seed: int, *place: int | str) -> None:
-    """Seed the default generators from the run's seed and a place in it, such as (epoch, step).
-
-    `torch.manual_seed` does the same, but takes half a millisecond where CUDA is not in use.
-    """
+    """Seed the default generators from the run's seed and a place in it, such as (epoch, step)."""
     number = mix(seed, *place)
+    # torch.manual_seed takes half a millisecond where CUDA is not in use
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(number)
@@ -85,13 +73,13 @@ def mix(seed: int, *place: int | str) -> int:
 
 
 Forward = Callable[[Batch, Weigh], tuple[Terms, Output]]
+PLATEAU, PATIENCE = 0.2, 3  # factor of the learning rate after more than so many epochs without a better value
 
 
 class Adam(optim.Adam):
     """PyTorch's Adam with a step that clips in the fused kernel and skips gradients that are not finite.
 
-    PyTorch's own step imports the compiler at its first call (as long as the import of PyTorch), takes half a
-    millisecond of Python, and clipping before it is one more pass over all gradients.
+    PyTorch's own step imports the compiler, takes half a millisecond of Python, and clips in one more pass.
     """
 
     add_param_group = inspect.unwrap(optim.Adam.add_param_group)
@@ -110,13 +98,9 @@ class Adam(optim.Adam):
 
         If a gradient is not finite, nothing changes (except on MPS, whose kernel ignores that argument).
         """
-        moved: list[Tensor] = []
-        grads: list[Tensor] = []
-        for parameter in parameters:
-            if (grad := parameter.grad) is None:
-                continue
-            moved.append(parameter)
-            grads.append(grad)
+        moved: list[Tensor] = [parameter for parameter in parameters if parameter.grad is not None]
+        grads = [parameter.grad for parameter in moved if parameter.grad is not None]
+        for parameter in moved:
             if not self.state[parameter]:
                 zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
@@ -137,13 +121,8 @@ class Adam(optim.Adam):
             squares,
             [],
             steps,
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
+            **{name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")},
+            **dict(zip(("beta1", "beta2"), group["betas"], strict=True)),
             grad_scale=scale,
             found_inf=1.0 - finite,
         )
@@ -151,11 +130,7 @@ class Adam(optim.Adam):
 
 
 class Step:
-    """Forward, objective, backward, clipping and Adam, in one precision.
-
-    The network runs under autocast; the posterior, the objective and the optimiser stay in float32. No CPU-GPU sync,
-    and what changes keeps its place in memory: a CUDA graph can be recorded of it.
-    """
+    """Forward (under autocast), objective, backward, clipping and Adam (in float32), all at fixed addresses."""
 
     def __init__(self, model: VAE, objective: Objective, settings: TrainSettings, device: torch.device) -> None:
         # channels last is the fastest layout of convolutions on CPUs and GPUs
@@ -169,16 +144,10 @@ class Step:
         self.forward: Forward = self.plain
         # a tensor that keeps its place in memory: a graph reads the rate of its step
         self.rate = torch.tensor(settings.lr, device=device)
-        self.optimizer = Adam(
-            self.parameters,
-            lr=self.rate,
-            betas=settings.adam_betas,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        adam: dict[str, Any] = {"betas": settings.adam_betas, "weight_decay": settings.weight_decay}
+        self.optimizer = Adam(self.parameters, lr=self.rate, fused=True, **adam)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The precision of the network's arithmetic."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def plain(self, batch: Batch, weigh: Weigh) -> tuple[Terms, Output]:
@@ -198,12 +167,10 @@ class Step:
 
     @torch.inference_mode()
     def measure(self, batch: Batch, betas: Mapping[str, float]) -> tuple[Terms, Output]:
-        """The same terms without a step."""
         return self.plain(batch, fixed(betas))
 
     @property
     def learning_rate(self) -> float:
-        """The current learning rate: a CPU-GPU sync."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @learning_rate.setter
@@ -212,10 +179,7 @@ class Step:
 
 
 class Kept:
-    """The state that a trial step changes: weights, optimiser, closed loops. `restore` puts it back.
-
-    In place, since a graph keeps reading and writing the same memory.
-    """
+    """What a trial step changes: weights, optimiser, closed loops. `restore` puts it back in place, for graphs."""
 
     def __init__(self, step: Step, control: Controller) -> None:
         self.step, self.control = step, control
@@ -233,10 +197,7 @@ class Kept:
 
 
 class LearningRate:
-    """The learning rate: a cosine over all steps, a fifth after 3 epochs without a better value, or constant.
-
-    The cosine is a function of the step alone (Loshchilov and Hutter 2017, equation 5, one period).
-    """
+    """The learning rate: constant, reduced on a plateau, or a cosine (Loshchilov and Hutter 2017, equation 5)."""
 
     def __init__(self, settings: TrainSettings, steps: int) -> None:
         self.settings = settings
@@ -255,10 +216,8 @@ class LearningRate:
         """Take the monitored value of an epoch, the smaller the better."""
         if self.settings.lr_schedule != "plateau":
             return
-        if value < self.best:
-            self.best, self.waited = value, 0
-            return
-        self.waited += 1
+        self.waited = 0 if value < self.best else self.waited + 1
+        self.best = min(self.best, value)
         if self.waited > PATIENCE:
             self.factor, self.waited = self.factor * PLATEAU, 0
 
@@ -267,7 +226,3 @@ class LearningRate:
 
     def load_state_dict(self, values: Mapping[str, float]) -> None:
         self.factor, self.best, self.waited = values["factor"], values["best"], int(values["waited"])
-
-
-PLATEAU, PATIENCE = 0.2, 3
-"""On a plateau, after more than PATIENCE epochs without a better value, the rate is multiplied by PLATEAU."""

@@ -10,9 +10,7 @@ from threading import Timer, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
-SAVED = 75
-"""Exit code of a run that was asked to save itself and wants to be run again (EX_TEMPFAIL of sysexits.h)."""
-
+SAVED = 75  # exit code of a run that saved itself when asked to and is to be resumed (EX_TEMPFAIL of sysexits.h)
 NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "a terminal that was closed", "SIGUSR1": "SIGUSR1"}
 
 
@@ -31,7 +29,6 @@ class Signals:
         self._hook = sys.unraisablehook
 
     def __call__(self) -> int | None:
-        """The number of the signal that asked to stop, or None."""
         return self.asked
 
     def __enter__(self) -> Signals:

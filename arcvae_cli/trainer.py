@@ -36,12 +36,11 @@ from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings, elbo_scale
 from arcvae_cli.step import LearningRate, Step, seed_step
 
-SHOWN, SAMPLES = 16, 64
-"""Reconstructions and samples of a picture."""
-CHECK_EVERY = 50
-"""Steps between two asynchronous checks for NaN."""
+SHOWN, SAMPLES = 16, 64  # reconstructions and samples of a picture
+CHECK_EVERY = 50  # steps between two asynchronous checks for NaN
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
+Betas = Mapping[str, Sequence[float]]  # of the steps of an epoch, by level
 Ranking = tuple[str, Callable[[EpochRecord], float], float]
 LOSS: Ranking = ("loss", lambda record: record.selection, 1.0)
 RANKINGS: dict[str, tuple[Ranking, ...]] = {
@@ -98,10 +97,7 @@ class Trainer:
         self.history_json: list[str] = []
         self.at_bound: dict[str, str | None] = {}  # by level, the bound at which beta stood all the last epoch
 
-    # ------------------------------------------------------------------------------------------------ the loop
-
     def fit(self) -> None:
-        """Train until the last epoch, an early stop, a signal or an error."""
         try:
             self.prepare()
             self.switch("rest")
@@ -111,14 +107,14 @@ class Trainer:
                 self.run_epoch(len(self.history) + 1)
             self.finish()
         except BaseException as error:
-            told = self.explained(error)
-            state = "interrupted" if isinstance(told, Interrupted) else "failed"
-            reason = told.what if isinstance(told, ArcvaeError) else f"{type(told).__name__}: {first_line(told)}"
+            shown = self.explained(error)
+            state = "interrupted" if isinstance(shown, Interrupted) else "failed"
+            reason = shown.what if isinstance(shown, ArcvaeError) else f"{type(shown).__name__}: {first_line(shown)}"
             with contextlib.suppress(ArcvaeError):  # on a full disk the first error is the one to report
                 self.folder.write_status(state, reason=reason, **self.place())
-            if told is error:
+            if shown is error:
                 raise
-            raise told from error
+            raise shown from error
 
     def prepare(self) -> None:
         """What comes before the first step: precision and engine by trial, the header, the first checkpoint."""
@@ -185,7 +181,6 @@ class Trainer:
                 self.draw(record.epoch)
 
     def finish(self) -> None:
-        """The last checkpoint of a run that ended by itself."""
         with self.timed("saving"):
             checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
         if self.patience_over and self.best is not None:
@@ -202,20 +197,18 @@ class Trainer:
         """The epoch that the schedule is asked for in a step: a whole number unless it moves with every step."""
         return epoch - 1 + (index + 1) / self.steps if self.schedule.per == "step" else float(epoch)
 
-    def path(self, epoch: int, closed: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    def path(self, epoch: int, closed: Betas) -> Betas:
         """Beta of every step by level: a function of the time, and of `closed` loops what they set."""
         times = [self.time(epoch, index) for index in range(self.steps)]
         parts = self.schedule.by_level(self.levels)
-        return {
-            level: list(closed[level]) if level in closed else list(map(parts[level], times)) for level in self.levels
-        }
+        return {level: closed.get(level) or [parts[level](time) for time in times] for level in self.levels}
 
     @torch.inference_mode()
     def validate(self, betas: Mapping[str, float]) -> EpochMetrics:
         """The metrics of the validation split, with the same noise in every epoch."""
         self.model.eval()
         size = domains.of(self.corpus.kind).validation_batch(self.corpus)
-        rows = -(-len(self.val_order) // size)
+        rows = math.ceil(len(self.val_order) / size)
         metrics = MetricAccumulator(rows, self.model.level_sizes, self.corpus.background, self.device)
         for index, batch in enumerate(batches(self.corpus, "val", self.val_order, self.device, size)):
             self.stop_if_asked()
@@ -239,33 +232,18 @@ class Trainer:
             self.step.precision = torch.float32
             self.notes.append(f"bf16 gives a loss of {losses[1]:.4g} and fp32 {losses[0]:.4g}: using fp32")
 
-    # ---------------------------------------------------------------------------------------- records and choices
-
-    def step_records(self, epoch: int, rows: MetricRows, path: Mapping[str, Sequence[float]]) -> list[StepRecord]:
-        """Every `log.every_n_steps`-th step of an epoch."""
-        first, every = (epoch - 1) * self.steps, self.settings.log.every_n_steps
-        return [
-            StepRecord(
-                epoch - 1 + (index + 1) / self.steps,
-                first + index + 1,
-                {level: betas[index] for level, betas in path.items()},
-                rows.mean(slice(index, index + 1)),
-                self.corpus.unit,
-            )
-            for index in range(self.steps)
-            if (first + index + 1) % every == 0
-        ]
+    def step_records(self, epoch: int, rows: MetricRows, path: Betas) -> list[StepRecord]:
+        first, every, records = (epoch - 1) * self.steps, self.settings.log.every_n_steps, []
+        for index in range(-(first + 1) % every, self.steps, every):
+            now, mean = {level: betas[index] for level, betas in path.items()}, rows.mean(slice(index, index + 1))
+            part = epoch - 1 + (index + 1) / self.steps
+            records.append(StepRecord(part, first + index + 1, now, mean, self.corpus.unit))
+        return records
 
     def record(
-        self,
-        epoch: int,
-        train: EpochMetrics,
-        val: EpochMetrics,
-        betas: dict[str, float],
-        path: dict[str, list[float]],
-        seconds: float,
+        self, epoch: int, train: EpochMetrics, val: EpochMetrics, betas: dict[str, float], path: Betas, seconds: float
     ) -> EpochRecord:
-        """The record of an epoch, with the verdict whether it is the best so far."""
+        """The record of an epoch, with whether it is the best so far."""
         mean = self.settings.objective.kl_reduction == "mean"
         totals = {name: sum(groups) / (len(groups) if mean else 1) for name, groups in val.rates.items()}
         record = EpochRecord(
@@ -294,13 +272,9 @@ class Trainer:
         return replace(record, monitored=value, best=best)
 
     def targets(self, epoch: int, train: EpochMetrics) -> tuple[Target, ...]:
-        """What closed loops reached. That beta stands at a bound counts from the second such epoch in a row.
-
-        A controller that starts far from its target spends its first epoch at a bound.
-        """
+        """What closed loops reached; beta at a bound counts from the second such epoch in a row, after the start."""
         totals = {name: sum(groups) for name, groups in train.rates.items()}
-        summed = self.settings.objective.reduction == "sum"
-        reconstruction = train.reconstruction / (self.positions if summed else 1)
+        reconstruction = train.reconstruction / (self.positions if self.settings.objective.reduction == "sum" else 1)
         found = self.control.verdict(float(epoch), {"kl": totals, "reconstruction": reconstruction})
         before, self.at_bound = self.at_bound, {one.level: one.bound for one in found}
         return tuple(one if one.bound == before.get(one.level) else replace(one, bound=None) for one in found)
@@ -317,7 +291,6 @@ class Trainer:
         return epoch - max(float(self.best[1]), self.schedule.first_peak) >= patience
 
     def plan(self) -> Plan:
-        """What is known before the first step."""
         objective = self.settings.objective
         return Plan(
             run=self.folder.name,
@@ -357,8 +330,6 @@ class Trainer:
         for recorder in self.recorders:
             recorder.pictures(epoch, pictures)
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
-
     def save(self) -> None:
         """Write `last.pth`: the run as it is between two steps, if it is finite."""
         with self.timed("saving"):
@@ -393,13 +364,11 @@ class Trainer:
             self.save_parts(f"_epoch_{record.epoch}", record.epoch)
 
     def save_parts(self, suffix: str, epoch: int) -> None:
-        """Encoder and decoder alone."""
         for part, module in (("encoder", self.model.encoder), ("decoder", self.model.decoder)):
             file = self.folder.checkpoints / f"{part}{suffix}.pth"
             checkpoints.save_part(file, module.state_dict(), epoch, self.settings)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds: tensors, numbers and text."""
         last, names = self.history[-1] if self.history else None, ACCURACIES[self.corpus.unit]
         return {
             "format_version": checkpoints.FORMAT,
@@ -473,9 +442,8 @@ class Trainer:
             ) from error
         if path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
             self.rewind(path)
-        done = [f"epoch {len(self.history)}"] if self.history else []
-        done += [f"{self.index} of {self.steps} steps"] if self.index else []
-        self.notes.append(f"resumed after {' and '.join(done)}" if done else "resumed before the first step")
+        within = f" and {self.index} of {self.steps} steps" if self.index else ""
+        self.notes.append(f"resumed after epoch {len(self.history)}{within}")
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
             self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the learning rate follows the new cosine")
@@ -485,10 +453,7 @@ class Trainer:
             self.notes.append(f"begun with {'; '.join(changed)}: equal to an uninterrupted run up to rounding only")
 
     def rewind(self, path: Path) -> None:
-        """Make an older checkpoint the run's last, and delete those of later epochs.
-
-        The best becomes that of the epochs that are left; if its checkpoint is gone, `path` takes its place.
-        """
+        """Make an older checkpoint the run's last, and its best if that was of a later epoch; delete later ones."""
         folder, epoch = self.folder.checkpoints, len(self.history)
         checkpoints.copy(path, folder / "last.pth")
         for file in folder.glob("*epoch_*.pth"):
@@ -496,27 +461,15 @@ class Trainer:
                 file.unlink()
         if self.best is None:
             return
-        best = self.best[1]
-        ranked = sorted(folder.glob(f"best-*-epoch_{best:03d}-*.pth"))
-        for file in (folder / checkpoints.BEST, folder / f"vae_epoch_{best}.pth", *ranked):
-            with contextlib.suppress(InputError):
-                found = checkpoints.read(file)
-                if found["epoch"] == best and found.get("epoch_finished"):
-                    break
-        else:
-            file, found, best = folder / "last.pth", checkpoints.read(path), epoch
-            self.history[-1] = replace(self.history[-1], best=True)
-            self.history_json[-1] = json.dumps(self.history[-1].plain())
-            self.best = (self.history[-1].monitored, epoch)
-            self.notes.append(f"the checkpoint of the best epoch is gone: epoch {epoch} takes its place")
-        if file.name != checkpoints.BEST:
-            checkpoints.copy(file, folder / checkpoints.BEST)
-        for part in ("encoder", "decoder"):
-            weights = found["model_state_dict"].items()
-            own = {name.removeprefix(f"{part}."): value for name, value in weights if name.startswith(f"{part}.")}
-            checkpoints.save_part(folder / f"{part}.pth", own, best, self.settings)
-
-    # ---------------------------------------------------------------------------------------------- time and errors
+        with contextlib.suppress(InputError):
+            if checkpoints.read(folder / checkpoints.BEST)["epoch"] == self.best[1]:
+                return
+        self.history[-1] = replace(self.history[-1], best=True)
+        self.history_json[-1] = json.dumps(self.history[-1].plain())
+        self.best = (self.history[-1].monitored, epoch)
+        self.notes.append(f"no checkpoint of the best epoch is left: epoch {epoch} takes its place")
+        checkpoints.copy(path, folder / checkpoints.BEST)
+        self.save_parts("", epoch)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -533,7 +486,6 @@ class Trainer:
         return before
 
     def place(self) -> dict[str, Any]:
-        """Epoch, step, best and costs so far, for the status."""
         self.switch(self.part)
         best = {"best_epoch": self.best[1], "best_value": self.best[0]} if self.best else {}
         seconds = {part: round(value, 3) for part, value in self.seconds.items()}
@@ -541,41 +493,35 @@ class Trainer:
         return {"epoch": len(self.history), "epochs": self.settings.train.epochs, "step": self.done, **best, **costs}
 
     def check_steps(self, rows: MetricRows, epoch: int) -> None:
-        """Raise if a loss or a gradient of these steps of the epoch is NaN or infinite."""
         if (bad := rows.bad) is not None:
             raise self.diverged(f"epoch {epoch}, step {bad + 1} of {self.steps}: the loss or its gradient")
 
     def diverged(self, what: str) -> ArcvaeError:
-        """The error of a value that is not finite."""
-        return ArcvaeError(
-            f"{what} is NaN or infinite; the last good checkpoint is {self.folder.checkpoints / 'last.pth'}, "
-            f"of step {self.saved}",
-            f"lower train.lr, as in `arcvae train --preset {self.folder.shell}/config.toml --lr "
-            f"{self.settings.train.lr / 2:g}`, keep train.gradient_clip on, or try train.precision=fp32",
-        )
+        last = f"the last good checkpoint is {self.folder.checkpoints / 'last.pth'}, of step {self.saved}"
+        command = f"arcvae train --preset {self.folder.shell}/config.toml --lr {self.settings.train.lr / 2:g}"
+        fix = f"lower train.lr (`{command}`), keep train.gradient_clip on, or try train.precision=fp32"
+        return ArcvaeError(f"{what} is NaN or infinite; {last}", fix)
 
     def stop_if_asked(self) -> None:
-        """Save and leave if a signal asked for it."""
-        if (asked := self.stop()) is None:
-            return
-        self.save()
-        where = f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}; saved in"
-        raise Interrupted(
-            f"stopped by {stopping.name(asked)} {where} {self.folder.path}", stopping.exit_code(asked), self.again
-        )
+        if (asked := self.stop()) is not None:
+            self.save()
+            where = f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}"
+            what = f"stopped by {stopping.name(asked)} {where}; saved in {self.folder.path}"
+            raise Interrupted(what, stopping.exit_code(asked), self.again)
 
     def explained(self, error: BaseException) -> BaseException:
-        """The error that a person sees: a full disk, a second Ctrl-C and missing memory with what to do."""
+        """An error with what to do: after a full disk, a second Ctrl-C or missing memory."""
         if isinstance(error, WriteError):
             return WriteError(error.what, f"free some space, then {self.again}")
         if isinstance(error, KeyboardInterrupt):
             asked = self.stop() or signal.SIGINT
-            what = f"stopped by {stopping.name(asked)} at once; {self.folder.path} holds the first {self.saved} of "
-            return Interrupted(f"{what}{self.done} steps", stopping.exit_code(asked), self.again, at_once=True)
+            saved = f"{self.folder.path} holds the first {self.saved} of {self.done} steps"
+            what = f"stopped by {stopping.name(asked)} at once; {saved}"
+            return Interrupted(what, stopping.exit_code(asked), self.again, at_once=True)
         return self.too_large(error) if out_of_memory(error) else error
 
     def too_large(self, error: BaseException) -> ArcvaeError:
-        """The error of missing memory, with the batch size that fits, found by trial."""
+        """The error of missing memory, with a batch size found by trial that fits."""
         traceback.clear_frames(error.__traceback__)  # which hold the tensors of the step
         size, device = self.settings.train.batch_size, self.device
         if self.part not in ("start", "training"):
@@ -587,23 +533,17 @@ class Trainer:
             fitting = self.engine.fitting(size // 2)
         if not fitting:
             return ArcvaeError(what, "no smaller batch was found to fit: free some memory, or train a smaller model")
-        # the host's memory is in pieces: of two processes one may find room where the other does not
-        half = device.type == "cpu" and fitting > 1
-        return ArcvaeError(
-            what,
-            f"a batch of {fitting} fitted in a trial{', half of it leaves room' if half else ''}: start a run with "
-            f"`arcvae train --preset {self.folder.shell}/config.toml --batch-size {fitting // 2 if half else fitting}`",
-        )
+        # half of it on a host, whose memory is in pieces: what fitted in one process may not fit in the next
+        advised = fitting // 2 if device.type == "cpu" and fitting > 1 else fitting
+        command = f"arcvae train --preset {self.folder.shell}/config.toml --batch-size {advised}"
+        return ArcvaeError(what, f"a batch of {fitting} fitted in a trial: start a run with `{command}`")
 
 
-def turns(path: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
+def turns(path: Betas) -> dict[str, tuple[float, float]]:
     """The least and the largest beta of each level whose beta went both up and down in these steps."""
-    found = {}
-    for name, values in path.items():
-        low, high = min(values), max(values)
-        if abs(values[-1] - values[0]) < 0.99 * (high - low):
-            found[name] = (low, high)
-    return found
+    spans = {name: (min(values), max(values)) for name, values in path.items()}
+    moved = {name: abs(values[-1] - values[0]) for name, values in path.items()}
+    return {name: (low, high) for name, (low, high) in spans.items() if moved[name] < 0.99 * (high - low)}
 
 
 def to_numpy(classes: Tensor) -> Examples:

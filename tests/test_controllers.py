@@ -182,10 +182,10 @@ QUICK = {"kp": 1.0, "ki": -1.0}
 @pytest.mark.parametrize(
     ("schedule", "kl", "per_position", "bound", "text"),
     [
-        (ControlVAE(target=10.0, **QUICK), 14.0, 0.3, "max", "KL 14 nats, target 10: out of reach"),
+        (ControlVAE(target=10.0, **QUICK), 14.0, 0.3, "max", "KL: 14 nats, target 10, out of reach"),
         (ControlVAE(target=10.0, **QUICK), 3.0, 0.3, "min", "lower the target"),
         (Geco(tolerance=0.2, start_lambda=100.0), 9.9, 0.3, "min", "raise the tolerance"),
-        (Geco(tolerance=0.2, start_lambda=0.1), 9.9, 0.1, "max", "reconstruction 0.1 nats per position"),
+        (Geco(tolerance=0.2, start_lambda=0.1), 9.9, 0.1, "max", "reconstruction: 0.1 nats"),
         (KLCapacity(capacity=20.0, ramp_epochs=0.0), 24.0, 0.3, "max", "raise the target"),
     ],
 )

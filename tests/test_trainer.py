@@ -331,11 +331,10 @@ def test_one_batch_is_memorised(tmp_path: Path) -> None:
     chosen = settings(model={"body": "residual", "latent_dim": 10}, train={"batch_size": 8, "lr": 2e-3})
     heard: list[int] = []
     model = build_model(chosen.model)
-    found = overfit(chosen, corpus(), model, CPU, 600, lambda step, counts: heard.append(step))
-    assert found.done and found.metrics.exact == 1.0
-    assert heard[0] == 50 and heard[-1] == found.steps
-    short = overfit(chosen, corpus(), build_model(chosen.model), CPU, 3, lambda step, counts: None)
-    assert not short.done and short.steps == 3
+    steps, found = overfit(chosen, corpus(), model, CPU, 600, lambda step, counts: heard.append(step))
+    assert found.exact == 1.0 and heard[0] == 50 and heard[-1] == steps
+    steps, found = overfit(chosen, corpus(), build_model(chosen.model), CPU, 3, lambda step, counts: None)
+    assert found.exact < 1.0 and steps == 3
 
 
 def test_bf16_chosen_by_itself_gives_way_where_it_disagrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,14 +299,13 @@ def memorise(settings: Settings, console: Console) -> None:
             f"whole examples {metrics.exact:.4f}"
         )
 
-    found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
-    size = min(settings.train.batch_size, corpus.size("train"))
-    counts = {"examples": size, "exact": found.metrics.exact, "position": found.metrics.position}
-    console.json({"memorised": found.done, "steps": found.steps, **counts})
-    if not found.done:
+    steps, found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
+    memorised, size = found.exact == 1.0, min(settings.train.batch_size, corpus.size("train"))
+    counts = {"examples": size, "exact": found.exact, "position": found.position}
+    console.json({"memorised": memorised, "steps": steps, **counts})
+    if not memorised:
         raise ArcvaeError(
-            f"one batch of {size} was not memorised in {found.steps} steps: {found.metrics.exact:.1%} of its examples "
-            "are exact",
+            f"one batch of {size} was not memorised in {steps} steps: {found.exact:.1%} of its examples are exact",
             "try a larger model.latent_dim, a stronger model, another train.lr or a smaller --batch-size",
         )
-    console.result(f"memorised: all {size} examples of one batch are exact after {found.steps} steps")
+    console.result(f"memorised: all {size} examples of one batch are exact after {steps} steps")

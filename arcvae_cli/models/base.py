@@ -17,35 +17,25 @@ from arcvae_cli.settings import ModelSettings
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples on the device.
+    """Examples on the device."""
 
-    `x`: (B, *positions) int64 classes. `valid`: (B, *positions) bool, the positions that count, or None for all.
-    `conditions`: (B, A) int64 values of the attributes that a conditional model takes, -1 where one is not given, or
-    None where none is.
-    """
-
-    x: Tensor
-    valid: Tensor | None = None
-    conditions: Tensor | None = None
+    x: Tensor  # (B, *positions) int64 classes
+    valid: Tensor | None = None  # (B, *positions) bool, the positions that count; None for all
+    conditions: Tensor | None = None  # (B, A) int64 values of the model's attributes, -1 where one is not given
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of latents of a batch: diagonal Gaussian posterior and prior, a sample, and the KL.
-
-    `mean`, `logvar`, `sample`: (B, *shape). `prior_mean`, `prior_logvar`: the same, or None for N(0, I).
-    `kl`: (B, D) nats of each group (a dimension of a vector, a channel of a map), which the loss contains.
-    `sampled_kl`: the same of the density that `sample` was drawn from, where that is another.
-    """
+    """One level of latents of a batch: diagonal Gaussian posterior and prior, a sample, and the KL."""
 
     name: str
-    mean: Tensor
+    mean: Tensor  # (B, *shape), as logvar, sample and the prior's
     logvar: Tensor
     sample: Tensor
-    kl: Tensor
-    prior_mean: Tensor | None = None
+    kl: Tensor  # (B, D) nats of each group (a dimension of a vector, a channel of a map), which the loss contains
+    prior_mean: Tensor | None = None  # None for N(0, I)
     prior_logvar: Tensor | None = None
-    sampled_kl: Tensor | None = None
+    sampled_kl: Tensor | None = None  # the KL of the density that `sample` was drawn from, where that is another
 
     @property
     def rate(self) -> Tensor:
@@ -81,11 +71,8 @@ class VAE(nn.Module, ABC):
     encoder: nn.Module
     decoder: nn.Module
 
-    kind: str = "grids"
-    """The kind of example the model is made for, "grids" or "strings": a corpus and a domain have the same."""
-
-    attributes: tuple[Attribute, ...] = ()
-    """What the model can be conditioned on, in the order of a batch's conditions; nothing, unless a model says so."""
+    kind: str = "grids"  # or "strings", as of a corpus and a domain
+    attributes: tuple[Attribute, ...] = ()  # what the model can be conditioned on, in the order of a batch's conditions
 
     @property
     @abstractmethod
@@ -114,13 +101,11 @@ class VAE(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """`n` draws from the prior, by default N(0, I), given conditions (n, A) if any.
 
-        `temperature` multiplies its standard deviation. `noise`: standard normal numbers (n, *shape) by level to draw
-        with, fresh ones where None.
+        `temperature` multiplies its standard deviation. `noise`: standard normal numbers (n, *shape) by level, or None.
         """
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
     def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """The likeliest classes (B, *positions) that satisfy the conditions (B, A), if any."""
         return logits.argmax(dim=1)
 
     def reconstruct(self, batch: Batch) -> Tensor:

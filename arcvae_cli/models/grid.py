@@ -15,17 +15,12 @@ from arcvae_cli.settings import GridSettings
 COLOURS = 10
 SIDE = 16
 LEVEL = "z"
-WIDE = 512
-"""Width of the residual body's linear layers."""
+WIDE = 512  # width of the residual body's linear layers
 DECODER_BLOCKS = 4
 
 
 class GridVAE(VAE):
-    """Encoder to the parameters of N(mean, exp logvar) in `latent_dim` dimensions, decoder to colour logits.
-
-    `body = "plain"` is the model as first specified (793k parameters at 10 dimensions); `"residual"` keeps its
-    interface and replaces the layers around the code.
-    """
+    """Encoder to N(mean, exp logvar) in `latent_dim` dimensions, decoder to colour logits (B, 10, 16, 16)."""
 
     def __init__(self, settings: GridSettings) -> None:
         super().__init__()
@@ -43,13 +38,11 @@ class GridVAE(VAE):
         return {LEVEL: (self.settings.latent_dim,)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        """The posterior of (B, 16, 16) grids, as one level of (B, latent_dim)."""
         mean, raw = self.encoder(batch.x)
         logvar = posterior_logvar(raw, self.settings)
         return (standard_level(LEVEL, mean, logvar, noise),)
 
     def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Logits (B, 10, 16, 16), float32, of latents (B, latent_dim)."""
         logits: Tensor = self.decoder(latents[LEVEL])
         return logits.float()
 
@@ -70,8 +63,7 @@ class Encoder(nn.Module):
         """(B, 16, 16) int64 -> the mean and the raw spread, (B, latent_dim) float32."""
         one_hot = functional.embedding(x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
         features = self.body(one_hot.permute(0, 3, 1, 2))
-        with torch.autocast(features.device.type, enabled=False):
-            # a posterior in bf16 would quantise its means and, through exp, its variances
+        with torch.autocast(features.device.type, enabled=False):  # bf16 would quantise means and variances
             features = features.float()
             return self.mean(features), self.spread(features)
 
@@ -113,8 +105,7 @@ def plain_decoder(latent_dim: int) -> nn.Module:
 class ChannelsLast(torch.autograd.Function):
     """The identity on (B, C, H, W), with values and gradients in memory as channels last.
 
-    An elementwise operation on tensors of two layouts takes PyTorch's slow path, thirty times as long in bf16 on a
-    CPU. Flat features have no layout, so it is set again where they are flattened or unflattened.
+    Flat features have no layout; operations on tensors of two layouts take thirty times as long in bf16 on a CPU.
     """
 
     @staticmethod
@@ -180,11 +171,7 @@ def residual_encoder(dropout: float) -> nn.Module:
 
 
 def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:
-    """(B, latent_dim) -> (B, 10, 16, 16), by linear layers alone.
-
-    A vector of latents has no positions for convolutions to share weights over; linear layers to every cell place
-    small objects better at a tenth of the operations.
-    """
+    """(B, latent_dim) -> (B, 10, 16, 16), by linear layers: better at small objects with a tenth of the operations."""
     return nn.Sequential(
         nn.Linear(latent_dim, WIDE),
         *(Block(WIDE, dropout) for _ in range(DECODER_BLOCKS)),

@@ -1,8 +1,6 @@
 """The conditional VAE of grids with two levels: a global vector, and a local map under a learned prior.
 
-    q(z_g | x, c) q(z_l | x, z_g, c)        p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c)
-
-All convolutions work at the resolution of the local map, whose cells each see a square of the grid.
+q(z_g | x, c) q(z_l | x, z_g, c) and p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c); convolutions work on the local map.
 """
 
 from __future__ import annotations
@@ -22,19 +20,13 @@ from arcvae_cli.models.likeliest import COUNT, EXTENTS, PRESENT, likeliest
 from arcvae_cli.settings import HierarchicalSettings
 
 GLOBAL, LOCAL = "global", "local"
-WIDE = 512
-"""Width of the linear layers around the global vector."""
-CHANNELS = 64
-"""Channels of the convolutions."""
-THIN = 16
-"""Channels of a map where linear layers meet it."""
+WIDE = 512  # width of the linear layers around the global vector
+CHANNELS = 64  # of the convolutions
+THIN = 16  # channels of a map where linear layers meet it
 ENCODER_BLOCKS, TRUNK_BLOCKS, DECODER_BLOCKS = 2, 2, 3
-AXES = 2 * SIDE - 1
-"""Where the axis of a mirror symmetry can lie: cell j has its image at axis - j."""
-SURE = 30.0
-"""Logits between likely and unlikely where training needs a gradient."""
-BARRED = 1e4
-"""Logits of the impossible: more than any network's output."""
+AXES = 2 * SIDE - 1  # where the axis of a mirror symmetry can lie: cell j has its image at axis - j
+SURE = 30.0  # logits between likely and unlikely where training needs a gradient
+BARRED = 1e4  # logits of the impossible: more than any network's output
 
 SYMMETRIES = slice(PLACE["symmetry_lr"], PLACE["symmetry_ud"] + 1)
 
@@ -57,10 +49,9 @@ class HierarchicalVAE(VAE):
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         """The posteriors of (B, 16, 16) grids: the global one, and the local one given the global sample."""
-        return self._encode(batch.x, self.given(batch.conditions, batch.x), noise)[0]
+        return self._encode(batch, noise)[0]
 
     def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
-        """Logits (B, 10, 16, 16), float32."""
         sketch = self.decoder.sketch(latents[GLOBAL], self.given(conditions, latents[GLOBAL]))
         return self.decoder.paint(sketch, latents[LOCAL])
 
@@ -78,16 +69,16 @@ class HierarchicalVAE(VAE):
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
 
     def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """The likeliest grids with the extent and the colours of the conditions: see `models.likeliest`."""
         return likeliest(logits, conditions)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         """Encode, sample, decode; the local prior and the decoder share one sketch of the global sample."""
-        levels, sketch = self._encode(batch.x, self.given(batch.conditions, batch.x), noise)
+        levels, sketch = self._encode(batch, noise)
         return Output(self.decoder.paint(sketch, levels[1].sample), levels)
 
-    def _encode(self, x: Tensor, conditions: Tensor, noise: bool) -> tuple[tuple[Level, Level], Sketch]:
-        features = self.encoder.features(x)
+    def _encode(self, batch: Batch, noise: bool) -> tuple[tuple[Level, Level], Sketch]:
+        conditions = self.given(batch.conditions, batch.x)
+        features = self.encoder.features(batch.x)
         mean, raw = self.encoder.top(features, conditions)
         top = standard_level(GLOBAL, mean, posterior_logvar(raw, self.settings), noise)
         sketch = self.decoder.sketch(top.sample, conditions)
@@ -101,10 +92,7 @@ class HierarchicalVAE(VAE):
         return (top, Level(LOCAL, mean, logvar, sample, kl, prior_mean, prior_logvar)), sketch
 
     def given(self, conditions: Tensor | None, like: Tensor) -> Tensor:
-        """(B, A) conditions, none given where None; in training a random part is dropped.
-
-        A share `condition_dropout` of the grids keeps none; the others keep each with a uniformly drawn probability.
-        """
+        """(B, A) conditions; in training a share `condition_dropout` keeps none, others each with a random chance."""
         if conditions is None:
             return like.new_full((len(like), len(self.attributes)), NOT_GIVEN, dtype=torch.int64)
         if not self.training:
@@ -173,8 +161,7 @@ class Encoder(nn.Module):
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
         side = settings.local_size
-        patch = SIDE // side
-        self.patch = patch
+        self.patch = patch = SIDE // side
         self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
         self.enter = nn.Conv2d(COLOURS * patch * patch, CHANNELS, 3, padding=1)
         self.blocks = nn.ModuleList(Convolutions() for _ in range(ENCODER_BLOCKS))
@@ -218,8 +205,7 @@ class Decoder(nn.Module):
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
         side = settings.local_size
-        patch = SIDE // side
-        self.patch = patch
+        self.patch = patch = SIDE // side
         self.unflatten = Unflatten(THIN, side, side)
         self.conditions = Conditions(WIDE)
         self.enter = nn.Linear(settings.global_dim, WIDE)
@@ -261,8 +247,7 @@ class Decoder(nn.Module):
 class Obey(nn.Module):
     """Constrains the logits of a grid to its palette, its mirror symmetries and its extent.
 
-    Given conditions are enforced; the others are predicted from the global vector and weigh as much as the prediction
-    is certain. Training and sampling differ only in palettes and axes, which are soft in training to have gradients.
+    Conditions that are not given are predicted from the global vector; palettes and axes are soft in training.
     """
 
     cell: Tensor
@@ -309,17 +294,14 @@ class Obey(nn.Module):
         return added if self.training else torch.where(score <= -SURE, -BARRED, added)
 
     def mirror(self, logits: Tensor, outside: Tensor, wide: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits mixed with their mirror images, to the mean where the grid is symmetric, and the cells known black.
-
-        `outside`: (B, 16, 16) cells beyond the extent. Where a symmetry is given, the images of those are black too.
-        """
-        symmetry = conditions[:, SYMMETRIES]
-        gates = torch.where(symmetry >= 0, symmetry.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
+        """Logits mixed with their mirror images, and the cells known black: `outside` (B, 16, 16) and their images."""
+        given = conditions[:, SYMMETRIES]
+        gates = torch.where(given >= 0, given.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
         score = self.axes(wide).unflatten(1, (2, AXES))
         # what is lit ends at the extent e and begins on the canvas, so its axis lies between e - 1 and 2 (e - 1)
         last = conditions[:, EXTENTS].flip(1)[:, :, None] - 1  # (B, 2, 1): of the width for left-right
         axis = torch.arange(AXES, device=score.device)
-        possible = (last < 0) | (symmetry[:, :, None] != 1) | ((axis >= last) & (axis <= 2 * last))
+        possible = (last < 0) | (given[:, :, None] != 1) | ((axis >= last) & (axis <= 2 * last))
         axes = torch.where(possible, score, -BARRED).softmax(dim=2)
         if not self.training:
             axes = functional.one_hot(axes.argmax(dim=2), AXES).to(axes.dtype)
@@ -333,7 +315,7 @@ class Obey(nn.Module):
             logits = torch.lerp(logits, mirrored, 0.5 * gates[:, which].view(-1, 1, 1, 1))
             if not self.training:  # where an axis is still being learned, it must not rule out what is there
                 beyond = turned(outside[:, None].to(of.dtype), of, which)[:, 0] + empty
-                outside = outside | ((beyond > 0.5) & (symmetry[:, which] == 1).view(-1, 1, 1))
+                outside = outside | ((beyond > 0.5) & (given[:, which] == 1).view(-1, 1, 1))
         return logits, outside
 
 

@@ -1,7 +1,6 @@
 """The likeliest grid under given logits with the extent and the colours of the conditions.
 
-The argmax of each cell may miss a colour of the conditions that is probable in several cells and the likeliest in none.
-A missing colour is put where it costs the least likelihood, greedily, one colour after the other.
+A colour that the argmax misses is put where it costs the least likelihood, greedily, one colour after the other.
 """
 
 from __future__ import annotations

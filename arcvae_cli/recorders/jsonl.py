@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +14,7 @@ from arcvae_cli.records import EpochRecord, Recorder, StepRecord
 
 
 class JsonlRecorder(Recorder):
-    """Appends one JSON object a line; NaN and infinity are null.
-
-    An epoch is on the disk when `epoch` returns: no checkpoint saved after it has an epoch more.
-    """
+    """Appends one JSON object a line. An epoch is on the disk when `epoch` returns, before its checkpoint is."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,8 +25,7 @@ class JsonlRecorder(Recorder):
         """Keep each logged step up to `step` once and in order, and write the epochs anew; drop everything else."""
         lines = {(record.step, 1): json_line("epoch", record.metrics()) for record in records}
         lines |= {(number, 0): f"{text}\n" for number, text in step_lines(self._path, 0, step).items()}
-        with self._reported():
-            self._file.close()
+        self.close()
         with atomic_write(self._path) as temporary:
             temporary.write_text("".join(lines[place] for place in sorted(lines)), encoding="utf-8")
         with self._reported():
@@ -70,18 +65,15 @@ def json_line(kind: str, values: Mapping[str, Any]) -> str:
 def retold(
     path: Path, records: Sequence[EpochRecord], after: int
 ) -> Iterator[tuple[list[dict[str, Any]], EpochRecord]]:
-    """The epochs that end after step `after`, each with the metrics of its logged steps in a `metrics.jsonl`.
-
-    For recorders of a resumed run that lost them or are new.
-    """
-    lines = step_lines(path, after, records[-1].step if records else 0)
-    steps, begin = sorted(lines), 0
+    """The epochs that end after step `after`, each with the metrics of its logged steps in a `metrics.jsonl`."""
+    lines = sorted(step_lines(path, after, records[-1].step if records else 0).items(), reverse=True)
     for record in records:
         if record.step > after:
-            end = bisect_right(steps, record.step)
-            rows = [json.loads(lines[step]) for step in steps[begin:end]]
-            yield [{name: value for name, value in row.items() if name != "kind"} for row in rows], record
-            begin = end
+            rows = []
+            while lines and lines[-1][0] <= record.step:
+                rows.append(json.loads(lines.pop()[1]))
+                del rows[-1]["kind"]
+            yield rows, record
 
 
 def step_lines(path: Path, after: int, last: int) -> dict[int, str]:

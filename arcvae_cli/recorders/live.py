@@ -17,15 +17,12 @@ from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.records import EpochRecord, Plan, Recorder
 from arcvae_cli.render import kl_bars
 
-ROWS, FRAME = 3, 4
-"""Epochs shown however low the terminal is, and lines around them: two of header, what is not shown, the progress."""
+ROWS, FRAME = 3, 4  # epochs always shown, and lines around them: two of header, what is not shown, progress
 SHARES = {
     "pixel": {"pixel": "position", "non-black": "foreground", "exact": "exact"},
     "token": {"token": "position", "sequence": "exact"},
-}
-"""By the unit of a corpus: the columns of its accuracies, and their fields of `EpochMetrics`."""
-SPARE = ("s", "exact", "loss", "recon", "pixel", "token", "on ELBO")
-"""Columns that a narrow terminal goes without, the first before the others."""
+}  # by the unit of a corpus: the columns of its accuracies, and their fields of `EpochMetrics`
+SPARE = ("s", "exact", "loss", "recon", "pixel", "token", "on ELBO")  # left out on a narrow terminal, in this order
 QUANTITIES = {"kl": "KL", "reconstruction": "recon"}
 
 
@@ -40,10 +37,11 @@ def header(plan: Plan) -> Iterator[str]:
     yield f"run {plan.run}: {model}, on {plan.device} in {plan.precision}, {plan.engine}"
     sizes = f"{plan.sizes['train']:,} to train on, {plan.sizes['val']:,} to validate"
     yield f"data {plan.corpus}: {sizes}; {plan.epochs} epochs of {plan.steps} steps"
-    floors = {level: f"{value:g}" for level, value in plan.free_bits.items()}
-    same = len(set(floors.values())) == 1
-    named = [*floors.values()][:1] if same else [f"{level} {value}" for level, value in floors.items()]
-    free_bits = f"; free bits {', '.join(named)} ({plan.free_bits_mode})" if any(plan.free_bits.values()) else ""
+    floors = plan.free_bits
+    named = [f"{level} {value:g}" for level, value in floors.items()]
+    if len(set(floors.values())) == 1:
+        named = [f"{value:g}" for value in set(floors.values())]
+    free_bits = f"; free bits {', '.join(named)} ({plan.free_bits_mode})" if any(floors.values()) else ""
     yield f"schedule {plan.schedule}: {plan.schedule_text}{free_bits}"
     if plan.elbo_scale is None:
         yield "scale: with focal loss or class weights no ELBO corresponds to this beta"
@@ -130,7 +128,6 @@ class LiveTable(Recorder):
     abandon = close
 
     def picture(self) -> RenderableType:
-        """What is on the screen now, no higher than it until the end."""
         plan = self._plan
         if plan is None:
             return Text("")
@@ -154,17 +151,13 @@ class LiveTable(Recorder):
         own = 0 if self._earlier is None else steps - self._earlier  # the time left is estimated from these
         spent = time.monotonic() - self._began
         left = clock(spent * (total - steps) / own) if own > 10 else "-:--"
-        if beta is not None:
-            now = f"beta {beta:.4g}"
-        else:
-            now = f"beta was {beta_text(self._epochs[-1])}" if self._epochs else "beta in a closed loop"
+        now = f"beta {beta:.4g}" if beta is not None else "beta in a closed loop"
         row = Table.grid(padding=(0, 1))
         row.add_column(max_width=30)  # gives way where the terminal is narrow
         row.add_column(no_wrap=True)
         place = f"epoch {epoch}/{plan.epochs}, step {done}/{plan.steps}"
-        row.add_row(
-            ProgressBar(total=total, completed=steps), Text(f"{place}, {now}, {clock(spent)} gone, {left} left")
-        )
+        text = Text(f"{place}, {now}, {clock(spent)} gone, {left} left")
+        row.add_row(ProgressBar(total=total, completed=steps), text)
         return row
 
 

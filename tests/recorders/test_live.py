@@ -78,8 +78,8 @@ epoch      beta        ELBO  loss recon   KL         target pixel black active
    27 0.01/0.02 0.256/0.512 123.4   120 3.02 25.1/25  12/25 0.950 0.400    2/3
    28 0.01/0.02 0.256/0.512 123.4   120 3.02 25.1/25  12/25 0.950 0.400    2/3
    29 0.01/0.02 0.256/0.512 123.4   120 3.02 25.1/25  12/25 0.950 0.400    2/3
-note: local KL 12 nats, target 25: out of reach, beta stood at its least, 0, all
-epoch; lower the target, or give the model more latent dimensions
+note: local KL: 12 nats, target 25, out of reach with beta at its min 0; lower
+the target, or give the model more latent dimensions
 KL of each dimension of global: 1.02 nats, 1 of 2 dead
   0 ██████████████████████   1.000
   1                          0.020 dead
@@ -97,7 +97,7 @@ epoch 2/100  beta 0.05  on ELBO 1.28  loss 125.6  val loss 123.4  recon 120  KL 
 non-black 0.400  exact 0.010  active 2/3  s 12.3  *best
 epoch 3/100  beta 0.01/0.02  on ELBO 0.256/0.512  loss 125.6  val loss 123.4  recon 120  KL 3.02  \
 KL/target 25.1/25  12/25  token 0.950  sequence 0.010  active 2/3  s 12.3
-note: local KL 12 nats, target 25: out of reach, beta stood at its least, 0, all epoch; \
+note: local KL: 12 nats, target 25, out of reach with beta at its min 0; \
 lower the target, or give the model more latent dimensions
 epoch 4/100  beta 0.01/0.02  on ELBO 0.256/0.512  loss 125.6  val loss 123.4  recon 120  KL 3.02  \
 KL/target 25.1/25  12/25  token 0.950  sequence 0.010  active 2/3  s 12.3"""
