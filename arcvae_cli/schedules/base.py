@@ -25,10 +25,11 @@ NEAR = 1e-9  # epochs: compressed times are products of floats, and a restart mu
 
 
 class Schedule(BaseModel, ABC):
-    """A schedule of beta. A subclass adds its parameters, `__call__`, `peak`, `first_peak` and `describe`."""
+    """A schedule of beta. A subclass adds its parameters, `__call__`, `peak`, `first_peak` and `words`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     times: ClassVar[tuple[str, ...]] = ()  # the fields that count epochs, for `compressed`
+    words: ClassVar[str]  # a template of `describe`, with the schedule as `s`
 
     name: str
     per: Annotated[Literal["epoch", "step"], Field(description="how often the trainer asks for beta")] = "epoch"
@@ -55,9 +56,9 @@ class Schedule(BaseModel, ABC):
         """The first epoch, in continuous time, at which beta reaches `peak`; where beta jumps, that of the jump."""
         return 0.0
 
-    @abstractmethod
     def describe(self) -> str:
         """The schedule in words, with its numbers."""
+        return self.words.format(s=self)
 
     @property
     def start(self) -> float:

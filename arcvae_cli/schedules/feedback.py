@@ -83,9 +83,10 @@ class Feedback(Schedule):
     def closed_loop(self) -> bool:
         return True
 
-    @abstractmethod
     def setpoint(self, epoch: float) -> float:
         """What the quantity is held at: KL in nats per example, reconstruction in nats per position."""
+        fixed: float = getattr(self, self.knob)
+        return fixed
 
     @property
     @abstractmethod
@@ -148,6 +149,10 @@ class KLCapacity(Feedback):
     name: Literal["kl_capacity"] = "kl_capacity"
     times: ClassVar[tuple[str, ...]] = ("ramp_epochs",)
     knob: ClassVar[str] = "capacity"
+    words: ClassVar[str] = (
+        "KL held at a capacity that rises from {s.start_capacity:g} to {s.capacity:g} nats at epoch {s.ramp_epochs:g}, "
+        "by a weight of {s.gamma:g} above it and -{s.gamma:g} below"
+    )
     capacity: Annotated[Nats, Field(description="KL in nats at the end of the ramp")] = 25.0
     start_capacity: Annotated[Nats, Field(description="KL in nats from which the ramp rises")] = 0.0
     ramp_epochs: Annotated[Epochs, Field(description="epochs of the ramp")] = 20.0
@@ -178,11 +183,6 @@ class KLCapacity(Feedback):
         ends = f"capacity ends at {self.setpoint(epochs):.3g} of {self.capacity:.3g} nats"
         return f"{ends}: the ramp ends at epoch {self.ramp_epochs:g}, the run at {epochs:g}"
 
-    def describe(self) -> str:
-        rise = f"from {self.start_capacity:g} to {self.capacity:g} nats at epoch {self.ramp_epochs:g}"
-        weight = f"a weight of {self.gamma:g} above it and {-self.gamma:g} below"
-        return f"KL held at a capacity that rises {rise}, by {weight}"
-
     def _marks(self, until: float) -> list[tuple[float, str]]:
         return [(self.ramp_epochs, "capacity reached")]
 
@@ -196,6 +196,9 @@ class ControlVAE(Feedback):
     """
 
     name: Literal["controlvae"] = "controlvae"
+    words: ClassVar[str] = (
+        "KL held at {s.target:g} nats by a PI controller, beta between {s.min_beta:g} and {s.max_beta:g}"
+    )
     target: Annotated[Nats, Field(description="KL in nats")] = 20.0
     min_beta: MinBeta = 0.0
     max_beta: MaxBeta = 1.0
@@ -208,9 +211,6 @@ class ControlVAE(Feedback):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         return self.in_order("min_beta", "start_beta", "max_beta")
-
-    def setpoint(self, epoch: float) -> float:
-        return self.target
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -228,10 +228,6 @@ class ControlVAE(Feedback):
         integral = ops.where(error < 0, up, down)
         return {"beta": ops.clamp(proportional + integral, self.min_beta, self.max_beta), "integral": integral}
 
-    def describe(self) -> str:
-        beta = f"beta between {self.min_beta:g} and {self.max_beta:g}"
-        return f"KL held at {self.target:g} nats by a PI controller, {beta}"
-
 
 class Geco(Feedback):
     """As little KL as a reconstruction within a tolerance needs (Rezende and Viola 2018, "Taming VAEs", GECO).
@@ -244,6 +240,10 @@ class Geco(Feedback):
     name: Literal["geco"] = "geco"
     quantity: ClassVar[Quantity] = "reconstruction"
     knob: ClassVar[str] = "tolerance"
+    words: ClassVar[str] = (
+        "reconstruction held at {s.tolerance:g} nats per position by a multiplier, "
+        "beta = 1 / lambda between {s.bounds[0]:g} and {s.bounds[1]:g}"
+    )
     tolerance: Annotated[float, Field(ge=0, le=100, strict=True, description="reconstruction in nats per position")] = (
         0.25
     )
@@ -256,9 +256,6 @@ class Geco(Feedback):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         return self.in_order("lambda_min", "start_lambda", "lambda_max")
-
-    def setpoint(self, epoch: float) -> float:
-        return self.tolerance
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -280,8 +277,3 @@ class Geco(Feedback):
         log_lambda = state["log_lambda"] + self.alpha * average
         log_lambda = ops.clamp(log_lambda, math.log(self.lambda_min), math.log(self.lambda_max))
         return {"beta": ops.exp(-log_lambda), "log_lambda": log_lambda, "average": average, "begun": 1.0}
-
-    def describe(self) -> str:
-        beta = f"beta = 1 / lambda between {self.bounds[0]:g} and {self.bounds[1]:g}"
-        held = f"reconstruction held at {self.tolerance:g} nats per position"
-        return f"{held} by a multiplier, {beta}"
