@@ -1,7 +1,6 @@
 """The base class of schedules of beta, the weight on the KL term.
 
-Time is counted in epochs from 1 and may be fractional; epoch 0 gives the start value. Schedules are frozen and hold no
-counter: the caller passes the epoch.
+Epochs count from 1 and may be fractional; epoch 0 gives the start value. The caller has the clock.
 """
 # ruff: noqa: ARG002 - not every schedule needs the arguments of a method
 
@@ -71,7 +70,7 @@ class Schedule(BaseModel, ABC):
         return None
 
     def cycle(self, epoch: float) -> float | None:
-        """Length in epochs of the cycle that contains an epoch, None for a schedule without cycles."""
+        """Epochs of the cycle that contains an epoch, None for a schedule without cycles."""
         return self.period
 
     def marks(self, until: float) -> list[tuple[float, str]]:

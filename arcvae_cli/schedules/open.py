@@ -47,7 +47,7 @@ class Linear(Schedule):
         return 0.0, self.warmup_epochs
 
     def share(self, progress: float) -> float:
-        """The share of `max_beta` at a share of the rise, 0 at 0 and 1 at 1."""
+        """The share of `max_beta` at a share of the rise."""
         return progress
 
     def rising(self, elapsed: float, duration: float) -> float:
@@ -152,10 +152,9 @@ class ThreePhase(Schedule):
     """Straight lines from 0 through (epochs, beta at their end) and then level, which is the third phase."""
 
     name: Literal["three_phase"] = "three_phase"
-    phases: Annotated[
-        tuple[tuple[Stretch, Beta], ...],
-        Field(min_length=1, description="pairs of a phase's epochs and the beta at its end"),
-    ] = ((10.0, 1.0), (20.0, 2.0))
+    phases: tuple[tuple[Stretch, Beta], ...] = Field(
+        ((10.0, 1.0), (20.0, 2.0)), min_length=1, description="pairs of a phase's epochs and the beta at its end"
+    )
 
     def corners(self) -> Iterator[tuple[float, float]]:
         """The end of every phase: (epoch, beta)."""
@@ -188,9 +187,8 @@ class ThreePhase(Schedule):
         return "from 0 in straight lines to " + ", ".join(f"{b:g} at epoch {e:g}" for e, b in self.corners()) + ", held"
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
-        first = self.first_peak
-        corners = enumerate(self.corners(), 1)
-        return [(end, f"phase {i} ends" + (", first peak" if end == first else "")) for i, (end, _) in corners]
+        suffix = {self.first_peak: ", first peak"}
+        return [(end, f"phase {i} ends{suffix.get(end, '')}") for i, (end, _) in enumerate(self.corners(), 1)]
 
 
 class Cyclical(Schedule):
@@ -206,9 +204,7 @@ class Cyclical(Schedule):
     min_beta: MinBeta = 0.0
     cycle_length: Annotated[Stretch, Field(description="epochs of a cycle")] = 20.0
     wave: Annotated[Literal["triangle", "cosine", "ramp_hold"], Field(description="form of a cycle")] = "triangle"
-    ramp_fraction: Annotated[
-        float, Field(gt=0, le=1, strict=True, description="share of a cycle that rises, for wave ramp_hold")
-    ] = 0.5
+    ramp_fraction: Annotated[float, Field(gt=0, le=1, strict=True, description="share of ramp_hold that rises")] = 0.5
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -228,13 +224,10 @@ class Cyclical(Schedule):
         span = self.max_beta - self.min_beta
         if self.wave == "cosine":
             return self.min_beta + span * (1.0 - math.cos(2.0 * math.pi * since / self.cycle_length)) / 2.0
-        if self.wave == "ramp_hold" and epoch > NEAR >= since:
-            return self.max_beta  # the last moment of the cycle before, not the first of this one
-        if since < self.rise:
-            return self.min_beta + span * since / self.rise
-        if self.wave == "ramp_hold":
+        end = epoch > NEAR >= since  # the last moment of the cycle before, not the first of this one
+        if self.wave == "ramp_hold" and (end or since >= self.rise):
             return self.max_beta
-        return self.min_beta + span * (self.cycle_length - since) / self.rise
+        return self.min_beta + span * (since if since < self.rise else self.cycle_length - since) / self.rise
 
     @property
     def peak(self) -> float:
@@ -250,8 +243,11 @@ class Cyclical(Schedule):
         return f"{reach} every {self.cycle_length:g} epochs, {form[self.wave]}"
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
-        marks = [(self.rise, "first peak")]
-        for i in range(1, int(until / self.cycle_length + NEAR) + 1):
-            marks.append((i * self.cycle_length, f"cycle {i} ends"))
-            marks.append((i * self.cycle_length + self.rise, f"peak {i + 1}"))
-        return marks
+        ends = [(i, i * self.cycle_length) for i in range(1, int(until / self.cycle_length + NEAR) + 1)]
+        later = [mark for i, end in ends for mark in ((end, f"cycle {i} ends"), (end + self.rise, f"peak {i + 1}"))]
+        return [(self.rise, "first peak"), *later]
+
+
+Warmups = LinearWarmup | UltraConservative | Aggressive
+Rises = Linear | Cosine | Exponential | Sigmoid
+Curve = Constant | Warmups | ThreePhase | Rises | Cyclical
