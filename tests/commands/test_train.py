@@ -354,12 +354,13 @@ def test_unusable_input_gives_two_lines_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "runs" / "taken").mkdir(parents=True)
+    (tmp_path / "runs" / "taken" / "mine").touch()
     schedule = ("--beta-warmup-epochs", 0, "--beta-ramp-epochs", 1)
     result = arcvae("train", "--data", arc_npz, "--json", *QUICK, *schedule, *flags)
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) <= 2
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["file", "runs", "runs/taken"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["file", "runs", "runs/taken", "runs/taken/mine"]
     assert (tmp_path / "file").read_text() == "mine"
 
 
