@@ -62,8 +62,7 @@ SYMMETRY = {
     "ud": {"symmetry_ud": 1},
     "both": {"symmetry_lr": 1, "symmetry_ud": 1},
     "none": {"symmetry_lr": 0, "symmetry_ud": 0},
-}
-"""What `symmetry=` stands for: lr and ud ask for one mirror and leave the other open."""
+}  # what `symmetry=` stands for: lr and ud ask for one mirror and leave the other open
 
 _ALIASES = {name: f"colour_{number}" for number, name in enumerate(COLOURS)}
 _NAMED = tuple(f"colour_{number}" for number in range(1, 10))

@@ -1,7 +1,6 @@
 """Beta while a run trains; closed loops run on the device, without a CPU-GPU sync in a step.
 
-The trainer sets the time with `at`, the objective gets the beta of each batch from `weigh`. The state of a closed loop
-is 0-d tensors changed in place, for CUDA graphs. `Feedback.observe` is the same law in plain Python.
+Their state is 0-d tensors changed in place, for CUDA graphs. `Feedback.observe` is the same law in plain Python.
 """
 
 from __future__ import annotations
@@ -101,13 +100,6 @@ class Controller:
             kl = torch.stack([rates[level].detach().to(loop.exact).sum() for level in served]).sum()
             beta = loop.step(kl, reconstruction.detach().to(loop.exact) * self.per_position)
             betas.update(dict.fromkeys(served, beta.to(reconstruction.dtype, copy=True)))
-        return {level: betas[level] for level in self.levels}
-
-    def betas(self) -> dict[str, float]:
-        """Beta of every level at present; a CPU-GPU sync with a closed loop."""
-        betas = dict(self.open)
-        for name, loop in self._loops.items():
-            betas.update(dict.fromkeys([name] if name else self.levels, loop.read()["beta"]))
         return {level: betas[level] for level in self.levels}
 
     def verdict(self, epoch: float, means: Mapping[str, Any]) -> tuple[Target, ...]:

@@ -94,7 +94,7 @@ class Engine:
             self.row.fill_(self.steps)
             for parameter in self.step.parameters:
                 parameter.grad = None
-            graphs.free(self.step.device)
+            torch.cuda.empty_cache()  # nothing where CUDA is not in use
             try:
                 self._step(self.order[:size])
                 return size
@@ -128,13 +128,12 @@ class Engine:
             for time in cases.values():
                 self.control.at(time)
                 self._try()
+            self.kind = "compile"
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler and the compiler behind it may raise
             self.step.forward = self.step.plain
             self.reason = f"the network cannot be compiled here: {graphs.first_line(error)}"
-        else:
-            self.kind = "compile"
 
     def _record(self, cases: Mapping[tuple[str, ...], float]) -> None:
         if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
@@ -144,10 +143,9 @@ class Engine:
             for case, time in cases.items():
                 self.control.at(time)
                 self._graphs[case], _ = graphs.record(self.body, self._try)
+            self.kind = "compile" if self.kind == "compile" else "graph"
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self._graphs = {}
             self.reason = f"no CUDA graph could be recorded: {graphs.first_line(error)}"
-        else:
-            self.kind = self.kind if self.kind == "compile" else "graph"

@@ -1,7 +1,4 @@
-"""Work on a CUDA device recorded once and replayed as one graph: one launch instead of hundreds.
-
-After the same seed a replay draws the random numbers of the plain call.
-"""
+"""Work on a CUDA device recorded once and replayed as one graph; a seed gives the random numbers of plain calls."""
 
 from __future__ import annotations
 
@@ -23,14 +20,6 @@ _failed: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator still refers to 
 def possible(device: torch.device) -> bool:
     """Whether a device has graphs."""
     return device.type == "cuda"
-
-
-def free(device: torch.device) -> None:
-    """Empty the cache of the device's allocator."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
 
 
 def record(function: Callable[[], Out], warm_up: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, Out]:

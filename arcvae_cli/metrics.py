@@ -43,10 +43,7 @@ class EpochMetrics:
 
 
 class MetricAccumulator:
-    """A table on the device, a row for each batch, at a fixed address for CUDA graphs.
-
-    `levels`: groups of each level by its name, in the model's order. `closed`: levels whose beta a closed loop sets.
-    """
+    """A table on the device, a row for each batch, at a fixed address. `closed`: levels with closed loops."""
 
     def __init__(
         self,

@@ -21,11 +21,9 @@ Examples = NDArray[np.integer[Any]]
 ACCURACIES: dict[str, tuple[str, str | None, str]] = {
     "pixel": ("pixel_accuracy", "non_black_accuracy", "exact_accuracy"),
     "token": ("token_acc", None, "seq_acc"),
-}
-"""By the unit of a corpus: the names of its shares of right positions, foreground positions and whole examples."""
+}  # by the unit of a corpus: the names of its shares of right positions, foreground positions and whole examples
 
 HIGHER_IS_BETTER = {f"val/{name}" for names in ACCURACIES.values() for name in names if name is not None}
-"""Metrics of validation whose largest value is the best; of all others the smallest is."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ class Recorder:
         """Before the first step."""
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
-        """After `start` in a resumed run: its epochs up to step `step`; what was recorded of later steps is void."""
+        """After `start` in a resumed run: its epochs up to step `step`; records of later steps are to be dropped."""
 
     def step(self, epoch: int, done: int, beta: float | None) -> None:
         """After every step: `done` steps of this epoch; beta, None for a closed loop. Must cost next to nothing."""

@@ -169,14 +169,6 @@ class Step:
     def measure(self, batch: Batch, betas: Mapping[str, float]) -> tuple[Terms, Output]:
         return self.plain(batch, fixed(betas))
 
-    @property
-    def learning_rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self.rate.fill_(value)
-
 
 class Kept:
     """What a trial step changes: weights, optimiser, closed loops. `restore` puts it back in place, for graphs."""

@@ -15,10 +15,9 @@ NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "a terminal that wa
 
 
 class Signals:
-    """While entered, a signal raises KeyboardInterrupt, or is only kept in `asked` if `patient`.
+    """While entered, a signal raises KeyboardInterrupt; if `patient`, only a second Ctrl-C does.
 
-    `patient`: there are steps to save; a second Ctrl-C raises all the same. What the parent ignores (`nohup`) stays
-    ignored, and outside of the main thread there are no handlers.
+    What the parent ignores (`nohup`) stays ignored, and outside of the main thread there are no handlers.
     """
 
     def __init__(self, names: Iterable[str] = NAMES) -> None:

@@ -40,14 +40,13 @@ SHOWN, SAMPLES = 16, 64  # reconstructions and samples of a picture
 CHECK_EVERY = 50  # steps between two asynchronous checks for NaN
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
-Betas = Mapping[str, Sequence[float]]  # of the steps of an epoch, by level
+Curves = Mapping[str, Sequence[float]]  # of the steps of an epoch, by level
 Ranking = tuple[str, Callable[[EpochRecord], float], float]
 LOSS: Ranking = ("loss", lambda record: record.selection, 1.0)
 RANKINGS: dict[str, tuple[Ranking, ...]] = {
     "pixel": (LOSS,),
     "token": (LOSS, ("seq_acc", lambda record: record.val.exact, -1.0)),
-}
-"""By the unit of a corpus: what the best epochs are kept by, and the sign that makes the best the smallest."""
+}  # by the unit of a corpus: what the best epochs are kept by, and the sign that makes the best the smallest
 
 
 @dataclass
@@ -138,7 +137,7 @@ class Trainer:
             self.engine.begin(epoch, self.index)
             for index in range(self.index, self.steps):
                 self.control.at(self.time(epoch, index))
-                self.step.learning_rate = self.rate(self.done)
+                self.step.rate.fill_(self.rate(self.done))
                 self.engine.run(index)  # no sync: metrics stay on the device
                 self.done += 1
                 for recorder in self.recorders:
@@ -197,7 +196,7 @@ class Trainer:
         """The epoch that the schedule is asked for in a step: a whole number unless it moves with every step."""
         return epoch - 1 + (index + 1) / self.steps if self.schedule.per == "step" else float(epoch)
 
-    def path(self, epoch: int, closed: Betas) -> Betas:
+    def path(self, epoch: int, closed: Curves) -> Curves:
         """Beta of every step by level: a function of the time, and of `closed` loops what they set."""
         times = [self.time(epoch, index) for index in range(self.steps)]
         parts = self.schedule.by_level(self.levels)
@@ -232,7 +231,7 @@ class Trainer:
             self.step.precision = torch.float32
             self.notes.append(f"bf16 gives a loss of {losses[1]:.4g} and fp32 {losses[0]:.4g}: using fp32")
 
-    def step_records(self, epoch: int, rows: MetricRows, path: Betas) -> list[StepRecord]:
+    def step_records(self, epoch: int, rows: MetricRows, path: Curves) -> list[StepRecord]:
         first, every, records = (epoch - 1) * self.steps, self.settings.log.every_n_steps, []
         for index in range(-(first + 1) % every, self.steps, every):
             now, mean = {level: betas[index] for level, betas in path.items()}, rows.mean(slice(index, index + 1))
@@ -241,7 +240,7 @@ class Trainer:
         return records
 
     def record(
-        self, epoch: int, train: EpochMetrics, val: EpochMetrics, betas: dict[str, float], path: Betas, seconds: float
+        self, epoch: int, train: EpochMetrics, val: EpochMetrics, betas: dict[str, float], path: Curves, seconds: float
     ) -> EpochRecord:
         """The record of an epoch, with whether it is the best so far."""
         mean = self.settings.objective.kl_reduction == "mean"
@@ -370,6 +369,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         last, names = self.history[-1] if self.history else None, ACCURACIES[self.corpus.unit]
+        closed = {level: [record.path[level] for record in self.history] for level in self.closed}
         return {
             "format_version": checkpoints.FORMAT,
             "epoch": len(self.history) + (self.index > 0),
@@ -390,10 +390,7 @@ class Trainer:
             # for resuming: all earlier epochs, a line each, and the metrics of the one under way
             "steps_per_epoch": self.steps,
             "history": "\n".join(self.history_json),
-            "closed_betas": {
-                level: torch.tensor([record.path[level] for record in self.history], dtype=torch.float64)
-                for level in self.closed
-            },
+            "closed_betas": {level: torch.tensor(betas, dtype=torch.float64) for level, betas in closed.items()},
             "tally": self.engine.metrics.table[: self.index].cpu().clone(),  # of a view, all would be saved
             "stood": dict(self.at_bound),
             "corpus": self.fingerprint,
@@ -430,16 +427,13 @@ class Trainer:
     def resume(self, values: Mapping[str, Any], path: Path) -> None:
         """Continue from the run's checkpoint at `path`, before `fit`. InputError if it is of other data or unusable."""
         if values.get("corpus") != self.fingerprint:
-            raise InputError(
-                f"{path}: trained on another {self.corpus.name} than there is now",
-                "give the data that the run began with, or start a new run",
-            )
+            what = f"{path}: trained on another {self.corpus.name} than there is now"
+            raise InputError(what, "give the data that the run began with, or start a new run")
         try:
             self.load_state_dict(values)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path}: no run can be resumed from it ({first_line(error)})", "give another checkpoint of the run"
-            ) from error
+            what = f"{path}: no run can be resumed from it ({first_line(error)})"
+            raise InputError(what, checkpoints.ANOTHER) from error
         if path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
             self.rewind(path)
         within = f" and {self.index} of {self.steps} steps" if self.index else ""
@@ -539,7 +533,7 @@ class Trainer:
         return ArcvaeError(what, f"a batch of {fitting} fitted in a trial: start a run with `{command}`")
 
 
-def turns(path: Betas) -> dict[str, tuple[float, float]]:
+def turns(path: Curves) -> dict[str, tuple[float, float]]:
     """The least and the largest beta of each level whose beta went both up and down in these steps."""
     spans = {name: (min(values), max(values)) for name, values in path.items()}
     moved = {name: abs(values[-1] - values[0]) for name, values in path.items()}

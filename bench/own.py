@@ -73,7 +73,7 @@ def own_steps(settings: Settings, corpus: GridCorpus | DerivationCorpus, device:
             if index == 0:
                 engine.begin(epoch + 1)
             control.at(epoch + (index + 1) / steps)
-            step.learning_rate = rate(done)
+            step.rate.fill_(rate(done))
             engine.run(index)
             done += 1
         return engine.metrics.read(index + 1)

@@ -69,7 +69,7 @@ def train(engine: Engine) -> list[MetricRows]:
         engine.begin(epoch)
         for index in range(STEPS):
             engine.control.at(times()[(epoch - 1) * STEPS + index])
-            engine.step.learning_rate = 1e-3 / epoch
+            engine.step.rate.fill_(1e-3 / epoch)
             engine.run(index)
         found.append(engine.metrics.read(STEPS))
     return found

@@ -151,8 +151,8 @@ def test_a_state_taken_up_leaves_the_learning_rate_where_a_schedule_sets_it() ->
     kept = make_step(lr=0.5).optimizer.state_dict()
     step = make_step(lr=0.01)
     step.optimizer.load_state_dict(kept)
-    assert step.learning_rate == 0.5
-    step.learning_rate = 0.25
+    assert float(step.rate) == 0.5
+    step.rate.fill_(0.25)
     assert step.optimizer.param_groups[0]["lr"] is step.rate and step.optimizer.param_groups[0]["lr"] == 0.25
 
 

@@ -14,6 +14,8 @@ from arcvae_cli import gaussians
 from arcvae_cli.conditions import Attribute
 from arcvae_cli.settings import ModelSettings
 
+Latents = Mapping[str, Tensor]  # (B, *shape) by level
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -97,11 +99,11 @@ class VAE(nn.Module, ABC):
         n: int,
         temperature: float = 1.0,
         conditions: Tensor | None = None,  # noqa: ARG002
-        noise: Mapping[str, Tensor] | None = None,
+        noise: Latents | None = None,
     ) -> dict[str, Tensor]:
-        """`n` draws from the prior, by default N(0, I), given conditions (n, A) if any.
+        """`n` draws by level from the prior, by default N(0, I), given conditions (n, A) if any.
 
-        `temperature` multiplies its standard deviation. `noise`: standard normal numbers (n, *shape) by level, or None.
+        `temperature` multiplies its standard deviation; `noise`: standard normal numbers (n, *shape) to draw with.
         """
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 

@@ -25,12 +25,14 @@ class GridVAE(VAE):
     def __init__(self, settings: GridSettings) -> None:
         super().__init__()
         self.settings = settings
-        d = settings.latent_dim
+        d, body = settings.latent_dim, convolutions()
         if settings.body == "plain":
-            self.encoder: nn.Module = Encoder(plain_encoder(), 128, d)
+            body += [nn.Linear(2048, 128), nn.ReLU(inplace=True)]
+            self.encoder: nn.Module = Encoder(nn.Sequential(*body), 128, d)
             self.decoder: nn.Module = plain_decoder(d)
         else:
-            self.encoder = Encoder(residual_encoder(settings.dropout), WIDE, d)
+            body += [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
+            self.encoder = Encoder(nn.Sequential(*body), WIDE, d)
             self.decoder = residual_decoder(d, settings.dropout)
 
     @property
@@ -79,11 +81,6 @@ def convolutions() -> list[nn.Module]:
         nn.ReLU(inplace=True),
         Flatten(),
     ]
-
-
-def plain_encoder() -> nn.Module:
-    """(B, 10, 16, 16) -> (B, 128)."""
-    return nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
 
 
 def plain_decoder(latent_dim: int) -> nn.Module:
@@ -162,12 +159,6 @@ class Block(nn.Module):
         hidden = functional.gelu(self.widen(self.norm(x)), approximate="tanh")
         out: Tensor = x + self.dropout(self.back(hidden))
         return out
-
-
-def residual_encoder(dropout: float) -> nn.Module:
-    """(B, 10, 16, 16) -> (B, 512): the plain convolutions, without the bottleneck of 128 behind them."""
-    wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, dropout), nn.LayerNorm(WIDE)]
-    return nn.Sequential(*convolutions(), *wide)
 
 
 def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:

@@ -5,7 +5,6 @@ q(z_g | x, c) q(z_l | x, z_g, c) and p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c); 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
-from arcvae_cli.models.base import VAE, Batch, Level, Output, posterior_logvar, standard_level
+from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, posterior_logvar, standard_level
 from arcvae_cli.models.grid import COLOURS, SIDE, Block, Flatten, Unflatten
 from arcvae_cli.models.likeliest import COUNT, EXTENTS, PRESENT, likeliest
 from arcvae_cli.settings import HierarchicalSettings
@@ -51,16 +50,12 @@ class HierarchicalVAE(VAE):
         """The posteriors of (B, 16, 16) grids: the global one, and the local one given the global sample."""
         return self._encode(batch, noise)[0]
 
-    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
+    def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
         sketch = self.decoder.sketch(latents[GLOBAL], self.given(conditions, latents[GLOBAL]))
         return self.decoder.paint(sketch, latents[LOCAL])
 
     def prior(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        conditions: Tensor | None = None,
-        noise: Mapping[str, Tensor] | None = None,
+        self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
     ) -> dict[str, Tensor]:
         """`n` draws: the global vector from N(0, temperature^2), the local map from the learned prior given it."""
         noise = noise or self.noise(n)
@@ -164,7 +159,7 @@ class Encoder(nn.Module):
         self.patch = patch = SIDE // side
         self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
         self.enter = nn.Conv2d(COLOURS * patch * patch, CHANNELS, 3, padding=1)
-        self.blocks = nn.ModuleList(Convolutions() for _ in range(ENCODER_BLOCKS))
+        self.blocks = nn.Sequential(*(Convolutions() for _ in range(ENCODER_BLOCKS)))
         self.conditions = Conditions(WIDE)
         self.thin = nn.Conv2d(CHANNELS, THIN, 1)
         self.flatten = Flatten()
@@ -178,9 +173,7 @@ class Encoder(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """(B, 16, 16) int64 -> (B, CHANNELS, S, S)."""
         one_hot = functional.embedding(x, self.one_hot).permute(0, 3, 1, 2)
-        features: Tensor = self.enter(functional.pixel_unshuffle(one_hot, self.patch))
-        for block in self.blocks:
-            features = block(features)
+        features: Tensor = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
         return features
 
     def top(self, features: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:

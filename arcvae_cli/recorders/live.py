@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -83,12 +83,11 @@ class Lines(Recorder):
         self._missed = set(missed)
 
 
-class LiveTable(Recorder):
-    """The table of epochs, below it the KL of every dimension, progress and time left."""
+class LiveTable(Lines):
+    """The table of epochs, the KL of every dimension, progress and time left."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._plan: Plan | None = None
+        super().__init__(console)
         self._epochs: list[EpochRecord] = []
         self._began = time.monotonic()
         self._at: tuple[int, int, float | None] = (1, 0, None)  # epoch, steps of it done, beta unless a closed loop
@@ -97,9 +96,7 @@ class LiveTable(Recorder):
         self._live = Live(console=console.err, refresh_per_second=2, get_renderable=self.picture)
 
     def start(self, plan: Plan) -> None:
-        for line in header(plan):
-            self._console.note(Text(line))
-        self._plan = plan
+        super().start(plan)
         self._began = time.monotonic()
         self._live.start()
 
@@ -151,7 +148,8 @@ class LiveTable(Recorder):
         own = 0 if self._earlier is None else steps - self._earlier  # the time left is estimated from these
         spent = time.monotonic() - self._began
         left = clock(spent * (total - steps) / own) if own > 10 else "-:--"
-        now = f"beta {beta:.4g}" if beta is not None else "beta in a closed loop"
+        last = f"beta was {beta_text(self._epochs[-1])}" if self._epochs else "beta in a closed loop"
+        now = last if beta is None else f"beta {beta:.4g}"
         row = Table.grid(padding=(0, 1))
         row.add_column(max_width=30)  # gives way where the terminal is narrow
         row.add_column(no_wrap=True)
@@ -186,6 +184,11 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
     val, scale = record.val, plan.elbo_scale
     active = sum(value > ACTIVE_KL for value in val.groups)
     dull = {"position": plan.blank is not None and val.position <= plan.blank, "foreground": val.foreground < 0.05}
+    targets: dict[str, Text] = {}  # what closed loops reached beside their targets, a column for each quantity
+    for target in record.targets:
+        text = targets.setdefault(f"{QUANTITIES[target.quantity]}/target", Text())
+        style = "red" if target.missed else "green"
+        text.append(f"{'  ' if text else ''}{target.value:.3g}/{target.target:.3g}", style=style)
     cells: dict[str, str | Text] = {
         "epoch": f"{record.epoch}{'*' if record.best else ' '}",
         "beta": beta_text(record),
@@ -194,7 +197,7 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         "val loss": f"{val.loss:.4g}",
         "recon": f"{val.reconstruction:.4g}",
         "KL": f"{val.rate:.2f}",
-        **target_cells(record),
+        **targets,
         **{
             name: Text(f"{getattr(val, share):.3f}", style="red" if dull.get(share) else "")
             for name, share in SHARES[record.unit].items()
@@ -203,16 +206,6 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         "s": f"{record.seconds:.1f}",
     }
     return {name: cell if isinstance(cell, Text) else Text(cell) for name, cell in cells.items()}
-
-
-def target_cells(record: EpochRecord) -> Mapping[str, Text]:
-    """What a closed loop reached beside its target (`25.1/25`), a column for each quantity."""
-    cells: dict[str, Text] = {}
-    for target in record.targets:
-        text = cells.setdefault(f"{QUANTITIES[target.quantity]}/target", Text())
-        style = "red" if target.missed else "green"
-        text.append(f"{'  ' if text else ''}{target.value:.3g}/{target.target:.3g}", style=style)
-    return cells
 
 
 def beta_text(record: EpochRecord, scale: float = 1.0) -> str:
