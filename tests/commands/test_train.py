@@ -360,7 +360,12 @@ def test_unusable_input_gives_two_lines_and_leaves_nothing(
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
     assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) <= 2
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["file", "runs", "runs/taken", "runs/taken/mine"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "file",
+        "runs",
+        "runs/taken",
+        "runs/taken/mine",
+    ]
     assert (tmp_path / "file").read_text() == "mine"
 
 
