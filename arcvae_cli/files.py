@@ -40,7 +40,7 @@ def read_limited(path: Path, most: int) -> bytes:
     """The content of a regular file. OSError if it cannot be read or has more than `most` bytes."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > most:
-            raise OSError(errno.EFBIG, f"over {most >> 20} MB")
+            raise OSError(errno.EFBIG, f"larger than {most >> 10:,} kB")
         return file.read(most)
 
 

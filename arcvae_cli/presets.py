@@ -19,7 +19,7 @@ from arcvae_cli.errors import InputError, first_fault, nearest
 from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, all_keys, contradictions, known_keys
 
-PRESET_BYTES = 2**20  # largest preset read
+PRESET_BYTES = 64 * 1024  # largest preset read
 ENVIRONMENT = "ARCVAE_"
 OWN_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
 
