@@ -12,9 +12,7 @@ from torch.nn import functional
 from arcvae_cli.models.base import VAE, Batch, Level, posterior_logvar, standard_level
 from arcvae_cli.settings import GridSettings
 
-COLOURS = 10
-SIDE = 16
-LEVEL = "z"
+COLOURS, SIDE, LEVEL = 10, 16, "z"
 WIDE = 512  # width of the residual body's linear layers
 DECODER_BLOCKS = 4
 
@@ -174,7 +172,7 @@ def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:
 
 
 class ChannelsFirst(nn.Module):
-    """(B, H, W, C) seen as (B, C, H, W), with the memory left as it is: what PyTorch calls channels last."""
+    """(B, H, W, C) seen as (B, C, H, W), channels last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)

@@ -23,7 +23,6 @@ SHARES = {
     "token": {"token": "position", "sequence": "exact"},
 }  # by the unit of a corpus: the columns of its accuracies, and their fields of `EpochMetrics`
 SPARE = ("s", "exact", "loss", "recon", "pixel", "token", "on ELBO")  # left out on a narrow terminal, in this order
-QUANTITIES = {"kl": "KL", "reconstruction": "recon"}
 
 
 def live_recorder(console: Console) -> LiveTable | Lines:
@@ -38,9 +37,8 @@ def header(plan: Plan) -> Iterator[str]:
     sizes = f"{plan.sizes['train']:,} to train on, {plan.sizes['val']:,} to validate"
     yield f"data {plan.corpus}: {sizes}; {plan.epochs} epochs of {plan.steps} steps"
     floors = plan.free_bits
-    named = [f"{level} {value:g}" for level, value in floors.items()]
-    if len(set(floors.values())) == 1:
-        named = [f"{value:g}" for value in set(floors.values())]
+    same = len(set(floors.values())) == 1
+    named = {f"{value:g}" if same else f"{level} {value:g}": None for level, value in floors.items()}
     free_bits = f"; free bits {', '.join(named)} ({plan.free_bits_mode})" if any(floors.values()) else ""
     yield f"schedule {plan.schedule}: {plan.schedule_text}{free_bits}"
     if plan.elbo_scale is None:
@@ -186,7 +184,7 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
     dull = {"position": plan.blank is not None and val.position <= plan.blank, "foreground": val.foreground < 0.05}
     targets: dict[str, Text] = {}  # what closed loops reached beside their targets, a column for each quantity
     for target in record.targets:
-        text = targets.setdefault(f"{QUANTITIES[target.quantity]}/target", Text())
+        text = targets.setdefault("KL/target" if target.quantity == "kl" else "recon/target", Text())
         style = "red" if target.missed else "green"
         text.append(f"{'  ' if text else ''}{target.value:.3g}/{target.target:.3g}", style=style)
     cells: dict[str, str | Text] = {
