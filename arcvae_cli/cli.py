@@ -33,20 +33,13 @@ COMMANDS = {
 class LazyGroup(TyperGroup):
     """A group that lists its commands without importing them, and translates exceptions."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        if cmd_name not in self.commands and cmd_name in COMMANDS:
-            return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])  # a name with a line of help
-        return self.commands.get(cmd_name)
+    def __init__(self, *arguments: Any, **extra: Any) -> None:
+        super().__init__(*arguments, **extra)
+        self.commands = {name: TyperCommand(name, help=text) for name, (_, text) in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in COMMANDS:
             self.commands[args[0]] = load(args[0])
-        elif args:
-            for name in COMMANDS:  # candidates for "Did you mean"
-                self.commands.setdefault(name, TyperCommand(name))
         return super().resolve_command(ctx, args)
 
     def main(self, args: Any = None, prog_name: Any = None, **extra: Any) -> Any:  # type: ignore[override]

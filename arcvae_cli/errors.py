@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-LONGEST = 1200
-"""Characters of a line of an error."""
+LONGEST = 1200  # characters of a line of an error
 
 
 class ArcvaeError(Exception):
     """A job that failed: exit code 1, no traceback.
 
-    `what`: what is wrong and where (file, dotted key). `fix`: what to do about it. Each is one printable line, whatever
-    names and values from files it contains, and without the password of any URL.
+    `what`: what is wrong and where. `fix`: what to do about it. Each is made one printable line without passwords.
     """
 
     exit_code = 1
@@ -46,7 +44,7 @@ def printable(text: str) -> str:
 
 
 def without_password(text: str) -> str:
-    """A URL, or a text with URLs in it, without the user names and passwords (`https://user:secret@host/...`)."""
+    """A text without the user names and passwords of URLs (`https://user:secret@host/...`)."""
     return re.sub(r"(\w{2,}:/{1,2})\S*@", r"\1", text)  # one slash where it was taken for a path
 
 
@@ -61,10 +59,7 @@ class InputError(ArcvaeError):
 
 
 class Interrupted(ArcvaeError):  # noqa: N818 - not an error
-    """Stopped by a signal, with the work saved; `exit_code` depends on the signal.
-
-    `at_once`: the signal came twice, so nothing is waited for.
-    """
+    """Stopped by a signal, with the work saved. `at_once`: the signal came twice, so nothing is waited for."""
 
     def __init__(self, what: str, exit_code: int, fix: str | None = None, at_once: bool = False) -> None:
         super().__init__(what, fix)
@@ -78,8 +73,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}? " if near else ""
 
 
-TAGGED = ("model", "schedule", "base", "global", "local")
-"""Keys of tables that are read by their `name`, which pydantic then adds to the location of an error."""
+TAGGED = ("model", "schedule", "base", "global", "local")  # after which pydantic adds a `name` to the location
+
+
+def _unknown(what: str, given: str, known: Iterable[str]) -> tuple[str, str]:
+    names = list(known)
+    return f"unknown {what} {given!r}", f"{nearest(given, names)}known here: {', '.join(names)}"
 
 
 def first_fault(error: ValidationError, keys: Callable[[list[str]], Iterable[str]]) -> tuple[str, str, str | None]:
@@ -88,18 +87,13 @@ def first_fault(error: ValidationError, keys: Callable[[list[str]], Iterable[str
     loc = fault["loc"]
     path = [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in TAGGED)]
     context, given = fault.get("ctx", {}), fault["input"]
-    problem = f"{re.sub(r'^(Input|Tuple) ', '', fault['msg'])}, got {given!r:.60}"
-    fix = None
+    problem, fix = f"{re.sub(r'^(Input|Tuple) ', '', fault['msg'])}, got {given!r:.60}", None
     match fault["type"]:
         case "extra_forbidden":
-            known = list(keys(path[:-1]))
-            problem = f"unknown key {path[-1]!r}"
-            fix = f"{nearest(path[-1], known)}known here: {', '.join(known)}"
+            problem, fix = _unknown("key", path[-1], keys(path[:-1]))
         case "union_tag_invalid":
             path.append("name")
-            known = context["expected_tags"].replace("'", "").split(", ")
-            problem = f"unknown name {context['tag']!r}"
-            fix = f"{nearest(context['tag'], known)}known here: {', '.join(known)}"
+            problem, fix = _unknown("name", context["tag"], context["expected_tags"].replace("'", "").split(", "))
         case "union_tag_not_found":
             path.append("name")
             problem = "missing"

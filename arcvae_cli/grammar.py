@@ -1,18 +1,7 @@
-"""Context-free grammars: their notation, their checks, and the rules that a model works on. No torch, no parser.
-
-The notation, one left-hand side a line, alternatives between bars, and nothing else:
-
-    # a comment, from a hash to the end of the line
-    %separator " "                     between the terminals of a string as it is written; nothing by default
-    S -> S '+' T | T                   the first left-hand side is the start symbol, unless %start names another
-    T -> '(' S ')' | "x" |             terminals stand in quotes, without escapes; the last alternative is empty
-
-A symbol may stand on the left of several lines. One that stands on no left is an error, unless `%undefined NAME` says
-that it is meant: then what holds it is never used. The notation is that of NLTK (but for %separator and %undefined).
+"""Context-free grammars: their notation (that of NLTK; see docs/grammar.md), and the rules that a model works on.
 
 Productions are numbered in the order of the file, from 0: these are the ids of a derivation. One more rule, the last,
-stands after the end of a derivation (`Nothing -> None` in the code of Kusner et al. 2017; a file that ends in it says
-the same twice, and it is counted once).
+pads derivations (`Nothing -> None` in the code of Kusner et al. 2017; a file that ends in it does not add another).
 """
 
 from __future__ import annotations
@@ -46,12 +35,11 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _FIX = "A line is `NAME -> alternatives between bars`, terminals in quotes; docs/grammar.md shows the notation."
-_DIRECTIVES = 'There are `%start NAME`, `%separator " "` and `%undefined NAME ...`, one of each.'
 
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """A terminal: the text that it stands for."""
+    """The text of a terminal."""
 
     text: str
 
@@ -64,7 +52,6 @@ class Production:
     right: tuple[str | Terminal, ...]
 
     def nonterminals(self) -> tuple[str, ...]:
-        """Those of the right-hand side, from left to right."""
         return tuple(symbol for symbol in self.right if isinstance(symbol, str))
 
     def __str__(self) -> str:
@@ -73,12 +60,10 @@ class Production:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a model needs of a grammar, as plain numbers; P rules, the padding rule included.
+    """What a model needs of a grammar: P rules, the padding rule included.
 
-    `lhs`: (P,) place in `symbols` of what each rule rewrites, -1 for the
-    padding rule and for rules that no derivation can use. `rhs`: (P,) places of the nonterminals of each right-hand
-    side, from left to right; None where only ids and masks are known, and then nothing can be derived. `text`: the
-    grammar in its notation, None likewise.
+    `lhs`: (P,) place in `symbols` of what each rule rewrites, -1 for padding and unusable rules. `rhs`: (P,) places of
+    the nonterminals of each right-hand side. `rhs` and `text`, the notation, are None if only ids and masks are known.
     """
 
     symbols: tuple[str, ...]
@@ -96,10 +81,7 @@ class Rules:
         return tuple(rule for rule, left in enumerate(self.lhs) if left == symbol)
 
     def fewest(self) -> tuple[int, ...]:
-        """By symbol, how many rules it takes at the least to derive a string of terminals from it.
-
-        Raises ValueError without right-hand sides, and for a symbol that no sequence of rules finishes.
-        """
+        """By symbol, the fewest rules that derive a string of terminals from it; ValueError if there are none."""
         if self.rhs is None:
             raise ValueError("the right-hand sides of these rules are not known")
         counts = _fewest([(left, right) for left, right in zip(self.lhs, self.rhs, strict=True) if left >= 0])
@@ -111,10 +93,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class Grammar:
-    """A context-free grammar as its file has it, checked: every symbol is defined, the start symbol derives strings.
+    """A checked context-free grammar: every symbol is defined, the start symbol derives strings.
 
-    `productions` keep the numbers of the file. `unusable`: ids of those that no derivation of a string can contain,
-    because they hold a symbol that derives no string or because nothing leads to them.
+    `unusable`: ids of the productions that no derivation of a string can contain.
     """
 
     name: str
@@ -174,8 +155,7 @@ def parse_grammar(text: str, name: str) -> Grammar:
     """A grammar from its notation; `name` is what messages call it.
 
     InputError, with the number of the line, for what cannot be read, undefined symbols, a start symbol that derives no
-    string, the same production twice, and a symbol that derives itself: every string with it would have infinitely many
-    derivations.
+    string, the same production twice, and a symbol that derives itself.
     """
     lines, directives = _read(text, name)
     productions = tuple(lines)
@@ -183,29 +163,26 @@ def parse_grammar(text: str, name: str) -> Grammar:
     number, (start,) = directives.get("%start", (0, (productions[0].left,)))
     separator = directives["%separator"][1][0][1:-1] if "%separator" in directives else ""
     allowed = defined.union(directives.get("%undefined", (0, ()))[1])
-    quote = "Terminals stand in quotes; `%undefined NAME` permits a symbol without productions."
     if start not in defined:
-        raise _error(name, number, f"%start: undefined symbol {start}", quote)
+        raise _error(name, number, f"%start: undefined symbol {start}")
     for production, number in lines.items():
         for symbol in production.right:
             if isinstance(symbol, str) and symbol not in allowed:
-                raise _error(name, number, f"undefined symbol {symbol}", quote)
+                raise _error(name, number, f"undefined symbol {symbol}", "put a terminal in quotes, or add %undefined")
             if isinstance(symbol, Terminal) and separator.isspace() and re.search(r"\s", symbol.text):
                 what = f"the terminal {_quoted(symbol.text)} contains whitespace, which separates terminals"
-                raise _error(name, number, what, "Make its words terminals of their own, or leave %separator out.")
+                raise _error(name, number, what, "make its words terminals of their own")
     first = {production.left: number for production, number in reversed(lines.items())}
     unusable = _unusable(productions, start)
     if unusable is None:
-        fix = "Give it an alternative that ends in terminals."
-        raise _error(name, first[start], f"the start symbol {start} derives no string", fix)
+        raise _error(name, first[start], f"the start symbol {start} derives no string")
     if cycle := _cycle([production for rule, production in enumerate(productions) if rule not in unusable]):
-        fix = "Every string with it would have infinitely many derivations; remove one of these steps."
-        raise _error(name, first[cycle[0]], f"a symbol derives itself: {' -> '.join(cycle)}", fix)
+        what = f"a symbol derives itself: {' -> '.join(cycle)}"
+        raise _error(name, first[cycle[0]], what, "remove a step: strings would have infinitely many derivations")
     return Grammar(name, text, productions, start, separator, frozenset(unusable))
 
 
-_Directives = dict[str, tuple[int, tuple[str, ...]]]
-"""By directive, its line and its values."""
+_Directives = dict[str, tuple[int, tuple[str, ...]]]  # line and values of each
 
 
 def _error(name: str, line: int, what: str, fix: str = _FIX) -> InputError:
@@ -213,7 +190,6 @@ def _error(name: str, line: int, what: str, fix: str = _FIX) -> InputError:
 
 
 def _read(text: str, name: str) -> tuple[dict[Production, int], _Directives]:
-    """The productions of a grammar in their order, each with its line, and the directives."""
     lines: dict[Production, int] = {}
     directives: _Directives = {}
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
@@ -225,7 +201,7 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], _Directives]:
             directive, *values = (token for _, token in tokens)
             wanted = {"%start": ["name"], "%separator": ["quoted"], "%undefined": ["name"] * max(1, len(values))}
             if kinds[1:] != wanted.get(directive) or directive in directives:
-                raise _error(name, number, f"invalid directive {line.strip()!r}", _DIRECTIVES)
+                raise _error(name, number, f"invalid directive {line.strip()!r}")
             directives[directive] = number, tuple(values)
             continue
         if kinds[:2] != ["name", "arrow"]:
@@ -239,8 +215,7 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], _Directives]:
             elif kind == "bar":
                 production = Production(tokens[0][1], tuple(right))
                 if production in lines:
-                    what = f"`{production}` stands in line {lines[production]} already"
-                    raise _error(name, number, what, "Every string with it would be ambiguous.")
+                    raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
                 lines[production] = number
                 right = []
             else:

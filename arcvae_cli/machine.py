@@ -77,9 +77,9 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    said = any(words in text for words in ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory"))
-    failed = "could not create a primitive" in text and "descriptor" not in text  # oneDNN's own memory
-    return isinstance(error, RuntimeError) and (said or failed)
+    by_torch = any(s in text for s in ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory"))
+    by_onednn = "could not create a primitive" in text and "descriptor" not in text
+    return isinstance(error, RuntimeError) and (by_torch or by_onednn)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -16,20 +16,17 @@ import tomli
 from pydantic import ValidationError
 
 from arcvae_cli.errors import InputError, first_fault, nearest
-from arcvae_cli.files import is_file, open_regular
+from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, all_keys, contradictions, known_keys
 
-PRESET_BYTES = 64 * 1024
-"""Largest preset read."""
-
+PRESET_BYTES = 2**20  # largest preset read
 ENVIRONMENT = "ARCVAE_"
-OWN_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")
-"""Variables of arcvae that are not settings."""
+OWN_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Values from one place. `origins`: by dotted key, the origin of single values where it is not `origin`."""
+    """Values from one place. `origins`: of single dotted keys, where it is not `origin`."""
 
     origin: str
     values: Table
@@ -42,9 +39,6 @@ class Resolved:
 
     settings: Settings
     origins: Mapping[str, str]
-
-
-# -------------------------------------------------------------------------------------------------------- files
 
 
 def preset_folder() -> Path:
@@ -68,31 +62,22 @@ def find_preset(name: str, beside: Path | None = None) -> Path:
     for found in (path / "config.toml", path):
         if is_file(found):
             return found
-    raise InputError(
-        f"preset {name!r}: neither a shipped preset nor a file",
-        f"{nearest(name, preset_names())}shipped: {', '.join(preset_names())}; or give the path of a TOML file",
-    )
+    fix = f"{nearest(name, preset_names())}shipped: {', '.join(preset_names())}; or give the path of a TOML file"
+    raise InputError(f"preset {name!r}: neither a shipped preset nor a file", fix)
 
 
 def read_toml(path: Path) -> Table:
     """A TOML file as nested dictionaries; InputError for whatever is wrong with it."""
     try:
-        with open_regular(path) as file:
-            raw = file.read(PRESET_BYTES + 1)
+        return parsed(read_limited(path, PRESET_BYTES).decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(raw) > PRESET_BYTES:
-        raise InputError(f"{path}: larger than {PRESET_BYTES // 1024} kB", "a preset is a few dozen lines of TOML")
-    try:
-        return parsed(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
 def parsed(text: str) -> Table:
-    """TOML as nested dictionaries. ValueError, or RecursionError, for anything else."""
+    """TOML as nested dictionaries; ValueError, or RecursionError, for anything else."""
     table = tomli.loads(text)
     repr(table)  # a message about a value prints it: raises for a number or a nesting too long for that
     return table
@@ -106,34 +91,32 @@ def describe_preset(name: str) -> str:
 def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:
     """A preset and what it extends, the base first."""
     path = find_preset(name, beside)
-    if path.resolve() in seen:
-        chain = " -> ".join(p.name for p in (*seen, path))
-        raise InputError(f"{path}: `extends` goes in a circle: {chain}")
+    chain = (*seen, path.resolve())
+    if chain[-1] in seen:
+        raise InputError(f"{path}: `extends` goes in a circle: {' -> '.join(p.name for p in chain)}")
     values = read_toml(path)
     values.pop("description", None)
-    base = values.pop("extends", None)
-    if base is not None and not isinstance(base, str):
+    base = values.pop("extends", "")
+    if not isinstance(base, str):
         raise InputError(f"{path}: extends: expected the name of a preset, got {base!r}")
-    below = preset_layers(base, path.parent, (*seen, path.resolve())) if base else []
+    below = preset_layers(base, path.parent, chain) if base else []
     origin = f"presets/{path.name}" if path.parent == preset_folder() else str(path)
     return [*below, Layer(origin, values)]
 
 
-# ------------------------------------------------------------------------------------ environment, --set, flags
-
-
 def parse_value(text: str) -> Any:
-    """A value as TOML would read it; anything else is a string, so that quotes may be left out."""
+    """A value as TOML would read it, else a string."""
     try:
         return parsed(f"value = {text}")["value"] if "\n" not in text else text
     except (ValueError, RecursionError):
         return text
 
 
-def layer_of(origin: str, values: Mapping[str, tuple[str, Any]]) -> Layer:
-    """A layer of values by the place of each: {origin: (dotted key, value)}."""
+def flag_layer(flags: Mapping[str, tuple[str, Any]], origin: str = "flags") -> Layer:
+    """The layer of flags: {flag: (dotted key, value)}; a flag whose value is None was not given."""
     table: Table = {}
-    for where, (key, value) in values.items():
+    given = {flag: (key, value) for flag, (key, value) in flags.items() if value is not None}
+    for where, (key, value) in given.items():
         *parents, last = key.split(".")
         inner = table
         for name in parents:
@@ -141,7 +124,7 @@ def layer_of(origin: str, values: Mapping[str, tuple[str, Any]]) -> Layer:
             if not isinstance(inner, dict):
                 raise InputError(f"{where}: {key}: {name!r} was already given a value that is no table")
         inner[last] = value
-    return Layer(origin, table, {key: where for where, (key, _) in values.items()})
+    return Layer(origin, table, {key: where for where, (key, _) in given.items()})
 
 
 def set_layer(assignments: Sequence[str]) -> Layer:
@@ -152,7 +135,7 @@ def set_layer(assignments: Sequence[str]) -> Layer:
         if not equals or not all(key.split(".")):
             raise InputError(f"--set {text[:80]!r}: expected dotted.key=value", "for example --set train.lr=0.0005")
         values[f"--set {key}"] = key, parse_value(value)
-    return layer_of("--set", values)
+    return flag_layer(values, "--set")
 
 
 def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
@@ -163,52 +146,39 @@ def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
             continue
         key = name[len(ENVIRONMENT) :].lower().replace("__", ".")
         if not all(key.split(".")) or "." not in key:
-            raise InputError(
-                f"environment variable {name}: no setting has this name",
-                f"a setting is written {ENVIRONMENT}TABLE__KEY, for example {ENVIRONMENT}TRAIN__LR",
-            )
+            raise InputError(f"environment variable {name}: no setting has this name", "write ARCVAE_TABLE__KEY")
         values[name] = key, parse_value(text.strip())
-    return layer_of("environment", values)
-
-
-def flag_layer(flags: Mapping[str, tuple[str, Any]]) -> Layer:
-    """The layer of flags: {flag: (dotted key, value)}; a flag whose value is None was not given."""
-    return layer_of("flags", {flag: (key, value) for flag, (key, value) in flags.items() if value is not None})
-
-
-# ---------------------------------------------------------------------------------------------------- resolving
+    return flag_layer(values, "environment")
 
 
 def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     """Settings from defaults, a preset with what it extends, and further layers, a later one winning.
 
-    A further layer that names another schedule, or another model, voids the presets' keys of the table, so that the new
-    one starts from its own defaults and not from numbers meant for another.
+    A further layer that names another schedule or model voids the presets' keys of that table. Raises InputError.
     """
     merged: Table = {}
     origins: dict[str, str] = {}
     try:
         for layer in preset_layers(preset) if preset else []:
             merge(merged, layer.values, layer, origins)
-        for table, default in NAMED.items():
-            held = lookup(merged, f"{table}.name") or default
-            chosen = [name for layer in layers if (name := lookup(layer.values, f"{table}.name")) is not None]
-            if chosen and chosen[-1] != held:
-                merged.pop(table, None)
+        for key, default in NAMED.items():
+            names = [lookup(table, f"{key}.name") for table in (merged, *(layer.values for layer in layers))]
+            chosen = next((name for name in reversed(names) if name is not None), default)
+            if chosen != (names[0] or default):
+                merged.pop(key, None)
         for layer in layers:
             merge(merged, layer.values, layer, origins)
     except RecursionError as error:
         raise InputError("settings: nested too deeply") from error
     origins = {key: origin for key, origin in origins.items() if lookup(merged, key) is not None}
-    for table, default in NAMED.items():
-        if isinstance(values := merged.get(table), dict):
+    for key, default in NAMED.items():
+        if isinstance(values := merged.get(key), dict):
             values.setdefault("name", default)
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
         key, problem, fix = first_fault(error, lambda path: known_keys(path, merged))
-        last = key.rpartition(".")[2]
-        elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == last]
+        elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]]
         if problem.startswith("unknown key") and elsewhere and "did you mean" not in str(fix):
             fix = f"did you mean {elsewhere[0]}? {fix}"
         raise refusal(origins, key, problem, fix) from error
@@ -235,8 +205,7 @@ def merge(into: Table, values: Table, layer: Layer, origins: dict[str, str], pre
         elif dotted.startswith(tuple(NAMED)) and "name" in below and value.get("name", below["name"]) != below["name"]:
             below.clear()
         elif dotted == "model" and "arch" in value and value["arch"] != below.get("arch", GrammarSettings().arch):
-            for size in SIZES:  # meant for the other architecture
-                below.pop(size, None)
+            into[key] = below = {name: held for name, held in below.items() if name not in SIZES}
         merge(below, value, layer, origins, f"{dotted}.")
 
 
@@ -249,10 +218,9 @@ def lookup(table: Any, key: str) -> Any:
 
 def refusal(origins: Mapping[str, str], key: str, problem: str, fix: str | None) -> InputError:
     """The error for a dotted key, with the origin of its value, or of what is around it or within it."""
-    parts = key.split(".")
-    around = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    around = sorted((given for given in origins if f"{key}.".startswith(f"{given}.")), key=len, reverse=True)
     within = [given for given in origins if given.startswith(f"{key}.")]
-    where = next((origins[one] for one in [*around, *within] if one in origins), "default")
+    where = next((origins[one] for one in [*around, *within]), "default")
     return InputError(f"{where}: {problem}" if where.endswith(f" {key}") else f"{where}: {key}: {problem}", fix)
 
 

@@ -23,8 +23,7 @@ STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)
 CORPORA = (*GRID_CORPORA, *STRING_CORPORA)
 """The corpora of `arcvae_cli.data.corpora` by name; anything else given as `--data` is a path."""
 
-Contradiction = tuple[str, str, str]
-"""A key, what is wrong with its value, and how to mend it."""
+Contradiction = tuple[str, str, str]  # a key, what is wrong with its value, and how to mend it
 
 
 class SettingsTable(BaseModel):
@@ -33,9 +32,8 @@ class SettingsTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
-LARGEST = 2**63 - 1
-Count = Annotated[int, Field(ge=1, le=LARGEST)]
-Natural = Annotated[int, Field(ge=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Width = Annotated[int, Field(ge=1, le=4096)]  # above, a single layer takes gigabytes
 Depth = Annotated[int, Field(ge=1, le=64)]
@@ -49,9 +47,7 @@ class DataSettings(SettingsTable):
     """Which corpus, and how it is used."""
 
     name: Literal[GridCorpusName, StringCorpusName] = Field("arc", description="corpus by its name")
-    path: Path | None = Field(
-        None, strict=False, description="your own corpus instead: .npz, .npy, ARC JSON file or folder, file of strings"
-    )
+    path: Path | None = Field(None, strict=False, description="own corpus: .npz, .npy, ARC JSON, file of strings")
     size: Count = Field(100_000, description="examples of a built corpus")
     seed: Natural = Field(0, description="seed of a built corpus")
     augment: bool = Field(True, description="random symmetries and colour permutations of every batch")
@@ -59,16 +55,14 @@ class DataSettings(SettingsTable):
     grammar: str | None = Field(None, description="grammar of the strings: a file, or equations, smiles")
     input: Path | None = Field(None, strict=False, description="strings of the grammar, one a line")
     recipe: Literal["uniform", "kusner"] = Field("uniform", description="how equations are drawn")
-    max_rules: Count | None = Field(
-        None, description="rules of the longest derivation; by default the input's longest, 15 of equations"
-    )
+    max_rules: Count | None = Field(None, description="longest derivation in rules; by default that of the input")
     prod: Path | None = Field(None, strict=False, description="derivations: .npy of rule ids (N, T)")
     masks: Path | None = Field(None, strict=False, description="masks of derivations: .npy, bit-packed (N, T, bytes)")
-    pad_id: int | None = Field(None, ge=-1, le=LARGEST, description="padding id of derivations; detected by default")
+    pad_id: int | None = Field(None, ge=-1, le=2**63 - 1, description="padding id of derivations; detected by default")
 
     @property
     def of_strings(self) -> bool | None:
-        """Whether the corpus is of derivations and not of grids; None where only its file can tell."""
+        """Whether the corpus is of derivations, not of grids; None where only its file can tell."""
         if self.grammar is not None or self.input is not None or self.prod is not None:
             return True
         return None if self.path is not None else self.name in STRING_CORPORA
@@ -97,21 +91,17 @@ class DataSettings(SettingsTable):
 class ModelSettings(SettingsTable):
     """What every model has. `levels`: the names of its levels of latents, from the top down."""
 
-    levels: ClassVar[tuple[str, ...]]
+    levels: ClassVar[tuple[str, ...]] = ("z",)
 
     name: str
     posterior: Literal["softplus", "logvar"] = Field("softplus", description="output of the second head")
     logvar_min: float = Field(-12.0, ge=-30, le=0, description="floor of the posterior's log variance")
     logvar_max: float = Field(4.0, ge=0, le=20, description="ceiling of the posterior's log variance")
-    dropout: Fraction = Field(
-        0.0, description="of the residual blocks; the grid model's plain body and grammar's kusner have none"
-    )
+    dropout: Fraction = Field(0.0, description="of the residual blocks; body plain and arch kusner have none")
 
 
 class GridSettings(ModelSettings):
     """The model of grids with one vector of latents."""
-
-    levels: ClassVar[tuple[str, ...]] = ("z",)
 
     name: Literal["grid"] = "grid"
     latent_dim: Width = Field(10, description="dimensions of the latent code")
@@ -127,44 +117,26 @@ class HierarchicalSettings(ModelSettings):
     global_dim: Width = Field(16, description="dimensions of the global vector")
     local_channels: Width = Field(4, description="channels of the local map")
     local_size: Literal[4, 8, 16] = Field(8, description="rows and columns of the local map")
-    condition_dropout: float = Field(
-        0.1, ge=0, le=1, description="share of training grids without any condition; the others lose a random part"
-    )
+    condition_dropout: float = Field(0.1, ge=0, le=1, description="share of training grids without any condition")
 
 
-ARCHITECTURES: dict[str, Table] = {
-    "kusner": {
-        "encoder_hidden": 435,
-        "encoder_conv_layers": 3,
-        "encoder_kernel": [9, 9, 11],
-        "encoder_channels": [9, 9, 10],
-        "decoder_hidden": 501,
-        "decoder_layers": 3,
-        "decoder_dropout": 0.0,
-    },
-    "enhanced": {
-        "encoder_hidden": 256,
-        "encoder_conv_layers": 3,
-        "encoder_kernel": [3, 5, 7],
-        "decoder_hidden": 384,
-        "decoder_layers": 3,
-        "decoder_dropout": 0.2,
-    },
+KUSNER = {
+    "encoder_hidden": 435,
+    "encoder_kernel": [9, 9, 11],
+    "encoder_channels": [9, 9, 10],
+    "decoder_hidden": 501,
+    "decoder_dropout": 0.0,
 }
-"""Sizes of the grammar model where none are given, by its `arch`."""
-
-SIZES = tuple(dict.fromkeys(key for sizes in ARCHITECTURES.values() for key in sizes))
+"""Sizes of `arch = kusner` where none are given; those of `enhanced` are the defaults."""
 
 
 class GrammarSettings(ModelSettings):
     """The model of derivations of a context-free grammar."""
 
-    levels: ClassVar[tuple[str, ...]] = ("z",)
-
     name: Literal["grammar"] = "grammar"
     latent_dim: Width = Field(56, description="dimensions of the latent code")
     arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the code")
-    encoder_hidden: Width = Field(256, description="channels (enhanced), or width of the dense layer (kusner: 435)")
+    encoder_hidden: Width = Field(256, description="channels (enhanced) or width of the dense layer (kusner: 435)")
     encoder_conv_layers: Depth = Field(3, description="convolutions over the steps of a derivation")
     encoder_kernel: Kernel | Annotated[tuple[Kernel, ...], Field(strict=False)] = Field(
         (3, 5, 7), description="width of the convolutions: one number, or one for each (kusner: 9, 9, 11)"
@@ -175,25 +147,19 @@ class GrammarSettings(ModelSettings):
     decoder_hidden: Width = Field(384, description="units of a GRU layer (kusner: 501)")
     decoder_layers: Depth = Field(3, description="GRU layers")
     decoder_dropout: Fraction = Field(0.2, description="between the GRU layers (kusner: 0)")
-    posterior_noise: float = Field(
-        1.0, ge=1e-4, le=1, description="factor on the noise that is sampled; the 2017 code has 0.01, an autoencoder"
-    )
+    posterior_noise: float = Field(1.0, ge=1e-4, le=1, description="factor on the sampled noise; 0.01 in the 2017 code")
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """The sizes of the architecture, where none are given."""
-        if not isinstance(values, Mapping):
-            return values
-        return {**ARCHITECTURES.get(str(values.get("arch", "enhanced")), {}), **values}
+        kusner = isinstance(values, Mapping) and values.get("arch") == "kusner"
+        return {**KUSNER, **values} if kusner else values
 
     @model_validator(mode="after")
     def _agree(self) -> GrammarSettings:
-        """As many kernels and channels as there are convolutions."""
         layers = self.encoder_conv_layers
-        for key in ("encoder_kernel", "encoder_channels"):
-            given = getattr(self, key)
-            if isinstance(given, tuple) and len(given) != layers:
+        for key, given in (("encoder_kernel", self.kernels), ("encoder_channels", self.channels)):
+            if len(given) != layers:
                 raise ValueError(f"model.{key} has {len(given)} numbers for model.encoder_conv_layers = {layers}")
         if self.arch == "enhanced" and self.encoder_channels is not None:
             raise ValueError("model.encoder_channels is for arch = kusner; enhanced has encoder_hidden channels")
@@ -217,16 +183,14 @@ def _each(given: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
     return given if isinstance(given, tuple) else (given,) * layers
 
 
-MODEL_SETTINGS: dict[str, type[ModelSettings]] = {
-    "grid": GridSettings,
-    "hierarchical": HierarchicalSettings,
-    "grammar": GrammarSettings,
-}
-"""The table of each model, by its name."""
+SIZES = tuple(name for name in GrammarSettings.model_fields if name.startswith(("encoder_", "decoder_")))
+"""Keys whose defaults depend on `arch`."""
+
+_MODELS: tuple[type[ModelSettings], ...] = (GridSettings, HierarchicalSettings, GrammarSettings)
+MODEL_SETTINGS = {kind.model_fields["name"].default: kind for kind in _MODELS}
 
 DEFAULT_MODEL = "grid"
-NAMED = {"schedule": "linear_warmup", "model": DEFAULT_MODEL}
-"""Tables whose keys depend on their `name`, and the name they have by default."""
+NAMED = {"schedule": "linear_warmup", "model": DEFAULT_MODEL}  # the tables with a `name`, and its default
 
 
 def _model_name(table: Any) -> str:
@@ -252,7 +216,7 @@ class ObjectiveSettings(SettingsTable):
     kl_reduction: Literal["sum", "mean"] = Field("sum", description="over the dimensions of a level")
     free_bits: NotNegative = Field(0.0, description="lambda in nats; above 0 switches free bits on")
     free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field(
-        "per_dim", description="lambda is the floor of a dimension's batch mean, of each example's KL, or of the total"
+        "per_dim", description="what lambda is a floor of"
     )
     free_bits_by_level: dict[str, NotNegative] = Field({}, description="lambda of single levels, instead of free_bits")
 
@@ -278,21 +242,18 @@ class TrainSettings(SettingsTable):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, batches and noise")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
-    engine: Literal["auto", "eager", "compile", "graph"] = Field(
-        "auto", description="how a step runs; graph is one CUDA graph, which auto takes on CUDA"
-    )
-    save_minutes: NotNegative = Field(
-        10.0, description="save last.pth after so many minutes within an epoch too; 0 saves after epochs only"
-    )
+    engine: Literal["auto", "eager", "compile", "graph"] = Field("auto", description="how a step runs")
+    save_minutes: NotNegative = Field(10.0, description="minutes between saves within an epoch; 0 for none")
 
 
 class CheckpointSettings(SettingsTable):
     """What is kept beside the best, the final and the last."""
 
     every_epochs: Natural = Field(10, description="keep vae_epoch_N.pth every N epochs; 0 keeps none")
-    save_top_k: int = Field(
-        3, ge=0, le=100, description="keep the best N epochs as best-loss-*, of a grammar also as best-seq_acc-*"
-    )
+    save_top_k: int = Field(3, ge=0, le=100, description="best epochs kept as best-loss-*, of a grammar best-seq_acc-*")
+
+
+WANDB_NAME = r"^[^/\\#?%:;,']{1,128}$"
 
 
 class LogSettings(SettingsTable):
@@ -301,13 +262,9 @@ class LogSettings(SettingsTable):
     every_n_steps: Count = Field(50, description="steps between two lines in metrics.jsonl within an epoch")
     images_every: Natural = Field(5, description="epochs between pictures; 0 draws none but the last")
     tensorboard: bool = Field(False, description="write TensorBoard event files into the run's folder")
-    wandb: Literal["auto", "online", "offline", "off"] = Field(
-        "auto", description="Weights & Biases; auto is online where a login exists, else off"
-    )
-    wandb_project: str = Field("arc-controllable-generation", pattern=r"^[^/\\#?%:;,']{1,128}$")
-    wandb_entity: str | None = Field(
-        None, pattern=r"^[^/\\#?%:;,']{1,128}$", description="user or team; by default that of the login"
-    )
+    wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: where a login exists")
+    wandb_project: str = Field("arc-controllable-generation", pattern=WANDB_NAME)
+    wandb_entity: str | None = Field(None, pattern=WANDB_NAME, description="user or team; by default that of the login")
     wandb_tags: tuple[str, ...] = Field(("experiment-0.2", "beta-vae", "encoder-training"), strict=False)
 
 
@@ -339,11 +296,11 @@ class Settings(SettingsTable):
 GRID_MONITORS = ("val/pixel_accuracy", "val/non_black_accuracy", "val/exact_accuracy")
 STRING_MONITORS = ("val/token_acc", "val/seq_acc")
 MONITORS = ("val/loss_selection", "val/loss_total", "val/loss_reconstruction", *GRID_MONITORS, *STRING_MONITORS)
-"""Metrics that may select the best epoch; accuracies are better when higher."""
+"""Metrics that may select the best epoch."""
 
 
 def contradictions(settings: Settings) -> Iterator[Contradiction]:
-    """What the fields of a single table cannot show: (dotted key, problem, fix)."""
+    """What is wrong between tables."""
     data, model, objective, train = settings.data, settings.model, settings.objective, settings.train
     grammar = isinstance(model, GrammarSettings)
     if train.lr_min > train.lr:
@@ -353,25 +310,23 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
     if isinstance(model, GrammarSettings) and model.dropout > 0 and model.arch == "kusner":
         yield "model.dropout", "arch = kusner has no residual blocks", "leave it out, or use arch=enhanced"
     for level in objective.free_bits_by_level.keys() - set(model.levels):
-        problem = f"the model {model.name} has no such level"
-        yield f"objective.free_bits_by_level.{level}", problem, f"its levels: {', '.join(model.levels)}"
+        fix = f"its levels: {', '.join(model.levels)}"
+        yield f"objective.free_bits_by_level.{level}", f"the model {model.name} has no such level", fix
     if data.of_strings is True and not grammar:
         source = data.prod or data.input or data.path or f"the corpus {data.name}"
-        problem = f"the model {model.name} needs a grid corpus, but {source} contains strings"
-        yield "model.name", problem, "use --preset kusner_equations, minimal or another with model.name=grammar"
+        fix = "use --preset kusner_equations, minimal or another with model.name=grammar"
+        yield "model.name", f"the model {model.name} needs a grid corpus, but {source} contains strings", fix
     if data.of_strings is False and grammar:
-        problem = f"the model grammar needs strings, but the corpus {data.name} contains grids"
-        yield "data.name", problem, "use --data equations, --data smiles or strings of your own with --grammar"
+        fix = "use --data equations, --data smiles or strings of your own with --grammar"
+        yield "data.name", f"the model grammar needs strings, but the corpus {data.name} contains grids", fix
     if grammar and objective.reduction == "mean":
-        problem = "a mean over the rules of a derivation would weigh each by its length, and beta with it"
-        yield "objective.reduction", problem, "use sum: nats per derivation, beta 1 is the ELBO"
+        yield "objective.reduction", "a mean over the rules of a derivation would weigh each by its length", "use sum"
     if objective.kl_reduction == "mean" and len(model.levels) > 1:
-        problem = f"a mean over each level of {model.name} leaves no common scale"
-        yield "objective.kl_reduction", problem, "use sum"
+        yield "objective.kl_reduction", f"a mean over each level of {model.name} leaves no common scale", "use sum"
     known = [name for name in MONITORS if name not in (GRID_MONITORS if grammar else STRING_MONITORS)]
     if train.monitor not in known:
-        problem = f"the model {model.name} has no metric {train.monitor!r}"
-        yield "train.monitor", problem, f"{nearest(train.monitor, known)}known: {', '.join(known)}"
+        fix = f"{nearest(train.monitor, known)}known: {', '.join(known)}"
+        yield "train.monitor", f"the model {model.name} has no metric {train.monitor!r}", fix
 
 
 TABLES: dict[str, Any] = {name: info.annotation for name, info in Settings.model_fields.items() if name not in NAMED}
@@ -396,16 +351,14 @@ def all_keys() -> list[str]:
     return [*models, *(f"{table}.{name}" for table, kind in TABLES.items() for name in kind.model_fields)]
 
 
-GRID_POSITIONS = 256
-"""Cells of a grid's canvas."""
+GRID_POSITIONS = 256  # cells of a grid's canvas
 
 
 def elbo_scale(settings: Settings, positions: float = GRID_POSITIONS) -> float | None:
     """The factor from a run's beta to the beta that would weigh the same on the ELBO, or None where there is none.
 
     With summed terms it is 1. A mean over `positions` cells divides the reconstruction by their number, a mean over
-    latent dimensions divides the KL by theirs (Higgins et al. 2017 call the ratio beta_norm). Focal loss and class
-    weights are no likelihood, so nothing on the ELBO scale corresponds to their beta.
+    latent dimensions the KL by theirs (Higgins et al. 2017). Focal loss and class weights have no ELBO.
     """
     objective = settings.objective
     if objective.reconstruction != "cross_entropy" or objective.class_weights != "none":

@@ -93,8 +93,8 @@ def test_exceptions_become_a_message_and_an_exit_code(error: Exception, code: in
 
 
 def test_a_password_is_never_printed() -> None:
-    error = InputError("https://me:se@cret@host.org/a.csv: not found", "see https://host.org/@user")
-    assert (error.what, error.fix) == ("https://host.org/a.csv: not found", "see https://host.org/@user")
+    error = InputError("https://me:se@cret@host.org/a.csv: not found", "see https://host.org/user")
+    assert (error.what, error.fix) == ("https://host.org/a.csv: not found", "see https://host.org/user")
     assert InputError("/home/https:/me:secret@host.org/a").what == "/home/https:/host.org/a"
 
 

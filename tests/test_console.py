@@ -78,7 +78,7 @@ def test_output_that_cannot_be_written_ends_no_job(number: int, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("target", "said"), [("closed pipe", b""), ("/dev/full", b"warning: output lost: No space")])
-def test_lost_output_is_mentioned_once_and_does_not_change_the_exit_code(target: str, said: bytes) -> None:
+def test_lost_output_gives_one_warning_and_no_exit_code(target: str, said: bytes) -> None:
     """Not even at the end of the process, where Python exits with 120 if a stream cannot be flushed."""
     script = """
 import os, sys

@@ -56,9 +56,7 @@ def test_a_stale_page_and_a_stale_picture_are_found(
     assert found == ["schedules.md", "cosine.png", "geco.png", "parabolic.png"]
 
 
-def test_the_record_of_a_run_is_kept_and_told(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_record_of_a_run_is_kept(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = resolve("geco").settings
     schedule = settings.schedule
     assert isinstance(schedule, Geco)

@@ -230,9 +230,7 @@ class TestSheets:
 
 class TestCurves:
     @pytest.mark.parametrize(("scale", "shown"), [(None, False), (1.0, False), (25.6, True)])
-    def test_the_elbo_scale_stands_beside_beta_where_it_differs(
-        self, drawn: list, scale: float | None, shown: bool
-    ) -> None:
+    def test_the_elbo_scale(self, drawn: list, scale: float | None, shown: bool) -> None:
         render.save_beta_schedule(HERE, [1, 2], {"beta": [0, 0.1]}, scale)
         axes = drawn[0].axes[0]
         assert bool(axes.child_axes) is shown

@@ -131,10 +131,8 @@ def _training_corpus(loaded: Loaded, corpus: Corpus, data: str | None, console: 
 
     if data is None:
         return corpus
-    structure = reading.structure_of(loaded)
-    fit = (None, None) if structure is None else (structure.rules, structure.length)
     try:
-        return open_corpus(loaded.settings.data, corpus.device, ("train",), *fit)
+        return open_corpus(loaded.settings.data, corpus.device, ("train",), *reading.fit_of(loaded))
     except InputError as error:
         if not corpus.size("train"):
             raise

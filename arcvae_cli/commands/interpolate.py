@@ -97,11 +97,9 @@ def _levels(model: VAE, level: str) -> tuple[str, ...] | None:
 
     if level == "all":
         return None
-    names = tuple(model.level_sizes)
-    if len(names) == 1:
-        raise InputError(f"--level {level}: this model has a single level of latents, {names[0]}", "use --level all")
-    if level not in names:
-        raise InputError(f"--level {level}: this model has no such level", f"its levels: {', '.join(names)}; or all")
+    names = ", ".join(model.level_sizes)
+    if level not in model.level_sizes:
+        raise InputError(f"--level {level}: the latents of this model are {names}", "use --level all, or one of them")
     return (level,)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
     from arcvae_cli.domains.base import Decoded
-    from arcvae_cli.models.grammar import Structure
+    from arcvae_cli.grammar import Rules
 
 INPUT, OUTPUT = "Input", "Output"  # panels of the help
 
@@ -108,17 +108,17 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         settings = settings.model_copy(update={**files, **chosen})
     place = next(loaded.model.parameters()).device
     domain = domains.of(loaded.model.kind)
-    corpus = open_named(settings, place, (split,), console, structure_of(loaded))
+    corpus = open_named(settings, place, (split,), console, fit_of(loaded))
     if corpus.kind != domain.kind:
         holds = domains.of(corpus.kind).noun
         raise InputError(f"{corpus.name}: holds {holds}, and this model is of {domain.noun}", "give other --data")
     return corpus
 
 
-def structure_of(loaded: Loaded) -> Structure | None:
-    """What a corpus has to fit to be used with the model: derivations have a structure, grids none."""
-    structure: Structure | None = getattr(loaded.model, "structure", None)
-    return structure
+def fit_of(loaded: Loaded) -> tuple[Rules | None, int | None]:
+    """What a corpus has to fit to be used with the model: the rules and the length of derivations, None for grids."""
+    structure = getattr(loaded.model, "structure", None)
+    return (None, None) if structure is None else (structure.rules, structure.length)
 
 
 def open_named(
@@ -126,24 +126,23 @@ def open_named(
     device: torch.device,
     needs: Sequence[str],
     console: Console,
-    structure: Structure | None = None,
+    fit: tuple[Rules | None, int | None] = (None, None),
     begun: Future[Dataset] | None = None,
 ) -> GridCorpus | DerivationCorpus:
-    """The corpus of the settings, with its notes; one that fits the `structure` of a checkpoint's model, if given.
+    """The corpus of the settings, with its notes; one that has the rules and the length of `fit`, if given.
 
     `begun`: what `begin_reading` gave.
     """
     from arcvae_cli.data.corpora import corpus_name
     from arcvae_cli.data.corpus import open_corpus
 
-    rules, length = (None, None) if structure is None else (structure.rules, structure.length)
     if begun is not None:
-        corpus = open_corpus(data, device, needs, rules, length, arrays=begun.result())
+        corpus = open_corpus(data, device, needs, *fit, arrays=begun.result())
     else:
         if unbuilt(data):
             console.note(f"building {corpus_name(data)}: some seconds, this once")
         with console.counting("parsing") as tell:
-            corpus = open_corpus(data, device, needs, rules, length, tell, console.note)
+            corpus = open_corpus(data, device, needs, *fit, tell, console.note)
     for note in corpus.notes:
         console.note(note)
     return corpus

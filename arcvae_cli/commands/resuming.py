@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from arcvae_cli import runs
 from arcvae_cli.commands.presets import leaves
@@ -25,56 +24,24 @@ MAY_CHANGE = (
 """Settings, or whole tables of them, that may differ when a run is resumed."""
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """A run to resume. `values`: of its checkpoint at `path`; None if it died before the first one."""
+class Earlier(NamedTuple):
+    """A run to resume, locked by this process.
+
+    `values`: of its checkpoint at `path`; None if it died before the first one. `report`: the `metrics.json` of a run
+    with nothing left to do.
+    """
 
     folder: runs.RunFolder
     path: Path
     values: Mapping[str, Any] | None
-
-    def report(self, settings: Settings) -> dict[str, Any] | None:
-        """The `metrics.json` of a run with nothing left to do: trained and evaluated, and not made longer."""
-        status = runs.read_status(self.folder.path)
-        if self.values is None or status is None or status.state != "finished" or not status.judged:
-            return None
-        if self.values["step"] != status.step or {key for key, *_ in differences(self.settings(), settings)} & LENGTH:
-            return None
-        with suppress(OSError, ValueError):
-            return dict(json.loads((self.folder.path / "metrics.json").read_bytes()))
-        return None  # evaluated again
-
-    def settings(self) -> Settings:
-        """The settings that the run has been trained with."""
-        if self.values is None:
-            return resolve(str(self.folder.path / "config.toml")).settings
-        from arcvae_cli.checkpoints import read_settings
-
-        return read_settings(self.path, self.values)
-
-    def check(self, settings: Settings) -> None:
-        """InputError if a setting differs that may not."""
-        changed = [
-            f"{key} was {json.dumps(old)}, now {json.dumps(new)}"
-            for key, old, new in differences(self.settings(), settings)
-            if not key.startswith(MAY_CHANGE)
-        ]
-        if self.values is not None and settings.train.epochs < self.values["epoch"]:
-            changed.append(f"train.epochs is {settings.train.epochs}, and epoch {self.values['epoch']} has begun")
-        if changed:
-            raise InputError(
-                f"--resume {self.folder.name}: settings differ from those of the run: {'; '.join(changed[:5])}",
-                f"remove these flags, and restore {self.folder.path / 'config.toml'} if it was edited; more epochs, "
-                "logging and the device may change",
-            )
+    report: dict[str, Any] | None
 
 
-def differences(old: Settings, new: Settings) -> Iterator[tuple[str, Any, Any]]:
-    """The dotted keys whose values differ, with both values; None where a key is not set."""
+def differences(old: Settings, new: Settings) -> dict[str, tuple[Any, Any]]:
+    """By dotted key, the values that differ; None where a key is not set."""
     before, after = dict(leaves(old.table())), dict(leaves(new.table()))
-    for key in dict.fromkeys((*before, *after)):
-        if before.get(key) != after.get(key):
-            yield key, before.get(key), after.get(key)
+    pairs = {key: (before.get(key), after.get(key)) for key in before | after}
+    return {key: (one, other) for key, (one, other) in pairs.items() if one != other}
 
 
 def earlier_folder(argument: str, base: Path) -> tuple[Path, Path | None]:
@@ -88,28 +55,46 @@ def earlier_folder(argument: str, base: Path) -> tuple[Path, Path | None]:
     return folder, None
 
 
-def go_on(folder: Path, file: Path | None) -> Earlier:
-    """The run in a folder, locked by this process. InputError if its checkpoint is unusable."""
+def go_on(folder: Path, file: Path | None, settings: Settings) -> Earlier:
+    """The run in a folder. InputError if its checkpoint is unusable, or a setting differs that may not."""
     from arcvae_cli import checkpoints
 
     held = runs.resume(folder)
-    last = held.checkpoints / "last.pth"
+    config, last = held.path / "config.toml", held.checkpoints / "last.pth"
     path = file or last
-    if file is None and not any(held.checkpoints.iterdir()):
-        return Earlier(held, path, None)
-    try:
-        values = checkpoints.read(path)
-        if not checkpoints.resumable(values):
-            raise InputError(f"{path}: part of a model, or of a former format: cannot be resumed from")
-    except InputError as error:
-        fix = f"`arcvae runs verify {held.shell}` finds a checkpoint to resume from"
-        raise InputError(error.what, fix) from error
-    later = 0
-    with suppress(InputError):
-        later = checkpoints.read(last).get("step", 0) if path != last else 0
-    if later > values["step"]:
-        raise InputError(
-            f"{path}: an older checkpoint, of step {values['step']}; the run is at step {later}",
-            f"to discard the later steps, remove {last} first",
+    values = None
+    if file is not None or any(held.checkpoints.iterdir()):
+        try:
+            values = checkpoints.read(path)
+            if not checkpoints.resumable(values):
+                raise InputError(f"{path}: part of a model, or of a former format: cannot be resumed from")
+        except InputError as error:
+            fix = f"`arcvae runs verify {held.shell}` finds a checkpoint to resume from"
+            raise InputError(error.what, fix) from error
+        later = 0
+        with suppress(InputError):
+            later = checkpoints.read(last).get("step", 0) if path != last else 0
+        if later > values["step"]:
+            what = f"{path}: an older checkpoint, of step {values['step']}; the run is at step {later}"
+            raise InputError(what, f"to discard the later steps, remove {last} first")
+    trained = resolve(str(config)).settings if values is None else checkpoints.read_settings(path, values)
+    changed = differences(trained, settings)
+    wrong = [
+        f"{key} was {json.dumps(old)}, now {json.dumps(new)}"
+        for key, (old, new) in changed.items()
+        if not key.startswith(MAY_CHANGE)
+    ]
+    if values is not None and settings.train.epochs < values["epoch"]:
+        wrong.append(f"train.epochs is {settings.train.epochs}, and epoch {values['epoch']} has begun")
+    if wrong:
+        what = f"--resume {held.name}: settings differ from those of the run: {'; '.join(wrong[:5])}"
+        fix = (
+            f"remove these flags, and restore {config} if it was edited; more epochs, logging and the device may change"
         )
-    return Earlier(held, path, values)
+        raise InputError(what, fix)
+    status, report = runs.read_status(held.path) or runs.Status(state="failed"), None
+    judged = status.state == "finished" and status.judged
+    if judged and values is not None and values["step"] == status.step and not LENGTH & changed.keys():
+        with suppress(OSError, ValueError):  # else it is evaluated again
+            report = dict(json.loads((held.path / "metrics.json").read_bytes()))
+    return Earlier(held, path, values, report)

@@ -46,23 +46,11 @@ def list_runs(runs_dir: RunsDir = RUNS, quiet: Quiet = False, as_json: AsJson = 
         return
     rows: list[list[str | Text]] = []
     for run in found:
+        epochs = f"{cell(run['epoch'], 'd')}/{cell(run['epochs'], 'd')}"
         best = "-" if run["best_value"] is None else f"{run['best_value']:.4f} in {run['best_epoch']}"
-        name, state = one_line(run["name"]), styled(run["state"])
-        rows.append([name, state, epochs(run), best, size(run["bytes"]), ago(run["age"])])
+        active = f"{run['age'] / 3600:,.1f} h ago"
+        rows.append([one_line(run["name"]), styled(run["state"]), epochs, best, size(run["bytes"]), active])
     console.table("", ("run", "state", "epochs", "best, in epoch", "size", "last active"), rows, left=(0, 1))
-
-
-def epochs(run: Mapping[str, Any]) -> str:
-    """Epochs done, of how many."""
-    return f"{cell(run['epoch'], 'd')}/{cell(run['epochs'], 'd')}"
-
-
-def ago(seconds: float) -> str:
-    """A duration in the largest unit that counts at least two."""
-    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{max(seconds, 0):.0f} s ago"
 
 
 def styled(state: str) -> Text:
@@ -95,23 +83,10 @@ def show(
     steps = next_steps(path, found["state"], runs_dir)
     console.json({**found, "settings": table, "changed": changed, "checkpoints": files, "next": steps})
 
-    rows = {
-        "run": found["name"],
-        "folder": found["path"],
-        "state": styled(found["state"]),
-        "reason": found["reason"],
-        "process": found["pid"] and f"{found['pid']} on {found['host']}",
-        "epochs": f"{epochs(found)}, {cell(found['step'], ',')} steps",
-        "best": found["best_epoch"]
-        and f"{found['monitor']} {cell(found['best_value'], '.4f')} in {found['best_epoch']}",
-        "started": found["started"],
-        "last active": found["updated"] and f"{found['updated']}, {ago(found['age'])}",
-        "seconds": ", ".join(f"{part} {value:.1f}" for part, value in found["seconds"].items()),
-        "memory": found["peak_memory_bytes"] and f"at most {size(found['peak_memory_bytes'])}",
-        "size": size(found["bytes"]),
-    }
-    shown = [(name, one_line(value) if isinstance(value, str) else value) for name, value in rows.items() if value]
-    console.table("", ("", ""), shown, left=(0, 1), header=False)
+    facts = {key: value for key, value in found.items() if value not in (None, {})}
+    facts |= {key: size(value) for key, value in facts.items() if key.endswith("bytes")}
+    rows = [(key, styled(value) if key == "state" else one_line(str(value))) for key, value in facts.items()]
+    console.table("", ("", ""), rows, left=(0, 1), header=False)
     if changed:
         values = [(key, *("-" if one is None else json.dumps(one) for one in pair)) for key, pair in changed.items()]
         console.table("", ("setting", "value", "default"), values, left=(0, 1, 2))
@@ -149,12 +124,9 @@ def checkpoints_of(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def pth_files(path: Path) -> list[Path]:
     """The checkpoints in a run folder: the last, the best, the final, the others by name, parts of models."""
-
-    def place(file: Path) -> tuple[bool, bool, int, str]:
-        part, first = ("encoder", "decoder"), ("last.pth", "vae_best.pth", "vae_final.pth")
-        return file.name.startswith(part), file.name not in first, len(file.name), file.name
-
-    return sorted((path / "checkpoints").glob("[!.]*.pth"), key=place)
+    first = ("last.pth", "vae_best.pth", "vae_final.pth")
+    files = sorted((path / "checkpoints").glob("[!.]*.pth"), key=lambda file: (len(file.name), file.name))
+    return sorted(files, key=lambda file: (file.name.startswith(("encoder", "decoder")), file.name not in first))
 
 
 def next_steps(path: Path, state: str, runs_dir: Path) -> list[str]:
@@ -177,8 +149,7 @@ def verify(
 ) -> None:
     """Verify the files of one run or of all; nothing is changed. Exit code 1 if something is damaged.
 
-    Every checkpoint is compared with its digest, config.toml and the epochs in metrics.jsonl with last.pth. The steps
-    in metrics.jsonl have no checksum.
+    Checkpoints are compared with their digests; config.toml and the epochs in metrics.jsonl with last.pth.
     """
     console = Console(quiet=quiet, as_json=as_json)
     paths = folders.all_runs(runs_dir) if run is None else [folders.find(run, runs_dir)]
@@ -192,21 +163,12 @@ def verify(
         console.note(f"no run in {runs_dir}/ yet: start one with `arcvae train`")
         return
     rows: list[list[str | Text]] = []
-    lines = []
     for one in checked:
-        name, whole, broken = one["name"], one["whole"], one["broken"]
+        found = [*(f"{file}: {why}" for file, why in one["broken"].items()), *one["problems"], *one["notes"]]
+        found += [] if one["go_on"] is None else [f"continue with `{one['go_on']}`"]
         verdict = styled("whole" if one["ok"] else "damaged")
-        shown = f"{len(whole)} of {len(whole) + len(broken)} whole"
-        rows.append([one_line(name), styled(one["state"]), shown, verdict])
-        lines += [f"{name}: {file}: {why}" for file, why in broken.items()]
-        lines += [f"{name}: {problem}" for problem in one["problems"]]
-        if one["go_on"] is not None:
-            lines.append(f"{name}: continue with `{one['go_on']}`")
-    console.table("", ("run", "state", "checkpoints", "verdict"), rows, left=(0, 1, 2, 3))
-    console.lines(map(one_line, lines))
-    for one in checked:
-        for note in one["notes"]:
-            console.note(one_line(f"{one['name']}: {note}"))
+        rows.append([one_line(one["name"]), styled(one["state"]), verdict, "\n".join(map(one_line, found))])
+    console.table("", ("run", "state", "verdict", "found"), rows, left=(0, 1, 2, 3))
     if damaged := [one["name"] for one in checked if not one["ok"]]:
         raise ArcvaeError(f"{len(damaged)} of {len(checked)} runs damaged: {', '.join(damaged[:5])}")
 
@@ -214,8 +176,8 @@ def verify(
 def check(path: Path) -> dict[str, Any]:
     """Read all that a run consists of, as JSON.
 
-    `whole`: readable checkpoints by name, with the epoch; `broken`: the others, with the reason; `problems`: other
-    damage; `notes`: what is not damage; `go_on`: the command to continue the run with, from what is whole of it.
+    `whole`: epochs of readable checkpoints; `broken`: reasons for the others; `problems`: other damage; `notes`: what
+    is not damage; `go_on`: the command to continue the run with.
     """
     with importing():
         from arcvae_cli import checkpoints
@@ -268,7 +230,7 @@ def config_problems(path: Path, last: Mapping[str, Any]) -> Iterator[str]:
     except InputError as error:
         yield f"config.toml: {error.what.removeprefix(f'{config}: ')}"
         return
-    if changed := [key for key, *_ in differences(kept, settings) if not key.startswith(MAY_CHANGE)]:
+    if changed := [key for key in differences(kept, settings) if not key.startswith(MAY_CHANGE)]:
         yield f"config.toml: not the settings of last.pth: {', '.join(changed[:5])}"
 
 

@@ -110,8 +110,11 @@ class Shown:
             found[f"{level} recorded beta".lstrip()] = run.betas.get
         for level, part in self.schedule.parts.items():
             if self.scale not in (None, 1.0) and not isinstance(part, Feedback):
-                found[f"{level} ELBO-scale beta".lstrip()] = partial(scaled, part, self.scale)
+                found[f"{level} ELBO-scale beta".lstrip()] = self.elbo_scaled(part)
         return found
+
+    def elbo_scaled(self, part: Schedule) -> Callable[[float], float]:
+        return lambda epoch: part(epoch) * (self.scale or 1.0)
 
     def curves(self) -> Iterator[Curve]:
         """Everything that is drawn of it."""
@@ -130,11 +133,6 @@ class Shown:
                 yield Curve(label, "beta", epochs, [part(epoch) for epoch in epochs])
             if run:
                 yield Curve(f"{label} recorded", "beta", list(run.betas), list(run.betas.values()))
-
-
-def scaled(part: Schedule, scale: float, epoch: float) -> float:
-    """Beta on the ELBO scale."""
-    return part(epoch) * scale
 
 
 @with_flags(ROWS)
@@ -170,8 +168,8 @@ def schedule_preview(
     from arcvae_cli.console import Console
 
     console = Console(quiet=quiet, as_json=as_json)
-    for flag, path in (("--plot", plot), ("--csv", csv_file)):
-        check_target(flag, path)
+    if plot is not None:
+        check_picture(plot)
     layers = [set_layer(assignments or []), flags]
     shown = [find(name, layers, run, runs) for name in dict.fromkeys(names)]
     if "ramp_fraction" in flags.values.get("schedule", {}):
@@ -363,16 +361,14 @@ def document(s: Shown, run: str | None, steps: int) -> dict[str, Any]:
     }
 
 
-def check_target(flag: str, path: Path | None) -> None:
-    """InputError for a file that could not be written, before anything is done."""
-    if path is None:
-        return
-    if flag == "--plot" and path.suffix.lower() != ".png":
-        raise InputError(f"{flag} {path}: not a .png file", f"call it {path.with_suffix('.png').name}")
+def check_picture(path: Path) -> None:
+    """InputError for a picture that could not be written, before anything is done."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--plot {path}: not a .png file", f"call it {path.with_suffix('.png').name}")
     if is_dir(path) or not is_dir(path.parent):
         problem = "is a folder" if is_dir(path) else f"no folder {path.parent}"
-        raise InputError(f"{flag} {path}: {problem}", "give a file in an existing folder")
-    usable_folder(path.parent, flag)
+        raise InputError(f"--plot {path}: {problem}", "give a file in an existing folder")
+    usable_folder(path.parent, "--plot")
 
 
 def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
@@ -387,25 +383,20 @@ def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
         columns += ["quantity", "target", "value"]
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
             for s in shown:
+                scale = None if s.source == "schedule" else s.scale
                 for level, part in s.schedule.parts.items():
+                    run = s.recorded.get(level, Recorded({}, {}))
                     for epoch in s.points(steps):
-                        row = {"schedule": s.name, "level": level, "epoch": f"{epoch:.10g}"}
-                        writer.writerow({**row, **values(s, level, part, epoch)})
+                        rest: list[object] = [None] * (len(columns) - 5)
+                        beta = run.betas.get(epoch)
+                        if isinstance(part, Feedback):
+                            rest = [part.quantity, part.setpoint(epoch), run.values.get(epoch)]
+                        else:
+                            beta = part(epoch)
+                        elbo = None if scale is None or beta is None else beta * scale
+                        writer.writerow([s.name, level, f"{epoch:.10g}", beta, elbo, *rest])
     except OSError as error:
         raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error
-
-
-def values(s: Shown, level: str, part: Schedule, epoch: float) -> dict[str, object]:
-    """The columns of a row of the CSV that have a value."""
-    if isinstance(part, Feedback):
-        run = s.recorded.get(level, Recorded({}, {}))
-        known = {"quantity": part.quantity, "target": part.setpoint(epoch), "value": run.values.get(epoch)}
-        beta = run.betas.get(epoch)
-    else:
-        known, beta = {}, part(epoch)
-    if beta is None or s.scale is None or s.source == "schedule":
-        return {**known, "beta": beta}
-    return {**known, "beta": beta, "elbo_scale_beta": beta * s.scale}

@@ -168,12 +168,11 @@ def run(
         from arcvae_cli.recorders.live import live_recorder
         from arcvae_cli.trainer import Trainer
 
-    before = None if earlier is None else go_on(*earlier)
+    before = None if earlier is None else go_on(*earlier, settings)
     if before is not None:
-        before.check(settings)
-        if (judged := before.report(settings)) is not None:
+        if before.report is not None:
             console.note(f"run {before.folder.name} is finished: nothing to do")
-            console.json(judged)
+            console.json(before.report)
             return
         if short is not None:
             console.warn(short)

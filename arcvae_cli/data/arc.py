@@ -18,10 +18,8 @@ _CHUNK = 8192
 def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` grids, 80/10/10: a task, one of its grids, a symmetry and a permutation of the colours 1-9 at random.
 
-    No grid appears twice, in a split or between two: test is drawn first, then validation, then training. The
-    generator is `numpy.random.RandomState`, which NumPy has frozen, so the fingerprint holds on every machine.
-
-    Raises InputError for a size or a seed out of range.
+    No grid appears twice: test is drawn first, then validation, then training. `RandomState` is frozen by NumPy, so
+    that fingerprints hold on every machine. Raises InputError for a size or a seed out of range.
     """
     sizes = split_sizes(size, seed)
     stream = np.random.RandomState(seed)
@@ -32,10 +30,7 @@ def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
 
 
 def build_arc_raw() -> Dataset:
-    """The grids as published, up to 16x16, single-coloured ones dropped and each one once in its split.
-
-    Test is complete; its grids are left out of the other two, and those of validation out of training.
-    """
+    """The grids as published, up to 16x16, without single-coloured ones; each one once, in test, val or train first."""
     seen: set[bytes] = set()
     kept = {}
     bases = _bases()
@@ -57,10 +52,9 @@ def published() -> dict[str, dict[str, Any]]:
 
 
 def task_splits(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, ...]]:
-    """The ids of the tasks of each split, sorted: 570 for training, 63 for validation, 514 for test.
+    """The ids of the tasks of each split, sorted: 570 training, 63 validation by a hash of the id, 514 test.
 
-    Test is both evaluation sets: 376 tasks of that of ARC-AGI-1 are in the training set of ARC-AGI-2, and are kept out
-    of training. A tenth of the other 633 is the validation split, by a hash of the id.
+    Test is both evaluation sets; 376 of its tasks are in the training set of ARC-AGI-2, and are kept out of training.
     """
     ids = {name: set(tasks) for name, tasks in published.items()}
     test = ids["arcagi eval"] | ids["latest eval"]

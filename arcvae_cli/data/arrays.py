@@ -24,11 +24,9 @@ ARRAY_BYTES = 3 * 2**28
 
 @dataclass(frozen=True)
 class Origin:
-    """How derivations were obtained. `how`: drawn, enumerated, parsed, or ready.
+    """How derivations were obtained (drawn, enumerated, parsed, or ready), by which parser and why, and line counts.
 
-    `parser`, `reason`: which parser was used, and why. Counts of lines: `lines` with a string, `failed` to parse,
-    `too_long`, `ambiguous` with several derivations, `duplicates` left out. `entropy`: nats, of the distribution that
-    the strings are drawn from, if known.
+    `ambiguous`: lines with several derivations. `entropy`: nats, of the distribution that strings are drawn from.
     """
 
     how: str = "ready"
@@ -49,10 +47,8 @@ class Dataset:
     """Examples with their splits: grids, or derivations of a grammar where `rules` are given.
 
     `x`: (N, 16, 16) uint8 colours 0-9, smaller grids top-left on 0; or (N, T) int16 left-most derivations, the padding
-    rule after their ends. `split`: (N,) uint8 index into SPLITS.
-    Of grids: `shape` (N, 2) uint8 height and width, None if the canvas is the grid; `task` (N,) str or None.
-    Of derivations: `rules`, `origin`, and `grammar`, None if only ids and masks are known.
-    `notes`: messages about how the data was read. Name, origin and notes are not part of the fingerprint.
+    rule after their ends. `split`: (N,) uint8 index into SPLITS. `shape`: (N, 2) uint8 height and width of grids, None
+    if the canvas is the grid. `grammar`: None if only ids and masks are known. `notes`: how the data was read.
     """
 
     name: str
@@ -88,27 +84,21 @@ class Dataset:
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def only(self, rows: NDArray[np.int64]) -> Dataset:
-        """The dataset of these rows."""
         shape = None if self.shape is None else self.shape[rows]
         task = None if self.task is None else self.task[rows]
         return replace(self, x=self.x[rows], split=self.split[rows], shape=shape, task=task)
 
     def limited(self, limit: int) -> Dataset:
-        """At most `limit` random training examples, an eighth of that for validation, and the whole test split.
-
-        The choice is deterministic, and smaller limits choose a subset of larger ones.
-        """
+        """At most `limit` training examples, an eighth for validation, and the test split; nested and deterministic."""
         kept = [self.rows("test")]
         for split, most in (("train", limit), ("val", max(1, limit // 8))):
             kept.append(np.random.RandomState(0).permutation(self.rows(split))[:most])
         return self.only(np.sort(np.concatenate(kept)))
 
     def require(self, splits: Iterable[str]) -> None:
-        """InputError if one of these splits is empty."""
         for split in splits:
             if not self.rows(split).size:
-                fix = f"add examples with `split` values of '{split}'"
-                raise InputError(f"{self.name}: the {split} split is empty", fix)
+                raise InputError(f"{self.name}: the {split} split is empty", "add examples to it, or use another")
 
     def strings(self, rows: NDArray[np.int64]) -> list[str]:
         """The strings of these rows. ValueError without a grammar."""
@@ -141,10 +131,8 @@ def padded(grids: Sequence[NDArray[Any]]) -> tuple[Grids, Grids]:
 def refuse_large(what: str, count: int) -> None:
     """InputError for arrays of more than ARRAY_BYTES bytes."""
     if count > ARRAY_BYTES:
-        raise InputError(
-            f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}",
-            "use fewer examples, or shorter ones (--max-rules)",
-        )
+        limit = f"{size(count)} of arrays, the limit is {size(ARRAY_BYTES)}"
+        raise InputError(f"{what}: {limit}", "use fewer examples, or shorter ones (--max-rules)")
 
 
 def split_sizes(size: int, seed: int) -> tuple[int, int, int]:

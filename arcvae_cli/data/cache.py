@@ -22,10 +22,9 @@ def cache_folder() -> Path:
 
 @contextmanager
 def alone(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the lock of a file of the cache: one process makes it, others wait and then find it there.
+    """Holds the lock of a file of the cache: one process makes it, others wait (`say` a note) and find it there.
 
-    `say` is called before a wait. Temporary files of processes that died are removed. If the folder cannot be locked
-    the block runs without a lock: a file is written completely or not at all, at worst twice.
+    Temporary files of processes that died are removed. If the folder cannot be locked the block runs without a lock.
     """
     from filelock import FileLock, Timeout
 

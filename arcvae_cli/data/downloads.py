@@ -17,9 +17,9 @@ _LARGEST = 2**25  # bytes, above the size of every file here
 
 @dataclass(frozen=True)
 class Download:
-    """A public file. `blob`: the git id of its content. `variable`: environment variable of another address.
+    """A public file. `blob`: git id of its content; `variable`: environment variable of another address.
 
-    `test_lines`: how many leading lines are the test set by convention.
+    `test_lines`: how many leading lines are the test set.
     """
 
     name: str
@@ -31,7 +31,6 @@ class Download:
 
     @property
     def path(self) -> Path:
-        """Where it is stored in the cache, downloaded or copied by hand."""
         return cache_folder() / "downloads" / self.file
 
     def is_in(self, path: Path) -> bool:
@@ -64,9 +63,8 @@ def downloaded(what: Download) -> Path:
     """The file in the cache. InputError, with how to get it, if it is missing or damaged."""
     if what.is_in(what.path):
         return what.path
-    state = "damaged or another file" if what.path.exists() else "not in the cache"
     fix = f"run `arcvae data build --download {what.name}`; --preset kusner_equations needs no download"
-    raise InputError(f"{what.path}: {what.name} is {state}", fix)
+    raise InputError(f"{what.path}: {what.name} is not in the cache, or damaged", fix)
 
 
 def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:

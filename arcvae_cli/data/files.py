@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, Grids
-from arcvae_cli.errors import InputError
+from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import atomic_write, exists, is_dir, open_regular, read_limited
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
 
@@ -27,9 +27,7 @@ _COLUMNS = ("grids", "split", "shape", "task", *SPLITS, "ids", "grammar", "lhs",
 _JSON_BYTES = 2**26
 _HEADER_BYTES = 2**16
 _SPLIT_NAMES = {name: index for index, name in enumerate(SPLITS)} | {"validation": SPLITS.index("val")}
-_GRID_FIX = "grids are an array (N, 16, 16) of integers 0-9"
-_SHAPE_FIX = "`shape` is the (height, width) of each grid, 1-16, top-left on its canvas; omit it if unknown"
-_IDS_FIX = "derivations are an array `ids` (N, T) of rule ids, with the `grammar` as text beside it"
+_ARRAYS_FIX = "give grids (N, 16, 16) of integers 0-9, or ids (N, T) of rules with a `grammar`; without pickled objects"
 _TASK_FIX = "ARC tasks are {'train': [{'input': [[0, 1], ...], 'output': ...}, ...], 'test': [...]}"
 
 
@@ -59,11 +57,11 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
 def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = True) -> Dataset:
     """The dataset in an `.npz`, `.npy`, ARC task JSON file, or folder of those, subfolders included.
 
-    `.npz` of grids: `grids` with `split` (0, 1, 2 or train, val, test), or arrays `train`, `val`, `test`; `shape` and
-    `task` are optional. `.npz` of derivations: `ids`, with `grammar` as text unless it is given here. Without a split
-    examples are split 80/10/10 by a hash of their content, so that duplicates share a split; ARC grids by a hash of
+    `.npz` of grids: `grids` (N, H, W) of integers 0-9 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
+    `val`, `test`; `shape` (N, 2) and `task` (N,) are optional. Of derivations: `ids` (N, T), and `grammar` as text
+    unless it is given here. Without a split examples are split 80/10/10 by a hash of their content; ARC grids by one of
     the task's id if there are three tasks or more. Grids smaller than 16x16 are padded with 0; larger ARC grids are
-    left out and counted in `notes`. `check`: whether ids must be complete derivations; not needed for our own files.
+    left out and counted in `notes`. `check`: whether ids must be complete derivations.
 
     Raises InputError for a file that is missing, damaged, too large or not of this layout.
     """
@@ -75,20 +73,18 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
         raise InputError(f"{path}: {what}", "give a .npz, .npy, ARC .json, or a folder of those")
     if suffix == ".json":
         return _read_tasks(path, [path])
-    if suffix == ".npy":
-        grids = map_npy(path)
-        refuse_large(str(path), grids.nbytes)
-        return _grids(path, {"grids": np.array(grids)})
-    columns = _read_npz(path)
-    return _derivations(path, columns, grammar, check) if "ids" in columns else _grids(path, columns)
-
-
-# ------------------------------------------------------------------------------------------------------------- arrays
+    with reading(path):
+        if suffix == ".npy":
+            grids = map_npy(path)
+            refuse_large(str(path), grids.nbytes)
+            return _grids(path, {"grids": np.array(grids)})
+        columns = _read_npz(path)
+        return _derivations(path, columns, grammar, check) if "ids" in columns else _grids(path, columns)
 
 
 def map_npy(path: Path) -> NDArray[Any]:
     """The array of an `.npy` of any size, memory-mapped. InputError if it is damaged."""
-    with _reading(path), open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         version = np.lib.format.read_magic(file)
         if int.from_bytes(file.read(2 if version == (1, 0) else 4), "little") > _HEADER_BYTES:
             raise ValueError("invalid header")  # which NumPy would read into memory
@@ -99,8 +95,7 @@ def map_npy(path: Path) -> NDArray[Any]:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an `.npz` that a dataset may have. InputError if it is damaged or too large."""
-    with _reading(path), open_regular(path) as file:
+    with open_regular(path) as file:
         with ZipFile(file) as archive:
             refuse_large(str(path), sum(info.file_size for info in archive.infolist()))
             if damaged := archive.testzip():
@@ -111,8 +106,8 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns what is raised while a file is read into an InputError."""
+def reading(path: Path) -> Iterator[None]:
+    """Turns what is raised while a file is read, or its arrays are checked, into an InputError."""
     try:
         yield
     except InputError:
@@ -120,16 +115,14 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})", "give another file") from error
     except Exception as error:  # NumPy and zipfile raise a dozen types for damaged files
-        reason = str(error) or type(error).__name__
-        what = f"{path}: damaged, or not a {path.suffix} of plain arrays ({reason:.200})"
-        raise InputError(what, "save it again; pickled objects are never read") from error
+        reason = one_line(str(error) or type(error).__name__)
+        raise InputError(f"{path}: damaged or invalid ({reason:.200})", _ARRAYS_FIX) from error
 
 
-def _invalid(where: str, array: NDArray[Any], fix: str) -> InputError:
-    return InputError(f"{where}: invalid ({array.dtype} {array.shape})", fix)
-
-
-# -------------------------------------------------------------------------------------------------------------- grids
+def require(fits: object, name: str, array: NDArray[Any]) -> None:
+    """ValueError, with the type and the shape of the array of this name, unless it fits."""
+    if not fits:
+        raise ValueError(f"{name}: invalid, {array.dtype} {array.shape}")
 
 
 def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
@@ -138,88 +131,83 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
     if "grids" in columns:
         parts = {"grids": columns["grids"]}
     if not parts:
-        raise InputError(f"{path}: no grids", "save `grids` (N, 16, 16) and `split` (N,), or `train`, `val`, `test`")
-    x = np.concatenate([_canvases(part, f"{path}: {name}") for name, part in parts.items()])
+        raise ValueError("no grids")
+    x = np.concatenate([_canvases(part, name) for name, part in parts.items()])
     counts, sides = [len(part) for part in parts.values()], [part.shape[1:] for part in parts.values()]
     shape = None if set(sides) == {(SIDE, SIDE)} else np.repeat(np.array(sides, np.uint8), counts, axis=0)
     if "grids" not in parts:
         return Dataset(path.stem, x, np.repeat([np.uint8(SPLITS.index(name)) for name in parts], counts), shape)
     if "shape" in columns:
-        shape = _shapes(columns["shape"], x, f"{path}: shape")
+        shape = _shapes(columns["shape"], x)
     task = columns.get("task")
     if task is not None:
-        if task.shape != (len(x),) or task.dtype.kind not in "SUiu":
-            raise _invalid(f"{path}: task", task, "give a string for each grid")
-        task = _text(task, f"{path}: task")
-    split, notes = _split(columns, canvas_keys(x), f"{path}: split")
+        require(task.shape == (len(x),) and task.dtype.kind in "SUiu", "task", task)
+        task = _text(task)
+    split, notes = _split(columns, canvas_keys(x))
     return Dataset(path.stem, x, split, shape, task, notes=notes)
 
 
-def _canvases(grids: NDArray[Any], where: str) -> Grids:
+def _canvases(grids: NDArray[Any], name: str) -> Grids:
     """Grids (N, H, W) of any integer type as (N, 16, 16) uint8."""
-    if grids.ndim != 3 or grids.dtype.kind not in "iu" or not grids.size or max(grids.shape[1:]) > SIDE:
-        raise _invalid(where, grids, _GRID_FIX)
+    fits = grids.ndim == 3 and grids.dtype.kind in "iu" and grids.size and max(grids.shape[1:]) <= SIDE
+    require(fits, name, grids)
     wrong = ((grids < 0) | (grids >= COLOURS)).any(axis=(1, 2))
     if wrong.any():
-        raise InputError(f"{where}: colours outside 0-9, first in grid {int(wrong.argmax())}", _GRID_FIX)
+        raise ValueError(f"{name}: colours outside 0-9, first in grid {int(wrong.argmax())}")
     count, height, width = grids.shape
-    refuse_large(where, count * CELLS)
+    refuse_large(name, count * CELLS)
     canvases = np.zeros((count, SIDE, SIDE), np.uint8)
     canvases[:, :height, :width] = grids
     return canvases
 
 
-def _shapes(shape: NDArray[Any], grids: Grids, where: str) -> Grids:
-    if shape.shape != (len(grids), 2) or shape.dtype.kind not in "iu" or shape.min() < 1 or shape.max() > SIDE:
-        raise _invalid(where, shape, _SHAPE_FIX)
+def _shapes(shape: NDArray[Any], grids: Grids) -> Grids:
+    fits = shape.shape == (len(grids), 2) and shape.dtype.kind in "iu" and shape.min() >= 1 and shape.max() <= SIDE
+    require(fits, "shape", shape)
     sides = np.arange(SIDE)
     below, right = grids.any(axis=2) & (sides >= shape[:, :1]), grids.any(axis=1) & (sides >= shape[:, 1:])
     outside = (below | right).any(axis=1)
     if outside.any():
-        raise InputError(f"{where}: grid {int(outside.argmax())} has colours outside its rectangle", _SHAPE_FIX)
+        raise ValueError(f"shape: grid {int(outside.argmax())} has colours outside its rectangle")
     return shape.astype(np.uint8)
 
 
-def _split(
-    columns: dict[str, NDArray[Any]], keys: list[bytes], where: str
-) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def _split(columns: dict[str, NDArray[Any]], keys: list[bytes]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """The index into SPLITS of each example; by a hash of its key, with a note, if the file has no split."""
     split = columns.get("split")
     if split is None:
         return split_by_key(keys), ("no `split` in the file: examples are split 80/10/10 by a hash of their content",)
-    if split.shape == (len(keys),) and split.dtype.kind in "SU":
-        split = np.array([_SPLIT_NAMES.get(name, -1) for name in _text(split, where).tolist()])
-    if split.shape != (len(keys),) or split.dtype.kind not in "iu" or split.min() < 0 or split.max() >= len(SPLITS):
-        raise _invalid(where, split, f"`split` is 0, 1 or 2, or one of {', '.join(SPLITS)}, for each example")
+    if split.dtype.kind in "SU":
+        split = np.array([_SPLIT_NAMES.get(name, -1) for name in _text(split).ravel().tolist()])
+    fits = split.shape == (len(keys),) and split.dtype.kind in "iu" and split.min() >= 0 and split.max() < len(SPLITS)
+    require(fits, "split", split)
     return split.astype(np.uint8), ()
 
 
-def _text(column: NDArray[Any], where: str) -> NDArray[np.str_]:
+def _text(column: NDArray[Any]) -> NDArray[np.str_]:
     """A column of strings, UTF-8 bytes or numbers as strings."""
-    try:
-        text = np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column.astype(np.str_)
-        "".join(text.ravel().tolist()).encode()  # raises for what is not a character
-    except (UnicodeError, ValueError, SystemError) as error:
-        raise InputError(f"{where}: not valid text", "save it as an array of strings") from error
+    text = np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column.astype(np.str_)
+    "".join(text.ravel().tolist()).encode()  # raises for what is not a character
     return text
 
 
-# -------------------------------------------------------------------------------------------------------- derivations
-
-
 def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar | None, check: bool) -> Dataset:
-    try:
-        origin = TypeAdapter(Origin).validate_json(_string(columns["origin"], path)) if "origin" in columns else None
-    except ValueError as error:
-        raise InputError(f"{path}: origin: invalid", "build the file again, or omit `origin`") from error
-    origin = origin or Origin()
+    origin = Origin()
+    if "origin" in columns:
+        origin = TypeAdapter(Origin).validate_json(_string(columns["origin"]))
     if "grammar" in columns:
-        grammar = parse_grammar(_string(columns["grammar"], path), origin.grammar or path.stem)
+        grammar = parse_grammar(_string(columns["grammar"]), origin.grammar or path.stem)
     elif grammar is None and "lhs" not in columns:
         raise InputError(f"{path}: ids without a grammar", "give --grammar, or `grammar` as text beside `ids`")
-    rules = _rules(columns, path) if grammar is None else grammar.rules
-    ids = checked_ids(columns["ids"], rules, f"{path}: ids", check=check)
-    split, notes = _split(columns, [row.tobytes() for row in ids], f"{path}: split")
+    if grammar is not None:
+        rules = grammar.rules
+    else:  # the start symbol is that of the first row
+        lhs = columns["lhs"].astype(np.int16, casting="safe").tolist()
+        padding, first = columns["padding"].item(), int(columns["ids"].flat[0])
+        require(lhs[padding] == -1, "lhs", columns["lhs"])
+        rules = bare_rules(lhs, padding, lhs[first])
+    ids = checked_ids(columns["ids"], rules, check=check)
+    split, notes = _split(columns, [row.tobytes() for row in ids])
     return Dataset(path.stem, ids, split, rules=rules, grammar=grammar, origin=origin, notes=notes)
 
 
@@ -227,25 +215,12 @@ def _bytes(text: str) -> NDArray[np.uint8]:
     return np.frombuffer(text.encode(), np.uint8)
 
 
-def _string(column: NDArray[Any], path: Path) -> str:
+def _string(column: NDArray[Any]) -> str:
     """Text from its UTF-8 bytes as uint8, or from a single string."""
     if column.dtype == np.uint8:
         column = np.array(column.tobytes())
-    if column.ndim or column.dtype.kind not in "SU":
-        raise _invalid(f"{path}: text", column, "text is a string, or its UTF-8 bytes as uint8")
-    return str(_text(column, f"{path}: text"))
-
-
-def _rules(columns: dict[str, NDArray[Any]], path: Path) -> Rules:
-    """Rules of which only the left-hand sides are known; the start symbol is that of the first row."""
-    try:
-        lhs = columns["lhs"].astype(np.int16, casting="safe").tolist()
-        padding, first = columns["padding"].item(), int(columns["ids"].flat[0])
-        if lhs[padding] != -1:
-            raise ValueError
-        return bare_rules(lhs, padding, lhs[first])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: lhs, padding: invalid", "build the file again from its ids and masks") from error
+    require(not column.ndim and column.dtype.kind in "SU", "text", column)
+    return str(_text(column))
 
 
 def bare_rules(lhs: list[int], padding: int, start: int) -> Rules:
@@ -253,36 +228,30 @@ def bare_rules(lhs: list[int], padding: int, start: int) -> Rules:
     return Rules(tuple(map(str, range(max(lhs) + 1))), tuple(lhs), None, start, padding)
 
 
-def checked_ids(ids: NDArray[Any], rules: Rules, where: str, *, check: bool = True) -> Ids:
-    """Ids (N, T) as int16, each row a complete derivation by the rules; -1 stands for the padding rule.
+def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
+    """Ids (N, T) as int16; -1 stands for the padding rule.
 
-    InputError with the first invalid row and step; see `wrong_step`. `check`: False for files written by arcvae.
+    `check`: ValueError with the first row that is no complete derivation by the rules; see `wrong_step`.
     """
-    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
-        raise _invalid(where, ids, _IDS_FIX)
+    require(ids.ndim == 2 and ids.dtype.kind in "iu" and ids.size, "ids", ids)
     ids = np.where(ids == -1, rules.padding, ids)
     for number, row in enumerate(ids if check else ()):
         if found := wrong_step(row.tolist(), rules):
-            what = f"{where}: row {number}, step {found[0]}: {found[1]}"
-            raise InputError(what, "rows are complete left-most derivations")
+            raise ValueError(f"row {number}, step {found[0]}: {found[1]}")
     return ids.astype(np.int16)
-
-
-# ---------------------------------------------------------------------------------------------------------- ARC tasks
 
 
 def _read_tasks(path: Path, files: list[Path]) -> Dataset:
     """ARC task JSON: one task a file, named as the file, or a file of {id: task}."""
     found = [pair for file in files for pair in _task_grids(file)]
     fitting = [(task, grid) for task, grid in found if max(grid.shape) <= SIDE]
-    left_out = len(found) - len(fitting)
-    note = (f"{left_out} grids over {SIDE}x{SIDE} were left out",) if left_out else ()
+    notes = (f"{len(found) - len(fitting)} grids over {SIDE}x{SIDE} were left out",) * (len(found) > len(fitting))
     if not fitting:
-        raise InputError(f"{path}: no ARC grids up to {SIDE}x{SIDE}{f' ({note[0]})' if note else ''}", _TASK_FIX)
+        raise InputError(": ".join((f"{path}: no ARC grids up to {SIDE}x{SIDE}", *notes)), _TASK_FIX)
     tasks, rows = zip(*fitting, strict=True)
     grids, shape = padded(rows)
     keys = [task.encode() for task in tasks] if len(set(tasks)) >= 3 else canvas_keys(grids)
-    return Dataset(path.stem, grids, split_by_key(keys), shape, np.array(tasks), notes=note)
+    return Dataset(path.stem, grids, split_by_key(keys), shape, np.array(tasks), notes=notes)
 
 
 def _task_grids(file: Path) -> Iterator[tuple[str, NDArray[Any]]]:

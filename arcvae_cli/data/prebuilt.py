@@ -1,8 +1,7 @@
 """Prebuilt derivations: an array of rule ids (N, T), and bit-packed masks of the rules allowed at each step.
 
-Masks are those of `prod_*_masks_packed.npy` files: byte b of a step has rules 8b to 8b + 7, the first in its highest
-bit, as `numpy.packbits` writes them. A mask contains the rules with the left-hand side of its step, so all masks that
-contain a rule are equal, and a table of them replaces the file: 691 MB for ZINC, a few kB.
+Masks are written by `numpy.packbits`: byte b of a step has rules 8b to 8b + 7, the first in its highest bit. A mask
+contains the rules with the left-hand side of its step, so that all masks which contain a rule are equal.
 """
 
 from __future__ import annotations
@@ -15,13 +14,11 @@ from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import Dataset, Origin, refuse_large, split_by_key
 from arcvae_cli.data.derivations import first_of_each
-from arcvae_cli.data.files import bare_rules, checked_ids, map_npy
+from arcvae_cli.data.files import bare_rules, checked_ids, map_npy, reading, require
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import MOST_RULES, Grammar, Rules
 
 _BLOCK_BYTES = 2**25  # of masks that are in memory at once
-_IDS_FIX = f"give the ids (N, T) of the rules of left-most derivations, 0 to {MOST_RULES - 1}, -1 for padding"
-_MASKS_FIX = "give masks (N, T, bytes) uint8 of these ids, packed by numpy.packbits along the last axis"
 
 
 def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: Grammar | None) -> Dataset:
@@ -33,22 +30,24 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
     """
     ids = map_npy(prod)
     refuse_large(str(prod), 2 * ids.size)
-    usable = ids.ndim == 2 and ids.dtype.kind in "iu" and ids.size > 0
-    if not usable or ids.min() < -1 or ids.max() >= MOST_RULES:
-        limits = f", from {ids.min()} to {ids.max()}" if usable else ""
-        raise InputError(f"{prod}: ids {ids.dtype} {ids.shape}{limits}", _IDS_FIX)
+    with reading(prod):
+        require(ids.ndim == 2 and ids.dtype.kind in "iu" and ids.size, "ids", ids)
+        if ids.min() < -1 or ids.max() >= MOST_RULES:
+            raise ValueError(f"ids from {ids.min()} to {ids.max()}, not -1 to {MOST_RULES - 1}")
     packed = None if masks is None else map_npy(masks)
-    if packed is not None:
-        fits = packed.dtype == np.uint8 and packed.ndim == 3 and packed.shape[:2] == ids.shape
-        if not fits or not 0 < 8 * packed.shape[2] < MOST_RULES + 8:
-            raise InputError(f"{masks}: {packed.dtype} {packed.shape} for ids {ids.shape}", _MASKS_FIX)
+    if masks is not None and packed is not None:
+        with reading(masks):
+            fits = packed.dtype == np.uint8 and packed.ndim == 3 and packed.shape[:2] == ids.shape
+            require(fits and 0 < 8 * packed.shape[2] < MOST_RULES + 8, "masks", packed)
     padding, notes = _padding(ids, packed, pad_id, grammar, prod)
     rules = None if grammar is None else grammar.rules
-    if packed is not None:
-        bits, last = _read_masks(ids, packed, padding, str(masks))
+    if masks is not None and packed is not None:
+        with reading(masks):
+            bits, last = _read_masks(ids, packed, padding)
         rules = rules or _rules(bits, last, int(ids[0, 0]))
     assert rules is not None, "the settings require masks or a grammar"
-    own = checked_ids(ids if padding < 0 else np.where(ids == padding, rules.padding, ids), rules, str(prod))
+    with reading(prod):
+        own = checked_ids(ids if padding < 0 else np.where(ids == padding, rules.padding, ids), rules)
     keep = first_of_each(own)
     name = None if grammar is None else grammar.name
     origin = Origin(grammar=name, source=prod.name, lines=len(own), duplicates=len(own) - len(keep))
@@ -74,8 +73,7 @@ def _padding(
         rows, gaps = np.flatnonzero(ends[:, -1]), np.logical_or.accumulate(ends, axis=1) & ~ends
         found = high if rows.size and (not gaps.any() or np.unpackbits(packed[rows[0], -1]).sum() == 1) else -1
     if low >= 0 > found:
-        what = "no padding detected: derivations have the same length"
-        return found, (f"{what} (--pad-id overrides)",) * (grammar is None)
+        return found, ("no padding detected (--pad-id overrides)",) * (grammar is None)
     return found, (f"padding detected: id {found} (--pad-id overrides)",)
 
 
@@ -90,13 +88,11 @@ def _rules(bits: NDArray[np.uint8], padding: int, first: int) -> Rules:
     return bare_rules(lhs.tolist(), padding, max(int(lhs[first]), 0))
 
 
-def _read_masks(
-    ids: NDArray[Any], packed: NDArray[np.uint8], padding: int, where: str
-) -> tuple[NDArray[np.uint8], int]:
+def _read_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int) -> tuple[NDArray[np.uint8], int]:
     """The mask of each rule (rules, rules), zeros for unseen ones, and the padding rule.
 
     That is the rule which only the masks after the ends contain, if there is one, else one after all others.
-    InputError unless the masks assign each rule to one left-hand side.
+    ValueError unless the masks assign each rule to one left-hand side.
     """
     width = packed.shape[2]
     table = np.zeros((8 * width, width), np.uint8)
@@ -116,12 +112,11 @@ def _read_masks(
         if wrong.any():
             row, step = (int(place[0]) for place in np.nonzero(wrong))
             what = f"not the mask of rule {some[row, step]}: it lacks the rule, or differs from its earlier mask"
-            raise InputError(f"{where}: row {begin + row}, step {step}: {what}", _MASKS_FIX)
+            raise ValueError(f"row {begin + row}, step {step}: {what}")
     symbols = np.unpackbits(np.unique(table, axis=0), axis=1).sum(axis=0)  # masks that contain each rule
     symbols[padding] += padding >= 0
     if symbols.max() > 1:
-        fix = "a mask contains the rules with the left-hand side of its step, and never the padding rule (--pad-id)"
-        raise InputError(f"{where}: rule {int(symbols.argmax())} is in two different masks", fix)
+        raise ValueError(f"rule {int(symbols.argmax())} is in two different masks (the padding rule is --pad-id)")
     within = np.bitwise_or.reduce(table, axis=0)
     alone = np.flatnonzero(np.unpackbits(beyond & ~within)).tolist()
     after = int(np.flatnonzero(np.unpackbits(within | beyond)).max(initial=-1)) + 1

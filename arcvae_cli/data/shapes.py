@@ -25,11 +25,8 @@ _FAMILIES = (("rectangle",), ("line",), ("l", "t", "plus", "checkerboard", "zigz
 def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` different canvases of 1-6 objects of 2-15 cells in the colours 1-9, split 80/10/10.
 
-    Objects are rectangles (filled or hollow), lines (straight or diagonal), patterns (L, T, plus, checkerboard,
-    zigzag) and grown blobs. No two are neighbours, not even by a corner, so that the 8-connected components of the
-    grid are its objects, whatever their colours. Drawn from `numpy.random.RandomState`, which NumPy has frozen.
-
-    Raises InputError for a size or a seed out of range.
+    Objects are rectangles, lines, patterns (L, T, plus, checkerboard, zigzag) and grown blobs. No two are neighbours:
+    the 8-connected components of the grid are its objects. Raises InputError for a size or a seed out of range.
     """
     sizes = split_sizes(size, seed)
     stream = np.random.RandomState(seed)
@@ -48,7 +45,6 @@ def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
 
 
 def _canvases(count: int, stream: np.random.RandomState) -> Grids:
-    """(count, 16, 16) uint8."""
     grids = np.zeros((count, SIDE, SIDE), np.uint8)
     near = np.zeros((count, SIDE), np.uint16)  # the objects of each canvas and the cells around them
     wanted = stream.randint(1, OBJECTS + 1, count, dtype=np.int64)

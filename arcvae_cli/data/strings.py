@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,6 @@ from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, first_
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
 from arcvae_cli.grammar import Grammar, Rules
-
-if TYPE_CHECKING:
-    from arcvae_cli.data.parsing import Parsed, ParseFailure
 
 EQUATION_RULES = 15
 """Longest derivation of an equation, after Kusner et al. 2017."""
@@ -57,16 +53,11 @@ def fitted(dataset: Dataset, rules: Rules, length: int | None = None, needs: Seq
     return replace(short, x=short.x[:, :length], notes=dataset.notes + note * bool(left_out))
 
 
-# ------------------------------------------------------------------------------------------------- drawn, enumerated
-
-
 def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0, name: str | None = None) -> Dataset:
     """`size` different strings of a grammar, their derivations uniform over those of at most `most` rules.
 
-    Split 80/10/10 by a hash of the string. The generator is `numpy.random.RandomState`, which NumPy has frozen. The
-    entropy of a uniform distribution is known: no model has a lower mean negative log-likelihood.
-
-    Raises InputError for a size or a seed out of range, and if there are fewer strings.
+    Split 80/10/10 by a hash of the string. Raises InputError for a size or a seed out of range, and if there are fewer
+    strings.
     """
     split_sizes(size, seed)
     counts = Counts(grammar.rules, most)
@@ -94,9 +85,6 @@ def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RUL
     return Dataset(grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
-# ------------------------------------------------------------------------------------------------------------- parsed
-
-
 def build_parsed(
     file: Path,
     grammar: Grammar,
@@ -111,10 +99,9 @@ def build_parsed(
 ) -> Dataset:
     """The different strings of a file, one a line, that a grammar derives by at most `most` rules.
 
-    `first_column`: a line ends at its first whitespace. Split 80/10/10 by a hash of the string. If strings of another
-    file are the `test` split, or the first `leading_test` lines of this one, a tenth of the others, at most 5,000, are
-    the validation split. Lines that do not parse are written to `failures`. Blank lines are ignored. `tell` is called
-    with the number of lines parsed and of all, and `say` with a message before something slow.
+    `first_column`: a line ends at its first whitespace. Split 80/10/10 by a hash of the string, or `held_out` if the
+    strings of the file `test`, or the first `leading_test` lines, are the test split. Lines that do not parse are
+    written to `failures`. `tell`, `say`: see LoadOptions.
 
     Raises InputError for a file that cannot be read, or without a string that parses by at most `most` rules.
     """
@@ -124,9 +111,21 @@ def build_parsed(
     lines = [*tested, *_lines(file, first_column)]
     parsed = parse_lines([text for *_, text in lines], grammar, max_rules=most, tell=tell, say=say)
     if failures is not None:
-        _list_failures(failures, [(lines[number - 1], failure) for number, failure in parsed.failures.items()])
+        failures.unlink(missing_ok=True)
+    if failures is not None and parsed.failures:
+        rows = [
+            (name, number, one.position + 1, one.reason, text)
+            for (name, number, text), one in ((lines[place - 1], one) for place, one in parsed.failures.items())
+        ]
+        _list_failures(failures, rows)
+    if parsed.too_long and not len(parsed.ids):
+        what = f"all {parsed.too_long:,} strings of {grammar.name} take more than data.max_rules = {most} rules"
+        fix = f"raise it: the longest takes {parsed.longest:,} (--max-rules {parsed.longest})"
+        raise InputError(f"{file}: {what}", fix)
     if not len(parsed.ids):
-        raise _nothing_parsed(file, grammar, parsed, most)
+        first = next(iter(parsed.failures.values()))
+        what = f"no line is a string of {grammar.name}; the first at character {first.position + 1}: {first.reason}"
+        raise InputError(f"{file}: {what}", "check the file and the grammar")
     keep = first_of_each(parsed.ids)
     place = parsed.lines[keep] - 1  # in `lines`
     known = place < len(tested)
@@ -141,15 +140,6 @@ def build_parsed(
     return Dataset(file.stem, parsed.ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
-def _nothing_parsed(file: Path, grammar: Grammar, parsed: Parsed, most: int | None) -> InputError:
-    if parsed.too_long:
-        what = f"{file}: all {parsed.too_long:,} strings of {grammar.name} take more than data.max_rules = {most} rules"
-        return InputError(what, f"raise it: the longest takes {parsed.longest:,} (--max-rules {parsed.longest})")
-    first = next(iter(parsed.failures.values()))
-    what = f"no line is a string of {grammar.name}; the first at character {first.position + 1}: {first.reason}"
-    return InputError(f"{file}: {what}", "check the file and the grammar")
-
-
 def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Splits of examples whose test split is `known` (N,): (N,) index into SPLITS.
 
@@ -162,11 +152,8 @@ def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint
     return split
 
 
-_Line = tuple[str, int, str]  # the name of its file, its number from 1, its string
-
-
-def _lines(file: Path, first_column: bool) -> list[_Line]:
-    """The lines of a file that are not blank."""
+def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
+    """The lines of a file that are not blank: name of the file, number from 1, string."""
     try:
         text = read_limited(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
@@ -179,16 +166,11 @@ def _lines(file: Path, first_column: bool) -> list[_Line]:
     return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
 
 
-def _list_failures(path: Path, failures: Sequence[tuple[_Line, ParseFailure]]) -> None:
-    """Writes the lines that do not parse as a table; no file if all do, or if it cannot be written."""
-    path.unlink(missing_ok=True)
-    if not failures:
-        return
-    rows = ["file\tline\tcharacter (from 1)\treason\ttext"]
-    for (name, number, text), failure in failures:
-        cells = (name, str(number), str(failure.position + 1), failure.reason, text)
-        rows.append("\t".join(one_line(cell.replace("\t", " ")) for cell in cells))  # without escape sequences
+def _list_failures(path: Path, failures: Sequence[tuple[object, ...]]) -> None:
+    """Writes the lines that do not parse as a table, if that is possible."""
+    rows = [("file", "line", "character (from 1)", "reason", "text"), *failures]
+    text = "".join("\t".join(one_line(str(cell).replace("\t", " ")) for cell in row) + "\n" for row in rows)
     with suppress(ArcvaeError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")

@@ -21,17 +21,11 @@ def turn(grid: Grids, symmetry: int) -> Grids:
     return np.fliplr(turned) if symmetry >= 4 else turned
 
 
-def transposes(symmetry: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether a symmetry exchanges height and width: those with an odd number of quarter turns."""
-    return (symmetry % 2).astype(bool)
-
-
 @cache
 def gather_table() -> Grids:
-    """Where each cell comes from: (height - 1, width - 1, symmetry, cell) -> cell of the canvas, all flattened.
+    """Where each cell comes from, by (height - 1, width - 1, symmetry, cell): (16, 16, 8, 256) uint8.
 
-    (16, 16, 8, 256) uint8. Every row is a permutation of the canvas: the cells outside the rectangle, all of them
-    background before and after, are mapped to each other in order, so that no mask is needed.
+    Every row is a permutation of the canvas: background cells outside the rectangle are mapped to each other.
     """
     cells = np.arange(CELLS, dtype=np.uint8).reshape(SIDE, SIDE)
     table = np.empty((SIDE, SIDE, SYMMETRIES, SIDE, SIDE), np.uint8)
@@ -58,5 +52,5 @@ def transform(
     turned = np.take_along_axis(grids.reshape(-1, CELLS), source, axis=1)
     if colours is not None:
         turned = np.take_along_axis(colours, turned, axis=1)
-    swapped = np.where(transposes(symmetry)[:, None], shape[:, ::-1], shape)
+    swapped = np.where(symmetry[:, None] % 2 == 1, shape[:, ::-1], shape)  # an odd number of quarter turns
     return turned.reshape(-1, SIDE, SIDE), swapped

@@ -28,7 +28,7 @@ from arcvae_cli.domains.base import (
 )
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.accuracy import ASKED, JUDGED, condition_accuracy
-from arcvae_cli.evaluation.baselines import COLOURS, PCABaseline
+from arcvae_cli.evaluation.baselines import COLOURS, pca_reconstructions
 from arcvae_cli.evaluation.information import (
     BATCH_SIZE,
     Codes,
@@ -168,7 +168,6 @@ class GridDomain(Domain):
             means = posterior_means(model, corpus, split, indices)
         units = sum(map(math.prod, model.level_shapes.values()))
         task.note(f"PCA with {units} components")
-        baseline = PCABaseline.fit(_training(task), units, task.seed)
         made, costs = list[Tensor](), list[Tensor]()
         with eval_mode(model, 0) as device:
             for place, batch in enumerate(batches(corpus, split, indices, device)):
@@ -180,23 +179,18 @@ class GridDomain(Domain):
         truth, shapes = corpus.grids(split)[chosen], corpus.shapes(split)
         sides = None if shapes is None else shapes[chosen]
         reconstructed = torch.cat(made)
-        scores = {
-            name: score_reconstructions(grids, truth, sides)
-            for name, grids in (
-                ("posterior_mean", reconstructed),
-                ("all_black", torch.zeros_like(truth)),
-                ("pca", baseline.decode(truth).to(torch.uint8)),
-            )
+        projected, sizes = pca_reconstructions(_training(task), truth, units, task.seed)
+        compared = {"posterior_mean": reconstructed, "all_black": torch.zeros_like(truth), "pca": projected}
+        scores = {name: score_reconstructions(grids, truth, sides) for name, grids in compared.items()}
+        skills = {
+            name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
         }
         reconstruction = {
             "examples": len(indices),
             **scores,
             "posterior_sample": score_reconstructions(torch.cat(drawn), truth, sides),
-            "pca_components": baseline.components,
-            "pca_training_grids": baseline.training_grids,
-            "skill": {
-                name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
-            },
+            **sizes,
+            "skill": skills,
         }
         own = to_float64(torch.cat(costs)).mean().item(), scores["posterior_mean"]["pixel_accuracy"]
         errors = (reconstructed != truth).flatten(1).sum(dim=1).cpu().numpy()

@@ -38,7 +38,7 @@ from arcvae_cli.domains.base import (
 from arcvae_cli.domains.texts import Writer, beginning, pair_lines
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.evaluation.baselines import UnigramBaseline
+from arcvae_cli.evaluation.baselines import rule_frequencies
 from arcvae_cli.evaluation.information import (
     Codes,
     batch_size,
@@ -154,7 +154,7 @@ class StringDomain(Domain):
         return batch_size(corpus.length)
 
     def baseline(self, corpus: Any) -> dict[str, float | None]:
-        scores = UnigramBaseline(corpus.ids("train"), corpus.rules).scores(corpus.ids("val"))
+        scores = rule_frequencies(corpus.ids("train"), corpus.rules, corpus.ids("val"))
         return {"blank": scores["token_accuracy"], "blank_nats": scores["nll_nats"], "entropy": corpus.entropy}
 
     def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
@@ -193,12 +193,16 @@ class StringDomain(Domain):
         encodings = 1 if task.quick else ENCODINGS
         if not task.quick:
             task.note(f"exact share: {encodings} codes of each of {len(task.few):,} derivations")
-        expected = _expected_exact(task, posterior, encodings)
+        mean, logvar = (part[: len(task.few)].repeat(encodings, 1) for part in (posterior.mean, posterior.logvar))
+        with eval_mode(model, mix(task.seed, "codes")):
+            drawn = gaussians.sample(mean, logvar)
+        found = decode(model, corpus, split, task.few.repeat(encodings), drawn)
+        expected = (-found.nats).exp().view(encodings, -1).mean(dim=0)  # (few,) mean of p(x|z)
         reconstruction = {
             "examples": len(indices),
             "posterior_mean": at_mean.scores(),
             "posterior_sample": at_sample.scores(),
-            "frequencies": UnigramBaseline(task.trained.ids("train"), task.trained.rules).scores(x),
+            "frequencies": rule_frequencies(task.trained.ids("train"), task.trained.rules, x),
             "encodings": encodings,
             "expected_examples": len(task.few),
             "expected_exact_share": expected.mean().item(),
@@ -224,10 +228,11 @@ class StringDomain(Domain):
         """Paths, and strings of N(0, I) and, with two examples to fit it to, of the Gaussian of the training codes."""
         model, trained, seed = task.model, task.trained, task.seed
         grammar, validator = _grammar(model)
-        found: dict[str, Any] = {"judged": None if validator is None else validator.name}
+        found: dict[str, Any] = {"judged": None, "interpolation": None, "prior_samples": None}
         if grammar is None:
-            return {**found, "interpolation": None, "prior_samples": None}
-        found["interpolation"] = None
+            return found
+        if validator is not None:
+            found["judged"] = validator.name
         if len(task.few) > 1 and not task.quick:
             task.note("interpolation")
             decoded = decoded_paths(model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)
@@ -518,15 +523,6 @@ def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) 
             rows.append(torch.stack([to_float64(one) for one in counts]))
     reconstruction, errors, lengths = torch.cat(rows, dim=1).cpu()[:, order.argsort()]
     return Scored(reconstruction, errors.long(), lengths.long())
-
-
-def _expected_exact(task: Task, posterior: Level, encodings: int) -> Tensor:
-    """(n,) mean of p(x|z) over codes drawn from the posterior of each of the task's `few` derivations."""
-    mean, logvar = (value[: len(task.few)].repeat(encodings, 1) for value in (posterior.mean, posterior.logvar))
-    with eval_mode(task.model, mix(task.seed, "codes")):
-        codes = gaussians.sample(mean, logvar)
-    found = decode(task.model, task.corpus, task.split, task.few.repeat(encodings), codes)
-    return (-found.nats).exp().view(encodings, -1).mean(dim=0)
 
 
 def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> dict[str, Any]:

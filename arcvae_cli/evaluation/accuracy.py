@@ -64,19 +64,12 @@ def condition_accuracy(
     return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}
 
 
-Drawn = tuple[Values, NDArray[np.bool_]]
-
-
-def _draw(model: VAE, count: int, conditions: Values | None) -> tuple[Drawn, Drawn]:
+def _draw(model: VAE, count: int, conditions: Values | None) -> list[tuple[Values, NDArray[np.bool_]]]:
     """Attributes (n, A) of draws from the prior, and which of them count: constrained to the conditions, and not."""
-    device = next(model.parameters()).device
-    given = None if conditions is None else torch.from_numpy(conditions).to(device)
+    given = None if conditions is None else torch.from_numpy(conditions).to(next(model.parameters()).device)
     latents = draw_prior(model, count, conditions=given)
-    found = []
-    for constrained in (True, False):
-        drawn = argmax_decode(model, latents, given, constrained=constrained).numpy().astype(np.uint8)
-        found.append((attributes(drawn), first_of_each(drawn)))
-    return found[0], found[1]
+    drawn = [argmax_decode(model, latents, given, constrained=one).numpy().astype(np.uint8) for one in (True, False)]
+    return [(attributes(grids), first_of_each(grids)) for grids in drawn]
 
 
 def _share(satisfied: NDArray[np.bool_]) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,46 +23,32 @@ _ROWS = 1024  # grids decoded at once, of 10 kB each
 _OVERSAMPLING, _ITERATIONS = 10, 4  # of the randomised SVD
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PCABaseline:
-    """Principal components of centred one-hot grids; `training_grids` says how many it was fitted to.
+def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
+    """Project grids (n, H, W), integers on any device, on the principal components of centred one-hot training grids.
 
-    `mean`: (cells * 10,), `axes`: (cells * 10, components), orthonormal.
+    Returns the argmax colour of each cell, as uint8, and `pca_components`, at most as many as training grids, and
+    `pca_training_grids`: at most `TRAINING_GRIDS`, drawn with `seed`. By `torch.svd_lowrank`: half a second, and exact
+    to one cell in some thousands of the reconstruction.
     """
-
-    components: int
-    training_grids: int
-    mean: Tensor
-    axes: Tensor
-
-    @classmethod
-    def fit(cls, training: Grids, components: int, seed: int) -> PCABaseline:
-        """Fit to at most `TRAINING_GRIDS` of (n, H, W) grids, drawn with `seed`; at most n components.
-
-        By `torch.svd_lowrank`: half a second, and exact to one cell in some thousands of the reconstruction.
-        """
-        if len(training) > TRAINING_GRIDS:
-            training = training[np.random.RandomState(seed).choice(len(training), TRAINING_GRIDS, replace=False)]
-        grids = torch.from_numpy(training).flatten(1)
-        most = min(len(grids), grids.shape[1] * COLOURS)
-        components = min(components, most)
-        x = torch.zeros(len(grids), grids.shape[1] * COLOURS).scatter_(1, _places(grids), 1.0)
-        mean = x.mean(dim=0)
-        with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed CUDA's too
-            axes = torch.svd_lowrank(x.sub_(mean), min(components + _OVERSAMPLING, most), niter=_ITERATIONS)[2]
-        return cls(components, len(grids), mean, axes[:, :components])
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Project grids (n, H, W), integers on any device, and take the argmax colour of each cell, as int64."""
-        mean, axes = self.mean.to(x.device), self.axes.to(x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            parts = [
-                # the sum of the axes at the ones is the product with a one-hot grid
-                (functional.embedding_bag(_places(part), axes, mode="sum") - mean @ axes) @ axes.T + mean
-                for part in torch.split(x.flatten(1), _ROWS)
-            ]
-            return torch.cat([part.view(-1, *x.shape[1:], COLOURS).argmax(dim=-1) for part in parts])
+    if len(training) > TRAINING_GRIDS:
+        training = training[np.random.RandomState(seed).choice(len(training), TRAINING_GRIDS, replace=False)]
+    known = torch.from_numpy(training).flatten(1)
+    most = min(len(known), known.shape[1] * COLOURS)
+    components = min(components, most)
+    x = torch.zeros(len(known), known.shape[1] * COLOURS).scatter_(1, _places(known), 1.0)
+    mean = x.mean(dim=0)
+    with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed CUDA's too
+        axes = torch.svd_lowrank(x.sub_(mean), min(components + _OVERSAMPLING, most), niter=_ITERATIONS)[2]
+    mean, axes = mean.to(grids.device), axes[:, :components].to(grids.device)
+    with torch.autocast(grids.device.type, enabled=False):
+        parts = [
+            # the sum of the axes at the ones is the product with a one-hot grid
+            (functional.embedding_bag(_places(part), axes, mode="sum") - mean @ axes) @ axes.T + mean
+            for part in torch.split(grids.flatten(1), _ROWS)
+        ]
+        found = torch.cat([part.view(-1, *grids.shape[1:], COLOURS).argmax(dim=-1).to(torch.uint8) for part in parts])
+    return found, {"pca_components": components, "pca_training_grids": len(known)}
 
 
 def _places(grids: Tensor) -> Tensor:
@@ -71,42 +56,31 @@ def _places(grids: Tensor) -> Tensor:
     return grids.long() + COLOURS * torch.arange(grids.shape[1], device=grids.device)
 
 
-class UnigramBaseline:
-    """The frequency of each rule among those of its left-hand side, at each step of training derivations (n, T).
+def rule_frequencies(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, Any]:
+    """Derivations (n, T) by the frequency of each rule among those of its left-hand side, at each step of `training`.
 
     One is added to every count (Laplace), so that no rule is impossible: what a model without a code can learn.
+    `nll_nats` of each, `nll_bits` per rule, shares of rules and of exact derivations: `exact_share` of the most
+    frequent rules, `expected_exact_share` of derivations drawn from the frequencies.
     """
-
-    def __init__(self, training: Tensor, rules: Rules) -> None:
-        self._training = len(training)
-        self._padding, self._left = rules.padding, torch.tensor(rules.lhs)
-        steps = training.cpu().long().unbind(1)
-        counts = torch.stack([one.bincount(minlength=len(rules)) for one in steps]).double() + 1.0  # (T, P)
-        self._logs = torch.zeros_like(counts)
-        self._best = torch.zeros(len(steps), len(rules.symbols), dtype=torch.int64)
-        for symbol in range(len(rules.symbols)):
-            some = torch.tensor(rules.of(symbol))
-            among = counts[:, some]
-            self._logs[:, some] = (among / among.sum(dim=1, keepdim=True)).log()
-            self._best[:, symbol] = some[among.argmax(dim=1)]
-
-    def scores(self, ids: Tensor) -> dict[str, Any]:
-        """Of derivations (n, T): `nll_nats` each, `nll_bits` per rule, shares of rules and of exact derivations.
-
-        `exact_share`: of the most frequent rules, `expected_exact_share`: of derivations drawn from the frequencies.
-        """
-        x = ids.long().cpu()
-        valid = x != self._padding
-        step = torch.arange(x.shape[1])
-        logs = torch.where(valid, self._logs[step, x], 0.0).sum(dim=1)
-        wrong = (self._best[step, self._left[x]] != x) & valid
-        rules = valid.sum().item()
-        nll = -logs.mean().item()
-        return {
-            "training": self._training,
-            "nll_nats": nll,
-            "nll_bits": nll * len(x) / (rules * math.log(2.0)),
-            "token_accuracy": 1.0 - wrong.sum().item() / rules,
-            "exact_share": (~wrong.any(dim=1)).double().mean().item(),
-            "expected_exact_share": logs.exp().mean().item(),
-        }
+    counts = torch.stack([one.bincount(minlength=len(rules)) for one in training.cpu().long().unbind(1)]).double() + 1.0
+    logs = torch.zeros_like(counts)  # (T, P)
+    best = torch.zeros(len(counts), len(rules.symbols), dtype=torch.int64)
+    for symbol in range(len(rules.symbols)):
+        some = torch.tensor(rules.of(symbol))
+        among = counts[:, some]
+        logs[:, some] = (among / among.sum(dim=1, keepdim=True)).log()
+        best[:, symbol] = some[among.argmax(dim=1)]
+    x = ids.long().cpu()
+    valid, step = x != rules.padding, torch.arange(x.shape[1])
+    log_p = torch.where(valid, logs[step, x], 0.0).sum(dim=1)
+    wrong = (best[step, torch.tensor(rules.lhs)[x]] != x) & valid
+    used, nll = valid.sum().item(), -log_p.mean().item()
+    return {
+        "training": len(training),
+        "nll_nats": nll,
+        "nll_bits": nll * len(x) / (used * math.log(2.0)),
+        "token_accuracy": 1.0 - wrong.sum().item() / used,
+        "exact_share": (~wrong.any(dim=1)).double().mean().item(),
+        "expected_exact_share": log_p.exp().mean().item(),
+    }

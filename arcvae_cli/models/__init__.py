@@ -13,7 +13,7 @@ from arcvae_cli.models.hierarchical import HierarchicalVAE
 from arcvae_cli.settings import GrammarSettings, ModelSettings
 
 MODELS: dict[str, Callable[[Any], VAE]] = {"grid": GridVAE, "hierarchical": HierarchicalVAE}
-"""Those of grids, by name; the grammar model is made for a structure."""
+"""The models of grids, by name; the grammar model needs a structure."""
 
 
 def build_model(settings: ModelSettings, structure: Structure | None = None) -> VAE:

@@ -1,8 +1,7 @@
-"""The Grammar-VAE of Kusner, Paige and Hernandez-Lobato 2017: derivations of a context-free grammar, one vector z.
+"""The Grammar-VAE of Kusner, Paige and Hernandez-Lobato 2017: left-most derivations of a grammar, one vector z.
 
-An example is its left-most derivation, a sequence of rules. The decoder has no feedback: given z it gives logits for
-every step at once, and which rules may stand at a step the derivation itself decides, by the symbol on top of its
-stack. In training that symbol is the left-hand side of the true rule; a new derivation finds it by `pushdown`.
+The decoder has no feedback: given z it gives logits for every step at once. The symbol on top of the stack decides
+which rules are allowed at a step: in training the left-hand side of the true rule, otherwise found by `pushdown`.
 """
 
 from __future__ import annotations
@@ -43,12 +42,10 @@ class Structure:
     length: int
 
     def text(self) -> str:
-        """As a checkpoint carries it: JSON."""
         return json.dumps({"length": self.length, "rules": dataclasses.asdict(self.rules)}, sort_keys=True)
 
     @classmethod
     def of(cls, text: str) -> Structure:
-        """From what `text` gave. ValueError, TypeError or KeyError for anything else."""
         values = json.loads(text)
         kept = values["rules"]
         if kept["text"] is not None:
@@ -61,10 +58,8 @@ class GrammarVAE(VAE):
     """Encoder of T steps of P rules to N(mean, exp logvar) in `latent_dim` dimensions, decoder to rule logits.
 
     `arch = "kusner"` is the network of the 2017 code, `"enhanced"` one of residual convolutions and normalised GRU
-    layers. `pushdown` derives; it is None where only ids and masks are known of the grammar.
-
-    ValueError, in words for a person, if the grammar is too large, no derivation ends within `length` rules, or the
-    derivations are too short for the kernels.
+    layers. `pushdown` is None if only ids and masks are known. ValueError, as a message for users, if the grammar is
+    too large, no derivation ends within `length` rules, or the derivations are too short for the kernels.
     """
 
     kind = "strings"
@@ -89,14 +84,13 @@ class GrammarVAE(VAE):
 
     @property
     def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        """One level, the vector `z`."""
         return {LEVEL: (self.settings.latent_dim,)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         """The posterior of (B, L) rules, as one level of (B, latent_dim). What L leaves out of T is padding.
 
-        With `posterior_noise` below 1 the sample, and so `mean` and `logvar`, are of a narrower density than the one
-        whose KL is trained, as in the 2017 code; `Level.rate` is the KL of the density that was really sampled.
+        With `posterior_noise` below 1 the sampled density is narrower than the one whose KL is trained, as in the 2017
+        code; `Level.rate` is its KL.
         """
         missing = self.structure.length - batch.x.shape[1]
         x = functional.pad(batch.x, (0, missing), value=self.structure.rules.padding) if missing else batch.x
@@ -117,10 +111,7 @@ class GrammarVAE(VAE):
         conditions: Tensor | None = None,  # noqa: ARG002
         steps: int | None = None,
     ) -> Tensor:
-        """Logits (B, P, T), float32, of latents (B, latent_dim), whatever may stand where; of the first `steps` alone.
-
-        No step knows of a later one, so that what is left out costs nothing and changes nothing.
-        """
+        """Logits (B, P, T), float32, of latents (B, latent_dim), unmasked; of the first `steps` only if given."""
         logits: Tensor = self.decoder(latents[LEVEL], self.structure.length if steps is None else steps)
         return logits.float()
 
@@ -141,10 +132,7 @@ class GrammarVAE(VAE):
         return logits.argmax(dim=1)
 
     def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """(B, T) rules: at each step the likeliest of those that the derivation so far allows and that can end in time.
-
-        Without right-hand sides nothing can be derived: then the likeliest of all rules at each step.
-        """
+        """(B, T) rules: at each step the likeliest that the derivation allows; of all without right-hand sides."""
         if self.pushdown is None:
             return logits.argmax(dim=1)
         return self.pushdown.derive(logits).ids
@@ -173,21 +161,17 @@ class Encoder(nn.Module):
 
 
 def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
-    """What GRU layers make of (B, T, C), on CUDA never in half precision.
+    """The output of GRU layers for (B, T, C), on CUDA never in half precision.
 
-    Under autocast cuDNN's are cast to float16 even where the rest is in bf16, and without a scaled loss the gradients
-    within them vanish below 6e-8.
+    Under autocast cuDNN uses float16 even where the rest is in bf16, and gradients below 6e-8 vanish.
     """
     with torch.autocast(x.device.type, enabled=False) if x.is_cuda else nullcontext():
         out: Tensor = layers(x.float() if x.is_cuda else x)[0]
     return out
 
 
-# ------------------------------------------------------------------------------------------------ as in 2017
-
-
 class KusnerBody(nn.Module):
-    """Valid convolutions over one-hot rules, flattened, and a dense layer: (B, T) -> (B, encoder_hidden)."""
+    """Valid convolutions over one-hot rules, and a dense layer: (B, T), `filled` not padding -> (B, encoder_hidden)."""
 
     one_hot: Tensor
 
@@ -197,10 +181,8 @@ class KusnerBody(nn.Module):
         self.reach = sum(kernel - 1 for kernel in kernels)
         left = length - self.reach
         if left < 1:
-            spans = ", ".join(map(str, kernels))
             raise ValueError(
-                f"model.encoder_kernel: valid convolutions of {spans} need derivations of at least "
-                f"{length - left + 1} rules, and these have {length}"
+                f"model.encoder_kernel: needs derivations of {self.reach + 1} rules, and these have {length}"
             )
         layers: list[nn.Module] = []
         for before, after, kernel in zip((rules, *channels), channels, kernels, strict=False):
@@ -211,7 +193,6 @@ class KusnerBody(nn.Module):
         self.register_buffer("one_hot", torch.eye(rules), persistent=False)
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
-        """(B, T) int64, padding after `filled` steps -> (B, encoder_hidden)."""
         if filled + self.reach >= x.shape[1]:
             convolved = self._convolved(x)  # (B, C, T - reach)
         else:  # what sees padding alone is the same for every example: one row serves all
@@ -227,7 +208,7 @@ class KusnerBody(nn.Module):
 
 
 class KusnerDecoder(nn.Module):
-    """A dense layer of z, repeated over the steps, GRU layers and a dense layer a step."""
+    """A dense layer of z, repeated over the steps, and GRU layers: (B, latent_dim) -> logits (B, P, steps)."""
 
     def __init__(self, settings: GrammarSettings, rules: int) -> None:
         super().__init__()
@@ -242,29 +223,23 @@ class KusnerDecoder(nn.Module):
         self.end = nn.Linear(settings.decoder_hidden, rules)
 
     def forward(self, z: Tensor, steps: int) -> Tensor:
-        """(B, latent_dim) -> logits (B, P, steps)."""
         repeated = self.begin(z)[:, None].expand(-1, steps, -1)
         logits: Tensor = self.end(recurrent(self.layers, repeated))
         return logits.transpose(1, 2)
 
 
-# ------------------------------------------------------------------------------------------------ enhanced
-
-
 class EnhancedBody(nn.Module):
-    """Embedded rules and places, residual convolutions that keep the length, dense layers over what is left of each.
+    """Embedded rules and places, residual convolutions, each of its own kernel, and dense layers over all steps.
 
-    (B, T) -> (B, encoder_hidden). Each layer has its own kernel, so that wide and narrow surroundings are seen.
+    (B, T) -> (B, encoder_hidden).
     """
 
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()
         width = settings.encoder_hidden
         if max(settings.kernels) > length:
-            raise ValueError(
-                f"model.encoder_kernel: a kernel of {max(settings.kernels)} is longer than the derivations, which "
-                f"have {length} rules"
-            )
+            longest = max(settings.kernels)
+            raise ValueError(f"model.encoder_kernel: needs derivations of {longest} rules, and these have {length}")
         self.rules = nn.Embedding(rules, width)
         self.places = nn.Parameter(0.02 * torch.randn(length, width))
         self.blocks = nn.ModuleList(Convolution(width, kernel, settings.dropout) for kernel in settings.kernels)
@@ -274,7 +249,6 @@ class EnhancedBody(nn.Module):
         self.dense = nn.Sequential(nn.Linear(SQUEEZED * length, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
-        """(B, T) int64, padding after `filled` steps -> (B, encoder_hidden)."""
         # a step further from what is filled than the kernels reach is the same for every example: one row serves all
         same = filled + self.reach
         if self.training or same + self.reach >= x.shape[1]:  # dropout makes rows differ
@@ -286,7 +260,7 @@ class EnhancedBody(nn.Module):
         return features
 
     def _squeezed(self, x: Tensor) -> Tensor:
-        """(B, L) int64 -> what is kept of each step, (B, L, `SQUEEZED`)."""
+        """(B, L) int64 -> (B, L, `SQUEEZED`)."""
         h = self.rules(x) + self.places[: x.shape[1]]  # (B, L, C)
         for block in self.blocks:
             h = block(h)
@@ -305,7 +279,6 @@ class Convolution(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        """The same shape."""
         # over (B, C, 1, T) with channels side by side, as h has them: nothing is copied, and it takes half of Conv1d
         across, weight = self.norm(h).transpose(1, 2)[:, :, None], self.convolution.weight[:, :, None]
         padding = (0, self.convolution.kernel_size[0] // 2)
@@ -315,7 +288,7 @@ class Convolution(nn.Module):
 
 
 class EnhancedDecoder(nn.Module):
-    """z and the place of each step through residual, normalised GRU layers."""
+    """z and the place of each step through residual, normalised GRU layers: (B, latent_dim) -> (B, P, steps)."""
 
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()
@@ -328,7 +301,6 @@ class EnhancedDecoder(nn.Module):
         self.end = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, rules))
 
     def forward(self, z: Tensor, steps: int) -> Tensor:
-        """(B, latent_dim) -> logits (B, P, steps)."""
         h = self.begin(z)[:, None] + self.places[:steps]  # (B, steps, C)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             h = h + self.dropout(recurrent(layer, norm(h)))

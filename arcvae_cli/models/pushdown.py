@@ -1,12 +1,8 @@
 """A pushdown automaton that turns logits into left-most derivations, a whole batch at once on the device.
 
-The decoder has no feedback, so the logits of all steps are there before the first rule is chosen. What is left is a
-walk: look at the symbol on top of the stack, choose one of its rules, push what the rule rewrites it into. A stack
-holds remainders of right-hand sides, "what is still to come after the dot", rather than symbols. A step then writes at
-most two cells, whatever the grammar, and moves the pointer by one at most.
-
-All that a step needs is in two small tables. Nothing is read back to the host and no shape depends on a value: the
-walk can be captured as a CUDA graph.
+A step looks at the symbol on top of the stack, chooses one of its rules and pushes its right-hand side. A stack holds
+remainders of right-hand sides rather than symbols, so that a step writes at most two cells and moves the pointer by one
+at most. Nothing is read back to the host and no shape depends on a value: the walk can be captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -30,21 +26,14 @@ END = 0
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """Left-most derivations.
-
-    `ids`: (..., T) int64 rules, the padding rule after the end. `complete`: (...) bool, whether nothing was left to
-    derive after T steps; what is not complete is no string.
-    """
+    """Left-most derivations: `ids` (..., T) int64, padded; `complete` (...) bool, whether nothing was left after T."""
 
     ids: Tensor
     complete: Tensor
 
 
 class Pushdown(nn.Module):
-    """The automaton of a grammar's rules, for derivations of `length` steps (T). P rules, the padding rule included.
-
-    `slots` (K) is the largest number of rules that one symbol has: noise is drawn for the first, second, ... rule of
-    whatever symbol comes, not for all P.
+    """The automaton of P rules, for derivations of `length` steps (T); `slots` (K): most rules of one symbol.
 
     Raises ValueError if the right-hand sides are not known, no derivation ends within `length` rules, or the tables of
     the grammar are too large.
@@ -52,7 +41,7 @@ class Pushdown(nn.Module):
 
     choices: Tensor
     """(C, 2 K) by remainder: the rules of its first symbol, ascending, and how many rules more than the fewest each
-    takes to finish that symbol; `NEVER` where there is no such rule."""
+    takes; `NEVER` where there is none."""
 
     moves: Tensor
     """(C K, 5) by remainder and slot: how the pointer moves (twice, for the two cells it points at), what is taken from
@@ -70,10 +59,12 @@ class Pushdown(nn.Module):
             raise ValueError(f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}")
         self.length = length
         self.spare = length - fewest[rules.start]
-        remainders = _remainders(rules, rules.rhs)
+        ways: dict[int, list[int]] = {}  # by symbol, its rules
+        for number, left in enumerate(rules.lhs):
+            ways.setdefault(left, []).append(number)
+        remainders = _remainders(rules.start, rules.rhs, ways)
         place = {remainder: number for number, remainder in enumerate(remainders)}
-        ways = _ways(rules)
-        options = [ways[remainder[0]] if remainder else (rules.padding,) for remainder in remainders]
+        options = [ways[remainder[0]] if remainder else [rules.padding] for remainder in remainders]
         self.slots = max(map(len, options))
         if len(remainders) * self.slots > MOST_CELLS:
             raise ValueError("the grammar is too large: what can follow its symbols, times their alternatives")
@@ -108,13 +99,9 @@ class Pushdown(nn.Module):
     def derive(self, logits: Tensor, noise: Tensor | None = None, budget: bool = True) -> Derived:
         """The derivations that logits (..., P, T) give, the likeliest or, with noise (..., T, K), drawn ones.
 
-        The dimensions before the last two broadcast, without a copy: noise (M, B, T, K) beside logits (B, P, T) gives
-        M derivations of each of B codes. Of equal rules the one with the lowest id is taken.
-
-        With `budget` a rule is allowed only if what it leaves to derive can be finished within T steps, so that every
-        derivation is complete. That changes p(x|z): without it a derivation that grows too long is cut off after T.
-
-        A step reads K logits of each derivation, not P. Costs 11 small kernels a step, for any number of derivations.
+        The dimensions before the last two broadcast. Of equal rules the one with the lowest id is taken. With `budget`
+        only rules are allowed that can be finished within T steps, so that every derivation is complete; that changes
+        p(x|z). Without it derivations are cut off after T steps.
         """
         lead = logits.shape[:-2]
         if noise is not None:
@@ -130,8 +117,7 @@ class Pushdown(nn.Module):
         def numbers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
-        # Everything that a step writes is made once, and so are the views of it. Stacks lie side by side, cells of one
-        # depth together: they are seldom deep, and memory that nothing touches costs nothing
+        # everything that a step writes is allocated once; stacks lie side by side, cells of one depth together
         stack = numbers(self.length + 2, n)
         stack[0], stack[1] = END, self._start
         state = numbers(3, n)  # the two cells that the pointer is at, and the rules to spare
@@ -163,27 +149,15 @@ class Pushdown(nn.Module):
 
 
 def same_left(rules: Rules) -> Tensor:
-    """(P, P) bool: by a true rule, the rules that rewrite the same symbol. All of them for the padding rule.
-
-    A rule that no derivation can use rewrites nothing: it is among the rules of no other, and has all in its own row,
-    so that no row is empty.
-    """
+    """(P, P) bool: by a true rule, the rules that rewrite the same symbol; all for padding and unusable rules."""
     left = torch.tensor(rules.lhs)
     return (left[:, None] == left) | (left[:, None] < 0)
 
 
-def _ways(rules: Rules) -> dict[int, tuple[int, ...]]:
-    """By symbol, the ids of the rules that rewrite it, ascending."""
-    ways: dict[int, list[int]] = {}
-    for rule, left in enumerate(rules.lhs):
-        ways.setdefault(left, []).append(rule)
-    return {left: tuple(some) for left, some in ways.items()}
-
-
-def _remainders(rules: Rules, rhs: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+def _remainders(start: int, rhs: tuple[tuple[int, ...], ...], ways: dict[int, list[int]]) -> list[tuple[int, ...]]:
     """What can stand in a cell of a stack, as symbols still to derive: nothing, the start, and every tail of a body."""
-    found: dict[tuple[int, ...], None] = {(): None, (rules.start,): None}
-    waiting, ways = list(found)[1:], _ways(rules)
+    found: dict[tuple[int, ...], None] = {(): None, (start,): None}
+    waiting = list(found)[1:]
     for remainder in waiting:  # which grows
         for tail in (remainder[1:], *(rhs[rule] for rule in ways[remainder[0]])):
             if tail not in found:

@@ -12,12 +12,9 @@ from typing import Any
 
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
 
-WAITING = 1000
-"""Calls that may wait: a logger that hangs is dropped after some 300 epochs, or when the training ends."""
-PATIENCE = 30.0
-"""Seconds that the end of a training waits for a logger to finish."""
-ABANDONED = Event()
-"""Whether a logger of this process failed or hangs: its package may wait for a server when the interpreter exits."""
+WAITING = 1000  # calls that may wait: a logger that hangs is dropped after some 300 epochs
+PATIENCE = 30.0  # seconds that the end of a training waits for a logger to finish
+ABANDONED = Event()  # whether a logger failed or hangs: its package may wait for a server when the interpreter exits
 
 
 def leave(code: int) -> None:
@@ -43,7 +40,7 @@ class Background(Recorder):
         tell: Callable[[str], None],
         patience: float = PATIENCE,
         waiting: int = WAITING,
-        left: str = "what it still held is lost",
+        left: str = "unsent records are lost",
     ) -> None:
         self._recorder, self._name, self._tell = recorder, name, tell
         self._patience, self._left = patience, left
@@ -70,7 +67,6 @@ class Background(Recorder):
         self._pass("pictures", epoch, pictures)
 
     def close(self, code: int = 0) -> None:
-        """Wait until the work is done, for at most `patience` seconds."""
         self._code, self._closing = code, True
         with suppress(Full):
             self._calls.put_nowait(None)

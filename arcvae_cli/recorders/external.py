@@ -1,4 +1,4 @@
-"""Loggers outside of arcvae that a run asks for: W&B and TensorBoard, each behind the training."""
+"""W&B and TensorBoard, each in a thread behind the training."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from arcvae_cli.settings import Settings
 def external_recorders(
     settings: Settings, folder: RunFolder, console: Console, rules: Rules | None = None
 ) -> list[Recorder]:
-    """Those that the settings ask for; neither package is imported before its recorder starts.
+    """The loggers that the settings enable; their packages are imported when they start.
 
-    `rules`: those of the derivations that the run learns, None for grids.
-    With `log.wandb` at `auto` and no login there is none of W&B, and one note says so.
+    `rules`: the grammar's rules for derivations, None for grids. `log.wandb = "auto"` without a login prints a note.
     """
     log, found = settings.log, list[Recorder]()
     if log.wandb != "off":

@@ -48,11 +48,9 @@ class TensorBoardRecorder(Recorder):
             self.epoch(record)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        """`Batch/*` of the logged steps."""
         self._batches([record.metrics() for record in records])
 
     def epoch(self, record: EpochRecord) -> None:
-        """The metrics and the schedule as curves, the KL of all dimensions as a histogram."""
         values = record.metrics()
         self._step = values.pop("step")
         kl = np.array([value for value in values.pop("val/kl_per_dim") if value is not None])
@@ -79,14 +77,12 @@ class TensorBoardRecorder(Recorder):
             writer.close()
 
     def _batches(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The curves of logged steps, of their metrics."""
         for values in rows:
             curves = {name: values[f"train/{key}"] for name, key in BATCH.items()}
             curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in of_levels(values).items()}
             self._scalars(values["step"], curves)
 
     def _show_grids(self, pictures: Pictures) -> None:
-        """Images, the scale of a KL map as a curve."""
         sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
         if pictures.maps:
             self._scalars(self._step, {"images/kl_maps_brightest": top})
@@ -104,7 +100,6 @@ class TensorBoardRecorder(Recorder):
                 self._writer().add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
 
     def _scalars(self, step: int, values: Mapping[str, Any], level: str = "") -> None:
-        """Points of curves; what is not a finite number is left out."""
         writer = self._writer(level)
         for name, value in values.items():
             if isinstance(value, (int, float)) and math.isfinite(value):
@@ -113,17 +108,13 @@ class TensorBoardRecorder(Recorder):
     def _writer(self, level: str = "") -> SummaryWriter:
         """The writer of all, or of a level's curve in the comparison, where one name has a curve a folder."""
         if level not in self._writers:
-            without_tensorflow()
+            # TensorBoard's own switch for doing without TensorFlow, which takes seconds to import
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
             from torch.utils.tensorboard import SummaryWriter
 
             folder = self._folder / f"{COMPARISON.replace('/', '_')}_{level}" if level else self._folder
             self._writers[level] = SummaryWriter(str(folder), purge_step=self._first)
         return self._writers[level]
-
-
-def without_tensorflow() -> None:
-    """TensorBoard's own switch for doing without TensorFlow, which takes seconds to import where it is installed."""
-    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 
 def of_levels(values: Mapping[str, Any]) -> dict[str, float]:

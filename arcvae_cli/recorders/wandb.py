@@ -26,22 +26,16 @@ from arcvae_cli.stopping import SAVED
 if TYPE_CHECKING:
     from wandb import Run
 
-Mode = Literal["auto", "online", "offline", "off"]
-"""`auto`: as W&B's own settings say."""
-
-START = 30.0
-"""Seconds the server has to answer at the start."""
-
-KINDS = 3
-"""Rows that a step may have: its own, that of the epoch it ends, and that of the epoch's images."""
+Mode = Literal["auto", "online", "offline", "off"]  # auto: as W&B's own settings say
+START = 30.0  # seconds the server has to answer at the start
+KINDS = 3  # rows that a step may have: its own, that of the epoch it ends, and that of the epoch's images
 STEP, EPOCH, PICTURES = range(KINDS)
 
 
 class WandbRecorder(Recorder):
     """Logs a run folder to one W&B run; a resumed run uses the same W&B id.
 
-    Every row has its optimiser `step`, the axis of all curves, and its `epoch`. W&B's own step of a row is computed
-    from both, so W&B drops rows that it already has: on resumption everything it may lack is sent again from
+    The axis of all curves is the optimiser `step`. On resumption everything W&B may lack is sent again from
     `metrics.jsonl`, but for images. The command line, code and console output are not sent.
     """
 
@@ -64,7 +58,6 @@ class WandbRecorder(Recorder):
         self._best: EpochRecord | None = None
 
     def start(self, plan: Plan) -> None:
-        """Start or resume the W&B run."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # the interpreter's exit would wait for its reports
         for variable in ("WANDB_DEBUG", "WANDB_CORE_DEBUG"):  # the debug log would contain the API key
             os.environ.pop(variable, None)
@@ -88,7 +81,6 @@ class WandbRecorder(Recorder):
         self._run.define_metric("*", step_metric="step")
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
-        """Log what W&B may lack up to `step`: online what the server does not have, offline everything."""
         assert self._run is not None
         self._last = -1 if self._run.offline else self._run.step - 1
         for rows, record in retold(self._folder / "metrics.jsonl", records, self._last // KINDS - 1):
@@ -99,12 +91,10 @@ class WandbRecorder(Recorder):
         self._best = next((record for record in reversed(records) if record.best), None)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        """One row per logged step."""
         for record in records:
             self._log(STEP, record.metrics())
 
     def epoch(self, record: EpochRecord) -> None:
-        """A row with the KL of all dimensions as a histogram."""
         from wandb import Histogram
 
         values = record.metrics()
@@ -117,8 +107,7 @@ class WandbRecorder(Recorder):
             self._best = record
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
-        """A row with images, or with tables of strings."""
-        media = grid_images(pictures) if self._writer is None else string_tables(self._writer, pictures)
+        media = _grid_images(pictures) if self._writer is None else _string_tables(self._writer, pictures)
         self._log(PICTURES, {"step": self._step, "epoch": epoch, **media})
 
     def close(self, code: int = 0) -> None:
@@ -157,8 +146,7 @@ class WandbRecorder(Recorder):
             self._last = number
 
 
-def grid_images(pictures: Pictures) -> dict[str, Any]:
-    """Images of grids, and of the KL of a map."""
+def _grid_images(pictures: Pictures) -> dict[str, Any]:
     from wandb import Image
 
     sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
@@ -170,38 +158,36 @@ def grid_images(pictures: Pictures) -> dict[str, Any]:
     return {f"images/{name}": Image(pixels, caption=captions[name]) for name, pixels in sheets.items()}
 
 
-def string_tables(writer: Writer, pictures: Pictures) -> dict[str, Any]:
+def _string_tables(writer: Writer, pictures: Pictures) -> dict[str, Any]:
     """Strings as HTML tables; `wandb.Table` would leave a copy of each in the user's home."""
     from wandb import Html
 
     pairs = writer.pairs(pictures.originals, pictures.reconstructions)
     compared = [(pair.original, pair.reconstruction, "exact" if pair.exact else "") for pair in pairs]
-    drawn = [(text,) for text in writer.samples(pictures.samples)]
     tables = {"strings/reconstructions": html_table(("original", "reconstruction", ""), compared)}
-    if drawn:
+    if drawn := [(text,) for text in writer.samples(pictures.samples)]:
         tables["strings/samples"] = html_table(("drawn from the prior",), drawn)
     return {name: Html(text, inject=False, data_is_not_path=True) for name, text in tables.items()}
 
 
 def html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A page with a table of escaped text, its spaces preserved."""
-    lines = ["".join(f"<th align=left>{html.escape(name)}</th>" for name in names)]
-    lines += ["".join(f"<td><code>{html.escape(text)}</code></td>" for text in row) for row in rows]
+    head = "".join(f"<th align=left>{html.escape(name)}</th>" for name in names)
+    lines = ["".join(f"<td><code>{html.escape(text)}</code></td>" for text in row) for row in rows]
     style = "<!doctype html><meta charset=utf-8><style>td { padding-right: 2em; white-space: pre-wrap }</style>"
-    return "\n".join([style, "<table>", *(f"<tr>{line}</tr>" for line in lines), "</table>\n"])
+    return "\n".join([style, "<table>", *(f"<tr>{line}</tr>" for line in (head, *lines)), "</table>\n"])
 
 
 def run_name(plan: Plan, schedule: Schedule) -> str:
     """`beta-vae-d10-b0.1-run-NAME`: model, latent sizes, largest beta of each level or the closed loop's name."""
-    kind = {"grid": "beta-vae"}.get(plan.model, f"{plan.model}-vae")
-    sizes = {name: "x".join(map(str, shape)) for name, shape in plan.level_shapes.items()}
-    levels = tuple(sizes)
-    size = f"d{sizes[levels[0]]}" if len(levels) == 1 else "-".join(f"{name[0]}{text}" for name, text in sizes.items())
-    parts = schedule.by_level(levels).values()
-    peaks = dict.fromkeys(f"{part.peak:g}" for part in parts if not part.closed_loop)
-    betas = [f"b{'-'.join(peaks)}"] if peaks else []
+    kind = "beta-vae" if plan.model == "grid" else f"{plan.model}-vae"
+    letters = {"z": "d", "global": "g", "local": "l"}
+    sizes = [letters[name] + "x".join(map(str, shape)) for name, shape in plan.level_shapes.items()]
+    parts = schedule.by_level(tuple(plan.level_shapes)).values()
+    peaks = "-".join(dict.fromkeys(f"{part.peak:g}" for part in parts if not part.closed_loop))
     loops = dict.fromkeys(part.name for part in parts if part.closed_loop)
-    return re.sub(r"[:;,#?/']", "-", "-".join((kind, size, *betas, *loops, "run", plan.run)))[:128]
+    name = "-".join((kind, *sizes, *([f"b{peaks}"] if peaks else []), *loops, "run", plan.run))
+    return re.sub(r"[:;,#?/']", "-", name)[:128]
 
 
 def run_id(folder: Path) -> str:
@@ -215,16 +201,10 @@ def run_id(folder: Path) -> str:
 
 
 def automatic_mode(environment: Mapping[str, str]) -> tuple[Mode, str | None]:
-    """What `auto` means here, and a note if it means off for want of a login.
-
-    WANDB_MODE decides; else W&B is on where a login exists, in the mode of its own settings. wandb is not imported for
-    this, since that takes half a second.
-    """
-    mode = environment.get("WANDB_MODE", "")
-    if mode == "disabled":
-        return "off", None
-    if mode in ("offline", "dryrun"):
-        return "offline", None
+    """What `auto` means here, without importing wandb, and a note if it means off for want of a login."""
+    modes: dict[str, Mode] = {"disabled": "off", "offline": "offline", "dryrun": "offline"}
+    if mode := modes.get(environment.get("WANDB_MODE", "")):
+        return mode, None
     if login_exists(environment):
         return "auto", None
     return "off", "W&B is off: no login found; run `wandb login`, or use --wandb offline"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
     from rich.style import Style
     from rich.text import Text
@@ -100,31 +100,19 @@ def cell_style(top: int, bottom: int | None) -> Style:
 
 
 class TerminalStrings:
-    """Strings below each other: rows of (label, string, remark).
-
-    On a terminal a long string is folded within its column, and remarks are yellow; elsewhere a row is one line.
-    """
+    """Strings below each other: rows of (label, string, remark), each a line off a terminal, however long."""
 
     def __init__(self, rows: Sequence[tuple[str, str, str]]) -> None:
         self.rows = rows
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        from rich.table import Table
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         from rich.text import Text
 
-        if not options.is_terminal:
-            width = max((len(label) for label, _, _ in self.rows), default=0)
-            for label, string, remark in self.rows:
-                text = f"{label:<{width}}  {string}" + (f"    {remark}" if remark else "")
-                yield Text(text, no_wrap=True, overflow="ignore")
-            return
-        table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        table.add_column(style="yellow", no_wrap=True)
-        for row in self.rows:  # brackets in a string are no markup
-            table.add_row(*map(Text, row))
-        yield table
+        width = max((len(label) for label, _, _ in self.rows), default=0)
+        wrapping: Any = {} if options.is_terminal else {"no_wrap": True, "overflow": "ignore"}
+        for label, string, remark in self.rows:
+            end = (f"    {remark}", "yellow") if remark else ""
+            yield Text.assemble((f"{label:<{width}}  ", "dim"), string, end, **wrapping)
 
 
 def path_strip(steps: Grids, ends: Grids) -> tuple[Grids, list[str]]:

@@ -9,7 +9,6 @@ from arcvae_cli.schedules.base import Schedule
 from arcvae_cli.schedules.compat import (
     BetaScheduler,
     CyclicalBetaScheduler,
-    FeedbackBetaScheduler,
     HierarchicalBetaScheduler,
     WarmRestartBetaScheduler,
     get_beta_schedule,
@@ -24,7 +23,6 @@ __all__ = [
     "BetaScheduler",
     "CyclicalBetaScheduler",
     "Feedback",
-    "FeedbackBetaScheduler",
     "HierarchicalBetaScheduler",
     "Schedule",
     "WarmRestartBetaScheduler",

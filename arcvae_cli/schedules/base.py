@@ -1,7 +1,6 @@
 """The base class of schedules of beta, the weight on the KL term.
 
-Time is counted in epochs from 1 and may be fractional; epoch 0 gives the start value. Schedules are frozen and hold no
-counter: the caller passes the epoch.
+Epochs count from 1 and may be fractional; epoch 0 gives the start value. The caller has the clock.
 """
 # ruff: noqa: ARG002 - not every schedule needs the arguments of a method
 
@@ -25,10 +24,11 @@ NEAR = 1e-9  # epochs: compressed times are products of floats, and a restart mu
 
 
 class Schedule(BaseModel, ABC):
-    """A schedule of beta. A subclass adds its parameters, `__call__`, `peak`, `first_peak` and `describe`."""
+    """A schedule of beta. A subclass adds its parameters, `__call__`, `peak`, `first_peak` and `words`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     times: ClassVar[tuple[str, ...]] = ()  # the fields that count epochs, for `compressed`
+    words: ClassVar[str]  # a template of `describe`, with the schedule as `s`
 
     name: str
     per: Annotated[Literal["epoch", "step"], Field(description="how often the trainer asks for beta")] = "epoch"
@@ -55,9 +55,9 @@ class Schedule(BaseModel, ABC):
         """The first epoch, in continuous time, at which beta reaches `peak`; where beta jumps, that of the jump."""
         return 0.0
 
-    @abstractmethod
     def describe(self) -> str:
         """The schedule in words, with its numbers."""
+        return self.words.format(s=self)
 
     @property
     def start(self) -> float:
@@ -70,7 +70,7 @@ class Schedule(BaseModel, ABC):
         return None
 
     def cycle(self, epoch: float) -> float | None:
-        """Length in epochs of the cycle that contains an epoch, None for a schedule without cycles."""
+        """Epochs of the cycle that contains an epoch, None for a schedule without cycles."""
         return self.period
 
     def marks(self, until: float) -> list[tuple[float, str]]:

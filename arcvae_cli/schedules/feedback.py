@@ -1,7 +1,6 @@
 """Closed-loop schedules: beta depends on the KL or the reconstruction of every batch.
 
-Each control law is written once, over the operations of `PlainMath` or of `torch`: `observe` runs it on floats,
-`arcvae_cli.controllers` on 0-d tensors of the device.
+Each control law is written once: `observe` runs it on floats, `arcvae_cli.controllers` on 0-d tensors of the device.
 """
 # ruff: noqa: ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
 
@@ -23,11 +22,8 @@ Multiplier = Annotated[float, Field(gt=0, le=1e9, strict=True)]
 
 Quantity = Literal["kl", "reconstruction"]
 
-HELD = 0.05
-"""A target is held where the mean of an epoch is within this share of it."""
-
-NEAR_BOUND = 0.01
-"""Share of beta's range that counts as at a bound: the proportional term of a PI controller flickers."""
+HELD = 0.05  # a target is held where the mean of an epoch is within this share of it
+NEAR_BOUND = 0.01  # share of beta's range that counts as at a bound: the term of a PI controller flickers
 
 
 class PlainMath:
@@ -60,32 +56,29 @@ def is_held(value: float, target: float) -> bool:
 
 
 def bound_ahead(quantity: Quantity, above: bool) -> Literal["max", "min"]:
-    """The bound to which beta moves while a quantity is above (or else below) its target.
-
-    More beta lowers the KL and raises the reconstruction term.
-    """
+    """The bound to which beta moves while a quantity is above (or else below) its target."""
     return "max" if above == (quantity == "kl") else "min"
 
 
 class Feedback(Schedule):
     """A schedule that holds a quantity of the run at a target, by moving beta with every step.
 
-    Its state is a table of plain numbers, "beta" among them; a run keeps it in its checkpoint. As part of
-    `hierarchical` it watches the KL of its own level, alone the total KL. The reconstruction is everybody's.
+    Its state is a table of plain numbers, "beta" among them, which checkpoints keep. As part of `hierarchical` it
+    watches the KL of its own level, alone the total KL.
     """
 
     quantity: ClassVar[Quantity] = "kl"
-    knob: ClassVar[str] = "target"
-    """The field that sets what the quantity is held at."""
+    knob: ClassVar[str] = "target"  # the field that sets what the quantity is held at
     per: Annotated[Literal["step"], Field(description="beta moves with every step")] = "step"
 
     @property
     def closed_loop(self) -> bool:
         return True
 
-    @abstractmethod
     def setpoint(self, epoch: float) -> float:
         """What the quantity is held at: KL in nats per example, reconstruction in nats per position."""
+        fixed: float = getattr(self, self.knob)
+        return fixed
 
     @property
     @abstractmethod
@@ -104,10 +97,10 @@ class Feedback(Schedule):
 
     @abstractmethod
     def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
-        """The state after a batch, of which "beta" is the weight in that batch's loss.
+        """The state after a batch, of which "beta" is the weight in that batch's loss; `target` is the setpoint.
 
-        `ops`: `PlainMath` for floats, `torch` for 0-d tensors. `target`: the setpoint. `kl`: batch mean in nats per
-        example, before free bits; `reconstruction`: batch mean in nats per position.
+        `ops`: `PlainMath` or `torch`. `kl`: batch mean in nats per example, before free bits; `reconstruction`: in nats
+        per position.
         """
 
     def observe(
@@ -141,13 +134,16 @@ class KLCapacity(Feedback):
     """The loss gamma * |KL - C|, C rising to a capacity (Burgess et al. 2018, "Understanding disentangling").
 
     As a weight on the KL, which has the same gradient: gamma where the KL of the batch is above C, -gamma where it is
-    below, 0 at C. gamma has to exceed the beta at which the KL would be C by itself, and every bit more costs learning:
-    clipping and Adam scale the whole gradient down to it. The paper's 100 to 1000 belong to larger pictures.
+    below, 0 at C. gamma must exceed the beta at which the KL would be C by itself; more slows learning.
     """
 
     name: Literal["kl_capacity"] = "kl_capacity"
     times: ClassVar[tuple[str, ...]] = ("ramp_epochs",)
     knob: ClassVar[str] = "capacity"
+    words: ClassVar[str] = (
+        "KL held at a capacity that rises from {s.start_capacity:g} to {s.capacity:g} nats at epoch {s.ramp_epochs:g}, "
+        "by a weight of {s.gamma:g} above it and -{s.gamma:g} below"
+    )
     capacity: Annotated[Nats, Field(description="KL in nats at the end of the ramp")] = 25.0
     start_capacity: Annotated[Nats, Field(description="KL in nats from which the ramp rises")] = 0.0
     ramp_epochs: Annotated[Epochs, Field(description="epochs of the ramp")] = 20.0
@@ -178,11 +174,6 @@ class KLCapacity(Feedback):
         ends = f"capacity ends at {self.setpoint(epochs):.3g} of {self.capacity:.3g} nats"
         return f"{ends}: the ramp ends at epoch {self.ramp_epochs:g}, the run at {epochs:g}"
 
-    def describe(self) -> str:
-        rise = f"from {self.start_capacity:g} to {self.capacity:g} nats at epoch {self.ramp_epochs:g}"
-        weight = f"a weight of {self.gamma:g} above it and {-self.gamma:g} below"
-        return f"KL held at a capacity that rises {rise}, by {weight}"
-
     def _marks(self, until: float) -> list[tuple[float, str]]:
         return [(self.ramp_epochs, "capacity reached")]
 
@@ -191,26 +182,23 @@ class ControlVAE(Feedback):
     """A PI controller that holds the KL at a target (Shao et al. 2020, "ControlVAE").
 
     With the error e = target - KL of each batch, beta = kp / (1 + exp(e)) + I, within its bounds, and I grows by
-    ki * e (ki is negative). I is kept from carrying beta past a bound, in that direction only: so beta comes off the
-    bound with the first batch that asks for it, however long it stood there.
+    ki * e (ki is negative), but never so far that it would carry beta past a bound.
     """
 
     name: Literal["controlvae"] = "controlvae"
+    words: ClassVar[str] = (
+        "KL held at {s.target:g} nats by a PI controller, beta between {s.min_beta:g} and {s.max_beta:g}"
+    )
     target: Annotated[Nats, Field(description="KL in nats")] = 20.0
     min_beta: MinBeta = 0.0
     max_beta: MaxBeta = 1.0
     start_beta: Annotated[Beta, Field(description="the integral's first value")] = 0.0
     kp: Annotated[Gain, Field(description="gain of the proportional term")] = 0.01
-    ki: Annotated[
-        float, Field(ge=-1e3, le=0, strict=True, description="gain of the integral, per step and nat")
-    ] = -1e-4
+    ki: float = Field(-1e-4, ge=-1e3, le=0, strict=True, description="gain of the integral, per step and nat")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         return self.in_order("min_beta", "start_beta", "max_beta")
-
-    def setpoint(self, epoch: float) -> float:
-        return self.target
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -228,25 +216,22 @@ class ControlVAE(Feedback):
         integral = ops.where(error < 0, up, down)
         return {"beta": ops.clamp(proportional + integral, self.min_beta, self.max_beta), "integral": integral}
 
-    def describe(self) -> str:
-        beta = f"beta between {self.min_beta:g} and {self.max_beta:g}"
-        return f"KL held at {self.target:g} nats by a PI controller, {beta}"
-
 
 class Geco(Feedback):
     """As little KL as a reconstruction within a tolerance needs (Rezende and Viola 2018, "Taming VAEs", GECO).
 
-    Minimises KL + lambda * C for C = reconstruction - tolerance in nats per position. lambda is multiplied by
-    exp(alpha * C) with every step, C averaged over the steps (the first value begins the average), and stays within its
-    bounds; as a weight on the KL that is beta = 1 / lambda. Its logarithm is kept, so that nothing overflows.
+    Minimises KL + lambda * C for C = reconstruction - tolerance in nats per position: beta = 1 / lambda. Every step
+    multiplies lambda by exp(alpha * C), C averaged over the steps, within its bounds.
     """
 
     name: Literal["geco"] = "geco"
     quantity: ClassVar[Quantity] = "reconstruction"
     knob: ClassVar[str] = "tolerance"
-    tolerance: Annotated[float, Field(ge=0, le=100, strict=True, description="reconstruction in nats per position")] = (
-        0.25
+    words: ClassVar[str] = (
+        "reconstruction held at {s.tolerance:g} nats per position by a multiplier, "
+        "beta = 1 / lambda between {s.bounds[0]:g} and {s.bounds[1]:g}"
     )
+    tolerance: float = Field(0.25, ge=0, le=100, strict=True, description="reconstruction in nats per position")
     alpha: Annotated[Gain, Field(description="speed of lambda, per step and nat per position")] = 0.02
     averaging: Annotated[float, Field(ge=0, lt=1, strict=True, description="share of the past in the average")] = 0.99
     lambda_min: Annotated[Multiplier, Field(description="bound of lambda = 1 / beta")] = 0.1
@@ -256,9 +241,6 @@ class Geco(Feedback):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         return self.in_order("lambda_min", "start_lambda", "lambda_max")
-
-    def setpoint(self, epoch: float) -> float:
-        return self.tolerance
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -280,8 +262,3 @@ class Geco(Feedback):
         log_lambda = state["log_lambda"] + self.alpha * average
         log_lambda = ops.clamp(log_lambda, math.log(self.lambda_min), math.log(self.lambda_max))
         return {"beta": ops.exp(-log_lambda), "log_lambda": log_lambda, "average": average, "begun": 1.0}
-
-    def describe(self) -> str:
-        beta = f"beta = 1 / lambda between {self.bounds[0]:g} and {self.bounds[1]:g}"
-        held = f"reconstruction held at {self.tolerance:g} nats per position"
-        return f"{held} by a multiplier, {beta}"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
@@ -23,6 +22,7 @@ class Constant(Schedule):
 
     name: Literal["constant"] = "constant"
     max_beta: MaxBeta = 1.0
+    words: ClassVar[str] = "{s.max_beta:g} throughout"
 
     def __call__(self, epoch: float) -> float:
         return self.max_beta
@@ -31,24 +31,28 @@ class Constant(Schedule):
     def peak(self) -> float:
         return self.max_beta
 
-    def describe(self) -> str:
-        return f"{self.max_beta:g} throughout"
 
+class Linear(Schedule):
+    """A straight rise from the first epoch on."""
 
-class Rise(Schedule):
-    """0 for `delay` epochs, up to `max_beta` in the `duration` after it, and there to the end."""
-
-    max_beta: MaxBeta
+    name: Literal["linear"] = "linear"
+    times: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
     how: ClassVar[str] = "in a straight line"
+    max_beta: MaxBeta = 1.0
+    warmup_epochs: Warmup = 10.0
 
     @property
-    @abstractmethod
     def span(self) -> tuple[float, float]:
         """Epochs at 0, and epochs from there to `max_beta`."""
+        return 0.0, self.warmup_epochs
+
+    def share(self, progress: float) -> float:
+        """The share of `max_beta` at a share of the rise."""
+        return progress
 
     def rising(self, elapsed: float, duration: float) -> float:
-        """Beta within the rise, `elapsed` epochs after it began."""
-        return self.max_beta * elapsed / duration
+        """Beta within the rise, `elapsed` epochs after its start."""
+        return self.max_beta * self.share(elapsed / duration)
 
     def __call__(self, epoch: float) -> float:
         delay, duration = self.span
@@ -73,11 +77,16 @@ class Rise(Schedule):
         delay = self.span[0]
         return [*([(delay, "warm-up ends")] if delay else []), (sum(self.span), "first peak")]
 
+    def _why(self, epochs: float) -> str:
+        if epochs <= self.warmup_epochs:
+            return "the warm-up is longer than the run"
+        return f"the ramp ends at epoch {self.first_peak:g}, the run at {epochs:g}"
 
-class LinearWarmup(Rise):
+
+class LinearWarmup(Linear):
     """A warm-up at 0 and then a straight ramp (Bowman et al. 2016 anneal the KL from 0 to 1)."""
 
-    name: Literal["linear_warmup"] = "linear_warmup"
+    name: Literal["linear_warmup"] = "linear_warmup"  # type: ignore[assignment]
     times: ClassVar[tuple[str, ...]] = ("warmup_epochs", "ramp_epochs")
     max_beta: MaxBeta = 0.5
     warmup_epochs: Delay = 10.0
@@ -87,10 +96,8 @@ class LinearWarmup(Rise):
     def span(self) -> tuple[float, float]:
         return self.warmup_epochs, self.ramp_epochs
 
-    def _why(self, epochs: float) -> str:
-        if epochs <= self.warmup_epochs:
-            return "the warm-up is longer than the run"
-        return f"the ramp ends at epoch {self.first_peak:g}, the run at {epochs:g}"
+    def rising(self, elapsed: float, duration: float) -> float:
+        return self.max_beta * elapsed / duration  # rounds otherwise than `Linear`
 
 
 class UltraConservative(LinearWarmup):
@@ -110,36 +117,13 @@ class Aggressive(LinearWarmup):
     ramp_epochs: Ramp = 25.0
 
 
-class Linear(Rise):
-    """A straight rise from the first epoch on."""
-
-    name: Literal["linear"] = "linear"
-    times: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
-    max_beta: MaxBeta = 1.0
-    warmup_epochs: Warmup = 10.0
-
-    @property
-    def span(self) -> tuple[float, float]:
-        return 0.0, self.warmup_epochs
-
-    def shape(self, progress: float) -> float:
-        """The share of `max_beta` at a share of the warm-up, 0 at 0 and 1 at 1."""
-        return progress
-
-    def rising(self, elapsed: float, duration: float) -> float:
-        return self.max_beta * self.shape(elapsed / duration)
-
-    def _why(self, epochs: float) -> str:
-        return "the warm-up is longer than the run"
-
-
 class Cosine(Linear):
     """Half a cosine wave, level at both ends: (1 - cos pi p) / 2."""
 
     name: Literal["cosine"] = "cosine"  # type: ignore[assignment]
     how: ClassVar[str] = "along half a cosine"
 
-    def shape(self, progress: float) -> float:
+    def share(self, progress: float) -> float:
         return (1.0 - math.cos(math.pi * progress)) / 2.0
 
 
@@ -149,7 +133,7 @@ class Exponential(Linear):
     name: Literal["exponential"] = "exponential"  # type: ignore[assignment]
     how: ClassVar[str] = "exponentially, fast first,"
 
-    def shape(self, progress: float) -> float:
+    def share(self, progress: float) -> float:
         return (1.0 - math.exp(-5.0 * progress)) / (1.0 - math.exp(-5.0))
 
 
@@ -159,7 +143,7 @@ class Sigmoid(Linear):
     name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
     how: ClassVar[str] = "along a logistic curve"
 
-    def shape(self, progress: float) -> float:
+    def share(self, progress: float) -> float:
         low, here, high = (1.0 / (1.0 + math.exp(-12.0 * (p - 0.5))) for p in (0.0, progress, 1.0))
         return (here - low) / (high - low)
 
@@ -168,10 +152,9 @@ class ThreePhase(Schedule):
     """Straight lines from 0 through (epochs, beta at their end) and then level, which is the third phase."""
 
     name: Literal["three_phase"] = "three_phase"
-    phases: Annotated[
-        tuple[tuple[Stretch, Beta], ...],
-        Field(min_length=1, description="pairs of a phase's epochs and the beta at its end"),
-    ] = ((10.0, 1.0), (20.0, 2.0))
+    phases: tuple[tuple[Stretch, Beta], ...] = Field(
+        ((10.0, 1.0), (20.0, 2.0)), min_length=1, description="pairs of a phase's epochs and the beta at its end"
+    )
 
     def corners(self) -> Iterator[tuple[float, float]]:
         """The end of every phase: (epoch, beta)."""
@@ -204,9 +187,8 @@ class ThreePhase(Schedule):
         return "from 0 in straight lines to " + ", ".join(f"{b:g} at epoch {e:g}" for e, b in self.corners()) + ", held"
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
-        first = self.first_peak
-        corners = enumerate(self.corners(), 1)
-        return [(end, f"phase {i} ends" + (", first peak" if end == first else "")) for i, (end, _) in corners]
+        suffix = {self.first_peak: ", first peak"}
+        return [(end, f"phase {i} ends{suffix.get(end, '')}") for i, (end, _) in enumerate(self.corners(), 1)]
 
 
 class Cyclical(Schedule):
@@ -222,9 +204,7 @@ class Cyclical(Schedule):
     min_beta: MinBeta = 0.0
     cycle_length: Annotated[Stretch, Field(description="epochs of a cycle")] = 20.0
     wave: Annotated[Literal["triangle", "cosine", "ramp_hold"], Field(description="form of a cycle")] = "triangle"
-    ramp_fraction: Annotated[
-        float, Field(gt=0, le=1, strict=True, description="share of a cycle that rises, for wave ramp_hold")
-    ] = 0.5
+    ramp_fraction: Annotated[float, Field(gt=0, le=1, strict=True, description="share of ramp_hold that rises")] = 0.5
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -244,13 +224,10 @@ class Cyclical(Schedule):
         span = self.max_beta - self.min_beta
         if self.wave == "cosine":
             return self.min_beta + span * (1.0 - math.cos(2.0 * math.pi * since / self.cycle_length)) / 2.0
-        if self.wave == "ramp_hold" and epoch > NEAR >= since:
-            return self.max_beta  # the last moment of the cycle before, not the first of this one
-        if since < self.rise:
-            return self.min_beta + span * since / self.rise
-        if self.wave == "ramp_hold":
+        end = epoch > NEAR >= since  # the last moment of the cycle before, not the first of this one
+        if self.wave == "ramp_hold" and (end or since >= self.rise):
             return self.max_beta
-        return self.min_beta + span * (self.cycle_length - since) / self.rise
+        return self.min_beta + span * (since if since < self.rise else self.cycle_length - since) / self.rise
 
     @property
     def peak(self) -> float:
@@ -262,12 +239,15 @@ class Cyclical(Schedule):
 
     def describe(self) -> str:
         form = {"triangle": "up and down", "cosine": "a cosine wave", "ramp_hold": f"up in {self.rise:g} and held"}
-        every = f"every {self.cycle_length:g} epochs"
-        return f"between {self.min_beta:g} and {self.max_beta:g} {every}, {form[self.wave]}"
+        reach = f"between {self.min_beta:g} and {self.max_beta:g}"
+        return f"{reach} every {self.cycle_length:g} epochs, {form[self.wave]}"
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
-        marks = [(self.rise, "first peak")]
-        for i in range(1, int(until / self.cycle_length + NEAR) + 1):
-            marks.append((i * self.cycle_length, f"cycle {i} ends"))
-            marks.append((i * self.cycle_length + self.rise, f"peak {i + 1}"))
-        return marks
+        ends = [(i, i * self.cycle_length) for i in range(1, int(until / self.cycle_length + NEAR) + 1)]
+        later = [mark for i, end in ends for mark in ((end, f"cycle {i} ends"), (end + self.rise, f"peak {i + 1}"))]
+        return [(self.rise, "first peak"), *later]
+
+
+Warmups = LinearWarmup | UltraConservative | Aggressive
+Rises = Linear | Cosine | Exponential | Sigmoid
+Curve = Constant | Warmups | ThreePhase | Rises | Cyclical

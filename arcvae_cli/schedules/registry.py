@@ -20,18 +20,7 @@ from typing_extensions import Self
 from arcvae_cli.errors import first_fault
 from arcvae_cli.schedules.base import NEAR, Schedule, Stretch
 from arcvae_cli.schedules.feedback import ControlVAE, Geco, KLCapacity
-from arcvae_cli.schedules.open import (
-    Aggressive,
-    Constant,
-    Cosine,
-    Cyclical,
-    Exponential,
-    Linear,
-    LinearWarmup,
-    Sigmoid,
-    ThreePhase,
-    UltraConservative,
-)
+from arcvae_cli.schedules.open import Cosine, Curve, Cyclical
 
 
 class Nested(Schedule):
@@ -55,34 +44,22 @@ class Nested(Schedule):
         return table
 
 
-Curve = (
-    Constant
-    | LinearWarmup
-    | UltraConservative
-    | Aggressive
-    | ThreePhase
-    | Linear
-    | Cosine
-    | Exponential
-    | Sigmoid
-    | Cyclical
-)
+def _timed(part: Schedule, per: Literal["epoch", "step"]) -> Schedule:
+    """A part with a clock; a closed loop moves with every step whatever the clock."""
+    return part if part.closed_loop else part.model_copy(update={"per": per})
 
 
 class WarmRestart(Nested):
     """A base schedule whose clock returns to 0 at every restart (after the warm restarts of Loshchilov, Hutter 2017).
 
-    The intervals are I, I*m, I*m^2 and so on; restarts are at their sums, rounded half up to `restart_unit` epochs:
-    40 and 1.2 give 40, 88, 146.
+    The intervals I, I*m, I*m^2 end at sums rounded half up to `restart_unit` epochs: 40 and 1.2 give 40, 88, 146.
     """
 
     name: Literal["warm_restart"] = "warm_restart"
     tables: ClassVar[tuple[str, ...]] = ("base",)
     times: ClassVar[tuple[str, ...]] = ("restart_interval", "restart_unit")
     restart_interval: Annotated[Stretch, Field(description="epochs to the first restart")] = 40.0
-    restart_multiplier: Annotated[
-        float, Field(ge=1, le=100, strict=True, description="each interval over the one before")
-    ] = 1.2
+    restart_multiplier: Annotated[float, Field(ge=1, le=100, strict=True, description="growth of the intervals")] = 1.2
     restart_unit: Annotated[Stretch, Field(description="epochs; restarts are rounded to multiples of it")] = 1.0
     base: Annotated[Curve, Field(discriminator="name")] = Field(
         default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0)
@@ -91,8 +68,7 @@ class WarmRestart(Nested):
     @model_validator(mode="after")
     def _restarts_apart(self) -> Self:
         if self.restart_interval < self.restart_unit:
-            least = f"at least restart_unit, {self.restart_unit:g} epochs"
-            raise ValueError(f"restart_interval must be {least}, not {self.restart_interval:g}")
+            raise ValueError(f"restart_interval must be at least restart_unit, {self.restart_unit:g} epochs")
         return self
 
     def restarts(self) -> Iterator[float]:
@@ -115,7 +91,7 @@ class WarmRestart(Nested):
         return self.base(max(epoch - self.interval(epoch)[0], 0.0))
 
     def _crest(self) -> tuple[float, float]:
-        """The begin of the first interval in which beta reaches its peak, and how long after it."""
+        """The start of the first interval in which beta reaches its peak, and the epochs from there."""
         intervals = list(pairwise([0.0, *islice(self.restarts(), 1000)]))  # no run has more
         for begin, end in intervals:
             if end - begin >= self.base.first_peak:
@@ -151,14 +127,10 @@ class WarmRestart(Nested):
         return following - last
 
     def compressed(self, factor: float) -> Self:
-        base = self.base.compressed(factor).model_copy(update={"per": "epoch"})
-        return super().compressed(factor).model_copy(update={"base": base})
+        return super().compressed(factor).model_copy(update={"base": _timed(self.base.compressed(factor), "epoch")})
 
     def restart_info(self, epoch: float) -> dict[str, float]:
-        """The restarts around an epoch, in epochs; `is_restart_epoch` is true if one is within the epoch's span.
-
-        Before the first restart `last_restart_epoch` is 0, where the clock began.
-        """
+        """The restarts around an epoch; before the first, `last_restart_epoch` is 0, where the clock began."""
         last, following = (int(at) if at == int(at) else at for at in self.interval(epoch))
         return {
             "last_restart_epoch": last,
@@ -172,23 +144,17 @@ class WarmRestart(Nested):
         return f"{self.base.describe()}; begun again at epochs {restarts} and so on"
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
-        marks = [mark for mark in self.base.marks(min(until, self.restart_interval)) if mark[1] != "first peak"]
-        if self.first_peak > 0:
-            marks.append((self.first_peak, "first peak"))
-        for i, restart in enumerate(takewhile(lambda at: at <= until, self.restarts()), 1):
-            marks.append((restart, f"restart {i}"))
-        return sorted(marks)
+        base = [mark for mark in self.base.marks(min(until, self.restart_interval)) if mark[1] != "first peak"]
+        peak = [(self.first_peak, "first peak")] if self.first_peak > 0 else []
+        restarts = enumerate(takewhile(lambda at: at <= until, self.restarts()), 1)
+        return sorted([*base, *peak, *((restart, f"restart {i}") for i, restart in restarts)])
 
 
 Part = Annotated[Curve | WarmRestart | KLCapacity | ControlVAE | Geco, Field(discriminator="name")]
 
 
 class Hierarchical(Nested):
-    """Two schedules, for the levels `global` and `local` of a hierarchical model.
-
-    As one number it is the larger of the two betas; its first peak is the epoch by which both have peaked, its cycle
-    the longer one.
-    """
+    """Two schedules, for the levels `global` and `local`; as one number it is the larger beta, the later first peak."""
 
     model_config = ConfigDict(populate_by_name=True)
     name: Literal["hierarchical"] = "hierarchical"
@@ -198,12 +164,7 @@ class Hierarchical(Nested):
 
     @property
     def parts(self) -> dict[str, Schedule]:
-        return {"global": self._timed(self.global_, self.per), "local": self._timed(self.local, self.per)}
-
-    @staticmethod
-    def _timed(part: Schedule, per: Literal["epoch", "step"]) -> Schedule:
-        """A part with the clock of the whole; a closed loop moves with every step whatever the clock."""
-        return part if part.closed_loop else part.model_copy(update={"per": per})
+        return {"global": _timed(self.global_, self.per), "local": _timed(self.local, self.per)}
 
     @property
     def closed_loop(self) -> bool:
@@ -235,16 +196,15 @@ class Hierarchical(Nested):
         return "; ".join(f"{level} {fault}" for level, fault in faults.items() if fault) or None
 
     def compressed(self, factor: float) -> Self:
-        parts = {"global_": self.global_.compressed(factor), "local": self.local.compressed(factor)}
-        update = {key: self._timed(part, "epoch") for key, part in parts.items()}
-        return self.model_copy(update={"per": "step", **update})
+        parts = {key: _timed(getattr(self, key).compressed(factor), "epoch") for key in ("global_", "local")}
+        return self.model_copy(update={"per": "step", **parts})
 
     def restart_info(self, epoch: float) -> dict[str, float] | None:
         found = (part.restart_info(epoch) for part in (self.global_, self.local))
         return next((info for info in found if info), None)
 
     def describe(self) -> str:
-        return f"global {self.global_.describe()}; local {self.local.describe()}"
+        return "; ".join(f"{level} {part.describe()}" for level, part in self.parts.items())
 
     def _marks(self, until: float) -> list[tuple[float, str]]:
         parts = self.parts.items()
@@ -252,10 +212,8 @@ class Hierarchical(Nested):
 
 
 AnySchedule = Annotated[
-    Curve | WarmRestart | Hierarchical | KLCapacity | ControlVAE | Geco,
-    Field(discriminator="name"),
+    Curve | WarmRestart | Hierarchical | KLCapacity | ControlVAE | Geco, Field(discriminator="name")
 ]
-"""Any schedule, by the `name` in its table."""
 
 SCHEDULES: dict[str, type[Schedule]] = {
     kind.model_fields["name"].default: kind for kind in get_args(get_args(AnySchedule)[0])
@@ -274,7 +232,8 @@ def build_schedule(table: Mapping[str, Any]) -> Schedule:
         return kind.model_validate(dict(table))
     except ValidationError as error:
         key, problem, fix = first_fault(error, lambda path: schedule_keys(table, path))
-        raise ValueError(f"schedule {name}: {key}{': ' * bool(key)}{problem}" + (f"; {fix}" if fix else "")) from None
+        where = f"schedule {name}: {key}: " if key else f"schedule {name}: "
+        raise ValueError(f"{where}{problem}" + (f"; {fix}" if fix else "")) from None
 
 
 def parameters(kind: type[Schedule]) -> list[str]:
@@ -283,7 +242,7 @@ def parameters(kind: type[Schedule]) -> list[str]:
 
 
 def schedule_keys(table: Mapping[str, Any], path: Sequence[str]) -> list[str]:
-    """The keys that the schedule at a path within a schedule's table takes; the names are valid."""
+    """The keys that the schedule at a path within a schedule's table takes."""
     for part in path:
         table = table[part]
     return parameters(SCHEDULES[table["name"]])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
 from arcvae_cli import checkpoints, render
+from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate as command
 from arcvae_cli.console import Console
 from arcvae_cli.data.corpus import open_corpus
@@ -22,16 +23,26 @@ Run = Callable[..., Result]
 FILES = ["errors.png", "latent_space_pca.png", "latent_space_tsne.png", "metrics.json", "reconstructions.png"]
 
 
+def evaluated(run: Path, folder: Path, *arguments: str) -> tuple[Result, Path]:
+    """One whole evaluation, and the folder it wrote to."""
+    command = ["evaluate", "--checkpoint", str(run), "--output", str(folder), "--device", "cpu", *arguments]
+    return CliRunner().invoke(app, command, env={"COLUMNS": "80"}), folder
+
+
 @pytest.fixture(scope="module")
 def judged(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
-    """One whole evaluation, and the folder it wrote to."""
-    from typer.testing import CliRunner
+    return evaluated(tiny_run, tmp_path_factory.mktemp("judged") / "deep" / "down", "--iwae", "3")
 
-    from arcvae_cli.cli import app
 
-    folder = tmp_path_factory.mktemp("judged") / "deep" / "down"
-    arguments = ["--checkpoint", str(tiny_run), "--output", str(folder), "--device", "cpu", "--iwae", "3"]
-    return CliRunner().invoke(app, ["evaluate", *arguments], env={"COLUMNS": "80"}), folder
+@pytest.fixture(scope="module")
+def both(hierarchy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    return evaluated(hierarchy_run, tmp_path_factory.mktemp("both"))
+
+
+@pytest.fixture(scope="module")
+def derived(equations_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    counting = ("--monte-carlo", "--encodings", "2", "--decodings", "5", "--monte-carlo-examples", "7")
+    return evaluated(equations_run, tmp_path_factory.mktemp("derived"), "--iwae", "3", *counting, "--samples", "60")
 
 
 def judge(arcvae: Run, run: Path, output: Path, *arguments: object) -> Result:
@@ -228,18 +239,6 @@ def test_a_run_ends_with_a_report(
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == codes + pictures
 
 
-@pytest.fixture(scope="module")
-def both(hierarchy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
-    """One whole evaluation of a conditional model of two levels."""
-    from typer.testing import CliRunner
-
-    from arcvae_cli.cli import app
-
-    folder = tmp_path_factory.mktemp("both")
-    arguments = ["--checkpoint", str(hierarchy_run), "--output", str(folder), "--device", "cpu"]
-    return CliRunner().invoke(app, ["evaluate", *arguments], env={"COLUMNS": "80"}), folder
-
-
 def test_two_levels_and_conditions_are_shown_apart(both: tuple[Result, Path]) -> None:
     result, folder = both
     assert result.exit_code == 0, result.stderr
@@ -265,20 +264,6 @@ STRING_FILES = [
     "metrics.json",
     "reconstructions.txt",
 ]
-
-
-@pytest.fixture(scope="module")
-def derived(equations_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
-    """One whole evaluation of a model of equations."""
-    from typer.testing import CliRunner
-
-    from arcvae_cli.cli import app
-
-    folder = tmp_path_factory.mktemp("derived")
-    arguments = ["--checkpoint", str(equations_run), "--output", str(folder), "--device", "cpu", "--iwae", "3"]
-    arguments += ["--monte-carlo", "--encodings", "2", "--decodings", "5", "--monte-carlo-examples", "7"]
-    arguments += ["--samples", "60"]
-    return CliRunner().invoke(app, ["evaluate", *arguments], env={"COLUMNS": "80"}), folder
 
 
 def test_strings_are_shown_as_they_stand_in_the_file(derived: tuple[Result, Path]) -> None:

@@ -146,7 +146,7 @@ def test_one_level_moves_and_the_other_keeps_its_distance_from_the_prior(
         ("tiny_run", 0, "task:3", (), "the file has grids 0 to 2"),
         ("tiny_run", 0, 1, ("--steps", 1), "--steps"),
         ("tiny_run", 0, 1, ("--path", "bent"), "--path"),
-        ("tiny_run", 0, 1, ("--level", "global"), "a single level of latents, z"),
+        ("tiny_run", 0, 1, ("--level", "global"), "the latents of this model are z"),
         ("equations_run", "x + y", "x", (), "--from 'x + y': not a string of the grammar: at character 5"),
         ("equations_run", "x", "", (), "--to '': not a string of the grammar"),
         ("equations_run", "x", "x + x + x + x + x", (), "takes 10 rules, the model has 9"),

@@ -86,7 +86,7 @@ def test_the_schema_has_the_keys_and_choices_of_the_settings(arcvae: Run) -> Non
     assert train["properties"]["epochs"]["minimum"] == 1
 
 
-def test_the_size_of_the_model_is_told(arcvae: Run) -> None:
+def test_the_size_of_the_model(arcvae: Run) -> None:
     """The equations model counted by hand, from the sizes of the 2017 code."""
     assert "792,542 parameters\n" in arcvae("presets", "show", "baseline").stdout
     shown = arcvae("presets", "show", "kusner_equations").stdout

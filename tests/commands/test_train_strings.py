@@ -132,7 +132,7 @@ def test_ready_arrays_train_without_a_grammar_and_cannot_be_sampled(
     assert len(sampled.stderr.splitlines()) <= 3
 
 
-def test_strings_of_a_grammar_of_ones_own(tmp_path: Path, arcvae: Run) -> None:
+def test_strings_of_a_custom_grammar(tmp_path: Path, arcvae: Run) -> None:
     (tmp_path / "my.cfg").write_text("S -> 'a' S 'b' | 'c' S | 'd'\n")
     random = np.random.RandomState(0)
     strings = set()
@@ -149,7 +149,7 @@ def test_strings_of_a_grammar_of_ones_own(tmp_path: Path, arcvae: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "words"),
     [
         (("--preset", "quickstart", "--data", "equations"), "the model grid needs a grid corpus"),
         (
@@ -167,13 +167,13 @@ def test_strings_of_a_grammar_of_ones_own(tmp_path: Path, arcvae: Run) -> None:
         (("--preset", "minimal", "--prod", "ids.npy"), "ids alone do not say which rules compete"),
     ],
 )
-def test_what_does_not_fit_together_is_told_in_two_lines(
-    flags: tuple, told: str, arcvae: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_contradictory_settings_give_two_lines(
+    flags: tuple, words: str, arcvae: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = arcvae("train", "--set", "data.size=60", *flags)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert told in result.stderr
+    assert words in result.stderr
     assert len([line for line in result.stderr.splitlines() if not line.startswith("building")]) <= 2
     assert not (tmp_path / "runs").exists()
 

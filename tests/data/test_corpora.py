@@ -222,7 +222,7 @@ def test_strings_of_a_file_are_parsed_once(tmp_path: Path):
     ("content", "most", "message", "left"),
     [
         ("1\n2\nthree\n3\n1 + 1\n", None, r"strings\.txt: 1 of 5 lines do not parse: listed in ", 4),
-        ("1\n2\n3\nx\n1 + 1\n", 2, r"strings\.txt: 1 of 5 strings take more rules than data\.max_rules = 2", 4),
+        ("1\n2\n3\nx\n1 + 1\n", 2, r"strings\.txt: 1 of 5 lines take more rules than data\.max_rules = 2", 4),
     ],
 )
 def test_too_many_lines_left_out(tmp_path: Path, content: str, most: int | None, message: str, left: int):

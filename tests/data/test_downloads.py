@@ -120,5 +120,5 @@ def test_what_is_not_there_is_explained_in_two_lines():
     assert str(raised.value).count("\n") == 1
     ZINC.path.parent.mkdir(parents=True)
     ZINC.path.write_bytes(CONTENT)
-    with pytest.raises(InputError, match="zinc250k is damaged or another file"):
+    with pytest.raises(InputError, match="zinc250k is not in the cache, or damaged"):
         downloaded(ZINC)

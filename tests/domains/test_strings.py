@@ -31,7 +31,7 @@ from arcvae_cli.domains.strings import (
 )
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.evaluation.baselines import UnigramBaseline
+from arcvae_cli.evaluation.baselines import rule_frequencies
 from arcvae_cli.evaluation.evaluate import Evaluation, evaluate
 from arcvae_cli.evaluation.information import choose, nats
 from arcvae_cli.evaluation.paths import decoded_paths
@@ -182,7 +182,7 @@ def test_the_baseline_counts_rules_by_step_and_left_hand_side(corpus: Derivation
             counted += 1
         nll, expected = nll + nats / len(test), expected + math.exp(-nats) / len(test)
         right, exact = right - wrong, exact + (wrong == 0)
-    found = UnigramBaseline(corpus.ids("train"), rules).scores(corpus.ids("test"))
+    found = rule_frequencies(corpus.ids("train"), rules, corpus.ids("test"))
     assert found["training"] == 320
     assert found["nll_nats"] == pytest.approx(nll)
     assert found["nll_bits"] == pytest.approx(nll * len(test) / counted / math.log(2))

@@ -13,8 +13,8 @@ from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
 MakePlan, MakeRecord, MakePictures = Callable[..., Plan], Callable[..., EpochRecord], Callable[..., Pictures]
 
 
-class Heard(Recorder):
-    """Writes down what it hears, and in which thread; raises or waits where it is told to."""
+class Probe(Recorder):
+    """Records its calls and their thread; raises or waits in the call it is given."""
 
     def __init__(self, failing: str = "", hanging: str = "") -> None:
         self.calls: list[str] = []
@@ -27,7 +27,7 @@ class Heard(Recorder):
         self.calls.append(name)
         self.threads.add(threading.get_ident())
         if name == self._failing:
-            raise RuntimeError("no route to host\nand more that nobody wants to read")
+            raise RuntimeError("no route to host\nand more lines of it")
         if name == self._hanging:
             self.go_on.wait(60)
 
@@ -87,28 +87,28 @@ def wait_for(reached: Callable[[], bool]) -> None:
 
 
 def test_all_calls_but_single_steps_arrive_in_order_in_one_other_thread(train: Train, make_record: MakeRecord) -> None:
-    heard, told, history = Heard(), list[str](), [make_record(1), make_record(2)]
-    recorder = Background(heard, "it", told.append)
+    heard, warnings, history = Probe(), list[str](), [make_record(1), make_record(2)]
+    recorder = Background(heard, "it", warnings.append)
     train(recorder)
     recorder.resume(history, 100)
     history.append(make_record(3))  # the trainer's own list grows
     recorder.close(75)
     calls = ["start", "steps", "epoch 1", "pictures 1", "steps", "epoch 2", "pictures 2", "resume [1, 2] 100", "close"]
-    assert (heard.calls, heard.codes, told) == (calls, [75], [])
+    assert (heard.calls, heard.codes, warnings) == (calls, [75], [])
     assert not ABANDONED.is_set()
     assert len(heard.threads) == 1 and threading.get_ident() not in heard.threads
 
 
 @pytest.mark.parametrize("failing", ["start", "epoch 1", "pictures 2", "close"])
-def test_a_failure_is_told_once_and_ends_the_recorder(train: Train, failing: str) -> None:
-    heard, told = Heard(failing), list[str]()
-    recorder = Background(heard, "it", told.append)
+def test_a_failure_gives_one_warning_and_ends_the_recorder(train: Train, failing: str) -> None:
+    heard, warnings = Probe(failing), list[str]()
+    recorder = Background(heard, "it", warnings.append)
     train(recorder)
     if failing != "close":
         wait_for(lambda: failing in heard.calls)
     recorder.close()
-    assert len(told) == 1 and told[0].startswith("it: RuntimeError: no route to host")
-    assert "\n" not in told[0]
+    assert len(warnings) == 1 and warnings[0].startswith("it: RuntimeError: no route to host")
+    assert "\n" not in warnings[0]
     before = heard.calls[: heard.calls.index(failing) + 1]
     assert heard.calls == [*before, "close"], "closed with what it has, and nothing after it"
     assert ABANDONED.is_set()
@@ -116,41 +116,41 @@ def test_a_failure_is_told_once_and_ends_the_recorder(train: Train, failing: str
 
 
 @pytest.fixture
-def hanging() -> Iterator[Heard]:
-    heard = Heard(hanging="epoch 1")
+def hanging() -> Iterator[Probe]:
+    heard = Probe(hanging="epoch 1")
     yield heard
     heard.go_on.set()
 
 
-def test_a_logger_that_hangs_holds_nobody_up(train: Train, hanging: Heard) -> None:
-    told: list[str] = []
-    recorder = Background(hanging, "it", told.append, patience=0.2)
+def test_a_hanging_logger_delays_nothing(train: Train, hanging: Probe) -> None:
+    warnings: list[str] = []
+    recorder = Background(hanging, "it", warnings.append, patience=0.2)
     began = time.monotonic()
     train(recorder)
     assert time.monotonic() - began < 0.1
     recorder.close()
     assert time.monotonic() - began < 2
-    assert told == ["it: not done after 0.2 s; what it still held is lost"]
+    assert warnings == ["it: not done after 0.2 s; unsent records are lost"]
     assert hanging.calls == ["start", "steps", "epoch 1"]
     assert ABANDONED.is_set()
 
 
-def test_too_many_waiting_calls_are_told_once_and_the_logger_is_dropped(
-    train: Train, hanging: Heard, make_record: MakeRecord
+def test_too_many_waiting_calls_drop_the_logger_with_one_warning(
+    train: Train, hanging: Probe, make_record: MakeRecord
 ) -> None:
-    told: list[str] = []
-    recorder = Background(hanging, "it", told.append, patience=0.2, waiting=4)
+    warnings: list[str] = []
+    recorder = Background(hanging, "it", warnings.append, patience=0.2, waiting=4)
     recorder.epoch(make_record(1))
     wait_for(lambda: hanging.calls == ["epoch 1"])
     for _ in range(3):
         train(recorder)
-    assert told == ["it: hangs, with 4 calls waiting; training continues without it"]
+    assert warnings == ["it: hangs, with 4 calls waiting; training continues without it"]
     recorder.close()
-    assert len(told) == 1
+    assert len(warnings) == 1
     assert ABANDONED.is_set()
 
 
-def test_a_second_interrupt_ends_the_wait(train: Train, hanging: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_ends_the_wait(train: Train, hanging: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Background(hanging, "it", lambda _: None)
     train(recorder)
 
