@@ -23,14 +23,15 @@ class GridVAE(VAE):
     def __init__(self, settings: GridSettings) -> None:
         super().__init__()
         self.settings = settings
-        d, body = settings.latent_dim, convolutions()
+        d = settings.latent_dim
         if settings.body == "plain":
-            body += [nn.Linear(2048, 128), nn.ReLU(inplace=True)]
-            self.encoder: nn.Module = Encoder(nn.Sequential(*body), 128, d)
+            narrow = nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
+            self.encoder: nn.Module = Encoder(narrow, 128, d)
             self.decoder: nn.Module = plain_decoder(d)
         else:
-            body += [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
-            self.encoder = Encoder(nn.Sequential(*body), WIDE, d)
+            # before the convolutions: initial weights depend on the order of creation
+            wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
+            self.encoder = Encoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
             self.decoder = residual_decoder(d, settings.dropout)
 
     @property
