@@ -69,8 +69,7 @@ class Objective(nn.Module):
         settings = self.settings
         nats = functional.cross_entropy(logits, batch.x, reduction="none")  # (B, *positions)
         if settings.reconstruction == "focal":
-            # Lin et al. 2017: (1 - p)^gamma * -log p; p = exp(-nats) is the probability of the true class
-            # clamped where p rounds to 1: for a gamma below 1 the gradient of the power is infinite at 0
+            # Lin et al. 2017: (1 - p)^gamma * -log p with p = exp(-nats); clamped, as the gradient at 0 may be infinite
             nats = (-torch.expm1(-nats)).clamp(min=1e-12).pow(settings.focal_gamma) * nats
         if self.class_weights is not None:
             nats = nats * self.class_weights[batch.x]

@@ -192,8 +192,7 @@ class LearningRate:
     """The learning rate: constant, reduced on a plateau, or a cosine (Loshchilov and Hutter 2017, equation 5)."""
 
     def __init__(self, settings: TrainSettings, steps: int) -> None:
-        self.settings = settings
-        self.steps = steps
+        self.settings, self.steps = settings, steps
         self.factor, self.best, self.waited = 1.0, math.inf, 0
 
     def __call__(self, done: int) -> float:

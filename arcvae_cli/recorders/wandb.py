@@ -70,7 +70,7 @@ class WandbRecorder(Recorder):
             **self._given,
             name=run_name(plan, self._schedule),
             id=run_id(self._folder),
-            config={"run": plan.run, "parameters": plan.parameters, **plan.settings},
+            config={"run": plan.run, "parameters": plan.parameters, **plan.settings.table()},
             dir=str(self._folder.resolve()),
             mode=self._mode if self._mode in ("online", "offline") else None,
             resume="allow",
@@ -180,7 +180,8 @@ def html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def run_name(plan: Plan, schedule: Schedule) -> str:
     """`beta-vae-d10-b0.1-run-NAME`: model, latent sizes, largest beta of each level or the closed loop's name."""
-    kind = "beta-vae" if plan.model == "grid" else f"{plan.model}-vae"
+    model = plan.settings.model.name
+    kind = "beta-vae" if model == "grid" else f"{model}-vae"
     letters = {"z": "d", "global": "g", "local": "l"}
     sizes = [letters[name] + "x".join(map(str, shape)) for name, shape in plan.level_shapes.items()]
     parts = schedule.by_level(tuple(plan.level_shapes)).values()

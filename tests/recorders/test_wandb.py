@@ -418,7 +418,7 @@ LEVELS = {"schedule.name": "hierarchical", "schedule.global.max_beta": 0.01, "sc
 )
 def test_the_name_of_a_run(make_plan: MakePlan, shapes: dict[str, Any], values: dict[str, Any], name: str) -> None:
     resolved = resolve(None, flag_layer({key: (key, value) for key, value in values.items()})).settings
-    plan = replace(make_plan(run="x", model=resolved.model.name), level_shapes=shapes)
+    plan = replace(make_plan(run="x", settings=resolved), level_shapes=shapes)
     assert run_name(plan, resolved.schedule) == f"{name}-run-x"
 
 
