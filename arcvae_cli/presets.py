@@ -162,9 +162,8 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
         for layer in preset_layers(preset) if preset else []:
             merge(merged, layer.values, layer, origins)
         for key, default in NAMED.items():
-            names = [lookup(table, f"{key}.name") for table in (merged, *(layer.values for layer in layers))]
-            chosen = next((name for name in reversed(names) if name is not None), default)
-            if chosen != (names[0] or default):
+            chosen = [name for layer in layers if (name := lookup(layer.values, f"{key}.name")) is not None]
+            if chosen and chosen[-1] != (lookup(merged, f"{key}.name") or default):
                 merged.pop(key, None)
         for layer in layers:
             merge(merged, layer.values, layer, origins)
