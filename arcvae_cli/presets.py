@@ -44,8 +44,7 @@ class Resolved:
 def preset_folder() -> Path:
     """The presets of the checkout where there is one, else those shipped with the package."""
     package = Path(__file__).resolve().parent
-    checkout = package.parent / "presets"
-    return checkout if (package.parent / "pyproject.toml").is_file() and checkout.is_dir() else package / "presets"
+    return (package.parent if (package.parent / "pyproject.toml").is_file() else package) / "presets"
 
 
 def preset_names() -> list[str]:
@@ -226,13 +225,9 @@ def refusal(origins: Mapping[str, str], key: str, problem: str, fix: str | None)
 def json_schema() -> Table:
     """The JSON schema of a preset, for editors."""
     schema = Settings.model_json_schema(by_alias=True)
-    schema["title"] = "arcvae preset"
-    schema["properties"] = {
-        "extends": {"type": "string", "description": "name or path of a preset to start from"},
-        "description": {"type": "string", "description": "one line for `arcvae presets list`"},
-        **schema["properties"],
-    }
     schedule = schema["properties"]["schedule"]
     del schedule["discriminator"]
     schedule["anyOf"] = schedule.pop("oneOf")  # without a name, which what it extends may give, more than one fits
-    return schema
+    own = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}
+    texts = {key: {"type": "string", "description": text} for key, text in own.items()}
+    return {**schema, "title": "arcvae preset", "properties": {**texts, **schema["properties"]}}

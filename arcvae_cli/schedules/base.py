@@ -62,6 +62,11 @@ class Schedule(BaseModel, ABC):
         return self.words.format(s=self)
 
     @property
+    def start(self) -> float:
+        """Beta at epoch 0."""
+        return self(0.0)
+
+    @property
     def period(self) -> float | None:
         """Epochs after which beta repeats itself, if it does."""
         return None
@@ -86,7 +91,7 @@ class Schedule(BaseModel, ABC):
         """The largest beta that a run of so many epochs sees: at its whole epochs, or at its steps."""
         if self.per == "step":
             return self.peak if epochs > self.first_peak else self(self.highest(epochs))
-        return max((self(float(epoch)) for epoch in range(1, int(epochs) + 1)), default=self(0.0))
+        return max((self(float(epoch)) for epoch in range(1, int(epochs) + 1)), default=self.start)
 
     def compressed(self, factor: float) -> Self:
         """The same curve in `factor` times the time, asked for at every step; nothing is rounded."""
