@@ -39,7 +39,7 @@ def one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without escape sequences or other control characters, which a terminal would obey: they are written out."""
+    """Text with escape sequences and other control characters, which a terminal would obey, written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

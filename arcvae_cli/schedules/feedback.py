@@ -117,14 +117,10 @@ class Feedback(Schedule):
 
     @property
     def peak(self) -> float:
-        """The largest beta there may be; `first_peak` is the epoch from which on the target is constant."""
         return self.bounds[1]
 
     def reached(self, epochs: float) -> float:
         return self.bounds[1]
-
-    def shortfall(self, epochs: float) -> str | None:
-        return None
 
 
 class KLCapacity(Feedback):
