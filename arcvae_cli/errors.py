@@ -45,7 +45,7 @@ def printable(text: str) -> str:
 
 def without_password(text: str) -> str:
     """A text without the user names and passwords of URLs (`https://user:secret@host/...`)."""
-    return re.sub(r"(\w{2,}:/{1,2})\S*@", r"\1", text)  # one slash where it was taken for a path
+    return re.sub(r"(\w{2,}:/{1,2})[^\s/]*(?::\S*)?@", r"\1", text)  # one slash where it was taken for a path
 
 
 class WriteError(ArcvaeError):
