@@ -87,7 +87,6 @@ class RunFolder:
             self._lock.release()
 
     def begin(self) -> None:
-        """Point an existing link `latest` to this run."""
         if (self.path.parent / LATEST).is_symlink():
             point_latest(self.path.parent, self.name)
 

@@ -186,13 +186,9 @@ def _show(console: Console, dataset: Dataset, described: dict[str, Any]) -> None
         columns = list(rows[0]) if rows else []
         cells = [[v if isinstance(v, str) else cell(v, _FORMS.get(k, ",")) for k, v in row.items()] for row in rows]
         left = [place for place, key in enumerate(columns) if key in ("split", "of", "into")]
-        console.result()
         console.table(title, [key.replace("_", " ") for key in columns], cells, left=left)
-    facts = _facts(dataset, described)
-    console.result()
-    console.table(
-        "Content", ["", ""], [[key, one_line(text)] for key, text in facts.items()], left=(0, 1), header=False
-    )
+    facts = [(key, one_line(text)) for key, text in _facts(dataset, described).items()]
+    console.table("Content", ("", ""), facts, left=(0, 1), header=False)
     if examples := described.get("examples"):
         console.lines(["", "Examples", *map(one_line, examples)])
 

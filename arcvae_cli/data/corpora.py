@@ -22,8 +22,7 @@ from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.grammar import Grammar, read_grammar
 from arcvae_cli.settings import STRING_CORPORA, DataSettings
 
-MOST_FAILED = 0.1
-"""Largest share of lines that may fail to parse, and of those that may be left out as too long."""
+MOST_FAILED = 0.1  # largest share of lines that may fail to parse, and of those that may be left out as too long
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,6 @@ CORPORA = {
 
 
 def _builder(data: DataSettings) -> Builder | None:
-    """The builder of a corpus; None for the user's own arrays."""
     if data.path is not None:
         return _PARSED if is_file(data.path) and data.path.suffix.lower() not in SUFFIXES else None
     if data.prod is not None:

@@ -71,7 +71,6 @@ class GridCorpus:
         return self._shapes[split]
 
     def class_counts(self) -> Tensor:
-        """Cells of each colour in the training split: (10,) int64."""
         cells = self._grids["train"]
         return torch.stack([(cells == colour).sum() for colour in range(COLOURS)])
 

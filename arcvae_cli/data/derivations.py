@@ -72,7 +72,6 @@ class Counts:
         return _Tables(self)
 
     def _by_rule(self, symbol: int, n: int) -> list[int]:
-        """Derivations of a symbol by n rules, by the first of them."""
         return [self._of_tail[self._rhs[rule]][n - 1] for rule in self._rules_of[symbol]]
 
     def _by_first(self, tail: tuple[int, ...], n: int) -> list[int]:
@@ -82,11 +81,7 @@ class Counts:
 
 
 class _Tables:
-    """The choices of a walk down the counts, as cumulative probabilities one after the other in a flat array.
-
-    They are the number of rules of a derivation, a symbol's rule given its number of rules, and how many of a tail's
-    rules its first symbol takes.
-    """
+    """The choices of a walk down the counts, as cumulative probabilities one after the other in a flat array."""
 
     def __init__(self, counts: Counts) -> None:
         rules, tails, self.most = counts.rules, counts._tails, counts.most
@@ -140,7 +135,6 @@ class _Tables:
         return ids
 
     def _choice(self, weights: Sequence[int]) -> tuple[int, int]:
-        """Put a choice behind the others: where it begins, and among how many."""
         begin, total = len(self._flat), sum(weights)
         if not total:
             return 0, 0  # never used
@@ -210,26 +204,12 @@ def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
     return of_symbol(grammar.start, depth)
 
 
-def padded(derivations: list[tuple[int, ...]], length: int, padding: int) -> Ids:
-    """Derivations of up to `length` rules as rows: (N, length)."""
-    ids = np.full((len(derivations), length), padding, np.int16)
-    for row, one in enumerate(derivations):
-        ids[row, : len(one)] = one
-    return ids
-
-
 def first_of_each(ids: Ids) -> NDArray[np.int64]:
     """Rows that are not like one before them: (n,)."""
     first: dict[bytes, int] = {}
     for row, one in enumerate(ids):
         first.setdefault(one.tobytes(), row)
     return np.fromiter(first.values(), np.int64, len(first))
-
-
-def lengths(ids: Ids, padding: int) -> NDArray[np.int64]:
-    """Rules of each derivation, without padding: (N,)."""
-    count: NDArray[np.int64] = (ids != padding).sum(axis=1)
-    return count
 
 
 _ANY = -2  # any symbols, on a stack

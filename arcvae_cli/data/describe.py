@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from arcvae_cli.conditions import ATTRIBUTES, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys
-from arcvae_cli.data.derivations import first_of_each, lengths
+from arcvae_cli.data.derivations import first_of_each
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
 
-SHAPES, EXAMPLES = 8, 5
-"""How many of the commonest shapes and of the strings are listed."""
-
+SHAPES, EXAMPLES = 8, 5  # how many of the commonest shapes and of the strings are listed
 _CHUNK = 4096
 
 
@@ -113,7 +111,7 @@ def _grid_split(dataset: Dataset, split: str) -> dict[str, Any]:
 
 
 def _string_split(ids: NDArray[np.int16], padding: int) -> dict[str, Any]:
-    used = lengths(ids, padding)
+    used = (ids != padding).sum(axis=1)
     return {
         "strings": len(ids),
         "mean_rules": float(used.mean()) if len(ids) else None,

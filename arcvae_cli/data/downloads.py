@@ -34,7 +34,6 @@ class Download:
         return cache_folder() / "downloads" / self.file
 
     def is_in(self, path: Path) -> bool:
-        """Whether a file is this one, by its content."""
         try:
             return path.stat().st_size < _LARGEST and git_blob(path.read_bytes()) == self.blob
         except OSError:

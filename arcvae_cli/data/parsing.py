@@ -37,12 +37,12 @@ LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0
 Kind = Literal["lalr", "earley"]
 
 
+@dataclass(eq=False)
 class ParseFailure(Exception):  # noqa: N818
     """A line that is no string of the grammar: the `position` of the first unexpected character, from 0."""
 
-    def __init__(self, position: int, reason: str) -> None:
-        super().__init__(position, reason)
-        self.position, self.reason = position, reason
+    position: int
+    reason: str
 
 
 class Parser:
@@ -296,11 +296,7 @@ def _lark_text(grammar: Grammar) -> str:
 
 
 def _splits_in_several_ways(grammar: Grammar) -> bool:
-    """Whether the longest terminal at a place may be the wrong one.
-
-    It is right if no terminal begins another, or if none begins with the character after the shorter one (`Cl` is never
-    `C` and something with `l`), and by definition if whitespace is the separator.
-    """
+    """Whether a terminal begins a longer one, and another begins with the next character: `C`, `Cl` and `l`."""
     if grammar.separator.isspace():
         return False
     symbols = {symbol for production in grammar.productions for symbol in production.right}

@@ -108,7 +108,6 @@ def _blobs(count: int, stream: np.random.RandomState) -> Rows:
 
 
 def _widened(rows: Rows) -> Rows:
-    """Masks with the eight neighbours of every cell."""
     wide: Rows = rows | (rows << np.uint16(1)) | (rows >> np.uint16(1))
     out = wide.copy()
     out[:, 1:] |= wide[:, :-1]

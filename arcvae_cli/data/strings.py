@@ -13,17 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, split_by_key, split_sizes, written
-from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, first_of_each, padded
+from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, first_of_each
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
 from arcvae_cli.grammar import Grammar, Rules
 
-EQUATION_RULES = 15
-"""Longest derivation of an equation, after Kusner et al. 2017."""
-
-TEXT_BYTES = 2**30
-"""The largest file of strings that is read."""
-
+EQUATION_RULES = 15  # longest derivation of an equation, after Kusner et al. 2017
+TEXT_BYTES = 2**30  # the largest file of strings that is read
 _VALIDATION = 5000  # most validation strings if the test split is given
 
 
@@ -79,7 +75,9 @@ def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RUL
         raise InputError(f"data.size: the enumeration has {len(derivations)} sentences, not {size}", "lower it")
     if (longest := max(map(len, derivations))) > most:
         raise InputError(f"data.max_rules: sentences of the enumeration take {longest}, more than {most}", "raise it")
-    ids = padded(derivations, most, grammar.rules.padding)
+    ids = np.full((size, most), grammar.rules.padding, np.int16)
+    for row, one in zip(ids, derivations, strict=True):
+        row[: len(one)] = one
     split = split_by_key([written(grammar, one).encode() for one in derivations])
     origin = Origin("enumerated", grammar.name)
     return Dataset(grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
@@ -167,7 +165,6 @@ def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
 
 
 def _list_failures(path: Path, failures: Sequence[tuple[object, ...]]) -> None:
-    """Writes the lines that do not parse as a table, if that is possible."""
     rows = [("file", "line", "character (from 1)", "reason", "text"), *failures]
     text = "".join("\t".join(one_line(str(cell).replace("\t", " ")) for cell in row) + "\n" for row in rows)
     with suppress(ArcvaeError, OSError):

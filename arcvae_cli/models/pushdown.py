@@ -14,14 +14,9 @@ from torch import Tensor, nn
 
 from arcvae_cli.grammar import Rules
 
-NEVER = 2**40
-"""Rules to spare that no derivation has: what a slot without a rule would take."""
-
-MOST_CELLS = 2**21
-"""Slots of all remainders of the largest grammar: takes some seconds and half a GiB."""
-
-END = 0
-"""The remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is."""
+NEVER = 2**40  # rules to spare that no derivation has: what a slot without a rule would take
+MOST_CELLS = 2**21  # slots of all remainders of the largest grammar: takes some seconds and half a GiB
+END = 0  # the remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is
 
 
 @dataclass(frozen=True, slots=True)
