@@ -146,10 +146,7 @@ def _claim(path: Path) -> BaseFileLock | None:
 
 
 def resume(folder: Path) -> RunFolder:
-    """An existing run folder, locked by this process. Removes the temporary files that a killed process left.
-
-    InputError if it is not writable, ArcvaeError if another process is training the run.
-    """
+    """An existing run folder, locked, without temporary files. InputError if not writable, ArcvaeError if locked."""
     path = folder.resolve() if folder.name in ("", "..", LATEST) else folder
     try:
         lock = take(path)

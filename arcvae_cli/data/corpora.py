@@ -44,13 +44,10 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Builder:
-    """How a corpus is built; `build` also gets the path of the list of lines that do not parse.
+    """How a corpus is built."""
 
-    `key`: revision (raised if the same parameters give other arrays), sources and parameters, for the cached file.
-    """
-
-    build: Callable[[DataSettings, LoadOptions, Path], Dataset]
-    key: Callable[[DataSettings, LoadOptions], str]
+    build: Callable[[DataSettings, LoadOptions, Path], Dataset]  # the path is of the list of lines that do not parse
+    key: Callable[[DataSettings, LoadOptions], str]  # revision, sources and parameters, for the cached file
 
 
 def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebuild: bool = False) -> Dataset:
@@ -177,7 +174,6 @@ CORPORA = {
     "equations": _DRAWN,
     "smiles": _PARSED,
 }
-"""By the names in the settings."""
 
 
 def _builder(data: DataSettings) -> Builder | None:

@@ -176,10 +176,7 @@ def draw_strings(
 
 
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
-    """Every derivation of a tree of at most `depth` levels, in the order of `nltk.parse.generate`.
-
-    Kusner et al. 2017 took the first 100,000 sentences at depth 6.
-    """
+    """Every derivation of a tree of at most `depth` levels, in the order of `nltk.parse.generate`."""
     rules_of: dict[str, list[int]] = {}
     for number, production in enumerate(grammar.productions):
         if number not in grammar.unusable:

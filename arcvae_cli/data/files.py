@@ -32,10 +32,7 @@ _TASK_FIX = "ARC tasks are {'train': [{'input': [[0, 1], ...], 'output': ...}, .
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
-    """Write a dataset as `.npz`, completely or not at all. ArcvaeError where that fails.
-
-    Derivations are compressed; grids are not: 100,000 take 29 MB, which is read in a tenth of a second.
-    """
+    """Write a dataset as `.npz`, completely or not at all; derivations are compressed. ArcvaeError if that fails."""
     columns: dict[str, Any]
     if dataset.rules is None:
         columns = {"grids": dataset.x, "split": dataset.split, "shape": dataset.shape, "task": dataset.task}
@@ -224,10 +221,7 @@ def bare_rules(lhs: list[int], padding: int, start: int) -> Rules:
 
 
 def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
-    """Ids (N, T) as int16; -1 stands for the padding rule.
-
-    `check`: ValueError with the first row that is no complete derivation by the rules; see `wrong_step`.
-    """
+    """Ids (N, T) as int16, padded for -1. `check`: ValueError with the first row that is no complete derivation."""
     require(ids.ndim == 2 and ids.dtype.kind in "iu" and ids.size, "ids", ids)
     ids = np.where(ids == -1, rules.padding, ids)
     for number, row in enumerate(ids if check else ()):

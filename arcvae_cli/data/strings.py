@@ -66,8 +66,7 @@ def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0,
 def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RULES) -> Dataset:
     """The first `size` sentences of the enumeration of equations that Kusner et al. 2017 trained on 100,000 of.
 
-    They are lexicographic, so neighbours are alike and the last tenth all begin with `1 /`: see `enumerated`. Split
-    80/10/10 by a hash of the string. InputError for a size out of range, or if they take more than `most` (T) rules.
+    Split 80/10/10 by a hash of the string. InputError for a size out of range, or for more than `most` (T) rules.
     """
     split_sizes(size, 0)
     derivations = list(islice(enumerated(grammar, 6), size))
@@ -139,10 +138,7 @@ def build_parsed(
 
 
 def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Splits of examples whose test split is `known` (N,): (N,) index into SPLITS.
-
-    A tenth of the others, at most 5,000, is the validation split, by a hash of each key.
-    """
+    """(N,) index into SPLITS: test where `known` (N,), validation for a tenth of the others, at most 5,000, by hash."""
     rest = np.flatnonzero(~known).tolist()
     order = sorted(rest, key=lambda row: hashlib.sha256(keys[row]).digest())
     split = np.where(known, np.uint8(SPLITS.index("test")), np.uint8(0))

@@ -220,10 +220,7 @@ class KusnerDecoder(nn.Module):
 
 
 class EnhancedBody(nn.Module):
-    """Embedded rules and places, residual convolutions, each of its own kernel, and dense layers over all steps.
-
-    (B, T) -> (B, encoder_hidden).
-    """
+    """Embedded rules and places, residual convolutions, dense layers over all steps: (B, T) -> (B, encoder_hidden)."""
 
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()

@@ -35,12 +35,10 @@ class Pushdown(nn.Module):
     """
 
     choices: Tensor
-    """(C, 2 K) by remainder: the rules of its first symbol, ascending, and how many rules more than the fewest each
-    takes; `NEVER` where there is none."""
+    """(C, 2 K) by remainder: rules of its first symbol, ascending, and how many more than the fewest each takes."""
 
     moves: Tensor
-    """(C K, 5) by remainder and slot: how the pointer moves (twice, for the two cells it points at), what is taken from
-    the rules to spare (negative), and the two remainders that are written."""
+    """(C K, 5) by remainder and slot: moves of the two cells, minus the rules taken, the two remainders written."""
 
     rule: Tensor
     """(C K,) the rule in each slot of each remainder."""
