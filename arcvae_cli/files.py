@@ -46,10 +46,7 @@ def read_limited(path: Path, most: int) -> bytes:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it, synced, when the block ends without an error.
-
-    WriteError if the file system refuses; `path` is unchanged then.
-    """
+    """A temporary file beside `path` that replaces it, synced, at the end of the block; WriteError leaves it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
