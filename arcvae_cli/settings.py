@@ -130,6 +130,10 @@ KUSNER = {
 """Sizes of `arch = kusner` where none are given; those of `enhanced` are the defaults."""
 
 
+Kernels = Annotated[tuple[Kernel, ...], Field(strict=False)]
+Widths = Annotated[tuple[Width, ...], Field(strict=False)]
+
+
 class GrammarSettings(ModelSettings):
     """The model of derivations of a context-free grammar."""
 
@@ -138,12 +142,8 @@ class GrammarSettings(ModelSettings):
     arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the code")
     encoder_hidden: Width = Field(256, description="channels (enhanced) or width of the dense layer (kusner: 435)")
     encoder_conv_layers: Depth = Field(3, description="convolutions over the steps of a derivation")
-    encoder_kernel: Kernel | Annotated[tuple[Kernel, ...], Field(strict=False)] = Field(
-        (3, 5, 7), description="width of the convolutions: one number, or one for each (kusner: 9, 9, 11)"
-    )
-    encoder_channels: Width | Annotated[tuple[Width, ...], Field(strict=False)] | None = Field(
-        None, description="channels of kusner's convolutions: one number, or one for each (9, 9, 10)"
-    )
+    encoder_kernel: Kernel | Kernels = Field((3, 5, 7), description="width of all or each convolution")
+    encoder_channels: Width | Widths | None = Field(None, description="channels of all or each convolution of kusner")
     decoder_hidden: Width = Field(384, description="units of a GRU layer (kusner: 501)")
     decoder_layers: Depth = Field(3, description="GRU layers")
     decoder_dropout: Fraction = Field(0.2, description="between the GRU layers (kusner: 0)")
@@ -207,7 +207,7 @@ AnyModel = Annotated[
 
 
 class ObjectiveSettings(SettingsTable):
-    """reconstruction + beta * KL, and on which scale."""
+    """reconstruction + beta * KL."""
 
     reconstruction: Literal["cross_entropy", "focal"] = "cross_entropy"
     focal_gamma: NotNegative = Field(2.0, description="focusing exponent of the focal loss")
@@ -314,7 +314,7 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         yield f"objective.free_bits_by_level.{level}", f"the model {model.name} has no such level", fix
     if data.of_strings is True and not grammar:
         source = data.prod or data.input or data.path or f"the corpus {data.name}"
-        fix = "use --preset kusner_equations, minimal or another with model.name=grammar"
+        fix = "use --preset minimal or another with model.name=grammar"
         yield "model.name", f"the model {model.name} needs a grid corpus, but {source} contains strings", fix
     if data.of_strings is False and grammar:
         fix = "use --data equations, --data smiles or strings of your own with --grammar"

@@ -140,9 +140,6 @@ def _training_corpus(loaded: Loaded, corpus: Corpus, data: str | None, console: 
         return corpus
 
 
-# ------------------------------------------------------------------------------------------------ files
-
-
 def _write(
     folder: Path, images: Path, document: Mapping[str, Any], loaded: Loaded, task: Task, evaluation: Evaluation
 ) -> None:
@@ -185,8 +182,6 @@ def _draw_codes(folder: Path, codes: Examples, values: Examples, name: str, titl
     plane = tsne_plane(codes, seed)
     save_latent_scatter(folder / "latent_space_tsne.png", plane, values, name, f"t-SNE, {title}")
 
-
-# ------------------------------------------------------------------------------------------------ on the screen
 
 ELBO = (
     ("reconstruction", "elbo.reconstruction_{}", ".3f"),

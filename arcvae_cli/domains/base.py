@@ -28,11 +28,8 @@ if TYPE_CHECKING:
 
 Note = Callable[[str], None]
 
-Report = Mapping[str, Any]
-"""Everything measured, as nested dicts: what `metrics.json` holds."""
-
-Examples = NDArray[Any]
-"""(n, *positions) classes, as small integers."""
+Report = Mapping[str, Any]  # everything measured, as nested dicts: what `metrics.json` holds
+Examples = NDArray[Any]  # (n, *positions) classes, as small integers
 
 
 class Table(NamedTuple):
@@ -52,11 +49,10 @@ class Table(NamedTuple):
 class Task:
     """What is to be evaluated: a model on a split of a corpus that lies on the model's device.
 
-    `trained`: the corpus whose training split the model was trained on, for baselines and novelty; `corpus` if None.
-    `iwae_samples`: draws per example of the importance-weighted bound, 0 for none. `monte_carlo`: examples, encodings
-    of each, decodings of each code. `samples`: strings drawn from each prior. `quick`: fewer examples, and only what
-    takes few passes. `indices`: (n,) the examples in the order seen, and `few` of them for what takes many passes: both
-    set by `evaluate`.
+    `trained`: the corpus of the training split, for baselines and novelty; `corpus` if None. `iwae_samples`: draws per
+    example of the importance-weighted bound, 0 for none. `monte_carlo`: examples, encodings of each, decodings of each
+    code. `quick`: only what takes few passes. `indices`: (n,) the examples in the order seen, `few` of them for what
+    takes many passes: both set by `evaluate`.
     """
 
     model: Any
@@ -76,11 +72,7 @@ class Task:
 
 
 class Reconstructed(NamedTuple):
-    """Reconstructions of a task's examples.
-
-    `means`: (n, *shape) posterior means by level, `report`: parts of the report, `errors`: (n,) wrong positions, `own`:
-    nats and accuracy of the task's `few` with their own codes.
-    """
+    """Reconstructions: (n, *shape) means by level, (n,) wrong positions, nats and accuracy of `few` by own codes."""
 
     codes: Codes
     means: Mapping[str, Tensor]
@@ -90,10 +82,7 @@ class Reconstructed(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Latents drawn from a prior under the conditions `given`, and how they are to be decoded.
-
-    `training`: opens the corpus whose training split decides what is novel, None if it is not available.
-    """
+    """Latents drawn from a prior, and how to decode them; `training` opens the corpus that decides what is novel."""
 
     loaded: Loaded
     latents: Mapping[str, Tensor]
@@ -118,22 +107,16 @@ class Decoded(NamedTuple):
 class Domain(Protocol):
     """A kind of example.
 
-    `noun`: what its examples are called, `per`: headings of nats and bits, `changes`: what changes along a path.
-    `dtype`: type of examples in an npz, `formats`: suffixes of the files of samples and paths. `plain`: whether a pipe
-    gets samples alone. `flags`: those of commands that other kinds do not have. `quick_shuffle`: whether a quick
-    evaluation shuffles codes.
+    `per`: headings of nats and bits. `changes`: what changes along a path. `formats`: suffixes of the files of samples
+    and paths. `flags`: those that other kinds do not have. `plain`: whether a pipe gets samples alone.
 
-    Training: `validation_batch` is the batch size of a validation pass, whose noise is drawn batch by batch; `baseline`
-    is a code without information on the validation split, `blank` (accuracy), `blank_nats` and `entropy`.
+    `baseline`: a code without information on the validation split. `limits`: the most examples, the most for what takes
+    many passes (None for all), the batch size. `reconstruct` decodes a posterior sample and the posterior mean, beside
+    baselines; `further` measures paths and samples. `code_values`: (n,) values that colour a scatter plot, their name.
 
-    Evaluation: `limits` are the most examples, the most for what takes many passes (None for all), and the batch size.
-    `reconstruct` decodes one posterior sample and the posterior mean, beside baselines; `further` measures paths and
-    samples. `code_values` are (n,) values that a scatter plot of codes is coloured by, and their name.
-
-    Samples and paths: `posterior_samples` are (n, *shape) by level, of at most `limit` examples that satisfy `given`;
-    samples and not means, since the spread of each posterior belongs to the aggregate posterior. `read_end` is the name
-    and the example (*positions) of an end of a path that is no index. `path` scores the decoded `steps`
-    (S, *positions) between two `originals` (2, *positions). `write` writes all files but the npz, by suffix.
+    `posterior_samples`: (n, *shape) by level, of at most `limit` examples that satisfy `given`. `read_end`: name and
+    example (*positions) of an end of a path that is no index. `path` scores the decoded `steps` (S, *positions) between
+    `originals` (2, *positions). `write` writes all files but the npz, by suffix.
     """
 
     kind: ClassVar[str]

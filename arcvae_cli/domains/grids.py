@@ -55,24 +55,15 @@ if TYPE_CHECKING:
     from arcvae_cli.grammar import Rules
     from arcvae_cli.records import Pictures
 
-NEAR = 5
-"""Wrong cells up to which a grid counts as nearly correct."""
-
+NEAR = 5  # wrong cells up to which a grid counts as nearly correct
 PAIRS, STEPS = 256, 9
 SAMPLES, CONDITION_SAMPLES = 1500, 500  # for each condition: a share of 0.8 is known to 0.02
 QUICK_EXAMPLES, QUICK_SAMPLES, QUICK_CONDITION_SAMPLES = 2000, 500, 100
 
 PIXEL_TARGET, NON_BLACK_TARGET = 0.90, 0.30
-BLANK_MARGIN, SPECK_MARGIN = 0.10, 0.25
-"""Shares of samples allowed beyond the data's own. Real grids are never blank; real ARC grids have a speck share of
-0.25, 2 % noise makes it 0.32, all noise 0.91."""
-
-ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50
-"""Of samples under a condition: the share that satisfies it among those neither blank nor repeated; the share of
-those. A model that always draws one grid may satisfy a condition, and is no use."""
-
-PICTURED = 16  # pairs in a picture
-SHEET = 256  # samples in a picture; the files hold all
+BLANK_MARGIN, SPECK_MARGIN = 0.10, 0.25  # beyond the data's own shares; ARC has specks 0.25, with 2 % noise 0.32
+ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50  # under a condition: of samples neither blank nor repeated; their share
+PICTURED, SHEET = 16, 256  # pairs, and samples, in a picture; the files hold all
 MAPS = 7  # grids beside the mean of all in a picture of KL maps
 ROWS = COLUMNS = 8  # of samples that share the latents of a level
 
@@ -128,8 +119,6 @@ class GridDomain(Domain):
     kind, noun, changes, dtype = "grids", "grids", "cells", np.uint8
     per, formats = ("nats per grid", "bits per cell"), ("png", "npz", "json")
 
-    # -------------------------------------------------------------------------------------------- training
-
     def validation_batch(self, corpus: Any) -> int:
         return 1000
 
@@ -145,8 +134,6 @@ class GridDomain(Domain):
         render.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
         if pictures.maps:
             render.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)
-
-    # -------------------------------------------------------------------------------------------- evaluation
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
@@ -185,19 +172,13 @@ class GridDomain(Domain):
         skills = {
             name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
         }
-        reconstruction = {
-            "examples": len(indices),
-            **scores,
-            "posterior_sample": score_reconstructions(torch.cat(drawn), truth, sides),
-            **sizes,
-            "skill": skills,
-        }
+        sampled = score_reconstructions(torch.cat(drawn), truth, sides)
+        reconstruction = {"examples": len(indices), **scores, "posterior_sample": sampled, **sizes, "skill": skills}
         own = to_float64(torch.cat(costs)).mean().item(), scores["posterior_mean"]["pixel_accuracy"]
         errors = (reconstructed != truth).flatten(1).sum(dim=1).cpu().numpy()
         return Reconstructed(codes, means, {"reconstruction": reconstruction}, errors, own)
 
     def further(self, task: Task) -> dict[str, Any]:
-        """Paths; samples, and as the best that is possible training grids, against grids of the split."""
         paths = None
         if len(task.indices) > 1 and not task.quick:
             task.note("interpolation")
@@ -272,8 +253,6 @@ class GridDomain(Domain):
             state = f"the code is alive: nats of {', '.join(totals)}"
         return f"{state}; {result}"
 
-    # -------------------------------------------------------------------------------------------- report
-
     def tables(self, report: Report) -> Iterator[Table]:
         model = {"model": "posterior_mean", "code drawn": "posterior_sample", "all black": "all_black", "PCA": "pca"}
         yield Table("Reconstruction", model, SCORES)
@@ -322,8 +301,6 @@ class GridDomain(Domain):
             means = {name: cells.mean(axis=0) for name, cells in evaluation.maps.items()}
             render.save_kl_maps(folder / "kl_maps.png", grids, maps, f"KL of each cell, {where}", means=means)
 
-    # -------------------------------------------------------------------------------------------- samples, paths
-
     def posterior_samples(
         self, model: VAE, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
     ) -> dict[str, Tensor]:
@@ -344,14 +321,8 @@ class GridDomain(Domain):
         grids = argmax_decode(model, draw.latents, asked).numpy().astype(np.uint8)
         count, distinct = len(grids), len({grid.tobytes() for grid in grids})
         blank, non_black = blank_share(grids), float((grids > 0).mean())
-        facts: dict[str, Any] = {
-            "conditions": given,
-            "adherence": None,
-            "blank_share": blank,
-            "distinct": distinct,
-            "distinct_share": distinct / count,
-            "non_black_share": non_black,
-        }
+        facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": blank, "distinct": distinct}
+        facts |= {"distinct_share": distinct / count, "non_black_share": non_black}
         summary = f"{blank:.0%} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
         arrays = {"grids": grids}
         if given:
@@ -364,7 +335,6 @@ class GridDomain(Domain):
         return Decoded(facts, arrays, (grids, None), summary)
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
-        """A grid of an ARC JSON file, FILE or FILE:NUMBER."""
         from arcvae_cli.data.files import read_dataset
 
         name, colon, number = text.rpartition(":")
@@ -415,17 +385,12 @@ class GridDomain(Domain):
         write_text(files["json"], json.dumps(task, allow_nan=False) + "\n")
 
 
-# ------------------------------------------------------------------------------------------------ scores
-
-
 def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> dict[str, Any]:
     """Scores of grids (n, H, W) uint8 against `truth`; InputError where no original has a non-black cell.
 
-    `shapes`: (n, 2) height and width of each grid within its canvas, None where the canvas is the grid.
+    `shapes`: (n, 2) height and width of each grid within its canvas, if known, where `inside_accuracy` counts.
     `non_black_accuracy`: of cells whose true colour is not 0. `non_black_iou`: cells right and not black over cells
-    not black in the original or the reconstruction. `inside_accuracy`: of cells within each grid's rectangle, if known.
-    `colour_accuracy`: by true colour, None for one that does not occur. `blank_share`: reconstructions without a
-    non-black cell.
+    not black in the original or the reconstruction. `colour_accuracy`: None for a colour that does not occur.
     """
     right = predicted == truth
     pairs = (truth * COLOURS + predicted).flatten().cpu()
@@ -452,14 +417,12 @@ def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | Non
     }
 
 
-def _training(task: Task) -> Examples:
-    grids: Examples = task.trained.grids("train").cpu().numpy()
-    return grids
+def _training(task: Task) -> Any:
+    return task.trained.grids("train").cpu().numpy()
 
 
-def _grids(task: Task, indices: Any) -> Examples:
-    grids: Examples = task.corpus.grids(task.split).cpu().numpy()[np.asarray(indices)]
-    return grids
+def _grids(task: Task, indices: Any) -> Any:
+    return task.corpus.grids(task.split).cpu().numpy()[np.asarray(indices)]
 
 
 def _satisfied(grids: Examples, given: Mapping[str, int]) -> Examples:
@@ -487,10 +450,7 @@ def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) ->
 
 
 def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:
-    """(rows * columns, 16, 16) draws from the prior: a row shares the noise of the top level, a column all the others'.
-
-    What is shared below the top is standard normal noise and not the latent itself, whose prior depends on the top.
-    """
+    """(rows * columns, 16, 16) prior draws: a row shares the noise of the top level, a column that of all others."""
     top = next(iter(model.level_shapes))
     with eval_mode(model, seed):
         rows_noise, columns_noise = model.noise(rows), model.noise(columns)
@@ -503,15 +463,11 @@ def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:
         return argmax_decode(model, draw_prior(model, rows * columns, noise=noise)).to(torch.uint8).numpy()
 
 
-# ------------------------------------------------------------------------------------------------ targets
-
-
 def _dead(kl: Sequence[float]) -> int:
     return sum(value <= ACTIVE_KL for value in kl)
 
 
 def _condition_targets(accuracy: Report, remedy: str) -> Iterator[Target]:
-    """Targets of samples under conditions: the worst of each kind counts."""
     judged = [row for row in accuracy["rows"] if row["asked"] in JUDGED]
     for kind in ("colours", "symmetry"):
         shares = {row["asked"]: row["counted_obeying"] or 0.0 for row in judged if row["asked"].startswith(f"{kind}=")}
@@ -541,6 +497,6 @@ def _decoder(advice: Advice) -> str:
 
 
 def _trimmed(grid: Examples) -> Examples:
-    """A grid cut to the rectangle from its top-left corner that holds all non-black cells, at least one cell."""
+    """The rectangle from the top-left corner that holds all non-black cells, at least one cell."""
     rows, columns = (np.flatnonzero((grid > 0).any(axis=axis)) for axis in (1, 0))
     return grid[: rows[-1] + 1, : columns[-1] + 1] if len(rows) else grid[:1, :1]

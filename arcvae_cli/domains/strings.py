@@ -1,8 +1,7 @@
 """The domain of strings: derivations of a grammar, beside the frequencies of its rules.
 
-Padding counts nowhere. A derivation is right at a step if the argmax of the rules that could stand there, those of the
-true rule's left-hand side, is the true one; it is exact if it is right at every step, which is when the argmax rules,
-taken one after the other, derive the same string.
+Padding counts nowhere. A derivation is right at a step if the true rule is the argmax of those with its left-hand side;
+it is exact if it is right at every step: the argmax rules derive the same string.
 """
 # ruff: noqa: ARG002 - not every domain needs every argument
 
@@ -68,36 +67,21 @@ if TYPE_CHECKING:
     from arcvae_cli.grammar import Rules
     from arcvae_cli.records import Pictures
 
-FEW, WORK = 1000, 150_000
-"""For what takes many passes: at most so many derivations, of so many steps in all."""
-
+FEW, WORK = 1000, 150_000  # for what takes many passes: at most so many derivations, of so many steps in all
 PAIRS, STEPS = 100, 9
 QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
 ENCODINGS = 10  # per example, as in the protocol of 2017
 DIVERSITY = 1000  # strings whose likeness is measured, pair by pair
 DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
-GRAPHED_FROM = 5
-"""Passes of one size above which they are captured as a graph: capturing costs as much as so many."""
+GRAPHED_FROM = 5  # passes of one size above which they are captured as a graph, which costs as much as so many
+LISTED, SHOWN = 16, 256  # pairs in a text file, strings on a terminal
+STRING = "string:"  # prefix of a string that looks like an index
 
-LISTED = 16  # pairs in a text file
-SHOWN = 256  # strings on a terminal
-STRING = "string:"
-"""Prefix of a string that looks like an index."""
-
-EXACT_TARGET = 0.50
-"""Share of exact derivations at the posterior mean. Kusner et al. 2017 report 0.54 on molecules, of drawn strings."""
-
-COLLAPSED_NATS = 1.0
-"""Total KL under which the code is collapsed, and the least reconstruction cost that it should save."""
-
-CARRIED_TARGET = 0.90
-"""Share of the KL that should lie in active dimensions: a large code may leave most of its dimensions idle."""
-
-COMPLETE_TARGET = 0.80
-"""Share of draws from N(0, I) that should end by themselves within T rules."""
-
-SURE = 4.0
-"""Standard errors by which a mean -log p(x) may lie under the entropy by chance."""
+EXACT_TARGET = 0.50  # share of derivations at the posterior mean; Kusner et al. 2017: 0.54 of drawn molecules
+COLLAPSED_NATS = 1.0  # total KL under which the code is collapsed; the least reconstruction cost that it should save
+CARRIED_TARGET = 0.90  # share of the KL in active dimensions
+COMPLETE_TARGET = 0.80  # share of draws from N(0, I) that end by themselves within T rules
+SURE = 4.0  # standard errors by which a mean -log p(x) may lie under the entropy by chance
 
 SCORES = (
     ("rules", "reconstruction.{}.token_accuracy", ".2%"),
@@ -148,8 +132,6 @@ class StringDomain(Domain):
     }
     quick_shuffle = plain = True
 
-    # -------------------------------------------------------------------------------------------- training
-
     def validation_batch(self, corpus: Any) -> int:
         return batch_size(corpus.length)
 
@@ -164,8 +146,6 @@ class StringDomain(Domain):
         write_lines(folder / f"reconstructions_epoch_{epoch}.txt", pairs)
         if samples := writer.samples(pictures.samples):
             write_lines(folder / f"samples_epoch_{epoch}.txt", samples)
-
-    # -------------------------------------------------------------------------------------------- evaluation
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         workable = max(1, WORK // task.corpus.length)
@@ -183,10 +163,9 @@ class StringDomain(Domain):
         at_sample = decode(model, corpus, split, indices, posterior.sample)
         codes = Codes({LEVEL: posterior}, at_sample.nats, at_sample.lengths)
         grammar, validator = _grammar(model)
-        canonical = None if validator is None or task.quick else validator.canonical
         at_mean = decode(model, corpus, split, indices, posterior.mean)
         x, same = corpus.ids(split)[indices.to(corpus.device)], None
-        if canonical is not None:
+        if validator is not None and (canonical := validator.canonical) is not None and not task.quick:
             derived, _ = derive(model, {LEVEL: posterior.mean}, drawn=False)
             pairs = zip(written(grammar, x.tolist()), written(grammar, derived.tolist()), strict=True)
             same = sum(one == other or canonical(one) == canonical(other) for one, other in pairs) / len(x)
@@ -225,14 +204,12 @@ class StringDomain(Domain):
         return Reconstructed(codes, {LEVEL: posterior.mean}, report, at_mean.errors.numpy(), own)
 
     def further(self, task: Task) -> dict[str, Any]:
-        """Paths, and strings of N(0, I) and, with two examples to fit it to, of the Gaussian of the training codes."""
         model, trained, seed = task.model, task.trained, task.seed
         grammar, validator = _grammar(model)
-        found: dict[str, Any] = {"judged": None, "interpolation": None, "prior_samples": None}
+        judge = None if validator is None else validator.name
+        found: dict[str, Any] = {"judged": judge, "interpolation": None, "prior_samples": None}
         if grammar is None:
             return found
-        if validator is not None:
-            found["judged"] = validator.name
         if len(task.few) > 1 and not task.quick:
             task.note("interpolation")
             decoded = decoded_paths(model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)
@@ -309,20 +286,15 @@ class StringDomain(Domain):
             state = f"the code is alive: {active} of {len(kl)} dimensions carry {total:.1f} nats"
         return f"{state}; {result}"
 
-    # -------------------------------------------------------------------------------------------- report
-
     def tables(self, report: Report) -> Iterator[Table]:
         model = {"model": "posterior_mean", "code drawn": "posterior_sample", "rule frequencies": "frequencies"}
         yield Table("Reconstruction", model, SCORES)
         yield Table("Nats of a derivation", {"": ""}, LIKELIHOOD)
         yield Table("Interpolation", {"": ""}, PATH_SCORES)
         priors = {"N(0, I)": "standard", "fitted": "aggregate"}
-        valid, rows = (
-            report["judged"],
-            [(label, f"prior_samples.{{}}.{key}", form) for label, key, form in SAMPLE_SCORES],
-        )
-        note = "fitted: the Gaussian of the training codes (--prior aggregate); valid: "
-        note += "not known for this grammar, or not without RDKit" if valid is None else valid
+        rows = [(label, f"prior_samples.{{}}.{key}", form) for label, key, form in SAMPLE_SCORES]
+        valid = report["judged"] or "not known for this grammar, or not without RDKit"
+        note = f"fitted: the Gaussian of the training codes (--prior aggregate); valid: {valid}"
         if report["prior_samples"] is not None:
             yield Table("New strings, drawn with the length budget", priors, rows, note)
 
@@ -339,8 +311,6 @@ class StringDomain(Domain):
             with eval_mode(task.model, 0):
                 made = task.model.reconstruct(self.batch(task.model, ids.long()))
             write_lines(folder / f"{name}.txt", pair_lines(writer.pairs(ids.cpu().numpy(), made.cpu().numpy())))
-
-    # -------------------------------------------------------------------------------------------- samples, paths
 
     def check_decodable(self, loaded: Loaded) -> None:
         if loaded.grammar is None:
@@ -397,7 +367,6 @@ class StringDomain(Domain):
         return Decoded(facts, {"ids": ids, "complete": complete}, (rows, complete_texts), ", ".join(words))
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
-        """A string of the model's grammar."""
         from arcvae_cli.data.parsing import ParseFailure, Parser
 
         model: Any = loaded.model
@@ -460,7 +429,7 @@ class StringDomain(Domain):
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Text, one item per line."""
+    """A text file, one item per line."""
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -476,9 +445,6 @@ def _grammar(model: Any, note: Note = lambda _: None) -> tuple[Any, Validator | 
     return grammar, None if grammar is None else validator_for(grammar, note)
 
 
-# ------------------------------------------------------------------------------------------------ reconstruction
-
-
 class Scored(NamedTuple):
     """Derivations against codes: (n,) float64 -log p(x|z) in nats, (n,) wrong rules and all rules, on the CPU."""
 
@@ -487,7 +453,6 @@ class Scored(NamedTuple):
     lengths: Tensor
 
     def scores(self) -> dict[str, float]:
-        """Shares of rules, and of derivations in which every rule is right."""
         return {
             "token_accuracy": 1.0 - self.errors.sum().item() / self.lengths.sum().item(),
             "exact_share": (self.errors == 0).double().mean().item(),
@@ -506,10 +471,7 @@ def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> L
 
 
 def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) -> Scored:
-    """Score the derivations at `indices` (n,) given codes (n, D).
-
-    Derivations of similar length are decoded together, without their padding, which halves the time of molecules.
-    """
+    """Score the derivations at `indices` (n,) given codes (n, D), those of similar length together."""
     order = longest_first(corpus, split, indices)
     rows = []
     with eval_mode(model, 0) as device:
@@ -528,15 +490,13 @@ def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) 
 def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> dict[str, Any]:
     """Exact reconstruction by the protocol of Kusner et al. 2017: draw codes of an example, draw strings of each code.
 
-    `exact_share` of all that was drawn without the length budget, `budget_exact_share` with it. On CUDA the derivations
-    are one graph, replayed: hence all calls are of one size, and the excess is cut off.
+    On CUDA the derivations are one graph, replayed: hence all calls are of one size, and the excess is cut off.
     """
     model, corpus = task.model, task.corpus
     indices, length, pushdown = task.indices[:examples], corpus.length, model.pushdown
     task.note(f"Monte Carlo: {encodings * decodings:,} strings of each of {len(indices):,} derivations")
 
-    def exact(logits: Tensor, noise: Tensor, x: Tensor) -> Tensor:
-        """Logits (B, P, T), noise (M, B, T, K) and x (B, T) -> (2, M, B) bool, without the budget and with it."""
+    def exact(logits: Tensor, noise: Tensor, x: Tensor) -> Tensor:  # (B, P, T), (M, B, T, K), (B, T) -> (2, M, B)
         made = [pushdown.derive(logits, noise, budget).ids for budget in (False, True)]
         return torch.stack([(ids == x).all(dim=-1) for ids in made])
 
@@ -562,12 +522,8 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
     return {**sizes, "exact_share": free / total, "budget_exact_share": budgeted / total}
 
 
-# ------------------------------------------------------------------------------------------------ targets
-
-
 def _saved(shuffled: Report) -> float:
-    saved: float = shuffled["shuffled_reconstruction_nats"] - shuffled["reconstruction_nats"]
-    return saved
+    return float(shuffled["shuffled_reconstruction_nats"] - shuffled["reconstruction_nats"])
 
 
 def _enforced(advice: Advice, kl: Sequence[float]) -> float:
@@ -582,16 +538,12 @@ def _collapsed(report: Report) -> bool:
     return idle or sum(report["levels"][LEVEL]["kl_nats"]) <= COLLAPSED_NATS
 
 
-# ------------------------------------------------------------------------------------------------ new strings
-
-
 def derive(
     model: Any, latents: Mapping[str, Tensor], drawn: bool, budget: bool = True, seed: int = 0
 ) -> tuple[Examples, NDArray[np.bool_]]:
     """Derivations (n, T) of latents on the model's device, `drawn` from p(x|z) or the argmax, and which are complete.
 
-    With `budget` all are, see `Pushdown.derive`. The noise of the rules is drawn for as many codes as the CPU decodes
-    at once, whatever the device. On CUDA many codes are derived by a graph, for which all parts are of one size.
+    With `budget` all are, see `Pushdown.derive`. Noise does not depend on the device. A graph needs parts of one size.
     """
 
     def made(logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -629,9 +581,7 @@ def score_strings(
     """Scores of complete derivations (n, T) drawn with the budget, and of the `likeliest` ones of the same codes.
 
     `free_complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: the keys of
-    training derivations. Shares are of `samples`, and None without a validator: `valid_share`; then `distinct_share` of
-    the valid ones (else of all), and the same among the first 1,000 and 10,000 samples, if there are so many;
-    `novel_share` of the distinct ones; `diversity` = 1 - mean likeness of the distinct ones.
+    training derivations. `distinct_share` is of the valid ones, `novel_share` and `diversity` of the distinct ones.
     """
     texts, keys = written(grammar, ids.tolist()), [_key(row) for row in ids]
     names: Sequence[Any] = keys
@@ -661,7 +611,6 @@ def score_strings(
 
 
 def _distinct(names: Sequence[Any], kept: Sequence[int], first: int | None = None) -> float:
-    """Share of those kept, among the `first` samples or all, that are no repetition; 0 if none is kept."""
     some = [names[place] for place in kept if first is None or place < first]
     return len(set(some)) / len(some) if some else 0.0
 
@@ -672,10 +621,7 @@ def _key(ids: NDArray[np.integer[Any]]) -> bytes:
 
 
 def path_scores(decoded: Tensor, grammar: Grammar, validator: Validator | None) -> dict[str, Any]:
-    """Of decoded paths (steps, pairs, T): smoothness in rules, and the strings on a path, its ends included.
-
-    `valid_share` of all strings on all paths, `valid_paths` of paths without an invalid one; None without a validator.
-    """
+    """Of decoded paths (steps, pairs, T): smoothness in rules, and the shares of valid strings and of valid paths."""
     found = smoothness(decoded)
     distinct = [len({row.tobytes() for row in one}) for one in decoded.transpose(0, 1).numpy()]
     shares = None

@@ -10,11 +10,8 @@ from numpy.typing import NDArray
 
 from arcvae_cli.grammar import Grammar, Rules, Terminal, parse_grammar
 
-Derivations = NDArray[np.integer[Any]]
-"""(n, T) ids of rules, padded."""
-
-INCOMPLETE = "(incomplete)"
-"""Stands for a derivation that was cut off before its end."""
+Derivations = NDArray[np.integer[Any]]  # (n, T) ids of rules, padded
+INCOMPLETE = "(incomplete)"  # a derivation that was cut off before its end
 
 
 class Pair(NamedTuple):

@@ -1,7 +1,4 @@
-"""Validity of strings beyond their grammar: a molecule by RDKit, where it is installed, a finite function of x.
-
-A context-free grammar cannot express the number of bonds, nor a finite value.
-"""
+"""Validity of strings beyond their grammar: a molecule by RDKit, where it is installed, a finite function of x."""
 
 from __future__ import annotations
 
@@ -16,9 +13,7 @@ from numpy.typing import NDArray
 
 from arcvae_cli.grammar import Grammar, Terminal
 
-GRID = np.linspace(-10.0, 10.0, 1000)
-"""Where equations are evaluated, as in the code of Kusner et al. 2017."""
-
+GRID = np.linspace(-10.0, 10.0, 1000)  # where equations are evaluated, as in the code of Kusner et al. 2017
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     name: getattr(np, name) for name in ("sin", "cos", "tan", "exp", "log", "sqrt", "abs")
 }
@@ -53,9 +48,6 @@ def validator_for(grammar: Grammar, note: Callable[[str], None] = lambda _: None
     return validator
 
 
-# ------------------------------------------------------------------------------------------------ formulas
-
-
 def evaluated(text: str) -> NDArray[np.float64]:
     """The values of a formula in x on `GRID`, NaN for anything else: it is valid if one of them is finite."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -82,11 +74,7 @@ def _value(node: ast.AST) -> Any:
     raise ValueError(f"{type(node).__name__} is not part of a formula")
 
 
-# ------------------------------------------------------------------------------------------------ molecules
-
-
 def _molecules() -> Validator | None:
-    """By RDKit; None if it is not installed."""
     try:
         from rdkit import Chem, DataStructs, rdBase
         from rdkit.Chem import rdFingerprintGenerator

@@ -15,9 +15,8 @@ from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
 from arcvae_cli.evaluation.samples import first_of_each
 from arcvae_cli.models.base import VAE
 
+# what the verdict rests on, and what a whole evaluation asks for: what stands together is one condition
 JUDGED = ("colours=1", "colours=2", "colours=3", "colours=4", "symmetry=lr", "symmetry=ud", "symmetry=both")
-"""The conditions that the verdict rests on."""
-
 ASKED = (
     *JUDGED,
     "colours=3 symmetry=lr",
@@ -25,7 +24,6 @@ ASKED = (
     *("objects=1", "objects=3", "objects=10"),
     "red=yes",
 )
-"""The conditions of a whole evaluation, one after the other; what stands together is one condition."""
 
 
 def condition_accuracy(
@@ -33,13 +31,9 @@ def condition_accuracy(
 ) -> dict[str, Any]:
     """Draw `samples` under each condition, and as many without one.
 
-    Under `rows`, shares that satisfy the condition `asked`: of all samples (`obeying`), of all samples without
-    condition (`baseline_obeying`), and of the `training` grids (`data`). `counted` samples are neither blank nor
-    a repetition of an earlier one, and `*counted_obeying` are shares of those, None if there is none: a model that
-    always draws the same grid may satisfy a condition, and is no use. `unaided_obeying` is the share of such samples if
-    every cell has its own argmax, without the constraints on extent and colours.
-
-    The cost is that of decoding `samples` grids twice per condition, and once more for the baseline.
+    Under `rows`, shares that satisfy the condition `asked`: of all samples (`obeying`), of samples without condition
+    (`baseline_obeying`), of the `training` grids (`data`). `counted` samples are neither blank nor a repetition, and
+    `*counted_obeying` are shares of those, None if there is none; `unaided_obeying` if every cell has its own argmax.
     """
     data = attributes(training)
     rows = []

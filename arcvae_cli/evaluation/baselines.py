@@ -16,9 +16,7 @@ from arcvae_cli.grammar import Rules
 Grids = NDArray[np.uint8]
 
 COLOURS = 10
-TRAINING_GRIDS = 20_000
-"""Grids that PCA is fitted to. 80,000 of ARC change its accuracy by 0.0005 at most."""
-
+TRAINING_GRIDS = 20_000  # that PCA is fitted to; 80,000 of ARC change its accuracy by 0.0005 at most
 _ROWS = 1024  # grids decoded at once, of 10 kB each
 _OVERSAMPLING, _ITERATIONS = 10, 4  # of the randomised SVD
 
@@ -26,9 +24,8 @@ _OVERSAMPLING, _ITERATIONS = 10, 4  # of the randomised SVD
 def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
     """Project grids (n, H, W), integers on any device, on the principal components of centred one-hot training grids.
 
-    Returns the argmax colour of each cell, as uint8, and `pca_components`, at most as many as training grids, and
-    `pca_training_grids`: at most `TRAINING_GRIDS`, drawn with `seed`. By `torch.svd_lowrank`: half a second, and exact
-    to one cell in some thousands of the reconstruction.
+    Returns the argmax colour of each cell, as uint8, and the numbers of components and of training grids, drawn with
+    `seed`. `torch.svd_lowrank` is exact to one cell in some thousands.
     """
     if len(training) > TRAINING_GRIDS:
         training = training[np.random.RandomState(seed).choice(len(training), TRAINING_GRIDS, replace=False)]
@@ -59,9 +56,8 @@ def _places(grids: Tensor) -> Tensor:
 def rule_frequencies(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, Any]:
     """Derivations (n, T) by the frequency of each rule among those of its left-hand side, at each step of `training`.
 
-    One is added to every count (Laplace), so that no rule is impossible: what a model without a code can learn.
-    `nll_nats` of each, `nll_bits` per rule, shares of rules and of exact derivations: `exact_share` of the most
-    frequent rules, `expected_exact_share` of derivations drawn from the frequencies.
+    One is added to every count (Laplace). `exact_share`: of derivations by the most frequent rules,
+    `expected_exact_share`: of derivations drawn from the frequencies.
     """
     counts = torch.stack([one.bincount(minlength=len(rules)) for one in training.cpu().long().unbind(1)]).double() + 1.0
     logs = torch.zeros_like(counts)  # (T, P)

@@ -22,9 +22,8 @@ MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nat
 class Evaluation:
     """The report, and the arrays that pictures need.
 
-    `indices`: (n,) examples of the split in the order seen, `errors`: (n,) wrong positions of each at the posterior
-    mean. `codes`: by level, (n, units) posterior means. `maps`: by level that is a map, (n, h, w) nats of KL in its
-    cells.
+    `indices`: (n,) examples in the order seen, `errors`: (n,) wrong positions of each at the posterior mean. By level,
+    `codes`: (n, units) posterior means, `maps`: (n, h, w) nats of KL in the cells of a map.
     """
 
     report: dict[str, Any]
@@ -37,13 +36,8 @@ class Evaluation:
 def evaluate(task: Task) -> Evaluation:
     """Evaluate a model on a split, without conditions.
 
-    What a quick evaluation leaves out is None in the report. The same seed gives the same report on one machine;
-    torch's generators are restored.
-
-    Raises:
-        InputError: no examples in the split or in the training split, or options that the model does not have.
-        ArcvaeError: the model's output is not finite.
-
+    What a quick evaluation leaves out is None in the report; torch's generators are restored. InputError without
+    examples to evaluate or to train a baseline; ArcvaeError where the model's output is not finite.
     """
     model, corpus, split, seed, quick = task.model, task.corpus, task.split, task.seed, task.quick
     domain = domains.of(model.kind)

@@ -1,7 +1,4 @@
-"""Information measures of a model's code, in nats: ELBO, likelihood bounds, active dimensions, mutual information.
-
-Independent of the kind of example. Results are nested dicts of plain numbers, as they stand in `metrics.json`.
-"""
+"""Information measures of a model's code, in nats: ELBO, likelihood bounds, active dimensions, mutual information."""
 
 from __future__ import annotations
 
@@ -20,29 +17,12 @@ from arcvae_cli.models.base import VAE, Batch, Level, Output
 from arcvae_cli.objective import ACTIVE_KL, Objective
 from arcvae_cli.settings import ObjectiveSettings
 
-BATCH_SIZE = 1024
-"""Examples per forward pass; part of the definition of a seeded result, since noise is drawn batch by batch."""
-
-BATCH_STEPS = 2**16
-"""Rules of derivations per forward pass: long derivations come in smaller batches, whose memory is used again."""
-
-CUDA_STEPS = 2**20
-"""The same on CUDA, where the time of a GRU pass depends on the steps and hardly on the number of derivations."""
-
-CUDA_SHARE = 2**13
-"""Bytes of CUDA memory reserved per rule of a pass: a small device gets smaller batches."""
-
-ACTIVE_VARIANCE = 0.01
-"""A unit is active if the variance of its posterior mean over the data exceeds this (Burda et al. 2015)."""
-
-COLLAPSE_DELTA = 0.01
-"""A group is collapsed if its KL is under `ACTIVE_KL` for at least 1 - delta of the data (Lucas et al. 2019)."""
-
-CEILING_SHARE = 0.95
-"""Share of log N above which a mutual information is reported as a lower bound."""
-
-
-# ------------------------------------------------------------------------------------------------ passes over a split
+BATCH_SIZE = 1024  # examples per forward pass; seeded results depend on it, since noise is drawn batch by batch
+BATCH_STEPS, CUDA_STEPS = 2**16, 2**20  # rules of derivations per forward pass, on the CPU and on CUDA
+CUDA_SHARE = 2**13  # bytes of CUDA memory reserved per rule of a pass
+ACTIVE_VARIANCE = 0.01  # of the posterior mean of an active unit over the data (Burda et al. 2015)
+COLLAPSE_DELTA = 0.01  # collapsed: KL under `ACTIVE_KL` for at least 1 - delta of the data (Lucas et al. 2019)
+CEILING_SHARE = 0.95  # of log N, above which a mutual information is reported as a lower bound
 
 
 @contextmanager
@@ -78,10 +58,7 @@ def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
 def batches(
     corpus: Corpus, split: str, indices: Tensor, device: torch.device, size: int = BATCH_SIZE
 ) -> Iterator[Batch]:
-    """The examples at `indices` (n,) in batches, not augmented, cut to the longest example of each batch.
-
-    Derivations in the order of `longest_first` so lose most of their padding.
-    """
+    """The examples at `indices` (n,) in batches, not augmented, cut to the longest example of each batch."""
     steps = lengths(corpus, split, indices)
     for start in range(0, len(indices), size):  # torch.split would yield an empty batch for no examples
         batch = corpus.batch(split, indices[start : start + size].to(device))
@@ -137,10 +114,7 @@ def log_ratio(levels: tuple[Level, ...]) -> Tensor:
 
 
 def outputs(model: VAE, batch: Batch, draws: int) -> Iterator[Output]:
-    """Outputs of a model for `draws` posterior samples of a batch.
-
-    A single level is encoded once; the posterior of a lower level depends on the sample above it.
-    """
+    """Outputs for `draws` posterior samples of a batch; a single level, which depends on no sample, is encoded once."""
     output: Output = model(batch)
     yield output
     for _ in range(draws - 1):
@@ -166,9 +140,6 @@ def posterior_means(
         return {some[0].name: torch.cat([level.mean for level in some]) for some in zip(*parts, strict=True)}
 
 
-# ------------------------------------------------------------------------------------------- ELBO and levels
-
-
 class Codes(NamedTuple):
     """One noisy pass over n examples: their levels by name, -log p(x|z) (n,) in nats, valid positions (n,)."""
 
@@ -178,7 +149,6 @@ class Codes(NamedTuple):
 
     @classmethod
     def of(cls, passes: Iterable[tuple[Batch, Output]]) -> Codes:
-        """Those of the outputs for batches."""
         parts: dict[str, list[Level]] = {}
         costs, positions = [], []
         for batch, output in passes:
@@ -193,15 +163,12 @@ class Codes(NamedTuple):
         reconstruction, positions = _mean(self.nats), _mean(self.positions)
         kl = sum(_mean(self.kl(name)) for name in self.levels)
         bits = 1.0 / (positions * math.log(2.0))
+        parts = {"elbo": -reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
         return {
             "examples": len(self.nats),
             "positions": positions,
-            "elbo_nats": -reconstruction - kl,
-            "reconstruction_nats": reconstruction,
-            "kl_nats": kl,
-            "elbo_bits": (-reconstruction - kl) * bits,
-            "reconstruction_bits": reconstruction * bits,
-            "kl_bits": kl * bits,
+            **{f"{name}_nats": value for name, value in parts.items()},
+            **{f"{name}_bits": value * bits for name, value in parts.items()},
         }
 
     def kl(self, name: str) -> Tensor:
@@ -224,12 +191,10 @@ def joined(levels: Sequence[Level], order: Tensor | None = None) -> Level:
 
 
 def measures(level: Level, examples: int) -> dict[str, Any]:
-    """Measures of a level; mutual information of the first `examples`, None if fewer than two.
+    """Measures of a level; mutual information of the first `examples`, None if fewer than two or under a learned prior.
 
-    `kl_nats`: KL of each group under the density that codes are sampled from; a group is a dimension of a vector or a
-    channel of a map. `active_dims` and `collapsed_share` use the KL that is trained, which is the same unless the noise
-    is scaled. Mutual information is None under a learned prior, where the posterior depends on the level above and not
-    on x alone. `cells_nats`: KL of each cell of a map, summed over its channels.
+    `kl_nats`: of each group (a dimension of a vector, a channel of a map), of the density that codes are sampled from;
+    `active_dims` and `collapsed_share` use the KL that is trained. `cells_nats`: of each cell of a map.
     """
     kl, trained, maps = to_float64(level.rate), to_float64(level.kl), level.map()
     information = None
@@ -259,7 +224,6 @@ def _mean(values: Tensor) -> float:
 
 
 def _valid_positions(batch: Batch) -> Tensor:
-    """(B,) valid positions of each example."""
     if batch.valid is None:
         return torch.full((len(batch.x),), float(batch.x[0].numel()), device=batch.x.device)
     return batch.valid.flatten(1).sum(dim=1)
@@ -268,10 +232,9 @@ def _valid_positions(batch: Batch) -> Tensor:
 def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 128) -> dict[str, Any]:
     """I(x; z) under the encoder: E log q(z_i|x_i) - E log mean_j q(z_i|x_j), from (N, D) codes of N examples, in nats.
 
-    All N x N densities, `rows` at a time (10 MB of 10,000 examples, which a cache may hold). The own posterior is one
-    of the N, so that log N is a ceiling (Hoffman and Johnson 2016 define the quantity) and the estimate is a lower
-    bound near it; it can be slightly negative. Densities are taken in float64, as terms that cancel; their ratios to
-    the own density are then small where they count, and are summed in float32.
+    All N x N densities (Hoffman and Johnson 2016), `rows` at a time. The own posterior is one of the N, so that log N
+    is a ceiling and the estimate is a lower bound near it; it can be slightly negative. Densities are taken in float64,
+    as terms that cancel; their ratios to the own density are summed in float32.
     """
     sample, mean, logvar = to_float64(sample), to_float64(mean), to_float64(logvar)
     size = len(sample)
@@ -292,18 +255,13 @@ def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int =
     return {"examples": size, "nats": value, "ceiling_nats": ceiling, "is_bound": value > CEILING_SHARE * ceiling}
 
 
-# ------------------------------------------------------------------------------------------------ further passes
-
-
 def importance_weighted(
     model: VAE, corpus: Corpus, split: str, indices: Tensor, draws: int, seed: int, size: int = BATCH_SIZE
 ) -> dict[str, Any]:
     """-log p(x) <= -log mean_k p(x|z_k) p(z_k) / q(z_k|x), with k = `draws` (Burda et al. 2015, equation 8).
 
-    One decoding per draw and batch, so its cost is `draws` times that of decoding `indices`; of several levels the
-    lower ones are encoded anew each time. Weights are accumulated in float64. The effective sample size of the
-    normalised weights is (sum w)^2 / sum w^2: far below `draws`, the bound is loose. `single_nats` is the bound that
-    the same draws give one by one, the -ELBO of these examples.
+    Effective sample size of the normalised weights: (sum w)^2 / sum w^2; far below `draws`, the bound is loose.
+    `single_nats`: the bound that the same draws give one by one, the -ELBO of these examples.
     """
     log_likelihood, single, effective, positions = [], [], [], []
     with eval_mode(model, seed) as device:
@@ -345,9 +303,8 @@ def shuffled_codes(
     """How much of the reconstruction comes from the code: decode each example from the code of another.
 
     `means`: posterior means (n, *shape) of the examples at `indices` by level, `own`: nats and accuracy with them.
-    Codes are rotated by one within each `BATCH_SIZE` of `indices`, which are expected in random order: those of all
-    levels together, and under `levels`, of a model of several, those of one level alone beside the own codes of the
-    other levels.
+    Codes are rotated by one within each `BATCH_SIZE` of `indices`, in random order: those of all levels together, and
+    of one level alone beside the own codes of the others.
     """
     names = tuple(model.level_shapes)
     moved = [names, *((name,) for name in names if len(names) > 1)]

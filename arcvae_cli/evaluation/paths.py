@@ -23,10 +23,7 @@ def walk(
     kind: PathKind = "linear",
     levels: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Latents along paths from `start` to `end`, both (B, *shape) by level: (steps, B, *shape) by level, ends included.
-
-    Only `levels` (None for all) move; the others stay as they are at the start.
-    """
+    """(steps, B, *shape) by level from `start` to `end`, (B, *shape) by level; only `levels` (None for all) move."""
     return {
         name: between(value, end[name], steps, kind)
         if levels is None or name in levels
@@ -38,10 +35,8 @@ def walk(
 def between(start: Tensor, end: Tensor, steps: int, kind: PathKind) -> Tensor:
     """(steps, B, *shape) evenly spaced points between each pair of (B, *shape), which the path meets exactly.
 
-    `slerp`: directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly. The usual
-    formula, weights on the vectors themselves, is this one for vectors of one length and grows without bound for
-    unequal lengths in opposite directions. Where no great circle is defined (a vector near zero, the same or opposite
-    directions) the path is the line.
+    `slerp`: directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly; a line where
+    no great circle is defined (a vector near zero, the same or opposite directions).
     """
     t = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)[:, None, None]
     a, b = (value.flatten(1).cpu().double() for value in (start, end))  # not every device has float64
@@ -64,10 +59,7 @@ _TINY = 1e-30
 
 
 def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int) -> Tensor:
-    """Straight paths from each example of the first half of `indices` to one of the second half, decoded.
-
-    (steps, pairs, *positions) argmax classes, on the CPU.
-    """
+    """Straight paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
     pairs = len(indices) // 2
     found = []
     with eval_mode(model, 0) as device:

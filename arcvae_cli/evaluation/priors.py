@@ -1,8 +1,4 @@
-"""Priors fitted to the codes of a split, and draws from a prior.
-
-A density fitted to the aggregate posterior q(z) = mean of q(z|x) over x shows what the decoder can do where the codes
-miss N(0, I) (Ghosh et al. 2020, "From Variational to Deterministic Autoencoders", section 4).
-"""
+"""Priors fitted to the aggregate posterior (Ghosh et al. 2020, section 4), and draws from a prior."""
 
 from __future__ import annotations
 
@@ -22,11 +18,8 @@ from arcvae_cli.models.base import VAE
 
 Codes = NDArray[np.float64]
 
-EXAMPLES = 20_000
-"""Most examples that a prior is fitted to: they determine a covariance of 300 dimensions to 1 %."""
-
-COMPONENTS = (2, 4, 8, 16, 32)
-"""Numbers of mixture components that are tried."""
+EXAMPLES = 20_000  # most that a prior is fitted to: they determine a covariance of 300 dimensions to 1 %
+COMPONENTS = (2, 4, 8, 16, 32)  # of a mixture, that are tried
 
 
 @dataclass(frozen=True)
@@ -42,10 +35,7 @@ class Mixture:
     shapes: Mapping[str, tuple[int, ...]]
 
     def sample(self, n: int, temperature: float, seed: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """`n` draws as latents by level, float32, the same for a seed on every device.
-
-        `temperature` multiplies the standard deviations of the components; their means stay.
-        """
+        """`n` draws by level, float32, the same on every device; `temperature` multiplies standard deviations."""
         random = np.random.default_rng(seed)
         component = random.choice(len(self.weights), size=n, p=self.weights)
         noise = random.standard_normal((n, self.means.shape[1]))
@@ -60,16 +50,11 @@ class Mixture:
 
 
 def fit_prior(
-    kind: Literal["aggregate", "gmm"],
-    latents: Mapping[str, Tensor],
-    seed: int,
-    components: Sequence[int] = COMPONENTS,
+    kind: Literal["aggregate", "gmm"], latents: Mapping[str, Tensor], seed: int, components: Sequence[int] = COMPONENTS
 ) -> Mixture:
     """One Gaussian or a mixture, fitted to posterior samples (n, *shape) by level, n of at least 2.
 
-    A mixture has full covariances (scikit-learn, EM). Its number of components is the one with the highest likelihood
-    on a fifth of the codes that is held out, one component included. The search ends at the first number that does
-    worse than the best before it.
+    A mixture has full covariances. More components are tried while the likelihood of a held-out fifth rises.
     """
     codes: Codes = torch.cat([value.flatten(1).cpu().double() for value in latents.values()], dim=1).numpy()
     shapes = {name: tuple(value.shape[1:]) for name, value in latents.items()}
@@ -141,7 +126,7 @@ def argmax_decode(
     """The most likely classes (n, *positions) int64 on the CPU, subject to the conditions if `constrained`.
 
     `latents` and `conditions` (n, A), if any, lie on the model's device. Not `constrained`, each position has its own
-    argmax, whatever the conditions and the grammar ask for.
+    argmax.
     """
     decoded = []
     with torch.inference_mode():

@@ -1,8 +1,4 @@
-"""Scores of samples of grids against real ones, by the structure of the grids.
-
-Grids are uint8 (n, H, W) of colours 0-9, 0 being the background; an object is a 4-connected component of one colour
-that is not the background.
-"""
+"""Scores of samples of grids (n, H, W) uint8 against real ones, by structure. Colour 0 is the background."""
 
 from __future__ import annotations
 
@@ -31,19 +27,16 @@ FEATURES = (
     "distinct rows",
     "distinct columns",
 )
-"""The columns of `structure`. Black counts as no colour and as no object."""
+"""The columns of `structure`. An object is a 4-connected component of one colour; black is no colour and no object."""
 
-NEIGHBOURS = 5
-"""k of density and coverage."""
+NEIGHBOURS = 5  # k of density and coverage
 
 
 def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str, Any]:
     """Scores of `samples` by the structure of `reference` grids; `training` grids decide what is novel.
 
-    Shares are of samples, `speck_share` and `non_black_share` of cells. `object_distance`: Wasserstein-1 distance of
-    the capped object counts, in objects. `speck_share`: share of a grid's non-black cells without a neighbour of their
-    colour, averaged over grids. `distinct_share`: different samples over samples. `novel_share`: samples that are no
-    training grid. Density and coverage are None against five reference grids or fewer.
+    `object_distance`: Wasserstein-1 distance of the capped object counts. `speck_share`: of a grid's non-black cells,
+    those without a neighbour of their colour. Density and coverage are None against five reference grids or fewer.
     """
     ours, theirs = structure(samples), structure(reference)
     column = {name: place for place, name in enumerate(FEATURES)}
@@ -144,9 +137,8 @@ def _symmetry(
 def density_and_coverage(reference: Numbers, samples: Numbers, k: int = NEIGHBOURS) -> tuple[float, float]:
     """Density and coverage of `samples` (m, features) (Naeem et al. 2020), features standardised by the `reference`.
 
-    Around each reference point lies a ball that reaches to its k-th neighbour among the reference (n > k points).
-    Density is the mean number of balls a sample lies in, over k: 1 is what the reference itself has, and it may be
-    more. Coverage is the share of balls with a sample in them. All distances at once, (n, max(n, m)) float64.
+    Around each reference point (n > k) lies a ball that reaches to its k-th neighbour. Density is the mean number of
+    balls a sample lies in, over k: 1 is that of the reference itself. Coverage is the share of balls with a sample.
     """
     spread = reference.std(axis=0)
     spread[spread == 0] = 1.0

@@ -8,15 +8,9 @@ from typing import Any, NamedTuple
 
 from arcvae_cli.settings import Settings, elbo_scale
 
-FLOOR_TOLERANCE = 0.05
-"""Share by which the KL may lie under its free-bits floor: held on batch means, it varies by a few per cent."""
-
-HELD_MARGIN = 0.10
-"""A dimension at most this share above its free-bits floor carries only what free bits enforce."""
-
-HEAVY_BETA = 4.0
-"""ELBO-scale beta from which a mean reduction is named as the cause of a collapse."""
-
+FLOOR_TOLERANCE = 0.05  # share by which the KL may lie under its free-bits floor, which is held on batch means
+HELD_MARGIN = 0.10  # a dimension at most this share above its floor carries only what free bits enforce
+HEAVY_BETA = 4.0  # ELBO-scale beta from which a mean reduction is named as the cause of a collapse
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
@@ -80,7 +74,6 @@ class Advice:
         return f"beta {self.peak(level)} is heavy because of the mean reduction: use objective.reduction = sum"
 
     def more_kl(self, level: str) -> str:
-        """For a level that carries too little."""
         if scale := self.heavy_scale(level):
             return scale
         key = f"objective.free_bits_by_level.{level}" if len(self.betas) > 1 else "objective.free_bits"
@@ -89,7 +82,6 @@ class Advice:
         return f"{self.lower_beta(level)}{warmup}{floor}"
 
     def lower_beta(self, level: str) -> str:
-        """To allow a level more KL."""
         if level in self.controlled:
             return self.controlled[level][0]
         whose = f" of the {level} level" if len(self.betas) > 1 else ""

@@ -229,7 +229,7 @@ from arcvae_cli.recorders.wandb import WandbRecorder
 
 def session(after, last):
     records = [conftest.record(epoch, best=epoch == 2) for epoch in range(1, last + 1)]
-    logger = WandbRecorder(folder.path, "offline", Settings().schedule, "ours", rules=conftest.rules())
+    logger = WandbRecorder(folder.path, "offline", Settings(), conftest.rules())
     recorders = JsonlRecorder(folder.path / "metrics.jsonl"), logger
     for recorder in recorders:
         recorder.start(conftest.plan())
@@ -345,7 +345,7 @@ def test_online_the_server_knows_what_it_has(
         ]
 
     kept = JsonlRecorder(tmp_path / "metrics.jsonl")
-    recorder = WandbRecorder(tmp_path, "online", Settings().schedule, "ours", rules=make_rules())
+    recorder = WandbRecorder(tmp_path, "online", Settings(), make_rules())
     for record in records[:2]:
         kept.steps(steps(record))
     recorder.start(make_plan())
