@@ -14,8 +14,7 @@ from arcvae_cli.settings import GrammarSettings, Settings, elbo_scale
 
 app = typer.Typer(no_args_is_help=True, help="List, show and describe presets.")
 
-ZINC_RULES = 277
-"""Rules of the longest derivation of the 249,456 molecules of the 2017 paper, the default corpus `smiles`."""
+ZINC_RULES = 277  # of the longest derivation of the 249,456 molecules of the corpus `smiles`
 
 
 @app.command("list")
@@ -66,10 +65,7 @@ def schema() -> None:
 
 
 def size_of(settings: Settings) -> tuple[int, dict[str, int] | None]:
-    """Trainable parameters of the model, and the rules and steps of the derivations that a grammar model is made for.
-
-    A file of strings is not read: derivations count as long as those of the shipped grammars, or `data.max_rules`.
-    """
+    """Trainable parameters, and the rules and steps of derivations: those of shipped grammars, or `data.max_rules`."""
     from arcvae_cli.grammar import read_grammar
     from arcvae_cli.models import build_model
     from arcvae_cli.models.grammar import Structure
