@@ -91,6 +91,7 @@ class ModelSettings(SettingsTable):
     """What every model has. `levels`: the names of its levels of latents, from the top down."""
 
     levels: ClassVar[tuple[str, ...]] = ("z",)
+    kind: ClassVar[str] = "grids"
 
     name: str
     posterior: Literal["softplus", "logvar"] = Field("softplus", description="output of the second head")
@@ -135,6 +136,7 @@ Widths = Annotated[tuple[Width, ...], Field(strict=False)]
 class GrammarSettings(ModelSettings):
     """The model of derivations of a context-free grammar."""
 
+    kind: ClassVar[str] = "strings"
     name: Literal["grammar"] = "grammar"
     latent_dim: Width = Field(56, description="dimensions of the latent code")
     arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the code")
