@@ -175,16 +175,14 @@ def _identify(
     console.lines(map(one_line, [*lines, f"fingerprint {document['fingerprint']}", f"file {file}"]))
 
 
-_FORMS = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}
-
-
 def _show(console: Console, dataset: Dataset, described: dict[str, Any]) -> None:
     from arcvae_cli.console import cell
 
+    forms = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}
     splits = [{"split": split, **part} for split, part in described["splits"].items()]
     for title, rows in (("Splits", splits), ("Leaks", described["leaks"])):
         columns = list(rows[0]) if rows else []
-        cells = [[v if isinstance(v, str) else cell(v, _FORMS.get(k, ",")) for k, v in row.items()] for row in rows]
+        cells = [[v if isinstance(v, str) else cell(v, forms.get(k, ",")) for k, v in row.items()] for row in rows]
         left = [place for place, key in enumerate(columns) if key in ("split", "of", "into")]
         console.table(title, [key.replace("_", " ") for key in columns], cells, left=left)
     facts = [(key, one_line(text)) for key, text in _facts(dataset, described).items()]

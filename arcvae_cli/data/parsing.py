@@ -34,8 +34,6 @@ from arcvae_cli.machine import cores
 LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0
 """CPU time for making an LALR parser; for making an Earley parser, and for parsing a line by it. Bounds memory too."""
 
-Kind = Literal["lalr", "earley"]
-
 
 @dataclass(eq=False)
 class ParseFailure(Exception):  # noqa: N818
@@ -48,7 +46,7 @@ class ParseFailure(Exception):  # noqa: N818
 class Parser:
     """Parses strings of a grammar by `kind`, for a `reason`; `earley`: do not try LALR. InputError if too large."""
 
-    kind: Kind
+    kind: Literal["lalr", "earley"]
 
     def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
         self.grammar = grammar
@@ -96,7 +94,7 @@ class Parsed:
     lines: NDArray[np.int64]
     failures: dict[int, ParseFailure]
     ambiguous: int
-    kind: Kind
+    kind: str
     reason: str
     too_long: int
     longest: int
