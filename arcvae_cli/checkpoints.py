@@ -22,10 +22,10 @@ from arcvae_cli.grammar import Grammar, parse_grammar
 from arcvae_cli.graphs import first_line
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
-from arcvae_cli.models.grammar import GrammarVAE, Structure
+from arcvae_cli.models.grammar import Structure
 from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.runs import find
-from arcvae_cli.settings import GrammarSettings, Settings
+from arcvae_cli.settings import Settings
 
 FORMAT, RESUMABLE, DIGESTED = 3, 2, 3
 """Version of the layout, and the first that a run can be resumed from, and that carries a digest."""
@@ -47,7 +47,7 @@ class Loaded:
 
     @property
     def grammar(self) -> Grammar | None:
-        if not isinstance(self.model, GrammarVAE) or (text := self.model.structure.rules.text) is None:
+        if (structure := self.model.structure) is None or (text := structure.rules.text) is None:
             return None
         return parse_grammar(text, f"the grammar of {self.path.name}")
 
@@ -138,7 +138,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
         raise InputError(f"{path}: only a part of a model", "give the checkpoint of a whole model")
     settings = read_settings(path, values)
     try:
-        structure = Structure.of(values["structure"]) if isinstance(settings.model, GrammarSettings) else None
+        structure = Structure.of(values["structure"]) if "structure" in values else None
         model = build_model(settings.model, structure)
         if values.get("conditions", []) != condition_schema(model):  # a row of a table would mean another value
             raise ValueError("conditions of another version")
@@ -159,7 +159,7 @@ def read_settings(path: Path, values: Mapping[str, Any]) -> Settings:
 
 def structure_of(model: VAE) -> dict[str, str]:
     """What a checkpoint keeps of the derivations that a model is made for: their length and their grammar."""
-    return {"structure": model.structure.text()} if isinstance(model, GrammarVAE) else {}
+    return {} if model.structure is None else {"structure": model.structure.text()}
 
 
 def condition_schema(model: VAE) -> list[list[str | int]]:

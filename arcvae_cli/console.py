@@ -18,8 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.table import Table
 
-CLOSED = {errno.EPIPE, errno.EIO, errno.ENXIO}
-"""Errors of a pipe whose reader ended (`| head`) and of a closed terminal: not worth a message."""
+CLOSED = {errno.EPIPE, errno.EIO, errno.ENXIO}  # a pipe whose reader ended (`| head`), a closed terminal
 
 
 class Output:
@@ -54,9 +53,8 @@ class Output:
 class Console:
     """stdout for results, stderr for progress, notes and errors.
 
-    With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped. Off a terminal
-    Rich writes plain text; `NO_COLOR` removes colour. A character that stdout cannot encode is written as its escape.
-    Output that cannot be written ends no job.
+    With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped. A character that
+    stdout cannot encode is written as its escape.
     """
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
@@ -79,17 +77,10 @@ class Console:
         return not sys.stdout.isatty()
 
     def result(self, renderable: RenderableType = "") -> None:
-        """Print a result, unless the result is the JSON document."""
         if not self.as_json:
             self.out.print(renderable)
 
-    def table(
-        self,
-        title: str,
-        columns: Sequence[str],
-        rows: Iterable[Sequence[RenderableType]],
-        **style: Any,
-    ) -> None:
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[RenderableType]], **style: Any) -> None:
         """Print a `table`: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line."""
         made = table(title, columns, rows, **style)
         if not self.piped:
@@ -114,12 +105,10 @@ class Console:
         self.out.file.flush()
 
     def note(self, text: RenderableType) -> None:
-        """Print a message on stderr, unless quiet."""
         if not self.quiet:
             self.err.print(text, markup=False, emoji=False)
 
     def warn(self, text: str) -> None:
-        """Print a warning on stderr."""
         self.err.print(Text.assemble(("warning: ", "yellow"), text))
 
     @contextmanager
@@ -152,10 +141,7 @@ def table(
     left: Collection[int] = (0,),
     header: bool = True,
 ) -> Table:
-    """The one style of table: the columns in `left` hold text and may wrap, the others are right-aligned numbers.
-
-    Cells are text without markup, or `rich.text.Text`. Print it with `Console.table`.
-    """
+    """A table: the columns in `left` hold text and may wrap, the others numbers. Cells are plain text or `Text`."""
     from rich import box
     from rich.table import Table
 

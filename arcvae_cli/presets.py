@@ -1,8 +1,4 @@
-"""Settings resolved from defaults, a preset with what it extends, environment, `--set` and flags.
-
-TOML in, `Settings` out. A person's mistake is an `InputError` that names the origin of the value, its dotted key, what
-was expected and, for a misspelt key, the nearest known one.
-"""
+"""Settings resolved from defaults, a preset with what it extends, environment, `--set` and flags."""
 
 from __future__ import annotations
 

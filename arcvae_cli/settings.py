@@ -20,8 +20,7 @@ GridCorpusName = Literal["arc", "arc-raw", "shapes"]
 StringCorpusName = Literal["equations", "smiles"]
 GRID_CORPORA: tuple[str, ...] = get_args(GridCorpusName)
 STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)
-CORPORA = (*GRID_CORPORA, *STRING_CORPORA)
-"""The corpora of `arcvae_cli.data.corpora` by name; anything else given as `--data` is a path."""
+CORPORA = (*GRID_CORPORA, *STRING_CORPORA)  # anything else given as `--data` is a path
 
 Contradiction = tuple[str, str, str]  # a key, what is wrong with its value, and how to mend it
 
@@ -92,6 +91,7 @@ class ModelSettings(SettingsTable):
     """What every model has. `levels`: the names of its levels of latents, from the top down."""
 
     levels: ClassVar[tuple[str, ...]] = ("z",)
+    kind: ClassVar[str] = "grids"
 
     name: str
     posterior: Literal["softplus", "logvar"] = Field("softplus", description="output of the second head")
@@ -129,7 +129,6 @@ KUSNER = {
 }
 """Sizes of `arch = kusner` where none are given; those of `enhanced` are the defaults."""
 
-
 Kernels = Annotated[tuple[Kernel, ...], Field(strict=False)]
 Widths = Annotated[tuple[Width, ...], Field(strict=False)]
 
@@ -137,6 +136,7 @@ Widths = Annotated[tuple[Width, ...], Field(strict=False)]
 class GrammarSettings(ModelSettings):
     """The model of derivations of a context-free grammar."""
 
+    kind: ClassVar[str] = "strings"
     name: Literal["grammar"] = "grammar"
     latent_dim: Width = Field(56, description="dimensions of the latent code")
     arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the code")
@@ -183,9 +183,7 @@ def _each(given: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
     return given if isinstance(given, tuple) else (given,) * layers
 
 
-SIZES = tuple(name for name in GrammarSettings.model_fields if name.startswith(("encoder_", "decoder_")))
-"""Keys whose defaults depend on `arch`."""
-
+SIZES = tuple(name for name in GrammarSettings.model_fields if name.startswith(("encoder_", "decoder_")))  # of `arch`
 _MODELS: tuple[type[ModelSettings], ...] = (GridSettings, HierarchicalSettings, GrammarSettings)
 MODEL_SETTINGS = {kind.model_fields["name"].default: kind for kind in _MODELS}
 
@@ -330,7 +328,6 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
 
 
 TABLES: dict[str, Any] = {name: info.annotation for name, info in Settings.model_fields.items() if name not in NAMED}
-"""The other tables, by name."""
 
 
 def known_keys(path: Sequence[str], tables: Table) -> list[str]:

@@ -13,10 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from rich.console import Console
 
-from arcvae_cli import render
 from arcvae_cli.errors import ArcvaeError
-from arcvae_cli.render import TerminalGrids, TerminalStrings, plots
-from arcvae_cli.render.terminal import PALETTE
+from arcvae_cli.render import plots, terminal
+from arcvae_cli.render.terminal import PALETTE, TerminalGrids, TerminalStrings
 
 
 def random_grids(count: int, height: int = 16, width: int = 16) -> np.ndarray:
@@ -77,7 +76,7 @@ class TestTerminal:
 
 class TestBars:
     def test_a_bar_a_group_with_the_floor_across(self) -> None:
-        lines = [text.plain for text in render.kl_bars("z", [2.2, 0.15, 0.05], 0.3, 80)]
+        lines = [text.plain for text in terminal.kl_bars("z", [2.2, 0.15, 0.05], 0.3, 80)]
         assert lines == [
             "KL of each dimension of z: 2.40 nats, 1 of 3 dead; | free bits 0.3",
             "  0 " + "███|" + "█" * 18 + "   2.200     ",
@@ -86,10 +85,10 @@ class TestBars:
         ]
 
     def test_all_groups_are_listed_where_there_is_room(self) -> None:
-        lines = list(render.kl_bars("local", [1.0] * 10, 0.0, 79, cells=(8, 8), dead=1.0))
+        lines = list(terminal.kl_bars("local", [1.0] * 10, 0.0, 79, cells=(8, 8), dead=1.0))
         assert lines[0].plain == "KL of each channel of local (8x8): 10.00 nats, 10 of 10 dead"
         assert len(lines) == 11
-        assert len(list(render.kl_bars("local", [1.0] * 10, 0.0, 80))) == 6, "two side by side"
+        assert len(list(terminal.kl_bars("local", [1.0] * 10, 0.0, 80))) == 6, "two side by side"
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -133,7 +132,7 @@ def texts(axes: Axes) -> list[str]:
 class TestSheets:
     def test_grids_can_be_read_back(self, tmp_path: Path) -> None:
         grids = random_grids(6)
-        render.save_grids(tmp_path / "new" / "grids.png", grids, columns=3, title="six", titles=list("abcdef"))
+        plots.save_grids(tmp_path / "new" / "grids.png", grids, columns=3, title="six", titles=list("abcdef"))
         read = tiles(tmp_path / "new" / "grids.png")
         np.testing.assert_array_equal(read.reshape(6, 16, 16, 3), RGB[grids])
 
@@ -141,7 +140,7 @@ class TestSheets:
         originals = random_grids(20)
         reconstructions = originals.copy()
         reconstructions[:, 3, 5] = (originals[:, 3, 5] + 1) % 10
-        render.save_reconstructions(tmp_path / "r.png", originals, reconstructions)
+        plots.save_reconstructions(tmp_path / "r.png", originals, reconstructions)
         read = tiles(tmp_path / "r.png")
         assert read.shape[:2] == (6, 8)  # two bands of three rows, 16 pairs of the 20
         np.testing.assert_array_equal(read[[0, 3]].reshape(16, 16, 16, 3), RGB[originals[:16]])
@@ -152,8 +151,8 @@ class TestSheets:
 
     def test_a_last_row_may_be_short_and_shapes_are_drawn(self, tmp_path: Path) -> None:
         grids = np.zeros((9, 16, 16), np.uint8)
-        render.save_reconstructions(tmp_path / "plain.png", grids, grids)
-        render.save_reconstructions(tmp_path / "shapes.png", grids, grids, np.full((9, 2), [5, 7], np.uint8))
+        plots.save_reconstructions(tmp_path / "plain.png", grids, grids)
+        plots.save_reconstructions(tmp_path / "shapes.png", grids, grids, np.full((9, 2), [5, 7], np.uint8))
         red = (pixels(tmp_path / "shapes.png") == RGB[2]).all(2).sum()
         assert red == 9 * 2 * (5 * 8 + 7 * 8)  # the edge of each rectangle in the rows of errors
         assert (pixels(tmp_path / "plain.png") == RGB[2]).all(2).sum() == 0
@@ -163,7 +162,7 @@ class TestSheets:
         steps[1:, 0, :4] = 1
         steps[2, 1, 0] = 2
         ends = np.stack([steps[0], steps[2]])
-        grids, titles = render.path_strip(steps, ends)
+        grids, titles = terminal.path_strip(steps, ends)
         assert titles == ["from, original", "0.00, decoded", "0.50, 4 changed", "1.00, 1 changed", "to, original"]
         np.testing.assert_array_equal(grids, steps[[0, 0, 1, 2, 2]])
 
@@ -171,7 +170,7 @@ class TestSheets:
         grids = random_grids(3)
         maps = np.zeros((3, 8, 8), np.float32)
         maps[0, 1, 2], maps[2, 7, 0] = 2.5, 1.25
-        sheets, top = render.example_sheets(grids, grids, grids, {"local": maps})
+        sheets, top = plots.example_sheets(grids, grids, grids, {"local": maps})
         sheet = sheets["kl_maps"]
         assert top == 2.5
         image.imsave(tmp_path / "maps.png", sheet)
@@ -181,7 +180,7 @@ class TestSheets:
         cells = np.array([squares[8::16][:8, start + 8 : start + side : 16] for start in range(0, 3 * 139, 139)])
         colours = colormaps["magma"](maps / 2.5, bytes=True)[..., :3]
         np.testing.assert_array_equal(cells, colours)
-        render.save_kl_maps(HERE, grids, {"local": maps})
+        plots.save_kl_maps(HERE, grids, {"local": maps})
         axes, bar = drawn[0].axes
         assert texts(axes) == ["2.5 nats", "0.0 nats", "1.2 nats", "original", "KL of local"]
         assert bar.get_ylabel() == "KL of a cell, nats" and bar.get_ylim() == (0, 2.5)
@@ -189,7 +188,7 @@ class TestSheets:
     def test_the_mean_of_all_maps_comes_first_in_the_same_scale(self, drawn: list) -> None:
         maps, mean = np.full((2, 8, 8), 4.0, np.float32), np.zeros((8, 8), np.float32)
         mean[3, 5] = 2.0
-        render.save_kl_maps(HERE, random_grids(2), {"local": maps}, means={"local": mean})
+        plots.save_kl_maps(HERE, random_grids(2), {"local": maps}, means={"local": mean})
         axes = drawn[0].axes[0]
         assert texts(axes)[:3] == ["mean, 2.0 nats", "256.0 nats", "256.0 nats"]
         middles = axes.images[0].get_array()[156 + 8 : 156 + 129 : 16, 8:129:16][:8, :8]
@@ -197,17 +196,17 @@ class TestSheets:
 
     def test_samples_by_level_have_numbered_rows_and_columns(self, tmp_path: Path, drawn: list) -> None:
         grids = random_grids(6)
-        render.save_level_samples(HERE, grids, 3, "global", "local", "title")
+        plots.save_level_samples(HERE, grids, 3, "global", "local", "title")
         assert texts(drawn[0].axes[0]) == ["local 1", "local 2", "local 3", "global 1", "global 2"]
         drawn[0].savefig(tmp_path / "figure.png", dpi=drawn[0].dpi)
         np.testing.assert_array_equal(tiles(tmp_path / "figure.png"), RGB[grids].reshape(2, 3, 16, 16, 3))
 
     def test_sheets_without_texts_have_the_same_pixels(self, tmp_path: Path) -> None:
         grids = random_grids(11)
-        sheets, _ = render.example_sheets(grids, np.roll(grids, 1, 0), grids, {})
+        sheets, _ = plots.example_sheets(grids, np.roll(grids, 1, 0), grids, {})
         assert set(sheets) == {"reconstructions", "samples"}
-        render.save_reconstructions(tmp_path / "reconstructions.png", grids, np.roll(grids, 1, 0))
-        render.save_grids(tmp_path / "samples.png", grids)
+        plots.save_reconstructions(tmp_path / "reconstructions.png", grids, np.roll(grids, 1, 0))
+        plots.save_grids(tmp_path / "samples.png", grids)
         for name, sheet in sheets.items():
             image.imsave(tmp_path / "sheet.png", sheet)
             np.testing.assert_array_equal(tiles(tmp_path / "sheet.png"), tiles(tmp_path / f"{name}.png"))
@@ -215,13 +214,13 @@ class TestSheets:
     def test_a_failed_write_leaves_the_previous_picture(self, tmp_path: Path) -> None:
         resource = pytest.importorskip("resource")
         target = tmp_path / "grids.png"
-        render.save_grids(target, random_grids(1))
+        plots.save_grids(target, random_grids(1))
         before = target.read_bytes()
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         try:
             with pytest.raises(ArcvaeError, match=r"grids.png: could not be written"):
-                render.save_grids(target, random_grids(4))
+                plots.save_grids(target, random_grids(4))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert target.read_bytes() == before
@@ -231,7 +230,7 @@ class TestSheets:
 class TestCurves:
     @pytest.mark.parametrize(("scale", "shown"), [(None, False), (1.0, False), (25.6, True)])
     def test_the_elbo_scale(self, drawn: list, scale: float | None, shown: bool) -> None:
-        render.save_beta_schedule(HERE, [1, 2], {"beta": [0, 0.1]}, scale)
+        plots.save_beta_schedule(HERE, [1, 2], {"beta": [0, 0.1]}, scale)
         axes = drawn[0].axes[0]
         assert bool(axes.child_axes) is shown
         if shown:
@@ -239,7 +238,7 @@ class TestCurves:
 
     def test_dead_dimensions_are_grey_and_counted(self, drawn: list) -> None:
         kl = np.array([[0.0, 0.5, 0.04], [0.0, 2.0, 0.06]])
-        render.save_kl_heatmap(HERE, {"z": kl}, {"z": 0.3})
+        plots.save_kl_heatmap(HERE, {"z": kl}, {"z": 0.3})
         axes, bar = drawn[0].axes
         assert axes.get_title() == "KL of each dimension: 2 of 3 alive"
         picture = axes.images[0]
@@ -252,15 +251,15 @@ class TestCurves:
 
     @pytest.mark.parametrize("shape", [(1, 1), (3, 300)])
     def test_no_heat_map_is_too_small_or_large(self, drawn: list, shape: tuple[int, int]) -> None:
-        render.save_kl_heatmap(HERE, {"z": np.zeros(shape)})
+        plots.save_kl_heatmap(HERE, {"z": np.zeros(shape)})
         assert len(drawn[0].axes[0].get_yticks()) <= 36
 
 
 def test_neither_pyplot_nor_torch_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys, numpy; from pathlib import Path; from arcvae_cli import render\n"
+        "import sys, numpy; from pathlib import Path; from arcvae_cli.render import plots\n"
         "assert 'matplotlib' not in sys.modules and 'rich' not in sys.modules\n"
-        f"render.save_grids(Path({str(tmp_path / 'g.png')!r}), numpy.zeros((1, 4, 4), numpy.uint8))\n"
+        f"plots.save_grids(Path({str(tmp_path / 'g.png')!r}), numpy.zeros((1, 4, 4), numpy.uint8))\n"
         "print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from arcvae_cli.commands import reading
+from arcvae_cli.commands.options import JsonOption, QuietOption
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
@@ -52,8 +53,8 @@ def evaluate(
     split: reading.SplitOption = "test",
     runs_dir: reading.RunsOption = Path("runs"),
     output: reading.OutputOption = None,
-    quiet: reading.QuietOption = False,
-    as_json: reading.JsonOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a model on unseen examples, beside baselines without a code, with a verdict and advice.
 
@@ -172,7 +173,7 @@ def _write(
 def _draw_codes(folder: Path, codes: Examples, values: Examples, name: str, title: str, seed: int) -> None:
     """Codes (n, D) of the top level in the plane, by PCA and t-SNE, each point coloured by its value."""
     from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
-    from arcvae_cli.render import save_latent_scatter
+    from arcvae_cli.render.plots import save_latent_scatter
 
     if len(codes) < 3:
         return
@@ -216,7 +217,7 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
 
     from arcvae_cli import domains
     from arcvae_cli.domains.base import Table, title_of
-    from arcvae_cli.render import kl_bars
+    from arcvae_cli.render.terminal import kl_bars
 
     domain, objective = domains.of(loaded.model.kind), loaded.settings.objective
     examples = f"{report['reconstruction']['examples']:,} {domain.noun}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from arcvae_cli.commands import reading
+from arcvae_cli.commands.options import JsonOption, QuietOption
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +41,8 @@ def interpolate(
     split: reading.SplitOption = "test",
     runs_dir: reading.RunsOption = Path("runs"),
     output: reading.OutputOption = None,
-    quiet: reading.QuietOption = False,
-    as_json: reading.JsonOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Walk between two examples: their posterior means, points on the path between them, decoded."""
     import numpy as np

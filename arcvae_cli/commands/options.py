@@ -1,8 +1,4 @@
-"""The flags that set a setting, as one table. Type, choices, default and help come from the settings' own fields.
-
-A command decorated with `@with_flags(rows)` gets the given flags as its argument `flags`, a layer of settings. Choices
-and ranges are checked where the settings are validated.
-"""
+"""The flags that set a setting, as one table. Type, choices, default and help come from the settings' own fields."""
 
 from __future__ import annotations
 
@@ -26,8 +22,7 @@ from arcvae_cli.settings import CORPORA, MODEL_SETTINGS, NAMED, Settings
 
 DATA, SCHEDULE = "Data and model", "Beta schedule and free bits"
 TRAINING, RUN, OUTPUT = "Training", "The run", "Output"  # panels of the help
-FILES = ("grammar", "input", "prod", "masks")
-"""Keys of `data` that say which files to read; a corpus named by `--data` replaces them all."""
+FILES = ("grammar", "input", "prod", "masks")  # keys of `data`, all replaced by a corpus that `--data` names
 
 
 @dataclass(frozen=True)
@@ -90,47 +85,32 @@ def shown_default(fields: dict[str, FieldInfo]) -> str | bool:
     return shown[0] if len(shown) == 1 else False
 
 
+def own_names(table: str, panel: str, *keys: str) -> list[Row]:
+    """Rows for keys of a table of settings whose flags are the keys themselves (`--max-beta`)."""
+    return [Row((f"--{key.replace('_', '-')}",), f"{table}.{key}", panel) for key in keys]
+
+
 TABLE = (
-    Row(("--grammar",), "data.grammar", DATA),
-    Row(("--input",), "data.input", DATA),
-    Row(("--prod",), "data.prod", DATA),
-    Row(("--masks",), "data.masks", DATA),
+    *own_names("data", DATA, *FILES),
     Row(("--augment/--no-augment",), "data.augment", DATA),
     Row(("--model",), "model.name", DATA, NAMED["model"]),
     Row(("--latent-dim", "--z-dim"), "model.latent_dim", DATA),
-    Row(("--encoder-hidden",), "model.encoder_hidden", DATA),
-    Row(("--decoder-hidden",), "model.decoder_hidden", DATA),
+    *own_names("model", DATA, "encoder_hidden", "decoder_hidden"),
     Row(("--beta-schedule",), "schedule.name", SCHEDULE, NAMED["schedule"]),
     Row(("--beta-max",), "schedule.max_beta", SCHEDULE),
     Row(("--beta-min",), "schedule.min_beta", SCHEDULE),
     Row(("--beta-warmup-epochs",), "schedule.warmup_epochs", SCHEDULE),
     Row(("--beta-ramp-epochs",), "schedule.ramp_epochs", SCHEDULE),
     Row(("--beta-cycle-length",), "schedule.cycle_length", SCHEDULE),
-    Row(("--free-bits",), "objective.free_bits", SCHEDULE),
-    Row(("--free-bits-mode",), "objective.free_bits_mode", SCHEDULE),
-    Row(("--epochs",), "train.epochs", TRAINING),
-    Row(("--batch-size",), "train.batch_size", TRAINING),
-    Row(("--lr",), "train.lr", TRAINING),
-    Row(("--seed",), "train.seed", TRAINING),
-    Row(("--device",), "train.device", TRAINING),
-    Row(("--precision",), "train.precision", TRAINING),
-    Row(("--engine",), "train.engine", TRAINING),
+    *own_names("objective", SCHEDULE, "free_bits", "free_bits_mode"),
+    *own_names("train", TRAINING, "epochs", "batch_size", "lr", "seed", "device", "precision", "engine"),
     Row(("--early-stopping/--no-early-stopping",), "train.early_stopping", TRAINING),
-    Row(("--patience",), "train.patience", TRAINING),
-    Row(("--wandb",), "log.wandb", RUN),
+    *own_names("train", TRAINING, "patience"),
+    *own_names("log", RUN, "wandb"),
     Row(("--tensorboard/--no-tensorboard",), "log.tensorboard", RUN),
-    Row(("--save-top-k",), "checkpoint.save_top_k", RUN),
+    *own_names("checkpoint", RUN, "save_top_k"),
 )
 """The flags of `train`; `--epochs` is the argument of `--quick-test` too."""
-
-
-def own_names(keys: Sequence[str], panel: str) -> tuple[Row, ...]:
-    """Rows for keys of the schedule under their own names (`--max-beta`); the spellings of `TABLE` work too."""
-    spellings = {row.key: row.flags for row in TABLE}
-    return tuple(
-        Row((f"--{key.replace('_', '-')}", *spellings.get(f"schedule.{key}", ())), f"schedule.{key}", panel)
-        for key in keys
-    )
 
 
 def with_flags(rows: Sequence[Row]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -172,13 +152,11 @@ def data_layers(data: str | None) -> tuple[Layer, Layer]:
 
     A name replaces the files of a preset, but not those that `--set` or a flag gives.
     """
-    below: dict[str, Any] = {}
-    above: dict[str, Any] = {}
+    if data is None:
+        return Layer("--data", {}), Layer("--data", {})
     if data in CORPORA:
-        below, above = {"data": dict.fromkeys(FILES)}, {"data": {"name": data, "path": None}}
-    elif data is not None:
-        above = {"data": {"path": absolute(data)}}
-    return Layer("--data", below), Layer("--data", above)
+        return Layer("--data", {"data": dict.fromkeys(FILES)}), Layer("--data", {"data": {"name": data, "path": None}})
+    return Layer("--data", {}), Layer("--data", {"data": {"path": absolute(data)}})
 
 
 def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
@@ -192,7 +170,6 @@ def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
 
 PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
 DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
-SET_HELP = "any setting, as dotted.key=value; repeatable"
 PresetOption = Annotated[
     str | None,
     typer.Option("--preset", help=PRESET_HELP, autocompletion=complete(preset_names), rich_help_panel=RUN),
@@ -203,6 +180,8 @@ DataOption = Annotated[
         "--data", help=DATA_HELP, show_default="arc", autocompletion=complete(lambda: CORPORA), rich_help_panel=DATA
     ),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, rich_help_panel=RUN)]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="any setting, as dotted.key=value; repeatable", rich_help_panel=RUN)
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="print the result only", rich_help_panel=OUTPUT)]
 JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON", rich_help_panel=OUTPUT)]

@@ -10,12 +10,11 @@ import typer
 
 from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.presets import describe_preset, environment_layer, json_schema, preset_names, resolve
-from arcvae_cli.settings import GrammarSettings, Settings, elbo_scale
+from arcvae_cli.settings import Settings, elbo_scale
 
 app = typer.Typer(no_args_is_help=True, help="List, show and describe presets.")
 
-ZINC_RULES = 277
-"""Rules of the longest derivation of the 249,456 molecules of the 2017 paper, the default corpus `smiles`."""
+ZINC_RULES = 277  # of the longest derivation of the 249,456 molecules of the corpus `smiles`
 
 
 @app.command("list")
@@ -66,16 +65,13 @@ def schema() -> None:
 
 
 def size_of(settings: Settings) -> tuple[int, dict[str, int] | None]:
-    """Trainable parameters of the model, and the rules and steps of the derivations that a grammar model is made for.
-
-    A file of strings is not read: derivations count as long as those of the shipped grammars, or `data.max_rules`.
-    """
+    """Trainable parameters, and the rules and steps of derivations: those of shipped grammars, or `data.max_rules`."""
     from arcvae_cli.grammar import read_grammar
     from arcvae_cli.models import build_model
     from arcvae_cli.models.grammar import Structure
 
     structure = None
-    if isinstance(settings.model, GrammarSettings):
+    if settings.model.kind == "strings":
         equations = settings.data.name == "equations"
         rules = read_grammar(settings.data.grammar or ("equations" if equations else "smiles")).rules
         structure = Structure(rules, settings.data.max_rules or (15 if equations else ZINC_RULES))

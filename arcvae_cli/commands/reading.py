@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from arcvae_cli.commands.options import OUTPUT
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import atomic_write, expanded, usable_folder
 from arcvae_cli.settings import CORPORA, DataSettings
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from arcvae_cli.domains.base import Decoded
     from arcvae_cli.grammar import Rules
 
-INPUT, OUTPUT = "Input", "Output"  # panels of the help
+INPUT = "Input"  # a panel of the help
 
 
 def _device(name: str) -> str:
@@ -55,8 +56,6 @@ DeviceOption = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cu
 OutputOption = Annotated[
     Path | None, typer.Option(help="folder", show_default="in the run's folder, or here", rich_help_panel=OUTPUT)
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="print the result only", rich_help_panel=OUTPUT)]
-JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON", rich_help_panel=OUTPUT)]
 
 
 @contextmanager
@@ -95,10 +94,7 @@ def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) 
 
 
 def open_examples(loaded: Loaded, data: str | None, split: str, console: Console) -> Corpus:
-    """The corpus of `--data`, or the one that the model was trained on, on the model's device.
-
-    InputError where it holds another kind of example than the model is of.
-    """
+    """The corpus of `--data`, or of the model's training, on its device. InputError for another kind of example."""
     from arcvae_cli import domains
 
     settings = loaded.settings.data
@@ -116,8 +112,8 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
 
 
 def fit_of(loaded: Loaded) -> tuple[Rules | None, int | None]:
-    """What a corpus has to fit to be used with the model: the rules and the length of derivations, None for grids."""
-    structure = getattr(loaded.model, "structure", None)
+    """The rules and the length of derivations that the model is for; None for grids."""
+    structure = loaded.model.structure
     return (None, None) if structure is None else (structure.rules, structure.length)
 
 
@@ -129,10 +125,7 @@ def open_named(
     fit: tuple[Rules | None, int | None] = (None, None),
     begun: Future[Dataset] | None = None,
 ) -> GridCorpus | DerivationCorpus:
-    """The corpus of the settings, with its notes; one that has the rules and the length of `fit`, if given.
-
-    `begun`: what `begin_reading` gave.
-    """
+    """The corpus of the settings, with the rules and the length of `fit`, if given; `begun` by `begin_reading`."""
     from arcvae_cli.data.corpora import corpus_name
     from arcvae_cli.data.corpus import open_corpus
 

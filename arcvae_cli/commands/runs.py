@@ -84,6 +84,7 @@ def show(
 
     facts = {key: value for key, value in found.items() if value not in (None, {})}
     facts |= {key: size(value) for key, value in facts.items() if key.endswith("bytes")}
+    facts |= {key: f"{value:.6g}" for key, value in facts.items() if isinstance(value, float)}
     rows = [(key, styled(value) if key == "state" else one_line(str(value))) for key, value in facts.items()]
     console.table("", ("", ""), rows, left=(0, 1), header=False)
     if changed:

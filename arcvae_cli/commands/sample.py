@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from arcvae_cli.commands import reading
+from arcvae_cli.commands.options import JsonOption, QuietOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,8 +66,8 @@ def sample(
     ] = "train",
     runs_dir: reading.RunsOption = Path("runs"),
     output: reading.OutputOption = None,
-    quiet: reading.QuietOption = False,
-    as_json: reading.JsonOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw from the prior: grids in ARC colours, or strings, here and as files in a folder."""
     import torch
@@ -127,10 +128,7 @@ def sample(
 def _training_corpus(
     loaded: Loaded, data: str | None, corpus: Callable[[str], Corpus], console: Console
 ) -> Corpus | None:
-    """The corpus whose training split decides what is novel; None, with a note, if it is not available.
-
-    Only `--data` builds a corpus that is not in the cache.
-    """
+    """The corpus of the training strings; None, with a note, if it is not available. Only `--data` builds it."""
     from arcvae_cli.errors import InputError
 
     settings = loaded.settings.data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, Row, SetOption, complete, own_names, with_flags
+from arcvae_cli.commands.options import (
+    OUTPUT,
+    TABLE,
+    JsonOption,
+    QuietOption,
+    Row,
+    SetOption,
+    complete,
+    own_names,
+    with_flags,
+)
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import is_dir, is_file, read_lines, usable_folder
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
@@ -33,7 +43,9 @@ KEYS = (
     *("max_beta", "min_beta", "warmup_epochs", "ramp_epochs", "cycle_length", "wave", "ramp_fraction"),
     *("restart_interval", "restart_multiplier", "per"),
 )
-ROWS = (*own_names(KEYS, SCHEDULE), Row(("--epochs",), "train.epochs", VIEW, f"the preset's, else {EPOCHS}"))
+SPELLINGS = {row.key: row.flags for row in TABLE}  # those of `train` work too
+ROWS = [replace(row, flags=row.flags + SPELLINGS.get(row.key, ())) for row in own_names("schedule", SCHEDULE, *KEYS)]
+ROWS.append(Row(("--epochs",), "train.epochs", VIEW, f"the preset's, else {EPOCHS}"))
 view: Any = partial(typer.Option, rich_help_panel=VIEW)
 output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 
@@ -49,7 +61,7 @@ class Curve(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """What a run recorded of a level, by whole epochs: mean beta, and the value that a closed loop controls."""
+    """Of a level of a run, by whole epochs: mean beta, and the value that a closed loop controls."""
 
     betas: dict[float, float]
     values: dict[float, float]
@@ -57,11 +69,7 @@ class Recorded(NamedTuple):
 
 @dataclass(frozen=True)
 class Shown:
-    """One schedule of the preview.
-
-    `source`: "preset", "file" or "schedule". `scale`: from beta to the ELBO-scale beta, None where there is none.
-    `recorded`: what the run of `--run` did, by level.
-    """
+    """One schedule of the preview; `scale`: from beta to the ELBO-scale beta, `recorded`: what a run did, by level."""
 
     name: str
     source: str
@@ -72,11 +80,9 @@ class Shown:
 
     @property
     def by_step(self) -> bool:
-        """Whether beta is shown by steps; a closed loop is shown by whole epochs."""
         return self.schedule.per == "step" and not isinstance(self.schedule, Feedback)
 
     def points(self, steps: int) -> list[float]:
-        """The epochs at which the trainer asks for beta."""
         if not self.by_step:
             return [float(epoch) for epoch in range(1, self.epochs + 1)]
         return [epoch + (step + 1) / steps for epoch in range(self.epochs) for step in range(steps)]
@@ -117,7 +123,6 @@ class Shown:
         return lambda epoch: part(epoch) * (self.scale or 1.0)
 
     def curves(self) -> Iterator[Curve]:
-        """Everything that is drawn of it."""
         count = min(max(8 * self.epochs, 400), MOST_POINTS)
         dense = [self.epochs * i / count for i in range(count + 1)]
         whole = [float(epoch) for epoch in range(1, self.epochs + 1, 1 + self.epochs // MOST_POINTS)]
@@ -201,7 +206,7 @@ def schedule_preview(
 
 
 def find(name: str, layers: Sequence[Layer], run: str | None, runs: Path) -> Shown:
-    """What a name stands for, with flags and `--set` on top, and what the run recorded."""
+    """The schedule of a name, with flags and `--set` on top, and what the run recorded."""
     path, scale = Path(name), None
     if name in preset_names() or is_file(path) or is_file(path / "config.toml"):
         source = "preset" if name in preset_names() else "file"
@@ -372,10 +377,7 @@ def check_picture(path: Path) -> None:
 
 
 def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
-    """A row for every schedule, level and epoch or step; empty where there is no value.
-
-    A closed loop has a target, and with a run its beta and the value it controls.
-    """
+    """A row for every schedule, level and epoch or step; empty where there is no value."""
     import csv
 
     columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta"]
@@ -391,11 +393,9 @@ def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
                     run = s.recorded.get(level, Recorded({}, {}))
                     for epoch in s.points(steps):
                         rest: list[object] = [None] * (len(columns) - 5)
-                        beta = run.betas.get(epoch)
+                        beta = run.betas.get(epoch) if isinstance(part, Feedback) else part(epoch)
                         if isinstance(part, Feedback):
                             rest = [part.quantity, part.setpoint(epoch), run.values.get(epoch)]
-                        else:
-                            beta = part(epoch)
                         elbo = None if scale is None or beta is None else beta * scale
                         writer.writerow([s.name, level, f"{epoch:.10g}", beta, elbo, *rest])
     except OSError as error:

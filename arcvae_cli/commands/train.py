@@ -98,7 +98,7 @@ def train(
 
 
 def stopped(signals: Signals, where: str, fix: str | None = None) -> Interrupted:
-    """The error of a run that a signal ended outside of the training."""
+    """The error of a signal outside of the training."""
     asked = signals() or signal.SIGINT
     return Interrupted(f"stopped by {stopping.name(asked)}, {where}", stopping.exit_code(asked), fix)
 
@@ -118,10 +118,7 @@ def run_to_resume(resume: str, runs: Path, name: str | None) -> tuple[Path, Path
 
 
 def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
-    """The settings under `--quick-test`: the schedule in 5 epochs, or in `--epochs`, with beta set at every step.
-
-    Set once an epoch, a cycle of 20 epochs in 100 would become one of 1 in 5, and beta the same in each of them.
-    """
+    """The settings under `--quick-test`: the schedule in 5 epochs, or in `--epochs`, with beta set at every step."""
     resolve(preset, *layers)  # refuses an invalid --epochs by its name
     given = layers[-1].values.get("train", {}).pop("epochs", None)
     settings = resolve(preset, *layers).settings  # of the length that the schedule was made for
@@ -144,10 +141,7 @@ def run(
     stem: str,
     earlier: tuple[Path, Path | None] | None,
 ) -> None:
-    """Train, evaluate the best epoch on the validation split, and print the next commands.
-
-    `earlier`: the folder of the run to resume, and its checkpoint, None for the last.
-    """
+    """Train, evaluate the best epoch, print the next commands. `earlier`: folder, checkpoint of the run to resume."""
     from arcvae_cli import runs as folders
 
     settings = resolved.settings
@@ -242,7 +236,6 @@ def next_commands(folder: RunFolder, corpus: Corpus) -> Iterator[str]:
 
 def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
     """The model of the settings with its first weights; InputError where it or a batch does not fit the corpus."""
-    from arcvae_cli.data.corpus import DerivationCorpus
     from arcvae_cli.models import build_model
     from arcvae_cli.models.grammar import Structure
     from arcvae_cli.step import seed_step
@@ -252,17 +245,14 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
             f"train.batch_size: {settings.train.batch_size} is more than the {corpus.size('train')} training examples",
             f"use --batch-size {corpus.size('train')} or less, or more data",
         )
-    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, DerivationCorpus) else None
+    structure = None if corpus.rules is None else Structure(corpus.rules, corpus.positions[0])
     seed_step(settings.train.seed, "weights")
     return build_model(settings.model, structure).to(device)
 
 
 @contextmanager
 def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
-    """Close every recorder at the end, the first one first; an error of the block hides those of the closing.
-
-    After a second Ctrl-C the recorders are abandoned.
-    """
+    """Close every recorder at the end, or after a second Ctrl-C abandon them; the block's error hides theirs."""
     try:
         yield
     except BaseException as error:

@@ -243,7 +243,7 @@ def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
         text = f"{count:,} of {origin.lines:,} lines {what}"
         if count > options.most_failed * origin.lines:
             text += f": listed in {file}" * (file is not None)
-            fix = f"correct them, or allow a larger share than {options.most_failed:g} (data build --max-failed)"
+            fix = f"change the file or data.max_rules, or raise --max-failed {options.most_failed:g} (data build)"
             raise InputError(f"{origin.source}: {text}", fix)
         if count:
             notes.append(f"{text}: {f'listed in {options.listed or file}' if file else 'left out'}")

@@ -109,12 +109,12 @@ def build_parsed(
     parsed = parse_lines([text for *_, text in lines], grammar, max_rules=most, tell=tell, say=say)
     if failures is not None:
         failures.unlink(missing_ok=True)
-    if failures is not None and parsed.failures:
-        rows = [
-            (name, number, one.position + 1, one.reason, text)
-            for (name, number, text), one in ((lines[place - 1], one) for place, one in parsed.failures.items())
-        ]
-        _list_failures(failures, rows)
+        rows = []
+        for number, failure in parsed.failures.items():
+            name, line, text = lines[number - 1]
+            rows.append((name, line, failure.position + 1, failure.reason, text))
+        if rows:
+            _list_failures(failures, rows)
     if parsed.too_long and not len(parsed.ids):
         what = f"all {parsed.too_long:,} strings of {grammar.name} take more than data.max_rules = {most} rules"
         fix = f"raise it: the longest takes {parsed.longest:,} (--max-rules {parsed.longest})"

@@ -127,13 +127,13 @@ class GridDomain(Domain):
         return {"blank": black, "blank_nats": None, "entropy": None}
 
     def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
-        from arcvae_cli import render
+        from arcvae_cli.render import plots
 
         originals = pictures.originals
-        render.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
-        render.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
+        plots.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
+        plots.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
         if pictures.maps:
-            render.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)
+            plots.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
@@ -275,14 +275,14 @@ class GridDomain(Domain):
         return (_grids(task, indices) > 0).mean(axis=(1, 2)), "share of non-black cells"
 
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
-        from arcvae_cli import render
+        from arcvae_cli.render import plots
 
         levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}"
         if len(levels) > 1:
             below = " and ".join(levels[1:])
             title = f"rows share a {levels[0]} latent, columns the noise of {below}"
             sheet = draw_levels(task.model, ROWS, COLUMNS, task.seed)
-            render.save_level_samples(folder / "levels.png", sheet, COLUMNS, levels[0], below, title)
+            plots.save_level_samples(folder / "levels.png", sheet, COLUMNS, levels[0], below, title)
         if task.quick:
             return
         shapes, worst = task.corpus.shapes(task.split), np.argsort(-evaluation.errors, kind="stable")
@@ -294,12 +294,12 @@ class GridDomain(Domain):
             grids = _grids(task, chosen)
             sides = None if shapes is None else shapes.cpu().numpy()[chosen].astype(np.uint8)
             title = f"{len(chosen)} of {len(order):,} grids {which}, {where}"
-            render.save_reconstructions(folder / name, grids, reconstruct(task.model, grids), sides, title)
+            plots.save_reconstructions(folder / name, grids, reconstruct(task.model, grids), sides, title)
         if evaluation.maps:
             grids = _grids(task, evaluation.indices[:MAPS])
             maps = {name: cells[:MAPS] for name, cells in evaluation.maps.items()}
             means = {name: cells.mean(axis=0) for name, cells in evaluation.maps.items()}
-            render.save_kl_maps(folder / "kl_maps.png", grids, maps, f"KL of each cell, {where}", means=means)
+            plots.save_kl_maps(folder / "kl_maps.png", grids, maps, f"KL of each cell, {where}", means=means)
 
     def posterior_samples(
         self, model: VAE, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
@@ -358,13 +358,13 @@ class GridDomain(Domain):
         return Batch(x)
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
-        from arcvae_cli.render import path_strip
+        from arcvae_cli.render.terminal import path_strip
 
         facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
         return Decoded(dict(facts), {"grids": steps}, path_strip(steps, originals), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
-        from arcvae_cli.render import TerminalGrids
+        from arcvae_cli.render.terminal import TerminalGrids
 
         grids, titles = decoded.rows
         if titles is None:
@@ -372,7 +372,7 @@ class GridDomain(Domain):
         console.result(TerminalGrids(grids, titles))
 
     def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
-        from arcvae_cli import render
+        from arcvae_cli.render import plots
 
         grids, titles = decoded.rows
         columns, facts = 8 if len(grids) <= 64 else 16, document
@@ -380,7 +380,7 @@ class GridDomain(Domain):
             facts = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
         else:  # rows of equal length
             columns = -(-len(grids) // -(-len(grids) // 12))
-        render.save_grids(files["png"], grids[:SHEET], columns, titles, title)
+        plots.save_grids(files["png"], grids[:SHEET], columns, titles, title)
         task = {**facts, "train": [], "test": [{"input": _trimmed(grid).tolist()} for grid in decoded.arrays["grids"]]}
         write_text(files["json"], json.dumps(task, allow_nan=False) + "\n")
 

@@ -415,7 +415,7 @@ class StringDomain(Domain):
         return Decoded({**about, **facts}, {"ids": steps}, (rows, lines), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
-        from arcvae_cli.render import TerminalStrings
+        from arcvae_cli.render.terminal import TerminalStrings
 
         rows, lines = decoded.rows
         if console.piped:

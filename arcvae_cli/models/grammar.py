@@ -60,6 +60,7 @@ class GrammarVAE(VAE):
     """
 
     kind = "strings"
+    structure: Structure
 
     def __init__(self, settings: GrammarSettings, structure: Structure) -> None:
         super().__init__()

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from arcvae_cli import domains, render
+from arcvae_cli import domains
 from arcvae_cli.grammar import Rules
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
+from arcvae_cli.render import plots
 
 
 class ImageRecorder(Recorder):
-    """Writes examples of a kind into a folder, and at the end of a run beta and the KL of every dimension.
-
-    `rules`: those of derivations.
-    """
+    """Writes examples of a kind into a folder, and at the end of a run beta and the KL of every dimension."""
 
     def __init__(self, folder: Path, kind: str, rules: Rules | None = None) -> None:
         self._folder, self._kind, self._rules = folder, kind, rules
@@ -49,7 +47,7 @@ class ImageRecorder(Recorder):
         rates = [record.val.rates for record in self._epochs]
         levels = {name: np.array([groups[name] for groups in rates]) for name in rates[0]}
         floors = self._plan.free_bits if self._plan.settings.objective.free_bits_mode != "total" else None
-        render.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors)
+        plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors)
         # beta at every step, which may go through whole cycles within an epoch
         places: list[float] = []
         betas: dict[str, list[float]] = {name: [] for name in self._epochs[0].path}
@@ -61,4 +59,4 @@ class ImageRecorder(Recorder):
         if len(set(map(tuple, betas.values()))) == 1:
             betas = {"beta": next(iter(betas.values()))}
         held = [(float(record.epoch), record.targets) for record in self._epochs if record.targets]
-        render.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, self._plan.elbo_scale, held)
+        plots.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, self._plan.elbo_scale, held)

@@ -16,7 +16,7 @@ from rich.text import Text
 from arcvae_cli.console import Console
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.records import EpochRecord, Plan, Recorder
-from arcvae_cli.render import kl_bars
+from arcvae_cli.render.terminal import kl_bars
 
 ROWS, FRAME = 3, 4  # epochs always shown, and lines around them: two of header, what is not shown, progress
 SHARES = {

@@ -15,7 +15,7 @@ from arcvae_cli.domains.texts import Writer, pair_lines
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
 from arcvae_cli.records import EpochRecord, Pictures, Recorder, StepRecord
-from arcvae_cli.render import example_sheets
+from arcvae_cli.render.plots import example_sheets
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -19,7 +19,7 @@ from arcvae_cli.files import atomic_write
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
-from arcvae_cli.render import example_sheets
+from arcvae_cli.render.plots import example_sheets
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings
 from arcvae_cli.stopping import SAVED

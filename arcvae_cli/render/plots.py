@@ -1,7 +1,4 @@
-"""PNGs: grids, curves, KL heat maps, scatters of latent codes. Each is written whole or not at all.
-
-Matplotlib is imported within functions and used without pyplot, which is slow to import and has global state.
-"""
+"""PNGs: grids, curves, KL heat maps, scatters of latent codes. Matplotlib is imported in functions, without pyplot."""
 
 from __future__ import annotations
 
@@ -32,9 +29,6 @@ MAP_COLOURS = "magma"
 UNITS = {"kl": "KL, nats", "reconstruction": "reconstruction, nats per position"}
 
 
-# Sheets of grids: one array of pixels, shown once, with text beside it
-
-
 def save_grids(
     path: Path, grids: Grids, columns: int = 8, titles: Sequence[str] | None = None, title: str | None = None
 ) -> None:
@@ -57,10 +51,7 @@ def save_reconstructions(
     title: str | None = None,
     pairs: int = 16,
 ) -> None:
-    """The first `pairs` originals, reconstructions (N, H, W) and where they differ (white), below each other.
-
-    `shapes` (N, 2), the height and width of each grid within its canvas, is drawn as a frame.
-    """
+    """The first `pairs` originals, reconstructions (N, H, W) and differences; `shapes` (N, 2) are drawn as frames."""
     originals, reconstructions = originals[:pairs], reconstructions[:pairs]
     above = [f"{count} wrong" for count in (originals != reconstructions).sum((1, 2))]
     if shapes is not None:
@@ -79,8 +70,7 @@ def save_kl_maps(
 ) -> None:
     """Originals (N, H, W), and below each the KL of the cells of its maps (N, h, w) in nats, a row for each level.
 
-    All maps share one colour scale, a bar on the right. Above a column are the nats of its maps. `means` (h, w) by
-    level, over more examples than these, come first.
+    `means` (h, w) by level, over more examples than these, come first.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -103,10 +93,7 @@ def save_kl_maps(
 def example_sheets(
     originals: Grids, reconstructions: Grids, samples: Grids, maps: Mapping[str, NDArray[np.float32]]
 ) -> tuple[dict[str, Image], float]:
-    """The sheets of `save_reconstructions`, `save_grids` and, of maps, `save_kl_maps` as pixels without text, by name.
-
-    Also the nats of the brightest colour of the maps.
-    """
+    """The same sheets as pixels without text, by name; and the nats of the brightest colour of the maps."""
     compared = _reconstruction_tiles(originals[:16], reconstructions[:16])
     sheets, top = {"reconstructions": _lay(compared, 8), "samples": _lay([_tiles(samples)], 8)}, 0.0
     if maps:
@@ -202,9 +189,6 @@ def _sheet(
     return figure
 
 
-# Curves, heat maps, scatters
-
-
 def save_beta_schedule(
     path: Path,
     epochs: ArrayLike,
@@ -212,9 +196,8 @@ def save_beta_schedule(
     elbo_scale: float | None = None,
     held: Sequence[tuple[float, Sequence[Target]]] = (),
 ) -> None:
-    """Beta over the epochs, a line for each name (a level or a schedule), with the ELBO scale on the right.
+    """Beta over the epochs, a line for each level, with the ELBO scale on the right unless it is 1 or None.
 
-    `elbo_scale`: the factor from beta to the beta of the same weight in a loss of sums; 1 or None draws no scale.
     `held`: the targets of a closed loop at the ends of epochs, with the values reached, in a panel for each quantity.
     """
     curves: list[Curve] = [(name, "beta", np.asarray(epochs), np.asarray(beta), False) for name, beta in betas.items()]
@@ -275,10 +258,7 @@ def save_kl_heatmap(
     free_bits: Mapping[str, float] | None = None,
     dead: float = 0.05,
 ) -> None:
-    """KL (epochs, groups) in nats over the run, level below level. A dimension under `dead` nats is grey.
-
-    On the right is each dimension's last value; the free-bits floors are lines on the colour bar.
-    """
+    """KL (epochs, groups) in nats over the run, level below level, with the free-bits floors; under `dead` is grey."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import FormatStrFormatter, MaxNLocator
@@ -351,7 +331,6 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _write(figure: Figure, path: Path, texts: Mapping[str, str] | None = None) -> None:
-    """The figure as PNG with `texts` inside, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=figure.dpi, metadata=dict(texts or {}))

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 Grids = NDArray[np.integer[Any]]
 Lines = Iterator[list["Segment"]]
 
+# the colours of ARC, 0 to 9
 PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
-"""The colours of ARC, 0 to 9."""
-
 SPACE = 2  # columns between grids
 BAR = 22  # characters of the longest bar; two bars with their values fit into 80 columns
 TWO_BARS = 80
@@ -29,10 +28,9 @@ MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few ar
 
 
 class TerminalGrids:
-    """Grids (N, H, W) of 0-9 side by side, as many as the width allows: `console.print(TerminalGrids(grids))`.
+    """Grids (N, H, W) of 0-9 side by side, as many as the width allows, with a short title above each.
 
-    In colour a character shows two cells, one above the other, so that 16x16 cells take 16 columns and 8 lines.
-    Without colour (a pipe, NO_COLOR) a cell is a digit, and `.` where it is 0. `titles`: a short text for each grid.
+    In colour a character shows two cells, one above the other; without, a cell is a digit, and `.` where it is 0.
     """
 
     def __init__(self, grids: Grids, titles: Sequence[str] | None = None) -> None:
@@ -116,11 +114,7 @@ class TerminalStrings:
 
 
 def path_strip(steps: Grids, ends: Grids) -> tuple[Grids, list[str]]:
-    """An interpolation as a row of grids, and a title for each.
-
-    `steps` (S, H, W): decoded, evenly spaced from 0 to 1. `ends` (2, H, W): the originals, which go to either side. The
-    title of a step has the number of cells that changed since the step before.
-    """
+    """A path's decoded `steps` (S, H, W) between the originals `ends` (2, H, W), and a title for each grid."""
     changed = (steps[1:] != steps[:-1]).sum((1, 2)).tolist()
     places = [f"{place:.2f}" for place in np.linspace(0, 1, len(steps))]
     decoded = [f"{place}, {count} changed" for place, count in zip(places[1:], changed, strict=True)]
@@ -137,11 +131,10 @@ def kl_bars(
     cells: tuple[int, ...] = (),
     dead: float = 0.05,
 ) -> Iterator[Text]:
-    """The KL in nats of each group of a level as a bar with its value, the free-bits line across, dead groups marked.
+    """The KL in nats of each group of a level as a bar with its value, in lines of at most `width` columns.
 
-    Yields lines of at most `width` columns. Only the strongest and weakest are listed where there are too many groups,
-    or they would take more than `lines`. `cells`: the size of a level that is a map, where a group is a channel summed
-    over it. A group of at most `dead` nats is dead.
+    Only the strongest and weakest are listed where all would take more than `lines`. `cells`: the size of a level that
+    is a map, where a group is a channel. A group of at most `dead` nats is dead.
     """
     from rich.text import Text
 

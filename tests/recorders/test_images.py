@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from arcvae_cli import render
 from arcvae_cli.controllers import Target
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.images import ImageRecorder
 from arcvae_cli.records import EpochRecord, Pictures, Plan
+from arcvae_cli.render import plots
 
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
 NAMES = ["kl_map_epoch_7.png", "reconstructions_epoch_7.png", "samples_epoch_7.png"]
@@ -58,8 +58,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
     def keep(path: Path, *arguments: Any) -> None:
         found[path.name] = arguments
 
-    monkeypatch.setattr(render, "save_beta_schedule", keep)
-    monkeypatch.setattr(render, "save_kl_heatmap", keep)
+    monkeypatch.setattr(plots, "save_beta_schedule", keep)
+    monkeypatch.setattr(plots, "save_kl_heatmap", keep)
     return found
 
 
