@@ -1,7 +1,4 @@
-"""The attributes of a grid that a conditional model takes: measured, parsed from the command line, checked.
-
-Grids are uint8 (n, 16, 16) of colours 0-9; a value is a small non-negative integer.
-"""
+"""The attributes of a grid (16, 16) that a conditional model takes: measured, parsed from the command line, checked."""
 
 from __future__ import annotations
 
@@ -138,10 +135,7 @@ def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def parse(texts: Sequence[str]) -> dict[str, int]:
-    """The values of repeated `--condition key=value` by the attribute's name; InputError for what cannot be.
-
-    Keys are the attributes, `symmetry` for both mirrors at once, and the names of the colours.
-    """
+    """The values of repeated `--condition key=value` by the attribute's name; InputError for what cannot be."""
     given: dict[str, int] = {}
     for text in texts:
         for name, value in _read(text):

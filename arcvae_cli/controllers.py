@@ -1,7 +1,4 @@
-"""Beta while a run trains; closed loops run on the device, without a CPU-GPU sync in a step.
-
-Their state is 0-d tensors changed in place, for CUDA graphs. `Feedback.observe` is the same law in plain Python.
-"""
+"""Beta while a run trains; closed loops are 0-d tensors on the device, changed in place without a CPU-GPU sync."""
 
 from __future__ import annotations
 
@@ -79,10 +76,7 @@ class Controller:
             loop.at(epoch)
 
     def hold(self) -> None:
-        """Give open betas as tensors at fixed addresses from now on, so that a CUDA graph reads what `at` sets.
-
-        A beta of 0 takes its term out of the loss: each combination of `silent` levels needs a graph of its own.
-        """
+        """Give open betas but 0 as tensors at fixed addresses from now on, for CUDA graphs to read what `at` sets."""
         self._held = {
             level: torch.tensor(value, dtype=exact_type(self.device), device=self.device)
             for level, value in self.open.items()
@@ -102,10 +96,7 @@ class Controller:
         return {level: betas[level] for level in self.levels}
 
     def verdict(self, epoch: float, means: Mapping[str, Any]) -> tuple[Target, ...]:
-        """What each closed loop reached in the epoch that ends at `epoch`; its counts begin anew.
-
-        `means`: the epoch's training means, "kl" by level in nats per example, "reconstruction" in nats per position.
-        """
+        """What each closed loop reached in the epoch that ends at `epoch`, from its `means`; its counts begin anew."""
         middle = epoch - 0.5 if self.schedule.per == "step" else epoch  # where a target that moves has its mean
         found = []
         for name, loop in self._loops.items():

@@ -1,7 +1,4 @@
-"""How the optimiser steps of an epoch run: eager, with the network compiled, or as one CUDA graph a step.
-
-All run the same body and draw the same numbers; what changes from step to step lies at fixed device addresses.
-"""
+"""How the optimiser steps of an epoch run: eager, with the network compiled, or as one CUDA graph a step."""
 
 from __future__ import annotations
 

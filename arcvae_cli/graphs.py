@@ -58,13 +58,11 @@ def _side(device: int) -> torch.cuda.Stream:
 
 
 class Graphed(Generic[Out]):
-    """A function of tensors, without gradients: a graph for each combination of shapes and types on CUDA.
-
-    Returns copies of a tensor or a tuple of tensors. `reason`: why calls are plain, None while they are graphs.
-    """
+    """A function of tensors without gradients, on CUDA as one graph for each combination of shapes and types."""
 
     def __init__(self, function: Callable[..., Out], device: torch.device) -> None:
         self.function = function
+        # why calls are plain, None while they are graphs
         self.reason = None if possible(device) else f"CUDA graphs need a CUDA device, this is {device.type}"
         self._graphs: dict[Shapes, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Out]] = {}
 

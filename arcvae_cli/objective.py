@@ -76,8 +76,7 @@ class Objective(nn.Module):
     def free(self, kl: Tensor, level: str) -> Tensor:
         """The KL term of a level from (B, D) nats: clamped by its free bits, summed or averaged over the D groups.
 
-        `per_dim` clamps the batch mean of each group (Kingma et al. 2016, equation 16), `per_sample` each group of
-        each example, `total` the batch mean of the sum. Without free bits nothing is clamped, not even at 0.
+        `per_dim` clamps the batch mean of each group (Kingma et al. 2016, equation 16), `per_sample` each example's.
         """
         floor = self.settings.floor(level)
         if floor == 0.0:
@@ -98,8 +97,7 @@ class Objective(nn.Module):
 def class_weights(counts: Tensor, kind: str) -> Tensor:
     """(classes,) float32 weights from training counts; a class never seen gets the weight of one seen once.
 
-    `balanced` is n / (classes * n_c), so that the mean weight over training positions is 1 (King and Zeng 2001, as in
-    scikit-learn). `inverse` and `sqrt_inverse` are 1 / n_c and its root, scaled to a mean of 1 over the classes.
+    `balanced`: n / (classes * n_c) (King and Zeng 2001); `inverse`, `sqrt_inverse`: 1 / n_c and its root, with mean 1.
     """
     seen = counts.cpu().double().clamp(min=1.0)  # not every device has float64
     if kind == "balanced":

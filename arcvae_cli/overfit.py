@@ -19,9 +19,9 @@ Report = Callable[[int, EpochMetrics], None]
 def overfit(
     settings: Settings, corpus: Corpus, model: VAE, device: torch.device, limit: int, report: Report
 ) -> tuple[int, EpochMetrics]:
-    """Train on one batch at beta 0 until it is memorised or for `limit` steps; returns the steps and the last metrics.
+    """Train on one batch at beta 0 until it is memorised or for `limit` steps, with a report every 50.
 
-    A model that cannot memorise one batch has a defect that no schedule mends. `report` is called every 50 steps.
+    Returns the steps done and the metrics after them.
     """
     step = Step(model, Objective(settings.objective, corpus.class_counts()).to(device), settings.train, device)
     batch = corpus.batch("train", torch.arange(min(settings.train.batch_size, corpus.size("train")), device=device))

@@ -77,10 +77,7 @@ PLATEAU, PATIENCE = 0.2, 3  # factor of the learning rate after more than so man
 
 
 class Adam(optim.Adam):
-    """PyTorch's Adam with a step that clips in the fused kernel and skips gradients that are not finite.
-
-    PyTorch's own step imports the compiler, takes half a millisecond of Python, and clips in one more pass.
-    """
+    """PyTorch's Adam with a faster step, which clips in the fused kernel and skips gradients that are not finite."""
 
     add_param_group = inspect.unwrap(optim.Adam.add_param_group)
     state_dict = inspect.unwrap(optim.Adam.state_dict)

@@ -499,7 +499,6 @@ class Trainer:
             raise Interrupted(what, stopping.exit_code(asked), self.again)
 
     def explained(self, error: BaseException) -> BaseException:
-        """An error with what to do: after a full disk, a second Ctrl-C or missing memory."""
         if isinstance(error, WriteError):
             return WriteError(error.what, f"free some space, then {self.again}")
         if isinstance(error, KeyboardInterrupt):
@@ -510,7 +509,6 @@ class Trainer:
         return self.too_large(error) if out_of_memory(error) else error
 
     def too_large(self, error: BaseException) -> ArcvaeError:
-        """The error of missing memory, with a batch size found by trial that fits."""
         traceback.clear_frames(error.__traceback__)  # which hold the tensors of the step
         size, device = self.settings.train.batch_size, self.device
         if self.part not in ("start", "training"):

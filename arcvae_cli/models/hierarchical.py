@@ -237,10 +237,7 @@ class Decoder(nn.Module):
 
 
 class Obey(nn.Module):
-    """Constrains the logits of a grid to its palette, its mirror symmetries and its extent.
-
-    Conditions that are not given are predicted from the global vector; palettes and axes are soft in training.
-    """
+    """Constrains logits to the palette, the mirror symmetries and the extent that are given, or else predicted."""
 
     cell: Tensor
     black: Tensor

@@ -1,7 +1,4 @@
-"""The likeliest grid under given logits with the extent and the colours of the conditions.
-
-A colour that the argmax misses is put where it costs the least likelihood, greedily, one colour after the other.
-"""
+"""The likeliest grid with the conditions' extent and colours: a missing colour is put where it costs least."""
 
 from __future__ import annotations
 

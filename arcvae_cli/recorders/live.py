@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -216,6 +217,4 @@ def beta_text(record: EpochRecord, scale: float = 1.0) -> str:
 
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return str(timedelta(seconds=int(seconds))).removeprefix("0:").removeprefix("0")

@@ -125,3 +125,11 @@ def test_prior_draws_and_their_temperature() -> None:
     draws = model.prior(20_000, temperature=0.5)["z"]
     assert draws.shape == (20_000, 10)
     assert abs(draws.std().item() - 0.5) < 0.01
+
+
+def test_initial_weights_are_drawn_in_the_same_order_as_ever() -> None:
+    torch.manual_seed(0)
+    model = build_model(GridSettings(body="residual"))
+    torch.manual_seed(0)
+    first = torch.nn.Linear(2048, 512)
+    assert torch.equal(model.encoder.body[7].weight, first.weight)
