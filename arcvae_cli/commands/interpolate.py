@@ -11,6 +11,7 @@ import typer
 
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,8 +95,6 @@ def _walk(
 
 def _levels(model: VAE, level: str) -> tuple[str, ...] | None:
     """The levels that move, None for all. InputError where the model has no such level."""
-    from arcvae_cli.errors import InputError
-
     if level == "all":
         return None
     names = ", ".join(model.level_sizes)
@@ -107,8 +106,6 @@ def _levels(model: VAE, level: str) -> tuple[str, ...] | None:
 def _indexed(text: str, flag: str, corpus: Callable[[], Corpus], split: str) -> tuple[str, Any] | None:
     """The example (*positions) of an index in the split, and its name; None for text that is no index."""
     import torch
-
-    from arcvae_cli.errors import InputError
 
     if not text.lstrip("-").isdigit():
         return None

@@ -88,7 +88,6 @@ class Shown:
         return [epoch + (step + 1) / steps for epoch in range(self.epochs) for step in range(steps)]
 
     def marks(self) -> list[tuple[float, str]]:
-        """Key epochs with what happens there, the first and the last included."""
         found: dict[float, list[str]] = {0.0: ["start"]} if self.by_step else {1.0: ["first epoch"]}
         if self.recorded:
             stride = max(1, self.epochs // 10)
@@ -108,7 +107,6 @@ class Shown:
         return found
 
     def columns(self) -> dict[str, Callable[[float], float | None]]:
-        """The columns of the table as functions of the epoch: `series`, what was recorded, and ELBO-scale betas."""
         found: dict[str, Callable[[float], float | None]] = dict(self.series())
         for level, run in self.recorded.items():
             if run.values:
