@@ -56,7 +56,10 @@ def interpolate(
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     model, domain = loaded.model, domains.of(loaded.model.kind)
-    moving = _levels(model, level)
+    moving = None if level == "all" else (level,)  # None: all
+    if level not in ("all", *model.level_sizes):
+        known = ", ".join(model.level_sizes)
+        raise InputError(f"--level {level}: the latents of this model are {known}", "use --level all, or one of them")
     domain.check_decodable(loaded)
     corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
     names, ends = [], []
@@ -91,16 +94,6 @@ def _walk(
         latents = walk(first, last, steps, path, moving)
         latents = {name: value.flatten(0, 1) for name, value in latents.items()}
         return latents if moving is None else model.prior(steps, noise=latents)
-
-
-def _levels(model: VAE, level: str) -> tuple[str, ...] | None:
-    """The levels that move, None for all. InputError where the model has no such level."""
-    if level == "all":
-        return None
-    names = ", ".join(model.level_sizes)
-    if level not in model.level_sizes:
-        raise InputError(f"--level {level}: the latents of this model are {names}", "use --level all, or one of them")
-    return (level,)
 
 
 def _indexed(text: str, flag: str, corpus: Callable[[], Corpus], split: str) -> tuple[str, Any] | None:

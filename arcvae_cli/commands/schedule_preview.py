@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from arcvae_cli.commands.options import (
     own_names,
     with_flags,
 )
-from arcvae_cli.errors import InputError
+from arcvae_cli.errors import InputError, nearest
 from arcvae_cli.files import is_dir, is_file, read_lines, usable_folder
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
@@ -216,11 +215,8 @@ def find(name: str, layers: Sequence[Layer], run: str | None, runs: Path) -> Sho
         settings = resolve(None, wanted, *layers).settings
     else:
         known = list(dict.fromkeys([*preset_names(), *SCHEDULES]))
-        near = difflib.get_close_matches(name, known, n=3)
-        raise InputError(
-            f"{name}: no such preset, file or schedule",
-            f"did you mean {' or '.join(near)}?" if near else f"presets and schedules: {', '.join(known)}",
-        )
+        fix = f"{nearest(name, known)}presets and schedules: {', '.join(known)}"
+        raise InputError(f"{name}: no such preset, file or schedule", fix)
     recorded = {} if run is None else read_run(run, runs, settings.schedule)
     return Shown(name, source, settings.schedule, settings.train.epochs, scale, recorded)
 
