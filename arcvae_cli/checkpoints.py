@@ -22,16 +22,13 @@ from arcvae_cli.grammar import Grammar, parse_grammar
 from arcvae_cli.graphs import first_line
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
-from arcvae_cli.models.grammar import GrammarVAE, Structure
+from arcvae_cli.models.grammar import Structure
 from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.runs import find
-from arcvae_cli.settings import GrammarSettings, Settings
+from arcvae_cli.settings import Settings
 
-FORMAT = 3
-"""Version of the layout: 3 has a digest, 2 has none and is read all the same, 1 holds too little to resume from."""
-
-RESUMABLE, DIGESTED = 2, 3
-"""The first formats that a run can be resumed from, and that carry a digest."""
+FORMAT, RESUMABLE, DIGESTED = 3, 2, 3
+"""Version of the layout, and the first that a run can be resumed from, and that carries a digest."""
 
 BEST = "vae_best.pth"
 ANOTHER = "give another checkpoint of the run"
@@ -50,23 +47,18 @@ class Loaded:
 
     @property
     def grammar(self) -> Grammar | None:
-        """The grammar of the model's derivations; None for grids, and for ready ids without a grammar."""
-        if not isinstance(self.model, GrammarVAE) or (text := self.model.structure.rules.text) is None:
+        if (structure := self.model.structure) is None or (text := structure.rules.text) is None:
             return None
         return parse_grammar(text, f"the grammar of {self.path.name}")
 
     @property
     def run(self) -> Path | None:
-        """The run folder that holds the file, if it is in one."""
         folder = self.path.resolve().parent.parent
         return folder if (folder / "config.toml").is_file() else None
 
 
 def save(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a checkpoint in place of `path`, with a digest of its content.
-
-    Values are tensors, numbers, text, and lists and dictionaries of them. WriteError if the file cannot be written.
-    """
+    """Write tensors and plain values in place of `path`, with a digest. WriteError if it cannot be written."""
     signed = {**values, "digest": digest(values)}
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         try:
@@ -89,10 +81,9 @@ def copy(path: Path, target: Path) -> None:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """blake2b of the values as JSON, in which a tensor is its type, shape and CRC-32.
+    """blake2b of the values as JSON, in which a tensor is its type, shape and CRC-32: 16 ms for 58 MiB.
 
-    The checksums of the zip do not cover its headers, which tell PyTorch which bytes are whose. A CRC-32 takes a fifth
-    of the time of a blake2b of the bytes: 16 ms for the 58 MiB of the grid model.
+    The checksums of the zip do not cover its headers, which tell PyTorch which bytes are whose.
     """
 
     def tensor(value: Any) -> list[Any]:
@@ -111,10 +102,7 @@ def config_text(settings: Settings) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The values of a checkpoint or of a part of a model, on the CPU, equal to those that were saved.
-
-    InputError for a file that is damaged, foreign or of a newer format.
-    """
+    """The values of a checkpoint, on the CPU. InputError for a file that is damaged, foreign or of a newer format."""
     try:
         with open_regular(path) as file:
             return _unpacked(file, path)
@@ -150,16 +138,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
         raise InputError(f"{path}: only a part of a model", "give the checkpoint of a whole model")
     settings = read_settings(path, values)
     try:
-        structure = Structure.of(values["structure"]) if isinstance(settings.model, GrammarSettings) else None
+        structure = Structure.of(values["structure"]) if "structure" in values else None
         model = build_model(settings.model, structure)
         if values.get("conditions", []) != condition_schema(model):  # a row of a table would mean another value
             raise ValueError("conditions of another version")
         model.load_state_dict(values["model_state_dict"])
         return Loaded(model.to(device).eval(), settings, int(values["epoch"]), path, values)
     except (InputError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: its weights and settings do not fit together ({first_line(error)})", AS_WRITTEN
-        ) from error
+        what = f"{path}: its weights and settings do not fit together ({first_line(error)})"
+        raise InputError(what, AS_WRITTEN) from error
 
 
 def read_settings(path: Path, values: Mapping[str, Any]) -> Settings:
@@ -172,7 +159,7 @@ def read_settings(path: Path, values: Mapping[str, Any]) -> Settings:
 
 def structure_of(model: VAE) -> dict[str, str]:
     """What a checkpoint keeps of the derivations that a model is made for: their length and their grammar."""
-    return {"structure": model.structure.text()} if isinstance(model, GrammarVAE) else {}
+    return {} if model.structure is None else {"structure": model.structure.text()}
 
 
 def condition_schema(model: VAE) -> list[list[str | int]]:
@@ -186,10 +173,7 @@ def resumable(values: Mapping[str, Any]) -> bool:
 
 
 def find_checkpoint(argument: str, runs: Path) -> tuple[Path, str | None]:
-    """The file that `--checkpoint` means, with a note if its name was looked up.
-
-    `argument`: a file, a run folder, a run's name, or the name of a file of the latest run.
-    """
+    """The checkpoint of a file, a run folder, a run's name, or a file's name in the latest run; a note if looked up."""
     given, latest = Path(argument), runs / "latest" / "checkpoints" / argument
     if is_file(given):
         return given, None

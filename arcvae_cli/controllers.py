@@ -17,7 +17,6 @@ from arcvae_cli.schedules.feedback import Quantity, bound_ahead, is_held
 
 ALL_EPOCH = 0.95  # share of steps at a bound that counts as the whole epoch: single batches stray
 COUNTS = ("steps", "at_max", "at_min", "sum")
-
 REMEDIES = {
     ("kl", "max"): "raise the target or the bound of beta",
     ("kl", "min"): "lower the target, or give the model more latent dimensions",

@@ -39,13 +39,13 @@ def one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without escape sequences or other control characters, which a terminal would obey: they are written out."""
+    """Text with escape sequences and other control characters, which a terminal would obey, written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def without_password(text: str) -> str:
     """A text without the user names and passwords of URLs (`https://user:secret@host/...`)."""
-    return re.sub(r"(\w{2,}:/{1,2})\S*@", r"\1", text)  # one slash where it was taken for a path
+    return re.sub(r"(\w{2,}:/{1,2})[^\s/]*(?::\S*)?@", r"\1", text)  # one slash where it was taken for a path
 
 
 class WriteError(ArcvaeError):

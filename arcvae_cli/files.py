@@ -40,16 +40,13 @@ def read_limited(path: Path, most: int) -> bytes:
     """The content of a regular file. OSError if it cannot be read or has more than `most` bytes."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > most:
-            raise OSError(errno.EFBIG, f"over {most >> 20} MB")
+            raise OSError(errno.EFBIG, f"larger than {most >> 10:,} kB")
         return file.read(most)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it, synced, when the block ends without an error.
-
-    WriteError if the file system refuses; `path` is unchanged then.
-    """
+    """A temporary file beside `path` that replaces it, synced, at the end of the block; WriteError leaves it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:

@@ -18,9 +18,7 @@ from typing import TypeVar
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import read_limited
 
-SHIPPED = ("equations", "smiles")
-"""The grammars that come with arcvae, by name."""
-
+SHIPPED = ("equations", "smiles")  # the grammars that come with arcvae, by name
 MOST_BYTES = 1 << 20
 MOST_RULES = 32_000  # with the padding rule: ids are int16
 
@@ -77,7 +75,6 @@ class Rules:
         return len(self.lhs)
 
     def of(self, symbol: int) -> tuple[int, ...]:
-        """The ids of the rules that rewrite a symbol, ascending."""
         return tuple(rule for rule, left in enumerate(self.lhs) if left == symbol)
 
     def fewest(self) -> tuple[int, ...]:
@@ -107,7 +104,6 @@ class Grammar:
 
     @cached_property
     def rules(self) -> Rules:
-        """The grammar as a model sees it; its symbols are those of the usable rules, in the order of the file."""
         usable = {rule: p for rule, p in enumerate(self.productions) if rule not in self.unusable}
         places = {symbol: place for place, symbol in enumerate(dict.fromkeys(p.left for p in usable.values()))}
         lhs = [-1] * (len(self.productions) + 1)

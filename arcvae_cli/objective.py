@@ -14,13 +14,8 @@ from arcvae_cli.settings import ObjectiveSettings
 
 ACTIVE_KL = 0.05  # nats: a dimension is called active when its mean KL is above
 Betas = Mapping[str, float | Tensor]  # by level
-Weigh = Callable[[Tensor, Mapping[str, Tensor]], Betas]
-"""Gives the betas of a batch from its reconstruction term (0-d) and its rates (D,) by level."""
-
-
-def fixed(betas: Betas) -> Weigh:
-    """The same betas for every batch."""
-    return lambda reconstruction, rates: betas  # noqa: ARG005
+Weigh = Betas | Callable[[Tensor, Mapping[str, Tensor]], Betas]
+"""The betas of a batch, or what gives them from its reconstruction term (0-d) and its rates (D,) by level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +43,13 @@ class Objective(nn.Module):
             weights = class_weights(class_counts, settings.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, output: Output, batch: Batch, betas: Betas) -> Terms:
-        return self.weighted(output, batch, fixed(betas))
-
-    def weighted(self, output: Output, batch: Batch, weigh: Weigh) -> Terms:
-        """Terms of a batch at betas that depend on its reconstruction term (0-d) and rates (D,) by level."""
+    def forward(self, output: Output, batch: Batch, weigh: Weigh) -> Terms:
+        """Terms of a batch at betas by level, or as a function of its reconstruction term and rates gives them."""
         reconstruction = self.reconstruction(output.logits, batch).mean()
         rates = {level.name: level.kl.mean(dim=0) for level in output.levels}  # (B, D) -> (D,)
         kl_free = {level.name: self.free(level.kl, level.name) for level in output.levels}
-        betas = weigh(reconstruction.detach(), {name: groups.detach() for name, groups in rates.items()})
+        detached = {name: groups.detach() for name, groups in rates.items()}
+        betas = weigh if isinstance(weigh, Mapping) else weigh(reconstruction.detach(), detached)
         loss = reconstruction
         for name, free in kl_free.items():
             beta = betas[name]
@@ -69,8 +62,7 @@ class Objective(nn.Module):
         settings = self.settings
         nats = functional.cross_entropy(logits, batch.x, reduction="none")  # (B, *positions)
         if settings.reconstruction == "focal":
-            # Lin et al. 2017: (1 - p)^gamma * -log p; p = exp(-nats) is the probability of the true class
-            # clamped where p rounds to 1: for a gamma below 1 the gradient of the power is infinite at 0
+            # Lin et al. 2017: (1 - p)^gamma * -log p with p = exp(-nats); clamped, as the gradient at 0 may be infinite
             nats = (-torch.expm1(-nats)).clamp(min=1e-12).pow(settings.focal_gamma) * nats
         if self.class_weights is not None:
             nats = nats * self.class_weights[batch.x]

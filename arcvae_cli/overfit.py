@@ -9,7 +9,7 @@ import torch
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.metrics import EpochMetrics, MetricAccumulator
 from arcvae_cli.models.base import VAE
-from arcvae_cli.objective import Objective, fixed
+from arcvae_cli.objective import Objective
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Step, seed_step
 
@@ -28,7 +28,7 @@ def overfit(
     metrics = MetricAccumulator(1, model.level_sizes, corpus.background, device)
     for done in range(1, limit + 1):
         seed_step(settings.train.seed, "overfit", done)
-        terms, output = step.train(batch, fixed(dict.fromkeys(model.level_sizes, 0.0)))
+        terms, output = step.train(batch, dict.fromkeys(model.level_sizes, 0.0))
         if done % 50 == 0 or done == limit:
             metrics.add(0, terms, output, batch)
             found = metrics.read().mean()

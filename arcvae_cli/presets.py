@@ -15,7 +15,7 @@ from arcvae_cli.errors import InputError, first_fault, nearest
 from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, all_keys, contradictions, known_keys
 
-PRESET_BYTES = 2**20  # largest preset read
+PRESET_BYTES = 64 * 1024  # largest preset read
 ENVIRONMENT = "ARCVAE_"
 OWN_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
 
@@ -40,8 +40,7 @@ class Resolved:
 def preset_folder() -> Path:
     """The presets of the checkout where there is one, else those shipped with the package."""
     package = Path(__file__).resolve().parent
-    checkout = package.parent / "presets"
-    return checkout if (package.parent / "pyproject.toml").is_file() and checkout.is_dir() else package / "presets"
+    return (package.parent if (package.parent / "pyproject.toml").is_file() else package) / "presets"
 
 
 def preset_names() -> list[str]:
@@ -158,9 +157,8 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
         for layer in preset_layers(preset) if preset else []:
             merge(merged, layer.values, layer, origins)
         for key, default in NAMED.items():
-            names = [lookup(table, f"{key}.name") for table in (merged, *(layer.values for layer in layers))]
-            chosen = next((name for name in reversed(names) if name is not None), default)
-            if chosen != (names[0] or default):
+            chosen = [name for layer in layers if (name := lookup(layer.values, f"{key}.name")) is not None]
+            if chosen and chosen[-1] != (lookup(merged, f"{key}.name") or default):
                 merged.pop(key, None)
         for layer in layers:
             merge(merged, layer.values, layer, origins)
@@ -223,13 +221,9 @@ def refusal(origins: Mapping[str, str], key: str, problem: str, fix: str | None)
 def json_schema() -> Table:
     """The JSON schema of a preset, for editors."""
     schema = Settings.model_json_schema(by_alias=True)
-    schema["title"] = "arcvae preset"
-    schema["properties"] = {
-        "extends": {"type": "string", "description": "name or path of a preset to start from"},
-        "description": {"type": "string", "description": "one line for `arcvae presets list`"},
-        **schema["properties"],
-    }
     schedule = schema["properties"]["schedule"]
     del schedule["discriminator"]
     schedule["anyOf"] = schedule.pop("oneOf")  # without a name, which what it extends may give, more than one fits
-    return schema
+    own = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}
+    texts = {key: {"type": "string", "description": text} for key, text in own.items()}
+    return {**schema, "title": "arcvae preset", "properties": {**texts, **schema["properties"]}}

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from arcvae_cli.controllers import Target
 from arcvae_cli.metrics import EpochMetrics
 from arcvae_cli.objective import ACTIVE_KL
+from arcvae_cli.settings import Settings
 
 Examples = NDArray[np.integer[Any]]
 
@@ -31,7 +32,6 @@ class Plan:
     """What is known before the first step."""
 
     run: str
-    model: str
     parameters: int
     device: str
     precision: str
@@ -41,12 +41,9 @@ class Plan:
     epochs: int
     steps: int  # an epoch
     level_shapes: Mapping[str, tuple[int, ...]]
-    schedule: str
-    schedule_text: str
-    settings: Mapping[str, Any]  # the run's, as nested plain values
+    settings: Settings
     elbo_scale: float | None  # from beta to the ELBO's; None where no such beta exists
     free_bits: Mapping[str, float]  # nats, by level
-    free_bits_mode: str
     notes: tuple[str, ...]
     blank: float | None  # accuracy of an uninformative latent on the validation split
     blank_nats: float | None = None  # nats per example of the same, where it is a likelihood

@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-"""Names of temporary files as `atomic_write` makes them."""
-LATEST, AUTO = "latest", "auto"
-"""The link to the last run; `--resume auto` starts the run of `--run-name`, or resumes it."""
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `atomic_write` names them
+LATEST, AUTO = "latest", "auto"  # the link to the last run; `--resume auto`
 
 _PATIENCE = 1.0  # seconds to wait for a lock: a process that only tests it holds it for a moment
 _TEST = 0.05
@@ -74,7 +72,6 @@ class RunFolder:
 
     @property
     def shell(self) -> str:
-        """The path, quoted for a shell."""
         return shlex.quote(str(self.path))
 
     @property
@@ -86,12 +83,10 @@ class RunFolder:
         return self.path / "images"
 
     def release(self) -> None:
-        """Release the lock; the kernel does so when a process dies."""
         if self._lock is not None:
             self._lock.release()
 
     def begin(self) -> None:
-        """Point an existing link `latest` to a resumed run."""
         if (self.path.parent / LATEST).is_symlink():
             point_latest(self.path.parent, self.name)
 
@@ -102,7 +97,6 @@ class RunFolder:
         write_json(self.path / "status.json", {"state": state, **here, **facts, **started})
 
     def write_config(self, settings: Settings) -> None:
-        """Rewrite `config.toml`, which repeats the run as a preset."""
         with atomic_write(self.path / "config.toml") as temporary:
             temporary.write_text(tomli_w.dumps(settings.table()), encoding="utf-8")
 
@@ -110,18 +104,15 @@ class RunFolder:
 def check_name(name: str | None) -> None:
     """InputError for a name that could leave the runs folder, that W&B forbids, or that is reserved."""
     if name is not None and (not NAME.fullmatch(name) or name.lower() in (AUTO, LATEST)):
-        raise InputError(
-            f"--run-name {name!r:.200}: not a usable name",
-            "use up to 128 letters, digits, '.', '_' or '-', starting with a letter, a digit or '_'; "
-            f"{AUTO} and {LATEST} are reserved",
-        )
+        fix = f"use letters, digits, '_', and '.' or '-' inside, up to 128; {AUTO} and {LATEST} are reserved"
+        raise InputError(f"--run-name {name!r:.200}: not a usable name", fix)
 
 
 def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFolder:
     """A new run folder with its `config.toml`, locked by this process; `latest` points to it.
 
-    Without a name it is `<stem>-<time>`, numbered if several runs start in the same second. InputError if the name is
-    taken or the folder cannot be made, ArcvaeError if another process is training the run of this name.
+    The default name is `<stem>-<time>`, numbered if needed. InputError if the name is taken or the folder cannot be
+    made, ArcvaeError if another process is training the run of this name.
     """
     check_name(name)
     base = name or f"{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[:80] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -146,7 +137,7 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
 
 
 def _claim(path: Path) -> BaseFileLock | None:
-    """The lock of a folder that is still empty. Of two processes that start a run of one name, one gets it."""
+    """The lock of a folder that is still empty, which one of two processes gets."""
     if any(file.name != "lock" for file in path.iterdir()):
         if held(path):
             raise _busy(path)
@@ -155,10 +146,7 @@ def _claim(path: Path) -> BaseFileLock | None:
 
 
 def resume(folder: Path) -> RunFolder:
-    """An existing run folder, locked by this process. Removes the temporary files that a killed process left.
-
-    InputError if it is not writable, ArcvaeError if another process is training the run.
-    """
+    """An existing run folder, locked, without temporary files. InputError if not writable, ArcvaeError if locked."""
     path = folder.resolve() if folder.name in ("", "..", LATEST) else folder
     try:
         lock = take(path)
@@ -216,9 +204,7 @@ def take(path: Path) -> BaseFileLock | None:
 
 
 def _busy(path: Path) -> ArcvaeError:
-    return ArcvaeError(
-        f"{path.name}: another process is training this run", "wait until it has ended, or stop it first"
-    )
+    return ArcvaeError(f"{path.name}: another process is training this run", "wait until it has ended, or stop it")
 
 
 def _lock_of(path: Path) -> BaseFileLock:
@@ -234,8 +220,8 @@ def _now() -> str:
 def describe(path: Path) -> dict[str, Any]:
     """A run as its files show it, whatever their state, as JSON.
 
-    `state`: that of its status, "killed" if it says running and no process holds the lock, or "damaged" if there is no
-    readable status. `bytes`: of all files; `age`: seconds since the status was written.
+    `state`: of its status, "killed" if it says running and no process holds the lock, or "damaged" if it cannot be
+    read. `bytes`: of all files; `age`: seconds since the status was written.
     """
     status = read_status(path)
     document = (status or Status(state="failed")).model_dump(exclude={"judged"})

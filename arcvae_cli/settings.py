@@ -20,8 +20,7 @@ GridCorpusName = Literal["arc", "arc-raw", "shapes"]
 StringCorpusName = Literal["equations", "smiles"]
 GRID_CORPORA: tuple[str, ...] = get_args(GridCorpusName)
 STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)
-CORPORA = (*GRID_CORPORA, *STRING_CORPORA)
-"""The corpora of `arcvae_cli.data.corpora` by name; anything else given as `--data` is a path."""
+CORPORA = (*GRID_CORPORA, *STRING_CORPORA)  # anything else given as `--data` is a path
 
 Contradiction = tuple[str, str, str]  # a key, what is wrong with its value, and how to mend it
 
@@ -92,6 +91,7 @@ class ModelSettings(SettingsTable):
     """What every model has. `levels`: the names of its levels of latents, from the top down."""
 
     levels: ClassVar[tuple[str, ...]] = ("z",)
+    kind: ClassVar[str] = "grids"
 
     name: str
     posterior: Literal["softplus", "logvar"] = Field("softplus", description="output of the second head")
@@ -129,21 +129,21 @@ KUSNER = {
 }
 """Sizes of `arch = kusner` where none are given; those of `enhanced` are the defaults."""
 
+Kernels = Annotated[tuple[Kernel, ...], Field(strict=False)]
+Widths = Annotated[tuple[Width, ...], Field(strict=False)]
+
 
 class GrammarSettings(ModelSettings):
     """The model of derivations of a context-free grammar."""
 
+    kind: ClassVar[str] = "strings"
     name: Literal["grammar"] = "grammar"
     latent_dim: Width = Field(56, description="dimensions of the latent code")
     arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the code")
     encoder_hidden: Width = Field(256, description="channels (enhanced) or width of the dense layer (kusner: 435)")
     encoder_conv_layers: Depth = Field(3, description="convolutions over the steps of a derivation")
-    encoder_kernel: Kernel | Annotated[tuple[Kernel, ...], Field(strict=False)] = Field(
-        (3, 5, 7), description="width of the convolutions: one number, or one for each (kusner: 9, 9, 11)"
-    )
-    encoder_channels: Width | Annotated[tuple[Width, ...], Field(strict=False)] | None = Field(
-        None, description="channels of kusner's convolutions: one number, or one for each (9, 9, 10)"
-    )
+    encoder_kernel: Kernel | Kernels = Field((3, 5, 7), description="width of all or each convolution")
+    encoder_channels: Width | Widths | None = Field(None, description="channels of all or each convolution of kusner")
     decoder_hidden: Width = Field(384, description="units of a GRU layer (kusner: 501)")
     decoder_layers: Depth = Field(3, description="GRU layers")
     decoder_dropout: Fraction = Field(0.2, description="between the GRU layers (kusner: 0)")
@@ -183,9 +183,7 @@ def _each(given: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
     return given if isinstance(given, tuple) else (given,) * layers
 
 
-SIZES = tuple(name for name in GrammarSettings.model_fields if name.startswith(("encoder_", "decoder_")))
-"""Keys whose defaults depend on `arch`."""
-
+SIZES = tuple(name for name in GrammarSettings.model_fields if name.startswith(("encoder_", "decoder_")))  # of `arch`
 _MODELS: tuple[type[ModelSettings], ...] = (GridSettings, HierarchicalSettings, GrammarSettings)
 MODEL_SETTINGS = {kind.model_fields["name"].default: kind for kind in _MODELS}
 
@@ -207,7 +205,7 @@ AnyModel = Annotated[
 
 
 class ObjectiveSettings(SettingsTable):
-    """reconstruction + beta * KL, and on which scale."""
+    """reconstruction + beta * KL."""
 
     reconstruction: Literal["cross_entropy", "focal"] = "cross_entropy"
     focal_gamma: NotNegative = Field(2.0, description="focusing exponent of the focal loss")
@@ -314,7 +312,7 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         yield f"objective.free_bits_by_level.{level}", f"the model {model.name} has no such level", fix
     if data.of_strings is True and not grammar:
         source = data.prod or data.input or data.path or f"the corpus {data.name}"
-        fix = "use --preset kusner_equations, minimal or another with model.name=grammar"
+        fix = "use --preset minimal or another with model.name=grammar"
         yield "model.name", f"the model {model.name} needs a grid corpus, but {source} contains strings", fix
     if data.of_strings is False and grammar:
         fix = "use --data equations, --data smiles or strings of your own with --grammar"
@@ -330,7 +328,6 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
 
 
 TABLES: dict[str, Any] = {name: info.annotation for name, info in Settings.model_fields.items() if name not in NAMED}
-"""The other tables, by name."""
 
 
 def known_keys(path: Sequence[str], tables: Table) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn, optim
 from arcvae_cli.controllers import Controller
 from arcvae_cli.errors import InputError
 from arcvae_cli.models.base import VAE, Batch, Output
-from arcvae_cli.objective import Objective, Terms, Weigh, fixed
+from arcvae_cli.objective import Objective, Terms, Weigh
 from arcvae_cli.settings import TrainSettings
 
 
@@ -154,10 +154,10 @@ class Step:
         """The network and the objective: what `forward` does unless it is compiled."""
         with self.autocast():
             output = self.model(batch)
-        return self.objective.weighted(output, batch, weigh), output
+        return self.objective.forward(output, batch, weigh), output
 
     def train(self, batch: Batch, weigh: Weigh) -> tuple[Terms, Output]:
-        """One optimiser step. `weigh`: gives the betas of the batch, such as `Controller.weigh` or `fixed(betas)`."""
+        """One optimiser step. `weigh`: the betas of the batch, or what gives them, such as `Controller.weigh`."""
         terms, output = self.forward(batch, weigh)
         for parameter in self.parameters:
             parameter.grad = None
@@ -167,7 +167,7 @@ class Step:
 
     @torch.inference_mode()
     def measure(self, batch: Batch, betas: Mapping[str, float]) -> tuple[Terms, Output]:
-        return self.plain(batch, fixed(betas))
+        return self.plain(batch, betas)
 
 
 class Kept:
@@ -192,8 +192,7 @@ class LearningRate:
     """The learning rate: constant, reduced on a plateau, or a cosine (Loshchilov and Hutter 2017, equation 5)."""
 
     def __init__(self, settings: TrainSettings, steps: int) -> None:
-        self.settings = settings
-        self.steps = steps
+        self.settings, self.steps = settings, steps
         self.factor, self.best, self.waited = 1.0, math.inf, 0
 
     def __call__(self, done: int) -> float:

@@ -290,10 +290,8 @@ class Trainer:
         return epoch - max(float(self.best[1]), self.schedule.first_peak) >= patience
 
     def plan(self) -> Plan:
-        objective = self.settings.objective
         return Plan(
             run=self.folder.name,
-            model=self.settings.model.name,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             device=describe(self.device),
             engine=ENGINES[self.engine.kind],
@@ -303,12 +301,9 @@ class Trainer:
             epochs=self.settings.train.epochs,
             steps=self.steps,
             level_shapes=self.model.level_shapes,
-            schedule=self.schedule.name,
-            schedule_text=self.schedule.describe(),
-            settings=self.settings.table(),
+            settings=self.settings,
             elbo_scale=elbo_scale(self.settings, self.positions),
-            free_bits={level: objective.floor(level) for level in self.levels},
-            free_bits_mode=objective.free_bits_mode,
+            free_bits={level: self.settings.objective.floor(level) for level in self.levels},
             notes=tuple(self.notes),
             **domains.of(self.corpus.kind).baseline(self.corpus),
         )

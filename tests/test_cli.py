@@ -96,6 +96,7 @@ def test_a_password_is_never_printed() -> None:
     error = InputError("https://me:se@cret@host.org/a.csv: not found", "see https://host.org/user")
     assert (error.what, error.fix) == ("https://host.org/a.csv: not found", "see https://host.org/user")
     assert InputError("/home/https:/me:secret@host.org/a").what == "/home/https:/host.org/a"
+    assert InputError("http://me:se/cret@host.org/a").what == "http://host.org/a"
 
 
 def test_the_traceback_is_shown_on_request(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_files(tmp_path: Path):
     with pytest.raises(InputError, match=r"mine\.cfg: line 2: not UTF-8"):
         read_grammar(str(path))
     path.write_bytes(b"#" * (1 << 20) + b"\n")
-    with pytest.raises(InputError, match=r"mine\.cfg: cannot be read \(over 1 MB\)"):
+    with pytest.raises(InputError, match=r"mine\.cfg: cannot be read \(larger than 1,024 kB\)"):
         read_grammar(str(path))
     for missing in (tmp_path / "absent.cfg", tmp_path, "a\0b"):
         with pytest.raises(InputError, match=r"cannot be read.*\n.*equations, smiles"):

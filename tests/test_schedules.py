@@ -107,8 +107,8 @@ def test_the_ends_of_cycles() -> None:
 @pytest.mark.parametrize("kind", SCHEDULES.values())
 def test_epoch_zero_gives_the_start(kind: type[Schedule]) -> None:
     schedule = kind()
-    assert schedule.start == schedule(0) == schedule(-1) == (1.0 if kind in (Constant, Geco) else 0.0)
-    assert Cyclical(min_beta=0.03).start == 0.03
+    assert schedule(0) == schedule(-1) == (1.0 if kind in (Constant, Geco) else 0.0)
+    assert Cyclical(min_beta=0.03)(0) == 0.03
 
 
 def half_up(interval: str, multiplier: str, count: int) -> list[float]:
@@ -512,7 +512,7 @@ class Plant:
     ids=repr,
 )
 def test_each_holds_its_target_within_5_percent(schedule: Feedback, lag: float, noise: float) -> None:
-    plant, state, beta = Plant(lag, noise), schedule.begin(), schedule.start
+    plant, state, beta = Plant(lag, noise), schedule.begin(), schedule(0)
     epochs, steps, last = 30, 600, []
     for step in range(1, epochs * steps + 1):
         kl, reconstruction = plant.step(beta)

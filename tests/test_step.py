@@ -7,7 +7,7 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.metrics import MetricAccumulator
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch, Level, Output
-from arcvae_cli.objective import Objective, fixed
+from arcvae_cli.objective import Objective
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Adam, Step, choose_device, choose_precision, mix, seed_step
 
@@ -87,10 +87,10 @@ def test_a_step_reads_nothing_back_from_the_device() -> None:
             return func(*args, **(kwargs or {}))
 
     step, tally, examples = make_step(), MetricAccumulator(1, {"z": 10}, background=0), batch(8)
-    step.train(examples, fixed({"z": 0.1}))
+    step.train(examples, {"z": 0.1})
     with Watch() as watch:
         watch.seen = []
-        tally.add(0, *step.train(examples, fixed({"z": 0.1})), examples)
+        tally.add(0, *step.train(examples, {"z": 0.1}), examples)
     # Adam on a CPU looks at its learning rate, which waits for nothing there
     assert [name for name in watch.seen if "_local_scalar" not in name] == [] and len(watch.seen) <= 1
     with Watch() as watch:
@@ -106,7 +106,7 @@ def test_the_step_is_the_one_written_out_by_hand() -> None:
     adam = torch.optim.Adam(twin.parameters(), lr=0.01)
     for index in range(6):
         seed_step(5, index)
-        terms, _ = step.train(examples, fixed({"z": 0.3}))
+        terms, _ = step.train(examples, {"z": 0.3})
         seed_step(5, index)
         output = twin(examples)
         nats = torch.nn.functional.cross_entropy(output.logits, examples.x, reduction="sum") / 8
@@ -180,7 +180,7 @@ def test_bf16_gives_the_loss_of_fp32(body: str) -> None:
         step = Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
         for index in range(5):
             seed_step(0, index)
-            terms, output = step.train(batch(16, index), fixed({"z": 0.1}))
+            terms, output = step.train(batch(16, index), {"z": 0.1})
         assert output.logits.dtype == torch.float32
         losses.append(terms.loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
@@ -195,7 +195,7 @@ def test_a_warm_up_at_beta_zero_stays_finite() -> None:
     tally = MetricAccumulator(60, {"z": 10}, background=0)
     for index in range(60):
         seed_step(0, index)
-        tally.add(index, *step.train(batch(8, index % 2), fixed({"z": 0.0})), batch(8, index % 2))
+        tally.add(index, *step.train(batch(8, index % 2), {"z": 0.0}), batch(8, index % 2))
     assert tally.read().mean().finite
     level = step.model.encode(batch(8))[0]
     assert (level.logvar >= -12.0).all() and torch.isfinite(level.kl).all()

@@ -51,10 +51,7 @@ def build(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a corpus into the cache, or read and check one of yours; --output also writes it as .npz.
-
-    `data build --grammar FILE --input strings.txt --output mine.npz` parses strings of yours.
-    """
+    """Build a corpus into the cache, or read and check one of yours; --output also writes it as .npz."""
     import shutil
 
     from arcvae_cli.console import Console
@@ -136,14 +133,10 @@ def info(
 
 
 def _given(flags: Layer) -> set[str]:
-    """The flags of strings."""
     return set(flags.values.get("data", {})) - {"size", "seed"}
 
 
 def _settings(corpus: str | None, flags: Layer) -> DataSettings:
-    """The settings of NAME|PATH and the flags. InputError for flags that are not used or contradict each other."""
-    from difflib import get_close_matches
-
     given, unused = _given(flags), set[str]()
     if corpus is None:
         unused = {"max_rules", "recipe"} if "prod" in given else set()
@@ -152,10 +145,7 @@ def _settings(corpus: str | None, flags: Layer) -> DataSettings:
     elif corpus not in STRING_CORPORA:
         path = expanded(Path(corpus))
         if not exists(path):
-            near = get_close_matches(corpus, CORPORA, 1)
-            raise InputError(
-                f"{corpus}: no such corpus or file", f"did you mean {near[0]}?" if near else f"use {KNOWN}"
-            )
+            raise InputError(f"{corpus}: no such corpus or file", f"use {KNOWN}")
         if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path):
             unused = given - {"grammar"}
     for key in sorted(given & unused):
@@ -166,7 +156,6 @@ def _settings(corpus: str | None, flags: Layer) -> DataSettings:
 
 
 def _load(data: DataSettings, console: Console, options: LoadOptions, rebuild: bool = False) -> Dataset:
-    """The dataset, with a note before a build that takes seconds, a count of what is parsed, and its notes."""
     from arcvae_cli.data.corpora import cache_path, corpus_name, load_arrays
 
     cached = cache_path(data, options)
@@ -182,7 +171,6 @@ def _load(data: DataSettings, console: Console, options: LoadOptions, rebuild: b
 def _identify(
     console: Console, lines: list[str], document: dict[str, Any], dataset: Dataset, file: Path | None
 ) -> None:
-    """Prints the lines, the fingerprint and the file, and adds the latter to the document."""
     document |= {"fingerprint": dataset.fingerprint(), "file": str(file)}
     console.lines(map(one_line, [*lines, f"fingerprint {document['fingerprint']}", f"file {file}"]))
 
@@ -191,7 +179,6 @@ _FORMS = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding"
 
 
 def _show(console: Console, dataset: Dataset, described: dict[str, Any]) -> None:
-    """Prints what `describe` returns; text from files without control characters."""
     from arcvae_cli.console import cell
 
     splits = [{"split": split, **part} for split, part in described["splits"].items()]
@@ -199,19 +186,14 @@ def _show(console: Console, dataset: Dataset, described: dict[str, Any]) -> None
         columns = list(rows[0]) if rows else []
         cells = [[v if isinstance(v, str) else cell(v, _FORMS.get(k, ",")) for k, v in row.items()] for row in rows]
         left = [place for place, key in enumerate(columns) if key in ("split", "of", "into")]
-        console.result()
         console.table(title, [key.replace("_", " ") for key in columns], cells, left=left)
-    facts = _facts(dataset, described)
-    console.result()
-    console.table(
-        "Content", ["", ""], [[key, one_line(text)] for key, text in facts.items()], left=(0, 1), header=False
-    )
+    facts = [(key, one_line(text)) for key, text in _facts(dataset, described).items()]
+    console.table("Content", ("", ""), facts, left=(0, 1), header=False)
     if examples := described.get("examples"):
         console.lines(["", "Examples", *map(one_line, examples)])
 
 
 def _facts(dataset: Dataset, described: dict[str, Any]) -> dict[str, str]:
-    """Colours and shapes of grids; origin and rules of derivations."""
     if dataset.rules is None:
         facts = {"colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"]))}
         if shapes := described["shapes"]:
@@ -230,7 +212,6 @@ def _facts(dataset: Dataset, described: dict[str, Any]) -> dict[str, str]:
 
 
 def _show_conditions(console: Console, conditions: list[dict[str, Any]], grids: int, corpus: str) -> None:
-    """All conditions with the share of grids that have each value."""
     rows = []
     for one in conditions:
         shares = [f"{count / grids:.1%}" if grids else "-" for count in one["counts"]]
@@ -240,9 +221,4 @@ def _show_conditions(console: Console, conditions: list[dict[str, Any]], grids: 
         rows.append([one["name"], allowed, one["text"], shares[1] if flag else several])
     title = f"Conditions, and their shares of the {grids:,} training grids of {one_line(corpus)}"
     console.table(title, ["key", "value", "meaning", "share (yes)"], rows, left=(0, 1, 2, 3))
-    console.lines(
-        [
-            "Names of colours are aliases: red=yes is colour_2=yes. symmetry=lr and symmetry=ud require",
-            "one mirror symmetry and leave the other open; symmetry=both and symmetry=none set both.",
-        ]
-    )
+    console.lines(["aliases: red=yes is colour_2=yes; symmetry=both and symmetry=none set both mirror symmetries"])

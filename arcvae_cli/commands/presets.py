@@ -10,7 +10,7 @@ import typer
 
 from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.presets import describe_preset, environment_layer, json_schema, preset_names, resolve
-from arcvae_cli.settings import GrammarSettings, Settings, elbo_scale
+from arcvae_cli.settings import Settings, elbo_scale
 
 app = typer.Typer(no_args_is_help=True, help="List, show and describe presets.")
 
@@ -71,7 +71,7 @@ def size_of(settings: Settings) -> tuple[int, dict[str, int] | None]:
     from arcvae_cli.models.grammar import Structure
 
     structure = None
-    if isinstance(settings.model, GrammarSettings):
+    if settings.model.kind == "strings":
         equations = settings.data.name == "equations"
         rules = read_grammar(settings.data.grammar or ("equations" if equations else "smiles")).rules
         structure = Structure(rules, settings.data.max_rules or (15 if equations else ZINC_RULES))

@@ -113,7 +113,7 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
 
 def fit_of(loaded: Loaded) -> tuple[Rules | None, int | None]:
     """The rules and the length of derivations that the model is for; None for grids."""
-    structure = getattr(loaded.model, "structure", None)
+    structure = loaded.model.structure
     return (None, None) if structure is None else (structure.rules, structure.length)
 
 

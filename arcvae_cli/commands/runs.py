@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arcvae_cli import runs as folders
+from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.commands.presets import leaves
 from arcvae_cli.commands.reading import importing
 from arcvae_cli.commands.resuming import MAY_CHANGE, differences
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="List, show and verify runs.")
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="print the result only")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 RunsDir = Annotated[Path, typer.Option(help="where run folders are")]
 RUNS = Path("runs")
 STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "whole": "green"}
@@ -36,7 +35,7 @@ STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "kill
 
 
 @app.command("list")
-def list_runs(runs_dir: RunsDir = RUNS, quiet: Quiet = False, as_json: AsJson = False) -> None:
+def list_runs(runs_dir: RunsDir = RUNS, quiet: QuietOption = False, as_json: JsonOption = False) -> None:
     """List runs, the last active first."""
     console = Console(quiet=quiet, as_json=as_json)
     found = [folders.describe(path) for path in folders.all_runs(runs_dir)]
@@ -64,8 +63,8 @@ def styled(state: str) -> Text:
 def show(
     run: Annotated[str, typer.Argument(help="a run's name, its folder, or latest")],
     runs_dir: RunsDir = RUNS,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a run: its state, its settings, its checkpoints, and the commands to continue with."""
     console = Console(quiet=quiet, as_json=as_json)
@@ -85,6 +84,7 @@ def show(
 
     facts = {key: value for key, value in found.items() if value not in (None, {})}
     facts |= {key: size(value) for key, value in facts.items() if key.endswith("bytes")}
+    facts |= {key: f"{value:.6g}" for key, value in facts.items() if isinstance(value, float)}
     rows = [(key, styled(value) if key == "state" else one_line(str(value))) for key, value in facts.items()]
     console.table("", ("", ""), rows, left=(0, 1), header=False)
     if changed:
@@ -144,8 +144,8 @@ def next_steps(path: Path, state: str, runs_dir: Path) -> list[str]:
 def verify(
     run: Annotated[str | None, typer.Argument(help="a run's name, its folder, or latest; by default all")] = None,
     runs_dir: RunsDir = RUNS,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Verify the files of one run or of all; nothing is changed. Exit code 1 if something is damaged.
 

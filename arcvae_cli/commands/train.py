@@ -236,7 +236,6 @@ def next_commands(folder: RunFolder, corpus: Corpus) -> Iterator[str]:
 
 def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
     """The model of the settings with its first weights; InputError where it or a batch does not fit the corpus."""
-    from arcvae_cli.data.corpus import DerivationCorpus
     from arcvae_cli.models import build_model
     from arcvae_cli.models.grammar import Structure
     from arcvae_cli.step import seed_step
@@ -246,7 +245,7 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
             f"train.batch_size: {settings.train.batch_size} is more than the {corpus.size('train')} training examples",
             f"use --batch-size {corpus.size('train')} or less, or more data",
         )
-    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, DerivationCorpus) else None
+    structure = None if corpus.rules is None else Structure(corpus.rules, corpus.positions[0])
     seed_step(settings.train.seed, "weights")
     return build_model(settings.model, structure).to(device)
 

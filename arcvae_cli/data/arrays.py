@@ -18,8 +18,7 @@ from arcvae_cli.grammar import Grammar, Rules
 
 SPLITS = ("train", "val", "test")
 
-ARRAY_BYTES = 3 * 2**28
-"""Largest uncompressed size of the arrays of a file, or of a dataset: 3 million grids. Checked before allocation."""
+ARRAY_BYTES = 3 * 2**28  # largest size of the arrays of a file or a dataset, checked before allocation
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,6 @@ class Dataset:
                 raise InputError(f"{self.name}: the {split} split is empty", "add examples to it, or use another")
 
     def strings(self, rows: NDArray[np.int64]) -> list[str]:
-        """The strings of these rows. ValueError without a grammar."""
         if self.grammar is None:
             raise ValueError("writing strings needs a grammar")
         return [written(self.grammar, ids) for ids in self.x[rows].tolist()]

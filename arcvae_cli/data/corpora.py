@@ -22,8 +22,7 @@ from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.grammar import Grammar, read_grammar
 from arcvae_cli.settings import STRING_CORPORA, DataSettings
 
-MOST_FAILED = 0.1
-"""Largest share of lines that may fail to parse, and of those that may be left out as too long."""
+MOST_FAILED = 0.1  # largest share of lines that may fail to parse, and of those that may be left out as too long
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,10 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Builder:
-    """How a corpus is built; `build` also gets the path of the list of lines that do not parse.
+    """How a corpus is built."""
 
-    `key`: revision (raised if the same parameters give other arrays), sources and parameters, for the cached file.
-    """
-
-    build: Callable[[DataSettings, LoadOptions, Path], Dataset]
-    key: Callable[[DataSettings, LoadOptions], str]
+    build: Callable[[DataSettings, LoadOptions, Path], Dataset]  # the path is of the list of lines that do not parse
+    key: Callable[[DataSettings, LoadOptions], str]  # revision, sources and parameters, for the cached file
 
 
 def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebuild: bool = False) -> Dataset:
@@ -178,11 +174,9 @@ CORPORA = {
     "equations": _DRAWN,
     "smiles": _PARSED,
 }
-"""By the names in the settings."""
 
 
 def _builder(data: DataSettings) -> Builder | None:
-    """The builder of a corpus; None for the user's own arrays."""
     if data.path is not None:
         return _PARSED if is_file(data.path) and data.path.suffix.lower() not in SUFFIXES else None
     if data.prod is not None:
@@ -249,7 +243,7 @@ def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
         text = f"{count:,} of {origin.lines:,} lines {what}"
         if count > options.most_failed * origin.lines:
             text += f": listed in {file}" * (file is not None)
-            fix = f"correct them, or allow a larger share than {options.most_failed:g} (data build --max-failed)"
+            fix = f"change the file or data.max_rules, or raise --max-failed {options.most_failed:g} (data build)"
             raise InputError(f"{origin.source}: {text}", fix)
         if count:
             notes.append(f"{text}: {f'listed in {options.listed or file}' if file else 'left out'}")

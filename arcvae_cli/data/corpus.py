@@ -26,9 +26,8 @@ FORM = ("objects", "symmetry_lr", "symmetry_ud")
 class GridCorpus:
     """Grids of 16x16 cells in ten colours, all on the device; batches are made there without a sync.
 
-    Augmentation draws, for each grid of the batch, one of the eight symmetries and a permutation of the colours 1-9
-    from torch's default generator of the device; if the corpus knows each grid's shape, the rectangle is transformed
-    and stays top-left, else the canvas. Conditions are those of the grids as augmented.
+    Augmentation draws one of the eight symmetries (of the grid's rectangle, or of the canvas if shapes are unknown) and
+    a permutation of the colours 1-9 from torch's default generator. Conditions are those of the grids as augmented.
     """
 
     kind = "grids"
@@ -72,12 +71,10 @@ class GridCorpus:
         return self._shapes[split]
 
     def class_counts(self) -> Tensor:
-        """Cells of each colour in the training split: (10,) int64."""
         cells = self._grids["train"]
         return torch.stack([(cells == colour).sum() for colour in range(COLOURS)])
 
     def fingerprint(self) -> str:
-        """A digest of all grids and their shapes, in order."""
         shapes = [shape for shape in self._shapes.values() if shape is not None]
         return digest((*self._grids.values(), *shapes))
 
@@ -107,8 +104,7 @@ class GridCorpus:
 class DerivationCorpus:
     """Left-most derivations of a grammar on the device: `length` (T) rule ids each, the padding rule after their ends.
 
-    `grammar` is None if only ids and masks are known. `entropy`: nats, of the distribution that the strings are drawn
-    from, if known. There is no augmentation, and there are no conditions.
+    `grammar` is None if only ids and masks are known. `entropy`: nats, of the distribution of the strings, if known.
     """
 
     kind = "strings"
@@ -153,7 +149,6 @@ class DerivationCorpus:
         return torch.from_numpy(self._class_counts).to(self.device)
 
     def fingerprint(self) -> str:
-        """A digest of all derivations, in order, and of the rules."""
         return digest(self._ids.values(), repr((self.rules.text, self.rules.lhs, self.rules.padding)))
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:  # noqa: ARG002
@@ -211,12 +206,9 @@ def open_corpus(
 ) -> Corpus:
     """The corpus that the settings name, on the device, within `data.limit`.
 
-    `rules` and `length`: of a checkpoint of a grammar model, which the corpus has to fit: its grammar parses strings
-    without one, shorter derivations are padded, longer ones left out with a note. `tell`, `say`: see LoadOptions.
-    `arrays`: the dataset, if it is loaded already.
-
-    Raises InputError for unusable settings or files, another grammar, or an empty split among those that the caller
-    `needs`.
+    `rules` and `length`: of a checkpoint of a grammar model: shorter derivations are padded, longer ones left out with
+    a note. `tell`, `say`: see LoadOptions. `arrays`: the dataset, if it is loaded already. Raises InputError for
+    unusable settings or files, another grammar, or an empty split among `needs`.
     """
     if arrays is None:
         known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")

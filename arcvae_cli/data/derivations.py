@@ -1,8 +1,7 @@
 """Left-most derivations of a grammar as rows of rule ids: counting, uniform sampling, enumeration, checks.
 
-The number of derivations of a symbol with exactly n rules is a sum over its rules of convolutions of the numbers of
-what stands on their right-hand sides: dynamic programming over exact integers, for any context-free grammar, whose
-results grow without bound. Drawing walks down the same sums, one step of all derivations at a time.
+The number of derivations of a symbol with n rules is a sum over its rules of convolutions over their right-hand sides:
+dynamic programming over exact integers. Drawing walks down the same sums, one step of all derivations at a time.
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ _DRAWS = 40  # for each string that is wanted, before there are held to be no mo
 
 
 class Counts:
-    """How many derivations of at most `most` rules the start symbol has, and draws from them, each as likely.
+    """How many derivations of at most `most` rules the start symbol has, and uniform draws from them.
 
-    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: of the uniform distribution over
-    them, in nats. Costs about S * most**2 / 2 products of long integers for S different tails of right-hand sides that
-    hold two symbols or more: nothing for 15 rules of equations, a second for 277 of SMILES. Raises ValueError for rules
-    without right-hand sides, InputError where it would take minutes and gigabytes.
+    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: of the uniform distribution, in nats.
+    A second for 277 rules of SMILES. Raises ValueError for rules without right-hand sides, InputError if it would take
+    minutes and gigabytes.
     """
 
     def __init__(self, rules: Rules, most: int) -> None:
@@ -41,8 +39,7 @@ class Counts:
         tails = {right[place:]: None for right in ((rules.start,), *rules.rhs) for place in range(len(right))}
         self._tails = {tail: number for number, tail in enumerate(tails)}  # sequences of nonterminals, numbered
         if (sum(len(tail) > 1 for tail in tails) + len(rules)) * most**2 > _WORK:
-            what = f"derivations of up to {most} rules of so many kinds are not counted in sensible time"
-            raise InputError(f"data.max_rules: {what}", "use a smaller number")
+            raise InputError(f"data.max_rules: derivations of {most} rules are too many to count", "lower it")
         self._rules_of = [rules.of(symbol) for symbol in range(len(rules.symbols))]
         self._of_symbol: list[list[int]] = [[0] * (most + 1) for _ in rules.symbols]
         self._of_tail: dict[tuple[int, ...], list[int]] = {(): [1] + [0] * most}
@@ -75,7 +72,6 @@ class Counts:
         return _Tables(self)
 
     def _by_rule(self, symbol: int, n: int) -> list[int]:
-        """Derivations of a symbol by n rules, by the first of them."""
         return [self._of_tail[self._rhs[rule]][n - 1] for rule in self._rules_of[symbol]]
 
     def _by_first(self, tail: tuple[int, ...], n: int) -> list[int]:
@@ -85,11 +81,7 @@ class Counts:
 
 
 class _Tables:
-    """The choices of a walk down the counts, as cumulative probabilities one after the other in a flat array.
-
-    A choice is of the number of rules of a whole derivation, of a symbol's rule given how many rules it takes in all,
-    or of how many of a tail's rules its first symbol takes.
-    """
+    """The choices of a walk down the counts, as cumulative probabilities one after the other in a flat array."""
 
     def __init__(self, counts: Counts) -> None:
         rules, tails, self.most = counts.rules, counts._tails, counts.most
@@ -112,7 +104,6 @@ class _Tables:
         self._cumulative = np.array(self._flat)
 
     def draw(self, count: int, stream: np.random.RandomState) -> Ids:
-        """`count` derivations: (count, most)."""
         ids = np.full((count, self.most), self.padding, np.int16)
         tail = np.zeros((count, self.most + 1), np.int64)  # a stack: what is still to be derived
         size = np.zeros((count, self.most + 1), np.int64)  # and by how many rules
@@ -144,7 +135,6 @@ class _Tables:
         return ids
 
     def _choice(self, weights: Sequence[int]) -> tuple[int, int]:
-        """Put a choice behind the others: where it begins, and among how many."""
         begin, total = len(self._flat), sum(weights)
         if not total:
             return 0, 0  # never used
@@ -166,11 +156,7 @@ class _Tables:
 def draw_strings(
     counts: Counts, size: int, stream: np.random.RandomState, write: Callable[[list[int]], str | None]
 ) -> tuple[Ids, list[str]]:
-    """`size` derivations, drawn uniformly and kept in the order drawn, of which no two give the same string.
-
-    If the grammar is ambiguous, a string of many derivations is as much likelier to be among them. Raises InputError
-    if there are fewer such strings.
-    """
+    """`size` uniformly drawn derivations of different strings, with the strings. InputError if there are fewer."""
     strings: dict[str | None, None] = {}
     parts: list[Ids] = []
     for _ in range(_DRAWS + size * _DRAWS // _CHUNK if counts.total >= size else 0):
@@ -190,11 +176,7 @@ def draw_strings(
 
 
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
-    """Every derivation of a tree of at most `depth` levels, terminals counted as one, rules in the file's order.
-
-    The order, and what counts as a level, are those of `nltk.parse.generate`, of which Kusner et al. 2017 took the
-    first 100,000 sentences at depth 6 for their equations.
-    """
+    """Every derivation of a tree of at most `depth` levels, in the order of `nltk.parse.generate`."""
     rules_of: dict[str, list[int]] = {}
     for number, production in enumerate(grammar.productions):
         if number not in grammar.unusable:
@@ -219,14 +201,6 @@ def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
     return of_symbol(grammar.start, depth)
 
 
-def padded(derivations: list[tuple[int, ...]], length: int, padding: int) -> Ids:
-    """Derivations of up to `length` rules as rows: (N, length)."""
-    ids = np.full((len(derivations), length), padding, np.int16)
-    for row, one in enumerate(derivations):
-        ids[row, : len(one)] = one
-    return ids
-
-
 def first_of_each(ids: Ids) -> NDArray[np.int64]:
     """Rows that are not like one before them: (n,)."""
     first: dict[bytes, int] = {}
@@ -235,21 +209,14 @@ def first_of_each(ids: Ids) -> NDArray[np.int64]:
     return np.fromiter(first.values(), np.int64, len(first))
 
 
-def lengths(ids: Ids, padding: int) -> NDArray[np.int64]:
-    """Rules of each derivation, without padding: (N,)."""
-    count: NDArray[np.int64] = (ids != padding).sum(axis=1)
-    return count
-
-
 _ANY = -2  # any symbols, on a stack
 
 
 def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:
     """The first step of a row that is no part of a left-most derivation, and what is wrong; None for a whole one.
 
-    A rule is wrong that does not rewrite the left-most nonterminal, padding where a nonterminal is left; step T is
-    wrong where a row ends too early. Without right-hand sides a rule is wrong that rewrites nothing, that rewrites
-    another symbol than the start at step 0, or that follows padding.
+    Step T is wrong if a row ends too early. Without right-hand sides only rules are wrong that rewrite nothing, that
+    rewrite another symbol than the start at step 0, or that follow padding.
     """
     lhs, rhs, padding, stack = rules.lhs, rules.rhs, rules.padding, [rules.start]
     for step, rule in enumerate(row):

@@ -11,23 +11,19 @@ from numpy.typing import NDArray
 
 from arcvae_cli.conditions import ATTRIBUTES, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys
-from arcvae_cli.data.derivations import first_of_each, lengths
+from arcvae_cli.data.derivations import first_of_each
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
 
-SHAPES, EXAMPLES = 8, 5
-"""How many of the commonest shapes and of the strings are listed."""
-
+SHAPES, EXAMPLES = 8, 5  # how many of the commonest shapes and of the strings are listed
 _CHUNK = 4096
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
     """The document of `data info --json` but for name and file: a few seconds for 100,000 grids.
 
-    Shares are of cells (`black`, `colours`) or of grids (`single_colour`), None in an empty split. `duplicates` are
-    examples that occur earlier in their split. Of derivations: `counts` of each rule in all splits, `unused` rules
-    that could be used, `unusable` ones that could not, `padding` as a share of all steps. `leaks`: examples of split
-    `of` that are also in `into`; grids are `equivalent` if they are equal up to a symmetry of their rectangle and a
-    permutation of the colours 1-9.
+    Shares are of cells (`black`, `colours`), grids (`single_colour`) or steps (`padding`), None in an empty split.
+    `duplicates` occur earlier in their split. `unused` rules could be used, `unusable` ones not. `leaks`: examples of
+    split `of` that are also in `into`; `equivalent` ones up to a symmetry and a permutation of the colours 1-9.
     """
     if dataset.rules is None:
         shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(SHAPES)
@@ -69,9 +65,8 @@ def describe_conditions(dataset: Dataset) -> list[dict[str, Any]]:
 def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
     """A hash (N,) of each grid, invariant to symmetries of its rectangle and permutations of the colours 1-9.
 
-    The cells of each colour are summed under random weights, once for each symmetry; the sums are mixed and added over
-    the colours, and the smallest of the eight is the hash. Weights are integers of 44 bits, so that float64 adds them
-    without rounding, by BLAS. Different grids agree by chance with a probability near 2**-44.
+    The cells of each colour are summed under random weights of 44 bits, once for each symmetry; the sums are mixed and
+    added over the colours, and the smallest of the eight is the hash. Different grids agree by chance of about 2**-44.
     """
     weights = np.random.RandomState(0).randint(1, 2**44, CELLS, dtype=np.int64).astype(np.float64)
     sides = np.full((len(grids), 2), SIDE, np.int64) if shape is None else shape.astype(np.int64)
@@ -116,7 +111,7 @@ def _grid_split(dataset: Dataset, split: str) -> dict[str, Any]:
 
 
 def _string_split(ids: NDArray[np.int16], padding: int) -> dict[str, Any]:
-    used = lengths(ids, padding)
+    used = (ids != padding).sum(axis=1)
     return {
         "strings": len(ids),
         "mean_rules": float(used.mean()) if len(ids) else None,

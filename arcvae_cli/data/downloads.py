@@ -17,10 +17,7 @@ _LARGEST = 2**25  # bytes, above the size of every file here
 
 @dataclass(frozen=True)
 class Download:
-    """A public file. `blob`: git id of its content; `variable`: environment variable of another address.
-
-    `test_lines`: how many leading lines are the test set.
-    """
+    """A public file; `blob`: git id of its content, `variable`: of another address, `test_lines`: leading test set."""
 
     name: str
     file: str
@@ -34,7 +31,6 @@ class Download:
         return cache_folder() / "downloads" / self.file
 
     def is_in(self, path: Path) -> bool:
-        """Whether a file is this one, by its content."""
         try:
             return path.stat().st_size < _LARGEST and git_blob(path.read_bytes()) == self.blob
         except OSError:
@@ -68,10 +64,7 @@ def downloaded(what: Download) -> Path:
 
 
 def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
-    """The file in the cache, downloaded unless it is there; several processes download it once.
-
-    Raises ArcvaeError, with where to copy the file by hand, if it cannot be downloaded or has another content.
-    """
+    """The file in the cache, downloaded unless it is there. ArcvaeError if that fails or its content is another."""
     path, address = what.path, os.environ.get(what.variable) or what.url
     shown = without_password(address)
     fix = f"copy the file to {path}, or set another address in {what.variable}; the corpus equations needs no download"

@@ -32,17 +32,15 @@ _TASK_FIX = "ARC tasks are {'train': [{'input': [[0, 1], ...], 'output': ...}, .
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
-    """Write a dataset as `.npz`, completely or not at all. ArcvaeError where that fails.
-
-    Derivations are compressed; grids are not: 100,000 take 29 MB, which is read in a tenth of a second.
-    """
+    """Write a dataset as `.npz`, completely or not at all; derivations are compressed. ArcvaeError if that fails."""
     columns: dict[str, Any]
     if dataset.rules is None:
         columns = {"grids": dataset.x, "split": dataset.split, "shape": dataset.shape, "task": dataset.task}
     else:
-        columns = {"ids": dataset.x, "split": dataset.split, "origin": _bytes(json.dumps(asdict(dataset.origin)))}
+        origin = np.frombuffer(json.dumps(asdict(dataset.origin)).encode(), np.uint8)
+        columns = {"ids": dataset.x, "split": dataset.split, "origin": origin}
         if dataset.grammar is not None:
-            columns["grammar"] = _bytes(dataset.grammar.text)
+            columns["grammar"] = np.frombuffer(dataset.grammar.text.encode(), np.uint8)
         else:
             columns["lhs"] = np.array(dataset.rules.lhs, np.int16)
             columns["padding"] = np.array(dataset.rules.padding, np.int16)
@@ -185,7 +183,6 @@ def _split(columns: dict[str, NDArray[Any]], keys: list[bytes]) -> tuple[NDArray
 
 
 def _text(column: NDArray[Any]) -> NDArray[np.str_]:
-    """A column of strings, UTF-8 bytes or numbers as strings."""
     text = np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column.astype(np.str_)
     "".join(text.ravel().tolist()).encode()  # raises for what is not a character
     return text
@@ -211,12 +208,7 @@ def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar 
     return Dataset(path.stem, ids, split, rules=rules, grammar=grammar, origin=origin, notes=notes)
 
 
-def _bytes(text: str) -> NDArray[np.uint8]:
-    return np.frombuffer(text.encode(), np.uint8)
-
-
 def _string(column: NDArray[Any]) -> str:
-    """Text from its UTF-8 bytes as uint8, or from a single string."""
     if column.dtype == np.uint8:
         column = np.array(column.tobytes())
     require(not column.ndim and column.dtype.kind in "SU", "text", column)
@@ -229,10 +221,7 @@ def bare_rules(lhs: list[int], padding: int, start: int) -> Rules:
 
 
 def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
-    """Ids (N, T) as int16; -1 stands for the padding rule.
-
-    `check`: ValueError with the first row that is no complete derivation by the rules; see `wrong_step`.
-    """
+    """Ids (N, T) as int16, padded for -1. `check`: ValueError with the first row that is no complete derivation."""
     require(ids.ndim == 2 and ids.dtype.kind in "iu" and ids.size, "ids", ids)
     ids = np.where(ids == -1, rules.padding, ids)
     for number, row in enumerate(ids if check else ()):

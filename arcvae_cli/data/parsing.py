@@ -1,11 +1,8 @@
-"""From strings to left-most derivations of a grammar, by lark: LALR where the grammar permits it, else Earley.
+"""From strings to left-most derivations of a grammar, by lark: LALR if the grammar permits it, else Earley.
 
-LALR takes time proportional to the length of a string. It is used where lark finds no conflicts and the text splits
-into terminals in one way only: then no string has two derivations. SMILES have a lark grammar of their own
-(`grammars/smiles.lark`), because the published rules have conflicts.
-
-Earley takes any grammar, about fifty times slower, and takes cubic time where the grammar is ambiguous. Of several
-derivations of a string it gives the one whose ids come first in lexicographic order.
+LALR is used where lark finds no conflicts and the text splits into terminals in one way only: then no string has two
+derivations. SMILES have a lark grammar of their own, because the published rules have conflicts. Earley takes any
+grammar, about fifty times slower; of several derivations it gives the one whose ids are first in lexicographic order.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib import resources
 from multiprocessing import get_context
 from typing import Any, Literal
@@ -41,23 +37,18 @@ LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0
 Kind = Literal["lalr", "earley"]
 
 
-class ParseFailure(Exception):  # noqa: N818 - what it is about a line
+@dataclass(eq=False)
+class ParseFailure(Exception):  # noqa: N818
     """A line that is no string of the grammar: the `position` of the first unexpected character, from 0."""
 
-    def __init__(self, position: int, reason: str) -> None:
-        super().__init__(position, reason)
-        self.position = position
-        self.reason = reason
+    position: int
+    reason: str
 
 
 class Parser:
-    """Parses strings of a grammar. `kind` is how, and `reason` says why. `earley`: do not try LALR.
-
-    Raises InputError where making the parser takes over `EARLEY_SECONDS`.
-    """
+    """Parses strings of a grammar by `kind`, for a `reason`; `earley`: do not try LALR. InputError if too large."""
 
     kind: Kind
-    reason: str
 
     def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
         self.grammar = grammar
@@ -71,13 +62,12 @@ class Parser:
             self._lark = _earley(grammar)
 
     def parse(self, text: str) -> list[int]:
-        """The ids of the left-most derivation of a string, without padding. Raises as `derivation`."""
         return self.derivation(text)[0]
 
     def derivation(self, text: str) -> tuple[list[int], bool]:
-        """The same, and whether the string has other derivations too.
+        """The ids of the left-most derivation of a string, without padding, and whether there are others.
 
-        Raises ParseFailure, and InputError where it takes over `EARLEY_SECONDS` to find all derivations.
+        Raises ParseFailure, and InputError if it takes over `EARLEY_SECONDS` to find all derivations.
         """
         separator = self.grammar.separator
         written = text if separator.isspace() or not text else text + separator
@@ -91,16 +81,15 @@ class Parser:
             raise _failure(error, text) from None
         except _OutOfTimeError:
             what = f"{text[:40]!r} ({len(text):,} characters) takes over {EARLEY_SECONDS:g} s to parse"
-            fix = "The grammar is too ambiguous for such long strings: rewrite it, or leave them out."
-            raise InputError(f"{self.grammar.name}: {what}", fix) from None
+            raise InputError(f"{self.grammar.name}: {what}", "make the grammar less ambiguous, or omit it") from None
 
 
 @dataclass(frozen=True, eq=False)
 class Parsed:
-    """Derivations of lines: `ids` (N, T) int16, padded with the padding rule; `lines` (N,) their numbers, from 1.
+    """Derivations of lines: `ids` (N, T) int16, padded; `lines` (N,) their numbers, from 1.
 
-    `failures`: lines that do not parse, by their numbers from 1. `ambiguous`: how many have several derivations.
-    `too_long`: how many are left out for taking more than T rules. `longest`: the most rules that any line takes.
+    `failures`: by number of the line. Counts: `ambiguous` lines have several derivations, `too_long` ones more than T
+    rules; `longest`: most rules of any line.
     """
 
     ids: NDArray[np.int16]
@@ -124,9 +113,8 @@ def parse_lines(
 ) -> Parsed:
     """The derivations of many strings, in their order; T is `max_rules`, or what the longest takes.
 
-    `workers` processes share the work, by default one a core where there are many lines; the result is the same.
-    `tell` gets the number of lines done and of all, `say` a note where thousands of lines are parsed by Earley.
-    Raises InputError where a line takes over `EARLEY_SECONDS`, or the padded ids would take too much memory.
+    `workers`: processes, by default one a core for many lines. `tell`, `say`: see LoadOptions. Raises InputError if a
+    line takes over `EARLEY_SECONDS`, or the padded ids would take too much memory.
     """
     parser = Parser(grammar)
     size, many = (250, 5000) if parser.kind == "lalr" else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
@@ -153,14 +141,10 @@ def parse_lines(
     return Parsed(padded, numbers, failures, ambiguous, parser.kind, parser.reason, too_long, longest)
 
 
-# ---------------------------------------------------------------------------------------------------------- processes
-
-_Result = tuple[bytes, bool] | ParseFailure
-"""Of a line: its ids as int16, and whether there are other derivations."""
+_Result = tuple[bytes, bool] | ParseFailure  # of a line: its ids as int16, and whether there are other derivations
 
 
 def _chunk(parser: Parser, lines: Sequence[str]) -> list[_Result]:
-    """What `Parser.derivation` gives or raises for some lines."""
     results: list[_Result] = []
     for text in lines:
         try:
@@ -172,10 +156,7 @@ def _chunk(parser: Parser, lines: Sequence[str]) -> list[_Result]:
 
 
 def _in_chunks(parser: Parser, chunks: Sequence[Sequence[str]], workers: int) -> Iterator[list[_Result]]:
-    """The results of chunks of lines in their order, by processes; by this one where they cannot be had or are killed.
-
-    They are spawned: a fork of a process with PyTorch's threads may hang.
-    """
+    """The results of chunks in their order, by spawned processes; by this one where they cannot start or are killed."""
     done = 0
     if workers > 1 and len(chunks) > 1:
         with suppress(BrokenProcessPool, OSError):
@@ -224,12 +205,11 @@ def _limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-# --------------------------------------------------------------------------------------------------------------- lark
-
-
 def _lalr(grammar: Grammar) -> Lark | str:
-    """The LALR parser of a grammar; or why there is none."""
-    if grammar.productions == _smiles().productions and (grammar.start, grammar.separator) == ("smiles", ""):
+    if grammar.productions == read_grammar("smiles").productions and (grammar.start, grammar.separator) == (
+        "smiles",
+        "",
+    ):
         text = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
     elif _splits_in_several_ways(grammar):
         return "strings may split into terminals in more than one way"
@@ -245,23 +225,16 @@ def _lalr(grammar: Grammar) -> Lark | str:
 
 
 def _earley(grammar: Grammar) -> Lark:
-    """The Earley parser of a grammar, which gives parse forests. InputError where it is too large."""
     lexer: Any = _LongestMatch if grammar.separator.isspace() else "dynamic"
     try:
         with _limited(EARLEY_SECONDS):
             return Lark(_lark_text(grammar), parser="earley", lexer=lexer, ambiguity="forest")
     except _OutOfTimeError:
         what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
-        raise InputError(what, "Give ready ids of the rules instead: --prod IDS.npy --grammar FILE.") from None
-
-
-@cache
-def _smiles() -> Grammar:
-    return read_grammar("smiles")
+        raise InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE") from None
 
 
 def _failure(error: UnexpectedInput, text: str) -> ParseFailure:
-    """Where a string fails."""
     place = len(text)
     if isinstance(error, UnexpectedCharacters):
         place = min(place, error.pos_in_stream or 0)
@@ -285,7 +258,6 @@ class _LongestMatch(Lexer):
         self._ignore = frozenset(conf.ignore)
 
     def lex(self, text: str) -> Iterator[Token]:  # type: ignore[override]
-        """The tokens of a text. Raises UnexpectedCharacters where no terminal stands."""
         match, place = self._match, 0
         while place < len(text):
             found = match(text, place)
@@ -324,11 +296,7 @@ def _lark_text(grammar: Grammar) -> str:
 
 
 def _splits_in_several_ways(grammar: Grammar) -> bool:
-    """Whether the longest terminal at a place may be the wrong one, as far as the terminals alone tell.
-
-    It is right if no terminal begins another, or if none begins with the character by which the longer one goes on
-    (`Cl` is never `C` and something with `l`), and by definition where whitespace is the separator.
-    """
+    """Whether a terminal begins a longer one, and another begins with the next character: `C`, `Cl` and `l`."""
     if grammar.separator.isspace():
         return False
     symbols = {symbol for production in grammar.productions for symbol in production.right}

@@ -34,19 +34,16 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
         require(ids.ndim == 2 and ids.dtype.kind in "iu" and ids.size, "ids", ids)
         if ids.min() < -1 or ids.max() >= MOST_RULES:
             raise ValueError(f"ids from {ids.min()} to {ids.max()}, not -1 to {MOST_RULES - 1}")
-    packed = None if masks is None else map_npy(masks)
-    if masks is not None and packed is not None:
-        with reading(masks):
+        packed = None if masks is None else map_npy(masks)
+        if packed is not None:
             fits = packed.dtype == np.uint8 and packed.ndim == 3 and packed.shape[:2] == ids.shape
-            require(fits and 0 < 8 * packed.shape[2] < MOST_RULES + 8, "masks", packed)
-    padding, notes = _padding(ids, packed, pad_id, grammar, prod)
-    rules = None if grammar is None else grammar.rules
-    if masks is not None and packed is not None:
-        with reading(masks):
+            require(fits and 0 < 8 * packed.shape[2] < MOST_RULES + 8, str(masks), packed)
+        padding, notes = _padding(ids, packed, pad_id, grammar, prod)
+        rules = None if grammar is None else grammar.rules
+        if packed is not None:
             bits, last = _read_masks(ids, packed, padding)
-        rules = rules or _rules(bits, last, int(ids[0, 0]))
-    assert rules is not None, "the settings require masks or a grammar"
-    with reading(prod):
+            rules = rules or _rules(bits, last, int(ids[0, 0]))
+        assert rules is not None, "the settings require masks or a grammar"
         own = checked_ids(ids if padding < 0 else np.where(ids == padding, rules.padding, ids), rules)
     keep = first_of_each(own)
     name = None if grammar is None else grammar.name

@@ -25,8 +25,7 @@ _FAMILIES = (("rectangle",), ("line",), ("l", "t", "plus", "checkerboard", "zigz
 def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` different canvases of 1-6 objects of 2-15 cells in the colours 1-9, split 80/10/10.
 
-    Objects are rectangles, lines, patterns (L, T, plus, checkerboard, zigzag) and grown blobs. No two are neighbours:
-    the 8-connected components of the grid are its objects. Raises InputError for a size or a seed out of range.
+    Objects are the 8-connected components of the grid. Raises InputError for a size or a seed out of range.
     """
     sizes = split_sizes(size, seed)
     stream = np.random.RandomState(seed)
@@ -108,7 +107,6 @@ def _blobs(count: int, stream: np.random.RandomState) -> Rows:
 
 
 def _widened(rows: Rows) -> Rows:
-    """Masks with the eight neighbours of every cell."""
     wide: Rows = rows | (rows << np.uint16(1)) | (rows >> np.uint16(1))
     out = wide.copy()
     out[:, 1:] |= wide[:, :-1]

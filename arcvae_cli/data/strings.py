@@ -13,17 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, split_by_key, split_sizes, written
-from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, first_of_each, padded
+from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, first_of_each
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
 from arcvae_cli.grammar import Grammar, Rules
 
-EQUATION_RULES = 15
-"""Longest derivation of an equation, after Kusner et al. 2017."""
-
-TEXT_BYTES = 2**30
-"""The largest file of strings that is read."""
-
+EQUATION_RULES = 15  # longest derivation of an equation, after Kusner et al. 2017
+TEXT_BYTES = 2**30  # the largest file of strings that is read
 _VALIDATION = 5000  # most validation strings if the test split is given
 
 
@@ -70,8 +66,7 @@ def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0,
 def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RULES) -> Dataset:
     """The first `size` sentences of the enumeration of equations that Kusner et al. 2017 trained on 100,000 of.
 
-    They are lexicographic, so neighbours are alike and the last tenth all begin with `1 /`: see `enumerated`. Split
-    80/10/10 by a hash of the string. InputError for a size out of range, or if they take more than `most` (T) rules.
+    Split 80/10/10 by a hash of the string. InputError for a size out of range, or for more than `most` (T) rules.
     """
     split_sizes(size, 0)
     derivations = list(islice(enumerated(grammar, 6), size))
@@ -79,7 +74,9 @@ def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RUL
         raise InputError(f"data.size: the enumeration has {len(derivations)} sentences, not {size}", "lower it")
     if (longest := max(map(len, derivations))) > most:
         raise InputError(f"data.max_rules: sentences of the enumeration take {longest}, more than {most}", "raise it")
-    ids = padded(derivations, most, grammar.rules.padding)
+    ids = np.full((size, most), grammar.rules.padding, np.int16)
+    for row, one in zip(ids, derivations, strict=True):
+        row[: len(one)] = one
     split = split_by_key([written(grammar, one).encode() for one in derivations])
     origin = Origin("enumerated", grammar.name)
     return Dataset(grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
@@ -112,12 +109,12 @@ def build_parsed(
     parsed = parse_lines([text for *_, text in lines], grammar, max_rules=most, tell=tell, say=say)
     if failures is not None:
         failures.unlink(missing_ok=True)
-    if failures is not None and parsed.failures:
-        rows = [
-            (name, number, one.position + 1, one.reason, text)
-            for (name, number, text), one in ((lines[place - 1], one) for place, one in parsed.failures.items())
-        ]
-        _list_failures(failures, rows)
+        rows = []
+        for number, failure in parsed.failures.items():
+            name, line, text = lines[number - 1]
+            rows.append((name, line, failure.position + 1, failure.reason, text))
+        if rows:
+            _list_failures(failures, rows)
     if parsed.too_long and not len(parsed.ids):
         what = f"all {parsed.too_long:,} strings of {grammar.name} take more than data.max_rules = {most} rules"
         fix = f"raise it: the longest takes {parsed.longest:,} (--max-rules {parsed.longest})"
@@ -141,10 +138,7 @@ def build_parsed(
 
 
 def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Splits of examples whose test split is `known` (N,): (N,) index into SPLITS.
-
-    A tenth of the others, at most 5,000, is the validation split, by a hash of each key.
-    """
+    """(N,) index into SPLITS: test where `known` (N,), validation for a tenth of the others, at most 5,000, by hash."""
     rest = np.flatnonzero(~known).tolist()
     order = sorted(rest, key=lambda row: hashlib.sha256(keys[row]).digest())
     split = np.where(known, np.uint8(SPLITS.index("test")), np.uint8(0))
@@ -167,7 +161,6 @@ def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
 
 
 def _list_failures(path: Path, failures: Sequence[tuple[object, ...]]) -> None:
-    """Writes the lines that do not parse as a table, if that is possible."""
     rows = [("file", "line", "character (from 1)", "reason", "text"), *failures]
     text = "".join("\t".join(one_line(str(cell).replace("\t", " ")) for cell in row) + "\n" for row in rows)
     with suppress(ArcvaeError, OSError):

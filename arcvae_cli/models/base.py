@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.nn import functional
 from arcvae_cli import gaussians
 from arcvae_cli.conditions import Attribute
 from arcvae_cli.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from arcvae_cli.models.grammar import Structure
 
 Latents = Mapping[str, Tensor]  # (B, *shape) by level
 
@@ -74,6 +78,7 @@ class VAE(nn.Module, ABC):
     decoder: nn.Module
 
     kind: str = "grids"  # or "strings", as of a corpus and a domain
+    structure: Structure | None = None  # the rules and the length of derivations, for a model of strings
     attributes: tuple[Attribute, ...] = ()  # what the model can be conditioned on, in the order of a batch's conditions
 
     @property

@@ -27,11 +27,8 @@ LEVEL = "z"
 FLOOR = -1e4
 """Logit of a rule that cannot stand at a step: no probability in any precision, and finite where gradients flow."""
 
-SQUEEZED = 16
-"""Channels that the enhanced encoder keeps for each step before its dense layers."""
-
-MOST_RULES = 2**14
-"""Rules of the largest grammar: the table that says which compete takes 1 GiB."""
+SQUEEZED = 16  # channels that the enhanced encoder keeps for each step before its dense layers
+MOST_RULES = 2**14  # rules of the largest grammar: the table that says which compete takes 1 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +60,7 @@ class GrammarVAE(VAE):
     """
 
     kind = "strings"
+    structure: Structure
 
     def __init__(self, settings: GrammarSettings, structure: Structure) -> None:
         super().__init__()
@@ -78,7 +76,8 @@ class GrammarVAE(VAE):
         else:
             self.encoder = Encoder(EnhancedBody(settings, len(rules), length), settings)
             self.decoder = EnhancedDecoder(settings, len(rules), length)
-        self.register_buffer("_allowed", allowed(rules), persistent=False)
+        # (P, P): for each true rule, 0 for what may stand in its place and `FLOOR` for the rest
+        self.register_buffer("_allowed", torch.where(same_left(rules), 0.0, FLOOR), persistent=False)
 
     _allowed: Tensor
 
@@ -116,7 +115,6 @@ class GrammarVAE(VAE):
         return logits.float()
 
     def logits_for(self, latents: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Logits (B, P, L) for the L steps of a batch, of what could stand there."""
         return self.masked(self.decode(latents, steps=batch.x.shape[1]), batch)
 
     def masked(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -136,11 +134,6 @@ class GrammarVAE(VAE):
         if self.pushdown is None:
             return logits.argmax(dim=1)
         return self.pushdown.derive(logits).ids
-
-
-def allowed(rules: Rules) -> Tensor:
-    """(P, P) float32: for each true rule, 0 for what may stand in its place and `FLOOR` for the rest."""
-    return torch.where(same_left(rules), 0.0, FLOOR)
 
 
 class Encoder(nn.Module):
@@ -202,7 +195,6 @@ class KusnerBody(nn.Module):
         return features
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, C, L - reach)."""
         convolved: Tensor = self.layers[:-3](functional.embedding(x, self.one_hot).transpose(1, 2))
         return convolved
 
@@ -229,10 +221,7 @@ class KusnerDecoder(nn.Module):
 
 
 class EnhancedBody(nn.Module):
-    """Embedded rules and places, residual convolutions, each of its own kernel, and dense layers over all steps.
-
-    (B, T) -> (B, encoder_hidden).
-    """
+    """Embedded rules and places, residual convolutions, dense layers over all steps: (B, T) -> (B, encoder_hidden)."""
 
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()

@@ -12,9 +12,7 @@ from torch.nn import functional
 from arcvae_cli.models.base import VAE, Batch, Level, posterior_logvar, standard_level
 from arcvae_cli.settings import GridSettings
 
-COLOURS = 10
-SIDE = 16
-LEVEL = "z"
+COLOURS, SIDE, LEVEL = 10, 16, "z"
 WIDE = 512  # width of the residual body's linear layers
 DECODER_BLOCKS = 4
 
@@ -25,14 +23,15 @@ class GridVAE(VAE):
     def __init__(self, settings: GridSettings) -> None:
         super().__init__()
         self.settings = settings
-        d, body = settings.latent_dim, convolutions()
+        d = settings.latent_dim
         if settings.body == "plain":
-            body += [nn.Linear(2048, 128), nn.ReLU(inplace=True)]
-            self.encoder: nn.Module = Encoder(nn.Sequential(*body), 128, d)
+            narrow = nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
+            self.encoder: nn.Module = Encoder(narrow, 128, d)
             self.decoder: nn.Module = plain_decoder(d)
         else:
-            body += [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
-            self.encoder = Encoder(nn.Sequential(*body), WIDE, d)
+            # before the convolutions: initial weights depend on the order of creation
+            wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
+            self.encoder = Encoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
             self.decoder = residual_decoder(d, settings.dropout)
 
     @property
@@ -174,7 +173,7 @@ def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:
 
 
 class ChannelsFirst(nn.Module):
-    """(B, H, W, C) seen as (B, C, H, W), with the memory left as it is: what PyTorch calls channels last."""
+    """(B, H, W, C) seen as (B, C, H, W), channels last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)

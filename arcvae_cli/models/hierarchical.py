@@ -47,7 +47,6 @@ class HierarchicalVAE(VAE):
         return {GLOBAL: (self.settings.global_dim,), LOCAL: (self.settings.local_channels, side, side)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        """The posteriors of (B, 16, 16) grids: the global one, and the local one given the global sample."""
         return self._encode(batch, noise)[0]
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:

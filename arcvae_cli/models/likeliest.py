@@ -22,7 +22,7 @@ _LAST, _NEVER = 1e3, 1e6  # nats, far beyond what a network gives
 
 
 def likeliest(logits: Tensor, conditions: Tensor | None) -> Tensor:
-    """Colours (B, 16, 16) int64 from logits (B, 10, 16, 16), as conditions (B, A) ask; any may be None or not given.
+    """Colours (B, 16, 16) int64 from logits (B, 10, 16, 16) that obey conditions (B, A), if any.
 
     Cells that are equally likely to change, as mirror images are, change together: a symmetric grid stays symmetric.
     """

@@ -14,14 +14,9 @@ from torch import Tensor, nn
 
 from arcvae_cli.grammar import Rules
 
-NEVER = 2**40
-"""Rules to spare that no derivation has: what a slot without a rule would take."""
-
-MOST_CELLS = 2**21
-"""Slots of all remainders of the largest grammar: takes some seconds and half a GiB."""
-
-END = 0
-"""The remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is."""
+NEVER = 2**40  # rules to spare that no derivation has: what a slot without a rule would take
+MOST_CELLS = 2**21  # slots of all remainders of the largest grammar: takes some seconds and half a GiB
+END = 0  # the remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +35,10 @@ class Pushdown(nn.Module):
     """
 
     choices: Tensor
-    """(C, 2 K) by remainder: the rules of its first symbol, ascending, and how many rules more than the fewest each
-    takes; `NEVER` where there is none."""
+    """(C, 2 K) by remainder: rules of its first symbol, ascending, and how many more than the fewest each takes."""
 
     moves: Tensor
-    """(C K, 5) by remainder and slot: how the pointer moves (twice, for the two cells it points at), what is taken from
-    the rules to spare (negative), and the two remainders that are written."""
+    """(C K, 5) by remainder and slot: moves of the two cells, minus the rules taken, the two remainders written."""
 
     rule: Tensor
     """(C K,) the rule in each slot of each remainder."""

@@ -42,8 +42,7 @@ class Background(Recorder):
         waiting: int = WAITING,
         left: str = "unsent records are lost",
     ) -> None:
-        self._recorder, self._name, self._tell = recorder, name, tell
-        self._patience, self._left = patience, left
+        self._recorder, self._name, self._tell, self._patience, self._left = recorder, name, tell, patience, left
         self._calls: Queue[Callable[[], None] | None] = Queue(waiting)  # None: close, and end
         self._dropped = self._closing = False
         self._code = 0

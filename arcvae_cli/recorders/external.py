@@ -27,9 +27,7 @@ def external_recorders(
         if note is not None:
             console.note(note)
         if mode != "off":
-            wandb = WandbRecorder(
-                folder.path, mode, settings.schedule, log.wandb_project, log.wandb_entity, log.wandb_tags, rules
-            )
+            wandb = WandbRecorder(folder.path, mode, settings, rules)
             left = f"`wandb sync {folder.shell}/wandb/latest-run` sends the rest"
             found.append(Background(wandb, "W&B", console.warn, left=left))
     if log.tensorboard:

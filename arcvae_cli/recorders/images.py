@@ -43,7 +43,7 @@ class ImageRecorder(Recorder):
             return
         rates = [record.val.rates for record in self._epochs]
         levels = {name: np.array([groups[name] for groups in rates]) for name in rates[0]}
-        floors = self._plan.free_bits if self._plan.free_bits_mode != "total" else None
+        floors = self._plan.free_bits if self._plan.settings.objective.free_bits_mode != "total" else None
         plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors)
         # beta at every step, which may go through whole cycles within an epoch
         places: list[float] = []

@@ -23,7 +23,6 @@ SHARES = {
     "token": {"token": "position", "sequence": "exact"},
 }  # by the unit of a corpus: the columns of its accuracies, and their fields of `EpochMetrics`
 SPARE = ("s", "exact", "loss", "recon", "pixel", "token", "on ELBO")  # left out on a narrow terminal, in this order
-QUANTITIES = {"kl": "KL", "reconstruction": "recon"}
 
 
 def live_recorder(console: Console) -> LiveTable | Lines:
@@ -33,16 +32,15 @@ def live_recorder(console: Console) -> LiveTable | Lines:
 
 def header(plan: Plan) -> Iterator[str]:
     """The lines above a training."""
-    model = f"{plan.model}, {plan.parameters:,} parameters"
+    model = f"{plan.settings.model.name}, {plan.parameters:,} parameters"
     yield f"run {plan.run}: {model}, on {plan.device} in {plan.precision}, {plan.engine}"
     sizes = f"{plan.sizes['train']:,} to train on, {plan.sizes['val']:,} to validate"
     yield f"data {plan.corpus}: {sizes}; {plan.epochs} epochs of {plan.steps} steps"
-    floors = plan.free_bits
-    named = [f"{level} {value:g}" for level, value in floors.items()]
-    if len(set(floors.values())) == 1:
-        named = [f"{value:g}" for value in set(floors.values())]
-    free_bits = f"; free bits {', '.join(named)} ({plan.free_bits_mode})" if any(floors.values()) else ""
-    yield f"schedule {plan.schedule}: {plan.schedule_text}{free_bits}"
+    floors, schedule, mode = plan.free_bits, plan.settings.schedule, plan.settings.objective.free_bits_mode
+    same = len(set(floors.values())) == 1
+    named = {f"{value:g}" if same else f"{level} {value:g}": None for level, value in floors.items()}
+    free_bits = f"; free bits {', '.join(named)} ({mode})" if any(floors.values()) else ""
+    yield f"schedule {schedule.name}: {schedule.describe()}{free_bits}"
     if plan.elbo_scale is None:
         yield "scale: with focal loss or class weights no ELBO corresponds to this beta"
     elif plan.elbo_scale != 1.0:
@@ -137,7 +135,7 @@ class LiveTable(Lines):
                     below += Text(f"note: {target.note}", style="yellow").wrap(self._console.err, width)
             lines = (height - FRAME - ROWS - len(below)) // len(last.val.rates)
             for name, groups in last.val.rates.items():
-                floor = plan.free_bits[name] if plan.free_bits_mode != "total" else 0.0
+                floor = plan.free_bits[name] if plan.settings.objective.free_bits_mode != "total" else 0.0
                 below += kl_bars(name, groups, floor, width, lines, plan.level_shapes[name][1:], ACTIVE_KL)
         room = len(self._epochs) if self._over else max(ROWS, height - FRAME - len(below))
         return Group(epoch_table(self._epochs, room, plan, width), *below, self._progress(plan))
@@ -186,7 +184,7 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
     dull = {"position": plan.blank is not None and val.position <= plan.blank, "foreground": val.foreground < 0.05}
     targets: dict[str, Text] = {}  # what closed loops reached beside their targets, a column for each quantity
     for target in record.targets:
-        text = targets.setdefault(f"{QUANTITIES[target.quantity]}/target", Text())
+        text = targets.setdefault("KL/target" if target.quantity == "kl" else "recon/target", Text())
         style = "red" if target.missed else "green"
         text.append(f"{'  ' if text else ''}{target.value:.3g}/{target.target:.3g}", style=style)
     cells: dict[str, str | Text] = {

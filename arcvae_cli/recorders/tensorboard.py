@@ -68,9 +68,19 @@ class TensorBoardRecorder(Recorder):
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - the axis is the step
         if self._strings is None:
-            self._show_grids(pictures)
-        else:
-            self._show_strings(self._strings, pictures)
+            sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
+            if pictures.maps:
+                self._scalars(self._step, {"images/kl_maps_brightest": top})
+            for name, pixels in sheets.items():
+                self._writer().add_image(f"images/{name}", pixels, self._step, dataformats="HWC")
+            return
+        texts = {
+            "strings/reconstructions": pair_lines(self._strings.pairs(pictures.originals, pictures.reconstructions)),
+            "strings/samples": self._strings.samples(pictures.samples),
+        }
+        for name, lines in texts.items():  # indented: TensorBoard reads Markdown, where that is code
+            if lines:
+                self._writer().add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
         for writer in self._writers.values():
@@ -81,23 +91,6 @@ class TensorBoardRecorder(Recorder):
             curves = {name: values[f"train/{key}"] for name, key in BATCH.items()}
             curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in of_levels(values).items()}
             self._scalars(values["step"], curves)
-
-    def _show_grids(self, pictures: Pictures) -> None:
-        sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
-        if pictures.maps:
-            self._scalars(self._step, {"images/kl_maps_brightest": top})
-        for name, pixels in sheets.items():
-            self._writer().add_image(f"images/{name}", pixels, self._step, dataformats="HWC")
-
-    def _show_strings(self, strings: Writer, pictures: Pictures) -> None:
-        """Texts, each line indented: TensorBoard reads Markdown, where that is code and shown as it is."""
-        texts = {
-            "strings/reconstructions": pair_lines(strings.pairs(pictures.originals, pictures.reconstructions)),
-            "strings/samples": strings.samples(pictures.samples),
-        }
-        for name, lines in texts.items():
-            if lines:
-                self._writer().add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
 
     def _scalars(self, step: int, values: Mapping[str, Any], level: str = "") -> None:
         writer = self._writer(level)

@@ -21,6 +21,7 @@ from arcvae_cli.recorders.jsonl import retold
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.render.plots import example_sheets
 from arcvae_cli.schedules import Schedule
+from arcvae_cli.settings import Settings
 from arcvae_cli.stopping import SAVED
 
 if TYPE_CHECKING:
@@ -39,18 +40,8 @@ class WandbRecorder(Recorder):
     `metrics.jsonl`, but for images. The command line, code and console output are not sent.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        mode: Mode,
-        schedule: Schedule,
-        project: str,
-        entity: str | None = None,
-        tags: Sequence[str] = (),
-        rules: Rules | None = None,
-    ) -> None:
-        self._folder, self._mode, self._schedule = folder, mode, schedule
-        self._given: dict[str, Any] = {"project": project, "entity": entity, "tags": list(tags)}
+    def __init__(self, folder: Path, mode: Mode, settings: Settings, rules: Rules | None = None) -> None:
+        self._folder, self._mode, self._settings = folder, mode, settings
         self._writer = None if rules is None else Writer(rules)
         self._run: Run | None = None
         self._step = 0
@@ -64,13 +55,15 @@ class WandbRecorder(Recorder):
         import wandb
 
         quiet = {"console": "off", "disable_git": True, "label_disable": True, "save_code": False, "silent": True}
-        settings = wandb.Settings(**quiet, init_timeout=START, x_disable_meta=True)
+        settings, log = wandb.Settings(**quiet, init_timeout=START, x_disable_meta=True), self._settings.log
         wandb.setup(settings=settings)
         self._run = wandb.init(
-            **self._given,
-            name=run_name(plan, self._schedule),
+            project=log.wandb_project,
+            entity=log.wandb_entity,
+            tags=list(log.wandb_tags),
+            name=run_name(plan, self._settings.schedule),
             id=run_id(self._folder),
-            config={"run": plan.run, "parameters": plan.parameters, **plan.settings},
+            config={"run": plan.run, "parameters": plan.parameters, **plan.settings.table()},
             dir=str(self._folder.resolve()),
             mode=self._mode if self._mode in ("online", "offline") else None,
             resume="allow",
@@ -99,8 +92,7 @@ class WandbRecorder(Recorder):
 
         values = record.metrics()
         self._step = record.step
-        kl = [value for value in values.pop("val/kl_per_dim") if value is not None]
-        if kl:
+        if kl := [value for value in values.pop("val/kl_per_dim") if value is not None]:
             values["val/kl_per_dim"] = Histogram(kl)
         self._log(EPOCH, values)
         if record.best:
@@ -180,7 +172,8 @@ def html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def run_name(plan: Plan, schedule: Schedule) -> str:
     """`beta-vae-d10-b0.1-run-NAME`: model, latent sizes, largest beta of each level or the closed loop's name."""
-    kind = "beta-vae" if plan.model == "grid" else f"{plan.model}-vae"
+    model = plan.settings.model.name
+    kind = "beta-vae" if model == "grid" else f"{model}-vae"
     letters = {"z": "d", "global": "g", "local": "l"}
     sizes = [letters[name] + "x".join(map(str, shape)) for name, shape in plan.level_shapes.items()]
     parts = schedule.by_level(tuple(plan.level_shapes)).values()
@@ -216,8 +209,8 @@ def login_exists(environment: Mapping[str, str]) -> bool:
         return True
     host = urlsplit(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
     named = environment.get("NETRC")
-    for file in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
+    for file in [named] if named else ["~/.netrc", "~/_netrc"]:
         with suppress(OSError, netrc.NetrcParseError, RuntimeError):
-            if (found := netrc.netrc(file.expanduser()).authenticators(host)) and found[2]:
+            if (found := netrc.netrc(Path(file).expanduser()).authenticators(host)) and found[2]:
                 return True
     return False

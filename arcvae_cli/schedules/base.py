@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 Beta = Annotated[float, Field(ge=0, le=1e6, strict=True)]
@@ -28,17 +28,19 @@ class Schedule(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     times: ClassVar[tuple[str, ...]] = ()  # the fields that count epochs, for `compressed`
+    rising: ClassVar[tuple[str, ...]] = ()  # the fields whose values must rise
     words: ClassVar[str]  # a template of `describe`, with the schedule as `s`
 
     name: str
     per: Annotated[Literal["epoch", "step"], Field(description="how often the trainer asks for beta")] = "epoch"
 
-    def in_order(self, *fields: str) -> Self:
-        """The schedule itself, for validators. ValueError if the values of the fields do not rise."""
-        values = [getattr(self, field) for field in fields]
-        if values != sorted(values):
-            order = ", ".join(f"{field} {value:g}" for field, value in zip(fields, values, strict=True))
-            raise ValueError(f"{order} are not in this order")
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        values = {field: getattr(self, field) for field in self.rising}
+        if list(values.values()) != sorted(values.values()):
+            raise ValueError(
+                ", ".join(f"{field} {value:g}" for field, value in values.items()) + " are not in this order"
+            )
         return self
 
     @abstractmethod
@@ -135,14 +137,9 @@ class Schedule(BaseModel, ABC):
         return f"the first peak is at epoch {self.first_peak:g}, the run ends at {epochs:g}"
 
     def shortfall(self, epochs: float) -> str | None:
-        """What a run of so many epochs misses of the schedule's maximum, or None if it gets there.
-
-        >>> UltraConservative().shortfall(10)
-        'beta ends at 0 of 0.1: the warm-up is longer than the run'
-        """
+        """What a run of so many epochs misses of the schedule's maximum, or None if it gets there."""
         reached, aim, over = self.reached(epochs), self.aim, epochs >= self.first_peak
-        # a wave whose crest falls between two epochs loses a little of it every time, which is not worth a warning
-        if reached >= (0.9 if over else 1.0) * aim:
+        if reached >= (0.9 if over else 1.0) * aim:  # a crest between two epochs loses a little every time
             return None
         why = self._why(epochs)
         if over and self.peak == aim and self.reached(epochs + 1) < 0.9 * aim:

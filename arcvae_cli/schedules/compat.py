@@ -113,10 +113,6 @@ def get_beta_schedule(
     ramp_epochs: float | None = None,
     cycle_length: float | None = None,
 ) -> float:
-    """Beta at an epoch, see `BetaScheduler`; arguments that are not given have the schedule's own default.
-
-    Raises ValueError for an unknown schedule or a value out of its range, for `max_beta` where there is none, and for
-    a closed loop, whose beta does not depend on the epoch alone.
-    """
+    """Beta at an epoch, see `BetaScheduler`. Raises ValueError, also for a closed loop, whose beta needs the run."""
     times = {"warmup_epochs": warmup_epochs, "ramp_epochs": ramp_epochs, "cycle_length": cycle_length}
     return BetaScheduler(schedule_type, max_beta=max_beta, **times).schedule(epoch)

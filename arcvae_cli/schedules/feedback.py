@@ -11,8 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
-from typing_extensions import Self
+from pydantic import Field
 
 from arcvae_cli.schedules.base import Beta, Epochs, MaxBeta, MinBeta, Schedule
 
@@ -113,21 +112,15 @@ class Feedback(Schedule):
     def __call__(self, epoch: float) -> float:
         if epoch <= 0:
             return self.begin()["beta"]
-        raise ValueError(
-            f"{self.name} takes feedback: beta at epoch {epoch:g} depends on the run. Feed it with get_beta_scheduler("
-            f'"{self.name}").observe(...), or on a device with arcvae_cli.controllers.Controller'
-        )
+        remedy = f'get_beta_scheduler("{self.name}").observe(...), or arcvae_cli.controllers.Controller on a device'
+        raise ValueError(f"{self.name} takes feedback: beta at epoch {epoch:g} depends on the run; use {remedy}")
 
     @property
     def peak(self) -> float:
-        """The largest beta there may be; `first_peak` is the epoch from which on the target is constant."""
         return self.bounds[1]
 
     def reached(self, epochs: float) -> float:
         return self.bounds[1]
-
-    def shortfall(self, epochs: float) -> str | None:
-        return None
 
 
 class KLCapacity(Feedback):
@@ -186,6 +179,7 @@ class ControlVAE(Feedback):
     """
 
     name: Literal["controlvae"] = "controlvae"
+    rising: ClassVar[tuple[str, ...]] = ("min_beta", "start_beta", "max_beta")
     words: ClassVar[str] = (
         "KL held at {s.target:g} nats by a PI controller, beta between {s.min_beta:g} and {s.max_beta:g}"
     )
@@ -195,10 +189,6 @@ class ControlVAE(Feedback):
     start_beta: Annotated[Beta, Field(description="the integral's first value")] = 0.0
     kp: Annotated[Gain, Field(description="gain of the proportional term")] = 0.01
     ki: float = Field(-1e-4, ge=-1e3, le=0, strict=True, description="gain of the integral, per step and nat")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return self.in_order("min_beta", "start_beta", "max_beta")
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -227,6 +217,7 @@ class Geco(Feedback):
     name: Literal["geco"] = "geco"
     quantity: ClassVar[Quantity] = "reconstruction"
     knob: ClassVar[str] = "tolerance"
+    rising: ClassVar[tuple[str, ...]] = ("lambda_min", "start_lambda", "lambda_max")
     words: ClassVar[str] = (
         "reconstruction held at {s.tolerance:g} nats per position by a multiplier, "
         "beta = 1 / lambda between {s.bounds[0]:g} and {s.bounds[1]:g}"
@@ -237,10 +228,6 @@ class Geco(Feedback):
     lambda_min: Annotated[Multiplier, Field(description="bound of lambda = 1 / beta")] = 0.1
     lambda_max: Annotated[Multiplier, Field(description="bound of lambda = 1 / beta")] = 100.0
     start_lambda: Annotated[Multiplier, Field(description="lambda before the first step")] = 1.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return self.in_order("lambda_min", "start_lambda", "lambda_max")
 
     @property
     def bounds(self) -> tuple[float, float]:

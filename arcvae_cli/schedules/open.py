@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from typing_extensions import Self
 
 from arcvae_cli.schedules.base import NEAR, Beta, Epochs, MaxBeta, MinBeta, Schedule, Stretch
@@ -50,7 +50,7 @@ class Linear(Schedule):
         """The share of `max_beta` at a share of the rise."""
         return progress
 
-    def rising(self, elapsed: float, duration: float) -> float:
+    def climb(self, elapsed: float, duration: float) -> float:
         """Beta within the rise, `elapsed` epochs after its start."""
         return self.max_beta * self.share(elapsed / duration)
 
@@ -59,7 +59,7 @@ class Linear(Schedule):
         elapsed = epoch - delay
         if elapsed <= 0:
             return 0.0
-        return self.max_beta if elapsed >= duration else self.rising(elapsed, duration)
+        return self.max_beta if elapsed >= duration else self.climb(elapsed, duration)
 
     @property
     def peak(self) -> float:
@@ -96,7 +96,7 @@ class LinearWarmup(Linear):
     def span(self) -> tuple[float, float]:
         return self.warmup_epochs, self.ramp_epochs
 
-    def rising(self, elapsed: float, duration: float) -> float:
+    def climb(self, elapsed: float, duration: float) -> float:
         return self.max_beta * elapsed / duration  # rounds otherwise than `Linear`
 
 
@@ -194,21 +194,17 @@ class ThreePhase(Schedule):
 class Cyclical(Schedule):
     """A wave of period `cycle_length` between `min_beta` and `max_beta`.
 
-    `ramp_hold` is the wave of Fu et al. 2019, up over a fraction R of the cycle and held to its end, the end included;
-    `triangle` goes up over half of it and down again; `cosine` does so smoothly.
+    `ramp_hold` (Fu et al. 2019) goes up over a fraction of the cycle and is held to its end, the end included.
     """
 
     name: Literal["cyclical"] = "cyclical"
     times: ClassVar[tuple[str, ...]] = ("cycle_length",)
+    rising: ClassVar[tuple[str, ...]] = ("min_beta", "max_beta")
     max_beta: MaxBeta = 0.1
     min_beta: MinBeta = 0.0
     cycle_length: Annotated[Stretch, Field(description="epochs of a cycle")] = 20.0
     wave: Annotated[Literal["triangle", "cosine", "ramp_hold"], Field(description="form of a cycle")] = "triangle"
     ramp_fraction: Annotated[float, Field(gt=0, le=1, strict=True, description="share of ramp_hold that rises")] = 0.5
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        return self.in_order("min_beta", "max_beta")
 
     @property
     def rise(self) -> float:

@@ -101,7 +101,7 @@ def test_conditions_and_how_often_they_occur():
 @pytest.mark.parametrize(
     ("words", "message", "fix"),
     [
-        ("info arc-rw", "no such corpus or file", "did you mean arc-raw"),
+        ("info arc-rw", "no such corpus or file", "use arc, arc-raw"),
         (f"info {'x' * 300}", "no such corpus or file", "use arc"),
         (f"info --prod {'x' * 300} --grammar equations", "cannot be read", "another file"),
         (f"build --input {'x' * 300} --grammar equations", "cannot be read", "file of strings"),

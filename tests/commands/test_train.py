@@ -339,7 +339,7 @@ def test_one_batch_is_memorised_and_no_run_is_written(
         (("--batch-size", 101), "train.batch_size: 101 is more than the 100 training examples"),
         (("--batch-size", 101, "--overfit-batch"), "--batch-size 100 or less"),
         (("--runs-dir", "file"), "no run folder can be made there"),
-        (("--run-name", "taken"), "--run-name 'taken': runs/taken exists already"),
+        (("--run-name", "taken"), "runs/taken: exists already"),
         (("--run-name", "latest"), "--run-name 'latest'"),
         (("--epochs", 0), "--epochs: train.epochs: should be greater than or equal to 1, got 0"),
         (("--model", "gird"), "--model: model.name: unknown name 'gird'"),

@@ -158,7 +158,7 @@ def test_strings_of_a_custom_grammar(tmp_path: Path, arcvae: Run) -> None:
         ),
         (
             ("--preset", "kusner_original", "--data", "equations", "--batch-size", 20),
-            "derivations of at least 27 rules, and these have 15",
+            "needs derivations of 27 rules, and these have 15",
         ),
         (("--preset", "minimal", "--set", "objective.reduction=mean"), "would weigh each by its length"),
         (("--preset", "minimal", "--set", "train.monitor=val/pixel_accuracy"), "has no metric 'val/pixel_accuracy'"),

@@ -33,7 +33,6 @@ def plan(**changed: Any) -> Plan:
     levels: Mapping[str, int] = changed.get("levels", {"z": 3})
     values: dict[str, Any] = {
         "run": "one",
-        "model": "grid",
         "parameters": 1234567,
         "device": "cpu",
         "precision": "fp32",
@@ -43,11 +42,8 @@ def plan(**changed: Any) -> Plan:
         "epochs": 100,
         "steps": 50,
         "level_shapes": {name: (size,) for name, size in levels.items()},
-        "schedule": "cyclical",
-        "schedule_text": "up and down",
-        "settings": Settings().table(),
+        "settings": Settings(schedule={"name": "cyclical"}),
         "elbo_scale": 1.0,
-        "free_bits_mode": "per_dim",
         "notes": (),
         "blank": 0.9,
         **{name: value for name, value in changed.items() if name != "levels"},

@@ -229,7 +229,7 @@ from arcvae_cli.recorders.wandb import WandbRecorder
 
 def session(after, last):
     records = [conftest.record(epoch, best=epoch == 2) for epoch in range(1, last + 1)]
-    logger = WandbRecorder(folder.path, "offline", Settings().schedule, "ours", rules=conftest.rules())
+    logger = WandbRecorder(folder.path, "offline", Settings(), conftest.rules())
     recorders = JsonlRecorder(folder.path / "metrics.jsonl"), logger
     for recorder in recorders:
         recorder.start(conftest.plan())
@@ -345,7 +345,7 @@ def test_online_the_server_knows_what_it_has(
         ]
 
     kept = JsonlRecorder(tmp_path / "metrics.jsonl")
-    recorder = WandbRecorder(tmp_path, "online", Settings().schedule, "ours", rules=make_rules())
+    recorder = WandbRecorder(tmp_path, "online", Settings(), make_rules())
     for record in records[:2]:
         kept.steps(steps(record))
     recorder.start(make_plan())
@@ -418,7 +418,7 @@ LEVELS = {"schedule.name": "hierarchical", "schedule.global.max_beta": 0.01, "sc
 )
 def test_the_name_of_a_run(make_plan: MakePlan, shapes: dict[str, Any], values: dict[str, Any], name: str) -> None:
     resolved = resolve(None, flag_layer({key: (key, value) for key, value in values.items()})).settings
-    plan = replace(make_plan(run="x", model=resolved.model.name), level_shapes=shapes)
+    plan = replace(make_plan(run="x", settings=resolved), level_shapes=shapes)
     assert run_name(plan, resolved.schedule) == f"{name}-run-x"
 
 
