@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from arcvae_cli import __version__
 from arcvae_cli.errors import ArcvaeError, Interrupted, one_line
+from arcvae_cli.machine import out_of_memory
 from arcvae_cli.stopping import Signals, exit_code
 
 COMMANDS = {
@@ -77,7 +78,7 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
             ctx = getattr(error, "ctx", None)
             message = " ".join(error.format_message().split())
             return 2, message, f"see {ctx.command_path if ctx else 'arcvae'} --help"
-        case _ if ran_out_of_memory(error):
+        case _ if out_of_memory(error):
             return 1, f"out of memory: {first_line}", "free some memory, or use another --device"
         case ValueError() if first_line.startswith("embedded null"):
             return 2, f"a file name contains a NUL character ({first_line})", "remove it"
@@ -86,15 +87,6 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
             return 2 if long else 1, f"{file}: {reason}" if file else reason, "use a shorter name" if long else None
         case _:
             return 1, f"{type(error).__name__}: {first_line}", "a bug in arcvae; arcvae --debug shows where"
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether Python or PyTorch could not allocate."""
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from arcvae_cli.machine import out_of_memory
-
-    return out_of_memory(error)
 
 
 def complain(what: str, fix: str | None, prefix: str) -> None:

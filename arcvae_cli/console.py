@@ -53,8 +53,7 @@ class Output:
 class Console:
     """stdout for results, stderr for progress, notes and errors.
 
-    With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped. A character that
-    stdout cannot encode is written as its escape.
+    With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped.
     """
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:

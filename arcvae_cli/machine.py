@@ -72,9 +72,11 @@ def crowded(device: torch.device) -> str | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on the device or on the host."""
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError):
         return True
     text = str(error)
     by_torch = any(s in text for s in ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory"))

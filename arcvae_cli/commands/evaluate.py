@@ -11,6 +11,7 @@ import typer
 
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.errors import InputError
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
@@ -68,7 +69,6 @@ def evaluate(
     from arcvae_cli import domains
     from arcvae_cli.console import Console
     from arcvae_cli.domains.base import Task
-    from arcvae_cli.errors import InputError
 
     console = Console(quiet=quiet, as_json=as_json)
     counting = {"--encodings": encodings, "--decodings": decodings, "--monte-carlo-examples": monte_carlo_examples}
@@ -128,7 +128,6 @@ def _evaluated(
 def _training_corpus(loaded: Loaded, corpus: Corpus, data: str | None, console: Console) -> Corpus:
     """The corpus that the model was trained on; the one at hand, with a warning, if it cannot be opened."""
     from arcvae_cli.data.corpus import open_corpus
-    from arcvae_cli.errors import InputError
 
     if data is None:
         return corpus
@@ -212,7 +211,6 @@ CODE = (
 
 
 def _show(console: Console, loaded: Loaded, report: Report) -> None:
-    """Everything measured, in 80 columns, the verdict last."""
     from rich.text import Text
 
     from arcvae_cli import domains

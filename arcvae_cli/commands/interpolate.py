@@ -11,6 +11,7 @@ import typer
 
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,10 @@ def interpolate(
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     model, domain = loaded.model, domains.of(loaded.model.kind)
-    moving = _levels(model, level)
+    moving = None if level == "all" else (level,)  # None: all
+    if level not in ("all", *model.level_sizes):
+        known = ", ".join(model.level_sizes)
+        raise InputError(f"--level {level}: the latents of this model are {known}", "use --level all, or one of them")
     domain.check_decodable(loaded)
     corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
     names, ends = [], []
@@ -92,23 +96,9 @@ def _walk(
         return latents if moving is None else model.prior(steps, noise=latents)
 
 
-def _levels(model: VAE, level: str) -> tuple[str, ...] | None:
-    """The levels that move, None for all. InputError where the model has no such level."""
-    from arcvae_cli.errors import InputError
-
-    if level == "all":
-        return None
-    names = ", ".join(model.level_sizes)
-    if level not in model.level_sizes:
-        raise InputError(f"--level {level}: the latents of this model are {names}", "use --level all, or one of them")
-    return (level,)
-
-
 def _indexed(text: str, flag: str, corpus: Callable[[], Corpus], split: str) -> tuple[str, Any] | None:
     """The example (*positions) of an index in the split, and its name; None for text that is no index."""
     import torch
-
-    from arcvae_cli.errors import InputError
 
     if not text.lstrip("-").isdigit():
         return None

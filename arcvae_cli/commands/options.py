@@ -148,10 +148,7 @@ def absolute(path: str | Path) -> str:
 
 
 def data_layers(data: str | None) -> tuple[Layer, Layer]:
-    """The layers of `--data`, a corpus by name or a path: one below `--set`, and one above it.
-
-    A name replaces the files of a preset, but not those that `--set` or a flag gives.
-    """
+    """The layers of `--data` below and above `--set`: a name replaces the files of a preset, not those of `--set`."""
     if data is None:
         return Layer("--data", {}), Layer("--data", {})
     if data in CORPORA:

@@ -11,6 +11,7 @@ import typer
 
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,6 @@ def sample(
     from arcvae_cli import conditions, domains
     from arcvae_cli.console import Console
     from arcvae_cli.domains.base import Draw
-    from arcvae_cli.errors import InputError
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 
@@ -129,8 +129,6 @@ def _training_corpus(
     loaded: Loaded, data: str | None, corpus: Callable[[str], Corpus], console: Console
 ) -> Corpus | None:
     """The corpus of the training strings; None, with a note, if it is not available. Only `--data` builds it."""
-    from arcvae_cli.errors import InputError
-
     settings = loaded.settings.data
     if data is None and reading.unbuilt(settings):
         builds = "" if settings.input or settings.grammar else f"; --data {settings.name} builds them"

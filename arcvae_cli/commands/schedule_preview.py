@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from arcvae_cli.commands.options import (
     own_names,
     with_flags,
 )
-from arcvae_cli.errors import InputError
+from arcvae_cli.errors import InputError, nearest
 from arcvae_cli.files import is_dir, is_file, read_lines, usable_folder
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
@@ -88,7 +87,6 @@ class Shown:
         return [epoch + (step + 1) / steps for epoch in range(self.epochs) for step in range(steps)]
 
     def marks(self) -> list[tuple[float, str]]:
-        """Key epochs with what happens there, the first and the last included."""
         found: dict[float, list[str]] = {0.0: ["start"]} if self.by_step else {1.0: ["first epoch"]}
         if self.recorded:
             stride = max(1, self.epochs // 10)
@@ -108,7 +106,6 @@ class Shown:
         return found
 
     def columns(self) -> dict[str, Callable[[float], float | None]]:
-        """The columns of the table as functions of the epoch: `series`, what was recorded, and ELBO-scale betas."""
         found: dict[str, Callable[[float], float | None]] = dict(self.series())
         for level, run in self.recorded.items():
             if run.values:
@@ -218,11 +215,8 @@ def find(name: str, layers: Sequence[Layer], run: str | None, runs: Path) -> Sho
         settings = resolve(None, wanted, *layers).settings
     else:
         known = list(dict.fromkeys([*preset_names(), *SCHEDULES]))
-        near = difflib.get_close_matches(name, known, n=3)
-        raise InputError(
-            f"{name}: no such preset, file or schedule",
-            f"did you mean {' or '.join(near)}?" if near else f"presets and schedules: {', '.join(known)}",
-        )
+        fix = f"{nearest(name, known)}presets and schedules: {', '.join(known)}"
+        raise InputError(f"{name}: no such preset, file or schedule", fix)
     recorded = {} if run is None else read_run(run, runs, settings.schedule)
     return Shown(name, source, settings.schedule, settings.train.epochs, scale, recorded)
 

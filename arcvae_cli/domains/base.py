@@ -35,8 +35,7 @@ Examples = NDArray[Any]  # (n, *positions) classes, as small integers
 class Table(NamedTuple):
     """A table of a report. `columns`: headings and the text that replaces `{}` in dotted keys.
 
-    `rows`: label, dotted key and format; a key without `{}` has its value in the first column. Rows without any value
-    are not shown.
+    `rows`: label, dotted key and format; a key without `{}` has its value in the first column.
     """
 
     title: str

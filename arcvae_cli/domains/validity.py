@@ -25,8 +25,7 @@ _ARITHMETIC = re.compile(rf"({'|'.join(FUNCTIONS)})?\(?|\)|[-+*/^.x]|\*\*|[0-9]+
 class Validator(NamedTuple):
     """Decides which strings are valid in the sense of `name` ("valid", "evaluable").
 
-    `canonical`: one string for all of the same meaning, an invalid string unchanged. `diversity`: how unlike each
-    other two or more valid strings are, 0 to 1. Both are None where they are not defined.
+    `canonical`: one string for all of the same meaning. `diversity`: how unlike two or more valid strings are, 0 to 1.
     """
 
     name: str

@@ -24,8 +24,7 @@ _OVERSAMPLING, _ITERATIONS = 10, 4  # of the randomised SVD
 def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
     """Project grids (n, H, W), integers on any device, on the principal components of centred one-hot training grids.
 
-    Returns the argmax colour of each cell, as uint8, and the numbers of components and of training grids, drawn with
-    `seed`. `torch.svd_lowrank` is exact to one cell in some thousands.
+    Returns the argmax colour of each cell, uint8, and the numbers of components and of training grids.
     """
     if len(training) > TRAINING_GRIDS:
         training = training[np.random.RandomState(seed).choice(len(training), TRAINING_GRIDS, replace=False)]
@@ -56,8 +55,7 @@ def _places(grids: Tensor) -> Tensor:
 def rule_frequencies(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, Any]:
     """Derivations (n, T) by the frequency of each rule among those of its left-hand side, at each step of `training`.
 
-    One is added to every count (Laplace). `exact_share`: of derivations by the most frequent rules,
-    `expected_exact_share`: of derivations drawn from the frequencies.
+    One is added to every count (Laplace). `expected_exact_share`: of derivations drawn from the frequencies.
     """
     counts = torch.stack([one.bincount(minlength=len(rules)) for one in training.cpu().long().unbind(1)]).double() + 1.0
     logs = torch.zeros_like(counts)  # (T, P)

@@ -20,11 +20,7 @@ MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nat
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The report, and the arrays that pictures need.
-
-    `indices`: (n,) examples in the order seen, `errors`: (n,) wrong positions of each at the posterior mean. By level,
-    `codes`: (n, units) posterior means, `maps`: (n, h, w) nats of KL in the cells of a map.
-    """
+    """The report; (n,) examples in the order seen, (n,) wrong positions; by level (n, units) means, (n, h, w) KL."""
 
     report: dict[str, Any]
     indices: NDArray[np.int64]
@@ -34,10 +30,9 @@ class Evaluation:
 
 
 def evaluate(task: Task) -> Evaluation:
-    """Evaluate a model on a split, without conditions.
+    """Evaluate a model on a split, without conditions; torch's generators are restored.
 
-    What a quick evaluation leaves out is None in the report; torch's generators are restored. InputError without
-    examples to evaluate or to train a baseline; ArcvaeError where the model's output is not finite.
+    InputError without examples to evaluate or to train a baseline; ArcvaeError where the output is not finite.
     """
     model, corpus, split, seed, quick = task.model, task.corpus, task.split, task.seed, task.quick
     domain = domains.of(model.kind)

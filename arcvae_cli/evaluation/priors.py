@@ -24,10 +24,7 @@ COMPONENTS = (2, 4, 8, 16, 32)  # of a mixture, that are tried
 
 @dataclass(frozen=True)
 class Mixture:
-    """K Gaussians over the latents of all levels of a model, D numbers in all; with K = 1, one Gaussian.
-
-    `weights` (K,), `means` (K, D), `roots` (K, D, D), the matrix A of each covariance A A^T. `shapes`: of each level.
-    """
+    """K Gaussians over all levels: weights (K,), means (K, D), roots (K, D, D) A of each covariance A A^T."""
 
     weights: NDArray[np.float64]
     means: Codes
@@ -52,10 +49,7 @@ class Mixture:
 def fit_prior(
     kind: Literal["aggregate", "gmm"], latents: Mapping[str, Tensor], seed: int, components: Sequence[int] = COMPONENTS
 ) -> Mixture:
-    """One Gaussian or a mixture, fitted to posterior samples (n, *shape) by level, n of at least 2.
-
-    A mixture has full covariances. More components are tried while the likelihood of a held-out fifth rises.
-    """
+    """One Gaussian or a mixture for (n >= 2, *shape) samples by level; a held-out fifth decides on their number."""
     codes: Codes = torch.cat([value.flatten(1).cpu().double() for value in latents.values()], dim=1).numpy()
     shapes = {name: tuple(value.shape[1:]) for name, value in latents.items()}
     covariance = np.atleast_2d(np.cov(codes, rowvar=False))
@@ -102,10 +96,7 @@ def draw_prior(
     noise: Mapping[str, Tensor] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> dict[str, Tensor]:
-    """`n` draws by level from the model's own prior, in batches: a learned prior is a network.
-
-    `conditions`: (n, A) int64, or None. `noise`: (n, *shape) by level, drawn if None.
-    """
+    """(n, *shape) draws by level from the model's own prior; `conditions` (n, A) int64, `noise` is drawn if None."""
     parts = []
     with torch.inference_mode():
         noise = model.noise(n) if noise is None else noise
@@ -123,11 +114,7 @@ def argmax_decode(
     batch_size: int = BATCH_SIZE,
     constrained: bool = True,
 ) -> Tensor:
-    """The most likely classes (n, *positions) int64 on the CPU, subject to the conditions if `constrained`.
-
-    `latents` and `conditions` (n, A), if any, lie on the model's device. Not `constrained`, each position has its own
-    argmax.
-    """
+    """The most likely classes (n, *positions) int64 on the CPU, subject to the conditions (n, A) if `constrained`."""
     decoded = []
     with torch.inference_mode():
         for start in range(0, len(next(iter(latents.values()))), batch_size):

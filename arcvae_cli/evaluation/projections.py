@@ -22,19 +22,12 @@ def principal_plane(codes: Codes) -> tuple[Points, tuple[float, float]]:
 
 
 def tsne_plane(codes: Codes, seed: int, perplexity: float = 30.0) -> Points:
-    """Codes (n, D) in the plane (n, 2) by t-SNE (van der Maaten and Hinton 2008), n of at least 3.
-
-    1,000 codes take 4 s on one core, 2,000 take 11. The perplexity is lowered for few codes.
-    """
+    """Codes (n >= 3, D) in the plane (n, 2) by t-SNE (van der Maaten and Hinton 2008); 1,000 take 4 s on one core."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    spread_out = codes.shape[1] > 1 and bool(np.ptp(codes, axis=0).min() > 0)
-    tsne = TSNE(
-        perplexity=min(perplexity, (len(codes) - 1) / 3),
-        init="pca" if spread_out else "random",
-        random_state=seed,
-    )
+    init = "pca" if codes.shape[1] > 1 and np.ptp(codes, axis=0).min() > 0 else "random"
+    tsne = TSNE(perplexity=min(perplexity, (len(codes) - 1) / 3), init=init, random_state=seed)
     with threadpool_limits(1):  # so few points gain nothing from threads, which contend on busy cores
         points: Points = tsne.fit_transform(codes).astype(np.float64)
     return points

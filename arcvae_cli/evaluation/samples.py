@@ -39,13 +39,12 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str
     those without a neighbour of their colour. Density and coverage are None against five reference grids or fewer.
     """
     ours, theirs = structure(samples), structure(reference)
-    column = {name: place for place, name in enumerate(FEATURES)}
-    objects, specks, lit = (column[name] for name in ("objects, at most 20", "speck share", "share of non-black cells"))
+    names = "objects, at most 20", "speck share", "share of non-black cells"
+    objects, specks, lit = map(FEATURES.index, names)
     # as many samples as there are reference grids, since more of them cover more
     sides = theirs, ours[: len(theirs)]
     density, coverage = density_and_coverage(*sides) if len(theirs) > NEIGHBOURS else (None, None)
-    known = {grid.tobytes() for grid in training}
-    keys = [grid.tobytes() for grid in samples]
+    known, keys = {grid.tobytes() for grid in training}, [grid.tobytes() for grid in samples]
     return {
         "samples": len(samples),
         "reference": len(reference),

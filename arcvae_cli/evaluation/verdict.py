@@ -88,7 +88,6 @@ class Advice:
         return f"lower beta{whose} (peak {self.peak(level)})"
 
     def raise_beta(self) -> str:
-        """For codes off the prior."""
         controlled = [less for _, less in dict.fromkeys(self.controlled.values())]
         peaks = dict.fromkeys(self.peak(level) for level in self.betas if level not in self.controlled)
         slowly = [f"raise beta slowly (peak {' and '.join(peaks)})"] if peaks else []

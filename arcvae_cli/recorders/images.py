@@ -26,7 +26,6 @@ class ImageRecorder(Recorder):
         self._plan = plan
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002
-        """Draw the curves from the first epoch on, and delete the pictures of later epochs."""
         self._epochs = list(records)
         for path in self._folder.glob("*_epoch_*"):
             number = re.fullmatch(r"(?:reconstructions|samples|kl_map)_epoch_(\d+)\.(?:png|txt)", path.name)
@@ -37,11 +36,9 @@ class ImageRecorder(Recorder):
         self._epochs.append(record)
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
-        """Write `reconstructions_epoch_N`, `samples_epoch_N` and, of levels that are maps, `kl_map_epoch_N.png`."""
         domains.of(self._kind).write_pictures(self._folder, epoch, pictures, self._rules)
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
-        """Write `beta_schedule.png` and `kl_per_dim.png`."""
         if not self._epochs or self._plan is None:
             return
         rates = [record.val.rates for record in self._epochs]

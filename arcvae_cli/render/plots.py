@@ -68,10 +68,7 @@ def save_kl_maps(
     columns: int = 8,
     means: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
-    """Originals (N, H, W), and below each the KL of the cells of its maps (N, h, w) in nats, a row for each level.
-
-    `means` (h, w) by level, over more examples than these, come first.
-    """
+    """Originals (N, H, W) over their KL maps (N, h, w) in nats by level; `means` (h, w) of more come first."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -196,10 +193,7 @@ def save_beta_schedule(
     elbo_scale: float | None = None,
     held: Sequence[tuple[float, Sequence[Target]]] = (),
 ) -> None:
-    """Beta over the epochs, a line for each level, with the ELBO scale on the right unless it is 1 or None.
-
-    `held`: the targets of a closed loop at the ends of epochs, with the values reached, in a panel for each quantity.
-    """
+    """Beta over the epochs, a line for each level; `held`: targets of a closed loop and values reached, by epoch."""
     curves: list[Curve] = [(name, "beta", np.asarray(epochs), np.asarray(beta), False) for name, beta in betas.items()]
     loops: dict[tuple[str, str], list[tuple[float, Target]]] = {}
     for epoch, targets in held:

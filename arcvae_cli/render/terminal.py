@@ -39,7 +39,6 @@ class TerminalGrids:
         self.width: int = grids.shape[2]
 
     def across(self, width: int) -> int:
-        """How many grids stand side by side in `width` columns."""
         return max(1, (width + SPACE) // (self.width + SPACE))
 
     def capacity(self, console: Console, lines: int) -> int:
