@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from arcvae_cli import checkpoints, render
+from arcvae_cli import checkpoints
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate as command
 from arcvae_cli.console import Console
 from arcvae_cli.data.corpus import open_corpus
 from arcvae_cli.domains.grids import GridDomain
+from arcvae_cli.render import plots
 from arcvae_cli.runs import RunFolder
 
 Run = Callable[..., Result]
@@ -210,7 +211,7 @@ def test_a_failed_write_leaves_the_former_files(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(render, "save_reconstructions", full)  # after the pictures of the codes
+    monkeypatch.setattr(plots, "save_reconstructions", full)  # after the pictures of the codes
     result = judge(arcvae, tiny_run, tmp_path)
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr
