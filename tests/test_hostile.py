@@ -150,7 +150,7 @@ def test_content_that_does_not_match_its_digest_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("#" * 2**21 + "\n", "over 1 MB"),
+        ("#" * 2**21 + "\n", "larger than 64 kB"),
         ("[train]\nlr = nan\n", "train.lr"),
         ("a = " + "9" * 5000, "not valid TOML"),
         ('[train]\n"l\\nr\\u001b[2J" = 1\n', "train.l\\nr\\x1b[2J"),
