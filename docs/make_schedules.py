@@ -61,7 +61,7 @@ SECTIONS = {
         source=f"""Bowman et al. 2016 and Sønderby et al. 2016 raise the weight of the KL from 0 to 1 while they train;
         the flat beginning and the numbers are those of {EARLIER}.""",
         use="""The plain choice: the code is filled first and compressed after. It needs `warmup_epochs + ramp_epochs`
-        epochs to get there, and a shorter run is told so before it starts.""",
+        epochs to get there, and a shorter run prints a warning before it starts.""",
     ),
     "ultra_conservative": Section(
         formula=RAMP,

@@ -238,7 +238,7 @@ class GridDomain(Domain):
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
         counts = [f"{_dead(kl)} of {len(kl)} {level}" for level, kl in kls.items()]
         held = [level for level, kl in kls.items() if 2 * advice.held(level, kl) > len(kl)]
-        totals = [f"{level} {sum(kl):.1f}" for level, kl in kls.items()]
+        totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
         result = f"{non_black:.0%} of the non-black cells are right, PCA gets {found['pca']['non_black_accuracy']:.0%}"
         if blank >= 0.5:
             result = f"{blank:.0%} of the reconstructions are all black"
@@ -248,9 +248,9 @@ class GridDomain(Domain):
         elif held:
             state = f"collapse, held up by free bits alone: {' and '.join(held)} carries nothing beyond its floor"
         elif non_black <= NON_BLACK_TARGET:
-            state = f"the code is alive, the decoder is not: nats of {', '.join(totals)}"
+            state = f"the code is alive, the decoder is not: {totals}"
         else:
-            state = f"the code is alive: nats of {', '.join(totals)}"
+            state = f"the code is alive: {totals}"
         return f"{state}; {result}"
 
     def tables(self, report: Report) -> Iterator[Table]:
