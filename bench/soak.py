@@ -676,20 +676,23 @@ def points(folder: Path) -> Logs:
 
 
 def rows(folder: Path) -> Logs:
-    """The rows of all sessions of a run's W&B run, one after the other."""
-    numbers, pictures = list[Any](), list[Any]()
+    """The rows of a run's W&B run as the server would have them: of all sessions, the first row of each W&B step."""
+    found: dict[int, dict[str, Any]] = {}
     for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns):
-        for row in wandb_rows(file):
+        for number, row in wandb_rows(file):
             row.pop("seconds", None)
-            if any(name.startswith(("images/", "strings/")) for name in row):
-                pictures.append(row["step"])
-            else:
-                numbers.append(row)
+            found.setdefault(number, row)
+    numbers, pictures = list[Any](), list[Any]()
+    for _, row in sorted(found.items()):
+        if any(name.startswith(("images/", "strings/")) for name in row):
+            pictures.append(row["step"])
+        else:
+            numbers.append(row)
     return numbers, pictures
 
 
-def wandb_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows in a `.wandb` file: a LevelDB log of protobuf messages behind 7 bytes of its own."""
+def wandb_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """W&B's step and the row, of a `.wandb` file: a LevelDB log of protobuf messages behind 7 bytes of its own."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     raw, block, at, message = file.read_bytes(), 32768, 7, b""
@@ -707,7 +710,8 @@ def wandb_rows(file: Path) -> Iterator[dict[str, Any]]:
             record.ParseFromString(message)
             if record.WhichOneof("record_type") == "history":
                 items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-                yield {key: json.loads(value) for key, value in items.items() if not key.startswith("_")}
+                row = {key: json.loads(value) for key, value in items.items() if not key.startswith("_")}
+                yield record.history.step.num, row
 
 
 # ------------------------------------------------------------------------------------------------------ hostile files
