@@ -21,8 +21,15 @@ EMPTY = {"lark": ("exceptions", "lexer", "parsers", "parsers.earley_forest"), "p
 class Field:
     """A default, or what makes one."""
 
-    def __init__(self, default: Any = ABSENT, default_factory: Callable[[], Any] | None = None, **_: Any) -> None:
-        self.default, self.make = default, default_factory
+    def __init__(
+        self,
+        default: Any = ABSENT,
+        default_factory: Callable[[], Any] | None = None,
+        discriminator: str | None = None,
+        **_: Any,
+    ) -> None:
+        self.default, self.make, self.discriminator = default, default_factory, discriminator
+        self.annotation: Any = None
 
 
 class Tag:
@@ -46,6 +53,12 @@ class BaseModel:
     """Fields from annotations, their defaults, and tables within tables."""
 
     model_config: ClassVar[dict[str, Any]] = {}
+    model_fields: ClassVar[dict[str, Field]] = {}
+
+    def __init_subclass__(cls) -> None:
+        own = {name: cls.__dict__.get(name, ABSENT) for name in cls.__dict__.get("__annotations__", {})}
+        fields = {name: given if isinstance(given, Field) else Field(given) for name, given in own.items()}
+        cls.model_fields = {**cls.model_fields, **fields}
 
     def __init__(self, **values: Any) -> None:
         kind = type(self)
@@ -79,8 +92,9 @@ def read(hint: Any, value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     for mark in getattr(hint, "__metadata__", ()):
-        if hasattr(mark, "read"):
-            return mark.read(value)
+        if isinstance(mark, Field) and mark.discriminator:
+            kinds = typing.get_args(typing.get_args(hint)[0])
+            return next(k for k in kinds if k.name == value[mark.discriminator]).model_validate(value)
         if isinstance(mark, Discriminator):
             wanted = mark.function(value)
             kinds = typing.get_args(typing.get_args(hint)[0])
