@@ -26,7 +26,7 @@ Contradiction = tuple[str, str, str]  # a key, what is wrong with its value, and
 
 
 class SettingsTable(BaseModel):
-    """A table of settings: frozen, unknown keys forbidden, finite numbers only, `true` no number and "3" neither."""
+    """A table of settings: frozen, unknown keys forbidden, finite numbers only, no conversion of `true` or "3"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 

@@ -7,6 +7,7 @@ corpora that are drawn, which need no more of these packages than that they can 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ class BaseModel:
     model_fields: ClassVar[dict[str, Field]] = {}
 
     def __init_subclass__(cls) -> None:
-        own = {name: cls.__dict__.get(name, ABSENT) for name in cls.__dict__.get("__annotations__", {})}
+        own = {name: cls.__dict__.get(name, ABSENT) for name in inspect.get_annotations(cls)}
         fields = {name: given if isinstance(given, Field) else Field(given) for name, given in own.items()}
         cls.model_fields = {**cls.model_fields, **fields}
 

@@ -198,7 +198,7 @@ def _grammar(data: DataSettings, options: LoadOptions) -> Grammar | None:
         except InputError:
             if options.grammar is None:  # the file may be gone since the model was trained
                 raise
-    elif data.prod is None and data.name in STRING_CORPORA:  # the name in a preset says nothing about prebuilt ids
+    elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
         return read_grammar(data.name)
     return options.grammar
 
