@@ -74,7 +74,7 @@ def test_output_that_cannot_be_written_ends_no_job(number: int, monkeypatch: pyt
         write("text")
     console.lines(["text"])
     with console.counting("parsing") as show:
-        show(500, 1000)
+        assert show(500, 1000) is None
 
 
 @pytest.mark.parametrize(("target", "said"), [("closed pipe", b""), ("/dev/full", b"warning: output lost: No space")])

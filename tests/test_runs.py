@@ -191,7 +191,9 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
     made = runs.create(tmp_path, "one", "x", SETTINGS)
-    runs.resume(made.path).release()
+    again = runs.resume(made.path)
+    again.release()
+    assert again.path == made.path
 
 
 def test_resuming_removes_only_temporary_files_of_arcvae_in_that_run(tmp_path: Path) -> None:
