@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from arcvae_cli import __version__
 from arcvae_cli.errors import ArcvaeError, Interrupted, one_line
 from arcvae_cli.machine import out_of_memory
-from arcvae_cli.stopping import Signals, exit_code
+from arcvae_cli.signals import GracefulExit, exit_code
 
 COMMANDS = {
     "train": ("train:train", "Train a model, showing beta and the KL of every dimension."),
@@ -59,7 +59,7 @@ class LazyGroup(TyperGroup):
         sys.exit(code or 0)
 
     def invoke(self, ctx: Any) -> Any:
-        with Signals(("SIGINT", "SIGTERM")) as signals:  # by default SIGTERM would end Python without cleaning up
+        with GracefulExit(("SIGINT", "SIGTERM")) as signals:  # by default SIGTERM would end Python without cleaning up
             try:
                 return super().invoke(ctx)
             except KeyboardInterrupt:

@@ -83,14 +83,14 @@ class Controller:
         }
 
     @torch.no_grad()
-    def weigh(self, reconstruction: Tensor, rates: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
-        """Beta of every level for a batch, from its reconstruction term (0-d) and rates (D,) by level."""
+    def weigh(self, reconstruction: Tensor, kl_per_dim: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
+        """Beta of every level for a batch, from its reconstruction term (0-d) and kl_per_dim (D,) by level."""
         betas: dict[str, float | Tensor] = dict(self.open)
         for level, value in self._held.items():
             betas[level] = 0.0 if level in self.silent else value.to(reconstruction.dtype)
         for name, loop in self._loops.items():
             served = [name] if name else self.levels
-            kl = torch.stack([rates[level].detach().to(loop.exact).sum() for level in served]).sum()
+            kl = torch.stack([kl_per_dim[level].detach().to(loop.exact).sum() for level in served]).sum()
             beta = loop.step(kl, reconstruction.detach().to(loop.exact) * self.per_position)
             betas.update(dict.fromkeys(served, beta.to(reconstruction.dtype, copy=True)))
         return {level: betas[level] for level in self.levels}

@@ -26,20 +26,20 @@ class EpochMetrics:
     loss: float
     reconstruction: float
     kl_free: dict[str, float]  # by level, the KL term in nats after free bits and reduction
-    rates: dict[str, list[float]]  # by level, raw KL in nats of each group
+    kl_per_dim: dict[str, list[float]]  # by level, raw KL in nats of each group
     position: float  # share of positions that are right
     foreground: float  # share of positions that are not background that are right
     exact: float  # share of examples with every position right
     finite: bool  # no loss and no gradient was NaN or infinite
 
     @property
-    def rate(self) -> float:
-        return sum(sum(groups) for groups in self.rates.values())  # nats per example
+    def kl(self) -> float:
+        return sum(sum(groups) for groups in self.kl_per_dim.values())  # nats per example
 
     @property
     def groups(self) -> list[float]:
         """Raw KL of every group in nats, level after level."""
-        return [value for groups in self.rates.values() for value in groups]
+        return [value for groups in self.kl_per_dim.values() for value in groups]
 
 
 class MetricAccumulator:
@@ -54,7 +54,7 @@ class MetricAccumulator:
         closed: Sequence[str] = (),
     ) -> None:
         self.levels, self.background, self.closed = dict(levels), background, tuple(closed)
-        # examples, loss, reconstruction, KL terms, rates, norm of the gradient, betas, hits
+        # examples, loss, reconstruction, KL terms, kl_per_dim, norm of the gradient, betas, hits
         width = 4 + len(levels) + sum(levels.values()) + len(closed) + HITS
         self.table = torch.zeros(rows, width, dtype=exact_type(torch.device(device)), device=device)
 
@@ -64,7 +64,11 @@ class MetricAccumulator:
         loss = terms.loss.detach()
         means = torch.stack([loss, terms.reconstruction.detach(), *(free.detach() for free in terms.kl_free.values())])
         betas = [beta.reshape(1) for level in self.closed if isinstance(beta := terms.betas[level], Tensor)]
-        parts = [loss.new_full((1,), len(batch.x)), means, *(rates.detach() for rates in terms.rates.values())]
+        parts = [
+            loss.new_full((1,), len(batch.x)),
+            means,
+            *(kl_per_dim.detach() for kl_per_dim in terms.kl_per_dim.values()),
+        ]
         parts += [loss.new_zeros(1) if norm is None else norm.reshape(1), *betas]
         line = torch.cat([*(part.to(exact) for part in parts), hits(output.logits.detach(), batch, self.background)])
         if isinstance(row, Tensor):
@@ -93,13 +97,13 @@ class MetricRows:
         right, positions, found, foreground, exact = chosen[:, -HITS:].sum(axis=0).tolist()
         columns = iter(rest)
         kl_free = {name: next(columns) for name in self.levels}
-        rates = {name: list(islice(columns, groups)) for name, groups in self.levels.items()}
+        kl_per_dim = {name: list(islice(columns, groups)) for name, groups in self.levels.items()}
         return EpochMetrics(
             examples=int(n),
             loss=loss,
             reconstruction=reconstruction,
             kl_free=kl_free,
-            rates=rates,
+            kl_per_dim=kl_per_dim,
             position=right / max(positions, 1.0),
             foreground=found / foreground if foreground else 0.0,
             exact=exact / n,

@@ -15,7 +15,7 @@ from arcvae_cli.settings import ObjectiveSettings
 ACTIVE_KL = 0.05  # nats: a dimension is called active when its mean KL is above
 Betas = Mapping[str, float | Tensor]  # by level
 Weigh = Betas | Callable[[Tensor, Mapping[str, Tensor]], Betas]
-"""The betas of a batch, or what gives them from its reconstruction term (0-d) and its rates (D,) by level."""
+"""The betas of a batch, or what gives them from its reconstruction term (0-d) and its kl_per_dim (D,) by level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Terms:
     loss: Tensor
     reconstruction: Tensor
     kl_free: dict[str, Tensor]  # by level, the KL term after free bits and reduction, before beta
-    rates: dict[str, Tensor]  # by level, (D,) raw KL of each group in nats
+    kl_per_dim: dict[str, Tensor]  # by level, (D,) raw KL of each group in nats
     betas: Betas
 
 
@@ -44,18 +44,18 @@ class Objective(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, output: Output, batch: Batch, weigh: Weigh) -> Terms:
-        """Terms of a batch at betas by level, or as a function of its reconstruction term and rates gives them."""
+        """Terms of a batch at betas by level, or as a function of its reconstruction term and kl_per_dim gives them."""
         reconstruction = self.reconstruction(output.logits, batch).mean()
-        rates = {level.name: level.kl.mean(dim=0) for level in output.levels}  # (B, D) -> (D,)
+        kl_per_dim = {level.name: level.kl.mean(dim=0) for level in output.levels}  # (B, D) -> (D,)
         kl_free = {level.name: self.free(level.kl, level.name) for level in output.levels}
-        detached = {name: groups.detach() for name, groups in rates.items()}
+        detached = {name: groups.detach() for name, groups in kl_per_dim.items()}
         betas = weigh if isinstance(weigh, Mapping) else weigh(reconstruction.detach(), detached)
         loss = reconstruction
         for name, free in kl_free.items():
             beta = betas[name]
             if isinstance(beta, Tensor) or beta != 0.0:  # 0 takes the term out: a KL that has overflowed gives NaN
                 loss = loss + beta * free
-        return Terms(loss, reconstruction, kl_free, rates, betas)
+        return Terms(loss, reconstruction, kl_free, kl_per_dim, betas)
 
     def reconstruction(self, logits: Tensor, batch: Batch) -> Tensor:
         """(B,) reconstruction term of each example: a sum over its valid positions, or their mean."""
@@ -89,9 +89,9 @@ class Objective(nn.Module):
             total = kl.mean(dim=0).sum().clamp(min=floor)
         return total / kl.shape[1] if self.settings.kl_reduction == "mean" else total
 
-    def selection(self, reconstruction: float, rates: Mapping[str, float], peaks: Mapping[str, float]) -> float:
+    def selection(self, reconstruction: float, kl_per_dim: Mapping[str, float], peaks: Mapping[str, float]) -> float:
         """The loss of model selection: reconstruction + sum over levels of (largest beta) * (raw KL in nats)."""
-        return reconstruction + sum(peaks[name] * rate for name, rate in rates.items())
+        return reconstruction + sum(peaks[name] * rate for name, rate in kl_per_dim.items())
 
 
 def class_weights(counts: Tensor, kind: str) -> Tensor:

@@ -80,8 +80,10 @@ class EpochRecord:
     best: bool  # so far
     seconds: float
     unit: str
-    turns: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # least and largest, if it went up and down
-    path: Mapping[str, Sequence[float]] = field(default_factory=dict)  # beta of every step, by level
+    beta_range: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # least and largest, if it went up and down
+    beta_trace: Mapping[str, Sequence[float]] = field(default_factory=dict)  # beta of every step, by level
     targets: tuple[Target, ...] = ()  # of closed loops
     restart: Mapping[str, float] | None = None  # the restarts around the epoch, for a schedule that has them
 
@@ -105,7 +107,7 @@ class EpochRecord:
     def plain(self) -> dict[str, Any]:
         """All but the path, as JSON has it."""
         table = asdict(self)
-        del table["path"]
+        del table["beta_trace"]
         return table
 
     @classmethod
@@ -128,14 +130,14 @@ def betas(values: Mapping[str, float]) -> dict[str, float]:
 def flat(split: str, metrics: EpochMetrics, unit: str) -> dict[str, Any]:
     """Metrics under their logged names. `loss_kl` is the term of the loss, `kl` the raw total in nats."""
     groups = metrics.groups
-    levels = metrics.rates if len(metrics.rates) > 1 else {}
+    levels = metrics.kl_per_dim if len(metrics.kl_per_dim) > 1 else {}
     shares = zip(ACCURACIES[unit], (metrics.position, metrics.foreground, metrics.exact), strict=True)
     mean = number(sum(groups) / len(groups))
     return {
         f"{split}/loss_total": number(metrics.loss),
         f"{split}/loss_reconstruction": number(metrics.reconstruction),
         f"{split}/loss_kl": number(sum(metrics.kl_free.values())),
-        f"{split}/kl": number(metrics.rate),
+        f"{split}/kl": number(metrics.kl),
         **{f"{split}/kl/{name}": number(sum(values)) for name, values in levels.items()},
         **{f"{split}/{name}": number(share) for name, share in shares if name is not None},
         f"{split}/active_dims": sum(value > ACTIVE_KL for value in groups),

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvae_cli import __version__, checkpoints, domains, stopping
+from arcvae_cli import __version__, checkpoints, domains
 from arcvae_cli.controllers import Controller, Target
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.engine import TEXTS as ENGINES
@@ -34,6 +34,7 @@ from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Exampl
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings, elbo_scale
+from arcvae_cli.signals import exit_code, signal_name
 from arcvae_cli.step import LearningRate, Step, seed_step
 
 SHOWN, SAMPLES = 16, 64  # reconstructions and samples of a picture
@@ -149,7 +150,7 @@ class Trainer:
                     self.save()
             rows = self.engine.metrics.read(self.steps)  # the one CPU-GPU sync of the epoch
         self.check_steps(rows, epoch)
-        path = self.path(epoch, rows.betas())
+        path = self.beta_trace(epoch, rows.betas())
         # a closed loop may change the sign of beta with every batch: the mean is what acted
         betas = {level: sum(b) / len(b) if level in self.closed else b[-1] for level, b in path.items()}
         with self.timed("recording"):
@@ -196,7 +197,7 @@ class Trainer:
         """The epoch that the schedule is asked for in a step: a whole number unless it moves with every step."""
         return epoch - 1 + (index + 1) / self.steps if self.schedule.per == "step" else float(epoch)
 
-    def path(self, epoch: int, closed: Curves) -> Curves:
+    def beta_trace(self, epoch: int, closed: Curves) -> Curves:
         """Beta of every step by level: a function of the time, and of `closed` loops what they set."""
         times = [self.time(epoch, index) for index in range(self.steps)]
         parts = self.schedule.by_level(self.levels)
@@ -244,7 +245,7 @@ class Trainer:
     ) -> EpochRecord:
         """The record of an epoch, with whether it is the best so far."""
         mean = self.settings.objective.kl_reduction == "mean"
-        totals = {name: sum(groups) / (len(groups) if mean else 1) for name, groups in val.rates.items()}
+        totals = {name: sum(groups) / (len(groups) if mean else 1) for name, groups in val.kl_per_dim.items()}
         record = EpochRecord(
             epoch=epoch,
             step=self.done,
@@ -257,8 +258,8 @@ class Trainer:
             best=False,
             seconds=seconds,
             unit=self.corpus.unit,
-            turns=turns({name: values for name, values in path.items() if name not in self.closed}),
-            path=path,
+            beta_range=beta_range({name: values for name, values in path.items() if name not in self.closed}),
+            beta_trace=path,
             targets=self.targets(epoch, train),
             restart=self.schedule.restart_info(float(epoch)),
         )
@@ -272,7 +273,7 @@ class Trainer:
 
     def targets(self, epoch: int, train: EpochMetrics) -> tuple[Target, ...]:
         """What closed loops reached; beta at a bound counts from the second such epoch in a row, after the start."""
-        totals = {name: sum(groups) for name, groups in train.rates.items()}
+        totals = {name: sum(groups) for name, groups in train.kl_per_dim.items()}
         reconstruction = train.reconstruction / (self.positions if self.settings.objective.reduction == "sum" else 1)
         found = self.control.verdict(float(epoch), {"kl": totals, "reconstruction": reconstruction})
         before, self.at_bound = self.at_bound, {one.level: one.bound for one in found}
@@ -318,7 +319,7 @@ class Trainer:
         with self.step.autocast():
             again = self.model.reconstruct(batch)
             levels = self.model.encode(batch, noise=False)
-            made = self.model.likeliest(self.model.decode(self.model.prior(SAMPLES)))
+            made = self.model.argmax_decode(self.model.decode(self.model.prior(SAMPLES)))
         maps = {level.name: kl.float().cpu().numpy() for level in levels if (kl := level.map()) is not None}
         pictures = Pictures(to_numpy(batch.x), to_numpy(again), to_numpy(made), maps)
         for recorder in self.recorders:
@@ -364,7 +365,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         last, names = self.history[-1] if self.history else None, ACCURACIES[self.corpus.unit]
-        closed = {level: [record.path[level] for record in self.history] for level in self.closed}
+        closed = {level: [record.beta_trace[level] for record in self.history] for level in self.closed}
         return {
             "format_version": checkpoints.FORMAT,
             "epoch": len(self.history) + (self.index > 0),
@@ -406,8 +407,8 @@ class Trainer:
         self.history_json = values["history"].splitlines()
         for row, text in enumerate(self.history_json):
             record = EpochRecord.of(json.loads(text))
-            path = self.path(record.epoch, {level: betas[row] for level, betas in closed.items()})
-            self.history.append(replace(record, path=path))
+            path = self.beta_trace(record.epoch, {level: betas[row] for level, betas in closed.items()})
+            self.history.append(replace(record, beta_trace=path))
             if record.best:
                 self.best = (record.monitored, record.epoch)
         self.done = self.saved = values["step"]
@@ -495,8 +496,8 @@ class Trainer:
         if (asked := self.stop()) is not None:
             self.save()
             where = f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}"
-            what = f"stopped by {stopping.name(asked)} {where}; saved in {self.folder.path}"
-            raise Interrupted(what, stopping.exit_code(asked), self.again)
+            what = f"stopped by {signal_name(asked)} {where}; saved in {self.folder.path}"
+            raise Interrupted(what, exit_code(asked), self.again)
 
     def explained(self, error: BaseException) -> BaseException:
         if isinstance(error, WriteError):
@@ -504,8 +505,8 @@ class Trainer:
         if isinstance(error, KeyboardInterrupt):
             asked = self.stop() or signal.SIGINT
             saved = f"{self.folder.path} holds the first {self.saved} of {self.done} steps"
-            what = f"stopped by {stopping.name(asked)} at once; {saved}"
-            return Interrupted(what, stopping.exit_code(asked), self.again, at_once=True)
+            what = f"stopped by {signal_name(asked)} at once; {saved}"
+            return Interrupted(what, exit_code(asked), self.again, at_once=True)
         return self.too_large(error) if out_of_memory(error) else error
 
     def too_large(self, error: BaseException) -> ArcvaeError:
@@ -526,7 +527,7 @@ class Trainer:
         return ArcvaeError(what, f"a batch of {fitting} fitted in a trial: start a run with `{command}`")
 
 
-def turns(path: Curves) -> dict[str, tuple[float, float]]:
+def beta_range(path: Curves) -> dict[str, tuple[float, float]]:
     """The least and the largest beta of each level whose beta went both up and down in these steps."""
     spans = {name: (min(values), max(values)) for name, values in path.items()}
     moved = {name: abs(values[-1] - values[0]) for name, values in path.items()}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from own import BETA, Own, own_steps
 
-from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus, open_corpus
+from arcvae_cli.data.corpus import GridCorpus, StringCorpus, open_corpus
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import choose_device
 
@@ -107,7 +107,7 @@ def times(
     model: str, engines: list[str], device: torch.device, steps: int, wait: Any, rounds: int
 ) -> list[dict[str, Any]]:
     """Steps by each engine in turns, and the seconds that it takes to be made ready."""
-    corpus: GridCorpus | DerivationCorpus = open_corpus(settings_of(model, "eager", "auto").data, device)
+    corpus: GridCorpus | StringCorpus = open_corpus(settings_of(model, "eager", "auto").data, device)
     runs: dict[str, common.Run] = {}
     ready, owns = {}, {}
     for name in ("eager", *engines):

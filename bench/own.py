@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from arcvae_cli.controllers import Controller
-from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus, open_corpus
+from arcvae_cli.data.corpus import GridCorpus, StringCorpus, open_corpus
 from arcvae_cli.engine import TEXTS, Engine
 from arcvae_cli.metrics import MetricRows
 from arcvae_cli.models import Structure, build_model
@@ -50,10 +50,10 @@ def open_grids(data: DataSettings, device: torch.device) -> GridCorpus:
     return corpus
 
 
-def own_steps(settings: Settings, corpus: GridCorpus | DerivationCorpus, device: torch.device) -> Own:
+def own_steps(settings: Settings, corpus: GridCorpus | StringCorpus, device: torch.device) -> Own:
     """The inner loop of the trainer, with augmentation and every metric on, over as many epochs as it takes."""
     train = settings.train
-    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, DerivationCorpus) else None
+    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, StringCorpus) else None
     seed_step(train.seed, "weights")
     model = build_model(settings.model, structure).to(device)
     step = Step(model, Objective(settings.objective).to(device), train, device)

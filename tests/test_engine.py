@@ -11,7 +11,7 @@ import torch
 
 from arcvae_cli import graphs
 from arcvae_cli.controllers import Controller
-from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus, open_corpus
+from arcvae_cli.data.corpus import GridCorpus, StringCorpus, open_corpus
 from arcvae_cli.engine import Engine
 from arcvae_cli.metrics import MetricRows
 from arcvae_cli.models import Structure, build_model
@@ -46,7 +46,7 @@ def make(table: dict[str, Any], engine: str, device: torch.device = CPU) -> Engi
     settings = Settings.model_validate(table)
     corpus = open_corpus(settings.data, device)
     seed_step(0, "weights")
-    if isinstance(corpus, DerivationCorpus):
+    if isinstance(corpus, StringCorpus):
         model = build_model(settings.model, Structure(corpus.rules, corpus.length))
     else:
         model = build_model(settings.model)
@@ -54,7 +54,7 @@ def make(table: dict[str, Any], engine: str, device: torch.device = CPU) -> Engi
     step = Step(model.to(device).train(), objective, settings.train, device)
     levels = tuple(model.level_sizes)
     control = Controller(settings.schedule, levels, device, corpus.mean_positions, settings.objective.reduction)
-    assert isinstance(corpus, GridCorpus | DerivationCorpus)
+    assert isinstance(corpus, GridCorpus | StringCorpus)
     return Engine(settings, step, corpus, control, STEPS)
 
 

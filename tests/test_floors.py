@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "arcvae_cli"
 FLOORS = {
-    1: {"archives", "errors", "files", "grammar", "presets", "schedules", "settings", "stopping"},
+    1: {"archives", "errors", "files", "grammar", "presets", "schedules", "settings", "signals"},
     2: {"gaussians", "conditions", "controllers", "graphs", "machine", "models", "objective", "data"},
     3: {
         *("step", "metrics", "engine", "checkpoints", "runs", "records", "evaluation", "domains"),

@@ -119,7 +119,7 @@ def test_clamping_comes_before_the_reduction_and_the_raw_kl_is_reported() -> Non
     settings = {"free_bits": 0.5, "kl_reduction": "mean"}
     terms = objective(**settings)(Output(logits, (level(kl),)), Batch(x), {"z": 2.0})
     assert terms.kl_free["z"].item() == pytest.approx((0.5 + 2.0) / 2)
-    torch.testing.assert_close(terms.rates["z"], torch.tensor([0.1, 2.0]).double())
+    torch.testing.assert_close(terms.kl_per_dim["z"], torch.tensor([0.1, 2.0]).double())
     assert (terms.loss - terms.reconstruction).item() == pytest.approx(2.0 * 1.25)
 
 

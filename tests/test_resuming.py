@@ -13,7 +13,7 @@ import torch
 
 from arcvae_cli import checkpoints, runs
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.corpus import DerivationCorpus, GridCorpus
+from arcvae_cli.data.corpus import GridCorpus, StringCorpus
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import Interrupted
 from arcvae_cli.grammar import read_grammar
@@ -27,7 +27,7 @@ from arcvae_cli.step import seed_step
 from arcvae_cli.trainer import Trainer
 
 CPU = torch.device("cpu")
-Corpora = GridCorpus | DerivationCorpus
+Corpora = GridCorpus | StringCorpus
 
 
 def grids(device: torch.device = CPU) -> GridCorpus:
@@ -42,8 +42,8 @@ def grids(device: torch.device = CPU) -> GridCorpus:
     )
 
 
-def equations(device: torch.device = CPU) -> DerivationCorpus:
-    return DerivationCorpus(build_drawn(read_grammar("equations"), 9, size=50), device)
+def equations(device: torch.device = CPU) -> StringCorpus:
+    return StringCorpus(build_drawn(read_grammar("equations"), 9, size=50), device)
 
 
 def settings(**tables: Any) -> Settings:
@@ -124,7 +124,7 @@ def process(folder: Path, name: str, disturbance: Disturbance, again: bool) -> N
     corpus = make_corpus(disturbance.device)
     seed_step(chosen.train.seed, "weights")
     torch.manual_seed(len(disturbance.asked))  # what was drawn before does not matter
-    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, DerivationCorpus) else None
+    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, StringCorpus) else None
     seed_step(chosen.train.seed, "weights")
     model = build_model(chosen.model, structure).to(disturbance.device)
     run = runs.resume(folder) if again else runs.create(folder.parent, folder.name, "run", chosen)

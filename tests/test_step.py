@@ -39,17 +39,17 @@ def test_a_tally_over_batches_is_the_mean_over_all_examples() -> None:
     sums = tally.read(2)
     counts = sums.mean()
     assert (sums.mean(slice(0, 1)).examples, sums.mean(slice(1, 2)).examples) == (3, 4)
-    assert sums.mean(slice(1, 2)).rates["z"] == pytest.approx(kl[:4].double().mean(0).tolist())
+    assert sums.mean(slice(1, 2)).kl_per_dim["z"] == pytest.approx(kl[:4].double().mean(0).tolist())
     right = logits.argmax(1) == x
     assert counts.examples == 7
     assert counts.position == pytest.approx(right.double().mean().item())
     assert counts.foreground == pytest.approx(right[x != 0].double().mean().item())
     assert counts.exact == pytest.approx(right.all(1).double().mean().item()) and counts.exact >= 1 / 7
-    assert counts.rates["z"] == pytest.approx(kl.double().mean(0).tolist())
+    assert counts.kl_per_dim["z"] == pytest.approx(kl.double().mean(0).tolist())
     nats = torch.nn.functional.cross_entropy(logits, x, reduction="sum").item() / 7
     assert counts.reconstruction == pytest.approx(nats, rel=1e-6)
     assert counts.loss == pytest.approx(nats + 0.5 * kl.sum().item() / 7, rel=1e-6)
-    assert counts.rate == pytest.approx(kl.sum().item() / 7)
+    assert counts.kl == pytest.approx(kl.sum().item() / 7)
     assert counts.finite
 
 

@@ -156,10 +156,10 @@ def test_the_loss_terms_add_up(tmp_path: Path) -> None:
     trainer, _ = make(tmp_path, settings(objective={"free_bits": 0.7}, train={"epochs": 1}))
     trainer.fit()
     record = trainer.history[0]
-    clamped = sum(max(0.7, value) for value in record.val.rates["z"])
+    clamped = sum(max(0.7, value) for value in record.val.kl_per_dim["z"])
     assert record.val.kl_free["z"] == pytest.approx(clamped, rel=1e-5)
     assert record.val.loss == pytest.approx(record.val.reconstruction + record.betas["z"] * clamped, rel=1e-5)
-    assert record.selection == pytest.approx(record.val.reconstruction + 0.5 * record.val.rate, rel=1e-6)
+    assert record.selection == pytest.approx(record.val.reconstruction + 0.5 * record.val.kl, rel=1e-6)
 
 
 def counts(reconstruction: float, rate: float = 10.0) -> EpochMetrics:
@@ -349,7 +349,7 @@ def test_bf16_chosen_by_itself_gives_way_where_it_disagrees(tmp_path: Path, monk
     def measure(*arguments: Any) -> Any:
         terms, output = real(*arguments)
         factor = 1.1 if apart.step.precision == torch.bfloat16 else 1.0
-        return Terms(terms.loss * factor, terms.reconstruction, terms.kl_free, terms.rates, terms.betas), output
+        return Terms(terms.loss * factor, terms.reconstruction, terms.kl_free, terms.kl_per_dim, terms.betas), output
 
     apart.step.measure = measure  # type: ignore[method-assign]
     apart.check_precision()
@@ -363,10 +363,10 @@ def test_an_epoch_tells_how_far_beta_went_within_it(tmp_path: Path) -> None:
     trainer, ear = make(tmp_path, settings(schedule=cycle), "cycle")
     trainer.fit()
     assert [record.betas["z"] for record in ear.epochs] == pytest.approx([0.0] * 3)
-    assert [record.turns["z"] for record in ear.epochs] == [pytest.approx((0.0, 0.4))] * 3
+    assert [record.beta_range["z"] for record in ear.epochs] == [pytest.approx((0.0, 0.4))] * 3
     rising, ear = make(tmp_path, settings(), "rising")
     rising.fit()
-    assert [record.turns for record in ear.epochs] == [{}] * 3
+    assert [record.beta_range for record in ear.epochs] == [{}] * 3
 
 
 @pytest.mark.parametrize(
@@ -506,14 +506,14 @@ def test_a_closed_loop_moves_beta_keeps_its_state_and_tells_its_target(tmp_path:
     trainer, ear = closed_loop(tmp_path, schedule)
     trainer.fit()
     assert ear.unknown == 12, "no read-back a step"
-    path = [beta for record in trainer.history for beta in record.path["z"]]
+    path = [beta for record in trainer.history for beta in record.beta_trace["z"]]
     assert len(path) == 12 and len(set(path)) > 6
     (target,) = trainer.history[-1].targets
     assert (target.level, target.quantity, target.target) == ("", "kl", 3.0)
-    assert target.value == pytest.approx(trainer.history[-1].train.rate)
+    assert target.value == pytest.approx(trainer.history[-1].train.kl)
     assert target.beta == pytest.approx(np.mean(trainer.history[-1].path["z"]))
     assert trainer.history[-1].betas["z"] == pytest.approx(target.beta), "the mean, since one batch's may be anything"
-    assert trainer.history[-1].turns == {}
+    assert trainer.history[-1].beta_range == {}
 
     lines = [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
     logged = [line["train/beta"] for line in lines if line["kind"] == "step"]
@@ -569,14 +569,16 @@ def test_two_levels_with_a_schedule_each(tmp_path: Path) -> None:
     trainer.fit()
     last = trainer.history[-1]
     assert ear.betas == [0.25] * 8
-    assert last.path["global"] == [0.25] * 4 and len(set(last.path["local"])) == 4
+    assert last.beta_trace["global"] == [0.25] * 4 and len(set(last.beta_trace["local"])) == 4
     assert [target.level for target in last.targets] == ["local"]
     assert last.restart is not None and last.restart["last_restart_epoch"] == 2
     assert trainer.peaks == {"global": 0.25, "local": 1.0}
     (line,) = read_epochs(trainer.folder.path / "metrics.jsonl")[1:]
     assert line["train/kl"] == pytest.approx(line["train/kl/global"] + line["train/kl/local"])
     assert line["train/beta"] == line["train/beta/global"] == 0.25
-    assert line["train/active_dims"] == sum(value > 0.05 for groups in last.train.rates.values() for value in groups)
+    assert line["train/active_dims"] == sum(
+        value > 0.05 for groups in last.train.kl_per_dim.values() for value in groups
+    )
     assert len(line["val/kl_per_dim"]) == 5
     values = checkpoints.read(trainer.folder.checkpoints / "vae_final.pth")
     assert values["conditions"][0] == ["height", 17]

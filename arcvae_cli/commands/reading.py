@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import Dataset
-    from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus
+    from arcvae_cli.data.corpus import Corpus, GridCorpus, StringCorpus
     from arcvae_cli.domains.base import Decoded
     from arcvae_cli.grammar import Rules
 
@@ -124,7 +124,7 @@ def open_named(
     console: Console,
     fit: tuple[Rules | None, int | None] = (None, None),
     begun: Future[Dataset] | None = None,
-) -> GridCorpus | DerivationCorpus:
+) -> GridCorpus | StringCorpus:
     """The corpus of the settings, with the rules and the length of `fit`, if given; `begun` by `begin_reading`."""
     from arcvae_cli.data.corpora import corpus_name
     from arcvae_cli.data.corpus import open_corpus

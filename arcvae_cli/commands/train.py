@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli import BEGAN, stopping
+from arcvae_cli import BEGAN
 from arcvae_cli.commands.options import (
     RUN,
     TABLE,
@@ -30,7 +30,7 @@ from arcvae_cli.files import is_file
 from arcvae_cli.presets import Layer, Resolved, environment_layer, resolve, set_layer
 from arcvae_cli.runs import AUTO
 from arcvae_cli.settings import Settings
-from arcvae_cli.stopping import Signals
+from arcvae_cli.signals import GracefulExit, exit_code, signal_name
 
 if TYPE_CHECKING:
     import torch
@@ -90,17 +90,17 @@ def train(
     if overfit_batch:
         memorise(resolved.settings, console)
         return
-    with Signals() as signals:
+    with GracefulExit() as signals:
         try:
             run(resolved, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
         except KeyboardInterrupt:
             raise stopped(signals, "at once") from None
 
 
-def stopped(signals: Signals, where: str, fix: str | None = None) -> Interrupted:
+def stopped(signals: GracefulExit, where: str, fix: str | None = None) -> Interrupted:
     """The error of a signal outside of the training."""
     asked = signals() or signal.SIGINT
-    return Interrupted(f"stopped by {stopping.name(asked)}, {where}", stopping.exit_code(asked), fix)
+    return Interrupted(f"stopped by {signal_name(asked)}, {where}", exit_code(asked), fix)
 
 
 def run_to_resume(resume: str, runs: Path, name: str | None) -> tuple[Path, Path | None] | None:
@@ -135,7 +135,7 @@ def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
 def run(
     resolved: Resolved,
     console: Console,
-    signals: Signals,
+    signals: GracefulExit,
     runs: Path,
     name: str | None,
     stem: str,

@@ -101,7 +101,7 @@ class GridCorpus:
         return Batch(x, conditions=conditions_of(x, self._forms[split].index_select(0, indices), symmetry))
 
 
-class DerivationCorpus:
+class StringCorpus:
     """Left-most derivations of a grammar on the device: `length` (T) rule ids each, the padding rule after their ends.
 
     `grammar` is None if only ids and masks are known. `entropy`: nats, of the distribution of the strings, if known.
@@ -157,7 +157,7 @@ class DerivationCorpus:
         return Batch(x, valid=x != self.rules.padding)
 
 
-Corpus = GridCorpus | DerivationCorpus
+Corpus = GridCorpus | StringCorpus
 
 
 def digest(tensors: Iterable[Tensor], text: str = "") -> str:
@@ -220,4 +220,4 @@ def open_corpus(
             raise InputError(f"{arrays.name}: holds grids, the model needs strings", "give strings, or ids")
         arrays = fitted(arrays, rules, length, needs)
     arrays.require(needs)
-    return GridCorpus(arrays, device, data.augment) if arrays.kind == "grids" else DerivationCorpus(arrays, device)
+    return GridCorpus(arrays, device, data.augment) if arrays.kind == "grids" else StringCorpus(arrays, device)

@@ -173,7 +173,7 @@ class Codes(NamedTuple):
 
     def kl(self, name: str) -> Tensor:
         """(n,) float64 nats of a level, of the density that codes are sampled from."""
-        return to_float64(self.levels[name].rate).sum(dim=1)
+        return to_float64(self.levels[name].elbo_kl).sum(dim=1)
 
     def error(self) -> float:
         """The standard error of the ELBO over examples."""
@@ -196,7 +196,7 @@ def measures(level: Level, examples: int) -> dict[str, Any]:
     `kl_nats`: of each group (a dimension of a vector, a channel of a map), of the density that codes are sampled from;
     `active_dims` and `collapsed_share` use the KL that is trained. `cells_nats`: of each cell of a map.
     """
-    kl, trained, maps = to_float64(level.rate), to_float64(level.kl), level.map()
+    kl, trained, maps = to_float64(level.elbo_kl), to_float64(level.kl), level.map()
     information = None
     if level.prior_mean is None and min(len(kl), examples) > 1:
         sample, mean, logvar = (part[:examples].flatten(1) for part in (level.sample, level.mean, level.logvar))

@@ -71,7 +71,7 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
             )
             path = walk(first, second, steps)
             points = [{name: codes[step] for name, codes in path.items()} for step in range(steps)]
-            found.append(torch.stack([model.likeliest(model.decode(point)).cpu() for point in points]))
+            found.append(torch.stack([model.argmax_decode(model.decode(point)).cpu() for point in points]))
     return torch.cat(found, dim=1)
 
 

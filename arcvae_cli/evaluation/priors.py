@@ -121,5 +121,5 @@ def argmax_decode(
             some = {name: value[start : start + batch_size] for name, value in latents.items()}
             given = None if conditions is None else conditions[start : start + batch_size]
             logits = model.decode(some, given)
-            decoded.append((model.likeliest(logits, given) if constrained else logits.argmax(1)).to(torch.int16))
+            decoded.append((model.argmax_decode(logits, given) if constrained else logits.argmax(1)).to(torch.int16))
     return torch.cat(decoded).cpu().long()

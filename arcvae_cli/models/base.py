@@ -44,7 +44,7 @@ class Level:
     sampled_kl: Tensor | None = None  # the KL of the density that `sample` was drawn from, where that is another
 
     @property
-    def rate(self) -> Tensor:
+    def elbo_kl(self) -> Tensor:
         """(B, D) nats of the density that the sample was drawn from, as in the ELBO."""
         return self.kl if self.sampled_kl is None else self.sampled_kl
 
@@ -112,13 +112,13 @@ class VAE(nn.Module, ABC):
         """
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
-    def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return logits.argmax(dim=1)
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """The likeliest classes (B, *positions) at the posterior means of a batch."""
         levels = self.encode(batch, noise=False)
-        return self.likeliest(self.decode({level.name: level.sample for level in levels}, batch.conditions))
+        return self.argmax_decode(self.decode({level.name: level.sample for level in levels}, batch.conditions))
 
     def logits_for(self, latents: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Logits (B, classes, *positions) for a batch at these latents, masked to the possible classes."""

@@ -129,7 +129,7 @@ class GrammarVAE(VAE):
         logits: Tensor = self(batch, noise=False).logits
         return logits.argmax(dim=1)
 
-    def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """(B, T) rules: at each step the likeliest that the derivation allows; of all without right-hand sides."""
         if self.pushdown is None:
             return logits.argmax(dim=1)

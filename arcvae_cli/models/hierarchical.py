@@ -14,8 +14,8 @@ from torch.nn import functional
 from arcvae_cli import gaussians
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
 from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, posterior_logvar, standard_level
+from arcvae_cli.models.constrained import COUNT, EXTENTS, PRESENT, constrained_decode
 from arcvae_cli.models.grid import COLOURS, SIDE, Block, Flatten, Unflatten
-from arcvae_cli.models.likeliest import COUNT, EXTENTS, PRESENT, likeliest
 from arcvae_cli.settings import HierarchicalSettings
 
 GLOBAL, LOCAL = "global", "local"
@@ -62,8 +62,8 @@ class HierarchicalVAE(VAE):
         mean, logvar = self.decoder.prior(self.decoder.sketch(top, self.given(conditions, top)))
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
 
-    def likeliest(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
-        return likeliest(logits, conditions)
+    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
+        return constrained_decode(logits, conditions)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         """Encode, sample, decode; the local prior and the decoder share one sketch of the global sample."""

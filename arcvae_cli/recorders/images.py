@@ -41,17 +41,17 @@ class ImageRecorder(Recorder):
     def close(self, code: int = 0) -> None:  # noqa: ARG002
         if not self._epochs or self._plan is None:
             return
-        rates = [record.val.rates for record in self._epochs]
+        rates = [record.val.kl_per_dim for record in self._epochs]
         levels = {name: np.array([groups[name] for groups in rates]) for name in rates[0]}
         floors = self._plan.free_bits if self._plan.settings.objective.free_bits_mode != "total" else None
         plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors)
         # beta at every step, which may go through whole cycles within an epoch
         places: list[float] = []
-        betas: dict[str, list[float]] = {name: [] for name in self._epochs[0].path}
+        betas: dict[str, list[float]] = {name: [] for name in self._epochs[0].beta_trace}
         for record in self._epochs:
-            for name, path in record.path.items():
+            for name, path in record.beta_trace.items():
                 betas[name].extend(path)
-            steps = len(next(iter(record.path.values())))
+            steps = len(next(iter(record.beta_trace.values())))
             places.extend(record.epoch - 1 + (step + 1) / steps for step in range(steps))
         if len(set(map(tuple, betas.values()))) == 1:
             betas = {"beta": next(iter(betas.values()))}

@@ -134,8 +134,8 @@ class LiveTable(Lines):
             for target in last.targets:
                 if target.note is not None:
                     below += Text(f"note: {target.note}", style="yellow").wrap(self._console.err, width)
-            lines = (height - FRAME - ROWS - len(below)) // len(last.val.rates)
-            for name, groups in last.val.rates.items():
+            lines = (height - FRAME - ROWS - len(below)) // len(last.val.kl_per_dim)
+            for name, groups in last.val.kl_per_dim.items():
                 floor = plan.free_bits[name] if plan.settings.objective.free_bits_mode != "total" else 0.0
                 below += kl_bars(name, groups, floor, width, lines, plan.level_shapes[name][1:], ACTIVE_KL)
         room = len(self._epochs) if self._over else max(ROWS, height - FRAME - len(below))
@@ -195,7 +195,7 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         "loss": f"{record.train.loss:.4g}",
         "val loss": f"{val.loss:.4g}",
         "recon": f"{val.reconstruction:.4g}",
-        "KL": f"{val.rate:.2f}",
+        "KL": f"{val.kl:.2f}",
         **targets,
         **{
             name: Text(f"{getattr(val, share):.3f}", style="red" if dull.get(share) else "")
@@ -209,7 +209,7 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
 
 def beta_text(record: EpochRecord, scale: float = 1.0) -> str:
     """Beta at the end, or from least to largest where it turned; of each level where they differ, times `scale`."""
-    spans = (record.turns.get(name, (beta,)) for name, beta in record.betas.items())
+    spans = (record.beta_range.get(name, (beta,)) for name, beta in record.betas.items())
     return "/".join(
         (".." if span[0] < 0 else "-").join(f"{value * scale:.4g}" for value in span) for span in dict.fromkeys(spans)
     )

@@ -22,7 +22,7 @@ from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.render.plots import example_sheets
 from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings
-from arcvae_cli.stopping import SAVED
+from arcvae_cli.signals import SAVED
 
 if TYPE_CHECKING:
     from wandb import Run

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset
-from arcvae_cli.data.corpus import Corpus, DerivationCorpus, GridCorpus, apply, open_corpus
+from arcvae_cli.data.corpus import Corpus, GridCorpus, StringCorpus, apply, open_corpus
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
@@ -143,7 +143,7 @@ def equations() -> Dataset:
 
 
 def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: Dataset):
-    corpus: Corpus = DerivationCorpus(equations)
+    corpus: Corpus = StringCorpus(equations)
     assert (corpus.name, corpus.num_classes, corpus.positions) == ("equations", 12, (15,))
     assert (corpus.background, corpus.unit, corpus.rules) == (None, "token", equations.rules)
     assert [corpus.size(split) for split in SPLITS] == [240, 30, 30]
@@ -167,7 +167,7 @@ def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: Dataset):
 
 
 def test_open_corpus_of_strings(tmp_path: Path, equations: Dataset):
-    assert isinstance(open_corpus(DataSettings(name="equations", size=100)), DerivationCorpus)
+    assert isinstance(open_corpus(DataSettings(name="equations", size=100)), StringCorpus)
     path = tmp_path / "mine.npz"
     write_dataset(path, equations)
     corpus = open_corpus(DataSettings(path=path, limit=80))

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from arcvae_cli import graphs
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.corpus import DerivationCorpus
+from arcvae_cli.data.corpus import StringCorpus
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.parsing import Parser
 from arcvae_cli.data.strings import build_drawn
@@ -79,7 +79,7 @@ class Ruler(GrammarVAE):
         return -self.sharp * (ids[None, :, None] - latents["z"][:, None, :steps] - self.shift).square()
 
 
-def run(model: GrammarVAE, corpus: DerivationCorpus, split: str, **more: Any) -> Evaluation:
+def run(model: GrammarVAE, corpus: StringCorpus, split: str, **more: Any) -> Evaluation:
     return evaluate(Task(model, corpus, split, SETTINGS, **more))
 
 
@@ -89,12 +89,12 @@ def arrays() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def corpus(arrays: Dataset) -> DerivationCorpus:
-    return DerivationCorpus(arrays)
+def corpus(arrays: Dataset) -> StringCorpus:
+    return StringCorpus(arrays)
 
 
 @pytest.fixture(scope="module")
-def evaluation(corpus: DerivationCorpus) -> Evaluation:
+def evaluation(corpus: StringCorpus) -> Evaluation:
     model = Ruler(EQUATIONS.rules, sharp=2.0, spread=0.3)
     return run(model, corpus, "test", monte_carlo=(40, 10, 100), iwae_samples=3, samples=1100, seed=5)
 
@@ -110,7 +110,7 @@ def probabilities(rules: Rules, z: list[float], x: list[int], sharp: float) -> l
     return found
 
 
-def test_likelihood_is_that_of_the_rules_by_hand(evaluation: Evaluation, corpus: DerivationCorpus) -> None:
+def test_likelihood_is_that_of_the_rules_by_hand(evaluation: Evaluation, corpus: StringCorpus) -> None:
     """The noise of the ruler is small: the ELBO follows from Gauss-Hermite points in each step's one number."""
     rules, report = EQUATIONS.rules, evaluation.report
     points, weights = np.polynomial.hermite_e.hermegauss(20)
@@ -149,7 +149,7 @@ def test_drawing_strings_estimates_the_expected_exact_share(evaluation: Evaluati
     assert 0 < found["expected_error"] < 0.05
 
 
-def test_as_a_graph_the_same_strings_are_counted(corpus: DerivationCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_a_graph_the_same_strings_are_counted(corpus: StringCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators recorded once stand for a CUDA graph; the last batch, of 3, and the last 25 strings are filled up."""
     model = Ruler(EQUATIONS.rules, sharp=2.0, spread=0.3)
     monkeypatch.setattr("arcvae_cli.domains.strings.batch_size", lambda length, device=None: 8)
@@ -166,7 +166,7 @@ def test_as_a_graph_the_same_strings_are_counted(corpus: DerivationCorpus, monke
     assert 0.05 < found[0]["exact_share"] < found[0]["budget_exact_share"] < 1.0
 
 
-def test_the_baseline_counts_rules_by_step_and_left_hand_side(corpus: DerivationCorpus) -> None:
+def test_the_baseline_counts_rules_by_step_and_left_hand_side(corpus: StringCorpus) -> None:
     rules = EQUATIONS.rules
     training, test = corpus.ids("train").tolist(), corpus.ids("test").tolist()
     nll, right, exact, expected, counted = 0.0, 0, 0, 0.0, 0
@@ -191,7 +191,7 @@ def test_the_baseline_counts_rules_by_step_and_left_hand_side(corpus: Derivation
     assert found["expected_exact_share"] == pytest.approx(expected)
 
 
-def test_padding_counts_nowhere(corpus: DerivationCorpus) -> None:
+def test_padding_counts_nowhere(corpus: StringCorpus) -> None:
     """Codes of the right rules but for one, and of nonsense in the padding."""
     x = corpus.ids("test")[:3].float()
     lengths = (x != 11).sum(1)
@@ -206,7 +206,7 @@ def test_padding_counts_nowhere(corpus: DerivationCorpus) -> None:
 
 @pytest.mark.parametrize("arch", ["kusner", "enhanced"])
 def test_in_any_order_and_without_padding_a_pass_finds_what_whole_batches_find(
-    arch: str, corpus: DerivationCorpus, monkeypatch: pytest.MonkeyPatch
+    arch: str, corpus: StringCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     layers = {"kusner": 3, "enhanced": 1}[arch]
@@ -261,7 +261,7 @@ def key_of(ids: list[int]) -> bytes:
     return _key(np.array(ids))
 
 
-def test_paths_go_from_one_string_to_the_other(corpus: DerivationCorpus) -> None:
+def test_paths_go_from_one_string_to_the_other(corpus: StringCorpus) -> None:
     model = Ruler(EQUATIONS.rules)
     indices = torch.arange(6)
     decoded = decoded_paths(model, corpus, "test", indices, 5)
@@ -276,7 +276,7 @@ def test_paths_go_from_one_string_to_the_other(corpus: DerivationCorpus) -> None
     assert found["valid_paths"] <= found["valid_share"] <= 1
 
 
-def test_the_same_seed_gives_the_same_report_and_leaves_torch_alone(corpus: DerivationCorpus) -> None:
+def test_the_same_seed_gives_the_same_report_and_leaves_torch_alone(corpus: StringCorpus) -> None:
     model = Ruler(EQUATIONS.rules).train()
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -285,7 +285,7 @@ def test_the_same_seed_gives_the_same_report_and_leaves_torch_alone(corpus: Deri
     assert model.training and torch.equal(before, torch.get_rng_state())
 
 
-def test_a_quick_evaluation_leaves_out_what_takes_many_passes(corpus: DerivationCorpus) -> None:
+def test_a_quick_evaluation_leaves_out_what_takes_many_passes(corpus: StringCorpus) -> None:
     report = run(Ruler(EQUATIONS.rules), corpus, "train", quick=True).report
     assert report["entropy_nats"] is None  # it bounds the likelihood of unseen strings
     assert report["quick"] and report["reconstruction"]["encodings"] == 1
@@ -297,7 +297,7 @@ def test_a_quick_evaluation_leaves_out_what_takes_many_passes(corpus: Derivation
 
 def test_without_a_grammar_all_is_measured_that_takes_none(arrays: Dataset) -> None:
     rules = replace(arrays.rules, rhs=None, text=None)
-    corpus = DerivationCorpus(replace(arrays, rules=rules, grammar=None))
+    corpus = StringCorpus(replace(arrays, rules=rules, grammar=None))
     model = Ruler(rules)
     report = run(model, corpus, "test", iwae_samples=2).report
     assert report["judged"] is report["prior_samples"] is report["interpolation"] is None
@@ -309,14 +309,14 @@ def test_without_a_grammar_all_is_measured_that_takes_none(arrays: Dataset) -> N
 
 def test_what_cannot_be_evaluated_is_refused(arrays: Dataset) -> None:
     model = Ruler(EQUATIONS.rules)
-    tests_only = DerivationCorpus(arrays.only(arrays.rows("test")))
+    tests_only = StringCorpus(arrays.only(arrays.rows("test")))
     with pytest.raises(InputError, match="no training derivations"):
         run(model, tests_only, "test")
     with pytest.raises(InputError, match="the split val is empty"):
-        run(model, tests_only, "val", trained=DerivationCorpus(arrays))
+        run(model, tests_only, "val", trained=StringCorpus(arrays))
     model.shift = math.nan
     with pytest.raises(ArcvaeError, match="not finite"):
-        run(model, DerivationCorpus(arrays), "val")
+        run(model, StringCorpus(arrays), "val")
 
 
 def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
@@ -329,7 +329,7 @@ def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
     for row, one in zip(ids, derivations, strict=True):
         row[: len(one)] = one
     arrays = Dataset("few", ids, np.array([0] * 6 + [2] * 2, np.uint8), rules=grammar.rules, grammar=grammar)
-    corpus = DerivationCorpus(arrays)
+    corpus = StringCorpus(arrays)
     model = Ruler(grammar.rules, length=length, sharp=100.0, spread=1e-3)
     report = run(model, corpus, "test", samples=40).report
     assert report["judged"] == "valid"
@@ -349,7 +349,7 @@ def test_molecules_are_valid_alike_and_the_same_by_another_name() -> None:
             return super().encode(replace(batch, x=torch.from_numpy(ids[:1]).long().expand(len(batch.x), -1)), noise)
 
     renaming = Renaming(grammar.rules, length=length, sharp=100.0, spread=1e-3)
-    found = run(renaming, DerivationCorpus(arrays), "test", samples=5).report
+    found = run(renaming, StringCorpus(arrays), "test", samples=5).report
     assert found["reconstruction"]["posterior_mean"]["exact_share"] == 0.0
     assert found["reconstruction"]["canonical_share"] == 1.0
 

@@ -53,7 +53,7 @@ def test_shapes_and_levels(arch: str) -> None:
     (level,) = output.levels
     assert level.mean.shape == level.logvar.shape == level.sample.shape == level.kl.shape == (5, 6)
     assert model.level_shapes == {"z": (6,)}
-    assert model.likeliest(model.decode(model.prior(3))).shape == (3, 15)
+    assert model.argmax_decode(model.decode(model.prior(3))).shape == (3, 15)
 
 
 def test_the_2017_sizes() -> None:
@@ -166,13 +166,13 @@ def test_the_noise_of_2017_is_narrower_than_the_density_whose_kl_is_trained() ->
     (wide,) = full.encode(batch)
     (level,) = narrow.encode(batch)
     assert torch.equal(wide.kl, level.kl)  # the 2017 code trains the KL of the full sigma
-    assert torch.equal(wide.rate, wide.kl)
+    assert torch.equal(wide.elbo_kl, wide.kl)
     assert level.sampled_kl is not None
     spread = (level.sample - level.mean).std(0) / (wide.sample - wide.mean).std(0)
     assert spread.tolist() == pytest.approx([0.01] * 6, rel=0.1)
     # KL(N(m, s^2 v)) - KL(N(m, v)) = -log s - v (1 - s^2) / 2, for each dimension
     more = -math.log(0.01) - 0.5 * wide.logvar.exp() * (1 - 1e-4)
-    assert torch.allclose(level.rate - level.kl, more, atol=1e-4)
+    assert torch.allclose(level.elbo_kl - level.kl, more, atol=1e-4)
 
 
 def test_derivations_shorter_than_the_kernels_are_refused() -> None:
@@ -202,7 +202,7 @@ def test_without_right_hand_sides_a_model_trains_and_derives_nothing() -> None:
     assert model.pushdown is None
     batch = batch_of(derivations(4))
     logits = model(batch).logits
-    assert torch.equal(model.likeliest(logits), logits.argmax(1))
+    assert torch.equal(model.argmax_decode(logits), logits.argmax(1))
 
 
 def test_sequence_accuracy_is_that_of_free_decoding() -> None:
@@ -250,7 +250,7 @@ def test_an_alternative_that_nothing_could_finish_in_time_is_never_taken() -> No
     rules = parse_grammar(f"S -> A0 | 'x'\n{doubled}\nA100 -> 'a'", "doubled").rules
     model = build_model(GrammarSettings(arch="enhanced", **SMALL["enhanced"]), Structure(rules, 9))
     logits = torch.zeros(1, len(rules), 9)
-    assert model.likeliest(logits)[0].tolist() == [1] + [rules.padding] * 8
+    assert model.argmax_decode(logits)[0].tolist() == [1] + [rules.padding] * 8
     with pytest.raises(InputError, match="the shortest has "):
         build_model(GrammarSettings(**SMALL["enhanced"]), Structure(dataclasses.replace(rules, start=1), 9))
 

@@ -217,7 +217,7 @@ def test_any_model_obeys_what_is_decided_cell_by_cell(texts: list[str], loud: fl
     with torch.no_grad():
         logits = model.decode(model.prior(40, conditions=told), told)
         drawn = logits.argmax(1).to(torch.uint8).numpy()
-        settled = model.likeliest(logits, told).to(torch.uint8).numpy()
+        settled = model.argmax_decode(logits, told).to(torch.uint8).numpy()
     found = conditions.attributes(drawn)
     place = {attribute.name: index for index, attribute in enumerate(conditions.ATTRIBUTES)}
     for name, value in wanted.items():

@@ -13,13 +13,13 @@ from arcvae_cli.records import EpochRecord, Pictures, Plan
 from arcvae_cli.settings import Settings
 
 
-def counts(rates: Mapping[str, list[float]], **changed: Any) -> EpochMetrics:
+def counts(kl_per_dim: Mapping[str, list[float]], **changed: Any) -> EpochMetrics:
     values: dict[str, Any] = {
         "examples": 100,
         "loss": 123.4,
         "reconstruction": 120.0,
-        "kl_free": {name: sum(groups) for name, groups in rates.items()},
-        "rates": dict(rates),
+        "kl_free": {name: sum(groups) for name, groups in kl_per_dim.items()},
+        "kl_per_dim": dict(kl_per_dim),
         "position": 0.95,
         "foreground": 0.4,
         "exact": 0.01,
@@ -54,12 +54,12 @@ def plan(**changed: Any) -> Plan:
 
 def record(
     epoch: int = 1,
-    rates: Mapping[str, list[float]] | None = None,
+    kl_per_dim: Mapping[str, list[float]] | None = None,
     val: Mapping[str, Any] | None = None,
     **changed: Any,
 ) -> EpochRecord:
-    """The record of an epoch; `rates` are of its validation, `val` changes what else validation found."""
-    groups = rates or {"z": [1.0, 2.0, 0.01]}
+    """The record of an epoch; `kl_per_dim` are of its validation, `val` changes what else validation found."""
+    groups = kl_per_dim or {"z": [1.0, 2.0, 0.01]}
     betas = changed.get("betas", dict.fromkeys(groups, 0.05))
     values: dict[str, Any] = {
         "epoch": epoch,
@@ -73,7 +73,7 @@ def record(
         "best": False,
         "seconds": 12.34,
         "unit": "pixel",
-        "path": {name: [beta, beta] for name, beta in betas.items()},
+        "beta_trace": {name: [beta, beta] for name, beta in betas.items()},
     }
     return EpochRecord(**{**values, **changed})
 

@@ -44,7 +44,7 @@ def test_curves_at_the_end_of_a_run_whose_code_is_dead(
     recorder.start(make_plan(levels={"global": 1, "local": 2}, elbo_scale=256.0, free_bits=0.3))
     for epoch in (1, 2):
         rates = {"global": [0.0], "local": [0.0, 0.02]}
-        recorder.epoch(make_record(epoch, rates=rates, betas={"global": 0.01 * epoch, "local": 0.02}))
+        recorder.epoch(make_record(epoch, kl_per_dim=rates, betas={"global": 0.01 * epoch, "local": 0.02}))
     recorder.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beta_schedule.png", "kl_per_dim.png"]
     assert all(imread(path).std() > 0 for path in tmp_path.iterdir())
@@ -70,7 +70,7 @@ def test_beta_is_drawn_at_every_step(
     recorder = ImageRecorder(tmp_path, "grids")
     recorder.start(make_plan(steps=2, elbo_scale=256.0))
     for epoch in (3, 4):  # a run that goes on from the second
-        recorder.epoch(make_record(epoch, betas={"z": 0.0}, path={"z": [0.1, 0.0]}))
+        recorder.epoch(make_record(epoch, betas={"z": 0.0}, beta_trace={"z": [0.1, 0.0]}))
     recorder.close()
     assert drawn["beta_schedule.png"] == ([2.5, 3.0, 3.5, 4.0], {"beta": [0.1, 0.0, 0.1, 0.0]}, 256.0, [])
 
@@ -82,7 +82,9 @@ def test_levels_have_their_own_lines_targets_and_floors(
     recorder = ImageRecorder(tmp_path, "grids")
     recorder.start(make_plan(levels={"global": 1, "local": 2}, free_bits=0.3))
     path = {"global": [0.1, 0.2], "local": [0.3, 0.4]}
-    recorder.epoch(make_record(1, rates={"global": [1.0], "local": [2.0, 3.0]}, path=path, targets=(target,)))
+    recorder.epoch(
+        make_record(1, kl_per_dim={"global": [1.0], "local": [2.0, 3.0]}, beta_trace=path, targets=(target,))
+    )
     recorder.close()
     assert drawn["beta_schedule.png"] == ([0.5, 1.0], path, 1.0, [(1.0, (target,))])
     levels, floors = drawn["kl_per_dim.png"]
@@ -98,7 +100,8 @@ def test_a_run_that_goes_on_draws_the_curves_of_a_whole_one_and_keeps_no_void_pi
     derivations: Pictures,
 ) -> None:
     records = [
-        make_record(epoch, rates={"z": [0.1 * epoch, 1.0]}, path={"z": [0.1 * epoch, 0.0]}) for epoch in range(1, 6)
+        make_record(epoch, kl_per_dim={"z": [0.1 * epoch, 1.0]}, beta_trace={"z": [0.1 * epoch, 0.0]})
+        for epoch in range(1, 6)
     ]
     drawn = {}
     for name, parts in (("whole", (records,)), ("in parts", (records[:3], records[2:]))):

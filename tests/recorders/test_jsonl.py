@@ -30,7 +30,7 @@ def strictly(text: str) -> Any:
 
 
 def test_nan_is_null(tmp_path: Path, make_record: MakeRecord) -> None:
-    record = make_record(1, rates={"z": [NAN, INF, 1.0]}, val={"loss": NAN, "reconstruction": -INF}, selection=INF)
+    record = make_record(1, kl_per_dim={"z": [NAN, INF, 1.0]}, val={"loss": NAN, "reconstruction": -INF}, selection=INF)
     recorder = JsonlRecorder(tmp_path / "metrics.jsonl")
     recorder.epoch(replace(record, train=replace(record.train, loss=NAN)))
     recorder.close()
@@ -117,7 +117,7 @@ def test_an_epoch_is_on_the_disk_when_it_was_recorded(
     path = tmp_path / "metrics.jsonl"
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.path.samestat(os.fstat(number), path.stat())))
     recorder = JsonlRecorder(path)
-    record = make_record(1, rates={"global": [1.0], "local": [2.0, 3.0]}, betas={"global": 0.01, "local": 0.02})
+    record = make_record(1, kl_per_dim={"global": [1.0], "local": [2.0, 3.0]}, betas={"global": 0.01, "local": 0.02})
     recorder.steps([StepRecord(0.5, 25, {"global": 0.03, "local": 0.02}, record.train, "pixel")])
     recorder.epoch(record)
     lines = [strictly(line) for line in path.read_text().splitlines()]  # not closed yet: a run may be killed

@@ -26,7 +26,7 @@ from arcvae_cli.records import EpochRecord, Plan
 MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
 HELD = Target("global", "kl", 25.12, 25.0, 0.4, None)
 SHORT = Target("local", "kl", 12.0, 25.0, 0.0, "min")
-LEVELS = {"rates": {"global": [1.0, 0.02], "local": [2.0]}, "betas": {"global": 0.01, "local": 0.02}}
+LEVELS = {"kl_per_dim": {"global": [1.0, 0.02], "local": [2.0]}, "betas": {"global": 0.01, "local": 0.02}}
 
 
 def terminal(width: int, height: int) -> Console:
@@ -104,7 +104,7 @@ KL/target 25.1/25  12/25  token 0.950  sequence 0.010  active 2/3  s 12.3"""
 
 
 def test_a_wide_table(make_plan: MakePlan, make_record: MakeRecord) -> None:
-    records = [make_record(1, best=True), make_record(2, betas={"z": 0.1}, turns={"z": (0.0, 0.1)})]
+    records = [make_record(1, best=True), make_record(2, betas={"z": 0.1}, beta_range={"z": (0.0, 0.1)})]
     assert drawn(recorder_of(make_plan(free_bits=0.3), records, 120, 40)) == WIDE
 
 
@@ -138,7 +138,7 @@ def test_a_picture_fits_the_terminal(
     rates = {name: [0.1 * index for index in range(size)] for name, size in levels.items()}
     held = tuple(Target(name, "kl", 123.4, 250.0, 0.0, "min") for name in levels) * targets
     betas = dict.fromkeys(rates, 0.0123)
-    records = [make_record(epoch, rates=rates, betas=betas, targets=held) for epoch in range(1, 61)]
+    records = [make_record(epoch, kl_per_dim=rates, betas=betas, targets=held) for epoch in range(1, 61)]
     recorder = recorder_of(make_plan(levels=levels, free_bits=0.3), records, width, height)
     lines = drawn(recorder).splitlines()
     assert len(lines) <= height and max(map(cell_len, lines)) <= width
@@ -151,10 +151,10 @@ def test_what_an_uninformative_latent_reaches_is_red(make_plan: MakePlan, make_r
     dull = make_record(1, val={"position": 0.9, "foreground": 0.0}, targets=(SHORT,))
     text = drawn(recorder_of(make_plan(blank=0.9), [dull], 120, 40), colour=True)
     assert all(re.search(rf"\x1b\[31m *{cell}", text) for cell in ("0.900", "0.000", "2/3", "12/25"))
-    bright = make_record(1, rates={"z": [1.0, 1.0]}, val={"position": 0.901}, targets=(replace(HELD, level=""),))
+    bright = make_record(1, kl_per_dim={"z": [1.0, 1.0]}, val={"position": 0.901}, targets=(replace(HELD, level=""),))
     text = drawn(recorder_of(make_plan(blank=0.9), [bright], 120, 40), colour=True)
     assert "\x1b[31m" not in text and all(re.search(rf"\x1b\[32m *{cell}", text) for cell in ("2/2", "25.1/25"))
-    strings = make_record(1, unit="token", rates={"z": [1.0]}, val={"foreground": 0.0, "exact": 0.0})
+    strings = make_record(1, unit="token", kl_per_dim={"z": [1.0]}, val={"foreground": 0.0, "exact": 0.0})
     assert "\x1b[31m" not in drawn(recorder_of(make_plan(blank=None), [strings], 120, 40), colour=True)
 
 

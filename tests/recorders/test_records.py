@@ -19,9 +19,9 @@ def whole(make_record: MakeRecord) -> EpochRecord:
     """A record with something in every field."""
     return make_record(
         7,
-        rates=BOTH,
+        kl_per_dim=BOTH,
         betas={"global": 0.1 + 0.2, "local": 1e-300},
-        turns={"local": (-1.0, 1.0)},
+        beta_range={"local": (-1.0, 1.0)},
         targets=(Target("local", "kl", 25.12, 25.0, 0.4, None), Target("", "reconstruction", 0.2, 0.1, 0.4, "max")),
         restart={"last_restart_epoch": 40.0},
         best=True,
@@ -37,7 +37,9 @@ def through_json(record: EpochRecord) -> EpochRecord:
 def test_a_record_comes_back_from_json_but_for_its_path(make_record: MakeRecord) -> None:
     for record in (whole(make_record), make_record(1)):
         again = through_json(record)
-        assert repr(asdict(again)) == repr({**asdict(record), "path": {}})  # by repr, in which a NaN equals another
+        assert repr(asdict(again)) == repr(
+            {**asdict(record), "beta_trace": {}}
+        )  # by repr, in which a NaN equals another
         assert repr(again.metrics()) == repr(record.metrics())
         assert [type(target) for target in again.targets] == [Target] * len(record.targets)
 

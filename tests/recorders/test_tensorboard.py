@@ -42,7 +42,7 @@ def test_event_files_are_read_back(tmp_path: Path, make_record: MakeRecord, make
     recorder = TensorBoardRecorder(tmp_path)
     for epoch in (1, 2):
         betas = {"global": 0.01 * epoch, "local": 0.02}
-        record = make_record(epoch, rates=BOTH, betas=betas, restart=RESTART, selection=math.nan)
+        record = make_record(epoch, kl_per_dim=BOTH, betas=betas, restart=RESTART, selection=math.nan)
         recorder.steps([logged(record, epoch * 50 + step, betas) for step in (-25, 0)])
         recorder.epoch(record)
         recorder.pictures(epoch, make_pictures())
@@ -54,7 +54,7 @@ def test_event_files_are_read_back(tmp_path: Path, make_record: MakeRecord, make
         *(f"Beta_Schedule/Restart/{name}" for name in RESTART),
         "images/kl_maps_brightest",
     }  # fmt: skip
-    metrics = make_record(1, rates=BOTH, betas={"global": 0.01, "local": 0.02}).metrics()
+    metrics = make_record(1, kl_per_dim=BOTH, betas={"global": 0.01, "local": 0.02}).metrics()
     expected |= set(metrics) - {"step", "val/kl_per_dim", "val/loss_selection"}  # a NaN is no point of a curve
     assert set(events.Tags()["scalars"]) == expected
     assert points(events, "Batch/Beta") == [(25, 0.01), (50, 0.01), (75, 0.02), (100, 0.02)]

@@ -18,7 +18,7 @@ _EQUAL = 1e-3  # nats; logits of mirror images are equal but for rounding
 _LAST, _NEVER = 1e3, 1e6  # nats, far beyond what a network gives
 
 
-def likeliest(logits: Tensor, conditions: Tensor | None) -> Tensor:
+def constrained_decode(logits: Tensor, conditions: Tensor | None) -> Tensor:
     """Colours (B, 16, 16) int64 from logits (B, 10, 16, 16) that obey conditions (B, A), if any.
 
     Cells that are equally likely to change, as mirror images are, change together: a symmetric grid stays symmetric.

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""GracefulExit that ask a run to stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAVED = 75  # exit code of a run that saved itself when asked to and is to be re
 NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "a terminal that was closed", "SIGUSR1": "SIGUSR1"}
 
 
-class Signals:
+class GracefulExit:
     """While entered, a signal raises KeyboardInterrupt; if `patient`, only a second Ctrl-C does.
 
     What the parent ignores (`nohup`) stays ignored, and outside of the main thread there are no handlers.
@@ -30,7 +30,7 @@ class Signals:
     def __call__(self) -> int | None:
         return self.asked
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> GracefulExit:
         for name in self.names if current_thread() is main_thread() else ():
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -55,7 +55,7 @@ class Signals:
             self._hook(dropped)
 
 
-def name(number: int) -> str:
+def signal_name(number: int) -> str:
     """What a person calls a signal."""
     found = signal.Signals(number).name
     return NAMES.get(found, found)

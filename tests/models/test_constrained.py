@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from arcvae_cli import conditions
-from arcvae_cli.models.likeliest import likeliest
+from arcvae_cli.models.constrained import constrained_decode
 
 SIDE = 16
 
@@ -30,22 +30,22 @@ def measured(grids: Tensor) -> Tensor:
 def test_without_a_condition_every_cell_has_its_likeliest_colour() -> None:
     logits = random_logits(5)
     for nothing in (None, torch.full((5, len(conditions.ATTRIBUTES)), conditions.NOT_GIVEN)):
-        assert torch.equal(likeliest(logits, nothing), logits.argmax(1))
-    assert torch.equal(likeliest(logits, asked(5, "objects=3")), logits.argmax(1)), "not decided cell by cell"
+        assert torch.equal(constrained_decode(logits, nothing), logits.argmax(1))
+    assert torch.equal(constrained_decode(logits, asked(5, "objects=3")), logits.argmax(1)), "not decided cell by cell"
 
 
 @pytest.mark.parametrize("count", range(1, 10))
 def test_as_many_colours_as_asked_where_there_were_fewer(count: int) -> None:
     logits = random_logits(20, black=30.0)
     assert (logits.argmax(1) == 0).all()
-    found = likeliest(logits, asked(20, f"colours={count}"))
+    found = constrained_decode(logits, asked(20, f"colours={count}"))
     assert (measured(found)[:, conditions.PLACE["colours"]] == count).all()
     assert ((found > 0).sum(dim=(1, 2)) == count).all(), "no more cells are changed than have to be"
 
 
 def test_the_change_is_the_cheapest_there_is() -> None:
     logits = random_logits(10, black=30.0)
-    found = likeliest(logits, asked(10, "colours=1"))
+    found = constrained_decode(logits, asked(10, "colours=1"))
     gain = logits[:, 1:] - logits[:, :1]
     best = gain.flatten(1).argmax(dim=1)
     for one, index in zip(found, best.tolist(), strict=True):
@@ -61,13 +61,13 @@ def test_a_colour_is_not_bought_with_the_last_cell_of_another() -> None:
     logits[0, 3, 2, 2] = 30.0  # the only cell that is not black
     logits[0, 5, 2, 2] = 29.0  # where 5 would be cheapest
     logits[0, 5, 9, 9] = 15.0
-    found = likeliest(logits, asked(1, "colours=2"))[0]
+    found = constrained_decode(logits, asked(1, "colours=2"))[0]
     assert (found[2, 2], found[9, 9]) == (3, 5) and (found > 0).sum() == 2
 
 
 def test_colours_that_have_to_occur_come_first_and_forbidden_ones_never() -> None:
     logits = random_logits(20, black=30.0)
-    found = measured(likeliest(logits, asked(20, "red=yes", "colours=2", "blue=no")))
+    found = measured(constrained_decode(logits, asked(20, "red=yes", "colours=2", "blue=no")))
     assert (found[:, conditions.PLACE["colour_2"]] == 1).all()
     assert (found[:, conditions.PLACE["colour_1"]] == 0).all()
     assert (found[:, conditions.PLACE["colours"]] == 2).all()
@@ -79,7 +79,7 @@ def test_the_last_row_and_column_are_lit(height: int, width: int) -> None:
     logits[:, :, height:], logits[:, :, :, width:] = 0.0, 0.0
     logits[:, 0, height:], logits[:, 0, :, width:] = 60.0, 60.0  # as the decoder leaves what lies beyond
     logits[:, 0, height - 1], logits[:, 0, :, width - 1] = 30.0, 30.0
-    found = measured(likeliest(logits, asked(8, f"height={height}", f"width={width}")))
+    found = measured(constrained_decode(logits, asked(8, f"height={height}", f"width={width}")))
     assert (found[:, conditions.PLACE["height"]] == height).all()
     assert (found[:, conditions.PLACE["width"]] == width).all()
 
@@ -90,7 +90,7 @@ def test_a_symmetric_grid_stays_symmetric(dims: tuple[int, ...]) -> None:
     logits[:, 4] += 19.0  # some of it
     for dim in dims:
         logits = (logits + logits.flip(dim)) / 2
-    found = likeliest(logits, asked(10, "colours=4"))
+    found = constrained_decode(logits, asked(10, "colours=4"))
     assert (measured(found)[:, conditions.PLACE["colours"]] == 4).all()
     for dim in dims:
         assert torch.equal(found, found.flip(dim - 1))
