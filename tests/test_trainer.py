@@ -511,7 +511,7 @@ def test_a_closed_loop_moves_beta_keeps_its_state_and_tells_its_target(tmp_path:
     (target,) = trainer.history[-1].targets
     assert (target.level, target.quantity, target.target) == ("", "kl", 3.0)
     assert target.value == pytest.approx(trainer.history[-1].train.kl)
-    assert target.beta == pytest.approx(np.mean(trainer.history[-1].path["z"]))
+    assert target.beta == pytest.approx(np.mean(trainer.history[-1].beta_trace["z"]))
     assert trainer.history[-1].betas["z"] == pytest.approx(target.beta), "the mean, since one batch's may be anything"
     assert trainer.history[-1].beta_range == {}
 
