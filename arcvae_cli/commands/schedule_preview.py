@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -23,7 +23,7 @@ from arcvae_cli.commands.options import (
     with_flags,
 )
 from arcvae_cli.errors import InputError, nearest
-from arcvae_cli.files import is_dir, is_file, read_lines, usable_folder
+from arcvae_cli.files import is_file, read_lines
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
 from arcvae_cli.settings import GRID_POSITIONS, elbo_scale
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from arcvae_cli.console import Console
 
 EPOCHS, STEPS = 100, 100  # of a schedule by its name, and steps of an epoch; a preset has its own epochs
-MOST_ROWS, MOST_POINTS = 16, 4000  # of the table, and of a curve
+MOST_ROWS = 16  # of the table
 HEIGHT = 11  # lines of a chart
 UNITS = {"kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
 MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
@@ -48,8 +48,22 @@ ROWS.append(Row(("--epochs",), "train.epochs", VIEW, f"the preset's, else {EPOCH
 view: Any = partial(typer.Option, rich_help_panel=VIEW)
 output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 
-Record = Mapping[float, tuple[float, float | None]]  # of a run: mean beta by epoch, and what a closed loop controls
+Record = Mapping[float, tuple[float, float]]  # of a run, by epoch: beta, and the value that a closed loop controls
 Curve = tuple[str, str, Sequence[float], Sequence[float], bool]  # label, unit, epochs, values, dashed
+
+
+class Series(NamedTuple):
+    """A column of the table and a curve of the chart. `kind`: "", target, recorded or ELBO-scale beta."""
+
+    level: str
+    kind: str
+    unit: str
+    at: Callable[[float], float | None]
+    epochs: Sequence[float] | None = None  # None: all
+
+    @property
+    def key(self) -> str:
+        return "_".join(filter(None, (self.level, self.kind))) or "beta"
 
 
 @dataclass(frozen=True)
@@ -63,9 +77,24 @@ class Shown:
     scale: float | None
     records: Mapping[str, Record]
 
-    @property
-    def parts(self) -> list[tuple[str, Schedule, Record]]:
-        return [(level, part, self.records.get(level, {})) for level, part in self.schedule.parts.items()]
+    def planned(self) -> list[Series]:
+        """Beta by level or, of a closed loop, its target."""
+        return [
+            Series(level, "target", UNITS[part.quantity], part.setpoint)
+            if isinstance(part, Feedback)
+            else Series(level, "", "beta", part)
+            for level, part in self.schedule.parts.items()
+        ]
+
+    def recorded(self) -> Iterator[Series]:
+        for one in self.planned():
+            record = self.records.get(one.level, {})
+            if record and one.kind:
+                values = {epoch: value for epoch, (_, value) in record.items()}
+                yield Series(one.level, "recorded", one.unit, values.get, list(values))
+            if record:
+                betas = {epoch: beta for epoch, (beta, _) in record.items()}
+                yield Series(one.level, "recorded", "beta", betas.get, list(betas))
 
     @property
     def by_step(self) -> bool:
@@ -86,31 +115,14 @@ class Shown:
             found.setdefault(epoch, []).append(text)
         return [(epoch, ", ".join(texts)) for epoch, texts in sorted(found.items())]
 
-    def series(self) -> dict[str, Callable[[float], float]]:
-        """Beta or, of a closed loop, its target as a function of the epoch, by its name in `--json`."""
-        return {
-            f"{level}_target".lstrip("_") if isinstance(part, Feedback) else level or "beta": value_of(part)
-            for level, part, _ in self.parts
-        }
-
     def curves(self) -> Iterator[Curve]:
-        samples = min(max(8 * self.epochs, 400), MOST_POINTS)
+        samples = max(8 * self.epochs, 400)
         dense = [self.epochs * i / samples for i in range(samples + 1)]
-        whole = [float(epoch) for epoch in range(1, self.epochs + 1, 1 + self.epochs // MOST_POINTS)]
-        for level, part, record in self.parts:
-            label, closed = f"{self.name} {level}".rstrip(), isinstance(part, Feedback)
-            unit = UNITS[part.quantity] if isinstance(part, Feedback) else "beta"
-            epochs = dense if closed or part.per == "step" else whole
-            yield label + " target" * closed, unit, epochs, [value_of(part)(epoch) for epoch in epochs], closed
-            if record and closed:
-                yield f"{label} recorded", unit, list(record), [value or 0.0 for _, value in record.values()], False
-            if record:
-                yield f"{label} recorded", "beta", list(record), [beta for beta, _ in record.values()], False
-
-
-def value_of(part: Schedule) -> Callable[[float], float]:
-    """The target of a closed loop, else beta, as a function of the epoch."""
-    return part.setpoint if isinstance(part, Feedback) else part
+        for one in [*self.planned(), *self.recorded()]:
+            label = " ".join(filter(None, (self.name, one.level, one.kind)))
+            smooth = one.kind == "target" or self.schedule.parts[one.level].per == "step"
+            epochs = one.epochs or (dense if smooth else self.points(1))
+            yield label, one.unit, epochs, [one.at(epoch) or 0.0 for epoch in epochs], one.kind == "target"
 
 
 @with_flags(ROWS)
@@ -128,10 +140,7 @@ def schedule_preview(
     assignments: SetOption = None,
     run: Annotated[str | None, view(help="overlay the record of a run: its folder or name")] = None,
     runs: Annotated[Path, view("--runs-dir", help="folder of the runs")] = Path("runs"),
-    steps: Annotated[
-        int | None,
-        view(min=1, max=1_000_000, help="steps of an epoch, where beta moves per step", show_default=str(STEPS)),
-    ] = None,
+    steps: Annotated[int, view(min=1, max=1_000_000, help="steps of an epoch, where beta moves per step")] = STEPS,
     plot: Annotated[Path | None, output(help="write a picture (PNG)")] = None,
     csv_file: Annotated[Path | None, output("--csv", help="write beta at every epoch or step")] = None,
     quiet: QuietOption = False,
@@ -146,32 +155,23 @@ def schedule_preview(
     from arcvae_cli.console import Console
 
     console = Console(quiet=quiet, as_json=as_json)
-    if plot is not None:
-        check_picture(plot)
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise InputError(f"--plot {plot}: not a .png file", f"use {plot.with_suffix('.png').name}")
     layers = [set_layer(assignments or []), flags]
     shown = [find(name, layers, run, runs) for name in dict.fromkeys(names)]
-    for s in shown:
-        if "ramp_fraction" in flags.values.get("schedule", {}) and getattr(s.schedule, "wave", "") != "ramp_hold":
-            raise InputError(f"--ramp-fraction: {s.name} does not use it", "it belongs to --wave ramp_hold")
-    if steps is not None and not any(s.by_step for s in shown):
-        fix = "remove it" if any(s.schedule.closed_loop for s in shown) else "add --per step"
-        raise InputError("--steps: this schedule is shown by whole epochs", fix)
-
     for s in shown:
         if (text := s.schedule.warning(s.epochs)) is not None:
             console.warn((f"{s.name}: " if len(shown) > 1 else "") + text)
     if csv_file is not None:
-        write_csv(csv_file, shown, steps or STEPS)
+        write_csv(csv_file, shown, steps)
     if plot is not None:
         from arcvae_cli.render.plots import save_schedules
 
         scales = {s.scale for s in shown}
         curves = [curve for s in shown for curve in s.curves()]
         save_schedules(plot, curves, elbo_scale=scales.pop() if len(scales) == 1 else None)
-    if as_json:
-        console.json({"schedules": [document(s, run, steps or STEPS) for s in shown]})
-    else:
-        show(shown, console)
+    console.json({"schedules": [document(s, run, steps) for s in shown]})
+    show(shown, console)
     for file in (csv_file, plot):
         if file is not None:
             console.note(f"wrote {file}")
@@ -202,86 +202,63 @@ def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Record]:
     if folder is None:
         raise InputError(f"--run {run}: no metrics.jsonl in it, nor in {runs / run}", "give a run's folder or name")
     positions = GRID_POSITIONS if resolve(str(folder / "config.toml")).settings.objective.reduction == "sum" else 1
-    lines = read_lines(folder / "metrics.jsonl")
+    epochs = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "epoch"]
     found: dict[str, Record] = {}
     for level, part in schedule.parts.items():
         beta, kl = (f"train/{key}/{level}".rstrip("/") for key in ("beta", "kl"))
-        known = [line for line in lines if line.get(beta) is not None and line.get(kl) is not None]
-        steps = [line for line in known if line["kind"] == "step"]
-        record: dict[float, tuple[float, float | None]] = {}
-        for line in known:
-            if (end := line["epoch"]) is None or line["kind"] != "epoch":
-                continue
-            betas = [step[beta] for step in steps if end - 1 < step["epoch"] <= end] or [line[beta]]
-            value = None
-            if isinstance(part, Feedback):
-                value = line[kl] if part.quantity == "kl" else line["train/loss_reconstruction"] / positions
-            record[end] = sum(betas) / len(betas), value
-        if not record:
+        if not any(beta in line for line in epochs):
             raise InputError(f"--run {run}: no epoch with {beta}", "give a run of a model with these levels")
-        found[level] = record
+        closed_by_kl = isinstance(part, Feedback) and part.quantity == "kl"
+        found[level] = {
+            line["epoch"]: (line[beta], line[kl] if closed_by_kl else line["train/loss_reconstruction"] / positions)
+            for line in epochs
+        }
     return found
 
 
 def show(shown: Sequence[Shown], console: Console) -> None:
-    """Print the facts, a chart for each unit, and a table for each schedule."""
+    """Print the parameters, a chart for each unit, and a table for each schedule."""
+    from arcvae_cli.console import cell
+
     for s in shown:
         console.lines([f"{s.name} ({'preset, ' * (s.source == 'preset')}schedule {s.schedule.name})"])
-        for level, part, record in s.parts:
-            console.lines(f"  {line}" for line in facts(level, part, record, s.scale))
+        for level, part in s.schedule.parts.items():
+            console.lines([f"  {level}: {part.describe()}".replace("  : ", "  "), f"  {facts(part, s)}"])
     curves = [curve for s in shown for curve in s.curves()]
     for unit in dict.fromkeys(unit for _, unit, *_ in curves):
         own = [curve for curve in curves if curve[1] == unit]
         console.lines(["", *chart(own, max(s.epochs for s in shown), console)])
     for s in shown:
-        if len(shown) > 1:
-            console.lines([*[""] * (s is shown[0]), f"{s.name}, {s.epochs} epochs"])
-        show_table(s, console)
+        columns = [*s.planned(), *s.recorded()]
+        if (scale := s.scale) not in (None, 1.0):
+            open_parts = ((level, part) for level, part in s.schedule.parts.items() if not part.closed_loop)
+            columns += [Series(level, "ELBO-scale", "beta", partial(scaled, part, scale)) for level, part in open_parts]
+        heads = [one.key.replace("_", " ") + " beta" * (one.unit == "beta" and bool(one.kind)) for one in columns]
+        rows = [
+            [f"{epoch:g}", *(cell(one.at(epoch), ".4g") for one in columns), text] for epoch, text in s.key_epochs()
+        ]
+        if (left_out := len(rows) - MOST_ROWS) > 0:
+            rows[MOST_ROWS - 4 : -4] = [["...", *[""] * len(columns), f"{left_out} more, all of them in --json"]]
+        console.lines([f"{s.name}, {s.epochs} epochs"] * (len(shown) > 1))
+        console.table("", ["epoch", *heads, ""], rows, left=(len(columns) + 1,))
 
 
-def facts(level: str, part: Schedule, record: Record, scale: float | None) -> Iterator[str]:
-    """A schedule in numbers."""
-    yield f"{level}: {part.describe()}".lstrip(": ")
-
-    def scaled(text: str, *betas: float) -> str:
-        values = " to ".join(f"{beta * scale:.4g}" for beta in betas) if scale not in (None, 1.0) and scale else ""
-        return text + (f" ({values} on the ELBO scale)" if values else "")
-
-    if isinstance(part, Feedback):
-        low, high = part.bounds
-        yield scaled(f"beta depends on the run and moves once a step, between {low:.4g} and {high:.4g}", low, high)
-        if not record:
-            yield "--run RUN shows the recorded beta and value of a run"
-        return
-    period = f", period {part.period:g} epochs" if part.period else ""
-    moves = f", beta moves once {'a step' if part.per == 'step' else 'an epoch'}"
-    unscaled = ", no ELBO scale (focal loss or class weights)" if scale is None else ""
-    yield f"{scaled(f'peak {part.peak:.4g}', part.peak)}, first at epoch {part.first_peak:g}{period}{moves}{unscaled}"
-
-
-def show_table(s: Shown, console: Console) -> None:
-    """Print the key epochs."""
-    from arcvae_cli.console import cell
-
-    columns: dict[str, Callable[[float], float | None]] = dict(s.series())
-    for level, part, record in s.parts:
-        if record and isinstance(part, Feedback):
-            columns[f"{level} recorded".lstrip()] = {epoch: value for epoch, (_, value) in record.items()}.get
-        if record:
-            columns[f"{level} recorded beta".lstrip()] = {epoch: beta for epoch, (beta, _) in record.items()}.get
-    for level, part, _ in s.parts:
-        if s.scale not in (None, 1.0) and not isinstance(part, Feedback):
-            columns[f"{level} ELBO-scale beta".lstrip()] = partial(elbo_scaled, part, s.scale or 1.0)
-    rows = [
-        [f"{epoch:g}", *(cell(at(epoch), ".4g") for at in columns.values()), text] for epoch, text in s.key_epochs()
-    ]
-    if (left_out := len(rows) - MOST_ROWS) > 0:
-        rows[MOST_ROWS - 4 : -4] = [["...", *[""] * len(columns), f"{left_out} more, all of them in --json"]]
-    console.table("", ["epoch", *columns, ""], rows, left=(len(columns) + 1,))
-
-
-def elbo_scaled(part: Schedule, scale: float, epoch: float) -> float:
+def scaled(part: Schedule, scale: float, epoch: float) -> float:
+    """The ELBO-scale beta at an epoch."""
     return part(epoch) * scale
+
+
+def facts(part: Schedule, s: Shown) -> str:
+    """A schedule in numbers."""
+    bounds = part.bounds if isinstance(part, Feedback) else (part.peak,)
+    values = " to ".join(f"{bound * (s.scale or 1.0):.4g}" for bound in bounds)
+    elbo = "" if s.scale in (None, 1.0) else f" ({values} on the ELBO scale)"
+    if isinstance(part, Feedback):
+        low, high = bounds[0], bounds[-1]
+        return f"beta depends on the run (--run shows one), set every step, between {low:.4g} and {high:.4g}{elbo}"
+    period = f", period {part.period:g} epochs" if part.period else ""
+    unscaled = ", no ELBO scale (focal loss or class weights)" if s.scale is None else ""
+    return f"peak {part.peak:.4g}{elbo}, first at epoch {part.first_peak:g}{period}, set every {part.per}{unscaled}"
 
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
@@ -320,26 +297,21 @@ def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
 
 def document(s: Shown, run: str | None, steps: int) -> dict[str, Any]:
     """One schedule for `--json`; times in epochs."""
-    at, series = s.points(steps), s.series()
+    at, planned = s.points(steps), s.planned()
     levels: dict[str, Any] = {}
-    for level, part, _ in s.parts:
+    recorded: dict[str, Any] = {}
+    for level, part in s.schedule.parts.items():
         levels[level or "beta"] = {
             "description": part.describe(),
             "start": part(0.0),
-            "peak": part.peak,
-            "first_peak": part.first_peak,
-            "period": part.period,
+            **{key: getattr(part, key) for key in ("peak", "first_peak", "period")},
             "reached": part.max_beta_seen(s.epochs),
             **({"quantity": part.quantity, "bounds": part.bounds} if isinstance(part, Feedback) else {}),
         }
-    recorded = {
-        level or "beta": {
-            "epoch": list(record),
-            "beta": [beta for beta, _ in record.values()],
-            "value": [value for _, value in record.values() if value is not None],
-        }
-        for level, record in s.records.items()
-    }
+    for level, record in s.records.items():
+        betas, values = zip(*record.values(), strict=True)
+        closed = s.schedule.parts[level].closed_loop
+        recorded[level or "beta"] = {"epoch": list(record), "beta": betas, "value": values if closed else []}
     return {
         "name": s.name,
         "source": s.source,
@@ -350,22 +322,12 @@ def document(s: Shown, run: str | None, steps: int) -> dict[str, Any]:
         "shortfall": s.schedule.warning(s.epochs),
         "levels": levels,
         "key_epochs": [
-            {"epoch": epoch, "what": text, **{name: value(epoch) for name, value in series.items()}}
+            {"epoch": epoch, "what": text, **{one.key: one.at(epoch) for one in planned}}
             for epoch, text in s.key_epochs()
         ],
-        "curve": {"epoch": at, **{name: [value(epoch) for epoch in at] for name, value in series.items()}},
+        "curve": {"epoch": at, **{one.key: [one.at(epoch) for epoch in at] for one in planned}},
         **({"run": {"name": run, "levels": recorded}} if recorded else {}),
     }
-
-
-def check_picture(path: Path) -> None:
-    """InputError for a picture that could not be written, before anything is done."""
-    if path.suffix.lower() != ".png":
-        raise InputError(f"--plot {path}: not a .png file", f"call it {path.with_suffix('.png').name}")
-    if is_dir(path) or not is_dir(path.parent):
-        problem = "is a folder" if is_dir(path) else f"no folder {path.parent}"
-        raise InputError(f"--plot {path}: {problem}", "give a file in an existing folder")
-    usable_folder(path.parent, "--plot")
 
 
 def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
@@ -373,22 +335,22 @@ def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
     import csv
 
     closed = any(s.schedule.closed_loop for s in shown)
-    columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", *["quantity", "target", "value"][: 3 * closed]]
+    columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", *["quantity", "target", "value"] * closed]
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
             for s in shown:
                 scale = None if s.source == "schedule" else s.scale
-                for level, part, record in s.parts:
+                for level, part in s.schedule.parts.items():
                     for epoch in s.points(steps):
-                        beta, value = record.get(epoch, (None, None))
-                        row: dict[str, Any] = {"schedule": s.name, "level": level, "epoch": f"{epoch:.10g}"}
+                        rest: list[Any] = [None] * (len(columns) - 5)
+                        beta, value = s.records.get(level, {}).get(epoch, (None, None))
                         if isinstance(part, Feedback):
-                            row |= {"quantity": part.quantity, "target": part.setpoint(epoch), "value": value}
+                            rest = [part.quantity, part.setpoint(epoch), value]
                         else:
                             beta = part(epoch)
                         elbo = None if scale is None or beta is None else beta * scale
-                        writer.writerow({**row, "beta": beta, "elbo_scale_beta": elbo})
+                        writer.writerow([s.name, level, f"{epoch:.10g}", beta, elbo, *rest])
     except OSError as error:
         raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error

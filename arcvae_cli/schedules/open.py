@@ -70,15 +70,10 @@ class Schedule(BaseModel, ABC):
 
     def describe(self) -> str:
         """The parameters and their values."""
-        texts = []
-        for key, value in self:
-            if isinstance(value, Schedule):
-                value = f"{value.name} ({value.describe()})"
-            if key not in ("name", "per"):
-                texts.append(
-                    f"{key.rstrip('_')} {value:g}" if isinstance(value, float) else f"{key.rstrip('_')} {value}"
-                )
-        return ", ".join(texts)
+        table = self.model_dump(by_alias=True, exclude={"name", "per"})
+        return ", ".join(
+            f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}" for key, value in table.items()
+        )
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         """The epochs after 0 at which the curve changes, at least those up to `until`, and what happens there."""
