@@ -92,7 +92,7 @@ class Schedule(BaseModel, ABC):
 
     def warning(self, epochs: float) -> str | None:
         """What a run of so many epochs misses of the largest beta, or None if it gets there."""
-        seen, complete = self.max_beta_seen(epochs), epochs >= self.first_peak
+        seen, complete = self.max_beta_seen(epochs), epochs > self.first_peak
         if seen >= (0.9 if complete else 1.0) * self.peak:  # a peak between two epochs loses a little every time
             return None
         why = f"the first peak is at epoch {self.first_peak:g}, the run ends at {epochs:g}"
