@@ -7,7 +7,7 @@ import math
 import random
 import re
 from decimal import ROUND_HALF_UP, Decimal
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import pytest
