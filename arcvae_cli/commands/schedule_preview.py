@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 EPOCHS, STEPS = 100, 100  # of a schedule by its name, and steps of an epoch; a preset has its own epochs
 MOST_ROWS = 16  # of the table
 HEIGHT = 11  # lines of a chart
-UNITS = {"kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
+UNITS = {"beta": "beta", "kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
 MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 
 SCHEDULE, VIEW = "The schedule", "The view"
@@ -48,81 +48,8 @@ ROWS.append(Row(("--epochs",), "train.epochs", VIEW, f"the preset's, else {EPOCH
 view: Any = partial(typer.Option, rich_help_panel=VIEW)
 output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 
-Record = Mapping[float, tuple[float, float]]  # of a run, by epoch: beta, and the value that a closed loop controls
+Document = dict[str, Any]  # one schedule for `--json`, times in epochs: all that is shown comes from it
 Curve = tuple[str, str, Sequence[float], Sequence[float], bool]  # label, unit, epochs, values, dashed
-
-
-class Series(NamedTuple):
-    """A column of the table and a curve of the chart. `kind`: "", target, recorded or ELBO-scale beta."""
-
-    level: str
-    kind: str
-    unit: str
-    at: Callable[[float], float | None]
-    epochs: Sequence[float] | None = None  # None: all
-
-    @property
-    def key(self) -> str:
-        return "_".join(filter(None, (self.level, self.kind))) or "beta"
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One schedule of the preview. `scale`: from beta to the ELBO-scale beta; `records`: of a run, by level."""
-
-    name: str
-    source: str
-    schedule: Schedule
-    epochs: int
-    scale: float | None
-    records: Mapping[str, Record]
-
-    def planned(self) -> list[Series]:
-        """Beta by level or, of a closed loop, its target."""
-        return [
-            Series(level, "target", UNITS[part.quantity], part.setpoint)
-            if isinstance(part, Feedback)
-            else Series(level, "", "beta", part)
-            for level, part in self.schedule.parts.items()
-        ]
-
-    def recorded(self) -> Iterator[Series]:
-        for one in self.planned():
-            record = self.records.get(one.level, {})
-            if record and one.kind:
-                values = {epoch: value for epoch, (_, value) in record.items()}
-                yield Series(one.level, "recorded", one.unit, values.get, list(values))
-            if record:
-                betas = {epoch: beta for epoch, (beta, _) in record.items()}
-                yield Series(one.level, "recorded", "beta", betas.get, list(betas))
-
-    @property
-    def by_step(self) -> bool:
-        return self.schedule.per == "step" and not isinstance(self.schedule, Feedback)
-
-    def points(self, steps: int) -> list[float]:
-        if not self.by_step:
-            return [float(epoch) for epoch in range(1, self.epochs + 1)]
-        return [epoch + (step + 1) / steps for epoch in range(self.epochs) for step in range(steps)]
-
-    def key_epochs(self) -> list[tuple[float, str]]:
-        found: dict[float, list[str]] = {0.0: ["start"]} if self.by_step else {1.0: ["first epoch"]}
-        if self.records:
-            stride = max(1, self.epochs // 10)
-            found |= {float(epoch): [] for epoch in range(stride, self.epochs, stride) if epoch > 1}
-        events = [event for event in self.schedule.events(self.epochs) if 0 < event[0] <= self.epochs]
-        for epoch, text in [*events, (float(self.epochs), "last epoch")]:
-            found.setdefault(epoch, []).append(text)
-        return [(epoch, ", ".join(texts)) for epoch, texts in sorted(found.items())]
-
-    def curves(self) -> Iterator[Curve]:
-        samples = max(8 * self.epochs, 400)
-        dense = [self.epochs * i / samples for i in range(samples + 1)]
-        for one in [*self.planned(), *self.recorded()]:
-            label = " ".join(filter(None, (self.name, one.level, one.kind)))
-            smooth = one.kind == "target" or self.schedule.parts[one.level].per == "step"
-            epochs = one.epochs or (dense if smooth else self.points(1))
-            yield label, one.unit, epochs, [one.at(epoch) or 0.0 for epoch in epochs], one.kind == "target"
 
 
 @with_flags(ROWS)
@@ -158,26 +85,26 @@ def schedule_preview(
     if plot is not None and plot.suffix.lower() != ".png":
         raise InputError(f"--plot {plot}: not a .png file", f"use {plot.with_suffix('.png').name}")
     layers = [set_layer(assignments or []), flags]
-    shown = [find(name, layers, run, runs) for name in dict.fromkeys(names)]
-    for s in shown:
-        if (text := s.schedule.warning(s.epochs)) is not None:
-            console.warn((f"{s.name}: " if len(shown) > 1 else "") + text)
+    documents = [document(name, layers, run, runs, steps) for name in dict.fromkeys(names)]
+    for one in documents:
+        if one["shortfall"] is not None:
+            console.warn((f"{one['name']}: " if len(documents) > 1 else "") + one["shortfall"])
     if csv_file is not None:
-        write_csv(csv_file, shown, steps)
+        write_csv(csv_file, documents)
     if plot is not None:
         from arcvae_cli.render.plots import save_schedules
 
-        scales = {s.scale for s in shown}
-        curves = [curve for s in shown for curve in s.curves()]
-        save_schedules(plot, curves, elbo_scale=scales.pop() if len(scales) == 1 else None)
-    console.json({"schedules": [document(s, run, steps) for s in shown]})
-    show(shown, console)
+        scales = {scale_of(one) for one in documents}
+        all_curves = [curve for one in documents for curve in curves(one)]
+        save_schedules(plot, all_curves, elbo_scale=scales.pop() if len(scales) == 1 else None)
+    console.json({"schedules": documents})
+    show(documents, console)
     for file in (csv_file, plot):
         if file is not None:
             console.note(f"wrote {file}")
 
 
-def find(name: str, layers: Sequence[Layer], run: str | None, runs: Path) -> Shown:
+def document(name: str, layers: Sequence[Layer], run: str | None, runs: Path, steps: int) -> Document:
     """The schedule of a name, with flags and `--set` on top, and the record of a run."""
     path, scale = Path(name), None
     if name in preset_names() or is_file(path) or is_file(path / "config.toml"):
@@ -185,80 +112,148 @@ def find(name: str, layers: Sequence[Layer], run: str | None, runs: Path) -> Sho
         settings = resolve(name, environment_layer(), *layers).settings  # the environment counts as for `train`
         scale = elbo_scale(settings)
     elif name in SCHEDULES:
-        source, scale = "schedule", 1.0
+        source = "schedule"
         wanted = Layer(name, {"schedule": {"name": name}, "train": {"epochs": EPOCHS}})
         settings = resolve(None, wanted, *layers).settings
     else:
         known = list(dict.fromkeys([*preset_names(), *SCHEDULES]))
         fix = f"{nearest(name, known)}presets and schedules: {', '.join(known)}"
         raise InputError(f"{name}: no such preset, file or schedule", fix)
-    records = {} if run is None else read_run(run, runs, settings.schedule)
-    return Shown(name, source, settings.schedule, settings.train.epochs, scale, records)
+    schedule, epochs = settings.schedule, settings.train.epochs
+    by_step = schedule.per == "step" and not isinstance(schedule, Feedback)
+    within = steps if by_step else 1
+    points = [epoch + (step + 1) / within for epoch in range(epochs) for step in range(within)]
+    levels: dict[str, Any] = {}
+    series: dict[str, Callable[[float], float]] = {}  # beta or, of a closed loop, its target
+    for level, part in schedule.parts.items():
+        series[series_name(level or "beta", part.closed_loop)] = part.setpoint if isinstance(part, Feedback) else part
+        levels[level or "beta"] = {
+            "description": part.describe(),
+            "start": part(0.0),
+            **{key: getattr(part, key) for key in ("peak", "first_peak", "period")},
+            "reached": part.max_beta_seen(epochs),
+            **({"quantity": part.quantity, "bounds": part.bounds} if isinstance(part, Feedback) else {}),
+        }
+    return {
+        "name": name,
+        "source": source,
+        "schedule": schedule.model_dump(mode="json", by_alias=True),
+        "epochs": epochs,
+        "elbo_scale": scale,
+        "closed_loop": schedule.closed_loop,
+        "shortfall": schedule.warning(epochs),
+        "levels": levels,
+        "key_epochs": [
+            {"epoch": epoch, "what": text, **{key: at(epoch) for key, at in series.items()}}
+            for epoch, text in key_epochs(schedule, epochs, by_step)
+        ],
+        "curve": {"epoch": points, **{key: [at(epoch) for epoch in points] for key, at in series.items()}},
+        **({} if run is None else {"run": {"name": run, "levels": read_run(run, runs, schedule)}}),
+    }
 
 
-def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Record]:
+def series_name(level: str, closed: bool) -> str:
+    """The name of a level's series in `--json`."""
+    return f"{level}_target".removeprefix("beta_") if closed else level
+
+
+def key_epochs(schedule: Schedule, epochs: int, by_step: bool) -> list[tuple[float, str]]:
+    """The first and the last epoch and those at which the curve changes, with what happens there."""
+    found: dict[float, list[str]] = {0.0: ["start"]} if by_step else {1.0: ["first epoch"]}
+    events = [(epoch, text) for epoch, text in schedule.events(epochs) if 0 < epoch <= epochs]
+    for epoch, text in [*events, (float(epochs), "last epoch")]:
+        found.setdefault(epoch, []).append(text)
+    return [(epoch, ", ".join(texts)) for epoch, texts in sorted(found.items())]
+
+
+def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
     """What a run, by its folder or its name in `runs`, recorded of each level of a schedule."""
     folder = next((path for path in (Path(run), runs / run) if is_file(path / "metrics.jsonl")), None)
     if folder is None:
         raise InputError(f"--run {run}: no metrics.jsonl in it, nor in {runs / run}", "give a run's folder or name")
     positions = GRID_POSITIONS if resolve(str(folder / "config.toml")).settings.objective.reduction == "sum" else 1
-    epochs = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "epoch"]
-    found: dict[str, Record] = {}
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "epoch"]
+    found = {}
     for level, part in schedule.parts.items():
         beta, kl = (f"train/{key}/{level}".rstrip("/") for key in ("beta", "kl"))
-        if not any(beta in line for line in epochs):
+        if not any(beta in line for line in lines):
             raise InputError(f"--run {run}: no epoch with {beta}", "give a run of a model with these levels")
-        closed_by_kl = isinstance(part, Feedback) and part.quantity == "kl"
-        found[level] = {
-            line["epoch"]: (line[beta], line[kl] if closed_by_kl else line["train/loss_reconstruction"] / positions)
-            for line in epochs
-        }
+        values: list[float] = []
+        if isinstance(part, Feedback):
+            by_kl = part.quantity == "kl"
+            values = [line[kl] if by_kl else line["train/loss_reconstruction"] / positions for line in lines]
+        betas = [line[beta] for line in lines]
+        found[level or "beta"] = {"epoch": [line["epoch"] for line in lines], "beta": betas, "value": values}
     return found
 
 
-def show(shown: Sequence[Shown], console: Console) -> None:
+def scale_of(one: Document) -> float | None:
+    """The factor from beta to the ELBO-scale beta, None if there is no such scale."""
+    scale: float | None = one["elbo_scale"]
+    return 1.0 if one["source"] == "schedule" else scale
+
+
+def curves(one: Document) -> Iterator[Curve]:
+    """The curves of a chart: beta or a target, and what a run recorded."""
+    for level, facts in one["levels"].items():
+        closed = "quantity" in facts
+        label, unit = f"{one['name']} {level.removeprefix('beta')}".rstrip(), UNITS[facts.get("quantity", "beta")]
+        values = one["curve"][series_name(level, closed)]
+        yield label + " target" * closed, unit, one["curve"]["epoch"], values, closed
+        if "run" in one:
+            record = one["run"]["levels"][level]
+            if closed:
+                yield f"{label} recorded", unit, record["epoch"], record["value"], False
+            yield f"{label} recorded", "beta", record["epoch"], record["beta"], False
+
+
+def show(documents: Sequence[Document], console: Console) -> None:
     """Print the parameters, a chart for each unit, and a table for each schedule."""
+    for one in documents:
+        console.lines([f"{one['name']} ({'preset, ' * (one['source'] == 'preset')}schedule {one['schedule']['name']})"])
+        for level, facts in one["levels"].items():
+            label = "" if level == "beta" else f"{level}: "
+            console.lines([f"  {label}{facts['description']}", f"  {summary(facts, one)}"])
+    every = [curve for one in documents for curve in curves(one)]
+    for unit in dict.fromkeys(unit for _, unit, *_ in every):
+        own = [curve for curve in every if curve[1] == unit]
+        console.lines(["", *chart(own, max(one["epochs"] for one in documents), console)])
+    for one in documents:
+        console.lines([f"{one['name']}, {one['epochs']} epochs"] * (len(documents) > 1))
+        show_table(one, console)
+
+
+def summary(facts: Mapping[str, Any], one: Document) -> str:
+    """A level in numbers."""
+    scale = scale_of(one)
+    bounds = facts.get("bounds", [facts["peak"]])
+    values = " to ".join(f"{bound * (scale or 1.0):.4g}" for bound in bounds)
+    elbo = "" if scale in (None, 1.0) else f" ({values} on the ELBO scale)"
+    if "bounds" in facts:
+        low, high = bounds
+        return f"beta depends on the run (--run shows one), set every step, between {low:.4g} and {high:.4g}{elbo}"
+    period = f", period {facts['period']:g} epochs" if facts["period"] else ""
+    every = f", set every {one['schedule']['per']}"
+    unscaled = ", no ELBO scale (focal loss or class weights)" if scale is None else ""
+    return f"peak {facts['peak']:.4g}{elbo}, first at epoch {facts['first_peak']:g}{period}{every}{unscaled}"
+
+
+def show_table(one: Document, console: Console) -> None:
+    """Print the key epochs."""
     from arcvae_cli.console import cell
 
-    for s in shown:
-        console.lines([f"{s.name} ({'preset, ' * (s.source == 'preset')}schedule {s.schedule.name})"])
-        for level, part in s.schedule.parts.items():
-            console.lines([f"  {level}: {part.describe()}".replace("  : ", "  "), f"  {facts(part, s)}"])
-    curves = [curve for s in shown for curve in s.curves()]
-    for unit in dict.fromkeys(unit for _, unit, *_ in curves):
-        own = [curve for curve in curves if curve[1] == unit]
-        console.lines(["", *chart(own, max(s.epochs for s in shown), console)])
-    for s in shown:
-        columns = [*s.planned(), *s.recorded()]
-        if (scale := s.scale) not in (None, 1.0):
-            open_parts = ((level, part) for level, part in s.schedule.parts.items() if not part.closed_loop)
-            columns += [Series(level, "ELBO-scale", "beta", partial(scaled, part, scale)) for level, part in open_parts]
-        heads = [one.key.replace("_", " ") + " beta" * (one.unit == "beta" and bool(one.kind)) for one in columns]
-        rows = [
-            [f"{epoch:g}", *(cell(one.at(epoch), ".4g") for one in columns), text] for epoch, text in s.key_epochs()
-        ]
-        if (left_out := len(rows) - MOST_ROWS) > 0:
-            rows[MOST_ROWS - 4 : -4] = [["...", *[""] * len(columns), f"{left_out} more, all of them in --json"]]
-        console.lines([f"{s.name}, {s.epochs} epochs"] * (len(shown) > 1))
-        console.table("", ["epoch", *heads, ""], rows, left=(len(columns) + 1,))
-
-
-def scaled(part: Schedule, scale: float, epoch: float) -> float:
-    """The ELBO-scale beta at an epoch."""
-    return part(epoch) * scale
-
-
-def facts(part: Schedule, s: Shown) -> str:
-    """A schedule in numbers."""
-    bounds = part.bounds if isinstance(part, Feedback) else (part.peak,)
-    values = " to ".join(f"{bound * (s.scale or 1.0):.4g}" for bound in bounds)
-    elbo = "" if s.scale in (None, 1.0) else f" ({values} on the ELBO scale)"
-    if isinstance(part, Feedback):
-        low, high = bounds[0], bounds[-1]
-        return f"beta depends on the run (--run shows one), set every step, between {low:.4g} and {high:.4g}{elbo}"
-    period = f", period {part.period:g} epochs" if part.period else ""
-    unscaled = ", no ELBO scale (focal loss or class weights)" if s.scale is None else ""
-    return f"peak {part.peak:.4g}{elbo}, first at epoch {part.first_peak:g}{period}, set every {part.per}{unscaled}"
+    scale = scale_of(one)
+    open_levels = [level for level, facts in one["levels"].items() if "quantity" not in facts]
+    series = [key for key in one["curve"] if key != "epoch"]
+    scaled = [] if scale is None or scale == 1.0 else [f"{level} ELBO-scale beta" for level in open_levels]
+    cells = []
+    for known in one["key_epochs"]:
+        values = [known[key] for key in series] + [known[level] * scale for level in open_levels if scaled]
+        cells.append([f"{known['epoch']:g}", *(cell(value, ".4g") for value in values), known["what"]])
+    if (left_out := len(cells) - MOST_ROWS) > 0:
+        cells[MOST_ROWS - 4 : -4] = [["...", *[""] * (len(cells[0]) - 2), f"{left_out} more, all of them in --json"]]
+    heads = [name.replace("_", " ").replace("beta ELBO", "ELBO") for name in [*series, *scaled]]
+    console.table("", ["epoch", *heads, ""], cells, left=(len(heads) + 1,))
 
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
@@ -295,62 +290,35 @@ def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
     return [curves[0][1], *lines, *(["   ".join(legend)] if len(curves) > 1 else [])]
 
 
-def document(s: Shown, run: str | None, steps: int) -> dict[str, Any]:
-    """One schedule for `--json`; times in epochs."""
-    at, planned = s.points(steps), s.planned()
-    levels: dict[str, Any] = {}
-    recorded: dict[str, Any] = {}
-    for level, part in s.schedule.parts.items():
-        levels[level or "beta"] = {
-            "description": part.describe(),
-            "start": part(0.0),
-            **{key: getattr(part, key) for key in ("peak", "first_peak", "period")},
-            "reached": part.max_beta_seen(s.epochs),
-            **({"quantity": part.quantity, "bounds": part.bounds} if isinstance(part, Feedback) else {}),
-        }
-    for level, record in s.records.items():
-        betas, values = zip(*record.values(), strict=True)
-        closed = s.schedule.parts[level].closed_loop
-        recorded[level or "beta"] = {"epoch": list(record), "beta": betas, "value": values if closed else []}
-    return {
-        "name": s.name,
-        "source": s.source,
-        "schedule": s.schedule.model_dump(mode="json", by_alias=True),
-        "epochs": s.epochs,
-        "elbo_scale": s.scale if s.source != "schedule" else None,
-        "closed_loop": s.schedule.closed_loop,
-        "shortfall": s.schedule.warning(s.epochs),
-        "levels": levels,
-        "key_epochs": [
-            {"epoch": epoch, "what": text, **{one.key: one.at(epoch) for one in planned}}
-            for epoch, text in s.key_epochs()
-        ],
-        "curve": {"epoch": at, **{one.key: [one.at(epoch) for epoch in at] for one in planned}},
-        **({"run": {"name": run, "levels": recorded}} if recorded else {}),
-    }
-
-
-def write_csv(path: Path, shown: Sequence[Shown], steps: int) -> None:
+def write_csv(path: Path, documents: Sequence[Document]) -> None:
     """A row for every schedule, level and epoch or step; empty where there is no value."""
     import csv
 
-    closed = any(s.schedule.closed_loop for s in shown)
-    columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", *["quantity", "target", "value"] * closed]
+    columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta"]
+    if any(one["closed_loop"] for one in documents):
+        columns += ["quantity", "target", "value"]
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            for s in shown:
-                scale = None if s.source == "schedule" else s.scale
-                for level, part in s.schedule.parts.items():
-                    for epoch in s.points(steps):
-                        rest: list[Any] = [None] * (len(columns) - 5)
-                        beta, value = s.records.get(level, {}).get(epoch, (None, None))
-                        if isinstance(part, Feedback):
-                            rest = [part.quantity, part.setpoint(epoch), value]
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            for one in documents:
+                scale = one["elbo_scale"]
+                for level, facts in one["levels"].items():
+                    record = one["run"]["levels"][level] if "run" in one and "quantity" in facts else {"epoch": []}
+                    for index, epoch in enumerate(one["curve"]["epoch"]):
+                        row = {"schedule": one["name"], "level": level.removeprefix("beta"), "epoch": f"{epoch:.10g}"}
+                        if "quantity" in facts:
+                            row |= {
+                                "quantity": facts["quantity"],
+                                "target": one["curve"][series_name(level, True)][index],
+                            }
                         else:
-                            beta = part(epoch)
-                        elbo = None if scale is None or beta is None else beta * scale
-                        writer.writerow([s.name, level, f"{epoch:.10g}", beta, elbo, *rest])
+                            row["beta"] = one["curve"][level][index]
+                        if epoch in record["epoch"]:
+                            place = record["epoch"].index(epoch)
+                            row |= {"beta": record["beta"][place], "value": record["value"][place]}
+                        if scale is not None and "beta" in row:
+                            row["elbo_scale_beta"] = row["beta"] * scale
+                        writer.writerow(row)
     except OSError as error:
         raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error

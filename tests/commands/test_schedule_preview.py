@@ -258,16 +258,14 @@ def write_run(folder: Path, schedule: Schedule, betas: list[float], kl: float = 
 def test_the_record_of_a_run_is_overlaid(preview: Run, tmp_path: Path) -> None:
     run = write_run(tmp_path / "own", ControlVAE(target=15.2), [0.2, 0.5, 0.5])
     flags = ["--run", "own", "--runs-dir", tmp_path]
-    closed = preview(run, *flags, "--epochs", 4)
-    assert key_epochs(closed)["2"] == ["15.2", "15", "0.5"] and key_epochs(closed)["4"][:3] == ["15.2", "-", "-"]
+    closed = preview(run, *flags).stdout
+    assert "own target   o" in closed and "\nbeta\n" in closed, "two charts, of the target and of beta"
     document = one(preview(run, *flags, "--json"))["run"]
     assert document["name"] == "own"
     assert document["levels"]["beta"] == {"epoch": [1, 2, 3], "beta": [0.2, 0.5, 0.5], "value": [15, 15, 15]}
     reconstruction = one(preview("geco", *flags, "--json"))["run"]["levels"]["beta"]
     assert reconstruction["value"] == [0.25] * 3, "nats per position of 256"
-    opened = preview("linear", *flags)
-    assert "* linear   o linear recorded" in opened.stdout
-    assert key_epochs(opened)["1"][:2] == ["0.1", "0.2"]
+    assert "* linear   o linear recorded" in preview("linear", *flags).stdout
     assert preview("hierarchical", *flags).exit_code == 2, "the run has no levels"
     path = tmp_path / "out.csv"
     assert preview(run, *flags, "--epochs", 4, "--csv", path).exit_code == 0
