@@ -94,17 +94,9 @@ def test_waves_against_formulas(length: float) -> None:
         assert hold(epoch) == pytest.approx(0.1 + 0.8 * min(1.0, tau / 0.3), abs=1e-12)
 
 
-def test_the_ends_of_cycles() -> None:
-    triangle, hold = Cyclical(), Cyclical(wave="ramp_hold")
-    assert [triangle(20 * k) for k in range(5)] == [0.0] * 5
-    assert [hold(20 * k) for k in range(5)] == [0.0] + [0.1] * 4
-    assert hold(20.001) == pytest.approx(0.1 * 0.001 / 10)
-
-
-@pytest.mark.parametrize("kind", SCHEDULES.values())
-def test_epoch_zero_gives_the_start(kind: type[Schedule]) -> None:
-    schedule = kind()
-    assert schedule(0) == schedule(-1) == (1.0 if kind in (Constant, Geco) else 0.0)
+def test_epoch_zero_gives_the_start() -> None:
+    for kind in SCHEDULES.values():
+        assert kind()(0) == kind()(-1) == (1.0 if kind in (Constant, Geco) else 0.0)
     assert Cyclical(min_beta=0.03)(0) == 0.03
 
 
@@ -184,18 +176,11 @@ def test_peaks_and_periods_against_a_dense_scan(schedule: Schedule) -> None:
         assert schedule.max_beta_seen(epochs) == max(schedule(epoch) for epoch in range(1, epochs + 1))
         seen = max(beta for epoch, beta in points if epoch <= epochs)
         assert abs(stepwise.max_beta_seen(epochs) - seen) <= 0.02 * schedule.peak
-    assert schedule.period is not None or not isinstance(schedule, Cyclical)
+    assert (schedule.period is not None) or not isinstance(schedule, Cyclical)
     for i in range(1, 400 if schedule.period else 0):
         epoch = i / 16
         assert schedule(epoch + (schedule.period or 0)) == pytest.approx(schedule(epoch), abs=1e-9)
         assert schedule.cycle(epoch) == schedule.period
-
-
-def test_cycles_that_grow() -> None:
-    schedule = WarmRestart()
-    assert schedule.period is None
-    assert [schedule.cycle(epoch) for epoch in (0, 39.9, 40, 87, 88, 146)] == [40, 40, 48, 48, 58, 69]
-    assert WarmRestart(restart_multiplier=1).period == 40
 
 
 @pytest.mark.parametrize("schedule", [*MANY, MIXED, *(kind() for kind in SCHEDULES.values())], ids=repr)
@@ -203,7 +188,6 @@ def test_compressed_is_the_same_curve_in_other_time(schedule: Schedule) -> None:
     for factor in (0.05, 2.0):
         short = schedule.compressed(factor)
         assert short.per == "step"
-        assert type(short) is type(schedule)
         for part, whole in zip(short.parts.values(), schedule.parts.values(), strict=True):
             curve, longer = (s.setpoint if isinstance(s, Feedback) else s for s in (part, whole))
             for i in range(1, 160):
@@ -253,10 +237,6 @@ def test_a_run_that_misses_the_peak_gets_a_warning(schedule: Schedule, epochs: i
     assert warning == text or (warning is not None and text is not None and text in warning)
 
 
-def test_a_compressed_run_gets_no_warning() -> None:
-    assert [kind().compressed(5 / 100).warning(5) for kind in SCHEDULES.values()] == [None] * len(SCHEDULES)
-
-
 # ------------------------------------------------------------------------------------------------------ levels, events
 
 
@@ -277,25 +257,18 @@ def test_levels() -> None:
     assert {level: part.per for level, part in slow.parts.items()} == {"global": "step", "local": "epoch"}
 
 
-@pytest.mark.parametrize(
-    ("schedule", "events"),
-    [
-        (Constant(), {}),
-        (Linear(), {10: "first peak"}),
-        (UltraConservative(), {20: "warm-up ends"}),
-        (ThreePhase(), {10: "phase 1 ends", 30: "phase 2 ends, first peak"}),
-        (Cyclical(), {10: "peak 1", 20: "cycle 1 ends", 30: "peak 2", 40: "cycle 2 ends"}),
-        (WarmRestart(restart_interval=25), {20: "first peak", 25: "restart 1"}),
-        (
-            Hierarchical(),
-            {10: "global: first peak", 12.5: "local: peak 1", 25: "local: cycle 1 ends", 37.5: "local: peak 2"},
-        ),
-        (KLCapacity(), {20: "capacity reached"}),
-    ],
-    ids=repr,
-)
-def test_events_of_40_epochs(schedule: Schedule, events: dict[float, str]) -> None:
-    assert {epoch: text for epoch, text in schedule.events(40) if 0 < epoch <= 40} == events
+def test_events() -> None:
+    def events(schedule: Schedule) -> list[tuple[float, str]]:
+        return sorted((epoch, text) for epoch, text in schedule.events(40) if 0 < epoch <= 40)
+
+    assert events(Constant()) == []
+    assert events(UltraConservative()) == [(20, "warm-up ends")]
+    assert events(ThreePhase()) == [(10, "phase 1 ends"), (30, "phase 2 ends, first peak")]
+    assert events(WarmRestart(restart_interval=25)) == [(20, "first peak"), (25, "restart 1")]
+    cycle = [(12.5, "local: peak 1"), (25, "local: cycle 1 ends"), (37.5, "local: peak 2")]
+    assert events(Hierarchical()) == [(10, "global: first peak"), *cycle]
+    assert events(WarmRestart(restart_interval=15)) == [(15, "restart 1"), (33, "restart 2")]
+    assert events(KLCapacity()) == [(20, "capacity reached")]
 
 
 # ---------------------------------------------------------------------------------------------------- tables and errors

@@ -425,8 +425,9 @@ class WarmRestart(Schedule):
         }
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
-        yield self.first_peak, "first peak"
         yield from (event for event in self.base.events(self.restart_interval) if event[0] < self.restart_interval)
+        if self.first_peak >= self.restart_interval:
+            yield self.first_peak, "first peak"
         for i, (restart, _) in enumerate(self.intervals()):
             if restart > until:
                 break

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import tomli_w
-from matplotlib.image import imread
 from PIL import Image
 from typer.testing import Result
 
 from arcvae_cli.presets import preset_names
-from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, build_schedule
+from arcvae_cli.schedules import SCHEDULES, Schedule, build_schedule
 from arcvae_cli.schedules.feedback import ControlVAE
-from arcvae_cli.schedules.open import Cyclical, LinearWarmup, WarmRestart
+from arcvae_cli.schedules.open import Cyclical
 from arcvae_cli.settings import Settings
 
 Run = Callable[..., Result]
@@ -118,11 +117,14 @@ def test_a_short_run_gets_a_warning_on_stderr(preview: Run) -> None:
     assert short.exit_code == 0
     assert short.stderr == "warning: beta ends at 0 of 0.1: the warm-up is longer than the run\n"
     both = preview("cyclical", "linear_warmup", "--epochs", 30, "--json")
-    assert (
-        both.stderr
-        == "warning: linear_warmup: beta ends at 0.2 of 0.5: the first peak is at epoch 60, the run ends at 30\n"
-    )
+    assert both.stderr.startswith("warning: linear_warmup: beta ends at 0.2 of 0.5") and both.stderr.count("\n") == 1
     assert [s["shortfall"] is None for s in json.loads(both.stdout)["schedules"]] == [True, False]
+
+
+def test_training_warns_about_what_the_user_chose_and_only_notes_the_defaults(arcvae: Run) -> None:
+    plain = arcvae("train", "--data", "nowhere.npz").stderr
+    assert plain.startswith("beta ends at 0.4 of 0.5: the first peak is at epoch 60, the run ends at 50\n")
+    assert arcvae("train", "--data", "nowhere.npz", "--epochs", 50).stderr == "warning: " + plain
 
 
 def test_every_schedule_and_preset_has_a_preview(preview: Run) -> None:
@@ -133,22 +135,10 @@ def test_every_schedule_and_preset_has_a_preview(preview: Run) -> None:
     assert preview(*names).exit_code == 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "schedule"),
-    [
-        (
-            "--beta-max 0.3 --warmup-epochs 2 --beta-ramp-epochs 3",
-            LinearWarmup(max_beta=0.3, warmup_epochs=2, ramp_epochs=3),
-        ),
-        (
-            "--min-beta 0.01 --wave ramp_hold --ramp-fraction 0.25 --beta-cycle-length 8",
-            Cyclical(min_beta=0.01, wave="ramp_hold", ramp_fraction=0.25, cycle_length=8),
-        ),
-        ("--restart-interval 10 --restart-multiplier 2", WarmRestart(restart_interval=10, restart_multiplier=2)),
-    ],
-)
-def test_flags(preview: Run, flags: str, schedule: Schedule) -> None:
-    assert build_schedule(one(preview(schedule.name, "--json", *flags.split()))["schedule"]) == schedule
+def test_flags(preview: Run) -> None:
+    flags = ["--min-beta", 0.01, "--wave", "ramp_hold", "--ramp-fraction", 0.25, "--beta-cycle-length", 8]
+    expected = Cyclical(min_beta=0.01, wave="ramp_hold", ramp_fraction=0.25, cycle_length=8)
+    assert build_schedule(one(preview("cyclical", "--json", *flags))["schedule"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -200,12 +190,8 @@ def test_csv(preview: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stderr.splitlines()[-1] == f"wrote {path}"
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    assert [(row["schedule"], row["level"]) for row in rows[::30]] == [
-        ("baseline", ""),
-        (str(levels), "global"),
-        (str(levels), "local"),
-    ]
-    assert [row["epoch"] for row in rows[:30]] == [str(epoch) for epoch in range(1, 31)]
+    places = [(row["schedule"], row["level"], row["epoch"]) for row in rows[::30]]
+    assert places == [("baseline", "", "1"), (str(levels), "global", "1"), (str(levels), "local", "1")]
     assert (rows[29]["beta"], rows[29]["elbo_scale_beta"]) == ("2.0", "51.2")
     assert (rows[39]["beta"], rows[39]["elbo_scale_beta"]) == ("0.01", "")
     quiet = preview("cyclical", "--csv", path, "--epochs", 2, "--per", "step", "--steps", 10, "--quiet")
@@ -223,21 +209,13 @@ def test_plot(preview: Run, tmp_path: Path) -> None:
             return str(image.info["points"])  # type: ignore[attr-defined]
 
     alone = points("cyclical")
-    picture = imread(path)[..., :3]
-    assert (picture.max(-1) - picture.min(-1) > 0.3).any(0).mean() > 0.8, "the curve goes from one side to the other"
     assert len({alone, points("cyclical", "linear"), points("cyclical", "--max-beta", 1)}) == 3
-    assert points("cyclical") == alone
-    assert [file.name for file in tmp_path.iterdir()] == ["beta.png"]
 
 
-@pytest.mark.parametrize("name", ["controlvae", "kl_capacity", "geco"])
-def test_a_closed_loop_shows_its_target(preview: Run, name: str) -> None:
-    result = preview(name)
-    part = build_schedule(one(preview(name, "--json"))["schedule"])
-    assert isinstance(part, Feedback)
-    low, high = part.bounds
-    assert "beta depends on the run" in result.stdout and f"between {low:g} and {high:g}" in result.stdout
-    assert "\nbeta\n" not in result.stdout
+def test_a_closed_loop_shows_its_target(preview: Run) -> None:
+    text = preview("geco").stdout
+    assert "beta depends on the run (--run shows one), set every step, between 0.05 and 1\n" in text
+    assert "\nreconstruction, nats per position\n" in text and "\nbeta\n" not in text
 
 
 def write_run(folder: Path, schedule: Schedule, betas: list[float], kl: float = 15.0) -> Path:
@@ -271,12 +249,6 @@ def test_the_record_of_a_run_is_overlaid(preview: Run, tmp_path: Path) -> None:
     assert preview(run, *flags, "--epochs", 4, "--csv", path).exit_code == 0
     rows = [list(row.values())[3:] for row in csv.DictReader(io.StringIO(path.read_text()))]
     assert rows[2] == ["0.5", "0.5", "kl", "15.2", "15.0"] and rows[3] == ["", "", "kl", "15.2", ""]
-
-
-def test_many_marks_are_cut_in_the_middle(preview: Run) -> None:
-    rows = key_epochs(preview("cyclical", "--cycle-length", 2, "--epochs", 200))
-    assert len(rows) == 17 and rows["..."][:2] == ["184", "more,"]
-    assert len(one(preview("cyclical", "--cycle-length", 2, "--epochs", 200, "--json"))["key_epochs"]) == 200
 
 
 def braille(text: str) -> bool:
