@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -241,13 +242,19 @@ class TrainSettings(SettingsTable):
     patience: Count = Field(10, description="epochs without a better value before an early stop")
     monitor: str = Field("val/loss_selection", description="metric that selects the best epoch")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, batches and noise")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
     engine: Literal["auto", "eager", "compile", "graph"] = Field("auto", description="how a step runs")
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="CPU threads; auto times one and all before the first step and takes the faster"
     )
     save_minutes: NotNegative = Field(10.0, description="minutes between saves within an epoch; 0 for none")
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.lr_min > self.lr:
+            yield "lr_min", f"{self.lr_min:g} is above train.lr {self.lr:g}", "lower it"
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            yield "device", f"unknown device {self.device!r}", "use auto, cpu, mps, cuda or cuda:N"
 
 
 class CheckpointSettings(SettingsTable):
@@ -299,8 +306,6 @@ class Settings(SettingsTable):
     def contradictions(self) -> Iterator[Contradiction]:
         data, model, objective, train = self.data, self.model, self.objective, self.train
         grammar = model.kind == "strings"
-        if train.lr_min > train.lr:
-            yield "train.lr_min", f"{train.lr_min:g} is above train.lr {train.lr:g}", "lower it"
         for level in objective.free_bits_by_level.keys() - set(model.levels):
             fix = f"levels: {', '.join(model.levels)}"
             yield f"objective.free_bits_by_level.{level}", f"unknown level of the model {model.name}", fix

@@ -169,6 +169,7 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
         ("[objective.free_bits_by_level]\nlocal = 2.0", "objective.free_bits_by_level.local: unknown level"),
         ('[model]\nname = "hierarchical"\n[objective]\nkl_reduction = "mean"', "objective.kl_reduction: a mean over"),
         ("[train]\nlr_min = 0.5", "train.lr_min: 0.5 is above train.lr"),
+        ('[train]\ndevice = "gpu"', "train.device: unknown device 'gpu'\nuse auto, cpu, mps, cuda or cuda:N"),
         ('[train]\nmonitor = "val/los"', "train.monitor: the model grid has no metric 'val/los'\ndid you mean val"),
         ('[data]\nprod = "a.npy"', "data.prod: needs masks or a grammar"),
         ("extends = 3", "extends: expected the name of a preset"),
