@@ -429,52 +429,40 @@ def test_each_holds_its_target_within_5_percent(schedule: Feedback, lag: float, 
 
 
 def test_what_takes_feedback_says_so_instead_of_giving_a_beta() -> None:
-    for kind in (KLCapacity, ControlVAE, Geco):
-        name = kind().name
-        for ask in (lambda n=name: get_beta_schedule(3, n), lambda k=kind: k()(3.0)):
-            with pytest.raises(ValueError, match=f"{name}: .*get_beta_scheduler.*observe.*Controller"):
-                ask()
+    with pytest.raises(ValueError, match=r"geco: beta at epoch 3 depends .*get_beta_scheduler.*observe.*Controller"):
+        get_beta_schedule(3, "geco")
     with pytest.raises(ValueError, match="hierarchical takes feedback"):
         get_beta_scheduler("hierarchical", local_scheduler={"type": "controlvae"})
     with pytest.raises(ValueError, match="controlvae: beta at epoch 3 depends"):
         MIXED(3.0)
-
-
-def test_a_scheduler_with_feedback_observes_and_goes_on_from_its_state() -> None:
-    first = get_beta_scheduler("controlvae", target=20.0, ki=-1e-3)
-    kls = [random.Random(1).uniform(0, 60) for _ in range(60)]
-    betas = [first.observe(epoch=i / 30, kl=kl) for i, kl in enumerate(kls[:30])]
-    assert betas == run(ControlVAE(target=20.0, ki=-1e-3), [(kl, 0.0) for kl in kls[:30]])
-    assert first(7) == betas[-1]
-    second = get_beta_scheduler("controlvae", target=20.0, ki=-1e-3)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    after = [(first.observe(epoch=2, kl=kl), second.observe(epoch=2, kl=kl)) for kl in kls[30:]]
-    assert all(one == other for one, other in after)
-    assert first.beta_history == betas + [one for one, _ in after]
-    assert len(second.beta_history) == 30
     with pytest.raises(ValueError, match="geco controls the reconstruction: argument missing"):
         get_beta_scheduler("geco").observe(epoch=1, kl=20.0)
-    with pytest.raises(ValueError, match="the state of geco is beta, log_lambda, average, begun, not beta, integral"):
-        get_beta_scheduler("geco").load_state_dict(first.state_dict())
     with pytest.raises(ValueError, match="cyclical takes no feedback"):
         get_beta_scheduler("cyclical").observe(epoch=1, kl=20.0)
+
+
+def test_a_scheduler_with_feedback_observes_and_continues_from_its_state() -> None:
+    first, second = (get_beta_scheduler("controlvae", target=20.0, ki=-1e-3) for _ in range(2))
+    kls = [float(kl) for kl in range(0, 60, 2)]
+    betas = [first.observe(epoch=i / 30, kl=kl) for i, kl in enumerate(kls)]
+    assert betas == first.beta_history == run(ControlVAE(target=20.0, ki=-1e-3), [(kl, 0.0) for kl in kls])
+    assert first(7) == betas[-1]
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert [first.observe(epoch=2, kl=kl) for kl in kls] == [second.observe(epoch=2, kl=kl) for kl in kls]
+    with pytest.raises(ValueError, match="the state of geco is beta, log_lambda, average, begun, not beta, integral"):
+        get_beta_scheduler("geco").load_state_dict(first.state_dict())
 
 
 # ------------------------------------------------------------------------------------ the names of the source documents
 
 
-def test_get_beta_schedule_ignores_times_without_use_as_the_source_does() -> None:
+def test_unused_times_are_ignored_and_steps_recorded() -> None:
     everything = {"max_beta": 0.2, "warmup_epochs": 4, "ramp_epochs": 4, "cycle_length": 8}
     assert [get_beta_schedule(e, "cyclical", **everything) for e in (2, 4, 8)] == [0.1, 0.2, 0.0]
-    assert [get_beta_schedule(e, "linear_warmup", **everything) for e in (4, 6, 8)] == [0.0, 0.1, 0.2]
+    scheduler = BetaScheduler("linear_warmup", **everything)
+    assert [scheduler.step(epoch) for epoch in (4, 6, 8)] == [0.0, 0.1, 0.2]
+    assert (scheduler(5), scheduler.beta_history) == (0.05, [0.0, 0.1, 0.2]), "a call leaves no trace"
     assert get_beta_schedule(35) == 0.25
-
-
-def test_a_scheduler_keeps_the_history_of_its_steps() -> None:
-    scheduler = BetaScheduler("ultra_conservative", max_beta=0.2, warmup_epochs=2, ramp_epochs=4, cycle_length=20)
-    assert [scheduler.step(epoch) for epoch in range(1, 8)] == pytest.approx([0, 0, 0.05, 0.1, 0.15, 0.2, 0.2])
-    assert scheduler(4) == pytest.approx(0.1)
-    assert scheduler.beta_history == pytest.approx([0, 0, 0.05, 0.1, 0.15, 0.2, 0.2]), "a call leaves no trace"
 
 
 def test_nested_dictionaries_of_the_source_documents() -> None:
@@ -489,12 +477,7 @@ def test_nested_dictionaries_of_the_source_documents() -> None:
     scheduler = WarmRestartBetaScheduler(**restarts)
     assert [e for e in range(1, 200) if scheduler.get_restart_info(e)["is_restart_epoch"]] == [40, 88, 146]
     assert [scheduler(e) for e in (39, 40, 60, 87, 88)] == [1.0, 0.0, 1.0, 1.0, 0.0]
-    assert scheduler.get_restart_info(50) == {
-        "last_restart_epoch": 40,
-        "epochs_since_restart": 10,
-        "next_restart_epoch": 88,
-        "is_restart_epoch": False,
-    }
+    assert list(scheduler.get_restart_info(50).values()) == [40, 10, 88, False]
     both = HierarchicalBetaScheduler(
         global_scheduler={"type": "warm_restart", **restarts}, local_scheduler={"type": "cyclical", **wave}
     )
