@@ -294,31 +294,24 @@ def write_csv(path: Path, documents: Sequence[Document]) -> None:
     """A row for every schedule, level and epoch or step; empty where there is no value."""
     import csv
 
-    columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta"]
-    if any(one["closed_loop"] for one in documents):
-        columns += ["quantity", "target", "value"]
+    columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", "quantity", "target", "value"]
+    width = 8 if any(one["closed_loop"] for one in documents) else 5
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns[:width])
             for one in documents:
-                scale = one["elbo_scale"]
                 for level, facts in one["levels"].items():
-                    record = one["run"]["levels"][level] if "run" in one and "quantity" in facts else {"epoch": []}
-                    for index, epoch in enumerate(one["curve"]["epoch"]):
-                        row = {"schedule": one["name"], "level": level.removeprefix("beta"), "epoch": f"{epoch:.10g}"}
-                        if "quantity" in facts:
-                            row |= {
-                                "quantity": facts["quantity"],
-                                "target": one["curve"][series_name(level, True)][index],
-                            }
-                        else:
-                            row["beta"] = one["curve"][level][index]
-                        if epoch in record["epoch"]:
-                            place = record["epoch"].index(epoch)
-                            row |= {"beta": record["beta"][place], "value": record["value"][place]}
-                        if scale is not None and "beta" in row:
-                            row["elbo_scale_beta"] = row["beta"] * scale
-                        writer.writerow(row)
+                    quantity, scale = facts.get("quantity"), one["elbo_scale"]
+                    record = one["run"]["levels"][level] if "run" in one else {"epoch": [], "beta": [], "value": []}
+                    recorded = dict(
+                        zip(record["epoch"], zip(record["beta"], record["value"], strict=False), strict=False)
+                    )
+                    values = one["curve"][series_name(level, quantity is not None)]
+                    for epoch, target in zip(one["curve"]["epoch"], values, strict=True):
+                        beta, value = recorded.get(epoch, (None, None)) if quantity else (target, None)
+                        elbo = None if scale is None or beta is None else beta * scale
+                        row = [one["name"], level.removeprefix("beta"), f"{epoch:.10g}", beta, elbo]
+                        writer.writerow([*row, quantity, target if quantity else None, value][:width])
     except OSError as error:
         raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error
