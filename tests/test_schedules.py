@@ -291,7 +291,7 @@ def test_inner_tables_have_no_per() -> None:
         ("cyclical", {"cycle_lenght": 3}, "cycle_lenght: unknown key 'cycle_lenght'; did you mean cycle_length?"),
         ("three_phase", {"max_beta": 1.0}, "max_beta: unknown key 'max_beta'; known here: per, phases"),
         ("linear", {"max_beta": -1}, "schedule linear: max_beta: should be greater than or equal to 0, got -1"),
-        ("cyclical", {"min_beta": 0.5}, "schedule cyclical: min_beta 0.5, max_beta 0.1 are not in this order"),
+        ("cyclical", {"min_beta": 0.5}, "schedule cyclical: expected min_beta <= max_beta, got 0.5, 0.1"),
         ("warm_restart", {"restart_interval": 0.5}, "restart_interval must be at least restart_unit, 1 epochs"),
         ("warm_restart", {"base_scheduler_type": "geco"}, "base.name: unknown name 'geco'; known here: constant"),
         ("warm_restart", {"base": {"max_beta": 1.0}}, "base.name: missing"),

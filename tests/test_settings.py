@@ -148,7 +148,7 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
         ('[model]\nname = "grids"', "model.name: unknown name 'grids'\ndid you mean grid?"),
         ('[model]\nname = "hierarchical"\nlocal_sise = 8', "model.local_sise: unknown key 'local_sise'\ndid you mean"),
         ('[schedule]\nname = "cyclic"', "schedule.name: unknown name 'cyclic'\ndid you mean cyclical?"),
-        ('[schedule]\nname = "cyclical"\nmin_beta = 2.0', ": schedule: min_beta 2, max_beta 0.1 are not in"),
+        ('[schedule]\nname = "cyclical"\nmin_beta = 2.0', ": schedule: expected min_beta <= max_beta, got 2, 0.1"),
         ("[model]\ndropout = 0.1", "model.dropout: body = plain has no dropout"),
         ('[model]\nname = "grammar"\nencoder_kernel = 4', "model.encoder_kernel: arch = enhanced needs odd kernels"),
         ("[objective.free_bits_by_level]\nlocal = 2.0", "objective.free_bits_by_level.local: unknown level"),

@@ -76,8 +76,7 @@ class Feedback(Schedule):
 
     def setpoint(self, epoch: float) -> float:
         """The target at an epoch: KL in nats per example, reconstruction in nats per position."""
-        fixed: float = getattr(self, self.target_key)
-        return fixed
+        return float(getattr(self, self.target_key))
 
     @property
     @abstractmethod

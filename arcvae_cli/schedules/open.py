@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapSerializer, model_validator
@@ -41,8 +41,7 @@ class Schedule(BaseModel, ABC):
     def _in_order(self) -> Self:
         values = [getattr(self, field) for field in self.ascending]
         if values != sorted(values):
-            given = (f"{field} {value:g}" for field, value in zip(self.ascending, values, strict=True))
-            raise ValueError(f"{', '.join(given)} are not in this order")
+            raise ValueError(f"expected {' <= '.join(self.ascending)}, got {', '.join(f'{v:g}' for v in values)}")
         return self
 
     @abstractmethod
@@ -52,7 +51,7 @@ class Schedule(BaseModel, ABC):
     @property
     def peak(self) -> float:
         """The supremum of beta over continuous time."""
-        return float(getattr(self, "max_beta"))  # noqa: B009 - a field of most subclasses
+        return float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
 
     @property
     def first_peak(self) -> float:
@@ -251,16 +250,15 @@ class ThreePhase(Schedule):
         ((10.0, 1.0), (20.0, 2.0)), min_length=1, description="pairs of a phase's epochs and the beta at its end"
     )
 
-    def corners(self) -> Iterator[tuple[float, float]]:
+    @property
+    def corners(self) -> list[tuple[float, float]]:
         """The end of every phase: (epoch, beta)."""
-        end = 0.0
-        for epochs, beta in self.phases:
-            end += epochs
-            yield end, beta
+        epochs, betas = zip(*self.phases, strict=True)
+        return list(zip(accumulate(epochs), betas, strict=True))
 
     def __call__(self, epoch: float) -> float:
         begin, low = 0.0, 0.0
-        for end, high in self.corners():
+        for end, high in self.corners:
             if epoch < end:
                 return low + (high - low) * max(epoch - begin, 0.0) / (end - begin)
             begin, low = end, high
@@ -272,13 +270,13 @@ class ThreePhase(Schedule):
 
     @property
     def first_peak(self) -> float:
-        return next(end for end, beta in self.corners() if beta == self.peak) if self.peak else 0.0
+        return next(end for end, beta in self.corners if beta == self.peak) if self.peak else 0.0
 
     def stretched(self, factor: float) -> Self:
         return self.model_copy(update={"phases": tuple((epochs * factor, beta) for epochs, beta in self.phases)})
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
-        for i, (end, _) in enumerate(self.corners(), 1):
+        for i, (end, _) in enumerate(self.corners, 1):
             yield end, f"phase {i} ends{', first peak' * (end == self.first_peak)}"
 
 
