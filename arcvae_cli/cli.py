@@ -25,7 +25,7 @@ COMMANDS = {
     "interpolate": ("interpolate:interpolate", "Walk between two examples through the latent space."),
     "schedule-preview": ("schedule_preview:schedule_preview", "Show a beta schedule before the run."),
     "runs": ("runs:app", "List, show and verify runs."),
-    "presets": ("presets:app", "List, show and describe presets."),
+    "presets": ("presets:app", "List and show presets."),
     "data": ("data:app", "Build and describe corpora."),
 }
 """Name: (module of arcvae_cli.commands and what to take from it, one line of help)."""

@@ -1,4 +1,4 @@
-"""Settings resolved from defaults, a preset with what it extends, environment, `--set` and flags."""
+"""Settings resolved from defaults, a preset and those it extends, environment, `--set` and flags."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from arcvae_cli.errors import InputError, first_fault, nearest
 from arcvae_cli.files import is_file, read_limited
-from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, all_keys, contradictions, known_keys
+from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, all_keys, known_keys
 
 PRESET_BYTES = 64 * 1024  # largest preset read
 ENVIRONMENT = "ARCVAE_"
-OWN_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
+OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,13 @@ def find_preset(name: str, beside: Path | None = None) -> Path:
 
 
 def read_toml(path: Path) -> Table:
-    """A TOML file as nested dictionaries; InputError for whatever is wrong with it."""
+    """A TOML file as nested dictionaries; InputError for a file that is unreadable or not TOML."""
     try:
-        return parsed(read_limited(path, PRESET_BYTES).decode("utf-8"))
+        return tomli.loads(read_limited(path, PRESET_BYTES).decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
-
-
-def parsed(text: str) -> Table:
-    """TOML as nested dictionaries; ValueError, or RecursionError, for anything else."""
-    table = tomli.loads(text)
-    repr(table)  # a message about a value prints it: raises for a number or a nesting too long for that
-    return table
 
 
 def describe_preset(name: str) -> str:
@@ -84,11 +77,11 @@ def describe_preset(name: str) -> str:
 
 
 def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """A preset and what it extends, the base first."""
+    """A preset after those it extends."""
     path = find_preset(name, beside)
     chain = (*seen, path.resolve())
     if chain[-1] in seen:
-        raise InputError(f"{path}: `extends` goes in a circle: {' -> '.join(p.name for p in chain)}")
+        raise InputError(f"{path}: circular extends: {' -> '.join(p.name for p in chain)}")
     values = read_toml(path)
     values.pop("description", None)
     base = values.pop("extends", "")
@@ -102,7 +95,7 @@ def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] 
 def parse_value(text: str) -> Any:
     """A value as TOML would read it, else a string."""
     try:
-        return parsed(f"value = {text}")["value"] if "\n" not in text else text
+        return tomli.loads(f"value = {text}")["value"] if "\n" not in text else text
     except (ValueError, RecursionError):
         return text
 
@@ -117,7 +110,7 @@ def flag_layer(flags: Mapping[str, tuple[str, Any]], origin: str = "flags") -> L
         for name in parents:
             inner = inner.setdefault(name, {})
             if not isinstance(inner, dict):
-                raise InputError(f"{where}: {key}: {name!r} was already given a value that is no table")
+                raise InputError(f"{where}: {key}: {name!r} already has a value that is not a table")
         inner[last] = value
     return Layer(origin, table, {key: where for where, (key, _) in given.items()})
 
@@ -137,7 +130,7 @@ def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
     """The layer of variables such as `ARCVAE_TRAIN__LR=0.0005`: two underscores stand for the dot."""
     values = {}
     for name, text in sorted((os.environ if environment is None else environment).items()):
-        if not name.startswith(ENVIRONMENT) or name in OWN_VARIABLES:
+        if not name.startswith(ENVIRONMENT) or name in OTHER_VARIABLES:
             continue
         key = name[len(ENVIRONMENT) :].lower().replace("__", ".")
         if not all(key.split(".")) or "." not in key:
@@ -153,40 +146,36 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     """
     merged: Table = {}
     origins: dict[str, str] = {}
-    try:
-        for layer in preset_layers(preset) if preset else []:
-            merge(merged, layer.values, layer, origins)
-        for key, default in NAMED.items():
-            chosen = [name for layer in layers if (name := lookup(layer.values, f"{key}.name")) is not None]
-            if chosen and chosen[-1] != (lookup(merged, f"{key}.name") or default):
-                merged.pop(key, None)
-        for layer in layers:
-            merge(merged, layer.values, layer, origins)
-    except RecursionError as error:
-        raise InputError("settings: nested too deeply") from error
+    for layer in preset_layers(preset) if preset else []:
+        merge(merged, layer.values, layer, origins)
+    for key, default in NAMED.items():
+        chosen = [name for layer in layers if (name := lookup(layer.values, f"{key}.name")) is not None]
+        if chosen and chosen[-1] != (lookup(merged, f"{key}.name") or default):
+            merged.pop(key, None)
+    for layer in layers:
+        merge(merged, layer.values, layer, origins)
     origins = {key: origin for key, origin in origins.items() if lookup(merged, key) is not None}
     for key, default in NAMED.items():
         if isinstance(values := merged.get(key), dict):
             values.setdefault("name", default)
     try:
-        settings = Settings.model_validate(merged)
+        return Resolved(Settings.model_validate(merged), origins)
     except ValidationError as error:
         key, problem, fix = first_fault(error, lambda path: known_keys(path, merged))
+    if problem.startswith("unknown key") and "did you mean" not in str(fix):
         elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]]
-        if problem.startswith("unknown key") and elsewhere and "did you mean" not in str(fix):
-            fix = f"did you mean {elsewhere[0]}? {fix}"
-        raise refusal(origins, key, problem, fix) from error
-    for key, problem, fix in contradictions(settings):
-        raise refusal(origins, key, problem, fix)
-    return Resolved(settings, origins)
+        fix = f"did you mean {elsewhere[0]}? {fix}" if elsewhere else fix
+    # the origin of the value, else of the table around it, else of a key within it
+    around = [given for given in sorted(origins, key=len, reverse=True) if f"{key}.".startswith(f"{given}.")]
+    within = [given for given in origins if given.startswith(f"{key}.")]
+    where = next((origins[one] for one in [*around, *within]), "default")
+    raise InputError(f"{where}: {problem}" if where.endswith(f" {key}") else f"{where}: {key}: {problem}", fix)
 
 
 def merge(into: Table, values: Table, layer: Layer, origins: dict[str, str], prefix: str = "") -> None:
     """Lay the values of a layer over the tables so far. A schedule or a model whose `name` changes starts anew."""
     for key, value in values.items():
         dotted = f"{prefix}{key}"
-        if "." in key:  # in quotes
-            raise InputError(f"{layer.origin}: {dotted}: unknown key {key!r}", "write it without quotes")
         if not isinstance(value, dict):
             into[key] = value
             origins[dotted] = layer.origins.get(dotted, layer.origin)
@@ -210,20 +199,13 @@ def lookup(table: Any, key: str) -> Any:
     return table
 
 
-def refusal(origins: Mapping[str, str], key: str, problem: str, fix: str | None) -> InputError:
-    """The error for a dotted key, with the origin of its value, or of what is around it or within it."""
-    around = sorted((given for given in origins if f"{key}.".startswith(f"{given}.")), key=len, reverse=True)
-    within = [given for given in origins if given.startswith(f"{key}.")]
-    where = next((origins[one] for one in [*around, *within]), "default")
-    return InputError(f"{where}: {problem}" if where.endswith(f" {key}") else f"{where}: {key}: {problem}", fix)
-
-
 def json_schema() -> Table:
     """The JSON schema of a preset, for editors."""
     schema = Settings.model_json_schema(by_alias=True)
-    schedule = schema["properties"]["schedule"]
-    del schedule["discriminator"]
-    schedule["anyOf"] = schedule.pop("oneOf")  # without a name, which what it extends may give, more than one fits
+    for key in NAMED:
+        named = schema["properties"][key]
+        del named["discriminator"]
+        named["anyOf"] = named.pop("oneOf")  # without a name, which what it extends may give, more than one fits
     own = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}
     texts = {key: {"type": "string", "description": text} for key, text in own.items()}
     return {**schema, "title": "arcvae preset", "properties": {**texts, **schema["properties"]}}

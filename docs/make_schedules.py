@@ -238,18 +238,14 @@ def section(name: str, kind: type[Schedule], pictures: Path) -> str:
         arguments += ["--run", os.path.relpath(recorded)]
     document = preview(*arguments, "--plot", str(pictures / f"{name}.png"))
     shown = kind.model_validate(document["schedule"])
-    said = "; ".join(
-        (f"{level}: " if len(document["levels"]) > 1 else "") + facts["description"]
-        for level, facts in document["levels"].items()
-    )
-    said = f"{said}. {course(document)}"
+    caption = f"Drawn by `arcvae schedule-preview {' '.join(arguments)}`. {course(document)}"
     if shown != kind():
         differ = ", ".join(f"{key} {value:g}" for key, value in shown if value != getattr(kind(), key))
-        said += f" It is the preset of this name, where {differ}."
+        caption += f" It is the preset of this name, where {differ}."
     lines = ["", f"## {name}", "", "```text", prose.formula.strip("\n"), "```", "", wrapped(prose.use)]
     lines += ["", wrapped(f"Source: {prose.source}"), "", "| key | default | |", "|---|---|---|", *keys(kind)]
     lines += ["", f"![{name} over the epochs](images/schedules/{name}.png)"]
-    lines += ["", wrapped(f"`arcvae schedule-preview {' '.join(arguments)}`: {said}")]
+    lines += ["", wrapped(caption)]
     return "\n".join(lines) + "\n"
 
 
@@ -328,6 +324,8 @@ def keep(run: Path) -> None:
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
+            if line["kind"] != "epoch":
+                continue
             kept = {name: round(line[name], 5) if isinstance(line[name], float) else line[name] for name in names}
             file.write(json.dumps(kept) + "\n")
 

@@ -68,7 +68,7 @@ def test_a_mistake_is_two_lines_on_stderr_and_exit_code_2(
     done = CliRunner().invoke(app, arguments)
     assert (done.exit_code, done.stdout) == (2, ""), done.stderr
     assert words in done.stderr
-    lines = [line for line in done.stderr.splitlines() if not line.startswith(("warning: beta", "building"))]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(("beta ends", "building"))]
     assert lines[0].startswith("error:") and len(lines) <= 2
     assert list(tmp_path.iterdir()) == [], "nothing half-written"
 

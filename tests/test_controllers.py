@@ -89,7 +89,7 @@ def test_an_open_loop_gives_plain_numbers_and_keeps_no_state(name: str) -> None:
     for epoch in (0.5, 3.0, 12.0, 40.0):
         controller.at(epoch)
         rates = {"global": torch.ones(3), "local": torch.ones(2)}
-        expected = schedule.betas(epoch, ("global", "local"))
+        expected = {level: part(epoch) for level, part in schedule.by_level(("global", "local")).items()}
         assert controller.weigh(torch.tensor(9.9), rates) == expected
     assert controller.state_dict() == {}
     assert controller.verdict(40.0, {"kl": {"global": 1.0, "local": 1.0}, "reconstruction": 1.0}) == ()

@@ -7,17 +7,15 @@ import math
 import random
 import re
 from decimal import ROUND_HALF_UP, Decimal
-from itertools import pairwise
+from itertools import islice
 from typing import Any
 
 import pytest
 import tomli
 import tomli_w
-from pydantic import BaseModel
 
 from arcvae_cli.schedules import (
     SCHEDULES,
-    AnySchedule,
     BetaScheduler,
     CyclicalBetaScheduler,
     Feedback,
@@ -29,8 +27,17 @@ from arcvae_cli.schedules import (
     get_beta_scheduler,
 )
 from arcvae_cli.schedules.feedback import ControlVAE, Geco, KLCapacity
-from arcvae_cli.schedules.open import Constant, Cosine, Cyclical, Linear, LinearWarmup, ThreePhase, UltraConservative
-from arcvae_cli.schedules.registry import Hierarchical, WarmRestart
+from arcvae_cli.schedules.open import (
+    Constant,
+    Cosine,
+    Cyclical,
+    Linear,
+    LinearWarmup,
+    ThreePhase,
+    UltraConservative,
+    WarmRestart,
+)
+from arcvae_cli.schedules.registry import Hierarchical
 
 LITERAL = [
     ("ultra_conservative", {}, {1: 0, 20: 0, 21: 0.1 / 60, 50: 0.05, 80: 0.1, 100: 0.1}),
@@ -55,17 +62,6 @@ def test_literal_values(name: str, params: dict[str, Any], values: dict[int, flo
     assert {epoch: get_beta_schedule(epoch, name, **params) for epoch in values} == pytest.approx(values, abs=1e-15)
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "exponential", "sigmoid"])
-@pytest.mark.parametrize(("peak", "epochs"), [(1.0, 10.0), (0.3, 7.0), (0.1, 3.0), (0.7, 0.35), (0.5, 0.0)])
-def test_a_rise_begins_at_zero_arrives_exactly_and_has_no_jump(name: str, peak: float, epochs: float) -> None:
-    schedule = build_schedule({"name": name, "max_beta": peak, "warmup_epochs": epochs})
-    assert schedule(0) == 0
-    assert schedule(epochs + (not epochs)) == peak
-    assert schedule(epochs + 1000) == peak
-    betas = [schedule(epochs * i / 1000) for i in range(1001)]
-    assert all(0 <= step <= 0.006 * peak for step in (b - a for a, b in pairwise(betas)))
-
-
 FORMULAS = {
     "linear": lambda p: p,
     "cosine": lambda p: math.sin(math.pi * p / 2) ** 2,  # the half-angle form of (1 - cos) / 2
@@ -76,10 +72,12 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_curves_against_other_forms_of_their_formulas(name: str) -> None:
-    schedule = build_schedule({"name": name, "max_beta": 0.4, "warmup_epochs": 8})
-    for i in range(65):
-        assert schedule(i / 8) == pytest.approx(0.4 * FORMULAS[name](i / 64), abs=1e-12)
+@pytest.mark.parametrize(("peak", "epochs"), [(0.4, 8.0), (0.7, 0.35), (0.5, 0.0)])
+def test_a_rise_follows_its_formula_and_arrives_exactly(name: str, peak: float, epochs: float) -> None:
+    schedule = build_schedule({"name": name, "max_beta": peak, "warmup_epochs": epochs})
+    assert (schedule(0), schedule(epochs + (not epochs)), schedule(epochs + 1000)) == (0, peak, peak)
+    for i in range(65 if epochs else 0):
+        assert schedule(epochs * i / 64) == pytest.approx(peak * FORMULAS[name](i / 64), abs=1e-12)
 
 
 @pytest.mark.parametrize("length", [20, 5, 7.5, 1])
@@ -96,18 +94,9 @@ def test_waves_against_formulas(length: float) -> None:
         assert hold(epoch) == pytest.approx(0.1 + 0.8 * min(1.0, tau / 0.3), abs=1e-12)
 
 
-def test_the_ends_of_cycles() -> None:
-    triangle, hold = Cyclical(), Cyclical(wave="ramp_hold")
-    assert [triangle(20 * k) for k in range(5)] == [0.0] * 5
-    assert [hold(20 * k) for k in range(5)] == [0.0] + [0.1] * 4
-    assert hold(20.001) == pytest.approx(0.1 * 0.001 / 10)
-    assert [hold(e) for e in (10, 15, 19.99, 30, 35)] == [0.1] * 5
-
-
-@pytest.mark.parametrize("kind", SCHEDULES.values())
-def test_epoch_zero_gives_the_start(kind: type[Schedule]) -> None:
-    schedule = kind()
-    assert schedule(0) == schedule(-1) == (1.0 if kind in (Constant, Geco) else 0.0)
+def test_epoch_zero_gives_the_start() -> None:
+    for kind in SCHEDULES.values():
+        assert kind()(0) == kind()(-1) == (1.0 if kind in (Constant, Geco) else 0.0)
     assert Cyclical(min_beta=0.03)(0) == 0.03
 
 
@@ -127,7 +116,7 @@ def test_restarts_are_rounded_half_up_and_begin_the_base_again(interval: str, mu
     base = Cosine(max_beta=0.8, warmup_epochs=20)
     schedule = WarmRestart(base=base, restart_interval=float(interval), restart_multiplier=float(multiplier))
     restarts = half_up(interval, multiplier, 8)
-    assert [restart for _, restart in zip(range(8), schedule.restarts(), strict=False)] == restarts
+    assert [restart for _, restart in islice(schedule.intervals(), 8)] == restarts
     for i in range(1, int(restarts[-1] - 1) * 2):
         epoch = i / 2
         last = max([0.0] + [restart for restart in restarts if restart <= epoch])
@@ -138,23 +127,6 @@ def test_restarts_are_rounded_half_up_and_begin_the_base_again(interval: str, mu
         assert info["next_restart_epoch"] == min(restart for restart in restarts if restart > epoch)
         assert info["is_restart_epoch"] is any(epoch - 1 < restart <= epoch for restart in restarts)
         assert schedule.cycle(epoch) == info["next_restart_epoch"] - last
-
-
-def test_the_restarts_of_the_source_document() -> None:
-    scheduler = WarmRestartBetaScheduler(
-        base_scheduler_type="cosine",
-        base_scheduler_kwargs={"max_beta": 1.0, "warmup_epochs": 20},
-        restart_interval=40,
-        restart_multiplier=1.2,
-    )
-    assert [e for e in range(1, 200) if scheduler.get_restart_info(e)["is_restart_epoch"]] == [40, 88, 146]
-    assert [scheduler(e) for e in (39, 40, 60, 87, 88)] == [1.0, 0.0, 1.0, 1.0, 0.0]
-    assert scheduler.get_restart_info(50) == {
-        "last_restart_epoch": 40,
-        "epochs_since_restart": 10,
-        "next_restart_epoch": 88,
-        "is_restart_epoch": False,
-    }
 
 
 MANY: list[Schedule] = [
@@ -183,6 +155,7 @@ MANY: list[Schedule] = [
     LinearWarmup(max_beta=0.0),
 ]
 FINE = 1 / 128
+MIXED = Hierarchical(global_=ControlVAE(target=3.0), local=Cyclical(cycle_length=8), per="step")
 
 
 def scan(schedule: Schedule, until: float) -> list[tuple[float, float]]:
@@ -190,7 +163,7 @@ def scan(schedule: Schedule, until: float) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("schedule", MANY, ids=repr)
-def test_peaks_against_a_dense_scan(schedule: Schedule) -> None:
+def test_peaks_and_periods_against_a_dense_scan(schedule: Schedule) -> None:
     points = scan(schedule, 48)
     highest = max(beta for _, beta in points)
     # between two points of the scan no curve here rises by more than 1 % of its peak
@@ -198,196 +171,139 @@ def test_peaks_against_a_dense_scan(schedule: Schedule) -> None:
     nearly = next(epoch for epoch, beta in points if beta >= 0.9999 * highest)
     reaching = next(epoch for epoch, beta in points if beta >= highest)
     assert nearly - 2 * FINE <= schedule.first_peak <= reaching + 2 * FINE
-    assert schedule.aim >= schedule.peak
-
-
-@pytest.mark.parametrize("schedule", MANY, ids=repr)
-def test_reached_is_what_a_run_sees(schedule: Schedule) -> None:
     stepwise = schedule.model_copy(update={"per": "step"})
-    for epochs in (1, 2, 5, 11, 40):
-        assert schedule.reached(epochs) == max(schedule(epoch) for epoch in range(1, epochs + 1))
-        seen = max(beta for _, beta in scan(schedule, epochs))
-        assert abs(stepwise.reached(epochs) - seen) <= 0.02 * schedule.peak
-
-
-@pytest.mark.parametrize("schedule", MANY, ids=repr)
-def test_periods(schedule: Schedule) -> None:
-    if schedule.period is None:
-        assert not isinstance(schedule, Cyclical)
-        return
-    for i in range(1, 400):
+    for epochs in (1, 5, 40):
+        assert schedule.max_beta_seen(epochs) == max(schedule(epoch) for epoch in range(1, epochs + 1))
+        seen = max(beta for epoch, beta in points if epoch <= epochs)
+        assert abs(stepwise.max_beta_seen(epochs) - seen) <= 0.02 * schedule.peak
+    assert (schedule.period is not None) or not isinstance(schedule, Cyclical)
+    for i in range(1, 400 if schedule.period else 0):
         epoch = i / 16
-        assert schedule(epoch + schedule.period) == pytest.approx(schedule(epoch), abs=1e-9)
+        assert schedule(epoch + (schedule.period or 0)) == pytest.approx(schedule(epoch), abs=1e-9)
         assert schedule.cycle(epoch) == schedule.period
 
 
-def test_cycles_that_grow() -> None:
-    schedule = WarmRestart()
-    assert schedule.period is None
-    assert [schedule.cycle(epoch) for epoch in (0, 39.9, 40, 87, 88, 146)] == [40, 40, 48, 48, 58, 69]
-    assert WarmRestart(restart_multiplier=1).period == 40
-
-
-@pytest.mark.parametrize("schedule", [*MANY, *(kind() for kind in SCHEDULES.values())], ids=repr)
+@pytest.mark.parametrize("schedule", [*MANY, MIXED, *(kind() for kind in SCHEDULES.values())], ids=repr)
 def test_compressed_is_the_same_curve_in_other_time(schedule: Schedule) -> None:
-    for factor in (0.05, 1 / 3, 2.0):
+    for factor in (0.05, 2.0):
         short = schedule.compressed(factor)
         assert short.per == "step"
-        assert type(short) is type(schedule)
-        curve, longer = (s.setpoint if isinstance(s, Feedback) else s for s in (short, schedule))
-        for i in range(1, 160):
-            epoch = i / 2 + 1 / 17  # away from jumps, where a rounding of the time changes sides
-            assert abs(curve(epoch * factor) - longer(epoch)) < 1e-9
+        for part, whole in zip(short.parts.values(), schedule.parts.values(), strict=True):
+            curve, longer = (s.setpoint if isinstance(s, Feedback) else s for s in (part, whole))
+            for i in range(1, 160):
+                epoch = i / 2 + 1 / 17  # away from jumps, where a rounding of the time changes sides
+                assert abs(curve(epoch * factor) - longer(epoch)) < 1e-9
         assert short.first_peak == pytest.approx(schedule.first_peak * factor)
         assert short.peak == pytest.approx(schedule.peak)
-        assert build_schedule(short.model_dump()) == short
+        assert build_schedule(tomli.loads(tomli_w.dumps(short.model_dump(mode="json", by_alias=True)))) == short
 
 
-def test_compressed_schedules_visit_their_whole_range() -> None:
-    # five epochs instead of a hundred: a cycle of one epoch, which steps of 1/50 go through
-    short = Cyclical().compressed(5 / 100)
+def test_jumps_and_peaks_survive_the_rounding_of_compressed_times() -> None:
+    short = Cyclical().compressed(5 / 100)  # cycles of one epoch, in steps of 1/50
     betas = [short(epoch - 1 + (step + 1) / 50) for epoch in range(1, 6) for step in range(50)]
-    assert max(betas) == pytest.approx(0.1)
-    assert min(betas) == pytest.approx(0.0, abs=1e-12)
-    assert sum(beta > 0.0999 for beta in betas) == 5
-
-
-def test_jumps_survive_the_rounding_of_compressed_times() -> None:
-    short = WarmRestart().compressed(5 / 150)
-    assert short(146 * 5 / 150) == 0
+    assert max(betas) == pytest.approx(0.1) and sum(beta > 0.0999 for beta in betas) == 5
+    assert WarmRestart().compressed(5 / 150)(146 * 5 / 150) == 0
     hold = Cyclical(wave="ramp_hold").compressed(5 / 300)
     assert [hold(20 * k * 5 / 300) for k in range(1, 15)] == [0.1] * 14
 
 
-# ---------------------------------------------------------------------------------------------------------- shortfall
+# ----------------------------------------------------------------------------------------------------------- warnings
 
 
 @pytest.mark.parametrize(
     ("schedule", "epochs", "text"),
     [
         (UltraConservative(), 20, "beta ends at 0 of 0.1: the warm-up is longer than the run"),
-        (UltraConservative(), 50, "beta ends at 0.05 of 0.1: the ramp ends at epoch 80, the run at 50"),
+        (UltraConservative(), 50, "beta ends at 0.05 of 0.1: the first peak is at epoch 80, the run ends at 50"),
         (UltraConservative(), 80, None),
-        (Linear(warmup_epochs=10), 9, "beta ends at 0.9 of 1: the warm-up is longer than the run"),
-        (ThreePhase(), 20, "beta ends at 1.5 of 2: the first peak is at epoch 30, the run ends at 20"),
-        (Cyclical(), 4, "beta ends at 0.04 of 0.1: the first peak is at epoch 10, the run ends at 4"),
+        (LinearWarmup(ramp_epochs=0), 10, "beta ends at 0 of 0.5: the warm-up is longer than the run"),
         (Cyclical(), 12, None),
         (
             Cyclical(cycle_length=5),
             100,
-            'beta reaches 0.08 of 0.1: its peak falls between whole epochs, per = "step" would visit it',
+            'beta reaches 0.08 of 0.1: the peak is between whole epochs, per = "step" would reach it',
         ),
-        (Cyclical(cycle_length=5, per="step"), 100, None),
-        (Cyclical(cycle_length=25), 100, None),  # 0.096 of 0.1: no news
-        (LinearWarmup(ramp_epochs=0), 10, "beta ends at 0 of 0.5: the warm-up is longer than the run"),
-        (LinearWarmup(ramp_epochs=0), 11, None),
+        (Cyclical(cycle_length=25), 100, None),  # 0.096 of 0.1: near enough
         (WarmRestart(restart_interval=12), 20, "beta reaches 0.578 of 1: the first peak is at epoch 64, the run ends"),
-        (WarmRestart(restart_interval=10, restart_multiplier=1), 100, "every restart comes before the base is at its"),
-        (WarmRestart(), 20, None),
+        (WarmRestart(restart_interval=10, restart_multiplier=1), 100, "every interval is shorter than the 20 epochs"),
         (Constant(max_beta=0.0), 1, None),
-        (Hierarchical(), 100, None),
         (Hierarchical(), 11, "local beta ends at 0.0193 of 0.02: the first peak is at epoch 12.5, the run ends at 11"),
+        (KLCapacity(), 10, "capacity ends at 12.5 of 25 nats: the ramp ends at epoch 20, the run at 10"),
+        (ControlVAE(), 1, None),
     ],
 )
-def test_shortfall(schedule: Schedule, epochs: int, text: str | None) -> None:
-    said = schedule.shortfall(epochs)
-    assert said == text or (said is not None and text is not None and text in said)
+def test_a_run_that_misses_the_peak_gets_a_warning(schedule: Schedule, epochs: int, text: str | None) -> None:
+    warning = schedule.warning(epochs)
+    assert warning == text or (warning is not None and text is not None and text in warning)
 
 
-@pytest.mark.parametrize("kind", SCHEDULES.values())
-def test_a_compressed_run_falls_short_of_nothing(kind: type[Schedule]) -> None:
-    assert kind().compressed(5 / 100).shortfall(5) is None
-
-
-# ------------------------------------------------------------------------------------------------------- levels, marks
+# ------------------------------------------------------------------------------------------------------ levels, events
 
 
 def test_levels() -> None:
-    assert Cyclical().betas(5, ("z",)) == {"z": 0.05}
-    assert Cyclical().peaks(("global", "local")) == {"global": 0.1, "local": 0.1}
+    levels = ("global", "local")
+    assert Cyclical().peaks(levels) == {"global": 0.1, "local": 0.1}
     both = Hierarchical()
-    assert both.betas(5, ("global", "local")) == pytest.approx({"global": 0.005, "local": 0.00690983})
+    betas = {level: part(5) for level, part in both.by_level(levels).items()}
+    assert betas == pytest.approx({"global": 0.005, "local": 0.00690983})
     assert both.peaks(("local", "global")) == {"local": 0.02, "global": 0.01}
     assert (both.peak, both.first_peak, both.cycle(3)) == (0.02, 12.5, 25)
     with pytest.raises(ValueError, match="levels global and local, not z"):
-        both.betas(5, ("z",))
+        both.by_level(("z",))
+    assert (MIXED.closed_loop, both.closed_loop, Geco().closed_loop, Cyclical().closed_loop) == (1, 0, 1, 0)
+    assert (MIXED.closed_levels(levels), Geco().closed_levels(levels)) == (("global",), levels)
+    assert Cyclical().closed_levels(levels) == both.closed_levels(levels) == ()
+    slow = MIXED.model_copy(update={"per": "epoch"})
+    assert {level: part.per for level, part in slow.parts.items()} == {"global": "step", "local": "epoch"}
 
 
-def test_marks() -> None:
-    assert UltraConservative().marks(100) == [(20, "warm-up ends"), (80, "first peak")]
-    assert UltraConservative().marks(79) == [(20, "warm-up ends")]
-    assert Linear().marks(100) == [(10, "first peak")]
-    assert ThreePhase().marks(100) == [(10, "phase 1 ends"), (30, "phase 2 ends, first peak")]
-    assert Cyclical().marks(30) == [(10, "first peak"), (20, "cycle 1 ends"), (30, "peak 2")]
-    assert WarmRestart().marks(100) == [(20, "first peak"), (40, "restart 1"), (88, "restart 2")]
-    assert Hierarchical().marks(20) == [(10, "global: first peak"), (12.5, "local: first peak")]
-    assert Constant().marks(100) == []
+def test_events() -> None:
+    def events(schedule: Schedule) -> list[tuple[float, str]]:
+        return sorted((epoch, text) for epoch, text in schedule.events(40) if 0 < epoch <= 40)
+
+    assert events(Constant()) == []
+    assert events(UltraConservative()) == [(20, "warm-up ends")]
+    assert events(ThreePhase()) == [(10, "phase 1 ends"), (30, "phase 2 ends, first peak")]
+    assert events(WarmRestart(restart_interval=25)) == [(20, "first peak"), (25, "restart 1")]
+    cycle = [(12.5, "local: peak 1"), (25, "local: cycle 1 ends"), (37.5, "local: peak 2")]
+    assert events(Hierarchical()) == [(10, "global: first peak"), *cycle]
+    assert events(WarmRestart(restart_interval=15)) == [(15, "restart 1"), (33, "restart 2")]
+    assert events(KLCapacity()) == [(20, "capacity reached")]
 
 
 # ---------------------------------------------------------------------------------------------------- tables and errors
 
 
-MIXED = Hierarchical(global_=ControlVAE(target=3.0), local=Cyclical(cycle_length=8), per="step")
-
-
-@pytest.mark.parametrize("schedule", [*MANY, MIXED, *(kind(per="step") for kind in SCHEDULES.values())], ids=repr)
-def test_a_table_goes_through_toml_and_back(schedule: Schedule) -> None:
-    table = tomli.loads(tomli_w.dumps(schedule.model_dump(mode="json")))
-    assert build_schedule(table) == schedule
-
-
-def test_inner_tables_have_names_of_their_own_and_no_clock() -> None:
-    nested = {
-        "name": "hierarchical",
-        "per": "step",
-        "global": {"name": "warm_restart", "base": {"name": "linear", "max_beta": 0.01}},
-        "local": {"name": "constant", "max_beta": 0.02},
-    }
-    schedule = build_schedule(nested)
-    written = schedule.model_dump()
+def test_inner_tables_have_no_per() -> None:
+    base = {"name": "warm_restart", "base": {"name": "linear", "max_beta": 0.01}}
+    local = {"name": "constant", "max_beta": 0.02}
+    schedule = build_schedule({"name": "hierarchical", "per": "step", "global": base, "local": local})
+    written = schedule.model_dump(by_alias=True)
     assert written["global"]["base"] == {"name": "linear", "max_beta": 0.01, "warmup_epochs": 10.0}
-    assert "per" not in written["local"]
+    assert written["local"] == local
     assert {part.per for part in schedule.parts.values()} == {"step"}
 
 
-FAULTS = [
-    ({"name": "nothing"}, "unknown schedule 'nothing': the schedules are constant, linear_warmup, "),
-    ({"name": ["linear"]}, "unknown schedule"),
-    ({"name": "cyclical", "cycle_lenght": 3}, "cycle_lenght: unknown key 'cycle_lenght'; did you mean cycle_length?"),
-    ({"name": "three_phase", "max_beta": 1.0}, "max_beta: unknown key 'max_beta'; known here: per, phases"),
-    ({"name": "linear", "max_beta": -1}, "schedule linear: max_beta: should be greater than or equal to 0, got -1"),
-    ({"name": "linear", "warmup_epochs": "3"}, "warmup_epochs: should be a valid number, got '3'"),
-    ({"name": "cyclical", "min_beta": 0.5}, "schedule cyclical: min_beta 0.5, max_beta 0.1 are not in this order"),
-    ({"name": "three_phase", "phases": [[0, 1.0]]}, "phases.0.0: should be greater than 0"),
-    ({"name": "warm_restart", "restart_interval": 0.5}, "restart_interval must be at least restart_unit, 1 epochs"),
-    ({"name": "warm_restart", "base": {"name": "warm_restart"}}, "base.name: unknown name 'warm_restart'"),
-    ({"name": "warm_restart", "base": {"name": "geco"}}, "base.name: unknown name 'geco'; known here: constant"),
-    ({"name": "warm_restart", "base": {"max_beta": 1.0}}, "base.name: missing"),
-    ({"name": "warm_restart", "base": {"name": "linear", "x": 1}}, "base.x: unknown key 'x'; known here: per, max_"),
-    ({"name": "hierarchical", "local": {"name": "cyclical", "min_beta": 1.0}}, "local: min_beta 1, max_beta 0.1 are"),
-    ({"name": "hierarchical", "local": {"name": "linear", "per": "step"}}, "local.per: local has no clock of its own"),
-    ({"name": "controlvae", "per": "epoch"}, "per: should be 'step', got 'epoch'"),
-    ({"name": "controlvae", "start_beta": 2.0}, "min_beta 0, start_beta 2, max_beta 1 are not in this order"),
-]
-
-
-@pytest.mark.parametrize(("table", "text"), FAULTS)
-def test_faults_are_one_clear_line(table: dict[str, Any], text: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "params", "text"),
+    [
+        ("nothing", {}, "unknown schedule 'nothing': the schedules are constant, linear_warmup, "),
+        ("cyclical", {"cycle_lenght": 3}, "cycle_lenght: unknown key 'cycle_lenght'; did you mean cycle_length?"),
+        ("three_phase", {"max_beta": 1.0}, "max_beta: unknown key 'max_beta'; known here: per, phases"),
+        ("linear", {"max_beta": -1}, "schedule linear: max_beta: should be greater than or equal to 0, got -1"),
+        ("cyclical", {"min_beta": 0.5}, "schedule cyclical: expected min_beta <= max_beta, got 0.5, 0.1"),
+        ("warm_restart", {"restart_interval": 0.5}, "restart_interval must be at least restart_unit, 1 epochs"),
+        ("warm_restart", {"base_scheduler_type": "geco"}, "base.name: unknown name 'geco'; known here: constant"),
+        ("warm_restart", {"base": {"max_beta": 1.0}}, "base.name: missing"),
+        ("hierarchical", {"local": {"name": "linear", "per": "step"}}, "local: unknown key 'per': set it in the table"),
+        ("hierarchical", {"global_scheduler": {"type": "linear", "max_beta": -1}}, "global.max_beta: should be"),
+        ("controlvae", {"per": "epoch"}, "per: should be 'step', got 'epoch'"),
+    ],
+)
+def test_faults_are_one_clear_line(name: str, params: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
-        build_schedule(table)
+        get_beta_scheduler(name, **params)
     assert "\n" not in str(caught.value)
-
-
-def test_settings_take_any_schedule_by_its_name() -> None:
-    class Table(BaseModel):
-        schedule: AnySchedule
-
-    assert Table.model_validate({"schedule": {"name": "linear"}}).schedule == Linear()
-    assert Table(schedule=WarmRestart()).model_dump() == {"schedule": WarmRestart().model_dump()}
-    schema = Table.model_json_schema()
-    assert set(schema["$defs"]) == {kind.__name__ for kind in SCHEDULES.values()}
-    assert len(schema["properties"]["schedule"]["oneOf"]) == len(SCHEDULES)
-    assert "global" in schema["$defs"]["Hierarchical"]["properties"]
 
 
 # ------------------------------------------------------------------------------------------------------------ feedback
@@ -426,19 +342,16 @@ def test_controlvae_follows_its_formula_within_its_bounds() -> None:
     assert run(ControlVAE(target=1e5), [(0.0, 0.0)]) == [0.0]  # exp(target) is no float
 
 
-@pytest.mark.parametrize("stay", [10, 100_000])
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.2, 0.7)])
-def test_controlvae_comes_off_a_bound_at_once_however_long_it_stood_there(low: float, high: float, stay: int) -> None:
+def test_controlvae_leaves_a_bound_at_once_however_long_it_was_there(low: float, high: float) -> None:
     schedule = ControlVAE(target=20.0, min_beta=low, max_beta=high, start_beta=low, ki=-1e-2)
-    below, above = [(0.0, 9.9)], [(60.0, 9.9)]
+    below, above, stay = [(0.0, 9.9)], [(60.0, 9.9)], 5_000
     up = run(schedule, above * stay + below * 5)
     assert up[stay - 1] == pytest.approx(high)
     assert up[stay] <= high - schedule.kp  # the first batch that asks for less gets less
-    assert all(later < earlier for earlier, later in pairwise(up[stay - 1 :]) if earlier > low)
     down = run(schedule, below * stay + above * 5)
     assert down[stay - 1] == pytest.approx(low)
     assert down[stay] >= low + schedule.kp
-    assert all(later > earlier for earlier, later in pairwise(down[stay - 1 :]) if earlier < high)
 
 
 def test_geco_follows_its_formula() -> None:
@@ -453,14 +366,6 @@ def test_geco_follows_its_formula() -> None:
     assert run(schedule, [(9.9, reconstruction) for reconstruction in seen]) == pytest.approx(expected, rel=1e-12)
     assert run(schedule, [(9.9, 1e4)])[-1] == pytest.approx(1 / 50)  # nothing overflows
     assert run(schedule, [(9.9, 0.0)] * 1000)[-1] == pytest.approx(1 / 0.5)
-
-
-def test_geco_comes_off_a_bound_as_soon_as_its_average_turns() -> None:
-    schedule = Geco(tolerance=0.25, alpha=0.1, averaging=0.0)
-    for stay in (10, 100_000):
-        betas = run(schedule, [(9.9, 9.0)] * stay + [(9.9, 0.0)])
-        assert betas[-2] == pytest.approx(0.01)
-        assert betas[-1] == pytest.approx(0.01 * math.exp(0.1 * 0.25))
 
 
 def test_geco_is_at_a_bound_only_where_little_is_left_of_the_way_by_factors() -> None:
@@ -524,124 +429,57 @@ def test_each_holds_its_target_within_5_percent(schedule: Feedback, lag: float, 
 
 
 def test_what_takes_feedback_says_so_instead_of_giving_a_beta() -> None:
-    for kind in (KLCapacity, ControlVAE, Geco):
-        name = kind().name
-        for ask in (lambda n=name: get_beta_schedule(3, n), lambda k=kind: k()(3.0)):
-            with pytest.raises(ValueError, match=f"{name} takes feedback.*get_beta_scheduler.*observe.*Controller"):
-                ask()
+    with pytest.raises(ValueError, match=r"geco: beta at epoch 3 depends .*get_beta_scheduler.*observe.*Controller"):
+        get_beta_schedule(3, "geco")
     with pytest.raises(ValueError, match="hierarchical takes feedback"):
         get_beta_scheduler("hierarchical", local_scheduler={"type": "controlvae"})
-    with pytest.raises(ValueError, match="controlvae takes feedback"):
-        MIXED.betas(3.0, ("global", "local"))
-
-
-def test_which_levels_take_feedback() -> None:
-    levels = ("global", "local")
-    assert (MIXED.closed_loop, Hierarchical().closed_loop, Geco().closed_loop, Cyclical().closed_loop) == (1, 0, 1, 0)
-    assert MIXED.closed_levels(levels) == ("global",)
-    assert Geco().closed_levels(levels) == levels
-    assert Cyclical().closed_levels(levels) == Hierarchical().closed_levels(levels) == ()
-    assert MIXED.peaks(levels) == {"global": 1.0, "local": 0.1}
-    assert MIXED.model_dump()["global"] == {k: v for k, v in ControlVAE(target=3.0).model_dump().items() if k != "per"}
-    slow = MIXED.model_copy(update={"per": "epoch"})
-    assert {level: part.per for level, part in slow.parts.items()} == {"global": "step", "local": "epoch"}
-
-
-def test_what_a_run_too_short_for_the_ramp_misses() -> None:
-    said = "capacity ends at 12.5 of 25 nats: the ramp ends at epoch 20, the run at 10"
-    assert KLCapacity().shortfall(10) == said
-    assert Hierarchical(local=KLCapacity()).shortfall(15) == "local " + said.replace("12.5", "18.8").replace("10", "15")
-    assert KLCapacity().shortfall(20) is ControlVAE().shortfall(1) is Geco().shortfall(1) is None
-    assert (KLCapacity().first_peak, ControlVAE().first_peak, Geco().first_peak) == (20.0, 0.0, 0.0)
-    assert KLCapacity().marks(30) == [(20, "capacity reached")]
-
-
-def test_a_scheduler_with_feedback_observes_and_goes_on_from_its_state() -> None:
-    first = get_beta_scheduler("controlvae", target=20.0, ki=-1e-3)
-    kls = [random.Random(1).uniform(0, 60) for _ in range(60)]
-    betas = [first.observe(epoch=i / 30, kl=kl) for i, kl in enumerate(kls[:30])]
-    assert betas == run(ControlVAE(target=20.0, ki=-1e-3), [(kl, 0.0) for kl in kls[:30]])
-    assert first(7) == betas[-1]
-    second = get_beta_scheduler("controlvae", target=20.0, ki=-1e-3)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    after = [(first.observe(epoch=2, kl=kl), second.observe(epoch=2, kl=kl)) for kl in kls[30:]]
-    assert all(one == other for one, other in after)
-    assert first.beta_history == betas + [one for one, _ in after]
-    assert (first.current_epoch, len(second.beta_history)) == (2, 30)
-    with pytest.raises(ValueError, match="geco watches the reconstruction: it has to be given"):
+    with pytest.raises(ValueError, match="controlvae: beta at epoch 3 depends"):
+        MIXED(3.0)
+    with pytest.raises(ValueError, match="geco controls the reconstruction: argument missing"):
         get_beta_scheduler("geco").observe(epoch=1, kl=20.0)
-    with pytest.raises(ValueError, match="the state of geco is beta, log_lambda, average, begun, not beta, integral"):
-        get_beta_scheduler("geco").load_state_dict(first.state_dict())
     with pytest.raises(ValueError, match="cyclical takes no feedback"):
         get_beta_scheduler("cyclical").observe(epoch=1, kl=20.0)
+
+
+def test_a_scheduler_with_feedback_observes_and_continues_from_its_state() -> None:
+    first, second = (get_beta_scheduler("controlvae", target=20.0, ki=-1e-3) for _ in range(2))
+    kls = [float(kl) for kl in range(0, 60, 2)]
+    betas = [first.observe(epoch=i / 30, kl=kl) for i, kl in enumerate(kls)]
+    assert betas == first.beta_history == run(ControlVAE(target=20.0, ki=-1e-3), [(kl, 0.0) for kl in kls])
+    assert first(7) == betas[-1]
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert [first.observe(epoch=2, kl=kl) for kl in kls] == [second.observe(epoch=2, kl=kl) for kl in kls]
+    with pytest.raises(ValueError, match="the state of geco is beta, log_lambda, average, begun, not beta, integral"):
+        get_beta_scheduler("geco").load_state_dict(first.state_dict())
 
 
 # ------------------------------------------------------------------------------------ the names of the source documents
 
 
-def test_get_beta_schedule_passes_over_times_without_use_as_the_source_does() -> None:
+def test_unused_times_are_ignored_and_steps_recorded() -> None:
     everything = {"max_beta": 0.2, "warmup_epochs": 4, "ramp_epochs": 4, "cycle_length": 8}
     assert [get_beta_schedule(e, "cyclical", **everything) for e in (2, 4, 8)] == [0.1, 0.2, 0.0]
-    assert [get_beta_schedule(e, "linear_warmup", **everything) for e in (4, 6, 8)] == [0.0, 0.1, 0.2]
-    assert get_beta_schedule(3, "constant", **everything) == 0.2
+    scheduler = BetaScheduler("linear_warmup", **everything)
+    assert [scheduler.step(epoch) for epoch in (4, 6, 8)] == [0.0, 0.1, 0.2]
+    assert (scheduler(5), scheduler.beta_history) == (0.05, [0.0, 0.1, 0.2]), "a call leaves no trace"
     assert get_beta_schedule(35) == 0.25
-    with pytest.raises(ValueError, match="three_phase: max_beta: unknown key"):
-        get_beta_schedule(3, "three_phase", max_beta=0.1)
-    with pytest.raises(ValueError, match="the schedules are constant"):
-        get_beta_schedule(3, "nothing")
-    with pytest.raises(ValueError, match="cycle_length: should be greater than 0"):
-        get_beta_schedule(3, "cyclical", cycle_length=0)
 
 
-def test_a_scheduler_keeps_the_history_of_its_steps() -> None:
-    scheduler = BetaScheduler("ultra_conservative", max_beta=0.2, warmup_epochs=2, ramp_epochs=4, cycle_length=20)
-    assert [scheduler.step(epoch) for epoch in range(1, 8)] == pytest.approx([0, 0, 0.05, 0.1, 0.15, 0.2, 0.2])
-    assert scheduler.beta_history == pytest.approx([0, 0, 0.05, 0.1, 0.15, 0.2, 0.2])
-    assert scheduler(4) == pytest.approx(0.1)
-    assert len(scheduler.beta_history) == 7  # a call leaves no trace
-    assert scheduler.current_epoch == 7
-    assert BetaScheduler().schedule == LinearWarmup()
-
-
-def test_cyclical_scheduler_of_the_source_document() -> None:
-    params = {"cycle_length": 20, "min_beta": 0.0, "max_beta": 1.0, "wave_type": "cosine"}
-    scheduler = get_beta_scheduler("cyclical", **params)
-    assert [scheduler(e) for e in (0, 5, 10, 20)] == pytest.approx([0, 0.5, 1, 0])
-    assert CyclicalBetaScheduler(**params).schedule == scheduler.schedule
-
-
-def test_hierarchical_schedulers_of_the_source_document() -> None:
-    scheduler = HierarchicalBetaScheduler(
-        global_scheduler={
-            "type": "warm_restart",
-            "base_scheduler_type": "cosine",
-            "base_scheduler_kwargs": {"max_beta": 0.01, "warmup_epochs": 10},
-            "restart_interval": 30,
-            "restart_multiplier": 1.0,
-        },
-        local_scheduler={
-            "type": "cyclical",
-            "cycle_length": 15,
-            "min_beta": 0.0,
-            "max_beta": 0.02,
-            "wave_type": "triangle",
-        },
+def test_nested_dictionaries_of_the_source_documents() -> None:
+    wave = {"cycle_length": 20, "min_beta": 0.0, "max_beta": 1.0, "wave_type": "cosine"}
+    assert [CyclicalBetaScheduler(**wave)(e) for e in (0, 5, 10, 20)] == pytest.approx([0, 0.5, 1, 0])
+    restarts = {
+        "base_scheduler_type": "cosine",
+        "base_scheduler_kwargs": {"max_beta": 1.0, "warmup_epochs": 20},
+        "restart_interval": 40,
+        "restart_multiplier": 1.2,
+    }
+    scheduler = WarmRestartBetaScheduler(**restarts)
+    assert [e for e in range(1, 200) if scheduler.get_restart_info(e)["is_restart_epoch"]] == [40, 88, 146]
+    assert [scheduler(e) for e in (39, 40, 60, 87, 88)] == [1.0, 0.0, 1.0, 1.0, 0.0]
+    assert list(scheduler.get_restart_info(50).values()) == [40, 10, 88, False]
+    both = HierarchicalBetaScheduler(
+        global_scheduler={"type": "warm_restart", **restarts}, local_scheduler={"type": "cyclical", **wave}
     )
-    assert scheduler.step(10) == {"global_kl_weight": 0.01, "local_kl_weight": pytest.approx(0.02 * 5 / 7.5)}
-    assert scheduler(30) == {"global_kl_weight": 0.0, "local_kl_weight": 0.0}
-    assert len(scheduler.beta_history) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "params", "text"),
-    [
-        ("nothing", {}, "the schedules are constant, linear_warmup"),
-        ("cosine", {"ramp_epochs": 3}, "schedule cosine: ramp_epochs: unknown key"),
-        ("warm_restart", {"base_scheduler_type": "nothing"}, "base.name: unknown name 'nothing'"),
-        ("warm_restart", {"base_scheduler_kwargs": {"max_beta": 1.0}}, "needs a base_scheduler_type"),
-        ("hierarchical", {"global_scheduler": {"type": "linear", "max_beta": -1}}, "global.max_beta: should be"),
-    ],
-)
-def test_factory_errors(name: str, params: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(text)):
-        get_beta_scheduler(name, **params)
+    assert both.step(10) == pytest.approx({"global_kl_weight": 0.5, "local_kl_weight": 1.0})
+    assert both(40) == {"global_kl_weight": 0.0, "local_kl_weight": 0.0}

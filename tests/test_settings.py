@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -54,18 +53,22 @@ def test_the_defaults_are_those_of_the_specification() -> None:
     assert {name: {key: found[name][key] for key in table} for name, table in expected.items()} == expected
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_a_shipped_preset_writes_out_what_it_relies_on(name: str) -> None:
+UNWRITTEN = {"device", "precision", "engine", "threads", "save_minutes", "focal_gamma", "seed", "ramp_fraction"}
+
+
+def test_a_shipped_preset_writes_out_what_it_relies_on_and_is_what_its_table_says(tmp_path: Path) -> None:
     """A later change of a default must not change a preset: every setting of the model and its loss stands there."""
-    origins = resolve(name).origins
-    table = resolve(name).settings.table()
-    for key in ("data", "model", "objective", "schedule", "train"):
-        for setting in table[key]:
-            if setting not in ("device", "precision", "engine", "save_minutes", "focal_gamma", "seed", "ramp_fraction"):
-                assert any(o == f"{key}.{setting}" or o.startswith(f"{key}.{setting}.") for o in origins), setting
+    for name in preset_names():
+        settings, origins = resolve(name).settings, resolve(name).origins
+        table = settings.table()
+        for key in ("data", "model", "objective", "schedule", "train"):
+            for setting in table[key].keys() - UNWRITTEN:
+                assert any(f"{origin}.".startswith(f"{key}.{setting}.") for origin in origins), (name, setting)
+        assert resolve(write(tmp_path / f"{name}.toml", tomli_w.dumps(table))).settings == settings
+        assert tomli.loads(find_preset(name).read_text()).keys() <= json_schema()["properties"].keys()
 
 
-def test_what_the_presets_of_the_specification_say() -> None:
+def test_the_numbers_of_the_presets() -> None:
     table = {name: resolve(name).settings for name in preset_names()}
     conservative = table["ultra_conservative"]
     assert conservative.objective.free_bits == 0.3 and conservative.train.epochs == 100
@@ -92,15 +95,7 @@ def test_extends_lays_one_preset_over_another(tmp_path: Path) -> None:
 def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
     one = write(tmp_path / "one.toml", 'extends = "two.toml"\n')
     write(tmp_path / "two.toml", 'extends = "one.toml"\n')
-    expect_refused("circle: one.toml -> two.toml -> one.toml", one)
-
-
-def test_settings_written_back_give_the_same_settings(tmp_path: Path) -> None:
-    for name in preset_names():
-        settings = resolve(name).settings
-        path = tmp_path / f"{name}.toml"
-        path.write_text(tomli_w.dumps(settings.table()))
-        assert resolve(str(path)).settings == settings
+    expect_refused("extends: one.toml -> two.toml -> one.toml", one)
 
 
 # ---------------------------------------------------------------------------------------------------------- precedence
@@ -121,35 +116,22 @@ def test_flag_then_set_then_environment_then_preset_then_default() -> None:
 
 
 def test_another_schedule_starts_from_its_own_defaults() -> None:
-    resolved = resolve("ultra_conservative", flag_layer({"--beta-schedule": ("schedule.name", "cyclical")}))
+    flag = flag_layer({"--beta-schedule": ("schedule.name", "cyclical")})
+    resolved = resolve("ultra_conservative", flag)
     assert resolved.settings.schedule.period == 20
     assert "schedule.warmup_epochs" not in resolved.origins
-    assert resolved.origins["schedule.name"] == "--beta-schedule"
-
-
-def test_a_set_key_survives_the_schedule_that_a_flag_names() -> None:
-    layers = (set_layer(["schedule.cycle_length=8"]), flag_layer({"--beta-schedule": ("schedule.name", "cyclical")}))
-    assert resolve("ultra_conservative", *layers).settings.schedule.period == 8
-
-
-def test_the_same_schedule_named_again_keeps_the_keys_of_the_preset() -> None:
-    flags = flag_layer({"--beta-schedule": ("schedule.name", "ultra_conservative"), "--x": ("schedule.max_beta", 0.2)})
-    schedule = resolve("ultra_conservative", flags).settings.schedule
+    assert resolve("ultra_conservative", set_layer(["schedule.cycle_length=8"]), flag).settings.schedule.period == 8
+    same = set_layer(["schedule.name=ultra_conservative", "schedule.max_beta=0.2"])
+    schedule = resolve("ultra_conservative", same).settings.schedule
     assert schedule.first_peak == 80 and schedule.peak == 0.2
 
 
 def test_values_of_set_are_typed_by_the_settings() -> None:
-    sets = set_layer(
-        [
-            "data.augment=false",
-            "objective.reduction=mean",
-            "train.adam_betas=[0.8, 0.9]",
-            "train.monitor='val/loss_total'",
-        ]
-    )
-    settings = resolve(None, sets).settings
+    sets = ["data.augment=false", "objective.reduction=mean", "train.adam_betas=[0.8, 0.9]", "train.patience='7'"]
+    settings = resolve(None, set_layer(sets[:3])).settings
     assert settings.data.augment is False and settings.objective.reduction == "mean"
-    assert settings.train.adam_betas == (0.8, 0.9) and settings.train.monitor == "val/loss_total"
+    assert settings.train.adam_betas == (0.8, 0.9)
+    expect_refused("--set train.patience: should be a valid integer, got '7'", None, set_layer(sets))
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -158,42 +140,23 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "[train]\nepoch = 3\n",
-            "train.epoch: unknown key 'epoch'\ndid you mean epochs? known here: epochs,",
-        ),
+        ("[train]\nepoch = 3\n", "train.epoch: unknown key 'epoch'\ndid you mean epochs? known here: epochs,"),
         ("[trian]\nepochs = 3\n", "trian: unknown key 'trian'\ndid you mean train?"),
         ("[model]\nfree_bits = 0.3\n", "model.free_bits: unknown key 'free_bits'\ndid you mean objective.free_bits?"),
-        ('"train.lr" = 3', "train.lr: unknown key 'train.lr'"),
         ('[train]\nlr = "fast"', "train.lr: should be a valid number, got 'fast'"),
-        ("[train]\nlr = -1", "train.lr: should be greater than 0, got -1"),
-        ("[train]\nadam_betas = [0.9, 1.0]", "train.adam_betas.1: should be less than 1"),
-        ("[data]\nseed = 0x8000000000000000", "data.seed: should be less than or equal to"),
         ("train = 3", "train: should be a table, got 3"),
-        ("model = 3", "model: should be a table, got 3"),
         ('[model]\nname = "grids"', "model.name: unknown name 'grids'\ndid you mean grid?"),
-        (
-            '[model]\nname = "hierarchical"\nlocal_sise = 8',
-            "model.local_sise: unknown key 'local_sise'\ndid you mean",
-        ),
+        ('[model]\nname = "hierarchical"\nlocal_sise = 8', "model.local_sise: unknown key 'local_sise'\ndid you mean"),
         ('[schedule]\nname = "cyclic"', "schedule.name: unknown name 'cyclic'\ndid you mean cyclical?"),
-        ('[schedule]\nname = "three_phase"\nmax_beta = 1.0', "schedule.max_beta: unknown key 'max_beta'"),
-        ('[schedule]\nname = "cyclical"\nmin_beta = 2.0', ": schedule: min_beta 2, max_beta 0.1 are not in"),
-        ("[model]\ndropout = 0.1", "model.dropout: the plain body has no dropout"),
-        (
-            "[objective.free_bits_by_level]\nlocal = 2.0",
-            "objective.free_bits_by_level.local: the model grid has",
-        ),
-        (
-            '[model]\nname = "hierarchical"\n[objective]\nkl_reduction = "mean"',
-            "objective.kl_reduction: a mean over",
-        ),
+        ('[schedule]\nname = "cyclical"\nmin_beta = 2.0', ": schedule: expected min_beta <= max_beta, got 2, 0.1"),
+        ("[model]\ndropout = 0.1", "model.dropout: body = plain has no dropout"),
+        ('[model]\nname = "grammar"\nencoder_kernel = 4', "model.encoder_kernel: arch = enhanced needs odd kernels"),
+        ("[objective.free_bits_by_level]\nlocal = 2.0", "objective.free_bits_by_level.local: unknown level"),
+        ('[model]\nname = "hierarchical"\n[objective]\nkl_reduction = "mean"', "objective.kl_reduction: a mean over"),
         ("[train]\nlr_min = 0.5", "train.lr_min: 0.5 is above train.lr"),
-        (
-            '[train]\nmonitor = "val/los"',
-            "train.monitor: the model grid has no metric 'val/los'\ndid you mean val",
-        ),
-        ('[log]\nwandb_project = "with/slash"', "log.wandb_project: String should match pattern"),
+        ('[train]\ndevice = "gpu"', "train.device: unknown device 'gpu'\nuse auto, cpu, mps, cuda or cuda:N"),
+        ('[train]\nmonitor = "val/los"', "train.monitor: the model grid has no metric 'val/los'\ndid you mean val"),
+        ('[data]\nprod = "a.npy"', "data.prod: needs masks or a grammar"),
         ("extends = 3", "extends: expected the name of a preset"),
         ("[train\n", "not valid TOML"),
     ],
@@ -207,52 +170,31 @@ def test_a_mistake_in_a_preset_names_file_key_and_expectation(tmp_path: Path, te
     ("layer", "expected"),
     [
         (flag_layer({"--beta-max": ("schedule.max_beta", 0.5)}), "--beta-max: schedule.max_beta: unknown key"),
-        (
-            set_layer(["train.adam_betas=[0.9, 1.0]"]),
-            "--set train.adam_betas: train.adam_betas.1: should be",
-        ),
         (set_layer(["objective.class_weights=x"]), "--set objective.class_weights: should be 'none', 'inverse'"),
         (environment_layer({"ARCVAE_TRAIN__LRR": "1"}), "ARCVAE_TRAIN__LRR: train.lrr: unknown key 'lrr'"),
-        (set_layer([f"{'a.' * 50_000}b=1"]), "settings: nested too deeply"),
     ],
 )
 def test_a_mistake_names_its_origin_once(layer: Layer, expected: str) -> None:
     assert str(expect_refused(expected, "baseline", layer)).startswith(expected)
 
 
-def test_a_file_that_is_no_text_too_large_or_missing(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_too_large_or_missing(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'description = "\xe9"')
     expect_refused("not valid TOML: 'utf-8' codec", str(tmp_path / "latin.toml"))
-    (tmp_path / "big.toml").write_text("#" * 2**20 + "#")
-    expect_refused("larger than 64 kB", str(tmp_path / "big.toml"))
-    (tmp_path / "deep.toml").write_text("a = " + "[" * 20_000 + "]" * 20_000)
-    expect_refused("deep.toml", str(tmp_path / "deep.toml"))
-    (tmp_path / "long.toml").write_text("[data]\nseed = 0x" + "f" * 5000)  # too long to print
-    expect_refused("long.toml", str(tmp_path / "long.toml"))
+    expect_refused("larger than 64 kB", write(tmp_path / "big.toml", "#" * 2**20 + "#"))
+    expect_refused("deep.toml", write(tmp_path / "deep.toml", "a = " + "[" * 20_000 + "]" * 20_000))
     expect_refused("did you mean baseline?", "basline")
-    with pytest.raises(InputError, match="neither a shipped preset nor a file"):
-        find_preset(str(tmp_path / "none.toml"))
 
 
-def test_a_misspelt_environment_variable_is_not_ignored() -> None:
+def test_a_malformed_environment_variable_or_assignment_is_refused() -> None:
     with pytest.raises(InputError, match="ARCVAE_LR: no setting has this name"):
         environment_layer({"ARCVAE_LR": "1"})
     assert environment_layer({"ARCVAE_CACHE_DIR": "/tmp", "HOME": "/"}).values == {}
-
-
-def test_a_set_without_key_or_value_is_refused() -> None:
     for text in ("train.lr", "=3", "train..lr=3", ".lr=3"):
         with pytest.raises(InputError, match=r"expected dotted.key=value"):
             set_layer([text])
-
-
-def test_the_schema_accepts_presets_and_knows_every_table() -> None:
-    schema = json_schema()
-    assert {"data", "model", "objective", "schedule", "train", "extends"} <= set(schema["properties"])
-    assert schema["additionalProperties"] is False
-    json.dumps(schema, allow_nan=False)
-    for name in preset_names():
-        assert set(tomli.loads(find_preset(name).read_text())) <= set(schema["properties"])
+    with pytest.raises(InputError, match="'model' already has a value that is not a table"):
+        set_layer(["model=grid", "model.latent_dim=4"])
 
 
 def test_another_corpus_keeps_what_was_said_about_the_data() -> None:

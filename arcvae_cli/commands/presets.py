@@ -1,4 +1,4 @@
-"""`arcvae presets`: the shipped presets, a preset resolved, and the schema for editors."""
+"""`arcvae presets`: the shipped presets, one preset with the origin of each value, and the schema for editors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.commands.options import JsonOption, QuietOption, complete
 from arcvae_cli.presets import describe_preset, environment_layer, json_schema, preset_names, resolve
 from arcvae_cli.settings import Settings, elbo_scale
 
-app = typer.Typer(no_args_is_help=True, help="List, show and describe presets.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="List and show presets.")
 
-ZINC_RULES = 277  # of the longest derivation of the 249,456 molecules of the corpus `smiles`
+ZINC_RULES = 277  # rules of the longest derivation of the corpus `smiles`
 
 
 @app.command("list")
@@ -30,28 +30,27 @@ def list_presets(quiet: QuietOption = False, as_json: JsonOption = False) -> Non
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="a shipped preset or a TOML file")],
+    name: Annotated[str, typer.Argument(help="a shipped preset or a TOML file", autocompletion=complete(preset_names))],
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a preset resolved, and where every value comes from."""
+    """Show all settings of a preset with the origin of each value."""
     from arcvae_cli.console import Console
 
     console = Console(quiet=quiet, as_json=as_json)
     resolved = resolve(name, environment_layer())
     values = resolved.settings.table()
-    rows = [(key, value, resolved.origins.get(key, "default")) for key, value in leaves(values)]
+    origins = {key: resolved.origins.get(key, "default") for key, _ in leaves(values)}
     parameters, derivations = size_of(resolved.settings)
     scale = elbo_scale(resolved.settings)
-    origins = {key: origin for key, _, origin in rows}
     size = {"parameters": parameters, "derivations": derivations}
     console.json({"name": name, "settings": values, "origins": origins, "elbo_scale": scale, **size})
-    table = ((key, json.dumps(value), origin) for key, value, origin in rows)
-    console.table("", ("key", "value", "from"), table, left=(0, 1, 2))
-    where = "" if derivations is None else " for derivations of {length} steps of {rules} rules".format(**derivations)
-    console.lines([f"{parameters:,} parameters{where}"])
+    rows = ((key, json.dumps(value), origins[key]) for key, value in leaves(values))
+    console.table("", ("key", "value", "from"), rows, left=(0, 1, 2))
+    of = "" if derivations is None else " for derivations of {length} steps of {rules} rules".format(**derivations)
+    console.lines([f"{parameters:,} parameters{of}"])
     if scale is None:
-        console.lines(["with focal loss or class weights no ELBO corresponds to this beta"])
+        console.lines(["beta has no ELBO scale (focal loss or class weights)"])
     elif scale != 1.0:
         console.lines([f"beta weighs {scale:g} times as much on the ELBO scale"])
 

@@ -146,9 +146,11 @@ def run(
 
     settings = resolved.settings
     folders.check_name(name)
-    short = settings.schedule.shortfall(settings.train.epochs)
+    short = settings.schedule.warning(settings.train.epochs)
+    chosen = any(key == "train.epochs" or key.startswith("schedule.") for key in resolved.origins)
+    warn = console.warn if chosen else console.note  # the defaults are no mistake of the user's
     if earlier is None and short is not None:
-        console.warn(short)
+        warn(short)
 
     from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
 
@@ -169,7 +171,7 @@ def run(
             console.json(before.report)
             return
         if short is not None:
-            console.warn(short)
+            warn(short)
         before.folder.begin()
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)

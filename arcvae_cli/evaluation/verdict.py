@@ -106,6 +106,6 @@ def _controlled(settings: Settings, levels: tuple[str, ...]) -> Iterator[tuple[s
     for level in schedule.closed_levels(levels):
         part: Any = parts[level]
         table = f"schedule.{level}" if level in schedule.parts else "schedule"
-        key = f"{table}.{part.knob} (it is {getattr(part, part.knob):g})"
+        key = f"{table}.{part.target_key} (it is {getattr(part, part.target_key):g})"
         more, less = ("raise", "lower") if part.quantity == "kl" else ("lower", "raise")
         yield level, (f"{more} {key}", f"{less} {key}")

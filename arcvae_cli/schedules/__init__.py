@@ -5,7 +5,6 @@ A new one is a class in `open.py` or `feedback.py`, and its place in the unions 
 
 from __future__ import annotations
 
-from arcvae_cli.schedules.base import Schedule
 from arcvae_cli.schedules.compat import (
     BetaScheduler,
     CyclicalBetaScheduler,
@@ -15,6 +14,7 @@ from arcvae_cli.schedules.compat import (
     get_beta_scheduler,
 )
 from arcvae_cli.schedules.feedback import Feedback
+from arcvae_cli.schedules.open import Schedule
 from arcvae_cli.schedules.registry import SCHEDULES, AnySchedule, build_schedule
 
 __all__ = [

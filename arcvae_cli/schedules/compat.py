@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from arcvae_cli.schedules.base import Schedule
 from arcvae_cli.schedules.feedback import Feedback
-from arcvae_cli.schedules.registry import SCHEDULES, Hierarchical, build_schedule, parameters
+from arcvae_cli.schedules.open import Schedule
+from arcvae_cli.schedules.registry import SCHEDULES, Hierarchical, build_schedule, schedule_keys
 
 _SOURCE_NAMES = {"wave_type": "wave", "global_scheduler": "global", "local_scheduler": "local"}
 _TIMES = ("warmup_epochs", "ramp_epochs", "cycle_length")
@@ -16,16 +16,13 @@ _TIMES = ("warmup_epochs", "ramp_epochs", "cycle_length")
 
 def _table(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """The table of a schedule from a nested dictionary of the source documents, or with the keys of arcvae."""
-    table: dict[str, Any] = {"name": name}
     rest = dict(params)
-    kwargs = rest.pop("base_scheduler_kwargs", {})
+    table: dict[str, Any] = {"name": name}
     if "base_scheduler_type" in rest:
-        table["base"] = _table(rest.pop("base_scheduler_type"), kwargs)
-    elif kwargs:
-        raise ValueError("base_scheduler_kwargs needs a base_scheduler_type")
+        table["base"] = _table(rest.pop("base_scheduler_type"), rest.pop("base_scheduler_kwargs", {}))
     for key, value in rest.items():
         if isinstance(value, Mapping) and "type" in value:
-            value = _table(value["type"], {k: v for k, v in value.items() if k != "type"})
+            value = _table(value["type"], {inner: one for inner, one in value.items() if inner != "type"})
         table[_SOURCE_NAMES.get(key, key)] = value
     return table
 
@@ -39,8 +36,6 @@ class Scheduler:
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.schedule_type = schedule.name
-        self.current_epoch: float = 0
         self.beta_history: list[Any] = []
         self._state = schedule.begin() if isinstance(schedule, Feedback) else {}
         if schedule.closed_loop and not self._state:
@@ -53,7 +48,6 @@ class Scheduler:
 
     def step(self, epoch: float) -> Any:
         """The value at an epoch, recorded."""
-        self.current_epoch = epoch
         self.beta_history.append(self(epoch))
         return self.beta_history[-1]
 
@@ -64,13 +58,13 @@ class Scheduler:
     def observe(self, *, epoch: float, kl: float | None = None, reconstruction: float | None = None) -> float:
         """Beta of a batch with this KL in nats per example and this reconstruction in nats per position, recorded.
 
-        Raises ValueError if the one that the schedule uses is missing, and for an open loop.
+        Raises ValueError if the quantity that the schedule controls is missing, and for an open loop.
         """
         loop = self.schedule
         if not isinstance(loop, Feedback):
             raise ValueError(f"{loop.name} takes no feedback")
         if {"kl": kl, "reconstruction": reconstruction}[loop.quantity] is None:
-            raise ValueError(f"{loop.name} watches the {loop.quantity}: it has to be given")
+            raise ValueError(f"{loop.name} controls the {loop.quantity}: argument missing")
         self._state, _ = loop.observe(self._state, epoch, kl or 0.0, reconstruction or 0.0)
         return float(self.step(epoch))
 
@@ -81,7 +75,7 @@ class Scheduler:
     def load_state_dict(self, values: Mapping[str, float]) -> None:
         """Continue from a state; ValueError if it is another schedule's."""
         if values.keys() != self._state.keys():
-            raise ValueError(f"the state of {self.schedule_type} is {', '.join(self._state)}, not {', '.join(values)}")
+            raise ValueError(f"the state of {self.schedule.name} is {', '.join(self._state)}, not {', '.join(values)}")
         self._state = dict(values)
 
 
@@ -99,20 +93,17 @@ HierarchicalBetaScheduler = partial(get_beta_scheduler, "hierarchical")
 
 
 def BetaScheduler(schedule_type: str = "linear_warmup", **params: Any) -> Scheduler:  # noqa: N802 - the source's name
-    """`get_beta_scheduler`, but times that the schedule does not use are ignored, as in the source, and so is None."""
-    takes = parameters(SCHEDULES[schedule_type]) if schedule_type in SCHEDULES else ()
-    given = {k: v for k, v in params.items() if v is not None and (k in takes or k not in _TIMES)}
+    """`get_beta_scheduler`, but None and times that the schedule does not use are ignored, as in the source."""
+    known = schedule_keys({"name": schedule_type}) if schedule_type in SCHEDULES else []
+    given = {k: v for k, v in params.items() if v is not None and (k in known or k not in _TIMES)}
     return get_beta_scheduler(schedule_type, **given)
 
 
 def get_beta_schedule(
-    epoch: float,
-    schedule_type: str = "linear_warmup",
-    max_beta: float | None = None,
-    warmup_epochs: float | None = None,
-    ramp_epochs: float | None = None,
-    cycle_length: float | None = None,
+    epoch: float, schedule_type: str = "linear_warmup", max_beta: float | None = None, **times: float | None
 ) -> float:
-    """Beta at an epoch, see `BetaScheduler`. Raises ValueError, also for a closed loop, whose beta needs the run."""
-    times = {"warmup_epochs": warmup_epochs, "ramp_epochs": ramp_epochs, "cycle_length": cycle_length}
+    """Beta at an epoch; `times`: warmup_epochs, ramp_epochs, cycle_length.
+
+    Raises ValueError, also for a closed loop, whose beta needs the run.
+    """
     return BetaScheduler(schedule_type, max_beta=max_beta, **times).schedule(epoch)

@@ -2,18 +2,18 @@
 
 Each control law is written once: `observe` runs it on floats, `arcvae_cli.controllers` on 0-d tensors of the device.
 """
-# ruff: noqa: ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
+# ruff: noqa: ARG002 - not every law needs its arguments
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from arcvae_cli.schedules.base import Beta, Epochs, MaxBeta, MinBeta, Schedule
+from arcvae_cli.schedules.open import Beta, Epochs, MaxBeta, MinBeta, Schedule
 
 Nats = Annotated[float, Field(ge=0, le=1e5, strict=True, description="nats per example")]
 Gain = Annotated[float, Field(ge=0, le=1e3, strict=True)]
@@ -26,7 +26,7 @@ NEAR_BOUND = 0.01  # share of beta's range that counts as at a bound: the term o
 
 
 class PlainMath:
-    """What a control law is written with, on floats, under the names that `torch` has for tensors."""
+    """The operations of a control law on floats, under the names that `torch` has for tensors."""
 
     exp = staticmethod(math.exp)
     minimum = staticmethod(min)
@@ -63,11 +63,11 @@ class Feedback(Schedule):
     """A schedule that holds a quantity of the run at a target, by moving beta with every step.
 
     Its state is a table of plain numbers, "beta" among them, which checkpoints keep. As part of `hierarchical` it
-    watches the KL of its own level, alone the total KL.
+    controls the KL of its own level, alone the total KL.
     """
 
     quantity: ClassVar[Quantity] = "kl"
-    knob: ClassVar[str] = "target"  # the field that sets what the quantity is held at
+    target_key: ClassVar[str] = "target"  # the field of the target
     per: Annotated[Literal["step"], Field(description="beta moves with every step")] = "step"
 
     @property
@@ -75,18 +75,17 @@ class Feedback(Schedule):
         return True
 
     def setpoint(self, epoch: float) -> float:
-        """What the quantity is held at: KL in nats per example, reconstruction in nats per position."""
-        fixed: float = getattr(self, self.knob)
-        return fixed
+        """The target at an epoch: KL in nats per example, reconstruction in nats per position."""
+        return float(getattr(self, self.target_key))
 
     @property
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
-        """The least and the largest beta there is."""
+        """The smallest and the largest possible beta."""
 
     @property
     def at_bounds(self) -> tuple[float, float]:
-        """The betas up to which it counts as at its least, and from which on as at its largest."""
+        """The betas up to which it counts as at its smallest, and from which on as at its largest."""
         low, high = self.bounds
         return low + NEAR_BOUND * (high - low), high - NEAR_BOUND * (high - low)
 
@@ -112,14 +111,16 @@ class Feedback(Schedule):
     def __call__(self, epoch: float) -> float:
         if epoch <= 0:
             return self.begin()["beta"]
-        remedy = f'get_beta_scheduler("{self.name}").observe(...), or arcvae_cli.controllers.Controller on a device'
-        raise ValueError(f"{self.name} takes feedback: beta at epoch {epoch:g} depends on the run; use {remedy}")
+        raise ValueError(
+            f"{self.name}: beta at epoch {epoch:g} depends on the run; use "
+            f'get_beta_scheduler("{self.name}").observe(...), or arcvae_cli.controllers.Controller on a device'
+        )
 
     @property
     def peak(self) -> float:
         return self.bounds[1]
 
-    def reached(self, epochs: float) -> float:
+    def max_beta_seen(self, epochs: float) -> float:
         return self.bounds[1]
 
 
@@ -132,11 +133,7 @@ class KLCapacity(Feedback):
 
     name: Literal["kl_capacity"] = "kl_capacity"
     times: ClassVar[tuple[str, ...]] = ("ramp_epochs",)
-    knob: ClassVar[str] = "capacity"
-    words: ClassVar[str] = (
-        "KL held at a capacity that rises from {s.start_capacity:g} to {s.capacity:g} nats at epoch {s.ramp_epochs:g}, "
-        "by a weight of {s.gamma:g} above it and -{s.gamma:g} below"
-    )
+    target_key: ClassVar[str] = "capacity"
     capacity: Annotated[Nats, Field(description="KL in nats at the end of the ramp")] = 25.0
     start_capacity: Annotated[Nats, Field(description="KL in nats from which the ramp rises")] = 0.0
     ramp_epochs: Annotated[Epochs, Field(description="epochs of the ramp")] = 20.0
@@ -161,14 +158,14 @@ class KLCapacity(Feedback):
     def first_peak(self) -> float:
         return self.ramp_epochs
 
-    def shortfall(self, epochs: float) -> str | None:
+    def warning(self, epochs: float) -> str | None:
         if epochs >= self.ramp_epochs:
             return None
         ends = f"capacity ends at {self.setpoint(epochs):.3g} of {self.capacity:.3g} nats"
         return f"{ends}: the ramp ends at epoch {self.ramp_epochs:g}, the run at {epochs:g}"
 
-    def _marks(self, until: float) -> list[tuple[float, str]]:
-        return [(self.ramp_epochs, "capacity reached")]
+    def events(self, until: float) -> Iterator[tuple[float, str]]:
+        yield self.ramp_epochs, "capacity reached"
 
 
 class ControlVAE(Feedback):
@@ -179,10 +176,7 @@ class ControlVAE(Feedback):
     """
 
     name: Literal["controlvae"] = "controlvae"
-    rising: ClassVar[tuple[str, ...]] = ("min_beta", "start_beta", "max_beta")
-    words: ClassVar[str] = (
-        "KL held at {s.target:g} nats by a PI controller, beta between {s.min_beta:g} and {s.max_beta:g}"
-    )
+    ascending: ClassVar[tuple[str, ...]] = ("min_beta", "start_beta", "max_beta")
     target: Annotated[Nats, Field(description="KL in nats")] = 20.0
     min_beta: MinBeta = 0.0
     max_beta: MaxBeta = 1.0
@@ -216,12 +210,8 @@ class Geco(Feedback):
 
     name: Literal["geco"] = "geco"
     quantity: ClassVar[Quantity] = "reconstruction"
-    knob: ClassVar[str] = "tolerance"
-    rising: ClassVar[tuple[str, ...]] = ("lambda_min", "start_lambda", "lambda_max")
-    words: ClassVar[str] = (
-        "reconstruction held at {s.tolerance:g} nats per position by a multiplier, "
-        "beta = 1 / lambda between {s.bounds[0]:g} and {s.bounds[1]:g}"
-    )
+    target_key: ClassVar[str] = "tolerance"
+    ascending: ClassVar[tuple[str, ...]] = ("lambda_min", "start_lambda", "lambda_max")
     tolerance: float = Field(0.25, ge=0, le=100, strict=True, description="reconstruction in nats per position")
     alpha: Annotated[Gain, Field(description="speed of lambda, per step and nat per position")] = 0.02
     averaging: Annotated[float, Field(ge=0, lt=1, strict=True, description="share of the past in the average")] = 0.99

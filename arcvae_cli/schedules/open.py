@@ -1,20 +1,139 @@
-"""Schedules that only the epoch decides."""
-# ruff: noqa: ARG002 - a method of the base has its docstring there, and not every schedule needs its arguments
+"""Schedules of beta, the weight on the KL term, that depend on the epoch alone.
+
+Epochs count from 1 and may be fractional; at epoch 0 a schedule has its start value. The caller keeps the clock.
+"""
+# ruff: noqa: ARG002 - not every schedule needs the arguments of a method
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, islice
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapSerializer, model_validator
 from typing_extensions import Self
 
-from arcvae_cli.schedules.base import NEAR, Beta, Epochs, MaxBeta, MinBeta, Schedule, Stretch
-
+Beta = Annotated[float, Field(ge=0, le=1e6, strict=True)]
+MaxBeta = Annotated[Beta, Field(description="largest beta")]
+MinBeta = Annotated[Beta, Field(description="smallest beta")]
+Epochs = Annotated[float, Field(ge=0, le=1e6, strict=True)]
+Length = Annotated[float, Field(gt=0, le=1e6, strict=True)]
 Delay = Annotated[Epochs, Field(description="epochs at 0 before the ramp")]
 Ramp = Annotated[Epochs, Field(description="epochs of the ramp")]
 Warmup = Annotated[Epochs, Field(description="epochs of the rise from 0")]
+
+NEAR = 1e-9  # epochs: compressed times are products of floats, and a restart must not miss its step by a rounding
+
+
+class Schedule(BaseModel, ABC):
+    """A schedule of beta. A subclass adds its parameters, `__call__`, and what differs of `peak` and `first_peak`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+    times: ClassVar[tuple[str, ...]] = ()  # the fields in epochs, which `stretched` scales
+    ascending: ClassVar[tuple[str, ...]] = ()  # fields whose values must not descend
+
+    name: str
+    per: Annotated[Literal["epoch", "step"], Field(description="how often the trainer asks for beta")] = "epoch"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        values = [getattr(self, field) for field in self.ascending]
+        if values != sorted(values):
+            raise ValueError(f"expected {' <= '.join(self.ascending)}, got {', '.join(f'{v:g}' for v in values)}")
+        return self
+
+    @abstractmethod
+    def __call__(self, epoch: float) -> float:
+        """Beta at an epoch, in the objective's own scale."""
+
+    @property
+    def peak(self) -> float:
+        """The supremum of beta over continuous time."""
+        return float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
+
+    @property
+    def first_peak(self) -> float:
+        """The first epoch, in continuous time, at which beta reaches `peak`; where beta jumps, that of the jump."""
+        return 0.0
+
+    @property
+    def period(self) -> float | None:
+        """Epochs after which beta repeats itself, if it does."""
+        return None
+
+    def cycle(self, epoch: float) -> float | None:
+        """Epochs of the cycle that contains an epoch, None for a schedule without cycles."""
+        return self.period
+
+    def describe(self) -> str:
+        """The parameters and their values."""
+        table = self.model_dump(by_alias=True, exclude={"name", "per"})
+        return ", ".join(
+            f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}" for key, value in table.items()
+        )
+
+    def events(self, until: float) -> Iterator[tuple[float, str]]:
+        """The epochs after 0 at which the curve changes, at least those up to `until`, and what happens there."""
+        yield self.first_peak, "first peak"
+
+    def argmax(self, until: float) -> float:
+        """The first epoch of the largest beta up to `until`, at 100 steps an epoch."""
+        samples = max(1, math.ceil(100 * until))
+        return max((until * i / samples for i in range(samples + 1)), key=self)
+
+    def max_beta_seen(self, epochs: float) -> float:
+        """The largest beta in a run of so many epochs: at its whole epochs, or with `per = "step"` at its steps."""
+        if self.per == "step":
+            return self.peak if epochs > self.first_peak else self(self.argmax(epochs))
+        return max((self(float(epoch)) for epoch in range(1, int(epochs) + 1)), default=self(0.0))
+
+    def warning(self, epochs: float) -> str | None:
+        """What a run of so many epochs misses of the largest beta, or None if it gets there."""
+        seen, complete = self.max_beta_seen(epochs), epochs > self.first_peak
+        if seen >= (0.9 if complete else 1.0) * self.peak:  # a peak between two epochs loses a little every time
+            return None
+        why = f"the first peak is at epoch {self.first_peak:g}, the run ends at {epochs:g}"
+        if complete:
+            why = 'the peak is between whole epochs, per = "step" would reach it'
+        elif seen == self(0.0):
+            why = "the warm-up is longer than the run"
+        return f"beta {'ends at' if seen == self(epochs) else 'reaches'} {seen:.3g} of {self.peak:.3g}: {why}"
+
+    def stretched(self, factor: float) -> Self:
+        """The same curve in `factor` times the time; nothing is rounded."""
+        return self.model_copy(update={key: getattr(self, key) * factor for key in self.times})
+
+    def compressed(self, factor: float) -> Self:
+        """The same curve in `factor` times the time, with beta set at every step."""
+        return self.stretched(factor).model_copy(update={"per": "step"})
+
+    @property
+    def parts(self) -> dict[str, Schedule]:
+        """The independent schedules, by level; a schedule that serves all levels alike is one part, ""."""
+        return {"": self}
+
+    def by_level(self, levels: Sequence[str]) -> dict[str, Schedule]:
+        """The schedule of each level of latents."""
+        return dict.fromkeys(levels, self)
+
+    def peaks(self, levels: Sequence[str]) -> dict[str, float]:
+        """The largest beta of every level of latents."""
+        return {level: part.peak for level, part in self.by_level(levels).items()}
+
+    @property
+    def closed_loop(self) -> bool:
+        """Whether beta depends on the run and not on the epoch alone."""
+        return False
+
+    def closed_levels(self, levels: Sequence[str]) -> tuple[str, ...]:
+        """The levels whose beta depends on the run."""
+        return tuple(level for level, part in self.by_level(levels).items() if part.closed_loop)
+
+    def restart_info(self, epoch: float) -> dict[str, float] | None:
+        """The restarts around an epoch, see `WarmRestart`; None for a schedule without restarts."""
+        return None
 
 
 class Constant(Schedule):
@@ -22,86 +141,37 @@ class Constant(Schedule):
 
     name: Literal["constant"] = "constant"
     max_beta: MaxBeta = 1.0
-    words: ClassVar[str] = "{s.max_beta:g} throughout"
 
     def __call__(self, epoch: float) -> float:
         return self.max_beta
 
-    @property
-    def peak(self) -> float:
-        return self.max_beta
 
+class LinearWarmup(Schedule):
+    """A warm-up at 0 and then a linear ramp (Bowman et al. 2016 anneal the KL from 0 to 1)."""
 
-class Linear(Schedule):
-    """A straight rise from the first epoch on."""
-
-    name: Literal["linear"] = "linear"
-    times: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
-    how: ClassVar[str] = "in a straight line"
-    max_beta: MaxBeta = 1.0
-    warmup_epochs: Warmup = 10.0
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """Epochs at 0, and epochs from there to `max_beta`."""
-        return 0.0, self.warmup_epochs
-
-    def share(self, progress: float) -> float:
-        """The share of `max_beta` at a share of the rise."""
-        return progress
-
-    def climb(self, elapsed: float, duration: float) -> float:
-        """Beta within the rise, `elapsed` epochs after its start."""
-        return self.max_beta * self.share(elapsed / duration)
-
-    def __call__(self, epoch: float) -> float:
-        delay, duration = self.span
-        elapsed = epoch - delay
-        if elapsed <= 0:
-            return 0.0
-        return self.max_beta if elapsed >= duration else self.climb(elapsed, duration)
-
-    @property
-    def peak(self) -> float:
-        return self.max_beta
-
-    @property
-    def first_peak(self) -> float:
-        return sum(self.span) if self.max_beta else 0.0
-
-    def describe(self) -> str:
-        delay, rise = self.span[0], f"{self.how} from 0 to {self.max_beta:g} at epoch {sum(self.span):g}, held after"
-        return f"0 to epoch {delay:g}, then {rise}" if delay else rise
-
-    def _marks(self, until: float) -> list[tuple[float, str]]:
-        delay = self.span[0]
-        return [*([(delay, "warm-up ends")] if delay else []), (sum(self.span), "first peak")]
-
-    def _why(self, epochs: float) -> str:
-        if epochs <= self.warmup_epochs:
-            return "the warm-up is longer than the run"
-        return f"the ramp ends at epoch {self.first_peak:g}, the run at {epochs:g}"
-
-
-class LinearWarmup(Linear):
-    """A warm-up at 0 and then a straight ramp (Bowman et al. 2016 anneal the KL from 0 to 1)."""
-
-    name: Literal["linear_warmup"] = "linear_warmup"  # type: ignore[assignment]
+    name: Literal["linear_warmup"] = "linear_warmup"
     times: ClassVar[tuple[str, ...]] = ("warmup_epochs", "ramp_epochs")
     max_beta: MaxBeta = 0.5
     warmup_epochs: Delay = 10.0
     ramp_epochs: Ramp = 50.0
 
-    @property
-    def span(self) -> tuple[float, float]:
-        return self.warmup_epochs, self.ramp_epochs
+    def __call__(self, epoch: float) -> float:
+        elapsed = epoch - self.warmup_epochs
+        if elapsed <= 0:
+            return 0.0
+        return self.max_beta if elapsed >= self.ramp_epochs else self.max_beta * elapsed / self.ramp_epochs
 
-    def climb(self, elapsed: float, duration: float) -> float:
-        return self.max_beta * elapsed / duration  # rounds otherwise than `Linear`
+    @property
+    def first_peak(self) -> float:
+        return self.warmup_epochs + self.ramp_epochs if self.max_beta else 0.0
+
+    def events(self, until: float) -> Iterator[tuple[float, str]]:
+        yield self.warmup_epochs, "warm-up ends"
+        yield self.first_peak, "first peak"
 
 
 class UltraConservative(LinearWarmup):
-    """`linear_warmup`, later, slower and to a tenth: for codes that collapse."""
+    """`linear_warmup`, later, slower and to a tenth: for latents that collapse."""
 
     name: Literal["ultra_conservative"] = "ultra_conservative"  # type: ignore[assignment]
     max_beta: MaxBeta = 0.1
@@ -117,31 +187,55 @@ class Aggressive(LinearWarmup):
     ramp_epochs: Ramp = 25.0
 
 
-class Cosine(Linear):
+class Rise(Schedule):
+    """A rise from 0 at epoch 0 to `max_beta`, held afterwards."""
+
+    times: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
+    max_beta: MaxBeta = 1.0
+    warmup_epochs: Warmup = 10.0
+
+    def share(self, progress: float) -> float:
+        """The share of `max_beta` at a share of the rise."""
+        return progress
+
+    def __call__(self, epoch: float) -> float:
+        if epoch <= 0:
+            return 0.0
+        return self.max_beta if epoch >= self.warmup_epochs else self.max_beta * self.share(epoch / self.warmup_epochs)
+
+    @property
+    def first_peak(self) -> float:
+        return self.warmup_epochs if self.max_beta else 0.0
+
+
+class Linear(Rise):
+    """A linear rise from the first epoch on."""
+
+    name: Literal["linear"] = "linear"
+
+
+class Cosine(Rise):
     """Half a cosine wave, level at both ends: (1 - cos pi p) / 2."""
 
-    name: Literal["cosine"] = "cosine"  # type: ignore[assignment]
-    how: ClassVar[str] = "along half a cosine"
+    name: Literal["cosine"] = "cosine"
 
     def share(self, progress: float) -> float:
         return (1.0 - math.cos(math.pi * progress)) / 2.0
 
 
-class Exponential(Linear):
+class Exponential(Rise):
     """Fast first and then ever slower: (1 - exp(-5p)) / (1 - exp(-5)), the divisor so that it arrives."""
 
-    name: Literal["exponential"] = "exponential"  # type: ignore[assignment]
-    how: ClassVar[str] = "exponentially, fast first,"
+    name: Literal["exponential"] = "exponential"
 
     def share(self, progress: float) -> float:
         return (1.0 - math.exp(-5.0 * progress)) / (1.0 - math.exp(-5.0))
 
 
-class Sigmoid(Linear):
+class Sigmoid(Rise):
     """A logistic 1 / (1 + exp(-12 (p - 0.5))), rescaled so that it begins at 0 and arrives at 1."""
 
-    name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
-    how: ClassVar[str] = "along a logistic curve"
+    name: Literal["sigmoid"] = "sigmoid"
 
     def share(self, progress: float) -> float:
         low, here, high = (1.0 / (1.0 + math.exp(-12.0 * (p - 0.5))) for p in (0.0, progress, 1.0))
@@ -152,20 +246,19 @@ class ThreePhase(Schedule):
     """Straight lines from 0 through (epochs, beta at their end) and then level, which is the third phase."""
 
     name: Literal["three_phase"] = "three_phase"
-    phases: tuple[tuple[Stretch, Beta], ...] = Field(
+    phases: tuple[tuple[Length, Beta], ...] = Field(
         ((10.0, 1.0), (20.0, 2.0)), min_length=1, description="pairs of a phase's epochs and the beta at its end"
     )
 
-    def corners(self) -> Iterator[tuple[float, float]]:
+    @property
+    def corners(self) -> list[tuple[float, float]]:
         """The end of every phase: (epoch, beta)."""
-        end = 0.0
-        for epochs, beta in self.phases:
-            end += epochs
-            yield end, beta
+        epochs, betas = zip(*self.phases, strict=True)
+        return list(zip(accumulate(epochs), betas, strict=True))
 
     def __call__(self, epoch: float) -> float:
         begin, low = 0.0, 0.0
-        for end, high in self.corners():
+        for end, high in self.corners:
             if epoch < end:
                 return low + (high - low) * max(epoch - begin, 0.0) / (end - begin)
             begin, low = end, high
@@ -177,18 +270,14 @@ class ThreePhase(Schedule):
 
     @property
     def first_peak(self) -> float:
-        return next(end for end, beta in self.corners() if beta == self.peak) if self.peak else 0.0
+        return next(end for end, beta in self.corners if beta == self.peak) if self.peak else 0.0
 
-    def compressed(self, factor: float) -> Self:
-        phases = tuple((epochs * factor, beta) for epochs, beta in self.phases)
-        return self.model_copy(update={"per": "step", "phases": phases})
+    def stretched(self, factor: float) -> Self:
+        return self.model_copy(update={"phases": tuple((epochs * factor, beta) for epochs, beta in self.phases)})
 
-    def describe(self) -> str:
-        return "from 0 in straight lines to " + ", ".join(f"{b:g} at epoch {e:g}" for e, b in self.corners()) + ", held"
-
-    def _marks(self, until: float) -> list[tuple[float, str]]:
-        suffix = {self.first_peak: ", first peak"}
-        return [(end, f"phase {i} ends{suffix.get(end, '')}") for i, (end, _) in enumerate(self.corners(), 1)]
+    def events(self, until: float) -> Iterator[tuple[float, str]]:
+        for i, (end, _) in enumerate(self.corners, 1):
+            yield end, f"phase {i} ends{', first peak' * (end == self.first_peak)}"
 
 
 class Cyclical(Schedule):
@@ -199,10 +288,10 @@ class Cyclical(Schedule):
 
     name: Literal["cyclical"] = "cyclical"
     times: ClassVar[tuple[str, ...]] = ("cycle_length",)
-    rising: ClassVar[tuple[str, ...]] = ("min_beta", "max_beta")
+    ascending: ClassVar[tuple[str, ...]] = ("min_beta", "max_beta")
     max_beta: MaxBeta = 0.1
     min_beta: MinBeta = 0.0
-    cycle_length: Annotated[Stretch, Field(description="epochs of a cycle")] = 20.0
+    cycle_length: Annotated[Length, Field(description="epochs of a cycle")] = 20.0
     wave: Annotated[Literal["triangle", "cosine", "ramp_hold"], Field(description="form of a cycle")] = "triangle"
     ramp_fraction: Annotated[float, Field(gt=0, le=1, strict=True, description="share of ramp_hold that rises")] = 0.5
 
@@ -226,24 +315,118 @@ class Cyclical(Schedule):
         return self.min_beta + span * (since if since < self.rise else self.cycle_length - since) / self.rise
 
     @property
-    def peak(self) -> float:
-        return self.max_beta
-
-    @property
     def first_peak(self) -> float:
         return self.rise if self.max_beta > self.min_beta else 0.0
 
-    def describe(self) -> str:
-        form = {"triangle": "up and down", "cosine": "a cosine wave", "ramp_hold": f"up in {self.rise:g} and held"}
-        reach = f"between {self.min_beta:g} and {self.max_beta:g}"
-        return f"{reach} every {self.cycle_length:g} epochs, {form[self.wave]}"
+    def events(self, until: float) -> Iterator[tuple[float, str]]:
+        for i in range(int(until / self.cycle_length + NEAR) + 1):
+            yield i * self.cycle_length, f"cycle {i} ends"
+            yield i * self.cycle_length + self.rise, f"peak {i + 1}"
 
-    def _marks(self, until: float) -> list[tuple[float, str]]:
-        ends = [(i, i * self.cycle_length) for i in range(1, int(until / self.cycle_length + NEAR) + 1)]
-        later = [mark for i, end in ends for mark in ((end, f"cycle {i} ends"), (end + self.rise, f"peak {i + 1}"))]
-        return [(self.rise, "first peak"), *later]
 
+def _no_per(table: Any) -> Any:
+    if isinstance(table, Mapping) and "per" in table:
+        raise ValueError("unknown key 'per': set it in the table around this one")
+    return table
+
+
+def _without_per(part: Any, handler: Any) -> dict[str, Any]:
+    return {key: value for key, value in handler(part).items() if key != "per"}
+
+
+INNER = BeforeValidator(_no_per), WrapSerializer(_without_per)
+"""Annotations of a schedule within another: `per` belongs to the outer table alone."""
 
 Warmups = LinearWarmup | UltraConservative | Aggressive
-Rises = Linear | Cosine | Exponential | Sigmoid
-Curve = Constant | Warmups | ThreePhase | Rises | Cyclical
+Curve = Constant | Warmups | ThreePhase | Linear | Cosine | Exponential | Sigmoid | Cyclical
+
+
+class WarmRestart(Schedule):
+    """A base schedule whose clock returns to 0 at every restart (after the warm restarts of Loshchilov, Hutter 2017).
+
+    The intervals I, I*m, I*m^2 end at sums rounded half up to `restart_unit` epochs: 40 and 1.2 give 40, 88, 146.
+    """
+
+    name: Literal["warm_restart"] = "warm_restart"
+    times: ClassVar[tuple[str, ...]] = ("restart_interval", "restart_unit")
+    restart_interval: Annotated[Length, Field(description="epochs to the first restart")] = 40.0
+    restart_multiplier: Annotated[float, Field(ge=1, le=100, strict=True, description="growth of the intervals")] = 1.2
+    restart_unit: Annotated[Length, Field(description="epochs; restarts are rounded to multiples of it")] = 1.0
+    base: Annotated[Curve, Field(discriminator="name"), INNER[0], INNER[1]] = Field(
+        default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0)
+    )
+
+    @model_validator(mode="after")
+    def _restarts_apart(self) -> Self:
+        if self.restart_interval < self.restart_unit:
+            raise ValueError(f"restart_interval must be at least restart_unit, {self.restart_unit:g} epochs")
+        return self
+
+    def intervals(self) -> Iterator[tuple[float, float]]:
+        """The epochs of every restart (0 for the start) and of the next one, without end."""
+        last, total, interval = 0.0, 0.0, self.restart_interval
+        while True:
+            total, interval = total + interval, interval * self.restart_multiplier
+            restart = math.floor(total / self.restart_unit + 0.5 + NEAR) * self.restart_unit
+            yield last, restart
+            last = restart
+
+    def interval(self, epoch: float) -> tuple[float, float]:
+        """The restart at or before an epoch (0 if there was none) and the one after it."""
+        return next((last, restart) for last, restart in self.intervals() if restart > epoch + NEAR)
+
+    def __call__(self, epoch: float) -> float:
+        return self.base(max(epoch - self.interval(epoch)[0], 0.0))
+
+    def _first_peak(self) -> tuple[float, float]:
+        """The start of the first interval in which beta reaches its peak, and the epochs from there."""
+        lengths = [(start, round(end - start, 9)) for start, end in islice(self.intervals(), 1000)]  # no run has more
+        rise = self.base.first_peak
+        start, length = next((one for one in lengths if one[1] >= rise), max(lengths, key=lambda one: one[1]))
+        return start, rise if length >= rise else self.base.argmax(length)
+
+    @property
+    def peak(self) -> float:
+        since = self._first_peak()[1]
+        return self.base.peak if since == self.base.first_peak else self.base(since)
+
+    @property
+    def first_peak(self) -> float:
+        return sum(self._first_peak())
+
+    def warning(self, epochs: float) -> str | None:
+        if self.peak < self.base.peak:
+            why = f"every interval is shorter than the {self.base.first_peak:g} epochs to the peak of its base"
+            return f"beta reaches {self.peak:.3g} of {self.base.peak:.3g}: {why}"
+        return super().warning(epochs)
+
+    @property
+    def period(self) -> float | None:
+        whole = math.isclose(self.restart_interval % self.restart_unit, 0.0, abs_tol=NEAR)
+        return self.restart_interval if self.restart_multiplier == 1 and whole else None
+
+    def cycle(self, epoch: float) -> float:
+        last, following = self.interval(epoch)
+        return following - last
+
+    def stretched(self, factor: float) -> Self:
+        return super().stretched(factor).model_copy(update={"base": self.base.stretched(factor)})
+
+    def restart_info(self, epoch: float) -> dict[str, float]:
+        """The restarts around an epoch; before the first, `last_restart_epoch` is 0, where the clock began."""
+        last, following = (int(at) if at == int(at) else at for at in self.interval(epoch))
+        return {
+            "last_restart_epoch": last,
+            "epochs_since_restart": epoch - last,
+            "next_restart_epoch": following,
+            "is_restart_epoch": last > 0 and epoch - last < 1,
+        }
+
+    def events(self, until: float) -> Iterator[tuple[float, str]]:
+        yield from (event for event in self.base.events(self.restart_interval) if event[0] < self.restart_interval)
+        if self.first_peak >= self.restart_interval:
+            yield self.first_peak, "first peak"
+        for i, (restart, _) in enumerate(self.intervals()):
+            if restart > until:
+                break
+            yield restart, f"restart {i}"

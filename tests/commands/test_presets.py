@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
+from arcvae_cli.cli import app
 from arcvae_cli.presets import describe_preset, preset_names, resolve
 from arcvae_cli.schedules import SCHEDULES
 from arcvae_cli.settings import MODEL_SETTINGS
@@ -28,13 +29,10 @@ def origins(arcvae: Run, name: object) -> dict[str, tuple[Any, str]]:
 
 
 def test_the_list(arcvae: Run) -> None:
-    result = arcvae("presets", "list")
-    text = " ".join(result.stdout.split())
-    for name in preset_names():
-        assert describe_preset(name) and f"{name} {describe_preset(name)}" in text
+    text = " ".join(arcvae("presets", "list").stdout.split())
     document = json.loads(arcvae("presets", "list", "--json", "--quiet").stdout)
-    assert [entry["name"] for entry in document["presets"]] == preset_names()
-    assert document["presets"][0]["description"] == describe_preset(preset_names()[0])
+    assert document["presets"] == [{"name": name, "description": describe_preset(name)} for name in preset_names()]
+    assert all(entry["description"] and " ".join(entry.values()) in text for entry in document["presets"])
 
 
 def test_a_shipped_preset_with_the_origin_of_each_value(arcvae: Run) -> None:
@@ -50,20 +48,6 @@ def test_a_shipped_preset_with_the_origin_of_each_value(arcvae: Run) -> None:
     assert document["elbo_scale"] == 25.6
     assert "beta weighs 25.6 times as much on the ELBO scale" in arcvae("presets", "show", "baseline").stdout
     assert "ELBO" not in arcvae("presets", "show", "quickstart").stdout
-
-
-def test_a_chain_of_presets_and_the_environment(arcvae: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("mid.toml").write_text('extends = "cyclical"\n[train]\nlr = 0.002\nseed = 5\n[schedule]\nmax_beta = 0.3\n')
-    Path("top.toml").write_text('description = "mine"\nextends = "mid.toml"\n[train]\nlr = 0.004\n')
-    monkeypatch.setenv("ARCVAE_TRAIN__PATIENCE", "7")
-    shown = origins(arcvae, "top.toml")
-    assert shown["train.lr"] == (0.004, "top.toml")
-    assert shown["train.seed"] == (5, "mid.toml")
-    assert shown["schedule.max_beta"] == (0.3, "mid.toml")
-    assert shown["schedule.cycle_length"] == (20.0, "presets/cyclical.toml")
-    assert shown["train.patience"] == (7, "ARCVAE_TRAIN__PATIENCE")
-    assert shown["train.precision"] == ("auto", "default")
 
 
 def test_a_path_with_brackets_is_no_markup_and_a_long_one_is_not_cut(arcvae: Run, tmp_path: Path) -> None:
@@ -88,7 +72,6 @@ def test_the_schema_has_the_keys_and_choices_of_the_settings(arcvae: Run) -> Non
 
 def test_the_size_of_the_model(arcvae: Run) -> None:
     """The equations model counted by hand, from the sizes of the 2017 code."""
-    assert "792,542 parameters\n" in arcvae("presets", "show", "baseline").stdout
     shown = arcvae("presets", "show", "kusner_equations").stdout
     encoder = (12 * 2 * 2 + 2) + (2 * 3 * 3 + 3) + (3 * 4 * 4 + 4) + (4 * 9 * 100 + 100) + 2 * (100 * 25 + 25)
     decoder = (25 * 25 + 25) + 3 * 100 * (25 + 102) + 2 * 3 * 100 * (100 + 102) + (100 * 12 + 12)
@@ -96,4 +79,28 @@ def test_the_size_of_the_model(arcvae: Run) -> None:
     document = json.loads(arcvae("presets", "show", "kusner_original", "--json").stdout)
     assert document["derivations"] == {"rules": 76, "length": 277}
     assert document["parameters"] == 5_048_565
-    assert json.loads(arcvae("presets", "show", "hierarchical", "--json").stdout)["derivations"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("presets show ultra", {"ultra_conservative"}),
+        ("train --preset kusner_e", {"kusner_equations"}),
+        ("train --beta-schedule c", {"constant", "cosine", "cyclical", "controlvae"}),
+        ("schedule-preview cy", {"cyclical", "cyclical_cosine"}),
+    ],
+)
+def test_completion_of_presets_and_schedules(
+    arcvae: Run, monkeypatch: pytest.MonkeyPatch, words: str, expected: set[str]
+) -> None:
+    monkeypatch.setenv("_ARCVAE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"arcvae {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    completed = CliRunner().invoke(app, [], prog_name="arcvae").stdout.split()
+    assert set(completed) == expected and len(completed) == len(expected)
+
+
+def test_the_help_without_a_subcommand_is_printed_once_and_has_no_completion_options(arcvae: Run) -> None:
+    result = arcvae("presets")
+    assert (result.exit_code, (result.stdout + result.stderr).count("Usage")) == (0, 1)
+    assert "--install-completion" not in result.stdout

@@ -343,7 +343,7 @@ def test_one_batch_is_memorised_and_no_run_is_written(
         (("--run-name", "latest"), "--run-name 'latest'"),
         (("--epochs", 0), "--epochs: train.epochs: should be greater than or equal to 1, got 0"),
         (("--model", "gird"), "--model: model.name: unknown name 'gird'"),
-        (("--device", "gpu"), "--device: train.device: String should match"),
+        (("--device", "gpu"), "--device: train.device: unknown device 'gpu'"),
         (("--free-bits", -1), "--free-bits: objective.free_bits: should be greater than or equal to 0"),
         (("--preset", "quikstart"), "did you mean quickstart?"),
     ],
