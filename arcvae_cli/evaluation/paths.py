@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from arcvae_cli.data.corpus import Corpus
-from arcvae_cli.evaluation.information import BATCH_SIZE, eval_mode
+from arcvae_cli.errors import InputError
+from arcvae_cli.evaluation.information import BATCH_SIZE, choose, eval_mode, posterior_means
 from arcvae_cli.models.base import VAE
 
 PathKind = Literal["linear", "slerp"]
+CANDIDATES, BEST = 500, 16  # examples that `pair_to_show` looks at, and of these the best reconstructed ones
+_TINY = 1e-30
 
 
 def walk(
@@ -24,10 +26,9 @@ def walk(
     levels: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """(steps, B, *shape) by level from `start` to `end`, (B, *shape) by level; only `levels` (None for all) move."""
+    moving = start if levels is None else levels
     return {
-        name: between(value, end[name], steps, kind)
-        if levels is None or name in levels
-        else value.expand(steps, *value.shape)
+        name: between(value, end[name], steps, kind) if name in moving else value.expand(steps, *value.shape)
         for name, value in start.items()
     }
 
@@ -44,7 +45,7 @@ def between(start: Tensor, end: Tensor, steps: int, kind: PathKind) -> Tensor:
     if kind == "slerp":
         length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
         u, v = a / length_a.clamp_min(_TINY), b / length_b.clamp_min(_TINY)
-        # Kahan's formula: exact to rounding for small angles too, where acos of the product is not.
+        # Kahan's formula: exact to rounding for small angles too, where acos of the product is not
         angle = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
         sine = angle.sin()
         direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / sine.clamp_min(_TINY)
@@ -53,9 +54,6 @@ def between(start: Tensor, end: Tensor, steps: int, kind: PathKind) -> Tensor:
     path = path.reshape(-1, *start.shape).to(start)
     path[0], path[-1] = start, end
     return path
-
-
-_TINY = 1e-30
 
 
 def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int) -> Tensor:
@@ -73,6 +71,32 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
             points = [{name: codes[step] for name, codes in path.items()} for step in range(steps)]
             found.append(torch.stack([model.argmax_decode(model.decode(point)).cpu() for point in points]))
     return torch.cat(found, dim=1)
+
+
+def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
+    """Two examples of a split that make a telling path: well reconstructed, different, not blank half-way between.
+
+    Always the same ones, among those with at least median content. InputError if there are fewer than two examples.
+    """
+    indices = choose(corpus, split, CANDIDATES, 0).sort().values
+    if len(indices) < 2:
+        raise InputError(f"{corpus.name}: fewer than two {split} examples", "give another --split or --data")
+    means = posterior_means(model, corpus, split, indices)
+    empty = corpus.background if corpus.rules is None else corpus.rules.padding
+    with eval_mode(model, 0) as device:
+        x = corpus.batch(split, indices.to(device)).x.flatten(1)
+        decoded = model.argmax_decode(model.decode(means)).flatten(1)
+        content = (x != empty).sum(dim=1)
+        counted = (x != empty) | (decoded != empty)
+        right = ((x == decoded) & counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+        best = (right * (content >= content.median())).argsort(descending=True, stable=True)[:BEST]
+        one, other = best[torch.triu_indices(len(best), len(best), 1, device=device)]
+        halfway = model.argmax_decode(
+            model.decode({name: (code[one] + code[other]) / 2 for name, code in means.items()})
+        )
+        visible = (halfway.flatten(1) != empty).any(dim=1)
+        pair = ((decoded[one] != decoded[other]).sum(dim=1) * visible).argmax()
+    return int(indices[one[pair]]), int(indices[other[pair]])
 
 
 def smoothness(decoded: Tensor) -> dict[str, Any]:
@@ -99,12 +123,9 @@ def smoothness(decoded: Tensor) -> dict[str, Any]:
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """The fewest insertions, deletions and substitutions from one sequence to the other (Levenshtein 1966)."""
-    numbers = {element: number for number, element in enumerate(dict.fromkeys([*a, *b]))}
-    other = np.array([numbers[element] for element in b], np.int64)
-    place = np.arange(len(b) + 1)
-    row = place
-    for count, element in enumerate(a, 1):  # row[j]: from the first elements of a to the first j of b
-        substituted = np.minimum(row[1:] + 1, row[:-1] + (other != numbers[element]))
-        reached = np.concatenate([[count], substituted])
-        row = np.minimum.accumulate(reached - place) + place  # an insertion costs one more than the place before
-    return int(row[-1])
+    row = list(range(len(b) + 1))  # row[j]: from the first elements of a to the first j of b
+    for count, element in enumerate(a, 1):
+        above, row = row, [count]
+        for place, other in enumerate(b, 1):
+            row.append(min(above[place] + 1, row[-1] + 1, above[place - 1] + (element != other)))
+    return row[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,12 @@ class Batch:
     x: Tensor  # (B, *positions) int64 classes
     valid: Tensor | None = None  # (B, *positions) bool, the positions that count; None for all
     conditions: Tensor | None = None  # (B, A) int64 values of the model's attributes, -1 where one is not given
+
+    def counted(self) -> Tensor:
+        """(B,) positions of each example that count."""
+        if self.valid is None:
+            return torch.full((len(self.x),), float(self.x[0].numel()), device=self.x.device)
+        return self.valid.flatten(1).sum(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,11 @@ class Output:
     levels: tuple[Level, ...]
 
 
+def samples_of(levels: Iterable[Level]) -> dict[str, Tensor]:
+    """The sample of each level, by its name."""
+    return {level.name: level.sample for level in levels}
+
+
 class VAE(nn.Module, ABC):
     """A variational autoencoder of discrete structures; `encoder` and `decoder` can be saved and used alone."""
 
@@ -96,7 +107,7 @@ class VAE(nn.Module, ABC):
         """Posteriors of a batch. Without `noise` each level's sample is its posterior mean."""
 
     @abstractmethod
-    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
+    def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
         """Logits (B, classes, *positions) of latents given by the level's name, and of conditions (B, A) if any."""
 
     def prior(
@@ -112,30 +123,30 @@ class VAE(nn.Module, ABC):
         """
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
-    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        return logits.argmax(dim=1)
-
-    def reconstruct(self, batch: Batch) -> Tensor:
-        """The likeliest classes (B, *positions) at the posterior means of a batch."""
-        levels = self.encode(batch, noise=False)
-        return self.argmax_decode(self.decode({level.name: level.sample for level in levels}, batch.conditions))
-
-    def logits_for(self, latents: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Logits (B, classes, *positions) for a batch at these latents, masked to the possible classes."""
-        return self.masked(self.decode(latents, batch.conditions), batch)
-
-    def masked(self, logits: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
-        """Logits with the classes masked that are impossible at a position of these examples; none, by default."""
-        return logits
-
     def noise(self, n: int) -> dict[str, Tensor]:
         """Standard normal numbers for `n` draws, (n, *shape) by level."""
         device = next(self.parameters()).device
         return {name: torch.randn(n, *shape, device=device) for name, shape in self.level_shapes.items()}
 
+    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """The most likely classes (B, *positions), subject to the conditions if any."""
+        return logits.argmax(dim=1)
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """The most likely classes (B, *positions) at the posterior means of a batch."""
+        return self.argmax_decode(self.decode(samples_of(self.encode(batch, noise=False)), batch.conditions))
+
+    def masked(self, logits: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+        """Logits with the classes masked that are impossible at a position of these examples; none, by default."""
+        return logits
+
+    def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
+        """Logits (B, classes, *positions) for a batch at these latents, masked to the possible classes."""
+        return self.masked(self.decode(latents, batch.conditions), batch)
+
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         levels = self.encode(batch, noise)
-        return Output(self.logits_for({level.name: level.sample for level in levels}, batch), levels)
+        return Output(self.logits_for(samples_of(levels), batch), levels)
 
 
 def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Level:
