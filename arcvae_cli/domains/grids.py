@@ -426,7 +426,7 @@ def _grids(task: Task, indices: Any) -> Any:
 
 
 def _satisfied(grids: Examples, given: Mapping[str, int]) -> Examples:
-    return conditions.obeys(conditions.attributes(grids), given)
+    return conditions.satisfies(conditions.attributes(grids), given)
 
 
 def skill(accuracy: float, *baselines: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,26 @@ class VAE(nn.Module, ABC):
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         levels = self.encode(batch, noise)
         return Output(self.logits_for(samples_of(levels), batch), levels)
+
+
+class Encoder(nn.Module):
+    """A body to (B, width) features, and two heads: the mean and the raw spread, (B, latent_dim) float32."""
+
+    def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.body = body
+        self.mean = nn.Linear(width, latent_dim)
+        self.spread = nn.Linear(width, latent_dim)
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        return full_precision_heads(self.body(*inputs), self.mean, self.spread)
+
+
+def full_precision_heads(features: Tensor, mean: nn.Module, spread: nn.Module) -> tuple[Tensor, Tensor]:
+    """Both heads in float32 under autocast too: bf16 would quantise means and variances."""
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float()
+        return mean(features), spread(features)
 
 
 def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Level:
