@@ -81,8 +81,10 @@ def _measured(grids: Grids) -> Values:
             non_black.sum(axis=(1, 2)) < height * width,
             present,
             np.minimum(np.bincount(objects_of(grids)[0], minlength=count), OBJECT_CAP),
-            ~all_black & (np.take_along_axis(grids, _mirror(columns, width)[:, None, :], axis=2) == grids).all(axis=(1, 2)),
-            ~all_black & (np.take_along_axis(grids, _mirror(rows, height)[:, :, None], axis=1) == grids).all(axis=(1, 2)),
+            ~all_black
+            & (np.take_along_axis(grids, _mirror(columns, width)[:, None, :], axis=2) == grids).all(axis=(1, 2)),
+            ~all_black
+            & (np.take_along_axis(grids, _mirror(rows, height)[:, :, None], axis=1) == grids).all(axis=(1, 2)),
         ]
     ).astype(np.int64)
 
@@ -93,7 +95,7 @@ def _reach(lines: Lines) -> Values:
 
 
 def _mirror(lines: Lines, reach: Values) -> Values:
-    """The line (n, 16) that is the mirror image of each line; the black lines outside the non-black extent map there."""
+    """The line (n, 16) that is the mirror image of each line; black lines outside the extent map there."""
     side = lines.shape[1]
     mirrored: Values = ((lines.argmax(axis=1) + reach - 1)[:, None] - np.arange(side)) % side
     return mirrored

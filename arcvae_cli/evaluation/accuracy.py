@@ -42,7 +42,7 @@ def condition_accuracy(
         for text in asked:
             given = parse(text.split())
             (values, counted), (unaided, counted_unaided) = _draw(model, samples, encode(given, samples))
-            satisfied, free = satisfies(values, given), obeys(baseline, given)
+            satisfied, free = satisfies(values, given), satisfies(baseline, given)
             rows.append(
                 {
                     "asked": text,

@@ -64,6 +64,10 @@ class GrammarVAE(VAE):
         self.settings = settings
         self.structure = structure
         rules, length, kusner = structure.rules, structure.length, settings.arch == "kusner"
+        kernels = settings.kernels
+        needed = sum(kernels) - len(kernels) + 1 if kusner else max(kernels)
+        if length < needed:
+            raise ValueError(f"model.encoder_kernel: needs derivations of {needed} rules, and these have {length}")
         self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
         body = (KusnerBody if kusner else EnhancedBody)(settings, len(rules), length)
         self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim)
@@ -138,17 +142,12 @@ class KusnerBody(nn.Module):
         super().__init__()
         kernels, channels = settings.kernels, settings.channels
         self.reach = sum(kernel - 1 for kernel in kernels)
-        left = length - self.reach
-        if left < 1:
-            raise ValueError(
-                f"model.encoder_kernel: needs derivations of {self.reach + 1} rules, and these have {length}"
-            )
         layers: list[nn.Module] = []
         for before, after, kernel in zip((rules, *channels), channels, kernels, strict=False):
             layers += [nn.Conv1d(before, after, kernel), nn.ReLU()]
-        flat = channels[-1] * left
-        dense = [nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, *dense)
+        flat = channels[-1] * (length - self.reach)
+        layers += [nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
         self.register_buffer("one_hot", torch.eye(rules), persistent=False)
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
@@ -188,9 +187,6 @@ class EnhancedBody(nn.Module):
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()
         width = settings.encoder_hidden
-        if max(settings.kernels) > length:
-            longest = max(settings.kernels)
-            raise ValueError(f"model.encoder_kernel: needs derivations of {longest} rules, and these have {length}")
         self.rules = nn.Embedding(rules, width)
         self.places = nn.Parameter(0.02 * torch.randn(length, width))
         self.blocks = nn.ModuleList(Convolution(width, kernel, settings.dropout) for kernel in settings.kernels)

@@ -24,13 +24,13 @@ class GridVAE(VAE):
         self.settings = settings
         d = settings.latent_dim
         if settings.body == "plain":
-            narrow = OneHotBody(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
-            self.encoder: nn.Module = Encoder(narrow, 128, d)
+            narrow = nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
+            self.encoder: nn.Module = GridEncoder(narrow, 128, d)
             self.decoder: nn.Module = plain_decoder(d)
         else:
             # before the convolutions: initial weights depend on the order of creation
             wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
-            self.encoder = Encoder(OneHotBody(*convolutions(), *wide), WIDE, d)
+            self.encoder = GridEncoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
             self.decoder = residual_decoder(d, settings.dropout)
 
     @property
@@ -46,19 +46,18 @@ class GridVAE(VAE):
         return logits.float()
 
 
-class OneHotBody(nn.Sequential):
-    """Layers that begin with colours (B, 16, 16) int64 as one-hot channels."""
+class GridEncoder(Encoder):
+    """Encodes colours (B, 16, 16) int64, as one-hot channels."""
 
     one_hot: Tensor
 
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__(*layers)
+    def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
+        super().__init__(body, width, latent_dim)
         self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         one_hot = functional.embedding(x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
-        features: Tensor = super().forward(one_hot.permute(0, 3, 1, 2))
-        return features
+        return super().forward(one_hot.permute(0, 3, 1, 2))
 
 
 def convolutions() -> list[nn.Module]:
