@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.grammar import Rules, parse_grammar
-from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar, standard_level
+from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar
 from arcvae_cli.models.pushdown import Pushdown, same_left
 from arcvae_cli.settings import GrammarSettings
 
@@ -87,11 +87,13 @@ class GrammarVAE(VAE):
         missing = self.structure.length - batch.x.shape[1]
         x = functional.pad(batch.x, (0, missing), value=self.structure.rules.padding) if missing else batch.x
         mean, raw = self.encoder(x, batch.x.shape[1])
-        logvar, scale = posterior_logvar(raw, self.settings), self.settings.posterior_noise
-        if scale == 1.0:
-            return (standard_level(LEVEL, mean, logvar, noise),)
-        sampled = standard_level(LEVEL, mean, logvar + 2.0 * math.log(scale), noise)
-        return (dataclasses.replace(sampled, kl=gaussians.kl_to_standard(mean, logvar), sampled_kl=sampled.kl),)
+        logvar, scale, sampled = posterior_logvar(raw, self.settings), self.settings.posterior_noise, None
+        kl = gaussians.kl_to_standard(mean, logvar)
+        if scale != 1.0:
+            logvar = logvar + 2.0 * math.log(scale)
+            sampled = gaussians.kl_to_standard(mean, logvar)
+        sample = gaussians.sample(mean, logvar) if noise else mean
+        return (Level(LEVEL, mean, logvar, sample, kl, sampled_kl=sampled),)
 
     def decode(
         self,
