@@ -44,8 +44,7 @@ def interpolate(
 ) -> None:
     """Decode a path between the posterior means of two examples.
 
-    The files go to a new folder (interpolations, interpolations-2, ...); in a folder given by --output, existing files
-    are replaced.
+    Files go to a new folder each time; in one given by --output they are replaced.
     """
     import numpy as np
     import torch

@@ -57,7 +57,7 @@ def sample(
 ) -> None:
     """Draw samples from the prior: grids in ARC colours, or strings.
 
-    The files go to a new folder (samples, samples-2, ...); in a folder given by --output, existing files are replaced.
+    Files go to a new folder each time; in one given by --output they are replaced.
     """
     import torch
 

@@ -14,7 +14,7 @@ from arcvae_cli.evaluation.information import BATCH_SIZE, choose, eval_mode, pos
 from arcvae_cli.models.base import VAE
 
 PathKind = Literal["linear", "slerp"]
-CANDIDATES, BEST = 500, 16  # examples that `pair_to_show` looks at, and of these the best reconstructed ones
+CANDIDATES, BEST = 500, 8  # examples that `pair_to_show` looks at, and of these the best reconstructed ones
 _TINY = 1e-30
 
 
