@@ -112,21 +112,6 @@ def test_sigma_keeps_its_floor_and_ceiling_whatever_the_head_says(body: str, pos
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_softplus_is_sigma() -> None:
-    model = build_model(GridSettings(posterior="softplus"))
-    _, raw = model.encoder(grids().x)
-    sigma = torch.nn.functional.softplus(raw)
-    level = model.encode(grids())[0]
-    torch.testing.assert_close(torch.exp(0.5 * level.logvar), sigma, rtol=0.02, atol=0)
-
-
-def test_prior_draws_and_their_temperature() -> None:
-    model = build_model(GridSettings())
-    draws = model.prior(20_000, temperature=0.5)["z"]
-    assert draws.shape == (20_000, 10)
-    assert abs(draws.std().item() - 0.5) < 0.01
-
-
 def test_initial_weights_are_drawn_in_the_same_order_as_ever() -> None:
     torch.manual_seed(0)
     model = build_model(GridSettings(body="residual"))

@@ -14,7 +14,7 @@ from arcvae_cli.data.parsing import Parser
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
 from arcvae_cli.models.pushdown import Pushdown, same_left
 
-CODES = 1000
+CODES = 300
 TERMS = """
 # sums of named terms with optional arguments: empty productions, a left and a right recursion, long right-hand sides
 %separator " "
