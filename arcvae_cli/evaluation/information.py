@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arcvae_cli import gaussians
 from arcvae_cli.data.corpus import Corpus
-from arcvae_cli.models.base import VAE, Batch, Level, Output, samples_of
+from arcvae_cli.models.base import VAE, Batch, Level, Output
 from arcvae_cli.objective import ACTIVE_KL, Objective
 from arcvae_cli.settings import ObjectiveSettings
 
@@ -97,27 +97,23 @@ def log_ratio(levels: tuple[Level, ...]) -> Tensor:
     """(B,) sum over levels of log p(sample) - log q(sample|x), in float64, since the two nearly cancel."""
     totals = []
     for level in levels:
-        sample, mean, logvar = (to_float64(tensor).flatten(1) for tensor in (level.sample, level.mean, level.logvar))
-        if level.prior_mean is None or level.prior_logvar is None:
-            prior = gaussians.standard_log_density(sample)
-        else:
-            parameters = (to_float64(tensor).flatten(1) for tensor in (level.prior_mean, level.prior_logvar))
-            prior = gaussians.log_density(sample, *parameters)
-        totals.append((prior - gaussians.log_density(sample, mean, logvar)).sum(dim=1))
+        parts = (level.sample, level.mean, level.logvar, *level.prior)
+        sample, mean, logvar, *prior = (to_float64(part).flatten(1) for part in parts)
+        totals.append((gaussians.log_density(sample, *prior) - gaussians.log_density(sample, mean, logvar)).sum(dim=1))
     return torch.stack(totals).sum(dim=0)
 
 
 def outputs(model: VAE, batch: Batch, draws: int) -> Iterator[Output]:
     """Outputs for `draws` posterior samples of a batch; a single level, which depends on no sample, is encoded once."""
     output: Output = model(batch)
+    level, *lower = output.levels
     yield output
     for _ in range(draws - 1):
-        if len(output.levels) > 1:
+        if lower:
             yield model(batch)
         else:
-            (level,) = output.levels
-            levels = (replace(level, sample=gaussians.sample(level.mean, level.logvar)),)
-            yield Output(model.logits_for(samples_of(levels), batch), levels)
+            sample = gaussians.sample(level.mean, level.logvar)
+            yield Output(model.logits_for({level.name: sample}, batch), (replace(level, sample=sample),))
 
 
 def posterior_means(
@@ -171,11 +167,9 @@ class Codes(NamedTuple):
 
 def joined(levels: Sequence[Level], order: Tensor | None = None) -> Level:
     """The levels of several batches as one, their examples in another `order` (n,) if given."""
-    values: dict[str, Tensor] = {}
-    for name in (one.name for one in fields(Level) if one.name != "name" and getattr(levels[0], one.name) is not None):
-        value = torch.cat([getattr(level, name) for level in levels])
-        values[name] = value if order is None else value[order]
-    return Level(levels[0].name, **values)
+    names = [field.name for field in fields(Level)[1:] if getattr(levels[0], field.name) is not None]
+    values = {name: torch.cat([getattr(level, name) for level in levels]) for name in names}
+    return Level(levels[0].name, **{name: value if order is None else value[order] for name, value in values.items()})
 
 
 def measures(level: Level, examples: int) -> dict[str, Any]:

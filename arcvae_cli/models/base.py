@@ -54,19 +54,21 @@ class Level:
         """(B, D) nats of the density that the sample was drawn from, as in the ELBO."""
         return self.kl if self.sampled_kl is None else self.sampled_kl
 
+    @property
+    def prior(self) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the prior."""
+        if self.prior_mean is None or self.prior_logvar is None:
+            return torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        return self.prior_mean, self.prior_logvar
+
     def offset(self) -> Tensor:
         """The sample in standard deviations from the prior's mean: the noise that would draw it from the prior."""
-        if self.prior_mean is None or self.prior_logvar is None:
-            return self.sample
-        return (self.sample - self.prior_mean) * torch.exp(-0.5 * self.prior_logvar)
+        mean, logvar = self.prior
+        return (self.sample - mean) * torch.exp(-0.5 * logvar)
 
     def map(self) -> Tensor | None:
         """KL in nats of each cell of a map, summed over its channels: (B, H, W); None for a vector."""
-        if self.mean.dim() != 4:
-            return None
-        if self.prior_mean is None or self.prior_logvar is None:
-            return gaussians.kl_to_standard(self.mean, self.logvar).sum(dim=1)
-        return gaussians.kl(self.mean, self.logvar, self.prior_mean, self.prior_logvar).sum(dim=1)
+        return None if self.mean.dim() != 4 else gaussians.kl(self.mean, self.logvar, *self.prior).sum(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
