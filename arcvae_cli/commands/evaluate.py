@@ -97,19 +97,11 @@ def evaluate(
         raise InputError(f"{given[0]}: needs --monte-carlo", "add it")
     corpus = reading.open_examples(loaded, data, split, console)
     folder = reading.output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
-    task = Task(
-        loaded.model,
-        corpus,
-        split,
-        loaded.settings,
-        trained=_training_corpus(loaded, corpus, data, console),
-        seed=seed,
-        iwae_samples=iwae,
-        iwae_examples=iwae_examples,
-        monte_carlo=(monte_carlo_examples or 500, encodings or 10, decodings or 100) if monte_carlo else None,
-        samples=samples or 1000,
-        note=console.note,
-    )
+    task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, samples=samples or 1000, note=console.note)
+    task.trained = _training_corpus(loaded, corpus, data, console)
+    task.iwae_samples, task.iwae_examples = iwae, iwae_examples
+    if monte_carlo:
+        task.monte_carlo = (monte_carlo_examples or 500, encodings or 10, decodings or 100)
     # bf16 is for the network: posteriors, likelihoods and baselines stay in float32 and float64
     with torch.autocast(corpus.device.type, torch.bfloat16, enabled=precision == "bf16"):
         document = _evaluated(loaded, task, {"precision": precision}, folder, folder, console)
