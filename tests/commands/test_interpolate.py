@@ -194,8 +194,6 @@ def test_from_one_string_to_another(arcvae: Run, equations_run: Path, tmp_path: 
     changed = [edit_distance(one, two) for one, two in itertools.pairwise(steps)]
     assert report["changed"] == changed
     assert report["changed_characters"] == [edit_distance(one, two) for one, two in itertools.pairwise(texts)]
-    assert (report["mean_step"], report["largest_step"]) == (pytest.approx(np.mean(changed)), max(changed))
-    assert report["distance"] == edit_distance(steps[0], steps[-1])
     parsed = [Parser(GRAMMAR).parse(end) for end in ends]
     assert report["distance_of_originals"] == edit_distance(*parsed)
     assert report["wrong_at_ends"] == [edit_distance(steps[place], parsed[place]) for place in (0, -1)]
@@ -221,11 +219,8 @@ def test_strings_are_printed_and_written(
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".txt"]
     assert (tmp_path / "interpolation.txt").read_text().splitlines() == lines[:-1]
     assert lines[0] == "from, original  x" and lines[-2] == "to, original    1 / x"
-    written = json.loads((tmp_path / "interpolation.json").read_text())
-    assert written["valid"] == [len(text) < 12 for text in written["strings"]]
-    runs = [text for text, _ in itertools.groupby(written["strings"])]  # neighbours that are equal share a row
-    assert len(runs) < 9
-    for line, text in zip(lines[1:-2], runs, strict=True):
-        assert line[16:] == text + "    invalid" * (len(text) >= 12)
+    written = json.loads((tmp_path / "interpolation.json").read_text())["strings"]
+    runs = [text for text, _ in itertools.groupby(written)]  # neighbours that are equal share a row
+    assert [line[16:] for line in lines[1:-2]] == [text + "    invalid" * (len(text) >= 12) for text in runs]
     places = [float(word) for line in lines[1:-2] for word in line[:16].split(" to ")]
-    assert (places[0], places[-1]) == (0, 1) and places == sorted(places)
+    assert (places[0], places[-1]) == (0, 1) and places == sorted(places) and len(runs) < 9
