@@ -10,7 +10,8 @@ from torch import Tensor
 
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation.information import BATCH_SIZE, choose, eval_mode, posterior_means
+from arcvae_cli.evaluation.information import choose, eval_mode, posterior_means
+from arcvae_cli.evaluation.priors import argmax_decode
 from arcvae_cli.models.base import VAE
 
 PathKind = Literal["linear", "slerp"]
@@ -59,18 +60,12 @@ def between(start: Tensor, end: Tensor, steps: int, kind: PathKind) -> Tensor:
 def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int) -> Tensor:
     """Straight paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
     pairs = len(indices) // 2
-    found = []
-    with eval_mode(model, 0) as device:
-        for start in range(0, pairs, BATCH_SIZE):
-            stop = min(start + BATCH_SIZE, pairs)
-            first, second = (
-                {level.name: level.mean for level in model.encode(corpus.batch(split, half.to(device)), noise=False)}
-                for half in (indices[start:stop], indices[pairs + start : pairs + stop])
-            )
-            path = walk(first, second, steps)
-            points = [{name: codes[step] for name, codes in path.items()} for step in range(steps)]
-            found.append(torch.stack([model.argmax_decode(model.decode(point)).cpu() for point in points]))
-    return torch.cat(found, dim=1)
+    means = posterior_means(model, corpus, split, indices[: 2 * pairs])
+    first, second = ({name: code[rows] for name, code in means.items()} for rows in (slice(pairs), slice(pairs, None)))
+    path = walk(first, second, steps)
+    with eval_mode(model, 0):
+        points = [{name: codes[step] for name, codes in path.items()} for step in range(steps)]
+        return torch.stack([argmax_decode(model, point) for point in points])
 
 
 def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
@@ -89,7 +84,8 @@ def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
         content = (x != empty).sum(dim=1)
         counted = (x != empty) | (decoded != empty)
         right = ((x == decoded) & counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
-        best = (right * (content >= content.median())).argsort(descending=True, stable=True)[:BEST]
+        most = max(2, min(BEST, len(indices) // 4))
+        best = (right * (content >= content.median())).argsort(descending=True, stable=True)[:most]
         one, other = best[torch.triu_indices(len(best), len(best), 1, device=device)]
         halfway = model.argmax_decode(
             model.decode({name: (code[one] + code[other]) / 2 for name, code in means.items()})

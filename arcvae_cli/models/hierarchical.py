@@ -5,7 +5,7 @@ q(z_g | x, c) q(z_l | x, z_g, c) and p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c); 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +108,7 @@ class HierarchicalVAE(VAE):
         return torch.where(kept & ~nothing, conditions, NOT_GIVEN)
 
 
-@dataclass(frozen=True, slots=True)
-class TopDownFeatures:
+class TopDownFeatures(NamedTuple):
     """Features (B, WIDE) of the global vector and the conditions (B, A), and a map (B, CHANNELS, S, S) of them."""
 
     wide: Tensor

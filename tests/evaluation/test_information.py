@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from arcvae_cli import gaussians
+from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import (
     Codes,
     choose,
@@ -20,14 +21,14 @@ from arcvae_cli.evaluation.information import (
     posterior_means,
     shuffled_codes,
 )
-from arcvae_cli.evaluation.paths import decoded_paths, smoothness
+from arcvae_cli.evaluation.paths import decoded_paths, pair_to_show, smoothness
 from arcvae_cli.models.base import VAE, Batch, Level, Output, standard_level
 
 
 class Bits:
     """A corpus of given bit strings (n, length), all in one split."""
 
-    rules = None
+    name, rules, background = "bits", None, 0
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -340,6 +341,14 @@ def test_paths_of_a_thermometer() -> None:
     assert (same["distance"], same["largest_step_share"], same["detour"]) == (0, None, None)
     halves = path(5, 0, 3, 4, 3, 7)  # 0 to 4, 3 to 3, which has no share; the fifth has no partner
     assert (halves["pairs"], halves["distance"], halves["largest_step_share"]) == (2, 2, 1 / 4)
+
+
+def test_the_pair_to_show_is_well_reconstructed_and_as_different_as_possible() -> None:
+    corpus = thermometers(0, 1, 4, 5, 8, *[4] * 7)
+    corpus.x[5:] = corpus.x[5:].flip(1)  # which the model reconstructs as its mirror image
+    assert pair_to_show(thermometer(), corpus, "test") == (2, 4)
+    with pytest.raises(InputError, match="fewer than two test examples"):
+        pair_to_show(thermometer(), thermometers(3), "test")
 
 
 # ------------------------------------------------------------------------------------------------ order and noise
