@@ -17,7 +17,7 @@ Lines = NDArray[np.bool_]  # of each grid, whether each of its rows or columns h
 
 COLOURS = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "azure", "maroon")
 OBJECT_CAP = 20  # objects counted in a grid at most: in noise every cell is one
-NOT_GIVEN = -1  # in place of a value: left to the model
+NOT_GIVEN = -1  # in place of a value: left open
 _CHUNK = 8192  # grids measured at once: some 20 MB, and faster than all together
 
 
@@ -41,8 +41,8 @@ ATTRIBUTES = (
     Attribute("colour_0", 2, "black occurs within height x width"),
     *(Attribute(f"colour_{number}", 2, f"{COLOURS[number]} occurs") for number in range(1, 10)),
     Attribute("objects", OBJECT_CAP + 1, f"4-connected areas of one colour; {OBJECT_CAP} is {OBJECT_CAP} or more"),
-    Attribute("symmetry_lr", 2, "what is not black is its left-right mirror image"),
-    Attribute("symmetry_ud", 2, "what is not black is its up-down mirror image"),
+    Attribute("symmetry_lr", 2, "left-right symmetry of the non-black cells"),
+    Attribute("symmetry_ud", 2, "up-down symmetry of the non-black cells"),
 )
 """The conditions, in the order of their columns. A blank grid has 0 everywhere: it counts as not symmetric."""
 
@@ -53,7 +53,7 @@ SYMMETRY = {
     "ud": {"symmetry_ud": 1},
     "both": {"symmetry_lr": 1, "symmetry_ud": 1},
     "none": {"symmetry_lr": 0, "symmetry_ud": 0},
-}  # what `symmetry=` stands for: lr and ud ask for one mirror and leave the other open
+}  # values of `symmetry=`; lr and ud leave the other mirror open
 
 _ALIASES = {name: f"colour_{number}" for number, name in enumerate(COLOURS)}
 

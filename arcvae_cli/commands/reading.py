@@ -1,4 +1,4 @@
-"""What the commands that read a checkpoint share: options, the checkpoint, its corpus, a folder to write to."""
+"""Shared by the commands that read a checkpoint: options, opening checkpoint and corpus, writing output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ INPUT = "Input"  # a panel of the help
 
 def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise typer.BadParameter(f"{name!r} is none of auto, cpu, cuda, cuda:1, mps")
+        raise typer.BadParameter(f"{name!r}: expected auto, cpu, cuda, cuda:1 or mps")
     return name
 
 

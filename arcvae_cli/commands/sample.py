@@ -81,15 +81,17 @@ def sample(
         corpus = opened(split)
         codes = domain.posterior_samples(model, corpus, split, seed, given, EXAMPLES)
         examples = len(next(iter(codes.values())))
-        whose = f"{examples} {split} examples of {corpus.name}{f' with {conditions.written(given)}' if given else ''}"
+        fitted_to = (
+            f"{examples} {split} examples of {corpus.name}{f' with {conditions.written(given)}' if given else ''}"
+        )
         if examples < 2:
             raise InputError(
-                f"--prior {prior}: needs two examples, found {whose}", "use --prior standard, or more data"
+                f"--prior {prior}: needs two examples, found {fitted_to}", "use --prior standard, or more data"
             )
         fitted = fit_prior(prior, codes, seed)
         components = len(fitted.weights)
         kind = f"{components} Gaussians, by held-out likelihood," if prior == "gmm" else "a Gaussian"
-        console.note(f"prior: {kind} fitted to {whose}")
+        console.note(f"prior: {kind} fitted to {fitted_to}")
         latents = fitted.sample(num, temperature, seed, place)
 
     argmax, budgeted = decode == "argmax", budget is not False

@@ -24,7 +24,7 @@ ACTIVE_VARIANCE = 0.01  # of the posterior mean of an active unit over the data 
 COLLAPSE_DELTA = 0.01  # collapsed: KL under `ACTIVE_KL` for at least 1 - delta of the data (Lucas et al. 2019)
 CEILING_SHARE = 0.95  # of log N, above which a mutual information is reported as a lower bound
 
-CROSS_ENTROPY = Objective(ObjectiveSettings())  # whatever the training objective
+CROSS_ENTROPY = Objective(ObjectiveSettings())  # not the training objective
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def eval_mode(model: VAE, seed: int) -> Iterator[torch.device]:
 
 
 def batch_size(length: int, device: torch.device | None = None) -> int:
-    """Derivations of `length` steps per forward pass, on the CPU if `device` is None. No drawn number depends on it."""
+    """Derivations of `length` steps per forward pass, on the CPU if `device` is None; drawn numbers do not change."""
     if device is not None and device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         return max(64, min(CUDA_STEPS, memory // CUDA_SHARE) // length)

@@ -92,7 +92,7 @@ class VAE(nn.Module, ABC):
 
     kind: str = "grids"  # or "strings", as of a corpus and a domain
     structure: Structure | None = None  # the rules and the length of derivations, for a model of strings
-    attributes: tuple[Attribute, ...] = ()  # what the model can be conditioned on, in the order of a batch's conditions
+    attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's
 
     @property
     @abstractmethod
@@ -178,7 +178,7 @@ def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Leve
 
 
 def posterior_logvar(raw: Tensor, settings: ModelSettings) -> Tensor:
-    """Bounded log variances from what a head gives: log softplus(raw)^2, or raw itself."""
+    """Bounded log variances from the output of a head: log softplus(raw)^2, or raw itself."""
     if settings.posterior == "softplus":
         # sigma = softplus(raw); for raw far below 0 softplus underflows, where log softplus(raw) -> raw
         sigma = functional.softplus(raw)

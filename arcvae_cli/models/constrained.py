@@ -15,7 +15,7 @@ PRESENT = slice(PLACE["colour_1"], PLACE["colour_9"] + 1)
 
 FEW_CELLS = 4  # cells of a colour that may all be images of one another: taking one would take the colour
 TIE = 1e-3  # nats; logits of mirror images are equal but for rounding
-COLOUR_PENALTY, MASKED_LOGIT = 1e3, -1e6  # nats, far beyond what a network gives
+COLOUR_PENALTY, MASKED_LOGIT = 1e3, -1e6  # nats, far beyond a network's output
 
 
 def constrained_decode(logits: Tensor, conditions: Tensor | None) -> Tensor:
@@ -34,7 +34,7 @@ def constrained_decode(logits: Tensor, conditions: Tensor | None) -> Tensor:
 
 
 def _reach(logits: Tensor, colours: Tensor, extent: Tensor, axis: int) -> Tensor:
-    """Light a cell of the last row (axis 0) or column (1) that the extent (B,) names, where none of it is lit."""
+    """Colour a cell of the last row (axis 0) or column (1) of the extent (B,), where all of it is black."""
     line = torch.arange(colours.shape[1], device=colours.device) == (extent - 1)[:, None]  # (B, 16)
     line = line[:, :, None] if axis == 0 else line[:, None, :]
     dark = (extent > 0) & ~((colours > 0) & line).any(dim=(1, 2))
@@ -53,7 +53,7 @@ def _add_colour(logits: Tensor, colours: Tensor, conditions: Tensor) -> Tensor:
     free = absent & (conditions[:, PRESENT] != 0) & short[:, None]
     choice = torch.where(wanted.any(dim=1, keepdim=True), wanted, free)  # (B, 9)
     own = logits.gather(1, colours[:, None])
-    gain = logits[:, 1:] - own  # (B, 9, 16, 16), what a change costs, negative
+    gain = logits[:, 1:] - own  # (B, 9, 16, 16), minus the cost of a change
     rare = (cells.gather(1, colours.flatten(1)).view_as(colours) <= FEW_CELLS) & (colours > 0)
     allowed = torch.where(choice[:, :, None, None], gain - COLOUR_PENALTY * rare[:, None], MASKED_LOGIT)
     cost, colour = allowed.max(dim=1)

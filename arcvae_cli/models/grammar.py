@@ -57,7 +57,7 @@ class GrammarVAE(VAE):
 
     kind = "strings"
     structure: Structure
-    _allowed: Tensor  # (P, P): for each true rule, 0 for what may stand in its place and `MASKED_LOGIT` for the rest
+    _allowed: Tensor  # (P, P): for each true rule, 0 for its alternatives and `MASKED_LOGIT` for the rest
 
     def __init__(self, settings: GrammarSettings, structure: Structure) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class KusnerBody(nn.Module):
     def forward(self, x: Tensor, filled: int) -> Tensor:
         if filled + self.reach >= x.shape[1]:
             convolved = self._convolved(x)  # (B, C, T - reach)
-        else:  # what sees padding alone is the same for every example: one row serves all
+        else:  # outputs of padding alone are the same for every example: one row serves all
             begun, rest = self._convolved(x[:, : filled + self.reach]), self._convolved(x[:1])
             convolved = torch.cat([begun, rest[:, :, filled:].expand(len(x), -1, -1)], dim=2)
         features: Tensor = self.layers[-3:](convolved)
@@ -198,7 +198,7 @@ class EnhancedBody(nn.Module):
         self.dense = nn.Sequential(nn.Linear(SQUEEZED * length, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
-        # a step further from what is filled than the kernels reach is the same for every example: one row serves all
+        # beyond the reach of the kernels all examples have the same output: one row serves all
         same = filled + self.reach
         if self.training or same + self.reach >= x.shape[1]:  # dropout makes rows differ
             squeezed = self._squeezed(x)  # (B, T, 16)

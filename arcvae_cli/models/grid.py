@@ -61,7 +61,7 @@ class GridEncoder(Encoder):
 
 
 def convolutions() -> list[nn.Module]:
-    """(B, 10, 16, 16) -> (B, 2048), what both encoders begin with."""
+    """(B, 10, 16, 16) -> (B, 2048), the first layers of both encoders."""
     return [
         nn.Conv2d(COLOURS, 32, 3, padding=1),
         nn.ReLU(inplace=True),

@@ -44,7 +44,7 @@ class Pushdown(nn.Module):
     def __init__(self, rules: Rules, length: int) -> None:
         super().__init__()
         if rules.rhs is None:
-            raise ValueError("ids and masks alone do not say what a rule rewrites its symbol into")
+            raise ValueError("the right-hand sides of the rules are not known")
         fewest = rules.fewest()
         if length < fewest[rules.start]:
             raise ValueError(f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}")
@@ -64,7 +64,7 @@ class Pushdown(nn.Module):
                 body = rules.rhs[rule] if remainder else ()
                 more = 1 + sum(fewest[s] for s in body) - fewest[remainder[0]] if remainder else 0
                 taken.append(min(more, UNREACHABLE))
-                # what comes after the symbol, under what the symbol is rewritten into: what is empty is not pushed
+                # the rest of the remainder, under the body of the rule; empty ones are not pushed
                 above = [place[part] for part in (remainder[1:], body) if part] if remainder else [END]
                 step = len(above) - 1
                 moves.append([step, step, -taken[-1], *above, *[END] * (2 - len(above))])

@@ -132,7 +132,7 @@ def test_conditions_reach_the_model_and_are_counted(arcvae: Run, hierarchy_run: 
 @pytest.mark.parametrize(
     ("run", "arguments", "message"),
     [
-        ("tiny_run", ("--device", "gpu"), "is none of auto, cpu, cuda, cuda:1, mps"),
+        ("tiny_run", ("--device", "gpu"), "expected auto, cpu, cuda, cuda:1 or mps"),
         ("tiny_run", ("--prior", "gmm", "--data", "nowhere.npz"), "nowhere.npz"),
         ("tiny_run", ("--condition", "colours=3"), "--condition colours=3: this model takes no conditions"),
         ("tiny_run", ("--condition", "colors=3"), "did you mean colours?"),
