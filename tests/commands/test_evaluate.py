@@ -182,30 +182,6 @@ def test_baselines_are_fitted_to_the_training_corpus(
 
 
 @pytest.mark.parametrize(
-    ("run", "arguments", "message"),
-    [
-        ("tiny_run", ("--data", "nowhere.npz"), "nowhere.npz"),
-        ("tiny_run", ("--checkpoint", "nowhere"), "no such file, run folder or run"),
-        ("tiny_run", ("--device", "abacus"), "abacus"),
-        ("tiny_run", ("--output", "/proc"), "--output /proc: cannot be written to"),
-        ("tiny_run", ("--monte-carlo",), "--monte-carlo: "),
-        ("tiny_run", ("--samples", 9), "--samples: "),
-        ("tiny_run", ("--data", "equations_npz"), "sums: contains derivations, the model needs grids"),
-        ("equations_run", ("--data", "arc_npz"), "some: "),
-        ("equations_run", ("--decodings", 9), "--decodings: needs --monte-carlo"),
-    ],
-)
-def test_unusable_input(
-    run: str, arguments: tuple[object, ...], message: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    given = [request.getfixturevalue(str(one)) if str(one).endswith("_npz") else one for one in arguments]
-    result = judge(arcvae, request.getfixturevalue(run), tmp_path / "out", *given)
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
-    assert result.stdout == "" and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
     ("run", "pictures"), [("tiny_run", []), ("hierarchy_run", ["levels.png"]), ("equations_run", [])]
 )
 def test_a_run_ends_with_a_report(

@@ -141,31 +141,6 @@ def test_one_level_moves_and_the_other_keeps_its_distance_from_the_prior(
     assert max(report["changed"]) > 0
 
 
-@pytest.mark.parametrize(
-    ("run", "arguments", "message"),
-    [
-        ("tiny_run", ("--from", 0, "--to", 40), "--to 40: the test split of some has examples 0 to 39"),
-        ("tiny_run", ("--from=-1", "--to", 1), "--from -1"),
-        ("tiny_run", ("--from", 0), "--to: missing"),
-        ("tiny_run", ("--from", "x + 1", "--to", 1), "--from x + 1: no such file"),
-        ("tiny_run", ("--from", 0, "--to", "task:3"), "the file has grids 0 to 2"),
-        ("tiny_run", ("--level", "global"), "the latents of this model are z"),
-        ("equations_run", ("--from", "x + y", "--to", "x"), "not a string of the grammar: at character 5"),
-        ("equations_run", ("--from", "x", "--to", "x + x + x + x + x"), "takes 10 rules, the model has 9"),
-        ("equations_run", ("--from", "x", "--to", 400), "--to 400: the test split of sums has examples 0 to"),
-        ("bare_run", (), "trained on ids and masks"),
-    ],
-)
-def test_unusable_input(
-    run: str, arguments: tuple, message: str, arcvae: Run, tmp_path: Path, task: Path, request: pytest.FixtureRequest
-) -> None:
-    given = [str(one).replace("task", str(task)) for one in arguments]
-    result = arcvae("interpolate", "--checkpoint", request.getfixturevalue(run), "--output", tmp_path / "out", *given)
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
-    assert not (tmp_path / "out").exists()
-
-
 # -------------------------------------------------------------------------------------------------------- strings
 
 

@@ -53,36 +53,6 @@ def test_grids_are_printed_and_written_as_picture_arrays_and_task(arcvae: Run, t
         assert (grid[height - 1].any() and grid[:, width - 1].any()) or (height, width) == (1, 1)
 
 
-def test_each_call_writes_to_a_new_folder_and_says_what_it_replaces(
-    arcvae: Run, tiny_run: Path, tmp_path: Path
-) -> None:
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    command = ("sample", "--checkpoint", run, "--num", 2)
-    for name in ("samples", "samples-2", "samples-3"):
-        result = arcvae(*command)
-        assert "wrote samples.png, samples.npz, samples.json in" in result.stderr
-        assert len(list((run / name).iterdir())) == 3
-    assert "replaced" in arcvae(*command, "--output", run / "samples").stderr
-    assert sorted(path.name for path in run.glob("samples*")) == ["samples", "samples-2", "samples-3"]
-
-
-@pytest.mark.parametrize(
-    ("state", "shown"), [("interrupted", "interrupted"), ("failed", "failed"), ("running", "killed"), ("finished", "")]
-)
-def test_warns_of_a_run_that_has_not_finished(
-    state: str, shown: str, arcvae: Run, tiny_run: Path, tmp_path: Path
-) -> None:
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    (run / "status.json").write_text(json.dumps({"state": state, "epoch": 3, "epochs": 50}))
-    warning = draw(arcvae, run, tmp_path / "out", "--num", 2, "--quiet")[0].stderr
-    assert warning == (f"warning: run run: {shown} at epoch 3 of 50\n" if shown else "")
-
-
-def test_warns_of_a_checkpoint_that_was_trained_at_beta_0(arcvae: Run, unbuilt_run: Path, tmp_path: Path) -> None:
-    warning = "beta of z was 0 until then"  # its linear warm-up begins after epoch 10, the checkpoint is of epoch 3
-    assert warning in draw(arcvae, unbuilt_run, tmp_path, "--num", 2, "--quiet")[0].stderr.replace("\n", " ")
-
-
 @pytest.mark.parametrize(
     ("run", "decoded", "prior"),
     [("tiny_run", "grids", "standard"), ("tiny_run", "grids", "gmm"), ("equations_run", "ids", "aggregate")],
@@ -127,28 +97,6 @@ def test_conditions_reach_the_model_and_are_counted(arcvae: Run, hierarchy_run: 
     last = result.stdout.splitlines()[-1]
     assert last.endswith(f"colours=3, symmetry_lr=yes in {counts[0]}, without conditions in {counts[1]}")
     assert json.loads((tmp_path / "samples.json").read_text())["conditions"] == wanted
-
-
-@pytest.mark.parametrize(
-    ("run", "arguments", "message"),
-    [
-        ("tiny_run", ("--device", "gpu"), "expected auto, cpu, cuda, cuda:1 or mps"),
-        ("tiny_run", ("--prior", "gmm", "--data", "nowhere.npz"), "nowhere.npz"),
-        ("tiny_run", ("--condition", "colours=3"), "--condition colours=3: this model takes no conditions"),
-        ("tiny_run", ("--condition", "colors=3"), "did you mean colours?"),
-        ("tiny_run", ("--decode", "argmax"), "--decode: "),
-        ("tiny_run", ("--no-budget",), "--budget/--no-budget: "),
-        ("hierarchy_run", ("--prior", "gmm", "--condition", "colours=9"), "--prior gmm: needs two examples, found 0"),
-        ("bare_run", (), "trained on ids and masks"),
-    ],
-)
-def test_unusable_input(
-    run: str, arguments: tuple, message: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    result = arcvae("sample", "--checkpoint", request.getfixturevalue(run), "--output", tmp_path / "none", *arguments)
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
-    assert not (tmp_path / "none").exists()
 
 
 # -------------------------------------------------------------------------------------------------------- strings
