@@ -116,12 +116,9 @@ def _training_corpus(
     loaded: Loaded, data: str | None, corpus: Callable[[str], Corpus], console: Console
 ) -> Corpus | None:
     """The corpus of the training strings; None, with a note, if it is not available. Only `--data` builds it."""
-    settings = loaded.settings.data
-    if data is None and reading.unbuilt(settings):
-        builds = "" if settings.input or settings.grammar else f"; --data {settings.name} builds it"
-        console.note(f"novelty is not counted: the training corpus is not in the cache{builds}")
-        return None
     try:
+        if data is None and reading.unbuilt(loaded.settings.data):
+            raise InputError("the training corpus is not in the cache; --data builds one")
         return corpus("train")
     except InputError as error:
         if data is not None:
