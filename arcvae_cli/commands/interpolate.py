@@ -52,7 +52,7 @@ def interpolate(
     from arcvae_cli import domains
     from arcvae_cli.console import Console
     from arcvae_cli.evaluation.information import eval_mode
-    from arcvae_cli.evaluation.paths import pair_to_show, walk
+    from arcvae_cli.evaluation.paths import between, pair_to_show
     from arcvae_cli.evaluation.priors import argmax_decode
 
     console = Console(quiet=quiet, as_json=as_json)
@@ -79,10 +79,10 @@ def interpolate(
     with eval_mode(model, seed):
         encoded = model.encode(domain.batch(model, x), noise=False)
         # alone, a level moves under what the others add to their priors: a map under a learned prior goes along
-        points = {one.name: one.mean if level == "all" else one.offset() for one in encoded}
-        first, last = ({name: point[row : row + 1] for name, point in points.items()} for row in (0, 1))
-        latents = walk(first, last, steps, path, None if level == "all" else (level,))
-        latents = {name: value.flatten(0, 1) for name, value in latents.items()}
+        latents = {}
+        for one in encoded:
+            first, last = torch.split(one.mean if level == "all" else one.offset(), 1)
+            latents[one.name] = between(first, last if level in ("all", one.name) else first, steps, path).flatten(0, 1)
         latents = latents if level == "all" else model.prior(steps, noise=latents)
     decoded = domain.path(loaded, argmax_decode(model, latents).numpy().astype(domain.dtype), originals, console.note)
     asked = {"from": names[0], "to": names[1], "path": path, "level": level, "steps": steps}

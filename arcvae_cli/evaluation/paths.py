@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,22 +19,7 @@ CANDIDATES, BEST = 500, 8  # examples that `pair_to_show` looks at, and of these
 _TINY = 1e-30
 
 
-def walk(
-    start: Mapping[str, Tensor],
-    end: Mapping[str, Tensor],
-    steps: int,
-    kind: PathKind = "linear",
-    levels: Collection[str] | None = None,
-) -> dict[str, Tensor]:
-    """(steps, B, *shape) by level from `start` to `end`, (B, *shape) by level; only `levels` (None for all) move."""
-    moving = start if levels is None else levels
-    return {
-        name: between(value, end[name], steps, kind) if name in moving else value.expand(steps, *value.shape)
-        for name, value in start.items()
-    }
-
-
-def between(start: Tensor, end: Tensor, steps: int, kind: PathKind) -> Tensor:
+def between(start: Tensor, end: Tensor, steps: int, kind: PathKind = "linear") -> Tensor:
     """(steps, B, *shape) evenly spaced points between each pair of (B, *shape), which the path meets exactly.
 
     `slerp`: directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly; a line where
@@ -61,8 +46,7 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
     """Straight paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
     pairs = len(indices) // 2
     means = posterior_means(model, corpus, split, indices[: 2 * pairs])
-    first, second = ({name: code[rows] for name, code in means.items()} for rows in (slice(pairs), slice(pairs, None)))
-    path = walk(first, second, steps)
+    path = {name: between(code[:pairs], code[pairs:], steps) for name, code in means.items()}
     with eval_mode(model, 0):
         points = [{name: codes[step] for name, codes in path.items()} for step in range(steps)]
         return torch.stack([argmax_decode(model, point) for point in points])

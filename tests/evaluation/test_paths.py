@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from arcvae_cli.evaluation.paths import between, edit_distance, walk
+from arcvae_cli.evaluation.paths import between, edit_distance
 
 
 def test_a_line_is_evenly_spaced() -> None:
@@ -56,16 +56,6 @@ def test_near_those_it_stays_bounded_and_even(angle: float) -> None:
     torch.testing.assert_close(path[:, 0].norm(dim=1), torch.linspace(3, 5, 5, dtype=torch.float64))
     turned = torch.atan2(path[:, 0, 1], path[:, 0, 0])
     torch.testing.assert_close(turned, torch.linspace(0, angle, 5, dtype=torch.float64), rtol=1e-4, atol=1e-6)
-
-
-def test_only_the_levels_asked_for_move() -> None:
-    start = {"global": torch.zeros(1, 2), "local": torch.zeros(1, 3, 4, 4)}
-    end = {"global": torch.ones(1, 2), "local": torch.ones(1, 3, 4, 4)}
-    path = walk(start, end, 3, "linear", ("global",))
-    assert path["global"][:, 0, 0].tolist() == [0, 0.5, 1]
-    assert path["local"].shape == (3, 1, 3, 4, 4)
-    assert not path["local"].any()
-    assert walk(start, end, 3)["local"][1].eq(0.5).all()
 
 
 def plain_distance(a: str, b: str) -> int:
