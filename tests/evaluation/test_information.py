@@ -94,7 +94,7 @@ def test_the_importance_weighted_bound_finds_the_exact_likelihood(logistic: Logi
     assert 1 < found["effective_samples_min"] < found["effective_samples_mean"] < 200
 
 
-def test_its_single_draws_are_the_elbo_and_no_better(logistic: Logistic) -> None:
+def test_single_draws_give_the_elbo(logistic: Logistic) -> None:
     mean = logistic.encode(Batch(ALL))[0].mean[:, 0]
     z, weights = quadrature(mean, 0.5)
     kl = gaussians.kl_to_standard(mean, torch.tensor(math.log(0.5)))
@@ -121,7 +121,7 @@ def test_a_posterior_that_is_exact_makes_all_weights_equal() -> None:
     assert found["effective_samples_min"] == pytest.approx(7)
 
 
-def test_the_ratio_takes_every_level_with_its_own_prior() -> None:
+def test_log_ratio_uses_the_prior_of_each_level() -> None:
     torch.manual_seed(0)
     mean, logvar, prior_mean, prior_logvar, sample = torch.randn(5, 4, 3, 2, 2)
     kl = torch.zeros(4, 3)
@@ -180,7 +180,7 @@ def test_mutual_information_is_that_of_a_plain_loop() -> None:
 # ------------------------------------------------------------------------------------------------ dimensions
 
 
-def test_active_units_are_those_whose_means_move() -> None:
+def test_active_units_have_moving_means() -> None:
     still, below, above = torch.full((100,), 3.0), 0.099 * torch.ones(100), 0.101 * torch.ones(100)
     below[::2] *= -1  # variance 0.0098
     above[::2] *= -1  # variance 0.0102
@@ -196,7 +196,7 @@ def test_a_group_is_collapsed_when_its_kl_is_small_for_nearly_all_examples() -> 
     assert measures(Level("z", zeros, zeros, zeros, kl), 0)["collapsed_share"] == 0.5
 
 
-def test_a_tally_weighs_examples_and_not_batches_and_counts_what_is_valid() -> None:
+def test_means_are_over_examples_and_valid_positions() -> None:
     torch.manual_seed(0)
     x, logits = torch.randint(0, 3, (5, 4)), torch.randn(5, 3, 4)
     valid = torch.tensor([[1, 1, 1, 0]] * 4 + [[1, 0, 0, 0]]).bool()
@@ -227,7 +227,7 @@ def test_a_tally_weighs_examples_and_not_batches_and_counts_what_is_valid() -> N
     torch.testing.assert_close(codes.levels["z"].mean, mean)
 
 
-# ------------------------------------------------------------------------------------------------ codes put to work
+# ------------------------------------------------------------------------------------------------ codes
 
 
 class Ladder(VAE):
@@ -317,7 +317,7 @@ def thermometers(*counts: int) -> Bits:
     return Bits((torch.arange(8) < torch.tensor(counts)[:, None]).long())
 
 
-def test_shuffled_codes_cost_what_the_code_is_worth() -> None:
+def test_shuffled_codes_of_a_thermometer() -> None:
     model, corpus, indices = thermometer(), thermometers(0, 8, 4), torch.arange(3)
     means = posterior_means(model, corpus, "test", indices)
     found = shuffled_codes(model, corpus, "test", indices, means, (0.1, 1.0))

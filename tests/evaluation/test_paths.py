@@ -22,7 +22,7 @@ def test_a_quarter_of_a_circle() -> None:
     torch.testing.assert_close(path, expected)
 
 
-def test_lengths_go_evenly_from_one_to_the_other() -> None:
+def test_slerp_interpolates_lengths_linearly() -> None:
     generator = torch.Generator().manual_seed(0)
     start, end = torch.randn(5, 3, 2, 2, generator=generator), 7 * torch.randn(5, 3, 2, 2, generator=generator)
     path = between(start, end, 6, "slerp")
@@ -50,7 +50,7 @@ def test_without_a_great_circle_the_path_is_the_line(start: list[float], end: li
 
 
 @pytest.mark.parametrize("angle", [1e-4, math.pi - 1e-4])
-def test_near_those_it_stays_bounded_and_even(angle: float) -> None:
+def test_slerp_near_parallel_and_opposite_vectors(angle: float) -> None:
     start, end = torch.tensor([[3.0, 0.0]]), torch.tensor([[5 * math.cos(angle), 5 * math.sin(angle)]])
     path = between(start.double(), end.double(), 5, "slerp")
     torch.testing.assert_close(path[:, 0].norm(dim=1), torch.linspace(3, 5, 5, dtype=torch.float64))
@@ -70,7 +70,7 @@ def plain_distance(a: str, b: str) -> int:
     return distance(0, 0)
 
 
-def test_edits_as_they_are_defined() -> None:
+def test_edit_distance_by_its_definition() -> None:
     assert (edit_distance("kitten", "sitting"), edit_distance("", ""), edit_distance("", "abc")) == (3, 0, 3)
     stream = random.Random(0)
     for _ in range(200):

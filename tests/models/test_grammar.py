@@ -171,7 +171,7 @@ def test_a_structure_survives_its_checkpoint_with_and_without_right_hand_sides()
     assert model.pushdown is None and torch.equal(model.argmax_decode(logits), logits.argmax(1))
 
 
-def test_sequence_accuracy_is_that_of_free_decoding() -> None:
+def test_exact_argmax_rules_are_exact_free_decoding() -> None:
     """Where every rule is the likeliest of its symbol, the automaton finds the same derivation, and only then."""
     model = small("kusner")
     batch = batch_of(derivations(2000))
@@ -185,7 +185,7 @@ def test_sequence_accuracy_is_that_of_free_decoding() -> None:
     assert 0.1 < forced.float().mean() < 0.9
 
 
-def test_an_alternative_that_nothing_could_finish_in_time_is_never_taken() -> None:
+def test_an_unreachable_alternative_is_never_taken() -> None:
     doubled = "\n".join(f"A{number} -> A{number + 1} A{number + 1}" for number in range(100))
     rules = parse_grammar(f"S -> A0 | 'x'\n{doubled}\nA100 -> 'a'", "doubled").rules
     model = build_model(GrammarSettings(arch="enhanced", **SMALL["enhanced"]), Structure(rules, 9))
@@ -197,7 +197,7 @@ def test_an_alternative_that_nothing_could_finish_in_time_is_never_taken() -> No
 
 @pytest.mark.parametrize("arch", ["kusner", "enhanced"])
 @pytest.mark.parametrize("filled", [1, 4, 11, 15])
-def test_what_is_left_out_of_a_derivation_is_padding(arch: str, filled: int) -> None:
+def test_omitted_steps_are_padding(arch: str, filled: int) -> None:
     """Encoded and decoded alike, whether steps that hold padding alone are there or not."""
     model = small(arch, posterior_noise=0.5)
     x = derivations(6)

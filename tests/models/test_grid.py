@@ -89,7 +89,7 @@ def test_features_and_their_gradients_stay_channels_last_through_the_plain_body(
 @pytest.mark.parametrize("body", ["plain", "residual"])
 @pytest.mark.parametrize("posterior", ["softplus", "logvar"])
 @pytest.mark.parametrize("bias", [-1e4, 1e4])
-def test_sigma_keeps_its_floor_and_ceiling_whatever_the_head_says(body: str, posterior: str, bias: float) -> None:
+def test_log_variance_is_bounded_for_any_input(body: str, posterior: str, bias: float) -> None:
     model = build_model(GridSettings.model_validate({"body": body, "posterior": posterior}))
     with torch.no_grad():
         model.encoder.spread.bias.fill_(bias)  # type: ignore[union-attr, operator]
@@ -102,7 +102,7 @@ def test_sigma_keeps_its_floor_and_ceiling_whatever_the_head_says(body: str, pos
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_initial_weights_are_drawn_in_the_same_order_as_ever() -> None:
+def test_the_order_of_initial_weights() -> None:
     torch.manual_seed(0)
     model = build_model(GridSettings(body="residual"))
     torch.manual_seed(0)

@@ -172,7 +172,7 @@ def test_training_drops_conditions_at_random_and_evaluation_does_not() -> None:
     ids=" ".join,
 )
 @pytest.mark.parametrize("loud", [1.0, 100.0])
-def test_any_model_obeys_what_is_decided_cell_by_cell(texts: list[str], loud: float) -> None:
+def test_conditions_on_cells_are_satisfied(texts: list[str], loud: float) -> None:
     """Whatever it has learned: the logits of trained models lie some 50 apart."""
     model = make()
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_any_model_obeys_what_is_decided_cell_by_cell(texts: list[str], loud: fl
     assert conditions.satisfies(conditions.attributes(settled), wanted).all(), "but in the choice of the likeliest grid"
 
 
-def test_in_training_nothing_that_is_there_is_ruled_out() -> None:
+def test_training_never_masks_the_true_grid() -> None:
     """What was told is true of the grid, so that it costs no more than a bad guess, wherever the model is wrong."""
     model = make(condition_dropout=0.0).train()
     x = torch.zeros(60, SIDE, SIDE, dtype=torch.int64)
@@ -214,7 +214,7 @@ def test_in_training_nothing_that_is_there_is_ruled_out() -> None:
         assert nats.max() < 150.0
 
 
-def test_a_symmetric_picture_is_drawn_towards_its_own_mirror_image() -> None:
+def test_logits_are_averaged_with_their_mirror_image() -> None:
     """In training too, softly: a cell and its image under the axis have the same logits where all weight is on one."""
     obey = ConstraintLayer(4).train()
     with torch.no_grad():
@@ -247,7 +247,7 @@ def test_conditions_are_the_sum_of_their_rows_with_its_gradient() -> None:
 
 
 @pytest.mark.parametrize(("which", "formula"), [(0, "bchw,bvw->bchv"), (1, "bchw,bvh->bcvw")])
-def test_turning_is_the_sum_over_cells_with_its_gradients(which: int, formula: str) -> None:
+def test_reflect_matches_einsum_with_gradients(which: int, formula: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64, requires_grad=True)
     axes = torch.rand(2, AXES, dtype=torch.float64, requires_grad=True)
