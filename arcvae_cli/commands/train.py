@@ -232,8 +232,8 @@ def next_commands(folder: RunFolder, corpus: Corpus) -> Iterator[str]:
     yield f"arcvae evaluate{checkpoint}"
     if corpus.rules is None or corpus.rules.rhs is not None:
         yield f"arcvae sample{checkpoint}"
-        if (last := corpus.size("test") - 1) > 0:
-            yield f"arcvae interpolate{checkpoint} --from {min(3, last - 1)} --to {min(17, last)}"
+        if corpus.size("test") > 1:
+            yield f"arcvae interpolate{checkpoint}"
 
 
 def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from arcvae_cli import gaussians
+from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import (
     Codes,
     choose,
@@ -20,18 +21,17 @@ from arcvae_cli.evaluation.information import (
     posterior_means,
     shuffled_codes,
 )
-from arcvae_cli.evaluation.paths import decoded_paths, smoothness
+from arcvae_cli.evaluation.paths import decoded_paths, pair_to_show, smoothness
 from arcvae_cli.models.base import VAE, Batch, Level, Output, standard_level
 
 
 class Bits:
     """A corpus of given bit strings (n, length), all in one split."""
 
-    name, num_classes, background, unit, rules, device = "bits", 2, None, "bit", None, "cpu"
+    name, rules, background = "bits", None, 0
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self.positions = (x.shape[1],)
 
     def size(self, split: str) -> int:
         return len(self.x)
@@ -39,9 +39,6 @@ class Bits:
     def batch(self, split: str, indices: Tensor, augment: bool = False) -> Batch:
         assert not augment
         return Batch(self.x[indices])
-
-    def class_counts(self) -> Tensor:
-        return self.x.flatten().bincount(minlength=2)
 
 
 class Logistic(VAE):
@@ -62,9 +59,6 @@ class Logistic(VAE):
         one = latents["z"] * self.slope + self.offset
         return torch.stack([torch.zeros_like(one), one], dim=1)
 
-    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
-        return {"z": temperature * torch.randn(n, 1)}
-
 
 ALL = torch.tensor([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
 SLOPE, OFFSET = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.3, 0.0, -1.0])
@@ -72,6 +66,7 @@ SLOPE, OFFSET = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.3, 0.0, -1.0])
 
 @pytest.fixture
 def logistic() -> Logistic:
+    """A model of `ALL` strings of three bits."""
     return Logistic(SLOPE, OFFSET, torch.tensor([0.8, -0.4, 0.2]), -0.9, math.log(0.5))
 
 
@@ -99,7 +94,7 @@ def test_the_importance_weighted_bound_finds_the_exact_likelihood(logistic: Logi
     assert 1 < found["effective_samples_min"] < found["effective_samples_mean"] < 200
 
 
-def test_its_single_draws_are_the_elbo_and_no_better(logistic: Logistic) -> None:
+def test_single_draws_give_the_elbo(logistic: Logistic) -> None:
     mean = logistic.encode(Batch(ALL))[0].mean[:, 0]
     z, weights = quadrature(mean, 0.5)
     kl = gaussians.kl_to_standard(mean, torch.tensor(math.log(0.5)))
@@ -126,7 +121,7 @@ def test_a_posterior_that_is_exact_makes_all_weights_equal() -> None:
     assert found["effective_samples_min"] == pytest.approx(7)
 
 
-def test_the_ratio_takes_every_level_with_its_own_prior() -> None:
+def test_log_ratio_uses_the_prior_of_each_level() -> None:
     torch.manual_seed(0)
     mean, logvar, prior_mean, prior_logvar, sample = torch.randn(5, 4, 3, 2, 2)
     kl = torch.zeros(4, 3)
@@ -185,7 +180,7 @@ def test_mutual_information_is_that_of_a_plain_loop() -> None:
 # ------------------------------------------------------------------------------------------------ dimensions
 
 
-def test_active_units_are_those_whose_means_move() -> None:
+def test_active_units_have_moving_means() -> None:
     still, below, above = torch.full((100,), 3.0), 0.099 * torch.ones(100), 0.101 * torch.ones(100)
     below[::2] *= -1  # variance 0.0098
     above[::2] *= -1  # variance 0.0102
@@ -201,7 +196,7 @@ def test_a_group_is_collapsed_when_its_kl_is_small_for_nearly_all_examples() -> 
     assert measures(Level("z", zeros, zeros, zeros, kl), 0)["collapsed_share"] == 0.5
 
 
-def test_a_tally_weighs_examples_and_not_batches_and_counts_what_is_valid() -> None:
+def test_means_are_over_examples_and_valid_positions() -> None:
     torch.manual_seed(0)
     x, logits = torch.randint(0, 3, (5, 4)), torch.randn(5, 3, 4)
     valid = torch.tensor([[1, 1, 1, 0]] * 4 + [[1, 0, 0, 0]]).bool()
@@ -232,7 +227,7 @@ def test_a_tally_weighs_examples_and_not_batches_and_counts_what_is_valid() -> N
     torch.testing.assert_close(codes.levels["z"].mean, mean)
 
 
-# ------------------------------------------------------------------------------------------------ codes put to work
+# ------------------------------------------------------------------------------------------------ codes
 
 
 class Ladder(VAE):
@@ -264,11 +259,6 @@ class Ladder(VAE):
     def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
         one = latents["local"].flatten(1) * SLOPE + latents["global"] * OTHER + OFFSET
         return torch.stack([torch.zeros_like(one), one], dim=1)
-
-    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
-        noise = noise or self.noise(n)
-        top = temperature * noise["global"]
-        return {"global": top, "local": self.slope * top[:, :, None, None] + self.spread * noise["local"]}
 
 
 OTHER = torch.tensor([-0.5, 1.5, 0.8])
@@ -318,34 +308,17 @@ def test_each_level_is_shuffled_alone_and_all_together() -> None:
     assert len(set(costs)) == 3
 
 
-class Thermometer(VAE):
-    """The code is the number of ones; bit k of the picture is 1 above k + 1/2."""
-
-    level_shapes = {"z": (1,)}  # noqa: RUF012
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.thresholds = nn.Parameter(torch.arange(length) + 0.5)
-
-    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        assert not noise
-        mean = batch.x.sum(dim=1, keepdim=True).float()
-        return (standard_level("z", mean, torch.zeros_like(mean), noise),)
-
-    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
-        one = 10 * (latents["z"] - self.thresholds)
-        return torch.stack([torch.zeros_like(one), one], dim=1)
-
-    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
-        raise AssertionError("nothing here draws from the prior")
+def thermometer() -> Logistic:
+    """The code is the number of ones; bit k of 8 is 1 above k + 1/2."""
+    return Logistic(torch.full((8,), 10.0), -10 * (torch.arange(8) + 0.5), torch.ones(8), 0.0, 0.0)
 
 
 def thermometers(*counts: int) -> Bits:
     return Bits((torch.arange(8) < torch.tensor(counts)[:, None]).long())
 
 
-def test_shuffled_codes_cost_what_the_code_is_worth() -> None:
-    model, corpus, indices = Thermometer(8), thermometers(0, 8, 4), torch.arange(3)
+def test_shuffled_codes_of_a_thermometer() -> None:
+    model, corpus, indices = thermometer(), thermometers(0, 8, 4), torch.arange(3)
     means = posterior_means(model, corpus, "test", indices)
     found = shuffled_codes(model, corpus, "test", indices, means, (0.1, 1.0))
     assert found["levels"] == {}
@@ -355,23 +328,27 @@ def test_shuffled_codes_cost_what_the_code_is_worth() -> None:
     assert found["shuffled_reconstruction_nats"] == pytest.approx((2 * sum(steps[:4]) + sum(steps)) / 3, abs=0.1)
 
 
-def test_an_even_path_changes_one_cell_a_step() -> None:
-    found = smoothness(decoded_paths(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), 9))
-    assert (found["pairs"], found["steps"]) == (1, 9)
-    assert (found["mean_step"], found["largest_step"], found["distance"]) == (1, 1, 8)
-    assert (found["largest_step_share"], found["detour"]) == (1 / 8, 1)
-    jump = smoothness(decoded_paths(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), 2))
+def test_paths_of_a_thermometer() -> None:
+    def path(steps: int, *counts: int) -> dict:
+        paths = decoded_paths(thermometer(), thermometers(*counts), "test", torch.arange(len(counts)), steps)
+        return smoothness(paths)
+
+    even, jump, same = path(9, 0, 8), path(2, 0, 8), path(9, 3, 3)
+    assert (even["pairs"], even["steps"]) == (1, 9)
+    assert (even["mean_step"], even["largest_step"], even["distance"]) == (1, 1, 8)
+    assert (even["largest_step_share"], even["detour"]) == (1 / 8, 1)
     assert (jump["mean_step"], jump["largest_step"], jump["largest_step_share"]) == (8, 8, 1)
-
-
-def test_pairs_are_taken_from_the_two_halves_and_those_that_agree_have_no_share() -> None:
-    corpus = thermometers(0, 3, 4, 3, 7)
-    found = smoothness(decoded_paths(Thermometer(8), corpus, "test", torch.arange(5), 5))
-    assert found["pairs"] == 2  # 0 to 4, 3 to 3; the fifth has no partner
-    assert found["distance"] == 2
-    assert found["largest_step_share"] == 1 / 4
-    same = smoothness(decoded_paths(Thermometer(8), thermometers(3, 3), "test", torch.arange(2), 9))
     assert (same["distance"], same["largest_step_share"], same["detour"]) == (0, None, None)
+    halves = path(5, 0, 3, 4, 3, 7)  # 0 to 4, 3 to 3, which has no share; the fifth has no partner
+    assert (halves["pairs"], halves["distance"], halves["largest_step_share"]) == (2, 2, 1 / 4)
+
+
+def test_the_pair_to_show_is_well_reconstructed_and_as_different_as_possible() -> None:
+    corpus = thermometers(0, 1, 4, 5, 8, *[4] * 7)
+    corpus.x[5:] = corpus.x[5:].flip(1)  # which the model reconstructs as its mirror image
+    assert pair_to_show(thermometer(), corpus, "test") == (2, 4)
+    with pytest.raises(InputError, match="fewer than two test examples"):
+        pair_to_show(thermometer(), thermometers(3), "test")
 
 
 # ------------------------------------------------------------------------------------------------ order and noise

@@ -27,7 +27,7 @@ def measured(grids: Tensor) -> Tensor:
     return torch.from_numpy(conditions.attributes(grids.to(torch.uint8).numpy()))
 
 
-def test_without_a_condition_every_cell_has_its_likeliest_colour() -> None:
+def test_without_conditions_each_cell_is_the_argmax() -> None:
     logits = random_logits(5)
     for nothing in (None, torch.full((5, len(conditions.ATTRIBUTES)), conditions.NOT_GIVEN)):
         assert torch.equal(constrained_decode(logits, nothing), logits.argmax(1))
@@ -35,7 +35,7 @@ def test_without_a_condition_every_cell_has_its_likeliest_colour() -> None:
 
 
 @pytest.mark.parametrize("count", range(1, 10))
-def test_as_many_colours_as_asked_where_there_were_fewer(count: int) -> None:
+def test_missing_colours_are_added(count: int) -> None:
     logits = random_logits(20, black=30.0)
     assert (logits.argmax(1) == 0).all()
     found = constrained_decode(logits, asked(20, f"colours={count}"))
@@ -55,7 +55,7 @@ def test_the_change_is_the_cheapest_there_is() -> None:
         assert torch.equal(one.flatten(), wanted)
 
 
-def test_a_colour_is_not_bought_with_the_last_cell_of_another() -> None:
+def test_adding_a_colour_keeps_the_last_cell_of_another() -> None:
     logits = torch.zeros(1, 10, SIDE, SIDE)
     logits[:, 0] = 20.0
     logits[0, 3, 2, 2] = 30.0  # the only cell that is not black
@@ -65,7 +65,7 @@ def test_a_colour_is_not_bought_with_the_last_cell_of_another() -> None:
     assert (found[2, 2], found[9, 9]) == (3, 5) and (found > 0).sum() == 2
 
 
-def test_colours_that_have_to_occur_come_first_and_forbidden_ones_never() -> None:
+def test_required_colours_come_first_and_excluded_ones_never() -> None:
     logits = random_logits(20, black=30.0)
     found = measured(constrained_decode(logits, asked(20, "red=yes", "colours=2", "blue=no")))
     assert (found[:, conditions.PLACE["colour_2"]] == 1).all()
@@ -74,7 +74,7 @@ def test_colours_that_have_to_occur_come_first_and_forbidden_ones_never() -> Non
 
 
 @pytest.mark.parametrize(("height", "width"), list(itertools.product([1, 5, 16], [1, 7, 16])))
-def test_the_last_row_and_column_are_lit(height: int, width: int) -> None:
+def test_the_last_row_and_column_are_coloured(height: int, width: int) -> None:
     logits = random_logits(8)
     logits[:, :, height:], logits[:, :, :, width:] = 0.0, 0.0
     logits[:, 0, height:], logits[:, 0, :, width:] = 60.0, 60.0  # as the decoder leaves what lies beyond

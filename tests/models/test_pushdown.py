@@ -14,7 +14,7 @@ from arcvae_cli.data.parsing import Parser
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
 from arcvae_cli.models.pushdown import Pushdown, same_left
 
-CODES = 1000
+CODES = 300
 TERMS = """
 # sums of named terms with optional arguments: empty productions, a left and a right recursion, long right-hand sides
 %separator " "
@@ -108,7 +108,7 @@ def agree(rules: Rules, length: int, n: int, budget: bool, sampled: bool) -> tor
 @pytest.mark.parametrize("sampled", [False, True], ids=["argmax", "sampled"])
 @pytest.mark.parametrize("budget", [True, False], ids=["budget", "free"])
 @pytest.mark.parametrize("name", GRAMMARS)
-def test_it_derives_what_a_plain_stack_derives_and_all_of_it_parses(name: str, budget: bool, sampled: bool) -> None:
+def test_matches_a_plain_stack_and_parses(name: str, budget: bool, sampled: bool) -> None:
     make, length = GRAMMARS[name]
     grammar = make()
     complete = agree(grammar.rules, length, CODES, budget, sampled)
@@ -121,8 +121,8 @@ def test_it_derives_what_a_plain_stack_derives_and_all_of_it_parses(name: str, b
         assert parser.parse(text) == [rule for rule in ids if rule != padding]
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_any_grammar_will_do(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_random_grammars_match_a_plain_stack(seed: int) -> None:
     rules = random_rules(seed)
     for budget in (True, False):
         for length in (1, 2, 13):
@@ -131,7 +131,7 @@ def test_any_grammar_will_do(seed: int) -> None:
             assert complete.shape[1:] == (length,)
 
 
-def test_of_equal_rules_the_first_is_taken_and_the_budget_decides_when() -> None:
+def test_ties_take_the_first_rule_within_the_budget() -> None:
     rules = read_grammar("equations").rules  # 0: S -> S '+' T, 3: S -> T, 7: T -> 'x', the shortest of T by its id
     pushdown = Pushdown(rules, 5)
     ids = pushdown.derive(torch.zeros(1, len(rules), 5)).ids
@@ -141,7 +141,7 @@ def test_of_equal_rules_the_first_is_taken_and_the_budget_decides_when() -> None
     assert free.ids.tolist() == [[0] * 5] and not free.complete
 
 
-def test_rules_are_drawn_with_the_probabilities_that_the_logits_say() -> None:
+def test_sampled_rules_have_the_softmax_probabilities() -> None:
     rules = read_grammar("equations").rules
     pushdown = Pushdown(rules, 15)
     logits = torch.linspace(-1.5, 1.5, len(rules))[None, :, None].expand(1, -1, 15)
@@ -180,16 +180,6 @@ def test_the_rules_that_compete_rewrite_the_same_symbol() -> None:
     for rule, left in enumerate(rules.lhs):
         expected = rules.of(left) if left >= 0 else range(len(rules))  # nothing at or after the end is ruled out
         assert same_left(rules)[rule].nonzero().flatten().tolist() == list(expected)
-
-
-def test_what_cannot_derive_is_refused() -> None:
-    rules = read_grammar("equations").rules
-    with pytest.raises(ValueError, match="ids and masks alone"):
-        Pushdown(Rules(rules.symbols, rules.lhs, None, rules.start, rules.padding), 15)
-    with pytest.raises(ValueError, match="the shortest has 2"):
-        Pushdown(rules, 1)
-    with pytest.raises(ValueError, match="logits of 14 steps for derivations of 15"):
-        Pushdown(rules, 15).derive(torch.zeros(1, len(rules), 14))
 
 
 def test_nothing_is_read_back_and_no_shape_depends_on_a_value() -> None:
