@@ -200,7 +200,7 @@ def encode(given: Mapping[str, int], n: int) -> Values:
     return np.tile(row, (n, 1))
 
 
-def obeys(values: Values, given: Mapping[str, int]) -> NDArray[np.bool_]:
+def satisfies(values: Values, given: Mapping[str, int]) -> NDArray[np.bool_]:
     """(n,) whether grids with these attributes (n, A) are all that was asked for."""
     columns = [PLACE[name] for name in given]
     result: NDArray[np.bool_] = (values[:, columns] == np.array(list(given.values()), np.int64)).all(axis=1)

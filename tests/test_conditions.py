@@ -15,9 +15,9 @@ from arcvae_cli.conditions import (
     attributes,
     contradiction,
     encode,
-    obeys,
     objects_of,
     parse,
+    satisfies,
     written,
 )
 from arcvae_cli.data.arc import build_arc_raw
@@ -203,10 +203,10 @@ def test_what_is_encoded_and_what_obeys(real: np.ndarray) -> None:
     assert (coded == coded[0]).all()
     measured = attributes(real)
     plain = [plainly(grid) for grid in real[:300]]
-    assert obeys(measured, given)[:300].tolist() == [
+    assert satisfies(measured, given)[:300].tolist() == [
         found["colours"] == 3 and found["symmetry_lr"] == 0 for found in plain
     ]
-    assert obeys(measured, {}).all()
+    assert satisfies(measured, {}).all()
 
 
 def test_attribute_sizes_and_names() -> None:

@@ -11,7 +11,7 @@ import torch
 from typer.testing import Result
 
 from arcvae_cli import checkpoints
-from arcvae_cli.conditions import attributes, obeys
+from arcvae_cli.conditions import attributes, satisfies
 from arcvae_cli.console import Console
 from arcvae_cli.data.files import read_dataset, write_dataset
 from arcvae_cli.data.parsing import Parser
@@ -97,7 +97,7 @@ def test_conditions_reach_the_model_and_are_counted(arcvae: Run, hierarchy_run: 
     assert document["conditions"] == {"colours": 3, "symmetry_lr": 1}
     free = draw(arcvae, hierarchy_run, tmp_path / "free", "--num", 12)[1]
     assert "conditions" not in free
-    counts = [int(obeys(attributes(some["grids"]), document["conditions"]).sum()) for some in (arrays, free)]
+    counts = [int(satisfies(attributes(some["grids"]), document["conditions"]).sum()) for some in (arrays, free)]
     assert document["adherence"] == {
         "obeying": counts[0],
         "obeying_share": counts[0] / 12,
@@ -115,7 +115,7 @@ def test_conditions_reach_the_model_and_are_counted(arcvae: Run, hierarchy_run: 
 def test_a_fitted_prior_under_a_condition_is_fitted_to_what_obeys(
     arcvae: Run, hierarchy_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    obeying = int(obeys(attributes(arc_splits["train"]), {"colour_2": 1}).sum())
+    obeying = int(satisfies(attributes(arc_splits["train"]), {"colour_2": 1}).sum())
     result, _ = draw(arcvae, hierarchy_run, tmp_path, "--num", 4, "--prior", "aggregate", "--condition", "red=yes")
     assert f"a Gaussian fitted to {obeying} train examples of some with colour_2=yes" in " ".join(result.stderr.split())
 

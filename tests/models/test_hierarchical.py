@@ -228,7 +228,7 @@ def test_any_model_obeys_what_is_decided_cell_by_cell(texts: list[str], loud: fl
             assert (column == 0).all(), name
         elif not name.startswith("colour_"):  # extents and counts are upper bounds: what is black nobody can force
             assert (column <= value).all(), name
-    assert conditions.obeys(conditions.attributes(settled), wanted).all(), "but in the choice of the likeliest grid"
+    assert conditions.satisfies(conditions.attributes(settled), wanted).all(), "but in the choice of the likeliest grid"
 
 
 def test_in_training_nothing_that_is_there_is_ruled_out() -> None:
