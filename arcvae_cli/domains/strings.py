@@ -34,7 +34,6 @@ from arcvae_cli.evaluation.paths import decoded_paths, edit_distance, smoothness
 from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 from arcvae_cli.evaluation.verdict import HELD_MARGIN, Advice, Target
 from arcvae_cli.grammar import Grammar, parse_grammar
-from arcvae_cli.graphs import Graphed
 from arcvae_cli.models.base import Batch, Level
 from arcvae_cli.models.grammar import LEVEL
 from arcvae_cli.objective import ACTIVE_KL
@@ -53,7 +52,6 @@ QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
 ENCODINGS = 10  # per example, as in the protocol of 2017
 DIVERSITY = 1000  # strings whose likeness is measured, pair by pair
 DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
-GRAPHED_FROM = 5  # passes of one size above which they are captured as a graph, which costs as much as so many
 WRITTEN_PAIRS, PRINTED = 16, 256  # pairs in a text file, strings on a terminal
 STRING = "string:"  # prefix of a string that looks like an index
 DRAWN, FREE, ARGMAX = (True, True), (True, False), (False, True)  # rules drawn from p(x|z)? within the length budget?
@@ -446,35 +444,25 @@ def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) 
 
 
 def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> dict[str, Any]:
-    """Exact reconstruction by the protocol of Kusner et al. 2017: draw codes of an example, draw strings of each code.
-
-    On CUDA the derivations are one graph, replayed: hence all calls are of one size, and the excess is cut off.
-    """
-    model, corpus = task.model, task.corpus
-    indices, length, pushdown = task.indices[:examples], corpus.length, model.pushdown
+    """Exact reconstruction as in Kusner et al. 2017: draw codes of each example, draw strings of each code."""
+    model, corpus, indices = task.model, task.corpus, task.indices[:examples]
     task.note(f"Monte Carlo: {encodings * decodings:,} strings of each of {len(indices):,} derivations")
-
-    def exact(logits: Tensor, noise: Tensor, x: Tensor) -> Tensor:  # (B, P, T), (M, B, T, K), (B, T) -> (2, M, B)
-        derived = [pushdown.derive(logits, noise, budget).ids for budget in (False, True)]
-        return torch.stack([(ids == x).all(dim=-1) for ids in derived])
-
-    counts = []
+    exact = torch.zeros(2, dtype=torch.int64, device=corpus.device)  # without and with the length budget
     with eval_mode(model, task.seed) as device:
-        size = min(len(indices), batch_size(length))
-        most = max(1, (CUDA_DECODINGS if device.type == "cuda" else DECODINGS) // (size * length))
+        size = min(len(indices), batch_size(corpus.length))
+        most = max(1, (CUDA_DECODINGS if device.type == "cuda" else DECODINGS) // (size * corpus.length))
         at_once = math.ceil(decodings / math.ceil(decodings / most))
-        count = Graphed(exact, device)
         for part in torch.split(indices, size):
-            batch = corpus.batch(task.split, _filled(part, size).to(device))
+            batch = corpus.batch(task.split, part.to(device))
             level = model.encode(batch, noise=False)[0]
             for _ in range(encodings):
                 logits = model.decode({LEVEL: gaussians.sample(level.mean, level.logvar)})
                 for start in range(0, decodings, at_once):
-                    noise = pushdown.noise(at_once * size).view(at_once, size, length, -1)
-                    found = count(logits, noise, batch.x)[:, : decodings - start, : len(part)]
-                    counts.append(found.sum(dim=(1, 2)))
-    total = len(indices) * encodings * decodings
-    free, budgeted = (count / total for count in torch.stack(counts).sum(dim=0).tolist())
+                    draws = min(at_once, decodings - start)
+                    noise = model.pushdown.noise(draws * len(part)).view(draws, len(part), corpus.length, -1)
+                    made = [model.pushdown.derive(logits, noise, budget).ids for budget in (False, True)]
+                    exact += torch.stack([(ids == batch.x).all(dim=-1).sum() for ids in made])
+    free, budgeted = (count / (len(indices) * encodings * decodings) for count in exact.tolist())
     sizes = {"examples": len(indices), "encodings": encodings, "decodings": decodings}
     return {**sizes, "exact_share": free, "budget_exact_share": budgeted}
 
@@ -487,29 +475,17 @@ def derive(
     A way: whether rules are drawn from p(x|z), or the argmax, and whether within the length budget, see
     `Pushdown.derive`. All ways share one pass of the decoder and one noise, which does not depend on the device.
     """
-
-    def derived(logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, ...]:
-        found = [model.pushdown.derive(logits, noise if drawn else None, budget) for drawn, budget in ways]
-        return tuple(part for one in found for part in (one.ids.to(torch.int16), one.complete))
-
     block = batch_size(model.structure.length)
     parts: list[list[Tensor]] = []
     with eval_mode(model, mix(seed, "rules")) as device:  # not the stream of the seed, which has drawn the latents
         size = max(1, batch_size(model.structure.length, device) // block) * block
-        graphed = Graphed(derived, device) if len(codes) > GRAPHED_FROM * size else None
         for part in torch.split(codes, size):
-            inputs = [model.decode({LEVEL: part})]
-            if any(drawn for drawn, _ in ways):
-                inputs.append(torch.cat([model.pushdown.noise(len(some)) for some in torch.split(part, block)]))
-            found = derived(*inputs) if graphed is None else graphed(*(_filled(one, size) for one in inputs))
-            parts.append([one[: len(part)] for one in found])
+            logits = model.decode({LEVEL: part})
+            noise = torch.cat([model.pushdown.noise(len(some)) for some in torch.split(part, block)])
+            found = [model.pushdown.derive(logits, noise if drawn else None, budget) for drawn, budget in ways]
+            parts.append([tensor for one in found for tensor in (one.ids.to(torch.int16), one.complete)])
         whole = [torch.cat(some).cpu().numpy() for some in zip(*parts, strict=True)]
     return list(zip(whole[::2], whole[1::2], strict=True))
-
-
-def _filled(tensor: Tensor, size: int) -> Tensor:
-    """A tensor (n, ...) as (size, ...): a graph needs inputs of one size."""
-    return torch.cat([tensor, tensor[:1].expand(size - len(tensor), *tensor.shape[1:])])
 
 
 def meanings(texts: Sequence[str | None], validator: Validator | None) -> list[str | None]:
