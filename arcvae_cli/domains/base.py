@@ -139,7 +139,7 @@ class Domain(Protocol):
         """InputError for a flag (None if not given) that models of this kind do not have."""
         for flag, value in given.items():
             if value is not None and flag not in self.flags:
-                raise InputError(f"{flag}: not for models of {self.noun}", "omit it")
+                raise InputError(f"{flag}: this model is of {self.noun}", "omit it")
 
     def path_facts(self, steps: Examples, originals: Examples, distance: Callable[..., int]) -> tuple[Report, str]:
         """How a decoded path changes by the `distance` of two examples, and the same in words."""

@@ -135,7 +135,7 @@ class StringDomain(base.Domain):
         model, corpus, split, indices, few = task.model, task.corpus, task.split, task.indices, len(task.few)
         if task.monte_carlo is not None and model.pushdown is None:
             raise InputError(
-                "--monte-carlo: needs a grammar, and the model was trained without one",
+                "--monte-carlo: the model was trained without a grammar, which derivations need",
                 "omit it: the expected share of exact reconstructions is what it estimates",
             )
         posterior = encode(model, corpus, split, indices, task.seed)
@@ -259,7 +259,7 @@ class StringDomain(base.Domain):
         )
 
     def tables(self, report: Report) -> Iterator[Table]:
-        model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", "rule frequencies": "frequencies"}
+        model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", "frequencies": "frequencies"}
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baseline", model, SCORES)
         yield Table("Nats of a derivation", {"": ""}, LIKELIHOOD)
         yield Table("Interpolation", {"": ""}, PATH_SCORES)
@@ -286,7 +286,7 @@ class StringDomain(base.Domain):
     def check_decodable(self, loaded: Loaded) -> None:
         if loaded.grammar is None:
             raise InputError(
-                f"{loaded.path}: strings need a grammar, and the model was trained without one",
+                f"{loaded.path}: the model was trained on ids and masks without a grammar, which strings need",
                 "train with --grammar FILE beside --prod and --masks; `evaluate` works without",
             )
 

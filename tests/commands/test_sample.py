@@ -41,8 +41,9 @@ def test_grids_are_printed_and_written_as_picture_arrays_and_task(arcvae: Run, t
     printed = ["".join(str(cell) if cell else "." for cell in row) for row in grids[0]]
     assert [line[:16] for line in lines[:16]] == printed
     assert lines[0][18:34].replace(".", "0") == "".join(map(str, grids[1][0]))
-    blank, distinct = (grids == 0).all((1, 2)).mean(), len(np.unique(grids.reshape(11, -1), axis=0))
-    assert lines[-1].startswith(f"11 samples, standard prior, temperature 1: {blank:.0%} blank, {distinct} distinct")
+    blank, distinct = (grids == 0).all((1, 2)).sum(), len(np.unique(grids.reshape(11, -1), axis=0))
+    about = f"11 samples, standard prior, temperature 1: {blank} of 11 blank, {distinct} distinct"
+    assert lines[-1].startswith(about)
     assert f"{(grids > 0).mean():.1%} of their cells not black" in lines[-1]
     assert str(tmp_path) in result.stderr.replace("\n", "")
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
