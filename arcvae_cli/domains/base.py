@@ -44,6 +44,18 @@ class Table(NamedTuple):
     note: str = ""
 
 
+PATH_SCORES = (
+    ("pairs of {noun}", "pairs", ""),
+    ("different {noun} on a path", "distinct", ".1f"),
+    ("{changes} changed per step", "mean_step", ".1f"),
+    ("  in the largest step", "largest_step", ".1f"),
+    ("  of the distance of the ends", "largest_step_share", ".0%"),
+    ("{changes} that differ between the ends", "distance", ".1f"),
+    ("valid strings", "valid_share", ".1%"),
+    ("paths of valid strings", "valid_paths", ".1%"),
+)
+
+
 @dataclass
 class Task:
     """What is to be evaluated: a model on a split of a corpus that lies on the model's device."""
@@ -91,7 +103,7 @@ class Domain(Protocol):
     """A kind of example: to add one, write a subclass and its line in `DOMAINS`.
 
     `per`: headings of nats and bits. `changes`: what changes along a path. `formats`: suffixes of the files of samples
-    and paths. `flags`: those that other kinds do not have. `plain`: whether a pipe gets samples alone.
+    and paths. `takes_flags`: whether the flags of strings apply. `plain`: whether a pipe gets samples alone.
     `baseline`: a code without information on the validation split. `limits`: the most examples, the most for what takes
     many passes (None for all), the batch size. `further` measures paths and samples. `code_values`: (n,) values that
     colour a scatter plot, their name. `posterior_samples`: (n, *shape) by level, of at most `limit` examples that
@@ -105,9 +117,9 @@ class Domain(Protocol):
     changes: ClassVar[str]
     dtype: ClassVar[type[np.generic]]
     formats: ClassVar[tuple[str, ...]]
-    flags: ClassVar[frozenset[str]] = frozenset()
     quick_shuffle: ClassVar[bool] = False
     plain: ClassVar[bool] = False
+    takes_flags: ClassVar[bool] = False
 
     def validation_batch(self, corpus: Any) -> int: ...
     def baseline(self, corpus: Any) -> dict[str, float | None]: ...
@@ -136,10 +148,18 @@ class Domain(Protocol):
         """InputError where nothing can be decoded into examples."""
 
     def check_flags(self, given: Mapping[str, object]) -> None:
-        """InputError for a flag (None if not given) that models of this kind do not have."""
+        """InputError for a flag of strings (None if not given) with a model of another kind."""
         for flag, value in given.items():
-            if value is not None and flag not in self.flags:
+            if value is not None and not self.takes_flags:
                 raise InputError(f"{flag}: this model is of {self.noun}", "omit it")
+
+    def path_table(self) -> Table:
+        """The scores of interpolation; those that this kind does not have are not shown."""
+        rows = [
+            (label.format(noun=self.noun, changes=self.changes), f"interpolation.{key}", form)
+            for label, key, form in PATH_SCORES
+        ]
+        return Table("Interpolation", {"": ""}, rows)
 
     def path_facts(self, steps: Examples, originals: Examples, distance: Callable[..., int]) -> tuple[Report, str]:
         """How a decoded path changes by the `distance` of two examples, and the same in words."""

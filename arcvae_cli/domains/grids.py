@@ -64,13 +64,6 @@ COLOUR_SCORES = (
     ("model", "reconstruction.posterior_mean.colour_accuracy.{}", ".0%"),
     ("PCA", "reconstruction.pca.colour_accuracy.{}", ".0%"),
 )
-PATH_SCORES = (
-    ("pairs of grids", "interpolation.pairs", ""),
-    ("cells changed per step", "interpolation.mean_step", ".1f"),
-    ("  in the largest step", "interpolation.largest_step", ".1f"),
-    ("  of the distance of the ends", "interpolation.largest_step_share", ".0%"),
-    ("cells that differ between the ends", "interpolation.distance", ".1f"),
-)
 SAMPLE_SCORES = (
     ("density", "{}.density", ".2f"),
     ("coverage", "{}.coverage", ".2f"),
@@ -235,7 +228,7 @@ class GridDomain(base.Domain):
         model |= {"all black": "all_black", "PCA": "pca"}
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", model, SCORES)
         yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
-        yield Table("Interpolation", {"": ""}, PATH_SCORES)
+        yield self.path_table()
         title = f"Samples against {report['prior_samples']['reference']} grids of the split"
         yield Table(title, {"samples": "prior_samples", "training": "training_grids"}, SAMPLE_SCORES)
         if (accuracy := report["adherence"]) is not None:

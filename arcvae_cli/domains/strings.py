@@ -76,15 +76,6 @@ LIKELIHOOD = (
     ("entropy of the corpus, least on unseen", "entropy_nats", ".2f"),
     ("KL of the objective", "trained_kl_nats", ".2f"),
 )
-PATH_SCORES = (
-    ("pairs of strings", "interpolation.pairs", ""),
-    ("different strings on a path", "interpolation.distinct", ".1f"),
-    ("rules changed per step", "interpolation.mean_step", ".1f"),
-    ("  in the largest step", "interpolation.largest_step", ".1f"),
-    ("rules that differ between the ends", "interpolation.distance", ".1f"),
-    ("valid strings", "interpolation.valid_share", ".1%"),
-    ("paths of valid strings", "interpolation.valid_paths", ".1%"),
-)
 SAMPLE_SCORES = (
     ("complete without the length budget", "prior_samples.{}.complete_share", ".2%"),
     ("valid", "prior_samples.{}.valid_share", ".2%"),
@@ -106,10 +97,7 @@ class StringDomain(base.Domain):
 
     kind, noun, changes, dtype = "strings", "derivations", "rules", np.int16
     per, formats = ("nats per derivation", "bits per rule"), ("txt", "npz", "json")
-    flags = frozenset(("--monte-carlo", "--encodings", "--decodings", "--monte-carlo-examples", "--samples")) | {
-        *("--decode", "--budget/--no-budget")
-    }
-    quick_shuffle = plain = True
+    quick_shuffle = plain = takes_flags = True
 
     def validation_batch(self, corpus: Any) -> int:
         return batch_size(corpus.length)
@@ -262,7 +250,7 @@ class StringDomain(base.Domain):
         model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", "frequencies": "frequencies"}
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baseline", model, SCORES)
         yield Table("Nats of a derivation", {"": ""}, LIKELIHOOD)
-        yield Table("Interpolation", {"": ""}, PATH_SCORES)
+        yield self.path_table()
         if report["prior_samples"] is not None:
             valid = report["judged"] or "no validity check for this grammar, or RDKit is missing"
             note = f"fitted: the Gaussian of the training codes (--prior aggregate); valid: {valid}"

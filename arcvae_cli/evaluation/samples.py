@@ -116,20 +116,14 @@ def density_and_coverage(reference: Numbers, samples: Numbers, k: int = NEIGHBOU
     Around each reference point (n > k) lies a ball that reaches to its k-th neighbour. Density is the mean number of
     balls a sample lies in, over k: 1 is that of the reference itself. Coverage is the share of balls with a sample.
     """
+    from scipy.spatial.distance import cdist
+
     spread = reference.std(axis=0)
     spread[spread == 0] = 1.0
     reference, samples = (reference - reference.mean(axis=0)) / spread, (samples - reference.mean(axis=0)) / spread
-    radius = np.partition(_distances(reference, reference), k, axis=1)[:, k]  # the 0-th neighbour is the point itself
-    inside = _distances(reference, samples) < radius[:, None]  # (n, m)
+    around, distance = (cdist(reference, points, "sqeuclidean") for points in (reference, samples))
+    inside = distance < np.partition(around, k, axis=1)[:, [k]]  # (n, m); the 0-th neighbour is the point itself
     return float(inside.sum(axis=0).mean() / k), float(inside.any(axis=1).mean())
-
-
-def _distances(a: Numbers, b: Numbers) -> Numbers:
-    """(len(a), len(b)) squared Euclidean distances, feature by feature: exact where two points are equal."""
-    total = np.zeros((len(a), len(b)))
-    for left, right in zip(a.T, b.T, strict=True):
-        total += np.square(left[:, None] - right)
-    return total
 
 
 def wasserstein(a: Numbers, b: Numbers) -> float:

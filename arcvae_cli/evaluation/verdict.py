@@ -57,7 +57,15 @@ class Advice:
         self.betas: Mapping[str, float] = settings.schedule.peaks(names)
         self.floors = {level: settings.objective.floor(level) for level in names}
         self.total = settings.objective.free_bits_mode == "total"
-        self.controlled = dict(_controlled(settings, names))
+        self.controlled: dict[
+            str, tuple[str, str]
+        ] = {}  # of a level under a closed loop: steps to more KL, and to less
+        parts: Mapping[str, Any] = settings.schedule.by_level(names)
+        for level in settings.schedule.closed_levels(names):
+            table, part = f"schedule.{level}" if level in settings.schedule.parts else "schedule", parts[level]
+            key = f"{table}.{part.knob} (it is {getattr(part, part.knob):g})"
+            steps = f"raise {key}", f"lower {key}"
+            self.controlled[level] = steps if part.quantity == "kl" else steps[::-1]
 
     def other_data(self, report: Mapping[str, Any]) -> str | None:
         """The remedy where examples are not of the corpus that the model was trained on; `arc-raw` is of `arc`."""
@@ -119,15 +127,3 @@ class Advice:
     def _peak(self, level: str) -> str:
         beta, scale = self.betas[level], self.scale
         return f"{beta:g}" if scale is None or scale == 1.0 else f"{beta:g}, {scale * beta:.4g} on the ELBO scale"
-
-
-def _controlled(settings: Settings, levels: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Of each level whose beta is set by a closed loop, what to set for more KL, and for less."""
-    schedule = settings.schedule
-    parts = schedule.by_level(levels)
-    for level in schedule.closed_levels(levels):
-        part: Any = parts[level]
-        table = f"schedule.{level}" if level in schedule.parts else "schedule"
-        key = f"{table}.{part.knob} (it is {getattr(part, part.knob):g})"
-        more, less = ("raise", "lower") if part.quantity == "kl" else ("lower", "raise")
-        yield level, (f"{more} {key}", f"{less} {key}")

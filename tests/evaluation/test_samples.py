@@ -80,7 +80,6 @@ def test_wasserstein_is_that_of_scipy() -> None:
     random = np.random.RandomState(0)
     a, b = random.randint(0, 20, 70).astype(float), random.randint(3, 25, 31).astype(float)
     assert wasserstein(a, b) == pytest.approx(wasserstein_distance(a, b))
-    assert wasserstein(a, a[::-1]) == 0
     assert wasserstein(np.zeros(3), np.full(5, 4.0)) == 4
 
 
