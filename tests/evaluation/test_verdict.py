@@ -87,6 +87,10 @@ def missed(*arguments: Any) -> dict[str, str]:
     return {one["name"]: one["remedy"] for one in found if not one["ok"]}
 
 
+def conditioned(*rows: Report) -> Report:
+    return {"adherence": {"samples": 100, "rows": list(rows)}}
+
+
 @pytest.mark.parametrize("kind", REPORTS)
 def test_a_good_model_meets_every_target(kind: str) -> None:
     found = verdict(kind)
@@ -94,43 +98,32 @@ def test_a_good_model_meets_every_target(kind: str) -> None:
 
 
 PIXEL, NON_BLACK = "reconstruction.posterior_mean.pixel_accuracy", "reconstruction.posterior_mean.non_black_accuracy"
+BLACK, PCA = "reconstruction.all_black.pixel_accuracy", "reconstruction.pca.pixel_accuracy"
+KL, DRAWN = "levels.z.kl_nats", "prior_samples"
+ALL = conditioned(*ROWS)
 DEAD = {"levels.z.kl_nats": [0.0, 0.0], NON_BLACK: 0.0}
 
 
 @pytest.mark.parametrize(
-    ("name", "ok", "changes"),
+    ("name", "meets", "misses"),
     [
-        ("pixel accuracy", True, {PIXEL: 0.90}),
-        ("pixel accuracy", False, {PIXEL: 0.8999}),
-        ("pixel accuracy, baselines", False, {"reconstruction.pca.pixel_accuracy": 0.93}),
-        ("pixel accuracy, baselines", True, {"reconstruction.all_black.pixel_accuracy": 0.9299}),
-        ("pixel accuracy, baselines", False, {"reconstruction.all_black.pixel_accuracy": 0.94}),
-        ("non-black accuracy", False, {NON_BLACK: 0.30}),
-        ("non-black accuracy", True, {NON_BLACK: 0.301}),
-        ("smallest KL of a dimension", False, {"levels.z.kl_nats": [2.0, 0.05]}),
-        ("smallest KL of a dimension", True, {"levels.z.kl_nats": [2.0, 0.051]}),
-        ("KL at the free-bits floor", True, {"levels.z.kl_nats": [2.0, 0.285]}),
-        ("KL at the free-bits floor", False, {"levels.z.kl_nats": [2.0, 0.284]}),
-        ("blank samples", True, {"prior_samples.blank_share": 0.10}),
-        ("blank samples", False, {"prior_samples.blank_share": 0.11}),
-        ("blank samples", True, {"prior_samples.blank_share": 0.11, "prior_samples.reference_blank_share": 0.05}),
-        ("specks among samples", True, {"prior_samples.speck_share": 0.50}),
-        ("specks among samples", False, {"prior_samples.speck_share": 0.51}),
-        ("samples satisfy colours", True, {"adherence": {"samples": 100, "rows": ROWS}}),
-        ("samples satisfy symmetry", True, {"adherence": {"samples": 100, "rows": ROWS}}),
-        ("of them not blank or repeated", True, {"adherence": {"samples": 100, "rows": ROWS}}),
-        (
-            "samples satisfy colours",
-            False,
-            {"adherence": {"samples": 100, "rows": [{**ROWS[1], "counted_obeying": 0.8}]}},
-        ),
-        ("of them not blank or repeated", False, {"adherence": {"samples": 100, "rows": [{**ROWS[1], "counted": 49}]}}),
+        ("pixel accuracy", {PIXEL: 0.90}, {PIXEL: 0.8999}),
+        ("pixel accuracy, baselines", {PCA: 0.9299}, {PCA: 0.93}),
+        ("pixel accuracy, baselines", {BLACK: 0.9299}, {BLACK: 0.94}),
+        ("non-black accuracy", {NON_BLACK: 0.301}, {NON_BLACK: 0.30}),
+        ("smallest KL of a dimension", {KL: [2.0, 0.051]}, {KL: [2.0, 0.05]}),
+        ("KL at the free-bits floor", {KL: [2.0, 0.285]}, {KL: [2.0, 0.284]}),
+        ("blank samples", {f"{DRAWN}.blank_share": 0.10}, {f"{DRAWN}.blank_share": 0.11}),
+        ("blank samples", {f"{DRAWN}.reference_blank_share": 0.05}, {f"{DRAWN}.reference_blank_share": -0.09}),
+        ("specks among samples", {f"{DRAWN}.speck_share": 0.50}, {f"{DRAWN}.speck_share": 0.51}),
+        ("samples satisfy colours", ALL, conditioned({**ROWS[1], "counted_obeying": 0.8})),
+        ("samples satisfy symmetry", ALL, conditioned({**ROWS[2], "counted_obeying": None})),
+        ("of them not blank or repeated", ALL, conditioned({**ROWS[1], "counted": 49})),
     ],
-)
-def test_limits_of_the_targets_of_grids(name: str, ok: bool, changes: Report) -> None:
-    found = verdict("grids", changes)
-    row = next(one for one in found["findings"] if one["name"] == name)
-    assert row["ok"] is ok and (row["remedy"] is None) is ok and found["ok"] <= ok
+)  # fmt: skip
+def test_limits_of_the_targets_of_grids(name: str, meets: Report, misses: Report) -> None:
+    assert name not in missed("grids", meets)
+    assert name in missed("grids", misses)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +161,8 @@ def test_free_bits_hold_a_total_or_each_dimension(mode: str, kl: list[float], na
 
 MEAN = {"objective.reduction": "mean", "objective.free_bits": 0.0}
 SPECKS, SMALL = {"prior_samples.speck_share": 0.9}, {PIXEL: 0.86}
-FLOOR = {"levels.z.kl_nats": [2.0, 0.25]}
+FLOOR, PAINTS_BLACK = {KL: [2.0, 0.25]}, {NON_BLACK: 0.001, "prior_samples.blank_share": 1.0}
+OPEN = {"prior_samples.standard.complete_share": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -176,12 +170,7 @@ FLOOR = {"levels.z.kl_nats": [2.0, 0.25]}
     [
         # too little KL: lower beta, on the scale that explains it
         ("grids", DEAD, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale), or use objective.reduction = sum"]),
-        (
-            "grids",
-            DEAD,
-            {**MEAN, "schedule.max_beta": 0.01},
-            ["lower beta (peak 0.01, 2.56 on the ELBO scale) or lengthen its warm-up", "set objective.free_bits = 0.3"],
-        ),
+        ("grids", DEAD, {**MEAN, "schedule.max_beta": 0.01}, ["lower beta (peak 0.01, 2.56 on", "set objective.free_bits"]),
         # a floor holds the means of training batches: unseen examples below it are no fault of the learning rate
         ("grids", FLOOR, {}, ["raise objective.free_bits (it is 0.3)"]),
         ("grids", {**FLOOR, "split": "train"}, {}, ["lower train.lr"]),
@@ -192,12 +181,7 @@ FLOOR = {"levels.z.kl_nats": [2.0, 0.25]}
         ("two", SMALL, {}, ["lower beta of the local level", "raise model.local_channels (it is 4)", "train longer"]),
         ("two", SMALL, CAPACITY, ["raise schedule.local.capacity (it is 40)", "raise model.local", "train longer"]),
         # a decoder that paints black
-        (
-            "grids",
-            {NON_BLACK: 0.001, "prior_samples.blank_share": 1.0},
-            {},
-            ["use model.body = residual", "use objective.reconstruction = focal", "train longer"],
-        ),
+        ("grids", PAINTS_BLACK, {}, ["use model.body", "use objective.reconstruction = focal", "train longer"]),
         # samples unlike the data: more beta, unless beta outweighs the reconstruction already
         ("two", SPECKS, {}, ["raise beta slowly (peak 0.02)", "look at the decoder"]),
         ("two", SPECKS, CAPACITY, ["raise beta slowly", "lower schedule.local.capacity (it is 40)", "look at the"]),
@@ -207,13 +191,8 @@ FLOOR = {"levels.z.kl_nats": [2.0, 0.25]}
         ("grids", {**SMALL, **SPECKS, "corpus": "shapes"}, {}, ["train on shapes: the model was trained on arc"]),
         ("grids", {**SMALL, "corpus": "arc-raw"}, {"model.latent_dim": 32}, ["use model", "lower", "train longer"]),
         # strings that do not end
-        ("strings", {"prior_samples.standard.complete_share": 0.5}, {}, ["sample with --prior", "raise", "look"]),
-        (
-            "strings",
-            {"prior_samples": {"standard": {"complete_share": 0.5}, "aggregate": {"complete_share": 0.4}}},
-            {},
-            ["train longer", "the length budget"],
-        ),
+        ("strings", OPEN, {}, ["sample with --prior", "raise", "look"]),
+        ("strings", {**OPEN, "prior_samples.aggregate.complete_share": 0.4}, {}, ["train longer", "the length budget"]),
     ],
 )  # fmt: skip
 def test_every_remedy_is_named_once(kind: str, changes: Report, settings: Report, expected: list[str]) -> None:
