@@ -238,7 +238,7 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
     rows = [(marks[one["ok"]], one["name"], f"{one['value']:.4g}", one["target"]) for one in verdict["findings"]]
     console.table("Verdict", ("", "", "", ""), rows, left=(0, 1, 3), header=False)
     for step, names in remedies(verdict["findings"]).items():
-        console.result(Text(f"- {step} (for {', '.join(names)})"))
+        console.result(Text(f"- {step} (for {'; '.join(names)})"))
     console.result(Text(verdict["summary"], style="bold green" if verdict["ok"] else "bold yellow"))
 
 

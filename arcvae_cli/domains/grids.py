@@ -47,6 +47,7 @@ ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50  # under a condition: of samples ne
 PICTURED, SHEET = 16, 256  # pairs, and samples, in a picture; the files hold all
 MAPS = 7  # grids beside the mean of all in a picture of KL maps
 ROWS = COLUMNS = 8  # of samples that share the latents of a level
+BASELINES = {"all_black": "all black", "pca": "PCA"}
 
 SCORES = (
     ("pixel accuracy", "reconstruction.{}.pixel_accuracy", ".2%"),
@@ -104,11 +105,15 @@ class GridDomain(base.Domain):
         from arcvae_cli.render import plots
 
         originals, samples = pictures.originals, pictures.samples
-        plots.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
+        title = f"{len(originals)} validation grids, epoch {epoch}"
+        path = folder / f"reconstructions_epoch_{epoch}.png"
+        plots.save_reconstructions(path, originals, pictures.reconstructions, title=title)
+        if pictures.maps:
+            plots.save_kl_maps(
+                folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps, f"KL of each cell, {title}"
+            )
         title = f"{len(samples)} samples from the prior, {is_blank(samples).sum()} blank, epoch {epoch}"
         plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, titles=blank_marks(samples), title=title)
-        if pictures.maps:
-            plots.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
@@ -144,9 +149,9 @@ class GridDomain(base.Domain):
         reconstructed = {"posterior_mean": torch.cat(decoded), "all_black": torch.zeros_like(truth), "pca": projected}
         reconstructed["posterior_sample"] = torch.cat(drawn)
         scores = {name: score_reconstructions(grids, truth, shapes) for name, grids in reconstructed.items()}
-        judged = ("posterior_mean", "all_black", "pca")
         skills = {
-            kind: skill(*(scores[name][f"{kind}_accuracy"] for name in judged)) for kind in ("pixel", "non_black")
+            kind: skill(*(scores[name][f"{kind}_accuracy"] for name in ("posterior_mean", *BASELINES)))
+            for kind in ("pixel", "non_black")
         }
         reconstruction = {"examples": len(indices), **scores, **sizes, "skill": skills}
         own = torch.cat(costs).cpu().double().mean().item(), scores["posterior_mean"]["pixel_accuracy"]
@@ -177,7 +182,7 @@ class GridDomain(base.Domain):
         found, drawn = report["reconstruction"], report["prior_samples"]
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
         pixel, non_black = (found["posterior_mean"][f"{name}_accuracy"] for name in ("pixel", "non_black"))
-        best, which = max((found[name]["pixel_accuracy"], name) for name in ("all_black", "pca"))
+        best, which = max((found[key]["pixel_accuracy"], name) for key, name in BASELINES.items())
         bad = [level for level, kl in kls.items() if _dead(kl) or 2 * advice.held(level, kl) > len(kl)]
         cause = advice.other_data(report) or (advice.more_kl(bad[0]) if bad else None)
         larger, decoder, prior = cause or _enlarge(advice), cause or _decoder(advice), cause or advice.raise_beta()
@@ -224,9 +229,9 @@ class GridDomain(base.Domain):
         return f"{state}; {result}"
 
     def tables(self, report: Report) -> Iterator[Table]:
-        model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample"}
-        model |= {"all black": "all_black", "PCA": "pca"}
-        yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", model, SCORES)
+        columns = {"at the mean": "posterior_mean", "at a sample": "posterior_sample"}
+        columns |= {name: key for key, name in BASELINES.items()}
+        yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, SCORES)
         yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
         yield self.path_table()
         title = f"Samples against {report['prior_samples']['reference']} grids of the split"

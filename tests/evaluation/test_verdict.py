@@ -170,7 +170,7 @@ OPEN = {"prior_samples.standard.complete_share": 0.5}
     [
         # too little KL: lower beta, on the scale that explains it
         ("grids", DEAD, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale), or use objective.reduction = sum"]),
-        ("grids", DEAD, {**MEAN, "schedule.max_beta": 0.01}, ["lower beta (peak 0.01, 2.56 on", "set objective.free_bits"]),
+        ("grids", DEAD, {**MEAN, "schedule.max_beta": 0.01}, ["lower beta (peak 0.01, 2.56 on", "set objective"]),
         # a floor holds the means of training batches: unseen examples below it are no fault of the learning rate
         ("grids", FLOOR, {}, ["raise objective.free_bits (it is 0.3)"]),
         ("grids", {**FLOOR, "split": "train"}, {}, ["lower train.lr"]),
