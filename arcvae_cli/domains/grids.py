@@ -104,16 +104,11 @@ class GridDomain(base.Domain):
     def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
         from arcvae_cli.render import plots
 
-        originals, samples = pictures.originals, pictures.samples
-        title = f"{len(originals)} validation grids, epoch {epoch}"
-        path = folder / f"reconstructions_epoch_{epoch}.png"
-        plots.save_reconstructions(path, originals, pictures.reconstructions, title=title)
+        originals = pictures.originals
+        plots.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
+        plots.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
         if pictures.maps:
-            plots.save_kl_maps(
-                folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps, f"KL of each cell, {title}"
-            )
-        title = f"{len(samples)} samples from the prior, {is_blank(samples).sum()} blank, epoch {epoch}"
-        plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, titles=blank_marks(samples), title=title)
+            plots.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
@@ -351,7 +346,7 @@ class GridDomain(base.Domain):
 
         grids, titles = decoded.rows
         if "blank_share" in document:  # samples
-            columns = 8 if len(grids) <= 64 else 16
+            titles, columns = None, 8 if len(grids) <= 64 else 16
             document = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
             title = f"{title}, {is_blank(grids).sum()} of {len(grids)} blank"
         else:  # a path, in rows of equal length
