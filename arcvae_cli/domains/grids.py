@@ -75,7 +75,7 @@ SAMPLE_SCORES = (
     ("  in the split", "prior_samples.reference_non_black_share", ".2%"),
     ("blank", "{}.blank_share", ".2%"),
     ("distinct", "{}.distinct_share", ".2%"),
-    ("no training grid", "{}.novel_share", ".2%"),
+    ("novel", "{}.novel_share", ".2%"),
     ("grids", "{}.samples", ""),
 )
 CONDITIONED = {
@@ -450,7 +450,7 @@ def _condition_targets(accuracy: Report, remedy: str) -> Iterator[Target]:
     if judged:
         counted, worst = min((row["counted"], row["asked"]) for row in judged)
         share = counted / accuracy["samples"]
-        yield Target("of them not blank or repeated", share, ">=", COUNTED_TARGET, remedy, f"(least: {worst})")
+        yield Target("samples neither blank nor repeated", share, ">=", COUNTED_TARGET, remedy, f"(least: {worst})")
 
 
 def _enlarge(advice: Advice) -> str:

@@ -65,15 +65,15 @@ ENTROPY_ERRORS = 4.0  # standard errors by which a mean -log p(x) may lie under 
 SCORES = (
     ("rules", "reconstruction.{}.token_accuracy", ".2%"),
     ("exact derivations", "reconstruction.{}.exact_share", ".2%"),
-    ("rules drawn too: mean p(x|z)", "reconstruction.expected_exact_share", ".2%"),
+    ("exact, sampled rules: mean p(x|z)", "reconstruction.expected_exact_share", ".2%"),
     ("  standard error", "reconstruction.expected_error", ".2%"),
-    ("  the same, counted", "reconstruction.monte_carlo.exact_share", ".2%"),
-    ("  counted, with the length budget", "reconstruction.monte_carlo.budget_exact_share", ".2%"),
+    ("  Monte Carlo estimate", "reconstruction.monte_carlo.exact_share", ".2%"),
+    ("  Monte Carlo, with the length budget", "reconstruction.monte_carlo.budget_exact_share", ".2%"),
     ("the same molecule", "reconstruction.canonical_share", ".2%"),
 )
 LIKELIHOOD = (
-    ("rule frequencies, without any code", "reconstruction.frequencies.nll_nats", ".2f"),
-    ("entropy of the corpus, least on unseen", "entropy_nats", ".2f"),
+    ("rule frequencies (baseline)", "reconstruction.frequencies.nll_nats", ".2f"),
+    ("entropy of the corpus (lower bound)", "entropy_nats", ".2f"),
     ("KL of the objective", "trained_kl_nats", ".2f"),
 )
 SAMPLE_SCORES = (
@@ -83,7 +83,7 @@ SAMPLE_SCORES = (
     ("distinct, of the valid", "prior_samples.{}.distinct_share", ".2%"),
     ("  among the first 1,000", "prior_samples.{}.distinct_1k_share", ".2%"),
     ("  among the first 10,000", "prior_samples.{}.distinct_10k_share", ".2%"),
-    ("of these no training string", "prior_samples.{}.novel_share", ".2%"),
+    ("novel, of the distinct", "prior_samples.{}.novel_share", ".2%"),
     ("valid, the argmax string of each code", "prior_samples.{}.likeliest_valid_share", ".2%"),
     ("distinct, the argmax string of each code", "prior_samples.{}.likeliest_distinct_share", ".2%"),
     ("internal diversity", "prior_samples.{}.diversity", ".2f"),
@@ -207,7 +207,7 @@ class StringDomain(base.Domain):
             yield Target("total KL", total, ">", COLLAPSED_NATS, more, "nat")
             yield Target("share in active dimensions", carried, ">=", CARRIED_TARGET, more)
         if shuffled is not None:
-            yield Target("what the right code saves", _saved(shuffled), ">", COLLAPSED_NATS, more, "nat")
+            yield Target("nats saved by the code", _saved(shuffled), ">", COLLAPSED_NATS, more, "nat")
         if noise < 1.0:
             remedy = "use model.posterior_noise = 1: below it the trained KL is not that of the codes that are sampled"
             yield Target("posterior noise", noise, ">=", 1.0, remedy)
@@ -302,14 +302,14 @@ class StringDomain(base.Domain):
             "novel": None if known is None else sum(text not in known for text in different.values()),
         }
         of = {"complete": len(ids), "valid": len(ids), "distinct": len(valid), "novel": len(different)}
-        facts = {
+        facts: dict[str, Any] = {
             "decode": "argmax" if draw.argmax else "sample",
             "budget": draw.budget,
-            "judge": None if validator is None else validator.name,
-            **counts,
-            **{f"{key}_share": None if n is None or not of[key] else n / of[key] for key, n in counts.items()},
             "strings": texts,
+            **counts,
         }
+        facts |= {f"{key}_share": None if n is None or not of[key] else n / of[key] for key, n in counts.items()}
+        facts["judge"] = None if validator is None else validator.name
         rows = []
         for place, (text, row) in enumerate(zip(texts[:PRINTED], ids.tolist(), strict=False)):
             remarks = {
@@ -359,16 +359,11 @@ class StringDomain(base.Domain):
             rows.append((label, string, "" if valid is None or valid[places[0]] else "invalid"))
         rows.append(("to, original", ends[1], ""))
         lines = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in rows]
-        about = {
-            "originals": ends,
-            "strings": strings,
-            "judge": None if validator is None else validator.name,
-            "valid": valid,
-            "distinct": len(set(strings)),
-            "changed_characters": [edit_distance(*pair) for pair in pairwise(strings)],
-        }
-        summary = f"{about['distinct']} of {len(strings)} strings distinct; {words}"
-        return Decoded({**about, **facts}, {"ids": steps}, (rows, lines), summary)
+        characters, distinct = [edit_distance(*pair) for pair in pairwise(strings)], len(set(strings))
+        about = {"originals": ends, "strings": strings, "valid": valid, "distinct": distinct, **facts}
+        about |= {"judge": None if validator is None else validator.name, "changed_characters": characters}
+        summary = f"{distinct} of {len(strings)} strings distinct; {words}"
+        return Decoded(about, {"ids": steps}, (rows, lines), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
         from arcvae_cli.render.terminal import TerminalStrings
@@ -439,14 +434,13 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
     with eval_mode(model, task.seed) as device:
         size = min(len(indices), batch_size(corpus.length))
         most = max(1, (CUDA_DECODINGS if device.type == "cuda" else DECODINGS) // (size * corpus.length))
-        at_once = math.ceil(decodings / math.ceil(decodings / most))
         for part in torch.split(indices, size):
             batch = corpus.batch(task.split, part.to(device))
             level = model.encode(batch, noise=False)[0]
             for _ in range(encodings):
                 logits = model.decode({LEVEL: gaussians.sample(level.mean, level.logvar)})
-                for start in range(0, decodings, at_once):
-                    draws = min(at_once, decodings - start)
+                for start in range(0, decodings, most):
+                    draws = min(most, decodings - start)
                     noise = model.pushdown.noise(draws * len(part)).view(draws, len(part), corpus.length, -1)
                     made = [model.pushdown.derive(logits, noise, budget).ids for budget in (False, True)]
                     exact += torch.stack([(ids == batch.x).all(dim=-1).sum() for ids in made])

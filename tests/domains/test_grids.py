@@ -278,7 +278,7 @@ def test_a_conditional_model_is_judged_by_its_worst_condition(both: Evaluation, 
     judged = [row for row in accuracy["rows"] if row["asked"] in JUDGED]
     colours = [row["counted_obeying"] or 0.0 for row in judged if row["asked"].startswith("colours")]
     assert found["samples satisfy colours"] == min(colours)
-    assert found["of them not blank or repeated"] == min(row["counted"] for row in judged) / 20
+    assert found["samples neither blank nor repeated"] == min(row["counted"] for row in judged) / 20
 
 
 def test_blank_samples_are_counted_and_marked(model: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

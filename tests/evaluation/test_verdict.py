@@ -118,7 +118,7 @@ DEAD = {"levels.z.kl_nats": [0.0, 0.0], NON_BLACK: 0.0}
         ("specks among samples", {f"{DRAWN}.speck_share": 0.50}, {f"{DRAWN}.speck_share": 0.51}),
         ("samples satisfy colours", ALL, conditioned({**ROWS[1], "counted_obeying": 0.8})),
         ("samples satisfy symmetry", ALL, conditioned({**ROWS[2], "counted_obeying": None})),
-        ("of them not blank or repeated", ALL, conditioned({**ROWS[1], "counted": 49})),
+        ("samples neither blank nor repeated", ALL, conditioned({**ROWS[1], "counted": 49})),
     ],
 )  # fmt: skip
 def test_limits_of_the_targets_of_grids(name: str, meets: Report, misses: Report) -> None:
@@ -222,7 +222,7 @@ def test_each_level_is_judged_by_its_own_floor() -> None:
         ({"levels.z.kl_nats": [0.4, 0.2]}, ["total KL"], "posterior collapse: the code carries 0.60 nats"),
         ({"levels.z.kl_nats": [0.0, 0.0]}, ["total KL", "share in active dimensions"], "posterior collapse"),
         ({"levels.z.kl_nats": [0.04] * 56}, ["share in active dimensions"], "0 of 56 dimensions carry 2.2 nats"),
-        ({"shuffled_codes.shuffled_reconstruction_nats": 2.4}, ["what the right code saves"], "does not use them"),
+        ({"shuffled_codes.shuffled_reconstruction_nats": 2.4}, ["nats saved by the code"], "does not use them"),
         ({"prior_samples.standard.complete_share": 0.5}, ["complete without budget"], "1 of 7 targets"),
         ({"posterior_noise": 0.01}, ["posterior noise"], "an autoencoder, its noise scaled by 0.01"),
         # a mean a little under the entropy is chance, and what was not measured is not judged
