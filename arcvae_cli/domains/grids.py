@@ -234,9 +234,9 @@ class GridDomain(base.Domain):
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
             note = (
-                "given, unaided, not given: of samples neither blank nor repeated (of), not given\n"
-                f"{accuracy['baseline_counted']}; all: of all samples. unaided: the argmax of each cell, without\n"
-                "constraints on extent and colours. Symmetry is built into the decoder."
+                "of: samples neither blank nor repeated; given, unaided, not given: shares of these (not\n"
+                f"given: of {accuracy['baseline_counted']}); all: share of all samples. unaided: the argmax of each cell,\n"
+                "without constraints on extent and colours. Symmetry is built into the decoder."
             )
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
@@ -275,7 +275,8 @@ class GridDomain(base.Domain):
     ) -> dict[str, Tensor]:
         chosen = choose(corpus, split, None, seed)
         if given:
-            chosen = chosen[torch.from_numpy(_satisfies(corpus.grids(split).cpu().numpy(), given))[chosen]]
+            measured = conditions.attributes(corpus.grids(split).cpu().numpy())
+            chosen = chosen[torch.from_numpy(conditions.satisfies(measured, given))[chosen]]
         parts = [{name: torch.empty(0, *shape) for name, shape in model.level_shapes.items()}]
         with eval_mode(model, seed) as device:
             for batch in batches(corpus, split, chosen[:limit], device):
@@ -298,7 +299,8 @@ class GridDomain(base.Domain):
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.PLACE))}
             baseline = draw_samples(model, count, draw.seed, draw.temperature)
-            satisfied, free = (int(_satisfies(some, given).sum()) for some in (grids, baseline))
+            measured = [conditions.attributes(some) for some in (grids, baseline)]
+            satisfied, free = (int(conditions.satisfies(some, given).sum()) for some in measured)
             facts["adherence"] = {"obeying": satisfied, "obeying_share": satisfied / count}
             facts["adherence"] |= {"baseline_obeying": free, "baseline_share": free / count}
             summary += f"; {conditions.written(given)} in {satisfied}, without conditions in {free}"
@@ -430,10 +432,6 @@ def _training(task: Task) -> Any:
 
 def _grids(task: Task, indices: Any) -> Any:
     return task.corpus.grids(task.split).cpu().numpy()[np.asarray(indices)]
-
-
-def _satisfies(grids: Examples, given: Given) -> Examples:
-    return conditions.satisfies(conditions.attributes(grids), given)
 
 
 def _dead(kl: Sequence[float]) -> int:
