@@ -234,9 +234,9 @@ class GridDomain(base.Domain):
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
             note = (
-                "of: samples neither blank nor repeated; given, unaided, not given: shares of these (not\n"
-                f"given: of {accuracy['baseline_counted']}); all: share of all samples. unaided: the argmax of each cell,\n"
-                "without constraints on extent and colours. Symmetry is built into the decoder."
+                "of: samples neither blank nor repeated; given, unaided, not given: shares of these\n"
+                f"(not given: of {accuracy['baseline_counted']}); all: share of all samples. unaided: the argmax\n"
+                "of each cell, without constraints on extent and colours. Symmetry is built into the decoder."
             )
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
