@@ -71,6 +71,7 @@ class Task:
     monte_carlo: tuple[int, int, int] | None = None  # examples, encodings of each, decodings of each code
     samples: int = 1000
     quick: bool = False  # only what takes few passes
+    title: str = ""  # the checkpoint, in pictures
     note: Note = lambda _: None
     indices: Tensor = field(init=False)  # (n,) the examples in the order seen, set by `evaluate`
     few: Tensor = field(init=False)  # the first of them, for what takes many passes

@@ -19,7 +19,7 @@ from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.base import Draw, Task
 from arcvae_cli.domains.grids import GridDomain, blank_marks, draw_levels, reconstruct, score_reconstructions, skill
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.accuracy import ASKED, JUDGED
 from arcvae_cli.evaluation.evaluate import Evaluation, evaluate
 from arcvae_cli.models import build_model
@@ -101,13 +101,7 @@ class Copy(VAE):
         distance = latents["z"].view(-1, 1, 16, 16) - torch.arange(10.0).view(10, 1, 1)
         return -self.sharpness * distance.square()
 
-    def prior(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        conditions: Tensor | None = None,
-        noise: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
+    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
         """Independent cells, a fifth of them coloured."""
         return {"z": torch.randint(1, 10, (n, 256)) * (torch.rand(n, 256) < 0.2).float()}
 
@@ -212,12 +206,9 @@ def test_training_grids_of_another_corpus_make_the_baseline(model: VAE, corpus: 
     other = GridCorpus(replace(arc, split=np.where(arc.split == 2, 0, 2).astype(np.uint8)))
     result = run(model, corpus, "test", SMALL, trained=other, quick=True).report
     assert result["reconstruction"]["pca_training_grids"] == 100
-    empty = GridCorpus(replace(arc, split=np.full_like(arc.split, 2)))
-    with pytest.raises(InputError, match="no training grids"):
-        run(model, corpus, "test", SMALL, trained=empty)
 
 
-def test_a_split_of_one_grid_is_enough_and_none_is_not(model: VAE, arc: Dataset) -> None:
+def test_a_split_of_one_grid_is_enough(model: VAE, arc: Dataset) -> None:
     split = np.where(arc.split == 2, 0, arc.split)
     split[0] = 2
     one = GridCorpus(replace(arc, split=split.astype(np.uint8), shape=None))
@@ -227,17 +218,6 @@ def test_a_split_of_one_grid_is_enough_and_none_is_not(model: VAE, arc: Dataset)
     assert (result["shuffled_codes"], result["interpolation"]) == (None, None)
     assert (result["prior_samples"]["density"], result["prior_samples"]["coverage"]) == (None, None)
     json.dumps(result, allow_nan=False)
-    split[0] = 0
-    with pytest.raises(InputError, match="test is empty"):
-        run(model, GridCorpus(replace(arc, split=split.astype(np.uint8))), "test", SMALL)
-
-
-def test_weights_that_are_not_finite_are_an_error(corpus: GridCorpus) -> None:
-    broken = Copy()
-    with torch.no_grad():
-        broken.sharpness.fill_(math.nan)
-    with pytest.raises(ArcvaeError, match="not finite"):
-        run(broken, corpus, "test", Settings())
 
 
 def test_every_level_has_its_numbers(both: Evaluation, hierarchy: VAE, arc: Dataset) -> None:
