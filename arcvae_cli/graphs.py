@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 Out = TypeVar("Out")
-Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 
 WARM_UPS = 3  # plain calls before a recording, in which libraries choose kernels and allocate workspaces
 
@@ -55,41 +53,6 @@ def record(function: Callable[[], Out], warm_up: Callable[[], object]) -> tuple[
 def _side(device: int) -> torch.cuda.Stream:
     # one for all recordings: cuBLAS keeps tens of MiB for each stream
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-class Graphed(Generic[Out]):
-    """A function of tensors without gradients, on CUDA as one graph for each combination of shapes and types."""
-
-    def __init__(self, function: Callable[..., Out], device: torch.device) -> None:
-        self.function = function
-        # why calls are plain, None while they are graphs
-        self.reason = None if possible(device) else f"CUDA graphs need a CUDA device, this is {device.type}"
-        self._graphs: dict[Shapes, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Out]] = {}
-
-    @torch.inference_mode()
-    def __call__(self, *tensors: Tensor) -> Out:
-        if self.reason is not None:
-            return self.function(*tensors)
-        key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        if key not in self._graphs:
-            held = tuple(tensor.clone() for tensor in tensors)
-            state = torch.cuda.get_rng_state()
-            try:
-                graph, out = record(lambda: self.function(*held), lambda: self.function(*held))
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self.reason = f"no CUDA graph could be recorded: {first_line(error)}"
-                return self.function(*tensors)
-            finally:
-                torch.cuda.set_rng_state(state)
-            self._graphs[key] = graph, held, out
-        graph, held, out = self._graphs[key]
-        for place, tensor in zip(held, tensors, strict=True):
-            place.copy_(tensor)
-        graph.replay()
-        made: Any = out
-        return cast("Out", made.clone() if isinstance(made, Tensor) else tuple(one.clone() for one in made))
 
 
 def first_line(error: BaseException) -> str:

@@ -38,7 +38,6 @@ LATENT = (
     ("active dimensions, KL > 0.05", "levels.{}.active_dims", ""),
     ("units", "levels.{}.units", ""),
     ("active units, Var E[z] > 0.01", "levels.{}.active_units", ""),
-    ("collapsed dimensions", "levels.{}.collapsed_share", ".0%"),
     ("mutual information, nats (a lower bound)", "levels.{}.mutual_information.nats", ".2f"),
     ("  its ceiling, log of the examples", "levels.{}.mutual_information.ceiling_nats", ".2f"),
     ("reconstruction, own codes, nats", "shuffled_codes.reconstruction_nats", ".1f"),
@@ -179,6 +178,7 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
 
     from arcvae_cli import domains
     from arcvae_cli.domains.base import Table, title_of
+    from arcvae_cli.evaluation.verdict import remedies
     from arcvae_cli.render.terminal import kl_bars
 
     domain, objective = domains.of(loaded.model.kind), loaded.settings.objective
@@ -202,8 +202,8 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
     marks = {True: Text("ok", style="green"), False: Text("MISS", style="red")}
     rows = [(marks[one["ok"]], one["name"], f"{one['value']:.4g}", one["target"]) for one in verdict["findings"]]
     console.table("Verdict", ("", "", "", ""), rows, left=(0, 1, 3), header=False)
-    for remedy in dict.fromkeys(one["remedy"] for one in verdict["findings"] if one["remedy"]):
-        console.result(Text(f"- {remedy}"))
+    for step, names in remedies(verdict["findings"]).items():
+        console.result(Text(f"- {step} (for {'; '.join(names)})"))
     console.result(Text(verdict["summary"], style="bold green" if verdict["ok"] else "bold yellow"))
 
 

@@ -1,4 +1,4 @@
-"""What a kind of example has to know: scores, baselines, samples, targets, tables, pictures, files."""
+"""What a kind of example knows: its scores, baselines, samples, targets, tables, pictures and files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from torch import Tensor
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import Codes
 from arcvae_cli.evaluation.verdict import Advice, Target
-from arcvae_cli.files import atomic_write
-from arcvae_cli.models.base import Batch
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
@@ -27,9 +25,11 @@ if TYPE_CHECKING:
     from arcvae_cli.settings import Settings
 
 Note = Callable[[str], None]
-
 Report = Mapping[str, Any]  # everything measured, as nested dicts: what `metrics.json` holds
 Examples = NDArray[Any]  # (n, *positions) classes, as small integers
+Given = Mapping[str, int]  # conditions
+Reconstructed = tuple[Codes, Mapping[str, Tensor], dict[str, Any], NDArray[np.int64], tuple[float, float]]
+"""Codes, (n, *shape) means by level, scores, (n,) wrong positions, nats and accuracy of `Task.few` by own codes."""
 
 
 class Table(NamedTuple):
@@ -44,40 +44,37 @@ class Table(NamedTuple):
     note: str = ""
 
 
+PATH_SCORES = (
+    ("pairs of {noun}", "pairs", ""),
+    ("different {noun} on a path", "distinct", ".1f"),
+    ("{changes} changed per step", "mean_step", ".1f"),
+    ("  in the largest step", "largest_step", ".1f"),
+    ("  of the distance of the ends", "largest_step_share", ".0%"),
+    ("{changes} that differ between the ends", "distance", ".1f"),
+    ("valid strings", "valid_share", ".1%"),
+    ("paths of valid strings", "valid_paths", ".1%"),
+)
+
+
 @dataclass
 class Task:
-    """What is to be evaluated: a model on a split of a corpus that lies on the model's device.
-
-    `trained`: the corpus of the training split, for baselines and novelty; `corpus` if None. `iwae_samples`: draws per
-    example of the importance-weighted bound, 0 for none. `monte_carlo`: examples, encodings of each, decodings of each
-    code. `quick`: only what takes few passes. `indices`: (n,) the examples in the order seen, `few` of them for what
-    takes many passes: both set by `evaluate`.
-    """
+    """What is to be evaluated: a model on a split of a corpus that lies on the model's device."""
 
     model: Any
     corpus: Any
     split: str
     settings: Settings
-    trained: Any = None
+    trained: Any = None  # the corpus of the training split, for baselines and novelty; `corpus` if None
     seed: int = 0
-    iwae_samples: int = 0
+    iwae_samples: int = 0  # draws per example of the importance-weighted bound, 0 for none
     iwae_examples: int = 512
-    monte_carlo: tuple[int, int, int] | None = None
+    monte_carlo: tuple[int, int, int] | None = None  # examples, encodings of each, decodings of each code
     samples: int = 1000
-    quick: bool = False
+    quick: bool = False  # only what takes few passes
+    title: str = ""  # the checkpoint, in pictures
     note: Note = lambda _: None
-    indices: Tensor = field(init=False)
-    few: Tensor = field(init=False)
-
-
-class Reconstructed(NamedTuple):
-    """Reconstructions: (n, *shape) means by level, (n,) wrong positions, nats and accuracy of `few` by own codes."""
-
-    codes: Codes
-    means: Mapping[str, Tensor]
-    report: dict[str, Any]
-    errors: NDArray[np.int64]
-    own: tuple[float, float]
+    indices: Tensor = field(init=False)  # (n,) the examples in the order seen, set by `evaluate`
+    few: Tensor = field(init=False)  # the first of them, for what takes many passes
 
 
 class Draw(NamedTuple):
@@ -87,7 +84,7 @@ class Draw(NamedTuple):
     latents: Mapping[str, Tensor]
     temperature: float
     seed: int
-    given: Mapping[str, int]
+    given: Given
     argmax: bool
     budget: bool
     training: Callable[[], Any | None]
@@ -104,18 +101,15 @@ class Decoded(NamedTuple):
 
 
 class Domain(Protocol):
-    """A kind of example.
+    """A kind of example: to add one, write a subclass and its line in `DOMAINS`.
 
     `per`: headings of nats and bits. `changes`: what changes along a path. `formats`: suffixes of the files of samples
-    and paths. `flags`: those that other kinds do not have. `plain`: whether a pipe gets samples alone.
-
+    and paths. `takes_flags`: whether the flags of strings apply. `plain`: whether a pipe gets samples alone.
     `baseline`: a code without information on the validation split. `limits`: the most examples, the most for what takes
-    many passes (None for all), the batch size. `reconstruct` decodes a posterior sample and the posterior mean, beside
-    baselines; `further` measures paths and samples. `code_values`: (n,) values that colour a scatter plot, their name.
-
-    `posterior_samples`: (n, *shape) by level, of at most `limit` examples that satisfy `given`. `read_end`: name and
-    example (*positions) of an end of a path that is no index. `path` scores the decoded `steps` (S, *positions) between
-    `originals` (2, *positions). `write` writes all files but the npz, by suffix.
+    many passes (None for all), the batch size. `further` measures paths and samples. `code_values`: (n,) values that
+    colour a scatter plot, their name. `posterior_samples`: (n, *shape) by level, of at most `limit` examples that
+    satisfy `given`. `read_end`: name and example (*positions) of an end of a path that is no index. `path` scores the
+    decoded `steps` (S, *positions) between `originals` (2, *positions). `write` writes all but the npz.
     """
 
     kind: ClassVar[str]
@@ -124,9 +118,9 @@ class Domain(Protocol):
     changes: ClassVar[str]
     dtype: ClassVar[type[np.generic]]
     formats: ClassVar[tuple[str, ...]]
-    flags: ClassVar[frozenset[str]] = frozenset()
     quick_shuffle: ClassVar[bool] = False
     plain: ClassVar[bool] = False
+    takes_flags: ClassVar[bool] = False
 
     def validation_batch(self, corpus: Any) -> int: ...
     def baseline(self, corpus: Any) -> dict[str, float | None]: ...
@@ -142,11 +136,11 @@ class Domain(Protocol):
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None: ...
 
     def posterior_samples(
-        self, model: Any, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
+        self, model: Any, corpus: Any, split: str, seed: int, given: Given, limit: int
     ) -> dict[str, Tensor]: ...
     def sample(self, draw: Draw) -> Decoded: ...
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]: ...
-    def batch(self, model: Any, x: Tensor) -> Batch: ...
+    def batch(self, model: Any, x: Tensor) -> Any: ...
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded: ...
     def show(self, console: Console, decoded: Decoded) -> None: ...
     def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None: ...
@@ -155,36 +149,33 @@ class Domain(Protocol):
         """InputError where nothing can be decoded into examples."""
 
     def check_flags(self, given: Mapping[str, object]) -> None:
-        """InputError for a flag (None if not given) that models of this kind do not have."""
+        """InputError for a flag of strings (None if not given) with a model of another kind."""
         for flag, value in given.items():
-            if value is not None and flag not in self.flags:
-                raise InputError(f"{flag}: this model is of {self.noun}", "leave it out")
+            if value is not None and not self.takes_flags:
+                raise InputError(f"{flag}: this model is of {self.noun}", "omit it")
+
+    def path_table(self) -> Table:
+        """The scores of interpolation; those that this kind does not have are not shown."""
+        rows = [
+            (label.format(noun=self.noun, changes=self.changes), f"interpolation.{key}", form)
+            for label, key, form in PATH_SCORES
+        ]
+        return Table("Interpolation", {"": ""}, rows)
 
     def path_facts(self, steps: Examples, originals: Examples, distance: Callable[..., int]) -> tuple[Report, str]:
         """How a decoded path changes by the `distance` of two examples, and the same in words."""
         changed = [distance(*pair) for pair in pairwise(steps)]
-        facts: dict[str, Any] = {
-            "changed": changed,
-            "mean_step": sum(changed) / len(changed),
-            "largest_step": max(changed),
-            "distance": distance(steps[0], steps[-1]),
-            "distance_of_originals": distance(*originals),
-            "wrong_at_ends": [distance(steps[place], originals[place]) for place in (0, -1)],
-        }
+        mean, largest = sum(changed) / len(changed), max(changed)
+        ends, between = distance(steps[0], steps[-1]), distance(*originals)
+        wrong = [distance(steps[place], originals[place]) for place in (0, -1)]
+        facts = {"changed": changed, "mean_step": mean, "largest_step": largest, "distance": ends}
         words = (
-            f"{facts['mean_step']:.1f} {self.changes} change per step, {facts['largest_step']} at most; "
-            f"{facts['distance']} between the decoded ends, {facts['distance_of_originals']} between the originals; "
-            f"wrong {self.changes} in the decoded ends: {facts['wrong_at_ends'][0]} and {facts['wrong_at_ends'][1]}"
+            f"{mean:.1f} {self.changes} change per step, {largest} at most; {ends} between the decoded ends, "
+            f"{between} between the originals; wrong {self.changes} in the decoded ends: {wrong[0]} and {wrong[1]}"
         )
-        return facts, words
+        return {**facts, "distance_of_originals": between, "wrong_at_ends": wrong}, words
 
 
 def title_of(loaded: Loaded) -> str:
     """The checkpoint in the title of a picture."""
     return f"{loaded.path.name} of epoch {loaded.epoch}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file, written atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

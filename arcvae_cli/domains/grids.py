@@ -14,37 +14,19 @@ import torch
 from torch import Tensor
 
 from arcvae_cli import conditions
-from arcvae_cli.domains.base import (
-    Decoded,
-    Domain,
-    Draw,
-    Examples,
-    Note,
-    Reconstructed,
-    Report,
-    Table,
-    Task,
-    write_text,
-)
+from arcvae_cli.domains import base
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task
+from arcvae_cli.domains.texts import write_text
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.accuracy import ASKED, JUDGED, condition_accuracy
 from arcvae_cli.evaluation.baselines import COLOURS, pca_reconstructions
-from arcvae_cli.evaluation.information import (
-    BATCH_SIZE,
-    Codes,
-    batches,
-    choose,
-    eval_mode,
-    nats,
-    posterior_means,
-    to_float64,
-)
+from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose, eval_mode, nats, posterior_means
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
-from arcvae_cli.evaluation.samples import blank_share, score_samples
+from arcvae_cli.evaluation.samples import is_blank, score_samples
 from arcvae_cli.evaluation.verdict import Advice, Target
 from arcvae_cli.files import exists, expanded
-from arcvae_cli.models.base import VAE, Batch, Output, samples_of
+from arcvae_cli.models.base import VAE, Batch, Output
 from arcvae_cli.objective import ACTIVE_KL
 
 if TYPE_CHECKING:
@@ -65,6 +47,7 @@ ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50  # under a condition: of samples ne
 PICTURED, SHEET = 16, 256  # pairs, and samples, in a picture; the files hold all
 MAPS = 7  # grids beside the mean of all in a picture of KL maps
 ROWS = COLUMNS = 8  # of samples that share the latents of a level
+BASELINES = {"all_black": "all black", "pca": "PCA"}
 
 SCORES = (
     ("pixel accuracy", "reconstruction.{}.pixel_accuracy", ".2%"),
@@ -82,13 +65,6 @@ COLOUR_SCORES = (
     ("model", "reconstruction.posterior_mean.colour_accuracy.{}", ".0%"),
     ("PCA", "reconstruction.pca.colour_accuracy.{}", ".0%"),
 )
-PATH_SCORES = (
-    ("pairs of grids", "interpolation.pairs", ""),
-    ("cells changed per step", "interpolation.mean_step", ".1f"),
-    ("  in the largest step", "interpolation.largest_step", ".1f"),
-    ("  of the distance of the ends", "interpolation.largest_step_share", ".0%"),
-    ("cells that differ between the ends", "interpolation.distance", ".1f"),
-)
 SAMPLE_SCORES = (
     ("density", "{}.density", ".2f"),
     ("coverage", "{}.coverage", ".2f"),
@@ -99,20 +75,20 @@ SAMPLE_SCORES = (
     ("  in the split", "prior_samples.reference_non_black_share", ".2%"),
     ("blank", "{}.blank_share", ".2%"),
     ("distinct", "{}.distinct_share", ".2%"),
-    ("no training grid", "{}.novel_share", ".2%"),
+    ("novel", "{}.novel_share", ".2%"),
     ("grids", "{}.samples", ""),
 )
 CONDITIONED = {
-    "asked": "counted_obeying",
+    "given": "counted_obeying",
     "unaided": "unaided_obeying",
-    "unasked": "baseline_counted_obeying",
+    "not given": "baseline_counted_obeying",
     "of": "counted",
     "all": "obeying",
     "data": "data",
 }
 
 
-class GridDomain(Domain):
+class GridDomain(base.Domain):
     """Grids."""
 
     kind, noun, changes, dtype = "grids", "grids", "cells", np.uint8
@@ -137,7 +113,7 @@ class GridDomain(Domain):
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
 
-    def reconstruct(self, task: Task) -> Reconstructed:
+    def reconstruct(self, task: Task) -> base.Reconstructed:
         model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
         drawn: list[Tensor] = []
 
@@ -152,33 +128,33 @@ class GridDomain(Domain):
         means = {name: level.mean for name, level in codes.levels.items()}
         if len(means) > 1:  # the posterior below the mean of a level is not the one below its sample
             means = posterior_means(model, corpus, split, indices)
-        units = sum(map(math.prod, model.level_shapes.values()))
-        task.note(f"PCA with {units} components")
-        made, costs = list[Tensor](), list[Tensor]()
+        decoded, costs = list[Tensor](), list[Tensor]()
         with eval_mode(model, 0) as device:
             for place, batch in enumerate(batches(corpus, split, indices, device)):
                 rows = slice(place * BATCH_SIZE, (place + 1) * BATCH_SIZE)
                 logits = model.decode({name: value[rows] for name, value in means.items()})
                 costs.append(nats(logits, batch))
-                made.append(logits.argmax(dim=1).to(torch.uint8))
+                decoded.append(logits.argmax(dim=1).to(torch.uint8))
         chosen = indices.to(corpus.device)
         truth, shapes = corpus.grids(split)[chosen], corpus.shapes(split)
-        sides = None if shapes is None else shapes[chosen]
-        reconstructed = torch.cat(made)
+        shapes = None if shapes is None else shapes[chosen]
+        units = sum(map(math.prod, model.level_shapes.values()))
+        task.note(f"PCA with {units} components")
         projected, sizes = pca_reconstructions(_training(task), truth, units, task.seed)
-        compared = {"posterior_mean": reconstructed, "all_black": torch.zeros_like(truth), "pca": projected}
-        scores = {name: score_reconstructions(grids, truth, sides) for name, grids in compared.items()}
+        reconstructed = {"posterior_mean": torch.cat(decoded), "all_black": torch.zeros_like(truth), "pca": projected}
+        reconstructed["posterior_sample"] = torch.cat(drawn)
+        scores = {name: score_reconstructions(grids, truth, shapes) for name, grids in reconstructed.items()}
         skills = {
-            name: skill(*(kind[f"{name}_accuracy"] for kind in scores.values())) for name in ("pixel", "non_black")
+            kind: skill(*(scores[name][f"{kind}_accuracy"] for name in ("posterior_mean", *BASELINES)))
+            for kind in ("pixel", "non_black")
         }
-        sampled = score_reconstructions(torch.cat(drawn), truth, sides)
-        reconstruction = {"examples": len(indices), **scores, "posterior_sample": sampled, **sizes, "skill": skills}
-        own = to_float64(torch.cat(costs)).mean().item(), scores["posterior_mean"]["pixel_accuracy"]
-        errors = (reconstructed != truth).flatten(1).sum(dim=1).cpu().numpy()
-        return Reconstructed(codes, means, {"reconstruction": reconstruction}, errors, own)
+        reconstruction = {"examples": len(indices), **scores, **sizes, "skill": skills}
+        own = torch.cat(costs).cpu().double().mean().item(), scores["posterior_mean"]["pixel_accuracy"]
+        errors = (reconstructed["posterior_mean"] != truth).flatten(1).sum(dim=1).cpu().numpy()
+        return codes, means, {"reconstruction": reconstruction}, errors, own
 
     def further(self, task: Task) -> dict[str, Any]:
-        paths = None
+        paths = accuracy = None
         if len(task.indices) > 1 and not task.quick:
             task.note("interpolation")
             paths = smoothness(decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS))
@@ -186,7 +162,6 @@ class GridDomain(Domain):
         training, count = _training(task), QUICK_SAMPLES if task.quick else SAMPLES
         reference = _grids(task, task.indices[:count])
         drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
-        accuracy = None
         if task.model.attributes:
             task.note("samples under conditions")
             asked, each = (JUDGED, QUICK_CONDITION_SAMPLES) if task.quick else (ASKED, CONDITION_SAMPLES)
@@ -202,40 +177,35 @@ class GridDomain(Domain):
         found, drawn = report["reconstruction"], report["prior_samples"]
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
         pixel, non_black = (found["posterior_mean"][f"{name}_accuracy"] for name in ("pixel", "non_black"))
-        black, pca = (found[name]["pixel_accuracy"] for name in ("all_black", "pca"))
-        best, which = max(black, pca), "PCA" if pca > black else "all black"
+        best, which = max((found[key]["pixel_accuracy"], name) for key, name in BASELINES.items())
         bad = [level for level, kl in kls.items() if _dead(kl) or 2 * advice.held(level, kl) > len(kl)]
-        revive = advice.more_kl(bad[0]) if bad else None
-        closer, larger, decoder = revive or advice.raise_beta(), revive or _enlarge(advice), revive or _decoder(advice)
-        yield Target("pixel accuracy", pixel, ">=", PIXEL_TARGET, f"{PIXEL_TARGET:.2f}", larger)
-        yield Target("pixel accuracy, baselines", pixel, ">", best, f"{best:.4f} ({which})", larger)
-        yield Target("non-black accuracy", non_black, ">", NON_BLACK_TARGET, f"{NON_BLACK_TARGET:.2f}", decoder)
+        cause = advice.other_data(report) or (advice.more_kl(bad[0]) if bad else None)
+        larger, decoder, prior = cause or _enlarge(advice), cause or _decoder(advice), cause or advice.raise_beta()
+        yield Target("pixel accuracy", pixel, ">=", PIXEL_TARGET, larger)
+        yield Target("pixel accuracy, baselines", pixel, ">", best, larger, f"({which})")
+        yield Target("non-black accuracy", non_black, ">", NON_BLACK_TARGET, decoder)
         for level, kl in kls.items():
-            where, least = f", {level}" if len(kls) > 1 else "", f"{ACTIVE_KL:.2f} nats"
-            more = advice.more_kl(level)
-            yield Target(f"smallest KL{where or ' of a dimension'}", min(kl), ">", ACTIVE_KL, least, more)
+            where, more = f", {level}" if len(kls) > 1 else "", advice.more_kl(level)
+            yield Target(f"smallest KL{where or ' of a dimension'}", min(kl), ">", ACTIVE_KL, more, "nats")
             if advice.floors[level] > 0:
                 floor = f"KL at the free-bits floor{where}"
-                yield advice.floor_target(level, kl, floor, f"total {floor}")
+                yield advice.floor_target(report, level, floor, f"total {floor}")
                 name = f"held by free bits alone{where}" if where else "dimensions held by free bits alone"
-                half = len(kl) // 2
-                yield Target(name, advice.held(level, kl), "<=", half, f"{half} of {len(kl)}", more)
-        fewer = decoder if non_black <= NON_BLACK_TARGET else closer
+                yield Target(name, advice.held(level, kl), "<=", len(kl) // 2, more, f"of {len(kl)}")
+        blank = decoder if non_black <= NON_BLACK_TARGET else prior
         for name, key, margin, remedy in (
-            ("blank samples", "blank_share", BLANK_MARGIN, fewer),
-            ("specks among samples", "speck_share", SPECK_MARGIN, closer),
+            ("blank samples", "blank_share", BLANK_MARGIN, blank),
+            ("specks among samples", "speck_share", SPECK_MARGIN, prior),
         ):
             reference = drawn[f"reference_{key}"]
-            limit = reference + margin
-            yield Target(name, drawn[key], "<=", limit, f"{limit:.2f} (data {reference:.2f})", remedy)
+            yield Target(name, drawn[key], "<=", reference + margin, remedy, f"(data {reference:.2f})")
         if report["adherence"] is not None:
-            yield from _condition_targets(report["adherence"], f"train longer; {advice.raise_beta()}")
+            yield from _condition_targets(report["adherence"], cause or f"train longer; {advice.raise_beta()}")
 
     def summary(self, report: Report, advice: Advice) -> str:
         found = report["reconstruction"]
         blank, non_black = (found["posterior_mean"][name] for name in ("blank_share", "non_black_accuracy"))
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
-        counts = [f"{_dead(kl)} of {len(kl)} {level}" for level, kl in kls.items()]
         held = [level for level, kl in kls.items() if 2 * advice.held(level, kl) > len(kl)]
         totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
         result = f"{non_black:.0%} of the non-black cells are right, PCA gets {found['pca']['non_black_accuracy']:.0%}"
@@ -243,7 +213,8 @@ class GridDomain(Domain):
             result = f"{blank:.0%} of the reconstructions are all black"
         if any(map(_dead, kls.values())):
             which = "posterior" if all(_dead(kl) == len(kl) for kl in kls.values()) else "partial"
-            state = f"{which} collapse: {' and '.join(counts)} dimensions carry under {ACTIVE_KL:g} nats"
+            counts = " and ".join(f"{_dead(kl)} of {len(kl)} {level}" for level, kl in kls.items())
+            state = f"{which} collapse: {counts} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
         elif held:
             state = f"collapse, held up by free bits alone: {' and '.join(held)} carries nothing beyond its floor"
         elif non_black <= NON_BLACK_TARGET:
@@ -253,21 +224,19 @@ class GridDomain(Domain):
         return f"{state}; {result}"
 
     def tables(self, report: Report) -> Iterator[Table]:
-        model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample"}
-        model |= {"all black": "all_black", "PCA": "pca"}
-        yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", model, SCORES)
+        columns = {"at the mean": "posterior_mean", "at a sample": "posterior_sample"}
+        columns |= {name: key for key, name in BASELINES.items()}
+        yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, SCORES)
         yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
-        yield Table("Interpolation", {"": ""}, PATH_SCORES)
-        samples = {"samples": "prior_samples", "training": "training_grids"}
-        yield Table(
-            f"Samples against {report['prior_samples']['reference']} grids of the split", samples, SAMPLE_SCORES
-        )
+        yield self.path_table()
+        title = f"Samples against {report['prior_samples']['reference']} grids of the split"
+        yield Table(title, {"samples": "prior_samples", "training": "training_grids"}, SAMPLE_SCORES)
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
             note = (
-                "asked, unaided, unasked: of samples neither blank nor repeated (of), unasked\n"
-                f"{accuracy['baseline_counted']}; all: of all samples. unaided: the argmax of each cell, without\n"
-                "constraints on extent and colours. Symmetry is built into the decoder."
+                "of: samples neither blank nor repeated; given, unaided, not given: shares of these\n"
+                f"(not given: of {accuracy['baseline_counted']}); all: share of all samples. unaided: the argmax\n"
+                "of each cell, without constraints on extent and colours. Symmetry is built into the decoder."
             )
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
@@ -302,37 +271,40 @@ class GridDomain(Domain):
             plots.save_kl_maps(folder / "kl_maps.png", grids, maps, f"KL of each cell, {where}", means=means)
 
     def posterior_samples(
-        self, model: VAE, corpus: Any, split: str, seed: int, given: Mapping[str, int], limit: int
+        self, model: VAE, corpus: Any, split: str, seed: int, given: Given, limit: int
     ) -> dict[str, Tensor]:
         chosen = choose(corpus, split, None, seed)
         if given:
-            chosen = chosen[torch.from_numpy(_satisfied(corpus.grids(split).cpu().numpy(), given))[chosen]]
+            measured = conditions.attributes(corpus.grids(split).cpu().numpy())
+            chosen = chosen[torch.from_numpy(conditions.satisfies(measured, given))[chosen]]
         parts = [{name: torch.empty(0, *shape) for name, shape in model.level_shapes.items()}]
         with eval_mode(model, seed) as device:
             for batch in batches(corpus, split, chosen[:limit], device):
                 asked = torch.from_numpy(conditions.encode(given, len(batch.x))).to(device) if given else None
-                parts.append(samples_of(model.encode(Batch(batch.x, batch.valid, asked))))
-        return {name: torch.cat([part[name].cpu() for part in parts]) for name in model.level_shapes}
+                levels = model.encode(Batch(batch.x, batch.valid, asked))
+                parts.append({level.name: level.sample.cpu() for level in levels})
+        return {name: torch.cat([part[name] for part in parts]) for name in model.level_shapes}
 
-    def sample(self, draw: Draw) -> Decoded:
+    def sample(self, draw: base.Draw) -> Decoded:
         model, given = draw.loaded.model, draw.given
         encoded = torch.from_numpy(conditions.encode(given, len(next(iter(draw.latents.values())))))
         asked = encoded.to(next(model.parameters()).device) if given else None
         grids = argmax_decode(model, draw.latents, asked).numpy().astype(np.uint8)
         count, distinct = len(grids), len({grid.tobytes() for grid in grids})
-        blank, non_black = blank_share(grids), float((grids > 0).mean())
-        facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": blank, "distinct": distinct}
-        facts |= {"distinct_share": distinct / count, "non_black_share": non_black}
-        summary = f"{blank:.0%} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
+        blank, non_black = is_blank(grids), float((grids > 0).mean())
+        facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": float(blank.mean())}
+        facts |= {"distinct": distinct, "distinct_share": distinct / count, "non_black_share": non_black}
+        summary = f"{blank.sum()} of {count} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
         arrays = {"grids": grids}
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.PLACE))}
             baseline = draw_samples(model, count, draw.seed, draw.temperature)
-            satisfied, free = (int(_satisfied(some, given).sum()) for some in (grids, baseline))
+            measured = [conditions.attributes(some) for some in (grids, baseline)]
+            satisfied, free = (int(conditions.satisfies(some, given).sum()) for some in measured)
             facts["adherence"] = {"obeying": satisfied, "obeying_share": satisfied / count}
             facts["adherence"] |= {"baseline_obeying": free, "baseline_share": free / count}
             summary += f"; {conditions.written(given)} in {satisfied}, without conditions in {free}"
-        return Decoded(facts, arrays, (grids, None), summary)
+        return Decoded(facts, arrays, (grids, blank_marks(grids)), summary)
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
         from arcvae_cli.data.files import read_dataset
@@ -342,9 +314,8 @@ class GridDomain(Domain):
             name, number = text, "0"
         file = expanded(Path(name))
         if not exists(file):
-            raise InputError(
-                f"{flag} {text}: no such file", "give the index of a grid in the split, or a file of grids"
-            )
+            fix = "give the index of a grid in the split, or a file of grids"
+            raise InputError(f"{flag} {text}: no such file", fix)
         arrays = read_dataset(file)
         if arrays.kind != "grids":
             raise InputError(f"{flag} {text}: contains strings, not grids", "give a file of grids")
@@ -367,22 +338,24 @@ class GridDomain(Domain):
         from arcvae_cli.render.terminal import TerminalGrids
 
         grids, titles = decoded.rows
-        if titles is None:
-            grids = grids[: TerminalGrids(grids).capacity(console.out, console.out.height - 4)]
+        if "blank_share" in decoded.facts:  # samples, of which a screen shows the first
+            shown = TerminalGrids(grids, titles).capacity(console.out, console.out.height - 4)
+            grids, titles = grids[:shown], None if titles is None else titles[:shown]
         console.result(TerminalGrids(grids, titles))
 
     def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
         from arcvae_cli.render import plots
 
         grids, titles = decoded.rows
-        columns, facts = 8 if len(grids) <= 64 else 16, document
-        if titles is None:
-            facts = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
-        else:  # rows of equal length
+        if "blank_share" in document:  # samples
+            titles, columns = None, 8 if len(grids) <= 64 else 16
+            document = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
+            title = f"{title}, {is_blank(grids).sum()} of {len(grids)} blank"
+        else:  # a path, in rows of equal length
             columns = -(-len(grids) // -(-len(grids) // 12))
         plots.save_grids(files["png"], grids[:SHEET], columns, titles, title)
-        task = {**facts, "train": [], "test": [{"input": _trimmed(grid).tolist()} for grid in decoded.arrays["grids"]]}
-        write_text(files["json"], json.dumps(task, allow_nan=False) + "\n")
+        tests = [{"input": _trimmed(grid).tolist()} for grid in decoded.arrays["grids"]]
+        write_text(files["json"], json.dumps({**document, "train": [], "test": tests}, allow_nan=False) + "\n")
 
 
 def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> dict[str, Any]:
@@ -417,16 +390,10 @@ def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | Non
     }
 
 
-def _training(task: Task) -> Any:
-    return task.trained.grids("train").cpu().numpy()
-
-
-def _grids(task: Task, indices: Any) -> Any:
-    return task.corpus.grids(task.split).cpu().numpy()[np.asarray(indices)]
-
-
-def _satisfied(grids: Examples, given: Mapping[str, int]) -> Examples:
-    return conditions.satisfies(conditions.attributes(grids), given)
+def blank_marks(grids: Examples) -> list[str] | None:
+    """A title for each grid (n, H, W) that says which are blank; None if none is."""
+    blank = is_blank(grids)
+    return ["blank" if one else "" for one in blank] if blank.any() else None
 
 
 def skill(accuracy: float, *baselines: float) -> float | None:
@@ -439,8 +406,8 @@ def reconstruct(model: VAE, grids: Examples) -> Examples:
     """Reconstructions of (n, 16, 16) grids at the posterior mean, the argmax in each cell."""
     with eval_mode(model, 0) as device:
         parts = torch.split(torch.from_numpy(grids).to(device), BATCH_SIZE)
-        drawn = [model(Batch(part.long()), noise=False).logits.argmax(dim=1).to(torch.uint8) for part in parts]
-    return torch.cat(drawn).cpu().numpy()
+        decoded = [model(Batch(part.long()), noise=False).logits.argmax(dim=1).to(torch.uint8) for part in parts]
+    return torch.cat(decoded).cpu().numpy()
 
 
 def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) -> Examples:
@@ -453,14 +420,18 @@ def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:
     """(rows * columns, 16, 16) prior draws: a row shares the noise of the top level, a column that of all others."""
     top = next(iter(model.level_shapes))
     with eval_mode(model, seed):
-        rows_noise, columns_noise = model.noise(rows), model.noise(columns)
-        noise = {
-            name: rows_noise[name].repeat_interleave(columns, dim=0)
-            if name == top
-            else value.repeat(rows, *[1] * (value.dim() - 1))
-            for name, value in columns_noise.items()
-        }
+        by_row, by_column = model.noise(rows), model.noise(columns)
+        noise = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in by_column.items()}
+        noise[top] = by_row[top].repeat_interleave(columns, dim=0)
         return argmax_decode(model, draw_prior(model, rows * columns, noise=noise)).to(torch.uint8).numpy()
+
+
+def _training(task: Task) -> Any:
+    return task.trained.grids("train").cpu().numpy()
+
+
+def _grids(task: Task, indices: Any) -> Any:
+    return task.corpus.grids(task.split).cpu().numpy()[np.asarray(indices)]
 
 
 def _dead(kl: Sequence[float]) -> int:
@@ -470,30 +441,29 @@ def _dead(kl: Sequence[float]) -> int:
 def _condition_targets(accuracy: Report, remedy: str) -> Iterator[Target]:
     judged = [row for row in accuracy["rows"] if row["asked"] in JUDGED]
     for kind in ("colours", "symmetry"):
-        shares = {row["asked"]: row["counted_obeying"] or 0.0 for row in judged if row["asked"].startswith(f"{kind}=")}
+        shares = [(row["counted_obeying"] or 0.0, row["asked"]) for row in judged if row["asked"].startswith(kind)]
         if shares:
-            worst, share = min(shares.items(), key=lambda item: item[1])
-            text = f"{ACCURACY_TARGET:.2f} (least: {worst})"
-            yield Target(f"samples obey {kind}", share, ">", ACCURACY_TARGET, text, remedy)
+            share, worst = min(shares)
+            yield Target(f"samples satisfy {kind}", share, ">", ACCURACY_TARGET, remedy, f"(least: {worst})")
     if judged:
-        least = min(judged, key=lambda row: row["counted"])
-        share, text = least["counted"] / accuracy["samples"], f"{COUNTED_TARGET:.2f} (least: {least['asked']})"
-        yield Target("of them not blank or repeated", share, ">=", COUNTED_TARGET, text, remedy)
+        counted, worst = min((row["counted"], row["asked"]) for row in judged)
+        share = counted / accuracy["samples"]
+        yield Target("samples neither blank nor repeated", share, ">=", COUNTED_TARGET, remedy, f"(least: {worst})")
 
 
 def _enlarge(advice: Advice) -> str:
     if channels := advice.model.get("local_channels"):
-        return f"train longer, raise model.local_channels (it is {channels}), or {advice.lower_beta('local')}"
-    body = "model.body = residual; " if advice.model.get("body") == "plain" else ""
+        return f"{advice.lower_beta('local')}; raise model.local_channels (it is {channels}); train longer"
+    body = "use model.body = residual; " if advice.model.get("body") == "plain" else ""
     if advice.model["latent_dim"] < 16:
         return f"{body}raise model.latent_dim to 12-16 (it is {advice.model['latent_dim']}); train longer"
-    return f"{body}train longer, or {advice.lower_beta(next(iter(advice.betas)))}"
+    return f"{body}{advice.lower_beta(next(iter(advice.betas)))}; train longer"
 
 
 def _decoder(advice: Advice) -> str:
-    body = "model.body = residual, " if advice.model.get("body") == "plain" else ""
-    focal = "" if advice.scale is None else "objective.reconstruction = focal, "
-    return f"the code is alive and the decoder paints black: {body}{focal}train longer"
+    body = "use model.body = residual; " if advice.model.get("body") == "plain" else ""
+    focal = "" if advice.scale is None else "use objective.reconstruction = focal, as the decoder paints black; "
+    return f"{body}{focal}train longer"
 
 
 def _trimmed(grid: Examples) -> Examples:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arcvae_cli.files import atomic_write
 from arcvae_cli.grammar import Grammar, Rules, Terminal, parse_grammar
 
 Derivations = NDArray[np.integer[Any]]  # (n, T) ids of rules, padded
@@ -22,8 +24,8 @@ class Pair(NamedTuple):
     exact: bool
 
 
-class Writer:
-    """Writes derivations as strings; the ids of the rules, with commas, if only ids and masks are known."""
+class StringFormatter:
+    """Formats derivations as strings, or as the ids of their rules with commas if only ids and masks are known."""
 
     def __init__(self, rules: Rules) -> None:
         self._padding = rules.padding
@@ -56,6 +58,11 @@ def pair_lines(pairs: Sequence[Pair]) -> list[str]:
     return lines
 
 
+def written(grammar: Any, derivations: Sequence[Sequence[int]]) -> list[str]:
+    """The strings of derivations, empty for one that is incomplete."""
+    return [grammar.write(ids) or "" for ids in derivations]
+
+
 def beginning(grammar: Grammar, ids: Sequence[int]) -> str:
     """The terminals before the first open symbol of an incomplete derivation, and "..."."""
     stack: list[str | Terminal] = [grammar.start]
@@ -69,3 +76,14 @@ def beginning(grammar: Grammar, ids: Sequence[int]) -> str:
         else:
             break
     return grammar.separator.join([*settled, "..."])
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, written atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """A text file, one item per line."""
+    write_text(path, "".join(f"{line}\n" for line in lines))

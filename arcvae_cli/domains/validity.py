@@ -42,9 +42,11 @@ def validator_for(grammar: Grammar, note: Callable[[str], None] = lambda _: None
         return Validator("evaluable", lambda text: bool(np.isfinite(evaluated(text)).any()))
     if grammar.start.lower() != "smiles":
         return None
-    if (validator := _molecules()) is None:
+    try:
+        return _molecules()
+    except ImportError:
         note("validity of molecules is not checked, RDKit is not installed: pip install 'arcvae[chem]'")
-    return validator
+        return None
 
 
 def evaluated(text: str) -> NDArray[np.float64]:
@@ -73,12 +75,10 @@ def _value(node: ast.AST) -> Any:
     raise ValueError(f"{type(node).__name__} is not part of a formula")
 
 
-def _molecules() -> Validator | None:
-    try:
-        from rdkit import Chem, DataStructs, rdBase
-        from rdkit.Chem import rdFingerprintGenerator
-    except ImportError:
-        return None
+def _molecules() -> Validator:
+    from rdkit import Chem, DataStructs, rdBase
+    from rdkit.Chem import rdFingerprintGenerator
+
     morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024)
 
     def molecule(text: str) -> Any:

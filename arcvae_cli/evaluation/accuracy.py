@@ -17,13 +17,8 @@ from arcvae_cli.models.base import VAE
 
 # what the verdict rests on, and what a whole evaluation asks for: what stands together is one condition
 JUDGED = ("colours=1", "colours=2", "colours=3", "colours=4", "symmetry=lr", "symmetry=ud", "symmetry=both")
-ASKED = (
-    *JUDGED,
-    "colours=3 symmetry=lr",
-    *("height=5", "height=10", "width=5", "width=10"),
-    *("objects=1", "objects=3", "objects=10"),
-    "red=yes",
-)
+SIZES = ("height=5", "height=10", "width=5", "width=10", "objects=1", "objects=3", "objects=10")
+ASKED = (*JUDGED, "colours=3 symmetry=lr", *SIZES, "red=yes")
 
 
 def condition_accuracy(
@@ -35,26 +30,22 @@ def condition_accuracy(
     (`baseline_obeying`), of the `training` grids (`data`). `counted` samples are neither blank nor a repetition, and
     `*counted_obeying` are shares of those, None if there is none; `unaided_obeying` if every cell has its own argmax.
     """
-    data = attributes(training)
-    rows = []
+    data, rows = attributes(training), []
     with eval_mode(model, seed):
         (baseline, kept), _ = _draw(model, samples, None)
         for text in asked:
             given = parse(text.split())
             (values, counted), (unaided, counted_unaided) = _draw(model, samples, encode(given, samples))
-            satisfied, free = satisfies(values, given), satisfies(baseline, given)
-            rows.append(
-                {
-                    "asked": text,
-                    "obeying": float(satisfied.mean()),
-                    "counted": int(counted.sum()),
-                    "counted_obeying": _share(satisfied[counted]),
-                    "unaided_obeying": _share(satisfies(unaided, given)[counted_unaided]),
-                    "baseline_obeying": float(free.mean()),
-                    "baseline_counted_obeying": _share(free[kept]),
-                    "data": float(satisfies(data, given).mean()),
-                }
-            )
+            shares = {
+                "obeying": satisfies(values, given),
+                "counted_obeying": satisfies(values[counted], given),
+                "unaided_obeying": satisfies(unaided[counted_unaided], given),
+                "baseline_obeying": satisfies(baseline, given),
+                "baseline_counted_obeying": satisfies(baseline[kept], given),
+                "data": satisfies(data, given),
+            }
+            means = {name: float(found.mean()) if len(found) else None for name, found in shares.items()}
+            rows.append({"asked": text, "counted": int(counted.sum()), **means})
     return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}
 
 
@@ -64,7 +55,3 @@ def _draw(model: VAE, count: int, conditions: Values | None) -> list[tuple[Value
     latents = draw_prior(model, count, conditions=given)
     drawn = [argmax_decode(model, latents, given, constrained=one).numpy().astype(np.uint8) for one in (True, False)]
     return [(attributes(grids), first_of_each(grids)) for grids in drawn]
-
-
-def _share(satisfied: NDArray[np.bool_]) -> float | None:
-    return float(satisfied.mean()) if len(satisfied) else None

@@ -1,4 +1,4 @@
-"""Baselines of reconstructions: PCA with as many numbers per grid as the model has, rule frequencies."""
+"""Baselines of reconstructions: PCA with as many numbers per grid as the model has, frequencies of rules."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from torch.nn import functional
 
 from arcvae_cli.grammar import Rules
 
-Grids = NDArray[np.uint8]
-
 COLOURS = 10
-TRAINING_GRIDS = 20_000  # that PCA is fitted to; 80,000 of ARC change its accuracy by 0.0005 at most
+TRAINING_GRIDS = 20_000
+"""Most grids that PCA is fitted to.
+
+Exact PCA of all 80,000 of `arc` differs on its test split, for 10 to 272 components and three seeds, by at most 0.0008
+in pixel accuracy, 0.0030 in non-black accuracy and 0.005 in the share of exact grids.
+"""
 _ROWS = 1024  # grids decoded at once, of 10 kB each
 _OVERSAMPLING, _ITERATIONS = 10, 4  # of the randomised SVD
 
 
-def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
+def pca_reconstructions(
+    training: NDArray[np.uint8], grids: Tensor, components: int, seed: int
+) -> tuple[Tensor, dict[str, int]]:
     """Project grids (n, H, W), integers on any device, on the principal components of centred one-hot training grids.
 
     Returns the argmax colour of each cell, uint8, and the numbers of components and of training grids.
@@ -37,14 +42,14 @@ def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: i
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed CUDA's too
         axes = torch.svd_lowrank(x.sub_(mean), min(components + _OVERSAMPLING, most), niter=_ITERATIONS)[2]
     mean, axes = mean.to(grids.device), axes[:, :components].to(grids.device)
+    found = []
     with torch.autocast(grids.device.type, enabled=False):
-        parts = [
+        for part in torch.split(grids.flatten(1), _ROWS):
             # the sum of the axes at the ones is the product with a one-hot grid
-            (functional.embedding_bag(_places(part), axes, mode="sum") - mean @ axes) @ axes.T + mean
-            for part in torch.split(grids.flatten(1), _ROWS)
-        ]
-        found = torch.cat([part.view(-1, *grids.shape[1:], COLOURS).argmax(dim=-1).to(torch.uint8) for part in parts])
-    return found, {"pca_components": components, "pca_training_grids": len(known)}
+            codes = functional.embedding_bag(_places(part), axes, mode="sum") - mean @ axes
+            scores = (codes @ axes.T + mean).view(-1, *grids.shape[1:], COLOURS)
+            found.append(scores.argmax(dim=-1).to(torch.uint8))
+    return torch.cat(found), {"pca_components": components, "pca_training_grids": len(known)}
 
 
 def _places(grids: Tensor) -> Tensor:
@@ -52,7 +57,7 @@ def _places(grids: Tensor) -> Tensor:
     return grids.long() + COLOURS * torch.arange(grids.shape[1], device=grids.device)
 
 
-def rule_frequencies(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, Any]:
+def unigram_baseline(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, Any]:
     """Derivations (n, T) by the frequency of each rule among those of its left-hand side, at each step of `training`.
 
     One is added to every count (Laplace). `expected_exact_share`: of derivations drawn from the frequencies.

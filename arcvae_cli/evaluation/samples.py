@@ -12,23 +12,6 @@ from arcvae_cli.conditions import OBJECT_CAP, objects_of
 Grids = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
 
-FEATURES = (
-    "share of non-black cells",
-    "colours",
-    "objects, at most 20",
-    "share of cells in the largest object",
-    "speck share",
-    "equal horizontal neighbours",
-    "equal vertical neighbours",
-    "equal diagonal neighbours",
-    "height of the bounding box",
-    "width of the bounding box",
-    "mirror symmetry within the bounding box",
-    "distinct rows",
-    "distinct columns",
-)
-"""The columns of `structure`. An object is a 4-connected component of one colour; black is no colour and no object."""
-
 NEIGHBOURS = 5  # k of density and coverage
 
 
@@ -39,73 +22,73 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str
     those without a neighbour of their colour. Density and coverage are None against five reference grids or fewer.
     """
     ours, theirs = structure(samples), structure(reference)
-    names = "objects, at most 20", "speck share", "share of non-black cells"
-    objects, specks, lit = map(FEATURES.index, names)
-    # as many samples as there are reference grids, since more of them cover more
-    sides = theirs, ours[: len(theirs)]
-    density, coverage = density_and_coverage(*sides) if len(theirs) > NEIGHBOURS else (None, None)
+    density = coverage = None
+    if len(reference) > NEIGHBOURS:
+        features, of_samples = (np.stack(list(one.values()), axis=1) for one in (theirs, ours))
+        # as many samples as there are reference grids, since more of them cover more
+        density, coverage = density_and_coverage(features, of_samples[: len(reference)])
     known, keys = {grid.tobytes() for grid in training}, [grid.tobytes() for grid in samples]
     return {
         "samples": len(samples),
         "reference": len(reference),
         "density": density,
         "coverage": coverage,
-        "object_distance": wasserstein(ours[:, objects], theirs[:, objects]),
-        "speck_share": float(ours[:, specks].mean()),
-        "reference_speck_share": float(theirs[:, specks].mean()),
-        "blank_share": blank_share(samples),
-        "reference_blank_share": blank_share(reference),
+        "object_distance": wasserstein(ours["objects"], theirs["objects"]),
+        "speck_share": float(ours["specks"].mean()),
+        "reference_speck_share": float(theirs["specks"].mean()),
+        "blank_share": float(is_blank(samples).mean()),
+        "reference_blank_share": float(is_blank(reference).mean()),
         "distinct_share": len(set(keys)) / len(keys),
         "novel_share": sum(key not in known for key in keys) / len(keys),
-        "non_black_share": float(ours[:, lit].mean()),
-        "reference_non_black_share": float(theirs[:, lit].mean()),
+        "non_black_share": float(ours["non_black"].mean()),
+        "reference_non_black_share": float(theirs["non_black"].mean()),
     }
 
 
-def blank_share(grids: Grids) -> float:
-    """Share of grids without a single non-black cell."""
-    return float((grids == 0).all(axis=(1, 2)).mean())
+def is_blank(grids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """(n,) whether a grid has no non-black cell."""
+    blank: NDArray[np.bool_] = (grids == 0).all(axis=(1, 2))
+    return blank
 
 
 def first_of_each(grids: Grids) -> NDArray[np.bool_]:
     """(n,) whether a grid is neither blank nor a repetition of an earlier one."""
-    seen: set[bytes] = set()
-    new = np.zeros(len(grids), np.bool_)
-    for place, grid in enumerate(grids):
-        key = grid.tobytes()
-        new[place] = grid.any() and key not in seen
-        seen.add(key)
-    return new
+    first = np.zeros(len(grids), np.bool_)
+    first[list({grid.tobytes(): place for place, grid in reversed(list(enumerate(grids)))}.values())] = True
+    return first & ~is_blank(grids)
 
 
-def structure(grids: Grids) -> Numbers:
-    """(n, 13) features of each grid, in the order of `FEATURES`; 0 where a blank grid has no value."""
+def structure(grids: Grids) -> dict[str, Numbers]:
+    """Features (n,) of each grid, 0 where a blank grid has no value.
+
+    An object is a 4-connected component of one colour, a speck one of a single cell; black is no colour and no object.
+    Rows, columns and symmetry (in the better of two mirrors) are within the bounding box of what is not black.
+    """
     count, height, width = grids.shape
-    lit = grids > 0
-    cells = lit.sum(axis=(1, 2))
+    non_black = grids > 0
+    cells = non_black.sum(axis=(1, 2))
     owners, sizes = objects_of(grids)
     largest = np.zeros(count)
     np.maximum.at(largest, owners, sizes)
-    top, tall = _extent(np.logical_or.reduce(lit, axis=2))
-    left, wide = _extent(np.logical_or.reduce(lit, axis=1))
-    return np.stack(
-        [
-            cells / (height * width),
-            (grids.reshape(count, -1, 1) == np.arange(1, 10, dtype=np.uint8)).any(axis=1).sum(axis=1),
-            np.minimum(np.bincount(owners, minlength=count), OBJECT_CAP),
-            largest / (height * width),
-            np.bincount(owners, weights=sizes == 1, minlength=count) / np.maximum(cells, 1),
-            (grids[:, :, 1:] == grids[:, :, :-1]).mean(axis=(1, 2)),
-            (grids[:, 1:] == grids[:, :-1]).mean(axis=(1, 2)),
-            (grids[:, 1:, 1:] == grids[:, :-1, :-1]).mean(axis=(1, 2)),
-            tall,
-            wide,
-            _symmetry(grids, top, tall, left, wide),
-            [len({row.tobytes() for row in grid}) for grid in grids],
-            [len({row.tobytes() for row in grid}) for grid in np.ascontiguousarray(grids.transpose(0, 2, 1))],
-        ],
-        axis=1,
-    ).astype(np.float64)
+    top, tall = _extent(np.logical_or.reduce(non_black, axis=2))
+    left, wide = _extent(np.logical_or.reduce(non_black, axis=1))
+    columns = np.ascontiguousarray(grids.transpose(0, 2, 1))
+    features = {
+        "non_black": cells / (height * width),
+        "colours": (grids.reshape(count, -1, 1) == np.arange(1, 10, dtype=np.uint8)).any(axis=1).sum(axis=1),
+        "objects": np.minimum(np.bincount(owners, minlength=count), OBJECT_CAP),
+        "largest_object": largest / (height * width),
+        "specks": np.bincount(owners, weights=sizes == 1, minlength=count) / np.maximum(cells, 1),
+        "equal_horizontal": (grids[:, :, 1:] == grids[:, :, :-1]).mean(axis=(1, 2)),
+        "equal_vertical": (grids[:, 1:] == grids[:, :-1]).mean(axis=(1, 2)),
+        "equal_diagonal": (grids[:, 1:, 1:] == grids[:, :-1, :-1]).mean(axis=(1, 2)),
+        "height": tall,
+        "width": wide,
+        "symmetry": np.maximum(_mirrored(grids, top, tall, left, wide), _mirrored(columns, left, wide, top, tall)),
+        "distinct_rows": np.array([len({row.tobytes() for row in grid}) for grid in grids]),
+        "distinct_columns": np.array([len({row.tobytes() for row in grid}) for grid in columns]),
+    }
+    return {name: np.asarray(values, np.float64) for name, values in features.items()}
 
 
 def _extent(lines: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -115,21 +98,15 @@ def _extent(lines: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return first, np.where(lines.any(axis=1), last - first + 1, 0)
 
 
-def _symmetry(
-    grids: Grids, top: NDArray[np.intp], tall: NDArray[np.intp], left: NDArray[np.intp], wide: NDArray[np.intp]
-) -> Numbers:
-    """(n,) share of the cells of the bounding box that equal their mirror image, in the better of the two mirrors."""
+def _mirrored(grids: Grids, top: Any, tall: Any, left: Any, wide: Any) -> Numbers:
+    """(n,) share of the cells of the bounding box that equal their mirror image upside down."""
     row, column = np.arange(grids.shape[1]), np.arange(grids.shape[2])
     in_rows = (row >= top[:, None]) & (row < (top + tall)[:, None])
     in_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])
-    box = in_rows[:, :, None] & in_columns[:, None, :]
     # a row outside the box has its mirror outside the grid: clipped, and not counted
-    mirrored = np.clip((2 * top + tall - 1)[:, None] - row, 0, len(row) - 1)
-    upside_down = np.take_along_axis(grids, mirrored[:, :, None], axis=1)
-    mirrored = np.clip((2 * left + wide - 1)[:, None] - column, 0, len(column) - 1)
-    left_right = np.take_along_axis(grids, mirrored[:, None, :], axis=2)
-    equal = [((grids == other) & box).sum(axis=(1, 2)) for other in (upside_down, left_right)]
-    share: Numbers = np.maximum(*equal) / np.maximum(tall * wide, 1)
+    mirror = np.clip((2 * top + tall - 1)[:, None] - row, 0, len(row) - 1)
+    equal = np.take_along_axis(grids, mirror[:, :, None], axis=1) == grids
+    share: Numbers = (equal & in_rows[:, :, None] & in_columns[:, None]).sum(axis=(1, 2)) / np.maximum(tall * wide, 1)
     return share
 
 
@@ -139,20 +116,14 @@ def density_and_coverage(reference: Numbers, samples: Numbers, k: int = NEIGHBOU
     Around each reference point (n > k) lies a ball that reaches to its k-th neighbour. Density is the mean number of
     balls a sample lies in, over k: 1 is that of the reference itself. Coverage is the share of balls with a sample.
     """
+    from scipy.spatial.distance import cdist
+
     spread = reference.std(axis=0)
     spread[spread == 0] = 1.0
     reference, samples = (reference - reference.mean(axis=0)) / spread, (samples - reference.mean(axis=0)) / spread
-    radius = np.partition(_distances(reference, reference), k, axis=1)[:, k]  # the 0-th neighbour is the point itself
-    inside = _distances(reference, samples) < radius[:, None]  # (n, m)
+    around, distance = (cdist(reference, points, "sqeuclidean") for points in (reference, samples))
+    inside = distance < np.partition(around, k, axis=1)[:, [k]]  # (n, m); the 0-th neighbour is the point itself
     return float(inside.sum(axis=0).mean() / k), float(inside.any(axis=1).mean())
-
-
-def _distances(a: Numbers, b: Numbers) -> Numbers:
-    """(len(a), len(b)) squared Euclidean distances, feature by feature: exact where two points are equal."""
-    total = np.zeros((len(a), len(b)))
-    for left, right in zip(a.T, b.T, strict=True):
-        total += np.square(left[:, None] - right)
-    return total
 
 
 def wasserstein(a: Numbers, b: Numbers) -> float:

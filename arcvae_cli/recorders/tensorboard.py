@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arcvae_cli.domains.texts import Writer, pair_lines
+from arcvae_cli.domains.texts import StringFormatter, pair_lines
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
 from arcvae_cli.records import EpochRecord, Pictures, Recorder, StepRecord
@@ -34,7 +34,7 @@ class TensorBoardRecorder(Recorder):
 
     def __init__(self, folder: Path, rules: Rules | None = None) -> None:
         self._folder = folder
-        self._strings = None if rules is None else Writer(rules)
+        self._strings = None if rules is None else StringFormatter(rules)
         self._writers: dict[str, SummaryWriter] = {}  # by level, whose curve in the comparison it holds; "": the rest
         self._first: int | None = None  # earlier files are void from this step on
         self._step = 0

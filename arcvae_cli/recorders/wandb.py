@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from arcvae_cli import checkpoints
-from arcvae_cli.domains.texts import Writer
+from arcvae_cli.domains.texts import StringFormatter
 from arcvae_cli.files import atomic_write
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.jsonl import retold
@@ -42,7 +42,7 @@ class WandbRecorder(Recorder):
 
     def __init__(self, folder: Path, mode: Mode, settings: Settings, rules: Rules | None = None) -> None:
         self._folder, self._mode, self._settings = folder, mode, settings
-        self._writer = None if rules is None else Writer(rules)
+        self._writer = None if rules is None else StringFormatter(rules)
         self._run: Run | None = None
         self._step = 0
         self._last = -1  # W&B's step of the last row that it has
@@ -150,7 +150,7 @@ def _grid_images(pictures: Pictures) -> dict[str, Any]:
     return {f"images/{name}": Image(pixels, caption=captions[name]) for name, pixels in sheets.items()}
 
 
-def _string_tables(writer: Writer, pictures: Pictures) -> dict[str, Any]:
+def _string_tables(writer: StringFormatter, pictures: Pictures) -> dict[str, Any]:
     """Strings as HTML tables; `wandb.Table` would leave a copy of each in the user's home."""
     from wandb import Html
 

@@ -92,7 +92,7 @@ def test_files_report_and_verdict(run: str, evaluated: Evaluated) -> None:
     for finding in metrics["verdict"]["findings"]:
         assert finding["name"] in shown
         assert finding["ok"] == (finding["remedy"] is None)
-        assert finding["ok"] or finding["remedy"].split("; ")[0] in shown
+        assert all(f"- {step} (for " in shown for step in (finding["remedy"] or "").split("; ") if step)
     assert max(len(line) for line in shown.splitlines() if line.startswith(" ") or "─" in line) <= 80
 
 

@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,9 @@ from arcvae_cli.conditions import attributes
 from arcvae_cli.data.arc import build_arc
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
-from arcvae_cli.domains.base import Task
-from arcvae_cli.domains.grids import draw_levels, reconstruct, score_reconstructions, skill
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.domains.base import Draw, Task
+from arcvae_cli.domains.grids import GridDomain, blank_marks, draw_levels, reconstruct, score_reconstructions, skill
+from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.accuracy import ASKED, JUDGED
 from arcvae_cli.evaluation.evaluate import Evaluation, evaluate
 from arcvae_cli.models import build_model
@@ -76,7 +78,10 @@ def hierarchy() -> VAE:
 
 @pytest.fixture(scope="module")
 def both(hierarchy: VAE, corpus: GridCorpus) -> Evaluation:
-    return run(hierarchy, corpus, "test", TWO, iwae_samples=3, iwae_examples=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcvae_cli.domains.grids.CONDITION_SAMPLES", 20)
+        patch.setattr("arcvae_cli.domains.grids.SAMPLES", 100)
+        return run(hierarchy, corpus, "test", TWO, iwae_samples=3, iwae_examples=20)
 
 
 class Copy(VAE):
@@ -96,18 +101,9 @@ class Copy(VAE):
         distance = latents["z"].view(-1, 1, 16, 16) - torch.arange(10.0).view(10, 1, 1)
         return -self.sharpness * distance.square()
 
-    def prior(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        conditions: Tensor | None = None,
-        noise: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
+    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
         """Independent cells, a fifth of them coloured."""
         return {"z": torch.randint(1, 10, (n, 256)) * (torch.rand(n, 256) < 0.2).float()}
-
-
-# ------------------------------------------------------------------------------------------------ scores
 
 
 def test_scores_of_two_small_pictures() -> None:
@@ -133,100 +129,76 @@ def test_skill_counts_from_the_better_baseline(accuracy: float, expected: float)
     assert skill(accuracy, 0.5, 1.0) is None
 
 
-# ------------------------------------------------------------------------------------------------ the whole
-
-
 def test_a_model_that_copies_has_the_highest_scores(corpus: GridCorpus) -> None:
     result = run(Copy(), corpus, "test", Settings(), seed=0).report
-    for scores in (result["reconstruction"]["posterior_mean"], result["reconstruction"]["posterior_sample"]):
-        assert (scores["pixel_accuracy"], scores["non_black_accuracy"], scores["non_black_iou"]) == (1, 1, 1)
-        assert (scores["inside_accuracy"], scores["exact_share"], scores["near_share"], scores["blank_share"]) == (
-            1,
-            1,
-            1,
-            0,
-        )
-        assert set(scores["colour_accuracy"]) == {1}
-    assert (result["reconstruction"]["skill"]["pixel"], result["reconstruction"]["skill"]["non_black"]) == (1, 1)
-    assert result["reconstruction"]["pca_components"] == 256
+    found, perfect = result["reconstruction"], dict.fromkeys(("pixel_accuracy", "non_black_iou", "exact_share"), 1)
+    for scores in (found["posterior_mean"], found["posterior_sample"]):
+        assert perfect.items() <= scores.items()
+        assert (scores["inside_accuracy"], scores["blank_share"], set(scores["colour_accuracy"])) == (1, 0, {1})
+    assert (found["skill"]["pixel"], found["skill"]["non_black"], found["pca_components"]) == (1, 1, 256)
     assert result["elbo"]["reconstruction_nats"] < 0.1
-    assert result["levels"]["z"]["mutual_information"]["is_bound"]
-    assert result["levels"]["z"]["mutual_information"]["nats"] == pytest.approx(math.log(100), abs=1e-3)
-    assert result["shuffled_codes"]["accuracy"] == 1
-    assert result["shuffled_codes"]["shuffled_accuracy"] < 0.9
-    # its draws are noise, and told as such
+    information = result["levels"]["z"]["mutual_information"]
+    assert information["is_bound"] and information["nats"] == pytest.approx(math.log(100), abs=1e-3)
+    assert result["shuffled_codes"]["shuffled_accuracy"] < 0.9 < result["shuffled_codes"]["accuracy"] == 1
     noise = result["prior_samples"]
     assert (noise["blank_share"], noise["distinct_share"], noise["novel_share"]) == (0, 1, 1)
-    assert noise["coverage"] < 0.05
+    assert noise["coverage"] < 0.05 and noise["object_distance"] > 10
     assert noise["non_black_share"] == pytest.approx(0.2, abs=0.01)
-    assert noise["object_distance"] > 10
     findings = {finding["name"]: finding["ok"] for finding in result["verdict"]["findings"]}
-    assert findings["pixel accuracy"]
-    assert findings["non-black accuracy"]
-    assert not findings["specks among samples"]
+    assert findings["pixel accuracy"] and findings["non-black accuracy"] and not findings["specks among samples"]
 
 
 def test_the_report_agrees_with_itself_and_with_plain_sums(
     full: Evaluation, model: VAE, arc: Dataset, corpus: GridCorpus
 ) -> None:
-    result = full.report
-    grids = arc.x[arc.split == 2]
-    pictures = reconstruct(model, grids)
-    found = result["reconstruction"]
-    assert found["posterior_mean"]["pixel_accuracy"] == pytest.approx((pictures == grids).mean())
-    assert found["posterior_mean"]["non_black_accuracy"] == pytest.approx((pictures == grids)[grids > 0].mean())
+    result, grids, shapes = full.report, arc.x[arc.split == 2], arc.shape[arc.split == 2]
+    pictures, found = reconstruct(model, grids), full.report["reconstruction"]
+    mean, right = found["posterior_mean"], pictures == grids
+    assert mean["pixel_accuracy"] == pytest.approx(right.mean())
+    assert mean["non_black_accuracy"] == pytest.approx(right[grids > 0].mean())
     assert found["all_black"]["pixel_accuracy"] == pytest.approx((grids == 0).mean())
-    inside = np.concatenate(
-        [(a == b)[:h, :w].ravel() for a, b, (h, w) in zip(pictures, grids, arc.shape[arc.split == 2], strict=True)]
-    )
-    assert found["posterior_mean"]["inside_accuracy"] == pytest.approx(inside.mean())
-    assert found["posterior_sample"]["pixel_accuracy"] != found["posterior_mean"]["pixel_accuracy"]
+    inside = np.concatenate([one[:h, :w].ravel() for one, (h, w) in zip(right, shapes, strict=True)])
+    assert mean["inside_accuracy"] == pytest.approx(inside.mean())
+    assert found["posterior_sample"]["pixel_accuracy"] != mean["pixel_accuracy"]
     assert found["pca"]["non_black_accuracy"] > found["all_black"]["non_black_accuracy"] == 0
     assert (found["examples"], found["pca_components"], found["pca_training_grids"]) == (100, 4, 800)
     best = max(found["all_black"]["pixel_accuracy"], found["pca"]["pixel_accuracy"])
-    assert found["skill"]["pixel"] == pytest.approx((found["posterior_mean"]["pixel_accuracy"] - best) / (1 - best))
+    assert found["skill"]["pixel"] == pytest.approx((mean["pixel_accuracy"] - best) / (1 - best))
 
     assert sorted(full.indices.tolist()) == list(range(100))
-    np.testing.assert_array_equal(full.errors, (pictures != grids).sum(axis=(1, 2))[full.indices])
+    np.testing.assert_array_equal(full.errors, (~right).sum(axis=(1, 2))[full.indices])
     means = model.encode(Batch(torch.from_numpy(grids[full.indices]).long()), noise=False)[0].mean
     np.testing.assert_allclose(full.codes["z"], means.detach().numpy(), rtol=1e-4, atol=1e-5)
 
-    weighted = result["importance_weighted"]
+    weighted, elbo = result["importance_weighted"], result["elbo"]
     assert (weighted["examples"], weighted["samples"]) == (30, 5)
     assert weighted["nll_nats"] < weighted["single_nats"]
-    assert result["elbo"]["elbo_nats"] == pytest.approx(
-        -result["elbo"]["reconstruction_nats"] - result["elbo"]["kl_nats"]
-    )
-    assert result["elbo"]["kl_nats"] == pytest.approx(sum(result["levels"]["z"]["kl_nats"]))
-    assert result["elbo"]["elbo_bits"] == pytest.approx(result["elbo"]["elbo_nats"] / 256 / math.log(2))
-    assert result["shuffled_codes"]["accuracy"] == pytest.approx(found["posterior_mean"]["pixel_accuracy"])
-    assert result["prior_samples"]["reference"] == 100
-    assert result["training_grids"]["novel_share"] == 0
-    floor = next(finding for finding in result["verdict"]["findings"] if "floor" in finding["name"])
-    assert floor["value"] == min(result["levels"]["z"]["kl_nats"])
+    assert elbo["elbo_nats"] == pytest.approx(-elbo["reconstruction_nats"] - elbo["kl_nats"])
+    assert elbo["kl_nats"] == pytest.approx(sum(result["levels"]["z"]["kl_nats"]))
+    assert elbo["elbo_bits"] == pytest.approx(elbo["elbo_nats"] / 256 / math.log(2))
+    assert result["shuffled_codes"]["accuracy"] == pytest.approx(mean["pixel_accuracy"])
+    assert (result["prior_samples"]["reference"], result["training_grids"]["novel_share"]) == (100, 0)
 
 
-def test_the_seed_decides_and_the_generator_is_left_alone(full: Evaluation, model: VAE, corpus: GridCorpus) -> None:
+def test_a_quick_evaluation_depends_on_the_seed_alone(
+    full: Evaluation, model: VAE, corpus: GridCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcvae_cli.domains.grids.QUICK_SAMPLES", 20)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    again = run(model, corpus, "test", SMALL, iwae_samples=5, iwae_examples=30)
+    one, again, other = (run(model, corpus, "test", SMALL, seed=seed, quick=True).report for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
-    assert again.report == full.report
-    other = run(model, corpus, "test", SMALL, seed=1, quick=True).report
-    assert other["elbo"]["reconstruction_nats"] != full.report["elbo"]["reconstruction_nats"]
+    assert one == again
+    assert one["elbo"]["reconstruction_nats"] != other["elbo"]["reconstruction_nats"]
     # what has no noise in it differs by the order of its sums only
-    assert other["reconstruction"]["posterior_mean"] == full.report["reconstruction"]["posterior_mean"]
-
-
-def test_quick_leaves_out_what_is_slow(model: VAE, corpus: GridCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    mean = one["reconstruction"]["posterior_mean"]
+    assert mean == other["reconstruction"]["posterior_mean"] == full.report["reconstruction"]["posterior_mean"]
+    assert (one["prior_samples"]["samples"], one["prior_samples"]["reference"]) == (20, 20)
+    assert (one["shuffled_codes"], one["interpolation"], one["importance_weighted"]) == (None, None, None)
+    assert one["levels"]["z"]["mutual_information"] is None
     monkeypatch.setattr("arcvae_cli.domains.grids.QUICK_EXAMPLES", 40)
-    monkeypatch.setattr("arcvae_cli.domains.grids.QUICK_SAMPLES", 20)
     heard: list[str] = []
-    result = run(model, corpus, "val", SMALL, quick=True, note=heard.append).report
-    assert (result["split"], result["quick"], result["reconstruction"]["examples"]) == ("val", True, 40)
-    assert (result["prior_samples"]["samples"], result["prior_samples"]["reference"]) == (20, 20)
-    assert (result["shuffled_codes"], result["interpolation"], result["importance_weighted"]) == (None, None, None)
-    assert result["levels"]["z"]["mutual_information"] is None
+    run(model, corpus, "val", SMALL, quick=True, note=heard.append)
     assert heard[0] == "reconstructing 40 grids"
 
 
@@ -234,12 +206,9 @@ def test_training_grids_of_another_corpus_make_the_baseline(model: VAE, corpus: 
     other = GridCorpus(replace(arc, split=np.where(arc.split == 2, 0, 2).astype(np.uint8)))
     result = run(model, corpus, "test", SMALL, trained=other, quick=True).report
     assert result["reconstruction"]["pca_training_grids"] == 100
-    empty = GridCorpus(replace(arc, split=np.full_like(arc.split, 2)))
-    with pytest.raises(InputError, match="no training grids"):
-        run(model, corpus, "test", SMALL, trained=empty)
 
 
-def test_a_split_of_one_grid_is_enough_and_none_is_not(model: VAE, arc: Dataset) -> None:
+def test_a_split_of_one_grid_is_enough(model: VAE, arc: Dataset) -> None:
     split = np.where(arc.split == 2, 0, arc.split)
     split[0] = 2
     one = GridCorpus(replace(arc, split=split.astype(np.uint8), shape=None))
@@ -249,46 +218,29 @@ def test_a_split_of_one_grid_is_enough_and_none_is_not(model: VAE, arc: Dataset)
     assert (result["shuffled_codes"], result["interpolation"]) == (None, None)
     assert (result["prior_samples"]["density"], result["prior_samples"]["coverage"]) == (None, None)
     json.dumps(result, allow_nan=False)
-    split[0] = 0
-    with pytest.raises(InputError, match="test is empty"):
-        run(model, GridCorpus(replace(arc, split=split.astype(np.uint8))), "test", SMALL)
-
-
-def test_broken_weights_are_named(corpus: GridCorpus) -> None:
-    broken = Copy()
-    with torch.no_grad():
-        broken.sharpness.fill_(math.nan)
-    with pytest.raises(ArcvaeError, match="not finite"):
-        run(broken, corpus, "test", Settings())
-
-
-# ------------------------------------------------------------------------------------------------ two levels
 
 
 def test_every_level_has_its_numbers(both: Evaluation, hierarchy: VAE, arc: Dataset) -> None:
-    result = both.report
-    grids = arc.x[arc.split == 2][both.indices]
+    result, grids = both.report, arc.x[arc.split == 2][both.indices]
     with torch.no_grad():
         top, _ = hierarchy.eval().encode(Batch(torch.from_numpy(grids).long()), noise=False)
     assert list(result["levels"]) == ["global", "local"]
-    np.testing.assert_allclose(result["levels"]["global"]["kl_nats"], top.kl.mean(dim=0), rtol=1e-3)
-    assert (result["levels"]["global"]["units"], result["levels"]["local"]["units"]) == (3, 32)
-    assert result["levels"]["global"]["mutual_information"] is not None
-    assert (result["levels"]["local"]["mutual_information"], result["levels"]["global"]["cells_nats"]) == (None, None)
+    levels = result["levels"]
+    np.testing.assert_allclose(levels["global"]["kl_nats"], top.kl.mean(dim=0), rtol=1e-3)
+    assert (levels["global"]["units"], levels["local"]["units"]) == (3, 32)
+    assert levels["global"]["mutual_information"] is not None
+    assert (levels["local"]["mutual_information"], levels["global"]["cells_nats"]) == (None, None)
     assert both.maps["local"].shape == (100, 4, 4)
-    cells = result["levels"]["local"]["cells_nats"]
+    cells = levels["local"]["cells_nats"]
     np.testing.assert_allclose(cells, both.maps["local"].mean(axis=0), rtol=1e-5)
-    assert sum(map(sum, cells)) == pytest.approx(sum(result["levels"]["local"]["kl_nats"]), rel=1e-5)
-    totals = [sum(level["kl_nats"]) for level in result["levels"].values()]
-    assert sum(totals) == pytest.approx(result["elbo"]["kl_nats"])
+    assert sum(map(sum, cells)) == pytest.approx(sum(levels["local"]["kl_nats"]), rel=1e-5)
+    assert sum(sum(level["kl_nats"]) for level in levels.values()) == pytest.approx(result["elbo"]["kl_nats"])
     assert result["reconstruction"]["pca_components"] == 35
     assert set(result["shuffled_codes"]["levels"]) == {"global", "local"}
-    names = [finding["name"] for finding in result["verdict"]["findings"]]
-    assert {"smallest KL, global", "smallest KL, local", "samples obey colours"} <= set(names)
     json.dumps(result, allow_nan=False)
 
 
-def test_the_headline_numbers_are_given_no_condition(both: Evaluation, hierarchy: VAE, arc: Dataset) -> None:
+def test_reconstruction_is_measured_without_conditions(both: Evaluation, hierarchy: VAE, arc: Dataset) -> None:
     grids = arc.x[arc.split == 2]
     x = torch.from_numpy(grids).long()
     with torch.no_grad():
@@ -298,43 +250,41 @@ def test_the_headline_numbers_are_given_no_condition(both: Evaluation, hierarchy
     assert (given.logits.argmax(dim=1).numpy() != dropped).any()
 
 
-def test_what_a_conditional_model_is_asked(both: Evaluation, full: Evaluation, hierarchy: VAE, corpus: GridCorpus):
+def test_a_conditional_model_is_judged_by_its_worst_condition(both: Evaluation, full: Evaluation) -> None:
     assert full.report["adherence"] is None
-    assert [row["asked"] for row in both.report["adherence"]["rows"]] == list(ASKED)
-    assert both.report["adherence"]["samples"] == 500
-    quick = run(hierarchy, corpus, "test", TWO, quick=True).report
-    assert [row["asked"] for row in quick["adherence"]["rows"]] == list(JUDGED)
-    assert quick["adherence"]["samples"] == 100
-    found = {finding["name"]: finding for finding in quick["verdict"]["findings"]}
-    colours = [
-        row["counted_obeying"] or 0.0 for row in quick["adherence"]["rows"] if row["asked"].startswith("colours")
-    ]
-    assert found["samples obey colours"]["value"] == min(colours)
-    assert (
-        found["of them not blank or repeated"]["value"]
-        == min(row["counted"] for row in quick["adherence"]["rows"]) / 100
-    )
+    accuracy = both.report["adherence"]
+    assert [row["asked"] for row in accuracy["rows"]] == list(ASKED) and accuracy["samples"] == 20
+    found = {finding["name"]: finding["value"] for finding in both.report["verdict"]["findings"]}
+    judged = [row for row in accuracy["rows"] if row["asked"] in JUDGED]
+    colours = [row["counted_obeying"] or 0.0 for row in judged if row["asked"].startswith("colours")]
+    assert found["samples satisfy colours"] == min(colours)
+    assert found["samples neither blank nor repeated"] == min(row["counted"] for row in judged) / 20
 
 
-def test_rows_share_the_top_latent_and_columns_the_noise_below(hierarchy: VAE) -> None:
+def test_blank_samples_are_counted_and_marked(model: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grids = np.ones((5, 16, 16), np.uint8)
+    grids[[1, 3]] = 0
+    monkeypatch.setattr("arcvae_cli.domains.grids.argmax_decode", lambda *_: torch.from_numpy(grids))
+    loaded, latents = SimpleNamespace(model=model), {"z": torch.zeros(5, 4)}
+    decoded = GridDomain().sample(Draw(loaded, latents, 1.0, 0, {}, False, True, lambda: None, print))  # type: ignore[arg-type]
+    assert decoded.summary.startswith("2 of 5 blank, 2 distinct")
+    assert decoded.rows[1] == ["", "blank", "", "blank", ""]
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("arcvae_cli.render.plots.save_grids", lambda *arguments: drawn.update(enumerate(arguments)))
+    document = {**decoded.facts, "temperature": 1.0, "seed": 0, "prior": "standard"}
+    GridDomain().write({"png": tmp_path / "s.png", "json": tmp_path / "s.json"}, decoded, document, "five samples")
+    assert drawn[4] == "five samples, 2 of 5 blank"
+    assert blank_marks(grids[[0, 2]]) is None
+
+
+def test_rows_share_the_top_latent_and_columns_the_noise_below(hierarchy: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, Tensor] = {}
-
-    class Listening(type(hierarchy)):  # type: ignore[misc]
-        def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
-            drawn.update(latents)
-            return super().decode(latents, conditions)
-
-        def prior(self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise=None):
-            drawn["noise"] = noise["local"]
-            return super().prior(n, temperature, conditions, noise)
-
-    listening = Listening(TWO.model)
-    listening.load_state_dict(hierarchy.state_dict())
-    grids = draw_levels(listening, 3, 4, seed=2)
+    decode, prior = hierarchy.decode, hierarchy.prior
+    monkeypatch.setattr(hierarchy, "decode", lambda latents, given: drawn.update(latents) or decode(latents, given))
+    monkeypatch.setattr(hierarchy, "prior", lambda *some: drawn.update(noise=some[-1]["local"]) or prior(*some))
+    grids = draw_levels(hierarchy, 3, 4, seed=2)
     assert (grids.shape, grids.dtype) == ((12, 16, 16), np.uint8)
     top, noise = drawn["global"].view(3, 4, -1), drawn["noise"].view(3, 4, -1)
-    assert (top == top[:, :1]).all()
-    assert (noise == noise[:1]).all()
+    assert (top == top[:, :1]).all() and (noise == noise[:1]).all()
     assert len(torch.unique(top[:, 0], dim=0)) == 3
     assert len(torch.unique(noise[0], dim=0)) == 4
-    assert np.array_equal(grids, draw_levels(hierarchy, 3, 4, seed=2))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvae_cli.domains.texts import Pair, Writer, pair_lines
+from arcvae_cli.domains.texts import Pair, StringFormatter, pair_lines
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.images import ImageRecorder
 from arcvae_cli.records import EpochRecord, Pictures, Plan
@@ -14,7 +14,7 @@ MakePlan, MakeRecord = Callable[..., Plan], Callable[..., EpochRecord]
 
 
 def test_derivations_become_strings(make_rules: Callable[..., Rules], derivations: Pictures) -> None:
-    writer = Writer(make_rules())
+    writer = StringFormatter(make_rules())
     pairs = writer.pairs(derivations.originals, derivations.reconstructions)
     assert pairs == [Pair("x", "x", True), Pair("x + *", "x + x", False), Pair("( * )", "( * )", True)]
     assert writer.samples(derivations.samples) == ["* + *", "(incomplete)"]
@@ -25,7 +25,7 @@ def test_without_a_grammar_they_are_ids_and_nothing_new_is_written(
     make_rules: Callable[..., Rules], derivations: Pictures
 ) -> None:
     """After the end of an example such a model says anything: it was never asked."""
-    writer = Writer(make_rules(known=False))
+    writer = StringFormatter(make_rules(known=False))
     said = derivations.reconstructions.copy()
     said[:, -1] = 2
     assert writer.pairs(derivations.originals, said) == [
