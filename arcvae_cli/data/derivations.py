@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, Rules
+from arcvae_cli.grammar import Grammar, Rules, Symbol, Terminal
 
 Ids = NDArray[np.int16]  # (N, T): left-most derivations, the padding rule after their ends
 
@@ -27,79 +27,78 @@ _DRAWS = 40  # for each string that is wanted, before there are held to be no mo
 class Counts:
     """How many derivations of at most `most` rules the start symbol has, and uniform draws from them.
 
-    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: of the uniform distribution, in nats.
-    A second for 277 rules of SMILES. Raises ValueError for rules without right-hand sides, InputError if it would take
-    minutes and gigabytes.
+    `exact`: by number of rules, from 0 to `most`. `total`: their sum. A second for 277 rules of SMILES. Raises
+    InputError if it would take minutes and gigabytes.
     """
 
     def __init__(self, rules: Rules, most: int) -> None:
-        if rules.rhs is None:
-            raise ValueError("rules without right-hand sides derive nothing")
-        self.rules, self.most, self._rhs = rules, most, rules.rhs
+        assert rules.rhs is not None, "needs right-hand sides"
+        self.rules, self.most, self.rhs = rules, most, rules.rhs
         tails = {right[place:]: None for right in ((rules.start,), *rules.rhs) for place in range(len(right))}
-        self._tails = {tail: number for number, tail in enumerate(tails)}  # sequences of nonterminals, numbered
         if (sum(len(tail) > 1 for tail in tails) + len(rules)) * most**2 > _WORK:
             raise InputError(f"data.max_rules: derivations of {most} rules are too many to count", "lower it")
-        self._rules_of = [rules.of(symbol) for symbol in range(len(rules.symbols))]
+        self.tails = sorted(tails, key=len)  # sequences of nonterminals
+        self.rules_of = [rules.of(symbol) for symbol in range(len(rules.symbols))]
         self._of_symbol: list[list[int]] = [[0] * (most + 1) for _ in rules.symbols]
         self._of_tail: dict[tuple[int, ...], list[int]] = {(): [1] + [0] * most}
-        shortest_first = sorted(tails, key=len)
-        for tail in shortest_first:  # a tail of one symbol shares the list of the symbol
+        for tail in self.tails:  # a tail of one symbol shares the list of the symbol
             self._of_tail[tail] = self._of_symbol[tail[0]] if len(tail) == 1 else [0] * (most + 1)
         for n in range(1, most + 1):
-            for symbol in range(len(rules.symbols)):
-                self._of_symbol[symbol][n] = sum(self._by_rule(symbol, n))
-            for tail in shortest_first:
+            for symbol, counts in enumerate(self._of_symbol):
+                counts[n] = sum(self.by_rule(symbol, n))
+            for tail in self.tails:
                 if len(tail) > 1:
-                    self._of_tail[tail][n] = sum(self._by_first(tail, n))
+                    self._of_tail[tail][n] = sum(self.by_first(tail, n))
         self.exact = tuple(self._of_symbol[rules.start])
         self.total = sum(self.exact)
 
     @property
     def entropy(self) -> float:
+        """Of the uniform distribution, in nats."""
         return math.log(self.total)
 
-    def draw(self, count: int, stream: np.random.RandomState) -> Ids:
-        """`count` derivations, independent and uniform up to the 53 bits of each number drawn: (count, most) int16."""
-        if not self.total:
-            raise ValueError(f"nothing is derived by at most {self.most} rules")
-        tables = self._tables
-        parts = [tables.draw(min(_CHUNK, count - done), stream) for done in range(0, count, _CHUNK)]
-        return np.concatenate(parts) if parts else np.empty((0, self.most), np.int16)
+    def by_rule(self, symbol: int, n: int) -> list[int]:
+        """Derivations of a symbol by n rules, by the first of them."""
+        return [self._of_tail[self.rhs[rule]][n - 1] for rule in self.rules_of[symbol]]
 
-    @cached_property
-    def _tables(self) -> _Tables:
-        return _Tables(self)
-
-    def _by_rule(self, symbol: int, n: int) -> list[int]:
-        return [self._of_tail[self._rhs[rule]][n - 1] for rule in self._rules_of[symbol]]
-
-    def _by_first(self, tail: tuple[int, ...], n: int) -> list[int]:
+    def by_first(self, tail: tuple[int, ...], n: int) -> list[int]:
         """Derivations of a tail of two symbols or more by n rules, by how many the first takes: from 0 to n."""
         first, rest = self._of_symbol[tail[0]], self._of_tail[tail[1:]]
         return [first[m] * rest[n - m] if first[m] else 0 for m in range(n + 1)]
 
+    def draw(self, count: int, stream: np.random.RandomState) -> Ids:
+        """`count` derivations, independent and uniform up to the 53 bits of each number drawn: (count, most) int16."""
+        return np.concatenate([self._walk.draw(min(_CHUNK, count - done), stream) for done in range(0, count, _CHUNK)])
 
-class _Tables:
-    """The choices of a walk down the counts, as cumulative probabilities one after the other in a flat array."""
+    @cached_property
+    def _walk(self) -> _Walk:
+        return _Walk(self)
+
+
+class _Walk:
+    """A walk down the counts, many derivations at a time: the choices of a part of each, as cumulative probabilities.
+
+    They stand one after the other in a flat array; `_rule` and `_split` have the first place and the length of each.
+    """
 
     def __init__(self, counts: Counts) -> None:
-        rules, tails, self.most = counts.rules, counts._tails, counts.most
+        rules, self.most = counts.rules, counts.most
+        tails = {tail: number for number, tail in enumerate(counts.tails)}
         self.padding, steps = rules.padding, range(1, self.most + 1)
         self._flat: list[float] = []
         self._length = self._choice(counts.exact)
-        self._rule = np.zeros((len(rules.symbols), self.most + 1, 2), np.int64)  # first place and number of the choice
+        self._rule = np.zeros((len(rules.symbols), self.most + 1, 2), np.int64)
         self._split = np.zeros((len(tails), self.most + 1, 2), np.int64)
-        self._rules_of = np.full((len(rules.symbols), max(map(len, counts._rules_of))), -1, np.int64)
-        for symbol, numbers in enumerate(counts._rules_of):
+        self._rules_of = np.full((len(rules.symbols), max(map(len, counts.rules_of))), -1, np.int64)
+        for symbol, numbers in enumerate(counts.rules_of):
             self._rules_of[symbol, : len(numbers)] = numbers
-            self._rule[symbol, 1:] = [self._choice(counts._by_rule(symbol, n)) for n in steps]
+            self._rule[symbol, 1:] = [self._choice(counts.by_rule(symbol, n)) for n in steps]
         for tail, number in tails.items():
             if len(tail) > 1:
-                self._split[number, 1:] = [self._choice(counts._by_first(tail, n)) for n in steps]
+                self._split[number, 1:] = [self._choice(counts.by_first(tail, n)) for n in steps]
         self._first = np.array([tail[0] for tail in tails], np.int64)
         self._rest = np.array([tails.get(tail[1:], -1) for tail in tails], np.int64)
-        self._body = np.array([tails.get(right, -1) for right in counts._rhs], np.int64)
+        self._body = np.array([tails.get(right, -1) for right in counts.rhs], np.int64)
         self._start = tails[rules.start,]
         self._cumulative = np.array(self._flat)
 
@@ -177,28 +176,22 @@ def draw_strings(
 
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
     """Every derivation of a tree of at most `depth` levels, in the order of `nltk.parse.generate`."""
-    rules_of: dict[str, list[int]] = {}
-    for number, production in enumerate(grammar.productions):
-        if number not in grammar.unusable:
-            rules_of.setdefault(production.left, []).append(number)
+    usable = [(rule, one) for rule, one in enumerate(grammar.productions) if rule not in grammar.unusable]
 
-    def of_symbol(symbol: object, left: int) -> Iterator[tuple[int, ...]]:
-        if isinstance(symbol, str):
-            for rule in rules_of.get(symbol, ()):
-                for inner in of_all(grammar.productions[rule].right, left - 1):
+    def rewrite(symbol: Symbol, levels: int) -> Iterator[tuple[int, ...]]:
+        for rule, production in usable:
+            if production.left == symbol:
+                for inner in derive(production.right, levels - 1):
                     yield rule, *inner
-        else:
-            yield ()
 
-    def of_all(symbols: tuple[object, ...], left: int) -> Iterator[tuple[int, ...]]:
-        if not symbols:
-            yield ()
-        elif left > 0:
-            for first in of_symbol(symbols[0], left):
-                for rest in of_all(symbols[1:], left):
-                    yield first + rest
+    @cache
+    def derive(symbols: tuple[Symbol, ...], levels: int) -> list[tuple[int, ...]]:
+        if not symbols or levels <= 0:
+            return [()] * (not symbols)
+        firsts = [()] if isinstance(symbols[0], Terminal) else list(rewrite(symbols[0], levels))
+        return [first + rest for first in firsts for rest in derive(symbols[1:], levels)]
 
-    return of_symbol(grammar.start, depth)
+    return rewrite(grammar.start, depth)
 
 
 def first_of_each(ids: Ids) -> NDArray[np.int64]:
