@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 def alone(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Holds the lock of a file of the cache: one process makes it, others wait (`say` a note) and find it there.
 
-    Temporary files of processes that died are removed. If the folder cannot be locked the block runs without a lock.
+    If the folder cannot be written to, the block runs without a lock.
     """
     from filelock import FileLock, Timeout
 
@@ -43,14 +43,9 @@ def alone(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None
                 say(f"another process is making {path.name}: waiting for it")
             lock.acquire(poll_interval=0.1)
     try:
-        for stale in path.parent.glob(f".{path.name}.*.tmp") if lock.is_locked else ():
-            stale.unlink(missing_ok=True)
         yield
     finally:
-        if lock.is_locked:
-            with suppress(OSError):  # while it is held: processes that wait for this file then lock a new one
-                os.unlink(lock.lock_file)
-            lock.release()
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
         if say is not None:
             say(f"downloading {without_password(address)}")
         try:
-            name = f".{what.file}.new.tmp"  # which `alone` removes if this process dies
+            name = f".{what.file}.new"
             files = pooch.create(path.parent, "", registry={name: None}, urls={name: address}, retry_if_failed=1)
             fetched = Path(files.fetch(name, downloader=pooch.HTTPDownloader(timeout=30)))
         except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address

@@ -11,10 +11,9 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -130,25 +129,16 @@ def parse_lines(
         workers = cores() if len(lines) >= many else 1
     chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
     results: list[Result] = []
-    for chunk in _in_chunks(chunks, grammar, workers):
-        results += chunk
-        if tell is not None:
-            tell(len(results), len(lines))
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[list[Result]]] = map
+        if workers > 1 and len(chunks) > 1:
+            ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
+            run = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)).map
+        for chunk in run(_chunk, chunks, repeat(grammar)):
+            results += chunk
+            if tell is not None:
+                tell(len(results), len(lines))
     return results
-
-
-def _in_chunks(chunks: Sequence[Sequence[str]], grammar: Grammar, workers: int) -> Iterator[list[Result]]:
-    """The results of chunks in their order, by spawned processes; by this one where they cannot start or are killed."""
-    done = 0
-    if workers > 1 and len(chunks) > 1:
-        ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)
-        with suppress(BrokenProcessPool, OSError), pool:
-            for results in pool.map(_chunk, chunks, repeat(grammar)):
-                yield results
-                done += 1
-    for lines in chunks[done:]:
-        yield _chunk(lines, grammar)
 
 
 def _chunk(lines: Sequence[str], grammar: Grammar) -> list[Result]:

@@ -158,7 +158,7 @@ def test_the_last_rule_is_padding_only_if_nothing_follows_it(folder: Path):
     bits = np.zeros((4, 4), bool)
     bits[:2, :2] = bits[2:, 2:] = True
     dataset = read(shared, np.packbits(bits[shared], axis=2))
-    assert "no padding detected" in dataset.notes[0] and dataset.rules.padding == 4
+    assert "padding detected: none" in dataset.notes[0] and dataset.rules.padding == 4
 
 
 def test_rules_in_two_masks(folder: Path):
