@@ -114,15 +114,14 @@ def test_smiles():
 
 def test_smiles_lark_has_the_productions_of_smiles_cfg():
     parser = Parser(SMILES)
-    drawn = Counts(SMILES.rules, 45).draw(3000, np.random.RandomState(0))
+    drawn = Counts(SMILES.rules, 45).draw(1500, np.random.RandomState(0))
     used = set()
     for row in drawn.tolist():
         ids = [rule for rule in row if rule != SMILES.rules.padding]
         assert parser.parse(SMILES.write(ids) or "") == ids
         used.update(ids)
     assert used == set(range(75)) - {29, 31}
-    alike = parse_grammar(SMILES.text.replace("%undefined class", "# mine\n%undefined class"), "mine")
-    assert Parser(alike).kind == "lalr"
+    assert Parser(parse_grammar("# mine\n" + SMILES.text, "mine")).kind == "lalr"
 
 
 def test_real_molecules_come_back():
@@ -172,7 +171,7 @@ def test_grammars_of_ones_own(text: str):
     grammar = parse_grammar(text, "mine")
     parser, earley = Parser(grammar), Parser(grammar, earley=True)
     assert parser.kind == "lalr"
-    for place, row in enumerate(Counts(grammar.rules, 30).draw(300, np.random.RandomState(2)).tolist()):
+    for place, row in enumerate(Counts(grammar.rules, 30).draw(100, np.random.RandomState(2)).tolist()):
         ids = [rule for rule in row if rule != grammar.rules.padding]
         string = grammar.write(ids) or ""
         assert parser.parse(string) == ids
@@ -248,7 +247,7 @@ def random_grammars(stream: random.Random) -> Iterator[Grammar]:
 def test_any_grammar():
     stream = random.Random(11)
     kinds = {"lalr": 0, "earley": 0}
-    for _, grammar in zip(range(120), random_grammars(stream), strict=False):
+    for _, grammar in zip(range(80), random_grammars(stream), strict=False):
         parser, earley = Parser(grammar), Parser(grammar, earley=True)
         kinds[parser.kind] += 1
         for sentence, derivations in list(sentences(grammar, 6).items())[:25]:
