@@ -7,7 +7,7 @@ pads derivations (`Nothing -> None` in the code of Kusner et al. 2017; a file th
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -23,16 +23,10 @@ MOST_BYTES = 1 << 20
 MOST_RULES = 32_000  # with the padding rule: ids are int16
 MOST_SYMBOLS = 200  # of a right-hand side: counting derivations takes memory that grows with their square
 
-_TOKEN = re.compile(
-    r"""(?P<comment>\#.*)
-        | (?P<arrow>->)
-        | (?P<bar>\|)
-        | (?P<quoted>'[^']*'|"[^"]*")
-        | (?P<name>[\w/][\w/^<>]*(?:-(?!>)[\w/^<>]*)*)
-        | (?P<directive>%\w*)
-        | (?P<unknown>\S)""",
-    re.VERBOSE,
-)
+_NAME = r"[\w/][\w/^<>]*(?:-(?!>)[\w/^<>]*)*"
+_QUOTED = r"'[^']*'" + r'|"[^"]*"'
+_TOKEN = re.compile(rf"\#.*|->|\||{_QUOTED}|{_NAME}|%\w*|\S")
+_DIRECTIVE = re.compile(rf"%start {_NAME}|%separator ({_QUOTED})|%undefined( {_NAME})+")
 _FIX = "A line is `NAME -> alternatives between bars`, terminals in quotes; docs/grammar.md shows the notation."
 
 
@@ -158,9 +152,9 @@ def parse_grammar(text: str, name: str) -> Grammar:
     lines, directives = _read(text, name)
     productions = tuple(lines)
     first = {production.left: number for production, number in reversed(lines.items())}
-    number, (start,) = directives.get("%start", (0, (productions[0].left,)))
-    separator = directives.get("%separator", (0, ("''",)))[1][0][1:-1]
-    allowed = first.keys() | set(directives.get("%undefined", (0, ()))[1])
+    number, (start,) = directives.get("%start", (0, [productions[0].left]))
+    separator = directives.get("%separator", (0, ["''"]))[1][0][1:-1]
+    allowed = {*first, *directives.get("%undefined", (0, []))[1]}
     if start not in first:
         raise _error(name, number, f"%start: undefined symbol {start}")
     for production, number in lines.items():
@@ -188,22 +182,32 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[
     lines: dict[Production, int] = {}
     directives: dict[str, tuple[int, list[str]]] = {}
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
-        found = [(match.lastgroup, match[0]) for match in _TOKEN.finditer(line) if match.lastgroup != "comment"]
-        kinds, tokens = [kind for kind, _ in found], [token for _, token in found]
-        if kinds[:1] == ["directive"]:
-            directive, *values = tokens
-            wanted = {"%start": ["name"], "%separator": ["quoted"], "%undefined": ["name"] * max(1, len(values))}
-            if kinds[1:] != wanted.get(directive) or directive in directives:
+        tokens = [token for token in _TOKEN.findall(line) if token[0] != "#"]
+        symbols = [_symbol(token) for token in tokens]
+        if not tokens:
+            continue
+        if tokens[0][0] == "%":
+            if not _DIRECTIVE.fullmatch(" ".join(tokens)) or tokens[0] in directives:
                 raise _error(name, number, f"invalid directive {line.strip()!r}")
-            directives[directive] = number, values
-        elif tokens:
-            if kinds[:2] != ["name", "arrow"]:
-                raise _error(name, number, f"starts with {tokens[0]!r}, not with `NAME ->`")
-            for right in _alternatives(found[2:], name, number):
-                production = Production(tokens[0], tuple(right))
-                if production in lines:
-                    raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
-                lines[production] = number
+            directives[tokens[0]] = number, tokens[1:]
+            continue
+        if not isinstance(symbols[0], str) or tokens[1:2] != ["->"]:
+            raise _error(name, number, f"starts with {tokens[0]!r}, not with `NAME ->`")
+        alternatives: list[list[Symbol]] = [[]]
+        for token, symbol in zip(tokens[2:], symbols[2:], strict=True):
+            if token == "|":
+                alternatives.append([])
+            elif symbol is None:
+                raise _error(name, number, f"unexpected {token!r}")
+            else:
+                alternatives[-1].append(symbol)
+        for production in (Production(symbols[0], tuple(right)) for right in alternatives):
+            if len(production.right) > MOST_SYMBOLS:
+                what = f"{len(production.right):,} symbols in one alternative, at most {MOST_SYMBOLS}"
+                raise _error(name, number, what, "split it")
+            if production in lines:
+                raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
+            lines[production] = number
     padding = Production("Nothing", ("None",))
     *others, last = lines or [padding]
     if last == padding and not any({"Nothing", "None"} & {one.left, *one.right} for one in others):
@@ -213,20 +217,11 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[
     return lines, directives
 
 
-def _alternatives(tokens: Sequence[tuple[str | None, str]], name: str, number: int) -> Iterator[Sequence[Symbol]]:
-    right: list[Symbol] = []
-    for kind, token in [*tokens, ("bar", "|")]:
-        if kind == "bar" and len(right) > MOST_SYMBOLS:
-            raise _error(name, number, f"{len(right):,} symbols in one alternative, at most {MOST_SYMBOLS}", "split it")
-        if kind == "bar":
-            yield right
-            right = []
-        elif kind == "name":
-            right.append(token)
-        elif kind == "quoted" and len(token) > 2:
-            right.append(Terminal(token[1:-1]))
-        else:
-            raise _error(name, number, f"unexpected {token!r}")
+def _symbol(token: str) -> Symbol | None:
+    """The symbol that a token names; None for bars, arrows, empty quotes and anything else."""
+    if re.fullmatch(_QUOTED, token):
+        return Terminal(token[1:-1]) if len(token) > 2 else None
+    return token if re.fullmatch(_NAME, token) else None
 
 
 def _usable(productions: Sequence[Production], start: str) -> dict[int, Production]:

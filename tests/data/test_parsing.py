@@ -32,22 +32,6 @@ DRUGS = (
     "[13CH4]",
     "C12C3C4C1C5C2C3C45",
 )
-JSON = """
-%start value
-value -> object | array | 'true' | 'false' | 'null' | number
-object -> '{' '}' | '{' members '}'
-members -> pair | members ',' pair
-pair -> '"' name '"' ':' value
-name -> letter | name letter
-letter -> 'a' | 'b' | 't'
-array -> '[' ']' | '[' values ']'
-values -> value | values ',' value
-number -> minus digits fraction
-minus -> '-' |
-digits -> digit | digits digit
-digit -> '0' | '1' | '2'
-fraction -> '.' digits |
-"""
 PDE = """
 %separator " "
 equation -> derivative '=' sum
@@ -95,7 +79,6 @@ def outcome(parser: Parser, text: str) -> tuple[list[int], bool] | None:
 def test_equations():
     parser = Parser(EQUATIONS)
     assert parser.kind == "lalr"
-    assert parser.parse("x + sin( 1 )") == [0, 3, 7, 5, 3, 8]
     assert parser.parse("  x+\tsin(1  )") == [0, 3, 7, 5, 3, 8]  # whitespace that may stand there may be left out
     found = sentences(EQUATIONS, 7)
     for text, (ids,) in found.items():  # one derivation each
@@ -103,25 +86,19 @@ def test_equations():
     assert len(found) > 1000
 
 
-def test_smiles():
-    parser, earley = Parser(SMILES), Parser(SMILES, earley=True)
+def test_smiles_lark_has_the_productions_of_smiles_cfg():
+    parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, earley=True)
     assert (parser.kind, earley.kind) == ("lalr", "earley")
     for text in DRUGS:
         ids = parser.parse(text)
         assert SMILES.write(ids) == text
         assert earley.derivation(text) == (ids, False)
-
-
-def test_smiles_lark_has_the_productions_of_smiles_cfg():
-    parser = Parser(SMILES)
-    drawn = Counts(SMILES.rules, 45).draw(1500, np.random.RandomState(0))
     used = set()
-    for row in drawn.tolist():
+    for row in Counts(SMILES.rules, 45).draw(1500, np.random.RandomState(0)).tolist():
         ids = [rule for rule in row if rule != SMILES.rules.padding]
         assert parser.parse(SMILES.write(ids) or "") == ids
         used.update(ids)
     assert used == set(range(75)) - {29, 31}
-    assert Parser(parse_grammar("# mine\n" + SMILES.text, "mine")).kind == "lalr"
 
 
 def test_real_molecules_come_back():
@@ -136,49 +113,32 @@ def test_real_molecules_come_back():
     assert digest == "b37abfde6c8043b5a3d167ea8d0d1d94299070ccd2d46c701e3b396934bbaa7d"
 
 
-@pytest.mark.parametrize(
-    ("grammar", "text", "position"),
-    [
-        (SMILES, "", 0),
-        (SMILES, "C1CC(", 5),
-        (SMILES, "C)C", 1),
-        (SMILES, "CC(=)C", 4),
-        (SMILES, "CC-", 3),
-        (SMILES, "[N+H]", 3),
-        (SMILES, "CCX", 2),
-        (SMILES, "C C", 1),
-        (EQUATIONS, "x +  + 1", 5),
-        (EQUATIONS, "x 1", 2),
-        (EQUATIONS, "( x + 1", 7),
-        (EQUATIONS, "x +  ", 5),
-        (EQUATIONS, "   ", 3),
-        (EQUATIONS, "4", 0),
-        (parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas"), "a,a,b", 4),
-        (parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas"), "a,", 2),
-    ],
-)
 @pytest.mark.parametrize("earley", [False, True], ids=["lalr", "earley"])
-def test_where_a_line_fails(grammar: Grammar, text: str, position: int, earley: bool):
-    with pytest.raises(ParseFailure) as caught:
-        Parser(grammar, earley=earley).parse(text)
-    assert caught.value.position == position
-    found = repr(text[position]) if position < len(text) else "end"
-    assert caught.value.reason == f"unexpected {found}"
+def test_where_a_line_fails(earley: bool):
+    commas = parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas")
+    for grammar, cases in (
+        (SMILES, {"": 0, "C1CC(": 5, "C)C": 1, "CC(=)C": 4, "CC-": 3, "[N+H]": 3, "CCX": 2, "C C": 1}),
+        (EQUATIONS, {"x +  + 1": 5, "x 1": 2, "( x + 1": 7, "x +  ": 5, "   ": 3, "4": 0}),
+        (commas, {"a,a,b": 4, "a,": 2}),
+    ):
+        parser = Parser(grammar, earley=earley)
+        for text, position in cases.items():
+            with pytest.raises(ParseFailure) as caught:
+                parser.parse(text)
+            found = repr(text[position]) if position < len(text) else "end"
+            assert (caught.value.position, caught.value.reason) == (position, f"unexpected {found}")
 
 
-@pytest.mark.parametrize("text", [JSON, PDE], ids=["json", "pde"])
-def test_grammars_of_ones_own(text: str):
-    grammar = parse_grammar(text, "mine")
+def test_a_grammar_of_ones_own():
+    grammar = parse_grammar(PDE, "mine")
     parser, earley = Parser(grammar), Parser(grammar, earley=True)
     assert parser.kind == "lalr"
-    for place, row in enumerate(Counts(grammar.rules, 30).draw(100, np.random.RandomState(2)).tolist()):
+    for row in Counts(grammar.rules, 30).draw(30, np.random.RandomState(2)).tolist():
         ids = [rule for rule in row if rule != grammar.rules.padding]
         string = grammar.write(ids) or ""
         assert parser.parse(string) == ids
-        if grammar.separator == " ":
-            assert parser.parse(string.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
-        if place % 10 == 0:
-            assert earley.derivation(string) == (ids, False)
+        assert parser.parse(string.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
+        assert earley.derivation(string) == (ids, False)
 
 
 @pytest.mark.parametrize(
