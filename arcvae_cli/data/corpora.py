@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -97,18 +98,16 @@ def _cached(builder: Builder, data: DataSettings, options: LoadOptions) -> Path:
 
 
 def _read_cached(path: Path, data: DataSettings, options: LoadOptions) -> Dataset | None:
-    try:
+    with suppress(InputError):  # damaged: it is built again
         return _read(path, data, options, check=False) if path.is_file() else None
-    except InputError:
-        return None
+    return None
 
 
 def _build(builder: Builder, path: Path, data: DataSettings, options: LoadOptions) -> Dataset:
     dataset = builder.build(data, options, failures_of(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_dataset(path, dataset)
-    except (OSError, ArcvaeError) as error:
+    except ArcvaeError as error:
         return replace(dataset, notes=(*dataset.notes, f"the corpus could not be cached in {path}: {error}"))
     return dataset
 
@@ -184,19 +183,16 @@ def _digest(content: bytes) -> str:
 
 
 def _with_grammar(data: DataSettings, options: LoadOptions) -> LoadOptions:
-    """The options with the grammar of the settings, if they have one."""
+    """The options with the grammar of the corpus, if it has one; that of a checkpoint replaces its file."""
+    grammar = options.grammar
     if data.grammar is not None:
-        try:
-            return replace(options, grammar=read_grammar(data.grammar))
-        except InputError:
-            if options.grammar is None:  # the file may be gone since the model was trained
-                raise
+        grammar = grammar or read_grammar(data.grammar)
     elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
-        return replace(options, grammar=read_grammar(data.name))
-    if options.grammar is None and _builder(data) is PARSED:
+        grammar = read_grammar(data.name)
+    if grammar is None and _builder(data) is PARSED:
         fix = "give --grammar FILE, or equations or smiles"
         raise InputError(f"{data.input or data.path}: strings need a grammar", fix)
-    return options
+    return replace(options, grammar=grammar)
 
 
 def _required(options: LoadOptions) -> Grammar:
@@ -216,9 +212,8 @@ def _most_rules(data: DataSettings, options: LoadOptions) -> int:
 
 
 def _read(path: Path, data: DataSettings, options: LoadOptions, *, check: bool = True) -> Dataset:
-    dataset, grammar = read_dataset(path, options.grammar, check=check), options.grammar
-    wanted = None if data.grammar is None or grammar is None else grammar.rules.rhs
-    if dataset.rules is not None and wanted not in (None, dataset.rules.rhs):
+    dataset = read_dataset(path, options.grammar, check=check)
+    if data.grammar is not None and dataset.rules is not None and dataset.rules.rhs != _required(options).rules.rhs:
         raise InputError(f"{path}: not of the grammar {data.grammar}", "omit data.grammar: the file has its own")
     return dataset
 

@@ -51,18 +51,15 @@ class ParseFailure(Exception):  # noqa: N818
 class Parser:
     """Parses strings of a grammar by `kind`, for a `reason`; `earley`: do not try LALR. InputError if too large."""
 
-    kind: Literal["lalr", "earley"]
-
     def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
         self.grammar = grammar
         self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
-        found = "as requested" if earley else _lalr(grammar)
-        if isinstance(found, Lark):
-            self.kind, self.reason = "lalr", "LALR without conflicts: no string has two derivations"
-            self._lark = found
-        else:
-            self.kind, self.reason = "earley", f"Earley: {found}"
-            self._lark = _earley(grammar)
+        made = "as requested" if earley else _lalr(grammar)
+        self.kind: Literal["lalr", "earley"] = "lalr" if isinstance(made, Lark) else "earley"
+        self.reason = "LALR without conflicts: no string has two derivations"
+        if not isinstance(made, Lark):
+            self.reason, made = f"Earley: {made}", _earley(grammar)
+        self._lark = made
 
     def parse(self, text: str) -> list[int]:
         return self.derivation(text)[0]
