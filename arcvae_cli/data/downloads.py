@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def alone(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
+def locked(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Holds the lock of a file of the cache: one process makes it, others wait (`say` a note) and find it there.
 
     If the folder cannot be written to, the block runs without a lock.
@@ -100,7 +100,7 @@ def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
     """The file in the cache, downloaded unless it is there. ArcvaeError if that fails or its content is another."""
     path, address = what.path, os.environ.get(what.variable) or what.url
     fix = f"copy the file to {path}, or set another address in {what.variable}; the corpus equations needs no download"
-    with alone(path, say):
+    with locked(path, say):
         if what.is_in(path):
             return path
         import pooch  # takes a tenth of a second

@@ -11,7 +11,7 @@ import pytest
 from arcvae_cli import settings
 from arcvae_cli.data import corpora
 from arcvae_cli.data.arrays import SPLITS, Dataset
-from arcvae_cli.data.corpora import CORPORA, Builder, LoadOptions, cache_path, failures_of, load_arrays
+from arcvae_cli.data.corpora import CORPORA, Build, Builder, LoadOptions, cache_path, failures_of, load_arrays
 from arcvae_cli.data.downloads import ZINC, git_blob
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
@@ -34,11 +34,16 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[DataSettings]:
     calls: list[DataSettings] = []
 
     def counting(builder: Builder) -> Builder:
-        def build(data: DataSettings, options: LoadOptions, failures: Path) -> Dataset:
-            calls.append(data)
-            return builder.build(data, options, failures)
+        def planned(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
+            key, build = builder(data, options)
 
-        return Builder(build, builder.key)
+            def counted(failures: Path) -> Dataset:
+                calls.append(data)
+                return build(failures)
+
+            return key, counted
+
+        return planned
 
     monkeypatch.setattr(corpora, "CORPORA", {name: counting(builder) for name, builder in CORPORA.items()})
     return calls
@@ -113,11 +118,10 @@ from arcvae_cli.data import corpora
 from arcvae_cli.settings import DataSettings
 def say(*words): print(*words, flush=True)
 shapes = corpora.CORPORA["shapes"]
-def build(*arguments):
-    say("building")
-    sys.stdin.readline()
-    return shapes.build(*arguments)
-corpora.CORPORA["shapes"] = corpora.Builder(build, shapes.key)
+def slow(*arguments):
+    key, build = shapes(*arguments)
+    return key, lambda failures: (say("building"), sys.stdin.readline(), build(failures))[-1]
+corpora.CORPORA["shapes"] = slow
 dataset = corpora.load_arrays(DataSettings(name="shapes", size=50, seed=4), corpora.LoadOptions(say=say))
 say("has", dataset.fingerprint())
 """
