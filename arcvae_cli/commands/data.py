@@ -28,7 +28,7 @@ OF_STRINGS = ("grammar", "input", "recipe", "max_rules", "prod", "masks", "pad_i
 ROWS = (*own_names("data", "Input", "size", "seed"), *own_names("data", STRINGS, *OF_STRINGS))
 CorpusArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[NAME|PATH]", show_default=False, help=KNOWN, autocompletion=complete(lambda: CORPORA)),
+    typer.Argument(metavar="NAME|PATH", show_default=False, help=KNOWN, autocompletion=complete(lambda: CORPORA)),
 ]
 FORMS = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
 
@@ -66,12 +66,13 @@ def build(
         if exists(output) and not force:
             raise InputError(f"--output {output}: the file exists", "give another name, or --force to overwrite it")
         usable_folder(output.parent, "--output")
+    given = _given(flags)
     if download is not None:
-        if corpus not in (None, "smiles") or {"input", "prod"} & _given(flags):
+        if corpus not in (None, "smiles") or {"input", "prod"} & given:
             raise InputError(f"--download {download}: only for the corpus smiles, without --input", "omit the other")
         fetch(DOWNLOADS[download], say=console.note)
         corpus = "smiles"
-    if corpus is None and not {"grammar", "input", "prod"} & _given(flags):
+    if corpus is None and not {"grammar", "input", "prod"} & given:
         raise InputError("no corpus is named", f"use {KNOWN}")
     data = _settings(corpus, flags)
     options = LoadOptions(test=test, most_failed=max_failed, say=console.note)
@@ -79,15 +80,15 @@ def build(
     if output is not None:
         write_dataset(output, dataset)
     counts = {split: int(dataset.rows(split).size) for split in SPLITS}
-    document: dict[str, Any] = {"name": dataset.name, dataset.kind: counts}
     lines = [f"{dataset.name}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items())]
+    content: dict[str, Any] = {}
     if dataset.rules is not None:
-        steps, rules = dataset.x.shape[1], len(dataset.rules)
-        document |= {"steps": steps, "rules": rules, "origin": asdict(dataset.origin)}
+        steps, rules, origin = dataset.x.shape[1], len(dataset.rules), dataset.origin
+        content = {"steps": steps, "rules": rules, "origin": asdict(origin)}
         lines.append(f"derivations of up to {steps} of {rules} rules, including the padding rule")
-        lines += [f"parser: {dataset.origin.reason}"] * (dataset.origin.reason is not None)
-    file = output or cache_path(data, options) or data.path or data.prod
-    console.json(document | _identify(console, lines, dataset, file))
+        lines += [f"parser: {origin.reason}"] * (origin.reason is not None)
+    identity = _identify(console, lines, dataset, output or cache_path(data, options) or data.path or data.prod)
+    console.json({"name": dataset.name, dataset.kind: counts} | content | identity)
 
 
 @app.command()
@@ -133,24 +134,24 @@ def info(
 
 
 def _given(flags: Layer) -> set[str]:
+    """The flags of strings that were given."""
     return set(flags.values.get("data", {})) & set(OF_STRINGS)
 
 
 def _settings(corpus: str | None, flags: Layer) -> DataSettings:
     """The settings of a corpus given by name or path, or by flags. InputError for flags that it does not use."""
-    given, unused = _given(flags), set[str]()
-    if corpus is None:
-        unused = {"max_rules", "recipe"} if "prod" in given else set()
-    elif corpus in GRID_CORPORA:
-        unused = given
-    elif corpus not in STRING_CORPORA:
+    given = _given(flags)
+    unused = given & {"max_rules", "recipe"} if corpus is None and "prod" in given else set()
+    if corpus is not None and corpus not in CORPORA:
         path = expanded(Path(corpus))
         if not exists(path):
             raise InputError(f"{corpus}: no such corpus or file", f"use {KNOWN}")
-        if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path):
-            unused = given - {"grammar"}
-    for key in sorted(given & unused):
-        raise InputError(f"--{key.replace('_', '-')}: not used by {corpus or '--prod'}", "leave one of them out")
+        unused = given - {"grammar"} if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path) else set()
+    if corpus in GRID_CORPORA:
+        unused = given
+    if unused:
+        flag = f"--{min(unused).replace('_', '-')}"
+        raise InputError(f"{flag}: not used by {corpus or '--prod'}", "leave one of them out")
     strings = corpus in STRING_CORPORA or {"grammar", "input", "prod"} & given
     model = Layer("data", {"model": {"name": "grammar"}} if strings else {})  # a model of such data
     return resolve(None, model, data_layers(corpus)[1], flags).settings.data
