@@ -29,13 +29,13 @@ from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, Terminal, read_grammar
+from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
 LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0
 """CPU time for making an LALR parser; for making an Earley parser, and for parsing a line by it. Bounds memory too."""
 
-_LALR_PAIRS, _EARLEY_PAIRS = 10**6, 5 * 10**6  # of alternatives of one symbol; some seconds
+_MOST_PAIRS = 5 * 10**6  # of alternatives of the same symbol: to make a parser takes time linear in them
 
 _SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
 
@@ -54,6 +54,9 @@ class Parser:
     def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
         self.grammar = grammar
         self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
+        alternatives = Counter(production.left for production in grammar.productions).values()
+        if sum(count**2 for count in alternatives) > _MOST_PAIRS:
+            raise _too_large(grammar)
         made = "as requested" if earley else _lalr(grammar)
         self.kind: Literal["lalr", "earley"] = "lalr" if isinstance(made, Lark) else "earley"
         self.reason = "LALR without conflicts: no string has two derivations"
@@ -182,27 +185,27 @@ def _lalr(grammar: Grammar) -> Lark | str:
         return "strings may split into terminals in more than one way"
     else:
         text = _lark_text(grammar)
-    with suppress(_OutOfTimeError, RecursionError), _limited(LALR_SECONDS):
-        if _pairs(grammar) <= _LALR_PAIRS:
-            try:
-                return Lark(text, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
-            except GrammarError:
-                return "the grammar has LALR conflicts"
-    return "the grammar is too large for LALR"
+    try:
+        with _limited(LALR_SECONDS):
+            return Lark(text, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
+    except GrammarError:
+        return "the grammar has LALR conflicts"
+    except (_OutOfTimeError, RecursionError):
+        return "the grammar is too large for LALR"
 
 
 def _earley(grammar: Grammar) -> Lark:
     lexer: Any = _LongestMatch if grammar.separator.isspace() else "dynamic"
-    with suppress(_OutOfTimeError), _limited(EARLEY_SECONDS):
-        if _pairs(grammar) <= _EARLEY_PAIRS:
+    try:
+        with _limited(EARLEY_SECONDS):
             return Lark(_lark_text(grammar), parser="earley", lexer=lexer, ambiguity="forest")
+    except _OutOfTimeError:
+        raise _too_large(grammar) from None
+
+
+def _too_large(grammar: Grammar) -> InputError:
     what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
-    raise InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE")
-
-
-def _pairs(grammar: Grammar) -> int:
-    """Pairs of alternatives of the same symbol: making a parser takes time at least linear in them."""
-    return sum(count**2 for count in Counter(production.left for production in grammar.productions).values())
+    return InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE")
 
 
 def _failure(error: UnexpectedInput, text: str) -> ParseFailure:
@@ -226,28 +229,22 @@ class _LongestMatch(BasicLexer):
 
 def _lark_text(grammar: Grammar) -> str:
     """The usable productions in lark's notation: alternative `-> rN` is production N, and terminals are escaped."""
-    suffix = "" if grammar.separator.isspace() else grammar.separator
-    nonterminals = {grammar.start: "start"}
-    terminals: dict[str, str] = {}
+    spaced = grammar.separator.isspace()
+    names: dict[Symbol, str] = {grammar.start: "start"}
     alternatives: dict[str, list[str]] = {}
     for rule, production in enumerate(grammar.productions):
-        if rule in grammar.unusable:
-            continue
-        names = [
-            terminals.setdefault(symbol.text + suffix, f"T{len(terminals)}")
-            if isinstance(symbol, Terminal)
-            else nonterminals.setdefault(symbol, f"n{len(nonterminals)}")
-            for symbol in production.right
-        ]
-        left = nonterminals.setdefault(production.left, f"n{len(nonterminals)}")
-        alternatives.setdefault(left, []).append(f"{' '.join(names)} -> r{rule}")
+        if rule not in grammar.unusable:
+            for symbol in (production.left, *production.right):
+                names.setdefault(symbol, f"{'T' if isinstance(symbol, Terminal) else 'n'}{len(names)}")
+            right = " ".join(names[symbol] for symbol in production.right)
+            alternatives.setdefault(names[production.left], []).append(f"{right} -> r{rule}")
     lines = [f"{name}: {' | '.join(right)}" for name, right in alternatives.items()]
-    for text, name in terminals.items():
-        escaped = "".join(f"\\U{ord(letter):08x}" for letter in text.replace("\\", "\\\\"))  # lark halves backslashes
-        lines.append(f'{name}: "{escaped}"')
-    if grammar.separator.isspace():
-        lines += ["SPACE: /\\s+/", "%ignore SPACE"]
-    return "\n".join(lines) + "\n"
+    for symbol, name in names.items():
+        if isinstance(symbol, Terminal):
+            text = (symbol.text + grammar.separator * (not spaced)).replace("\\", "\\\\")  # lark halves backslashes
+            escaped = "".join(f"\\U{ord(letter):08x}" for letter in text)
+            lines.append(f'{name}: "{escaped}"')
+    return "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
 
 
 def _splits_in_several_ways(grammar: Grammar) -> bool:

@@ -160,10 +160,9 @@ def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
     """The lines of a file that are not blank: name of the file, number from 1, string."""
     try:
         text = read_limited(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})", "give a file of strings") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 (byte {error.start})", "save it as UTF-8") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{file}: cannot be read ({reason})", "give a file of strings in UTF-8") from error
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise InputError(f"{file}: no strings", "give a file of strings, one a line")
