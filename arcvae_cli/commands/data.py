@@ -73,7 +73,7 @@ def build(
         fetch(DOWNLOADS[download], say=console.note)
         corpus = "smiles"
     if corpus is None and not {"grammar", "input", "prod"} & given:
-        raise InputError("no corpus is named", f"use {KNOWN}")
+        raise InputError("no corpus given", f"use {KNOWN}")
     data = _settings(corpus, flags)
     options = LoadOptions(test=test, most_failed=max_failed, say=console.note)
     dataset = _load(data, console, options, rebuild=force)

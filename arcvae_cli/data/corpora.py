@@ -212,7 +212,7 @@ def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
     ):
         text = f"{count:,} of {origin.lines:,} lines {what}"
         if count > options.most_failed * origin.lines:
-            fix = f"change the file or data.max_rules, or raise --max-failed {options.most_failed:g} (data build)"
+            fix = f"change the file or data.max_rules, or use data build --max-failed (now {options.most_failed:g})"
             raise InputError(f"{origin.source}: {text}", fix)
         notes += [text] * bool(count)
     return replace(dataset, notes=tuple(notes))

@@ -143,7 +143,7 @@ def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
 
 
 def first_of_each(ids: Ids) -> NDArray[np.int64]:
-    """Rows that are not like one before them: (n,)."""
+    """Indices (n,) of rows that differ from all rows before them."""
     first: dict[bytes, int] = {}
     for row, one in enumerate(ids):
         first.setdefault(one.tobytes(), row)

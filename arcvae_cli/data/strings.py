@@ -73,7 +73,7 @@ def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0)
 
 
 def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RULES) -> Dataset:
-    """The first `size` sentences of the enumeration of equations that Kusner et al. 2017 trained on 100,000 of.
+    """The first `size` equations of the enumeration of which Kusner et al. 2017 used the first 100,000.
 
     Split 80/10/10 by a hash of the string. InputError for a size out of range, or for more than `most` (T) rules.
     """

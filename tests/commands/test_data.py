@@ -85,7 +85,7 @@ def test_info_in_words_and_conditions(arc_npz: Path):
         ("info arc-rw", "no such corpus or file", "use arc, arc-raw"),
         (f"info --prod {'x' * 300} --grammar equations", "cannot be read", "another file"),
         (f"build --input {'x' * 300} --grammar equations", "cannot be read", "file of strings"),
-        ("build", "no corpus is named", "use arc, arc-raw, shapes, equations"),
+        ("build", "no corpus given", "use arc, arc-raw, shapes, equations"),
         ("info --pad-id 3", "--pad-id: data.pad_id: pad_id without", "give --prod too"),
         ("info --prod ids.npy", "--prod: data.prod: ids alone", "give --masks"),
         ("build arc --grammar equations", "--grammar: not used by arc", "leave one"),

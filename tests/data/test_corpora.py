@@ -153,12 +153,13 @@ def test_any_grammar_is_drawn_from(tmp_path: Path):
     dataset = load_arrays(data)
     assert dataset.name == "sheep"
     assert set(dataset.strings(np.arange(10))) <= {"b" + "a" * n for n in range(1, 12)}
-    with pytest.raises(InputError, match=r"data\.max_rules: needed to draw"):
-        load_arrays(data.model_copy(update={"max_rules": None}))
-    with pytest.raises(InputError, match="no 12 different strings"):
-        load_arrays(data.model_copy(update={"size": 12}))
-    with pytest.raises(InputError, match="kusner needs the grammar equations"):
-        load_arrays(data.model_copy(update={"recipe": "kusner"}))
+    for change, message in (
+        ({"max_rules": None}, r"data\.max_rules: needed to draw"),
+        ({"size": 12}, "no 12 different strings"),
+        ({"recipe": "kusner"}, "kusner needs the grammar equations"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_arrays(data.model_copy(update=change))
 
 
 def test_strings_of_a_file_are_parsed_once(tmp_path: Path):
