@@ -155,6 +155,11 @@ def test_markup_and_escape_sequences_are_shown_as_text(tmp_path: Path):
     assert r"[red]\x1b[2J" in out and "2 (S -> '[bold]')" in out
 
 
+def test_help_shows_the_corpora_and_one_pair_of_brackets():
+    out = run("build", "--help")[0]
+    assert "[NAME|PATH]" in out and "[[" not in out and "equations, smiles" in out
+
+
 def test_prebuilt_arrays(tmp_path: Path):
     rules = read_grammar("equations").rules
     ids, left = build_drawn(read_grammar("equations"), 15, 100).x, np.array(rules.lhs)
