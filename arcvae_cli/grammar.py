@@ -7,7 +7,7 @@ pads derivations (`Nothing -> None` in the code of Kusner et al. 2017; a file th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -21,17 +21,12 @@ from arcvae_cli.files import read_limited
 SHIPPED = ("equations", "smiles")  # the grammars that come with arcvae, by name
 MOST_BYTES = 1 << 20
 MOST_RULES = 32_000  # with the padding rule: ids are int16
+MOST_SYMBOLS = 200  # of a right-hand side: counting derivations takes memory that grows with their square
 
-_TOKEN = re.compile(
-    r"""(?P<comment>\#.*)
-        | (?P<arrow>->)
-        | (?P<bar>\|)
-        | (?P<quoted>'[^']*'|"[^"]*")
-        | (?P<name>[\w/][\w/^<>]*(?:-(?!>)[\w/^<>]*)*)
-        | (?P<directive>%\w*)
-        | (?P<unknown>\S)""",
-    re.VERBOSE,
-)
+_NAME = r"[\w/][\w/^<>]*(?:-(?!>)[\w/^<>]*)*"
+_QUOTED = r"'[^']*'" + r'|"[^"]*"'
+_TOKEN = re.compile(rf"\#.*|->|\||{_QUOTED}|{_NAME}|%\w*|\S")
+_DIRECTIVE = re.compile(rf"%start {_NAME}|%separator ({_QUOTED})|%undefined( {_NAME})+")
 _FIX = "A line is `NAME -> alternatives between bars`, terminals in quotes; docs/grammar.md shows the notation."
 
 
@@ -41,19 +36,25 @@ class Terminal:
 
     text: str
 
+    def __str__(self) -> str:
+        return f'"{self.text}"' if "'" in self.text else f"'{self.text}'"
+
+
+Symbol = str | Terminal  # a nonterminal is a `str`
+
 
 @dataclass(frozen=True, slots=True)
 class Production:
-    """`left -> right`; a nonterminal is a `str`."""
+    """`left -> right`."""
 
     left: str
-    right: tuple[str | Terminal, ...]
+    right: tuple[Symbol, ...]
 
     def nonterminals(self) -> tuple[str, ...]:
         return tuple(symbol for symbol in self.right if isinstance(symbol, str))
 
     def __str__(self) -> str:
-        return " ".join((self.left, "->", *(s if isinstance(s, str) else _quoted(s.text) for s in self.right)))
+        return " ".join((self.left, "->", *map(str, self.right)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +79,9 @@ class Rules:
         return tuple(rule for rule, left in enumerate(self.lhs) if left == symbol)
 
     def fewest(self) -> tuple[int, ...]:
-        """By symbol, the fewest rules that derive a string of terminals from it; ValueError if there are none."""
-        if self.rhs is None:
-            raise ValueError("the right-hand sides of these rules are not known")
-        counts = _fewest([(left, right) for left, right in zip(self.lhs, self.rhs, strict=True) if left >= 0])
-        for place, symbol in enumerate(self.symbols):
-            if place not in counts:
-                raise ValueError(f"no sequence of rules finishes {symbol}")
+        """By symbol, the fewest rules that derive a string of terminals from it."""
+        assert self.rhs is not None, "needs right-hand sides"
+        counts = _fewest((left, right) for left, right in zip(self.lhs, self.rhs, strict=True) if left >= 0)
         return tuple(counts[place] for place in range(len(self.symbols)))
 
 
@@ -104,8 +101,8 @@ class Grammar:
 
     @cached_property
     def rules(self) -> Rules:
-        usable = {rule: p for rule, p in enumerate(self.productions) if rule not in self.unusable}
-        places = {symbol: place for place, symbol in enumerate(dict.fromkeys(p.left for p in usable.values()))}
+        usable = {rule: one for rule, one in enumerate(self.productions) if rule not in self.unusable}
+        places = {symbol: place for place, symbol in enumerate(dict.fromkeys(one.left for one in usable.values()))}
         lhs = [-1] * (len(self.productions) + 1)
         rhs: list[tuple[int, ...]] = [()] * len(lhs)
         for rule, production in usable.items():
@@ -116,7 +113,7 @@ class Grammar:
     def write(self, ids: Sequence[int]) -> str | None:
         """The string of a left-most derivation, padding after its end allowed; None for an incomplete derivation."""
         padding = len(self.productions)
-        stack: list[str | Terminal] = [self.start]
+        stack: list[Symbol] = [self.start]
         written: list[str] = []
         for rule in (*ids, padding):
             while stack and isinstance(top := stack[-1], Terminal):
@@ -138,13 +135,12 @@ def read_grammar(name_or_path: str) -> Grammar:
         text = resources.files("arcvae_cli").joinpath("grammars", f"{name_or_path}.cfg").read_text("utf-8")
         return parse_grammar(text, name_or_path)
     try:
-        content = read_limited(Path(name_or_path), MOST_BYTES)
-        return parse_grammar(content.decode("utf-8-sig"), name_or_path)
-    except OSError as error:
-        fix = f"Give a grammar file, or one of those that ship: {', '.join(SHIPPED)}."
-        raise InputError(f"{name_or_path}: cannot be read ({error.strerror or error})", fix) from error
-    except UnicodeDecodeError as error:
-        raise _error(name_or_path, content.count(b"\n", 0, error.start) + 1, "not UTF-8", "save it as UTF-8") from error
+        text = read_limited(Path(name_or_path), MOST_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        fix = f"Give a grammar file in UTF-8, or one of those that ship: {', '.join(SHIPPED)}."
+        raise InputError(f"{name_or_path}: cannot be read ({reason})", fix) from error
+    return parse_grammar(text, name_or_path)
 
 
 def parse_grammar(text: str, name: str) -> Grammar:
@@ -155,67 +151,63 @@ def parse_grammar(text: str, name: str) -> Grammar:
     """
     lines, directives = _read(text, name)
     productions = tuple(lines)
-    defined = {production.left for production in productions}
-    number, (start,) = directives.get("%start", (0, (productions[0].left,)))
-    separator = directives["%separator"][1][0][1:-1] if "%separator" in directives else ""
-    allowed = defined.union(directives.get("%undefined", (0, ()))[1])
-    if start not in defined:
+    first = {production.left: number for production, number in reversed(lines.items())}
+    number, (start,) = directives.get("%start", (0, [productions[0].left]))
+    separator = directives.get("%separator", (0, ["''"]))[1][0][1:-1]
+    allowed = {*first, *directives.get("%undefined", (0, []))[1]}
+    if start not in first:
         raise _error(name, number, f"%start: undefined symbol {start}")
     for production, number in lines.items():
         for symbol in production.right:
             if isinstance(symbol, str) and symbol not in allowed:
                 raise _error(name, number, f"undefined symbol {symbol}", "put a terminal in quotes, or add %undefined")
             if isinstance(symbol, Terminal) and separator.isspace() and re.search(r"\s", symbol.text):
-                what = f"the terminal {_quoted(symbol.text)} contains whitespace, which separates terminals"
+                what = f"the terminal {symbol} contains whitespace, which separates terminals"
                 raise _error(name, number, what, "make its words terminals of their own")
-    first = {production.left: number for production, number in reversed(lines.items())}
-    unusable = _unusable(productions, start)
-    if unusable is None:
+    usable = _usable(productions, start)
+    if not usable:
         raise _error(name, first[start], f"the start symbol {start} derives no string")
-    if cycle := _cycle([production for rule, production in enumerate(productions) if rule not in unusable]):
+    if cycle := _cycle(usable.values()):
         what = f"a symbol derives itself: {' -> '.join(cycle)}"
         raise _error(name, first[cycle[0]], what, "remove a step: strings would have infinitely many derivations")
-    return Grammar(name, text, productions, start, separator, frozenset(unusable))
-
-
-_Directives = dict[str, tuple[int, tuple[str, ...]]]  # line and values of each
+    return Grammar(name, text, productions, start, separator, frozenset(range(len(productions))).difference(usable))
 
 
 def _error(name: str, line: int, what: str, fix: str = _FIX) -> InputError:
     return InputError(f"{name}: line {line}: {what}", fix)
 
 
-def _read(text: str, name: str) -> tuple[dict[Production, int], _Directives]:
+def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[int, list[str]]]]:
+    """The productions with their lines, and the directives with their lines and values."""
     lines: dict[Production, int] = {}
-    directives: _Directives = {}
+    directives: dict[str, tuple[int, list[str]]] = {}
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
-        tokens = [(match.lastgroup, match[0]) for match in _TOKEN.finditer(line) if match.lastgroup != "comment"]
-        kinds = [kind for kind, _ in tokens]
+        tokens = [token for token in _TOKEN.findall(line) if token[0] != "#"]
+        symbols = [_symbol(token) for token in tokens]
         if not tokens:
             continue
-        if kinds[0] == "directive":
-            directive, *values = (token for _, token in tokens)
-            wanted = {"%start": ["name"], "%separator": ["quoted"], "%undefined": ["name"] * max(1, len(values))}
-            if kinds[1:] != wanted.get(directive) or directive in directives:
+        if tokens[0][0] == "%":
+            if not _DIRECTIVE.fullmatch(" ".join(tokens)) or tokens[0] in directives:
                 raise _error(name, number, f"invalid directive {line.strip()!r}")
-            directives[directive] = number, tuple(values)
+            directives[tokens[0]] = number, tokens[1:]
             continue
-        if kinds[:2] != ["name", "arrow"]:
-            raise _error(name, number, f"starts with {tokens[0][1]!r}, not with `NAME ->`")
-        right: list[str | Terminal] = []
-        for kind, token in [*tokens[2:], ("bar", "|")]:
-            if kind == "name":
-                right.append(token)
-            elif kind == "quoted" and len(token) > 2:
-                right.append(Terminal(token[1:-1]))
-            elif kind == "bar":
-                production = Production(tokens[0][1], tuple(right))
-                if production in lines:
-                    raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
-                lines[production] = number
-                right = []
-            else:
+        if not isinstance(symbols[0], str) or tokens[1:2] != ["->"]:
+            raise _error(name, number, f"starts with {tokens[0]!r}, not with `NAME ->`")
+        alternatives: list[list[Symbol]] = [[]]
+        for token, symbol in zip(tokens[2:], symbols[2:], strict=True):
+            if token == "|":
+                alternatives.append([])
+            elif symbol is None:
                 raise _error(name, number, f"unexpected {token!r}")
+            else:
+                alternatives[-1].append(symbol)
+        for production in (Production(symbols[0], tuple(right)) for right in alternatives):
+            if len(production.right) > MOST_SYMBOLS:
+                what = f"{len(production.right):,} symbols in one alternative, at most {MOST_SYMBOLS}"
+                raise _error(name, number, what, "split it")
+            if production in lines:
+                raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
+            lines[production] = number
     padding = Production("Nothing", ("None",))
     *others, last = lines or [padding]
     if last == padding and not any({"Nothing", "None"} & {one.left, *one.right} for one in others):
@@ -225,28 +217,31 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], _Directives]:
     return lines, directives
 
 
-def _unusable(productions: Sequence[Production], start: str) -> set[int] | None:
-    """Ids that no derivation of a string can contain; None where the start symbol derives no string."""
-    finite = _fewest([(production.left, production.nonterminals()) for production in productions])
-    if start not in finite:
-        return None
+def _symbol(token: str) -> Symbol | None:
+    """The symbol that a token names; None for bars, arrows, empty quotes and anything else."""
+    if re.fullmatch(_QUOTED, token):
+        return Terminal(token[1:-1]) if len(token) > 2 else None
+    return token if re.fullmatch(_NAME, token) else None
+
+
+def _usable(productions: Sequence[Production], start: str) -> dict[int, Production]:
+    """Productions, by id, that a derivation of a string can contain; nothing if the start symbol derives no string."""
+    finite = _fewest((one.left, one.nonterminals()) for one in productions).keys()
+    ending = {rule: one for rule, one in enumerate(productions) if finite >= set(one.nonterminals())}
     onward: dict[str, set[str]] = {}
-    for production in productions:
-        if finite.keys() >= set(production.nonterminals()):
-            onward.setdefault(production.left, set()).update(production.nonterminals())
-    reached, fresh = {start}, {start}
+    for one in ending.values():
+        onward.setdefault(one.left, set()).update(one.nonterminals())
+    reached, fresh = {start}, {start} & finite
     while fresh:
         fresh = set().union(*(onward[symbol] for symbol in fresh)) - reached
         reached |= fresh
-    usable = reached & finite.keys()
-    return {rule for rule, one in enumerate(productions) if not usable >= {one.left, *one.nonterminals()}}
+    return {rule: one for rule, one in ending.items() if one.left in reached}
 
 
-def _cycle(productions: Sequence[Production]) -> list[str]:
+def _cycle(productions: Collection[Production]) -> list[str]:
     """Symbols each of which may become the next one alone, the last being the first; nothing where there are none."""
-    empty = _fewest(
-        [(one.left, one.nonterminals()) for one in productions if len(one.nonterminals()) == len(one.right)]
-    )
+    bare = [(one.left, one.nonterminals()) for one in productions if len(one.nonterminals()) == len(one.right)]
+    empty = _fewest(bare)
     alone: dict[str, dict[str, None]] = {}  # in the order of the file
     for one in productions:
         full = [symbol for symbol in one.right if symbol not in empty]
@@ -262,21 +257,15 @@ def _cycle(productions: Sequence[Production]) -> list[str]:
 _S = TypeVar("_S", int, str)
 
 
-def _fewest(rules: Sequence[tuple[_S, tuple[_S, ...]]]) -> dict[_S, int]:
+def _fewest(rules: Iterable[tuple[_S, tuple[_S, ...]]]) -> dict[_S, int]:
     """By left-hand side, the fewest rules that finish it; without those that nothing finishes."""
     found: dict[_S, int] = {}
-    changed = True
-    while changed:
-        changed = False
-        rules = rules[::-1]  # whether a grammar is written from the top down or from the bottom up, a few rounds do
-        for left, right in rules:
+    waiting, before = list(rules), None
+    while before != found:
+        before = dict(found)
+        waiting.reverse()  # whether a grammar is written from the top down or from the bottom up, a few rounds do
+        for left, right in waiting:
             if all(symbol in found for symbol in right):
                 count = 1 + sum(found[symbol] for symbol in right)
-                if left not in found or count < found[left]:
-                    found[left] = count
-                    changed = True
+                found[left] = min(count, found.get(left, count))
     return found
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"' if "'" in text else f"'{text}'"

@@ -8,7 +8,7 @@ import pytest
 
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import SHIPPED, Production, Rules, Terminal, parse_grammar, read_grammar
+from arcvae_cli.grammar import SHIPPED, Production, Terminal, parse_grammar, read_grammar
 
 T = Terminal
 
@@ -72,47 +72,40 @@ def test_what_no_derivation_uses_keeps_its_number():
     ("text", "message"),
     [
         ("# nothing\n\n", "0 productions, not 1 to 31999"),
-        ("S -> 'a\n", "line 1: unexpected"),
         ("\nS -> a'\na -> 'b'", "line 2: unexpected"),
         ("S -> 'a' ''", "line 1: unexpected \"''\""),
         ("S -> 'a'\n  | 'b'", r"line 2: starts with '\|'"),
-        ("S -> 'a' -> 'b'", "line 1: unexpected '->'"),
-        ("S -> 'a' [0.5]", r"line 1: unexpected '\['"),
         ("S -> 'a' %start S", "line 1: unexpected '%start'"),
         ("%begin S\nS -> 'a'", "line 1: invalid directive '%begin S'"),
-        ("%start\nS -> 'a'", "line 1: invalid directive"),
         ("%separator x\nS -> 'a'", "line 1: invalid directive"),
         ("%separator ' '\n%separator ','\nS -> 'a'", "line 2: invalid directive"),
         ("%start T\nS -> 'a'", "line 1: %start: undefined symbol T"),
         ("S -> 'a' Digit\nDigits -> '1'", "line 1: undefined symbol Digit\n.*%undefined"),
         ("S -> 'a'\n\nS -> 'a'", "line 3: `S -> 'a'` is in line 1 already"),
         ("# x\nS -> 'a' S", "line 2: the start symbol S derives no string"),
-        ("S -> S", "line 1: the start symbol S derives no string"),
         ("S -> 'a' | S", "line 1: a symbol derives itself: S -> S"),
         ("S -> 'a' | A\nA -> B E\nB -> 'b' | E S E\nE -> ", "line [123]: a symbol derives itself: ([SAB] -> ){3}[SAB]"),
         ("S -> 'a' A\nA -> 'b' | S2\nS2 -> A", "line [23]: a symbol derives itself: (A -> S2 -> A|S2 -> A -> S2)"),
-        ("%separator ' '\nS -> 'is not'", "line 1?2: the terminal 'is not' contains whitespace"),
+        ("%separator ' '\nS -> 'is not'", "line 2: the terminal 'is not' contains whitespace"),
         ("S -> " + "|".join(f"'{i}'" for i in range(32_000)), "32000 productions, not 1 to 31999"),
+        ("\nS -> 'a' |" + " S" * 100_000, "line 2: 100,000 symbols in one alternative, at most 200"),
     ],
 )
-def test_what_is_wrong_and_where(text: str, message: str):
+def test_invalid_grammars(text: str, message: str):
     with pytest.raises(InputError, match=f"^mine.cfg: {message}") as caught:
         parse_grammar(text, "mine.cfg")
     assert caught.value.fix
-    assert "\n" not in caught.value.what + caught.value.fix
 
 
 def test_files(tmp_path: Path):
     path = tmp_path / "mine.cfg"
     path.write_bytes("\ufeffS -> 'é'\r\n".encode())
-    assert read_grammar(str(path)).productions == (Production("S", (T("é"),)),)
-    assert read_grammar(str(path)).name == str(path)
-    path.write_bytes(b"S -> 'a'\nS -> '\xff'\n")
-    with pytest.raises(InputError, match=r"mine\.cfg: line 2: not UTF-8"):
-        read_grammar(str(path))
-    path.write_bytes(b"#" * (1 << 20) + b"\n")
-    with pytest.raises(InputError, match=r"mine\.cfg: cannot be read \(larger than 1,024 kB\)"):
-        read_grammar(str(path))
+    grammar = read_grammar(str(path))
+    assert (grammar.productions, grammar.name) == ((Production("S", (T("é"),)),), str(path))
+    for content, reason in ((b"S -> '\xff'\n", "utf-8"), (b"#" * (1 << 20) + b"\n", "larger than 1,024 kB")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"mine\.cfg: cannot be read \(.*{reason}"):
+            read_grammar(str(path))
     for missing in (tmp_path / "absent.cfg", tmp_path, "a\0b"):
         with pytest.raises(InputError, match=r"cannot be read.*\n.*equations, smiles"):
             read_grammar(str(missing))
@@ -154,13 +147,6 @@ def test_fewest_is_the_length_of_the_shortest_derivation(name: str):
     for start in range(len(rules.symbols)):
         exact = Counts(dataclasses.replace(rules, start=start), max(shortest)).exact
         assert shortest[start] == next(length for length, count in enumerate(exact) if count)
-
-
-def test_fewest_needs_right_hand_sides_that_end():
-    with pytest.raises(ValueError, match="right-hand sides"):
-        Rules(("0",), (0, -1), None, 0, 1).fewest()
-    with pytest.raises(ValueError, match="finishes A"):
-        Rules(("S", "A"), (0, 1, -1), ((), (1,), ()), 0, 2).fewest()
     deep = "\n".join(f"A{place} -> A{place + 1} A{place + 1}" for place in range(64)) + "\nA64 -> 'a'"
     assert parse_grammar(deep, "g").rules.fewest()[0] == 2**65 - 1
 
@@ -170,20 +156,7 @@ def test_a_derivation_is_written_left_most():
     assert grammar.write([0, 3, 7, 5, 3, 8]) == "x + sin( 1 )"
     assert grammar.write(np.array([3, 7, 11, 11], np.int16)) == "x"
     assert grammar.write([1, 3, 8, 9]) == "1 * 2"
-    for ids in (
-        [],
-        [11],
-        [3],
-        [0, 3, 7],
-        [7],
-        [3, 7, 7],
-        [3, 11, 7],
-        [3, 7, 11, 7],
-        [3, 7, -1],
-        [3, 12],
-        [3, -4],
-        [75],
-    ):
+    for ids in ([], [11], [3], [0, 3, 7], [7], [3, 7, 7], [3, 11, 7], [3, 7, 11, 7], [3, 7, -1], [3, 12], [3, -4]):
         assert grammar.write(ids) is None
     assert read_grammar("smiles").write([0, 73, 72, 62, 2, 5, 63, 2, 5, 67, 61, 55, 37]) == "CC-1"
     empty = parse_grammar("S -> 'a' S |", "g")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, Row, data_layers, with_flags
+from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, complete, data_layers, own_names, with_flags
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import exists, expanded, is_dir
 from arcvae_cli.presets import Layer, resolve
@@ -22,15 +23,14 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Build or describe a corpus.")
 
 KNOWN = f"{', '.join(CORPORA)}, or a .npz, .npy, ARC .json, a folder, or a file of strings"
-INPUT, STRINGS = "Input", "Strings of a grammar"  # panels of the help
-ROWS = (
-    *(Row((f"--{key}",), f"data.{key}", INPUT) for key in ("size", "seed")),
-    *(
-        Row((f"--{key.replace('_', '-')}",), f"data.{key}", STRINGS)
-        for key in ("grammar", "input", "recipe", "max_rules", "prod", "masks", "pad_id")
-    ),
-)
-CorpusArgument = Annotated[str | None, typer.Argument(metavar="[NAME|PATH]", show_default=False, help=KNOWN)]
+STRINGS = "Strings of a grammar"  # a panel of the help
+OF_STRINGS = ("grammar", "input", "recipe", "max_rules", "prod", "masks", "pad_id")
+ROWS = (*own_names("data", "Input", "size", "seed"), *own_names("data", STRINGS, *OF_STRINGS))
+CorpusArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME|PATH", show_default=False, help=KNOWN, autocompletion=complete(lambda: CORPORA)),
+]
+FORMS = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
 
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
@@ -43,23 +43,21 @@ def build(
     corpus: CorpusArgument = None,
     *,
     flags: Layer,
-    test: Annotated[Path | None, _option(STRINGS, "a file of strings for the test split")] = None,
+    test: Annotated[Path | None, _option(STRINGS, "file of strings that are the test split")] = None,
     max_failed: Annotated[float, _option(STRINGS, "share of lines that may be left out", min=0, max=1)] = 0.1,
     download: Annotated[Literal["zinc250k"] | None, _option(STRINGS, "download the molecules of smiles first")] = None,
-    output: Annotated[Path | None, _option(OUTPUT, "write it to this .npz too")] = None,
+    output: Annotated[Path | None, _option(OUTPUT, "write the corpus to this .npz as well")] = None,
     force: Annotated[bool, _option(OUTPUT, "build again, and overwrite --output", "--force")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a corpus into the cache, or read and check one of yours; --output also writes it as .npz."""
-    import shutil
-
+    """Build a corpus into the cache, or read and check a file of your own; --output also writes it as .npz."""
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import SPLITS
-    from arcvae_cli.data.corpora import LoadOptions, cache_path, failures_of
+    from arcvae_cli.data.corpora import LoadOptions, cache_path
     from arcvae_cli.data.downloads import DOWNLOADS, fetch
     from arcvae_cli.data.files import write_dataset
-    from arcvae_cli.files import atomic_write, usable_folder
+    from arcvae_cli.files import usable_folder
 
     console = Console(quiet=quiet, as_json=as_json)
     if output is not None:
@@ -68,33 +66,29 @@ def build(
         if exists(output) and not force:
             raise InputError(f"--output {output}: the file exists", "give another name, or --force to overwrite it")
         usable_folder(output.parent, "--output")
+    given = _given(flags)
     if download is not None:
-        if corpus not in (None, "smiles") or {"input", "prod"} & _given(flags):
+        if corpus not in (None, "smiles") or {"input", "prod"} & given:
             raise InputError(f"--download {download}: only for the corpus smiles, without --input", "omit the other")
         fetch(DOWNLOADS[download], say=console.note)
         corpus = "smiles"
-    if corpus is None and not {"grammar", "input", "prod"} & _given(flags):
-        raise InputError("no corpus is named", f"use {KNOWN}")
+    if corpus is None and not {"grammar", "input", "prod"} & given:
+        raise InputError("no corpus given", f"use {KNOWN}")
     data = _settings(corpus, flags)
-    listed = None if output is None else failures_of(output)
-    options = LoadOptions(test=test, most_failed=max_failed, listed=listed, say=console.note)
+    options = LoadOptions(test=test, most_failed=max_failed, say=console.note)
     dataset = _load(data, console, options, rebuild=force)
-    cached = cache_path(data, options)
     if output is not None:
         write_dataset(output, dataset)
-        if cached is not None and failures_of(cached).is_file():
-            with atomic_write(failures_of(output)) as temporary:
-                shutil.copyfile(failures_of(cached), temporary)
     counts = {split: int(dataset.rows(split).size) for split in SPLITS}
-    document: dict[str, Any] = {"name": dataset.name, dataset.kind: counts}
     lines = [f"{dataset.name}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items())]
+    content: dict[str, Any] = {}
     if dataset.rules is not None:
-        steps, rules = dataset.x.shape[1], len(dataset.rules)
-        document |= {"steps": steps, "rules": rules, "origin": asdict(dataset.origin)}
+        steps, rules, origin = dataset.x.shape[1], len(dataset.rules), dataset.origin
+        content = {"steps": steps, "rules": rules, "origin": asdict(origin)}
         lines.append(f"derivations of up to {steps} of {rules} rules, including the padding rule")
-        lines += [f"parser: {dataset.origin.reason}"] * (dataset.origin.reason is not None)
-    _identify(console, lines, document, dataset, output or cached or data.path or data.prod)
-    console.json(document)
+        lines += [f"parser: {origin.reason}"] * (origin.reason is not None)
+    identity = _identify(console, lines, dataset, output or cache_path(data, options) or data.path or data.prod)
+    console.json({"name": dataset.name, dataset.kind: counts} | content | identity)
 
 
 @app.command()
@@ -104,12 +98,12 @@ def info(
     *,
     flags: Layer,
     conditions: Annotated[
-        bool, typer.Option("--conditions", help="what `sample --condition` takes, and how often it occurs, instead")
+        bool, typer.Option("--conditions", help="list the conditions of `sample --condition` and their shares instead")
     ] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe a corpus, `arc` if none is named: its splits, what it is made of, and what leaks between splits."""
+    """Describe a corpus, by default `arc`: its splits, its content, and examples that are in more than one split."""
     from arcvae_cli.console import Console
     from arcvae_cli.data.corpora import LoadOptions, cache_path
     from arcvae_cli.data.describe import describe, describe_conditions
@@ -121,35 +115,43 @@ def info(
         if dataset.kind != "grids":
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
         found, count = describe_conditions(dataset), int(dataset.rows("train").size)
-        _show_conditions(console, found, count, dataset.name)
+        title = f"Conditions, and their shares of the {count:,} training grids of {one_line(dataset.name)}"
+        _show_rows(console, title, [_condition_row(one, count) for one in found])
+        console.lines(["aliases: red=yes is colour_2=yes; symmetry=both and symmetry=none set both mirror symmetries"])
         console.json({"name": dataset.name, "training_grids": count, "conditions": found})
         return
     described = describe(dataset)
-    document = {"name": dataset.name, dataset.kind: len(dataset.x)}
     lines = [f"{dataset.name}: {len(dataset.x):,} {dataset.kind}"]
-    _identify(console, lines, document, dataset, cache_path(data) or data.path or data.prod)
-    _show(console, dataset, described)
-    console.json(document | {"notes": list(dataset.notes)} | described)
+    identity = _identify(console, lines, dataset, cache_path(data) or data.path or data.prod)
+    _show_rows(console, "Splits", [{"split": split, **part} for split, part in described["splits"].items()])
+    _show_rows(console, "Leaks", described["leaks"])
+    facts = [(key, one_line(text)) for key, text in _facts(dataset, described).items() if text]
+    console.table("Content", ("", ""), facts, left=(0, 1), header=False)
+    if examples := described.get("examples"):
+        console.lines(["", "Examples", *map(one_line, examples)])
+    size = {"name": dataset.name, dataset.kind: len(dataset.x)}
+    console.json(size | identity | {"notes": list(dataset.notes)} | described)
 
 
 def _given(flags: Layer) -> set[str]:
-    return set(flags.values.get("data", {})) - {"size", "seed"}
+    """The flags of strings that were given."""
+    return set(flags.values.get("data", {})) & set(OF_STRINGS)
 
 
 def _settings(corpus: str | None, flags: Layer) -> DataSettings:
-    given, unused = _given(flags), set[str]()
-    if corpus is None:
-        unused = {"max_rules", "recipe"} if "prod" in given else set()
-    elif corpus in GRID_CORPORA:
-        unused = given
-    elif corpus not in STRING_CORPORA:
+    """The settings of a corpus given by name or path, or by flags. InputError for flags that it does not use."""
+    given = _given(flags)
+    unused = given & {"max_rules", "recipe"} if corpus is None and "prod" in given else set()
+    if corpus is not None and corpus not in CORPORA:
         path = expanded(Path(corpus))
         if not exists(path):
             raise InputError(f"{corpus}: no such corpus or file", f"use {KNOWN}")
-        if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path):
-            unused = given - {"grammar"}
-    for key in sorted(given & unused):
-        raise InputError(f"--{key.replace('_', '-')}: not used by {corpus or '--prod'}", "leave one of them out")
+        unused = given - {"grammar"} if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path) else set()
+    if corpus in GRID_CORPORA:
+        unused = given
+    if unused:
+        flag = f"--{min(unused).replace('_', '-')}"
+        raise InputError(f"{flag}: not used by {corpus or '--prod'}", "leave one of them out")
     strings = corpus in STRING_CORPORA or {"grammar", "input", "prod"} & given
     model = Layer("data", {"model": {"name": "grammar"}} if strings else {})  # a model of such data
     return resolve(None, model, data_layers(corpus)[1], flags).settings.data
@@ -168,55 +170,43 @@ def _load(data: DataSettings, console: Console, options: LoadOptions, rebuild: b
     return dataset
 
 
-def _identify(
-    console: Console, lines: list[str], document: dict[str, Any], dataset: Dataset, file: Path | None
-) -> None:
-    document |= {"fingerprint": dataset.fingerprint(), "file": str(file)}
-    console.lines(map(one_line, [*lines, f"fingerprint {document['fingerprint']}", f"file {file}"]))
+def _identify(console: Console, lines: Sequence[str], dataset: Dataset, file: Path | None) -> dict[str, str]:
+    """Prints the lines, the fingerprint and the file of a corpus; the last two are also returned."""
+    identity = {"fingerprint": dataset.fingerprint(), "file": str(file)}
+    console.lines(map(one_line, [*lines, *(f"{key} {text}" for key, text in identity.items())]))
+    return identity
 
 
-def _show(console: Console, dataset: Dataset, described: dict[str, Any]) -> None:
+def _show_rows(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print dictionaries of text and numbers as the rows of a table."""
     from arcvae_cli.console import cell
 
-    forms = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}
-    splits = [{"split": split, **part} for split, part in described["splits"].items()]
-    for title, rows in (("Splits", splits), ("Leaks", described["leaks"])):
-        columns = list(rows[0]) if rows else []
-        cells = [[v if isinstance(v, str) else cell(v, forms.get(k, ",")) for k, v in row.items()] for row in rows]
-        left = [place for place, key in enumerate(columns) if key in ("split", "of", "into")]
-        console.table(title, [key.replace("_", " ") for key in columns], cells, left=left)
-    facts = [(key, one_line(text)) for key, text in _facts(dataset, described).items()]
-    console.table("Content", ("", ""), facts, left=(0, 1), header=False)
-    if examples := described.get("examples"):
-        console.lines(["", "Examples", *map(one_line, examples)])
+    columns = rows[0] if rows else {}
+    cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in row.items()] for row in rows]
+    left = [place for place, value in enumerate(columns.values()) if isinstance(value, str)]
+    console.table(title, [key.replace("_", " ") for key in columns], cells, left=left)
+
+
+def _condition_row(condition: dict[str, Any], grids: int) -> dict[str, str]:
+    values, counts = condition["values"], condition["counts"]
+    shares = [f"{value}: {n / grids:.1%}" for value, n in zip(values, counts, strict=True) if n >= 0.0005 * grids > 0]
+    allowed = f"{values[0]} {'or' if len(values) == 2 else 'to'} {values[-1]}"
+    return {"key": condition["name"], "value": allowed, "meaning": condition["text"], "share": ", ".join(shares)}
 
 
 def _facts(dataset: Dataset, described: dict[str, Any]) -> dict[str, str]:
     if dataset.rules is None:
-        facts = {"colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"]))}
-        if shapes := described["shapes"]:
-            facts["commonest shapes"] = ", ".join(f"{height}x{width}: {count:,}" for height, width, count in shapes)
-        return facts
+        return {
+            "colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"])),
+            "commonest shapes": ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"]),
+        }
     facts = {key.replace("_", " "): str(value) for key, value in described["origin"].items() if value}
     if dataset.origin.entropy is not None:
-        facts["entropy"] = f"{dataset.origin.entropy:.2f} nats: no model has a lower mean NLL on unseen strings"
+        facts["entropy"] = f"{dataset.origin.entropy:.2f} nats, a lower bound of the mean NLL on unseen strings"
     used = sum(count > 0 for rule, count in enumerate(described["counts"]) if rule != dataset.rules.padding)
     facts |= {"steps": f"up to {described['steps']}", "rules used": f"{used} of {len(dataset.rules) - 1}"}
     for label in ("unused", "unusable"):
         rules = described[label][:12]
         named = [f"{rule} ({dataset.grammar.productions[rule]})" if dataset.grammar else str(rule) for rule in rules]
         facts[label] = ", ".join(named) + ", ..." * (len(described[label]) > len(rules))
-    return {key: text for key, text in facts.items() if text}
-
-
-def _show_conditions(console: Console, conditions: list[dict[str, Any]], grids: int, corpus: str) -> None:
-    rows = []
-    for one in conditions:
-        shares = [f"{count / grids:.1%}" if grids else "-" for count in one["counts"]]
-        flag = len(one["values"]) == 2
-        allowed = " or ".join(one["values"]) if flag else f"{one['values'][0]} to {one['values'][-1]}"
-        several = ", ".join(f"{value}: {share}" for value, share in enumerate(shares) if share != "0.0%")
-        rows.append([one["name"], allowed, one["text"], shares[1] if flag else several])
-    title = f"Conditions, and their shares of the {grids:,} training grids of {one_line(corpus)}"
-    console.table(title, ["key", "value", "meaning", "share (yes)"], rows, left=(0, 1, 2, 3))
-    console.lines(["aliases: red=yes is colour_2=yes; symmetry=both and symmetry=none set both mirror symmetries"])
+    return facts

@@ -7,17 +7,20 @@ dynamic programming over exact integers. Drawing walks down the same sums, one s
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cache
 from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, Rules
+from arcvae_cli.grammar import Grammar, Rules, Symbol, Terminal
 
 Ids = NDArray[np.int16]  # (N, T): left-most derivations, the padding rule after their ends
+
+_Tail = tuple[int, ...]  # nonterminals: the rest of a right-hand side
 
 _CHUNK = 8192  # derivations drawn at once
 _WORK = 10**8  # products of long integers, about a minute
@@ -27,130 +30,74 @@ _DRAWS = 40  # for each string that is wanted, before there are held to be no mo
 class Counts:
     """How many derivations of at most `most` rules the start symbol has, and uniform draws from them.
 
-    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: of the uniform distribution, in nats.
-    A second for 277 rules of SMILES. Raises ValueError for rules without right-hand sides, InputError if it would take
-    minutes and gigabytes.
+    `exact`: by number of rules, from 0 to `most`. `total`: their sum. A second for 277 rules of SMILES. Raises
+    InputError if it would take minutes and gigabytes.
     """
 
     def __init__(self, rules: Rules, most: int) -> None:
-        if rules.rhs is None:
-            raise ValueError("rules without right-hand sides derive nothing")
+        assert rules.rhs is not None, "needs right-hand sides"
         self.rules, self.most, self._rhs = rules, most, rules.rhs
         tails = {right[place:]: None for right in ((rules.start,), *rules.rhs) for place in range(len(right))}
-        self._tails = {tail: number for number, tail in enumerate(tails)}  # sequences of nonterminals, numbered
         if (sum(len(tail) > 1 for tail in tails) + len(rules)) * most**2 > _WORK:
             raise InputError(f"data.max_rules: derivations of {most} rules are too many to count", "lower it")
         self._rules_of = [rules.of(symbol) for symbol in range(len(rules.symbols))]
-        self._of_symbol: list[list[int]] = [[0] * (most + 1) for _ in rules.symbols]
-        self._of_tail: dict[tuple[int, ...], list[int]] = {(): [1] + [0] * most}
-        shortest_first = sorted(tails, key=len)
-        for tail in shortest_first:  # a tail of one symbol shares the list of the symbol
-            self._of_tail[tail] = self._of_symbol[tail[0]] if len(tail) == 1 else [0] * (most + 1)
+        self._counts: dict[_Tail, list[int]] = {(): [1]}  # of derivations of a sequence of nonterminals, by length
+        symbols = [(symbol,) for symbol in range(len(rules.symbols))]
+        shortest_first = [*symbols, *sorted((tail for tail in tails if len(tail) > 1), key=len)]
+        self._counts |= {tail: [0] for tail in shortest_first}
         for n in range(1, most + 1):
-            for symbol in range(len(rules.symbols)):
-                self._of_symbol[symbol][n] = sum(self._by_rule(symbol, n))
+            self._counts[()].append(0)
             for tail in shortest_first:
-                if len(tail) > 1:
-                    self._of_tail[tail][n] = sum(self._by_first(tail, n))
-        self.exact = tuple(self._of_symbol[rules.start])
+                self._counts[tail].append(sum(self._parts(tail, n)))
+        self.exact = tuple(self._counts[rules.start,])
         self.total = sum(self.exact)
+        self._cumulative = cache(self._shares)
 
     @property
     def entropy(self) -> float:
+        """Of the uniform distribution, in nats."""
         return math.log(self.total)
+
+    def _parts(self, tail: _Tail, n: int) -> list[int]:
+        """Derivations of a tail by n rules: of one symbol by its rule, of several by what the first takes, 0 to n."""
+        if len(tail) == 1:
+            return [self._counts[self._rhs[rule]][n - 1] for rule in self._rules_of[tail[0]]]
+        first, rest = self._counts[tail[:1]], self._counts[tail[1:]]
+        return [first[m] * rest[n - m] if first[m] else 0 for m in range(n)]
+
+    def _shares(self, tail: _Tail, n: int) -> list[float]:
+        """The cumulative shares of the parts of a tail; of the empty tail: those of the lengths of all derivations."""
+        parts = self._parts(tail, n) if tail else self.exact
+        total = sum(parts)
+        return [so_far / total for so_far in accumulate(parts)]  # of exact integers, rounded once
 
     def draw(self, count: int, stream: np.random.RandomState) -> Ids:
         """`count` derivations, independent and uniform up to the 53 bits of each number drawn: (count, most) int16."""
-        if not self.total:
-            raise ValueError(f"nothing is derived by at most {self.most} rules")
-        tables = self._tables
-        parts = [tables.draw(min(_CHUNK, count - done), stream) for done in range(0, count, _CHUNK)]
-        return np.concatenate(parts) if parts else np.empty((0, self.most), np.int16)
+        return np.concatenate([self._draw(min(_CHUNK, count - done), stream) for done in range(0, count, _CHUNK)])
 
-    @cached_property
-    def _tables(self) -> _Tables:
-        return _Tables(self)
-
-    def _by_rule(self, symbol: int, n: int) -> list[int]:
-        return [self._of_tail[self._rhs[rule]][n - 1] for rule in self._rules_of[symbol]]
-
-    def _by_first(self, tail: tuple[int, ...], n: int) -> list[int]:
-        """Derivations of a tail of two symbols or more by n rules, by how many the first takes: from 0 to n."""
-        first, rest = self._of_symbol[tail[0]], self._of_tail[tail[1:]]
-        return [first[m] * rest[n - m] if first[m] else 0 for m in range(n + 1)]
-
-
-class _Tables:
-    """The choices of a walk down the counts, as cumulative probabilities one after the other in a flat array."""
-
-    def __init__(self, counts: Counts) -> None:
-        rules, tails, self.most = counts.rules, counts._tails, counts.most
-        self.padding, steps = rules.padding, range(1, self.most + 1)
-        self._flat: list[float] = []
-        self._length = self._choice(counts.exact)
-        self._rule = np.zeros((len(rules.symbols), self.most + 1, 2), np.int64)  # first place and number of the choice
-        self._split = np.zeros((len(tails), self.most + 1, 2), np.int64)
-        self._rules_of = np.full((len(rules.symbols), max(map(len, counts._rules_of))), -1, np.int64)
-        for symbol, numbers in enumerate(counts._rules_of):
-            self._rules_of[symbol, : len(numbers)] = numbers
-            self._rule[symbol, 1:] = [self._choice(counts._by_rule(symbol, n)) for n in steps]
-        for tail, number in tails.items():
-            if len(tail) > 1:
-                self._split[number, 1:] = [self._choice(counts._by_first(tail, n)) for n in steps]
-        self._first = np.array([tail[0] for tail in tails], np.int64)
-        self._rest = np.array([tails.get(tail[1:], -1) for tail in tails], np.int64)
-        self._body = np.array([tails.get(right, -1) for right in counts._rhs], np.int64)
-        self._start = tails[rules.start,]
-        self._cumulative = np.array(self._flat)
-
-    def draw(self, count: int, stream: np.random.RandomState) -> Ids:
-        ids = np.full((count, self.most), self.padding, np.int16)
-        tail = np.zeros((count, self.most + 1), np.int64)  # a stack: what is still to be derived
-        size = np.zeros((count, self.most + 1), np.int64)  # and by how many rules
-        top = np.zeros(count, np.int64)
-        tail[:, 0] = self._start
-        size[:, 0] = self._chosen(np.array([self._length] * count), stream)
+    def _draw(self, count: int, stream: np.random.RandomState) -> Ids:
+        ids = np.full((count, self.most), self.rules.padding, np.int16)
+        lengths = self._choose([((), 0)] * count, stream)
+        start: _Tail = (self.rules.start,)
+        stacks = [[(start, length)] for length in lengths]  # what is to be derived, by how many rules
         for step in range(self.most):
-            live = np.flatnonzero(top >= 0)
-            if not live.size:
-                break
-            place = top[live]
-            here, n = tail[live, place], size[live, place]
-            several = self._rest[here] >= 0
-            taken = n.copy()
-            if several.any():
-                rows = np.flatnonzero(several)
-                taken[rows] = self._chosen(self._split[here[rows], n[rows]], stream)
-                tail[live[rows], place[rows]] = self._rest[here[rows]]
-                size[live[rows], place[rows]] = (n - taken)[rows]
-            place = place - ~several
-            symbol = self._first[here]
-            rule = self._rules_of[symbol, self._chosen(self._rule[symbol, taken], stream)]
-            ids[live, step] = rule
-            grows = self._body[rule] >= 0
-            place = place + grows
-            top[live] = place
-            tail[live[grows], place[grows]] = self._body[rule[grows]]
-            size[live[grows], place[grows]] = taken[grows] - 1
+            live = [row for row, stack in enumerate(stacks) if stack]
+            tops = [stacks[row].pop() for row in live]
+            several = [place for place, (tail, _) in enumerate(tops) if len(tail) > 1]
+            for place, taken in zip(several, self._choose([tops[place] for place in several], stream), strict=True):
+                tail, n = tops[place]
+                stacks[live[place]].append((tail[1:], n - taken))
+                tops[place] = tail[:1], taken
+            for row, (tail, n), choice in zip(live, tops, self._choose(tops, stream), strict=True):
+                rule = ids[row, step] = self._rules_of[tail[0]][choice]
+                if self._rhs[rule]:
+                    stacks[row].append((self._rhs[rule], n - 1))
         return ids
 
-    def _choice(self, weights: Sequence[int]) -> tuple[int, int]:
-        begin, total = len(self._flat), sum(weights)
-        if not total:
-            return 0, 0  # never used
-        self._flat += [so_far / total for so_far in accumulate(weights)]  # of exact integers, rounded once
-        return begin, len(weights)
-
-    def _chosen(self, choices: NDArray[np.int64], stream: np.random.RandomState) -> NDArray[np.int64]:
-        """One draw for each choice (n, 2), by bisection: the first place whose cumulative probability is above it."""
-        drawn = stream.random_sample(len(choices))
-        low, high = choices[:, 0].copy(), choices[:, 0] + choices[:, 1] - 1
-        while (low < high).any():
-            middle = (low + high) // 2
-            above = self._cumulative[middle] > drawn
-            high = np.where(above, middle, high)
-            low = np.where(above, low, np.minimum(middle + 1, high))
-        return low - choices[:, 0]
+    def _choose(self, tails: Sequence[tuple[_Tail, int]], stream: np.random.RandomState) -> list[int]:
+        """A part of each tail, by a number drawn for each: the first whose cumulative share is above it."""
+        drawn = stream.random_sample(len(tails)).tolist()
+        return [bisect_right(self._cumulative(*tail), one) for tail, one in zip(tails, drawn, strict=True)]
 
 
 def draw_strings(
@@ -177,39 +124,30 @@ def draw_strings(
 
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
     """Every derivation of a tree of at most `depth` levels, in the order of `nltk.parse.generate`."""
-    rules_of: dict[str, list[int]] = {}
-    for number, production in enumerate(grammar.productions):
-        if number not in grammar.unusable:
-            rules_of.setdefault(production.left, []).append(number)
+    usable = [(rule, one) for rule, one in enumerate(grammar.productions) if rule not in grammar.unusable]
 
-    def of_symbol(symbol: object, left: int) -> Iterator[tuple[int, ...]]:
-        if isinstance(symbol, str):
-            for rule in rules_of.get(symbol, ()):
-                for inner in of_all(grammar.productions[rule].right, left - 1):
+    def rewrite(symbol: Symbol, levels: int) -> Iterator[tuple[int, ...]]:
+        for rule, production in usable:
+            if production.left == symbol:
+                for inner in derive(production.right, levels - 1):
                     yield rule, *inner
-        else:
-            yield ()
 
-    def of_all(symbols: tuple[object, ...], left: int) -> Iterator[tuple[int, ...]]:
-        if not symbols:
-            yield ()
-        elif left > 0:
-            for first in of_symbol(symbols[0], left):
-                for rest in of_all(symbols[1:], left):
-                    yield first + rest
+    @cache
+    def derive(symbols: tuple[Symbol, ...], levels: int) -> list[tuple[int, ...]]:
+        if not symbols or levels <= 0:
+            return [()] * (not symbols)
+        firsts = [()] if isinstance(symbols[0], Terminal) else list(rewrite(symbols[0], levels))
+        return [first + rest for first in firsts for rest in derive(symbols[1:], levels)]
 
-    return of_symbol(grammar.start, depth)
+    return rewrite(grammar.start, depth)
 
 
 def first_of_each(ids: Ids) -> NDArray[np.int64]:
-    """Rows that are not like one before them: (n,)."""
+    """Indices (n,) of rows that differ from all rows before them."""
     first: dict[bytes, int] = {}
     for row, one in enumerate(ids):
         first.setdefault(one.tobytes(), row)
     return np.fromiter(first.values(), np.int64, len(first))
-
-
-_ANY = -2  # any symbols, on a stack
 
 
 def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:
@@ -218,18 +156,18 @@ def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:
     Step T is wrong if a row ends too early. Without right-hand sides only rules are wrong that rewrite nothing, that
     rewrite another symbol than the start at step 0, or that follow padding.
     """
-    lhs, rhs, padding, stack = rules.lhs, rules.rhs, rules.padding, [rules.start]
-    for step, rule in enumerate(row):
-        if rule == padding:
-            if stack and stack[0] != _ANY:
-                return step, f"the row ends with {len(stack)} symbols left, first {rules.symbols[stack[-1]]}"
+    stack: list[int | None] = [rules.start]  # None: any symbols
+    for step, rule in enumerate([*row, rules.padding]):
+        if rule == rules.padding:
+            if stack and stack[0] is not None:
+                return step, f"the row ends with {len(stack)} symbols left, first {rules.symbols[stack[-1] or 0]}"
             stack.clear()
             continue
-        left = lhs[rule] if 0 <= rule < len(lhs) else -1
+        left = rules.lhs[rule] if 0 <= rule < len(rules) else -1
         expected = stack.pop() if stack else -1
-        if left < 0 or expected not in (left, _ANY):
+        if left < 0 or expected not in (left, None):
             what = f"rewrites {rules.symbols[left]}" if left >= 0 else "rewrites nothing"
-            wanted = "any symbol" if expected == _ANY else rules.symbols[expected] if expected >= 0 else "padding"
+            wanted = "any symbol" if expected is None else rules.symbols[expected] if expected >= 0 else "padding"
             return step, f"rule {rule} {what}, expected {wanted}"
-        stack.extend((_ANY,) if rhs is None else rhs[rule][::-1])
-    return wrong_step([*row, padding], rules) if stack and stack[0] != _ANY else None
+        stack.extend((None,) if rules.rhs is None else rules.rhs[rule][::-1])
+    return None

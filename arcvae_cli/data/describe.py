@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +29,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     if dataset.rules is None:
         shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(SHAPES)
         return {
-            "splits": {split: _grid_split(dataset, split) for split in SPLITS},
+            "splits": {split: _grid_split(dataset.only(dataset.rows(split))) for split in SPLITS},
             "colours": [int(np.count_nonzero(dataset.x == colour)) / dataset.x.size for colour in range(COLOURS)],
             "shapes": [[*sides, count] for sides, count in shapes],
             "leaks": _leaks(dataset, canvas_keys(dataset.x)),
@@ -50,15 +51,15 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 
 def describe_conditions(dataset: Dataset) -> list[dict[str, Any]]:
     """Each condition, its meaning and values, and how many training grids have each value."""
-    measured = attributes(dataset.x[dataset.rows("train")])
+    columns = attributes(dataset.x[dataset.rows("train")]).T
     return [
         {
-            "name": attribute.name,
-            "text": attribute.text,
-            "values": list(attribute.values),
-            "counts": np.bincount(column, minlength=attribute.size).tolist(),
+            "name": one.name,
+            "text": one.text,
+            "values": list(one.values),
+            "counts": np.bincount(column, minlength=one.size).tolist(),
         }
-        for attribute, column in zip(ATTRIBUTES, measured.T, strict=True)
+        for one, column in zip(ATTRIBUTES, columns, strict=True)
     ]
 
 
@@ -93,8 +94,7 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _grid_split(dataset: Dataset, split: str) -> dict[str, Any]:
-    part = dataset.only(dataset.rows(split))
+def _grid_split(part: Dataset) -> dict[str, Any]:
     count, framed = len(part.x), part.x
     if part.shape is not None:  # cells outside the rectangle get a colour of their own
         side = np.arange(SIDE)
@@ -121,7 +121,7 @@ def _string_split(ids: NDArray[np.int16], padding: int) -> dict[str, Any]:
     }
 
 
-def _leaks(dataset: Dataset, keys: list[bytes]) -> list[dict[str, Any]]:
+def _leaks(dataset: Dataset, keys: Sequence[bytes]) -> list[dict[str, Any]]:
     hashes = canonical_hashes(dataset.x, dataset.shape) if dataset.kind == "grids" else None
     leaks: list[dict[str, Any]] = []
     for of, into in (("test", "train"), ("test", "val"), ("val", "train")):

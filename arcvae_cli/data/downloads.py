@@ -1,18 +1,51 @@
-"""Public files that are downloaded into the cache, and recognised by their content."""
+"""The cache folder, the lock under which a file of it is made, and public files that are downloaded into it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from arcvae_cli.data.cache import alone, cache_folder
 from arcvae_cli.errors import ArcvaeError, InputError, without_password
+from arcvae_cli.files import expanded
 
-_TIMEOUT = 30  # seconds without an answer
 _LARGEST = 2**25  # bytes, above the size of every file here
+
+
+def cache_folder() -> Path:
+    """$ARCVAE_CACHE_DIR, or the user's cache folder."""
+    given = os.environ.get("ARCVAE_CACHE_DIR")
+    if given:
+        return expanded(Path(given))
+    from platformdirs import user_cache_path
+
+    return user_cache_path("arcvae", appauthor=False)
+
+
+@contextmanager
+def locked(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Holds the lock of a file of the cache: one process makes it, others wait (`say` a note) and find it there.
+
+    If the folder cannot be written to, the block runs without a lock.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if say is not None:
+                say(f"another process is making {path.name}: waiting for it")
+            lock.acquire(poll_interval=0.1)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -66,24 +99,23 @@ def downloaded(what: Download) -> Path:
 def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
     """The file in the cache, downloaded unless it is there. ArcvaeError if that fails or its content is another."""
     path, address = what.path, os.environ.get(what.variable) or what.url
-    shown = without_password(address)
     fix = f"copy the file to {path}, or set another address in {what.variable}; the corpus equations needs no download"
-    with alone(path, say):
+    with locked(path, say):
         if what.is_in(path):
             return path
         import pooch  # takes a tenth of a second
 
         pooch.get_logger().setLevel("WARNING")
         if say is not None:
-            say(f"downloading {shown}")
+            say(f"downloading {without_password(address)}")
         try:
-            name = f".{what.file}.new.tmp"  # which `alone` removes if this process dies
+            name = f".{what.file}.new"
             files = pooch.create(path.parent, "", registry={name: None}, urls={name: address}, retry_if_failed=1)
-            fetched = Path(files.fetch(name, downloader=pooch.HTTPDownloader(timeout=_TIMEOUT)))
+            fetched = Path(files.fetch(name, downloader=pooch.HTTPDownloader(timeout=30)))
         except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
-            reason = without_password(f"{type(error).__name__}: {error}")
-            raise ArcvaeError(f"{shown}: download failed ({reason:.300})", fix) from None  # the cause has the password
+            reason = f"{address}: download failed ({type(error).__name__}: {error})"
+            raise ArcvaeError(reason, fix) from None  # the cause has the password
         if what.is_in(fetched):
             return fetched.replace(path)
         fetched.unlink()
-    raise ArcvaeError(f"{shown}: not {what.name}: its git blob id is not {what.blob[:12]}", fix)
+    raise ArcvaeError(f"{address}: not {what.name}: its git blob id is not {what.blob[:12]}", fix)

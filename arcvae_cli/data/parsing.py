@@ -10,29 +10,34 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
+from itertools import repeat
 from multiprocessing import get_context
 from typing import Any, Literal
 
 import numpy as np
 from lark import Lark
 from lark.exceptions import GrammarError, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
-from lark.lexer import Lexer, PatternStr, Token
+from lark.lexer import BasicLexer
 from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import refuse_large
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, Terminal, read_grammar
+from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
 LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0
 """CPU time for making an LALR parser; for making an Earley parser, and for parsing a line by it. Bounds memory too."""
+
+_MOST_PAIRS = 5 * 10**6  # of alternatives of the same symbol: to make a parser takes time linear in them
+
+_SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
 
 
 @dataclass(eq=False)
@@ -46,18 +51,18 @@ class ParseFailure(Exception):  # noqa: N818
 class Parser:
     """Parses strings of a grammar by `kind`, for a `reason`; `earley`: do not try LALR. InputError if too large."""
 
-    kind: Literal["lalr", "earley"]
-
     def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
         self.grammar = grammar
         self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
-        found = "as requested" if earley else _lalr(grammar)
-        if isinstance(found, Lark):
-            self.kind, self.reason = "lalr", "LALR without conflicts: no string has two derivations"
-            self._lark = found
-        else:
-            self.kind, self.reason = "earley", f"Earley: {found}"
-            self._lark = _earley(grammar)
+        alternatives = Counter(production.left for production in grammar.productions).values()
+        if sum(count**2 for count in alternatives) > _MOST_PAIRS:
+            raise _too_large(grammar)
+        made = "as requested" if earley else _lalr(grammar)
+        self.kind: Literal["lalr", "earley"] = "lalr" if isinstance(made, Lark) else "earley"
+        self.reason = "LALR without conflicts: no string has two derivations"
+        if not isinstance(made, Lark):
+            self.reason, made = f"Earley: {made}", _earley(grammar)
+        self._lark = made
 
     def parse(self, text: str) -> list[int]:
         return self.derivation(text)[0]
@@ -65,8 +70,20 @@ class Parser:
     def derivation(self, text: str) -> tuple[list[int], bool]:
         """The ids of the left-most derivation of a string, without padding, and whether there are others.
 
-        Raises ParseFailure, and InputError if it takes over `EARLEY_SECONDS` to find all derivations.
+        Where whitespace separates terminals, a string that does not parse is read again without the whitespace between
+        words and punctuation: `sin ( 3 )` where `sin(` is a terminal. Raises ParseFailure, and InputError if it takes
+        over `EARLEY_SECONDS` to find all derivations.
         """
+        try:
+            return self._derivation(text)
+        except ParseFailure:
+            joined = _SPACE_WITHIN_TERMINAL.sub("", text)
+            if joined != text and self.grammar.separator.isspace():
+                with suppress(ParseFailure):
+                    return self._derivation(joined)
+            raise
+
+    def _derivation(self, text: str) -> tuple[list[int], bool]:
         separator = self.grammar.separator
         written = text if separator.isspace() or not text else text + separator
         try:
@@ -82,102 +99,58 @@ class Parser:
             raise InputError(f"{self.grammar.name}: {what}", "make the grammar less ambiguous, or omit it") from None
 
 
-@dataclass(frozen=True, eq=False)
-class Parsed:
-    """Derivations of lines: `ids` (N, T) int16, padded; `lines` (N,) their numbers, from 1.
+Result = tuple[NDArray[np.int16], bool] | ParseFailure
+"""Of a line: the ids of its derivation and whether there are others, or why it is no string of the grammar."""
 
-    `failures`: by number of the line. Counts: `ambiguous` lines have several derivations, `too_long` ones more than T
-    rules; `longest`: most rules of any line.
-    """
 
-    ids: NDArray[np.int16]
-    lines: NDArray[np.int64]
-    failures: dict[int, ParseFailure]
-    ambiguous: int
-    kind: str
-    reason: str
-    too_long: int
-    longest: int
+@lru_cache(maxsize=2)
+def parser_of(grammar: Grammar) -> Parser:
+    """The parser of a grammar, made once per process."""
+    return Parser(grammar)
 
 
 def parse_lines(
     lines: Sequence[str],
     grammar: Grammar,
     *,
-    max_rules: int | None = None,
     workers: int | None = None,
     tell: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
-) -> Parsed:
-    """The derivations of many strings, in their order; T is `max_rules`, or what the longest takes.
+) -> list[Result]:
+    """The results of many strings, in their order. InputError if one takes over `EARLEY_SECONDS`.
 
-    `workers`: processes, by default one a core for many lines. `tell`, `say`: see LoadOptions. Raises InputError if a
-    line takes over `EARLEY_SECONDS`, or the padded ids would take too much memory.
+    `workers`: processes, by default one a core for many lines. `tell`, `say`: see LoadOptions.
     """
-    parser = Parser(grammar)
+    parser = parser_of(grammar)
     size, many = (250, 5000) if parser.kind == "lalr" else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
     if say is not None and parser.kind == "earley" and len(lines) >= 1000:
         say(f"{parser.reason}: parsing is slow")
     if workers is None:
         workers = cores() if len(lines) >= many else 1
-    results: list[_Result] = []
-    for chunk in _in_chunks(parser, [lines[start : start + size] for start in range(0, len(lines), size)], workers):
-        results += chunk
-        if tell is not None:
-            tell(len(results), len(lines))
-    failures = {number: result for number, result in enumerate(results, 1) if isinstance(result, ParseFailure)}
-    derived = [(number, *result) for number, result in enumerate(results, 1) if not isinstance(result, ParseFailure)]
-    longest = max((len(ids) // 2 for _, ids, _ in derived), default=0)
-    steps = longest if max_rules is None else max_rules
-    kept = [(number, ids) for number, ids, _ in derived if len(ids) // 2 <= steps]
-    refuse_large(f"{len(kept):,} derivations of up to {steps:,} rules", 2 * len(kept) * steps)
-    padded = np.full((len(kept), steps), len(grammar.productions), np.int16)
-    for row, (_, ids) in zip(padded, kept, strict=True):
-        row[: len(ids) // 2] = np.frombuffer(ids, np.int16)
-    numbers = np.array([number for number, _ in kept], np.int64)
-    ambiguous, too_long = sum(more for _, _, more in derived), len(derived) - len(kept)
-    return Parsed(padded, numbers, failures, ambiguous, parser.kind, parser.reason, too_long, longest)
-
-
-_Result = tuple[bytes, bool] | ParseFailure  # of a line: its ids as int16, and whether there are other derivations
-
-
-def _chunk(parser: Parser, lines: Sequence[str]) -> list[_Result]:
-    results: list[_Result] = []
-    for text in lines:
-        try:
-            ids, more = parser.derivation(text)
-            results.append((np.array(ids, np.int16).tobytes(), more))
-        except ParseFailure as failure:  # noqa: PERF203
-            results.append(failure)
+    chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
+    results: list[Result] = []
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[list[Result]]] = map
+        if workers > 1 and len(chunks) > 1:
+            ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
+            run = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)).map
+        for chunk in run(_chunk, chunks, repeat(grammar)):
+            results += chunk
+            if tell is not None:
+                tell(len(results), len(lines))
     return results
 
 
-def _in_chunks(parser: Parser, chunks: Sequence[Sequence[str]], workers: int) -> Iterator[list[_Result]]:
-    """The results of chunks in their order, by spawned processes; by this one where they cannot start or are killed."""
-    done = 0
-    if workers > 1 and len(chunks) > 1:
-        with suppress(BrokenProcessPool, OSError):
-            start = (parser.grammar, parser.kind == "earley")
-            with ProcessPoolExecutor(workers, get_context("spawn"), _begin, start) as pool:
-                for results in pool.map(_work, chunks):
-                    yield results
-                    done += 1
-    for lines in chunks[done:]:
-        yield _chunk(parser, lines)
-
-
-_parser: Parser  # of a worker
-
-
-def _begin(grammar: Grammar, earley: bool) -> None:
-    global _parser
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
-    _parser = Parser(grammar, earley=earley)
-
-
-def _work(lines: Sequence[str]) -> list[_Result]:
-    return _chunk(_parser, lines)
+def _chunk(lines: Sequence[str], grammar: Grammar) -> list[Result]:
+    parser = parser_of(grammar)
+    results: list[Result] = []
+    for text in lines:
+        try:
+            ids, others = parser.derivation(text)
+            results.append((np.array(ids, np.int16), others))
+        except ParseFailure as failure:  # noqa: PERF203
+            results.append(failure)
+    return results
 
 
 class _OutOfTimeError(BaseException):
@@ -204,10 +177,9 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def _lalr(grammar: Grammar) -> Lark | str:
-    if grammar.productions == read_grammar("smiles").productions and (grammar.start, grammar.separator) == (
-        "smiles",
-        "",
-    ):
+    """The LALR parser, or why there is none."""
+    smiles = read_grammar("smiles")
+    if (grammar.productions, grammar.start, grammar.separator) == (smiles.productions, smiles.start, smiles.separator):
         text = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
     elif _splits_in_several_ways(grammar):
         return "strings may split into terminals in more than one way"
@@ -228,8 +200,12 @@ def _earley(grammar: Grammar) -> Lark:
         with _limited(EARLEY_SECONDS):
             return Lark(_lark_text(grammar), parser="earley", lexer=lexer, ambiguity="forest")
     except _OutOfTimeError:
-        what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
-        raise InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE") from None
+        raise _too_large(grammar) from None
+
+
+def _too_large(grammar: Grammar) -> InputError:
+    what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
+    return InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE")
 
 
 def _failure(error: UnexpectedInput, text: str) -> ParseFailure:
@@ -241,56 +217,34 @@ def _failure(error: UnexpectedInput, text: str) -> ParseFailure:
     return ParseFailure(place, f"unexpected {text[place]!r}" if place < len(text) else "unexpected end")
 
 
-class _LongestMatch(Lexer):
-    """Reads the longest terminal that stands at each place. Made by lark from the terminals of a grammar."""
+class _LongestMatch(BasicLexer):
+    """lark's lexer, which reads the longest terminal at each place, with `strict` left to the LALR tables."""
+
+    __future_interface__ = 2
 
     def __init__(self, conf: Any) -> None:
-        self._names: dict[str, str] = {}  # strings are known by their text: thousands of named groups would be slow
-        parts = []
-        for one in sorted(conf.terminals, key=lambda one: (-one.pattern.max_width, -len(one.pattern.value))):
-            text = one.pattern.to_regexp()
-            if isinstance(one.pattern, PatternStr):
-                self._names[one.pattern.value] = one.name
-            parts.append(text if isinstance(one.pattern, PatternStr) else f"(?P<{one.name}>{text})")
-        self._match = re.compile("|".join(parts)).match
-        self._ignore = frozenset(conf.ignore)
-
-    def lex(self, text: str) -> Iterator[Token]:  # type: ignore[override]
-        match, place = self._match, 0
-        while place < len(text):
-            found = match(text, place)
-            if found is None or not found[0]:
-                raise UnexpectedCharacters(text, place, 1, place + 1)  # type: ignore[no-untyped-call]
-            name = found.lastgroup or self._names[found[0]]
-            if name not in self._ignore:
-                yield Token(name, found[0], place)
-            place = found.end()
+        conf.skip_validation = True  # of regular expressions against each other, which needs another package
+        super().__init__(conf)
 
 
 def _lark_text(grammar: Grammar) -> str:
     """The usable productions in lark's notation: alternative `-> rN` is production N, and terminals are escaped."""
-    suffix = "" if grammar.separator.isspace() else grammar.separator
-    nonterminals = {grammar.start: "start"}
-    terminals: dict[str, str] = {}
+    spaced = grammar.separator.isspace()
+    names: dict[Symbol, str] = {grammar.start: "start"}
     alternatives: dict[str, list[str]] = {}
     for rule, production in enumerate(grammar.productions):
-        if rule in grammar.unusable:
-            continue
-        names = [
-            terminals.setdefault(symbol.text + suffix, f"T{len(terminals)}")
-            if isinstance(symbol, Terminal)
-            else nonterminals.setdefault(symbol, f"n{len(nonterminals)}")
-            for symbol in production.right
-        ]
-        left = nonterminals.setdefault(production.left, f"n{len(nonterminals)}")
-        alternatives.setdefault(left, []).append(f"{' '.join(names)} -> r{rule}")
+        if rule not in grammar.unusable:
+            for symbol in (production.left, *production.right):
+                names.setdefault(symbol, f"{'T' if isinstance(symbol, Terminal) else 'n'}{len(names)}")
+            right = " ".join(names[symbol] for symbol in production.right)
+            alternatives.setdefault(names[production.left], []).append(f"{right} -> r{rule}")
     lines = [f"{name}: {' | '.join(right)}" for name, right in alternatives.items()]
-    for text, name in terminals.items():
-        escaped = "".join(f"\\U{ord(letter):08x}" for letter in text.replace("\\", "\\\\"))  # lark halves backslashes
-        lines.append(f'{name}: "{escaped}"')
-    if grammar.separator.isspace():
-        lines += ["SPACE: /\\s+/", "%ignore SPACE"]
-    return "\n".join(lines) + "\n"
+    for symbol, name in names.items():
+        if isinstance(symbol, Terminal):
+            text = (symbol.text + grammar.separator * (not spaced)).replace("\\", "\\\\")  # lark halves backslashes
+            escaped = "".join(f"\\U{ord(letter):08x}" for letter in text)
+            lines.append(f'{name}: "{escaped}"')
+    return "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
 
 
 def _splits_in_several_ways(grammar: Grammar) -> bool:

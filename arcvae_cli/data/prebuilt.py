@@ -32,67 +32,47 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
     refuse_large(str(prod), 2 * ids.size)
     with reading(prod):
         require(ids.ndim == 2 and ids.dtype.kind in "iu" and ids.size, "ids", ids)
-        if ids.min() < -1 or ids.max() >= MOST_RULES:
-            raise ValueError(f"ids from {ids.min()} to {ids.max()}, not -1 to {MOST_RULES - 1}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < -1 or high >= MOST_RULES:
+            raise ValueError(f"ids from {low} to {high}, not -1 to {MOST_RULES - 1}")
+        if pad_id is not None and low < 0 <= pad_id:
+            raise InputError(f"data.pad_id: {pad_id}, but {prod} contains -1", "use --pad-id -1")
         packed = None if masks is None else map_npy(masks)
         if packed is not None:
             fits = packed.dtype == np.uint8 and packed.ndim == 3 and packed.shape[:2] == ids.shape
             require(fits and 0 < 8 * packed.shape[2] < MOST_RULES + 8, str(masks), packed)
-        padding, notes = _padding(ids, packed, pad_id, grammar, prod)
-        rules = None if grammar is None else grammar.rules
-        if packed is not None:
-            bits, last = _read_masks(ids, packed, padding)
-            rules = rules or _rules(bits, last, int(ids[0, 0]))
+        padding = -1 if pad_id is None or not low <= pad_id <= high else pad_id
+        if pad_id is None and low >= 0 and packed is not None:
+            padding = _detected(ids, packed)
+        rules = None if packed is None else _rules_of_masks(ids, packed, padding)
+        if grammar is not None:
+            rules = grammar.rules
         assert rules is not None, "the settings require masks or a grammar"
         own = checked_ids(ids if padding < 0 else np.where(ids == padding, rules.padding, ids), rules)
+    found = "none" if low >= 0 > padding else f"id {padding}"
+    notes = (f"padding detected: {found} (--pad-id overrides)",) * (pad_id is None and grammar is None)
     keep = first_of_each(own)
     name = None if grammar is None else grammar.name
     origin = Origin(grammar=name, source=prod.name, lines=len(own), duplicates=len(own) - len(keep))
-    own = own[keep]
-    split = split_by_key([row.tobytes() for row in own])
-    return Dataset(prod.stem, own, split, rules=rules, grammar=grammar, origin=origin, notes=notes)
+    split = split_by_key([row.tobytes() for row in own[keep]])
+    return Dataset(prod.stem, own[keep], split, rules=rules, grammar=grammar, origin=origin, notes=notes)
 
 
-def _padding(
-    ids: NDArray[Any], packed: NDArray[np.uint8] | None, pad_id: int | None, grammar: Grammar | None, prod: Path
-) -> tuple[int, tuple[str, ...]]:
-    """The id after the end of a derivation, -1 if no rule is that, and a note if it was detected."""
-    low, high = int(ids.min()), int(ids.max())
-    if pad_id is not None:
-        if low < 0 <= pad_id:
-            raise InputError(f"data.pad_id: {pad_id}, but {prod} contains -1", "use --pad-id -1")
-        return (pad_id if low <= pad_id <= high else -1), ()
-    found = -1
-    if low >= 0 and grammar is not None:
-        found = high if high == grammar.rules.padding else -1
-    elif low >= 0 and packed is not None:  # the last rule, if nothing follows it, or if it is alone in its mask
-        ends = ids == high
-        rows, gaps = np.flatnonzero(ends[:, -1]), np.logical_or.accumulate(ends, axis=1) & ~ends
-        found = high if rows.size and (not gaps.any() or np.unpackbits(packed[rows[0], -1]).sum() == 1) else -1
-    if low >= 0 > found:
-        return found, ("no padding detected (--pad-id overrides)",) * (grammar is None)
-    return found, (f"padding detected: id {found} (--pad-id overrides)",)
+def _detected(ids: NDArray[Any], packed: NDArray[np.uint8]) -> int:
+    """The last rule if rows end with it and it is alone in its mask; else -1."""
+    last = int(ids.max())
+    rows = np.flatnonzero(ids[:, -1] == last)
+    return last if rows.size and np.unpackbits(packed[rows[0], -1]).sum() == 1 else -1
 
 
-def _rules(bits: NDArray[np.uint8], padding: int, first: int) -> Rules:
-    """Rules by their masks, symbols being numbered by their lowest rule; `first` rewrites the start symbol."""
-    lhs = np.full(max(int(np.flatnonzero(bits.any(axis=0)).max(initial=-1)), padding) + 1, -1)
-    symbols = 0
-    for rule in np.flatnonzero(bits.any(axis=0)).tolist():
-        if lhs[rule] < 0:
-            lhs[np.flatnonzero(bits[bits[:, rule].argmax()])] = symbols
-            symbols += 1
-    return bare_rules(lhs.tolist(), padding, max(int(lhs[first]), 0))
+def _rules_of_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int) -> Rules:
+    """Rules by their masks: symbols are numbered by their lowest rule, and the first id rewrites the start symbol.
 
-
-def _read_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int) -> tuple[NDArray[np.uint8], int]:
-    """The mask of each rule (rules, rules), zeros for unseen ones, and the padding rule.
-
-    That is the rule which only the masks after the ends contain, if there is one, else one after all others.
-    ValueError unless the masks assign each rule to one left-hand side.
+    If `padding` is -1, the padding rule is the one that only masks after the ends contain, if there is one, else one
+    more rule. ValueError unless the masks assign each rule to one left-hand side.
     """
     width = packed.shape[2]
-    table = np.zeros((8 * width, width), np.uint8)
+    table = np.zeros((8 * width, width), np.uint8)  # the mask of each rule
     beyond = np.zeros(width, np.uint8)  # what masks after the ends contain
     rows = max(1, _BLOCK_BYTES // (width * ids.shape[1]))
     for begin in range(0, len(ids), rows):
@@ -110,11 +90,15 @@ def _read_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int) -> t
             row, step = (int(place[0]) for place in np.nonzero(wrong))
             what = f"not the mask of rule {some[row, step]}: it lacks the rule, or differs from its earlier mask"
             raise ValueError(f"row {begin + row}, step {step}: {what}")
-    symbols = np.unpackbits(np.unique(table, axis=0), axis=1).sum(axis=0)  # masks that contain each rule
+    masks = np.unpackbits(np.unique(table, axis=0)[::-1], axis=1)  # by their lowest rule
+    symbols = masks.sum(axis=0)  # of each rule
     symbols[padding] += padding >= 0
     if symbols.max() > 1:
         raise ValueError(f"rule {int(symbols.argmax())} is in two different masks (the padding rule is --pad-id)")
-    within = np.bitwise_or.reduce(table, axis=0)
-    alone = np.flatnonzero(np.unpackbits(beyond & ~within)).tolist()
-    after = int(np.flatnonzero(np.unpackbits(within | beyond)).max(initial=-1)) + 1
-    return np.unpackbits(table, axis=1), padding if padding >= 0 else alone[0] if len(alone) == 1 else after
+    within, after = masks.any(axis=0), np.unpackbits(beyond) == 1
+    if padding < 0:
+        alone = np.flatnonzero(after & ~within)
+        padding = int(alone[0] if len(alone) == 1 else np.flatnonzero(after | within).max(initial=-1) + 1)
+    lhs = np.full(max(int(np.flatnonzero(within).max(initial=-1)), padding) + 1, -1)
+    lhs[: 8 * width] = np.where(within, masks.argmax(axis=0), -1)[: len(lhs)]
+    return bare_rules(lhs.tolist(), padding, max(int(lhs[ids[0, 0]]), 0))

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, split_by_key, split_sizes, written
-from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, first_of_each
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, refuse_large, split_by_key, split_sizes, written
+from arcvae_cli.data.derivations import Counts, Ids, draw_strings, enumerated, first_of_each
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
 from arcvae_cli.grammar import Grammar, Rules
@@ -49,7 +49,16 @@ def fitted(dataset: Dataset, rules: Rules, length: int | None = None, needs: Seq
     return replace(short, x=short.x[:, :length], notes=dataset.notes + note * bool(left_out))
 
 
-def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0, name: str | None = None) -> Dataset:
+def padded_ids(derivations: Sequence[Sequence[int] | NDArray[np.int16]], steps: int, rules: Rules) -> Ids:
+    """Derivations as rows (N, T) of `steps` ids. InputError if they would take too much memory."""
+    refuse_large(f"{len(derivations):,} derivations of up to {steps:,} rules", 2 * len(derivations) * steps)
+    ids = np.full((len(derivations), steps), rules.padding, np.int16)
+    for row, one in zip(ids, derivations, strict=True):
+        row[: len(one)] = one
+    return ids
+
+
+def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` different strings of a grammar, their derivations uniform over those of at most `most` rules.
 
     Split 80/10/10 by a hash of the string. Raises InputError for a size or a seed out of range, and if there are fewer
@@ -60,11 +69,11 @@ def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0,
     ids, strings = draw_strings(counts, size, np.random.RandomState(seed), grammar.write)
     origin = Origin("drawn", grammar.name, entropy=counts.entropy)
     split = split_by_key([string.encode() for string in strings])
-    return Dataset(name or grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
+    return Dataset(grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
 def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RULES) -> Dataset:
-    """The first `size` sentences of the enumeration of equations that Kusner et al. 2017 trained on 100,000 of.
+    """The first `size` equations of the enumeration of which Kusner et al. 2017 used the first 100,000.
 
     Split 80/10/10 by a hash of the string. InputError for a size out of range, or for more than `most` (T) rules.
     """
@@ -74,10 +83,8 @@ def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RUL
         raise InputError(f"data.size: the enumeration has {len(derivations)} sentences, not {size}", "lower it")
     if (longest := max(map(len, derivations))) > most:
         raise InputError(f"data.max_rules: sentences of the enumeration take {longest}, more than {most}", "raise it")
-    ids = np.full((size, most), grammar.rules.padding, np.int16)
-    for row, one in zip(ids, derivations, strict=True):
-        row[: len(one)] = one
     split = split_by_key([written(grammar, one).encode() for one in derivations])
+    ids = padded_ids(derivations, most, grammar.rules)
     origin = Origin("enumerated", grammar.name)
     return Dataset(grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
 
@@ -85,12 +92,12 @@ def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RUL
 def build_parsed(
     file: Path,
     grammar: Grammar,
+    failures: Path | None = None,
     *,
     most: int | None = None,
     first_column: bool = False,
     test: Path | None = None,
     leading_test: int = 0,
-    failures: Path | None = None,
     tell: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Dataset:
@@ -102,39 +109,42 @@ def build_parsed(
 
     Raises InputError for a file that cannot be read, or without a string that parses by at most `most` rules.
     """
-    from arcvae_cli.data.parsing import parse_lines  # imports lark
+    from arcvae_cli.data.parsing import ParseFailure, parse_lines, parser_of  # imports lark
 
     tested = [] if test is None else _lines(test, first_column)
     lines = [*tested, *_lines(file, first_column)]
-    parsed = parse_lines([text for *_, text in lines], grammar, max_rules=most, tell=tell, say=say)
+    failed: list[tuple[object, ...]] = []
+    derived: list[tuple[int, NDArray[np.int16]]] = []  # place in `lines`, ids
+    ambiguous = 0
+    for place, result in enumerate(parse_lines([text for *_, text in lines], grammar, tell=tell, say=say)):
+        if isinstance(result, ParseFailure):
+            name, number, text = lines[place]
+            failed.append((name, number, result.position + 1, result.reason, text))
+        else:
+            derived.append((place, result[0]))
+            ambiguous += result[1]
     if failures is not None:
-        failures.unlink(missing_ok=True)
-        rows = []
-        for number, failure in parsed.failures.items():
-            name, line, text = lines[number - 1]
-            rows.append((name, line, failure.position + 1, failure.reason, text))
-        if rows:
-            _list_failures(failures, rows)
-    if parsed.too_long and not len(parsed.ids):
-        what = f"all {parsed.too_long:,} strings of {grammar.name} take more than data.max_rules = {most} rules"
-        fix = f"raise it: the longest takes {parsed.longest:,} (--max-rules {parsed.longest})"
-        raise InputError(f"{file}: {what}", fix)
-    if not len(parsed.ids):
-        first = next(iter(parsed.failures.values()))
-        what = f"no line is a string of {grammar.name}; the first at character {first.position + 1}: {first.reason}"
+        _list_failures(failures, failed)
+    if not derived:
+        what = f"no line is a string of {grammar.name}; the first at character {failed[0][2]}: {failed[0][3]}"
         raise InputError(f"{file}: {what}", "check the file and the grammar")
-    keep = first_of_each(parsed.ids)
-    place = parsed.lines[keep] - 1  # in `lines`
-    known = place < len(tested)
-    if leading_test:
-        known = np.array([lines[index][1] <= leading_test for index in place.tolist()])
-    texts = [lines[index][2] for index in place.tolist()]
+    longest = max(len(ids) for _, ids in derived)
+    short = [(place, ids) for place, ids in derived if len(ids) <= (most or longest)]
+    if not short:
+        what = f"all {len(derived):,} strings of {grammar.name} take more than data.max_rules = {most} rules"
+        raise InputError(f"{file}: {what}", f"raise it: the longest takes {longest:,} (--max-rules {longest})")
+    ids = padded_ids([one for _, one in short], most or longest, grammar.rules)
+    keep = first_of_each(ids)
+    places = [short[row][0] for row in keep.tolist()]
+    known = np.array([place < len(tested) or (not tested and lines[place][1] <= leading_test) for place in places])
+    texts = [lines[place][2] for place in places]
     keys = [("".join(text.split()) if grammar.separator.isspace() else text).encode() for text in texts]
-    failed, duplicates = len(parsed.failures), len(parsed.ids) - len(keep)
-    origin = Origin("parsed", grammar.name, file.name, parsed.kind, parsed.reason, len(lines), failed)
-    origin = replace(origin, too_long=parsed.too_long, ambiguous=parsed.ambiguous, duplicates=duplicates)
+    parser = parser_of(grammar)
+    origin = Origin("parsed", grammar.name, file.name, parser.kind, parser.reason, len(lines), len(failed))
+    duplicates = len(ids) - len(keep)
+    origin = replace(origin, too_long=len(derived) - len(short), ambiguous=ambiguous, duplicates=duplicates)
     split = held_out(keys, known) if known.any() else split_by_key(keys)
-    return Dataset(file.stem, parsed.ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
+    return Dataset(file.stem, ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
 def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -150,20 +160,22 @@ def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
     """The lines of a file that are not blank: name of the file, number from 1, string."""
     try:
         text = read_limited(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror or error})", "give a file of strings") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 (byte {error.start})", "save it as UTF-8") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{file}: cannot be read ({reason})", "give a file of strings in UTF-8") from error
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise InputError(f"{file}: no strings", "give a file of strings, one a line")
     return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
 
 
-def _list_failures(path: Path, failures: Sequence[tuple[object, ...]]) -> None:
-    rows = [("file", "line", "character (from 1)", "reason", "text"), *failures]
+def _list_failures(path: Path, failed: Sequence[tuple[object, ...]]) -> None:
+    """Write the lines that do not parse as a table; without any, remove the table of an earlier build."""
+    rows = [("file", "line", "character (from 1)", "reason", "text"), *failed]
     text = "".join("\t".join(one_line(str(cell).replace("\t", " ")) for cell in row) + "\n" for row in rows)
+    path.unlink(missing_ok=True)
     with suppress(ArcvaeError, OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        if failed:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")

@@ -10,6 +10,8 @@ from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import parse_grammar, read_grammar
 
+EQUATIONS = read_grammar("equations")
+
 
 def changed(array: np.ndarray, place: object, value: object) -> np.ndarray:
     array = array.copy()
@@ -17,31 +19,25 @@ def changed(array: np.ndarray, place: object, value: object) -> np.ndarray:
     return array
 
 
-def test_fingerprint_of_grids_depends_on_content_only(arc: Dataset):
+def test_fingerprint_depends_on_content_only(arc: Dataset):
     same = replace(arc, name="other", notes=("a note",), task=arc.task.astype("<U40"))
     assert same.fingerprint() == arc.fingerprint()
     others = [
         replace(arc, x=changed(arc.x, (3, 4, 5), 9 - arc.x[3, 4, 5])),
         replace(arc, split=changed(arc.split, 0, 2)),
-        replace(arc, shape=changed(arc.shape, 0, 16)),
-        replace(arc, task=changed(arc.task, 0, "00000000")),
-        replace(arc, shape=None),
-        replace(arc, task=None),
+        *(replace(arc, shape=shape) for shape in (changed(arc.shape, 0, 16), None)),
+        *(replace(arc, task=task) for task in (changed(arc.task, 0, "00000000"), None)),
     ]
     assert len({arc.fingerprint(), *(other.fingerprint() for other in others)}) == 7
 
-
-def test_fingerprint_of_strings_depends_on_content_only():
-    grammar = read_grammar("equations")
-    drawn = build_drawn(grammar, 15, 200, 1)
-    commented = parse_grammar("# the same\n" + grammar.text, "other")
+    drawn = build_drawn(EQUATIONS, 15, 200, 1)
+    commented = parse_grammar("# the same\n" + EQUATIONS.text, "other")
     same = replace(drawn, name="x", grammar=commented, rules=commented.rules, notes=("x",), origin=Origin())
     assert same.fingerprint() == drawn.fingerprint()
-    bare = replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None)
     others = [
         replace(drawn, x=changed(drawn.x, 0, drawn.x[1])),
         replace(drawn, split=changed(drawn.split, 0, (drawn.split[0] + 1) % 3)),
-        bare,
+        replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None),
     ]
     assert len({drawn.fingerprint(), *(other.fingerprint() for other in others)}) == 4
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import resource
 import signal
@@ -12,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.data import arrays, parsing
+from arcvae_cli.data import parsing
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.parsing import ParseFailure, Parser, parse_lines
+from arcvae_cli.data.strings import padded_ids
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, parse_grammar, read_grammar
 
@@ -32,22 +32,6 @@ DRUGS = (
     "[13CH4]",
     "C12C3C4C1C5C2C3C45",
 )
-JSON = """
-%start value
-value -> object | array | 'true' | 'false' | 'null' | number
-object -> '{' '}' | '{' members '}'
-members -> pair | members ',' pair
-pair -> '"' name '"' ':' value
-name -> letter | name letter
-letter -> 'a' | 'b' | 't'
-array -> '[' ']' | '[' values ']'
-values -> value | values ',' value
-number -> minus digits fraction
-minus -> '-' |
-digits -> digit | digits digit
-digit -> '0' | '1' | '2'
-fraction -> '.' digits |
-"""
 PDE = """
 %separator " "
 equation -> derivative '=' sum
@@ -57,12 +41,6 @@ factor -> 'u' | 'u_x' | 'u_xx' | number | 'sin' '(' sum ')' | '(' sum ')' | fact
 derivative -> 'u_t' | 'u_tt'
 number -> '1' | '2' | '10'
 """
-
-
-def molecules(name: str) -> list[str]:
-    if not (MOLECULES / name).exists():
-        pytest.skip("needs the molecules beside the repository")
-    return (MOLECULES / name).read_text("utf-8").split()
 
 
 def sentences(grammar: Grammar, most_rules: int) -> dict[str, list[tuple[int, ...]]]:
@@ -95,7 +73,6 @@ def outcome(parser: Parser, text: str) -> tuple[list[int], bool] | None:
 def test_equations():
     parser = Parser(EQUATIONS)
     assert parser.kind == "lalr"
-    assert parser.parse("x + sin( 1 )") == [0, 3, 7, 5, 3, 8]
     assert parser.parse("  x+\tsin(1  )") == [0, 3, 7, 5, 3, 8]  # whitespace that may stand there may be left out
     found = sentences(EQUATIONS, 7)
     for text, (ids,) in found.items():  # one derivation each
@@ -103,88 +80,61 @@ def test_equations():
     assert len(found) > 1000
 
 
-def test_smiles():
-    parser, earley = Parser(SMILES), Parser(SMILES, earley=True)
+def test_smiles_lark_has_the_productions_of_smiles_cfg():
+    parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, earley=True)
     assert (parser.kind, earley.kind) == ("lalr", "earley")
     for text in DRUGS:
         ids = parser.parse(text)
         assert SMILES.write(ids) == text
         assert earley.derivation(text) == (ids, False)
-
-
-def test_smiles_lark_has_the_productions_of_smiles_cfg():
-    parser = Parser(SMILES)
-    drawn = Counts(SMILES.rules, 45).draw(3000, np.random.RandomState(0))
     used = set()
-    for row in drawn.tolist():
+    for row in Counts(SMILES.rules, 45).draw(1500, np.random.RandomState(0)).tolist():
         ids = [rule for rule in row if rule != SMILES.rules.padding]
         assert parser.parse(SMILES.write(ids) or "") == ids
         used.update(ids)
     assert used == set(range(75)) - {29, 31}
-    alike = parse_grammar(SMILES.text.replace("%undefined class", "# mine\n%undefined class"), "mine")
-    assert Parser(alike).kind == "lalr"
 
 
 def test_real_molecules_come_back():
-    texts = molecules("zinc_valid_24445.smi")[::10] + molecules("zinc_test_5000.smi")
-    parsed = parse_lines(texts, SMILES, max_rules=277)
-    assert parsed.ids.shape == (len(texts), 277) == (7445, 277)
-    assert parsed.ids.dtype == np.int16
-    assert not parsed.failures
-    assert (parsed.too_long, parsed.ambiguous, parsed.kind) == (0, 0, "lalr")
-    assert (parsed.lines == np.arange(1, len(texts) + 1)).all()
-    assert [SMILES.write(ids) for ids in parsed.ids.tolist()] == texts
-    lengths = (parsed.ids != 75).sum(axis=1)
-    assert 125 < lengths.mean() < 133
-    digest = hashlib.sha256(parsed.ids.tobytes()).hexdigest()
-    assert (
-        digest == "b37abfde6c8043b5a3d167ea8d0d1d94299070ccd2d46c701e3b396934bbaa7d"
-    )  # the ids of the first parser, which had LALR tables of its own
+    files = [(MOLECULES / "zinc_valid_24445.smi", 50), (MOLECULES / "zinc_test_5000.smi", 5)]
+    if not all(file.exists() for file, _ in files):
+        pytest.skip("needs the molecules beside the repository")
+    texts = [text for file, step in files for text in file.read_text("utf-8").split()[::step]]
+    results = parse_lines(texts, SMILES)
+    assert not any(isinstance(result, ParseFailure) or result[1] for result in results)
+    ids = padded_ids([result[0] for result in results], 277, SMILES.rules)
+    assert (ids.shape, ids.dtype) == ((1489, 277), np.int16)
+    assert [SMILES.write(row) for row in ids.tolist()] == texts
+    digest = hashlib.sha256(ids.tobytes()).hexdigest()  # of the first parser, which had LALR tables of its own
+    assert digest == "ac24fb418ce3354bff53ddc9365e461fcf4fe5149822a2d4474c7223dbc79c57"
 
 
-@pytest.mark.parametrize(
-    ("grammar", "text", "position"),
-    [
-        (SMILES, "", 0),
-        (SMILES, "C1CC(", 5),
-        (SMILES, "C)C", 1),
-        (SMILES, "CC(=)C", 4),
-        (SMILES, "CC-", 3),
-        (SMILES, "[N+H]", 3),
-        (SMILES, "CCX", 2),
-        (SMILES, "C C", 1),
-        (EQUATIONS, "x +  + 1", 5),
-        (EQUATIONS, "x 1", 2),
-        (EQUATIONS, "( x + 1", 7),
-        (EQUATIONS, "x +  ", 5),
-        (EQUATIONS, "   ", 3),
-        (EQUATIONS, "4", 0),
-        (parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas"), "a,a,b", 4),
-        (parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas"), "a,", 2),
-    ],
-)
 @pytest.mark.parametrize("earley", [False, True], ids=["lalr", "earley"])
-def test_where_a_line_fails(grammar: Grammar, text: str, position: int, earley: bool):
-    with pytest.raises(ParseFailure) as caught:
-        Parser(grammar, earley=earley).parse(text)
-    assert caught.value.position == position
-    found = repr(text[position]) if position < len(text) else "end"
-    assert caught.value.reason == f"unexpected {found}"
+def test_where_a_line_fails(earley: bool):
+    commas = parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas")
+    for grammar, cases in (
+        (SMILES, {"": 0, "C1CC(": 5, "C)C": 1, "CC(=)C": 4, "CC-": 3, "[N+H]": 3, "CCX": 2, "C C": 1}),
+        (EQUATIONS, {"x +  + 1": 5, "x 1": 2, "( x + 1": 7, "x +  ": 5, "   ": 3, "4": 0}),
+        (commas, {"a,a,b": 4, "a,": 2}),
+    ):
+        parser = Parser(grammar, earley=earley)
+        for text, position in cases.items():
+            with pytest.raises(ParseFailure) as caught:
+                parser.parse(text)
+            found = repr(text[position]) if position < len(text) else "end"
+            assert (caught.value.position, caught.value.reason) == (position, f"unexpected {found}")
 
 
-@pytest.mark.parametrize("text", [JSON, PDE], ids=["json", "pde"])
-def test_grammars_of_ones_own(text: str):
-    grammar = parse_grammar(text, "mine")
+def test_a_grammar_of_ones_own():
+    grammar = parse_grammar(PDE, "mine")
     parser, earley = Parser(grammar), Parser(grammar, earley=True)
     assert parser.kind == "lalr"
-    for place, row in enumerate(Counts(grammar.rules, 30).draw(300, np.random.RandomState(2)).tolist()):
+    for row in Counts(grammar.rules, 30).draw(30, np.random.RandomState(2)).tolist():
         ids = [rule for rule in row if rule != grammar.rules.padding]
         string = grammar.write(ids) or ""
         assert parser.parse(string) == ids
-        if grammar.separator == " ":
-            assert parser.parse(string.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
-        if place % 10 == 0:
-            assert earley.derivation(string) == (ids, False)
+        assert parser.parse(string.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
+        assert earley.derivation(string) == (ids, False)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +203,7 @@ def random_grammars(stream: random.Random) -> Iterator[Grammar]:
 def test_any_grammar():
     stream = random.Random(11)
     kinds = {"lalr": 0, "earley": 0}
-    for _, grammar in zip(range(120), random_grammars(stream), strict=False):
+    for _, grammar in zip(range(80), random_grammars(stream), strict=False):
         parser, earley = Parser(grammar), Parser(grammar, earley=True)
         kinds[parser.kind] += 1
         for sentence, derivations in list(sentences(grammar, 6).items())[:25]:
@@ -265,50 +215,37 @@ def test_any_grammar():
     assert min(kinds.values()) > 10
 
 
-def test_lines_that_fail_and_lines_too_long():
-    parsed = parse_lines(["x", "", "x + x", "x + x + x", "y", "( x"], EQUATIONS, max_rules=5)
-    assert parsed.ids.tolist() == [[3, 7, 11, 11, 11], [0, 3, 7, 7, 11]]
-    assert parsed.lines.tolist() == [1, 3]
-    assert parsed.too_long == 1
-    assert {line: (one.position, one.reason) for line, one in parsed.failures.items()} == {
-        2: (0, "unexpected end"),
-        5: (0, "unexpected 'y'"),
-        6: (3, "unexpected end"),
-    }
+def test_spaces_within_a_terminal_are_ignored_where_whitespace_separates():
+    parser = Parser(EQUATIONS)
+    for text in ("x + sin ( 3 )", "x+sin(3)", " x + sin  (3)", "x + sin( 3 )"):
+        assert EQUATIONS.write(parser.parse(text)) == "x + sin( 3 )"
+    words = Parser(parse_grammar("%separator ' '\nS -> 'the' 'dog' | '10' | 'f(' '**' ')' | 'f' '('", "words"))
+    for text in ("the d og", "1 0", "f( * * )"):  # only between words and punctuation
+        with pytest.raises(ParseFailure):
+            words.parse(text)
+    assert words.parse("f (") == [3], "what parses as it stands is read as it stands"
+    assert words.parse("f ( **)") == [2]
+    with pytest.raises(ParseFailure) as caught:
+        parser.parse("sin ( y )")
+    assert caught.value.position == 0, "a failure is that of the text as it stands"
 
 
 @pytest.mark.parametrize("grammar", [EQUATIONS, parse_grammar("S -> S '+' S | 'x'", "g")], ids=["lalr", "earley"])
 def test_processes_give_what_one_gives(grammar: Grammar):
     lines = ["x", "x+x", "y", "x+x+x"] * (150 if Parser(grammar).kind == "lalr" else 6)
-    told: list[tuple[int, int]] = []
-    one = parse_lines(lines, grammar, workers=1, tell=lambda *so_far: told.append(so_far))
-    assert told[-1] == (len(lines), len(lines))
-    assert told == sorted(told)
-    assert len(told) == 3
-    told.clear()
-    two = parse_lines(lines, grammar, workers=2, tell=lambda *so_far: told.append(so_far))
-    assert told[-1] == (len(lines), len(lines))
-    assert (two.ids == one.ids).all()
-    assert (two.lines == one.lines).all()
-    assert list(two.failures) == list(one.failures) != []
-    assert (two.ambiguous, two.too_long, two.kind) == (one.ambiguous, one.too_long, one.kind)
 
+    def told(workers: int) -> tuple[list[tuple[int, int]], list[object]]:
+        so_far: list[tuple[int, int]] = []
+        results = parse_lines(lines, grammar, workers=workers, tell=lambda *count: so_far.append(count))
+        return so_far, [
+            (one.position, one.reason) if isinstance(one, ParseFailure) else (one[0].tolist(), one[1])
+            for one in results
+        ]
 
-def killed(lines: list[str]) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_process_is_replaced(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parsing, "_work", killed)
-    parsed = parse_lines(["x"] * 600, EQUATIONS, workers=2)
-    assert parsed.ids.shape == (600, 2)
-
-
-def test_padding_may_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(arrays, "ARRAY_BYTES", 100)
-    with pytest.raises(InputError, match=r"20 derivations of up to 4 rules[^\n]*\n.*--max-rules"):
-        parse_lines([*["x"] * 19, "x+x"], EQUATIONS)
-    assert len(parse_lines([*["x"] * 19, "x+x"], EQUATIONS, max_rules=2).ids) == 19
+    one = told(1)
+    assert one == told(2)
+    assert one[0][-1] == (len(lines), len(lines)) and len(one[0]) == 3
+    assert one[1][2] == (0, "unexpected 'y'")
 
 
 def test_strings_too_ambiguous_to_parse_are_refused_in_time(monkeypatch: pytest.MonkeyPatch):
@@ -321,28 +258,23 @@ def test_strings_too_ambiguous_to_parse_are_refused_in_time(monkeypatch: pytest.
     assert time.process_time() - begun < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
     assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
-    assert parse_lines(["aaa"], grammar).ambiguous == 1
+    assert [more for _, more in parse_lines(["a", "aaa"], grammar)] == [False, True]
 
 
-@pytest.mark.parametrize("shape", ["words", "levels"])
-def test_large_grammars_are_parsed_or_refused_in_time(shape: str, monkeypatch: pytest.MonkeyPatch):
+def test_large_grammars_are_parsed_or_refused_in_time(monkeypatch: pytest.MonkeyPatch):
     """3,000 rules took 53 s. LALR of these takes minutes and gigabytes."""
-    monkeypatch.setattr(parsing, "LALR_SECONDS", 0.5)
-    monkeypatch.setattr(parsing, "EARLEY_SECONDS", 1.0)
-    text, string = f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(3000))}", "bw1.w2."
-    if shape == "levels":
-        lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(100)]
-        text, string = "\n".join([*lines, "e100 -> 'x' | '(' e0 ')'"]), "p3.x"
-    grammar = parse_grammar(text, "large")
+    monkeypatch.setattr(parsing, "LALR_SECONDS", 0.3)
+    lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(60)]
+    levels = Parser(parse_grammar("\n".join([*lines, "e60 -> 'x' | '(' e0 ')'"]), "levels"))
+    assert levels.kind == "earley" and "too large" in levels.reason
+    assert len(levels.parse("p3.x")) == 61
+    words = f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(3000))}"
+    grammar = parse_grammar(words, "large")
     begun = time.process_time()
-    if shape == "words":
-        with pytest.raises(InputError, match="large: 3,002 productions are too many") as raised:
-            parse_lines([string], grammar)
-        assert "--prod" in str(raised.value.fix)
-    else:
-        parsed = parse_lines([string], grammar)
-        assert len(parsed.ids) == 1 and parsed.kind == "earley" and "too large" in parsed.reason
-    assert time.process_time() - begun < 4
+    with pytest.raises(InputError, match="large: 3,002 productions are too many") as raised:
+        parse_lines(["bw1.w2."], grammar)
+    assert "--prod" in str(raised.value.fix)
+    assert time.process_time() - begun < 0.5, "counted, not tried"
 
 
 def test_symbols_may_hold_one_another_deep():

@@ -11,7 +11,7 @@ from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.prebuilt import read_prebuilt
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, parse_grammar, read_grammar
+from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
 
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
@@ -34,6 +34,9 @@ def changed(array: np.ndarray, place: Any, value: object) -> np.ndarray:
     return array
 
 
+GAP, EMPTY, LATE = changed(IDS, (5, 3), 11), changed(IDS, (5,), 11), changed(IDS, (5, 0), 8)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -51,12 +54,10 @@ def read(ids: Any, masks: Any = None, pad_id: int | None = None, grammar: Gramma
 def test_rules_come_from_the_masks(folder: Path, block: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prebuilt, "_BLOCK_BYTES", block)
     dataset = read(np.concatenate([IDS, IDS[:30]]), np.concatenate([MASKS, MASKS[:30]]))
-    assert (dataset.name, dataset.x.dtype, len(dataset.rules)) == ("prod", np.int16, 12)
+    assert (dataset.name, dataset.x.dtype, dataset.grammar) == ("prod", np.int16, None)
     assert (dataset.x == IDS).all(), "duplicates are left out"
     assert (dataset.origin.lines, dataset.origin.duplicates) == (230, 30)
-    assert dataset.rules.lhs == EQUATIONS.rules.lhs
-    assert (dataset.rules.padding, dataset.rules.start) == (11, 0)
-    assert dataset.rules.rhs is dataset.rules.text is dataset.grammar is None
+    assert dataset.rules == Rules(("0", "1"), EQUATIONS.rules.lhs, None, 0, 11)
     assert dataset.notes == ("padding detected: id 11 (--pad-id overrides)",)
     assert [dataset.rows(split).size for split in SPLITS] == [160, 20, 20]
     assert read(IDS, MASKS, 11).notes == ()
@@ -68,10 +69,10 @@ def test_masks_of_smiles_are_ten_bytes(folder: Path):
     masks = np.packbits(table(rules.lhs, 76)[ids], axis=2)
     assert masks.shape == (300, 60, 10)
     found = read(ids, masks, 75).rules
-    seen = np.isin(np.arange(76), ids)
-    groups = {tuple(np.flatnonzero(np.array(rules.lhs) == left)) for left in set(rules.lhs) - {-1}}
-    own = {tuple(np.flatnonzero(np.array(found.lhs) == left)) for left in set(found.lhs) - {-1}}
-    assert own == {group for group in groups if seen[list(group)].any()}
+    groups, own = (
+        {tuple(np.flatnonzero(np.array(lhs) == left)) for left in set(lhs) - {-1}} for lhs in (rules.lhs, found.lhs)
+    )
+    assert own == {group for group in groups if np.isin(group, ids).any()}
 
 
 @pytest.mark.parametrize("after", [[0, 0], [0xFF, 0xE0], [0, 0x10]], ids=["nothing", "everything", "alone"])
@@ -83,29 +84,33 @@ def test_masks_after_the_end_are_ignored(folder: Path, after: list[int]):
         assert (dataset.x == IDS).all()
 
 
-def test_derivations_of_one_length(folder: Path):
+def test_the_padding_rule_may_have_any_number_or_not_occur(folder: Path):
+    first = np.packbits(np.roll(np.unpackbits(MASKS, axis=2, count=12), 1, axis=2), axis=2)
+    rules = read((IDS + 1) % 12, first, 0).rules
+    assert (rules.padding, rules.lhs) == (0, (-1, *EQUATIONS.rules.lhs[:-1]))
     drawn = Counts(EQUATIONS.rules, 10).draw(400, np.random.RandomState(0))
     ids = np.unique(drawn[(drawn != 11).all(axis=1)], axis=0)
     masks = np.packbits(LOOKUP[ids][..., :11], axis=2)
     dataset = read(ids, masks, -1)
-    assert (len(dataset.rules), dataset.rules.padding) == (12, 11)
-    assert not (dataset.x == 11).any()
+    assert (len(dataset.rules), dataset.rules.padding) == (12, 11) and not (dataset.x == 11).any()
     assert read(ids, masks, None, EQUATIONS).rules == EQUATIONS.rules
+    assert read(IDS, MASKS, 500).rules.padding == 12
+    assert read(GAP, np.packbits(LOOKUP[GAP], axis=2), -1).rules.padding == 12
 
 
-def test_the_padding_rule_may_have_any_number(folder: Path):
-    """As where `Nothing -> None` comes first."""
-    masks = np.packbits(np.roll(np.unpackbits(MASKS, axis=2, count=12), 1, axis=2), axis=2)
-    rules = read((IDS + 1) % 12, masks, 0).rules
-    assert (rules.padding, rules.lhs) == (0, (-1, *EQUATIONS.rules.lhs[:-1]))
+def test_the_last_rule_is_padding_only_if_alone_in_its_mask(folder: Path):
+    shared = np.array([[0, 3, 1, 3], [0, 3, 3, 3]])
+    bits = np.zeros((4, 4), bool)
+    bits[:2, :2] = bits[2:, 2:] = True
+    dataset = read(shared, np.packbits(bits[shared], axis=2))
+    assert "padding detected: none" in dataset.notes[0] and dataset.rules.padding == 4
 
 
 def test_with_a_grammar(folder: Path):
-    for masks in (None, MASKS):
-        dataset = read(IDS, masks, None, EQUATIONS)
-        assert (dataset.rules, dataset.grammar) == (EQUATIONS.rules, EQUATIONS)
-        assert dataset.strings(np.arange(3)) == [EQUATIONS.write(row) for row in IDS[:3].tolist()]
-    assert (read(np.where(IDS == 11, -1, IDS), None, None, EQUATIONS).x == IDS).all()
+    for ids, masks in ((IDS, None), (IDS, MASKS), (np.where(IDS == 11, -1, IDS), None)):
+        dataset = read(ids, masks, None, EQUATIONS)
+        assert (dataset.rules, dataset.grammar, dataset.notes) == (EQUATIONS.rules, EQUATIONS, ())
+        assert (dataset.x == IDS).all()
 
 
 def test_unusable_rules_may_be_in_masks(folder: Path):
@@ -115,9 +120,6 @@ def test_unusable_rules_may_be_in_masks(folder: Path):
     full = np.zeros((4, 4), bool)
     full[:3, :3] = full[3, 3] = True
     assert read(ids, np.packbits(full[ids], axis=2), None, grammar).strings(np.arange(3)) == ["aab", "ab", "b"]
-
-
-GAP, EMPTY, LATE = changed(IDS, (5, 3), 11), changed(IDS, (5,), 11), changed(IDS, (5, 0), 8)
 
 
 @pytest.mark.parametrize(
@@ -131,34 +133,20 @@ GAP, EMPTY, LATE = changed(IDS, (5, 3), 11), changed(IDS, (5,), 11), changed(IDS
         (IDS[:0], MASKS[:0], 11, None, r"int16 \(0, 15\)"),
         (changed(IDS, (0, 0), -5), MASKS, 11, None, "from -5 to 11"),
         (changed(IDS.astype(int), (0, 0), 40_000), MASKS, 11, None, "from 0 to 40000"),
-        (IDS, MASKS[..., 0], 11, None, r"masks.npy: .*uint8 \(200, 15\)"),
         (IDS, MASKS[1:], 11, None, r"masks.npy: .*uint8 \(199, 15, 2\)"),
         (IDS, LOOKUP[IDS], 11, None, r"masks.npy: .*bool \(200, 15, 12\)"),
         (np.where(IDS == 11, -1, IDS), MASKS, 11, None, r"data\.pad_id: 11, but .* contains -1"),
         (IDS, None, None, SMILES, r"row 0, step \d+: rule"),
         (changed(IDS, (7, 0), 9), None, None, EQUATIONS, "row 7, step 0: rule 9 rewrites T"),
-        (GAP, np.packbits(LOOKUP[GAP], axis=2), 11, None, r"row 5, step 4: rule \d+ .*expected padding"),
         (GAP, np.packbits(LOOKUP[GAP], axis=2), None, None, r"row 5, step 4: rule \d+ .*expected padding"),
         (EMPTY, np.packbits(LOOKUP[EMPTY], axis=2), 11, None, "row 5, step 0: the row ends"),
         (LATE, np.packbits(LOOKUP[LATE], axis=2), 11, None, "row 5, step 0: rule 8"),
     ],
 )
-def test_what_does_not_fit_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, ids: Any, masks: Any, pad_id: Any, grammar: Any, message: str
-):
-    monkeypatch.setattr(prebuilt, "_BLOCK_BYTES", 1000)
+def test_invalid_arrays(folder: Path, ids: Any, masks: Any, pad_id: Any, grammar: Any, message: str):
     with pytest.raises(InputError, match=message) as raised:
         read(ids, masks, pad_id, grammar)
     assert raised.value.fix
-
-
-def test_the_last_rule_is_padding_only_if_nothing_follows_it(folder: Path):
-    assert read(GAP, np.packbits(LOOKUP[GAP], axis=2), -1).rules.padding == 12
-    shared = np.array([[0, 3, 1, 3], [0, 3, 3, 3]])  # with rule 2 in its mask, the last rule is one like others
-    bits = np.zeros((4, 4), bool)
-    bits[:2, :2] = bits[2:, 2:] = True
-    dataset = read(shared, np.packbits(bits[shared], axis=2))
-    assert "no padding detected" in dataset.notes[0] and dataset.rules.padding == 4
 
 
 def test_rules_in_two_masks(folder: Path):
