@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,12 @@ class Recorder:
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
         """Every few epochs, and after the last."""
+
+    def evaluated(self, metrics: Mapping[str, Any], verdict: Sequence[str], images: Sequence[Path]) -> None:
+        """After the final evaluation: nested metrics of metrics.json, lines of the verdict, picture files."""
+
+    def artifacts(self, files: Mapping[str, Path]) -> None:
+        """After the final evaluation: checkpoint files by name (`vae_best`, `encoder`, `decoder`)."""
 
     def close(self, code: int = 0) -> None:
         """After the last call, however the training ended: `code` is the exit code of the process."""
