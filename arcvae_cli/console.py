@@ -1,4 +1,4 @@
-"""stdout for results, stderr for progress and errors; tables, JSON, quiet, progress bars."""
+"""stdout for results, stderr for progress and errors; tables, JSON, quiet, progress bars, the log of a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console as Terminal
@@ -53,12 +55,13 @@ class Output:
 class Console:
     """stdout for results, stderr for progress, notes and errors.
 
-    With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped.
+    With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped. `log_file`, once
+    set, gets notes and warnings too, each line with the time.
     """
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
-        self.quiet = quiet
-        self.as_json = as_json
+        self.quiet, self.as_json = quiet, as_json
+        self.log_file: Path | None = None
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for stderr
         out, err = (cast(IO[str], Output(stream)) for stream in (sys.stdout, sys.stderr))
@@ -86,8 +89,9 @@ class Console:
             self.result(made)
             return
         plain = Terminal(file=io.StringIO(), width=10**4, color_system=None)
-        plain.print(made)
-        self.lines(line.rstrip() for line in plain.file.getvalue().splitlines())  # type: ignore[attr-defined]
+        with plain.capture() as captured:
+            plain.print(made)
+        self.lines(line.rstrip() for line in captured.get().splitlines())
 
     def lines(self, lines: Iterable[str]) -> None:
         """Print lines unchanged: no markup, no wrapping; unless the result is the JSON document."""
@@ -103,12 +107,21 @@ class Console:
         self.out.file.write(text)
         self.out.file.flush()
 
-    def note(self, text: RenderableType) -> None:
+    def note(self, text: str | Text) -> None:
+        self.log(str(text))
         if not self.quiet:
             self.err.print(text, markup=False, emoji=False)
 
     def warn(self, text: str) -> None:
+        self.log(f"warning: {text}")
         self.err.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def log(self, text: str) -> None:
+        """Append lines to `log_file`, if there is one; what cannot be written is lost."""
+        if self.log_file is not None and (lines := text.strip().splitlines()):
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            with suppress(OSError), self.log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write("".join(f"{now} {line}\n" for line in lines))
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:

@@ -101,13 +101,15 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console) -> None:
-    """The end of a run: a quick evaluation in its `metrics.json`, its codes as pictures, and the verdict."""
+def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """The end of a run: a quick evaluation, its `metrics.json` returned; plots of its codes, the verdict."""
     from arcvae_cli.domains.base import Task
 
     task = Task(loaded.model, corpus, split, loaded.settings, seed=loaded.settings.train.seed, quick=True)
     asked = {"run": str(folder.path), "precision": "fp32"}
-    console.json(_evaluated(loaded, task, asked, folder.path, folder.images, console))
+    document = _evaluated(loaded, task, asked, folder.path, folder.images, console)
+    console.json(document)
+    return document
 
 
 def _evaluated(

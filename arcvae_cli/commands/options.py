@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from arcvae_cli.files import expanded, is_file
 from arcvae_cli.presets import Layer, flag_layer, preset_names
+from arcvae_cli.runs import all_runs
 from arcvae_cli.schedules import SCHEDULES
 from arcvae_cli.settings import CORPORA, MODEL_SETTINGS, NAMED, Settings
 
@@ -165,6 +166,7 @@ def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
     return matching
 
 
+complete_runs = complete(lambda: ["latest", *(path.name for path in all_runs(Path("runs")))])
 PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
 DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
 PresetOption = Annotated[
