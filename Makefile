@@ -3,6 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+INSTALL = echo "installing into $(VENV), about a minute"; \
+	$(BIN)/python -m pip install --editable $(1) \
+	| awk '/^ *(Collecting|Downloading|Installing)/ {printf "."; fflush()} /^Successfully/ {print NF - 2 " packages"}'
+
 .DEFAULT_GOAL := help
 .PHONY: help train test check lint types format docs bench same soak fuzz clean
 
@@ -57,11 +63,11 @@ clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist
 
 $(VENV)/.run: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(call INSTALL,'.[wandb,tensorboard]')
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(call INSTALL,'.[dev]')
 	@touch $@ $(VENV)/.run
