@@ -158,11 +158,6 @@ def run(
     model = new_model(settings, corpus, device)
     signals.patient = True  # from here on there is something to save
     folder = folder or runs.create(runs_dir, name, stem, settings)
-    screen, log = copy(console), copy(console)  # the log has a line an epoch where the screen has a table
-    console.log_file = log.log_file = folder.path / "run.log"
-    log.quiet = True
-    if (short := settings.schedule.shortfall(settings.train.epochs)) is not None:
-        console.warn(short)
     recorders: list[Recorder] = []
     trainer = Trainer(
         settings, corpus, model, folder, recorders, device, signals, began=BEGAN, resumed=earlier is not None
@@ -171,6 +166,11 @@ def run(
         if values is not None:
             trainer.resume(values, checkpoint)
         folder.write_config(settings)
+    screen, log = copy(console), copy(console)  # the log has a line an epoch where the screen has a table
+    console.log_file = log.log_file = folder.path / "run.log"
+    log.quiet = True
+    if (short := settings.schedule.shortfall(settings.train.epochs)) is not None:
+        console.warn(short)
     own = [
         live_recorder(screen),  # first, so that its header does not wait for the imports of the others
         Lines(log),
