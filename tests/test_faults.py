@@ -28,6 +28,7 @@ from arcvae_cli import checkpoints, runs
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate
 from arcvae_cli.presets import resolve
+from arcvae_cli.records import Recorder
 from arcvae_cli.step import Step
 
 STEPS = 4  # an epoch
@@ -78,8 +79,9 @@ def presets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def here(shared_cache: Path) -> Iterator[Callable[..., Result]]:
     """Runs `arcvae train` in this process, without pictures and without a verdict."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
+        patch.setattr("arcvae_cli.recorders.images.ImageRecorder", lambda *arguments: Recorder())
         patch.setattr(evaluate, "report", lambda *arguments: DOCUMENT)
+        patch.setattr(os, "fsync", lambda file: None)
         patch.setenv("ARCVAE_CACHE_DIR", str(shared_cache))
 
         def run(*arguments: object) -> Result:
