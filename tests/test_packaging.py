@@ -22,6 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_carries_the_presets_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"arcvae_cli/grammars/{name}" for name in ("equations.cfg", "smiles.cfg", "smiles.lark")} <= set(names)
+    assert "arcvae_cli/py.typed" in names
     presets = {path.name for path in (ROOT / "presets").glob("*.toml")}
     assert presets == {Path(name).name for name in names if name.startswith("arcvae_cli/presets/")}
     assert not [name for name in names if name.startswith(("tests", "bench", "runs"))]
