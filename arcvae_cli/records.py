@@ -136,7 +136,7 @@ def flat(split: str, metrics: EpochMetrics, unit: str) -> dict[str, Any]:
     return {
         f"{split}/loss_total": number(metrics.loss),
         f"{split}/loss_reconstruction": number(metrics.reconstruction),
-        f"{split}/loss_kl": number(sum(metrics.kl_free.values())),
+        f"{split}/loss_kl": number(sum(metrics.clamped_kl.values())),
         f"{split}/kl": number(metrics.kl),
         **{f"{split}/kl/{name}": number(sum(values)) for name, values in levels.items()},
         **{f"{split}/{name}": number(share) for name, share in shares if name is not None},

@@ -155,7 +155,6 @@ def run(
     with importing():
         begun = begin_reading(settings.data)
         from arcvae_cli import checkpoints
-        from arcvae_cli.machine import crowded
         from arcvae_cli.recorders.external import external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder
@@ -181,10 +180,9 @@ def run(
         raise InputError(f"schedule.name: {error}", fix) from None
     signals.patient = True  # from here on there is something to save
     folder = folders.create(runs, name, stem, settings) if before is None else before.folder
-    notes = [text for text in [crowded(device)] if text is not None]
     recorders: list[Recorder] = []
     trainer = Trainer(
-        settings, corpus, model, folder, recorders, device, signals, notes, BEGAN, resumed=before is not None
+        settings, corpus, model, folder, recorders, device, signals, began=BEGAN, resumed=before is not None
     )
     if before is not None:
         if before.values is not None:
@@ -213,12 +211,12 @@ def run(
     except KeyboardInterrupt:
         where = f"before the evaluation; the training is complete in {folder.path}"
         raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
-    place = trainer.place()
+    place = trainer.progress()
     folder.write_status("finished", judged=True, **trainer.ended, **place)
     folder.release()
     seconds, memory = place["seconds"], place["peak_memory_bytes"] / 2**20
     parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items())
-    speed = f"{trainer.done / seconds['training']:.1f} training steps a second"
+    speed = f"{trainer.global_step / seconds['training']:.1f} training steps a second"
     console.note(f"\nseconds: {parts}; {speed}; peak memory {memory:,.0f} MiB")
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json")
     console.note(f"next: {' | '.join(next_commands(folder, corpus))}")
