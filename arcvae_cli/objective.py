@@ -91,9 +91,13 @@ class Objective(nn.Module):
             total = kl.mean(dim=0).sum().clamp(min=floor)
         return total / kl.shape[1] if self.settings.kl_reduction == "mean" else total
 
-    def selection_loss(self, reconstruction: float, kl: Mapping[str, float], weights: Mapping[str, float]) -> float:
-        """The loss of model selection: reconstruction + sum over levels of weight * (raw KL in nats, reduced)."""
-        return reconstruction + sum(weights[name] * value for name, value in kl.items())
+    def selection_loss(
+        self, reconstruction: float, kl: Mapping[str, list[float]], weights: Mapping[str, float]
+    ) -> float:
+        """The loss of model selection: reconstruction + weight * raw KL of every level, reduced, without free bits."""
+        mean = self.settings.kl_reduction == "mean"
+        totals = {name: sum(groups) / (len(groups) if mean else 1) for name, groups in kl.items()}
+        return reconstruction + sum(weights[name] * total for name, total in totals.items())
 
 
 def class_weights(counts: Tensor, kind: str) -> Tensor:

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from arcvae_cli import __version__, checkpoints, domains
 from arcvae_cli.controllers import Controller
@@ -28,7 +26,7 @@ from arcvae_cli.machine import cores, describe, out_of_memory, peak_memory, thre
 from arcvae_cli.metrics import CHECK_EVERY, EpochMetrics, MetricAccumulator, MetricRows, RecentLoss
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
-from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Examples, Pictures, Plan, Recorder, StepRecord
+from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.settings import Settings, elbo_scale
 from arcvae_cli.signals import exit_code, signal_name
@@ -90,7 +88,6 @@ class Trainer:
         self.save_at = math.inf  # by the monotonic clock, when to save within an epoch
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
         self.history: list[EpochRecord] = []
-        self.history_json: list[str] = []
 
     @property
     def index(self) -> int:
@@ -167,18 +164,11 @@ class Trainer:
                     self.save()
             rows = self.engine.metrics.read(self.steps)  # the one CPU-GPU sync of the epoch
         self.check_steps(rows, epoch)
-        betas = rows.betas()
         with self.timed("recording"):
-            records = self.step_records(epoch, rows, betas)
+            records = self.step_records(epoch, rows)
             for recorder in self.recorders:
                 recorder.steps(records)
-        # a closed loop may change the sign of beta with every batch: the mean is what acted
-        last = {name: sum(path) / len(path) if name in self.closed else path[-1] for name, path in betas.items()}
-        with self.timed("validation"):
-            val = self.validate(last)
-        record = self.record(epoch, rows.mean(), val, last, betas, time.perf_counter() - began)
-        self.history.append(record)
-        self.history_json.append(json.dumps(record.plain()))
+        record = self.record(epoch, rows, began)
         with self.timed("recording"):
             for recorder in self.recorders:
                 recorder.epoch(record)
@@ -227,26 +217,22 @@ class Trainer:
             self.step.precision = torch.float32
             self.notes.append(f"bf16 gives a loss of {losses[1]:.4g} and fp32 {losses[0]:.4g}: using fp32")
 
-    def step_records(self, epoch: int, rows: MetricRows, betas: Mapping[str, list[float]]) -> list[StepRecord]:
-        first, every, records = (epoch - 1) * self.steps, self.settings.log.every_n_steps, []
+    def step_records(self, epoch: int, rows: MetricRows) -> list[StepRecord]:
+        first, every, betas = (epoch - 1) * self.steps, self.settings.log.every_n_steps, rows.betas()
+        records = []
         for index in range(-(first + 1) % every, self.steps, every):
             now, mean = {level: path[index] for level, path in betas.items()}, rows.mean(slice(index, index + 1))
             part = epoch - 1 + (index + 1) / self.steps
             records.append(StepRecord(part, first + index + 1, now, mean, self.corpus.unit))
         return records
 
-    def record(
-        self,
-        epoch: int,
-        train: EpochMetrics,
-        val: EpochMetrics,
-        last: dict[str, float],
-        betas: Mapping[str, list[float]],
-        seconds: float,
-    ) -> EpochRecord:
-        """The record of an epoch, with whether it is the best so far. `betas`: of every step."""
-        mean = self.settings.objective.kl_reduction == "mean"
-        kl = {name: sum(groups) / (len(groups) if mean else 1) for name, groups in val.kl_per_dim.items()}
+    def record(self, epoch: int, rows: MetricRows, began: float) -> EpochRecord:
+        """Validate, and add the record of the epoch to the history, with whether it is the best so far."""
+        betas, train = rows.betas(), rows.mean()
+        # a closed loop may change the sign of beta with every batch: the mean is what acted
+        last = {name: sum(path) / len(path) if name in self.closed else path[-1] for name, path in betas.items()}
+        with self.timed("validation"):
+            val = self.validate(last)
         before = self.history[-1].beta_trace if self.history else {}
         record = EpochRecord(
             epoch=epoch,
@@ -255,10 +241,10 @@ class Trainer:
             learning_rate=self.rate(self.global_step - 1),
             train=train,
             val=val,
-            selection=self.objective.selection_loss(val.reconstruction, kl, self.selection_weights),
+            selection=self.objective.selection_loss(val.reconstruction, val.kl_per_dim, self.selection_weights),
             monitored=0.0,
             best=False,
-            seconds=seconds,
+            seconds=time.perf_counter() - began,
             unit=self.corpus.unit,
             beta_range=beta_range({name: path for name, path in betas.items() if name not in self.closed}),
             beta_trace=betas,
@@ -271,7 +257,8 @@ class Trainer:
         if best:
             self.best = (value, epoch)
         self.rate.judge(sign * value)
-        return replace(record, monitored=value, best=best)
+        self.history.append(replace(record, monitored=value, best=best))
+        return self.history[-1]
 
     @property
     def patience_over(self) -> bool:
@@ -314,8 +301,10 @@ class Trainer:
             reconstructed = self.model.reconstruct(batch)
             levels = self.model.encode(batch, noise=False)
             sampled = self.model.argmax_decode(self.model.decode(self.model.prior(SAMPLES)))
+        kind = torch.uint8 if self.corpus.num_classes <= 256 else torch.int16
+        examples = [classes.to(kind).cpu().numpy() for classes in (batch.x, reconstructed, sampled)]
         maps = {level.name: kl.float().cpu().numpy() for level in levels if (kl := level.map()) is not None}
-        pictures = Pictures(to_numpy(batch.x), to_numpy(reconstructed), to_numpy(sampled), maps)
+        pictures = Pictures(examples[0], examples[1], examples[2], maps)
         for recorder in self.recorders:
             recorder.pictures(epoch, pictures)
 
@@ -378,7 +367,7 @@ class Trainer:
             "config": checkpoints.config_text(self.settings),
             # for resuming: all earlier epochs, a line each, and the metrics of the one under way
             "steps_per_epoch": self.steps,
-            "history": "\n".join(self.history_json),
+            "history": "\n".join(json.dumps(record.plain()) for record in self.history),
             "betas": torch.tensor(betas, dtype=torch.float64),  # (epochs, levels, steps)
             "metric_rows": self.engine.metrics.table[: self.index].cpu().clone(),  # of a view, all would be saved
             "corpus": self.fingerprint,
@@ -395,8 +384,7 @@ class Trainer:
         self.step.optimizer.load_state_dict(values["optimizer_state_dict"])
         self.rate.load_state_dict(values["scheduler_state_dict"])
         self.control.load_state_dict(values["schedule_state"])
-        self.history_json = values["history"].splitlines()
-        for text, betas in zip(self.history_json, values["betas"].tolist(), strict=True):
+        for text, betas in zip(values["history"].splitlines(), values["betas"].tolist(), strict=True):
             record = EpochRecord.of(json.loads(text))
             self.history.append(replace(record, beta_trace=dict(zip(self.levels, betas, strict=True))))
         self.best = (values["best"][0], values["best"][1]) if values["best"] else None
@@ -426,21 +414,20 @@ class Trainer:
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
             self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the learning rate follows the new cosine")
-        before = {**values["made_by"], "engine": old.get("engine")}
-        now = {**made_by(self.device), "engine": train.engine}
+        before, now = {**values["made_by"], "engine": old["engine"]}, {**made_by(self.device), "engine": train.engine}
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
             self.notes.append(f"begun with {'; '.join(changed)}: equal to an uninterrupted run up to rounding only")
 
     def check_best(self, path: Path) -> None:
-        """After an older checkpoint: if the best epoch's is lost or of a later epoch, take this one instead."""
-        best, epoch = self.folder.checkpoints / checkpoints.BEST, len(self.history)
+        """After an older checkpoint: if that of the best epoch is lost or of a later epoch, take this one instead."""
         with contextlib.suppress(InputError):
-            if self.best is None or checkpoints.read(best)["epoch"] == self.best[1]:
+            found = checkpoints.read(self.folder.checkpoints / checkpoints.BEST)["epoch"]
+            if self.best is None or found == self.best[1]:
                 return
-        self.best = (self.history[-1].monitored, epoch)
-        self.notes.append(f"no checkpoint of the best epoch is left: epoch {epoch} takes its place")
-        checkpoints.copy(path, best)
-        self.save_parts("", epoch)
+        self.best = (self.history[-1].monitored, len(self.history))
+        self.notes.append(f"no checkpoint of the best epoch is left: epoch {len(self.history)} takes its place")
+        checkpoints.copy(path, self.folder.checkpoints / checkpoints.BEST)
+        self.save_parts("", len(self.history))
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -459,11 +446,14 @@ class Trainer:
     def progress(self) -> dict[str, Any]:
         """What a status says of a run."""
         self.switch(self.part)
-        best = {"best_epoch": self.best[1], "best_value": self.best[0]} if self.best else {}
-        seconds = {part: round(value, 3) for part, value in self.seconds.items()}
-        costs = {"seconds": seconds, "peak_memory_bytes": peak_memory(self.device)}
-        epochs = {"epoch": len(self.history), "epochs": self.settings.train.epochs}
-        return {**epochs, "step": self.global_step, **best, **costs}
+        return {
+            "epoch": len(self.history),
+            "epochs": self.settings.train.epochs,
+            "step": self.global_step,
+            **({"best_epoch": self.best[1], "best_value": self.best[0]} if self.best else {}),
+            "seconds": {part: round(value, 3) for part, value in self.seconds.items()},
+            "peak_memory_bytes": peak_memory(self.device),
+        }
 
     # what ends a run
 
@@ -517,12 +507,6 @@ def beta_range(betas: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, f
     spans = {name: (min(path), max(path)) for name, path in betas.items()}
     moved = {name: abs(path[-1] - path[0]) for name, path in betas.items()}
     return {name: (low, high) for name, (low, high) in spans.items() if moved[name] < 0.99 * (high - low)}
-
-
-def to_numpy(classes: Tensor) -> Examples:
-    """Classes (n, *positions) as int16 on the host, as uint8 where there are few."""
-    found: Examples = classes.to(torch.int16).cpu().numpy()
-    return found.astype(np.uint8) if found.max(initial=0) < 256 else found
 
 
 def made_by(device: torch.device) -> dict[str, str | int]:

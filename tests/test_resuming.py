@@ -107,7 +107,7 @@ class Disturbance:
         self.asked, self.killed, self.device = list(asked), list(killed), device
 
     def stop(self, trainer: Trainer) -> int | None:
-        if self.asked and trainer.done >= self.asked[0]:
+        if self.asked and trainer.global_step >= self.asked[0]:
             self.asked.pop(0)
             return 15
         return None

@@ -196,7 +196,7 @@ def check(path: Path) -> dict[str, Any]:
             whole[file.name] = values["epoch"]
         if checkpoints.resumable(values):
             steps[file.name] = values["step"]
-        if file.name == "last.pth":
+        if file.name == "last.pth" and checkpoints.resumable(values):
             last = values
 
     expected = ["last.pth"] if run["step"] else []
