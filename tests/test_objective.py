@@ -134,9 +134,9 @@ def test_every_level_has_its_own_beta() -> None:
     assert other.grad is not None and (other.grad == 0.5 / 3).all()
 
 
-def test_selection_is_the_same_at_every_beta() -> None:
-    value = objective().selection_loss(80.0, {"z": 30.0}, {"z": 0.1})
-    assert value == pytest.approx(83.0)
+def test_the_selection_loss_does_not_depend_on_beta() -> None:
+    assert objective().selection_loss(80.0, {"z": [20.0, 10.0]}, {"z": 0.1}) == pytest.approx(83.0)
+    assert objective(kl_reduction="mean").selection_loss(80.0, {"z": [20.0, 10.0]}, {"z": 0.1}) == pytest.approx(81.5)
 
 
 @pytest.mark.parametrize(
