@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +80,7 @@ class EpochRecord:
     best: bool  # so far
     seconds: float
     unit: str
-    beta_range: Mapping[str, tuple[float, float]] = field(
-        default_factory=dict
-    )  # least and largest, if it went up and down
+    beta_range: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # if it went up and down
     beta_trace: Mapping[str, Sequence[float]] = field(default_factory=dict)  # beta of every step, by level
     targets: tuple[Target, ...] = ()  # of closed loops
     restart: Mapping[str, float] | None = None  # the restarts around the epoch, for a schedule that has them
@@ -106,20 +103,16 @@ class EpochRecord:
         }
 
     def plain(self) -> dict[str, Any]:
-        """All but the path, as JSON has it."""
-        table = asdict(self)
-        del table["beta_trace"]
-        return table
+        """All but the betas of the steps, as JSON has it."""
+        return asdict(replace(self, beta_trace={}))
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> EpochRecord:
-        """The record that `plain` gave, its path empty. ValueError for anything else."""
-        return _epoch_records().validate_python(dict(table))
+        """The record that `plain` gave."""
+        return _RECORDS.validate_python(table)
 
 
-@cache
-def _epoch_records() -> TypeAdapter[EpochRecord]:
-    return TypeAdapter(EpochRecord)
+_RECORDS = TypeAdapter(EpochRecord)
 
 
 def betas(values: Mapping[str, float]) -> dict[str, float]:
@@ -137,7 +130,7 @@ def flat(split: str, metrics: EpochMetrics, unit: str) -> dict[str, Any]:
     return {
         f"{split}/loss_total": number(metrics.loss),
         f"{split}/loss_reconstruction": number(metrics.reconstruction),
-        f"{split}/loss_kl": number(sum(metrics.kl_free.values())),
+        f"{split}/loss_kl": number(sum(metrics.clamped_kl.values())),
         f"{split}/kl": number(metrics.kl),
         **{f"{split}/kl/{name}": number(sum(values)) for name, values in levels.items()},
         **{f"{split}/{name}": number(share) for name, share in shares if name is not None},

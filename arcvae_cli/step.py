@@ -167,7 +167,7 @@ class Step:
         return self.plain(batch, betas)
 
 
-class Kept:
+class StateSnapshot:
     """What a trial step changes: weights, optimiser, closed loops. `restore` puts it back in place, for graphs."""
 
     def __init__(self, step: Step, control: Controller) -> None:
@@ -175,6 +175,7 @@ class Kept:
         self.weights = deepcopy(step.model.state_dict())
         self.moments = deepcopy(step.optimizer.state_dict()["state"])
         self.loops = control.state_dict()
+        self.random = torch.get_rng_state()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -183,6 +184,7 @@ class Kept:
             for name, value in state.items():
                 value.copy_(self.moments[index][name] if index in self.moments else torch.zeros_like(value))
         self.control.load_state_dict(self.loops)
+        torch.set_rng_state(self.random)
 
 
 class LearningRate:

@@ -192,7 +192,7 @@ def check(path: Path) -> dict[str, Any]:
             whole[file.name] = values["epoch"]
         if checkpoints.resumable(values):
             steps[file.name] = values["step"]
-        if file.name == "last.pth":
+        if file.name == "last.pth" and checkpoints.resumable(values):
             last = values
     expected = ["last.pth"] if run["step"] else []
     expected += [checkpoints.BEST, "vae_final.pth"] if state == "finished" else []

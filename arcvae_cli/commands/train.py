@@ -199,12 +199,12 @@ def run(
         except KeyboardInterrupt:
             where = f"before the end of the evaluation; the training is complete in {folder.path}"
             raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
-    place = trainer.place()
+    place = trainer.progress()
     folder.write_status("finished", judged=True, **trainer.ended, **place)
     folder.release()
     seconds, memory = place["seconds"], place["peak_memory_bytes"] / 2**20
     parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items())
-    speed = f"{trainer.done / seconds['training']:.1f} training steps a second"
+    speed = f"{trainer.global_step / seconds['training']:.1f} training steps a second"
     console.note(f"\nseconds: {parts}; {speed}; peak memory {memory:,.0f} MiB")
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json, run.log")
     console.note(f"next: {' | '.join(next_commands(folder, corpus))}")

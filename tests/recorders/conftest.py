@@ -18,12 +18,11 @@ def counts(kl_per_dim: Mapping[str, list[float]], **changed: Any) -> EpochMetric
         "examples": 100,
         "loss": 123.4,
         "reconstruction": 120.0,
-        "kl_free": {name: sum(groups) for name, groups in kl_per_dim.items()},
+        "clamped_kl": {name: sum(groups) for name, groups in kl_per_dim.items()},
         "kl_per_dim": dict(kl_per_dim),
         "position": 0.95,
         "foreground": 0.4,
         "exact": 0.01,
-        "finite": True,
     }
     return EpochMetrics(**{**values, **changed})
 
