@@ -27,7 +27,7 @@ from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.runs import find
 from arcvae_cli.settings import Settings
 
-FORMAT, RESUMABLE, DIGESTED = 3, 2, 3
+FORMAT, RESUMABLE, DIGESTED = 4, 4, 3
 """Version of the layout, and the first that a run can be resumed from, and that carries a digest."""
 
 BEST = "vae_best.pth"

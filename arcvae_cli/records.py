@@ -174,8 +174,12 @@ class Recorder:
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
         """After `start` in a resumed run: its epochs up to step `step`; records of later steps are to be dropped."""
 
-    def step(self, epoch: int, done: int, beta: float | None) -> None:
-        """After every step: `done` steps of this epoch; beta, None for a closed loop. Must cost next to nothing."""
+    def step(self, epoch: int, done: int, betas: Mapping[str, float], loss: float | None) -> None:
+        """After every step, `done` in this epoch; must cost next to nothing.
+
+        `betas`: by level, without those of closed loops. `loss`: the mean of recent steps, None where no new one is
+        known.
+        """
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         """The logged steps of an epoch, at its end."""

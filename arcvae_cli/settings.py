@@ -241,6 +241,9 @@ class TrainSettings(SettingsTable):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
     engine: Literal["auto", "eager", "compile", "graph"] = Field("auto", description="how a step runs")
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto", description="CPU threads; auto times one and all before the first step and takes the faster"
+    )
     save_minutes: NotNegative = Field(10.0, description="minutes between saves within an epoch; 0 for none")
 
 

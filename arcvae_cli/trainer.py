@@ -142,7 +142,7 @@ class Trainer:
                 self.engine.run(index)  # no sync: metrics stay on the device
                 self.done += 1
                 for recorder in self.recorders:
-                    recorder.step(epoch, index + 1, self.control.open.get(self.levels[0]))
+                    recorder.step(epoch, index + 1, self.control.open, None)
                 if self.done % CHECK_EVERY == 0 and self.nan_check.failed():  # asynchronous
                     self.check_steps(self.engine.metrics.read(index + 1), epoch)
                 self.stop_if_asked()

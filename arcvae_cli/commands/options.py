@@ -103,7 +103,7 @@ TABLE = (
     Row(("--beta-ramp-epochs",), "schedule.ramp_epochs", SCHEDULE),
     Row(("--beta-cycle-length",), "schedule.cycle_length", SCHEDULE),
     *own_names("objective", SCHEDULE, "free_bits", "free_bits_mode"),
-    *own_names("train", TRAINING, "epochs", "batch_size", "lr", "seed", "device", "precision", "engine"),
+    *own_names("train", TRAINING, "epochs", "batch_size", "lr", "seed", "device", "precision", "engine", "threads"),
     Row(("--early-stopping/--no-early-stopping",), "train.early_stopping", TRAINING),
     *own_names("train", TRAINING, "patience"),
     *own_names("log", RUN, "wandb"),
@@ -139,6 +139,8 @@ def setting(key: str, value: Any) -> Any:
     """A flag's value as the settings keep it: paths are absolute."""
     if isinstance(value, Path) or (key == "data.grammar" and value is not None and is_file(expanded(Path(value)))):
         return absolute(value)
+    if key == "train.threads" and str(value).isdecimal():
+        return int(value)
     return value
 
 

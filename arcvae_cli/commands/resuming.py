@@ -19,7 +19,7 @@ LENGTH = {"train.epochs", "train.early_stopping", "train.patience"}
 MAY_CHANGE = (
     *LENGTH,  # only when a run ends
     *(f"data.{key}" for key in ("path", "input", "prod", "masks", "grammar")),  # the checkpoint has a fingerprint
-    *("train.device", "train.engine", "train.save_minutes", "checkpoint.", "log."),
+    *("train.device", "train.engine", "train.threads", "train.save_minutes", "checkpoint.", "log."),
 )
 """Settings, or whole tables of them, that may differ when a run is resumed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from rich.console import Group, RenderableType
@@ -104,8 +104,8 @@ class LiveTable(Lines):
         if records and self._plan is not None:
             self._at = (len(records), self._plan.steps, None)
 
-    def step(self, epoch: int, done: int, beta: float | None) -> None:
-        self._at = (epoch, done, beta)  # the screen is redrawn by its own clock
+    def step(self, epoch: int, done: int, betas: Mapping[str, float], loss: float | None) -> None:  # noqa: ARG002
+        self._at = (epoch, done, next(iter(betas.values()), None))  # the screen is redrawn by its own clock
         if self._earlier is None and self._plan is not None:
             self._earlier = (epoch - 1) * self._plan.steps + done - 1
 

@@ -34,7 +34,7 @@ class Probe(Recorder):
     def start(self, plan: Any) -> None:
         self.hear("start")
 
-    def step(self, epoch: int, done: int, beta: float | None) -> None:
+    def step(self, epoch: int, done: int, betas: Any, loss: float | None) -> None:
         self.hear("step")
 
     def resume(self, records: Any, step: int) -> None:
@@ -69,7 +69,7 @@ def train(make_plan: MakePlan, make_record: MakeRecord, make_pictures: MakePictu
     def run(recorder: Background) -> None:
         recorder.start(make_plan())
         for epoch in (1, 2):
-            recorder.step(epoch, 1, 0.1)
+            recorder.step(epoch, 1, {"z": 0.1}, None)
             recorder.steps([])
             recorder.epoch(make_record(epoch))
             recorder.pictures(epoch, make_pictures())

@@ -41,7 +41,7 @@ def recorder_of(plan: Plan, records: list[EpochRecord], width: int, height: int)
     recorder = LiveTable(terminal(width, height))
     recorder._plan = plan
     for record in records:
-        recorder.step(record.epoch, 50, 0.05)
+        recorder.step(record.epoch, 50, {"z": 0.05}, None)
         recorder.epoch(record)
     return recorder
 
@@ -163,14 +163,14 @@ def test_progress_and_time_left(make_plan: MakePlan, make_record: MakeRecord, mo
     now = [1000.0]
     monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0]))
     recorder = recorder_of(make_plan(), [], 120, 40)
-    recorder.step(1, 10, None)
+    recorder.step(1, 10, {}, None)
     now[0] += 30.0
     assert drawn(recorder).endswith("epoch 1/100, step 10/50, beta in a closed loop, 0:30 gone, -:-- left")
     recorder = recorder_of(make_plan(), [], 120, 40)
     recorder.resume([make_record(epoch) for epoch in range(1, 51)], 2500)
     assert drawn(recorder).endswith("epoch 50/100, step 50/50, beta was 0.05, 0:00 gone, -:-- left")
     for done in (31, 32, 50):  # the first 30 steps of the epoch were done by an earlier process
-        recorder.step(51, done, 0.05)
+        recorder.step(51, done, {"z": 0.05}, None)
     now[0] += 40.0
     assert drawn(recorder).endswith("beta 0.05, 0:40 gone, 1:21:40 left"), "2 s a step, and 2450 left"
 
@@ -203,7 +203,7 @@ from arcvae_cli.recorders.live import live_recorder
 def train(console, epochs, seconds):
     recorder.start(conftest.plan())
     for epoch in range(1, epochs + 1):
-        recorder.step(epoch, 50, 0.05)
+        recorder.step(epoch, 50, {"z": 0.05}, None)
         recorder.epoch(conftest.record(epoch))
         time.sleep(seconds)
 """
