@@ -156,12 +156,13 @@ def run(
         begun = begin_reading(settings.data)
         from arcvae_cli import checkpoints
         from arcvae_cli.machine import crowded
-        from arcvae_cli.recorders.external import external_recorders
+        from arcvae_cli.recorders.external import check_installed, external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder
         from arcvae_cli.recorders.live import live_recorder
         from arcvae_cli.trainer import Trainer
 
+    check_installed(settings.log)
     before = None if earlier is None else go_on(*earlier, settings)
     if before is not None:
         if before.report is not None:
