@@ -108,7 +108,7 @@ class LiveTable(Recorder):
         columns = (*bar, place, TimeElapsedColumn(), elapsed, TimeRemainingColumn(compact=True), left)
         self._progress = Progress(*columns, console=self._console.err, speed_estimate_period=RECENT)
         self._progress.add_task("", total=plan.epochs * plan.steps)
-        self._live = Live(console=self._console.err, refresh_per_second=2, get_renderable=self.render)
+        self._live = Live(console=self._console.err, refresh_per_second=2, get_renderable=self.picture)
         self._live.start()
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002
@@ -139,7 +139,7 @@ class LiveTable(Recorder):
 
     abandon = close
 
-    def render(self) -> RenderableType:
+    def picture(self) -> RenderableType:
         plan, last, rows = self._plan, self._last, list(self._rows)
         width, height = self._console.err.size
         below: list[Text] = []
