@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from arcvae_cli.runs import RunFolder
 
 MAPPED, QUICKLY_MAPPED = 1000, 500  # codes in the plane
-WIDTH = 80  # columns of KL bars
 strings_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
 
 
@@ -232,7 +231,9 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
     _show_table(console, Table("Code", {name: name for name in report["levels"]}, CODE), report)
     for name, level in report["levels"].items():
         floor = 0.0 if objective.free_bits_mode == "total" else objective.floor(name)  # of a dimension
-        for line in kl_bars(name, level["kl_nats"], floor, WIDTH, cells=loaded.model.level_shapes[name][1:]):
+        for line in kl_bars(
+            name, level["kl_nats"], floor, console.out.width, cells=loaded.model.level_shapes[name][1:]
+        ):
             console.result(line)
         console.result()
     verdict = report["verdict"]

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,19 +130,18 @@ def run(
 ) -> None:
     """Train, evaluate the best epoch, print the next commands. `earlier`: folder, checkpoint of the run to resume."""
     runs.check_name(name)
-    logged = installed_loggers(settings, console)
-
     from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
 
     with importing():
         begun = begin_reading(settings.data)
         from arcvae_cli import checkpoints
-        from arcvae_cli.recorders.external import external_recorders
+        from arcvae_cli.recorders.external import check_installed, external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder
-        from arcvae_cli.recorders.live import Lines, live_recorder
+        from arcvae_cli.recorders.live import EpochLines, live_recorder
         from arcvae_cli.trainer import Trainer
 
+    check_installed(settings.log)
     folder, values = None, None
     if earlier is not None:
         folder, checkpoint, values, report = open_run(*earlier, settings)
@@ -173,11 +171,11 @@ def run(
         console.warn(short)
     own = [
         live_recorder(screen),  # first, so that its header does not wait for the imports of the others
-        Lines(log),
+        EpochLines(log),
         JsonlRecorder(folder.path / "metrics.jsonl"),
         ImageRecorder(folder.images, corpus.kind, corpus.rules),
     ]
-    loggers = external_recorders(logged, folder, console, corpus.rules)
+    loggers = external_recorders(settings, folder, console, corpus.rules)
     recorders += [*own, *loggers]
     if settings.train.engine == "compile":
         console.note("compiling the network, about half a minute")
@@ -296,18 +294,6 @@ def open_run(
         with suppress(OSError, ValueError):  # else it is evaluated again
             report = None if changed.keys() & set(runs.LENGTH) else json.loads((path / "metrics.json").read_bytes())
     return folder, start, values, report
-
-
-def installed_loggers(settings: Settings, console: Console) -> Settings:
-    """The settings, with W&B off if `auto` finds no package. InputError for a logger without its package."""
-    log = settings.log
-    for name, asked in (("wandb", log.wandb in ("online", "offline")), ("tensorboard", log.tensorboard)):
-        if asked and find_spec(name) is None:
-            raise InputError(f"--{name}: the package {name} is not installed", f"pip install 'arcvae[{name}]'")
-    if log.wandb == "auto" and find_spec("wandb") is None:
-        console.note("W&B is off: not installed; pip install 'arcvae[wandb]'")
-        return settings.model_copy(update={"log": log.model_copy(update={"wandb": "off"})})
-    return settings
 
 
 def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
