@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import importlib
 import os
@@ -79,11 +78,8 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
             return 2, message, f"see {ctx.command_path if ctx else 'arcvae'} --help"
         case _ if out_of_memory(error):
             return 1, f"out of memory: {line}", "free some memory, or use another --device"
-        case ValueError() if line.startswith("embedded null"):
-            return 2, f"a file name contains a NUL character ({line})", "remove it"
         case OSError(strerror=str(reason), filename=file):
-            long = error.errno == errno.ENAMETOOLONG
-            return 2 if long else 1, f"{file}: {reason}" if file else reason, "use a shorter name" if long else None
+            return 1, f"{file}: {reason}" if file else reason, None
         case _:
             return 1, f"{type(error).__name__}: {line}", "a bug in arcvae; arcvae --debug shows where"
 

@@ -11,14 +11,11 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console as Terminal
 from rich.console import RenderableType
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 CLOSED = {errno.EPIPE, errno.EIO, errno.ENXIO}  # a pipe whose reader ended (`| head`), a closed terminal
 
@@ -33,15 +30,15 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        self._attempt(lambda: self._stream.write(text))
+        self._attempt(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         self._attempt(self._stream.flush)
 
-    def _attempt(self, write: Callable[[], object]) -> None:
+    def _attempt(self, write: Callable[..., object], *text: str) -> None:
         try:
-            write()
+            write(*text)
         except OSError as error:
             with suppress(OSError):  # a stream without a descriptor
                 null = os.open(os.devnull, os.O_WRONLY)
@@ -82,9 +79,28 @@ class Console:
         if not self.as_json:
             self.out.print(renderable)
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[RenderableType]], **style: Any) -> None:
-        """Print a `table`: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line."""
-        made = table(title, columns, rows, **style)
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[RenderableType]],
+        left: Collection[int] = (0,),
+        header: bool = True,
+    ) -> None:
+        """Print a table: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line.
+
+        The columns in `left` hold text and may wrap, the others numbers. Cells are plain text or `Text`.
+        """
+        from rich import box
+        from rich.table import Table
+
+        made = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_header=header)
+        made.box = box.SIMPLE_HEAD if header else None
+        for place, name in enumerate(columns):
+            text = place in left
+            made.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        for row in rows:
+            made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
         if not self.piped:
             self.result(made)
             return
@@ -125,47 +141,14 @@ class Console:
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Gives a function `show(done, of)`: a progress bar on a terminal, elsewhere a line each tenth."""
-        if self.quiet or not self.terminal:
-            tenths = 0
-
-            def show(done: int, of: int) -> None:
-                nonlocal tenths
-                if 10 * done // max(of, 1) > tenths and (tenths or done < of):  # no line for what is done at once
-                    tenths = 10 * done // of
-                    self.note(f"{what}: {done:,} of {of:,}")
-
-            yield show
-            return
+        """Gives a function `show(done, of)`: a progress bar on a terminal, nothing elsewhere."""
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.err, transient=True) as bar:
+        shown = self.terminal and not self.quiet
+        with Progress(*columns, console=self.err, transient=True, disable=not shown) as bar:
             task = bar.add_task(what, visible=False, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of, visible=True)
-
-
-def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[RenderableType]],
-    *,
-    left: Collection[int] = (0,),
-    header: bool = True,
-) -> Table:
-    """A table: the columns in `left` hold text and may wrap, the others numbers. Cells are plain text or `Text`."""
-    from rich import box
-    from rich.table import Table
-
-    shape = box.SIMPLE_HEAD if header else None
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=shape, pad_edge=False)
-    made.show_header = header
-    for place, name in enumerate(columns):
-        text = place in left
-        made.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    return made
 
 
 def cell(value: float | None, form: str = ".2f") -> str:

@@ -87,7 +87,6 @@ def test_a_mistake_is_two_lines_on_stderr_and_exit_code_2(
         (InputError("a.toml: bad", "mend it"), 2, "a.toml: bad"),
         (ArcvaeError("failed"), 1, "failed"),
         (MemoryError("of 9 GB"), 1, "out of memory: of 9 GB"),
-        (OSError(36, "File name too long", "aaa"), 2, "aaa: File name too long"),
         (PermissionError(13, "Permission denied", "x"), 1, "x: Permission denied"),
         (KeyError("x"), 1, "KeyError: 'x'"),
     ],

@@ -37,14 +37,10 @@ def test_a_character_that_stdout_cannot_encode_is_escaped(monkeypatch: pytest.Mo
     assert written.getvalue() == rb"caf\xe9" + b"\n"
 
 
-def test_counting_is_a_line_each_tenth_or_a_bar_on_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counting_is_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with Console().counting("parsing") as show:
-        for done in range(0, 20_001, 500):
-            show(done, 20_000)
-    lines = capsys.readouterr().err.splitlines()
-    assert (len(lines), lines[0], lines[-1]) == (10, "parsing: 2,000 of 20,000", "parsing: 20,000 of 20,000")
+        show(1, 2)
+    assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("TERM", "xterm")
     console = Console()
     console.err = Terminal(file=io.StringIO(), force_terminal=True, width=80)

@@ -205,7 +205,9 @@ def run(
     speed = f"{trainer.global_step / seconds['training']:.1f} training steps a second"
     console.note(f"\nseconds: {parts}; {speed}; peak memory {memory:,.0f} MiB")
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json, run.log")
-    console.note(f"next: {' | '.join(next_commands(folder, corpus))}")
+    checkpoint = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
+    names = ["evaluate"] if corpus.rules and corpus.rules.rhs is None else ["evaluate", "sample", "interpolate"]
+    console.note(f"next: {' | '.join(f'arcvae {name}{checkpoint}' for name in names)}")
 
 
 def tell_loggers(
@@ -225,16 +227,6 @@ def tell_loggers(
     for recorder in recorders:
         recorder.evaluated(document, lines, images)
         recorder.artifacts(files)
-
-
-def next_commands(folder: runs.RunFolder, corpus: Corpus) -> Iterator[str]:
-    """The commands that use the run."""
-    checkpoint = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
-    yield f"arcvae evaluate{checkpoint}"
-    if corpus.rules is None or corpus.rules.rhs is not None:
-        yield f"arcvae sample{checkpoint}"
-        if (last := corpus.size("test") - 1) > 0:
-            yield f"arcvae interpolate{checkpoint} --from {min(3, last - 1)} --to {min(17, last)}"
 
 
 # ------------------------------------------------------------------------------------------------------- before the run

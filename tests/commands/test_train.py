@@ -258,19 +258,6 @@ def test_failing_recorders_do_not_hide_the_error_of_a_run(error: BaseException, 
     assert caught.value is error and [one.calls for one in recorders] == [[call]] * 4
 
 
-@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
-def test_a_logger_that_is_not_installed(
-    name: str, arcvae: Run, untrained: None, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train, "find_spec", lambda package: None)
-    flags = ("--data", arc_npz, *QUICK, "--runs-dir", tmp_path)
-    asked = ("--tensorboard",) if name == "tensorboard" else ("--wandb", "online")
-    result = arcvae("train", *flags, *asked)
-    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
-    assert result.stderr == (f"error: --{name}: the package {name} is not installed\n  pip install 'arcvae[{name}]'\n")
-    assert "W&B is off: not installed; pip install 'arcvae[wandb]'" in arcvae("train", *flags).stderr
-
-
 def test_an_early_stop_and_the_evaluation_of_the_best_epoch(
     arcvae: Run, plain: None, arc_npz: Path, tmp_path: Path
 ) -> None:
