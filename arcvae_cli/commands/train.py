@@ -205,9 +205,9 @@ def run(
     speed = f"{trainer.global_step / seconds['training']:.1f} training steps a second"
     console.note(f"\nseconds: {parts}; {speed}; peak memory {memory:,.0f} MiB")
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json, run.log")
-    checkpoint = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
+    which = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
     names = ["evaluate"] if corpus.rules and corpus.rules.rhs is None else ["evaluate", "sample", "interpolate"]
-    console.note(f"next: {' | '.join(f'arcvae {name}{checkpoint}' for name in names)}")
+    console.note(f"next: {' | '.join(f'arcvae {name}{which}' for name in names)}")
 
 
 def tell_loggers(
