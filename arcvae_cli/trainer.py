@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import signal
 import time
 import traceback
@@ -408,7 +409,7 @@ class Trainer:
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{path}: cannot be resumed from ({first_line(error)})", checkpoints.ANOTHER) from error
         if path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
-            self.check_best(path)
+            self.discard_later(path)
         within = f" and {self.index} of {self.steps} steps" if self.index else ""
         self.notes.append(f"resumed after epoch {len(self.history)}{within}")
         train, old = self.settings.train, json.loads(values["config"])["train"]
@@ -418,16 +419,19 @@ class Trainer:
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
             self.notes.append(f"begun with {'; '.join(changed)}: equal to an uninterrupted run up to rounding only")
 
-    def check_best(self, path: Path) -> None:
-        """After an older checkpoint: if that of the best epoch is lost or of a later epoch, take this one instead."""
+    def discard_later(self, path: Path) -> None:
+        """Delete checkpoints of later epochs than the older one at `path`, which is the best if the best is lost."""
+        folder, epoch = self.folder.checkpoints, len(self.history)
+        for file in folder.glob("*epoch_*.pth"):
+            if (number := re.search(r"epoch_(\d+)", file.name)) and int(number[1]) > epoch:
+                file.unlink()
         with contextlib.suppress(InputError):
-            found = checkpoints.read(self.folder.checkpoints / checkpoints.BEST)["epoch"]
-            if self.best is None or found == self.best[1]:
+            if self.best is None or checkpoints.read(folder / checkpoints.BEST)["epoch"] == self.best[1]:
                 return
-        self.best = (self.history[-1].monitored, len(self.history))
-        self.notes.append(f"no checkpoint of the best epoch is left: epoch {len(self.history)} takes its place")
-        checkpoints.copy(path, self.folder.checkpoints / checkpoints.BEST)
-        self.save_parts("", len(self.history))
+        self.best = (self.history[-1].monitored, epoch)
+        self.notes.append(f"no checkpoint of the best epoch is left: epoch {epoch} takes its place")
+        checkpoints.copy(path, folder / checkpoints.BEST)
+        self.save_parts("", epoch)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
