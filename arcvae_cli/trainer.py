@@ -61,8 +61,6 @@ class Trainer:
 
     def __post_init__(self) -> None:
         train, objective = self.settings.train, self.settings.objective
-        if train.threads != "auto":
-            torch.set_num_threads(train.threads)
         counts = self.corpus.class_counts() if objective.class_weights != "none" else None
         self.objective = Objective(objective, counts).to(self.device)
         self.step = Step(self.model, self.objective, train, self.device)
@@ -78,8 +76,8 @@ class Trainer:
         self.val_order = longest_first(self.corpus, "val", torch.arange(self.corpus.size("val")))
         # each level's largest beta, for a closed loop the ELBO's 1
         self.elbo_scale = elbo_scale(self.settings, positions)
-        largest = self.schedule.peaks([level for level in self.levels if level not in self.closed])
-        self.selection_weights = {level: largest.get(level, 1.0 / (self.elbo_scale or 1.0)) for level in self.levels}
+        self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
+        self.selection_weights |= self.schedule.peaks([level for level in self.levels if level not in self.closed])
         self.fingerprint = self.corpus.fingerprint()
         self.resume_hint = f"resume with `arcvae train --resume {self.folder.shell}`"
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
@@ -165,13 +163,11 @@ class Trainer:
                     self.save()
             rows = self.engine.metrics.read(self.steps)  # the one CPU-GPU sync of the epoch
         self.check_steps(rows, epoch)
-        with self.timed("recording"):
-            records = self.step_records(epoch, rows)
-            for recorder in self.recorders:
-                recorder.steps(records)
         record = self.record(epoch, rows, began)
         with self.timed("recording"):
+            steps = self.step_records(epoch, rows)
             for recorder in self.recorders:
+                recorder.steps(steps)
                 recorder.epoch(record)
         self.save()
         self.finish_epoch(record)
