@@ -19,6 +19,7 @@ REMEDIES = {
     ("reconstruction", "max"): "lower the tolerance, or raise the bound of beta",
     ("reconstruction", "min"): "raise the tolerance, or train a larger model for longer",
 }
+Path = Mapping[str, Sequence[float]]  # beta of every step of an epoch, by level
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,12 @@ class Controller:
         return {level: betas[level] for level in self.levels}
 
     def reached(
-        self,
-        epoch: float,
-        betas: Mapping[str, Sequence[float]],
-        before: Mapping[str, Sequence[float]],
-        kl: Mapping[str, float],
-        reconstruction: float,
+        self, epoch: float, betas: Path, before: Path, kl: Mapping[str, float], reconstruction: float
     ) -> tuple[Target, ...]:
         """What each closed loop reached in the epoch that ends at `epoch`.
 
-        `betas`: of its steps, by level; `before`: of the epoch before, at a bound in both of which beta is said to be
-        there. `kl` in nats per example, `reconstruction` in the reduction of the run: means over the epoch.
+        `betas`: of its steps; `before`: of those of the epoch before, since a bound counts from the second epoch on.
+        `kl` in nats per example, `reconstruction` in the reduction of the run: means over the epoch.
         """
         middle = epoch - 0.5 if self.schedule.per == "step" else epoch  # where a target that moves has its mean
         found = []

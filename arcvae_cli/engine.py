@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from arcvae_cli.settings import Settings
 from arcvae_cli.step import StateSnapshot, Step, mix, seed_step
 
 TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
+FAILED = {"compile": "the network cannot be compiled here", "graph": "no CUDA graph could be recorded"}
+Cases = dict[tuple[str, ...], float]  # a time for each combination of levels whose beta is 0: no term in the loss
 
 
 class Engine:
@@ -55,16 +57,16 @@ class Engine:
         snapshot = StateSnapshot(self.step, self.control)
         self.step.model.train()
         self.control.use_tensors()
-        cases: dict[tuple[str, ...], float] = {}  # a time for each combination of levels without a term in the loss
+        cases: Cases = {}
         for time in times:
             self.control.at(time)
             cases.setdefault(self.control.zero_levels, time)
         if wanted == "compile":
-            self._compile(cases)
+            self._attempt("compile", self._compile, cases)
         elif not cuda:
             self.reason = f"CUDA graphs need a CUDA device, this is {self.step.device.type}"
         if cuda:
-            self._record(cases)
+            self._attempt("graph", self._record, cases)
         snapshot.restore()
 
     def begin(self, epoch: int, index: int = 0) -> None:
@@ -120,7 +122,16 @@ class Engine:
             size //= 2
         return None
 
-    def _compile(self, cases: dict[tuple[str, ...], float]) -> None:
+    def _attempt(self, kind: str, prepare: Callable[[Cases], None], cases: Cases) -> None:
+        try:
+            prepare(cases)
+            self.kind = "compile" if self.kind == "compile" else kind
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler, the compiler behind it or a driver may raise
+            self.reason = f"{FAILED[kind]}: {graphs.first_line(error)}"
+
+    def _compile(self, cases: Cases) -> None:
         # torch 2.13 loses what a compiled function writes into the state of a closed loop
         self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
         # fallback_random: draws what eager draws
@@ -129,24 +140,15 @@ class Engine:
             for time in cases.values():
                 self.control.at(time)
                 self._try()
-            self.kind = "compile"
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler and the compiler behind it may raise
+        except Exception:
             self.step.forward = self.step.plain
-            self.reason = f"the network cannot be compiled here: {graphs.first_line(error)}"
-
-    def _record(self, cases: dict[tuple[str, ...], float]) -> None:
-        if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
-            self.reason = "a CUDA graph cannot seed the dropout between GRU layers, whose state is cuDNN's own"
-            return
-        try:
-            for levels, time in cases.items():
-                self.control.at(time)
-                self._graphs[levels], _ = graphs.record(self.body, self._try)
-            self.kind = "compile" if self.kind == "compile" else "graph"
-        except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            self._graphs = {}
-            self.reason = f"no CUDA graph could be recorded: {graphs.first_line(error)}"
+
+    def _record(self, cases: Cases) -> None:
+        if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
+            raise RuntimeError("it cannot seed the dropout between GRU layers, whose state is cuDNN's own")
+        found = {}
+        for levels, time in cases.items():
+            self.control.at(time)
+            found[levels], _ = graphs.record(self.body, self._try)
+        self._graphs = found

@@ -130,6 +130,8 @@ class Step:
     """Forward (under autocast), objective, backward, clipping and Adam (in float32), all at fixed addresses."""
 
     def __init__(self, model: VAE, objective: Objective, settings: TrainSettings, device: torch.device) -> None:
+        if settings.threads != "auto":
+            torch.set_num_threads(settings.threads)
         # channels last is the fastest layout of convolutions on CPUs and GPUs
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = objective

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import signal
 import time
 import traceback
@@ -60,8 +61,6 @@ class Trainer:
 
     def __post_init__(self) -> None:
         train, objective = self.settings.train, self.settings.objective
-        if train.threads != "auto":
-            torch.set_num_threads(train.threads)
         counts = self.corpus.class_counts() if objective.class_weights != "none" else None
         self.objective = Objective(objective, counts).to(self.device)
         self.step = Step(self.model, self.objective, train, self.device)
@@ -77,8 +76,8 @@ class Trainer:
         self.val_order = longest_first(self.corpus, "val", torch.arange(self.corpus.size("val")))
         # each level's largest beta, for a closed loop the ELBO's 1
         self.elbo_scale = elbo_scale(self.settings, positions)
-        largest = self.schedule.peaks([level for level in self.levels if level not in self.closed])
-        self.selection_weights = {level: largest.get(level, 1.0 / (self.elbo_scale or 1.0)) for level in self.levels}
+        self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
+        self.selection_weights |= self.schedule.peaks([level for level in self.levels if level not in self.closed])
         self.fingerprint = self.corpus.fingerprint()
         self.resume_hint = f"resume with `arcvae train --resume {self.folder.shell}`"
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
@@ -164,13 +163,11 @@ class Trainer:
                     self.save()
             rows = self.engine.metrics.read(self.steps)  # the one CPU-GPU sync of the epoch
         self.check_steps(rows, epoch)
-        with self.timed("recording"):
-            records = self.step_records(epoch, rows)
-            for recorder in self.recorders:
-                recorder.steps(records)
         record = self.record(epoch, rows, began)
         with self.timed("recording"):
+            steps = self.step_records(epoch, rows)
             for recorder in self.recorders:
+                recorder.steps(steps)
                 recorder.epoch(record)
         self.save()
         self.finish_epoch(record)
@@ -408,7 +405,7 @@ class Trainer:
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{path}: cannot be resumed from ({first_line(error)})", checkpoints.ANOTHER) from error
         if path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
-            self.check_best(path)
+            self.discard_later(path)
         within = f" and {self.index} of {self.steps} steps" if self.index else ""
         self.notes.append(f"resumed after epoch {len(self.history)}{within}")
         train, old = self.settings.train, json.loads(values["config"])["train"]
@@ -418,16 +415,19 @@ class Trainer:
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
             self.notes.append(f"begun with {'; '.join(changed)}: equal to an uninterrupted run up to rounding only")
 
-    def check_best(self, path: Path) -> None:
-        """After an older checkpoint: if that of the best epoch is lost or of a later epoch, take this one instead."""
+    def discard_later(self, path: Path) -> None:
+        """Delete checkpoints of later epochs than the older one at `path`, which is the best if the best is lost."""
+        folder, epoch = self.folder.checkpoints, len(self.history)
+        for file in folder.glob("*epoch_*.pth"):
+            if (number := re.search(r"epoch_(\d+)", file.name)) and int(number[1]) > epoch:
+                file.unlink()
         with contextlib.suppress(InputError):
-            found = checkpoints.read(self.folder.checkpoints / checkpoints.BEST)["epoch"]
-            if self.best is None or found == self.best[1]:
+            if self.best is None or checkpoints.read(folder / checkpoints.BEST)["epoch"] == self.best[1]:
                 return
-        self.best = (self.history[-1].monitored, len(self.history))
-        self.notes.append(f"no checkpoint of the best epoch is left: epoch {len(self.history)} takes its place")
-        checkpoints.copy(path, self.folder.checkpoints / checkpoints.BEST)
-        self.save_parts("", len(self.history))
+        self.best = (self.history[-1].monitored, epoch)
+        self.notes.append(f"no checkpoint of the best epoch is left: epoch {epoch} takes its place")
+        checkpoints.copy(path, folder / checkpoints.BEST)
+        self.save_parts("", epoch)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:

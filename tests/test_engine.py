@@ -38,6 +38,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cyclical": {"name": "cyclical", "cycle_length": 2.0},
 }
 
+TABLES = MODELS | {name: {**MODELS["plain"], "schedule": schedule} for name, schedule in SCHEDULES.items()}
+
 
 def make(table: dict[str, Any], engine: str, device: torch.device = CPU) -> Engine:
     table = {"schedule": WARM_UP, **table, "train": {"batch_size": 8, "precision": "fp32", "engine": engine}}
@@ -81,11 +83,7 @@ def apart(one: Engine, other: Engine) -> float:
     return max((a.double() - b.double()).abs().max().item() for a, b in pairs)
 
 
-@pytest.mark.parametrize(
-    "table",
-    [*MODELS.values(), *({**MODELS["plain"], "schedule": schedule} for schedule in SCHEDULES.values())],
-    ids=[*MODELS, *SCHEDULES],
-)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_a_graph_trains_as_eager_does(table: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, betas included, and what was tried before the first step leaves no trace."""
     monkeypatch.setattr(graphs, "possible", lambda device: True)
@@ -178,11 +176,7 @@ def test_dropout_between_gru_layers_is_not_recorded(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes CUDA")
-@pytest.mark.parametrize(
-    "table",
-    [*MODELS.values(), *({**MODELS["plain"], "schedule": schedule} for schedule in SCHEDULES.values())],
-    ids=[*MODELS, *SCHEDULES],
-)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_a_cuda_graph_trains_as_eager_does(table: dict[str, Any]) -> None:
     device = torch.device("cuda")
     plain, graph = make(table, "eager", device), make(table, "graph", device)
@@ -202,38 +196,31 @@ def test_an_epoch_is_a_permutation_that_the_seed_and_the_epoch_decide() -> None:
     assert len(set(orders[0].tolist())) == STEPS * 8
 
 
-class TestGraphed:
-    def test_calls_are_plain_where_there_are_no_graphs(self) -> None:
-        graphed = graphs.Graphed(lambda x: 2 * x, CPU)
-        assert graphed.reason == "CUDA graphs need a CUDA device, this is cpu"
-        assert graphed(torch.ones(3)).tolist() == [2.0] * 3
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "possible", lambda device: True)
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
 
-    def test_one_graph_for_each_shape_and_the_draws_of_a_plain_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def noisy(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return x + torch.rand_like(x), x.sum()
 
-        monkeypatch.setattr(graphs, "possible", lambda device: True)
-        monkeypatch.setattr(graphs, "record", record)
-        monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
-        monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
-        graphed = graphs.Graphed(noisy, CPU)
-        kept = []
-        for seed, shape in enumerate([(4,), (4,), (2, 3), (4,)]):
-            x = torch.full(shape, float(seed))
-            torch.manual_seed(seed)
-            expected = noisy(x)
-            torch.manual_seed(seed)
-            kept.append((graphed(x), expected))
-        for found, expected in kept:  # what was returned is not written over by later calls
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-        assert graphed.reason is None and len(graphed._graphs) == 2
+@pytest.mark.usefixtures("replayed")
+def test_a_graphed_function_has_a_graph_for_each_shape_and_the_draws_of_a_plain_call() -> None:
+    def noisy(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x + torch.rand_like(x), x.sum()
 
-    def test_what_reads_a_value_back_is_called_plainly(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(graphs, "possible", lambda device: True)
-        monkeypatch.setattr(graphs, "record", record)
-        monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
-        monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
-        graphed = graphs.Graphed(lambda x: x * x.max().item(), CPU)
-        assert graphed(torch.tensor([1.0, 3.0])).tolist() == [3.0, 9.0]
-        assert graphed.reason is not None and graphed.reason.startswith("no CUDA graph could be recorded: ")
-        assert graphed(torch.tensor([2.0])).tolist() == [4.0]
+    graphed = graphs.Graphed(noisy, CPU)
+    kept = []
+    for seed, shape in enumerate([(4,), (4,), (2, 3), (4,)]):
+        x = torch.full(shape, float(seed))
+        torch.manual_seed(seed)
+        expected = noisy(x)
+        torch.manual_seed(seed)
+        kept.append((graphed(x), expected))
+    for found, expected in kept:  # later calls leave what was returned unchanged
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert graphed.reason is None and len(graphed._graphs) == 2
+
+    reading = graphs.Graphed(lambda x: x * x.max().item(), CPU)  # what no graph can do is called plainly
+    assert reading(torch.tensor([1.0, 3.0])).tolist() == [3.0, 9.0]
+    assert reading.reason is not None and reading.reason.startswith("no CUDA graph could be recorded: ")

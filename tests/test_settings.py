@@ -61,7 +61,16 @@ def test_a_shipped_preset_writes_out_what_it_relies_on(name: str) -> None:
     table = resolve(name).settings.table()
     for key in ("data", "model", "objective", "schedule", "train"):
         for setting in table[key]:
-            if setting not in ("device", "precision", "engine", "save_minutes", "focal_gamma", "seed", "ramp_fraction"):
+            if setting not in (
+                "device",
+                "precision",
+                "engine",
+                "threads",
+                "save_minutes",
+                "focal_gamma",
+                "seed",
+                "ramp_fraction",
+            ):
                 assert any(o == f"{key}.{setting}" or o.startswith(f"{key}.{setting}.") for o in origins), setting
 
 

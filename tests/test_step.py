@@ -60,31 +60,6 @@ def test_the_metrics_of_batches_are_means_over_all_examples() -> None:
     assert metrics.read().first_nonfinite == 2
 
 
-def test_a_step_reads_nothing_back_from_the_device() -> None:
-    """What forces a wait for the device, `.item()` and the like, must not happen within a step."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Watch(TorchDispatchMode):
-        seen: list[str]
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if "_local_scalar_dense" in str(func) or "nonzero" in str(func):
-                self.seen.append(str(func))
-            return func(*args, **(kwargs or {}))
-
-    step, metrics, examples = make_step(), MetricAccumulator(1, {"z": 10}, background=0), batch(8)
-    step.train(examples, {"z": 0.1})
-    with Watch() as watch:
-        watch.seen = []
-        metrics.add(0, *step.train(examples, {"z": 0.1}), examples)
-    # Adam on a CPU looks at its learning rate, which waits for nothing there
-    assert [name for name in watch.seen if "_local_scalar" not in name] == [] and len(watch.seen) <= 1
-    with Watch() as watch:
-        watch.seen = []
-        torch.ones(1).item()
-    assert watch.seen, "the watch sees a read-back where there is one"
-
-
 def test_the_step_is_the_one_written_out_by_hand() -> None:
     step, examples = make_step(lr=0.01, gradient_clip=0.5), batch(8)
     twin = build_model(Settings().model)
@@ -127,10 +102,6 @@ def test_adam_is_pytorchs_after_pytorchs_clipping(most: float) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     assert unused.tolist() == [1.0, 1.0]
     assert adam.state_dict()["state"].keys() == plain.state_dict()["state"].keys()
-    again = torch.optim.Adam(layers().parameters(), **arguments)
-    again.load_state_dict(adam.state_dict())  # what is kept is PyTorch's
-    moments = again.state_dict()["state"][0]
-    assert torch.equal(moments["exp_avg"], adam.state_dict()["state"][0]["exp_avg"]) and moments["step"] == 20
 
 
 def test_a_loaded_state_leaves_the_learning_rate_where_a_schedule_sets_it() -> None:
@@ -142,11 +113,10 @@ def test_a_loaded_state_leaves_the_learning_rate_where_a_schedule_sets_it() -> N
     assert step.optimizer.param_groups[0]["lr"] is step.rate and step.optimizer.param_groups[0]["lr"] == 0.25
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_nonfinite_gradient_changes_nothing(bad: float) -> None:
+def test_a_nonfinite_gradient_changes_nothing() -> None:
     weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
     adam = Adam(weights, lr=torch.tensor(0.1), fused=True)
-    for gradient in (1.0, bad):
+    for gradient in (1.0, float("nan"), float("inf")):
         weights[0].grad, weights[1].grad = torch.full((3,), 1.0), torch.tensor([gradient, 1.0])
         adam.advance(weights, 1.0)
         moved = [weight.tolist() for weight in weights]
@@ -157,14 +127,13 @@ def test_a_nonfinite_gradient_changes_nothing(bad: float) -> None:
     assert [adam.state[weight]["step"].item() for weight in weights] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("body", ["plain", "residual"])
-def test_bf16_gives_the_loss_of_fp32(body: str) -> None:
+def test_bf16_gives_the_loss_of_fp32() -> None:
     losses = []
     for precision in ("fp32", "bf16"):
-        settings = Settings.model_validate({"model": {"body": body}, "train": {"precision": precision}})
+        settings = Settings.model_validate({"model": {"body": "residual"}, "train": {"precision": precision}})
         seed_step(0, "weights")
         step = Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
-        for index in range(5):
+        for index in range(3):
             seed_step(0, index)
             terms, output = step.train(batch(16, index), {"z": 0.1})
         assert output.logits.dtype == torch.float32
@@ -178,8 +147,8 @@ def test_a_warm_up_at_beta_zero_stays_finite() -> None:
         {"model": {"body": "residual", "posterior": "logvar"}, "train": {"precision": "bf16", "lr": 0.01}}
     )
     step = Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
-    metrics = MetricAccumulator(60, {"z": 10}, background=0)
-    for index in range(60):
+    metrics = MetricAccumulator(30, {"z": 10}, background=0)
+    for index in range(30):
         seed_step(0, index)
         metrics.add(index, *step.train(batch(8, index % 2), {"z": 0.0}), batch(8, index % 2))
     assert metrics.read().first_nonfinite is None
