@@ -29,7 +29,7 @@ from arcvae_cli.commands.options import (
 )
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.files import is_file
-from arcvae_cli.presets import Layer, environment_layer, resolve, set_layer
+from arcvae_cli.presets import Layer, Resolved, environment_layer, resolve, set_layer
 from arcvae_cli.settings import Settings
 from arcvae_cli.signals import GracefulExit, exit_code, signal_name
 
@@ -84,13 +84,13 @@ def train(
         if quick_test:
             raise InputError("--quick-test: changes the length of the resumed run", "remove it, or give --preset too")
         preset = str(earlier[0] / "config.toml")
-    settings = compressed(preset, layers) if quick_test else resolve(preset, *layers).settings
+    resolved = compressed(preset, layers) if quick_test else resolve(preset, *layers)
     if overfit_batch:
-        memorise(settings, console)
+        memorise(resolved.settings, console)
         return
     with GracefulExit() as signals:
         try:
-            run(settings, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
+            run(resolved, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
         except KeyboardInterrupt:
             raise stopped(signals, "at once") from None
         except Exception as error:
@@ -104,7 +104,7 @@ def stopped(signals: GracefulExit, where: str, fix: str | None = None) -> Interr
     return Interrupted(f"stopped by {signal_name(asked)}, {where}", exit_code(asked), fix)
 
 
-def compressed(preset: str | None, layers: Sequence[Layer]) -> Settings:
+def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
     """The settings under `--quick-test`: the schedule in 5 epochs, or in `--epochs`, with beta set at every step."""
     resolve(preset, *layers)  # refuses an invalid --epochs by its name
     given = layers[-1].values.get("train", {}).pop("epochs", None)
@@ -116,11 +116,11 @@ def compressed(preset: str | None, layers: Sequence[Layer]) -> Settings:
         "train": {"epochs": target},
         "data": {"limit": min(QUICK_EXAMPLES, settings.data.limit or QUICK_EXAMPLES)},
     }
-    return resolve(preset, *layers, Layer("--quick-test", short)).settings
+    return resolve(preset, *layers, Layer("--quick-test", short))
 
 
 def run(
-    settings: Settings,
+    resolved: Resolved,
     console: Console,
     signals: GracefulExit,
     runs_dir: Path,
@@ -129,7 +129,9 @@ def run(
     earlier: tuple[Path, Path | None] | None,
 ) -> None:
     """Train, evaluate the best epoch, print the next commands. `earlier`: folder, checkpoint of the run to resume."""
+    settings = resolved.settings
     runs.check_name(name)
+
     from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
 
     with importing():
@@ -168,7 +170,8 @@ def run(
     console.log_file = log.log_file = folder.path / "run.log"
     log.quiet = True
     if (short := settings.schedule.shortfall(settings.train.epochs)) is not None:
-        console.warn(short)
+        chosen = any(key.startswith(("train.epochs", "schedule.")) for key in resolved.origins)
+        (console.warn if chosen else console.note)(short)  # the defaults are no mistake of the user's
     own = [
         live_recorder(screen),  # first, so that its header does not wait for the imports of the others
         EpochLines(log),
@@ -197,8 +200,8 @@ def run(
         except KeyboardInterrupt:
             where = f"before the end of the evaluation; the training is complete in {folder.path}"
             raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
-    place = trainer.progress()
-    folder.write_status("finished", judged=True, **trainer.ended, **place)
+        place = trainer.progress()
+        folder.write_status("finished", judged=True, **trainer.ended, **place)
     folder.release()
     seconds, memory = place["seconds"], place["peak_memory_bytes"] / 2**20
     parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items())
