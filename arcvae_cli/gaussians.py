@@ -36,8 +36,3 @@ def kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor) -
 def log_density(value: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
     """Log N(value; mean, exp logvar)."""
     return -0.5 * (math.log(2.0 * math.pi) + logvar + (value - mean).square() * torch.exp(-logvar))
-
-
-def standard_log_density(value: Tensor) -> Tensor:
-    """Log N(value; 0, 1)."""
-    return -0.5 * (math.log(2.0 * math.pi) + value.square())

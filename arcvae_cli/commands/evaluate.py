@@ -1,9 +1,8 @@
-"""`arcvae evaluate`: measure a checkpoint beside baselines without a code."""
+"""`arcvae evaluate`: test-set metrics of a checkpoint beside baselines, with pictures, a verdict and advice."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,24 +16,47 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
-    from arcvae_cli.domains.base import Examples, Report, Table, Task
+    from arcvae_cli.domains.base import Report, Table, Task
     from arcvae_cli.evaluation.evaluate import Evaluation
     from arcvae_cli.runs import RunFolder
 
-MAPPED, QUICKLY_MAPPED = 1000, 500  # codes in the plane
+PLOTTED, QUICKLY_PLOTTED = 1000, 500  # codes in a scatter plot
 strings_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
+
+ELBO = (
+    ("reconstruction", "elbo.reconstruction_{}", ".3f"),
+    ("KL", "elbo.kl_{}", ".3f"),
+    ("ELBO", "elbo.elbo_{}", ".3f"),
+    ("  standard error", "elbo_error", ".3f"),
+    ("-log p(x), importance-weighted <=", "importance_weighted.nll_{}", ".3f"),
+    ("  -ELBO of these examples", "importance_weighted.single_nats", ".3f"),
+    ("  samples per example", "importance_weighted.samples", ""),
+    ("  effective sample size", "importance_weighted.effective_samples_mean", ".1f"),
+    ("    at least", "importance_weighted.effective_samples_min", ".1f"),
+)
+LATENT = (
+    ("active dimensions, KL > 0.05", "levels.{}.active_dims", ""),
+    ("units", "levels.{}.units", ""),
+    ("active units, Var E[z] > 0.01", "levels.{}.active_units", ""),
+    ("collapsed dimensions", "levels.{}.collapsed_share", ".0%"),
+    ("mutual information, nats (a lower bound)", "levels.{}.mutual_information.nats", ".2f"),
+    ("  its ceiling, log of the examples", "levels.{}.mutual_information.ceiling_nats", ".2f"),
+    ("reconstruction, own codes, nats", "shuffled_codes.reconstruction_nats", ".1f"),
+    ("  with codes of other examples", "shuffled_codes.shuffled_reconstruction_nats", ".1f"),
+    ("  with this level's of other examples", "shuffled_codes.levels.{}.reconstruction_nats", ".1f"),
+    ("accuracy, own codes", "shuffled_codes.accuracy", ".1%"),
+    ("  with codes of other examples", "shuffled_codes.shuffled_accuracy", ".1%"),
+    ("  with this level's of other examples", "shuffled_codes.levels.{}.accuracy", ".1%"),
+)
 
 
 def evaluate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
     iwae: Annotated[
-        int, typer.Option(min=0, max=100_000, help="draws per example of the importance-weighted likelihood; 0 is none")
+        int, typer.Option(min=0, max=100_000, help="samples per example of the importance-weighted bound; 0: none")
     ] = 0,
-    iwae_examples: Annotated[int, typer.Option("--iwae-examples", min=1, help="examples it is estimated on")] = 512,
-    precision: Annotated[
-        Literal["fp32", "bf16"],
-        typer.Option(help="of the network's arithmetic; bf16 halves the time where the hardware has it, and rounds"),
-    ] = "fp32",
+    iwae_examples: Annotated[int, typer.Option("--iwae-examples", min=1, help="examples of that bound")] = 512,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the network's arithmetic")] = "fp32",
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a target is missed")] = False,
     monte_carlo: Annotated[
         bool, strings_option("--monte-carlo", help="count exact reconstructions among sampled strings, as in 2017")
@@ -45,7 +67,7 @@ def evaluate(
         int | None, strings_option("--monte-carlo-examples", min=1, help="derivations to count", show_default="500")
     ] = None,
     samples: Annotated[
-        int | None, strings_option(min=1, max=100_000, help="strings drawn from each prior", show_default="1000")
+        int | None, strings_option(min=1, max=100_000, help="strings sampled from each prior", show_default="1000")
     ] = None,
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
@@ -56,12 +78,10 @@ def evaluate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model on unseen examples, beside baselines without a code, with a verdict and advice.
+    """Evaluate a checkpoint against baselines, with a verdict and advice.
 
-    Writes metrics.json and pictures: codes, reconstructions and the worst of them, and of two levels samples and KL
-    maps. Of strings, reconstructions are text.
-
-    A conditional model is measured without conditions, and then with some.
+    Writes metrics.json, plots of the latent space and reconstructions, as pictures or text. A conditional model is
+    evaluated without conditions, and then with some.
     """
     import torch
 
@@ -72,56 +92,49 @@ def evaluate(
     console = Console(quiet=quiet, as_json=as_json)
     counting = {"--encodings": encodings, "--decodings": decodings, "--monte-carlo-examples": monte_carlo_examples}
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
-    domain = domains.of(loaded.model.kind)
-    domain.check_flags({"--monte-carlo": monte_carlo or None, **counting, "--samples": samples})
+    domains.of(loaded.model.kind).check_flags({"--monte-carlo": monte_carlo or None, **counting, "--samples": samples})
     if not monte_carlo and (given := [flag for flag, value in counting.items() if value is not None]):
         raise InputError(f"{given[0]}: needs --monte-carlo", "add it")
     corpus = reading.open_examples(loaded, data, split, console)
     folder = reading.output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
-    task = Task(
-        loaded.model,
-        corpus,
-        split,
-        loaded.settings,
-        trained=_training_corpus(loaded, corpus, data, console),
-        seed=seed,
-        iwae_samples=iwae,
-        iwae_examples=iwae_examples,
-        monte_carlo=(monte_carlo_examples or 500, encodings or 10, decodings or 100) if monte_carlo else None,
-        samples=samples or 1000,
-        note=console.note,
-    )
+    task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, samples=samples or 1000, note=console.note)
+    task.trained = _training_corpus(loaded, corpus, data, console)
+    task.iwae_samples, task.iwae_examples = iwae, iwae_examples
+    if monte_carlo:
+        task.monte_carlo = (monte_carlo_examples or 500, encodings or 10, decodings or 100)
     # bf16 is for the network: posteriors, likelihoods and baselines stay in float32 and float64
     with torch.autocast(corpus.device.type, torch.bfloat16, enabled=precision == "bf16"):
         document = _evaluated(loaded, task, {"precision": precision}, folder, folder, console)
-    console.note(f"wrote metrics.json, pictures and reconstructions to {folder}")
+    console.note(f"wrote metrics.json, plots and reconstructions to {folder}")
     console.json({**document, "output": str(folder)})
     if strict and not document["verdict"]["ok"]:
         raise typer.Exit(1)
 
 
 def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """The end of a run: a quick evaluation, its `metrics.json` returned; plots of its codes, the verdict."""
+    """The end of a run: a quick evaluation, written to its `metrics.json` and returned, with plots of its codes."""
     from arcvae_cli.domains.base import Task
 
     task = Task(loaded.model, corpus, split, loaded.settings, seed=loaded.settings.train.seed, quick=True)
     asked = {"run": str(folder.path), "precision": "fp32"}
-    document = _evaluated(loaded, task, asked, folder.path, folder.images, console)
+    document: dict[str, Any] = _evaluated(loaded, task, asked, folder.path, folder.images, console)
     console.json(document)
     return document
 
 
-def _evaluated(
-    loaded: Loaded, task: Task, asked: Report, folder: Path, images: Path, console: Console
-) -> dict[str, Any]:
-    """Evaluate, write `metrics.json` and texts into `folder` and pictures into `images`, and print the report."""
+def _evaluated(loaded: Loaded, task: Task, asked: Report, folder: Path, images: Path, console: Console) -> Any:
+    """Evaluate, write `metrics.json` into `folder` and pictures into `images`, and print the report."""
+    from arcvae_cli import domains
     from arcvae_cli.evaluation.evaluate import evaluate
+    from arcvae_cli.runs import write_json
 
     evaluation = evaluate(task)
     document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **evaluation.report}
     if not task.quick:
-        console.note("pictures")
-    _write(folder, images, document, loaded, task, evaluation)
+        console.note("plots")
+    _plot_codes(images, task, evaluation)
+    domains.of(loaded.model.kind).draw(images, task, evaluation)
+    write_json(folder / "metrics.json", document)
     _show(console, loaded, evaluation.report)
     return document
 
@@ -137,78 +150,28 @@ def _training_corpus(loaded: Loaded, corpus: Corpus, data: str | None, console: 
     except InputError as error:
         if not corpus.size("train"):
             raise
-        console.warn(f"the data that the model was trained on is gone ({error.what}): the baseline is fitted to {data}")
+        console.warn(f"the training corpus is not available ({error.what}): baselines are fitted to {data}")
         return corpus
 
 
-def _write(
-    folder: Path, images: Path, document: Mapping[str, Any], loaded: Loaded, task: Task, evaluation: Evaluation
-) -> None:
-    """`metrics.json` and texts into `folder`, pictures into `images`: moved there when all are complete."""
-    import tempfile
-
+def _plot_codes(folder: Path, task: Task, evaluation: Evaluation) -> None:
+    """Scatter plots of the posterior means of the top level, by PCA and t-SNE, coloured by a value of the examples."""
     from arcvae_cli import domains
-    from arcvae_cli.files import failed
-    from arcvae_cli.runs import write_json
-
-    domain = domains.of(loaded.model.kind)
-    whose, codes = next(iter(evaluation.codes.items()))
-    shown = codes[: QUICKLY_MAPPED if task.quick else MAPPED]
-    values, name = domain.code_values(task, evaluation.indices[: len(shown)])
-    level = f"{whose} " if len(evaluation.codes) > 1 else ""
-    title = f"{level}posterior means of {len(shown):,} {domain.noun}, {task.corpus.name} {task.split}"
-    try:
-        with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as scratch_name:
-            scratch = Path(scratch_name)
-            _draw_codes(scratch, shown, values, name, title, task.seed)
-            domain.draw(scratch, task, evaluation)
-            write_json(scratch / "metrics.json", document)
-            for kind, place in (("*.png", images), ("*.txt", folder), ("metrics.json", folder)):
-                for file in scratch.glob(kind):
-                    file.replace(place / file.name)
-    except OSError as error:
-        raise failed(folder, error.strerror or str(error)) from error
-
-
-def _draw_codes(folder: Path, codes: Examples, values: Examples, name: str, title: str, seed: int) -> None:
-    """Codes (n, D) of the top level in the plane, by PCA and t-SNE, each point coloured by its value."""
     from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
     from arcvae_cli.render.plots import save_latent_scatter
 
+    domain, (level, codes) = domains.of(task.model.kind), next(iter(evaluation.codes.items()))
+    codes = codes[: QUICKLY_PLOTTED if task.quick else PLOTTED]
     if len(codes) < 3:
         return
+    values, name = domain.code_values(task, evaluation.indices[: len(codes)])
+    which = f"{level} posterior means" if len(evaluation.codes) > 1 else "posterior means"
+    title = f"{which} of {len(codes):,} {domain.noun}, {task.corpus.name} {task.split}"
     plane, shares = principal_plane(codes)
     axes = (f"first axis, {shares[0]:.0%} of the variance", f"second axis, {shares[1]:.0%}")
     save_latent_scatter(folder / "latent_space_pca.png", plane, values, name, f"PCA, {title}", axes)
-    plane = tsne_plane(codes, seed)
+    plane = tsne_plane(codes, task.seed)
     save_latent_scatter(folder / "latent_space_tsne.png", plane, values, name, f"t-SNE, {title}")
-
-
-ELBO = (
-    ("reconstruction", "elbo.reconstruction_{}", ".3f"),
-    ("KL", "elbo.kl_{}", ".3f"),
-    ("ELBO", "elbo.elbo_{}", ".3f"),
-    ("  standard error", "elbo_error", ".3f"),
-    ("-log p(x), importance-weighted <=", "importance_weighted.nll_{}", ".3f"),
-    ("  -ELBO of these examples", "importance_weighted.single_nats", ".3f"),
-    ("  draws per example", "importance_weighted.samples", ""),
-    ("  effective sample size", "importance_weighted.effective_samples_mean", ".1f"),
-    ("    at least", "importance_weighted.effective_samples_min", ".1f"),
-)
-CODE = (
-    ("active dimensions, KL > 0.05", "levels.{}.active_dims", ""),
-    ("units", "levels.{}.units", ""),
-    ("active units, Var E[z] > 0.01", "levels.{}.active_units", ""),
-    ("collapsed dimensions", "levels.{}.collapsed_share", ".0%"),
-    ("mutual information, nats (a lower bound)", "levels.{}.mutual_information.nats", ".2f"),
-    ("  its ceiling, log of the examples", "levels.{}.mutual_information.ceiling_nats", ".2f"),
-    ("reconstruction, right codes, nats", "shuffled_codes.reconstruction_nats", ".1f"),
-    ("  with codes of other examples", "shuffled_codes.shuffled_reconstruction_nats", ".1f"),
-    ("  with this level's of other examples", "shuffled_codes.levels.{}.reconstruction_nats", ".1f"),
-    ("accuracy, right codes", "shuffled_codes.accuracy", ".1%"),
-    ("  with codes of other examples", "shuffled_codes.shuffled_accuracy", ".1%"),
-    ("  with this level's of other examples", "shuffled_codes.levels.{}.accuracy", ".1%"),
-)
 
 
 def _show(console: Console, loaded: Loaded, report: Report) -> None:
@@ -224,16 +187,15 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
     console.result(Text(head, style="bold"))
     if loaded.model.attributes:
         console.result(Text("Without conditions, except for samples under a condition."))
-    for table in domain.tables(report):
-        _show_table(console, table, report)
     columns = dict(zip(domain.per, ("nats", "bits"), strict=True))
-    _show_table(console, Table("Likelihood (cross-entropy, beta 1)", columns, ELBO), report)
-    _show_table(console, Table("Code", {name: name for name in report["levels"]}, CODE), report)
+    likelihood = Table("Likelihood (cross-entropy, beta 1)", columns, ELBO)
+    latent = Table("Latent code", {name: name for name in report["levels"]}, LATENT)
+    for table in (*domain.tables(report), likelihood, latent):
+        _show_table(console, table, report)
     for name, level in report["levels"].items():
         floor = 0.0 if objective.free_bits_mode == "total" else objective.floor(name)  # of a dimension
-        for line in kl_bars(
-            name, level["kl_nats"], floor, console.out.width, cells=loaded.model.level_shapes[name][1:]
-        ):
+        cells = loaded.model.level_shapes[name][1:]
+        for line in kl_bars(name, level["kl_nats"], floor, console.out.width, cells=cells):
             console.result(line)
         console.result()
     verdict = report["verdict"]
@@ -250,15 +212,13 @@ def _show_table(console: Console, table: Table, report: Report) -> None:
 
     from arcvae_cli.console import cell
 
-    rows = []
+    rows, headed = [], any(table.columns)
     for label, key, form in table.rows:
-        values = [
-            _lookup(report, key.format(column)) for column in list(table.columns.values())[: None if "{}" in key else 1]
-        ]
+        keys = [key.format(column) for column in table.columns.values()][: None if "{}" in key else 1]
+        values = [_lookup(report, one) for one in keys]
         if any(value is not None for value in values):
             rows.append((label, *(cell(value, "," if isinstance(value, int) else form) for value in values)))
     if rows:
-        headed = any(table.columns)
         console.table(table.title, ("", *table.columns), rows, header=headed)
         if not headed:  # a table with a head ends in an empty line
             console.result()

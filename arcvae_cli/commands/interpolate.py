@@ -14,21 +14,18 @@ from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from arcvae_cli.data.corpus import Corpus
-    from arcvae_cli.evaluation.paths import PathKind
-    from arcvae_cli.models.base import VAE, Batch
 
-_END = (
+END = (
     "index in the split; or an ARC JSON file (its first grid; FILE:2 is its third); "
     "or a string of the model's grammar (string:7 where it looks like an index)"
 )
+CHOSEN = "two examples that are reconstructed well and differ much"
 
 
 def interpolate(
-    start: Annotated[str, typer.Option("--from", help=_END, rich_help_panel=reading.INPUT)],
-    end: Annotated[str, typer.Option("--to", help=_END, rich_help_panel=reading.INPUT)],
+    start: Annotated[str | None, reading.input_option("--from", help=END, show_default=CHOSEN)] = None,
+    end: Annotated[str | None, reading.input_option("--to", help="the same, of the other end")] = None,
     checkpoint: reading.CheckpointOption = "vae_best.pth",
     path: Annotated[Literal["linear", "slerp"], typer.Option(help="straight line, or great circle")] = "linear",
     steps: Annotated[int, typer.Option(min=2, max=256, help="points on the path, ends included")] = 9,
@@ -45,55 +42,54 @@ def interpolate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Walk between two examples: their posterior means, points on the path between them, decoded."""
+    """Decode a path between the posterior means of two examples.
+
+    Files go to a new folder each time; in one given by --output they are replaced.
+    """
     import numpy as np
     import torch
 
     from arcvae_cli import domains
     from arcvae_cli.console import Console
+    from arcvae_cli.evaluation.information import eval_mode
+    from arcvae_cli.evaluation.paths import between, pair_to_show
     from arcvae_cli.evaluation.priors import argmax_decode
 
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     model, domain = loaded.model, domains.of(loaded.model.kind)
-    moving = None if level == "all" else (level,)  # None: all
     if level not in ("all", *model.level_sizes):
         known = ", ".join(model.level_sizes)
         raise InputError(f"--level {level}: the latents of this model are {known}", "use --level all, or one of them")
     domain.check_decodable(loaded)
     corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
+    if start is None and end is None:
+        start, end = map(str, pair_to_show(model, corpus(), split))
+        console.note(f"--from {start} --to {end}: {CHOSEN}, of {split} in {corpus().name}")
     names, ends = [], []
     for flag, text in (("--from", start), ("--to", end)):
+        if text is None:
+            raise InputError(f"{flag}: missing", "give --from and --to, or neither")
         name, example = _indexed(text, flag, corpus, split) or domain.read_end(text, flag, loaded, console.note)
         names.append(name)
         ends.append(example)
     originals = np.stack(ends).astype(domain.dtype)
-    folder = reading.output_folder(output, loaded, "interpolations")
 
     x = torch.from_numpy(originals).long().to(next(model.parameters()).device)
-    latents = _walk(model, domain.batch(model, x), steps, path, moving, seed)
+    with eval_mode(model, seed):
+        encoded = model.encode(domain.batch(model, x), noise=False)
+        # alone, a level moves under what the others add to their priors: a map under a learned prior goes along
+        latents = {}
+        for one in encoded:
+            first, last = torch.split(one.mean if level == "all" else one.offset(), 1)
+            latents[one.name] = between(first, last if level in ("all", one.name) else first, steps, path).flatten(0, 1)
+        latents = latents if level == "all" else model.prior(steps, noise=latents)
     decoded = domain.path(loaded, argmax_decode(model, latents).numpy().astype(domain.dtype), originals, console.note)
     asked = {"from": names[0], "to": names[1], "path": path, "level": level, "steps": steps}
     title = f"{path} path of {steps} from {names[0]} to {names[1]}{'' if level == 'all' else f', {level} level'}"
     arrays = {"originals": originals, **{f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}}
-    reading.write_decoded(console, loaded, decoded, folder, "interpolation", asked, arrays, title)
-
-
-def _walk(
-    model: VAE, batch: Batch, steps: int, path: PathKind, moving: tuple[str, ...] | None, seed: int
-) -> dict[str, Tensor]:
-    """Latents (steps, *shape) by level on the path between the codes of the two examples of a batch."""
-    from arcvae_cli.evaluation.information import eval_mode
-    from arcvae_cli.evaluation.paths import walk
-
-    with eval_mode(model, seed):
-        encoded = model.encode(batch, noise=False)
-        # alone, a level moves under what the others add to their priors: a map under a learned prior goes along
-        points = {one.name: one.mean if moving is None else one.offset() for one in encoded}
-        first, last = ({name: point[row : row + 1] for name, point in points.items()} for row in (0, 1))
-        latents = walk(first, last, steps, path, moving)
-        latents = {name: value.flatten(0, 1) for name, value in latents.items()}
-        return latents if moving is None else model.prior(steps, noise=latents)
+    places = ("interpolations", "interpolation")
+    reading.write_decoded(console, loaded, decoded, output, places, asked, arrays, title)
 
 
 def _indexed(text: str, flag: str, corpus: Callable[[], Corpus], split: str) -> tuple[str, Any] | None:

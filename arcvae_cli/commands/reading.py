@@ -1,24 +1,26 @@
-"""What the commands that read a checkpoint share: options, the checkpoint, its corpus, a folder to write to."""
+"""Shared by the commands that read a checkpoint: options, opening checkpoint and corpus, writing output."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.commands.options import OUTPUT
+from arcvae_cli.commands.options import OUTPUT, complete
 from arcvae_cli.errors import InputError
-from arcvae_cli.files import atomic_write, expanded, usable_folder
+from arcvae_cli.files import atomic_write, exists, expanded, is_file, usable_folder
+from arcvae_cli.runs import all_runs, held, read_status
 from arcvae_cli.settings import CORPORA, DataSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from concurrent.futures import Future
 
     import torch
@@ -35,41 +37,41 @@ INPUT = "Input"  # a panel of the help
 
 def _device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise typer.BadParameter(f"{name!r} is none of auto, cpu, cuda, cuda:1, mps")
+        raise typer.BadParameter(f"{name!r}: expected auto, cpu, cuda, cuda:1 or mps")
     return name
 
 
+input_option: Any = partial(typer.Option, rich_help_panel=INPUT)
 CheckpointOption = Annotated[
-    str, typer.Option(help="file, run folder, run's name, or name of a file of the latest run", rich_help_panel=INPUT)
-]
-RunsOption = Annotated[Path, typer.Option("--runs-dir", help="where runs lie", rich_help_panel=INPUT)]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        help=f"{', '.join(CORPORA)}, or a path", show_default="what the model was trained on", rich_help_panel=INPUT
+    str,
+    input_option(
+        help="checkpoint file, run folder, run name, or file name in the latest run",
+        autocompletion=complete(lambda: [path.name for path in all_runs(Path("runs"))]),
     ),
 ]
+RunsOption = Annotated[Path, input_option("--runs-dir", help="folder of the runs")]
+DATA_HELP = f"{', '.join(CORPORA)}, or a path"
+DataOption = Annotated[str | None, input_option(help=DATA_HELP, show_default="the model's training corpus")]
 SplitName = Literal["train", "val", "test"]
-SplitOption = Annotated[SplitName, typer.Option(help="of the examples", rich_help_panel=INPUT)]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="of all that is drawn at random")]
+SplitOption = Annotated[SplitName, input_option(help="split of the examples")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed")]
 DeviceOption = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:1, mps")]
-OutputOption = Annotated[
-    Path | None, typer.Option(help="folder", show_default="in the run's folder, or here", rich_help_panel=OUTPUT)
-]
+FOLDER = "a folder in the run folder, or here"
+OutputOption = Annotated[Path | None, typer.Option(help="folder", show_default=FOLDER, rich_help_panel=OUTPUT)]
 
 
 @contextmanager
 def importing() -> Iterator[None]:
     """Import PyTorch without garbage collection, then or later: a third of its import time."""
-    first, on = "torch" not in sys.modules, gc.isenabled()
+    if "torch" in sys.modules:
+        yield
+        return
     gc.disable()
     try:
         yield
+        gc.freeze()
     finally:
-        if first:
-            gc.freeze()
-        if on:
-            gc.enable()
+        gc.enable()
 
 
 def open_device(name: str) -> torch.device:
@@ -83,14 +85,18 @@ def open_device(name: str) -> torch.device:
 
 
 def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) -> Loaded:
-    """The model of `--checkpoint`, on the device, with a note if the name was looked up."""
+    """The model of `--checkpoint`, on the device; warns if its run has not finished."""
     with importing():
         from arcvae_cli.checkpoints import find_checkpoint, load
 
     path, note = find_checkpoint(checkpoint, runs)
     if note:
         console.note(note)
-    return load(path, open_device(device))
+    loaded = load(path, open_device(device))
+    if (run := loaded.run) and (status := read_status(run)) and status.state != "finished":
+        state = "killed" if status.state == "running" and not held(run) else status.state
+        console.warn(f"run {run.name}: {state} at epoch {status.epoch} of {status.epochs}")
+    return loaded
 
 
 def open_examples(loaded: Loaded, data: str | None, split: str, console: Console) -> Corpus:
@@ -102,12 +108,11 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         files = dict.fromkeys(("path", "grammar", "input", "prod", "masks", "pad_id", "limit"))
         chosen = {"name": data} if data in CORPORA else {"path": expanded(Path(data))}
         settings = settings.model_copy(update={**files, **chosen})
-    place = next(loaded.model.parameters()).device
-    domain = domains.of(loaded.model.kind)
-    corpus = open_named(settings, place, (split,), console, fit_of(loaded))
+    domain, device = domains.of(loaded.model.kind), next(loaded.model.parameters()).device
+    corpus = open_named(settings, device, (split,), console, fit_of(loaded))
     if corpus.kind != domain.kind:
-        holds = domains.of(corpus.kind).noun
-        raise InputError(f"{corpus.name}: holds {holds}, and this model is of {domain.noun}", "give other --data")
+        found = domains.of(corpus.kind).noun
+        raise InputError(f"{corpus.name}: contains {found}, the model needs {domain.noun}", "give other --data")
     return corpus
 
 
@@ -133,7 +138,7 @@ def open_named(
         corpus = open_corpus(data, device, needs, *fit, arrays=begun.result())
     else:
         if unbuilt(data):
-            console.note(f"building {corpus_name(data)}: some seconds, this once")
+            console.note(f"building {corpus_name(data)} (once, some seconds)")
         with console.counting("parsing") as tell:
             corpus = open_corpus(data, device, needs, *fit, tell, console.note)
     for note in corpus.notes:
@@ -143,23 +148,11 @@ def open_named(
 
 def begin_reading(data: DataSettings) -> Future[Dataset] | None:
     """Read a corpus in a thread while PyTorch is imported; None for one that has to be built, which prints progress."""
-    from concurrent.futures import Future
-    from threading import Thread
+    from concurrent.futures import ThreadPoolExecutor
 
     from arcvae_cli.data.corpora import load_arrays
 
-    if unbuilt(data):
-        return None
-    found: Future[Dataset] = Future()
-
-    def read() -> None:
-        try:
-            found.set_result(load_arrays(data))
-        except BaseException as error:  # raised where the result is asked for
-            found.set_exception(error)
-
-    Thread(target=read, name="reading the corpus", daemon=True).start()
-    return found
+    return None if unbuilt(data) else ThreadPoolExecutor(1).submit(load_arrays, data)
 
 
 def unbuilt(data: DataSettings) -> bool:
@@ -167,40 +160,48 @@ def unbuilt(data: DataSettings) -> bool:
     from arcvae_cli.data.corpora import cache_path
 
     cached = cache_path(data)
-    return cached is not None and not cached.is_file()
+    return cached is not None and not is_file(cached)
 
 
-def output_folder(output: Path | None, loaded: Loaded, name: str) -> Path:
-    """`--output`, created: by default the folder `name` in the checkpoint's run, or here if it has none."""
-    return usable_folder(output or (loaded.run or Path()) / name, "--output")
+def output_folder(output: Path | None, loaded: Loaded, name: str, new: bool = False) -> Path:
+    """`--output`, created: by default the folder `name` in the checkpoint's run, or here if it has none.
+
+    A `new` default folder is numbered, `name-2` and so on, if there is one already.
+    """
+    folder = output or (loaded.run or Path()) / name
+    if new and output is None:
+        numbered = (folder.with_name(f"{name}-{number}") for number in itertools.count(2))
+        folder = next(path for path in itertools.chain([folder], numbered) if not exists(path))
+    return usable_folder(folder, "--output")
 
 
 def write_decoded(
     console: Console,
     loaded: Loaded,
     decoded: Decoded,
-    folder: Path,
-    stem: str,
+    output: Path | None,
+    names: tuple[str, str],
     document: Mapping[str, Any],
     arrays: Mapping[str, Any],
     title: str,
-    alone: bool = False,
 ) -> None:
-    """Write decoded samples or a path to the files `stem` of the folder, and print them; off a terminal `alone`."""
+    """Write decoded samples or a path to files, and print them. `names`: of the default folder and of the files."""
     import numpy as np
     from rich.text import Text
 
     from arcvae_cli import domains
     from arcvae_cli.domains.base import title_of
 
-    domain = domains.of(loaded.model.kind)
-    files = {kind: folder / f"{stem}.{kind}" for kind in domain.formats}
+    domain, folder = domains.of(loaded.model.kind), output_folder(output, loaded, names[0], new=True)
+    files = {kind: folder / f"{names[1]}.{kind}" for kind in domain.formats}
+    done = "replaced" if any(map(exists, files.values())) else "wrote"
     origin = {"checkpoint": str(loaded.path), "epoch": loaded.epoch}
     document = {**origin, **document, "files": {kind: str(file) for kind, file in files.items()}, **decoded.facts}
     with atomic_write(files["npz"]) as temporary, temporary.open("wb") as file:  # a name would be given another suffix
         np.savez_compressed(file, **decoded.arrays, **arrays)
     domain.write(files, decoded, document, f"{title}, {title_of(loaded)}")
     domain.show(console, decoded)
-    (console.note if alone and console.piped else console.result)(Text(f"{title}: {decoded.summary}"))
-    console.note(f"wrote {', '.join(file.name for file in files.values())} to {folder}")
+    alone = names[1] == "samples" and domain.plain and console.piped  # a pipe gets strings and nothing else
+    (console.note if alone else console.result)(Text(f"{title}: {decoded.summary}"))
+    console.note(f"{done} {', '.join(file.name for file in files.values())} in {folder}")
     console.json(document)

@@ -37,7 +37,6 @@ from arcvae_cli.evaluation.information import (
     eval_mode,
     nats,
     posterior_means,
-    samples_of,
     to_float64,
 )
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
@@ -45,7 +44,7 @@ from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
 from arcvae_cli.evaluation.samples import blank_share, score_samples
 from arcvae_cli.evaluation.verdict import Advice, Target
 from arcvae_cli.files import exists, expanded
-from arcvae_cli.models.base import VAE, Batch, Output
+from arcvae_cli.models.base import VAE, Batch, Output, samples_of
 from arcvae_cli.objective import ACTIVE_KL
 
 if TYPE_CHECKING:
@@ -254,8 +253,9 @@ class GridDomain(Domain):
         return f"{state}; {result}"
 
     def tables(self, report: Report) -> Iterator[Table]:
-        model = {"model": "posterior_mean", "code drawn": "posterior_sample", "all black": "all_black", "PCA": "pca"}
-        yield Table("Reconstruction", model, SCORES)
+        model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample"}
+        model |= {"all black": "all_black", "PCA": "pca"}
+        yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", model, SCORES)
         yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
         yield Table("Interpolation", {"": ""}, PATH_SCORES)
         samples = {"samples": "prior_samples", "training": "training_grids"}
@@ -426,7 +426,7 @@ def _grids(task: Task, indices: Any) -> Any:
 
 
 def _satisfied(grids: Examples, given: Mapping[str, int]) -> Examples:
-    return conditions.obeys(conditions.attributes(grids), given)
+    return conditions.satisfies(conditions.attributes(grids), given)
 
 
 def skill(accuracy: float, *baselines: float) -> float | None:

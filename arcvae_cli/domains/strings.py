@@ -287,8 +287,8 @@ class StringDomain(Domain):
         return f"{state}; {result}"
 
     def tables(self, report: Report) -> Iterator[Table]:
-        model = {"model": "posterior_mean", "code drawn": "posterior_sample", "rule frequencies": "frequencies"}
-        yield Table("Reconstruction", model, SCORES)
+        model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", "frequencies": "frequencies"}
+        yield Table("Reconstruction at the posterior mean, at a posterior sample, baseline", model, SCORES)
         yield Table("Nats of a derivation", {"": ""}, LIKELIHOOD)
         yield Table("Interpolation", {"": ""}, PATH_SCORES)
         priors = {"N(0, I)": "standard", "fitted": "aggregate"}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from arcvae_cli.conditions import Values, attributes, encode, obeys, parse
+from arcvae_cli.conditions import Values, attributes, encode, parse, satisfies
 from arcvae_cli.evaluation.information import eval_mode
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
 from arcvae_cli.evaluation.samples import first_of_each
@@ -42,17 +42,17 @@ def condition_accuracy(
         for text in asked:
             given = parse(text.split())
             (values, counted), (unaided, counted_unaided) = _draw(model, samples, encode(given, samples))
-            satisfied, free = obeys(values, given), obeys(baseline, given)
+            satisfied, free = satisfies(values, given), satisfies(baseline, given)
             rows.append(
                 {
                     "asked": text,
                     "obeying": float(satisfied.mean()),
                     "counted": int(counted.sum()),
                     "counted_obeying": _share(satisfied[counted]),
-                    "unaided_obeying": _share(obeys(unaided, given)[counted_unaided]),
+                    "unaided_obeying": _share(satisfies(unaided, given)[counted_unaided]),
                     "baseline_obeying": float(free.mean()),
                     "baseline_counted_obeying": _share(free[kept]),
-                    "data": float(obeys(data, given).mean()),
+                    "data": float(satisfies(data, given).mean()),
                 }
             )
     return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}

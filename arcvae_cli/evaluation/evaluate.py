@@ -1,4 +1,4 @@
-"""The evaluation of a model of any kind: reconstruction beside baselines, the code, samples, a verdict."""
+"""The evaluation of a model of any kind: reconstruction beside baselines, latent code, samples, verdict."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def evaluate(task: Task) -> Evaluation:
     domain = domains.of(model.kind)
     task.trained = task.trained or corpus
     if not task.trained.size("train"):
-        raise InputError(
-            f"{task.trained.name}: no training {domain.noun} for the baseline", "give a corpus with a training split"
-        )
+        what = f"{task.trained.name}: no training {domain.noun} for the baseline"
+        raise InputError(what, "give a corpus with a training split")
     most, many_passes, size = domain.limits(task)
     task.indices = indices = choose(corpus, split, most, seed)
     task.few = few = indices[:many_passes]
@@ -51,7 +50,7 @@ def evaluate(task: Task) -> Evaluation:
     codes, means, found, errors, own = domain.reconstruct(task)
     elbo = codes.elbo()
     if not math.isfinite(elbo["elbo_nats"]):
-        raise ArcvaeError("the model's output is not finite", "evaluate an earlier checkpoint: these weights are bad")
+        raise ArcvaeError("the model's output is not finite (NaN or inf)", "evaluate an earlier checkpoint")
     examples = 0 if quick else MUTUAL_INFORMATION_EXAMPLES
     levels = {name: measures(level, examples) for name, level in codes.levels.items()}
 
@@ -62,8 +61,7 @@ def evaluate(task: Task) -> Evaluation:
         shuffled = shuffled_codes(model, corpus, split, few, own_codes, own, size)
     if task.iwae_samples:
         chosen = indices[: task.iwae_examples]
-        of = f"{task.iwae_samples} draws for each of {len(chosen):,} {domain.noun}"
-        task.note(f"importance-weighted likelihood: {of}")
+        task.note(f"importance-weighted bound: {task.iwae_samples} samples for each of {len(chosen):,} {domain.noun}")
         weighted = importance_weighted(model, corpus, split, chosen, task.iwae_samples, seed, size)
 
     report = {

@@ -24,6 +24,8 @@ ACTIVE_VARIANCE = 0.01  # of the posterior mean of an active unit over the data 
 COLLAPSE_DELTA = 0.01  # collapsed: KL under `ACTIVE_KL` for at least 1 - delta of the data (Lucas et al. 2019)
 CEILING_SHARE = 0.95  # of log N, above which a mutual information is reported as a lower bound
 
+CROSS_ENTROPY = Objective(ObjectiveSettings())  # not the training objective
+
 
 @contextmanager
 def eval_mode(model: VAE, seed: int) -> Iterator[torch.device]:
@@ -41,7 +43,7 @@ def eval_mode(model: VAE, seed: int) -> Iterator[torch.device]:
 
 
 def batch_size(length: int, device: torch.device | None = None) -> int:
-    """Derivations of `length` steps per forward pass, on the CPU if `device` is None. No drawn number depends on it."""
+    """Derivations of `length` steps per forward pass, on the CPU if `device` is None; drawn numbers do not change."""
     if device is not None and device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         return max(64, min(CUDA_STEPS, memory // CUDA_SHARE) // length)
@@ -50,9 +52,7 @@ def batch_size(length: int, device: torch.device | None = None) -> int:
 
 def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
     """Indices of `count` examples of a split (all, if fewer or None), in a seeded random order."""
-    size = corpus.size(split)
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    return order if count is None else order[:count]
+    return torch.randperm(corpus.size(split), generator=torch.Generator().manual_seed(seed))[:count]
 
 
 def batches(
@@ -63,8 +63,8 @@ def batches(
     for start in range(0, len(indices), size):  # torch.split would yield an empty batch for no examples
         batch = corpus.batch(split, indices[start : start + size].to(device))
         if steps is not None and batch.valid is not None:
-            most = int(steps[start : start + size].max())
-            batch = Batch(batch.x[:, :most], batch.valid[:, :most])
+            longest = int(steps[start : start + size].max())
+            batch = Batch(batch.x[:, :longest], batch.valid[:, :longest])
         yield batch
 
 
@@ -72,12 +72,9 @@ def lengths(corpus: Corpus, split: str, indices: Tensor) -> Tensor | None:
     """(n,) rules of the derivations at `indices` (n,), on the CPU; None for examples without padding."""
     if corpus.rules is None:
         return None
-    counts = [torch.zeros(0, dtype=torch.int64)]
-    for part in torch.split(indices.to(corpus.device), 2**14):
-        valid = corpus.batch(split, part).valid
-        assert valid is not None, "derivations have padding"
-        counts.append(valid.sum(dim=1).cpu())
-    return torch.cat(counts)
+    parts = torch.split(indices.to(corpus.device), 2**14) if len(indices) else ()
+    counts = [corpus.batch(split, part).counted().cpu() for part in parts]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *counts])
 
 
 def longest_first(corpus: Corpus, split: str, indices: Tensor) -> Tensor:
@@ -92,43 +89,31 @@ def to_float64(values: Tensor) -> Tensor:
 
 
 def nats(logits: Tensor, batch: Batch) -> Tensor:
-    """(B,) -log p(x|z) by cross-entropy, whatever the training objective."""
-    return _CROSS_ENTROPY.reconstruction(logits, batch)
-
-
-_CROSS_ENTROPY = Objective(ObjectiveSettings())
+    """(B,) -log p(x|z) by cross-entropy."""
+    return CROSS_ENTROPY.reconstruction(logits, batch)
 
 
 def log_ratio(levels: tuple[Level, ...]) -> Tensor:
     """(B,) sum over levels of log p(sample) - log q(sample|x), in float64, since the two nearly cancel."""
     totals = []
     for level in levels:
-        sample, mean, logvar = (to_float64(tensor).flatten(1) for tensor in (level.sample, level.mean, level.logvar))
-        if level.prior_mean is None or level.prior_logvar is None:
-            prior = gaussians.standard_log_density(sample)
-        else:
-            parameters = (to_float64(tensor).flatten(1) for tensor in (level.prior_mean, level.prior_logvar))
-            prior = gaussians.log_density(sample, *parameters)
-        totals.append((prior - gaussians.log_density(sample, mean, logvar)).sum(dim=1))
+        parts = (level.sample, level.mean, level.logvar, *level.prior)
+        sample, mean, logvar, *prior = (to_float64(part).flatten(1) for part in parts)
+        totals.append((gaussians.log_density(sample, *prior) - gaussians.log_density(sample, mean, logvar)).sum(dim=1))
     return torch.stack(totals).sum(dim=0)
 
 
 def outputs(model: VAE, batch: Batch, draws: int) -> Iterator[Output]:
     """Outputs for `draws` posterior samples of a batch; a single level, which depends on no sample, is encoded once."""
     output: Output = model(batch)
+    level, *lower = output.levels
     yield output
     for _ in range(draws - 1):
-        if len(output.levels) > 1:
+        if lower:
             yield model(batch)
         else:
-            level = output.levels[0]
-            levels = (replace(level, sample=gaussians.sample(level.mean, level.logvar)),)
-            yield Output(model.logits_for(samples_of(levels), batch), levels)
-
-
-def samples_of(levels: tuple[Level, ...]) -> dict[str, Tensor]:
-    """The sample of each level, by its name."""
-    return {level.name: level.sample for level in levels}
+            sample = gaussians.sample(level.mean, level.logvar)
+            yield Output(model.logits_for({level.name: sample}, batch), (replace(level, sample=sample),))
 
 
 def posterior_means(
@@ -149,14 +134,13 @@ class Codes(NamedTuple):
 
     @classmethod
     def of(cls, passes: Iterable[tuple[Batch, Output]]) -> Codes:
-        parts: dict[str, list[Level]] = {}
-        costs, positions = [], []
+        levels, costs, positions = [], [], []
         for batch, output in passes:
+            levels.append(output.levels)
             costs.append(nats(output.logits, batch))
-            positions.append(_valid_positions(batch))
-            for level in output.levels:
-                parts.setdefault(level.name, []).append(level)
-        return cls({name: joined(some) for name, some in parts.items()}, torch.cat(costs), torch.cat(positions))
+            positions.append(batch.counted())
+        by_name = {some[0].name: joined(some) for some in zip(*levels, strict=True)}
+        return cls(by_name, torch.cat(costs), torch.cat(positions))
 
     def elbo(self) -> dict[str, Any]:
         """One-sample estimate at beta 1: -ELBO = reconstruction + KL. Bits are per valid position."""
@@ -183,11 +167,9 @@ class Codes(NamedTuple):
 
 def joined(levels: Sequence[Level], order: Tensor | None = None) -> Level:
     """The levels of several batches as one, their examples in another `order` (n,) if given."""
-    values: dict[str, Tensor] = {}
-    for name in (one.name for one in fields(Level) if one.name != "name" and getattr(levels[0], one.name) is not None):
-        value = torch.cat([getattr(level, name) for level in levels])
-        values[name] = value if order is None else value[order]
-    return Level(levels[0].name, **values)
+    names = [field.name for field in fields(Level)[1:] if getattr(levels[0], field.name) is not None]
+    values = {name: torch.cat([getattr(level, name) for level in levels]) for name in names}
+    return Level(levels[0].name, **{name: value if order is None else value[order] for name, value in values.items()})
 
 
 def measures(level: Level, examples: int) -> dict[str, Any]:
@@ -196,21 +178,21 @@ def measures(level: Level, examples: int) -> dict[str, Any]:
     `kl_nats`: of each group (a dimension of a vector, a channel of a map), of the density that codes are sampled from;
     `active_dims` and `collapsed_share` use the KL that is trained. `cells_nats`: of each cell of a map.
     """
-    kl, trained, maps = to_float64(level.elbo_kl), to_float64(level.kl), level.map()
+    kl, trained, cells = to_float64(level.elbo_kl), to_float64(level.kl), level.map()
     information = None
     if level.prior_mean is None and min(len(kl), examples) > 1:
         sample, mean, logvar = (part[:examples].flatten(1) for part in (level.sample, level.mean, level.logvar))
         information = mutual_information(sample, mean, logvar)
-    means = level.mean.flatten(1).cpu()
-    asleep = (trained < ACTIVE_KL).double().mean(dim=0)  # share of the examples
+    means = level.mean.flatten(1).cpu().double()
+    small = (trained < ACTIVE_KL).double().mean(dim=0)  # share of the examples
     return {
         "kl_nats": kl.mean(dim=0).tolist(),
         "active_dims": int((trained.mean(dim=0) > ACTIVE_KL).sum()),
         "units": means.shape[1],
-        "active_units": int((means.double().var(dim=0, correction=0) > ACTIVE_VARIANCE).sum()),
-        "collapsed_share": (asleep >= 1.0 - COLLAPSE_DELTA).double().mean().item(),
+        "active_units": int((means.var(dim=0, correction=0) > ACTIVE_VARIANCE).sum()),
+        "collapsed_share": (small >= 1.0 - COLLAPSE_DELTA).double().mean().item(),
         "mutual_information": information,
-        "cells_nats": None if maps is None else to_float64(maps.float()).mean(dim=0).tolist(),
+        "cells_nats": None if cells is None else to_float64(cells.float()).mean(dim=0).tolist(),
     }
 
 
@@ -221,12 +203,6 @@ def standard_error(values: Tensor) -> float:
 
 def _mean(values: Tensor) -> float:
     return to_float64(values).mean().item()
-
-
-def _valid_positions(batch: Batch) -> Tensor:
-    if batch.valid is None:
-        return torch.full((len(batch.x),), float(batch.x[0].numel()), device=batch.x.device)
-    return batch.valid.flatten(1).sum(dim=1)
 
 
 def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 128) -> dict[str, Any]:
@@ -263,31 +239,29 @@ def importance_weighted(
     Effective sample size of the normalised weights: (sum w)^2 / sum w^2; far below `draws`, the bound is loose.
     `single_nats`: the bound that the same draws give one by one, the -ELBO of these examples.
     """
-    log_likelihood, single, effective, positions = [], [], [], []
+    rows = []
     with eval_mode(model, seed) as device:
         for batch in batches(corpus, split, indices[longest_first(corpus, split, indices)], device, size):
-            valid = _valid_positions(batch)
-            first = torch.full_like(to_float64(valid), -math.inf)  # log of the sum of weights, and of their squares
+            positions = to_float64(batch.counted())
+            first = torch.full_like(positions, -math.inf)  # log of the sum of weights, and of their squares
             second, total = first.clone(), torch.zeros_like(first)
             for output in outputs(model, batch, draws):
                 weight = log_ratio(output.levels) - to_float64(nats(output.logits, batch))
                 first = torch.logaddexp(first, weight)
                 second = torch.logaddexp(second, 2.0 * weight)
                 total += weight
-            log_likelihood.append(first - math.log(draws))
-            single.append(total / draws)
-            effective.append((2.0 * first - second).exp())
-            positions.append(valid)
-    nll = -_mean(torch.cat(log_likelihood))
-    sizes = torch.cat(effective)
+            effective = (2.0 * first - second).exp()
+            rows.append(torch.stack([math.log(draws) - first, -total / draws, effective, positions]))
+    everything = torch.cat(rows, dim=1)
+    nll, single, effective_mean, positions_mean = everything.mean(dim=1).tolist()
     return {
         "examples": len(indices),
         "samples": draws,
         "nll_nats": nll,
-        "nll_bits": nll / (_mean(torch.cat(positions)) * math.log(2.0)),
-        "single_nats": -_mean(torch.cat(single)),
-        "effective_samples_mean": sizes.mean().item(),
-        "effective_samples_min": sizes.min().item(),
+        "nll_bits": nll / (positions_mean * math.log(2.0)),
+        "single_nats": single,
+        "effective_samples_mean": effective_mean,
+        "effective_samples_min": everything[2].min().item(),
     }
 
 
@@ -308,20 +282,21 @@ def shuffled_codes(
     """
     names = tuple(model.level_shapes)
     moved = [names, *((name,) for name in names if len(names) > 1)]
-    parted = {name: torch.split(code, BATCH_SIZE) for name, code in means.items()}
-    others = {name: torch.cat([part.roll(1, dims=0) for part in parts]) for name, parts in parted.items()}
+    others = {
+        name: torch.cat([part.roll(1, dims=0) for part in torch.split(code, BATCH_SIZE)])
+        for name, code in means.items()
+    }
     order = longest_first(corpus, split, indices)
     sums: list[Tensor] = []  # of each batch, by rotation: nats, correct positions, valid positions
     with eval_mode(model, 0) as device:
-        parts = torch.split(order, size)
-        for part, batch in zip(parts, batches(corpus, split, indices[order], device, size), strict=True):
-            place, valid = part.to(device), _valid_positions(batch).sum()
+        together = batches(corpus, split, indices[order], device, size)
+        for part, batch in zip(torch.split(order.to(device), size), together, strict=True):
             for rotated in moved:
-                mixed = {name: (others if name in rotated else means)[name][place] for name in names}
+                mixed = {name: (others if name in rotated else means)[name][part] for name in names}
                 logits = model.logits_for(mixed, batch)
                 right = logits.argmax(dim=1) == batch.x
                 correct = (right if batch.valid is None else right & batch.valid).sum()
-                sums.append(torch.stack([nats(logits, batch).sum(), correct, valid]))
+                sums.append(torch.stack([nats(logits, batch).sum(), correct, batch.counted().sum()]))
     totals = to_float64(torch.stack(sums)).view(-1, len(moved), 3).sum(dim=0).tolist()
     (cost, accuracy), *alone = [(total / len(indices), hits / valid) for total, hits, valid in totals]
     return {

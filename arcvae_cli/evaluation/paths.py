@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from arcvae_cli.data.corpus import Corpus
-from arcvae_cli.evaluation.information import BATCH_SIZE, eval_mode
+from arcvae_cli.errors import InputError
+from arcvae_cli.evaluation.information import choose, eval_mode, posterior_means
+from arcvae_cli.evaluation.priors import argmax_decode
 from arcvae_cli.models.base import VAE
 
 PathKind = Literal["linear", "slerp"]
+CANDIDATES, BEST = 500, 8  # examples that `pair_to_show` looks at, and of these the best reconstructed ones
+_TINY = 1e-30
 
 
-def walk(
-    start: Mapping[str, Tensor],
-    end: Mapping[str, Tensor],
-    steps: int,
-    kind: PathKind = "linear",
-    levels: Collection[str] | None = None,
-) -> dict[str, Tensor]:
-    """(steps, B, *shape) by level from `start` to `end`, (B, *shape) by level; only `levels` (None for all) move."""
-    return {
-        name: between(value, end[name], steps, kind)
-        if levels is None or name in levels
-        else value.expand(steps, *value.shape)
-        for name, value in start.items()
-    }
-
-
-def between(start: Tensor, end: Tensor, steps: int, kind: PathKind) -> Tensor:
+def between(start: Tensor, end: Tensor, steps: int, kind: PathKind = "linear") -> Tensor:
     """(steps, B, *shape) evenly spaced points between each pair of (B, *shape), which the path meets exactly.
 
     `slerp`: directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly; a line where
@@ -44,7 +31,7 @@ def between(start: Tensor, end: Tensor, steps: int, kind: PathKind) -> Tensor:
     if kind == "slerp":
         length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
         u, v = a / length_a.clamp_min(_TINY), b / length_b.clamp_min(_TINY)
-        # Kahan's formula: exact to rounding for small angles too, where acos of the product is not.
+        # Kahan's formula: exact to rounding for small angles too, where acos of the product is not
         angle = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
         sine = angle.sin()
         direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / sine.clamp_min(_TINY)
@@ -55,24 +42,41 @@ def between(start: Tensor, end: Tensor, steps: int, kind: PathKind) -> Tensor:
     return path
 
 
-_TINY = 1e-30
-
-
 def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int) -> Tensor:
     """Straight paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
     pairs = len(indices) // 2
-    found = []
+    means = posterior_means(model, corpus, split, indices[: 2 * pairs])
+    path = {name: between(code[:pairs], code[pairs:], steps) for name, code in means.items()}
+    with eval_mode(model, 0):
+        points = [{name: codes[step] for name, codes in path.items()} for step in range(steps)]
+        return torch.stack([argmax_decode(model, point) for point in points])
+
+
+def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
+    """Two examples of a split that make a telling path: well reconstructed, different, not blank half-way between.
+
+    Always the same ones, among those with at least median content. InputError if there are fewer than two examples.
+    """
+    indices = choose(corpus, split, CANDIDATES, 0).sort().values
+    if len(indices) < 2:
+        raise InputError(f"{corpus.name}: fewer than two {split} examples", "give another --split or --data")
+    means = posterior_means(model, corpus, split, indices)
+    empty = corpus.background if corpus.rules is None else corpus.rules.padding
     with eval_mode(model, 0) as device:
-        for start in range(0, pairs, BATCH_SIZE):
-            stop = min(start + BATCH_SIZE, pairs)
-            first, second = (
-                {level.name: level.mean for level in model.encode(corpus.batch(split, half.to(device)), noise=False)}
-                for half in (indices[start:stop], indices[pairs + start : pairs + stop])
-            )
-            path = walk(first, second, steps)
-            points = [{name: codes[step] for name, codes in path.items()} for step in range(steps)]
-            found.append(torch.stack([model.argmax_decode(model.decode(point)).cpu() for point in points]))
-    return torch.cat(found, dim=1)
+        x = corpus.batch(split, indices.to(device)).x.flatten(1)
+        decoded = model.argmax_decode(model.decode(means)).flatten(1)
+        content = (x != empty).sum(dim=1)
+        counted = (x != empty) | (decoded != empty)
+        right = ((x == decoded) & counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+        most = max(2, min(BEST, len(indices) // 4))
+        best = (right * (content >= content.median())).argsort(descending=True, stable=True)[:most]
+        one, other = best[torch.triu_indices(len(best), len(best), 1, device=device)]
+        halfway = model.argmax_decode(
+            model.decode({name: (code[one] + code[other]) / 2 for name, code in means.items()})
+        )
+        visible = (halfway.flatten(1) != empty).any(dim=1)
+        pair = ((decoded[one] != decoded[other]).sum(dim=1) * visible).argmax()
+    return int(indices[one[pair]]), int(indices[other[pair]])
 
 
 def smoothness(decoded: Tensor) -> dict[str, Any]:
@@ -99,12 +103,9 @@ def smoothness(decoded: Tensor) -> dict[str, Any]:
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """The fewest insertions, deletions and substitutions from one sequence to the other (Levenshtein 1966)."""
-    numbers = {element: number for number, element in enumerate(dict.fromkeys([*a, *b]))}
-    other = np.array([numbers[element] for element in b], np.int64)
-    place = np.arange(len(b) + 1)
-    row = place
-    for count, element in enumerate(a, 1):  # row[j]: from the first elements of a to the first j of b
-        substituted = np.minimum(row[1:] + 1, row[:-1] + (other != numbers[element]))
-        reached = np.concatenate([[count], substituted])
-        row = np.minimum.accumulate(reached - place) + place  # an insertion costs one more than the place before
-    return int(row[-1])
+    row = list(range(len(b) + 1))  # row[j]: from the first elements of a to the first j of b
+    for count, element in enumerate(a, 1):
+        above, row = row, [count]
+        for place, other in enumerate(b, 1):
+            row.append(min(above[place] + 1, row[-1] + 1, above[place - 1] + (element != other)))
+    return row[-1]

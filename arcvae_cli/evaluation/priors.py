@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.evaluation.information import BATCH_SIZE
-from arcvae_cli.models.base import VAE
+from arcvae_cli.models.base import VAE, Latents
 
 Codes = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ class Mixture:
 
 
 def fit_prior(
-    kind: Literal["aggregate", "gmm"], latents: Mapping[str, Tensor], seed: int, components: Sequence[int] = COMPONENTS
+    kind: Literal["aggregate", "gmm"], latents: Latents, seed: int, components: Sequence[int] = COMPONENTS
 ) -> Mixture:
     """One Gaussian or a mixture for (n >= 2, *shape) samples by level; a held-out fifth decides on their number."""
     codes: Codes = torch.cat([value.flatten(1).cpu().double() for value in latents.values()], dim=1).numpy()
@@ -93,7 +93,7 @@ def draw_prior(
     n: int,
     temperature: float = 1.0,
     conditions: Tensor | None = None,
-    noise: Mapping[str, Tensor] | None = None,
+    noise: Latents | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> dict[str, Tensor]:
     """(n, *shape) draws by level from the model's own prior; `conditions` (n, A) int64, `noise` is drawn if None."""
@@ -109,7 +109,7 @@ def draw_prior(
 
 def argmax_decode(
     model: VAE,
-    latents: Mapping[str, Tensor],
+    latents: Latents,
     conditions: Tensor | None = None,
     batch_size: int = BATCH_SIZE,
     constrained: bool = True,

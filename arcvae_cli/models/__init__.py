@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grammar import GrammarVAE, Structure
 from arcvae_cli.models.grid import GridVAE
 from arcvae_cli.models.hierarchical import HierarchicalVAE
-from arcvae_cli.settings import GrammarSettings, ModelSettings
+from arcvae_cli.settings import ModelSettings
 
-MODELS: dict[str, Callable[[Any], VAE]] = {"grid": GridVAE, "hierarchical": HierarchicalVAE}
-"""The models of grids, by name; the grammar model needs a structure."""
+MODELS: dict[str, Callable[..., VAE]] = {"grid": GridVAE, "hierarchical": HierarchicalVAE, "grammar": GrammarVAE}
 
 
 def build_model(settings: ModelSettings, structure: Structure | None = None) -> VAE:
     """The model that the settings describe, freshly initialised from torch's default generator.
 
-    `structure`: of the derivations that a grammar model is made for, which it cannot do without. InputError where they
-    do not fit together.
+    `structure`: of the derivations that a model of strings is made for. InputError where they do not fit together.
     """
-    if not isinstance(settings, GrammarSettings):
-        if structure is not None:
-            raise InputError(f"model.name: the model {settings.name} is for grids, not for derivations", USE_GRAMMAR)
-        return MODELS[settings.name](settings)
-    if structure is None:
-        raise InputError("model.name: the model grammar is for derivations, not for grids", USE_STRINGS)
+    kind = "grids" if structure is None else "strings"
+    if settings.kind != kind:
+        fix = "use --data equations, smiles or your own" if structure is None else "use --set model.name=grammar"
+        raise InputError(f"model.name: the model {settings.name} is for {settings.kind}, the data are {kind}", fix)
     try:
-        return GrammarVAE(settings, structure)
+        return MODELS[settings.name](settings, *([] if structure is None else [structure]))
     except ValueError as error:
-        raise InputError(
-            str(error), "raise data.max_rules (--max-rules), or use a smaller grammar or model.encoder_kernel"
-        ) from error
-
-
-USE_STRINGS = "use --data equations, --data smiles or strings of your own with --grammar"
-USE_GRAMMAR = "use --preset kusner_equations, minimal or another with model.name=grammar"
+        fix = "raise data.max_rules (--max-rules), or use a smaller grammar or model.encoder_kernel"
+        raise InputError(str(error), fix) from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,12 @@ class Batch:
     valid: Tensor | None = None  # (B, *positions) bool, the positions that count; None for all
     conditions: Tensor | None = None  # (B, A) int64 values of the model's attributes, -1 where one is not given
 
+    def counted(self) -> Tensor:
+        """(B,) positions of each example that count."""
+        if self.valid is None:
+            return torch.full((len(self.x),), float(self.x[0].numel()), device=self.x.device)
+        return self.valid.flatten(1).sum(dim=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -48,19 +54,21 @@ class Level:
         """(B, D) nats of the density that the sample was drawn from, as in the ELBO."""
         return self.kl if self.sampled_kl is None else self.sampled_kl
 
+    @property
+    def prior(self) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the prior."""
+        if self.prior_mean is None or self.prior_logvar is None:
+            return torch.zeros_like(self.mean), torch.zeros_like(self.mean)
+        return self.prior_mean, self.prior_logvar
+
     def offset(self) -> Tensor:
         """The sample in standard deviations from the prior's mean: the noise that would draw it from the prior."""
-        if self.prior_mean is None or self.prior_logvar is None:
-            return self.sample
-        return (self.sample - self.prior_mean) * torch.exp(-0.5 * self.prior_logvar)
+        mean, logvar = self.prior
+        return (self.sample - mean) * torch.exp(-0.5 * logvar)
 
     def map(self) -> Tensor | None:
         """KL in nats of each cell of a map, summed over its channels: (B, H, W); None for a vector."""
-        if self.mean.dim() != 4:
-            return None
-        if self.prior_mean is None or self.prior_logvar is None:
-            return gaussians.kl_to_standard(self.mean, self.logvar).sum(dim=1)
-        return gaussians.kl(self.mean, self.logvar, self.prior_mean, self.prior_logvar).sum(dim=1)
+        return None if self.mean.dim() != 4 else gaussians.kl(self.mean, self.logvar, *self.prior).sum(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,11 @@ class Output:
     levels: tuple[Level, ...]
 
 
+def samples_of(levels: Iterable[Level]) -> dict[str, Tensor]:
+    """The sample of each level, by its name."""
+    return {level.name: level.sample for level in levels}
+
+
 class VAE(nn.Module, ABC):
     """A variational autoencoder of discrete structures; `encoder` and `decoder` can be saved and used alone."""
 
@@ -79,7 +92,7 @@ class VAE(nn.Module, ABC):
 
     kind: str = "grids"  # or "strings", as of a corpus and a domain
     structure: Structure | None = None  # the rules and the length of derivations, for a model of strings
-    attributes: tuple[Attribute, ...] = ()  # what the model can be conditioned on, in the order of a batch's conditions
+    attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's
 
     @property
     @abstractmethod
@@ -96,7 +109,7 @@ class VAE(nn.Module, ABC):
         """Posteriors of a batch. Without `noise` each level's sample is its posterior mean."""
 
     @abstractmethod
-    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
+    def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
         """Logits (B, classes, *positions) of latents given by the level's name, and of conditions (B, A) if any."""
 
     def prior(
@@ -112,30 +125,50 @@ class VAE(nn.Module, ABC):
         """
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
-    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        return logits.argmax(dim=1)
-
-    def reconstruct(self, batch: Batch) -> Tensor:
-        """The likeliest classes (B, *positions) at the posterior means of a batch."""
-        levels = self.encode(batch, noise=False)
-        return self.argmax_decode(self.decode({level.name: level.sample for level in levels}, batch.conditions))
-
-    def logits_for(self, latents: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Logits (B, classes, *positions) for a batch at these latents, masked to the possible classes."""
-        return self.masked(self.decode(latents, batch.conditions), batch)
-
-    def masked(self, logits: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
-        """Logits with the classes masked that are impossible at a position of these examples; none, by default."""
-        return logits
-
     def noise(self, n: int) -> dict[str, Tensor]:
         """Standard normal numbers for `n` draws, (n, *shape) by level."""
         device = next(self.parameters()).device
         return {name: torch.randn(n, *shape, device=device) for name, shape in self.level_shapes.items()}
 
+    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """The most likely classes (B, *positions), subject to the conditions if any."""
+        return logits.argmax(dim=1)
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """The most likely classes (B, *positions) at the posterior means of a batch."""
+        return self.argmax_decode(self.decode(samples_of(self.encode(batch, noise=False)), batch.conditions))
+
+    def masked(self, logits: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+        """Logits with the classes masked that are impossible at a position of these examples; none, by default."""
+        return logits
+
+    def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
+        """Logits (B, classes, *positions) for a batch at these latents, masked to the possible classes."""
+        return self.masked(self.decode(latents, batch.conditions), batch)
+
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         levels = self.encode(batch, noise)
-        return Output(self.logits_for({level.name: level.sample for level in levels}, batch), levels)
+        return Output(self.logits_for(samples_of(levels), batch), levels)
+
+
+class Encoder(nn.Module):
+    """A body to (B, width) features, and two heads: the mean and the raw spread, (B, latent_dim) float32."""
+
+    def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
+        super().__init__()
+        self.body = body
+        self.mean = nn.Linear(width, latent_dim)
+        self.spread = nn.Linear(width, latent_dim)
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        return full_precision_heads(self.body(*inputs), self.mean, self.spread)
+
+
+def full_precision_heads(features: Tensor, mean: nn.Module, spread: nn.Module) -> tuple[Tensor, Tensor]:
+    """Both heads in float32 under autocast too: bf16 would quantise means and variances."""
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float()
+        return mean(features), spread(features)
 
 
 def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Level:
@@ -145,7 +178,7 @@ def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Leve
 
 
 def posterior_logvar(raw: Tensor, settings: ModelSettings) -> Tensor:
-    """Bounded log variances from what a head gives: log softplus(raw)^2, or raw itself."""
+    """Bounded log variances from the output of a head: log softplus(raw)^2, or raw itself."""
     if settings.posterior == "softplus":
         # sigma = softplus(raw); for raw far below 0 softplus underflows, where log softplus(raw) -> raw
         sigma = functional.softplus(raw)

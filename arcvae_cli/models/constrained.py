@@ -1,4 +1,4 @@
-"""The likeliest grid with the conditions' extent and colours: a missing colour is put where it costs least."""
+"""The most likely grid under conditions on extent and colours: missing colours go where they cost least."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ EXTENTS = slice(PLACE["height"], PLACE["width"] + 1)
 COUNT = PLACE["colours"]
 PRESENT = slice(PLACE["colour_1"], PLACE["colour_9"] + 1)
 
-_FEW = 4  # cells of a colour that may all be images of one another: taking one would take the colour
-_EQUAL = 1e-3  # nats; logits of mirror images are equal but for rounding
-_LAST, _NEVER = 1e3, 1e6  # nats, far beyond what a network gives
+FEW_CELLS = 4  # cells of a colour that may all be images of one another: taking one would take the colour
+TIE = 1e-3  # nats; logits of mirror images are equal but for rounding
+COLOUR_PENALTY, MASKED_LOGIT = 1e3, -1e6  # nats, far beyond a network's output
 
 
 def constrained_decode(logits: Tensor, conditions: Tensor | None) -> Tensor:
-    """Colours (B, 16, 16) int64 from logits (B, 10, 16, 16) that obey conditions (B, A), if any.
+    """Colours (B, 16, 16) int64 from logits (B, 10, 16, 16) that satisfy conditions (B, A), if any.
 
     Cells that are equally likely to change, as mirror images are, change together: a symmetric grid stays symmetric.
     """
@@ -34,12 +34,12 @@ def constrained_decode(logits: Tensor, conditions: Tensor | None) -> Tensor:
 
 
 def _reach(logits: Tensor, colours: Tensor, extent: Tensor, axis: int) -> Tensor:
-    """Light a cell of the last row (axis 0) or column (1) that the extent (B,) names, where none of it is lit."""
+    """Colour a cell of the last row (axis 0) or column (1) of the extent (B,), where all of it is black."""
     line = torch.arange(colours.shape[1], device=colours.device) == (extent - 1)[:, None]  # (B, 16)
     line = line[:, :, None] if axis == 0 else line[:, None, :]
     dark = (extent > 0) & ~((colours > 0) & line).any(dim=(1, 2))
     best, colour = logits[:, 1:].max(dim=1)  # (B, 16, 16)
-    cost = torch.where(line, best - logits[:, 0], -_NEVER)
+    cost = torch.where(line, best - logits[:, 0], MASKED_LOGIT)
     return _change(colours, cost, colour + 1, dark, best - logits[:, 0])
 
 
@@ -53,9 +53,9 @@ def _add_colour(logits: Tensor, colours: Tensor, conditions: Tensor) -> Tensor:
     free = absent & (conditions[:, PRESENT] != 0) & short[:, None]
     choice = torch.where(wanted.any(dim=1, keepdim=True), wanted, free)  # (B, 9)
     own = logits.gather(1, colours[:, None])
-    gain = logits[:, 1:] - own  # (B, 9, 16, 16), what a change costs, negative
-    rare = (cells.gather(1, colours.flatten(1)).view_as(colours) <= _FEW) & (colours > 0)
-    allowed = torch.where(choice[:, :, None, None], gain - _LAST * rare[:, None], -_NEVER)
+    gain = logits[:, 1:] - own  # (B, 9, 16, 16), minus the cost of a change
+    rare = (cells.gather(1, colours.flatten(1)).view_as(colours) <= FEW_CELLS) & (colours > 0)
+    allowed = torch.where(choice[:, :, None, None], gain - COLOUR_PENALTY * rare[:, None], MASKED_LOGIT)
     cost, colour = allowed.max(dim=1)
     return _change(colours, cost, colour + 1, choice.any(dim=1), cost)
 
@@ -65,6 +65,6 @@ def _change(colours: Tensor, cost: Tensor, into: Tensor, where: Tensor, everywhe
     flat = cost.flatten(1)
     best, cell = flat.max(dim=1, keepdim=True)
     colour = into.flatten(1).gather(1, cell)
-    twin = (everywhere.flatten(1) - best).abs().le(_EQUAL) & (into.flatten(1) == colour)
+    twin = (everywhere.flatten(1) - best).abs().le(TIE) & (into.flatten(1) == colour)
     twin = twin.scatter(1, cell, True) & where[:, None]
     return torch.where(twin, colour, colours.flatten(1)).view_as(colours)

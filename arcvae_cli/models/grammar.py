@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,16 +18,13 @@ from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.grammar import Rules, parse_grammar
-from arcvae_cli.models.base import VAE, Batch, Level, posterior_logvar
+from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar
 from arcvae_cli.models.pushdown import Pushdown, same_left
 from arcvae_cli.settings import GrammarSettings
 
 LEVEL = "z"
-FLOOR = -1e4
-"""Logit of a rule that cannot stand at a step: no probability in any precision, and finite where gradients flow."""
-
+MASKED_LOGIT = -1e4  # of a rule that cannot stand at a step: no probability in any precision, and finite gradients
 SQUEEZED = 16  # channels that the enhanced encoder keeps for each step before its dense layers
-MOST_RULES = 2**14  # rules of the largest grammar: the table that says which compete takes 1 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +51,28 @@ class GrammarVAE(VAE):
     """Encoder of T steps of P rules to N(mean, exp logvar) in `latent_dim` dimensions, decoder to rule logits.
 
     `arch = "kusner"` is the network of the 2017 code, `"enhanced"` one of residual convolutions and normalised GRU
-    layers. `pushdown` is None if only ids and masks are known. ValueError, as a message for users, if the grammar is
-    too large, no derivation ends within `length` rules, or the derivations are too short for the kernels.
+    layers. `pushdown` is None if only ids and masks are known. ValueError, as a message for users, if no derivation
+    ends within `length` rules, or the derivations are too short for the kernels.
     """
 
     kind = "strings"
     structure: Structure
+    _allowed: Tensor  # (P, P): for each true rule, 0 for its alternatives and `MASKED_LOGIT` for the rest
 
     def __init__(self, settings: GrammarSettings, structure: Structure) -> None:
         super().__init__()
         self.settings = settings
         self.structure = structure
-        rules, length = structure.rules, structure.length
-        if len(rules) > MOST_RULES:
-            raise ValueError(f"the grammar is too large: {len(rules):,} rules, and a model takes {MOST_RULES:,}")
+        rules, length, kusner = structure.rules, structure.length, settings.arch == "kusner"
+        kernels = settings.kernels
+        needed = sum(kernels) - len(kernels) + 1 if kusner else max(kernels)
+        if length < needed:
+            raise ValueError(f"model.encoder_kernel: needs derivations of {needed} rules, and these have {length}")
         self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
-        if settings.arch == "kusner":
-            self.encoder: nn.Module = Encoder(KusnerBody(settings, len(rules), length), settings)
-            self.decoder: nn.Module = KusnerDecoder(settings, len(rules))
-        else:
-            self.encoder = Encoder(EnhancedBody(settings, len(rules), length), settings)
-            self.decoder = EnhancedDecoder(settings, len(rules), length)
-        # (P, P): for each true rule, 0 for what may stand in its place and `FLOOR` for the rest
-        self.register_buffer("_allowed", torch.where(same_left(rules), 0.0, FLOOR), persistent=False)
-
-    _allowed: Tensor
+        body = (KusnerBody if kusner else EnhancedBody)(settings, len(rules), length)
+        self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim)
+        self.decoder: nn.Module = (KusnerDecoder if kusner else EnhancedDecoder)(settings, len(rules), length)
+        self.register_buffer("_allowed", torch.where(same_left(rules), 0.0, MASKED_LOGIT), persistent=False)
 
     @property
     def level_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -89,15 +82,13 @@ class GrammarVAE(VAE):
         """The posterior of (B, L) rules, as one level of (B, latent_dim). What L leaves out of T is padding.
 
         With `posterior_noise` below 1 the sampled density is narrower than the one whose KL is trained, as in the 2017
-        code; `Level.rate` is its KL.
+        code; `Level.sampled_kl` is its KL.
         """
         missing = self.structure.length - batch.x.shape[1]
         x = functional.pad(batch.x, (0, missing), value=self.structure.rules.padding) if missing else batch.x
         mean, raw = self.encoder(x, batch.x.shape[1])
-        logvar = posterior_logvar(raw, self.settings)
+        logvar, scale, sampled = posterior_logvar(raw, self.settings), self.settings.posterior_noise, None
         kl = gaussians.kl_to_standard(mean, logvar)
-        scale = self.settings.posterior_noise
-        sampled = None
         if scale != 1.0:
             logvar = logvar + 2.0 * math.log(scale)
             sampled = gaussians.kl_to_standard(mean, logvar)
@@ -106,7 +97,7 @@ class GrammarVAE(VAE):
 
     def decode(
         self,
-        latents: Mapping[str, Tensor],
+        latents: Latents,
         conditions: Tensor | None = None,  # noqa: ARG002
         steps: int | None = None,
     ) -> Tensor:
@@ -114,11 +105,11 @@ class GrammarVAE(VAE):
         logits: Tensor = self.decoder(latents[LEVEL], self.structure.length if steps is None else steps)
         return logits.float()
 
-    def logits_for(self, latents: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
         return self.masked(self.decode(latents, steps=batch.x.shape[1]), batch)
 
     def masked(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Logits (B, P, L) with all rules but those of the true rule's left-hand side at `FLOOR`."""
+        """Logits (B, P, L) with all rules but those of the true rule's left-hand side at `MASKED_LOGIT`."""
         mask = functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, L, P) -> (B, P, L)
         return logits + mask
 
@@ -130,27 +121,8 @@ class GrammarVAE(VAE):
         return logits.argmax(dim=1)
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """(B, T) rules: at each step the likeliest that the derivation allows; of all without right-hand sides."""
-        if self.pushdown is None:
-            return logits.argmax(dim=1)
-        return self.pushdown.derive(logits).ids
-
-
-class Encoder(nn.Module):
-    """A body to `width` features, and two heads in full precision."""
-
-    def __init__(self, body: nn.Module, settings: GrammarSettings) -> None:
-        super().__init__()
-        self.body = body
-        self.mean = nn.Linear(settings.encoder_hidden, settings.latent_dim)
-        self.spread = nn.Linear(settings.encoder_hidden, settings.latent_dim)
-
-    def forward(self, x: Tensor, filled: int) -> tuple[Tensor, Tensor]:
-        """(B, T) int64, padding after `filled` steps -> the mean and the raw spread, each (B, latent_dim) float32."""
-        features = self.body(x, filled)
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
-            return self.mean(features), self.spread(features)
+        """(B, T) rules: at each step the most likely that the derivation allows; of all without right-hand sides."""
+        return logits.argmax(dim=1) if self.pushdown is None else self.pushdown.derive(logits).ids
 
 
 def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
@@ -172,23 +144,18 @@ class KusnerBody(nn.Module):
         super().__init__()
         kernels, channels = settings.kernels, settings.channels
         self.reach = sum(kernel - 1 for kernel in kernels)
-        left = length - self.reach
-        if left < 1:
-            raise ValueError(
-                f"model.encoder_kernel: needs derivations of {self.reach + 1} rules, and these have {length}"
-            )
         layers: list[nn.Module] = []
         for before, after, kernel in zip((rules, *channels), channels, kernels, strict=False):
             layers += [nn.Conv1d(before, after, kernel), nn.ReLU()]
-        flat = channels[-1] * left
-        dense = [nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, *dense)
+        flat = channels[-1] * (length - self.reach)
+        layers += [nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
         self.register_buffer("one_hot", torch.eye(rules), persistent=False)
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
         if filled + self.reach >= x.shape[1]:
             convolved = self._convolved(x)  # (B, C, T - reach)
-        else:  # what sees padding alone is the same for every example: one row serves all
+        else:  # outputs of padding alone are the same for every example: one row serves all
             begun, rest = self._convolved(x[:, : filled + self.reach]), self._convolved(x[:1])
             convolved = torch.cat([begun, rest[:, :, filled:].expand(len(x), -1, -1)], dim=2)
         features: Tensor = self.layers[-3:](convolved)
@@ -202,16 +169,12 @@ class KusnerBody(nn.Module):
 class KusnerDecoder(nn.Module):
     """A dense layer of z, repeated over the steps, and GRU layers: (B, latent_dim) -> logits (B, P, steps)."""
 
-    def __init__(self, settings: GrammarSettings, rules: int) -> None:
+    def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:  # noqa: ARG002
         super().__init__()
-        self.begin = nn.Sequential(nn.Linear(settings.latent_dim, settings.latent_dim), nn.ReLU())
-        self.layers = nn.GRU(
-            settings.latent_dim,
-            settings.decoder_hidden,
-            settings.decoder_layers,
-            batch_first=True,
-            dropout=settings.decoder_dropout if settings.decoder_layers > 1 else 0.0,
-        )
+        width, layers = settings.latent_dim, settings.decoder_layers
+        dropout = settings.decoder_dropout if layers > 1 else 0.0
+        self.begin = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+        self.layers = nn.GRU(width, settings.decoder_hidden, layers, batch_first=True, dropout=dropout)
         self.end = nn.Linear(settings.decoder_hidden, rules)
 
     def forward(self, z: Tensor, steps: int) -> Tensor:
@@ -226,9 +189,6 @@ class EnhancedBody(nn.Module):
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()
         width = settings.encoder_hidden
-        if max(settings.kernels) > length:
-            longest = max(settings.kernels)
-            raise ValueError(f"model.encoder_kernel: needs derivations of {longest} rules, and these have {length}")
         self.rules = nn.Embedding(rules, width)
         self.places = nn.Parameter(0.02 * torch.randn(length, width))
         self.blocks = nn.ModuleList(Convolution(width, kernel, settings.dropout) for kernel in settings.kernels)
@@ -238,7 +198,7 @@ class EnhancedBody(nn.Module):
         self.dense = nn.Sequential(nn.Linear(SQUEEZED * length, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
-        # a step further from what is filled than the kernels reach is the same for every example: one row serves all
+        # beyond the reach of the kernels all examples have the same output: one row serves all
         same = filled + self.reach
         if self.training or same + self.reach >= x.shape[1]:  # dropout makes rows differ
             squeezed = self._squeezed(x)  # (B, T, 16)

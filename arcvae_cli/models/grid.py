@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arcvae_cli.models.base import VAE, Batch, Level, posterior_logvar, standard_level
+from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar, standard_level
 from arcvae_cli.settings import GridSettings
 
 COLOURS, SIDE, LEVEL = 10, 16, "z"
@@ -26,12 +25,12 @@ class GridVAE(VAE):
         d = settings.latent_dim
         if settings.body == "plain":
             narrow = nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
-            self.encoder: nn.Module = Encoder(narrow, 128, d)
+            self.encoder: nn.Module = GridEncoder(narrow, 128, d)
             self.decoder: nn.Module = plain_decoder(d)
         else:
             # before the convolutions: initial weights depend on the order of creation
             wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
-            self.encoder = Encoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
+            self.encoder = GridEncoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
             self.decoder = residual_decoder(d, settings.dropout)
 
     @property
@@ -40,37 +39,29 @@ class GridVAE(VAE):
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         mean, raw = self.encoder(batch.x)
-        logvar = posterior_logvar(raw, self.settings)
-        return (standard_level(LEVEL, mean, logvar, noise),)
+        return (standard_level(LEVEL, mean, posterior_logvar(raw, self.settings), noise),)
 
-    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         logits: Tensor = self.decoder(latents[LEVEL])
         return logits.float()
 
 
-class Encoder(nn.Module):
-    """One-hot colours, a body to `width` features, and two heads in full precision."""
+class GridEncoder(Encoder):
+    """Encodes colours (B, 16, 16) int64, as one-hot channels."""
 
     one_hot: Tensor
 
     def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
-        super().__init__()
-        self.body = body
-        self.mean = nn.Linear(width, latent_dim)
-        self.spread = nn.Linear(width, latent_dim)
+        super().__init__(body, width, latent_dim)
         self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 16, 16) int64 -> the mean and the raw spread, (B, latent_dim) float32."""
         one_hot = functional.embedding(x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
-        features = self.body(one_hot.permute(0, 3, 1, 2))
-        with torch.autocast(features.device.type, enabled=False):  # bf16 would quantise means and variances
-            features = features.float()
-            return self.mean(features), self.spread(features)
+        return super().forward(one_hot.permute(0, 3, 1, 2))
 
 
 def convolutions() -> list[nn.Module]:
-    """(B, 10, 16, 16) -> (B, 2048), what both encoders begin with."""
+    """(B, 10, 16, 16) -> (B, 2048), the first layers of both encoders."""
     return [
         nn.Conv2d(COLOURS, 32, 3, padding=1),
         nn.ReLU(inplace=True),
@@ -164,13 +155,12 @@ def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:
         *(Block(WIDE, dropout) for _ in range(DECODER_BLOCKS)),
         nn.LayerNorm(WIDE),
         nn.Linear(WIDE, SIDE * SIDE * COLOURS),
-        nn.Unflatten(1, (SIDE, SIDE, COLOURS)),
         ChannelsFirst(),
     )
 
 
 class ChannelsFirst(nn.Module):
-    """(B, H, W, C) seen as (B, C, H, W), channels last in memory."""
+    """(B, H * W * C) -> (B, C, H, W), channels last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2)
+        return x.view(-1, SIDE, SIDE, COLOURS).permute(0, 3, 1, 2)

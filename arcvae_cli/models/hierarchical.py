@@ -5,7 +5,7 @@ q(z_g | x, c) q(z_l | x, z_g, c) and p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c); 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,16 @@ from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
-from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, posterior_logvar, standard_level
+from arcvae_cli.models.base import (
+    VAE,
+    Batch,
+    Latents,
+    Level,
+    Output,
+    full_precision_heads,
+    posterior_logvar,
+    standard_level,
+)
 from arcvae_cli.models.constrained import COUNT, EXTENTS, PRESENT, constrained_decode
 from arcvae_cli.models.grid import COLOURS, SIDE, Block, Flatten, Unflatten
 from arcvae_cli.settings import HierarchicalSettings
@@ -24,8 +33,8 @@ CHANNELS = 64  # of the convolutions
 THIN = 16  # channels of a map where linear layers meet it
 ENCODER_BLOCKS, TRUNK_BLOCKS, DECODER_BLOCKS = 2, 2, 3
 AXES = 2 * SIDE - 1  # where the axis of a mirror symmetry can lie: cell j has its image at axis - j
-SURE = 30.0  # logits between likely and unlikely where training needs a gradient
-BARRED = 1e4  # logits of the impossible: more than any network's output
+SOFT_LOGIT = 30.0  # between likely and unlikely where training needs a gradient
+MASKED_LOGIT = -1e4  # of the impossible: less than any network's output
 
 SYMMETRIES = slice(PLACE["symmetry_lr"], PLACE["symmetry_ud"] + 1)
 
@@ -50,8 +59,10 @@ class HierarchicalVAE(VAE):
         return self._encode(batch, noise)[0]
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
-        sketch = self.decoder.sketch(latents[GLOBAL], self.given(conditions, latents[GLOBAL]))
-        return self.decoder.paint(sketch, latents[LOCAL])
+        top = latents[GLOBAL]
+        return self.decoder.decode_local(
+            self.decoder.top_down(top, self.dropped_conditions(conditions, top)), latents[LOCAL]
+        )
 
     def prior(
         self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
@@ -59,34 +70,34 @@ class HierarchicalVAE(VAE):
         """`n` draws: the global vector from N(0, temperature^2), the local map from the learned prior given it."""
         noise = noise or self.noise(n)
         top = temperature * noise[GLOBAL]
-        mean, logvar = self.decoder.prior(self.decoder.sketch(top, self.given(conditions, top)))
+        mean, logvar = self.decoder.prior(self.decoder.top_down(top, self.dropped_conditions(conditions, top)))
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
         return constrained_decode(logits, conditions)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
-        """Encode, sample, decode; the local prior and the decoder share one sketch of the global sample."""
-        levels, sketch = self._encode(batch, noise)
-        return Output(self.decoder.paint(sketch, levels[1].sample), levels)
+        """Encode, sample, decode; the local prior and the decoder share the features of the global sample."""
+        levels, features = self._encode(batch, noise)
+        return Output(self.decoder.decode_local(features, levels[1].sample), levels)
 
-    def _encode(self, batch: Batch, noise: bool) -> tuple[tuple[Level, Level], Sketch]:
-        conditions = self.given(batch.conditions, batch.x)
+    def _encode(self, batch: Batch, noise: bool) -> tuple[tuple[Level, Level], TopDownFeatures]:
+        conditions = self.dropped_conditions(batch.conditions, batch.x)
         features = self.encoder.features(batch.x)
         mean, raw = self.encoder.top(features, conditions)
         top = standard_level(GLOBAL, mean, posterior_logvar(raw, self.settings), noise)
-        sketch = self.decoder.sketch(top.sample, conditions)
-        prior_mean, prior_logvar = self.decoder.prior(sketch)
-        mean, raw = self.encoder.local(features, sketch.map)
+        top_down = self.decoder.top_down(top.sample, conditions)
+        prior_mean, prior_logvar = self.decoder.prior(top_down)
+        mean, raw = self.encoder.local(features, top_down.map)
         # the posterior relative to the prior (Vahdat and Kautz 2020, section 3.2): to add nothing has no KL
         mean = prior_mean + mean
         logvar = gaussians.bound(prior_logvar + raw, self.settings.logvar_min, self.settings.logvar_max)
         kl = gaussians.kl(mean, logvar, prior_mean, prior_logvar).sum(dim=(2, 3))
         sample = gaussians.sample(mean, logvar) if noise else mean
-        return (top, Level(LOCAL, mean, logvar, sample, kl, prior_mean, prior_logvar)), sketch
+        return (top, Level(LOCAL, mean, logvar, sample, kl, prior_mean, prior_logvar)), top_down
 
-    def given(self, conditions: Tensor | None, like: Tensor) -> Tensor:
-        """(B, A) conditions; in training a share `condition_dropout` keeps none, others each with a random chance."""
+    def dropped_conditions(self, conditions: Tensor | None, like: Tensor) -> Tensor:
+        """(B, A) conditions; in training a share `condition_dropout` drops all, others each with a random chance."""
         if conditions is None:
             return like.new_full((len(like), len(self.attributes)), NOT_GIVEN, dtype=torch.int64)
         if not self.training:
@@ -97,8 +108,7 @@ class HierarchicalVAE(VAE):
         return torch.where(kept & ~nothing, conditions, NOT_GIVEN)
 
 
-@dataclass(frozen=True, slots=True)
-class Sketch:
+class TopDownFeatures(NamedTuple):
     """Features (B, WIDE) of the global vector and the conditions (B, A), and a map (B, CHANNELS, S, S) of them."""
 
     wide: Tensor
@@ -179,20 +189,18 @@ class Encoder(nn.Module):
         """The mean and the raw spread of the global posterior, (B, global_dim) float32."""
         thin = functional.relu(self.thin(features))
         wide = self.wide(self.widen(self.flatten(thin)) + self.conditions(conditions))
-        with torch.autocast(wide.device.type, enabled=False):
-            wide = wide.float()
-            return self.mean(wide), self.spread(wide)
+        return full_precision_heads(wide, self.mean, self.spread)
 
-    def local(self, features: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
+    def local(self, features: Tensor, top_down: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets from the local prior's mean and log variance, (B, local_channels, S, S) float32."""
-        joined = functional.relu(self.join(torch.cat([features, sketch], dim=1)))
+        joined = functional.relu(self.join(torch.cat([features, top_down], dim=1)))
         with torch.autocast(joined.device.type, enabled=False):
             mean, spread = self.map(joined.float()).chunk(2, dim=1)
         return mean, spread
 
 
 class Decoder(nn.Module):
-    """The local prior and the grid, both from a sketch of the global vector and the conditions."""
+    """The local prior and the grid, both from features of the global vector and the conditions."""
 
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
@@ -211,32 +219,32 @@ class Decoder(nn.Module):
         self.take = nn.Conv2d(settings.local_channels, CHANNELS, 3, padding=1)
         self.blocks = nn.ModuleList(Convolutions(WIDE) for _ in range(DECODER_BLOCKS))
         self.leave = nn.Conv2d(CHANNELS, COLOURS * patch * patch, 3, padding=1)
-        self.obey = Obey(WIDE)
+        self.obey = ConstraintLayer(WIDE)  # checkpoints have its weights by this name
 
-    def sketch(self, top: Tensor, conditions: Tensor) -> Sketch:
+    def top_down(self, top: Tensor, conditions: Tensor) -> TopDownFeatures:
         """Of global vectors (B, global_dim) and conditions (B, A)."""
         wide = self.trunk(self.enter(top) + self.conditions(conditions))
         thin = functional.relu(self.unflatten(self.spread(wide)))
-        return Sketch(wide, self.before(self.thicken(thin), wide), conditions)
+        return TopDownFeatures(wide, self.before(self.thicken(thin), wide), conditions)
 
-    def prior(self, sketch: Sketch) -> tuple[Tensor, Tensor]:
+    def prior(self, top_down: TopDownFeatures) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the local prior, (B, local_channels, S, S) float32."""
-        with torch.autocast(sketch.map.device.type, enabled=False):
-            mean, raw = self.prior_map(sketch.map.float()).chunk(2, dim=1)
+        with torch.autocast(top_down.map.device.type, enabled=False):
+            mean, raw = self.prior_map(top_down.map.float()).chunk(2, dim=1)
             return mean, gaussians.bound(raw, *self.logvar_range)
 
-    def paint(self, sketch: Sketch, local: Tensor) -> Tensor:
+    def decode_local(self, top_down: TopDownFeatures, local: Tensor) -> Tensor:
         """Logits (B, 10, 16, 16), float32."""
-        hidden = sketch.map + self.take(local)
+        hidden = top_down.map + self.take(local)
         for block in self.blocks:
-            hidden = block(hidden, sketch.wide)
+            hidden = block(hidden, top_down.wide)
         logits = functional.pixel_shuffle(self.leave(functional.relu(hidden)), self.patch)
         with torch.autocast(logits.device.type, enabled=False):
-            obeying: Tensor = self.obey(logits.float(), sketch.wide.float(), sketch.conditions)
-        return obeying
+            constrained: Tensor = self.obey(logits.float(), top_down.wide.float(), top_down.conditions)
+        return constrained
 
 
-class Obey(nn.Module):
+class ConstraintLayer(nn.Module):
     """Constrains logits to the palette, the mirror symmetries and the extent that are given, or else predicted."""
 
     cell: Tensor
@@ -250,66 +258,61 @@ class Obey(nn.Module):
         nn.init.constant_(self.colours.bias, 3.0)
         nn.init.constant_(self.mirrors.bias, -3.0)
         self.register_buffer("cell", torch.arange(SIDE), persistent=False)
-        self.register_buffer("black", SURE * torch.eye(COLOURS)[0].view(1, COLOURS, 1, 1), persistent=False)
+        self.register_buffer("black", SOFT_LOGIT * torch.eye(COLOURS)[0].view(1, COLOURS, 1, 1), persistent=False)
 
     def forward(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
         """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""
         # the layout of the products below: elementwise, two layouts at once take three times as long
         logits = logits.contiguous()
         logits = logits + functional.pad(self.palette(wide, conditions), (1, 0))[:, :, None, None]
-        height, width = conditions[:, EXTENTS].unbind(1)
-        cell = self.cell
-        outside = ((cell >= height[:, None]) & (height >= 0)[:, None])[:, :, None]
-        outside = outside | ((cell >= width[:, None]) & (width >= 0)[:, None])[:, None, :]  # (B, 16, 16)
+        beyond = [(self.cell >= size[:, None]) & (size >= 0)[:, None] for size in conditions[:, EXTENTS].unbind(1)]
+        outside = beyond[0][:, :, None] | beyond[1][:, None, :]  # (B, 16, 16)
         logits, outside = self.mirror(logits, outside, wide, conditions)
-        logits = torch.where(outside[:, None], self.black * (BARRED / SURE), logits)
+        logits = torch.where(outside[:, None], self.black * (-MASKED_LOGIT / SOFT_LOGIT), logits)
         return logits.contiguous(memory_format=torch.channels_last)  # for the argmax, which takes a tenth so
 
     def palette(self, wide: Tensor, conditions: Tensor) -> Tensor:
         """(B, 9) addends to the logits of the colours 1-9: 0 for one of the palette, far below for another."""
         score = self.colours(wide)
         present = conditions[:, PRESENT]
-        score = torch.where(present == 1, SURE, torch.where(present == 0, -SURE, score))
+        score = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, score))
         count = conditions[:, COUNT, None]
         # of a given number of colours so many are above 0: the threshold is between the last and the next
-        ends = score.new_full((len(score), 1), 2 * SURE)
+        ends = score.new_full((len(score), 1), 2 * SOFT_LOGIT)
         ranked = torch.cat([ends, score.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
         threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
         counted = score - threshold
         if not self.training:
-            counted = SURE * counted.sign()
+            counted = SOFT_LOGIT * counted.sign()
         score = torch.where(count >= 0, counted, score)
         added = functional.logsigmoid(score)
-        return added if self.training else torch.where(score <= -SURE, -BARRED, added)
+        return added if self.training else torch.where(score <= -SOFT_LOGIT, MASKED_LOGIT, added)
 
     def mirror(self, logits: Tensor, outside: Tensor, wide: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits mixed with their mirror images, and the cells known black: `outside` (B, 16, 16) and their images."""
         given = conditions[:, SYMMETRIES]
         gates = torch.where(given >= 0, given.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
         score = self.axes(wide).unflatten(1, (2, AXES))
-        # what is lit ends at the extent e and begins on the canvas, so its axis lies between e - 1 and 2 (e - 1)
+        # the content ends at the extent e and begins on the canvas, so its axis lies between e - 1 and 2 (e - 1)
         last = conditions[:, EXTENTS].flip(1)[:, :, None] - 1  # (B, 2, 1): of the width for left-right
         axis = torch.arange(AXES, device=score.device)
         possible = (last < 0) | (given[:, :, None] != 1) | ((axis >= last) & (axis <= 2 * last))
-        axes = torch.where(possible, score, -BARRED).softmax(dim=2)
+        axes = torch.where(possible, score, MASKED_LOGIT).softmax(dim=2)
         if not self.training:
             axes = functional.one_hot(axes.argmax(dim=2), AXES).to(axes.dtype)
         # (B, 2, 16, 16): cell v by the cell w that it is the image of, at axis v + w; nothing beyond the canvas
-        image = axes.unfold(2, SIDE, 1)
-        for which in (0, 1):
-            of = image[:, which]
-            shape = (-1, 1, SIDE) if which == 0 else (-1, SIDE, 1)
-            empty = (1.0 - of.sum(dim=2)).view(shape)  # cells whose image lies off the canvas
-            mirrored = turned(logits, of, which) + empty[:, None] * self.black
+        images = axes.unfold(2, SIDE, 1)
+        for which, image in enumerate(images.unbind(1)):
+            empty = 1.0 - image.sum(dim=2)  # cells whose image lies off the canvas
+            empty = empty[:, None, :] if which == 0 else empty[:, :, None]
+            mirrored = reflect(logits, image, which) + empty[:, None] * self.black
             logits = torch.lerp(logits, mirrored, 0.5 * gates[:, which].view(-1, 1, 1, 1))
             if not self.training:  # where an axis is still being learned, it must not rule out what is there
-                beyond = turned(outside[:, None].to(of.dtype), of, which)[:, 0] + empty
+                beyond = reflect(outside[:, None].to(image.dtype), image, which)[:, 0] + empty
                 outside = outside | ((beyond > 0.5) & (given[:, which] == 1).view(-1, 1, 1))
         return logits, outside
 
 
-def turned(x: Tensor, image: Tensor, which: int) -> Tensor:
+def reflect(x: Tensor, image: Tensor, which: int) -> Tensor:
     """Cells of x (B, C, 16, 16) moved as `image` (B, 16, 16) says, along each row (which = 0) or each column (1)."""
-    if which == 0:
-        return torch.bmm(x.flatten(1, 2), image.mT).view_as(x)
-    return image[:, None] @ x
+    return torch.bmm(x.flatten(1, 2), image.mT).view_as(x) if which == 0 else image[:, None] @ x

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from arcvae_cli.grammar import Rules
 
-NEVER = 2**40  # rules to spare that no derivation has: what a slot without a rule would take
-MOST_CELLS = 2**21  # slots of all remainders of the largest grammar: takes some seconds and half a GiB
+UNREACHABLE = 2**40  # rules that a slot without a rule would take: more than any derivation has
 END = 0  # the remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is
 
 
@@ -30,8 +29,7 @@ class Derived:
 class Pushdown(nn.Module):
     """The automaton of P rules, for derivations of `length` steps (T); `slots` (K): most rules of one symbol.
 
-    Raises ValueError if the right-hand sides are not known, no derivation ends within `length` rules, or the tables of
-    the grammar are too large.
+    Raises ValueError if the right-hand sides are not known, or no derivation ends within `length` rules.
     """
 
     choices: Tensor
@@ -46,7 +44,7 @@ class Pushdown(nn.Module):
     def __init__(self, rules: Rules, length: int) -> None:
         super().__init__()
         if rules.rhs is None:
-            raise ValueError("ids and masks alone do not say what a rule rewrites its symbol into")
+            raise ValueError("the right-hand sides of the rules are not known")
         fewest = rules.fewest()
         if length < fewest[rules.start]:
             raise ValueError(f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}")
@@ -59,26 +57,21 @@ class Pushdown(nn.Module):
         place = {remainder: number for number, remainder in enumerate(remainders)}
         options = [ways[remainder[0]] if remainder else [rules.padding] for remainder in remainders]
         self.slots = max(map(len, options))
-        if len(remainders) * self.slots > MOST_CELLS:
-            raise ValueError("the grammar is too large: what can follow its symbols, times their alternatives")
         choices, moves, chosen = [], [], []
         for remainder, some in zip(remainders, options, strict=True):
             taken = []
-            for slot in range(self.slots):
-                if slot >= len(some):
-                    taken.append(NEVER)
-                    moves.append([0] * 5)
-                    chosen.append(rules.padding)
-                    continue
-                body = rules.rhs[some[slot]] if remainder else ()
-                more = min(1 + sum(fewest[s] for s in body) - fewest[remainder[0]], NEVER) if remainder else 0
-                taken.append(more)
-                # what comes after the symbol, under what the symbol is rewritten into: what is empty is not pushed
+            for rule in some:
+                body = rules.rhs[rule] if remainder else ()
+                more = 1 + sum(fewest[s] for s in body) - fewest[remainder[0]] if remainder else 0
+                taken.append(min(more, UNREACHABLE))
+                # the rest of the remainder, under the body of the rule; empty ones are not pushed
                 above = [place[part] for part in (remainder[1:], body) if part] if remainder else [END]
                 step = len(above) - 1
-                moves.append([step, step, -more, *above, *[END] * (2 - len(above))])
-                chosen.append(some[slot])
-            choices.append([*some, *[rules.padding] * (self.slots - len(some)), *taken])
+                moves.append([step, step, -taken[-1], *above, *[END] * (2 - len(above))])
+            missing = self.slots - len(some)
+            moves += [[0] * 5] * missing
+            chosen += [*some, *[rules.padding] * missing]
+            choices.append([*some, *[rules.padding] * missing, *taken, *[UNREACHABLE] * missing])
         self._start = place[rules.start,]
         for name, table in (("choices", choices), ("moves", moves), ("rule", chosen)):
             self.register_buffer(name, torch.tensor(table, dtype=torch.int64), persistent=False)
@@ -90,7 +83,7 @@ class Pushdown(nn.Module):
 
     @torch.no_grad()
     def derive(self, logits: Tensor, noise: Tensor | None = None, budget: bool = True) -> Derived:
-        """The derivations that logits (..., P, T) give, the likeliest or, with noise (..., T, K), drawn ones.
+        """The derivations that logits (..., P, T) give, the argmax or, with noise (..., T, K), sampled ones.
 
         The dimensions before the last two broadcast. Of equal rules the one with the lowest id is taken. With `budget`
         only rules are allowed that can be finished within T steps, so that every derivation is complete; that changes
@@ -114,7 +107,7 @@ class Pushdown(nn.Module):
         stack = numbers(self.length + 2, n)
         stack[0], stack[1] = END, self._start
         state = numbers(3, n)  # the two cells that the pointer is at, and the rules to spare
-        state[0], state[1], state[2] = 1, 2, self.spare if budget else NEVER // 2
+        state[0], state[1], state[2] = 1, 2, self.spare if budget else UNREACHABLE // 2
         pointer, cells, spare = state[:1], state[:2], state[2:].t()
         top, slot, barred = numbers(1, n), numbers(n, 1), numbers(n, self.slots, dtype=torch.bool)
         choice, move = numbers(n, 2 * self.slots), numbers(n, 5)
@@ -150,10 +143,9 @@ def same_left(rules: Rules) -> Tensor:
 def _remainders(start: int, rhs: tuple[tuple[int, ...], ...], ways: dict[int, list[int]]) -> list[tuple[int, ...]]:
     """What can stand in a cell of a stack, as symbols still to derive: nothing, the start, and every tail of a body."""
     found: dict[tuple[int, ...], None] = {(): None, (start,): None}
-    waiting = list(found)[1:]
+    waiting: list[tuple[int, ...]] = [(start,)]
     for remainder in waiting:  # which grows
-        for tail in (remainder[1:], *(rhs[rule] for rule in ways[remainder[0]])):
-            if tail not in found:
-                found[tail] = None
-                waiting.append(tail)
+        tails = {remainder[1:]: None} | {rhs[rule]: None for rule in ways[remainder[0]]}
+        waiting += [tail for tail in tails if tail not in found]
+        found |= tails
     return list(found)

@@ -73,8 +73,8 @@ def write_run(run: Path, settings: Settings, sharpen: float, structure: Structur
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
     """A run of a small model of one level."""
-    settings = Settings.model_validate({"data": {"path": str(arc_npz)}, "model": {"latent_dim": 4}})
-    return write_run(tmp_path_factory.mktemp("runs") / "tiny", settings, 0.0)
+    table = {"data": {"path": str(arc_npz)}, "model": {"latent_dim": 4}, "schedule": {"name": "constant"}}
+    return write_run(tmp_path_factory.mktemp("runs") / "tiny", Settings.model_validate(table), 0.0)
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +109,8 @@ TINY_GRAMMAR_MODEL = {
 @pytest.fixture(scope="session")
 def equations_run(tmp_path_factory: pytest.TempPathFactory, equations_npz: Path) -> Path:
     """A run of a small model of equations of at most 9 rules."""
-    settings = Settings.model_validate({"data": {"path": str(equations_npz)}, "model": TINY_GRAMMAR_MODEL})
+    table = {"data": {"path": str(equations_npz)}, "model": TINY_GRAMMAR_MODEL, "schedule": {"name": "constant"}}
+    settings = Settings.model_validate(table)
     structure = Structure(read_grammar("equations").rules, 9)
     return write_run(tmp_path_factory.mktemp("runs") / "equations", settings, 0.2, structure)
 

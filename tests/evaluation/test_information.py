@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from arcvae_cli import gaussians
+from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import (
     Codes,
     choose,
@@ -20,18 +21,17 @@ from arcvae_cli.evaluation.information import (
     posterior_means,
     shuffled_codes,
 )
-from arcvae_cli.evaluation.paths import decoded_paths, smoothness
+from arcvae_cli.evaluation.paths import decoded_paths, pair_to_show, smoothness
 from arcvae_cli.models.base import VAE, Batch, Level, Output, standard_level
 
 
 class Bits:
     """A corpus of given bit strings (n, length), all in one split."""
 
-    name, num_classes, background, unit, rules, device = "bits", 2, None, "bit", None, "cpu"
+    name, rules, background = "bits", None, 0
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self.positions = (x.shape[1],)
 
     def size(self, split: str) -> int:
         return len(self.x)
@@ -39,9 +39,6 @@ class Bits:
     def batch(self, split: str, indices: Tensor, augment: bool = False) -> Batch:
         assert not augment
         return Batch(self.x[indices])
-
-    def class_counts(self) -> Tensor:
-        return self.x.flatten().bincount(minlength=2)
 
 
 class Logistic(VAE):
@@ -62,9 +59,6 @@ class Logistic(VAE):
         one = latents["z"] * self.slope + self.offset
         return torch.stack([torch.zeros_like(one), one], dim=1)
 
-    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
-        return {"z": temperature * torch.randn(n, 1)}
-
 
 ALL = torch.tensor([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
 SLOPE, OFFSET = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.3, 0.0, -1.0])
@@ -72,6 +66,7 @@ SLOPE, OFFSET = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.3, 0.0, -1.0])
 
 @pytest.fixture
 def logistic() -> Logistic:
+    """A model of `ALL` strings of three bits."""
     return Logistic(SLOPE, OFFSET, torch.tensor([0.8, -0.4, 0.2]), -0.9, math.log(0.5))
 
 
@@ -265,11 +260,6 @@ class Ladder(VAE):
         one = latents["local"].flatten(1) * SLOPE + latents["global"] * OTHER + OFFSET
         return torch.stack([torch.zeros_like(one), one], dim=1)
 
-    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
-        noise = noise or self.noise(n)
-        top = temperature * noise["global"]
-        return {"global": top, "local": self.slope * top[:, :, None, None] + self.spread * noise["local"]}
-
 
 OTHER = torch.tensor([-0.5, 1.5, 0.8])
 
@@ -318,26 +308,9 @@ def test_each_level_is_shuffled_alone_and_all_together() -> None:
     assert len(set(costs)) == 3
 
 
-class Thermometer(VAE):
-    """The code is the number of ones; bit k of the picture is 1 above k + 1/2."""
-
-    level_shapes = {"z": (1,)}  # noqa: RUF012
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.thresholds = nn.Parameter(torch.arange(length) + 0.5)
-
-    def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        assert not noise
-        mean = batch.x.sum(dim=1, keepdim=True).float()
-        return (standard_level("z", mean, torch.zeros_like(mean), noise),)
-
-    def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
-        one = 10 * (latents["z"] - self.thresholds)
-        return torch.stack([torch.zeros_like(one), one], dim=1)
-
-    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
-        raise AssertionError("nothing here draws from the prior")
+def thermometer() -> Logistic:
+    """The code is the number of ones; bit k of 8 is 1 above k + 1/2."""
+    return Logistic(torch.full((8,), 10.0), -10 * (torch.arange(8) + 0.5), torch.ones(8), 0.0, 0.0)
 
 
 def thermometers(*counts: int) -> Bits:
@@ -345,7 +318,7 @@ def thermometers(*counts: int) -> Bits:
 
 
 def test_shuffled_codes_cost_what_the_code_is_worth() -> None:
-    model, corpus, indices = Thermometer(8), thermometers(0, 8, 4), torch.arange(3)
+    model, corpus, indices = thermometer(), thermometers(0, 8, 4), torch.arange(3)
     means = posterior_means(model, corpus, "test", indices)
     found = shuffled_codes(model, corpus, "test", indices, means, (0.1, 1.0))
     assert found["levels"] == {}
@@ -355,23 +328,27 @@ def test_shuffled_codes_cost_what_the_code_is_worth() -> None:
     assert found["shuffled_reconstruction_nats"] == pytest.approx((2 * sum(steps[:4]) + sum(steps)) / 3, abs=0.1)
 
 
-def test_an_even_path_changes_one_cell_a_step() -> None:
-    found = smoothness(decoded_paths(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), 9))
-    assert (found["pairs"], found["steps"]) == (1, 9)
-    assert (found["mean_step"], found["largest_step"], found["distance"]) == (1, 1, 8)
-    assert (found["largest_step_share"], found["detour"]) == (1 / 8, 1)
-    jump = smoothness(decoded_paths(Thermometer(8), thermometers(0, 8), "test", torch.arange(2), 2))
+def test_paths_of_a_thermometer() -> None:
+    def path(steps: int, *counts: int) -> dict:
+        paths = decoded_paths(thermometer(), thermometers(*counts), "test", torch.arange(len(counts)), steps)
+        return smoothness(paths)
+
+    even, jump, same = path(9, 0, 8), path(2, 0, 8), path(9, 3, 3)
+    assert (even["pairs"], even["steps"]) == (1, 9)
+    assert (even["mean_step"], even["largest_step"], even["distance"]) == (1, 1, 8)
+    assert (even["largest_step_share"], even["detour"]) == (1 / 8, 1)
     assert (jump["mean_step"], jump["largest_step"], jump["largest_step_share"]) == (8, 8, 1)
-
-
-def test_pairs_are_taken_from_the_two_halves_and_those_that_agree_have_no_share() -> None:
-    corpus = thermometers(0, 3, 4, 3, 7)
-    found = smoothness(decoded_paths(Thermometer(8), corpus, "test", torch.arange(5), 5))
-    assert found["pairs"] == 2  # 0 to 4, 3 to 3; the fifth has no partner
-    assert found["distance"] == 2
-    assert found["largest_step_share"] == 1 / 4
-    same = smoothness(decoded_paths(Thermometer(8), thermometers(3, 3), "test", torch.arange(2), 9))
     assert (same["distance"], same["largest_step_share"], same["detour"]) == (0, None, None)
+    halves = path(5, 0, 3, 4, 3, 7)  # 0 to 4, 3 to 3, which has no share; the fifth has no partner
+    assert (halves["pairs"], halves["distance"], halves["largest_step_share"]) == (2, 2, 1 / 4)
+
+
+def test_the_pair_to_show_is_well_reconstructed_and_as_different_as_possible() -> None:
+    corpus = thermometers(0, 1, 4, 5, 8, *[4] * 7)
+    corpus.x[5:] = corpus.x[5:].flip(1)  # which the model reconstructs as its mirror image
+    assert pair_to_show(thermometer(), corpus, "test") == (2, 4)
+    with pytest.raises(InputError, match="fewer than two test examples"):
+        pair_to_show(thermometer(), thermometers(3), "test")
 
 
 # ------------------------------------------------------------------------------------------------ order and noise

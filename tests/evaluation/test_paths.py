@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from arcvae_cli.evaluation.paths import between, edit_distance, smoothness, walk
+from arcvae_cli.evaluation.paths import between, edit_distance
 
 
 def test_a_line_is_evenly_spaced() -> None:
@@ -38,10 +38,8 @@ def test_lengths_go_evenly_from_one_to_the_other() -> None:
 @pytest.mark.parametrize(
     ("start", "end"),
     [
-        pytest.param([1.0, 2.0], [1.0, 2.0], id="same"),
         pytest.param([1.0, 2.0], [2.0, 4.0], id="same direction"),
         pytest.param([1.0, 2.0], [-2.0, -4.0], id="opposite"),
-        pytest.param([0.0, 0.0], [1.0, 2.0], id="from zero"),
         pytest.param([1.0, 2.0], [1e-9, 0.0], id="nearly zero"),
         pytest.param([0.0, 0.0], [0.0, 0.0], id="zero"),
     ],
@@ -58,24 +56,6 @@ def test_near_those_it_stays_bounded_and_even(angle: float) -> None:
     torch.testing.assert_close(path[:, 0].norm(dim=1), torch.linspace(3, 5, 5, dtype=torch.float64))
     turned = torch.atan2(path[:, 0, 1], path[:, 0, 0])
     torch.testing.assert_close(turned, torch.linspace(0, angle, 5, dtype=torch.float64), rtol=1e-4, atol=1e-6)
-
-
-def test_only_the_levels_asked_for_move() -> None:
-    start = {"global": torch.zeros(1, 2), "local": torch.zeros(1, 3, 4, 4)}
-    end = {"global": torch.ones(1, 2), "local": torch.ones(1, 3, 4, 4)}
-    path = walk(start, end, 3, "linear", ("global",))
-    assert path["global"][:, 0, 0].tolist() == [0, 0.5, 1]
-    assert path["local"].shape == (3, 1, 3, 4, 4)
-    assert not path["local"].any()
-    assert walk(start, end, 3)["local"][1].eq(0.5).all()
-
-
-def test_changed_cells_are_counted_step_by_step() -> None:
-    decoded = torch.zeros(3, 2, 4, 4, dtype=torch.int64)
-    decoded[1:, 0, 0, :3] = 5
-    decoded[2, 1, 2, 2] = 1
-    found = smoothness(decoded)
-    assert (found["mean_step"], found["largest_step"], found["distance"], found["detour"]) == (1, 2, 2, 1)
 
 
 def plain_distance(a: str, b: str) -> int:

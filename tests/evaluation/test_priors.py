@@ -20,14 +20,12 @@ GRIDS = GridDomain()
 class TwoLevels(VAE):
     """A vector and a map of latents above it, nothing learned: the smallest hierarchy."""
 
+    level_shapes = {"global": (3,), "local": (2, 2, 2)}  # noqa: RUF012
+
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Linear(256, 3)
         self.decoder = nn.Linear(3 + 8, 10 * 256)
-
-    @property
-    def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"global": (3,), "local": (2, 2, 2)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         mean = self.encoder(batch.x.flatten(1).float())
@@ -45,13 +43,7 @@ class TwoLevels(VAE):
             logits[:, :, 0] += 100 * nn.functional.one_hot(conditions[:, PLACE["colours"]], 10)[:, :, None]
         return logits
 
-    def prior(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        conditions: Tensor | None = None,
-        noise: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
+    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
         noise = noise or self.noise(n)
         top = temperature * noise["global"]
         shift = 0.0 if conditions is None else conditions[:, PLACE["colours"], None, None, None].float()
@@ -86,7 +78,7 @@ def flatten(latents: Mapping[str, Tensor]) -> np.ndarray:
     return torch.cat([value.flatten(1) for value in latents.values()], dim=1).double().numpy()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
 def test_a_gaussian_has_the_mean_and_the_full_covariance(temperature: float) -> None:
     codes, mean, covariance = known(50_000)
     drawn = flatten(fit("aggregate", codes).sample(50_000, temperature, 1))
@@ -122,13 +114,12 @@ def test_a_fitted_prior_draws_codes_like_those_of_the_data(kind: str, model: Two
     assert len(GRIDS.posterior_samples(model, corpus, "train", 0, {}, 7)["local"]) == 7
     before = torch.get_rng_state()
     prior = fit_prior(kind, given, seed=0)
-    latents = prior.sample(4000, 1.0, seed=1)
-    assert {name: value.shape[1:] for name, value in latents.items()} == {"global": (3,), "local": (2, 2, 2)}
-    codes = flatten(given)
-    np.testing.assert_allclose(flatten(latents).mean(0), codes.mean(0), atol=4 * codes.std() / 600**0.5)
-    np.testing.assert_allclose(flatten(latents).std(0), codes.std(0), rtol=0.15)
-    assert torch.equal(prior.sample(9, 1.0, 0)["local"], prior.sample(9, 1.0, 0)["local"])
-    assert not torch.equal(prior.sample(9, 1.0, 0)["local"], prior.sample(9, 1.0, 1)["local"])
+    latents, again = (prior.sample(4000, 1.0, seed=1) for _ in range(2))
+    codes, drawn = flatten(given), flatten(latents)
+    np.testing.assert_allclose(drawn.mean(0), codes.mean(0), atol=4 * codes.std() / 600**0.5)
+    np.testing.assert_allclose(drawn.std(0), codes.std(0), rtol=0.15)
+    assert torch.equal(latents["local"], again["local"]) and latents["local"].shape == (4000, 2, 2, 2)
+    assert not torch.equal(latents["local"], prior.sample(4000, 1.0, seed=2)["local"])
     assert torch.equal(torch.get_rng_state(), before)
 
 

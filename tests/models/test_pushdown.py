@@ -14,7 +14,7 @@ from arcvae_cli.data.parsing import Parser
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
 from arcvae_cli.models.pushdown import Pushdown, same_left
 
-CODES = 1000
+CODES = 300
 TERMS = """
 # sums of named terms with optional arguments: empty productions, a left and a right recursion, long right-hand sides
 %separator " "
@@ -121,7 +121,7 @@ def test_it_derives_what_a_plain_stack_derives_and_all_of_it_parses(name: str, b
         assert parser.parse(text) == [rule for rule in ids if rule != padding]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_any_grammar_will_do(seed: int) -> None:
     rules = random_rules(seed)
     for budget in (True, False):
@@ -180,16 +180,6 @@ def test_the_rules_that_compete_rewrite_the_same_symbol() -> None:
     for rule, left in enumerate(rules.lhs):
         expected = rules.of(left) if left >= 0 else range(len(rules))  # nothing at or after the end is ruled out
         assert same_left(rules)[rule].nonzero().flatten().tolist() == list(expected)
-
-
-def test_what_cannot_derive_is_refused() -> None:
-    rules = read_grammar("equations").rules
-    with pytest.raises(ValueError, match="ids and masks alone"):
-        Pushdown(Rules(rules.symbols, rules.lhs, None, rules.start, rules.padding), 15)
-    with pytest.raises(ValueError, match="the shortest has 2"):
-        Pushdown(rules, 1)
-    with pytest.raises(ValueError, match="logits of 14 steps for derivations of 15"):
-        Pushdown(rules, 15).derive(torch.zeros(1, len(rules), 14))
 
 
 def test_nothing_is_read_back_and_no_shape_depends_on_a_value() -> None:
