@@ -18,7 +18,6 @@ from typer.testing import CliRunner, Result
 
 from arcvae_cli import checkpoints, runs
 from arcvae_cli.cli import app
-from arcvae_cli.commands import evaluate
 from arcvae_cli.records import Recorder
 
 Run = Callable[..., Result]
@@ -31,7 +30,7 @@ def plain() -> Iterator[None]:
     """No pictures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arcvae_cli.recorders.images.ImageRecorder", lambda *arguments: Recorder())
-        patch.setattr(evaluate, "_draw_codes", lambda *arguments: None)
+        patch.setattr("arcvae_cli.evaluation.projections.tsne_plane", lambda codes, seed: codes[:, :2])
         patch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
         patch.setattr(os, "fsync", lambda file: None)
         yield

@@ -77,7 +77,7 @@ def weights(run: Path, name: str = "vae_final.pth") -> torch.Tensor:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are empty files: most of a small run's time goes into them."""
     monkeypatch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
-    monkeypatch.setattr(evaluate, "_draw_codes", lambda *arguments: None)
+    monkeypatch.setattr("arcvae_cli.evaluation.projections.tsne_plane", lambda codes, seed: codes[:, :2])
 
 
 @pytest.fixture
