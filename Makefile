@@ -3,6 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+INSTALL = echo "installing into $(VENV), about a minute"; \
+	$(BIN)/python -m pip install --editable '.[$(EXTRAS)]' \
+	| awk '/^ *(Collecting|Downloading|Installing)/ {printf "."; fflush()} /^Successfully installed/ {print NF - 2 " packages"}'
+
 .DEFAULT_GOAL := help
 .PHONY: help train test check lint types format docs bench same soak fuzz clean
 
@@ -51,17 +57,19 @@ soak: $(VENV)/.dev ## kill, stop and starve real runs, hundreds of times: half a
 	$(BIN)/python bench/soak.py
 
 fuzz: $(VENV)/.dev ## hostile presets, --set, corpora and checkpoints, a thousand of each kind, others every time
-	FUZZ=1000 $(BIN)/pytest --numprocesses auto tests/test_fuzz.py
+	FUZZ=1000 $(BIN)/pytest --numprocesses auto tests/test_hostile.py -k fuzz
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist
 
+$(VENV)/.run: EXTRAS = wandb,tensorboard
 $(VENV)/.run: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(INSTALL)
 	@touch $@
 
+$(VENV)/.dev: EXTRAS = dev
 $(VENV)/.dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(INSTALL)
 	@touch $@ $(VENV)/.run

@@ -11,15 +11,14 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from arcvae_cli.errors import InputError
+from arcvae_cli.errors import InputError, first_line
 from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
 from arcvae_cli.grammar import Grammar, parse_grammar
-from arcvae_cli.graphs import first_line
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grammar import Structure
@@ -27,7 +26,7 @@ from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.runs import find
 from arcvae_cli.settings import Settings
 
-FORMAT, RESUMABLE, DIGESTED = 3, 2, 3
+FORMAT, RESUMABLE, DIGESTED = 4, 4, 3
 """Version of the layout, and the first that a run can be resumed from, and that carries a digest."""
 
 BEST = "vae_best.pth"
@@ -43,7 +42,6 @@ class Loaded:
     settings: Settings
     epoch: int
     path: Path
-    values: Mapping[str, Any]
 
     @property
     def grammar(self) -> Grammar | None:
@@ -104,8 +102,17 @@ def config_text(settings: Settings) -> str:
 def read(path: Path) -> dict[str, Any]:
     """The values of a checkpoint, on the CPU. InputError for a file that is damaged, foreign or of a newer format."""
     try:
-        with open_regular(path) as file:
-            return _unpacked(file, path)
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"wrong checksum of {damaged}")
+            file.seek(0)
+            values: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        version = int(values["format_version"])
+        if version > FORMAT:
+            raise InputError(f"{path}: format {version} of a newer arcvae (known here: {FORMAT})", "upgrade arcvae")
+        if version >= DIGESTED and values.pop("digest", None) != digest(values):
+            raise ValueError("its content does not match its digest")
+        return values
     except InputError:
         raise
     except OSError as error:
@@ -113,22 +120,9 @@ def read(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:  # PyTorch's own text recommends weights_only=False
         raise InputError(f"{path}: not a checkpoint of arcvae (it holds more than tensors and plain values)") from error
     except Exception as error:  # zipfile and PyTorch raise whatever a damaged file makes them
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        cut = isinstance(error, zipfile.BadZipFile | EOFError)
+        reason = "its zip archive is incomplete" if cut else first_line(error)
         raise InputError(f"{path}: damaged, or not a checkpoint of arcvae ({reason})", ANOTHER) from error
-
-
-def _unpacked(file: BinaryIO, path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(file) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"wrong checksum of {damaged}")
-    file.seek(0)
-    values: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    version = int(values["format_version"])
-    if version > FORMAT:
-        raise InputError(f"{path}: format {version} of a newer arcvae (known here: {FORMAT})", "upgrade arcvae")
-    if version >= DIGESTED and values.pop("digest", None) != digest(values):
-        raise ValueError("its content does not match its digest")
-    return values
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
@@ -143,7 +137,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
         if values.get("conditions", []) != condition_schema(model):  # a row of a table would mean another value
             raise ValueError("conditions of another version")
         model.load_state_dict(values["model_state_dict"])
-        return Loaded(model.to(device).eval(), settings, int(values["epoch"]), path, values)
+        return Loaded(model.to(device).eval(), settings, int(values["epoch"]), path)
     except (InputError, LookupError, RuntimeError, TypeError, ValueError) as error:
         what = f"{path}: its weights and settings do not fit together ({first_line(error)})"
         raise InputError(what, AS_WRITTEN) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import importlib
 import os
@@ -14,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from arcvae_cli import __version__
-from arcvae_cli.errors import ArcvaeError, Interrupted, one_line
+from arcvae_cli.errors import ArcvaeError, Interrupted, first_line, one_line
 from arcvae_cli.machine import out_of_memory
 from arcvae_cli.signals import GracefulExit, exit_code
 
@@ -40,22 +39,23 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in COMMANDS:
-            self.commands[args[0]] = load(args[0])
+            self.commands[args[0]] = command = load(args[0])
+            if len(args) == 1 and isinstance(command, TyperGroup) and not ctx.resilient_parsing:
+                args = [*args, "--help"]
         return super().resolve_command(ctx, args)
 
     def main(self, args: Any = None, prog_name: Any = None, **extra: Any) -> Any:  # type: ignore[override]
         """Run the command and exit; an exception is printed as one or two lines, under `--debug` with its traceback."""
-        extra["standalone_mode"] = False
+        args = list(sys.argv[1:] if args is None else args)
         try:
-            code = super().main(args, prog_name, **extra)
+            code = super().main(args or ["--help"], prog_name, **{**extra, "standalone_mode": False})
         except Exception as error:
-            code, what, fix = explain(error)
-            if "--debug" in (sys.argv[1:] if args is None else args):
+            if "--debug" in args:
                 import traceback
 
                 traceback.print_exc()
-            if what:
-                complain(what, fix, "" if isinstance(error, Interrupted) else "error: ")
+            code, what, fix = explain(error)
+            complain(what, fix, "" if isinstance(error, Interrupted) else "error: ")
         sys.exit(code or 0)
 
     def invoke(self, ctx: Any) -> Any:
@@ -68,25 +68,20 @@ class LazyGroup(TyperGroup):
 
 def explain(error: Exception) -> tuple[int, str, str | None]:
     """The exit code of an exception, its message and what to do about it."""
-    first_line = str(error).strip().partition("\n")[0] or "no message"
+    line = first_line(error)
     match error:
         case ArcvaeError():
             return error.exit_code, error.what, error.fix
-        case typer.TyperException() if type(error).__name__ == "NoArgsIsHelpError":  # the help was printed
-            return 0, "", None
         case typer.TyperException():
             ctx = getattr(error, "ctx", None)
             message = " ".join(error.format_message().split())
             return 2, message, f"see {ctx.command_path if ctx else 'arcvae'} --help"
         case _ if out_of_memory(error):
-            return 1, f"out of memory: {first_line}", "free some memory, or use another --device"
-        case ValueError() if first_line.startswith("embedded null"):
-            return 2, f"a file name contains a NUL character ({first_line})", "remove it"
+            return 1, f"out of memory: {line}", "free some memory, or use another --device"
         case OSError(strerror=str(reason), filename=file):
-            long = error.errno == errno.ENAMETOOLONG
-            return 2 if long else 1, f"{file}: {reason}" if file else reason, "use a shorter name" if long else None
+            return 1, f"{file}: {reason}" if file else reason, None
         case _:
-            return 1, f"{type(error).__name__}: {first_line}", "a bug in arcvae; arcvae --debug shows where"
+            return 1, f"{type(error).__name__}: {line}", "a bug in arcvae; arcvae --debug shows where"
 
 
 def complain(what: str, fix: str | None, prefix: str) -> None:
@@ -105,20 +100,21 @@ def load(name: str) -> Any:
     """Import a command."""
     module, _, attribute = COMMANDS[name][0].partition(":")
     found = getattr(importlib.import_module(f"arcvae_cli.commands.{module}"), attribute)
-    if not isinstance(found, typer.Typer):
-        single = typer.Typer(add_completion=False)
-        single.command(name)(found)
-        found = single
-    command = typer.main.get_command(found)
-    command.name = name
+    outer = typer.Typer(add_completion=False)
+    outer.callback()(main)  # which makes it a group even with one command
+    if isinstance(found, typer.Typer):
+        outer.add_typer(found, name=name)
+    else:
+        outer.command(name)(found)
+    group = typer.main.get_command(outer)
+    assert isinstance(group, TyperGroup)
     gc.freeze()  # what the imports made stays for good
     gc.enable()
-    return command
+    return group.commands[name]
 
 
 app = typer.Typer(
     cls=LazyGroup,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
@@ -134,7 +130,6 @@ def version(wanted: bool) -> None:
 
 @app.callback()
 def arcvae(
-    ctx: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
     ] = False,

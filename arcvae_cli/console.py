@@ -1,4 +1,4 @@
-"""stdout for results, stderr for progress and errors; tables, JSON, quiet, progress bars."""
+"""stdout for results, stderr for progress and errors; tables, JSON, quiet, progress bars, the log of a run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+from pathlib import Path
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console as Terminal
 from rich.console import RenderableType
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 CLOSED = {errno.EPIPE, errno.EIO, errno.ENXIO}  # a pipe whose reader ended (`| head`), a closed terminal
 
@@ -31,15 +30,15 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        self._attempt(lambda: self._stream.write(text))
+        self._attempt(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         self._attempt(self._stream.flush)
 
-    def _attempt(self, write: Callable[[], object]) -> None:
+    def _attempt(self, write: Callable[..., object], *text: str) -> None:
         try:
-            write()
+            write(*text)
         except OSError as error:
             with suppress(OSError):  # a stream without a descriptor
                 null = os.open(os.devnull, os.O_WRONLY)
@@ -53,12 +52,13 @@ class Output:
 class Console:
     """stdout for results, stderr for progress, notes and errors.
 
-    With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped.
+    With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped. `log_file`, once
+    set, gets notes and warnings too, each line with the time.
     """
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
-        self.quiet = quiet
-        self.as_json = as_json
+        self.quiet, self.as_json = quiet, as_json
+        self.log_file: Path | None = None
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for stderr
         out, err = (cast(IO[str], Output(stream)) for stream in (sys.stdout, sys.stderr))
@@ -79,15 +79,35 @@ class Console:
         if not self.as_json:
             self.out.print(renderable)
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[RenderableType]], **style: Any) -> None:
-        """Print a `table`: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line."""
-        made = table(title, columns, rows, **style)
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[RenderableType]],
+        left: Collection[int] = (0,),
+        header: bool = True,
+    ) -> None:
+        """Print a table: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line.
+
+        The columns in `left` hold text and may wrap, the others numbers. Cells are plain text or `Text`.
+        """
+        from rich import box
+        from rich.table import Table
+
+        made = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_header=header)
+        made.box = box.SIMPLE_HEAD if header else None
+        for place, name in enumerate(columns):
+            text = place in left
+            made.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        for row in rows:
+            made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
         if not self.piped:
             self.result(made)
             return
         plain = Terminal(file=io.StringIO(), width=10**4, color_system=None)
-        plain.print(made)
-        self.lines(line.rstrip() for line in plain.file.getvalue().splitlines())  # type: ignore[attr-defined]
+        with plain.capture() as captured:
+            plain.print(made)
+        self.lines(line.rstrip() for line in captured.get().splitlines())
 
     def lines(self, lines: Iterable[str]) -> None:
         """Print lines unchanged: no markup, no wrapping; unless the result is the JSON document."""
@@ -103,56 +123,32 @@ class Console:
         self.out.file.write(text)
         self.out.file.flush()
 
-    def note(self, text: RenderableType) -> None:
+    def note(self, text: str | Text) -> None:
+        self.log(str(text))
         if not self.quiet:
             self.err.print(text, markup=False, emoji=False)
 
     def warn(self, text: str) -> None:
+        self.log(f"warning: {text}")
         self.err.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def log(self, text: str) -> None:
+        """Append lines to `log_file`, if there is one; what cannot be written is lost."""
+        if self.log_file is not None and (lines := text.strip().splitlines()):
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            with suppress(OSError), self.log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write("".join(f"{now} {line}\n" for line in lines))
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Gives a function `show(done, of)`: a progress bar on a terminal, elsewhere a line each tenth."""
-        if self.quiet or not self.terminal:
-            tenths = 0
-
-            def show(done: int, of: int) -> None:
-                nonlocal tenths
-                if 10 * done // max(of, 1) > tenths and (tenths or done < of):  # no line for what is done at once
-                    tenths = 10 * done // of
-                    self.note(f"{what}: {done:,} of {of:,}")
-
-            yield show
-            return
+        """Gives a function `show(done, of)`: a progress bar on a terminal, nothing elsewhere."""
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
         columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.err, transient=True) as bar:
+        shown = self.terminal and not self.quiet
+        with Progress(*columns, console=self.err, transient=True, disable=not shown) as bar:
             task = bar.add_task(what, visible=False, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of, visible=True)
-
-
-def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Iterable[Sequence[RenderableType]],
-    *,
-    left: Collection[int] = (0,),
-    header: bool = True,
-) -> Table:
-    """A table: the columns in `left` hold text and may wrap, the others numbers. Cells are plain text or `Text`."""
-    from rich import box
-    from rich.table import Table
-
-    shape = box.SIMPLE_HEAD if header else None
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=shape, pad_edge=False)
-    made.show_header = header
-    for place, name in enumerate(columns):
-        text = place in left
-        made.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    return made
 
 
 def cell(value: float | None, form: str = ".2f") -> str:

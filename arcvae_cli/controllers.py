@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ from torch import Tensor
 from arcvae_cli.schedules import Feedback, Schedule
 from arcvae_cli.schedules.feedback import Quantity, bound_ahead, is_held
 
-ALL_EPOCH = 0.95  # share of steps at a bound that counts as the whole epoch: single batches stray
-COUNTS = ("steps", "at_max", "at_min", "sum")
+WHOLE_EPOCH = 0.95  # share of steps at a bound that counts as the whole epoch, since single batches vary
 REMEDIES = {
     ("kl", "max"): "raise the target or the bound of beta",
     ("kl", "min"): "lower the target, or give the model more latent dimensions",
     ("reconstruction", "max"): "lower the tolerance, or raise the bound of beta",
     ("reconstruction", "min"): "raise the tolerance, or train a larger model for longer",
 }
+Path = Mapping[str, Sequence[float]]  # beta of every step of an epoch, by level
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Target:
     value: float  # mean over the epoch's steps, as beta
     target: float
     beta: float
-    bound: Literal["max", "min"] | None  # at which beta stayed for the whole epoch; None while the target moves
+    bound: Literal["max", "min"] | None  # at which beta stayed for two epochs; None while the target moves
 
     @property
     def missed(self) -> bool:
@@ -53,119 +53,100 @@ class Controller:
     def __init__(
         self, schedule: Schedule, levels: Sequence[str], device: torch.device, positions: float, reduction: str
     ) -> None:
-        self.schedule = schedule
-        self.levels = tuple(levels)
+        self.schedule, self.levels, self.device = schedule, tuple(levels), device
         self.per_position = 1.0 / positions if reduction == "sum" else 1.0
-        self.device = device
+        self.exact = exact_type(device)
         self._open = {level: part for level, part in schedule.by_level(levels).items() if not part.closed_loop}
         parts = schedule.by_level(levels) if schedule.parts.keys() != {""} else schedule.parts
-        self._loops = {level: Loop(part, device) for level, part in parts.items() if isinstance(part, Feedback)}
-        self._held: dict[str, Tensor] = {}
+        self._closed = {name: part for name, part in parts.items() if isinstance(part, Feedback)}
+        self._states = {name: self._tensors(part.begin()) for name, part in self._closed.items()}
+        self._setpoints = {name: part.setpoint(0.0) for name, part in self._closed.items()}
+        self._targets = self._tensors(self._setpoints)
+        self._fixed: dict[str, Tensor] = {}  # the betas of open loops at fixed addresses
         self.open: dict[str, float] = {}  # the betas of open loops at present
-        self.silent: tuple[str, ...] = ()  # the levels among them whose beta is 0
+        self.zero_levels: tuple[str, ...] = ()  # those whose beta is 0
         self.at(0.0)
 
-    def at(self, epoch: float) -> None:
-        """Set the time, in epochs: the targets of a closed loop, the betas of an open one."""
-        before, self.open = self.open, {level: part(epoch) for level, part in self._open.items()}
-        for level, value in self._held.items():
-            if before[level] != self.open[level]:
-                value.fill_(self.open[level])
-        self.silent = tuple(level for level, value in self.open.items() if value == 0.0)
-        for loop in self._loops.values():
-            loop.at(epoch)
+    def _tensors(self, values: Mapping[str, float]) -> dict[str, Tensor]:
+        return {key: torch.tensor(value, dtype=self.exact, device=self.device) for key, value in values.items()}
 
-    def hold(self) -> None:
-        """Give open betas but 0 as tensors at fixed addresses from now on, for CUDA graphs to read what `at` sets."""
-        self._held = {
-            level: torch.tensor(value, dtype=exact_type(self.device), device=self.device)
-            for level, value in self.open.items()
-        }
+    def at(self, epoch: float) -> None:
+        """Set the time, in epochs: the targets of closed loops, the betas of open ones."""
+        before, self.open = self.open, {level: part(epoch) for level, part in self._open.items()}
+        for level, tensor in self._fixed.items():
+            if before[level] != self.open[level]:
+                tensor.fill_(self.open[level])
+        self.zero_levels = tuple(level for level, value in self.open.items() if value == 0.0)
+        for name, part in self._closed.items():
+            if (setpoint := part.setpoint(epoch)) != self._setpoints[name]:
+                self._setpoints[name] = setpoint
+                self._targets[name].fill_(setpoint)
+
+    def use_tensors(self) -> None:
+        """Give open betas but 0 as tensors at fixed addresses from now on: CUDA graphs read there what `at` sets."""
+        self._fixed = self._tensors(self.open)
 
     @torch.no_grad()
     def weigh(self, reconstruction: Tensor, kl_per_dim: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
         """Beta of every level for a batch, from its reconstruction term (0-d) and kl_per_dim (D,) by level."""
-        betas: dict[str, float | Tensor] = dict(self.open)
-        for level, value in self._held.items():
-            betas[level] = 0.0 if level in self.silent else value.to(reconstruction.dtype)
-        for name, loop in self._loops.items():
-            served = [name] if name else self.levels
-            kl = torch.stack([kl_per_dim[level].detach().to(loop.exact).sum() for level in served]).sum()
-            beta = loop.step(kl, reconstruction.detach().to(loop.exact) * self.per_position)
-            betas.update(dict.fromkeys(served, beta.to(reconstruction.dtype, copy=True)))
+        betas: dict[str, float | Tensor] = {**self.open, **self._fixed, **dict.fromkeys(self.zero_levels, 0.0)}
+        for name, part in self._closed.items():
+            levels = [name] if name else self.levels
+            kl = torch.stack([kl_per_dim[level].detach().to(self.exact).sum() for level in levels]).sum()
+            nats = reconstruction.detach().to(self.exact) * self.per_position
+            state = self._states[name]
+            for key, value in part.law(torch, state, self._targets[name], kl, nats).items():
+                if isinstance(value, Tensor):
+                    state[key].copy_(value)
+                else:
+                    state[key].fill_(value)
+            betas.update(dict.fromkeys(levels, state["beta"].to(reconstruction.dtype, copy=True)))
         return {level: betas[level] for level in self.levels}
 
-    def verdict(self, epoch: float, means: Mapping[str, Any]) -> tuple[Target, ...]:
-        """What each closed loop reached in the epoch that ends at `epoch`, from its `means`; its counts begin anew."""
+    def reached(
+        self, epoch: float, betas: Path, before: Path, kl: Mapping[str, float], reconstruction: float
+    ) -> tuple[Target, ...]:
+        """What each closed loop reached in the epoch that ends at `epoch`.
+
+        `betas`: of its steps; `before`: of those of the epoch before, since a bound counts from the second epoch on.
+        `kl` in nats per example, `reconstruction` in the reduction of the run: means over the epoch.
+        """
         middle = epoch - 0.5 if self.schedule.per == "step" else epoch  # where a target that moves has its mean
         found = []
-        for name, loop in self._loops.items():
-            schedule, state = loop.schedule, loop.read()
-            if not (steps := state["steps"]):
-                continue
-            value = means["reconstruction"]
-            if schedule.quantity == "kl":
-                value = means["kl"][name] if name else sum(means["kl"].values())
-            bound: Literal["max", "min"] | None = None
-            moving = schedule.setpoint(epoch - 1.0) != schedule.setpoint(epoch)
-            if not moving and max(state["at_max"], state["at_min"]) >= ALL_EPOCH * steps:
-                bound = "max" if state["at_max"] >= state["at_min"] else "min"
-            target, beta = schedule.setpoint(middle), state["sum"] / steps
-            found.append(Target(name, schedule.quantity, value, target, beta, bound))
-            for key in COUNTS:
-                loop.state[key].zero_()
+        for name, part in self._closed.items():
+            value = reconstruction * self.per_position
+            if part.quantity == "kl":
+                value = kl[name] if name else sum(kl.values())
+            level = name or self.levels[0]
+            bounds = {bound_of(part, path) for path in (betas[level], before.get(level, ()))}
+            moving = part.setpoint(epoch - 2.0) != part.setpoint(epoch)
+            bound = None if moving or len(bounds) > 1 else bounds.pop()
+            beta = sum(betas[level]) / len(betas[level])
+            found.append(Target(name, part.quantity, value, part.setpoint(middle), beta, bound))
         return tuple(found)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """The state by level in plain numbers, from which a run continues exactly; {} for an open loop."""
-        return {name: loop.read() for name, loop in self._loops.items()}
+        """The state of each closed loop in plain numbers, from which a run continues exactly: a CPU-GPU sync."""
+        read = {name: torch.stack([*state.values()]).tolist() for name, state in self._states.items()}
+        return {name: dict(zip(self._states[name], values, strict=True)) for name, values in read.items()}
 
     def load_state_dict(self, values: Mapping[str, Mapping[str, float]]) -> None:
         """Continue from a state; ValueError if it is another schedule's."""
-        keys = {name: loop.state.keys() for name, loop in self._loops.items()}
-        if keys != {name: state.keys() for name, state in values.items()}:
+        if {name: [*state] for name, state in values.items()} != {name: [*own] for name, own in self._states.items()}:
             raise ValueError(f"not a state of schedule {self.schedule.name}")
         for name, state in values.items():
             for key, value in state.items():
-                self._loops[name].state[key].fill_(value)
+                self._states[name][key].fill_(value)
+
+
+def bound_of(schedule: Feedback, betas: Sequence[float]) -> Literal["max", "min"] | None:
+    """The bound at which beta stayed for a whole epoch."""
+    low, high = schedule.at_bounds
+    if betas and sum(beta >= high for beta in betas) >= WHOLE_EPOCH * len(betas):
+        return "max"
+    return "min" if betas and sum(beta <= low for beta in betas) >= WHOLE_EPOCH * len(betas) else None
 
 
 def exact_type(device: torch.device) -> torch.dtype:
     """The type of what adds up over a whole run: float64, where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-class Loop:
-    """A closed-loop schedule on the device: its state as 0-d tensors, changed in place by its control law."""
-
-    def __init__(self, schedule: Feedback, device: torch.device) -> None:
-        self.schedule = schedule
-        self.exact = exact_type(device)
-        begin = {**schedule.begin(), **dict.fromkeys(COUNTS, 0.0)}
-        self.state = {key: torch.tensor(value, dtype=self.exact, device=device) for key, value in begin.items()}
-        self.setpoint = schedule.setpoint(0.0)
-        self.target = torch.tensor(self.setpoint, dtype=self.exact, device=device)
-        self.low, self.high = schedule.at_bounds
-
-    def at(self, epoch: float) -> None:
-        if (setpoint := self.schedule.setpoint(epoch)) != self.setpoint:
-            self.setpoint = setpoint
-            self.target.fill_(setpoint)
-
-    def step(self, kl: Tensor, reconstruction: Tensor) -> Tensor:
-        """Beta of a batch, 0-d: the state itself, which the next step changes."""
-        for key, value in self.schedule.law(torch, self.state, self.target, kl, reconstruction).items():
-            if isinstance(value, Tensor):
-                self.state[key].copy_(value)
-            else:
-                self.state[key].fill_(value)
-        beta = self.state["beta"]
-        self.state["steps"].add_(1.0)
-        self.state["at_max"].add_(beta >= self.high)
-        self.state["at_min"].add_(beta <= self.low)
-        self.state["sum"].add_(beta)
-        return beta
-
-    def read(self) -> dict[str, float]:
-        values: list[float] = torch.stack(list(self.state.values())).tolist()
-        return dict(zip(self.state, values, strict=True))

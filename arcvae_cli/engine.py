@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from arcvae_cli import graphs
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
-from arcvae_cli.machine import out_of_memory
+from arcvae_cli.machine import choose_threads, out_of_memory
 from arcvae_cli.metrics import MetricAccumulator
 from arcvae_cli.settings import Settings
-from arcvae_cli.step import Kept, Step, mix, seed_step
+from arcvae_cli.step import StateSnapshot, Step, mix, seed_step
 
 TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
+FAILED = {"compile": "the network cannot be compiled here", "graph": "no CUDA graph could be recorded"}
+Cases = dict[tuple[str, ...], float]  # a time for each combination of levels whose beta is 0: no term in the loss
 
 
 class Engine:
@@ -31,21 +33,19 @@ class Engine:
         self.order = torch.zeros(steps * self.size, dtype=torch.int64, device=device)
         self.indices = torch.zeros(self.size, dtype=torch.int64, device=device)
         self.row = torch.zeros(1, dtype=torch.int64, device=device)
-        levels = step.model.level_sizes
-        closed = settings.schedule.closed_levels(tuple(levels))
         # the last row is for trial steps
-        self.metrics = MetricAccumulator(steps + 1, levels, corpus.background, device, closed)
+        self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, device)
         self._graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph] = {}  # by the levels whose beta is 0
 
-    def body(self) -> None:
-        self._step(self.indices)
-        self.row.add_(1)
-
-    def _step(self, indices: Tensor) -> None:
-        conditions = bool(self.step.model.attributes)
-        batch = self.corpus.batch("train", indices, augment=self.settings.data.augment, conditions=conditions)
-        terms, output = self.step.train(batch, self.control.weigh)
-        self.metrics.add(self.row, terms, output, batch, self.step.norm)
+    def choose_threads(self, steps: int) -> str | None:
+        """Set the CPU threads for so many steps, on a CPU by a trial that leaves no trace; a note about it."""
+        if self.step.device.type != "cpu":
+            return None
+        snapshot = StateSnapshot(self.step, self.control)
+        self.step.model.train()
+        note = choose_threads(self._try, steps)
+        snapshot.restore()
+        return note
 
     def prepare(self, times: Iterable[float]) -> None:
         """Choose the engine by trial, eager where another fails. `times`: all that the schedule will be asked for."""
@@ -54,16 +54,20 @@ class Engine:
             wanted = "graph" if cuda else "eager"
         if wanted == "eager":
             return
-        kept, cases = Kept(self.step, self.control), self._cases(times)
+        snapshot = StateSnapshot(self.step, self.control)
         self.step.model.train()
-        self.control.hold()
+        self.control.use_tensors()
+        cases: Cases = {}
+        for time in times:
+            self.control.at(time)
+            cases.setdefault(self.control.zero_levels, time)
         if wanted == "compile":
-            self._compile(cases)
+            self._attempt("compile", self._compile, cases)
         elif not cuda:
             self.reason = f"CUDA graphs need a CUDA device, this is {self.step.device.type}"
         if cuda:
-            self._record(cases)
-        kept.restore()
+            self._attempt("graph", self._record, cases)
+        snapshot.restore()
 
     def begin(self, epoch: int, index: int = 0) -> None:
         """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
@@ -77,11 +81,27 @@ class Engine:
         """The step `index` of the epoch, without a CPU-GPU sync."""
         seed_step(self.settings.train.seed, "step", self.epoch, index)
         self.indices.copy_(self.order[index * self.size : (index + 1) * self.size])
-        graph = self._graphs.get(self.control.silent)
+        graph = self._graphs.get(self.control.zero_levels)
         if graph is not None:
             graph.replay()
         else:
             self.body()
+
+    def body(self) -> None:
+        self._step(self.indices)
+        self.row.add_(1)
+
+    def _step(self, indices: Tensor) -> None:
+        conditions = bool(self.step.model.attributes)
+        batch = self.corpus.batch("train", indices, augment=self.settings.data.augment, conditions=conditions)
+        terms, output = self.step.train(batch, self.control.weigh)
+        self.metrics.add(self.row, terms, output, batch, self.step.norm)
+
+    def _try(self) -> None:
+        """A step whose metrics go into the spare row; so do those of the next one."""
+        self.row.fill_(self.steps)
+        self.body()
+        self.row.fill_(self.steps)
 
     def fitting(self, size: int) -> int | None:
         """The largest of `size`, its half, quarter ... whose step fits into memory, in a run that has failed."""
@@ -102,21 +122,16 @@ class Engine:
             size //= 2
         return None
 
-    def _cases(self, times: Iterable[float]) -> dict[tuple[str, ...], float]:
-        """A time for each combination of levels whose beta is 0, which have no term in the loss."""
-        cases: dict[tuple[str, ...], float] = {}
-        for time in times:
-            self.control.at(time)
-            cases.setdefault(self.control.silent, time)
-        return cases
+    def _attempt(self, kind: str, prepare: Callable[[Cases], None], cases: Cases) -> None:
+        try:
+            prepare(cases)
+            self.kind = "compile" if self.kind == "compile" else kind
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler, the compiler behind it or a driver may raise
+            self.reason = f"{FAILED[kind]}: {graphs.first_line(error)}"
 
-    def _try(self) -> None:
-        """A step whose metrics go into the spare row; so do those of the next one."""
-        self.row.fill_(self.steps)
-        self.body()
-        self.row.fill_(self.steps)
-
-    def _compile(self, cases: Mapping[tuple[str, ...], float]) -> None:
+    def _compile(self, cases: Cases) -> None:
         # torch 2.13 loses what a compiled function writes into the state of a closed loop
         self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
         # fallback_random: draws what eager draws
@@ -125,24 +140,15 @@ class Engine:
             for time in cases.values():
                 self.control.at(time)
                 self._try()
-            self.kind = "compile"
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler and the compiler behind it may raise
+        except Exception:
             self.step.forward = self.step.plain
-            self.reason = f"the network cannot be compiled here: {graphs.first_line(error)}"
-
-    def _record(self, cases: Mapping[tuple[str, ...], float]) -> None:
-        if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
-            self.reason = "a CUDA graph cannot seed the dropout between GRU layers, whose state is cuDNN's own"
-            return
-        try:
-            for case, time in cases.items():
-                self.control.at(time)
-                self._graphs[case], _ = graphs.record(self.body, self._try)
-            self.kind = "compile" if self.kind == "compile" else "graph"
-        except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
-            self._graphs = {}
-            self.reason = f"no CUDA graph could be recorded: {graphs.first_line(error)}"
+
+    def _record(self, cases: Cases) -> None:
+        if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
+            raise RuntimeError("it cannot seed the dropout between GRU layers, whose state is cuDNN's own")
+        found = {}
+        for levels, time in cases.items():
+            self.control.at(time)
+            found[levels], _ = graphs.record(self.body, self._try)
+        self._graphs = found

@@ -1,4 +1,4 @@
-"""The exceptions a person can cause. Whatever else is raised is a defect of arcvae."""
+"""The exceptions a person can cause. Whatever else is raised is a bug of arcvae."""
 
 from __future__ import annotations
 
@@ -14,38 +14,16 @@ LONGEST = 1200  # characters of a line of an error
 
 
 class ArcvaeError(Exception):
-    """A job that failed: exit code 1, no traceback.
-
-    `what`: what is wrong and where. `fix`: what to do about it. Each is made one printable line without passwords.
-    """
+    """A failed job: exit code 1. `what` is wrong and where; `fix`: what to do. Each is one line without passwords."""
 
     exit_code = 1
 
     def __init__(self, what: str, fix: str | None = None) -> None:
-        self.what = one_line(what)
-        self.fix = None if fix is None else one_line(fix)
-        super().__init__(self.what if self.fix is None else f"{self.what}\n{self.fix}")
+        self.what, self.fix = one_line(what), None if fix is None else one_line(fix)
+        super().__init__(self.what, self.fix)
 
-    def __reduce__(self) -> tuple[type[ArcvaeError], tuple[str, str | None]]:
-        return type(self), (self.what, self.fix)  # what worker processes raise is pickled
-
-
-def one_line(text: str) -> str:
-    """Text as one printable line: control characters escaped, the middle of a long text left out, no password."""
-    text = without_password(text)
-    if len(text) > LONGEST:
-        text = f"{text[: 2 * LONGEST // 3]} ... {text[-LONGEST // 3 :]}"
-    return printable(text)
-
-
-def printable(text: str) -> str:
-    """Text with escape sequences and other control characters, which a terminal would obey, written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def without_password(text: str) -> str:
-    """A text without the user names and passwords of URLs (`https://user:secret@host/...`)."""
-    return re.sub(r"(\w{2,}:/{1,2})[^\s/]*(?::\S*)?@", r"\1", text)  # one slash where it was taken for a path
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (self.what, self.fix)))
 
 
 class WriteError(ArcvaeError):
@@ -63,8 +41,25 @@ class Interrupted(ArcvaeError):  # noqa: N818 - not an error
 
     def __init__(self, what: str, exit_code: int, fix: str | None = None, at_once: bool = False) -> None:
         super().__init__(what, fix)
-        self.exit_code = exit_code
-        self.at_once = at_once
+        self.exit_code, self.at_once = exit_code, at_once
+
+
+def one_line(text: str) -> str:
+    """Text as one printable line: control characters escaped, the middle of a long text left out, no password."""
+    text = without_password(text)
+    if len(text) > LONGEST:
+        text = f"{text[: 2 * LONGEST // 3]} ... {text[-LONGEST // 3 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_password(text: str) -> str:
+    """A text without the user names and passwords of URLs (`https://user:secret@host/...`)."""
+    return re.sub(r"(\w{2,}:/{1,2})[^\s/]*(?::\S*)?@", r"\1", text)  # one slash where it was taken for a path
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -74,31 +69,33 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 TAGGED = ("model", "schedule", "base", "global", "local")  # after which pydantic adds a `name` to the location
-
-
-def _unknown(what: str, given: str, known: Iterable[str]) -> tuple[str, str]:
-    names = list(known)
-    return f"unknown {what} {given!r}", f"{nearest(given, names)}known here: {', '.join(names)}"
+PATTERNS = {"device": "auto, cpu, cuda, cuda:N or mps"}  # by key, what a regular expression means
+NAME = "a name of at most 128 characters without /\\#?%:;,'"
 
 
 def first_fault(error: ValidationError, keys: Callable[[list[str]], Iterable[str]]) -> tuple[str, str, str | None]:
     """The dotted key, the problem and the fix of the first error. `keys`: of a table, given as its path."""
     fault = error.errors(include_url=False)[0]
-    loc = fault["loc"]
+    loc, context, given = fault["loc"], fault.get("ctx", {}), fault["input"]
     path = [str(part) for i, part in enumerate(loc) if not (i and loc[i - 1] in TAGGED)]
-    context, given = fault.get("ctx", {}), fault["input"]
     problem, fix = f"{re.sub(r'^(Input|Tuple) ', '', fault['msg'])}, got {given!r:.60}", None
+
+    def unknown(what: str, name: str, known: list[str]) -> tuple[str, str]:
+        return f"unknown {what} {name!r}", f"{nearest(name, known)}known here: {', '.join(known)}"
+
     match fault["type"]:
         case "extra_forbidden":
-            problem, fix = _unknown("key", path[-1], keys(path[:-1]))
+            problem, fix = unknown("key", path[-1], list(keys(path[:-1])))
         case "union_tag_invalid":
             path.append("name")
-            problem, fix = _unknown("name", context["tag"], context["expected_tags"].replace("'", "").split(", "))
+            problem, fix = unknown("name", context["tag"], context["expected_tags"].replace("'", "").split(", "))
         case "union_tag_not_found":
             path.append("name")
             problem = "missing"
         case "model_type" | "model_attributes_type" | "dict_type":
             problem = f"should be a table, got {given!r:.60}"
+        case "string_pattern_mismatch":
+            problem = f"should be {PATTERNS.get(path[-1], NAME)}, got {given!r:.60}"
         case "contradiction":
             path.append(context["key"])
             problem, fix = context["what"], context["fix"]

@@ -52,22 +52,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         try:
             temporary.touch(exist_ok=False)  # with the permissions of any new file
             yield temporary
-            _sync(temporary, os.O_RDWR)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
             temporary.replace(path)
             if hasattr(os, "O_DIRECTORY"):  # systems that can open folders
-                _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+                folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+                os.fsync(folder)
+                os.close(folder)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise failed(path, error.strerror or str(error)) from error
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def usable_folder(folder: Path, flag: str) -> Path:
@@ -77,30 +72,28 @@ def usable_folder(folder: Path, flag: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{flag} {folder}: cannot be written to ({reason})", "choose another folder") from error
+        what = f"{flag} {folder}: cannot be written to ({error.strerror or error})"
+        raise InputError(what, "choose another folder") from error
 
 
 def failed(path: Path, reason: str) -> WriteError:
     """The error of a file that could not be written, with the free space of its disk."""
-    space = ""
     with contextlib.suppress(OSError):  # the folder is gone
-        space = f"; {size(shutil.disk_usage(path.parent).free)} free there"
-    return WriteError(f"{path}: could not be written ({reason}{space})", "free some space, or choose another folder")
+        reason += f"; {size(shutil.disk_usage(path.parent).free)} free there"
+    return WriteError(f"{path}: could not be written ({reason})", "free some space, or choose another folder")
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """A number of bytes to three digits, in units of 1024."""
-    value = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 999.5:
-            return f"{value:.3g} {unit}"
-        value /= 1024
-    return f"{value:.3g} TiB"
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while count >= 999.5 and len(units) > 1:
+        count /= 1024
+        del units[0]
+    return f"{count:.3g} {units[0]}"
 
 
 def metric_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a `metrics.jsonl`, each as text and as a table; without lines that a crash cut short."""
+    """The lines of a `metrics.jsonl`, each as text and as a table; without a line that a crash cut short."""
     for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError):
             line = json.loads(text)

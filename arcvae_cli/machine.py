@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+TRIAL_STEPS = 200  # a shorter run is over before a trial pays
+TRIAL_SHARE, TRIAL_SECONDS, TRIAL_ROUNDS = 0.02, 2.0, 10  # what a trial may take: of the run, at most, after warming up
+GAIN = 0.9  # more threads are taken if they need less than this share of the time, since the load may grow
 
 
 def cores(control: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:
@@ -39,12 +43,47 @@ def quotas(control: Path, groups: Path) -> Iterator[float]:
                 yield int(quota) / int(period)
 
 
+def threads_given() -> bool:
+    """Whether the environment sets the number of threads."""
+    return any(os.environ.get(name) for name in THREADS)
+
+
 def use_cores() -> None:
     """Set PyTorch's threads to the usable cores, unless the environment sets them: PyTorch ignores quotas."""
     import torch
 
-    if not any(os.environ.get(name) for name in THREADS):
+    if not threads_given():
         torch.set_num_threads(min(torch.get_num_threads(), cores()))
+
+
+def choose_threads(step: Callable[[], object], steps: int) -> str | None:
+    """Set PyTorch's threads for a run of so many steps: one, or as many as now where those take a `step` faster.
+
+    Returns a note about the trial, None without one: a single thread, a number set by the environment, a short run.
+    """
+    import torch
+
+    every = torch.get_num_threads()
+    if every == 1 or threads_given():
+        return None
+    torch.set_num_threads(1)  # never far behind, and never waits for a core that others keep busy
+    if steps < TRIAL_STEPS:
+        return None
+    seconds: dict[int, list[float]] = {1: [], every: []}
+    spent, limit = 0.0, TRIAL_SECONDS
+    while spent < limit and len(seconds[every]) <= TRIAL_ROUNDS:
+        for count, taken in seconds.items():
+            torch.set_num_threads(count)
+            began = time.perf_counter()
+            step()
+            taken.append(time.perf_counter() - began)
+            if len(taken) > 1:  # the first one makes kernels ready
+                spent += taken[-1]
+                limit = min(limit, TRIAL_SHARE * steps * min(map(min, seconds.values())))
+    one, all_of_them = (sum(taken[1:]) / len(taken[1:]) for taken in seconds.values())
+    torch.set_num_threads(every if all_of_them < GAIN * one else 1)
+    chosen = torch.get_num_threads()
+    return f"threads {chosen}, by trial: {1e3 * one:.3g} ms a step with 1, {1e3 * all_of_them:.3g} ms with {every}"
 
 
 def describe(device: torch.device) -> str:
@@ -54,20 +93,7 @@ def describe(device: torch.device) -> str:
     if device.type == "cpu":
         count = torch.get_num_threads()
         return f"cpu ({count} thread{'' if count == 1 else 's'})"
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return str(device)
-
-
-def crowded(device: torch.device) -> str | None:
-    """A warning where other processes use the cores: OpenMP threads that wait for each other are slower than one."""
-    import torch
-
-    if device.type != "cpu" or torch.get_num_threads() == 1 or not hasattr(os, "getloadavg"):
-        return None
-    load, available = os.getloadavg()[0], cores()
-    text = f"load {load:.1f} on {available} cores: one thread (OMP_NUM_THREADS=1) may be faster"
-    return text if load >= available else None
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -85,14 +111,11 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes of tensors on a CUDA device, elsewhere of this process's resident memory."""
-    import torch
+    """Peak bytes of tensors on a CUDA device, elsewhere of this process's resident memory (0 on Windows)."""
+    if device.type == "cuda":
+        import torch
 
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
-
-
-def peak_resident() -> int:
-    """The most bytes of physical memory that this process had at once; 0 where the system does not say (Windows)."""
+        return torch.cuda.max_memory_allocated(device)
     try:  # on Linux `getrusage` may return the peak of the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

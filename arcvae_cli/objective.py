@@ -24,7 +24,7 @@ class Terms:
 
     loss: Tensor
     reconstruction: Tensor
-    kl_free: dict[str, Tensor]  # by level, the KL term after free bits and reduction, before beta
+    clamped_kl: dict[str, Tensor]  # by level, the KL term after free bits and reduction, before beta
     kl_per_dim: dict[str, Tensor]  # by level, (D,) raw KL of each group in nats
     betas: Betas
 
@@ -47,15 +47,17 @@ class Objective(nn.Module):
         """Terms of a batch at betas by level, or as a function of its reconstruction term and kl_per_dim gives them."""
         reconstruction = self.reconstruction(output.logits, batch).mean()
         kl_per_dim = {level.name: level.kl.mean(dim=0) for level in output.levels}  # (B, D) -> (D,)
-        kl_free = {level.name: self.free(level.kl, level.name) for level in output.levels}
+        clamped_kl = {level.name: self.clamped_kl(level.kl, level.name) for level in output.levels}
         detached = {name: groups.detach() for name, groups in kl_per_dim.items()}
         betas = weigh if isinstance(weigh, Mapping) else weigh(reconstruction.detach(), detached)
         loss = reconstruction
-        for name, free in kl_free.items():
+        for name, kl in clamped_kl.items():
             beta = betas[name]
-            if isinstance(beta, Tensor) or beta != 0.0:  # 0 takes the term out: a KL that has overflowed gives NaN
-                loss = loss + beta * free
-        return Terms(loss, reconstruction, kl_free, kl_per_dim, betas)
+            if isinstance(beta, Tensor):
+                loss = loss + beta.to(kl.dtype) * kl
+            elif beta != 0.0:  # 0 takes the term out: a KL that has overflowed gives NaN
+                loss = loss + beta * kl
+        return Terms(loss, reconstruction, clamped_kl, kl_per_dim, betas)
 
     def reconstruction(self, logits: Tensor, batch: Batch) -> Tensor:
         """(B,) reconstruction term of each example: a sum over its valid positions, or their mean."""
@@ -73,7 +75,7 @@ class Objective(nn.Module):
             return total
         return total / (batch.x[0].numel() if batch.valid is None else batch.valid.flatten(1).sum(dim=1))
 
-    def free(self, kl: Tensor, level: str) -> Tensor:
+    def clamped_kl(self, kl: Tensor, level: str) -> Tensor:
         """The KL term of a level from (B, D) nats: clamped by its free bits, summed or averaged over the D groups.
 
         `per_dim` clamps the batch mean of each group (Kingma et al. 2016, equation 16), `per_sample` each example's.
@@ -89,9 +91,13 @@ class Objective(nn.Module):
             total = kl.mean(dim=0).sum().clamp(min=floor)
         return total / kl.shape[1] if self.settings.kl_reduction == "mean" else total
 
-    def selection(self, reconstruction: float, kl_per_dim: Mapping[str, float], peaks: Mapping[str, float]) -> float:
-        """The loss of model selection: reconstruction + sum over levels of (largest beta) * (raw KL in nats)."""
-        return reconstruction + sum(peaks[name] * rate for name, rate in kl_per_dim.items())
+    def selection_loss(
+        self, reconstruction: float, kl: Mapping[str, list[float]], weights: Mapping[str, float]
+    ) -> float:
+        """The loss of model selection: reconstruction + weight * raw KL of every level, reduced, without free bits."""
+        mean = self.settings.kl_reduction == "mean"
+        totals = {name: sum(groups) / (len(groups) if mean else 1) for name, groups in kl.items()}
+        return reconstruction + sum(weights[name] * total for name, total in totals.items())
 
 
 def class_weights(counts: Tensor, kind: str) -> Tensor:

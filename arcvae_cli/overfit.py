@@ -31,8 +31,9 @@ def overfit(
         terms, output = step.train(batch, dict.fromkeys(model.level_sizes, 0.0))
         if done % 50 == 0 or done == limit:
             metrics.add(0, terms, output, batch)
-            found = metrics.read().mean()
+            rows = metrics.read()
+            found = rows.mean()
             report(done, found)
-            if found.exact == 1.0 or not found.finite:
+            if found.exact == 1.0 or rows.first_nonfinite is not None:
                 break
     return done, found

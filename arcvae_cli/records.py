@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,9 +80,7 @@ class EpochRecord:
     best: bool  # so far
     seconds: float
     unit: str
-    beta_range: Mapping[str, tuple[float, float]] = field(
-        default_factory=dict
-    )  # least and largest, if it went up and down
+    beta_range: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # if it went up and down
     beta_trace: Mapping[str, Sequence[float]] = field(default_factory=dict)  # beta of every step, by level
     targets: tuple[Target, ...] = ()  # of closed loops
     restart: Mapping[str, float] | None = None  # the restarts around the epoch, for a schedule that has them
@@ -105,20 +103,16 @@ class EpochRecord:
         }
 
     def plain(self) -> dict[str, Any]:
-        """All but the path, as JSON has it."""
-        table = asdict(self)
-        del table["beta_trace"]
-        return table
+        """All but the betas of the steps, as JSON has it."""
+        return asdict(replace(self, beta_trace={}))
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> EpochRecord:
-        """The record that `plain` gave, its path empty. ValueError for anything else."""
-        return _epoch_records().validate_python(dict(table))
+        """The record that `plain` gave."""
+        return _RECORDS.validate_python(table)
 
 
-@cache
-def _epoch_records() -> TypeAdapter[EpochRecord]:
-    return TypeAdapter(EpochRecord)
+_RECORDS = TypeAdapter(EpochRecord)
 
 
 def betas(values: Mapping[str, float]) -> dict[str, float]:
@@ -136,7 +130,7 @@ def flat(split: str, metrics: EpochMetrics, unit: str) -> dict[str, Any]:
     return {
         f"{split}/loss_total": number(metrics.loss),
         f"{split}/loss_reconstruction": number(metrics.reconstruction),
-        f"{split}/loss_kl": number(sum(metrics.kl_free.values())),
+        f"{split}/loss_kl": number(sum(metrics.clamped_kl.values())),
         f"{split}/kl": number(metrics.kl),
         **{f"{split}/kl/{name}": number(sum(values)) for name, values in levels.items()},
         **{f"{split}/{name}": number(share) for name, share in shares if name is not None},
@@ -173,8 +167,12 @@ class Recorder:
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
         """After `start` in a resumed run: its epochs up to step `step`; records of later steps are to be dropped."""
 
-    def step(self, epoch: int, done: int, beta: float | None) -> None:
-        """After every step: `done` steps of this epoch; beta, None for a closed loop. Must cost next to nothing."""
+    def step(self, epoch: int, done: int, betas: Mapping[str, float], loss: float | None) -> None:
+        """After every step, `done` in this epoch; must cost next to nothing.
+
+        `betas`: by level, without those of closed loops. `loss`: the mean of recent steps, None where no new one is
+        known.
+        """
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         """The logged steps of an epoch, at its end."""
@@ -184,6 +182,12 @@ class Recorder:
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
         """Every few epochs, and after the last."""
+
+    def evaluated(self, metrics: Mapping[str, Any], verdict: Sequence[str], images: Sequence[Path]) -> None:
+        """After the final evaluation: nested metrics of metrics.json, lines of the verdict, picture files."""
+
+    def artifacts(self, files: Mapping[str, Path]) -> None:
+        """After the final evaluation: checkpoint files by name (`vae_best`, `encoder`, `decoder`)."""
 
     def close(self, code: int = 0) -> None:
         """After the last call, however the training ended: `code` is the exit code of the process."""

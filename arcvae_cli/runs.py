@@ -1,9 +1,8 @@
-"""Run folders: their names, files, status, and the lock of the process that trains one."""
+"""Run folders: their names, files and status, the lock of the process that trains one, and what resuming may change."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
@@ -13,36 +12,36 @@ import secrets
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict
 
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file
 from arcvae_cli.presets import read_toml
-from arcvae_cli.settings import Settings
+from arcvae_cli.settings import Settings, Table
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as `atomic_write` names them
 LATEST, AUTO = "latest", "auto"  # the link to the last run; `--resume auto`
+LENGTH = ("train.epochs", "train.early_stopping", "train.patience")  # only when a run ends
+MAY_CHANGE = (
+    *LENGTH,
+    *(f"data.{key}" for key in ("path", "input", "prod", "masks", "grammar")),  # the checkpoint has a fingerprint
+    *("train.device", "train.engine", "train.save_minutes", "train.threads", "checkpoint.", "log."),
+)
+"""Settings, or whole tables of them, that may differ when a run is resumed."""
 
-_PATIENCE = 1.0  # seconds to wait for a lock: a process that only tests it holds it for a moment
-_TEST = 0.05
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # on some network drives
 
-
-class Status(BaseModel):
+@dataclass(frozen=True)
+class Status:
     """`status.json`. `epoch`, `step`: those that are done; `seconds`: by part of the run; `best_value`: of monitor."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    state: Literal["running", "finished", "interrupted", "failed"]
+    state: str  # running, finished, interrupted, failed
     reason: str | None = None
     epoch: int | None = None
     epochs: int | None = None
@@ -53,7 +52,7 @@ class Status(BaseModel):
     time: str | None = None
     pid: int | None = None
     host: str | None = None
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     judged: bool = False
 
@@ -86,15 +85,10 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
-    def begin(self) -> None:
-        if (self.path.parent / LATEST).is_symlink():
-            point_latest(self.path.parent, self.name)
-
     def write_status(self, state: str, **facts: Any) -> None:
         """Rewrite `status.json`: the state, the time, the process, and fields of `Status`."""
         here = {"time": _now(), "pid": os.getpid(), "host": platform.node()}
-        started = {} if self.started is None else {"started": self.started}
-        write_json(self.path / "status.json", {"state": state, **here, **facts, **started})
+        write_json(self.path / "status.json", {"state": state, **here, **facts, "started": self.started})
 
     def write_config(self, settings: Settings) -> None:
         with atomic_write(self.path / "config.toml") as temporary:
@@ -124,7 +118,13 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
                 break
             if name is not None or not runs.is_dir():
                 break
-        folder = RunFolder(path, _now(), _claim(path))
+        lock = None
+        if all(file.name == "lock" for file in path.iterdir()) or held(path):
+            lock = take(path)
+        if any(file.name != "lock" for file in path.iterdir()):
+            fix = f"choose another --run-name, or --resume {shlex.quote(str(path))}"
+            raise InputError(f"{path}: exists already", fix)
+        folder = RunFolder(path, _now(), lock)
         folder.write_config(settings)
         folder.write_status("running", epoch=0, epochs=settings.train.epochs, step=0)
         folder.checkpoints.mkdir()
@@ -134,15 +134,6 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
         raise InputError(what, "choose another --runs-dir") from error
     point_latest(runs, path.name)
     return folder
-
-
-def _claim(path: Path) -> BaseFileLock | None:
-    """The lock of a folder that is still empty, which one of two processes gets."""
-    if any(file.name != "lock" for file in path.iterdir()):
-        if held(path):
-            raise _busy(path)
-        raise InputError(f"{path}: exists already", f"choose another --run-name, or --resume {shlex.quote(str(path))}")
-    return take(path)
 
 
 def resume(folder: Path) -> RunFolder:
@@ -162,8 +153,8 @@ def resume(folder: Path) -> RunFolder:
 
 def temporaries(path: Path) -> list[Path]:
     """The temporary files of `atomic_write` in a run folder."""
-    folders = (path, path / "checkpoints", path / "images")
-    return [file for folder in folders for file in folder.glob(".*.tmp") if TEMPORARY.fullmatch(file.name)]
+    folders, pattern = (path, path / "checkpoints", path / "images"), re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+    return [file for folder in folders for file in folder.glob(".*.tmp") if pattern.fullmatch(file.name)]
 
 
 def point_latest(runs: Path, name: str) -> None:
@@ -177,40 +168,29 @@ def point_latest(runs: Path, name: str) -> None:
 
 
 def held(path: Path) -> bool:
-    """Whether a living process holds the lock of a run folder; True where locks do not work."""
-    if not is_file(path / "lock"):
-        return False
+    """Whether a living process holds the lock of a run folder."""
     try:
-        with _lock_of(path).acquire(timeout=_TEST, poll_interval=_TEST / 5):
-            return False
-    except OSError:  # Timeout is one
+        if is_file(path / "lock"):
+            take(path, 0.05).release()
+        return False
+    except (ArcvaeError, OSError):
         return True
 
 
-def take(path: Path) -> BaseFileLock | None:
-    """The lock of a run folder; None where the file system has no locks. ArcvaeError if another process holds it."""
-    from filelock import Timeout
+def take(path: Path, patience: float = 1.0) -> BaseFileLock:
+    """The lock of a run folder. ArcvaeError if another process holds it longer than `patience` seconds.
 
-    lock = _lock_of(path)
+    A process that only tests it holds it for a moment.
+    """
+    from filelock import FileLock, Timeout  # 20 to 60 ms
+
+    lock = FileLock(path / "lock", timeout=patience, thread_local=False)
     try:
-        lock.acquire(timeout=_PATIENCE)
+        lock.acquire(poll_interval=0.01)
     except Timeout:
-        raise _busy(path) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return None
+        fix = "wait until it has ended, or stop it"
+        raise ArcvaeError(f"{path.name}: another process is training this run", fix) from None
     return lock
-
-
-def _busy(path: Path) -> ArcvaeError:
-    return ArcvaeError(f"{path.name}: another process is training this run", "wait until it has ended, or stop it")
-
-
-def _lock_of(path: Path) -> BaseFileLock:
-    from filelock import FileLock  # 20 to 60 ms
-
-    return FileLock(path / "lock", timeout=0, thread_local=False)
 
 
 def _now() -> str:
@@ -218,23 +198,24 @@ def _now() -> str:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """A run as its files show it, whatever their state, as JSON.
+    """A run as its files show it, as JSON.
 
-    `state`: of its status, "killed" if it says running and no process holds the lock, or "damaged" if it cannot be
+    `state`: of its status, "killed" if it says running and no process holds the lock, or "corrupt" if it cannot be
     read. `bytes`: of all files; `age`: seconds since the status was written.
     """
-    status = read_status(path)
-    document = (status or Status(state="failed")).model_dump(exclude={"judged"})
-    state, updated = document.pop("state") if status else "damaged", document.pop("time")
-    if state == "running" and not held(path):
-        state = "killed"
-    monitor, size = None, 0
+    document = asdict(read_status(path) or Status("corrupt"))
+    document["updated"] = document.pop("time")
+    del document["judged"]
+    if document["state"] == "running" and not held(path):
+        document["state"] = "killed"
+    monitor = None
     with contextlib.suppress(InputError, LookupError, TypeError):
-        monitor = str(read_toml(path / "config.toml")["train"]["monitor"])
+        monitor = read_toml(path / "config.toml")["train"]["monitor"]
+    size = 0
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):  # a temporary file that has just gone
             size += 0 if file.is_dir() else file.lstat().st_size
-    own = {"state": state, "monitor": monitor, "updated": updated, "bytes": size, "age": _age(path)}
+    own = {"monitor": monitor, "bytes": size, "age": _age(path)}
     return {"name": path.name, "path": str(path), **document, **own}
 
 
@@ -259,6 +240,29 @@ def find(argument: str, runs: Path) -> Path:
     raise InputError(f"run {argument!r:.200}: no such run", known)
 
 
+def find_resumed(argument: str, runs: Path) -> tuple[Path, Path | None]:
+    """The run folder that `--resume` means, and the checkpoint if a file was given. InputError if there is none."""
+    file = expanded(Path(argument)).resolve()
+    if is_file(file) and is_file(file.parent.parent / "config.toml"):
+        return file.parent.parent, file
+    folder = find(argument, runs)
+    if not is_file(folder / "config.toml"):
+        raise InputError(f"{folder}: no config.toml in it", "restore it, or start a new run")
+    return folder, None
+
+
+def differences(old: Table, new: Table, table: str = "") -> dict[str, tuple[Any, Any]]:
+    """By dotted key, the values of two tables of settings that differ; None where a key is not set."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in old | new:
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found |= differences(one, other, f"{table}{key}.")
+        elif one != other:
+            found[f"{table}{key}"] = one, other
+    return found
+
+
 def _is_run(path: Path) -> bool:
     parts = (path / "config.toml", path / "status.json", path / "checkpoints")
     return not path.name.startswith(".") and any(map(exists, parts))
@@ -273,9 +277,11 @@ def _age(path: Path) -> float:
 
 def read_status(path: Path) -> Status | None:
     """The status of a run folder; None if there is none that can be read."""
+    known = {one.name for one in fields(Status)}
     try:
-        return Status.model_validate_json((path / "status.json").read_bytes())
-    except (OSError, ValueError):
+        table = json.loads((path / "status.json").read_bytes())
+        return Status(**{key: value for key, value in table.items() if key in known})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

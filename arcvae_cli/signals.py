@@ -1,12 +1,10 @@
-"""GracefulExit that ask a run to stop."""
+"""Signals that ask a run to stop."""
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections.abc import Iterable
-from threading import Timer, current_thread, main_thread
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -25,7 +23,6 @@ class GracefulExit:
         self.patient = False
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
-        self._hook = sys.unraisablehook
 
     def __call__(self) -> int | None:
         return self.asked
@@ -35,24 +32,16 @@ class GracefulExit:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._catch)
-        self._hook, sys.unraisablehook = sys.unraisablehook, self._dropped
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.unraisablehook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _catch(self, number: int, _: FrameType | None) -> None:
-        again, self.asked = self.asked is not None, self.asked or number
-        if not self.patient or (again and number == signal.SIGINT):
+        second, self.asked = self.asked is not None, self.asked or number
+        if not self.patient or (second and number == signal.SIGINT):
             raise KeyboardInterrupt
-
-    def _dropped(self, dropped: sys.UnraisableHookArgs) -> None:
-        if dropped.exc_type is KeyboardInterrupt and self.asked is not None:  # in a destructor: raise it once more
-            Timer(0.01, os.kill, (os.getpid(), self.asked)).start()
-        else:
-            self._hook(dropped)
 
 
 def signal_name(number: int) -> str:

@@ -130,6 +130,8 @@ class Step:
     """Forward (under autocast), objective, backward, clipping and Adam (in float32), all at fixed addresses."""
 
     def __init__(self, model: VAE, objective: Objective, settings: TrainSettings, device: torch.device) -> None:
+        if settings.threads != "auto":
+            torch.set_num_threads(settings.threads)
         # channels last is the fastest layout of convolutions on CPUs and GPUs
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = objective
@@ -167,7 +169,7 @@ class Step:
         return self.plain(batch, betas)
 
 
-class Kept:
+class StateSnapshot:
     """What a trial step changes: weights, optimiser, closed loops. `restore` puts it back in place, for graphs."""
 
     def __init__(self, step: Step, control: Controller) -> None:
@@ -175,6 +177,7 @@ class Kept:
         self.weights = deepcopy(step.model.state_dict())
         self.moments = deepcopy(step.optimizer.state_dict()["state"])
         self.loops = control.state_dict()
+        self.random = torch.get_rng_state()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -183,6 +186,7 @@ class Kept:
             for name, value in state.items():
                 value.copy_(self.moments[index][name] if index in self.moments else torch.zeros_like(value))
         self.control.load_state_dict(self.loops)
+        torch.set_rng_state(self.random)
 
 
 class LearningRate:

@@ -14,40 +14,33 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from arcvae_cli import __version__, checkpoints, domains
-from arcvae_cli.controllers import Controller, Target
+from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
-from arcvae_cli.engine import TEXTS as ENGINES
-from arcvae_cli.engine import Engine
+from arcvae_cli.engine import TEXTS, Engine
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError
 from arcvae_cli.evaluation.information import batches, longest_first
 from arcvae_cli.graphs import first_line
-from arcvae_cli.machine import describe, out_of_memory, peak_memory
-from arcvae_cli.metrics import EpochMetrics, FiniteCheck, MetricAccumulator, MetricRows
+from arcvae_cli.machine import cores, describe, out_of_memory, peak_memory, threads_given
+from arcvae_cli.metrics import CHECK_EVERY, EpochMetrics, MetricAccumulator, MetricRows, RecentLoss
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
-from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Examples, Pictures, Plan, Recorder, StepRecord
+from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.runs import RunFolder
-from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import Settings, elbo_scale
 from arcvae_cli.signals import exit_code, signal_name
 from arcvae_cli.step import LearningRate, Step, seed_step
 
 SHOWN, SAMPLES = 16, 64  # reconstructions and samples of a picture
-CHECK_EVERY = 50  # steps between two asynchronous checks for NaN
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-
-Curves = Mapping[str, Sequence[float]]  # of the steps of an epoch, by level
-Ranking = tuple[str, Callable[[EpochRecord], float], float]
+Ranking = tuple[str, Callable[[EpochRecord], float], float]  # a name, the value, the sign that makes the best least
 LOSS: Ranking = ("loss", lambda record: record.selection, 1.0)
 RANKINGS: dict[str, tuple[Ranking, ...]] = {
     "pixel": (LOSS,),
     "token": (LOSS, ("seq_acc", lambda record: record.val.exact, -1.0)),
-}  # by the unit of a corpus: what the best epochs are kept by, and the sign that makes the best the smallest
+}  # by the unit of a corpus: what the best epochs are kept by
 
 
 @dataclass
@@ -69,60 +62,79 @@ class Trainer:
     def __post_init__(self) -> None:
         train, objective = self.settings.train, self.settings.objective
         counts = self.corpus.class_counts() if objective.class_weights != "none" else None
-        self.positions = self.corpus.mean_positions
         self.objective = Objective(objective, counts).to(self.device)
         self.step = Step(self.model, self.objective, train, self.device)
         self.steps = max(1, self.corpus.size("train") // train.batch_size)  # an epoch; the remainder is left out
         self.levels = tuple(self.model.level_sizes)
-        self.schedule: Schedule = self.settings.schedule
+        self.schedule = self.settings.schedule
         self.closed = self.schedule.closed_levels(self.levels)
         self.rate = LearningRate(train, self.steps * train.epochs)
-        self.control = Controller(self.schedule, self.levels, self.device, self.positions, objective.reduction)
+        positions = self.corpus.mean_positions
+        self.control = Controller(self.schedule, self.levels, self.device, positions, objective.reduction)
         self.engine = Engine(self.settings, self.step, self.corpus, self.control, self.steps)
-        self.nan_check = FiniteCheck(self.engine.metrics)
+        self.recent_loss = RecentLoss(self.engine.metrics)
         self.val_order = longest_first(self.corpus, "val", torch.arange(self.corpus.size("val")))
-        # weights of model selection: each level's largest beta, for a closed loop the ELBO's 1
-        scale = elbo_scale(self.settings, self.positions)
-        peaks = self.schedule.peaks([level for level in self.levels if level not in self.closed])
-        self.peaks = {level: peaks.get(level, 1.0 / scale if scale else 1.0) for level in self.levels}
+        # each level's largest beta, for a closed loop the ELBO's 1
+        self.elbo_scale = elbo_scale(self.settings, positions)
+        self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
+        self.selection_weights |= self.schedule.peaks([level for level in self.levels if level not in self.closed])
         self.fingerprint = self.corpus.fingerprint()
-        self.again = f"resume with `arcvae train --resume {self.folder.shell}`"
-        self.done = self.saved = 0  # optimiser steps, and those in the last checkpoint
-        self.precision_tried = False
+        self.resume_hint = f"resume with `arcvae train --resume {self.folder.shell}`"
+        self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
+        self.trials_done = False  # whether precision and threads were found by trial
         self.part, self.since = "start", self.began  # the part of the run under way, and since when
         self.ended: dict[str, str] = {}  # why it ended before its last epoch, for its status
-        self.due = math.inf  # by the monotonic clock, when to save within an epoch
+        self.save_at = math.inf  # by the monotonic clock, when to save within an epoch
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
         self.history: list[EpochRecord] = []
-        self.history_json: list[str] = []
-        self.at_bound: dict[str, str | None] = {}  # by level, the bound at which beta stood all the last epoch
+
+    @property
+    def index(self) -> int:
+        """Steps done of the epoch that is being trained."""
+        return self.global_step - len(self.history) * self.steps
+
+    def clock(self, epoch: int, index: int) -> float:
+        """The epoch that the schedule is asked for in a step: a whole number unless it moves with every step."""
+        return epoch - 1 + (index + 1) / self.steps if self.schedule.per == "step" else float(epoch)
 
     def fit(self) -> None:
+        """Train to the last epoch or an early stop. The folder's status says how it ended, whatever is raised."""
         try:
             self.prepare()
             self.switch("rest")
             if self.history and self.index == 0:  # the process before may have died right after saving the epoch
-                self.end_epoch()
+                self.finish_epoch(self.history[-1])
             while len(self.history) < self.settings.train.epochs and not self.patience_over:
                 self.run_epoch(len(self.history) + 1)
-            self.finish()
+            with self.timed("saving"):
+                checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
+            if self.patience_over and self.best is not None:
+                since = f"no better {self.settings.train.monitor} since epoch {self.best[1]}"
+                self.ended = {"reason": f"stopped early after epoch {len(self.history)}: {since}"}
+            self.folder.write_status("finished", **self.ended, **self.progress())
         except BaseException as error:
             shown = self.explained(error)
             state = "interrupted" if isinstance(shown, Interrupted) else "failed"
             reason = shown.what if isinstance(shown, ArcvaeError) else f"{type(shown).__name__}: {first_line(shown)}"
             with contextlib.suppress(ArcvaeError):  # on a full disk the first error is the one to report
-                self.folder.write_status(state, reason=reason, **self.place())
+                self.folder.write_status(state, reason=reason, **self.progress())
             if shown is error:
                 raise
             raise shown from error
 
     def prepare(self) -> None:
-        """What comes before the first step: precision and engine by trial, the header, the first checkpoint."""
-        self.check_precision()
-        epochs = range(1, self.settings.train.epochs + 1)
-        self.engine.prepare(self.time(epoch, index) for epoch in epochs for index in range(self.steps))
+        """What comes before the first step: precision, threads and engine by trial, the header, a checkpoint."""
+        train = self.settings.train
+        if not self.trials_done:
+            self.check_precision()
+            left = self.steps * train.epochs - self.global_step
+            if train.threads == "auto" and (note := self.engine.choose_threads(left)):
+                self.notes.append(note)
+            self.trials_done = True
+        epochs = range(1, train.epochs + 1)
+        self.engine.prepare(self.clock(epoch, index) for epoch in epochs for index in range(self.steps))
         if self.engine.reason is not None:
-            self.notes.append(f"{self.engine.reason}: {ENGINES[self.engine.kind]}")
+            self.notes.append(f"{self.engine.reason}: {TEXTS[self.engine.kind]}")
         plan = self.plan()
         for recorder in self.recorders:
             recorder.start(plan)
@@ -137,88 +149,58 @@ class Trainer:
             self.model.train()
             self.engine.begin(epoch, self.index)
             for index in range(self.index, self.steps):
-                self.control.at(self.time(epoch, index))
-                self.step.rate.fill_(self.rate(self.done))
+                self.control.at(self.clock(epoch, index))
+                self.step.rate.fill_(self.rate(self.global_step))
                 self.engine.run(index)  # no sync: metrics stay on the device
-                self.done += 1
-                for recorder in self.recorders:
-                    recorder.step(epoch, index + 1, self.control.open.get(self.levels[0]))
-                if self.done % CHECK_EVERY == 0 and self.nan_check.failed():  # asynchronous
+                self.global_step += 1
+                loss = self.recent_loss(index + 1) if self.global_step % CHECK_EVERY == 0 else None  # no sync
+                if loss is not None and math.isnan(loss):
                     self.check_steps(self.engine.metrics.read(index + 1), epoch)
+                for recorder in self.recorders:
+                    recorder.step(epoch, index + 1, self.control.open, loss)
                 self.stop_if_asked()
-                if time.monotonic() >= self.due:
+                if time.monotonic() >= self.save_at:
                     self.save()
             rows = self.engine.metrics.read(self.steps)  # the one CPU-GPU sync of the epoch
         self.check_steps(rows, epoch)
-        path = self.beta_trace(epoch, rows.betas())
-        # a closed loop may change the sign of beta with every batch: the mean is what acted
-        betas = {level: sum(b) / len(b) if level in self.closed else b[-1] for level, b in path.items()}
+        record = self.record(epoch, rows, began)
         with self.timed("recording"):
-            records = self.step_records(epoch, rows, path)
+            steps = self.step_records(epoch, rows)
             for recorder in self.recorders:
-                recorder.steps(records)
-        with self.timed("validation"):
-            val = self.validate(betas)
-        if not val.finite:  # the last update shows only here
-            raise self.diverged(f"epoch {epoch}: the validation loss")
-        record = self.record(epoch, rows.mean(), val, betas, path, time.perf_counter() - began)
-        self.history.append(record)
-        self.history_json.append(json.dumps(record.plain()))
-        with self.timed("recording"):
-            for recorder in self.recorders:
+                recorder.steps(steps)
                 recorder.epoch(record)
         self.save()
-        self.end_epoch()
+        self.finish_epoch(record)
 
-    def end_epoch(self) -> None:
+    def finish_epoch(self, record: EpochRecord) -> None:
         """What follows the saving of an epoch; repeating it changes nothing."""
-        record, train = self.history[-1], self.settings.train
         with self.timed("saving"):
             self.save_copies(record)
         every = self.settings.log.images_every
-        if record.epoch == train.epochs or self.patience_over or (every and record.epoch % every == 0):
+        last = record.epoch == self.settings.train.epochs or self.patience_over
+        if last or (every and record.epoch % every == 0):
             with self.timed("pictures"):
                 self.draw(record.epoch)
-
-    def finish(self) -> None:
-        with self.timed("saving"):
-            checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
-        if self.patience_over and self.best is not None:
-            since = f"no better {self.settings.train.monitor} since epoch {self.best[1]}"
-            self.ended = {"reason": f"stopped early after epoch {len(self.history)}: {since}"}
-        self.folder.write_status("finished", **self.ended, **self.place())
-
-    @property
-    def index(self) -> int:
-        """Steps done of the epoch that is being trained."""
-        return self.done - len(self.history) * self.steps
-
-    def time(self, epoch: int, index: int) -> float:
-        """The epoch that the schedule is asked for in a step: a whole number unless it moves with every step."""
-        return epoch - 1 + (index + 1) / self.steps if self.schedule.per == "step" else float(epoch)
-
-    def beta_trace(self, epoch: int, closed: Curves) -> Curves:
-        """Beta of every step by level: a function of the time, and of `closed` loops what they set."""
-        times = [self.time(epoch, index) for index in range(self.steps)]
-        parts = self.schedule.by_level(self.levels)
-        return {level: closed.get(level) or [parts[level](time) for time in times] for level in self.levels}
 
     @torch.inference_mode()
     def validate(self, betas: Mapping[str, float]) -> EpochMetrics:
         """The metrics of the validation split, with the same noise in every epoch."""
         self.model.eval()
         size = domains.of(self.corpus.kind).validation_batch(self.corpus)
-        rows = math.ceil(len(self.val_order) / size)
-        metrics = MetricAccumulator(rows, self.model.level_sizes, self.corpus.background, self.device)
+        count = math.ceil(len(self.val_order) / size)
+        metrics = MetricAccumulator(count, self.model.level_sizes, self.corpus.background, self.device)
         for index, batch in enumerate(batches(self.corpus, "val", self.val_order, self.device, size)):
             self.stop_if_asked()
             seed_step(self.settings.train.seed, "val", index)
             metrics.add(index, *self.step.measure(batch, betas), batch)
-        return metrics.read().mean()
+        rows = metrics.read()
+        if rows.first_nonfinite is not None:  # the last update of the weights shows only here
+            raise self.diverged(f"epoch {len(self.history) + 1}: the validation loss")
+        return rows.mean()
 
     def check_precision(self) -> None:
         """Fall back to fp32 if bf16, chosen by `auto`, does not give the same loss on one batch within 2 %."""
-        if self.precision_tried or self.settings.train.precision != "auto" or self.step.precision == torch.float32:
+        if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
             return
         count = min(self.settings.train.batch_size, self.corpus.size("val"), 32)
         batch = self.corpus.batch("val", torch.arange(count, device=self.device))
@@ -227,40 +209,43 @@ class Trainer:
         for precision in (torch.float32, torch.bfloat16):
             self.step.precision = precision
             seed_step(self.settings.train.seed, "precision")
-            losses.append(self.step.measure(batch, self.peaks)[0].loss.item())
+            losses.append(self.step.measure(batch, self.selection_weights)[0].loss.item())
         if not abs(losses[1] - losses[0]) <= 0.02 * abs(losses[0]):
             self.step.precision = torch.float32
             self.notes.append(f"bf16 gives a loss of {losses[1]:.4g} and fp32 {losses[0]:.4g}: using fp32")
 
-    def step_records(self, epoch: int, rows: MetricRows, path: Curves) -> list[StepRecord]:
-        first, every, records = (epoch - 1) * self.steps, self.settings.log.every_n_steps, []
+    def step_records(self, epoch: int, rows: MetricRows) -> list[StepRecord]:
+        first, every, betas = (epoch - 1) * self.steps, self.settings.log.every_n_steps, rows.betas()
+        records = []
         for index in range(-(first + 1) % every, self.steps, every):
-            now, mean = {level: betas[index] for level, betas in path.items()}, rows.mean(slice(index, index + 1))
+            now, mean = {level: path[index] for level, path in betas.items()}, rows.mean(slice(index, index + 1))
             part = epoch - 1 + (index + 1) / self.steps
             records.append(StepRecord(part, first + index + 1, now, mean, self.corpus.unit))
         return records
 
-    def record(
-        self, epoch: int, train: EpochMetrics, val: EpochMetrics, betas: dict[str, float], path: Curves, seconds: float
-    ) -> EpochRecord:
-        """The record of an epoch, with whether it is the best so far."""
-        mean = self.settings.objective.kl_reduction == "mean"
-        totals = {name: sum(groups) / (len(groups) if mean else 1) for name, groups in val.kl_per_dim.items()}
+    def record(self, epoch: int, rows: MetricRows, began: float) -> EpochRecord:
+        """Validate, and add the record of the epoch to the history, with whether it is the best so far."""
+        betas, train = rows.betas(), rows.mean()
+        # a closed loop may change the sign of beta with every batch: the mean is what acted
+        last = {name: sum(path) / len(path) if name in self.closed else path[-1] for name, path in betas.items()}
+        with self.timed("validation"):
+            val = self.validate(last)
+        before = self.history[-1].beta_trace if self.history else {}
         record = EpochRecord(
             epoch=epoch,
-            step=self.done,
-            betas=betas,
-            learning_rate=self.rate(self.done - 1),
+            step=self.global_step,
+            betas=last,
+            learning_rate=self.rate(self.global_step - 1),
             train=train,
             val=val,
-            selection=self.objective.selection(val.reconstruction, totals, self.peaks),
+            selection=self.objective.selection_loss(val.reconstruction, val.kl_per_dim, self.selection_weights),
             monitored=0.0,
             best=False,
-            seconds=seconds,
+            seconds=time.perf_counter() - began,
             unit=self.corpus.unit,
-            beta_range=beta_range({name: values for name, values in path.items() if name not in self.closed}),
-            beta_trace=path,
-            targets=self.targets(epoch, train),
+            beta_range=beta_range({name: path for name, path in betas.items() if name not in self.closed}),
+            beta_trace=betas,
+            targets=self.control.reached(float(epoch), betas, before, train.kl_by_level, train.reconstruction),
             restart=self.schedule.restart_info(float(epoch)),
         )
         monitor = self.settings.train.monitor
@@ -269,15 +254,8 @@ class Trainer:
         if best:
             self.best = (value, epoch)
         self.rate.judge(sign * value)
-        return replace(record, monitored=value, best=best)
-
-    def targets(self, epoch: int, train: EpochMetrics) -> tuple[Target, ...]:
-        """What closed loops reached; beta at a bound counts from the second such epoch in a row, after the start."""
-        totals = {name: sum(groups) for name, groups in train.kl_per_dim.items()}
-        reconstruction = train.reconstruction / (self.positions if self.settings.objective.reduction == "sum" else 1)
-        found = self.control.verdict(float(epoch), {"kl": totals, "reconstruction": reconstruction})
-        before, self.at_bound = self.at_bound, {one.level: one.bound for one in found}
-        return tuple(one if one.bound == before.get(one.level) else replace(one, bound=None) for one in found)
+        self.history.append(replace(record, monitored=value, best=best))
+        return self.history[-1]
 
     @property
     def patience_over(self) -> bool:
@@ -295,7 +273,7 @@ class Trainer:
             run=self.folder.name,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             device=describe(self.device),
-            engine=ENGINES[self.engine.kind],
+            engine=TEXTS[self.engine.kind],
             precision=PRECISIONS[self.step.precision],
             corpus=self.corpus.name,
             sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},
@@ -303,7 +281,7 @@ class Trainer:
             steps=self.steps,
             level_shapes=self.model.level_shapes,
             settings=self.settings,
-            elbo_scale=elbo_scale(self.settings, self.positions),
+            elbo_scale=self.elbo_scale,
             free_bits={level: self.settings.objective.floor(level) for level in self.levels},
             notes=tuple(self.notes),
             **domains.of(self.corpus.kind).baseline(self.corpus),
@@ -317,11 +295,13 @@ class Trainer:
         batch = self.corpus.batch("val", torch.linspace(0, size - 1, min(SHOWN, size), device=self.device).long())
         seed_step(self.settings.train.seed, "samples")
         with self.step.autocast():
-            again = self.model.reconstruct(batch)
+            reconstructed = self.model.reconstruct(batch)
             levels = self.model.encode(batch, noise=False)
-            made = self.model.argmax_decode(self.model.decode(self.model.prior(SAMPLES)))
+            sampled = self.model.argmax_decode(self.model.decode(self.model.prior(SAMPLES)))
+        kind = torch.uint8 if self.corpus.num_classes <= 256 else torch.int16
+        examples = [classes.to(kind).cpu().numpy() for classes in (batch.x, reconstructed, sampled)]
         maps = {level.name: kl.float().cpu().numpy() for level in levels if (kl := level.map()) is not None}
-        pictures = Pictures(to_numpy(batch.x), to_numpy(again), to_numpy(made), maps)
+        pictures = Pictures(examples[0], examples[1], examples[2], maps)
         for recorder in self.recorders:
             recorder.pictures(epoch, pictures)
 
@@ -329,14 +309,13 @@ class Trainer:
         """Write `last.pth`: the run as it is between two steps, if it is finite."""
         with self.timed("saving"):
             self.check_steps(self.engine.metrics.read(self.index), len(self.history) + 1)
-            weights = [value for value in self.model.state_dict().values() if value.is_floating_point()]
-            if not torch.nn.utils.get_total_norm(weights).isfinite():  # of the last step, which no loss shows yet
-                raise self.diverged(f"step {self.done}: a weight")
+            if not all(value.isfinite().all() for value in self.model.state_dict().values()):
+                raise self.diverged(f"step {self.global_step}: a weight")  # which no loss shows yet
             checkpoints.save(self.folder.checkpoints / "last.pth", self.state_dict())
-            self.saved = self.done
-            self.folder.write_status("running", **self.place())
+            self.saved_step = self.global_step
+            self.folder.write_status("running", **self.progress())
             minutes = self.settings.train.save_minutes
-            self.due = time.monotonic() + 60.0 * minutes if minutes else math.inf
+            self.save_at = time.monotonic() + 60.0 * minutes if minutes else math.inf
 
     def save_copies(self, record: EpochRecord) -> None:
         """Copies of `last.pth`, just saved at the end of an epoch: the best, the best few, every n-th epoch."""
@@ -347,9 +326,9 @@ class Trainer:
         limit = self.settings.checkpoint.save_top_k
         for name, value_of, sign in RANKINGS[self.corpus.unit] if limit else ():
             ranked = sorted(self.history, key=lambda one: (sign * value_of(one), one.epoch))
-            for place, one in enumerate(ranked):
+            for rank, one in enumerate(ranked):
                 file = folder / f"best-{name}-epoch_{one.epoch:03d}-{value_of(one):.4f}.pth"
-                if place >= limit:
+                if rank >= limit:
                     file.unlink(missing_ok=True)
                 elif one.epoch == record.epoch:
                     checkpoints.copy(last, file)
@@ -365,12 +344,12 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         last, names = self.history[-1] if self.history else None, ACCURACIES[self.corpus.unit]
-        closed = {level: [record.beta_trace[level] for record in self.history] for level in self.closed}
+        betas = [[record.beta_trace[level] for level in self.levels] for record in self.history]
         return {
             "format_version": checkpoints.FORMAT,
             "epoch": len(self.history) + (self.index > 0),
             "epoch_finished": self.index == 0,
-            "step": self.done,
+            "step": self.global_step,
             "model_state_dict": self.model.state_dict(),
             "optimizer_state_dict": self.step.optimizer.state_dict(),
             "scheduler_state_dict": self.rate.state_dict(),
@@ -385,10 +364,9 @@ class Trainer:
             "config": checkpoints.config_text(self.settings),
             # for resuming: all earlier epochs, a line each, and the metrics of the one under way
             "steps_per_epoch": self.steps,
-            "history": "\n".join(self.history_json),
-            "closed_betas": {level: torch.tensor(betas, dtype=torch.float64) for level, betas in closed.items()},
-            "tally": self.engine.metrics.table[: self.index].cpu().clone(),  # of a view, all would be saved
-            "stood": dict(self.at_bound),
+            "history": "\n".join(json.dumps(record.plain()) for record in self.history),
+            "betas": torch.tensor(betas, dtype=torch.float64),  # (epochs, levels, steps)
+            "metric_rows": self.engine.metrics.table[: self.index].cpu().clone(),  # of a view, all would be saved
             "corpus": self.fingerprint,
             "precision": PRECISIONS[self.step.precision],
             "made_by": made_by(self.device),
@@ -403,59 +381,49 @@ class Trainer:
         self.step.optimizer.load_state_dict(values["optimizer_state_dict"])
         self.rate.load_state_dict(values["scheduler_state_dict"])
         self.control.load_state_dict(values["schedule_state"])
-        closed = {level: betas.double().tolist() for level, betas in values["closed_betas"].items()}  # (epochs, steps)
-        self.history_json = values["history"].splitlines()
-        for row, text in enumerate(self.history_json):
+        for text, betas in zip(values["history"].splitlines(), values["betas"].tolist(), strict=True):
             record = EpochRecord.of(json.loads(text))
-            path = self.beta_trace(record.epoch, {level: betas[row] for level, betas in closed.items()})
-            self.history.append(replace(record, beta_trace=path))
-            if record.best:
-                self.best = (record.monitored, record.epoch)
-        self.done = self.saved = values["step"]
-        self.engine.metrics.table[: len(values["tally"])].copy_(values["tally"])
-        self.at_bound = dict(values["stood"])
-        if values["made_by"]["device"] == self.device.type:  # a precision found by trial is that of its device
+            self.history.append(replace(record, beta_trace=dict(zip(self.levels, betas, strict=True))))
+        self.best = (values["best"][0], values["best"][1]) if values["best"] else None
+        self.global_step = self.saved_step = values["step"]
+        self.engine.metrics.table[: len(values["metric_rows"])].copy_(values["metric_rows"])
+        if values["made_by"]["device"] == self.device.type:  # what was found by trial is that of its device
             self.step.precision = {name: kind for kind, name in PRECISIONS.items()}[values["precision"]]
-            self.precision_tried = True
+            self.trials_done = True
+            if self.device.type == "cpu" and self.settings.train.threads == "auto" and not threads_given():
+                torch.set_num_threads(min(values["made_by"]["threads"], cores()))
         self.seconds = dict(values["seconds"])
         torch.set_rng_state(values["rng_state"])
 
     def resume(self, values: Mapping[str, Any], path: Path) -> None:
         """Continue from the run's checkpoint at `path`, before `fit`. InputError if it is of other data or unusable."""
         if values.get("corpus") != self.fingerprint:
-            what = f"{path}: trained on another {self.corpus.name} than there is now"
+            what = f"{path}: trained on another version of the corpus {self.corpus.name}"
             raise InputError(what, "give the data that the run began with, or start a new run")
         try:
             self.load_state_dict(values)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
-            what = f"{path}: no run can be resumed from it ({first_line(error)})"
-            raise InputError(what, checkpoints.ANOTHER) from error
+            raise InputError(f"{path}: cannot be resumed from ({first_line(error)})", checkpoints.ANOTHER) from error
         if path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
-            self.rewind(path)
+            self.discard_later(path)
         within = f" and {self.index} of {self.steps} steps" if self.index else ""
         self.notes.append(f"resumed after epoch {len(self.history)}{within}")
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
             self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the learning rate follows the new cosine")
-        before = {**values["made_by"], "engine": old.get("engine")}
-        now = {**made_by(self.device), "engine": train.engine}
+        before, now = {**values["made_by"], "engine": old["engine"]}, {**made_by(self.device), "engine": train.engine}
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
             self.notes.append(f"begun with {'; '.join(changed)}: equal to an uninterrupted run up to rounding only")
 
-    def rewind(self, path: Path) -> None:
-        """Make an older checkpoint the run's last, and its best if that was of a later epoch; delete later ones."""
+    def discard_later(self, path: Path) -> None:
+        """Delete checkpoints of later epochs than the older one at `path`, which is the best if the best is lost."""
         folder, epoch = self.folder.checkpoints, len(self.history)
-        checkpoints.copy(path, folder / "last.pth")
         for file in folder.glob("*epoch_*.pth"):
             if (number := re.search(r"epoch_(\d+)", file.name)) and int(number[1]) > epoch:
                 file.unlink()
-        if self.best is None:
-            return
         with contextlib.suppress(InputError):
-            if checkpoints.read(folder / checkpoints.BEST)["epoch"] == self.best[1]:
+            if self.best is None or checkpoints.read(folder / checkpoints.BEST)["epoch"] == self.best[1]:
                 return
-        self.history[-1] = replace(self.history[-1], best=True)
-        self.history_json[-1] = json.dumps(self.history[-1].plain())
         self.best = (self.history[-1].monitored, epoch)
         self.notes.append(f"no checkpoint of the best epoch is left: epoch {epoch} takes its place")
         checkpoints.copy(path, folder / checkpoints.BEST)
@@ -475,19 +443,26 @@ class Trainer:
         self.part, self.since = part, now
         return before
 
-    def place(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
+        """What a status says of a run."""
         self.switch(self.part)
-        best = {"best_epoch": self.best[1], "best_value": self.best[0]} if self.best else {}
-        seconds = {part: round(value, 3) for part, value in self.seconds.items()}
-        costs = {"seconds": seconds, "peak_memory_bytes": peak_memory(self.device)}
-        return {"epoch": len(self.history), "epochs": self.settings.train.epochs, "step": self.done, **best, **costs}
+        return {
+            "epoch": len(self.history),
+            "epochs": self.settings.train.epochs,
+            "step": self.global_step,
+            **({"best_epoch": self.best[1], "best_value": self.best[0]} if self.best else {}),
+            "seconds": {part: round(value, 3) for part, value in self.seconds.items()},
+            "peak_memory_bytes": peak_memory(self.device),
+        }
+
+    # what ends a run
 
     def check_steps(self, rows: MetricRows, epoch: int) -> None:
-        if (bad := rows.bad) is not None:
-            raise self.diverged(f"epoch {epoch}, step {bad + 1} of {self.steps}: the loss or its gradient")
+        if (row := rows.first_nonfinite) is not None:
+            raise self.diverged(f"epoch {epoch}, step {row + 1} of {self.steps}: the loss or its gradient")
 
     def diverged(self, what: str) -> ArcvaeError:
-        last = f"the last good checkpoint is {self.folder.checkpoints / 'last.pth'}, of step {self.saved}"
+        last = f"the last good checkpoint is {self.folder.checkpoints / 'last.pth'}, of step {self.saved_step}"
         command = f"arcvae train --preset {self.folder.shell}/config.toml --lr {self.settings.train.lr / 2:g}"
         fix = f"lower train.lr (`{command}`), keep train.gradient_clip on, or try train.precision=fp32"
         return ArcvaeError(f"{what} is NaN or infinite; {last}", fix)
@@ -497,16 +472,16 @@ class Trainer:
             self.save()
             where = f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}"
             what = f"stopped by {signal_name(asked)} {where}; saved in {self.folder.path}"
-            raise Interrupted(what, exit_code(asked), self.again)
+            raise Interrupted(what, exit_code(asked), self.resume_hint)
 
     def explained(self, error: BaseException) -> BaseException:
         if isinstance(error, WriteError):
-            return WriteError(error.what, f"free some space, then {self.again}")
+            return WriteError(error.what, f"free some space, then {self.resume_hint}")
         if isinstance(error, KeyboardInterrupt):
             asked = self.stop() or signal.SIGINT
-            saved = f"{self.folder.path} holds the first {self.saved} of {self.done} steps"
+            saved = f"{self.folder.path} holds the first {self.saved_step} of {self.global_step} steps"
             what = f"stopped by {signal_name(asked)} at once; {saved}"
-            return Interrupted(what, exit_code(asked), self.again, at_once=True)
+            return Interrupted(what, exit_code(asked), self.resume_hint, at_once=True)
         return self.too_large(error) if out_of_memory(error) else error
 
     def too_large(self, error: BaseException) -> ArcvaeError:
@@ -514,7 +489,7 @@ class Trainer:
         size, device = self.settings.train.batch_size, self.device
         if self.part not in ("start", "training"):
             what = f"the memory of {device} is too small for the {self.part}, whatever train.batch_size ({size}) is"
-            return ArcvaeError(what, f"free some memory, then {self.again}")
+            return ArcvaeError(what, f"free some memory, then {self.resume_hint}")
         what = f"train.batch_size: {size} does not fit into the memory of {device}"
         fitting = None
         with contextlib.suppress(Exception):  # after a failed recording the allocator refuses
@@ -527,17 +502,11 @@ class Trainer:
         return ArcvaeError(what, f"a batch of {fitting} fitted in a trial: start a run with `{command}`")
 
 
-def beta_range(path: Curves) -> dict[str, tuple[float, float]]:
+def beta_range(betas: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
     """The least and the largest beta of each level whose beta went both up and down in these steps."""
-    spans = {name: (min(values), max(values)) for name, values in path.items()}
-    moved = {name: abs(values[-1] - values[0]) for name, values in path.items()}
+    spans = {name: (min(path), max(path)) for name, path in betas.items()}
+    moved = {name: abs(path[-1] - path[0]) for name, path in betas.items()}
     return {name: (low, high) for name, (low, high) in spans.items() if moved[name] < 0.99 * (high - low)}
-
-
-def to_numpy(classes: Tensor) -> Examples:
-    """Classes (n, *positions) as int16 on the host, as uint8 where there are few."""
-    found: Examples = classes.to(torch.int16).cpu().numpy()
-    return found.astype(np.uint8) if found.max(initial=0) < 256 else found
 
 
 def made_by(device: torch.device) -> dict[str, str | int]:

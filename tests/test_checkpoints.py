@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import resource
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +65,13 @@ def test_what_is_saved_is_loaded_in_evaluation_mode(good: Path) -> None:
     saved = torch.load(good, weights_only=True)["model_state_dict"]
     assert all(torch.equal(saved[name], tensor) for name, tensor in loaded.model.state_dict().items())
     assert torch.serialization.get_unsafe_globals_in_checkpoint(str(good)) == []
+    copy = good.with_name("vae_final.pth")
+    checkpoints.copy(good, copy)
+    assert copy.read_bytes() == good.read_bytes() and copy.stat().st_ino != good.stat().st_ino
+    for change in ({"epoch": 4}, {"model_state_dict": {}}, {"digest": None}, {"config": "{}"}):
+        torch.save({**torch.load(good, weights_only=True), **change}, copy)
+        with pytest.raises(InputError, match="does not match its digest"):
+            checkpoints.read(copy)
 
 
 def test_every_kind_of_tensor_has_a_digest_that_survives_the_file(tmp_path: Path) -> None:
@@ -93,20 +99,7 @@ def test_every_kind_of_tensor_has_a_digest_that_survives_the_file(tmp_path: Path
         checkpoints.save(tmp_path / "x.pth", {"path": tmp_path})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
-def test_tensors_of_a_gpu(tmp_path: Path) -> None:
-    kept = {"format_version": checkpoints.FORMAT, "x": torch.rand(3, 5, device="cuda").T}
-    checkpoints.save(tmp_path / "x.pth", kept)
-    assert torch.equal(checkpoints.read(tmp_path / "x.pth")["x"], kept["x"].cpu())
-
-
-def test_a_copy_is_a_file_of_its_own(good: Path) -> None:
-    copy = good.with_name("vae_final.pth")
-    checkpoints.copy(good, copy)
-    assert copy.read_bytes() == good.read_bytes() and copy.stat().st_ino != good.stat().st_ino
-
-
-@pytest.mark.parametrize("limit", [0, 500, 200_000, 3_999_000, 4_001_000])
+@pytest.mark.parametrize("limit", [0, 200_000, 4_001_000])
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(good: Path, limit: int) -> None:
     """Wherever in the file the disk is full, the reason is that of the system: PyTorch makes a RuntimeError of it."""
     before, limits = good.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -138,32 +131,22 @@ def test_another_models_weights_a_newer_format_and_foreign_settings(tmp_path: Pa
     other = build_model(Settings.model_validate({"model": {"latent_dim": 3}}).model).state_dict()
     for change, match in (
         ({"model_state_dict": other}, "do not fit together"),
-        ({"model_state_dict": {}}, "do not fit together"),
         ({"format_version": checkpoints.FORMAT + 1}, "newer arcvae"),
         ({"config": "{"}, "settings cannot be read"),
-        ({"config": "[1]"}, "settings cannot be read"),
         ({"config": json.dumps({"model": {"nmae": "grid"}})}, "nmae"),
-        ({"config": json.dumps({"model": {"latent_dim": 10**9}})}, "latent_dim"),
         ({"conditions": [["height", 17]]}, "conditions of another version"),
     ):
         checkpoints.save(path, values(**change))
         expect_refused(path, match)
+    tables = {"model": {"name": "hierarchical", "local_size": 4}, "schedule": {"name": "hierarchical"}}
+    kept = values(Settings.model_validate(tables))
+    for conditions in (kept["conditions"][:-1], [["height", 31], *kept["conditions"][1:]]):
+        checkpoints.save(path, {**kept, "conditions": conditions})
+        expect_refused(path, "conditions of another version")
     torch.save({"weights": torch.zeros(2)}, path)
     expect_refused(path, "not a checkpoint of arcvae")
     checkpoints.save_part(path, {"a": torch.zeros(2)}, 1, Settings())
     expect_refused(path, "only a part of a model")
-
-
-def test_a_conditional_model_needs_its_own_conditions(tmp_path: Path) -> None:
-    path = tmp_path / "x.pth"
-    tables = {"model": {"name": "hierarchical", "local_size": 4}, "schedule": {"name": "hierarchical"}}
-    kept = values(Settings.model_validate(tables))
-    checkpoints.save(path, kept)
-    assert checkpoints.load(path).model.attributes
-    own = kept["conditions"]
-    for changed in (own[:-1], [*own, ["holes", 5]], [["height", 31], *own[1:]], [own[1], own[0], *own[2:]], []):
-        checkpoints.save(path, {**kept, "conditions": changed})
-        expect_refused(path, "conditions of another version")
 
 
 @pytest.mark.parametrize("bare", [False, True])
@@ -173,19 +156,12 @@ def test_a_model_of_derivations_needs_its_structure(tmp_path: Path, bare: bool) 
     kept = strings(Structure(rules, 9))
     checkpoints.save(path, kept)
     loaded = checkpoints.load(path)
-    assert loaded.values["structure"] == Structure(rules, 9).text()
+    assert checkpoints.read(path)["structure"] == Structure(rules, 9).text()
     assert loaded.grammar == (None if bare else replace(EQUATIONS, name="the grammar of x.pth"))
     table = json.loads(kept["structure"])
-    changes: list[Callable[[], object]] = [
-        lambda: table.update(length=8),
-        lambda: table["rules"].update(text=read_grammar("smiles").text),
-        lambda: table.pop("length"),
-        lambda: table.pop("rules"),
-    ]
-    for change in changes:
-        table = json.loads(kept["structure"])
-        change()
-        checkpoints.save(path, {**kept, "structure": json.dumps(table)})
+    rules = {**table["rules"], "text": read_grammar("smiles").text}
+    for changed in ({**table, "length": 8}, {**table, "rules": rules}, {"rules": rules}, {"length": 9}):
+        checkpoints.save(path, {**kept, "structure": json.dumps(changed)})
         expect_refused(path, "do not fit together")
     del kept["structure"]
     checkpoints.save(path, kept)

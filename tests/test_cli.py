@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +32,16 @@ def test_version_and_help() -> None:
     assert bare.returncode == 0 and bare.stdout.count("Usage") == 1
     assert [name for name in COMMANDS if name not in bare.stdout] == []
     for name in COMMANDS:
-        done = arcvae(name, "--help")
-        assert done.returncode == 0 and f"Usage: arcvae {name}" in done.stdout, done.stderr
+        help_ = CliRunner().invoke(app, [name, "--help"])
+        assert help_.exit_code == 0 and f"{name} [OPTIONS]" in help_.stdout, help_.stderr
+
+
+@pytest.mark.parametrize("group", ["runs", "presets", "data"])
+def test_a_group_without_a_command_prints_its_help_once(group: str) -> None:
+    """Also without the options that install completion, which are those of `arcvae` alone."""
+    done = CliRunner().invoke(app, [group])
+    assert (done.exit_code, done.stdout.count("Usage"), done.stderr) == (0, 1, "")
+    assert "--install-completion" not in done.stdout
 
 
 LONG, NUL = "a" * 300, "a\0b"
@@ -45,17 +53,17 @@ LONG, NUL = "a" * 300, "a\0b"
         (["trian"], "Did you mean 'train'?"),
         (["train", "--fre-bits", "1"], "--free-bits"),
         (["train", "--epochs", "many"], "'--epochs'"),
-        (["train", "--beta-schedule", "three_phase", "--beta-max", "1"], "--beta-max"),
-        (["train", "--data", "nowhere.npz"], "nowhere.npz"),
-        (["train", "--data", NUL], "a\\x00b"),
-        (["train", "--set", "schedule.name=hierarchical"], "schedule.name: schedule hierarchical has the levels"),
+        (["train", "--device", "gpu"], "cuda:N"),
         (["train", "--device", "cuda:7"], "train.device: cuda:7 is not available"),
-        (["train", "--run-name", "../x", "--epochs", "1"], "--run-name"),
+        (["train", "--beta-schedule", "three_phase", "--beta-max", "1"], "--beta-max"),
+        (
+            ["train", "--data", "shapes", "--set", "data.size=1000", "--set", "schedule.name=hierarchical"],
+            "schedule.name: schedule hierarchical has the levels",
+        ),
+        (["train", "--data", NUL], "a\\x00b"),
         (["train", "--runs-dir", LONG, "--data", "shapes", "--set", "data.size=1000"], LONG),
         (["evaluate", "--checkpoint", LONG], LONG[:100]),
         (["schedule-preview", "cyclicall"], "cyclical"),
-        (["schedule-preview", LONG], LONG),
-        (["presets", "show", "nope"], "preset 'nope'"),
         (["presets", "show", NUL], "a\\x00b"),
         (["data", "info", "nowhere.npz"], "nowhere.npz"),
     ],
@@ -79,9 +87,7 @@ def test_a_mistake_is_two_lines_on_stderr_and_exit_code_2(
         (InputError("a.toml: bad", "mend it"), 2, "a.toml: bad"),
         (ArcvaeError("failed"), 1, "failed"),
         (MemoryError("of 9 GB"), 1, "out of memory: of 9 GB"),
-        (OSError(36, "File name too long", "aaa"), 2, "aaa: File name too long"),
         (PermissionError(13, "Permission denied", "x"), 1, "x: Permission denied"),
-        (ValueError("embedded null byte"), 2, "NUL"),
         (KeyError("x"), 1, "KeyError: 'x'"),
     ],
     ids=repr,
@@ -90,13 +96,6 @@ def test_exceptions_become_a_message_and_an_exit_code(error: Exception, code: in
     found, what, fix = explain(error)
     assert found == code and words in what
     assert (fix is not None and "a bug" in fix) is isinstance(error, KeyError), "only a bug is called one"
-
-
-def test_a_password_is_never_printed() -> None:
-    error = InputError("https://me:se@cret@host.org/a.csv: not found", "see https://host.org/user")
-    assert (error.what, error.fix) == ("https://host.org/a.csv: not found", "see https://host.org/user")
-    assert InputError("/home/https:/me:secret@host.org/a").what == "/home/https:/host.org/a"
-    assert InputError("http://me:se/cret@host.org/a").what == "http://host.org/a"
 
 
 def test_the_traceback_is_shown_on_request(tmp_path: Path) -> None:
@@ -110,8 +109,6 @@ def test_the_traceback_is_shown_on_request(tmp_path: Path) -> None:
     [
         ("presets schema | head -1; echo ${PIPESTATUS[0]}", "{\n0\n", ""),
         ("runs list >&-; echo $?", "0\n", "no run in runs/ yet"),
-        ("presets list 2>&-; echo $?", "\n0\n", ""),
-        ("presets schema > /dev/full; echo $?", "0\n", "warning: output lost: No space left on device\n"),
     ],
 )
 def test_output_that_goes_nowhere(tmp_path: Path, script: str, out: str, err: str) -> None:
@@ -121,72 +118,37 @@ def test_output_that_goes_nowhere(tmp_path: Path, script: str, out: str, err: st
     assert "Traceback" not in done.stderr and (err or not done.stderr)
 
 
-def test_a_training_is_not_ended_by_output_that_cannot_be_written(tmp_path: Path) -> None:
-    np.save(tmp_path / "own.npy", np.random.RandomState(0).randint(0, 10, (80, 16, 16)).astype(np.uint8))
-    flags = "train --data own.npy --epochs 1 --batch-size 20 --run-name a --set log.images_every=0 > /dev/full"
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m arcvae_cli {flags}"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("output lost") == 1 and '"finished"' in (tmp_path / "runs/a/status.json").read_text()
+def test_completion_offers_options_choices_and_names(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "mine" / "checkpoints").mkdir(parents=True)
 
-
-def test_completion_offers_options_choices_and_names() -> None:
     def complete(words: str) -> set[str]:
         count = str(len(words.split()) - (not words.endswith(" ")))
-        done = arcvae(_ARCVAE_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=count)
+        done = arcvae(cwd=tmp_path, _ARCVAE_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=count)
         return set(done.stdout.split())
 
     assert "--max-beta" in complete("arcvae schedule-preview --ma")
-    assert complete("arcvae train --beta-schedule cyc") == {"cyclical"}
     assert complete("arcvae train --preset quick") == {"quickstart"}
-    assert complete("arcvae train --precision ") == {"auto", "fp32", "bf16"}
-
-
-def read_terminal(arguments: list[str], cwd: Path, **environment: str) -> tuple[str, int]:
-    """What a command writes to a terminal of 100 by 40, and its exit code."""
-    child, descriptor = pty.fork()
-    if child == 0:
-        os.chdir(cwd)
-        os.environ.update({"COLUMNS": "100", "LINES": "40", "TERM": "xterm-256color", **environment})
-        os.execv(sys.executable, [sys.executable, "-m", "arcvae_cli", *arguments])
-    chunks = []
-    while True:
-        ready, _, _ = select.select([descriptor], [], [], 90)
-        try:
-            chunk = os.read(descriptor, 65536) if ready else b""
-        except OSError:  # the other end is closed
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    _, status = os.waitpid(child, 0)
-    return b"".join(chunks).decode(), os.waitstatus_to_exitcode(status)
+    assert complete("arcvae train --resume ") == {"latest", "mine"} == complete("arcvae runs show ")
 
 
 def test_the_live_table_in_a_real_terminal(tmp_path: Path) -> None:
-    arguments = ["train", "--quick-test", "--set", "data.limit=256", "--epochs", "2", "--batch-size", "64"]
-    arguments += ["--free-bits", "0.3", "--set", "data.size=1000", "--set", "log.images_every=0"]
-    text, code = read_terminal(arguments, tmp_path)
-    assert code == 0, text
+    np.save(tmp_path / "own.npy", np.random.RandomState(0).randint(0, 10, (80, 16, 16)).astype(np.uint8))
+    child, descriptor = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.environ.update({"COLUMNS": "100", "LINES": "40", "TERM": "xterm-256color"})
+        arguments = "train --data own.npy --epochs 2 --batch-size 15 --free-bits 0.3 --run-name a --latent-dim 2"
+        os.execv(sys.executable, [sys.executable, "-m", "arcvae_cli", *arguments.split()])
+    chunks = []
+    with contextlib.suppress(OSError):  # when the other end is closed
+        while select.select([descriptor], [], [], 90)[0]:
+            chunks.append(os.read(descriptor, 65536))
+    text = b"".join(chunks).decode()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, text
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
-    for words in ("non-black", "KL of each dimension of z", "| free bits 0.3", "epoch 2/2, step 4/4", "left"):
+    for words in ("non-black", "KL of each dimension of z", "| free bits 0.3", "epoch 2/2, step 4/4", "Verdict"):
         assert words in plain, words
     assert "\x1b[?25l" in text and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor comes back"
-
-
-def test_ctrl_c_after_the_last_epoch_says_that_the_training_is_complete(tmp_path: Path) -> None:
-    grids = np.random.RandomState(0).randint(0, 10, (80, 16, 16)).astype(np.uint8)
-    np.save(tmp_path / "own.npy", grids)
-    command = [sys.executable, "-m", "arcvae_cli", "train", "--data", "own.npy", "--epochs", "1", "--run-name", "a"]
-    command += ["--batch-size", "20", "--beta-schedule", "constant"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        assert run.stderr is not None
-        for line in run.stderr:
-            if line.startswith("epoch 1/1"):
-                break
-        run.send_signal(signal.SIGINT)
-        _, errors = run.communicate()
-    assert run.returncode == 130
-    assert "the training is complete in runs/a" in errors
-    assert '"finished"' in (tmp_path / "runs/a/status.json").read_text()
+    assert text.rindex("\x1b[?25h") < text.index("Verdict"), "the table is closed before the report"
+    log = (tmp_path / "runs" / "a" / "run.log").read_text()
+    assert log.count("run a: grid") == log.count("epoch 2/2") == 1 and "\x1b" not in log, "a line an epoch in the log"

@@ -22,9 +22,9 @@ from tests.replaying import record
 
 CPU = torch.device("cpu")
 STEPS = 10
-EPOCHS = 5
+EPOCHS = 3
 
-WARM_UP = {"name": "linear_warmup", "max_beta": 0.5, "warmup_epochs": 2.0, "per": "step"}  # 0 at first
+WARM_UP = {"name": "linear_warmup", "max_beta": 0.5, "warmup_epochs": 1.0, "per": "step"}  # 0 at first
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {"model": {"name": "grid"}, "objective": {"free_bits": 0.3, "class_weights": "balanced"}},
     "residual": {"model": {"name": "grid", "body": "residual", "dropout": 0.2}},
@@ -37,6 +37,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "kl_capacity": {"name": "kl_capacity", "capacity": 5.0, "ramp_epochs": 3.0},
     "cyclical": {"name": "cyclical", "cycle_length": 2.0},
 }
+
+TABLES = MODELS | {name: {**MODELS["plain"], "schedule": schedule} for name, schedule in SCHEDULES.items()}
 
 
 def make(table: dict[str, Any], engine: str, device: torch.device = CPU) -> Engine:
@@ -63,7 +65,7 @@ def times() -> list[float]:
 
 
 def train(engine: Engine) -> list[MetricRows]:
-    """Fifty steps with a learning rate and a beta that move; what each epoch came to."""
+    """Thirty steps with a learning rate and a beta that move; what each epoch came to."""
     found = []
     for epoch in range(1, EPOCHS + 1):
         engine.begin(epoch)
@@ -81,13 +83,9 @@ def apart(one: Engine, other: Engine) -> float:
     return max((a.double() - b.double()).abs().max().item() for a, b in pairs)
 
 
-@pytest.mark.parametrize(
-    "table",
-    [*MODELS.values(), *({**MODELS["plain"], "schedule": schedule} for schedule in SCHEDULES.values())],
-    ids=[*MODELS, *SCHEDULES],
-)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_a_graph_trains_as_eager_does(table: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit, and what was tried before the first step leaves no trace."""
+    """Bit for bit, betas included, and what was tried before the first step leaves no trace."""
     monkeypatch.setattr(graphs, "possible", lambda device: True)
     monkeypatch.setattr(graphs, "record", record)
     plain, graph = make(table, "eager"), make(table, "auto")
@@ -126,7 +124,7 @@ def test_a_compiled_network_trains_as_eager_does(monkeypatch: pytest.MonkeyPatch
     assert apart(plain, compiled) < 1e-5
 
 
-def test_what_cannot_be_had_is_replaced_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_replaces_an_engine_that_is_impossible_here(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = make(MODELS["plain"], "graph")
     asked.prepare(times())
     assert (asked.kind, asked.reason) == ("eager", "CUDA graphs need a CUDA device, this is cpu")
@@ -158,7 +156,7 @@ def test_what_cannot_be_had_is_replaced_and_said(monkeypatch: pytest.MonkeyPatch
     assert [train(one)[0].mean().loss for one in (plain, compiled, reading)] == [train(asked)[0].mean().loss] * 3
 
 
-def test_running_out_of_memory_while_trying_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_during_a_trial_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -171,20 +169,14 @@ def test_running_out_of_memory_while_trying_is_no_reason_to_go_on(monkeypatch: p
 def test_dropout_between_gru_layers_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What cuDNN draws there follows from no seed of a step."""
     monkeypatch.setattr(graphs, "possible", lambda device: True)
-    monkeypatch.setattr(graphs, "record", record)
     gru = {"arch": "kusner", "encoder_kernel": 3, "encoder_channels": 3, "decoder_layers": 2, "decoder_hidden": 16}
-    for share, kind in ((0.1, "eager"), (0.0, "graph")):
-        engine = make({"model": {"name": "grammar", **gru, "decoder_dropout": share}}, "auto")
-        engine.prepare(times())
-        assert engine.kind == kind and (engine.reason is None) == (share == 0.0)
+    engine = make({"model": {"name": "grammar", **gru, "decoder_dropout": 0.1}}, "auto")
+    engine.prepare(times())
+    assert engine.kind == "eager" and engine.reason is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes CUDA")
-@pytest.mark.parametrize(
-    "table",
-    [*MODELS.values(), *({**MODELS["plain"], "schedule": schedule} for schedule in SCHEDULES.values())],
-    ids=[*MODELS, *SCHEDULES],
-)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_a_cuda_graph_trains_as_eager_does(table: dict[str, Any]) -> None:
     device = torch.device("cuda")
     plain, graph = make(table, "eager", device), make(table, "graph", device)

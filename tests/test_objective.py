@@ -86,7 +86,7 @@ def test_free_bits_and_their_gradient_against_float64(mode: str, floor: float, m
     rows = [[0.9, 0.5, 0.01], [0.4, 0.2, 0.02], [0.8, 0.1, 0.05], [1.0, 0.35, 0.29]]
     kl = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
     loss = objective(free_bits=floor, free_bits_mode=mode, kl_reduction="mean" if mean else "sum")
-    free = loss.free(kl, "z")
+    free = loss.clamped_kl(kl, "z")
     assert free.item() == pytest.approx(plain_free(rows, floor, mode, mean), rel=1e-12)
     free.backward()
     step = 1e-6
@@ -107,7 +107,7 @@ def test_lambda_zero_is_bit_identical_to_no_free_bits(mode: str) -> None:
     kl = torch.randn(64, 10).square() * 0.1 - 1e-8  # rounding can take a KL a hair below zero: it must stay there
     kl[:, 3] = -1e-9
     zero, none = kl.clone().requires_grad_(), kl.clone().requires_grad_()
-    with_zero = objective(free_bits=0.0, free_bits_mode=mode).free(zero, "z")
+    with_zero = objective(free_bits=0.0, free_bits_mode=mode).clamped_kl(zero, "z")
     without = none.mean(dim=0).sum()
     assert torch.equal(with_zero, without)
     assert torch.equal(*torch.autograd.grad([with_zero, without], [zero, none]))
@@ -118,7 +118,7 @@ def test_clamping_comes_before_the_reduction_and_the_raw_kl_is_reported() -> Non
     kl = torch.tensor([[0.1, 1.0], [0.1, 3.0], [0.1, 2.0]], dtype=torch.float64)
     settings = {"free_bits": 0.5, "kl_reduction": "mean"}
     terms = objective(**settings)(Output(logits, (level(kl),)), Batch(x), {"z": 2.0})
-    assert terms.kl_free["z"].item() == pytest.approx((0.5 + 2.0) / 2)
+    assert terms.clamped_kl["z"].item() == pytest.approx((0.5 + 2.0) / 2)
     torch.testing.assert_close(terms.kl_per_dim["z"], torch.tensor([0.1, 2.0]).double())
     assert (terms.loss - terms.reconstruction).item() == pytest.approx(2.0 * 1.25)
 
@@ -134,9 +134,9 @@ def test_every_level_has_its_own_beta() -> None:
     assert other.grad is not None and (other.grad == 0.5 / 3).all()
 
 
-def test_selection_is_the_same_at_every_beta() -> None:
-    value = objective().selection(80.0, {"z": 30.0}, {"z": 0.1})
-    assert value == pytest.approx(83.0)
+def test_the_selection_loss_does_not_depend_on_beta() -> None:
+    assert objective().selection_loss(80.0, {"z": [20.0, 10.0]}, {"z": 0.1}) == pytest.approx(83.0)
+    assert objective(kl_reduction="mean").selection_loss(80.0, {"z": [20.0, 10.0]}, {"z": 0.1}) == pytest.approx(81.5)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_carries_the_presets_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"arcvae_cli/grammars/{name}" for name in ("equations.cfg", "smiles.cfg", "smiles.lark")} <= set(names)
+    assert "arcvae_cli/py.typed" in names
     presets = {path.name for path in (ROOT / "presets").glob("*.toml")}
     assert presets == {Path(name).name for name in names if name.startswith("arcvae_cli/presets/")}
     assert not [name for name in names if name.startswith(("tests", "bench", "runs"))]
@@ -41,9 +42,5 @@ def test_the_installed_wheel_works_from_an_empty_folder(wheel: Path, tmp_path: P
 
     where = run(sys.executable, "-c", "import arcvae_cli; print(arcvae_cli.__file__)")
     assert where.startswith(str(site)), "the wheel is tried, not the checkout"
-    listed = run(str(site / "bin" / "arcvae"), "presets", "list")
-    for path in (ROOT / "presets").glob("*.toml"):
-        assert path.stem in listed
     assert "presets/quickstart.toml" in run(str(site / "bin" / "arcvae"), "presets", "show", "quickstart")
-    assert run(sys.executable, "-m", "arcvae_cli", "--version") == run(str(site / "bin" / "arcvae"), "--version")
     assert list(empty.iterdir()) == []

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,84 +10,14 @@ import pytest
 from matplotlib import colormaps, image
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from rich.console import Console
 
 from arcvae_cli.errors import ArcvaeError
-from arcvae_cli.render import plots, terminal
-from arcvae_cli.render.terminal import PALETTE, TerminalGrids, TerminalStrings
+from arcvae_cli.render import plots
+from arcvae_cli.render.terminal import PALETTE
 
 
 def random_grids(count: int, height: int = 16, width: int = 16) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 10, (count, height, width), np.uint8)
-
-
-def printed(thing: TerminalGrids | TerminalStrings, width: int = 80, **options: object) -> list[str]:
-    file = io.StringIO()
-    Console(file=file, width=width, **options).print(thing)
-    return file.getvalue().splitlines()
-
-
-COLOUR = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
-
-
-class TestTerminal:
-    def test_without_colour_a_cell_is_a_digit_and_black_a_dot(self) -> None:
-        grids = np.array([[[0, 1], [2, 0], [9, 9]], [[3, 4], [5, 6], [0, 0]]], np.uint8)
-        assert printed(TerminalGrids(grids, ["a", "bc"])) == ["a   bc", ".1  34", "2.  56", "99  .."]
-
-    @pytest.mark.parametrize("height", [16, 5])
-    def test_colours_can_be_read_back(self, height: int) -> None:
-        grids = random_grids(3, height)
-        grids[0, :, :9] = 4  # a run of cells alike
-        lines = printed(TerminalGrids(grids), **COLOUR)
-        assert len(lines) == (height + 1) // 2
-        rows: list[list[str]] = []
-        for line in lines:
-            upper, lower = [], []
-            for codes, text in re.findall(r"\x1b\[([\d;]+)m(▀+)\x1b\[0m", line):
-                colours = [
-                    "#{:02X}{:02X}{:02X}".format(*map(int, rgb.split(";")))
-                    for rgb in re.findall(r"[34]8;2;(\d+;\d+;\d+)", codes)
-                ]
-                upper += [colours[0]] * len(text)
-                lower += [colours[-1]] * len(text)
-            rows += [upper, lower]
-        read = np.array([[PALETTE.index(colour) for colour in row] for row in rows[:height]])
-        np.testing.assert_array_equal(read, np.concatenate(grids, axis=1))
-
-    def test_as_many_side_by_side_as_fit(self) -> None:
-        grids = random_grids(7)
-        assert len(printed(TerminalGrids(grids), width=52)) == 3 * 16 + 2  # 3 * 16 + 2 * 2 = 52
-        assert len(printed(TerminalGrids(grids), width=51)) == 4 * 16 + 3
-        assert len(printed(TerminalGrids(grids[:1]), width=8)) > 0
-
-    def test_capacity_is_what_the_lines_hold(self) -> None:
-        grids = TerminalGrids(random_grids(64))
-        assert grids.capacity(Console(file=io.StringIO(), width=80, **COLOUR), 20) == 8  # two rows of 4, 9 lines each
-        assert grids.capacity(Console(file=io.StringIO(), width=80), 20) == 4
-        assert grids.capacity(Console(file=io.StringIO(), width=80), 2) == 4
-
-    def test_a_string_is_a_line_however_long_it_is(self) -> None:
-        rows = [("1", "C[C@H](N)C", ""), ("12", "x + " * 20 + "x", "incomplete")]
-        lines = printed(TerminalStrings(rows), width=40, soft_wrap=True)
-        assert lines == ["1   C[C@H](N)C", f"12  {'x + ' * 20}x    incomplete"]
-
-
-class TestBars:
-    def test_a_bar_a_group_with_the_floor_across(self) -> None:
-        lines = [text.plain for text in terminal.kl_bars("z", [2.2, 0.15, 0.05], 0.3, 80)]
-        assert lines == [
-            "KL of each dimension of z: 2.40 nats, 1 of 3 dead; | free bits 0.3",
-            "  0 " + "███|" + "█" * 18 + "   2.200     ",
-            "  1 " + "█▌ |" + " " * 18 + "   0.150     ",
-            "  2 " + "▌  |" + " " * 18 + "   0.050 dead",
-        ]
-
-    def test_all_groups_are_listed_where_there_is_room(self) -> None:
-        lines = list(terminal.kl_bars("local", [1.0] * 10, 0.0, 79, cells=(8, 8), dead=1.0))
-        assert lines[0].plain == "KL of each channel of local (8x8): 10.00 nats, 10 of 10 dead"
-        assert len(lines) == 11
-        assert len(list(terminal.kl_bars("local", [1.0] * 10, 0.0, 80))) == 6, "two side by side"
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -156,15 +85,6 @@ class TestSheets:
         red = (pixels(tmp_path / "shapes.png") == RGB[2]).all(2).sum()
         assert red == 9 * 2 * (5 * 8 + 7 * 8)  # the edge of each rectangle in the rows of errors
         assert (pixels(tmp_path / "plain.png") == RGB[2]).all(2).sum() == 0
-
-    def test_a_path_shows_how_many_cells_change(self) -> None:
-        steps = np.zeros((3, 16, 16), np.uint8)
-        steps[1:, 0, :4] = 1
-        steps[2, 1, 0] = 2
-        ends = np.stack([steps[0], steps[2]])
-        grids, titles = terminal.path_strip(steps, ends)
-        assert titles == ["from, original", "0.00, decoded", "0.50, 4 changed", "1.00, 1 changed", "to, original"]
-        np.testing.assert_array_equal(grids, steps[[0, 0, 1, 2, 2]])
 
     def test_maps_stand_under_their_originals_in_one_scale(self, tmp_path: Path, drawn: list) -> None:
         grids = random_grids(3)

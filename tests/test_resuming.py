@@ -76,7 +76,6 @@ CASES: dict[str, tuple[Callable[[torch.device], Corpora], Settings]] = {
             train={"lr_schedule": "plateau", "lr": 0.3, "weight_decay": 0.01},  # so large that no epoch is the best
         ),
     ),
-    "a closed loop": (grids, settings(schedule={"name": "controlvae", "target": 3.0, "start_beta": 0.1, "ki": -0.01})),
     "a loop out of reach": (grids, settings(schedule={"name": "controlvae", "target": 1e4, "start_beta": 0.0})),
     "residual, dropout, bf16": (
         grids,
@@ -90,63 +89,59 @@ CASES: dict[str, tuple[Callable[[torch.device], Corpora], Settings]] = {
     ),
     "derivations": (equations, settings(model={"name": "grammar", "latent_dim": 3, "decoder_dropout": 0.2, **SMALL})),
 }
+WITH_PICTURES = "two levels, one in a loop"  # its curves are compared: they show betas of earlier processes
 
 
-DRAWN = ("a closed loop", "two levels, one in a loop")
-"""Cases whose curves are drawn, and compared: they show betas of earlier processes."""
-
-
-class Disturbed(Exception):  # noqa: N818 - nobody's error
+class Killed(Exception):  # noqa: N818
     """A process that died: nothing was saved for it."""
 
 
-class Disturbance:
-    """Asks a training to stop, or kills it, at given points of its whole course, each of them once."""
+class Interruptions:
+    """Asks a training to stop after so many steps, or kills it at a point of its course, each of them once."""
 
-    def __init__(self, asked: tuple[int, ...] = (), killed: tuple[str, ...] = (), device: torch.device = CPU) -> None:
-        self.asked, self.killed, self.device = list(asked), list(killed), device
+    def __init__(self, asked: tuple[int, ...] = (), killed: str | None = None, device: torch.device = CPU) -> None:
+        self.asked, self.killed, self.device = list(asked), killed, device
 
     def stop(self, trainer: Trainer) -> int | None:
-        if self.asked and trainer.done >= self.asked[0]:
+        if self.asked and trainer.global_step >= self.asked[0]:
             self.asked.pop(0)
             return 15
         return None
 
-    def here(self, place: str) -> None:
-        if place in self.killed:
-            self.killed.remove(place)
-            raise Disturbed(place)
+    def here(self, point: str) -> None:
+        if point == self.killed:
+            self.killed = None
+            raise Killed(point)
 
 
-def process(folder: Path, name: str, disturbance: Disturbance, again: bool) -> None:
-    """What one process does: begins a run, or goes on with it."""
+def process(folder: Path, name: str, interruptions: Interruptions, resumed: bool) -> None:
+    """What one process does: begins a run, or resumes it."""
     make_corpus, chosen = CASES[name]
-    corpus = make_corpus(disturbance.device)
-    seed_step(chosen.train.seed, "weights")
-    torch.manual_seed(len(disturbance.asked))  # what was drawn before does not matter
+    corpus = make_corpus(interruptions.device)
     structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, StringCorpus) else None
     seed_step(chosen.train.seed, "weights")
-    model = build_model(chosen.model, structure).to(disturbance.device)
-    run = runs.resume(folder) if again else runs.create(folder.parent, folder.name, "run", chosen)
+    model = build_model(chosen.model, structure).to(interruptions.device)
+    torch.manual_seed(len(interruptions.asked))  # the state of the generator before does not matter
+    run = runs.resume(folder) if resumed else runs.create(folder.parent, folder.name, "run", chosen)
     recorders: list[Recorder] = [JsonlRecorder(run.path / "metrics.jsonl")]
-    if name in DRAWN:
+    if name == WITH_PICTURES:
         recorders.append(ImageRecorder(run.images, "grids"))
-    trainer = Trainer(chosen, corpus, model, run, recorders, disturbance.device, resumed=again)
-    trainer.stop = lambda: disturbance.stop(trainer)
+    trainer = Trainer(chosen, corpus, model, run, recorders, interruptions.device, resumed=resumed)
+    trainer.stop = lambda: interruptions.stop(trainer)
     real_save, real_copies = trainer.save, trainer.save_copies
 
     def save() -> None:
         if trainer.history and trainer.index == 0:
-            disturbance.here(f"before saving {len(trainer.history)}")
+            interruptions.here(f"before saving {len(trainer.history)}")
         real_save()
 
     def save_copies(record: Any) -> None:
-        disturbance.here(f"before copying {record.epoch}")
+        interruptions.here(f"before copying {record.epoch}")
         real_copies(record)
-        disturbance.here(f"after copying {record.epoch}")
+        interruptions.here(f"after copying {record.epoch}")
 
     trainer.save, trainer.save_copies = save, save_copies  # type: ignore[method-assign]
-    if again:
+    if resumed:
         trainer.resume(checkpoints.read(run.checkpoints / "last.pth"), run.checkpoints / "last.pth")
     try:
         trainer.fit()
@@ -156,51 +151,44 @@ def process(folder: Path, name: str, disturbance: Disturbance, again: bool) -> N
         run.release()
 
 
-def whole(folder: Path, name: str, disturbance: Disturbance) -> int:
+def complete(folder: Path, name: str, interruptions: Interruptions) -> int:
     """A run to its end, in as many processes as it takes: their number."""
     for count in range(10):
         try:
-            process(folder, name, disturbance, again=count > 0)
-        except (Interrupted, Disturbed):
+            process(folder, name, interruptions, resumed=count > 0)
+        except (Interrupted, Killed):
             continue
-        assert not disturbance.asked and not disturbance.killed, "all of it happened"
+        assert not interruptions.asked and not interruptions.killed, "all of it happened"
         return count + 1
     raise AssertionError("it never ended")
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """All that a run leaves which is no time."""
+    """All that a run leaves but times."""
     found: dict[str, Any] = {}
     for path in sorted((folder / "checkpoints").iterdir()):
         values = checkpoints.read(path)
         values.pop("seconds", None)
-        if "history" in values:
-            values["history"] = [json.loads(line) for line in values["history"].splitlines()]
-            for record in values["history"]:
-                assert record.pop("seconds") > 0
+        values["history"] = [json.loads(line) for line in values.get("history", "").splitlines()]
+        for record in values["history"]:
+            assert record.pop("seconds") > 0
         found[path.name] = values
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("seconds", None)
-    found["metrics.jsonl"] = lines
+    found["metrics.jsonl"] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
     found["pictures"] = {path.name: path.read_bytes() for path in (folder / "images").glob("*.png")}
     return found
 
 
-def same(one: Any, other: Any, place: str = "") -> None:
+def same(one: Any, other: Any, where: str = "") -> None:
     """Equal bit for bit, all the way down."""
     if isinstance(one, dict):
-        assert list(one) == list(other), place
+        assert list(one) == list(other), where
         for key in one:
-            same(one[key], other[key], f"{place}/{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), place
-        for index, (left, right) in enumerate(zip(one, other, strict=True)):
-            same(left, right, f"{place}/{index}")
+            same(one[key], other[key], f"{where}/{key}")
     elif isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other), place
+        assert one.dtype == other.dtype and one.stride() == other.stride() and torch.equal(one, other), where
     else:
-        assert one == other, place
+        assert one == other, where
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +199,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
     def of(name: str) -> dict[str, Any]:
         if name not in known:
             folder = tmp_path_factory.mktemp("straight") / "run"
-            assert whole(folder, name, Disturbance()) == 1
+            assert complete(folder, name, Interruptions()) == 1
             known[name] = contents(folder)
         return known[name]
 
@@ -222,9 +210,10 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
 @pytest.mark.parametrize(
     ("name", "asked"),
     [
-        *(("beta by the step", asked) for asked in ((6,), (4, 8, 11))),
-        *((name, (1, 6, 11)) for name in ("a closed loop", "cycles, plateau")),
-        *((name, (1, 6, 11)) for name in ("two levels, one in a loop", "derivations")),
+        ("beta by the step", (4, 8, 11)),
+        ("cycles, plateau", (1, 6, 11)),
+        ("two levels, one in a loop", (1, 6)),
+        ("derivations", (1, 6, 11)),
         ("a loop out of reach", (4,)),
         ("residual, dropout, bf16", (6,)),
     ],
@@ -232,7 +221,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
 def test_a_run_that_was_interrupted_ends_where_the_straight_one_does(
     name: str, asked: tuple[int, ...], tmp_path: Path, straight: Callable[[str], dict[str, Any]]
 ) -> None:
-    assert whole(tmp_path / "run", name, Disturbance(asked)) == len(asked) + 1
+    assert complete(tmp_path / "run", name, Interruptions(asked)) == len(asked) + 1
     same(contents(tmp_path / "run"), straight(name))
 
 
@@ -241,8 +230,8 @@ def test_a_run_that_was_interrupted_ends_where_the_straight_one_does(
 def test_on_cuda_it_ends_there_too(name: str, tmp_path: Path) -> None:
     """Graphs are recorded anew, of the state that was restored; sums of atomic additions may differ in last bits."""
     device = torch.device("cuda")
-    assert whole(tmp_path / "straight", name, Disturbance(device=device)) == 1
-    assert whole(tmp_path / "run", name, Disturbance((1, 6, 11), device=device)) == 4
+    assert complete(tmp_path / "straight", name, Interruptions(device=device)) == 1
+    assert complete(tmp_path / "run", name, Interruptions((1, 6, 11), device=device)) == 4
     one, other = (
         checkpoints.read(tmp_path / run / "checkpoints" / "last.pth")["model_state_dict"] for run in ("straight", "run")
     )
@@ -254,8 +243,8 @@ def test_on_cuda_it_ends_there_too(name: str, tmp_path: Path) -> None:
 def test_a_process_that_dies_around_a_save_leaves_nothing_undone(
     place: str, epoch: int, tmp_path: Path, straight: Callable[[str], dict[str, Any]]
 ) -> None:
-    killed = Disturbance(killed=(f"{place} {epoch}",))
-    assert whole(tmp_path / "run", "beta by the step", killed) == 2
+    killed = Interruptions(killed=f"{place} {epoch}")
+    assert complete(tmp_path / "run", "beta by the step", killed) == 2
     same(contents(tmp_path / "run"), straight("beta by the step"))
 
 
@@ -269,10 +258,10 @@ def test_a_process_that_dies_in_a_save_leaves_the_checkpoint_before_it(
         if calls[0] == 3:
             calls[0] += 1
             Path(file.name).with_name(".last.pth.01234567.tmp").write_bytes(bytes(1000))  # nothing removed it
-            raise Disturbed("in a save")
+            raise Killed("in a save")
         real(values, file)
 
     monkeypatch.setattr(torch, "save", save)
-    assert whole(tmp_path / "run", "beta by the step", Disturbance()) == 2
+    assert complete(tmp_path / "run", "beta by the step", Interruptions()) == 2
     assert not list(tmp_path.rglob("*.tmp"))
     same(contents(tmp_path / "run"), straight("beta by the step"))

@@ -26,7 +26,7 @@ TRAIN = """
 import sys
 from arcvae_cli.cli import main
 from arcvae_cli.commands import evaluate
-evaluate.report = lambda *_: None  # half of the time of a short run
+evaluate.report = lambda *_: {"verdict": {"ok": True, "findings": [], "summary": ""}}  # half of the time
 sys.argv = ["arcvae", "train", *sys.argv[1:]]
 main()
 """

@@ -17,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from arcvae_cli.files import expanded, is_file
 from arcvae_cli.presets import Layer, flag_layer, preset_names
+from arcvae_cli.runs import all_runs
 from arcvae_cli.schedules import SCHEDULES
 from arcvae_cli.settings import CORPORA, MODEL_SETTINGS, NAMED, Settings
 
@@ -103,7 +104,7 @@ TABLE = (
     Row(("--beta-ramp-epochs",), "schedule.ramp_epochs", SCHEDULE),
     Row(("--beta-cycle-length",), "schedule.cycle_length", SCHEDULE),
     *own_names("objective", SCHEDULE, "free_bits", "free_bits_mode"),
-    *own_names("train", TRAINING, "epochs", "batch_size", "lr", "seed", "device", "precision", "engine"),
+    *own_names("train", TRAINING, "epochs", "batch_size", "lr", "seed", "device", "precision", "engine", "threads"),
     Row(("--early-stopping/--no-early-stopping",), "train.early_stopping", TRAINING),
     *own_names("train", TRAINING, "patience"),
     *own_names("log", RUN, "wandb"),
@@ -139,6 +140,8 @@ def setting(key: str, value: Any) -> Any:
     """A flag's value as the settings keep it: paths are absolute."""
     if isinstance(value, Path) or (key == "data.grammar" and value is not None and is_file(expanded(Path(value)))):
         return absolute(value)
+    if key == "train.threads" and str(value).isdecimal():
+        return int(value)
     return value
 
 
@@ -165,6 +168,7 @@ def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
     return matching
 
 
+complete_runs = complete(lambda: ["latest", *(path.name for path in all_runs(Path("runs")))])
 PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
 DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
 PresetOption = Annotated[

@@ -13,24 +13,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arcvae_cli import runs as folders
-from arcvae_cli.commands.options import JsonOption, QuietOption
-from arcvae_cli.commands.presets import leaves
+from arcvae_cli.commands.options import JsonOption, QuietOption, complete_runs
 from arcvae_cli.commands.reading import importing
-from arcvae_cli.commands.resuming import MAY_CHANGE, differences
 from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
-from arcvae_cli.files import open_regular, size
+from arcvae_cli.files import size
 from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.settings import Settings
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-app = typer.Typer(no_args_is_help=True, help="List, show and verify runs.")
+app = typer.Typer(help="List, show and verify runs.")
 
-RunsDir = Annotated[Path, typer.Option(help="where run folders are")]
 RUNS = Path("runs")
-STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "whole": "green"}
+RunsDir = Annotated[Path, typer.Option(help="folder of the runs")]
+RunName = Annotated[str, typer.Argument(help="a run's name, its folder, or latest", autocompletion=complete_runs)]
+RunNames = Annotated[
+    str | None,
+    typer.Argument(help="a run's name, its folder, or latest", show_default="all", autocompletion=complete_runs),
+]
+STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "valid": "green"}
 """Of states and verdicts; all others are red."""
 
 
@@ -49,7 +52,7 @@ def list_runs(runs_dir: RunsDir = RUNS, quiet: QuietOption = False, as_json: Jso
         best = "-" if run["best_value"] is None else f"{run['best_value']:.4f} in {run['best_epoch']}"
         active = f"{run['age'] / 3600:,.1f} h ago"
         rows.append([one_line(run["name"]), styled(run["state"]), epochs, best, size(run["bytes"]), active])
-    console.table("", ("run", "state", "epochs", "best, in epoch", "size", "last active"), rows, left=(0, 1))
+    console.table("", ("run", "state", "epochs", "best, in epoch", "size", "updated"), rows, left=(0, 1))
 
 
 def styled(state: str) -> Text:
@@ -61,10 +64,7 @@ def styled(state: str) -> Text:
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="a run's name, its folder, or latest")],
-    runs_dir: RunsDir = RUNS,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    run: RunName = "latest", runs_dir: RunsDir = RUNS, quiet: QuietOption = False, as_json: JsonOption = False
 ) -> None:
     """Show a run: its state, its settings, its checkpoints, and the commands to continue with."""
     console = Console(quiet=quiet, as_json=as_json)
@@ -106,8 +106,7 @@ def changed_settings(settings: Settings) -> dict[str, tuple[Any, Any]]:
     default["data"] = standard["data"]
     for name in own:
         default[name]["name"] = standard[name]["name"]
-    known = dict(leaves(default))
-    return {key: (value, known.get(key)) for key, value in leaves(table) if known.get(key) != value}
+    return {key: pair for key, pair in folders.differences(table, default).items() if pair[0] is not None}
 
 
 def checkpoints_of(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -135,21 +134,18 @@ def next_steps(path: Path, state: str, runs_dir: Path) -> list[str]:
     known = {
         "running": [],
         "finished": [f"arcvae {what} --checkpoint {called}" for what in ("evaluate", "sample")],
-        "damaged": [f"arcvae runs verify {called}"],
+        "corrupt": [f"arcvae runs verify {called}"],
     }
     return known.get(state, [f"arcvae train --resume {called}"])
 
 
 @app.command()
 def verify(
-    run: Annotated[str | None, typer.Argument(help="a run's name, its folder, or latest; by default all")] = None,
-    runs_dir: RunsDir = RUNS,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    run: RunNames = None, runs_dir: RunsDir = RUNS, quiet: QuietOption = False, as_json: JsonOption = False
 ) -> None:
-    """Verify the files of one run or of all; nothing is changed. Exit code 1 if something is damaged.
+    """Verify the files of one run or of all; nothing is changed. Exit code 1 if something is corrupt.
 
-    Checkpoints are compared with their digests; config.toml and the epochs in metrics.jsonl with last.pth.
+    Checkpoints are compared with their digests, config.toml with last.pth.
     """
     console = Console(quiet=quiet, as_json=as_json)
     paths = folders.all_runs(runs_dir) if run is None else [folders.find(run, runs_dir)]
@@ -166,18 +162,18 @@ def verify(
     for one in checked:
         found = [*(f"{file}: {why}" for file, why in one["broken"].items()), *one["problems"], *one["notes"]]
         found += [] if one["go_on"] is None else [f"continue with `{one['go_on']}`"]
-        verdict = styled("whole" if one["ok"] else "damaged")
+        verdict = styled("valid" if one["ok"] else "corrupt")
         rows.append([one_line(one["name"]), styled(one["state"]), verdict, "\n".join(map(one_line, found))])
     console.table("", ("run", "state", "verdict", "found"), rows, left=(0, 1, 2, 3))
-    if damaged := [one["name"] for one in checked if not one["ok"]]:
-        raise ArcvaeError(f"{len(damaged)} of {len(checked)} runs damaged: {', '.join(damaged[:5])}")
+    if corrupt := [one["name"] for one in checked if not one["ok"]]:
+        raise ArcvaeError(f"{len(corrupt)} of {len(checked)} runs corrupt: {', '.join(corrupt[:5])}")
 
 
 def check(path: Path) -> dict[str, Any]:
     """Read all that a run consists of, as JSON.
 
-    `whole`: epochs of readable checkpoints; `broken`: reasons for the others; `problems`: other damage; `notes`: what
-    is not damage; `go_on`: the command to continue the run with.
+    `whole`: epochs of valid checkpoints; `broken`: reasons for the others; `problems`: other damage; `notes`: what is
+    not damage; `go_on`: the command to continue the run with.
     """
     with importing():
         from arcvae_cli import checkpoints
@@ -196,20 +192,15 @@ def check(path: Path) -> dict[str, Any]:
             whole[file.name] = values["epoch"]
         if checkpoints.resumable(values):
             steps[file.name] = values["step"]
-        if file.name == "last.pth":
+        if file.name == "last.pth" and checkpoints.resumable(values):
             last = values
-
     expected = ["last.pth"] if run["step"] else []
     expected += [checkpoints.BEST, "vae_final.pth"] if state == "finished" else []
-    problems = ["status.json: cannot be read"] if state == "damaged" else []
+    problems = ["status.json: cannot be read"] if state == "corrupt" else []
     problems += [f"{name}: missing" for name in expected if name not in {file.name for file in files}]
     problems += config_problems(path, last)
-    notes = []
-    if state != "running":  # else it may be written to
-        notes += [f"{file.name}: a temporary file, removed on resumption" for file in folders.temporaries(path)]
-        wrong, short = metrics_problems(path, last) if last else ([], [])
-        problems += wrong + (short if state == "finished" else [])
-        notes += [f"{text}, completed on resumption" for text in short if state != "finished"]
+    left = [] if state == "running" else folders.temporaries(path)
+    notes = [f"{file.name}: a temporary file, removed on resumption" for file in left]
 
     ok = not broken and not problems
     resumed = path if "last.pth" in steps else path / "checkpoints" / max(steps, key=lambda n: steps[n], default="")
@@ -230,24 +221,6 @@ def config_problems(path: Path, last: Mapping[str, Any]) -> Iterator[str]:
     except InputError as error:
         yield f"config.toml: {error.what.removeprefix(f'{config}: ')}"
         return
-    if changed := [key for key in differences(kept, settings) if not key.startswith(MAY_CHANGE)]:
-        yield f"config.toml: not the settings of last.pth: {', '.join(changed[:5])}"
-
-
-def metrics_problems(path: Path, last: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What is wrong in `metrics.jsonl` by the epochs in the last checkpoint, and what a kill may leave unwritten."""
-    from arcvae_cli.records import EpochRecord
-
-    kept = [EpochRecord.of(json.loads(text)).metrics() for text in last.get("history", "").splitlines()]
-    try:
-        with open_regular(path / "metrics.jsonl") as file:
-            text = file.read().decode()
-        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        written = [line for line in lines if line["kind"] == "epoch"][: len(kept)]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        return [f"metrics.jsonl: cannot be read ({error})"], []
-    for record, line in zip(kept, written, strict=False):
-        if any(key != "kind" and record.get(key) != value for key, value in line.items()):
-            return [f"metrics.jsonl: epoch {record['epoch']} is not that of last.pth"], []
-    short = [f"metrics.jsonl: {len(written)} of {len(kept)} epochs"] if len(written) < len(kept) else []
-    return [], short + (["metrics.jsonl: its last line is incomplete"] if text and not text.endswith("\n") else [])
+    changed = folders.differences(kept.table(), settings.table())
+    if wrong := [key for key in changed if not key.startswith(folders.MAY_CHANGE)]:
+        yield f"config.toml: not the settings of last.pth: {', '.join(wrong[:5])}"

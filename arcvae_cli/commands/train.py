@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli import BEGAN
+from arcvae_cli import BEGAN, runs
 from arcvae_cli.commands.options import (
     RUN,
     TABLE,
@@ -21,14 +23,13 @@ from arcvae_cli.commands.options import (
     PresetOption,
     QuietOption,
     SetOption,
+    complete_runs,
     data_layers,
     with_flags,
 )
-from arcvae_cli.commands.resuming import earlier_folder, go_on
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.files import is_file
 from arcvae_cli.presets import Layer, Resolved, environment_layer, resolve, set_layer
-from arcvae_cli.runs import AUTO
 from arcvae_cli.settings import Settings
 from arcvae_cli.signals import GracefulExit, exit_code, signal_name
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.models.base import VAE
     from arcvae_cli.records import Recorder
-    from arcvae_cli.runs import RunFolder
 
 QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
@@ -60,9 +60,9 @@ def train(
     overfit_batch: Annotated[
         bool, training("--overfit-batch", help="memorise one batch as a sanity check; no run folder")
     ] = False,
-    resume: Annotated[str | None, run_option(metavar="RUN", help=RESUME_HELP)] = None,
+    resume: Annotated[str | None, run_option(metavar="RUN", help=RESUME_HELP, autocompletion=complete_runs)] = None,
     run_name: Annotated[str | None, run_option(show_default="preset and time")] = None,
-    runs_dir: Annotated[Path, run_option(help="where run folders go")] = Path("runs"),
+    runs_dir: Annotated[Path, run_option(help="folder of the runs")] = Path("runs"),
     assignments: SetOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -77,12 +77,10 @@ def train(
     console = Console(quiet=quiet, as_json=as_json)
     below, above = data_layers(data)
     layers = [environment_layer(), below, set_layer(assignments or []), above, flags]
-    earlier = None
-    if resume is not None:
-        if overfit_batch:
-            raise InputError("--resume, --overfit-batch: cannot be combined", "give one of the two")
-        earlier = run_to_resume(resume, runs_dir, run_name)
-    if earlier is not None and preset is None and resume != AUTO:  # the flags say only what changes
+    if resume is not None and overfit_batch:
+        raise InputError("--resume, --overfit-batch: cannot be combined", "give one of the two")
+    earlier = None if resume is None else run_to_resume(resume, runs_dir, run_name)
+    if earlier is not None and preset is None and resume != runs.AUTO:  # the flags say only what changes
         if quick_test:
             raise InputError("--quick-test: changes the length of the resumed run", "remove it, or give --preset too")
         preset = str(earlier[0] / "config.toml")
@@ -95,26 +93,15 @@ def train(
             run(resolved, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
         except KeyboardInterrupt:
             raise stopped(signals, "at once") from None
+        except Exception as error:
+            console.log(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}")
+            raise
 
 
 def stopped(signals: GracefulExit, where: str, fix: str | None = None) -> Interrupted:
     """The error of a signal outside of the training."""
     asked = signals() or signal.SIGINT
     return Interrupted(f"stopped by {signal_name(asked)}, {where}", exit_code(asked), fix)
-
-
-def run_to_resume(resume: str, runs: Path, name: str | None) -> tuple[Path, Path | None] | None:
-    """The run folder that `--resume` names, and its checkpoint if that was given; None for a run that is to be new."""
-    from arcvae_cli.runs import check_name
-
-    if resume != AUTO:
-        if name is not None:
-            raise InputError("--run-name: a resumed run keeps its name", f"remove it, or use --resume {AUTO}")
-        return earlier_folder(resume, runs)
-    if name is None:
-        raise InputError(f"--resume {AUTO}: needs a run name", "give --run-name, the same every time")
-    check_name(name)
-    return (runs / name, None) if is_file(runs / name / "config.toml") else None
 
 
 def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
@@ -136,104 +123,172 @@ def run(
     resolved: Resolved,
     console: Console,
     signals: GracefulExit,
-    runs: Path,
+    runs_dir: Path,
     name: str | None,
     stem: str,
     earlier: tuple[Path, Path | None] | None,
 ) -> None:
     """Train, evaluate the best epoch, print the next commands. `earlier`: folder, checkpoint of the run to resume."""
-    from arcvae_cli import runs as folders
-
     settings = resolved.settings
-    folders.check_name(name)
-    short = settings.schedule.warning(settings.train.epochs)
-    chosen = any(key == "train.epochs" or key.startswith("schedule.") for key in resolved.origins)
-    warn = console.warn if chosen else console.note  # the defaults are no mistake of the user's
-    if earlier is None and short is not None:
-        warn(short)
+    runs.check_name(name)
 
     from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
 
     with importing():
         begun = begin_reading(settings.data)
         from arcvae_cli import checkpoints
-        from arcvae_cli.machine import crowded
-        from arcvae_cli.recorders.external import external_recorders
+        from arcvae_cli.recorders.external import check_installed, external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder
-        from arcvae_cli.recorders.live import live_recorder
+        from arcvae_cli.recorders.live import EpochLines, live_recorder
         from arcvae_cli.trainer import Trainer
 
-    before = None if earlier is None else go_on(*earlier, settings)
-    if before is not None:
-        if before.report is not None:
-            console.note(f"run {before.folder.name} is finished: nothing to do")
-            console.json(before.report)
+    check_installed(settings.log)
+    folder, values = None, None
+    if earlier is not None:
+        folder, checkpoint, values, report = open_run(*earlier, settings)
+        if report is not None:
+            console.note(f"run {folder.name} is finished: nothing to do")
+            console.json(report)
             return
-        if short is not None:
-            warn(short)
-        before.folder.begin()
+        if (folder.path.parent / runs.LATEST).is_symlink():
+            runs.point_latest(folder.path.parent, folder.name)
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)
     model = new_model(settings, corpus, device)
-    try:
-        settings.schedule.peaks(tuple(model.level_sizes))
-    except ValueError as error:
-        fix = f"use another schedule for model.name={settings.model.name}"
-        raise InputError(f"schedule.name: {error}", fix) from None
     signals.patient = True  # from here on there is something to save
-    folder = folders.create(runs, name, stem, settings) if before is None else before.folder
-    notes = [text for text in [crowded(device)] if text is not None]
+    folder = folder or runs.create(runs_dir, name, stem, settings)
     recorders: list[Recorder] = []
     trainer = Trainer(
-        settings, corpus, model, folder, recorders, device, signals, notes, BEGAN, resumed=before is not None
+        settings, corpus, model, folder, recorders, device, signals, began=BEGAN, resumed=earlier is not None
     )
-    if before is not None:
-        if before.values is not None:
-            trainer.resume(before.values, before.path)
+    if earlier is not None:
+        if values is not None:
+            trainer.resume(values, checkpoint)
         folder.write_config(settings)
-    recorders += [
-        live_recorder(console),  # first, so that its header does not wait for the imports of the others
+    screen, log = copy(console), copy(console)  # the log has a line an epoch where the screen has a table
+    console.log_file = log.log_file = folder.path / "run.log"
+    log.quiet = True
+    if (short := settings.schedule.warning(settings.train.epochs)) is not None:
+        chosen = any(key.startswith(("train.epochs", "schedule.")) for key in resolved.origins)
+        (console.warn if chosen else console.note)(short)  # the defaults are no mistake of the user's
+    own = [
+        live_recorder(screen),  # first, so that its header does not wait for the imports of the others
+        EpochLines(log),
         JsonlRecorder(folder.path / "metrics.jsonl"),
         ImageRecorder(folder.images, corpus.kind, corpus.rules),
-        *external_recorders(settings, folder, console, corpus.rules),
     ]
+    loggers = external_recorders(settings, folder, console, corpus.rules)
+    recorders += [*own, *loggers]
     if settings.train.engine == "compile":
         console.note("compiling the network, about half a minute")
-    try:
-        with closing(recorders):
-            trainer.fit()
-            signals.patient = False
-        if signals() is not None:  # a signal during the last epoch
-            raise KeyboardInterrupt
-        for reason in trainer.ended.values():
-            console.note(reason)
-        with trainer.timed("evaluation"):
-            from arcvae_cli.commands.evaluate import report
+    with closing(loggers):
+        try:
+            with closing(own):
+                trainer.fit()
+                signals.patient = False
+            if signals() is not None:  # a signal during the last epoch
+                raise KeyboardInterrupt
+            for reason in trainer.ended.values():
+                console.note(reason)
+            with trainer.timed("evaluation"):
+                from arcvae_cli.commands.evaluate import report as evaluate_run
 
-            report(checkpoints.load(folder.checkpoints / checkpoints.BEST, device), corpus, "val", folder, console)
-    except KeyboardInterrupt:
-        where = f"before the evaluation; the training is complete in {folder.path}"
-        raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
-    place = trainer.place()
-    folder.write_status("finished", judged=True, **trainer.ended, **place)
+                best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
+                document = evaluate_run(best, corpus, "val", folder, console)
+            tell_loggers(recorders, folder, document, console)
+        except KeyboardInterrupt:
+            where = f"before the end of the evaluation; the training is complete in {folder.path}"
+            raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
+        place = trainer.progress()
+        folder.write_status("finished", judged=True, **trainer.ended, **place)
     folder.release()
     seconds, memory = place["seconds"], place["peak_memory_bytes"] / 2**20
     parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items())
-    speed = f"{trainer.done / seconds['training']:.1f} training steps a second"
+    speed = f"{trainer.global_step / seconds['training']:.1f} training steps a second"
     console.note(f"\nseconds: {parts}; {speed}; peak memory {memory:,.0f} MiB")
-    console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json")
-    console.note(f"next: {' | '.join(next_commands(folder, corpus))}")
+    console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json, run.log")
+    which = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
+    names = ["evaluate"] if corpus.rules and corpus.rules.rhs is None else ["evaluate", "sample", "interpolate"]
+    console.note(f"next: {' | '.join(f'arcvae {name}{which}' for name in names)}")
 
 
-def next_commands(folder: RunFolder, corpus: Corpus) -> Iterator[str]:
-    """The commands that use the run."""
-    checkpoint = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
-    yield f"arcvae evaluate{checkpoint}"
-    if corpus.rules is None or corpus.rules.rhs is not None:
-        yield f"arcvae sample{checkpoint}"
-        if corpus.size("test") > 1:
-            yield f"arcvae interpolate{checkpoint}"
+def tell_loggers(
+    recorders: Sequence[Recorder], folder: runs.RunFolder, document: Mapping[str, Any], console: Console
+) -> None:
+    """The final evaluation, its pictures, and the checkpoints to keep, for every recorder; the verdict in the log."""
+    verdict = document["verdict"]
+    lines = [
+        f"{'ok' if one['ok'] else 'MISS'} {one['name']} {one['value']:.4g}, target {one['target']}"
+        for one in verdict["findings"]
+    ]
+    lines += [f"- {remedy}" for remedy in dict.fromkeys(one["remedy"] for one in verdict["findings"]) if remedy]
+    lines.append(verdict["summary"])
+    console.log("\n".join(lines))
+    images = sorted(path for path in folder.images.glob("*.png") if "_epoch_" not in path.name)
+    files = {name: folder.checkpoints / f"{name}.pth" for name in ("vae_best", "encoder", "decoder")}
+    for recorder in recorders:
+        recorder.evaluated(document, lines, images)
+        recorder.artifacts(files)
+
+
+# ------------------------------------------------------------------------------------------------------- before the run
+
+
+def run_to_resume(resume: str, runs_dir: Path, name: str | None) -> tuple[Path, Path | None] | None:
+    """The run folder that `--resume` names, and its checkpoint if that was given; None for a run that is to be new."""
+    if resume != runs.AUTO:
+        if name is not None:
+            raise InputError("--run-name: a resumed run keeps its name", f"remove it, or use --resume {runs.AUTO}")
+        return runs.find_resumed(resume, runs_dir)
+    if name is None:
+        raise InputError(f"--resume {runs.AUTO}: needs a run name", "give --run-name, the same every time")
+    runs.check_name(name)
+    return (runs_dir / name, None) if is_file(runs_dir / name / "config.toml") else None
+
+
+def open_run(
+    path: Path, file: Path | None, settings: Settings
+) -> tuple[runs.RunFolder, Path, dict[str, Any] | None, dict[str, Any] | None]:
+    """Lock a run folder and check that it can be resumed with these settings. InputError if not.
+
+    Returns the folder; its checkpoint with its values, None if the run was killed before the first one; and the
+    `metrics.json` of a run with nothing left to do.
+    """
+    from arcvae_cli import checkpoints
+
+    folder = runs.resume(path)
+    config, last = folder.path / "config.toml", folder.checkpoints / "last.pth"
+    start, values = file or last, None
+    if file is not None or any(folder.checkpoints.iterdir()):
+        try:
+            values = checkpoints.read(start)
+            if not checkpoints.resumable(values):
+                raise InputError(f"{start}: part of a model, or of an older format: cannot be resumed from")
+        except InputError as error:
+            fix = f"`arcvae runs verify {folder.shell}` finds a checkpoint to resume from"
+            raise InputError(error.what, fix) from error
+        later = 0
+        with suppress(InputError):
+            later = checkpoints.read(last).get("step", 0) if file is not None else 0
+        if later > values["step"]:
+            what = f"{start}: an older checkpoint, of step {values['step']}; the run is at step {later}"
+            raise InputError(what, f"to discard the later steps, remove {last} first")
+    trained = resolve(str(config)).settings if values is None else checkpoints.read_settings(start, values)
+    changed = runs.differences(trained.table(), settings.table())
+    pairs = [(key, pair) for key, pair in changed.items() if not key.startswith(runs.MAY_CHANGE)]
+    wrong = [f"{key} was {json.dumps(old)}, now {json.dumps(new)}" for key, (old, new) in pairs]
+    if values is not None and settings.train.epochs < values["epoch"]:
+        wrong.append(f"train.epochs is {settings.train.epochs}, and epoch {values['epoch']} has begun")
+    if wrong:
+        what = f"--resume {folder.name}: settings differ from those of the run: {'; '.join(wrong[:5])}"
+        fix = f"remove these flags, and restore {config} if edited; more epochs, logging and the device may change"
+        raise InputError(what, fix)
+    status, report = runs.read_status(folder.path), None
+    if values and status and (status.state, status.judged, status.step) == ("finished", True, values["step"]):
+        with suppress(OSError, ValueError):  # else it is evaluated again
+            report = None if changed.keys() & set(runs.LENGTH) else json.loads((path / "metrics.json").read_bytes())
+    return folder, start, values, report
 
 
 def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
@@ -249,7 +304,13 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
         )
     structure = None if corpus.rules is None else Structure(corpus.rules, corpus.positions[0])
     seed_step(settings.train.seed, "weights")
-    return build_model(settings.model, structure).to(device)
+    model = build_model(settings.model, structure).to(device)
+    try:
+        settings.schedule.peaks(tuple(model.level_sizes))
+    except ValueError as error:
+        fix = f"use another schedule for model.name={settings.model.name}"
+        raise InputError(f"schedule.name: {error}", fix) from None
+    return model
 
 
 @contextmanager
@@ -258,8 +319,7 @@ def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        code = error.exit_code if isinstance(error, ArcvaeError) else 128 + signal.SIGINT if interrupted else 1
+        code = getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
         for recorder in recorders:
             with suppress(Exception, KeyboardInterrupt):
                 if isinstance(error, Interrupted) and error.at_once:
@@ -285,10 +345,8 @@ def memorise(settings: Settings, console: Console) -> None:
     model = new_model(settings, corpus, device)
 
     def show(step: int, metrics: EpochMetrics) -> None:
-        console.note(
-            f"step {step}: reconstruction {metrics.reconstruction:.4g}, right positions {metrics.position:.4f}, "
-            f"whole examples {metrics.exact:.4f}"
-        )
+        shares = f"right positions {metrics.position:.4f}, whole examples {metrics.exact:.4f}"
+        console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, {shares}")
 
     steps, found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
     memorised, size = found.exact == 1.0, min(settings.train.batch_size, corpus.size("train"))

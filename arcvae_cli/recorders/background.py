@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Full, Queue
 from threading import Event, Lock, Thread
 from typing import Any
 
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
+from arcvae_cli.records import Recorder
 
-WAITING = 1000  # calls that may wait: a logger that hangs is dropped after some 300 epochs
+QUEUED = 1000  # calls that may wait: a logger that hangs is dropped after some 300 epochs
 PATIENCE = 30.0  # seconds that the end of a training waits for a logger to finish
+FORWARDED = ("start", "resume", "steps", "epoch", "pictures", "evaluated", "artifacts")
 ABANDONED = Event()  # whether a logger failed or hangs: its package may wait for a server when the interpreter exits
 
 
@@ -30,40 +32,27 @@ class Background(Recorder):
     """Passes all calls but single steps to a recorder in a thread of its own.
 
     An exception of the recorder is reported once, in one line, and disables it. `close` waits for at most `patience`
-    seconds; `left` says what happens to the rest. `leave` ends the process without waiting for an abandoned recorder.
+    seconds; `unsent` says what happens to the rest. `leave` ends the process without waiting for an abandoned recorder.
     """
 
     def __init__(
         self,
         recorder: Recorder,
         name: str,
-        tell: Callable[[str], None],
+        warn: Callable[[str], None],
+        unsent: str = "unsent records are lost",
         patience: float = PATIENCE,
-        waiting: int = WAITING,
-        left: str = "unsent records are lost",
+        queued: int = QUEUED,
     ) -> None:
-        self._recorder, self._name, self._tell, self._patience, self._left = recorder, name, tell, patience, left
-        self._calls: Queue[Callable[[], None] | None] = Queue(waiting)  # None: close, and end
+        self._recorder, self._name, self._warn, self._unsent, self._patience = recorder, name, warn, unsent, patience
+        self._calls: Queue[Callable[[], None] | None] = Queue(queued)  # None: close, and end
         self._dropped = self._closing = False
         self._code = 0
         self._lock = Lock()
+        for method in FORWARDED:
+            setattr(self, method, partial(self._forward, getattr(recorder, method)))
         self._worker = Thread(target=self._work, name=f"recorder {name}", daemon=True)
         self._worker.start()
-
-    def start(self, plan: Plan) -> None:
-        self._pass("start", plan)
-
-    def resume(self, records: Sequence[EpochRecord], step: int) -> None:
-        self._pass("resume", tuple(records), step)  # a copy: the trainer's own list grows
-
-    def steps(self, records: Sequence[StepRecord]) -> None:
-        self._pass("steps", records)
-
-    def epoch(self, record: EpochRecord) -> None:
-        self._pass("epoch", record)
-
-    def pictures(self, epoch: int, pictures: Pictures) -> None:
-        self._pass("pictures", epoch, pictures)
 
     def close(self, code: int = 0) -> None:
         self._code, self._closing = code, True
@@ -73,7 +62,7 @@ class Background(Recorder):
             self._worker.join(self._patience)
         finally:  # a second Ctrl-C ends the wait
             if self._worker.is_alive():
-                self._drop(f"not done after {self._patience:g} s; {self._left}")
+                self._drop(f"not done after {self._patience:g} s; {self._unsent}")
                 ABANDONED.set()
 
     def abandon(self) -> None:
@@ -82,13 +71,13 @@ class Background(Recorder):
             self._dropped = True
         ABANDONED.set()
 
-    def _pass(self, method: str, *arguments: Any) -> None:
-        if self._dropped:
-            return
-        try:
-            self._calls.put_nowait(lambda: getattr(self._recorder, method)(*arguments))
-        except Full:
-            self._drop(f"hangs, with {self._calls.maxsize} calls waiting")
+    def _forward(self, method: Callable[..., None], *arguments: Any) -> None:
+        if not self._dropped:
+            copies = [list(value) if isinstance(value, list) else value for value in arguments]  # the history grows
+            try:
+                self._calls.put_nowait(partial(method, *copies))
+            except Full:
+                self._drop(f"hangs, with {self._calls.maxsize} calls queued")
 
     def _work(self) -> None:
         try:
@@ -96,7 +85,8 @@ class Background(Recorder):
                 call()
             self._recorder.close(self._code)
         except BaseException as error:  # foreign code: some packages raise SystemExit
-            self._drop(first_line(error))
+            text = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            self._drop(text.removesuffix(": "))
             with suppress(BaseException):
                 self._recorder.close(1)  # what it has so far
             ABANDONED.set()
@@ -106,9 +96,4 @@ class Background(Recorder):
             if self._dropped:
                 return
             self._dropped = True
-        self._tell(f"{self._name}: {why}" + ("" if self._closing else "; training continues without it"))
-
-
-def first_line(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": ")
+        self._warn(f"{self._name}: {why}" + ("" if self._closing else "; training continues without it"))

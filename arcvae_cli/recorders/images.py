@@ -1,4 +1,4 @@
-"""The pictures of a run: examples every few epochs, curves of beta and of every KL at its end."""
+"""The pictures of a run: examples every few epochs; at its end the curves of metrics, beta and KL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from arcvae_cli.render import plots
 
 
 class ImageRecorder(Recorder):
-    """Writes examples of a kind into a folder, and at the end of a run beta and the KL of every dimension."""
+    """Writes examples of a kind into a folder, and at the end of a run the curves of its epochs."""
 
     def __init__(self, folder: Path, kind: str, rules: Rules | None = None) -> None:
         self._folder, self._kind, self._rules = folder, kind, rules
@@ -39,21 +39,19 @@ class ImageRecorder(Recorder):
         domains.of(self._kind).write_pictures(self._folder, epoch, pictures, self._rules)
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
-        if not self._epochs or self._plan is None:
+        epochs, plan = self._epochs, self._plan
+        if not epochs or plan is None:
             return
-        rates = [record.val.kl_per_dim for record in self._epochs]
-        levels = {name: np.array([groups[name] for groups in rates]) for name in rates[0]}
-        floors = self._plan.free_bits if self._plan.settings.objective.free_bits_mode != "total" else None
+        if hasattr(plots, "save_training_curves"):
+            metrics = [record.metrics() for record in epochs]
+            plots.save_training_curves(self._folder / "training_curves.png", f"training of {plan.run}", metrics)
+        levels = {name: np.array([record.val.kl_per_dim[name] for record in epochs]) for name in plan.level_shapes}
+        floors = plan.free_bits if plan.settings.objective.free_bits_mode != "total" else None
         plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors)
         # beta at every step, which may go through whole cycles within an epoch
-        places: list[float] = []
-        betas: dict[str, list[float]] = {name: [] for name in self._epochs[0].beta_trace}
-        for record in self._epochs:
-            for name, path in record.beta_trace.items():
-                betas[name].extend(path)
-            steps = len(next(iter(record.beta_trace.values())))
-            places.extend(record.epoch - 1 + (step + 1) / steps for step in range(steps))
+        betas = {name: [beta for record in epochs for beta in record.beta_trace[name]] for name in plan.level_shapes}
         if len(set(map(tuple, betas.values()))) == 1:
             betas = {"beta": next(iter(betas.values()))}
-        held = [(float(record.epoch), record.targets) for record in self._epochs if record.targets]
-        plots.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, self._plan.elbo_scale, held)
+        places = [record.epoch - 1 + (step + 1) / plan.steps for record in epochs for step in range(plan.steps)]
+        targets = [(float(record.epoch), record.targets) for record in epochs if record.targets]
+        plots.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, plan.elbo_scale, targets)

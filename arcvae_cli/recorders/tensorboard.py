@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arcvae_cli.domains.texts import StringFormatter, pair_lines
 from arcvae_cli.grammar import Rules
-from arcvae_cli.recorders.jsonl import retold
+from arcvae_cli.recorders.external import example_texts, flattened
+from arcvae_cli.recorders.jsonl import replay_log
 from arcvae_cli.records import EpochRecord, Pictures, Recorder, StepRecord
 from arcvae_cli.render.plots import example_sheets
 
@@ -33,8 +31,7 @@ class TensorBoardRecorder(Recorder):
     """
 
     def __init__(self, folder: Path, rules: Rules | None = None) -> None:
-        self._folder = folder
-        self._strings = None if rules is None else StringFormatter(rules)
+        self._folder, self._rules = folder, rules
         self._writers: dict[str, SummaryWriter] = {}  # by level, whose curve in the comparison it holds; "": the rest
         self._first: int | None = None  # earlier files are void from this step on
         self._step = 0
@@ -43,7 +40,7 @@ class TensorBoardRecorder(Recorder):
         started = any(self._folder.glob("events.out.tfevents.*"))
         before = records[-2].step if started and len(records) > 1 else 0
         self._first, self._step = before + 1, step
-        for rows, record in retold(self._folder.parent / "metrics.jsonl", records, before):
+        for rows, record in replay_log(self._folder.parent / "metrics.jsonl", records, before):
             self._batches(rows)
             self.epoch(record)
 
@@ -54,7 +51,7 @@ class TensorBoardRecorder(Recorder):
         values = record.metrics()
         self._step = values.pop("step")
         kl = np.array([value for value in values.pop("val/kl_per_dim") if value is not None])
-        levels = of_levels(values)
+        levels = betas_of_levels(values)
         values["Beta_Schedule/beta"] = values["train/beta"]
         values.update({f"Beta_Schedule/{level}_kl_weight": beta for level, beta in levels.items()})
         values.update({f"Beta_Schedule/Restart/{name}": value for name, value in (record.restart or {}).items()})
@@ -67,20 +64,23 @@ class TensorBoardRecorder(Recorder):
             writer.flush()
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - the axis is the step
-        if self._strings is None:
-            sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
-            if pictures.maps:
-                self._scalars(self._step, {"images/kl_maps_brightest": top})
-            for name, pixels in sheets.items():
-                self._writer().add_image(f"images/{name}", pixels, self._step, dataformats="HWC")
+        if self._rules is not None:
+            for name, text in example_texts(self._rules, pictures).items():
+                self._text(name, text)
             return
-        texts = {
-            "strings/reconstructions": pair_lines(self._strings.pairs(pictures.originals, pictures.reconstructions)),
-            "strings/samples": self._strings.samples(pictures.samples),
-        }
-        for name, lines in texts.items():  # indented: TensorBoard reads Markdown, where that is code
-            if lines:
-                self._writer().add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
+        sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
+        if pictures.maps:
+            self._scalars(self._step, {"images/kl_maps_brightest": top})
+        for name, pixels in sheets.items():
+            self._writer().add_image(f"images/{name}", pixels, self._step, dataformats="HWC")
+
+    def evaluated(self, metrics: Mapping[str, Any], verdict: Sequence[str], images: Sequence[Path]) -> None:
+        from matplotlib.image import imread
+
+        self._scalars(self._step, dict(flattened(metrics)))
+        self._text("eval/verdict", "\n".join(verdict))
+        for file in images:
+            self._writer().add_image(f"eval/{file.stem}", imread(file)[..., :3], self._step, dataformats="HWC")
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
         for writer in self._writers.values():
@@ -89,7 +89,7 @@ class TensorBoardRecorder(Recorder):
     def _batches(self, rows: Sequence[Mapping[str, Any]]) -> None:
         for values in rows:
             curves = {name: values[f"train/{key}"] for name, key in BATCH.items()}
-            curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in of_levels(values).items()}
+            curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas_of_levels(values).items()}
             self._scalars(values["step"], curves)
 
     def _scalars(self, step: int, values: Mapping[str, Any], level: str = "") -> None:
@@ -98,11 +98,13 @@ class TensorBoardRecorder(Recorder):
             if isinstance(value, (int, float)) and math.isfinite(value):
                 writer.add_scalar(name, value, step)
 
+    def _text(self, name: str, text: str) -> None:
+        """Indented: TensorBoard reads Markdown, where that is code."""
+        self._writer().add_text(name, "\n".join(f"    {line}" for line in text.split("\n")), self._step)
+
     def _writer(self, level: str = "") -> SummaryWriter:
         """The writer of all, or of a level's curve in the comparison, where one name has a curve a folder."""
         if level not in self._writers:
-            # TensorBoard's own switch for doing without TensorFlow, which takes seconds to import
-            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
             from torch.utils.tensorboard import SummaryWriter
 
             folder = self._folder / f"{COMPARISON.replace('/', '_')}_{level}" if level else self._folder
@@ -110,6 +112,6 @@ class TensorBoardRecorder(Recorder):
         return self._writers[level]
 
 
-def of_levels(values: Mapping[str, Any]) -> dict[str, float]:
+def betas_of_levels(values: Mapping[str, Any]) -> dict[str, float]:
     """Beta of each level where there are several, of the metrics of a step or an epoch."""
     return {name.removeprefix(BETA): beta for name, beta in values.items() if name.startswith(BETA)}

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import html
-import netrc
 import os
-import re
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-from arcvae_cli import checkpoints
-from arcvae_cli.domains.texts import StringFormatter
 from arcvae_cli.files import atomic_write
 from arcvae_cli.grammar import Rules
-from arcvae_cli.recorders.jsonl import retold
+from arcvae_cli.recorders.external import example_texts, flattened
+from arcvae_cli.recorders.jsonl import replay_log
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.render.plots import example_sheets
 from arcvae_cli.schedules import Schedule
-from arcvae_cli.settings import Settings
+from arcvae_cli.settings import LogSettings, Settings
 from arcvae_cli.signals import SAVED
-
-if TYPE_CHECKING:
-    from wandb import Run
 
 Mode = Literal["auto", "online", "offline", "off"]  # auto: as W&B's own settings say
 START = 30.0  # seconds the server has to answer at the start
-KINDS = 3  # rows that a step may have: its own, that of the epoch it ends, and that of the epoch's images
-STEP, EPOCH, PICTURES = range(KINDS)
+KINDS = 4  # rows that a step may have: its own, that of the epoch it ends, the epoch's images, the evaluation's images
+STEP, EPOCH, PICTURES, EVALUATION = range(KINDS)
+DEFAULT_TAGS = LogSettings().wandb_tags
 
 
 class WandbRecorder(Recorder):
@@ -41,12 +35,10 @@ class WandbRecorder(Recorder):
     """
 
     def __init__(self, folder: Path, mode: Mode, settings: Settings, rules: Rules | None = None) -> None:
-        self._folder, self._mode, self._settings = folder, mode, settings
-        self._writer = None if rules is None else StringFormatter(rules)
-        self._run: Run | None = None
+        self._folder, self._mode, self._settings, self._rules = folder, mode, settings, rules
+        self._run: Any = None
         self._step = 0
         self._last = -1  # W&B's step of the last row that it has
-        self._best: EpochRecord | None = None
 
     def start(self, plan: Plan) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # the interpreter's exit would wait for its reports
@@ -60,7 +52,7 @@ class WandbRecorder(Recorder):
         self._run = wandb.init(
             project=log.wandb_project,
             entity=log.wandb_entity,
-            tags=list(log.wandb_tags),
+            tags=run_tags(self._settings),
             name=run_name(plan, self._settings.schedule),
             id=run_id(self._folder),
             config={"run": plan.run, "parameters": plan.parameters, **plan.settings.table()},
@@ -74,14 +66,13 @@ class WandbRecorder(Recorder):
         self._run.define_metric("*", step_metric="step")
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
-        assert self._run is not None
         self._last = -1 if self._run.offline else self._run.step - 1
-        for rows, record in retold(self._folder / "metrics.jsonl", records, self._last // KINDS - 1):
+        for rows, record in replay_log(self._folder / "metrics.jsonl", records, self._last // KINDS - 1):
             for values in rows:
                 self._log(STEP, values)
             self.epoch(record)
         self._step = step
-        self._best = next((record for record in reversed(records) if record.best), None)
+        self._summarise_best(next((record for record in reversed(records) if record.best), None))
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         for record in records:
@@ -95,79 +86,63 @@ class WandbRecorder(Recorder):
         if kl := [value for value in values.pop("val/kl_per_dim") if value is not None]:
             values["val/kl_per_dim"] = Histogram(kl)
         self._log(EPOCH, values)
-        if record.best:
-            self._best = record
+        self._summarise_best(record if record.best else None)
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
-        media = _grid_images(pictures) if self._writer is None else _string_tables(self._writer, pictures)
-        self._log(PICTURES, {"step": self._step, "epoch": epoch, **media})
+        from wandb import Html, Image
 
-    def close(self, code: int = 0) -> None:
-        """Log the best epoch and the model, and finish the run with the exit code of the process."""
-        if self._run is None:
-            return
-        run, self._run = self._run, None
-        try:
-            if self._best is not None:
-                values = self._best.metrics()
-                del values["val/kl_per_dim"], values["best"]
-                run.summary.update({f"best/{name}": value for name, value in values.items() if value is not None})
-            self._keep_model(run)
-            if code == SAVED:
-                run.mark_preempting()
-        finally:
-            run.finish(exit_code=code)
+        row: dict[str, Any] = {"step": self._step, "epoch": epoch}
+        if self._rules is not None:  # `wandb.Table` would leave a copy of each in the user's home
+            for name, text in example_texts(self._rules, pictures).items():
+                row[name] = Html(f"<pre>{html.escape(text)}</pre>", inject=False, data_is_not_path=True)
+        else:
+            sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
+            captions = {
+                "reconstructions": "originals, reconstructions, errors",
+                "samples": "drawn from the prior",
+                "kl_maps": f"originals, KL of the cells of {', '.join(pictures.maps)}: 0 (black) to {top:.3g} nats",
+            }
+            row |= {f"images/{name}": Image(pixels, caption=captions[name]) for name, pixels in sheets.items()}
+        self._log(PICTURES, row)
 
-    def _keep_model(self, run: Run) -> None:
+    def evaluated(self, metrics: Mapping[str, Any], verdict: Sequence[str], images: Sequence[Path]) -> None:
+        from wandb import Image
+
+        self._run.summary.update({**dict(flattened(metrics)), "eval/verdict": "\n".join(verdict)})
+        self._log(EVALUATION, {"step": self._step, **{f"eval/{file.stem}": Image(str(file)) for file in images}})
+
+    def artifacts(self, files: Mapping[str, Path]) -> None:
         from wandb import Artifact
 
-        folder = self._folder / "checkpoints"
-        files = [folder / checkpoints.BEST, folder / "vae_final.pth", self._folder / "config.toml"]
-        if any(file.is_file() for file in files[:2]):
-            artifact = Artifact(f"model-{run.id}", type="model")
-            for file in files:
-                if file.is_file():  # "immutable": not copied into the home folder first
-                    artifact.add_file(str(file), skip_cache=True, policy="immutable")
-            run.log_artifact(artifact)
+        for name, file in files.items():
+            artifact = Artifact(f"{name}-{self._run.id}", type="model")
+            artifact.add_file(str(file), skip_cache=True, policy="immutable")  # not copied into the home folder first
+            self._run.log_artifact(artifact)
+
+    def close(self, code: int = 0) -> None:
+        """Finish the run with the exit code of the process."""
+        run, self._run = self._run, None
+        if run is not None:
+            if code == SAVED:
+                run.mark_preempting()
+            run.finish(exit_code=code)
+
+    def _summarise_best(self, record: EpochRecord | None) -> None:
+        values = {} if record is None else record.metrics()
+        numbers = {f"best/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+        self._run.summary.update(numbers)
 
     def _log(self, kind: int, values: Mapping[str, Any]) -> None:
-        assert self._run is not None
         number = KINDS * values["step"] + kind
         if number > self._last:
             self._run.log({name: value for name, value in values.items() if value is not None}, number, commit=True)
             self._last = number
 
 
-def _grid_images(pictures: Pictures) -> dict[str, Any]:
-    from wandb import Image
-
-    sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
-    captions = {
-        "reconstructions": "originals, reconstructions, errors",
-        "samples": "drawn from the prior",
-        "kl_maps": f"originals, KL of the cells of {', '.join(pictures.maps)}: 0 (black) to {top:.3g} nats",
-    }
-    return {f"images/{name}": Image(pixels, caption=captions[name]) for name, pixels in sheets.items()}
-
-
-def _string_tables(writer: StringFormatter, pictures: Pictures) -> dict[str, Any]:
-    """Strings as HTML tables; `wandb.Table` would leave a copy of each in the user's home."""
-    from wandb import Html
-
-    pairs = writer.pairs(pictures.originals, pictures.reconstructions)
-    compared = [(pair.original, pair.reconstruction, "exact" if pair.exact else "") for pair in pairs]
-    tables = {"strings/reconstructions": html_table(("original", "reconstruction", ""), compared)}
-    if drawn := [(text,) for text in writer.samples(pictures.samples)]:
-        tables["strings/samples"] = html_table(("drawn from the prior",), drawn)
-    return {name: Html(text, inject=False, data_is_not_path=True) for name, text in tables.items()}
-
-
-def html_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A page with a table of escaped text, its spaces preserved."""
-    head = "".join(f"<th align=left>{html.escape(name)}</th>" for name in names)
-    lines = ["".join(f"<td><code>{html.escape(text)}</code></td>" for text in row) for row in rows]
-    style = "<!doctype html><meta charset=utf-8><style>td { padding-right: 2em; white-space: pre-wrap }</style>"
-    return "\n".join([style, "<table>", *(f"<tr>{line}</tr>" for line in (head, *lines)), "</table>\n"])
+def run_tags(settings: Settings) -> list[str]:
+    """`log.wandb_tags`, whose default names the kind of model for grids; for strings it is a grammar VAE."""
+    tags, strings = settings.log.wandb_tags, settings.model.kind == "strings"
+    return ["grammar-vae" if tag == "beta-vae" and strings and tags == DEFAULT_TAGS else tag for tag in tags]
 
 
 def run_name(plan: Plan, schedule: Schedule) -> str:
@@ -179,12 +154,11 @@ def run_name(plan: Plan, schedule: Schedule) -> str:
     parts = schedule.by_level(tuple(plan.level_shapes)).values()
     peaks = "-".join(dict.fromkeys(f"{part.peak:g}" for part in parts if not part.closed_loop))
     loops = dict.fromkeys(part.name for part in parts if part.closed_loop)
-    name = "-".join((kind, *sizes, *([f"b{peaks}"] if peaks else []), *loops, "run", plan.run))
-    return re.sub(r"[:;,#?/']", "-", name)[:128]
+    return "-".join((kind, *sizes, *([f"b{peaks}"] if peaks else []), *loops, "run", plan.run))[:128]
 
 
 def run_id(folder: Path) -> str:
-    """The id of a run folder's W&B run, drawn once and kept in `wandb/id`."""
+    """The W&B id of a run folder, drawn once and kept in `wandb/id`."""
     file = folder / "wandb" / "id"
     if not file.is_file():
         file.parent.mkdir(exist_ok=True)
@@ -193,24 +167,22 @@ def run_id(folder: Path) -> str:
     return file.read_text(encoding="ascii").strip()
 
 
-def automatic_mode(environment: Mapping[str, str]) -> tuple[Mode, str | None]:
-    """What `auto` means here, without importing wandb, and a note if it means off for want of a login."""
+def automatic_mode() -> tuple[Mode, str | None]:
+    """What `auto` means here, without importing wandb, and a note if it is off for want of the package or a login."""
     modes: dict[str, Mode] = {"disabled": "off", "offline": "offline", "dryrun": "offline"}
-    if mode := modes.get(environment.get("WANDB_MODE", "")):
+    if mode := modes.get(os.environ.get("WANDB_MODE", "")):
         return mode, None
-    if login_exists(environment):
+    if find_spec("wandb") is None:
+        return "off", "W&B is off: not installed; `pip install 'arcvae[wandb]'` installs it"
+    if login_exists():
         return "auto", None
     return "off", "W&B is off: no login found; run `wandb login`, or use --wandb offline"
 
 
-def login_exists(environment: Mapping[str, str]) -> bool:
+def login_exists() -> bool:
     """Whether there is an API key in the environment or in the netrc file."""
-    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    named = environment.get("NETRC")
-    for file in [named] if named else ["~/.netrc", "~/_netrc"]:
-        with suppress(OSError, netrc.NetrcParseError, RuntimeError):
-            if (found := netrc.netrc(Path(file).expanduser()).authenticators(host)) and found[2]:
-                return True
-    return False
+    from requests.utils import get_netrc_auth
+
+    return get_netrc_auth(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai") is not None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,18 +11,15 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
-    from rich.segment import Segment
-    from rich.style import Style
     from rich.text import Text
 
 Grids = NDArray[np.integer[Any]]
-Lines = Iterator[list["Segment"]]
 
 # the colours of ARC, 0 to 9
 PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
 SPACE = 2  # columns between grids
-BAR = 22  # characters of the longest bar; two bars with their values fit into 80 columns
-TWO_BARS = 80
+DEAD = 0.05  # nats: a group with at most this KL is dead
+BAR, LABELS, TWO_BARS = 22, 17, 80  # columns: the longest bar, its number, value and mark, and two bars side by side
 MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed, and a histogram
 
 
@@ -43,57 +39,51 @@ class TerminalGrids:
 
     def capacity(self, console: Console, lines: int) -> int:
         """How many grids `lines` lines of the console hold, at least one row of grids."""
-        band = 1 + (self.titles is not None) + ((self.height + 1) // 2 if colourful(console) else self.height)
+        band = 1 + (self.titles is not None) + ((self.height + 1) // 2 if in_colour(console) else self.height)
         return self.across(console.width) * max(1, lines // band)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        from rich.segment import Segment
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        from rich.text import Text
 
-        draw = half_blocks if colourful(console) else digits
-        across = self.across(options.max_width)
+        draw = half_blocks if in_colour(console) else digits
+        across, place = self.across(options.max_width), self.width + SPACE
         for start in range(0, len(self.grids), across):
             if start:
-                yield Segment.line()
+                yield Text()
             if self.titles is not None:
-                place = self.width + SPACE
-                titles = self.titles[start : start + across]
-                yield Segment("".join(f"{title[: place - 1]:<{place}}" for title in titles).rstrip() + "\n")
-            for line in zip(*(draw(grid) for grid in self.grids[start : start + across]), strict=True):
-                for index, segments in enumerate(line):
-                    if index:
-                        yield Segment(" " * SPACE)
-                    yield from segments
-                yield Segment.line()
+                titles = [f"{title[: place - 1]:<{place}}" for title in self.titles[start : start + across]]
+                yield Text("".join(titles).rstrip())
+            gap = Text(" " * SPACE, no_wrap=True, overflow="ignore")
+            yield from map(gap.join, zip(*map(draw, self.grids[start : start + across]), strict=True))
 
 
-def colourful(console: Console) -> bool:
+def in_colour(console: Console) -> bool:
     """Whether a console shows coloured blocks."""
     return console.color_system is not None and not console.no_color and not console.options.ascii_only
 
 
-def digits(grid: Grids) -> Lines:
+def digits(grid: Grids) -> list[Text]:
     """A grid as a line of digits for each row."""
-    from rich.segment import Segment
+    from rich.text import Text
 
-    yield from ([Segment("".join(map(str, row)).replace("0", "."))] for row in grid.tolist())
+    return [Text("".join(map(str, row)).replace("0", ".")) for row in grid.tolist()]
 
 
-def half_blocks(grid: Grids) -> Lines:
-    """A grid as a line of half blocks for each two rows; one segment for adjacent cells of the same colours."""
-    from rich.segment import Segment
+def half_blocks(grid: Grids) -> list[Text]:
+    """A grid as a line of half blocks for each two rows, adjacent cells of the same colours in one style."""
+    from rich.text import Text
 
     rows = grid.tolist()
-    below = rows[1::2] + [[None] * grid.shape[1]] * (len(rows) % 2)
-    for pair in zip(rows[::2], below, strict=True):
-        yield [Segment("▀" * len(list(run)), cell_style(*cells)) for cells, run in groupby(zip(*pair, strict=True))]
+    lines = []
+    for upper, lower in zip_longest(rows[::2], rows[1::2], fillvalue=[None] * grid.shape[1]):
+        runs = [(cells, len(list(run))) for cells, run in groupby(zip(upper, lower, strict=True))]
+        lines.append(Text.assemble(*(("▀" * count, cell_style(*cells)) for cells, count in runs)))
+    return lines
 
 
-@cache
-def cell_style(top: int, bottom: int | None) -> Style:
+def cell_style(top: int, bottom: int | None) -> str:
     """The style of two cells in one character."""
-    from rich.style import Style
-
-    return Style(color=PALETTE[top], bgcolor=None if bottom is None else PALETTE[bottom])
+    return PALETTE[top] if bottom is None else f"{PALETTE[top]} on {PALETTE[bottom]}"
 
 
 class TerminalStrings:
@@ -122,52 +112,48 @@ def path_strip(steps: Grids, ends: Grids) -> tuple[Grids, list[str]]:
 
 
 def kl_bars(
-    name: str,
-    groups: Sequence[float],
-    floor: float,
-    width: int,
-    lines: int = 10_000,
-    cells: tuple[int, ...] = (),
-    dead: float = 0.05,
+    name: str, groups: Sequence[float], floor: float, width: int, lines: int = 10_000, cells: Sequence[int] = ()
 ) -> Iterator[Text]:
     """The KL in nats of each group of a level as a bar with its value, in lines of at most `width` columns.
 
     Only the strongest and weakest are listed where all would take more than `lines`. `cells`: the size of a level that
-    is a map, where a group is a channel. A group of at most `dead` nats is dead.
+    is a map, where a group is a channel. `floor`: the free bits of a group.
     """
     from rich.text import Text
 
-    count = sum(value <= dead for value in groups)
+    dead = sum(value <= DEAD for value in groups)
     over = f" ({'x'.join(map(str, cells))})" if cells else ""
     title = f"KL of each {'channel' if cells else 'dimension'} of {name}{over}: {sum(groups):.2f} nats"
-    title += f", {count} of {len(groups)} dead" if count else ""
-    title += f"; | free bits {floor:g}" if floor else ""
+    title += f", {dead} of {len(groups)} dead" if dead else ""
+    if floor:
+        legend = f", | free bits {floor:g}"
+        title += legend if len(title + legend) <= width else f", | {floor:g}"
     yield Text(title, style="bold", no_wrap=True, overflow="ellipsis")
     shown = list(range(len(groups)))
     columns = 2 if len(groups) > 5 and width >= TWO_BARS else 1
     if len(groups) > min(MANY, columns * (lines - 1)):
         few = max(1, min(FEW, columns * (lines - 2) // 2))
-        ranked = sorted(shown, key=lambda index: groups[index], reverse=True)
+        ranked = sorted(shown, key=groups.__getitem__, reverse=True)
         shown = ranked[:few] + ranked[-few:]
         spread = f"strongest and weakest {few}; all {len(groups)}: {histogram(groups)}"
         yield Text(spread, no_wrap=True, overflow="ellipsis")
-    top = max(*groups, floor, 1e-9)
-    bars = [bar(index, groups[index], top, floor, dead) for index in shown]
+    top, length = max(*groups, floor, 1e-9), max(1, min(BAR, width - LABELS))
+    bars = [bar(index, groups[index], top, floor, length) for index in shown]
     rows = -(-len(bars) // columns)
     yield from (Text("  ").join(bars[row::rows]) for row in range(rows))
 
 
-def bar(index: int, value: float, top: float, floor: float, dead: float) -> Text:
+def bar(index: int, value: float, top: float, floor: float, length: int) -> Text:
     """One bar: `3 ██████|███   2.10`."""
     from rich.text import Text
 
-    full = value / top * BAR
-    cells = ["█" if at + 1 <= full else ("▌" if at + 0.5 <= full else " ") for at in range(BAR)]
+    full, dead = value / top * length, value <= DEAD
+    cells = ["█" if at + 1 <= full else ("▌" if at + 0.5 <= full else " ") for at in range(length)]
     if floor:
-        cells[min(BAR - 1, int(floor / top * BAR))] = "|"
-    style = "red" if value <= dead else ("yellow" if floor and value < 0.95 * floor else "green")
-    number = f" {value:7.3f}" + (" dead" if value <= dead else "     ")
-    return Text.assemble(f"{index:>3} ", ("".join(cells), style), (number, "red" if value <= dead else ""))
+        cells[min(length - 1, int(floor / top * length))] = "|"
+    style = "red" if dead else ("yellow" if floor and value < 0.95 * floor else "green")
+    number = (f" {value:7.3f}{' dead' if dead else '     '}", "red" if dead else "")
+    return Text.assemble(f"{index:>3} ", ("".join(cells), style), number)
 
 
 def histogram(groups: Sequence[float]) -> str:

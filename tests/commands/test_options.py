@@ -20,8 +20,6 @@ def test_help_comes_from_the_fields() -> None:
     text = " ".join(CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout.split())
     for words in (
         "[default: (linear_warmup)]",
-        "[default: (50)]",
-        "[default: (0.001)]",
         "[default: (grid: 10, grammar: 56)]",
         "(per_dim, per_sample, total)",
         "epochs at 0 before the ramp; epochs of the rise from 0",

@@ -127,7 +127,7 @@ def test_a_level_without_weight_may_be_infinite() -> None:
         for level in output.levels
     )
     terms = Objective(ObjectiveSettings())(Output(output.logits, broken), batch, {silent: 0.0, heard: 1.0})
-    assert terms.loss.isfinite() and not terms.kl_free[silent].isfinite()
+    assert terms.loss.isfinite() and not terms.clamped_kl[silent].isfinite()
 
 
 def test_free_bits_are_by_level() -> None:
@@ -137,8 +137,8 @@ def test_free_bits_are_by_level() -> None:
     free = ObjectiveSettings(free_bits=0.3, free_bits_by_level={"local": 1000.0})
     terms = Objective(free)(output, batch, {"global": 1.0, "local": 1.0})
     rates = {level.name: level.kl.mean(dim=0) for level in output.levels}
-    torch.testing.assert_close(terms.kl_free["global"], rates["global"].clamp(min=0.3).sum())
-    assert terms.kl_free["local"].item() == 4000.0
+    torch.testing.assert_close(terms.clamped_kl["global"], rates["global"].clamp(min=0.3).sum())
+    assert terms.clamped_kl["local"].item() == 4000.0
 
 
 def test_training_drops_conditions_at_random_and_evaluation_does_not() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,77 +8,58 @@ from typing import Any
 
 import pytest
 
-from arcvae_cli.recorders.background import ABANDONED, Background
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
-
-MakePlan, MakeRecord, MakePictures = Callable[..., Plan], Callable[..., EpochRecord], Callable[..., Pictures]
+from arcvae_cli.recorders.background import ABANDONED, FORWARDED, Background, leave
+from arcvae_cli.records import Recorder
+from tests.recorders.made import pictures, plan, record
 
 
 class Probe(Recorder):
     """Records its calls and their thread; raises or waits in the call it is given."""
 
     def __init__(self, failing: str = "", hanging: str = "") -> None:
-        self.calls: list[str] = []
-        self.codes: list[int] = []
+        self.calls: list[tuple[str, Any]] = []
         self.threads: set[int] = set()
-        self.go_on = threading.Event()
+        self.released = threading.Event()
+        for name in (*FORWARDED, "step", "close"):
+            setattr(self, name, lambda *arguments, name=name: self.called(name, *arguments))
         self._failing, self._hanging = failing, hanging
 
-    def hear(self, name: str) -> None:
-        self.calls.append(name)
+    def called(self, name: str, *arguments: Any) -> None:
+        self.calls.append((name, arguments[0]))
         self.threads.add(threading.get_ident())
         if name == self._failing:
             raise RuntimeError("no route to host\nand more lines of it")
         if name == self._hanging:
-            self.go_on.wait(60)
+            self.released.wait(60)
 
-    def start(self, plan: Any) -> None:
-        self.hear("start")
-
-    def step(self, epoch: int, done: int, beta: float | None) -> None:
-        self.hear("step")
-
-    def resume(self, records: Any, step: int) -> None:
-        self.hear(f"resume {[record.epoch for record in records]} {step}")
-
-    def steps(self, records: Any) -> None:
-        self.hear("steps")
-
-    def epoch(self, record: Any) -> None:
-        self.hear(f"epoch {record.epoch}")
-
-    def pictures(self, epoch: int, pictures: Any) -> None:
-        self.hear(f"pictures {epoch}")
-
-    def close(self, code: int = 0) -> None:
-        self.codes.append(code)
-        self.hear("close")
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
 
 
 @pytest.fixture(autouse=True)
-def abandoned() -> Iterator[threading.Event]:
-    """Whether the process ends without waiting for loggers."""
+def abandoned() -> Iterator[None]:
     ABANDONED.clear()
-    yield ABANDONED
+    yield
     ABANDONED.clear()
 
 
 @pytest.fixture
-def train(make_plan: MakePlan, make_record: MakeRecord, make_pictures: MakePictures) -> Callable[[Background], None]:
-    """What a training of two epochs tells a recorder, but for the end."""
-
-    def run(recorder: Background) -> None:
-        recorder.start(make_plan())
-        for epoch in (1, 2):
-            recorder.step(epoch, 1, 0.1)
-            recorder.steps([])
-            recorder.epoch(make_record(epoch))
-            recorder.pictures(epoch, make_pictures())
-
-    return run
+def hanging() -> Iterator[Probe]:
+    probe = Probe(hanging="epoch")
+    yield probe
+    probe.released.set()
 
 
-Train = Callable[[Background], None]
+def train(recorder: Background) -> None:
+    """The calls of a training of an epoch, but for the end."""
+    recorder.start(plan())
+    recorder.step(1, 1, {"z": 0.1}, None)
+    recorder.steps([])
+    recorder.epoch(record(1))
+    recorder.pictures(1, pictures())
+    recorder.evaluated({"exact": 1}, ["ok"], [])
+    recorder.artifacts({})
 
 
 def wait_for(reached: Callable[[], bool]) -> None:
@@ -86,43 +68,34 @@ def wait_for(reached: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_all_calls_but_single_steps_arrive_in_order_in_one_other_thread(train: Train, make_record: MakeRecord) -> None:
-    heard, warnings, history = Probe(), list[str](), [make_record(1), make_record(2)]
-    recorder = Background(heard, "it", warnings.append)
+def test_all_calls_but_single_steps_arrive_in_order_in_one_other_thread() -> None:
+    probe, warnings, history = Probe(), list[str](), [1, 2]
+    recorder = Background(probe, "it", warnings.append)
+    recorder.resume(history, 100)  # type: ignore[arg-type]
+    history.append(3)  # the trainer's own list grows
     train(recorder)
-    recorder.resume(history, 100)
-    history.append(make_record(3))  # the trainer's own list grows
     recorder.close(75)
-    calls = ["start", "steps", "epoch 1", "pictures 1", "steps", "epoch 2", "pictures 2", "resume [1, 2] 100", "close"]
-    assert (heard.calls, heard.codes, warnings) == (calls, [75], [])
-    assert not ABANDONED.is_set()
-    assert len(heard.threads) == 1 and threading.get_ident() not in heard.threads
+    order = ["resume", "start", "steps", "epoch", "pictures", "evaluated", "artifacts", "close"]
+    assert (probe.names, warnings, ABANDONED.is_set()) == (order, [], False)
+    assert (probe.calls[0][1], probe.calls[-1][1]) == ([1, 2], 75)
+    assert len(probe.threads) == 1 and threading.get_ident() not in probe.threads
 
 
-@pytest.mark.parametrize("failing", ["start", "epoch 1", "pictures 2", "close"])
-def test_a_failure_gives_one_warning_and_ends_the_recorder(train: Train, failing: str) -> None:
-    heard, warnings = Probe(failing), list[str]()
-    recorder = Background(heard, "it", warnings.append)
+@pytest.mark.parametrize("failing", ["start", "epoch", "artifacts", "close"])
+def test_a_failure_gives_one_warning_and_ends_the_recorder(failing: str) -> None:
+    probe, warnings = Probe(failing), list[str]()
+    recorder = Background(probe, "it", warnings.append)
     train(recorder)
     if failing != "close":
-        wait_for(lambda: failing in heard.calls)
+        wait_for(lambda: failing in probe.names)
     recorder.close()
     assert len(warnings) == 1 and warnings[0].startswith("it: RuntimeError: no route to host")
-    assert "\n" not in warnings[0]
-    before = heard.calls[: heard.calls.index(failing) + 1]
-    assert heard.calls == [*before, "close"], "closed with what it has, and nothing after it"
-    assert ABANDONED.is_set()
-    assert heard.codes == [0, 1] if failing == "close" else [1], "what it holds is not all"
+    assert "\n" not in warnings[0] and ABANDONED.is_set()
+    assert probe.names[-2:] == [failing, "close"], "closed with what it has, and nothing after it"
+    assert probe.calls[-1][1] == 1, "its records are incomplete"
 
 
-@pytest.fixture
-def hanging() -> Iterator[Probe]:
-    heard = Probe(hanging="epoch 1")
-    yield heard
-    heard.go_on.set()
-
-
-def test_a_hanging_logger_delays_nothing(train: Train, hanging: Probe) -> None:
+def test_a_hanging_logger_delays_nothing(hanging: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
     recorder = Background(hanging, "it", warnings.append, patience=0.2)
     began = time.monotonic()
@@ -131,33 +104,37 @@ def test_a_hanging_logger_delays_nothing(train: Train, hanging: Probe) -> None:
     recorder.close()
     assert time.monotonic() - began < 2
     assert warnings == ["it: not done after 0.2 s; unsent records are lost"]
-    assert hanging.calls == ["start", "steps", "epoch 1"]
-    assert ABANDONED.is_set()
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    leave(3)
+    assert ended == [3], "without the exit hooks of its package"
 
 
-def test_too_many_waiting_calls_drop_the_logger_with_one_warning(
-    train: Train, hanging: Probe, make_record: MakeRecord
-) -> None:
+def test_too_many_queued_calls_drop_the_logger_with_one_warning(hanging: Probe) -> None:
     warnings: list[str] = []
-    recorder = Background(hanging, "it", warnings.append, patience=0.2, waiting=4)
-    recorder.epoch(make_record(1))
-    wait_for(lambda: hanging.calls == ["epoch 1"])
+    recorder = Background(hanging, "it", warnings.append, patience=0.2, queued=4)
+    recorder.epoch(record(1))
+    wait_for(lambda: hanging.names == ["epoch"])
     for _ in range(3):
         train(recorder)
-    assert warnings == ["it: hangs, with 4 calls waiting; training continues without it"]
+    assert warnings == ["it: hangs, with 4 calls queued; training continues without it"]
     recorder.close()
-    assert len(warnings) == 1
-    assert ABANDONED.is_set()
+    assert len(warnings) == 1 and ABANDONED.is_set()
 
 
-def test_a_second_interrupt_ends_the_wait(train: Train, hanging: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_ends_the_wait(hanging: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Background(hanging, "it", lambda _: None)
     train(recorder)
 
-    def interrupted(patience: float) -> None:
+    def interrupted(self: threading.Thread, patience: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recorder._worker, "join", interrupted)
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recorder.close()
     assert ABANDONED.is_set()
+
+
+def test_without_an_abandoned_logger_the_process_ends_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("ended at once"))
+    leave(0)

@@ -1,0 +1,86 @@
+"""Plans, records and pictures of a run that never was, for the tests of recorders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from arcvae_cli.grammar import Rules, parse_grammar
+from arcvae_cli.metrics import EpochMetrics
+from arcvae_cli.records import EpochRecord, Pictures, Plan, StepRecord
+from arcvae_cli.settings import Settings
+
+STRINGS = Settings.model_validate({"data": {"name": "equations"}, "model": {"name": "grammar"}})
+TWO_LEVELS = {"kl_per_dim": {"global": [1.0, 0.02], "local": [2.0]}, "betas": {"global": 0.01, "local": 0.02}}
+SUMS = parse_grammar("%separator \" \"\nS -> S '+' T | T\nT -> '(' S ')' | 'x' | '*'\n", "sums")
+
+
+def metrics(kl_per_dim: Mapping[str, list[float]], **changed: Any) -> EpochMetrics:
+    values: dict[str, Any] = {
+        **{"examples": 100, "loss": 123.4, "reconstruction": 120.0},
+        **{"position": 0.95, "foreground": 0.4, "exact": 0.01},
+        "clamped_kl": {name: sum(groups) for name, groups in kl_per_dim.items()},
+        "kl_per_dim": dict(kl_per_dim),
+    }
+    return EpochMetrics(**{**values, **changed})
+
+
+def plan(levels: Mapping[str, int] | None = None, free_bits: float = 0.0, **changed: Any) -> Plan:
+    """A plan of 100 epochs of 50 steps, with changes; `levels`: groups by level, `free_bits`: of all levels."""
+    levels = levels or {"z": 3}
+    values: dict[str, Any] = {
+        **{"run": "one", "parameters": 1234567, "device": "cpu", "precision": "fp32", "engine": "eager steps"},
+        **{"corpus": "arc", "sizes": {"train": 80_000, "val": 10_000, "test": 10_000}, "epochs": 100, "steps": 50},
+        **{"settings": Settings(schedule={"name": "cyclical"}), "elbo_scale": 1.0, "notes": (), "blank": 0.9},
+        "level_shapes": {name: (size,) for name, size in levels.items()},
+        "free_bits": dict.fromkeys(levels, free_bits),
+    }
+    return Plan(**{**values, **changed})
+
+
+def record(
+    epoch: int = 1,
+    kl_per_dim: Mapping[str, list[float]] | None = None,
+    val: Mapping[str, Any] | None = None,
+    **changed: Any,
+) -> EpochRecord:
+    """The record of an epoch; `kl_per_dim` are of its validation, `val` changes what else validation found."""
+    groups = kl_per_dim or {"z": [1.0, 2.0, 0.01]}
+    betas = changed.get("betas", dict.fromkeys(groups, 0.05))
+    values: dict[str, Any] = {
+        **{"epoch": epoch, "step": epoch * 50, "betas": betas, "learning_rate": 1e-3, "best": False, "seconds": 12.34},
+        **{"train": metrics(groups, loss=125.6), "val": metrics(groups, **(val or {})), "unit": "pixel"},
+        **{"selection": 123.0, "monitored": 123.0},
+        "beta_trace": {name: [beta] * 50 for name, beta in betas.items()},
+    }
+    return EpochRecord(**{**values, **changed})
+
+
+def steps(of: EpochRecord, every: int = 25) -> list[StepRecord]:
+    """The logged steps of an epoch."""
+    numbers = [step for step in range(of.step - 49, of.step + 1) if step % every == 0]
+    return [StepRecord(step / 50, step, of.betas, of.train, of.unit) for step in numbers]
+
+
+def pictures(maps: bool = True) -> Pictures:
+    """16 examples and 64 samples, with the KL of a local map of 8x8 cells."""
+    random = np.random.default_rng(0)
+    grids = [random.integers(0, 10, (count, 16, 16), np.uint8) for count in (16, 16, 64)]
+    kl = random.random((16, 8, 8), np.float32)
+    return Pictures(*grids, {"local": kl} if maps else {})
+
+
+def rules(known: bool = True) -> Rules:
+    """Of a small grammar, or as much of them as ids and masks tell."""
+    return SUMS.rules if known else replace(SUMS.rules, rhs=None, text=None)
+
+
+def derivations() -> Pictures:
+    """3 examples of at most 6 rules, one of them not reconstructed, and 2 samples, one incomplete."""
+    originals = [[1, 3, 5, 5, 5, 5], [0, 1, 3, 4, 5, 5], [1, 2, 1, 4, 5, 5]]
+    reconstructions = [[1, 3, 5, 5, 5, 5], [0, 1, 3, 3, 5, 5], [1, 2, 1, 4, 5, 5]]
+    samples = [[0, 1, 4, 4, 5, 5], [0, 0, 0, 0, 1, 3]]
+    return Pictures(*(np.array(rows, np.int16) for rows in (originals, reconstructions, samples)), {})
