@@ -1,13 +1,8 @@
-"""Makes docs/schedules.md and its pictures with `arcvae schedule-preview`, or with --check says what is stale.
-
-python docs/make_schedules.py               write the page and the pictures
-python docs/make_schedules.py --check       exit 1 if they are not what the code gives now
-python docs/make_schedules.py --keep RUN    keep the record of a run of a closed loop for its picture
-"""
+"""The part of docs/build.py that makes docs/schedules.md and its pictures with `arcvae schedule-preview`."""
 
 from __future__ import annotations
 
-import argparse
+import difflib
 import json
 import os
 import shutil
@@ -15,7 +10,7 @@ import struct
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +22,7 @@ from arcvae_cli.presets import preset_names, read_toml, resolve
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
 from arcvae_cli.schedules.feedback import is_held
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PAGE, PICTURES, RECORDED = HERE / "schedules.md", HERE / "images" / "schedules", HERE / "recorded"
 WIDTH = 125
 
@@ -184,42 +179,38 @@ scales `arcvae` shows the ELBO-scale beta beside beta.
 defaults, and `--set schedule.KEY=VALUE` or a preset sets its keys. The first twelve are decided by the epoch alone. The
 last three take feedback: they watch every batch on the device, and keep their state in the checkpoint. The best epoch
 of a run with one of those is chosen at the weight of the ELBO.
+
+<!-- run: arcvae schedule-preview cyclical --epochs 40 -->
+```
+$ arcvae schedule-preview cyclical --epochs 40
+```
 """
 
 
-def main() -> None:
-    """Make, check or keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--keep", type=Path, metavar="RUN")
-    options = parser.parse_args()
-    run = options.keep.resolve() if options.keep else None
-    for name in [name for name in os.environ if name.startswith("ARCVAE_")]:
-        del os.environ[name]  # presets are read as they are
-    os.chdir(HERE.parent)
-    if run:
-        keep(run)
-    elif options.check:
-        faults = list(stale())
-        print("".join(f"{fault}\n" for fault in faults), end="")
-        sys.exit("run `make docs`" if faults else None)
-    else:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(page(PICTURES), encoding="utf-8")
-        for picture in PICTURES.glob("*.png"):
-            if picture.stem not in SCHEDULES:
-                picture.unlink()
+def write(rewritten: Callable[[str], str]) -> None:
+    """The page, with the output of its commands, and its pictures; those of schedules that are gone are removed."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(rewritten(page(PICTURES)), encoding="utf-8")
+    for picture in PICTURES.glob("*.png"):
+        if picture.stem not in SCHEDULES:
+            picture.unlink()
 
 
-def stale() -> Iterator[str]:
+def stale(rewritten: Callable[[str], str]) -> Iterator[str]:
     """What is not as it would be made now."""
     with tempfile.TemporaryDirectory() as folder:
-        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page(Path(folder)):
-            yield f"{PAGE} is stale"
+        before, after = PAGE.read_text(encoding="utf-8"), rewritten(page(Path(folder)))
+        if before != after:
+            yield f"{PAGE} is stale\n" + difference(before, after)
         for name in SCHEDULES:
             if points(PICTURES / f"{name}.png") != points(Path(folder) / f"{name}.png"):
                 yield f"{PICTURES}/{name}.png is stale"
     yield from (f"{path} belongs to no schedule" for path in PICTURES.glob("*.png") if path.stem not in SCHEDULES)
+
+
+def difference(before: str, after: str) -> str:
+    """A diff of a page and what it would be now."""
+    return "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), "page", "program", n=1, lineterm=""))
 
 
 def page(pictures: Path) -> str:
@@ -330,7 +321,3 @@ def keep(run: Path) -> None:
             line = json.loads(text)
             kept = {name: round(line[name], 5) if isinstance(line[name], float) else line[name] for name in names}
             file.write(json.dumps(kept) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,23 +16,39 @@ import tomli_w
 from arcvae_cli.presets import resolve
 from arcvae_cli.schedules.feedback import Geco
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "make_schedules.py"
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, made)  # where its dataclass looks for its names
+    spec.loader.exec_module(made)
+    return made
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_schedules", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # where its dataclass looks for its names
-    monkeypatch.chdir(SCRIPT.parents[1])
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.chdir(DOCS.parent)
+    return module("make_schedules", monkeypatch)
 
 
-def test_the_page_of_schedules_is_not_stale(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "--check"], cwd=tmp_path, capture_output=True, text=True)
+def test_what_the_docs_show_is_what_the_program_prints(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, DOCS / "build.py", "--check"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_block_is_replaced_by_the_output_of_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    module("make_schedules", monkeypatch)
+    build = module("build", monkeypatch)
+    block = "<!-- run: printf 'a\\n\\nb  ' -->\n```text\n$ shown\n{}```\n"
+    page = "```\nkept\n```\n" + block.format("old\n") + "between\n" + block.format("")
+    assert build.rewritten(page) == "```\nkept\n```\n" + block.format("a\n\nb\n") + "between\n" + block.format(
+        "a\n\nb\n"
+    )
+    with pytest.raises(SystemExit, match="exit code 3, bad"):
+        build.rewritten("<!-- run: echo bad >&2; exit 3 -->\n```\n```\n")
 
 
 def test_a_stale_page_and_a_stale_picture_are_found(
@@ -47,12 +63,12 @@ def test_a_stale_page_and_a_stale_picture_are_found(
 
     for name, value in {"PICTURES": pictures, "PAGE": page, "page": made}.items():
         monkeypatch.setattr(script, name, value)
-    assert list(script.stale()) == []
+    assert list(script.stale(str)) == []
     page.write_text(page.read_text(encoding="utf-8").replace("Bowman", "Someone"), encoding="utf-8")
     shutil.copy(pictures / "linear.png", pictures / "cosine.png")
     shutil.copy(pictures / "linear.png", pictures / "parabolic.png")
     (pictures / "geco.png").unlink()
-    found = [Path(fault.split()[0]).name for fault in script.stale()]
+    found = [Path(fault.split()[0]).name for fault in script.stale(str)]
     assert found == ["schedules.md", "cosine.png", "geco.png", "parabolic.png"]
 
 
