@@ -314,14 +314,17 @@ class Trainer:
         """The same validation examples reconstructed, the same samples from the prior, each time."""
         self.model.eval()
         size = self.corpus.size("val")
-        batch = self.corpus.batch("val", torch.linspace(0, size - 1, min(SHOWN, size), device=self.device).long())
+        chosen = torch.linspace(0, size - 1, min(SHOWN, size), device=self.device).long()
+        batch = self.corpus.batch("val", chosen)
         seed_step(self.settings.train.seed, "samples")
         with self.step.autocast():
             again = self.model.reconstruct(batch)
             levels = self.model.encode(batch, noise=False)
             made = self.model.argmax_decode(self.model.decode(self.model.prior(SAMPLES)))
         maps = {level.name: kl.float().cpu().numpy() for level in levels if (kl := level.map()) is not None}
-        pictures = Pictures(to_numpy(batch.x), to_numpy(again), to_numpy(made), maps)
+        pictures = Pictures(
+            to_numpy(batch.x), to_numpy(again), to_numpy(made), maps, self.corpus.extents("val", chosen)
+        )
         for recorder in self.recorders:
             recorder.pictures(epoch, pictures)
 

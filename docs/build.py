@@ -25,6 +25,7 @@ evaluate.svg the end of its report.
 from __future__ import annotations
 
 import argparse
+import inspect
 import io
 import json
 import os
@@ -162,12 +163,18 @@ def live_svg() -> str:
             began = now
             for step in range(1, done + 1):
                 now = began + record.seconds * step / steps
-                table.step(record.epoch, step, record.betas["z"])
+                table.step(record.epoch, step, *news(record))
             if record is not records[-1]:
                 table.epoch(record)
         picture = svg(table.picture(), "arcvae train --preset quickstart")
         table.close()
     return picture
+
+
+def news(record: EpochRecord) -> tuple[Any, ...]:
+    """What a step tells the live table beside its number: its beta, or betas and the running loss."""
+    running = "loss" in inspect.signature(LiveTable.step).parameters
+    return (record.betas, record.train.loss) if running else (record.betas["z"],)
 
 
 def plan_of(settings: Settings, loaded: Loaded, document: dict[str, Any], steps: int) -> Plan:
@@ -194,23 +201,19 @@ def plan_of(settings: Settings, loaded: Loaded, document: dict[str, Any], steps:
 
 def record_of(line: dict[str, Any]) -> EpochRecord:
     """An epoch from its line of `metrics.jsonl`."""
-    train, val = (
-        EpochMetrics(
-            examples=1,
-            loss=line[f"{split}/loss_total"],
-            reconstruction=line[f"{split}/loss_reconstruction"],
-            kl_free={"z": line[f"{split}/loss_kl"]},
-            kl_per_dim={"z": line["val/kl_per_dim"]},
-            position=line[f"{split}/pixel_accuracy"],
-            foreground=line[f"{split}/non_black_accuracy"],
-            exact=line[f"{split}/exact_accuracy"],
-            finite=True,
-        )
-        for split in ("train", "val")
-    )
+    train, val = (metrics_of(line, split) for split in ("train", "val"))
     betas, selection = {"z": line["train/beta"]}, line["val/loss_selection"]
     rate, place = line["train/learning_rate"], (line["epoch"], line["step"])
     return EpochRecord(*place, betas, rate, train, val, selection, selection, line["best"], line["seconds"], "pixel")
+
+
+def metrics_of(line: dict[str, Any], split: str) -> EpochMetrics:
+    """The metrics of a split in a line of `metrics.jsonl`."""
+    loss, reconstruction = (line[f"{split}/loss_{name}"] for name in ("total", "reconstruction"))
+    shares = (line[f"{split}/{name}_accuracy"] for name in ("pixel", "non_black", "exact"))
+    return EpochMetrics(
+        1, loss, reconstruction, {"z": line[f"{split}/loss_kl"]}, {"z": line["val/kl_per_dim"]}, *shares, True
+    )
 
 
 def terminal() -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
+import re
 import shutil
-import struct
 import sys
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from arcvae_cli.schedules.feedback import is_held
 
 HERE = Path(__file__).resolve().parent
 PAGE, PICTURES, RECORDED = HERE / "schedules.md", HERE / "images" / "schedules", HERE / "recorded"
+POINTS = PICTURES / "points.json"
 WIDTH = 125
 
 
@@ -191,6 +192,7 @@ def write(rewritten: Callable[[str], str]) -> None:
     """The page, with the output of its commands, and its pictures; those of schedules that are gone are removed."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(rewritten(page(PICTURES)), encoding="utf-8")
+    POINTS.write_text(json.dumps(points(), indent=1) + "\n", encoding="utf-8")
     for picture in PICTURES.glob("*.png"):
         if picture.stem not in SCHEDULES:
             picture.unlink()
@@ -198,14 +200,33 @@ def write(rewritten: Callable[[str], str]) -> None:
 
 def stale(rewritten: Callable[[str], str]) -> Iterator[str]:
     """What is not as it would be made now."""
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = PAGE.read_text(encoding="utf-8"), rewritten(page(Path(folder)))
-        if before != after:
-            yield f"{PAGE} is stale\n" + difference(before, after)
-        for name in SCHEDULES:
-            if points(PICTURES / f"{name}.png") != points(Path(folder) / f"{name}.png"):
-                yield f"{PICTURES}/{name}.png is stale"
-    yield from (f"{path} belongs to no schedule" for path in PICTURES.glob("*.png") if path.stem not in SCHEDULES)
+    before, after = PAGE.read_text(encoding="utf-8"), rewritten(page(None))
+    if before != after:
+        yield f"{PAGE} is stale\n" + difference(before, after)
+    drawn, now = json.loads(POINTS.read_text(encoding="utf-8")), points()
+    for name in sorted(drawn.keys() | now.keys() | {path.stem for path in PICTURES.glob("*.png")}):
+        if drawn.get(name) != now.get(name) or name not in now or not (PICTURES / f"{name}.png").is_file():
+            yield f"{PICTURES}/{name}.png is stale"
+
+
+def points() -> dict[str, str]:
+    """A hash of what each picture shows, to six digits, since pixels differ between machines."""
+    hashes = {}
+    for name, kind in SCHEDULES.items():
+        text = re.sub(
+            r"-?\d+\.\d+(e-?\d+)?",
+            lambda number: f"{float(number[0]):.6g}",
+            json.dumps(preview(*arguments(name, kind))),
+        )
+        hashes[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashes
+
+
+def arguments(name: str, kind: type[Schedule]) -> list[str]:
+    """Of `arcvae schedule-preview` for a section."""
+    recorded = RECORDED / name
+    run = ["--run", os.path.relpath(recorded)] if issubclass(kind, Feedback) and recorded.is_dir() else []
+    return [name, *([] if name in preset_names() else ["--epochs", "100"]), *run]
 
 
 def difference(before: str, after: str) -> str:
@@ -213,21 +234,18 @@ def difference(before: str, after: str) -> str:
     return "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), "page", "program", n=1, lineterm=""))
 
 
-def page(pictures: Path) -> str:
-    """The text; the pictures go to a folder."""
+def page(pictures: Path | None) -> str:
+    """The text; the pictures go to a folder, if one is given."""
     assert set(SECTIONS) == set(SCHEDULES), "every schedule has its section, and no section is left over"
     text = HEAD.lstrip() + "\n" + wrapped(", ".join(f"[{name}](#{name})" for name in SCHEDULES)) + "\n"
     return text + "".join(section(name, kind, pictures) for name, kind in SCHEDULES.items())
 
 
-def section(name: str, kind: type[Schedule], pictures: Path) -> str:
+def section(name: str, kind: type[Schedule], pictures: Path | None) -> str:
     """One schedule, with its picture."""
     prose = SECTIONS[name]
-    arguments = [name] if name in preset_names() else [name, "--epochs", "100"]
-    recorded = RECORDED / name
-    if issubclass(kind, Feedback) and recorded.is_dir():
-        arguments += ["--run", os.path.relpath(recorded)]
-    document = preview(*arguments, "--plot", str(pictures / f"{name}.png"))
+    asked = arguments(name, kind)
+    document = preview(*asked, *(["--plot", str(pictures / f"{name}.png")] if pictures else []))
     shown = kind.model_validate(document["schedule"])
     said = "; ".join(
         (f"{level}: " if len(document["levels"]) > 1 else "") + facts["description"]
@@ -240,7 +258,7 @@ def section(name: str, kind: type[Schedule], pictures: Path) -> str:
     lines = ["", f"## {name}", "", "```text", prose.formula.strip("\n"), "```", "", wrapped(prose.use)]
     lines += ["", wrapped(f"Source: {prose.source}"), "", "| key | default | |", "|---|---|---|", *keys(kind)]
     lines += ["", f"![{name} over the epochs](images/schedules/{name}.png)"]
-    lines += ["", wrapped(f"`arcvae schedule-preview {' '.join(arguments)}`: {said}")]
+    lines += ["", wrapped(f"`arcvae schedule-preview {' '.join(asked)}`: {said}")]
     return "\n".join(lines) + "\n"
 
 
@@ -289,20 +307,6 @@ def preview(*arguments: str) -> dict[str, Any]:
         sys.exit(result.stderr)
     (document,) = json.loads(result.stdout)["schedules"]
     return dict(document)
-
-
-def points(picture: Path) -> str | None:
-    """The fingerprint of the curves that a PNG carries as its text "points"; None if there is none."""
-    if not picture.is_file():
-        return None
-    data, at = picture.read_bytes(), 8
-    while at < len(data):  # chunks of a length, a kind, so many bytes, and a checksum
-        size, kind = struct.unpack(">I4s", data[at : at + 8])
-        key, _, text = data[at + 8 : at + 8 + size].partition(b"\0")
-        if (kind, key) == (b"tEXt", b"points"):
-            return text.decode("latin-1")
-        at += size + 12
-    return None
 
 
 def keep(run: Path) -> None:

@@ -68,7 +68,7 @@ def evaluate(
 
     from arcvae_cli import domains
     from arcvae_cli.console import Console
-    from arcvae_cli.domains.base import Task
+    from arcvae_cli.domains.base import Task, title_of
 
     console = Console(quiet=quiet, as_json=as_json)
     counting = {"--encodings": encodings, "--decodings": decodings, "--monte-carlo-examples": monte_carlo_examples}
@@ -90,6 +90,7 @@ def evaluate(
         iwae_examples=iwae_examples,
         monte_carlo=(monte_carlo_examples or 500, encodings or 10, decodings or 100) if monte_carlo else None,
         samples=samples or 1000,
+        title=title_of(loaded),
         note=console.note,
     )
     # bf16 is for the network: posteriors, likelihoods and baselines stay in float32 and float64
@@ -103,9 +104,10 @@ def evaluate(
 
 def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console) -> None:
     """The end of a run: a quick evaluation in its `metrics.json`, its codes as pictures, and the verdict."""
-    from arcvae_cli.domains.base import Task
+    from arcvae_cli.domains.base import Task, title_of
 
-    task = Task(loaded.model, corpus, split, loaded.settings, seed=loaded.settings.train.seed, quick=True)
+    seed, title = loaded.settings.train.seed, title_of(loaded)
+    task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, quick=True, title=title)
     asked = {"run": str(folder.path), "precision": "fp32"}
     console.json(_evaluated(loaded, task, asked, folder.path, folder.images, console))
 
@@ -155,7 +157,7 @@ def _write(
     shown = codes[: QUICKLY_MAPPED if task.quick else MAPPED]
     values, name = domain.code_values(task, evaluation.indices[: len(shown)])
     level = f"{whose} " if len(evaluation.codes) > 1 else ""
-    title = f"{level}posterior means of {len(shown):,} {domain.noun}, {task.corpus.name} {task.split}"
+    title = f"{level}posterior means of {len(shown):,} {domain.noun}, {task.corpus.name} {task.split}\n{task.title}"
     try:
         with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as scratch_name:
             scratch = Path(scratch_name)

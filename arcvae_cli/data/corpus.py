@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.conditions import PLACE, attributes
@@ -70,9 +72,13 @@ class GridCorpus:
         """Height and width of each grid of a split, (n, 2) int64, or None where the canvas is the grid."""
         return self._shapes[split]
 
+    def extents(self, split: str, indices: Any) -> NDArray[np.uint8] | None:
+        """Height and width of the grids at `indices` (B,), (B, 2), or None where the canvas is the grid."""
+        shapes = self._shapes[split]
+        return None if shapes is None else shapes[torch.as_tensor(indices)].cpu().numpy().astype(np.uint8)
+
     def class_counts(self) -> Tensor:
-        cells = self._grids["train"]
-        return torch.stack([(cells == colour).sum() for colour in range(COLOURS)])
+        return self._grids["train"].flatten().bincount(minlength=COLOURS)
 
     def fingerprint(self) -> str:
         shapes = [shape for shape in self._shapes.values() if shape is not None]
@@ -136,6 +142,9 @@ class StringCorpus:
     def ids(self, split: str) -> Tensor:
         """All derivations of a split: (n, T) int16."""
         return self._ids[split]
+
+    def extents(self, split: str, indices: Any) -> None:
+        """Strings have none."""
 
     def strings(self, split: str, indices: Sequence[int] | None = None) -> list[str]:
         """The strings of a split, or of its derivations at `indices`. ValueError without a grammar."""

@@ -50,8 +50,8 @@ class Task:
 
     `trained`: the corpus of the training split, for baselines and novelty; `corpus` if None. `iwae_samples`: draws per
     example of the importance-weighted bound, 0 for none. `monte_carlo`: examples, encodings of each, decodings of each
-    code. `quick`: only what takes few passes. `indices`: (n,) the examples in the order seen, `few` of them for what
-    takes many passes: both set by `evaluate`.
+    code. `quick`: only what takes few passes. `title`: the checkpoint, in pictures. `indices`: (n,) the examples in the
+    order seen, `few` of them for what takes many passes: both set by `evaluate`.
     """
 
     model: Any
@@ -65,6 +65,7 @@ class Task:
     monte_carlo: tuple[int, int, int] | None = None
     samples: int = 1000
     quick: bool = False
+    title: str = ""
     note: Note = lambda _: None
     indices: Tensor = field(init=False)
     few: Tensor = field(init=False)
@@ -180,8 +181,9 @@ class Domain(Protocol):
 
 
 def title_of(loaded: Loaded) -> str:
-    """The checkpoint in the title of a picture."""
-    return f"{loaded.path.name} of epoch {loaded.epoch}"
+    """The checkpoint in the title of a picture: its run, if it lies in one, its file, and its epoch."""
+    run = f"{loaded.run.name}, " if loaded.run is not None else ""
+    return f"{run}{loaded.path.name} of epoch {loaded.epoch}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -44,7 +44,9 @@ class ImageRecorder(Recorder):
         rates = [record.val.kl_per_dim for record in self._epochs]
         levels = {name: np.array([groups[name] for groups in rates]) for name in rates[0]}
         floors = self._plan.free_bits if self._plan.settings.objective.free_bits_mode != "total" else None
-        plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors)
+        plots.save_kl_heatmap(
+            self._folder / "kl_per_dim.png", levels, floors, f"{self._plan.run}, validation: KL of each dimension"
+        )
         # beta at every step, which may go through whole cycles within an epoch
         places: list[float] = []
         betas: dict[str, list[float]] = {name: [] for name in self._epochs[0].beta_trace}
@@ -56,4 +58,9 @@ class ImageRecorder(Recorder):
         if len(set(map(tuple, betas.values()))) == 1:
             betas = {"beta": next(iter(betas.values()))}
         held = [(float(record.epoch), record.targets) for record in self._epochs if record.targets]
-        plots.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, self._plan.elbo_scale, held)
+        title = f"{self._plan.run}: beta over the run"
+        plots.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, self._plan.elbo_scale, held, title)
+        file = self._folder / "training_curves.png"
+        plots.save_training_curves(
+            file, f"{self._plan.run}: training curves", [record.metrics() for record in self._epochs]
+        )

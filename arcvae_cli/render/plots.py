@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +19,17 @@ if TYPE_CHECKING:
     from arcvae_cli.controllers import Target
 
 Image = NDArray[np.uint8]  # (..., height, width, 3)
+Extents = NDArray[np.uint8] | None  # (N, 2) height and width of each grid
 Maps = Mapping[str, NDArray[np.float32]]  # KL of cells in nats, by level
+Array = NDArray[np.floating[Any]]
+Texts = Sequence[str]
 Curve = tuple[str, str, Any, Any, bool]  # label, unit, epochs, values, dashed
 
 DPI = 100
 TILE = 128  # pixels of the longer side of a grid, about
 GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left of a sheet with labels
 LINE, EXTENT, RIGHT, WRONG = "#555555", "#FFFFFF", "#000000", "#FFFFFF"
-MAP_COLOURS = "magma"
+MAP_COLOURS, DEAD = "magma", 0.05  # nats of a dead dimension
 UNITS = {"kl": "KL, nats", "reconstruction": "reconstruction, nats per position"}
 PANELS = {
     "loss": {"loss_total": ""},
@@ -42,7 +44,7 @@ PANELS = {
 
 
 def save_grids(
-    path: Path, grids: Grids, columns: int = 8, titles: Sequence[str] | None = None, title: str | None = None
+    path: Path, grids: Grids, columns: int = 8, titles: Texts | None = None, title: str | None = None
 ) -> None:
     """Grids (N, H, W) in rows of `columns`, blank ones marked, with a text above each and a title above all."""
     _write(_sheet([_tiles(grids)], columns, titles or (), title=title, marked=[grids]), path)
@@ -56,12 +58,7 @@ def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column:
 
 
 def save_reconstructions(
-    path: Path,
-    originals: Grids,
-    reconstructions: Grids,
-    extents: NDArray[np.uint8] | None = None,
-    title: str | None = None,
-    pairs: int = 16,
+    path: Path, originals: Grids, reconstructions: Grids, extents: Extents = None, title: str = " ", pairs: int = 16
 ) -> None:
     """The first `pairs` originals, reconstructions (N, H, W) and errors; `extents` (N, 2) are drawn as rectangles."""
     from matplotlib.patches import Patch
@@ -73,7 +70,7 @@ def save_reconstructions(
         above = [f"{height}x{width}, {text}" for (height, width), text in zip(extents[:pairs], above, strict=True)]
         legend.append(Patch(facecolor=LINE, edgecolor=EXTENT, linewidth=2, label="extent of the grid"))
     rows, kinds = ("original", "reconstruction", "error"), _reconstruction_tiles(originals, reconstructions, extents)
-    figure = _sheet(kinds, 8, above, rows, title or " ", marked=[originals, reconstructions])
+    figure = _sheet(kinds, 8, above, rows, title, marked=[originals, reconstructions])
     figure.legend(handles=legend, loc="upper right", ncols=3, fontsize=8, borderpad=0.3, facecolor="#CCCCCC")
     _write(figure, path)
 
@@ -104,15 +101,12 @@ def example_sheets(
     originals: Grids, reconstructions: Grids, samples: Grids, maps: Maps
 ) -> tuple[dict[str, Image], float]:
     """The same sheets as pixels without text, by name; and the nats of the brightest colour of the maps."""
-    compared = _reconstruction_tiles(originals[:16], reconstructions[:16])
-    sheets, top = {"reconstructions": _lay(compared, 8), "samples": _lay([_tiles(samples)], 8)}, 0.0
-    if maps:
-        kinds, top = _map_tiles(originals, maps)
-        sheets["kl_maps"] = _lay(kinds, 8)
-    return sheets, top
+    compared, (kinds, top) = _reconstruction_tiles(originals[:16], reconstructions[:16]), _map_tiles(originals, maps)
+    sheets = {"reconstructions": _lay(compared, 8), "samples": _lay([_tiles(samples)], 8)}
+    return sheets | ({"kl_maps": _lay(kinds, 8)} if maps else {}), top
 
 
-def _tiles(grids: Grids, extents: NDArray[np.uint8] | None = None, colours: Sequence[str] = PALETTE) -> Image:
+def _tiles(grids: Grids, extents: Extents = None, colours: Sequence[str] = PALETTE) -> Image:
     """Grids (N, H, W) as pixels (N, h, w, 3), with thin lines between cells, and a thick one around each extent."""
     cell = max(3, TILE // max(grids.shape[1:]))
     pixels = np.stack([_rgb(colour) for colour in colours])[grids].repeat(cell, 1).repeat(cell, 2)
@@ -127,9 +121,7 @@ def _rgb(colour: str) -> Image:
     return np.frombuffer(bytes.fromhex(colour[1:]), np.uint8)
 
 
-def _reconstruction_tiles(
-    originals: Grids, reconstructions: Grids, extents: NDArray[np.uint8] | None = None
-) -> list[Image]:
+def _reconstruction_tiles(originals: Grids, reconstructions: Grids, extents: Extents = None) -> list[Image]:
     wrong = (originals != reconstructions).astype(np.uint8)
     return [_tiles(originals, extents), _tiles(reconstructions, extents), _tiles(wrong, extents, (RIGHT, WRONG))]
 
@@ -138,7 +130,7 @@ def _map_tiles(originals: Grids, maps: Maps) -> tuple[list[Image], float]:
     """Tiles of originals and of each of their maps, drawn as large, and the nats of the brightest colour."""
     from matplotlib import colormaps
 
-    top = max(max(float(np.nanmax(values, initial=0.0)) for values in maps.values()), 1e-6)
+    top = max([1e-6, *(float(np.nanmax(values)) for values in maps.values())])
     kinds = [_tiles(originals)]
     _, height, width, _ = kinds[0].shape
     for values in maps.values():
@@ -164,8 +156,8 @@ def _lay(kinds: Sequence[Image], columns: int, strip: int = 0) -> Image:
 def _sheet(
     kinds: Sequence[Image],
     columns: int,
-    above: Sequence[str] = (),
-    left: Sequence[str] = (),
+    above: Texts = (),
+    left: Texts = (),
     title: str | None = None,
     right: int = 0,
     marked: Sequence[Grids] = (),
@@ -218,14 +210,14 @@ def save_beta_schedule(
         for one in targets:
             loops.setdefault((one.level, UNITS[one.quantity]), []).append((epoch, one.value, one.target))
     for (level, unit), rows in loops.items():
-        (places, values, targets_), name = zip(*rows, strict=True), level or unit.partition(",")[0]
-        curves += [(name, unit, places, values, False), (f"{name} target", unit, places, targets_, True)]
+        (places, reached, aims), name = zip(*rows, strict=True), level or unit.partition(",")[0]
+        curves += [(name, unit, places, reached, False), (f"{name} target", unit, places, aims, True)]
     _write(_curves(curves, elbo_scale, title), path)
 
 
 def save_schedules(path: Path, curves: Sequence[Curve], elbo_scale: float | None = None) -> None:
-    """Schedules over the epochs. The PNG has `fingerprint` as its text "points", which shows whether it is stale."""
-    _write(_curves(curves, elbo_scale), path, {"points": fingerprint(curves, elbo_scale)})
+    """Schedules over the epochs, with a second axis for beta on the ELBO scale."""
+    _write(_curves(curves, elbo_scale), path)
 
 
 def save_training_curves(path: Path, title: str, epochs: Sequence[Mapping[str, Any]]) -> None:
@@ -287,20 +279,10 @@ def _curves(
     return figure
 
 
-def fingerprint(curves: Sequence[Curve], elbo_scale: float | None = None) -> str:
-    """A hash of names and points to six digits, since the rest differs between machines."""
-    known = hashlib.sha256(f"{elbo_scale}".encode())
-    for label, unit, epochs, values, _ in curves:
-        points = (f"{epoch:.6g} {value:.6g}" for epoch, value in zip(epochs, values, strict=True))
-        known.update("\n".join((unit, label, *points)).encode())
-    return known.hexdigest()[:32]
-
-
 def save_kl_heatmap(
     path: Path,
-    levels: Mapping[str, NDArray[np.floating[Any]]],
+    levels: Mapping[str, Array],
     free_bits: Mapping[str, float] | None = None,
-    dead: float = 0.05,
     title: str = "KL of each dimension",
 ) -> None:
     """KL (epochs, groups) in nats over the run, level below level, with the free-bits floors; under `dead` is grey."""
@@ -314,36 +296,31 @@ def save_kl_heatmap(
     names = [str(i) if single else f"{name} {i}" for name, part in levels.items() for i in range(part.shape[1])]
     figure = Figure((9, min(9.0, max(3.2, 1.6 + 0.22 * dims))), DPI, layout="constrained")
     axes = figure.add_subplot()
-    top = max(float(np.nanmax(kl, initial=0.0)), 20 * dead)
+    top = max(float(np.nanmax(kl, initial=0.0)), 20 * DEAD)
     style: Any = {"aspect": "auto", "interpolation": "nearest", "extent": (0.5, epochs + 0.5, dims - 0.5, -0.5)}
     colours = colormaps["viridis"].with_extremes(under="#BBBBBB", bad="#FFFFFF")
-    image = axes.imshow(np.maximum(kl.T, dead / 2), colours, LogNorm(dead, top), **style)  # no logarithm of 0
+    image = axes.imshow(np.maximum(kl.T, DEAD / 2), colours, LogNorm(DEAD, top), **style)  # no logarithm of 0
     axes.set(xlabel="epoch", ylabel="dimension" if single else None)
-    axes.set_title(f"{title}: {int((kl[-1] >= dead).sum())} of {dims} alive")
+    axes.set_title(f"{title}, {int((kl[-1] >= DEAD).sum())} of {dims} alive")
     for border in np.cumsum([part.shape[1] for part in levels.values()])[:-1]:
         axes.axhline(border - 0.5, color="#FFFFFF", linewidth=2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     shown = range(0, dims, -(-dims // 36))  # more than 36 labels would overlap
     axes.set_yticks(shown, [names[dim] for dim in shown])
     last = axes.secondary_yaxis("right")
-    last.set_yticks(shown, [f"{kl[-1, dim]:.2f}" + (" dead" if kl[-1, dim] < dead else "") for dim in shown])
+    last.set_yticks(shown, [f"{kl[-1, dim]:.2f}" + (" dead" if kl[-1, dim] < DEAD else "") for dim in shown])
     last.tick_params(length=0, labelsize=8)
     bar = figure.colorbar(image, extend="min", pad=0.02, aspect=30, extendfrac=0.05, format=FormatStrFormatter("%g"))
-    floors = {name: floor for name, floor in (free_bits or {}).items() if dead <= floor <= top}
+    floors = {name: floor for name, floor in (free_bits or {}).items() if DEAD <= floor <= top}
     for floor in floors.values():
         bar.ax.axhline(floor, color=PALETTE[2], linewidth=2)
     red = ", ".join(f"{floor:g}" if single else f"{name} {floor:g}" for name, floor in floors.items())
-    bar.set_label(f"KL, nats (grey: under {dead:g}, dead)" + (f"\nred: free bits {red}" if red else ""))
+    bar.set_label(f"KL, nats (grey: under {DEAD:g}, dead)" + (f"\nred: free bits {red}" if red else ""))
     _write(figure, path)
 
 
 def save_latent_scatter(
-    path: Path,
-    points: NDArray[np.floating[Any]],
-    values: ArrayLike,
-    value_name: str = "",
-    title: str = "",
-    axis_names: tuple[str, str] = ("", ""),
+    path: Path, points: Array, values: ArrayLike, value_name: str = "", title: str = "", axis_names: Texts = ("", "")
 ) -> None:
     """Points (n, 2), coloured by `values` (n,)."""
     from matplotlib.figure import Figure
@@ -358,7 +335,7 @@ def save_latent_scatter(
     _write(figure, path)
 
 
-def _write(figure: Figure, path: Path, texts: Mapping[str, str] | None = None) -> None:
+def _write(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=figure.dpi, metadata=dict(texts or {}))
+        figure.savefig(temporary, format="png", dpi=figure.dpi)
