@@ -209,11 +209,10 @@ def record_of(line: dict[str, Any]) -> EpochRecord:
 
 def metrics_of(line: dict[str, Any], split: str) -> EpochMetrics:
     """The metrics of a split in a line of `metrics.jsonl`."""
-    loss, reconstruction = (line[f"{split}/loss_{name}"] for name in ("total", "reconstruction"))
-    shares = (line[f"{split}/{name}_accuracy"] for name in ("pixel", "non_black", "exact"))
-    return EpochMetrics(
-        1, loss, reconstruction, {"z": line[f"{split}/loss_kl"]}, {"z": line["val/kl_per_dim"]}, *shares, True
-    )
+    loss, reconstruction, kl_loss = (line[f"{split}/loss_{name}"] for name in ("total", "reconstruction", "kl"))
+    pixel, non_black, exact = (line[f"{split}/{name}_accuracy"] for name in ("pixel", "non_black", "exact"))
+    kl = {"z": line["val/kl_per_dim"]}
+    return EpochMetrics(1, loss, reconstruction, {"z": kl_loss}, kl, pixel, non_black, exact, True)
 
 
 def terminal() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys, split_sizes
+from arcvae_cli.data.arrays import SPLITS, Dataset, split_sizes, unseen
 from arcvae_cli.data.symmetries import SIDE, SYMMETRIES, Grids, turn
 
 Rows = NDArray[np.uint16]  # (N, 16): a mask of the canvas, one bit a cell, column c being bit c
@@ -33,12 +33,7 @@ def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
     seen: set[bytes] = set()
     while len(seen) < size:
         grids = _canvases(min(_CHUNK, size), stream)
-        kept = []
-        for index, key in enumerate(canvas_keys(grids)):
-            if key not in seen and len(seen) < size:
-                seen.add(key)
-                kept.append(index)
-        parts.append(grids[kept])
+        parts.append(grids[unseen(grids, seen, size - len(seen))])
     split = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes)
     return Dataset("shapes", np.concatenate(parts), split)
 

@@ -28,7 +28,7 @@ Curve = tuple[str, str, Any, Any, bool]  # label, unit, epochs, values, dashed
 DPI = 100
 TILE = 128  # pixels of the longer side of a grid, about
 GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left of a sheet with labels
-LINE, EXTENT, RIGHT, WRONG = "#555555", "#FFFFFF", "#000000", "#FFFFFF"
+LINE, EXTENT, RIGHT, WRONG = "#555555", "#00FFC8", "#000000", "#FFFFFF"
 MAP_COLOURS, DEAD = "magma", 0.05  # nats of a dead dimension
 UNITS = {"kl": "KL, nats", "reconstruction": "reconstruction, nats per position"}
 PANELS = {
@@ -107,13 +107,14 @@ def example_sheets(
 
 
 def _tiles(grids: Grids, extents: Extents = None, colours: Sequence[str] = PALETTE) -> Image:
-    """Grids (N, H, W) as pixels (N, h, w, 3), with thin lines between cells, and a thick one around each extent."""
+    """Grids (N, H, W) as pixels (N, h, w, 3), with thin lines between cells, a thick one around smaller extents."""
     cell = max(3, TILE // max(grids.shape[1:]))
     pixels = np.stack([_rgb(colour) for colour in colours])[grids].repeat(cell, 1).repeat(cell, 2)
     pixels = np.pad(pixels, ((0, 0), (0, 1), (0, 1), (0, 0)))
     pixels[:, ::cell] = pixels[:, :, ::cell] = _rgb(LINE)
     for tile, (bottom, right) in zip(pixels, () if extents is None else extents.astype(int) * cell, strict=False):
-        tile[[0, 1, bottom - 1, bottom], : right + 1] = tile[: bottom + 1, [0, 1, right - 1, right]] = _rgb(EXTENT)
+        if (bottom + 1, right + 1) != tile.shape[:2]:  # smaller than the canvas
+            tile[[0, 1, bottom - 1, bottom], : right + 1] = tile[: bottom + 1, [0, 1, right - 1, right]] = _rgb(EXTENT)
     return pixels
 
 
