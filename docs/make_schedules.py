@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,9 @@ def section(name: str, kind: type[Schedule], pictures: Path | None) -> str:
     """One schedule, with its picture."""
     prose = SECTIONS[name]
     asked = arguments(name, kind)
-    document = preview(*asked, *(["--plot", str(pictures / f"{name}.png")] if pictures else []))
+    document = preview(*asked)
+    if pictures is not None:
+        preview(*asked, "--plot", str(pictures / f"{name}.png"))
     shown = kind.model_validate(document["schedule"])
     said = "; ".join(
         (f"{level}: " if len(document["levels"]) > 1 else "") + facts["description"]
@@ -300,6 +303,7 @@ def keys(kind: type[Schedule]) -> Iterator[str]:
             yield f"| `{name}` | {json.dumps(value)} | {field.description} |"
 
 
+@cache
 def preview(*arguments: str) -> dict[str, Any]:
     """What `arcvae schedule-preview` gives."""
     result = CliRunner().invoke(app, ["schedule-preview", *arguments, "--json"])

@@ -55,17 +55,14 @@ def test_a_stale_page_and_a_stale_picture_are_found(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = Path(shutil.copytree(script.PICTURES, tmp_path / "pictures"))
-    page = Path(shutil.copy(script.PAGE, tmp_path / "schedules.md"))
-
-    def made(folder: Path, text: str = page.read_text(encoding="utf-8"), source: Path = script.PICTURES) -> str:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
-        return text
-
-    for name, value in {"PICTURES": pictures, "PAGE": page, "page": made}.items():
+    now, page = script.points(), Path(shutil.copy(script.PAGE, tmp_path / "schedules.md"))
+    text = page.read_text(encoding="utf-8")
+    changes = {"PICTURES": pictures, "POINTS": pictures / "points.json", "PAGE": page}
+    for name, value in {**changes, "page": lambda _: text, "points": lambda: now}.items():
         monkeypatch.setattr(script, name, value)
     assert list(script.stale(str)) == []
-    page.write_text(page.read_text(encoding="utf-8").replace("Bowman", "Someone"), encoding="utf-8")
-    shutil.copy(pictures / "linear.png", pictures / "cosine.png")
+    page.write_text(text.replace("Bowman", "Someone"), encoding="utf-8")
+    (pictures / "points.json").write_text(json.dumps({**now, "cosine": now["linear"]}))
     shutil.copy(pictures / "linear.png", pictures / "parabolic.png")
     (pictures / "geco.png").unlink()
     found = [Path(fault.split()[0]).name for fault in script.stale(str)]
@@ -97,4 +94,4 @@ def test_the_record_of_a_run_is_kept(script: ModuleType, tmp_path: Path, monkeyp
     told = " ".join(script.section("geco", Geco, tmp_path).split())
     end = f"at the end {1.01 * schedule.tolerance:.4g} for {schedule.tolerance:.4g} at beta 0.25"
     assert f"A recorded run, means of each epoch: {end}, within 5 % of the target from epoch 1 on." in told
-    assert script.points(tmp_path / "geco.png") is not None
+    assert (tmp_path / "geco.png").is_file()

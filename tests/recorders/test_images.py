@@ -46,7 +46,11 @@ def test_curves_at_the_end_of_a_run_whose_code_is_dead(
         rates = {"global": [0.0], "local": [0.0, 0.02]}
         recorder.epoch(make_record(epoch, kl_per_dim=rates, betas={"global": 0.01 * epoch, "local": 0.02}))
     recorder.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["beta_schedule.png", "kl_per_dim.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "beta_schedule.png",
+        "kl_per_dim.png",
+        "training_curves.png",
+    ]
     assert all(imread(path).std() > 0 for path in tmp_path.iterdir())
 
 
@@ -60,6 +64,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
 
     monkeypatch.setattr(plots, "save_beta_schedule", keep)
     monkeypatch.setattr(plots, "save_kl_heatmap", keep)
+    monkeypatch.setattr(plots, "save_training_curves", keep)
     return found
 
 
@@ -72,7 +77,13 @@ def test_beta_is_drawn_at_every_step(
     for epoch in (3, 4):  # a run that goes on from the second
         recorder.epoch(make_record(epoch, betas={"z": 0.0}, beta_trace={"z": [0.1, 0.0]}))
     recorder.close()
-    assert drawn["beta_schedule.png"] == ([2.5, 3.0, 3.5, 4.0], {"beta": [0.1, 0.0, 0.1, 0.0]}, 256.0, [])
+    assert drawn["beta_schedule.png"] == (
+        [2.5, 3.0, 3.5, 4.0],
+        {"beta": [0.1, 0.0, 0.1, 0.0]},
+        256.0,
+        [],
+        "one: beta over the run",
+    )
 
 
 def test_levels_have_their_own_lines_targets_and_floors(
@@ -86,8 +97,9 @@ def test_levels_have_their_own_lines_targets_and_floors(
         make_record(1, kl_per_dim={"global": [1.0], "local": [2.0, 3.0]}, beta_trace=path, targets=(target,))
     )
     recorder.close()
-    assert drawn["beta_schedule.png"] == ([0.5, 1.0], path, 1.0, [(1.0, (target,))])
-    levels, floors = drawn["kl_per_dim.png"]
+    assert drawn["beta_schedule.png"] == ([0.5, 1.0], path, 1.0, [(1.0, (target,))], "one: beta over the run")
+    levels, floors, title = drawn["kl_per_dim.png"]
+    assert title == "one, validation: KL of each dimension"
     assert {name: kl.tolist() for name, kl in levels.items()} == {"global": [[1.0]], "local": [[2.0, 3.0]]}
     assert floors == {"global": 0.3, "local": 0.3}
 
@@ -120,4 +132,4 @@ def test_a_run_that_goes_on_draws_the_curves_of_a_whole_one_and_keeps_no_void_pi
             recorder.close(0 if part[-1] is records[-1] else 75)
         drawn[name] = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert drawn["in parts"] == drawn["whole"]
-    assert len(drawn["whole"]) == 1 + 2 + 2
+    assert len(drawn["whole"]) == 1 + 2 + 3
