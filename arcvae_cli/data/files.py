@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
-from arcvae_cli.data.symmetries import COLOURS, SIDE, Grids
+from arcvae_cli.data.symmetries import COLOURS, SIDE
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import atomic_write, is_dir, is_file
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
@@ -99,12 +99,20 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
     names = ["grids"] if "grids" in columns else [name for name in SPLITS if len(columns.get(name, ()))]
     if not names:
         raise ValueError("no grids")
-    x = np.concatenate([_canvases(columns[name], name) for name in names])
-    sides = np.repeat([columns[name].shape[1:] for name in names], [len(columns[name]) for name in names], axis=0)
+    canvases, counts = [], [len(columns[name]) for name in names]
+    for name in names:
+        grids = columns[name]
+        fits = grids.ndim == 3 and grids.dtype.kind in "iu" and grids.size and max(grids.shape[1:]) <= SIDE
+        require(fits, name, grids)
+        wrong = ((grids < 0) | (grids >= COLOURS)).any(axis=(1, 2))
+        if wrong.any():
+            raise ValueError(f"{name}: colours outside 0-9, first in grid {int(wrong.argmax())}")
+        canvases.append(np.pad(grids.astype(np.uint8), ((0, 0), *((0, SIDE - side) for side in grids.shape[1:]))))
+    x, sides = np.concatenate(canvases), np.repeat([columns[name].shape[1:] for name in names], counts, axis=0)
     shape = None if (sides == SIDE).all() else sides.astype(np.uint8)
     if names != ["grids"]:
-        split = np.repeat([SPLITS.index(name) for name in names], [len(columns[name]) for name in names])
-        return Dataset(path.stem, x, split.astype(np.uint8), shape)
+        split = np.repeat([np.uint8(SPLITS.index(name)) for name in names], counts)
+        return Dataset(path.stem, x, split, shape)
     if (given := columns.get("shape")) is not None:
         fits = given.shape == (len(x), 2) and given.dtype.kind in "iu" and given.min() >= 1 and given.max() <= SIDE
         require(fits, "shape", given)
@@ -117,16 +125,6 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
         task = _text(task)
     split, notes = _split(columns, canvas_keys(x))
     return Dataset(path.stem, x, split, shape, task, notes=notes)
-
-
-def _canvases(grids: NDArray[Any], name: str) -> Grids:
-    """Grids (N, H, W) of any integer type as (N, 16, 16) uint8."""
-    require(grids.ndim == 3 and grids.dtype.kind in "iu" and grids.size and max(grids.shape[1:]) <= SIDE, name, grids)
-    wrong = ((grids < 0) | (grids >= COLOURS)).any(axis=(1, 2))
-    if wrong.any():
-        raise ValueError(f"{name}: colours outside 0-9, first in grid {int(wrong.argmax())}")
-    _, height, width = grids.shape
-    return np.pad(grids.astype(np.uint8), ((0, 0), (0, SIDE - height), (0, SIDE - width)))
 
 
 def _split(columns: dict[str, NDArray[Any]], keys: list[bytes]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -184,7 +182,7 @@ def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
 
 
 def _read_tasks(path: Path, files: list[Path]) -> Dataset:
-    """ARC task JSON: one task a file, named as the file, or a file of {id: task}."""
+    """ARC task JSON: one task a file, named as the file, or a file of {id: task}; test pairs may have no output."""
     found = [pair for file in files for pair in _task_grids(file)]
     fitting = [(task, grid) for task, grid in found if max(grid.shape) <= SIDE]
     if not fitting:
@@ -197,18 +195,13 @@ def _read_tasks(path: Path, files: list[Path]) -> Dataset:
 
 
 def _task_grids(file: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every grid (H, W) of a JSON file, of any size, with the id of its task; test pairs may have no output."""
     with reading(file):
         document = json.loads(file.read_text(encoding="utf-8"))
-        if any(isinstance(document.get(part), list) for part in ("train", "test")):
-            document = {file.stem: document}
-        for task, parts in document.items():
-            pairs = [
-                (part, number, pair) for part in ("train", "test") for number, pair in enumerate(parts.get(part, []))
-            ]
-            for part, number, pair in pairs:
-                for side in [side for side in ("input", "output") if side in pair]:
-                    grid = np.array(pair[side] if len({*map(len, pair[side])}) == 1 else [])
+        one_task = any(isinstance(document.get(part), list) for part in ("train", "test"))
+        for task, parts in ({file.stem: document} if one_task else document).items():
+            for pair in (*parts.get("train", ()), *parts.get("test", ())):
+                for rows in [pair[side] for side in ("input", "output") if side in pair]:
+                    grid = np.array(rows if len({*map(len, rows)}) == 1 else [])
                     if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= COLOURS:
-                        raise ValueError(f"{task}.{part}[{number}].{side} is not a grid of integers 0-9")
+                        raise ValueError(f"{task}: not a grid of integers 0-9: {rows}")
                     yield task, grid

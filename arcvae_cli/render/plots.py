@@ -15,6 +15,7 @@ from arcvae_cli.render.terminal import PALETTE, Grids
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     from arcvae_cli.controllers import Target
 
@@ -70,9 +71,7 @@ def save_reconstructions(
         above = [f"{height}x{width}, {text}" for (height, width), text in zip(extents[:pairs], above, strict=True)]
         legend.append(Patch(facecolor=LINE, edgecolor=EXTENT, linewidth=2, label="extent of the grid"))
     rows, kinds = ("original", "reconstruction", "error"), _reconstruction_tiles(originals, reconstructions, extents)
-    figure = _sheet(kinds, 8, above, rows, title, marked=[originals, reconstructions])
-    figure.legend(handles=legend, loc="upper right", ncols=3, fontsize=8, borderpad=0.3, facecolor="#CCCCCC")
-    _write(figure, path)
+    _write(_sheet(kinds, 8, above, rows, title, marked=[originals, reconstructions], legend=legend), path)
 
 
 def save_kl_maps(
@@ -145,7 +144,7 @@ def _map_tiles(originals: Grids, maps: Maps) -> tuple[list[Image], float]:
 def _lay(kinds: Sequence[Image], columns: int, strip: int = 0) -> Image:
     """Tiles (N, h, w, 3) of several kinds on white: bands of `columns` examples, `strip` pixels above, a row a kind."""
     count, height, width, _ = kinds[0].shape
-    bands = -(-count // columns)
+    bands, columns = -(-count // columns), min(columns, count)
     band = np.full((bands * columns, strip + len(kinds) * (height + GAP), width + GAP, 3), 255, np.uint8)
     for row, kind in enumerate(kinds):
         top = strip + row * (height + GAP)
@@ -162,10 +161,11 @@ def _sheet(
     title: str | None = None,
     right: int = 0,
     marked: Sequence[Grids] = (),
+    legend: Sequence[Patch] = (),
 ) -> Figure:
     """The pixels of `_lay`, with texts above the bands, labels left of the rows in turn, and `right` free pixels.
 
-    `marked`: the grids of the first kinds, where those that are all 0 get the label "blank".
+    `marked`: the grids of the first kinds; those that are all 0 are labelled as blank.
     """
     from matplotlib.figure import Figure
 
@@ -173,7 +173,7 @@ def _sheet(
     columns, strip = min(columns, count), STRIP if above else 0
     pixels = _lay(kinds, columns, strip)
     margin, top = MARGIN if left else GAP, STRIP + 2 * GAP if title else GAP
-    width = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title or ""))
+    width = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title or "") + 125 * len(legend))
     height = top + pixels.shape[0] + GAP
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     axes = figure.add_axes((margin / width, GAP / height, pixels.shape[1] / width, pixels.shape[0] / height))
@@ -191,6 +191,8 @@ def _sheet(
             x, y = index % columns * (tile_width + GAP) + tile_width / 2, index // columns * band + middle
             box = {"facecolor": "#000000", "edgecolor": "#AAAAAA", "pad": 3}
             axes.text(x, y, "blank", fontsize=9, color="#FFFFFF", ha="center", va="center", bbox=box)
+    if legend:
+        figure.legend(handles=legend, loc="upper right", ncols=len(legend), fontsize=8, facecolor="#CCCCCC")
     if title:
         figure.text(GAP / width, 1 - GAP / height, title, fontsize=10, va="top")
     return figure
@@ -281,12 +283,9 @@ def _curves(
 
 
 def save_kl_heatmap(
-    path: Path,
-    levels: Mapping[str, Array],
-    free_bits: Mapping[str, float] | None = None,
-    title: str = "KL of each dimension",
+    path: Path, levels: Mapping[str, Array], free_bits: Mapping[str, float] | None = None, title: str = "KL"
 ) -> None:
-    """KL (epochs, groups) in nats over the run, level below level, with the free-bits floors; under `dead` is grey."""
+    """KL (epochs, groups) in nats over the run, level below level, with the free-bits floors; under DEAD is grey."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure

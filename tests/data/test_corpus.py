@@ -51,8 +51,8 @@ def test_augmentation_is_that_of_the_plain_reference(arc: Dataset, known: bool):
     rows = arrays.rows("train")[:320]
     symmetry, generator = torch.arange(320) % 8, torch.Generator().manual_seed(0)
     colours = torch.rand(320, 9, generator=generator).argsort(dim=1)
-    moves = corpus._moves["train"]
-    table_rows = symmetry if moves is None else moves[:320] + symmetry
+    shape = torch.from_numpy(arc.shape[rows].astype(int))
+    table_rows = ((shape[:, 0] - 1) * 16 + shape[:, 1] - 1) * 8 + symmetry if known else symmetry
     made = apply(corpus._grids["train"][:320], corpus._table, table_rows, colours).numpy()
     for index, row in enumerate(rows):
         height, width = arrays.shape[row] if known else (16, 16)
