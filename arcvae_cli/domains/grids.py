@@ -285,7 +285,7 @@ class GridDomain(Domain):
         levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}, {task.title}".rstrip(", ")
         if len(levels) > 1:
             below = " and ".join(levels[1:])
-            title = f"rows share a {levels[0]} latent, columns the noise of {below}; {where}"
+            title = f"rows share a {levels[0]} latent, columns the noise of {below}; {task.title}"
             sheet = draw_levels(task.model, ROWS, COLUMNS, task.seed)
             plots.save_level_samples(folder / "levels.png", sheet, COLUMNS, levels[0], below, title)
         if task.quick:

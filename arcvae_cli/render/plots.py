@@ -272,6 +272,7 @@ def _curves(
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.locator_params(axis="y", integer=unit == "active dimensions")
         if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(frameon=False)
         if unit == "beta" and elbo_scale is not None and elbo_scale != 1.0:
