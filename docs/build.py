@@ -154,7 +154,7 @@ def live_svg() -> str:
     settings = loaded.settings
     records = [record_of(line) for line in read_lines(RECORDED / "metrics.jsonl")]
     console, now, steps = Console(), 0.0, records[0].step
-    console.err = Terminal(file=io.StringIO(), **terminal())
+    console.err = Terminal(file=io.StringIO(), get_time=lambda: now, **terminal())
     with patch("time.monotonic", lambda: now):
         table = LiveTable(console)
         table.start(plan_of(settings, loaded, document, steps))
