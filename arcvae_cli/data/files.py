@@ -16,7 +16,7 @@ from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, padded,
 from arcvae_cli.data.derivations import Ids, wrong_step
 from arcvae_cli.data.symmetries import COLOURS, SIDE
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import atomic_write, is_dir, is_file
+from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
 
 SUFFIXES = (".npz", ".npy", ".json")
@@ -51,7 +51,7 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
     Raises InputError for a file that is missing, damaged, too large or not of this layout.
     """
     if is_dir(path):
-        return _read_tasks(path, sorted(path.rglob("*.json")))
+        return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))
     if path.suffix.lower() not in SUFFIXES or not is_file(path):
         what = "not a dataset" if is_file(path) else "no such file"
         raise InputError(f"{path}: {what}", "give a .npz, .npy, ARC .json, or a folder of those")
@@ -72,7 +72,7 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
 
 def map_npy(path: Path) -> NDArray[Any]:
     """The array of an `.npy` of any size, memory-mapped. InputError if it is damaged."""
-    with reading(path):
+    with reading(path), open_regular(path):
         return np.lib.format.open_memmap(path, mode="r")
 
 
