@@ -68,7 +68,7 @@ def evaluate(
 
     from arcvae_cli import domains
     from arcvae_cli.console import Console
-    from arcvae_cli.domains.base import Task, title_of
+    from arcvae_cli.domains.base import Task, picture_title
 
     console = Console(quiet=quiet, as_json=as_json)
     counting = {"--encodings": encodings, "--decodings": decodings, "--monte-carlo-examples": monte_carlo_examples}
@@ -90,7 +90,7 @@ def evaluate(
         iwae_examples=iwae_examples,
         monte_carlo=(monte_carlo_examples or 500, encodings or 10, decodings or 100) if monte_carlo else None,
         samples=samples or 1000,
-        title=title_of(loaded),
+        title=picture_title(loaded),
         note=console.note,
     )
     # bf16 is for the network: posteriors, likelihoods and baselines stay in float32 and float64
@@ -104,9 +104,9 @@ def evaluate(
 
 def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console) -> None:
     """The end of a run: a quick evaluation in its `metrics.json`, its codes as pictures, and the verdict."""
-    from arcvae_cli.domains.base import Task, title_of
+    from arcvae_cli.domains.base import Task, picture_title
 
-    seed, title = loaded.settings.train.seed, title_of(loaded)
+    seed, title = loaded.settings.train.seed, picture_title(loaded)
     task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, quick=True, title=title)
     asked = {"run": str(folder.path), "precision": "fp32"}
     console.json(_evaluated(loaded, task, asked, folder.path, folder.images, console))

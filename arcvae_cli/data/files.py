@@ -83,8 +83,10 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})", "give another file") from error
     except Exception as error:  # NumPy, zipfile and json raise a dozen types for damaged files
-        reason = one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+        reason = one_line(str(error) or type(error).__name__)
         raise InputError(f"{path}: damaged or invalid ({reason:.200})", _FIX) from error
 
 

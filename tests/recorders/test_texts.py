@@ -53,4 +53,9 @@ def test_texts_of_an_epoch(
     assert texts.get("samples_epoch_7.txt") == ("* + *\n(incomplete)\n" if known else None)
     recorder.epoch(make_record(7, unit="token"))
     recorder.close()
-    assert {path.name for path in tmp_path.iterdir()} == {*texts, "beta_schedule.png", "kl_per_dim.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *texts,
+        "beta_schedule.png",
+        "kl_per_dim.png",
+        "training_curves.png",
+    }
