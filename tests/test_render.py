@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from rich.console import Console
 
+from arcvae_cli.controllers import Target
 from arcvae_cli.errors import ArcvaeError
 from arcvae_cli.metrics import EpochMetrics
 from arcvae_cli.records import EpochRecord
@@ -215,16 +216,19 @@ class TestSheets:
 
 
 class TestCurves:
-    @pytest.mark.parametrize(("scale", "shown"), [(None, False), (1.0, False), (25.6, True)])
-    def test_the_elbo_scale(self, drawn: list, scale: float | None, shown: bool) -> None:
-        plots.save_beta_schedule(HERE, [1, 2], {"beta": [0, 0.1]}, scale, title="run")
-        axes = drawn[0].axes[0]
-        assert bool(axes.child_axes) is shown and drawn[0].get_suptitle() == "run"
-        if shown:
-            assert axes.child_axes[0].get_ylim()[1] == pytest.approx(25.6 * axes.get_ylim()[1])
+    def test_the_elbo_scale_and_the_target_of_a_loop(self, drawn: list) -> None:
+        target = Target("local", "kl", 20.0, 25.0, 0.1, None)
+        for scale in (None, 1.0, 25.6):
+            plots.save_beta_schedule(HERE, [1, 2], {"beta": [0, 0.1]}, scale, [(2.0, (target,))], "run")
+        for figure in drawn:
+            assert figure.get_suptitle() == "run"
+            value, aim = figure.axes[1].lines
+            assert (value.get_ydata(), aim.get_ydata()) == ((20,), (25,)) and value.get_color() == aim.get_color()
+        beta = drawn[2].axes[0]
+        assert [len(figure.axes[0].child_axes) for figure in drawn] == [0, 0, 1]
+        assert beta.child_axes[0].get_ylim()[1] == pytest.approx(25.6 * beta.get_ylim()[1])
 
-    @pytest.mark.parametrize("unit", ["pixel", "token"])
-    @pytest.mark.parametrize("levels", [("z",), ("global", "local")])
+    @pytest.mark.parametrize(("unit", "levels"), [("token", ("z",)), ("pixel", ("global", "local"))])
     def test_training_curves(self, drawn: list, unit: str, levels: tuple[str, ...]) -> None:
         """Of the metrics that records log, a value that was not finite left out."""
         kl = {name: [1.0, 2.0] for name in levels}

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset
-from arcvae_cli.data.corpus import Corpus, GridCorpus, StringCorpus, apply, open_corpus
+from arcvae_cli.data.corpus import Corpus, GridCorpus, StringCorpus, open_corpus
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
@@ -47,13 +47,11 @@ def test_a_corpus_holds_what_the_arrays_hold(arc: Dataset):
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
 def test_augmentation_is_that_of_the_plain_reference(arc: Dataset, known: bool):
     arrays = arc if known else replace(arc, shape=None)
-    corpus = GridCorpus(arrays)
     rows = arrays.rows("train")[:320]
-    symmetry, generator = torch.arange(320) % 8, torch.Generator().manual_seed(0)
-    colours = torch.rand(320, 9, generator=generator).argsort(dim=1)
-    shape = torch.from_numpy(arc.shape[rows].astype(int))
-    table_rows = ((shape[:, 0] - 1) * 16 + shape[:, 1] - 1) * 8 + symmetry if known else symmetry
-    made = apply(corpus._grids["train"][:320], corpus._table, table_rows, colours).numpy()
+    torch.manual_seed(0)
+    made = GridCorpus(arrays).batch("train", torch.arange(320), augment=True).x.numpy()
+    torch.manual_seed(0)
+    symmetry, colours = torch.randint(8, (320,)), torch.rand(320, 9).argsort(dim=1)
     for index, row in enumerate(rows):
         height, width = arrays.shape[row] if known else (16, 16)
         turned = np.rot90(arrays.x[row, :height, :width], int(symmetry[index]) % 4)
@@ -166,12 +164,14 @@ def test_open_corpus_of_strings(tmp_path: Path, equations: Dataset):
     shorter = open_corpus(DataSettings(path=path), "cpu", ("train",), rules, 12)
     assert shorter.positions == (12,)
     assert "longer than the model's 12 steps" in shorter.notes[-1]
-    with pytest.raises(InputError, match="not that of the model"):
-        open_corpus(DataSettings(path=path), rules=read_grammar("smiles").rules, length=15)
-    with pytest.raises(InputError, match="no derivation of the train split fits the model's 5 steps"):
-        open_corpus(DataSettings(path=path), rules=rules, length=5)
-    with pytest.raises(InputError, match="holds grids, the model needs strings"):
-        open_corpus(DataSettings(name="shapes", size=20), rules=rules, length=15)
+    shapes = DataSettings(name="shapes", size=20)
+    for data, given, length, message in (
+        (DataSettings(path=path), read_grammar("smiles").rules, 15, "not that of the model"),
+        (DataSettings(path=path), rules, 5, "no derivation of the train split fits the model's 5 steps"),
+        (shapes, rules, 15, "holds grids, the model needs strings"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_corpus(data, rules=given, length=length)
     strings = tmp_path / "strings.txt"
     strings.write_text("\n".join(equations.strings(np.arange(100))))
     told: list[tuple[int, int]] = []
