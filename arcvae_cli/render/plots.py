@@ -44,14 +44,12 @@ PANELS = {
 }  # of the training curves: logged metrics and their labels
 
 
-def save_grids(
-    path: Path, grids: Grids, columns: int = 8, titles: Texts | None = None, title: str | None = None
-) -> None:
+def save_grids(path: Path, grids: Grids, columns: int = 8, titles: Texts | None = None, title: str = "") -> None:
     """Grids (N, H, W) in rows of `columns`, blank ones marked, with a text above each and a title above all."""
     _write(_sheet([_tiles(grids)], columns, titles or (), title=title, marked=[grids]), path)
 
 
-def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column: str, title: str | None = None) -> None:
+def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column: str, title: str = "") -> None:
     """Samples (N, H, W) in rows of `columns`; a row has one latent of level `row`, a column one of level `column`."""
     above = [f"{column} {place + 1}" for place in range(columns)]
     left = [f"{row} {place + 1}" for place in range(-(-len(grids) // columns))]
@@ -75,7 +73,7 @@ def save_reconstructions(
 
 
 def save_kl_maps(
-    path: Path, originals: Grids, maps: Maps, title: str | None = None, columns: int = 8, means: Maps | None = None
+    path: Path, originals: Grids, maps: Maps, title: str = "", columns: int = 8, means: Maps | None = None
 ) -> None:
     """Originals (N, H, W) over their KL maps (N, h, w) in nats by level; `means` (h, w) of more come first."""
     from matplotlib.cm import ScalarMappable
@@ -158,7 +156,7 @@ def _sheet(
     columns: int,
     above: Texts = (),
     left: Texts = (),
-    title: str | None = None,
+    title: str = "",
     right: int = 0,
     marked: Sequence[Grids] = (),
     legend: Sequence[Patch] = (),
@@ -173,7 +171,7 @@ def _sheet(
     columns, strip = min(columns, count), STRIP if above else 0
     pixels = _lay(kinds, columns, strip)
     margin, top = MARGIN if left else GAP, STRIP + 2 * GAP if title else GAP
-    width = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title or "") + 125 * len(legend))
+    width = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title) + 125 * len(legend))
     height = top + pixels.shape[0] + GAP
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     axes = figure.add_axes((margin / width, GAP / height, pixels.shape[1] / width, pixels.shape[0] / height))
@@ -204,7 +202,7 @@ def save_beta_schedule(
     betas: Mapping[str, ArrayLike],
     elbo_scale: float | None = None,
     held: Sequence[tuple[float, Sequence[Target]]] = (),
-    title: str | None = None,
+    title: str = "",
 ) -> None:
     """Beta over the epochs, a line for each level; `held`: targets of a closed loop and values reached, by epoch."""
     curves: list[Curve] = [(name, "beta", epochs, np.asarray(beta), False) for name, beta in betas.items()]
@@ -250,7 +248,7 @@ def save_training_curves(path: Path, title: str, epochs: Sequence[Mapping[str, A
 
 
 def _curves(
-    curves: Sequence[Curve], elbo_scale: float | None, title: str | None = None, columns: int = 1, below: str = "epoch"
+    curves: Sequence[Curve], elbo_scale: float | None, title: str = "", columns: int = 1, below: str = "epoch"
 ) -> Figure:
     """A panel for each unit; a curve has the colour of its target, and of the curve with `_` before its label."""
     from matplotlib.figure import Figure
