@@ -34,8 +34,8 @@ format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.dev ## make docs/schedules.md and its pictures, which the tests compare with the code
-	$(BIN)/python docs/make_schedules.py
+docs: $(VENV)/.dev ## rewrite the output shown in README.md and docs, which the tests compare with the program
+	$(BIN)/python docs/build.py
 
 bench: $(VENV)/.dev ## benchmarks on this machine's CPU in under ten minutes, each printing a ratio
 	$(BIN)/python bench/startup.py

@@ -156,6 +156,7 @@ class Pictures:
     reconstructions: Examples
     samples: Examples
     maps: Mapping[str, NDArray[np.float32]]  # (n, h, w) nats of KL in each cell, by level that is a map
+    extents: NDArray[np.uint8] | None = None  # (n, 2) height and width of the originals, if they are grids on a canvas
 
 
 class Recorder:

@@ -292,7 +292,8 @@ class Trainer:
         """The same validation examples reconstructed, the same samples from the prior, each time."""
         self.model.eval()
         size = self.corpus.size("val")
-        batch = self.corpus.batch("val", torch.linspace(0, size - 1, min(SHOWN, size), device=self.device).long())
+        chosen = torch.linspace(0, size - 1, min(SHOWN, size), device=self.device).long()
+        batch = self.corpus.batch("val", chosen)
         seed_step(self.settings.train.seed, "samples")
         with self.step.autocast():
             reconstructed = self.model.reconstruct(batch)
@@ -301,7 +302,7 @@ class Trainer:
         kind = torch.uint8 if self.corpus.num_classes <= 256 else torch.int16
         examples = [classes.to(kind).cpu().numpy() for classes in (batch.x, reconstructed, sampled)]
         maps = {level.name: kl.float().cpu().numpy() for level in levels if (kl := level.map()) is not None}
-        pictures = Pictures(examples[0], examples[1], examples[2], maps)
+        pictures = Pictures(examples[0], examples[1], examples[2], maps, self.corpus.extents("val", chosen))
         for recorder in self.recorders:
             recorder.pictures(epoch, pictures)
 

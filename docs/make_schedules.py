@@ -1,22 +1,18 @@
-"""Makes docs/schedules.md and its pictures with `arcvae schedule-preview`, or with --check says what is stale.
-
-python docs/make_schedules.py               write the page and the pictures
-python docs/make_schedules.py --check       exit 1 if they are not what the code gives now
-python docs/make_schedules.py --keep RUN    keep the record of a run of a closed loop for its picture
-"""
+"""The part of docs/build.py that makes docs/schedules.md and its pictures with `arcvae schedule-preview`."""
 
 from __future__ import annotations
 
-import argparse
+import difflib
+import hashlib
 import json
 import os
+import re
 import shutil
-import struct
 import sys
-import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +23,9 @@ from arcvae_cli.presets import preset_names, read_toml, resolve
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
 from arcvae_cli.schedules.feedback import is_held
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PAGE, PICTURES, RECORDED = HERE / "schedules.md", HERE / "images" / "schedules", HERE / "recorded"
+POINTS = PICTURES / "points.json"
 WIDTH = 125
 
 
@@ -184,59 +181,74 @@ scales `arcvae` shows the ELBO-scale beta beside beta.
 defaults, and `--set schedule.KEY=VALUE` or a preset sets its keys. The first twelve are decided by the epoch alone. The
 last three take feedback: they watch every batch on the device, and keep their state in the checkpoint. The best epoch
 of a run with one of those is chosen at the weight of the ELBO.
+
+<!-- run: arcvae schedule-preview cyclical --epochs 40 -->
+```
+$ arcvae schedule-preview cyclical --epochs 40
+```
 """
 
 
-def main() -> None:
-    """Make, check or keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--keep", type=Path, metavar="RUN")
-    options = parser.parse_args()
-    run = options.keep.resolve() if options.keep else None
-    for name in [name for name in os.environ if name.startswith("ARCVAE_")]:
-        del os.environ[name]  # presets are read as they are
-    os.chdir(HERE.parent)
-    if run:
-        keep(run)
-    elif options.check:
-        faults = list(stale())
-        print("".join(f"{fault}\n" for fault in faults), end="")
-        sys.exit("run `make docs`" if faults else None)
-    else:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        PAGE.write_text(page(PICTURES), encoding="utf-8")
-        for picture in PICTURES.glob("*.png"):
-            if picture.stem not in SCHEDULES:
-                picture.unlink()
+def write(rewritten: Callable[[str], str]) -> None:
+    """The page, with the output of its commands, and its pictures; those of schedules that are gone are removed."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(rewritten(page(PICTURES)), encoding="utf-8")
+    POINTS.write_text(json.dumps(points(), indent=1) + "\n", encoding="utf-8")
+    for picture in PICTURES.glob("*.png"):
+        if picture.stem not in SCHEDULES:
+            picture.unlink()
 
 
-def stale() -> Iterator[str]:
+def stale(rewritten: Callable[[str], str]) -> Iterator[str]:
     """What is not as it would be made now."""
-    with tempfile.TemporaryDirectory() as folder:
-        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page(Path(folder)):
-            yield f"{PAGE} is stale"
-        for name in SCHEDULES:
-            if points(PICTURES / f"{name}.png") != points(Path(folder) / f"{name}.png"):
-                yield f"{PICTURES}/{name}.png is stale"
-    yield from (f"{path} belongs to no schedule" for path in PICTURES.glob("*.png") if path.stem not in SCHEDULES)
+    before, after = PAGE.read_text(encoding="utf-8"), rewritten(page(None))
+    if before != after:
+        yield f"{PAGE} is stale\n" + difference(before, after)
+    drawn, now = json.loads(POINTS.read_text(encoding="utf-8")), points()
+    for name in sorted(drawn.keys() | now.keys() | {path.stem for path in PICTURES.glob("*.png")}):
+        if drawn.get(name) != now.get(name) or name not in now or not (PICTURES / f"{name}.png").is_file():
+            yield f"{PICTURES}/{name}.png is stale"
 
 
-def page(pictures: Path) -> str:
-    """The text; the pictures go to a folder."""
+def points() -> dict[str, str]:
+    """A hash of what each picture shows, to six digits, since pixels differ between machines."""
+    hashes = {}
+    for name, kind in SCHEDULES.items():
+        text = re.sub(
+            r"-?\d+\.\d+(e-?\d+)?",
+            lambda number: f"{float(number[0]):.6g}",
+            json.dumps(preview(*arguments(name, kind))),
+        )
+        hashes[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashes
+
+
+def arguments(name: str, kind: type[Schedule]) -> list[str]:
+    """Of `arcvae schedule-preview` for a section."""
+    recorded = RECORDED / name
+    run = ["--run", os.path.relpath(recorded)] if issubclass(kind, Feedback) and recorded.is_dir() else []
+    return [name, *([] if name in preset_names() else ["--epochs", "100"]), *run]
+
+
+def difference(before: str, after: str) -> str:
+    """A diff of a page and what it would be now."""
+    return "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), "page", "program", n=1, lineterm=""))
+
+
+def page(pictures: Path | None) -> str:
+    """The text; the pictures go to a folder, if one is given."""
     assert set(SECTIONS) == set(SCHEDULES), "every schedule has its section, and no section is left over"
     text = HEAD.lstrip() + "\n" + wrapped(", ".join(f"[{name}](#{name})" for name in SCHEDULES)) + "\n"
     return text + "".join(section(name, kind, pictures) for name, kind in SCHEDULES.items())
 
 
-def section(name: str, kind: type[Schedule], pictures: Path) -> str:
+def section(name: str, kind: type[Schedule], pictures: Path | None) -> str:
     """One schedule, with its picture."""
     prose = SECTIONS[name]
-    arguments = [name] if name in preset_names() else [name, "--epochs", "100"]
-    recorded = RECORDED / name
-    if issubclass(kind, Feedback) and recorded.is_dir():
-        arguments += ["--run", os.path.relpath(recorded)]
-    document = preview(*arguments, "--plot", str(pictures / f"{name}.png"))
+    asked = arguments(name, kind)
+    document = preview(*asked)
+    if pictures is not None:
+        preview(*asked, "--plot", str(pictures / f"{name}.png"))
     shown = kind.model_validate(document["schedule"])
     caption = f"Drawn by `arcvae schedule-preview {' '.join(arguments)}`. {course(document)}"
     if shown != kind():
@@ -287,6 +299,7 @@ def keys(kind: type[Schedule]) -> Iterator[str]:
             yield f"| `{name}` | {json.dumps(value)} | {field.description} |"
 
 
+@cache
 def preview(*arguments: str) -> dict[str, Any]:
     """What `arcvae schedule-preview` gives."""
     result = CliRunner().invoke(app, ["schedule-preview", *arguments, "--json"])
@@ -294,20 +307,6 @@ def preview(*arguments: str) -> dict[str, Any]:
         sys.exit(result.stderr)
     (document,) = json.loads(result.stdout)["schedules"]
     return dict(document)
-
-
-def points(picture: Path) -> str | None:
-    """The fingerprint of the curves that a PNG carries as its text "points"; None if there is none."""
-    if not picture.is_file():
-        return None
-    data, at = picture.read_bytes(), 8
-    while at < len(data):  # chunks of a length, a kind, so many bytes, and a checksum
-        size, kind = struct.unpack(">I4s", data[at : at + 8])
-        key, _, text = data[at + 8 : at + 8 + size].partition(b"\0")
-        if (kind, key) == (b"tEXt", b"points"):
-            return text.decode("latin-1")
-        at += size + 12
-    return None
 
 
 def keep(run: Path) -> None:
@@ -328,7 +327,3 @@ def keep(run: Path) -> None:
                 continue
             kept = {name: round(line[name], 5) if isinstance(line[name], float) else line[name] for name in names}
             file.write(json.dumps(kept) + "\n")
-
-
-if __name__ == "__main__":
-    main()

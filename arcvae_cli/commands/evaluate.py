@@ -86,7 +86,7 @@ def evaluate(
 
     from arcvae_cli import domains
     from arcvae_cli.console import Console
-    from arcvae_cli.domains.base import Task
+    from arcvae_cli.domains.base import Task, picture_title
 
     console = Console(quiet=quiet, as_json=as_json)
     counting = {"--encodings": encodings, "--decodings": decodings, "--monte-carlo-examples": monte_carlo_examples}
@@ -97,7 +97,7 @@ def evaluate(
     corpus = reading.open_examples(loaded, data, split, console)
     folder = reading.output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
     task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, samples=samples or 1000, note=console.note)
-    task.trained = _training_corpus(loaded, corpus, data, console)
+    task.trained, task.title = _training_corpus(loaded, corpus, data, console), picture_title(loaded)
     task.iwae_samples, task.iwae_examples = iwae, iwae_examples
     if monte_carlo:
         task.monte_carlo = (monte_carlo_examples or 500, encodings or 10, decodings or 100)
@@ -112,9 +112,10 @@ def evaluate(
 
 def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console) -> dict[str, Any]:
     """The end of a run: a quick evaluation, written to its `metrics.json` and returned, with plots of its codes."""
-    from arcvae_cli.domains.base import Task
+    from arcvae_cli.domains.base import Task, picture_title
 
-    task = Task(loaded.model, corpus, split, loaded.settings, seed=loaded.settings.train.seed, quick=True)
+    seed, title = loaded.settings.train.seed, picture_title(loaded)
+    task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, quick=True, title=title)
     asked = {"run": str(folder.path), "precision": "fp32"}
     document: dict[str, Any] = _evaluated(loaded, task, asked, folder.path, folder.images, console)
     console.json(document)
@@ -165,7 +166,7 @@ def _plot_codes(folder: Path, task: Task, evaluation: Evaluation) -> None:
         return
     values, name = domain.code_values(task, evaluation.indices[: len(codes)])
     which = f"{level} posterior means" if len(evaluation.codes) > 1 else "posterior means"
-    title = f"{which} of {len(codes):,} {domain.noun}, {task.corpus.name} {task.split}"
+    title = f"{which} of {len(codes):,} {domain.noun}, {task.corpus.name} {task.split}\n{task.title}"
     plane, shares = principal_plane(codes)
     axes = (f"first axis, {shares[0]:.0%} of the variance", f"second axis, {shares[1]:.0%}")
     save_latent_scatter(folder / "latent_space_pca.png", plane, values, name, f"PCA, {title}", axes)

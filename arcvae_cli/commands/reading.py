@@ -190,7 +190,7 @@ def write_decoded(
     from rich.text import Text
 
     from arcvae_cli import domains
-    from arcvae_cli.domains.base import title_of
+    from arcvae_cli.domains.base import picture_title
 
     domain, folder = domains.of(loaded.model.kind), output_folder(output, loaded, names[0], new=True)
     files = {kind: folder / f"{names[1]}.{kind}" for kind in domain.formats}
@@ -199,7 +199,7 @@ def write_decoded(
     document = {**origin, **document, "files": {kind: str(file) for kind, file in files.items()}, **decoded.facts}
     with atomic_write(files["npz"]) as temporary, temporary.open("wb") as file:  # a name would be given another suffix
         np.savez_compressed(file, **decoded.arrays, **arrays)
-    domain.write(files, decoded, document, f"{title}, {title_of(loaded)}")
+    domain.write(files, decoded, document, f"{title}, {picture_title(loaded)}")
     domain.show(console, decoded)
     alone = names[1] == "samples" and domain.plain and console.piped  # a pipe gets strings and nothing else
     (console.note if alone else console.result)(Text(f"{title}: {decoded.summary}"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys, joined, padded, split_sizes
+from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys, joined, padded, split_sizes, unseen
 from arcvae_cli.data.symmetries import COLOURS, SIDE, SYMMETRIES, Grids, transform
 from arcvae_cli.errors import InputError
 
@@ -97,14 +97,9 @@ def _draw(base: Dataset, size: int, stream: np.random.RandomState, seen: set[byt
         colours = np.zeros((chunk, COLOURS), np.uint8)
         colours[:, 1:] = stream.random_sample((chunk, COLOURS - 1)).argsort(axis=1, kind="stable") + 1
         grids, shape = transform(base.x[row], base.shape[row], symmetry, colours)
-        kept: list[int] = []
-        for index, key in enumerate(canvas_keys(grids)):
-            if key not in seen and len(kept) < missing:
-                seen.add(key)
-                kept.append(index)
+        kept = unseen(grids, seen, missing)
         if len(kept) < chunk // 1000:
             raise InputError(f"data.size: ARC has fewer than {size} different grids for a split", "use a smaller size")
-        drawn = Dataset("arc", grids, base.split[row], shape, base.task[row])
-        parts.append(drawn.only(np.array(kept)))
+        parts.append(Dataset("arc", grids, base.split[row], shape, base.task[row]).only(kept))
         missing -= len(kept)
     return joined("arc", parts)

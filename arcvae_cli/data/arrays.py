@@ -154,3 +154,13 @@ def canvas_keys(grids: Grids) -> list[bytes]:
     """The content of each grid (N, 16, 16) as bytes, to hash or compare."""
     whole = grids.tobytes()
     return [whole[start : start + CELLS] for start in range(0, len(whole), CELLS)]
+
+
+def unseen(grids: Grids, seen: set[bytes], most: int | None = None) -> NDArray[np.int64]:
+    """Rows of the first `most` different grids that are not in `seen`, which grows by them: (n,)."""
+    found: dict[bytes, int] = {}
+    for row, key in enumerate(canvas_keys(grids)):
+        if key not in seen and (most is None or len(found) < most):
+            found.setdefault(key, row)
+    seen.update(found)
+    return np.array([*found.values()], np.int64)

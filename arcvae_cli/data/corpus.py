@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.conditions import PLACE, attributes
@@ -39,22 +41,16 @@ class GridCorpus:
     mean_positions = float(CELLS)  # positions that count, on average over the training split
 
     def __init__(self, arrays: Dataset, device: torch.device | str = "cpu", augment: bool = True) -> None:
-        self.name = arrays.name
-        self.device = torch.device(device)
-        self.augment = augment
-        self.notes = arrays.notes
+        self.name, self.notes = arrays.name, arrays.notes
+        self.device, self.augment = torch.device(device), augment
         self._grids: dict[str, Tensor] = {}  # (n, 256) uint8
-        self._shapes: dict[str, Tensor | None] = {}  # (n, 2) int64
-        self._moves: dict[str, Tensor | None] = {}  # (n,) int64, first row of the table for the grid's shape
+        self._shapes: dict[str, Tensor] = {}  # (n, 2) int64, where the canvas is not the grid
         self._forms: dict[str, Tensor] = {}  # (n, 3) int64, the attributes FORM of the grids as stored
         for split in SPLITS:
             rows = arrays.rows(split)
             self._grids[split] = torch.from_numpy(arrays.x[rows].reshape(-1, CELLS)).to(self.device)
-            self._shapes[split] = self._moves[split] = None
             if arrays.shape is not None:
-                shape = torch.from_numpy(arrays.shape[rows].astype(np.int64)).to(self.device)
-                self._shapes[split] = shape
-                self._moves[split] = ((shape[:, 0] - 1) * SIDE + shape[:, 1] - 1) * SYMMETRIES
+                self._shapes[split] = torch.from_numpy(arrays.shape[rows].astype(np.int64)).to(self.device)
         table = gather_table() if arrays.shape is not None else gather_table()[-1, -1]
         # (shapes * 8, 256) int64, which gather needs: 4 MB, or 16 kB if only the canvas is transformed
         self._table = torch.from_numpy(table.reshape(-1, CELLS).astype(np.int64)).to(self.device)
@@ -68,15 +64,18 @@ class GridCorpus:
 
     def shapes(self, split: str) -> Tensor | None:
         """Height and width of each grid of a split, (n, 2) int64, or None where the canvas is the grid."""
-        return self._shapes[split]
+        return self._shapes.get(split)
+
+    def extents(self, split: str, indices: Any) -> NDArray[np.uint8] | None:
+        """`shapes` of the grids at `indices` (B,) on the host: (B, 2)."""
+        shapes = self.shapes(split)
+        return None if shapes is None else shapes[torch.as_tensor(indices)].cpu().numpy().astype(np.uint8)
 
     def class_counts(self) -> Tensor:
-        cells = self._grids["train"]
-        return torch.stack([(cells == colour).sum() for colour in range(COLOURS)])
+        return self._grids["train"].flatten().bincount(minlength=COLOURS)
 
     def fingerprint(self) -> str:
-        shapes = [shape for shape in self._shapes.values() if shape is not None]
-        return digest((*self._grids.values(), *shapes))
+        return digest((*self._grids.values(), *self._shapes.values()))
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
         """Grids at `indices` (B,) int64 as x (B, 16, 16) int64, augmented if both this call and the corpus say so.
@@ -86,10 +85,11 @@ class GridCorpus:
         grids = self._grids[split].index_select(0, indices)  # (B, 256) uint8
         symmetry = None
         if augment and self.augment:
-            moves = self._moves[split]
-            symmetry = torch.randint(SYMMETRIES, (len(grids),), device=self.device)
+            row = symmetry = torch.randint(SYMMETRIES, (len(grids),), device=self.device)
             colours = torch.rand(len(grids), COLOURS - 1, device=self.device).argsort(dim=1)
-            row = symmetry if moves is None else moves.index_select(0, indices) + symmetry
+            if self._shapes:
+                height, width = self._shapes[split].index_select(0, indices).unbind(1)
+                row = ((height - 1) * SIDE + width - 1) * SYMMETRIES + symmetry
             x = apply(grids, self._table, row, colours)
         else:
             x = grids.long().view(-1, SIDE, SIDE)
@@ -113,22 +113,16 @@ class StringCorpus:
 
     def __init__(self, arrays: Dataset, device: torch.device | str = "cpu") -> None:
         assert arrays.rules is not None
-        self.name = arrays.name
-        self.device = torch.device(device)
+        self.name, self.notes, self.device = arrays.name, arrays.notes, torch.device(device)
         self.rules: Rules = arrays.rules
-        self.grammar = arrays.grammar
-        self.num_classes = len(arrays.rules)
+        self.grammar, self.num_classes, self.entropy = arrays.grammar, len(arrays.rules), arrays.origin.entropy
         self.length: int = arrays.x.shape[1]
         self.positions = (self.length,)
-        self.entropy = arrays.origin.entropy
-        self.notes = arrays.notes
-        self._ids: dict[str, Tensor] = {}  # (n, T) int16: an eighth of the memory of a batch
-        for split in SPLITS:
-            self._ids[split] = torch.from_numpy(arrays.x[arrays.rows(split)]).to(self.device)
+        # (n, T) int16: an eighth of the memory of a batch
+        self._ids = {split: torch.from_numpy(arrays.x[arrays.rows(split)]).to(self.device) for split in SPLITS}
         train = arrays.x[arrays.rows("train")]
-        counting = train[train != arrays.rules.padding]
-        self._class_counts = np.bincount(counting, minlength=self.num_classes)
-        self.mean_positions = len(counting) / len(train) if len(train) else float(self.length)
+        self._class_counts = np.bincount(train[train != arrays.rules.padding], minlength=self.num_classes)
+        self.mean_positions = self._class_counts.sum() / len(train) if len(train) else float(self.length)
 
     def size(self, split: str) -> int:
         return len(self._ids[split])
@@ -136,6 +130,9 @@ class StringCorpus:
     def ids(self, split: str) -> Tensor:
         """All derivations of a split: (n, T) int16."""
         return self._ids[split]
+
+    def extents(self, split: str, indices: Any) -> None:
+        """Strings have none."""
 
     def strings(self, split: str, indices: Sequence[int] | None = None) -> list[str]:
         """The strings of a split, or of its derivations at `indices`. ValueError without a grammar."""

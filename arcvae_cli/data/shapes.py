@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys, split_sizes
+from arcvae_cli.data.arrays import SPLITS, Dataset, split_sizes, unseen
 from arcvae_cli.data.symmetries import SIDE, SYMMETRIES, Grids, turn
 
 Rows = NDArray[np.uint16]  # (N, 16): a mask of the canvas, one bit a cell, column c being bit c
@@ -33,12 +34,7 @@ def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
     seen: set[bytes] = set()
     while len(seen) < size:
         grids = _canvases(min(_CHUNK, size), stream)
-        kept = []
-        for index, key in enumerate(canvas_keys(grids)):
-            if key not in seen and len(seen) < size:
-                seen.add(key)
-                kept.append(index)
-        parts.append(grids[kept])
+        parts.append(grids[unseen(grids, seen, size - len(seen))])
     split = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes)
     return Dataset("shapes", np.concatenate(parts), split)
 
@@ -122,52 +118,48 @@ def _cells(rows: Rows) -> Grids:
 @cache
 def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
     """Every fixed object in every orientation, with the first row and the number of each kind in `_FAMILIES`."""
-    rows: list[Rows] = []
-    counts: list[int] = []
+    found: list[list[Rows]] = []
     for kind in (kind for family in _FAMILIES for kind in family):
-        found: dict[bytes, Rows] = {}
+        of_kind: dict[bytes, Rows] = {}
         for drawn, symmetry in product(_masks(kind), range(SYMMETRIES)):
             mask = np.array([[cell == "#" for cell in row] for row in drawn.split("/")], np.uint8)
             if CELLS_LEAST <= int(mask.sum()) <= CELLS_MOST and max(mask.shape) <= SIDE:
                 turned = turn(mask, symmetry)
                 bits = np.zeros(SIDE, np.uint16)
                 bits[: len(turned)] = turned @ (1 << np.arange(turned.shape[1]))
-                found.setdefault(bits.tobytes(), bits)
-        rows += found.values()
-        counts.append(len(found))
-    number = np.array(counts, np.int64)
-    return np.stack(rows), np.cumsum(number) - number, number
+                of_kind.setdefault(bits.tobytes(), bits)
+        found.append([*of_kind.values()])
+    number = np.array([len(rows) for rows in found], np.int64)
+    return np.concatenate(found), np.cumsum(number) - number, number
 
 
-def _masks(kind: str) -> list[str]:
+def _masks(kind: str) -> Iterator[str]:
     """The masks of a kind in one orientation, `#` for a cell and `/` between rows; some are too large to be used."""
-    sides, lengths = list(product(range(2, 9), range(2, 9))), range(2, CELLS_MOST + 1)
-    masks: list[list[str]] = []
-    if kind == "rectangle":
+    sides = list(product(range(2, 9), range(2, 9)))
+    if kind == "rectangle":  # filled, and hollow
         for height, width in sides:
-            masks.append(["#" * width] * height)
+            yield "/".join(["#" * width] * height)
             if height > 2 and width > 2:
-                masks.append(["#" * width, *["#".ljust(width - 1, ".") + "#"] * (height - 2), "#" * width])
-    elif kind == "line":
-        for length in lengths:
-            masks += [["#" * length], ["#".rjust(row + 1, ".").ljust(length, ".") for row in range(length)]]
+                yield "/".join(["#" * width, *["#".ljust(width - 1, ".") + "#"] * (height - 2), "#" * width])
+    elif kind == "line":  # straight, and diagonal
+        for length in range(2, CELLS_MOST + 1):
+            yield "#" * length
+            yield "/".join("#".rjust(row + 1, ".").ljust(length, ".") for row in range(length))
     elif kind == "l":
-        masks = [["#".ljust(width, ".")] * (height - 1) + ["#" * width] for height, width in sides]
+        yield from ("/".join(["#".ljust(width, ".")] * (height - 1) + ["#" * width]) for height, width in sides)
     elif kind == "t":
         for height, width in product(range(2, 9), (3, 5, 7, 9)):
-            masks.append(["#" * width] + ["#".center(width, ".")] * (height - 1))
+            yield "/".join(["#" * width] + ["#".center(width, ".")] * (height - 1))
     elif kind == "plus":
-        for arm in (1, 2, 3):
-            stem = ["#".center(2 * arm + 1, ".")] * arm
-            masks.append([*stem, "#" * (2 * arm + 1), *stem])
+        yield from (".#./###/.#.", "..#../..#../#####/..#../..#..")
+        yield "...#.../...#.../...#.../#######/...#.../...#.../...#..."
     elif kind == "checkerboard":
         for height, width in product(range(2, 7), range(3, 9)):
             rows = [("#." * width)[:width], (".#" * width)[:width]] * height
-            masks += [rows[:height], rows[1 : height + 1]]
+            yield from ("/".join(rows[:height]), "/".join(rows[1 : height + 1]))
     else:  # zigzag: a stair, and a wave of two rows
         for length in range(4, CELLS_MOST + 1):
             width = (length + 1) // 2
             steps = ["#", *("#".rjust(row, ".") + "#" for row in range(1, length // 2 + 1))]
-            masks += [[step[:width].ljust(width, ".") for step in steps]]
-            masks += [[("#." * length)[:length], (".#" * length)[:length]]]
-    return ["/".join(rows) for rows in masks]
+            yield "/".join(step[:width].ljust(width, ".") for step in steps)
+            yield "/".join((("#." * length)[:length], (".#" * length)[:length]))

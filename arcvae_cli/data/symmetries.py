@@ -29,17 +29,12 @@ def gather_table() -> Grids:
     """
     cells = np.arange(CELLS, dtype=np.uint8).reshape(SIDE, SIDE)
     table = np.empty((SIDE, SIDE, SYMMETRIES, SIDE, SIDE), np.uint8)
-    for height in range(1, SIDE + 1):
-        for width in range(1, SIDE + 1):
-            outside = np.ones((SIDE, SIDE), bool)
-            outside[:height, :width] = False
-            for symmetry in range(SYMMETRIES):
-                turned = turn(cells[:height, :width], symmetry)
-                left = np.ones((SIDE, SIDE), bool)
-                left[: turned.shape[0], : turned.shape[1]] = False
-                target = table[height - 1, width - 1, symmetry]
-                target[: turned.shape[0], : turned.shape[1]] = turned
-                target[left] = cells[outside]
+    for height, width, symmetry in np.ndindex(table.shape[:3]):
+        turned = turn(cells[: height + 1, : width + 1], symmetry)
+        inside, reached = np.zeros((2, SIDE, SIDE), bool)
+        inside[: height + 1, : width + 1] = reached[: turned.shape[0], : turned.shape[1]] = True
+        target = table[height, width, symmetry]
+        target[reached], target[~reached] = turned.ravel(), cells[~inside]
     table.flags.writeable = False
     return table.reshape(SIDE, SIDE, SYMMETRIES, CELLS)
 

@@ -177,5 +177,10 @@ class Domain(Protocol):
 
 
 def title_of(loaded: Loaded) -> str:
-    """The checkpoint in the title of a picture."""
+    """The file and the epoch of a checkpoint."""
     return f"{loaded.path.name} of epoch {loaded.epoch}"
+
+
+def picture_title(loaded: Loaded) -> str:
+    """The checkpoint in the title of a picture: `title_of`, after its run if it lies in one."""
+    return f"{loaded.run.name}, {title_of(loaded)}" if loaded.run is not None else title_of(loaded)

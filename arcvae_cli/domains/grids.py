@@ -104,11 +104,16 @@ class GridDomain(base.Domain):
     def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
         from arcvae_cli.render import plots
 
-        originals = pictures.originals
-        plots.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", originals, pictures.reconstructions)
-        plots.save_grids(folder / f"samples_epoch_{epoch}.png", pictures.samples)
+        originals, samples, when = pictures.originals, pictures.samples, f"{folder.parent.name}, epoch {epoch}"
+        title = f"{when}: grids of the validation split"
+        files = {kind: folder / f"{kind}_epoch_{epoch}.png" for kind in ("reconstructions", "samples", "kl_map")}
+        plots.save_reconstructions(
+            files["reconstructions"], originals, pictures.reconstructions, pictures.extents, title
+        )
+        title = f"{when}: {len(samples)} samples from the prior, {(~samples.any(axis=(1, 2))).sum()} blank"
+        plots.save_grids(files["samples"], samples, title=title)
         if pictures.maps:
-            plots.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps)
+            plots.save_kl_maps(files["kl_map"], originals, pictures.maps, f"{when}: KL of each cell, validation split")
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
@@ -246,24 +251,24 @@ class GridDomain(base.Domain):
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         from arcvae_cli.render import plots
 
-        levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}"
+        levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}, {task.title}".rstrip(", ")
         if len(levels) > 1:
             below = " and ".join(levels[1:])
-            title = f"rows share a {levels[0]} latent, columns the noise of {below}"
+            title = f"rows share a {levels[0]} latent, columns the noise of {below}; {task.title}"
             sheet = draw_levels(task.model, ROWS, COLUMNS, task.seed)
             plots.save_level_samples(folder / "levels.png", sheet, COLUMNS, levels[0], below, title)
         if task.quick:
             return
-        shapes, worst = task.corpus.shapes(task.split), np.argsort(-evaluation.errors, kind="stable")
+        worst = np.argsort(-evaluation.errors, kind="stable")
         for name, order, which in (
             ("reconstructions.png", evaluation.indices, "drawn at random"),
             ("errors.png", evaluation.indices[worst], "with the most wrong cells"),
         ):
             chosen = order[:PICTURED]
             grids = _grids(task, chosen)
-            sides = None if shapes is None else shapes.cpu().numpy()[chosen].astype(np.uint8)
+            extents = task.corpus.extents(task.split, chosen)
             title = f"{len(chosen)} of {len(order):,} grids {which}, {where}"
-            plots.save_reconstructions(folder / name, grids, reconstruct(task.model, grids), sides, title)
+            plots.save_reconstructions(folder / name, grids, reconstruct(task.model, grids), extents, title)
         if evaluation.maps:
             grids = _grids(task, evaluation.indices[:MAPS])
             maps = {name: cells[:MAPS] for name, cells in evaluation.maps.items()}

@@ -42,16 +42,17 @@ class ImageRecorder(Recorder):
         epochs, plan = self._epochs, self._plan
         if not epochs or plan is None:
             return
-        if hasattr(plots, "save_training_curves"):
-            metrics = [record.metrics() for record in epochs]
-            plots.save_training_curves(self._folder / "training_curves.png", f"training of {plan.run}", metrics)
+        metrics = [record.metrics() for record in epochs]
+        plots.save_training_curves(self._folder / "training_curves.png", f"{plan.run}: training curves", metrics)
         levels = {name: np.array([record.val.kl_per_dim[name] for record in epochs]) for name in plan.level_shapes}
         floors = plan.free_bits if plan.settings.objective.free_bits_mode != "total" else None
-        plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors)
+        title = f"{plan.run}, validation: KL of each dimension"
+        plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors, title)
         # beta at every step, which may go through whole cycles within an epoch
         betas = {name: [beta for record in epochs for beta in record.beta_trace[name]] for name in plan.level_shapes}
         if len(set(map(tuple, betas.values()))) == 1:
             betas = {"beta": next(iter(betas.values()))}
         places = [record.epoch - 1 + (step + 1) / plan.steps for record in epochs for step in range(plan.steps)]
+        title = f"{plan.run}: beta over the run"
         targets = [(float(record.epoch), record.targets) for record in epochs if record.targets]
-        plots.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, plan.elbo_scale, targets)
+        plots.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, plan.elbo_scale, targets, title)

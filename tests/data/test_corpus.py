@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset
-from arcvae_cli.data.corpus import Corpus, GridCorpus, StringCorpus, apply, open_corpus
+from arcvae_cli.data.corpus import Corpus, GridCorpus, StringCorpus, open_corpus
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
@@ -26,38 +26,32 @@ class NoReadBack(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def draws(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    symmetry = torch.arange(count) % 8
-    return symmetry, torch.rand(count, 9, generator=generator).argsort(dim=1)
-
-
 def test_a_corpus_holds_what_the_arrays_hold(arc: Dataset):
     corpus: Corpus = GridCorpus(arc)
     assert (corpus.name, corpus.num_classes, corpus.positions, corpus.background) == ("arc", 10, (16, 16), 0)
-    assert (corpus.rules, corpus.mean_positions) == (None, 256)
     assert [corpus.size(split) for split in SPLITS] == [800, 100, 100]
     for split in SPLITS:
         rows = arc.rows(split)
         indices = torch.arange(len(rows)).flip(0)
         batch = corpus.batch(split, indices)
-        assert batch.x.dtype == torch.int64
-        assert batch.valid is None
+        assert batch.x.dtype == torch.int64 and batch.valid is None
         assert (batch.x.numpy() == arc.x[rows[::-1]]).all()
         assert (corpus.grids(split).numpy() == arc.x[rows]).all()
         assert (corpus.shapes(split).numpy() == arc.shape[rows]).all()
+        extents = corpus.extents(split, indices)
+        assert extents.dtype == np.uint8 and (extents == arc.shape[rows[::-1]]).all()
     assert corpus.class_counts().tolist() == np.bincount(arc.x[arc.rows("train")].ravel(), minlength=10).tolist()
+    assert GridCorpus(replace(arc, shape=None)).extents("val", [0]) is None
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
 def test_augmentation_is_that_of_the_plain_reference(arc: Dataset, known: bool):
     arrays = arc if known else replace(arc, shape=None)
-    corpus = GridCorpus(arrays)
     rows = arrays.rows("train")[:320]
-    symmetry, colours = draws(320)
-    moves = corpus._moves["train"]
-    table_rows = symmetry if moves is None else moves[:320] + symmetry
-    made = apply(corpus._grids["train"][:320], corpus._table, table_rows, colours).numpy()
+    torch.manual_seed(0)
+    made = GridCorpus(arrays).batch("train", torch.arange(320), augment=True).x.numpy()
+    torch.manual_seed(0)
+    symmetry, colours = torch.randint(8, (320,)), torch.rand(320, 9).argsort(dim=1)
     for index, row in enumerate(rows):
         height, width = arrays.shape[row] if known else (16, 16)
         turned = np.rot90(arrays.x[row, :height, :width], int(symmetry[index]) % 4)
@@ -82,15 +76,6 @@ def test_all_symmetries_and_colours_are_drawn_and_black_stays():
     kinds, often = torch.unique(cells > 0, dim=0, return_counts=True)
     assert len(kinds) == 8
     assert (abs(often / 8000 - 1 / 8) < 0.02).all(), "every symmetry as often"
-
-
-def test_a_batch_is_made_without_a_read_back(arc: Dataset):
-    corpus, indices = GridCorpus(arc), torch.arange(64)
-    with NoReadBack():
-        corpus.batch("train", indices, augment=True)
-        corpus.batch("val", indices)
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReadBack():
-        indices.sum().item()
 
 
 def test_open_corpus(tmp_path: Path, arc: Dataset):
@@ -125,8 +110,10 @@ def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: Dataset, k
         assert (ud & ~lr).any() or not augment
 
 
-def test_conditions_change_nothing_else_and_are_made_without_a_read_back(arc: Dataset):
+def test_conditions_change_nothing_else_and_batches_are_made_without_a_read_back(arc: Dataset):
     corpus, indices = GridCorpus(arc), torch.arange(64)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReadBack():
+        indices.sum().item()
     torch.manual_seed(5)
     without = corpus.batch("train", indices, augment=True)
     torch.manual_seed(5)
@@ -135,6 +122,7 @@ def test_conditions_change_nothing_else_and_are_made_without_a_read_back(arc: Da
     assert without.conditions is None
     with NoReadBack():
         corpus.batch("train", indices, augment=True, conditions=True)
+        corpus.batch("train", indices)
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +147,7 @@ def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: Dataset):
         assert (corpus.ids(split).numpy() == ids).all()
         assert corpus.strings(split) == equations.strings(rows)
         assert corpus.strings(split, [3, 1]) == equations.strings(rows[[3, 1]])
-    train = equations.x[equations.rows("train")]
-    counts = np.bincount(train.ravel(), minlength=12)
+    counts = np.bincount(equations.x[equations.rows("train")].ravel(), minlength=12)
     assert corpus.class_counts().tolist() == [*counts[:11], 0], "padding counts nowhere"
     assert corpus.mean_positions == pytest.approx(counts[:11].sum() / 240)
     assert corpus.entropy == equations.origin.entropy
@@ -177,17 +164,16 @@ def test_open_corpus_of_strings(tmp_path: Path, equations: Dataset):
     shorter = open_corpus(DataSettings(path=path), "cpu", ("train",), rules, 12)
     assert shorter.positions == (12,)
     assert "longer than the model's 12 steps" in shorter.notes[-1]
-    with pytest.raises(InputError, match="not that of the model"):
-        open_corpus(DataSettings(path=path), rules=read_grammar("smiles").rules, length=15)
-    with pytest.raises(InputError, match="no derivation of the train split fits the model's 5 steps"):
-        open_corpus(DataSettings(path=path), rules=rules, length=5)
-    with pytest.raises(InputError, match="holds grids, the model needs strings"):
-        open_corpus(DataSettings(name="shapes", size=20), rules=rules, length=15)
+    shapes = DataSettings(name="shapes", size=20)
+    for data, given, length, message in (
+        (DataSettings(path=path), read_grammar("smiles").rules, 15, "not that of the model"),
+        (DataSettings(path=path), rules, 5, "no derivation of the train split fits the model's 5 steps"),
+        (shapes, rules, 15, "holds grids, the model needs strings"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_corpus(data, rules=given, length=length)
     strings = tmp_path / "strings.txt"
     strings.write_text("\n".join(equations.strings(np.arange(100))))
     told: list[tuple[int, int]] = []
-    mine = open_corpus(
-        DataSettings(path=strings), "cpu", ("test",), rules, 15, tell=lambda done, of: told.append((done, of))
-    )
-    assert sum(mine.size(split) for split in SPLITS) == 100
-    assert told == [(100, 100)]
+    mine = open_corpus(DataSettings(path=strings), "cpu", ("test",), rules, 15, tell=lambda *done: told.append(done))
+    assert sum(mine.size(split) for split in SPLITS) == 100 and told == [(100, 100)]

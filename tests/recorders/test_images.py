@@ -53,8 +53,14 @@ def test_the_curves_of_a_run(tmp_path: Path, drawn: dict[str, tuple[Any, ...]]) 
     for one in epochs:
         recorder.epoch(one)
     recorder.close()
-    assert drawn["beta_schedule.png"] == ([2.5, 3.0, 3.5, 4.0], {"beta": [0.1, 0.0, 0.1, 0.0]}, 256.0, [])
-    assert drawn["training_curves.png"] == ("training of one", [one.metrics() for one in epochs])
+    assert drawn["beta_schedule.png"] == (
+        [2.5, 3.0, 3.5, 4.0],
+        {"beta": [0.1, 0.0, 0.1, 0.0]},
+        256.0,
+        [],
+        "one: beta over the run",
+    )
+    assert drawn["training_curves.png"] == ("one: training curves", [one.metrics() for one in epochs])
 
 
 def test_levels_have_their_own_lines_targets_and_floors(tmp_path: Path, drawn: dict[str, tuple[Any, ...]]) -> None:
@@ -63,8 +69,8 @@ def test_levels_have_their_own_lines_targets_and_floors(tmp_path: Path, drawn: d
     recorder.start(plan({"global": 1, "local": 2}, free_bits=0.3, steps=2))
     recorder.epoch(record(1, {"global": [1.0], "local": [2.0, 3.0]}, beta_trace=trace, targets=(target,)))
     recorder.close()
-    assert drawn["beta_schedule.png"] == ([0.5, 1.0], trace, 1.0, [(1.0, (target,))])
-    levels, floors = drawn["kl_per_dim.png"]
+    assert drawn["beta_schedule.png"] == ([0.5, 1.0], trace, 1.0, [(1.0, (target,))], "one: beta over the run")
+    levels, floors, _ = drawn["kl_per_dim.png"]
     assert {name: kl.tolist() for name, kl in levels.items()} == {"global": [[1.0]], "local": [[2.0, 3.0]]}
     assert floors == {"global": 0.3, "local": 0.3}
 
