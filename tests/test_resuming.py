@@ -87,7 +87,12 @@ CASES: dict[str, tuple[Callable[[torch.device], Corpora], Settings]] = {
             model={"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}, schedule=TWO_LEVELS
         ),
     ),
-    "derivations": (equations, settings(model={"name": "grammar", "latent_dim": 3, "decoder_dropout": 0.2, **SMALL})),
+    "derivations": (
+        equations,
+        settings(
+            data={"name": "equations"}, model={"name": "grammar", "latent_dim": 3, "decoder_dropout": 0.2, **SMALL}
+        ),
+    ),
 }
 WITH_PICTURES = "two levels, one in a loop"  # its curves are compared: they show betas of earlier processes
 
