@@ -250,7 +250,7 @@ def section(name: str, kind: type[Schedule], pictures: Path | None) -> str:
     if pictures is not None:
         preview(*asked, "--plot", str(pictures / f"{name}.png"))
     shown = kind.model_validate(document["schedule"])
-    caption = f"Drawn by `arcvae schedule-preview {' '.join(arguments)}`. {course(document)}"
+    caption = f"Drawn by `arcvae schedule-preview {' '.join(asked)}`. {course(document)}"
     if shown != kind():
         differ = ", ".join(f"{key} {value:g}" for key, value in shown if value != getattr(kind(), key))
         caption += f" It is the preset of this name, where {differ}."

@@ -48,7 +48,6 @@ def test_a_block_is_replaced_by_the_output_of_its_command(monkeypatch: pytest.Mo
 def test_a_stale_page_and_a_stale_picture_are_found(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert list(script.stale()) == [], "the page as it is: run `make docs`"
     pictures = Path(shutil.copytree(script.PICTURES, tmp_path / "pictures"))
     now, page = script.points(), Path(shutil.copy(script.PAGE, tmp_path / "schedules.md"))
     text = page.read_text(encoding="utf-8")

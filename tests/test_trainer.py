@@ -540,7 +540,7 @@ def test_two_levels_with_a_schedule_each(tmp_path: Path, monkeypatch: pytest.Mon
     assert line["train/active_dims"] == sum(value > 0.05 for value in last.train.groups)
     assert len(line["val/kl_per_dim"]) == 5
     loaded = checkpoints.load(trainer.folder.checkpoints / "vae_final.pth")
-    assert loaded.values["conditions"][0] == ["height", 17]
+    assert checkpoints.read(loaded.path)["conditions"][0] == ["height", 17]
     assert loaded.model.level_shapes == {"global": (3,), "local": (2, 4, 4)}
     maps = kept.shown[-1][1].maps["local"]
     assert maps.shape == (8, 4, 4) and maps.dtype == np.float32 and (maps >= 0).all() and maps.max() > 0

@@ -16,7 +16,7 @@ from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, padded,
 from arcvae_cli.data.derivations import Ids, wrong_step
 from arcvae_cli.data.symmetries import COLOURS, SIDE
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
+from arcvae_cli.files import atomic_write, exists, is_dir, is_file, open_regular
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
 
 SUFFIXES = (".npz", ".npy", ".json")
@@ -53,7 +53,9 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
     if is_dir(path):
         return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))
     if path.suffix.lower() not in SUFFIXES or not is_file(path):
-        what = "not a dataset" if is_file(path) else "no such file"
+        what = "no such file"
+        if exists(path):
+            what = "not a dataset" if is_file(path) else "not a regular file"
         raise InputError(f"{path}: {what}", "give a .npz, .npy, ARC .json, or a folder of those")
     if path.suffix.lower() == ".json":
         return _read_tasks(path, [path])

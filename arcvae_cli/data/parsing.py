@@ -168,7 +168,7 @@ def _limited(seconds: float) -> Iterator[None]:
         raise _OutOfTimeError
 
     before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # again, where Python drops it, as in a destructor
     try:
         yield
     finally:

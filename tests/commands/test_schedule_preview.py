@@ -120,12 +120,6 @@ def test_a_short_run_gets_a_warning_on_stderr(preview: Run) -> None:
     assert [s["shortfall"] is None for s in json.loads(both.stdout)["schedules"]] == [True, False]
 
 
-def test_training_warns_about_what_the_user_chose_and_only_notes_the_defaults(arcvae: Run) -> None:
-    plain = arcvae("train", "--data", "nowhere.npz").stderr
-    assert plain.startswith("beta ends at 0.4 of 0.5: the first peak is at epoch 60, the run ends at 50\n")
-    assert arcvae("train", "--data", "nowhere.npz", "--epochs", 50).stderr == "warning: " + plain
-
-
 def test_every_schedule_and_preset_has_a_preview(preview: Run) -> None:
     names = sorted({*SCHEDULES, *preset_names()})
     documents = json.loads(preview(*names, "--json").stdout)["schedules"]

@@ -133,7 +133,7 @@ def test_strings_of_a_custom_grammar(tmp_path: Path, arcvae: Run) -> None:
         ("--preset quickstart --data equations", "the model grid needs a grid corpus"),
         ("--preset minimal --data arc", "the model grammar needs strings, but the corpus arc contains grids"),
         ("--preset kusner_original --data equations --batch-size 20", "needs derivations of 27 rules, and these have"),
-        ("--preset minimal --set objective.reduction=mean", "would weigh each by its length"),
+        ("--preset minimal --set objective.reduction=mean", "would weigh each derivation by its length"),
     ],
 )
 def test_contradictory_settings_give_two_lines(

@@ -158,7 +158,11 @@ def interrupted(_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("ending", [None, ArcvaeError("x"), KeyboardInterrupt(), interrupted], ids=["end", "error", "Ctrl-C", "Ctrl-C while drawing"])
+@pytest.mark.parametrize(
+    "ending",
+    [None, ArcvaeError("x"), KeyboardInterrupt(), interrupted],
+    ids=["end", "error", "Ctrl-C", "Ctrl-C while drawing"],
+)
 def test_however_a_training_ends_the_cursor_is_shown_and_the_table_stands(
     ending: BaseException | Callable[..., None] | None,
 ) -> None:
