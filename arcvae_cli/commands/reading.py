@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import Dataset
-    from arcvae_cli.data.corpus import Corpus, GridCorpus, StringCorpus
+    from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Decoded
-    from arcvae_cli.grammar import Rules
+    from arcvae_cli.models.grammar import Structure
 
 INPUT = "Input"  # a panel of the help
 
@@ -109,17 +109,11 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         chosen = {"name": data} if data in CORPORA else {"path": expanded(Path(data))}
         settings = settings.model_copy(update={**files, **chosen})
     domain, device = domains.of(loaded.model.kind), next(loaded.model.parameters()).device
-    corpus = open_named(settings, device, (split,), console, fit_of(loaded))
+    corpus = open_named(settings, device, (split,), console, loaded.model.structure)
     if corpus.kind != domain.kind:
         found = domains.of(corpus.kind).noun
         raise InputError(f"{corpus.name}: contains {found}, the model needs {domain.noun}", "give other --data")
     return corpus
-
-
-def fit_of(loaded: Loaded) -> tuple[Rules | None, int | None]:
-    """The rules and the length of derivations that the model is for; None for grids."""
-    structure = loaded.model.structure
-    return (None, None) if structure is None else (structure.rules, structure.length)
 
 
 def open_named(
@@ -127,20 +121,19 @@ def open_named(
     device: torch.device,
     needs: Sequence[str],
     console: Console,
-    fit: tuple[Rules | None, int | None] = (None, None),
+    structure: Structure | None = None,
     begun: Future[Dataset] | None = None,
-) -> GridCorpus | StringCorpus:
-    """The corpus of the settings, with the rules and the length of `fit`, if given; `begun` by `begin_reading`."""
+) -> Corpus:
+    """The corpus of the settings, with rules and length of a model's `structure`; `begun` by `begin_reading`."""
     from arcvae_cli.data.corpora import corpus_name
     from arcvae_cli.data.corpus import open_corpus
 
-    if begun is not None:
-        corpus = open_corpus(data, device, needs, *fit, arrays=begun.result())
-    else:
-        if unbuilt(data):
-            console.note(f"building {corpus_name(data)} (once, some seconds)")
-        with console.counting("parsing") as tell:
-            corpus = open_corpus(data, device, needs, *fit, tell, console.note)
+    if begun is None and unbuilt(data):
+        console.note(f"building {corpus_name(data)} (once, some seconds)")
+    fit = (None, None) if structure is None else (structure.rules, structure.length)
+    arrays = None if begun is None else begun.result()
+    with console.counting("parsing") as tell:
+        corpus = open_corpus(data, device, needs, *fit, tell, console.note, arrays)
     for note in corpus.notes:
         console.note(note)
     return corpus
@@ -159,20 +152,7 @@ def unbuilt(data: DataSettings) -> bool:
     """Whether a corpus has to be built, since it is not in the cache."""
     from arcvae_cli.data.corpora import cache_path
 
-    cached = cache_path(data)
-    return cached is not None and not is_file(cached)
-
-
-def output_folder(output: Path | None, loaded: Loaded, name: str, new: bool = False) -> Path:
-    """`--output`, created: by default the folder `name` in the checkpoint's run, or here if it has none.
-
-    A `new` default folder is numbered, `name-2` and so on, if there is one already.
-    """
-    folder = output or (loaded.run or Path()) / name
-    if new and output is None:
-        numbered = (folder.with_name(f"{name}-{number}") for number in itertools.count(2))
-        folder = next(path for path in itertools.chain([folder], numbered) if not exists(path))
-    return usable_folder(folder, "--output")
+    return (cached := cache_path(data)) is not None and not is_file(cached)
 
 
 def write_decoded(
@@ -185,14 +165,20 @@ def write_decoded(
     arrays: Mapping[str, Any],
     title: str,
 ) -> None:
-    """Write decoded samples or a path to files, and print them. `names`: of the default folder and of the files."""
+    """Write decoded samples or a path to files, and print them. `names`: of the default folder and of the files.
+
+    The default folder is in the checkpoint's run, or here if it has none, and numbered if there is one already.
+    """
     import numpy as np
     from rich.text import Text
 
     from arcvae_cli import domains
     from arcvae_cli.domains.base import picture_title
 
-    domain, folder = domains.of(loaded.model.kind), output_folder(output, loaded, names[0], new=True)
+    domain, default = domains.of(loaded.model.kind), (loaded.run or Path()) / names[0]
+    numbered = (default.with_name(f"{names[0]}-{number}") for number in itertools.count(2))
+    folder = output or next(path for path in itertools.chain([default], numbered) if not exists(path))
+    usable_folder(folder, "--output")
     files = {kind: folder / f"{names[1]}.{kind}" for kind in domain.formats}
     done = "replaced" if any(map(exists, files.values())) else "wrote"
     origin = {"checkpoint": str(loaded.path), "epoch": loaded.epoch}

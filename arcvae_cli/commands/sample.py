@@ -13,13 +13,11 @@ from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from arcvae_cli.checkpoints import Loaded
-    from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
 
 LISTED = "condition on grids, as colours=3; repeatable; `arcvae data info --conditions` lists them"
+PRIOR = "the model's own, or a Gaussian or a mixture fitted to the codes of examples"
+DECODE = "for strings: sample rules from p(x|z), or take the argmax"
 BUDGET = "for strings: only rules that leave time to finish, so that every string is complete"
 
 
@@ -27,14 +25,8 @@ def sample(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
     num: Annotated[int, typer.Option(min=1, max=1_000_000, help="number of samples")] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="factor on the prior's standard deviation")] = 1.0,
-    prior: Annotated[
-        Literal["standard", "aggregate", "gmm"],
-        typer.Option(help="the model's own, or a Gaussian or a mixture fitted to the codes of examples"),
-    ] = "standard",
-    decode: Annotated[
-        Literal["sample", "argmax"] | None,
-        typer.Option(help="for strings: sample rules from p(x|z), or take the argmax", show_default="sample"),
-    ] = None,
+    prior: Annotated[Literal["standard", "aggregate", "gmm"], typer.Option(help=PRIOR)] = "standard",
+    decode: Annotated[Literal["sample", "argmax"] | None, typer.Option(help=DECODE, show_default="sample")] = None,
     budget: Annotated[bool | None, typer.Option("--budget/--no-budget", help=BUDGET, show_default="budget")] = None,
     condition: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=LISTED, show_default="none")] = None,
     seed: reading.SeedOption = 0,
@@ -71,7 +63,10 @@ def sample(
 
     place, components = next(model.parameters()).device, None
     if prior == "standard":
-        if free := _untrained_levels(loaded):
+        betas = loaded.settings.schedule.by_level(list(model.level_shapes))
+        times = [step / 8 for step in range(8 * loaded.epoch + 1)]
+        free = [name for name, beta in betas.items() if not beta.closed_loop and not any(map(beta, times))]
+        if free:
             what = f"{loaded.path.name} of epoch {loaded.epoch}: beta of {' and '.join(free)} was 0 until then"
             console.warn(f"{what}, so that codes do not follow the prior; try --prior aggregate")
         encoded = torch.from_numpy(conditions.encode(given, num)).to(place) if given else None
@@ -81,21 +76,30 @@ def sample(
         corpus = opened(split)
         codes = domain.posterior_samples(model, corpus, split, seed, given, EXAMPLES)
         examples = len(next(iter(codes.values())))
-        fitted_to = (
-            f"{examples} {split} examples of {corpus.name}{f' with {conditions.written(given)}' if given else ''}"
-        )
+        where = f" with {conditions.written(given)}" if given else ""
+        fitted_to = f"{examples} {split} examples of {corpus.name}{where}"
         if examples < 2:
-            raise InputError(
-                f"--prior {prior}: needs two examples, found {fitted_to}", "use --prior standard, or more data"
-            )
+            what = f"--prior {prior}: needs two examples, found {fitted_to}"
+            raise InputError(what, "use --prior standard, or more data")
         fitted = fit_prior(prior, codes, seed)
         components = len(fitted.weights)
         kind = f"{components} Gaussians, by held-out likelihood," if prior == "gmm" else "a Gaussian"
         console.note(f"prior: {kind} fitted to {fitted_to}")
         latents = fitted.sample(num, temperature, seed, place)
 
+    def training() -> Corpus | None:
+        """The corpus of the training strings; None, with a note, if it is not available. Only `--data` builds it."""
+        try:
+            if data is None and reading.unbuilt(loaded.settings.data):
+                raise InputError("the training corpus is not in the cache; --data builds one")
+            return opened("train")
+        except InputError as error:
+            if data is not None:
+                raise
+            console.note(f"novelty is not counted: {error.what}")
+            return None
+
     argmax, budgeted = decode == "argmax", budget is not False
-    training = functools.partial(_training_corpus, loaded, data, opened, console)
     decoded = domain.sample(Draw(loaded, latents, temperature, seed, given, argmax, budgeted, training, console.note))
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     arrays = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
@@ -103,25 +107,3 @@ def sample(
     about += ["argmax rules"] * argmax + ["no budget"] * (not budgeted)
     title = ", ".join(filter(None, about))
     reading.write_decoded(console, loaded, decoded, output, ("samples", "samples"), asked, arrays, title)
-
-
-def _untrained_levels(loaded: Loaded) -> list[str]:
-    """The levels whose beta was 0 in all epochs of the checkpoint; none of a closed loop, whose beta is not known."""
-    parts = loaded.settings.schedule.by_level(list(loaded.model.level_shapes))
-    times = [step / 8 for step in range(8 * loaded.epoch + 1)]
-    return [level for level, beta in parts.items() if not beta.closed_loop and not any(map(beta, times))]
-
-
-def _training_corpus(
-    loaded: Loaded, data: str | None, corpus: Callable[[str], Corpus], console: Console
-) -> Corpus | None:
-    """The corpus of the training strings; None, with a note, if it is not available. Only `--data` builds it."""
-    try:
-        if data is None and reading.unbuilt(loaded.settings.data):
-            raise InputError("the training corpus is not in the cache; --data builds one")
-        return corpus("train")
-    except InputError as error:
-        if data is not None:
-            raise
-        console.note(f"novelty is not counted: {error.what}")
-        return None

@@ -89,8 +89,8 @@ def test_a_gaussian_has_the_mean_and_the_full_covariance(temperature: float) -> 
 
 
 def test_a_mixture_draws_each_component_as_often_as_it_weighs() -> None:
-    means, roots = np.array([[0.0, 0.0], [10.0, 10.0]]), 0.1 * np.stack([np.eye(2)] * 2)
-    drawn = flatten(Mixture(np.array([0.2, 0.8]), means, roots, {"z": (2,)}).sample(10_000, 1.0, 0))
+    means, covariances = np.array([[0.0, 0.0], [10.0, 10.0]]), 0.01 * np.stack([np.eye(2)] * 2)
+    drawn = flatten(Mixture(np.array([0.2, 0.8]), means, covariances, {"z": (2,)}).sample(10_000, 1.0, 0))
     first = (drawn < 5).all(1)
     assert first.mean() == pytest.approx(0.2, abs=0.02)
     assert drawn[first].std() == pytest.approx(0.1, rel=0.05)
