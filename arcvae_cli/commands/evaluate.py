@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from arcvae_cli.runs import RunFolder
 
 PLOTTED, QUICKLY_PLOTTED = 1000, 500  # codes in a scatter plot
-strings_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
+string_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
+IWAE = "samples per example of the importance-weighted bound; 0: none"
+MONTE_CARLO = "count exact reconstructions among sampled strings, as in 2017"
+COUNTED, SAMPLED = "derivations to count", "strings sampled from each prior"
 
 ELBO = (
     ("reconstruction", "elbo.reconstruction_{}", ".3f"),
@@ -51,23 +54,15 @@ LATENT = (
 
 def evaluate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
-    iwae: Annotated[
-        int, typer.Option(min=0, max=100_000, help="samples per example of the importance-weighted bound; 0: none")
-    ] = 0,
-    iwae_examples: Annotated[int, typer.Option("--iwae-examples", min=1, help="examples of that bound")] = 512,
+    iwae: Annotated[int, typer.Option(min=0, max=100_000, help=IWAE)] = 0,
+    iwae_examples: Annotated[int, typer.Option(min=1, help="examples of that bound")] = 512,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the network's arithmetic")] = "fp32",
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a target is missed")] = False,
-    monte_carlo: Annotated[
-        bool, strings_option("--monte-carlo", help="count exact reconstructions among sampled strings, as in 2017")
-    ] = False,
-    encodings: Annotated[int | None, strings_option(min=1, help="codes per derivation", show_default="10")] = None,
-    decodings: Annotated[int | None, strings_option(min=1, help="strings per code", show_default="100")] = None,
-    monte_carlo_examples: Annotated[
-        int | None, strings_option("--monte-carlo-examples", min=1, help="derivations to count", show_default="500")
-    ] = None,
-    samples: Annotated[
-        int | None, strings_option(min=1, max=100_000, help="strings sampled from each prior", show_default="1000")
-    ] = None,
+    monte_carlo: Annotated[bool, string_option("--monte-carlo", help=MONTE_CARLO)] = False,
+    encodings: Annotated[int | None, string_option(min=1, help="codes per derivation", show_default="10")] = None,
+    decodings: Annotated[int | None, string_option(min=1, help="strings per code", show_default="100")] = None,
+    monte_carlo_examples: Annotated[int | None, string_option(min=1, help=COUNTED, show_default="500")] = None,
+    samples: Annotated[int | None, string_option(min=1, max=100_000, help=SAMPLED, show_default="1000")] = None,
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
     data: reading.DataOption = None,

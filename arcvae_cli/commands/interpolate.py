@@ -85,8 +85,9 @@ def interpolate(
             first, last = torch.split(one.mean if level == "all" else one.offset(), 1)
             latents[one.name] = between(first, last if level in ("all", one.name) else first, steps, path).flatten(0, 1)
         latents = latents if level == "all" else model.prior(steps, noise=latents)
-    decoded = domain.path(loaded, argmax_decode(model, latents).numpy().astype(domain.dtype), originals, console.note)
+    points = argmax_decode(model, latents).numpy().astype(domain.dtype)
+    decoded = domain.path(loaded, points, originals, console.note)
+    decoded.arrays["originals"] = originals
     asked = {"from": names[0], "to": names[1], "path": path, "level": level, "steps": steps}
     title = f"{path} path of {steps} from {names[0]} to {names[1]}{'' if level == 'all' else f', {level} level'}"
-    arrays = {"originals": originals, **{f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}}
-    reading.write_decoded(console, loaded, decoded, output, ("interpolations", "interpolation"), asked, arrays, title)
+    reading.write_decoded(console, loaded, decoded, latents, output, ("interpolations", "interpolation"), asked, title)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.commands.options import OUTPUT, complete
+from arcvae_cli.commands.options import OUTPUT, complete_runs
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file, usable_folder
-from arcvae_cli.runs import all_runs, held, read_status
+from arcvae_cli.runs import held, read_status
 from arcvae_cli.settings import CORPORA, DataSettings
 
 if TYPE_CHECKING:
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Decoded
+    from arcvae_cli.models.base import Latents
     from arcvae_cli.models.grammar import Structure
-
-INPUT = "Input"  # a panel of the help
 
 
 def _device(name: str) -> str:
@@ -41,17 +40,12 @@ def _device(name: str) -> str:
     return name
 
 
-input_option: Any = partial(typer.Option, rich_help_panel=INPUT)
-CheckpointOption = Annotated[
-    str,
-    input_option(
-        help="checkpoint file, run folder, run name, or file name in the latest run",
-        autocompletion=complete(lambda: [path.name for path in all_runs(Path("runs"))]),
-    ),
-]
+input_option: Any = partial(typer.Option, rich_help_panel="Input")
+CHECKPOINT = "checkpoint file, run folder, run name, or file name in the latest run"
+CheckpointOption = Annotated[str, input_option(help=CHECKPOINT, autocompletion=complete_runs)]
 RunsOption = Annotated[Path, input_option("--runs-dir", help="folder of the runs")]
-DATA_HELP = f"{', '.join(CORPORA)}, or a path"
-DataOption = Annotated[str | None, input_option(help=DATA_HELP, show_default="the model's training corpus")]
+DATA = f"{', '.join(CORPORA)}, or a path"
+DataOption = Annotated[str | None, input_option(help=DATA, show_default="the model's training corpus")]
 SplitName = Literal["train", "val", "test"]
 SplitOption = Annotated[SplitName, input_option(help="split of the examples")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed")]
@@ -130,10 +124,10 @@ def open_named(
 
     if begun is None and unbuilt(data):
         console.note(f"building {corpus_name(data)} (once, some seconds)")
-    fit = (None, None) if structure is None else (structure.rules, structure.length)
+    rules, length = (None, None) if structure is None else (structure.rules, structure.length)
     arrays = None if begun is None else begun.result()
     with console.counting("parsing") as tell:
-        corpus = open_corpus(data, device, needs, *fit, tell, console.note, arrays)
+        corpus = open_corpus(data, device, needs, rules, length, tell, console.note, arrays)
     for note in corpus.notes:
         console.note(note)
     return corpus
@@ -159,10 +153,10 @@ def write_decoded(
     console: Console,
     loaded: Loaded,
     decoded: Decoded,
+    latents: Latents,
     output: Path | None,
     names: tuple[str, str],
-    document: Mapping[str, Any],
-    arrays: Mapping[str, Any],
+    asked: Mapping[str, Any],
     title: str,
 ) -> None:
     """Write decoded samples or a path to files, and print them. `names`: of the default folder and of the files.
@@ -181,10 +175,11 @@ def write_decoded(
     usable_folder(folder, "--output")
     files = {kind: folder / f"{names[1]}.{kind}" for kind in domain.formats}
     done = "replaced" if any(map(exists, files.values())) else "wrote"
-    origin = {"checkpoint": str(loaded.path), "epoch": loaded.epoch}
-    document = {**origin, **document, "files": {kind: str(file) for kind, file in files.items()}, **decoded.facts}
+    document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **decoded.facts}
+    document["files"] = {kind: str(file) for kind, file in files.items()}
+    arrays = decoded.arrays | {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
     with atomic_write(files["npz"]) as temporary, temporary.open("wb") as file:  # a name would be given another suffix
-        np.savez_compressed(file, **decoded.arrays, **arrays)
+        np.savez_compressed(file, **arrays)
     domain.write(files, decoded, document, f"{title}, {picture_title(loaded)}")
     domain.show(console, decoded)
     alone = names[1] == "samples" and domain.plain and console.piped  # a pipe gets strings and nothing else

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -87,23 +88,18 @@ def sample(
         console.note(f"prior: {kind} fitted to {fitted_to}")
         latents = fitted.sample(num, temperature, seed, place)
 
-    def training() -> Corpus | None:
-        """The corpus of the training strings; None, with a note, if it is not available. Only `--data` builds it."""
-        try:
-            if data is None and reading.unbuilt(loaded.settings.data):
-                raise InputError("the training corpus is not in the cache; --data builds one")
+    def training() -> Corpus | None:  # only --data builds one
+        if data is not None:
             return opened("train")
-        except InputError as error:
-            if data is not None:
-                raise
-            console.note(f"novelty is not counted: {error.what}")
-            return None
+        if not reading.unbuilt(loaded.settings.data):
+            with suppress(InputError):
+                return opened("train")
+        console.note("novelty is not counted: the training corpus is not available; --data opens one, or builds it")
+        return None
 
     argmax, budgeted = decode == "argmax", budget is not False
     decoded = domain.sample(Draw(loaded, latents, temperature, seed, given, argmax, budgeted, training, console.note))
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
-    arrays = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
     about = [f"{num} samples", conditions.written(given), f"{prior} prior, temperature {temperature:g}"]
-    about += ["argmax rules"] * argmax + ["no budget"] * (not budgeted)
-    title = ", ".join(filter(None, about))
-    reading.write_decoded(console, loaded, decoded, output, ("samples", "samples"), asked, arrays, title)
+    title = ", ".join(filter(None, [*about, "argmax rules" * argmax, "no budget" * (not budgeted)]))
+    reading.write_decoded(console, loaded, decoded, latents, output, ("samples", "samples"), asked, title)

@@ -120,24 +120,18 @@ class Codes(NamedTuple):
     def elbo(self) -> dict[str, Any]:
         """One-sample estimate at beta 1: -ELBO = reconstruction + KL. Bits are per valid position."""
         reconstruction, positions = (to_float64(values).mean().item() for values in (self.nats, self.positions))
-        kl = sum(self.kl(name).mean().item() for name in self.levels)
+        kl = sum(to_float64(level.elbo_kl).sum(dim=1).mean().item() for level in self.levels.values())
         bits = 1.0 / (positions * math.log(2.0))
         parts = {"elbo": -reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-        return {
-            "examples": len(self.nats),
-            "positions": positions,
-            **{f"{name}_nats": value for name, value in parts.items()},
-            **{f"{name}_bits": value * bits for name, value in parts.items()},
-        }
-
-    def kl(self, name: str) -> Tensor:
-        """(n,) float64 nats of a level, of the density that codes are sampled from."""
-        return to_float64(self.levels[name].elbo_kl).sum(dim=1)
+        found = {"examples": len(self.nats), "positions": positions}
+        for name, value in parts.items():
+            found |= {f"{name}_nats": value, f"{name}_bits": value * bits}
+        return found
 
     def error(self) -> float:
         """The standard error of the ELBO over examples."""
-        kl = torch.stack([self.kl(name).cpu() for name in self.levels])
-        return standard_error(to_float64(self.nats).cpu() + kl.sum(dim=0))
+        kl = [to_float64(level.elbo_kl).sum(dim=1).cpu() for level in self.levels.values()]
+        return standard_error(to_float64(self.nats).cpu() + torch.stack(kl).sum(dim=0))
 
 
 def joined(levels: Sequence[Level], order: Tensor | None = None) -> Level:
