@@ -17,7 +17,7 @@ END = (
     "or a string of the model's grammar (string:7 where it looks like an index)"
 )
 MOVED = "latents that move; the others keep their distance from the prior"
-CHOSEN = "two examples that are reconstructed well and differ much"
+CHOSEN = "of the best reconstructed examples, two that differ most"
 
 
 def interpolate(
@@ -59,7 +59,7 @@ def interpolate(
     corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
     if start is None and end is None:
         start, end = map(str, pair_to_show(model, corpus(), split))
-        console.note(f"--from {start} --to {end}: {CHOSEN}, of {split} in {corpus().name}")
+        console.note(f"--from {start} --to {end}, {split} split of {corpus().name}: {CHOSEN}")
     names, ends = [], []
     for flag, text in (("--from", start), ("--to", end)):
         if text is None:

@@ -83,23 +83,20 @@ def log_likelihood(z: np.ndarray) -> np.ndarray:
     return -np.log1p(np.exp(-sign * eta)).sum(axis=2)
 
 
-def test_the_importance_weighted_bound_finds_the_exact_likelihood(logistic: Logistic) -> None:
+def test_the_importance_weighted_bound_finds_the_exact_likelihood_and_single_draws_the_elbo(logistic: Logistic) -> None:
     z, weights = quadrature(torch.zeros(8), 1.0)
     exact = -np.log(np.exp(log_likelihood(z)) @ weights).mean()
+    mean = logistic.encode(Batch(ALL))[0].mean[:, 0]
+    z, weights = quadrature(mean, 0.5)
+    kl = gaussians.kl_to_standard(mean, torch.tensor(math.log(0.5)))
+    elbo = (log_likelihood(z) @ weights).mean() - kl.mean().item()
+
     many = torch.arange(8).repeat(50)  # 400 examples, so that the estimate is known to 0.01
     found = importance_weighted(logistic, Bits(ALL), "test", many, 200, seed=0)
     assert found["nll_nats"] == pytest.approx(exact, abs=0.01)
     assert found["nll_bits"] == pytest.approx(found["nll_nats"] / (3 * math.log(2)))
     assert (found["examples"], found["samples"]) == (400, 200)
     assert 1 < found["effective_samples_min"] < found["effective_samples_mean"] < 200
-
-
-def test_single_draws_give_the_elbo(logistic: Logistic) -> None:
-    mean = logistic.encode(Batch(ALL))[0].mean[:, 0]
-    z, weights = quadrature(mean, 0.5)
-    kl = gaussians.kl_to_standard(mean, torch.tensor(math.log(0.5)))
-    elbo = (log_likelihood(z) @ weights).mean() - kl.mean().item()
-    found = importance_weighted(logistic, Bits(ALL), "test", torch.arange(8).repeat(50), 200, seed=0)
     assert found["single_nats"] == pytest.approx(-elbo, abs=0.02)
     assert found["single_nats"] > found["nll_nats"] + 0.05
     once = importance_weighted(logistic, Bits(ALL), "test", torch.arange(8), 1, seed=0)
@@ -111,9 +108,7 @@ def test_single_draws_give_the_elbo(logistic: Logistic) -> None:
     assert codes.elbo()["elbo_nats"] == pytest.approx(elbo, abs=0.02)
     assert codes.elbo()["kl_nats"] == pytest.approx(kl.mean().item())
 
-
-def test_a_posterior_that_is_exact_makes_all_weights_equal() -> None:
-    # a decoder without use for z, whose true posterior is the prior
+    # a decoder without use for z, whose true posterior is the prior: all weights are equal
     model = Logistic(torch.zeros(3), OFFSET, torch.zeros(3), 0.0, 0.0)
     found = importance_weighted(model, Bits(ALL), "test", torch.arange(8), 7, seed=0)
     assert found["nll_nats"] == pytest.approx(-log_likelihood(np.zeros((8, 1))).mean(), abs=1e-6)
@@ -137,26 +132,22 @@ def test_log_ratio_uses_the_prior_of_each_level() -> None:
     torch.testing.assert_close(log_ratio(levels), expected.double(), atol=1e-4, rtol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ mutual information
-
-
 @pytest.mark.parametrize(("spread", "noise"), [(1.0, 0.5), (2.0, 1.0), (0.3, 1.0)])
 def test_mutual_information_of_a_gaussian_channel(spread: float, noise: float) -> None:
     random = torch.Generator().manual_seed(0)
-    mean = spread * torch.randn(4000, 2, generator=random)
-    sample = mean + noise * torch.randn(4000, 2, generator=random)
+    mean, normal = torch.randn(2, 4000, 2, generator=random)
+    mean = spread * mean
+    sample = mean + noise * normal
     found = mutual_information(sample, mean, torch.full_like(mean, 2 * math.log(noise)))
     capacity = 2 * 0.5 * math.log(1 + spread**2 / noise**2)
     assert found["nats"] == pytest.approx(capacity, abs=0.06)
-    assert not found["is_bound"]
-    assert found["ceiling_nats"] == pytest.approx(math.log(4000))
+    assert found["ceiling_nats"] == pytest.approx(math.log(4000)) and not found["is_bound"]
 
 
 def test_mutual_information_stops_at_its_ceiling() -> None:
     mean = torch.arange(1000.0)[:, None]
     found = mutual_information(mean, mean, torch.full_like(mean, -12.0))
-    assert found["nats"] == pytest.approx(math.log(1000), abs=1e-6)
-    assert found["is_bound"]
+    assert found["nats"] == pytest.approx(math.log(1000), abs=1e-6) and found["is_bound"]
     nothing = mutual_information(torch.randn(50, 3), torch.zeros(50, 3), torch.zeros(50, 3))
     assert nothing["nats"] == pytest.approx(0.0, abs=1e-7)
 
@@ -166,29 +157,21 @@ def test_mutual_information_is_that_of_a_plain_loop() -> None:
     mean = 100 + 0.01 * torch.randn(40, 3, generator=random)  # far from the origin, where squares cancel
     logvar = torch.randn(40, 3, generator=random) - 8
     sample = mean + (0.5 * logvar).exp() * torch.randn(40, 3, generator=random)
-    density = np.array(
-        [
-            [gaussians.log_density(sample[i].double(), mean[j].double(), logvar[j].double()).sum() for j in range(40)]
-            for i in range(40)
-        ]
-    )
+    one, mean64, logvar64 = sample.double()[:, None], mean.double(), logvar.double()
+    density = gaussians.log_density(one, mean64, logvar64).sum(dim=2).numpy()  # (40, 40)
     expected = np.diag(density).mean() - np.log(np.exp(density).mean(axis=1)).mean()
     for rows in (7, 40):
         assert mutual_information(sample, mean, logvar, rows)["nats"] == pytest.approx(expected, abs=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------ dimensions
-
-
-def test_active_units_have_moving_means() -> None:
+def test_active_units_have_moving_means_and_collapsed_groups_small_kl() -> None:
     still, below, above = torch.full((100,), 3.0), 0.099 * torch.ones(100), 0.101 * torch.ones(100)
     below[::2] *= -1  # variance 0.0098
     above[::2] *= -1  # variance 0.0102
     mean = torch.stack([still, below, above], dim=1)
     assert measures(standard_level("z", mean, torch.zeros_like(mean), noise=False), 0)["active_units"] == 1
 
-
-def test_a_group_is_collapsed_when_its_kl_is_small_for_nearly_all_examples() -> None:
+    # a group is collapsed when its KL is small for nearly all examples
     kl, zeros = torch.full((100, 4), 0.01), torch.zeros(100, 4)
     kl[:, 0] = 1.0
     kl[:1, 1] = 50.0  # one in a hundred: collapsed, though its mean is 0.5
@@ -213,21 +196,13 @@ def test_means_are_over_examples_and_valid_positions() -> None:
     kl = mean.square().sum().item() / 2 / 5
 
     elbo = codes.elbo()
-    assert elbo["examples"] == 5
-    assert elbo["positions"] == pytest.approx(13 / 5)
-    assert elbo["reconstruction_nats"] == pytest.approx(nats)
-    assert elbo["kl_nats"] == pytest.approx(kl)
-    assert elbo["elbo_nats"] == pytest.approx(-nats - kl)
-    assert elbo["elbo_bits"] == pytest.approx((-nats - kl) * 5 / 13 / math.log(2))
-
+    expected = {"examples": 5, "positions": 13 / 5, "reconstruction_nats": nats, "kl_nats": kl}
+    expected |= {"elbo_nats": -nats - kl, "elbo_bits": (-nats - kl) * 5 / 13 / math.log(2)}
+    assert {name: elbo[name] for name in expected} == pytest.approx(expected)
     found = measures(codes.levels["z"], 3)
     assert found["kl_nats"] == pytest.approx((mean.square() / 2).mean(dim=0).tolist())
     assert (found["units"], found["mutual_information"]["examples"]) == (2, 3)
-    assert measures(codes.levels["z"], 0)["mutual_information"] is None
     torch.testing.assert_close(codes.levels["z"].mean, mean)
-
-
-# ------------------------------------------------------------------------------------------------ codes
 
 
 class Ladder(VAE):
@@ -328,19 +303,19 @@ def test_shuffled_codes_of_a_thermometer() -> None:
     assert found["shuffled_reconstruction_nats"] == pytest.approx((2 * sum(steps[:4]) + sum(steps)) / 3, abs=0.1)
 
 
-def test_paths_of_a_thermometer() -> None:
-    def path(steps: int, *counts: int) -> dict:
-        paths = decoded_paths(thermometer(), thermometers(*counts), "test", torch.arange(len(counts)), steps)
-        return smoothness(paths)
-
-    even, jump, same = path(9, 0, 8), path(2, 0, 8), path(9, 3, 3)
-    assert (even["pairs"], even["steps"]) == (1, 9)
-    assert (even["mean_step"], even["largest_step"], even["distance"]) == (1, 1, 8)
-    assert (even["largest_step_share"], even["detour"]) == (1 / 8, 1)
-    assert (jump["mean_step"], jump["largest_step"], jump["largest_step_share"]) == (8, 8, 1)
-    assert (same["distance"], same["largest_step_share"], same["detour"]) == (0, None, None)
-    halves = path(5, 0, 3, 4, 3, 7)  # 0 to 4, 3 to 3, which has no share; the fifth has no partner
-    assert (halves["pairs"], halves["distance"], halves["largest_step_share"]) == (2, 2, 1 / 4)
+@pytest.mark.parametrize(
+    ("steps", "counts", "expected"),
+    [
+        (9, (0, 8), (1, 1, 1, 8, 1 / 8, 1)),
+        (2, (0, 8), (1, 8, 8, 8, 1, 1)),
+        (9, (3, 3), (1, 0, 0, 0, None, None)),
+        (5, (0, 3, 4, 3, 7), (2, 0.5, 0.5, 2, 1 / 4, 1)),  # 0 to 4, 3 to 3, which has no share; the last has no partner
+    ],
+)
+def test_paths_of_a_thermometer(steps: int, counts: tuple[int, ...], expected: tuple[float | None, ...]) -> None:
+    paths = decoded_paths(thermometer(), thermometers(*counts), "test", torch.arange(len(counts)), steps)
+    names = ("pairs", "mean_step", "largest_step", "distance", "largest_step_share", "detour")
+    assert smoothness(paths) == {"steps": steps, **dict(zip(names, expected, strict=True))}
 
 
 def test_the_pair_to_show_is_well_reconstructed_and_as_different_as_possible() -> None:
@@ -351,26 +326,20 @@ def test_the_pair_to_show_is_well_reconstructed_and_as_different_as_possible() -
         pair_to_show(thermometer(), thermometers(3), "test")
 
 
-# ------------------------------------------------------------------------------------------------ order and noise
-
-
 def test_examples_are_chosen_by_the_seed_without_repetition() -> None:
     corpus = Bits(torch.zeros(100, 1, dtype=torch.int64))
-    assert sorted(choose(corpus, "test", None, 0).tolist()) == list(range(100))
-    assert torch.equal(choose(corpus, "test", 7, 0), choose(corpus, "test", None, 0)[:7])
-    assert not torch.equal(choose(corpus, "test", 7, 0), choose(corpus, "test", 7, 1))
-    assert len(choose(corpus, "test", 1000, 0)) == 100
+    every = choose(corpus, "test", None, 0)
+    assert sorted(every.tolist()) == list(range(100)) and len(choose(corpus, "test", 1000, 0)) == 100
+    assert torch.equal(choose(corpus, "test", 7, 0), every[:7])
+    assert not torch.equal(choose(corpus, "test", 7, 1), every[:7])
 
 
 def test_a_narrow_posterior_alone_makes_no_dimension_active() -> None:
     """With the noise scaled, the KL of what is drawn is large in every dimension, and tells nothing of x."""
-    mean = torch.zeros(50, 3)
-    narrow = torch.full_like(mean, 2.0 * math.log(0.01))
-    nothing = torch.zeros(50, 3)
-    sampled = gaussians.kl_to_standard(mean, narrow)
-    level = Level("z", mean, narrow, mean, nothing, sampled_kl=sampled)
-    codes = Codes({"z": level}, torch.zeros(50), torch.ones(50))
-    found = measures(level, 0)
-    assert found["kl_nats"] == pytest.approx(sampled.mean(0).tolist())
+    zeros, narrow = torch.zeros(50, 3), torch.full((50, 3), 2.0 * math.log(0.01))
+    sampled = gaussians.kl_to_standard(zeros, narrow)
+    level = Level("z", zeros, narrow, zeros, zeros, sampled_kl=sampled)
+    codes, found = Codes({"z": level}, torch.zeros(50), torch.ones(50)), measures(level, 0)
+    assert found["kl_nats"] == pytest.approx(sampled.mean(0).tolist()) and found["mutual_information"] is None
     assert codes.elbo()["kl_nats"] == pytest.approx(sampled.sum(1).mean().item())
     assert (found["active_dims"], found["active_units"], found["collapsed_share"]) == (0, 0, 1.0)
