@@ -18,13 +18,12 @@ def test_a_line_is_evenly_spaced_and_a_quarter_of_a_circle_too() -> None:
     torch.testing.assert_close(path[:, 0], torch.stack([angles.cos(), angles.sin()], dim=1))
 
 
-def test_slerp_interpolates_lengths_linearly() -> None:
+def test_slerp_interpolates_lengths_linearly_and_turns_evenly() -> None:
     generator = torch.Generator().manual_seed(0)
     start, end = torch.randn(5, 3, 2, 2, generator=generator), 7 * torch.randn(5, 3, 2, 2, generator=generator)
     path = between(start, end, 6, "slerp")
-    assert path.shape == (6, 5, 3, 2, 2)
-    lengths = path.flatten(2).norm(dim=2)
     assert torch.equal(path[0], start) and torch.equal(path[-1], end)
+    lengths = path.flatten(2).norm(dim=2)
     torch.testing.assert_close(lengths.diff(dim=0), (lengths[-1] - lengths[0]).expand(5, 5) / 5)
     directions = path.flatten(2) / lengths[:, :, None]
     turns = (directions[1:] * directions[:-1]).sum(2).acos()
@@ -62,7 +61,6 @@ def plain_distance(a: str, b: str) -> int:
 
 
 def test_edit_distance_by_its_definition() -> None:
-    assert (edit_distance("kitten", "sitting"), edit_distance("", ""), edit_distance("", "abc")) == (3, 0, 3)
     stream = random.Random(0)
     for _ in range(200):
         a, b = ("".join(stream.choices("abc", k=stream.randrange(9))) for _ in range(2))
