@@ -15,7 +15,7 @@ from arcvae_cli import checkpoints
 from arcvae_cli.data.files import read_dataset
 from arcvae_cli.data.parsing import Parser
 from arcvae_cli.domains import strings
-from arcvae_cli.domains.validity import Validator, validator_for
+from arcvae_cli.domains.validity import Validator
 from arcvae_cli.evaluation.paths import edit_distance
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models.base import VAE, Batch
@@ -66,8 +66,6 @@ def test_from_one_test_grid_to_another(
 
     arc = walk(arcvae, tiny_run, tmp_path, "--from", 3, "--to", 17, "--path", "slerp")[2]["latents_z"]
     np.testing.assert_array_equal(arrays["latents_z"][[0, -1]], arc[[0, -1]])
-    lengths = np.linalg.norm(arc, axis=1)
-    np.testing.assert_allclose(np.diff(lengths), (lengths[-1] - lengths[0]) / 8, atol=1e-5)
     assert np.abs(arrays["latents_z"] - arc).max() > 1e-4
 
 
@@ -96,36 +94,27 @@ def test_grids_of_an_arc_file(arcvae: Run, tiny_run: Path, tmp_path: Path) -> No
     assert arrays["originals"].sum() == 10 + 45
 
 
-@pytest.mark.parametrize("level", ["all", "global", "local"])
+@pytest.mark.parametrize(("level", "other"), [("global", "local"), ("local", "global")])
 def test_one_level_moves_and_the_other_keeps_its_distance_from_the_prior(
-    level: str, arcvae: Run, hierarchy_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
+    level: str, other: str, arcvae: Run, hierarchy_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     options = ("--from", 3, "--to", 17, "--level", level, "--steps", 5)
     _, report, arrays = walk(arcvae, hierarchy_run, tmp_path, *options)
-    model, originals = model_of(hierarchy_run), torch.from_numpy(arc_splits["test"][[3, 17]]).long()
-    means = {one.name: one.mean.numpy() for one in model.encode(Batch(originals), noise=False)}
-    latents = {name: torch.from_numpy(arrays[f"latents_{name}"]) for name in means}
-    np.testing.assert_array_equal(model.decode(latents).argmax(dim=1), arrays["grids"])
-    for name, (first, last) in means.items():
-        codes = arrays[f"latents_{name}"]
-        np.testing.assert_allclose(codes[0], first, rtol=1e-4, atol=1e-4)
-        if level in ("all", name):
-            expected = last if (name, level) != ("local", "local") else codes[-1]
-            np.testing.assert_allclose(codes[-1], expected, rtol=1e-4, atol=1e-4)
-            assert not (codes[-1] == codes[0]).all()
-    if level == "local":
-        assert (latents["global"] == latents["global"][0]).all()
-    if level == "global":  # the map moves with its prior, and keeps its distance from it
-        steps, shape = latents["global"], (5, *model.level_shapes["local"])
-        noises = ({"global": steps, "local": local} for local in (torch.zeros(shape), torch.ones(shape)))
-        mean, above = (model.prior(5, noise=noise)["local"] for noise in noises)
-        offset = (latents["local"] - mean) / (above - mean)
-        torch.testing.assert_close(offset, offset[:1].expand_as(offset), rtol=1e-3, atol=1e-3)
-        assert not torch.allclose(mean[0], mean[-1])
     assert report["level"] == level and max(report["changed"]) > 0
-
-
-# -------------------------------------------------------------------------------------------------------- strings
+    model, originals = model_of(hierarchy_run), torch.from_numpy(arc_splits["test"][[3, 17]]).long()
+    latents = {name: torch.from_numpy(arrays[f"latents_{name}"]) for name in (level, other)}
+    np.testing.assert_array_equal(model.decode(latents).argmax(dim=1), arrays["grids"])
+    for one in model.encode(Batch(originals), noise=False):
+        torch.testing.assert_close(latents[one.name][0], one.mean[0], rtol=1e-4, atol=1e-4)
+        if one.name == level == "global":
+            torch.testing.assert_close(latents["global"][-1], one.mean[1], rtol=1e-4, atol=1e-4)
+    steps, shape = latents["global"], (5, *model.level_shapes["local"])
+    noises = ({"global": steps, "local": local} for local in (torch.zeros(shape), torch.ones(shape)))
+    mean, above = (model.prior(5, noise=noise)["local"] for noise in noises)
+    distance = {"global": steps, "local": (latents["local"] - mean) / (above - mean)}  # in standard deviations
+    torch.testing.assert_close(distance[other], distance[other][:1].expand_as(distance[other]), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(distance[level][0], distance[level][-1])
+    assert torch.allclose(mean[0], mean[-1]) == (level == "local")
 
 
 def rules(string: str) -> list[int]:
@@ -171,4 +160,3 @@ def test_strings_of_the_split_and_one_that_looks_like_an_index(
         third = file["ids"][file["split"] == 1][3]
     np.testing.assert_array_equal(arrays["originals"], [third, rules("3")])
     assert (report["from"], report["to"]) == ("val 3", "'3'")
-    assert report["valid"] == [validator_for(GRAMMAR).is_valid(text) for text in report["strings"]]

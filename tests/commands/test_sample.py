@@ -89,17 +89,13 @@ def test_conditions_reach_the_model_and_are_counted(arcvae: Run, hierarchy_run: 
     assert last.endswith(f"colours=3, symmetry_lr=yes in {counts[0]}, without conditions in {counts[1]}")
 
 
-# -------------------------------------------------------------------------------------------------------- strings
-
-
 def test_strings_are_printed_one_per_line_and_written(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
     result, arrays, _ = draw(arcvae, equations_run, tmp_path, "--num", 40)
     assert arrays["ids"].shape == (40, 9) and arrays["complete"].all()
     texts = [GRAMMAR.write(row) for row in arrays["ids"].tolist()]
     assert result.stdout == (tmp_path / "samples.txt").read_text() == "".join(f"{text}\n" for text in texts)
-    for text, row in zip(texts, arrays["ids"].tolist(), strict=True):
-        ids = Parser(GRAMMAR).parse(text)
-        assert row == ids + [11] * (9 - len(ids))
+    parsed = [Parser(GRAMMAR).parse(text) for text in texts]
+    assert arrays["ids"].tolist() == [ids + [11] * (9 - len(ids)) for ids in parsed]
     good = [text for text in texts if validator_for(GRAMMAR).is_valid(text)]
     counts = f"40 complete, {len(good)} valid, {len(set(good))} distinct"
     assert f"40 samples, standard prior, temperature 1: {counts}" in " ".join(result.stderr.split())
@@ -146,7 +142,11 @@ def test_unknown_validity_and_novelty_are_null(
 
 
 def test_a_terminal_gets_a_list_with_remarks_also_on_incomplete_strings(
-    arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arcvae: Run,
+    equations_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Console, "piped", False)
     monkeypatch.setattr(strings, "validator_for", lambda *_: Validator("short", lambda text: len(text) < 9))
@@ -156,21 +156,14 @@ def test_a_terminal_gets_a_list_with_remarks_also_on_incomplete_strings(
     complete = int(arrays["complete"].sum())
     assert 0 < complete < 60 and (document["complete"], document["complete_share"]) == (complete, complete / 60)
     assert (tmp_path / "samples.txt").read_text().splitlines() == [text for text in texts if text is not None]
-    lines = result.stdout.splitlines()
-    assert lines[60].startswith("60 samples, standard prior")
-    for place, (text, line) in enumerate(zip(texts, lines, strict=False)):
+    for place, (text, line) in enumerate(zip(texts, result.stdout.splitlines(), strict=False)):
         assert line.split()[0] == str(place + 1)
         assert line.endswith("...    incomplete") if text is None else text in line
         assert ("invalid" in line) == (text is not None and len(text) >= 9)
         assert line.endswith("again") == (text is not None and text in texts[:place])
     assert [beginning(GRAMMAR, ids) for ids in ([0, 3, 7], [0, 3, 5, 3, 8])] == ["x + ...", "sin( 1 ) + ..."]
 
-
-def test_escape_sequences_of_strings_do_not_reach_the_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(Console, "piped", False)
-    text = "x\x1b]0;title\x07\x1b[2J"
+    text = "x\x1b]0;title\x07\x1b[2J"  # an escape sequence does not reach the terminal
     strings.StringDomain().show(Console(), Decoded({}, {}, ([("1", text, "")], [text]), ""))
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\x07" not in shown and "\\x1b[2J" in shown
