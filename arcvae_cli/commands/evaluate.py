@@ -10,12 +10,12 @@ import typer
 
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import usable_folder
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
-    from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Report, Task
     from arcvae_cli.runs import RunFolder
@@ -80,7 +80,6 @@ def evaluate(
     import torch
 
     from arcvae_cli import domains
-    from arcvae_cli.console import Console
     from arcvae_cli.domains.base import Task, picture_title
 
     console = Console(quiet=quiet, as_json=as_json)
@@ -157,7 +156,6 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
     from rich.text import Text
 
     from arcvae_cli import domains
-    from arcvae_cli.console import cell
     from arcvae_cli.domains.base import Table, title_of
     from arcvae_cli.evaluation.verdict import remedies
     from arcvae_cli.render.terminal import kl_bars

@@ -10,6 +10,7 @@ import typer
 
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 
 END = (
@@ -44,7 +45,6 @@ def interpolate(
     import torch
 
     from arcvae_cli import domains
-    from arcvae_cli.console import Console
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.paths import between, pair_to_show
     from arcvae_cli.evaluation.priors import argmax_decode

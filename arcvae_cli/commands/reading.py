@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from arcvae_cli.commands.options import OUTPUT, complete_runs
+from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file, usable_folder
 from arcvae_cli.runs import held, read_status
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from arcvae_cli.checkpoints import Loaded
-    from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Decoded

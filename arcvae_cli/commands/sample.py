@@ -11,6 +11,7 @@ import typer
 
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ def sample(
     import torch
 
     from arcvae_cli import conditions, domains
-    from arcvae_cli.console import Console
     from arcvae_cli.domains.base import Draw
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior

@@ -61,16 +61,13 @@ def fit_prior(kind: Literal["aggregate", "gmm"], latents: Latents, seed: int) ->
     from sklearn.mixture import GaussianMixture
 
     n, dims = codes.shape
-    order = np.random.default_rng(seed).permutation(n)
-    held, kept = codes[order[: n // 5]], codes[order[n // 5 :]]
+    held, kept = np.split(codes[np.random.default_rng(seed).permutation(n)], [n // 5])
     best_score = -np.inf
     for count in COMPONENTS:
         if count * (dims + 1) > len(kept) or not len(held):
             break
         fitted = GaussianMixture(count, covariance_type="full", random_state=seed)
-        with warnings.catch_warnings():
-            # not converged it is still a density, and the held-out likelihood decides
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # still a density
             score = float(fitted.fit(kept).score(held))
         if score <= best_score:
             break
@@ -80,39 +77,27 @@ def fit_prior(kind: Literal["aggregate", "gmm"], latents: Latents, seed: int) ->
     return best
 
 
-def _split(latents: Latents, conditions: Tensor | None, size: int) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
-    """Latents (n, *shape) by level and conditions (n, A), if any, in batches."""
-    for start in range(0, len(next(iter(latents.values()))), size):
-        rows = slice(start, start + size)
+def _batches(latents: Latents, conditions: Tensor | None) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+    for start in range(0, len(next(iter(latents.values()))), BATCH_SIZE):
+        rows = slice(start, start + BATCH_SIZE)
         yield {name: value[rows] for name, value in latents.items()}, None if conditions is None else conditions[rows]
 
 
 def draw_prior(
-    model: VAE,
-    n: int,
-    temperature: float = 1.0,
-    conditions: Tensor | None = None,
-    noise: Latents | None = None,
-    batch_size: int = BATCH_SIZE,
+    model: VAE, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
 ) -> dict[str, Tensor]:
     """(n, *shape) draws by level from the model's own prior; `conditions` (n, A) int64, `noise` is drawn if None."""
     with torch.inference_mode():
-        parts = _split(model.noise(n) if noise is None else noise, conditions, batch_size)
+        parts = _batches(model.noise(n) if noise is None else noise, conditions)
         drawn = [model.prior(len(next(iter(part.values()))), temperature, given, part) for part, given in parts]
     return {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
 
 
-def argmax_decode(
-    model: VAE,
-    latents: Latents,
-    conditions: Tensor | None = None,
-    batch_size: int = BATCH_SIZE,
-    constrained: bool = True,
-) -> Tensor:
+def argmax_decode(model: VAE, latents: Latents, conditions: Tensor | None = None, constrained: bool = True) -> Tensor:
     """The most likely classes (n, *positions) int64 on the CPU, subject to the conditions (n, A) if `constrained`."""
     decoded = []
     with torch.inference_mode():
-        for part, given in _split(latents, conditions, batch_size):
+        for part, given in _batches(latents, conditions):
             logits = model.decode(part, given)
             decoded.append((model.argmax_decode(logits, given) if constrained else logits.argmax(1)).to(torch.int16))
     return torch.cat(decoded).cpu().long()

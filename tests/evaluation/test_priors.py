@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from arcvae_cli.conditions import PLACE, encode
+from arcvae_cli.evaluation import priors
 from arcvae_cli.evaluation.information import eval_mode
 from arcvae_cli.evaluation.priors import Mixture, argmax_decode, draw_prior, fit_prior
 from arcvae_cli.models import build_model
@@ -60,7 +61,8 @@ def test_draws_of_all_levels_have_their_shapes_and_depend_on_the_seed_alone() ->
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_draws_and_decoding_do_not_depend_on_the_batches() -> None:
+def test_draws_and_decoding_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(priors, "BATCH_SIZE", 4)
     table = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
     torch.manual_seed(0)
     model = build_model(Settings.model_validate({"model": table, "schedule": {"name": "hierarchical"}}).model)
@@ -69,11 +71,11 @@ def test_draws_and_decoding_do_not_depend_on_the_batches() -> None:
     with eval_mode(model, 3):
         noise = model.noise(11)
         whole = model.prior(11, 0.5, conditions, noise)
-        parts = draw_prior(model, 11, 0.5, conditions, noise, batch_size=4)
+        parts = draw_prior(model, 11, 0.5, conditions, noise)
         expected = model.argmax_decode(model.decode(whole, conditions), conditions)
-        assert torch.equal(argmax_decode(model, parts, conditions, batch_size=4), expected)
+        assert torch.equal(argmax_decode(model, parts, conditions), expected)
     with eval_mode(model, 3):
-        drawn = draw_prior(model, 11, 0.5, conditions, batch_size=4)
+        drawn = draw_prior(model, 11, 0.5, conditions)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value)
         assert torch.equal(drawn[name], parts[name])
