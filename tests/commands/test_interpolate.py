@@ -117,19 +117,16 @@ def test_one_level_moves_and_the_other_keeps_its_distance_from_the_prior(
     assert torch.allclose(mean[0], mean[-1]) == (level == "local")
 
 
-def rules(string: str) -> list[int]:
-    """Its derivation, padded to the length of the model."""
-    ids = Parser(GRAMMAR).parse(string)
-    return ids + [11] * (9 - len(ids))
-
-
 def test_from_one_string_to_another(
     arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(strings, "validator_for", lambda *_: Validator("short", lambda text: len(text) < 12))
     ends, model = ("x + 1", "sin( x ) / 2"), model_of(equations_run)
-    result, report, arrays = walk(arcvae, equations_run, tmp_path, "--from", "x+1", "--to", ends[1], "--steps", 5)
-    assert arrays["originals"].tolist() == [rules(end) for end in ends]
+    result, report, arrays = walk(
+        arcvae, equations_run, tmp_path, "--from", "string:x+1", "--to", ends[1], "--steps", 5
+    )
+    parsed = [Parser(GRAMMAR).parse(end) for end in ends]
+    assert arrays["originals"].tolist() == [ids + [11] * (9 - len(ids)) for ids in parsed]  # padded
     np.testing.assert_allclose(arrays["latents_z"], line(model, arrays["originals"], 5), rtol=1e-4, atol=1e-5)
     ids = model.argmax_decode(model.decode({"z": torch.from_numpy(arrays["latents_z"])})).numpy()
     np.testing.assert_array_equal(arrays["ids"], ids)
@@ -140,7 +137,6 @@ def test_from_one_string_to_another(
     steps = [[rule for rule in row if rule != 11] for row in ids.tolist()]
     assert report["changed"] == [edit_distance(one, two) for one, two in itertools.pairwise(steps)]
     assert report["changed_characters"] == [edit_distance(one, two) for one, two in itertools.pairwise(texts)]
-    parsed = [Parser(GRAMMAR).parse(end) for end in ends]
     assert report["distance_of_originals"] == edit_distance(*parsed)
     assert report["wrong_at_ends"] == [edit_distance(steps[place], parsed[place]) for place in (0, -1)]
     assert (report["from"], report["to"], report["steps"]) == ("'x+1'", "'sin( x ) / 2'", 5)
@@ -150,13 +146,3 @@ def test_from_one_string_to_another(
     assert lines[0] == "from, original  x + 1" and lines[-2] == "to, original    sin( x ) / 2"
     runs = [text for text, _ in itertools.groupby(texts)]  # neighbours that are equal share a row
     assert [text[16:] for text in lines[1:-2]] == [text + "    invalid" * (len(text) >= 12) for text in runs]
-
-
-def test_strings_of_the_split_and_one_that_looks_like_an_index(
-    arcvae: Run, equations_run: Path, equations_npz: Path, tmp_path: Path
-) -> None:
-    _, report, arrays = walk(arcvae, equations_run, tmp_path, "--from", 3, "--to", "string:3", "--split", "val")
-    with np.load(equations_npz) as file:
-        third = file["ids"][file["split"] == 1][3]
-    np.testing.assert_array_equal(arrays["originals"], [third, rules("3")])
-    assert (report["from"], report["to"]) == ("val 3", "'3'")
