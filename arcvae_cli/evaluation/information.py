@@ -86,16 +86,6 @@ def nats(logits: Tensor, batch: Batch) -> Tensor:
     return CROSS_ENTROPY.reconstruction(logits, batch)
 
 
-def log_ratio(levels: tuple[Level, ...]) -> Tensor:
-    """(B,) sum over levels of log p(sample) - log q(sample|x), in float64, since the two nearly cancel."""
-    totals = []
-    for level in levels:
-        parts = (level.sample, level.mean, level.logvar, *level.prior)
-        sample, mean, logvar, *prior = (to_float64(part).flatten(1) for part in parts)
-        totals.append((gaussians.log_density(sample, *prior) - gaussians.log_density(sample, mean, logvar)).sum(dim=1))
-    return torch.stack(totals).sum(dim=0)
-
-
 def posterior_means(model: VAE, corpus: Corpus, split: str, indices: Tensor) -> dict[str, Tensor]:
     """(n, *shape) posterior means by level, on the device; of a lower level, given the mean above it."""
     with eval_mode(model, 0) as device:
@@ -218,7 +208,12 @@ def importance_weighted(
                     level = output.levels[0]
                     level = replace(level, sample=gaussians.sample(level.mean, level.logvar))
                     output = Output(model.logits_for({level.name: level.sample}, batch), (level,))
-                weight = log_ratio(output.levels) - to_float64(nats(output.logits, batch))
+                ratio = torch.zeros_like(first)  # log p(z) / q(z|x), in float64, since the two nearly cancel
+                for one in output.levels:
+                    parts = (one.sample, one.mean, one.logvar, *one.prior)
+                    z, mean, logvar, *prior = (to_float64(part).flatten(1) for part in parts)
+                    ratio += (gaussians.log_density(z, *prior) - gaussians.log_density(z, mean, logvar)).sum(dim=1)
+                weight = ratio - to_float64(nats(output.logits, batch))
                 first = torch.logaddexp(first, weight)
                 second = torch.logaddexp(second, 2.0 * weight)
                 total += weight

@@ -18,7 +18,6 @@ from arcvae_cli.data.parsing import Parser
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.domains import strings
 from arcvae_cli.domains.base import Decoded
-from arcvae_cli.domains.texts import beginning
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.grammar import read_grammar
 
@@ -155,10 +154,9 @@ def test_a_terminal_gets_a_list_with_remarks_also_on_incomplete_strings(
     assert (tmp_path / "samples.txt").read_text().splitlines() == [text for text in texts if text is not None]
     for place, (text, line) in enumerate(zip(texts, result.stdout.splitlines(), strict=False)):
         assert line.split()[0] == str(place + 1)
-        assert line.endswith("...    incomplete") if text is None else text in line
+        assert ("incomplete" in line) if text is None else text in line
         assert ("invalid" in line) == (text is not None and len(text) >= 9)
         assert line.endswith("again") == (text is not None and text in texts[:place])
-    assert [beginning(GRAMMAR, ids) for ids in ([0, 3, 7], [0, 3, 5, 3, 8])] == ["x + ...", "sin( 1 ) + ..."]
 
     text = "x\x1b]0;title\x07\x1b[2J"  # an escape sequence does not reach the terminal
     strings.StringDomain().show(Console(), Decoded({}, {}, ([("1", text, "")], [text]), ""))
