@@ -30,13 +30,11 @@ CROSS_ENTROPY = Objective(ObjectiveSettings())  # not the training objective
 @contextmanager
 def eval_mode(model: VAE, seed: int) -> Iterator[torch.device]:
     """The model in evaluation mode, no gradients, torch's generators seeded; everything restored afterwards."""
-    training = model.training
-    device = next(model.parameters()).device
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.inference_mode():
+    training, device = model.training, next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(seed)
-        model.eval()
         try:
+            model.eval()
             yield device
         finally:
             model.train(training)

@@ -238,19 +238,16 @@ def thermometers(*counts: int) -> Bits:
     return Bits((torch.arange(8) < torch.tensor(counts)[:, None]).long())
 
 
-@pytest.mark.parametrize(
-    ("steps", "counts", "expected"),
-    [
+def test_paths_of_a_thermometer() -> None:
+    names = ("pairs", "mean_step", "largest_step", "distance", "largest_step_share", "detour")
+    for steps, counts, expected in (
         (9, (0, 8), (1, 1, 1, 8, 1 / 8, 1)),
         (2, (0, 8), (1, 8, 8, 8, 1, 1)),
         (9, (3, 3), (1, 0, 0, 0, None, None)),
         (5, (0, 3, 4, 3, 7), (2, 0.5, 0.5, 2, 1 / 4, 1)),  # 0 to 4, 3 to 3, which has no share; the last has no partner
-    ],
-)
-def test_paths_of_a_thermometer(steps: int, counts: tuple[int, ...], expected: tuple[float | None, ...]) -> None:
-    paths = decoded_paths(THERMOMETER, thermometers(*counts), "test", torch.arange(len(counts)), steps)
-    names = ("pairs", "mean_step", "largest_step", "distance", "largest_step_share", "detour")
-    assert smoothness(paths) == {"steps": steps, **dict(zip(names, expected, strict=True))}
+    ):
+        paths = decoded_paths(THERMOMETER, thermometers(*counts), "test", torch.arange(len(counts)), steps)
+        assert smoothness(paths) == {"steps": steps, **dict(zip(names, expected, strict=True))}
 
 
 def test_the_pair_to_show_is_well_reconstructed_and_as_different_as_possible() -> None:
