@@ -89,9 +89,8 @@ def test_grids_of_an_arc_file(arcvae: Run, tiny_run: Path, tmp_path: Path) -> No
     task.write_text(json.dumps({"train": [pair], "test": [{"input": [[7]]}]}))
     _, report, arrays = walk(arcvae, tiny_run, tmp_path / "out", "--from", task, "--to", f"{task}:1", "--steps", 2)
     assert (report["from"], report["to"]) == ("task.json:0", "task.json:1")
-    assert arrays["originals"][0, :2, :2].tolist() == [[1, 2], [3, 4]]
-    assert arrays["originals"][1, :3, :3].tolist() == [[5] * 3] * 3
-    assert arrays["originals"].sum() == 10 + 45
+    first, second = (grid[grid > 0].tolist() for grid in arrays["originals"])
+    assert (first, second) == ([1, 2, 3, 4], [5] * 9)
 
 
 @pytest.mark.parametrize(("level", "other"), [("global", "local"), ("local", "global")])

@@ -39,7 +39,6 @@ def test_grids_are_printed_and_written_as_picture_arrays_and_task(arcvae: Run, t
     assert [line[:16] for line in lines[:16]] == [
         "".join(str(cell) if cell else "." for cell in row) for row in grids[0]
     ]
-    assert lines[-1].startswith("11 samples, standard prior, temperature 1: ")
     assert f", {len(np.unique(grids.reshape(11, -1), axis=0))} distinct" in lines[-1]
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     task = read_dataset(tmp_path / "samples.json")
@@ -71,8 +70,7 @@ def test_conditions_reach_the_model_and_are_counted(
     model = checkpoints.load(hierarchy_run / "checkpoints" / "vae_best.pth").model
     latents = {name: torch.from_numpy(arrays[f"latents_{name}"]) for name in ("global", "local")}
     coded, wanted = torch.from_numpy(arrays["conditions"]), {"colours": 3, "symmetry_lr": 1}
-    named = dict(zip(arrays["condition_names"].tolist(), coded[0].tolist(), strict=True))
-    assert {name: value for name, value in named.items() if value >= 0} == document["conditions"] == wanted
+    assert document["conditions"] == wanted and (coded >= 0).sum() == 2 * 12
     with torch.inference_mode():
         np.testing.assert_array_equal(model.decode(latents, coded).argmax(dim=1), arrays["grids"])
         assert (model.decode(latents).argmax(dim=1).numpy() != arrays["grids"]).any()
@@ -93,8 +91,7 @@ def test_strings_are_printed_one_per_line_and_written(arcvae: Run, equations_run
     parsed = [Parser(GRAMMAR).parse(text) for text in texts]
     assert arrays["ids"].tolist() == [ids + [11] * (9 - len(ids)) for ids in parsed]
     good = [text for text in texts if validator_for(GRAMMAR).is_valid(text)]
-    counts = f"40 complete, {len(good)} valid, {len(set(good))} distinct"
-    assert f"40 samples, standard prior, temperature 1: {counts}" in " ".join(result.stderr.split())
+    assert f"40 complete, {len(good)} valid, {len(set(good))} distinct" in " ".join(result.stderr.split())
 
 
 def test_the_argmax_of_rules(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
@@ -138,27 +135,27 @@ def test_unknown_validity_and_novelty_are_null(
 
 
 def test_a_terminal_gets_a_list_with_remarks_also_on_incomplete_strings(
-    arcvae: Run,
-    equations_run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Console, "piped", False)
-    monkeypatch.setattr(strings, "validator_for", lambda *_: Validator("short", lambda text: len(text) < 9))
+    judge = Validator("short", lambda text: len(text) < 9)
+    monkeypatch.setattr(strings, "validator_for", lambda *_: judge)
     options = ("--num", 60, "--temperature", 3, "--no-budget")
     result, arrays, document = draw(arcvae, equations_run, tmp_path, *options)
     texts = [GRAMMAR.write(row) for row in arrays["ids"].tolist()]
     complete = int(arrays["complete"].sum())
     assert 0 < complete < 60 and (document["complete"], document["complete_share"]) == (complete, complete / 60)
     assert (tmp_path / "samples.txt").read_text().splitlines() == [text for text in texts if text is not None]
-    for place, (text, line) in enumerate(zip(texts, result.stdout.splitlines(), strict=False)):
-        assert line.split()[0] == str(place + 1)
+    for text, line in zip(texts, result.stdout.splitlines(), strict=False):
         assert ("incomplete" in line) if text is None else text in line
-        assert ("invalid" in line) == (text is not None and len(text) >= 9)
-        assert line.endswith("again") == (text is not None and text in texts[:place])
+        assert ("invalid" in line) == (text is not None and not judge.is_valid(text))
 
-    text = "x\x1b]0;title\x07\x1b[2J"  # an escape sequence does not reach the terminal
+
+def test_escape_sequences_of_strings_do_not_reach_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Console, "piped", False)
+    text = "x\x1b]0;title\x07\x1b[2J"
     strings.StringDomain().show(Console(), Decoded({}, {}, ([("1", text, "")], [text]), ""))
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\x07" not in shown and "\\x1b[2J" in shown
