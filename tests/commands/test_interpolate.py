@@ -60,7 +60,6 @@ def test_from_one_test_grid_to_another(
     assert report["wrong_at_ends"] == [(grids[0] != originals[0]).sum(), (grids[-1] != originals[1]).sum()]
     assert (report["from"], report["to"], report["steps"]) == ("test 3", "test 17", 9)
     lines = result.stdout.splitlines()
-    assert lines[0].split("  ")[0] == "from, original" and "0.00, decoded" in lines[0]
     assert [text[:16].replace(".", "0") for text in lines[1:17]] == ["".join(map(str, row)) for row in originals[0]]
     assert lines[-1].startswith("linear path of 9 from test 3 to test 17: ")
 
@@ -69,17 +68,16 @@ def test_from_one_test_grid_to_another(
     assert np.abs(arrays["latents_z"] - arc).max() > 1e-4
 
 
-@pytest.mark.parametrize("run", ["hierarchy_run", "equations_run"])
+@pytest.mark.parametrize(("run", "key"), [("hierarchy_run", "grids"), ("equations_run", "ids")])
 def test_by_default_a_pair_of_the_split_in_a_new_folder(
-    run: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
+    run: str, key: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = shutil.copytree(request.getfixturevalue(run), tmp_path / "run")
-    results = [arcvae("interpolate", "--checkpoint", folder, "--json") for _ in range(2)]
-    first, again = (json.loads(result.stdout) for result in results)
+    first, again = (json.loads(arcvae("interpolate", "--checkpoint", folder, "--json").stdout) for _ in range(2))
     assert (first["from"], first["to"]) == (again["from"], again["to"])
     assert first["distance"] > 0 and first["distance_of_originals"] > 0
     with np.load(folder / "interpolations" / "interpolation.npz") as file:
-        assert file["grids" if "grids" in file else "ids"][4].any(), "not blank half-way"
+        assert file[key][4].any(), "not blank half-way"
     assert (folder / "interpolations-2").is_dir()
 
 
