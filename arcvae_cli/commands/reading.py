@@ -73,9 +73,8 @@ def open_device(name: str) -> torch.device:
     from arcvae_cli.machine import use_cores
     from arcvae_cli.step import choose_device
 
-    device = choose_device(name)
     use_cores()
-    return device
+    return choose_device(name)
 
 
 def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) -> Loaded:
@@ -102,11 +101,11 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         files = dict.fromkeys(("path", "grammar", "input", "prod", "masks", "pad_id", "limit"))
         chosen = {"name": data} if data in CORPORA else {"path": expanded(Path(data))}
         settings = settings.model_copy(update={**files, **chosen})
-    domain, device = domains.of(loaded.model.kind), next(loaded.model.parameters()).device
+    device = next(loaded.model.parameters()).device
     corpus = open_named(settings, device, (split,), console, loaded.model.structure)
-    if corpus.kind != domain.kind:
-        found = domains.of(corpus.kind).noun
-        raise InputError(f"{corpus.name}: contains {found}, the model needs {domain.noun}", "give other --data")
+    if corpus.kind != loaded.model.kind:
+        found, needed = (domains.of(kind).noun for kind in (corpus.kind, loaded.model.kind))
+        raise InputError(f"{corpus.name}: contains {found}, the model needs {needed}", "give other --data")
     return corpus
 
 

@@ -77,8 +77,8 @@ def sample(
         corpus = opened(split)
         codes = domain.posterior_samples(model, corpus, split, seed, given, EXAMPLES)
         examples = len(next(iter(codes.values())))
-        where = f" with {conditions.written(given)}" if given else ""
-        fitted_to = f"{examples} {split} examples of {corpus.name}{where}"
+        fitted_to = f"{examples} {split} examples of {corpus.name}"
+        fitted_to += f" with {conditions.written(given)}" if given else ""
         if examples < 2:
             what = f"--prior {prior}: needs two examples, found {fitted_to}"
             raise InputError(what, "use --prior standard, or more data")

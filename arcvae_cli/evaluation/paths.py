@@ -78,9 +78,9 @@ def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
 def smoothness(decoded: Tensor) -> dict[str, Any]:
     """How decoded paths (steps, pairs, *positions) change; means over pairs.
 
-    `mean_step`, `largest_step`: positions that change from one step to the next. `distance`: positions in which the
-    ends differ. `largest_step_share`: the largest step over that distance; 1 / (steps - 1) is an even path, 1 a jump.
-    `detour`: all changes over that distance, 1 on the shortest way. The last two are None if no pair of ends differs.
+    Steps are positions that change, `distance` those in which the ends differ, `largest_step_share` and `detour` the
+    largest step and the sum of all steps over it (1 / (steps - 1) is an even path, 1 a jump; 1 the shortest way), None
+    if no pair of ends differs.
     """
     change = (decoded[1:] != decoded[:-1]).flatten(2).sum(2).double()  # (steps - 1, pairs)
     distance = (decoded[-1] != decoded[0]).flatten(1).sum(dim=1).double()
