@@ -10,18 +10,21 @@ import typer
 
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import InputError
+from arcvae_cli.files import usable_folder
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
-    from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
-    from arcvae_cli.domains.base import Report, Table, Task
-    from arcvae_cli.evaluation.evaluate import Evaluation
+    from arcvae_cli.domains.base import Report, Task
     from arcvae_cli.runs import RunFolder
 
 PLOTTED, QUICKLY_PLOTTED = 1000, 500  # codes in a scatter plot
-strings_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
+string_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
+IWAE = "samples per example of the importance-weighted bound; 0: none"
+MONTE_CARLO = "count exact reconstructions among sampled strings, as in 2017"
+COUNTED, SAMPLED = "derivations to count", "strings sampled from each prior"
 
 ELBO = (
     ("reconstruction", "elbo.reconstruction_{}", ".3f"),
@@ -51,23 +54,15 @@ LATENT = (
 
 def evaluate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
-    iwae: Annotated[
-        int, typer.Option(min=0, max=100_000, help="samples per example of the importance-weighted bound; 0: none")
-    ] = 0,
-    iwae_examples: Annotated[int, typer.Option("--iwae-examples", min=1, help="examples of that bound")] = 512,
+    iwae: Annotated[int, typer.Option(min=0, max=100_000, help=IWAE)] = 0,
+    iwae_examples: Annotated[int, typer.Option(min=1, help="examples of that bound")] = 512,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the network's arithmetic")] = "fp32",
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a target is missed")] = False,
-    monte_carlo: Annotated[
-        bool, strings_option("--monte-carlo", help="count exact reconstructions among sampled strings, as in 2017")
-    ] = False,
-    encodings: Annotated[int | None, strings_option(min=1, help="codes per derivation", show_default="10")] = None,
-    decodings: Annotated[int | None, strings_option(min=1, help="strings per code", show_default="100")] = None,
-    monte_carlo_examples: Annotated[
-        int | None, strings_option("--monte-carlo-examples", min=1, help="derivations to count", show_default="500")
-    ] = None,
-    samples: Annotated[
-        int | None, strings_option(min=1, max=100_000, help="strings sampled from each prior", show_default="1000")
-    ] = None,
+    monte_carlo: Annotated[bool, string_option("--monte-carlo", help=MONTE_CARLO)] = False,
+    encodings: Annotated[int | None, string_option(min=1, help="codes per derivation", show_default="10")] = None,
+    decodings: Annotated[int | None, string_option(min=1, help="strings per code", show_default="100")] = None,
+    monte_carlo_examples: Annotated[int | None, string_option(min=1, help=COUNTED, show_default="500")] = None,
+    samples: Annotated[int | None, string_option(min=1, max=100_000, help=SAMPLED, show_default="1000")] = None,
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
     data: reading.DataOption = None,
@@ -85,7 +80,6 @@ def evaluate(
     import torch
 
     from arcvae_cli import domains
-    from arcvae_cli.console import Console
     from arcvae_cli.domains.base import Task, picture_title
 
     console = Console(quiet=quiet, as_json=as_json)
@@ -95,10 +89,17 @@ def evaluate(
     if not monte_carlo and (given := [flag for flag, value in counting.items() if value is not None]):
         raise InputError(f"{given[0]}: needs --monte-carlo", "add it")
     corpus = reading.open_examples(loaded, data, split, console)
-    folder = reading.output_folder(output, loaded, f"evaluation/{corpus.name}-{split}")
-    task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, samples=samples or 1000, note=console.note)
-    task.trained, task.title = _training_corpus(loaded, corpus, data, console), picture_title(loaded)
-    task.iwae_samples, task.iwae_examples = iwae, iwae_examples
+    folder = usable_folder(output or (loaded.run or Path()) / "evaluation" / f"{corpus.name}-{split}", "--output")
+    trained = corpus
+    if data is not None:
+        try:
+            trained = reading.open_examples(loaded, None, "train", console)
+        except InputError as error:
+            if not corpus.size("train"):
+                raise
+            console.warn(f"the training corpus is not available ({error.what}): baselines are fitted to {data}")
+    task = Task(loaded.model, corpus, split, loaded.settings, trained, seed, iwae, iwae_examples, note=console.note)
+    task.samples, task.title = samples or 1000, picture_title(loaded)
     if monte_carlo:
         task.monte_carlo = (monte_carlo_examples or 500, encodings or 10, decodings or 100)
     # bf16 is for the network: posteriors, likelihoods and baselines stay in float32 and float64
@@ -126,52 +127,29 @@ def _evaluated(loaded: Loaded, task: Task, asked: Report, folder: Path, images: 
     """Evaluate, write `metrics.json` into `folder` and pictures into `images`, and print the report."""
     from arcvae_cli import domains
     from arcvae_cli.evaluation.evaluate import evaluate
+    from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
+    from arcvae_cli.render.plots import save_latent_scatter
     from arcvae_cli.runs import write_json
 
-    evaluation = evaluate(task)
+    domain, evaluation = domains.of(loaded.model.kind), evaluate(task)
     document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **evaluation.report}
     if not task.quick:
         console.note("plots")
-    _plot_codes(images, task, evaluation)
-    domains.of(loaded.model.kind).draw(images, task, evaluation)
+    level, codes = next(iter(evaluation.codes.items()))
+    codes = codes[: QUICKLY_PLOTTED if task.quick else PLOTTED]
+    if len(codes) > 2:
+        values, name = domain.code_values(task, evaluation.indices[: len(codes)])
+        which = f"{level} posterior means" if len(evaluation.codes) > 1 else "posterior means"
+        title = f"{which} of {len(codes):,} {domain.noun}, {task.corpus.name} {task.split}\n{task.title}"
+        plane, shares = principal_plane(codes)
+        axes = (f"first axis, {shares[0]:.0%} of the variance", f"second axis, {shares[1]:.0%}")
+        save_latent_scatter(images / "latent_space_pca.png", plane, values, name, f"PCA, {title}", axes)
+        plane = tsne_plane(codes, task.seed)
+        save_latent_scatter(images / "latent_space_tsne.png", plane, values, name, f"t-SNE, {title}")
+    domain.draw(images, task, evaluation)
     write_json(folder / "metrics.json", document)
     _show(console, loaded, evaluation.report)
     return document
-
-
-def _training_corpus(loaded: Loaded, corpus: Corpus, data: str | None, console: Console) -> Corpus:
-    """The corpus that the model was trained on; the one at hand, with a warning, if it cannot be opened."""
-    from arcvae_cli.data.corpus import open_corpus
-
-    if data is None:
-        return corpus
-    try:
-        return open_corpus(loaded.settings.data, corpus.device, ("train",), *reading.fit_of(loaded))
-    except InputError as error:
-        if not corpus.size("train"):
-            raise
-        console.warn(f"the training corpus is not available ({error.what}): baselines are fitted to {data}")
-        return corpus
-
-
-def _plot_codes(folder: Path, task: Task, evaluation: Evaluation) -> None:
-    """Scatter plots of the posterior means of the top level, by PCA and t-SNE, coloured by a value of the examples."""
-    from arcvae_cli import domains
-    from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
-    from arcvae_cli.render.plots import save_latent_scatter
-
-    domain, (level, codes) = domains.of(task.model.kind), next(iter(evaluation.codes.items()))
-    codes = codes[: QUICKLY_PLOTTED if task.quick else PLOTTED]
-    if len(codes) < 3:
-        return
-    values, name = domain.code_values(task, evaluation.indices[: len(codes)])
-    which = f"{level} posterior means" if len(evaluation.codes) > 1 else "posterior means"
-    title = f"{which} of {len(codes):,} {domain.noun}, {task.corpus.name} {task.split}\n{task.title}"
-    plane, shares = principal_plane(codes)
-    axes = (f"first axis, {shares[0]:.0%} of the variance", f"second axis, {shares[1]:.0%}")
-    save_latent_scatter(folder / "latent_space_pca.png", plane, values, name, f"PCA, {title}", axes)
-    plane = tsne_plane(codes, task.seed)
-    save_latent_scatter(folder / "latent_space_tsne.png", plane, values, name, f"t-SNE, {title}")
 
 
 def _show(console: Console, loaded: Loaded, report: Report) -> None:
@@ -191,8 +169,19 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
     columns = dict(zip(domain.per, ("nats", "bits"), strict=True))
     likelihood = Table("Likelihood (cross-entropy, beta 1)", columns, ELBO)
     latent = Table("Latent code", {name: name for name in report["levels"]}, LATENT)
-    for table in (*domain.tables(report), likelihood, latent):
-        _show_table(console, table, report)
+    for title, headings, scores, note in (*domain.tables(report), likelihood, latent):
+        rows, headed = [], any(headings)
+        for label, key, form in scores:
+            keys = [key.format(column) for column in headings.values()][: None if "{}" in key else 1]
+            values = [_lookup(report, one) for one in keys]
+            if any(value is not None for value in values):
+                rows.append((label, *(cell(value, "," if isinstance(value, int) else form) for value in values)))
+        if rows:
+            console.table(title, ("", *headings), rows, header=headed)
+            if not headed:  # a table with a head ends in an empty line
+                console.result()
+            if note:
+                console.result(Text(note))
     for name, level in report["levels"].items():
         floor = 0.0 if objective.free_bits_mode == "total" else objective.floor(name)  # of a dimension
         cells = loaded.model.level_shapes[name][1:]
@@ -201,30 +190,11 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
         console.result()
     verdict = report["verdict"]
     marks = {True: Text("ok", style="green"), False: Text("MISS", style="red")}
-    rows = [(marks[one["ok"]], one["name"], f"{one['value']:.4g}", one["target"]) for one in verdict["findings"]]
-    console.table("Verdict", ("", "", "", ""), rows, left=(0, 1, 3), header=False)
+    found = [(marks[one["ok"]], one["name"], f"{one['value']:.4g}", one["target"]) for one in verdict["findings"]]
+    console.table("Verdict", ("", "", "", ""), found, left=(0, 1, 3), header=False)
     for step, names in remedies(verdict["findings"]).items():
         console.result(Text(f"- {step} (for {'; '.join(names)})"))
     console.result(Text(verdict["summary"], style="bold green" if verdict["ok"] else "bold yellow"))
-
-
-def _show_table(console: Console, table: Table, report: Report) -> None:
-    from rich.text import Text
-
-    from arcvae_cli.console import cell
-
-    rows, headed = [], any(table.columns)
-    for label, key, form in table.rows:
-        keys = [key.format(column) for column in table.columns.values()][: None if "{}" in key else 1]
-        values = [_lookup(report, one) for one in keys]
-        if any(value is not None for value in values):
-            rows.append((label, *(cell(value, "," if isinstance(value, int) else form) for value in values)))
-    if rows:
-        console.table(table.title, ("", *table.columns), rows, header=headed)
-        if not headed:  # a table with a head ends in an empty line
-            console.result()
-        if table.note:
-            console.result(Text(table.note))
 
 
 def _lookup(report: Any, key: str) -> Any:

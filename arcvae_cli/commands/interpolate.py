@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
+from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from arcvae_cli.data.corpus import Corpus
 
 END = (
     "index in the split; or an ARC JSON file (its first grid; FILE:2 is its third); "
     "or a string of the model's grammar (string:7 where it looks like an index)"
 )
-CHOSEN = "two examples that are reconstructed well and differ much"
+MOVED = "latents that move; the others keep their distance from the prior"
+CHOSEN = "of the best reconstructed examples, two that differ most"
 
 
 def interpolate(
@@ -29,10 +27,7 @@ def interpolate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
     path: Annotated[Literal["linear", "slerp"], typer.Option(help="straight line, or great circle")] = "linear",
     steps: Annotated[int, typer.Option(min=2, max=256, help="points on the path, ends included")] = 9,
-    level: Annotated[
-        Literal["all", "global", "local"],
-        typer.Option(help="latents that move; the others keep their distance from the prior"),
-    ] = "all",
+    level: Annotated[Literal["all", "global", "local"], typer.Option(help=MOVED)] = "all",
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
     data: reading.DataOption = None,
@@ -50,7 +45,6 @@ def interpolate(
     import torch
 
     from arcvae_cli import domains
-    from arcvae_cli.console import Console
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.paths import between, pair_to_show
     from arcvae_cli.evaluation.priors import argmax_decode
@@ -65,12 +59,19 @@ def interpolate(
     corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
     if start is None and end is None:
         start, end = map(str, pair_to_show(model, corpus(), split))
-        console.note(f"--from {start} --to {end}: {CHOSEN}, of {split} in {corpus().name}")
+        console.note(f"--from {start} --to {end}, {split} split of {corpus().name}: {CHOSEN}")
     names, ends = [], []
     for flag, text in (("--from", start), ("--to", end)):
         if text is None:
             raise InputError(f"{flag}: missing", "give --from and --to, or neither")
-        name, example = _indexed(text, flag, corpus, split) or domain.read_end(text, flag, loaded, console.note)
+        if text.removeprefix("-").isdecimal():
+            index, size = int(text), corpus().size(split)
+            if not 0 <= index < size:
+                raise InputError(f"{flag} {index}: the {split} split of {corpus().name} has examples 0 to {size - 1}")
+            batch = corpus().batch(split, torch.tensor([index], device=corpus().device))
+            name, example = f"{split} {index}", batch.x[0].cpu().numpy()
+        else:
+            name, example = domain.read_end(text, flag, loaded, console.note)
         names.append(name)
         ends.append(example)
     originals = np.stack(ends).astype(domain.dtype)
@@ -84,22 +85,9 @@ def interpolate(
             first, last = torch.split(one.mean if level == "all" else one.offset(), 1)
             latents[one.name] = between(first, last if level in ("all", one.name) else first, steps, path).flatten(0, 1)
         latents = latents if level == "all" else model.prior(steps, noise=latents)
-    decoded = domain.path(loaded, argmax_decode(model, latents).numpy().astype(domain.dtype), originals, console.note)
+    points = argmax_decode(model, latents).numpy().astype(domain.dtype)
+    decoded = domain.path(loaded, points, originals, console.note)
+    decoded.arrays["originals"] = originals
     asked = {"from": names[0], "to": names[1], "path": path, "level": level, "steps": steps}
     title = f"{path} path of {steps} from {names[0]} to {names[1]}{'' if level == 'all' else f', {level} level'}"
-    arrays = {"originals": originals, **{f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}}
-    places = ("interpolations", "interpolation")
-    reading.write_decoded(console, loaded, decoded, output, places, asked, arrays, title)
-
-
-def _indexed(text: str, flag: str, corpus: Callable[[], Corpus], split: str) -> tuple[str, Any] | None:
-    """The example (*positions) of an index in the split, and its name; None for text that is no index."""
-    import torch
-
-    if not text.lstrip("-").isdigit():
-        return None
-    index, size = int(text), corpus().size(split)
-    if not 0 <= index < size:
-        raise InputError(f"{flag} {index}: the {split} split of {corpus().name} has examples 0 to {size - 1}")
-    example = corpus().batch(split, torch.tensor([index], device=corpus().device)).x[0]
-    return f"{split} {index}", example.cpu().numpy()
+    reading.write_decoded(console, loaded, decoded, latents, output, ("interpolations", "interpolation"), asked, title)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.commands.options import OUTPUT, complete
+from arcvae_cli.commands.options import OUTPUT, complete_runs
+from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file, usable_folder
-from arcvae_cli.runs import all_runs, held, read_status
+from arcvae_cli.runs import held, read_status
 from arcvae_cli.settings import CORPORA, DataSettings
 
 if TYPE_CHECKING:
@@ -26,13 +27,11 @@ if TYPE_CHECKING:
     import torch
 
     from arcvae_cli.checkpoints import Loaded
-    from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import Dataset
-    from arcvae_cli.data.corpus import Corpus, GridCorpus, StringCorpus
+    from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Decoded
-    from arcvae_cli.grammar import Rules
-
-INPUT = "Input"  # a panel of the help
+    from arcvae_cli.models.base import Latents
+    from arcvae_cli.models.grammar import Structure
 
 
 def _device(name: str) -> str:
@@ -41,17 +40,12 @@ def _device(name: str) -> str:
     return name
 
 
-input_option: Any = partial(typer.Option, rich_help_panel=INPUT)
-CheckpointOption = Annotated[
-    str,
-    input_option(
-        help="checkpoint file, run folder, run name, or file name in the latest run",
-        autocompletion=complete(lambda: [path.name for path in all_runs(Path("runs"))]),
-    ),
-]
+input_option: Any = partial(typer.Option, rich_help_panel="Input")
+CHECKPOINT = "checkpoint file, run folder, run name, or file name in the latest run"
+CheckpointOption = Annotated[str, input_option(help=CHECKPOINT, autocompletion=complete_runs)]
 RunsOption = Annotated[Path, input_option("--runs-dir", help="folder of the runs")]
-DATA_HELP = f"{', '.join(CORPORA)}, or a path"
-DataOption = Annotated[str | None, input_option(help=DATA_HELP, show_default="the model's training corpus")]
+DATA = f"{', '.join(CORPORA)}, or a path"
+DataOption = Annotated[str | None, input_option(help=DATA, show_default="the model's training corpus")]
 SplitName = Literal["train", "val", "test"]
 SplitOption = Annotated[SplitName, input_option(help="split of the examples")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed")]
@@ -79,9 +73,8 @@ def open_device(name: str) -> torch.device:
     from arcvae_cli.machine import use_cores
     from arcvae_cli.step import choose_device
 
-    device = choose_device(name)
     use_cores()
-    return device
+    return choose_device(name)
 
 
 def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) -> Loaded:
@@ -108,18 +101,12 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         files = dict.fromkeys(("path", "grammar", "input", "prod", "masks", "pad_id", "limit"))
         chosen = {"name": data} if data in CORPORA else {"path": expanded(Path(data))}
         settings = settings.model_copy(update={**files, **chosen})
-    domain, device = domains.of(loaded.model.kind), next(loaded.model.parameters()).device
-    corpus = open_named(settings, device, (split,), console, fit_of(loaded))
-    if corpus.kind != domain.kind:
-        found = domains.of(corpus.kind).noun
-        raise InputError(f"{corpus.name}: contains {found}, the model needs {domain.noun}", "give other --data")
+    device = next(loaded.model.parameters()).device
+    corpus = open_named(settings, device, (split,), console, loaded.model.structure)
+    if corpus.kind != loaded.model.kind:
+        found, needed = (domains.of(kind).noun for kind in (corpus.kind, loaded.model.kind))
+        raise InputError(f"{corpus.name}: contains {found}, the model needs {needed}", "give other --data")
     return corpus
-
-
-def fit_of(loaded: Loaded) -> tuple[Rules | None, int | None]:
-    """The rules and the length of derivations that the model is for; None for grids."""
-    structure = loaded.model.structure
-    return (None, None) if structure is None else (structure.rules, structure.length)
 
 
 def open_named(
@@ -127,20 +114,19 @@ def open_named(
     device: torch.device,
     needs: Sequence[str],
     console: Console,
-    fit: tuple[Rules | None, int | None] = (None, None),
+    structure: Structure | None = None,
     begun: Future[Dataset] | None = None,
-) -> GridCorpus | StringCorpus:
-    """The corpus of the settings, with the rules and the length of `fit`, if given; `begun` by `begin_reading`."""
+) -> Corpus:
+    """The corpus of the settings, with rules and length of a model's `structure`; `begun` by `begin_reading`."""
     from arcvae_cli.data.corpora import corpus_name
     from arcvae_cli.data.corpus import open_corpus
 
-    if begun is not None:
-        corpus = open_corpus(data, device, needs, *fit, arrays=begun.result())
-    else:
-        if unbuilt(data):
-            console.note(f"building {corpus_name(data)} (once, some seconds)")
-        with console.counting("parsing") as tell:
-            corpus = open_corpus(data, device, needs, *fit, tell, console.note)
+    if begun is None and unbuilt(data):
+        console.note(f"building {corpus_name(data)} (once, some seconds)")
+    rules, length = (None, None) if structure is None else (structure.rules, structure.length)
+    arrays = None if begun is None else begun.result()
+    with console.counting("parsing") as tell:
+        corpus = open_corpus(data, device, needs, rules, length, tell, console.note, arrays)
     for note in corpus.notes:
         console.note(note)
     return corpus
@@ -159,46 +145,40 @@ def unbuilt(data: DataSettings) -> bool:
     """Whether a corpus has to be built, since it is not in the cache."""
     from arcvae_cli.data.corpora import cache_path
 
-    cached = cache_path(data)
-    return cached is not None and not is_file(cached)
-
-
-def output_folder(output: Path | None, loaded: Loaded, name: str, new: bool = False) -> Path:
-    """`--output`, created: by default the folder `name` in the checkpoint's run, or here if it has none.
-
-    A `new` default folder is numbered, `name-2` and so on, if there is one already.
-    """
-    folder = output or (loaded.run or Path()) / name
-    if new and output is None:
-        numbered = (folder.with_name(f"{name}-{number}") for number in itertools.count(2))
-        folder = next(path for path in itertools.chain([folder], numbered) if not exists(path))
-    return usable_folder(folder, "--output")
+    return (cached := cache_path(data)) is not None and not is_file(cached)
 
 
 def write_decoded(
     console: Console,
     loaded: Loaded,
     decoded: Decoded,
+    latents: Latents,
     output: Path | None,
     names: tuple[str, str],
-    document: Mapping[str, Any],
-    arrays: Mapping[str, Any],
+    asked: Mapping[str, Any],
     title: str,
 ) -> None:
-    """Write decoded samples or a path to files, and print them. `names`: of the default folder and of the files."""
+    """Write decoded samples or a path to files, and print them. `names`: of the default folder and of the files.
+
+    The default folder is in the checkpoint's run, or here if it has none, and numbered if there is one already.
+    """
     import numpy as np
     from rich.text import Text
 
     from arcvae_cli import domains
     from arcvae_cli.domains.base import picture_title
 
-    domain, folder = domains.of(loaded.model.kind), output_folder(output, loaded, names[0], new=True)
+    domain, default = domains.of(loaded.model.kind), (loaded.run or Path()) / names[0]
+    numbered = (default.with_name(f"{names[0]}-{number}") for number in itertools.count(2))
+    folder = output or next(path for path in itertools.chain([default], numbered) if not exists(path))
+    usable_folder(folder, "--output")
     files = {kind: folder / f"{names[1]}.{kind}" for kind in domain.formats}
     done = "replaced" if any(map(exists, files.values())) else "wrote"
-    origin = {"checkpoint": str(loaded.path), "epoch": loaded.epoch}
-    document = {**origin, **document, "files": {kind: str(file) for kind, file in files.items()}, **decoded.facts}
+    document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **decoded.facts}
+    document["files"] = {kind: str(file) for kind, file in files.items()}
+    arrays = decoded.arrays | {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
     with atomic_write(files["npz"]) as temporary, temporary.open("wb") as file:  # a name would be given another suffix
-        np.savez_compressed(file, **decoded.arrays, **arrays)
+        np.savez_compressed(file, **arrays)
     domain.write(files, decoded, document, f"{title}, {picture_title(loaded)}")
     domain.show(console, decoded)
     alone = names[1] == "samples" and domain.plain and console.piped  # a pipe gets strings and nothing else

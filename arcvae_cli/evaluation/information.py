@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arcvae_cli import gaussians
 from arcvae_cli.data.corpus import Corpus
-from arcvae_cli.models.base import VAE, Batch, Level, Output
+from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output
 from arcvae_cli.objective import ACTIVE_KL, Objective
 from arcvae_cli.settings import ObjectiveSettings
 
@@ -30,13 +30,11 @@ CROSS_ENTROPY = Objective(ObjectiveSettings())  # not the training objective
 @contextmanager
 def eval_mode(model: VAE, seed: int) -> Iterator[torch.device]:
     """The model in evaluation mode, no gradients, torch's generators seeded; everything restored afterwards."""
-    training = model.training
-    device = next(model.parameters()).device
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), torch.inference_mode():
+    training, device = model.training, next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(seed)
-        model.eval()
         try:
+            model.eval()
             yield device
         finally:
             model.train(training)
@@ -58,29 +56,22 @@ def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
 def batches(
     corpus: Corpus, split: str, indices: Tensor, device: torch.device, size: int = BATCH_SIZE
 ) -> Iterator[Batch]:
-    """The examples at `indices` (n,) in batches, not augmented, cut to the longest example of each batch."""
-    steps = lengths(corpus, split, indices)
+    """The examples at `indices` (n,) in batches, not augmented, cut to the longest of each batch: a CPU-GPU sync."""
     for start in range(0, len(indices), size):  # torch.split would yield an empty batch for no examples
         batch = corpus.batch(split, indices[start : start + size].to(device))
-        if steps is not None and batch.valid is not None:
-            longest = int(steps[start : start + size].max())
+        if batch.valid is not None:
+            longest = int(batch.counted().max())
             batch = Batch(batch.x[:, :longest], batch.valid[:, :longest])
         yield batch
 
 
-def lengths(corpus: Corpus, split: str, indices: Tensor) -> Tensor | None:
-    """(n,) rules of the derivations at `indices` (n,), on the CPU; None for examples without padding."""
-    if corpus.rules is None:
-        return None
-    parts = torch.split(indices.to(corpus.device), 2**14) if len(indices) else ()
-    counts = [corpus.batch(split, part).counted().cpu() for part in parts]
-    return torch.cat([torch.zeros(0, dtype=torch.int64), *counts])
-
-
 def longest_first(corpus: Corpus, split: str, indices: Tensor) -> Tensor:
     """An order (n,) of the examples at `indices` (n,) that puts derivations of similar length together, on the CPU."""
-    steps = lengths(corpus, split, indices)
-    return torch.arange(len(indices)) if steps is None else steps.argsort(descending=True, stable=True)
+    if corpus.rules is None or not len(indices):
+        return torch.arange(len(indices))
+    parts = torch.split(indices.to(corpus.device), 2**14)
+    steps = torch.cat([corpus.batch(split, part).counted() for part in parts]).cpu()
+    return steps.argsort(descending=True, stable=True)
 
 
 def to_float64(values: Tensor) -> Tensor:
@@ -93,35 +84,10 @@ def nats(logits: Tensor, batch: Batch) -> Tensor:
     return CROSS_ENTROPY.reconstruction(logits, batch)
 
 
-def log_ratio(levels: tuple[Level, ...]) -> Tensor:
-    """(B,) sum over levels of log p(sample) - log q(sample|x), in float64, since the two nearly cancel."""
-    totals = []
-    for level in levels:
-        parts = (level.sample, level.mean, level.logvar, *level.prior)
-        sample, mean, logvar, *prior = (to_float64(part).flatten(1) for part in parts)
-        totals.append((gaussians.log_density(sample, *prior) - gaussians.log_density(sample, mean, logvar)).sum(dim=1))
-    return torch.stack(totals).sum(dim=0)
-
-
-def outputs(model: VAE, batch: Batch, draws: int) -> Iterator[Output]:
-    """Outputs for `draws` posterior samples of a batch; a single level, which depends on no sample, is encoded once."""
-    output: Output = model(batch)
-    level, *lower = output.levels
-    yield output
-    for _ in range(draws - 1):
-        if lower:
-            yield model(batch)
-        else:
-            sample = gaussians.sample(level.mean, level.logvar)
-            yield Output(model.logits_for({level.name: sample}, batch), (replace(level, sample=sample),))
-
-
-def posterior_means(
-    model: VAE, corpus: Corpus, split: str, indices: Tensor, size: int = BATCH_SIZE
-) -> dict[str, Tensor]:
+def posterior_means(model: VAE, corpus: Corpus, split: str, indices: Tensor) -> dict[str, Tensor]:
     """(n, *shape) posterior means by level, on the device; of a lower level, given the mean above it."""
     with eval_mode(model, 0) as device:
-        parts = [model.encode(batch, noise=False) for batch in batches(corpus, split, indices, device, size)]
+        parts = [model.encode(batch, noise=False) for batch in batches(corpus, split, indices, device)]
         return {some[0].name: torch.cat([level.mean for level in some]) for some in zip(*parts, strict=True)}
 
 
@@ -134,35 +100,26 @@ class Codes(NamedTuple):
 
     @classmethod
     def of(cls, passes: Iterable[tuple[Batch, Output]]) -> Codes:
-        levels, costs, positions = [], [], []
-        for batch, output in passes:
-            levels.append(output.levels)
-            costs.append(nats(output.logits, batch))
-            positions.append(batch.counted())
+        rows = [(output.levels, nats(output.logits, batch), batch.counted()) for batch, output in passes]
+        levels, costs, positions = zip(*rows, strict=True)
         by_name = {some[0].name: joined(some) for some in zip(*levels, strict=True)}
         return cls(by_name, torch.cat(costs), torch.cat(positions))
 
     def elbo(self) -> dict[str, Any]:
         """One-sample estimate at beta 1: -ELBO = reconstruction + KL. Bits are per valid position."""
-        reconstruction, positions = _mean(self.nats), _mean(self.positions)
-        kl = sum(_mean(self.kl(name)) for name in self.levels)
+        reconstruction, positions = (to_float64(values).mean().item() for values in (self.nats, self.positions))
+        kl = sum(to_float64(level.elbo_kl).sum(dim=1).mean().item() for level in self.levels.values())
         bits = 1.0 / (positions * math.log(2.0))
         parts = {"elbo": -reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-        return {
-            "examples": len(self.nats),
-            "positions": positions,
-            **{f"{name}_nats": value for name, value in parts.items()},
-            **{f"{name}_bits": value * bits for name, value in parts.items()},
-        }
-
-    def kl(self, name: str) -> Tensor:
-        """(n,) float64 nats of a level, of the density that codes are sampled from."""
-        return to_float64(self.levels[name].elbo_kl).sum(dim=1)
+        found = {"examples": len(self.nats), "positions": positions}
+        for name, value in parts.items():
+            found |= {f"{name}_nats": value, f"{name}_bits": value * bits}
+        return found
 
     def error(self) -> float:
         """The standard error of the ELBO over examples."""
-        kl = torch.stack([self.kl(name).cpu() for name in self.levels])
-        return standard_error(to_float64(self.nats).cpu() + kl.sum(dim=0))
+        kl = [to_float64(level.elbo_kl).sum(dim=1).cpu() for level in self.levels.values()]
+        return standard_error(to_float64(self.nats).cpu() + torch.stack(kl).sum(dim=0))
 
 
 def joined(levels: Sequence[Level], order: Tensor | None = None) -> Level:
@@ -199,10 +156,6 @@ def measures(level: Level, examples: int) -> dict[str, Any]:
 def standard_error(values: Tensor) -> float:
     """The standard error of the mean of values (n,); 0 for a single one."""
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
-
-
-def _mean(values: Tensor) -> float:
-    return to_float64(values).mean().item()
 
 
 def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 128) -> dict[str, Any]:
@@ -245,8 +198,20 @@ def importance_weighted(
             positions = to_float64(batch.counted())
             first = torch.full_like(positions, -math.inf)  # log of the sum of weights, and of their squares
             second, total = first.clone(), torch.zeros_like(first)
-            for output in outputs(model, batch, draws):
-                weight = log_ratio(output.levels) - to_float64(nats(output.logits, batch))
+            output: Output = model(batch)
+            for draw in range(draws):
+                if draw and len(output.levels) > 1:
+                    output = model(batch)
+                elif draw:  # a single level depends on no sample: it is encoded once
+                    level = output.levels[0]
+                    level = replace(level, sample=gaussians.sample(level.mean, level.logvar))
+                    output = Output(model.logits_for({level.name: level.sample}, batch), (level,))
+                ratio = torch.zeros_like(first)  # log p(z) / q(z|x), in float64, since the two nearly cancel
+                for one in output.levels:
+                    parts = (one.sample, one.mean, one.logvar, *one.prior)
+                    z, mean, logvar, *prior = (to_float64(part).flatten(1) for part in parts)
+                    ratio += (gaussians.log_density(z, *prior) - gaussians.log_density(z, mean, logvar)).sum(dim=1)
+                weight = ratio - to_float64(nats(output.logits, batch))
                 first = torch.logaddexp(first, weight)
                 second = torch.logaddexp(second, 2.0 * weight)
                 total += weight
@@ -270,7 +235,7 @@ def shuffled_codes(
     corpus: Corpus,
     split: str,
     indices: Tensor,
-    means: Mapping[str, Tensor],
+    means: Latents,
     own: tuple[float, float],
     size: int = BATCH_SIZE,
 ) -> dict[str, Any]:
@@ -282,15 +247,13 @@ def shuffled_codes(
     """
     names = tuple(model.level_shapes)
     moved = [names, *((name,) for name in names if len(names) > 1)]
-    others = {
-        name: torch.cat([part.roll(1, dims=0) for part in torch.split(code, BATCH_SIZE)])
-        for name, code in means.items()
-    }
+    blocks = {name: torch.split(code, BATCH_SIZE) for name, code in means.items()}
+    others = {name: torch.cat([part.roll(1, dims=0) for part in parts]) for name, parts in blocks.items()}
     order = longest_first(corpus, split, indices)
     sums: list[Tensor] = []  # of each batch, by rotation: nats, correct positions, valid positions
     with eval_mode(model, 0) as device:
-        together = batches(corpus, split, indices[order], device, size)
-        for part, batch in zip(torch.split(order.to(device), size), together, strict=True):
+        parts = torch.split(order.to(device), size)
+        for part, batch in zip(parts, batches(corpus, split, indices[order], device, size), strict=True):
             for rotated in moved:
                 mixed = {name: (others if name in rotated else means)[name][part] for name in names}
                 logits = model.logits_for(mixed, batch)
@@ -298,15 +261,13 @@ def shuffled_codes(
                 correct = (right if batch.valid is None else right & batch.valid).sum()
                 sums.append(torch.stack([nats(logits, batch).sum(), correct, batch.counted().sum()]))
     totals = to_float64(torch.stack(sums)).view(-1, len(moved), 3).sum(dim=0).tolist()
-    (cost, accuracy), *alone = [(total / len(indices), hits / valid) for total, hits, valid in totals]
+    together, *alone = [
+        {"reconstruction_nats": cost / len(indices), "accuracy": hits / valid} for cost, hits, valid in totals
+    ]
     return {
         "examples": len(indices),
         "reconstruction_nats": own[0],
         "accuracy": own[1],
-        "shuffled_reconstruction_nats": cost,
-        "shuffled_accuracy": accuracy,
-        "levels": {
-            name: {"reconstruction_nats": cost, "accuracy": accuracy}
-            for name, (cost, accuracy) in zip(names if alone else (), alone, strict=True)
-        },
+        **{f"shuffled_{name}": value for name, value in together.items()},
+        "levels": dict(zip(names, alone, strict=False)),  # nothing for a single level
     }

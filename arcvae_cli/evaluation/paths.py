@@ -14,12 +14,11 @@ from arcvae_cli.evaluation.information import choose, eval_mode, posterior_means
 from arcvae_cli.evaluation.priors import argmax_decode
 from arcvae_cli.models.base import VAE
 
-PathKind = Literal["linear", "slerp"]
 CANDIDATES, BEST = 500, 8  # examples that `pair_to_show` looks at, and of these the best reconstructed ones
 _TINY = 1e-30
 
 
-def between(start: Tensor, end: Tensor, steps: int, kind: PathKind = "linear") -> Tensor:
+def between(start: Tensor, end: Tensor, steps: int, kind: Literal["linear", "slerp"] = "linear") -> Tensor:
     """(steps, B, *shape) evenly spaced points between each pair of (B, *shape), which the path meets exactly.
 
     `slerp`: directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly; a line where
@@ -53,7 +52,7 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
 
 
 def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
-    """Two examples of a split that make a telling path: well reconstructed, different, not blank half-way between.
+    """Two examples of a split: well reconstructed, as different as possible, with content half-way between them.
 
     Always the same ones, among those with at least median content. InputError if there are fewer than two examples.
     """
@@ -65,16 +64,13 @@ def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
     with eval_mode(model, 0) as device:
         x = corpus.batch(split, indices.to(device)).x.flatten(1)
         decoded = model.argmax_decode(model.decode(means)).flatten(1)
-        content = (x != empty).sum(dim=1)
-        counted = (x != empty) | (decoded != empty)
+        content, counted = (x != empty).sum(dim=1), (x != empty) | (decoded != empty)
         right = ((x == decoded) & counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
-        most = max(2, min(BEST, len(indices) // 4))
-        best = (right * (content >= content.median())).argsort(descending=True, stable=True)[:most]
+        best = (right * (content >= content.median())).argsort(descending=True, stable=True)
+        best = best[: max(2, min(BEST, len(indices) // 4))]
         one, other = best[torch.triu_indices(len(best), len(best), 1, device=device)]
-        halfway = model.argmax_decode(
-            model.decode({name: (code[one] + code[other]) / 2 for name, code in means.items()})
-        )
-        visible = (halfway.flatten(1) != empty).any(dim=1)
+        halfway = model.decode({name: (code[one] + code[other]) / 2 for name, code in means.items()})
+        visible = (model.argmax_decode(halfway).flatten(1) != empty).any(dim=1)
         pair = ((decoded[one] != decoded[other]).sum(dim=1) * visible).argmax()
     return int(indices[one[pair]]), int(indices[other[pair]])
 
@@ -82,21 +78,21 @@ def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
 def smoothness(decoded: Tensor) -> dict[str, Any]:
     """How decoded paths (steps, pairs, *positions) change; means over pairs.
 
-    `mean_step`, `largest_step`: positions that change from one step to the next. `distance`: positions in which the
-    ends differ. `largest_step_share`: the largest step over that distance; 1 / (steps - 1) is an even path, 1 a jump.
-    `detour`: all changes over that distance, 1 on the shortest way. The last two are None if no pair of ends differs.
+    Steps are positions that change, `distance` those in which the ends differ, `largest_step_share` and `detour` the
+    largest step and the sum of all steps over it (1 / (steps - 1) is an even path, 1 a jump; 1 the shortest way), None
+    if no pair of ends differs.
     """
     change = (decoded[1:] != decoded[:-1]).flatten(2).sum(2).double()  # (steps - 1, pairs)
     distance = (decoded[-1] != decoded[0]).flatten(1).sum(dim=1).double()
-    apart = distance > 0
+    largest, apart = change.amax(dim=0), distance > 0
     some = bool(apart.any())
     return {
         "pairs": decoded.shape[1],
         "steps": len(decoded),
         "mean_step": change.mean().item(),
-        "largest_step": change.amax(dim=0).mean().item(),
+        "largest_step": largest.mean().item(),
         "distance": distance.mean().item(),
-        "largest_step_share": (change.amax(dim=0) / distance)[apart].mean().item() if some else None,
+        "largest_step_share": (largest / distance)[apart].mean().item() if some else None,
         "detour": (change.sum(dim=0) / distance)[apart].mean().item() if some else None,
     }
 

@@ -1,203 +1,127 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from arcvae_cli import checkpoints, domains
-from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate as command
 from arcvae_cli.console import Console
 from arcvae_cli.data.corpus import open_corpus
-from arcvae_cli.data.files import write_dataset
-from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.domains import grids
 from arcvae_cli.domains.base import Table
-from arcvae_cli.grammar import read_grammar
+from arcvae_cli.evaluation import projections
 from arcvae_cli.runs import RunFolder
 
 Run = Callable[..., Result]
-Evaluated = Callable[[str], tuple[Result, Path, dict]]
 
 PLOTS = ["latent_space_pca.png", "latent_space_tsne.png"]
 GRID_FILES = ["errors.png", *PLOTS, "metrics.json", "reconstructions.png"]
 STRING_FILES = ["errors.txt", *PLOTS, "metrics.json", "reconstructions.txt"]
-MONTE_CARLO = (
-    "--monte-carlo",
-    "--encodings",
-    "2",
-    "--decodings",
-    "5",
-    "--monte-carlo-examples",
-    "7",
-    "--samples",
-    "60",
-)
+MONTE_CARLO = "--monte-carlo --encodings 2 --decodings 5 --monte-carlo-examples 7 --samples 60"
 FAMILIES = {
-    "tiny_run": (("--iwae", "3"), GRID_FILES, "some test, 40 grids"),
-    "hierarchy_run": ((), sorted([*GRID_FILES, "kl_maps.png", "levels.png"]), "some test, 40 grids"),
-    "equations_run": (("--iwae", "3", *MONTE_CARLO), STRING_FILES, "sums test, 40 derivations"),
+    "tiny_run": ("--iwae 3", GRID_FILES, "some test, 40 grids"),
+    "hierarchy_run": ("", sorted([*GRID_FILES, "kl_maps.png", "levels.png"]), "some test, 40 grids"),
+    "equations_run": (MONTE_CARLO, STRING_FILES, "sums test, 40 derivations"),
 }
 
 
 @pytest.fixture(autouse=True)
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grids, "CONDITION_SAMPLES", 40)
-    monkeypatch.setattr(grids, "QUICK_CONDITION_SAMPLES", 20)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SAMPLES", "CONDITION_SAMPLES", "QUICK_CONDITION_SAMPLES"):
+        monkeypatch.setattr(grids, name, 40)
+    monkeypatch.setattr(projections, "tsne_plane", lambda codes, _: codes[:, :2])
 
 
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Evaluated:
-    """Evaluates a run as a person would, once: the result, the folder, and the metrics in it."""
-    done: dict[str, tuple[Result, Path, dict]] = {}
-
-    def evaluate(run: str) -> tuple[Result, Path, dict]:
-        if run not in done:
-            folder = tmp_path_factory.mktemp(run) / "new" / "folder"
-            options = ["--checkpoint", str(request.getfixturevalue(run)), "--output", str(folder), *FAMILIES[run][0]]
-            result = CliRunner().invoke(app, ["evaluate", *options, "--device", "cpu"], env={"COLUMNS": "80"})
-            assert result.exit_code == 0, result.stderr
-            done[run] = result, folder, json.loads((folder / "metrics.json").read_text())
-        return done[run]
-
-    return evaluate
-
-
-def judge(arcvae: Run, run: Path, output: Path, *arguments: object) -> Result:
-    return arcvae("evaluate", "--checkpoint", run, "--output", output, "--device", "cpu", *arguments)
+def load(run: Path) -> checkpoints.Loaded:
+    return checkpoints.load(run / "checkpoints" / "vae_best.pth")
 
 
 @pytest.mark.parametrize("run", FAMILIES)
-def test_files_report_and_verdict(run: str, evaluated: Evaluated) -> None:
-    result, folder, metrics = evaluated(run)
-    shown, (_, files, title) = result.stdout, FAMILIES[run]
+def test_files_tables_and_verdict(run: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path, folder, (options, files, title) = request.getfixturevalue(run), tmp_path / "new" / "folder", FAMILIES[run]
+    result = arcvae("evaluate", "--checkpoint", path, "--output", folder, "--device", "cpu", *options.split())
+    assert result.exit_code == 0, result.stderr
+    metrics, shown = json.loads((folder / "metrics.json").read_text()), result.stdout
     assert sorted(path.name for path in folder.iterdir()) == files
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
-    assert f"to {folder}" in result.stderr.replace("\n", "") and "\x1b" not in shown
-    assert shown.startswith(f"vae_best.pth of epoch 3, {title}, seed 0\n")
-    for name, level in metrics["levels"].items():
-        assert f" of {name}" in shown and f": {sum(level['kl_nats']):.2f} nats" in shown
-        bars = [line.split() for line in shown.splitlines() if line.startswith("  ") and "█" in line]
-        for value in level["kl_nats"]:
-            assert any(f"{value:.3f}" in words for words in bars)
+    assert shown.startswith(f"vae_best.pth of epoch 3, {title}, seed 0\n") and "\x1b" not in shown
+    lines = [line.split() for line in shown.splitlines()]
+    for level in metrics["levels"].values():
+        assert f": {sum(level['kl_nats']):.2f} nats" in shown
+        assert all(any("█" in "".join(words) and f"{kl:.3f}" in words for words in lines) for kl in level["kl_nats"])
     assert metrics["verdict"]["summary"] in shown
     for finding in metrics["verdict"]["findings"]:
-        assert finding["name"] in shown
-        assert finding["ok"] == (finding["remedy"] is None)
+        assert finding["name"] in shown and finding["ok"] == (finding["remedy"] is None)
         assert all(f"- {step} (for " in shown for step in (finding["remedy"] or "").split("; ") if step)
-    assert max(len(line) for line in shown.splitlines() if line.startswith(" ") or "─" in line) <= 80
 
-
-@pytest.mark.parametrize("run", FAMILIES)
-def test_tables_show_the_metrics(run: str, evaluated: Evaluated, request: pytest.FixtureRequest) -> None:
-    result, _, metrics = evaluated(run)
-    lines = [line.split() for line in result.stdout.splitlines()]
-    model = checkpoints.load(request.getfixturevalue(run) / "checkpoints" / "vae_best.pth").model
+    model = load(path).model
     likelihood = Table("Likelihood", {"nats": "nats", "bits": "bits"}, command.ELBO)
     latent = Table("Latent code", {name: name for name in model.level_shapes}, command.LATENT)
     for title, columns, rows, note in (*domains.of(model.kind).tables(metrics), likelihood, latent):
-        assert title in result.stdout and note in result.stdout
+        assert title in shown and note in shown
         for label, key, form in rows:
             keys = [key.format(column) for column in columns.values()] if "{}" in key else [key]
-            values = [functools.reduce(child, one.split("."), metrics) for one in keys]
+            values = [command._lookup(metrics, one) for one in keys]
             cells = ["-" if v is None else format(v, "," if isinstance(v, int) else form) for v in values]
             assert ([*label.split(), *cells] in lines) == any(value is not None for value in values), label
+    if run == "hierarchy_run":
+        assert np.array(metrics["levels"]["local"]["cells_nats"]).shape == (4, 4)
+    if run == "equations_run":
+        counted = metrics["reconstruction"]["monte_carlo"]
+        assert (counted["examples"], counted["encodings"], counted["decodings"]) == (7, 2, 5)
 
 
-def child(value: Any, key: str) -> Any:
-    return None if value is None else value[int(key)] if isinstance(value, list) else value.get(key)
-
-
-def test_scores_of_grids_have_four_columns_and_map_levels_their_cells(evaluated: Evaluated) -> None:
-    result, _, metrics = evaluated("tiny_run")
-    kinds = ("posterior_mean", "posterior_sample", "all_black", "pca")
-    cells = [f"{metrics['reconstruction'][kind]['pixel_accuracy']:.2%}" for kind in kinds]
-    assert ["pixel", "accuracy", *cells] in [line.split() for line in result.stdout.splitlines()]
-    result, _, metrics = evaluated("hierarchy_run")
-    assert "Without conditions, except for samples under a condition." in result.stdout
-    assert np.array(metrics["levels"]["local"]["cells_nats"]).shape == (4, 4)
-    counted = evaluated("equations_run")[2]["reconstruction"]["monte_carlo"]
-    assert (counted["examples"], counted["encodings"], counted["decodings"]) == (7, 2, 5)
-
-
-def test_json_is_the_only_output_and_strict_exits_with_1(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
-    options = ("--json", "--quiet", "--split", "val", "--seed", 3, "--precision", "bf16", "--strict")
-    result = judge(arcvae, tiny_run, tmp_path, *options)
-    document = json.loads(result.stdout)
-    assert (result.exit_code, result.stderr, document["verdict"]["ok"]) == (1, "", False)
-    assert (document["split"], document["seed"], document.pop("output")) == ("val", 3, str(tmp_path))
-    assert document == json.loads((tmp_path / "metrics.json").read_text())
-    assert (document["reconstruction"]["examples"], document["precision"]) == (20, "bf16")
-
-
-def test_total_free_bits_are_the_floor_of_no_dimension(
-    evaluated: Evaluated, tiny_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    loaded = checkpoints.load(tiny_run / "checkpoints" / "vae_best.pth")
-    for mode, shown in (("per_dim", True), ("total", False)):
-        objective = loaded.settings.objective.model_copy(update={"free_bits": 0.7, "free_bits_mode": mode})
-        settings = loaded.settings.model_copy(update={"objective": objective})
-        command._show(Console(), dataclasses.replace(loaded, settings=settings), evaluated("tiny_run")[2])
-        out = capsys.readouterr().out
-        assert ("free bits 0.7" in out) is shown
-        assert any("|" in line for line in out.splitlines() if "█" in line) is shown
-
-
-def test_baselines_are_fitted_to_the_training_corpus(
+def test_json_strict_and_baselines_of_the_training_corpus(
     arcvae: Run, tiny_run: Path, arc_npz: Path, tmp_path: Path, arc_splits: dict[str, np.ndarray]
 ) -> None:
     run, other = shutil.copytree(tiny_run, tmp_path / "runs" / "copied"), tmp_path / "other.npz"
-    np.savez(other, test=arc_splits["test"][:7])
-    named = ("--checkpoint", "copied", "--runs-dir", tmp_path / "runs", "--device", "cpu", "--data", other, "--json")
-    document = json.loads(arcvae("evaluate", *named).stdout)
-    assert (document["corpus"], document["reconstruction"]["examples"]) == ("other", 7)
+    np.savez(other, val=arc_splits["test"][:7])
+    named = ("evaluate", "--checkpoint", "copied", "--runs-dir", tmp_path / "runs", "--device", "cpu", "--data", other)
+    options = ("--split", "val", "--json", "--quiet", "--seed", 3, "--precision", "bf16", "--strict")
+    result = arcvae(*named, *options)
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["verdict"]["ok"]) == (1, False)
+    folder = Path(document.pop("output"))
+    assert folder == run / "evaluation" / "other-val" and sorted(path.name for path in folder.iterdir()) == GRID_FILES
+    assert document == json.loads((folder / "metrics.json").read_text())
+    expected = {"corpus": "other", "split": "val", "seed": 3, "precision": "bf16"}
+    assert expected.items() <= document.items()
+    assert document["reconstruction"]["examples"] == 7
     assert document["reconstruction"]["pca_training_grids"] == 100
-    assert sorted(path.name for path in (run / "evaluation" / "other-test").iterdir()) == GRID_FILES
 
     hidden = arc_npz.rename(tmp_path / "hidden.npz")
-    try:
-        for data in ((), ("--data", other)):  # without training examples there is no baseline
-            result = judge(arcvae, tiny_run, tmp_path / "out", *data)
-            assert result.exit_code == 2 and str(arc_npz) in result.stderr.replace("\n", "")
+    try:  # without training examples there is no baseline
+        missing = arcvae(*named, *options)
+        np.savez(other, train=arc_splits["train"], val=arc_splits["test"][:7])
+        replaced = arcvae(*named, *options)
     finally:
         hidden.rename(arc_npz)
+    assert missing.exit_code == 2 and str(arc_npz) in missing.stderr.replace("\n", "")
+    assert "the training corpus is not available" in replaced.stderr
+    assert json.loads(replaced.stdout)["reconstruction"] == document["reconstruction"]
 
 
-@pytest.mark.parametrize(
-    ("run", "pictures"), [("tiny_run", []), ("hierarchy_run", ["levels.png"]), ("equations_run", [])]
-)
+@pytest.mark.parametrize("run", ["tiny_run", "equations_run"])
 def test_a_run_ends_with_a_report(
-    run: str, pictures: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     (tmp_path / "images").mkdir()
-    loaded = checkpoints.load(request.getfixturevalue(run) / "checkpoints" / "vae_best.pth")
-    corpus = open_corpus(loaded.settings.data)
-    document = command.report(loaded, corpus, "val", RunFolder(tmp_path), Console())
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics == document
-    assert (metrics["run"], metrics["split"], metrics["quick"]) == (str(tmp_path), "val", True)
-    assert metrics["verdict"]["summary"] in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == PLOTS + pictures
-
-
-def test_ready_ids_without_a_grammar(arcvae: Run, bare_run: Path, tmp_path: Path) -> None:
-    drawn = build_drawn(read_grammar("equations"), 9, size=300)
-    rules = dataclasses.replace(drawn.rules, rhs=None, text=None)
-    ready = tmp_path / "ready.npz"
-    write_dataset(ready, dataclasses.replace(drawn, rules=rules, grammar=None))
-    result = judge(arcvae, bare_run, tmp_path / "out", "--data", ready)
-    assert result.exit_code == 0, result.stderr
-    assert "the training corpus is not available" in result.stderr  # ids.npy and masks.npy, which are gone
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["prior_samples"] is metrics["judged"] is metrics["interpolation"] is None
-    assert metrics["reconstruction"]["frequencies"]["training"] == 240
-    result = judge(arcvae, bare_run, tmp_path / "out", "--data", ready, "--monte-carlo")
-    assert result.exit_code == 2 and "--monte-carlo: the model was trained without" in result.stderr
+    loaded = load(request.getfixturevalue(run))
+    document = command.report(loaded, open_corpus(loaded.settings.data), "val", RunFolder(tmp_path), Console())
+    assert document == json.loads((tmp_path / "metrics.json").read_text())
+    assert (document["run"], document["split"], document["quick"]) == (str(tmp_path), "val", True)
+    assert document["verdict"]["summary"] in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == PLOTS
+    if run == "tiny_run":  # free bits of the total are the floor of no dimension
+        for mode, shown in (("per_dim", True), ("total", False)):
+            objective = loaded.settings.objective.model_copy(update={"free_bits": 0.7, "free_bits_mode": mode})
+            settings = loaded.settings.model_copy(update={"objective": objective})
+            command._show(Console(), dataclasses.replace(loaded, settings=settings), document)
+            assert ("free bits 0.7" in capsys.readouterr().out) is shown

@@ -15,187 +15,131 @@ from arcvae_cli import checkpoints
 from arcvae_cli.data.files import read_dataset
 from arcvae_cli.data.parsing import Parser
 from arcvae_cli.domains import strings
-from arcvae_cli.domains.validity import Validator, validator_for
+from arcvae_cli.domains.validity import Validator
 from arcvae_cli.evaluation.paths import edit_distance
 from arcvae_cli.grammar import read_grammar
-from arcvae_cli.models.base import Batch
+from arcvae_cli.models.base import VAE, Batch
 
 Run = Callable[..., Result]
 GRAMMAR = read_grammar("equations")
 
 
-def walked(arcvae: Run, run: Path, output: Path, *arguments: object) -> tuple[dict, dict[str, np.ndarray]]:
-    result = arcvae("interpolate", "--checkpoint", run, "--output", output, "--device", "cpu", "--json", *arguments)
+def walk(arcvae: Run, run: Path, output: Path, *arguments: object) -> tuple[Result, dict, dict[str, np.ndarray]]:
+    result = arcvae("interpolate", "--checkpoint", run, "--output", output, "--device", "cpu", *arguments)
     assert result.exit_code == 0, result.stderr
     with np.load(output / "interpolation.npz") as file:
-        return json.loads(result.stdout), dict(file)
+        return result, json.loads((output / "interpolation.json").read_text()), dict(file)
 
 
-@pytest.fixture
-def task(tmp_path: Path) -> Path:
-    path = tmp_path / "task.json"
-    pair = {"input": [[1, 2], [3, 4]], "output": [[5] * 3] * 3}
-    path.write_text(json.dumps({"train": [pair], "test": [{"input": [[7]]}]}))
-    return path
+def model_of(run: Path) -> VAE:
+    return checkpoints.load(run / "checkpoints" / "vae_best.pth").model.requires_grad_(requires_grad=False)
+
+
+def line(model: VAE, originals: np.ndarray, steps: int) -> torch.Tensor:
+    """The straight path between the posterior means of two examples."""
+    means = model.encode(Batch(torch.from_numpy(originals).long()), noise=False)[0].mean
+    return torch.stack([torch.lerp(means[0], means[1], place) for place in np.linspace(0, 1, steps)])
 
 
 def test_from_one_test_grid_to_another(
     arcvae: Run, tiny_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    report, arrays = walked(arcvae, tiny_run, tmp_path, "--from", 3, "--to", 17)
-    originals = arc_splits["test"][[3, 17]]
+    result, report, arrays = walk(arcvae, tiny_run, tmp_path, "--from", 3, "--to", 17)
+    originals, grids, model = arc_splits["test"][[3, 17]], arrays["grids"], model_of(tiny_run)
     np.testing.assert_array_equal(arrays["originals"], originals)
-    model = checkpoints.load(tiny_run / "checkpoints" / "vae_best.pth").model
-    means = model.encode(Batch(torch.from_numpy(originals).long()), noise=False)[0].mean.detach()
-    codes = torch.stack([torch.lerp(means[0], means[1], place) for place in np.linspace(0, 1, 9)])
-    np.testing.assert_allclose(arrays["latents_z"], codes, rtol=1e-4, atol=1e-5)
-    grids = arrays["grids"]
+    np.testing.assert_allclose(arrays["latents_z"], line(model, originals, 9), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(grids, model.decode({"z": torch.from_numpy(arrays["latents_z"])}).argmax(1))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".png"]
+    for file in ("interpolation.json", "interpolation.npz"):
+        np.testing.assert_array_equal(read_dataset(tmp_path / file).x, grids)
     changed = [int((one != two).sum()) for one, two in itertools.pairwise(grids)]
-    assert max(changed) > 0
-    assert report["changed"] == changed
+    assert max(changed) > 0 and report["changed"] == changed
     assert (report["largest_step"], report["mean_step"]) == (max(changed), pytest.approx(np.mean(changed)))
     assert report["distance"] == (grids[0] != grids[-1]).sum()
     assert report["distance_of_originals"] == (originals[0] != originals[1]).sum()
     assert report["wrong_at_ends"] == [(grids[0] != originals[0]).sum(), (grids[-1] != originals[1]).sum()]
     assert (report["from"], report["to"], report["steps"]) == ("test 3", "test 17", 9)
+    lines = result.stdout.splitlines()
+    assert [text[:16].replace(".", "0") for text in lines[1:17]] == ["".join(map(str, row)) for row in originals[0]]
+    assert lines[-1].startswith("linear path of 9 from test 3 to test 17: ")
 
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".png"]
-    written = json.loads((tmp_path / "interpolation.json").read_text())
-    assert {key: written[key] for key in report} == report
-    for file in ("interpolation.json", "interpolation.npz"):
-        np.testing.assert_array_equal(read_dataset(tmp_path / file).x, grids)
-
-    arc = walked(arcvae, tiny_run, tmp_path, "--from", 3, "--to", 17, "--path", "slerp")[1]["latents_z"]
+    arc = walk(arcvae, tiny_run, tmp_path, "--from", 3, "--to", 17, "--path", "slerp")[2]["latents_z"]
     np.testing.assert_array_equal(arrays["latents_z"][[0, -1]], arc[[0, -1]])
-    lengths = np.linalg.norm(arc, axis=1)
-    np.testing.assert_allclose(np.diff(lengths), (lengths[-1] - lengths[0]) / 8, atol=1e-5)
     assert np.abs(arrays["latents_z"] - arc).max() > 1e-4
 
 
-def test_the_path_is_printed_with_both_originals(
-    arcvae: Run, tiny_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    command = ("interpolate", "--checkpoint", tiny_run, "--output", tmp_path, "--from", 3, "--to", 17, "--steps", 3)
-    lines = arcvae(*command).stdout.splitlines()
-    assert lines[0].split("  ")[0] == "from, original" and "0.00, decoded" in lines[0]
-    first = arc_splits["test"][3]
-    assert [line[:16].replace(".", "0") for line in lines[1:17]] == ["".join(map(str, row)) for row in first]
-    assert lines[-1].startswith("linear path of 3 from test 3 to test 17: ")
-
-
-@pytest.mark.parametrize("run", ["tiny_run", "hierarchy_run", "equations_run"])
-def test_by_default_a_telling_pair_of_the_split_in_a_new_folder(
-    run: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
+@pytest.mark.parametrize(("run", "key"), [("hierarchy_run", "grids"), ("equations_run", "ids")])
+def test_by_default_a_pair_of_the_split_in_a_new_folder(
+    run: str, key: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     folder = shutil.copytree(request.getfixturevalue(run), tmp_path / "run")
-    results = [arcvae("interpolate", "--checkpoint", folder, "--json") for _ in range(2)]
-    first, again = (json.loads(result.stdout) for result in results)
+    first, again = (json.loads(arcvae("interpolate", "--checkpoint", folder, "--json").stdout) for _ in range(2))
     assert (first["from"], first["to"]) == (again["from"], again["to"])
-    ends = [first[end].removeprefix("test ") for end in ("from", "to")]
-    assert f"--from {ends[0]} --to {ends[1]}: two examples that are reconstructed well" in results[0].stderr
     assert first["distance"] > 0 and first["distance_of_originals"] > 0
     with np.load(folder / "interpolations" / "interpolation.npz") as file:
-        assert file["grids" if "grids" in file else "ids"][4].any(), "not blank half-way"
+        assert file[key][4].any(), "not blank half-way"
     assert (folder / "interpolations-2").is_dir()
 
 
-def test_grids_of_an_arc_file(arcvae: Run, tiny_run: Path, tmp_path: Path, task: Path) -> None:
-    report, arrays = walked(arcvae, tiny_run, tmp_path / "out", "--from", task, "--to", f"{task}:1")
+def test_grids_of_an_arc_file(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:
+    task = tmp_path / "task.json"
+    pair = {"input": [[1, 2], [3, 4]], "output": [[5] * 3] * 3}
+    task.write_text(json.dumps({"train": [pair], "test": [{"input": [[7]]}]}))
+    _, report, arrays = walk(arcvae, tiny_run, tmp_path / "out", "--from", task, "--to", f"{task}:1", "--steps", 2)
     assert (report["from"], report["to"]) == ("task.json:0", "task.json:1")
-    assert arrays["originals"][0, :2, :2].tolist() == [[1, 2], [3, 4]]
-    assert arrays["originals"][1, :3, :3].tolist() == [[5] * 3] * 3
-    assert arrays["originals"].sum() == 10 + 45
+    first, second = (grid[grid > 0].tolist() for grid in arrays["originals"])
+    assert (first, second) == ([1, 2, 3, 4], [5] * 9)
 
 
-@pytest.mark.parametrize("level", ["all", "global", "local"])
+@pytest.mark.parametrize(("level", "other"), [("global", "local"), ("local", "global")])
 def test_one_level_moves_and_the_other_keeps_its_distance_from_the_prior(
-    level: str, arcvae: Run, hierarchy_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
+    level: str, other: str, arcvae: Run, hierarchy_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    report, arrays = walked(arcvae, hierarchy_run, tmp_path, "--from", 3, "--to", 17, "--level", level, "--steps", 5)
-    model = checkpoints.load(hierarchy_run / "checkpoints" / "vae_best.pth").model
-    with torch.inference_mode():
-        originals = torch.from_numpy(arc_splits["test"][[3, 17]]).long()
-        means = {one.name: one.mean.numpy() for one in model.encode(Batch(originals), noise=False)}
-        latents = {name: torch.from_numpy(arrays[f"latents_{name}"]) for name in means}
-        np.testing.assert_array_equal(model.decode(latents).argmax(dim=1), arrays["grids"])
-    for name, (first, last) in means.items():
-        codes = arrays[f"latents_{name}"]
-        np.testing.assert_allclose(codes[0], first, rtol=1e-4, atol=1e-4)
-        if level in ("all", name):
-            expected = last if (name, level) != ("local", "local") else codes[-1]
-            np.testing.assert_allclose(codes[-1], expected, rtol=1e-4, atol=1e-4)
-            assert not (codes[-1] == codes[0]).all()
-    if level == "local":
-        assert (arrays["latents_global"] == arrays["latents_global"][0]).all()
-    if level == "global":  # the map moves with its prior, and keeps its distance from it
-        steps = torch.from_numpy(arrays["latents_global"])
-        nothing = {"global": steps, "local": torch.zeros(5, *model.level_shapes["local"])}
-        one = {"global": steps, "local": torch.ones(5, *model.level_shapes["local"])}
-        with torch.inference_mode():
-            mean, above = (model.prior(5, noise=noise)["local"] for noise in (nothing, one))
-        offset = (latents["local"] - mean) / (above - mean)
-        torch.testing.assert_close(offset, offset[:1].expand_as(offset), rtol=1e-3, atol=1e-3)
-        assert not torch.allclose(mean[0], mean[-1])
-    assert report["level"] == level
-    assert max(report["changed"]) > 0
+    options = ("--from", 3, "--to", 17, "--level", level, "--steps", 5)
+    _, report, arrays = walk(arcvae, hierarchy_run, tmp_path, *options)
+    assert report["level"] == level and max(report["changed"]) > 0
+    model, originals = model_of(hierarchy_run), torch.from_numpy(arc_splits["test"][[3, 17]]).long()
+    latents = {name: torch.from_numpy(arrays[f"latents_{name}"]) for name in (level, other)}
+    np.testing.assert_array_equal(model.decode(latents).argmax(dim=1), arrays["grids"])
+    for one in model.encode(Batch(originals), noise=False):
+        torch.testing.assert_close(latents[one.name][0], one.mean[0], rtol=1e-4, atol=1e-4)
+        if one.name == level == "global":
+            torch.testing.assert_close(latents["global"][-1], one.mean[1], rtol=1e-4, atol=1e-4)
+    steps, shape = latents["global"], (5, *model.level_shapes["local"])
+    noises = ({"global": steps, "local": local} for local in (torch.zeros(shape), torch.ones(shape)))
+    mean, above = (model.prior(5, noise=noise)["local"] for noise in noises)
+    distance = {"global": steps, "local": (latents["local"] - mean) / (above - mean)}  # in standard deviations
+    torch.testing.assert_close(distance[other], distance[other][:1].expand_as(distance[other]), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(distance[level][0], distance[level][-1])
+    assert torch.allclose(mean[0], mean[-1]) == (level == "local")
 
 
-# -------------------------------------------------------------------------------------------------------- strings
-
-
-def rules(string: str) -> list[int]:
-    """Its derivation, padded to the length of the model."""
-    ids = Parser(GRAMMAR).parse(string)
-    return ids + [11] * (9 - len(ids))
-
-
-def test_from_one_string_to_another(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
-    ends = ("x + 1", "sin( x ) / 2")
-    report, arrays = walked(arcvae, equations_run, tmp_path, "--from", "x+1", "--to", ends[1], "--steps", 5)
-    assert arrays["originals"].tolist() == [rules(end) for end in ends]
-    model = checkpoints.load(equations_run / "checkpoints" / "vae_best.pth").model
-    with torch.inference_mode():
-        means = model.encode(Batch(torch.from_numpy(arrays["originals"]).long()), noise=False)[0].mean
-        codes = torch.stack([torch.lerp(means[0], means[1], place) for place in np.linspace(0, 1, 5)])
-        ids = model.argmax_decode(model.decode({"z": torch.from_numpy(arrays["latents_z"])})).numpy()
-    np.testing.assert_allclose(arrays["latents_z"], codes, rtol=1e-4, atol=1e-5)
+def test_from_one_string_to_another(
+    arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strings, "validator_for", lambda *_: Validator("short", lambda text: len(text) < 12))
+    ends, model = ("x + 1", "sin( x ) / 2"), model_of(equations_run)
+    result, report, arrays = walk(
+        arcvae, equations_run, tmp_path, "--from", "string:x+1", "--to", ends[1], "--steps", 5
+    )
+    parsed = [Parser(GRAMMAR).parse(end) for end in ends]
+    assert arrays["originals"].tolist() == [ids + [11] * (9 - len(ids)) for ids in parsed]  # padded
+    np.testing.assert_allclose(arrays["latents_z"], line(model, arrays["originals"], 5), rtol=1e-4, atol=1e-5)
+    ids = model.argmax_decode(model.decode({"z": torch.from_numpy(arrays["latents_z"])})).numpy()
     np.testing.assert_array_equal(arrays["ids"], ids)
     texts = [GRAMMAR.write(row) for row in ids.tolist()]
     assert (report["originals"], report["strings"]) == (list(ends), texts)
-    assert report["valid"] == [validator_for(GRAMMAR).is_valid(text) for text in texts]
+    assert report["valid"] == [len(text) < 12 for text in texts]
     assert report["distinct"] == len(set(texts)) > 1
     steps = [[rule for rule in row if rule != 11] for row in ids.tolist()]
-    changed = [edit_distance(one, two) for one, two in itertools.pairwise(steps)]
-    assert report["changed"] == changed
+    assert report["changed"] == [edit_distance(one, two) for one, two in itertools.pairwise(steps)]
     assert report["changed_characters"] == [edit_distance(one, two) for one, two in itertools.pairwise(texts)]
-    parsed = [Parser(GRAMMAR).parse(end) for end in ends]
     assert report["distance_of_originals"] == edit_distance(*parsed)
     assert report["wrong_at_ends"] == [edit_distance(steps[place], parsed[place]) for place in (0, -1)]
     assert (report["from"], report["to"], report["steps"]) == ("'x+1'", "'sin( x ) / 2'", 5)
 
-
-def test_strings_of_the_split_and_one_that_looks_like_an_index(
-    arcvae: Run, equations_run: Path, equations_npz: Path, tmp_path: Path
-) -> None:
-    report, arrays = walked(arcvae, equations_run, tmp_path, "--from", 3, "--to", "string:3", "--split", "val")
-    with np.load(equations_npz) as file:
-        third = file["ids"][file["split"] == 1][3]
-    np.testing.assert_array_equal(arrays["originals"], [third, rules("3")])
-    assert (report["from"], report["to"]) == ("val 3", "'3'")
-
-
-def test_strings_are_printed_and_written(
-    arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(strings, "validator_for", lambda *_: Validator("short", lambda text: len(text) < 12))
-    command = ("interpolate", "--checkpoint", equations_run, "--output", tmp_path, "--from", "x", "--to", "1 / x")
-    lines = arcvae(*command).stdout.splitlines()
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".txt"]
+    lines = result.stdout.splitlines()
     assert (tmp_path / "interpolation.txt").read_text().splitlines() == lines[:-1]
-    assert lines[0] == "from, original  x" and lines[-2] == "to, original    1 / x"
-    written = json.loads((tmp_path / "interpolation.json").read_text())["strings"]
-    runs = [text for text, _ in itertools.groupby(written)]  # neighbours that are equal share a row
-    assert [line[16:] for line in lines[1:-2]] == [text + "    invalid" * (len(text) >= 12) for text in runs]
-    places = [float(word) for line in lines[1:-2] for word in line[:16].split(" to ")]
-    assert (places[0], places[-1]) == (0, 1) and places == sorted(places) and len(runs) < 9
+    assert lines[0] == "from, original  x + 1" and lines[-2] == "to, original    sin( x ) / 2"
+    runs = [text for text, _ in itertools.groupby(texts)]  # neighbours that are equal share a row
+    assert [text[16:] for text in lines[1:-2]] == [text + "    invalid" * (len(text) >= 12) for text in runs]

@@ -12,13 +12,10 @@ from arcvae_cli import gaussians
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import (
     Codes,
-    choose,
     eval_mode,
     importance_weighted,
-    log_ratio,
     measures,
     mutual_information,
-    posterior_means,
     shuffled_codes,
 )
 from arcvae_cli.evaluation.paths import decoded_paths, pair_to_show, smoothness
@@ -36,8 +33,7 @@ class Bits:
     def size(self, split: str) -> int:
         return len(self.x)
 
-    def batch(self, split: str, indices: Tensor, augment: bool = False) -> Batch:
-        assert not augment
+    def batch(self, split: str, indices: Tensor) -> Batch:
         return Batch(self.x[indices])
 
 
@@ -60,60 +56,41 @@ class Logistic(VAE):
         return torch.stack([torch.zeros_like(one), one], dim=1)
 
 
-ALL = torch.tensor([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
-SLOPE, OFFSET = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.3, 0.0, -1.0])
-
-
-@pytest.fixture
-def logistic() -> Logistic:
-    """A model of `ALL` strings of three bits."""
-    return Logistic(SLOPE, OFFSET, torch.tensor([0.8, -0.4, 0.2]), -0.9, math.log(0.5))
-
-
-def quadrature(mean: Tensor, variance: float, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, points) and weights of expectations under N(mean, variance)."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
-    return mean.detach().double().numpy()[:, None] + math.sqrt(variance) * nodes, weights / weights.sum()
+ALL = torch.cartesian_prod(*[torch.arange(2)] * 3)  # the strings of three bits
+SIGNS = 2 * ALL.double().numpy() - 1
+SLOPE, OTHER, OFFSET = torch.tensor([[2.0, -1.0, 0.5], [-0.5, 1.5, 0.8], [0.3, 0.0, -1.0]])
 
 
 def log_likelihood(z: np.ndarray) -> np.ndarray:
     """log p(x|z) of all eight strings at points (8, n)."""
     eta = z[:, :, None] * SLOPE.double().numpy() + OFFSET.double().numpy()
-    sign = 2 * ALL.double().numpy()[:, None, :] - 1
-    return -np.log1p(np.exp(-sign * eta)).sum(axis=2)
+    return -np.log1p(np.exp(-SIGNS[:, None, :] * eta)).sum(axis=2)
 
 
-def test_the_importance_weighted_bound_finds_the_exact_likelihood(logistic: Logistic) -> None:
-    z, weights = quadrature(torch.zeros(8), 1.0)
-    exact = -np.log(np.exp(log_likelihood(z)) @ weights).mean()
+def test_the_importance_weighted_bound_finds_the_exact_likelihood_and_single_draws_the_elbo() -> None:
+    logistic = Logistic(SLOPE, OFFSET, torch.tensor([0.8, -0.4, 0.2]), -0.9, math.log(0.5))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    weights /= weights.sum()
+    exact = -np.log(np.exp(log_likelihood(np.tile(nodes, (8, 1)))) @ weights).mean()
+    mean = logistic.encode(Batch(ALL))[0].mean[:, 0].detach()
+    z = mean.double().numpy()[:, None] + math.sqrt(0.5) * nodes
+    kl = gaussians.kl_to_standard(mean, torch.tensor(math.log(0.5)))
+    elbo = (log_likelihood(z) @ weights).mean() - kl.mean().item()
+
     many = torch.arange(8).repeat(50)  # 400 examples, so that the estimate is known to 0.01
     found = importance_weighted(logistic, Bits(ALL), "test", many, 200, seed=0)
     assert found["nll_nats"] == pytest.approx(exact, abs=0.01)
     assert found["nll_bits"] == pytest.approx(found["nll_nats"] / (3 * math.log(2)))
     assert (found["examples"], found["samples"]) == (400, 200)
     assert 1 < found["effective_samples_min"] < found["effective_samples_mean"] < 200
-
-
-def test_single_draws_give_the_elbo(logistic: Logistic) -> None:
-    mean = logistic.encode(Batch(ALL))[0].mean[:, 0]
-    z, weights = quadrature(mean, 0.5)
-    kl = gaussians.kl_to_standard(mean, torch.tensor(math.log(0.5)))
-    elbo = (log_likelihood(z) @ weights).mean() - kl.mean().item()
-    found = importance_weighted(logistic, Bits(ALL), "test", torch.arange(8).repeat(50), 200, seed=0)
     assert found["single_nats"] == pytest.approx(-elbo, abs=0.02)
     assert found["single_nats"] > found["nll_nats"] + 0.05
-    once = importance_weighted(logistic, Bits(ALL), "test", torch.arange(8), 1, seed=0)
-    assert once["nll_nats"] == pytest.approx(once["single_nats"])
-    assert once["effective_samples_mean"] == pytest.approx(1.0)
-
     with eval_mode(logistic, 0):
         codes = Codes.of((Batch(ALL), logistic(Batch(ALL))) for _ in range(400))
     assert codes.elbo()["elbo_nats"] == pytest.approx(elbo, abs=0.02)
     assert codes.elbo()["kl_nats"] == pytest.approx(kl.mean().item())
 
-
-def test_a_posterior_that_is_exact_makes_all_weights_equal() -> None:
-    # a decoder without use for z, whose true posterior is the prior
+    # a decoder without use for z, whose true posterior is the prior: all weights are equal
     model = Logistic(torch.zeros(3), OFFSET, torch.zeros(3), 0.0, 0.0)
     found = importance_weighted(model, Bits(ALL), "test", torch.arange(8), 7, seed=0)
     assert found["nll_nats"] == pytest.approx(-log_likelihood(np.zeros((8, 1))).mean(), abs=1e-6)
@@ -121,44 +98,16 @@ def test_a_posterior_that_is_exact_makes_all_weights_equal() -> None:
     assert found["effective_samples_min"] == pytest.approx(7)
 
 
-def test_log_ratio_uses_the_prior_of_each_level() -> None:
-    torch.manual_seed(0)
-    mean, logvar, prior_mean, prior_logvar, sample = torch.randn(5, 4, 3, 2, 2)
-    kl = torch.zeros(4, 3)
-    levels = (
-        Level("top", mean, logvar, sample, kl),
-        Level("map", mean, logvar, sample, kl, prior_mean, prior_logvar),
-    )
-
-    def density(m: Tensor, v: Tensor) -> Tensor:
-        return torch.distributions.Normal(m, (0.5 * v).exp()).log_prob(sample).sum(dim=(1, 2, 3))
-
-    expected = density(torch.zeros(()), torch.zeros(())) + density(prior_mean, prior_logvar) - 2 * density(mean, logvar)
-    torch.testing.assert_close(log_ratio(levels), expected.double(), atol=1e-4, rtol=1e-5)
-
-
-# ------------------------------------------------------------------------------------------------ mutual information
-
-
-@pytest.mark.parametrize(("spread", "noise"), [(1.0, 0.5), (2.0, 1.0), (0.3, 1.0)])
-def test_mutual_information_of_a_gaussian_channel(spread: float, noise: float) -> None:
+def test_mutual_information_of_a_gaussian_channel_and_at_its_ceiling() -> None:
     random = torch.Generator().manual_seed(0)
-    mean = spread * torch.randn(4000, 2, generator=random)
-    sample = mean + noise * torch.randn(4000, 2, generator=random)
-    found = mutual_information(sample, mean, torch.full_like(mean, 2 * math.log(noise)))
-    capacity = 2 * 0.5 * math.log(1 + spread**2 / noise**2)
+    mean, normal = torch.randn(2, 4000, 2, generator=random)
+    found = mutual_information(mean + 0.5 * normal, mean, torch.full_like(mean, 2 * math.log(0.5)))
+    capacity = 2 * 0.5 * math.log(1 + 1 / 0.5**2)
     assert found["nats"] == pytest.approx(capacity, abs=0.06)
-    assert not found["is_bound"]
-    assert found["ceiling_nats"] == pytest.approx(math.log(4000))
-
-
-def test_mutual_information_stops_at_its_ceiling() -> None:
+    assert found["ceiling_nats"] == pytest.approx(math.log(4000)) and not found["is_bound"]
     mean = torch.arange(1000.0)[:, None]
     found = mutual_information(mean, mean, torch.full_like(mean, -12.0))
-    assert found["nats"] == pytest.approx(math.log(1000), abs=1e-6)
-    assert found["is_bound"]
-    nothing = mutual_information(torch.randn(50, 3), torch.zeros(50, 3), torch.zeros(50, 3))
-    assert nothing["nats"] == pytest.approx(0.0, abs=1e-7)
+    assert found["nats"] == pytest.approx(math.log(1000), abs=1e-6) and found["is_bound"]
 
 
 def test_mutual_information_is_that_of_a_plain_loop() -> None:
@@ -166,76 +115,51 @@ def test_mutual_information_is_that_of_a_plain_loop() -> None:
     mean = 100 + 0.01 * torch.randn(40, 3, generator=random)  # far from the origin, where squares cancel
     logvar = torch.randn(40, 3, generator=random) - 8
     sample = mean + (0.5 * logvar).exp() * torch.randn(40, 3, generator=random)
-    density = np.array(
-        [
-            [gaussians.log_density(sample[i].double(), mean[j].double(), logvar[j].double()).sum() for j in range(40)]
-            for i in range(40)
-        ]
-    )
+    one, mean64, logvar64 = sample.double()[:, None], mean.double(), logvar.double()
+    density = gaussians.log_density(one, mean64, logvar64).sum(dim=2).numpy()  # (40, 40)
     expected = np.diag(density).mean() - np.log(np.exp(density).mean(axis=1)).mean()
     for rows in (7, 40):
         assert mutual_information(sample, mean, logvar, rows)["nats"] == pytest.approx(expected, abs=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------ dimensions
-
-
-def test_active_units_have_moving_means() -> None:
-    still, below, above = torch.full((100,), 3.0), 0.099 * torch.ones(100), 0.101 * torch.ones(100)
-    below[::2] *= -1  # variance 0.0098
-    above[::2] *= -1  # variance 0.0102
-    mean = torch.stack([still, below, above], dim=1)
+def test_active_units_have_moving_means_and_collapsed_groups_small_kl() -> None:
+    sign = torch.tensor([1.0, -1.0]).repeat(50)
+    mean = torch.stack([torch.full((100,), 3.0), 0.099 * sign, 0.101 * sign], dim=1)  # variances 0, 0.0098, 0.0102
     assert measures(standard_level("z", mean, torch.zeros_like(mean), noise=False), 0)["active_units"] == 1
 
-
-def test_a_group_is_collapsed_when_its_kl_is_small_for_nearly_all_examples() -> None:
+    # a group is collapsed when its KL is small for nearly all examples
     kl, zeros = torch.full((100, 4), 0.01), torch.zeros(100, 4)
     kl[:, 0] = 1.0
     kl[:1, 1] = 50.0  # one in a hundred: collapsed, though its mean is 0.5
     kl[:2, 2] = 50.0  # two are too many
-    assert measures(Level("z", zeros, zeros, zeros, kl), 0)["collapsed_share"] == 0.5
+    found = measures(Level("z", zeros, zeros, zeros, kl, sampled_kl=torch.full_like(kl, 9.0)), 0)
+    assert (found["collapsed_share"], found["active_dims"]) == (0.5, 3)
+    assert found["kl_nats"] == [9.0] * 4  # of the density that codes are sampled from
 
 
 def test_means_are_over_examples_and_valid_positions() -> None:
     torch.manual_seed(0)
-    x, logits = torch.randint(0, 3, (5, 4)), torch.randn(5, 3, 4)
+    x, logits, mean = torch.randint(0, 3, (5, 4)), torch.randn(5, 3, 4), torch.randn(5, 2)
     valid = torch.tensor([[1, 1, 1, 0]] * 4 + [[1, 0, 0, 0]]).bool()
-    mean = torch.randn(5, 2)
-    level = standard_level("z", mean, torch.zeros(5, 2), noise=True)
-
     passes = []
     for part in (slice(0, 4), slice(4, 5)):
-        piece = Level("z", level.mean[part], level.logvar[part], level.sample[part], level.kl[part])
-        passes.append((Batch(x[part], valid[part]), Output(logits[part], (piece,))))
+        level = standard_level("z", mean[part], torch.zeros_like(mean[part]), noise=True)
+        passes.append((Batch(x[part], valid[part]), Output(logits[part], (level,))))
     codes = Codes.of(passes)
     log_p = logits.log_softmax(dim=1)
     nats = -sum(log_p[i, x[i, t], t].item() for i in range(5) for t in range(4) if valid[i, t]) / 5
     kl = mean.square().sum().item() / 2 / 5
-
-    elbo = codes.elbo()
-    assert elbo["examples"] == 5
-    assert elbo["positions"] == pytest.approx(13 / 5)
-    assert elbo["reconstruction_nats"] == pytest.approx(nats)
-    assert elbo["kl_nats"] == pytest.approx(kl)
-    assert elbo["elbo_nats"] == pytest.approx(-nats - kl)
-    assert elbo["elbo_bits"] == pytest.approx((-nats - kl) * 5 / 13 / math.log(2))
-
+    expected = {"examples": 5, "positions": 13 / 5, "reconstruction_nats": nats, "kl_nats": kl}
+    expected |= {"elbo_nats": -nats - kl, "elbo_bits": (-nats - kl) * 5 / 13 / math.log(2)}
+    assert expected == pytest.approx({name: codes.elbo()[name] for name in expected})
     found = measures(codes.levels["z"], 3)
     assert found["kl_nats"] == pytest.approx((mean.square() / 2).mean(dim=0).tolist())
     assert (found["units"], found["mutual_information"]["examples"]) == (2, 3)
-    assert measures(codes.levels["z"], 0)["mutual_information"] is None
     torch.testing.assert_close(codes.levels["z"].mean, mean)
 
 
-# ------------------------------------------------------------------------------------------------ codes
-
-
 class Ladder(VAE):
-    """Two levels of one number each, the lower with a prior that hangs on the upper: p(l | g) = N(slope g, spread^2).
-
-    Bit k is 1 with probability sigmoid(SLOPE_k l + OTHER_k g + OFFSET_k). Posteriors are linear in x, and the lower one
-    in the sample above it.
-    """
+    """Two levels of one number each, l ~ N(slope g, spread^2); bit k: sigmoid(SLOPE_k l + OTHER_k g + OFFSET_k)."""
 
     level_shapes = {"global": (1,), "local": (1, 1, 1)}  # noqa: RUF012
     slope, spread = 0.7, 0.6
@@ -261,116 +185,67 @@ class Ladder(VAE):
         return torch.stack([torch.zeros_like(one), one], dim=1)
 
 
-OTHER = torch.tensor([-0.5, 1.5, 0.8])
-
-
 def test_the_bound_of_two_levels_under_a_learned_prior_finds_the_exact_likelihood() -> None:
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     weights = weights / weights.sum()
     g, e = np.meshgrid(nodes, nodes, indexing="ij")  # both levels, by quadrature
     local = Ladder.slope * g + Ladder.spread * e
     eta = local[..., None] * SLOPE.numpy() + g[..., None] * OTHER.numpy() + OFFSET.numpy()
-    sign = 2 * ALL.double().numpy() - 1  # (8, 3)
-    likelihood = np.exp(-np.log1p(np.exp(-sign[:, None, None] * eta)).sum(axis=-1))  # (8, 80, 80)
+    likelihood = np.exp(-np.log1p(np.exp(-SIGNS[:, None, None] * eta)).sum(axis=-1))  # (8, 80, 80)
     exact = np.einsum("xij,i,j->x", likelihood, weights, weights)
     assert exact.sum() == pytest.approx(1.0, abs=1e-9)
 
-    many = torch.arange(8).repeat(50)
-    found = importance_weighted(Ladder(), Bits(ALL), "test", many, 200, seed=0)
+    model = Ladder()
+    found = importance_weighted(model, Bits(ALL), "test", torch.arange(8).repeat(50), 200, seed=0)
     assert found["nll_nats"] == pytest.approx(-np.log(exact).mean(), abs=0.015)
     assert found["single_nats"] > found["nll_nats"] + 0.1
 
-    with eval_mode(Ladder(), 0):
-        codes = Codes.of((Batch(ALL), Ladder()(Batch(ALL))) for _ in range(400))
+    with eval_mode(model, 0):
+        codes = Codes.of((Batch(ALL), model(Batch(ALL))) for _ in range(400))
     assert -codes.elbo()["elbo_nats"] == pytest.approx(found["single_nats"], abs=0.03)
-    levels = {name: measures(level, 100) for name, level in codes.levels.items()}
-    assert codes.elbo()["kl_nats"] == pytest.approx(sum(sum(level["kl_nats"]) for level in levels.values()))
-    assert levels["local"]["cells_nats"] == [[pytest.approx(levels["local"]["kl_nats"][0])]]
-    assert codes.levels["local"].map().shape == (3200, 1, 1)
+    local, top = (measures(codes.levels[name], 100) for name in ("local", "global"))
+    assert codes.elbo()["kl_nats"] == pytest.approx(sum(local["kl_nats"] + top["kl_nats"]))
+    assert local["cells_nats"] == [[pytest.approx(local["kl_nats"][0])]]
 
 
 def test_each_level_is_shuffled_alone_and_all_together() -> None:
     model = Ladder(reach=3.0)
-    top, local = model.encode(Batch(ALL), noise=False)
-    codes = {"global": top.mean, "local": local.mean}
+    codes = {level.name: level.mean for level in model.encode(Batch(ALL), noise=False)}
     found = shuffled_codes(model, Bits(ALL), "test", torch.arange(8), codes, (0.5, 1.0))
     assert (found["reconstruction_nats"], found["accuracy"], list(found["levels"])) == (0.5, 1.0, ["global", "local"])
-    costs = []
-    for moved, told in (
-        (("global", "local"), (found["shuffled_reconstruction_nats"], found["shuffled_accuracy"])),
-        *(((name,), (one["reconstruction_nats"], one["accuracy"])) for name, one in found["levels"].items()),
-    ):
-        mixed = {name: code[[7, 0, 1, 2, 3, 4, 5, 6]] if name in moved else code for name, code in codes.items()}
+    both = {name: found[f"shuffled_{name}"] for name in ("reconstruction_nats", "accuracy")}
+    for moved, told in (("global local", both), *found["levels"].items()):
+        mixed = {name: code.roll(1, dims=0) if name in moved.split() else code for name, code in codes.items()}
         logits = model.decode(mixed)
-        costs.append(torch.nn.functional.cross_entropy(logits, ALL, reduction="sum").item() / 8)
-        right = (logits.argmax(dim=1) == ALL).float().mean().item()
-        assert told == (pytest.approx(costs[-1], rel=1e-5), pytest.approx(right)), moved
-    assert len(set(costs)) == 3
+        cost = torch.nn.functional.cross_entropy(logits, ALL, reduction="sum").item() / 8
+        right = (logits.argmax(dim=1) == ALL).double().mean().item()
+        assert told == pytest.approx({"reconstruction_nats": cost, "accuracy": right}, rel=1e-5), moved
+    assert len({both["reconstruction_nats"], *(one["reconstruction_nats"] for one in found["levels"].values())}) == 3
 
 
-def thermometer() -> Logistic:
-    """The code is the number of ones; bit k of 8 is 1 above k + 1/2."""
-    return Logistic(torch.full((8,), 10.0), -10 * (torch.arange(8) + 0.5), torch.ones(8), 0.0, 0.0)
+THERMOMETER = Logistic(torch.full((8,), 10.0), -10 * (torch.arange(8) + 0.5), torch.ones(8), 0.0, 0.0)
+"""The code is the number of ones; bit k of 8 is 1 above k + 1/2."""
 
 
 def thermometers(*counts: int) -> Bits:
     return Bits((torch.arange(8) < torch.tensor(counts)[:, None]).long())
 
 
-def test_shuffled_codes_of_a_thermometer() -> None:
-    model, corpus, indices = thermometer(), thermometers(0, 8, 4), torch.arange(3)
-    means = posterior_means(model, corpus, "test", indices)
-    found = shuffled_codes(model, corpus, "test", indices, means, (0.1, 1.0))
-    assert found["levels"] == {}
-    assert found["shuffled_accuracy"] == pytest.approx(1 - (4 + 8 + 4) / 24)  # 0 drawn as 4, 8 as 0, 4 as 8
-    # each wrong bit at distance d from its threshold costs about 10 d: sums of 0.5, 1.5 ...
-    steps = [10 * (k + 0.5) for k in range(8)]
-    assert found["shuffled_reconstruction_nats"] == pytest.approx((2 * sum(steps[:4]) + sum(steps)) / 3, abs=0.1)
-
-
 def test_paths_of_a_thermometer() -> None:
-    def path(steps: int, *counts: int) -> dict:
-        paths = decoded_paths(thermometer(), thermometers(*counts), "test", torch.arange(len(counts)), steps)
-        return smoothness(paths)
-
-    even, jump, same = path(9, 0, 8), path(2, 0, 8), path(9, 3, 3)
-    assert (even["pairs"], even["steps"]) == (1, 9)
-    assert (even["mean_step"], even["largest_step"], even["distance"]) == (1, 1, 8)
-    assert (even["largest_step_share"], even["detour"]) == (1 / 8, 1)
-    assert (jump["mean_step"], jump["largest_step"], jump["largest_step_share"]) == (8, 8, 1)
-    assert (same["distance"], same["largest_step_share"], same["detour"]) == (0, None, None)
-    halves = path(5, 0, 3, 4, 3, 7)  # 0 to 4, 3 to 3, which has no share; the fifth has no partner
-    assert (halves["pairs"], halves["distance"], halves["largest_step_share"]) == (2, 2, 1 / 4)
+    names = ("pairs", "mean_step", "largest_step", "distance", "largest_step_share", "detour")
+    for steps, counts, expected in (
+        (9, (0, 8), (1, 1, 1, 8, 1 / 8, 1)),
+        (2, (0, 8), (1, 8, 8, 8, 1, 1)),
+        (9, (3, 3), (1, 0, 0, 0, None, None)),
+        (5, (0, 3, 4, 3, 7), (2, 0.5, 0.5, 2, 1 / 4, 1)),  # 0 to 4, 3 to 3, which has no share; the last has no partner
+    ):
+        paths = decoded_paths(THERMOMETER, thermometers(*counts), "test", torch.arange(len(counts)), steps)
+        assert smoothness(paths) == {"steps": steps, **dict(zip(names, expected, strict=True))}
 
 
 def test_the_pair_to_show_is_well_reconstructed_and_as_different_as_possible() -> None:
     corpus = thermometers(0, 1, 4, 5, 8, *[4] * 7)
     corpus.x[5:] = corpus.x[5:].flip(1)  # which the model reconstructs as its mirror image
-    assert pair_to_show(thermometer(), corpus, "test") == (2, 4)
+    assert pair_to_show(THERMOMETER, corpus, "test") == (2, 4)
     with pytest.raises(InputError, match="fewer than two test examples"):
-        pair_to_show(thermometer(), thermometers(3), "test")
-
-
-# ------------------------------------------------------------------------------------------------ order and noise
-
-
-def test_examples_are_chosen_by_the_seed_without_repetition() -> None:
-    corpus = Bits(torch.zeros(100, 1, dtype=torch.int64))
-    assert sorted(choose(corpus, "test", None, 0).tolist()) == list(range(100))
-    assert torch.equal(choose(corpus, "test", 7, 0), choose(corpus, "test", None, 0)[:7])
-    assert not torch.equal(choose(corpus, "test", 7, 0), choose(corpus, "test", 7, 1))
-    assert len(choose(corpus, "test", 1000, 0)) == 100
-
-
-def test_a_narrow_posterior_alone_makes_no_dimension_active() -> None:
-    """With the noise scaled, the KL of what is drawn is large in every dimension, and tells nothing of x."""
-    mean = torch.zeros(50, 3)
-    narrow = torch.full_like(mean, 2.0 * math.log(0.01))
-    nothing = torch.zeros(50, 3)
-    sampled = gaussians.kl_to_standard(mean, narrow)
-    level = Level("z", mean, narrow, mean, nothing, sampled_kl=sampled)
-    codes = Codes({"z": level}, torch.zeros(50), torch.ones(50))
-    found = measures(level, 0)
-    assert found["kl_nats"] == pytest.approx(sampled.mean(0).tolist())
-    assert codes.elbo()["kl_nats"] == pytest.approx(sampled.sum(1).mean().item())
-    assert (found["active_dims"], found["active_units"], found["collapsed_share"]) == (0, 0, 1.0)
+        pair_to_show(THERMOMETER, thermometers(3), "test")
