@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arcvae_cli import gaussians
+from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar
-from arcvae_cli.models.pushdown import Pushdown, same_left
+from arcvae_cli.models.pushdown import FIX, Pushdown
 from arcvae_cli.settings import GrammarSettings
 
 LEVEL = "z"
@@ -41,9 +42,10 @@ class Structure:
     def of(cls, text: str) -> Structure:
         values = json.loads(text)
         kept = values["rules"]
-        if kept["text"] is not None:
-            return cls(parse_grammar(kept["text"], "its grammar").rules, int(values["length"]))
-        rules = Rules(**{**kept, "symbols": tuple(kept["symbols"]), "lhs": tuple(kept["lhs"])})  # of ids and masks
+        if kept["text"] is None:  # of ids and masks
+            rules = Rules(**{**kept, "symbols": tuple(kept["symbols"]), "lhs": tuple(kept["lhs"])})
+        else:
+            rules = parse_grammar(kept["text"], "its grammar").rules
         return cls(rules, int(values["length"]))
 
 
@@ -51,8 +53,8 @@ class GrammarVAE(VAE):
     """Encoder of T steps of P rules to N(mean, exp logvar) in `latent_dim` dimensions, decoder to rule logits.
 
     `arch = "kusner"` is the network of the 2017 code, `"enhanced"` one of residual convolutions and normalised GRU
-    layers. `pushdown` is None if only ids and masks are known. ValueError, as a message for users, if no derivation
-    ends within `length` rules, or the derivations are too short for the kernels.
+    layers. `pushdown` is None if only ids and masks are known. InputError if no derivation ends within `length` rules,
+    or the derivations are too short for the kernels.
     """
 
     kind = "strings"
@@ -61,22 +63,20 @@ class GrammarVAE(VAE):
 
     def __init__(self, settings: GrammarSettings, structure: Structure) -> None:
         super().__init__()
-        self.settings = settings
-        self.structure = structure
+        self.settings, self.structure = settings, structure
+        self.level_shapes = {LEVEL: (settings.latent_dim,)}
         rules, length, kusner = structure.rules, structure.length, settings.arch == "kusner"
         kernels = settings.kernels
         needed = sum(kernels) - len(kernels) + 1 if kusner else max(kernels)
         if length < needed:
-            raise ValueError(f"model.encoder_kernel: needs derivations of {needed} rules, and these have {length}")
+            raise InputError(f"model.encoder_kernel: needs derivations of {needed} rules, and these have {length}", FIX)
         self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
         body = (KusnerBody if kusner else EnhancedBody)(settings, len(rules), length)
         self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim)
         self.decoder: nn.Module = (KusnerDecoder if kusner else EnhancedDecoder)(settings, len(rules), length)
-        self.register_buffer("_allowed", torch.where(same_left(rules), 0.0, MASKED_LOGIT), persistent=False)
-
-    @property
-    def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {LEVEL: (self.settings.latent_dim,)}
+        left = torch.tensor(rules.lhs)
+        same = (left[:, None] == left) | (left[:, None] < 0)  # padding, and rules that no string has, rule out nothing
+        self.register_buffer("_allowed", torch.where(same, 0.0, MASKED_LOGIT), persistent=False)
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         """The posterior of (B, L) rules, as one level of (B, latent_dim). What L leaves out of T is padding.
@@ -95,14 +95,9 @@ class GrammarVAE(VAE):
         sample = gaussians.sample(mean, logvar) if noise else mean
         return (Level(LEVEL, mean, logvar, sample, kl, sampled_kl=sampled),)
 
-    def decode(
-        self,
-        latents: Latents,
-        conditions: Tensor | None = None,  # noqa: ARG002
-        steps: int | None = None,
-    ) -> Tensor:
+    def decode(self, latents: Latents, conditions: Tensor | None = None, steps: int | None = None) -> Tensor:  # noqa: ARG002
         """Logits (B, P, T), float32, of latents (B, latent_dim), unmasked; of the first `steps` only if given."""
-        logits: Tensor = self.decoder(latents[LEVEL], self.structure.length if steps is None else steps)
+        logits: Tensor = self.decoder(latents[LEVEL], steps or self.structure.length)
         return logits.float()
 
     def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
@@ -110,8 +105,7 @@ class GrammarVAE(VAE):
 
     def masked(self, logits: Tensor, batch: Batch) -> Tensor:
         """Logits (B, P, L) with all rules but those of the true rule's left-hand side at `MASKED_LOGIT`."""
-        mask = functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, L, P) -> (B, P, L)
-        return logits + mask
+        return logits + functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, L, P) -> (B, P, L)
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """(B, T) rules at the posterior means, derived anew; given the true left-hand sides where none are known."""
@@ -153,17 +147,13 @@ class KusnerBody(nn.Module):
         self.register_buffer("one_hot", torch.eye(rules), persistent=False)
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
-        if filled + self.reach >= x.shape[1]:
-            convolved = self._convolved(x)  # (B, C, T - reach)
-        else:  # outputs of padding alone are the same for every example: one row serves all
-            begun, rest = self._convolved(x[:, : filled + self.reach]), self._convolved(x[:1])
-            convolved = torch.cat([begun, rest[:, :, filled:].expand(len(x), -1, -1)], dim=2)
+        convolutions, read = self.layers[:-3], filled + self.reach
+        convolved = convolutions(functional.embedding(x[:, :read], self.one_hot).transpose(1, 2))  # (B, C, T - reach)
+        if read < x.shape[1]:  # outputs of padding alone are the same for every example: one row serves all
+            rest = convolutions(functional.embedding(x[:1], self.one_hot).transpose(1, 2))
+            convolved = torch.cat([convolved, rest[:, :, filled:].expand(len(x), -1, -1)], dim=2)
         features: Tensor = self.layers[-3:](convolved)
         return features
-
-    def _convolved(self, x: Tensor) -> Tensor:
-        convolved: Tensor = self.layers[:-3](functional.embedding(x, self.one_hot).transpose(1, 2))
-        return convolved
 
 
 class KusnerDecoder(nn.Module):

@@ -21,21 +21,35 @@ class GridVAE(VAE):
 
     def __init__(self, settings: GridSettings) -> None:
         super().__init__()
-        self.settings = settings
-        d = settings.latent_dim
+        self.settings, d = settings, settings.latent_dim
+        self.level_shapes = {LEVEL: (d,)}
         if settings.body == "plain":
             narrow = nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
             self.encoder: nn.Module = GridEncoder(narrow, 128, d)
-            self.decoder: nn.Module = plain_decoder(d)
+            self.decoder: nn.Module = nn.Sequential(
+                nn.Linear(d, 128),
+                nn.ReLU(inplace=True),
+                nn.Linear(128, 2048),
+                nn.ReLU(inplace=True),
+                Unflatten(128, 4, 4),
+                Upsample(128, 64, 4, stride=2, padding=1),  # (B, 64, 8, 8)
+                nn.ReLU(inplace=True),
+                Upsample(64, 32, 4, stride=2, padding=1),  # (B, 32, 16, 16)
+                nn.ReLU(inplace=True),
+                nn.Conv2d(32, COLOURS, 3, padding=1),
+            )
         else:
             # before the convolutions: initial weights depend on the order of creation
             wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
             self.encoder = GridEncoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
-            self.decoder = residual_decoder(d, settings.dropout)
-
-    @property
-    def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {LEVEL: (self.settings.latent_dim,)}
+            # linear layers: better at small objects with a tenth of the operations
+            self.decoder = nn.Sequential(
+                nn.Linear(d, WIDE),
+                *(Block(WIDE, settings.dropout) for _ in range(DECODER_BLOCKS)),
+                nn.LayerNorm(WIDE),
+                nn.Linear(WIDE, SIDE * SIDE * COLOURS),
+                ChannelsFirst(),
+            )
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         mean, raw = self.encoder(batch.x)
@@ -71,22 +85,6 @@ def convolutions() -> list[nn.Module]:
         nn.ReLU(inplace=True),
         Flatten(),
     ]
-
-
-def plain_decoder(latent_dim: int) -> nn.Module:
-    """(B, latent_dim) -> (B, 10, 16, 16)."""
-    return nn.Sequential(
-        nn.Linear(latent_dim, 128),
-        nn.ReLU(inplace=True),
-        nn.Linear(128, 2048),
-        nn.ReLU(inplace=True),
-        Unflatten(128, 4, 4),
-        Upsample(128, 64, 4, stride=2, padding=1),  # (B, 64, 8, 8)
-        nn.ReLU(inplace=True),
-        Upsample(64, 32, 4, stride=2, padding=1),  # (B, 32, 16, 16)
-        nn.ReLU(inplace=True),
-        nn.Conv2d(32, COLOURS, 3, padding=1),
-    )
 
 
 class ChannelsLast(torch.autograd.Function):
@@ -127,7 +125,7 @@ class Upsample(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
         """(B, in, H, W) -> (B, out, 2 H, 2 W)."""
         assert self.bias is not None
-        out: Tensor = functional.conv_transpose2d(x, self.weight, None, self.stride, (1, 1))
+        out = functional.conv_transpose2d(x, self.weight, None, self.stride, (1, 1))
         return out.add_(self.bias.to(out.dtype).view(1, -1, 1, 1))
 
 
@@ -146,17 +144,6 @@ class Block(nn.Module):
         hidden = functional.gelu(self.widen(self.norm(x)), approximate="tanh")
         out: Tensor = x + self.dropout(self.back(hidden))
         return out
-
-
-def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:
-    """(B, latent_dim) -> (B, 10, 16, 16), by linear layers: better at small objects with a tenth of the operations."""
-    return nn.Sequential(
-        nn.Linear(latent_dim, WIDE),
-        *(Block(WIDE, dropout) for _ in range(DECODER_BLOCKS)),
-        nn.LayerNorm(WIDE),
-        nn.Linear(WIDE, SIDE * SIDE * COLOURS),
-        ChannelsFirst(),
-    )
 
 
 class ChannelsFirst(nn.Module):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from arcvae_cli.data.parsing import Parser
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
-from arcvae_cli.models.pushdown import Pushdown, same_left
+from arcvae_cli.models.pushdown import Pushdown
 
 CODES = 300
 TERMS = """
@@ -93,7 +93,7 @@ def agree(rules: Rules, length: int, n: int, budget: bool, sampled: bool) -> tor
     """The derivations, complete ones only, after the plain stack gave the same."""
     pushdown = Pushdown(rules, length)
     logits = random_logits(rules, length, n)
-    noise = pushdown.noise(n, torch.Generator().manual_seed(11)) if sampled else None
+    noise = pushdown.noise(n) if sampled else None
     derived = pushdown.derive(logits, noise, budget)
     assert derived.ids.dtype == torch.int64 and derived.complete.dtype == torch.bool
     rows = logits.transpose(1, 2).numpy()
@@ -173,13 +173,6 @@ def test_many_derivations_of_a_code_share_its_logits() -> None:
     one = pushdown.derive(logits[0], noise[:, 0])
     assert torch.equal(one.ids, derived.ids[:, 0])
     assert pushdown.derive(logits[0]).ids.shape == (40,)
-
-
-def test_the_rules_that_compete_rewrite_the_same_symbol() -> None:
-    rules = read_grammar("smiles").rules
-    for rule, left in enumerate(rules.lhs):
-        expected = rules.of(left) if left >= 0 else range(len(rules))  # nothing at or after the end is ruled out
-        assert same_left(rules)[rule].nonzero().flatten().tolist() == list(expected)
 
 
 def test_nothing_is_read_back_and_no_shape_depends_on_a_value() -> None:
