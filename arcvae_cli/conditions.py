@@ -86,21 +86,16 @@ def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
     within_a_grid = ndimage.generate_binary_structure(3, 1)
     within_a_grid[[0, 2]] = False
-    owners, sizes = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
-    for start in range(0, len(grids), _CHUNK):
-        some = grids[start : start + _CHUNK]
-        non_black, (height, width) = some > 0, some.shape[1:]
-        linked = np.zeros((len(some), 2 * height - 1, 2 * width - 1), np.bool_)  # cells, and links between them
-        linked[:, ::2, ::2] = non_black
-        linked[:, ::2, 1::2] = non_black[:, :, 1:] & (some[:, :, 1:] == some[:, :, :-1])
-        linked[:, 1::2, ::2] = non_black[:, 1:] & (some[:, 1:] == some[:, :-1])
-        labels, count = ndimage.label(linked, within_a_grid)
-        objects = labels[:, ::2, ::2][non_black] - 1
-        owner = np.empty(count, np.intp)
-        owner[objects] = np.nonzero(non_black)[0] + start
-        owners.append(owner)
-        sizes.append(np.bincount(objects, minlength=count))
-    return np.concatenate(owners), np.concatenate(sizes)
+    non_black, (count, height, width) = grids > 0, grids.shape
+    linked = np.zeros((count, 2 * height - 1, 2 * width - 1), np.bool_)  # cells, and links between them
+    linked[:, ::2, ::2] = non_black
+    linked[:, ::2, 1::2] = non_black[:, :, 1:] & (grids[:, :, 1:] == grids[:, :, :-1])
+    linked[:, 1::2, ::2] = non_black[:, 1:] & (grids[:, 1:] == grids[:, :-1])
+    labels, objects = ndimage.label(linked, within_a_grid)
+    cells = labels[:, ::2, ::2][non_black] - 1
+    owners = np.empty(objects, np.intp)
+    owners[cells] = np.nonzero(non_black)[0]
+    return owners, np.bincount(cells, minlength=objects)
 
 
 def parse(texts: Sequence[str]) -> dict[str, int]:

@@ -169,8 +169,7 @@ class KusnerDecoder(nn.Module):
 
     def forward(self, z: Tensor, steps: int) -> Tensor:
         repeated = self.begin(z)[:, None].expand(-1, steps, -1)
-        logits: Tensor = self.end(recurrent(self.layers, repeated))
-        return logits.transpose(1, 2)
+        return torch.transpose(self.end(recurrent(self.layers, repeated)), 1, 2)
 
 
 class EnhancedBody(nn.Module):
@@ -190,21 +189,17 @@ class EnhancedBody(nn.Module):
     def forward(self, x: Tensor, filled: int) -> Tensor:
         # beyond the reach of the kernels all examples have the same output: one row serves all
         same = filled + self.reach
-        if self.training or same + self.reach >= x.shape[1]:  # dropout makes rows differ
-            squeezed = self._squeezed(x)  # (B, T, 16)
-        else:
-            begun, rest = self._squeezed(x[:, : same + self.reach]), self._squeezed(x[:1])
-            squeezed = torch.cat([begun[:, :same], rest[:, same:].expand(len(x), -1, -1)], dim=1)
-        features: Tensor = self.dense(squeezed.flatten(1))
+        shared = not self.training and same + self.reach < x.shape[1]  # dropout makes rows differ
+        squeezed = []
+        for rows in (x[:, : same + self.reach], x[:1]) if shared else (x,):
+            h = self.rules(rows) + self.places[: rows.shape[1]]  # (B, L, C)
+            for block in self.blocks:
+                h = block(h)
+            squeezed.append(self.squeeze(self.norm(h)))  # (B, L, 16)
+        if shared:
+            squeezed = [torch.cat([squeezed[0][:, :same], squeezed[1][:, same:].expand(len(x), -1, -1)], dim=1)]
+        features: Tensor = self.dense(squeezed[0].flatten(1))
         return features
-
-    def _squeezed(self, x: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, L, `SQUEEZED`)."""
-        h = self.rules(x) + self.places[: x.shape[1]]  # (B, L, C)
-        for block in self.blocks:
-            h = block(h)
-        squeezed: Tensor = self.squeeze(self.norm(h))
-        return squeezed
 
 
 class Convolution(nn.Module):
@@ -222,8 +217,7 @@ class Convolution(nn.Module):
         across, weight = self.norm(h).transpose(1, 2)[:, :, None], self.convolution.weight[:, :, None]
         padding = (0, self.convolution.kernel_size[0] // 2)
         inner = functional.conv2d(across, weight, self.convolution.bias, padding=padding)[:, :, 0].transpose(1, 2)
-        added: Tensor = self.dropout(self.linear(functional.gelu(inner)))
-        return h + added
+        return torch.add(h, self.dropout(self.linear(functional.gelu(inner))))
 
 
 class EnhancedDecoder(nn.Module):
@@ -243,5 +237,4 @@ class EnhancedDecoder(nn.Module):
         h = self.begin(z)[:, None] + self.places[:steps]  # (B, steps, C)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             h = h + self.dropout(recurrent(layer, norm(h)))
-        logits: Tensor = self.end(h)
-        return logits.transpose(1, 2)
+        return torch.transpose(self.end(h), 1, 2)

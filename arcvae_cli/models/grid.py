@@ -17,15 +17,18 @@ DECODER_BLOCKS = 4
 
 
 class GridVAE(VAE):
-    """Encoder to N(mean, exp logvar) in `latent_dim` dimensions, decoder to colour logits (B, 10, 16, 16)."""
+    """Encoder of one-hot colours to `latent_dim` dimensions, decoder to colour logits (B, 10, 16, 16)."""
+
+    one_hot: Tensor
 
     def __init__(self, settings: GridSettings) -> None:
         super().__init__()
         self.settings, d = settings, settings.latent_dim
         self.level_shapes = {LEVEL: (d,)}
+        self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
         if settings.body == "plain":
             narrow = nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
-            self.encoder: nn.Module = GridEncoder(narrow, 128, d)
+            self.encoder: nn.Module = Encoder(narrow, 128, d)
             self.decoder: nn.Module = nn.Sequential(
                 nn.Linear(d, 128),
                 nn.ReLU(inplace=True),
@@ -41,7 +44,7 @@ class GridVAE(VAE):
         else:
             # before the convolutions: initial weights depend on the order of creation
             wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
-            self.encoder = GridEncoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
+            self.encoder = Encoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
             # linear layers: better at small objects with a tenth of the operations
             self.decoder = nn.Sequential(
                 nn.Linear(d, WIDE),
@@ -52,26 +55,13 @@ class GridVAE(VAE):
             )
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        mean, raw = self.encoder(batch.x)
+        one_hot = functional.embedding(batch.x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
+        mean, raw = self.encoder(one_hot.permute(0, 3, 1, 2))
         return (standard_level(LEVEL, mean, posterior_logvar(raw, self.settings), noise),)
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         logits: Tensor = self.decoder(latents[LEVEL])
         return logits.float()
-
-
-class GridEncoder(Encoder):
-    """Encodes colours (B, 16, 16) int64, as one-hot channels."""
-
-    one_hot: Tensor
-
-    def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
-        super().__init__(body, width, latent_dim)
-        self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        one_hot = functional.embedding(x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
-        return super().forward(one_hot.permute(0, 3, 1, 2))
 
 
 def convolutions() -> list[nn.Module]:
@@ -130,7 +120,7 @@ class Upsample(nn.ConvTranspose2d):
 
 
 class Block(nn.Module):
-    """x + dropout(linear(gelu(linear(norm(x))))): a normalised residual block that starts as the identity."""
+    """x + dropout(linear(gelu(linear(norm(x))))), which starts as the identity."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -142,8 +132,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = functional.gelu(self.widen(self.norm(x)), approximate="tanh")
-        out: Tensor = x + self.dropout(self.back(hidden))
-        return out
+        return torch.add(x, self.dropout(self.back(hidden)))
 
 
 class ChannelsFirst(nn.Module):

@@ -129,8 +129,7 @@ class Convolutions(nn.Module):
         if self.film is not None and film is not None:
             scale, shift = self.film(film)[:, :, None, None].chunk(2, dim=1)
             hidden = torch.addcmul(shift, hidden, 1.0 + scale)
-        out: Tensor = x + self.second(functional.relu(hidden))
-        return out
+        return torch.add(x, self.second(functional.relu(hidden)))
 
 
 class Encoder(nn.Module):
