@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
 
+from arcvae_cli.data.derivations import wrong_step
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar, read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch
 from arcvae_cli.models.grammar import GrammarVAE, Structure
 from arcvae_cli.objective import Objective
-from arcvae_cli.presets import preset_names, resolve
+from arcvae_cli.presets import resolve
 from arcvae_cli.settings import GrammarSettings, GridSettings, ObjectiveSettings
 
 EQUATIONS = read_grammar("equations")
@@ -46,24 +46,12 @@ def batch_of(x: torch.Tensor) -> Batch:
 
 def test_the_2017_sizes() -> None:
     """Convolutions, dense layer and GRU as the code of Kusner et al. has them, counted by hand."""
-    settings = resolve("kusner_original").settings.model
-    assert isinstance(settings, GrammarSettings)
-    with torch.device("meta"):
-        model = GrammarVAE(settings, Structure(SMILES.rules, 277))
+    model = build_model(resolve("kusner_original").settings.model, Structure(SMILES.rules, 277))
     left = 277 - 8 - 8 - 10
     encoder = (76 * 9 * 9 + 9) + (9 * 9 * 9 + 9) + (9 * 11 * 10 + 10) + (10 * left * 435 + 435) + 2 * (435 * 56 + 56)
     gru = 3 * 501 * (56 + 501 + 2) + 2 * 3 * 501 * (501 + 501 + 2)
     decoder = (56 * 56 + 56) + gru + (501 * 76 + 76)
     assert sum(parameter.numel() for parameter in model.parameters()) == encoder + decoder
-
-
-@pytest.mark.parametrize("name", [n for n in preset_names() if resolve(n).settings.model.name == "grammar"])
-def test_every_shipped_preset_builds(name: str) -> None:
-    settings = resolve(name).settings
-    grammar, length = (EQUATIONS, 15) if settings.data.name == "equations" else (SMILES, 277)
-    with torch.device("meta"):
-        model = build_model(settings.model, Structure(grammar.rules, length))
-    assert sum(parameter.numel() for parameter in model.parameters()) > 50_000
 
 
 @pytest.mark.parametrize("arch", ["kusner", "enhanced"])
@@ -95,14 +83,7 @@ def test_probabilities_of_all_whole_derivations_sum_to_those_that_end_in_time(ar
     values = {"arch": arch, "latent_dim": 3, **SMALL[arch], "encoder_kernel": [1, 1, 1]}
     model = GrammarVAE(GrammarSettings(**values), Structure(rules, 5)).eval()
     logits = 3.0 * model.decode(model.prior(1))
-    whole = []
-    for ids in itertools.product(range(4), repeat=5):
-        open_symbols, right = 1, True
-        for rule in ids:
-            right &= (rule == 3) == (open_symbols == 0)
-            open_symbols += len(rules.rhs[rule]) - 1 if rules.rhs and rule != 3 else 0
-        if right and open_symbols == 0:
-            whole.append(ids)
+    whole = [ids for ids in itertools.product(range(4), repeat=5) if wrong_step(list(ids), rules) is None]
     assert len(whole) == 2 + 4 + 16  # of 1, 3 and 5 rules: Catalan numbers times 2 to the leaves
     x = torch.tensor(whole)
     batch = Batch(x, x != 3)
@@ -171,20 +152,6 @@ def test_a_structure_survives_its_checkpoint_with_and_without_right_hand_sides()
     assert model.pushdown is None and torch.equal(model.argmax_decode(logits), logits.argmax(1))
 
 
-def test_exact_argmax_rules_are_exact_free_decoding() -> None:
-    """Where every rule is the likeliest of its symbol, the automaton finds the same derivation, and only then."""
-    model = small("kusner")
-    batch = batch_of(derivations(2000))
-    one_hot = functional.one_hot(batch.x, 12).transpose(1, 2)
-    logits = torch.randn(2000, 12, 15) + 3.5 * one_hot
-    assert model.pushdown is not None
-    free = model.pushdown.derive(logits, budget=False).ids
-    assert batch.valid is not None
-    forced = ((model.masked(logits, batch).argmax(1) == batch.x) | ~batch.valid).all(1)
-    assert torch.equal((free == batch.x).all(1), forced)
-    assert 0.1 < forced.float().mean() < 0.9
-
-
 def test_an_unreachable_alternative_is_never_taken() -> None:
     doubled = "\n".join(f"A{number} -> A{number + 1} A{number + 1}" for number in range(100))
     rules = parse_grammar(f"S -> A0 | 'x'\n{doubled}\nA100 -> 'a'", "doubled").rules
@@ -196,16 +163,15 @@ def test_an_unreachable_alternative_is_never_taken() -> None:
 
 
 @pytest.mark.parametrize("arch", ["kusner", "enhanced"])
-@pytest.mark.parametrize("filled", [1, 4, 11, 15])
-def test_omitted_steps_are_padding(arch: str, filled: int) -> None:
+def test_omitted_steps_are_padding(arch: str) -> None:
     """Encoded and decoded alike, whether steps that hold padding alone are there or not."""
     model = small(arch, posterior_noise=0.5)
-    x = derivations(6)
-    x[:, filled:] = EQUATIONS.rules.padding
-    with torch.no_grad():
-        (whole,), (short,) = (model.encode(batch_of(some), noise=False) for some in (x, x[:, :filled]))
-        logits, beginning = (model.logits_for({"z": whole.mean}, batch_of(some)) for some in (x, x[:, :filled]))
-    for name in ("mean", "logvar", "kl", "sampled_kl"):
-        torch.testing.assert_close(getattr(short, name), getattr(whole, name))
-    assert beginning.shape == (6, 12, filled)
-    torch.testing.assert_close(beginning, logits[:, :, :filled])
+    for filled in (1, 4, 11, 15):
+        x = derivations(6)
+        x[:, filled:] = EQUATIONS.rules.padding
+        with torch.no_grad():
+            (whole,), (short,) = (model.encode(batch_of(some), noise=False) for some in (x, x[:, :filled]))
+            logits, beginning = (model.logits_for({"z": whole.mean}, batch_of(some)) for some in (x, x[:, :filled]))
+        for name in ("mean", "logvar", "kl", "sampled_kl"):
+            torch.testing.assert_close(getattr(short, name), getattr(whole, name))
+        torch.testing.assert_close(beginning, logits[:, :, :filled])
