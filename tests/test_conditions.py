@@ -15,13 +15,13 @@ from arcvae_cli.conditions import (
     satisfies,
     written,
 )
-from arcvae_cli.data.arc import build_arc
+from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def real() -> np.ndarray:
-    return build_arc(1000, 0).x
+    return build_shapes(1000, 0).x
 
 
 def canvas(*rows: str) -> np.ndarray:
