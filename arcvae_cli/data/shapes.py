@@ -39,19 +39,29 @@ def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
 
 
 def _canvases(count: int, stream: np.random.RandomState) -> Grids:
+    """Canvases (count, 16, 16): on each a number of objects, each at the first free one of some places, if any."""
+    rows, first, number = _patterns()
+    offset = np.cumsum(_FAMILIES) - _FAMILIES
     grids = np.zeros((count, SIDE, SIDE), np.uint8)
     near = np.zeros((count, SIDE), np.uint16)  # the objects of each canvas and the cells around them
     wanted = stream.randint(1, OBJECTS + 1, count, dtype=np.int64)
-    for number in range(OBJECTS):
-        waiting = np.flatnonzero(wanted > number)
+    for placed_before in range(OBJECTS):
+        waiting = np.flatnonzero(wanted > placed_before)
         for _ in range(_TRIES):
             if not waiting.size:
                 break
-            rows, height, width = _objects(waiting.size, stream)
+            family = stream.randint(0, len(_FAMILIES) + 1, waiting.size, dtype=np.int64)
+            drawn = np.minimum(family, len(_FAMILIES) - 1)  # the draws of a blob go unused: the stream stays simple
+            kind = offset[drawn] + (stream.random_sample(waiting.size) * _FAMILIES[drawn]).astype(np.int64)
+            objects = rows[first[kind] + (stream.random_sample(waiting.size) * number[kind]).astype(np.int64)]
+            blob = family == len(_FAMILIES)
+            objects[blob] = _blobs(int(blob.sum()), stream)
+            height = (objects > 0).sum(axis=1)  # no object has an empty row or column inside
+            width = _cells(np.bitwise_or.reduce(objects, axis=1)[:, None])[:, 0].sum(axis=1, dtype=np.int64)
             down = (stream.random_sample(waiting.size) * (SIDE + 1 - height)).astype(np.int64)
             right = (stream.random_sample(waiting.size) * (SIDE + 1 - width)).astype(np.uint16)
             colour = stream.randint(1, 10, waiting.size, dtype=np.int64).astype(np.uint8)
-            placed = np.take_along_axis(rows, (np.arange(SIDE) - down[:, None]) % SIDE, axis=1) << right[:, None]
+            placed = np.take_along_axis(objects, (np.arange(SIDE) - down[:, None]) % SIDE, axis=1) << right[:, None]
             free = ~(placed & near[waiting]).any(axis=1)
             there, placed = waiting[free], placed[free]
             wide = placed | (placed << np.uint16(1)) | (placed >> np.uint16(1))
@@ -61,21 +71,6 @@ def _canvases(count: int, stream: np.random.RandomState) -> Grids:
             grids[there] += _cells(placed) * colour[free, None, None]
             waiting = waiting[~free]
     return grids
-
-
-def _objects(count: int, stream: np.random.RandomState) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
-    """Objects (count, 16) in the top-left corner, with their heights and widths."""
-    rows, first, number = _patterns()
-    family = stream.randint(0, len(_FAMILIES) + 1, count, dtype=np.int64)
-    drawn = np.minimum(family, len(_FAMILIES) - 1)  # the draws of a blob go unused, so that the stream stays simple
-    offset = np.cumsum(_FAMILIES) - _FAMILIES
-    kind = offset[drawn] + (stream.random_sample(count) * _FAMILIES[drawn]).astype(np.int64)
-    objects = rows[first[kind] + (stream.random_sample(count) * number[kind]).astype(np.int64)]
-    blob = family == len(_FAMILIES)
-    objects[blob] = _blobs(int(blob.sum()), stream)
-    height = (objects > 0).sum(axis=1)  # no object has an empty row or column inside
-    width = _cells(np.bitwise_or.reduce(objects, axis=1)[:, None])[:, 0].sum(axis=1, dtype=np.int64)
-    return objects, height, width
 
 
 def _blobs(count: int, stream: np.random.RandomState) -> Rows:

@@ -1,7 +1,7 @@
 """The Grammar-VAE of Kusner, Paige and Hernandez-Lobato 2017: left-most derivations of a grammar, one vector z.
 
 The decoder has no feedback: given z it gives logits for every step at once. The symbol on top of the stack decides
-which rules are allowed at a step: in training the left-hand side of the true rule, otherwise found by `pushdown`.
+which rules are allowed: in training the left-hand side of the true rule, otherwise found by `pushdown`.
 """
 
 from __future__ import annotations
@@ -79,11 +79,7 @@ class GrammarVAE(VAE):
         self.register_buffer("_allowed", torch.where(same, 0.0, MASKED_LOGIT), persistent=False)
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        """The posterior of (B, L) rules, as one level of (B, latent_dim). What L leaves out of T is padding.
-
-        With `posterior_noise` below 1 the sampled density is narrower than the one whose KL is trained, as in the 2017
-        code; `Level.sampled_kl` is its KL.
-        """
+        """The posterior of (B, L) rules, the rest of T being padding; narrowed for the sample by `posterior_noise`."""
         missing = self.structure.length - batch.x.shape[1]
         x = functional.pad(batch.x, (0, missing), value=self.structure.rules.padding) if missing else batch.x
         mean, raw = self.encoder(x, batch.x.shape[1])
@@ -120,10 +116,8 @@ class GrammarVAE(VAE):
 
 
 def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
-    """The output of GRU layers for (B, T, C), on CUDA never in half precision.
-
-    Under autocast cuDNN uses float16 even where the rest is in bf16, and gradients below 6e-8 vanish.
-    """
+    """The output of GRU layers for (B, T, C)."""
+    # on CUDA in float32: cuDNN would use float16 even where the rest is in bf16, and gradients below 6e-8 vanish
     with torch.autocast(x.device.type, enabled=False) if x.is_cuda else nullcontext():
         out: Tensor = layers(x.float() if x.is_cuda else x)[0]
     return out

@@ -85,9 +85,8 @@ class Pushdown(nn.Module):
     def derive(self, logits: Tensor, noise: Tensor | None = None, budget: bool = True) -> Derived:
         """The derivations that logits (..., P, T) give, the argmax or, with noise (..., T, K), sampled ones.
 
-        The dimensions before the last two broadcast. Of equal rules the one with the lowest id is taken. With `budget`
-        only rules are allowed that can be finished within T steps, so that every derivation is complete; that changes
-        p(x|z). Without it derivations are cut off after T steps.
+        The first dimensions broadcast. Of equal rules the one with the lowest id is taken. With `budget` only rules are
+        allowed that can be finished within T steps, which changes p(x|z); without it derivations are cut off after T.
         """
         lead = logits.shape[:-2]
         if noise is not None:
@@ -95,7 +94,6 @@ class Pushdown(nn.Module):
             noise = noise.expand(*lead, -1, -1)
         if logits.dtype != torch.float64:
             logits = logits.float()
-        steps = logits.expand(*lead, -1, -1).unbind(-1)  # T views of (..., P)
         n, device = lead.numel(), logits.device
 
         def numbers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -115,7 +113,7 @@ class Pushdown(nn.Module):
         by_code = scores.view(*lead, self.slots)
         remainder, chosen, trace = top.view(n), slot.view(n), numbers(self.length, n)
         lowest = torch.finfo(scores.dtype).min
-        for step, here in enumerate(steps):
+        for step, here in enumerate(logits.expand(*lead, -1, -1).unbind(-1)):  # (..., P)
             torch.gather(stack, 0, pointer, out=top)
             torch.index_select(self.choices, 0, remainder, out=choice)
             torch.gather(here, -1, rules, out=by_code)
