@@ -59,7 +59,6 @@ class GrammarVAE(VAE):
 
     kind = "strings"
     structure: Structure
-    _allowed: Tensor  # (P, P): for each true rule, 0 for its alternatives and `MASKED_LOGIT` for the rest
 
     def __init__(self, settings: GrammarSettings, structure: Structure) -> None:
         super().__init__()
@@ -76,7 +75,8 @@ class GrammarVAE(VAE):
         self.decoder: nn.Module = (KusnerDecoder if kusner else EnhancedDecoder)(settings, len(rules), length)
         left = torch.tensor(rules.lhs)
         same = (left[:, None] == left) | (left[:, None] < 0)  # padding, and rules that no string has, rule out nothing
-        self.register_buffer("_allowed", torch.where(same, 0.0, MASKED_LOGIT), persistent=False)
+        # (P, P): for each true rule, 0 for its alternatives and `MASKED_LOGIT` for the rest
+        self._allowed = nn.Buffer(torch.where(same, 0.0, MASKED_LOGIT), persistent=False)
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         """The posterior of (B, L) rules, the rest of T being padding; narrowed for the sample by `posterior_noise`."""
@@ -126,8 +126,6 @@ def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
 class KusnerBody(nn.Module):
     """Valid convolutions over one-hot rules, and a dense layer: (B, T), `filled` not padding -> (B, encoder_hidden)."""
 
-    one_hot: Tensor
-
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()
         kernels, channels = settings.kernels, settings.channels
@@ -138,7 +136,7 @@ class KusnerBody(nn.Module):
         flat = channels[-1] * (length - self.reach)
         layers += [nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.register_buffer("one_hot", torch.eye(rules), persistent=False)
+        self.one_hot = nn.Buffer(torch.eye(rules), persistent=False)
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
         convolutions, read = self.layers[:-3], filled + self.reach

@@ -19,13 +19,11 @@ DECODER_BLOCKS = 4
 class GridVAE(VAE):
     """Encoder of one-hot colours to `latent_dim` dimensions, decoder to colour logits (B, 10, 16, 16)."""
 
-    one_hot: Tensor
-
     def __init__(self, settings: GridSettings) -> None:
         super().__init__()
         self.settings, d = settings, settings.latent_dim
         self.level_shapes = {LEVEL: (d,)}
-        self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
+        self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
         if settings.body == "plain":
             narrow = nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
             self.encoder: nn.Module = Encoder(narrow, 128, d)

@@ -95,12 +95,10 @@ class HierarchicalVAE(VAE):
 class Conditions(nn.Module):
     """The attributes of a grid as one vector: an embedding for each value of each, one more for not given."""
 
-    offsets: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
         sizes = torch.tensor([0] + [attribute.size + 1 for attribute in ATTRIBUTES])
-        self.register_buffer("offsets", sizes.cumsum(0)[:-1] + 1, persistent=False)
+        self.offsets = nn.Buffer(sizes.cumsum(0)[:-1] + 1, persistent=False)
         self.table = nn.Embedding(int(sizes.sum()), width)
         nn.init.normal_(self.table.weight, std=len(ATTRIBUTES) ** -0.5)
 
@@ -135,13 +133,11 @@ class Convolutions(nn.Module):
 class Encoder(nn.Module):
     """Features of a grid at the resolution of the local map, and the two posteriors from them."""
 
-    one_hot: Tensor
-
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
         side = settings.local_size
         self.patch = patch = SIDE // side
-        self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
+        self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
         self.enter = nn.Conv2d(COLOURS * patch * patch, CHANNELS, 3, padding=1)
         self.blocks = nn.Sequential(*(Convolutions() for _ in range(ENCODER_BLOCKS)))
         self.conditions = Conditions(WIDE)
@@ -218,9 +214,6 @@ class Decoder(nn.Module):
 class ConstraintLayer(nn.Module):
     """Constrains logits to the palette, the mirror symmetries and the extent that are given, or else predicted."""
 
-    cell: Tensor
-    black: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
         self.colours = nn.Linear(width, COLOURS - 1)
@@ -228,8 +221,8 @@ class ConstraintLayer(nn.Module):
         self.axes = nn.Linear(width, 2 * AXES)
         nn.init.constant_(self.colours.bias, 3.0)
         nn.init.constant_(self.mirrors.bias, -3.0)
-        self.register_buffer("cell", torch.arange(SIDE), persistent=False)
-        self.register_buffer("black", SOFT_LOGIT * torch.eye(COLOURS)[0].view(1, COLOURS, 1, 1), persistent=False)
+        self.cell = nn.Buffer(torch.arange(SIDE), persistent=False)
+        self.black = nn.Buffer(SOFT_LOGIT * torch.eye(COLOURS)[0].view(1, COLOURS, 1, 1), persistent=False)
 
     def forward(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
         """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""

@@ -34,10 +34,6 @@ class Pushdown(nn.Module):
     The right-hand sides have to be known. InputError if no derivation ends within `length` rules.
     """
 
-    choices: Tensor  # (C, 2 K) by remainder: rules of its first symbol, ascending, and rules beyond the fewest of each
-    moves: Tensor  # (C K, 5) by remainder and slot: of the two cells, minus the rules taken, the two remainders written
-    rule: Tensor  # (C K,) the rule in each slot of each remainder
-
     def __init__(self, rules: Rules, length: int) -> None:
         super().__init__()
         assert rules.rhs is not None
@@ -73,8 +69,11 @@ class Pushdown(nn.Module):
             moves += [[0] * 5] * missing
             chosen += [*options, *[rules.padding] * missing]
             choices.append([*chosen[-self.slots :], *taken, *[UNREACHABLE] * missing])
-        for name, table in (("choices", choices), ("moves", moves), ("rule", chosen)):
-            self.register_buffer(name, torch.tensor(table, dtype=torch.int64), persistent=False)
+        # (C, 2 K) by remainder: rules of its first symbol, ascending, and rules beyond the fewest of each
+        self.choices = nn.Buffer(torch.tensor(choices), persistent=False)
+        # (C K, 5) by remainder and slot: moves of the two cells, minus the rules taken, the two remainders written
+        self.moves = nn.Buffer(torch.tensor(moves), persistent=False)
+        self.rule = nn.Buffer(torch.tensor(chosen), persistent=False)  # (C K,) by remainder and slot
 
     def noise(self, n: int) -> Tensor:
         """Gumbel noise (n, T, K) float32: the argmax of logits and noise is a draw from their softmax."""
