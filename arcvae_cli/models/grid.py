@@ -24,10 +24,30 @@ class GridVAE(VAE):
         self.settings, d = settings, settings.latent_dim
         self.level_shapes = {LEVEL: (d,)}
         self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
-        if settings.body == "plain":
-            narrow = nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
-            self.encoder: nn.Module = Encoder(narrow, 128, d)
-            self.decoder: nn.Module = nn.Sequential(
+        wide: list[nn.Module] = []
+        if settings.body == "residual":  # before the convolutions: initial weights depend on the order of creation
+            wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
+        convolutions = [
+            nn.Conv2d(COLOURS, 32, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (B, 64, 8, 8)
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 4, 4)
+            nn.ReLU(inplace=True),
+            Flatten(),
+        ]
+        if settings.body == "residual":
+            self.encoder = Encoder(nn.Sequential(*convolutions, *wide), WIDE, d)
+            self.decoder = nn.Sequential(  # linear layers: better at small objects with a tenth of the operations
+                nn.Linear(d, WIDE),
+                *(Block(WIDE, settings.dropout) for _ in range(DECODER_BLOCKS)),
+                nn.LayerNorm(WIDE),
+                nn.Linear(WIDE, SIDE * SIDE * COLOURS),
+                ChannelsFirst(),
+            )
+        else:
+            self.encoder = Encoder(nn.Sequential(*convolutions, nn.Linear(2048, 128), nn.ReLU(inplace=True)), 128, d)
+            self.decoder = nn.Sequential(
                 nn.Linear(d, 128),
                 nn.ReLU(inplace=True),
                 nn.Linear(128, 2048),
@@ -39,18 +59,6 @@ class GridVAE(VAE):
                 nn.ReLU(inplace=True),
                 nn.Conv2d(32, COLOURS, 3, padding=1),
             )
-        else:
-            # before the convolutions: initial weights depend on the order of creation
-            wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
-            self.encoder = Encoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
-            # linear layers: better at small objects with a tenth of the operations
-            self.decoder = nn.Sequential(
-                nn.Linear(d, WIDE),
-                *(Block(WIDE, settings.dropout) for _ in range(DECODER_BLOCKS)),
-                nn.LayerNorm(WIDE),
-                nn.Linear(WIDE, SIDE * SIDE * COLOURS),
-                ChannelsFirst(),
-            )
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         one_hot = functional.embedding(batch.x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
@@ -60,19 +68,6 @@ class GridVAE(VAE):
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         logits: Tensor = self.decoder(latents[LEVEL])
         return logits.float()
-
-
-def convolutions() -> list[nn.Module]:
-    """(B, 10, 16, 16) -> (B, 2048), the first layers of both encoders."""
-    return [
-        nn.Conv2d(COLOURS, 32, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (B, 64, 8, 8)
-        nn.ReLU(inplace=True),
-        nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 4, 4)
-        nn.ReLU(inplace=True),
-        Flatten(),
-    ]
 
 
 class ChannelsLast(torch.autograd.Function):

@@ -102,11 +102,8 @@ def test_random_grammars_match_a_plain_stack(seed: int) -> None:
 
 
 def test_ties_take_the_first_rule_within_the_budget() -> None:
-    rules = EQUATIONS.rules  # 0: S -> S '+' T, 3: S -> T, 7: T -> 'x', the shortest of T by its id
-    pushdown, flat = Pushdown(rules, 5), torch.zeros(1, len(rules), 5)
-    ids = pushdown.derive(flat).ids
-    assert ids.tolist() == [plain(rules, flat[0].T.numpy(), None, True)[0]]
-    assert ids[0, 0] == 0 and rules.padding not in ids[0, :4]
+    pushdown, flat = Pushdown(EQUATIONS.rules, 5), torch.zeros(1, len(EQUATIONS.rules), 5)
+    assert pushdown.derive(flat).ids.tolist() == [plain(EQUATIONS.rules, flat[0].T.numpy(), None, True)[0]]
     free = pushdown.derive(flat, budget=False)
     assert free.ids.tolist() == [[0] * 5] and not free.complete
 
@@ -130,9 +127,8 @@ def test_many_derivations_of_a_code_share_its_logits() -> None:
     pushdown = Pushdown(SMILES.rules, 40)
     logits, noise = random_logits(SMILES.rules, 40, 6), pushdown.noise(5 * 6).view(5, 6, 40, -1)
     derived = pushdown.derive(logits, noise)
-    assert derived.ids.shape == (5, 6, 40) and derived.complete.shape == (5, 6)
-    for place in range(5):
-        assert torch.equal(derived.ids[place], pushdown.derive(logits, noise[place]).ids)
+    assert derived.complete.shape == (5, 6)
+    assert torch.equal(derived.ids, torch.stack([pushdown.derive(logits, one).ids for one in noise]))
     assert torch.equal(pushdown.derive(logits[0], noise[:, 0]).ids, derived.ids[:, 0])
     assert pushdown.derive(logits[0]).ids.shape == (40,)
 
@@ -142,17 +138,3 @@ def test_nothing_is_read_back_and_no_shape_depends_on_a_value() -> None:
     pushdown = Pushdown(EQUATIONS.rules, 15).to("meta")
     derived = pushdown.derive(torch.zeros(4, len(EQUATIONS.rules), 15, device="meta"), pushdown.noise(4), budget=True)
     assert derived.ids.is_meta and derived.ids.shape == (4, 15) and derived.complete.shape == (4,)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_a_cuda_graph_replays_it() -> None:
-    pushdown = Pushdown(SMILES.rules, 60).cuda()
-    logits, noise = random_logits(SMILES.rules, 60, 64).cuda(), pushdown.noise(64)
-    expected = Pushdown(SMILES.rules, 60).derive(logits.cpu(), noise.cpu())
-    pushdown.derive(logits, noise)  # warms up
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        derived = pushdown.derive(logits, noise)
-    graph.replay()
-    assert torch.equal(derived.ids.cpu(), expected.ids) and torch.equal(derived.complete.cpu(), expected.complete)
