@@ -81,7 +81,6 @@ def test_objects_have_their_owner_and_their_size() -> None:
         (["red=yes", "colour_9=no", "black=no"], {"colour_2": 1, "colour_9": 0, "colour_0": 0}),
         ([" Height = 16 ", "OBJECTS=20", "Grey=YES"], {"height": 16, "objects": 20, "colour_5": 1}),
         (["colors=3"], "unknown condition 'colors'"),
-        (["=3"], "unknown condition ''"),
         (["height=-1"], "height=-1: invalid value"),
         (["red=2"], "red=2: invalid value"),
         (["symmetry=yes"], "symmetry=yes: invalid value"),
