@@ -187,9 +187,8 @@ def open_corpus(
 ) -> Corpus:
     """The corpus that the settings name, on the device, within `data.limit`.
 
-    `rules` and `length`: of a checkpoint of a grammar model: shorter derivations are padded, longer ones left out with
-    a note. `tell`, `say`: see LoadOptions. `arrays`: the dataset, if it is loaded already. Raises InputError for
-    unusable settings or files, another grammar, or an empty split among `needs`.
+    `rules` and `length`: of a checkpoint; shorter derivations are padded, longer ones left out with a note. `tell`,
+    `say`: see LoadOptions. `arrays`: if loaded already. InputError for unusable input or an empty split in `needs`.
     """
     if arrays is None:
         known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")

@@ -44,11 +44,9 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
 
     `.npz` of grids: `grids` (N, H, W) of integers 0-9 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
     `val`, `test`; `shape` (N, 2) and `task` (N,) are optional. Of derivations: `ids` (N, T), and `grammar` as text
-    unless it is given here. Without a split examples are split 80/10/10 by a hash of their content; ARC grids by one of
-    the task's id if there are three tasks or more. Grids smaller than 16x16 are padded with 0; larger ARC grids are
-    left out and counted in `notes`. `check`: whether ids must be complete derivations.
-
-    Raises InputError for a file that is missing, damaged, too large or not of this layout.
+    unless given here; `check`: whether they must be complete. Without a split examples are split 80/10/10 by a hash of
+    their content, ARC grids of the task if there are three or more. Grids smaller than 16x16 are padded with 0, larger
+    ARC grids left out and counted in `notes`. InputError for a file that is missing, damaged, too large or different.
     """
     if is_dir(path):
         return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))

@@ -108,10 +108,7 @@ class VAE(nn.Module, ABC):
         conditions: Tensor | None = None,  # noqa: ARG002
         noise: Latents | None = None,
     ) -> dict[str, Tensor]:
-        """`n` draws by level from the prior, by default N(0, I), given conditions (n, A) if any.
-
-        `temperature` multiplies its standard deviation; `noise`: standard normal numbers (n, *shape) to draw with.
-        """
+        """`n` draws by level from the prior, its deviation times `temperature`, given conditions (n, A) and `noise`."""
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
     def noise(self, n: int) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Batch
-from arcvae_cli.models.grid import Flatten, Unflatten, Upsample
+from arcvae_cli.models.grid import Upsample
 from arcvae_cli.settings import GridSettings
 
 LAST = torch.channels_last
@@ -59,19 +59,6 @@ def test_upsampling_is_the_transposed_convolution() -> None:
     twin(x).square().sum().backward()
     for parameter, other in zip(own.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad)
-
-
-def test_flattening_and_its_inverse_keep_the_order_and_the_layout() -> None:
-    """They are those of PyTorch, but that values and gradients with channels have them last in memory."""
-    x = torch.randn(3, 4, 2, 5, dtype=torch.float64).to(memory_format=LAST).requires_grad_()
-    flat = Flatten()(x)
-    assert torch.equal(flat, x.flatten(1))
-    back = Unflatten(4, 2, 5)(flat)
-    assert torch.equal(back, x) and back.is_contiguous(memory_format=LAST)
-    seen: list[torch.Tensor] = []
-    x.register_hook(seen.append)
-    (2.0 * flat).backward(torch.ones(3, 40, dtype=torch.float64))
-    assert seen[0].is_contiguous(memory_format=LAST) and (seen[0] == 2.0).all()
 
 
 def test_features_and_their_gradients_stay_channels_last_through_the_plain_body() -> None:
