@@ -52,7 +52,7 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
         return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES or not is_file(path):
-        what = "not a dataset" if exists(path) else "no such file"
+        what = "not a regular file of a known format" if exists(path) else "no such file"
         raise InputError(f"{path}: {what}", "give a .npz, .npy, ARC .json, or a folder of those")
     if suffix == ".json":
         return _read_tasks(path, [path])
