@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.errors import InputError
+from arcvae_cli.errors import InputError, nearest
 
 Grids = NDArray[np.uint8]
 Values = NDArray[np.int64]
-Lines = NDArray[np.bool_]  # of each grid, whether each of its rows or columns has a non-black cell: (n, 16)
 
 COLOURS = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "azure", "maroon")
 OBJECT_CAP = 20  # objects counted in a grid at most: in noise every cell is one
@@ -21,8 +19,7 @@ NOT_GIVEN = -1  # in place of a value: left open
 _CHUNK = 8192  # grids measured at once: some 20 MB, and faster than all together
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(NamedTuple):
     """A condition with the values 0 to `size - 1`, where a size of 2 means no and yes; `text` describes it."""
 
     name: str
@@ -60,45 +57,27 @@ _ALIASES = {name: f"colour_{number}" for number, name in enumerate(COLOURS)}
 
 def attributes(grids: Grids) -> Values:
     """(n, A) values of grids (n, 16, 16), in the order of `ATTRIBUTES`: about a second for 100,000."""
-    parts = [_measured(grids[start : start + _CHUNK]) for start in range(0, len(grids), _CHUNK)]
-    return np.concatenate([np.empty((0, len(ATTRIBUTES)), np.int64), *parts])
-
-
-def _measured(grids: Grids) -> Values:
-    count = len(grids)
-    non_black = grids > 0
-    rows: Lines = np.logical_or.reduce(non_black, axis=2)
-    columns: Lines = np.logical_or.reduce(non_black, axis=1)
-    height, width = _reach(rows), _reach(columns)
-    seen = np.bitwise_or.reduce(np.left_shift(1, grids.reshape(count, -1), dtype=np.uint16), axis=1)  # bit c: colour c
-    present = (seen[:, None] >> np.arange(1, 10, dtype=np.uint16)) & 1  # (n, 9)
-    all_black = height == 0
-    return np.column_stack(
-        [
-            height,
-            width,
-            present.sum(axis=1),
-            non_black.sum(axis=(1, 2)) < height * width,
-            present,
-            np.minimum(np.bincount(objects_of(grids)[0], minlength=count), OBJECT_CAP),
-            ~all_black
-            & (np.take_along_axis(grids, _mirror(columns, width)[:, None, :], axis=2) == grids).all(axis=(1, 2)),
-            ~all_black
-            & (np.take_along_axis(grids, _mirror(rows, height)[:, :, None], axis=1) == grids).all(axis=(1, 2)),
-        ]
-    ).astype(np.int64)
-
-
-def _reach(lines: Lines) -> Values:
-    """How many of the lines (n, 16) there are up to the last non-black one, 0 for none."""
-    return np.where(lines.any(axis=1), lines.shape[1] - lines[:, ::-1].argmax(axis=1), 0)
-
-
-def _mirror(lines: Lines, reach: Values) -> Values:
-    """The line (n, 16) that is the mirror image of each line; black lines outside the extent map there."""
-    side = lines.shape[1]
-    mirrored: Values = ((lines.argmax(axis=1) + reach - 1)[:, None] - np.arange(side)) % side
-    return mirrored
+    parts = [np.empty((0, len(ATTRIBUTES)), np.int64)]
+    for start in range(0, len(grids), _CHUNK):
+        some = grids[start : start + _CHUNK]
+        non_black, count, side = some > 0, len(some), some.shape[1]
+        extents, symmetric = [], []
+        for axis in (1, 2):  # rows, columns
+            lines = np.logical_or.reduce(non_black, axis=3 - axis)  # (n, 16), whether each has a non-black cell
+            extent = np.where(lines.any(axis=1), side - lines[:, ::-1].argmax(axis=1), 0)
+            # the mirror image of each line; black lines outside the extent map to one another
+            image = ((lines.argmax(axis=1) + extent - 1)[:, None] - np.arange(side)) % side
+            mirrored = np.take_along_axis(some, np.expand_dims(image, 3 - axis), axis=axis)
+            symmetric.append((extent > 0) & (mirrored == some).all(axis=(1, 2)))
+            extents.append(extent)
+        bits = np.left_shift(1, some.reshape(count, -1), dtype=np.uint16)
+        seen = np.bitwise_or.reduce(bits, axis=1)  # bit c: colour c
+        present = (seen[:, None] >> np.arange(1, 10, dtype=np.uint16)) & 1  # (n, 9)
+        black = non_black.sum(axis=(1, 2)) < extents[0] * extents[1]
+        objects = np.minimum(np.bincount(objects_of(some)[0], minlength=count), OBJECT_CAP)
+        columns = [*extents, present.sum(axis=1), black, present, objects, *symmetric[::-1]]
+        parts.append(np.column_stack(columns).astype(np.int64))
+    return np.concatenate(parts)
 
 
 def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -107,50 +86,35 @@ def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
     within_a_grid = ndimage.generate_binary_structure(3, 1)
     within_a_grid[[0, 2]] = False
-    owners, sizes = [np.empty(0, np.intp)], [np.empty(0, np.intp)]
-    for start in range(0, len(grids), _CHUNK):
-        some = grids[start : start + _CHUNK]
-        non_black, (height, width) = some > 0, some.shape[1:]
-        linked = np.zeros((len(some), 2 * height - 1, 2 * width - 1), np.bool_)  # cells, and links between them
-        linked[:, ::2, ::2] = non_black
-        linked[:, ::2, 1::2] = non_black[:, :, 1:] & (some[:, :, 1:] == some[:, :, :-1])
-        linked[:, 1::2, ::2] = non_black[:, 1:] & (some[:, 1:] == some[:, :-1])
-        labels, count = ndimage.label(linked, within_a_grid)
-        objects = labels[:, ::2, ::2][non_black] - 1
-        owner = np.empty(count, np.intp)
-        owner[objects] = np.nonzero(non_black)[0] + start
-        owners.append(owner)
-        sizes.append(np.bincount(objects, minlength=count))
-    return np.concatenate(owners), np.concatenate(sizes)
+    non_black, (count, height, width) = grids > 0, grids.shape
+    linked = np.zeros((count, 2 * height - 1, 2 * width - 1), np.bool_)  # cells, and links between them
+    linked[:, ::2, ::2] = non_black
+    linked[:, ::2, 1::2] = non_black[:, :, 1:] & (grids[:, :, 1:] == grids[:, :, :-1])
+    linked[:, 1::2, ::2] = non_black[:, 1:] & (grids[:, 1:] == grids[:, :-1])
+    labels, objects = ndimage.label(linked, within_a_grid)
+    cells = labels[:, ::2, ::2][non_black] - 1
+    owners = np.empty(objects, np.intp)
+    owners[cells] = np.nonzero(non_black)[0]
+    return owners, np.bincount(cells, minlength=objects)
 
 
 def parse(texts: Sequence[str]) -> dict[str, int]:
     """The values of repeated `--condition key=value`, by the attribute's name; InputError for an invalid one."""
     given: dict[str, int] = {}
     for text in texts:
-        for name, value in _read(text).items():
-            if given.setdefault(name, value) != value:
+        key, _, value = (part.strip().lower() for part in text.partition("="))
+        name, known = _ALIASES.get(key, key), SYMMETRY
+        if name in PLACE:
+            known = {one: {name: number} for number, one in enumerate(ATTRIBUTES[PLACE[name]].values)}
+        elif key != "symmetry":
+            fix = nearest(key, (*PLACE, "symmetry", *_ALIASES)) + "`arcvae data info --conditions` lists them"
+            raise InputError(f"--condition {text}: unknown condition {key!r}", fix)
+        if value not in known:
+            raise InputError(f"--condition {text}: invalid value", f"use {key}={'|'.join(known)}")
+        for name, number in known[value].items():
+            if given.setdefault(name, number) != number:
                 raise InputError(f"--condition {text}: {name} is given two values", "give each condition once")
     return given
-
-
-def _read(text: str) -> dict[str, int]:
-    """Value by name of each attribute that one `key=value` sets."""
-    key, _, value = (part.strip().lower() for part in text.partition("="))
-    name = _ALIASES.get(key, key)
-    if name in PLACE:
-        values = ATTRIBUTES[PLACE[name]].values
-        known = {one: {name: number} for number, one in enumerate(values)}
-        allowed = " or ".join(values) if len(values) == 2 else f"{values[0]} to {values[-1]}"
-    elif key == "symmetry":
-        known, allowed = SYMMETRY, "|".join(SYMMETRY)
-    else:
-        near = difflib.get_close_matches(key, (*PLACE, "symmetry", *_ALIASES), n=1)
-        fix = "".join(f"did you mean {one}? " for one in near) + "`arcvae data info --conditions` lists them"
-        raise InputError(f"--condition {text}: unknown condition {key!r}", fix)
-    if value not in known:
-        raise InputError(f"--condition {text}: invalid value", f"use {key}={allowed}")
-    return known[value]
 
 
 def written(given: Mapping[str, int]) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 
 from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys, joined, padded, split_sizes, unseen
 from arcvae_cli.data.symmetries import COLOURS, SIDE, SYMMETRIES, Grids, transform
-from arcvae_cli.errors import InputError
 
 _CHUNK = 8192
 
@@ -21,19 +20,31 @@ def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
     No grid appears twice: test is drawn first, then validation, then training. `RandomState` is frozen by NumPy, so
     that fingerprints hold on every machine. Raises InputError for a size or a seed out of range.
     """
-    sizes = split_sizes(size, seed)
-    stream = np.random.RandomState(seed)
-    bases = _bases()
-    seen: set[bytes] = set()
-    drawn = {split: _draw(bases[split], sizes[SPLITS.index(split)], stream, seen) for split in ("test", "val", "train")}
-    return joined("arc", [drawn[split] for split in SPLITS])
+    sizes, stream = split_sizes(size, seed), np.random.RandomState(seed)
+    bases, seen = _bases(), set[bytes]()
+    drawn: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
+    for split in ("test", "val", "train"):
+        base, missing = bases[split], sizes[SPLITS.index(split)]
+        assert base.task is not None and base.shape is not None
+        _, first, count = np.unique(base.task, return_index=True, return_counts=True)
+        while missing:
+            chunk = min(_CHUNK, missing + missing // 4 + 64)
+            task = stream.randint(0, len(count), chunk, dtype=np.int64)
+            row = first[task] + (stream.random_sample(chunk) * count[task]).astype(np.int64)
+            symmetry = stream.randint(0, SYMMETRIES, chunk, dtype=np.int64)
+            colours = np.zeros((chunk, COLOURS), np.uint8)
+            colours[:, 1:] = stream.random_sample((chunk, COLOURS - 1)).argsort(axis=1, kind="stable") + 1
+            grids, shape = transform(base.x[row], base.shape[row], symmetry, colours)
+            kept = unseen(grids, seen, missing)
+            drawn[split].append(Dataset("arc", grids, base.split[row], shape, base.task[row]).only(kept))
+            missing -= len(kept)
+    return joined("arc", [part for split in SPLITS for part in drawn[split]])
 
 
 def build_arc_raw() -> Dataset:
     """The grids as published, up to 16x16, without single-coloured ones; each one once, in test, val or train first."""
-    seen: set[bytes] = set()
+    bases, seen = _bases(), set[bytes]()
     kept = {}
-    bases = _bases()
     for split in ("test", "val", "train"):
         keys = canvas_keys(bases[split].x)
         kept[split] = bases[split].only(np.array([row for row, key in enumerate(keys) if key not in seen]))
@@ -81,25 +92,3 @@ def _bases() -> dict[str, Dataset]:
         x, shape = padded(grids)
         bases[split] = Dataset(split, x, np.full(len(x), SPLITS.index(split), np.uint8), shape, np.array(owners))
     return bases
-
-
-def _draw(base: Dataset, size: int, stream: np.random.RandomState, seen: set[bytes]) -> Dataset:
-    """`size` grids of a split that are not in `seen`, which grows by them."""
-    assert base.task is not None and base.shape is not None
-    _, first, count = np.unique(base.task, return_index=True, return_counts=True)
-    parts: list[Dataset] = []
-    missing = size
-    while missing:
-        chunk = min(_CHUNK, missing + missing // 4 + 64)
-        task = stream.randint(0, len(count), chunk, dtype=np.int64)
-        row = first[task] + (stream.random_sample(chunk) * count[task]).astype(np.int64)
-        symmetry = stream.randint(0, SYMMETRIES, chunk, dtype=np.int64)
-        colours = np.zeros((chunk, COLOURS), np.uint8)
-        colours[:, 1:] = stream.random_sample((chunk, COLOURS - 1)).argsort(axis=1, kind="stable") + 1
-        grids, shape = transform(base.x[row], base.shape[row], symmetry, colours)
-        kept = unseen(grids, seen, missing)
-        if len(kept) < chunk // 1000:
-            raise InputError(f"data.size: ARC has fewer than {size} different grids for a split", "use a smaller size")
-        parts.append(Dataset("arc", grids, base.split[row], shape, base.task[row]).only(kept))
-        missing -= len(kept)
-    return joined("arc", parts)

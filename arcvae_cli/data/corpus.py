@@ -46,12 +46,13 @@ class GridCorpus:
         self._grids: dict[str, Tensor] = {}  # (n, 256) uint8
         self._shapes: dict[str, Tensor] = {}  # (n, 2) int64, where the canvas is not the grid
         self._forms: dict[str, Tensor] = {}  # (n, 3) int64, the attributes FORM of the grids as stored
+        table = gather_table()[-1, -1]
         for split in SPLITS:
             rows = arrays.rows(split)
             self._grids[split] = torch.from_numpy(arrays.x[rows].reshape(-1, CELLS)).to(self.device)
             if arrays.shape is not None:
                 self._shapes[split] = torch.from_numpy(arrays.shape[rows].astype(np.int64)).to(self.device)
-        table = gather_table() if arrays.shape is not None else gather_table()[-1, -1]
+                table = gather_table()
         # (shapes * 8, 256) int64, which gather needs: 4 MB, or 16 kB if only the canvas is transformed
         self._table = torch.from_numpy(table.reshape(-1, CELLS).astype(np.int64)).to(self.device)
 
@@ -82,23 +83,33 @@ class GridCorpus:
 
         The first call with `conditions` measures the whole split on the host: a second for 100,000 grids.
         """
-        grids = self._grids[split].index_select(0, indices)  # (B, 256) uint8
-        symmetry = None
+        x, symmetry = self._grids[split].index_select(0, indices), None  # (B, 256) uint8
         if augment and self.augment:
-            row = symmetry = torch.randint(SYMMETRIES, (len(grids),), device=self.device)
-            colours = torch.rand(len(grids), COLOURS - 1, device=self.device).argsort(dim=1)
+            row = symmetry = torch.randint(SYMMETRIES, (len(x),), device=self.device)
+            colours = torch.rand(len(x), COLOURS - 1, device=self.device).argsort(dim=1)
             if self._shapes:
                 height, width = self._shapes[split].index_select(0, indices).unbind(1)
                 row = ((height - 1) * SIDE + width - 1) * SYMMETRIES + symmetry
-            x = apply(grids, self._table, row, colours)
-        else:
-            x = grids.long().view(-1, SIDE, SIDE)
+            moved = x.gather(1, self._table.index_select(0, row)).long()
+            palette = torch.nn.functional.pad(colours + 1, (1, 0))  # (B, 10), black stays black
+            x = palette.gather(1, moved)
+        x = x.long().view(-1, SIDE, SIDE)
         if not conditions:
             return Batch(x)
         if split not in self._forms:
-            values = attributes(self.grids(split).cpu().numpy())[:, [PLACE[name] for name in FORM]]
-            self._forms[split] = torch.from_numpy(values).to(self.device)
-        return Batch(x, conditions=conditions_of(x, self._forms[split].index_select(0, indices), symmetry))
+            measured = attributes(self.grids(split).cpu().numpy())[:, [PLACE[name] for name in FORM]]
+            self._forms[split] = torch.from_numpy(measured).to(self.device)
+        form = self._forms[split].index_select(0, indices)
+        if symmetry is not None:
+            swapped = torch.cat([form[:, :1], form[:, 1:].flip(1)], dim=1)
+            form = torch.where((symmetry % 2 == 1)[:, None], swapped, form)  # an odd number of quarter turns
+        non_black = x > 0
+        line = torch.arange(1, SIDE + 1, device=x.device)
+        height, width = ((non_black.any(dim=axis) * line).amax(dim=1, keepdim=True) for axis in (2, 1))
+        present = torch.zeros(len(x), COLOURS, dtype=torch.int64, device=x.device).scatter_(1, x.flatten(1), 1)[:, 1:]
+        black = non_black.flatten(1).sum(dim=1, keepdim=True) < height * width
+        columns = [height, width, present.sum(dim=1, keepdim=True), black.long(), present, form]
+        return Batch(x, conditions=torch.cat(columns, dim=1))
 
 
 class StringCorpus:
@@ -134,12 +145,10 @@ class StringCorpus:
     def extents(self, split: str, indices: Any) -> None:
         """Strings have none."""
 
-    def strings(self, split: str, indices: Sequence[int] | None = None) -> list[str]:
-        """The strings of a split, or of its derivations at `indices`. ValueError without a grammar."""
-        if self.grammar is None:
-            raise ValueError("writing strings needs a grammar")
-        ids = self._ids[split] if indices is None else self._ids[split][list(indices)]
-        return [written(self.grammar, one) for one in ids.tolist()]
+    def strings(self, split: str) -> list[str]:
+        """The strings of a split. The grammar has to be known."""
+        assert self.grammar is not None
+        return [written(self.grammar, ids) for ids in self._ids[split].tolist()]
 
     def class_counts(self) -> Tensor:
         """How often each rule occurs in the training split, without padding: (P,) int64."""
@@ -166,31 +175,6 @@ def digest(tensors: Iterable[Tensor], text: str = "") -> str:
     return sum_.hexdigest()
 
 
-def apply(grids: Tensor, table: Tensor, row: Tensor, colours: Tensor) -> Tensor:
-    """Move the cells of grids (B, 256) by the table's `row` (B,), and recolour 1-9 by `colours` (B, 9) of 0-8."""
-    moved = grids.gather(1, table.index_select(0, row)).long()  # (B, 256)
-    palette = torch.nn.functional.pad(colours + 1, (1, 0))  # (B, 10), black stays black
-    return palette.gather(1, moved).view(-1, SIDE, SIDE)
-
-
-def conditions_of(x: Tensor, form: Tensor, symmetry: Tensor | None) -> Tensor:
-    """Attributes (B, A) int64 of grids x (B, 16, 16) int64, in the order of `conditions.ATTRIBUTES`, without a sync.
-
-    `form`: (B, 3) their attributes FORM before they were transformed by `symmetry` (B,), None if they were not.
-    Colours and sizes are counted in x.
-    """
-    lit = x > 0
-    line = torch.arange(1, SIDE + 1, device=x.device)
-    height, width = ((lit.any(dim=across) * line).amax(dim=1, keepdim=True) for across in (2, 1))
-    cells = x.flatten(1)
-    present = torch.zeros(len(x), COLOURS, dtype=torch.int64, device=x.device).scatter_(1, cells, 1)[:, 1:]
-    black = lit.flatten(1).sum(dim=1, keepdim=True) < height * width
-    if symmetry is not None:
-        swapped = torch.cat([form[:, :1], form[:, 1:].flip(1)], dim=1)
-        form = torch.where((symmetry % 2 == 1)[:, None], swapped, form)  # an odd number of quarter turns
-    return torch.cat([height, width, present.sum(dim=1, keepdim=True), black.long(), present, form], dim=1)
-
-
 def open_corpus(
     data: DataSettings,
     device: torch.device | str = "cpu",
@@ -203,9 +187,8 @@ def open_corpus(
 ) -> Corpus:
     """The corpus that the settings name, on the device, within `data.limit`.
 
-    `rules` and `length`: of a checkpoint of a grammar model: shorter derivations are padded, longer ones left out with
-    a note. `tell`, `say`: see LoadOptions. `arrays`: the dataset, if it is loaded already. Raises InputError for
-    unusable settings or files, another grammar, or an empty split among `needs`.
+    `rules` and `length`: of a checkpoint; shorter derivations are padded, longer ones left out with a note. `tell`,
+    `say`: see LoadOptions. `arrays`: if loaded already. InputError for unusable input or an empty split in `needs`.
     """
     if arrays is None:
         known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -44,30 +44,25 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
 
     `.npz` of grids: `grids` (N, H, W) of integers 0-9 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
     `val`, `test`; `shape` (N, 2) and `task` (N,) are optional. Of derivations: `ids` (N, T), and `grammar` as text
-    unless it is given here. Without a split examples are split 80/10/10 by a hash of their content; ARC grids by one of
-    the task's id if there are three tasks or more. Grids smaller than 16x16 are padded with 0; larger ARC grids are
-    left out and counted in `notes`. `check`: whether ids must be complete derivations.
-
-    Raises InputError for a file that is missing, damaged, too large or not of this layout.
+    unless given here; `check`: whether they must be complete. Without a split examples are split 80/10/10 by a hash of
+    their content, ARC grids of the task if there are three or more. Grids smaller than 16x16 are padded with 0, larger
+    ARC grids left out and counted in `notes`. InputError for a file that is missing, damaged, too large or different.
     """
     if is_dir(path):
         return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))
-    if path.suffix.lower() not in SUFFIXES or not is_file(path):
-        what = "no such file"
-        if exists(path):
-            what = "not a dataset" if is_file(path) else "not a regular file"
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES or not is_file(path):
+        what = "not a regular file of a known format" if exists(path) else "no such file"
         raise InputError(f"{path}: {what}", "give a .npz, .npy, ARC .json, or a folder of those")
-    if path.suffix.lower() == ".json":
+    if suffix == ".json":
         return _read_tasks(path, [path])
     with reading(path):
-        if path.suffix.lower() == ".npy":
+        if suffix == ".npy":
             grids = map_npy(path)
             refuse_large(str(path), grids.nbytes)
             return _grids(path, {"grids": grids})
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             refuse_large(str(path), sum(info.file_size for info in arrays.zip.infolist()))
-            if damaged := arrays.zip.testzip():
-                raise ValueError(f"wrong checksum of {damaged}")
             columns = {name: arrays[name] for name in arrays.files if name in _COLUMNS}
         return _derivations(path, columns, grammar, check) if "ids" in columns else _grids(path, columns)
 
@@ -115,8 +110,7 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
     x, sides = np.concatenate(canvases), np.repeat([columns[name].shape[1:] for name in names], counts, axis=0)
     shape = None if (sides == SIDE).all() else sides.astype(np.uint8)
     if names != ["grids"]:
-        split = np.repeat([np.uint8(SPLITS.index(name)) for name in names], counts)
-        return Dataset(path.stem, x, split, shape)
+        return Dataset(path.stem, x, np.repeat([np.uint8(SPLITS.index(name)) for name in names], counts), shape)
     if (given := columns.get("shape")) is not None:
         fits = given.shape == (len(x), 2) and given.dtype.kind in "iu" and given.min() >= 1 and given.max() <= SIDE
         require(fits, "shape", given)
@@ -126,7 +120,7 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
             raise ValueError("shape: a grid has colours outside its rectangle")
     if (task := columns.get("task")) is not None:
         require(task.shape == (len(x),) and task.dtype.kind in "SUiu", "task", task)
-        task = _text(task)
+        task = task.astype(np.str_)
     split, notes = _split(columns, canvas_keys(x))
     return Dataset(path.stem, x, split, shape, task, notes=notes)
 
@@ -137,15 +131,11 @@ def _split(columns: dict[str, NDArray[Any]], keys: list[bytes]) -> tuple[NDArray
     if split is None:
         return split_by_key(keys), ("no `split` in the file: examples are split 80/10/10 by a hash of their content",)
     if split.dtype.kind in "SU":
-        names = {**{name: index for index, name in enumerate(SPLITS)}, "validation": SPLITS.index("val")}
-        split = np.array([names.get(name, -1) for name in _text(split).ravel().tolist()])
+        names = {"train": 0, "val": 1, "validation": 1, "test": 2}
+        split = np.array([names.get(name, -1) for name in split.astype(np.str_).ravel().tolist()])
     fits = split.shape == (len(keys),) and split.dtype.kind in "iu" and split.min() >= 0 and split.max() < len(SPLITS)
     require(fits, "split", split)
     return split.astype(np.uint8), ()
-
-
-def _text(column: NDArray[Any]) -> NDArray[np.str_]:
-    return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column.astype(np.str_)
 
 
 def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar | None, check: bool) -> Dataset:
@@ -167,7 +157,7 @@ def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar 
 
 def _string(column: NDArray[Any]) -> str:
     """Text as one string, or as its bytes in UTF-8, which files of earlier versions have."""
-    return column.tobytes().decode() if column.dtype == np.uint8 else str(_text(column))
+    return column.tobytes().decode() if column.dtype == np.uint8 else str(column.astype(np.str_))
 
 
 def bare_rules(lhs: list[int], padding: int, start: int) -> Rules:
@@ -185,27 +175,25 @@ def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
     return ids.astype(np.int16)
 
 
-def _read_tasks(path: Path, files: list[Path]) -> Dataset:
+def _read_tasks(path: Path, files: Sequence[Path]) -> Dataset:
     """ARC task JSON: one task a file, named as the file, or a file of {id: task}; test pairs may have no output."""
-    found = [pair for file in files for pair in _task_grids(file)]
+    found: list[tuple[str, NDArray[Any]]] = []
+    for file in files:
+        with reading(file):
+            document = json.loads(file.read_text(encoding="utf-8"))
+            one_task = any(isinstance(document.get(part), list) for part in ("train", "test"))
+            for task, parts in ({file.stem: document} if one_task else document).items():
+                for pair in (*parts.get("train", ()), *parts.get("test", ())):
+                    for rows in [pair[side] for side in ("input", "output") if side in pair]:
+                        grid = np.array(rows if len({*map(len, rows)}) == 1 else [])
+                        if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= COLOURS:
+                            raise ValueError(f"{task}: not a grid of integers 0-9: {rows}")
+                        found.append((task, grid))
     fitting = [(task, grid) for task, grid in found if max(grid.shape) <= SIDE]
     if not fitting:
         raise InputError(f"{path}: no ARC grids up to {SIDE}x{SIDE} among {len(found)}", _FIX)
-    tasks, rows = zip(*fitting, strict=True)
-    grids, shape = padded(rows)
+    tasks, arrays = zip(*fitting, strict=True)
+    grids, shape = padded(arrays)
     keys = [task.encode() for task in tasks] if len(set(tasks)) >= 3 else canvas_keys(grids)
     notes = (f"{len(found) - len(fitting)} grids over {SIDE}x{SIDE} were left out",) * (len(found) > len(fitting))
     return Dataset(path.stem, grids, split_by_key(keys), shape, np.array(tasks), notes=notes)
-
-
-def _task_grids(file: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    with reading(file):
-        document = json.loads(file.read_text(encoding="utf-8"))
-        one_task = any(isinstance(document.get(part), list) for part in ("train", "test"))
-        for task, parts in ({file.stem: document} if one_task else document).items():
-            for pair in (*parts.get("train", ()), *parts.get("test", ())):
-                for rows in [pair[side] for side in ("input", "output") if side in pair]:
-                    grid = np.array(rows if len({*map(len, rows)}) == 1 else [])
-                    if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= COLOURS:
-                        raise ValueError(f"{task}: not a grid of integers 0-9: {rows}")
-                    yield task, grid

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from itertools import product
 
@@ -20,7 +19,7 @@ CELLS_LEAST, CELLS_MOST = 2, 15
 _CHUNK = 8192
 _TRIES = 12  # at a place for an object; a crowded canvas goes without it
 _WINDOW = 8  # side of the square that a blob grows in
-_FAMILIES = (("rectangle",), ("line",), ("l", "t", "plus", "checkerboard", "zigzag"))  # and blobs: a quarter each
+_FAMILIES = np.array([1, 1, 5])  # kinds of objects, as `_patterns` orders them; blobs are one more: a quarter each
 
 
 def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
@@ -40,41 +39,38 @@ def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
 
 
 def _canvases(count: int, stream: np.random.RandomState) -> Grids:
+    """Canvases (count, 16, 16): on each a number of objects, each at the first free one of some places, if any."""
+    rows, first, number = _patterns()
+    offset = np.cumsum(_FAMILIES) - _FAMILIES
     grids = np.zeros((count, SIDE, SIDE), np.uint8)
     near = np.zeros((count, SIDE), np.uint16)  # the objects of each canvas and the cells around them
     wanted = stream.randint(1, OBJECTS + 1, count, dtype=np.int64)
-    for number in range(OBJECTS):
-        waiting = np.flatnonzero(wanted > number)
+    for placed_before in range(OBJECTS):
+        waiting = np.flatnonzero(wanted > placed_before)
         for _ in range(_TRIES):
             if not waiting.size:
                 break
-            rows, height, width = _objects(waiting.size, stream)
+            family = stream.randint(0, len(_FAMILIES) + 1, waiting.size, dtype=np.int64)
+            drawn = np.minimum(family, len(_FAMILIES) - 1)  # the draws of a blob go unused: the stream stays simple
+            kind = offset[drawn] + (stream.random_sample(waiting.size) * _FAMILIES[drawn]).astype(np.int64)
+            objects = rows[first[kind] + (stream.random_sample(waiting.size) * number[kind]).astype(np.int64)]
+            blob = family == len(_FAMILIES)
+            objects[blob] = _blobs(int(blob.sum()), stream)
+            height = (objects > 0).sum(axis=1)  # no object has an empty row or column inside
+            width = _cells(np.bitwise_or.reduce(objects, axis=1)[:, None])[:, 0].sum(axis=1, dtype=np.int64)
             down = (stream.random_sample(waiting.size) * (SIDE + 1 - height)).astype(np.int64)
             right = (stream.random_sample(waiting.size) * (SIDE + 1 - width)).astype(np.uint16)
             colour = stream.randint(1, 10, waiting.size, dtype=np.int64).astype(np.uint8)
-            placed = np.take_along_axis(rows, (np.arange(SIDE) - down[:, None]) % SIDE, axis=1) << right[:, None]
+            placed = np.take_along_axis(objects, (np.arange(SIDE) - down[:, None]) % SIDE, axis=1) << right[:, None]
             free = ~(placed & near[waiting]).any(axis=1)
             there, placed = waiting[free], placed[free]
-            near[there] |= _widened(placed)
+            wide = placed | (placed << np.uint16(1)) | (placed >> np.uint16(1))
+            wide[:, 1:] |= wide[:, :-1]
+            wide[:, :-1] |= wide[:, 1:]
+            near[there] |= wide
             grids[there] += _cells(placed) * colour[free, None, None]
             waiting = waiting[~free]
     return grids
-
-
-def _objects(count: int, stream: np.random.RandomState) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
-    """Objects (count, 16) in the top-left corner, with their heights and widths."""
-    rows, first, number = _patterns()
-    family = stream.randint(0, len(_FAMILIES) + 1, count, dtype=np.int64)
-    kinds = np.array([len(family) for family in _FAMILIES])
-    offset = np.cumsum(kinds) - kinds
-    drawn = np.minimum(family, len(_FAMILIES) - 1)  # the draws of a blob go unused, so that the stream stays simple
-    kind = offset[drawn] + (stream.random_sample(count) * kinds[drawn]).astype(np.int64)
-    objects = rows[first[kind] + (stream.random_sample(count) * number[kind]).astype(np.int64)]
-    blob = family == len(_FAMILIES)
-    objects[blob] = _blobs(int(blob.sum()), stream)
-    height = (objects > 0).sum(axis=1)  # no object has an empty row or column inside
-    width = _cells(np.bitwise_or.reduce(objects, axis=1)[:, None])[:, 0].sum(axis=1, dtype=np.int64)
-    return objects, height, width
 
 
 def _blobs(count: int, stream: np.random.RandomState) -> Rows:
@@ -102,14 +98,6 @@ def _blobs(count: int, stream: np.random.RandomState) -> Rows:
     return anchored
 
 
-def _widened(rows: Rows) -> Rows:
-    wide: Rows = rows | (rows << np.uint16(1)) | (rows >> np.uint16(1))
-    out = wide.copy()
-    out[:, 1:] |= wide[:, :-1]
-    out[:, :-1] |= wide[:, 1:]
-    return out
-
-
 def _cells(rows: Rows) -> Grids:
     """Bits (N, H) as cells (N, H, 16) of 0 and 1."""
     return ((rows[:, :, None] >> np.arange(SIDE, dtype=np.uint16)) & 1).astype(np.uint8)
@@ -117,12 +105,45 @@ def _cells(rows: Rows) -> Grids:
 
 @cache
 def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
-    """Every fixed object in every orientation, with the first row and the number of each kind in `_FAMILIES`."""
+    """Every fixed object in every orientation, with the first row and the number of each kind.
+
+    Kinds are written in one orientation, `#` for a cell; those that are too large are left out.
+    """
+    sides = list(product(range(2, 9), range(2, 9)))
+    lengths = range(2, CELLS_MOST + 1)
+    kinds: list[list[list[str]]] = [
+        [  # rectangles: filled, and hollow
+            rows
+            for high, wide in sides
+            for rows in (["#" * wide] * high, ["#" * wide, *[f"#{'.' * (wide - 2)}#"] * (high - 2), "#" * wide])
+        ],
+        [  # lines: straight, and diagonal
+            rows
+            for length in lengths
+            for rows in (["#" * length], ["." * row + "#" + "." * (length - row - 1) for row in range(length)])
+        ],
+        [["#".ljust(wide, ".")] * (high - 1) + ["#" * wide] for high, wide in sides],  # L
+        [["#" * wide] + ["#".center(wide, ".")] * (high - 1) for high, wide in product(range(2, 9), (3, 5, 7, 9))],  # T
+        [[*["#".center(n, ".")] * (n // 2), "#" * n, *["#".center(n, ".")] * (n // 2)] for n in (3, 5, 7)],  # plus
+        [  # checkerboards, with a cell in the first corner and without
+            [("#." * wide)[(row + first) % 2 :][:wide] for row in range(high)]
+            for high, wide in product(range(2, 7), range(3, 9))
+            for first in (0, 1)
+        ],
+        [  # zigzags: a stair, and a wave of two rows
+            rows
+            for length, wide in ((length, (length + 1) // 2) for length in lengths[2:])
+            for rows in (
+                [("." * row + "##")[1 : wide + 1].ljust(wide, ".") for row in range(length // 2 + 1)],
+                [("#." * length)[:length], (".#" * length)[:length]],
+            )
+        ],
+    ]
     found: list[list[Rows]] = []
-    for kind in (kind for family in _FAMILIES for kind in family):
+    for masks in kinds:
         of_kind: dict[bytes, Rows] = {}
-        for drawn, symmetry in product(_masks(kind), range(SYMMETRIES)):
-            mask = np.array([[cell == "#" for cell in row] for row in drawn.split("/")], np.uint8)
+        for drawn, symmetry in product(masks, range(SYMMETRIES)):
+            mask = np.array([[cell == "#" for cell in row] for row in drawn], np.uint8)
             if CELLS_LEAST <= int(mask.sum()) <= CELLS_MOST and max(mask.shape) <= SIDE:
                 turned = turn(mask, symmetry)
                 bits = np.zeros(SIDE, np.uint16)
@@ -131,35 +152,3 @@ def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
         found.append([*of_kind.values()])
     number = np.array([len(rows) for rows in found], np.int64)
     return np.concatenate(found), np.cumsum(number) - number, number
-
-
-def _masks(kind: str) -> Iterator[str]:
-    """The masks of a kind in one orientation, `#` for a cell and `/` between rows; some are too large to be used."""
-    sides = list(product(range(2, 9), range(2, 9)))
-    if kind == "rectangle":  # filled, and hollow
-        for height, width in sides:
-            yield "/".join(["#" * width] * height)
-            if height > 2 and width > 2:
-                yield "/".join(["#" * width, *["#".ljust(width - 1, ".") + "#"] * (height - 2), "#" * width])
-    elif kind == "line":  # straight, and diagonal
-        for length in range(2, CELLS_MOST + 1):
-            yield "#" * length
-            yield "/".join("#".rjust(row + 1, ".").ljust(length, ".") for row in range(length))
-    elif kind == "l":
-        yield from ("/".join(["#".ljust(width, ".")] * (height - 1) + ["#" * width]) for height, width in sides)
-    elif kind == "t":
-        for height, width in product(range(2, 9), (3, 5, 7, 9)):
-            yield "/".join(["#" * width] + ["#".center(width, ".")] * (height - 1))
-    elif kind == "plus":
-        yield from (".#./###/.#.", "..#../..#../#####/..#../..#..")
-        yield "...#.../...#.../...#.../#######/...#.../...#.../...#..."
-    elif kind == "checkerboard":
-        for height, width in product(range(2, 7), range(3, 9)):
-            rows = [("#." * width)[:width], (".#" * width)[:width]] * height
-            yield from ("/".join(rows[:height]), "/".join(rows[1 : height + 1]))
-    else:  # zigzag: a stair, and a wave of two rows
-        for length in range(4, CELLS_MOST + 1):
-            width = (length + 1) // 2
-            steps = ["#", *("#".rjust(row, ".") + "#" for row in range(1, length // 2 + 1))]
-            yield "/".join(step[:width].ljust(width, ".") for step in steps)
-            yield "/".join((("#." * length)[:length], (".#" * length)[:length]))

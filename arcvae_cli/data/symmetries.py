@@ -39,13 +39,10 @@ def gather_table() -> Grids:
     return table.reshape(SIDE, SIDE, SYMMETRIES, CELLS)
 
 
-def transform(
-    grids: Grids, shape: Grids, symmetry: NDArray[np.int64], colours: Grids | None = None
-) -> tuple[Grids, Grids]:
-    """Turn the rectangles (N, 2) of grids (N, 16, 16) by a symmetry each (N,), and recolour by (N, 10) if given."""
+def transform(grids: Grids, shape: Grids, symmetry: NDArray[np.int64], colours: Grids) -> tuple[Grids, Grids]:
+    """Turn the rectangles (N, 2) of grids (N, 16, 16) by a symmetry each (N,), and recolour them by (N, 10)."""
     source = gather_table()[shape[:, 0] - 1, shape[:, 1] - 1, symmetry]
     turned = np.take_along_axis(grids.reshape(-1, CELLS), source, axis=1)
-    if colours is not None:
-        turned = np.take_along_axis(colours, turned, axis=1)
+    turned = np.take_along_axis(colours, turned, axis=1)
     swapped = np.where(symmetry[:, None] % 2 == 1, shape[:, ::-1], shape)  # an odd number of quarter turns
     return turned.reshape(-1, SIDE, SIDE), swapped

@@ -23,8 +23,4 @@ def build_model(settings: ModelSettings, structure: Structure | None = None) -> 
     if settings.kind != kind:
         fix = "use --data equations, smiles or your own" if structure is None else "use --set model.name=grammar"
         raise InputError(f"model.name: the model {settings.name} is for {settings.kind}, the data are {kind}", fix)
-    try:
-        return MODELS[settings.name](settings, *([] if structure is None else [structure]))
-    except ValueError as error:
-        fix = "raise data.max_rules (--max-rules), or use a smaller grammar or model.encoder_kernel"
-        raise InputError(str(error), fix) from error
+    return MODELS[settings.name](settings, *([] if structure is None else [structure]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,7 @@ class Batch:
 
     def counted(self) -> Tensor:
         """(B,) positions of each example that count."""
-        if self.valid is None:
-            return torch.full((len(self.x),), float(self.x[0].numel()), device=self.x.device)
-        return self.valid.flatten(1).sum(dim=1)
+        return (torch.ones_like(self.x, dtype=torch.bool) if self.valid is None else self.valid).flatten(1).sum(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +77,16 @@ class Output:
     levels: tuple[Level, ...]
 
 
-def samples_of(levels: Iterable[Level]) -> dict[str, Tensor]:
-    """The sample of each level, by its name."""
-    return {level.name: level.sample for level in levels}
-
-
 class VAE(nn.Module, ABC):
     """A variational autoencoder of discrete structures; `encoder` and `decoder` can be saved and used alone."""
 
     encoder: nn.Module
     decoder: nn.Module
+    level_shapes: dict[str, tuple[int, ...]]  # (D,) or (C, H, W) of each level, by its name, from the top down
 
     kind: str = "grids"  # or "strings", as of a corpus and a domain
     structure: Structure | None = None  # the rules and the length of derivations, for a model of strings
     attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's
-
-    @property
-    @abstractmethod
-    def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each level's latents, (D,) or (C, H, W), by the level's name, from the top down."""
 
     @property
     def level_sizes(self) -> dict[str, int]:
@@ -119,10 +108,7 @@ class VAE(nn.Module, ABC):
         conditions: Tensor | None = None,  # noqa: ARG002
         noise: Latents | None = None,
     ) -> dict[str, Tensor]:
-        """`n` draws by level from the prior, by default N(0, I), given conditions (n, A) if any.
-
-        `temperature` multiplies its standard deviation; `noise`: standard normal numbers (n, *shape) to draw with.
-        """
+        """`n` draws by level from the prior, its deviation times `temperature`, given conditions (n, A) and `noise`."""
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
     def noise(self, n: int) -> dict[str, Tensor]:
@@ -136,19 +122,16 @@ class VAE(nn.Module, ABC):
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """The most likely classes (B, *positions) at the posterior means of a batch."""
-        return self.argmax_decode(self.decode(samples_of(self.encode(batch, noise=False)), batch.conditions))
-
-    def masked(self, logits: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
-        """Logits with the classes masked that are impossible at a position of these examples; none, by default."""
-        return logits
+        means = {level.name: level.mean for level in self.encode(batch, noise=False)}
+        return self.argmax_decode(self.decode(means, batch.conditions), batch.conditions)
 
     def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
-        """Logits (B, classes, *positions) for a batch at these latents, masked to the possible classes."""
-        return self.masked(self.decode(latents, batch.conditions), batch)
+        """Logits (B, classes, *positions) of latents, without the classes that are impossible in this batch."""
+        return self.decode(latents, batch.conditions)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         levels = self.encode(batch, noise)
-        return Output(self.logits_for(samples_of(levels), batch), levels)
+        return Output(self.logits_for({level.name: level.sample for level in levels}, batch), levels)
 
 
 class Encoder(nn.Module):
@@ -161,10 +144,10 @@ class Encoder(nn.Module):
         self.spread = nn.Linear(width, latent_dim)
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
-        return full_precision_heads(self.body(*inputs), self.mean, self.spread)
+        return float32_heads(self.body(*inputs), self.mean, self.spread)
 
 
-def full_precision_heads(features: Tensor, mean: nn.Module, spread: nn.Module) -> tuple[Tensor, Tensor]:
+def float32_heads(features: Tensor, mean: nn.Module, spread: nn.Module) -> tuple[Tensor, Tensor]:
     """Both heads in float32 under autocast too: bf16 would quantise means and variances."""
     with torch.autocast(features.device.type, enabled=False):
         features = features.float()

@@ -26,44 +26,31 @@ def constrained_decode(logits: Tensor, conditions: Tensor | None) -> Tensor:
     colours = logits.argmax(dim=1)
     if conditions is None or bool((conditions == NOT_GIVEN).all()):
         return colours
-    for axis, extent in enumerate(conditions[:, EXTENTS].unbind(1)):
-        colours = _reach(logits, colours, extent, axis)
-    for _ in range(logits.shape[1] - 1):
-        colours = _add_colour(logits, colours, conditions)
+    best, colour = logits[:, 1:].max(dim=1)  # (B, 16, 16)
+    gain = best - logits[:, 0]
+    for axis, extent in enumerate(conditions[:, EXTENTS].unbind(1)):  # the last row and column must not be all black
+        line = torch.arange(colours.shape[1], device=colours.device) == (extent - 1)[:, None]  # (B, 16)
+        line = line[:, :, None] if axis == 0 else line[:, None, :]
+        dark = (extent > 0) & ~((colours > 0) & line).any(dim=(1, 2))
+        colours = _change(colours, torch.where(line, gain, MASKED_LOGIT), colour + 1, dark, gain)
+    for _ in range(logits.shape[1] - 1):  # one missing colour in each grid that lacks one
+        cells = functional.one_hot(colours, logits.shape[1]).sum(dim=(1, 2))  # (B, 10)
+        absent = cells[:, 1:] == 0
+        wanted = absent & (conditions[:, PRESENT] == 1)
+        short = (~absent).sum(dim=1) < conditions[:, COUNT]
+        free = absent & (conditions[:, PRESENT] != 0) & short[:, None]
+        choice = torch.where(wanted.any(dim=1, keepdim=True), wanted, free)  # (B, 9)
+        gain = logits[:, 1:] - logits.gather(1, colours[:, None])  # (B, 9, 16, 16), minus the cost of a change
+        rare = (cells.gather(1, colours.flatten(1)).view_as(colours) <= FEW_CELLS) & (colours > 0)
+        allowed = torch.where(choice[:, :, None, None], gain - COLOUR_PENALTY * rare[:, None], MASKED_LOGIT)
+        best, colour = allowed.max(dim=1)
+        colours = _change(colours, best, colour + 1, choice.any(dim=1), best)
     return colours
 
 
-def _reach(logits: Tensor, colours: Tensor, extent: Tensor, axis: int) -> Tensor:
-    """Colour a cell of the last row (axis 0) or column (1) of the extent (B,), where all of it is black."""
-    line = torch.arange(colours.shape[1], device=colours.device) == (extent - 1)[:, None]  # (B, 16)
-    line = line[:, :, None] if axis == 0 else line[:, None, :]
-    dark = (extent > 0) & ~((colours > 0) & line).any(dim=(1, 2))
-    best, colour = logits[:, 1:].max(dim=1)  # (B, 16, 16)
-    cost = torch.where(line, best - logits[:, 0], MASKED_LOGIT)
-    return _change(colours, cost, colour + 1, dark, best - logits[:, 0])
-
-
-def _add_colour(logits: Tensor, colours: Tensor, conditions: Tensor) -> Tensor:
-    """Put one colour that is missing where it costs least, in each grid that lacks one."""
-    cells = functional.one_hot(colours, logits.shape[1]).sum(dim=(1, 2))  # (B, 10)
-    absent = cells[:, 1:] == 0
-    wanted = absent & (conditions[:, PRESENT] == 1)
-    count = conditions[:, COUNT]
-    short = (count >= 0) & ((~absent).sum(dim=1) < count)
-    free = absent & (conditions[:, PRESENT] != 0) & short[:, None]
-    choice = torch.where(wanted.any(dim=1, keepdim=True), wanted, free)  # (B, 9)
-    own = logits.gather(1, colours[:, None])
-    gain = logits[:, 1:] - own  # (B, 9, 16, 16), minus the cost of a change
-    rare = (cells.gather(1, colours.flatten(1)).view_as(colours) <= FEW_CELLS) & (colours > 0)
-    allowed = torch.where(choice[:, :, None, None], gain - COLOUR_PENALTY * rare[:, None], MASKED_LOGIT)
-    cost, colour = allowed.max(dim=1)
-    return _change(colours, cost, colour + 1, choice.any(dim=1), cost)
-
-
-def _change(colours: Tensor, cost: Tensor, into: Tensor, where: Tensor, everywhere: Tensor) -> Tensor:
-    """In the grids `where`, change the cell of the highest `cost`, and those of the same colour that equal it."""
-    flat = cost.flatten(1)
-    best, cell = flat.max(dim=1, keepdim=True)
+def _change(colours: Tensor, gain: Tensor, into: Tensor, where: Tensor, everywhere: Tensor) -> Tensor:
+    """In the grids `where`, change the cell of the highest `gain`, and those of the same colour that equal it."""
+    best, cell = gain.flatten(1).max(dim=1, keepdim=True)
     colour = into.flatten(1).gather(1, cell)
     twin = (everywhere.flatten(1) - best).abs().le(TIE) & (into.flatten(1) == colour)
     twin = twin.scatter(1, cell, True) & where[:, None]

@@ -1,7 +1,7 @@
 """The Grammar-VAE of Kusner, Paige and Hernandez-Lobato 2017: left-most derivations of a grammar, one vector z.
 
 The decoder has no feedback: given z it gives logits for every step at once. The symbol on top of the stack decides
-which rules are allowed at a step: in training the left-hand side of the true rule, otherwise found by `pushdown`.
+which rules are allowed: in training the left-hand side of the true rule, otherwise found by `pushdown`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arcvae_cli import gaussians
+from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar
-from arcvae_cli.models.pushdown import Pushdown, same_left
+from arcvae_cli.models.pushdown import FIX, Pushdown
 from arcvae_cli.settings import GrammarSettings
 
 LEVEL = "z"
@@ -41,9 +42,10 @@ class Structure:
     def of(cls, text: str) -> Structure:
         values = json.loads(text)
         kept = values["rules"]
-        if kept["text"] is not None:
-            return cls(parse_grammar(kept["text"], "its grammar").rules, int(values["length"]))
-        rules = Rules(**{**kept, "symbols": tuple(kept["symbols"]), "lhs": tuple(kept["lhs"])})  # of ids and masks
+        if kept["text"] is None:  # of ids and masks
+            rules = Rules(**{**kept, "symbols": tuple(kept["symbols"]), "lhs": tuple(kept["lhs"])})
+        else:
+            rules = parse_grammar(kept["text"], "its grammar").rules
         return cls(rules, int(values["length"]))
 
 
@@ -51,39 +53,33 @@ class GrammarVAE(VAE):
     """Encoder of T steps of P rules to N(mean, exp logvar) in `latent_dim` dimensions, decoder to rule logits.
 
     `arch = "kusner"` is the network of the 2017 code, `"enhanced"` one of residual convolutions and normalised GRU
-    layers. `pushdown` is None if only ids and masks are known. ValueError, as a message for users, if no derivation
-    ends within `length` rules, or the derivations are too short for the kernels.
+    layers. `pushdown` is None if only ids and masks are known. InputError if no derivation ends within `length` rules,
+    or the derivations are too short for the kernels.
     """
 
     kind = "strings"
     structure: Structure
-    _allowed: Tensor  # (P, P): for each true rule, 0 for its alternatives and `MASKED_LOGIT` for the rest
 
     def __init__(self, settings: GrammarSettings, structure: Structure) -> None:
         super().__init__()
-        self.settings = settings
-        self.structure = structure
+        self.settings, self.structure = settings, structure
+        self.level_shapes = {LEVEL: (settings.latent_dim,)}
         rules, length, kusner = structure.rules, structure.length, settings.arch == "kusner"
         kernels = settings.kernels
         needed = sum(kernels) - len(kernels) + 1 if kusner else max(kernels)
         if length < needed:
-            raise ValueError(f"model.encoder_kernel: needs derivations of {needed} rules, and these have {length}")
+            raise InputError(f"model.encoder_kernel: needs derivations of {needed} rules, and these have {length}", FIX)
         self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
         body = (KusnerBody if kusner else EnhancedBody)(settings, len(rules), length)
         self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim)
         self.decoder: nn.Module = (KusnerDecoder if kusner else EnhancedDecoder)(settings, len(rules), length)
-        self.register_buffer("_allowed", torch.where(same_left(rules), 0.0, MASKED_LOGIT), persistent=False)
-
-    @property
-    def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {LEVEL: (self.settings.latent_dim,)}
+        left = torch.tensor(rules.lhs)
+        same = (left[:, None] == left) | (left[:, None] < 0)  # padding, and rules that no string has, rule out nothing
+        # (P, P): for each true rule, 0 for its alternatives and `MASKED_LOGIT` for the rest
+        self._allowed = nn.Buffer(torch.where(same, 0.0, MASKED_LOGIT), persistent=False)
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        """The posterior of (B, L) rules, as one level of (B, latent_dim). What L leaves out of T is padding.
-
-        With `posterior_noise` below 1 the sampled density is narrower than the one whose KL is trained, as in the 2017
-        code; `Level.sampled_kl` is its KL.
-        """
+        """The posterior of (B, L) rules, the rest of T being padding; narrowed for the sample by `posterior_noise`."""
         missing = self.structure.length - batch.x.shape[1]
         x = functional.pad(batch.x, (0, missing), value=self.structure.rules.padding) if missing else batch.x
         mean, raw = self.encoder(x, batch.x.shape[1])
@@ -95,14 +91,9 @@ class GrammarVAE(VAE):
         sample = gaussians.sample(mean, logvar) if noise else mean
         return (Level(LEVEL, mean, logvar, sample, kl, sampled_kl=sampled),)
 
-    def decode(
-        self,
-        latents: Latents,
-        conditions: Tensor | None = None,  # noqa: ARG002
-        steps: int | None = None,
-    ) -> Tensor:
+    def decode(self, latents: Latents, conditions: Tensor | None = None, steps: int | None = None) -> Tensor:  # noqa: ARG002
         """Logits (B, P, T), float32, of latents (B, latent_dim), unmasked; of the first `steps` only if given."""
-        logits: Tensor = self.decoder(latents[LEVEL], self.structure.length if steps is None else steps)
+        logits: Tensor = self.decoder(latents[LEVEL], steps or self.structure.length)
         return logits.float()
 
     def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
@@ -110,8 +101,7 @@ class GrammarVAE(VAE):
 
     def masked(self, logits: Tensor, batch: Batch) -> Tensor:
         """Logits (B, P, L) with all rules but those of the true rule's left-hand side at `MASKED_LOGIT`."""
-        mask = functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, L, P) -> (B, P, L)
-        return logits + mask
+        return logits + functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, L, P) -> (B, P, L)
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """(B, T) rules at the posterior means, derived anew; given the true left-hand sides where none are known."""
@@ -126,10 +116,8 @@ class GrammarVAE(VAE):
 
 
 def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
-    """The output of GRU layers for (B, T, C), on CUDA never in half precision.
-
-    Under autocast cuDNN uses float16 even where the rest is in bf16, and gradients below 6e-8 vanish.
-    """
+    """The output of GRU layers for (B, T, C)."""
+    # on CUDA in float32: cuDNN would use float16 even where the rest is in bf16, and gradients below 6e-8 vanish
     with torch.autocast(x.device.type, enabled=False) if x.is_cuda else nullcontext():
         out: Tensor = layers(x.float() if x.is_cuda else x)[0]
     return out
@@ -137,8 +125,6 @@ def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
 
 class KusnerBody(nn.Module):
     """Valid convolutions over one-hot rules, and a dense layer: (B, T), `filled` not padding -> (B, encoder_hidden)."""
-
-    one_hot: Tensor
 
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()
@@ -150,20 +136,16 @@ class KusnerBody(nn.Module):
         flat = channels[-1] * (length - self.reach)
         layers += [nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.register_buffer("one_hot", torch.eye(rules), persistent=False)
+        self.one_hot = nn.Buffer(torch.eye(rules), persistent=False)
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
-        if filled + self.reach >= x.shape[1]:
-            convolved = self._convolved(x)  # (B, C, T - reach)
-        else:  # outputs of padding alone are the same for every example: one row serves all
-            begun, rest = self._convolved(x[:, : filled + self.reach]), self._convolved(x[:1])
-            convolved = torch.cat([begun, rest[:, :, filled:].expand(len(x), -1, -1)], dim=2)
+        convolutions, read = self.layers[:-3], filled + self.reach
+        convolved = convolutions(functional.embedding(x[:, :read], self.one_hot).transpose(1, 2))  # (B, C, T - reach)
+        if read < x.shape[1]:  # outputs of padding alone are the same for every example: one row serves all
+            rest = convolutions(functional.embedding(x[:1], self.one_hot).transpose(1, 2))
+            convolved = torch.cat([convolved, rest[:, :, filled:].expand(len(x), -1, -1)], dim=2)
         features: Tensor = self.layers[-3:](convolved)
         return features
-
-    def _convolved(self, x: Tensor) -> Tensor:
-        convolved: Tensor = self.layers[:-3](functional.embedding(x, self.one_hot).transpose(1, 2))
-        return convolved
 
 
 class KusnerDecoder(nn.Module):
@@ -179,8 +161,7 @@ class KusnerDecoder(nn.Module):
 
     def forward(self, z: Tensor, steps: int) -> Tensor:
         repeated = self.begin(z)[:, None].expand(-1, steps, -1)
-        logits: Tensor = self.end(recurrent(self.layers, repeated))
-        return logits.transpose(1, 2)
+        return torch.transpose(self.end(recurrent(self.layers, repeated)), 1, 2)
 
 
 class EnhancedBody(nn.Module):
@@ -200,21 +181,17 @@ class EnhancedBody(nn.Module):
     def forward(self, x: Tensor, filled: int) -> Tensor:
         # beyond the reach of the kernels all examples have the same output: one row serves all
         same = filled + self.reach
-        if self.training or same + self.reach >= x.shape[1]:  # dropout makes rows differ
-            squeezed = self._squeezed(x)  # (B, T, 16)
-        else:
-            begun, rest = self._squeezed(x[:, : same + self.reach]), self._squeezed(x[:1])
-            squeezed = torch.cat([begun[:, :same], rest[:, same:].expand(len(x), -1, -1)], dim=1)
-        features: Tensor = self.dense(squeezed.flatten(1))
+        shared = not self.training and same + self.reach < x.shape[1]  # dropout makes rows differ
+        squeezed = []
+        for rows in (x[:, : same + self.reach], x[:1]) if shared else (x,):
+            h = self.rules(rows) + self.places[: rows.shape[1]]  # (B, L, C)
+            for block in self.blocks:
+                h = block(h)
+            squeezed.append(self.squeeze(self.norm(h)))  # (B, L, 16)
+        if shared:
+            squeezed = [torch.cat([squeezed[0][:, :same], squeezed[1][:, same:].expand(len(x), -1, -1)], dim=1)]
+        features: Tensor = self.dense(squeezed[0].flatten(1))
         return features
-
-    def _squeezed(self, x: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, L, `SQUEEZED`)."""
-        h = self.rules(x) + self.places[: x.shape[1]]  # (B, L, C)
-        for block in self.blocks:
-            h = block(h)
-        squeezed: Tensor = self.squeeze(self.norm(h))
-        return squeezed
 
 
 class Convolution(nn.Module):
@@ -232,8 +209,7 @@ class Convolution(nn.Module):
         across, weight = self.norm(h).transpose(1, 2)[:, :, None], self.convolution.weight[:, :, None]
         padding = (0, self.convolution.kernel_size[0] // 2)
         inner = functional.conv2d(across, weight, self.convolution.bias, padding=padding)[:, :, 0].transpose(1, 2)
-        added: Tensor = self.dropout(self.linear(functional.gelu(inner)))
-        return h + added
+        return torch.add(h, self.dropout(self.linear(functional.gelu(inner))))
 
 
 class EnhancedDecoder(nn.Module):
@@ -253,5 +229,4 @@ class EnhancedDecoder(nn.Module):
         h = self.begin(z)[:, None] + self.places[:steps]  # (B, steps, C)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             h = h + self.dropout(recurrent(layer, norm(h)))
-        logits: Tensor = self.end(h)
-        return logits.transpose(1, 2)
+        return torch.transpose(self.end(h), 1, 2)

@@ -17,76 +17,57 @@ DECODER_BLOCKS = 4
 
 
 class GridVAE(VAE):
-    """Encoder to N(mean, exp logvar) in `latent_dim` dimensions, decoder to colour logits (B, 10, 16, 16)."""
+    """Encoder of one-hot colours to `latent_dim` dimensions, decoder to colour logits (B, 10, 16, 16)."""
 
     def __init__(self, settings: GridSettings) -> None:
         super().__init__()
-        self.settings = settings
-        d = settings.latent_dim
-        if settings.body == "plain":
-            narrow = nn.Sequential(*convolutions(), nn.Linear(2048, 128), nn.ReLU(inplace=True))
-            self.encoder: nn.Module = GridEncoder(narrow, 128, d)
-            self.decoder: nn.Module = plain_decoder(d)
-        else:
-            # before the convolutions: initial weights depend on the order of creation
+        self.settings, d = settings, settings.latent_dim
+        self.level_shapes = {LEVEL: (d,)}
+        self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
+        wide: list[nn.Module] = []
+        if settings.body == "residual":  # before the convolutions: initial weights depend on the order of creation
             wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
-            self.encoder = GridEncoder(nn.Sequential(*convolutions(), *wide), WIDE, d)
-            self.decoder = residual_decoder(d, settings.dropout)
-
-    @property
-    def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {LEVEL: (self.settings.latent_dim,)}
+        convolutions = [
+            nn.Conv2d(COLOURS, 32, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (B, 64, 8, 8)
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 4, 4)
+            nn.ReLU(inplace=True),
+            Flatten(),
+        ]
+        if settings.body == "residual":
+            self.encoder = Encoder(nn.Sequential(*convolutions, *wide), WIDE, d)
+            self.decoder = nn.Sequential(  # linear layers: better at small objects with a tenth of the operations
+                nn.Linear(d, WIDE),
+                *(Block(WIDE, settings.dropout) for _ in range(DECODER_BLOCKS)),
+                nn.LayerNorm(WIDE),
+                nn.Linear(WIDE, SIDE * SIDE * COLOURS),
+                ChannelsFirst(),
+            )
+        else:
+            self.encoder = Encoder(nn.Sequential(*convolutions, nn.Linear(2048, 128), nn.ReLU(inplace=True)), 128, d)
+            self.decoder = nn.Sequential(
+                nn.Linear(d, 128),
+                nn.ReLU(inplace=True),
+                nn.Linear(128, 2048),
+                nn.ReLU(inplace=True),
+                Unflatten(128, 4, 4),
+                Upsample(128, 64, 4, stride=2, padding=1),  # (B, 64, 8, 8)
+                nn.ReLU(inplace=True),
+                Upsample(64, 32, 4, stride=2, padding=1),  # (B, 32, 16, 16)
+                nn.ReLU(inplace=True),
+                nn.Conv2d(32, COLOURS, 3, padding=1),
+            )
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        mean, raw = self.encoder(batch.x)
+        one_hot = functional.embedding(batch.x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
+        mean, raw = self.encoder(one_hot.permute(0, 3, 1, 2))
         return (standard_level(LEVEL, mean, posterior_logvar(raw, self.settings), noise),)
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         logits: Tensor = self.decoder(latents[LEVEL])
         return logits.float()
-
-
-class GridEncoder(Encoder):
-    """Encodes colours (B, 16, 16) int64, as one-hot channels."""
-
-    one_hot: Tensor
-
-    def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
-        super().__init__(body, width, latent_dim)
-        self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        one_hot = functional.embedding(x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
-        return super().forward(one_hot.permute(0, 3, 1, 2))
-
-
-def convolutions() -> list[nn.Module]:
-    """(B, 10, 16, 16) -> (B, 2048), the first layers of both encoders."""
-    return [
-        nn.Conv2d(COLOURS, 32, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (B, 64, 8, 8)
-        nn.ReLU(inplace=True),
-        nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 4, 4)
-        nn.ReLU(inplace=True),
-        Flatten(),
-    ]
-
-
-def plain_decoder(latent_dim: int) -> nn.Module:
-    """(B, latent_dim) -> (B, 10, 16, 16)."""
-    return nn.Sequential(
-        nn.Linear(latent_dim, 128),
-        nn.ReLU(inplace=True),
-        nn.Linear(128, 2048),
-        nn.ReLU(inplace=True),
-        Unflatten(128, 4, 4),
-        Upsample(128, 64, 4, stride=2, padding=1),  # (B, 64, 8, 8)
-        nn.ReLU(inplace=True),
-        Upsample(64, 32, 4, stride=2, padding=1),  # (B, 32, 16, 16)
-        nn.ReLU(inplace=True),
-        nn.Conv2d(32, COLOURS, 3, padding=1),
-    )
 
 
 class ChannelsLast(torch.autograd.Function):
@@ -127,12 +108,12 @@ class Upsample(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: ARG002
         """(B, in, H, W) -> (B, out, 2 H, 2 W)."""
         assert self.bias is not None
-        out: Tensor = functional.conv_transpose2d(x, self.weight, None, self.stride, (1, 1))
+        out = functional.conv_transpose2d(x, self.weight, None, self.stride, (1, 1))
         return out.add_(self.bias.to(out.dtype).view(1, -1, 1, 1))
 
 
 class Block(nn.Module):
-    """x + dropout(linear(gelu(linear(norm(x))))): a normalised residual block that starts as the identity."""
+    """x + dropout(linear(gelu(linear(norm(x))))), which starts as the identity."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -144,19 +125,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = functional.gelu(self.widen(self.norm(x)), approximate="tanh")
-        out: Tensor = x + self.dropout(self.back(hidden))
-        return out
-
-
-def residual_decoder(latent_dim: int, dropout: float) -> nn.Module:
-    """(B, latent_dim) -> (B, 10, 16, 16), by linear layers: better at small objects with a tenth of the operations."""
-    return nn.Sequential(
-        nn.Linear(latent_dim, WIDE),
-        *(Block(WIDE, dropout) for _ in range(DECODER_BLOCKS)),
-        nn.LayerNorm(WIDE),
-        nn.Linear(WIDE, SIDE * SIDE * COLOURS),
-        ChannelsFirst(),
-    )
+        return torch.add(x, self.dropout(self.back(hidden)))
 
 
 class ChannelsFirst(nn.Module):

@@ -5,24 +5,13 @@ q(z_g | x, c) q(z_l | x, z_g, c) and p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c); 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
-from arcvae_cli.models.base import (
-    VAE,
-    Batch,
-    Latents,
-    Level,
-    Output,
-    full_precision_heads,
-    posterior_logvar,
-    standard_level,
-)
+from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32_heads, posterior_logvar, standard_level
 from arcvae_cli.models.constrained import COUNT, EXTENTS, PRESENT, constrained_decode
 from arcvae_cli.models.grid import COLOURS, SIDE, Block, Flatten, Unflatten
 from arcvae_cli.settings import HierarchicalSettings
@@ -46,23 +35,18 @@ class HierarchicalVAE(VAE):
 
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, side = settings, settings.local_size
+        self.level_shapes = {GLOBAL: (settings.global_dim,), LOCAL: (settings.local_channels, side, side)}
         self.encoder: Encoder = Encoder(settings)
         self.decoder: Decoder = Decoder(settings)
-
-    @property
-    def level_shapes(self) -> dict[str, tuple[int, ...]]:
-        side = self.settings.local_size
-        return {GLOBAL: (self.settings.global_dim,), LOCAL: (self.settings.local_channels, side, side)}
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         return self._encode(batch, noise)[0]
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
-        top = latents[GLOBAL]
-        return self.decoder.decode_local(
-            self.decoder.top_down(top, self.dropped_conditions(conditions, top)), latents[LOCAL]
-        )
+        conditions = self.dropped_conditions(conditions, latents[GLOBAL])
+        features = self.decoder.top_down(latents[GLOBAL], conditions)
+        return self.decoder.logits(*features, conditions, latents[LOCAL])
 
     def prior(
         self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
@@ -70,7 +54,7 @@ class HierarchicalVAE(VAE):
         """`n` draws: the global vector from N(0, temperature^2), the local map from the learned prior given it."""
         noise = noise or self.noise(n)
         top = temperature * noise[GLOBAL]
-        mean, logvar = self.decoder.prior(self.decoder.top_down(top, self.dropped_conditions(conditions, top)))
+        mean, logvar = self.decoder.prior(self.decoder.top_down(top, self.dropped_conditions(conditions, top))[1])
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
@@ -79,22 +63,22 @@ class HierarchicalVAE(VAE):
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         """Encode, sample, decode; the local prior and the decoder share the features of the global sample."""
         levels, features = self._encode(batch, noise)
-        return Output(self.decoder.decode_local(features, levels[1].sample), levels)
+        return Output(self.decoder.logits(*features, levels[1].sample), levels)
 
-    def _encode(self, batch: Batch, noise: bool) -> tuple[tuple[Level, Level], TopDownFeatures]:
+    def _encode(self, batch: Batch, noise: bool) -> tuple[tuple[Level, Level], tuple[Tensor, Tensor, Tensor]]:
+        """The levels; and the features of the global sample, the map of them, and the conditions."""
         conditions = self.dropped_conditions(batch.conditions, batch.x)
-        features = self.encoder.features(batch.x)
-        mean, raw = self.encoder.top(features, conditions)
+        features, (mean, raw) = self.encoder(batch.x, conditions)
         top = standard_level(GLOBAL, mean, posterior_logvar(raw, self.settings), noise)
-        top_down = self.decoder.top_down(top.sample, conditions)
-        prior_mean, prior_logvar = self.decoder.prior(top_down)
-        mean, raw = self.encoder.local(features, top_down.map)
+        wide, map_ = self.decoder.top_down(top.sample, conditions)
+        prior_mean, prior_logvar = self.decoder.prior(map_)
         # the posterior relative to the prior (Vahdat and Kautz 2020, section 3.2): to add nothing has no KL
+        mean, raw = self.encoder.local(features, map_)
         mean = prior_mean + mean
         logvar = gaussians.bound(prior_logvar + raw, self.settings.logvar_min, self.settings.logvar_max)
         kl = gaussians.kl(mean, logvar, prior_mean, prior_logvar).sum(dim=(2, 3))
         sample = gaussians.sample(mean, logvar) if noise else mean
-        return (top, Level(LOCAL, mean, logvar, sample, kl, prior_mean, prior_logvar)), top_down
+        return (top, Level(LOCAL, mean, logvar, sample, kl, prior_mean, prior_logvar)), (wide, map_, conditions)
 
     def dropped_conditions(self, conditions: Tensor | None, like: Tensor) -> Tensor:
         """(B, A) conditions; in training a share `condition_dropout` drops all, others each with a random chance."""
@@ -108,23 +92,13 @@ class HierarchicalVAE(VAE):
         return torch.where(kept & ~nothing, conditions, NOT_GIVEN)
 
 
-class TopDownFeatures(NamedTuple):
-    """Features (B, WIDE) of the global vector and the conditions (B, A), and a map (B, CHANNELS, S, S) of them."""
-
-    wide: Tensor
-    map: Tensor
-    conditions: Tensor
-
-
 class Conditions(nn.Module):
     """The attributes of a grid as one vector: an embedding for each value of each, one more for not given."""
-
-    offsets: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         sizes = torch.tensor([0] + [attribute.size + 1 for attribute in ATTRIBUTES])
-        self.register_buffer("offsets", sizes.cumsum(0)[:-1] + 1, persistent=False)
+        self.offsets = nn.Buffer(sizes.cumsum(0)[:-1] + 1, persistent=False)
         self.table = nn.Embedding(int(sizes.sum()), width)
         nn.init.normal_(self.table.weight, std=len(ATTRIBUTES) ** -0.5)
 
@@ -153,20 +127,17 @@ class Convolutions(nn.Module):
         if self.film is not None and film is not None:
             scale, shift = self.film(film)[:, :, None, None].chunk(2, dim=1)
             hidden = torch.addcmul(shift, hidden, 1.0 + scale)
-        out: Tensor = x + self.second(functional.relu(hidden))
-        return out
+        return torch.add(x, self.second(functional.relu(hidden)))
 
 
 class Encoder(nn.Module):
     """Features of a grid at the resolution of the local map, and the two posteriors from them."""
 
-    one_hot: Tensor
-
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
         side = settings.local_size
         self.patch = patch = SIDE // side
-        self.register_buffer("one_hot", torch.eye(COLOURS), persistent=False)
+        self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
         self.enter = nn.Conv2d(COLOURS * patch * patch, CHANNELS, 3, padding=1)
         self.blocks = nn.Sequential(*(Convolutions() for _ in range(ENCODER_BLOCKS)))
         self.conditions = Conditions(WIDE)
@@ -179,17 +150,13 @@ class Encoder(nn.Module):
         self.join = nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1)
         self.map = nn.Conv2d(CHANNELS, 2 * settings.local_channels, 1)
 
-    def features(self, x: Tensor) -> Tensor:
-        """(B, 16, 16) int64 -> (B, CHANNELS, S, S)."""
+    def forward(self, x: Tensor, conditions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Features (B, CHANNELS, S, S) of x (B, 16, 16), and mean and raw spread (B, D) of the global level."""
         one_hot = functional.embedding(x, self.one_hot).permute(0, 3, 1, 2)
-        features: Tensor = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
-        return features
-
-    def top(self, features: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the raw spread of the global posterior, (B, global_dim) float32."""
+        features = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
         thin = functional.relu(self.thin(features))
         wide = self.wide(self.widen(self.flatten(thin)) + self.conditions(conditions))
-        return full_precision_heads(wide, self.mean, self.spread)
+        return features, float32_heads(wide, self.mean, self.spread)
 
     def local(self, features: Tensor, top_down: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets from the local prior's mean and log variance, (B, local_channels, S, S) float32."""
@@ -221,34 +188,31 @@ class Decoder(nn.Module):
         self.leave = nn.Conv2d(CHANNELS, COLOURS * patch * patch, 3, padding=1)
         self.obey = ConstraintLayer(WIDE)  # checkpoints have its weights by this name
 
-    def top_down(self, top: Tensor, conditions: Tensor) -> TopDownFeatures:
-        """Of global vectors (B, global_dim) and conditions (B, A)."""
+    def top_down(self, top: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, WIDE) of global vectors (B, D) and conditions (B, A), and a map (B, CHANNELS, S, S) of them."""
         wide = self.trunk(self.enter(top) + self.conditions(conditions))
         thin = functional.relu(self.unflatten(self.spread(wide)))
-        return TopDownFeatures(wide, self.before(self.thicken(thin), wide), conditions)
+        return wide, self.before(self.thicken(thin), wide)
 
-    def prior(self, top_down: TopDownFeatures) -> tuple[Tensor, Tensor]:
+    def prior(self, map_: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the local prior, (B, local_channels, S, S) float32."""
-        with torch.autocast(top_down.map.device.type, enabled=False):
-            mean, raw = self.prior_map(top_down.map.float()).chunk(2, dim=1)
+        with torch.autocast(map_.device.type, enabled=False):
+            mean, raw = self.prior_map(map_.float()).chunk(2, dim=1)
             return mean, gaussians.bound(raw, *self.logvar_range)
 
-    def decode_local(self, top_down: TopDownFeatures, local: Tensor) -> Tensor:
-        """Logits (B, 10, 16, 16), float32."""
-        hidden = top_down.map + self.take(local)
+    def logits(self, wide: Tensor, map_: Tensor, conditions: Tensor, local: Tensor) -> Tensor:
+        """(B, 10, 16, 16) float32."""
+        hidden = map_ + self.take(local)
         for block in self.blocks:
-            hidden = block(hidden, top_down.wide)
+            hidden = block(hidden, wide)
         logits = functional.pixel_shuffle(self.leave(functional.relu(hidden)), self.patch)
         with torch.autocast(logits.device.type, enabled=False):
-            constrained: Tensor = self.obey(logits.float(), top_down.wide.float(), top_down.conditions)
+            constrained: Tensor = self.obey(logits.float(), wide.float(), conditions)
         return constrained
 
 
 class ConstraintLayer(nn.Module):
     """Constrains logits to the palette, the mirror symmetries and the extent that are given, or else predicted."""
-
-    cell: Tensor
-    black: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -257,8 +221,8 @@ class ConstraintLayer(nn.Module):
         self.axes = nn.Linear(width, 2 * AXES)
         nn.init.constant_(self.colours.bias, 3.0)
         nn.init.constant_(self.mirrors.bias, -3.0)
-        self.register_buffer("cell", torch.arange(SIDE), persistent=False)
-        self.register_buffer("black", SOFT_LOGIT * torch.eye(COLOURS)[0].view(1, COLOURS, 1, 1), persistent=False)
+        self.cell = nn.Buffer(torch.arange(SIDE), persistent=False)
+        self.black = nn.Buffer(SOFT_LOGIT * torch.eye(COLOURS)[0].view(1, COLOURS, 1, 1), persistent=False)
 
     def forward(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
         """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""
@@ -266,30 +230,7 @@ class ConstraintLayer(nn.Module):
         logits = logits.contiguous()
         logits = logits + functional.pad(self.palette(wide, conditions), (1, 0))[:, :, None, None]
         beyond = [(self.cell >= size[:, None]) & (size >= 0)[:, None] for size in conditions[:, EXTENTS].unbind(1)]
-        outside = beyond[0][:, :, None] | beyond[1][:, None, :]  # (B, 16, 16)
-        logits, outside = self.mirror(logits, outside, wide, conditions)
-        logits = torch.where(outside[:, None], self.black * (-MASKED_LOGIT / SOFT_LOGIT), logits)
-        return logits.contiguous(memory_format=torch.channels_last)  # for the argmax, which takes a tenth so
-
-    def palette(self, wide: Tensor, conditions: Tensor) -> Tensor:
-        """(B, 9) addends to the logits of the colours 1-9: 0 for one of the palette, far below for another."""
-        score = self.colours(wide)
-        present = conditions[:, PRESENT]
-        score = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, score))
-        count = conditions[:, COUNT, None]
-        # of a given number of colours so many are above 0: the threshold is between the last and the next
-        ends = score.new_full((len(score), 1), 2 * SOFT_LOGIT)
-        ranked = torch.cat([ends, score.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
-        threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
-        counted = score - threshold
-        if not self.training:
-            counted = SOFT_LOGIT * counted.sign()
-        score = torch.where(count >= 0, counted, score)
-        added = functional.logsigmoid(score)
-        return added if self.training else torch.where(score <= -SOFT_LOGIT, MASKED_LOGIT, added)
-
-    def mirror(self, logits: Tensor, outside: Tensor, wide: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits mixed with their mirror images, and the cells known black: `outside` (B, 16, 16) and their images."""
+        outside = beyond[0][:, :, None] | beyond[1][:, None, :]  # (B, 16, 16), known black
         given = conditions[:, SYMMETRIES]
         gates = torch.where(given >= 0, given.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
         score = self.axes(wide).unflatten(1, (2, AXES))
@@ -308,9 +249,25 @@ class ConstraintLayer(nn.Module):
             mirrored = reflect(logits, image, which) + empty[:, None] * self.black
             logits = torch.lerp(logits, mirrored, 0.5 * gates[:, which].view(-1, 1, 1, 1))
             if not self.training:  # where an axis is still being learned, it must not rule out what is there
-                beyond = reflect(outside[:, None].to(image.dtype), image, which)[:, 0] + empty
-                outside = outside | ((beyond > 0.5) & (given[:, which] == 1).view(-1, 1, 1))
-        return logits, outside
+                black = reflect(outside[:, None].to(image.dtype), image, which)[:, 0] + empty
+                outside = outside | ((black > 0.5) & (given[:, which] == 1).view(-1, 1, 1))
+        logits = torch.where(outside[:, None], self.black * (-MASKED_LOGIT / SOFT_LOGIT), logits)
+        return logits.contiguous(memory_format=torch.channels_last)  # for the argmax, which takes a tenth so
+
+    def palette(self, wide: Tensor, conditions: Tensor) -> Tensor:
+        """(B, 9) addends to the logits of the colours 1-9: 0 for one of the palette, far below for another."""
+        present, count = conditions[:, PRESENT], conditions[:, COUNT, None]
+        score = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, self.colours(wide)))
+        # of a given number of colours so many are above 0: the threshold is between the last and the next
+        ends = score.new_full((len(score), 1), 2 * SOFT_LOGIT)
+        ranked = torch.cat([ends, score.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
+        threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
+        counted = score - threshold
+        if not self.training:
+            counted = SOFT_LOGIT * counted.sign()
+        score = torch.where(count >= 0, counted, score)
+        added = functional.logsigmoid(score)
+        return added if self.training else torch.where(score <= -SOFT_LOGIT, MASKED_LOGIT, added)
 
 
 def reflect(x: Tensor, image: Tensor, which: int) -> Tensor:

