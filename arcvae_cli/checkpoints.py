@@ -117,11 +117,10 @@ def read(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})", ANOTHER) from error
-    except pickle.UnpicklingError as error:  # PyTorch's own text recommends weights_only=False
-        raise InputError(f"{path}: not a checkpoint of arcvae (it holds more than tensors and plain values)") from error
     except Exception as error:  # zipfile and PyTorch raise whatever a damaged file makes them
-        cut = isinstance(error, zipfile.BadZipFile | EOFError)
-        reason = "its zip archive is incomplete" if cut else first_line(error)
+        reason = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # PyTorch's own text recommends weights_only=False
+            reason = "it holds more than tensors and plain values"
         raise InputError(f"{path}: damaged, or not a checkpoint of arcvae ({reason})", ANOTHER) from error
 
 

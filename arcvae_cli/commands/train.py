@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from functools import partial
@@ -28,7 +28,6 @@ from arcvae_cli.commands.options import (
     with_flags,
 )
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
-from arcvae_cli.files import is_file
 from arcvae_cli.presets import Layer, Resolved, environment_layer, resolve, set_layer
 from arcvae_cli.settings import Settings
 from arcvae_cli.signals import GracefulExit, exit_code, signal_name
@@ -44,8 +43,9 @@ if TYPE_CHECKING:
 QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
 OVERFIT_STEPS = 3_000
-training: Any = partial(typer.Option, rich_help_panel=TRAINING)
-run_option: Any = partial(typer.Option, rich_help_panel=RUN)
+PARTS = ("vae_best", "encoder", "decoder")  # the checkpoints that loggers keep
+Earlier = tuple[Path, Path | None] | None  # the folder of a run to resume, and its checkpoint if one was named
+training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel in (TRAINING, RUN))
 QUICK_HELP = f"{QUICK_EPOCHS} epochs on {QUICK_EXAMPLES:,} examples, the schedule compressed"
 RESUME_HELP = "resume a run: its name, folder or checkpoint, or latest; auto: resume --run-name if it exists"
 
@@ -79,7 +79,7 @@ def train(
     layers = [environment_layer(), below, set_layer(assignments or []), above, flags]
     if resume is not None and overfit_batch:
         raise InputError("--resume, --overfit-batch: cannot be combined", "give one of the two")
-    earlier = None if resume is None else run_to_resume(resume, runs_dir, run_name)
+    earlier = None if resume is None else runs.find_resumed(resume, runs_dir, run_name)
     if earlier is not None and preset is None and resume != runs.AUTO:  # the flags say only what changes
         if quick_test:
             raise InputError("--quick-test: changes the length of the resumed run", "remove it, or give --preset too")
@@ -88,9 +88,11 @@ def train(
     if overfit_batch:
         memorise(resolved.settings, console)
         return
+    runs.check_name(run_name)
+    new_folder = partial(runs.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
     with GracefulExit() as signals:
         try:
-            run(resolved, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
+            run(resolved, console, signals, earlier, new_folder)
         except KeyboardInterrupt:
             raise stopped(signals, "at once") from None
         except Exception as error:
@@ -120,18 +122,10 @@ def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
 
 
 def run(
-    resolved: Resolved,
-    console: Console,
-    signals: GracefulExit,
-    runs_dir: Path,
-    name: str | None,
-    stem: str,
-    earlier: tuple[Path, Path | None] | None,
+    resolved: Resolved, console: Console, signals: GracefulExit, earlier: Earlier, new: Callable[[], runs.RunFolder]
 ) -> None:
-    """Train, evaluate the best epoch, print the next commands. `earlier`: folder, checkpoint of the run to resume."""
+    """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed."""
     settings = resolved.settings
-    runs.check_name(name)
-
     from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
 
     with importing():
@@ -144,7 +138,7 @@ def run(
         from arcvae_cli.trainer import Trainer
 
     check_installed(settings.log)
-    folder, values = None, None
+    folder, checkpoint, values = None, Path(), None
     if earlier is not None:
         folder, checkpoint, values, report = open_run(*earlier, settings)
         if report is not None:
@@ -157,14 +151,12 @@ def run(
     corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)
     model = new_model(settings, corpus, device)
     signals.patient = True  # from here on there is something to save
-    folder = folder or runs.create(runs_dir, name, stem, settings)
+    folder, resumed = folder or new(), earlier is not None
     recorders: list[Recorder] = []
-    trainer = Trainer(
-        settings, corpus, model, folder, recorders, device, signals, began=BEGAN, resumed=earlier is not None
-    )
-    if earlier is not None:
-        if values is not None:
-            trainer.resume(values, checkpoint)
+    trainer = Trainer(settings, corpus, model, folder, recorders, device, signals, began=BEGAN, resumed=resumed)
+    if values is not None:
+        trainer.resume(values, checkpoint)
+    if resumed:
         folder.write_config(settings)
     screen, log = copy(console), copy(console)  # the log has a line an epoch where the screen has a table
     console.log_file = log.log_file = folder.path / "run.log"
@@ -193,10 +185,22 @@ def run(
                 console.note(reason)
             with trainer.timed("evaluation"):
                 from arcvae_cli.commands.evaluate import report as evaluate_run
+                from arcvae_cli.evaluation.verdict import remedies
 
                 best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
                 document = evaluate_run(best, corpus, "val", folder, console)
-            tell_loggers(recorders, folder, document, console)
+            verdict = document["verdict"]
+            lines = [
+                f"{'ok' if one['ok'] else 'MISS'} {one['name']} {one['value']:.4g}, target {one['target']}"
+                for one in verdict["findings"]
+            ]
+            lines += [f"- {step} (for {'; '.join(names)})" for step, names in remedies(verdict["findings"]).items()]
+            lines.append(verdict["summary"])
+            console.log("\n".join(lines))
+            images = sorted(path for path in folder.images.glob("*.png") if "_epoch_" not in path.name)
+            for recorder in recorders:
+                recorder.evaluated(document, lines, images)
+                recorder.artifacts({part: folder.checkpoints / f"{part}.pth" for part in PARTS})
         except KeyboardInterrupt:
             where = f"before the end of the evaluation; the training is complete in {folder.path}"
             raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
@@ -213,40 +217,6 @@ def run(
     console.note(f"next: {' | '.join(f'arcvae {name}{which}' for name in names)}")
 
 
-def tell_loggers(
-    recorders: Sequence[Recorder], folder: runs.RunFolder, document: Mapping[str, Any], console: Console
-) -> None:
-    """The final evaluation, its pictures, and the checkpoints to keep, for every recorder; the verdict in the log."""
-    verdict = document["verdict"]
-    lines = [
-        f"{'ok' if one['ok'] else 'MISS'} {one['name']} {one['value']:.4g}, target {one['target']}"
-        for one in verdict["findings"]
-    ]
-    lines += [f"- {remedy}" for remedy in dict.fromkeys(one["remedy"] for one in verdict["findings"]) if remedy]
-    lines.append(verdict["summary"])
-    console.log("\n".join(lines))
-    images = sorted(path for path in folder.images.glob("*.png") if "_epoch_" not in path.name)
-    files = {name: folder.checkpoints / f"{name}.pth" for name in ("vae_best", "encoder", "decoder")}
-    for recorder in recorders:
-        recorder.evaluated(document, lines, images)
-        recorder.artifacts(files)
-
-
-# ------------------------------------------------------------------------------------------------------- before the run
-
-
-def run_to_resume(resume: str, runs_dir: Path, name: str | None) -> tuple[Path, Path | None] | None:
-    """The run folder that `--resume` names, and its checkpoint if that was given; None for a run that is to be new."""
-    if resume != runs.AUTO:
-        if name is not None:
-            raise InputError("--run-name: a resumed run keeps its name", f"remove it, or use --resume {runs.AUTO}")
-        return runs.find_resumed(resume, runs_dir)
-    if name is None:
-        raise InputError(f"--resume {runs.AUTO}: needs a run name", "give --run-name, the same every time")
-    runs.check_name(name)
-    return (runs_dir / name, None) if is_file(runs_dir / name / "config.toml") else None
-
-
 def open_run(
     path: Path, file: Path | None, settings: Settings
 ) -> tuple[runs.RunFolder, Path, dict[str, Any] | None, dict[str, Any] | None]:
@@ -258,8 +228,8 @@ def open_run(
     from arcvae_cli import checkpoints
 
     folder = runs.resume(path)
-    config, last = folder.path / "config.toml", folder.checkpoints / "last.pth"
-    start, values = file or last, None
+    config, last = path / "config.toml", folder.checkpoints / "last.pth"
+    start, values, report = file or last, None, None
     if file is not None or any(folder.checkpoints.iterdir()):
         try:
             values = checkpoints.read(start)
@@ -269,8 +239,8 @@ def open_run(
             fix = f"`arcvae runs verify {folder.shell}` finds a checkpoint to resume from"
             raise InputError(error.what, fix) from error
         later = 0
-        with suppress(InputError):
-            later = checkpoints.read(last).get("step", 0) if file is not None else 0
+        with suppress(InputError):  # last.pth is damaged, or was removed
+            later = 0 if file is None else checkpoints.read(last)["step"]
         if later > values["step"]:
             what = f"{start}: an older checkpoint, of step {values['step']}; the run is at step {later}"
             raise InputError(what, f"to discard the later steps, remove {last} first")
@@ -284,10 +254,11 @@ def open_run(
         what = f"--resume {folder.name}: settings differ from those of the run: {'; '.join(wrong[:5])}"
         fix = f"remove these flags, and restore {config} if edited; more epochs, logging and the device may change"
         raise InputError(what, fix)
-    status, report = runs.read_status(folder.path), None
-    if values and status and (status.state, status.judged, status.step) == ("finished", True, values["step"]):
+    status = runs.read_status(path) or runs.STATUS
+    done = values is not None and status["judged"] and (status["state"], status["step"]) == ("finished", values["step"])
+    if done and not changed.keys() & set(runs.LENGTH):
         with suppress(OSError, ValueError):  # else it is evaluated again
-            report = None if changed.keys() & set(runs.LENGTH) else json.loads((path / "metrics.json").read_bytes())
+            report = json.loads((path / "metrics.json").read_bytes())
     return folder, start, values, report
 
 
@@ -345,13 +316,12 @@ def memorise(settings: Settings, console: Console) -> None:
     model = new_model(settings, corpus, device)
 
     def show(step: int, metrics: EpochMetrics) -> None:
-        shares = f"right positions {metrics.position:.4f}, whole examples {metrics.exact:.4f}"
-        console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, {shares}")
+        console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, exact {metrics.exact:.4f}")
 
     steps, found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
-    memorised, size = found.exact == 1.0, min(settings.train.batch_size, corpus.size("train"))
-    counts = {"examples": size, "exact": found.exact, "position": found.position}
-    console.json({"memorised": memorised, "steps": steps, **counts})
+    memorised, size = found.exact == 1.0, settings.train.batch_size
+    shares = {"exact": found.exact, "position": found.position}
+    console.json({"memorised": memorised, "steps": steps, "examples": size, **shares})
     if not memorised:
         raise ArcvaeError(
             f"one batch of {size} was not memorised in {steps} steps: {found.exact:.1%} of its examples are exact",
