@@ -25,18 +25,14 @@ SMALL += ("--beta-schedule", "constant", "--beta-max", "0.1", "--set", "log.imag
 
 
 @pytest.fixture(scope="module", autouse=True)
-def plain() -> Iterator[None]:
-    """No pictures."""
+def without_pictures(plain: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arcvae_cli.recorders.images.ImageRecorder", lambda *arguments: Recorder())
-        patch.setattr("arcvae_cli.evaluation.projections.tsne_plane", lambda codes, seed: codes[:, :2])
-        patch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
-        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
+def ended(without_pictures: None, tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
     """A finished run of four epochs of two steps, each with its checkpoint, the best last; not to be changed."""
     base = tmp_path_factory.mktemp("ended")
     shutil.copy(arc_npz, base / "some.npz")

@@ -70,13 +70,6 @@ def weights(run: Path) -> torch.Tensor:
 
 
 @pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are empty files: most of a small run's time goes into them."""
-    monkeypatch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
-    monkeypatch.setattr("arcvae_cli.evaluation.projections.tsne_plane", lambda codes, seed: codes[:, :2])
-
-
-@pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
     """The one logger of runs."""
     recorder = Heard()

@@ -33,7 +33,7 @@ def train(base: Path, *flags: object) -> tuple[Path, Result]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, equations_npz: Path) -> tuple[Path, Result]:
+def trained(plain: None, tmp_path_factory: pytest.TempPathFactory, equations_npz: Path) -> tuple[Path, Result]:
     """A run of four epochs, of which the best two are kept."""
     base = tmp_path_factory.mktemp("trained")
     flags = ("--data", equations_npz, "--epochs", 4, "--save-top-k", 2, "--set", "log.images_every=2")
