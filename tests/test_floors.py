@@ -61,7 +61,7 @@ def test_modules_import_only_what_belongs_on_their_floor() -> None:
     assert [f"{path.relative_to(PACKAGE)}: {name}" for path in paths for name in offences(path)] == []
 
 
-@pytest.mark.parametrize("arguments", ["train --help", "evaluate --help", "schedule-preview quickstart", "runs list"])
+@pytest.mark.parametrize("arguments", ["train --help", "schedule-preview quickstart", "runs list"])
 def test_what_only_reads_settings_loads_neither_torch_nor_what_draws(arguments: str) -> None:
     script = (
         "import sys\n"
