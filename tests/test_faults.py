@@ -202,30 +202,22 @@ def test_a_process_that_is_killed_in_a_save_leaves_a_whole_run(straight: tuple[P
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
-def test_the_recipe_for_slurm_passes_signals_on_and_puts_the_job_back(
-    number: signal.Signals, code: int, tmp_path: Path
-) -> None:
+def test_the_recipe_for_slurm_passes_signals_on_and_puts_the_job_back(number: int, code: int, tmp_path: Path) -> None:
     """The script in the documentation, with a training and a batch system of two lines each."""
     page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
-    own = {
-        "arcvae": 'trap "sleep 0.3; exit 75" USR1; trap "sleep 0.3; exit 143" TERM\n'
-        f'echo "$@" > {tmp_path}/began\nfor i in {{1..600}}; do sleep 0.05; done',
-        "scontrol": f'echo "$@" > {tmp_path}/requeued',
-        "job": script.partition("\n")[2],
-    }
+    traps = 'trap "sleep 0.3; exit 75" USR1; trap "sleep 0.3; exit 143" TERM'
+    training = f'{traps}\necho "$@" > {tmp_path}/began\nfor i in {{1..600}}; do sleep 0.05; done'
+    own = {"arcvae": training, "scontrol": f"touch {tmp_path}/requeued", "job": script.partition("\n")[2]}
     for name, text in own.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "SLURM_JOB_ID": "42", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    job = subprocess.Popen([tmp_path / "job"], env=environment)
-    try:
+    with subprocess.Popen([tmp_path / "job"], env=environment) as job:
         while not (tmp_path / "began").exists() or not (tmp_path / "began").read_text():
             time.sleep(0.01)
         time.sleep(0.1)  # until the shell is in its wait
         job.send_signal(number)
         assert job.wait(timeout=30) == code
-    finally:
-        job.kill()
     assert (tmp_path / "began").read_text() == "train --preset large --resume auto --run-name job42\n"
     assert (tmp_path / "requeued").exists() == (code == 75)

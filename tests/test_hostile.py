@@ -38,16 +38,8 @@ from arcvae_cli.settings import DataSettings, Settings
 
 EQUATIONS = read_grammar("equations")
 TASK = {"train": [{"input": [[0, 1], [2, 3]], "output": [[9]]}], "test": [{"input": [[4, 5, 6]], "output": [[7]]}]}
-SMALL = {"encoder_hidden": 3, "encoder_conv_layers": 1, "encoder_kernel": 3, "decoder_hidden": 3, "decoder_layers": 1}
-
-
-def checkpoint_values(**changes: Any) -> dict[str, Any]:
-    model = {"name": "grammar", "latent_dim": 2, **SMALL}
-    small = Settings.model_validate({"data": {"name": "equations"}, "model": model})
-    built = build_model(small.model, Structure(EQUATIONS.rules, 7))
-    kept = {"format_version": checkpoints.FORMAT, "epoch": 3, "step": 12, "model_state_dict": built.state_dict()}
-    kept |= {"conditions": [], "best": [1.5, 2], "rng_state": torch.get_rng_state()}
-    return {**kept, **checkpoints.structure_of(built), "config": checkpoints.config_text(small), **changes}
+SMALL = {"name": "grammar", "latent_dim": 2, "encoder_hidden": 3, "encoder_conv_layers": 1, "encoder_kernel": 3}
+SMALL |= {"decoder_hidden": 3, "decoder_layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +51,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     grids = np.random.RandomState(5).randint(0, 10, (12, 16, 16)).astype(np.uint8)
     strings, left = build_drawn(EQUATIONS, 7, size=40), np.array(EQUATIONS.rules.lhs)
     masks = (left[:, None] == left) & (left >= 0)[:, None] | np.eye(len(left), dtype=bool) & (left < 0)[:, None]
-    checkpoints.save(found["checkpoint"], checkpoint_values())
+    model = Settings.model_validate({"data": {"name": "equations"}, "model": SMALL})
+    built = build_model(model.model, Structure(EQUATIONS.rules, 7))
+    kept = {"format_version": checkpoints.FORMAT, "epoch": 3, "model_state_dict": built.state_dict(), "conditions": []}
+    kept |= {"rng_state": torch.get_rng_state(), "config": checkpoints.config_text(model)}
+    checkpoints.save(found["checkpoint"], {**kept, **checkpoints.structure_of(built)})
     found["preset"].write_text(tomli_w.dumps(resolve("cyclical").settings.table()))
     write_dataset(found["grids"], Dataset("some", grids, np.repeat(np.arange(3, dtype=np.uint8), 4)))
     np.save(found["bare grids"], grids)
@@ -113,18 +109,22 @@ def saved(save: Callable[[io.BytesIO], Any]) -> bytes:
     return buffer.getvalue()
 
 
-BAD: dict[str, Callable[[bytes, Path], bytes]] = {
-    "empty": lambda content, canary: b"",
-    "half of it": lambda content, canary: content[: len(content) // 2],
-    "a foreign zip": lambda content, canary: saved(lambda file: zipfile.ZipFile(file, "w").close()),
-    "a pickle bomb": lambda content, canary: pickle.dumps(Bomb(canary)),
-    "a PyTorch bomb": lambda content, canary: saved(lambda file: torch.save({"format_version": Bomb(canary)}, file)),
-    "a NumPy bomb": lambda content, canary: saved(lambda file: np.save(file, np.array([Bomb(canary)], object))),
-    "NUL bytes": lambda content, canary: bytes(5000),
-    "not UTF-8": lambda content, canary: b"\xff\xfe\xfa\n" * 100,
-    "deeply nested": lambda content, canary: b"[" * 50_000,
-    "control characters": lambda content, canary: b'"\x1b[2J\\n" = 1\n' + b"\x1b[2J\r\x07" * 9,
-}
+def bad_files(content: bytes, canary: Path) -> dict[str, bytes]:
+    bomb = Bomb(canary)
+    return {
+        "empty": b"",
+        "half of it": content[: len(content) // 2],
+        "a foreign zip": saved(lambda file: zipfile.ZipFile(file, "w").close()),
+        "a pickle bomb": pickle.dumps(bomb),
+        "a PyTorch bomb": saved(lambda file: torch.save({"format_version": bomb}, file)),
+        "a NumPy bomb": saved(lambda file: np.save(file, np.array([bomb], object))),
+        "NUL bytes": bytes(5000),
+        "not UTF-8": b"\xff\xfe\xfa\n" * 100,
+        "deeply nested": b"[" * 50_000,
+        "control characters": b'"\x1b[2J\\n" = 1\n' + b"\x1b[2J\r\x07" * 9,
+    }
+
+
 READ = {("preset", "empty"), ("preset", "half of it"), ("strings", "half of it")}  # may be valid
 
 
@@ -132,9 +132,9 @@ READ = {("preset", "empty"), ("preset", "half of it"), ("strings", "half of it")
 def test_only_the_valid_file_is_read_and_no_code_runs(whole: dict[str, Path], kind: str, tmp_path: Path) -> None:
     suffix, canary = whole[kind].suffix, tmp_path / "canary"
     assert READERS[kind](whole[kind], whole) is not None
-    for what, make in BAD.items():
+    for what, content in bad_files(whole[kind].read_bytes(), canary).items():
         path = tmp_path / f"bad{suffix}"
-        path.write_bytes(make(whole[kind].read_bytes(), canary))
+        path.write_bytes(content)
         assert read_or_refused(lambda path=path: READERS[kind](path, whole)) is None or (kind, what) in READ, what
         assert not canary.exists(), what
     os.mkfifo(tmp_path / f"pipe{suffix}")
@@ -172,12 +172,10 @@ def test_bits_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
         ("train --set train.\x1b[2J=1", "train.\\x1b[2J"),
     ],
 )
-def test_the_command_line_refuses_it_in_one_message(
-    whole: dict[str, Path], tmp_path: Path, line: str, words: str
-) -> None:
+def test_the_command_line_refuses_it_in_one_message(whole: Any, tmp_path: Path, line: str, words: str) -> None:
     content, canary = whole["checkpoint"].read_bytes(), tmp_path / "canary"
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
-    (tmp_path / "bomb.pth").write_bytes(BAD["a PyTorch bomb"](b"", canary))
+    (tmp_path / "bomb.pth").write_bytes(bad_files(b"", canary)["a PyTorch bomb"])
     os.mkfifo(tmp_path / "pipe.npz")
     np.savez(tmp_path / "objects.npz", grids=np.array([Bomb(canary)], object))
     (tmp_path / "huge.toml").write_text("#" * 2**17)
@@ -234,9 +232,8 @@ def test_fuzz_of_bytes(whole: dict[str, Path], tmp_path: Path, kind: str) -> Non
 PRESETS = [path.read_text(encoding="utf-8") for path in sorted(preset_folder().glob("*.toml"))]
 SNIPPETS = st.sampled_from(
     (
-        *("nan", "inf", "-inf", "[", "]", "[[", "{", "}", '"', "'''", '"""', "=", ".", ",", "\n", "\r", "\0", "#"),
-        *("[" * 500, "{a=" * 300, "a." * 3000, "9" * 5000, "0x" + "f" * 5000, "1979-05-27", "true", "\\u", "\u202e"),
-        *('extends = "baseline"\n', "[train]\n", "[model]\n", 'name = "grammar"\n', "epochs = 1e9\n", "-1", "1e308"),
+        *("nan", "inf", "[", "]", "[[", "{", '"', "'''", "=", ".", ",", "\n", "\r", "\0", "#", "[" * 500, "{a=" * 300),
+        *("a." * 3000, "9" * 5000, "1979-05-27", "true", "\\u", "\u202e", 'extends = "baseline"\n', "[train]\n", "-1"),
     )
 )
 KEYS = st.sampled_from(("train.epochs", "train.lr", "model.name", "schedule.name", "schedule.max_beta", "data.size"))
