@@ -45,14 +45,13 @@ class Loaded:
 
     @property
     def grammar(self) -> Grammar | None:
-        if (structure := self.model.structure) is None or (text := structure.rules.text) is None:
-            return None
-        return parse_grammar(text, f"the grammar of {self.path.name}")
+        text = self.model.structure.rules.text if self.model.structure else None
+        return None if text is None else parse_grammar(text, f"the grammar of {self.path.name}")
 
     @property
     def run(self) -> Path | None:
         folder = self.path.resolve().parent.parent
-        return folder if (folder / "config.toml").is_file() else None
+        return folder if is_file(folder / "config.toml") else None
 
 
 def save(path: Path, values: Mapping[str, Any]) -> None:
@@ -131,8 +130,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
         raise InputError(f"{path}: only a part of a model", "give the checkpoint of a whole model")
     settings = read_settings(path, values)
     try:
-        structure = Structure.of(values["structure"]) if "structure" in values else None
-        model = build_model(settings.model, structure)
+        model = build_model(settings.model, Structure.of(values["structure"]) if "structure" in values else None)
         if values.get("conditions", []) != condition_schema(model):  # a row of a table would mean another value
             raise ValueError("conditions of another version")
         model.load_state_dict(values["model_state_dict"])

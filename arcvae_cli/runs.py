@@ -114,9 +114,8 @@ def resume(path: Path) -> RunFolder:
     """An existing run folder, locked, without temporary files. InputError if not writable, ArcvaeError if locked."""
     try:
         folder = RunFolder(path, (read_status(path) or STATUS)["started"], take(path))
-        for part in (folder.checkpoints, folder.images):
-            part.mkdir(exist_ok=True)
         for part in (path, folder.checkpoints, folder.images):
+            part.mkdir(exist_ok=True)
             for file in part.glob(".*.tmp"):  # of `atomic_write`
                 file.unlink()
     except OSError as error:

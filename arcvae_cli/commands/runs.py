@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,13 +75,7 @@ def show(
         changed = {key: pair for key, pair in pairs.items() if pair[0] is not None}
     except InputError as error:
         summary = error.what
-    files: list[dict[str, Any]] = []
-    known = {"last.pth": found["epoch"], "vae_final.pth": found["epoch"]}
-    known |= dict.fromkeys(("vae_best.pth", "encoder.pth", "decoder.pth"), found["best_epoch"])
-    for file in pth_files(path):
-        number = re.search(r"epoch_(\d{1,9})", file.name)
-        epoch = int(number[1]) if number else known.get(file.name)
-        files.append({"name": file.name, "epoch": epoch, "bytes": file.lstat().st_size})
+    files = [{"name": file.name, "bytes": file.lstat().st_size} for file in pth_files(path)]
     called = path.name if runs_dir == RUNS == path.parent else shlex.quote(str(path))
     steps = {
         "running": [],
@@ -102,8 +95,8 @@ def show(
     else:
         console.result(one_line(summary))
     if files:
-        lines = [(one_line(file["name"]), cell(file["epoch"], "d"), size(file["bytes"])) for file in files]
-        console.table("", ("checkpoint", "epoch", "size"), lines)
+        lines = [(one_line(str(file["name"])), size(int(file["bytes"]))) for file in files]
+        console.table("", ("checkpoint", "size"), lines)
     console.lines(f"next: {one_line(step)}" for step in steps)
 
 

@@ -28,6 +28,7 @@ from arcvae_cli.commands.options import (
     with_flags,
 )
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
+from arcvae_cli.files import size
 from arcvae_cli.presets import Layer, Resolved, environment_layer, resolve, set_layer
 from arcvae_cli.settings import Settings
 from arcvae_cli.signals import GracefulExit, exit_code, signal_name
@@ -47,6 +48,7 @@ PARTS = ("vae_best", "encoder", "decoder")  # the checkpoints that loggers keep
 Earlier = tuple[Path, Path | None] | None  # the folder of a run to resume, and its checkpoint if one was named
 training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel in (TRAINING, RUN))
 QUICK_HELP = f"{QUICK_EPOCHS} epochs on {QUICK_EXAMPLES:,} examples, the schedule compressed"
+OVERFIT_HELP = "memorise one batch as a sanity check; no run folder"
 RESUME_HELP = "resume a run: its name, folder or checkpoint, or latest; auto: resume --run-name if it exists"
 
 
@@ -57,9 +59,7 @@ def train(
     data: DataOption = None,
     flags: Layer,
     quick_test: Annotated[bool, training("--quick-test", help=QUICK_HELP)] = False,
-    overfit_batch: Annotated[
-        bool, training("--overfit-batch", help="memorise one batch as a sanity check; no run folder")
-    ] = False,
+    overfit_batch: Annotated[bool, training("--overfit-batch", help=OVERFIT_HELP)] = False,
     resume: Annotated[str | None, run_option(metavar="RUN", help=RESUME_HELP, autocompletion=complete_runs)] = None,
     run_name: Annotated[str | None, run_option(show_default="preset and time")] = None,
     runs_dir: Annotated[Path, run_option(help="folder of the runs")] = Path("runs"),
@@ -113,12 +113,9 @@ def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
     settings = resolve(preset, *layers).settings  # of the length that the schedule was made for
     target = min(QUICK_EPOCHS, settings.train.epochs) if given is None else given
     schedule = settings.schedule.compressed(target / settings.train.epochs)
-    short: dict[str, Any] = {
-        "schedule": schedule.model_dump(mode="json", by_alias=True),
-        "train": {"epochs": target},
-        "data": {"limit": min(QUICK_EXAMPLES, settings.data.limit or QUICK_EXAMPLES)},
-    }
-    return resolve(preset, *layers, Layer("--quick-test", short))
+    limit = min(QUICK_EXAMPLES, settings.data.limit or QUICK_EXAMPLES)
+    short = {"schedule": schedule.model_dump(mode="json", by_alias=True), "train": {"epochs": target}}
+    return resolve(preset, *layers, Layer("--quick-test", {**short, "data": {"limit": limit}}))
 
 
 def run(
@@ -164,14 +161,10 @@ def run(
     if (short := settings.schedule.warning(settings.train.epochs)) is not None:
         chosen = any(key.startswith(("train.epochs", "schedule.")) for key in resolved.origins)
         (console.warn if chosen else console.note)(short)  # the defaults are no mistake of the user's
-    own = [
-        live_recorder(screen),  # first, so that its header does not wait for the imports of the others
-        EpochLines(log),
-        JsonlRecorder(folder.path / "metrics.jsonl"),
-        ImageRecorder(folder.images, corpus.kind, corpus.rules),
-    ]
-    loggers = external_recorders(settings, folder, console, corpus.rules)
-    recorders += [*own, *loggers]
+    # the live one first, so that its header does not wait for the imports of the others
+    own: list[Recorder] = [live_recorder(screen), EpochLines(log), JsonlRecorder(folder.path / "metrics.jsonl")]
+    own.append(ImageRecorder(folder.images, corpus.kind, corpus.rules))
+    recorders += own + (loggers := external_recorders(settings, folder, console, corpus.rules))
     if settings.train.engine == "compile":
         console.note("compiling the network, about half a minute")
     with closing(loggers):
@@ -189,13 +182,12 @@ def run(
 
                 best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
                 document = evaluate_run(best, corpus, "val", folder, console)
-            verdict = document["verdict"]
-            lines = [
-                f"{'ok' if one['ok'] else 'MISS'} {one['name']} {one['value']:.4g}, target {one['target']}"
-                for one in verdict["findings"]
-            ]
-            lines += [f"- {step} (for {'; '.join(names)})" for step, names in remedies(verdict["findings"]).items()]
-            lines.append(verdict["summary"])
+            lines, findings = [], document["verdict"]["findings"]
+            for one in findings:
+                mark = "ok" if one["ok"] else "MISS"
+                lines.append(f"{mark} {one['name']} {one['value']:.4g}, target {one['target']}")
+            lines += [f"- {step} (for {'; '.join(names)})" for step, names in remedies(findings).items()]
+            lines.append(document["verdict"]["summary"])
             console.log("\n".join(lines))
             images = sorted(path for path in folder.images.glob("*.png") if "_epoch_" not in path.name)
             for recorder in recorders:
@@ -207,10 +199,9 @@ def run(
         place = trainer.progress()
         folder.write_status("finished", judged=True, **trainer.ended, **place)
     folder.release()
-    seconds, memory = place["seconds"], place["peak_memory_bytes"] / 2**20
-    parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items())
-    speed = f"{trainer.global_step / seconds['training']:.1f} training steps a second"
-    console.note(f"\nseconds: {parts}; {speed}; peak memory {memory:,.0f} MiB")
+    parts = ", ".join(f"{part} {value:.1f}" for part, value in place["seconds"].items())
+    speed = f"{trainer.global_step / place['seconds']['training']:.1f} training steps a second"
+    console.note(f"\nseconds: {parts}; {speed}; peak memory {size(place['peak_memory_bytes'])}")
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json, run.log")
     which = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
     names = ["evaluate"] if corpus.rules and corpus.rules.rhs is None else ["evaluate", "sample", "interpolate"]
@@ -240,7 +231,7 @@ def open_run(
             raise InputError(error.what, fix) from error
         later = 0
         with suppress(InputError):  # last.pth is damaged, or was removed
-            later = 0 if file is None else checkpoints.read(last)["step"]
+            later = 0 if file is None else checkpoints.read(last).get("step", 0)
         if later > values["step"]:
             what = f"{start}: an older checkpoint, of step {values['step']}; the run is at step {later}"
             raise InputError(what, f"to discard the later steps, remove {last} first")
@@ -255,8 +246,7 @@ def open_run(
         fix = f"remove these flags, and restore {config} if edited; more epochs, logging and the device may change"
         raise InputError(what, fix)
     status = runs.read_status(path) or runs.STATUS
-    done = values is not None and status["judged"] and (status["state"], status["step"]) == ("finished", values["step"])
-    if done and not changed.keys() & set(runs.LENGTH):
+    if values and status["judged"] and status["step"] == values["step"] and not changed.keys() & set(runs.LENGTH):
         with suppress(OSError, ValueError):  # else it is evaluated again
             report = json.loads((path / "metrics.json").read_bytes())
     return folder, start, values, report
@@ -268,19 +258,16 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
     from arcvae_cli.models.grammar import Structure
     from arcvae_cli.step import seed_step
 
-    if corpus.size("train") < settings.train.batch_size:
-        raise InputError(
-            f"train.batch_size: {settings.train.batch_size} is more than the {corpus.size('train')} training examples",
-            f"use --batch-size {corpus.size('train')} or less, or more data",
-        )
+    if (count := corpus.size("train")) < settings.train.batch_size:
+        what = f"train.batch_size: {settings.train.batch_size} is more than the {count} training examples"
+        raise InputError(what, f"use --batch-size {count} or less, or more data")
     structure = None if corpus.rules is None else Structure(corpus.rules, corpus.positions[0])
     seed_step(settings.train.seed, "weights")
     model = build_model(settings.model, structure).to(device)
     try:
         settings.schedule.peaks(tuple(model.level_sizes))
     except ValueError as error:
-        fix = f"use another schedule for model.name={settings.model.name}"
-        raise InputError(f"schedule.name: {error}", fix) from None
+        raise InputError(f"schedule.name: {error}", f"use another for model.name={settings.model.name}") from None
     return model
 
 
@@ -319,12 +306,10 @@ def memorise(settings: Settings, console: Console) -> None:
         console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, exact {metrics.exact:.4f}")
 
     steps, found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
-    memorised, size = found.exact == 1.0, settings.train.batch_size
+    memorised, count = found.exact == 1.0, settings.train.batch_size
     shares = {"exact": found.exact, "position": found.position}
-    console.json({"memorised": memorised, "steps": steps, "examples": size, **shares})
+    console.json({"memorised": memorised, "steps": steps, "examples": count, **shares})
     if not memorised:
-        raise ArcvaeError(
-            f"one batch of {size} was not memorised in {steps} steps: {found.exact:.1%} of its examples are exact",
-            "try a larger model.latent_dim, a stronger model, another train.lr or a smaller --batch-size",
-        )
-    console.result(f"memorised: all {size} examples of one batch are exact after {steps} steps")
+        what = f"one batch of {count} was not memorised in {steps} steps: {found.exact:.1%} of its examples are exact"
+        raise ArcvaeError(what, "try a larger model.latent_dim, another train.lr or a smaller --batch-size")
+    console.result(f"memorised: all {count} examples of one batch are exact after {steps} steps")
