@@ -48,6 +48,8 @@ LONG, NUL = "a" * 300, "a\0b"
         (["train", "--runs-dir", LONG, "--data", "shapes", "--set", "data.size=1000"], LONG),
         (["evaluate", "--checkpoint", LONG], LONG[:100]),
         (["schedule-preview", "cyclicall"], "cyclical"),
+        (["train", "--set", "train.lr=nan"], "train.lr"),
+        (["train", "--set", "train.\x1b[2J=1"], "train.\\x1b[2J"),
         (["presets", "show", NUL], "a\\x00b"),
         (["data", "info", "nowhere.npz"], "nowhere.npz"),
     ],

@@ -75,14 +75,15 @@ def show(
         changed = {key: pair for key, pair in pairs.items() if pair[0] is not None}
     except InputError as error:
         summary = error.what
-    files = [{"name": file.name, "bytes": file.lstat().st_size} for file in pth_files(path)]
+    files = {file.name: file.lstat().st_size for file in pth_files(path)}
     called = path.name if runs_dir == RUNS == path.parent else shlex.quote(str(path))
     steps = {
         "running": [],
         "finished": [f"arcvae {what} --checkpoint {called}" for what in ("evaluate", "sample")],
         "corrupt": [f"arcvae runs verify {called}"],
     }.get(found["state"], [f"arcvae train --resume {called}"])
-    console.json({**found, "settings": table, "changed": changed, "checkpoints": files, "next": steps})
+    kept = [{"name": name, "bytes": count} for name, count in files.items()]
+    console.json({**found, "settings": table, "changed": changed, "checkpoints": kept, "next": steps})
 
     facts = {key: value for key, value in found.items() if value not in (None, {})}
     facts |= {key: size(value) for key, value in facts.items() if key.endswith("bytes")}
@@ -95,8 +96,7 @@ def show(
     else:
         console.result(one_line(summary))
     if files:
-        lines = [(one_line(str(file["name"])), size(int(file["bytes"]))) for file in files]
-        console.table("", ("checkpoint", "size"), lines)
+        console.table("", ("checkpoint", "size"), [(one_line(name), size(count)) for name, count in files.items()])
     console.lines(f"next: {one_line(step)}" for step in steps)
 
 

@@ -94,9 +94,8 @@ TINY_GRAMMAR_MODEL |= {"encoder_kernel": 3, "decoder_hidden": 16, "decoder_layer
 def equations_run(tmp_path_factory: pytest.TempPathFactory, equations_npz: Path) -> Path:
     """A run of a small model of equations of at most 9 rules."""
     table = {"data": {"path": str(equations_npz)}, "model": TINY_GRAMMAR_MODEL, "schedule": {"name": "constant"}}
-    settings = Settings.model_validate(table)
     structure = Structure(read_grammar("equations").rules, 9)
-    return write_run(tmp_path_factory.mktemp("runs") / "equations", settings, 0.2, structure)
+    return write_run(tmp_path_factory.mktemp("runs") / "equations", Settings.model_validate(table), 0.2, structure)
 
 
 @pytest.fixture(scope="session")
