@@ -77,10 +77,9 @@ def check_name(name: str | None) -> None:
 
 
 def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFolder:
-    """A new run folder with its `config.toml`, locked by this process; `latest` points to it.
+    """A new run folder, locked by this process; `latest` points to it. The default name is `<stem>-<time>`, numbered.
 
-    The default name is `<stem>-<time>`, numbered if needed. InputError if the name is taken or the folder cannot be
-    made, ArcvaeError if another process is training the run of this name.
+    InputError if the name is taken or the folder cannot be made, ArcvaeError if a process is training this run.
     """
     check_name(name)
     base = name or f"{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[:80] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -143,26 +142,22 @@ def held(path: Path) -> bool:
 
 
 def take(path: Path, patience: float = 1.0) -> BaseFileLock:
-    """The lock of a run folder. ArcvaeError if another process holds it longer than `patience` seconds.
-
-    A process that only tests it holds it for a moment.
-    """
+    """The lock of a run folder. ArcvaeError if another process holds it for longer than a test of it takes."""
     from filelock import FileLock, Timeout  # 20 to 60 ms
 
     lock = FileLock(path / "lock", timeout=patience, thread_local=False)
     try:
         lock.acquire(poll_interval=0.01)
     except Timeout:
-        fix = "wait until it has ended, or stop it"
-        raise ArcvaeError(f"{path.name}: another process is training this run", fix) from None
+        what = f"{path.name}: another process is training this run"
+        raise ArcvaeError(what, "wait until it has ended, or stop it") from None
     return lock
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """A run as its files show it, as JSON.
+    """A run as its files show it, as JSON. `bytes`: of all files; `age`: seconds since the status was written.
 
-    `state`: of its status, "killed" if it says running and no process holds the lock, or "corrupt" if it cannot be
-    read. `bytes`: of all files; `age`: seconds since the status was written.
+    `state`: of its status, "killed" if it says running and no process holds the lock, "corrupt" if it cannot be read.
     """
     document = read_status(path) or {**STATUS, "state": "corrupt"}
     document["updated"] = document.pop("time")
@@ -176,8 +171,8 @@ def describe(path: Path) -> dict[str, Any]:
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):  # a temporary file that has just gone
             size += 0 if file.is_dir() else file.lstat().st_size
-    own = {"monitor": monitor, "bytes": size, "age": _age(path)}
-    return {"name": path.name, "path": str(path), **document, **own}
+    place = {"name": path.name, "path": str(path)}
+    return {**place, **document, "monitor": monitor, "bytes": size, "age": _age(path)}
 
 
 def all_runs(runs: Path) -> list[Path]:
@@ -199,10 +194,7 @@ def find(argument: str, runs: Path) -> Path:
 
 
 def find_resumed(argument: str, runs: Path, name: str | None) -> tuple[Path, Path | None] | None:
-    """The run folder that `--resume` means, and its checkpoint if that was given; None if `auto` has none to resume.
-
-    `name`: of `--run-name`. InputError if there is none.
-    """
+    """The run folder that `--resume` means, and its checkpoint if that was given; None if `auto` has none to resume."""
     if argument == AUTO:
         if name is None:
             raise InputError(f"--resume {AUTO}: needs a run name", "give --run-name, the same every time")

@@ -31,35 +31,36 @@ def test_version_and_help() -> None:
         assert "--install-completion" not in done.stdout
 
 
-LONG, NUL = "a" * 300, "a\0b"
+LONG, SHAPES = "a" * 300, "train --data shapes --set data.size=1000"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("line", "words"),
     [
-        (["trian"], "Did you mean 'train'?"),
-        (["train", "--fre-bits", "1"], "--free-bits"),
-        (["train", "--device", "gpu"], "cuda:N"),
-        (["train", "--beta-schedule", "three_phase", "--beta-max", "1"], "--beta-max"),
-        (
-            ["train", "--data", "shapes", "--set", "data.size=1000", "--set", "schedule.name=hierarchical"],
-            "schedule.name: schedule hierarchical has the levels",
-        ),
-        (["train", "--runs-dir", LONG, "--data", "shapes", "--set", "data.size=1000"], LONG),
-        (["evaluate", "--checkpoint", LONG], LONG[:100]),
-        (["schedule-preview", "cyclicall"], "cyclical"),
-        (["train", "--set", "train.lr=nan"], "train.lr"),
-        (["train", "--set", "train.\x1b[2J=1"], "train.\\x1b[2J"),
-        (["presets", "show", NUL], "a\\x00b"),
-        (["data", "info", "nowhere.npz"], "nowhere.npz"),
+        ("trian", "Did you mean 'train'?"),
+        ("train --fre-bits 1", "--free-bits"),
+        ("train --model gird", "--model: model.name: unknown name 'gird'"),
+        ("train --device gpu", "cuda:N"),
+        ("train --beta-schedule three_phase --beta-max 1", "--beta-max"),
+        (f"{SHAPES} --set schedule.name=hierarchical", "schedule.name: schedule hierarchical has the levels"),
+        (f"{SHAPES} --preset minimal", "the model grammar needs strings, but the corpus shapes contains grids"),
+        (f"{SHAPES} --batch-size 5000", "train.batch_size: 5000 is more than the"),
+        (f"{SHAPES} --runs-dir {LONG}", LONG),
+        (f"{SHAPES} --runs-dir /dev/null", "no run folder can be made there"),
+        (f"evaluate --checkpoint {LONG}", LONG[:100]),
+        ("schedule-preview cyclicall", "cyclical"),
+        ("train --set train.lr=nan", "train.lr"),
+        ("train --set train.\x1b[2J=1", "train.\\x1b[2J"),
+        ("presets show a\0b", "a\\x00b"),
+        ("data info nowhere.npz", "nowhere.npz"),
     ],
-    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+    ids=lambda text: ascii(text[:70]),
 )
 def test_a_mistake_is_two_lines_on_stderr_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, arguments)
+    done = CliRunner().invoke(app, line.split(" "))
     assert (done.exit_code, done.stdout) == (2, ""), done.stderr
     assert words in done.stderr
     lines = [line for line in done.stderr.splitlines() if not line.startswith(("beta ends", "building"))]

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -137,9 +137,7 @@ def setting(key: str, value: Any) -> Any:
     """A flag's value as the settings keep it: paths are absolute."""
     if isinstance(value, Path) or (key == "data.grammar" and value is not None and is_file(expanded(Path(value)))):
         return absolute(value)
-    if key == "train.threads" and str(value).isdecimal():
-        return int(value)
-    return value
+    return int(value) if key == "train.threads" and str(value).isdecimal() else value
 
 
 def absolute(path: str | Path) -> str:
@@ -162,16 +160,11 @@ def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
 complete_runs = complete(lambda: ["latest", *(path.name for path in all_runs(Path("runs")))])
 PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
 DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
-PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", help=PRESET_HELP, autocompletion=complete(preset_names), rich_help_panel=RUN),
-]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data", help=DATA_HELP, show_default="arc", autocompletion=complete(lambda: CORPORA), rich_help_panel=DATA
-    ),
-]
+preset_option = typer.Option("--preset", help=PRESET_HELP, autocompletion=complete(preset_names), rich_help_panel=RUN)
+PresetOption = Annotated[str | None, preset_option]
+complete_corpora = complete(lambda: CORPORA)
+data_option: Any = partial(typer.Option, "--data", show_default="arc", rich_help_panel=DATA)
+DataOption = Annotated[str | None, data_option(help=DATA_HELP, autocompletion=complete_corpora)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="any setting, as dotted.key=value; repeatable", rich_help_panel=RUN)
 ]

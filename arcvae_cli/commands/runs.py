@@ -66,9 +66,7 @@ def show(
     console = Console(quiet=quiet, as_json=as_json)
     path = folders.find(run, runs_dir)
     found = folders.describe(path)
-    table: dict[str, Any] = {}
-    changed: dict[str, tuple[Any, Any]] = {}
-    summary = "all settings are the defaults"
+    table, changed, summary = {}, {}, "all settings are the defaults"
     try:
         table = resolve(str(path / "config.toml")).settings.table()
         pairs = folders.differences(table, Settings().table())
@@ -77,11 +75,9 @@ def show(
         summary = error.what
     files = {file.name: file.lstat().st_size for file in pth_files(path)}
     called = path.name if runs_dir == RUNS == path.parent else shlex.quote(str(path))
-    steps = {
-        "running": [],
-        "finished": [f"arcvae {what} --checkpoint {called}" for what in ("evaluate", "sample")],
-        "corrupt": [f"arcvae runs verify {called}"],
-    }.get(found["state"], [f"arcvae train --resume {called}"])
+    evaluate = [f"arcvae {what} --checkpoint {called}" for what in ("evaluate", "sample")]
+    known = {"running": [], "finished": evaluate, "corrupt": [f"arcvae runs verify {called}"]}
+    steps = known.get(found["state"], [f"arcvae train --resume {called}"])
     kept = [{"name": name, "bytes": count} for name, count in files.items()]
     console.json({**found, "settings": table, "changed": changed, "checkpoints": kept, "next": steps})
 
@@ -136,10 +132,9 @@ def verify(
 
 
 def check(path: Path) -> dict[str, Any]:
-    """Read all that a run consists of, as JSON.
+    """What is found in the files of a run, as JSON.
 
-    `whole`: epochs of valid checkpoints; `broken`: reasons for the others; `problems`: other damage; `go_on`: the
-    command to continue the run with.
+    `whole`: epochs of valid checkpoints; `broken`: why others are not; `go_on`: the command to continue with.
     """
     with importing():
         from arcvae_cli import checkpoints

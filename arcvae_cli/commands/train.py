@@ -213,8 +213,7 @@ def open_run(
 ) -> tuple[runs.RunFolder, Path, dict[str, Any] | None, dict[str, Any] | None]:
     """Lock a run folder and check that it can be resumed with these settings. InputError if not.
 
-    Returns the folder; its checkpoint with its values, None if the run was killed before the first one; and the
-    `metrics.json` of a run with nothing left to do.
+    Returns it, its checkpoint with its values, if there are any yet, and the `metrics.json` of a run that is finished.
     """
     from arcvae_cli import checkpoints
 
@@ -242,9 +241,8 @@ def open_run(
     if values is not None and settings.train.epochs < values["epoch"]:
         wrong.append(f"train.epochs is {settings.train.epochs}, and epoch {values['epoch']} has begun")
     if wrong:
-        what = f"--resume {folder.name}: settings differ from those of the run: {'; '.join(wrong[:5])}"
         fix = f"remove these flags, and restore {config} if edited; more epochs, logging and the device may change"
-        raise InputError(what, fix)
+        raise InputError(f"--resume {folder.name}: settings differ from those of the run: {'; '.join(wrong[:5])}", fix)
     status = runs.read_status(path) or runs.STATUS
     if values and status["judged"] and status["step"] == values["step"] and not changed.keys() & set(runs.LENGTH):
         with suppress(OSError, ValueError):  # else it is evaluated again

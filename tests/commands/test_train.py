@@ -178,21 +178,6 @@ def test_failing_recorders_do_not_hide_the_error_of_a_run(error: BaseException, 
     assert caught.value is error and [one.method_calls for one in recorders] == [[expected]] * 4
 
 
-def test_an_early_stop_and_the_evaluation_of_the_best_epoch(
-    arcvae: Run, plain: None, arc_npz: Path, tmp_path: Path
-) -> None:
-    """No grid is ever exact in these few steps, so that the first epoch stays the best."""
-    flags = ("--data", arc_npz, *QUICK, "--beta-schedule", "constant", "--epochs", 9, "--patience", 2)
-    flags += ("--set", "train.monitor=val/exact_accuracy", "--runs-dir", tmp_path, "--run-name", "early")
-    result = arcvae("train", *flags)
-    assert result.exit_code == 0, result.stderr
-    assert "stopped early after epoch 3: no better val/exact_accuracy since epoch 1" in result.stderr
-    epochs = records(tmp_path / "early", "epoch")
-    assert [line["best"] for line in epochs] == [True, False, False]
-    document = json.loads((tmp_path / "early" / "metrics.json").read_text())
-    assert document["epoch"] == 1 and document["elbo"]["kl_nats"] == pytest.approx(epochs[0]["val/kl"], rel=1e-4)
-
-
 def test_environment_then_set_then_flag_and_no_other_setting(
     arcvae: Run, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,24 +229,3 @@ def test_one_batch_is_memorised_and_no_run_is_written(
     document = json.loads(result.stdout)
     assert (result.exit_code, document["memorised"], document["steps"], document["examples"]) == (1, False, 2, 1)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--batch-size", 101), "train.batch_size: 101 is more than the 100 training examples"),
-        (("--runs-dir", "file"), "no run folder can be made there"),
-        (("--run-name", "taken"), "runs/taken: exists already"),
-    ],
-)
-def test_unusable_input_gives_two_lines_and_leaves_nothing(
-    flags: tuple, words: str, arcvae: Run, arc_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "runs" / "taken").mkdir(parents=True)
-    (tmp_path / "runs" / "taken" / "mine").touch()
-    result = arcvae("train", "--data", arc_npz, "--json", *QUICK, *flags)
-    assert (result.exit_code, result.stdout) == (2, "") and words in result.stderr
-    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) <= 2
-    assert {path.name for path in tmp_path.rglob("*")} == {"file", "runs", "taken", "mine"}

@@ -95,20 +95,3 @@ def test_strings_of_a_custom_grammar(tmp_path: Path, arcvae: Run) -> None:
     lines = (tmp_path / "out" / "samples.txt").read_text().splitlines()
     assert len(lines) == 20
     assert all(line.count("a") == line.count("b") and line.count("d") == 1 for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--preset minimal --data arc", "the model grammar needs strings, but the corpus arc contains grids"),
-        ("--preset kusner_original --data equations --batch-size 20", "needs derivations of 27 rules, and these have"),
-    ],
-)
-def test_contradictory_settings_give_two_lines(
-    flags: str, words: str, arcvae: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = arcvae("train", "--set", "data.size=60", *flags.split())
-    assert (result.exit_code, result.stdout) == (2, "") and words in result.stderr
-    assert len([line for line in result.stderr.splitlines() if not line.startswith("building")]) <= 2
-    assert not (tmp_path / "runs").exists()
