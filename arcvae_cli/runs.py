@@ -93,8 +93,9 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
             except FileExistsError:
                 if name is not None:  # of a file
                     raise
-        lock = take(path) if exists(path / "lock") or not any(path.iterdir()) else None
-        if any(file.name != "lock" for file in path.iterdir()):
+        others = [file for file in path.iterdir() if file.name != "lock"]
+        lock = take(path) if is_file(path / "lock") or not others else None
+        if lock is None or any(file.name != "lock" for file in path.iterdir()):
             fix = f"choose another --run-name, or --resume {shlex.quote(str(path))}"
             raise InputError(f"{path}: exists already", fix)
         folder = RunFolder(path, time.strftime(TIME), lock)
