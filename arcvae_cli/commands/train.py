@@ -27,6 +27,8 @@ from arcvae_cli.commands.options import (
     data_layers,
     with_flags,
 )
+from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
+from arcvae_cli.console import Console
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.files import size
 from arcvae_cli.presets import Layer, Resolved, environment_layer, resolve, set_layer
@@ -36,7 +38,6 @@ from arcvae_cli.signals import GracefulExit, exit_code, signal_name
 if TYPE_CHECKING:
     import torch
 
-    from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.models.base import VAE
     from arcvae_cli.records import Recorder
@@ -72,8 +73,6 @@ def train(
     Without a preset: the plain grid model on arc, linear_warmup, no free bits. Every flag overrides the preset;
     `arcvae presets show NAME` lists all settings.
     """
-    from arcvae_cli.console import Console
-
     console = Console(quiet=quiet, as_json=as_json)
     below, above = data_layers(data)
     layers = [environment_layer(), below, set_layer(assignments or []), above, flags]
@@ -123,8 +122,6 @@ def run(
 ) -> None:
     """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed."""
     settings = resolved.settings
-    from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
-
     with importing():
         begun = begin_reading(settings.data)
         from arcvae_cli import checkpoints
@@ -278,7 +275,7 @@ def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
         code = getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
         for recorder in recorders:
             with suppress(Exception, KeyboardInterrupt):
-                if isinstance(error, Interrupted) and error.at_once:
+                if getattr(error, "at_once", False):
                     recorder.abandon()
                 else:
                     recorder.close(code)
@@ -290,8 +287,6 @@ def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
 
 def memorise(settings: Settings, console: Console) -> None:
     """`--overfit-batch`."""
-    from arcvae_cli.commands.reading import importing, open_device, open_named
-
     with importing():
         from arcvae_cli.metrics import EpochMetrics
         from arcvae_cli.overfit import overfit
