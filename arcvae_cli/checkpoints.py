@@ -45,14 +45,13 @@ class Loaded:
 
     @property
     def grammar(self) -> Grammar | None:
-        if (structure := self.model.structure) is None or (text := structure.rules.text) is None:
-            return None
-        return parse_grammar(text, f"the grammar of {self.path.name}")
+        text = self.model.structure.rules.text if self.model.structure else None
+        return None if text is None else parse_grammar(text, f"the grammar of {self.path.name}")
 
     @property
     def run(self) -> Path | None:
         folder = self.path.resolve().parent.parent
-        return folder if (folder / "config.toml").is_file() else None
+        return folder if is_file(folder / "config.toml") else None
 
 
 def save(path: Path, values: Mapping[str, Any]) -> None:
@@ -117,11 +116,10 @@ def read(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})", ANOTHER) from error
-    except pickle.UnpicklingError as error:  # PyTorch's own text recommends weights_only=False
-        raise InputError(f"{path}: not a checkpoint of arcvae (it holds more than tensors and plain values)") from error
     except Exception as error:  # zipfile and PyTorch raise whatever a damaged file makes them
-        cut = isinstance(error, zipfile.BadZipFile | EOFError)
-        reason = "its zip archive is incomplete" if cut else first_line(error)
+        reason = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # PyTorch's own text recommends weights_only=False
+            reason = "it holds more than tensors and plain values"
         raise InputError(f"{path}: damaged, or not a checkpoint of arcvae ({reason})", ANOTHER) from error
 
 
@@ -132,8 +130,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
         raise InputError(f"{path}: only a part of a model", "give the checkpoint of a whole model")
     settings = read_settings(path, values)
     try:
-        structure = Structure.of(values["structure"]) if "structure" in values else None
-        model = build_model(settings.model, structure)
+        model = build_model(settings.model, Structure.of(values["structure"]) if "structure" in values else None)
         if values.get("conditions", []) != condition_schema(model):  # a row of a table would mean another value
             raise ValueError("conditions of another version")
         model.load_state_dict(values["model_state_dict"])

@@ -54,8 +54,15 @@ class LazyGroup(TyperGroup):
                 import traceback
 
                 traceback.print_exc()
+            from rich.text import Text
+
+            from arcvae_cli.console import Console
+
             code, what, fix = explain(error)
-            complain(what, fix, "" if isinstance(error, Interrupted) else "error: ")
+            prefix, console = "" if isinstance(error, Interrupted) else "error: ", Console().err
+            console.print(Text.assemble((prefix, "bold red"), one_line(what)), soft_wrap=True)
+            if fix:
+                console.print(Text(f"  {one_line(fix)}"), soft_wrap=True)
         sys.exit(code or 0)
 
     def invoke(self, ctx: Any) -> Any:
@@ -84,18 +91,6 @@ def explain(error: Exception) -> tuple[int, str, str | None]:
             return 1, f"{type(error).__name__}: {line}", "a bug in arcvae; arcvae --debug shows where"
 
 
-def complain(what: str, fix: str | None, prefix: str) -> None:
-    """Print on stderr what is wrong and what to do about it."""
-    from rich.text import Text
-
-    from arcvae_cli.console import Console
-
-    console = Console().err
-    console.print(Text.assemble((prefix, "bold red"), one_line(what)), soft_wrap=True)
-    if fix:
-        console.print(Text(f"  {one_line(fix)}"), soft_wrap=True)
-
-
 def load(name: str) -> Any:
     """Import a command."""
     module, _, attribute = COMMANDS[name][0].partition(":")
@@ -121,8 +116,8 @@ app = typer.Typer(
 )
 
 
-def version(wanted: bool) -> None:
-    """`--version`."""
+def print_version(wanted: bool) -> None:
+    """Print the version and end, if `--version` was given."""
     if wanted:
         typer.echo(f"arcvae {__version__}")
         raise typer.Exit
@@ -130,9 +125,7 @@ def version(wanted: bool) -> None:
 
 @app.callback()
 def arcvae(
-    show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=print_version)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train variational autoencoders on discrete structures without losing them to posterior collapse."""

@@ -30,23 +30,25 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        self._attempt(self._stream.write, text)
-        return len(text)
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
 
     def flush(self) -> None:
-        self._attempt(self._stream.flush)
-
-    def _attempt(self, write: Callable[..., object], *text: str) -> None:
         try:
-            write(*text)
+            self._stream.flush()
         except OSError as error:
-            with suppress(OSError):  # a stream without a descriptor
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, self._stream.fileno())  # also drops what other code writes, and what is still buffered
-                os.close(null)
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        with suppress(OSError):  # a stream without a descriptor
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())  # also drops what other code writes, and what is still buffered
+            os.close(null)
             if error.errno not in CLOSED:
-                with suppress(OSError):
-                    sys.stderr.write(f"warning: output lost: {error.strerror}\n")
+                sys.stderr.write(f"warning: output lost: {error.strerror}\n")
 
 
 class Console:
@@ -83,13 +85,13 @@ class Console:
         self,
         title: str,
         columns: Sequence[str],
-        rows: Iterable[Sequence[RenderableType]],
+        rows: Iterable[Sequence[str | Text]],
         left: Collection[int] = (0,),
         header: bool = True,
     ) -> None:
         """Print a table: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line.
 
-        The columns in `left` hold text and may wrap, the others numbers. Cells are plain text or `Text`.
+        The columns in `left` hold text and may wrap, the others numbers.
         """
         from rich import box
         from rich.table import Table
@@ -101,27 +103,24 @@ class Console:
             made.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
         for row in rows:
             made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-        if not self.piped:
+        if self.piped:
+            plain = io.StringIO()
+            Terminal(file=plain, width=10**4, color_system=None).print(made)
+            self.lines(line.rstrip() for line in plain.getvalue().splitlines())
+        else:
             self.result(made)
-            return
-        plain = Terminal(file=io.StringIO(), width=10**4, color_system=None)
-        with plain.capture() as captured:
-            plain.print(made)
-        self.lines(line.rstrip() for line in captured.get().splitlines())
 
     def lines(self, lines: Iterable[str]) -> None:
         """Print lines unchanged: no markup, no wrapping; unless the result is the JSON document."""
         if not self.as_json:
-            self._write("".join(f"{line}\n" for line in lines))
+            self.out.file.write("".join(f"{line}\n" for line in lines))
+            self.out.file.flush()
 
     def json(self, document: Mapping[str, Any]) -> None:
         """Print the one JSON document of `--json`. ValueError for NaN and infinity, which JSON does not have."""
         if self.as_json:
-            self._write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-    def _write(self, text: str) -> None:
-        self.out.file.write(text)
-        self.out.file.flush()
+            self.out.file.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            self.out.file.flush()
 
     def note(self, text: str | Text) -> None:
         self.log(str(text))

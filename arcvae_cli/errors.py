@@ -69,8 +69,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 TAGGED = ("model", "schedule", "base", "global", "local")  # after which pydantic adds a `name` to the location
-PATTERNS = {"device": "auto, cpu, cuda, cuda:N or mps"}  # by key, what a regular expression means
-NAME = "a name of at most 128 characters without /\\#?%:;,'"
 
 
 def first_fault(error: ValidationError, keys: Callable[[list[str]], Iterable[str]]) -> tuple[str, str, str | None]:
@@ -95,7 +93,7 @@ def first_fault(error: ValidationError, keys: Callable[[list[str]], Iterable[str
         case "model_type" | "model_attributes_type" | "dict_type":
             problem = f"should be a table, got {given!r:.60}"
         case "string_pattern_mismatch":
-            problem = f"should be {PATTERNS.get(path[-1], NAME)}, got {given!r:.60}"
+            problem = f"should be a name of at most 128 characters without /\\#?%:;,', got {given!r:.60}"
         case "contradiction":
             path.append(context["key"])
             problem, fix = context["what"], context["fix"]

@@ -92,15 +92,11 @@ def size(count: float) -> str:
     return f"{count:.3g} {units[0]}"
 
 
-def metric_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a `metrics.jsonl`, each as text and as a table; without a line that a crash cut short."""
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and line.get("kind") in ("step", "epoch"):
-                yield text, line
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The steps and epochs of a `metrics.jsonl` in the order of time."""
-    return sorted((line for _, line in metric_lines(path)), key=lambda line: float(line["epoch"]))
+    """The steps and epochs of a `metrics.jsonl` in the order of time; without a line that a crash cut short."""
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, AttributeError):
+            line = json.loads(text)
+            lines += [line] if line.keys() >= {"kind", "epoch"} else []
+    return sorted(lines, key=lambda line: float(line["epoch"]))

@@ -12,14 +12,13 @@ import secrets
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.files import atomic_write, exists, expanded, is_file
+from arcvae_cli.files import atomic_write, exists, expanded, is_dir, is_file
 from arcvae_cli.presets import read_toml
 from arcvae_cli.settings import Settings, Table
 
@@ -36,58 +35,33 @@ MAY_CHANGE = (
 )
 """Settings, or whole tables of them, that may differ when a run is resumed."""
 
-
-@dataclass(frozen=True)
-class Status:
-    """`status.json`. `epoch`, `step`: those that are done; `seconds`: by part of the run; `best_value`: of monitor."""
-
-    state: str  # running, finished, interrupted, failed
-    reason: str | None = None
-    epoch: int | None = None
-    epochs: int | None = None
-    step: int | None = None
-    best_epoch: int | None = None
-    best_value: float | None = None
-    started: str | None = None
-    time: str | None = None
-    pid: int | None = None
-    host: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory_bytes: int | None = None
-    judged: bool = False
+TIME = "%Y-%m-%dT%H:%M:%S%z"
+STATUS: dict[str, Any] = {
+    "state": None,  # running, finished, interrupted, failed
+    **dict.fromkeys(
+        ("reason", "epoch", "epochs", "step", "best_epoch", "best_value", "started", "time", "pid", "host")
+    ),
+    **{"seconds": {}, "peak_memory_bytes": None, "judged": False},
+}
+"""The keys of `status.json`. `epoch`, `step`: those that are done; `seconds`: by part of the run; `best_value`: of
+monitor; `judged`: whether the final evaluation is done."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """`runs/<name>/`, locked by this process. `started`: when the run began."""
+    """`runs/<name>/`, locked by this process. `started`: when the run began; `shell`: the path for a command line."""
 
-    path: Path
-    started: str | None = None
-    _lock: BaseFileLock | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def shell(self) -> str:
-        return shlex.quote(str(self.path))
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def images(self) -> Path:
-        return self.path / "images"
+    def __init__(self, path: Path, started: str | None = None, lock: BaseFileLock | None = None) -> None:
+        self.path, self.name, self.shell = path, path.name, shlex.quote(str(path))
+        self.checkpoints, self.images = path / "checkpoints", path / "images"
+        self.started, self._lock = started, lock
 
     def release(self) -> None:
         if self._lock is not None:
             self._lock.release()
 
     def write_status(self, state: str, **facts: Any) -> None:
-        """Rewrite `status.json`: the state, the time, the process, and fields of `Status`."""
-        here = {"time": _now(), "pid": os.getpid(), "host": platform.node()}
+        """Rewrite `status.json`: the state, the time, the process, and other keys of `STATUS`."""
+        here = {"time": time.strftime(TIME), "pid": os.getpid(), "host": platform.node()}
         write_json(self.path / "status.json", {"state": state, **here, **facts, "started": self.started})
 
     def write_config(self, settings: Settings) -> None:
@@ -103,28 +77,28 @@ def check_name(name: str | None) -> None:
 
 
 def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFolder:
-    """A new run folder with its `config.toml`, locked by this process; `latest` points to it.
+    """A new run folder, locked by this process; `latest` points to it. The default name is `<stem>-<time>`, numbered.
 
-    The default name is `<stem>-<time>`, numbered if needed. InputError if the name is taken or the folder cannot be
-    made, ArcvaeError if another process is training the run of this name.
+    InputError if the name is taken or the folder cannot be made, ArcvaeError if a process is training this run.
     """
     check_name(name)
     base = name or f"{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[:80] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
+        runs.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             path = runs / (base if number == 1 else f"{base}-{number}")
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(parents=True)
+            try:
+                path.mkdir(exist_ok=name is not None)
                 break
-            if name is not None or not runs.is_dir():
-                break
-        lock = None
-        if all(file.name == "lock" for file in path.iterdir()) or held(path):
-            lock = take(path)
-        if any(file.name != "lock" for file in path.iterdir()):
+            except FileExistsError:
+                if name is not None:  # of a file
+                    raise
+        others = [file for file in path.iterdir() if file.name != "lock"]
+        lock = take(path) if is_file(path / "lock") or not others else None
+        if lock is None or any(file.name != "lock" for file in path.iterdir()):
             fix = f"choose another --run-name, or --resume {shlex.quote(str(path))}"
             raise InputError(f"{path}: exists already", fix)
-        folder = RunFolder(path, _now(), lock)
+        folder = RunFolder(path, time.strftime(TIME), lock)
         folder.write_config(settings)
         folder.write_status("running", epoch=0, epochs=settings.train.epochs, step=0)
         folder.checkpoints.mkdir()
@@ -136,25 +110,17 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
     return folder
 
 
-def resume(folder: Path) -> RunFolder:
+def resume(path: Path) -> RunFolder:
     """An existing run folder, locked, without temporary files. InputError if not writable, ArcvaeError if locked."""
-    path = folder.resolve() if folder.name in ("", "..", LATEST) else folder
     try:
-        lock = take(path)
-        for part in ("checkpoints", "images"):
-            (path / part).mkdir(exist_ok=True)
-        for file in temporaries(path):
-            file.unlink(missing_ok=True)
+        folder = RunFolder(path, (read_status(path) or STATUS)["started"], take(path))
+        for part in (path, folder.checkpoints, folder.images):
+            part.mkdir(exist_ok=True)
+            for file in part.glob(".*.tmp"):  # of `atomic_write`
+                file.unlink()
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written to ({error.strerror})") from error
-    status = read_status(path)
-    return RunFolder(path, status.started if status else None, lock)
-
-
-def temporaries(path: Path) -> list[Path]:
-    """The temporary files of `atomic_write` in a run folder."""
-    folders, pattern = (path, path / "checkpoints", path / "images"), re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-    return [file for folder in folders for file in folder.glob(".*.tmp") if pattern.fullmatch(file.name)]
+        raise InputError(f"{path}: cannot be written to ({error.strerror})") from error
+    return folder
 
 
 def point_latest(runs: Path, name: str) -> None:
@@ -163,8 +129,7 @@ def point_latest(runs: Path, name: str) -> None:
     with contextlib.suppress(OSError, NotImplementedError):
         temporary.symlink_to(name, target_is_directory=True)
         temporary.replace(runs / LATEST)
-    with contextlib.suppress(OSError):  # `latest` is a folder
-        temporary.unlink()
+    temporary.unlink(missing_ok=True)  # where `latest` is a folder
 
 
 def held(path: Path) -> bool:
@@ -178,32 +143,24 @@ def held(path: Path) -> bool:
 
 
 def take(path: Path, patience: float = 1.0) -> BaseFileLock:
-    """The lock of a run folder. ArcvaeError if another process holds it longer than `patience` seconds.
-
-    A process that only tests it holds it for a moment.
-    """
+    """The lock of a run folder. ArcvaeError if another process holds it for longer than a test of it takes."""
     from filelock import FileLock, Timeout  # 20 to 60 ms
 
     lock = FileLock(path / "lock", timeout=patience, thread_local=False)
     try:
         lock.acquire(poll_interval=0.01)
     except Timeout:
-        fix = "wait until it has ended, or stop it"
-        raise ArcvaeError(f"{path.name}: another process is training this run", fix) from None
+        what = f"{path.name}: another process is training this run"
+        raise ArcvaeError(what, "wait until it has ended, or stop it") from None
     return lock
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
 def describe(path: Path) -> dict[str, Any]:
-    """A run as its files show it, as JSON.
+    """A run as its files show it, as JSON. `bytes`: of all files; `age`: seconds since the status was written.
 
-    `state`: of its status, "killed" if it says running and no process holds the lock, or "corrupt" if it cannot be
-    read. `bytes`: of all files; `age`: seconds since the status was written.
+    `state`: of its status, "killed" if it says running and no process holds the lock, "corrupt" if it cannot be read.
     """
-    document = asdict(read_status(path) or Status("corrupt"))
+    document = read_status(path) or {**STATUS, "state": "corrupt"}
     document["updated"] = document.pop("time")
     del document["judged"]
     if document["state"] == "running" and not held(path):
@@ -215,33 +172,37 @@ def describe(path: Path) -> dict[str, Any]:
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):  # a temporary file that has just gone
             size += 0 if file.is_dir() else file.lstat().st_size
-    own = {"monitor": monitor, "bytes": size, "age": _age(path)}
-    return {"name": path.name, "path": str(path), **document, **own}
+    place = {"name": path.name, "path": str(path)}
+    return {**place, **document, "monitor": monitor, "bytes": size, "age": _age(path)}
 
 
 def all_runs(runs: Path) -> list[Path]:
     """The run folders in a folder, the last active first."""
-    try:
-        folders = [path for path in runs.iterdir() if path.name != LATEST and _is_run(path)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise InputError(f"--runs-dir {runs}: cannot be read ({error.strerror})", "give a folder of runs") from error
+    folders = [path for path in (runs.iterdir() if is_dir(runs) else ()) if path.name != LATEST and _is_run(path)]
     return sorted(folders, key=lambda path: (_age(path), path.name))
 
 
 def find(argument: str, runs: Path) -> Path:
     """The run folder that a run's name, a path or `latest` means. InputError if there is none."""
     for path in ([runs / argument] if Path(argument).name == argument else []) + [expanded(Path(argument))]:
+        if _is_run(path) and path.name == LATEST and path.is_symlink():
+            return path.parent / path.readlink()
         if _is_run(path):
-            return path.parent / path.readlink() if path.name == LATEST and path.is_symlink() else path
+            return path.resolve() if path.name in ("", "..") else path
     names = ", ".join(path.name for path in all_runs(runs)[:5])
     known = f"runs: {names}" if names else f"no run in {runs}/ yet: start one with `arcvae train`"
     raise InputError(f"run {argument!r:.200}: no such run", known)
 
 
-def find_resumed(argument: str, runs: Path) -> tuple[Path, Path | None]:
-    """The run folder that `--resume` means, and the checkpoint if a file was given. InputError if there is none."""
+def find_resumed(argument: str, runs: Path, name: str | None) -> tuple[Path, Path | None] | None:
+    """The run folder that `--resume` means, and its checkpoint if that was given; None if `auto` has none to resume."""
+    if argument == AUTO:
+        if name is None:
+            raise InputError(f"--resume {AUTO}: needs a run name", "give --run-name, the same every time")
+        check_name(name)
+        return (runs / name, None) if is_file(runs / name / "config.toml") else None
+    if name is not None:
+        raise InputError("--run-name: a resumed run keeps its name", f"remove it, or use --resume {AUTO}")
     file = expanded(Path(argument)).resolve()
     if is_file(file) and is_file(file.parent.parent / "config.toml"):
         return file.parent.parent, file
@@ -275,13 +236,12 @@ def _age(path: Path) -> float:
     return 0.0
 
 
-def read_status(path: Path) -> Status | None:
-    """The status of a run folder; None if there is none that can be read."""
-    known = {one.name for one in fields(Status)}
+def read_status(path: Path) -> dict[str, Any] | None:
+    """`status.json` of a run folder with all keys of `STATUS`; None if it cannot be read."""
     try:
         table = json.loads((path / "status.json").read_bytes())
-        return Status(**{key: value for key, value in table.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {**STATUS, **table, "state": table["state"]}
+    except (OSError, ValueError, TypeError, LookupError):
         return None
 
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console as Terminal
 
 from arcvae_cli.console import Console
 
@@ -35,18 +34,6 @@ def test_a_character_that_stdout_cannot_encode_is_escaped(monkeypatch: pytest.Mo
     Console().lines(["caf\xe9"])
     sys.stdout.flush()
     assert written.getvalue() == rb"caf\xe9" + b"\n"
-
-
-def test_counting_is_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with Console().counting("parsing") as show:
-        show(1, 2)
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setenv("TERM", "xterm")
-    console = Console()
-    console.err = Terminal(file=io.StringIO(), force_terminal=True, width=80)
-    with console.counting("parsing") as show:
-        show(1000, 1000)
-    assert "1000/1000" in console.err.file.getvalue()
 
 
 @pytest.mark.parametrize(("target", "said"), [("closed pipe", b""), ("/dev/full", b"warning: output lost: No space")])

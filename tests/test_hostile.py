@@ -20,10 +20,8 @@ import tomli_w
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from arcvae_cli import checkpoints
-from arcvae_cli.cli import app
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.files import write_dataset
@@ -38,16 +36,8 @@ from arcvae_cli.settings import DataSettings, Settings
 
 EQUATIONS = read_grammar("equations")
 TASK = {"train": [{"input": [[0, 1], [2, 3]], "output": [[9]]}], "test": [{"input": [[4, 5, 6]], "output": [[7]]}]}
-SMALL = {"encoder_hidden": 3, "encoder_conv_layers": 1, "encoder_kernel": 3, "decoder_hidden": 3, "decoder_layers": 1}
-
-
-def checkpoint_values(**changes: Any) -> dict[str, Any]:
-    model = {"name": "grammar", "latent_dim": 2, **SMALL}
-    small = Settings.model_validate({"data": {"name": "equations"}, "model": model})
-    built = build_model(small.model, Structure(EQUATIONS.rules, 7))
-    kept = {"format_version": checkpoints.FORMAT, "epoch": 3, "step": 12, "model_state_dict": built.state_dict()}
-    kept |= {"conditions": [], "best": [1.5, 2], "rng_state": torch.get_rng_state()}
-    return {**kept, **checkpoints.structure_of(built), "config": checkpoints.config_text(small), **changes}
+SMALL = {"name": "grammar", "latent_dim": 2, "encoder_hidden": 3, "encoder_conv_layers": 1, "encoder_kernel": 3}
+SMALL |= {"decoder_hidden": 3, "decoder_layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +49,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     grids = np.random.RandomState(5).randint(0, 10, (12, 16, 16)).astype(np.uint8)
     strings, left = build_drawn(EQUATIONS, 7, size=40), np.array(EQUATIONS.rules.lhs)
     masks = (left[:, None] == left) & (left >= 0)[:, None] | np.eye(len(left), dtype=bool) & (left < 0)[:, None]
-    checkpoints.save(found["checkpoint"], checkpoint_values())
+    model = Settings.model_validate({"data": {"name": "equations"}, "model": SMALL})
+    built = build_model(model.model, Structure(EQUATIONS.rules, 7))
+    kept = {"format_version": checkpoints.FORMAT, "epoch": 3, "model_state_dict": built.state_dict(), "conditions": []}
+    kept |= {"rng_state": torch.get_rng_state(), "config": checkpoints.config_text(model)}
+    checkpoints.save(found["checkpoint"], {**kept, **checkpoints.structure_of(built)})
     found["preset"].write_text(tomli_w.dumps(resolve("cyclical").settings.table()))
     write_dataset(found["grids"], Dataset("some", grids, np.repeat(np.arange(3, dtype=np.uint8), 4)))
     np.save(found["bare grids"], grids)
@@ -113,18 +107,22 @@ def saved(save: Callable[[io.BytesIO], Any]) -> bytes:
     return buffer.getvalue()
 
 
-BAD: dict[str, Callable[[bytes, Path], bytes]] = {
-    "empty": lambda content, canary: b"",
-    "half of it": lambda content, canary: content[: len(content) // 2],
-    "a foreign zip": lambda content, canary: saved(lambda file: zipfile.ZipFile(file, "w").close()),
-    "a pickle bomb": lambda content, canary: pickle.dumps(Bomb(canary)),
-    "a PyTorch bomb": lambda content, canary: saved(lambda file: torch.save({"format_version": Bomb(canary)}, file)),
-    "a NumPy bomb": lambda content, canary: saved(lambda file: np.save(file, np.array([Bomb(canary)], object))),
-    "NUL bytes": lambda content, canary: bytes(5000),
-    "not UTF-8": lambda content, canary: b"\xff\xfe\xfa\n" * 100,
-    "deeply nested": lambda content, canary: b"[" * 50_000,
-    "control characters": lambda content, canary: b'"\x1b[2J\\n" = 1\n' + b"\x1b[2J\r\x07" * 9,
-}
+def bad_files(content: bytes, canary: Path) -> dict[str, bytes]:
+    bomb = Bomb(canary)
+    return {
+        "empty": b"",
+        "half of it": content[: len(content) // 2],
+        "a foreign zip": saved(lambda file: zipfile.ZipFile(file, "w").close()),
+        "a pickle bomb": pickle.dumps(bomb),
+        "a PyTorch bomb": saved(lambda file: torch.save({"format_version": bomb}, file)),
+        "a NumPy bomb": saved(lambda file: np.save(file, np.array([bomb], object))),
+        "NUL bytes": bytes(5000),
+        "not UTF-8": b"\xff\xfe\xfa\n" * 100,
+        "deeply nested": b"[" * 50_000,
+        "control characters": b'"\x1b[2J\\n" = 1\n' + b"\x1b[2J\r\x07" * 9,
+    }
+
+
 READ = {("preset", "empty"), ("preset", "half of it"), ("strings", "half of it")}  # may be valid
 
 
@@ -132,19 +130,18 @@ READ = {("preset", "empty"), ("preset", "half of it"), ("strings", "half of it")
 def test_only_the_valid_file_is_read_and_no_code_runs(whole: dict[str, Path], kind: str, tmp_path: Path) -> None:
     suffix, canary = whole[kind].suffix, tmp_path / "canary"
     assert READERS[kind](whole[kind], whole) is not None
-    for what, make in BAD.items():
+    for what, content in bad_files(whole[kind].read_bytes(), canary).items():
         path = tmp_path / f"bad{suffix}"
-        path.write_bytes(make(whole[kind].read_bytes(), canary))
+        path.write_bytes(content)
         assert read_or_refused(lambda path=path: READERS[kind](path, whole)) is None or (kind, what) in READ, what
         assert not canary.exists(), what
-    (tmp_path / f"folder{suffix}").mkdir()
     os.mkfifo(tmp_path / f"pipe{suffix}")
-    for name in ("missing", "folder", "pipe", "x" * 300, "a\0b"):
+    for name in ("missing", "pipe", "x" * 300, "a\0b"):
         path = tmp_path / f"{name}{suffix}"
         assert read_or_refused(lambda path=path: READERS[kind](path, whole)) is None, name
 
 
-def test_every_bit_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
+def test_bits_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
     """A record marked as a folder, for one: PyTorch would fill its tensor with whatever the memory held."""
     path = tmp_path / "x.pth"
     checkpoints.save(path, {"format_version": checkpoints.FORMAT, "t": torch.arange(3.0)})
@@ -153,55 +150,12 @@ def test_every_bit_of_the_zip_headers_of_a_checkpoint(tmp_path: Path) -> None:
         name = next(name for name in archive.namelist() if name.endswith("/data/0"))
         start, entry = archive.getinfo(name).header_offset, content.index(name.encode(), archive.start_dir) - 46
     for place in (*range(start, start + 30), *range(entry, entry + 60)):
-        for bit in range(8):
+        for bit in (0, 3, 4, 7):
             flipped = bytearray(content)
             flipped[place] ^= 1 << bit
             path.write_bytes(flipped)
             found = read_or_refused(lambda: checkpoints.digest(checkpoints.read(path)))
             assert found in (None, before), f"byte {place}, bit {bit}"
-
-
-# ------------------------------------------------------------------------------------------------- the command line
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("evaluate --checkpoint {}/cut.pth", "its zip archive is incomplete"),
-        ("evaluate --checkpoint {}/newer.pth", "newer arcvae"),
-        ("evaluate --checkpoint {}/other.pth", "do not fit together"),
-        ("interpolate --checkpoint {}/part.pth --from 1 --to 2", "only a part of a model"),
-        ("sample --checkpoint {}/bomb.pth", "more than tensors and plain values"),
-        ("train --data {}/objects.npz --runs-dir {}/runs", "objects.npz"),
-        ("train --data {}/pipe.npz --runs-dir {}/runs", "not a regular file"),
-        ("train --preset {long}", "xxx"),
-        ("train --resume {}/run", "its zip archive is incomplete"),
-        ("presets show {}/huge.toml", "larger than 64 kB"),
-        ("train --set train.lr=nan", "train.lr"),
-        ("train --set train.\x1b[2J=1", "train.\\x1b[2J"),
-    ],
-)
-def test_the_command_line_refuses_it_in_one_message(
-    whole: dict[str, Path], tmp_path: Path, line: str, words: str
-) -> None:
-    content = whole["checkpoint"].read_bytes()
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(Settings().table()))
-    for name in ("cut.pth", "run/checkpoints/last.pth"):
-        (tmp_path / name).write_bytes(content[: len(content) // 2])
-    (tmp_path / "bomb.pth").write_bytes(BAD["a PyTorch bomb"](b"", tmp_path / "canary"))
-    checkpoints.save(tmp_path / "newer.pth", checkpoint_values(format_version=99))
-    checkpoints.save(tmp_path / "other.pth", checkpoint_values(model_state_dict={"a": torch.zeros(3)}))
-    checkpoints.save_part(tmp_path / "part.pth", {}, 1, Settings())
-    os.mkfifo(tmp_path / "pipe.npz")
-    np.savez(tmp_path / "objects.npz", grids=np.array([Bomb(tmp_path / "canary")], object))
-    (tmp_path / "huge.toml").write_text("#" * 2**17)
-    arguments = [part.replace("{}", str(tmp_path)).replace("{long}", "x" * 300) for part in line.split()]
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
-    assert (result.exit_code, result.stdout) == (2, ""), result.stderr
-    messages = [text for text in result.stderr.splitlines() if not text.startswith("warning: ")]
-    assert messages[0].startswith("error: ") and words in messages[0] and len(messages) <= 2
-    assert not (tmp_path / "canary").exists() and not (tmp_path / "runs").exists()
 
 
 def test_an_error_is_one_line_without_passwords() -> None:
@@ -213,39 +167,24 @@ def test_an_error_is_one_line_without_passwords() -> None:
     assert str(pickle.loads(pickle.dumps(InputError("a", "b")))) == "a\nb", "as worker processes send it"
 
 
-# ------------------------------------------------------------------------------------------------------- properties
-
 LONG = int(os.environ.get("FUZZ", "0"))
 fuzzed = settings(
-    max_examples=LONG or 15,
-    derandomize=not LONG,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    print_blob=bool(LONG),
-)
+    max_examples=LONG or 15, derandomize=not LONG, database=None, deadline=None,
+    suppress_health_check=list(HealthCheck), print_blob=bool(LONG)
+)  # fmt: skip
 
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes with some flipped, removed, inserted, repeated or zeroed, or cut off."""
+    """Bytes with one flipped, or with some removed, repeated, inserted or zeroed, or cut off; up to four times."""
     made = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         at, length = draw(st.integers(0, max(0, len(made) - 1))), draw(st.sampled_from((1, 2, 4, 8, 30, 200)))
-        match draw(st.sampled_from(("flip", "cut", "drop", "repeat", "insert", "zero"))):
-            case "flip" if made:
-                made[at] ^= 1 << draw(st.integers(0, 7))
-            case "cut":
-                del made[at:]
-            case "drop":
-                del made[at : at + length]
-            case "repeat":
-                made[at:at] = made[at : at + length]
-            case "insert":
-                made[at:at] = draw(st.binary(max_size=20))
-            case "zero":
-                made[at : at + length] = bytes(len(made[at : at + length]))
-    return bytes(made)
+        here = bytes(made[at : at + length])
+        flipped = here[:1] and bytes([here[0] ^ 1 << draw(st.integers(0, 7))]) + here[1:]
+        new = draw(st.sampled_from((flipped, b"", here + here, draw(st.binary(max_size=20)) + here, bytes(len(here)))))
+        made[at : at + length] = new
+    return bytes(made[: draw(st.integers(0, len(made)))] if draw(st.integers(0, 5)) == 0 else made)
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -263,13 +202,9 @@ def test_fuzz_of_bytes(whole: dict[str, Path], tmp_path: Path, kind: str) -> Non
 
 
 PRESETS = [path.read_text(encoding="utf-8") for path in sorted(preset_folder().glob("*.toml"))]
-SNIPPETS = st.sampled_from(
-    (
-        *("nan", "inf", "-inf", "[", "]", "[[", "{", "}", '"', "'''", '"""', "=", ".", ",", "\n", "\r", "\0", "#"),
-        *("[" * 500, "{a=" * 300, "a." * 3000, "9" * 5000, "0x" + "f" * 5000, "1979-05-27", "true", "\\u", "\u202e"),
-        *('extends = "baseline"\n', "[train]\n", "[model]\n", 'name = "grammar"\n', "epochs = 1e9\n", "-1", "1e308"),
-    )
-)
+PIECES = ["nan", "inf", "[", "]", "[[", "{", '"', "'''", "=", ".", ",", "\n", "\r", "\0", "#", "[" * 500, "{a=" * 300]
+PIECES += ["a." * 3000, "9" * 5000, "1979-05-27", "true", "\\u", "\u202e", 'extends = "baseline"\n', "[train]\n", "-1"]
+SNIPPETS = st.sampled_from(PIECES)
 KEYS = st.sampled_from(("train.epochs", "train.lr", "model.name", "schedule.name", "schedule.max_beta", "data.size"))
 VALUES = st.one_of(st.sampled_from(("3", "0.5", "cosine", "grid", "{}", '"x"')), SNIPPETS, st.text(max_size=9))
 EDITS = st.lists(st.tuples(st.integers(0), st.integers(0, 12), SNIPPETS), min_size=1)
@@ -278,9 +213,7 @@ ASSIGNMENTS = st.lists(st.one_of(st.tuples(KEYS, VALUES).map("=".join), SNIPPETS
 
 @fuzzed
 @given(text=st.sampled_from(PRESETS), edits=EDITS, assignments=ASSIGNMENTS)
-def test_fuzz_of_settings(
-    tmp_path_factory: pytest.TempPathFactory, text: str, edits: list[Any], assignments: list[str]
-) -> None:
+def test_fuzz_of_settings(tmp_path_factory: Any, text: str, edits: list[Any], assignments: list[str]) -> None:
     """What is accepted survives being written and read."""
     for at, length, snippet in edits:
         place = at % (len(text) + 1)

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -35,25 +35,19 @@ class Row:
     panel: str
     default: str | None = None
 
-    @property
-    def name(self) -> str:
-        return self.key.replace(".", "_")
-
     def fields(self) -> dict[str, FieldInfo]:
         """The fields of this key, by the model or schedule that has them; "" for other tables."""
         table, _, key = self.key.partition(".")
-        info = Settings.model_fields[table]
-        kinds: dict[str, Any] = {"": info.annotation}
-        if table in NAMED:
-            kinds = dict(MODEL_SETTINGS if table == "model" else SCHEDULES)
+        kinds: Any = {"": Settings.model_fields[table].annotation}
+        kinds = {"model": MODEL_SETTINGS, "schedule": SCHEDULES}.get(table, kinds)
         return {kind: made.model_fields[key] for kind, made in kinds.items() if key in made.model_fields}
 
     def parameter(self) -> inspect.Parameter:
         """The flag as a parameter of a Typer command; None where it was not given."""
         fields = self.fields()
         types = [plain_type(field.annotation) for field in fields.values()]
-        literals = (get_args(made) for made in types if get_origin(made) is Literal)
-        choices = list(dict.fromkeys(str(value) for values in literals for value in values))
+        values = (value for made in types if get_origin(made) is Literal for value in get_args(made))
+        choices = list(dict.fromkeys(map(str, values)))
         texts = dict.fromkeys(field.description for field in fields.values() if field.description)
         text = "; ".join(texts) or Settings.model_fields[self.key.partition(".")[0]].description or ""
         option = typer.Option(
@@ -64,7 +58,8 @@ class Row:
             rich_help_panel=self.panel,
         )
         annotation = Annotated[(str if choices else types[0]) | None, option]  # type: ignore[valid-type]
-        return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        name = self.key.replace(".", "_")
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def plain_type(annotation: Any) -> Any:
@@ -76,14 +71,14 @@ def plain_type(annotation: Any) -> Any:
 
 def shown_default(fields: dict[str, FieldInfo]) -> str | bool:
     """The default as the help shows it; False, none, where it depends on the schedule."""
-    defaults: dict[Any, str] = {}
+    defaults: dict[str, Any] = {}
     for kind, field in fields.items():
-        if field.default is not None and field.default is not PydanticUndefined:
-            defaults.setdefault(field.default, kind)
-    if len(defaults) > 1 and set(fields) <= set(MODEL_SETTINGS):
-        return ", ".join(f"{kind}: {value}" for value, kind in defaults.items())
-    shown = [str(value) for value in defaults if not isinstance(value, bool)]
-    return shown[0] if len(shown) == 1 else False
+        known = field.default is not PydanticUndefined and not isinstance(field.default, bool | NoneType)
+        if known and field.default not in defaults.values():
+            defaults[kind] = field.default
+    if len(defaults) > 1 and fields.keys() <= MODEL_SETTINGS.keys():
+        return ", ".join(f"{kind}: {value}" for kind, value in defaults.items())
+    return str(*defaults.values()) if len(defaults) == 1 else False
 
 
 def own_names(table: str, panel: str, *keys: str) -> list[Row]:
@@ -122,8 +117,10 @@ def with_flags(rows: Sequence[Row]) -> Callable[[Callable[..., None]], Callable[
 
         @wraps(command)
         def called(**values: Any) -> None:
-            given = {row.flags[0]: (row.key, setting(row.key, values.pop(row.name))) for row in rows}
-            command(flags=flag_layer(given), **values)
+            given = {row.flags[0]: (row.key, values.pop(row.key.replace(".", "_"))) for row in rows}
+            command(
+                flags=flag_layer({flag: (key, setting(key, value)) for flag, (key, value) in given.items()}), **values
+            )
 
         parameters: list[inspect.Parameter] = []
         for name, parameter in own.items():
@@ -140,9 +137,7 @@ def setting(key: str, value: Any) -> Any:
     """A flag's value as the settings keep it: paths are absolute."""
     if isinstance(value, Path) or (key == "data.grammar" and value is not None and is_file(expanded(Path(value)))):
         return absolute(value)
-    if key == "train.threads" and str(value).isdecimal():
-        return int(value)
-    return value
+    return int(value) if key == "train.threads" and str(value).isdecimal() else value
 
 
 def absolute(path: str | Path) -> str:
@@ -152,35 +147,24 @@ def absolute(path: str | Path) -> str:
 
 def data_layers(data: str | None) -> tuple[Layer, Layer]:
     """The layers of `--data` below and above `--set`: a name replaces the files of a preset, not those of `--set`."""
-    if data is None:
-        return Layer("--data", {}), Layer("--data", {})
-    if data in CORPORA:
-        return Layer("--data", {"data": dict.fromkeys(FILES)}), Layer("--data", {"data": {"name": data, "path": None}})
-    return Layer("--data", {}), Layer("--data", {"data": {"path": absolute(data)}})
+    below: dict[str, Any] = {"data": dict.fromkeys(FILES)} if data in CORPORA else {}
+    above: dict[str, Any] = {"name": data, "path": None} if below else {"path": data and absolute(data)}
+    return Layer("--data", below), Layer("--data", {} if data is None else {"data": above})
 
 
 def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
     """Shell completion from names, for an argument that may also be a path."""
-
-    def matching(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete)]
-
-    return matching
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
 complete_runs = complete(lambda: ["latest", *(path.name for path in all_runs(Path("runs")))])
 PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
 DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
-PresetOption = Annotated[
-    str | None,
-    typer.Option("--preset", help=PRESET_HELP, autocompletion=complete(preset_names), rich_help_panel=RUN),
-]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data", help=DATA_HELP, show_default="arc", autocompletion=complete(lambda: CORPORA), rich_help_panel=DATA
-    ),
-]
+preset_option = typer.Option("--preset", help=PRESET_HELP, autocompletion=complete(preset_names), rich_help_panel=RUN)
+PresetOption = Annotated[str | None, preset_option]
+complete_corpora = complete(lambda: CORPORA)
+data_option: Any = partial(typer.Option, "--data", show_default="arc", rich_help_panel=DATA)
+DataOption = Annotated[str | None, data_option(help=DATA_HELP, autocompletion=complete_corpora)]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="any setting, as dotted.key=value; repeatable", rich_help_panel=RUN)
 ]

@@ -86,9 +86,9 @@ def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) 
     if note:
         console.note(note)
     loaded = load(path, open_device(device))
-    if (run := loaded.run) and (status := read_status(run)) and status.state != "finished":
-        state = "killed" if status.state == "running" and not held(run) else status.state
-        console.warn(f"run {run.name}: {state} at epoch {status.epoch} of {status.epochs}")
+    if (run := loaded.run) and (status := read_status(run)) and status["state"] != "finished":
+        state = "killed" if status["state"] == "running" and not held(run) else status["state"]
+        console.warn(f"run {run.name}: {state} at epoch {status['epoch']} of {status['epochs']}")
     return loaded
 
 

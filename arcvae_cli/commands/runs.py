@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +15,8 @@ from arcvae_cli.commands.options import JsonOption, QuietOption, complete_runs
 from arcvae_cli.commands.reading import importing
 from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
-from arcvae_cli.files import size
-from arcvae_cli.presets import Layer, resolve
+from arcvae_cli.files import is_file, read_lines, size
+from arcvae_cli.presets import resolve
 from arcvae_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,11 +26,9 @@ app = typer.Typer(help="List, show and verify runs.")
 
 RUNS = Path("runs")
 RunsDir = Annotated[Path, typer.Option(help="folder of the runs")]
-RunName = Annotated[str, typer.Argument(help="a run's name, its folder, or latest", autocompletion=complete_runs)]
-RunNames = Annotated[
-    str | None,
-    typer.Argument(help="a run's name, its folder, or latest", show_default="all", autocompletion=complete_runs),
-]
+RUN_HELP = "a run's name, its folder, or latest"
+RunName = Annotated[str, typer.Argument(help=RUN_HELP, autocompletion=complete_runs)]
+OptionalRun = Annotated[str | None, typer.Argument(help=RUN_HELP, show_default="all", autocompletion=complete_runs)]
 STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "valid": "green"}
 """Of states and verdicts; all others are red."""
 
@@ -70,17 +66,20 @@ def show(
     console = Console(quiet=quiet, as_json=as_json)
     path = folders.find(run, runs_dir)
     found = folders.describe(path)
-    table: dict[str, Any] = {}
-    changed: dict[str, tuple[Any, Any]] = {}
-    summary = "all settings are the defaults"
+    table, changed, summary = {}, {}, "all settings are the defaults"
     try:
-        settings = resolve(str(path / "config.toml")).settings
-        table, changed = settings.table(), changed_settings(settings)
+        table = resolve(str(path / "config.toml")).settings.table()
+        pairs = folders.differences(table, Settings().table())
+        changed = {key: pair for key, pair in pairs.items() if pair[0] is not None}
     except InputError as error:
         summary = error.what
-    files = checkpoints_of(path, found)
-    steps = next_steps(path, found["state"], runs_dir)
-    console.json({**found, "settings": table, "changed": changed, "checkpoints": files, "next": steps})
+    files = {file.name: file.lstat().st_size for file in pth_files(path)}
+    called = path.name if runs_dir == RUNS == path.parent else shlex.quote(str(path))
+    evaluate = [f"arcvae {what} --checkpoint {called}" for what in ("evaluate", "sample")]
+    known = {"running": [], "finished": evaluate, "corrupt": [f"arcvae runs verify {called}"]}
+    steps = known.get(found["state"], [f"arcvae train --resume {called}"])
+    kept = [{"name": name, "bytes": count} for name, count in files.items()]
+    console.json({**found, "settings": table, "changed": changed, "checkpoints": kept, "next": steps})
 
     facts = {key: value for key, value in found.items() if value not in (None, {})}
     facts |= {key: size(value) for key, value in facts.items() if key.endswith("bytes")}
@@ -93,59 +92,22 @@ def show(
     else:
         console.result(one_line(summary))
     if files:
-        lines = [(one_line(file["name"]), cell(file["epoch"], "d"), size(file["bytes"])) for file in files]
-        console.table("", ("checkpoint", "epoch", "size"), lines)
+        console.table("", ("checkpoint", "size"), [(one_line(name), size(count)) for name, count in files.items()])
     console.lines(f"next: {one_line(step)}" for step in steps)
 
 
-def changed_settings(settings: Settings) -> dict[str, tuple[Any, Any]]:
-    """By dotted key, the settings that are not the default of their model and schedule, with the default."""
-    table, standard = settings.table(), Settings().table()
-    own = {name: {"name": table[name]["name"]} for name in ("model", "schedule")}
-    default = resolve(None, Layer("defaults", {**own, "data": table["data"]})).settings.table()
-    default["data"] = standard["data"]
-    for name in own:
-        default[name]["name"] = standard[name]["name"]
-    return {key: pair for key, pair in folders.differences(table, default).items() if pair[0] is not None}
-
-
-def checkpoints_of(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Name, epoch and bytes of each checkpoint; the epoch by the name or by the run's status."""
-    known = {"last.pth": run["epoch"], "vae_final.pth": run["epoch"]}
-    known |= dict.fromkeys(("vae_best.pth", "encoder.pth", "decoder.pth"), run["best_epoch"])
-    found = []
-    for file in pth_files(path):
-        number = re.search(r"epoch_(\d{1,9})", file.name)
-        epoch = int(number[1]) if number else known.get(file.name)
-        found.append({"name": file.name, "epoch": epoch, "bytes": file.lstat().st_size})
-    return found
-
-
 def pth_files(path: Path) -> list[Path]:
-    """The checkpoints in a run folder: the last, the best, the final, the others by name, parts of models."""
-    first = ("last.pth", "vae_best.pth", "vae_final.pth")
-    files = sorted((path / "checkpoints").glob("[!.]*.pth"), key=lambda file: (len(file.name), file.name))
-    return sorted(files, key=lambda file: (file.name.startswith(("encoder", "decoder")), file.name not in first))
-
-
-def next_steps(path: Path, state: str, runs_dir: Path) -> list[str]:
-    """The commands to continue with a run."""
-    called = path.name if runs_dir == RUNS == path.parent else shlex.quote(str(path))
-    known = {
-        "running": [],
-        "finished": [f"arcvae {what} --checkpoint {called}" for what in ("evaluate", "sample")],
-        "corrupt": [f"arcvae runs verify {called}"],
-    }
-    return known.get(state, [f"arcvae train --resume {called}"])
+    """The checkpoints in a run folder: `last.pth`, then numbered ones in their order."""
+    return sorted((path / "checkpoints").glob("[!.]*.pth"), key=lambda file: (len(file.name), file.name))
 
 
 @app.command()
 def verify(
-    run: RunNames = None, runs_dir: RunsDir = RUNS, quiet: QuietOption = False, as_json: JsonOption = False
+    run: OptionalRun = None, runs_dir: RunsDir = RUNS, quiet: QuietOption = False, as_json: JsonOption = False
 ) -> None:
     """Verify the files of one run or of all; nothing is changed. Exit code 1 if something is corrupt.
 
-    Checkpoints are compared with their digests, config.toml with last.pth.
+    Checkpoints are compared with their digests, config.toml and the epochs in metrics.jsonl with last.pth.
     """
     console = Console(quiet=quiet, as_json=as_json)
     paths = folders.all_runs(runs_dir) if run is None else [folders.find(run, runs_dir)]
@@ -160,7 +122,7 @@ def verify(
         return
     rows: list[list[str | Text]] = []
     for one in checked:
-        found = [*(f"{file}: {why}" for file, why in one["broken"].items()), *one["problems"], *one["notes"]]
+        found = [*(f"{file}: {why}" for file, why in one["broken"].items()), *one["problems"]]
         found += [] if one["go_on"] is None else [f"continue with `{one['go_on']}`"]
         verdict = styled("valid" if one["ok"] else "corrupt")
         rows.append([one_line(one["name"]), styled(one["state"]), verdict, "\n".join(map(one_line, found))])
@@ -170,14 +132,14 @@ def verify(
 
 
 def check(path: Path) -> dict[str, Any]:
-    """Read all that a run consists of, as JSON.
+    """What is found in the files of a run, as JSON.
 
-    `whole`: epochs of valid checkpoints; `broken`: reasons for the others; `problems`: other damage; `notes`: what is
-    not damage; `go_on`: the command to continue the run with.
+    `whole`: epochs of valid checkpoints; `broken`: why others are not; `go_on`: the command to continue with.
     """
     with importing():
         from arcvae_cli import checkpoints
-    run = folders.describe(path)
+        from arcvae_cli.records import EpochRecord
+    run, config, log = folders.describe(path), path / "config.toml", path / "metrics.jsonl"
     state, files = run["state"], pth_files(path)
     whole, steps, broken = {}, {}, {}
     last: dict[str, Any] = {}
@@ -192,35 +154,27 @@ def check(path: Path) -> dict[str, Any]:
             whole[file.name] = values["epoch"]
         if checkpoints.resumable(values):
             steps[file.name] = values["step"]
-        if file.name == "last.pth" and checkpoints.resumable(values):
-            last = values
+            last = values if file.name == "last.pth" else last
     expected = ["last.pth"] if run["step"] else []
     expected += [checkpoints.BEST, "vae_final.pth"] if state == "finished" else []
     problems = ["status.json: cannot be read"] if state == "corrupt" else []
     problems += [f"{name}: missing" for name in expected if name not in {file.name for file in files}]
-    problems += config_problems(path, last)
-    left = [] if state == "running" else folders.temporaries(path)
-    notes = [f"{file.name}: a temporary file, removed on resumption" for file in left]
+    try:
+        settings = resolve(str(config)).settings
+        kept = checkpoints.read_settings(path / "checkpoints" / "last.pth", last) if last else settings
+        changed = folders.differences(kept.table(), settings.table())
+        if wrong := [key for key in changed if not key.startswith(folders.MAY_CHANGE)]:
+            problems.append(f"config.toml: not the settings of last.pth: {', '.join(wrong[:5])}")
+    except InputError as error:
+        problems.append(f"config.toml: {error.what.removeprefix(f'{config}: ')}")
+    records = [EpochRecord.of(json.loads(text)).metrics() for text in last.get("history", "").splitlines()]
+    logged = [line for line in (read_lines(log) if is_file(log) else []) if line.pop("kind") == "epoch"]
+    if logged[: len(records)] != records:
+        problems.append("metrics.jsonl: its epochs are not those of last.pth")
 
     ok = not broken and not problems
     resumed = path if "last.pth" in steps else path / "checkpoints" / max(steps, key=lambda n: steps[n], default="")
-    how = f"--resume {shlex.quote(str(resumed))}" if steps else f"--preset {shlex.quote(str(path / 'config.toml'))}"
+    how = f"--resume {shlex.quote(str(resumed))}" if steps else f"--preset {shlex.quote(str(config))}"
     go_on = None if ok and state in ("running", "finished") else f"arcvae train {how}"
-    found = {"ok": ok, "whole": whole, "broken": broken, "problems": problems, "notes": notes, "go_on": go_on}
+    found = {"ok": ok, "whole": whole, "broken": broken, "problems": problems, "go_on": go_on}
     return {"name": path.name, "path": str(path), "state": state, **found}
-
-
-def config_problems(path: Path, last: Mapping[str, Any]) -> Iterator[str]:
-    """What differs between `config.toml` and the settings in the last checkpoint."""
-    from arcvae_cli.checkpoints import read_settings
-
-    config = path / "config.toml"
-    try:
-        settings = resolve(str(config)).settings
-        kept = read_settings(path / "checkpoints" / "last.pth", last) if last else settings
-    except InputError as error:
-        yield f"config.toml: {error.what.removeprefix(f'{config}: ')}"
-        return
-    changed = folders.differences(kept.table(), settings.table())
-    if wrong := [key for key in changed if not key.startswith(folders.MAY_CHANGE)]:
-        yield f"config.toml: not the settings of last.pth: {', '.join(wrong[:5])}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from functools import partial
@@ -27,8 +27,10 @@ from arcvae_cli.commands.options import (
     data_layers,
     with_flags,
 )
+from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
+from arcvae_cli.console import Console
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
-from arcvae_cli.files import is_file
+from arcvae_cli.files import size
 from arcvae_cli.presets import Layer, Resolved, environment_layer, resolve, set_layer
 from arcvae_cli.settings import Settings
 from arcvae_cli.signals import GracefulExit, exit_code, signal_name
@@ -36,7 +38,6 @@ from arcvae_cli.signals import GracefulExit, exit_code, signal_name
 if TYPE_CHECKING:
     import torch
 
-    from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.models.base import VAE
     from arcvae_cli.records import Recorder
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
 QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
 OVERFIT_STEPS = 3_000
-training: Any = partial(typer.Option, rich_help_panel=TRAINING)
-run_option: Any = partial(typer.Option, rich_help_panel=RUN)
+PARTS = ("vae_best", "encoder", "decoder")  # the checkpoints that loggers keep
+Earlier = tuple[Path, Path | None] | None  # the folder of a run to resume, and its checkpoint if one was named
+training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel in (TRAINING, RUN))
 QUICK_HELP = f"{QUICK_EPOCHS} epochs on {QUICK_EXAMPLES:,} examples, the schedule compressed"
+OVERFIT_HELP = "memorise one batch as a sanity check; no run folder"
 RESUME_HELP = "resume a run: its name, folder or checkpoint, or latest; auto: resume --run-name if it exists"
 
 
@@ -57,9 +60,7 @@ def train(
     data: DataOption = None,
     flags: Layer,
     quick_test: Annotated[bool, training("--quick-test", help=QUICK_HELP)] = False,
-    overfit_batch: Annotated[
-        bool, training("--overfit-batch", help="memorise one batch as a sanity check; no run folder")
-    ] = False,
+    overfit_batch: Annotated[bool, training("--overfit-batch", help=OVERFIT_HELP)] = False,
     resume: Annotated[str | None, run_option(metavar="RUN", help=RESUME_HELP, autocompletion=complete_runs)] = None,
     run_name: Annotated[str | None, run_option(show_default="preset and time")] = None,
     runs_dir: Annotated[Path, run_option(help="folder of the runs")] = Path("runs"),
@@ -72,14 +73,12 @@ def train(
     Without a preset: the plain grid model on arc, linear_warmup, no free bits. Every flag overrides the preset;
     `arcvae presets show NAME` lists all settings.
     """
-    from arcvae_cli.console import Console
-
     console = Console(quiet=quiet, as_json=as_json)
     below, above = data_layers(data)
     layers = [environment_layer(), below, set_layer(assignments or []), above, flags]
     if resume is not None and overfit_batch:
         raise InputError("--resume, --overfit-batch: cannot be combined", "give one of the two")
-    earlier = None if resume is None else run_to_resume(resume, runs_dir, run_name)
+    earlier = None if resume is None else runs.find_resumed(resume, runs_dir, run_name)
     if earlier is not None and preset is None and resume != runs.AUTO:  # the flags say only what changes
         if quick_test:
             raise InputError("--quick-test: changes the length of the resumed run", "remove it, or give --preset too")
@@ -88,9 +87,11 @@ def train(
     if overfit_batch:
         memorise(resolved.settings, console)
         return
+    runs.check_name(run_name)
+    new_folder = partial(runs.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
     with GracefulExit() as signals:
         try:
-            run(resolved, console, signals, runs_dir, run_name, Path(preset).stem if preset else "run", earlier)
+            run(resolved, console, signals, earlier, new_folder)
         except KeyboardInterrupt:
             raise stopped(signals, "at once") from None
         except Exception as error:
@@ -111,29 +112,16 @@ def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
     settings = resolve(preset, *layers).settings  # of the length that the schedule was made for
     target = min(QUICK_EPOCHS, settings.train.epochs) if given is None else given
     schedule = settings.schedule.compressed(target / settings.train.epochs)
-    short: dict[str, Any] = {
-        "schedule": schedule.model_dump(mode="json", by_alias=True),
-        "train": {"epochs": target},
-        "data": {"limit": min(QUICK_EXAMPLES, settings.data.limit or QUICK_EXAMPLES)},
-    }
-    return resolve(preset, *layers, Layer("--quick-test", short))
+    limit = min(QUICK_EXAMPLES, settings.data.limit or QUICK_EXAMPLES)
+    short = {"schedule": schedule.model_dump(mode="json", by_alias=True), "train": {"epochs": target}}
+    return resolve(preset, *layers, Layer("--quick-test", {**short, "data": {"limit": limit}}))
 
 
 def run(
-    resolved: Resolved,
-    console: Console,
-    signals: GracefulExit,
-    runs_dir: Path,
-    name: str | None,
-    stem: str,
-    earlier: tuple[Path, Path | None] | None,
+    resolved: Resolved, console: Console, signals: GracefulExit, earlier: Earlier, new: Callable[[], runs.RunFolder]
 ) -> None:
-    """Train, evaluate the best epoch, print the next commands. `earlier`: folder, checkpoint of the run to resume."""
+    """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed."""
     settings = resolved.settings
-    runs.check_name(name)
-
-    from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
-
     with importing():
         begun = begin_reading(settings.data)
         from arcvae_cli import checkpoints
@@ -144,7 +132,7 @@ def run(
         from arcvae_cli.trainer import Trainer
 
     check_installed(settings.log)
-    folder, values = None, None
+    folder, checkpoint, values = None, Path(), None
     if earlier is not None:
         folder, checkpoint, values, report = open_run(*earlier, settings)
         if report is not None:
@@ -157,14 +145,12 @@ def run(
     corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)
     model = new_model(settings, corpus, device)
     signals.patient = True  # from here on there is something to save
-    folder = folder or runs.create(runs_dir, name, stem, settings)
+    folder, resumed = folder or new(), earlier is not None
     recorders: list[Recorder] = []
-    trainer = Trainer(
-        settings, corpus, model, folder, recorders, device, signals, began=BEGAN, resumed=earlier is not None
-    )
-    if earlier is not None:
-        if values is not None:
-            trainer.resume(values, checkpoint)
+    trainer = Trainer(settings, corpus, model, folder, recorders, device, signals, began=BEGAN, resumed=resumed)
+    if values is not None:
+        trainer.resume(values, checkpoint)
+    if resumed:
         folder.write_config(settings)
     screen, log = copy(console), copy(console)  # the log has a line an epoch where the screen has a table
     console.log_file = log.log_file = folder.path / "run.log"
@@ -172,14 +158,10 @@ def run(
     if (short := settings.schedule.warning(settings.train.epochs)) is not None:
         chosen = any(key.startswith(("train.epochs", "schedule.")) for key in resolved.origins)
         (console.warn if chosen else console.note)(short)  # the defaults are no mistake of the user's
-    own = [
-        live_recorder(screen),  # first, so that its header does not wait for the imports of the others
-        EpochLines(log),
-        JsonlRecorder(folder.path / "metrics.jsonl"),
-        ImageRecorder(folder.images, corpus.kind, corpus.rules),
-    ]
-    loggers = external_recorders(settings, folder, console, corpus.rules)
-    recorders += [*own, *loggers]
+    # the live one first, so that its header does not wait for the imports of the others
+    own: list[Recorder] = [live_recorder(screen), EpochLines(log), JsonlRecorder(folder.path / "metrics.jsonl")]
+    own.append(ImageRecorder(folder.images, corpus.kind, corpus.rules))
+    recorders += own + (loggers := external_recorders(settings, folder, console, corpus.rules))
     if settings.train.engine == "compile":
         console.note("compiling the network, about half a minute")
     with closing(loggers):
@@ -193,58 +175,34 @@ def run(
                 console.note(reason)
             with trainer.timed("evaluation"):
                 from arcvae_cli.commands.evaluate import report as evaluate_run
+                from arcvae_cli.evaluation.verdict import remedies
 
                 best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
                 document = evaluate_run(best, corpus, "val", folder, console)
-            tell_loggers(recorders, folder, document, console)
+            lines, findings = [], document["verdict"]["findings"]
+            for one in findings:
+                mark = "ok" if one["ok"] else "MISS"
+                lines.append(f"{mark} {one['name']} {one['value']:.4g}, target {one['target']}")
+            lines += [f"- {step} (for {'; '.join(names)})" for step, names in remedies(findings).items()]
+            lines.append(document["verdict"]["summary"])
+            console.log("\n".join(lines))
+            images = sorted(path for path in folder.images.glob("*.png") if "_epoch_" not in path.name)
+            for recorder in recorders:
+                recorder.evaluated(document, lines, images)
+                recorder.artifacts({part: folder.checkpoints / f"{part}.pth" for part in PARTS})
         except KeyboardInterrupt:
             where = f"before the end of the evaluation; the training is complete in {folder.path}"
             raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
         place = trainer.progress()
         folder.write_status("finished", judged=True, **trainer.ended, **place)
     folder.release()
-    seconds, memory = place["seconds"], place["peak_memory_bytes"] / 2**20
-    parts = ", ".join(f"{part} {value:.1f}" for part, value in seconds.items())
-    speed = f"{trainer.global_step / seconds['training']:.1f} training steps a second"
-    console.note(f"\nseconds: {parts}; {speed}; peak memory {memory:,.0f} MiB")
+    parts = ", ".join(f"{part} {value:.1f}" for part, value in place["seconds"].items())
+    speed = f"{trainer.global_step / place['seconds']['training']:.1f} training steps a second"
+    console.note(f"\nseconds: {parts}; {speed}; peak memory {size(place['peak_memory_bytes'])}")
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json, run.log")
     which = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
     names = ["evaluate"] if corpus.rules and corpus.rules.rhs is None else ["evaluate", "sample", "interpolate"]
     console.note(f"next: {' | '.join(f'arcvae {name}{which}' for name in names)}")
-
-
-def tell_loggers(
-    recorders: Sequence[Recorder], folder: runs.RunFolder, document: Mapping[str, Any], console: Console
-) -> None:
-    """The final evaluation, its pictures, and the checkpoints to keep, for every recorder; the verdict in the log."""
-    verdict = document["verdict"]
-    lines = [
-        f"{'ok' if one['ok'] else 'MISS'} {one['name']} {one['value']:.4g}, target {one['target']}"
-        for one in verdict["findings"]
-    ]
-    lines += [f"- {remedy}" for remedy in dict.fromkeys(one["remedy"] for one in verdict["findings"]) if remedy]
-    lines.append(verdict["summary"])
-    console.log("\n".join(lines))
-    images = sorted(path for path in folder.images.glob("*.png") if "_epoch_" not in path.name)
-    files = {name: folder.checkpoints / f"{name}.pth" for name in ("vae_best", "encoder", "decoder")}
-    for recorder in recorders:
-        recorder.evaluated(document, lines, images)
-        recorder.artifacts(files)
-
-
-# ------------------------------------------------------------------------------------------------------- before the run
-
-
-def run_to_resume(resume: str, runs_dir: Path, name: str | None) -> tuple[Path, Path | None] | None:
-    """The run folder that `--resume` names, and its checkpoint if that was given; None for a run that is to be new."""
-    if resume != runs.AUTO:
-        if name is not None:
-            raise InputError("--run-name: a resumed run keeps its name", f"remove it, or use --resume {runs.AUTO}")
-        return runs.find_resumed(resume, runs_dir)
-    if name is None:
-        raise InputError(f"--resume {runs.AUTO}: needs a run name", "give --run-name, the same every time")
-    runs.check_name(name)
-    return (runs_dir / name, None) if is_file(runs_dir / name / "config.toml") else None
 
 
 def open_run(
@@ -252,14 +210,13 @@ def open_run(
 ) -> tuple[runs.RunFolder, Path, dict[str, Any] | None, dict[str, Any] | None]:
     """Lock a run folder and check that it can be resumed with these settings. InputError if not.
 
-    Returns the folder; its checkpoint with its values, None if the run was killed before the first one; and the
-    `metrics.json` of a run with nothing left to do.
+    Returns it, its checkpoint with its values, if there are any yet, and the `metrics.json` of a run that is finished.
     """
     from arcvae_cli import checkpoints
 
     folder = runs.resume(path)
-    config, last = folder.path / "config.toml", folder.checkpoints / "last.pth"
-    start, values = file or last, None
+    config, last = path / "config.toml", folder.checkpoints / "last.pth"
+    start, values, report = file or last, None, None
     if file is not None or any(folder.checkpoints.iterdir()):
         try:
             values = checkpoints.read(start)
@@ -269,8 +226,8 @@ def open_run(
             fix = f"`arcvae runs verify {folder.shell}` finds a checkpoint to resume from"
             raise InputError(error.what, fix) from error
         later = 0
-        with suppress(InputError):
-            later = checkpoints.read(last).get("step", 0) if file is not None else 0
+        with suppress(InputError):  # last.pth is damaged, or was removed
+            later = 0 if file is None else checkpoints.read(last).get("step", 0)
         if later > values["step"]:
             what = f"{start}: an older checkpoint, of step {values['step']}; the run is at step {later}"
             raise InputError(what, f"to discard the later steps, remove {last} first")
@@ -281,13 +238,12 @@ def open_run(
     if values is not None and settings.train.epochs < values["epoch"]:
         wrong.append(f"train.epochs is {settings.train.epochs}, and epoch {values['epoch']} has begun")
     if wrong:
-        what = f"--resume {folder.name}: settings differ from those of the run: {'; '.join(wrong[:5])}"
         fix = f"remove these flags, and restore {config} if edited; more epochs, logging and the device may change"
-        raise InputError(what, fix)
-    status, report = runs.read_status(folder.path), None
-    if values and status and (status.state, status.judged, status.step) == ("finished", True, values["step"]):
+        raise InputError(f"--resume {folder.name}: settings differ from those of the run: {'; '.join(wrong[:5])}", fix)
+    status = runs.read_status(path) or runs.STATUS
+    if values and status["judged"] and status["step"] == values["step"] and not changed.keys() & set(runs.LENGTH):
         with suppress(OSError, ValueError):  # else it is evaluated again
-            report = None if changed.keys() & set(runs.LENGTH) else json.loads((path / "metrics.json").read_bytes())
+            report = json.loads((path / "metrics.json").read_bytes())
     return folder, start, values, report
 
 
@@ -297,19 +253,16 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
     from arcvae_cli.models.grammar import Structure
     from arcvae_cli.step import seed_step
 
-    if corpus.size("train") < settings.train.batch_size:
-        raise InputError(
-            f"train.batch_size: {settings.train.batch_size} is more than the {corpus.size('train')} training examples",
-            f"use --batch-size {corpus.size('train')} or less, or more data",
-        )
+    if (count := corpus.size("train")) < settings.train.batch_size:
+        what = f"train.batch_size: {settings.train.batch_size} is more than the {count} training examples"
+        raise InputError(what, f"use --batch-size {count} or less, or more data")
     structure = None if corpus.rules is None else Structure(corpus.rules, corpus.positions[0])
     seed_step(settings.train.seed, "weights")
     model = build_model(settings.model, structure).to(device)
     try:
         settings.schedule.peaks(tuple(model.level_sizes))
     except ValueError as error:
-        fix = f"use another schedule for model.name={settings.model.name}"
-        raise InputError(f"schedule.name: {error}", fix) from None
+        raise InputError(f"schedule.name: {error}", f"use another for model.name={settings.model.name}") from None
     return model
 
 
@@ -322,7 +275,7 @@ def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
         code = getattr(error, "exit_code", 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
         for recorder in recorders:
             with suppress(Exception, KeyboardInterrupt):
-                if isinstance(error, Interrupted) and error.at_once:
+                if getattr(error, "at_once", False):
                     recorder.abandon()
                 else:
                     recorder.close(code)
@@ -334,8 +287,6 @@ def closing(recorders: Sequence[Recorder]) -> Iterator[None]:
 
 def memorise(settings: Settings, console: Console) -> None:
     """`--overfit-batch`."""
-    from arcvae_cli.commands.reading import importing, open_device, open_named
-
     with importing():
         from arcvae_cli.metrics import EpochMetrics
         from arcvae_cli.overfit import overfit
@@ -345,16 +296,13 @@ def memorise(settings: Settings, console: Console) -> None:
     model = new_model(settings, corpus, device)
 
     def show(step: int, metrics: EpochMetrics) -> None:
-        shares = f"right positions {metrics.position:.4f}, whole examples {metrics.exact:.4f}"
-        console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, {shares}")
+        console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, exact {metrics.exact:.4f}")
 
     steps, found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
-    memorised, size = found.exact == 1.0, min(settings.train.batch_size, corpus.size("train"))
-    counts = {"examples": size, "exact": found.exact, "position": found.position}
-    console.json({"memorised": memorised, "steps": steps, **counts})
+    memorised, count = found.exact == 1.0, settings.train.batch_size
+    shares = {"exact": found.exact, "position": found.position}
+    console.json({"memorised": memorised, "steps": steps, "examples": count, **shares})
     if not memorised:
-        raise ArcvaeError(
-            f"one batch of {size} was not memorised in {steps} steps: {found.exact:.1%} of its examples are exact",
-            "try a larger model.latent_dim, a stronger model, another train.lr or a smaller --batch-size",
-        )
-    console.result(f"memorised: all {size} examples of one batch are exact after {steps} steps")
+        what = f"one batch of {count} was not memorised in {steps} steps: {found.exact:.1%} of its examples are exact"
+        raise ArcvaeError(what, "try a larger model.latent_dim, another train.lr or a smaller --batch-size")
+    console.result(f"memorised: all {count} examples of one batch are exact after {steps} steps")

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,17 +57,9 @@ def write_run(run: Path, settings: Settings, sharpen: float, structure: Structur
             weight.mul_(2.0).add_(sharpen * torch.randn_like(weight))
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.toml").touch()
-    checkpoints.save(
-        run / "checkpoints" / checkpoints.BEST,
-        {
-            "epoch": 3,
-            "model_state_dict": model.state_dict(),
-            "config": checkpoints.config_text(settings),
-            "conditions": checkpoints.condition_schema(model),
-            **checkpoints.structure_of(model),
-            "format_version": checkpoints.FORMAT,
-        },
-    )
+    values = {"epoch": 3, "model_state_dict": model.state_dict(), "config": checkpoints.config_text(settings)}
+    values |= {"format_version": checkpoints.FORMAT, "conditions": checkpoints.condition_schema(model)}
+    checkpoints.save(run / "checkpoints" / checkpoints.BEST, {**values, **checkpoints.structure_of(model)})
     return run
 
 
@@ -81,10 +74,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
 def hierarchy_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
     """A run of a small conditional model of two levels."""
     model = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
-    settings = Settings.model_validate(
-        {"data": {"path": str(arc_npz)}, "model": model, "schedule": {"name": "hierarchical"}}
-    )
-    return write_run(tmp_path_factory.mktemp("runs") / "hierarchy", settings, 0.05)
+    table = {"data": {"path": str(arc_npz)}, "model": model, "schedule": {"name": "hierarchical"}}
+    return write_run(tmp_path_factory.mktemp("runs") / "hierarchy", Settings.model_validate(table), 0.05)
 
 
 @pytest.fixture(scope="session")
@@ -95,24 +86,16 @@ def equations_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-TINY_GRAMMAR_MODEL = {
-    "name": "grammar",
-    "latent_dim": 4,
-    "encoder_hidden": 16,
-    "encoder_conv_layers": 1,
-    "encoder_kernel": 3,
-    "decoder_hidden": 16,
-    "decoder_layers": 1,
-}
+TINY_GRAMMAR_MODEL = {"name": "grammar", "latent_dim": 4, "encoder_hidden": 16, "encoder_conv_layers": 1}
+TINY_GRAMMAR_MODEL |= {"encoder_kernel": 3, "decoder_hidden": 16, "decoder_layers": 1}
 
 
 @pytest.fixture(scope="session")
 def equations_run(tmp_path_factory: pytest.TempPathFactory, equations_npz: Path) -> Path:
     """A run of a small model of equations of at most 9 rules."""
     table = {"data": {"path": str(equations_npz)}, "model": TINY_GRAMMAR_MODEL, "schedule": {"name": "constant"}}
-    settings = Settings.model_validate(table)
     structure = Structure(read_grammar("equations").rules, 9)
-    return write_run(tmp_path_factory.mktemp("runs") / "equations", settings, 0.2, structure)
+    return write_run(tmp_path_factory.mktemp("runs") / "equations", Settings.model_validate(table), 0.2, structure)
 
 
 @pytest.fixture(scope="session")
@@ -141,3 +124,13 @@ def arcvae() -> Callable[..., Result]:
         return result
 
     return run
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[None]:
+    """Pictures are empty files, and nothing waits for the disk: most of a small run's time goes into these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
+        patch.setattr("arcvae_cli.evaluation.projections.tsne_plane", lambda codes, seed: codes[:, :2])
+        patch.setattr(os, "fsync", lambda file: None)
+        yield

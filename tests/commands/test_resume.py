@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,18 +25,14 @@ SMALL += ("--beta-schedule", "constant", "--beta-max", "0.1", "--set", "log.imag
 
 
 @pytest.fixture(scope="module", autouse=True)
-def plain() -> Iterator[None]:
-    """No pictures."""
+def without_pictures(plain: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arcvae_cli.recorders.images.ImageRecorder", lambda *arguments: Recorder())
-        patch.setattr("arcvae_cli.evaluation.projections.tsne_plane", lambda codes, seed: codes[:, :2])
-        patch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
-        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
+def ended(without_pictures: None, tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
     """A finished run of four epochs of two steps, each with its checkpoint, the best last; not to be changed."""
     base = tmp_path_factory.mktemp("ended")
     shutil.copy(arc_npz, base / "some.npz")
@@ -74,59 +69,45 @@ def refused(arcvae: Run, run: Path, *arguments: object) -> str:
 
 
 def test_a_finished_run_has_nothing_left_to_do(arcvae: Run, mine: Path) -> None:
+    runs.point_latest(mine.parent, "mine")
     before = digests(mine)
-    result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "run mine is finished: nothing to do\n")
+    result = arcvae("train", "--resume", "latest", "--json", "--runs-dir", mine.parent)
+    assert (result.exit_code, result.stderr) == (0, "run mine is finished: nothing to do\n")
     assert digests(mine) == before and not runs.held(mine)
-    as_json = arcvae("train", "--resume", "mine", "--json", "--runs-dir", mine.parent)
-    assert json.loads(as_json.stdout) == json.loads((mine / "metrics.json").read_text())
+    assert json.loads(result.stdout) == json.loads((mine / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("by", ["latest", "checkpoint"])
-def test_a_run_may_be_made_longer_with_other_logging_and_moved_data(
-    by: str, arcvae: Run, ended: Path, mine: Path
-) -> None:
-    (mine.parent / "other").mkdir()
-    runs.point_latest(mine.parent, "mine" if by == "latest" else "other")
+def test_a_run_may_be_made_longer_with_other_logging_and_moved_data(arcvae: Run, ended: Path, mine: Path) -> None:
+    runs.point_latest(mine.parent, "other")
     shutil.copy(ended.parent / "some.npz", mine.parent / "elsewhere.npz")
-    argument = mine / "checkpoints" / "last.pth" if by == "checkpoint" else "latest"
     flags = ("--epochs", 5, "--save-top-k", 1, "--data", mine.parent / "elsewhere.npz", "--runs-dir", mine.parent)
-    result = arcvae("train", "--resume", argument, *flags)
+    result = arcvae("train", "--resume", mine / "checkpoints" / "last.pth", *flags)
     assert result.exit_code == 0, result.stderr
     said = " ".join(result.stderr.split())
     assert "resumed after epoch 4" in said and "epoch 5/5" in said and "epoch 4/5" not in said
     assert "epochs 4, now 5: the learning rate follows the new cosine" in said
     assert epochs(mine) == [1, 2, 3, 4, 5] and os.readlink(mine.parent / "latest") == "mine"
     status, config = runs.read_status(mine), tomli.loads((mine / "config.toml").read_text())
-    assert status and (status.state, status.epoch, status.step, status.judged) == ("finished", 5, 10, True)
+    assert status and [status[key] for key in ("state", "epoch", "step", "judged")] == ["finished", 5, 10, True]
     assert (config["train"]["epochs"], config["checkpoint"]["save_top_k"]) == (5, 1)
     assert config["data"]["path"] == str(mine.parent / "elsewhere.npz")
-    assert not runs.held(mine)
     log = (mine / "run.log").read_text()
     assert log.count("run mine: grid") == 2 and "epoch 4/4" in log and "epoch 5/5" in log, "appended"
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (("--beta-max", 0.2, "--seed", 4), ["schedule.max_beta was 0.1, now 0.2", "train.seed was 0, now 4"]),
-        (("--epochs", 1), ["train.epochs is 1, and epoch 4 has begun"]),
-        (("--quick-test",), ["changes the length of the resumed run"]),
-        (("--overfit-batch",), ["cannot be combined"]),
-        (("--run-name", "other"), ["a resumed run keeps its name"]),
-    ],
-)
-def test_another_setting_is_refused_with_its_name(
-    flags: tuple[Any, ...], named: list[str], arcvae: Run, mine: Path
-) -> None:
-    (mine.parent / "other").mkdir()
-    runs.point_latest(mine.parent, "other")
-    said = refused(arcvae, mine, *flags)
-    assert all(text in said for text in named), said
-    assert os.readlink(mine.parent / "latest") == "other", "nothing has begun"
-
-
-def test_a_config_that_was_edited_or_is_missing_is_named(arcvae: Run, mine: Path) -> None:
+def test_what_a_run_cannot_be_resumed_with_is_named(arcvae: Run, ended: Path, mine: Path) -> None:
+    with np.load(ended.parent / "some.npz") as file:
+        np.savez(mine.parent / "other.npz", **{**file, "train": file["train"][::-1]})
+    for flags, *named in (
+        (("--beta-max", 0.2, "--seed", 4), "schedule.max_beta was 0.1, now 0.2", "train.seed was 0, now 4"),
+        (("--epochs", 1), "train.epochs is 1, and epoch 4 has begun"),
+        (("--quick-test",), "changes the length of the resumed run"),
+        (("--overfit-batch",), "cannot be combined"),
+        (("--run-name", "other"), "a resumed run keeps its name"),
+        (("--epochs", 5, "--data", mine.parent / "other.npz"), "trained on another version of the corpus other"),
+    ):
+        said = refused(arcvae, mine, *flags)
+        assert all(text in said for text in named), said
     config = mine / "config.toml"
     config.write_text(config.read_text().replace("lr = 0.001", "lr = 0.1"))
     said = refused(arcvae, mine, "--epochs", 6)
@@ -185,54 +166,28 @@ def test_a_corrupt_checkpoint_is_refused_and_another_may_be_named(arcvae: Run, m
     assert epochs(mine) == [1, 2, 3] and not [*folder.glob("*epoch_4*"), *folder.glob("*epoch_004*")]
 
 
-def test_an_older_or_missing_checkpoint_does_not_drop_later_steps(arcvae: Run, mine: Path) -> None:
+def test_a_checkpoint_that_no_run_can_be_resumed_from(arcvae: Run, mine: Path) -> None:
     folder = mine / "checkpoints"
-    before = digests(mine)
+    last, before = folder / "last.pth", digests(mine)
     result = arcvae("train", "--resume", folder / "vae_epoch_2.pth", "--epochs", 3)
-    assert result.exit_code == 2 and "an older checkpoint, of step 4; the run is at step 8" in " ".join(
-        result.stderr.split()
-    )
-    assert digests(mine) == before and not runs.held(mine)
-    (folder / "last.pth").unlink()
-    assert "last.pth: cannot be read" in refused(arcvae, mine, "--epochs", 5)
-
-
-def test_other_data_are_refused(arcvae: Run, ended: Path, mine: Path) -> None:
-    with np.load(ended.parent / "some.npz") as file:
-        np.savez(mine.parent / "other.npz", **{**file, "train": file["train"][::-1]})
-    said = refused(arcvae, mine, "--epochs", 5, "--data", mine.parent / "other.npz")
-    assert "trained on another version of the corpus other" in said
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
+    said = "an older checkpoint, of step 4; the run is at step 8"
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split()) and digests(mine) == before
+    values = checkpoints.read(last)
+    for change, said in (
         ({"format_version": 1}, "of an older format: cannot be resumed from"),
         ({"steps_per_epoch": 7}, "7 steps an epoch, now 2"),
         ({"optimizer_state_dict": {}}, "cannot be resumed from"),
-    ],
-)
-def test_a_checkpoint_that_no_run_can_be_resumed_from(
-    change: dict[str, Any], said: str, arcvae: Run, mine: Path
-) -> None:
-    last = mine / "checkpoints" / "last.pth"
-    checkpoints.save(last, {**checkpoints.read(last), **change})
-    assert said in refused(arcvae, mine, "--epochs", 5)
+    ):
+        checkpoints.save(last, {**values, **change})
+        assert said in refused(arcvae, mine, "--epochs", 5)
+    last.unlink()
+    assert "last.pth: cannot be read" in refused(arcvae, mine, "--epochs", 5)
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (("yours",), "run 'yours': no such run"),
-        (("lonely.pth",), "no such run"),
-        (("../../etc",), "no such run"),
-        (("a" * 300,), "no such run"),
-        (("",), "no such run"),
-        (("auto",), "--resume auto: needs a run name"),
-        (("auto", "--run-name", "a" * 300), "not a usable name"),
-    ],
-)
-def test_what_cannot_be_resumed(flags: tuple[str, ...], said: str, arcvae: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_resumed(arcvae: Run, tmp_path: Path) -> None:
     (tmp_path / "lonely.pth").write_bytes(b"x")
-    result = arcvae("train", "--resume", *flags, "--runs-dir", tmp_path)
-    assert result.exit_code == 2 and said in " ".join(result.stderr.split())
+    cases = {("lonely.pth",): "no such run", ("a" * 300,): "no such run", ("",): "no such run"}
+    cases |= {("auto",): "needs a run name", ("auto", "--run-name", "a" * 300): "not a usable name"}
+    for flags, said in cases.items():
+        result = arcvae("train", "--resume", *flags, "--runs-dir", tmp_path)
+        assert result.exit_code == 2 and said in " ".join(result.stderr.split())
