@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli
 from pydantic import ValidationError
@@ -29,9 +29,8 @@ class Layer:
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """Settings, and the origin of each dotted key's value (`default` where absent)."""
+class Resolved(NamedTuple):
+    """Settings, and the origin of each dotted key's value; absent for a default."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -71,11 +70,6 @@ def read_toml(path: Path) -> Table:
         raise InputError(f"{path}: not valid TOML: {error}") from error
 
 
-def describe_preset(name: str) -> str:
-    """The `description` line of a preset, or nothing."""
-    return str(read_toml(find_preset(name)).get("description", ""))
-
-
 def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:
     """A preset after those it extends."""
     path = find_preset(name, beside)
@@ -84,9 +78,7 @@ def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] 
         raise InputError(f"{path}: circular extends: {' -> '.join(p.name for p in chain)}")
     values = read_toml(path)
     values.pop("description", None)
-    base = values.pop("extends", "")
-    if not isinstance(base, str):
-        raise InputError(f"{path}: extends: expected the name of a preset, got {base!r}")
+    base = str(values.pop("extends", ""))
     below = preset_layers(base, path.parent, chain) if base else []
     origin = f"presets/{path.name}" if path.parent == preset_folder() else str(path)
     return [*below, Layer(origin, values)]
@@ -102,17 +94,31 @@ def parse_value(text: str) -> Any:
 
 def flag_layer(flags: Mapping[str, tuple[str, Any]], origin: str = "flags") -> Layer:
     """The layer of flags: {flag: (dotted key, value)}; a flag whose value is None was not given."""
-    table: Table = {}
-    given = {flag: (key, value) for flag, (key, value) in flags.items() if value is not None}
-    for where, (key, value) in given.items():
+    given = {key: (value, flag) for flag, (key, value) in flags.items() if value is not None}
+    return Layer(origin, nested(given), {key: flag for key, (_, flag) in given.items()})
+
+
+def leaves(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nested(values: Mapping[str, tuple[Any, str]]) -> Table:
+    """The tables of values with their origins, by dotted key."""
+    tables: Table = {}
+    for key, (value, origin) in values.items():
         *parents, last = key.split(".")
-        inner = table
+        inner = tables
         for name in parents:
             inner = inner.setdefault(name, {})
             if not isinstance(inner, dict):
-                raise InputError(f"{where}: {key}: {name!r} already has a value that is not a table")
+                raise InputError(f"{origin}: {key}: {name!r} already has a value that is not a table")
         inner[last] = value
-    return Layer(origin, table, {key: where for where, (key, _) in given.items()})
+    return tables
 
 
 def set_layer(assignments: Sequence[str]) -> Layer:
@@ -144,19 +150,19 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
 
     A further layer that names another schedule or model voids the presets' keys of that table. Raises InputError.
     """
-    merged: Table = {}
-    origins: dict[str, str] = {}
+    found: dict[str, tuple[Any, str]] = {}  # by dotted key, the value and its origin
     for layer in preset_layers(preset) if preset else []:
-        merge(merged, layer.values, layer, origins)
-    for key, default in NAMED.items():
-        chosen = [name for layer in layers if (name := lookup(layer.values, f"{key}.name")) is not None]
-        if chosen and chosen[-1] != (lookup(merged, f"{key}.name") or default):
-            merged.pop(key, None)
+        lay(found, layer)
+    for table, default in NAMED.items():
+        names = [value for layer in layers for key, value in leaves(layer.values) if key == f"{table}.name"]
+        if names and names[-1] != found.get(f"{table}.name", (default,))[0]:
+            remove(found, f"{table}.")
     for layer in layers:
-        merge(merged, layer.values, layer, origins)
-    origins = {key: origin for key, origin in origins.items() if lookup(merged, key) is not None}
-    for key, default in NAMED.items():
-        if isinstance(values := merged.get(key), dict):
+        lay(found, layer)
+    found = {key: (value, origin) for key, (value, origin) in found.items() if value is not None}
+    origins, merged = {key: origin for key, (_, origin) in found.items()}, nested(found)
+    for table, default in NAMED.items():
+        if isinstance(values := merged.get(table), dict):
             values.setdefault("name", default)
     try:
         return Resolved(Settings.model_validate(merged), origins)
@@ -172,31 +178,21 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     raise InputError(f"{where}: {problem}" if where.endswith(f" {key}") else f"{where}: {key}: {problem}", fix)
 
 
-def merge(into: Table, values: Table, layer: Layer, origins: dict[str, str], prefix: str = "") -> None:
-    """Lay the values of a layer over the tables so far. A schedule or a model whose `name` changes starts anew."""
+def lay(found: dict[str, tuple[Any, str]], layer: Layer) -> None:
+    """Lay the values of a layer over those found so far. A schedule or a model whose `name` changes starts anew."""
+    values = dict(leaves(layer.values))
     for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        if not isinstance(value, dict):
-            into[key] = value
-            origins[dotted] = layer.origins.get(dotted, layer.origin)
-            continue
-        below = into.get(key)
-        if not isinstance(below, dict):
-            below = into[key] = {}
-            if not value:
-                origins[dotted] = layer.origin
-        elif dotted.startswith(tuple(NAMED)) and "name" in below and value.get("name", below["name"]) != below["name"]:
-            below.clear()
-        elif dotted == "model" and "arch" in value and value["arch"] != below.get("arch", GrammarSettings().arch):
-            into[key] = below = {name: held for name, held in below.items() if name not in SIZES}
-        merge(below, value, layer, origins, f"{dotted}.")
+        if key.endswith(".name") and key.startswith(tuple(NAMED)) and found.get(key, (value,))[0] != value:
+            remove(found, key.removesuffix("name"))
+    if values.get("model.arch") not in (None, found.get("model.arch", (GrammarSettings().arch,))[0]):
+        remove(found, *(f"model.{size}" for size in SIZES))
+    found |= {key: (value, layer.origins.get(key, layer.origin)) for key, value in values.items()}
 
 
-def lookup(table: Any, key: str) -> Any:
-    """The value of a dotted key, or None."""
-    for name in key.split("."):
-        table = table.get(name) if isinstance(table, dict) else None
-    return table
+def remove(found: dict[str, tuple[Any, str]], *prefixes: str) -> None:
+    """Remove the keys that begin with one of the prefixes."""
+    for key in [key for key in found if key.startswith(prefixes)]:
+        del found[key]
 
 
 def json_schema() -> Table:

@@ -128,7 +128,7 @@ def recorded() -> tuple[Loaded, dict[str, Any]]:
     """The model of the recorded run, untrained, with its settings, and its `metrics.json`."""
     settings = resolve(str(RECORDED / "config.toml")).settings
     document = json.loads((RECORDED / "metrics.json").read_text(encoding="utf-8"))
-    return Loaded(build_model(settings.model), settings, document["epoch"], Path("vae_best.pth"), {}), document
+    return Loaded(build_model(settings.model), settings, document["epoch"], Path("vae_best.pth")), document
 
 
 def report(console: Console) -> None:
@@ -207,7 +207,7 @@ def metrics_of(line: dict[str, Any], split: str) -> EpochMetrics:
     loss, reconstruction, kl_loss = (line[f"{split}/loss_{name}"] for name in ("total", "reconstruction", "kl"))
     pixel, non_black, exact = (line[f"{split}/{name}_accuracy"] for name in ("pixel", "non_black", "exact"))
     kl = {"z": line["val/kl_per_dim"]}
-    return EpochMetrics(1, loss, reconstruction, {"z": kl_loss}, kl, pixel, non_black, exact, True)
+    return EpochMetrics(1, loss, reconstruction, {"z": kl_loss}, kl, pixel, non_black, exact)
 
 
 def terminal() -> dict[str, Any]:

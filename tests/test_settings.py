@@ -157,7 +157,6 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
         ('[train]\ndevice = "gpu"', "train.device: unknown device 'gpu'\nuse auto, cpu, mps, cuda or cuda:N"),
         ('[train]\nmonitor = "val/los"', "train.monitor: the model grid has no metric 'val/los'\ndid you mean val"),
         ('[data]\nprod = "a.npy"', "data.prod: needs masks or a grammar"),
-        ("extends = 3", "extends: expected the name of a preset"),
         ("[train\n", "not valid TOML"),
     ],
 )

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from arcvae_cli.schedules.feedback import Feedback
+from arcvae_cli.schedules.feedback import SCHEDULES, Feedback, Hierarchical, build_schedule, schedule_keys
 from arcvae_cli.schedules.open import Schedule
-from arcvae_cli.schedules.registry import SCHEDULES, Hierarchical, build_schedule, schedule_keys
 
 _SOURCE_NAMES = {"wave_type": "wave", "global_scheduler": "global", "local_scheduler": "local"}
 _TIMES = ("warmup_epochs", "ramp_epochs", "cycle_length")
@@ -55,17 +54,17 @@ class Scheduler:
         """See `WarmRestart.restart_info`; None for a schedule without restarts."""
         return self.schedule.restart_info(epoch)
 
-    def observe(self, *, epoch: float, kl: float | None = None, reconstruction: float | None = None) -> float:
-        """Beta of a batch with this KL in nats per example and this reconstruction in nats per position, recorded.
+    def observe(self, *, epoch: float, **means: float) -> float:
+        """Beta of a batch, recorded. `kl`: its mean in nats per example; `reconstruction`: in nats per position.
 
-        Raises ValueError if the quantity that the schedule controls is missing, and for an open loop.
+        Raises ValueError if the one that the schedule controls is missing, and for an open loop.
         """
-        loop = self.schedule
-        if not isinstance(loop, Feedback):
-            raise ValueError(f"{loop.name} takes no feedback")
-        if {"kl": kl, "reconstruction": reconstruction}[loop.quantity] is None:
-            raise ValueError(f"{loop.name} controls the {loop.quantity}: argument missing")
-        self._state, _ = loop.observe(self._state, epoch, kl or 0.0, reconstruction or 0.0)
+        if not isinstance(self.schedule, Feedback) or self.schedule.quantity not in means:
+            raise ValueError(
+                f"{self.schedule.name} takes {self.schedule.quantity or 'no'} feedback, not {', '.join(means)}"
+            )
+        kl, reconstruction = (means.get(name, 0.0) for name in ("kl", "reconstruction"))
+        self._state, _ = self.schedule.observe(self._state, epoch, kl, reconstruction)
         return float(self.step(epoch))
 
     def state_dict(self) -> dict[str, float]:
@@ -99,11 +98,9 @@ def BetaScheduler(schedule_type: str = "linear_warmup", **params: Any) -> Schedu
     return get_beta_scheduler(schedule_type, **given)
 
 
-def get_beta_schedule(
-    epoch: float, schedule_type: str = "linear_warmup", max_beta: float | None = None, **times: float | None
-) -> float:
-    """Beta at an epoch; `times`: warmup_epochs, ramp_epochs, cycle_length.
+def get_beta_schedule(epoch: float, schedule_type: str = "linear_warmup", **params: float | None) -> float:
+    """Beta at an epoch; `params`: max_beta, warmup_epochs, ramp_epochs, cycle_length.
 
     Raises ValueError, also for a closed loop, whose beta needs the run.
     """
-    return BetaScheduler(schedule_type, max_beta=max_beta, **times).schedule(epoch)
+    return BetaScheduler(schedule_type, **params).schedule(epoch)

@@ -33,6 +33,7 @@ class Schedule(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     times: ClassVar[tuple[str, ...]] = ()  # the fields in epochs, which `stretched` scales
     ascending: ClassVar[tuple[str, ...]] = ()  # fields whose values must not descend
+    quantity: ClassVar[str | None] = None  # what a closed loop controls
 
     name: str
     per: Annotated[Literal["epoch", "step"], Field(description="how often the trainer asks for beta")] = "epoch"
@@ -101,13 +102,12 @@ class Schedule(BaseModel, ABC):
             why = "the warm-up is longer than the run"
         return f"beta {'ends at' if seen == self(epochs) else 'reaches'} {seen:.3g} of {self.peak:.3g}: {why}"
 
-    def stretched(self, factor: float) -> Self:
-        """The same curve in `factor` times the time; nothing is rounded."""
-        return self.model_copy(update={key: getattr(self, key) * factor for key in self.times})
-
-    def compressed(self, factor: float) -> Self:
-        """The same curve in `factor` times the time, with beta set at every step."""
-        return self.stretched(factor).model_copy(update={"per": "step"})
+    def compressed(self, factor: float, per: str = "step") -> Self:
+        """The same curve in `factor` times the time, with beta set at every step; nothing is rounded."""
+        changed: dict[str, Any] = {key: getattr(self, key) * factor for key in self.times}
+        parts = {key: part for key, part in self if isinstance(part, Schedule)}
+        changed |= {key: part.compressed(factor, part.per) for key, part in parts.items()}
+        return self.model_copy(update={**changed, "per": per})
 
     @property
     def parts(self) -> dict[str, Schedule]:
@@ -115,8 +115,11 @@ class Schedule(BaseModel, ABC):
         return {"": self}
 
     def by_level(self, levels: Sequence[str]) -> dict[str, Schedule]:
-        """The schedule of each level of latents."""
-        return dict.fromkeys(levels, self)
+        """The schedule of each level of latents; ValueError for a level that it does not have."""
+        parts = self.parts
+        if unknown := [level for level in levels if level not in parts and "" not in parts]:
+            raise ValueError(f"schedule {self.name} has the levels {' and '.join(parts)}, not {', '.join(unknown)}")
+        return {level: parts.get(level, self) for level in levels}
 
     def peaks(self, levels: Sequence[str]) -> dict[str, float]:
         """The largest beta of every level of latents."""
@@ -125,7 +128,7 @@ class Schedule(BaseModel, ABC):
     @property
     def closed_loop(self) -> bool:
         """Whether beta depends on the run and not on the epoch alone."""
-        return False
+        return any(part.quantity for part in self.parts.values())
 
     def closed_levels(self, levels: Sequence[str]) -> tuple[str, ...]:
         """The levels whose beta depends on the run."""
@@ -253,8 +256,7 @@ class ThreePhase(Schedule):
     @property
     def corners(self) -> list[tuple[float, float]]:
         """The end of every phase: (epoch, beta)."""
-        epochs, betas = zip(*self.phases, strict=True)
-        return list(zip(accumulate(epochs), betas, strict=True))
+        return list(accumulate(self.phases, lambda before, phase: (before[0] + phase[0], phase[1])))
 
     def __call__(self, epoch: float) -> float:
         begin, low = 0.0, 0.0
@@ -272,8 +274,9 @@ class ThreePhase(Schedule):
     def first_peak(self) -> float:
         return next(end for end, beta in self.corners if beta == self.peak) if self.peak else 0.0
 
-    def stretched(self, factor: float) -> Self:
-        return self.model_copy(update={"phases": tuple((epochs * factor, beta) for epochs, beta in self.phases)})
+    def compressed(self, factor: float, per: str = "step") -> Self:
+        phases = tuple((epochs * factor, beta) for epochs, beta in self.phases)
+        return self.model_copy(update={"phases": phases, "per": per})
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         for i, (end, _) in enumerate(self.corners, 1):
@@ -296,8 +299,7 @@ class Cyclical(Schedule):
     ramp_fraction: Annotated[float, Field(gt=0, le=1, strict=True, description="share of ramp_hold that rises")] = 0.5
 
     @property
-    def rise(self) -> float:
-        """Epochs from the beginning of a cycle to its peak."""
+    def rise(self) -> float:  # epochs from the beginning of a cycle to its peak
         return self.cycle_length * (self.ramp_fraction if self.wave == "ramp_hold" else 0.5)
 
     @property
@@ -408,9 +410,6 @@ class WarmRestart(Schedule):
     def cycle(self, epoch: float) -> float:
         last, following = self.interval(epoch)
         return following - last
-
-    def stretched(self, factor: float) -> Self:
-        return super().stretched(factor).model_copy(update={"base": self.base.stretched(factor)})
 
     def restart_info(self, epoch: float) -> dict[str, float]:
         """The restarts around an epoch; before the first, `last_restart_epoch` is 0, where the clock began."""
