@@ -161,9 +161,6 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
         lay(found, layer)
     found = {key: (value, origin) for key, (value, origin) in found.items() if value is not None}
     origins, merged = {key: origin for key, (_, origin) in found.items()}, nested(found)
-    for table, default in NAMED.items():
-        if isinstance(values := merged.get(table), dict):
-            values.setdefault("name", default)
     try:
         return Resolved(Settings.model_validate(merged), origins)
     except ValidationError as error:

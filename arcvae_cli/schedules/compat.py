@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from arcvae_cli.schedules.feedback import SCHEDULES, Feedback, Hierarchical, build_schedule, schedule_keys
+from arcvae_cli.schedules.feedback import SCHEDULES, Hierarchical, build_schedule, schedule_keys
 from arcvae_cli.schedules.open import Schedule
 
 _SOURCE_NAMES = {"wave_type": "wave", "global_scheduler": "global", "local_scheduler": "local"}
@@ -29,53 +29,22 @@ def _table(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 class Scheduler:
     """A schedule with its history: `.step(epoch)` writes to `.beta_history`, a call does not.
 
-    Values of `hierarchical` are dictionaries of `global_kl_weight` and `local_kl_weight`. A closed loop takes the means
-    of each batch by `.observe`; a call gives its present beta, whichever epoch it is.
+    Values of `hierarchical` are dictionaries of `global_kl_weight` and `local_kl_weight`.
     """
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
+        self.get_restart_info = schedule.restart_info
         self.beta_history: list[Any] = []
-        self._state = schedule.begin() if isinstance(schedule, Feedback) else {}
-        if schedule.closed_loop and not self._state:
-            raise ValueError(f"{schedule.name} takes feedback for a level: use arcvae_cli.controllers.Controller")
 
     def __call__(self, epoch: float) -> Any:
         if isinstance(self.schedule, Hierarchical):
             return {f"{level}_kl_weight": part(epoch) for level, part in self.schedule.parts.items()}
-        return self._state["beta"] if self._state else self.schedule(epoch)
+        return self.schedule(epoch)
 
     def step(self, epoch: float) -> Any:
-        """The value at an epoch, recorded."""
         self.beta_history.append(self(epoch))
         return self.beta_history[-1]
-
-    def get_restart_info(self, epoch: float) -> dict[str, float] | None:
-        """See `WarmRestart.restart_info`; None for a schedule without restarts."""
-        return self.schedule.restart_info(epoch)
-
-    def observe(self, *, epoch: float, **means: float) -> float:
-        """Beta of a batch, recorded. `kl`: its mean in nats per example; `reconstruction`: in nats per position.
-
-        Raises ValueError if the one that the schedule controls is missing, and for an open loop.
-        """
-        if not isinstance(self.schedule, Feedback) or self.schedule.quantity not in means:
-            raise ValueError(
-                f"{self.schedule.name} takes {self.schedule.quantity or 'no'} feedback, not {', '.join(means)}"
-            )
-        kl, reconstruction = (means.get(name, 0.0) for name in ("kl", "reconstruction"))
-        self._state, _ = self.schedule.observe(self._state, epoch, kl, reconstruction)
-        return float(self.step(epoch))
-
-    def state_dict(self) -> dict[str, float]:
-        """The state of a closed loop, in plain numbers."""
-        return dict(self._state)
-
-    def load_state_dict(self, values: Mapping[str, float]) -> None:
-        """Continue from a state; ValueError if it is another schedule's."""
-        if values.keys() != self._state.keys():
-            raise ValueError(f"the state of {self.schedule.name} is {', '.join(self._state)}, not {', '.join(values)}")
-        self._state = dict(values)
 
 
 def get_beta_scheduler(type: str, **params: Any) -> Scheduler:

@@ -107,12 +107,10 @@ class Feedback(Schedule):
     def __call__(self, epoch: float) -> float:
         if epoch <= 0:
             return self.begin()["beta"]
-        where = f'use get_beta_scheduler("{self.name}").observe(...), or arcvae_cli.controllers.Controller on a device'
-        raise ValueError(f"{self.name}: beta at epoch {epoch:g} depends on the run; {where}")
+        raise ValueError(f"{self.name}: beta at epoch {epoch:g} depends on the run: use .observe")
 
-    @property
-    def peak(self) -> float:
-        return self.bounds[1]
+    def summit(self) -> tuple[float, float]:
+        return 0.0, self.bounds[1]
 
     def max_beta_seen(self, epochs: float) -> float:
         return self.bounds[1]
@@ -148,9 +146,8 @@ class KLCapacity(Feedback):
     def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
         return {"beta": self.gamma * ops.sign(kl - target)}
 
-    @property
-    def first_peak(self) -> float:
-        return self.ramp_epochs
+    def summit(self) -> tuple[float, float]:
+        return self.ramp_epochs, self.gamma
 
     def warning(self, epochs: float) -> str | None:
         ends = f"capacity ends at {self.setpoint(epochs):.3g} of {self.capacity:.3g} nats"
@@ -254,13 +251,8 @@ class Hierarchical(Schedule):
     def __call__(self, epoch: float) -> float:
         return max(self.global_(epoch), self.local(epoch))
 
-    @property
-    def peak(self) -> float:
-        return max(self.global_.peak, self.local.peak)
-
-    @property
-    def first_peak(self) -> float:
-        return max(self.global_.first_peak, self.local.first_peak)
+    def summit(self) -> tuple[float, float]:
+        return max(self.global_.first_peak, self.local.first_peak), max(self.global_.peak, self.local.peak)
 
     def cycle(self, epoch: float) -> float | None:
         return max(self.global_.cycle(epoch) or 0.0, self.local.cycle(epoch) or 0.0) or None

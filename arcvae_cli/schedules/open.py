@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, islice, takewhile
+from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapSerializer, model_validator
@@ -28,10 +29,10 @@ NEAR = 1e-9  # epochs: compressed times are products of floats, and a restart mu
 
 
 class Schedule(BaseModel, ABC):
-    """A schedule of beta. A subclass adds its parameters, `__call__`, and what differs of `peak` and `first_peak`."""
+    """A schedule of beta. A subclass adds its parameters, `__call__`, and what differs of the other methods."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
-    times: ClassVar[tuple[str, ...]] = ()  # the fields in epochs, which `stretched` scales
+    times: ClassVar[tuple[str, ...]] = ()  # the fields in epochs, which `compressed` scales
     ascending: ClassVar[tuple[str, ...]] = ()  # fields whose values must not descend
     quantity: ClassVar[str | None] = None  # what a closed loop controls
 
@@ -49,15 +50,19 @@ class Schedule(BaseModel, ABC):
     def __call__(self, epoch: float) -> float:
         """Beta at an epoch, in the objective's own scale."""
 
+    def summit(self) -> tuple[float, float]:
+        """`first_peak` and `peak`."""
+        return 0.0, float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
+
     @property
     def peak(self) -> float:
         """The supremum of beta over continuous time."""
-        return float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
+        return self.summit()[1]
 
     @property
     def first_peak(self) -> float:
         """The first epoch, in continuous time, at which beta reaches `peak`; where beta jumps, that of the jump."""
-        return 0.0
+        return self.summit()[0]
 
     @property
     def period(self) -> float | None:
@@ -70,10 +75,8 @@ class Schedule(BaseModel, ABC):
 
     def describe(self) -> str:
         """The parameters and their values."""
-        table = self.model_dump(by_alias=True, exclude={"name", "per"})
-        return ", ".join(
-            f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}" for key, value in table.items()
-        )
+        table = self.model_dump(by_alias=True, exclude={"name", "per"}).items()
+        return ", ".join(f"{key} = {format(value, 'g') if isinstance(value, float) else value}" for key, value in table)
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         """The epochs after 0 at which the curve changes, at least those up to `until`, and what happens there."""
@@ -164,9 +167,8 @@ class LinearWarmup(Schedule):
             return 0.0
         return self.max_beta if elapsed >= self.ramp_epochs else self.max_beta * elapsed / self.ramp_epochs
 
-    @property
-    def first_peak(self) -> float:
-        return self.warmup_epochs + self.ramp_epochs if self.max_beta else 0.0
+    def summit(self) -> tuple[float, float]:
+        return self.warmup_epochs + self.ramp_epochs if self.max_beta else 0.0, self.max_beta
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         yield self.warmup_epochs, "warm-up ends"
@@ -206,9 +208,8 @@ class Rise(Schedule):
             return 0.0
         return self.max_beta if epoch >= self.warmup_epochs else self.max_beta * self.share(epoch / self.warmup_epochs)
 
-    @property
-    def first_peak(self) -> float:
-        return self.warmup_epochs if self.max_beta else 0.0
+    def summit(self) -> tuple[float, float]:
+        return self.warmup_epochs if self.max_beta else 0.0, self.max_beta
 
 
 class Linear(Rise):
@@ -266,13 +267,8 @@ class ThreePhase(Schedule):
             begin, low = end, high
         return low
 
-    @property
-    def peak(self) -> float:
-        return max(beta for _, beta in self.phases)
-
-    @property
-    def first_peak(self) -> float:
-        return next(end for end, beta in self.corners if beta == self.peak) if self.peak else 0.0
+    def summit(self) -> tuple[float, float]:
+        return max([(0.0, 0.0), *self.corners], key=itemgetter(1))
 
     def compressed(self, factor: float, per: str = "step") -> Self:
         phases = tuple((epochs * factor, beta) for epochs, beta in self.phases)
@@ -316,9 +312,8 @@ class Cyclical(Schedule):
             return self.max_beta
         return self.min_beta + span * (since if since < self.rise else self.cycle_length - since) / self.rise
 
-    @property
-    def first_peak(self) -> float:
-        return self.rise if self.max_beta > self.min_beta else 0.0
+    def summit(self) -> tuple[float, float]:
+        return self.rise if self.max_beta > self.min_beta else 0.0, self.max_beta
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         for i in range(int(until / self.cycle_length + NEAR) + 1):
@@ -351,18 +346,13 @@ class WarmRestart(Schedule):
 
     name: Literal["warm_restart"] = "warm_restart"
     times: ClassVar[tuple[str, ...]] = ("restart_interval", "restart_unit")
+    ascending: ClassVar[tuple[str, ...]] = ("restart_unit", "restart_interval")
     restart_interval: Annotated[Length, Field(description="epochs to the first restart")] = 40.0
     restart_multiplier: Annotated[float, Field(ge=1, le=100, strict=True, description="growth of the intervals")] = 1.2
     restart_unit: Annotated[Length, Field(description="epochs; restarts are rounded to multiples of it")] = 1.0
     base: Annotated[Curve, Field(discriminator="name"), INNER[0], INNER[1]] = Field(
         default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0)
     )
-
-    @model_validator(mode="after")
-    def _restarts_apart(self) -> Self:
-        if self.restart_interval < self.restart_unit:
-            raise ValueError(f"restart_interval must be at least restart_unit, {self.restart_unit:g} epochs")
-        return self
 
     def intervals(self) -> Iterator[tuple[float, float]]:
         """The epochs of every restart (0 for the start) and of the next one, without end."""
@@ -380,27 +370,14 @@ class WarmRestart(Schedule):
     def __call__(self, epoch: float) -> float:
         return self.base(max(epoch - self.interval(epoch)[0], 0.0))
 
-    def _first_peak(self) -> tuple[float, float]:
-        """The start of the first interval in which beta reaches its peak, and the epochs from there."""
+    def summit(self) -> tuple[float, float]:
         lengths = [(start, round(end - start, 9)) for start, end in islice(self.intervals(), 1000)]  # no run has more
-        rise = self.base.first_peak
-        start, length = next((one for one in lengths if one[1] >= rise), max(lengths, key=lambda one: one[1]))
-        return start, rise if length >= rise else self.base.argmax(length)
-
-    @property
-    def peak(self) -> float:
-        since = self._first_peak()[1]
-        return self.base.peak if since == self.base.first_peak else self.base(since)
-
-    @property
-    def first_peak(self) -> float:
-        return sum(self._first_peak())
-
-    def warning(self, epochs: float) -> str | None:
-        if self.peak < self.base.peak:
-            why = f"every interval is shorter than the {self.base.first_peak:g} epochs to the peak of its base"
-            return f"beta reaches {self.peak:.3g} of {self.base.peak:.3g}: {why}"
-        return super().warning(epochs)
+        rise, peak = self.base.summit()
+        start, length = next((one for one in lengths if one[1] >= rise), max(lengths, key=itemgetter(1)))
+        if length >= rise:
+            return start + rise, peak
+        highest = self.base.argmax(length)
+        return start + highest, self.base(highest)
 
     @property
     def period(self) -> float | None:
@@ -422,10 +399,6 @@ class WarmRestart(Schedule):
         }
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
-        yield from (event for event in self.base.events(self.restart_interval) if event[0] < self.restart_interval)
-        if self.first_peak >= self.restart_interval:
-            yield self.first_peak, "first peak"
-        for i, (restart, _) in enumerate(self.intervals()):
-            if restart > until:
-                break
-            yield restart, f"restart {i}"
+        yield self.first_peak, "first peak"
+        restarts = takewhile(lambda interval: interval[0] <= until, self.intervals())
+        yield from ((restart, f"restart {i}") for i, (restart, _) in enumerate(restarts))
