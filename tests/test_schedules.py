@@ -48,8 +48,6 @@ LITERAL = [
     ("cosine", {}, {5: 0.5, 10: 1, 90: 1}),
     ("exponential", {}, {5: 0.9241418199787566, 10: 1, 90: 1}),
     ("sigmoid", {}, {5: 0.5, 10: 1, 90: 1}),
-    ("linear_warmup", {"max_beta": 2.0, "warmup_epochs": 4, "ramp_epochs": 0}, {4: 0, 5: 2}),
-    ("linear_warmup", {"max_beta": 2.0, "warmup_epochs": 0, "ramp_epochs": 4}, {1: 0.5, 4: 2}),
 ]
 
 
@@ -189,29 +187,24 @@ def test_jumps_and_peaks_survive_the_rounding_of_compressed_times() -> None:
     assert [hold(20 * k * 5 / 300) for k in range(1, 15)] == [0.1] * 14
 
 
-# ----------------------------------------------------------------------------------------------------------- warnings
-
-
 @pytest.mark.parametrize(
     ("schedule", "epochs", "text"),
     [
         (UltraConservative(), 20, "beta ends at 0 of 0.1: the warm-up is longer than the run"),
         (UltraConservative(), 50, "beta ends at 0.05 of 0.1: the first peak is at epoch 80, the run ends at 50"),
         (UltraConservative(), 80, None),
-        (Cyclical(cycle_length=5), 100, "beta reaches 0.08 of 0.1: the peak is between whole epochs"),
+        (
+            Cyclical(cycle_length=5),
+            100,
+            'beta reaches 0.08 of 0.1: the peak is between whole epochs, per = "step" would reach it',
+        ),
         (Cyclical(cycle_length=25), 100, None),  # 0.096 of 0.1: near enough
-        (Constant(max_beta=0.0), 1, None),
         (Hierarchical(), 11, "local beta ends at 0.0193 of 0.02: the first peak is at epoch 12.5, the run ends at 11"),
         (KLCapacity(), 10, "capacity ends at 12.5 of 25 nats: the ramp ends at epoch 20, the run at 10"),
-        (ControlVAE(), 1, None),
     ],
 )
 def test_a_run_that_misses_the_peak_gets_a_warning(schedule: Schedule, epochs: int, text: str | None) -> None:
-    warning = schedule.warning(epochs)
-    assert warning == text or (warning is not None and text is not None and text in warning)
-
-
-# ------------------------------------------------------------------------------------------------------ levels, events
+    assert schedule.warning(epochs) == text
 
 
 def test_levels() -> None:
@@ -242,9 +235,6 @@ def test_events() -> None:
     assert events(KLCapacity()) == [(20, "capacity reached")]
 
 
-# ---------------------------------------------------------------------------------------------------- tables and errors
-
-
 def test_inner_tables_have_no_per() -> None:
     base = {"name": "warm_restart", "base": {"name": "linear", "max_beta": 0.01}}
     local = {"name": "constant", "max_beta": 0.02}
@@ -262,19 +252,14 @@ def test_inner_tables_have_no_per() -> None:
         ("cyclical", {"cycle_lenght": 3}, "cycle_lenght: unknown key 'cycle_lenght'; did you mean cycle_length?"),
         ("cyclical", {"min_beta": 0.5}, "schedule cyclical: expected min_beta <= max_beta, got 0.5, 0.1"),
         ("warm_restart", {"restart_interval": 0.5}, "expected restart_unit <= restart_interval"),
-        ("warm_restart", {"base_scheduler_type": "geco"}, "base.name: unknown name 'geco'; known here: constant"),
         ("hierarchical", {"local": {"name": "linear", "per": "step"}}, "local: unknown key 'per': set it in the table"),
         ("hierarchical", {"global_scheduler": {"type": "linear", "max_beta": -1}}, "global.max_beta: should be"),
-        ("controlvae", {"per": "epoch"}, "per: should be 'step', got 'epoch'"),
     ],
 )
 def test_faults_are_one_clear_line(name: str, params: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         get_beta_scheduler(name, **params)
     assert "\n" not in str(caught.value)
-
-
-# ------------------------------------------------------------------------------------------------------------ feedback
 
 
 def run(schedule: Feedback, batches: list[tuple[float, float]], steps: int = 100) -> list[float]:
@@ -310,16 +295,15 @@ def test_controlvae_follows_its_formula_within_its_bounds() -> None:
     assert run(ControlVAE(target=1e5), [(0.0, 0.0)]) == [0.0]  # exp(target) is no float
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.2, 0.7)])
-def test_controlvae_leaves_a_bound_at_once_however_long_it_was_there(low: float, high: float) -> None:
-    schedule = ControlVAE(target=20.0, min_beta=low, max_beta=high, start_beta=low, ki=-1e-2)
+def test_controlvae_leaves_a_bound_at_once_however_long_it_was_there() -> None:
+    schedule = ControlVAE(target=20.0, min_beta=0.2, max_beta=0.7, start_beta=0.2, ki=-1e-2)
     below, above, stay = [(0.0, 9.9)], [(60.0, 9.9)], 5_000
     up = run(schedule, above * stay + below * 5)
-    assert up[stay - 1] == pytest.approx(high)
-    assert up[stay] <= high - schedule.kp  # the first batch that asks for less gets less
+    assert up[stay - 1] == pytest.approx(0.7)
+    assert up[stay] <= 0.7 - schedule.kp  # the first batch that asks for less gets less
     down = run(schedule, below * stay + above * 5)
-    assert down[stay - 1] == pytest.approx(low)
-    assert down[stay] >= low + schedule.kp
+    assert down[stay - 1] == pytest.approx(0.2)
+    assert down[stay] >= 0.2 + schedule.kp
 
 
 def test_geco_follows_its_formula() -> None:
@@ -336,42 +320,21 @@ def test_geco_follows_its_formula() -> None:
     assert run(schedule, [(9.9, 0.0)] * 1000)[-1] == pytest.approx(1 / 0.5)
 
 
-def test_geco_is_at_a_bound_only_where_little_is_left_of_the_way_by_factors() -> None:
-    for schedule in (Geco(), Geco(lambda_min=1.0, lambda_max=1e6)):
-        (low, high), (least, largest) = schedule.at_bounds, schedule.bounds
-        assert least < low < 1.2 * least and largest / 1.2 < high < largest
-    assert Geco(lambda_min=3.0, lambda_max=3.0, start_lambda=3.0).at_bounds == pytest.approx((1 / 3, 1 / 3))
-
-
-class Plant:
-    """A made-up run, whose KL goes to where beta holds it, near there with a lag of 20 steps.
-
-    A weight far from that, or below 0, moves it no faster: Adam and clipping see to it. Batches scatter.
-    """
-
-    def __init__(self) -> None:
-        self.random, self.kl = random.Random(0), 1.0
-
-    def step(self, beta: float) -> tuple[float, float]:
-        """Kl and reconstruction; the KL would stay at a beta of 0.11 at 25 nats, of 0.39 at 12."""
-        own = 0.01 * (150.0 / self.kl - 1.0) ** 1.5 if self.kl < 150.0 else 0.0
-        self.kl *= math.exp((own - beta) / (abs(own - beta) + own + 1e-3) / 20)
-        return self.kl, 0.2 + 0.1 * math.log1p(own / 0.1)
-
-
 @pytest.mark.parametrize(
     "schedule",
     [KLCapacity(capacity=12.0, gamma=100.0), ControlVAE(target=25.0), Geco(tolerance=0.3, start_lambda=10.0)],
     ids=repr,
 )
 def test_each_holds_its_target_within_5_percent(schedule: Feedback) -> None:
-    plant, state, beta = Plant(), schedule.begin(), schedule(0)
+    """With a made-up run, whose KL moves to where beta holds it with a lag of 20 steps, and batches that scatter."""
+    rng, total, state, beta = random.Random(0), 1.0, schedule.begin(), schedule(0)
     epochs, steps, last = 30, 300, []
     for step in range(1, epochs * steps + 1):
-        means = plant.step(beta)
-        scatter = 1.0 + plant.random.gauss(0.0, 0.05)
-        state, beta = schedule.observe(state, step / steps, means[0] * scatter, means[1] * scatter)
-        last.append(means[schedule.quantity != "kl"])
+        own = 0.01 * (150.0 / total - 1.0) ** 1.5 if total < 150.0 else 0.0  # beta at which the KL would stay
+        total *= math.exp((own - beta) / (abs(own - beta) + own + 1e-3) / 20)
+        reconstruction, scatter = 0.2 + 0.1 * math.log1p(own / 0.1), 1.0 + rng.gauss(0.0, 0.05)
+        state, beta = schedule.observe(state, step / steps, total * scatter, reconstruction * scatter)
+        last.append(total if schedule.quantity == "kl" else reconstruction)
     for epoch in (last[-2 * steps : -steps], last[-steps:]):
         assert sum(epoch) / steps == pytest.approx(schedule.setpoint(epochs), rel=0.05)
 
@@ -382,9 +345,6 @@ def test_what_takes_feedback_says_so_instead_of_giving_a_beta() -> None:
             give(3)
     with pytest.raises(ValueError, match="controlvae: beta at epoch 3 depends"):
         MIXED(3.0)
-
-
-# ------------------------------------------------------------------------------------ the names of the source documents
 
 
 def test_unused_times_are_ignored_and_steps_recorded() -> None:
@@ -399,12 +359,8 @@ def test_unused_times_are_ignored_and_steps_recorded() -> None:
 def test_nested_dictionaries_of_the_source_documents() -> None:
     wave = {"cycle_length": 20, "min_beta": 0.0, "max_beta": 1.0, "wave_type": "cosine"}
     assert [CyclicalBetaScheduler(**wave)(e) for e in (0, 5, 10, 20)] == pytest.approx([0, 0.5, 1, 0])
-    restarts = {
-        "base_scheduler_type": "cosine",
-        "base_scheduler_kwargs": {"max_beta": 1.0, "warmup_epochs": 20},
-        "restart_interval": 40,
-        "restart_multiplier": 1.2,
-    }
+    base = {"base_scheduler_type": "cosine", "base_scheduler_kwargs": {"max_beta": 1.0, "warmup_epochs": 20}}
+    restarts = {**base, "restart_interval": 40, "restart_multiplier": 1.2}
     scheduler = WarmRestartBetaScheduler(**restarts)
     assert [e for e in range(1, 200) if scheduler.get_restart_info(e)["is_restart_epoch"]] == [40, 88, 146]
     assert [scheduler(e) for e in (39, 40, 60, 87, 88)] == [1.0, 0.0, 1.0, 1.0, 0.0]

@@ -30,9 +30,6 @@ def expect_refused(match: str, preset: str | None = None, *layers: object) -> In
     return caught.value
 
 
-# ------------------------------------------------------------------------------------------------- defaults, presets
-
-
 def test_the_defaults_are_those_of_the_specification() -> None:
     found = resolve().settings.table()
     objective = {"reconstruction": "cross_entropy", "reduction": "sum", "kl_reduction": "sum", "free_bits": 0.0}
@@ -89,9 +86,6 @@ def test_extends_lays_one_preset_over_another(tmp_path: Path) -> None:
     expect_refused("extends: one.toml -> two.toml -> one.toml", one)
 
 
-# ---------------------------------------------------------------------------------------------------------- precedence
-
-
 def test_flag_then_set_then_environment_then_preset_then_default() -> None:
     environment = environment_layer({"ARCVAE_TRAIN__LR": "0.3", "ARCVAE_TRAIN__EPOCHS": "30", "ARCVAE_DATA__SEED": "3"})
     sets = set_layer(["train.lr=0.2", "train.epochs=20"])
@@ -118,14 +112,10 @@ def test_another_schedule_starts_from_its_own_defaults() -> None:
 
 
 def test_values_of_set_are_typed_by_the_settings() -> None:
-    sets = ["data.augment=false", "objective.reduction=mean", "train.adam_betas=[0.8, 0.9]", "train.patience='7'"]
-    settings = resolve(None, set_layer(sets[:3])).settings
-    assert settings.data.augment is False and settings.objective.reduction == "mean"
-    assert settings.train.adam_betas == (0.8, 0.9)
+    sets = ["data.augment=false", "train.adam_betas=[0.8, 0.9]", "train.patience='7'"]
+    settings = resolve(None, set_layer(sets[:2])).settings
+    assert settings.data.augment is False and settings.train.adam_betas == (0.8, 0.9)
     expect_refused("--set train.patience: should be a valid integer, got '7'", None, set_layer(sets))
-
-
-# -------------------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -134,15 +124,12 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
         ("[train]\nepoch = 3\n", "train.epoch: unknown key 'epoch'\ndid you mean epochs? known here: epochs,"),
         ("[trian]\nepochs = 3\n", "trian: unknown key 'trian'\ndid you mean train?"),
         ("[model]\nfree_bits = 0.3\n", "model.free_bits: unknown key 'free_bits'\ndid you mean objective.free_bits?"),
-        ('[train]\nlr = "fast"', "train.lr: should be a valid number, got 'fast'"),
         ("train = 3", "train: should be a table, got 3"),
-        ('[model]\nname = "grids"', "model.name: unknown name 'grids'\ndid you mean grid?"),
         ('[model]\nname = "hierarchical"\nlocal_sise = 8', "model.local_sise: unknown key 'local_sise'\ndid you mean"),
         ('[schedule]\nname = "cyclical"\nmin_beta = 2.0', ": schedule: expected min_beta <= max_beta, got 2, 0.1"),
         ("[model]\ndropout = 0.1", "model.dropout: body = plain has no dropout"),
         ('[model]\nname = "grammar"\nencoder_kernel = 4', "model.encoder_kernel: arch = enhanced needs odd kernels"),
         ("[objective.free_bits_by_level]\nlocal = 2.0", "objective.free_bits_by_level.local: unknown level"),
-        ("[train]\nlr_min = 0.5", "train.lr_min: 0.5 is above train.lr"),
         ('[train]\nmonitor = "val/los"', "train.monitor: the model grid has no metric 'val/los'\ndid you mean val"),
         ('[data]\nprod = "a.npy"', "data.prod: needs masks or a grammar"),
         ("[train\n", "not valid TOML"),
@@ -180,9 +167,6 @@ def test_a_malformed_environment_variable_or_assignment_is_refused() -> None:
         set_layer(["train.lr"])
     with pytest.raises(InputError, match="'model' already has a value that is not a table"):
         set_layer(["model=grid", "model.latent_dim=4"])
-
-
-# ------------------------------------------------------------------------------------------------ models and levels
 
 
 def test_another_model_brings_its_own_keys_and_defaults() -> None:
