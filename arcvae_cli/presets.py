@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from arcvae_cli.errors import InputError, first_fault, nearest
 from arcvae_cli.files import is_file, read_limited
-from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, all_keys, known_keys
+from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, known_keys
 
 PRESET_BYTES = 64 * 1024  # largest preset read
 ENVIRONMENT = "ARCVAE_"
@@ -49,10 +49,9 @@ def preset_names() -> list[str]:
 
 def find_preset(name: str, beside: Path | None = None) -> Path:
     """The file of a preset: a shipped name, else the path of a TOML file or run (relative to `beside`, or to here)."""
-    shipped = preset_folder() / f"{name}.toml"
-    if "/" not in name and "\\" not in name and is_file(shipped):
-        return shipped
-    path = (beside / name) if beside else Path(name)
+    path = (beside or Path()) / name
+    if name in preset_names():
+        return preset_folder() / f"{name}.toml"
     for found in (path / "config.toml", path):
         if is_file(found):
             return found
@@ -166,8 +165,9 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     except ValidationError as error:
         key, problem, fix = first_fault(error, lambda path: known_keys(path, merged))
     if problem.startswith("unknown key") and "did you mean" not in str(fix):
-        elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]]
-        fix = f"did you mean {elsewhere[0]}? {fix}" if elsewhere else fix
+        last = key.rpartition(".")[2]
+        elsewhere = [table for table in Settings.model_fields if last in known_keys([table], {})]
+        fix = f"did you mean {elsewhere[0]}.{last}? {fix}" if elsewhere else fix
     # the origin of the value, else of the table around it, else of a key within it
     around = [given for given in sorted(origins, key=len, reverse=True) if f"{key}.".startswith(f"{given}.")]
     within = [given for given in origins if given.startswith(f"{key}.")]

@@ -302,18 +302,16 @@ class Settings(SettingsTable):
             yield "objective.reduction", "a mean over rules would weigh each derivation by its length", "use sum"
         if objective.kl_reduction == "mean" and len(model.levels) > 1:
             yield "objective.kl_reduction", f"a mean over each level of {model.name} has no common scale", "use sum"
-        known = [*MONITORS, *(STRING_MONITORS if grammar else GRID_MONITORS)]
+        known = [f"val/{metric}" for metric in MONITORS[model.kind].split()]
         if train.monitor not in known:
             fix = f"{nearest(train.monitor, known)}known: {', '.join(known)}"
             yield "train.monitor", f"the model {model.name} has no metric {train.monitor!r}", fix
 
 
-MONITORS = ("val/loss_selection", "val/loss_total", "val/loss_reconstruction")
-GRID_MONITORS = ("val/pixel_accuracy", "val/non_black_accuracy", "val/exact_accuracy")
-STRING_MONITORS = ("val/token_acc", "val/seq_acc")
-"""Metrics that may select the best epoch: of every model, of models of grids, of models of strings."""
-
-
+MONITORS = {
+    "grids": "loss_selection loss_total loss_reconstruction pixel_accuracy non_black_accuracy exact_accuracy",
+    "strings": "loss_selection loss_total loss_reconstruction token_acc seq_acc",
+}  # metrics that may select the best epoch, by the kind of example
 KINDS: dict[str, Any] = {**SCHEDULES, **MODEL_SETTINGS}
 
 
@@ -321,26 +319,18 @@ def known_keys(path: Sequence[str], tables: Table) -> list[str]:
     """The keys of the table at a path; of a schedule or a model, those that its `name` in `tables` has."""
     kind: Any = Settings
     for part in path:
-        tables = tables[part]
+        tables = tables.get(part, {})
         kind = KINDS.get(str(tables.get("name", NAMED.get(part)))) or kind.model_fields[part].annotation
     return [info.alias or key for key, info in kind.model_fields.items()]
-
-
-def all_keys() -> Iterator[str]:
-    """Every dotted key of the tables but those of the schedules."""
-    for table, info in Settings.model_fields.items():
-        kinds: Any = {"schedule": (), "model": MODEL_SETTINGS.values()}.get(table, (info.annotation,))
-        yield from (f"{table}.{key}" for kind in kinds for key in kind.model_fields)
 
 
 GRID_POSITIONS = 256  # cells of a grid's canvas
 
 
 def elbo_scale(settings: Settings, positions: float = GRID_POSITIONS) -> float | None:
-    """The factor from a run's beta to the beta that would weigh the same on the ELBO, or None where there is none.
+    """The factor from a run's beta to that on the ELBO, in which terms are sums (Higgins et al. 2017).
 
-    With summed terms it is 1. A mean over `positions` cells divides the reconstruction by their number, a mean over
-    latent dimensions the KL by theirs (Higgins et al. 2017). Focal loss and class weights have no ELBO.
+    `positions`: the cells of a mean reconstruction. None with focal loss or class weights, which have no ELBO.
     """
     objective = settings.objective
     if objective.reconstruction != "cross_entropy" or objective.class_weights != "none":

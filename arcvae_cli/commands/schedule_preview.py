@@ -184,24 +184,24 @@ def scale_of(one: Document) -> float | None:
     return 1.0 if one["source"] == "schedule" else scale
 
 
+def each_level(documents: Sequence[Document]) -> Iterator[tuple[Document, str, str | None, list[float], Any]]:
+    """Every schedule with each of its levels: what a loop controls, beta or its target, and the record of a run."""
+    for one in documents:
+        for level, facts in one["levels"].items():
+            quantity, records = facts.get("quantity"), one["run"]["levels"] if "run" in one else {}
+            values = one["curve"][series_name(level, quantity is not None)]
+            yield one, level.removeprefix("beta"), quantity, values, records.get(level)
+
+
 def curves(documents: Sequence[Document]) -> list[Curve]:
     """The curves of a chart: beta or a target, and what a run recorded."""
     found: list[Curve] = []
-    for one, level in each_level(documents):
-        quantity, curve = one["levels"][level].get("quantity"), one["curve"]
-        closed, unit = quantity is not None, UNITS[quantity or "beta"]
-        label = f"{one['name']} {level.removeprefix('beta')}".rstrip()
-        found.append((label + " target" * closed, unit, curve["epoch"], curve[series_name(level, closed)], closed))
-        if "run" in one:
-            record = one["run"]["levels"][level]
-            recorded = [(unit, record["value"])] * closed + [("beta", record["beta"])]
-            found += [(f"{label} recorded", axis, record["epoch"], values, False) for axis, values in recorded]
+    for one, level, quantity, values, record in each_level(documents):
+        label, unit, target = f"{one['name']} {level}".rstrip(), UNITS[quantity or "beta"], quantity is not None
+        found.append((label + " target" * target, unit, one["curve"]["epoch"], values, target))
+        recorded = ([(unit, "value")] * target + [("beta", "beta")]) * (record is not None)
+        found += [(f"{label} recorded", axis, record["epoch"], record[key], False) for axis, key in recorded]
     return found
-
-
-def each_level(documents: Sequence[Document]) -> list[tuple[Document, str]]:
-    """Every schedule with each of its levels."""
-    return [(one, level) for one in documents for level in one["levels"]]
 
 
 def show(documents: Sequence[Document], console: Console) -> None:
@@ -287,15 +287,15 @@ def write_csv(path: Path, documents: Sequence[Document]) -> None:
     columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", "quantity", "target", "value"]
     width = 8 if any(one["closed_loop"] for one in documents) else 5
     rows = []
-    for one, level in each_level(documents):
-        quantity, scale, curve = one["levels"][level].get("quantity"), one["elbo_scale"], one["curve"]
-        record = one["run"]["levels"][level] if "run" in one else {"epoch": (), "beta": (), "value": ()}
-        recorded = dict(zip(record["epoch"], zip(record["beta"], record["value"], strict=False), strict=False))
-        for epoch, target in zip(curve["epoch"], curve[series_name(level, quantity is not None)], strict=True):
+    for one, level, quantity, values, record in each_level(documents):
+        scale, recorded = one["elbo_scale"], {}
+        if quantity and record:
+            recorded = dict(zip(record["epoch"], zip(record["beta"], record["value"], strict=True), strict=True))
+        for epoch, target in zip(one["curve"]["epoch"], values, strict=True):
             beta, value = recorded.get(epoch, (None, None)) if quantity else (target, None)
             elbo = None if scale is None or beta is None else beta * scale
-            row = [one["name"], level.removeprefix("beta"), f"{epoch:.10g}", beta, elbo]
-            rows.append([*row, quantity, target if quantity else None, value][:width])
+            row = [one["name"], level, f"{epoch:.10g}", beta, elbo, quantity, target if quantity else None, value]
+            rows.append(row[:width])
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([columns[:width], *rows])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from arcvae_cli.schedules.feedback import SCHEDULES, Hierarchical, build_schedule, schedule_keys
+from arcvae_cli.schedules.feedback import SCHEDULES, Hierarchical, build_schedule, keys_of
 from arcvae_cli.schedules.open import Schedule
 
 _SOURCE_NAMES = {"wave_type": "wave", "global_scheduler": "global", "local_scheduler": "local"}
@@ -27,10 +27,7 @@ def _table(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Scheduler:
-    """A schedule with its history: `.step(epoch)` writes to `.beta_history`, a call does not.
-
-    Values of `hierarchical` are dictionaries of `global_kl_weight` and `local_kl_weight`.
-    """
+    """A schedule with its history: `.step(epoch)` writes to `.beta_history`, a call does not."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -48,10 +45,7 @@ class Scheduler:
 
 
 def get_beta_scheduler(type: str, **params: Any) -> Scheduler:
-    """A scheduler by its name and the nested dictionaries of the source documents.
-
-    Raises ValueError with the valid names, the keys that the schedule takes, or the range of a value.
-    """
+    """A scheduler by its name and the nested dictionaries of the source documents; see `build_schedule`."""
     return Scheduler(build_schedule(_table(type, params)))
 
 
@@ -62,14 +56,11 @@ HierarchicalBetaScheduler = partial(get_beta_scheduler, "hierarchical")
 
 def BetaScheduler(schedule_type: str = "linear_warmup", **params: Any) -> Scheduler:  # noqa: N802 - the source's name
     """`get_beta_scheduler`, but None and times that the schedule does not use are ignored, as in the source."""
-    known = schedule_keys({"name": schedule_type}) if schedule_type in SCHEDULES else []
+    known = keys_of(schedule_type) if schedule_type in SCHEDULES else []
     given = {k: v for k, v in params.items() if v is not None and (k in known or k not in _TIMES)}
     return get_beta_scheduler(schedule_type, **given)
 
 
 def get_beta_schedule(epoch: float, schedule_type: str = "linear_warmup", **params: float | None) -> float:
-    """Beta at an epoch; `params`: max_beta, warmup_epochs, ramp_epochs, cycle_length.
-
-    Raises ValueError, also for a closed loop, whose beta needs the run.
-    """
+    """Beta at an epoch; `params`: max_beta, warmup_epochs, ramp_epochs, cycle_length. ValueError as above."""
     return BetaScheduler(schedule_type, **params).schedule(epoch)

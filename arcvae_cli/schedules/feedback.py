@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -62,8 +64,7 @@ def bound_ahead(quantity: Quantity, above: bool) -> Literal["max", "min"]:
 class Feedback(Schedule):
     """A schedule that holds a quantity of the run at a target, by moving beta with every step.
 
-    Its state is a table of plain numbers, "beta" among them, which checkpoints keep. As part of `hierarchical` it
-    controls the KL of its own level, alone the total KL.
+    Its state is a table of plain numbers. As part of `hierarchical` it controls the KL of its own level.
     """
 
     quantity: ClassVar[Quantity] = "kl"
@@ -91,10 +92,9 @@ class Feedback(Schedule):
 
     @abstractmethod
     def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
-        """The state after a batch, of which "beta" is the weight in that batch's loss; `target` is the setpoint.
+        """The state after a batch, with the "beta" of its loss; `ops`: `PLAIN` or `torch`; `target`: the setpoint.
 
-        `ops`: `PLAIN` or `torch`. `kl`: batch mean in nats per example, before free bits; `reconstruction`: in nats
-        per position.
+        Batch means: `kl` in nats per example, before free bits; `reconstruction` in nats per position.
         """
 
     def observe(
@@ -275,24 +275,18 @@ SCHEDULES: dict[str, type[Schedule]] = {kind.model_fields["name"].default: kind 
 
 
 def build_schedule(table: Mapping[str, Any]) -> Schedule:
-    """A schedule from a table of `name` and parameters, as TOML has them.
-
-    Raises ValueError with a line on what is wrong: the valid names, the keys the schedule takes, or the range.
-    """
+    """A schedule from its table of `name` and parameters; ValueError with the valid names, keys or range."""
     name = str(table.get("name"))
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: the schedules are {', '.join(SCHEDULES)}")
     try:
         return SCHEDULES[name].model_validate(dict(table))
     except ValidationError as error:
-        key, problem, fix = first_fault(error, lambda path: schedule_keys(table, path))
+        key, problem, fix = first_fault(error, lambda path: keys_of(reduce(getitem, path, table)["name"]))
         where = f"schedule {name}: {key}" if key else f"schedule {name}"
         raise ValueError(f"{where}: {problem}" + (f"; {fix}" if fix else "")) from None
 
 
-def schedule_keys(table: Mapping[str, Any], path: Sequence[str] = ()) -> list[str]:
-    """The keys, without `name`, that the schedule at a path within a schedule's table takes."""
-    for part in path:
-        table = table[part]
-    fields = SCHEDULES[table["name"]].model_fields
-    return [field.alias or key for key, field in fields.items() if key != "name"]
+def keys_of(name: str) -> list[str]:
+    """The keys of a schedule's table."""
+    return [field.alias or key for key, field in SCHEDULES[name].model_fields.items()]

@@ -138,7 +138,7 @@ class Schedule(BaseModel, ABC):
         return tuple(level for level, part in self.by_level(levels).items() if part.closed_loop)
 
     def restart_info(self, epoch: float) -> dict[str, float] | None:
-        """The restarts around an epoch, see `WarmRestart`; None for a schedule without restarts."""
+        """The restarts around an epoch; None for a schedule without restarts."""
         return None
 
 
@@ -280,10 +280,7 @@ class ThreePhase(Schedule):
 
 
 class Cyclical(Schedule):
-    """A wave of period `cycle_length` between `min_beta` and `max_beta`.
-
-    `ramp_hold` (Fu et al. 2019) goes up over a fraction of the cycle and is held to its end, the end included.
-    """
+    """A wave of period `cycle_length`; `ramp_hold` (Fu et al. 2019) is held to the end of the cycle, that included."""
 
     name: Literal["cyclical"] = "cyclical"
     times: ClassVar[tuple[str, ...]] = ("cycle_length",)
@@ -389,7 +386,6 @@ class WarmRestart(Schedule):
         return following - last
 
     def restart_info(self, epoch: float) -> dict[str, float]:
-        """The restarts around an epoch; before the first, `last_restart_epoch` is 0, where the clock began."""
         last, following = (int(at) if at == int(at) else at for at in self.interval(epoch))
         return {
             "last_restart_epoch": last,
