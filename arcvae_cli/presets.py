@@ -125,7 +125,7 @@ def set_layer(assignments: Sequence[str]) -> Layer:
     values = {}
     for text in assignments:
         key, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not all(key.split(".")):
+        if not equals:
             raise InputError(f"--set {text[:80]!r}: expected dotted.key=value", "for example --set train.lr=0.0005")
         values[f"--set {key}"] = key, parse_value(value)
     return flag_layer(values, "--set")
@@ -135,12 +135,9 @@ def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
     """The layer of variables such as `ARCVAE_TRAIN__LR=0.0005`: two underscores stand for the dot."""
     values = {}
     for name, text in sorted((os.environ if environment is None else environment).items()):
-        if not name.startswith(ENVIRONMENT) or name in OTHER_VARIABLES:
-            continue
-        key = name[len(ENVIRONMENT) :].lower().replace("__", ".")
-        if not all(key.split(".")) or "." not in key:
-            raise InputError(f"environment variable {name}: no setting has this name", "write ARCVAE_TABLE__KEY")
-        values[name] = key, parse_value(text.strip())
+        if name.startswith(ENVIRONMENT) and name not in OTHER_VARIABLES:
+            key = name.removeprefix(ENVIRONMENT).lower().replace("__", ".")
+            values[name] = key, parse_value(text.strip())
     return flag_layer(values, "environment")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli.commands.options import (
-    OUTPUT,
-    TABLE,
-    JsonOption,
-    QuietOption,
-    Row,
-    SetOption,
-    complete,
-    own_names,
-    with_flags,
-)
+from arcvae_cli.commands.options import TABLE, JsonOption, QuietOption, SetOption, complete, own_names, with_flags
 from arcvae_cli.errors import InputError, nearest
 from arcvae_cli.files import is_file, read_lines
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
@@ -37,12 +27,12 @@ HEIGHT = 11  # lines of a chart
 UNITS = {"beta": "beta", "kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
 MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 
-VIEW = "The view"
+VIEW, OUTPUT = "The view", "Output"  # panels of the help
 KEYS = ("max_beta", "min_beta", "warmup_epochs", "ramp_epochs", "cycle_length", "wave", "ramp_fraction", "per")
 OWN = own_names("schedule", "The schedule", *KEYS, "restart_interval", "restart_multiplier")
 SPELLINGS = {row.key: row.flags for row in TABLE}  # those of `train` work too
 ROWS = [replace(row, flags=row.flags + SPELLINGS.get(row.key, ())) for row in OWN]
-ROWS.append(Row(("--epochs",), "train.epochs", VIEW, f"the preset's, else {EPOCHS}"))
+ROWS += [replace(row, default=f"the preset's, else {EPOCHS}") for row in own_names("train", VIEW, "epochs")]
 view: Any = partial(typer.Option, rich_help_panel=VIEW)
 output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 

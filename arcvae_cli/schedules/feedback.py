@@ -17,18 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field, ValidationError
 
 from arcvae_cli.errors import first_fault
-from arcvae_cli.schedules.open import (
-    INNER,
-    Beta,
-    Cosine,
-    Curve,
-    Cyclical,
-    Epochs,
-    MaxBeta,
-    MinBeta,
-    Schedule,
-    WarmRestart,
-)
+from arcvae_cli.schedules.open import INNER, Beta, Cosine, Cyclical, Epochs, MaxBeta, MinBeta, Open, Schedule
 
 Nats = Annotated[float, Field(ge=0, le=1e5, strict=True, description="nats per example")]
 Gain = Annotated[float, Field(ge=0, le=1e3, strict=True)]
@@ -231,7 +220,8 @@ class Geco(Feedback):
         return {"beta": ops.exp(-log_lambda), "log_lambda": log_lambda, "average": average, "begun": 1.0}
 
 
-Part = Annotated[Curve | WarmRestart | KLCapacity | ControlVAE | Geco, Field(discriminator="name"), INNER[0], INNER[1]]
+Loops = KLCapacity | ControlVAE | Geco
+Part = Annotated[Open | Loops, Field(discriminator="name"), INNER[0], INNER[1]]
 
 
 class Hierarchical(Schedule):
@@ -269,7 +259,7 @@ class Hierarchical(Schedule):
             yield from ((epoch, f"{level}: {text}") for epoch, text in part.events(until))
 
 
-Kinds = Curve | WarmRestart | Hierarchical | KLCapacity | ControlVAE | Geco
+Kinds = Open | Hierarchical | Loops
 AnySchedule = Annotated[Kinds, Field(discriminator="name")]
 SCHEDULES: dict[str, type[Schedule]] = {kind.model_fields["name"].default: kind for kind in get_args(Kinds)}
 

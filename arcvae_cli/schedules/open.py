@@ -398,3 +398,6 @@ class WarmRestart(Schedule):
         yield self.first_peak, "first peak"
         restarts = takewhile(lambda interval: interval[0] <= until, self.intervals())
         yield from ((restart, f"restart {i}") for i, (restart, _) in enumerate(restarts))
+
+
+Open = Curve | WarmRestart
