@@ -192,8 +192,7 @@ def remove(found: dict[str, tuple[Any, str]], *prefixes: str) -> None:
 def json_schema() -> Table:
     """The JSON schema of a preset, for editors."""
     schema = Settings.model_json_schema(by_alias=True)
-    for key in NAMED:
-        named = schema["properties"][key]
+    for named in (schema["properties"][key] for key in NAMED):
         del named["discriminator"]
         named["anyOf"] = named.pop("oneOf")  # without a name, which what it extends may give, more than one fits
     own = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}

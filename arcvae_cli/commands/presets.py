@@ -42,10 +42,8 @@ def show(
     console.json({"name": name, "settings": values, "origins": origins, "elbo_scale": scale})
     rows = ((key, json.dumps(value), origins[key]) for key, value in leaves(values))
     console.table("", ("key", "value", "from"), rows, left=(0, 1, 2))
-    if scale is None:
-        console.lines(["beta has no ELBO scale (focal loss or class weights)"])
-    elif scale != 1.0:
-        console.lines([f"beta weighs {scale:g} times as much on the ELBO scale"])
+    if scale != 1.0:
+        console.lines([f"beta on the ELBO scale: {f'{scale:g} times beta' if scale else 'undefined'}"])
 
 
 @app.command()

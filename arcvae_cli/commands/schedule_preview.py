@@ -195,7 +195,7 @@ def curves(documents: Sequence[Document]) -> list[Curve]:
 
 
 def show(documents: Sequence[Document], console: Console) -> None:
-    """Print the parameters, a chart for each unit, and a table for each schedule."""
+    """Print the parameters, a chart for each unit, and a table of the key epochs of each schedule."""
     for one in documents:
         console.lines([f"{one['name']} ({'preset, ' * (one['source'] == 'preset')}schedule {one['schedule']['name']})"])
         scale, per = scale_of(one), one["schedule"]["per"]
@@ -217,23 +217,17 @@ def show(documents: Sequence[Document], console: Console) -> None:
         console.lines(["", *chart(own, max(one["epochs"] for one in documents), console)])
     for one in documents:
         console.lines([f"{one['name']}, {one['epochs']} epochs"] * (len(documents) > 1))
-        show_table(one, console)
-
-
-def show_table(one: Document, console: Console) -> None:
-    """Print the key epochs."""
-    series, scale = [key for key in one["curve"] if key != "epoch"], scale_of(one)
-    open_levels = [level for level, facts in one["levels"].items() if "quantity" not in facts]
-    scaled = [] if scale is None or scale == 1.0 else open_levels
-    rows = []
-    for known in one["key_epochs"]:
-        values = [known[key] for key in series] + [known[level] * scale for level in scaled]
-        rows.append([f"{known['epoch']:g}", *(f"{value:.4g}" for value in values), known["what"]])
-    if (left_out := len(rows) - MOST_ROWS) > 0:
-        rows[MOST_ROWS - 4 : -4] = [["...", *[""] * (len(rows[0]) - 2), f"{left_out} more, all of them in --json"]]
-    heads = [key.replace("_", " ") for key in series]
-    heads += [f"{level} ELBO-scale beta".removeprefix("beta ") for level in scaled]
-    console.table("", ["epoch", *heads, ""], rows, left=(len(heads) + 1,))
+        series, scale = [key for key in one["curve"] if key != "epoch"], scale_of(one)
+        open_levels = [level for level, facts in one["levels"].items() if "quantity" not in facts]
+        rows, scaled_levels = [], [] if scale in (None, 1.0) else open_levels
+        for known in one["key_epochs"]:
+            values = [known[key] for key in series] + [known[level] * scale for level in scaled_levels]
+            rows.append([f"{known['epoch']:g}", *(f"{value:.4g}" for value in values), known["what"]])
+        if (left_out := len(rows) - MOST_ROWS) > 0:
+            rows[MOST_ROWS - 4 : -4] = [["...", *[""] * (len(rows[0]) - 2), f"{left_out} more, all of them in --json"]]
+        heads = [key.replace("_", " ") for key in series]
+        heads += [f"{level} ELBO-scale beta".removeprefix("beta ") for level in scaled_levels]
+        console.table("", ["epoch", *heads, ""], rows, left=(len(heads) + 1,))
 
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:

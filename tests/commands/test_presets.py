@@ -35,7 +35,7 @@ def test_a_preset_with_the_origin_of_each_value(arcvae: Run, tmp_path: Path) -> 
     shown = origins(text)
     assert shown["schedule.phases"] == ([[10, 1], [20, 2]], "presets/baseline.toml")
     assert shown["objective.focal_gamma"] == (2.0, "default")
-    assert "beta weighs 25.6 times as much on the ELBO scale" in text
+    assert "beta on the ELBO scale: 25.6 times beta" in text
     document = json.loads(arcvae("presets", "show", "baseline", "--json").stdout)
     assert document["settings"] == resolve("baseline").settings.table()
     assert document["origins"] == {key: origin for key, (_, origin) in shown.items()}
