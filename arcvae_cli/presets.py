@@ -148,13 +148,13 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     """
     found: dict[str, tuple[Any, str]] = {}  # by dotted key, the value and its origin
     for layer in preset_layers(preset) if preset else []:
-        lay(found, layer)
+        found = laid(found, layer)
     for table, default in NAMED.items():
         names = [value for layer in layers for key, value in leaves(layer.values) if key == f"{table}.name"]
         if names and names[-1] != found.get(f"{table}.name", (default,))[0]:
-            remove(found, f"{table}.")
+            found = {key: value for key, value in found.items() if not key.startswith(f"{table}.")}
     for layer in layers:
-        lay(found, layer)
+        found = laid(found, layer)
     found = {key: (value, origin) for key, (value, origin) in found.items() if value is not None}
     origins, merged = {key: origin for key, (_, origin) in found.items()}, nested(found)
     try:
@@ -172,21 +172,15 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     raise InputError(f"{where}: {problem}" if where.endswith(f" {key}") else f"{where}: {key}: {problem}", fix)
 
 
-def lay(found: dict[str, tuple[Any, str]], layer: Layer) -> None:
-    """Lay the values of a layer over those found so far. A schedule or a model whose `name` changes starts anew."""
+def laid(found: dict[str, tuple[Any, str]], layer: Layer) -> dict[str, tuple[Any, str]]:
+    """The values of a layer laid over those found so far. A schedule or a model whose `name` changes starts anew."""
     values = dict(leaves(layer.values))
-    for key, value in values.items():
-        if key.endswith(".name") and key.startswith(tuple(NAMED)) and found.get(key, (value,))[0] != value:
-            remove(found, key.removesuffix("name"))
+    names = [key for key in values if key.endswith(".name") and key.startswith(tuple(NAMED))]
+    voided = [key.removesuffix("name") for key in names if found.get(key, (values[key],))[0] != values[key]]
     if values.get("model.arch") not in (None, found.get("model.arch", (GrammarSettings().arch,))[0]):
-        remove(found, *(f"model.{size}" for size in SIZES))
-    found |= {key: (value, layer.origins.get(key, layer.origin)) for key, value in values.items()}
-
-
-def remove(found: dict[str, tuple[Any, str]], *prefixes: str) -> None:
-    """Remove the keys that begin with one of the prefixes."""
-    for key in [key for key in found if key.startswith(prefixes)]:
-        del found[key]
+        voided += [f"model.{size}" for size in SIZES]
+    kept = {key: value for key, value in found.items() if not key.startswith(tuple(voided))}
+    return kept | {key: (value, layer.origins.get(key, layer.origin)) for key, value in values.items()}
 
 
 def json_schema() -> Table:

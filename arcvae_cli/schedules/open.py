@@ -192,9 +192,10 @@ class Aggressive(LinearWarmup):
     ramp_epochs: Ramp = 25.0
 
 
-class Rise(Schedule):
-    """A rise from 0 at epoch 0 to `max_beta`, held afterwards."""
+class Linear(Schedule):
+    """A linear rise from 0 at epoch 0 to `max_beta`, held afterwards."""
 
+    name: Literal["linear"] = "linear"
     times: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
     max_beta: MaxBeta = 1.0
     warmup_epochs: Warmup = 10.0
@@ -212,34 +213,28 @@ class Rise(Schedule):
         return self.warmup_epochs if self.max_beta else 0.0, self.max_beta
 
 
-class Linear(Rise):
-    """A linear rise from the first epoch on."""
-
-    name: Literal["linear"] = "linear"
-
-
-class Cosine(Rise):
+class Cosine(Linear):
     """Half a cosine wave, level at both ends: (1 - cos pi p) / 2."""
 
-    name: Literal["cosine"] = "cosine"
+    name: Literal["cosine"] = "cosine"  # type: ignore[assignment]
 
     def share(self, progress: float) -> float:
         return (1.0 - math.cos(math.pi * progress)) / 2.0
 
 
-class Exponential(Rise):
+class Exponential(Linear):
     """Fast first and then ever slower: (1 - exp(-5p)) / (1 - exp(-5)), the divisor so that it arrives."""
 
-    name: Literal["exponential"] = "exponential"
+    name: Literal["exponential"] = "exponential"  # type: ignore[assignment]
 
     def share(self, progress: float) -> float:
         return (1.0 - math.exp(-5.0 * progress)) / (1.0 - math.exp(-5.0))
 
 
-class Sigmoid(Rise):
+class Sigmoid(Linear):
     """A logistic 1 / (1 + exp(-12 (p - 0.5))), rescaled so that it begins at 0 and arrives at 1."""
 
-    name: Literal["sigmoid"] = "sigmoid"
+    name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
 
     def share(self, progress: float) -> float:
         low, here, high = (1.0 / (1.0 + math.exp(-12.0 * (p - 0.5))) for p in (0.0, progress, 1.0))
