@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tomli
@@ -20,13 +20,12 @@ ENVIRONMENT = "ARCVAE_"
 OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """Values from one place. `origins`: of single dotted keys, where it is not `origin`."""
 
     origin: str
     values: Table
-    origins: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = MappingProxyType({})
 
 
 class Resolved(NamedTuple):
@@ -63,10 +62,8 @@ def read_toml(path: Path) -> Table:
     """A TOML file as nested dictionaries; InputError for a file that is unreadable or not TOML."""
     try:
         return tomli.loads(read_limited(path, PRESET_BYTES).decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: unreadable, or not valid TOML: {error}") from error
 
 
 def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:

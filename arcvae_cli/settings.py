@@ -195,9 +195,7 @@ class ObjectiveSettings(SettingsTable):
     reduction: Literal["sum", "mean"] = Field("sum", description="sum: nats per example, beta 1 is the ELBO")
     kl_reduction: Literal["sum", "mean"] = Field("sum", description="over the dimensions of a level")
     free_bits: NotNegative = Field(0.0, description="lambda in nats; above 0 switches free bits on")
-    free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field(
-        "per_dim", description="the KL that lambda bounds from below"
-    )
+    free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field("per_dim", description="KL that lambda bounds")
     free_bits_by_level: dict[str, NotNegative] = Field({}, description="free_bits by level, where it differs")
 
     def floor(self, level: str) -> float:
@@ -291,13 +289,11 @@ class Settings(SettingsTable):
         for level in objective.free_bits_by_level.keys() - set(model.levels):
             fix = f"levels: {', '.join(model.levels)}"
             yield f"objective.free_bits_by_level.{level}", f"unknown level of the model {model.name}", fix
-        if data.of_strings is True and not grammar:
+        if data.of_strings is not None and data.of_strings != grammar:
             source = data.prod or data.input or data.path or f"the corpus {data.name}"
-            fix = "use --preset minimal or another with model.name=grammar"
-            yield "model.name", f"the model {model.name} needs a grid corpus, but {source} contains strings", fix
-        if data.of_strings is False and grammar:
-            fix = "use --data equations, --data smiles or strings of your own with --grammar"
-            yield "data.name", f"the model grammar needs strings, but the corpus {data.name} contains grids", fix
+            needs, contains = ("strings", "grids") if grammar else ("a grid corpus", "strings")
+            what = f"the model {model.name} needs {needs}, but {source} contains {contains}"
+            yield "model.name", what, "use another --data, or another --preset or --model"
         if grammar and objective.reduction == "mean":
             yield "objective.reduction", "a mean over rules would weigh each derivation by its length", "use sum"
         if objective.kl_reduction == "mean" and len(model.levels) > 1:

@@ -115,36 +115,27 @@ def document(name: str, layers: Sequence[Layer], run: str | None, runs: Path, st
     levels: dict[str, Any] = {}
     series: dict[str, Callable[[float], float]] = {}
     for level, part in schedule.parts.items():
-        facts = {"description": part.describe(), "start": part(0.0), "reached": part.max_beta_seen(epochs)}
-        levels[level or "beta"] = facts | {key: getattr(part, key) for key in ("peak", "first_peak", "period")}
+        facts: dict[str, Any] = {"description": part.describe(), "start": part(0.0)}
+        facts |= {"peak": part.peak, "first_peak": part.first_peak, "period": part.period}
+        levels[level or "beta"] = facts | {"reached": part.max_beta_seen(epochs)}
         if isinstance(part, Feedback):
             levels[level or "beta"] |= {"quantity": part.quantity, "bounds": part.bounds}
-        series[series_name(level or "beta", part.closed_loop)] = part.setpoint if isinstance(part, Feedback) else part
+            series[f"{level}_target".lstrip("_")] = part.setpoint
+        else:
+            series[level or "beta"] = part
     events: dict[float, list[str]] = {0.0: ["start"]} if by_step else {1.0: ["first epoch"]}
     for epoch, text in [*schedule.events(epochs), (float(epochs), "last epoch")]:
         if 0 < epoch <= epochs:
             events.setdefault(epoch, []).append(text)
-    found = {
-        "name": name,
-        "source": source,
-        "schedule": schedule.model_dump(mode="json", by_alias=True),
-        "epochs": epochs,
-        "elbo_scale": scale,
-        "closed_loop": schedule.closed_loop,
-        "shortfall": schedule.warning(epochs),
-        "levels": levels,
-        "key_epochs": [
-            {"epoch": epoch, "what": ", ".join(texts), **{key: at(epoch) for key, at in series.items()}}
-            for epoch, texts in sorted(events.items())
-        ],
-        "curve": {"epoch": points, **{key: [at(epoch) for epoch in points] for key, at in series.items()}},
-    }
+    found: Document = {"name": name, "source": source, "schedule": schedule.model_dump(mode="json", by_alias=True)}
+    found |= {"epochs": epochs, "elbo_scale": scale, "closed_loop": schedule.closed_loop}
+    found |= {"shortfall": schedule.warning(epochs), "levels": levels}
+    found["key_epochs"] = [
+        {"epoch": epoch, "what": ", ".join(texts), **{key: at(epoch) for key, at in series.items()}}
+        for epoch, texts in sorted(events.items())
+    ]
+    found["curve"] = {"epoch": points, **{key: [at(epoch) for epoch in points] for key, at in series.items()}}
     return found if run is None else {**found, "run": {"name": run, "levels": read_run(run, runs, schedule)}}
-
-
-def series_name(level: str, closed: bool) -> str:
-    """The name of a level's series: of beta or, of a closed loop, its target."""
-    return f"{level}_target".removeprefix("beta_") if closed else level
 
 
 def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
@@ -179,8 +170,8 @@ def each_level(documents: Sequence[Document]) -> Iterator[tuple[Document, str, s
     for one in documents:
         for level, facts in one["levels"].items():
             quantity, records = facts.get("quantity"), one["run"]["levels"] if "run" in one else {}
-            values = one["curve"][series_name(level, quantity is not None)]
-            yield one, level.removeprefix("beta"), quantity, values, records.get(level)
+            series = f"{level}_target".removeprefix("beta_") if quantity else level
+            yield one, level.removeprefix("beta"), quantity, one["curve"][series], records.get(level)
 
 
 def curves(documents: Sequence[Document]) -> list[Curve]:
