@@ -308,6 +308,7 @@ MONITORS = {
     "grids": "loss_selection loss_total loss_reconstruction pixel_accuracy non_black_accuracy exact_accuracy",
     "strings": "loss_selection loss_total loss_reconstruction token_acc seq_acc",
 }  # metrics that may select the best epoch, by the kind of example
+GRID_POSITIONS = 256  # cells of a grid's canvas
 KINDS: dict[str, Any] = {**SCHEDULES, **MODEL_SETTINGS}
 
 
@@ -318,9 +319,6 @@ def known_keys(path: Sequence[str], tables: Table) -> list[str]:
         tables = tables.get(part, {})
         kind = KINDS.get(str(tables.get("name", NAMED.get(part)))) or kind.model_fields[part].annotation
     return [info.alias or key for key, info in kind.model_fields.items()]
-
-
-GRID_POSITIONS = 256  # cells of a grid's canvas
 
 
 def elbo_scale(settings: Settings, positions: float = GRID_POSITIONS) -> float | None:

@@ -56,14 +56,11 @@ def test_a_shipped_preset_writes_out_what_it_relies_on_and_is_what_its_table_say
 def test_the_numbers_of_the_presets() -> None:
     table = {name: resolve(name).settings for name in preset_names()}
     conservative, baseline = table["ultra_conservative"], table["baseline"]
-    assert conservative.objective.free_bits == 0.3 and conservative.train.epochs == 100
+    assert (conservative.objective.free_bits, conservative.train.epochs) == (0.3, 100)
     assert conservative.schedule.summit() == (80, 0.1)
     assert (baseline.objective.reduction, baseline.objective.kl_reduction) == ("mean", "mean")
-    assert baseline.train.monitor == "val/loss_total" and baseline.schedule(50) == 2.0
-    assert table["cyclical"].schedule.period == 20 and table["cyclical_cosine"].schedule.peak == 1.0
-    assert table["warm_restart"].schedule.cycle(41) == 48 and table["warm_restart"].train.epochs == 150
-    assert table["linear_warmup"].schedule.peak == table["aggressive"].schedule.peak == 0.5
-    assert table["quickstart"].schedule.per == "step"
+    assert (baseline.train.monitor, baseline.schedule(50)) == ("val/loss_total", 2.0)
+    assert table["warm_restart"].schedule.cycle(41) == 48 and table["quickstart"].schedule.per == "step"
 
 
 def test_extends_lays_one_preset_over_another(tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from arcvae_cli.console import Console
 
 EPOCHS, STEPS = 100, 100  # of a schedule by its name, and steps of an epoch; a preset has its own epochs
-MOST_ROWS = 16  # of the table
-HEIGHT = 11  # lines of a chart
+MOST_ROWS, HEIGHT = 16, 11  # lines of the table and of a chart
 UNITS = {"beta": "beta", "kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
 MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from arcvae_cli.schedules.feedback import SCHEDULES, Hierarchical, build_schedule, keys_of
+from arcvae_cli.schedules.feedback import SCHEDULES, Hierarchical, build_schedule
 from arcvae_cli.schedules.open import Schedule
 
 _SOURCE_NAMES = {"wave_type": "wave", "global_scheduler": "global", "local_scheduler": "local"}
@@ -56,7 +56,7 @@ HierarchicalBetaScheduler = partial(get_beta_scheduler, "hierarchical")
 
 def BetaScheduler(schedule_type: str = "linear_warmup", **params: Any) -> Scheduler:  # noqa: N802 - the source's name
     """`get_beta_scheduler`, but None and times that the schedule does not use are ignored, as in the source."""
-    known = keys_of(schedule_type) if schedule_type in SCHEDULES else []
+    known = SCHEDULES[schedule_type].model_fields if schedule_type in SCHEDULES else ()
     given = {k: v for k, v in params.items() if v is not None and (k in known or k not in _TIMES)}
     return get_beta_scheduler(schedule_type, **given)
 

@@ -22,12 +22,9 @@ from arcvae_cli.schedules.open import INNER, Beta, Cosine, Cyclical, Epochs, Max
 Nats = Annotated[float, Field(ge=0, le=1e5, strict=True, description="nats per example")]
 Gain = Annotated[float, Field(ge=0, le=1e3, strict=True)]
 Multiplier = Annotated[float, Field(gt=0, le=1e9, strict=True)]
-
 Quantity = Literal["kl", "reconstruction"]
-
 HELD = 0.05  # a target is held where the mean of an epoch is within this share of it
 NEAR_BOUND = 0.01  # share of beta's range that counts as at a bound: the term of a PI controller flickers
-
 
 PLAIN = SimpleNamespace(  # the operations of a control law on floats, under the names that `torch` has for tensors
     exp=math.exp,
@@ -269,14 +266,14 @@ def build_schedule(table: Mapping[str, Any]) -> Schedule:
     name = str(table.get("name"))
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: the schedules are {', '.join(SCHEDULES)}")
+
+    def keys(path: list[str]) -> list[str]:
+        fields = SCHEDULES[reduce(getitem, path, table)["name"]].model_fields
+        return [field.alias or key for key, field in fields.items()]
+
     try:
         return SCHEDULES[name].model_validate(dict(table))
     except ValidationError as error:
-        key, problem, fix = first_fault(error, lambda path: keys_of(reduce(getitem, path, table)["name"]))
+        key, problem, fix = first_fault(error, keys)
         where = f"schedule {name}: {key}" if key else f"schedule {name}"
         raise ValueError(f"{where}: {problem}" + (f"; {fix}" if fix else "")) from None
-
-
-def keys_of(name: str) -> list[str]:
-    """The keys of a schedule's table."""
-    return [field.alias or key for key, field in SCHEDULES[name].model_fields.items()]
