@@ -13,29 +13,10 @@ import pytest
 import tomli
 import tomli_w
 
-from arcvae_cli.schedules import (
-    SCHEDULES,
-    BetaScheduler,
-    CyclicalBetaScheduler,
-    Feedback,
-    HierarchicalBetaScheduler,
-    Schedule,
-    WarmRestartBetaScheduler,
-    build_schedule,
-    get_beta_schedule,
-    get_beta_scheduler,
-)
+from arcvae_cli import schedules
+from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, build_schedule, get_beta_schedule
 from arcvae_cli.schedules.feedback import ControlVAE, Geco, Hierarchical, KLCapacity
-from arcvae_cli.schedules.open import (
-    Constant,
-    Cosine,
-    Cyclical,
-    Linear,
-    LinearWarmup,
-    ThreePhase,
-    UltraConservative,
-    WarmRestart,
-)
+from arcvae_cli.schedules.open import Cosine, Cyclical, Linear, LinearWarmup, ThreePhase, UltraConservative, WarmRestart
 
 LITERAL = [
     ("ultra_conservative", {1: 0, 20: 0, 21: 0.1 / 60, 50: 0.05, 80: 0.1, 100: 0.1}),
@@ -86,7 +67,7 @@ def test_waves_against_formulas(length: float) -> None:
 
 def test_epoch_zero_gives_the_start() -> None:
     for kind in SCHEDULES.values():
-        assert kind()(0) == kind()(-1) == (1.0 if kind in (Constant, Geco) else 0.0)
+        assert kind()(0) == kind()(-1) == (1.0 if kind.__name__ in ("Constant", "Geco") else 0.0)
     assert Cyclical(min_beta=0.03)(0) == 0.03
 
 
@@ -230,7 +211,7 @@ def test_inner_tables_have_no_per() -> None:
 )
 def test_faults_are_one_clear_line(name: str, params: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
-        get_beta_scheduler(name, **params)
+        schedules.get_beta_scheduler(name, **params)
     assert "\n" not in str(caught.value)
 
 
@@ -314,7 +295,7 @@ def test_each_holds_its_target_within_5_percent(schedule: Feedback) -> None:
 def test_unused_times_are_ignored_and_steps_recorded() -> None:
     everything = {"max_beta": 0.2, "warmup_epochs": 4, "ramp_epochs": 4, "cycle_length": 8}
     assert [get_beta_schedule(e, "cyclical", **everything) for e in (2, 4, 8)] == [0.1, 0.2, 0.0]
-    scheduler = BetaScheduler("linear_warmup", **everything)
+    scheduler = schedules.BetaScheduler("linear_warmup", **everything)
     assert [scheduler.step(epoch) for epoch in (4, 6, 8)] == [0.0, 0.1, 0.2]
     assert (scheduler(5), scheduler.beta_history) == (0.05, [0.0, 0.1, 0.2]), "a call leaves no trace"
     assert get_beta_schedule(35) == 0.25
@@ -324,14 +305,14 @@ def test_unused_times_are_ignored_and_steps_recorded() -> None:
 
 def test_nested_dictionaries_of_the_source_documents() -> None:
     wave = {"cycle_length": 20, "min_beta": 0.0, "max_beta": 1.0, "wave_type": "cosine"}
-    assert [CyclicalBetaScheduler(**wave)(e) for e in (0, 5, 10, 20)] == pytest.approx([0, 0.5, 1, 0])
+    assert [schedules.CyclicalBetaScheduler(**wave)(e) for e in (0, 5, 10, 20)] == pytest.approx([0, 0.5, 1, 0])
     base = {"base_scheduler_type": "cosine", "base_scheduler_kwargs": {"max_beta": 1.0, "warmup_epochs": 20}}
     restarts = {**base, "restart_interval": 40, "restart_multiplier": 1.2}
-    scheduler = WarmRestartBetaScheduler(**restarts)
+    scheduler = schedules.WarmRestartBetaScheduler(**restarts)
     assert [e for e in range(1, 200) if scheduler.get_restart_info(e)["is_restart_epoch"]] == [40, 88, 146]
     assert [scheduler(e) for e in (39, 40, 60, 87, 88)] == [1.0, 0.0, 1.0, 1.0, 0.0]
     assert list(scheduler.get_restart_info(50).values()) == [40, 10, 88, False]
-    both = HierarchicalBetaScheduler(
+    both = schedules.HierarchicalBetaScheduler(
         global_scheduler={"type": "warm_restart", **restarts}, local_scheduler={"type": "cyclical", **wave}
     )
     assert both.step(10) == pytest.approx({"global_kl_weight": 0.5, "local_kl_weight": 1.0})

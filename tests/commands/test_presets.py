@@ -55,7 +55,6 @@ def test_the_schema_has_the_keys_and_choices_of_the_settings(arcvae: Run) -> Non
     ("words", "expected"),
     [
         ("presets show ultra", {"ultra_conservative"}),
-        ("train --preset kusner_e", {"kusner_equations"}),
         ("train --beta-schedule c", {"constant", "cosine", "cyclical", "controlvae"}),
         ("schedule-preview cy", {"cyclical", "cyclical_cosine"}),
     ],
