@@ -196,7 +196,7 @@ def show(documents: Sequence[Document], console: Console) -> None:
             period = f", period {facts['period']:g} epochs" if facts["period"] else ""
             summary = f"peak {beta}, first at epoch {facts['first_peak']:g}{period}, set every {per}"
             if "bounds" in facts:
-                summary = f"beta depends on the run (--run shows one), set every step, {beta}"
+                summary = f"beta depends on the run (--run shows one), set every step, from {beta}"
             if scale is None:
                 summary += ", no ELBO scale (focal loss or class weights)"
             label = "" if level == "beta" else f"{level}: "
