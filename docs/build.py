@@ -18,8 +18,7 @@ with the same output everywhere belong here; a command that is meant to fail end
     <!-- run: arcvae schedule-preview cyclical --epochs 5 2>&1 >/dev/null -->         stderr only
     <!-- run: python docs/build.py --report | sed -n '/^Verdict/,$p' -->              a part of the recorded report
 
-docs/images/live.svg is the live table of docs/recorded/quickstart in its last epoch,
-evaluate.svg the end of its report.
+docs/images/live.svg is the live table of docs/recorded/quickstart in its last epoch, evaluate.svg its report's end.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def main() -> None:
         feedback = isinstance(resolve(str(run / "config.toml")).settings.schedule, Feedback)
         make_schedules.keep(run) if feedback else keep(run)
     elif options.report:
-        report(Console())
+        evaluate._show(Console(), *recorded())
     elif options.check:
         faults = [*stale(), *make_schedules.stale(rewritten)]
         print("".join(f"{fault}\n" for fault in faults), end="")
@@ -131,18 +130,12 @@ def recorded() -> tuple[Loaded, dict[str, Any]]:
     return Loaded(build_model(settings.model), settings, document["epoch"], Path("vae_best.pth")), document
 
 
-def report(console: Console) -> None:
-    """The report of the recorded run."""
-    loaded, document = recorded()
-    evaluate._show(console, loaded, document)
-
-
 def report_svg() -> str:
     """The end of the report: the KL of every dimension, and the verdict."""
     console, text = Console(), io.StringIO()
     console.out = Terminal(file=text, **terminal())
     with patch.object(Console, "piped", False):
-        report(console)
+        evaluate._show(console, *recorded())
     lines = text.getvalue().splitlines()
     first = next(number for number, line in enumerate(lines) if FROM in line)
     return svg(Text.from_ansi("\n".join(lines[first:])), "arcvae evaluate")
