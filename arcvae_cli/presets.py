@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import tomli
 from pydantic import ValidationError
 
 from arcvae_cli.errors import InputError, first_fault, nearest
 from arcvae_cli.files import is_file, read_limited
-from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, all_keys, known_keys
+from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, known_keys
 
 PRESET_BYTES = 64 * 1024  # largest preset read
 ENVIRONMENT = "ARCVAE_"
 OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """Values from one place. `origins`: of single dotted keys, where it is not `origin`."""
 
     origin: str
     values: Table
-    origins: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """Settings, and the origin of each dotted key's value (`default` where absent)."""
+class Resolved(NamedTuple):
+    """Settings, and the origin of each dotted key's value; absent for a default."""
 
     settings: Settings
     origins: Mapping[str, str]
@@ -50,10 +48,9 @@ def preset_names() -> list[str]:
 
 def find_preset(name: str, beside: Path | None = None) -> Path:
     """The file of a preset: a shipped name, else the path of a TOML file or run (relative to `beside`, or to here)."""
-    shipped = preset_folder() / f"{name}.toml"
-    if "/" not in name and "\\" not in name and is_file(shipped):
-        return shipped
-    path = (beside / name) if beside else Path(name)
+    path = (beside or Path()) / name
+    if name in preset_names():
+        return preset_folder() / f"{name}.toml"
     for found in (path / "config.toml", path):
         if is_file(found):
             return found
@@ -65,15 +62,8 @@ def read_toml(path: Path) -> Table:
     """A TOML file as nested dictionaries; InputError for a file that is unreadable or not TOML."""
     try:
         return tomli.loads(read_limited(path, PRESET_BYTES).decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
-
-
-def describe_preset(name: str) -> str:
-    """The `description` line of a preset, or nothing."""
-    return str(read_toml(find_preset(name)).get("description", ""))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: unreadable, or not valid TOML: {error}") from error
 
 
 def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:
@@ -84,9 +74,7 @@ def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] 
         raise InputError(f"{path}: circular extends: {' -> '.join(p.name for p in chain)}")
     values = read_toml(path)
     values.pop("description", None)
-    base = values.pop("extends", "")
-    if not isinstance(base, str):
-        raise InputError(f"{path}: extends: expected the name of a preset, got {base!r}")
+    base = str(values.pop("extends", ""))
     below = preset_layers(base, path.parent, chain) if base else []
     origin = f"presets/{path.name}" if path.parent == preset_folder() else str(path)
     return [*below, Layer(origin, values)]
@@ -102,17 +90,31 @@ def parse_value(text: str) -> Any:
 
 def flag_layer(flags: Mapping[str, tuple[str, Any]], origin: str = "flags") -> Layer:
     """The layer of flags: {flag: (dotted key, value)}; a flag whose value is None was not given."""
-    table: Table = {}
-    given = {flag: (key, value) for flag, (key, value) in flags.items() if value is not None}
-    for where, (key, value) in given.items():
+    given = {key: (value, flag) for flag, (key, value) in flags.items() if value is not None}
+    return Layer(origin, nested(given), {key: flag for key, (_, flag) in given.items()})
+
+
+def leaves(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nested(values: Mapping[str, tuple[Any, str]]) -> Table:
+    """The tables of values with their origins, by dotted key."""
+    tables: Table = {}
+    for key, (value, origin) in values.items():
         *parents, last = key.split(".")
-        inner = table
+        inner = tables
         for name in parents:
             inner = inner.setdefault(name, {})
             if not isinstance(inner, dict):
-                raise InputError(f"{where}: {key}: {name!r} already has a value that is not a table")
+                raise InputError(f"{origin}: {key}: {name!r} already has a value that is not a table")
         inner[last] = value
-    return Layer(origin, table, {key: where for where, (key, _) in given.items()})
+    return tables
 
 
 def set_layer(assignments: Sequence[str]) -> Layer:
@@ -120,7 +122,7 @@ def set_layer(assignments: Sequence[str]) -> Layer:
     values = {}
     for text in assignments:
         key, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not all(key.split(".")):
+        if not equals:
             raise InputError(f"--set {text[:80]!r}: expected dotted.key=value", "for example --set train.lr=0.0005")
         values[f"--set {key}"] = key, parse_value(value)
     return flag_layer(values, "--set")
@@ -130,12 +132,9 @@ def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
     """The layer of variables such as `ARCVAE_TRAIN__LR=0.0005`: two underscores stand for the dot."""
     values = {}
     for name, text in sorted((os.environ if environment is None else environment).items()):
-        if not name.startswith(ENVIRONMENT) or name in OTHER_VARIABLES:
-            continue
-        key = name[len(ENVIRONMENT) :].lower().replace("__", ".")
-        if not all(key.split(".")) or "." not in key:
-            raise InputError(f"environment variable {name}: no setting has this name", "write ARCVAE_TABLE__KEY")
-        values[name] = key, parse_value(text.strip())
+        if name.startswith(ENVIRONMENT) and name not in OTHER_VARIABLES:
+            key = name.removeprefix(ENVIRONMENT).lower().replace("__", ".")
+            values[name] = key, parse_value(text.strip())
     return flag_layer(values, "environment")
 
 
@@ -144,27 +143,25 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
 
     A further layer that names another schedule or model voids the presets' keys of that table. Raises InputError.
     """
-    merged: Table = {}
-    origins: dict[str, str] = {}
+    found: dict[str, tuple[Any, str]] = {}  # by dotted key, the value and its origin
     for layer in preset_layers(preset) if preset else []:
-        merge(merged, layer.values, layer, origins)
-    for key, default in NAMED.items():
-        chosen = [name for layer in layers if (name := lookup(layer.values, f"{key}.name")) is not None]
-        if chosen and chosen[-1] != (lookup(merged, f"{key}.name") or default):
-            merged.pop(key, None)
+        found = laid(found, layer)
+    for table, default in NAMED.items():
+        names = [value for layer in layers for key, value in leaves(layer.values) if key == f"{table}.name"]
+        if names and names[-1] != found.get(f"{table}.name", (default,))[0]:
+            found = {key: value for key, value in found.items() if not key.startswith(f"{table}.")}
     for layer in layers:
-        merge(merged, layer.values, layer, origins)
-    origins = {key: origin for key, origin in origins.items() if lookup(merged, key) is not None}
-    for key, default in NAMED.items():
-        if isinstance(values := merged.get(key), dict):
-            values.setdefault("name", default)
+        found = laid(found, layer)
+    found = {key: (value, origin) for key, (value, origin) in found.items() if value is not None}
+    origins, merged = {key: origin for key, (_, origin) in found.items()}, nested(found)
     try:
         return Resolved(Settings.model_validate(merged), origins)
     except ValidationError as error:
         key, problem, fix = first_fault(error, lambda path: known_keys(path, merged))
     if problem.startswith("unknown key") and "did you mean" not in str(fix):
-        elsewhere = [known for known in all_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]]
-        fix = f"did you mean {elsewhere[0]}? {fix}" if elsewhere else fix
+        last = key.rpartition(".")[2]
+        elsewhere = [table for table in Settings.model_fields if last in known_keys([table], {})]
+        fix = f"did you mean {elsewhere[0]}.{last}? {fix}" if elsewhere else fix
     # the origin of the value, else of the table around it, else of a key within it
     around = [given for given in sorted(origins, key=len, reverse=True) if f"{key}.".startswith(f"{given}.")]
     within = [given for given in origins if given.startswith(f"{key}.")]
@@ -172,38 +169,21 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     raise InputError(f"{where}: {problem}" if where.endswith(f" {key}") else f"{where}: {key}: {problem}", fix)
 
 
-def merge(into: Table, values: Table, layer: Layer, origins: dict[str, str], prefix: str = "") -> None:
-    """Lay the values of a layer over the tables so far. A schedule or a model whose `name` changes starts anew."""
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        if not isinstance(value, dict):
-            into[key] = value
-            origins[dotted] = layer.origins.get(dotted, layer.origin)
-            continue
-        below = into.get(key)
-        if not isinstance(below, dict):
-            below = into[key] = {}
-            if not value:
-                origins[dotted] = layer.origin
-        elif dotted.startswith(tuple(NAMED)) and "name" in below and value.get("name", below["name"]) != below["name"]:
-            below.clear()
-        elif dotted == "model" and "arch" in value and value["arch"] != below.get("arch", GrammarSettings().arch):
-            into[key] = below = {name: held for name, held in below.items() if name not in SIZES}
-        merge(below, value, layer, origins, f"{dotted}.")
-
-
-def lookup(table: Any, key: str) -> Any:
-    """The value of a dotted key, or None."""
-    for name in key.split("."):
-        table = table.get(name) if isinstance(table, dict) else None
-    return table
+def laid(found: dict[str, tuple[Any, str]], layer: Layer) -> dict[str, tuple[Any, str]]:
+    """The values of a layer laid over those found so far. A schedule or a model whose `name` changes starts anew."""
+    values = dict(leaves(layer.values))
+    names = [key for key in values if key.endswith(".name") and key.startswith(tuple(NAMED))]
+    voided = [key.removesuffix("name") for key in names if found.get(key, (values[key],))[0] != values[key]]
+    if values.get("model.arch") not in (None, found.get("model.arch", (GrammarSettings().arch,))[0]):
+        voided += [f"model.{size}" for size in SIZES]
+    kept = {key: value for key, value in found.items() if not key.startswith(tuple(voided))}
+    return kept | {key: (value, layer.origins.get(key, layer.origin)) for key, value in values.items()}
 
 
 def json_schema() -> Table:
     """The JSON schema of a preset, for editors."""
     schema = Settings.model_json_schema(by_alias=True)
-    for key in NAMED:
-        named = schema["properties"][key]
+    for named in (schema["properties"][key] for key in NAMED):
         del named["discriminator"]
         named["anyOf"] = named.pop("oneOf")  # without a name, which what it extends may give, more than one fits
     own = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -23,16 +23,14 @@ GRID_CORPORA: tuple[str, ...] = get_args(GridCorpusName)
 STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)
 CORPORA = (*GRID_CORPORA, *STRING_CORPORA)  # anything else given as `--data` is a path
 
-Contradiction = tuple[str, str, str]  # key, problem, fix
-
 
 class SettingsTable(BaseModel):
     """A table of settings: frozen, unknown keys forbidden, finite numbers only, no conversion of `true` or "3"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
-    def contradictions(self) -> Iterator[Contradiction]:
-        """What is wrong between keys of this table."""
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
+        """What is wrong between keys of this table: the key, the problem and the fix."""
         yield from ()
 
     @model_validator(mode="after")
@@ -77,7 +75,7 @@ class DataSettings(SettingsTable):
             return True
         return None if self.path is not None else self.name in STRING_CORPORA
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
         sources = [key for key in ("path", "input", "prod") if getattr(self, key) is not None]
         for second in sources[1:]:
             yield second, f"cannot be combined with data.{sources[0]}", "remove one of them"
@@ -112,7 +110,7 @@ class GridSettings(ModelSettings):
     latent_dim: Width = Field(10, description="dimensions of the latent vector")
     body: Literal["plain", "residual"] = Field("plain", description="layers around the latent vector")
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
         if self.body == "plain" and self.dropout > 0:
             yield "dropout", "body = plain has no dropout", "remove it, or use body=residual"
 
@@ -129,13 +127,8 @@ class HierarchicalSettings(ModelSettings):
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of training grids without conditions")
 
 
-KUSNER = {
-    "encoder_hidden": 435,
-    "encoder_kernel": [9, 9, 11],
-    "encoder_channels": [9, 9, 10],
-    "decoder_hidden": 501,
-    "decoder_dropout": 0.0,
-}
+KUSNER = {"encoder_hidden": 435, "encoder_kernel": [9, 9, 11], "encoder_channels": [9, 9, 10]}
+KUSNER |= {"decoder_hidden": 501, "decoder_dropout": 0.0}
 """Sizes of `arch = kusner` where none are given; those of `enhanced` are the defaults."""
 
 Kernels = Annotated[tuple[Kernel, ...], Field(strict=False)]
@@ -164,48 +157,33 @@ class GrammarSettings(ModelSettings):
         kusner = isinstance(values, Mapping) and values.get("arch") == "kusner"
         return {**KUSNER, **values} if kusner else values
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
+        layers, enhanced = self.encoder_conv_layers, self.arch == "enhanced"
         for key, given in (("encoder_kernel", self.kernels), ("encoder_channels", self.channels)):
-            if len(given) != (layers := self.encoder_conv_layers):
+            if len(given) != layers:
                 yield key, f"{len(given)} numbers for {layers} layers", "change it or model.encoder_conv_layers"
-        if self.arch == "enhanced" and self.encoder_channels is not None:
+        if enhanced and self.encoder_channels is not None:
             yield "encoder_channels", "arch = enhanced has encoder_hidden channels", "remove it, or use arch=kusner"
-        if self.arch == "enhanced" and any(kernel % 2 == 0 for kernel in self.kernels):
+        if enhanced and any(kernel % 2 == 0 for kernel in self.kernels):
             yield "encoder_kernel", "arch = enhanced needs odd kernels, which keep the length", "use odd numbers"
-        if self.arch == "kusner" and self.dropout > 0:
+        if not enhanced and self.dropout > 0:
             yield "dropout", "arch = kusner has no residual blocks", "remove it, or use arch=enhanced"
 
     @property
-    def kernels(self) -> tuple[int, ...]:
-        """The width of each convolution."""
-        return _each(self.encoder_kernel, self.encoder_conv_layers)
+    def kernels(self) -> tuple[int, ...]:  # of each convolution
+        given = self.encoder_kernel
+        return given if isinstance(given, tuple) else (given,) * self.encoder_conv_layers
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """The channels of each convolution."""
         given = self.encoder_hidden if self.encoder_channels is None else self.encoder_channels
-        return _each(given, self.encoder_conv_layers)
+        return given if isinstance(given, tuple) else (given,) * self.encoder_conv_layers
 
 
-def _each(given: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
-    return given if isinstance(given, tuple) else (given,) * layers
-
-
+Models = GridSettings | HierarchicalSettings | GrammarSettings
+MODEL_SETTINGS: dict[str, type[ModelSettings]] = {kind.model_fields["name"].default: kind for kind in get_args(Models)}
 SIZES = tuple(name for name in GrammarSettings.model_fields if name.startswith(("encoder_", "decoder_")))  # of `arch`
-_MODELS: tuple[type[ModelSettings], ...] = (GridSettings, HierarchicalSettings, GrammarSettings)
-MODEL_SETTINGS = {kind.model_fields["name"].default: kind for kind in _MODELS}
-
-DEFAULT_MODEL = "grid"
-NAMED = {"schedule": "linear_warmup", "model": DEFAULT_MODEL}  # the tables with a `name`, and its default
-
-
-def _with_name(table: Any) -> Any:
-    return {"name": DEFAULT_MODEL, **table} if isinstance(table, Mapping) else table
-
-
-AnyModel = Annotated[
-    GridSettings | HierarchicalSettings | GrammarSettings, Field(discriminator="name"), BeforeValidator(_with_name)
-]
+NAMED = {"schedule": "linear_warmup", "model": "grid"}  # the tables with a `name`, and its default
 
 
 class ObjectiveSettings(SettingsTable):
@@ -217,9 +195,7 @@ class ObjectiveSettings(SettingsTable):
     reduction: Literal["sum", "mean"] = Field("sum", description="sum: nats per example, beta 1 is the ELBO")
     kl_reduction: Literal["sum", "mean"] = Field("sum", description="over the dimensions of a level")
     free_bits: NotNegative = Field(0.0, description="lambda in nats; above 0 switches free bits on")
-    free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field(
-        "per_dim", description="the KL that lambda bounds from below"
-    )
+    free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field("per_dim", description="KL that lambda bounds")
     free_bits_by_level: dict[str, NotNegative] = Field({}, description="free_bits by level, where it differs")
 
     def floor(self, level: str) -> float:
@@ -250,7 +226,7 @@ class TrainSettings(SettingsTable):
     )
     save_minutes: NotNegative = Field(10.0, description="minutes between saves within an epoch; 0 for none")
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
         if self.lr_min > self.lr:
             yield "lr_min", f"{self.lr_min:g} is above train.lr {self.lr:g}", "lower it"
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
@@ -283,55 +259,56 @@ class Settings(SettingsTable):
     """All settings of a run."""
 
     data: DataSettings = DataSettings()
-    model: AnyModel = Field(default_factory=GridSettings, description="architecture")
+    model: Models = Field(default_factory=GridSettings, discriminator="name", description="architecture")
     objective: ObjectiveSettings = ObjectiveSettings()
     schedule: AnySchedule = Field(default_factory=LinearWarmup, description="schedule of beta")
     train: TrainSettings = TrainSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, tables: Any) -> Any:
+        given = {key: tables[key] for key in NAMED if isinstance(tables.get(key), Mapping)}
+        return {**tables, **{key: {"name": NAMED[key], **table} for key, table in given.items()}}
+
     def table(self) -> Table:
         """Plain nested dictionaries, ready for TOML or JSON, without unset keys and keys without an effect."""
         table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        if self.data.path is not None:
-            del table["data"]["name"]
-        if self.data.name != "equations" or self.data.path is not None:
-            del table["data"]["recipe"]
-        if self.data.of_strings:
-            del table["data"]["augment"]
+        own = self.data.path is not None
+        idle = {"name": own, "recipe": own or self.data.name != "equations", "augment": self.data.of_strings}
+        for key in [key for key, without in idle.items() if without]:
+            del table["data"][key]
         if not self.objective.free_bits_by_level:
             del table["objective"]["free_bits_by_level"]
         return table
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
         data, model, objective, train = self.data, self.model, self.objective, self.train
         grammar = model.kind == "strings"
         for level in objective.free_bits_by_level.keys() - set(model.levels):
             fix = f"levels: {', '.join(model.levels)}"
             yield f"objective.free_bits_by_level.{level}", f"unknown level of the model {model.name}", fix
-        if data.of_strings is True and not grammar:
+        if data.of_strings is not None and data.of_strings != grammar:
             source = data.prod or data.input or data.path or f"the corpus {data.name}"
-            fix = "use --preset minimal or another with model.name=grammar"
-            yield "model.name", f"the model {model.name} needs a grid corpus, but {source} contains strings", fix
-        if data.of_strings is False and grammar:
-            fix = "use --data equations, --data smiles or strings of your own with --grammar"
-            yield "data.name", f"the model grammar needs strings, but the corpus {data.name} contains grids", fix
+            needs, contains = ("strings", "grids") if grammar else ("a grid corpus", "strings")
+            what = f"the model {model.name} needs {needs}, but {source} contains {contains}"
+            yield "model.name", what, "use another --data, or another --preset or --model"
         if grammar and objective.reduction == "mean":
             yield "objective.reduction", "a mean over rules would weigh each derivation by its length", "use sum"
         if objective.kl_reduction == "mean" and len(model.levels) > 1:
             yield "objective.kl_reduction", f"a mean over each level of {model.name} has no common scale", "use sum"
-        known = [*MONITORS, *(STRING_MONITORS if grammar else GRID_MONITORS)]
+        known = [f"val/{metric}" for metric in MONITORS[model.kind].split()]
         if train.monitor not in known:
             fix = f"{nearest(train.monitor, known)}known: {', '.join(known)}"
             yield "train.monitor", f"the model {model.name} has no metric {train.monitor!r}", fix
 
 
-MONITORS = ("val/loss_selection", "val/loss_total", "val/loss_reconstruction")
-GRID_MONITORS = ("val/pixel_accuracy", "val/non_black_accuracy", "val/exact_accuracy")
-STRING_MONITORS = ("val/token_acc", "val/seq_acc")
-"""Metrics that may select the best epoch: of every model, of models of grids, of models of strings."""
-
-
+MONITORS = {
+    "grids": "loss_selection loss_total loss_reconstruction pixel_accuracy non_black_accuracy exact_accuracy",
+    "strings": "loss_selection loss_total loss_reconstruction token_acc seq_acc",
+}  # metrics that may select the best epoch, by the kind of example
+GRID_POSITIONS = 256  # cells of a grid's canvas
 KINDS: dict[str, Any] = {**SCHEDULES, **MODEL_SETTINGS}
 
 
@@ -339,26 +316,15 @@ def known_keys(path: Sequence[str], tables: Table) -> list[str]:
     """The keys of the table at a path; of a schedule or a model, those that its `name` in `tables` has."""
     kind: Any = Settings
     for part in path:
-        tables = tables[part]
-        kind = KINDS.get(str(tables.get("name"))) or kind.model_fields[part].annotation
+        tables = tables.get(part, {})
+        kind = KINDS.get(str(tables.get("name", NAMED.get(part)))) or kind.model_fields[part].annotation
     return [info.alias or key for key, info in kind.model_fields.items()]
 
 
-def all_keys() -> Iterator[str]:
-    """Every dotted key of the tables but those of the schedules."""
-    for table, info in Settings.model_fields.items():
-        kinds: Any = {"schedule": (), "model": MODEL_SETTINGS.values()}.get(table, (info.annotation,))
-        yield from (f"{table}.{key}" for kind in kinds for key in kind.model_fields)
-
-
-GRID_POSITIONS = 256  # cells of a grid's canvas
-
-
 def elbo_scale(settings: Settings, positions: float = GRID_POSITIONS) -> float | None:
-    """The factor from a run's beta to the beta that would weigh the same on the ELBO, or None where there is none.
+    """The factor from a run's beta to that on the ELBO, in which terms are sums (Higgins et al. 2017).
 
-    With summed terms it is 1. A mean over `positions` cells divides the reconstruction by their number, a mean over
-    latent dimensions the KL by theirs (Higgins et al. 2017). Focal loss and class weights have no ELBO.
+    `positions`: the cells of a mean reconstruction. None with focal loss or class weights, which have no ELBO.
     """
     objective = settings.objective
     if objective.reconstruction != "cross_entropy" or objective.class_weights != "none":

@@ -18,8 +18,7 @@ with the same output everywhere belong here; a command that is meant to fail end
     <!-- run: arcvae schedule-preview cyclical --epochs 5 2>&1 >/dev/null -->         stderr only
     <!-- run: python docs/build.py --report | sed -n '/^Verdict/,$p' -->              a part of the recorded report
 
-docs/images/live.svg is the live table of docs/recorded/quickstart in its last epoch,
-evaluate.svg the end of its report.
+docs/images/live.svg is the live table of docs/recorded/quickstart in its last epoch, evaluate.svg its report's end.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def main() -> None:
         feedback = isinstance(resolve(str(run / "config.toml")).settings.schedule, Feedback)
         make_schedules.keep(run) if feedback else keep(run)
     elif options.report:
-        report(Console())
+        evaluate._show(Console(), *recorded())
     elif options.check:
         faults = [*stale(), *make_schedules.stale(rewritten)]
         print("".join(f"{fault}\n" for fault in faults), end="")
@@ -128,13 +127,7 @@ def recorded() -> tuple[Loaded, dict[str, Any]]:
     """The model of the recorded run, untrained, with its settings, and its `metrics.json`."""
     settings = resolve(str(RECORDED / "config.toml")).settings
     document = json.loads((RECORDED / "metrics.json").read_text(encoding="utf-8"))
-    return Loaded(build_model(settings.model), settings, document["epoch"], Path("vae_best.pth"), {}), document
-
-
-def report(console: Console) -> None:
-    """The report of the recorded run."""
-    loaded, document = recorded()
-    evaluate._show(console, loaded, document)
+    return Loaded(build_model(settings.model), settings, document["epoch"], Path("vae_best.pth")), document
 
 
 def report_svg() -> str:
@@ -142,7 +135,7 @@ def report_svg() -> str:
     console, text = Console(), io.StringIO()
     console.out = Terminal(file=text, **terminal())
     with patch.object(Console, "piped", False):
-        report(console)
+        evaluate._show(console, *recorded())
     lines = text.getvalue().splitlines()
     first = next(number for number, line in enumerate(lines) if FROM in line)
     return svg(Text.from_ansi("\n".join(lines[first:])), "arcvae evaluate")
@@ -207,7 +200,7 @@ def metrics_of(line: dict[str, Any], split: str) -> EpochMetrics:
     loss, reconstruction, kl_loss = (line[f"{split}/loss_{name}"] for name in ("total", "reconstruction", "kl"))
     pixel, non_black, exact = (line[f"{split}/{name}_accuracy"] for name in ("pixel", "non_black", "exact"))
     kl = {"z": line["val/kl_per_dim"]}
-    return EpochMetrics(1, loss, reconstruction, {"z": kl_loss}, kl, pixel, non_black, exact, True)
+    return EpochMetrics(1, loss, reconstruction, {"z": kl_loss}, kl, pixel, non_black, exact)
 
 
 def terminal() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from arcvae_cli.cli import app
 from arcvae_cli.presets import preset_names, read_toml, resolve
-from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
+from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, build_schedule
 from arcvae_cli.schedules.feedback import is_held
 
 HERE = Path(__file__).resolve().parent
@@ -190,13 +190,10 @@ $ arcvae schedule-preview cyclical --epochs 40
 
 
 def write(rewritten: Callable[[str], str]) -> None:
-    """The page, with the output of its commands, and its pictures; those of schedules that are gone are removed."""
+    """The page, with the output of its commands, and its pictures."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(rewritten(page(PICTURES)), encoding="utf-8")
     POINTS.write_text(json.dumps(points(), indent=1) + "\n", encoding="utf-8")
-    for picture in PICTURES.glob("*.png"):
-        if picture.stem not in SCHEDULES:
-            picture.unlink()
 
 
 def stale(rewritten: Callable[[str], str]) -> Iterator[str]:
@@ -205,8 +202,8 @@ def stale(rewritten: Callable[[str], str]) -> Iterator[str]:
     if before != after:
         yield f"{PAGE} is stale\n" + difference(before, after)
     drawn, now = json.loads(POINTS.read_text(encoding="utf-8")), points()
-    for name in sorted(drawn.keys() | now.keys() | {path.stem for path in PICTURES.glob("*.png")}):
-        if drawn.get(name) != now.get(name) or name not in now or not (PICTURES / f"{name}.png").is_file():
+    for name in sorted(drawn.keys() | now.keys()):
+        if drawn.get(name) != now.get(name) or not (PICTURES / f"{name}.png").is_file():
             yield f"{PICTURES}/{name}.png is stale"
 
 
@@ -214,11 +211,8 @@ def points() -> dict[str, str]:
     """A hash of what each picture shows, to six digits, since pixels differ between machines."""
     hashes = {}
     for name, kind in SCHEDULES.items():
-        text = re.sub(
-            r"-?\d+\.\d+(e-?\d+)?",
-            lambda number: f"{float(number[0]):.6g}",
-            json.dumps(preview(*arguments(name, kind))),
-        )
+        document = json.dumps(preview(*arguments(name, kind)))
+        text = re.sub(r"-?\d+\.\d+(e-?\d+)?", lambda number: f"{float(number[0]):.6g}", document)
         hashes[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return hashes
 
@@ -273,13 +267,12 @@ def course(document: dict[str, Any]) -> str:
     if "run" not in document:
         return "Beta depends on the run; the picture shows the target." if document["closed_loop"] else ""
     (level,) = document["run"]["levels"].values()
-    schedule = SCHEDULES[document["schedule"]["name"]].model_validate(document["schedule"])
-    assert isinstance(schedule, Feedback)
+    schedule: Any = build_schedule(document["schedule"])
     targets = [schedule.setpoint(epoch - 0.5) for epoch in level["epoch"]]  # means of epochs, as the values are
     rows = list(zip(level["epoch"], level["value"], targets, strict=True))
-    last_missed = max((epoch for epoch, value, target in rows if not is_held(value, target)), default=0)
-    held = next((epoch for epoch in level["epoch"] if epoch > last_missed), None)
-    since = f"within 5 % of the target from epoch {held:g} on" if held is not None else "not within 5 % of the target"
+    missed = max((epoch for epoch, value, target in rows if not is_held(value, target)), default=0)
+    held = [f"within 5 % of the target from epoch {epoch:g} on" for epoch in level["epoch"] if epoch > missed]
+    since = held[0] if held else "not within 5 % of the target"
     end = f"{level['value'][-1]:.4g} for {targets[-1]:.4g} at beta {level['beta'][-1]:.3g}"
     return f"A recorded run, means of each epoch: at the end {end}, {since}."
 

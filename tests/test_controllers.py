@@ -14,9 +14,8 @@ from torch import Tensor
 
 from arcvae_cli.controllers import Controller, Target
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
-from arcvae_cli.schedules.feedback import ControlVAE, Geco, KLCapacity
+from arcvae_cli.schedules.feedback import ControlVAE, Geco, Hierarchical, KLCapacity
 from arcvae_cli.schedules.open import Cyclical
-from arcvae_cli.schedules.registry import Hierarchical
 
 CPU = torch.device("cpu")
 LEVELS = ("global", "local")

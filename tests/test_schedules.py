@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
 from decimal import ROUND_HALF_UP, Decimal
-from itertools import islice
+from itertools import accumulate, islice, product
 from typing import Any
 
 import pytest
 import tomli
 import tomli_w
 
-from arcvae_cli.schedules import (
-    SCHEDULES,
-    BetaScheduler,
-    CyclicalBetaScheduler,
-    Feedback,
-    HierarchicalBetaScheduler,
-    Schedule,
-    WarmRestartBetaScheduler,
-    build_schedule,
-    get_beta_schedule,
-    get_beta_scheduler,
-)
-from arcvae_cli.schedules.feedback import ControlVAE, Geco, KLCapacity
-from arcvae_cli.schedules.open import (
-    Constant,
-    Cosine,
-    Cyclical,
-    Linear,
-    LinearWarmup,
-    ThreePhase,
-    UltraConservative,
-    WarmRestart,
-)
-from arcvae_cli.schedules.registry import Hierarchical
+from arcvae_cli import schedules
+from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule, build_schedule, get_beta_schedule
+from arcvae_cli.schedules.feedback import ControlVAE, Geco, Hierarchical, KLCapacity
+from arcvae_cli.schedules.open import Cosine, Cyclical, Linear, LinearWarmup, ThreePhase, UltraConservative, WarmRestart
 
 LITERAL = [
-    ("ultra_conservative", {}, {1: 0, 20: 0, 21: 0.1 / 60, 50: 0.05, 80: 0.1, 100: 0.1}),
-    ("linear_warmup", {}, {1: 0, 10: 0, 11: 0.01, 35: 0.25, 60: 0.5, 61: 0.5}),
-    ("aggressive", {}, {5: 0, 6: 0.02, 30: 0.5, 40: 0.5}),
-    ("cyclical", {}, {1: 0.01, 5: 0.05, 10: 0.1, 15: 0.05, 20: 0, 25: 0.05}),
-    ("three_phase", {}, {5: 0.5, 10: 1, 20: 1.5, 30: 2, 50: 2}),
-    ("constant", {}, {1: 1, 50: 1}),
-    ("linear", {}, {1: 0.1, 5: 0.5, 10: 1, 11: 1}),
-    ("cosine", {}, {5: 0.5, 10: 1, 90: 1}),
-    ("exponential", {}, {5: 0.9241418199787566, 10: 1, 90: 1}),
-    ("sigmoid", {}, {5: 0.5, 10: 1, 90: 1}),
-    ("linear_warmup", {"max_beta": 2.0, "warmup_epochs": 4, "ramp_epochs": 0}, {4: 0, 5: 2}),
-    ("linear_warmup", {"max_beta": 2.0, "warmup_epochs": 0, "ramp_epochs": 4}, {1: 0.5, 4: 2}),
+    ("ultra_conservative", {1: 0, 20: 0, 21: 0.1 / 60, 50: 0.05, 80: 0.1, 100: 0.1}),
+    ("linear_warmup", {1: 0, 10: 0, 11: 0.01, 35: 0.25, 60: 0.5, 61: 0.5}),
+    ("aggressive", {5: 0, 6: 0.02, 30: 0.5, 40: 0.5}),
+    ("cyclical", {1: 0.01, 5: 0.05, 10: 0.1, 15: 0.05, 20: 0, 25: 0.05}),
+    ("three_phase", {5: 0.5, 10: 1, 20: 1.5, 30: 2, 50: 2}),
+    ("exponential", {5: 0.9241418199787566, 10: 1, 90: 1}),
 ]
 
 
-@pytest.mark.parametrize(("name", "params", "values"), LITERAL)
-def test_literal_values(name: str, params: dict[str, Any], values: dict[int, float]) -> None:
-    schedule = build_schedule({"name": name, **params})
-    assert {epoch: schedule(epoch) for epoch in values} == pytest.approx(values, abs=1e-15)
-    assert {epoch: get_beta_schedule(epoch, name, **params) for epoch in values} == pytest.approx(values, abs=1e-15)
+@pytest.mark.parametrize(("name", "values"), LITERAL)
+def test_literal_values(name: str, values: dict[int, float]) -> None:
+    assert {epoch: get_beta_schedule(epoch, name) for epoch in values} == pytest.approx(values, abs=1e-15)
 
 
 FORMULAS = {
@@ -96,26 +67,16 @@ def test_waves_against_formulas(length: float) -> None:
 
 def test_epoch_zero_gives_the_start() -> None:
     for kind in SCHEDULES.values():
-        assert kind()(0) == kind()(-1) == (1.0 if kind in (Constant, Geco) else 0.0)
+        assert kind()(0) == kind()(-1) == (1.0 if kind.__name__ in ("Constant", "Geco") else 0.0)
     assert Cyclical(min_beta=0.03)(0) == 0.03
 
 
-def half_up(interval: str, multiplier: str, count: int) -> list[float]:
-    """Restarts by decimal arithmetic."""
-    total, step, found = Decimal(0), Decimal(interval), []
-    for _ in range(count):
-        total, step = total + step, step * Decimal(multiplier)
-        found.append(float(total.quantize(Decimal(1), ROUND_HALF_UP)))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("interval", "multiplier"), [("40", "1.2"), ("7", "1.0"), ("2.5", "1"), ("10", "1.05"), ("1", "2"), ("5", "1.3")]
-)
+@pytest.mark.parametrize(("interval", "multiplier"), [("40", "1.2"), ("2.5", "1"), ("10", "1.05"), ("1", "2")])
 def test_restarts_are_rounded_half_up_and_begin_the_base_again(interval: str, multiplier: str) -> None:
     base = Cosine(max_beta=0.8, warmup_epochs=20)
     schedule = WarmRestart(base=base, restart_interval=float(interval), restart_multiplier=float(multiplier))
-    restarts = half_up(interval, multiplier, 8)
+    sums = accumulate(Decimal(interval) * Decimal(multiplier) ** i for i in range(8))
+    restarts = [float(total.quantize(Decimal(1), ROUND_HALF_UP)) for total in sums]
     assert [restart for _, restart in islice(schedule.intervals(), 8)] == restarts
     for i in range(1, int(restarts[-1] - 1) * 2):
         epoch = i / 2
@@ -130,44 +91,29 @@ def test_restarts_are_rounded_half_up_and_begin_the_base_again(interval: str, mu
 
 
 MANY: list[Schedule] = [
-    Constant(max_beta=0.3),
-    *(LinearWarmup(warmup_epochs=w, ramp_epochs=r) for w in (0, 3, 2.25) for r in (0, 5, 0.5)),
-    *(build_schedule({"name": n, "warmup_epochs": w}) for n in FORMULAS for w in (0, 4, 6.5)),
-    ThreePhase(),
+    *(LinearWarmup(warmup_epochs=w, ramp_epochs=r) for w in (0, 2.25) for r in (0, 5)),
+    *(build_schedule({"name": "sigmoid", "warmup_epochs": w}) for w in (0, 6.5)),
     ThreePhase(phases=((3, 1.0), (2, 0.25), (4, 0.5))),  # the first phase is the highest
     ThreePhase(phases=((3, 0.5), (2, 0.25), (4, 1.0), (1, 1.0))),
-    *(
-        Cyclical(cycle_length=length, wave=w, min_beta=m)
-        for length in (1, 5, 8, 7.5)
-        for w in ("triangle", "cosine", "ramp_hold")
-        for m in (0.0, 0.04, 0.1)
-    ),
+    *(Cyclical(cycle_length=7.5, wave=w, min_beta=m) for w in ("triangle", "cosine", "ramp_hold") for m in (0.04, 0.1)),
     Cyclical(wave="ramp_hold", ramp_fraction=1.0, cycle_length=6),
-    Cyclical(wave="ramp_hold", ramp_fraction=0.2, cycle_length=6),
-    WarmRestart(restart_interval=6, restart_multiplier=1.5, base=Cosine(warmup_epochs=4)),
-    WarmRestart(restart_interval=6, restart_multiplier=1.5, base=Cosine(warmup_epochs=12)),  # the third gets there
-    WarmRestart(restart_interval=6, restart_multiplier=1, base=Linear(warmup_epochs=12)),  # none does
-    WarmRestart(restart_interval=6, restart_multiplier=1, base=Linear(warmup_epochs=6)),  # up to its limit
-    WarmRestart(restart_interval=2.5, restart_multiplier=1, base=Linear(warmup_epochs=4)),  # 3 epochs, 2, 3, 2
+    *(  # the third interval gets there, none does, up to its limit, intervals of 3 epochs, 2, 3, 2
+        WarmRestart(restart_interval=i, restart_multiplier=m, base=Linear(warmup_epochs=w))
+        for i, m, w in ((6, 1.5, 12), (6, 1, 12), (6, 1, 6), (2.5, 1, 4))
+    ),
     WarmRestart(restart_interval=6, restart_multiplier=1, base=Cyclical(cycle_length=4, min_beta=0.01)),
-    WarmRestart(restart_interval=6, restart_multiplier=2, base=Constant()),
-    Constant(max_beta=0.0),
     LinearWarmup(max_beta=0.0),
 ]
-FINE = 1 / 128
+FINE = 1 / 64
 MIXED = Hierarchical(global_=ControlVAE(target=3.0), local=Cyclical(cycle_length=8), per="step")
-
-
-def scan(schedule: Schedule, until: float) -> list[tuple[float, float]]:
-    return [(i * FINE, schedule(i * FINE)) for i in range(int(until / FINE) + 1)]
 
 
 @pytest.mark.parametrize("schedule", MANY, ids=repr)
 def test_peaks_and_periods_against_a_dense_scan(schedule: Schedule) -> None:
-    points = scan(schedule, 48)
+    points = [(i * FINE, schedule(i * FINE)) for i in range(int(48 / FINE) + 1)]
     highest = max(beta for _, beta in points)
-    # between two points of the scan no curve here rises by more than 1 % of its peak
-    assert highest <= schedule.peak <= 1.01 * highest + 1e-12
+    # between two points of the scan no curve here rises by more than 2 % of its peak
+    assert highest <= schedule.peak <= 1.02 * highest + 1e-12
     nearly = next(epoch for epoch, beta in points if beta >= 0.9999 * highest)
     reaching = next(epoch for epoch, beta in points if beta >= highest)
     assert nearly - 2 * FINE <= schedule.first_peak <= reaching + 2 * FINE
@@ -177,21 +123,20 @@ def test_peaks_and_periods_against_a_dense_scan(schedule: Schedule) -> None:
         seen = max(beta for epoch, beta in points if epoch <= epochs)
         assert abs(stepwise.max_beta_seen(epochs) - seen) <= 0.02 * schedule.peak
     assert (schedule.period is not None) or not isinstance(schedule, Cyclical)
-    for i in range(1, 400 if schedule.period else 0):
-        epoch = i / 16
+    for i in range(1, 100 if schedule.period else 0):
+        epoch = i / 4
         assert schedule(epoch + (schedule.period or 0)) == pytest.approx(schedule(epoch), abs=1e-9)
         assert schedule.cycle(epoch) == schedule.period
 
 
-@pytest.mark.parametrize("schedule", [*MANY, MIXED, *(kind() for kind in SCHEDULES.values())], ids=repr)
-def test_compressed_is_the_same_curve_in_other_time(schedule: Schedule) -> None:
-    for factor in (0.05, 2.0):
+def test_compressed_is_the_same_curve_in_other_time() -> None:
+    for schedule, factor in product([*MANY, MIXED, *(kind() for kind in SCHEDULES.values())], (0.05, 2.0)):
         short = schedule.compressed(factor)
         assert short.per == "step"
         for part, whole in zip(short.parts.values(), schedule.parts.values(), strict=True):
             curve, longer = (s.setpoint if isinstance(s, Feedback) else s for s in (part, whole))
-            for i in range(1, 160):
-                epoch = i / 2 + 1 / 17  # away from jumps, where a rounding of the time changes sides
+            for i in range(1, 40):
+                epoch = 2 * i + 1 / 17  # away from jumps, where a rounding of the time changes sides
                 assert abs(curve(epoch * factor) - longer(epoch)) < 1e-9
         assert short.first_peak == pytest.approx(schedule.first_peak * factor)
         assert short.peak == pytest.approx(schedule.peak)
@@ -207,37 +152,24 @@ def test_jumps_and_peaks_survive_the_rounding_of_compressed_times() -> None:
     assert [hold(20 * k * 5 / 300) for k in range(1, 15)] == [0.1] * 14
 
 
-# ----------------------------------------------------------------------------------------------------------- warnings
-
-
 @pytest.mark.parametrize(
     ("schedule", "epochs", "text"),
     [
         (UltraConservative(), 20, "beta ends at 0 of 0.1: the warm-up is longer than the run"),
         (UltraConservative(), 50, "beta ends at 0.05 of 0.1: the first peak is at epoch 80, the run ends at 50"),
         (UltraConservative(), 80, None),
-        (LinearWarmup(ramp_epochs=0), 10, "beta ends at 0 of 0.5: the warm-up is longer than the run"),
-        (Cyclical(), 12, None),
         (
             Cyclical(cycle_length=5),
             100,
             'beta reaches 0.08 of 0.1: the peak is between whole epochs, per = "step" would reach it',
         ),
         (Cyclical(cycle_length=25), 100, None),  # 0.096 of 0.1: near enough
-        (WarmRestart(restart_interval=12), 20, "beta reaches 0.578 of 1: the first peak is at epoch 64, the run ends"),
-        (WarmRestart(restart_interval=10, restart_multiplier=1), 100, "every interval is shorter than the 20 epochs"),
-        (Constant(max_beta=0.0), 1, None),
         (Hierarchical(), 11, "local beta ends at 0.0193 of 0.02: the first peak is at epoch 12.5, the run ends at 11"),
         (KLCapacity(), 10, "capacity ends at 12.5 of 25 nats: the ramp ends at epoch 20, the run at 10"),
-        (ControlVAE(), 1, None),
     ],
 )
 def test_a_run_that_misses_the_peak_gets_a_warning(schedule: Schedule, epochs: int, text: str | None) -> None:
-    warning = schedule.warning(epochs)
-    assert warning == text or (warning is not None and text is not None and text in warning)
-
-
-# ------------------------------------------------------------------------------------------------------ levels, events
+    assert schedule.warning(epochs) == text
 
 
 def test_levels() -> None:
@@ -252,26 +184,8 @@ def test_levels() -> None:
         both.by_level(("z",))
     assert (MIXED.closed_loop, both.closed_loop, Geco().closed_loop, Cyclical().closed_loop) == (1, 0, 1, 0)
     assert (MIXED.closed_levels(levels), Geco().closed_levels(levels)) == (("global",), levels)
-    assert Cyclical().closed_levels(levels) == both.closed_levels(levels) == ()
     slow = MIXED.model_copy(update={"per": "epoch"})
     assert {level: part.per for level, part in slow.parts.items()} == {"global": "step", "local": "epoch"}
-
-
-def test_events() -> None:
-    def events(schedule: Schedule) -> list[tuple[float, str]]:
-        return sorted((epoch, text) for epoch, text in schedule.events(40) if 0 < epoch <= 40)
-
-    assert events(Constant()) == []
-    assert events(UltraConservative()) == [(20, "warm-up ends")]
-    assert events(ThreePhase()) == [(10, "phase 1 ends"), (30, "phase 2 ends, first peak")]
-    assert events(WarmRestart(restart_interval=25)) == [(20, "first peak"), (25, "restart 1")]
-    cycle = [(12.5, "local: peak 1"), (25, "local: cycle 1 ends"), (37.5, "local: peak 2")]
-    assert events(Hierarchical()) == [(10, "global: first peak"), *cycle]
-    assert events(WarmRestart(restart_interval=15)) == [(15, "restart 1"), (33, "restart 2")]
-    assert events(KLCapacity()) == [(20, "capacity reached")]
-
-
-# ---------------------------------------------------------------------------------------------------- tables and errors
 
 
 def test_inner_tables_have_no_per() -> None:
@@ -289,24 +203,16 @@ def test_inner_tables_have_no_per() -> None:
     [
         ("nothing", {}, "unknown schedule 'nothing': the schedules are constant, linear_warmup, "),
         ("cyclical", {"cycle_lenght": 3}, "cycle_lenght: unknown key 'cycle_lenght'; did you mean cycle_length?"),
-        ("three_phase", {"max_beta": 1.0}, "max_beta: unknown key 'max_beta'; known here: per, phases"),
-        ("linear", {"max_beta": -1}, "schedule linear: max_beta: should be greater than or equal to 0, got -1"),
         ("cyclical", {"min_beta": 0.5}, "schedule cyclical: expected min_beta <= max_beta, got 0.5, 0.1"),
-        ("warm_restart", {"restart_interval": 0.5}, "restart_interval must be at least restart_unit, 1 epochs"),
-        ("warm_restart", {"base_scheduler_type": "geco"}, "base.name: unknown name 'geco'; known here: constant"),
-        ("warm_restart", {"base": {"max_beta": 1.0}}, "base.name: missing"),
+        ("warm_restart", {"restart_interval": 0.5}, "expected restart_unit <= restart_interval"),
         ("hierarchical", {"local": {"name": "linear", "per": "step"}}, "local: unknown key 'per': set it in the table"),
         ("hierarchical", {"global_scheduler": {"type": "linear", "max_beta": -1}}, "global.max_beta: should be"),
-        ("controlvae", {"per": "epoch"}, "per: should be 'step', got 'epoch'"),
     ],
 )
 def test_faults_are_one_clear_line(name: str, params: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
-        get_beta_scheduler(name, **params)
+        schedules.get_beta_scheduler(name, **params)
     assert "\n" not in str(caught.value)
-
-
-# ------------------------------------------------------------------------------------------------------------ feedback
 
 
 def run(schedule: Feedback, batches: list[tuple[float, float]], steps: int = 100) -> list[float]:
@@ -342,16 +248,15 @@ def test_controlvae_follows_its_formula_within_its_bounds() -> None:
     assert run(ControlVAE(target=1e5), [(0.0, 0.0)]) == [0.0]  # exp(target) is no float
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.2, 0.7)])
-def test_controlvae_leaves_a_bound_at_once_however_long_it_was_there(low: float, high: float) -> None:
-    schedule = ControlVAE(target=20.0, min_beta=low, max_beta=high, start_beta=low, ki=-1e-2)
+def test_controlvae_leaves_a_bound_at_once_however_long_it_was_there() -> None:
+    schedule = ControlVAE(target=20.0, min_beta=0.2, max_beta=0.7, start_beta=0.2, ki=-1e-2)
     below, above, stay = [(0.0, 9.9)], [(60.0, 9.9)], 5_000
     up = run(schedule, above * stay + below * 5)
-    assert up[stay - 1] == pytest.approx(high)
-    assert up[stay] <= high - schedule.kp  # the first batch that asks for less gets less
+    assert up[stay - 1] == pytest.approx(0.7)
+    assert up[stay] <= 0.7 - schedule.kp  # the first batch that asks for less gets less
     down = run(schedule, below * stay + above * 5)
-    assert down[stay - 1] == pytest.approx(low)
-    assert down[stay] >= low + schedule.kp
+    assert down[stay - 1] == pytest.approx(0.2)
+    assert down[stay] >= 0.2 + schedule.kp
 
 
 def test_geco_follows_its_formula() -> None:
@@ -368,117 +273,46 @@ def test_geco_follows_its_formula() -> None:
     assert run(schedule, [(9.9, 0.0)] * 1000)[-1] == pytest.approx(1 / 0.5)
 
 
-def test_geco_is_at_a_bound_only_where_little_is_left_of_the_way_by_factors() -> None:
-    for schedule in (Geco(), Geco(lambda_min=1.0, lambda_max=1e6)):
-        (low, high), (least, largest) = schedule.at_bounds, schedule.bounds
-        assert least < low < 1.2 * least and largest / 1.2 < high < largest
-    assert Geco(lambda_min=3.0, lambda_max=3.0, start_lambda=3.0).at_bounds == pytest.approx((1 / 3, 1 / 3))
-
-
-class Plant:
-    """A made-up run, whose KL goes to where beta holds it, near there with a lag of so many steps.
-
-    A weight far from that, or below 0, moves it no faster: Adam and clipping see to it. Batches scatter.
-    """
-
-    def __init__(self, lag: float, noise: float) -> None:
-        self.lag, self.noise = lag, noise
-        self.random = random.Random(0)
-        self.kl = 1.0
-
-    @property
-    def own(self) -> float:
-        """The beta at which the KL would stay: 0.11 at 25 nats, 0.39 at 12."""
-        return 0.01 * (150.0 / self.kl - 1.0) ** 1.5 if self.kl < 150.0 else 0.0
-
-    @property
-    def reconstruction(self) -> float:
-        return 0.2 + 0.1 * math.log1p(self.own / 0.1)
-
-    def step(self, beta: float) -> tuple[float, float]:
-        """What the next batch shows."""
-        pull = self.own - beta
-        self.kl *= math.exp(pull / (abs(pull) + self.own + 1e-3) / self.lag)
-        scatter = self.random.gauss(0.0, self.noise)
-        return self.kl * (1.0 + scatter), self.reconstruction * (1.0 + scatter)
-
-
-@pytest.mark.parametrize(("lag", "noise"), [(20, 0.05), (300, 0.0)])
 @pytest.mark.parametrize(
     "schedule",
-    [
-        KLCapacity(capacity=25.0),
-        KLCapacity(capacity=12.0, gamma=100.0),
-        ControlVAE(target=25.0),
-        ControlVAE(target=12.0, start_beta=0.1),
-        Geco(tolerance=0.25),
-        Geco(tolerance=0.3, start_lambda=10.0),
-    ],
+    [KLCapacity(capacity=12.0, gamma=100.0), ControlVAE(target=25.0), Geco(tolerance=0.3, start_lambda=10.0)],
     ids=repr,
 )
-def test_each_holds_its_target_within_5_percent(schedule: Feedback, lag: float, noise: float) -> None:
-    plant, state, beta = Plant(lag, noise), schedule.begin(), schedule(0)
-    epochs, steps, last = 30, 600, []
+def test_each_holds_its_target_within_5_percent(schedule: Feedback) -> None:
+    """With a made-up run, whose KL moves to where beta holds it with a lag of 20 steps, and batches that scatter."""
+    rng, total, state, beta = random.Random(0), 1.0, schedule.begin(), schedule(0)
+    epochs, steps, last = 30, 300, []
     for step in range(1, epochs * steps + 1):
-        kl, reconstruction = plant.step(beta)
-        state, beta = schedule.observe(state, step / steps, kl, reconstruction)
-        if step > (epochs - 2) * steps:
-            last.append(plant.kl if schedule.quantity == "kl" else plant.reconstruction)
-    for epoch in (last[:steps], last[steps:]):
+        own = 0.01 * (150.0 / total - 1.0) ** 1.5 if total < 150.0 else 0.0  # beta at which the KL would stay
+        total *= math.exp((own - beta) / (abs(own - beta) + own + 1e-3) / 20)
+        reconstruction, scatter = 0.2 + 0.1 * math.log1p(own / 0.1), 1.0 + rng.gauss(0.0, 0.05)
+        state, beta = schedule.observe(state, step / steps, total * scatter, reconstruction * scatter)
+        last.append(total if schedule.quantity == "kl" else reconstruction)
+    for epoch in (last[-2 * steps : -steps], last[-steps:]):
         assert sum(epoch) / steps == pytest.approx(schedule.setpoint(epochs), rel=0.05)
-
-
-def test_what_takes_feedback_says_so_instead_of_giving_a_beta() -> None:
-    with pytest.raises(ValueError, match=r"geco: beta at epoch 3 depends .*get_beta_scheduler.*observe.*Controller"):
-        get_beta_schedule(3, "geco")
-    with pytest.raises(ValueError, match="hierarchical takes feedback"):
-        get_beta_scheduler("hierarchical", local_scheduler={"type": "controlvae"})
-    with pytest.raises(ValueError, match="controlvae: beta at epoch 3 depends"):
-        MIXED(3.0)
-    with pytest.raises(ValueError, match="geco controls the reconstruction: argument missing"):
-        get_beta_scheduler("geco").observe(epoch=1, kl=20.0)
-    with pytest.raises(ValueError, match="cyclical takes no feedback"):
-        get_beta_scheduler("cyclical").observe(epoch=1, kl=20.0)
-
-
-def test_a_scheduler_with_feedback_observes_and_continues_from_its_state() -> None:
-    first, second = (get_beta_scheduler("controlvae", target=20.0, ki=-1e-3) for _ in range(2))
-    kls = [float(kl) for kl in range(0, 60, 2)]
-    betas = [first.observe(epoch=i / 30, kl=kl) for i, kl in enumerate(kls)]
-    assert betas == first.beta_history == run(ControlVAE(target=20.0, ki=-1e-3), [(kl, 0.0) for kl in kls])
-    assert first(7) == betas[-1]
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert [first.observe(epoch=2, kl=kl) for kl in kls] == [second.observe(epoch=2, kl=kl) for kl in kls]
-    with pytest.raises(ValueError, match="the state of geco is beta, log_lambda, average, begun, not beta, integral"):
-        get_beta_scheduler("geco").load_state_dict(first.state_dict())
-
-
-# ------------------------------------------------------------------------------------ the names of the source documents
 
 
 def test_unused_times_are_ignored_and_steps_recorded() -> None:
     everything = {"max_beta": 0.2, "warmup_epochs": 4, "ramp_epochs": 4, "cycle_length": 8}
     assert [get_beta_schedule(e, "cyclical", **everything) for e in (2, 4, 8)] == [0.1, 0.2, 0.0]
-    scheduler = BetaScheduler("linear_warmup", **everything)
+    scheduler = schedules.BetaScheduler("linear_warmup", **everything)
     assert [scheduler.step(epoch) for epoch in (4, 6, 8)] == [0.0, 0.1, 0.2]
     assert (scheduler(5), scheduler.beta_history) == (0.05, [0.0, 0.1, 0.2]), "a call leaves no trace"
     assert get_beta_schedule(35) == 0.25
+    with pytest.raises(ValueError, match="geco: beta at epoch 3 depends on the run"):
+        get_beta_schedule(3, "geco")
 
 
 def test_nested_dictionaries_of_the_source_documents() -> None:
     wave = {"cycle_length": 20, "min_beta": 0.0, "max_beta": 1.0, "wave_type": "cosine"}
-    assert [CyclicalBetaScheduler(**wave)(e) for e in (0, 5, 10, 20)] == pytest.approx([0, 0.5, 1, 0])
-    restarts = {
-        "base_scheduler_type": "cosine",
-        "base_scheduler_kwargs": {"max_beta": 1.0, "warmup_epochs": 20},
-        "restart_interval": 40,
-        "restart_multiplier": 1.2,
-    }
-    scheduler = WarmRestartBetaScheduler(**restarts)
+    assert [schedules.CyclicalBetaScheduler(**wave)(e) for e in (0, 5, 10, 20)] == pytest.approx([0, 0.5, 1, 0])
+    base = {"base_scheduler_type": "cosine", "base_scheduler_kwargs": {"max_beta": 1.0, "warmup_epochs": 20}}
+    restarts = {**base, "restart_interval": 40, "restart_multiplier": 1.2}
+    scheduler = schedules.WarmRestartBetaScheduler(**restarts)
     assert [e for e in range(1, 200) if scheduler.get_restart_info(e)["is_restart_epoch"]] == [40, 88, 146]
     assert [scheduler(e) for e in (39, 40, 60, 87, 88)] == [1.0, 0.0, 1.0, 1.0, 0.0]
     assert list(scheduler.get_restart_info(50).values()) == [40, 10, 88, False]
-    both = HierarchicalBetaScheduler(
+    both = schedules.HierarchicalBetaScheduler(
         global_scheduler={"type": "warm_restart", **restarts}, local_scheduler={"type": "cyclical", **wave}
     )
     assert both.step(10) == pytest.approx({"global_kl_weight": 0.5, "local_kl_weight": 1.0})

@@ -1,39 +1,25 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-import tomli
 import tomli_w
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.presets import (
-    Layer,
-    environment_layer,
-    find_preset,
-    flag_layer,
-    json_schema,
-    preset_names,
-    resolve,
-    set_layer,
-)
+from arcvae_cli.presets import Layer, environment_layer, flag_layer, preset_names, resolve, set_layer
 from arcvae_cli.settings import GrammarSettings, HierarchicalSettings
 
 
 def write(path: Path, text: str) -> str:
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text)
     return str(path)
 
 
-def expect_refused(match: str, preset: str | None = None, *layers: object) -> InputError:
-    with pytest.raises(InputError) as caught:
-        resolve(preset, *layers)  # type: ignore[arg-type]
-    message = str(caught.value)
-    assert match in message, message
-    return caught.value
-
-
-# ------------------------------------------------------------------------------------------------- defaults, presets
+def expect_refused(match: str, preset: str | None = None, *layers: Layer) -> str:
+    with pytest.raises(InputError, match=re.escape(match)) as caught:
+        resolve(preset, *layers)
+    return str(caught.value)
 
 
 def test_the_defaults_are_those_of_the_specification() -> None:
@@ -59,27 +45,22 @@ UNWRITTEN = {"device", "precision", "engine", "threads", "save_minutes", "focal_
 def test_a_shipped_preset_writes_out_what_it_relies_on_and_is_what_its_table_says(tmp_path: Path) -> None:
     """A later change of a default must not change a preset: every setting of the model and its loss stands there."""
     for name in preset_names():
-        settings, origins = resolve(name).settings, resolve(name).origins
+        settings, origins = resolve(name)
         table = settings.table()
         for key in ("data", "model", "objective", "schedule", "train"):
             for setting in table[key].keys() - UNWRITTEN:
                 assert any(f"{origin}.".startswith(f"{key}.{setting}.") for origin in origins), (name, setting)
         assert resolve(write(tmp_path / f"{name}.toml", tomli_w.dumps(table))).settings == settings
-        assert tomli.loads(find_preset(name).read_text()).keys() <= json_schema()["properties"].keys()
 
 
 def test_the_numbers_of_the_presets() -> None:
     table = {name: resolve(name).settings for name in preset_names()}
-    conservative = table["ultra_conservative"]
-    assert conservative.objective.free_bits == 0.3 and conservative.train.epochs == 100
-    assert conservative.schedule.peak == 0.1 and conservative.schedule.first_peak == 80
-    baseline = table["baseline"]
+    conservative, baseline = table["ultra_conservative"], table["baseline"]
+    assert (conservative.objective.free_bits, conservative.train.epochs) == (0.3, 100)
+    assert conservative.schedule.summit() == (80, 0.1)
     assert (baseline.objective.reduction, baseline.objective.kl_reduction) == ("mean", "mean")
-    assert baseline.train.monitor == "val/loss_total" and baseline.schedule(50) == 2.0
-    assert table["cyclical"].schedule.period == 20 and table["cyclical_cosine"].schedule.peak == 1.0
-    assert table["warm_restart"].schedule.cycle(41) == 48 and table["warm_restart"].train.epochs == 150
-    assert table["linear_warmup"].schedule.peak == table["aggressive"].schedule.peak == 0.5
-    assert table["quickstart"].schedule.per == "step"
+    assert (baseline.train.monitor, baseline.schedule(50)) == ("val/loss_total", 2.0)
+    assert table["warm_restart"].schedule.cycle(41) == 48 and table["quickstart"].schedule.per == "step"
 
 
 def test_extends_lays_one_preset_over_another(tmp_path: Path) -> None:
@@ -89,16 +70,10 @@ def test_extends_lays_one_preset_over_another(tmp_path: Path) -> None:
     assert resolved.origins["objective.free_bits"] == "presets/ultra_conservative.toml"
     assert resolved.origins["train.epochs"].endswith("base.toml")
     assert resolved.origins["train.lr"].endswith("mine.toml")
-    assert resolved.settings.schedule.peak == 0.1
-
-
-def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
     one = write(tmp_path / "one.toml", 'extends = "two.toml"\n')
     write(tmp_path / "two.toml", 'extends = "one.toml"\n')
+    expect_refused("did you mean baseline?", "basline")
     expect_refused("extends: one.toml -> two.toml -> one.toml", one)
-
-
-# ---------------------------------------------------------------------------------------------------------- precedence
 
 
 def test_flag_then_set_then_environment_then_preset_then_default() -> None:
@@ -118,8 +93,7 @@ def test_flag_then_set_then_environment_then_preset_then_default() -> None:
 def test_another_schedule_starts_from_its_own_defaults() -> None:
     flag = flag_layer({"--beta-schedule": ("schedule.name", "cyclical")})
     resolved = resolve("ultra_conservative", flag)
-    assert resolved.settings.schedule.period == 20
-    assert "schedule.warmup_epochs" not in resolved.origins
+    assert resolved.settings.schedule.period == 20 and "schedule.warmup_epochs" not in resolved.origins
     assert resolve("ultra_conservative", set_layer(["schedule.cycle_length=8"]), flag).settings.schedule.period == 8
     same = set_layer(["schedule.name=ultra_conservative", "schedule.max_beta=0.2"])
     schedule = resolve("ultra_conservative", same).settings.schedule
@@ -127,83 +101,45 @@ def test_another_schedule_starts_from_its_own_defaults() -> None:
 
 
 def test_values_of_set_are_typed_by_the_settings() -> None:
-    sets = ["data.augment=false", "objective.reduction=mean", "train.adam_betas=[0.8, 0.9]", "train.patience='7'"]
-    settings = resolve(None, set_layer(sets[:3])).settings
-    assert settings.data.augment is False and settings.objective.reduction == "mean"
-    assert settings.train.adam_betas == (0.8, 0.9)
+    sets = ["data.augment=false", "train.adam_betas=[0.8, 0.9]", "train.patience='7'"]
+    settings = resolve(None, set_layer(sets[:2])).settings
+    assert settings.data.augment is False and settings.train.adam_betas == (0.8, 0.9)
     expect_refused("--set train.patience: should be a valid integer, got '7'", None, set_layer(sets))
-
-
-# -------------------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("[train]\nepoch = 3\n", "train.epoch: unknown key 'epoch'\ndid you mean epochs? known here: epochs,"),
-        ("[trian]\nepochs = 3\n", "trian: unknown key 'trian'\ndid you mean train?"),
         ("[model]\nfree_bits = 0.3\n", "model.free_bits: unknown key 'free_bits'\ndid you mean objective.free_bits?"),
-        ('[train]\nlr = "fast"', "train.lr: should be a valid number, got 'fast'"),
         ("train = 3", "train: should be a table, got 3"),
-        ('[model]\nname = "grids"', "model.name: unknown name 'grids'\ndid you mean grid?"),
         ('[model]\nname = "hierarchical"\nlocal_sise = 8', "model.local_sise: unknown key 'local_sise'\ndid you mean"),
-        ('[schedule]\nname = "cyclic"', "schedule.name: unknown name 'cyclic'\ndid you mean cyclical?"),
         ('[schedule]\nname = "cyclical"\nmin_beta = 2.0', ": schedule: expected min_beta <= max_beta, got 2, 0.1"),
         ("[model]\ndropout = 0.1", "model.dropout: body = plain has no dropout"),
         ('[model]\nname = "grammar"\nencoder_kernel = 4', "model.encoder_kernel: arch = enhanced needs odd kernels"),
         ("[objective.free_bits_by_level]\nlocal = 2.0", "objective.free_bits_by_level.local: unknown level"),
-        ('[model]\nname = "hierarchical"\n[objective]\nkl_reduction = "mean"', "objective.kl_reduction: a mean over"),
-        ("[train]\nlr_min = 0.5", "train.lr_min: 0.5 is above train.lr"),
-        ('[train]\ndevice = "gpu"', "train.device: unknown device 'gpu'\nuse auto, cpu, mps, cuda or cuda:N"),
         ('[train]\nmonitor = "val/los"', "train.monitor: the model grid has no metric 'val/los'\ndid you mean val"),
         ('[data]\nprod = "a.npy"', "data.prod: needs masks or a grammar"),
-        ("extends = 3", "extends: expected the name of a preset"),
         ("[train\n", "not valid TOML"),
     ],
 )
 def test_a_mistake_in_a_preset_names_file_key_and_expectation(tmp_path: Path, text: str, expected: str) -> None:
     path = write(tmp_path / "p.toml", text)
-    assert str(expect_refused(expected, path)).startswith(f"{path}: ")
+    assert expect_refused(expected, path).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize(
-    ("layer", "expected"),
-    [
-        (flag_layer({"--beta-max": ("schedule.max_beta", 0.5)}), "--beta-max: schedule.max_beta: unknown key"),
-        (set_layer(["objective.class_weights=x"]), "--set objective.class_weights: should be 'none', 'inverse'"),
-        (environment_layer({"ARCVAE_TRAIN__LRR": "1"}), "ARCVAE_TRAIN__LRR: train.lrr: unknown key 'lrr'"),
-    ],
-)
-def test_a_mistake_names_its_origin_once(layer: Layer, expected: str) -> None:
-    assert str(expect_refused(expected, "baseline", layer)).startswith(expected)
-
-
-def test_a_file_that_is_not_text_too_large_or_missing(tmp_path: Path) -> None:
-    (tmp_path / "latin.toml").write_bytes(b'description = "\xe9"')
-    expect_refused("not valid TOML: 'utf-8' codec", str(tmp_path / "latin.toml"))
-    expect_refused("larger than 64 kB", write(tmp_path / "big.toml", "#" * 2**20 + "#"))
-    expect_refused("deep.toml", write(tmp_path / "deep.toml", "a = " + "[" * 20_000 + "]" * 20_000))
-    expect_refused("did you mean baseline?", "basline")
+def test_a_mistake_names_its_origin_once() -> None:
+    layer = flag_layer({"--beta-max": ("schedule.max_beta", 0.5)})
+    assert expect_refused("--beta-max: schedule.max_beta: unknown key", "baseline", layer).startswith("--beta-max")
 
 
 def test_a_malformed_environment_variable_or_assignment_is_refused() -> None:
-    with pytest.raises(InputError, match="ARCVAE_LR: no setting has this name"):
-        environment_layer({"ARCVAE_LR": "1"})
+    expect_refused("ARCVAE_LR: lr: unknown key", None, environment_layer({"ARCVAE_LR": "1"}))
     assert environment_layer({"ARCVAE_CACHE_DIR": "/tmp", "HOME": "/"}).values == {}
-    for text in ("train.lr", "=3", "train..lr=3", ".lr=3"):
-        with pytest.raises(InputError, match=r"expected dotted.key=value"):
-            set_layer([text])
+    with pytest.raises(InputError, match=r"expected dotted.key=value"):
+        set_layer(["train.lr"])
     with pytest.raises(InputError, match="'model' already has a value that is not a table"):
         set_layer(["model=grid", "model.latent_dim=4"])
-
-
-def test_another_corpus_keeps_what_was_said_about_the_data() -> None:
-    layers = [environment_layer({"ARCVAE_DATA__SEED": "7"}), set_layer(["data.size=1000", "data.augment=false"])]
-    data = resolve("quickstart", *layers, flag_layer({"--data": ("data.name", "shapes")})).settings.data
-    assert (data.name, data.size, data.seed, data.augment) == ("shapes", 1000, 7, False)
-
-
-# ------------------------------------------------------------------------------------------------ models and levels
 
 
 def test_another_model_brings_its_own_keys_and_defaults() -> None:
@@ -211,12 +147,6 @@ def test_another_model_brings_its_own_keys_and_defaults() -> None:
     assert settings.model == HierarchicalSettings()
     flags = {"--model": ("model.name", "hierarchical"), "--latent-dim": ("model.latent_dim", 5)}
     expect_refused("--latent-dim: model.latent_dim: unknown key 'latent_dim'", None, flag_layer(flags))
-
-
-def test_free_bits_of_single_levels() -> None:
-    layer = set_layer(["model.name=hierarchical", "objective.free_bits=0.3", "objective.free_bits_by_level.local=2.0"])
-    objective = resolve(None, layer).settings.objective
-    assert (objective.floor("global"), objective.floor("local")) == (0.3, 2.0)
 
 
 def test_another_architecture_starts_from_its_own_sizes() -> None:

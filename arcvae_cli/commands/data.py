@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpora import LoadOptions
 
-app = typer.Typer(no_args_is_help=True, help="Build or describe a corpus.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build or describe a corpus.")
 
 KNOWN = f"{', '.join(CORPORA)}, or a .npz, .npy, ARC .json, a folder, or a file of strings"
 STRINGS = "Strings of a grammar"  # a panel of the help

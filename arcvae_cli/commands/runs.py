@@ -22,7 +22,7 @@ from arcvae_cli.settings import Settings
 if TYPE_CHECKING:
     from rich.text import Text
 
-app = typer.Typer(help="List, show and verify runs.")
+app = typer.Typer(add_completion=False, help="List, show and verify runs.")
 
 RUNS = Path("runs")
 RunsDir = Annotated[Path, typer.Option(help="folder of the runs")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli.commands.options import (
-    OUTPUT,
-    TABLE,
-    JsonOption,
-    QuietOption,
-    Row,
-    SetOption,
-    complete,
-    own_names,
-    with_flags,
-)
+from arcvae_cli.commands.options import TABLE, JsonOption, QuietOption, SetOption, complete, own_names, with_flags
 from arcvae_cli.errors import InputError, nearest
 from arcvae_cli.files import is_file, read_lines
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
@@ -32,24 +22,25 @@ if TYPE_CHECKING:
     from arcvae_cli.console import Console
 
 EPOCHS, STEPS = 100, 100  # of a schedule by its name, and steps of an epoch; a preset has its own epochs
-MOST_ROWS = 16  # of the table
-HEIGHT = 11  # lines of a chart
+MOST_ROWS, HEIGHT = 16, 11  # lines of the table and of a chart
 UNITS = {"beta": "beta", "kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
 MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 
-SCHEDULE, VIEW = "The schedule", "The view"
-KEYS = (
-    *("max_beta", "min_beta", "warmup_epochs", "ramp_epochs", "cycle_length", "wave", "ramp_fraction"),
-    *("restart_interval", "restart_multiplier", "per"),
-)
+VIEW, OUTPUT = "The view", "Output"  # panels of the help
+KEYS = ("max_beta", "min_beta", "warmup_epochs", "ramp_epochs", "cycle_length", "wave", "ramp_fraction", "per")
+OWN = own_names("schedule", "The schedule", *KEYS, "restart_interval", "restart_multiplier")
 SPELLINGS = {row.key: row.flags for row in TABLE}  # those of `train` work too
-ROWS = [replace(row, flags=row.flags + SPELLINGS.get(row.key, ())) for row in own_names("schedule", SCHEDULE, *KEYS)]
-ROWS.append(Row(("--epochs",), "train.epochs", VIEW, f"the preset's, else {EPOCHS}"))
+ROWS = [replace(row, flags=row.flags + SPELLINGS.get(row.key, ())) for row in OWN]
+ROWS += [replace(row, default=f"the preset's, else {EPOCHS}") for row in own_names("train", VIEW, "epochs")]
 view: Any = partial(typer.Option, rich_help_panel=VIEW)
 output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 
 Document = dict[str, Any]  # one schedule for `--json`, times in epochs: all that is shown comes from it
 Curve = tuple[str, str, Sequence[float], Sequence[float], bool]  # label, unit, epochs, values, dashed
+
+
+def _known_names() -> list[str]:
+    return list(dict.fromkeys([*preset_names(), *SCHEDULES]))
 
 
 @with_flags(ROWS)
@@ -60,7 +51,7 @@ def schedule_preview(
         typer.Argument(
             metavar="NAME",
             help="presets, TOML files or names of schedules; several overlay",
-            autocompletion=complete(lambda: list(dict.fromkeys([*preset_names(), *SCHEDULES]))),
+            autocompletion=complete(_known_names),
         ),
     ],
     flags: Layer,
@@ -88,15 +79,14 @@ def schedule_preview(
     documents = [document(name, layers, run, runs, steps) for name in dict.fromkeys(names)]
     for one in documents:
         if one["shortfall"] is not None:
-            console.warn((f"{one['name']}: " if len(documents) > 1 else "") + one["shortfall"])
+            console.warn(f"{one['name']}: {one['shortfall']}")
     if csv_file is not None:
         write_csv(csv_file, documents)
     if plot is not None:
         from arcvae_cli.render.plots import save_schedules
 
         scales = {scale_of(one) for one in documents}
-        all_curves = [curve for one in documents for curve in curves(one)]
-        save_schedules(plot, all_curves, elbo_scale=scales.pop() if len(scales) == 1 else None)
+        save_schedules(plot, curves(documents), elbo_scale=scales.pop() if len(scales) == 1 else None)
     console.json({"schedules": documents})
     show(documents, console)
     for file in (csv_file, plot):
@@ -106,64 +96,45 @@ def schedule_preview(
 
 def document(name: str, layers: Sequence[Layer], run: str | None, runs: Path, steps: int) -> Document:
     """The schedule of a name, with flags and `--set` on top, and the record of a run."""
-    path, scale = Path(name), None
-    if name in preset_names() or is_file(path) or is_file(path / "config.toml"):
+    source, scale = "schedule", None
+    if name in preset_names() or is_file(Path(name)) or is_file(Path(name) / "config.toml"):
         source = "preset" if name in preset_names() else "file"
         settings = resolve(name, environment_layer(), *layers).settings  # the environment counts as for `train`
         scale = elbo_scale(settings)
     elif name in SCHEDULES:
-        source = "schedule"
         wanted = Layer(name, {"schedule": {"name": name}, "train": {"epochs": EPOCHS}})
         settings = resolve(None, wanted, *layers).settings
     else:
-        known = list(dict.fromkeys([*preset_names(), *SCHEDULES]))
-        fix = f"{nearest(name, known)}presets and schedules: {', '.join(known)}"
+        fix = f"{nearest(name, _known_names())}presets and schedules: {', '.join(_known_names())}"
         raise InputError(f"{name}: no such preset, file or schedule", fix)
     schedule, epochs = settings.schedule, settings.train.epochs
     by_step = schedule.per == "step" and not isinstance(schedule, Feedback)
     within = steps if by_step else 1
     points = [epoch + (step + 1) / within for epoch in range(epochs) for step in range(within)]
     levels: dict[str, Any] = {}
-    series: dict[str, Callable[[float], float]] = {}  # beta or, of a closed loop, its target
+    series: dict[str, Callable[[float], float]] = {}
     for level, part in schedule.parts.items():
-        series[series_name(level or "beta", part.closed_loop)] = part.setpoint if isinstance(part, Feedback) else part
-        levels[level or "beta"] = {
-            "description": part.describe(),
-            "start": part(0.0),
-            **{key: getattr(part, key) for key in ("peak", "first_peak", "period")},
-            "reached": part.max_beta_seen(epochs),
-            **({"quantity": part.quantity, "bounds": part.bounds} if isinstance(part, Feedback) else {}),
-        }
-    return {
-        "name": name,
-        "source": source,
-        "schedule": schedule.model_dump(mode="json", by_alias=True),
-        "epochs": epochs,
-        "elbo_scale": scale,
-        "closed_loop": schedule.closed_loop,
-        "shortfall": schedule.warning(epochs),
-        "levels": levels,
-        "key_epochs": [
-            {"epoch": epoch, "what": text, **{key: at(epoch) for key, at in series.items()}}
-            for epoch, text in key_epochs(schedule, epochs, by_step)
-        ],
-        "curve": {"epoch": points, **{key: [at(epoch) for epoch in points] for key, at in series.items()}},
-        **({} if run is None else {"run": {"name": run, "levels": read_run(run, runs, schedule)}}),
-    }
-
-
-def series_name(level: str, closed: bool) -> str:
-    """The name of a level's series in `--json`."""
-    return f"{level}_target".removeprefix("beta_") if closed else level
-
-
-def key_epochs(schedule: Schedule, epochs: int, by_step: bool) -> list[tuple[float, str]]:
-    """The first and the last epoch and those at which the curve changes, with what happens there."""
-    found: dict[float, list[str]] = {0.0: ["start"]} if by_step else {1.0: ["first epoch"]}
-    events = [(epoch, text) for epoch, text in schedule.events(epochs) if 0 < epoch <= epochs]
-    for epoch, text in [*events, (float(epochs), "last epoch")]:
-        found.setdefault(epoch, []).append(text)
-    return [(epoch, ", ".join(texts)) for epoch, texts in sorted(found.items())]
+        facts: dict[str, Any] = {"description": part.describe(), "start": part(0.0)}
+        facts |= {"peak": part.peak, "first_peak": part.first_peak, "period": part.period}
+        levels[level or "beta"] = facts | {"reached": part.max_beta_seen(epochs)}
+        if isinstance(part, Feedback):
+            levels[level or "beta"] |= {"quantity": part.quantity, "bounds": part.bounds}
+            series[f"{level}_target".lstrip("_")] = part.setpoint
+        else:
+            series[level or "beta"] = part
+    events: dict[float, list[str]] = {0.0: ["start"]} if by_step else {1.0: ["first epoch"]}
+    for epoch, text in [*schedule.events(epochs), (float(epochs), "last epoch")]:
+        if 0 < epoch <= epochs:
+            events.setdefault(epoch, []).append(text)
+    found: Document = {"name": name, "source": source, "schedule": schedule.model_dump(mode="json", by_alias=True)}
+    found |= {"epochs": epochs, "elbo_scale": scale, "closed_loop": schedule.closed_loop}
+    found |= {"shortfall": schedule.warning(epochs), "levels": levels}
+    found["key_epochs"] = [
+        {"epoch": epoch, "what": ", ".join(texts), **{key: at(epoch) for key, at in series.items()}}
+        for epoch, texts in sorted(events.items())
+    ]
+    found["curve"] = {"epoch": points, **{key: [at(epoch) for epoch in points] for key, at in series.items()}}
+    return found if run is None else {**found, "run": {"name": run, "levels": read_run(run, runs, schedule)}}
 
 
 def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
@@ -176,14 +147,14 @@ def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
     found = {}
     for level, part in schedule.parts.items():
         beta, kl = (f"train/{key}/{level}".rstrip("/") for key in ("beta", "kl"))
-        if not any(beta in line for line in lines):
+        if not lines or beta not in lines[0]:
             raise InputError(f"--run {run}: no epoch with {beta}", "give a run of a model with these levels")
-        values: list[float] = []
-        if isinstance(part, Feedback):
-            by_kl = part.quantity == "kl"
-            values = [line[kl] if by_kl else line["train/loss_reconstruction"] / positions for line in lines]
-        betas = [line[beta] for line in lines]
-        found[level or "beta"] = {"epoch": [line["epoch"] for line in lines], "beta": betas, "value": values}
+        key, by = (kl, 1) if part.quantity == "kl" else ("train/loss_reconstruction", positions)
+        found[level or "beta"] = {
+            "epoch": [line["epoch"] for line in lines],
+            "beta": [line[beta] for line in lines],
+            "value": [line[key] / by for line in lines if part.quantity],
+        }
     return found
 
 
@@ -193,67 +164,60 @@ def scale_of(one: Document) -> float | None:
     return 1.0 if one["source"] == "schedule" else scale
 
 
-def curves(one: Document) -> Iterator[Curve]:
+def each_level(documents: Sequence[Document]) -> Iterator[tuple[Document, str, str | None, list[float], Any]]:
+    """Every schedule with each of its levels: what a loop controls, beta or its target, and the record of a run."""
+    for one in documents:
+        for level, facts in one["levels"].items():
+            quantity, records = facts.get("quantity"), one["run"]["levels"] if "run" in one else {}
+            series = f"{level}_target".removeprefix("beta_") if quantity else level
+            yield one, level.removeprefix("beta"), quantity, one["curve"][series], records.get(level)
+
+
+def curves(documents: Sequence[Document]) -> list[Curve]:
     """The curves of a chart: beta or a target, and what a run recorded."""
-    for level, facts in one["levels"].items():
-        closed = "quantity" in facts
-        label, unit = f"{one['name']} {level.removeprefix('beta')}".rstrip(), UNITS[facts.get("quantity", "beta")]
-        values = one["curve"][series_name(level, closed)]
-        yield label + " target" * closed, unit, one["curve"]["epoch"], values, closed
-        if "run" in one:
-            record = one["run"]["levels"][level]
-            if closed:
-                yield f"{label} recorded", unit, record["epoch"], record["value"], False
-            yield f"{label} recorded", "beta", record["epoch"], record["beta"], False
+    found: list[Curve] = []
+    for one, level, quantity, values, record in each_level(documents):
+        label, unit, target = f"{one['name']} {level}".rstrip(), UNITS[quantity or "beta"], quantity is not None
+        found.append((label + " target" * target, unit, one["curve"]["epoch"], values, target))
+        recorded = ([(unit, "value")] * target + [("beta", "beta")]) * (record is not None)
+        found += [(f"{label} recorded", axis, record["epoch"], record[key], False) for axis, key in recorded]
+    return found
 
 
 def show(documents: Sequence[Document], console: Console) -> None:
-    """Print the parameters, a chart for each unit, and a table for each schedule."""
+    """Print the parameters, a chart for each unit, and a table of the key epochs of each schedule."""
     for one in documents:
         console.lines([f"{one['name']} ({'preset, ' * (one['source'] == 'preset')}schedule {one['schedule']['name']})"])
+        scale, per = scale_of(one), one["schedule"]["per"]
         for level, facts in one["levels"].items():
+            bounds = facts.get("bounds", [facts["peak"]])
+            beta, scaled = (" to ".join(f"{bound * by:.4g}" for bound in bounds) for by in (1.0, scale or 1.0))
+            beta += f" ({scaled} on the ELBO scale)" * (beta != scaled)
+            period = f", period {facts['period']:g} epochs" if facts["period"] else ""
+            summary = f"peak {beta}, first at epoch {facts['first_peak']:g}{period}, set every {per}"
+            if "bounds" in facts:
+                summary = f"beta depends on the run (--run shows one), set every step, from {beta}"
+            if scale is None:
+                summary += ", no ELBO scale (focal loss or class weights)"
             label = "" if level == "beta" else f"{level}: "
-            console.lines([f"  {label}{facts['description']}", f"  {summary(facts, one)}"])
-    every = [curve for one in documents for curve in curves(one)]
+            console.lines([f"  {label}{facts['description']}", f"  {summary}"])
+    every = curves(documents)
     for unit in dict.fromkeys(unit for _, unit, *_ in every):
         own = [curve for curve in every if curve[1] == unit]
         console.lines(["", *chart(own, max(one["epochs"] for one in documents), console)])
     for one in documents:
         console.lines([f"{one['name']}, {one['epochs']} epochs"] * (len(documents) > 1))
-        show_table(one, console)
-
-
-def summary(facts: Mapping[str, Any], one: Document) -> str:
-    """A level in numbers."""
-    scale = scale_of(one)
-    bounds = facts.get("bounds", [facts["peak"]])
-    values = " to ".join(f"{bound * (scale or 1.0):.4g}" for bound in bounds)
-    elbo = "" if scale in (None, 1.0) else f" ({values} on the ELBO scale)"
-    if "bounds" in facts:
-        low, high = bounds
-        return f"beta depends on the run (--run shows one), set every step, between {low:.4g} and {high:.4g}{elbo}"
-    period = f", period {facts['period']:g} epochs" if facts["period"] else ""
-    every = f", set every {one['schedule']['per']}"
-    unscaled = ", no ELBO scale (focal loss or class weights)" if scale is None else ""
-    return f"peak {facts['peak']:.4g}{elbo}, first at epoch {facts['first_peak']:g}{period}{every}{unscaled}"
-
-
-def show_table(one: Document, console: Console) -> None:
-    """Print the key epochs."""
-    from arcvae_cli.console import cell
-
-    scale = scale_of(one)
-    open_levels = [level for level, facts in one["levels"].items() if "quantity" not in facts]
-    series = [key for key in one["curve"] if key != "epoch"]
-    scaled = [] if scale is None or scale == 1.0 else [f"{level} ELBO-scale beta" for level in open_levels]
-    cells = []
-    for known in one["key_epochs"]:
-        values = [known[key] for key in series] + [known[level] * scale for level in open_levels if scaled]
-        cells.append([f"{known['epoch']:g}", *(cell(value, ".4g") for value in values), known["what"]])
-    if (left_out := len(cells) - MOST_ROWS) > 0:
-        cells[MOST_ROWS - 4 : -4] = [["...", *[""] * (len(cells[0]) - 2), f"{left_out} more, all of them in --json"]]
-    heads = [name.replace("_", " ").replace("beta ELBO", "ELBO") for name in [*series, *scaled]]
-    console.table("", ["epoch", *heads, ""], cells, left=(len(heads) + 1,))
+        series, scale = [key for key in one["curve"] if key != "epoch"], scale_of(one)
+        open_levels = [level for level, facts in one["levels"].items() if "quantity" not in facts]
+        rows, scaled_levels = [], [] if scale in (None, 1.0) else open_levels
+        for known in one["key_epochs"]:
+            values = [known[key] for key in series] + [known[level] * scale for level in scaled_levels]
+            rows.append([f"{known['epoch']:g}", *(f"{value:.4g}" for value in values), known["what"]])
+        if (left_out := len(rows) - MOST_ROWS) > 0:
+            rows[MOST_ROWS - 4 : -4] = [["...", *[""] * (len(rows[0]) - 2), f"{left_out} more, all of them in --json"]]
+        heads = [key.replace("_", " ") for key in series]
+        heads += [f"{level} ELBO-scale beta".removeprefix("beta ") for level in scaled_levels]
+        console.table("", ["epoch", *heads, ""], rows, left=(len(heads) + 1,))
 
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
@@ -296,22 +260,18 @@ def write_csv(path: Path, documents: Sequence[Document]) -> None:
 
     columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", "quantity", "target", "value"]
     width = 8 if any(one["closed_loop"] for one in documents) else 5
+    rows = []
+    for one, level, quantity, values, record in each_level(documents):
+        scale, recorded = one["elbo_scale"], {}
+        if quantity and record:
+            recorded = dict(zip(record["epoch"], zip(record["beta"], record["value"], strict=True), strict=True))
+        for epoch, target in zip(one["curve"]["epoch"], values, strict=True):
+            beta, value = recorded.get(epoch, (None, None)) if quantity else (target, None)
+            elbo = None if scale is None or beta is None else beta * scale
+            row = [one["name"], level, f"{epoch:.10g}", beta, elbo, quantity, target if quantity else None, value]
+            rows.append(row[:width])
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns[:width])
-            for one in documents:
-                for level, facts in one["levels"].items():
-                    quantity, scale = facts.get("quantity"), one["elbo_scale"]
-                    record = one["run"]["levels"][level] if "run" in one else {"epoch": [], "beta": [], "value": []}
-                    recorded = dict(
-                        zip(record["epoch"], zip(record["beta"], record["value"], strict=False), strict=False)
-                    )
-                    values = one["curve"][series_name(level, quantity is not None)]
-                    for epoch, target in zip(one["curve"]["epoch"], values, strict=True):
-                        beta, value = recorded.get(epoch, (None, None)) if quantity else (target, None)
-                        elbo = None if scale is None or beta is None else beta * scale
-                        row = [one["name"], level.removeprefix("beta"), f"{epoch:.10g}", beta, elbo]
-                        writer.writerow([*row, quantity, target if quantity else None, value][:width])
+            csv.writer(file, lineterminator="\n").writerows([columns[:width], *rows])
     except OSError as error:
         raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from arcvae_cli.schedules.feedback import Feedback
+from arcvae_cli.schedules.feedback import SCHEDULES, Hierarchical, build_schedule
 from arcvae_cli.schedules.open import Schedule
-from arcvae_cli.schedules.registry import SCHEDULES, Hierarchical, build_schedule, schedule_keys
 
 _SOURCE_NAMES = {"wave_type": "wave", "global_scheduler": "global", "local_scheduler": "local"}
 _TIMES = ("warmup_epochs", "ramp_epochs", "cycle_length")
@@ -28,62 +27,25 @@ def _table(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Scheduler:
-    """A schedule with its history: `.step(epoch)` writes to `.beta_history`, a call does not.
-
-    Values of `hierarchical` are dictionaries of `global_kl_weight` and `local_kl_weight`. A closed loop takes the means
-    of each batch by `.observe`; a call gives its present beta, whichever epoch it is.
-    """
+    """A schedule with its history: `.step(epoch)` writes to `.beta_history`, a call does not."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
+        self.get_restart_info = schedule.restart_info
         self.beta_history: list[Any] = []
-        self._state = schedule.begin() if isinstance(schedule, Feedback) else {}
-        if schedule.closed_loop and not self._state:
-            raise ValueError(f"{schedule.name} takes feedback for a level: use arcvae_cli.controllers.Controller")
 
     def __call__(self, epoch: float) -> Any:
         if isinstance(self.schedule, Hierarchical):
             return {f"{level}_kl_weight": part(epoch) for level, part in self.schedule.parts.items()}
-        return self._state["beta"] if self._state else self.schedule(epoch)
+        return self.schedule(epoch)
 
     def step(self, epoch: float) -> Any:
-        """The value at an epoch, recorded."""
         self.beta_history.append(self(epoch))
         return self.beta_history[-1]
 
-    def get_restart_info(self, epoch: float) -> dict[str, float] | None:
-        """See `WarmRestart.restart_info`; None for a schedule without restarts."""
-        return self.schedule.restart_info(epoch)
-
-    def observe(self, *, epoch: float, kl: float | None = None, reconstruction: float | None = None) -> float:
-        """Beta of a batch with this KL in nats per example and this reconstruction in nats per position, recorded.
-
-        Raises ValueError if the quantity that the schedule controls is missing, and for an open loop.
-        """
-        loop = self.schedule
-        if not isinstance(loop, Feedback):
-            raise ValueError(f"{loop.name} takes no feedback")
-        if {"kl": kl, "reconstruction": reconstruction}[loop.quantity] is None:
-            raise ValueError(f"{loop.name} controls the {loop.quantity}: argument missing")
-        self._state, _ = loop.observe(self._state, epoch, kl or 0.0, reconstruction or 0.0)
-        return float(self.step(epoch))
-
-    def state_dict(self) -> dict[str, float]:
-        """The state of a closed loop, in plain numbers."""
-        return dict(self._state)
-
-    def load_state_dict(self, values: Mapping[str, float]) -> None:
-        """Continue from a state; ValueError if it is another schedule's."""
-        if values.keys() != self._state.keys():
-            raise ValueError(f"the state of {self.schedule.name} is {', '.join(self._state)}, not {', '.join(values)}")
-        self._state = dict(values)
-
 
 def get_beta_scheduler(type: str, **params: Any) -> Scheduler:
-    """A scheduler by its name and the nested dictionaries of the source documents.
-
-    Raises ValueError with the valid names, the keys that the schedule takes, or the range of a value.
-    """
+    """A scheduler by its name and the nested dictionaries of the source documents; see `build_schedule`."""
     return Scheduler(build_schedule(_table(type, params)))
 
 
@@ -94,16 +56,11 @@ HierarchicalBetaScheduler = partial(get_beta_scheduler, "hierarchical")
 
 def BetaScheduler(schedule_type: str = "linear_warmup", **params: Any) -> Scheduler:  # noqa: N802 - the source's name
     """`get_beta_scheduler`, but None and times that the schedule does not use are ignored, as in the source."""
-    known = schedule_keys({"name": schedule_type}) if schedule_type in SCHEDULES else []
+    known = SCHEDULES[schedule_type].model_fields if schedule_type in SCHEDULES else ()
     given = {k: v for k, v in params.items() if v is not None and (k in known or k not in _TIMES)}
     return get_beta_scheduler(schedule_type, **given)
 
 
-def get_beta_schedule(
-    epoch: float, schedule_type: str = "linear_warmup", max_beta: float | None = None, **times: float | None
-) -> float:
-    """Beta at an epoch; `times`: warmup_epochs, ramp_epochs, cycle_length.
-
-    Raises ValueError, also for a closed loop, whose beta needs the run.
-    """
-    return BetaScheduler(schedule_type, max_beta=max_beta, **times).schedule(epoch)
+def get_beta_schedule(epoch: float, schedule_type: str = "linear_warmup", **params: float | None) -> float:
+    """Beta at an epoch; `params`: max_beta, warmup_epochs, ramp_epochs, cycle_length. ValueError as above."""
+    return BetaScheduler(schedule_type, **params).schedule(epoch)

@@ -1,4 +1,4 @@
-"""Closed-loop schedules: beta depends on the KL or the reconstruction of every batch.
+"""Closed-loop schedules: beta depends on the KL or the reconstruction of every batch. The registry of all schedules.
 
 Each control law is written once: `observe` runs it on floats, `arcvae_cli.controllers` on 0-d tensors of the device.
 """
@@ -9,44 +9,32 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from functools import reduce
+from operator import getitem
+from types import SimpleNamespace
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationError
 
-from arcvae_cli.schedules.open import Beta, Epochs, MaxBeta, MinBeta, Schedule
+from arcvae_cli.errors import first_fault
+from arcvae_cli.schedules.open import INNER, Beta, Cosine, Cyclical, Epochs, MaxBeta, MinBeta, Open, Schedule
 
 Nats = Annotated[float, Field(ge=0, le=1e5, strict=True, description="nats per example")]
 Gain = Annotated[float, Field(ge=0, le=1e3, strict=True)]
 Multiplier = Annotated[float, Field(gt=0, le=1e9, strict=True)]
-
 Quantity = Literal["kl", "reconstruction"]
-
 HELD = 0.05  # a target is held where the mean of an epoch is within this share of it
 NEAR_BOUND = 0.01  # share of beta's range that counts as at a bound: the term of a PI controller flickers
 
-
-class PlainMath:
-    """The operations of a control law on floats, under the names that `torch` has for tensors."""
-
-    exp = staticmethod(math.exp)
-    minimum = staticmethod(min)
-    maximum = staticmethod(max)
-
-    @staticmethod
-    def sign(x: float) -> float:
-        return float((x > 0) - (x < 0))
-
-    @staticmethod
-    def sigmoid(x: float) -> float:
-        return 1.0 / (1.0 + math.exp(min(-x, 700.0)))  # math.exp overflows from 710 on
-
-    @staticmethod
-    def where(condition: bool, x: float, y: float) -> float:
-        return x if condition else y
-
-    @staticmethod
-    def clamp(x: float, low: float, high: float) -> float:
-        return min(max(x, low), high)
+PLAIN = SimpleNamespace(  # the operations of a control law on floats, under the names that `torch` has for tensors
+    exp=math.exp,
+    minimum=min,
+    maximum=max,
+    sign=lambda x: float((x > 0) - (x < 0)),
+    sigmoid=lambda x: 1.0 / (1.0 + math.exp(min(-x, 700.0))),  # math.exp overflows from 710 on
+    where=lambda condition, x, y: x if condition else y,
+    clamp=lambda x, low, high: min(max(x, low), high),
+)
 
 
 def is_held(value: float, target: float) -> bool:
@@ -62,17 +50,12 @@ def bound_ahead(quantity: Quantity, above: bool) -> Literal["max", "min"]:
 class Feedback(Schedule):
     """A schedule that holds a quantity of the run at a target, by moving beta with every step.
 
-    Its state is a table of plain numbers, "beta" among them, which checkpoints keep. As part of `hierarchical` it
-    controls the KL of its own level, alone the total KL.
+    Its state is a table of plain numbers. As part of `hierarchical` it controls the KL of its own level.
     """
 
     quantity: ClassVar[Quantity] = "kl"
     target_key: ClassVar[str] = "target"  # the field of the target
     per: Annotated[Literal["step"], Field(description="beta moves with every step")] = "step"
-
-    @property
-    def closed_loop(self) -> bool:
-        return True
 
     def setpoint(self, epoch: float) -> float:
         """The target at an epoch: KL in nats per example, reconstruction in nats per position."""
@@ -95,30 +78,25 @@ class Feedback(Schedule):
 
     @abstractmethod
     def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
-        """The state after a batch, of which "beta" is the weight in that batch's loss; `target` is the setpoint.
+        """The state after a batch, with the "beta" of its loss; `ops`: `PLAIN` or `torch`; `target`: the setpoint.
 
-        `ops`: `PlainMath` or `torch`. `kl`: batch mean in nats per example, before free bits; `reconstruction`: in nats
-        per position.
+        Batch means: `kl` in nats per example, before free bits; `reconstruction` in nats per position.
         """
 
     def observe(
         self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
     ) -> tuple[dict[str, float], float]:
         """The state after a batch at `epoch`, and the beta of that batch's loss, in plain Python; see `law`."""
-        after = self.law(PlainMath, state, self.setpoint(epoch), kl, reconstruction)
+        after = self.law(PLAIN, state, self.setpoint(epoch), kl, reconstruction)
         return after, after["beta"]
 
     def __call__(self, epoch: float) -> float:
         if epoch <= 0:
             return self.begin()["beta"]
-        raise ValueError(
-            f"{self.name}: beta at epoch {epoch:g} depends on the run; use "
-            f'get_beta_scheduler("{self.name}").observe(...), or arcvae_cli.controllers.Controller on a device'
-        )
+        raise ValueError(f"{self.name}: beta at epoch {epoch:g} depends on the run: use .observe")
 
-    @property
-    def peak(self) -> float:
-        return self.bounds[1]
+    def summit(self) -> tuple[float, float]:
+        return 0.0, self.bounds[1]
 
     def max_beta_seen(self, epochs: float) -> float:
         return self.bounds[1]
@@ -154,15 +132,13 @@ class KLCapacity(Feedback):
     def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
         return {"beta": self.gamma * ops.sign(kl - target)}
 
-    @property
-    def first_peak(self) -> float:
-        return self.ramp_epochs
+    def summit(self) -> tuple[float, float]:
+        return self.ramp_epochs, self.gamma
 
     def warning(self, epochs: float) -> str | None:
-        if epochs >= self.ramp_epochs:
-            return None
         ends = f"capacity ends at {self.setpoint(epochs):.3g} of {self.capacity:.3g} nats"
-        return f"{ends}: the ramp ends at epoch {self.ramp_epochs:g}, the run at {epochs:g}"
+        late = f"{ends}: the ramp ends at epoch {self.ramp_epochs:g}, the run at {epochs:g}"
+        return late if epochs < self.ramp_epochs else None
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         yield self.ramp_epochs, "capacity reached"
@@ -239,3 +215,65 @@ class Geco(Feedback):
         log_lambda = state["log_lambda"] + self.alpha * average
         log_lambda = ops.clamp(log_lambda, math.log(self.lambda_min), math.log(self.lambda_max))
         return {"beta": ops.exp(-log_lambda), "log_lambda": log_lambda, "average": average, "begun": 1.0}
+
+
+Loops = KLCapacity | ControlVAE | Geco
+Part = Annotated[Open | Loops, Field(discriminator="name"), INNER[0], INNER[1]]
+
+
+class Hierarchical(Schedule):
+    """Two schedules, for the levels `global` and `local`; as one number it is the larger beta, the later first peak."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    name: Literal["hierarchical"] = "hierarchical"
+    global_: Part = Field(alias="global", default_factory=lambda: Cosine(max_beta=0.01, warmup_epochs=10.0))
+    local: Part = Field(default_factory=lambda: Cyclical(max_beta=0.02, cycle_length=25.0, wave="cosine"))
+
+    @property
+    def parts(self) -> dict[str, Schedule]:
+        own: dict[str, Schedule] = {"global": self.global_, "local": self.local}
+        # a closed loop moves with every step
+        return {key: one if one.closed_loop else one.model_copy(update={"per": self.per}) for key, one in own.items()}
+
+    def __call__(self, epoch: float) -> float:
+        return max(self.global_(epoch), self.local(epoch))
+
+    def summit(self) -> tuple[float, float]:
+        return max(self.global_.first_peak, self.local.first_peak), max(self.global_.peak, self.local.peak)
+
+    def cycle(self, epoch: float) -> float | None:
+        return max(self.global_.cycle(epoch) or 0.0, self.local.cycle(epoch) or 0.0) or None
+
+    def warning(self, epochs: float) -> str | None:
+        found = {level: part.warning(epochs) for level, part in self.parts.items()}
+        return "; ".join(f"{level} {text}" for level, text in found.items() if text) or None
+
+    def restart_info(self, epoch: float) -> dict[str, float] | None:
+        return self.global_.restart_info(epoch) or self.local.restart_info(epoch)
+
+    def events(self, until: float) -> Iterator[tuple[float, str]]:
+        for level, part in self.parts.items():
+            yield from ((epoch, f"{level}: {text}") for epoch, text in part.events(until))
+
+
+Kinds = Open | Hierarchical | Loops
+AnySchedule = Annotated[Kinds, Field(discriminator="name")]
+SCHEDULES: dict[str, type[Schedule]] = {kind.model_fields["name"].default: kind for kind in get_args(Kinds)}
+
+
+def build_schedule(table: Mapping[str, Any]) -> Schedule:
+    """A schedule from its table of `name` and parameters; ValueError with the valid names, keys or range."""
+    name = str(table.get("name"))
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: the schedules are {', '.join(SCHEDULES)}")
+
+    def keys(path: list[str]) -> list[str]:
+        fields = SCHEDULES[reduce(getitem, path, table)["name"]].model_fields
+        return [field.alias or key for key, field in fields.items()]
+
+    try:
+        return SCHEDULES[name].model_validate(dict(table))
+    except ValidationError as error:
+        key, problem, fix = first_fault(error, keys)
+        where = f"schedule {name}: {key}" if key else f"schedule {name}"
+        raise ValueError(f"{where}: {problem}" + (f"; {fix}" if fix else "")) from None

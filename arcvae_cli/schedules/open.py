@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, islice, takewhile
+from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapSerializer, model_validator
@@ -28,11 +29,12 @@ NEAR = 1e-9  # epochs: compressed times are products of floats, and a restart mu
 
 
 class Schedule(BaseModel, ABC):
-    """A schedule of beta. A subclass adds its parameters, `__call__`, and what differs of `peak` and `first_peak`."""
+    """A schedule of beta. A subclass adds its parameters, `__call__`, and what differs of the other methods."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
-    times: ClassVar[tuple[str, ...]] = ()  # the fields in epochs, which `stretched` scales
+    times: ClassVar[tuple[str, ...]] = ()  # the fields in epochs, which `compressed` scales
     ascending: ClassVar[tuple[str, ...]] = ()  # fields whose values must not descend
+    quantity: ClassVar[str | None] = None  # what a closed loop controls
 
     name: str
     per: Annotated[Literal["epoch", "step"], Field(description="how often the trainer asks for beta")] = "epoch"
@@ -48,15 +50,19 @@ class Schedule(BaseModel, ABC):
     def __call__(self, epoch: float) -> float:
         """Beta at an epoch, in the objective's own scale."""
 
+    def summit(self) -> tuple[float, float]:
+        """`first_peak` and `peak`."""
+        return 0.0, float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
+
     @property
     def peak(self) -> float:
         """The supremum of beta over continuous time."""
-        return float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
+        return self.summit()[1]
 
     @property
     def first_peak(self) -> float:
         """The first epoch, in continuous time, at which beta reaches `peak`; where beta jumps, that of the jump."""
-        return 0.0
+        return self.summit()[0]
 
     @property
     def period(self) -> float | None:
@@ -69,10 +75,8 @@ class Schedule(BaseModel, ABC):
 
     def describe(self) -> str:
         """The parameters and their values."""
-        table = self.model_dump(by_alias=True, exclude={"name", "per"})
-        return ", ".join(
-            f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}" for key, value in table.items()
-        )
+        table = self.model_dump(by_alias=True, exclude={"name", "per"}).items()
+        return ", ".join(f"{key} = {format(value, 'g') if isinstance(value, float) else value}" for key, value in table)
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         """The epochs after 0 at which the curve changes, at least those up to `until`, and what happens there."""
@@ -101,13 +105,12 @@ class Schedule(BaseModel, ABC):
             why = "the warm-up is longer than the run"
         return f"beta {'ends at' if seen == self(epochs) else 'reaches'} {seen:.3g} of {self.peak:.3g}: {why}"
 
-    def stretched(self, factor: float) -> Self:
-        """The same curve in `factor` times the time; nothing is rounded."""
-        return self.model_copy(update={key: getattr(self, key) * factor for key in self.times})
-
-    def compressed(self, factor: float) -> Self:
-        """The same curve in `factor` times the time, with beta set at every step."""
-        return self.stretched(factor).model_copy(update={"per": "step"})
+    def compressed(self, factor: float, per: str = "step") -> Self:
+        """The same curve in `factor` times the time, with beta set at every step; nothing is rounded."""
+        changed: dict[str, Any] = {key: getattr(self, key) * factor for key in self.times}
+        parts = {key: part for key, part in self if isinstance(part, Schedule)}
+        changed |= {key: part.compressed(factor, part.per) for key, part in parts.items()}
+        return self.model_copy(update={**changed, "per": per})
 
     @property
     def parts(self) -> dict[str, Schedule]:
@@ -115,8 +118,11 @@ class Schedule(BaseModel, ABC):
         return {"": self}
 
     def by_level(self, levels: Sequence[str]) -> dict[str, Schedule]:
-        """The schedule of each level of latents."""
-        return dict.fromkeys(levels, self)
+        """The schedule of each level of latents; ValueError for a level that it does not have."""
+        parts = self.parts
+        if unknown := [level for level in levels if level not in parts and "" not in parts]:
+            raise ValueError(f"schedule {self.name} has the levels {' and '.join(parts)}, not {', '.join(unknown)}")
+        return {level: parts.get(level, self) for level in levels}
 
     def peaks(self, levels: Sequence[str]) -> dict[str, float]:
         """The largest beta of every level of latents."""
@@ -125,14 +131,14 @@ class Schedule(BaseModel, ABC):
     @property
     def closed_loop(self) -> bool:
         """Whether beta depends on the run and not on the epoch alone."""
-        return False
+        return any(part.quantity for part in self.parts.values())
 
     def closed_levels(self, levels: Sequence[str]) -> tuple[str, ...]:
         """The levels whose beta depends on the run."""
         return tuple(level for level, part in self.by_level(levels).items() if part.closed_loop)
 
     def restart_info(self, epoch: float) -> dict[str, float] | None:
-        """The restarts around an epoch, see `WarmRestart`; None for a schedule without restarts."""
+        """The restarts around an epoch; None for a schedule without restarts."""
         return None
 
 
@@ -161,9 +167,8 @@ class LinearWarmup(Schedule):
             return 0.0
         return self.max_beta if elapsed >= self.ramp_epochs else self.max_beta * elapsed / self.ramp_epochs
 
-    @property
-    def first_peak(self) -> float:
-        return self.warmup_epochs + self.ramp_epochs if self.max_beta else 0.0
+    def summit(self) -> tuple[float, float]:
+        return self.warmup_epochs + self.ramp_epochs if self.max_beta else 0.0, self.max_beta
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         yield self.warmup_epochs, "warm-up ends"
@@ -187,9 +192,10 @@ class Aggressive(LinearWarmup):
     ramp_epochs: Ramp = 25.0
 
 
-class Rise(Schedule):
-    """A rise from 0 at epoch 0 to `max_beta`, held afterwards."""
+class Linear(Schedule):
+    """A linear rise from 0 at epoch 0 to `max_beta`, held afterwards."""
 
+    name: Literal["linear"] = "linear"
     times: ClassVar[tuple[str, ...]] = ("warmup_epochs",)
     max_beta: MaxBeta = 1.0
     warmup_epochs: Warmup = 10.0
@@ -203,39 +209,32 @@ class Rise(Schedule):
             return 0.0
         return self.max_beta if epoch >= self.warmup_epochs else self.max_beta * self.share(epoch / self.warmup_epochs)
 
-    @property
-    def first_peak(self) -> float:
-        return self.warmup_epochs if self.max_beta else 0.0
+    def summit(self) -> tuple[float, float]:
+        return self.warmup_epochs if self.max_beta else 0.0, self.max_beta
 
 
-class Linear(Rise):
-    """A linear rise from the first epoch on."""
-
-    name: Literal["linear"] = "linear"
-
-
-class Cosine(Rise):
+class Cosine(Linear):
     """Half a cosine wave, level at both ends: (1 - cos pi p) / 2."""
 
-    name: Literal["cosine"] = "cosine"
+    name: Literal["cosine"] = "cosine"  # type: ignore[assignment]
 
     def share(self, progress: float) -> float:
         return (1.0 - math.cos(math.pi * progress)) / 2.0
 
 
-class Exponential(Rise):
+class Exponential(Linear):
     """Fast first and then ever slower: (1 - exp(-5p)) / (1 - exp(-5)), the divisor so that it arrives."""
 
-    name: Literal["exponential"] = "exponential"
+    name: Literal["exponential"] = "exponential"  # type: ignore[assignment]
 
     def share(self, progress: float) -> float:
         return (1.0 - math.exp(-5.0 * progress)) / (1.0 - math.exp(-5.0))
 
 
-class Sigmoid(Rise):
+class Sigmoid(Linear):
     """A logistic 1 / (1 + exp(-12 (p - 0.5))), rescaled so that it begins at 0 and arrives at 1."""
 
-    name: Literal["sigmoid"] = "sigmoid"
+    name: Literal["sigmoid"] = "sigmoid"  # type: ignore[assignment]
 
     def share(self, progress: float) -> float:
         low, here, high = (1.0 / (1.0 + math.exp(-12.0 * (p - 0.5))) for p in (0.0, progress, 1.0))
@@ -253,8 +252,7 @@ class ThreePhase(Schedule):
     @property
     def corners(self) -> list[tuple[float, float]]:
         """The end of every phase: (epoch, beta)."""
-        epochs, betas = zip(*self.phases, strict=True)
-        return list(zip(accumulate(epochs), betas, strict=True))
+        return list(accumulate(self.phases, lambda before, phase: (before[0] + phase[0], phase[1])))
 
     def __call__(self, epoch: float) -> float:
         begin, low = 0.0, 0.0
@@ -264,16 +262,12 @@ class ThreePhase(Schedule):
             begin, low = end, high
         return low
 
-    @property
-    def peak(self) -> float:
-        return max(beta for _, beta in self.phases)
+    def summit(self) -> tuple[float, float]:
+        return max([(0.0, 0.0), *self.corners], key=itemgetter(1))
 
-    @property
-    def first_peak(self) -> float:
-        return next(end for end, beta in self.corners if beta == self.peak) if self.peak else 0.0
-
-    def stretched(self, factor: float) -> Self:
-        return self.model_copy(update={"phases": tuple((epochs * factor, beta) for epochs, beta in self.phases)})
+    def compressed(self, factor: float, per: str = "step") -> Self:
+        phases = tuple((epochs * factor, beta) for epochs, beta in self.phases)
+        return self.model_copy(update={"phases": phases, "per": per})
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         for i, (end, _) in enumerate(self.corners, 1):
@@ -281,10 +275,7 @@ class ThreePhase(Schedule):
 
 
 class Cyclical(Schedule):
-    """A wave of period `cycle_length` between `min_beta` and `max_beta`.
-
-    `ramp_hold` (Fu et al. 2019) goes up over a fraction of the cycle and is held to its end, the end included.
-    """
+    """A wave of period `cycle_length`; `ramp_hold` (Fu et al. 2019) is held to the end of the cycle, that included."""
 
     name: Literal["cyclical"] = "cyclical"
     times: ClassVar[tuple[str, ...]] = ("cycle_length",)
@@ -296,8 +287,7 @@ class Cyclical(Schedule):
     ramp_fraction: Annotated[float, Field(gt=0, le=1, strict=True, description="share of ramp_hold that rises")] = 0.5
 
     @property
-    def rise(self) -> float:
-        """Epochs from the beginning of a cycle to its peak."""
+    def rise(self) -> float:  # epochs from the beginning of a cycle to its peak
         return self.cycle_length * (self.ramp_fraction if self.wave == "ramp_hold" else 0.5)
 
     @property
@@ -314,9 +304,8 @@ class Cyclical(Schedule):
             return self.max_beta
         return self.min_beta + span * (since if since < self.rise else self.cycle_length - since) / self.rise
 
-    @property
-    def first_peak(self) -> float:
-        return self.rise if self.max_beta > self.min_beta else 0.0
+    def summit(self) -> tuple[float, float]:
+        return self.rise if self.max_beta > self.min_beta else 0.0, self.max_beta
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         for i in range(int(until / self.cycle_length + NEAR) + 1):
@@ -349,18 +338,13 @@ class WarmRestart(Schedule):
 
     name: Literal["warm_restart"] = "warm_restart"
     times: ClassVar[tuple[str, ...]] = ("restart_interval", "restart_unit")
+    ascending: ClassVar[tuple[str, ...]] = ("restart_unit", "restart_interval")
     restart_interval: Annotated[Length, Field(description="epochs to the first restart")] = 40.0
     restart_multiplier: Annotated[float, Field(ge=1, le=100, strict=True, description="growth of the intervals")] = 1.2
     restart_unit: Annotated[Length, Field(description="epochs; restarts are rounded to multiples of it")] = 1.0
     base: Annotated[Curve, Field(discriminator="name"), INNER[0], INNER[1]] = Field(
         default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0)
     )
-
-    @model_validator(mode="after")
-    def _restarts_apart(self) -> Self:
-        if self.restart_interval < self.restart_unit:
-            raise ValueError(f"restart_interval must be at least restart_unit, {self.restart_unit:g} epochs")
-        return self
 
     def intervals(self) -> Iterator[tuple[float, float]]:
         """The epochs of every restart (0 for the start) and of the next one, without end."""
@@ -378,27 +362,14 @@ class WarmRestart(Schedule):
     def __call__(self, epoch: float) -> float:
         return self.base(max(epoch - self.interval(epoch)[0], 0.0))
 
-    def _first_peak(self) -> tuple[float, float]:
-        """The start of the first interval in which beta reaches its peak, and the epochs from there."""
+    def summit(self) -> tuple[float, float]:
         lengths = [(start, round(end - start, 9)) for start, end in islice(self.intervals(), 1000)]  # no run has more
-        rise = self.base.first_peak
-        start, length = next((one for one in lengths if one[1] >= rise), max(lengths, key=lambda one: one[1]))
-        return start, rise if length >= rise else self.base.argmax(length)
-
-    @property
-    def peak(self) -> float:
-        since = self._first_peak()[1]
-        return self.base.peak if since == self.base.first_peak else self.base(since)
-
-    @property
-    def first_peak(self) -> float:
-        return sum(self._first_peak())
-
-    def warning(self, epochs: float) -> str | None:
-        if self.peak < self.base.peak:
-            why = f"every interval is shorter than the {self.base.first_peak:g} epochs to the peak of its base"
-            return f"beta reaches {self.peak:.3g} of {self.base.peak:.3g}: {why}"
-        return super().warning(epochs)
+        rise, peak = self.base.summit()
+        start, length = next((one for one in lengths if one[1] >= rise), max(lengths, key=itemgetter(1)))
+        if length >= rise:
+            return start + rise, peak
+        highest = self.base.argmax(length)
+        return start + highest, self.base(highest)
 
     @property
     def period(self) -> float | None:
@@ -409,11 +380,7 @@ class WarmRestart(Schedule):
         last, following = self.interval(epoch)
         return following - last
 
-    def stretched(self, factor: float) -> Self:
-        return super().stretched(factor).model_copy(update={"base": self.base.stretched(factor)})
-
     def restart_info(self, epoch: float) -> dict[str, float]:
-        """The restarts around an epoch; before the first, `last_restart_epoch` is 0, where the clock began."""
         last, following = (int(at) if at == int(at) else at for at in self.interval(epoch))
         return {
             "last_restart_epoch": last,
@@ -423,10 +390,9 @@ class WarmRestart(Schedule):
         }
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
-        yield from (event for event in self.base.events(self.restart_interval) if event[0] < self.restart_interval)
-        if self.first_peak >= self.restart_interval:
-            yield self.first_peak, "first peak"
-        for i, (restart, _) in enumerate(self.intervals()):
-            if restart > until:
-                break
-            yield restart, f"restart {i}"
+        yield self.first_peak, "first peak"
+        restarts = takewhile(lambda interval: interval[0] <= until, self.intervals())
+        yield from ((restart, f"restart {i}") for i, (restart, _) in enumerate(restarts))
+
+
+Open = Curve | WarmRestart
