@@ -92,11 +92,12 @@ def schedule_preview(
     if csv_file is not None:
         write_csv(csv_file, documents)
     if plot is not None:
-        from arcvae_cli.render.plots import save_schedules
+        from arcvae_cli.render.plots import save_curves
 
         scales = {scale_of(one) for one in documents}
         all_curves = [curve for one in documents for curve in curves(one)]
-        save_schedules(plot, all_curves, elbo_scale=scales.pop() if len(scales) == 1 else None)
+        title = ", ".join(one["name"] for one in documents)
+        save_curves(plot, all_curves, title, elbo_scale=scales.pop() if len(scales) == 1 else None)
     console.json({"schedules": documents})
     show(documents, console)
     for file in (csv_file, plot):

@@ -178,7 +178,7 @@ def run(
         JsonlRecorder(folder.path / "metrics.jsonl"),
         ImageRecorder(folder.images, corpus.kind, corpus.rules),
     ]
-    loggers = external_recorders(settings, folder, console, corpus.rules)
+    loggers = external_recorders(settings.log, folder, console)
     recorders += [*own, *loggers]
     if settings.train.engine == "compile":
         console.note("compiling the network, about half a minute")

@@ -31,8 +31,7 @@ class TerminalGrids:
 
     def __init__(self, grids: Grids, titles: Sequence[str] | None = None) -> None:
         self.grids, self.titles = grids, titles
-        self.height: int = grids.shape[1]
-        self.width: int = grids.shape[2]
+        self.height, self.width = (int(size) for size in grids.shape[1:])
 
     def across(self, width: int) -> int:
         return max(1, (width + SPACE) // (self.width + SPACE))
@@ -45,16 +44,17 @@ class TerminalGrids:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         from rich.text import Text
 
-        draw = half_blocks if in_colour(console) else digits
         across, place = self.across(options.max_width), self.width + SPACE
-        for start in range(0, len(self.grids), across):
+        colour = in_colour(console)
+        drawn = [grid_lines(grid, colour) for grid in self.grids.tolist()]
+        for start in range(0, len(drawn), across):
             if start:
                 yield Text()
             if self.titles is not None:
                 titles = [f"{title[: place - 1]:<{place}}" for title in self.titles[start : start + across]]
                 yield Text("".join(titles).rstrip())
             gap = Text(" " * SPACE, no_wrap=True, overflow="ignore")
-            yield from map(gap.join, zip(*map(draw, self.grids[start : start + across]), strict=True))
+            yield from map(gap.join, zip(*drawn[start : start + across], strict=True))
 
 
 def in_colour(console: Console) -> bool:
@@ -62,28 +62,18 @@ def in_colour(console: Console) -> bool:
     return console.color_system is not None and not console.no_color and not console.options.ascii_only
 
 
-def digits(grid: Grids) -> list[Text]:
-    """A grid as a line of digits for each row."""
+def grid_lines(rows: list[list[int]], colour: bool) -> list[Text]:
+    """A grid as lines of digits; in colour of half blocks for two rows each, equal neighbours in one style."""
     from rich.text import Text
 
-    return [Text("".join(map(str, row)).replace("0", ".")) for row in grid.tolist()]
-
-
-def half_blocks(grid: Grids) -> list[Text]:
-    """A grid as a line of half blocks for each two rows, adjacent cells of the same colours in one style."""
-    from rich.text import Text
-
-    rows = grid.tolist()
+    if not colour:
+        return [Text("".join(map(str, row)).replace("0", ".")) for row in rows]
+    colours = [[PALETTE[cell] for cell in row] for row in rows]
     lines = []
-    for upper, lower in zip_longest(rows[::2], rows[1::2], fillvalue=[None] * grid.shape[1]):
-        runs = [(cells, len(list(run))) for cells, run in groupby(zip(upper, lower, strict=True))]
-        lines.append(Text.assemble(*(("▀" * count, cell_style(*cells)) for cells, count in runs)))
+    for upper, lower in zip_longest(colours[::2], colours[1::2]):
+        styles = upper if lower is None else map(" on ".join, zip(upper, lower, strict=True))
+        lines.append(Text.assemble(*(("▀" * len(list(run)), style) for style, run in groupby(styles))))
     return lines
-
-
-def cell_style(top: int, bottom: int | None) -> str:
-    """The style of two cells in one character."""
-    return PALETTE[top] if bottom is None else f"{PALETTE[top]} on {PALETTE[bottom]}"
 
 
 class TerminalStrings:
@@ -121,43 +111,34 @@ def kl_bars(
     """
     from rich.text import Text
 
-    dead = sum(value <= DEAD for value in groups)
+    count, dead = len(groups), sum(value <= DEAD for value in groups)
     over = f" ({'x'.join(map(str, cells))})" if cells else ""
     title = f"KL of each {'channel' if cells else 'dimension'} of {name}{over}: {sum(groups):.2f} nats"
-    title += f", {dead} of {len(groups)} dead" if dead else ""
+    title += f", {dead} of {count} dead" if dead else ""
     if floor:
         legend = f", | free bits {floor:g}"
         title += legend if len(title + legend) <= width else f", | {floor:g}"
     yield Text(title, style="bold", no_wrap=True, overflow="ellipsis")
-    shown = list(range(len(groups)))
-    columns = 2 if len(groups) > 5 and width >= TWO_BARS else 1
-    if len(groups) > min(MANY, columns * (lines - 1)):
+    top, length = max(*groups, floor, 1e-9), max(1, min(BAR, width - LABELS))
+    shown = list(range(count))
+    columns = 2 if count > 5 and width >= TWO_BARS else 1
+    if count > min(MANY, columns * (lines - 1)):
         few = max(1, min(FEW, columns * (lines - 2) // 2))
         ranked = sorted(shown, key=groups.__getitem__, reverse=True)
         shown = ranked[:few] + ranked[-few:]
-        spread = f"strongest and weakest {few}; all {len(groups)}: {histogram(groups)}"
+        most = max(*groups, 1e-9)
+        counts, _ = np.histogram(groups, 24, (0, most))
+        histogram = "".join(" ▁▂▃▄▅▆▇█"[-(-number * 8 // counts.max())] for number in counts)
+        spread = f"strongest and weakest {few}; all {count}: {histogram} 0 to {most:.2f}"
         yield Text(spread, no_wrap=True, overflow="ellipsis")
-    top, length = max(*groups, floor, 1e-9), max(1, min(BAR, width - LABELS))
-    bars = [bar(index, groups[index], top, floor, length) for index in shown]
+    bars = []
+    for index in shown:
+        value = groups[index]
+        full, style = value / top * length, "yellow" if value < 0.95 * floor else "green"
+        blocks = ["█" if at + 1 <= full else ("▌" if at + 0.5 <= full else " ") for at in range(length)]
+        if floor:
+            blocks[min(length - 1, int(floor / top * length))] = "|"
+        text, colour = (f"{value:7.3f} dead", "red") if value <= DEAD else (f"{value:7.3f}     ", "")
+        bars.append(Text.assemble(f"{index:>3} ", ("".join(blocks), colour or style), (f" {text}", colour)))
     rows = -(-len(bars) // columns)
     yield from (Text("  ").join(bars[row::rows]) for row in range(rows))
-
-
-def bar(index: int, value: float, top: float, floor: float, length: int) -> Text:
-    """One bar: `3 ██████|███   2.10`."""
-    from rich.text import Text
-
-    full, dead = value / top * length, value <= DEAD
-    cells = ["█" if at + 1 <= full else ("▌" if at + 0.5 <= full else " ") for at in range(length)]
-    if floor:
-        cells[min(length - 1, int(floor / top * length))] = "|"
-    style = "red" if dead else ("yellow" if floor and value < 0.95 * floor else "green")
-    number = (f" {value:7.3f}{' dead' if dead else '     '}", "red" if dead else "")
-    return Text.assemble(f"{index:>3} ", ("".join(cells), style), number)
-
-
-def histogram(groups: Sequence[float]) -> str:
-    """A line of blocks: how many groups have how much KL, from none to the most."""
-    top = max(*groups, 1e-9)
-    counts, _ = np.histogram(groups, 24, (0, top))
-    return "".join(" ▁▂▃▄▅▆▇█"[-(-count * 8 // counts.max())] for count in counts) + f" 0 to {top:.2f}"

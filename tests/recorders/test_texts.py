@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from arcvae_cli.domains.texts import Pair, StringFormatter, pair_lines
+from arcvae_cli.domains.texts import StringFormatter, pair_lines
 from tests.recorders.made import derivations, rules
 
 
@@ -14,11 +14,10 @@ from tests.recorders.made import derivations, rules
     ],
 )
 def test_derivations_become_text(known: bool, texts: list[str], samples: list[str]) -> None:
-    made = derivations()
+    made, formatter = derivations(), StringFormatter(rules(known))
     if not known:
         made.reconstructions[:, -1] = 2  # after the end of an example such a model says anything
-    pairs = StringFormatter(rules(known)).pairs(made.originals, made.reconstructions)
     first, second, third, wrong = texts
-    assert pairs == [Pair(first, first, True), Pair(second, wrong, False), Pair(third, third, True)]
-    assert StringFormatter(rules(known)).samples(made.samples) == samples
-    assert pair_lines(pairs) == ["2 of 3 exact", f"= {first}", f"- {second}", f"+ {wrong}", f"= {third}"]
+    pairs = pair_lines(formatter.pairs(made.originals, made.reconstructions))
+    assert pairs == ["2 of 3 exact", f"= {first}", f"- {second}", f"+ {wrong}", f"= {third}"]
+    assert formatter.samples(made.samples) == samples

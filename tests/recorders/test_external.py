@@ -4,17 +4,23 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from arcvae_cli.recorders.background import ABANDONED, FORWARDED, Background, leave
+from arcvae_cli.console import Console
+from arcvae_cli.errors import InputError
+from arcvae_cli.recorders import external
+from arcvae_cli.recorders.external import ABANDONED, FORWARDED, Background, check_installed, external_recorders, leave
 from arcvae_cli.records import Recorder
+from arcvae_cli.runs import RunFolder
+from arcvae_cli.settings import LogSettings
 from tests.recorders.made import pictures, plan, record
 
 
 class Probe(Recorder):
-    """Records its calls and their thread; raises or waits in the call it is given."""
+    """Records its calls and their threads; raises or waits in the call it is given."""
 
     def __init__(self, failing: str = "", hanging: str = "") -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -32,13 +38,10 @@ class Probe(Recorder):
         if name == self._hanging:
             self.released.wait(60)
 
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.calls]
-
 
 @pytest.fixture(autouse=True)
-def abandoned() -> Iterator[None]:
+def abandoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(external, "PATIENCE", 0.1)
     ABANDONED.clear()
     yield
     ABANDONED.clear()
@@ -69,57 +72,59 @@ def wait_for(reached: Callable[[], bool]) -> None:
 
 
 def test_all_calls_but_single_steps_arrive_in_order_in_one_other_thread() -> None:
-    probe, warnings, history = Probe(), list[str](), [1, 2]
+    probe, warnings, history = Probe(), list[str](), [record(1)]
     recorder = Background(probe, "it", warnings.append)
-    recorder.resume(history, 100)  # type: ignore[arg-type]
-    history.append(3)  # the trainer's own list grows
+    recorder.resume(history, 100)
+    history.append(record(2))  # the trainer's own list grows
     train(recorder)
+    wait_for(lambda: len(probe.calls) == len(FORWARDED))
     recorder.close(75)
     order = ["resume", "start", "steps", "epoch", "pictures", "evaluated", "artifacts", "close"]
-    assert (probe.names, warnings, ABANDONED.is_set()) == (order, [], False)
-    assert (probe.calls[0][1], probe.calls[-1][1]) == ([1, 2], 75)
+    assert ([name for name, _ in probe.calls], warnings, ABANDONED.is_set()) == (order, [], False)
+    assert (len(probe.calls[0][1]), probe.calls[-1][1]) == (1, 75)
     assert len(probe.threads) == 1 and threading.get_ident() not in probe.threads
 
 
-@pytest.mark.parametrize("failing", ["start", "epoch", "artifacts", "close"])
+@pytest.mark.parametrize("failing", ["start", "artifacts", "close"])
 def test_a_failure_gives_one_warning_and_ends_the_recorder(failing: str) -> None:
     probe, warnings = Probe(failing), list[str]()
     recorder = Background(probe, "it", warnings.append)
     train(recorder)
     if failing != "close":
-        wait_for(lambda: failing in probe.names)
+        wait_for(lambda: failing in dict(probe.calls))
     recorder.close()
     assert len(warnings) == 1 and warnings[0].startswith("it: RuntimeError: no route to host")
     assert "\n" not in warnings[0] and ABANDONED.is_set()
-    assert probe.names[-2:] == [failing, "close"], "closed with what it has, and nothing after it"
+    assert [name for name, _ in probe.calls[-2:]] == [failing, "close"], "closed, and nothing after it"
     assert probe.calls[-1][1] == 1, "its records are incomplete"
 
 
 def test_a_hanging_logger_delays_nothing(hanging: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
-    warnings: list[str] = []
-    recorder = Background(hanging, "it", warnings.append, patience=0.2)
+    warnings, ended = list[str](), list[int]()
+    monkeypatch.setattr(os, "_exit", ended.append)
+    leave(0)
+    assert not ended, "as usual without an abandoned logger"
+    recorder = Background(hanging, "it", warnings.append)
     began = time.monotonic()
     train(recorder)
-    assert time.monotonic() - began < 0.1
     recorder.close()
     assert time.monotonic() - began < 2
-    assert warnings == ["it: not done after 0.2 s; unsent records are lost"]
-    ended: list[int] = []
-    monkeypatch.setattr(os, "_exit", ended.append)
+    assert warnings == ["it: not done after 0.1 s; unsent records are lost"]
     leave(3)
     assert ended == [3], "without the exit hooks of its package"
 
 
-def test_too_many_queued_calls_drop_the_logger_with_one_warning(hanging: Probe) -> None:
+def test_too_many_queued_calls_drop_the_logger_with_one_warning(
+    hanging: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(external, "QUEUED", 4)
     warnings: list[str] = []
-    recorder = Background(hanging, "it", warnings.append, patience=0.2, queued=4)
+    recorder = Background(hanging, "it", warnings.append)
     recorder.epoch(record(1))
-    wait_for(lambda: hanging.names == ["epoch"])
-    for _ in range(3):
-        train(recorder)
-    assert warnings == ["it: hangs, with 4 calls queued; training continues without it"]
+    wait_for(lambda: hanging.calls != [])
+    train(recorder)
     recorder.close()
-    assert len(warnings) == 1 and ABANDONED.is_set()
+    assert warnings == ["it: hangs, with 4 calls queued; training continues without it"] and ABANDONED.is_set()
 
 
 def test_a_second_interrupt_ends_the_wait(hanging: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +140,31 @@ def test_a_second_interrupt_ends_the_wait(hanging: Probe, monkeypatch: pytest.Mo
     assert ABANDONED.is_set()
 
 
-def test_without_an_abandoned_logger_the_process_ends_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("ended at once"))
-    leave(0)
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ({"wandb": "off"}, []),
+        ({}, []),  # no login
+        ({"wandb": "offline"}, ["W&B"]),
+        ({"wandb": "online", "tensorboard": True}, ["W&B", "TensorBoard"]),
+    ],
+)
+def test_the_loggers_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: dict[str, Any], expected: list[str]
+) -> None:
+    made, said = list[str](), list[Any]()
+    monkeypatch.setattr(external, "Background", lambda recorder, name, *_: made.append(name))
+    monkeypatch.setattr("arcvae_cli.recorders.wandb.automatic_mode", lambda: ("off", "no login"))
+    monkeypatch.setattr(Console, "note", lambda self, text: said.append(text))
+    external_recorders(LogSettings(**log), RunFolder(tmp_path), Console())
+    assert (made, said) == (expected, [] if log else ["no login"])
+
+
+def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_installed(LogSettings(wandb="online", tensorboard=True))
+    monkeypatch.setattr(external, "find_spec", lambda name: None)
+    check_installed(LogSettings())
+    for log, package in ((LogSettings(wandb="online"), "wandb"), (LogSettings(tensorboard=True), "tensorboard")):
+        with pytest.raises(InputError) as raised:
+            check_installed(log)
+        assert raised.value.fix == f"pip install 'arcvae[{package}]'"
