@@ -23,7 +23,8 @@ class Probe(Recorder):
     """Records its calls and their threads; raises or waits in the call it is given."""
 
     def __init__(self, failing: str = "", hanging: str = "") -> None:
-        self.calls: list[tuple[str, Any]] = []
+        self.names: list[str] = []
+        self.values: list[Any] = []
         self.threads: set[int] = set()
         self.released = threading.Event()
         for name in (*FORWARDED, "step", "close"):
@@ -31,7 +32,8 @@ class Probe(Recorder):
         self._failing, self._hanging = failing, hanging
 
     def called(self, name: str, *arguments: Any) -> None:
-        self.calls.append((name, arguments[0]))
+        self.names.append(name)
+        self.values.append(arguments[0])
         self.threads.add(threading.get_ident())
         if name == self._failing:
             raise RuntimeError("no route to host\nand more lines of it")
@@ -77,11 +79,11 @@ def test_all_calls_but_single_steps_arrive_in_order_in_one_other_thread() -> Non
     recorder.resume(history, 100)
     history.append(record(2))  # the trainer's own list grows
     train(recorder)
-    wait_for(lambda: len(probe.calls) == len(FORWARDED))
+    wait_for(lambda: len(probe.names) == len(FORWARDED))
     recorder.close(75)
     order = ["resume", "start", "steps", "epoch", "pictures", "evaluated", "artifacts", "close"]
-    assert ([name for name, _ in probe.calls], warnings, ABANDONED.is_set()) == (order, [], False)
-    assert (len(probe.calls[0][1]), probe.calls[-1][1]) == (1, 75)
+    assert (probe.names, warnings, ABANDONED.is_set()) == (order, [], False)
+    assert (len(probe.values[0]), probe.values[-1]) == (1, 75)
     assert len(probe.threads) == 1 and threading.get_ident() not in probe.threads
 
 
@@ -91,40 +93,31 @@ def test_a_failure_gives_one_warning_and_ends_the_recorder(failing: str) -> None
     recorder = Background(probe, "it", warnings.append)
     train(recorder)
     if failing != "close":
-        wait_for(lambda: failing in dict(probe.calls))
+        wait_for(lambda: failing in probe.names)
     recorder.close()
     assert len(warnings) == 1 and warnings[0].startswith("it: RuntimeError: no route to host")
     assert "\n" not in warnings[0] and ABANDONED.is_set()
-    assert [name for name, _ in probe.calls[-2:]] == [failing, "close"], "closed, and nothing after it"
-    assert probe.calls[-1][1] == 1, "its records are incomplete"
+    assert (probe.names[-2:], probe.values[-1]) == ([failing, "close"], 1), "closed as incomplete, and nothing after it"
 
 
-def test_a_hanging_logger_delays_nothing(hanging: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("queued", [1000, 4])
+def test_a_hanging_logger_delays_nothing(hanging: Probe, queued: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is dropped at the end, or when too many calls are queued; the process ends without its exit hooks."""
     warnings, ended = list[str](), list[int]()
     monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(external, "QUEUED", queued)
     leave(0)
-    assert not ended, "as usual without an abandoned logger"
     recorder = Background(hanging, "it", warnings.append)
+    recorder.epoch(record(1))
+    wait_for(lambda: hanging.names != [])
     began = time.monotonic()
     train(recorder)
     recorder.close()
     assert time.monotonic() - began < 2
-    assert warnings == ["it: not done after 0.1 s; unsent records are lost"]
+    full = "it: hangs, with 4 calls queued; training continues without it"
+    assert warnings == [full if queued == 4 else "it: not done after 0.1 s; unsent records are lost"]
     leave(3)
-    assert ended == [3], "without the exit hooks of its package"
-
-
-def test_too_many_queued_calls_drop_the_logger_with_one_warning(
-    hanging: Probe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(external, "QUEUED", 4)
-    warnings: list[str] = []
-    recorder = Background(hanging, "it", warnings.append)
-    recorder.epoch(record(1))
-    wait_for(lambda: hanging.calls != [])
-    train(recorder)
-    recorder.close()
-    assert warnings == ["it: hangs, with 4 calls queued; training continues without it"] and ABANDONED.is_set()
+    assert ended == [3]
 
 
 def test_a_second_interrupt_ends_the_wait(hanging: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,31 +133,13 @@ def test_a_second_interrupt_ends_the_wait(hanging: Probe, monkeypatch: pytest.Mo
     assert ABANDONED.is_set()
 
 
-@pytest.mark.parametrize(
-    ("log", "expected"),
-    [
-        ({"wandb": "off"}, []),
-        ({}, []),  # no login
-        ({"wandb": "offline"}, ["W&B"]),
-        ({"wandb": "online", "tensorboard": True}, ["W&B", "TensorBoard"]),
-    ],
-)
-def test_the_loggers_of_the_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: dict[str, Any], expected: list[str]
-) -> None:
-    made, said = list[str](), list[Any]()
+def test_the_loggers_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, made = LogSettings(wandb="online", tensorboard=True), list[str]()
     monkeypatch.setattr(external, "Background", lambda recorder, name, *_: made.append(name))
-    monkeypatch.setattr("arcvae_cli.recorders.wandb.automatic_mode", lambda: ("off", "no login"))
-    monkeypatch.setattr(Console, "note", lambda self, text: said.append(text))
-    external_recorders(LogSettings(**log), RunFolder(tmp_path), Console())
-    assert (made, said) == (expected, [] if log else ["no login"])
-
-
-def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_installed(LogSettings(wandb="online", tensorboard=True))
+    for log in (LogSettings(wandb="off"), both):
+        external_recorders(log, RunFolder(tmp_path), Console())
+    assert made == ["W&B", "TensorBoard"]
+    check_installed(both)
     monkeypatch.setattr(external, "find_spec", lambda name: None)
-    check_installed(LogSettings())
-    for log, package in ((LogSettings(wandb="online"), "wandb"), (LogSettings(tensorboard=True), "tensorboard")):
-        with pytest.raises(InputError) as raised:
-            check_installed(log)
-        assert raised.value.fix == f"pip install 'arcvae[{package}]'"
+    with pytest.raises(InputError):
+        check_installed(both)
