@@ -128,7 +128,7 @@ def test_curves(drawn: list) -> None:
     curves = [("a", "beta", [1, 2], [0.0, 0.1], False), ("a", "loss", [1, 2], [-1.0, math.nan], False)]
     curves += [("a target", "loss", [1, 2], [3.0, 4.0], True)]
     for scale in (None, 1.0, 25.6):
-        plots.save_curves(HERE, curves, "run " * 40, scale, marked=2)
+        plots.save_curves(HERE, curves, "run " * 40, scale, best=2)
     assert [len(figure.axes[0].child_axes) for figure in drawn] == [0, 0, 1]
     figure = drawn[2]
     pixels(figure)

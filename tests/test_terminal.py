@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.text import Text
 
-from arcvae_cli.render.terminal import PALETTE, TerminalGrids, TerminalStrings, kl_bars, path_strip
+from arcvae_cli.render.terminal import PALETTE, kl_bars, path_strip, terminal_grids, terminal_strings
 
 COLOUR = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
 
@@ -16,22 +17,20 @@ def random_grids(count: int, height: int = 16) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 10, (count, height, 16), np.uint8)
 
 
-def printed(thing: TerminalGrids | TerminalStrings, width: int = 80, **options: object) -> list[str]:
-    file = io.StringIO()
-    Console(file=file, width=width, **options).print(thing)
-    return file.getvalue().splitlines()
+def console(width: int = 80, **options: object) -> Console:
+    return Console(file=io.StringIO(), width=width, **options)
 
 
-def test_without_colour_a_cell_is_a_digit_and_black_a_dot() -> None:
-    grids = np.array([[[0, 1], [2, 0], [9, 9]], [[3, 4], [5, 6], [0, 0]]], np.uint8)
-    assert printed(TerminalGrids(grids, ["a", "bc"])) == ["a   bc", ".1  34", "2.  56", "99  .."]
+def printed(text: Text, on: Console) -> list[str]:
+    on.print(text)
+    return on.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("height", [16, 5])
 def test_colours_can_be_read_back(height: int) -> None:
-    grids = random_grids(3, height)
+    grids, terminal = random_grids(3, height), console(**COLOUR)
     grids[0, :, :9] = 4  # a run of equal cells
-    lines = printed(TerminalGrids(grids), **COLOUR)
+    lines = printed(terminal_grids(terminal, grids), terminal)
     assert len(lines) == (height + 1) // 2
     rows: list[list[str]] = []
     for line in lines:
@@ -47,18 +46,21 @@ def test_colours_can_be_read_back(height: int) -> None:
 
 
 def test_as_many_grids_side_by_side_as_fit() -> None:
-    grids = TerminalGrids(random_grids(7))
-    for width, lines in ((52, 3 * 16 + 2), (51, 4 * 16 + 3), (8, 7 * 16 + 6)):  # 3 * 16 + 2 * 2 = 52
-        assert len(printed(grids, width=width)) == lines
-    capacity = [(COLOUR, 20, 8), ({}, 20, 4), ({}, 2, 4)]  # in colour two rows of 4, 9 lines each
-    for options, lines, count in capacity:
-        assert grids.capacity(Console(file=io.StringIO(), width=80, **options), lines) == count
+    grids = np.array([[[0, 1], [2, 0], [9, 9]], [[3, 4], [5, 6], [0, 0]]], np.uint8)
+    terminal = console()
+    assert printed(terminal_grids(terminal, grids, ["a", "bc"]), terminal) == ["a   bc", ".1  34", "2.  56", "99  .."]
+    grids = random_grids(9)
+    for width, lines in ((52, 3 * 16 + 2), (51, 5 * 16 + 4), (16, 9 * 16 + 8)):  # 3 * 16 + 2 * 2 = 52
+        terminal = console(width)
+        assert len(printed(terminal_grids(terminal, grids), terminal)) == lines
+    for options, most, count in ((COLOUR, 20, 8), ({}, 20, 4), ({}, 2, 4)):  # in colour two rows of 4, 9 lines each
+        shown = terminal_grids(console(**options), grids, [f"<{place}>" for place in range(9)], most)
+        assert shown.plain.count("<") == count
 
 
-def test_a_string_is_a_line_however_long_it_is() -> None:
-    rows = [("1", "C[C@H](N)C", ""), ("12", "x + " * 20 + "x", "incomplete")]
-    lines = printed(TerminalStrings(rows), width=40, soft_wrap=True)
-    assert lines == ["1   C[C@H](N)C", f"12  {'x + ' * 20}x    incomplete"]
+def test_a_string_is_a_line_with_its_label_and_remark() -> None:
+    rows = [("1", "C[C@H](N)C", ""), ("12", "x + x", "incomplete")]
+    assert terminal_strings(rows).plain == "1   C[C@H](N)C\n12  x + x    incomplete"
 
 
 def test_a_path_shows_how_many_cells_change() -> None:

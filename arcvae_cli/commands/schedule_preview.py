@@ -97,7 +97,7 @@ def schedule_preview(
         scales = {scale_of(one) for one in documents}
         all_curves = [curve for one in documents for curve in curves(one)]
         title = ", ".join(one["name"] for one in documents)
-        save_curves(plot, all_curves, title, elbo_scale=scales.pop() if len(scales) == 1 else None)
+        save_curves(plot, all_curves, title, scales.pop() if len(scales) == 1 else None)
     console.json({"schedules": documents})
     show(documents, console)
     for file in (csv_file, plot):

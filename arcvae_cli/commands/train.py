@@ -140,7 +140,7 @@ def run(
         from arcvae_cli.recorders.external import check_installed, external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder
-        from arcvae_cli.recorders.live import EpochLines, live_recorder
+        from arcvae_cli.recorders.live import EpochLines, LiveTable
         from arcvae_cli.trainer import Trainer
 
     check_installed(settings.log)
@@ -173,7 +173,8 @@ def run(
         chosen = any(key.startswith(("train.epochs", "schedule.")) for key in resolved.origins)
         (console.warn if chosen else console.note)(short)  # the defaults are no mistake of the user's
     own = [
-        live_recorder(screen),  # first, so that its header does not wait for the imports of the others
+        # first, so that its header does not wait for the imports of the others
+        LiveTable(screen) if screen.terminal and not screen.quiet else EpochLines(screen),
         EpochLines(log),
         JsonlRecorder(folder.path / "metrics.jsonl"),
         ImageRecorder(folder.images, corpus.kind, corpus.rules),

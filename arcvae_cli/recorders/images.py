@@ -14,7 +14,7 @@ from arcvae_cli.grammar import Rules
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
 from arcvae_cli.render import plots
 
-KL, NAMES = "KL, nats", {"kl": "KL", "reconstruction": "reconstruction"}
+KL = "KL, nats"
 UNITS = {"kl": KL, "reconstruction": "reconstruction, nats per position"}
 ACCURACIES = {"pixel_accuracy": "pixel", "non_black_accuracy": "non-black", "exact_accuracy": "exact grid"}
 PANELS = {
@@ -63,9 +63,8 @@ class ImageRecorder(Recorder):
         plots.save_curves(self._folder / "beta_schedule.png", beta_curves(epochs, plan.steps), title, plan.elbo_scale)
         curves = training_curves([record.metrics() for record in epochs])
         best = max((record.epoch for record in epochs if record.best), default=None)
-        below = "epoch (solid: validation, dashed: training, grey line: best epoch)"
-        title = f"{plan.run}: training curves"
-        plots.save_curves(self._folder / "training_curves.png", curves, title, columns=3, below=below, marked=best)
+        title = f"{plan.run}: training curves (solid: validation, dashed: training, grey line: best epoch)"
+        plots.save_curves(self._folder / "training_curves.png", curves, title, columns=3, best=best)
 
 
 def beta_curves(epochs: Sequence[EpochRecord], steps: int) -> list[plots.Curve]:
@@ -80,7 +79,8 @@ def beta_curves(epochs: Sequence[EpochRecord], steps: int) -> list[plots.Curve]:
         for one in record.targets:
             loops.setdefault((one.level, one.quantity), []).append((record.epoch, one.value, one.target))
     for (level, quantity), rows in loops.items():
-        (at, reached, aims), name, unit = zip(*rows, strict=True), level or NAMES[quantity], UNITS[quantity]
+        (at, reached, aims), unit = zip(*rows, strict=True), UNITS[quantity]
+        name = level or unit.partition(",")[0]
         curves += [(name, unit, at, reached, False), (f"{name} target", unit, at, aims, True)]
     return curves
 

@@ -32,11 +32,6 @@ BAR_FROM = 80  # columns of a terminal from which there is a progress bar
 RECENT = 120.0  # seconds whose speed gives the time left
 
 
-def live_recorder(console: Console) -> LiveTable | EpochLines:
-    """The one for where stderr goes."""
-    return LiveTable(console) if console.terminal and not console.quiet else EpochLines(console)
-
-
 def header(plan: Plan) -> Iterator[str]:
     """The lines above a training."""
     model = f"{plan.settings.model.name}, {plan.parameters:,} parameters"
@@ -137,13 +132,8 @@ class LiveTable(Recorder):
     def close(self, code: int = 0) -> None:  # noqa: ARG002
         """Leave the whole table on the screen, and the cursor visible."""
         self._over = True
-        if self._live is None:
-            return
-        try:
+        if self._live is not None:
             self._live.stop()
-        except BaseException:  # a second Ctrl-C while the table is drawn
-            self._console.err.show_cursor()
-            raise
 
     abandon = close
 

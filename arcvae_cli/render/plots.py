@@ -157,12 +157,11 @@ def save_curves(
     path: Path,
     curves: Sequence[Curve],
     title: str,
-    elbo_scale: float | None = None,
+    scale: float | None = None,
     columns: int = 1,
-    below: str = "epoch",
-    marked: float | None = None,
+    best: int | None = None,
 ) -> None:
-    """A panel for each unit, with a second axis for beta on the ELBO scale and a grey line at epoch `marked`.
+    """A panel for each unit, with a second axis for beta on the ELBO scale, and a grey line at the best epoch.
 
     A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label.
     """
@@ -179,20 +178,20 @@ def save_curves(
         panels[unit].plot(epochs, values, label=label, color=colour, linewidth=1.8, **style)
     for unit, axes in panels.items():
         axes.set_ylabel(unit)
-        if unit not in ("loss", "reconstruction") and all(np.min(line.get_ydata()) >= 0 for line in axes.lines):
-            axes.set_ylim(bottom=0.0)
+        if unit not in ("loss", "reconstruction") and 0 <= axes.dataLim.y0 <= axes.dataLim.y1:
+            axes.set_ylim(0.0, 1.05 * axes.dataLim.y1 or 1.0)
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.locator_params(axis="y", integer=unit == "active dimensions")
         if len(axes.get_legend_handles_labels()[1]) > 1:
-            axes.legend(frameon=False)
-        if unit == "beta" and elbo_scale is not None and elbo_scale != 1.0:
-            scale = (lambda beta: np.multiply(beta, elbo_scale), lambda beta: np.divide(beta, elbo_scale))
-            axes.secondary_yaxis("right", functions=scale).set_ylabel("beta on the ELBO scale")
-        if marked is not None:
-            axes.axvline(marked, color="#AAAAAA", linewidth=1, zorder=0)
-    figure.supxlabel(below, fontsize="medium")
+            axes.legend(framealpha=0.8, edgecolor="#FFFFFF")
+        if unit == "beta" and scale is not None and scale != 1.0:
+            both = (lambda beta: np.multiply(beta, scale), lambda beta: np.divide(beta, scale))
+            axes.secondary_yaxis("right", functions=both).set_ylabel("beta on the ELBO scale")
+        if best is not None:
+            axes.axvline(best, color="#AAAAAA", linewidth=1, zorder=0)
+    figure.supxlabel("epoch", fontsize="medium")
     _write(figure, path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions
+    from rich.console import Console
     from rich.text import Text
 
 Grids = NDArray[np.integer[Any]]
@@ -23,43 +23,31 @@ BAR, LABELS, TWO_BARS = 22, 17, 80  # columns: the longest bar, its number, valu
 MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed, and a histogram
 
 
-class TerminalGrids:
+def terminal_grids(
+    console: Console, grids: Grids, titles: Sequence[str] | None = None, lines: int | None = None
+) -> Text:
     """Grids (N, H, W) of 0-9 side by side, as many as the width allows, with a short title above each.
 
     In colour a character shows two cells, one above the other; without, a cell is a digit, and `.` where it is 0.
+    `lines`: how many lines to fill at most, with at least one row of grids.
     """
+    from rich.text import Text
 
-    def __init__(self, grids: Grids, titles: Sequence[str] | None = None) -> None:
-        self.grids, self.titles = grids, titles
-        self.height, self.width = (int(size) for size in grids.shape[1:])
-
-    def across(self, width: int) -> int:
-        return max(1, (width + SPACE) // (self.width + SPACE))
-
-    def capacity(self, console: Console, lines: int) -> int:
-        """How many grids `lines` lines of the console hold, at least one row of grids."""
-        band = 1 + (self.titles is not None) + ((self.height + 1) // 2 if in_colour(console) else self.height)
-        return self.across(console.width) * max(1, lines // band)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        from rich.text import Text
-
-        across, place = self.across(options.max_width), self.width + SPACE
-        colour = in_colour(console)
-        drawn = [grid_lines(grid, colour) for grid in self.grids.tolist()]
-        for start in range(0, len(drawn), across):
-            if start:
-                yield Text()
-            if self.titles is not None:
-                titles = [f"{title[: place - 1]:<{place}}" for title in self.titles[start : start + across]]
-                yield Text("".join(titles).rstrip())
-            gap = Text(" " * SPACE, no_wrap=True, overflow="ignore")
-            yield from map(gap.join, zip(*drawn[start : start + across], strict=True))
-
-
-def in_colour(console: Console) -> bool:
-    """Whether a console shows coloured blocks."""
-    return console.color_system is not None and not console.no_color and not console.options.ascii_only
+    colour = console.color_system is not None and not console.no_color and not console.options.ascii_only
+    _, height, width = grids.shape
+    across = max(1, (console.width + SPACE) // (width + SPACE))
+    if lines is not None:
+        band = 1 + (titles is not None) + (-(-height // 2) if colour else height)
+        grids = grids[: across * max(1, lines // band)]
+    drawn, shown = [grid_lines(grid, colour) for grid in grids.tolist()], list[Text]()
+    for start in range(0, len(drawn), across):
+        if start:
+            shown.append(Text())
+        if titles is not None:
+            texts = [f"{title[: width + SPACE - 1]:<{width + SPACE}}" for title in titles[start : start + across]]
+            shown.append(Text("".join(texts).rstrip()))
+        shown += map(Text(" " * SPACE).join, zip(*drawn[start : start + across], strict=True))
+    return Text("\n").join(shown)
 
 
 def grid_lines(rows: list[list[int]], colour: bool) -> list[Text]:
@@ -76,20 +64,15 @@ def grid_lines(rows: list[list[int]], colour: bool) -> list[Text]:
     return lines
 
 
-class TerminalStrings:
-    """Strings below each other: rows of (label, string, remark), each a line off a terminal, however long."""
+def terminal_strings(rows: Sequence[tuple[str, str, str]]) -> Text:
+    """Strings below each other: rows of (label, string, remark)."""
+    from rich.text import Text
 
-    def __init__(self, rows: Sequence[tuple[str, str, str]]) -> None:
-        self.rows = rows
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        from rich.text import Text
-
-        width = max((len(label) for label, _, _ in self.rows), default=0)
-        wrapping: Any = {} if options.is_terminal else {"no_wrap": True, "overflow": "ignore"}
-        for label, string, remark in self.rows:
-            end = (f"    {remark}", "yellow") if remark else ""
-            yield Text.assemble((f"{label:<{width}}  ", "dim"), string, end, **wrapping)
+    width = max((len(label) for label, _, _ in rows), default=0)
+    parts = [
+        ((f"{label:<{width}}  ", "dim"), text, (remark and f"    {remark}", "yellow")) for label, text, remark in rows
+    ]
+    return Text("\n").join(Text.assemble(*part) for part in parts)
 
 
 def path_strip(steps: Grids, ends: Grids) -> tuple[Grids, list[str]]:

@@ -92,6 +92,6 @@ def test_a_resumed_run_draws_the_curves_of_a_whole_one_and_keeps_no_later_pictur
     assert session(1, 4) == session(3, 4)
     levels, floors, _ = drawn["kl_per_dim.png"][0]
     assert (levels["z"][:, 0].tolist(), floors) == (pytest.approx([0.1, 0.2, 0.3, 0.4]), {"z": 0.3})
-    assert drawn["beta_schedule.png"][0][2] == 256.0 and drawn["training_curves.png"][1]["marked"] == 2
+    assert drawn["beta_schedule.png"][0][2] == 256.0 and drawn["training_curves.png"][1]["best"] == 2
     session(3, 3)
     assert len(list(tmp_path.glob("reconstructions_epoch_?.txt"))) == 3
