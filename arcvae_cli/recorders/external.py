@@ -36,11 +36,9 @@ def leave(code: int) -> None:
 
 def check_installed(log: LogSettings) -> None:
     """InputError if the settings ask for a logger whose package is not installed."""
-    asked = {"wandb": f"--wandb {log.wandb}"} if log.wandb in ("online", "offline") else {}
-    asked |= {"tensorboard": "--tensorboard"} if log.tensorboard else {}
-    for package, flag in asked.items():
-        if find_spec(package) is None:
-            raise InputError(f"{flag}: {package} is not installed", f"pip install 'arcvae[{package}]'")
+    for package, asked in {"wandb": log.wandb in ("online", "offline"), "tensorboard": log.tensorboard}.items():
+        if asked and find_spec(package) is None:
+            raise InputError(f"--{package}: {package} is not installed", f"pip install 'arcvae[{package}]'")
 
 
 def external_recorders(log: LogSettings, folder: RunFolder, console: Console) -> list[Recorder]:

@@ -80,11 +80,10 @@ class EpochLines(Recorder):
         line = "  ".join(f"{name} {text.plain.strip()}" for name, text in cells.items())
         best = "  *best" if record.best else ""
         self._console.note(Text(f"epoch {record.epoch}/{self._plan.epochs}  {line}{best}"))
-        missed = {(target.quantity, target.level): target.note for target in record.targets if target.note is not None}
-        for target, note in missed.items():
-            if target not in self._missed:  # only in the first of several epochs
-                self._console.note(Text(f"note: {note}"))
-        self._missed = set(missed)
+        for target in record.targets:
+            if target.note is not None and (target.quantity, target.level) not in self._missed:
+                self._console.note(Text(f"note: {target.note}"))  # only in the first of several epochs
+        self._missed = {(target.quantity, target.level) for target in record.targets if target.note is not None}
 
 
 class LiveTable(Recorder):
@@ -98,7 +97,7 @@ class LiveTable(Recorder):
         self._widths: dict[str, int] = {}  # of the columns; they only grow
         self._epoch, self._done = 1, 0  # the epoch, and its steps that are done
         self._betas: Mapping[str, float] = {}
-        self._loss: float | None = None
+        self._loss = ""
         self._over = False
         self._live: Live | None = None
 
@@ -122,7 +121,7 @@ class LiveTable(Recorder):
     def step(self, epoch: int, done: int, betas: Mapping[str, float], loss: float | None) -> None:
         self._epoch, self._done, self._betas = epoch, done, betas  # the screen is redrawn by its own clock
         if loss is not None:
-            self._loss = loss
+            self._loss = short(loss)
 
     def epoch(self, record: EpochRecord) -> None:
         self._last = record
@@ -141,8 +140,8 @@ class LiveTable(Recorder):
         plan, last, rows = self._plan, self._last, list(self._rows)
         width, height = self._console.err.size
         if self._epoch > len(rows) and not self._over:
-            cells = {"epoch": f"{self._epoch}…", **beta_cells([(beta,) for beta in self._betas.values()], plan)}
-            cells["loss"] = "" if self._loss is None else short(self._loss)
+            betas = beta_cells([(beta,) for beta in self._betas.values()], plan)
+            cells = {"epoch": f"{self._epoch}…", **betas, "loss": self._loss}
             rows.append({name: Text(text, style="dim") for name, text in cells.items()})
         widths = self._widths or widened({}, rows[0]) if rows else {}
         columns = dict(widths)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arcvae_cli.files import read_lines
 from arcvae_cli.recorders.external import example_files, flattened
-from arcvae_cli.recorders.jsonl import replay_log
 from arcvae_cli.records import EpochRecord, Pictures, Recorder, StepRecord
 
 if TYPE_CHECKING:
@@ -38,12 +37,16 @@ class TensorBoardRecorder(Recorder):
         started = any(self._folder.glob("events.out.tfevents.*"))
         before = records[-2].step if started and len(records) > 1 else 0
         self._first, self._step = before + 1, step
-        for rows, record in replay_log(self._run / "metrics.jsonl", records, before):
-            self._batches(rows)
-            self.epoch(record)
+        for line in read_lines(self._run / "metrics.jsonl"):
+            if line["kind"] == "step" and before < line["step"] <= step:  # later ones come from `steps`
+                self._batch(line)
+        for record in records:
+            if record.step > before:
+                self.epoch(record)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        self._batches([record.metrics() for record in records])
+        for record in records:
+            self._batch(record.metrics())
 
     def epoch(self, record: EpochRecord) -> None:
         values = record.metrics()
@@ -53,7 +56,7 @@ class TensorBoardRecorder(Recorder):
         values.update({f"Beta_Schedule/Restart/{name}": value for name, value in (record.restart or {}).items()})
         for level, beta in betas_of_levels(values).items():
             values[f"Beta_Schedule/{level}_kl_weight"] = beta
-            self._scalars(self._step, {COMPARISON: beta}, level)
+            self._writer(level).add_scalar(COMPARISON, beta, self._step)
         if len(kl):
             self._writer().add_histogram("val/kl_per_dim", kl, self._step)
         self._scalars(self._step, values)
@@ -77,17 +80,15 @@ class TensorBoardRecorder(Recorder):
         for writer in self._writers.values():
             writer.close()
 
-    def _batches(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        for values in rows:
-            curves = {name: values[key] for name, key in BATCH.items()}
-            curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas_of_levels(values).items()}
-            self._scalars(values["step"], curves)
+    def _batch(self, values: Mapping[str, Any]) -> None:
+        curves = {name: values[key] for name, key in BATCH.items()}
+        curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas_of_levels(values).items()}
+        self._scalars(values["step"], curves)
 
-    def _scalars(self, step: int, values: Mapping[str, Any], level: str = "") -> None:
-        writer = self._writer(level)
+    def _scalars(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                writer.add_scalar(name, value, step)
+            if isinstance(value, (int, float)):  # a NaN is logged as null
+                self._writer().add_scalar(name, value, step)
 
     def _image(self, name: str, path: Path) -> None:
         from matplotlib.image import imread

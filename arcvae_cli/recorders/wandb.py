@@ -10,9 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from arcvae_cli.files import atomic_write
+from arcvae_cli.files import atomic_write, read_lines
 from arcvae_cli.recorders.external import example_files, flattened
-from arcvae_cli.recorders.jsonl import replay_log
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
 from arcvae_cli.settings import LogSettings, Settings
 
@@ -61,12 +60,11 @@ class WandbRecorder(Recorder):
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def resume(self, records: Sequence[EpochRecord], step: int) -> None:
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002
         self._last = -1 if self._run.offline else self._run.step - 1
-        for rows, record in replay_log(self._folder / "metrics.jsonl", records, self._last // KINDS - 1):
-            for values in rows:
-                self._log(STEP, values)
-            self.epoch(record)
+        for line in read_lines(self._folder / "metrics.jsonl"):
+            if line["step"] <= step:  # later ones come from `steps` and `epoch`
+                self._log(STEP if line.pop("kind") == "step" else EPOCH, line)
         self._step = step
 
     def steps(self, records: Sequence[StepRecord]) -> None:
@@ -74,13 +72,8 @@ class WandbRecorder(Recorder):
             self._log(STEP, record.metrics())
 
     def epoch(self, record: EpochRecord) -> None:
-        from wandb import Histogram
-
-        values = record.metrics()
         self._step = record.step
-        if kl := [value for value in values.pop("val/kl_per_dim") if value is not None]:
-            values["val/kl_per_dim"] = Histogram(kl)
-        self._log(EPOCH, values)
+        self._log(EPOCH, record.metrics())
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - its files
         from wandb import Html, Image
@@ -115,9 +108,14 @@ class WandbRecorder(Recorder):
             run.finish(exit_code=code)
 
     def _log(self, kind: int, values: Mapping[str, Any]) -> None:
+        from wandb import Histogram
+
         number = KINDS * values["step"] + kind
         if number > self._last:
-            self._run.log({name: value for name, value in values.items() if value is not None}, number, commit=True)
+            row = {name: value for name, value in values.items() if value is not None}
+            if kl := [value for value in row.pop("val/kl_per_dim", ()) if value is not None]:
+                row["val/kl_per_dim"] = Histogram(kl)
+            self._run.log(row, number, commit=True)
             self._last = number
 
 

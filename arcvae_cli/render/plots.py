@@ -26,6 +26,7 @@ Curve = tuple[str, str, ArrayLike, ArrayLike, bool]  # label, unit, epochs, valu
 
 DPI = 100
 TILE = 128  # pixels of the longer side of a grid, about
+PAIRS = 16  # on a sheet of reconstructions
 GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left of a sheet with labels
 LINE, EXTENT, RIGHT, WRONG = "#555555", "#00FFC8", "#000000", "#FFFFFF"
 
@@ -42,18 +43,16 @@ def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column:
     _write(_sheet([_tiles(grids)], columns, above, left, title, marked=[grids]), path)
 
 
-def save_reconstructions(
-    path: Path, originals: Grids, reconstructions: Grids, extents: Extents = None, title: str = " ", pairs: int = 16
-) -> None:
-    """The first `pairs` originals, reconstructions (N, H, W) and errors; `extents` (N, 2) are drawn as rectangles."""
+def save_reconstructions(path: Path, originals: Grids, reconstructions: Grids, extents: Extents, title: str) -> None:
+    """The first PAIRS originals, reconstructions (N, H, W) and errors; `extents` (N, 2) are drawn as rectangles."""
     from matplotlib.patches import Patch
 
-    originals, reconstructions = originals[:pairs], reconstructions[:pairs]
+    originals, reconstructions = originals[:PAIRS], reconstructions[:PAIRS]
     wrong = (originals != reconstructions).astype(np.uint8)
     above = [f"{count} wrong" for count in wrong.sum((1, 2), dtype=int)]
     legend = [Patch(facecolor=RIGHT, label="right cell"), Patch(facecolor=WRONG, label="wrong cell")]
     if extents is not None:
-        above = [f"{height}x{width}, {text}" for (height, width), text in zip(extents[:pairs], above, strict=True)]
+        above = [f"{height}x{width}, {text}" for (height, width), text in zip(extents[:PAIRS], above, strict=True)]
         legend.append(Patch(facecolor=LINE, edgecolor=EXTENT, linewidth=2, label="extent of the grid"))
     rows, kinds = (
         ("original", "reconstruction", "error"),

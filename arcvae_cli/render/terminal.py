@@ -20,7 +20,7 @@ PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F
 SPACE = 2  # columns between grids
 DEAD = 0.05  # nats: a group with at most this KL is dead
 BAR, LABELS, TWO_BARS = 22, 17, 80  # columns: the longest bar, its number, value and mark, and two bars side by side
-MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed, and a histogram
+MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed
 
 
 def terminal_grids(
@@ -109,11 +109,7 @@ def kl_bars(
         few = max(1, min(FEW, columns * (lines - 2) // 2))
         ranked = sorted(shown, key=groups.__getitem__, reverse=True)
         shown = ranked[:few] + ranked[-few:]
-        most = max(*groups, 1e-9)
-        counts, _ = np.histogram(groups, 24, (0, most))
-        histogram = "".join(" ▁▂▃▄▅▆▇█"[-(-number * 8 // counts.max())] for number in counts)
-        spread = f"strongest and weakest {few}; all {count}: {histogram} 0 to {most:.2f}"
-        yield Text(spread, no_wrap=True, overflow="ellipsis")
+        yield Text(f"strongest and weakest {few} of {count}")
     bars = []
     for index in shown:
         value = groups[index]

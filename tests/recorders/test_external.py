@@ -120,19 +120,6 @@ def test_a_hanging_logger_delays_nothing(hanging: Probe, queued: int, monkeypatc
     assert ended == [3]
 
 
-def test_a_second_interrupt_ends_the_wait(hanging: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Background(hanging, "it", lambda _: None)
-    train(recorder)
-
-    def interrupted(self: threading.Thread, patience: float) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        recorder.close()
-    assert ABANDONED.is_set()
-
-
 def test_the_loggers_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both, made = LogSettings(wandb="online", tensorboard=True), list[str]()
     monkeypatch.setattr(external, "Background", lambda recorder, name, *_: made.append(name))

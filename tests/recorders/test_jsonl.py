@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Callable
@@ -10,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from arcvae_cli.errors import ArcvaeError
-from arcvae_cli.recorders.jsonl import JsonlRecorder, replay_log
+from arcvae_cli.recorders.jsonl import JsonlRecorder
 from tests.recorders.made import TWO_LEVELS, record, steps
 
 NAN, INF = float("nan"), float("inf")
@@ -75,29 +73,3 @@ def test_what_a_resumed_run_repeats_is_there_once(train: Callable[..., Path], le
         assert train(after + 1, 4, after=after).read_text() == whole
     found = lines(train(4, 4, every=10, after=3))  # no later steps are left
     assert [line["step"] for line in found if line["kind"] == "step"] == [*range(25, 151, 25), *range(160, 201, 10)]
-
-
-def test_the_log_is_replayed_after_a_step(train: Callable[..., Path], tmp_path: Path) -> None:
-    path, records = train(1, 3), [record(1), record(2)]
-    for after, numbers in ((-1, [[25, 50], [75, 100]]), (50, [[75, 100]]), (75, [[100]]), (100, [])):
-        assert [[row["step"] for row in rows] for rows, _ in replay_log(path, records, after)] == numbers
-    (rows, one) = next(replay_log(path, records, 50))
-    assert one is records[1] and rows == [step.metrics() for step in steps(one)]
-    assert list(replay_log(tmp_path / "missing", records, 50)) == [([], records[1])]
-
-
-def test_a_full_disk_on_resumption_leaves_the_file_as_it_was(
-    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = train(1, 3)
-    whole = path.read_text()
-
-    def refuse(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(ArcvaeError):
-        JsonlRecorder(path).resume([record(1)], 50)
-    assert path.read_text() == whole and os.listdir(path.parent) == [path.name]
-    with pytest.raises(ArcvaeError):
-        JsonlRecorder(path).epoch(record(4))

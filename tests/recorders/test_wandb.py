@@ -98,6 +98,7 @@ def test_a_resumed_run_has_every_row_once(
     kept = JsonlRecorder(tmp_path / "metrics.jsonl")
     for one in records[:2]:
         kept.steps(steps(one))
+        kept.epoch(one)
     recorder = WandbRecorder(tmp_path, "online")
     recorder.start(plan())
     recorder.resume(records[:2], 100)
@@ -129,18 +130,11 @@ def test_the_name_of_a_run(shapes: dict[str, Any], values: dict[str, Any], name:
     assert run_name(plan(run="x", settings=settings, level_shapes=shapes)) == f"{name}-run-x"
 
 
-def test_the_tags_fit_the_corpus_unless_they_are_given() -> None:
-    assert run_tags(Settings()) == ["experiment-0.2", "beta-vae", "encoder-training"]
+def test_the_tags_and_the_id_of_a_run(tmp_path: Path) -> None:
+    """The tags fit the corpus unless they are given; the id is drawn once for a folder."""
     assert run_tags(STRINGS) == ["experiment-0.2", "grammar-vae", "encoder-training"]
     assert run_tags(STRINGS.model_copy(update={"log": LogSettings(wandb_tags=("beta-vae",))})) == ["beta-vae"]
-
-
-def test_the_id_is_drawn_once_for_a_folder(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    first = run_id(tmp_path / "a")
-    assert re.fullmatch("[0-9a-f]{12}", first)
-    assert run_id(tmp_path / "a") == first != run_id(tmp_path / "b")
+    assert re.fullmatch("[0-9a-f]{12}", run_id(tmp_path)) and run_id(tmp_path) == run_id(tmp_path)
 
 
 @pytest.mark.parametrize(
