@@ -81,15 +81,11 @@ def test_a_bar_for_each_group_with_the_free_bits_marked() -> None:
     ]
 
 
-@pytest.mark.parametrize(("width", "lines"), [(30, 11), (79, 11), (80, 6)])
-def test_bars_fit_the_width(width: int, lines: int) -> None:
-    found = list(kl_bars("local", [0.01, *[1.0] * 9], 0.3, width, cells=(8, 8)))
-    assert found[0].plain.startswith("KL of each channel of local (8x8): 9.01 nats, 1 of 10 dead, | ")
-    assert len(found) == lines and max(len(line.plain) for line in found[1:]) <= width
-
-
-def test_of_many_groups_the_strongest_and_weakest_are_listed() -> None:
-    first, spread, *bars = (text.plain for text in kl_bars("z", [0.1 * group for group in range(100)], 0.0, 80, 6))
-    assert first.startswith("KL of each dimension of z") and spread == "strongest and weakest 4 of 100"
+def test_bars_fit_the_width_and_the_lines() -> None:
+    for width, lines in ((30, 11), (79, 11), (80, 6)):
+        title, *bars = kl_bars("local", [0.01, *[1.0] * 9], 0.3, width, cells=(8, 8))
+        assert title.plain.startswith("KL of each channel of local (8x8): 9.01 nats, 1 of 10 dead, | ")
+        assert len(bars) == lines - 1 and max(len(bar.plain) for bar in bars) <= width
+    _, spread, *bars = (text.plain for text in kl_bars("z", [0.1 * group for group in range(100)], 0.0, 80, 6))
     indices = [int(number) for bar in bars for number in re.findall(r"(\d+) [█▌ ]{22}", bar)]
-    assert indices == [99, 3, 98, 2, 97, 1, 96, 0]
+    assert spread == "strongest and weakest 4 of 100" and indices == [99, 3, 98, 2, 97, 1, 96, 0]

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -13,32 +13,9 @@ from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 from arcvae_cli.recorders import external
 from arcvae_cli.recorders.external import ABANDONED, FORWARDED, Background, check_installed, external_recorders, leave
-from arcvae_cli.records import Recorder
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.settings import LogSettings
 from tests.recorders.made import pictures, plan, record
-
-
-class Probe(Recorder):
-    """Records its calls and their threads; raises or waits in the call it is given."""
-
-    def __init__(self, failing: str = "", hanging: str = "") -> None:
-        self.names: list[str] = []
-        self.values: list[Any] = []
-        self.threads: set[int] = set()
-        self.released = threading.Event()
-        for name in (*FORWARDED, "step", "close"):
-            setattr(self, name, lambda *arguments, name=name: self.called(name, *arguments))
-        self._failing, self._hanging = failing, hanging
-
-    def called(self, name: str, *arguments: Any) -> None:
-        self.names.append(name)
-        self.values.append(arguments[0])
-        self.threads.add(threading.get_ident())
-        if name == self._failing:
-            raise RuntimeError("no route to host\nand more lines of it")
-        if name == self._hanging:
-            self.released.wait(60)
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +26,8 @@ def abandoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ABANDONED.clear()
 
 
-@pytest.fixture
-def hanging() -> Iterator[Probe]:
-    probe = Probe(hanging="epoch")
-    yield probe
-    probe.released.set()
+def names(logger: MagicMock) -> list[str]:
+    return [name for name, *_ in logger.method_calls]
 
 
 def train(recorder: Background) -> None:
@@ -73,43 +47,46 @@ def wait_for(reached: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_all_calls_but_single_steps_arrive_in_order_in_one_other_thread() -> None:
-    probe, warnings, history = Probe(), list[str](), [record(1)]
-    recorder = Background(probe, "it", warnings.append)
+def test_all_calls_but_single_steps_arrive_in_order_in_another_thread() -> None:
+    logger, warnings, history, threads = MagicMock(), list[str](), [record(1)], set[int]()
+    logger.epoch.side_effect = lambda _: threads.add(threading.get_ident())
+    recorder = Background(logger, "it", warnings.append)
     recorder.resume(history, 100)
     history.append(record(2))  # the trainer's own list grows
     train(recorder)
-    wait_for(lambda: len(probe.names) == len(FORWARDED))
+    wait_for(lambda: len(names(logger)) == len(FORWARDED))
     recorder.close(75)
-    order = ["resume", "start", "steps", "epoch", "pictures", "evaluated", "artifacts", "close"]
-    assert (probe.names, warnings, ABANDONED.is_set()) == (order, [], False)
-    assert (len(probe.values[0]), probe.values[-1]) == (1, 75)
-    assert len(probe.threads) == 1 and threading.get_ident() not in probe.threads
+    assert names(logger) == ["resume", "start", "steps", "epoch", "pictures", "evaluated", "artifacts", "close"]
+    assert (warnings, ABANDONED.is_set(), len(logger.resume.call_args.args[0])) == ([], False, 1)
+    logger.close.assert_called_once_with(75)
+    assert threads and threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize("failing", ["start", "artifacts", "close"])
 def test_a_failure_gives_one_warning_and_ends_the_recorder(failing: str) -> None:
-    probe, warnings = Probe(failing), list[str]()
-    recorder = Background(probe, "it", warnings.append)
+    logger, warnings = MagicMock(), list[str]()
+    getattr(logger, failing).side_effect = RuntimeError("no route to host\nand more lines of it")
+    recorder = Background(logger, "it", warnings.append)
     train(recorder)
     if failing != "close":
-        wait_for(lambda: failing in probe.names)
+        wait_for(lambda: failing in names(logger))
     recorder.close()
     assert len(warnings) == 1 and warnings[0].startswith("it: RuntimeError: no route to host")
     assert "\n" not in warnings[0] and ABANDONED.is_set()
-    assert (probe.names[-2:], probe.values[-1]) == ([failing, "close"], 1), "closed as incomplete, and nothing after it"
+    assert names(logger)[-2:] == [failing, "close"] and logger.close.call_args.args == (1,), "closed as incomplete"
 
 
 @pytest.mark.parametrize("queued", [1000, 4])
-def test_a_hanging_logger_delays_nothing(hanging: Probe, queued: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_logger_delays_nothing(queued: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is dropped at the end, or when too many calls are queued; the process ends without its exit hooks."""
-    warnings, ended = list[str](), list[int]()
+    logger, warnings, ended, released = MagicMock(), list[str](), list[int](), threading.Event()
+    logger.epoch.side_effect = lambda _: released.wait(60)
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(external, "QUEUED", queued)
     leave(0)
-    recorder = Background(hanging, "it", warnings.append)
+    recorder = Background(logger, "it", warnings.append)
     recorder.epoch(record(1))
-    wait_for(lambda: hanging.names != [])
+    wait_for(lambda: names(logger) != [])
     began = time.monotonic()
     train(recorder)
     recorder.close()
@@ -118,6 +95,7 @@ def test_a_hanging_logger_delays_nothing(hanging: Probe, queued: int, monkeypatc
     assert warnings == [full if queued == 4 else "it: not done after 0.1 s; unsent records are lost"]
     leave(3)
     assert ended == [3]
+    released.set()
 
 
 def test_the_loggers_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

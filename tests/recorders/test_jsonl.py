@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,40 +35,31 @@ def test_an_epoch_is_on_the_disk_when_it_was_recorded(tmp_path: Path, monkeypatc
     synced: list[bool] = []
     path = tmp_path / "log"
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.path.samestat(os.fstat(number), path.stat())))
-    recorder, one = JsonlRecorder(path), record(1, **TWO_LEVELS)
-    recorder.steps(steps(one, every=50))
-    recorder.epoch(one)
-    found = lines(path)  # not closed yet: a run may be killed
-    assert synced == [True]
-    places = [(line["kind"], line["step"], line["epoch"]) for line in found]
-    assert places == [("step", 50, 1), ("epoch", 50, 1)]
-    epoch = found[1]
+    JsonlRecorder(path).epoch(record(1, **TWO_LEVELS))
+    (epoch,) = lines(path)  # not closed yet: a run may be killed
+    assert (synced, epoch["kind"], epoch["step"], epoch["epoch"]) == ([True], "epoch", 50, 1)
     assert (epoch["train/beta"], epoch["train/beta/local"], epoch["val/kl/local"]) == (0.01, 0.02, 2.0)
     assert epoch["val/kl_per_dim"] == [1.0, 0.02, 2.0] and epoch["val/active_dims"] == 2
 
 
-@pytest.fixture
-def train(tmp_path: Path) -> Callable[..., Path]:
-    """A session from one epoch of 50 steps to another, with a line every so many steps, resumed after `after`."""
-
-    def run(first: int, last: int, every: int = 25, after: int | None = None) -> Path:
-        recorder = JsonlRecorder(tmp_path / "metrics.jsonl")
-        if after is not None:
-            recorder.resume([record(epoch) for epoch in range(1, after + 1)], after * 50)
-        for one in map(record, range(first, last + 1)):
-            recorder.steps(steps(one, every))
-            recorder.epoch(one)
-        return tmp_path / "metrics.jsonl"
-
-    return run
+def train(path: Path, first: int, last: int, every: int = 25, resumed: bool = False) -> str:
+    """The file after a session from one epoch of 50 steps to another, with a line every so many steps."""
+    recorder = JsonlRecorder(path)
+    if resumed:
+        recorder.resume([record(epoch) for epoch in range(1, first)], (first - 1) * 50)
+    for one in map(record, range(first, last + 1)):
+        recorder.steps(steps(one, every))
+        recorder.epoch(one)
+    return path.read_text()
 
 
 @pytest.mark.parametrize("left", ["", '{"kind": "epoch", "epoch": 3, "ste', "\0" * 300])
-def test_what_a_resumed_run_repeats_is_there_once(train: Callable[..., Path], left: str) -> None:
-    path = train(1, 4)
-    whole = path.read_text()
-    for after in (0, 2, 4):  # from checkpoints of any age, with a last line that was cut short
+def test_what_a_resumed_run_repeats_is_there_once(tmp_path: Path, left: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = train(path, 1, 4)
+    for first in (1, 3, 5):  # from checkpoints of any age, with a last line that was cut short
         path.write_text(path.read_text() + left)
-        assert train(after + 1, 4, after=after).read_text() == whole
-    found = lines(train(4, 4, every=10, after=3))  # no later steps are left
-    assert [line["step"] for line in found if line["kind"] == "step"] == [*range(25, 151, 25), *range(160, 201, 10)]
+        assert train(path, first, 4, resumed=True) == whole
+    train(path, 4, 4, every=10, resumed=True)  # of the steps logged before, no later ones are left
+    numbers = [line["step"] for line in lines(path) if line["kind"] == "step"]
+    assert numbers == [*range(25, 151, 25), *range(160, 201, 10)]

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,36 +72,22 @@ def test_a_hierarchical_run_of_two_epochs(tmp_path: Path) -> None:
     }
 
 
-@pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """A session of a run in epochs of 50 steps, logged every 25; its event folder.
-
-    A resumed session starts `after` so many epochs; from epoch `lost` on the events of a killed one are missing.
-    """
-    now = itertools.count(1_800_000_000, 10)
-
-    def run(first: int, last: int, after: int = 0, lost: int = 99) -> Path:
-        start = next(now)
-        monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda: start)
+@pytest.mark.parametrize("lost", [99, 3, 1], ids=["none lost", "one lost", "TensorBoard was off"])
+def test_a_resumed_run_has_every_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
+    """In epochs of 50 steps, logged every 25. From epoch `lost` on the events of a killed session are missing."""
+    for number, (first, last) in enumerate([(1, 3), (3, 5), (6, 6)]):  # the second from an older checkpoint
+        start = 1_800_000_000 + number
+        monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda start=start: start)
         jsonl, events = JsonlRecorder(tmp_path / "metrics.jsonl"), TensorBoardRecorder(tmp_path)
-        for recorder in (jsonl, events) if after else ():
-            recorder.resume([record(epoch) for epoch in range(1, after + 1)], after * 50)
+        for recorder in (jsonl, events) if number else ():
+            recorder.resume([record(epoch) for epoch in range(1, first)], (first - 1) * 50)
         for one in map(record, range(first, last + 1)):
-            for recorder in (jsonl, events) if one.epoch < lost else (jsonl,):
+            for recorder in (jsonl, events) if number or one.epoch < lost else (jsonl,):
                 recorder.steps(steps(one))
                 recorder.epoch(one)
         events.close(143)
-        return tmp_path / "tensorboard"
-
-    return run
-
-
-@pytest.mark.parametrize("lost", [99, 3, 1], ids=["none lost", "one lost", "TensorBoard was off"])
-def test_a_resumed_run_has_every_point_once(session: Callable[..., Path], lost: int) -> None:
-    session(1, 3, lost=lost)
-    session(3, 5, after=2)  # from a checkpoint that is older than what was logged
-    events = read(session(6, 6, after=5))  # and from the last
-    curves = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    found = read(tmp_path / "tensorboard")
+    curves = {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
     ends = list(range(50, 301, 50))
     assert curves == {name: list(range(25, 301, 25)) if name.startswith("Batch/") else ends for name in curves}
-    assert [event.step for event in events.Histograms("val/kl_per_dim")] == ends and "Batch/Beta" in curves
+    assert [event.step for event in found.Histograms("val/kl_per_dim")] == ends and "Batch/Beta" in curves
