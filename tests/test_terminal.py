@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from arcvae_cli.render.terminal import PALETTE, kl_bars, path_strip, terminal_grids, terminal_strings
+from arcvae_cli.render.terminal import PALETTE, kl_bars, terminal_grids, terminal_strings
 
 COLOUR = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
 
@@ -61,15 +61,6 @@ def test_as_many_grids_side_by_side_as_fit() -> None:
 def test_a_string_is_a_line_with_its_label_and_remark() -> None:
     rows = [("1", "C[C@H](N)C", ""), ("12", "x + x", "incomplete")]
     assert terminal_strings(rows).plain == "1   C[C@H](N)C\n12  x + x    incomplete"
-
-
-def test_a_path_shows_how_many_cells_change() -> None:
-    steps = np.zeros((3, 16, 16), np.uint8)
-    steps[1:, 0, :4] = 1
-    steps[2, 1, 0] = 2
-    grids, titles = path_strip(steps, np.stack([steps[0], steps[2]]))
-    assert titles == ["from, original", "0.00, decoded", "0.50, 4 changed", "1.00, 1 changed", "to, original"]
-    np.testing.assert_array_equal(grids, steps[[0, 0, 1, 2, 2]])
 
 
 def test_a_bar_for_each_group_with_the_free_bits_marked() -> None:

@@ -32,15 +32,11 @@ def plan(levels: Mapping[str, int] | None = None, free_bits: float = 0.0, **chan
 
 
 def record(
-    epoch: int = 1,
-    kl_per_dim: Mapping[str, list[float]] | None = None,
-    val: Mapping[str, Any] | None = None,
-    **changed: Any,
+    epoch: int = 1, kl_per_dim: dict[str, list[float]] | None = None, val: dict[str, Any] | None = None, **changed: Any
 ) -> EpochRecord:
     """The record of an epoch; `kl_per_dim` are of its validation, `val` changes what else validation found."""
     groups = kl_per_dim or {"z": [1.0, 2.0, 0.01]}
-    clamped = {name: sum(values) for name, values in groups.items()}
-    found = EpochMetrics(100, 125.6, 120.0, clamped, dict(groups), 0.95, 0.4, 0.01)
+    found = EpochMetrics(100, 125.6, 120.0, {name: sum(kl) for name, kl in groups.items()}, groups, 0.95, 0.4, 0.01)
     betas = changed.get("betas", dict.fromkeys(groups, 0.05))
     values: dict[str, Any] = {
         **{"epoch": epoch, "step": epoch * 50, "betas": betas, "learning_rate": 1e-3, "best": False, "seconds": 12.34},
@@ -57,11 +53,11 @@ def steps(of: EpochRecord, every: int = 25) -> list[StepRecord]:
     return [StepRecord(step / 50, step, of.betas, of.train, of.unit) for step in numbers]
 
 
-def pictures(maps: bool = True) -> Pictures:
+def pictures() -> Pictures:
     """16 examples and 64 samples, with the KL of a local map of 8x8 cells."""
     random = np.random.default_rng(0)
     grids = [random.integers(0, 10, (count, 16, 16), np.uint8) for count in (16, 16, 64)]
-    return Pictures(*grids, {"local": random.random((16, 8, 8), np.float32)} if maps else {})
+    return Pictures(*grids, {"local": random.random((16, 8, 8), np.float32)})
 
 
 def rules(known: bool = True) -> Rules:
