@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from arcvae_cli.render.terminal import PALETTE, kl_bars, terminal_grids, terminal_strings
+from arcvae_cli.render.terminal import PALETTE, kl_bars, terminal_grids
 
 COLOUR = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
 
@@ -56,11 +56,6 @@ def test_as_many_grids_side_by_side_as_fit() -> None:
     for options, most, count in ((COLOUR, 20, 8), ({}, 20, 4), ({}, 2, 4)):  # in colour two rows of 4, 9 lines each
         shown = terminal_grids(console(**options), grids, [f"<{place}>" for place in range(9)], most)
         assert shown.plain.count("<") == count
-
-
-def test_a_string_is_a_line_with_its_label_and_remark() -> None:
-    rows = [("1", "C[C@H](N)C", ""), ("12", "x + x", "incomplete")]
-    assert terminal_strings(rows).plain == "1   C[C@H](N)C\n12  x + x    incomplete"
 
 
 def test_a_bar_for_each_group_with_the_free_bits_marked() -> None:
