@@ -98,9 +98,7 @@ def kl_bars(
     over = f" ({'x'.join(map(str, cells))})" if cells else ""
     title = f"KL of each {'channel' if cells else 'dimension'} of {name}{over}: {sum(groups):.2f} nats"
     title += f", {dead} of {count} dead" if dead else ""
-    if floor:
-        legend = f", | free bits {floor:g}"
-        title += legend if len(title + legend) <= width else f", | {floor:g}"
+    title += f", | free bits {floor:g}" if floor else ""
     yield Text(title, style="bold", no_wrap=True, overflow="ellipsis")
     top, length = max(*groups, floor, 1e-9), max(1, min(BAR, width - LABELS))
     shown = list(range(count))
