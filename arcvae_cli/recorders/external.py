@@ -21,6 +21,7 @@ from arcvae_cli.settings import LogSettings
 
 QUEUED = 1000  # calls that may wait: a logger that hangs is dropped after some 300 epochs
 PATIENCE = 30.0  # seconds that the end of a training waits for a logger to finish
+LOST = "unsent records are lost"
 FORWARDED = ("start", "resume", "steps", "epoch", "pictures", "evaluated", "artifacts")
 ABANDONED = Event()  # whether a logger failed or hangs: its package may wait for a server when the interpreter exits
 
@@ -70,9 +71,7 @@ class Background(Recorder):
     `unsent` says what happens to the rest. `leave` ends the process without waiting for an abandoned recorder.
     """
 
-    def __init__(
-        self, recorder: Recorder, name: str, warn: Callable[[str], None], unsent: str = "unsent records are lost"
-    ) -> None:
+    def __init__(self, recorder: Recorder, name: str, warn: Callable[[str], None], unsent: str = LOST) -> None:
         self._recorder, self._name, self._warn, self._unsent = recorder, name, warn, unsent
         self._calls: Queue[Callable[[], None] | None] = Queue(QUEUED)  # None: close, and end
         self._dropped = self._closing = False

@@ -4,17 +4,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 
-from arcvae_cli.console import Console
-from arcvae_cli.errors import InputError
 from arcvae_cli.recorders import external
-from arcvae_cli.recorders.external import ABANDONED, FORWARDED, Background, check_installed, external_recorders, leave
-from arcvae_cli.runs import RunFolder
-from arcvae_cli.settings import LogSettings
+from arcvae_cli.recorders.external import ABANDONED, FORWARDED, Background, leave
 from tests.recorders.made import pictures, plan, record
 
 
@@ -96,15 +91,3 @@ def test_a_hanging_logger_delays_nothing(queued: int, monkeypatch: pytest.Monkey
     leave(3)
     assert ended == [3]
     released.set()
-
-
-def test_the_loggers_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both, made = LogSettings(wandb="online", tensorboard=True), list[str]()
-    monkeypatch.setattr(external, "Background", lambda recorder, name, *_: made.append(name))
-    for log in (LogSettings(wandb="off"), both):
-        external_recorders(log, RunFolder(tmp_path), Console())
-    assert made == ["W&B", "TensorBoard"]
-    check_installed(both)
-    monkeypatch.setattr(external, "find_spec", lambda name: None)
-    with pytest.raises(InputError):
-        check_installed(both)

@@ -55,7 +55,7 @@ def test_an_offline_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (0, False, [100, 200, 201, 300, 400, 401, 402, 500, 600, 601]),  # W&B was off so far
         (401, False, [401, 402, 500, 600, 601]),  # the row of the second epoch is missing
         (601, False, [601]),  # the third epoch was logged, and not saved
-        (900, False, []),  # resumed from an old checkpoint
+        (900, False, []),  # resumed from an older checkpoint
         (0, True, [100, 200, 201, 300, 400, 401, 402, 500, 600, 601]),  # each offline session has all rows
     ],
 )
@@ -101,7 +101,6 @@ def test_the_name_of_a_run(shapes: dict[str, Any], values: dict[str, Any], name:
 
 
 def test_the_tags_and_the_id_of_a_run(tmp_path: Path) -> None:
-    """The tags fit the corpus unless they are given; the id is drawn once for a folder."""
     assert run_tags(STRINGS) == ["experiment-0.2", "grammar-vae", "encoder-training"]
     assert run_tags(STRINGS.model_copy(update={"log": LogSettings(wandb_tags=("beta-vae",))})) == ["beta-vae"]
     assert re.fullmatch("[0-9a-f]{12}", run_id(tmp_path)) and run_id(tmp_path) == run_id(tmp_path)
