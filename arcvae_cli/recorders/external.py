@@ -29,9 +29,9 @@ ABANDONED = Event()  # whether a logger failed or hangs: its package may wait fo
 def leave(code: int) -> None:
     """End the process with this exit code, without the exit hooks of packages, if a logger was abandoned."""
     if ABANDONED.is_set():
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
+        with suppress(Exception):
+            sys.stderr.flush()
+            sys.stdout.flush()
         os._exit(code)
 
 

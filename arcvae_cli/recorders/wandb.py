@@ -154,10 +154,9 @@ def automatic_mode() -> tuple[Mode, str | None]:
         return mode, None
     if find_spec("wandb") is None:
         return "off", "W&B is off: not installed; `pip install 'arcvae[wandb]'` installs it"
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return "auto", None
     from requests.utils import get_netrc_auth
 
-    if get_netrc_auth(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai") is not None:
+    key = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    if key or get_netrc_auth(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai") is not None:
         return "auto", None
     return "off", "W&B is off: no login found; run `wandb login`, or use --wandb offline"
