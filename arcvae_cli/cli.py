@@ -141,6 +141,6 @@ def main() -> None:
     try:
         app(prog_name="arcvae")
     except SystemExit as end:
-        if (background := sys.modules.get("arcvae_cli.recorders.background")) is not None:
-            background.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        if (loggers := sys.modules.get("arcvae_cli.recorders.external")) is not None:
+            loggers.leave(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise

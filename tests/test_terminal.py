@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.text import Text
 
-from arcvae_cli.render.terminal import PALETTE, TerminalGrids, TerminalStrings, kl_bars, path_strip
+from arcvae_cli.render.terminal import PALETTE, kl_bars, terminal_grids
 
 COLOUR = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
 
@@ -16,22 +17,20 @@ def random_grids(count: int, height: int = 16) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 10, (count, height, 16), np.uint8)
 
 
-def printed(thing: TerminalGrids | TerminalStrings, width: int = 80, **options: object) -> list[str]:
-    file = io.StringIO()
-    Console(file=file, width=width, **options).print(thing)
-    return file.getvalue().splitlines()
+def console(width: int = 80, **options: object) -> Console:
+    return Console(file=io.StringIO(), width=width, **options)
 
 
-def test_without_colour_a_cell_is_a_digit_and_black_a_dot() -> None:
-    grids = np.array([[[0, 1], [2, 0], [9, 9]], [[3, 4], [5, 6], [0, 0]]], np.uint8)
-    assert printed(TerminalGrids(grids, ["a", "bc"])) == ["a   bc", ".1  34", "2.  56", "99  .."]
+def printed(text: Text, on: Console) -> list[str]:
+    on.print(text)
+    return on.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("height", [16, 5])
 def test_colours_can_be_read_back(height: int) -> None:
-    grids = random_grids(3, height)
+    grids, terminal = random_grids(3, height), console(**COLOUR)
     grids[0, :, :9] = 4  # a run of equal cells
-    lines = printed(TerminalGrids(grids), **COLOUR)
+    lines = printed(terminal_grids(terminal, grids), terminal)
     assert len(lines) == (height + 1) // 2
     rows: list[list[str]] = []
     for line in lines:
@@ -47,27 +46,16 @@ def test_colours_can_be_read_back(height: int) -> None:
 
 
 def test_as_many_grids_side_by_side_as_fit() -> None:
-    grids = TerminalGrids(random_grids(7))
-    for width, lines in ((52, 3 * 16 + 2), (51, 4 * 16 + 3), (8, 7 * 16 + 6)):  # 3 * 16 + 2 * 2 = 52
-        assert len(printed(grids, width=width)) == lines
-    capacity = [(COLOUR, 20, 8), ({}, 20, 4), ({}, 2, 4)]  # in colour two rows of 4, 9 lines each
-    for options, lines, count in capacity:
-        assert grids.capacity(Console(file=io.StringIO(), width=80, **options), lines) == count
-
-
-def test_a_string_is_a_line_however_long_it_is() -> None:
-    rows = [("1", "C[C@H](N)C", ""), ("12", "x + " * 20 + "x", "incomplete")]
-    lines = printed(TerminalStrings(rows), width=40, soft_wrap=True)
-    assert lines == ["1   C[C@H](N)C", f"12  {'x + ' * 20}x    incomplete"]
-
-
-def test_a_path_shows_how_many_cells_change() -> None:
-    steps = np.zeros((3, 16, 16), np.uint8)
-    steps[1:, 0, :4] = 1
-    steps[2, 1, 0] = 2
-    grids, titles = path_strip(steps, np.stack([steps[0], steps[2]]))
-    assert titles == ["from, original", "0.00, decoded", "0.50, 4 changed", "1.00, 1 changed", "to, original"]
-    np.testing.assert_array_equal(grids, steps[[0, 0, 1, 2, 2]])
+    grids = np.array([[[0, 1], [2, 0], [9, 9]], [[3, 4], [5, 6], [0, 0]]], np.uint8)
+    terminal = console()
+    assert printed(terminal_grids(terminal, grids, ["a", "bc"]), terminal) == ["a   bc", ".1  34", "2.  56", "99  .."]
+    grids = random_grids(9)
+    for width, lines in ((52, 3 * 16 + 2), (51, 5 * 16 + 4), (16, 9 * 16 + 8)):  # 3 * 16 + 2 * 2 = 52
+        terminal = console(width)
+        assert len(printed(terminal_grids(terminal, grids), terminal)) == lines
+    for options, most, count in ((COLOUR, 20, 8), ({}, 20, 4), ({}, 2, 4)):  # in colour two rows of 4, 9 lines each
+        shown = terminal_grids(console(**options), grids, [f"<{place}>" for place in range(9)], most)
+        assert shown.plain.count("<") == count
 
 
 def test_a_bar_for_each_group_with_the_free_bits_marked() -> None:
@@ -79,23 +67,11 @@ def test_a_bar_for_each_group_with_the_free_bits_marked() -> None:
     ]
 
 
-@pytest.mark.parametrize(("width", "lines"), [(30, 11), (60, 11), (79, 11), (80, 6), (120, 6)])
-def test_bars_fit_the_width(width: int, lines: int) -> None:
-    found = list(kl_bars("local", [0.01, *[1.0] * 9], 0.3, width, cells=(8, 8)))
-    assert found[0].plain.startswith("KL of each channel of local (8x8): 9.01 nats, 1 of 10 dead, | ")
-    assert len(found) == lines and max(len(line.plain) for line in found[1:]) <= width
-
-
-def test_of_many_groups_the_strongest_and_weakest_are_listed() -> None:
-    first, spread, *bars = (text.plain for text in kl_bars("z", [0.1 * group for group in range(100)], 0.0, 80, 6))
-    assert first.startswith("KL of each dimension of z") and spread.startswith("strongest and weakest 4; all 100: ")
-    assert [int(number) for bar in bars for number in re.findall(r"(\d+) [█▌ ]{22}", bar)] == [
-        99,
-        3,
-        98,
-        2,
-        97,
-        1,
-        96,
-        0,
-    ]
+def test_bars_fit_the_width_and_the_lines() -> None:
+    for width, lines in ((30, 11), (79, 11), (80, 6)):
+        title, *bars = kl_bars("local", [0.01, *[1.0] * 9], 0.3, width, cells=(8, 8))
+        assert title.plain.startswith("KL of each channel of local (8x8): 9.01 nats, 1 of 10 dead, | ")
+        assert len(bars) == lines - 1 and max(len(bar.plain) for bar in bars) <= width
+    _, spread, *bars = (text.plain for text in kl_bars("z", [0.1 * group for group in range(100)], 0.0, 80, 6))
+    indices = [int(number) for bar in bars for number in re.findall(r"(\d+) [█▌ ]{22}", bar)]
+    assert spread == "strongest and weakest 4 of 100" and indices == [99, 3, 98, 2, 97, 1, 96, 0]

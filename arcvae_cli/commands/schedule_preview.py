@@ -83,10 +83,11 @@ def schedule_preview(
     if csv_file is not None:
         write_csv(csv_file, documents)
     if plot is not None:
-        from arcvae_cli.render.plots import save_schedules
+        from arcvae_cli.render.plots import save_curves
 
         scales = {scale_of(one) for one in documents}
-        save_schedules(plot, curves(documents), elbo_scale=scales.pop() if len(scales) == 1 else None)
+        title = ", ".join(one["name"] for one in documents)
+        save_curves(plot, curves(documents), title, scales.pop() if len(scales) == 1 else None)
     console.json({"schedules": documents})
     show(documents, console)
     for file in (csv_file, plot):

@@ -128,7 +128,7 @@ def run(
         from arcvae_cli.recorders.external import check_installed, external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder
-        from arcvae_cli.recorders.live import EpochLines, live_recorder
+        from arcvae_cli.recorders.live import EpochLines, LiveTable
         from arcvae_cli.trainer import Trainer
 
     check_installed(settings.log)
@@ -158,10 +158,11 @@ def run(
     if (short := settings.schedule.warning(settings.train.epochs)) is not None:
         chosen = any(key.startswith(("train.epochs", "schedule.")) for key in resolved.origins)
         (console.warn if chosen else console.note)(short)  # the defaults are no mistake of the user's
+    live = LiveTable(screen) if screen.terminal and not screen.quiet else EpochLines(screen)
     # the live one first, so that its header does not wait for the imports of the others
-    own: list[Recorder] = [live_recorder(screen), EpochLines(log), JsonlRecorder(folder.path / "metrics.jsonl")]
+    own: list[Recorder] = [live, EpochLines(log), JsonlRecorder(folder.path / "metrics.jsonl")]
     own.append(ImageRecorder(folder.images, corpus.kind, corpus.rules))
-    recorders += own + (loggers := external_recorders(settings, folder, console, corpus.rules))
+    recorders += own + (loggers := external_recorders(settings.log, folder, console))
     if settings.train.engine == "compile":
         console.note("compiling the network, about half a minute")
     with closing(loggers):

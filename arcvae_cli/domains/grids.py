@@ -340,13 +340,11 @@ class GridDomain(base.Domain):
         return Decoded(dict(facts), {"grids": steps}, path_strip(steps, originals), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
-        from arcvae_cli.render.terminal import TerminalGrids
+        from arcvae_cli.render.terminal import terminal_grids
 
         grids, titles = decoded.rows
-        if "blank_share" in decoded.facts:  # samples, of which a screen shows the first
-            shown = TerminalGrids(grids, titles).capacity(console.out, console.out.height - 4)
-            grids, titles = grids[:shown], None if titles is None else titles[:shown]
-        console.result(TerminalGrids(grids, titles))
+        lines = console.out.height - 4 if "blank_share" in decoded.facts else None  # a screen shows the first samples
+        console.result(terminal_grids(console.out, grids, titles, lines))
 
     def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
         from arcvae_cli.render import plots

@@ -366,13 +366,13 @@ class StringDomain(base.Domain):
         return Decoded(about, {"ids": steps}, (rows, lines), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
-        from arcvae_cli.render.terminal import TerminalStrings
+        from arcvae_cli.render.terminal import terminal_strings
 
         rows, lines = decoded.rows
         if console.piped:
             console.lines(lines)
         else:
-            console.result(TerminalStrings([(label, one_line(text), remark) for label, text, remark in rows]))
+            console.result(terminal_strings([(label, one_line(text), remark) for label, text, remark in rows]))
 
     def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
         write_lines(files["txt"], decoded.rows[1])

@@ -1,39 +1,53 @@
-"""W&B and TensorBoard, each in a thread behind the training, and what both show."""
+"""W&B and TensorBoard, each in a thread of its own: a logger that fails or hangs never stops a training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from queue import Full, Queue
+from threading import Event, Thread
 from typing import Any
 
 from arcvae_cli.console import Console
-from arcvae_cli.domains.texts import StringFormatter, pair_lines
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Rules
-from arcvae_cli.recorders.background import Background
-from arcvae_cli.records import Pictures, Recorder
+from arcvae_cli.records import Recorder
 from arcvae_cli.runs import RunFolder
-from arcvae_cli.settings import LogSettings, Settings
+from arcvae_cli.settings import LogSettings
+
+QUEUED = 1000  # calls that may wait: a logger that hangs is dropped after some 300 epochs
+PATIENCE = 30.0  # seconds that the end of a training waits for a logger to finish
+LOST = "unsent records are lost"
+FORWARDED = ("start", "resume", "steps", "epoch", "pictures", "evaluated", "artifacts")
+ABANDONED = Event()  # whether a logger failed or hangs: its package may wait for a server when the interpreter exits
+
+
+def leave(code: int) -> None:
+    """End the process with this exit code, without the exit hooks of packages, if a logger was abandoned."""
+    if ABANDONED.is_set():
+        with suppress(Exception):
+            sys.stderr.flush()
+            sys.stdout.flush()
+        os._exit(code)
 
 
 def check_installed(log: LogSettings) -> None:
     """InputError if the settings ask for a logger whose package is not installed."""
-    asked = {"wandb": (f"--wandb {log.wandb}", log.wandb in ("online", "offline"))}
-    asked["tensorboard"] = ("--tensorboard", log.tensorboard)
-    for package, (flag, needed) in asked.items():
-        if needed and find_spec(package) is None:
-            raise InputError(f"{flag}: {package} is not installed", f"pip install 'arcvae[{package}]'")
+    for package, asked in {"wandb": log.wandb in ("online", "offline"), "tensorboard": log.tensorboard}.items():
+        if asked and find_spec(package) is None:
+            raise InputError(f"--{package}: {package} is not installed", f"pip install 'arcvae[{package}]'")
 
 
-def external_recorders(
-    settings: Settings, folder: RunFolder, console: Console, rules: Rules | None = None
-) -> list[Recorder]:
+def external_recorders(log: LogSettings, folder: RunFolder, console: Console) -> list[Recorder]:
     """The loggers that the settings enable; their packages are imported when they start.
 
-    `rules`: the grammar's rules for derivations, None for grids. `log.wandb = "auto"` without a login or without the
-    package prints a note.
+    `wandb = "auto"` without a login or without the package prints a note.
     """
-    log, found = settings.log, list[Recorder]()
+    found = list[Recorder]()
     if log.wandb != "off":
         from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode
 
@@ -42,13 +56,70 @@ def external_recorders(
             console.note(note)
         if mode != "off":
             unsent = f"`wandb sync {folder.shell}/wandb/latest-run` sends the rest"
-            wandb = WandbRecorder(folder.path, mode, settings, rules)
-            found.append(Background(wandb, "W&B", console.warn, unsent))
+            found.append(Background(WandbRecorder(folder.path, mode), "W&B", console.warn, unsent))
     if log.tensorboard:
         from arcvae_cli.recorders.tensorboard import TensorBoardRecorder
 
-        found.append(Background(TensorBoardRecorder(folder.path / "tensorboard", rules), "TensorBoard", console.warn))
+        found.append(Background(TensorBoardRecorder(folder.path), "TensorBoard", console.warn))
     return found
+
+
+class Background(Recorder):
+    """Passes all calls but single steps to a recorder in a thread of its own.
+
+    An exception of the recorder is reported once, in one line, and disables it. `close` waits for at most PATIENCE;
+    `unsent` says what happens to the rest. `leave` ends the process without waiting for an abandoned recorder.
+    """
+
+    def __init__(self, recorder: Recorder, name: str, warn: Callable[[str], None], unsent: str = LOST) -> None:
+        self._recorder, self._name, self._warn, self._unsent = recorder, name, warn, unsent
+        self._calls: Queue[Callable[[], None] | None] = Queue(QUEUED)  # None: close, and end
+        self._dropped = self._closing = False
+        self._code = 0
+        for method in FORWARDED:
+            setattr(self, method, partial(self._forward, getattr(recorder, method)))
+        self._worker = Thread(target=self._work, name=f"recorder {name}", daemon=True)
+        self._worker.start()
+
+    def close(self, code: int = 0) -> None:
+        self._code, self._closing = code, True
+        with suppress(Full):
+            self._calls.put_nowait(None)
+        try:
+            self._worker.join(PATIENCE)
+        finally:  # a second Ctrl-C ends the wait
+            if self._worker.is_alive():
+                self._drop(f"not done after {PATIENCE:g} s; {self._unsent}")
+                ABANDONED.set()
+
+    def abandon(self) -> None:
+        """Wait for nothing; what the recorder still has to do is lost."""
+        self._dropped = True
+        ABANDONED.set()
+
+    def _forward(self, method: Callable[..., None], *arguments: Any) -> None:
+        if not self._dropped:
+            copies = [list(value) if isinstance(value, list) else value for value in arguments]  # the history grows
+            try:
+                self._calls.put_nowait(partial(method, *copies))
+            except Full:
+                self._drop(f"hangs, with {QUEUED} calls queued")
+
+    def _work(self) -> None:
+        try:
+            while not self._dropped and (call := self._calls.get()) is not None:
+                call()
+            self._recorder.close(self._code)
+        except BaseException as error:  # foreign code: some packages raise SystemExit
+            self._drop(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".removesuffix(": "))
+            with suppress(BaseException):
+                self._recorder.close(1)  # what it has so far
+            ABANDONED.set()
+
+    def _drop(self, why: str) -> None:
+        if not self._dropped:
+            self._dropped = True
+            self._warn(f"{self._name}: {why}" + ("" if self._closing else "; training continues without it"))
 
 
 def flattened(metrics: Mapping[str, Any], prefix: str = "eval") -> Iterator[tuple[str, float]]:
@@ -60,9 +131,8 @@ def flattened(metrics: Mapping[str, Any], prefix: str = "eval") -> Iterator[tupl
             yield f"{prefix}/{name}", value
 
 
-def example_texts(rules: Rules, pictures: Pictures) -> dict[str, str]:
-    """Strings with their reconstructions, and samples, as texts by their logged names."""
-    writer = StringFormatter(rules)
-    pairs = pair_lines(writer.pairs(pictures.originals, pictures.reconstructions))
-    texts = {"strings/reconstructions": pairs, "strings/samples": writer.samples(pictures.samples)}
-    return {name: "\n".join(lines) for name, lines in texts.items() if lines}
+def example_files(run: Path, epoch: int) -> Iterator[tuple[str, Path]]:
+    """The pictures and texts that the image recorder wrote in an epoch, by their logged names."""
+    for path in sorted((run / "images").glob(f"*_epoch_{epoch}.*")):
+        kind, name = "images" if path.suffix == ".png" else "strings", path.name.partition("_epoch_")[0]
+        yield f"{kind}/{name.replace('kl_map', 'kl_maps')}", path

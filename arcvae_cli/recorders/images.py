@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,18 @@ from arcvae_cli import domains
 from arcvae_cli.grammar import Rules
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
 from arcvae_cli.render import plots
+
+KL = "KL, nats"
+UNITS = {"kl": KL, "reconstruction": "reconstruction, nats per position"}
+ACCURACIES = {"pixel_accuracy": "pixel", "non_black_accuracy": "non-black", "exact_accuracy": "exact grid"}
+PANELS = {
+    "loss": {"loss_total": ""},
+    "reconstruction": {"loss_reconstruction": ""},
+    KL: {"kl": ""},
+    "accuracy": {**ACCURACIES, "token_acc": "token", "seq_acc": "sequence"},
+    "active dimensions": {"active_dims": ""},
+    "beta": {"beta": ""},
+}  # of the training curves: logged metrics and their labels
 
 
 class ImageRecorder(Recorder):
@@ -42,17 +55,47 @@ class ImageRecorder(Recorder):
         epochs, plan = self._epochs, self._plan
         if not epochs or plan is None:
             return
-        metrics = [record.metrics() for record in epochs]
-        plots.save_training_curves(self._folder / "training_curves.png", f"{plan.run}: training curves", metrics)
         levels = {name: np.array([record.val.kl_per_dim[name] for record in epochs]) for name in plan.level_shapes}
-        floors = plan.free_bits if plan.settings.objective.free_bits_mode != "total" else None
+        floors = plan.free_bits if plan.settings.objective.free_bits_mode != "total" else {}
         title = f"{plan.run}, validation: KL of each dimension"
         plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors, title)
-        # beta at every step, which may go through whole cycles within an epoch
-        betas = {name: [beta for record in epochs for beta in record.beta_trace[name]] for name in plan.level_shapes}
-        if len(set(map(tuple, betas.values()))) == 1:
-            betas = {"beta": next(iter(betas.values()))}
-        places = [record.epoch - 1 + (step + 1) / plan.steps for record in epochs for step in range(plan.steps)]
         title = f"{plan.run}: beta over the run"
-        targets = [(float(record.epoch), record.targets) for record in epochs if record.targets]
-        plots.save_beta_schedule(self._folder / "beta_schedule.png", places, betas, plan.elbo_scale, targets, title)
+        plots.save_curves(self._folder / "beta_schedule.png", beta_curves(epochs, plan.steps), title, plan.elbo_scale)
+        curves = training_curves([record.metrics() for record in epochs])
+        best = max((record.epoch for record in epochs if record.best), default=None)
+        title = f"{plan.run}: training curves (solid: validation, dashed: training, grey line: best epoch)"
+        plots.save_curves(self._folder / "training_curves.png", curves, title, columns=3, best=best)
+
+
+def beta_curves(epochs: Sequence[EpochRecord], steps: int) -> list[plots.Curve]:
+    """Beta at every step, which may go through whole cycles within an epoch, and the quantities it is to control."""
+    traces = {name: [beta for record in epochs for beta in record.beta_trace[name]] for name in epochs[0].beta_trace}
+    if len(set(map(tuple, traces.values()))) == 1:
+        traces = {"beta": next(iter(traces.values()))}
+    places = [record.epoch - 1 + (step + 1) / steps for record in epochs for step in range(steps)]
+    curves: list[plots.Curve] = [(name, "beta", places, trace, False) for name, trace in traces.items()]
+    loops: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    for record in epochs:
+        for one in record.targets:
+            loops.setdefault((one.level, one.quantity), []).append((record.epoch, one.value, one.target))
+    for (level, quantity), rows in loops.items():
+        (at, reached, aims), unit = zip(*rows, strict=True), UNITS[quantity]
+        name = level or unit.partition(",")[0]
+        curves += [(name, unit, at, reached, False), (f"{name} target", unit, at, aims, True)]
+    return curves
+
+
+def training_curves(epochs: Sequence[Mapping[str, Any]]) -> list[plots.Curve]:
+    """The curves of the metrics of epochs by their logged names: of validation, and dashed of training."""
+    first, panels = epochs[0], PANELS
+    if levels := [key.removeprefix("val/kl/") for key in first if key.startswith("val/kl/")]:
+        kl = {"kl": "total", **{f"kl/{name}": name for name in levels}}
+        panels = panels | {KL: kl, "beta": {f"beta/{name}": name for name in levels}}
+    places = [epoch["epoch"] for epoch in epochs]
+    curves: list[plots.Curve] = []
+    for unit, metrics in panels.items():
+        for name, label in metrics.items():
+            for dashed, key in enumerate(key for key in (f"val/{name}", f"train/{name}") if key in first):
+                values = np.array([epoch[key] for epoch in epochs], float)  # null is NaN
+                curves.append((f"_{label}" if dashed else label, unit, places, values, dashed > 0))
+    return curves

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ class JsonlRecorder(Recorder):
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
         """Keep each logged step up to `step` once and in order, and write the epochs anew; drop everything else."""
         lines = {(record.step, 1): json_line("epoch", record.metrics()) for record in records}
-        for number, values in logged_steps(self._path).items():
-            if number <= step:
-                lines[number, 0] = json_line("step", values)
+        for values in read_lines(self._path):
+            if values["kind"] == "step" and values["step"] <= step:
+                lines[values["step"], 0] = json_line("step", values)
         with atomic_write(self._path) as temporary:
             temporary.write_text("".join(lines[place] for place in sorted(lines)), encoding="utf-8")
 
@@ -49,22 +48,3 @@ class JsonlRecorder(Recorder):
 def json_line(kind: str, values: Mapping[str, Any]) -> str:
     """A line of the file."""
     return json.dumps({"kind": kind, **values}, allow_nan=False) + "\n"
-
-
-def replay_log(
-    path: Path, records: Sequence[EpochRecord], after: int
-) -> Iterator[tuple[list[dict[str, Any]], EpochRecord]]:
-    """The epochs that end after step `after`, each with the metrics of its later steps logged in `metrics.jsonl`."""
-    steps = logged_steps(path)
-    numbers = sorted(steps)
-    for record in records:
-        if record.step > after:
-            first, end = bisect_right(numbers, after), bisect_right(numbers, record.step)
-            yield [steps[number] for number in numbers[first:end]], record
-            after = record.step
-
-
-def logged_steps(path: Path) -> dict[int, dict[str, Any]]:
-    """The metrics of the steps logged in a `metrics.jsonl`, by step; the last line of each."""
-    lines = read_lines(path) if path.is_file() else []
-    return {line["step"]: {**line} for line in lines if line.pop("kind") == "step"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -18,21 +18,18 @@ from arcvae_cli.render.terminal import kl_bars
 
 Row = Mapping[str, Text]  # the cells of an epoch by the names of their columns
 
-ROWS, FRAME = 4, 5  # rows always shown, and lines around them: two of header, hidden epochs, caption, progress
-CAPTION = "loss: training; rest: validation with sampled latents"
+ROWS, FRAME = 4, 4  # rows always shown, and lines around them: two of header, hidden epochs, progress
 ACCURACIES = {
     "grids": {"pixel": "position", "non-black": "foreground", "exact": "exact"},
     "strings": {"token": "position", "sequence": "exact"},
 }  # by the kind of example: the columns of its accuracies, and their fields of `EpochMetrics`
-WIDTHS = {"beta": 7, "on ELBO": 7, "loss": 6, "val loss": 6, "recon": 6, "KL": 6, "s": 5}  # where the header is shorter
+WIDTHS = {
+    **{"epoch": 5, "beta": 7, "on ELBO": 7, "loss": 6, "val loss": 6, "recon": 6, "KL": 6, "KL/target": 6},
+    **{"recon/target": 6, "pixel": 5, "non-black": 5, "exact": 5, "token": 5, "sequence": 8, "active": 6, "s": 5},
+}  # of the columns, at least
 DROPPED_FIRST = ("s", "exact", "recon", "pixel", "token", "loss", "on ELBO")  # on a narrow terminal, in this order
 BAR_FROM = 80  # columns of a terminal from which there is a progress bar
 RECENT = 120.0  # seconds whose speed gives the time left
-
-
-def live_recorder(console: Console) -> LiveTable | EpochLines:
-    """The one for where stderr goes."""
-    return LiveTable(console) if console.terminal and not console.quiet else EpochLines(console)
 
 
 def header(plan: Plan) -> Iterator[str]:
@@ -58,6 +55,12 @@ def header(plan: Plan) -> Iterator[str]:
         yield f"baseline: rule frequencies: {plan.blank_nats:.2f} nats, token accuracy {plan.blank:.3f}{entropy}"
 
 
+def caption(columns: Collection[str], hidden: Collection[str] = ()) -> str:
+    """Where the numbers come from, and the columns that the terminal is too narrow for."""
+    losses = "loss: training; rest: validation" if "loss" in columns else "losses and accuracies: validation"
+    return f"{losses} with sampled latents" + (f"; hidden: {', '.join(hidden)}" if hidden else "")
+
+
 class EpochLines(Recorder):
     """One plain line an epoch, for pipes and logs."""
 
@@ -68,7 +71,7 @@ class EpochLines(Recorder):
 
     def start(self, plan: Plan) -> None:
         self._plan = plan
-        for line in (*header(plan), CAPTION):
+        for line in (*header(plan), caption({"loss"})):
             self._console.note(Text(line))
 
     def epoch(self, record: EpochRecord) -> None:
@@ -77,11 +80,10 @@ class EpochLines(Recorder):
         line = "  ".join(f"{name} {text.plain.strip()}" for name, text in cells.items())
         best = "  *best" if record.best else ""
         self._console.note(Text(f"epoch {record.epoch}/{self._plan.epochs}  {line}{best}"))
-        missed = {(target.quantity, target.level): target.note for target in record.targets if target.note is not None}
-        for target, note in missed.items():
-            if target not in self._missed:  # only in the first of several epochs
-                self._console.note(Text(f"note: {note}"))
-        self._missed = set(missed)
+        for target in record.targets:
+            if target.note is not None and (target.quantity, target.level) not in self._missed:
+                self._console.note(Text(f"note: {target.note}"))  # only in the first of several epochs
+        self._missed = {(target.quantity, target.level) for target in record.targets if target.note is not None}
 
 
 class LiveTable(Recorder):
@@ -95,7 +97,7 @@ class LiveTable(Recorder):
         self._widths: dict[str, int] = {}  # of the columns; they only grow
         self._epoch, self._done = 1, 0  # the epoch, and its steps that are done
         self._betas: Mapping[str, float] = {}
-        self._loss: float | None = None
+        self._loss = ""
         self._over = False
         self._live: Live | None = None
 
@@ -119,7 +121,7 @@ class LiveTable(Recorder):
     def step(self, epoch: int, done: int, betas: Mapping[str, float], loss: float | None) -> None:
         self._epoch, self._done, self._betas = epoch, done, betas  # the screen is redrawn by its own clock
         if loss is not None:
-            self._loss = loss
+            self._loss = short(loss)
 
     def epoch(self, record: EpochRecord) -> None:
         self._last = record
@@ -129,72 +131,50 @@ class LiveTable(Recorder):
     def close(self, code: int = 0) -> None:  # noqa: ARG002
         """Leave the whole table on the screen, and the cursor visible."""
         self._over = True
-        if self._live is None:
-            return
-        try:
+        if self._live is not None:
             self._live.stop()
-        except BaseException:  # a second Ctrl-C while the table is drawn
-            self._console.err.show_cursor()
-            raise
 
     abandon = close
 
     def picture(self) -> RenderableType:
         plan, last, rows = self._plan, self._last, list(self._rows)
         width, height = self._console.err.size
-        below: list[Text] = []
+        if self._epoch > len(rows) and not self._over:
+            betas = beta_cells([(beta,) for beta in self._betas.values()], plan)
+            cells = {"epoch": f"{self._epoch}…", **betas, "loss": self._loss}
+            rows.append({name: Text(text, style="dim") for name, text in cells.items()})
+        widths = self._widths or widened({}, rows[0]) if rows else {}
+        columns = dict(widths)
+        for name in DROPPED_FIRST:
+            if sum(columns.values()) + len(columns) > width + 1:
+                columns.pop(name, None)
+        notes = [(caption(columns, [name for name in widths if name not in columns]), "dim")]
+        notes += [(f"note: {target.note}", "yellow") for target in (last.targets if last else ()) if target.note]
+        below = [line for text, style in notes for line in Text(text, style).wrap(self._console.err, width)]
         if last is not None:
-            for target in last.targets:
-                if target.note is not None:
-                    below += Text(f"note: {target.note}", style="yellow").wrap(self._console.err, width)
             lines = (height - FRAME - ROWS - len(below)) // len(last.val.kl_per_dim)
             for name, groups in last.val.kl_per_dim.items():
                 floor = plan.free_bits[name] if plan.settings.objective.free_bits_mode != "total" else 0.0
                 below += kl_bars(name, groups, floor, width, lines, plan.level_shapes[name][1:])
-        if self._epoch > len(rows) and not self._over:
-            rows.append(self._running_row())
+        gap = 2 if sum(columns.values()) + 2 * len(columns) <= width + 2 else 1
+        table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
+        for name, size in columns.items():
+            heading = re.sub(" |(?<=[-/])", "\n", name)
+            table.add_column(heading, justify="right", vertical="bottom", no_wrap=True, width=size)
         room = len(rows) if self._over else max(ROWS, height - FRAME - len(below))
-        widths = self._widths or widened({}, rows[0]) if rows else {}
-        table = epoch_table(rows, room, widths, width)
-        caption = Text(CAPTION, style="dim", no_wrap=True, overflow="ellipsis")
+        if len(rows) > room:
+            table.add_row(f"+{len(rows) - room}", style="dim")
+        for row in rows[-room:]:
+            table.add_row(*(row.get(name, "") for name in columns))
         place = f"epoch {self._epoch}/{plan.epochs}, step {self._done}/{plan.steps},"
         done = (self._epoch - 1) * plan.steps + self._done
         self._progress.update(self._progress.task_ids[0], completed=done, description=place)
-        return Group(table, caption, *below, self._progress)
-
-    def _running_row(self) -> Row:
-        betas = beta_cells([(beta,) for beta in self._betas.values()], self._plan.elbo_scale)
-        cells = {"epoch": f"{self._epoch}…", **betas, "loss": "" if self._loss is None else short(self._loss)}
-        return {name: Text(text, style="dim") for name, text in cells.items()}
-
-
-def epoch_table(rows: Sequence[Row], room: int, widths: Mapping[str, int], width: int) -> Table:
-    """The last `room` rows in as many columns as fit into `width`."""
-    sizes = dict(widths)
-    gap = 2 if sum(sizes.values()) + 2 * len(sizes) <= width + 2 else 1
-    for name in DROPPED_FIRST:
-        if sum(sizes.values()) + gap * len(sizes) <= width + gap:
-            break
-        sizes.pop(name, None)
-    table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
-    for name, size in sizes.items():
-        table.add_column("\n".join(heading(name)), justify="right", vertical="bottom", no_wrap=True, width=size)
-    if len(rows) > room:
-        table.add_row(f"+{len(rows) - room}", style="dim")
-    for row in rows[-room:]:
-        table.add_row(*(row.get(name, "") for name in sizes))
-    return table
+        return Group(table, *below, self._progress)
 
 
 def widened(widths: Mapping[str, int], row: Row) -> dict[str, int]:
     """The widths of the columns of a row, at least those given, so that columns stay in place."""
-    least = {name: max(widths.get(name, 0), WIDTHS.get(name, 0), *map(len, heading(name))) for name in row}
-    return {name: max(least[name], text.cell_len) for name, text in row.items()}
-
-
-def heading(name: str) -> list[str]:
-    """The name of a column in lines."""
-    return re.split(r" |(?<=[-/])", name)
+    return {name: max(widths.get(name, WIDTHS[name]), text.cell_len) for name, text in row.items()}
 
 
 def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
@@ -207,37 +187,33 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         text = targets.setdefault("KL/target" if target.quantity == "kl" else "recon/target", Text())
         style = "red" if target.missed else "green"
         text.append(f"{'  ' if text else ''}{target.value:.3g}/{target.target:.3g}", style=style)
+    shares = ACCURACIES[plan.settings.model.kind].items()
     cells: dict[str, str | Text] = {
         "epoch": f"{record.epoch}{'*' if record.best else ' '}",
-        **beta_cells([record.beta_range.get(name, (beta,)) for name, beta in record.betas.items()], plan.elbo_scale),
+        **beta_cells([record.beta_range.get(name, (beta,)) for name, beta in record.betas.items()], plan),
         "loss": short(record.train.loss),
         "val loss": short(val.loss),
         "recon": short(val.reconstruction),
         "KL": f"{val.kl:.2f}",
         **targets,
-        **{
-            name: Text(f"{getattr(val, share):.3f}", style="red" if failed.get(share) else "")
-            for name, share in ACCURACIES[plan.settings.model.kind].items()
-        },
+        **{name: Text(f"{getattr(val, key):.3f}", style="red" if failed.get(key) else "") for name, key in shares},
         "active": Text(f"{active}/{len(val.groups)}", style="red" if active < len(val.groups) else "green"),
         "s": f"{record.seconds:.1f}",
     }
     return {name: cell if isinstance(cell, Text) else Text(cell) for name, cell in cells.items()}
 
 
-def beta_cells(spans: Sequence[tuple[float, ...]], scale: float | None) -> dict[str, str]:
+def beta_cells(spans: Sequence[tuple[float, ...]], plan: Plan) -> dict[str, str]:
     """Beta of each level where they differ, from least to largest where it turned; also on the ELBO scale if another.
 
     `spans`: (beta,) or (least, largest) of each level.
     """
-    factors = {"beta": 1.0} if scale in (None, 1.0) else {"beta": 1.0, "on ELBO": scale or 1.0}
-    return {
-        name: "/".join(
-            (".." if span[0] < 0 else "-").join(short(beta * factor, 7) for beta in span)
-            for span in dict.fromkeys(spans)
-        )
-        for name, factor in factors.items()
-    }
+    cells = {}
+    for name, factor in {"beta": 1.0, "on ELBO": plan.elbo_scale}.items():
+        if factor is not None and (name, factor) != ("on ELBO", 1.0):
+            texts = [[short(beta * factor, 7) for beta in span] for span in dict.fromkeys(spans)]
+            cells[name] = "/".join((".." if text[0][0] == "-" else "-").join(text) for text in texts)
+    return cells
 
 
 def short(value: float, width: int = 6) -> str:

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arcvae_cli.grammar import Rules
-from arcvae_cli.recorders.external import example_texts, flattened
-from arcvae_cli.recorders.jsonl import replay_log
+from arcvae_cli.files import read_lines
+from arcvae_cli.recorders.external import example_files, flattened
 from arcvae_cli.records import EpochRecord, Pictures, Recorder, StepRecord
-from arcvae_cli.render.plots import example_sheets
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 BETA = "train/beta/"
 COMPARISON = "Beta_Schedule/Hierarchical_Comparison"
-BATCH = {"Batch/KL_Loss": "loss_kl", "Batch/Total_Loss": "loss_total", "Batch/Beta": "beta"}
+BATCH = {"Batch/KL_Loss": "train/loss_kl", "Batch/Total_Loss": "train/loss_total", "Batch/Beta": "train/beta"}
 
 
 class TensorBoardRecorder(Recorder):
-    """Writes event files into a folder of the run; the axis is the optimiser step, and `epoch` a curve of its own.
+    """Writes event files into `tensorboard/` of a run; the axis is the optimiser step, and `epoch` a curve of its own.
 
     A resumed run voids what was written from its last epoch on (`purge_step`), since a killed process may have lost
-    part of it, and writes that epoch again from `metrics.jsonl` beside the folder.
+    part of it, and writes that epoch again from `metrics.jsonl`.
     """
 
-    def __init__(self, folder: Path, rules: Rules | None = None) -> None:
-        self._folder, self._rules = folder, rules
+    def __init__(self, run: Path) -> None:
+        self._run, self._folder = run, run / "tensorboard"
         self._writers: dict[str, SummaryWriter] = {}  # by level, whose curve in the comparison it holds; "": the rest
         self._first: int | None = None  # earlier files are void from this step on
         self._step = 0
@@ -40,67 +37,67 @@ class TensorBoardRecorder(Recorder):
         started = any(self._folder.glob("events.out.tfevents.*"))
         before = records[-2].step if started and len(records) > 1 else 0
         self._first, self._step = before + 1, step
-        for rows, record in replay_log(self._folder.parent / "metrics.jsonl", records, before):
-            self._batches(rows)
-            self.epoch(record)
+        for line in read_lines(self._run / "metrics.jsonl"):
+            if line["kind"] == "step" and before < line["step"] <= step:  # later ones come from `steps`
+                self._batch(line)
+        for record in records:
+            if record.step > before:
+                self.epoch(record)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        self._batches([record.metrics() for record in records])
+        for record in records:
+            self._batch(record.metrics())
 
     def epoch(self, record: EpochRecord) -> None:
         values = record.metrics()
         self._step = values.pop("step")
         kl = np.array([value for value in values.pop("val/kl_per_dim") if value is not None])
-        levels = betas_of_levels(values)
         values["Beta_Schedule/beta"] = values["train/beta"]
-        values.update({f"Beta_Schedule/{level}_kl_weight": beta for level, beta in levels.items()})
         values.update({f"Beta_Schedule/Restart/{name}": value for name, value in (record.restart or {}).items()})
-        for level, beta in levels.items():
-            self._scalars(self._step, {COMPARISON: beta}, level)
+        for level, beta in betas_of_levels(values).items():
+            values[f"Beta_Schedule/{level}_kl_weight"] = beta
+            self._writer(level).add_scalar(COMPARISON, beta, self._step)
         if len(kl):
             self._writer().add_histogram("val/kl_per_dim", kl, self._step)
         self._scalars(self._step, values)
         for writer in self._writers.values():
             writer.flush()
 
-    def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - the axis is the step
-        if self._rules is not None:
-            for name, text in example_texts(self._rules, pictures).items():
-                self._text(name, text)
-            return
-        sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
-        if pictures.maps:
-            self._scalars(self._step, {"images/kl_maps_brightest": top})
-        for name, pixels in sheets.items():
-            self._writer().add_image(f"images/{name}", pixels, self._step, dataformats="HWC")
+    def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - of its files
+        for name, path in example_files(self._run, epoch):
+            if path.suffix == ".png":
+                self._image(name, path)
+            else:
+                self._text(name, path.read_text(encoding="utf-8"))
 
     def evaluated(self, metrics: Mapping[str, Any], verdict: Sequence[str], images: Sequence[Path]) -> None:
-        from matplotlib.image import imread
-
         self._scalars(self._step, dict(flattened(metrics)))
         self._text("eval/verdict", "\n".join(verdict))
-        for file in images:
-            self._writer().add_image(f"eval/{file.stem}", imread(file)[..., :3], self._step, dataformats="HWC")
+        for path in images:
+            self._image(f"eval/{path.stem}", path)
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
         for writer in self._writers.values():
             writer.close()
 
-    def _batches(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        for values in rows:
-            curves = {name: values[f"train/{key}"] for name, key in BATCH.items()}
-            curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas_of_levels(values).items()}
-            self._scalars(values["step"], curves)
+    def _batch(self, values: Mapping[str, Any]) -> None:
+        curves = {name: values[key] for name, key in BATCH.items()}
+        curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas_of_levels(values).items()}
+        self._scalars(values["step"], curves)
 
-    def _scalars(self, step: int, values: Mapping[str, Any], level: str = "") -> None:
-        writer = self._writer(level)
+    def _scalars(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                writer.add_scalar(name, value, step)
+            if isinstance(value, (int, float)):  # a NaN is logged as null
+                self._writer().add_scalar(name, value, step)
+
+    def _image(self, name: str, path: Path) -> None:
+        from matplotlib.image import imread
+
+        self._writer().add_image(name, imread(path)[..., :3], self._step, dataformats="HWC")
 
     def _text(self, name: str, text: str) -> None:
         """Indented: TensorBoard reads Markdown, where that is code."""
-        self._writer().add_text(name, "\n".join(f"    {line}" for line in text.split("\n")), self._step)
+        self._writer().add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), self._step)
 
     def _writer(self, level: str = "") -> SummaryWriter:
         """The writer of all, or of a level's curve in the comparison, where one name has a curve a folder."""

@@ -10,21 +10,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from arcvae_cli.files import atomic_write
-from arcvae_cli.grammar import Rules
-from arcvae_cli.recorders.external import example_texts, flattened
-from arcvae_cli.recorders.jsonl import replay_log
+from arcvae_cli.files import atomic_write, read_lines
+from arcvae_cli.recorders.external import example_files, flattened
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
-from arcvae_cli.render.plots import example_sheets
-from arcvae_cli.schedules import Schedule
 from arcvae_cli.settings import LogSettings, Settings
-from arcvae_cli.signals import SAVED
 
 Mode = Literal["auto", "online", "offline", "off"]  # auto: as W&B's own settings say
 START = 30.0  # seconds the server has to answer at the start
 KINDS = 4  # rows that a step may have: its own, that of the epoch it ends, the epoch's images, the evaluation's images
 STEP, EPOCH, PICTURES, EVALUATION = range(KINDS)
 DEFAULT_TAGS = LogSettings().wandb_tags
+QUIET = {"console": "off", "disable_git": True, "label_disable": True, "save_code": False, "silent": True}
 
 
 class WandbRecorder(Recorder):
@@ -34,8 +30,8 @@ class WandbRecorder(Recorder):
     `metrics.jsonl`, but for images. The command line, code and console output are not sent.
     """
 
-    def __init__(self, folder: Path, mode: Mode, settings: Settings, rules: Rules | None = None) -> None:
-        self._folder, self._mode, self._settings, self._rules = folder, mode, settings, rules
+    def __init__(self, run: Path, mode: Mode) -> None:
+        self._folder, self._mode = run, mode
         self._run: Any = None
         self._step = 0
         self._last = -1  # W&B's step of the last row that it has
@@ -46,14 +42,13 @@ class WandbRecorder(Recorder):
             os.environ.pop(variable, None)
         import wandb
 
-        quiet = {"console": "off", "disable_git": True, "label_disable": True, "save_code": False, "silent": True}
-        settings, log = wandb.Settings(**quiet, init_timeout=START, x_disable_meta=True), self._settings.log
+        settings, log = wandb.Settings(**QUIET, init_timeout=START, x_disable_meta=True), plan.settings.log
         wandb.setup(settings=settings)
         self._run = wandb.init(
             project=log.wandb_project,
             entity=log.wandb_entity,
-            tags=run_tags(self._settings),
-            name=run_name(plan, self._settings.schedule),
+            tags=run_tags(plan.settings),
+            name=run_name(plan),
             id=run_id(self._folder),
             config={"run": plan.run, "parameters": plan.parameters, **plan.settings.table()},
             dir=str(self._folder.resolve()),
@@ -65,44 +60,31 @@ class WandbRecorder(Recorder):
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def resume(self, records: Sequence[EpochRecord], step: int) -> None:
+    def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002
         self._last = -1 if self._run.offline else self._run.step - 1
-        for rows, record in replay_log(self._folder / "metrics.jsonl", records, self._last // KINDS - 1):
-            for values in rows:
-                self._log(STEP, values)
-            self.epoch(record)
+        for line in read_lines(self._folder / "metrics.jsonl"):
+            if line["step"] <= step:  # later ones come from `steps` and `epoch`
+                self._log(STEP if line.pop("kind") == "step" else EPOCH, line)
         self._step = step
-        self._summarise_best(next((record for record in reversed(records) if record.best), None))
 
     def steps(self, records: Sequence[StepRecord]) -> None:
         for record in records:
             self._log(STEP, record.metrics())
 
     def epoch(self, record: EpochRecord) -> None:
-        from wandb import Histogram
-
-        values = record.metrics()
         self._step = record.step
-        if kl := [value for value in values.pop("val/kl_per_dim") if value is not None]:
-            values["val/kl_per_dim"] = Histogram(kl)
-        self._log(EPOCH, values)
-        self._summarise_best(record if record.best else None)
+        self._log(EPOCH, record.metrics())
 
-    def pictures(self, epoch: int, pictures: Pictures) -> None:
+    def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - its files
         from wandb import Html, Image
 
         row: dict[str, Any] = {"step": self._step, "epoch": epoch}
-        if self._rules is not None:  # `wandb.Table` would leave a copy of each in the user's home
-            for name, text in example_texts(self._rules, pictures).items():
-                row[name] = Html(f"<pre>{html.escape(text)}</pre>", inject=False, data_is_not_path=True)
-        else:
-            sheets, top = example_sheets(pictures.originals, pictures.reconstructions, pictures.samples, pictures.maps)
-            captions = {
-                "reconstructions": "originals, reconstructions, errors",
-                "samples": "drawn from the prior",
-                "kl_maps": f"originals, KL of the cells of {', '.join(pictures.maps)}: 0 (black) to {top:.3g} nats",
-            }
-            row |= {f"images/{name}": Image(pixels, caption=captions[name]) for name, pixels in sheets.items()}
+        for name, path in example_files(self._folder, epoch):
+            if path.suffix == ".png":
+                row[name] = Image(str(path))
+            else:  # `wandb.Table` would leave a copy of each in the user's home
+                text = html.escape(path.read_text(encoding="utf-8"))
+                row[name] = Html(f"<pre>{text}</pre>", inject=False, data_is_not_path=True)
         self._log(PICTURES, row)
 
     def evaluated(self, metrics: Mapping[str, Any], verdict: Sequence[str], images: Sequence[Path]) -> None:
@@ -123,19 +105,17 @@ class WandbRecorder(Recorder):
         """Finish the run with the exit code of the process."""
         run, self._run = self._run, None
         if run is not None:
-            if code == SAVED:
-                run.mark_preempting()
             run.finish(exit_code=code)
 
-    def _summarise_best(self, record: EpochRecord | None) -> None:
-        values = {} if record is None else record.metrics()
-        numbers = {f"best/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
-        self._run.summary.update(numbers)
-
     def _log(self, kind: int, values: Mapping[str, Any]) -> None:
+        from wandb import Histogram
+
         number = KINDS * values["step"] + kind
         if number > self._last:
-            self._run.log({name: value for name, value in values.items() if value is not None}, number, commit=True)
+            row = {name: value for name, value in values.items() if value is not None}
+            if kl := [value for value in row.pop("val/kl_per_dim", ()) if value is not None]:
+                row["val/kl_per_dim"] = Histogram(kl)
+            self._run.log(row, number, commit=True)
             self._last = number
 
 
@@ -145,15 +125,15 @@ def run_tags(settings: Settings) -> list[str]:
     return ["grammar-vae" if tag == "beta-vae" and strings and tags == DEFAULT_TAGS else tag for tag in tags]
 
 
-def run_name(plan: Plan, schedule: Schedule) -> str:
+def run_name(plan: Plan) -> str:
     """`beta-vae-d10-b0.1-run-NAME`: model, latent sizes, largest beta of each level or the closed loop's name."""
     model = plan.settings.model.name
-    kind = "beta-vae" if model == "grid" else f"{model}-vae"
     letters = {"z": "d", "global": "g", "local": "l"}
     sizes = [letters[name] + "x".join(map(str, shape)) for name, shape in plan.level_shapes.items()]
-    parts = schedule.by_level(tuple(plan.level_shapes)).values()
-    peaks = "-".join(dict.fromkeys(f"{part.peak:g}" for part in parts if not part.closed_loop))
-    loops = dict.fromkeys(part.name for part in parts if part.closed_loop)
+    schedules = plan.settings.schedule.by_level(tuple(plan.level_shapes)).values()
+    peaks = "-".join(dict.fromkeys(f"{schedule.peak:g}" for schedule in schedules if not schedule.closed_loop))
+    loops = dict.fromkeys(schedule.name for schedule in schedules if schedule.closed_loop)
+    kind = "beta-vae" if model == "grid" else f"{model}-vae"
     return "-".join((kind, *sizes, *([f"b{peaks}"] if peaks else []), *loops, "run", plan.run))[:128]
 
 
@@ -174,15 +154,9 @@ def automatic_mode() -> tuple[Mode, str | None]:
         return mode, None
     if find_spec("wandb") is None:
         return "off", "W&B is off: not installed; `pip install 'arcvae[wandb]'` installs it"
-    if login_exists():
-        return "auto", None
-    return "off", "W&B is off: no login found; run `wandb login`, or use --wandb offline"
-
-
-def login_exists() -> bool:
-    """Whether there is an API key in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
     from requests.utils import get_netrc_auth
 
-    return get_netrc_auth(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai") is not None
+    key = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    if key or get_netrc_auth(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai") is not None:
+        return "auto", None
+    return "off", "W&B is off: no login found; run `wandb login`, or use --wandb offline"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions
+    from rich.console import Console
     from rich.text import Text
 
 Grids = NDArray[np.integer[Any]]
@@ -20,86 +20,59 @@ PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F
 SPACE = 2  # columns between grids
 DEAD = 0.05  # nats: a group with at most this KL is dead
 BAR, LABELS, TWO_BARS = 22, 17, 80  # columns: the longest bar, its number, value and mark, and two bars side by side
-MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed, and a histogram
+MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed
 
 
-class TerminalGrids:
+def terminal_grids(
+    console: Console, grids: Grids, titles: Sequence[str] | None = None, lines: int | None = None
+) -> Text:
     """Grids (N, H, W) of 0-9 side by side, as many as the width allows, with a short title above each.
 
     In colour a character shows two cells, one above the other; without, a cell is a digit, and `.` where it is 0.
+    `lines`: how many lines to fill at most, with at least one row of grids.
     """
-
-    def __init__(self, grids: Grids, titles: Sequence[str] | None = None) -> None:
-        self.grids, self.titles = grids, titles
-        self.height: int = grids.shape[1]
-        self.width: int = grids.shape[2]
-
-    def across(self, width: int) -> int:
-        return max(1, (width + SPACE) // (self.width + SPACE))
-
-    def capacity(self, console: Console, lines: int) -> int:
-        """How many grids `lines` lines of the console hold, at least one row of grids."""
-        band = 1 + (self.titles is not None) + ((self.height + 1) // 2 if in_colour(console) else self.height)
-        return self.across(console.width) * max(1, lines // band)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        from rich.text import Text
-
-        draw = half_blocks if in_colour(console) else digits
-        across, place = self.across(options.max_width), self.width + SPACE
-        for start in range(0, len(self.grids), across):
-            if start:
-                yield Text()
-            if self.titles is not None:
-                titles = [f"{title[: place - 1]:<{place}}" for title in self.titles[start : start + across]]
-                yield Text("".join(titles).rstrip())
-            gap = Text(" " * SPACE, no_wrap=True, overflow="ignore")
-            yield from map(gap.join, zip(*map(draw, self.grids[start : start + across]), strict=True))
-
-
-def in_colour(console: Console) -> bool:
-    """Whether a console shows coloured blocks."""
-    return console.color_system is not None and not console.no_color and not console.options.ascii_only
-
-
-def digits(grid: Grids) -> list[Text]:
-    """A grid as a line of digits for each row."""
     from rich.text import Text
 
-    return [Text("".join(map(str, row)).replace("0", ".")) for row in grid.tolist()]
+    colour = console.color_system is not None and not console.no_color and not console.options.ascii_only
+    _, height, width = grids.shape
+    across = max(1, (console.width + SPACE) // (width + SPACE))
+    if lines is not None:
+        band = 1 + (titles is not None) + (-(-height // 2) if colour else height)
+        grids = grids[: across * max(1, lines // band)]
+    drawn, shown = [grid_lines(grid, colour) for grid in grids.tolist()], list[Text]()
+    for start in range(0, len(drawn), across):
+        if start:
+            shown.append(Text())
+        if titles is not None:
+            texts = [f"{title[: width + SPACE - 1]:<{width + SPACE}}" for title in titles[start : start + across]]
+            shown.append(Text("".join(texts).rstrip()))
+        shown += map(Text(" " * SPACE).join, zip(*drawn[start : start + across], strict=True))
+    return Text("\n").join(shown)
 
 
-def half_blocks(grid: Grids) -> list[Text]:
-    """A grid as a line of half blocks for each two rows, adjacent cells of the same colours in one style."""
+def grid_lines(rows: list[list[int]], colour: bool) -> list[Text]:
+    """A grid as lines of digits; in colour of half blocks for two rows each, equal neighbours in one style."""
     from rich.text import Text
 
-    rows = grid.tolist()
+    if not colour:
+        return [Text("".join(map(str, row)).replace("0", ".")) for row in rows]
+    colours = [[PALETTE[cell] for cell in row] for row in rows]
     lines = []
-    for upper, lower in zip_longest(rows[::2], rows[1::2], fillvalue=[None] * grid.shape[1]):
-        runs = [(cells, len(list(run))) for cells, run in groupby(zip(upper, lower, strict=True))]
-        lines.append(Text.assemble(*(("▀" * count, cell_style(*cells)) for cells, count in runs)))
+    for upper, lower in zip_longest(colours[::2], colours[1::2]):
+        styles = upper if lower is None else map(" on ".join, zip(upper, lower, strict=True))
+        lines.append(Text.assemble(*(("▀" * len(list(run)), style) for style, run in groupby(styles))))
     return lines
 
 
-def cell_style(top: int, bottom: int | None) -> str:
-    """The style of two cells in one character."""
-    return PALETTE[top] if bottom is None else f"{PALETTE[top]} on {PALETTE[bottom]}"
+def terminal_strings(rows: Sequence[tuple[str, str, str]]) -> Text:
+    """Strings below each other: rows of (label, string, remark)."""
+    from rich.text import Text
 
-
-class TerminalStrings:
-    """Strings below each other: rows of (label, string, remark), each a line off a terminal, however long."""
-
-    def __init__(self, rows: Sequence[tuple[str, str, str]]) -> None:
-        self.rows = rows
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        from rich.text import Text
-
-        width = max((len(label) for label, _, _ in self.rows), default=0)
-        wrapping: Any = {} if options.is_terminal else {"no_wrap": True, "overflow": "ignore"}
-        for label, string, remark in self.rows:
-            end = (f"    {remark}", "yellow") if remark else ""
-            yield Text.assemble((f"{label:<{width}}  ", "dim"), string, end, **wrapping)
+    width = max((len(label) for label, _, _ in rows), default=0)
+    parts = [
+        ((f"{label:<{width}}  ", "dim"), text, (remark and f"    {remark}", "yellow")) for label, text, remark in rows
+    ]
+    return Text("\n").join(Text.assemble(*part) for part in parts)
 
 
 def path_strip(steps: Grids, ends: Grids) -> tuple[Grids, list[str]]:
@@ -121,43 +94,28 @@ def kl_bars(
     """
     from rich.text import Text
 
-    dead = sum(value <= DEAD for value in groups)
+    count, dead = len(groups), sum(value <= DEAD for value in groups)
     over = f" ({'x'.join(map(str, cells))})" if cells else ""
     title = f"KL of each {'channel' if cells else 'dimension'} of {name}{over}: {sum(groups):.2f} nats"
-    title += f", {dead} of {len(groups)} dead" if dead else ""
-    if floor:
-        legend = f", | free bits {floor:g}"
-        title += legend if len(title + legend) <= width else f", | {floor:g}"
+    title += f", {dead} of {count} dead" if dead else ""
+    title += f", | free bits {floor:g}" if floor else ""
     yield Text(title, style="bold", no_wrap=True, overflow="ellipsis")
-    shown = list(range(len(groups)))
-    columns = 2 if len(groups) > 5 and width >= TWO_BARS else 1
-    if len(groups) > min(MANY, columns * (lines - 1)):
+    top, length = max(*groups, floor, 1e-9), max(1, min(BAR, width - LABELS))
+    shown = list(range(count))
+    columns = 2 if count > 5 and width >= TWO_BARS else 1
+    if count > min(MANY, columns * (lines - 1)):
         few = max(1, min(FEW, columns * (lines - 2) // 2))
         ranked = sorted(shown, key=groups.__getitem__, reverse=True)
         shown = ranked[:few] + ranked[-few:]
-        spread = f"strongest and weakest {few}; all {len(groups)}: {histogram(groups)}"
-        yield Text(spread, no_wrap=True, overflow="ellipsis")
-    top, length = max(*groups, floor, 1e-9), max(1, min(BAR, width - LABELS))
-    bars = [bar(index, groups[index], top, floor, length) for index in shown]
+        yield Text(f"strongest and weakest {few} of {count}")
+    bars = []
+    for index in shown:
+        value = groups[index]
+        full, style = value / top * length, "yellow" if value < 0.95 * floor else "green"
+        blocks = ["█" if at + 1 <= full else ("▌" if at + 0.5 <= full else " ") for at in range(length)]
+        if floor:
+            blocks[min(length - 1, int(floor / top * length))] = "|"
+        text, colour = (f"{value:7.3f} dead", "red") if value <= DEAD else (f"{value:7.3f}     ", "")
+        bars.append(Text.assemble(f"{index:>3} ", ("".join(blocks), colour or style), (f" {text}", colour)))
     rows = -(-len(bars) // columns)
     yield from (Text("  ").join(bars[row::rows]) for row in range(rows))
-
-
-def bar(index: int, value: float, top: float, floor: float, length: int) -> Text:
-    """One bar: `3 ██████|███   2.10`."""
-    from rich.text import Text
-
-    full, dead = value / top * length, value <= DEAD
-    cells = ["█" if at + 1 <= full else ("▌" if at + 0.5 <= full else " ") for at in range(length)]
-    if floor:
-        cells[min(length - 1, int(floor / top * length))] = "|"
-    style = "red" if dead else ("yellow" if floor and value < 0.95 * floor else "green")
-    number = (f" {value:7.3f}{' dead' if dead else '     '}", "red" if dead else "")
-    return Text.assemble(f"{index:>3} ", ("".join(cells), style), number)
-
-
-def histogram(groups: Sequence[float]) -> str:
-    """A line of blocks: how many groups have how much KL, from none to the most."""
-    top = max(*groups, 1e-9)
-    counts, _ = np.histogram(groups, 24, (0, top))
-    return "".join(" ▁▂▃▄▅▆▇█"[-(-count * 8 // counts.max())] for count in counts) + f" 0 to {top:.2f}"

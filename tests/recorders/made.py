@@ -18,16 +18,6 @@ TWO_LEVELS = {"kl_per_dim": {"global": [1.0, 0.02], "local": [2.0]}, "betas": {"
 SUMS = parse_grammar("%separator \" \"\nS -> S '+' T | T\nT -> '(' S ')' | 'x' | '*'\n", "sums")
 
 
-def metrics(kl_per_dim: Mapping[str, list[float]], **changed: Any) -> EpochMetrics:
-    values: dict[str, Any] = {
-        **{"examples": 100, "loss": 123.4, "reconstruction": 120.0},
-        **{"position": 0.95, "foreground": 0.4, "exact": 0.01},
-        "clamped_kl": {name: sum(groups) for name, groups in kl_per_dim.items()},
-        "kl_per_dim": dict(kl_per_dim),
-    }
-    return EpochMetrics(**{**values, **changed})
-
-
 def plan(levels: Mapping[str, int] | None = None, free_bits: float = 0.0, **changed: Any) -> Plan:
     """A plan of 100 epochs of 50 steps, with changes; `levels`: groups by level, `free_bits`: of all levels."""
     levels = levels or {"z": 3}
@@ -42,17 +32,15 @@ def plan(levels: Mapping[str, int] | None = None, free_bits: float = 0.0, **chan
 
 
 def record(
-    epoch: int = 1,
-    kl_per_dim: Mapping[str, list[float]] | None = None,
-    val: Mapping[str, Any] | None = None,
-    **changed: Any,
+    epoch: int = 1, kl_per_dim: dict[str, list[float]] | None = None, val: dict[str, Any] | None = None, **changed: Any
 ) -> EpochRecord:
     """The record of an epoch; `kl_per_dim` are of its validation, `val` changes what else validation found."""
     groups = kl_per_dim or {"z": [1.0, 2.0, 0.01]}
+    found = EpochMetrics(100, 125.6, 120.0, {name: sum(kl) for name, kl in groups.items()}, groups, 0.95, 0.4, 0.01)
     betas = changed.get("betas", dict.fromkeys(groups, 0.05))
     values: dict[str, Any] = {
         **{"epoch": epoch, "step": epoch * 50, "betas": betas, "learning_rate": 1e-3, "best": False, "seconds": 12.34},
-        **{"train": metrics(groups, loss=125.6), "val": metrics(groups, **(val or {})), "unit": "pixel"},
+        **{"train": found, "val": replace(found, **{"loss": 123.4, **(val or {})}), "unit": "pixel"},
         **{"selection": 123.0, "monitored": 123.0},
         "beta_trace": {name: [beta] * 50 for name, beta in betas.items()},
     }
@@ -65,12 +53,11 @@ def steps(of: EpochRecord, every: int = 25) -> list[StepRecord]:
     return [StepRecord(step / 50, step, of.betas, of.train, of.unit) for step in numbers]
 
 
-def pictures(maps: bool = True) -> Pictures:
+def pictures() -> Pictures:
     """16 examples and 64 samples, with the KL of a local map of 8x8 cells."""
     random = np.random.default_rng(0)
     grids = [random.integers(0, 10, (count, 16, 16), np.uint8) for count in (16, 16, 64)]
-    kl = random.random((16, 8, 8), np.float32)
-    return Pictures(*grids, {"local": kl} if maps else {})
+    return Pictures(*grids, {"local": random.random((16, 8, 8), np.float32)})
 
 
 def rules(known: bool = True) -> Rules:

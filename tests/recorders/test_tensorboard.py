@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.recorders.tensorboard import TensorBoardRecorder
-from tests.recorders.made import derivations, pictures, record, rules, steps
+from tests.recorders.made import pictures, record, steps
 
 BOTH = {"global": [1.0, 0.5], "local": [2.0, 0.01]}
 RESTART = {"last_restart_epoch": 0.0, "epochs_since_restart": 1.0, "next_restart_epoch": 40.0, "is_restart_epoch": 0.0}
@@ -24,97 +22,65 @@ def read(folder: Path) -> EventAccumulator:
     return found
 
 
-def points(events: EventAccumulator, name: str) -> list[tuple[int, float]]:
-    return [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)]
-
-
 def test_a_hierarchical_run_of_two_epochs(tmp_path: Path) -> None:
-    recorder = TensorBoardRecorder(tmp_path)
+    """With files of examples and the evaluation. Texts are indented: TensorBoard reads Markdown, where that is code."""
+    recorder, images = TensorBoardRecorder(tmp_path), tmp_path / "images"
+    images.mkdir()
+    (images / "samples_epoch_2.txt").write_text("* + *\n(incomplete)\n")
+    for name in ("kl_map_epoch_2.png", "kl_map_epoch_1.png", "latent_space_pca.png"):
+        imsave(images / name, pictures().samples[0])
     for epoch in (1, 2):
         betas = {"global": 0.01 * epoch, "local": 0.02}
         one = record(epoch, BOTH, betas=betas, restart=RESTART, selection=math.nan)
         recorder.steps(steps(one))
         recorder.epoch(one)
-        recorder.pictures(epoch, pictures())
+    recorder.pictures(2, pictures())
+    recorder.evaluated(
+        {"exact": {"of": 0.25}, "worst": [1, 2]}, ["ok: a", "MISS: b"], [images / "latent_space_pca.png"]
+    )
     recorder.close()
-    events = read(tmp_path)
+    events = read(tmp_path / "tensorboard")
     expected = {
         "Batch/KL_Loss", "Batch/Beta", "Batch/Global_KL_Weight", "Batch/Local_KL_Weight", "Batch/Total_Loss",
         "Beta_Schedule/beta", "Beta_Schedule/global_kl_weight", "Beta_Schedule/local_kl_weight",
-        *(f"Beta_Schedule/Restart/{name}" for name in RESTART),
-        "images/kl_maps_brightest",
+        *(f"Beta_Schedule/Restart/{name}" for name in RESTART), "eval/exact/of",
     }  # fmt: skip
     expected |= set(one.metrics()) - {"step", "val/kl_per_dim", "val/loss_selection"}  # a NaN is no point of a curve
     assert set(events.Tags()["scalars"]) == expected
-    assert points(events, "Batch/Beta") == [(25, 0.01), (50, 0.01), (75, 0.02), (100, 0.02)]
-    assert points(events, "Batch/Local_KL_Weight")[0] == (25, 0.02)
-    assert points(events, "Batch/KL_Loss")[0] == (25, 3.51) and points(events, "Batch/Total_Loss")[0] == (25, 125.6)
-    assert points(events, "Beta_Schedule/global_kl_weight") == [(50, 0.01), (100, 0.02)]
-    assert points(events, "Beta_Schedule/Restart/epochs_since_restart") == [(50, 1.0), (100, 1.0)]
-    assert points(events, "epoch") == [(50, 1.0), (100, 2.0)]
-    for level, beta in (("global", 0.01), ("local", 0.02)):  # one name, a curve a folder
-        beside = read(tmp_path / f"Beta_Schedule_Hierarchical_Comparison_{level}")
-        assert points(beside, "Beta_Schedule/Hierarchical_Comparison")[0] == (50, beta)
+    points = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in expected}
+    assert points["Batch/Beta"] == [
+        (step, pytest.approx(beta)) for step, beta in zip((25, 50, 75, 100), (0.01, 0.01, 0.02, 0.02), strict=True)
+    ]
+    assert points["Batch/KL_Loss"][0] == (25, pytest.approx(3.51)) and points["epoch"] == [(50, 1.0), (100, 2.0)]
+    beside = read(tmp_path / "tensorboard/Beta_Schedule_Hierarchical_Comparison_local")  # one name, a curve a folder
+    assert [event.step for event in beside.Scalars("Beta_Schedule/Hierarchical_Comparison")] == [50, 100]
     histogram = events.Histograms("val/kl_per_dim")[0].histogram_value
     assert (histogram.num, histogram.min, histogram.max) == (4.0, 0.01, 2.0)
-    assert set(events.Tags()["images"]) == {"images/reconstructions", "images/samples", "images/kl_maps"}
-    assert events.Images("images/kl_maps")[0].step == 50
-
-
-def test_strings_and_the_evaluation(tmp_path: Path) -> None:
-    """Texts are indented: TensorBoard reads Markdown, where that is code."""
-    recorder = TensorBoardRecorder(tmp_path, rules())
-    recorder.epoch(record(1, unit="token"))
-    recorder.pictures(1, derivations())
-    imsave(tmp_path / "latent_space_pca.png", pictures().samples[0])
-    found = {"checkpoint": "vae_best.pth", "reconstruction": {"exact": 0.25, "examples": 4, "worst": [1, 2]}}
-    recorder.evaluated(found, ["ok: reconstruction", "MISS: samples"], [tmp_path / "latent_space_pca.png"])
-    recorder.close()
-    events = read(tmp_path)
-    assert points(events, "eval/reconstruction/exact") == [(50, 0.25)]
-    assert [name for name in events.Tags()["scalars"] if name.startswith("eval/")] == [
-        "eval/reconstruction/exact",
-        "eval/reconstruction/examples",
-    ]
-    assert events.Tags()["images"] == ["eval/latent_space_pca"]
-    tensors = {name: events.Tensors(name)[0] for name in events.Tags()["tensors"]}
-    assert {name: event.tensor_proto.string_val[0].decode() for name, event in tensors.items()} == {
-        "strings/reconstructions/text_summary": "    2 of 3 exact\n    = x\n    - x + *\n    + x + x\n    = ( * )",
+    counts = {name: len(events.Images(name)) for name in events.Tags()["images"]}
+    assert counts == {"images/kl_maps": 1, "eval/latent_space_pca": 1}
+    tensors = {name: events.Tensors(name)[0].tensor_proto for name in events.Tags()["tensors"]}
+    assert {name: tensor.string_val[0].decode() for name, tensor in tensors.items()} == {
         "strings/samples/text_summary": "    * + *\n    (incomplete)",
-        "eval/verdict/text_summary": "    ok: reconstruction\n    MISS: samples",
+        "eval/verdict/text_summary": "    ok: a\n    MISS: b",
     }
 
 
-@pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """A session of a run in epochs of 50 steps, logged every 25; its event folder.
-
-    A resumed session starts `after` so many epochs; from epoch `lost` on the events of a killed one are missing.
-    """
-    now = itertools.count(1_800_000_000, 10)
-
-    def run(first: int, last: int, after: int = 0, lost: int = 99) -> Path:
-        folder, start = tmp_path / "tensorboard", next(now)
-        monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda: start)
-        jsonl, events = JsonlRecorder(tmp_path / "metrics.jsonl"), TensorBoardRecorder(folder)
-        for recorder in (jsonl, events) if after else ():
-            recorder.resume([record(epoch) for epoch in range(1, after + 1)], after * 50)
+@pytest.mark.parametrize("lost", [99, 3, 1], ids=["none lost", "one lost", "TensorBoard was off"])
+def test_a_resumed_run_has_every_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
+    """In epochs of 50 steps, logged every 25. From epoch `lost` on the events of a killed session are missing."""
+    for number, (first, last) in enumerate([(1, 3), (3, 5), (6, 6)]):  # the second from an older checkpoint
+        start = 1_800_000_000 + number
+        monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda start=start: start)
+        jsonl, events = JsonlRecorder(tmp_path / "metrics.jsonl"), TensorBoardRecorder(tmp_path)
+        for recorder in (jsonl, events) if number else ():
+            recorder.resume([record(epoch) for epoch in range(1, first)], (first - 1) * 50)
         for one in map(record, range(first, last + 1)):
-            for recorder in (jsonl, events) if one.epoch < lost else (jsonl,):
+            for recorder in (jsonl, events) if number or one.epoch < lost else (jsonl,):
                 recorder.steps(steps(one))
                 recorder.epoch(one)
         events.close(143)
-        return folder
-
-    return run
-
-
-@pytest.mark.parametrize("lost", [99, 3, 1], ids=["none lost", "one lost", "TensorBoard was off"])
-def test_a_resumed_run_has_every_point_once(session: Callable[..., Path], lost: int) -> None:
-    session(1, 3, lost=lost)
-    session(3, 5, after=2)  # from a checkpoint that is older than what was logged
-    events = read(session(6, 6, after=5))  # and from the last
-    curves = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    found = read(tmp_path / "tensorboard")
+    curves = {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
     ends = list(range(50, 301, 50))
     assert curves == {name: list(range(25, 301, 25)) if name.startswith("Batch/") else ends for name in curves}
-    assert [event.step for event in events.Histograms("val/kl_per_dim")] == ends and "Batch/Beta" in curves
+    assert [event.step for event in found.Histograms("val/kl_per_dim")] == ends and "Batch/Beta" in curves
