@@ -45,14 +45,8 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto" and device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     elif wanted == "auto" and device.type == "cpu":
-        bf16 = cpu_has_bf16()
+        bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
     return torch.bfloat16 if bf16 else torch.float32
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies matrices in bf16 (AMX or AVX512-bf16)."""
-    listed = torch.cpu.get_capabilities()
-    return bool(listed.get("amx_bf16") or listed.get("avx512_bf16"))
 
 
 def seed_step(seed: int, *place: int | str) -> None:
@@ -84,7 +78,7 @@ class Adam(optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load moments and learning rate; the rate stays the tensor that graphs read, all else as in the settings."""
-        own = {name: value for name, value in self.param_groups[0].items() if name != "params"}
+        own = dict(self.param_groups[0])
         inspect.unwrap(optim.Adam.load_state_dict)(self, state_dict)
         own["lr"].fill_(float(self.param_groups[0]["lr"]))
         self.param_groups[0].update(own)
@@ -101,9 +95,7 @@ class Adam(optim.Adam):
             if not self.state[parameter]:
                 zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
-        steps, means, squares = (
-            [self.state[parameter][name] for parameter in moved] for name in ("step", "exp_avg", "exp_avg_sq")
-        )
+        steps, means, squares = ([self.state[one][name] for one in moved] for name in ("step", "exp_avg", "exp_avg_sq"))
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         finite = norm.isfinite().float()
         scale = (norm / most).clamp(min=1.0).float() if most else None
@@ -156,7 +148,7 @@ class Step:
         return self.objective.forward(output, batch, weigh), output
 
     def train(self, batch: Batch, weigh: Weigh) -> tuple[Terms, Output]:
-        """One optimiser step. `weigh`: the betas of the batch, or what gives them, such as `Controller.weigh`."""
+        """One optimiser step; `weigh`: see `Objective.forward`."""
         terms, output = self.forward(batch, weigh)
         for parameter in self.parameters:
             parameter.grad = None
@@ -169,24 +161,21 @@ class Step:
         return self.plain(batch, betas)
 
 
-class StateSnapshot:
-    """What a trial step changes: weights, optimiser, closed loops. `restore` puts it back in place, for graphs."""
-
-    def __init__(self, step: Step, control: Controller) -> None:
-        self.step, self.control = step, control
-        self.weights = deepcopy(step.model.state_dict())
-        self.moments = deepcopy(step.optimizer.state_dict()["state"])
-        self.loops = control.state_dict()
-        self.random = torch.get_rng_state()
+def snapshot(step: Step, control: Controller) -> Callable[[], None]:
+    """Keep what trial steps change: weights, optimiser, closed loops. Returns what restores it in place, for graphs."""
+    weights, moments = deepcopy(step.model.state_dict()), deepcopy(step.optimizer.state_dict()["state"])
+    loops, random = control.state_dict(), torch.get_rng_state()
 
     @torch.no_grad()
-    def restore(self) -> None:
-        self.step.model.load_state_dict(self.weights)
-        for index, state in self.step.optimizer.state_dict()["state"].items():
+    def restore() -> None:
+        step.model.load_state_dict(weights)
+        for index, state in step.optimizer.state_dict()["state"].items():
             for name, value in state.items():
-                value.copy_(self.moments[index][name] if index in self.moments else torch.zeros_like(value))
-        self.control.load_state_dict(self.loops)
-        torch.set_rng_state(self.random)
+                value.copy_(moments[index][name] if index in moments else torch.zeros_like(value))
+        control.load_state_dict(loops)
+        torch.set_rng_state(random)
+
+    return restore
 
 
 class LearningRate:

@@ -18,7 +18,7 @@ from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.metrics import EpochMetrics
 from arcvae_cli.models import build_model
 from arcvae_cli.objective import Terms
-from arcvae_cli.overfit import overfit
+
 from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.records import EpochRecord, Pictures, Recorder
 from arcvae_cli.settings import Settings

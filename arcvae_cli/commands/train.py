@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli import BEGAN, runs
+from arcvae_cli import runs
 from arcvae_cli.commands.options import (
     RUN,
     TABLE,
@@ -158,10 +158,8 @@ def run(
     model = new_model(settings, corpus, device)
     signals.patient = True  # from here on there is something to save
     folder = folder or runs.create(runs_dir, name, stem, settings)
-    recorders: list[Recorder] = []
-    trainer = Trainer(
-        settings, corpus, model, folder, recorders, device, signals, began=BEGAN, resumed=earlier is not None
-    )
+    trainer = Trainer(settings, corpus, model, folder, resumed=earlier is not None)
+    trainer.stop, recorders = signals, trainer.recorders
     if earlier is not None:
         if values is not None:
             trainer.resume(values, checkpoint)
@@ -338,7 +336,7 @@ def memorise(settings: Settings, console: Console) -> None:
 
     with importing():
         from arcvae_cli.metrics import EpochMetrics
-        from arcvae_cli.overfit import overfit
+        from arcvae_cli.trainer import overfit
 
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train",), console)
@@ -348,7 +346,7 @@ def memorise(settings: Settings, console: Console) -> None:
         shares = f"right positions {metrics.position:.4f}, whole examples {metrics.exact:.4f}"
         console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, {shares}")
 
-    steps, found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
+    steps, found = overfit(settings, corpus, model, OVERFIT_STEPS, show)
     memorised, size = found.exact == 1.0, min(settings.train.batch_size, corpus.size("train"))
     counts = {"examples": size, "exact": found.exact, "position": found.position}
     console.json({"memorised": memorised, "steps": steps, **counts})
