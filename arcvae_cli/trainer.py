@@ -9,7 +9,7 @@ import re
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -451,9 +451,9 @@ class Trainer:
             raise FloatingPointError(f"{where}: the loss or its gradient")
 
     def stop_if_asked(self) -> None:
-        if self.stop() is not None:
+        if (asked := self.stop()) is not None:
             self.save()
-            raise KeyboardInterrupt("saved")
+            raise KeyboardInterrupt(asked)
 
     def explained(self, error: BaseException) -> BaseException:
         """What to tell a person about an error that ends a run, or the error itself."""
@@ -467,7 +467,8 @@ class Trainer:
             case WriteError():
                 return WriteError(error.what, f"free some space, then resume with {resume}")
             case KeyboardInterrupt():
-                asked, at_once = self.stop() or signal.SIGINT, error.args != ("saved",)
+                at_once = not error.args  # else raised by `stop_if_asked`
+                asked = (self.stop() or signal.SIGINT) if at_once else error.args[0]
                 what = (
                     f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}; saved in {folder.path}"
                 )

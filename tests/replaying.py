@@ -48,10 +48,9 @@ def tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def record(function: Callable[[], object], warm_up: Callable[[], object]) -> tuple[Recording, Any]:
-    """In place of `arcvae_cli.graphs.record`: the function runs while it is recorded, so its work is done once here."""
+def record(function: Callable[[], object], warm_up: Callable[[], object]) -> Recording:
+    """In place of `engine.record_graph`: the function runs while it is recorded, so its work is done once here."""
     warm_up()
-    recording = Recording()
-    with recording:
-        out = function()
-    return recording, out
+    with Recording() as recording:
+        function()
+    return recording
