@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -28,9 +27,7 @@ def choose_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a driver that does not start
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": (device.index or 0) < gpus}
     if not there[device.type]:
         raise InputError(f"train.device: {name} is not available on this machine", "use --device auto or cpu")
@@ -183,7 +180,7 @@ class LearningRate:
 
     def __init__(self, settings: TrainSettings, steps: int) -> None:
         self.settings, self.steps = settings, steps
-        self.factor, self.best, self.waited = 1.0, math.inf, 0
+        self.state: dict[str, float] = {"factor": 1.0, "best": math.inf, "waited": 0}
 
     def __call__(self, done: int) -> float:
         """The rate of the step that follows `done` others."""
@@ -191,19 +188,13 @@ class LearningRate:
         if train.lr_schedule == "cosine":
             share = 0.5 * (1.0 + math.cos(math.pi * min(done / self.steps, 1.0)))
             return train.lr_min + (train.lr - train.lr_min) * share
-        return max(train.lr * self.factor, min(train.lr_min, train.lr))
+        return max(train.lr * self.state["factor"], min(train.lr_min, train.lr))
 
     def judge(self, value: float) -> None:
         """Take the monitored value of an epoch, the smaller the better."""
-        if self.settings.lr_schedule != "plateau":
-            return
-        self.waited = 0 if value < self.best else self.waited + 1
-        self.best = min(self.best, value)
-        if self.waited > PATIENCE:
-            self.factor, self.waited = self.factor * PLATEAU, 0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"factor": self.factor, "best": self.best, "waited": self.waited}
-
-    def load_state_dict(self, values: Mapping[str, float]) -> None:
-        self.factor, self.best, self.waited = values["factor"], values["best"], int(values["waited"])
+        state = self.state
+        if self.settings.lr_schedule == "plateau":
+            state["waited"] = 0 if value < state["best"] else state["waited"] + 1
+            state["best"] = min(state["best"], value)
+            if state["waited"] > PATIENCE:
+                state.update(factor=state["factor"] * PLATEAU, waited=0)

@@ -42,19 +42,12 @@ class Trainer:
     """One run: its parts, put together by the command, and its state."""
 
     def __init__(self, settings: Settings, corpus: Corpus, model: VAE, folder: RunFolder, resumed: bool) -> None:
-        self.settings, self.corpus, self.model, self.folder, self.device = (
-            settings,
-            corpus,
-            model,
-            folder,
-            corpus.device,
-        )
-        self.resumed = resumed  # whether an earlier process worked in the folder
+        self.settings, self.corpus, self.model, self.folder = settings, corpus, model, folder
+        self.device, self.resumed = corpus.device, resumed  # resumed: whether an earlier process worked in the folder
         self.recorders: list[Recorder] = []
         self.stop: Callable[[], int | None] = lambda: None  # gives the number of a signal that asks to stop
         self.schedule, self.levels = settings.schedule, tuple(model.level_sizes)
-        counts = corpus.class_counts() if settings.objective.class_weights != "none" else None
-        self.objective = Objective(settings.objective, counts).to(self.device)
+        self.objective = Objective(settings.objective, corpus.class_counts()).to(self.device)
         self.step = Step(model, self.objective, settings.train, self.device)
         self.steps = max(1, corpus.size("train") // settings.train.batch_size)  # an epoch; the remainder is left out
         self.rate = LearningRate(settings.train, self.steps * settings.train.epochs)
@@ -345,7 +338,7 @@ class Trainer:
             "step": self.global_step,
             "model_state_dict": self.model.state_dict(),
             "optimizer_state_dict": self.step.optimizer.state_dict(),
-            "scheduler_state_dict": self.rate.state_dict(),
+            "scheduler_state_dict": dict(self.rate.state),
             "schedule_state": self.control.state_dict(),
             "conditions": checkpoints.condition_schema(self.model),
             **checkpoints.structure_of(self.model),
@@ -368,9 +361,11 @@ class Trainer:
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Continue from `state_dict`. Randomness is a function of (seed, epoch, step) and has no state on a device."""
+        if values["steps_per_epoch"] != self.steps:
+            raise ValueError(f"{values['steps_per_epoch']} steps an epoch, now {self.steps}")
         self.model.load_state_dict(values["model_state_dict"])
         self.step.optimizer.load_state_dict(values["optimizer_state_dict"])
-        self.rate.load_state_dict(values["scheduler_state_dict"])
+        self.rate.state = dict(values["scheduler_state_dict"])
         self.control.load_state_dict(values["schedule_state"])
         for text, betas in zip(values["history"].splitlines(), values["betas"].tolist(), strict=True):
             record = EpochRecord.of(json.loads(text))
@@ -387,7 +382,7 @@ class Trainer:
 
     def resume(self, values: Mapping[str, Any], path: Path) -> None:
         """Continue from the run's checkpoint at `path`, before `fit`. InputError if it is of other data or unusable."""
-        if (values.get("corpus"), values.get("steps_per_epoch")) != (self.fingerprint, self.steps):
+        if values.get("corpus") != self.fingerprint:
             what = f"{path}: trained on another version of the corpus {self.corpus.name}"
             raise InputError(what, "give the data that the run began with, or start a new run")
         try:
