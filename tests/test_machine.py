@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from arcvae_cli import machine
-from arcvae_cli.machine import choose_threads, cores, describe, peak_memory, use_cores
+from arcvae_cli.machine import choose_threads, cores, describe, out_of_memory, peak_memory, use_cores
 
 CPU = torch.device("cpu")
 
@@ -85,3 +85,9 @@ def test_the_faster_number_of_threads_is_taken_by_trial(
 def test_peak_memory_is_that_of_the_process() -> None:
     held = np.ones(100 << 20, np.uint8)
     assert held.nbytes < peak_memory(CPU) < 1 << 40
+
+
+def test_every_way_in_which_memory_runs_out_is_known() -> None:
+    texts = ("[enforce fail] DefaultCPUAllocator: can't allocate memory", "could not create a primitive")
+    errors = [torch.OutOfMemoryError("CUDA"), MemoryError("Unable to allocate"), *map(RuntimeError, texts)]
+    assert all(map(out_of_memory, errors)) and not out_of_memory(RuntimeError("broken"))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from arcvae_cli.errors import Interrupted
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.grammar import Structure
-from arcvae_cli.recorders.images import ImageRecorder
 from arcvae_cli.recorders.jsonl import JsonlRecorder
+from arcvae_cli.records import Recorder
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import seed_step
 from arcvae_cli.trainer import Trainer
@@ -93,9 +94,8 @@ def process(folder: Path, name: str, asked: list[int], killed: list[str], device
     torch.manual_seed(len(asked))  # the state of the generator before does not matter
     run = runs.resume(folder) if resumed else runs.create(folder.parent, folder.name, "run", chosen)
     trainer = Trainer(chosen, corpus, model, run, resumed)
-    trainer.recorders.append(JsonlRecorder(run.path / "metrics.jsonl"))
-    if name == "two levels":  # its curves are compared: they show betas of earlier processes
-        trainer.recorders.append(ImageRecorder(run.images, "grids"))
+    recorder = Mock(Recorder)
+    trainer.recorders += [JsonlRecorder(run.path / "metrics.jsonl"), recorder]
     trainer.stop = lambda: asked.pop(0) if asked and trainer.global_step >= asked[0] else None
 
     def dies(point: str, real: Callable[..., None]) -> Callable[..., None]:
@@ -113,9 +113,12 @@ def process(folder: Path, name: str, asked: list[int], killed: list[str], device
         trainer.resume(checkpoints.read(run.checkpoints / "last.pth"), run.checkpoints / "last.pth")
     try:
         trainer.fit()
+        pictures = recorder.pictures.call_args.args[1]
+        shown = [pictures.originals, pictures.reconstructions, pictures.samples, *pictures.maps.values()]
+        traces = [record.beta_trace for record in trainer.history]  # of earlier processes too: curves show them
+        (folder / "shown.json").write_text(json.dumps([traces, *(array.tolist() for array in shown)]))
     finally:
-        for recorder in trainer.recorders:
-            recorder.close()
+        trainer.recorders[0].close()
         run.release()
 
 
@@ -143,7 +146,7 @@ def contents(folder: Path) -> dict[str, Any]:
             assert record.pop("seconds") > 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found["metrics.jsonl"] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-    found["pictures"] = {path.name: path.read_bytes() for path in (folder / "images").glob("*.png")}
+    found["shown"] = (folder / "shown.json").read_text()
     return found
 
 
@@ -205,22 +208,3 @@ def test_on_cuda_it_ends_there_too(name: str, tmp_path: Path) -> None:
     )
     for weight in one:
         torch.testing.assert_close(one[weight], other[weight], rtol=1e-3, atol=1e-4)
-
-
-def test_a_process_that_dies_in_a_save_leaves_the_checkpoint_before_it(
-    tmp_path: Path, straight: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = torch.save, [0]
-
-    def save(values: Any, file: Any) -> None:
-        calls[0] += ".last.pth." in file.name
-        if calls[0] == 3:
-            calls[0] += 1
-            Path(file.name).with_name(".last.pth.01234567.tmp").write_bytes(bytes(1000))  # nothing removed it
-            raise Killed
-        real(values, file)
-
-    monkeypatch.setattr(torch, "save", save)
-    assert complete(tmp_path / "run", "plain") == 2
-    assert not list(tmp_path.rglob("*.tmp"))
-    same(contents(tmp_path / "run"), straight("plain"))

@@ -300,21 +300,16 @@ def test_one_batch_is_memorised() -> None:
     assert found.exact == 1.0 and reported[0] == 50 and reported[-1] == steps
 
 
-def test_bf16_chosen_by_auto_falls_back_where_it_disagrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bf16", "kind"), [(101.0, torch.bfloat16), (110.0, torch.float32)])
+def test_bf16_chosen_by_auto_falls_back_where_it_disagrees(
+    bf16: float, kind: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    for factor, kind in ((1.0, torch.bfloat16), (1.1, torch.float32)):
-        trainer, _ = make(tmp_path, settings(train={"precision": "auto"}), f"times-{factor}")
-        real = trainer.step.measure
-
-        def measure(
-            batch: Any, betas: Any, trainer: Trainer = trainer, real: Any = real, factor: float = factor
-        ) -> Any:
-            terms, output = real(batch, betas)
-            return replace(terms, loss=terms.loss * (factor if trainer.step.precision == torch.bfloat16 else 1)), output
-
-        monkeypatch.setattr(trainer.step, "measure", measure)
-        trainer.check_precision()
-        assert trainer.step.precision == kind and bool(trainer.notes) == (kind == torch.float32)
+    trainer, _ = make(tmp_path, settings(train={"precision": "auto"}))
+    found = [(Mock(loss=torch.tensor(loss)), None) for loss in (100.0, bf16)]
+    monkeypatch.setattr(trainer.step, "measure", Mock(side_effect=found))
+    trainer.check_precision()
+    assert trainer.step.precision == kind and bool(trainer.notes) == (kind == torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -329,11 +324,8 @@ def test_bf16_chosen_by_auto_falls_back_where_it_disagrees(tmp_path: Path, monke
 def test_the_status_of_a_run_that_has_ended_says_why(
     error: BaseException, raised: type[BaseException], state: str, reason: str, tmp_path: Path
 ) -> None:
-    def measure(*arguments: Any) -> Any:
-        raise error
-
     trainer, _ = make(tmp_path, settings())
-    trainer.step.measure = measure  # type: ignore[method-assign]
+    trainer.step.measure = Mock(side_effect=error)  # type: ignore[method-assign]
     with pytest.raises(raised):
         trainer.fit()
     found = status(trainer)
@@ -341,25 +333,14 @@ def test_the_status_of_a_run_that_has_ended_says_why(
     assert found["reason"].startswith(reason.format(trainer.folder.path))
 
 
-@pytest.mark.parametrize(
-    ("error", "room", "fix"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), 3, "a batch of 2 fitted in a trial"),
-        (MemoryError("Unable to allocate"), 3, "a batch of 2 fitted in a trial"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 0, "no smaller batch was found"),
-        (RuntimeError("could not create a primitive"), 0, "no smaller batch was found"),
-    ],
-    ids=["cuda", "host", "allocator", "oneDNN"],
-)
-def test_out_of_memory_names_the_batch_size_and_what_would_fit(
-    error: Exception, room: int, fix: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("room", "fix"), [(3, "a batch of 2 fitted in a trial"), (0, "no smaller batch was found")])
+def test_out_of_memory_names_the_batch_size_and_what_would_fit(room: int, fix: str, tmp_path: Path) -> None:
     trainer, _ = make(tmp_path, settings())
     real = trainer.model.forward
 
     def forward(batch: Any, noise: bool = True) -> Any:
         if len(batch.x) > room:
-            raise error
+            raise MemoryError
         return real(batch, noise)
 
     trainer.model.forward = forward  # type: ignore[method-assign]
@@ -413,10 +394,10 @@ def test_beta_of_an_epoch_is_a_range_where_it_went_up_and_down(tmp_path: Path) -
         assert replay(trainer, metrics(1.0))[-1].beta_range == {name: pytest.approx(s) for name, s in expected.items()}
 
 
-def test_the_selection_of_closed_loops_weighs_as_the_elbo(tmp_path: Path) -> None:
-    for name, reduction, weight in (("sum", "sum", 1.0), ("mean", "mean", 1 / 256)):
-        chosen = settings(schedule={"name": "geco", "tolerance": 0.1}, objective={"reduction": reduction})
-        assert make(tmp_path, chosen, name)[0].selection_weights == {"z": weight}
+@pytest.mark.parametrize(("reduction", "weight"), [("sum", 1.0), ("mean", 1 / 256)])
+def test_the_selection_of_closed_loops_weighs_as_the_elbo(reduction: str, weight: float, tmp_path: Path) -> None:
+    chosen = settings(schedule={"name": "geco", "tolerance": 0.1}, objective={"reduction": reduction})
+    assert make(tmp_path, chosen)[0].selection_weights == {"z": weight}
 
 
 def test_two_levels_with_a_schedule_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
