@@ -61,8 +61,7 @@ class Controller:
         parts = schedule.by_level(levels) if schedule.parts.keys() != {""} else schedule.parts
         self._closed = {name: part for name, part in parts.items() if isinstance(part, Feedback)}
         self._states = {name: self._tensors(part.begin()) for name, part in self._closed.items()}
-        self._setpoints = {name: part.setpoint(0.0) for name, part in self._closed.items()}
-        self._targets = self._tensors(self._setpoints)
+        self._targets = self._tensors({name: part.setpoint(0.0) for name, part in self._closed.items()})
         self._fixed: dict[str, Tensor] = {}  # the betas of open loops at fixed addresses
         self.open: dict[str, float] = {}  # the betas of open loops at present
         self.zero_levels: tuple[str, ...] = ()  # those whose beta is 0
@@ -73,15 +72,12 @@ class Controller:
 
     def at(self, epoch: float) -> None:
         """Set the time, in epochs: the targets of closed loops, the betas of open ones."""
-        before, self.open = self.open, {level: part(epoch) for level, part in self._open.items()}
+        self.open = {level: part(epoch) for level, part in self._open.items()}
         for level, tensor in self._fixed.items():
-            if before[level] != self.open[level]:
-                tensor.fill_(self.open[level])
+            tensor.fill_(self.open[level])
         self.zero_levels = tuple(level for level, value in self.open.items() if value == 0.0)
-        for name, part in self._closed.items():
-            if (setpoint := part.setpoint(epoch)) != self._setpoints[name]:
-                self._setpoints[name] = setpoint
-                self._targets[name].fill_(setpoint)
+        for name, target in self._targets.items():
+            target.fill_(self._closed[name].setpoint(epoch))
 
     def use_tensors(self) -> None:
         """Give open betas but 0 as tensors at fixed addresses from now on: CUDA graphs read there what `at` sets."""

@@ -100,18 +100,9 @@ class Adam(optim.Adam):
             torch._foreach_div_(grads, scale)
         group = self.param_groups[0]
         torch._foreach_add_(steps, [finite] * len(steps))
-        torch._fused_adam_(
-            moved,
-            grads,
-            means,
-            squares,
-            [],
-            steps,
-            **{name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")},
-            **dict(zip(("beta1", "beta2"), group["betas"], strict=True)),
-            grad_scale=scale,
-            found_inf=1.0 - finite,
-        )
+        options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+        options |= {"beta1": group["betas"][0], "beta2": group["betas"][1], "grad_scale": scale}
+        torch._fused_adam_(moved, grads, means, squares, [], steps, found_inf=1.0 - finite, **options)
         return norm
 
 
@@ -123,10 +114,8 @@ class Step:
             torch.set_num_threads(settings.threads)
         # channels last is the fastest layout of convolutions on CPUs and GPUs
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective = objective
-        self.device = device
+        self.objective, self.device, self.clip = objective, device, settings.gradient_clip
         self.precision = choose_precision(settings.precision, device)
-        self.clip = settings.gradient_clip
         self.parameters = list(model.parameters())
         self.norm: Tensor | None = None  # of the last step's gradient
         self.forward: Forward = self.plain

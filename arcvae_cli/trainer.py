@@ -35,7 +35,6 @@ from arcvae_cli.step import LearningRate, Step, seed_step
 SHOWN, SAMPLES = 16, 64  # reconstructions and samples of a picture
 LOSS_EVERY, FIRST_LOSS_EVERY = 50, 10  # steps between two readings of the running loss, and in the first epoch
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-MODES = {precision: dtype for dtype, precision in PRECISIONS.items()}
 
 
 class Trainer:
@@ -219,12 +218,13 @@ class Trainer:
         return rows.mean()
 
     def step_records(self, rows: MetricRows) -> list[StepRecord]:
-        """The steps of the epoch just finished that are logged."""
-        first, every, found = self.global_step - self.steps, self.settings.log.every_n_steps, []
-        for index in range(-(first + 1) % every, self.steps, every):
-            row, step = MetricRows(rows.rows[index : index + 1], rows.levels), first + index + 1
-            betas = {level: path[0] for level, path in row.betas().items()}
-            found.append(StepRecord(step / self.steps, step, betas, row.mean(), self.corpus.unit))
+        """The logged steps of the epoch just finished."""
+        found = []
+        for row, step in zip(rows.rows, range(self.global_step - self.steps + 1, self.global_step + 1), strict=True):
+            if step % self.settings.log.every_n_steps == 0:
+                one = MetricRows(row[None], rows.levels)
+                betas = {level: path[0] for level, path in one.betas().items()}
+                found.append(StepRecord(step / self.steps, step, betas, one.mean(), self.corpus.unit))
         return found
 
     def record(self, rows: MetricRows, betas: Mapping[str, float], val: EpochMetrics, seconds: float) -> EpochRecord:
@@ -374,7 +374,8 @@ class Trainer:
         self.global_step = self.saved_step = values["step"]
         self.engine.metrics.table[: len(values["metric_rows"])].copy_(values["metric_rows"])
         if values["made_by"]["device"] == self.device.type:  # what was found by trial is that of its device
-            self.step.precision, self.trials_done = MODES[values["precision"]], True
+            self.trials_done = True
+            (self.step.precision,) = (kind for kind, name in PRECISIONS.items() if name == values["precision"])
             if self.device.type == "cpu" and self.settings.train.threads == "auto" and not threads_given():
                 torch.set_num_threads(min(values["made_by"]["threads"], cores()))
         self.seconds = dict(values["seconds"])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,18 +48,6 @@ def test_threads_are_no_more_than_the_cores(monkeypatch: pytest.MonkeyPatch) -> 
     assert describe(CPU) == "cpu (1 thread)"
 
 
-def steps_that_take(one: float, two: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[], None], list[int]]:
-    """A step of so many seconds with one and with two threads, by a clock that only these move; its calls."""
-    now, calls = [0.0], []
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
-
-    def step() -> None:
-        calls.append(torch.get_num_threads())
-        now[0] += (one if calls[-1] == 1 else two) * (5.0 if len(calls) <= 2 else 1.0)  # the first ones warm up
-
-    return step, calls
-
-
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     ("one", "two", "steps", "chosen", "rounds"),
@@ -74,7 +62,13 @@ def steps_that_take(one: float, two: float, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_faster_number_of_threads_is_taken_by_trial(
     one: float, two: float, steps: int, chosen: int, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, calls = steps_that_take(one, two, monkeypatch)
+    now, calls = [0.0], list[int]()
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])  # a clock that only these steps move
+
+    def step() -> None:
+        calls.append(torch.get_num_threads())
+        now[0] += (one if calls[-1] == 1 else two) * (5.0 if len(calls) <= 2 else 1.0)  # the first ones warm up
+
     note = choose_threads(step, steps)
     assert (torch.get_num_threads(), calls) == (chosen, [1, 2] * rounds)
     assert (note is not None) == bool(rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 from unittest.mock import Mock
 
@@ -96,7 +97,7 @@ def process(folder: Path, name: str, asked: list[int], killed: list[str], device
     trainer = Trainer(chosen, corpus, model, run, resumed)
     recorder = Mock(Recorder)
     trainer.recorders += [JsonlRecorder(run.path / "metrics.jsonl"), recorder]
-    trainer.stop = lambda: asked.pop(0) if asked and trainer.global_step >= asked[0] else None
+    trainer.stop = lambda: SIGTERM if asked and trainer.global_step >= asked[0] and asked.pop(0) else None
 
     def dies(point: str, real: Callable[..., None]) -> Callable[..., None]:
         def at(*arguments: Any) -> None:
@@ -125,11 +126,16 @@ def process(folder: Path, name: str, asked: list[int], killed: list[str], device
 def complete(folder: Path, name: str, *asked: int, killed: str = "", device: torch.device = CPU) -> int:
     """A run to its end, in as many processes as it takes: their number."""
     steps, points = list(asked), [killed] if killed else []
+    stopped: list[tuple[int, bool, bool]] = []
     for count in range(10):
         try:
             process(folder, name, steps, points, device, resumed=count > 0)
-        except (Interrupted, Killed):
+        except Killed:
             continue
+        except Interrupted as error:
+            stopped.append((error.exit_code, error.at_once, "saved in" in error.what))
+            continue
+        assert stopped == [(128 + SIGTERM, False, True)] * len(asked)
         assert not steps and not points, "all of it happened"
         return count + 1
     raise AssertionError("it never ended")

@@ -22,7 +22,7 @@ from arcvae_cli.objective import Terms
 from arcvae_cli.records import EpochRecord, Recorder
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import seed_step
-from arcvae_cli.trainer import Trainer, overfit
+from arcvae_cli.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -281,25 +281,6 @@ def test_within_an_epoch_the_loss_is_read_now_and_then(tmp_path: Path, monkeypat
     assert given(recorder.step, 3) == expected
 
 
-def test_a_signal_saves_and_ends_the_run(tmp_path: Path) -> None:
-    asked = iter([None] * 6 + [15])  # after 4 steps, before 1 batch of validation, after 2 steps
-    trainer, _ = make(tmp_path, settings())
-    trainer.stop = lambda: next(asked)
-    with pytest.raises(Interrupted, match="SIGTERM in epoch 2") as caught:
-        trainer.fit()
-    assert caught.value.exit_code == 143 and not caught.value.at_once
-    values = checkpoints.read(trainer.folder.checkpoints / "last.pth")
-    assert (values["epoch"], values["step"], values["epoch_finished"]) == (2, 6, False)
-    assert status(trainer)["state"] == "interrupted"
-
-
-def test_one_batch_is_memorised() -> None:
-    chosen, reported = settings(train={"batch_size": 2, "lr": 2e-3}), list[int]()
-    model = build_model(chosen.model)
-    steps, found = overfit(chosen, squares(), model, 600, lambda step, metrics: reported.append(step))
-    assert found.exact == 1.0 and reported[0] == 50 and reported[-1] == steps
-
-
 @pytest.mark.parametrize(("bf16", "kind"), [(101.0, torch.bfloat16), (110.0, torch.float32)])
 def test_bf16_chosen_by_auto_falls_back_where_it_disagrees(
     bf16: float, kind: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -369,6 +350,7 @@ def test_a_closed_loop_moves_beta_and_keeps_its_state(tmp_path: Path) -> None:
     trainer, recorder = make(tmp_path, settings(schedule=schedule))
     trainer.fit()
     assert given(recorder.step, 2) == [{}] * 12, "no read-back in a step"
+    assert trainer.selection_weights == {"z": 1.0}, "that of the ELBO"
     betas = [beta for record in trainer.history for beta in record.beta_trace["z"]]
     last = trainer.history[-1]
     (target,) = last.targets
@@ -392,12 +374,6 @@ def test_beta_of_an_epoch_is_a_range_where_it_went_up_and_down(tmp_path: Path) -
     for path, expected in (([0.2, 0.4, 0.2, 0.0], {"z": (0.0, 0.4)}), ([0.1, 0.2, 0.3, 0.4], {})):
         beta.copy_(torch.tensor(path))
         assert replay(trainer, metrics(1.0))[-1].beta_range == {name: pytest.approx(s) for name, s in expected.items()}
-
-
-@pytest.mark.parametrize(("reduction", "weight"), [("sum", 1.0), ("mean", 1 / 256)])
-def test_the_selection_of_closed_loops_weighs_as_the_elbo(reduction: str, weight: float, tmp_path: Path) -> None:
-    chosen = settings(schedule={"name": "geco", "tolerance": 0.1}, objective={"reduction": reduction})
-    assert make(tmp_path, chosen)[0].selection_weights == {"z": weight}
 
 
 def test_two_levels_with_a_schedule_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
