@@ -185,8 +185,9 @@ class Trainer:
             val = self.validate(betas)
         record = self.record(rows, betas, val, time.perf_counter() - began)
         with self.timed("recording"):
+            steps = self.step_records(rows)
             for recorder in self.recorders:
-                recorder.steps(self.step_records(rows))
+                recorder.steps(steps)
                 recorder.epoch(record)
         self.save()
         self.finish_epoch(record)
@@ -375,7 +376,7 @@ class Trainer:
         self.engine.metrics.table[: len(values["metric_rows"])].copy_(values["metric_rows"])
         if values["made_by"]["device"] == self.device.type:  # what was found by trial is that of its device
             self.trials_done = True
-            (self.step.precision,) = (kind for kind, name in PRECISIONS.items() if name == values["precision"])
+            self.step.precision = torch.bfloat16 if values["precision"] == "bf16" else torch.float32
             if self.device.type == "cpu" and self.settings.train.threads == "auto" and not threads_given():
                 torch.set_num_threads(min(values["made_by"]["threads"], cores()))
         self.seconds = dict(values["seconds"])
@@ -465,12 +466,10 @@ class Trainer:
             case KeyboardInterrupt():
                 at_once = not error.args  # else raised by `stop_if_asked`
                 asked = (self.stop() or signal.SIGINT) if at_once else error.args[0]
-                what = (
-                    f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}; saved in {folder.path}"
-                )
+                where = f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}; saved"
                 if at_once:
-                    what = f"at once; {folder.path} holds the first {self.saved_step} of {self.global_step} steps"
-                what = f"stopped by {signal_name(asked)} {what}"
+                    where = f"at once after step {self.global_step}; the first {self.saved_step} steps are saved"
+                what = f"stopped by {signal_name(asked)} {where} in {folder.path}"
                 return Interrupted(what, exit_code(asked), f"resume with {resume}", at_once=at_once)
         if not out_of_memory(error):
             return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,14 +172,12 @@ def same(one: Any, other: Any, where: str = "") -> None:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """What an undisturbed run of a case leaves."""
-    known: dict[str, dict[str, Any]] = {}
 
+    @functools.cache
     def of(name: str) -> dict[str, Any]:
-        if name not in known:
-            folder = tmp_path_factory.mktemp("straight") / "run"
-            assert complete(folder, name) == 1
-            known[name] = contents(folder)
-        return known[name]
+        folder = tmp_path_factory.mktemp("straight") / "run"
+        assert complete(folder, name) == 1
+        return contents(folder)
 
     return of
 

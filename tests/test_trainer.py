@@ -297,7 +297,12 @@ def test_bf16_chosen_by_auto_falls_back_where_it_disagrees(
     ("error", "raised", "state", "reason"),
     [
         (RuntimeError("broken"), RuntimeError, "failed", "RuntimeError: broken"),
-        (KeyboardInterrupt(), Interrupted, "interrupted", "stopped by Ctrl-C at once; {} holds the first 0 of 4 steps"),
+        (
+            KeyboardInterrupt(),
+            Interrupted,
+            "interrupted",
+            "stopped by Ctrl-C at once after step 4; the first 0 steps are saved in {}",
+        ),
         (torch.OutOfMemoryError(""), ArcvaeError, "failed", "the memory of cpu is too small for the validation, "),
     ],
     ids=["error", "second Ctrl-C", "memory"],
