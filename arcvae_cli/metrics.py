@@ -55,10 +55,9 @@ class MetricAccumulator:
         # examples, loss, reconstruction, KL terms, kl_per_dim, norm of the gradient, betas, hits
         width = 4 + 2 * len(levels) + sum(levels.values()) + HITS
         self.table = torch.zeros(rows, width, dtype=exact_type(torch.device(device)), device=device)
-        cuda = self.table.device.type == "cuda"
+        cuda = self.table.device.type == "cuda"  # where `recent_loss` is copied without waiting for it
         self.copied = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
-        self.copy = torch.zeros((), dtype=self.table.dtype, pin_memory=cuda)
-        self.pending = False
+        self.copy, self.pending = torch.zeros((), dtype=self.table.dtype, pin_memory=cuda), False
 
     @torch.no_grad()
     def add(self, row: int | Tensor, terms: Terms, output: Output, batch: Batch, norm: Tensor | None = None) -> None:

@@ -38,7 +38,8 @@ class Objective(nn.Module):
         super().__init__()
         self.settings = settings
         weights = None
-        if settings.class_weights != "none" and class_counts is not None:
+        if settings.class_weights != "none":
+            assert class_counts is not None
             weights = class_weights(class_counts, settings.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 
