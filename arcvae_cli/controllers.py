@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,8 +61,7 @@ class Controller:
         parts = schedule.by_level(levels) if schedule.parts.keys() != {""} else schedule.parts
         self._closed = {name: part for name, part in parts.items() if isinstance(part, Feedback)}
         self._states = {name: self._tensors(part.begin()) for name, part in self._closed.items()}
-        self._setpoints = {name: part.setpoint(0.0) for name, part in self._closed.items()}
-        self._targets = self._tensors(self._setpoints)
+        self._targets = self._tensors({name: part.setpoint(0.0) for name, part in self._closed.items()})
         self._fixed: dict[str, Tensor] = {}  # the betas of open loops at fixed addresses
         self.open: dict[str, float] = {}  # the betas of open loops at present
         self.zero_levels: tuple[str, ...] = ()  # those whose beta is 0
@@ -72,15 +72,12 @@ class Controller:
 
     def at(self, epoch: float) -> None:
         """Set the time, in epochs: the targets of closed loops, the betas of open ones."""
-        before, self.open = self.open, {level: part(epoch) for level, part in self._open.items()}
+        self.open = {level: part(epoch) for level, part in self._open.items()}
         for level, tensor in self._fixed.items():
-            if before[level] != self.open[level]:
-                tensor.fill_(self.open[level])
+            tensor.fill_(self.open[level])
         self.zero_levels = tuple(level for level, value in self.open.items() if value == 0.0)
-        for name, part in self._closed.items():
-            if (setpoint := part.setpoint(epoch)) != self._setpoints[name]:
-                self._setpoints[name] = setpoint
-                self._targets[name].fill_(setpoint)
+        for name, target in self._targets.items():
+            target.fill_(self._closed[name].setpoint(epoch))
 
     def use_tensors(self) -> None:
         """Give open betas but 0 as tensors at fixed addresses from now on: CUDA graphs read there what `at` sets."""
@@ -96,10 +93,7 @@ class Controller:
             nats = reconstruction.detach().to(self.exact) * self.per_position
             state = self._states[name]
             for key, value in part.law(torch, state, self._targets[name], kl, nats).items():
-                if isinstance(value, Tensor):
-                    state[key].copy_(value)
-                else:
-                    state[key].fill_(value)
+                state[key].fill_(value)  # a number, or a 0-d tensor that is copied on the device
             betas.update(dict.fromkeys(levels, state["beta"].to(reconstruction.dtype, copy=True)))
         return {level: betas[level] for level in self.levels}
 
@@ -114,21 +108,22 @@ class Controller:
         middle = epoch - 0.5 if self.schedule.per == "step" else epoch  # where a target that moves has its mean
         found = []
         for name, part in self._closed.items():
-            value = reconstruction * self.per_position
-            if part.quantity == "kl":
-                value = kl[name] if name else sum(kl.values())
-            level = name or self.levels[0]
-            bounds = {bound_of(part, path) for path in (betas[level], before.get(level, ()))}
-            moving = part.setpoint(epoch - 2.0) != part.setpoint(epoch)
-            bound = None if moving or len(bounds) > 1 else bounds.pop()
-            beta = sum(betas[level]) / len(betas[level])
-            found.append(Target(name, part.quantity, value, part.setpoint(middle), beta, bound))
+            nats = kl[name] if name else sum(kl.values())
+            value = nats if part.quantity == "kl" else reconstruction * self.per_position
+            path, earlier = betas[name or self.levels[0]], before.get(name or self.levels[0])
+            bound: Literal["max", "min"] | None = None
+            if earlier and part.setpoint(epoch - 2.0) == part.setpoint(epoch):
+                (low, high), both = part.at_bounds, [np.array(path), np.array(earlier)]
+                if all((steps >= high).mean() >= WHOLE_EPOCH for steps in both):
+                    bound = "max"
+                elif all((steps <= low).mean() >= WHOLE_EPOCH for steps in both):
+                    bound = "min"
+            found.append(Target(name, part.quantity, value, part.setpoint(middle), sum(path) / len(path), bound))
         return tuple(found)
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The state of each closed loop in plain numbers, from which a run continues exactly: a CPU-GPU sync."""
-        read = {name: torch.stack([*state.values()]).tolist() for name, state in self._states.items()}
-        return {name: dict(zip(self._states[name], values, strict=True)) for name, values in read.items()}
+        return {name: {key: value.item() for key, value in state.items()} for name, state in self._states.items()}
 
     def load_state_dict(self, values: Mapping[str, Mapping[str, float]]) -> None:
         """Continue from a state; ValueError if it is another schedule's."""
@@ -137,14 +132,6 @@ class Controller:
         for name, state in values.items():
             for key, value in state.items():
                 self._states[name][key].fill_(value)
-
-
-def bound_of(schedule: Feedback, betas: Sequence[float]) -> Literal["max", "min"] | None:
-    """The bound at which beta stayed for a whole epoch."""
-    low, high = schedule.at_bounds
-    if betas and sum(beta >= high for beta in betas) >= WHOLE_EPOCH * len(betas):
-        return "max"
-    return "min" if betas and sum(beta <= low for beta in betas) >= WHOLE_EPOCH * len(betas) else None
 
 
 def exact_type(device: torch.device) -> torch.dtype:

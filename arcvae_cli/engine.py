@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from arcvae_cli import graphs
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
+from arcvae_cli.errors import first_line
 from arcvae_cli.machine import choose_threads, out_of_memory
 from arcvae_cli.metrics import MetricAccumulator
 from arcvae_cli.settings import Settings
-from arcvae_cli.step import StateSnapshot, Step, mix, seed_step
+from arcvae_cli.step import Step, mix, seed_step, snapshot
 
 TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
 FAILED = {"compile": "the network cannot be compiled here", "graph": "no CUDA graph could be recorded"}
@@ -29,32 +30,30 @@ class Engine:
         self.steps, self.size = steps, settings.train.batch_size
         self.kind = "eager"
         self.reason: str | None = None
-        device = step.device
-        self.order = torch.zeros(steps * self.size, dtype=torch.int64, device=device)
-        self.indices = torch.zeros(self.size, dtype=torch.int64, device=device)
-        self.row = torch.zeros(1, dtype=torch.int64, device=device)
+        self.cuda = step.device.type == "cuda"
+        self.order = torch.zeros(steps * self.size, dtype=torch.int64, device=step.device)
+        self.indices = torch.zeros(self.size, dtype=torch.int64, device=step.device)
+        self.row = torch.zeros(1, dtype=torch.int64, device=step.device)
         # the last row is for trial steps
-        self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, device)
+        self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, step.device)
         self._graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph] = {}  # by the levels whose beta is 0
 
     def choose_threads(self, steps: int) -> str | None:
         """Set the CPU threads for so many steps, on a CPU by a trial that leaves no trace; a note about it."""
         if self.step.device.type != "cpu":
             return None
-        snapshot = StateSnapshot(self.step, self.control)
+        restore = snapshot(self.step, self.control)
         self.step.model.train()
         note = choose_threads(self._try, steps)
-        snapshot.restore()
+        restore()
         return note
 
     def prepare(self, times: Iterable[float]) -> None:
         """Choose the engine by trial, eager where another fails. `times`: all that the schedule will be asked for."""
-        wanted, cuda = self.settings.train.engine, graphs.possible(self.step.device)
-        if wanted == "auto":
-            wanted = "graph" if cuda else "eager"
-        if wanted == "eager":
+        wanted = self.settings.train.engine
+        if wanted == "eager" or (wanted == "auto" and not self.cuda):
             return
-        snapshot = StateSnapshot(self.step, self.control)
+        restore = snapshot(self.step, self.control)
         self.step.model.train()
         self.control.use_tensors()
         cases: Cases = {}
@@ -63,11 +62,22 @@ class Engine:
             cases.setdefault(self.control.zero_levels, time)
         if wanted == "compile":
             self._attempt("compile", self._compile, cases)
-        elif not cuda:
+        elif not self.cuda:
             self.reason = f"CUDA graphs need a CUDA device, this is {self.step.device.type}"
-        if cuda:
+        if self.cuda:
             self._attempt("graph", self._record, cases)
-        snapshot.restore()
+        restore()
+
+    def _attempt(self, kind: str, trial: Callable[[Cases], None], cases: Cases) -> None:
+        forward = self.step.forward
+        try:
+            trial(cases)
+            self.kind = "compile" if self.kind == "compile" else kind
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler, the compiler behind it or a driver may raise
+            self.reason = f"{FAILED[kind]}: {first_line(error)}"
+            self.step.forward = forward
 
     def begin(self, epoch: int, index: int = 0) -> None:
         """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
@@ -88,14 +98,11 @@ class Engine:
             self.body()
 
     def body(self) -> None:
-        self._step(self.indices)
-        self.row.add_(1)
-
-    def _step(self, indices: Tensor) -> None:
-        conditions = bool(self.step.model.attributes)
-        batch = self.corpus.batch("train", indices, augment=self.settings.data.augment, conditions=conditions)
+        augment, conditions = self.settings.data.augment, bool(self.step.model.attributes)
+        batch = self.corpus.batch("train", self.indices, augment=augment, conditions=conditions)
         terms, output = self.step.train(batch, self.control.weigh)
         self.metrics.add(self.row, terms, output, batch, self.step.norm)
+        self.row.add_(1)
 
     def _try(self) -> None:
         """A step whose metrics go into the spare row; so do those of the next one."""
@@ -108,12 +115,12 @@ class Engine:
         self._graphs.clear()
         self.step.forward = self.step.plain
         while size:
-            self.row.fill_(self.steps)
             for parameter in self.step.parameters:
                 parameter.grad = None
             torch.cuda.empty_cache()  # nothing where CUDA is not in use
+            self.indices = self.order[:size]
             try:
-                self._step(self.order[:size])
+                self._try()
                 return size
             except Exception as error:
                 if not out_of_memory(error):
@@ -122,27 +129,14 @@ class Engine:
             size //= 2
         return None
 
-    def _attempt(self, kind: str, prepare: Callable[[Cases], None], cases: Cases) -> None:
-        try:
-            prepare(cases)
-            self.kind = "compile" if self.kind == "compile" else kind
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler, the compiler behind it or a driver may raise
-            self.reason = f"{FAILED[kind]}: {graphs.first_line(error)}"
-
     def _compile(self, cases: Cases) -> None:
         # torch 2.13 loses what a compiled function writes into the state of a closed loop
         self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
         # fallback_random: draws what eager draws
         self.step.forward = torch.compile(self.step.plain, dynamic=False, options={"fallback_random": True})
-        try:
-            for time in cases.values():
-                self.control.at(time)
-                self._try()
-        except Exception:
-            self.step.forward = self.step.plain
-            raise
+        for time in cases.values():
+            self.control.at(time)
+            self._try()
 
     def _record(self, cases: Cases) -> None:
         if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
@@ -150,5 +144,43 @@ class Engine:
         found = {}
         for levels, time in cases.items():
             self.control.at(time)
-            found[levels], _ = graphs.record(self.body, self._try)
+            found[levels] = record_graph(self.body, self._try)
         self._graphs = found
+
+
+WARM_UPS = 3  # plain calls before a recording, in which libraries choose kernels and allocate workspaces
+_failed: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator still refers to them, and can record no other
+
+
+def record_graph(function: Callable[[], None], warm_up: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """A graph of `function` on the current CUDA device, after calls of `warm_up`; a seed gives it the same draws.
+
+    RuntimeError where it does what no graph can, such as reading a value back, and in every call after a failed one.
+    """
+    if _failed:
+        raise RuntimeError("an earlier recording failed")
+    here, device = torch.cuda.current_stream(), torch.cuda.current_device()
+    stream = _side_stream(device)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            warm_up()
+    here.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # "thread_local": the threads of loggers may use the device meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            function()
+    except Exception as error:
+        _failed.append(graph)
+        # PyTorch leaves its stream in place, and a generator that refuses to draw
+        torch.cuda.set_stream(here)
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(torch.Generator(generator.device).set_state(generator.get_state()))
+        raise error.__context__ or error from None  # the end of a recording only says that something failed
+    return graph
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:  # one for all recordings: cuBLAS keeps tens of MiB for each
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -6,41 +6,28 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container, as it sees itself
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 TRIAL_STEPS = 200  # a shorter run is over before a trial pays
 TRIAL_SHARE, TRIAL_SECONDS, TRIAL_ROUNDS = 0.02, 2.0, 10  # what a trial may take: of the run, at most, after warming up
 GAIN = 0.9  # more threads are taken if they need less than this share of the time, since the load may grow
 
 
-def cores(control: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:
-    """How many cores this process may use: its CPU affinity, within the quota (rounded up) of its control group."""
+def cores() -> int:
+    """How many cores this process may use: its CPU affinity, within the quota (rounded up) of its container."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     try:
-        allowed = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS or Windows
-        allowed = os.cpu_count() or 1
-    return min(allowed, math.ceil(min(quotas(control, groups), default=allowed)))
-
-
-def quotas(control: Path, groups: Path) -> Iterator[float]:
-    """The CPU limits, in cores, of this process's control group and its parents."""
-    try:
-        own = next(line for line in groups.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return
-    group = Path(own[3:].lstrip("/"))
-    for folder in (control / place for place in (group, *group.parents)):
-        with suppress(OSError, ValueError):  # in a container the path is often the host's, which does not exist here
-            quota, period = (folder / "cpu.max").read_text().split()
-            if quota != "max":
-                yield int(quota) / int(period)
+        quota, period = CPU_QUOTA.read_text().split()
+    except OSError:
+        return allowed
+    return allowed if quota == "max" else min(allowed, math.ceil(int(quota) / int(period)))
 
 
 def threads_given() -> bool:
@@ -98,16 +85,11 @@ def describe(device: torch.device) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on the device or on the host."""
-    if isinstance(error, MemoryError) or "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
     text = str(error)
-    by_torch = any(s in text for s in ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory"))
+    parts = ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
     by_onednn = "could not create a primitive" in text and "descriptor" not in text
-    return isinstance(error, RuntimeError) and (by_torch or by_onednn)
+    by_torch = type(error).__name__ == "OutOfMemoryError" or by_onednn or any(part in text for part in parts)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and by_torch)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -116,13 +98,12 @@ def peak_memory(device: torch.device) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    try:  # on Linux `getrusage` may return the peak of the parent process
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:
+    if sys.platform == "win32":
         return 0
+    if sys.platform == "linux":  # where `getrusage` may return the peak of the parent process
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

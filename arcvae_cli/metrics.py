@@ -16,7 +16,6 @@ from arcvae_cli.models.base import Batch, Output
 from arcvae_cli.objective import Terms
 
 HITS = 5  # columns that `hits` gives
-CHECK_EVERY = 50  # steps between two asynchronous reads of the recent loss
 
 
 @dataclass(frozen=True)
@@ -56,25 +55,17 @@ class MetricAccumulator:
         # examples, loss, reconstruction, KL terms, kl_per_dim, norm of the gradient, betas, hits
         width = 4 + 2 * len(levels) + sum(levels.values()) + HITS
         self.table = torch.zeros(rows, width, dtype=exact_type(torch.device(device)), device=device)
+        cuda = self.table.device.type == "cuda"  # where `recent_loss` is copied without waiting for it
+        self.copied = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        self.copy, self.pending = torch.zeros((), dtype=self.table.dtype, pin_memory=cuda), False
 
     @torch.no_grad()
     def add(self, row: int | Tensor, terms: Terms, output: Output, batch: Batch, norm: Tensor | None = None) -> None:
         """Write a batch, and the norm of its gradient, into a row: its number, or (1,) int64 that a graph reads."""
-
-        def column(value: float | Tensor) -> Tensor:
-            return value.reshape(1).to(self.table) if isinstance(value, Tensor) else self.table.new_full((1,), value)
-
-        means = [terms.loss, terms.reconstruction, *terms.clamped_kl.values()]
-        line = torch.cat(
-            [
-                column(len(batch.x)),
-                torch.stack(means).to(self.table),
-                *(groups.to(self.table) for groups in terms.kl_per_dim.values()),
-                column(0.0 if norm is None else norm),
-                *(column(terms.betas[level]) for level in self.levels),
-                hits(output.logits, batch, self.background).to(self.table),
-            ]
-        )
+        losses = [terms.loss, terms.reconstruction, *terms.clamped_kl.values(), *terms.kl_per_dim.values()]
+        numbers = [len(batch.x), *losses, 0.0 if norm is None else norm, *(terms.betas[level] for level in self.levels)]
+        parts = [x.reshape(-1) if isinstance(x, Tensor) else self.table.new_full((1,), x) for x in numbers]
+        line = torch.cat([*parts, hits(output.logits, batch, self.background)])  # of the type of the table
         if isinstance(row, Tensor):
             self.table.index_copy_(0, row, line[None])
         else:
@@ -84,6 +75,23 @@ class MetricAccumulator:
         """The first `rows` rows, by default all: a CPU-GPU sync."""
         return MetricRows(self.table[:rows].cpu().double().numpy(), self.levels)
 
+    def recent_loss(self, rows: int, last: int) -> float | None:
+        """The mean loss of the `last` of so many rows without a CPU-GPU sync; NaN if any number is not finite.
+
+        On CUDA a call returns what an earlier call has started, or None.
+        """
+        mean = self.table[max(0, rows - last) : rows, 1].mean()
+        loss = torch.where(self.table.isfinite().all(), mean, torch.nan)
+        if self.copied is None:
+            return float(loss)
+        ready = self.pending and self.copied.query()  # type: ignore[no-untyped-call]
+        found = float(self.copy) if ready else None
+        if ready or not self.pending:
+            self.copy.copy_(loss, non_blocking=True)
+            self.copied.record()
+            self.pending = True
+        return found
+
 
 @dataclass(frozen=True)
 class MetricRows:
@@ -92,12 +100,11 @@ class MetricRows:
     rows: NDArray[np.float64]
     levels: Mapping[str, int]
 
-    def mean(self, rows: slice = slice(None)) -> EpochMetrics:
-        chosen = self.rows[rows]
-        sizes, n = chosen[:, 0], float(chosen[:, 0].sum())
+    def mean(self) -> EpochMetrics:
+        sizes, n = self.rows[:, 0], float(self.rows[:, 0].sum())
         # a row's means weigh as many times as it has examples; its hits are sums
-        columns = iter((sizes @ chosen[:, 1:-HITS] / n).tolist())
-        right, positions, found, foreground, exact = chosen[:, -HITS:].sum(axis=0).tolist()
+        columns = iter((sizes @ self.rows[:, 1:-HITS] / n).tolist())
+        right, positions, found, foreground, exact = self.rows[:, -HITS:].sum(axis=0).tolist()
         return EpochMetrics(
             examples=int(n),
             loss=next(columns),
@@ -119,33 +126,6 @@ class MetricRows:
         """Beta of every row, by level."""
         first = self.rows.shape[1] - HITS - len(self.levels)
         return {level: self.rows[:, first + index].tolist() for index, level in enumerate(self.levels)}
-
-
-class RecentLoss:
-    """The mean loss of the last rows of an accumulator, without a CPU-GPU sync; NaN if any of its rows is not finite.
-
-    On CUDA a call returns what an earlier call has started, or None.
-    """
-
-    def __init__(self, metrics: MetricAccumulator) -> None:
-        self.table = metrics.table
-        cuda = self.table.device.type == "cuda"
-        self.event = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
-        self.copied = torch.zeros((), dtype=self.table.dtype, pin_memory=cuda)
-        self.pending = False
-
-    def __call__(self, rows: int) -> float | None:
-        mean = self.table[max(0, rows - CHECK_EVERY) : rows, 1].mean()
-        loss = torch.where(self.table.isfinite().all(), mean, torch.nan)
-        if self.event is None:
-            return float(loss)
-        ready = self.pending and self.event.query()  # type: ignore[no-untyped-call]
-        found = float(self.copied) if ready else None
-        if ready or not self.pending:
-            self.copied.copy_(loss, non_blocking=True)
-            self.event.record()
-            self.pending = True
-        return found
 
 
 def hits(logits: Tensor, batch: Batch, background: int | None) -> Tensor:

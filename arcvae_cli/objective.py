@@ -96,8 +96,8 @@ class Objective(nn.Module):
     ) -> float:
         """The loss of model selection: reconstruction + weight * raw KL of every level, reduced, without free bits."""
         mean = self.settings.kl_reduction == "mean"
-        totals = {name: sum(groups) / (len(groups) if mean else 1) for name, groups in kl.items()}
-        return reconstruction + sum(weights[name] * total for name, total in totals.items())
+        parts = (weights[name] * (sum(groups) / (len(groups) if mean else 1)) for name, groups in kl.items())
+        return reconstruction + sum(parts)
 
 
 def class_weights(counts: Tensor, kind: str) -> Tensor:

@@ -171,8 +171,7 @@ class Recorder:
     def step(self, epoch: int, done: int, betas: Mapping[str, float], loss: float | None) -> None:
         """After every step, `done` in this epoch; must cost next to nothing.
 
-        `betas`: by level, without those of closed loops. `loss`: the mean of recent steps, None where no new one is
-        known.
+        `betas`: of the levels with open loops. `loss`: the mean of recent steps, None where no new one is known.
         """
 
     def steps(self, records: Sequence[StepRecord]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -28,9 +27,7 @@ def choose_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a driver that does not start
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": (device.index or 0) < gpus}
     if not there[device.type]:
         raise InputError(f"train.device: {name} is not available on this machine", "use --device auto or cpu")
@@ -45,14 +42,8 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto" and device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     elif wanted == "auto" and device.type == "cpu":
-        bf16 = cpu_has_bf16()
+        bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))
     return torch.bfloat16 if bf16 else torch.float32
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies matrices in bf16 (AMX or AVX512-bf16)."""
-    listed = torch.cpu.get_capabilities()
-    return bool(listed.get("amx_bf16") or listed.get("avx512_bf16"))
 
 
 def seed_step(seed: int, *place: int | str) -> None:
@@ -84,7 +75,7 @@ class Adam(optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load moments and learning rate; the rate stays the tensor that graphs read, all else as in the settings."""
-        own = {name: value for name, value in self.param_groups[0].items() if name != "params"}
+        own = dict(self.param_groups[0])
         inspect.unwrap(optim.Adam.load_state_dict)(self, state_dict)
         own["lr"].fill_(float(self.param_groups[0]["lr"]))
         self.param_groups[0].update(own)
@@ -101,9 +92,7 @@ class Adam(optim.Adam):
             if not self.state[parameter]:
                 zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
-        steps, means, squares = (
-            [self.state[parameter][name] for parameter in moved] for name in ("step", "exp_avg", "exp_avg_sq")
-        )
+        steps, means, squares = ([self.state[one][name] for one in moved] for name in ("step", "exp_avg", "exp_avg_sq"))
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         finite = norm.isfinite().float()
         scale = (norm / most).clamp(min=1.0).float() if most else None
@@ -111,18 +100,9 @@ class Adam(optim.Adam):
             torch._foreach_div_(grads, scale)
         group = self.param_groups[0]
         torch._foreach_add_(steps, [finite] * len(steps))
-        torch._fused_adam_(
-            moved,
-            grads,
-            means,
-            squares,
-            [],
-            steps,
-            **{name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")},
-            **dict(zip(("beta1", "beta2"), group["betas"], strict=True)),
-            grad_scale=scale,
-            found_inf=1.0 - finite,
-        )
+        options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+        options |= {"beta1": group["betas"][0], "beta2": group["betas"][1], "grad_scale": scale}
+        torch._fused_adam_(moved, grads, means, squares, [], steps, found_inf=1.0 - finite, **options)
         return norm
 
 
@@ -134,10 +114,8 @@ class Step:
             torch.set_num_threads(settings.threads)
         # channels last is the fastest layout of convolutions on CPUs and GPUs
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective = objective
-        self.device = device
+        self.objective, self.device, self.clip = objective, device, settings.gradient_clip
         self.precision = choose_precision(settings.precision, device)
-        self.clip = settings.gradient_clip
         self.parameters = list(model.parameters())
         self.norm: Tensor | None = None  # of the last step's gradient
         self.forward: Forward = self.plain
@@ -156,7 +134,7 @@ class Step:
         return self.objective.forward(output, batch, weigh), output
 
     def train(self, batch: Batch, weigh: Weigh) -> tuple[Terms, Output]:
-        """One optimiser step. `weigh`: the betas of the batch, or what gives them, such as `Controller.weigh`."""
+        """One optimiser step; `weigh`: see `Objective.forward`."""
         terms, output = self.forward(batch, weigh)
         for parameter in self.parameters:
             parameter.grad = None
@@ -169,24 +147,21 @@ class Step:
         return self.plain(batch, betas)
 
 
-class StateSnapshot:
-    """What a trial step changes: weights, optimiser, closed loops. `restore` puts it back in place, for graphs."""
-
-    def __init__(self, step: Step, control: Controller) -> None:
-        self.step, self.control = step, control
-        self.weights = deepcopy(step.model.state_dict())
-        self.moments = deepcopy(step.optimizer.state_dict()["state"])
-        self.loops = control.state_dict()
-        self.random = torch.get_rng_state()
+def snapshot(step: Step, control: Controller) -> Callable[[], None]:
+    """Keep what trial steps change: weights, optimiser, closed loops. Returns what restores it in place, for graphs."""
+    weights, moments = deepcopy(step.model.state_dict()), deepcopy(step.optimizer.state_dict()["state"])
+    loops, random = control.state_dict(), torch.get_rng_state()
 
     @torch.no_grad()
-    def restore(self) -> None:
-        self.step.model.load_state_dict(self.weights)
-        for index, state in self.step.optimizer.state_dict()["state"].items():
+    def restore() -> None:
+        step.model.load_state_dict(weights)
+        for index, state in step.optimizer.state_dict()["state"].items():
             for name, value in state.items():
-                value.copy_(self.moments[index][name] if index in self.moments else torch.zeros_like(value))
-        self.control.load_state_dict(self.loops)
-        torch.set_rng_state(self.random)
+                value.copy_(moments[index][name] if index in moments else torch.zeros_like(value))
+        control.load_state_dict(loops)
+        torch.set_rng_state(random)
+
+    return restore
 
 
 class LearningRate:
@@ -194,7 +169,7 @@ class LearningRate:
 
     def __init__(self, settings: TrainSettings, steps: int) -> None:
         self.settings, self.steps = settings, steps
-        self.factor, self.best, self.waited = 1.0, math.inf, 0
+        self.state: dict[str, float] = {"factor": 1.0, "best": math.inf, "waited": 0}
 
     def __call__(self, done: int) -> float:
         """The rate of the step that follows `done` others."""
@@ -202,19 +177,13 @@ class LearningRate:
         if train.lr_schedule == "cosine":
             share = 0.5 * (1.0 + math.cos(math.pi * min(done / self.steps, 1.0)))
             return train.lr_min + (train.lr - train.lr_min) * share
-        return max(train.lr * self.factor, min(train.lr_min, train.lr))
+        return max(train.lr * self.state["factor"], min(train.lr_min, train.lr))
 
     def judge(self, value: float) -> None:
         """Take the monitored value of an epoch, the smaller the better."""
-        if self.settings.lr_schedule != "plateau":
-            return
-        self.waited = 0 if value < self.best else self.waited + 1
-        self.best = min(self.best, value)
-        if self.waited > PATIENCE:
-            self.factor, self.waited = self.factor * PLATEAU, 0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"factor": self.factor, "best": self.best, "waited": self.waited}
-
-    def load_state_dict(self, values: Mapping[str, float]) -> None:
-        self.factor, self.best, self.waited = values["factor"], values["best"], int(values["waited"])
+        state = self.state
+        if self.settings.lr_schedule == "plateau":
+            state["waited"] = 0 if value < state["best"] else state["waited"] + 1
+            state["best"] = min(state["best"], value)
+            if state["waited"] > PATIENCE:
+                state.update(factor=state["factor"] * PLATEAU, waited=0)

@@ -9,22 +9,21 @@ import re
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from arcvae_cli import __version__, checkpoints, domains
+from arcvae_cli import BEGAN, __version__, checkpoints, domains
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.engine import TEXTS, Engine
-from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError
+from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError, first_line
 from arcvae_cli.evaluation.information import batches, longest_first
-from arcvae_cli.graphs import first_line
 from arcvae_cli.machine import cores, describe, out_of_memory, peak_memory, threads_given
-from arcvae_cli.metrics import CHECK_EVERY, EpochMetrics, MetricAccumulator, MetricRows, RecentLoss
+from arcvae_cli.metrics import EpochMetrics, MetricAccumulator, MetricRows
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
 from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Pictures, Plan, Recorder, StepRecord
@@ -34,55 +33,38 @@ from arcvae_cli.signals import exit_code, signal_name
 from arcvae_cli.step import LearningRate, Step, seed_step
 
 SHOWN, SAMPLES = 16, 64  # reconstructions and samples of a picture
+LOSS_EVERY, FIRST_LOSS_EVERY = 50, 10  # steps between two readings of the running loss, and in the first epoch
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-Ranking = tuple[str, Callable[[EpochRecord], float], float]  # a name, the value, the sign that makes the best least
-LOSS: Ranking = ("loss", lambda record: record.selection, 1.0)
-RANKINGS: dict[str, tuple[Ranking, ...]] = {
-    "pixel": (LOSS,),
-    "token": (LOSS, ("seq_acc", lambda record: record.val.exact, -1.0)),
-}  # by the unit of a corpus: what the best epochs are kept by
 
 
-@dataclass
 class Trainer:
     """One run: its parts, put together by the command, and its state."""
 
-    settings: Settings
-    corpus: Corpus
-    model: VAE
-    folder: RunFolder
-    recorders: Sequence[Recorder]
-    device: torch.device
-    stop: Callable[[], int | None] = lambda: None  # the number of a signal that asks to stop
-    notes: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)  # of the command
-    resumed: bool = False  # whether an earlier process worked in the folder
-    seconds: dict[str, float] = field(default_factory=dict)  # of each part of the run
-
-    def __post_init__(self) -> None:
-        train, objective = self.settings.train, self.settings.objective
-        counts = self.corpus.class_counts() if objective.class_weights != "none" else None
-        self.objective = Objective(objective, counts).to(self.device)
-        self.step = Step(self.model, self.objective, train, self.device)
-        self.steps = max(1, self.corpus.size("train") // train.batch_size)  # an epoch; the remainder is left out
-        self.levels = tuple(self.model.level_sizes)
-        self.schedule = self.settings.schedule
-        self.closed = self.schedule.closed_levels(self.levels)
-        self.rate = LearningRate(train, self.steps * train.epochs)
-        positions = self.corpus.mean_positions
-        self.control = Controller(self.schedule, self.levels, self.device, positions, objective.reduction)
-        self.engine = Engine(self.settings, self.step, self.corpus, self.control, self.steps)
-        self.recent_loss = RecentLoss(self.engine.metrics)
-        self.val_order = longest_first(self.corpus, "val", torch.arange(self.corpus.size("val")))
+    def __init__(self, settings: Settings, corpus: Corpus, model: VAE, folder: RunFolder, resumed: bool) -> None:
+        self.settings, self.corpus, self.model, self.folder = settings, corpus, model, folder
+        self.device, self.resumed = corpus.device, resumed  # resumed: whether an earlier process worked in the folder
+        self.recorders: list[Recorder] = []
+        self.stop: Callable[[], int | None] = lambda: None  # gives the number of a signal that asks to stop
+        self.schedule, self.levels = settings.schedule, tuple(model.level_sizes)
+        self.objective = Objective(settings.objective, corpus.class_counts()).to(self.device)
+        self.step = Step(model, self.objective, settings.train, self.device)
+        self.steps = max(1, corpus.size("train") // settings.train.batch_size)  # an epoch; the remainder is left out
+        self.rate = LearningRate(settings.train, self.steps * settings.train.epochs)
+        positions = corpus.mean_positions
+        self.control = Controller(self.schedule, self.levels, self.device, positions, settings.objective.reduction)
+        self.engine = Engine(settings, self.step, corpus, self.control, self.steps)
+        self.val_order = longest_first(corpus, "val", torch.arange(corpus.size("val")))
         # each level's largest beta, for a closed loop the ELBO's 1
-        self.elbo_scale = elbo_scale(self.settings, positions)
+        self.elbo_scale = elbo_scale(settings, positions)
+        self.closed_levels = self.schedule.closed_levels(self.levels)
         self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
-        self.selection_weights |= self.schedule.peaks([level for level in self.levels if level not in self.closed])
-        self.fingerprint = self.corpus.fingerprint()
-        self.resume_hint = f"resume with `arcvae train --resume {self.folder.shell}`"
+        self.selection_weights |= self.schedule.peaks([name for name in self.levels if name not in self.closed_levels])
+        self.fingerprint = corpus.fingerprint()
+        self.notes: list[str] = []
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
         self.trials_done = False  # whether precision and threads were found by trial
-        self.part, self.since = "start", self.began  # the part of the run under way, and since when
+        self.part, self.since = "start", BEGAN  # the part under way
+        self.seconds: dict[str, float] = {}  # of each part of the run
         self.ended: dict[str, str] = {}  # why it ended before its last epoch, for its status
         self.save_at = math.inf  # by the monotonic clock, when to save within an epoch
         self.best: tuple[float, int] | None = None  # the monitored value, and its epoch
@@ -135,12 +117,44 @@ class Trainer:
         self.engine.prepare(self.clock(epoch, index) for epoch in epochs for index in range(self.steps))
         if self.engine.reason is not None:
             self.notes.append(f"{self.engine.reason}: {TEXTS[self.engine.kind]}")
-        plan = self.plan()
+        plan = Plan(
+            run=self.folder.name,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            device=describe(self.device),
+            engine=TEXTS[self.engine.kind],
+            precision=PRECISIONS[self.step.precision],
+            corpus=self.corpus.name,
+            sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},
+            epochs=train.epochs,
+            steps=self.steps,
+            level_shapes=self.model.level_shapes,
+            settings=self.settings,
+            elbo_scale=self.elbo_scale,
+            free_bits={level: self.settings.objective.floor(level) for level in self.levels},
+            notes=tuple(self.notes),
+            **domains.of(self.corpus.kind).baseline(self.corpus),
+        )
         for recorder in self.recorders:
             recorder.start(plan)
             if self.resumed:
                 recorder.resume(self.history, len(self.history) * self.steps)
         self.save()
+
+    def check_precision(self) -> None:
+        """Fall back to fp32 if bf16, chosen by `auto`, does not give the same loss on one batch within 2 %."""
+        if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
+            return
+        count = min(self.settings.train.batch_size, self.corpus.size("val"), 32)
+        batch = self.corpus.batch("val", torch.arange(count, device=self.device))
+        losses = []
+        self.model.eval()
+        for precision in (torch.float32, torch.bfloat16):
+            self.step.precision = precision
+            seed_step(self.settings.train.seed, "precision")
+            losses.append(self.step.measure(batch, self.selection_weights)[0].loss.item())
+        if not abs(losses[1] - losses[0]) <= 0.02 * abs(losses[0]):
+            self.step.precision = torch.float32
+            self.notes.append(f"bf16 gives a loss of {losses[1]:.4g} and fp32 {losses[0]:.4g}: using fp32")
 
     def run_epoch(self, epoch: int) -> None:
         """One pass over the training split, one over the validation split, a record, a checkpoint, pictures."""
@@ -153,19 +167,25 @@ class Trainer:
                 self.step.rate.fill_(self.rate(self.global_step))
                 self.engine.run(index)  # no sync: metrics stay on the device
                 self.global_step += 1
-                loss = self.recent_loss(index + 1) if self.global_step % CHECK_EVERY == 0 else None  # no sync
+                due = self.global_step % (FIRST_LOSS_EVERY if epoch == 1 else LOSS_EVERY) == 0
+                loss = self.engine.metrics.recent_loss(index + 1, LOSS_EVERY) if due else None  # no sync
                 if loss is not None and math.isnan(loss):
-                    self.check_steps(self.engine.metrics.read(index + 1), epoch)
+                    self.check_steps(self.engine.metrics.read(index + 1))
                 for recorder in self.recorders:
                     recorder.step(epoch, index + 1, self.control.open, loss)
                 self.stop_if_asked()
                 if time.monotonic() >= self.save_at:
                     self.save()
             rows = self.engine.metrics.read(self.steps)  # the one CPU-GPU sync of the epoch
-        self.check_steps(rows, epoch)
-        record = self.record(epoch, rows, began)
+            self.check_steps(rows)
+        betas = {name: path[-1] for name, path in rows.betas().items()}
+        for name in self.closed_levels:  # whose beta may change its sign with every batch: the mean is what acted
+            betas[name] = sum(rows.betas()[name]) / self.steps
+        with self.timed("validation"):
+            val = self.validate(betas)
+        record = self.record(rows, betas, val, time.perf_counter() - began)
         with self.timed("recording"):
-            steps = self.step_records(epoch, rows)
+            steps = self.step_records(rows)
             for recorder in self.recorders:
                 recorder.steps(steps)
                 recorder.epoch(record)
@@ -195,57 +215,40 @@ class Trainer:
             metrics.add(index, *self.step.measure(batch, betas), batch)
         rows = metrics.read()
         if rows.first_nonfinite is not None:  # the last update of the weights shows only here
-            raise self.diverged(f"epoch {len(self.history) + 1}: the validation loss")
+            raise FloatingPointError(f"epoch {len(self.history) + 1}: the validation loss")
         return rows.mean()
 
-    def check_precision(self) -> None:
-        """Fall back to fp32 if bf16, chosen by `auto`, does not give the same loss on one batch within 2 %."""
-        if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
-            return
-        count = min(self.settings.train.batch_size, self.corpus.size("val"), 32)
-        batch = self.corpus.batch("val", torch.arange(count, device=self.device))
-        losses = []
-        self.model.eval()
-        for precision in (torch.float32, torch.bfloat16):
-            self.step.precision = precision
-            seed_step(self.settings.train.seed, "precision")
-            losses.append(self.step.measure(batch, self.selection_weights)[0].loss.item())
-        if not abs(losses[1] - losses[0]) <= 0.02 * abs(losses[0]):
-            self.step.precision = torch.float32
-            self.notes.append(f"bf16 gives a loss of {losses[1]:.4g} and fp32 {losses[0]:.4g}: using fp32")
+    def step_records(self, rows: MetricRows) -> list[StepRecord]:
+        """The logged steps of the epoch just finished."""
+        found = []
+        for row, step in zip(rows.rows, range(self.global_step - self.steps + 1, self.global_step + 1), strict=True):
+            if step % self.settings.log.every_n_steps == 0:
+                one = MetricRows(row[None], rows.levels)
+                betas = {level: path[0] for level, path in one.betas().items()}
+                found.append(StepRecord(step / self.steps, step, betas, one.mean(), self.corpus.unit))
+        return found
 
-    def step_records(self, epoch: int, rows: MetricRows) -> list[StepRecord]:
-        first, every, betas = (epoch - 1) * self.steps, self.settings.log.every_n_steps, rows.betas()
-        records = []
-        for index in range(-(first + 1) % every, self.steps, every):
-            now, mean = {level: path[index] for level, path in betas.items()}, rows.mean(slice(index, index + 1))
-            part = epoch - 1 + (index + 1) / self.steps
-            records.append(StepRecord(part, first + index + 1, now, mean, self.corpus.unit))
-        return records
-
-    def record(self, epoch: int, rows: MetricRows, began: float) -> EpochRecord:
-        """Validate, and add the record of the epoch to the history, with whether it is the best so far."""
-        betas, train = rows.betas(), rows.mean()
-        # a closed loop may change the sign of beta with every batch: the mean is what acted
-        last = {name: sum(path) / len(path) if name in self.closed else path[-1] for name, path in betas.items()}
-        with self.timed("validation"):
-            val = self.validate(last)
+    def record(self, rows: MetricRows, betas: Mapping[str, float], val: EpochMetrics, seconds: float) -> EpochRecord:
+        """Add the record of the epoch to the history, with whether it is the best so far."""
+        epoch, train, trace = len(self.history) + 1, rows.mean(), rows.betas()
         before = self.history[-1].beta_trace if self.history else {}
+        spans = {name: (min(trace[name]), max(trace[name])) for name in self.levels if name not in self.closed_levels}
+        moved = {name: abs(trace[name][-1] - trace[name][0]) for name in spans}
         record = EpochRecord(
             epoch=epoch,
             step=self.global_step,
-            betas=last,
+            betas=betas,
             learning_rate=self.rate(self.global_step - 1),
             train=train,
             val=val,
             selection=self.objective.selection_loss(val.reconstruction, val.kl_per_dim, self.selection_weights),
             monitored=0.0,
             best=False,
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
             unit=self.corpus.unit,
-            beta_range=beta_range({name: path for name, path in betas.items() if name not in self.closed}),
-            beta_trace=betas,
-            targets=self.control.reached(float(epoch), betas, before, train.kl_by_level, train.reconstruction),
+            beta_range={name: (low, high) for name, (low, high) in spans.items() if moved[name] < 0.99 * (high - low)},
+            beta_trace=trace,
+            targets=self.control.reached(float(epoch), trace, before, train.kl_by_level, train.reconstruction),
             restart=self.schedule.restart_info(float(epoch)),
         )
         monitor = self.settings.train.monitor
@@ -267,25 +270,6 @@ class Trainer:
         if cycle := self.schedule.cycle(epoch):
             patience = math.ceil(patience / cycle) * cycle
         return epoch - max(float(self.best[1]), self.schedule.first_peak) >= patience
-
-    def plan(self) -> Plan:
-        return Plan(
-            run=self.folder.name,
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            device=describe(self.device),
-            engine=TEXTS[self.engine.kind],
-            precision=PRECISIONS[self.step.precision],
-            corpus=self.corpus.name,
-            sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},
-            epochs=self.settings.train.epochs,
-            steps=self.steps,
-            level_shapes=self.model.level_shapes,
-            settings=self.settings,
-            elbo_scale=self.elbo_scale,
-            free_bits={level: self.settings.objective.floor(level) for level in self.levels},
-            notes=tuple(self.notes),
-            **domains.of(self.corpus.kind).baseline(self.corpus),
-        )
 
     @torch.inference_mode()
     def draw(self, epoch: int) -> None:
@@ -309,9 +293,9 @@ class Trainer:
     def save(self) -> None:
         """Write `last.pth`: the run as it is between two steps, if it is finite."""
         with self.timed("saving"):
-            self.check_steps(self.engine.metrics.read(self.index), len(self.history) + 1)
+            self.check_steps(self.engine.metrics.read(self.index))
             if not all(value.isfinite().all() for value in self.model.state_dict().values()):
-                raise self.diverged(f"step {self.global_step}: a weight")  # which no loss shows yet
+                raise FloatingPointError(f"step {self.global_step}: a weight")  # which no loss shows yet
             checkpoints.save(self.folder.checkpoints / "last.pth", self.state_dict())
             self.saved_step = self.global_step
             self.folder.write_status("running", **self.progress())
@@ -324,14 +308,16 @@ class Trainer:
         if record.best:
             checkpoints.copy(last, folder / checkpoints.BEST)
             self.save_parts("", record.epoch)
+        rankings = {"loss": [(one.selection, one.selection, one.epoch) for one in self.history]}
+        if self.corpus.unit == "token":
+            rankings["seq_acc"] = [(-one.val.exact, one.val.exact, one.epoch) for one in self.history]
         limit = self.settings.checkpoint.save_top_k
-        for name, value_of, sign in RANKINGS[self.corpus.unit] if limit else ():
-            ranked = sorted(self.history, key=lambda one: (sign * value_of(one), one.epoch))
-            for rank, one in enumerate(ranked):
-                file = folder / f"best-{name}-epoch_{one.epoch:03d}-{value_of(one):.4f}.pth"
+        for name, ranking in rankings.items() if limit else ():
+            for rank, (_, value, epoch) in enumerate(sorted(ranking, key=lambda one: (one[0], one[2]))):
+                file = folder / f"best-{name}-epoch_{epoch:03d}-{value:.4f}.pth"
                 if rank >= limit:
                     file.unlink(missing_ok=True)
-                elif one.epoch == record.epoch:
+                elif epoch == record.epoch:
                     checkpoints.copy(last, file)
         every = self.settings.checkpoint.every_epochs
         if every and record.epoch % every == 0:
@@ -353,7 +339,7 @@ class Trainer:
             "step": self.global_step,
             "model_state_dict": self.model.state_dict(),
             "optimizer_state_dict": self.step.optimizer.state_dict(),
-            "scheduler_state_dict": self.rate.state_dict(),
+            "scheduler_state_dict": dict(self.rate.state),
             "schedule_state": self.control.state_dict(),
             "conditions": checkpoints.condition_schema(self.model),
             **checkpoints.structure_of(self.model),
@@ -380,7 +366,7 @@ class Trainer:
             raise ValueError(f"{values['steps_per_epoch']} steps an epoch, now {self.steps}")
         self.model.load_state_dict(values["model_state_dict"])
         self.step.optimizer.load_state_dict(values["optimizer_state_dict"])
-        self.rate.load_state_dict(values["scheduler_state_dict"])
+        self.rate.state = dict(values["scheduler_state_dict"])
         self.control.load_state_dict(values["schedule_state"])
         for text, betas in zip(values["history"].splitlines(), values["betas"].tolist(), strict=True):
             record = EpochRecord.of(json.loads(text))
@@ -389,8 +375,8 @@ class Trainer:
         self.global_step = self.saved_step = values["step"]
         self.engine.metrics.table[: len(values["metric_rows"])].copy_(values["metric_rows"])
         if values["made_by"]["device"] == self.device.type:  # what was found by trial is that of its device
-            self.step.precision = {name: kind for kind, name in PRECISIONS.items()}[values["precision"]]
             self.trials_done = True
+            self.step.precision = torch.bfloat16 if values["precision"] == "bf16" else torch.float32
             if self.device.type == "cpu" and self.settings.train.threads == "auto" and not threads_given():
                 torch.set_num_threads(min(values["made_by"]["threads"], cores()))
         self.seconds = dict(values["seconds"])
@@ -456,63 +442,80 @@ class Trainer:
             "peak_memory_bytes": peak_memory(self.device),
         }
 
-    # what ends a run
-
-    def check_steps(self, rows: MetricRows, epoch: int) -> None:
+    def check_steps(self, rows: MetricRows) -> None:
         if (row := rows.first_nonfinite) is not None:
-            raise self.diverged(f"epoch {epoch}, step {row + 1} of {self.steps}: the loss or its gradient")
-
-    def diverged(self, what: str) -> ArcvaeError:
-        last = f"the last good checkpoint is {self.folder.checkpoints / 'last.pth'}, of step {self.saved_step}"
-        command = f"arcvae train --preset {self.folder.shell}/config.toml --lr {self.settings.train.lr / 2:g}"
-        fix = f"lower train.lr (`{command}`), keep train.gradient_clip on, or try train.precision=fp32"
-        return ArcvaeError(f"{what} is NaN or infinite; {last}", fix)
+            where = f"epoch {(self.global_step - 1) // self.steps + 1}, step {row + 1} of {self.steps}"
+            raise FloatingPointError(f"{where}: the loss or its gradient")
 
     def stop_if_asked(self) -> None:
         if (asked := self.stop()) is not None:
             self.save()
-            where = f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}"
-            what = f"stopped by {signal_name(asked)} {where}; saved in {self.folder.path}"
-            raise Interrupted(what, exit_code(asked), self.resume_hint)
+            raise KeyboardInterrupt(asked)
 
     def explained(self, error: BaseException) -> BaseException:
-        if isinstance(error, WriteError):
-            return WriteError(error.what, f"free some space, then {self.resume_hint}")
-        if isinstance(error, KeyboardInterrupt):
-            asked = self.stop() or signal.SIGINT
-            saved = f"{self.folder.path} holds the first {self.saved_step} of {self.global_step} steps"
-            what = f"stopped by {signal_name(asked)} at once; {saved}"
-            return Interrupted(what, exit_code(asked), self.resume_hint, at_once=True)
-        return self.too_large(error) if out_of_memory(error) else error
-
-    def too_large(self, error: BaseException) -> ArcvaeError:
+        """What to tell a person about an error that ends a run, or the error itself."""
+        folder, train, device = self.folder, self.settings.train, self.device
+        start, resume = f"arcvae train --preset {folder.shell}/config.toml", f"`arcvae train --resume {folder.shell}`"
+        match error:
+            case FloatingPointError():
+                last = f"the last good checkpoint is {folder.checkpoints / 'last.pth'}, of step {self.saved_step}"
+                fix = f"lower train.lr (`{start} --lr {train.lr / 2:g}`), keep train.gradient_clip on, or try "
+                return ArcvaeError(f"{error} is NaN or infinite; {last}", f"{fix}train.precision=fp32")
+            case WriteError():
+                return WriteError(error.what, f"free some space, then resume with {resume}")
+            case KeyboardInterrupt():
+                at_once = not error.args  # else raised by `stop_if_asked`
+                asked = (self.stop() or signal.SIGINT) if at_once else error.args[0]
+                where = f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}; saved"
+                if at_once:
+                    where = f"at once after step {self.global_step}; the first {self.saved_step} steps are saved"
+                what = f"stopped by {signal_name(asked)} {where} in {folder.path}"
+                return Interrupted(what, exit_code(asked), f"resume with {resume}", at_once=at_once)
+        if not out_of_memory(error):
+            return error
         traceback.clear_frames(error.__traceback__)  # which hold the tensors of the step
-        size, device = self.settings.train.batch_size, self.device
         if self.part not in ("start", "training"):
-            what = f"the memory of {device} is too small for the {self.part}, whatever train.batch_size ({size}) is"
-            return ArcvaeError(what, f"free some memory, then {self.resume_hint}")
-        what = f"train.batch_size: {size} does not fit into the memory of {device}"
+            what = f"the memory of {device} is too small for the {self.part}, whatever train.batch_size is"
+            return ArcvaeError(what, f"free some memory, then resume with {resume}")
+        what = f"train.batch_size: {train.batch_size} does not fit into the memory of {device}"
         fitting = None
         with contextlib.suppress(Exception):  # after a failed recording the allocator refuses
-            fitting = self.engine.fitting(size // 2)
+            fitting = self.engine.fitting(train.batch_size // 2)
         if not fitting:
             return ArcvaeError(what, "no smaller batch was found to fit: free some memory, or train a smaller model")
         # half of it on a host, whose memory is in pieces: what fitted in one process may not fit in the next
         advised = fitting // 2 if device.type == "cpu" and fitting > 1 else fitting
-        command = f"arcvae train --preset {self.folder.shell}/config.toml --batch-size {advised}"
-        return ArcvaeError(what, f"a batch of {fitting} fitted in a trial: start a run with `{command}`")
-
-
-def beta_range(betas: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
-    """The least and the largest beta of each level whose beta went both up and down in these steps."""
-    spans = {name: (min(path), max(path)) for name, path in betas.items()}
-    moved = {name: abs(path[-1] - path[0]) for name, path in betas.items()}
-    return {name: (low, high) for name, (low, high) in spans.items() if moved[name] < 0.99 * (high - low)}
+        fix = f"a batch of {fitting} fitted in a trial: start a run with `{start} --batch-size {advised}`"
+        return ArcvaeError(what, fix)
 
 
 def made_by(device: torch.device) -> dict[str, str | int]:
     """What the last bits of results depend on, beyond the settings."""
-    versions: dict[str, str | int] = {"arcvae": __version__, "torch": str(torch.__version__), "device": device.type}
-    if device.type != "cpu":
-        return versions
-    return {**versions, "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    found: dict[str, str | int] = {"arcvae": __version__, "torch": str(torch.__version__), "device": device.type}
+    if device.type == "cpu":
+        found |= {"threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
+    return found
+
+
+def overfit(
+    settings: Settings, corpus: Corpus, model: VAE, limit: int, report: Callable[[int, EpochMetrics], None]
+) -> tuple[int, EpochMetrics]:
+    """The check that a model can learn: train on one batch at beta 0 until it is memorised or for `limit` steps.
+
+    Returns the steps done and the metrics after them, of which there is a report every 50 steps.
+    """
+    objective = Objective(settings.objective, corpus.class_counts()).to(corpus.device)
+    step = Step(model, objective, settings.train, corpus.device)
+    count = min(settings.train.batch_size, corpus.size("train"))
+    batch = corpus.batch("train", torch.arange(count, device=corpus.device))
+    metrics = MetricAccumulator(1, model.level_sizes, corpus.background, corpus.device)
+    for done in range(1, limit + 1):
+        seed_step(settings.train.seed, "overfit", done)
+        terms, output = step.train(batch, dict.fromkeys(model.level_sizes, 0.0))
+        if done % 50 == 0 or done == limit:
+            metrics.add(0, terms, output, batch)
+            found = metrics.read().mean()
+            report(done, found)
+            if found.exact == 1.0 or not math.isfinite(found.loss):
+                break
+    return done, found

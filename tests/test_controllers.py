@@ -49,7 +49,11 @@ def weigh(controller: Controller, step: int, reconstruction: float, *kl: list[fl
 def test_the_device_gives_the_betas_of_the_reference(schedule: Feedback, reduction: str) -> None:
     controller = Controller(schedule, LEVELS, CPU, 64, reduction)
     state, seen = schedule.begin(), set()
-    for step, (reconstruction, *kl) in enumerate(batches(600), 1):
+    for step, (reconstruction, *kl) in enumerate(batches(400), 1):
+        if step % 100 == 0:  # it continues exactly from its state
+            state_dict, controller = controller.state_dict(), Controller(schedule, LEVELS, CPU, 64, reduction)
+            controller.load_state_dict(json.loads(json.dumps(state_dict)))
+            assert controller.state_dict() == state_dict
         betas = weigh(controller, step, reconstruction if reduction == "sum" else reconstruction / 64, *kl)
         state, beta = schedule.observe(state, step / 100, sum(map(sum, kl)), reconstruction / 64)
         for level in LEVELS:
@@ -94,19 +98,6 @@ def test_an_open_loop_gives_numbers_or_tensors_at_fixed_addresses(name: str) -> 
             places[level] |= {beta.data_ptr()} if isinstance(beta, Tensor) else set()
     assert all(len(addresses) <= 1 for addresses in places.values())
     assert plain.state_dict() == {} and plain.reached(40.0, {}, {}, {}, 1.0) == ()
-
-
-@pytest.mark.parametrize("schedule", CLOSED, ids=repr)
-def test_it_continues_exactly_from_its_state(schedule: Feedback) -> None:
-    walk = batches(300)
-    straight, resumed = (Controller(schedule, ("z",), CPU, 64, "sum") for _ in range(2))
-    for step in range(150):
-        weigh(straight, step, *walk[step][:2])
-    resumed.load_state_dict(json.loads(json.dumps(straight.state_dict())))
-    for step in range(150, 300):
-        one, other = (weigh(controller, step, *walk[step][:2])["z"] for controller in (straight, resumed))
-        assert torch.equal(one, other)
-    assert straight.state_dict() == resumed.state_dict()
 
 
 def test_a_state_of_another_schedule_is_refused() -> None:
@@ -179,16 +170,10 @@ def test_a_target_that_is_held_or_moves_is_not_out_of_reach() -> None:
     assert (strays.missed, strays.bound, strays.note) == (True, None, None)
     assert reached(ControlVAE(target=10.0, **QUICK), 14.0, 0.3, stray=2).bound == "max"  # single batches vary
     assert Target("", "kl", 4.0, 10.0, 1.0, "max").note is None  # the wrong bound: beta was high while the KL was low
-    assert Target("", "kl", math.nan, 10.0, 1.0, None).missed
-
-    ramp, kl = KLCapacity(capacity=20.0, ramp_epochs=4.0), {"z": 50.0}
-    controller = Controller(ramp, ("z",), CPU, 64, "sum")
-    (rising,) = controller.reached(2.0, {"z": [1.0] * 9}, {"z": [1.0] * 9}, kl, 9.9)
-    assert (rising.bound, rising.beta, rising.target) == (None, 1.0, 7.5)  # the ramp in the middle of the epoch
-    (over,) = controller.reached(6.0, {"z": [-1.0] * 9}, {"z": [-1.0] * 9}, kl, 9.9)
-    assert (over.bound, over.beta, over.target) == ("min", -1.0, 20.0)
-    (changed,) = controller.reached(6.0, {"z": [-1.0] * 9}, {"z": [1.0] * 9}, kl, 9.9)
-    assert changed.bound is None
-    whole = Controller(Hierarchical(global_=ramp, per="epoch"), LEVELS, CPU, 64, "sum")
-    (by_epoch,) = whole.reached(1.0, {"global": [0.0]}, {}, dict.fromkeys(LEVELS, 1.0), 9.9)
-    assert by_epoch.target == 5.0  # the clock stands at the end of the epoch throughout
+    ramp = Controller(KLCapacity(capacity=20.0, ramp_epochs=4.0), ("z",), CPU, 64, "sum")
+    for epoch, beta, before, bound, target in (
+        *((2.0, 1.0, 1.0, None, 7.5), (6.0, -1.0, -1.0, "min", 20.0)),  # the ramp in the middle of the epoch
+        (6.0, -1.0, 1.0, None, 20.0),
+    ):
+        (found,) = ramp.reached(epoch, {"z": [beta] * 9}, {"z": [before] * 9}, {"z": 50.0}, 9.9)
+        assert (found.bound, found.beta, found.target) == (bound, beta, target)

@@ -1,76 +1,119 @@
-"""Every engine trains as the eager one does. A CUDA graph stands here as operators replayed on the same memory."""
+"""Every engine trains as the eager one does. A CUDA graph stands here as operators replayed on the same memory.
+
+As in a graph, Python does not run again, its numbers are constants, every tensor stays where it was, random numbers are
+drawn anew from the default generator, and what would wait for the device is refused.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from arcvae_cli import graphs
+from arcvae_cli import engine as engines
 from arcvae_cli.controllers import Controller
-from arcvae_cli.data.corpus import GridCorpus, StringCorpus, open_corpus
+from arcvae_cli.data.corpus import Corpus, StringCorpus, open_corpus
 from arcvae_cli.engine import Engine
 from arcvae_cli.metrics import MetricRows
 from arcvae_cli.models import Structure, build_model
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Step, seed_step
-from tests.replaying import record
+
+REFUSED = ("_local_scalar_dense", "item.default", "nonzero", "masked_select", "unique", "equal.default", "tolist")
+
+
+class Recording(TorchDispatchMode):
+    """Records what is called within it; `replay` does it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = str(func)
+        masks = "aten.index" in name and any(tensor.dtype == torch.bool for tensor in tensors(args[1:2]))
+        if masks or any(part in name for part in REFUSED):
+            raise RuntimeError(f"{name} waits for the device")
+        # other names for the same memory: shapes may be changed in place later
+        held = pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, *held, [tensor.detach() for tensor in tensors(out)]))
+        return out
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, kept in self.calls:
+            for place, new in zip(kept, tensors(func(*args, **kwargs)), strict=True):
+                # a view and what is changed in place lie in memory that is already right
+                if place.data_ptr() != new.data_ptr():
+                    place.copy_(new)
+
+
+def tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def record(function: Callable[[], object], warm_up: Callable[[], object]) -> Recording:
+    """In place of `engine.record_graph`: the function runs while it is recorded, so its work is done once here."""
+    warm_up()
+    with Recording() as recording:
+        function()
+    return recording
+
 
 CPU = torch.device("cpu")
-STEPS = 10
-EPOCHS = 3
-
-WARM_UP = {"name": "linear_warmup", "max_beta": 0.5, "warmup_epochs": 1.0, "per": "step"}  # 0 at first
-MODELS: dict[str, dict[str, Any]] = {
-    "plain": {"model": {"name": "grid"}, "objective": {"free_bits": 0.3, "class_weights": "balanced"}},
-    "residual": {"model": {"name": "grid", "body": "residual", "dropout": 0.2}},
+STEPS, EPOCHS = 5, 2
+TIMES = [(index + 1) / STEPS for index in range(EPOCHS * STEPS)]
+WARM_UP = {"name": "linear_warmup", "max_beta": 0.5, "warmup_epochs": 0.5, "per": "step"}  # 0 at first
+PLAIN: dict[str, Any] = {"model": {"name": "grid"}, "objective": {"free_bits": 0.3, "class_weights": "balanced"}}
+GRAMMAR = {"name": "grammar", "encoder_hidden": 16, "decoder_hidden": 16, "decoder_layers": 1}
+GECO = {"name": "geco", "tolerance": 0.4}
+TABLES: dict[str, dict[str, Any]] = {
+    "plain": PLAIN,
+    "residual": {"model": {"name": "grid", "body": "residual", "dropout": 0.2}, "schedule": GECO},
     "hierarchical": {"model": {"name": "hierarchical", "local_size": 4}},
-    "grammar": {"model": {"name": "grammar", "encoder_hidden": 16, "decoder_hidden": 16, "decoder_layers": 1}},
-}
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "controlvae": {"name": "controlvae", "target": 3.0, "ki": -1e-3},
-    "geco": {"name": "geco", "tolerance": 0.4},
-    "kl_capacity": {"name": "kl_capacity", "capacity": 5.0, "ramp_epochs": 3.0},
-    "cyclical": {"name": "cyclical", "cycle_length": 2.0},
+    "grammar": {"model": GRAMMAR, "schedule": {"name": "controlvae", "target": 3.0, "ki": -1e-3}},
+    "kl_capacity": {**PLAIN, "schedule": {"name": "kl_capacity", "capacity": 5.0, "ramp_epochs": 3.0}},
+    "cyclical": {**PLAIN, "schedule": {"name": "cyclical", "cycle_length": 2.0}},
 }
 
-TABLES = MODELS | {name: {**MODELS["plain"], "schedule": schedule} for name, schedule in SCHEDULES.items()}
+
+@functools.cache
+def opened(strings: bool, device: torch.device) -> Corpus:
+    data = {"name": "equations", "size": 400} if strings else {"name": "shapes", "size": 120}
+    return open_corpus(Settings.model_validate({"data": data, "model": GRAMMAR if strings else {}}).data, device)
 
 
 def make(table: dict[str, Any], engine: str, device: torch.device = CPU) -> Engine:
-    table = {"schedule": WARM_UP, **table, "train": {"batch_size": 8, "precision": "fp32", "engine": engine}}
     strings = table["model"]["name"] == "grammar"
-    table["data"] = {"name": "equations", "size": 400} if strings else {"name": "shapes", "size": 120}
-    settings = Settings.model_validate(table)
-    corpus = open_corpus(settings.data, device)
+    table = {"schedule": WARM_UP, **table, "train": {"batch_size": 8, "precision": "fp32", "engine": engine}}
+    settings = Settings.model_validate({**table, "data": {"name": "equations" if strings else "shapes"}})
+    corpus = opened(strings, device)
     seed_step(0, "weights")
-    if isinstance(corpus, StringCorpus):
-        model = build_model(settings.model, Structure(corpus.rules, corpus.length))
-    else:
-        model = build_model(settings.model)
-    objective = Objective(settings.objective, corpus.class_counts()).to(device)
-    step = Step(model.to(device).train(), objective, settings.train, device)
-    levels = tuple(model.level_sizes)
-    control = Controller(settings.schedule, levels, device, corpus.mean_positions, settings.objective.reduction)
-    assert isinstance(corpus, GridCorpus | StringCorpus)
+    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, StringCorpus) else None
+    model = build_model(settings.model, structure).to(device).train()
+    step = Step(model, Objective(settings.objective, corpus.class_counts()).to(device), settings.train, device)
+    levels, reduction = tuple(model.level_sizes), settings.objective.reduction
+    control = Controller(settings.schedule, levels, device, corpus.mean_positions, reduction)
     return Engine(settings, step, corpus, control, STEPS)
 
 
-def times() -> list[float]:
-    return [epoch + (index + 1) / STEPS for epoch in range(EPOCHS) for index in range(STEPS)]
-
-
 def train(engine: Engine) -> list[MetricRows]:
-    """Thirty steps with a learning rate and a beta that move; what each epoch came to."""
+    """Ten steps with a learning rate and a beta that move; what each epoch came to."""
     found = []
     for epoch in range(1, EPOCHS + 1):
         engine.begin(epoch)
         for index in range(STEPS):
-            engine.control.at(times()[(epoch - 1) * STEPS + index])
+            engine.control.at(TIMES[(epoch - 1) * STEPS + index])
             engine.step.rate.fill_(1e-3 / epoch)
             engine.run(index)
         found.append(engine.metrics.read(STEPS))
@@ -83,28 +126,30 @@ def apart(one: Engine, other: Engine) -> float:
     return max((a.double() - b.double()).abs().max().item() for a, b in pairs)
 
 
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "record_graph", record)
+
+
+def with_graphs(table: dict[str, Any], engine: str) -> Engine:
+    made = make(table, engine)
+    made.cuda = True
+    return made
+
+
+@pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_a_graph_trains_as_eager_does(table: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, betas included, and what was tried before the first step leaves no trace."""
-    monkeypatch.setattr(graphs, "possible", lambda device: True)
-    monkeypatch.setattr(graphs, "record", record)
-    plain, graph = make(table, "eager"), make(table, "auto")
-    plain.prepare(times())
-    graph.prepare(times())
-    calls = watch(graph, monkeypatch)
+    plain, graph = make(table, "eager"), with_graphs(table, "auto")
+    plain.prepare(TIMES)
+    graph.prepare(TIMES)
+    monkeypatch.setattr(graph, "body", Mock(side_effect=AssertionError("once recorded, the body is not run again")))
     assert (plain.kind, graph.kind, graph.reason) == ("eager", "graph", None)
     for expected, found in zip(train(plain), train(graph), strict=True):
         np.testing.assert_array_equal(found.rows, expected.rows)
     assert apart(plain, graph) == 0.0
-    assert calls == [], "once recorded, the body is not run again"
     assert len(graph._graphs) == (1 if graph.settings.schedule.closed_loop else 2), "one more while beta is 0"
-
-
-def watch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    calls: list[int] = []
-    body: Callable[[], None] = engine.body
-    monkeypatch.setattr(engine, "body", lambda: (calls.append(1), body()))
-    return calls
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
@@ -114,9 +159,9 @@ def test_a_compiled_network_trains_as_eager_does(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         torch, "compile", lambda function, options, **how: compiler(function, backend="aot_eager", **how)
     )
-    table = {**MODELS["plain"], "schedule": SCHEDULES["geco"]}
+    table = {**PLAIN, "schedule": GECO}
     plain, compiled = make(table, "eager"), make(table, "compile")
-    compiled.prepare(times())
+    compiled.prepare(TIMES)
     assert compiled.reason is None and compiled.kind == "compile"
     assert compiled.step.forward != compiled.step.plain
     for expected, found in zip(train(plain), train(compiled), strict=True):
@@ -124,55 +169,36 @@ def test_a_compiled_network_trains_as_eager_does(monkeypatch: pytest.MonkeyPatch
     assert apart(plain, compiled) < 1e-5
 
 
+@pytest.mark.usefixtures("graphs")
 def test_eager_replaces_an_engine_that_is_impossible_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = make(MODELS["plain"], "graph")
-    asked.prepare(times())
+    asked = make(PLAIN, "graph")
+    asked.prepare(TIMES)
     assert (asked.kind, asked.reason) == ("eager", "CUDA graphs need a CUDA device, this is cpu")
 
-    def broken(*arguments: object, **how: object) -> Callable[..., Any]:
-        def refuse(*arguments: object) -> None:
-            raise RuntimeError("no C++ compiler\nand much more")
-
-        return refuse
-
-    monkeypatch.setattr(torch, "compile", broken)
-    compiled = make(MODELS["plain"], "compile")
-    compiled.prepare(times())
+    refuse = Mock(side_effect=RuntimeError("no C++ compiler\nand much more"))
+    monkeypatch.setattr(torch, "compile", Mock(return_value=refuse))
+    compiled = make(PLAIN, "compile")
+    compiled.prepare(TIMES)
     assert (compiled.kind, compiled.reason) == ("eager", "the network cannot be compiled here: no C++ compiler")
 
-    monkeypatch.setattr(graphs, "possible", lambda device: True)
-    monkeypatch.setattr(graphs, "record", record)
-    reading = make(MODELS["plain"], "graph")
+    reading = with_graphs(PLAIN, "graph")
     body = reading.body
     monkeypatch.setattr(reading, "body", lambda: (body(), reading.metrics.table.sum().item()))
-    reading.prepare(times())
-    assert (reading.kind, reading.reason) == (
-        "eager",
-        "no CUDA graph could be recorded: aten._local_scalar_dense.default waits for the device",
-    )
-    plain = make(MODELS["plain"], "eager")
-    for other in (asked, compiled):  # what was tried has left no trace
-        assert apart(plain, other) == 0.0
-    assert [train(one)[0].mean().loss for one in (plain, compiled, reading)] == [train(asked)[0].mean().loss] * 3
+    reading.prepare(TIMES)
+    reason = "no CUDA graph could be recorded: aten._local_scalar_dense.default waits for the device"
+    assert (reading.kind, reading.reason) == ("eager", reason)
+    assert apart(make(PLAIN, "eager"), compiled) == 0.0, "what was tried has left no trace"
+    assert train(reading)[0].mean().loss == train(asked)[0].mean().loss
 
-
-def test_out_of_memory_during_a_trial_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(graphs, "possible", lambda device: True)
-    monkeypatch.setattr(graphs, "record", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        make(MODELS["plain"], "auto").prepare(times())
-
-
-def test_dropout_between_gru_layers_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cuDNN draws there follows from no seed of a step."""
-    monkeypatch.setattr(graphs, "possible", lambda device: True)
+    # what cuDNN draws between GRU layers follows from no seed of a step
     gru = {"arch": "kusner", "encoder_kernel": 3, "encoder_channels": 3, "decoder_layers": 2, "decoder_hidden": 16}
-    engine = make({"model": {"name": "grammar", **gru, "decoder_dropout": 0.1}}, "auto")
-    engine.prepare(times())
-    assert engine.kind == "eager" and engine.reason is not None
+    dropout = with_graphs({"model": {"name": "grammar", **gru, "decoder_dropout": 0.1}}, "auto")
+    dropout.prepare(TIMES)
+    assert dropout.kind == "eager" and dropout.reason is not None
+
+    monkeypatch.setattr(engines, "record_graph", Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(torch.OutOfMemoryError):
+        with_graphs(PLAIN, "auto").prepare(TIMES)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="takes CUDA")
@@ -180,14 +206,14 @@ def test_dropout_between_gru_layers_is_not_recorded(monkeypatch: pytest.MonkeyPa
 def test_a_cuda_graph_trains_as_eager_does(table: dict[str, Any]) -> None:
     device = torch.device("cuda")
     plain, graph = make(table, "eager", device), make(table, "graph", device)
-    graph.prepare(times())
+    graph.prepare(TIMES)
     assert (graph.kind, graph.reason) == ("graph", None)
     for expected, found in zip(train(plain), train(graph), strict=True):
         np.testing.assert_allclose(found.rows, expected.rows, rtol=2e-3, atol=1e-2)
 
 
 def test_an_epoch_is_a_permutation_that_the_seed_and_the_epoch_decide() -> None:
-    one, again = make(MODELS["plain"], "eager"), make(MODELS["plain"], "eager")
+    one, again = make(PLAIN, "eager"), make(PLAIN, "eager")
     orders = []
     for engine, epoch in ((one, 1), (again, 1), (one, 2)):
         engine.begin(epoch)

@@ -32,12 +32,6 @@ def test_kl_is_the_mean_of_the_log_ratio_of_densities() -> None:
     assert ((ratio.mean(0) - gaussians.kl_to_standard(MEAN, LOGVAR)).abs() < 5 * error + 1e-9).all()
 
 
-def test_sample_has_the_moments_it_should() -> None:
-    draws = gaussians.sample(MEAN.expand(100_000, 3), LOGVAR.expand(100_000, 3))
-    torch.testing.assert_close(draws.mean(0), MEAN, atol=0.02, rtol=0)
-    torch.testing.assert_close(draws.var(0).log(), LOGVAR, atol=0.03, rtol=0)
-
-
 @pytest.mark.parametrize("raw", [-1e30, -1e4, -20.0, -12.0, 0.0, 4.0, 25.0, 1e4, 1e30])
 def test_bound_keeps_any_log_variance_within_its_limits(raw: float) -> None:
     logvar = torch.tensor(raw, requires_grad=True)
@@ -45,14 +39,6 @@ def test_bound_keeps_any_log_variance_within_its_limits(raw: float) -> None:
     assert -12.0 <= bounded.item() <= 4.0 + 1e-5
     bounded.backward()
     assert torch.isfinite(logvar.grad)  # type: ignore[arg-type]
-
-
-def test_bound_leaves_the_middle_alone_and_the_ends_with_a_gradient() -> None:
-    inside = torch.tensor([-6.0, -3.0, 0.0])
-    torch.testing.assert_close(gaussians.bound(inside, -12.0, 4.0), inside, atol=0.03, rtol=0)
-    outside = torch.tensor([-18.0, 9.0], requires_grad=True)
-    gaussians.bound(outside, -12.0, 4.0).sum().backward()
-    assert (outside.grad > 1e-4).all()  # type: ignore[operator]
 
 
 def test_the_noise_does_not_depend_on_the_layout_in_memory() -> None:

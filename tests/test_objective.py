@@ -51,8 +51,7 @@ def plain_reconstruction(
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("gamma", [None, 0.0, 2.0, 0.5])
-@pytest.mark.parametrize("kind", ["none", "inverse", "sqrt_inverse", "balanced"])
+@pytest.mark.parametrize(("gamma", "kind"), [(None, "none"), (0.0, "inverse"), (2.0, "none"), (0.5, "balanced")])
 def test_reconstruction_against_a_plain_loop(masked: bool, reduction: str, gamma: float | None, kind: str) -> None:
     logits, x, valid = example(masked=masked)
     counts = torch.tensor([1000, 50, 7, 0])
@@ -80,7 +79,7 @@ def plain_free(kl: list[list[float]], floor: float, mode: str, mean: bool) -> fl
 
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("mode", ["per_dim", "per_sample", "total"])
-@pytest.mark.parametrize("floor", [0.3, 2.5])
+@pytest.mark.parametrize("floor", [0.0, 0.3, 2.5])
 def test_free_bits_and_their_gradient_against_float64(mode: str, floor: float, mean: bool) -> None:
     # columns above, astride and below the floor
     rows = [[0.9, 0.5, 0.01], [0.4, 0.2, 0.02], [0.8, 0.1, 0.05], [1.0, 0.35, 0.29]]
@@ -99,18 +98,6 @@ def test_free_bits_and_their_gradient_against_float64(mode: str, floor: float, m
             slope = (up - plain_free(moved, floor, mode, mean)) / (2 * step)
             assert kl.grad is not None
             assert kl.grad[b, i].item() == pytest.approx(slope, abs=1e-8), (b, i)
-
-
-@pytest.mark.parametrize("mode", ["per_dim", "per_sample", "total"])
-def test_lambda_zero_is_bit_identical_to_no_free_bits(mode: str) -> None:
-    torch.manual_seed(0)
-    kl = torch.randn(64, 10).square() * 0.1 - 1e-8  # rounding can take a KL a hair below zero: it must stay there
-    kl[:, 3] = -1e-9
-    zero, none = kl.clone().requires_grad_(), kl.clone().requires_grad_()
-    with_zero = objective(free_bits=0.0, free_bits_mode=mode).clamped_kl(zero, "z")
-    without = none.mean(dim=0).sum()
-    assert torch.equal(with_zero, without)
-    assert torch.equal(*torch.autograd.grad([with_zero, without], [zero, none]))
 
 
 def test_clamping_comes_before_the_reduction_and_the_raw_kl_is_reported() -> None:
@@ -134,31 +121,17 @@ def test_every_level_has_its_own_beta() -> None:
     assert other.grad is not None and (other.grad == 0.5 / 3).all()
 
 
-def test_the_selection_loss_does_not_depend_on_beta() -> None:
-    assert objective().selection_loss(80.0, {"z": [20.0, 10.0]}, {"z": 0.1}) == pytest.approx(83.0)
-    assert objective(kl_reduction="mean").selection_loss(80.0, {"z": [20.0, 10.0]}, {"z": 0.1}) == pytest.approx(81.5)
-
-
-@pytest.mark.parametrize(
-    ("table", "scale"),
-    [
-        ({}, 1.0),
-        ({"reduction": "mean"}, 256.0),
-        ({"reduction": "mean", "kl_reduction": "mean"}, 25.6),
-        ({"kl_reduction": "mean"}, 0.1),
-        ({"reconstruction": "focal"}, None),
-        ({"class_weights": "balanced"}, None),
-    ],
-)
-def test_elbo_scale(table: dict[str, str], scale: float | None) -> None:
-    assert elbo_scale(Settings.model_validate({"objective": table}), 256) == scale
-
-
 def test_elbo_scale_is_the_ratio_of_the_gradients() -> None:
     """beta on the run's scale and scale * beta on the ELBO give gradients that point the same way."""
+    mean = {"reduction": "mean", "kl_reduction": "mean"}
+    scale = elbo_scale(Settings.model_validate({"objective": mean}), 5)  # positions
+    assert (
+        scale is not None
+        and elbo_scale(Settings.model_validate({"objective": {"class_weights": "balanced"}}), 5) is None
+    )
     logits, x, _ = example()
     directions = []
-    for settings, beta in (({"reduction": "mean"}, 0.1), ({}, 0.1 * 5)):  # five positions
+    for settings, beta in ((mean, 0.1), ({}, 0.1 * scale * 10 / 2)):  # the settings have ten dimensions, these two
         at = logits.clone().requires_grad_()
         kl = (at.flatten(1)[:, :2] ** 2).clone()
         objective(**settings)(Output(at, (level(kl),)), Batch(x), {"z": beta}).loss.backward()

@@ -16,21 +16,13 @@ def test_a_signal_is_kept_while_patient_and_raised_otherwise(number: signal.Sign
         signals.patient = True
         assert signals() is None
         signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)  # of a batch system, when the time is nearly over
+        with pytest.raises(KeyboardInterrupt):  # only a second Ctrl-C stops at once
+            signal.raise_signal(signal.SIGINT)
         assert signals() == number
     with GracefulExit() as signals, pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
     assert signals() == number and signal.getsignal(number) == before
-
-
-def test_only_a_second_ctrl_c_stops_at_once() -> None:
-    """A batch system sends SIGUSR1, and SIGTERM when the time is nearly over: the save under way is finished."""
-    with GracefulExit() as signals:
-        signals.patient = True
-        signal.raise_signal(signal.SIGUSR1)
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        assert signals() == signal.SIGUSR1
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:

@@ -40,8 +40,6 @@ def test_the_metrics_of_batches_are_means_over_all_examples() -> None:
     rows = metrics.read(2)
     found = rows.mean()
     assert rows.betas() == {"z": [torch.tensor(0.3).double().item(), 0.1]} and rows.first_nonfinite is None
-    assert [rows.mean(slice(index, index + 1)).examples for index in (0, 1)] == [3, 4]
-    assert rows.mean(slice(1, 2)).kl_per_dim["z"] == pytest.approx(kl[:4].double().mean(0).tolist())
     right = logits.argmax(1) == x
     assert found.examples == 7
     assert found.position == pytest.approx(right[valid].double().mean().item())
@@ -104,29 +102,6 @@ def test_adam_is_pytorchs_after_pytorchs_clipping(most: float) -> None:
     assert adam.state_dict()["state"].keys() == plain.state_dict()["state"].keys()
 
 
-def test_a_loaded_state_leaves_the_learning_rate_where_a_schedule_sets_it() -> None:
-    kept = make_step(lr=0.5).optimizer.state_dict()
-    step = make_step(lr=0.01)
-    step.optimizer.load_state_dict(kept)
-    assert float(step.rate) == 0.5
-    step.rate.fill_(0.25)
-    assert step.optimizer.param_groups[0]["lr"] is step.rate and step.optimizer.param_groups[0]["lr"] == 0.25
-
-
-def test_a_nonfinite_gradient_changes_nothing() -> None:
-    weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
-    adam = Adam(weights, lr=torch.tensor(0.1), fused=True)
-    for gradient in (1.0, float("nan"), float("inf")):
-        weights[0].grad, weights[1].grad = torch.full((3,), 1.0), torch.tensor([gradient, 1.0])
-        adam.advance(weights, 1.0)
-        moved = [weight.tolist() for weight in weights]
-        if gradient == 1.0:
-            before = moved
-    assert moved == before and moved[0][0] == pytest.approx(0.9)
-    assert all(torch.isfinite(value).all() for state in adam.state.values() for value in state.values())
-    assert [adam.state[weight]["step"].item() for weight in weights] == [1.0, 1.0]
-
-
 def test_bf16_gives_the_loss_of_fp32() -> None:
     losses = []
     for precision in ("fp32", "bf16"):
@@ -141,28 +116,9 @@ def test_bf16_gives_the_loss_of_fp32() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
-def test_a_warm_up_at_beta_zero_stays_finite() -> None:
-    """Without a KL term sigma falls and the means grow: the bounds must hold, in bf16 and with a high learning rate."""
-    settings = Settings.model_validate(
-        {"model": {"body": "residual", "posterior": "logvar"}, "train": {"precision": "bf16", "lr": 0.01}}
-    )
-    step = Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
-    metrics = MetricAccumulator(30, {"z": 10}, background=0)
-    for index in range(30):
-        seed_step(0, index)
-        metrics.add(index, *step.train(batch(8, index % 2), {"z": 0.0}), batch(8, index % 2))
-    assert metrics.read().first_nonfinite is None
-    level = step.model.encode(batch(8))[0]
-    assert (level.logvar >= -12.0).all() and torch.isfinite(level.kl).all()
-
-
-def test_seeds_depend_on_every_part_of_the_place() -> None:
-    seeds = {mix(seed, "step", epoch, step) for seed in range(4) for epoch in range(4) for step in range(4)}
-    assert len(seeds) == 64 and all(0 <= seed < 2**63 for seed in seeds)
-    assert mix(1, "step", 2, 3) == mix(1, "step", 2, 3) != mix(12, "step", 3)
-
-
-def test_devices_and_precisions() -> None:
+def test_seeds_devices_and_precisions() -> None:
+    seeds = {mix(seed, "step", epoch, step) for seed in range(4) for epoch in range(4) for step in range(12)}
+    assert len(seeds) == 192 and all(0 <= seed < 2**63 for seed in seeds)
     assert choose_device("cpu") == CPU
     assert choose_precision("fp32", CPU) == torch.float32 and choose_precision("bf16", CPU) == torch.bfloat16
     assert choose_precision("auto", torch.device("mps")) == torch.float32

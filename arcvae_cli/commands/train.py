@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli import BEGAN, runs
+from arcvae_cli import runs
 from arcvae_cli.commands.options import (
     RUN,
     TABLE,
@@ -146,8 +146,8 @@ def run(
     model = new_model(settings, corpus, device)
     signals.patient = True  # from here on there is something to save
     folder, resumed = folder or new(), earlier is not None
-    recorders: list[Recorder] = []
-    trainer = Trainer(settings, corpus, model, folder, recorders, device, signals, began=BEGAN, resumed=resumed)
+    trainer = Trainer(settings, corpus, model, folder, resumed=resumed)
+    trainer.stop, recorders = signals, trainer.recorders
     if values is not None:
         trainer.resume(values, checkpoint)
     if resumed:
@@ -290,7 +290,7 @@ def memorise(settings: Settings, console: Console) -> None:
     """`--overfit-batch`."""
     with importing():
         from arcvae_cli.metrics import EpochMetrics
-        from arcvae_cli.overfit import overfit
+        from arcvae_cli.trainer import overfit
 
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train",), console)
@@ -299,7 +299,7 @@ def memorise(settings: Settings, console: Console) -> None:
     def show(step: int, metrics: EpochMetrics) -> None:
         console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, exact {metrics.exact:.4f}")
 
-    steps, found = overfit(settings, corpus, model, device, OVERFIT_STEPS, show)
+    steps, found = overfit(settings, corpus, model, OVERFIT_STEPS, show)
     memorised, count = found.exact == 1.0, settings.train.batch_size
     shares = {"exact": found.exact, "position": found.position}
     console.json({"memorised": memorised, "steps": steps, "examples": count, **shares})
