@@ -21,7 +21,6 @@ from arcvae_cli.files import read_limited
 SHIPPED = ("equations", "smiles")  # the grammars that come with arcvae, by name
 MOST_BYTES = 1 << 20
 MOST_RULES = 32_000  # with the padding rule: ids are int16
-MOST_SYMBOLS = 200  # of a right-hand side: counting derivations takes memory that grows with their square
 
 _NAME = r"[\w/][\w/^<>]*(?:-(?!>)[\w/^<>]*)*"
 _QUOTED = r"'[^']*'" + r'|"[^"]*"'
@@ -130,7 +129,7 @@ class Grammar:
 
 
 def read_grammar(name_or_path: str) -> Grammar:
-    """A grammar that ships (`equations`, `smiles`), or a file. InputError for what is wrong with it, and where."""
+    """A grammar that ships, or a file. InputError for an invalid one."""
     if name_or_path in SHIPPED:
         text = resources.files("arcvae_cli").joinpath("grammars", f"{name_or_path}.cfg").read_text("utf-8")
         return parse_grammar(text, name_or_path)
@@ -144,11 +143,7 @@ def read_grammar(name_or_path: str) -> Grammar:
 
 
 def parse_grammar(text: str, name: str) -> Grammar:
-    """A grammar from its notation; `name` is what messages call it.
-
-    InputError, with the number of the line, for what cannot be read, undefined symbols, a start symbol that derives no
-    string, the same production twice, and a symbol that derives itself.
-    """
+    """A grammar from its notation; `name` is what messages call it. InputError with the number of the invalid line."""
     lines, directives = _read(text, name)
     productions = tuple(lines)
     first = {production.left: number for production, number in reversed(lines.items())}
@@ -183,7 +178,6 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[
     directives: dict[str, tuple[int, list[str]]] = {}
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
         tokens = [token for token in _TOKEN.findall(line) if token[0] != "#"]
-        symbols = [_symbol(token) for token in tokens]
         if not tokens:
             continue
         if tokens[0][0] == "%":
@@ -191,50 +185,40 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[
                 raise _error(name, number, f"invalid directive {line.strip()!r}")
             directives[tokens[0]] = number, tokens[1:]
             continue
-        if not isinstance(symbols[0], str) or tokens[1:2] != ["->"]:
+        if not re.fullmatch(_NAME, tokens[0]) or tokens[1:2] != ["->"]:
             raise _error(name, number, f"starts with {tokens[0]!r}, not with `NAME ->`")
-        alternatives: list[list[Symbol]] = [[]]
-        for token, symbol in zip(tokens[2:], symbols[2:], strict=True):
+        right: list[Symbol] = []
+        for token in (*tokens[2:], "|"):
             if token == "|":
-                alternatives.append([])
-            elif symbol is None:
-                raise _error(name, number, f"unexpected {token!r}")
+                production = Production(tokens[0], tuple(right))
+                if production in lines:
+                    raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
+                lines[production] = number
+                right = []
+            elif re.fullmatch(_NAME, token):
+                right.append(token)
+            elif re.fullmatch(_QUOTED, token) and len(token) > 2:
+                right.append(Terminal(token[1:-1]))
             else:
-                alternatives[-1].append(symbol)
-        for production in (Production(symbols[0], tuple(right)) for right in alternatives):
-            if len(production.right) > MOST_SYMBOLS:
-                what = f"{len(production.right):,} symbols in one alternative, at most {MOST_SYMBOLS}"
-                raise _error(name, number, what, "split it")
-            if production in lines:
-                raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
-            lines[production] = number
+                raise _error(name, number, f"unexpected {token!r}")
     padding = Production("Nothing", ("None",))
     *others, last = lines or [padding]
     if last == padding and not any({"Nothing", "None"} & {one.left, *one.right} for one in others):
         lines.pop(padding, None)
     if not 0 < len(lines) < MOST_RULES:
-        raise InputError(f"{name}: {len(lines)} productions, not 1 to {MOST_RULES - 1}", _FIX)  # ids are int16
+        raise InputError(f"{name}: {len(lines)} productions, not 1 to {MOST_RULES - 1}", _FIX)
     return lines, directives
-
-
-def _symbol(token: str) -> Symbol | None:
-    """The symbol that a token names; None for bars, arrows, empty quotes and anything else."""
-    if re.fullmatch(_QUOTED, token):
-        return Terminal(token[1:-1]) if len(token) > 2 else None
-    return token if re.fullmatch(_NAME, token) else None
 
 
 def _usable(productions: Sequence[Production], start: str) -> dict[int, Production]:
     """Productions, by id, that a derivation of a string can contain; nothing if the start symbol derives no string."""
     finite = _fewest((one.left, one.nonterminals()) for one in productions).keys()
     ending = {rule: one for rule, one in enumerate(productions) if finite >= set(one.nonterminals())}
-    onward: dict[str, set[str]] = {}
-    for one in ending.values():
-        onward.setdefault(one.left, set()).update(one.nonterminals())
-    reached, fresh = {start}, {start} & finite
+    reached: set[str] = set()
+    fresh = {start} & finite
     while fresh:
-        fresh = set().union(*(onward[symbol] for symbol in fresh)) - reached
         reached |= fresh
+        fresh = {symbol for one in ending.values() if one.left in fresh for symbol in one.nonterminals()} - reached
     return {rule: one for rule, one in ending.items() if one.left in reached}
 
 

@@ -66,16 +66,17 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 of the content in hexadecimal, whatever the file, name or string width."""
-        digest = hashlib.sha256(f"{self.x.shape}".encode())
-        digest.update(self.x.tobytes())
-        digest.update(self.split.tobytes())
+        parts = [f"{self.x.shape}".encode(), self.x.tobytes(), self.split.tobytes()]
         if self.rules is None:
-            digest.update(b"shape" if self.shape is None else self.shape.tobytes())
-            digest.update(b"task" if self.task is None else "\n".join(self.task.tolist()).encode())
+            parts.append(b"shape" if self.shape is None else self.shape.tobytes())
+            parts.append(b"task" if self.task is None else "\n".join(self.task.tolist()).encode())
         else:
-            digest.update(f"{self.rules.lhs} {self.rules.rhs} {self.rules.start} {self.rules.padding}".encode())
+            parts.append(f"{self.rules.lhs} {self.rules.rhs} {self.rules.start} {self.rules.padding}".encode())
         if self.grammar is not None:
-            digest.update(repr((self.grammar.separator, list(map(str, self.grammar.productions)))).encode())
+            parts.append(repr((self.grammar.separator, list(map(str, self.grammar.productions)))).encode())
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
         return digest.hexdigest()
 
     def rows(self, split: str) -> NDArray[np.int64]:

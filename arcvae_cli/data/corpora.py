@@ -12,8 +12,8 @@ from pathlib import Path
 
 from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.downloads import ZINC, cache_folder, downloaded, locked
-from arcvae_cli.data.files import SUFFIXES, read_dataset, write_dataset
+from arcvae_cli.data.downloads import ZINC_TEST_LINES, cache_folder, is_zinc, locked, zinc_path
+from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
 from arcvae_cli.data.prebuilt import read_prebuilt
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_kusner, build_parsed
@@ -45,18 +45,17 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
     A damaged cached file is rebuilt, by one process while others wait. Raises InputError for unusable settings, files,
     or too many lines that do not parse or are too long.
     """
-    builder, options = _builder(data), _with_grammar(data, options or LoadOptions())
-    if options.test is not None and builder is not _parsed:
-        raise InputError(f"--test {options.test}: needs a file of strings", "give --input FILE, or leave it out")
-    if data.prod is not None:
-        return read_prebuilt(data.prod, data.masks, data.pad_id, options.grammar)
-    if builder is None:
-        return _read(Path(str(data.path)), data, options)
-    path, build = _plan(builder, data, options)
+    options = options or LoadOptions()
+    grammar, plan = _plan(data, options)
+    if plan is None:
+        if data.prod is not None:
+            return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
+        return _read(Path(str(data.path)), data, grammar)
+    path, build = plan
 
     def read_cached() -> Dataset | None:
         with suppress(InputError):  # damaged: it is built again
-            return _read(path, data, options, check=False) if path.is_file() and not rebuild else None
+            return _read(path, data, grammar, check=False) if path.is_file() and not rebuild else None
         return None
 
     dataset = read_cached()
@@ -70,16 +69,26 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
                 except ArcvaeError as error:
                     note = f"the corpus could not be cached in {path}: {error}"
                     dataset = replace(dataset, notes=(*dataset.notes, note))
-    return _checked(replace(dataset, name=corpus_name(data)), options, failures_of(path))
+    origin, notes = dataset.origin, list(dataset.notes)
+    listed = f": listed in {failures_of(path)}" * failures_of(path).is_file()
+    for count, what in (
+        (origin.failed, f"do not parse{listed}"),
+        (origin.too_long, f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"),
+    ):
+        text = f"{count:,} of {origin.lines:,} lines {what}"
+        if count > options.most_failed * origin.lines:
+            fix = f"change the file or data.max_rules, or use data build --max-failed (now {options.most_failed:g})"
+            raise InputError(f"{origin.source}: {text}", fix)
+        notes += [text] * bool(count)
+    return replace(dataset, name=corpus_name(data), notes=tuple(notes))
 
 
 def cache_path(data: DataSettings, options: LoadOptions | None = None) -> Path | None:
     """The cached file of a corpus that is built, there or not; None for the user's own arrays or unusable settings."""
-    builder = _builder(data)
-    try:
-        return builder and _plan(builder, data, _with_grammar(data, options or LoadOptions()))[0]
-    except InputError:
-        return None
+    with suppress(InputError):
+        plan = _plan(data, options or LoadOptions())[1]
+        return plan and plan[0]
+    return None
 
 
 def corpus_name(data: DataSettings) -> str:
@@ -99,13 +108,6 @@ def failures_of(path: Path) -> Path:
 Build = Callable[[Path], Dataset]  # gets the path of the list of lines that do not parse
 Builder = Callable[[DataSettings, LoadOptions], tuple[str, Build]]
 """What a corpus is built from, for the name of its file in the cache, and how."""
-
-
-def _plan(builder: Builder, data: DataSettings, options: LoadOptions) -> tuple[Path, Build]:
-    """The cached file of a corpus, and how it is built."""
-    name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
-    key, build = builder(data, options)
-    return cache_folder() / f"{name}-r1-{key}.npz", build
 
 
 def _arc(data: DataSettings, _: LoadOptions) -> tuple[str, Build]:
@@ -136,30 +138,22 @@ def _drawn(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
 
 
 def _parsed(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
-    file, grammar = data.input or data.path or downloaded(ZINC), options.grammar
+    file, grammar, test = data.input or data.path or zinc_path(), options.grammar, options.test
+    zinc = is_zinc(file)
+    if not zinc and file == zinc_path():
+        fix = "run `arcvae data build --download zinc250k`; --preset kusner_equations needs no download"
+        raise InputError(f"{file}: zinc250k is not in the cache, or damaged", fix)
     if grammar is None:
         raise InputError(f"{file}: strings need a grammar", "give --grammar FILE, or equations or smiles")
     parts = [f"g{_digest(grammar.text.encode())}"] + [f"t{data.max_rules}"] * bool(data.max_rules)
-    for source in (file, options.test):
-        try:
-            parts += [] if source is None else [_digest(read_limited(source, TEXT_BYTES))]
-        except OSError as error:  # noqa: PERF203
-            raise InputError(f"{source}: cannot be read ({error.strerror})", "give a file of strings") from error
-
-    def build(failures: Path) -> Dataset:
-        return build_parsed(
-            file,
-            grammar,
-            failures,
-            most=data.max_rules,
-            first_column=data.name == "smiles" or grammar.productions == read_grammar("smiles").productions,
-            test=options.test,
-            leading_test=ZINC.test_lines if ZINC.is_in(file) else 0,
-            tell=options.tell,
-            say=options.say,
-        )
-
-    return "-".join(parts), build
+    for source in (file, *([test] if test else [])):
+        with reading(source):
+            parts.append(_digest(read_limited(source, TEXT_BYTES)))
+    names = data.name == "smiles" or grammar.productions == read_grammar("smiles").productions  # may follow molecules
+    leading = ZINC_TEST_LINES * zinc
+    return "-".join(parts), lambda failures: build_parsed(
+        file, grammar, failures, data.max_rules, first_column=names, test=test, leading_test=leading, tell=options.tell
+    )
 
 
 CORPORA: dict[str, Builder] = {
@@ -171,48 +165,35 @@ CORPORA: dict[str, Builder] = {
 }
 
 
-def _builder(data: DataSettings) -> Builder | None:
-    """How the corpus is built; None for arrays of the user's own."""
-    if data.path is not None:
-        return _parsed if is_file(data.path) and data.path.suffix.lower() not in SUFFIXES else None
-    if data.prod is not None:
-        return None
-    if data.input is not None:
-        return _parsed
-    return _drawn if data.grammar is not None and data.name != "smiles" else CORPORA[data.name]
+def _plan(data: DataSettings, options: LoadOptions) -> tuple[Grammar | None, tuple[Path, Build] | None]:
+    """The grammar of a corpus, its file in the cache and how it is built; no file for arrays of the user's own."""
+    grammar, path = options.grammar, data.path
+    if data.grammar is not None:
+        grammar = grammar or read_grammar(data.grammar)  # that of a checkpoint replaces its file
+    elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
+        grammar = read_grammar(data.name)
+    builder: Builder | None = CORPORA[data.name]
+    if data.prod is not None or (path is not None and (not is_file(path) or path.suffix.lower() in SUFFIXES)):
+        builder = None
+    elif path is not None or data.input is not None:
+        builder = _parsed
+    elif data.grammar is not None and data.name != "smiles":
+        builder = _drawn
+    if options.test is not None and builder is not _parsed:
+        raise InputError(f"--test {options.test}: needs a file of strings", "give --input FILE, or leave it out")
+    if builder is None:
+        return grammar, None
+    key, build = builder(data, replace(options, grammar=grammar))
+    name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
+    return grammar, (cache_folder() / f"{name}-r1-{key}.npz", build)
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _with_grammar(data: DataSettings, options: LoadOptions) -> LoadOptions:
-    """The options with the grammar of the corpus, if it has one; that of a checkpoint replaces its file."""
-    grammar = options.grammar
-    if data.grammar is not None:
-        grammar = grammar or read_grammar(data.grammar)
-    elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
-        grammar = read_grammar(data.name)
-    return replace(options, grammar=grammar)
-
-
-def _read(path: Path, data: DataSettings, options: LoadOptions, *, check: bool = True) -> Dataset:
-    dataset, grammar = read_dataset(path, options.grammar, check=check), options.grammar
+def _read(path: Path, data: DataSettings, grammar: Grammar | None, *, check: bool = True) -> Dataset:
+    dataset = read_dataset(path, grammar, check=check)
     if data.grammar and grammar and dataset.rules and dataset.rules.rhs != grammar.rules.rhs:
         raise InputError(f"{path}: not of the grammar {data.grammar}", "omit data.grammar: the file has its own")
     return dataset
-
-
-def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
-    """The dataset with notes of the lines that were left out; InputError if they are too many."""
-    origin, notes = dataset.origin, list(dataset.notes)
-    for count, what in (
-        (origin.failed, "do not parse" + f": listed in {failures}" * failures.is_file()),
-        (origin.too_long, f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"),
-    ):
-        text = f"{count:,} of {origin.lines:,} lines {what}"
-        if count > options.most_failed * origin.lines:
-            fix = f"change the file or data.max_rules, or use data build --max-failed (now {options.most_failed:g})"
-            raise InputError(f"{origin.source}: {text}", fix)
-        notes += [text] * bool(count)
-    return replace(dataset, notes=tuple(notes))

@@ -30,33 +30,30 @@ _DRAWS = 40  # for each string that is wanted, before there are held to be no mo
 class Counts:
     """How many derivations of at most `most` rules the start symbol has, and uniform draws from them.
 
-    `exact`: by number of rules, from 0 to `most`. `total`: their sum. A second for 277 rules of SMILES. Raises
-    InputError if it would take minutes and gigabytes.
+    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: of the uniform distribution, in nats.
+    A second for 277 rules of SMILES; InputError if it would take minutes and gigabytes.
     """
 
     def __init__(self, rules: Rules, most: int) -> None:
         assert rules.rhs is not None, "needs right-hand sides"
         self.rules, self.most, self._rhs = rules, most, rules.rhs
-        tails = {right[place:]: None for right in ((rules.start,), *rules.rhs) for place in range(len(right))}
-        if (sum(len(tail) > 1 for tail in tails) + len(rules)) * most**2 > _WORK:
+        several = [right for right in rules.rhs if 1 < len(right) < most]
+        if (sum(map(len, several)) + len(rules)) * most**2 > _WORK:
             raise InputError(f"data.max_rules: derivations of {most} rules are too many to count", "lower it")
-        self._rules_of = [rules.of(symbol) for symbol in range(len(rules.symbols))]
-        self._counts: dict[_Tail, list[int]] = {(): [1]}  # of derivations of a sequence of nonterminals, by length
+        usable = {rule for rule, right in enumerate(rules.rhs) if len(right) < max(most, 2)}  # others take too many
+        self._rules_of = [[rule for rule in rules.of(symbol) if rule in usable] for symbol in range(len(rules.symbols))]
         symbols = [(symbol,) for symbol in range(len(rules.symbols))]
-        shortest_first = [*symbols, *sorted((tail for tail in tails if len(tail) > 1), key=len)]
-        self._counts |= {tail: [0] for tail in shortest_first}
+        tails = {right[place:] for right in several for place in range(len(right) - 1)}
+        shortest_first: list[_Tail] = [*symbols, *sorted(tails, key=len)]
+        self._counts = {(): [1], **{tail: [0] for tail in shortest_first}}  # of derivations of a sequence, by length
         for n in range(1, most + 1):
             self._counts[()].append(0)
             for tail in shortest_first:
                 self._counts[tail].append(sum(self._parts(tail, n)))
         self.exact = tuple(self._counts[rules.start,])
         self.total = sum(self.exact)
+        self.entropy = math.log(self.total) if self.total else 0.0
         self._cumulative = cache(self._shares)
-
-    @property
-    def entropy(self) -> float:
-        """Of the uniform distribution, in nats."""
-        return math.log(self.total)
 
     def _parts(self, tail: _Tail, n: int) -> list[int]:
         """Derivations of a tail by n rules: of one symbol by its rule, of several by what the first takes, 0 to n."""
@@ -104,33 +101,31 @@ def draw_strings(
     counts: Counts, size: int, stream: np.random.RandomState, write: Callable[[list[int]], str | None]
 ) -> tuple[Ids, list[str]]:
     """`size` uniformly drawn derivations of different strings, with the strings. InputError if there are fewer."""
-    strings: dict[str | None, None] = {}
+    strings: dict[str, None] = {}
     parts: list[Ids] = []
     for _ in range(_DRAWS + size * _DRAWS // _CHUNK if counts.total >= size else 0):
         # at least half a chunk, so that the last few of a small number of strings are found too
         ids = counts.draw(max(_CHUNK // 2, min(_CHUNK, size - len(strings))), stream)
         kept = []
         for row, one in enumerate(ids.tolist()):
-            string = write(one)
+            string = str(write(one))
             if string not in strings and len(strings) < size:
                 strings[string] = None
                 kept.append(row)
         parts.append(ids[kept])
         if len(strings) == size:
-            return np.concatenate(parts), [string for string in strings if string is not None]
+            return np.concatenate(parts), [*strings]
     what = f"data.size: there are no {size} different strings of at most {counts.most} rules"
     raise InputError(what, "use a smaller size, or raise data.max_rules")
 
 
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
     """Every derivation of a tree of at most `depth` levels, in the order of `nltk.parse.generate`."""
-    usable = [(rule, one) for rule, one in enumerate(grammar.productions) if rule not in grammar.unusable]
 
     def rewrite(symbol: Symbol, levels: int) -> Iterator[tuple[int, ...]]:
-        for rule, production in usable:
-            if production.left == symbol:
-                for inner in derive(production.right, levels - 1):
-                    yield rule, *inner
+        for rule, production in enumerate(grammar.productions):
+            if production.left == symbol and rule not in grammar.unusable:
+                yield from ((rule, *inner) for inner in derive(production.right, levels - 1))
 
     @cache
     def derive(symbols: tuple[Symbol, ...], levels: int) -> list[tuple[int, ...]]:
@@ -144,10 +139,8 @@ def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
 
 def first_of_each(ids: Ids) -> NDArray[np.int64]:
     """Indices (n,) of rows that differ from all rows before them."""
-    first: dict[bytes, int] = {}
-    for row, one in enumerate(ids):
-        first.setdefault(one.tobytes(), row)
-    return np.fromiter(first.values(), np.int64, len(first))
+    first = {one.tobytes(): row for row, one in reversed([*enumerate(ids)])}
+    return np.sort(np.fromiter(first.values(), np.int64, len(first)))
 
 
 def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:

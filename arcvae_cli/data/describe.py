@@ -26,15 +26,17 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     `duplicates` occur earlier in their split. `unused` rules could be used, `unusable` ones not. `leaks`: examples of
     split `of` that are also in `into`; `equivalent` ones up to a symmetry and a permutation of the colours 1-9.
     """
-    if dataset.rules is None:
+    rules, part_of = dataset.rules, _grid_split if dataset.rules is None else _string_split
+    splits = {split: part_of(dataset.only(dataset.rows(split))) for split in SPLITS}
+    if rules is None:
         shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(SHAPES)
         return {
-            "splits": {split: _grid_split(dataset.only(dataset.rows(split))) for split in SPLITS},
+            "splits": splits,
             "colours": [int(np.count_nonzero(dataset.x == colour)) / dataset.x.size for colour in range(COLOURS)],
             "shapes": [[*sides, count] for sides, count in shapes],
             "leaks": _leaks(dataset, canvas_keys(dataset.x)),
         }
-    rules, counts = dataset.rules, np.bincount(dataset.x.ravel(), minlength=len(dataset.rules)).tolist()
+    counts = np.bincount(dataset.x.ravel(), minlength=len(rules)).tolist()
     real = [rule for rule in range(len(rules)) if rule != rules.padding]
     rows = next(rows for split in SPLITS if (rows := dataset.rows(split)).size)[:EXAMPLES]
     return {
@@ -43,7 +45,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "unused": [rule for rule in real if rules.lhs[rule] >= 0 and not counts[rule]],
         "unusable": [rule for rule in real if rules.lhs[rule] < 0],
         "origin": asdict(dataset.origin),
-        "splits": {split: _string_split(dataset.x[dataset.rows(split)], rules.padding) for split in SPLITS},
+        "splits": splits,
         "leaks": _leaks(dataset, [row.tobytes() for row in dataset.x]),
         "examples": [] if dataset.grammar is None else dataset.strings(rows),
     }
@@ -52,15 +54,11 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 def describe_conditions(dataset: Dataset) -> list[dict[str, Any]]:
     """Each condition, its meaning and values, and how many training grids have each value."""
     columns = attributes(dataset.x[dataset.rows("train")]).T
-    return [
-        {
-            "name": one.name,
-            "text": one.text,
-            "values": list(one.values),
-            "counts": np.bincount(column, minlength=one.size).tolist(),
-        }
-        for one, column in zip(ATTRIBUTES, columns, strict=True)
-    ]
+    found = []
+    for one, column in zip(ATTRIBUTES, columns, strict=True):
+        counts = np.bincount(column, minlength=one.size).tolist()
+        found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
+    return found
 
 
 def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
@@ -82,16 +80,13 @@ def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
             some = rows[start : start + _CHUNK]
             total = np.zeros((len(some), SYMMETRIES), np.uint64)
             for colour in range(1, COLOURS):
-                total += _mixed(((flat[some] == colour).astype(np.float64) @ moved.T).astype(np.uint64))
+                sums = ((flat[some] == colour).astype(np.float64) @ moved.T).astype(np.uint64)
+                # mixed by the finaliser of splitmix64 (Steele, Lea, Flood 2014); a colour that does not occur stays 0
+                sums = (sums ^ (sums >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                sums = (sums ^ (sums >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                total += sums ^ (sums >> np.uint64(31))
             hashes[some] = total.min(axis=1)
     return hashes
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), which keeps 0 at 0: a colour that does not occur."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _grid_split(part: Dataset) -> dict[str, Any]:
@@ -110,14 +105,15 @@ def _grid_split(part: Dataset) -> dict[str, Any]:
     }
 
 
-def _string_split(ids: NDArray[np.int16], padding: int) -> dict[str, Any]:
-    used = (ids != padding).sum(axis=1)
+def _string_split(part: Dataset) -> dict[str, Any]:
+    assert part.rules is not None
+    count, used = len(part.x), (part.x != part.rules.padding).sum(axis=1)
     return {
-        "strings": len(ids),
-        "mean_rules": float(used.mean()) if len(ids) else None,
-        "most_rules": int(used.max()) if len(ids) else None,
-        "padding": 1 - float(used.sum()) / ids.size if len(ids) else None,
-        "duplicates": len(ids) - len(first_of_each(ids)),
+        "strings": count,
+        "mean_rules": float(used.mean()) if count else None,
+        "most_rules": int(used.max()) if count else None,
+        "padding": 1 - float(used.sum()) / part.x.size if count else None,
+        "duplicates": count - len(first_of_each(part.x)),
     }
 
 

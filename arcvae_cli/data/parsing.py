@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 from lark import Lark
-from lark.exceptions import GrammarError, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.exceptions import GrammarError, UnexpectedInput
 from lark.lexer import BasicLexer
 from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
@@ -32,11 +32,8 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
-LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0
-"""CPU time for making an LALR parser; for making an Earley parser, and for parsing a line by it. Bounds memory too."""
-
+LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0  # CPU time for making a parser, and for Earley's of a line; bounds memory too
 _MOST_PAIRS = 5 * 10**6  # of alternatives of the same symbol: to make a parser takes time linear in them
-
 _SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
 
 
@@ -53,15 +50,22 @@ class Parser:
 
     def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
         self.grammar = grammar
-        self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
-        alternatives = Counter(production.left for production in grammar.productions).values()
-        if sum(count**2 for count in alternatives) > _MOST_PAIRS:
-            raise _too_large(grammar)
-        made = "as requested" if earley else _lalr(grammar)
-        self.kind: Literal["lalr", "earley"] = "lalr" if isinstance(made, Lark) else "earley"
+        self.kind: Literal["lalr", "earley"] = "lalr"
         self.reason = "LALR without conflicts: no string has two derivations"
-        if not isinstance(made, Lark):
-            self.reason, made = f"Earley: {made}", _earley(grammar)
+        self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
+        what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
+        too_large = InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE")
+        if sum(count**2 for count in Counter(one.left for one in grammar.productions).values()) > _MOST_PAIRS:
+            raise too_large
+        made = "as requested" if earley else _lalr(grammar)
+        if isinstance(made, str):
+            self.kind, self.reason = "earley", f"Earley: {made}"
+            lexer: Any = _LongestMatch if grammar.separator.isspace() else "dynamic"
+            try:
+                with _limited(EARLEY_SECONDS):
+                    made = Lark(_lark_text(grammar), parser="earley", lexer=lexer, ambiguity="forest")
+            except _OutOfTimeError:
+                raise too_large from None
         self._lark = made
 
     def parse(self, text: str) -> list[int]:
@@ -93,14 +97,16 @@ class Parser:
             with _limited(EARLEY_SECONDS):
                 return _first(self._lark.parse(written))  # type: ignore[arg-type]
         except UnexpectedInput as error:
-            raise _failure(error, text) from None
+            ended = getattr(error, "token", None) == ""  # the token after the last character
+            place = len(text) if ended else min(len(text), error.pos_in_stream or 0)
+            found = repr(text[place]) if place < len(text) else "end"
+            raise ParseFailure(place, f"unexpected {found}") from None
         except _OutOfTimeError:
             what = f"{text[:40]!r} ({len(text):,} characters) takes over {EARLEY_SECONDS:g} s to parse"
             raise InputError(f"{self.grammar.name}: {what}", "make the grammar less ambiguous, or omit it") from None
 
 
-Result = tuple[NDArray[np.int16], bool] | ParseFailure
-"""Of a line: the ids of its derivation and whether there are others, or why it is no string of the grammar."""
+Result = tuple[NDArray[np.int16], bool] | ParseFailure  # of a line: its ids and whether there are others
 
 
 @lru_cache(maxsize=2)
@@ -110,21 +116,11 @@ def parser_of(grammar: Grammar) -> Parser:
 
 
 def parse_lines(
-    lines: Sequence[str],
-    grammar: Grammar,
-    *,
-    workers: int | None = None,
-    tell: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    lines: Sequence[str], grammar: Grammar, workers: int | None = None, tell: Callable[[int, int], None] | None = None
 ) -> list[Result]:
-    """The results of many strings, in their order. InputError if one takes over `EARLEY_SECONDS`.
-
-    `workers`: processes, by default one a core for many lines. `tell`, `say`: see LoadOptions.
-    """
-    parser = parser_of(grammar)
-    size, many = (250, 5000) if parser.kind == "lalr" else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
-    if say is not None and parser.kind == "earley" and len(lines) >= 1000:
-        say(f"{parser.reason}: parsing is slow")
+    """The results of many strings, in their order; `workers`: processes, by default one a core for many lines."""
+    lalr = parser_of(grammar).kind == "lalr"
+    size, many = (250, 5000) if lalr else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
     if workers is None:
         workers = cores() if len(lines) >= many else 1
     chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
@@ -178,10 +174,18 @@ def _limited(seconds: float) -> Iterator[None]:
 
 def _lalr(grammar: Grammar) -> Lark | str:
     """The LALR parser, or why there is none."""
-    smiles = read_grammar("smiles")
-    if (grammar.productions, grammar.start, grammar.separator) == (smiles.productions, smiles.start, smiles.separator):
+    separator, smiles = grammar.separator, read_grammar("smiles")
+    symbols = {symbol for production in grammar.productions for symbol in production.right}
+    texts = {symbol.text + separator for symbol in symbols if isinstance(symbol, Terminal)}
+    beginnings = {text[0] for text in texts}
+    if (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
         text = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
-    elif _splits_in_several_ways(grammar):
+    elif (
+        not separator.isspace()
+        and any(  # a terminal begins a longer one, another its rest: `C`, `Cl` and `l`
+            text[:end] in texts and text[end] in beginnings for text in texts for end in range(1, len(text))
+        )
+    ):
         return "strings may split into terminals in more than one way"
     else:
         text = _lark_text(grammar)
@@ -194,36 +198,13 @@ def _lalr(grammar: Grammar) -> Lark | str:
         return "the grammar is too large for LALR"
 
 
-def _earley(grammar: Grammar) -> Lark:
-    lexer: Any = _LongestMatch if grammar.separator.isspace() else "dynamic"
-    try:
-        with _limited(EARLEY_SECONDS):
-            return Lark(_lark_text(grammar), parser="earley", lexer=lexer, ambiguity="forest")
-    except _OutOfTimeError:
-        raise _too_large(grammar) from None
-
-
-def _too_large(grammar: Grammar) -> InputError:
-    what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
-    return InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE")
-
-
-def _failure(error: UnexpectedInput, text: str) -> ParseFailure:
-    place = len(text)
-    if isinstance(error, UnexpectedCharacters):
-        place = min(place, error.pos_in_stream or 0)
-    elif isinstance(error, UnexpectedToken) and error.token.type != "$END":
-        place = min(place, error.token.start_pos or 0)
-    return ParseFailure(place, f"unexpected {text[place]!r}" if place < len(text) else "unexpected end")
-
-
 class _LongestMatch(BasicLexer):
-    """lark's lexer, which reads the longest terminal at each place, with `strict` left to the LALR tables."""
+    """lark's lexer, which reads the longest terminal; unlike `strict` wants, terminals are not compared beforehand."""
 
     __future_interface__ = 2
 
     def __init__(self, conf: Any) -> None:
-        conf.skip_validation = True  # of regular expressions against each other, which needs another package
+        conf.skip_validation = True
         super().__init__(conf)
 
 
@@ -245,16 +226,6 @@ def _lark_text(grammar: Grammar) -> str:
             escaped = "".join(f"\\U{ord(letter):08x}" for letter in text)
             lines.append(f'{name}: "{escaped}"')
     return "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
-
-
-def _splits_in_several_ways(grammar: Grammar) -> bool:
-    """Whether a terminal begins a longer one, and another begins with the next character: `C`, `Cl` and `l`."""
-    if grammar.separator.isspace():
-        return False
-    symbols = {symbol for production in grammar.productions for symbol in production.right}
-    texts = {symbol.text + grammar.separator for symbol in symbols if isinstance(symbol, Terminal)}
-    beginnings = {text[0] for text in texts}
-    return any(text[:end] in texts and text[end] in beginnings for text in texts for end in range(1, len(text)))
 
 
 def _first(root: SymbolNode) -> tuple[list[int], bool]:

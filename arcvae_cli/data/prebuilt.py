@@ -25,8 +25,8 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
     """The dataset of ids of any integer type, with their masks, or a grammar, or both.
 
     `pad_id`: the id after the end of a derivation: -1, or a rule; None detects it and adds a note. With a grammar,
-    rows must be complete derivations. Duplicates are left out; split 80/10/10 by a hash of the row. Masks are read a
-    block at a time. Raises InputError with the first invalid row and step.
+    rows must be complete derivations. Duplicates are left out; split 80/10/10 by a hash of the row. InputError with the
+    first invalid row and step.
     """
     ids = map_npy(prod)
     refuse_large(str(prod), 2 * ids.size)
@@ -42,8 +42,9 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
             fits = packed.dtype == np.uint8 and packed.ndim == 3 and packed.shape[:2] == ids.shape
             require(fits and 0 < 8 * packed.shape[2] < MOST_RULES + 8, str(masks), packed)
         padding = -1 if pad_id is None or not low <= pad_id <= high else pad_id
-        if pad_id is None and low >= 0 and packed is not None:
-            padding = _detected(ids, packed)
+        ended = np.flatnonzero(ids[:, -1] == high)
+        if pad_id is None and low >= 0 and packed is not None and ended.size:  # the last rule, if alone in its mask
+            padding = high if np.unpackbits(packed[ended[0], -1]).sum() == 1 else -1
         rules = None if packed is None else _rules_of_masks(ids, packed, padding)
         if grammar is not None:
             rules = grammar.rules
@@ -56,13 +57,6 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
     origin = Origin(grammar=name, source=prod.name, lines=len(own), duplicates=len(own) - len(keep))
     split = split_by_key([row.tobytes() for row in own[keep]])
     return Dataset(prod.stem, own[keep], split, rules=rules, grammar=grammar, origin=origin, notes=notes)
-
-
-def _detected(ids: NDArray[Any], packed: NDArray[np.uint8]) -> int:
-    """The last rule if rows end with it and it is alone in its mask; else -1."""
-    last = int(ids.max())
-    rows = np.flatnonzero(ids[:, -1] == last)
-    return last if rows.size and np.unpackbits(packed[rows[0], -1]).sum() == 1 else -1
 
 
 def _rules_of_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int) -> Rules:
