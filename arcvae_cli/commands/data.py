@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,12 +12,11 @@ from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, complet
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import exists, expanded, is_dir
 from arcvae_cli.presets import Layer, resolve
-from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA, DataSettings
+from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import Dataset
-    from arcvae_cli.data.corpora import LoadOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build or describe a corpus.")
 
@@ -53,7 +52,6 @@ def build(
     """Build a corpus into the cache, or read and check a file of your own; --output also writes it as .npz."""
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import SPLITS
-    from arcvae_cli.data.corpora import LoadOptions
     from arcvae_cli.data.downloads import fetch_zinc
     from arcvae_cli.data.files import write_dataset
     from arcvae_cli.files import usable_folder
@@ -73,8 +71,7 @@ def build(
         corpus = "smiles"
     if corpus is None and not {"grammar", "input", "prod"} & given.keys():
         raise InputError("no corpus given", f"use {KNOWN}")
-    options = LoadOptions(test=test, most_failed=max_failed, say=console.note)
-    dataset, file = _load(_settings(corpus, flags), console, options, force)
+    dataset, file = _load(corpus, flags, console, force, test=test, most_failed=max_failed)
     if output is not None:
         write_dataset(output, dataset)
     identity = {"fingerprint": dataset.fingerprint(), "file": str(output or file)}
@@ -104,11 +101,10 @@ def info(
 ) -> None:
     """Describe a corpus, by default `arc`: its splits, its content, and examples that are in more than one split."""
     from arcvae_cli.console import Console, cell
-    from arcvae_cli.data.corpora import LoadOptions
     from arcvae_cli.data.describe import describe, describe_conditions
 
     console = Console(quiet=quiet, as_json=as_json)
-    dataset, file = _load(_settings(corpus, flags), console, LoadOptions(say=console.note))
+    dataset, file = _load(corpus, flags, console)
     if conditions:
         if dataset.kind != "grids":
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
@@ -138,8 +134,12 @@ def info(
     console.json(size | identity | {"notes": list(dataset.notes)} | described)
 
 
-def _settings(corpus: str | None, flags: Layer) -> DataSettings:
-    """The settings of a corpus given by name or path, or by flags. InputError for flags that it does not use."""
+def _load(
+    corpus: str | None, flags: Layer, console: Console, rebuild: bool = False, **options: Any
+) -> tuple[Dataset, Path | None]:
+    """A corpus given by name or path, or by flags, and its file. InputError for flags that it does not use."""
+    from arcvae_cli.data.corpora import LoadOptions, cache_path, corpus_name, load_arrays
+
     given = set(flags.values.get("data", {})) & set(OF_STRINGS)
     unused = given if corpus in GRID_CORPORA else set()
     if corpus is None and "prod" in given:
@@ -154,20 +154,12 @@ def _settings(corpus: str | None, flags: Layer) -> DataSettings:
         raise InputError(f"{flag}: not used by {corpus or '--prod'}", "leave one of them out")
     strings = corpus in STRING_CORPORA or {"grammar", "input", "prod"} & given
     model = Layer("data", {"model": {"name": "grammar"}} if strings else {})  # a model of such data
-    return resolve(None, model, data_layers(corpus)[1], flags).settings.data
-
-
-def _load(
-    data: DataSettings, console: Console, options: LoadOptions, rebuild: bool = False
-) -> tuple[Dataset, Path | None]:
-    """The dataset, and its file in the cache or of the user's own."""
-    from arcvae_cli.data.corpora import cache_path, corpus_name, load_arrays
-
-    cached = cache_path(data, options)
+    data = resolve(None, model, data_layers(corpus)[1], flags).settings.data
+    cached = cache_path(data, LoadOptions(**options))
     if cached is not None and (rebuild or not cached.is_file()):
         console.note(f"building {one_line(corpus_name(data))}: takes some seconds, only once")
     with console.counting("parsing") as tell:
-        dataset = load_arrays(data, replace(options, tell=tell), rebuild=rebuild)
+        dataset = load_arrays(data, LoadOptions(**options, tell=tell, say=console.note), rebuild=rebuild)
     for note in dataset.notes:
         console.note(one_line(note))
     return dataset, cached or data.path or data.prod
@@ -182,9 +174,7 @@ def _facts(dataset: Dataset, described: dict[str, Any]) -> dict[str, str]:
     facts = {key.replace("_", " "): str(value) for key, value in described["origin"].items() if value}
     if dataset.origin.entropy is not None:
         facts["entropy"] = f"{dataset.origin.entropy:.2f} nats, a lower bound of the mean NLL on unseen strings"
-    of = len(dataset.rules) - 1
-    used = of - len(described["unused"]) - len(described["unusable"])
-    facts |= {"steps": f"up to {described['steps']}", "rules used": f"{used} of {of}"}
+    facts["steps"] = f"up to {described['steps']}"
     for label in ("unused", "unusable"):
         names = list(map(str, described[label]))
         if dataset.grammar is not None:

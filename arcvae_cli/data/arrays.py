@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import FiniteFloat
 
 from arcvae_cli.data.symmetries import CELLS, SIDE, Grids
 from arcvae_cli.errors import InputError
@@ -38,7 +37,7 @@ class Origin:
     too_long: int = 0
     ambiguous: int = 0
     duplicates: int = 0
-    entropy: FiniteFloat | None = None
+    entropy: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,6 +52,7 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
         return _read(Path(str(data.path)), data, grammar)
     path, build = plan
+    failures = path.with_suffix(".failed.tsv")
 
     def read_cached() -> Dataset | None:
         with suppress(InputError):  # damaged: it is built again
@@ -63,14 +64,14 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
         with locked(path, options.say):
             dataset = read_cached()  # another process may have built it
             if dataset is None:
-                dataset = build(failures_of(path))
+                dataset = build(failures)
                 try:
                     write_dataset(path, dataset)
                 except ArcvaeError as error:
                     note = f"the corpus could not be cached in {path}: {error}"
                     dataset = replace(dataset, notes=(*dataset.notes, note))
     origin, notes = dataset.origin, list(dataset.notes)
-    listed = f": listed in {failures_of(path)}" * failures_of(path).is_file()
+    listed = f": listed in {failures}" * failures.is_file()
     for count, what in (
         (origin.failed, f"do not parse{listed}"),
         (origin.too_long, f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"),
@@ -98,11 +99,6 @@ def corpus_name(data: DataSettings) -> str:
     if data.grammar in (None, data.name):
         return data.name
     return (data.input or Path(str(data.grammar))).stem
-
-
-def failures_of(path: Path) -> Path:
-    """The list of lines that do not parse, beside the file of those that do."""
-    return path.with_name(f"{path.stem}.failed.tsv")
 
 
 Build = Callable[[Path], Dataset]  # gets the path of the list of lines that do not parse

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -22,9 +22,7 @@ Ids = NDArray[np.int16]  # (N, T): left-most derivations, the padding rule after
 
 _Tail = tuple[int, ...]  # nonterminals: the rest of a right-hand side
 
-_CHUNK = 8192  # derivations drawn at once
 _WORK = 10**8  # products of long integers, about a minute
-_DRAWS = 40  # for each string that is wanted, before there are held to be no more of them
 
 
 class Counts:
@@ -70,9 +68,6 @@ class Counts:
 
     def draw(self, count: int, stream: np.random.RandomState) -> Ids:
         """`count` derivations, independent and uniform up to the 53 bits of each number drawn: (count, most) int16."""
-        return np.concatenate([self._draw(min(_CHUNK, count - done), stream) for done in range(0, count, _CHUNK)])
-
-    def _draw(self, count: int, stream: np.random.RandomState) -> Ids:
         ids = np.full((count, self.most), self.rules.padding, np.int16)
         lengths = self._choose([((), 0)] * count, stream)
         start: _Tail = (self.rules.start,)
@@ -95,28 +90,6 @@ class Counts:
         """A part of each tail, by a number drawn for each: the first whose cumulative share is above it."""
         drawn = stream.random_sample(len(tails)).tolist()
         return [bisect_right(self._cumulative(*tail), one) for tail, one in zip(tails, drawn, strict=True)]
-
-
-def draw_strings(
-    counts: Counts, size: int, stream: np.random.RandomState, write: Callable[[list[int]], str | None]
-) -> tuple[Ids, list[str]]:
-    """`size` uniformly drawn derivations of different strings, with the strings. InputError if there are fewer."""
-    strings: dict[str, None] = {}
-    parts: list[Ids] = []
-    for _ in range(_DRAWS + size * _DRAWS // _CHUNK if counts.total >= size else 0):
-        # at least half a chunk, so that the last few of a small number of strings are found too
-        ids = counts.draw(max(_CHUNK // 2, min(_CHUNK, size - len(strings))), stream)
-        kept = []
-        for row, one in enumerate(ids.tolist()):
-            string = str(write(one))
-            if string not in strings and len(strings) < size:
-                strings[string] = None
-                kept.append(row)
-        parts.append(ids[kept])
-        if len(strings) == size:
-            return np.concatenate(parts), [*strings]
-    what = f"data.size: there are no {size} different strings of at most {counts.most} rules"
-    raise InputError(what, "use a smaller size, or raise data.max_rules")
 
 
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:

@@ -11,9 +11,9 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -49,24 +49,39 @@ class Parser:
     """Parses strings of a grammar by `kind`, for a `reason`; `earley`: do not try LALR. InputError if too large."""
 
     def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
-        self.grammar = grammar
-        self.kind: Literal["lalr", "earley"] = "lalr"
-        self.reason = "LALR without conflicts: no string has two derivations"
+        self.grammar, separator, smiles = grammar, grammar.separator, read_grammar("smiles")
         self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
         what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
         too_large = InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE")
         if sum(count**2 for count in Counter(one.left for one in grammar.productions).values()) > _MOST_PAIRS:
             raise too_large
-        made = "as requested" if earley else _lalr(grammar)
-        if isinstance(made, str):
-            self.kind, self.reason = "earley", f"Earley: {made}"
-            lexer: Any = _LongestMatch if grammar.separator.isspace() else "dynamic"
+        notation, problem = _lark_text(grammar), "as requested" if earley else ""
+        symbols = {symbol for production in grammar.productions for symbol in production.right}
+        texts = {symbol.text + separator for symbol in symbols if isinstance(symbol, Terminal)}
+        beginnings = {text[0] for text in texts}
+        longer = ((text[:end], text[end]) for text in texts for end in range(1, len(text)))
+        if (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
+            if not earley:
+                notation = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
+        elif not separator.isspace() and any(one in texts and rest in beginnings for one, rest in longer):
+            problem = problem or "strings may split into terminals in more than one way"  # `C`, `Cl` and `l`
+        try:
+            if not problem:
+                with _limited(LALR_SECONDS):
+                    self._lark = Lark(notation, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
+        except GrammarError:
+            problem = "the grammar has LALR conflicts"
+        except (_OutOfTimeError, RecursionError):
+            problem = "the grammar is too large for LALR"
+        self.kind: Literal["lalr", "earley"] = "earley" if problem else "lalr"
+        self.reason = f"Earley: {problem}" if problem else "LALR without conflicts: no string has two derivations"
+        if problem:
+            lexer: Any = _LongestMatch if separator.isspace() else "dynamic"
             try:
                 with _limited(EARLEY_SECONDS):
-                    made = Lark(_lark_text(grammar), parser="earley", lexer=lexer, ambiguity="forest")
+                    self._lark = Lark(notation, parser="earley", lexer=lexer, ambiguity="forest")
             except _OutOfTimeError:
                 raise too_large from None
-        self._lark = made
 
     def parse(self, text: str) -> list[int]:
         return self.derivation(text)[0]
@@ -78,18 +93,8 @@ class Parser:
         words and punctuation: `sin ( 3 )` where `sin(` is a terminal. Raises ParseFailure, and InputError if it takes
         over `EARLEY_SECONDS` to find all derivations.
         """
-        try:
-            return self._derivation(text)
-        except ParseFailure:
-            joined = _SPACE_WITHIN_TERMINAL.sub("", text)
-            if joined != text and self.grammar.separator.isspace():
-                with suppress(ParseFailure):
-                    return self._derivation(joined)
-            raise
-
-    def _derivation(self, text: str) -> tuple[list[int], bool]:
-        separator = self.grammar.separator
-        written = text if separator.isspace() or not text else text + separator
+        spaced = self.grammar.separator.isspace()
+        written = text if spaced or not text else text + self.grammar.separator
         try:
             if self.kind == "lalr":
                 nodes = self._lark.parse(written).iter_subtrees_topdown()  # type: ignore[no-untyped-call]
@@ -97,6 +102,10 @@ class Parser:
             with _limited(EARLEY_SECONDS):
                 return _first(self._lark.parse(written))  # type: ignore[arg-type]
         except UnexpectedInput as error:
+            joined = _SPACE_WITHIN_TERMINAL.sub("", text)
+            if spaced and joined != text:
+                with suppress(ParseFailure):
+                    return self.derivation(joined)
             ended = getattr(error, "token", None) == ""  # the token after the last character
             place = len(text) if ended else min(len(text), error.pos_in_stream or 0)
             found = repr(text[place]) if place < len(text) else "end"
@@ -121,16 +130,14 @@ def parse_lines(
     """The results of many strings, in their order; `workers`: processes, by default one a core for many lines."""
     lalr = parser_of(grammar).kind == "lalr"
     size, many = (250, 5000) if lalr else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
+    chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
     if workers is None:
         workers = cores() if len(lines) >= many else 1
-    chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore) if workers > 1 else None
     results: list[Result] = []
-    with ExitStack() as stack:
-        run: Callable[..., Iterable[list[Result]]] = map
-        if workers > 1 and len(chunks) > 1:
-            ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
-            run = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)).map
-        for chunk in run(_chunk, chunks, repeat(grammar)):
+    with pool or nullcontext():
+        for chunk in (pool.map if pool else map)(_chunk, chunks, repeat(grammar)):
             results += chunk
             if tell is not None:
                 tell(len(results), len(lines))
@@ -170,32 +177,6 @@ def _limited(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
-
-
-def _lalr(grammar: Grammar) -> Lark | str:
-    """The LALR parser, or why there is none."""
-    separator, smiles = grammar.separator, read_grammar("smiles")
-    symbols = {symbol for production in grammar.productions for symbol in production.right}
-    texts = {symbol.text + separator for symbol in symbols if isinstance(symbol, Terminal)}
-    beginnings = {text[0] for text in texts}
-    if (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
-        text = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
-    elif (
-        not separator.isspace()
-        and any(  # a terminal begins a longer one, another its rest: `C`, `Cl` and `l`
-            text[:end] in texts and text[end] in beginnings for text in texts for end in range(1, len(text))
-        )
-    ):
-        return "strings may split into terminals in more than one way"
-    else:
-        text = _lark_text(grammar)
-    try:
-        with _limited(LALR_SECONDS):
-            return Lark(text, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
-    except GrammarError:
-        return "the grammar has LALR conflicts"
-    except (_OutOfTimeError, RecursionError):
-        return "the grammar is too large for LALR"
 
 
 class _LongestMatch(BasicLexer):

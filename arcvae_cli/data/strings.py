@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, refuse_large, split_by_key, split_sizes, written
-from arcvae_cli.data.derivations import Counts, Ids, draw_strings, enumerated, first_of_each
+from arcvae_cli.data.derivations import Counts, Ids, enumerated, first_of_each
 from arcvae_cli.data.files import reading
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
@@ -21,6 +21,8 @@ from arcvae_cli.grammar import Grammar, Rules
 
 EQUATION_RULES = 15  # longest derivation of an equation, after Kusner et al. 2017
 TEXT_BYTES = 2**30  # the largest file of strings that is read
+_CHUNK = 8192  # derivations drawn at once
+_DRAWS = 40  # for each string that is wanted, before there are held to be no more of them
 
 
 def fitted(dataset: Dataset, rules: Rules, length: int | None = None, needs: Sequence[str] = ()) -> Dataset:
@@ -61,21 +63,27 @@ def padded_ids(derivations: Sequence[Sequence[int] | NDArray[np.int16]], steps: 
 def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` different strings of a grammar, their derivations uniform over those of at most `most` rules.
 
-    Split 80/10/10 by a hash of the string. InputError for a size or a seed out of range, or if there are fewer strings.
+    Split 80/10/10 by a hash of the string. InputError for a size or a seed out of range, or if there are too few.
     """
     split_sizes(size, seed)
-    counts = Counts(grammar.rules, most)
-    ids, strings = draw_strings(counts, size, np.random.RandomState(seed), grammar.write)
+    counts, stream = Counts(grammar.rules, most), np.random.RandomState(seed)
+    rows: dict[str, NDArray[np.int16]] = {}
+    for _ in range(_DRAWS * (1 + size // _CHUNK)):
+        if counts.total >= size > len(rows):
+            # at least half a chunk, so that the last few of a small number of strings are found too
+            ids = counts.draw(max(_CHUNK // 2, min(_CHUNK, size - len(rows))), stream)
+            for one, row in zip(ids.tolist(), ids, strict=True):
+                rows.setdefault(written(grammar, one), row)
+    if len(rows) < size:
+        what = f"data.size: there are no {size} different strings of at most {most} rules"
+        raise InputError(what, "use a smaller size, or raise data.max_rules")
+    ids, split = np.array([*rows.values()][:size]), split_by_key([string.encode() for string in [*rows][:size]])
     origin = Origin("drawn", grammar.name, entropy=counts.entropy)
-    split = split_by_key([string.encode() for string in strings])
     return Dataset(grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
 def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RULES) -> Dataset:
-    """The first `size` equations of the enumeration of which Kusner et al. 2017 used the first 100,000.
-
-    Split 80/10/10 by a hash of the string. InputError for a size out of range, or for more than `most` (T) rules.
-    """
+    """The first `size` of the enumerated equations, of which Kusner et al. 2017 used 100,000; split as those drawn."""
     split_sizes(size, 0)
     derivations = list(islice(enumerated(grammar, 6), size))
     if len(derivations) < size:
