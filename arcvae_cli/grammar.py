@@ -1,13 +1,13 @@
-"""Context-free grammars: their notation (that of NLTK; see docs/grammar.md), and the rules that a model works on.
+"""Context-free grammars: their notation (docs/grammar.md), and the rules that a model works on.
 
-Productions are numbered in the order of the file, from 0: these are the ids of a derivation. One more rule, the last,
-pads derivations (`Nothing -> None` in the code of Kusner et al. 2017; a file that ends in it does not add another).
+The ids of a derivation number the productions in the order of the file, from 0. One more rule, the last, pads
+derivations (`Nothing -> None` in the code of Kusner et al. 2017; a file that ends in it does not add another).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -86,10 +86,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Grammar:
-    """A checked context-free grammar: every symbol is defined, the start symbol derives strings.
-
-    `unusable`: ids of the productions that no derivation of a string can contain.
-    """
+    """A checked context-free grammar; `unusable`: ids of productions that no derivation of a string contains."""
 
     name: str
     text: str
@@ -110,7 +107,7 @@ class Grammar:
         return Rules(tuple(places), tuple(lhs), tuple(rhs), places[self.start], len(self.productions), self.text)
 
     def write(self, ids: Sequence[int]) -> str | None:
-        """The string of a left-most derivation, padding after its end allowed; None for an incomplete derivation."""
+        """The string of a left-most derivation, which padding may follow; None for an incomplete derivation."""
         padding = len(self.productions)
         stack: list[Symbol] = [self.start]
         written: list[str] = []
@@ -134,12 +131,12 @@ def read_grammar(name_or_path: str) -> Grammar:
         text = resources.files("arcvae_cli").joinpath("grammars", f"{name_or_path}.cfg").read_text("utf-8")
         return parse_grammar(text, name_or_path)
     try:
-        text = read_limited(Path(name_or_path), MOST_BYTES).decode("utf-8-sig")
+        return parse_grammar(read_limited(Path(name_or_path), MOST_BYTES).decode("utf-8-sig"), name_or_path)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        fix = f"Give a grammar file in UTF-8, or one of those that ship: {', '.join(SHIPPED)}."
-        raise InputError(f"{name_or_path}: cannot be read ({reason})", fix) from error
-    return parse_grammar(text, name_or_path)
+        fix = f"give a grammar file in UTF-8, or one of those that ship: {', '.join(SHIPPED)}"
+        raise InputError(
+            f"{name_or_path}: cannot be read ({getattr(error, 'strerror', None) or error})", fix
+        ) from error
 
 
 def parse_grammar(text: str, name: str) -> Grammar:
@@ -159,12 +156,28 @@ def parse_grammar(text: str, name: str) -> Grammar:
             if isinstance(symbol, Terminal) and separator.isspace() and re.search(r"\s", symbol.text):
                 what = f"the terminal {symbol} contains whitespace, which separates terminals"
                 raise _error(name, number, what, "make its words terminals of their own")
-    usable = _usable(productions, start)
-    if not usable:
+    finite = _fewest((one.left, one.nonterminals()) for one in productions).keys()
+    if start not in finite:
         raise _error(name, first[start], f"the start symbol {start} derives no string")
-    if cycle := _cycle(usable.values()):
-        what = f"a symbol derives itself: {' -> '.join(cycle)}"
-        raise _error(name, first[cycle[0]], what, "remove a step: strings would have infinitely many derivations")
+    ending = {rule: one for rule, one in enumerate(productions) if finite >= set(one.nonterminals())}
+    reached: set[str] = set()
+    fresh = {start}
+    while fresh:
+        reached |= fresh
+        fresh = {symbol for one in ending.values() if one.left in fresh for symbol in one.nonterminals()} - reached
+    usable = {rule: one for rule, one in ending.items() if one.left in reached}
+    empty = _fewest((one.left, left) for one in usable.values() if len(left := one.nonterminals()) == len(one.right))
+    alone: dict[str, dict[str, None]] = {}  # what a symbol may become alone, in the order of the file
+    for one in usable.values():
+        full = [symbol for symbol in one.right if symbol not in empty]
+        if len(full) <= 1:  # that one, or any if all can be empty
+            alone.setdefault(one.left, {}).update(dict.fromkeys(s for s in full or one.right if isinstance(s, str)))
+    try:
+        TopologicalSorter(alone).prepare()
+    except CycleError as error:
+        what = f"a symbol derives itself: {' -> '.join(reversed(error.args[1]))}"
+        fix = "remove a step: strings would have infinitely many derivations"
+        raise _error(name, first[error.args[1][-1]], what, fix) from None
     return Grammar(name, text, productions, start, separator, frozenset(range(len(productions))).difference(usable))
 
 
@@ -208,34 +221,6 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[
     if not 0 < len(lines) < MOST_RULES:
         raise InputError(f"{name}: {len(lines)} productions, not 1 to {MOST_RULES - 1}", _FIX)
     return lines, directives
-
-
-def _usable(productions: Sequence[Production], start: str) -> dict[int, Production]:
-    """Productions, by id, that a derivation of a string can contain; nothing if the start symbol derives no string."""
-    finite = _fewest((one.left, one.nonterminals()) for one in productions).keys()
-    ending = {rule: one for rule, one in enumerate(productions) if finite >= set(one.nonterminals())}
-    reached: set[str] = set()
-    fresh = {start} & finite
-    while fresh:
-        reached |= fresh
-        fresh = {symbol for one in ending.values() if one.left in fresh for symbol in one.nonterminals()} - reached
-    return {rule: one for rule, one in ending.items() if one.left in reached}
-
-
-def _cycle(productions: Collection[Production]) -> list[str]:
-    """Symbols each of which may become the next one alone, the last being the first; nothing where there are none."""
-    bare = [(one.left, one.nonterminals()) for one in productions if len(one.nonterminals()) == len(one.right)]
-    empty = _fewest(bare)
-    alone: dict[str, dict[str, None]] = {}  # in the order of the file
-    for one in productions:
-        full = [symbol for symbol in one.right if symbol not in empty]
-        if len(full) <= 1:  # that one, or any if all can be empty
-            alone.setdefault(one.left, {}).update(dict.fromkeys(s for s in full or one.right if isinstance(s, str)))
-    try:
-        TopologicalSorter(alone).prepare()
-    except CycleError as error:
-        return list(reversed(error.args[1]))
-    return []
 
 
 _S = TypeVar("_S", int, str)

@@ -63,13 +63,10 @@ def build(
         if exists(output) and not force:
             raise InputError(f"--output {output}: the file exists", "give another name, or --force to overwrite it")
         usable_folder(output.parent, "--output")
-    given = flags.values.get("data", {})
     if download is not None:
-        if corpus not in (None, "smiles") or {"input", "prod"} & given.keys():
-            raise InputError(f"--download {download}: only for the corpus smiles, without --input", "omit the other")
         fetch_zinc(console.note)
-        corpus = "smiles"
-    if corpus is None and not {"grammar", "input", "prod"} & given.keys():
+        corpus = corpus or "smiles"
+    if corpus is None and not {"grammar", "input", "prod"} & flags.values.get("data", {}).keys():
         raise InputError("no corpus given", f"use {KNOWN}")
     dataset, file = _load(corpus, flags, console, force, test=test, most_failed=max_failed)
     if output is not None:
@@ -81,7 +78,6 @@ def build(
     if dataset.rules is not None:
         steps, rules, origin = dataset.x.shape[1], len(dataset.rules), dataset.origin
         content = {"steps": steps, "rules": rules, "origin": asdict(origin)}
-        lines.append(f"derivations of up to {steps} of {rules} rules, including the padding rule")
         lines += [f"parser: {origin.reason}"] * (origin.reason is not None)
     console.lines(map(one_line, [*lines, *(f"{key} {text}" for key, text in identity.items())]))
     console.json({"name": dataset.name, dataset.kind: counts} | content | identity)
@@ -100,25 +96,28 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a corpus, by default `arc`: its splits, its content, and examples that are in more than one split."""
+    from arcvae_cli.conditions import ATTRIBUTES, attributes
     from arcvae_cli.console import Console, cell
-    from arcvae_cli.data.describe import describe, describe_conditions
+    from arcvae_cli.data.describe import describe
 
     console = Console(quiet=quiet, as_json=as_json)
     dataset, file = _load(corpus, flags, console)
     if conditions:
         if dataset.kind != "grids":
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
-        found, grids = describe_conditions(dataset), int(dataset.rows("train").size)
-        rows = []
-        for name, text, values, counts in (one.values() for one in found):
-            shares = [f"{v}: {n / grids:.1%}" for v, n in zip(values, counts, strict=True) if n >= 0.0005 * grids > 0]
+        train, found, rows = dataset.x[dataset.rows("train")], [], []
+        for one, column in zip(ATTRIBUTES, attributes(train).T, strict=True):
+            counts = [int((column == value).sum()) for value in range(one.size)]
+            found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
+            shares = {value: count / max(len(train), 1) for value, count in zip(one.values, counts, strict=True)}
+            shown = ", ".join(f"{value}: {share:.1%}" for value, share in shares.items() if share >= 0.0005)
             rows.append(
-                (name, f"{values[0]} {'or' if len(values) == 2 else 'to'} {values[-1]}", text, ", ".join(shares))
+                (one.name, " or ".join(one.values) if one.size == 2 else f"0 to {one.size - 1}", one.text, shown)
             )
-        title = f"Conditions, and their shares of the {grids:,} training grids of {one_line(dataset.name)}"
+        title = f"Conditions, and their shares of the {len(train):,} training grids of {one_line(dataset.name)}"
         console.table(title, ("key", "value", "meaning", "share"), rows, left=(0, 1, 2, 3))
         console.lines(["aliases: red=yes is colour_2=yes; symmetry=both and symmetry=none set both mirror symmetries"])
-        console.json({"name": dataset.name, "training_grids": grids, "conditions": found})
+        console.json({"name": dataset.name, "training_grids": len(train), "conditions": found})
         return
     described, size = describe(dataset), {"name": dataset.name, dataset.kind: len(dataset.x)}
     identity = {"fingerprint": dataset.fingerprint(), "file": str(file)}

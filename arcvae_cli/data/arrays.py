@@ -22,7 +22,7 @@ ARRAY_BYTES = 3 * 2**28  # largest size of the arrays of a file or a dataset, ch
 
 @dataclass(frozen=True)
 class Origin:
-    """How derivations were obtained (drawn, enumerated, parsed, or ready), by which parser and why, and line counts.
+    """How derivations were obtained (drawn, enumerated, parsed, ready), by which parser and why, and counts of lines.
 
     `ambiguous`: lines with several derivations. `entropy`: nats, of the distribution that strings are drawn from.
     """
@@ -129,16 +129,15 @@ def padded(grids: Sequence[NDArray[Any]]) -> tuple[Grids, Grids]:
 def refuse_large(what: str, count: int) -> None:
     """InputError for arrays of more than ARRAY_BYTES bytes."""
     if count > ARRAY_BYTES:
-        limit = f"{size(count)} of arrays, the limit is {size(ARRAY_BYTES)}"
-        raise InputError(f"{what}: {limit}", "use fewer examples, or shorter ones (--max-rules)")
+        fix = "use fewer examples, or shorter ones (--max-rules)"
+        raise InputError(f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}", fix)
 
 
 def split_sizes(size: int, seed: int) -> tuple[int, int, int]:
     """80/10/10 of a corpus to be built; InputError for a size or a seed out of range."""
-    if not 10 <= size <= 2_000_000:
-        raise InputError(f"data.size: {size} is out of range", "use 10 to 2000000")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"data.seed: {seed} is out of range", "use 0 to 4294967295")
+    for key, value, least, most in (("size", size, 10, 2_000_000), ("seed", seed, 0, 2**32 - 1)):
+        if not least <= value <= most:
+            raise InputError(f"data.{key}: {value} is out of range", f"use {least} to {most}")
     return size - 2 * (size // 10), size // 10, size // 10
 
 

@@ -25,25 +25,19 @@ from arcvae_cli.settings import STRING_CORPORA, DataSettings
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a corpus is loaded, beyond what the settings say.
+    """How a corpus is loaded, beyond what the settings say."""
 
-    `grammar`: for strings without one, as that of a checkpoint. `test`: a file of strings that are the test split.
-    `most_failed`: share of lines that may fail to parse, or take too many rules. `tell` gets the number of lines parsed
-    and of all, `say` a message before something slow.
-    """
-
-    grammar: Grammar | None = None
-    test: Path | None = None
-    most_failed: float = 0.1
-    tell: Callable[[int, int], None] | None = None
-    say: Callable[[str], None] | None = None
+    grammar: Grammar | None = None  # for strings without one, as that of a checkpoint
+    test: Path | None = None  # a file of strings that are the test split
+    most_failed: float = 0.1  # share of lines that may fail to parse, or take too many rules
+    tell: Callable[[int, int], None] | None = None  # gets the number of lines parsed, and of all
+    say: Callable[[str], None] | None = None  # gets a message before something slow
 
 
 def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebuild: bool = False) -> Dataset:
     """The dataset that the settings name: read from their path, or from the cache, or built now and cached.
 
-    A damaged cached file is rebuilt, by one process while others wait. Raises InputError for unusable settings, files,
-    or too many lines that do not parse or are too long.
+    InputError for unusable settings or files, or too many lines that do not parse or are too long.
     """
     options = options or LoadOptions()
     grammar, plan = _plan(data, options)
@@ -94,16 +88,13 @@ def cache_path(data: DataSettings, options: LoadOptions | None = None) -> Path |
 
 def corpus_name(data: DataSettings) -> str:
     """The name of a corpus: that of the settings, or of its file."""
-    if data.path is not None:
-        return data.path.stem
-    if data.grammar in (None, data.name):
+    if data.path is None and data.grammar in (None, data.name):
         return data.name
-    return (data.input or Path(str(data.grammar))).stem
+    return (data.path or data.input or Path(str(data.grammar))).stem
 
 
 Build = Callable[[Path], Dataset]  # gets the path of the list of lines that do not parse
-Builder = Callable[[DataSettings, LoadOptions], tuple[str, Build]]
-"""What a corpus is built from, for the name of its file in the cache, and how."""
+Builder = Callable[[DataSettings, LoadOptions], tuple[str, Build]]  # gives a name of what it is built from, and how
 
 
 def _arc(data: DataSettings, _: LoadOptions) -> tuple[str, Build]:

@@ -1,8 +1,4 @@
-"""Left-most derivations of a grammar as rows of rule ids: counting, uniform sampling, enumeration, checks.
-
-The number of derivations of a symbol with n rules is a sum over its rules of convolutions over their right-hand sides:
-dynamic programming over exact integers. Drawing walks down the same sums, one step of all derivations at a time.
-"""
+"""Left-most derivations of a grammar as rows of rule ids: counting, uniform sampling, enumeration, checks."""
 
 from __future__ import annotations
 
@@ -28,8 +24,9 @@ _WORK = 10**8  # products of long integers, about a minute
 class Counts:
     """How many derivations of at most `most` rules the start symbol has, and uniform draws from them.
 
-    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: of the uniform distribution, in nats.
-    A second for 277 rules of SMILES; InputError if it would take minutes and gigabytes.
+    The number for a symbol and n rules is a sum over its rules of convolutions over their right-hand sides, in exact
+    integers; drawing walks down the same sums. `exact`: by number of rules, from 0 to `most`. `total`: their sum.
+    `entropy`: in nats. A second for 277 rules of SMILES; InputError if it would take minutes and gigabytes.
     """
 
     def __init__(self, rules: Rules, most: int) -> None:
@@ -68,28 +65,29 @@ class Counts:
 
     def draw(self, count: int, stream: np.random.RandomState) -> Ids:
         """`count` derivations, independent and uniform up to the 53 bits of each number drawn: (count, most) int16."""
+
+        def choose(tails: Sequence[tuple[_Tail, int]]) -> list[int]:
+            """A part of each tail, by a number drawn for each: the first whose cumulative share is above it."""
+            drawn = stream.random_sample(len(tails)).tolist()
+            return [bisect_right(self._cumulative(*tail), one) for tail, one in zip(tails, drawn, strict=True)]
+
         ids = np.full((count, self.most), self.rules.padding, np.int16)
-        lengths = self._choose([((), 0)] * count, stream)
+        lengths = choose([((), 0)] * count)
         start: _Tail = (self.rules.start,)
         stacks = [[(start, length)] for length in lengths]  # what is to be derived, by how many rules
         for step in range(self.most):
             live = [row for row, stack in enumerate(stacks) if stack]
             tops = [stacks[row].pop() for row in live]
             several = [place for place, (tail, _) in enumerate(tops) if len(tail) > 1]
-            for place, taken in zip(several, self._choose([tops[place] for place in several], stream), strict=True):
+            for place, taken in zip(several, choose([tops[place] for place in several]), strict=True):
                 tail, n = tops[place]
                 stacks[live[place]].append((tail[1:], n - taken))
                 tops[place] = tail[:1], taken
-            for row, (tail, n), choice in zip(live, tops, self._choose(tops, stream), strict=True):
+            for row, (tail, n), choice in zip(live, tops, choose(tops), strict=True):
                 rule = ids[row, step] = self._rules_of[tail[0]][choice]
                 if self._rhs[rule]:
                     stacks[row].append((self._rhs[rule], n - 1))
         return ids
-
-    def _choose(self, tails: Sequence[tuple[_Tail, int]], stream: np.random.RandomState) -> list[int]:
-        """A part of each tail, by a number drawn for each: the first whose cumulative share is above it."""
-        drawn = stream.random_sample(len(tails)).tolist()
-        return [bisect_right(self._cumulative(*tail), one) for tail, one in zip(tails, drawn, strict=True)]
 
 
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
@@ -119,8 +117,7 @@ def first_of_each(ids: Ids) -> NDArray[np.int64]:
 def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:
     """The first step of a row that is no part of a left-most derivation, and what is wrong; None for a whole one.
 
-    Step T is wrong if a row ends too early. Without right-hand sides only rules are wrong that rewrite nothing, that
-    rewrite another symbol than the start at step 0, or that follow padding.
+    Step T is wrong if a row ends too early. Without right-hand sides, which symbols follow step 0 is not checked.
     """
     stack: list[int | None] = [rules.start]  # None: any symbols
     for step, rule in enumerate([*row, rules.padding]):

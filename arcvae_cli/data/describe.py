@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.conditions import ATTRIBUTES, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys
 from arcvae_cli.data.derivations import first_of_each
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
@@ -49,16 +48,6 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "leaks": _leaks(dataset, [row.tobytes() for row in dataset.x]),
         "examples": [] if dataset.grammar is None else dataset.strings(rows),
     }
-
-
-def describe_conditions(dataset: Dataset) -> list[dict[str, Any]]:
-    """Each condition, its meaning and values, and how many training grids have each value."""
-    columns = attributes(dataset.x[dataset.rows("train")]).T
-    found = []
-    for one, column in zip(ATTRIBUTES, columns, strict=True):
-        counts = np.bincount(column, minlength=one.size).tolist()
-        found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
-    return found
 
 
 def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:

@@ -30,10 +30,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def locked(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the lock of a file of the cache: one process makes it, others wait (`say` a note) and find it there.
-
-    If the folder cannot be written to, the block runs without a lock.
-    """
+    """Holds the lock of a file of the cache, others wait (`say` a note); none if the folder cannot be written to."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
@@ -77,12 +74,11 @@ def fetch_zinc(say: Callable[[str], None]) -> None:
         pooch.get_logger().setLevel("WARNING")
         say(f"downloading {without_password(address)}")
         try:
-            name = f".{path.name}.new"
-            files = pooch.create(path.parent, "", registry={name: None}, urls={name: address}, retry_if_failed=1)
-            fetched = Path(files.fetch(name, downloader=pooch.HTTPDownloader(timeout=30)))
+            to, downloader = f".{path.name}.new", pooch.HTTPDownloader(timeout=30)
+            fetched = Path(pooch.retrieve(address, None, to, path.parent, downloader=downloader))
         except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
-            reason = f"{address}: download failed ({type(error).__name__}: {error})"
-            raise ArcvaeError(reason, fix) from None  # the cause has the password
+            what = f"{address}: download failed ({type(error).__name__}: {error})"
+            raise ArcvaeError(what, fix) from None  # the cause has the password
         if not is_zinc(fetched):
             fetched.unlink()
             raise ArcvaeError(f"{address}: not zinc250k: its git blob id is not {ZINC_BLOB[:12]}", fix)

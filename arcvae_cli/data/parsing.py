@@ -1,8 +1,8 @@
 """From strings to left-most derivations of a grammar, by lark: LALR if the grammar permits it, else Earley.
 
-LALR is used where lark finds no conflicts and the text splits into terminals in one way only: then no string has two
-derivations. SMILES have a lark grammar of their own, because the published rules have conflicts. Earley takes any
-grammar, about fifty times slower; of several derivations it gives the one whose ids are first in lexicographic order.
+LALR is used where lark finds no conflicts and the text splits into terminals in one way only; SMILES have a lark
+grammar of their own, because the published rules have conflicts. Earley takes any grammar, about fifty times slower; of
+several derivations it gives the one whose ids are first in lexicographic order.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def _chunk(lines: Sequence[str], grammar: Grammar) -> list[Result]:
     return results
 
 
-class _OutOfTimeError(BaseException):
-    """What `_limited` runs takes too long. No Exception, because lark wraps those that its transformers raise."""
+class _OutOfTimeError(BaseException):  # no Exception: lark wraps those that its transformers raise
+    pass
 
 
 @contextmanager

@@ -24,9 +24,8 @@ _BLOCK_BYTES = 2**25  # of masks that are in memory at once
 def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: Grammar | None) -> Dataset:
     """The dataset of ids of any integer type, with their masks, or a grammar, or both.
 
-    `pad_id`: the id after the end of a derivation: -1, or a rule; None detects it and adds a note. With a grammar,
-    rows must be complete derivations. Duplicates are left out; split 80/10/10 by a hash of the row. InputError with the
-    first invalid row and step.
+    `pad_id`: the id after the end of a derivation: -1, or a rule; None detects it and adds a note. Duplicates are left
+    out; split 80/10/10 by a hash of the row. InputError with the first invalid row and step.
     """
     ids = map_npy(prod)
     refuse_large(str(prod), 2 * ids.size)
@@ -53,8 +52,9 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
     found = "none" if low >= 0 > padding else f"id {padding}"
     notes = (f"padding detected: {found} (--pad-id overrides)",) * (pad_id is None and grammar is None)
     keep = first_of_each(own)
-    name = None if grammar is None else grammar.name
-    origin = Origin(grammar=name, source=prod.name, lines=len(own), duplicates=len(own) - len(keep))
+    origin = Origin(
+        "ready", grammar.name if grammar else None, prod.name, lines=len(own), duplicates=len(own) - len(keep)
+    )
     split = split_by_key([row.tobytes() for row in own[keep]])
     return Dataset(prod.stem, own[keep], split, rules=rules, grammar=grammar, origin=origin, notes=notes)
 
