@@ -13,7 +13,7 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import read_limited
@@ -223,18 +223,15 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[
     return lines, directives
 
 
-_S = TypeVar("_S", int, str)
-
-
-def _fewest(rules: Iterable[tuple[_S, tuple[_S, ...]]]) -> dict[_S, int]:
+def _fewest(rules: Iterable[tuple[Any, tuple[Any, ...]]]) -> dict[Any, int]:
     """By left-hand side, the fewest rules that finish it; without those that nothing finishes."""
-    found: dict[_S, int] = {}
+    found: dict[Any, int] = {}
     waiting, before = list(rules), None
     while before != found:
         before = dict(found)
         waiting.reverse()  # whether a grammar is written from the top down or from the bottom up, a few rounds do
         for left, right in waiting:
-            if all(symbol in found for symbol in right):
+            if found.keys() >= set(right):
                 count = 1 + sum(found[symbol] for symbol in right)
                 found[left] = min(count, found.get(left, count))
     return found

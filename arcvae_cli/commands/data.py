@@ -126,8 +126,20 @@ def info(
     for title, table, left in (("Splits", splits, (0,)), ("Leaks", described["leaks"], (0, 1))):
         cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in one.items()] for one in table]
         console.table(title, [key.replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
-    facts = ((key, one_line(text)) for key, text in _facts(dataset, described).items() if text)
-    console.table("Content", ("", ""), facts, left=(0, 1), header=False)
+    if dataset.rules is None:
+        facts = {
+            "colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"])),
+            "commonest shapes": ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"]),
+        }
+    else:
+        facts = {**described["origin"], "steps": f"up to {described['steps']}"}
+        if dataset.origin.entropy is not None:
+            facts["entropy"] = f"{dataset.origin.entropy:.2f} nats, a lower bound of the mean NLL on unseen strings"
+        names = [f"{rule} ({one})" for rule, one in enumerate(dataset.grammar.productions if dataset.grammar else ())]
+        for label in ("unused", "unusable"):
+            facts[f"{label} rules"] = ", ".join(names[rule] if names else str(rule) for rule in described[label][:12])
+    lines = [(key.replace("_", " "), one_line(str(value))) for key, value in facts.items() if value]
+    console.table("Content", ("", ""), lines, left=(0, 1), header=False)
     if examples := described.get("examples"):
         console.lines(["", "Examples", *map(one_line, examples)])
     console.json(size | identity | {"notes": list(dataset.notes)} | described)
@@ -162,21 +174,3 @@ def _load(
     for note in dataset.notes:
         console.note(one_line(note))
     return dataset, cached or data.path or data.prod
-
-
-def _facts(dataset: Dataset, described: dict[str, Any]) -> dict[str, str]:
-    if dataset.rules is None:
-        return {
-            "colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"])),
-            "commonest shapes": ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"]),
-        }
-    facts = {key.replace("_", " "): str(value) for key, value in described["origin"].items() if value}
-    if dataset.origin.entropy is not None:
-        facts["entropy"] = f"{dataset.origin.entropy:.2f} nats, a lower bound of the mean NLL on unseen strings"
-    facts["steps"] = f"up to {described['steps']}"
-    for label in ("unused", "unusable"):
-        names = list(map(str, described[label]))
-        if dataset.grammar is not None:
-            names = [f"{rule} ({dataset.grammar.productions[rule]})" for rule in described[label]]
-        facts[label] = ", ".join(names[:12]) + ", ..." * (len(names) > 12)
-    return facts

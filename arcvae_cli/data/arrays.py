@@ -16,7 +16,6 @@ from arcvae_cli.files import size
 from arcvae_cli.grammar import Grammar, Rules
 
 SPLITS = ("train", "val", "test")
-
 ARRAY_BYTES = 3 * 2**28  # largest size of the arrays of a file or a dataset, checked before allocation
 
 
@@ -65,17 +64,15 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """SHA-256 of the content in hexadecimal, whatever the file, name or string width."""
-        parts = [f"{self.x.shape}".encode(), self.x.tobytes(), self.split.tobytes()]
+        digest = hashlib.sha256(f"{self.x.shape}".encode())
+        digest.update(self.x.tobytes() + self.split.tobytes())
         if self.rules is None:
-            parts.append(b"shape" if self.shape is None else self.shape.tobytes())
-            parts.append(b"task" if self.task is None else "\n".join(self.task.tolist()).encode())
+            digest.update(b"shape" if self.shape is None else self.shape.tobytes())
+            digest.update(b"task" if self.task is None else "\n".join(self.task.tolist()).encode())
         else:
-            parts.append(f"{self.rules.lhs} {self.rules.rhs} {self.rules.start} {self.rules.padding}".encode())
+            digest.update(f"{self.rules.lhs} {self.rules.rhs} {self.rules.start} {self.rules.padding}".encode())
         if self.grammar is not None:
-            parts.append(repr((self.grammar.separator, list(map(str, self.grammar.productions)))).encode())
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
+            digest.update(repr((self.grammar.separator, list(map(str, self.grammar.productions)))).encode())
         return digest.hexdigest()
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -95,13 +92,11 @@ class Dataset:
         return self.only(np.sort(np.concatenate(kept)))
 
     def require(self, splits: Iterable[str]) -> None:
-        for split in splits:
-            if not self.rows(split).size:
-                raise InputError(f"{self.name}: the {split} split is empty", "add examples to it, or use another")
+        if empty := [split for split in splits if not self.rows(split).size]:
+            raise InputError(f"{self.name}: the {empty[0]} split is empty", "add examples to it, or use another")
 
     def strings(self, rows: NDArray[np.int64]) -> list[str]:
-        if self.grammar is None:
-            raise ValueError("writing strings needs a grammar")
+        assert self.grammar is not None, "writing strings needs a grammar"
         return [written(self.grammar, ids) for ids in self.x[rows].tolist()]
 
 

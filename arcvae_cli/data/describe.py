@@ -53,8 +53,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
 def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
     """A hash (N,) of each grid, invariant to symmetries of its rectangle and permutations of the colours 1-9.
 
-    The cells of each colour are summed under random weights of 44 bits, once for each symmetry; the sums are mixed and
-    added over the colours, and the smallest of the eight is the hash. Different grids agree by chance of about 2**-44.
+    Random weights of 44 bits of the cells of a colour are summed for each symmetry, mixed, and added over the colours;
+    the least of the eight is the hash.
     """
     weights = np.random.RandomState(0).randint(1, 2**44, CELLS, dtype=np.int64).astype(np.float64)
     sides = np.full((len(grids), 2), SIDE, np.int64) if shape is None else shape.astype(np.int64)

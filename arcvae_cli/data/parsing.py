@@ -19,11 +19,10 @@ from functools import lru_cache
 from importlib import resources
 from itertools import repeat
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from lark import Lark
-from lark.exceptions import GrammarError, UnexpectedInput
+from lark import GrammarError, Lark, UnexpectedInput
 from lark.lexer import BasicLexer
 from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
@@ -73,7 +72,7 @@ class Parser:
             problem = "the grammar has LALR conflicts"
         except (_OutOfTimeError, RecursionError):
             problem = "the grammar is too large for LALR"
-        self.kind: Literal["lalr", "earley"] = "earley" if problem else "lalr"
+        self.kind = "earley" if problem else "lalr"
         self.reason = f"Earley: {problem}" if problem else "LALR without conflicts: no string has two derivations"
         if problem:
             lexer: Any = _LongestMatch if separator.isspace() else "dynamic"
@@ -89,9 +88,7 @@ class Parser:
     def derivation(self, text: str) -> tuple[list[int], bool]:
         """The ids of the left-most derivation of a string, without padding, and whether there are others.
 
-        Where whitespace separates terminals, a string that does not parse is read again without the whitespace between
-        words and punctuation: `sin ( 3 )` where `sin(` is a terminal. Raises ParseFailure, and InputError if it takes
-        over `EARLEY_SECONDS` to find all derivations.
+        Raises ParseFailure, and InputError if it takes over `EARLEY_SECONDS` to find all derivations.
         """
         spaced = self.grammar.separator.isspace()
         written = text if spaced or not text else text + self.grammar.separator
@@ -103,7 +100,7 @@ class Parser:
                 return _first(self._lark.parse(written))  # type: ignore[arg-type]
         except UnexpectedInput as error:
             joined = _SPACE_WITHIN_TERMINAL.sub("", text)
-            if spaced and joined != text:
+            if spaced and joined != text:  # read again: `sin ( 3 )` where `sin(` is a terminal
                 with suppress(ParseFailure):
                     return self.derivation(joined)
             ended = getattr(error, "token", None) == ""  # the token after the last character
@@ -210,11 +207,8 @@ def _lark_text(grammar: Grammar) -> str:
 
 
 def _first(root: SymbolNode) -> tuple[list[int], bool]:
-    """The derivation of a forest whose ids come first in lexicographic order, and whether there are others.
-
-    The least of a whole is made of the least of its parts: no whole derivation from a symbol begins another.
-    """
-    least: dict[int, tuple[int, ...]] = {}  # by node
+    """The derivation of a forest whose ids come first in lexicographic order, and whether there are others."""
+    least: dict[int, tuple[int, ...]] = {}  # by node; made of those of its parts, as none begins another
     ambiguous = False
     path = [root]
     while path:
