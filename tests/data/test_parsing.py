@@ -28,15 +28,6 @@ DRUGS = (
     "[13CH4]",
     "C12C3C4C1C5C2C3C45",
 )
-PDE = """
-%separator " "
-equation -> derivative '=' sum
-sum -> sum '+' term | sum '-' term | term
-term -> term '*' factor | factor
-factor -> 'u' | 'u_x' | 'u_xx' | number | 'sin' '(' sum ')' | '(' sum ')' | factor '**' number
-derivative -> 'u_t' | 'u_tt'
-number -> '1' | '2' | '10'
-"""
 
 
 def sentences(grammar: Grammar, most_rules: int) -> dict[str, list[tuple[int, ...]]]:
@@ -117,18 +108,6 @@ def test_where_a_line_fails(earley: bool):
                 parser.parse(text)
             found = repr(text[position]) if position < len(text) else "end"
             assert (caught.value.position, caught.value.reason) == (position, f"unexpected {found}")
-
-
-def test_a_grammar_of_ones_own():
-    grammar = parse_grammar(PDE, "mine")
-    parser, earley = Parser(grammar), Parser(grammar, earley=True)
-    assert parser.kind == "lalr"
-    for row in Counts(grammar.rules, 30).draw(30, np.random.RandomState(2)).tolist():
-        ids = [rule for rule in row if rule != grammar.rules.padding]
-        string = grammar.write(ids) or ""
-        assert parser.parse(string) == ids
-        assert parser.parse(string.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
-        assert earley.derivation(string) == (ids, False)
 
 
 @pytest.mark.parametrize(
@@ -254,11 +233,3 @@ def test_large_grammars_are_parsed_or_refused_in_time(monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="large: 3,002 productions are too many"):
         parse_lines(["bw1.w2."], grammar)
     assert time.process_time() - begun < 0.5, "counted, not tried"
-
-
-def test_symbols_may_hold_one_another_deep():
-    lines = [f"A{place} -> 'a' A{place + 1} | 'b'" for place in range(150)]
-    grammar = parse_grammar("\n".join([*lines, "A150 -> 'c'"]), "g")
-    for parser in (Parser(grammar), Parser(grammar, earley=True)):
-        assert parser.parse("aab") == [0, 2, 5]
-        assert len(parser.parse("a" * 150 + "c")) == 151
