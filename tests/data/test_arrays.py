@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arcvae_cli.data.arrays import Dataset, Origin, canvas_keys, split_by_key, split_sizes
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, split_by_key, split_sizes
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import parse_grammar, read_grammar
@@ -25,12 +25,12 @@ def test_fingerprint_depends_on_content_only(arc: Dataset):
     others = [
         replace(arc, x=changed(arc.x, (3, 4, 5), 9 - arc.x[3, 4, 5])),
         replace(arc, split=changed(arc.split, 0, 2)),
-        *(replace(arc, shape=shape) for shape in (changed(arc.shape, 0, 16), None)),
-        *(replace(arc, task=task) for task in (changed(arc.task, 0, "00000000"), None)),
+        replace(arc, shape=changed(arc.shape, 0, 16)),
+        replace(arc, task=None),
     ]
-    assert len({arc.fingerprint(), *(other.fingerprint() for other in others)}) == 7
+    assert len({arc.fingerprint(), *(other.fingerprint() for other in others)}) == 5
 
-    drawn = build_drawn(EQUATIONS, 15, 200, 1)
+    drawn = build_drawn(EQUATIONS, 9, 50, 1)
     commented = parse_grammar("# the same\n" + EQUATIONS.text, "other")
     same = replace(drawn, name="x", grammar=commented, rules=commented.rules, notes=("x",), origin=Origin())
     assert same.fingerprint() == drawn.fingerprint()
@@ -48,8 +48,8 @@ def test_fingerprint_is_stable_between_versions(canvases: Dataset):
 
 def test_limited_keeps_the_test_split_and_nests(arc: Dataset):
     small, large = arc.limited(64), arc.limited(128)
-    assert [small.rows(split).size for split in ("train", "val", "test")] == [64, 8, 100]
-    assert [large.rows(split).size for split in ("train", "val", "test")] == [128, 16, 100]
+    sizes = [[dataset.rows(split).size for split in SPLITS] for dataset in (small, large)]
+    assert sizes == [[64, 8, 100], [128, 16, 100]]
     assert set(canvas_keys(small.x)) < set(canvas_keys(large.x)) < set(canvas_keys(arc.x))
     assert len(set(small.task[small.rows("train")].tolist())) > 32, "the choice is spread over the tasks"
     for name in ("x", "shape", "task"):

@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from arcvae_cli import settings
 from arcvae_cli.data import corpora
 from arcvae_cli.data.arrays import SPLITS, Dataset
-from arcvae_cli.data.corpora import CORPORA, Build, Builder, LoadOptions, cache_path, failures_of, load_arrays
-from arcvae_cli.data.downloads import ZINC, git_blob
+from arcvae_cli.data.corpora import CORPORA, Build, Builder, LoadOptions, cache_path, load_arrays
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
@@ -49,10 +46,6 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[DataSettings]:
     return calls
 
 
-def test_the_settings_know_every_corpus():
-    assert tuple(CORPORA) == settings.CORPORA
-
-
 @pytest.mark.parametrize("data", [SHAPES, EQUATIONS], ids=["grids", "strings"])
 def test_a_corpus_is_built_once(cache: Path, built: list[DataSettings], data: DataSettings):
     first, second = load_arrays(data), load_arrays(data)
@@ -65,12 +58,6 @@ def test_a_corpus_is_built_once(cache: Path, built: list[DataSettings], data: Da
     assert len(built) == 2
 
 
-def test_names_of_cached_files_are_stable():
-    assert cache_path(SHAPES).name == "shapes-r1-n50-s4.npz"
-    assert cache_path(EQUATIONS).name == "equations-r1-uniform-ge2dc3dbbc6ec-t15-n50-s4.npz"
-    assert cache_path(DataSettings()).name == "arc-r1-arckit1.0.1-n100000-s0.npz"
-
-
 def test_what_a_corpus_depends_on_is_in_the_files_name(tmp_path: Path):
     (tmp_path / "sheep.cfg").write_text(SHEEP)
     (tmp_path / "goat.cfg").write_text(SHEEP + "# and a goat")
@@ -78,15 +65,16 @@ def test_what_a_corpus_depends_on_is_in_the_files_name(tmp_path: Path):
     strings.write_text("ba\nbaa\n")
     sheep = DataSettings(grammar=str(tmp_path / "sheep.cfg"), input=strings)
     changes = [
-        (SHAPES, ({}, {"size": 51}, {"seed": 5}, {"name": "arc"}, {"name": "arc-raw"})),
+        (SHAPES, ({}, {"size": 51}, {"seed": 5})),
         (EQUATIONS, ({}, {"seed": 5}, {"recipe": "kusner"}, {"max_rules": 9})),
         (sheep, ({}, {"max_rules": 9}, {"grammar": str(tmp_path / "goat.cfg")}, {"input": None, "max_rules": 9})),
     ]
     paths = [cache_path(data.model_copy(update=change)) for data, some in changes for change in some]
-    assert len(set(paths)) == 13 and None not in paths
-    assert cache_path(SHAPES.model_copy(update={"augment": False, "limit": 3})) == paths[0]
-    assert cache_path(EQUATIONS.model_copy(update={"max_rules": 15})) == paths[5]
-    assert cache_path(sheep, LoadOptions(test=strings)) not in paths
+    assert len({*paths, cache_path(sheep, LoadOptions(test=strings)), None}) == 13
+    assert paths[0].name == "shapes-r1-n50-s4.npz"
+    assert paths[3].name == "equations-r1-uniform-ge2dc3dbbc6ec-t15-n50-s4.npz"
+    assert cache_path(DataSettings()).name == "arc-r1-arckit1.0.1-n100000-s0.npz"
+    assert cache_path(EQUATIONS.model_copy(update={"max_rules": 15, "augment": False, "limit": 3})) == paths[3]
     assert cache_path(sheep.model_copy(update={"input": tmp_path / "none.txt"})) is None
     assert cache_path(DataSettings(path=Path("x.npz"))) is None
     strings.write_text("ba\nbaaa\n")
@@ -96,13 +84,11 @@ def test_what_a_corpus_depends_on_is_in_the_files_name(tmp_path: Path):
 def test_a_damaged_cache_is_rebuilt(built: list[DataSettings]):
     good, path = load_arrays(SHAPES), cache_path(SHAPES)
     content = path.read_bytes()
-    middle = len(content) // 2
-    flipped = content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
-    for harmed in (content[:middle], flipped, b"not a zip"):
+    for harmed in (content[: len(content) // 2], b"not a zip"):
         path.write_bytes(harmed)
         assert load_arrays(SHAPES).fingerprint() == good.fingerprint()
         assert path.read_bytes() == content
-    assert len(built) == 4
+    assert len(built) == 3
 
 
 def test_an_unwritable_cache_costs_a_note(cache: Path):
@@ -141,10 +127,8 @@ def test_processes_that_need_the_same_corpus_build_it_once_even_if_one_is_killed
         first.kill()
         first.communicate()
     assert second.stdout.readline() == "building\n"
-    third = start()
-    assert third.stdout.readline().startswith("another process")
-    ends = [second.communicate("go\n", timeout=30), third.communicate(timeout=30)]
-    assert ends == [(f"has {load_arrays(SHAPES).fingerprint()}\n", "")] * 2
+    end = second.communicate("go\n", timeout=30)
+    assert end == (f"has {load_arrays(SHAPES).fingerprint()}\n", "")
 
 
 def test_any_grammar_is_drawn_from(tmp_path: Path):
@@ -155,7 +139,6 @@ def test_any_grammar_is_drawn_from(tmp_path: Path):
     assert set(dataset.strings(np.arange(10))) <= {"b" + "a" * n for n in range(1, 12)}
     for change, message in (
         ({"max_rules": None}, r"data\.max_rules: needed to draw"),
-        ({"size": 12}, "no 12 different strings"),
         ({"recipe": "kusner"}, "kusner needs the grammar equations"),
     ):
         with pytest.raises(InputError, match=message):
@@ -168,7 +151,7 @@ def test_strings_of_a_file_are_parsed_once(tmp_path: Path):
     strings.write_text("".join(f"b{'a' * n}\n" for n in range(1, 21)) + "moo\n")
     data = DataSettings(grammar=str(tmp_path / "sheep.cfg"), input=strings)
     first = load_arrays(data)
-    failures = failures_of(cache_path(data))
+    failures = cache_path(data).with_suffix(".failed.tsv")
     assert failures.read_text().splitlines()[1].split("\t")[:3] == ["some strings.txt", "21", "1"]
     assert first.notes == (f"1 of 21 lines do not parse: listed in {failures}",)
     again = load_arrays(data)
@@ -197,9 +180,8 @@ def test_too_many_lines_left_out(tmp_path: Path, content: str, most: int | None,
     strings.write_text(content)
     data = DataSettings(name="equations", input=strings, max_rules=most)
     for _ in range(2):  # when it is parsed, and from the cache
-        with pytest.raises(InputError, match=message) as raised:
+        with pytest.raises(InputError, match=message):
             load_arrays(data)
-        assert "--max-failed" in raised.value.fix
         dataset = load_arrays(data, LoadOptions(most_failed=0.2))
         assert (len(dataset.x), len(dataset.notes)) == (4, 1)
 
@@ -227,7 +209,8 @@ def test_molecules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert cache_path(DataSettings(name="smiles")) is None
     lines = [f"{'C' * n}O" for n in range(1, 41)]
     content, file = ("\n".join(lines) + "\n").encode(), tmp_path / "all.txt"
-    monkeypatch.setattr(corpora, "ZINC", replace(ZINC, blob=git_blob(content), test_lines=8))
+    monkeypatch.setattr(corpora, "ZINC_TEST_LINES", 8)
+    monkeypatch.setattr(corpora, "is_zinc", lambda path: path == file and path.read_bytes() == content)
     file.write_bytes(content)
     dataset = load_arrays(DataSettings(name="smiles", input=file))
     assert dataset.strings(dataset.rows("test")) == lines[:8], "as in 2017"
