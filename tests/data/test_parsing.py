@@ -4,7 +4,10 @@ import hashlib
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -50,19 +53,25 @@ def sentences(grammar: Grammar, most_rules: int) -> dict[str, list[tuple[int, ..
     return found
 
 
-def outcome(parser: Parser, text: str) -> tuple[list[int], bool] | None:
-    try:
-        return parser.derivation(text)
-    except ParseFailure:
-        return None
-
-
-def test_equations():
-    parser = Parser(EQUATIONS)
-    assert parser.kind == "lalr"
-    assert parser.parse("  x+\tsin(1  )") == [0, 3, 7, 5, 3, 8]  # whitespace that may stand there may be left out
-    for text, (ids,) in sentences(EQUATIONS, 6).items():  # one derivation each
-        assert parser.derivation(text) == (list(ids), False)
+def agree(grammar: Grammar, most_rules: int, stream: random.Random) -> str:
+    """The kind of the parser; it and Earley find the derivations of every string, and refuse the same others."""
+    parser, earley = Parser(grammar), Parser(grammar, earley=True)
+    found = dict(list(sentences(grammar, most_rules).items())[:200])
+    for sentence, derivations in found.items():
+        ids, ambiguous = parser.derivation(sentence)
+        assert earley.derivation(sentence) == (ids, ambiguous), grammar.text
+        assert grammar.write(ids) == sentence
+        assert tuple(ids) <= min(derivations), grammar.text  # of longer ones too
+        assert ambiguous or [tuple(ids)] == derivations, grammar.text
+    letters = sorted({letter for sentence in found for letter in sentence} - set(grammar.separator)) or ["a"]
+    for _ in range(20):
+        text = grammar.separator.join(stream.choice(letters) for _ in range(stream.randint(0, 6)))
+        outcomes: tuple[list[object], ...] = ([], [])
+        for outcome, way in zip(outcomes, (parser, earley), strict=True):
+            with suppress(ParseFailure):
+                outcome.append(way.derivation(text))
+        assert outcomes[0] == outcomes[1], (grammar.text, text)
+    return parser.kind
 
 
 def test_smiles_lark_has_the_productions_of_smiles_cfg():
@@ -113,6 +122,7 @@ def test_where_a_line_fails(earley: bool):
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
+        (EQUATIONS.text, "lalr"),
         ("S -> 'a' S 'a' | 'b' S 'b' |", "earley"),
         ("S -> S '+' S | 'x' | 'y'", "earley"),
         ("S -> A 'x' | B 'x'\nA -> 'a'\nB -> 'a'", "earley"),
@@ -127,23 +137,7 @@ def test_where_a_line_fails(earley: bool):
 )
 def test_the_parser_is_chosen_and_finds_every_string(text: str, kind: str):
     grammar = parse_grammar(text, "g")
-    parser, earley = Parser(grammar), Parser(grammar, earley=True)
-    assert parser.kind == kind
-    found = sentences(grammar, 6 if len(grammar.productions) < 7 else 4)
-    for sentence, derivations in found.items():
-        for way in (parser, earley):
-            ids, ambiguous = way.derivation(sentence)
-            assert grammar.write(ids) == sentence
-            assert tuple(ids) <= min(derivations)  # of longer ones too
-            if len(derivations) > 1:
-                assert ambiguous
-            if not ambiguous:
-                assert [tuple(ids)] == derivations
-    stream = random.Random(1)
-    letters = sorted({letter for sentence in found for letter in sentence} - set(grammar.separator)) or ["a"]
-    for _ in range(40):
-        sentence = grammar.separator.join(stream.choice(letters) for _ in range(stream.randint(0, 6)))
-        assert outcome(parser, sentence) == outcome(earley, sentence)
+    assert agree(grammar, 6 if len(grammar.productions) < 12 else 4, random.Random(1)) == kind
 
 
 def random_grammars(stream: random.Random) -> Iterator[Grammar]:
@@ -168,46 +162,33 @@ def random_grammars(stream: random.Random) -> Iterator[Grammar]:
 
 def test_any_grammar():
     stream = random.Random(11)
-    kinds = {"lalr": 0, "earley": 0}
-    for _, grammar in zip(range(50), random_grammars(stream), strict=False):
-        parser, earley = Parser(grammar), Parser(grammar, earley=True)
-        kinds[parser.kind] += 1
-        for sentence, derivations in list(sentences(grammar, 6).items())[:20]:
-            ids, ambiguous = parser.derivation(sentence)
-            assert earley.derivation(sentence) == (ids, ambiguous), grammar.text
-            assert tuple(ids) <= min(derivations), grammar.text
-            assert ambiguous or [tuple(ids)] == derivations, grammar.text
-            assert ambiguous or parser.kind == "lalr" or len(derivations) == 1
-    assert min(kinds.values()) > 5
+    grammars = islice(random_grammars(stream), 40)
+    assert min(Counter(agree(grammar, 5, stream) for grammar in grammars).values()) > 5
 
 
 def test_spaces_within_a_terminal_are_ignored_where_whitespace_separates():
     parser = Parser(EQUATIONS)
-    for text in ("x + sin ( 3 )", "x+sin(3)", " x + sin  (3)", "x + sin( 3 )"):
+    for text in ("x + sin ( 3 )", "x+sin(3)", " x\t+ sin  (3)"):
         assert EQUATIONS.write(parser.parse(text)) == "x + sin( 3 )"
     words = Parser(parse_grammar("%separator ' '\nS -> 'the' 'dog' | '10' | 'f(' '**' ')' | 'f' '('", "words"))
     for text in ("the d og", "1 0", "f( * * )"):  # only between words and punctuation
         with pytest.raises(ParseFailure):
             words.parse(text)
     assert words.parse("f (") == [3], "what parses as it stands is read as it stands"
-    assert words.parse("f ( **)") == [2]
     with pytest.raises(ParseFailure) as caught:
         parser.parse("sin ( y )")
     assert caught.value.position == 0, "a failure is that of the text as it stands"
 
 
 def test_processes_give_what_one_gives():
-    lines = ["x", "x+x", "y", "x+x+x"] * 150
-
-    def told(workers: int) -> tuple[list[tuple[int, int]], list[object]]:
-        so_far: list[tuple[int, int]] = []
-        results = parse_lines(lines, EQUATIONS, workers, lambda *count: so_far.append(count))
-        failures = [(one.position, one.reason) for one in results if isinstance(one, ParseFailure)]
-        return so_far, failures + [one[0].tolist() for one in results if not isinstance(one, ParseFailure)]
-
-    one = told(1)
-    assert one == told(2)
-    assert one[0] == [(250, 600), (500, 600), (600, 600)] and one[1][0] == (0, "unexpected 'y'")
+    told: list[list[tuple[int, int]]] = [[], []]
+    lines, results = ["x", "x+x", "y", "x+x+x"] * 150, []
+    for workers, so_far in zip((1, 2), told, strict=True):
+        found = parse_lines(lines, EQUATIONS, workers, lambda *count, so_far=so_far: so_far.append(count))
+        results.append(
+            [one.args or one.position if isinstance(one, ParseFailure) else one[0].tolist() for one in found]
+        )
+    assert results[0] == results[1] and told[0] == told[1] == [(250, 600), (500, 600), (600, 600)]
 
 
 def test_strings_too_ambiguous_to_parse_are_refused_in_time(monkeypatch: pytest.MonkeyPatch):
@@ -225,10 +206,8 @@ def test_large_grammars_are_parsed_or_refused_in_time(monkeypatch: pytest.Monkey
     monkeypatch.setattr(parsing, "LALR_SECONDS", 0.1)
     lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(40)]
     levels = Parser(parse_grammar("\n".join([*lines, "e40 -> 'x' | '(' e0 ')'"]), "levels"))
-    assert levels.kind == "earley" and "too large" in levels.reason
-    assert len(levels.parse("p3.x")) == 41
-    words = f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(3000))}"
-    grammar = parse_grammar(words, "large")
+    assert levels.kind == "earley" and len(levels.parse("p3.x")) == 41
+    grammar = parse_grammar(f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(3000))}", "large")
     begun = time.process_time()
     with pytest.raises(InputError, match="large: 3,002 productions are too many"):
         parse_lines(["bw1.w2."], grammar)
