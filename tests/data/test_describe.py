@@ -12,19 +12,17 @@ from arcvae_cli.data.symmetries import transform
 from arcvae_cli.grammar import read_grammar
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
-def test_hashes_are_invariant_to_symmetry_and_colour_only(arc: Dataset, known: bool):
+def test_hashes_are_invariant_to_symmetry_and_colour_only(arc: Dataset):
     stream = np.random.RandomState(0)
-    count = len(arc.x)
-    shape = arc.shape if known else np.full((count, 2), 16, np.uint8)
+    count, shape = len(arc.x), arc.shape
     palette = np.pad(stream.random_sample((count, 9)).argsort(axis=1) + 1, ((0, 0), (1, 0))).astype(np.uint8)
     turned, swapped = transform(arc.x, shape, stream.randint(0, 8, count), palette)
-    hashes = canonical_hashes(arc.x, shape if known else None)
-    assert (canonical_hashes(turned, swapped if known else None) == hashes).all()
+    hashes = canonical_hashes(arc.x, shape)
+    assert (canonical_hashes(turned, swapped) == hashes).all()
 
     changed = arc.x.copy()
     changed[np.arange(count), stream.randint(0, shape[:, 0]), stream.randint(0, shape[:, 1])] ^= 1
-    assert (canonical_hashes(changed, shape if known else None) != hashes).mean() > 0.95  # a few become equivalent
+    assert (canonical_hashes(changed, shape) != hashes).mean() > 0.95  # a few become equivalent
 
 
 def test_hashes_of_different_grids_differ():
