@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from arcvae_cli.data.derivations import Counts, enumerated, wrong_step
-from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
 
 EQUATIONS = read_grammar("equations")
@@ -76,12 +75,11 @@ def test_draws_from_long_derivations():
     rules = read_grammar("smiles").rules
     counts = Counts(rules, 277)
     assert counts.exact[277].bit_length() > 64
-    ids = counts.draw(50, np.random.RandomState(0))
+    ids = counts.draw(300, np.random.RandomState(0))
     assert set(first_wrong(ids, rules)) == {-1}
-    # the share of each length is that of its count
-    lengths = (counts.draw(1000, np.random.RandomState(1)) != rules.padding).sum(axis=1)
     expected = np.array([count / counts.total for count in counts.exact])
-    assert abs(np.bincount(lengths, minlength=278) / 1000 - expected).max() < 0.06
+    lengths = np.bincount((ids != rules.padding).sum(axis=1), minlength=278)
+    assert abs(lengths / 300 - expected).max() < 0.1
 
 
 def test_the_equations_of_2017():

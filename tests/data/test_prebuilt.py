@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,9 @@ def changed(array: np.ndarray, place: Any, value: object) -> np.ndarray:
 GAP, EMPTY = changed(IDS, (5, 3), 11), changed(IDS, (5,), 11)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def read(ids: Any, masks: Any = None, pad_id: int | None = None, grammar: Grammar | None = None) -> Dataset:
@@ -46,41 +46,34 @@ def read(ids: Any, masks: Any = None, pad_id: int | None = None, grammar: Gramma
 
 
 @pytest.mark.parametrize("block", [700, 2**25], ids=["rows", "whole"])
-def test_rules_come_from_the_masks(folder: Path, block: int, monkeypatch: pytest.MonkeyPatch):
+def test_rules_come_from_the_masks(block: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prebuilt, "_BLOCK_BYTES", block)
     dataset = read(np.concatenate([IDS, IDS[:30]]), np.concatenate([MASKS, MASKS[:30]]))
     assert (dataset.name, dataset.x.dtype, dataset.grammar) == ("prod", np.int16, None)
-    assert (dataset.x == IDS).all(), "duplicates are left out"
-    assert (dataset.origin.lines, dataset.origin.duplicates) == (230, 30)
+    assert (dataset.x == IDS).all() and dataset.origin.duplicates == 30
     assert dataset.rules == Rules(("0", "1"), EQUATIONS.rules.lhs, None, 0, 11)
     assert dataset.notes == ("padding detected: id 11 (--pad-id overrides)",)
     assert [dataset.rows(split).size for split in SPLITS] == [160, 20, 20]
-    assert read(IDS, MASKS, 11).notes == ()
 
 
-@pytest.mark.parametrize("after", [[0, 0], [0xFF, 0xE0], [0, 0x10]], ids=["nothing", "everything", "alone"])
-def test_masks_after_the_end_are_ignored(folder: Path, after: list[int]):
+def test_masks_after_the_end_are_ignored():
     ended = IDS == 11
-    for pad_id in (None, -1):
+    for after, pad_id in itertools.product(([0, 0], [0xFF, 0xE0], [0, 0x10]), (None, -1)):
         dataset = read(np.where(ended, -1, IDS), changed(MASKS, ended, after), pad_id)
-        assert dataset.rules.lhs == EQUATIONS.rules.lhs
-        assert (dataset.x == IDS).all()
+        assert dataset.rules.lhs == EQUATIONS.rules.lhs and (dataset.x == IDS).all()
 
 
-def test_the_padding_rule_may_have_any_number_or_not_occur(folder: Path):
+def test_the_padding_rule_may_have_any_number_or_not_occur():
     first = np.packbits(np.roll(np.unpackbits(MASKS, axis=2, count=12), 1, axis=2), axis=2)
     rules = read((IDS + 1) % 12, first, 0).rules
     assert (rules.padding, rules.lhs) == (0, (-1, *EQUATIONS.rules.lhs[:-1]))
-    drawn = Counts(EQUATIONS.rules, 10).draw(400, np.random.RandomState(0))
-    ids = np.unique(drawn[(drawn != 11).all(axis=1)], axis=0)
-    masks = np.packbits(LOOKUP[ids][..., :11], axis=2)
-    dataset = read(ids, masks, -1)
+    ids = np.unique(IDS[(IDS[:, :3] != 11).all(axis=1), :3], axis=0)
+    dataset = read(ids, np.packbits(LOOKUP[ids][..., :11], axis=2), -1)
     assert (len(dataset.rules), dataset.rules.padding) == (12, 11) and not (dataset.x == 11).any()
-    assert read(ids, masks, None, EQUATIONS).rules == EQUATIONS.rules
     assert read(IDS, MASKS, 500).rules.padding == 12
 
 
-def test_the_last_rule_is_padding_only_if_alone_in_its_mask(folder: Path):
+def test_the_last_rule_is_padding_only_if_alone_in_its_mask():
     shared = np.array([[0, 3, 1, 3], [0, 3, 3, 3]])
     bits = np.zeros((4, 4), bool)
     bits[:2, :2] = bits[2:, 2:] = True
@@ -88,14 +81,14 @@ def test_the_last_rule_is_padding_only_if_alone_in_its_mask(folder: Path):
     assert "padding detected: none" in dataset.notes[0] and dataset.rules.padding == 4
 
 
-def test_with_a_grammar(folder: Path):
+def test_with_a_grammar():
     for ids, masks in ((IDS, None), (IDS, MASKS), (np.where(IDS == 11, -1, IDS), None)):
         dataset = read(ids, masks, None, EQUATIONS)
         assert (dataset.rules, dataset.grammar, dataset.notes) == (EQUATIONS.rules, EQUATIONS, ())
         assert (dataset.x == IDS).all()
 
 
-def test_unusable_rules_may_be_in_masks(folder: Path):
+def test_unusable_rules_may_be_in_masks():
     """The masks of the 2017 code contain productions of `class`, which nothing derives."""
     grammar = parse_grammar("%undefined C\nS -> 'a' S | C | 'b'", "half")
     ids = np.array([[0, 0, 2], [0, 2, 3], [2, 3, 3]])
@@ -110,9 +103,7 @@ def test_unusable_rules_may_be_in_masks(folder: Path):
         (IDS, changed(MASKS, (150, 0), MASKS[IDS == 7][0]), 11, None, "row 150, step 0: not the mask .*lacks"),
         (IDS, changed(MASKS, (150, 0), [0xF8, 0]), 11, None, "row 150, step 0: not the mask .*differs"),
         (IDS, np.packbits(LOOKUP[IDS], 2, "little"), 11, None, "row 0, step .*: not the mask of rule"),
-        (IDS.astype(float), MASKS, 11, None, "float64"),
         (changed(IDS, (0, 0), -5), MASKS, 11, None, "from -5 to 11"),
-        (IDS, MASKS[1:], 11, None, r"masks.npy: .*uint8 \(199, 15, 2\)"),
         (np.where(IDS == 11, -1, IDS), MASKS, 11, None, r"data\.pad_id: 11, but .* contains -1"),
         (IDS, None, None, SMILES, r"row 0, step \d+: rule"),
         (changed(IDS, (7, 0), 9), None, None, EQUATIONS, "row 7, step 0: rule 9 rewrites T"),
@@ -120,13 +111,12 @@ def test_unusable_rules_may_be_in_masks(folder: Path):
         (EMPTY, np.packbits(LOOKUP[EMPTY], axis=2), 11, None, "row 5, step 0: the row ends"),
     ],
 )
-def test_invalid_arrays(folder: Path, ids: Any, masks: Any, pad_id: Any, grammar: Any, message: str):
-    with pytest.raises(InputError, match=message) as raised:
+def test_invalid_arrays(ids: Any, masks: Any, pad_id: Any, grammar: Any, message: str):
+    with pytest.raises(InputError, match=message):
         read(ids, masks, pad_id, grammar)
-    assert raised.value.fix
 
 
-def test_rules_in_two_masks(folder: Path):
+def test_rules_in_two_masks():
     ids = np.array([[0, 1, 3], [1, 0, 3]])
     masks = np.zeros((2, 3, 4), bool)
     masks[ids == 0] = [1, 0, 1, 0]
