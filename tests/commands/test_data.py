@@ -14,9 +14,7 @@ from arcvae_cli.commands.data import app
 from arcvae_cli.conditions import ATTRIBUTES, attributes
 from arcvae_cli.data import corpora, downloads
 from arcvae_cli.data.shapes import build_shapes
-from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.grammar import read_grammar
 
 
 @pytest.fixture(autouse=True)
@@ -73,15 +71,11 @@ def test_info_in_words_and_conditions(arc_npz: Path):
     [
         ("info arc-rw", "no such corpus or file.*\n.*arc-raw"),
         (f"info --prod {'x' * 300} --grammar equations", "cannot be read"),
-        (f"build --input {'x' * 300} --grammar equations", "cannot be read"),
-        ("build", "no corpus given"),
         ("build arc --grammar equations", "--grammar: not used by arc"),
         ("info . --recipe kusner", "--recipe: not used by ."),
         ("info --prod ids.npy --max-rules 3", "--max-rules: not used by --prod"),
-        ("build equations --test strings.txt", "--test strings.txt: needs a file of strings"),
         ("build smiles", "zinc250k is not in the cache.*\n.*data build --download zinc250k"),
         ("info equations --conditions --size 20", "strings have no conditions"),
-        ("build shapes --output grids.npy", "not a .npz"),
     ],
 )
 def test_unusable_input(words: str, message: str):
@@ -120,18 +114,6 @@ def test_strings_of_a_grammar_of_ones_own(tmp_path: Path):
     with pytest.raises(InputError, match=r"1 of 32 lines do not parse: listed in .*cache.*\.failed\.tsv"):
         run(*words, "--max-failed", 0.01, "--output", tmp_path / "other.npz")
     assert not (tmp_path / "other.npz").exists()
-
-
-def test_prebuilt_arrays(tmp_path: Path):
-    rules = read_grammar("equations").rules
-    ids, left = build_drawn(read_grammar("equations"), 15, 100).x, np.array(rules.lhs)
-    np.save(tmp_path / "prod.npy", ids)
-    np.save(tmp_path / "masks.npy", np.packbits((left == left[:, None])[ids], axis=2))
-    words = ["--prod", tmp_path / "prod.npy", "--masks", tmp_path / "masks.npy"]
-    out, talk = run("build", *words, "--output", tmp_path / "mine.npz")
-    assert out.startswith("prod: 80 train, 10 val, 10 test") and "padding detected: id 11" in talk
-    assert "Examples" not in run("info", tmp_path / "mine.npz")[0]
-    assert json.loads(run("info", *words, "--pad-id", 11, "--grammar", "equations", "--json")[0])["examples"]
 
 
 def test_molecules_are_downloaded(monkeypatch: pytest.MonkeyPatch):

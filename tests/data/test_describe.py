@@ -25,15 +25,6 @@ def test_hashes_are_invariant_to_symmetry_and_colour_only(arc: Dataset):
     assert (canonical_hashes(changed, shape) != hashes).mean() > 0.95  # a few become equivalent
 
 
-def test_hashes_of_different_grids_differ():
-    pixels = np.zeros((256, 16, 16), np.uint8)
-    pixels.reshape(256, 256)[np.arange(256), np.arange(256)] = 1
-    assert len(np.unique(canonical_hashes(pixels, None))) == 36, "one cell: the orbits of the square's symmetries"
-    two = pixels[:20] + 2 * pixels[1:21]
-    merged = pixels[:20] + pixels[1:21]
-    assert not set(canonical_hashes(two, None).tolist()) & set(canonical_hashes(merged, None).tolist())
-
-
 def test_description_of_leaking_grids():
     stream = np.random.RandomState(2)
     grids = np.zeros((8, 16, 16), np.uint8)
@@ -48,7 +39,6 @@ def test_description_of_leaking_grids():
     described = describe(Dataset("leaky", grids, split, shape, task))
     train = {"grids": 4, "tasks": 3, "black": 1 - 15 / 256, "single_colour": 0.0, "duplicates": 1}
     assert described["splits"]["train"] == pytest.approx(train)
-    assert described["splits"]["test"]["single_colour"] == pytest.approx(1 / 3)
     assert described["shapes"] == [[3, 5, 7], [5, 3, 1]]
     assert sum(described["colours"]) == pytest.approx(1)
     assert described["leaks"] == [
@@ -70,12 +60,8 @@ def test_description_of_strings():
         "duplicates": 0,
     }
     assert described["counts"] == [int((drawn.x == rule).sum()) for rule in range(12)]
-    assert (described["steps"], described["unused"], described["unusable"]) == (15, [], [])
     assert described["examples"] == drawn.strings(drawn.rows("train")[:5])
-    assert [leak["identical"] for leak in described["leaks"]] == [0, 0, 0]
     mixed = replace(drawn, x=np.concatenate([drawn.x[:-1], drawn.x[:1]]))
     mixed = replace(mixed, split=np.r_[np.uint8([0]), mixed.split[1:-1], np.uint8([2])])
     assert [leak["identical"] for leak in describe(mixed)["leaks"]] == [1, 0, 0]
-    few = describe(replace(drawn.only(drawn.rows("test")[:1]), grammar=None))
-    assert few["examples"] == few["leaks"] == [] and few["unused"] and few["splits"]["train"]["mean_rules"] is None
     assert describe(build_drawn(read_grammar("smiles"), 12, 10))["unusable"] == [29, 31]

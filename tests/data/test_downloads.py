@@ -50,27 +50,18 @@ def test_what_cannot_be_downloaded_can_be_copied(host: str, tmp_path: Path, monk
     zinc_path().parent.mkdir(parents=True)
     zinc_path().write_bytes(b"a file of the user's")
     (tmp_path / "another.smi").write_bytes(CONTENT + b"C\n")
+    said: list[str] = []
     for url, reason in (
-        (f"http://{host}/another.smi", "not zinc250k"),
-        (f"http://{host}/other", "404"),
-        ("http://127.0.0.1:1/x", "ConnectionError"),
-        ("nonsense://x", "nonsense"),
+        (f"http://user:se@cret@{host}/another.smi", "not zinc250k"),
+        (f"http://user:secret@{host}/other", "404"),
+        ("http://user:se/cret@127.0.0.1:1/x", "download failed"),
+        (f"nonsense://user:secret@{host}/x", "nonsense"),
     ):
         monkeypatch.setenv("ARCVAE_ZINC_URL", url)
         with pytest.raises(ArcvaeError, match=reason) as raised:
-            fetch_zinc(lambda text: None)
+            fetch_zinc(said.append)
         assert raised.value.exit_code == 1
         assert f"copy the file to {zinc_path()}" in raised.value.fix
         assert zinc_path().read_bytes() == b"a file of the user's"
-
-
-def test_a_password_in_an_address_is_never_printed(host: str, monkeypatch: pytest.MonkeyPatch):
-    said: list[str] = []
-    for address in ("http://{}/other", "nonsense://{}/x"):
-        for password in ("secret", "se@cret", "se/cret"):
-            monkeypatch.setenv("ARCVAE_ZINC_URL", address.format(f"user:{password}@{host}"))
-            with pytest.raises(ArcvaeError) as raised:
-                fetch_zinc(said.append)
-            told = "".join(traceback.format_exception(raised.value))
-            assert "cret" not in "".join(said) + str(raised.value) + told.replace(__file__, "")
-            assert f"://{host}" in str(raised.value)
+        told = "".join([*said, str(raised.value), *traceback.format_exception(raised.value)])
+        assert "cret" not in told.replace(__file__, ""), "the password is never printed"

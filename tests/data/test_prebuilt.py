@@ -12,7 +12,7 @@ from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.prebuilt import read_prebuilt
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
+from arcvae_cli.grammar import Grammar, Rules, read_grammar
 
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
@@ -73,28 +73,11 @@ def test_the_padding_rule_may_have_any_number_or_not_occur():
     assert read(IDS, MASKS, 500).rules.padding == 12
 
 
-def test_the_last_rule_is_padding_only_if_alone_in_its_mask():
-    shared = np.array([[0, 3, 1, 3], [0, 3, 3, 3]])
-    bits = np.zeros((4, 4), bool)
-    bits[:2, :2] = bits[2:, 2:] = True
-    dataset = read(shared, np.packbits(bits[shared], axis=2))
-    assert "padding detected: none" in dataset.notes[0] and dataset.rules.padding == 4
-
-
 def test_with_a_grammar():
     for ids, masks in ((IDS, None), (IDS, MASKS), (np.where(IDS == 11, -1, IDS), None)):
         dataset = read(ids, masks, None, EQUATIONS)
         assert (dataset.rules, dataset.grammar, dataset.notes) == (EQUATIONS.rules, EQUATIONS, ())
         assert (dataset.x == IDS).all()
-
-
-def test_unusable_rules_may_be_in_masks():
-    """The masks of the 2017 code contain productions of `class`, which nothing derives."""
-    grammar = parse_grammar("%undefined C\nS -> 'a' S | C | 'b'", "half")
-    ids = np.array([[0, 0, 2], [0, 2, 3], [2, 3, 3]])
-    full = np.zeros((4, 4), bool)
-    full[:3, :3] = full[3, 3] = True
-    assert read(ids, np.packbits(full[ids], axis=2), None, grammar).strings(np.arange(3)) == ["aab", "ab", "b"]
 
 
 @pytest.mark.parametrize(
@@ -114,13 +97,3 @@ def test_unusable_rules_may_be_in_masks():
 def test_invalid_arrays(ids: Any, masks: Any, pad_id: Any, grammar: Any, message: str):
     with pytest.raises(InputError, match=message):
         read(ids, masks, pad_id, grammar)
-
-
-def test_rules_in_two_masks():
-    ids = np.array([[0, 1, 3], [1, 0, 3]])
-    masks = np.zeros((2, 3, 4), bool)
-    masks[ids == 0] = [1, 0, 1, 0]
-    masks[ids == 1] = [0, 1, 1, 0]  # rule 2, which does not occur, has two symbols
-    masks[ids == 3] = [0, 0, 0, 1]
-    with pytest.raises(InputError, match="rule 2 is in two different masks"):
-        read(ids, np.packbits(masks, axis=2), 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.data import arrays, strings
+from arcvae_cli.data import strings
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.strings import build_drawn, build_kusner, build_parsed, fitted
@@ -33,8 +33,7 @@ def test_drawn_strings(equations: Dataset):
     texts = [one for split in SPLITS for one in equations.strings(equations.rows(split))]
     assert len(set(texts)) == 500, "no split shares a string"
     assert equations.origin == Origin("drawn", "equations", entropy=pytest.approx(np.log(199_941_076)))
-    again, other = build_drawn(EQUATIONS, 15, 500, 1), build_drawn(EQUATIONS, 15, 500, 2)
-    assert again.fingerprint() == equations.fingerprint() != other.fingerprint()
+    assert build_drawn(EQUATIONS, 15, 500, 1).fingerprint() == equations.fingerprint()
     seven = build_drawn(EQUATIONS, 15, 1000, 7)
     assert hashlib.sha256("\n".join(seven.strings(np.arange(1000))).encode()).hexdigest() == SEVEN, "for ever"
 
@@ -93,26 +92,14 @@ def test_strings_of_a_file(tmp_path: Path):
     assert not failures.exists(), "of another file, it would mislead"
 
 
-def test_padding_may_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(arrays, "ARRAY_BYTES", 100)
-    file = tmp_path / "mine.txt"
-    file.write_text("x\n" * 19 + "x+x\n")
-    with pytest.raises(InputError, match=r"20 derivations of up to 4 rules[^\n]*\n.*--max-rules"):
-        build_parsed(file, EQUATIONS)
-    assert len(build_parsed(file, EQUATIONS, most=2).x) == 1
-
-
 def test_a_test_split_of_its_own(tmp_path: Path):
     texts = build_drawn(EQUATIONS, 15, 300).strings(np.arange(300))
     file, test = tmp_path / "mine.txt", tmp_path / "test.txt"
     file.write_text("\n".join([*texts[50:], *texts[:10], "oops"]))
     test.write_text("\n".join(["what", *texts[:50]]))
-    failures = tmp_path / "failed.tsv"
-    dataset = build_parsed(file, EQUATIONS, test=test, failures=failures)
+    dataset = build_parsed(file, EQUATIONS, test=test)
     assert counts(dataset) == [225, 25, 50]
     assert set(dataset.strings(dataset.rows("test"))) == set(texts[:50])
-    rows = [line.split("\t") for line in failures.read_text().splitlines()]
-    assert [row[:2] for row in rows[1:]] == [["test.txt", "1"], ["mine.txt", "261"]]
     leading = build_parsed(file, EQUATIONS, leading_test=40)
     assert leading.strings(leading.rows("test")) == texts[50:90]
     assert counts(leading) == [198, 22, 40]
