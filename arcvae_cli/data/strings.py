@@ -111,8 +111,7 @@ def build_parsed(
 
     `first_column`: a line ends at its first whitespace. Split 80/10/10 by a hash of the string; if the strings of the
     file `test`, or the first `leading_test` lines, are the test split, a tenth of the others validate, at most 5,000.
-    Lines that do not parse are listed in `failures`. `tell`: see LoadOptions. InputError for a file that cannot be
-    read, or without a string that parses by at most `most` rules.
+    Lines that do not parse are listed in `failures`. InputError for a file that cannot be read, or without strings.
     """
     from arcvae_cli.data.parsing import ParseFailure, parse_lines, parser_of  # imports lark
 
@@ -137,15 +136,12 @@ def build_parsed(
                 failures.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(failures) as temporary:
                     temporary.write_text(table, encoding="utf-8")
-    if not derived:
-        what = f"no line is a string of {grammar.name}; the first at character {failed[0][2]}: {failed[0][3]}"
-        raise InputError(f"{file}: {what}", "check the file and the grammar")
-    longest = max(len(ids) for _, ids in derived)
-    short = [(place, ids) for place, ids in derived if len(ids) <= (most or longest)]
+    longest = most or max((len(ids) for _, ids in derived), default=0)
+    short = [(place, ids) for place, ids in derived if len(ids) <= longest]
     if not short:
-        what = f"all {len(derived):,} strings of {grammar.name} take more than data.max_rules = {most} rules"
-        raise InputError(f"{file}: {what}", f"raise it: the longest takes {longest:,} (--max-rules {longest})")
-    ids = padded_ids([one for _, one in short], most or longest, grammar.rules)
+        what = f"character {failed[0][2]} of the first: {failed[0][3]}" if failed else f"all take over {most} rules"
+        raise InputError(f"{file}: no strings of {grammar.name}: {what}", "change the file, grammar, or data.max_rules")
+    ids = padded_ids([one for _, one in short], longest, grammar.rules)
     keep = first_of_each(ids)
     places = [short[row][0] for row in keep.tolist()]
     texts = [lines[place][2] for place in places]
