@@ -115,13 +115,11 @@ class Grammar:
             while stack and isinstance(top := stack[-1], Terminal):
                 written.append(top.text)
                 stack.pop()
-            if rule == padding:
-                if stack:
-                    return None
-            elif not stack or not 0 <= rule < padding or self.productions[rule].left != stack.pop():
+            if rule == padding and not stack:
+                continue
+            if not stack or not 0 <= rule < padding or self.productions[rule].left != stack.pop():
                 return None
-            else:
-                stack.extend(reversed(self.productions[rule].right))
+            stack.extend(reversed(self.productions[rule].right))
         return self.separator.join(written)
 
 

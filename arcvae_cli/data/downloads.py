@@ -15,7 +15,6 @@ ZINC_URL = "https://raw.githubusercontent.com/mkusner/grammarVAE/master/data/250
 """The 249,456 molecules of Kusner et al. 2017, a part of ZINC; the first `ZINC_TEST_LINES` are their test set."""
 ZINC_BLOB = "a1c61cd0826ac636d5eac5e4e7d92d4ea2cea5e3"  # the git id of its content
 ZINC_TEST_LINES = 5000
-_LARGEST = 2**25  # bytes, above the size of the file
 
 
 def cache_folder() -> Path:
@@ -56,7 +55,7 @@ def zinc_path() -> Path:
 def is_zinc(path: Path) -> bool:
     """Whether this is the file of molecules, by its content: git hashes a header and the content by SHA-1."""
     try:
-        content = path.read_bytes() if path.stat().st_size < _LARGEST else b""
+        content = path.read_bytes() if path.stat().st_size < 2**25 else b""
     except OSError:
         return False
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == ZINC_BLOB

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -32,7 +31,6 @@ from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
 LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0  # CPU time for making a parser, and for Earley's of a line; bounds memory too
-_MOST_PAIRS = 5 * 10**6  # of alternatives of the same symbol: to make a parser takes time linear in them
 _SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
 
 
@@ -50,10 +48,6 @@ class Parser:
     def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
         self.grammar, separator, smiles = grammar, grammar.separator, read_grammar("smiles")
         self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
-        what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
-        too_large = InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE")
-        if sum(count**2 for count in Counter(one.left for one in grammar.productions).values()) > _MOST_PAIRS:
-            raise too_large
         notation, problem = _lark_text(grammar), "as requested" if earley else ""
         symbols = {symbol for production in grammar.productions for symbol in production.right}
         texts = {symbol.text + separator for symbol in symbols if isinstance(symbol, Terminal)}
@@ -80,7 +74,8 @@ class Parser:
                 with _limited(EARLEY_SECONDS):
                     self._lark = Lark(notation, parser="earley", lexer=lexer, ambiguity="forest")
             except _OutOfTimeError:
-                raise too_large from None
+                what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
+                raise InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE") from None
 
     def parse(self, text: str) -> list[int]:
         return self.derivation(text)[0]

@@ -1,7 +1,7 @@
 """Prebuilt derivations: an array of rule ids (N, T), and bit-packed masks of the rules allowed at each step.
 
-Masks are written by `numpy.packbits`: byte b of a step has rules 8b to 8b + 7, the first in its highest bit. A mask
-contains the rules with the left-hand side of its step, so that all masks which contain a rule are equal.
+Masks are written by `numpy.packbits`, the first rule in the highest bit. A mask contains the rules with the left-hand
+side of its step, so that all masks which contain a rule are equal.
 """
 
 from __future__ import annotations
