@@ -21,12 +21,9 @@ ARRAY_BYTES = 3 * 2**28  # largest size of the arrays of a file or a dataset, ch
 
 @dataclass(frozen=True)
 class Origin:
-    """How derivations were obtained (drawn, enumerated, parsed, ready), by which parser and why, and counts of lines.
+    """How derivations were obtained, by which parser and for what reason, and counts of lines."""
 
-    `ambiguous`: lines with several derivations. `entropy`: nats, of the distribution that strings are drawn from.
-    """
-
-    how: str = "ready"
+    how: str = "ready"  # or drawn, enumerated, parsed
     grammar: str | None = None
     source: str | None = None
     parser: str | None = None
@@ -34,9 +31,9 @@ class Origin:
     lines: int = 0
     failed: int = 0
     too_long: int = 0
-    ambiguous: int = 0
+    ambiguous: int = 0  # lines with several derivations
     duplicates: int = 0
-    entropy: float | None = None
+    entropy: float | None = None  # nats, of the distribution that strings are drawn from
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,22 +35,22 @@ class LoadOptions:
 
 
 def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebuild: bool = False) -> Dataset:
-    """The dataset that the settings name: read from their path, or from the cache, or built now and cached.
-
-    InputError for unusable settings or files, or too many lines that do not parse or are too long.
-    """
+    """The dataset of the settings, from their path or the cache, or built. InputError if too many lines do not fit."""
     options = options or LoadOptions()
     grammar, plan = _plan(data, options)
     if plan is None:
         if data.prod is not None:
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
-        return _read(Path(str(data.path)), data, grammar)
+        own = read_dataset(Path(str(data.path)), grammar)
+        if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
+            raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
+        return own
     path, build = plan
     failures = path.with_suffix(".failed.tsv")
 
     def read_cached() -> Dataset | None:
         with suppress(InputError):  # damaged: it is built again
-            return _read(path, data, grammar, check=False) if path.is_file() and not rebuild else None
+            return read_dataset(path, grammar, check=False) if path.is_file() and not rebuild else None
         return None
 
     dataset = read_cached()
@@ -62,8 +62,7 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
                 try:
                     write_dataset(path, dataset)
                 except ArcvaeError as error:
-                    note = f"the corpus could not be cached in {path}: {error}"
-                    dataset = replace(dataset, notes=(*dataset.notes, note))
+                    dataset = replace(dataset, notes=(f"the corpus could not be cached in {path}: {error}",))
     origin, notes = dataset.origin, list(dataset.notes)
     listed = f": listed in {failures}" * failures.is_file()
     for count, what in (
@@ -138,7 +137,7 @@ def _parsed(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
     names = data.name == "smiles" or grammar.productions == read_grammar("smiles").productions  # may follow molecules
     leading = ZINC_TEST_LINES * zinc
     return "-".join(parts), lambda failures: build_parsed(
-        file, grammar, failures, data.max_rules, first_column=names, test=test, leading_test=leading, tell=options.tell
+        file, grammar, failures, data.max_rules, names, test, leading, options.tell
     )
 
 
@@ -176,10 +175,3 @@ def _plan(data: DataSettings, options: LoadOptions) -> tuple[Grammar | None, tup
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-def _read(path: Path, data: DataSettings, grammar: Grammar | None, *, check: bool = True) -> Dataset:
-    dataset = read_dataset(path, grammar, check=check)
-    if data.grammar and grammar and dataset.rules and dataset.rules.rhs != grammar.rules.rhs:
-        raise InputError(f"{path}: not of the grammar {data.grammar}", "omit data.grammar: the file has its own")
-    return dataset

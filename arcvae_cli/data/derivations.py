@@ -15,18 +15,15 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Rules, Symbol, Terminal
 
 Ids = NDArray[np.int16]  # (N, T): left-most derivations, the padding rule after their ends
-
 _Tail = tuple[int, ...]  # nonterminals: the rest of a right-hand side
-
 _WORK = 10**8  # products of long integers, about a minute
 
 
 class Counts:
     """How many derivations of at most `most` rules the start symbol has, and uniform draws from them.
 
-    The number for a symbol and n rules is a sum over its rules of convolutions over their right-hand sides, in exact
-    integers; drawing walks down the same sums. `exact`: by number of rules, from 0 to `most`. `total`: their sum.
-    `entropy`: in nats. A second for 277 rules of SMILES; InputError if it would take minutes and gigabytes.
+    For a symbol and n rules, a sum over its rules of convolutions over their right-hand sides, in exact integers.
+    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: in nats. InputError for minutes.
     """
 
     def __init__(self, rules: Rules, most: int) -> None:

@@ -14,7 +14,6 @@ from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys
 from arcvae_cli.data.derivations import first_of_each
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
 
-SHAPES, EXAMPLES = 8, 5  # how many of the commonest shapes and of the strings are listed
 _CHUNK = 4096
 
 
@@ -27,7 +26,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     rules, part_of = dataset.rules, _grid_split if dataset.rules is None else _string_split
     splits = {split: part_of(dataset.only(dataset.rows(split))) for split in SPLITS}
     if rules is None:
-        shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(SHAPES)
+        shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(8)
         return {
             "splits": splits,
             "colours": [int(np.count_nonzero(dataset.x == colour)) / dataset.x.size for colour in range(COLOURS)],
@@ -36,7 +35,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         }
     counts = np.bincount(dataset.x.ravel(), minlength=len(rules)).tolist()
     real = [rule for rule in range(len(rules)) if rule != rules.padding]
-    rows = next(rows for split in SPLITS if (rows := dataset.rows(split)).size)[:EXAMPLES]
+    rows = next(rows for split in SPLITS if (rows := dataset.rows(split)).size)[:5]
     return {
         "steps": dataset.x.shape[1],
         "counts": counts,

@@ -62,8 +62,7 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
 def _rules_of_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int) -> Rules:
     """Rules by their masks: symbols are numbered by their lowest rule, and the first id rewrites the start symbol.
 
-    If `padding` is -1, the padding rule is the one that only masks after the ends contain, if there is one, else one
-    more rule. ValueError unless the masks assign each rule to one left-hand side.
+    If `padding` is -1, it is the rule that only masks after the ends contain, if there is one, else one more rule.
     """
     width = packed.shape[2]
     table = np.zeros((8 * width, width), np.uint8)  # the mask of each rule

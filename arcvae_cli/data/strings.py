@@ -26,10 +26,7 @@ _DRAWS = 40  # for each string that is wanted, before there are held to be no mo
 
 
 def fitted(dataset: Dataset, rules: Rules, length: int | None = None, needs: Sequence[str] = ()) -> Dataset:
-    """The dataset for a model of these rules and `length` steps: shorter derivations padded, longer ones left out.
-
-    InputError for other rules, or if no derivation of a split in `needs` fits.
-    """
+    """For a model of these rules and `length` steps: padded, longer ones left out. InputError for other rules."""
     own = dataset.rules
     assert own is not None
     same_rhs = own.rhs == rules.rhs or None in (own.rhs, rules.rhs)
@@ -101,7 +98,6 @@ def build_parsed(
     grammar: Grammar,
     failures: Path | None = None,
     most: int | None = None,
-    *,
     first_column: bool = False,
     test: Path | None = None,
     leading_test: int = 0,
@@ -153,12 +149,8 @@ def build_parsed(
         split = np.where(known, np.uint8(SPLITS.index("test")), np.uint8(SPLITS.index("train")))
         split[rest[: min(5000, max(1, round(len(rest) / 10)) if len(rest) > 1 else 0)]] = SPLITS.index("val")
     parser = parser_of(grammar)
-    origin = Origin(
-        *("parsed", grammar.name, file.name, parser.kind, parser.reason, len(lines), len(failed)),
-        too_long=len(derived) - len(short),
-        ambiguous=ambiguous,
-        duplicates=len(ids) - len(keep),
-    )
+    counted = len(lines), len(failed), len(derived) - len(short), ambiguous, len(ids) - len(keep)
+    origin = Origin("parsed", grammar.name, file.name, parser.kind, parser.reason, *counted)
     return Dataset(file.stem, ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
