@@ -19,7 +19,6 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.files import read_limited
 
 SHIPPED = ("equations", "smiles")  # the grammars that come with arcvae, by name
-MOST_BYTES = 1 << 20
 MOST_RULES = 32_000  # with the padding rule: ids are int16
 
 _NAME = r"[\w/][\w/^<>]*(?:-(?!>)[\w/^<>]*)*"
@@ -129,7 +128,7 @@ def read_grammar(name_or_path: str) -> Grammar:
         text = resources.files("arcvae_cli").joinpath("grammars", f"{name_or_path}.cfg").read_text("utf-8")
         return parse_grammar(text, name_or_path)
     try:
-        return parse_grammar(read_limited(Path(name_or_path), MOST_BYTES).decode("utf-8-sig"), name_or_path)
+        return parse_grammar(read_limited(Path(name_or_path), 1 << 20).decode("utf-8-sig"), name_or_path)
     except (OSError, UnicodeDecodeError) as error:
         fix = f"give a grammar file in UTF-8, or one of those that ship: {', '.join(SHIPPED)}"
         raise InputError(

@@ -70,9 +70,7 @@ def test_info_in_words_and_conditions(arc_npz: Path):
     ("words", "message"),
     [
         ("info arc-rw", "no such corpus or file.*\n.*arc-raw"),
-        (f"info --prod {'x' * 300} --grammar equations", "cannot be read"),
         ("build arc --grammar equations", "--grammar: not used by arc"),
-        ("info . --recipe kusner", "--recipe: not used by ."),
         ("info --prod ids.npy --max-rules 3", "--max-rules: not used by --prod"),
         ("build smiles", "zinc250k is not in the cache.*\n.*data build --download zinc250k"),
         ("info equations --conditions --size 20", "strings have no conditions"),

@@ -87,7 +87,6 @@ def test_the_equations_of_2017():
     sentences = [EQUATIONS.write(row) for row in rows]
     digest = hashlib.sha256(("\n".join(sentences) + "\n").encode()).hexdigest()
     assert digest == "ae9850311e884f888491f56dca57ef3c2f9880899e63d26b5da3b71840591ca2"
-    assert set(map(len, rows)) == {8, 10, 12, 14}
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
@@ -106,5 +105,4 @@ def test_without_right_hand_sides_less_is_checked():
     bare = Rules(("0", "1"), (0, 0, 1, -1, -1), None, 0, 4)
     rows = np.array([[0, 2, 4], [2, 2, 4], [1, 4, 2], [1, 3, 4], [4, 4, 4], [0, 2, 1]])
     assert first_wrong(rows, bare) == [-1, 0, 2, 1, 0, -1]
-    assert wrong_step([1, 4, 2], bare) == (2, "rule 2 rewrites 1, expected padding")
     assert wrong_step([0, 3], EQUATIONS.rules) == (2, "the row ends with 2 symbols left, first T")

@@ -10,7 +10,7 @@ import pytest
 from arcvae_cli.data import strings
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin
 from arcvae_cli.data.derivations import Counts
-from arcvae_cli.data.strings import build_drawn, build_kusner, build_parsed, fitted
+from arcvae_cli.data.strings import build_drawn, build_parsed, fitted
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import parse_grammar, read_grammar
 
@@ -47,14 +47,6 @@ def test_the_last_few_strings_are_found_and_no_more_asked_for(monkeypatch: pytes
     for grammar, most, size in ((EQUATIONS, 4, total + 1), (ambiguous, 5, 15)):
         with pytest.raises(InputError, match=f"no {size} different strings of at most {most} rules"):
             build_drawn(grammar, most, size)
-
-
-def test_the_recipe_of_2017():
-    dataset = build_kusner(EQUATIONS, 1000)
-    assert (counts(dataset), dataset.x.shape) == ([800, 100, 100], (1000, 15))
-    assert dataset.strings(np.arange(2)) == ["x + x + ( x ) + ( x + x )", "x + x + ( x ) + ( x + 1 )"]
-    with pytest.raises(InputError, match="take 14, more than 13"):
-        build_kusner(EQUATIONS, 1000, 13)
 
 
 def test_a_corpus_is_fitted_to_a_model(equations: Dataset):
