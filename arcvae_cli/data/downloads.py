@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from arcvae_cli.errors import ArcvaeError, without_password
-from arcvae_cli.files import expanded
+from arcvae_cli.files import expanded, read_limited
 
 ZINC_URL = "https://raw.githubusercontent.com/mkusner/grammarVAE/master/data/250k_rndm_zinc_drugs_clean.smi"
 """The 249,456 molecules of Kusner et al. 2017, a part of ZINC; the first `ZINC_TEST_LINES` are their test set."""
@@ -55,7 +55,7 @@ def zinc_path() -> Path:
 def is_zinc(path: Path) -> bool:
     """Whether this is the file of molecules, by its content: git hashes a header and the content by SHA-1."""
     try:
-        content = path.read_bytes() if path.stat().st_size < 2**25 else b""
+        content = read_limited(path, 2**25)
     except OSError:
         return False
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == ZINC_BLOB
