@@ -135,7 +135,7 @@ def build_parsed(
     longest = most or max((len(ids) for _, ids in derived), default=0)
     short = [(place, ids) for place, ids in derived if len(ids) <= longest]
     if not short:
-        what = f"character {failed[0][2]} of the first: {failed[0][3]}" if failed else f"all take over {most} rules"
+        what = f"all take over {most} rules" if derived else f"character {failed[0][2]} of the first: {failed[0][3]}"
         raise InputError(f"{file}: no strings of {grammar.name}: {what}", "change the file, grammar, or data.max_rules")
     ids = padded_ids([one for _, one in short], longest, grammar.rules)
     keep = first_of_each(ids)

@@ -103,7 +103,7 @@ def test_a_test_split_of_its_own(tmp_path: Path):
         (b" \n\n", "no strings"),
         (b"\xff\n", "utf-8"),
         (b"hello\nworld\n", "no strings of equations: character 1 of the first: "),
-        (b"x + x\n1 + 2 + 3\n", r"no strings of equations: all take over 3 rules"),
+        (b"y\nx + x\n1 + 2 + 3\n", r"no strings of equations: all take over 3 rules"),
     ],
 )
 def test_unusable_files(tmp_path: Path, content: bytes, message: str):
