@@ -60,7 +60,6 @@ def test_what_no_derivation_uses_keeps_its_number():
         ("S -> 'a'\n\nS -> 'a'", "line 3: `S -> 'a'` is in line 1 already"),
         ("# x\nS -> 'a' S", "line 2: the start symbol S derives no string"),
         ("S -> 'a' | A\nA -> B E\nB -> 'b' | E S E\nE -> ", "line [123]: a symbol derives itself: ([SAB] -> ){3}[SAB]"),
-        ("S -> " + "|".join(f"'{i}'" for i in range(32_000)), "32000 productions, not 1 to 31999"),
     ],
 )
 def test_invalid_grammars(text: str, message: str):
