@@ -1,27 +1,25 @@
-"""Context-free grammars: their notation (that of NLTK; see docs/grammar.md), and the rules that a model works on.
+"""Context-free grammars: their notation (docs/grammar.md), and the rules that a model works on.
 
-Productions are numbered in the order of the file, from 0: these are the ids of a derivation. One more rule, the last,
-pads derivations (`Nothing -> None` in the code of Kusner et al. 2017; a file that ends in it does not add another).
+The ids of a derivation number the productions in the order of the file, from 0. One more rule, the last, pads
+derivations (`Nothing -> None` in the code of Kusner et al. 2017; a file that ends in it does not add another).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import read_limited
 
 SHIPPED = ("equations", "smiles")  # the grammars that come with arcvae, by name
-MOST_BYTES = 1 << 20
 MOST_RULES = 32_000  # with the padding rule: ids are int16
-MOST_SYMBOLS = 200  # of a right-hand side: counting derivations takes memory that grows with their square
 
 _NAME = r"[\w/][\w/^<>]*(?:-(?!>)[\w/^<>]*)*"
 _QUOTED = r"'[^']*'" + r'|"[^"]*"'
@@ -87,10 +85,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Grammar:
-    """A checked context-free grammar: every symbol is defined, the start symbol derives strings.
-
-    `unusable`: ids of the productions that no derivation of a string can contain.
-    """
+    """A checked context-free grammar; `unusable`: ids of productions that no derivation of a string contains."""
 
     name: str
     text: str
@@ -111,7 +106,7 @@ class Grammar:
         return Rules(tuple(places), tuple(lhs), tuple(rhs), places[self.start], len(self.productions), self.text)
 
     def write(self, ids: Sequence[int]) -> str | None:
-        """The string of a left-most derivation, padding after its end allowed; None for an incomplete derivation."""
+        """The string of a left-most derivation, which padding may follow; None for an incomplete derivation."""
         padding = len(self.productions)
         stack: list[Symbol] = [self.start]
         written: list[str] = []
@@ -119,36 +114,30 @@ class Grammar:
             while stack and isinstance(top := stack[-1], Terminal):
                 written.append(top.text)
                 stack.pop()
-            if rule == padding:
-                if stack:
-                    return None
-            elif not stack or not 0 <= rule < padding or self.productions[rule].left != stack.pop():
+            if rule == padding and not stack:
+                continue
+            if not stack or not 0 <= rule < padding or self.productions[rule].left != stack.pop():
                 return None
-            else:
-                stack.extend(reversed(self.productions[rule].right))
+            stack.extend(reversed(self.productions[rule].right))
         return self.separator.join(written)
 
 
 def read_grammar(name_or_path: str) -> Grammar:
-    """A grammar that ships (`equations`, `smiles`), or a file. InputError for what is wrong with it, and where."""
+    """A grammar that ships, or a file. InputError for an invalid one."""
     if name_or_path in SHIPPED:
         text = resources.files("arcvae_cli").joinpath("grammars", f"{name_or_path}.cfg").read_text("utf-8")
         return parse_grammar(text, name_or_path)
     try:
-        text = read_limited(Path(name_or_path), MOST_BYTES).decode("utf-8-sig")
+        return parse_grammar(read_limited(Path(name_or_path), 1 << 20).decode("utf-8-sig"), name_or_path)
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        fix = f"Give a grammar file in UTF-8, or one of those that ship: {', '.join(SHIPPED)}."
-        raise InputError(f"{name_or_path}: cannot be read ({reason})", fix) from error
-    return parse_grammar(text, name_or_path)
+        fix = f"give a grammar file in UTF-8, or one of those that ship: {', '.join(SHIPPED)}"
+        raise InputError(
+            f"{name_or_path}: cannot be read ({getattr(error, 'strerror', None) or error})", fix
+        ) from error
 
 
 def parse_grammar(text: str, name: str) -> Grammar:
-    """A grammar from its notation; `name` is what messages call it.
-
-    InputError, with the number of the line, for what cannot be read, undefined symbols, a start symbol that derives no
-    string, the same production twice, and a symbol that derives itself.
-    """
+    """A grammar from its notation; `name` is what messages call it. InputError with the number of the invalid line."""
     lines, directives = _read(text, name)
     productions = tuple(lines)
     first = {production.left: number for production, number in reversed(lines.items())}
@@ -164,12 +153,28 @@ def parse_grammar(text: str, name: str) -> Grammar:
             if isinstance(symbol, Terminal) and separator.isspace() and re.search(r"\s", symbol.text):
                 what = f"the terminal {symbol} contains whitespace, which separates terminals"
                 raise _error(name, number, what, "make its words terminals of their own")
-    usable = _usable(productions, start)
-    if not usable:
+    finite = _fewest((one.left, one.nonterminals()) for one in productions).keys()
+    if start not in finite:
         raise _error(name, first[start], f"the start symbol {start} derives no string")
-    if cycle := _cycle(usable.values()):
-        what = f"a symbol derives itself: {' -> '.join(cycle)}"
-        raise _error(name, first[cycle[0]], what, "remove a step: strings would have infinitely many derivations")
+    ending = {rule: one for rule, one in enumerate(productions) if finite >= set(one.nonterminals())}
+    reached: set[str] = set()
+    fresh = {start}
+    while fresh:
+        reached |= fresh
+        fresh = {symbol for one in ending.values() if one.left in fresh for symbol in one.nonterminals()} - reached
+    usable = {rule: one for rule, one in ending.items() if one.left in reached}
+    empty = _fewest((one.left, left) for one in usable.values() if len(left := one.nonterminals()) == len(one.right))
+    alone: dict[str, dict[str, None]] = {}  # what a symbol may become alone, in the order of the file
+    for one in usable.values():
+        full = [symbol for symbol in one.right if symbol not in empty]
+        if len(full) <= 1:  # that one, or any if all can be empty
+            alone.setdefault(one.left, {}).update(dict.fromkeys(s for s in full or one.right if isinstance(s, str)))
+    try:
+        TopologicalSorter(alone).prepare()
+    except CycleError as error:
+        what = f"a symbol derives itself: {' -> '.join(reversed(error.args[1]))}"
+        fix = "remove a step: strings would have infinitely many derivations"
+        raise _error(name, first[error.args[1][-1]], what, fix) from None
     return Grammar(name, text, productions, start, separator, frozenset(range(len(productions))).difference(usable))
 
 
@@ -183,7 +188,6 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[
     directives: dict[str, tuple[int, list[str]]] = {}
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
         tokens = [token for token in _TOKEN.findall(line) if token[0] != "#"]
-        symbols = [_symbol(token) for token in tokens]
         if not tokens:
             continue
         if tokens[0][0] == "%":
@@ -191,81 +195,40 @@ def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[
                 raise _error(name, number, f"invalid directive {line.strip()!r}")
             directives[tokens[0]] = number, tokens[1:]
             continue
-        if not isinstance(symbols[0], str) or tokens[1:2] != ["->"]:
+        if not re.fullmatch(_NAME, tokens[0]) or tokens[1:2] != ["->"]:
             raise _error(name, number, f"starts with {tokens[0]!r}, not with `NAME ->`")
-        alternatives: list[list[Symbol]] = [[]]
-        for token, symbol in zip(tokens[2:], symbols[2:], strict=True):
+        right: list[Symbol] = []
+        for token in (*tokens[2:], "|"):
             if token == "|":
-                alternatives.append([])
-            elif symbol is None:
-                raise _error(name, number, f"unexpected {token!r}")
+                production = Production(tokens[0], tuple(right))
+                if production in lines:
+                    raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
+                lines[production] = number
+                right = []
+            elif re.fullmatch(_NAME, token):
+                right.append(token)
+            elif re.fullmatch(_QUOTED, token) and len(token) > 2:
+                right.append(Terminal(token[1:-1]))
             else:
-                alternatives[-1].append(symbol)
-        for production in (Production(symbols[0], tuple(right)) for right in alternatives):
-            if len(production.right) > MOST_SYMBOLS:
-                what = f"{len(production.right):,} symbols in one alternative, at most {MOST_SYMBOLS}"
-                raise _error(name, number, what, "split it")
-            if production in lines:
-                raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
-            lines[production] = number
+                raise _error(name, number, f"unexpected {token!r}")
     padding = Production("Nothing", ("None",))
     *others, last = lines or [padding]
     if last == padding and not any({"Nothing", "None"} & {one.left, *one.right} for one in others):
         lines.pop(padding, None)
     if not 0 < len(lines) < MOST_RULES:
-        raise InputError(f"{name}: {len(lines)} productions, not 1 to {MOST_RULES - 1}", _FIX)  # ids are int16
+        raise InputError(f"{name}: {len(lines)} productions, not 1 to {MOST_RULES - 1}", _FIX)
     return lines, directives
 
 
-def _symbol(token: str) -> Symbol | None:
-    """The symbol that a token names; None for bars, arrows, empty quotes and anything else."""
-    if re.fullmatch(_QUOTED, token):
-        return Terminal(token[1:-1]) if len(token) > 2 else None
-    return token if re.fullmatch(_NAME, token) else None
-
-
-def _usable(productions: Sequence[Production], start: str) -> dict[int, Production]:
-    """Productions, by id, that a derivation of a string can contain; nothing if the start symbol derives no string."""
-    finite = _fewest((one.left, one.nonterminals()) for one in productions).keys()
-    ending = {rule: one for rule, one in enumerate(productions) if finite >= set(one.nonterminals())}
-    onward: dict[str, set[str]] = {}
-    for one in ending.values():
-        onward.setdefault(one.left, set()).update(one.nonterminals())
-    reached, fresh = {start}, {start} & finite
-    while fresh:
-        fresh = set().union(*(onward[symbol] for symbol in fresh)) - reached
-        reached |= fresh
-    return {rule: one for rule, one in ending.items() if one.left in reached}
-
-
-def _cycle(productions: Collection[Production]) -> list[str]:
-    """Symbols each of which may become the next one alone, the last being the first; nothing where there are none."""
-    bare = [(one.left, one.nonterminals()) for one in productions if len(one.nonterminals()) == len(one.right)]
-    empty = _fewest(bare)
-    alone: dict[str, dict[str, None]] = {}  # in the order of the file
-    for one in productions:
-        full = [symbol for symbol in one.right if symbol not in empty]
-        if len(full) <= 1:  # that one, or any if all can be empty
-            alone.setdefault(one.left, {}).update(dict.fromkeys(s for s in full or one.right if isinstance(s, str)))
-    try:
-        TopologicalSorter(alone).prepare()
-    except CycleError as error:
-        return list(reversed(error.args[1]))
-    return []
-
-
-_S = TypeVar("_S", int, str)
-
-
-def _fewest(rules: Iterable[tuple[_S, tuple[_S, ...]]]) -> dict[_S, int]:
+def _fewest(rules: Iterable[tuple[Any, tuple[Any, ...]]]) -> dict[Any, int]:
     """By left-hand side, the fewest rules that finish it; without those that nothing finishes."""
-    found: dict[_S, int] = {}
+    found: dict[Any, int] = {}
     waiting, before = list(rules), None
     while before != found:
         before = dict(found)
         waiting.reverse()  # whether a grammar is written from the top down or from the bottom up, a few rounds do
         for left, right in waiting:
-            if all(symbol in found for symbol in right):
+            if found.keys() >= set(right):
                 count = 1 + sum(found[symbol] for symbol in right)
                 found[left] = min(count, found.get(left, count))
     return found

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import common
 
-from arcvae_cli.data.downloads import ZINC
+from arcvae_cli.data.downloads import zinc_path
 from arcvae_cli.data.parsing import ParseFailure, Parser, parse_lines
 from arcvae_cli.data.strings import padded_ids
 from arcvae_cli.grammar import Grammar, Terminal, read_grammar
 
-KEPT = (Path(__file__).parents[2] / "shared" / "data" / "zinc_test_5000.smi", ZINC.path)
+KEPT = (Path(__file__).parents[2] / "shared" / "data" / "zinc_test_5000.smi", zinc_path())
 LINES = 249_456
 
 

@@ -13,10 +13,6 @@ from arcvae_cli.grammar import SHIPPED, Production, Terminal, parse_grammar, rea
 T = Terminal
 
 
-def productions(text: str) -> list[tuple[str, tuple[str | Terminal, ...]]]:
-    return [(production.left, production.right) for production in parse_grammar(text, "g").productions]
-
-
 def test_notation():
     text = """
         # a comment; 'quotes' within it mean nothing
@@ -28,7 +24,8 @@ def test_notation():
         4/NP -> 'é'
         a-b -> 'z'
     """
-    assert productions(text) == [
+    grammar = parse_grammar(text, "mine")
+    assert [(production.left, production.right) for production in grammar.productions] == [
         ("S", ("S", T("+"), "T")),
         ("S", ("T",)),
         *(("T", (T(terminal),)) for terminal in ("it's", 'say "so"', "#", "|", "\\")),
@@ -38,34 +35,19 @@ def test_notation():
         ("4/NP", (T("é"),)),
         ("a-b", (T("z"),)),
     ]
-    grammar = parse_grammar(text, "mine")
     assert (grammar.name, grammar.text, grammar.start, grammar.separator) == ("mine", text, "S", ", ")
-
-
-def test_start_and_undefined():
-    grammar = parse_grammar("%start B\nA -> 'a' B\nB -> 'b' A | 'c' | C D\n%undefined C D", "g")
-    assert grammar.start == "B"
-    assert grammar.unusable == {3}
-
-
-def test_the_padding_rule_may_be_written_out():
-    with_it = parse_grammar("S -> 'a'\nNothing -> None", "g")
-    assert with_it.productions == parse_grammar("S -> 'a'", "g").productions
-    assert len(with_it.rules) == 2
-    used = parse_grammar("S -> 'a' Nothing\n%undefined None\nNothing -> 'b'\nNothing -> None", "g")
-    assert len(used.productions) == 3  # a symbol like any other where the grammar holds it
 
 
 def test_what_no_derivation_uses_keeps_its_number():
     grammar = parse_grammar(
-        "S -> 'a' | Loop | S Loop\nLoop -> 'x' Loop\nIsland -> 'i' Bridge\nBridge -> 'b'\nS -> 'c'", "g"
+        "%start S\n%undefined U\nS -> 'a' | U | S Loop\nLoop -> 'x' Loop\nIsland -> 'i' B\nB -> 'b'\nS -> 'c'",
+        "g",
     )
     assert grammar.unusable == {1, 2, 3, 4, 5}
+    assert grammar.productions == parse_grammar(grammar.text + "\nNothing -> None", "g").productions
     rules = grammar.rules
-    assert rules.symbols == ("S",)
+    assert (rules.symbols, rules.rhs, rules.start, rules.padding) == (("S",), ((),) * 8, 0, 7)
     assert rules.lhs == (0, -1, -1, -1, -1, -1, 0, -1)
-    assert rules.rhs == ((),) * 8
-    assert (rules.start, rules.padding) == (0, 7)
 
 
 @pytest.mark.parametrize(
@@ -73,71 +55,37 @@ def test_what_no_derivation_uses_keeps_its_number():
     [
         ("# nothing\n\n", "0 productions, not 1 to 31999"),
         ("\nS -> a'\na -> 'b'", "line 2: unexpected"),
-        ("S -> 'a' ''", "line 1: unexpected \"''\""),
-        ("S -> 'a'\n  | 'b'", r"line 2: starts with '\|'"),
-        ("S -> 'a' %start S", "line 1: unexpected '%start'"),
-        ("%begin S\nS -> 'a'", "line 1: invalid directive '%begin S'"),
-        ("%separator x\nS -> 'a'", "line 1: invalid directive"),
-        ("%separator ' '\n%separator ','\nS -> 'a'", "line 2: invalid directive"),
         ("%start T\nS -> 'a'", "line 1: %start: undefined symbol T"),
         ("S -> 'a' Digit\nDigits -> '1'", "line 1: undefined symbol Digit\n.*%undefined"),
         ("S -> 'a'\n\nS -> 'a'", "line 3: `S -> 'a'` is in line 1 already"),
         ("# x\nS -> 'a' S", "line 2: the start symbol S derives no string"),
-        ("S -> 'a' | S", "line 1: a symbol derives itself: S -> S"),
         ("S -> 'a' | A\nA -> B E\nB -> 'b' | E S E\nE -> ", "line [123]: a symbol derives itself: ([SAB] -> ){3}[SAB]"),
-        ("S -> 'a' A\nA -> 'b' | S2\nS2 -> A", "line [23]: a symbol derives itself: (A -> S2 -> A|S2 -> A -> S2)"),
-        ("%separator ' '\nS -> 'is not'", "line 2: the terminal 'is not' contains whitespace"),
-        ("S -> " + "|".join(f"'{i}'" for i in range(32_000)), "32000 productions, not 1 to 31999"),
-        ("\nS -> 'a' |" + " S" * 100_000, "line 2: 100,000 symbols in one alternative, at most 200"),
     ],
 )
 def test_invalid_grammars(text: str, message: str):
-    with pytest.raises(InputError, match=f"^mine.cfg: {message}") as caught:
+    with pytest.raises(InputError, match=f"^mine.cfg: {message}"):
         parse_grammar(text, "mine.cfg")
-    assert caught.value.fix
 
 
 def test_files(tmp_path: Path):
     path = tmp_path / "mine.cfg"
     path.write_bytes("\ufeffS -> 'é'\r\n".encode())
-    grammar = read_grammar(str(path))
-    assert (grammar.productions, grammar.name) == ((Production("S", (T("é"),)),), str(path))
-    for content, reason in ((b"S -> '\xff'\n", "utf-8"), (b"#" * (1 << 20) + b"\n", "larger than 1,024 kB")):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=rf"mine\.cfg: cannot be read \(.*{reason}"):
-            read_grammar(str(path))
-    for missing in (tmp_path / "absent.cfg", tmp_path, "a\0b"):
-        with pytest.raises(InputError, match=r"cannot be read.*\n.*equations, smiles"):
-            read_grammar(str(missing))
+    assert read_grammar(str(path)).productions == (Production("S", (T("é"),)),)
+    path.write_bytes(b"S -> '\xff'\n")
+    for bad in (path, tmp_path / "absent.cfg", "a\0b"):
+        with pytest.raises(InputError, match="cannot be read"):
+            read_grammar(str(bad))
 
 
-def test_the_rules_of_equations():
+def test_the_rules_of_the_grammars_that_ship():
     rules = read_grammar("equations").rules
     assert (len(rules), rules.padding, rules.start, rules.symbols) == (12, 11, 0, ("S", "T"))
     assert rules.lhs == (0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, -1)
     assert rules.rhs == ((0, 1), (0, 1), (0, 1), (1,), (0,), (0,), (0,), (), (), (), (), ())
-    assert rules.of(0) == (0, 1, 2, 3)
-    assert rules.of(1) == (4, 5, 6, 7, 8, 9, 10)
-    assert rules.fewest() == (2, 1)
-
-
-def test_the_rules_of_smiles():
     grammar = read_grammar("smiles")
-    rules = grammar.rules
-    assert (len(rules), rules.padding, len(rules.symbols)) == (76, 75, 22)
-    assert [rule for rule, left in enumerate(rules.lhs) if left < 0] == [29, 31, 75]
-    # numbers that the code of 2017 gives them
-    assert [str(grammar.productions[rule]) for rule in (0, 13, 29, 31, 42, 58, 74)] == [
-        "smiles -> chain",
-        "aliphatic_organic -> 'Br'",
-        "BACH -> charge class",
-        "BACH -> class",
-        "DIGIT -> '6'",
-        "bond -> '/'",
-        "chain -> chain bond branched_atom",
-    ]
-    fewest = dict(zip(rules.symbols, rules.fewest(), strict=True))
-    assert (fewest["smiles"], fewest["chain"], fewest["BACH"], fewest["branch"]) == (5, 4, 2, 5)
+    assert [rule for rule, left in enumerate(grammar.rules.lhs) if left < 0] == [29, 31, 75]
+    named = [str(grammar.productions[rule]) for rule in (0, 29, 42)]  # numbers that the code of 2017 gives them
+    assert named == ["smiles -> chain", "BACH -> charge class", "DIGIT -> '6'"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -156,10 +104,7 @@ def test_a_derivation_is_written_left_most():
     assert grammar.write([0, 3, 7, 5, 3, 8]) == "x + sin( 1 )"
     assert grammar.write(np.array([3, 7, 11, 11], np.int16)) == "x"
     assert grammar.write([1, 3, 8, 9]) == "1 * 2"
-    for ids in ([], [11], [3], [0, 3, 7], [7], [3, 7, 7], [3, 11, 7], [3, 7, 11, 7], [3, 7, -1], [3, 12], [3, -4]):
+    for ids in ([], [11], [3], [0, 3, 7], [7], [3, 7, 7], [3, 11, 7], [3, 7, 11, 7], [3, 7, -1], [3, 12]):
         assert grammar.write(ids) is None
-    assert read_grammar("smiles").write([0, 73, 72, 62, 2, 5, 63, 2, 5, 67, 61, 55, 37]) == "CC-1"
     empty = parse_grammar("S -> 'a' S |", "g")
     assert [empty.write(ids) for ids in ([1], [0, 1], [0, 0, 1, 2, 2], [0])] == ["", "a", "aa", None]
-    dead = parse_grammar("S -> 'a' | Loop\nLoop -> Loop", "g")
-    assert dead.write([1, 2, 2]) is None

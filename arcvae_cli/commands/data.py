@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,12 +12,11 @@ from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, complet
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import exists, expanded, is_dir
 from arcvae_cli.presets import Layer, resolve
-from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA, DataSettings
+from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA
 
 if TYPE_CHECKING:
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import Dataset
-    from arcvae_cli.data.corpora import LoadOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build or describe a corpus.")
 
@@ -54,8 +52,7 @@ def build(
     """Build a corpus into the cache, or read and check a file of your own; --output also writes it as .npz."""
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import SPLITS
-    from arcvae_cli.data.corpora import LoadOptions, cache_path
-    from arcvae_cli.data.downloads import DOWNLOADS, fetch
+    from arcvae_cli.data.downloads import fetch_zinc
     from arcvae_cli.data.files import write_dataset
     from arcvae_cli.files import usable_folder
 
@@ -66,28 +63,21 @@ def build(
         if exists(output) and not force:
             raise InputError(f"--output {output}: the file exists", "give another name, or --force to overwrite it")
         usable_folder(output.parent, "--output")
-    given = _given(flags)
     if download is not None:
-        if corpus not in (None, "smiles") or {"input", "prod"} & given:
-            raise InputError(f"--download {download}: only for the corpus smiles, without --input", "omit the other")
-        fetch(DOWNLOADS[download], say=console.note)
-        corpus = "smiles"
-    if corpus is None and not {"grammar", "input", "prod"} & given:
+        fetch_zinc(console.note)
+        corpus = corpus or "smiles"
+    if corpus is None and not {"grammar", "input", "prod"} & flags.values.get("data", {}).keys():
         raise InputError("no corpus given", f"use {KNOWN}")
-    data = _settings(corpus, flags)
-    options = LoadOptions(test=test, most_failed=max_failed, say=console.note)
-    dataset = _load(data, console, options, rebuild=force)
+    dataset, file = _load(corpus, flags, console, force, test=test, most_failed=max_failed)
     if output is not None:
         write_dataset(output, dataset)
+    identity = {"fingerprint": dataset.fingerprint(), "file": str(output or file)}
     counts = {split: int(dataset.rows(split).size) for split in SPLITS}
-    lines = [f"{dataset.name}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items())]
+    sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     content: dict[str, Any] = {}
     if dataset.rules is not None:
-        steps, rules, origin = dataset.x.shape[1], len(dataset.rules), dataset.origin
-        content = {"steps": steps, "rules": rules, "origin": asdict(origin)}
-        lines.append(f"derivations of up to {steps} of {rules} rules, including the padding rule")
-        lines += [f"parser: {origin.reason}"] * (origin.reason is not None)
-    identity = _identify(console, lines, dataset, output or cache_path(data, options) or data.path or data.prod)
+        content = {"steps": dataset.x.shape[1], "rules": len(dataset.rules), "origin": asdict(dataset.origin)}
+    console.lines(one_line(f"{key} {text}") for key, text in ({f"{dataset.name}:": sizes} | identity).items())
     console.json({"name": dataset.name, dataset.kind: counts} | content | identity)
 
 
@@ -104,109 +94,79 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a corpus, by default `arc`: its splits, its content, and examples that are in more than one split."""
-    from arcvae_cli.console import Console
-    from arcvae_cli.data.corpora import LoadOptions, cache_path
-    from arcvae_cli.data.describe import describe, describe_conditions
+    from arcvae_cli.conditions import ATTRIBUTES, attributes
+    from arcvae_cli.console import Console, cell
+    from arcvae_cli.data.describe import describe
 
     console = Console(quiet=quiet, as_json=as_json)
-    data = _settings(corpus, flags)
-    dataset = _load(data, console, LoadOptions(say=console.note))
+    dataset, file = _load(corpus, flags, console)
     if conditions:
         if dataset.kind != "grids":
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
-        found, count = describe_conditions(dataset), int(dataset.rows("train").size)
-        title = f"Conditions, and their shares of the {count:,} training grids of {one_line(dataset.name)}"
-        _show_rows(console, title, [_condition_row(one, count) for one in found])
+        train, found, rows = dataset.x[dataset.rows("train")], [], []
+        for one, column in zip(ATTRIBUTES, attributes(train).T, strict=True):
+            counts = [int((column == value).sum()) for value in range(one.size)]
+            found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
+            shares = {value: count / max(len(train), 1) for value, count in zip(one.values, counts, strict=True)}
+            shown = ", ".join(f"{value}: {share:.1%}" for value, share in shares.items() if share >= 0.0005)
+            rows.append((one.name, f"{one.values[0]}-{one.values[-1]}", one.text, shown))
+        title = f"Conditions, and their shares of the {len(train):,} training grids of {one_line(dataset.name)}"
+        console.table(title, ("key", "value", "meaning", "share"), rows, left=(0, 1, 2, 3))
         console.lines(["aliases: red=yes is colour_2=yes; symmetry=both and symmetry=none set both mirror symmetries"])
-        console.json({"name": dataset.name, "training_grids": count, "conditions": found})
+        console.json({"name": dataset.name, "training_grids": len(train), "conditions": found})
         return
-    described = describe(dataset)
-    lines = [f"{dataset.name}: {len(dataset.x):,} {dataset.kind}"]
-    identity = _identify(console, lines, dataset, cache_path(data) or data.path or data.prod)
-    _show_rows(console, "Splits", [{"split": split, **part} for split, part in described["splits"].items()])
-    _show_rows(console, "Leaks", described["leaks"])
-    facts = [(key, one_line(text)) for key, text in _facts(dataset, described).items() if text]
-    console.table("Content", ("", ""), facts, left=(0, 1), header=False)
+    described, size = describe(dataset), {"name": dataset.name, dataset.kind: len(dataset.x)}
+    identity = {"fingerprint": dataset.fingerprint(), "file": str(file)}
+    console.lines(one_line(f"{key} {value}") for key, value in (size | identity).items())
+    splits = [{"split": split, **part} for split, part in described["splits"].items()]
+    for title, table, left in (("Splits", splits, (0,)), ("Leaks", described["leaks"], (0, 1))):
+        cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in one.items()] for one in table]
+        console.table(title, [key.replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
+    if dataset.rules is None:
+        facts = {
+            "colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"])),
+            "commonest shapes": ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"]),
+        }
+    else:
+        facts = {**described["origin"], "steps": f"up to {described['steps']}"}
+        if dataset.origin.entropy is not None:
+            facts["entropy"] = f"{dataset.origin.entropy:.2f} nats, a lower bound of the mean NLL on unseen strings"
+        names = [f"{rule} ({one})" for rule, one in enumerate(dataset.grammar.productions if dataset.grammar else ())]
+        for label in ("unused", "unusable"):
+            facts[f"{label} rules"] = ", ".join(names[rule] if names else str(rule) for rule in described[label][:12])
+    lines = [(key.replace("_", " "), one_line(str(value))) for key, value in facts.items() if value]
+    console.table("Content", ("", ""), lines, left=(0, 1), header=False)
     if examples := described.get("examples"):
         console.lines(["", "Examples", *map(one_line, examples)])
-    size = {"name": dataset.name, dataset.kind: len(dataset.x)}
     console.json(size | identity | {"notes": list(dataset.notes)} | described)
 
 
-def _given(flags: Layer) -> set[str]:
-    """The flags of strings that were given."""
-    return set(flags.values.get("data", {})) & set(OF_STRINGS)
+def _load(
+    corpus: str | None, flags: Layer, console: Console, rebuild: bool = False, **options: Any
+) -> tuple[Dataset, Path | None]:
+    """A corpus given by name or path, or by flags, and its file. InputError for flags that it does not use."""
+    from arcvae_cli.data.corpora import LoadOptions, cache_path, corpus_name, load_arrays
 
-
-def _settings(corpus: str | None, flags: Layer) -> DataSettings:
-    """The settings of a corpus given by name or path, or by flags. InputError for flags that it does not use."""
-    given = _given(flags)
-    unused = given & {"max_rules", "recipe"} if corpus is None and "prod" in given else set()
-    if corpus is not None and corpus not in CORPORA:
+    given = set(flags.values.get("data", {})) & set(OF_STRINGS)
+    unused = given if corpus in GRID_CORPORA else set()
+    if corpus is None and "prod" in given:
+        unused = given & {"max_rules", "recipe"}
+    elif corpus is not None and corpus not in CORPORA:
         path = expanded(Path(corpus))
         if not exists(path):
             raise InputError(f"{corpus}: no such corpus or file", f"use {KNOWN}")
         unused = given - {"grammar"} if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path) else set()
-    if corpus in GRID_CORPORA:
-        unused = given
     if unused:
         flag = f"--{min(unused).replace('_', '-')}"
         raise InputError(f"{flag}: not used by {corpus or '--prod'}", "leave one of them out")
     strings = corpus in STRING_CORPORA or {"grammar", "input", "prod"} & given
     model = Layer("data", {"model": {"name": "grammar"}} if strings else {})  # a model of such data
-    return resolve(None, model, data_layers(corpus)[1], flags).settings.data
-
-
-def _load(data: DataSettings, console: Console, options: LoadOptions, rebuild: bool = False) -> Dataset:
-    from arcvae_cli.data.corpora import cache_path, corpus_name, load_arrays
-
-    cached = cache_path(data, options)
+    data = resolve(None, model, data_layers(corpus)[1], flags).settings.data
+    cached = cache_path(data, LoadOptions(**options))
     if cached is not None and (rebuild or not cached.is_file()):
         console.note(f"building {one_line(corpus_name(data))}: takes some seconds, only once")
     with console.counting("parsing") as tell:
-        dataset = load_arrays(data, replace(options, tell=tell), rebuild=rebuild)
+        dataset = load_arrays(data, LoadOptions(**options, tell=tell, say=console.note), rebuild=rebuild)
     for note in dataset.notes:
         console.note(one_line(note))
-    return dataset
-
-
-def _identify(console: Console, lines: Sequence[str], dataset: Dataset, file: Path | None) -> dict[str, str]:
-    """Prints the lines, the fingerprint and the file of a corpus; the last two are also returned."""
-    identity = {"fingerprint": dataset.fingerprint(), "file": str(file)}
-    console.lines(map(one_line, [*lines, *(f"{key} {text}" for key, text in identity.items())]))
-    return identity
-
-
-def _show_rows(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print dictionaries of text and numbers as the rows of a table."""
-    from arcvae_cli.console import cell
-
-    columns = rows[0] if rows else {}
-    cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in row.items()] for row in rows]
-    left = [place for place, value in enumerate(columns.values()) if isinstance(value, str)]
-    console.table(title, [key.replace("_", " ") for key in columns], cells, left=left)
-
-
-def _condition_row(condition: dict[str, Any], grids: int) -> dict[str, str]:
-    values, counts = condition["values"], condition["counts"]
-    shares = [f"{value}: {n / grids:.1%}" for value, n in zip(values, counts, strict=True) if n >= 0.0005 * grids > 0]
-    allowed = f"{values[0]} {'or' if len(values) == 2 else 'to'} {values[-1]}"
-    return {"key": condition["name"], "value": allowed, "meaning": condition["text"], "share": ", ".join(shares)}
-
-
-def _facts(dataset: Dataset, described: dict[str, Any]) -> dict[str, str]:
-    if dataset.rules is None:
-        return {
-            "colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"])),
-            "commonest shapes": ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"]),
-        }
-    facts = {key.replace("_", " "): str(value) for key, value in described["origin"].items() if value}
-    if dataset.origin.entropy is not None:
-        facts["entropy"] = f"{dataset.origin.entropy:.2f} nats, a lower bound of the mean NLL on unseen strings"
-    used = sum(count > 0 for rule, count in enumerate(described["counts"]) if rule != dataset.rules.padding)
-    facts |= {"steps": f"up to {described['steps']}", "rules used": f"{used} of {len(dataset.rules) - 1}"}
-    for label in ("unused", "unusable"):
-        rules = described[label][:12]
-        named = [f"{rule} ({dataset.grammar.productions[rule]})" if dataset.grammar else str(rule) for rule in rules]
-        facts[label] = ", ".join(named) + ", ..." * (len(described[label]) > len(rules))
-    return facts
+    return dataset, cached or data.path or data.prod

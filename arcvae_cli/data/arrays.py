@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import FiniteFloat
 
 from arcvae_cli.data.symmetries import CELLS, SIDE, Grids
 from arcvae_cli.errors import InputError
@@ -17,18 +16,14 @@ from arcvae_cli.files import size
 from arcvae_cli.grammar import Grammar, Rules
 
 SPLITS = ("train", "val", "test")
-
 ARRAY_BYTES = 3 * 2**28  # largest size of the arrays of a file or a dataset, checked before allocation
 
 
 @dataclass(frozen=True)
 class Origin:
-    """How derivations were obtained (drawn, enumerated, parsed, or ready), by which parser and why, and line counts.
+    """How derivations were obtained, by which parser and for what reason, and counts of lines."""
 
-    `ambiguous`: lines with several derivations. `entropy`: nats, of the distribution that strings are drawn from.
-    """
-
-    how: str = "ready"
+    how: str = "ready"  # or drawn, enumerated, parsed
     grammar: str | None = None
     source: str | None = None
     parser: str | None = None
@@ -36,9 +31,9 @@ class Origin:
     lines: int = 0
     failed: int = 0
     too_long: int = 0
-    ambiguous: int = 0
+    ambiguous: int = 0  # lines with several derivations
     duplicates: int = 0
-    entropy: FiniteFloat | None = None
+    entropy: float | None = None  # nats, of the distribution that strings are drawn from
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +62,7 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 of the content in hexadecimal, whatever the file, name or string width."""
         digest = hashlib.sha256(f"{self.x.shape}".encode())
-        digest.update(self.x.tobytes())
-        digest.update(self.split.tobytes())
+        digest.update(self.x.tobytes() + self.split.tobytes())
         if self.rules is None:
             digest.update(b"shape" if self.shape is None else self.shape.tobytes())
             digest.update(b"task" if self.task is None else "\n".join(self.task.tolist()).encode())
@@ -95,13 +89,11 @@ class Dataset:
         return self.only(np.sort(np.concatenate(kept)))
 
     def require(self, splits: Iterable[str]) -> None:
-        for split in splits:
-            if not self.rows(split).size:
-                raise InputError(f"{self.name}: the {split} split is empty", "add examples to it, or use another")
+        if empty := [split for split in splits if not self.rows(split).size]:
+            raise InputError(f"{self.name}: the {empty[0]} split is empty", "add examples to it, or use another")
 
     def strings(self, rows: NDArray[np.int64]) -> list[str]:
-        if self.grammar is None:
-            raise ValueError("writing strings needs a grammar")
+        assert self.grammar is not None, "writing strings needs a grammar"
         return [written(self.grammar, ids) for ids in self.x[rows].tolist()]
 
 
@@ -129,16 +121,15 @@ def padded(grids: Sequence[NDArray[Any]]) -> tuple[Grids, Grids]:
 def refuse_large(what: str, count: int) -> None:
     """InputError for arrays of more than ARRAY_BYTES bytes."""
     if count > ARRAY_BYTES:
-        limit = f"{size(count)} of arrays, the limit is {size(ARRAY_BYTES)}"
-        raise InputError(f"{what}: {limit}", "use fewer examples, or shorter ones (--max-rules)")
+        fix = "use fewer examples, or shorter ones (--max-rules)"
+        raise InputError(f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}", fix)
 
 
 def split_sizes(size: int, seed: int) -> tuple[int, int, int]:
     """80/10/10 of a corpus to be built; InputError for a size or a seed out of range."""
-    if not 10 <= size <= 2_000_000:
-        raise InputError(f"data.size: {size} is out of range", "use 10 to 2000000")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"data.seed: {seed} is out of range", "use 0 to 4294967295")
+    for key, value, least, most in (("size", size, 10, 2_000_000), ("seed", seed, 0, 2**32 - 1)):
+        if not least <= value <= most:
+            raise InputError(f"data.{key}: {value} is out of range", f"use {least} to {most}")
     return size - 2 * (size // 10), size // 10, size // 10
 
 

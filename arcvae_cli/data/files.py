@@ -22,7 +22,7 @@ from arcvae_cli.grammar import Grammar, Rules, parse_grammar
 SUFFIXES = (".npz", ".npy", ".json")
 
 _COLUMNS = ("grids", "split", "shape", "task", *SPLITS, "ids", "grammar", "lhs", "padding", "origin")
-_FIX = "give grids (N, 16, 16) of integers 0-9, ids (N, T) of rules with a `grammar`, or ARC tasks as JSON"
+_FIX = "give grids (N, 16, 16) of integers 0-9, ids (N, T) of rules with a `grammar`, ARC JSON, or strings in UTF-8"
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:

@@ -1,8 +1,8 @@
 """From strings to left-most derivations of a grammar, by lark: LALR if the grammar permits it, else Earley.
 
-LALR is used where lark finds no conflicts and the text splits into terminals in one way only: then no string has two
-derivations. SMILES have a lark grammar of their own, because the published rules have conflicts. Earley takes any
-grammar, about fifty times slower; of several derivations it gives the one whose ids are first in lexicographic order.
+LALR is used where lark finds no conflicts and the text splits into terminals in one way only; SMILES have a lark
+grammar of their own, because the published rules have conflicts. Earley takes any grammar, about fifty times slower; of
+several derivations it gives the one whose ids are first in lexicographic order.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from itertools import repeat
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from lark import Lark
-from lark.exceptions import GrammarError, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark import GrammarError, Lark, UnexpectedInput
 from lark.lexer import BasicLexer
 from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
@@ -32,11 +30,7 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
-LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0
-"""CPU time for making an LALR parser; for making an Earley parser, and for parsing a line by it. Bounds memory too."""
-
-_MOST_PAIRS = 5 * 10**6  # of alternatives of the same symbol: to make a parser takes time linear in them
-
+LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0  # CPU time for making a parser, and for Earley's of a line; bounds memory too
 _SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
 
 
@@ -52,17 +46,36 @@ class Parser:
     """Parses strings of a grammar by `kind`, for a `reason`; `earley`: do not try LALR. InputError if too large."""
 
     def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
-        self.grammar = grammar
+        self.grammar, separator, smiles = grammar, grammar.separator, read_grammar("smiles")
         self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
-        alternatives = Counter(production.left for production in grammar.productions).values()
-        if sum(count**2 for count in alternatives) > _MOST_PAIRS:
-            raise _too_large(grammar)
-        made = "as requested" if earley else _lalr(grammar)
-        self.kind: Literal["lalr", "earley"] = "lalr" if isinstance(made, Lark) else "earley"
-        self.reason = "LALR without conflicts: no string has two derivations"
-        if not isinstance(made, Lark):
-            self.reason, made = f"Earley: {made}", _earley(grammar)
-        self._lark = made
+        notation, problem = _lark_text(grammar), "as requested" if earley else ""
+        symbols = {symbol for production in grammar.productions for symbol in production.right}
+        texts = {symbol.text + separator for symbol in symbols if isinstance(symbol, Terminal)}
+        beginnings = {text[0] for text in texts}
+        longer = ((text[:end], text[end]) for text in texts for end in range(1, len(text)))
+        if (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
+            if not earley:
+                notation = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
+        elif not separator.isspace() and any(one in texts and rest in beginnings for one, rest in longer):
+            problem = problem or "strings may split into terminals in more than one way"  # `C`, `Cl` and `l`
+        try:
+            if not problem:
+                with _limited(LALR_SECONDS):
+                    self._lark = Lark(notation, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
+        except GrammarError:
+            problem = "the grammar has LALR conflicts"
+        except (_OutOfTimeError, RecursionError):
+            problem = "the grammar is too large for LALR"
+        self.kind = "earley" if problem else "lalr"
+        self.reason = f"Earley: {problem}" if problem else "LALR without conflicts: no string has two derivations"
+        if problem:
+            lexer: Any = _LongestMatch if separator.isspace() else "dynamic"
+            try:
+                with _limited(EARLEY_SECONDS):
+                    self._lark = Lark(notation, parser="earley", lexer=lexer, ambiguity="forest")
+            except _OutOfTimeError:
+                what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
+                raise InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE") from None
 
     def parse(self, text: str) -> list[int]:
         return self.derivation(text)[0]
@@ -70,22 +83,10 @@ class Parser:
     def derivation(self, text: str) -> tuple[list[int], bool]:
         """The ids of the left-most derivation of a string, without padding, and whether there are others.
 
-        Where whitespace separates terminals, a string that does not parse is read again without the whitespace between
-        words and punctuation: `sin ( 3 )` where `sin(` is a terminal. Raises ParseFailure, and InputError if it takes
-        over `EARLEY_SECONDS` to find all derivations.
+        Raises ParseFailure, and InputError if it takes over `EARLEY_SECONDS` to find all derivations.
         """
-        try:
-            return self._derivation(text)
-        except ParseFailure:
-            joined = _SPACE_WITHIN_TERMINAL.sub("", text)
-            if joined != text and self.grammar.separator.isspace():
-                with suppress(ParseFailure):
-                    return self._derivation(joined)
-            raise
-
-    def _derivation(self, text: str) -> tuple[list[int], bool]:
-        separator = self.grammar.separator
-        written = text if separator.isspace() or not text else text + separator
+        spaced = self.grammar.separator.isspace()
+        written = text if spaced or not text else text + self.grammar.separator
         try:
             if self.kind == "lalr":
                 nodes = self._lark.parse(written).iter_subtrees_topdown()  # type: ignore[no-untyped-call]
@@ -93,14 +94,20 @@ class Parser:
             with _limited(EARLEY_SECONDS):
                 return _first(self._lark.parse(written))  # type: ignore[arg-type]
         except UnexpectedInput as error:
-            raise _failure(error, text) from None
+            joined = _SPACE_WITHIN_TERMINAL.sub("", text)
+            if spaced and joined != text:  # read again: `sin ( 3 )` where `sin(` is a terminal
+                with suppress(ParseFailure):
+                    return self.derivation(joined)
+            ended = getattr(error, "token", None) == ""  # the token after the last character
+            place = len(text) if ended else min(len(text), error.pos_in_stream or 0)
+            found = repr(text[place]) if place < len(text) else "end"
+            raise ParseFailure(place, f"unexpected {found}") from None
         except _OutOfTimeError:
             what = f"{text[:40]!r} ({len(text):,} characters) takes over {EARLEY_SECONDS:g} s to parse"
             raise InputError(f"{self.grammar.name}: {what}", "make the grammar less ambiguous, or omit it") from None
 
 
-Result = tuple[NDArray[np.int16], bool] | ParseFailure
-"""Of a line: the ids of its derivation and whether there are others, or why it is no string of the grammar."""
+Result = tuple[NDArray[np.int16], bool] | ParseFailure  # of a line: its ids and whether there are others
 
 
 @lru_cache(maxsize=2)
@@ -110,31 +117,19 @@ def parser_of(grammar: Grammar) -> Parser:
 
 
 def parse_lines(
-    lines: Sequence[str],
-    grammar: Grammar,
-    *,
-    workers: int | None = None,
-    tell: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    lines: Sequence[str], grammar: Grammar, workers: int | None = None, tell: Callable[[int, int], None] | None = None
 ) -> list[Result]:
-    """The results of many strings, in their order. InputError if one takes over `EARLEY_SECONDS`.
-
-    `workers`: processes, by default one a core for many lines. `tell`, `say`: see LoadOptions.
-    """
-    parser = parser_of(grammar)
-    size, many = (250, 5000) if parser.kind == "lalr" else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
-    if say is not None and parser.kind == "earley" and len(lines) >= 1000:
-        say(f"{parser.reason}: parsing is slow")
+    """The results of many strings, in their order; `workers`: processes, by default one a core for many lines."""
+    lalr = parser_of(grammar).kind == "lalr"
+    size, many = (250, 5000) if lalr else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
+    chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
     if workers is None:
         workers = cores() if len(lines) >= many else 1
-    chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore) if workers > 1 else None
     results: list[Result] = []
-    with ExitStack() as stack:
-        run: Callable[..., Iterable[list[Result]]] = map
-        if workers > 1 and len(chunks) > 1:
-            ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
-            run = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore)).map
-        for chunk in run(_chunk, chunks, repeat(grammar)):
+    with pool or nullcontext():
+        for chunk in (pool.map if pool else map)(_chunk, chunks, repeat(grammar)):
             results += chunk
             if tell is not None:
                 tell(len(results), len(lines))
@@ -153,8 +148,8 @@ def _chunk(lines: Sequence[str], grammar: Grammar) -> list[Result]:
     return results
 
 
-class _OutOfTimeError(BaseException):
-    """What `_limited` runs takes too long. No Exception, because lark wraps those that its transformers raise."""
+class _OutOfTimeError(BaseException):  # no Exception: lark wraps those that its transformers raise
+    pass
 
 
 @contextmanager
@@ -176,54 +171,13 @@ def _limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def _lalr(grammar: Grammar) -> Lark | str:
-    """The LALR parser, or why there is none."""
-    smiles = read_grammar("smiles")
-    if (grammar.productions, grammar.start, grammar.separator) == (smiles.productions, smiles.start, smiles.separator):
-        text = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
-    elif _splits_in_several_ways(grammar):
-        return "strings may split into terminals in more than one way"
-    else:
-        text = _lark_text(grammar)
-    try:
-        with _limited(LALR_SECONDS):
-            return Lark(text, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
-    except GrammarError:
-        return "the grammar has LALR conflicts"
-    except (_OutOfTimeError, RecursionError):
-        return "the grammar is too large for LALR"
-
-
-def _earley(grammar: Grammar) -> Lark:
-    lexer: Any = _LongestMatch if grammar.separator.isspace() else "dynamic"
-    try:
-        with _limited(EARLEY_SECONDS):
-            return Lark(_lark_text(grammar), parser="earley", lexer=lexer, ambiguity="forest")
-    except _OutOfTimeError:
-        raise _too_large(grammar) from None
-
-
-def _too_large(grammar: Grammar) -> InputError:
-    what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
-    return InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE")
-
-
-def _failure(error: UnexpectedInput, text: str) -> ParseFailure:
-    place = len(text)
-    if isinstance(error, UnexpectedCharacters):
-        place = min(place, error.pos_in_stream or 0)
-    elif isinstance(error, UnexpectedToken) and error.token.type != "$END":
-        place = min(place, error.token.start_pos or 0)
-    return ParseFailure(place, f"unexpected {text[place]!r}" if place < len(text) else "unexpected end")
-
-
 class _LongestMatch(BasicLexer):
-    """lark's lexer, which reads the longest terminal at each place, with `strict` left to the LALR tables."""
+    """lark's lexer, which reads the longest terminal; unlike `strict` wants, terminals are not compared beforehand."""
 
     __future_interface__ = 2
 
     def __init__(self, conf: Any) -> None:
-        conf.skip_validation = True  # of regular expressions against each other, which needs another package
+        conf.skip_validation = True
         super().__init__(conf)
 
 
@@ -247,22 +201,9 @@ def _lark_text(grammar: Grammar) -> str:
     return "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
 
 
-def _splits_in_several_ways(grammar: Grammar) -> bool:
-    """Whether a terminal begins a longer one, and another begins with the next character: `C`, `Cl` and `l`."""
-    if grammar.separator.isspace():
-        return False
-    symbols = {symbol for production in grammar.productions for symbol in production.right}
-    texts = {symbol.text + grammar.separator for symbol in symbols if isinstance(symbol, Terminal)}
-    beginnings = {text[0] for text in texts}
-    return any(text[:end] in texts and text[end] in beginnings for text in texts for end in range(1, len(text)))
-
-
 def _first(root: SymbolNode) -> tuple[list[int], bool]:
-    """The derivation of a forest whose ids come first in lexicographic order, and whether there are others.
-
-    The least of a whole is made of the least of its parts: no whole derivation from a symbol begins another.
-    """
-    least: dict[int, tuple[int, ...]] = {}  # by node
+    """The derivation of a forest whose ids come first in lexicographic order, and whether there are others."""
+    least: dict[int, tuple[int, ...]] = {}  # by node; made of those of its parts, as none begins another
     ambiguous = False
     path = [root]
     while path:

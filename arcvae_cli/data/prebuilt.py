@@ -1,7 +1,7 @@
 """Prebuilt derivations: an array of rule ids (N, T), and bit-packed masks of the rules allowed at each step.
 
-Masks are written by `numpy.packbits`: byte b of a step has rules 8b to 8b + 7, the first in its highest bit. A mask
-contains the rules with the left-hand side of its step, so that all masks which contain a rule are equal.
+Masks are written by `numpy.packbits`, the first rule in the highest bit. A mask contains the rules with the left-hand
+side of its step, so that all masks which contain a rule are equal.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ _BLOCK_BYTES = 2**25  # of masks that are in memory at once
 def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: Grammar | None) -> Dataset:
     """The dataset of ids of any integer type, with their masks, or a grammar, or both.
 
-    `pad_id`: the id after the end of a derivation: -1, or a rule; None detects it and adds a note. With a grammar,
-    rows must be complete derivations. Duplicates are left out; split 80/10/10 by a hash of the row. Masks are read a
-    block at a time. Raises InputError with the first invalid row and step.
+    `pad_id`: the id after the end of a derivation: -1, or a rule; None detects it and adds a note. Duplicates are left
+    out; split 80/10/10 by a hash of the row. InputError with the first invalid row and step.
     """
     ids = map_npy(prod)
     refuse_large(str(prod), 2 * ids.size)
@@ -42,8 +41,9 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
             fits = packed.dtype == np.uint8 and packed.ndim == 3 and packed.shape[:2] == ids.shape
             require(fits and 0 < 8 * packed.shape[2] < MOST_RULES + 8, str(masks), packed)
         padding = -1 if pad_id is None or not low <= pad_id <= high else pad_id
-        if pad_id is None and low >= 0 and packed is not None:
-            padding = _detected(ids, packed)
+        ended = np.flatnonzero(ids[:, -1] == high)
+        if pad_id is None and low >= 0 and packed is not None and ended.size:  # the last rule, if alone in its mask
+            padding = high if np.unpackbits(packed[ended[0], -1]).sum() == 1 else -1
         rules = None if packed is None else _rules_of_masks(ids, packed, padding)
         if grammar is not None:
             rules = grammar.rules
@@ -52,24 +52,17 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
     found = "none" if low >= 0 > padding else f"id {padding}"
     notes = (f"padding detected: {found} (--pad-id overrides)",) * (pad_id is None and grammar is None)
     keep = first_of_each(own)
-    name = None if grammar is None else grammar.name
-    origin = Origin(grammar=name, source=prod.name, lines=len(own), duplicates=len(own) - len(keep))
+    origin = Origin(
+        "ready", grammar.name if grammar else None, prod.name, lines=len(own), duplicates=len(own) - len(keep)
+    )
     split = split_by_key([row.tobytes() for row in own[keep]])
     return Dataset(prod.stem, own[keep], split, rules=rules, grammar=grammar, origin=origin, notes=notes)
-
-
-def _detected(ids: NDArray[Any], packed: NDArray[np.uint8]) -> int:
-    """The last rule if rows end with it and it is alone in its mask; else -1."""
-    last = int(ids.max())
-    rows = np.flatnonzero(ids[:, -1] == last)
-    return last if rows.size and np.unpackbits(packed[rows[0], -1]).sum() == 1 else -1
 
 
 def _rules_of_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int) -> Rules:
     """Rules by their masks: symbols are numbered by their lowest rule, and the first id rewrites the start symbol.
 
-    If `padding` is -1, the padding rule is the one that only masks after the ends contain, if there is one, else one
-    more rule. ValueError unless the masks assign each rule to one left-hand side.
+    If `padding` is -1, it is the rule that only masks after the ends contain, if there is one, else one more rule.
     """
     width = packed.shape[2]
     table = np.zeros((8 * width, width), np.uint8)  # the mask of each rule

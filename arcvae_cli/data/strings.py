@@ -13,25 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, refuse_large, split_by_key, split_sizes, written
-from arcvae_cli.data.derivations import Counts, Ids, draw_strings, enumerated, first_of_each
+from arcvae_cli.data.derivations import Counts, Ids, enumerated, first_of_each
+from arcvae_cli.data.files import reading
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
 from arcvae_cli.grammar import Grammar, Rules
 
 EQUATION_RULES = 15  # longest derivation of an equation, after Kusner et al. 2017
 TEXT_BYTES = 2**30  # the largest file of strings that is read
-_VALIDATION = 5000  # most validation strings if the test split is given
+_CHUNK = 8192  # derivations drawn at once
+_DRAWS = 40  # for each string that is wanted, before there are held to be no more of them
 
 
 def fitted(dataset: Dataset, rules: Rules, length: int | None = None, needs: Sequence[str] = ()) -> Dataset:
-    """The dataset for a model of these rules and `length` steps: shorter derivations padded, longer ones left out.
-
-    Raises InputError for other rules, or if no derivation fits of one of the splits that the caller `needs`.
-    """
+    """For a model of these rules and `length` steps: padded, longer ones left out. InputError for other rules."""
     own = dataset.rules
     assert own is not None
-    same = (own.padding, own.lhs, own.start) == (rules.padding, rules.lhs, rules.start)
-    if not same or (own.rhs != rules.rhs and None not in (own.rhs, rules.rhs)):
+    same_rhs = own.rhs == rules.rhs or None in (own.rhs, rules.rhs)
+    if not same_rhs or (own.padding, own.lhs, own.start) != (rules.padding, rules.lhs, rules.start):
         what = f"the grammar has {len(own)} rules and is not that of the model ({len(rules)} rules)"
         raise InputError(f"{dataset.name}: {what}", "give strings of the grammar that the model was trained on")
     steps = dataset.x.shape[1]
@@ -61,22 +60,27 @@ def padded_ids(derivations: Sequence[Sequence[int] | NDArray[np.int16]], steps: 
 def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` different strings of a grammar, their derivations uniform over those of at most `most` rules.
 
-    Split 80/10/10 by a hash of the string. Raises InputError for a size or a seed out of range, and if there are fewer
-    strings.
+    Split 80/10/10 by a hash of the string. InputError for a size or a seed out of range, or if there are too few.
     """
     split_sizes(size, seed)
-    counts = Counts(grammar.rules, most)
-    ids, strings = draw_strings(counts, size, np.random.RandomState(seed), grammar.write)
+    counts, stream = Counts(grammar.rules, most), np.random.RandomState(seed)
+    rows: dict[str, NDArray[np.int16]] = {}
+    for _ in range(_DRAWS * (1 + size // _CHUNK)):
+        if counts.total >= size > len(rows):
+            # at least half a chunk, so that the last few of a small number of strings are found too
+            ids = counts.draw(max(_CHUNK // 2, min(_CHUNK, size - len(rows))), stream)
+            for one, row in zip(ids.tolist(), ids, strict=True):
+                rows.setdefault(written(grammar, one), row)
+    if len(rows) < size:
+        what = f"data.size: there are no {size} different strings of at most {most} rules"
+        raise InputError(what, "use a smaller size, or raise data.max_rules")
+    ids, split = np.array([*rows.values()][:size]), split_by_key([string.encode() for string in [*rows][:size]])
     origin = Origin("drawn", grammar.name, entropy=counts.entropy)
-    split = split_by_key([string.encode() for string in strings])
     return Dataset(grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
 def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RULES) -> Dataset:
-    """The first `size` equations of the enumeration of which Kusner et al. 2017 used the first 100,000.
-
-    Split 80/10/10 by a hash of the string. InputError for a size out of range, or for more than `most` (T) rules.
-    """
+    """The first `size` of the enumerated equations, of which Kusner et al. 2017 used 100,000; split as those drawn."""
     split_sizes(size, 0)
     derivations = list(islice(enumerated(grammar, 6), size))
     if len(derivations) < size:
@@ -93,21 +97,17 @@ def build_parsed(
     file: Path,
     grammar: Grammar,
     failures: Path | None = None,
-    *,
     most: int | None = None,
     first_column: bool = False,
     test: Path | None = None,
     leading_test: int = 0,
     tell: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> Dataset:
     """The different strings of a file, one a line, that a grammar derives by at most `most` rules.
 
-    `first_column`: a line ends at its first whitespace. Split 80/10/10 by a hash of the string, or `held_out` if the
-    strings of the file `test`, or the first `leading_test` lines, are the test split. Lines that do not parse are
-    written to `failures`. `tell`, `say`: see LoadOptions.
-
-    Raises InputError for a file that cannot be read, or without a string that parses by at most `most` rules.
+    `first_column`: a line ends at its first whitespace. Split 80/10/10 by a hash of the string; if the strings of the
+    file `test`, or the first `leading_test` lines, are the test split, a tenth of the others validate, at most 5,000.
+    Lines that do not parse are listed in `failures`. InputError for a file that cannot be read, or without strings.
     """
     from arcvae_cli.data.parsing import ParseFailure, parse_lines, parser_of  # imports lark
 
@@ -116,7 +116,7 @@ def build_parsed(
     failed: list[tuple[object, ...]] = []
     derived: list[tuple[int, NDArray[np.int16]]] = []  # place in `lines`, ids
     ambiguous = 0
-    for place, result in enumerate(parse_lines([text for *_, text in lines], grammar, tell=tell, say=say)):
+    for place, result in enumerate(parse_lines([text for *_, text in lines], grammar, tell=tell)):
         if isinstance(result, ParseFailure):
             name, number, text = lines[place]
             failed.append((name, number, result.position + 1, result.reason, text))
@@ -124,58 +124,41 @@ def build_parsed(
             derived.append((place, result[0]))
             ambiguous += result[1]
     if failures is not None:
-        _list_failures(failures, failed)
-    if not derived:
-        what = f"no line is a string of {grammar.name}; the first at character {failed[0][2]}: {failed[0][3]}"
-        raise InputError(f"{file}: {what}", "check the file and the grammar")
-    longest = max(len(ids) for _, ids in derived)
-    short = [(place, ids) for place, ids in derived if len(ids) <= (most or longest)]
+        rows = [("file", "line", "character (from 1)", "reason", "text"), *failed]
+        table = "".join("\t".join(one_line(str(cell).replace("\t", " ")) for cell in row) + "\n" for row in rows)
+        with suppress(ArcvaeError, OSError):
+            failures.unlink(missing_ok=True)  # of an earlier build
+            if failed:
+                failures.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(failures) as temporary:
+                    temporary.write_text(table, encoding="utf-8")
+    longest = most or max((len(ids) for _, ids in derived), default=0)
+    short = [(place, ids) for place, ids in derived if len(ids) <= longest]
     if not short:
-        what = f"all {len(derived):,} strings of {grammar.name} take more than data.max_rules = {most} rules"
-        raise InputError(f"{file}: {what}", f"raise it: the longest takes {longest:,} (--max-rules {longest})")
-    ids = padded_ids([one for _, one in short], most or longest, grammar.rules)
+        what = f"all take over {most} rules" if derived else f"character {failed[0][2]} of the first: {failed[0][3]}"
+        raise InputError(f"{file}: no strings of {grammar.name}: {what}", "change the file, grammar, or data.max_rules")
+    ids = padded_ids([one for _, one in short], longest, grammar.rules)
     keep = first_of_each(ids)
     places = [short[row][0] for row in keep.tolist()]
-    known = np.array([place < len(tested) or (not tested and lines[place][1] <= leading_test) for place in places])
     texts = [lines[place][2] for place in places]
     keys = [("".join(text.split()) if grammar.separator.isspace() else text).encode() for text in texts]
+    split = split_by_key(keys)
+    known = np.array([place < len(tested) or (not tested and lines[place][1] <= leading_test) for place in places])
+    if known.any():
+        rest = sorted(np.flatnonzero(~known).tolist(), key=lambda row: hashlib.sha256(keys[row]).digest())
+        split = np.where(known, np.uint8(SPLITS.index("test")), np.uint8(SPLITS.index("train")))
+        split[rest[: min(5000, max(1, round(len(rest) / 10)) if len(rest) > 1 else 0)]] = SPLITS.index("val")
     parser = parser_of(grammar)
-    origin = Origin("parsed", grammar.name, file.name, parser.kind, parser.reason, len(lines), len(failed))
-    duplicates = len(ids) - len(keep)
-    origin = replace(origin, too_long=len(derived) - len(short), ambiguous=ambiguous, duplicates=duplicates)
-    split = held_out(keys, known) if known.any() else split_by_key(keys)
+    counted = len(lines), len(failed), len(derived) - len(short), ambiguous, len(ids) - len(keep)
+    origin = Origin("parsed", grammar.name, file.name, parser.kind, parser.reason, *counted)
     return Dataset(file.stem, ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
-
-
-def held_out(keys: Sequence[bytes], known: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(N,) index into SPLITS: test where `known` (N,), validation for a tenth of the others, at most 5,000, by hash."""
-    rest = np.flatnonzero(~known).tolist()
-    order = sorted(rest, key=lambda row: hashlib.sha256(keys[row]).digest())
-    split = np.where(known, np.uint8(SPLITS.index("test")), np.uint8(0))
-    split[order[: min(_VALIDATION, max(1, round(len(rest) / 10)) if len(rest) > 1 else 0)]] = SPLITS.index("val")
-    return split
 
 
 def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
     """The lines of a file that are not blank: name of the file, number from 1, string."""
-    try:
+    with reading(file):
         text = read_limited(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{file}: cannot be read ({reason})", "give a file of strings in UTF-8") from error
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not numbered:
         raise InputError(f"{file}: no strings", "give a file of strings, one a line")
     return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
-
-
-def _list_failures(path: Path, failed: Sequence[tuple[object, ...]]) -> None:
-    """Write the lines that do not parse as a table; without any, remove the table of an earlier build."""
-    rows = [("file", "line", "character (from 1)", "reason", "text"), *failed]
-    text = "".join("\t".join(one_line(str(cell).replace("\t", " ")) for cell in row) + "\n" for row in rows)
-    path.unlink(missing_ok=True)
-    with suppress(ArcvaeError, OSError):
-        if failed:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")

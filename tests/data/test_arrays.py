@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arcvae_cli.data.arrays import Dataset, Origin, canvas_keys, split_by_key, split_sizes
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, split_by_key, split_sizes
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import parse_grammar, read_grammar
@@ -13,33 +13,22 @@ from arcvae_cli.grammar import parse_grammar, read_grammar
 EQUATIONS = read_grammar("equations")
 
 
-def changed(array: np.ndarray, place: object, value: object) -> np.ndarray:
-    array = array.copy()
-    array[place] = value
-    return array
-
-
 def test_fingerprint_depends_on_content_only(arc: Dataset):
     same = replace(arc, name="other", notes=("a note",), task=arc.task.astype("<U40"))
     assert same.fingerprint() == arc.fingerprint()
     others = [
-        replace(arc, x=changed(arc.x, (3, 4, 5), 9 - arc.x[3, 4, 5])),
-        replace(arc, split=changed(arc.split, 0, 2)),
-        *(replace(arc, shape=shape) for shape in (changed(arc.shape, 0, 16), None)),
-        *(replace(arc, task=task) for task in (changed(arc.task, 0, "00000000"), None)),
+        replace(arc, x=arc.x.swapaxes(1, 2)),
+        *(replace(arc, **{column: getattr(arc, column)[::-1]}) for column in ("split", "shape")),
+        replace(arc, task=None),
     ]
-    assert len({arc.fingerprint(), *(other.fingerprint() for other in others)}) == 7
+    assert len({arc.fingerprint(), *(other.fingerprint() for other in others)}) == 5
 
-    drawn = build_drawn(EQUATIONS, 15, 200, 1)
+    drawn = build_drawn(EQUATIONS, 9, 50, 1)
     commented = parse_grammar("# the same\n" + EQUATIONS.text, "other")
     same = replace(drawn, name="x", grammar=commented, rules=commented.rules, notes=("x",), origin=Origin())
     assert same.fingerprint() == drawn.fingerprint()
-    others = [
-        replace(drawn, x=changed(drawn.x, 0, drawn.x[1])),
-        replace(drawn, split=changed(drawn.split, 0, (drawn.split[0] + 1) % 3)),
-        replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None),
-    ]
-    assert len({drawn.fingerprint(), *(other.fingerprint() for other in others)}) == 4
+    bare = replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None)
+    assert bare.fingerprint() != drawn.fingerprint()
 
 
 def test_fingerprint_is_stable_between_versions(canvases: Dataset):
@@ -48,12 +37,10 @@ def test_fingerprint_is_stable_between_versions(canvases: Dataset):
 
 def test_limited_keeps_the_test_split_and_nests(arc: Dataset):
     small, large = arc.limited(64), arc.limited(128)
-    assert [small.rows(split).size for split in ("train", "val", "test")] == [64, 8, 100]
-    assert [large.rows(split).size for split in ("train", "val", "test")] == [128, 16, 100]
+    sizes = [[dataset.rows(split).size for split in SPLITS] for dataset in (small, large)]
+    assert sizes == [[64, 8, 100], [128, 16, 100]]
     assert set(canvas_keys(small.x)) < set(canvas_keys(large.x)) < set(canvas_keys(arc.x))
     assert len(set(small.task[small.rows("train")].tolist())) > 32, "the choice is spread over the tasks"
-    for name in ("x", "shape", "task"):
-        assert (getattr(small, name)[-100:] == getattr(arc, name)[-100:]).all()
     assert arc.limited(10**6).fingerprint() == arc.fingerprint()
 
 
@@ -62,13 +49,8 @@ def test_split_by_key_shares_out_keys_and_keeps_equal_ones_together():
     split = split_by_key(keys)
     assert all(len({int(split[row]) for row in range(start, 1000, 200)}) == 1 for start in range(200))
     assert np.bincount(split[:200]).tolist() == [160, 20, 20]
-    shuffled = np.random.RandomState(0).permutation(1000)
-    assert (split_by_key([keys[row] for row in shuffled]) == split[shuffled]).all()
-
-
-@pytest.mark.parametrize(("count", "expected"), [(1, [1]), (2, [2]), (3, [1, 1, 1]), (10, [8, 1, 1]), (16, [12, 2, 2])])
-def test_split_by_key_of_few(count: int, expected: list[int]):
-    assert np.bincount(split_by_key([bytes([index]) for index in range(count)])).tolist() == expected
+    for count, expected in ((1, [1]), (2, [2]), (3, [1, 1, 1]), (10, [8, 1, 1]), (16, [12, 2, 2])):
+        assert np.bincount(split_by_key(keys[:count])).tolist() == expected
 
 
 def test_split_sizes():

@@ -3,20 +3,17 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 import pytest
 
-from arcvae_cli.data import derivations
-from arcvae_cli.data.derivations import Counts, draw_strings, enumerated, wrong_step
-from arcvae_cli.errors import InputError
+from arcvae_cli.data.derivations import Counts, enumerated, wrong_step
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
 
 EQUATIONS = read_grammar("equations")
 EMPTY = parse_grammar("S -> A B S | \nA -> 'a' | \nB -> 'b' B | 'b' C\nC -> | 'c'\nD -> 'd'", "empty")
 AMBIGUOUS = parse_grammar("S -> S S | 'a' | 'b'", "ambiguous")
-SEVEN = "a82a455ab51cd59c14b53fe3d50b2f7d88c0be48fc9a7e377830e7e9fde04ee9"
 GRAMMARS = [EQUATIONS, EMPTY, AMBIGUOUS]
 
 
@@ -52,73 +49,37 @@ def ends_well(row: list[int], rules: Rules) -> int:
     return len(row) if stack else -1
 
 
-@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
-def test_counts_are_those_of_all_derivations(grammar: Grammar):
-    for most in (1, 2, 5, 8):
-        counts = Counts(grammar.rules, most)
+def test_counts_are_those_of_all_derivations():
+    for grammar, most in product(GRAMMARS, (1, 2, 7)):
         lengths = Counter(map(len, plain(grammar.rules, most)))
-        assert counts.exact == tuple(lengths[n] for n in range(most + 1))
-        assert counts.total == sum(lengths.values())
-
-
-def test_counts_of_equations():
+        assert Counts(grammar.rules, most).exact == tuple(lengths[n] for n in range(most + 1))
     counts = Counts(EQUATIONS.rules, 15)
-    assert counts.total == 199_941_076
-    assert counts.entropy == pytest.approx(math.log(199_941_076))
-    assert round(counts.entropy, 2) == 19.11
+    assert (counts.total, counts.entropy) == (199_941_076, pytest.approx(math.log(199_941_076)))
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
 def test_draws_are_uniform(grammar: Grammar):
     counts = Counts(grammar.rules, 5)
     whole = plain(grammar.rules, 5)
-    draws = 200 * len(whole)
+    draws = 100 * len(whole)
     ids = counts.draw(draws, np.random.RandomState(0))
     assert ids.dtype == np.int16 and ids.shape == (draws, 5)
     seen = Counter(tuple(rule for rule in row if rule != grammar.rules.padding) for row in ids.tolist())
     assert set(seen) == whole
-    chi = sum((count - 200) ** 2 / 200 for count in seen.values())
+    chi = sum((count - 100) ** 2 / 100 for count in seen.values())
     freedom = len(whole) - 1
     assert abs(chi - freedom) < 5 * math.sqrt(2 * freedom)
 
 
 def test_draws_from_long_derivations():
     rules = read_grammar("smiles").rules
-    counts = Counts(rules, 277)
-    assert counts.exact[277].bit_length() > 64
-    ids = counts.draw(50, np.random.RandomState(0))
+    counts = Counts(rules, 150)
+    assert counts.exact[150].bit_length() > 64
+    ids = counts.draw(300, np.random.RandomState(0))
     assert set(first_wrong(ids, rules)) == {-1}
-    # the share of each length is that of its count
-    lengths = (counts.draw(1000, np.random.RandomState(1)) != rules.padding).sum(axis=1)
     expected = np.array([count / counts.total for count in counts.exact])
-    assert abs(np.bincount(lengths, minlength=278) / 1000 - expected).max() < 0.06
-
-
-def test_a_seed_gives_the_same_strings_for_ever():
-    ids, strings = draw_strings(Counts(EQUATIONS.rules, 15), 1000, np.random.RandomState(7), EQUATIONS.write)
-    assert hashlib.sha256("\n".join(strings).encode()).hexdigest() == SEVEN
-    assert ids.shape == (1000, 15)
-    assert len(set(strings)) == 1000
-    assert [EQUATIONS.write(row) for row in ids.tolist()] == strings
-    assert set(first_wrong(ids, EQUATIONS.rules)) == {-1}
-
-
-def test_the_last_few_strings_are_found_and_no_more_asked_for(monkeypatch: pytest.MonkeyPatch):
-    counts = Counts(EQUATIONS.rules, 4)
-    _, strings = draw_strings(counts, counts.total, np.random.RandomState(0), EQUATIONS.write)
-    assert len(set(strings)) == counts.total == len(plain(EQUATIONS.rules, 4))
-    with pytest.raises(InputError, match=rf"no {counts.total + 1} different strings of at most 4 rules"):
-        draw_strings(counts, counts.total + 1, np.random.RandomState(0), EQUATIONS.write)
-    ambiguous = Counts(AMBIGUOUS.rules, 5)  # 16 + 4 + 2 derivations of 8 + 4 + 2 strings
-    assert len(draw_strings(ambiguous, 14, np.random.RandomState(0), AMBIGUOUS.write)[1]) == 14
-    monkeypatch.setattr(derivations, "_DRAWS", 2)
-    with pytest.raises(InputError, match="no 15 different strings"):
-        draw_strings(ambiguous, 15, np.random.RandomState(0), AMBIGUOUS.write)
-
-
-def test_what_takes_minutes_to_count_is_refused():
-    with pytest.raises(InputError, match="derivations of 100000 rules"):
-        Counts(EQUATIONS.rules, 100_000)
+    lengths = np.bincount((ids != rules.padding).sum(axis=1), minlength=151)
+    assert abs(lengths / 300 - expected).max() < 0.1
 
 
 def test_the_equations_of_2017():
@@ -126,7 +87,6 @@ def test_the_equations_of_2017():
     sentences = [EQUATIONS.write(row) for row in rows]
     digest = hashlib.sha256(("\n".join(sentences) + "\n").encode()).hexdigest()
     assert digest == "ae9850311e884f888491f56dca57ef3c2f9880899e63d26b5da3b71840591ca2"
-    assert set(map(len, rows)) == {8, 10, 12, 14}
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: grammar.name)
@@ -138,14 +98,11 @@ def test_the_first_wrong_step_is_that_of_a_plain_stack(grammar: Grammar):
     ids[harmed] = stream.randint(-2, len(rules) + 2, harmed.sum())
     expected = [ends_well(row, rules) for row in ids.tolist()]
     assert first_wrong(ids, rules) == expected
-    cut = [ends_well(row[:5], rules) for row in ids.tolist()]
-    assert first_wrong(ids[:, :5], rules) == cut
-    assert len(set(expected)) > 4 and 5 in cut
+    assert len(set(expected)) > 4
 
 
 def test_without_right_hand_sides_less_is_checked():
     bare = Rules(("0", "1"), (0, 0, 1, -1, -1), None, 0, 4)
     rows = np.array([[0, 2, 4], [2, 2, 4], [1, 4, 2], [1, 3, 4], [4, 4, 4], [0, 2, 1]])
     assert first_wrong(rows, bare) == [-1, 0, 2, 1, 0, -1]
-    assert wrong_step([1, 4, 2], bare) == (2, "rule 2 rewrites 1, expected padding")
     assert wrong_step([0, 3], EQUATIONS.rules) == (2, "the row ends with 2 symbols left, first T")

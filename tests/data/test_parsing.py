@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections import Counter
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,74 +22,49 @@ from arcvae_cli.grammar import Grammar, parse_grammar, read_grammar
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
 MOLECULES = Path(__file__).parents[3] / "shared" / "data"
-DRUGS = (
-    "CC(=O)Oc1ccccc1C(=O)O",
-    "CN1C=NC2=C1C(=O)N(C(=O)N2C)C",
-    "C[C@@H]1CC(Nc2cncc(-c3nncn3C)c2)C[C@@H](C)C1",
-    "Cc1ccc(/C=C2\\SC(N3CC[NH2+]CC3)=NC2=O)cc1",
-    "[O-][N+](=O)c1ccc(Cl)cc1Br",
-    "C1=CC=2C(C1)=C-2",
-    "C-1CC=1",
-    "[13CH4]",
-    "C12C3C4C1C5C2C3C45",
-)
-PDE = """
-%separator " "
-equation -> derivative '=' sum
-sum -> sum '+' term | sum '-' term | term
-term -> term '*' factor | factor
-factor -> 'u' | 'u_x' | 'u_xx' | number | 'sin' '(' sum ')' | '(' sum ')' | factor '**' number
-derivative -> 'u_t' | 'u_tt'
-number -> '1' | '2' | '10'
-"""
 
 
 def sentences(grammar: Grammar, most_rules: int) -> dict[str, list[tuple[int, ...]]]:
     """Every string with its derivations of at most so many rules, by trying them all."""
-    fewest = dict(zip(grammar.rules.symbols, grammar.rules.fewest(), strict=True))
-    found: dict[str, list[tuple[int, ...]]] = {}
-    partial: list[tuple[tuple[int, ...], tuple[str, ...]]] = [((), (grammar.start,))]
+    rules, found = grammar.rules, {}
+    partial: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), (rules.start,))]
     while partial:
-        ids, symbols = partial.pop()
-        if not symbols:
-            text = grammar.write(ids)
-            assert text is not None
-            found.setdefault(text, []).append(ids)
-            continue
-        for rule, production in enumerate(grammar.productions):
-            if production.left == symbols[0] and rule not in grammar.unusable:
-                rest = production.nonterminals() + symbols[1:]
-                if len(ids) + 1 + sum(fewest[symbol] for symbol in rest) <= most_rules:
-                    partial.append(((*ids, rule), rest))
+        ids, stack = partial.pop()
+        if not stack:
+            found.setdefault(grammar.write(ids), []).append(ids)
+        elif len(ids) + len(stack) <= most_rules:
+            partial += [((*ids, rule), rules.rhs[rule] + stack[1:]) for rule in rules.of(stack[0])]
     return found
 
 
-def outcome(parser: Parser, text: str) -> tuple[list[int], bool] | None:
-    try:
-        return parser.derivation(text)
-    except ParseFailure:
-        return None
-
-
-def test_equations():
-    parser = Parser(EQUATIONS)
-    assert parser.kind == "lalr"
-    assert parser.parse("  x+\tsin(1  )") == [0, 3, 7, 5, 3, 8]  # whitespace that may stand there may be left out
-    found = sentences(EQUATIONS, 7)
-    for text, (ids,) in found.items():  # one derivation each
-        assert parser.derivation(text) == (list(ids), False)
-    assert len(found) > 1000
+def agree(grammar: Grammar, most_rules: int, stream: random.Random) -> str:
+    """The kind of the parser; it and Earley find the derivations of every string, and refuse the same others."""
+    parser, earley = Parser(grammar), Parser(grammar, earley=True)
+    found = dict(list(sentences(grammar, most_rules).items())[:200])
+    for sentence, derivations in found.items():
+        ids, ambiguous = parser.derivation(sentence)
+        assert earley.derivation(sentence) == (ids, ambiguous), grammar.text
+        assert grammar.write(ids) == sentence
+        assert tuple(ids) <= min(derivations), grammar.text  # of longer ones too
+        assert ambiguous or [tuple(ids)] == derivations, grammar.text
+    letters = sorted({letter for sentence in found for letter in sentence} - set(grammar.separator)) or ["a"]
+    for _ in range(20):
+        text = grammar.separator.join(stream.choice(letters) for _ in range(stream.randint(0, 6)))
+        outcomes: tuple[list[object], ...] = ([], [])
+        for outcome, way in zip(outcomes, (parser, earley), strict=True):
+            with suppress(ParseFailure):
+                outcome.append(way.derivation(text))
+        assert outcomes[0] == outcomes[1], (grammar.text, text)
+    return parser.kind
 
 
 def test_smiles_lark_has_the_productions_of_smiles_cfg():
     parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, earley=True)
-    assert (parser.kind, earley.kind) == ("lalr", "earley")
-    for text in DRUGS:
-        ids = parser.parse(text)
-        assert SMILES.write(ids) == text
-        assert earley.derivation(text) == (ids, False)
+    assert parser.kind == "lalr"
+    text = "C[C@@H]1CC(Nc2cncc(-c3nncn3C)c2)C[C@@H](C)C1"
+    assert earley.derivation(text) == (parser.parse(text), False)
     used = set()
-    for row in Counts(SMILES.rules, 45).draw(1500, np.random.RandomState(0)).tolist():
+    for row in Counts(SMILES.rules, 45).draw(500, np.random.RandomState(0)).tolist():
         ids = [rule for rule in row if rule != SMILES.rules.padding]
         assert parser.parse(SMILES.write(ids) or "") == ids
         used.update(ids)
@@ -97,91 +73,53 @@ def test_smiles_lark_has_the_productions_of_smiles_cfg():
 
 def test_real_molecules_come_back():
     files = [(MOLECULES / "zinc_valid_24445.smi", 50), (MOLECULES / "zinc_test_5000.smi", 5)]
-    if not all(file.exists() for file, _ in files):
+    if not files[0][0].exists():
         pytest.skip("needs the molecules beside the repository")
     texts = [text for file, step in files for text in file.read_text("utf-8").split()[::step]]
     results = parse_lines(texts, SMILES)
-    assert not any(isinstance(result, ParseFailure) or result[1] for result in results)
     ids = padded_ids([result[0] for result in results], 277, SMILES.rules)
-    assert (ids.shape, ids.dtype) == ((1489, 277), np.int16)
     assert [SMILES.write(row) for row in ids.tolist()] == texts
     digest = hashlib.sha256(ids.tobytes()).hexdigest()  # of the first parser, which had LALR tables of its own
     assert digest == "ac24fb418ce3354bff53ddc9365e461fcf4fe5149822a2d4474c7223dbc79c57"
 
 
-@pytest.mark.parametrize("earley", [False, True], ids=["lalr", "earley"])
-def test_where_a_line_fails(earley: bool):
+def test_where_a_line_fails():
     commas = parse_grammar("%separator ','\nS -> S 'a' | 'a'", "commas")
     for grammar, cases in (
-        (SMILES, {"": 0, "C1CC(": 5, "C)C": 1, "CC(=)C": 4, "CC-": 3, "[N+H]": 3, "CCX": 2, "C C": 1}),
-        (EQUATIONS, {"x +  + 1": 5, "x 1": 2, "( x + 1": 7, "x +  ": 5, "   ": 3, "4": 0}),
+        (SMILES, {"": 0, "C1CC(": 5, "C)C": 1, "CC-": 3, "[N+H]": 3, "CCX": 2, "C C": 1}),
+        (EQUATIONS, {"x +  + 1": 5, "x 1": 2, "( x + 1": 7, "x +  ": 5, "   ": 3, "sin ( y )": 0}),
         (commas, {"a,a,b": 4, "a,": 2}),
     ):
-        parser = Parser(grammar, earley=earley)
-        for text, position in cases.items():
+        for parser, (text, position) in product((Parser(grammar), Parser(grammar, earley=True)), cases.items()):
             with pytest.raises(ParseFailure) as caught:
                 parser.parse(text)
             found = repr(text[position]) if position < len(text) else "end"
             assert (caught.value.position, caught.value.reason) == (position, f"unexpected {found}")
 
 
-def test_a_grammar_of_ones_own():
-    grammar = parse_grammar(PDE, "mine")
-    parser, earley = Parser(grammar), Parser(grammar, earley=True)
-    assert parser.kind == "lalr"
-    for row in Counts(grammar.rules, 30).draw(30, np.random.RandomState(2)).tolist():
-        ids = [rule for rule in row if rule != grammar.rules.padding]
-        string = grammar.write(ids) or ""
-        assert parser.parse(string) == ids
-        assert parser.parse(string.replace(" ", "")) == ids  # the longest terminal is read: u_xx, never u_x
-        assert earley.derivation(string) == (ids, False)
-
-
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("S -> 'a' S 'b' |", "lalr"),
+        (EQUATIONS.text, "lalr"),
         ("S -> 'a' S 'a' | 'b' S 'b' |", "earley"),
         ("S -> S '+' S | 'x' | 'y'", "earley"),
-        ("S -> A 'x' | B 'x'\nA -> 'a'\nB -> 'a'", "earley"),
-        ("S -> A O B | A O 'z' S\nA -> 'a' | A O 'a'\nO -> '-' | '='\nB -> 'b'", "lalr"),
         ("S -> A B A\nA -> 'a' |\nB -> 'b' A |", "earley"),
         ("S -> A 'b'\nA -> A 'a' |", "lalr"),
-        ("S -> 'C' S | 'Cl' S | 'B' | 'Br'", "lalr"),  # nothing begins with l or r
         ("S -> 'a' S | 'ab' S | 'b' | 'c'", "earley"),  # `ab` is one terminal or two
-        ("S -> A B\nA -> 'a' | 'ab'\nB -> 'c' | 'bc'", "earley"),
-        ("S -> 'a' 'd' | 'abc' 'd' | 'a' 'b' E\nE -> 'cd' | 'e'", "earley"),
         ("%separator ','\nS -> S T | T\nT -> 'a' | 'ab' | 'b'", "lalr"),
         ("%separator ' '\nS -> S T | T\nT -> 'a' | 'ab' | 'b'", "lalr"),
-        ("%separator ' '\nS -> S S | 'a' | 'ab'", "earley"),
-        ("S -> 'if' 'c' S | 'if' 'c' S 'else' S | 'x'", "earley"),
         ('S -> "\\" S | "\'" | \'"\' S | \'/\' | \'\\\\\' | "\t" S | "😀" S', "earley"),
         ("S ->", "lalr"),
     ],
 )
 def test_the_parser_is_chosen_and_finds_every_string(text: str, kind: str):
     grammar = parse_grammar(text, "g")
-    parser, earley = Parser(grammar), Parser(grammar, earley=True)
-    assert parser.kind == kind
-    found = sentences(grammar, 7 if len(grammar.productions) < 7 else 4)
-    for sentence, derivations in found.items():
-        for way in (parser, earley):
-            ids, ambiguous = way.derivation(sentence)
-            assert grammar.write(ids) == sentence
-            assert tuple(ids) <= min(derivations)  # of longer ones too
-            if len(derivations) > 1:
-                assert ambiguous
-            if not ambiguous:
-                assert [tuple(ids)] == derivations
-    stream = random.Random(1)
-    letters = sorted({letter for sentence in found for letter in sentence} - set(grammar.separator)) or ["a"]
-    for _ in range(100):
-        sentence = grammar.separator.join(stream.choice(letters) for _ in range(stream.randint(0, 6)))
-        assert outcome(parser, sentence) == outcome(earley, sentence)
+    assert agree(grammar, 6 if len(grammar.productions) < 12 else 4, random.Random(1)) == kind
 
 
-def random_grammars(stream: random.Random) -> Iterator[Grammar]:
-    while True:
+def test_any_grammar():
+    stream, kinds = random.Random(11), Counter()
+    while kinds.total() < 30:
         symbols = "SABC"[: stream.randint(1, 4)]
         alphabet = stream.choice(["ab", "+-1x", ["a", "aa", "b", "ba", "c"], ["a", "b", "ab"]])
         lines = [stream.choice(["", "", "%separator ','", "%separator ' '"])]
@@ -194,92 +132,48 @@ def random_grammars(stream: random.Random) -> Iterator[Grammar]:
                 for _ in range(stream.randint(1, 3))
             }
             lines.append(f"{symbol} -> {' | '.join(sorted(alternatives))}")
-        try:
-            yield parse_grammar("\n".join(lines), "random")
-        except InputError:  # derives nothing, or a symbol derives itself
-            continue
-
-
-def test_any_grammar():
-    stream = random.Random(11)
-    kinds = {"lalr": 0, "earley": 0}
-    for _, grammar in zip(range(80), random_grammars(stream), strict=False):
-        parser, earley = Parser(grammar), Parser(grammar, earley=True)
-        kinds[parser.kind] += 1
-        for sentence, derivations in list(sentences(grammar, 6).items())[:25]:
-            ids, ambiguous = parser.derivation(sentence)
-            assert earley.derivation(sentence) == (ids, ambiguous), grammar.text
-            assert tuple(ids) <= min(derivations), grammar.text
-            assert ambiguous or [tuple(ids)] == derivations, grammar.text
-            assert ambiguous or parser.kind == "lalr" or len(derivations) == 1
-    assert min(kinds.values()) > 10
+        with suppress(InputError):  # derives nothing, or a symbol derives itself
+            kinds[agree(parse_grammar("\n".join(lines), "random"), 5, stream)] += 1
+    assert min(kinds.values()) > 4
 
 
 def test_spaces_within_a_terminal_are_ignored_where_whitespace_separates():
     parser = Parser(EQUATIONS)
-    for text in ("x + sin ( 3 )", "x+sin(3)", " x + sin  (3)", "x + sin( 3 )"):
+    for text in ("x + sin ( 3 )", "x+sin(3)", " x\t+ sin  (3)"):
         assert EQUATIONS.write(parser.parse(text)) == "x + sin( 3 )"
-    words = Parser(parse_grammar("%separator ' '\nS -> 'the' 'dog' | '10' | 'f(' '**' ')' | 'f' '('", "words"))
-    for text in ("the d og", "1 0", "f( * * )"):  # only between words and punctuation
+    words = Parser(parse_grammar("%separator ' '\nS -> 'the' 'dog' | 'f(' '**' ')' | 'f' '('", "words"))
+    for text in ("the d og", "f( * * )"):  # only between words and punctuation
         with pytest.raises(ParseFailure):
             words.parse(text)
-    assert words.parse("f (") == [3], "what parses as it stands is read as it stands"
-    assert words.parse("f ( **)") == [2]
-    with pytest.raises(ParseFailure) as caught:
-        parser.parse("sin ( y )")
-    assert caught.value.position == 0, "a failure is that of the text as it stands"
+    assert words.parse("f (") == [2], "what parses as it stands is read as it stands"
 
 
-@pytest.mark.parametrize("grammar", [EQUATIONS, parse_grammar("S -> S '+' S | 'x'", "g")], ids=["lalr", "earley"])
-def test_processes_give_what_one_gives(grammar: Grammar):
-    lines = ["x", "x+x", "y", "x+x+x"] * (150 if Parser(grammar).kind == "lalr" else 6)
-
-    def told(workers: int) -> tuple[list[tuple[int, int]], list[object]]:
-        so_far: list[tuple[int, int]] = []
-        results = parse_lines(lines, grammar, workers=workers, tell=lambda *count: so_far.append(count))
-        return so_far, [
-            (one.position, one.reason) if isinstance(one, ParseFailure) else (one[0].tolist(), one[1])
-            for one in results
-        ]
-
-    one = told(1)
-    assert one == told(2)
-    assert one[0][-1] == (len(lines), len(lines)) and len(one[0]) == 3
-    assert one[1][2] == (0, "unexpected 'y'")
+def test_processes_give_what_one_gives():
+    told: list[list[tuple[int, int]]] = [[], []]
+    lines, results = ["x", "x+x", "y", "x+x+x"] * 150, []
+    for workers, so_far in zip((1, 2), told, strict=True):
+        found = parse_lines(lines, EQUATIONS, workers, lambda *count, so_far=so_far: so_far.append(count))
+        results.append([one.args if isinstance(one, ParseFailure) else one[0].tolist() for one in found])
+    assert results[0] == results[1] and told[0] == told[1] == [(250, 600), (500, 600), (600, 600)]
 
 
 def test_strings_too_ambiguous_to_parse_are_refused_in_time(monkeypatch: pytest.MonkeyPatch):
-    """`S -> S S` on 200 letters took 120 s and 700 MB, on 400 minutes and 1.6 GB."""
-    monkeypatch.setattr(parsing, "EARLEY_SECONDS", 0.5)
+    monkeypatch.setattr(parsing, "EARLEY_SECONDS", 0.1)
     grammar = parse_grammar("S -> S S | 'a'", "g")
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises(InputError, match=r"g: 'a{40}' \(400 characters\) takes over 0.5 s to parse"):
+    begun = time.process_time()
+    with pytest.raises(InputError, match=r"g: 'a{40}' \(400 characters\) takes over 0.1 s to parse"):
         parse_lines(["a", "a" * 400], grammar)
     assert time.process_time() - begun < 2
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
     assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
     assert [more for _, more in parse_lines(["a", "aaa"], grammar)] == [False, True]
 
 
 def test_large_grammars_are_parsed_or_refused_in_time(monkeypatch: pytest.MonkeyPatch):
-    """3,000 rules took 53 s. LALR of these takes minutes and gigabytes."""
-    monkeypatch.setattr(parsing, "LALR_SECONDS", 0.3)
-    lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(60)]
-    levels = Parser(parse_grammar("\n".join([*lines, "e60 -> 'x' | '(' e0 ')'"]), "levels"))
-    assert levels.kind == "earley" and "too large" in levels.reason
-    assert len(levels.parse("p3.x")) == 61
-    words = f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(3000))}"
-    grammar = parse_grammar(words, "large")
-    begun = time.process_time()
-    with pytest.raises(InputError, match="large: 3,002 productions are too many") as raised:
+    monkeypatch.setattr(parsing, "LALR_SECONDS", 0.05)
+    lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(30)]
+    levels = Parser(parse_grammar("\n".join([*lines, "e30 -> 'x' | '(' e0 ')'"]), "levels"))
+    assert levels.kind == "earley" and len(levels.parse("p3.x")) == 31
+    monkeypatch.setattr(parsing, "EARLEY_SECONDS", 0.1)
+    grammar = parse_grammar(f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(1000))}", "large")
+    with pytest.raises(InputError, match="large: 1,002 productions are too many"):
         parse_lines(["bw1.w2."], grammar)
-    assert "--prod" in str(raised.value.fix)
-    assert time.process_time() - begun < 0.5, "counted, not tried"
-
-
-def test_symbols_may_hold_one_another_deep():
-    lines = [f"A{place} -> 'a' A{place + 1} | 'b'" for place in range(400)]
-    grammar = parse_grammar("\n".join([*lines, "A400 -> 'c'"]), "g")
-    for parser in (Parser(grammar), Parser(grammar, earley=True)):
-        assert parser.parse("aab") == [0, 2, 5]
-        assert len(parser.parse("a" * 400 + "c")) == 401

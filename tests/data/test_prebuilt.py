@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,15 @@ from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.prebuilt import read_prebuilt
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, Rules, parse_grammar, read_grammar
+from arcvae_cli.grammar import Grammar, Rules, read_grammar
 
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
 IDS = Counts(EQUATIONS.rules, 15).draw(200, np.random.RandomState(0))  # all different
 
 
-def table(lhs: tuple[int, ...], rules: int) -> np.ndarray:
-    """(P, P) bool: by rule, those of its left-hand side; the padding rule is alone."""
-    left = np.array(lhs)
-    return (left[:, None] == left) & (left >= 0)[:, None] | np.eye(rules, dtype=bool) & (left < 0)[:, None]
-
-
-LOOKUP = table(EQUATIONS.rules.lhs, 12)
+LEFT = np.array(EQUATIONS.rules.lhs)
+LOOKUP = LEFT[:, None] == LEFT  # (P, P): by rule, those of its left-hand side; the padding rule is alone
 MASKS = np.packbits(LOOKUP[IDS], axis=2)
 
 
@@ -34,13 +30,12 @@ def changed(array: np.ndarray, place: Any, value: object) -> np.ndarray:
     return array
 
 
-GAP, EMPTY, LATE = changed(IDS, (5, 3), 11), changed(IDS, (5,), 11), changed(IDS, (5, 0), 8)
+GAP, EMPTY = changed(IDS, (5, 3), 11), changed(IDS, (5,), 11)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def read(ids: Any, masks: Any = None, pad_id: int | None = None, grammar: Grammar | None = None) -> Dataset:
@@ -50,76 +45,39 @@ def read(ids: Any, masks: Any = None, pad_id: int | None = None, grammar: Gramma
     return read_prebuilt(Path("prod.npy"), None if masks is None else Path("masks.npy"), pad_id, grammar)
 
 
-@pytest.mark.parametrize("block", [1, 700, 2**25], ids=["row", "rows", "whole"])
-def test_rules_come_from_the_masks(folder: Path, block: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("block", [700, 2**25], ids=["rows", "whole"])
+def test_rules_come_from_the_masks(block: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prebuilt, "_BLOCK_BYTES", block)
     dataset = read(np.concatenate([IDS, IDS[:30]]), np.concatenate([MASKS, MASKS[:30]]))
     assert (dataset.name, dataset.x.dtype, dataset.grammar) == ("prod", np.int16, None)
-    assert (dataset.x == IDS).all(), "duplicates are left out"
-    assert (dataset.origin.lines, dataset.origin.duplicates) == (230, 30)
+    assert (dataset.x == IDS).all() and dataset.origin.duplicates == 30
     assert dataset.rules == Rules(("0", "1"), EQUATIONS.rules.lhs, None, 0, 11)
     assert dataset.notes == ("padding detected: id 11 (--pad-id overrides)",)
     assert [dataset.rows(split).size for split in SPLITS] == [160, 20, 20]
-    assert read(IDS, MASKS, 11).notes == ()
 
 
-def test_masks_of_smiles_are_ten_bytes(folder: Path):
-    rules = SMILES.rules
-    ids = Counts(rules, 60).draw(300, np.random.RandomState(0))
-    masks = np.packbits(table(rules.lhs, 76)[ids], axis=2)
-    assert masks.shape == (300, 60, 10)
-    found = read(ids, masks, 75).rules
-    groups, own = (
-        {tuple(np.flatnonzero(np.array(lhs) == left)) for left in set(lhs) - {-1}} for lhs in (rules.lhs, found.lhs)
-    )
-    assert own == {group for group in groups if np.isin(group, ids).any()}
-
-
-@pytest.mark.parametrize("after", [[0, 0], [0xFF, 0xE0], [0, 0x10]], ids=["nothing", "everything", "alone"])
-def test_masks_after_the_end_are_ignored(folder: Path, after: list[int]):
+def test_masks_after_the_end_are_ignored():
     ended = IDS == 11
-    for pad_id in (None, -1):
+    for after, pad_id in itertools.product(([0, 0], [0xFF, 0xE0], [0, 0x10]), (None, -1)):
         dataset = read(np.where(ended, -1, IDS), changed(MASKS, ended, after), pad_id)
-        assert dataset.rules.lhs == EQUATIONS.rules.lhs
-        assert (dataset.x == IDS).all()
+        assert dataset.rules.lhs == EQUATIONS.rules.lhs and (dataset.x == IDS).all()
 
 
-def test_the_padding_rule_may_have_any_number_or_not_occur(folder: Path):
+def test_the_padding_rule_may_have_any_number_or_not_occur():
     first = np.packbits(np.roll(np.unpackbits(MASKS, axis=2, count=12), 1, axis=2), axis=2)
     rules = read((IDS + 1) % 12, first, 0).rules
     assert (rules.padding, rules.lhs) == (0, (-1, *EQUATIONS.rules.lhs[:-1]))
-    drawn = Counts(EQUATIONS.rules, 10).draw(400, np.random.RandomState(0))
-    ids = np.unique(drawn[(drawn != 11).all(axis=1)], axis=0)
-    masks = np.packbits(LOOKUP[ids][..., :11], axis=2)
-    dataset = read(ids, masks, -1)
+    ids = np.unique(IDS[(IDS[:, :3] != 11).all(axis=1), :3], axis=0)
+    dataset = read(ids, np.packbits(LOOKUP[ids][..., :11], axis=2), -1)
     assert (len(dataset.rules), dataset.rules.padding) == (12, 11) and not (dataset.x == 11).any()
-    assert read(ids, masks, None, EQUATIONS).rules == EQUATIONS.rules
     assert read(IDS, MASKS, 500).rules.padding == 12
-    assert read(GAP, np.packbits(LOOKUP[GAP], axis=2), -1).rules.padding == 12
 
 
-def test_the_last_rule_is_padding_only_if_alone_in_its_mask(folder: Path):
-    shared = np.array([[0, 3, 1, 3], [0, 3, 3, 3]])
-    bits = np.zeros((4, 4), bool)
-    bits[:2, :2] = bits[2:, 2:] = True
-    dataset = read(shared, np.packbits(bits[shared], axis=2))
-    assert "padding detected: none" in dataset.notes[0] and dataset.rules.padding == 4
-
-
-def test_with_a_grammar(folder: Path):
+def test_with_a_grammar():
     for ids, masks in ((IDS, None), (IDS, MASKS), (np.where(IDS == 11, -1, IDS), None)):
         dataset = read(ids, masks, None, EQUATIONS)
         assert (dataset.rules, dataset.grammar, dataset.notes) == (EQUATIONS.rules, EQUATIONS, ())
         assert (dataset.x == IDS).all()
-
-
-def test_unusable_rules_may_be_in_masks(folder: Path):
-    """The masks of the 2017 code contain productions of `class`, which nothing derives."""
-    grammar = parse_grammar("%undefined C\nS -> 'a' S | C | 'b'", "half")
-    ids = np.array([[0, 0, 2], [0, 2, 3], [2, 3, 3]])
-    full = np.zeros((4, 4), bool)
-    full[:3, :3] = full[3, 3] = True
-    assert read(ids, np.packbits(full[ids], axis=2), None, grammar).strings(np.arange(3)) == ["aab", "ab", "b"]
 
 
 @pytest.mark.parametrize(
@@ -127,36 +85,14 @@ def test_unusable_rules_may_be_in_masks(folder: Path):
     [
         (IDS, changed(MASKS, (150, 0), MASKS[IDS == 7][0]), 11, None, "row 150, step 0: not the mask .*lacks"),
         (IDS, changed(MASKS, (150, 0), [0xF8, 0]), 11, None, "row 150, step 0: not the mask .*differs"),
-        (IDS, np.packbits(LOOKUP[IDS], 2, "little"), 11, None, "row 0, step .*: not the mask of rule"),
-        (IDS[0].astype(int), MASKS, 11, None, "int64"),
-        (IDS.astype(float), MASKS, 11, None, "float64"),
-        (IDS[:0], MASKS[:0], 11, None, r"int16 \(0, 15\)"),
         (changed(IDS, (0, 0), -5), MASKS, 11, None, "from -5 to 11"),
-        (changed(IDS.astype(int), (0, 0), 40_000), MASKS, 11, None, "from 0 to 40000"),
-        (IDS, MASKS[1:], 11, None, r"masks.npy: .*uint8 \(199, 15, 2\)"),
-        (IDS, LOOKUP[IDS], 11, None, r"masks.npy: .*bool \(200, 15, 12\)"),
         (np.where(IDS == 11, -1, IDS), MASKS, 11, None, r"data\.pad_id: 11, but .* contains -1"),
         (IDS, None, None, SMILES, r"row 0, step \d+: rule"),
         (changed(IDS, (7, 0), 9), None, None, EQUATIONS, "row 7, step 0: rule 9 rewrites T"),
         (GAP, np.packbits(LOOKUP[GAP], axis=2), None, None, r"row 5, step 4: rule \d+ .*expected padding"),
         (EMPTY, np.packbits(LOOKUP[EMPTY], axis=2), 11, None, "row 5, step 0: the row ends"),
-        (LATE, np.packbits(LOOKUP[LATE], axis=2), 11, None, "row 5, step 0: rule 8"),
     ],
 )
-def test_invalid_arrays(folder: Path, ids: Any, masks: Any, pad_id: Any, grammar: Any, message: str):
-    with pytest.raises(InputError, match=message) as raised:
+def test_invalid_arrays(ids: Any, masks: Any, pad_id: Any, grammar: Any, message: str):
+    with pytest.raises(InputError, match=message):
         read(ids, masks, pad_id, grammar)
-    assert raised.value.fix
-
-
-def test_rules_in_two_masks(folder: Path):
-    ids = np.array([[0, 1, 3], [1, 0, 3]])
-    masks = np.zeros((2, 3, 4), bool)
-    masks[ids == 0] = [1, 0, 1, 0]
-    masks[ids == 1] = [0, 1, 1, 0]  # rule 2, which does not occur, has two symbols
-    masks[ids == 3] = [0, 0, 0, 1]
-    with pytest.raises(InputError, match="rule 2 is in two different masks"):
-        read(ids, np.packbits(masks, axis=2), 3)
-    masks[ids == 1] = [0, 1, 0, 1]
-    with pytest.raises(InputError, match="rule 3 is in two different masks"):
-        read(ids, np.packbits(masks, axis=2), 3)
