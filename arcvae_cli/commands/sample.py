@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -54,7 +54,6 @@ def sample(
 
     from arcvae_cli import conditions, domains
     from arcvae_cli.console import Console
-    from arcvae_cli.domains.base import Draw
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 
@@ -96,7 +95,8 @@ def sample(
 
     argmax, budgeted = decode == "argmax", budget is not False
     training = functools.partial(_training_corpus, loaded, data, opened, console)
-    decoded = domain.sample(Draw(loaded, latents, temperature, seed, given, argmax, budgeted, training, console.note))
+    way: dict[str, Any] = {"given": given, "temperature": temperature, "argmax": argmax, "budget": budgeted}
+    decoded = domain.sample(loaded, latents, seed, **way, training=training, note=console.note)
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     arrays = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
     about = [f"{num} samples", conditions.written(given), f"{prior} prior, temperature {temperature:g}"]

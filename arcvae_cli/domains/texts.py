@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.files import atomic_write
-from arcvae_cli.grammar import Grammar, Rules, Terminal, parse_grammar
+from arcvae_cli.grammar import Rules, parse_grammar
 
 Derivations = NDArray[np.integer[Any]]  # (n, T) ids of rules, padded
 INCOMPLETE = "(incomplete)"  # a derivation that was cut off before its end
@@ -61,21 +61,6 @@ def pair_lines(pairs: Sequence[Pair]) -> list[str]:
 def written(grammar: Any, derivations: Sequence[Sequence[int]]) -> list[str]:
     """The strings of derivations, empty for one that is incomplete."""
     return [grammar.write(ids) or "" for ids in derivations]
-
-
-def beginning(grammar: Grammar, ids: Sequence[int]) -> str:
-    """The terminals before the first open symbol of an incomplete derivation, and "..."."""
-    stack: list[str | Terminal] = [grammar.start]
-    rest, settled = iter(ids), list[str]()
-    while stack:
-        symbol = stack.pop()
-        if isinstance(symbol, Terminal):
-            settled.append(symbol.text)
-        elif (rule := next(rest, None)) is not None:
-            stack.extend(reversed(grammar.productions[rule].right))
-        else:
-            break
-    return grammar.separator.join([*settled, "..."])
 
 
 def write_text(path: Path, text: str) -> None:

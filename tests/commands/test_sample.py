@@ -18,7 +18,6 @@ from arcvae_cli.data.parsing import Parser
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.domains import strings
 from arcvae_cli.domains.base import Decoded
-from arcvae_cli.domains.texts import beginning
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.grammar import read_grammar
 
@@ -192,7 +191,7 @@ def test_a_terminal_gets_a_list_with_remarks(
     assert lines[60].startswith("60 samples, standard prior")
     for place, (text, line) in enumerate(zip(texts, lines, strict=False)):
         assert line.split()[0] == str(place + 1)
-        assert line.endswith("...    incomplete") if text is None else text in line
+        assert line.endswith("(incomplete)") if text is None else text in line
         assert ("invalid" in line) == (text is not None and len(text) >= 9)
         assert line.endswith("again") == (text is not None and text in texts[:place])
 
@@ -205,9 +204,3 @@ def test_escape_sequences_of_strings_do_not_reach_the_terminal(
     strings.StringDomain().show(Console(), Decoded({}, {}, ([("1", text, "")], [text]), ""))
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\x07" not in shown and "\\x1b[2J" in shown
-
-
-def test_the_beginning_of_an_incomplete_string() -> None:
-    assert beginning(GRAMMAR, [0]) == "..."
-    assert beginning(GRAMMAR, [0, 3, 7]) == "x + ..."
-    assert beginning(GRAMMAR, [0, 3, 5, 3, 8]) == "sin( 1 ) + ..."
