@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -95,8 +95,8 @@ def sample(
 
     argmax, budgeted = decode == "argmax", budget is not False
     training = functools.partial(_training_corpus, loaded, data, opened, console)
-    way: dict[str, Any] = {"given": given, "temperature": temperature, "argmax": argmax, "budget": budgeted}
-    decoded = domain.sample(loaded, latents, seed, **way, training=training, note=console.note)
+    options = {"given": given, "temperature": temperature, "argmax": argmax, "budget": budgeted, "training": training}
+    decoded = domain.sample(loaded, latents, seed, options, console.note)
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     arrays = {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
     about = [f"{num} samples", conditions.written(given), f"{prior} prior, temperature {temperature:g}"]

@@ -23,6 +23,7 @@ Distance = Callable[[Any, Any], int]
 Report = Mapping[str, Any]  # everything measured, as nested dicts: what `metrics.json` holds
 Examples = NDArray[Any]  # (n, *positions) classes, as small integers
 Given = Mapping[str, int]  # conditions
+Options = Mapping[str, Any]
 Reconstructed = tuple[Codes, Mapping[str, Tensor], dict[str, Any], NDArray[np.int64], tuple[float, float]]
 """Codes, (n, *shape) means by level, scores, (n,) wrong positions, nats and accuracy of `Task.few` by own codes."""
 

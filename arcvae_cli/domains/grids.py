@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arcvae_cli import conditions
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task
 from arcvae_cli.domains.texts import write_text
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose, eval_mode, nats, posterior_means
@@ -164,7 +164,7 @@ class GridDomain(base.Domain):
         if len(task.indices) > 1 and not task.quick:
             paths = smoothness(decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS))
         training, count = task.trained.grids("train").cpu().numpy(), QUICK_SAMPLES if task.quick else SAMPLES
-        reference = _grids(task, task.indices[:count])
+        reference = task.corpus.grids(task.split).cpu().numpy()[task.indices[:count].numpy()]
         drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
         if task.model.attributes:
             task.note("samples under conditions")
@@ -264,7 +264,7 @@ class GridDomain(base.Domain):
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
         """(n,) values that colour a scatter plot, and their name."""
-        return (_grids(task, indices) > 0).mean(axis=(1, 2)), "share of non-black cells"
+        return (task.corpus.grids(task.split).cpu().numpy()[indices] > 0).mean(axis=(1, 2)), "share of non-black cells"
 
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         from arcvae_cli.render import plots
@@ -289,7 +289,7 @@ class GridDomain(base.Domain):
             title = f"{len(chosen)} of {len(order):,} grids {which}, {where}"
             plots.save_reconstructions(folder / name, *pair, task.corpus.extents(task.split, chosen), title)
         if evaluation.maps:
-            grids = _grids(task, evaluation.indices[:MAPS])
+            grids = task.corpus.grids(task.split).cpu().numpy()[evaluation.indices[:MAPS]]
             maps = {name: cells[:MAPS] for name, cells in evaluation.maps.items()}
             means = {name: cells.mean(axis=0) for name, cells in evaluation.maps.items()}
             plots.save_kl_maps(folder / "kl_maps.png", grids, maps, f"KL of each cell, {where}", means=means)
@@ -310,10 +310,9 @@ class GridDomain(base.Domain):
                 parts.append({level.name: level.sample.cpu() for level in levels})
         return {name: torch.cat([part[name] for part in parts]) for name in model.level_shapes}
 
-    def sample(
-        self, loaded: Loaded, latents: Latents, seed: int, *, given: Given, temperature: float, **_: object
-    ) -> Decoded:
-        model = loaded.model
+    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Options, note: Note) -> Decoded:
+        """Decoded `latents`. `options`: of the command, with a function that opens the training corpus."""
+        model, given = loaded.model, options["given"]
         encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values())))))
         asked = encoded.to(next(model.parameters()).device) if given else None
         grids = argmax_decode(model, latents, asked).numpy().astype(np.uint8)
@@ -330,7 +329,7 @@ class GridDomain(base.Domain):
         arrays = {"grids": grids}
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.PLACE))}
-            baseline = draw_samples(model, count, seed, temperature)
+            baseline = draw_samples(model, count, seed, options["temperature"])
             measured = [conditions.attributes(some) for some in (grids, baseline)]
             satisfied, free = (int(conditions.satisfies(some, given).sum()) for some in measured)
             counts = {"obeying": satisfied, "baseline_obeying": free}
@@ -357,9 +356,6 @@ class GridDomain(base.Domain):
         if int(number) >= len(arrays.x):
             raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.x) - 1}")
         return f"{file.name}:{number}", arrays.x[int(number)]
-
-    def batch(self, model: Any, x: Tensor) -> Batch:
-        return Batch(x)
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
         """Scores of decoded `steps` (S, *positions) between `originals` (2, *positions)."""
@@ -441,7 +437,3 @@ def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:
         noise = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in by_column.items()}
         noise[top] = by_row[top].repeat_interleave(columns, dim=0)
         return argmax_decode(model, draw_prior(model, rows * columns, noise=noise)).to(torch.uint8).numpy()
-
-
-def _grids(task: Task, indices: Any) -> Any:
-    return task.corpus.grids(task.split).cpu().numpy()[np.asarray(indices)]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from arcvae_cli import gaussians
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task
 from arcvae_cli.domains.texts import INCOMPLETE, StringFormatter, pair_lines, write_lines, write_text, written
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
@@ -32,7 +32,7 @@ from arcvae_cli.evaluation.paths import decoded_paths, edit_distance, smoothness
 from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 from arcvae_cli.evaluation.verdict import HELD_MARGIN, Advice, Target, judge
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
-from arcvae_cli.models.base import Batch, Latents, Level
+from arcvae_cli.models.base import Latents, Level
 from arcvae_cli.models.grammar import LEVEL
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.step import mix
@@ -274,10 +274,10 @@ class StringDomain(base.Domain):
             return
         formatter, worst = StringFormatter(task.model.structure.rules), np.argsort(-evaluation.errors, kind="stable")
         for name, order in (("reconstructions", evaluation.indices), ("errors", evaluation.indices[worst])):
-            ids = task.corpus.ids(task.split)[torch.from_numpy(order[:WRITTEN_PAIRS]).to(task.corpus.device)]
-            with eval_mode(task.model, 0):
-                decoded = task.model.reconstruct(self.batch(task.model, ids.long()))
-            write_lines(folder / f"{name}.txt", pair_lines(formatter.pairs(ids.cpu().numpy(), decoded.cpu().numpy())))
+            with eval_mode(task.model, 0) as device:
+                batch = task.corpus.batch(task.split, torch.from_numpy(order[:WRITTEN_PAIRS]).to(device))
+                pair = (batch.x.cpu().numpy(), task.model.reconstruct(batch).cpu().numpy())
+            write_lines(folder / f"{name}.txt", pair_lines(formatter.pairs(*pair)))
 
     def check_decodable(self, loaded: Loaded) -> None:
         if loaded.grammar is None:
@@ -292,13 +292,12 @@ class StringDomain(base.Domain):
             return {LEVEL: torch.empty(0, *model.level_shapes[LEVEL])}
         return {LEVEL: encode(model, corpus, split, chosen, seed).sample}
 
-    def sample(
-        self, loaded: Loaded, latents: Latents, seed: int, *, argmax: bool, budget: bool, note: Note, **more: Any
-    ) -> Decoded:
+    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Options, note: Note) -> Decoded:
         grammar, validator = _grammar(loaded.model, note)
+        argmax, budget, corpus = options["argmax"], options["budget"], options["training"]()
         [(ids, complete)] = derive(loaded.model, latents[LEVEL], (not argmax, budget), seed=seed)
-        texts, training = [grammar.write(row) for row in ids.tolist()], more["training"]()
-        known = None if training is None else frozenset(training.strings("train"))
+        texts = [grammar.write(row) for row in ids.tolist()]
+        known = None if corpus is None else frozenset(corpus.strings("train"))
         names = meanings(texts, validator)
         different = {name: text for name, text in reversed(list(zip(names, texts, strict=True))) if name is not None}
         valid, distinct = sum(name is not None for name in names), len(different)
@@ -344,9 +343,6 @@ class StringDomain(base.Domain):
                 f"{flag} {text!r}: takes {len(ids)} rules, the model has {length}", "give a shorter string"
             )
         return repr(text), np.array(ids + [grammar.rules.padding] * (length - len(ids)), np.int16)
-
-    def batch(self, model: Any, x: Tensor) -> Batch:
-        return Batch(x, valid=x != model.structure.rules.padding)
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
         grammar, validator = _grammar(loaded.model, note)

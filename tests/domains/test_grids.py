@@ -234,7 +234,7 @@ def test_blank_samples_are_counted_and_marked(model: VAE, monkeypatch: pytest.Mo
     grids[[1, 3]] = 0
     monkeypatch.setattr("arcvae_cli.domains.grids.argmax_decode", lambda *_: torch.from_numpy(grids))
     loaded: Any = SimpleNamespace(model=model)
-    decoded = GridDomain().sample(loaded, {"z": torch.zeros(5, 4)}, 0, given={}, temperature=1.0)
+    decoded = GridDomain().sample(loaded, {"z": torch.zeros(5, 4)}, 0, {"given": {}}, print)
     assert decoded.summary.startswith("2 of 5 blank, 2 distinct")
     assert decoded.rows[1] == ["", "blank", "", "blank", ""]
 
