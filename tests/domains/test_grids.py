@@ -140,10 +140,8 @@ def test_the_report_agrees_with_itself_and_with_plain_sums(
     assert mean["inside_accuracy"] == pytest.approx(inside.mean())
     assert found["posterior_sample"]["pixel_accuracy"] != mean["pixel_accuracy"]
     assert found["pca"]["non_black_accuracy"] > found["all_black"]["non_black_accuracy"] == 0
-    assert (found["examples"], found["pca_components"], found["pca_training_grids"]) == (100, 4, 800)
     best = max(found["all_black"]["pixel_accuracy"], found["pca"]["pixel_accuracy"])
     assert found["skill"]["pixel"] == pytest.approx((mean["pixel_accuracy"] - best) / (1 - best))
-
     assert sorted(full.indices.tolist()) == list(range(100))
     np.testing.assert_array_equal(full.errors, (~right).sum(axis=(1, 2))[full.indices])
     means = model.encode(Batch(torch.from_numpy(grids[full.indices]).long()), noise=False)[0].mean
