@@ -200,33 +200,33 @@ class GridDomain(base.Domain):
         larger, decoder = cause or f"{enlarge}; train longer", cause or f"{body}{focal}train longer"
         prior, longer = cause or advice.raise_beta, cause or f"train longer; {advice.raise_beta}"
 
-        targets = [
-            Target("pixel accuracy", pixel, ">=", PIXEL_TARGET, larger),
-            Target("pixel accuracy, baselines", pixel, ">", best, larger, f"({which})"),
-            Target("non-black accuracy", non_black, ">", NON_BLACK_TARGET, decoder),
+        targets: list[Target] = [
+            ("pixel accuracy", pixel, ">=", PIXEL_TARGET, larger, ""),
+            ("pixel accuracy, baselines", pixel, ">", best, larger, f"({which})"),
+            ("non-black accuracy", non_black, ">", NON_BLACK_TARGET, decoder, ""),
         ]
         for level, kl in kls.items():
             where, more = f", {level}" if len(kls) > 1 else "", advice.more_kl[level]
-            targets.append(Target(f"smallest KL{where or ' of a dimension'}", min(kl), ">", ACTIVE_KL, more, "nats"))
+            targets.append((f"smallest KL{where or ' of a dimension'}", min(kl), ">", ACTIVE_KL, more, "nats"))
             if advice.floors[level] > 0:
                 name = f"dimensions held by free bits alone{where}"
                 targets.append(advice.floor_target(report, level, where))
-                targets.append(Target(name, held[level], "<=", len(kl) // 2, more, f"of {len(kl)}"))
+                targets.append((name, held[level], "<=", len(kl) // 2, more, f"of {len(kl)}"))
         for name, key, margin, remedy in (
             ("blank samples", "blank_share", BLANK_MARGIN, decoder if non_black <= NON_BLACK_TARGET else prior),
             ("specks among samples", "speck_share", SPECK_MARGIN, prior),
         ):
             data = drawn[f"reference_{key}"]
-            targets.append(Target(name, drawn[key], "<=", data + margin, remedy, f"(data {data:.2f})"))
+            targets.append((name, drawn[key], "<=", data + margin, remedy, f"(data {data:.2f})"))
         if (accuracy := report["adherence"]) is not None:
             judged = {row["asked"]: row for row in accuracy["rows"] if row["asked"] in JUDGED}
             for kind in ("colours", "symmetry"):
                 worst = min((row["counted_obeying"] or 0.0, name) for name, row in judged.items() if kind in name)
                 note = f"(least: {worst[1]})"
-                targets.append(Target(f"samples satisfy {kind}", worst[0], ">", ACCURACY_TARGET, longer, note))
+                targets.append((f"samples satisfy {kind}", worst[0], ">", ACCURACY_TARGET, longer, note))
             worst = min((row["counted"] / accuracy["samples"], name) for name, row in judged.items())
             name, note = "samples neither blank nor repeated", f"(least: {worst[1]})"
-            targets.append(Target(name, worst[0], ">=", COUNTED_TARGET, longer, note))
+            targets.append((name, worst[0], ">=", COUNTED_TARGET, longer, note))
 
         totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
         if any(dead.values()):

@@ -6,7 +6,6 @@ A derivation is right at a step if the true rule is the argmax of those with its
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -133,9 +132,10 @@ class StringDomain(base.Domain):
         codes = information.Codes({LEVEL: posterior}, scored["posterior_sample"][0], lengths)
         grammar, validator = _grammar(model)
         x, same = corpus.ids(split)[indices.to(corpus.device)], None
-        if validator is not None and (canonical := validator.canonical) is not None and not task.quick:
+        if validator is not None and validator.diversity is not None and not task.quick:  # of molecules
             [(derived, _)] = derive(model, posterior.mean, ARGMAX)
             pairs = zip(written(grammar, x.tolist()), written(grammar, derived.tolist()), strict=True)
+            canonical = validator.canonical
             same = sum(one == other or canonical(one) == canonical(other) for one, other in pairs) / len(x)
         encodings = 1 if task.quick else ENCODINGS
         mean, logvar = (part[:few].repeat(encodings, 1) for part in (posterior.mean, posterior.logvar))
@@ -175,8 +175,8 @@ class StringDomain(base.Domain):
             decoded = decoded_paths(model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)
             changes, rows = smoothness(decoded), decoded.transpose(0, 1).numpy()  # (pairs, steps, T)
             paths = {name: changes[name] for name in ("pairs", "steps", "mean_step", "largest_step", "distance")}
-            distinct = np.mean([len({row.tobytes() for row in path}) for path in rows])
-            paths |= {"distinct": float(distinct), "valid_share": None, "valid_paths": None}
+            distinct = float(np.mean([len(np.unique(path, axis=0)) for path in rows]))
+            paths |= {"distinct": distinct, "valid_share": None, "valid_paths": None}
             if validator is not None:
                 valid = np.array([list(map(validator.is_valid, written(grammar, path.tolist()))) for path in rows])
                 paths |= {"valid_share": float(valid.mean()), "valid_paths": float(valid.all(axis=1).mean())}
@@ -187,7 +187,7 @@ class StringDomain(base.Domain):
             if trained.size("train") > 1:
                 codes = self.posterior_samples(model, trained, "train", seed, {}, EXAMPLES)
                 latents["aggregate"] = fit_prior("aggregate", codes, seed).sample(count, 1.0, seed, device)
-            known = {_key(row) for row in trained.ids("train").cpu().numpy()}
+            known = set(keys(trained.ids("train").cpu().numpy()))
             scores = {}
             for name, z in latents.items():
                 # with and without the budget the same rules are drawn, where a derivation is complete
@@ -211,35 +211,35 @@ class StringDomain(base.Domain):
         larger = f"{advice.lower_beta[LEVEL]}; raise model.decoder_hidden; train longer"
         better = advice.other_data(report) or (more if collapsed else larger)
 
-        targets = [
-            Target("exact derivations", exact, ">=", EXACT_TARGET, better),
-            Target("reconstruction, baseline", cost, "<", frequencies, better, "nats (frequencies)"),
+        targets: list[Target] = [
+            ("exact derivations", exact, ">=", EXACT_TARGET, better, ""),
+            ("reconstruction, baseline", cost, "<", frequencies, better, "nats (frequencies)"),
         ]
         if noise == 1.0:  # a narrow posterior has a large KL without any information
             carried = sum(active) / total if total > 0 else 0.0
-            targets.append(Target("total KL", total, ">", COLLAPSED_NATS, more, "nat"))
-            targets.append(Target("share in active dimensions", carried, ">=", CARRIED_TARGET, more))
+            targets.append(("total KL", total, ">", COLLAPSED_NATS, more, "nat"))
+            targets.append(("share in active dimensions", carried, ">=", CARRIED_TARGET, more, ""))
         if shuffled is not None:
-            targets.append(Target("nats saved by the code", saved, ">", COLLAPSED_NATS, more, "nat"))
+            targets.append(("nats saved by the code", saved, ">", COLLAPSED_NATS, more, "nat"))
         if noise < 1.0:
             remedy = "use model.posterior_noise = 1: below it the trained KL is not that of the codes that are sampled"
-            targets.append(Target("posterior noise", noise, ">=", 1.0, remedy))
+            targets.append(("posterior noise", noise, ">=", 1.0, remedy, ""))
         if advice.floors[LEVEL] > 0:
             targets.append(advice.floor_target(report, LEVEL))
-            targets.append(Target("total KL beyond the floor", total, ">", enforced, more, "nats"))
+            targets.append(("total KL beyond the floor", total, ">", enforced, more, "nats"))
         if (entropy := report["entropy_nats"]) is not None:
             weighted, nll, error = report["importance_weighted"], -elbo["elbo_nats"], report["elbo_error"]
             if weighted is not None:
                 nll, error = weighted["nll_nats"], error * math.sqrt(elbo["examples"] / weighted["examples"])
             remedy = "no model can beat the entropy: look for a bug, or for test strings among the training strings"
             least, note = entropy - ENTROPY_ERRORS * error, f"nats (entropy {entropy:.2f})"
-            targets.append(Target("-log p(x), entropy", nll, ">=", least, remedy, note))
+            targets.append(("-log p(x), entropy", nll, ">=", least, remedy, note))
         if drawn is not None:
             complete, fitted = (drawn.get(name, {}).get("complete_share", 0.0) for name in ("standard", "aggregate"))
             remedy = "train longer; the length budget of `sample` makes every string complete"
             if fitted >= COMPLETE_TARGET:
                 remedy = f"sample with --prior aggregate ({fitted:.0%} of its draws end); {advice.raise_beta}"
-            targets.append(Target("complete without budget", complete, ">=", COMPLETE_TARGET, remedy))
+            targets.append(("complete without budget", complete, ">=", COMPLETE_TARGET, remedy, ""))
 
         if total <= COLLAPSED_NATS:
             state = f"posterior collapse: the code carries {total:.2f} nats in all"
@@ -466,8 +466,8 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
 def derive(model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0) -> list[tuple[Examples, Marks]]:
     """Derivations (n, T) of codes (n, D) on the model's device, and which are complete, for each of the `ways`.
 
-    A way: whether rules are drawn from p(x|z), or the argmax, and whether within the length budget, see
-    `Pushdown.derive`. All ways share one pass of the decoder and one noise, which does not depend on the device.
+    A way: whether rules are drawn from p(x|z), or the argmax, and whether within the length budget. All ways share one
+    pass of the decoder and one noise, which does not depend on the device.
     """
     block = batch_size(model.structure.length)
     parts: list[list[Tensor]] = []
@@ -482,28 +482,26 @@ def derive(model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0) -
     return list(zip(whole[::2], whole[1::2], strict=True))
 
 
+def keys(ids: Examples) -> list[int]:
+    """Hashes of derivations (n, T): a quarter of a million of them, of 277 rules each, would be 140 MB."""
+    return [hash(row.tobytes()) for row in ids.astype(np.int16)]
+
+
 def meanings(texts: Sequence[str | None], validator: Validator | None) -> list[str | None]:
     """A name that strings of the same meaning share, None for an invalid or incomplete string."""
-    names: dict[str | None, str | None] = {}
-    for text in set(texts):
-        valid = text is not None and (validator is None or validator.is_valid(text))
-        names[text] = text if valid else None
-        if valid and text is not None and validator is not None and validator.canonical is not None:
-            names[text] = validator.canonical(text)
-    return [names[text] for text in texts]
+    names: dict[str | None, str] = {}
+    for text in {text for text in texts if text is not None}:
+        if validator is None or validator.is_valid(text):
+            names[text] = text if validator is None else validator.canonical(text)
+    return [names.get(text) for text in texts]
 
 
 def score_strings(
-    ids: Examples,
-    free_complete: Marks,
-    best: Examples,
-    known: Set[bytes],
-    grammar: Grammar,
-    validator: Validator | None,
+    ids: Examples, complete: Marks, best: Examples, known: Set[int], grammar: Grammar, validator: Validator | None
 ) -> dict[str, Any]:
     """Scores of complete derivations (n, T) drawn with the budget, and of the argmax ones, `best`, of the same codes.
 
-    `free_complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: the keys of
+    `complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: the keys of
     training derivations. `distinct_share` is of the valid ones, `novel_share` and `diversity` of the distinct ones.
     """
     texts = written(grammar, ids.tolist())
@@ -516,6 +514,7 @@ def score_strings(
 
     places = {name: place for place, name in reversed(list(enumerate(names))) if name is not None}  # the first of each
     distinct = list(places.values())[::-1]
+    novel = [key not in known for key in keys(ids[distinct])]
     share = valid_best = diversity = None
     if validator is not None:
         share = float(valid.mean())
@@ -524,20 +523,15 @@ def score_strings(
             diversity = validator.diversity([texts[place] for place in distinct[:DIVERSITY]])
     return {
         "samples": len(ids),
-        "complete_share": float(free_complete.mean()),
+        "complete_share": float(complete.mean()),
         "valid_share": share,
-        "complete_valid_share": None if share is None else float((free_complete & valid).mean()),
+        "complete_valid_share": None if share is None else float((complete & valid).mean()),
         "distinct_share": distinct_share(len(ids)),
         "distinct_1k_share": None if len(ids) < 1000 else distinct_share(1000),
         "distinct_10k_share": None if len(ids) < 10_000 else distinct_share(10_000),
-        "novel_share": sum(_key(ids[place]) not in known for place in distinct) / len(distinct) if distinct else None,
+        "novel_share": float(np.mean(novel)) if novel else None,
         "diversity": diversity,
         "likeliest_valid_share": valid_best,
-        "likeliest_distinct_share": len({_key(row) for row in best}) / len(best),
+        "likeliest_distinct_share": len(set(keys(best))) / len(best),
         "mean_rules": float((ids != grammar.rules.padding).sum(axis=1).mean()),
     }
-
-
-def _key(ids: NDArray[np.integer[Any]]) -> bytes:
-    """A derivation as 16 bytes: a quarter of a million of them, of 277 rules each, would be 140 MB."""
-    return hashlib.blake2b(np.ascontiguousarray(ids, np.int16).tobytes(), digest_size=16).digest()

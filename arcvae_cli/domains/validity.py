@@ -29,7 +29,7 @@ class Validator(NamedTuple):
 
     name: str
     is_valid: Callable[[str], bool]
-    canonical: Callable[[str], str] | None = None
+    canonical: Callable[[str], str] = str
     diversity: Callable[[list[str]], float] | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from arcvae_cli.data.corpora import corpus_name
 from arcvae_cli.settings import Settings, elbo_scale
@@ -15,15 +15,8 @@ HEAVY_BETA = 4.0  # ELBO-scale beta from which it is called too large, not too s
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
-class Target(NamedTuple):
-    """A row of a verdict: `value` compared by `op` with `limit`; steps that remedy a miss, joined by "; "."""
-
-    name: str
-    value: float
-    op: str
-    limit: float
-    remedy: str
-    note: str = ""  # unit or origin of the limit
+Target = tuple[str, float, str, float, str, str]
+"""Name, value, operator, limit, steps that remedy a miss, joined by "; ", and the unit or origin of the limit."""
 
 
 def judge(targets: Sequence[Target], summary: str) -> dict[str, Any]:
@@ -109,4 +102,4 @@ class Advice:
         remedy = self.too_heavy.get(level) or self.other_data(report) or remedy
         name, value = ("total KL", sum(kl)) if self.total else ("KL", min(kl))
         limit, note = (1.0 - FLOOR_TOLERANCE) * floor, f"nats (floor {floor:g})"
-        return Target(f"{name} at the free-bits floor{where}", value, ">=", limit, remedy, note)
+        return f"{name} at the free-bits floor{where}", value, ">=", limit, remedy, note

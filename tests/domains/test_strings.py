@@ -180,7 +180,7 @@ def test_new_strings_are_counted_one_by_one() -> None:
     known, new, twice = [3, 7, 11], [3, 8, 11], [3, 9, 11]
     ids = np.array([known, new, twice, twice], np.int16)
     validator = Validator("odd", lambda text: text != "2")
-    keys = {strings._key(np.array(known))}
+    keys = set(strings.keys(np.array([known])))
     complete = np.array([True, False, True, True])
     found = strings.score_strings(ids, complete, ids[[0, 0, 0, 1]], keys, EQUATIONS, validator)
     assert EQUATIONS.write(twice) == "2"
@@ -235,10 +235,8 @@ def test_the_same_molecule_may_be_another_string() -> None:
     pytest.importorskip("rdkit")
     grammar, length = read_grammar("smiles"), 60
     molecules = ["CCO", "c1ccccc1", "CC(=O)O", "CCN", "C1CCCCC1", "CC(C)C", "OCC"]
-    ids = np.full((len(molecules), length), grammar.rules.padding, np.int16)
-    for row, text in zip(ids, molecules, strict=True):
-        derivation = Parser(grammar).parse(text)
-        row[: len(derivation)] = derivation
+    parsed = [Parser(grammar).parse(text) for text in molecules]
+    ids = np.array([one + [grammar.rules.padding] * (length - len(one)) for one in parsed], np.int16)
     corpus = StringCorpus(Dataset("few", ids, np.array([0] * 6 + [2], np.uint8), rules=grammar.rules, grammar=grammar))
 
     class Renaming(Ruler):
