@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import Codes
+from arcvae_cli.files import atomic_write
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
@@ -122,6 +124,12 @@ class Domain:
             "{distance_of_originals} between the originals; wrong {changes} in the decoded ends: {wrong_at_ends}"
         )
         return facts, words.format(changes=self.changes, **facts)
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """A text file, written atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def title_of(loaded: Loaded) -> str:

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from arcvae_cli import conditions
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task
-from arcvae_cli.domains.texts import write_text
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task, write_lines
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose, eval_mode, nats, posterior_means
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
 from arcvae_cli.evaluation.projections import COLOURS, pca_reconstructions
-from arcvae_cli.evaluation.samples import ASKED, JUDGED, condition_accuracy, is_blank, score_samples
+from arcvae_cli.evaluation.samples import ASKED, JUDGED, condition_accuracy, score_samples
 from arcvae_cli.evaluation.verdict import Advice, Target, judge
 from arcvae_cli.files import exists, expanded
 from arcvae_cli.models.base import VAE, Batch, Latents, Output
@@ -46,7 +45,7 @@ ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50  # under a condition: of samples ne
 PICTURED, SHEET = 16, 256  # pairs, and samples, in a picture; the files hold all
 MAPS = 7  # grids beside the mean of all in a picture of KL maps
 ROWS = COLUMNS = 8  # of samples that share the latents of a level
-BASELINES = {"all_black": "all black", "pca": "PCA"}
+BASELINES = {"all black": "all_black", "PCA": "pca"}
 
 SCORES = (
     ("pixel accuracy", "reconstruction.{}.pixel_accuracy", ".2%"),
@@ -108,11 +107,12 @@ class GridDomain(base.Domain):
         pairs = (originals, pictures.reconstructions, pictures.extents)
         title = f"{when}: grids of the validation split"
         plots.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", *pairs, title)
-        title = f"{when}: {len(samples)} samples from the prior, {is_blank(samples).sum()} blank"
+        title = f"{when}: {len(samples)} samples from the prior, {(~samples.any(axis=(1, 2))).sum()} blank"
         plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, title=title)
         if pictures.maps:
-            title = f"{when}: KL of each cell, validation split"
-            plots.save_kl_maps(folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps, title)
+            plots.save_kl_maps(
+                folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps, f"{when}: KL of each cell"
+            )
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         """The most examples, the most for what takes many passes, None for all; the batch size."""
@@ -151,7 +151,7 @@ class GridDomain(base.Domain):
         scores = {name: score_reconstructions(grids, truth, shapes) for name, grids in reconstructed.items()}
         skills = {}
         for kind in ("pixel_accuracy", "non_black_accuracy"):
-            best = max(scores[name][kind] for name in BASELINES)
+            best = max(scores[name][kind] for name in BASELINES.values())
             gained = scores["posterior_mean"][kind] - best
             skills[kind.removesuffix("_accuracy")] = gained / (1.0 - best) if best < 1.0 else None
         reconstruction = {"examples": len(indices), **scores, **sizes, "skill": skills}
@@ -181,7 +181,7 @@ class GridDomain(base.Domain):
         found, drawn, model = report["reconstruction"], report["prior_samples"], advice.model
         mean = found["posterior_mean"]
         pixel, non_black, blank = (mean[key] for key in ("pixel_accuracy", "non_black_accuracy", "blank_share"))
-        best, which = max((found[key]["pixel_accuracy"], name) for key, name in BASELINES.items())
+        best, which = max((found[key]["pixel_accuracy"], name) for name, key in BASELINES.items())
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
         dead = {level: sum(value <= ACTIVE_KL for value in kl) for level, kl in kls.items()}
         held = {level: advice.held(level, kl) for level, kl in kls.items()}
@@ -246,8 +246,7 @@ class GridDomain(base.Domain):
         return judge(targets, f"{state}; {result}")
 
     def tables(self, report: Report) -> Iterator[Table]:
-        columns = {"at the mean": "posterior_mean", "at a sample": "posterior_sample"}
-        columns |= {name: key for key, name in BASELINES.items()}
+        columns = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", **BASELINES}
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, SCORES)
         yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
         yield base.PATHS
@@ -294,9 +293,7 @@ class GridDomain(base.Domain):
             means = {name: cells.mean(axis=0) for name, cells in evaluation.maps.items()}
             plots.save_kl_maps(folder / "kl_maps.png", grids, maps, f"KL of each cell, {where}", means=means)
 
-    def posterior_samples(
-        self, model: VAE, corpus: Any, split: str, seed: int, given: Given, limit: int
-    ) -> dict[str, Tensor]:
+    def posterior_samples(self, model: VAE, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
         """(n, *shape) samples by level, of at most `limit` examples that satisfy `given`."""
         chosen = choose(corpus, split, None, seed)
         if given:
@@ -317,14 +314,9 @@ class GridDomain(base.Domain):
         asked = encoded.to(next(model.parameters()).device) if given else None
         grids = argmax_decode(model, latents, asked).numpy().astype(np.uint8)
         count, distinct = len(grids), len({grid.tobytes() for grid in grids})
-        blank, non_black = is_blank(grids), float((grids > 0).mean())
-        facts: dict[str, Any] = {
-            "conditions": given,
-            "adherence": None,
-            "distinct": distinct,
-            "distinct_share": distinct / count,
-        }
-        facts |= {"blank_share": float(blank.mean()), "non_black_share": non_black}
+        blank, non_black = np.asarray(~grids.any(axis=(1, 2))), float((grids > 0).mean())
+        facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": float(blank.mean())}
+        facts |= {"distinct": distinct, "distinct_share": distinct / count, "non_black_share": non_black}
         summary = f"{blank.sum()} of {count} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
         arrays = {"grids": grids}
         if given:
@@ -380,7 +372,7 @@ class GridDomain(base.Domain):
         if "blank_share" in document:  # samples
             titles, columns = None, 8 if len(grids) <= 64 else 16
             document = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
-            title = f"{title}, {is_blank(grids).sum()} of {len(grids)} blank"
+            title = f"{title}, {(~grids.any(axis=(1, 2))).sum()} of {len(grids)} blank"
         else:  # a path, in rows of equal length
             columns = -(-len(grids) // -(-len(grids) // 12))
         plots.save_grids(files["png"], grids[:SHEET], columns, titles, title)
@@ -388,7 +380,7 @@ class GridDomain(base.Domain):
         for grid in decoded.arrays["grids"]:  # cut to the rectangle from the top-left corner with all non-black cells
             height, width = (np.flatnonzero(grid.any(axis=axis)).max(initial=0) + 1 for axis in (1, 0))
             tests.append({"input": grid[:height, :width].tolist()})
-        write_text(files["json"], json.dumps({**document, "train": [], "test": tests}, allow_nan=False) + "\n")
+        write_lines(files["json"], [json.dumps({**document, "train": [], "test": tests}, allow_nan=False)])
 
 
 def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> dict[str, Any]:

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli import gaussians
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task
-from arcvae_cli.domains.texts import INCOMPLETE, StringFormatter, pair_lines, write_lines, write_text, written
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task, write_lines
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.evaluation import information
@@ -42,8 +40,6 @@ if TYPE_CHECKING:
     from arcvae_cli.evaluation.evaluate import Evaluation
     from arcvae_cli.records import Pictures
 
-Marks = NDArray[np.bool_]
-
 MANY_PASSES, MANY_PASSES_RULES = 1000, 150_000  # at most so many derivations, of so many rules in all
 PAIRS, STEPS = 100, 9
 QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
@@ -51,6 +47,7 @@ ENCODINGS = 10  # per example, as in the protocol of 2017
 DIVERSITY = 1000  # strings whose likeness is measured, pair by pair
 DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
 WRITTEN_PAIRS, PRINTED = 16, 256  # pairs in a text file, strings on a terminal
+INCOMPLETE = "(incomplete)"  # a derivation that is cut off before its end
 STRING = "string:"  # prefix of a string that looks like an index
 DRAWN, FREE, ARGMAX = (True, True), (True, False), (False, True)  # rules drawn from p(x|z)? within the length budget?
 
@@ -106,11 +103,10 @@ class StringDomain(base.Domain):
 
     def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
         assert rules is not None, "derivations have rules"
-        formatter = StringFormatter(rules)
-        pairs = pair_lines(formatter.pairs(pictures.originals, pictures.reconstructions))
+        pairs = pair_lines(rules, pictures.originals, pictures.reconstructions)
         write_lines(folder / f"reconstructions_epoch_{epoch}.txt", pairs)
-        if samples := formatter.samples(pictures.samples):
-            write_lines(folder / f"samples_epoch_{epoch}.txt", samples)
+        if rules.text is not None:
+            write_lines(folder / f"samples_epoch_{epoch}.txt", texts_of(rules, pictures.samples))
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         most = max(1, MANY_PASSES_RULES // task.corpus.length)
@@ -193,8 +189,7 @@ class StringDomain(base.Domain):
                 # with and without the budget the same rules are drawn, where a derivation is complete
                 (drawn, _), (_, complete), (best, _) = derive(model, z[LEVEL], DRAWN, FREE, ARGMAX, seed=seed)
                 scores[name] = score_strings(drawn, complete, best, known, grammar, validator)
-        judged = None if validator is None else validator.name
-        return {"judged": judged, "interpolation": paths, "prior_samples": scores}
+        return {"judged": validator and validator.name, "interpolation": paths, "prior_samples": scores}
 
     def verdict(self, report: Report, advice: Advice) -> dict[str, Any]:
         found, elbo, shuffled = report["reconstruction"], report["elbo"], report["shuffled_codes"]
@@ -272,21 +267,19 @@ class StringDomain(base.Domain):
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         if task.quick:
             return
-        formatter, worst = StringFormatter(task.model.structure.rules), np.argsort(-evaluation.errors, kind="stable")
+        rules, worst = task.model.structure.rules, np.argsort(-evaluation.errors, kind="stable")
         for name, order in (("reconstructions", evaluation.indices), ("errors", evaluation.indices[worst])):
             with eval_mode(task.model, 0) as device:
                 batch = task.corpus.batch(task.split, torch.from_numpy(order[:WRITTEN_PAIRS]).to(device))
                 pair = (batch.x.cpu().numpy(), task.model.reconstruct(batch).cpu().numpy())
-            write_lines(folder / f"{name}.txt", pair_lines(formatter.pairs(*pair)))
+            write_lines(folder / f"{name}.txt", pair_lines(rules, *pair))
 
     def check_decodable(self, loaded: Loaded) -> None:
         if loaded.grammar is None:
             what = f"{loaded.path}: the model was trained on ids and masks without a grammar, which strings need"
             raise InputError(what, "train with --grammar FILE beside --prod and --masks; `evaluate` works without")
 
-    def posterior_samples(
-        self, model: Any, corpus: Any, split: str, seed: int, given: Given, limit: int
-    ) -> dict[str, Tensor]:
+    def posterior_samples(self, model: Any, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
         chosen = information.choose(corpus, split, limit, seed)
         if not len(chosen):
             return {LEVEL: torch.empty(0, *model.level_shapes[LEVEL])}
@@ -309,7 +302,7 @@ class StringDomain(base.Domain):
             "novel": (novel, distinct),
         }
         facts: dict[str, Any] = {"decode": "argmax" if argmax else "sample", "budget": budget}
-        facts |= {"strings": texts, "judge": None if validator is None else validator.name}
+        facts |= {"strings": texts, "judge": validator and validator.name}
         for key, (n, of) in counted.items():
             facts |= {key: n, f"{key}_share": None if n is None or not of else n / of}
         rows = []
@@ -361,7 +354,7 @@ class StringDomain(base.Domain):
         lines = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in rows]
         characters, distinct = [edit_distance(*pair) for pair in pairwise(strings)], len(set(strings))
         about = {"originals": ends, "strings": strings, "valid": valid, "distinct": distinct, **facts}
-        about |= {"judge": None if validator is None else validator.name, "changed_characters": characters}
+        about |= {"judge": validator and validator.name, "changed_characters": characters}
         summary = f"{distinct} of {len(strings)} strings distinct; {words}"
         return Decoded(about, {"ids": steps}, (rows, lines), summary)
 
@@ -376,7 +369,7 @@ class StringDomain(base.Domain):
 
     def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
         write_lines(files["txt"], decoded.rows[1])
-        write_text(files["json"], json.dumps(document, allow_nan=False) + "\n")
+        write_lines(files["json"], [json.dumps(document, allow_nan=False)])
 
 
 def _grammar(model: Any, note: Note = lambda _: None) -> tuple[Any, Validator | None]:
@@ -384,6 +377,31 @@ def _grammar(model: Any, note: Note = lambda _: None) -> tuple[Any, Validator | 
     text = model.structure.rules.text
     grammar = None if text is None else parse_grammar(text, "grammar")
     return grammar, None if grammar is None else validator_for(grammar, note)
+
+
+def written(grammar: Grammar, derivations: Sequence[Sequence[int]]) -> list[str]:
+    """The strings of derivations, empty for one that is incomplete."""
+    return [grammar.write(ids) or "" for ids in derivations]
+
+
+def texts_of(rules: Rules, ids: Examples) -> list[str]:
+    """Derivations (n, T) as strings, or as ids of their rules with commas if only ids and masks are known."""
+    if rules.text is None:
+        return [",".join(map(str, row[row != rules.padding].tolist())) for row in ids]
+    texts = map(parse_grammar(rules.text, "grammar").write, ids.tolist())
+    return [INCOMPLETE if text is None else text for text in texts]
+
+
+def pair_lines(rules: Rules, originals: Examples, reconstructions: Examples) -> list[str]:
+    """How many of the examples (n, T) are exact, then each, with its reconstruction under it unless it is exact."""
+    over = originals == rules.padding
+    exact = (over | (originals == reconstructions)).all(axis=1)
+    if rules.text is None:  # only the example says where the derivation ends
+        reconstructions = np.where(over, rules.padding, reconstructions)
+    lines = [f"{exact.sum()} of {len(exact)} exact"]
+    for one, other, right in zip(texts_of(rules, originals), texts_of(rules, reconstructions), exact, strict=True):
+        lines += [f"= {one}"] if right else [f"- {one}", f"+ {other}"]
+    return lines
 
 
 def unigram_baseline(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, Any]:
@@ -463,7 +481,7 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
     return {**sizes, "exact_share": free, "budget_exact_share": budgeted}
 
 
-def derive(model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0) -> list[tuple[Examples, Marks]]:
+def derive(model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0) -> list[tuple[Examples, Examples]]:
     """Derivations (n, T) of codes (n, D) on the model's device, and which are complete, for each of the `ways`.
 
     A way: whether rules are drawn from p(x|z), or the argmax, and whether within the length budget. All ways share one
@@ -497,7 +515,7 @@ def meanings(texts: Sequence[str | None], validator: Validator | None) -> list[s
 
 
 def score_strings(
-    ids: Examples, complete: Marks, best: Examples, known: Set[int], grammar: Grammar, validator: Validator | None
+    ids: Examples, complete: Examples, best: Examples, known: Set[int], grammar: Grammar, validator: Validator | None
 ) -> dict[str, Any]:
     """Scores of complete derivations (n, T) drawn with the budget, and of the argmax ones, `best`, of the same codes.
 

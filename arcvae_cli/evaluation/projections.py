@@ -10,15 +10,14 @@ from torch.nn import functional
 
 Codes = NDArray[np.float32]
 Points = NDArray[np.float64]
+Grids = NDArray[np.uint8]
 
 COLOURS = 10
 TRAINING_GRIDS = 20_000  # that PCA is fitted to at most: all 80,000 of `arc` change its shares by at most 0.005
 ROWS = 1024  # grids decoded at once, of 10 kB each
 
 
-def pca_reconstructions(
-    training: NDArray[np.uint8], grids: Tensor, components: int, seed: int
-) -> tuple[Tensor, dict[str, int]]:
+def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
     """Project grids (n, H, W), integers on any device, on the principal components of centred one-hot training grids.
 
     Returns the argmax colour of each cell, uint8, and the numbers of components and of training grids.

@@ -40,10 +40,7 @@ def remedies(findings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 class Advice:
-    """Remedies by a run's settings, for the levels of a model and examples of so many positions.
-
-    `lower_beta`, `more_kl`: by level. `raise_beta`: for samples unlike the data.
-    """
+    """Remedies by a run's settings, for the levels of a model and examples of so many positions."""
 
     def __init__(self, settings: Settings, levels: Sequence[str], positions: int) -> None:
         data, objective, several = settings.data, settings.objective, len(levels) > 1
@@ -91,7 +88,7 @@ class Advice:
         ceiling = (1.0 + HELD_MARGIN) * self.floors[level]
         if self.total:
             return len(kl) if sum(kl) <= ceiling else 0
-        return sum(value <= ceiling for value in kl) if ceiling > 0 else 0
+        return sum(value <= ceiling for value in kl)
 
     def floor_target(self, report: Mapping[str, Any], level: str, where: str = "") -> Target:
         """The smallest KL, or in the mode `total` their sum, against the free-bits floor."""

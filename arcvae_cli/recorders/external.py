@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from arcvae_cli.console import Console
-from arcvae_cli.domains.texts import StringFormatter, pair_lines
+from arcvae_cli.domains.strings import pair_lines, texts_of
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules
 from arcvae_cli.recorders.background import Background
@@ -62,7 +62,7 @@ def flattened(metrics: Mapping[str, Any], prefix: str = "eval") -> Iterator[tupl
 
 def example_texts(rules: Rules, pictures: Pictures) -> dict[str, str]:
     """Strings with their reconstructions, and samples, as texts by their logged names."""
-    writer = StringFormatter(rules)
-    pairs = pair_lines(writer.pairs(pictures.originals, pictures.reconstructions))
-    texts = {"strings/reconstructions": pairs, "strings/samples": writer.samples(pictures.samples)}
+    pairs = pair_lines(rules, pictures.originals, pictures.reconstructions)
+    samples = [] if rules.text is None else texts_of(rules, pictures.samples)
+    texts = {"strings/reconstructions": pairs, "strings/samples": samples}
     return {name: "\n".join(lines) for name, lines in texts.items() if lines}
