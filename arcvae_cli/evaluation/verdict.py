@@ -51,6 +51,7 @@ class Advice:
         self.total = objective.free_bits_mode == "total"
         key = "objective.free_bits"
         self.free_bits = {level: f"{key}_by_level.{level}" if several else key for level in levels}
+        # remedies by level; `too_heavy` where beta is likely to cause a collapse
         self.lower_beta, self.more_kl, self.too_heavy = dict[str, str](), dict[str, str](), dict[str, str]()
         peaks, less_kl, factor = list[str](), list[str](), self.scale or 1.0
         parts: Mapping[str, Any] = settings.schedule.by_level(levels)
@@ -69,7 +70,7 @@ class Advice:
             self.lower_beta[level] = more
             floor = "" if self.floors[level] > 0 else f"; set {self.free_bits[level]} = 0.3"
             self.more_kl[level] = f"{more}{warmup}{floor}"
-            if self.scale is not None and self.scale * part.peak > HEAVY_BETA:  # likely to cause a collapse
+            if self.scale is not None and self.scale * part.peak > HEAVY_BETA:
                 more += ", or use objective.reduction = sum" if objective.reduction == "mean" else ""
                 self.more_kl[level] = self.too_heavy[level] = more
         raised = [f"raise beta slowly (peak {' and '.join(dict.fromkeys(peaks))})"] if peaks else []
