@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,14 @@ SMALL = Settings.model_validate({"model": {"latent_dim": 4}, "objective": {"free
 
 def run(model: VAE, corpus: GridCorpus, split: str, settings: Settings, **more: Any) -> Evaluation:
     return evaluate(Task(model, corpus, split, settings, **more))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_samples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, count in {"SAMPLES": 100, "CONDITION_SAMPLES": 20, "PAIRS": 20}.items():
+            patch.setattr(f"arcvae_cli.domains.grids.{name}", count)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +73,7 @@ def hierarchy() -> VAE:
 
 @pytest.fixture(scope="module")
 def both(hierarchy: VAE, corpus: GridCorpus) -> Evaluation:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arcvae_cli.domains.grids.CONDITION_SAMPLES", 20)
-        patch.setattr("arcvae_cli.domains.grids.SAMPLES", 100)
-        return run(hierarchy, corpus, "test", TWO)
+    return run(hierarchy, corpus, "test", TWO)
 
 
 class Copy(VAE):
