@@ -95,8 +95,7 @@ class Domain:
     and paths. `takes_flags`: whether the flags of strings apply. `plain`: whether a pipe gets samples alone.
     """
 
-    noun: str
-    changes: str
+    noun = changes = ""
     quick_shuffle = plain = takes_flags = False
 
     def check_decodable(self, loaded: Loaded) -> None:

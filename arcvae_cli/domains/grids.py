@@ -104,9 +104,8 @@ class GridDomain(base.Domain):
         from arcvae_cli.render import plots
 
         originals, samples, when = pictures.originals, pictures.samples, f"{folder.parent.name}, epoch {epoch}"
-        pairs = (originals, pictures.reconstructions, pictures.extents)
-        title = f"{when}: grids of the validation split"
-        plots.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", *pairs, title)
+        pairs = (originals, pictures.reconstructions, pictures.extents, f"{when}: grids of the validation split")
+        plots.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", *pairs)
         title = f"{when}: {len(samples)} samples from the prior, {(~samples.any(axis=(1, 2))).sum()} blank"
         plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, title=title)
         if pictures.maps:
@@ -142,8 +141,7 @@ class GridDomain(base.Domain):
                 decoded.append(logits.argmax(dim=1).to(torch.uint8))
         chosen = indices.to(corpus.device)
         truth, shapes = corpus.grids(split)[chosen], corpus.shapes(split)
-        shapes = None if shapes is None else shapes[chosen]
-        units = sum(map(math.prod, model.level_shapes.values()))
+        shapes, units = None if shapes is None else shapes[chosen], sum(map(math.prod, model.level_shapes.values()))
         training = task.trained.grids("train").cpu().numpy()
         projected, sizes = pca_reconstructions(training, truth, units, task.seed)
         reconstructed = {"posterior_mean": torch.cat(decoded), "all_black": torch.zeros_like(truth), "pca": projected}
@@ -334,8 +332,8 @@ class GridDomain(base.Domain):
         """Name and example (*positions) of an end of a path that is no index."""
         from arcvae_cli.data.files import read_dataset
 
-        name, colon, number = text.rpartition(":")
-        if not (colon and number.isdigit()) or exists(Path(text)):
+        name, _, number = text.rpartition(":")
+        if not (name and number.isdigit()) or exists(Path(text)):
             name, number = text, "0"
         file = expanded(Path(name))
         if not exists(file):

@@ -116,9 +116,7 @@ class StringDomain(base.Domain):
     def reconstruct(self, task: Task) -> base.Reconstructed:
         model, corpus, split, indices, few = task.model, task.corpus, task.split, task.indices, len(task.few)
         if task.monte_carlo is not None and model.pushdown is None:
-            raise InputError(
-                "--monte-carlo: the model was trained without a grammar, which derivations need", "omit it"
-            )
+            raise InputError("--monte-carlo: the model was trained without a grammar", "omit it")
         posterior = encode(model, corpus, split, indices, task.seed)
         scores, scored = {}, {}
         for name, z in (("posterior_mean", posterior.mean), ("posterior_sample", posterior.sample)):
@@ -276,8 +274,7 @@ class StringDomain(base.Domain):
 
     def check_decodable(self, loaded: Loaded) -> None:
         if loaded.grammar is None:
-            what = f"{loaded.path}: the model was trained on ids and masks without a grammar, which strings need"
-            raise InputError(what, "train with --grammar FILE beside --prod and --masks; `evaluate` works without")
+            raise InputError(f"{loaded.path}: the model was trained without a grammar", "train with --grammar FILE")
 
     def posterior_samples(self, model: Any, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
         chosen = information.choose(corpus, split, limit, seed)

@@ -49,8 +49,7 @@ class Advice:
         self.scale = elbo_scale(settings, positions)  # from beta to the ELBO's, None if there is none
         self.floors = {level: objective.floor(level) for level in levels}
         self.total = objective.free_bits_mode == "total"
-        key = "objective.free_bits"
-        self.free_bits = {level: f"{key}_by_level.{level}" if several else key for level in levels}
+        self.free_bits = {level: f"objective.free_bits{f'_by_level.{level}' if several else ''}" for level in levels}
         # remedies by level; `too_heavy` where beta is likely to cause a collapse
         self.lower_beta, self.more_kl, self.too_heavy = dict[str, str](), dict[str, str](), dict[str, str]()
         peaks, less_kl, factor = list[str](), list[str](), self.scale or 1.0
