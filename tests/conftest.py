@@ -3,8 +3,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from arcvae_cli.data.arrays import Dataset
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models, and subprocesses beside them
 
@@ -28,3 +32,11 @@ def clean_environment(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("ARCVAE_CACHE_DIR", str(shared_cache))
     monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="session")
+def arc() -> Dataset:
+    """A thousand real grids: 800 of training tasks, then 100 to validate and 100 to test."""
+    from arcvae_cli.data.arc import build_arc
+
+    return build_arc(1000, 0)

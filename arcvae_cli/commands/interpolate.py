@@ -48,6 +48,7 @@ def interpolate(
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.paths import between, pair_to_show
     from arcvae_cli.evaluation.priors import argmax_decode
+    from arcvae_cli.models.base import Batch
 
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
@@ -78,7 +79,7 @@ def interpolate(
 
     x = torch.from_numpy(originals).long().to(next(model.parameters()).device)
     with eval_mode(model, seed):
-        encoded = model.encode(domain.batch(model, x), noise=False)
+        encoded = model.encode(Batch(x), noise=False)
         # alone, a level moves under what the others add to their priors: a map under a learned prior goes along
         latents = {}
         for one in encoded:

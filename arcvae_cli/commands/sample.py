@@ -47,7 +47,6 @@ def sample(
     import torch
 
     from arcvae_cli import conditions, domains
-    from arcvae_cli.domains.base import Draw
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 
@@ -98,7 +97,8 @@ def sample(
         return None
 
     argmax, budgeted = decode == "argmax", budget is not False
-    decoded = domain.sample(Draw(loaded, latents, temperature, seed, given, argmax, budgeted, training, console.note))
+    options = {"given": given, "temperature": temperature, "argmax": argmax, "budget": budgeted, "training": training}
+    decoded = domain.sample(loaded, latents, seed, options, console.note)
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     about = [f"{num} samples", conditions.written(given), f"{prior} prior, temperature {temperature:g}"]
     title = ", ".join(filter(None, [*about, "argmax rules" * argmax, "no budget" * (not budgeted)]))

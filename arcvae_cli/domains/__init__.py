@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from arcvae_cli.domains.base import Domain
+    from arcvae_cli.domains.grids import GridDomain
+    from arcvae_cli.domains.strings import StringDomain
 
-DOMAINS = {"grids": "arcvae_cli.domains.grids:GridDomain", "strings": "arcvae_cli.domains.strings:StringDomain"}
+DOMAINS = {"grids": "GridDomain", "strings": "StringDomain"}
 """Imported when first used: a run of grids needs no grammar."""
 
 
-def of(kind: str) -> Domain:
+def of(kind: str) -> GridDomain | StringDomain:
     """The domain of the examples of a corpus or a model, by its `kind`."""
-    module, name = DOMAINS[kind].split(":")
-    domain: Domain = getattr(import_module(module), name)()
+    domain: GridDomain | StringDomain = getattr(import_module(f"arcvae_cli.domains.{kind}"), DOMAINS[kind])()
     return domain

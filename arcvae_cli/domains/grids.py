@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,16 @@ from torch import Tensor
 
 from arcvae_cli import conditions
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task
-from arcvae_cli.domains.texts import write_text
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task, write_lines
 from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation.accuracy import ASKED, JUDGED, condition_accuracy
-from arcvae_cli.evaluation.baselines import COLOURS, pca_reconstructions
 from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose, eval_mode, nats, posterior_means
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
-from arcvae_cli.evaluation.samples import is_blank, score_samples
-from arcvae_cli.evaluation.verdict import Advice, Target
+from arcvae_cli.evaluation.projections import COLOURS, pca_reconstructions
+from arcvae_cli.evaluation.samples import ASKED, JUDGED, condition_accuracy, score_samples
+from arcvae_cli.evaluation.verdict import Advice, Target, judge
 from arcvae_cli.files import exists, expanded
-from arcvae_cli.models.base import VAE, Batch, Output
+from arcvae_cli.models.base import VAE, Batch, Latents, Output
 from arcvae_cli.objective import ACTIVE_KL
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50  # under a condition: of samples ne
 PICTURED, SHEET = 16, 256  # pairs, and samples, in a picture; the files hold all
 MAPS = 7  # grids beside the mean of all in a picture of KL maps
 ROWS = COLUMNS = 8  # of samples that share the latents of a level
-BASELINES = {"all_black": "all black", "pca": "PCA"}
+BASELINES = {"all black": "all_black", "PCA": "pca"}
 
 SCORES = (
     ("pixel accuracy", "reconstruction.{}.pixel_accuracy", ".2%"),
@@ -98,6 +96,7 @@ class GridDomain(base.Domain):
         return 1000
 
     def baseline(self, corpus: Any) -> dict[str, float | None]:
+        """The scores of a code without information on the validation split."""
         black = (corpus.grids("val") == corpus.background).double().mean().item()
         return {"blank": black, "blank_nats": None, "entropy": None}
 
@@ -105,17 +104,17 @@ class GridDomain(base.Domain):
         from arcvae_cli.render import plots
 
         originals, samples, when = pictures.originals, pictures.samples, f"{folder.parent.name}, epoch {epoch}"
-        title = f"{when}: grids of the validation split"
-        files = {kind: folder / f"{kind}_epoch_{epoch}.png" for kind in ("reconstructions", "samples", "kl_map")}
-        plots.save_reconstructions(
-            files["reconstructions"], originals, pictures.reconstructions, pictures.extents, title
-        )
+        pairs = (originals, pictures.reconstructions, pictures.extents, f"{when}: grids of the validation split")
+        plots.save_reconstructions(folder / f"reconstructions_epoch_{epoch}.png", *pairs)
         title = f"{when}: {len(samples)} samples from the prior, {(~samples.any(axis=(1, 2))).sum()} blank"
-        plots.save_grids(files["samples"], samples, title=title)
+        plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, title=title)
         if pictures.maps:
-            plots.save_kl_maps(files["kl_map"], originals, pictures.maps, f"{when}: KL of each cell, validation split")
+            plots.save_kl_maps(
+                folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps, f"{when}: KL of each cell"
+            )
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
+        """The most examples, the most for what takes many passes, None for all; the batch size."""
         return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
 
     def reconstruct(self, task: Task) -> base.Reconstructed:
@@ -142,17 +141,17 @@ class GridDomain(base.Domain):
                 decoded.append(logits.argmax(dim=1).to(torch.uint8))
         chosen = indices.to(corpus.device)
         truth, shapes = corpus.grids(split)[chosen], corpus.shapes(split)
-        shapes = None if shapes is None else shapes[chosen]
-        units = sum(map(math.prod, model.level_shapes.values()))
-        task.note(f"PCA with {units} components")
-        projected, sizes = pca_reconstructions(_training(task), truth, units, task.seed)
+        shapes, units = None if shapes is None else shapes[chosen], sum(map(math.prod, model.level_shapes.values()))
+        training = task.trained.grids("train").cpu().numpy()
+        projected, sizes = pca_reconstructions(training, truth, units, task.seed)
         reconstructed = {"posterior_mean": torch.cat(decoded), "all_black": torch.zeros_like(truth), "pca": projected}
         reconstructed["posterior_sample"] = torch.cat(drawn)
         scores = {name: score_reconstructions(grids, truth, shapes) for name, grids in reconstructed.items()}
-        skills = {
-            kind: skill(*(scores[name][f"{kind}_accuracy"] for name in ("posterior_mean", *BASELINES)))
-            for kind in ("pixel", "non_black")
-        }
+        skills = {}
+        for kind in ("pixel_accuracy", "non_black_accuracy"):
+            best = max(scores[name][kind] for name in BASELINES.values())
+            gained = scores["posterior_mean"][kind] - best
+            skills[kind.removesuffix("_accuracy")] = gained / (1.0 - best) if best < 1.0 else None
         reconstruction = {"examples": len(indices), **scores, **sizes, "skill": skills}
         own = torch.cat(costs).cpu().double().mean().item(), scores["posterior_mean"]["pixel_accuracy"]
         errors = (reconstructed["posterior_mean"] != truth).flatten(1).sum(dim=1).cpu().numpy()
@@ -161,11 +160,9 @@ class GridDomain(base.Domain):
     def further(self, task: Task) -> dict[str, Any]:
         paths = accuracy = None
         if len(task.indices) > 1 and not task.quick:
-            task.note("interpolation")
             paths = smoothness(decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS))
-        task.note("samples from the prior")
-        training, count = _training(task), QUICK_SAMPLES if task.quick else SAMPLES
-        reference = _grids(task, task.indices[:count])
+        training, count = task.trained.grids("train").cpu().numpy(), QUICK_SAMPLES if task.quick else SAMPLES
+        reference = task.corpus.grids(task.split).cpu().numpy()[task.indices[:count].numpy()]
         drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
         if task.model.attributes:
             task.note("samples under conditions")
@@ -178,75 +175,93 @@ class GridDomain(base.Domain):
             "adherence": accuracy,
         }
 
-    def targets(self, report: Report, advice: Advice) -> Iterator[Target]:
-        found, drawn = report["reconstruction"], report["prior_samples"]
+    def verdict(self, report: Report, advice: Advice) -> dict[str, Any]:
+        found, drawn, model = report["reconstruction"], report["prior_samples"], advice.model
+        mean = found["posterior_mean"]
+        pixel, non_black, blank = (mean[key] for key in ("pixel_accuracy", "non_black_accuracy", "blank_share"))
+        best, which = max((found[key]["pixel_accuracy"], name) for name, key in BASELINES.items())
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
-        pixel, non_black = (found["posterior_mean"][f"{name}_accuracy"] for name in ("pixel", "non_black"))
-        best, which = max((found[key]["pixel_accuracy"], name) for key, name in BASELINES.items())
-        bad = [level for level, kl in kls.items() if _dead(kl) or 2 * advice.held(level, kl) > len(kl)]
-        cause = advice.other_data(report) or (advice.more_kl(bad[0]) if bad else None)
-        larger, decoder, prior = cause or _enlarge(advice), cause or _decoder(advice), cause or advice.raise_beta()
-        yield Target("pixel accuracy", pixel, ">=", PIXEL_TARGET, larger)
-        yield Target("pixel accuracy, baselines", pixel, ">", best, larger, f"({which})")
-        yield Target("non-black accuracy", non_black, ">", NON_BLACK_TARGET, decoder)
+        dead = {level: sum(value <= ACTIVE_KL for value in kl) for level, kl in kls.items()}
+        held = {level: advice.held(level, kl) for level, kl in kls.items()}
+        mostly_held = [level for level, kl in kls.items() if 2 * held[level] > len(kl)]
+
+        bad = [level for level in kls if dead[level] or level in mostly_held]
+        cause = advice.other_data(report) or (advice.more_kl[bad[0]] if bad else None)
+        body = "use model.body = residual; " if model.get("body") == "plain" else ""
+        focal = "" if advice.scale is None else "use objective.reconstruction = focal, as the decoder paints black; "
+        if channels := model.get("local_channels"):
+            enlarge = f"{advice.lower_beta['local']}; raise model.local_channels (it is {channels})"
+        elif model["latent_dim"] < 16:
+            enlarge = f"{body}raise model.latent_dim to 12-16 (it is {model['latent_dim']})"
+        else:
+            enlarge = f"{body}{next(iter(advice.lower_beta.values()))}"
+        larger, decoder = cause or f"{enlarge}; train longer", cause or f"{body}{focal}train longer"
+        prior, longer = cause or advice.raise_beta, cause or f"train longer; {advice.raise_beta}"
+
+        targets: list[Target] = [
+            ("pixel accuracy", pixel, ">=", PIXEL_TARGET, larger, ""),
+            ("pixel accuracy, baselines", pixel, ">", best, larger, f"({which})"),
+            ("non-black accuracy", non_black, ">", NON_BLACK_TARGET, decoder, ""),
+        ]
         for level, kl in kls.items():
-            where, more = f", {level}" if len(kls) > 1 else "", advice.more_kl(level)
-            yield Target(f"smallest KL{where or ' of a dimension'}", min(kl), ">", ACTIVE_KL, more, "nats")
+            where, more = f", {level}" if len(kls) > 1 else "", advice.more_kl[level]
+            targets.append((f"smallest KL{where or ' of a dimension'}", min(kl), ">", ACTIVE_KL, more, "nats"))
             if advice.floors[level] > 0:
-                floor = f"KL at the free-bits floor{where}"
-                yield advice.floor_target(report, level, floor, f"total {floor}")
-                name = f"held by free bits alone{where}" if where else "dimensions held by free bits alone"
-                yield Target(name, advice.held(level, kl), "<=", len(kl) // 2, more, f"of {len(kl)}")
-        blank = decoder if non_black <= NON_BLACK_TARGET else prior
+                name = f"dimensions held by free bits alone{where}"
+                targets.append(advice.floor_target(report, level, where))
+                targets.append((name, held[level], "<=", len(kl) // 2, more, f"of {len(kl)}"))
         for name, key, margin, remedy in (
-            ("blank samples", "blank_share", BLANK_MARGIN, blank),
+            ("blank samples", "blank_share", BLANK_MARGIN, decoder if non_black <= NON_BLACK_TARGET else prior),
             ("specks among samples", "speck_share", SPECK_MARGIN, prior),
         ):
-            reference = drawn[f"reference_{key}"]
-            yield Target(name, drawn[key], "<=", reference + margin, remedy, f"(data {reference:.2f})")
-        if report["adherence"] is not None:
-            yield from _condition_targets(report["adherence"], cause or f"train longer; {advice.raise_beta()}")
+            data = drawn[f"reference_{key}"]
+            targets.append((name, drawn[key], "<=", data + margin, remedy, f"(data {data:.2f})"))
+        if (accuracy := report["adherence"]) is not None:
+            judged = {row["asked"]: row for row in accuracy["rows"] if row["asked"] in JUDGED}
+            for kind in ("colours", "symmetry"):
+                worst = min((row["counted_obeying"] or 0.0, name) for name, row in judged.items() if kind in name)
+                note = f"(least: {worst[1]})"
+                targets.append((f"samples satisfy {kind}", worst[0], ">", ACCURACY_TARGET, longer, note))
+            worst = min((row["counted"] / accuracy["samples"], name) for name, row in judged.items())
+            name, note = "samples neither blank nor repeated", f"(least: {worst[1]})"
+            targets.append((name, worst[0], ">=", COUNTED_TARGET, longer, note))
 
-    def summary(self, report: Report, advice: Advice) -> str:
-        found = report["reconstruction"]
-        blank, non_black = (found["posterior_mean"][name] for name in ("blank_share", "non_black_accuracy"))
-        kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
-        held = [level for level, kl in kls.items() if 2 * advice.held(level, kl) > len(kl)]
         totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
+        if any(dead.values()):
+            which = "posterior" if all(dead[level] == len(kl) for level, kl in kls.items()) else "partial"
+            counts = " and ".join(f"{dead[level]} of {len(kl)} {level}" for level, kl in kls.items())
+            state = f"{which} collapse: {counts} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
+        elif mostly_held:
+            state = (
+                f"collapse, held up by free bits alone: {' and '.join(mostly_held)} carries nothing beyond its floor"
+            )
+        else:
+            alive = ", the decoder is not" if non_black <= NON_BLACK_TARGET else ""
+            state = f"the code is alive{alive}: {totals}"
         result = f"{non_black:.0%} of the non-black cells are right, PCA gets {found['pca']['non_black_accuracy']:.0%}"
         if blank >= 0.5:
             result = f"{blank:.0%} of the reconstructions are all black"
-        if any(map(_dead, kls.values())):
-            which = "posterior" if all(_dead(kl) == len(kl) for kl in kls.values()) else "partial"
-            counts = " and ".join(f"{_dead(kl)} of {len(kl)} {level}" for level, kl in kls.items())
-            state = f"{which} collapse: {counts} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
-        elif held:
-            state = f"collapse, held up by free bits alone: {' and '.join(held)} carries nothing beyond its floor"
-        elif non_black <= NON_BLACK_TARGET:
-            state = f"the code is alive, the decoder is not: {totals}"
-        else:
-            state = f"the code is alive: {totals}"
-        return f"{state}; {result}"
+        return judge(targets, f"{state}; {result}")
 
     def tables(self, report: Report) -> Iterator[Table]:
-        columns = {"at the mean": "posterior_mean", "at a sample": "posterior_sample"}
-        columns |= {name: key for key, name in BASELINES.items()}
+        columns = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", **BASELINES}
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, SCORES)
         yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
-        yield self.path_table()
+        yield base.PATHS
         title = f"Samples against {report['prior_samples']['reference']} grids of the split"
         yield Table(title, {"samples": "prior_samples", "training": "training_grids"}, SAMPLE_SCORES)
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
             note = (
                 "of: samples neither blank nor repeated; given, unaided, not given: shares of these\n"
-                f"(not given: of {accuracy['baseline_counted']}); all: share of all samples. unaided: the argmax\n"
-                "of each cell, without constraints on extent and colours. Symmetry is built into the decoder."
+                f"(not given: of {accuracy['baseline_counted']}); all: share of all samples; unaided: the argmax\n"
+                "of each cell, without constraints on extent and colours"
             )
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
-        return (_grids(task, indices) > 0).mean(axis=(1, 2)), "share of non-black cells"
+        """(n,) values that colour a scatter plot, and their name."""
+        return (task.corpus.grids(task.split).cpu().numpy()[indices] > 0).mean(axis=(1, 2)), "share of non-black cells"
 
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         from arcvae_cli.render import plots
@@ -265,19 +280,19 @@ class GridDomain(base.Domain):
             ("errors.png", evaluation.indices[worst], "with the most wrong cells"),
         ):
             chosen = order[:PICTURED]
-            grids = _grids(task, chosen)
-            extents = task.corpus.extents(task.split, chosen)
+            with eval_mode(task.model, 0) as device:
+                batch = task.corpus.batch(task.split, torch.from_numpy(chosen).to(device))
+                pair = (batch.x.cpu().numpy(), task.model.reconstruct(batch).cpu().numpy())
             title = f"{len(chosen)} of {len(order):,} grids {which}, {where}"
-            plots.save_reconstructions(folder / name, grids, reconstruct(task.model, grids), extents, title)
+            plots.save_reconstructions(folder / name, *pair, task.corpus.extents(task.split, chosen), title)
         if evaluation.maps:
-            grids = _grids(task, evaluation.indices[:MAPS])
+            grids = task.corpus.grids(task.split).cpu().numpy()[evaluation.indices[:MAPS]]
             maps = {name: cells[:MAPS] for name, cells in evaluation.maps.items()}
             means = {name: cells.mean(axis=0) for name, cells in evaluation.maps.items()}
             plots.save_kl_maps(folder / "kl_maps.png", grids, maps, f"KL of each cell, {where}", means=means)
 
-    def posterior_samples(
-        self, model: VAE, corpus: Any, split: str, seed: int, given: Given, limit: int
-    ) -> dict[str, Tensor]:
+    def posterior_samples(self, model: VAE, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
+        """(n, *shape) samples by level, of at most `limit` examples that satisfy `given`."""
         chosen = choose(corpus, split, None, seed)
         if given:
             measured = conditions.attributes(corpus.grids(split).cpu().numpy())
@@ -290,37 +305,39 @@ class GridDomain(base.Domain):
                 parts.append({level.name: level.sample.cpu() for level in levels})
         return {name: torch.cat([part[name] for part in parts]) for name in model.level_shapes}
 
-    def sample(self, draw: base.Draw) -> Decoded:
-        model, given = draw.loaded.model, draw.given
-        encoded = torch.from_numpy(conditions.encode(given, len(next(iter(draw.latents.values())))))
+    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Options, note: Note) -> Decoded:
+        """Decoded `latents`. `options`: of the command, with a function that opens the training corpus."""
+        model, given = loaded.model, options["given"]
+        encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values())))))
         asked = encoded.to(next(model.parameters()).device) if given else None
-        grids = argmax_decode(model, draw.latents, asked).numpy().astype(np.uint8)
+        grids = argmax_decode(model, latents, asked).numpy().astype(np.uint8)
         count, distinct = len(grids), len({grid.tobytes() for grid in grids})
-        blank, non_black = is_blank(grids), float((grids > 0).mean())
+        blank, non_black = np.asarray(~grids.any(axis=(1, 2))), float((grids > 0).mean())
         facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": float(blank.mean())}
         facts |= {"distinct": distinct, "distinct_share": distinct / count, "non_black_share": non_black}
         summary = f"{blank.sum()} of {count} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
         arrays = {"grids": grids}
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.PLACE))}
-            baseline = draw_samples(model, count, draw.seed, draw.temperature)
+            baseline = draw_samples(model, count, seed, options["temperature"])
             measured = [conditions.attributes(some) for some in (grids, baseline)]
             satisfied, free = (int(conditions.satisfies(some, given).sum()) for some in measured)
-            facts["adherence"] = {"obeying": satisfied, "obeying_share": satisfied / count}
-            facts["adherence"] |= {"baseline_obeying": free, "baseline_share": free / count}
+            counts = {"obeying": satisfied, "baseline_obeying": free}
+            facts["adherence"] = counts | {"obeying_share": satisfied / count, "baseline_share": free / count}
             summary += f"; {conditions.written(given)} in {satisfied}, without conditions in {free}"
-        return Decoded(facts, arrays, (grids, blank_marks(grids)), summary)
+        marks = ["blank" if one else "" for one in blank] if blank.any() else None
+        return Decoded(facts, arrays, (grids, marks), summary)
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
+        """Name and example (*positions) of an end of a path that is no index."""
         from arcvae_cli.data.files import read_dataset
 
-        name, colon, number = text.rpartition(":")
-        if not (colon and number.isdigit()) or exists(Path(text)):
+        name, _, number = text.rpartition(":")
+        if not (name and number.isdigit()) or exists(Path(text)):
             name, number = text, "0"
         file = expanded(Path(name))
         if not exists(file):
-            fix = "give the index of a grid in the split, or a file of grids"
-            raise InputError(f"{flag} {text}: no such file", fix)
+            raise InputError(f"{flag} {text}: no such file", "give a file of grids, or an index in the split")
         arrays = read_dataset(file)
         if arrays.kind != "grids":
             raise InputError(f"{flag} {text}: contains strings, not grids", "give a file of grids")
@@ -330,14 +347,12 @@ class GridDomain(base.Domain):
             raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.x) - 1}")
         return f"{file.name}:{number}", arrays.x[int(number)]
 
-    def batch(self, model: Any, x: Tensor) -> Batch:
-        return Batch(x)
-
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
+        """Scores of decoded `steps` (S, *positions) between `originals` (2, *positions)."""
         from arcvae_cli.render.terminal import path_strip
 
         facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
-        return Decoded(dict(facts), {"grids": steps}, path_strip(steps, originals), summary)
+        return Decoded(facts, {"grids": steps}, path_strip(steps, originals), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
         from arcvae_cli.render.terminal import terminal_grids
@@ -353,12 +368,15 @@ class GridDomain(base.Domain):
         if "blank_share" in document:  # samples
             titles, columns = None, 8 if len(grids) <= 64 else 16
             document = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
-            title = f"{title}, {is_blank(grids).sum()} of {len(grids)} blank"
+            title = f"{title}, {(~grids.any(axis=(1, 2))).sum()} of {len(grids)} blank"
         else:  # a path, in rows of equal length
             columns = -(-len(grids) // -(-len(grids) // 12))
         plots.save_grids(files["png"], grids[:SHEET], columns, titles, title)
-        tests = [{"input": _trimmed(grid).tolist()} for grid in decoded.arrays["grids"]]
-        write_text(files["json"], json.dumps({**document, "train": [], "test": tests}, allow_nan=False) + "\n")
+        tests = []
+        for grid in decoded.arrays["grids"]:  # cut to the rectangle from the top-left corner with all non-black cells
+            height, width = (np.flatnonzero(grid.any(axis=axis)).max(initial=0) + 1 for axis in (1, 0))
+            tests.append({"input": grid[:height, :width].tolist()})
+        write_lines(files["json"], [json.dumps({**document, "train": [], "test": tests}, allow_nan=False)])
 
 
 def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> dict[str, Any]:
@@ -393,26 +411,6 @@ def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | Non
     }
 
 
-def blank_marks(grids: Examples) -> list[str] | None:
-    """A title for each grid (n, H, W) that says which are blank; None if none is."""
-    blank = is_blank(grids)
-    return ["blank" if one else "" for one in blank] if blank.any() else None
-
-
-def skill(accuracy: float, *baselines: float) -> float | None:
-    """(accuracy - best baseline) / (1 - best baseline), or None where a baseline leaves nothing to gain."""
-    best = max(baselines)
-    return (accuracy - best) / (1.0 - best) if best < 1.0 else None
-
-
-def reconstruct(model: VAE, grids: Examples) -> Examples:
-    """Reconstructions of (n, 16, 16) grids at the posterior mean, the argmax in each cell."""
-    with eval_mode(model, 0) as device:
-        parts = torch.split(torch.from_numpy(grids).to(device), BATCH_SIZE)
-        decoded = [model(Batch(part.long()), noise=False).logits.argmax(dim=1).to(torch.uint8) for part in parts]
-    return torch.cat(decoded).cpu().numpy()
-
-
 def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) -> Examples:
     """(count, 16, 16) draws from the prior, the argmax in each cell."""
     with eval_mode(model, seed):
@@ -427,49 +425,3 @@ def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:
         noise = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in by_column.items()}
         noise[top] = by_row[top].repeat_interleave(columns, dim=0)
         return argmax_decode(model, draw_prior(model, rows * columns, noise=noise)).to(torch.uint8).numpy()
-
-
-def _training(task: Task) -> Any:
-    return task.trained.grids("train").cpu().numpy()
-
-
-def _grids(task: Task, indices: Any) -> Any:
-    return task.corpus.grids(task.split).cpu().numpy()[np.asarray(indices)]
-
-
-def _dead(kl: Sequence[float]) -> int:
-    return sum(value <= ACTIVE_KL for value in kl)
-
-
-def _condition_targets(accuracy: Report, remedy: str) -> Iterator[Target]:
-    judged = [row for row in accuracy["rows"] if row["asked"] in JUDGED]
-    for kind in ("colours", "symmetry"):
-        shares = [(row["counted_obeying"] or 0.0, row["asked"]) for row in judged if row["asked"].startswith(kind)]
-        if shares:
-            share, worst = min(shares)
-            yield Target(f"samples satisfy {kind}", share, ">", ACCURACY_TARGET, remedy, f"(least: {worst})")
-    if judged:
-        counted, worst = min((row["counted"], row["asked"]) for row in judged)
-        share = counted / accuracy["samples"]
-        yield Target("samples neither blank nor repeated", share, ">=", COUNTED_TARGET, remedy, f"(least: {worst})")
-
-
-def _enlarge(advice: Advice) -> str:
-    if channels := advice.model.get("local_channels"):
-        return f"{advice.lower_beta('local')}; raise model.local_channels (it is {channels}); train longer"
-    body = "use model.body = residual; " if advice.model.get("body") == "plain" else ""
-    if advice.model["latent_dim"] < 16:
-        return f"{body}raise model.latent_dim to 12-16 (it is {advice.model['latent_dim']}); train longer"
-    return f"{body}{advice.lower_beta(next(iter(advice.betas)))}; train longer"
-
-
-def _decoder(advice: Advice) -> str:
-    body = "use model.body = residual; " if advice.model.get("body") == "plain" else ""
-    focal = "" if advice.scale is None else "use objective.reconstruction = focal, as the decoder paints black; "
-    return f"{body}{focal}train longer"
-
-
-def _trimmed(grid: Examples) -> Examples:
-    """The rectangle from the top-left corner that holds all non-black cells, at least one cell."""
-    rows, columns = (np.flatnonzero((grid > 0).any(axis=axis)) for axis in (1, 0))
-    return grid[: rows[-1] + 1, : columns[-1] + 1] if len(rows) else grid[:1, :1]

@@ -1,40 +1,35 @@
-"""The domain of strings: derivations of a grammar, beside the frequencies of its rules.
+"""The domain of strings: derivations of a grammar, beside the frequencies of its rules. Padding counts nowhere.
 
-Padding counts nowhere. A derivation is right at a step if the true rule is the argmax of those with its left-hand side;
-it is exact if it is right at every step: the argmax rules derive the same string.
+A derivation is right at a step if the true rule is the argmax of those with its left-hand side, exact if at every step.
 """
 # ruff: noqa: ARG002 - not every domain needs every argument
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli import gaussians
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task
-from arcvae_cli.domains.texts import StringFormatter, beginning, pair_lines, write_lines, write_text, written
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task, write_lines
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.evaluation import information
-from arcvae_cli.evaluation.baselines import unigram_baseline
 from arcvae_cli.evaluation.information import batch_size, eval_mode, longest_first, nats, to_float64
 from arcvae_cli.evaluation.paths import decoded_paths, edit_distance, smoothness
 from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
-from arcvae_cli.evaluation.verdict import HELD_MARGIN, Advice, Target
-from arcvae_cli.grammar import Grammar, parse_grammar
-from arcvae_cli.models.base import Batch, Level
+from arcvae_cli.evaluation.verdict import HELD_MARGIN, Advice, Target, judge
+from arcvae_cli.grammar import Grammar, Rules, parse_grammar
+from arcvae_cli.models.base import Latents, Level
 from arcvae_cli.models.grammar import LEVEL
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.step import mix
@@ -43,7 +38,6 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.evaluation.evaluate import Evaluation
-    from arcvae_cli.grammar import Rules
     from arcvae_cli.records import Pictures
 
 MANY_PASSES, MANY_PASSES_RULES = 1000, 150_000  # at most so many derivations, of so many rules in all
@@ -53,6 +47,7 @@ ENCODINGS = 10  # per example, as in the protocol of 2017
 DIVERSITY = 1000  # strings whose likeness is measured, pair by pair
 DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
 WRITTEN_PAIRS, PRINTED = 16, 256  # pairs in a text file, strings on a terminal
+INCOMPLETE = "(incomplete)"  # a derivation that is cut off before its end
 STRING = "string:"  # prefix of a string that looks like an index
 DRAWN, FREE, ARGMAX = (True, True), (True, False), (False, True)  # rules drawn from p(x|z)? within the length budget?
 
@@ -108,11 +103,10 @@ class StringDomain(base.Domain):
 
     def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
         assert rules is not None, "derivations have rules"
-        formatter = StringFormatter(rules)
-        pairs = pair_lines(formatter.pairs(pictures.originals, pictures.reconstructions))
+        pairs = pair_lines(rules, pictures.originals, pictures.reconstructions)
         write_lines(folder / f"reconstructions_epoch_{epoch}.txt", pairs)
-        if samples := formatter.samples(pictures.samples):
-            write_lines(folder / f"samples_epoch_{epoch}.txt", samples)
+        if rules.text is not None:
+            write_lines(folder / f"samples_epoch_{epoch}.txt", texts_of(rules, pictures.samples))
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         most = max(1, MANY_PASSES_RULES // task.corpus.length)
@@ -122,31 +116,30 @@ class StringDomain(base.Domain):
     def reconstruct(self, task: Task) -> base.Reconstructed:
         model, corpus, split, indices, few = task.model, task.corpus, task.split, task.indices, len(task.few)
         if task.monte_carlo is not None and model.pushdown is None:
-            raise InputError(
-                "--monte-carlo: the model was trained without a grammar, which derivations need",
-                "omit it: the expected share of exact reconstructions is what it estimates",
-            )
+            raise InputError("--monte-carlo: the model was trained without a grammar", "omit it")
         posterior = encode(model, corpus, split, indices, task.seed)
-        at_sample, at_mean = (decode(model, corpus, split, indices, z) for z in (posterior.sample, posterior.mean))
-        codes = information.Codes({LEVEL: posterior}, at_sample.nats, at_sample.lengths)
+        scores, scored = {}, {}
+        for name, z in (("posterior_mean", posterior.mean), ("posterior_sample", posterior.sample)):
+            _, wrong, lengths = scored[name] = decode(model, corpus, split, indices, z)
+            accuracy, exact = 1.0 - (wrong.sum() / lengths.sum()).item(), (wrong == 0).double().mean().item()
+            scores[name] = {"token_accuracy": accuracy, "exact_share": exact}
+        codes = information.Codes({LEVEL: posterior}, scored["posterior_sample"][0], lengths)
         grammar, validator = _grammar(model)
         x, same = corpus.ids(split)[indices.to(corpus.device)], None
-        if validator is not None and (canonical := validator.canonical) is not None and not task.quick:
+        if validator is not None and validator.diversity is not None and not task.quick:  # of molecules
             [(derived, _)] = derive(model, posterior.mean, ARGMAX)
             pairs = zip(written(grammar, x.tolist()), written(grammar, derived.tolist()), strict=True)
+            canonical = validator.canonical
             same = sum(one == other or canonical(one) == canonical(other) for one, other in pairs) / len(x)
         encodings = 1 if task.quick else ENCODINGS
-        if not task.quick:
-            task.note(f"exact share: {encodings} codes of each of {few:,} derivations")
         mean, logvar = (part[:few].repeat(encodings, 1) for part in (posterior.mean, posterior.logvar))
         with eval_mode(model, mix(task.seed, "codes")):
             drawn = gaussians.sample(mean, logvar)
-        found = decode(model, corpus, split, task.few.repeat(encodings), drawn)
-        expected = (-found.nats).exp().view(encodings, -1).mean(dim=0)  # (few,) mean of p(x|z)
+        likelihood = (-decode(model, corpus, split, task.few.repeat(encodings), drawn)[0]).exp()  # p(x|z)
+        expected = likelihood.view(encodings, -1).mean(dim=0)  # (few,)
         reconstruction = {
             "examples": len(indices),
-            "posterior_mean": at_mean.scores(),
-            "posterior_sample": at_sample.scores(),
+            **scores,
             "frequencies": unigram_baseline(task.trained.ids("train"), task.trained.rules, x),
             "encodings": encodings,
             "expected_examples": few,
@@ -164,93 +157,101 @@ class StringDomain(base.Domain):
             # the entropy bounds the likelihood of unseen strings, not of those that were trained on
             "entropy_nats": corpus.entropy if split != "train" else None,
         }
-        accuracy = 1.0 - at_mean.errors[:few].sum().item() / at_mean.lengths[:few].sum().item()
-        own = at_mean.nats[:few].mean().item(), accuracy
-        return codes, {LEVEL: posterior.mean}, report, at_mean.errors.numpy(), own
+        costs, wrong, _ = scored["posterior_mean"]
+        own = costs[:few].mean().item(), 1.0 - (wrong[:few].sum() / lengths[:few].sum()).item()
+        return codes, {LEVEL: posterior.mean}, report, wrong.long().numpy(), own
 
     def further(self, task: Task) -> dict[str, Any]:
         model, trained, seed = task.model, task.trained, task.seed
         grammar, validator = _grammar(model)
         paths = scores = None
         if grammar is not None and len(task.few) > 1 and not task.quick:
-            task.note("interpolation")
             decoded = decoded_paths(model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)
-            paths = path_scores(decoded, grammar, validator)
+            changes, rows = smoothness(decoded), decoded.transpose(0, 1).numpy()  # (pairs, steps, T)
+            paths = {name: changes[name] for name in ("pairs", "steps", "mean_step", "largest_step", "distance")}
+            distinct = float(np.mean([len(np.unique(path, axis=0)) for path in rows]))
+            paths |= {"distinct": distinct, "valid_share": None, "valid_paths": None}
+            if validator is not None:
+                valid = np.array([list(map(validator.is_valid, written(grammar, path.tolist()))) for path in rows])
+                paths |= {"valid_share": float(valid.mean()), "valid_paths": float(valid.all(axis=1).mean())}
         if grammar is not None:
-            task.note("samples from N(0, I) and from the fitted prior")
             count = QUICK_SAMPLES if task.quick else task.samples
             with eval_mode(model, seed) as device:
                 latents = {"standard": draw_prior(model, count)}
             if trained.size("train") > 1:
                 codes = self.posterior_samples(model, trained, "train", seed, {}, EXAMPLES)
                 latents["aggregate"] = fit_prior("aggregate", codes, seed).sample(count, 1.0, seed, device)
-            known = {_key(row) for row in trained.ids("train").cpu().numpy()}
+            known = set(keys(trained.ids("train").cpu().numpy()))
             scores = {}
             for name, z in latents.items():
                 # with and without the budget the same rules are drawn, where a derivation is complete
                 (drawn, _), (_, complete), (best, _) = derive(model, z[LEVEL], DRAWN, FREE, ARGMAX, seed=seed)
                 scores[name] = score_strings(drawn, complete, best, known, grammar, validator)
-        judged = None if validator is None else validator.name
-        return {"judged": judged, "interpolation": paths, "prior_samples": scores}
+        return {"judged": validator and validator.name, "interpolation": paths, "prior_samples": scores}
 
-    def targets(self, report: Report, advice: Advice) -> Iterator[Target]:
+    def verdict(self, report: Report, advice: Advice) -> dict[str, Any]:
         found, elbo, shuffled = report["reconstruction"], report["elbo"], report["shuffled_codes"]
         kl, noise, drawn = report["levels"][LEVEL]["kl_nats"], report["posterior_noise"], report["prior_samples"]
-        total, more = sum(kl), advice.more_kl(LEVEL)
-        larger = f"{advice.lower_beta(LEVEL)}; raise model.decoder_hidden; train longer"
-        better = advice.other_data(report) or (more if _collapsed(report) else larger)
-        yield Target("exact derivations", found["posterior_mean"]["exact_share"], ">=", EXACT_TARGET, better)
-        cost, frequencies = elbo["reconstruction_nats"], found["frequencies"]["nll_nats"]
-        yield Target("reconstruction, baseline", cost, "<", frequencies, better, "nats (frequencies)")
-        if noise == 1.0:  # a narrow posterior has a large KL without any information
-            carried = sum(value for value in kl if value > ACTIVE_KL) / total if total > 0 else 0.0
-            yield Target("total KL", total, ">", COLLAPSED_NATS, more, "nat")
-            yield Target("share in active dimensions", carried, ">=", CARRIED_TARGET, more)
+        exact, frequencies = found["posterior_mean"]["exact_share"], found["frequencies"]["nll_nats"]
+        cost = elbo["reconstruction_nats"]
+        total, more = sum(kl), advice.more_kl[LEVEL]
+        active = [value for value in kl if value > ACTIVE_KL]
+        enforced = (1.0 + HELD_MARGIN) * advice.floors[LEVEL] * (1 if advice.total else len(kl))  # by free bits
+        saved = math.inf
         if shuffled is not None:
-            yield Target("nats saved by the code", _saved(shuffled), ">", COLLAPSED_NATS, more, "nat")
+            saved = shuffled["shuffled_reconstruction_nats"] - shuffled["reconstruction_nats"]
+        collapsed = min(total, saved) <= COLLAPSED_NATS
+        larger = f"{advice.lower_beta[LEVEL]}; raise model.decoder_hidden; train longer"
+        better = advice.other_data(report) or (more if collapsed else larger)
+
+        targets: list[Target] = [
+            ("exact derivations", exact, ">=", EXACT_TARGET, better, ""),
+            ("reconstruction, baseline", cost, "<", frequencies, better, "nats (frequencies)"),
+        ]
+        if noise == 1.0:  # a narrow posterior has a large KL without any information
+            carried = sum(active) / total if total > 0 else 0.0
+            targets.append(("total KL", total, ">", COLLAPSED_NATS, more, "nat"))
+            targets.append(("share in active dimensions", carried, ">=", CARRIED_TARGET, more, ""))
+        if shuffled is not None:
+            targets.append(("nats saved by the code", saved, ">", COLLAPSED_NATS, more, "nat"))
         if noise < 1.0:
             remedy = "use model.posterior_noise = 1: below it the trained KL is not that of the codes that are sampled"
-            yield Target("posterior noise", noise, ">=", 1.0, remedy)
+            targets.append(("posterior noise", noise, ">=", 1.0, remedy, ""))
         if advice.floors[LEVEL] > 0:
-            yield advice.floor_target(report, LEVEL, "smallest KL, free-bits floor", "total KL, free-bits floor")
-            yield Target("total KL beyond the floor", total, ">", _enforced(advice, kl), more, "nats")
+            targets.append(advice.floor_target(report, LEVEL))
+            targets.append(("total KL beyond the floor", total, ">", enforced, more, "nats"))
         if (entropy := report["entropy_nats"]) is not None:
             weighted, nll, error = report["importance_weighted"], -elbo["elbo_nats"], report["elbo_error"]
             if weighted is not None:
                 nll, error = weighted["nll_nats"], error * math.sqrt(elbo["examples"] / weighted["examples"])
             remedy = "no model can beat the entropy: look for a bug, or for test strings among the training strings"
             least, note = entropy - ENTROPY_ERRORS * error, f"nats (entropy {entropy:.2f})"
-            yield Target("-log p(x), entropy", nll, ">=", least, remedy, note)
+            targets.append(("-log p(x), entropy", nll, ">=", least, remedy, note))
         if drawn is not None:
-            complete, fitted = (drawn.get(name, {}).get("complete_share") for name in ("standard", "aggregate"))
+            complete, fitted = (drawn.get(name, {}).get("complete_share", 0.0) for name in ("standard", "aggregate"))
             remedy = "train longer; the length budget of `sample` makes every string complete"
-            if fitted is not None and fitted >= COMPLETE_TARGET:
-                remedy = f"sample with --prior aggregate ({fitted:.0%} of its draws end); {advice.raise_beta()}"
-            yield Target("complete without budget", complete, ">=", COMPLETE_TARGET, remedy)
+            if fitted >= COMPLETE_TARGET:
+                remedy = f"sample with --prior aggregate ({fitted:.0%} of its draws end); {advice.raise_beta}"
+            targets.append(("complete without budget", complete, ">=", COMPLETE_TARGET, remedy, ""))
 
-    def summary(self, report: Report, advice: Advice) -> str:
-        found, noise, kl = report["reconstruction"], report["posterior_noise"], report["levels"][LEVEL]["kl_nats"]
-        total, active = sum(kl), sum(value > ACTIVE_KL for value in kl)
         if total <= COLLAPSED_NATS:
             state = f"posterior collapse: the code carries {total:.2f} nats in all"
-        elif _collapsed(report):
+        elif collapsed:
             state = f"the code carries {total:.1f} nats, and the decoder does not use them"
-        elif total <= _enforced(advice, kl):
+        elif total <= enforced:
             state = f"collapse, held up by free bits alone: {total:.2f} nats are no more than they enforce"
         elif noise < 1.0:
             state = f"an autoencoder, its noise scaled by {noise:g}: codes lie {total:.0f} nats from the prior"
         else:
-            state = f"the code is alive: {active} of {len(kl)} dimensions carry {total:.1f} nats"
-        return (
-            f"{state}; {found['posterior_mean']['exact_share']:.0%} of the derivations are exact, reconstruction takes "
-            f"{report['elbo']['reconstruction_nats']:.1f} nats, rule frequencies {found['frequencies']['nll_nats']:.1f}"
-        )
+            state = f"the code is alive: {len(active)} of {len(kl)} dimensions carry {total:.1f} nats"
+        summary = f"{exact:.0%} of the derivations are exact, reconstruction takes {cost:.1f} nats"
+        return judge(targets, f"{state}; {summary}, rule frequencies {frequencies:.1f}")
 
     def tables(self, report: Report) -> Iterator[Table]:
         model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", "frequencies": "frequencies"}
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baseline", model, SCORES)
         yield Table("Nats of a derivation", {"": ""}, LIKELIHOOD)
-        yield self.path_table()
+        yield base.PATHS
         if report["prior_samples"] is not None:
             valid = report["judged"] or "no validity check for this grammar, or RDKit is missing"
             note = f"fitted: the Gaussian of the training codes (--prior aggregate); valid: {valid}"
@@ -264,63 +265,53 @@ class StringDomain(base.Domain):
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         if task.quick:
             return
-        formatter, worst = StringFormatter(task.model.structure.rules), np.argsort(-evaluation.errors, kind="stable")
+        rules, worst = task.model.structure.rules, np.argsort(-evaluation.errors, kind="stable")
         for name, order in (("reconstructions", evaluation.indices), ("errors", evaluation.indices[worst])):
-            ids = task.corpus.ids(task.split)[torch.from_numpy(order[:WRITTEN_PAIRS]).to(task.corpus.device)]
-            with eval_mode(task.model, 0):
-                decoded = task.model.reconstruct(self.batch(task.model, ids.long()))
-            write_lines(folder / f"{name}.txt", pair_lines(formatter.pairs(ids.cpu().numpy(), decoded.cpu().numpy())))
+            with eval_mode(task.model, 0) as device:
+                batch = task.corpus.batch(task.split, torch.from_numpy(order[:WRITTEN_PAIRS]).to(device))
+                pair = (batch.x.cpu().numpy(), task.model.reconstruct(batch).cpu().numpy())
+            write_lines(folder / f"{name}.txt", pair_lines(rules, *pair))
 
     def check_decodable(self, loaded: Loaded) -> None:
         if loaded.grammar is None:
-            raise InputError(
-                f"{loaded.path}: the model was trained on ids and masks without a grammar, which strings need",
-                "train with --grammar FILE beside --prod and --masks; `evaluate` works without",
-            )
+            raise InputError(f"{loaded.path}: the model was trained without a grammar", "train with --grammar FILE")
 
-    def posterior_samples(
-        self, model: Any, corpus: Any, split: str, seed: int, given: Given, limit: int
-    ) -> dict[str, Tensor]:
+    def posterior_samples(self, model: Any, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
         chosen = information.choose(corpus, split, limit, seed)
         if not len(chosen):
             return {LEVEL: torch.empty(0, *model.level_shapes[LEVEL])}
         return {LEVEL: encode(model, corpus, split, chosen, seed).sample}
 
-    def sample(self, draw: base.Draw) -> Decoded:
-        grammar, validator = _grammar(draw.loaded.model, draw.note)
-        way = (not draw.argmax, draw.budget)
-        [(ids, complete)] = derive(draw.loaded.model, draw.latents[LEVEL], way, seed=draw.seed)
-        texts, training = [grammar.write(row) for row in ids.tolist()], draw.training()
-        known = None if training is None else frozenset(training.strings("train"))
+    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Options, note: Note) -> Decoded:
+        grammar, validator = _grammar(loaded.model, note)
+        argmax, budget, corpus = options["argmax"], options["budget"], options["training"]()
+        [(ids, complete)] = derive(loaded.model, latents[LEVEL], (not argmax, budget), seed=seed)
+        texts = [grammar.write(row) for row in ids.tolist()]
+        known = None if corpus is None else frozenset(corpus.strings("train"))
         names = meanings(texts, validator)
-        valid = [name for name in names if name is not None]
         different = {name: text for name, text in reversed(list(zip(names, texts, strict=True))) if name is not None}
-        counts = {
-            "complete": int(complete.sum()),
-            "valid": None if validator is None else len(valid),
-            "distinct": len(different),
-            "novel": None if known is None else sum(text not in known for text in different.values()),
+        valid, distinct = sum(name is not None for name in names), len(different)
+        novel = None if known is None else sum(text not in known for text in different.values())
+        counted = {
+            "complete": (int(complete.sum()), len(ids)),
+            "valid": (None if validator is None else valid, len(ids)),
+            "distinct": (distinct, valid),
+            "novel": (novel, distinct),
         }
-        of = {"complete": len(ids), "valid": len(ids), "distinct": len(valid), "novel": len(different)}
-        facts: dict[str, Any] = {
-            "decode": "argmax" if draw.argmax else "sample",
-            "budget": draw.budget,
-            "strings": texts,
-            **counts,
-        }
-        facts |= {f"{key}_share": None if n is None or not of[key] else n / of[key] for key, n in counts.items()}
-        facts["judge"] = None if validator is None else validator.name
+        facts: dict[str, Any] = {"decode": "argmax" if argmax else "sample", "budget": budget}
+        facts |= {"strings": texts, "judge": validator and validator.name}
+        for key, (n, of) in counted.items():
+            facts |= {key: n, f"{key}_share": None if n is None or not of else n / of}
         rows = []
-        for place, (text, row) in enumerate(zip(texts[:PRINTED], ids.tolist(), strict=False)):
+        for place, text in enumerate(texts[:PRINTED]):
             remarks = {
-                "incomplete": text is None,
                 "invalid": text is not None and names[place] is None,
                 "in the training data": known is not None and text in known,
                 "again": text is not None and text in texts[:place],
             }
             remark = ", ".join(name for name, holds in remarks.items() if holds)
-            rows.append((str(place + 1), beginning(grammar, row) if text is None else text, remark))
-        words = ", ".join(f"{n} {name}" for name, n in counts.items() if n is not None)
+            rows.append((str(place + 1), INCOMPLETE if text is None else text, remark))
+        words = ", ".join(f"{n} {name}" for name, (n, _) in counted.items() if n is not None)
         lines = [text for text in texts if text is not None]
         return Decoded(facts, {"ids": ids, "complete": complete}, (rows, lines), words)
 
@@ -333,16 +324,15 @@ class StringDomain(base.Domain):
         try:
             ids = Parser(grammar).parse(text)
         except ParseFailure as failure:
-            what = f"not a string of the grammar: at character {failure.position + 1}: {failure.reason}"
-            fix = "give a string that the grammar derives, or the index of one in the split"
-            raise InputError(f"{flag} {text!r}: {what}", fix) from None
+            what = (
+                f"{flag} {text!r}: not a string of the grammar: at character {failure.position + 1}: {failure.reason}"
+            )
+            raise InputError(what, "give a string that the grammar derives, or an index in the split") from None
         if len(ids) > length:
-            what = f"{flag} {text!r}: takes {len(ids)} rules, the model has {length}"
-            raise InputError(what, "give a shorter string")
+            raise InputError(
+                f"{flag} {text!r}: takes {len(ids)} rules, the model has {length}", "give a shorter string"
+            )
         return repr(text), np.array(ids + [grammar.rules.padding] * (length - len(ids)), np.int16)
-
-    def batch(self, model: Any, x: Tensor) -> Batch:
-        return Batch(x, valid=x != model.structure.rules.padding)
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
         grammar, validator = _grammar(loaded.model, note)
@@ -361,7 +351,7 @@ class StringDomain(base.Domain):
         lines = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in rows]
         characters, distinct = [edit_distance(*pair) for pair in pairwise(strings)], len(set(strings))
         about = {"originals": ends, "strings": strings, "valid": valid, "distinct": distinct, **facts}
-        about |= {"judge": None if validator is None else validator.name, "changed_characters": characters}
+        about |= {"judge": validator and validator.name, "changed_characters": characters}
         summary = f"{distinct} of {len(strings)} strings distinct; {words}"
         return Decoded(about, {"ids": steps}, (rows, lines), summary)
 
@@ -376,7 +366,7 @@ class StringDomain(base.Domain):
 
     def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
         write_lines(files["txt"], decoded.rows[1])
-        write_text(files["json"], json.dumps(document, allow_nan=False) + "\n")
+        write_lines(files["json"], [json.dumps(document, allow_nan=False)])
 
 
 def _grammar(model: Any, note: Note = lambda _: None) -> tuple[Any, Validator | None]:
@@ -386,16 +376,57 @@ def _grammar(model: Any, note: Note = lambda _: None) -> tuple[Any, Validator | 
     return grammar, None if grammar is None else validator_for(grammar, note)
 
 
-class Scored(NamedTuple):
-    """Derivations against codes: (n,) float64 -log p(x|z) in nats, (n,) wrong rules and all rules, on the CPU."""
+def written(grammar: Grammar, derivations: Sequence[Sequence[int]]) -> list[str]:
+    """The strings of derivations, empty for one that is incomplete."""
+    return [grammar.write(ids) or "" for ids in derivations]
 
-    nats: Tensor
-    errors: Tensor
-    lengths: Tensor
 
-    def scores(self) -> dict[str, float]:
-        exact = (self.errors == 0).double().mean().item()
-        return {"token_accuracy": 1.0 - self.errors.sum().item() / self.lengths.sum().item(), "exact_share": exact}
+def texts_of(rules: Rules, ids: Examples) -> list[str]:
+    """Derivations (n, T) as strings, or as ids of their rules with commas if only ids and masks are known."""
+    if rules.text is None:
+        return [",".join(map(str, row[row != rules.padding].tolist())) for row in ids]
+    texts = map(parse_grammar(rules.text, "grammar").write, ids.tolist())
+    return [INCOMPLETE if text is None else text for text in texts]
+
+
+def pair_lines(rules: Rules, originals: Examples, reconstructions: Examples) -> list[str]:
+    """How many of the examples (n, T) are exact, then each, with its reconstruction under it unless it is exact."""
+    over = originals == rules.padding
+    exact = (over | (originals == reconstructions)).all(axis=1)
+    if rules.text is None:  # only the example says where the derivation ends
+        reconstructions = np.where(over, rules.padding, reconstructions)
+    lines = [f"{exact.sum()} of {len(exact)} exact"]
+    for one, other, right in zip(texts_of(rules, originals), texts_of(rules, reconstructions), exact, strict=True):
+        lines += [f"= {one}"] if right else [f"- {one}", f"+ {other}"]
+    return lines
+
+
+def unigram_baseline(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, Any]:
+    """Derivations (n, T) by the frequency of each rule among those of its left-hand side, at each step of `training`.
+
+    One is added to every count (Laplace). `expected_exact_share`: of derivations drawn from the frequencies.
+    """
+    counts = torch.stack([one.bincount(minlength=len(rules)) for one in training.cpu().long().unbind(1)]).double() + 1.0
+    logs = torch.zeros_like(counts)  # (T, P)
+    best = torch.zeros(len(counts), len(rules.symbols), dtype=torch.int64)
+    for symbol in range(len(rules.symbols)):
+        some = torch.tensor(rules.of(symbol))
+        among = counts[:, some]
+        logs[:, some] = (among / among.sum(dim=1, keepdim=True)).log()
+        best[:, symbol] = some[among.argmax(dim=1)]
+    x = ids.long().cpu()
+    valid, step = x != rules.padding, torch.arange(x.shape[1])
+    log_p = torch.where(valid, logs[step, x], 0.0).sum(dim=1)
+    wrong = (best[step, torch.tensor(rules.lhs)[x]] != x) & valid
+    used, nll = valid.sum().item(), -log_p.mean().item()
+    return {
+        "training": len(training),
+        "nll_nats": nll,
+        "nll_bits": nll * len(x) / (used * math.log(2.0)),
+        "token_accuracy": 1.0 - wrong.sum().item() / used,
+        "exact_share": (~wrong.any(dim=1)).double().mean().item(),
+        "expected_exact_share": log_p.exp().mean().item(),
+    }
 
 
 def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> Level:
@@ -410,8 +441,8 @@ def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> L
         return replace(level, sample=gaussians.sample(level.mean, level.logvar))
 
 
-def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) -> Scored:
-    """Score the derivations at `indices` (n,) given codes (n, D), those of similar length together."""
+def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) -> Tensor:
+    """Of the derivations at `indices` (n,) given codes (n, D): nats, wrong rules, rules; (3, n) float64 on the CPU."""
     order = longest_first(corpus, split, indices)
     rows = []
     with eval_mode(model, 0) as device:
@@ -419,11 +450,9 @@ def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) 
         together = information.batches(corpus, split, indices[order], device, size)
         for part, batch in zip(torch.split(order, size), together, strict=True):
             logits = model.logits_for({LEVEL: codes[part.to(device)]}, batch)
-            assert batch.valid is not None, "derivations have padding"
             wrong = (logits.argmax(dim=1) != batch.x) & batch.valid
-            rows.append(torch.stack([*map(to_float64, (nats(logits, batch), wrong.sum(1), batch.valid.sum(1)))]))
-    reconstruction, errors, lengths = torch.cat(rows, dim=1).cpu()[:, order.argsort()]
-    return Scored(reconstruction, errors.long(), lengths.long())
+            rows.append(torch.stack([*map(to_float64, (nats(logits, batch), wrong.sum(1), batch.counted()))]))
+    return torch.cat(rows, dim=1).cpu()[:, order.argsort()]
 
 
 def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> dict[str, Any]:
@@ -449,13 +478,11 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
     return {**sizes, "exact_share": free, "budget_exact_share": budgeted}
 
 
-def derive(
-    model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0
-) -> list[tuple[Examples, NDArray[np.bool_]]]:
+def derive(model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0) -> list[tuple[Examples, Examples]]:
     """Derivations (n, T) of codes (n, D) on the model's device, and which are complete, for each of the `ways`.
 
-    A way: whether rules are drawn from p(x|z), or the argmax, and whether within the length budget, see
-    `Pushdown.derive`. All ways share one pass of the decoder and one noise, which does not depend on the device.
+    A way: whether rules are drawn from p(x|z), or the argmax, and whether within the length budget. All ways share one
+    pass of the decoder and one noise, which does not depend on the device.
     """
     block = batch_size(model.structure.length)
     parts: list[list[Tensor]] = []
@@ -470,35 +497,39 @@ def derive(
     return list(zip(whole[::2], whole[1::2], strict=True))
 
 
+def keys(ids: Examples) -> list[int]:
+    """Hashes of derivations (n, T): a quarter of a million of them, of 277 rules each, would be 140 MB."""
+    return [hash(row.tobytes()) for row in ids.astype(np.int16)]
+
+
 def meanings(texts: Sequence[str | None], validator: Validator | None) -> list[str | None]:
     """A name that strings of the same meaning share, None for an invalid or incomplete string."""
-    names: dict[str | None, str | None] = {}
-    for text in set(texts):
-        valid = text is not None and (validator is None or validator.is_valid(text))
-        names[text] = text if valid else None
-        if valid and text is not None and validator is not None and validator.canonical is not None:
-            names[text] = validator.canonical(text)
-    return [names[text] for text in texts]
+    names: dict[str | None, str] = {}
+    for text in {text for text in texts if text is not None}:
+        if validator is None or validator.is_valid(text):
+            names[text] = text if validator is None else validator.canonical(text)
+    return [names.get(text) for text in texts]
 
 
 def score_strings(
-    ids: Examples,
-    free_complete: NDArray[np.bool_],
-    best: Examples,
-    known: Set[bytes],
-    grammar: Grammar,
-    validator: Validator | None,
+    ids: Examples, complete: Examples, best: Examples, known: Set[int], grammar: Grammar, validator: Validator | None
 ) -> dict[str, Any]:
     """Scores of complete derivations (n, T) drawn with the budget, and of the argmax ones, `best`, of the same codes.
 
-    `free_complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: the keys of
+    `complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: the keys of
     training derivations. `distinct_share` is of the valid ones, `novel_share` and `diversity` of the distinct ones.
     """
     texts = written(grammar, ids.tolist())
     names = meanings(texts, validator)
     valid = np.array([name is not None for name in names])
+
+    def distinct_share(count: int) -> float:
+        counted = [name for name in names[:count] if name is not None]
+        return len(set(counted)) / len(counted) if counted else 0.0
+
     places = {name: place for place, name in reversed(list(enumerate(names))) if name is not None}  # the first of each
     distinct = list(places.values())[::-1]
+    novel = [key not in known for key in keys(ids[distinct])]
     share = valid_best = diversity = None
     if validator is not None:
         share = float(valid.mean())
@@ -507,56 +538,15 @@ def score_strings(
             diversity = validator.diversity([texts[place] for place in distinct[:DIVERSITY]])
     return {
         "samples": len(ids),
-        "complete_share": float(free_complete.mean()),
+        "complete_share": float(complete.mean()),
         "valid_share": share,
-        "complete_valid_share": None if share is None else float((free_complete & valid).mean()),
-        "distinct_share": _distinct_share(names),
-        "distinct_1k_share": None if len(ids) < 1000 else _distinct_share(names[:1000]),
-        "distinct_10k_share": None if len(ids) < 10_000 else _distinct_share(names[:10_000]),
-        "novel_share": sum(_key(ids[place]) not in known for place in distinct) / len(distinct) if distinct else None,
+        "complete_valid_share": None if share is None else float((complete & valid).mean()),
+        "distinct_share": distinct_share(len(ids)),
+        "distinct_1k_share": None if len(ids) < 1000 else distinct_share(1000),
+        "distinct_10k_share": None if len(ids) < 10_000 else distinct_share(10_000),
+        "novel_share": float(np.mean(novel)) if novel else None,
         "diversity": diversity,
         "likeliest_valid_share": valid_best,
-        "likeliest_distinct_share": len({_key(row) for row in best}) / len(best),
+        "likeliest_distinct_share": len(set(keys(best))) / len(best),
         "mean_rules": float((ids != grammar.rules.padding).sum(axis=1).mean()),
     }
-
-
-def _distinct_share(names: Sequence[str | None]) -> float:
-    valid = [name for name in names if name is not None]
-    return len(set(valid)) / len(valid) if valid else 0.0
-
-
-def _key(ids: NDArray[np.integer[Any]]) -> bytes:
-    """A derivation as 16 bytes: a quarter of a million of them, of 277 rules each, would be 140 MB."""
-    return hashlib.blake2b(np.ascontiguousarray(ids, np.int16).tobytes(), digest_size=16).digest()
-
-
-def path_scores(decoded: Tensor, grammar: Grammar, validator: Validator | None) -> dict[str, Any]:
-    """Of decoded paths (steps, pairs, T): smoothness in rules, and the shares of valid strings and of valid paths."""
-    found = smoothness(decoded)
-    valid = paths = None
-    if validator is not None:
-        shares = np.array([[validator.is_valid(text) for text in written(grammar, one)] for one in decoded.tolist()])
-        valid, paths = float(shares.mean()), float(shares.all(axis=0).mean())
-    return {
-        **{name: found[name] for name in ("pairs", "steps", "mean_step", "largest_step", "distance")},
-        "distinct": float(np.mean([len({row.tobytes() for row in one}) for one in decoded.transpose(0, 1).numpy()])),
-        "valid_share": valid,
-        "valid_paths": paths,
-    }
-
-
-def _saved(shuffled: Report) -> float:
-    return float(shuffled["shuffled_reconstruction_nats"] - shuffled["reconstruction_nats"])
-
-
-def _enforced(advice: Advice, kl: Sequence[float]) -> float:
-    """The total KL that free bits alone account for."""
-    return (1.0 + HELD_MARGIN) * advice.floors[LEVEL] * (1 if advice.total else len(kl))
-
-
-def _collapsed(report: Report) -> bool:
-    """Whether the code carries no information, or none that the decoder uses."""
-    shuffled = report["shuffled_codes"]
-    idle = shuffled is not None and _saved(shuffled) <= COLLAPSED_NATS
-    return idle or sum(report["levels"][LEVEL]["kl_nats"]) <= COLLAPSED_NATS

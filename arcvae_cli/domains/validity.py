@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ class Validator(NamedTuple):
 
     name: str
     is_valid: Callable[[str], bool]
-    canonical: Callable[[str], str] | None = None
+    canonical: Callable[[str], str] = str
     diversity: Callable[[list[str]], float] | None = None
 
 
@@ -51,12 +50,11 @@ def validator_for(grammar: Grammar, note: Callable[[str], None] = lambda _: None
 
 def evaluated(text: str) -> NDArray[np.float64]:
     """The values of a formula in x on `GRID`, NaN for anything else: it is valid if one of them is finite."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", SyntaxWarning)
-        try:
+    try:
+        with np.errstate(all="ignore"):
             return np.broadcast_to(_value(ast.parse(text.replace("^", "**"), mode="eval").body), GRID.shape)
-        except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
-            return np.full_like(GRID, np.nan)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        return np.full_like(GRID, np.nan)
 
 
 def _value(node: ast.AST) -> Any:

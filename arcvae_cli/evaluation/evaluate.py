@@ -13,7 +13,7 @@ from arcvae_cli import domains
 from arcvae_cli.domains.base import Task
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.evaluation.information import choose, importance_weighted, measures, shuffled_codes
-from arcvae_cli.evaluation.verdict import Advice, judge
+from arcvae_cli.evaluation.verdict import Advice
 
 MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nats
 
@@ -77,7 +77,7 @@ def evaluate(task: Task) -> Evaluation:
         **domain.further(task),
     }
     advice = Advice(task.settings, model.level_shapes, math.prod(corpus.positions))
-    report["verdict"] = judge(domain.targets(report, advice), domain.summary(report, advice))
+    report["verdict"] = domain.verdict(report, advice)
     vectors = {name: level.mean.flatten(1).cpu().numpy() for name, level in codes.levels.items()}
     maps = {name: kl.float().cpu().numpy() for name, level in codes.levels.items() if (kl := level.map()) is not None}
     return Evaluation(report, indices.numpy(), errors, vectors, maps)

@@ -1,18 +1,27 @@
-"""Scores of samples of grids (n, H, W) uint8 against real ones, by structure. Colour 0 is the background."""
+"""Scores of samples of grids (n, H, W) uint8, by structure and by conditions. Colour 0 is the background."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from arcvae_cli.conditions import OBJECT_CAP, objects_of
+from arcvae_cli.conditions import OBJECT_CAP, Values, attributes, encode, objects_of, parse, satisfies
+from arcvae_cli.evaluation.information import eval_mode
+from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
+from arcvae_cli.models.base import VAE
 
 Grids = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
 
 NEIGHBOURS = 5  # k of density and coverage
+# what the verdict rests on, and what a whole evaluation asks for: what stands together is one condition
+JUDGED = ("colours=1", "colours=2", "colours=3", "colours=4", "symmetry=lr", "symmetry=ud", "symmetry=both")
+SIZES = ("height=5", "height=10", "width=5", "width=10", "objects=1", "objects=3", "objects=10")
+ASKED = (*JUDGED, "colours=3 symmetry=lr", *SIZES, "red=yes")
 
 
 def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str, Any]:
@@ -36,26 +45,13 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str
         "object_distance": wasserstein(ours["objects"], theirs["objects"]),
         "speck_share": float(ours["specks"].mean()),
         "reference_speck_share": float(theirs["specks"].mean()),
-        "blank_share": float(is_blank(samples).mean()),
-        "reference_blank_share": float(is_blank(reference).mean()),
+        "blank_share": float((ours["non_black"] == 0).mean()),
+        "reference_blank_share": float((theirs["non_black"] == 0).mean()),
         "distinct_share": len(set(keys)) / len(keys),
         "novel_share": sum(key not in known for key in keys) / len(keys),
         "non_black_share": float(ours["non_black"].mean()),
         "reference_non_black_share": float(theirs["non_black"].mean()),
     }
-
-
-def is_blank(grids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
-    """(n,) whether a grid has no non-black cell."""
-    blank: NDArray[np.bool_] = (grids == 0).all(axis=(1, 2))
-    return blank
-
-
-def first_of_each(grids: Grids) -> NDArray[np.bool_]:
-    """(n,) whether a grid is neither blank nor a repetition of an earlier one."""
-    first = np.zeros(len(grids), np.bool_)
-    first[list({grid.tobytes(): place for place, grid in reversed(list(enumerate(grids)))}.values())] = True
-    return first & ~is_blank(grids)
 
 
 def structure(grids: Grids) -> dict[str, Numbers]:
@@ -68,11 +64,13 @@ def structure(grids: Grids) -> dict[str, Numbers]:
     non_black = grids > 0
     cells = non_black.sum(axis=(1, 2))
     owners, sizes = objects_of(grids)
-    largest = np.zeros(count)
+    largest, box, mirrored = np.zeros(count), np.zeros((2, count)), np.zeros(count)
     np.maximum.at(largest, owners, sizes)
-    top, tall = _extent(np.logical_or.reduce(non_black, axis=2))
-    left, wide = _extent(np.logical_or.reduce(non_black, axis=1))
-    columns = np.ascontiguousarray(grids.transpose(0, 2, 1))
+    for place in np.flatnonzero(cells):
+        rows, columns = (np.flatnonzero(non_black[place].any(axis=axis)) for axis in (1, 0))
+        inside = grids[place, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        box[:, place] = inside.shape
+        mirrored[place] = max((inside == inside[::-1]).mean(), (inside == inside[:, ::-1]).mean())
     features = {
         "non_black": cells / (height * width),
         "colours": (grids.reshape(count, -1, 1) == np.arange(1, 10, dtype=np.uint8)).any(axis=1).sum(axis=1),
@@ -82,32 +80,13 @@ def structure(grids: Grids) -> dict[str, Numbers]:
         "equal_horizontal": (grids[:, :, 1:] == grids[:, :, :-1]).mean(axis=(1, 2)),
         "equal_vertical": (grids[:, 1:] == grids[:, :-1]).mean(axis=(1, 2)),
         "equal_diagonal": (grids[:, 1:, 1:] == grids[:, :-1, :-1]).mean(axis=(1, 2)),
-        "height": tall,
-        "width": wide,
-        "symmetry": np.maximum(_mirrored(grids, top, tall, left, wide), _mirrored(columns, left, wide, top, tall)),
+        "height": box[0],
+        "width": box[1],
+        "symmetry": mirrored,
         "distinct_rows": np.array([len({row.tobytes() for row in grid}) for grid in grids]),
-        "distinct_columns": np.array([len({row.tobytes() for row in grid}) for grid in columns]),
+        "distinct_columns": np.array([len({row.tobytes() for row in grid.T}) for grid in grids]),
     }
     return {name: np.asarray(values, np.float64) for name, values in features.items()}
-
-
-def _extent(lines: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First non-black line of each grid (n, lines), and how many lines from it to the last."""
-    first = lines.argmax(axis=1)
-    last = lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)
-    return first, np.where(lines.any(axis=1), last - first + 1, 0)
-
-
-def _mirrored(grids: Grids, top: Any, tall: Any, left: Any, wide: Any) -> Numbers:
-    """(n,) share of the cells of the bounding box that equal their mirror image upside down."""
-    row, column = np.arange(grids.shape[1]), np.arange(grids.shape[2])
-    in_rows = (row >= top[:, None]) & (row < (top + tall)[:, None])
-    in_columns = (column >= left[:, None]) & (column < (left + wide)[:, None])
-    # a row outside the box has its mirror outside the grid: clipped, and not counted
-    mirror = np.clip((2 * top + tall - 1)[:, None] - row, 0, len(row) - 1)
-    equal = np.take_along_axis(grids, mirror[:, :, None], axis=1) == grids
-    share: Numbers = (equal & in_rows[:, :, None] & in_columns[:, None]).sum(axis=(1, 2)) / np.maximum(tall * wide, 1)
-    return share
 
 
 def density_and_coverage(reference: Numbers, samples: Numbers, k: int = NEIGHBOURS) -> tuple[float, float]:
@@ -131,3 +110,44 @@ def wasserstein(a: Numbers, b: Numbers) -> float:
     values = np.sort(np.concatenate([a, b]))
     below = [np.searchsorted(np.sort(part), values[:-1], side="right") / len(part) for part in (a, b)]
     return float(np.sum(np.abs(below[0] - below[1]) * np.diff(values)))
+
+
+def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, asked: Sequence[str]) -> dict[str, Any]:
+    """Draw `samples` under each condition, and as many without one.
+
+    Under `rows`, shares that satisfy the condition `asked`: of all samples (`obeying`), of samples without condition
+    (`baseline_obeying`), of the `training` grids (`data`). `counted` samples are neither blank nor a repetition, and
+    `*counted_obeying` are shares of those, None if there is none; `unaided_obeying` if every cell has its own argmax.
+    """
+
+    def draw(conditions: Values | None) -> list[tuple[Values, NDArray[np.bool_]]]:
+        """Attributes (n, A) of draws, and which of them count: constrained to the conditions, and not."""
+        given = None if conditions is None else torch.from_numpy(conditions).to(device)
+        latents = draw_prior(model, samples, conditions=given)
+        found = []
+        for constrained in (True, False):
+            grids = argmax_decode(model, latents, given, constrained=constrained).numpy().astype(np.uint8)
+            first = np.zeros(samples, np.bool_)
+            first[np.unique(grids.reshape(samples, -1), axis=0, return_index=True)[1]] = True
+            found.append((attributes(grids), first & grids.any(axis=(1, 2))))
+        return found
+
+    data, rows = attributes(training), []
+    with eval_mode(model, seed) as device:
+        (baseline, kept), _ = draw(None)
+        for text in asked:
+            given = parse(text.split())
+            (values, counted), (unaided, counted_unaided) = draw(encode(given, samples))
+            measured = {
+                "obeying": values,
+                "counted_obeying": values[counted],
+                "unaided_obeying": unaided[counted_unaided],
+                "baseline_obeying": baseline,
+                "baseline_counted_obeying": baseline[kept],
+                "data": data,
+            }
+            shares = {
+                key: float(satisfies(some, given).mean()) if len(some) else None for key, some in measured.items()
+            }
+            rows.append({"asked": text, "counted": int(counted.sum()), **shares})
+    return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}
