@@ -10,7 +10,7 @@ INSTALL = echo "installing into $(VENV), about a minute"; \
 	| awk '/^ *(Collecting|Downloading|Installing)/ {printf "."; fflush()} /^Successfully installed/ {print NF - 2 " packages"}'
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint types format docs bench same soak fuzz clean
+.PHONY: help train test check lint types format docs stale bench same soak fuzz clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ train: $(VENV)/.run ## train the quickstart preset on real ARC grids: a few minu
 test: $(VENV)/.dev ## run the tests, on all cores
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
-check: lint types test ## lint, types and tests
+check: lint types test stale ## lint, types, tests and the output shown in the docs
 
 lint: $(VENV)/.dev ## ruff: layout and rules
 	$(BIN)/ruff format --check .
@@ -34,8 +34,11 @@ format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.dev ## rewrite the output shown in README.md and docs, which the tests compare with the program
+docs: $(VENV)/.dev ## rewrite the output shown in README.md and docs
 	$(BIN)/python docs/build.py
+
+stale: $(VENV)/.dev ## compare the output shown in README.md and docs with the program's
+	$(BIN)/python docs/build.py --check
 
 bench: $(VENV)/.dev ## benchmarks on this machine's CPU in under ten minutes, each printing a ratio
 	$(BIN)/python bench/startup.py
