@@ -145,7 +145,7 @@ def test_a_graph_trains_as_eager_does(table: dict[str, Any], monkeypatch: pytest
     plain.prepare(TIMES)
     graph.prepare(TIMES)
     monkeypatch.setattr(graph, "body", Mock(side_effect=AssertionError("once recorded, the body is not run again")))
-    assert (plain.kind, graph.kind, graph.reason) == ("eager", "graph", None)
+    assert (plain.kind, graph.kind, graph.reason) == ("eager", "graph", "")
     for expected, found in zip(train(plain), train(graph), strict=True):
         np.testing.assert_array_equal(found.rows, expected.rows)
     assert apart(plain, graph) == 0.0
@@ -162,7 +162,7 @@ def test_a_compiled_network_trains_as_eager_does(monkeypatch: pytest.MonkeyPatch
     table = {**PLAIN, "schedule": GECO}
     plain, compiled = make(table, "eager"), make(table, "compile")
     compiled.prepare(TIMES)
-    assert compiled.reason is None and compiled.kind == "compile"
+    assert (compiled.kind, compiled.reason) == ("compile", "")
     assert compiled.step.forward != compiled.step.plain
     for expected, found in zip(train(plain), train(compiled), strict=True):
         np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-4, atol=1e-3)
@@ -179,13 +179,13 @@ def test_eager_replaces_an_engine_that_is_impossible_here(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "compile", Mock(return_value=refuse))
     compiled = make(PLAIN, "compile")
     compiled.prepare(TIMES)
-    assert (compiled.kind, compiled.reason) == ("eager", "the network cannot be compiled here: no C++ compiler")
+    assert (compiled.kind, compiled.reason) == ("eager", "compiling failed: no C++ compiler")
 
     reading = with_graphs(PLAIN, "graph")
     body = reading.body
     monkeypatch.setattr(reading, "body", lambda: (body(), reading.metrics.table.sum().item()))
     reading.prepare(TIMES)
-    reason = "no CUDA graph could be recorded: aten._local_scalar_dense.default waits for the device"
+    reason = "recording a CUDA graph failed: aten._local_scalar_dense.default waits for the device"
     assert (reading.kind, reading.reason) == ("eager", reason)
     assert apart(make(PLAIN, "eager"), compiled) == 0.0, "what was tried has left no trace"
     assert train(reading)[0].mean().loss == train(asked)[0].mean().loss
@@ -194,7 +194,7 @@ def test_eager_replaces_an_engine_that_is_impossible_here(monkeypatch: pytest.Mo
     gru = {"arch": "kusner", "encoder_kernel": 3, "encoder_channels": 3, "decoder_layers": 2, "decoder_hidden": 16}
     dropout = with_graphs({"model": {"name": "grammar", **gru, "decoder_dropout": 0.1}}, "auto")
     dropout.prepare(TIMES)
-    assert dropout.kind == "eager" and dropout.reason is not None
+    assert dropout.kind == "eager" and "dropout" in dropout.reason
 
     monkeypatch.setattr(engines, "record_graph", Mock(side_effect=torch.OutOfMemoryError))
     with pytest.raises(torch.OutOfMemoryError):
@@ -207,7 +207,7 @@ def test_a_cuda_graph_trains_as_eager_does(table: dict[str, Any]) -> None:
     device = torch.device("cuda")
     plain, graph = make(table, "eager", device), make(table, "graph", device)
     graph.prepare(TIMES)
-    assert (graph.kind, graph.reason) == ("graph", None)
+    assert (graph.kind, graph.reason) == ("graph", "")
     for expected, found in zip(train(plain), train(graph), strict=True):
         np.testing.assert_allclose(found.rows, expected.rows, rtol=2e-3, atol=1e-2)
 

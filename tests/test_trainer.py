@@ -107,11 +107,11 @@ def test_a_run_from_end_to_end(tmp_path: Path) -> None:
     loaded = checkpoints.load(trainer.folder.checkpoints / "vae_final.pth")
     assert loaded.settings == trainer.settings and loaded.run == trainer.folder.path.resolve()
 
-    steps = [record for records in given(recorder.steps, 0) for record in records]
-    assert [(record.epoch, record.step) for record in steps] == [(step / 4, step) for step in (2, 4, 6, 8, 10, 12)]
+    steps = [line for lines in given(recorder.steps, 0) for line in lines]
+    assert [(line["epoch"], line["step"]) for line in steps] == [(step / 4, step) for step in (2, 4, 6, 8, 10, 12)]
     names = {f"train/{name}" for name in ("loss_total", "loss_reconstruction", "loss_kl", "beta", "pixel_accuracy")}
     names |= {f"train/kl_per_dim/{name}" for name in ("dim_0", "dim_3", "min", "max", "mean")} | {"train/active_dims"}
-    assert names <= set(steps[0].metrics()) and names <= set(first.metrics())
+    assert names <= set(steps[0]) and names <= set(first.metrics())
     assert {"val/loss_total", "val/pixel_accuracy", "val/loss_selection"} <= set(first.metrics())
     assert len(first.metrics()["val/kl_per_dim"]) == 4
     assert [status(trainer)[key] for key in ("state", "epoch", "step")] == ["finished", 3, 12]
@@ -363,7 +363,7 @@ def test_a_closed_loop_moves_beta_and_keeps_its_state(tmp_path: Path) -> None:
     assert target.value == pytest.approx(last.train.kl)
     assert last.betas["z"] == target.beta == pytest.approx(np.mean(last.beta_trace["z"])), "one batch's may be anything"
     assert last.beta_range == {}
-    steps = [record.metrics() for records in given(recorder.steps, 0) for record in records]
+    steps = [line for lines in given(recorder.steps, 0) for line in lines]
     assert [line["train/beta"] for line in steps] == betas[1::2] and last.metrics()["train/target/kl"] == 1e4
     values = checkpoints.read(trainer.folder.checkpoints / "last.pth")
     assert values["schedule_state"][""]["beta"] == pytest.approx(betas[-1])

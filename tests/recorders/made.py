@@ -10,7 +10,7 @@ import numpy as np
 
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.metrics import EpochMetrics
-from arcvae_cli.records import EpochRecord, Pictures, Plan, StepRecord
+from arcvae_cli.records import EpochRecord, Pictures, Plan, betas, flat
 from arcvae_cli.settings import Settings
 
 STRINGS = Settings.model_validate({"data": {"name": "equations"}, "model": {"name": "grammar"}})
@@ -47,10 +47,11 @@ def record(
     return EpochRecord(**{**values, **changed})
 
 
-def steps(of: EpochRecord, every: int = 25) -> list[StepRecord]:
-    """The logged steps of an epoch."""
+def steps(of: EpochRecord, every: int = 25) -> list[dict[str, Any]]:
+    """The metrics of an epoch's logged steps."""
     numbers = [step for step in range(of.step - 49, of.step + 1) if step % every == 0]
-    return [StepRecord(step / 50, step, of.betas, of.train, of.unit) for step in numbers]
+    same = {**betas(of.betas), **flat("train", of.train, of.unit)}
+    return [{"step": step, "epoch": step / 50, **same} for step in numbers]
 
 
 def pictures() -> Pictures:
