@@ -33,11 +33,7 @@ class EpochMetrics:
 
     @property
     def kl(self) -> float:
-        return sum(self.kl_by_level.values())  # nats per example
-
-    @property
-    def kl_by_level(self) -> dict[str, float]:
-        return {level: sum(groups) for level, groups in self.kl_per_dim.items()}
+        return sum(map(sum, self.kl_per_dim.values()))  # nats per example
 
     @property
     def groups(self) -> list[float]:

@@ -33,9 +33,7 @@ class Plan:
 
     run: str
     parameters: int
-    device: str
-    precision: str
-    engine: str
+    how: str  # device, precision and engine
     corpus: str
     sizes: Mapping[str, int]
     epochs: int

@@ -113,16 +113,14 @@ class Trainer:
             if train.threads == "auto" and self.device.type == "cpu" and (note := self.engine.choose_threads(left)):
                 self.notes.append(note)
             self.trials_done = True
-        epochs = range(1, train.epochs + 1)
-        self.engine.prepare(self.clock(epoch, index) for epoch in epochs for index in range(self.steps))
+        times = (self.clock(epoch + 1, index) for epoch in range(train.epochs) for index in range(self.steps))
+        self.engine.prepare(times)
         if self.engine.reason:
             self.notes.append(f"{self.engine.reason}: {TEXTS[self.engine.kind]}")
         plan = Plan(
             run=self.folder.name,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            device=describe(self.device),
-            engine=TEXTS[self.engine.kind],
-            precision=PRECISIONS[self.step.precision],
+            how=f"{describe(self.device)} in {PRECISIONS[self.step.precision]}, {TEXTS[self.engine.kind]}",
             corpus=self.corpus.name,
             sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},
             epochs=train.epochs,
@@ -140,6 +138,7 @@ class Trainer:
                 recorder.resume(self.history, len(self.history) * self.steps)
         self.save()
 
+    @torch.inference_mode()
     def check_precision(self) -> None:
         """Fall back to fp32 if bf16, chosen by `auto`, does not give the same loss on one batch within 2 %."""
         if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
@@ -151,7 +150,7 @@ class Trainer:
         for precision in (torch.float32, torch.bfloat16):
             self.step.precision = precision
             seed_step(self.settings.train.seed, "precision")
-            losses.append(self.step.measure(batch, self.selection_weights)[0].loss.item())
+            losses.append(self.step.plain(batch, self.selection_weights)[0].loss.item())
         if not abs(losses[1] - losses[0]) <= 0.02 * abs(losses[0]):
             self.step.precision = torch.float32
             self.notes.append(f"bf16 gives a loss of {losses[1]:.4g} and fp32 {losses[0]:.4g}: using fp32")
@@ -211,7 +210,7 @@ class Trainer:
         for index, batch in enumerate(batches(self.corpus, "val", self.val_order, self.device, size)):
             self.stop_if_asked()
             seed_step(self.settings.train.seed, "val", index)
-            metrics.add(index, *self.step.measure(batch, betas), batch)
+            metrics.add(index, *self.step.plain(batch, betas), batch)
         rows = metrics.read()
         if rows.first_nonfinite is not None:  # the last update of the weights shows only here
             raise FloatingPointError(f"epoch {len(self.history) + 1}: the validation loss")
@@ -233,6 +232,12 @@ class Trainer:
         before = self.history[-1].beta_trace if self.history else {}
         spans = {name: (min(trace[name]), max(trace[name])) for name in self.open_levels}
         moved = {name: abs(trace[name][-1] - trace[name][0]) for name in spans}
+        kl = {name: sum(groups) for name, groups in train.kl_per_dim.items()}
+        # reconstruction + weight * raw KL, reduced as in the loss, without free bits
+        divisors = {
+            k: len(v) if self.settings.objective.kl_reduction == "mean" else 1 for k, v in val.kl_per_dim.items()
+        }
+        parts = [self.selection_weights[k] * (sum(v) / divisors[k]) for k, v in val.kl_per_dim.items()]
         record = EpochRecord(
             epoch=epoch,
             step=self.global_step,
@@ -240,12 +245,12 @@ class Trainer:
             learning_rate=self.rate(self.global_step - 1),
             train=train,
             val=val,
-            selection=self.objective.selection_loss(val.reconstruction, val.kl_per_dim, self.selection_weights),
+            selection=val.reconstruction + sum(parts),
             seconds=seconds,
             unit=self.corpus.unit,
             beta_range={name: (low, high) for name, (low, high) in spans.items() if moved[name] < 0.99 * (high - low)},
             beta_trace=trace,
-            targets=self.control.reached(float(epoch), trace, before, train.kl_by_level, train.reconstruction),
+            targets=self.control.reached(float(epoch), trace, before, kl, train.reconstruction),
             restart=self.schedule.restart_info(float(epoch)),
         )
         monitor = self.settings.train.monitor
@@ -309,7 +314,7 @@ class Trainer:
             rankings["seq_acc"] = [(-one.val.exact, one.val.exact, one.epoch) for one in self.history]
         limit = self.settings.checkpoint.save_top_k
         for name, ranking in rankings.items() if limit else ():
-            for rank, (_, value, epoch) in enumerate(sorted(ranking, key=lambda one: (one[0], one[2]))):
+            for rank, (_, value, epoch) in enumerate(sorted(ranking)):
                 file = folder / f"best-{name}-epoch_{epoch:03d}-{value:.4f}.pth"
                 if rank >= limit:
                     file.unlink(missing_ok=True)

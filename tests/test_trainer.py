@@ -288,7 +288,7 @@ def test_bf16_chosen_by_auto_falls_back_where_it_disagrees(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     trainer, _ = make(tmp_path, settings(train={"precision": "auto"}))
     found = [(Mock(loss=torch.tensor(loss)), None) for loss in (100.0, bf16)]
-    monkeypatch.setattr(trainer.step, "measure", Mock(side_effect=found))
+    monkeypatch.setattr(trainer.step, "plain", Mock(side_effect=found))
     trainer.check_precision()
     assert trainer.step.precision == kind and bool(trainer.notes) == (kind == torch.float32)
 
@@ -311,7 +311,7 @@ def test_the_status_of_a_run_that_has_ended_says_why(
     error: BaseException, raised: type[BaseException], state: str, reason: str, tmp_path: Path
 ) -> None:
     trainer, _ = make(tmp_path, settings())
-    trainer.step.measure = Mock(side_effect=error)  # type: ignore[method-assign]
+    trainer.step.plain = Mock(side_effect=error)  # type: ignore[method-assign]
     with pytest.raises(raised):
         trainer.fit()
     found = status(trainer)

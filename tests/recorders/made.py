@@ -22,7 +22,7 @@ def plan(levels: Mapping[str, int] | None = None, free_bits: float = 0.0, **chan
     """A plan of 100 epochs of 50 steps, with changes; `levels`: groups by level, `free_bits`: of all levels."""
     levels = levels or {"z": 3}
     values: dict[str, Any] = {
-        **{"run": "one", "parameters": 1234567, "device": "cpu", "precision": "fp32", "engine": "eager steps"},
+        **{"run": "one", "parameters": 1234567, "how": "cpu in fp32, eager steps"},
         **{"corpus": "arc", "sizes": {"train": 80_000, "val": 10_000, "test": 10_000}, "epochs": 100, "steps": 50},
         **{"settings": Settings(schedule={"name": "cyclical"}), "elbo_scale": 1.0, "notes": (), "blank": 0.9},
         "level_shapes": {name: (size,) for name, size in levels.items()},
