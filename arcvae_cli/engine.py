@@ -85,8 +85,7 @@ class Engine:
         """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
         self.epoch = epoch
         generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
-        order = torch.randperm(self.corpus.size("train"), generator=generator)
-        self.order.copy_(order[: len(self.order)])
+        self.order.copy_(torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)])
         self.row.fill_(index)
 
     def run(self, index: int) -> None:

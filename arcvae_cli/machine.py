@@ -31,7 +31,7 @@ def cores() -> int:
 
 def threads_given() -> bool:
     """Whether the environment sets the number of threads."""
-    return any(os.environ.get(name) for name in THREADS)
+    return any(map(os.environ.get, THREADS))
 
 
 def use_cores() -> None:
@@ -95,12 +95,10 @@ def peak_memory(device: torch.device) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # where `getrusage` may return the peak of the parent process
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     if sys.platform == "win32":
         return 0
-    if sys.platform == "linux":  # where `getrusage` may return the peak of the parent process
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

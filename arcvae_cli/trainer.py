@@ -46,8 +46,8 @@ class Trainer:
         self.recorders: list[Recorder] = []
         self.stop: Callable[[], int | None] = lambda: None  # gives the number of a signal that asks to stop
         self.schedule, self.levels = settings.schedule, tuple(model.level_sizes)
-        self.objective = Objective(settings.objective, corpus.class_counts()).to(self.device)
-        self.step = Step(model, self.objective, settings.train, self.device)
+        objective = Objective(settings.objective, corpus.class_counts()).to(self.device)
+        self.step = Step(model, objective, settings.train, self.device)
         self.steps = max(1, corpus.size("train") // settings.train.batch_size)  # an epoch; the remainder is left out
         self.rate = LearningRate(settings.train, self.steps * settings.train.epochs)
         positions = corpus.mean_positions
@@ -232,12 +232,10 @@ class Trainer:
         before = self.history[-1].beta_trace if self.history else {}
         spans = {name: (min(trace[name]), max(trace[name])) for name in self.open_levels}
         moved = {name: abs(trace[name][-1] - trace[name][0]) for name in spans}
-        kl = {name: sum(groups) for name, groups in train.kl_per_dim.items()}
-        # reconstruction + weight * raw KL, reduced as in the loss, without free bits
-        divisors = {
-            k: len(v) if self.settings.objective.kl_reduction == "mean" else 1 for k, v in val.kl_per_dim.items()
-        }
-        parts = [self.selection_weights[k] * (sum(v) / divisors[k]) for k, v in val.kl_per_dim.items()]
+        totals = {name: sum(kl) for name, kl in train.kl_per_dim.items()}
+        # the loss of model selection: reconstruction + weight * raw KL, reduced as in training, without free bits
+        mean, weights = self.settings.objective.kl_reduction == "mean", self.selection_weights
+        parts = [weights[name] * (sum(kl) / (len(kl) if mean else 1)) for name, kl in val.kl_per_dim.items()]
         record = EpochRecord(
             epoch=epoch,
             step=self.global_step,
@@ -250,7 +248,7 @@ class Trainer:
             unit=self.corpus.unit,
             beta_range={name: (low, high) for name, (low, high) in spans.items() if moved[name] < 0.99 * (high - low)},
             beta_trace=trace,
-            targets=self.control.reached(float(epoch), trace, before, kl, train.reconstruction),
+            targets=self.control.reached(float(epoch), trace, before, totals, train.reconstruction),
             restart=self.schedule.restart_info(float(epoch)),
         )
         monitor = self.settings.train.monitor
@@ -395,8 +393,7 @@ class Trainer:
             raise InputError(f"{path}: cannot be resumed from ({first_line(error)})", checkpoints.ANOTHER) from error
         if path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
             self.discard_later(path)
-        within = f" and {self.index} of {self.steps} steps" if self.index else ""
-        self.notes.append(f"resumed after epoch {len(self.history)}{within}")
+        self.notes.append(f"resumed after epoch {len(self.history)}, step {self.global_step}")
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
             self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the learning rate follows the new cosine")

@@ -71,12 +71,9 @@ def test_the_faster_number_of_threads_is_taken_by_trial(
     assert choose_threads(step, 10_000) is None and len(calls) == 2 * rounds, "no trial of what the environment sets"
 
 
-def test_peak_memory_is_that_of_the_process() -> None:
+def test_peak_memory_and_how_it_runs_out() -> None:
     held = np.ones(100 << 20, np.uint8)
     assert held.nbytes < peak_memory(CPU) < 1 << 40
-
-
-def test_every_way_in_which_memory_runs_out_is_known() -> None:
     texts = ("[enforce fail] DefaultCPUAllocator: can't allocate memory", "could not create a primitive")
     errors = [torch.OutOfMemoryError("CUDA"), MemoryError("Unable to allocate"), *map(RuntimeError, texts)]
     assert all(map(out_of_memory, errors)) and not out_of_memory(RuntimeError("broken"))
