@@ -350,7 +350,6 @@ class Trainer:
             "rng_state": torch.get_rng_state(),
             "config": checkpoints.config_text(self.settings),
             # for resuming: all earlier epochs, a line each, and the metrics of the one under way
-            "steps_per_epoch": self.steps,
             "history": "\n".join(json.dumps(record.plain()) for record in self.history),
             "betas": torch.tensor(traces, dtype=torch.float64),  # (epochs, levels, steps)
             "metric_rows": self.engine.metrics.table[: self.index].cpu().clone(),  # of a view, all would be saved
@@ -362,8 +361,6 @@ class Trainer:
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Continue from `state_dict`. Randomness is a function of (seed, epoch, step) and has no state on a device."""
-        if values["steps_per_epoch"] != self.steps:
-            raise ValueError(f"{values['steps_per_epoch']} steps an epoch, now {self.steps}")
         self.model.load_state_dict(values["model_state_dict"])
         self.step.optimizer.load_state_dict(values["optimizer_state_dict"])
         self.rate.state = dict(values["scheduler_state_dict"])
@@ -397,7 +394,7 @@ class Trainer:
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
             self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the learning rate follows the new cosine")
-        before, now = {**values["made_by"], "engine": old["engine"]}, {**made_by(self.device), "engine": train.engine}
+        before, now = values["made_by"] | {"engine": old["engine"]}, made_by(self.device) | {"engine": train.engine}
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
             self.notes.append(f"begun with {'; '.join(changed)}: equal to an uninterrupted run up to rounding only")
 

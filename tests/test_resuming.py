@@ -87,7 +87,7 @@ class Killed(Exception):  # noqa: N818
 
 
 def process(folder: Path, name: str, asked: list[int], killed: list[str], device: torch.device, resumed: bool) -> None:
-    """What one process does: begins a run or resumes it, is asked to stop after so many steps, or dies at a point."""
+    """Begin a run or resume it; it is asked to stop after so many steps, or dies at a point."""
     make_corpus, chosen = CASES[name]
     corpus = make_corpus(device)
     structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, StringCorpus) else None

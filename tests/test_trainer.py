@@ -116,7 +116,6 @@ def test_a_run_from_end_to_end(tmp_path: Path) -> None:
 
 
 def test_the_trial_of_threads_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trial steps leave weights, optimiser and random state as they were; the number is kept for resuming."""
     calls: list[int] = []
 
     def choose(step: Any, steps: int) -> str:
@@ -262,7 +261,6 @@ def test_a_nan_stops_the_run_before_it_reaches_a_checkpoint(
 
 
 def test_within_an_epoch_the_loss_is_read_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recorders get the mean loss of recent steps, every 10 in the first epoch, and a NaN stops the run there."""
     trainer, recorder = make(tmp_path, settings(train={"batch_size": 1, "epochs": 1}))  # 32 steps
     real, losses = trainer.engine.metrics.add, []
 
