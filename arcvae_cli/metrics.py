@@ -121,8 +121,7 @@ class MetricRows:
     @property
     def first_nonfinite(self) -> int | None:
         """The first row with a NaN or an infinity, None where all are finite."""
-        found = np.flatnonzero(~np.isfinite(self.rows).all(axis=1))
-        return int(found[0]) if len(found) else None
+        return next(iter(np.flatnonzero(~np.isfinite(self.rows).all(axis=1)).tolist()), None)
 
     def betas(self) -> dict[str, list[float]]:
         """Beta of every row, by level."""

