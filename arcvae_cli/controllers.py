@@ -100,9 +100,8 @@ class Controller:
     def reached(
         self, epoch: float, betas: Path, before: Path, kl: Mapping[str, float], reconstruction: float
     ) -> tuple[Target, ...]:
-        """What each closed loop reached in the epoch that ends at `epoch`.
+        """What each closed loop reached in the epoch that ends at `epoch`; `before`: the betas of the epoch before.
 
-        `betas`: of its steps; `before`: of those of the epoch before, since a bound counts from the second epoch on.
         `kl` in nats per example, `reconstruction` in the reduction of the run: means over the epoch.
         """
         middle = epoch - 0.5 if self.schedule.per == "step" else epoch  # where a target that moves has its mean

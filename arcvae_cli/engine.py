@@ -133,10 +133,7 @@ _failed: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator still refers to 
 
 
 def record_graph(function: Callable[[], None], warm_up: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """A graph of `function` on the current CUDA device, after calls of `warm_up`; a seed gives it the same draws.
-
-    RuntimeError where it does what no graph can, such as reading a value back, and in every call after a failed one.
-    """
+    """A graph of `function` on the current CUDA device; RuntimeError where no graph can do it, or one has failed."""
     if _failed:
         raise RuntimeError("an earlier recording failed")
     here, device = torch.cuda.current_stream(), torch.cuda.current_device()

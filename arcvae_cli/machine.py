@@ -43,10 +43,7 @@ def use_cores() -> None:
 
 
 def choose_threads(step: Callable[[], object], steps: int) -> str | None:
-    """Set PyTorch's threads for a run of so many steps: one, or as many as now where those take a `step` faster.
-
-    Returns a note about the trial, None without one: a single thread, a number set by the environment, a short run.
-    """
+    """Set PyTorch's threads for so many steps: one, or as many as now if a trial `step` is faster. A note about it."""
     import torch
 
     every = torch.get_num_threads()

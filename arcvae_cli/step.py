@@ -81,10 +81,7 @@ class Adam(optim.Adam):
 
     @torch.no_grad()
     def advance(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-        """One step from the gradients, clipped to a total norm of `most` (0: never). Returns the norm before clipping.
-
-        If a gradient is not finite, nothing changes (except on MPS, whose kernel ignores that argument).
-        """
+        """One step from gradients clipped to a norm of `most` (0: never), if all are finite. Their norm before that."""
         moved: list[Tensor] = [parameter for parameter in parameters if parameter.grad is not None]
         grads = [parameter.grad for parameter in moved if parameter.grad is not None]
         for parameter in moved:

@@ -143,7 +143,7 @@ class Trainer:
         """Fall back to fp32 if bf16, chosen by `auto`, does not give the same loss on one batch within 2 %."""
         if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
             return
-        count = min(self.settings.train.batch_size, self.corpus.size("val"), 32)
+        count = min(self.corpus.size("val"), 32)
         batch = self.corpus.batch("val", torch.arange(count, device=self.device))
         losses = []
         self.model.eval()
@@ -490,10 +490,7 @@ def made_by(device: torch.device) -> dict[str, str | int]:
 def overfit(
     settings: Settings, corpus: Corpus, model: VAE, limit: int, report: Callable[[int, EpochMetrics], None]
 ) -> tuple[int, EpochMetrics]:
-    """The check that a model can learn: train on one batch at beta 0 until it is memorised or for `limit` steps.
-
-    Returns the steps done and the metrics after them, of which there is a report every 50 steps.
-    """
+    """Train on one batch at beta 0 until it is memorised or for `limit` steps. Returns the steps and their metrics."""
     objective = Objective(settings.objective, corpus.class_counts()).to(corpus.device)
     step = Step(model, objective, settings.train, corpus.device)
     count = min(settings.train.batch_size, corpus.size("train"))
