@@ -18,19 +18,15 @@ from arcvae_cli.settings import Settings
 from arcvae_cli.step import Step, mix, seed_step, snapshot
 
 TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
-FAILED = {"compile": "the network cannot be compiled here", "graph": "no CUDA graph could be recorded"}
-Cases = dict[tuple[str, ...], float]  # a time for each combination of levels whose beta is 0: no term in the loss
 
 
 class Engine:
-    """The steps of a run. `kind`: the engine that runs them; `reason`: why it is not the one asked for, or None."""
+    """The steps of a run. `kind`: the engine that runs them; `reason`: why it is not the one asked for."""
 
     def __init__(self, settings: Settings, step: Step, corpus: Corpus, control: Controller, steps: int) -> None:
         self.settings, self.step, self.corpus, self.control = settings, step, corpus, control
         self.steps, self.size = steps, settings.train.batch_size
-        self.kind = "eager"
-        self.reason: str | None = None
-        self.cuda = step.device.type == "cuda"
+        self.kind, self.reason, self.cuda = "eager", "", step.device.type == "cuda"
         self.order = torch.zeros(steps * self.size, dtype=torch.int64, device=step.device)
         self.indices = torch.zeros(self.size, dtype=torch.int64, device=step.device)
         self.row = torch.zeros(1, dtype=torch.int64, device=step.device)
@@ -39,9 +35,7 @@ class Engine:
         self._graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph] = {}  # by the levels whose beta is 0
 
     def choose_threads(self, steps: int) -> str | None:
-        """Set the CPU threads for so many steps, on a CPU by a trial that leaves no trace; a note about it."""
-        if self.step.device.type != "cpu":
-            return None
+        """Set the CPU threads for so many steps by a trial that leaves no trace; a note about it."""
         restore = snapshot(self.step, self.control)
         self.step.model.train()
         note = choose_threads(self._try, steps)
@@ -50,41 +44,48 @@ class Engine:
 
     def prepare(self, times: Iterable[float]) -> None:
         """Choose the engine by trial, eager where another fails. `times`: all that the schedule will be asked for."""
-        wanted = self.settings.train.engine
-        if wanted == "eager" or (wanted == "auto" and not self.cuda):
+        compiled = self.settings.train.engine == "compile"
+        if self.settings.train.engine == "graph" and not self.cuda:
+            self.reason = f"CUDA graphs need a CUDA device, this is {self.step.device.type}"
+        if not compiled and (self.settings.train.engine == "eager" or not self.cuda):
             return
         restore = snapshot(self.step, self.control)
         self.step.model.train()
         self.control.use_tensors()
-        cases: Cases = {}
+        cases: dict[tuple[str, ...], float] = {}  # a time for each combination of levels whose beta is 0
         for time in times:
             self.control.at(time)
             cases.setdefault(self.control.zero_levels, time)
-        if wanted == "compile":
-            self._attempt("compile", self._compile, cases)
-        elif not self.cuda:
-            self.reason = f"CUDA graphs need a CUDA device, this is {self.step.device.type}"
-        if self.cuda:
-            self._attempt("graph", self._record, cases)
-        restore()
-
-    def _attempt(self, kind: str, trial: Callable[[Cases], None], cases: Cases) -> None:
-        forward = self.step.forward
+        if compiled:
+            # torch 2.13 loses what a compiled function writes into the state of a closed loop
+            self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
+            # fallback_random: draws what eager draws
+            self.step.forward = torch.compile(self.step.plain, dynamic=False, options={"fallback_random": True})
         try:
-            trial(cases)
-            self.kind = "compile" if self.kind == "compile" else kind
+            modules = self.step.model.modules()
+            graphs = self.cuda and not any(isinstance(part, nn.RNNBase) and part.dropout for part in modules)
+            if not graphs and not compiled:
+                raise RuntimeError("it cannot seed the dropout between GRU layers, whose state is cuDNN's own")
+            for levels, time in cases.items():
+                self.control.at(time)
+                if graphs:
+                    self._graphs[levels] = record_graph(self.body, self._try)
+                else:
+                    self._try()
+            self.kind = "compile" if compiled else "graph"
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler, the compiler behind it or a driver may raise
-            self.reason = f"{FAILED[kind]}: {first_line(error)}"
-            self.step.forward = forward
+            self.reason = f"{'compiling' if compiled else 'recording a CUDA graph'} failed: {first_line(error)}"
+            self.step.forward = self.step.plain
+            self._graphs.clear()
+        restore()
 
     def begin(self, epoch: int, index: int = 0) -> None:
         """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
         self.epoch = epoch
         generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
-        order = torch.randperm(self.corpus.size("train"), generator=generator)
-        self.order.copy_(order[: len(self.order)])
+        self.order.copy_(torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)])
         self.row.fill_(index)
 
     def run(self, index: int) -> None:
@@ -92,10 +93,7 @@ class Engine:
         seed_step(self.settings.train.seed, "step", self.epoch, index)
         self.indices.copy_(self.order[index * self.size : (index + 1) * self.size])
         graph = self._graphs.get(self.control.zero_levels)
-        if graph is not None:
-            graph.replay()
-        else:
-            self.body()
+        (self.body if graph is None else graph.replay)()
 
     def body(self) -> None:
         augment, conditions = self.settings.data.augment, bool(self.step.model.attributes)
@@ -129,34 +127,13 @@ class Engine:
             size //= 2
         return None
 
-    def _compile(self, cases: Cases) -> None:
-        # torch 2.13 loses what a compiled function writes into the state of a closed loop
-        self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
-        # fallback_random: draws what eager draws
-        self.step.forward = torch.compile(self.step.plain, dynamic=False, options={"fallback_random": True})
-        for time in cases.values():
-            self.control.at(time)
-            self._try()
-
-    def _record(self, cases: Cases) -> None:
-        if any(isinstance(part, nn.RNNBase) and part.dropout for part in self.step.model.modules()):
-            raise RuntimeError("it cannot seed the dropout between GRU layers, whose state is cuDNN's own")
-        found = {}
-        for levels, time in cases.items():
-            self.control.at(time)
-            found[levels] = record_graph(self.body, self._try)
-        self._graphs = found
-
 
 WARM_UPS = 3  # plain calls before a recording, in which libraries choose kernels and allocate workspaces
 _failed: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator still refers to them, and can record no other
 
 
 def record_graph(function: Callable[[], None], warm_up: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """A graph of `function` on the current CUDA device, after calls of `warm_up`; a seed gives it the same draws.
-
-    RuntimeError where it does what no graph can, such as reading a value back, and in every call after a failed one.
-    """
+    """A graph of `function` on the current CUDA device; RuntimeError where no graph can do it, or one has failed."""
     if _failed:
         raise RuntimeError("an earlier recording failed")
     here, device = torch.cuda.current_stream(), torch.cuda.current_device()

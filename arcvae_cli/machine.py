@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container, as it sees itself
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-TRIAL_STEPS = 200  # a shorter run is over before a trial pays
-TRIAL_SHARE, TRIAL_SECONDS, TRIAL_ROUNDS = 0.02, 2.0, 10  # what a trial may take: of the run, at most, after warming up
+TRIAL_ROUNDS, TRIAL_SECONDS, TRIAL_STEPS = 10, 2.0, 500  # of a trial at most; a shorter run is over before it pays
 GAIN = 0.9  # more threads are taken if they need less than this share of the time, since the load may grow
 
 
 def cores() -> int:
-    """How many cores this process may use: its CPU affinity, within the quota (rounded up) of its container."""
+    """How many cores this process may use: its CPU affinity, within the quota of its container."""
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     try:
         quota, period = CPU_QUOTA.read_text().split()
@@ -32,7 +31,7 @@ def cores() -> int:
 
 def threads_given() -> bool:
     """Whether the environment sets the number of threads."""
-    return any(os.environ.get(name) for name in THREADS)
+    return any(map(os.environ.get, THREADS))
 
 
 def use_cores() -> None:
@@ -44,10 +43,7 @@ def use_cores() -> None:
 
 
 def choose_threads(step: Callable[[], object], steps: int) -> str | None:
-    """Set PyTorch's threads for a run of so many steps: one, or as many as now where those take a `step` faster.
-
-    Returns a note about the trial, None without one: a single thread, a number set by the environment, a short run.
-    """
+    """Set PyTorch's threads for so many steps: one, or as many as now if a trial `step` is faster. A note about it."""
     import torch
 
     every = torch.get_num_threads()
@@ -57,20 +53,18 @@ def choose_threads(step: Callable[[], object], steps: int) -> str | None:
     if steps < TRIAL_STEPS:
         return None
     seconds: dict[int, list[float]] = {1: [], every: []}
-    spent, limit = 0.0, TRIAL_SECONDS
-    while spent < limit and len(seconds[every]) <= TRIAL_ROUNDS:
+    while len(seconds[every]) <= TRIAL_ROUNDS and sum(seconds[1][1:] + seconds[every][1:]) < TRIAL_SECONDS:
         for count, taken in seconds.items():
             torch.set_num_threads(count)
             began = time.perf_counter()
             step()
             taken.append(time.perf_counter() - began)
-            if len(taken) > 1:  # the first one makes kernels ready
-                spent += taken[-1]
-                limit = min(limit, TRIAL_SHARE * steps * min(map(min, seconds.values())))
-    one, all_of_them = (sum(taken[1:]) / len(taken[1:]) for taken in seconds.values())
-    torch.set_num_threads(every if all_of_them < GAIN * one else 1)
-    chosen = torch.get_num_threads()
-    return f"threads {chosen}, by trial: {1e3 * one:.3g} ms a step with 1, {1e3 * all_of_them:.3g} ms with {every}"
+    one, several = (
+        1e3 * sum(taken[1:]) / len(taken[1:]) for taken in seconds.values()
+    )  # the first makes kernels ready
+    chosen = every if several < GAIN * one else 1
+    torch.set_num_threads(chosen)
+    return f"threads {chosen}, by trial: {one:.3g} ms a step with 1, {several:.3g} ms with {every}"
 
 
 def describe(device: torch.device) -> str:
@@ -98,12 +92,10 @@ def peak_memory(device: torch.device) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # where `getrusage` may return the peak of the parent process
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     if sys.platform == "win32":
         return 0
-    if sys.platform == "linux":  # where `getrusage` may return the peak of the parent process
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -15,7 +15,7 @@ from arcvae_cli.controllers import exact_type
 from arcvae_cli.models.base import Batch, Output
 from arcvae_cli.objective import Terms
 
-HITS = 5  # columns that `hits` gives
+HITS = 5  # columns of sums: right positions, positions, the same two but for the background, wholly right examples
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,7 @@ class EpochMetrics:
 
     @property
     def kl(self) -> float:
-        return sum(self.kl_by_level.values())  # nats per example
-
-    @property
-    def kl_by_level(self) -> dict[str, float]:
-        return {level: sum(groups) for level, groups in self.kl_per_dim.items()}
+        return sum(map(sum, self.kl_per_dim.values()))  # nats per example
 
     @property
     def groups(self) -> list[float]:
@@ -65,7 +61,13 @@ class MetricAccumulator:
         losses = [terms.loss, terms.reconstruction, *terms.clamped_kl.values(), *terms.kl_per_dim.values()]
         numbers = [len(batch.x), *losses, 0.0 if norm is None else norm, *(terms.betas[level] for level in self.levels)]
         parts = [x.reshape(-1) if isinstance(x, Tensor) else self.table.new_full((1,), x) for x in numbers]
-        line = torch.cat([*parts, hits(output.logits, batch, self.background)])  # of the type of the table
+        right = output.logits.argmax(dim=1) == batch.x  # (B, *positions)
+        valid = right.new_ones(()).expand_as(right) if batch.valid is None else batch.valid
+        foreground = valid if self.background is None else (batch.x != self.background) & valid
+        exact = (right | ~valid).flatten(1).all(dim=1)
+        right = right & valid
+        hits = [right.sum(), valid.sum(), (right & foreground).sum(), foreground.sum(), exact.sum()]
+        line = torch.cat([*parts, torch.stack(hits)])  # of the type of the table
         if isinstance(row, Tensor):
             self.table.index_copy_(0, row, line[None])
         else:
@@ -119,20 +121,9 @@ class MetricRows:
     @property
     def first_nonfinite(self) -> int | None:
         """The first row with a NaN or an infinity, None where all are finite."""
-        found = np.flatnonzero(~np.isfinite(self.rows).all(axis=1))
-        return int(found[0]) if len(found) else None
+        return next(iter(np.flatnonzero(~np.isfinite(self.rows).all(axis=1)).tolist()), None)
 
     def betas(self) -> dict[str, list[float]]:
         """Beta of every row, by level."""
         first = self.rows.shape[1] - HITS - len(self.levels)
         return {level: self.rows[:, first + index].tolist() for index, level in enumerate(self.levels)}
-
-
-def hits(logits: Tensor, batch: Batch, background: int | None) -> Tensor:
-    """(HITS,) sums: right positions, positions, right and not background, not background, wholly right examples."""
-    right = logits.argmax(dim=1) == batch.x  # (B, *positions)
-    valid = right.new_ones(()).expand_as(right) if batch.valid is None else batch.valid
-    foreground = valid if background is None else (batch.x != background) & valid
-    exact = (right | ~valid).flatten(1).all(dim=1)
-    right = right & valid
-    return torch.stack([right.sum(), valid.sum(), (right & foreground).sum(), foreground.sum(), exact.sum()])

@@ -37,10 +37,8 @@ class Objective(nn.Module):
     def __init__(self, settings: ObjectiveSettings, class_counts: Tensor | None = None) -> None:
         super().__init__()
         self.settings = settings
-        weights = None
-        if settings.class_weights != "none":
-            assert class_counts is not None
-            weights = class_weights(class_counts, settings.class_weights)
+        kind = settings.class_weights
+        weights = class_weights(class_counts, kind) if class_counts is not None and kind != "none" else None
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, output: Output, batch: Batch, weigh: Weigh) -> Terms:
@@ -90,14 +88,6 @@ class Objective(nn.Module):
         else:
             total = kl.mean(dim=0).sum().clamp(min=floor)
         return total / kl.shape[1] if self.settings.kl_reduction == "mean" else total
-
-    def selection_loss(
-        self, reconstruction: float, kl: Mapping[str, list[float]], weights: Mapping[str, float]
-    ) -> float:
-        """The loss of model selection: reconstruction + weight * raw KL of every level, reduced, without free bits."""
-        mean = self.settings.kl_reduction == "mean"
-        parts = (weights[name] * (sum(groups) / (len(groups) if mean else 1)) for name, groups in kl.items())
-        return reconstruction + sum(parts)
 
 
 def class_weights(counts: Tensor, kind: str) -> Tensor:

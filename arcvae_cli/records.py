@@ -33,9 +33,7 @@ class Plan:
 
     run: str
     parameters: int
-    device: str
-    precision: str
-    engine: str
+    how: str  # device, precision and engine
     corpus: str
     sizes: Mapping[str, int]
     epochs: int
@@ -51,21 +49,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class StepRecord:
-    """One logged step within an epoch."""
-
-    epoch: float
-    step: int
-    betas: Mapping[str, float]
-    train: EpochMetrics
-    unit: str
-
-    def metrics(self) -> dict[str, Any]:
-        place = {"step": self.step, "epoch": round(self.epoch, 6)}
-        return {**place, **betas(self.betas), **flat("train", self.train, self.unit)}
-
-
-@dataclass(frozen=True)
 class EpochRecord:
     """One finished epoch."""
 
@@ -76,10 +59,10 @@ class EpochRecord:
     train: EpochMetrics
     val: EpochMetrics
     selection: float  # the loss of model selection
-    monitored: float  # the value of `train.monitor`
-    best: bool  # so far
     seconds: float
     unit: str
+    monitored: float = 0.0  # the value of `train.monitor`
+    best: bool = False  # so far
     beta_range: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # if it went up and down
     beta_trace: Mapping[str, Sequence[float]] = field(default_factory=dict)  # beta of every step, by level
     targets: tuple[Target, ...] = ()  # of closed loops
@@ -174,8 +157,8 @@ class Recorder:
         `betas`: of the levels with open loops. `loss`: the mean of recent steps, None where no new one is known.
         """
 
-    def steps(self, records: Sequence[StepRecord]) -> None:
-        """The logged steps of an epoch, at its end."""
+    def steps(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """The metrics of an epoch's logged steps, at its end."""
 
     def epoch(self, record: EpochRecord) -> None:
         """After every epoch."""

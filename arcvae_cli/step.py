@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any
@@ -63,7 +63,6 @@ def mix(seed: int, *place: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-Forward = Callable[[Batch, Weigh], tuple[Terms, Output]]
 PLATEAU, PATIENCE = 0.2, 3  # factor of the learning rate after more than so many epochs without a better value
 
 
@@ -82,10 +81,7 @@ class Adam(optim.Adam):
 
     @torch.no_grad()
     def advance(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-        """One step from the gradients, clipped to a total norm of `most` (0: never). Returns the norm before clipping.
-
-        If a gradient is not finite, nothing changes (except on MPS, whose kernel ignores that argument).
-        """
+        """One step from gradients clipped to a norm of `most` (0: never), if all are finite. Their norm before that."""
         moved: list[Tensor] = [parameter for parameter in parameters if parameter.grad is not None]
         grads = [parameter.grad for parameter in moved if parameter.grad is not None]
         for parameter in moved:
@@ -118,7 +114,7 @@ class Step:
         self.precision = choose_precision(settings.precision, device)
         self.parameters = list(model.parameters())
         self.norm: Tensor | None = None  # of the last step's gradient
-        self.forward: Forward = self.plain
+        self.forward: Callable[[Batch, Weigh], tuple[Terms, Output]] = self.plain
         # a tensor that keeps its place in memory: a graph reads the rate of its step
         self.rate = torch.tensor(settings.lr, device=device)
         adam: dict[str, Any] = {"betas": settings.adam_betas, "weight_decay": settings.weight_decay}
@@ -141,10 +137,6 @@ class Step:
         terms.loss.backward()  # type: ignore[no-untyped-call]
         self.norm = self.optimizer.advance(self.parameters, self.clip)
         return terms, output
-
-    @torch.inference_mode()
-    def measure(self, batch: Batch, betas: Mapping[str, float]) -> tuple[Terms, Output]:
-        return self.plain(batch, betas)
 
 
 def snapshot(step: Step, control: Controller) -> Callable[[], None]:

@@ -26,7 +26,7 @@ from arcvae_cli.machine import cores, describe, out_of_memory, peak_memory, thre
 from arcvae_cli.metrics import EpochMetrics, MetricAccumulator, MetricRows
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
-from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Pictures, Plan, Recorder, StepRecord
+from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Pictures, Plan, Recorder, betas, flat
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.settings import Settings, elbo_scale
 from arcvae_cli.signals import exit_code, signal_name
@@ -46,8 +46,8 @@ class Trainer:
         self.recorders: list[Recorder] = []
         self.stop: Callable[[], int | None] = lambda: None  # gives the number of a signal that asks to stop
         self.schedule, self.levels = settings.schedule, tuple(model.level_sizes)
-        self.objective = Objective(settings.objective, corpus.class_counts()).to(self.device)
-        self.step = Step(model, self.objective, settings.train, self.device)
+        objective = Objective(settings.objective, corpus.class_counts()).to(self.device)
+        self.step = Step(model, objective, settings.train, self.device)
         self.steps = max(1, corpus.size("train") // settings.train.batch_size)  # an epoch; the remainder is left out
         self.rate = LearningRate(settings.train, self.steps * settings.train.epochs)
         positions = corpus.mean_positions
@@ -56,9 +56,9 @@ class Trainer:
         self.val_order = longest_first(corpus, "val", torch.arange(corpus.size("val")))
         # each level's largest beta, for a closed loop the ELBO's 1
         self.elbo_scale = elbo_scale(settings, positions)
-        self.closed_levels = self.schedule.closed_levels(self.levels)
+        self.open_levels = [name for name in self.levels if name not in self.schedule.closed_levels(self.levels)]
         self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
-        self.selection_weights |= self.schedule.peaks([name for name in self.levels if name not in self.closed_levels])
+        self.selection_weights |= self.schedule.peaks(self.open_levels)
         self.fingerprint = corpus.fingerprint()
         self.notes: list[str] = []
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
@@ -110,19 +110,17 @@ class Trainer:
         if not self.trials_done:
             self.check_precision()
             left = self.steps * train.epochs - self.global_step
-            if train.threads == "auto" and (note := self.engine.choose_threads(left)):
+            if train.threads == "auto" and self.device.type == "cpu" and (note := self.engine.choose_threads(left)):
                 self.notes.append(note)
             self.trials_done = True
-        epochs = range(1, train.epochs + 1)
-        self.engine.prepare(self.clock(epoch, index) for epoch in epochs for index in range(self.steps))
-        if self.engine.reason is not None:
+        times = (self.clock(epoch + 1, index) for epoch in range(train.epochs) for index in range(self.steps))
+        self.engine.prepare(times)
+        if self.engine.reason:
             self.notes.append(f"{self.engine.reason}: {TEXTS[self.engine.kind]}")
         plan = Plan(
             run=self.folder.name,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            device=describe(self.device),
-            engine=TEXTS[self.engine.kind],
-            precision=PRECISIONS[self.step.precision],
+            how=f"{describe(self.device)} in {PRECISIONS[self.step.precision]}, {TEXTS[self.engine.kind]}",
             corpus=self.corpus.name,
             sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},
             epochs=train.epochs,
@@ -140,18 +138,19 @@ class Trainer:
                 recorder.resume(self.history, len(self.history) * self.steps)
         self.save()
 
+    @torch.inference_mode()
     def check_precision(self) -> None:
         """Fall back to fp32 if bf16, chosen by `auto`, does not give the same loss on one batch within 2 %."""
         if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
             return
-        count = min(self.settings.train.batch_size, self.corpus.size("val"), 32)
+        count = min(self.corpus.size("val"), 32)
         batch = self.corpus.batch("val", torch.arange(count, device=self.device))
         losses = []
         self.model.eval()
         for precision in (torch.float32, torch.bfloat16):
             self.step.precision = precision
             seed_step(self.settings.train.seed, "precision")
-            losses.append(self.step.measure(batch, self.selection_weights)[0].loss.item())
+            losses.append(self.step.plain(batch, self.selection_weights)[0].loss.item())
         if not abs(losses[1] - losses[0]) <= 0.02 * abs(losses[0]):
             self.step.precision = torch.float32
             self.notes.append(f"bf16 gives a loss of {losses[1]:.4g} and fp32 {losses[0]:.4g}: using fp32")
@@ -178,16 +177,15 @@ class Trainer:
                     self.save()
             rows = self.engine.metrics.read(self.steps)  # the one CPU-GPU sync of the epoch
             self.check_steps(rows)
-        betas = {name: path[-1] for name, path in rows.betas().items()}
-        for name in self.closed_levels:  # whose beta may change its sign with every batch: the mean is what acted
-            betas[name] = sum(rows.betas()[name]) / self.steps
+        # beta of a closed loop may change its sign with every batch: the mean is what acted
+        last = {k: v[-1] if k in self.open_levels else sum(v) / self.steps for k, v in rows.betas().items()}
         with self.timed("validation"):
-            val = self.validate(betas)
-        record = self.record(rows, betas, val, time.perf_counter() - began)
+            val = self.validate(last)
+        record = self.record(rows, last, val, time.perf_counter() - began)
         with self.timed("recording"):
-            steps = self.step_records(rows)
+            lines = self.logged_steps(rows)
             for recorder in self.recorders:
-                recorder.steps(steps)
+                recorder.steps(lines)
                 recorder.epoch(record)
         self.save()
         self.finish_epoch(record)
@@ -212,43 +210,45 @@ class Trainer:
         for index, batch in enumerate(batches(self.corpus, "val", self.val_order, self.device, size)):
             self.stop_if_asked()
             seed_step(self.settings.train.seed, "val", index)
-            metrics.add(index, *self.step.measure(batch, betas), batch)
+            metrics.add(index, *self.step.plain(batch, betas), batch)
         rows = metrics.read()
         if rows.first_nonfinite is not None:  # the last update of the weights shows only here
             raise FloatingPointError(f"epoch {len(self.history) + 1}: the validation loss")
         return rows.mean()
 
-    def step_records(self, rows: MetricRows) -> list[StepRecord]:
-        """The logged steps of the epoch just finished."""
+    def logged_steps(self, rows: MetricRows) -> list[dict[str, Any]]:
+        """The metrics of the logged steps of the epoch just finished."""
         found = []
         for row, step in zip(rows.rows, range(self.global_step - self.steps + 1, self.global_step + 1), strict=True):
             if step % self.settings.log.every_n_steps == 0:
-                one = MetricRows(row[None], rows.levels)
-                betas = {level: path[0] for level, path in one.betas().items()}
-                found.append(StepRecord(step / self.steps, step, betas, one.mean(), self.corpus.unit))
+                one, place = MetricRows(row[None], rows.levels), {"step": step, "epoch": round(step / self.steps, 6)}
+                beta = betas({level: path[0] for level, path in one.betas().items()})
+                found.append({**place, **beta, **flat("train", one.mean(), self.corpus.unit)})
         return found
 
-    def record(self, rows: MetricRows, betas: Mapping[str, float], val: EpochMetrics, seconds: float) -> EpochRecord:
-        """Add the record of the epoch to the history, with whether it is the best so far."""
+    def record(self, rows: MetricRows, last: Mapping[str, float], val: EpochMetrics, seconds: float) -> EpochRecord:
+        """Add the record of the epoch to the history, with whether it is the best so far; `last`: its betas."""
         epoch, train, trace = len(self.history) + 1, rows.mean(), rows.betas()
         before = self.history[-1].beta_trace if self.history else {}
-        spans = {name: (min(trace[name]), max(trace[name])) for name in self.levels if name not in self.closed_levels}
+        spans = {name: (min(trace[name]), max(trace[name])) for name in self.open_levels}
         moved = {name: abs(trace[name][-1] - trace[name][0]) for name in spans}
+        totals = {name: sum(kl) for name, kl in train.kl_per_dim.items()}
+        # the loss of model selection: reconstruction + weight * raw KL, reduced as in training, without free bits
+        mean, weights = self.settings.objective.kl_reduction == "mean", self.selection_weights
+        parts = [weights[name] * (sum(kl) / (len(kl) if mean else 1)) for name, kl in val.kl_per_dim.items()]
         record = EpochRecord(
             epoch=epoch,
             step=self.global_step,
-            betas=betas,
+            betas=last,
             learning_rate=self.rate(self.global_step - 1),
             train=train,
             val=val,
-            selection=self.objective.selection_loss(val.reconstruction, val.kl_per_dim, self.selection_weights),
-            monitored=0.0,
-            best=False,
+            selection=val.reconstruction + sum(parts),
             seconds=seconds,
             unit=self.corpus.unit,
             beta_range={name: (low, high) for name, (low, high) in spans.items() if moved[name] < 0.99 * (high - low)},
             beta_trace=trace,
-            targets=self.control.reached(float(epoch), trace, before, train.kl_by_level, train.reconstruction),
+            targets=self.control.reached(float(epoch), trace, before, totals, train.reconstruction),
             restart=self.schedule.restart_info(float(epoch)),
         )
         monitor = self.settings.train.monitor
@@ -306,14 +306,13 @@ class Trainer:
         """Copies of `last.pth`, just saved at the end of an epoch: the best, the best few, every n-th epoch."""
         folder, last = self.folder.checkpoints, self.folder.checkpoints / "last.pth"
         if record.best:
-            checkpoints.copy(last, folder / checkpoints.BEST)
-            self.save_parts("", record.epoch)
+            self.copy(last, record.epoch)
         rankings = {"loss": [(one.selection, one.selection, one.epoch) for one in self.history]}
         if self.corpus.unit == "token":
             rankings["seq_acc"] = [(-one.val.exact, one.val.exact, one.epoch) for one in self.history]
         limit = self.settings.checkpoint.save_top_k
         for name, ranking in rankings.items() if limit else ():
-            for rank, (_, value, epoch) in enumerate(sorted(ranking, key=lambda one: (one[0], one[2]))):
+            for rank, (_, value, epoch) in enumerate(sorted(ranking)):
                 file = folder / f"best-{name}-epoch_{epoch:03d}-{value:.4f}.pth"
                 if rank >= limit:
                     file.unlink(missing_ok=True)
@@ -321,17 +320,18 @@ class Trainer:
                     checkpoints.copy(last, file)
         every = self.settings.checkpoint.every_epochs
         if every and record.epoch % every == 0:
-            checkpoints.copy(last, folder / f"vae_epoch_{record.epoch}.pth")
-            self.save_parts(f"_epoch_{record.epoch}", record.epoch)
+            self.copy(last, record.epoch, f"_epoch_{record.epoch}")
 
-    def save_parts(self, suffix: str, epoch: int) -> None:
+    def copy(self, path: Path, epoch: int, suffix: str = "") -> None:
+        """Copy the checkpoint at `path`, of the weights at present, as the best or by `suffix`, and save its parts."""
+        folder = self.folder.checkpoints
+        checkpoints.copy(path, folder / f"vae{suffix or '_best'}.pth")
         for part, module in (("encoder", self.model.encoder), ("decoder", self.model.decoder)):
-            file = self.folder.checkpoints / f"{part}{suffix}.pth"
-            checkpoints.save_part(file, module.state_dict(), epoch, self.settings)
+            checkpoints.save_part(folder / f"{part}{suffix}.pth", module.state_dict(), epoch, self.settings)
 
     def state_dict(self) -> dict[str, Any]:
         last, names = self.history[-1] if self.history else None, ACCURACIES[self.corpus.unit]
-        betas = [[record.beta_trace[level] for level in self.levels] for record in self.history]
+        traces = [[record.beta_trace[level] for level in self.levels] for record in self.history]
         return {
             "format_version": checkpoints.FORMAT,
             "epoch": len(self.history) + (self.index > 0),
@@ -350,9 +350,8 @@ class Trainer:
             "rng_state": torch.get_rng_state(),
             "config": checkpoints.config_text(self.settings),
             # for resuming: all earlier epochs, a line each, and the metrics of the one under way
-            "steps_per_epoch": self.steps,
             "history": "\n".join(json.dumps(record.plain()) for record in self.history),
-            "betas": torch.tensor(betas, dtype=torch.float64),  # (epochs, levels, steps)
+            "betas": torch.tensor(traces, dtype=torch.float64),  # (epochs, levels, steps)
             "metric_rows": self.engine.metrics.table[: self.index].cpu().clone(),  # of a view, all would be saved
             "corpus": self.fingerprint,
             "precision": PRECISIONS[self.step.precision],
@@ -362,15 +361,13 @@ class Trainer:
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Continue from `state_dict`. Randomness is a function of (seed, epoch, step) and has no state on a device."""
-        if values["steps_per_epoch"] != self.steps:
-            raise ValueError(f"{values['steps_per_epoch']} steps an epoch, now {self.steps}")
         self.model.load_state_dict(values["model_state_dict"])
         self.step.optimizer.load_state_dict(values["optimizer_state_dict"])
         self.rate.state = dict(values["scheduler_state_dict"])
         self.control.load_state_dict(values["schedule_state"])
-        for text, betas in zip(values["history"].splitlines(), values["betas"].tolist(), strict=True):
+        for text, traces in zip(values["history"].splitlines(), values["betas"].tolist(), strict=True):
             record = EpochRecord.of(json.loads(text))
-            self.history.append(replace(record, beta_trace=dict(zip(self.levels, betas, strict=True))))
+            self.history.append(replace(record, beta_trace=dict(zip(self.levels, traces, strict=True))))
         self.best = (values["best"][0], values["best"][1]) if values["best"] else None
         self.global_step = self.saved_step = values["step"]
         self.engine.metrics.table[: len(values["metric_rows"])].copy_(values["metric_rows"])
@@ -393,12 +390,11 @@ class Trainer:
             raise InputError(f"{path}: cannot be resumed from ({first_line(error)})", checkpoints.ANOTHER) from error
         if path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
             self.discard_later(path)
-        within = f" and {self.index} of {self.steps} steps" if self.index else ""
-        self.notes.append(f"resumed after epoch {len(self.history)}{within}")
+        self.notes.append(f"resumed after epoch {len(self.history)}, step {self.global_step}")
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
             self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the learning rate follows the new cosine")
-        before, now = {**values["made_by"], "engine": old["engine"]}, {**made_by(self.device), "engine": train.engine}
+        before, now = values["made_by"] | {"engine": old["engine"]}, made_by(self.device) | {"engine": train.engine}
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
             self.notes.append(f"begun with {'; '.join(changed)}: equal to an uninterrupted run up to rounding only")
 
@@ -413,8 +409,7 @@ class Trainer:
                 return
         self.best = (self.history[-1].monitored, epoch)
         self.notes.append(f"no checkpoint of the best epoch is left: epoch {epoch} takes its place")
-        checkpoints.copy(path, folder / checkpoints.BEST)
-        self.save_parts("", epoch)
+        self.copy(path, epoch)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -466,10 +461,8 @@ class Trainer:
             case KeyboardInterrupt():
                 at_once = not error.args  # else raised by `stop_if_asked`
                 asked = (self.stop() or signal.SIGINT) if at_once else error.args[0]
-                where = f"in epoch {len(self.history) + 1}, after step {self.index} of {self.steps}; saved"
-                if at_once:
-                    where = f"at once after step {self.global_step}; the first {self.saved_step} steps are saved"
-                what = f"stopped by {signal_name(asked)} {where} in {folder.path}"
+                saved = f"after step {self.global_step}; the first {self.saved_step} steps are saved in {folder.path}"
+                what = f"stopped by {signal_name(asked)} {'at once ' if at_once else ''}{saved}"
                 return Interrupted(what, exit_code(asked), f"resume with {resume}", at_once=at_once)
         if not out_of_memory(error):
             return error
@@ -477,16 +470,13 @@ class Trainer:
         if self.part not in ("start", "training"):
             what = f"the memory of {device} is too small for the {self.part}, whatever train.batch_size is"
             return ArcvaeError(what, f"free some memory, then resume with {resume}")
-        what = f"train.batch_size: {train.batch_size} does not fit into the memory of {device}"
-        fitting = None
+        fitting, fix = None, "no smaller batch was found to fit: free some memory, or train a smaller model"
         with contextlib.suppress(Exception):  # after a failed recording the allocator refuses
             fitting = self.engine.fitting(train.batch_size // 2)
-        if not fitting:
-            return ArcvaeError(what, "no smaller batch was found to fit: free some memory, or train a smaller model")
-        # half of it on a host, whose memory is in pieces: what fitted in one process may not fit in the next
-        advised = fitting // 2 if device.type == "cpu" and fitting > 1 else fitting
-        fix = f"a batch of {fitting} fitted in a trial: start a run with `{start} --batch-size {advised}`"
-        return ArcvaeError(what, fix)
+        if fitting:  # on a host half of it, since its memory is fragmented differently in the next process
+            advised = max(1, fitting // 2) if device.type == "cpu" else fitting
+            fix = f"a batch of {fitting} fitted in a trial: start a run with `{start} --batch-size {advised}`"
+        return ArcvaeError(f"train.batch_size: {train.batch_size} does not fit into the memory of {device}", fix)
 
 
 def made_by(device: torch.device) -> dict[str, str | int]:
@@ -500,10 +490,7 @@ def made_by(device: torch.device) -> dict[str, str | int]:
 def overfit(
     settings: Settings, corpus: Corpus, model: VAE, limit: int, report: Callable[[int, EpochMetrics], None]
 ) -> tuple[int, EpochMetrics]:
-    """The check that a model can learn: train on one batch at beta 0 until it is memorised or for `limit` steps.
-
-    Returns the steps done and the metrics after them, of which there is a report every 50 steps.
-    """
+    """Train on one batch at beta 0 until it is memorised or for `limit` steps. Returns the steps and their metrics."""
     objective = Objective(settings.objective, corpus.class_counts()).to(corpus.device)
     step = Step(model, objective, settings.train, corpus.device)
     count = min(settings.train.batch_size, corpus.size("train"))

@@ -14,17 +14,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(machine.sys.platform != "linux", reason="quotas are Linux's")
-@pytest.mark.parametrize(
-    ("quota", "expected"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 8)]
-)
-def test_cores_are_limited_by_affinity_and_quota(
-    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cores_are_limited_by_affinity_and_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
     assert cores() == 8
-    (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert cores() == expected
+    for quota, expected in (("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 8)):
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+        assert cores() == expected
 
 
 @pytest.fixture
@@ -55,7 +51,6 @@ def test_threads_are_no_more_than_the_cores(monkeypatch: pytest.MonkeyPatch) -> 
         (0.1, 0.06, 10_000, 2, 11),
         (0.1, 0.095, 10_000, 1, 11),  # not enough of a gain for twice the cores
         (0.1, 1.0, 10_000, 1, 3),  # others keep the cores busy: after some 2 seconds that is known
-        (0.01, 0.006, 300, 2, 4),  # 2 % of the run
         (0.1, 0.06, 100, 1, 0),
     ],
 )
@@ -76,12 +71,9 @@ def test_the_faster_number_of_threads_is_taken_by_trial(
     assert choose_threads(step, 10_000) is None and len(calls) == 2 * rounds, "no trial of what the environment sets"
 
 
-def test_peak_memory_is_that_of_the_process() -> None:
+def test_peak_memory_and_how_it_runs_out() -> None:
     held = np.ones(100 << 20, np.uint8)
     assert held.nbytes < peak_memory(CPU) < 1 << 40
-
-
-def test_every_way_in_which_memory_runs_out_is_known() -> None:
     texts = ("[enforce fail] DefaultCPUAllocator: can't allocate memory", "could not create a primitive")
     errors = [torch.OutOfMemoryError("CUDA"), MemoryError("Unable to allocate"), *map(RuntimeError, texts)]
     assert all(map(out_of_memory, errors)) and not out_of_memory(RuntimeError("broken"))

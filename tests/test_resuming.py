@@ -42,34 +42,16 @@ TWO_LEVELS = {
     "local": {"name": "controlvae", "target": 1e4, "start_beta": 0.0},  # out of reach: beta of the epoch before counts
 }
 COMMON = {"train": {"epochs": 2, "save_minutes": 0}, "checkpoint": {"every_epochs": 2, "save_top_k": 1}}
+PLATEAU = {"lr_schedule": "plateau", "weight_decay": 0.01}
+RESIDUAL, GECO = {"body": "residual", "dropout": 0.1}, {"name": "geco", "tolerance": 0.4}
+MAPS = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
+GRAMMAR = {"name": "grammar", "latent_dim": 3, "decoder_dropout": 0.2, **SMALL}
+CAPACITY = {"name": "kl_capacity", "capacity": 5.0, "ramp_epochs": 1.5}
 CASES: dict[str, tuple[Callable[[torch.device], GridCorpus | StringCorpus], Settings]] = {
-    "plain": (squares, settings(COMMON, train={"lr_schedule": "plateau", "weight_decay": 0.01})),
-    "residual": (
-        squares,
-        settings(
-            COMMON,
-            model={"body": "residual", "dropout": 0.1},
-            train={"precision": "bf16"},
-            schedule={"name": "geco", "tolerance": 0.4},
-        ),
-    ),
-    "two levels": (
-        squares,
-        settings(
-            COMMON,
-            model={"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4},
-            schedule=TWO_LEVELS,
-        ),
-    ),
-    "derivations": (
-        equations,
-        settings(
-            COMMON,
-            data={"name": "equations"},
-            model={"name": "grammar", "latent_dim": 3, "decoder_dropout": 0.2, **SMALL},
-            schedule={"name": "kl_capacity", "capacity": 5.0, "ramp_epochs": 1.5},
-        ),
-    ),
+    "plain": (squares, settings(COMMON, train=PLATEAU)),
+    "residual": (squares, settings(COMMON, model=RESIDUAL, train={"precision": "bf16"}, schedule=GECO)),
+    "two levels": (squares, settings(COMMON, model=MAPS, schedule=TWO_LEVELS)),
+    "derivations": (equations, settings(COMMON, data={"name": "equations"}, model=GRAMMAR, schedule=CAPACITY)),
 }
 
 
@@ -87,7 +69,7 @@ class Killed(Exception):  # noqa: N818
 
 
 def process(folder: Path, name: str, asked: list[int], killed: list[str], device: torch.device, resumed: bool) -> None:
-    """What one process does: begins a run or resumes it, is asked to stop after so many steps, or dies at a point."""
+    """Begin a run or resume it; it is asked to stop after so many steps, or dies at a point."""
     make_corpus, chosen = CASES[name]
     corpus = make_corpus(device)
     structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, StringCorpus) else None

@@ -26,7 +26,6 @@ def test_a_signal_is_kept_while_patient_and_raised_otherwise(number: signal.Sign
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
-    """`nohup` and shells that start background jobs ignore signals this way."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with GracefulExit() as signals:

@@ -105,9 +105,7 @@ def test_adam_is_pytorchs_after_pytorchs_clipping(most: float) -> None:
 def test_bf16_gives_the_loss_of_fp32() -> None:
     losses = []
     for precision in ("fp32", "bf16"):
-        settings = Settings.model_validate({"model": {"body": "residual"}, "train": {"precision": precision}})
-        seed_step(0, "weights")
-        step = Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
+        step = make_step(precision=precision)
         for index in range(3):
             seed_step(0, index)
             terms, output = step.train(batch(16, index), {"z": 0.1})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvae_cli.files import atomic_write, failed, read_lines
-from arcvae_cli.records import EpochRecord, Recorder, StepRecord
+from arcvae_cli.records import EpochRecord, Recorder
 
 
 class JsonlRecorder(Recorder):
@@ -28,8 +28,8 @@ class JsonlRecorder(Recorder):
         with atomic_write(self._path) as temporary:
             temporary.write_text("".join(lines[place] for place in sorted(lines)), encoding="utf-8")
 
-    def steps(self, records: Sequence[StepRecord]) -> None:
-        self._append(*(json_line("step", record.metrics()) for record in records))
+    def steps(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        self._append(*(json_line("step", line) for line in lines))
 
     def epoch(self, record: EpochRecord) -> None:
         self._append(json_line("epoch", record.metrics()), sync=True)

@@ -35,7 +35,7 @@ RECENT = 120.0  # seconds whose speed gives the time left
 def header(plan: Plan) -> Iterator[str]:
     """The lines above a training."""
     model = f"{plan.settings.model.name}, {plan.parameters:,} parameters"
-    yield f"run {plan.run}: {model}, on {plan.device} in {plan.precision}, {plan.engine}"
+    yield f"run {plan.run}: {model}, on {plan.how}"
     sizes = f"{plan.sizes['train']:,} to train on, {plan.sizes['val']:,} to validate"
     yield f"data {plan.corpus}: {sizes}; {plan.epochs} epochs of {plan.steps} steps"
     floors, schedule, mode = plan.free_bits, plan.settings.schedule, plan.settings.objective.free_bits_mode

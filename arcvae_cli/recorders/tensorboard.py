@@ -10,7 +10,7 @@ import numpy as np
 
 from arcvae_cli.files import read_lines
 from arcvae_cli.recorders.external import example_files, flattened
-from arcvae_cli.records import EpochRecord, Pictures, Recorder, StepRecord
+from arcvae_cli.records import EpochRecord, Pictures, Recorder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -44,9 +44,9 @@ class TensorBoardRecorder(Recorder):
             if record.step > before:
                 self.epoch(record)
 
-    def steps(self, records: Sequence[StepRecord]) -> None:
-        for record in records:
-            self._batch(record.metrics())
+    def steps(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        for line in lines:
+            self._batch(line)
 
     def epoch(self, record: EpochRecord) -> None:
         values = record.metrics()

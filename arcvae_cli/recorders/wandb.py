@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from arcvae_cli.files import atomic_write, read_lines
 from arcvae_cli.recorders.external import example_files, flattened
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, StepRecord
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
 from arcvae_cli.settings import LogSettings, Settings
 
 Mode = Literal["auto", "online", "offline", "off"]  # auto: as W&B's own settings say
@@ -67,9 +67,9 @@ class WandbRecorder(Recorder):
                 self._log(STEP if line.pop("kind") == "step" else EPOCH, line)
         self._step = step
 
-    def steps(self, records: Sequence[StepRecord]) -> None:
-        for record in records:
-            self._log(STEP, record.metrics())
+    def steps(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        for line in lines:
+            self._log(STEP, line)
 
     def epoch(self, record: EpochRecord) -> None:
         self._step = record.step

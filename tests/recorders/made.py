@@ -10,7 +10,7 @@ import numpy as np
 
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.metrics import EpochMetrics
-from arcvae_cli.records import EpochRecord, Pictures, Plan, StepRecord
+from arcvae_cli.records import EpochRecord, Pictures, Plan, betas, flat
 from arcvae_cli.settings import Settings
 
 STRINGS = Settings.model_validate({"data": {"name": "equations"}, "model": {"name": "grammar"}})
@@ -22,7 +22,7 @@ def plan(levels: Mapping[str, int] | None = None, free_bits: float = 0.0, **chan
     """A plan of 100 epochs of 50 steps, with changes; `levels`: groups by level, `free_bits`: of all levels."""
     levels = levels or {"z": 3}
     values: dict[str, Any] = {
-        **{"run": "one", "parameters": 1234567, "device": "cpu", "precision": "fp32", "engine": "eager steps"},
+        **{"run": "one", "parameters": 1234567, "how": "cpu in fp32, eager steps"},
         **{"corpus": "arc", "sizes": {"train": 80_000, "val": 10_000, "test": 10_000}, "epochs": 100, "steps": 50},
         **{"settings": Settings(schedule={"name": "cyclical"}), "elbo_scale": 1.0, "notes": (), "blank": 0.9},
         "level_shapes": {name: (size,) for name, size in levels.items()},
@@ -47,10 +47,11 @@ def record(
     return EpochRecord(**{**values, **changed})
 
 
-def steps(of: EpochRecord, every: int = 25) -> list[StepRecord]:
-    """The logged steps of an epoch."""
+def steps(of: EpochRecord, every: int = 25) -> list[dict[str, Any]]:
+    """The metrics of an epoch's logged steps."""
     numbers = [step for step in range(of.step - 49, of.step + 1) if step % every == 0]
-    return [StepRecord(step / 50, step, of.betas, of.train, of.unit) for step in numbers]
+    same = {**betas(of.betas), **flat("train", of.train, of.unit)}
+    return [{"step": step, "epoch": step / 50, **same} for step in numbers]
 
 
 def pictures() -> Pictures:
