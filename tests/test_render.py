@@ -78,7 +78,9 @@ def test_reconstructions_stand_under_their_originals_and_errors_below(drawn: lis
     errors = read[[2, 5]].reshape(16, 16, 16, 3)
     assert (errors[:, 3, 5] == 255).all() and errors.sum() == 16 * 3 * 255, "wrong cells white, right ones black"
     above = ["1 wrong"] * 16 + ["original"] * 2 + ["reconstruction"] * 2 + ["error"] * 2
-    assert texts(drawn[0].axes[0]) == above and [text.get_text() for text in drawn[0].texts] == ["run, epoch 3"]
+    assert texts(drawn[0].axes[0]) == above and [text.get_text() for text in drawn[0].texts] == [
+        "run, epoch 3; white: wrong cell"
+    ]
     axes = drawn[1].axes[0]
     lines = (axes.images[0].get_array() == [0, 0xFF, 0xC8]).all(2).sum()
     assert lines == 3 * 8 * (41 * 57 - 37 * 53), "two pixels wide, in every row"

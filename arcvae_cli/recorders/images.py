@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ class ImageRecorder(Recorder):
 
     def __init__(self, folder: Path, kind: str, rules: Rules | None = None) -> None:
         self._folder, self._kind, self._rules = folder, kind, rules
-        self._plan: Plan | None = None
+        self._plan: Plan
         self._epochs: list[EpochRecord] = []
 
     def start(self, plan: Plan) -> None:
@@ -41,8 +40,8 @@ class ImageRecorder(Recorder):
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002
         self._epochs = list(records)
         for path in self._folder.glob("*_epoch_*"):
-            number = re.fullmatch(r"(?:reconstructions|samples|kl_map)_epoch_(\d+)\.(?:png|txt)", path.name)
-            if number and int(number[1]) > len(records):
+            number = path.stem.rpartition("_")[2]
+            if number.isdecimal() and int(number) > len(records):
                 path.unlink()
 
     def epoch(self, record: EpochRecord) -> None:
@@ -52,9 +51,10 @@ class ImageRecorder(Recorder):
         domains.of(self._kind).write_pictures(self._folder, epoch, pictures, self._rules)
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
-        epochs, plan = self._epochs, self._plan
-        if not epochs or plan is None:
+        epochs = self._epochs
+        if not epochs:
             return
+        plan = self._plan
         levels = {name: np.array([record.val.kl_per_dim[name] for record in epochs]) for name in plan.level_shapes}
         floors = plan.free_bits if plan.settings.objective.free_bits_mode != "total" else {}
         title = f"{plan.run}, validation: KL of each dimension"
@@ -64,7 +64,7 @@ class ImageRecorder(Recorder):
         curves = training_curves([record.metrics() for record in epochs])
         best = max((record.epoch for record in epochs if record.best), default=None)
         title = f"{plan.run}: training curves (solid: validation, dashed: training, grey line: best epoch)"
-        plots.save_curves(self._folder / "training_curves.png", curves, title, columns=3, best=best)
+        plots.save_curves(self._folder / "training_curves.png", curves, title, best=best)
 
 
 def beta_curves(epochs: Sequence[EpochRecord], steps: int) -> list[plots.Curve]:

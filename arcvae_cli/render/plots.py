@@ -15,7 +15,6 @@ from arcvae_cli.render.terminal import DEAD, PALETTE, Grids
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
 Image = NDArray[np.uint8]  # (..., height, width, 3)
 Extents = NDArray[np.uint8] | None  # (N, 2) height and width of each grid
@@ -33,33 +32,26 @@ LINE, EXTENT, RIGHT, WRONG = "#555555", "#00FFC8", "#000000", "#FFFFFF"
 
 def save_grids(path: Path, grids: Grids, columns: int = 8, titles: Texts | None = None, title: str = "") -> None:
     """Grids (N, H, W) in rows of `columns`, blank ones marked, with a text above each and a title above all."""
-    _write(_sheet([_tiles(grids)], columns, titles or (), title=title, marked=[grids]), path)
+    _write(_sheet([_tiles(grids)], columns, titles or (), (), title, [grids]), path)
 
 
 def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column: str, title: str) -> None:
     """Samples (N, H, W) in rows of `columns`; a row has one latent of level `row`, a column one of level `column`."""
     above = [f"{column} {place + 1}" for place in range(columns)]
     left = [f"{row} {place + 1}" for place in range(-(-len(grids) // columns))]
-    _write(_sheet([_tiles(grids)], columns, above, left, title, marked=[grids]), path)
+    _write(_sheet([_tiles(grids)], columns, above, left, title, [grids]), path)
 
 
 def save_reconstructions(path: Path, originals: Grids, reconstructions: Grids, extents: Extents, title: str) -> None:
     """The first PAIRS originals, reconstructions (N, H, W) and errors; `extents` (N, 2) are drawn as rectangles."""
-    from matplotlib.patches import Patch
-
     originals, reconstructions = originals[:PAIRS], reconstructions[:PAIRS]
     wrong = (originals != reconstructions).astype(np.uint8)
-    above = [f"{count} wrong" for count in wrong.sum((1, 2), dtype=int)]
-    legend = [Patch(facecolor=RIGHT, label="right cell"), Patch(facecolor=WRONG, label="wrong cell")]
+    above, rows = [f"{count} wrong" for count in wrong.sum((1, 2), dtype=int)], ["original", "reconstruction", "error"]
     if extents is not None:
         above = [f"{height}x{width}, {text}" for (height, width), text in zip(extents[:PAIRS], above, strict=True)]
-        legend.append(Patch(facecolor=LINE, edgecolor=EXTENT, linewidth=2, label="extent of the grid"))
-    rows, kinds = (
-        ("original", "reconstruction", "error"),
-        [_tiles(grids, extents) for grids in (originals, reconstructions)],
-    )
-    kinds.append(_tiles(wrong, extents, (RIGHT, WRONG)))
-    _write(_sheet(kinds, 8, above, rows, title, marked=[originals, reconstructions], legend=legend), path)
+        title += "; frame: extent of the grid"
+    kinds = [_tiles(originals, extents), _tiles(reconstructions, extents), _tiles(wrong, extents, (RIGHT, WRONG))]
+    _write(_sheet(kinds, 8, above, rows, f"{title}; white: wrong cell", [originals, reconstructions]), path)
 
 
 def save_kl_maps(path: Path, originals: Grids, maps: Maps, title: str = "", means: Maps | None = None) -> None:
@@ -81,7 +73,7 @@ def save_kl_maps(path: Path, originals: Grids, maps: Maps, title: str = "", mean
     above = [", ".join(f"{kl[i].sum():.1f}" for kl in maps.values()) + " nats" for i in range(len(originals))]
     if means is not None:
         kinds[0][0], above[0] = 255, f"mean, {above[0]}"
-    figure = _sheet(kinds, 8, above, ("original", *(f"KL of {name}" for name in maps)), title, right=84)
+    figure = _sheet(kinds, 8, above, ("original", *(f"KL of {name}" for name in maps)), title, [], right=84)
     across, up = figure.get_size_inches() * DPI
     axes = figure.add_axes(((across - 74) / across, 0.1, 12 / across, max(0.5, 1 - 60 / up) - 0.1))
     figure.colorbar(ScalarMappable(Normalize(0, top), "magma"), axes).set_label("KL of a cell, nats", fontsize=8)
@@ -103,14 +95,7 @@ def _tiles(grids: Grids, extents: Extents = None, colours: Sequence[str] = PALET
 
 
 def _sheet(
-    kinds: Sequence[Image],
-    columns: int,
-    above: Texts = (),
-    left: Texts = (),
-    title: str = "",
-    right: int = 0,
-    marked: Sequence[Grids] = (),
-    legend: Sequence[Patch] = (),
+    kinds: list[Image], columns: int, above: Texts, left: Texts, title: str, marked: list[Grids], right: int = 0
 ) -> Figure:
     """Tiles (N, h, w, 3) of several kinds on white, in bands of `columns` examples with a row for each kind.
 
@@ -129,7 +114,7 @@ def _sheet(
     pixels = pixels.reshape(bands, columns, height, width, 3).swapaxes(1, 2)
     pixels = pixels.reshape(bands * height, columns * width, 3)[:-GAP, :-GAP]
     margin, top = MARGIN if left else GAP, STRIP + 2 * GAP if title else GAP
-    across = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title) + 125 * len(legend))
+    across = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title))
     up = top + pixels.shape[0] + GAP
     figure = Figure(figsize=(across / DPI, up / DPI), dpi=DPI)
     axes = figure.add_axes((margin / across, GAP / up, pixels.shape[1] / across, pixels.shape[0] / up))
@@ -146,19 +131,12 @@ def _sheet(
             x, y = index % columns * width + wide / 2, index // columns * height + middle
             box = {"facecolor": "#000000", "edgecolor": "#AAAAAA", "pad": 3}
             axes.text(x, y, "blank", fontsize=9, color="#FFFFFF", ha="center", va="center", bbox=box)
-    if legend:
-        figure.legend(handles=legend, loc="upper right", ncols=len(legend), fontsize=8, facecolor="#CCCCCC")
     figure.text(GAP / across, 1 - GAP / up, title, fontsize=10, va="top")
     return figure
 
 
 def save_curves(
-    path: Path,
-    curves: Sequence[Curve],
-    title: str,
-    scale: float | None = None,
-    columns: int = 1,
-    best: int | None = None,
+    path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int | None = None
 ) -> None:
     """A panel for each unit, with a second axis for beta on the ELBO scale, and a grey line at the best epoch.
 
@@ -168,8 +146,9 @@ def save_curves(
 
     units = list(dict.fromkeys(unit for _, unit, *_ in curves))
     names = [label.removesuffix(" target").removeprefix("_") for label, *_ in curves]
+    columns = 1 if len(units) <= 3 else 3
     rows = -(-len(units) // columns)
-    figure = _figure(8 if columns == 1 else 10, 1 + (3 if columns == 1 else 2.5) * rows, title)
+    figure = _figure(10, 1 + 2.75 * rows, title)
     panels = dict(zip(units, figure.subplots(rows, columns, sharex=True, squeeze=False).ravel(), strict=False))
     for name, (label, unit, epochs, values, dashed) in zip(names, curves, strict=True):
         colour = f"C{list(dict.fromkeys(names)).index(name) % 10}"

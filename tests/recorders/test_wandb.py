@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -11,8 +10,8 @@ from matplotlib.image import imsave
 
 from arcvae_cli.presets import flag_layer, resolve
 from arcvae_cli.recorders.jsonl import JsonlRecorder
-from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, run_id, run_name, run_tags
-from arcvae_cli.settings import LogSettings, Settings
+from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode, run_name
+from arcvae_cli.settings import Settings
 from tests.recorders.made import STRINGS, pictures, plan, record, steps
 
 KEY = "0123456789abcdef" * 3
@@ -66,7 +65,8 @@ def test_a_resumed_run_has_every_row_once(
     import wandb
 
     run, records = MagicMock(step=has, offline=offline), [record(epoch) for epoch in (1, 2, 3)]
-    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    init = MagicMock(return_value=run)
+    monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setattr(wandb, "setup", lambda settings: None)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     kept = JsonlRecorder(tmp_path / "metrics.jsonl")
@@ -74,7 +74,10 @@ def test_a_resumed_run_has_every_row_once(
         kept.steps(steps(one))
         kept.epoch(one)
     recorder = WandbRecorder(tmp_path, "online")
-    recorder.start(plan())
+    recorder.start(plan(settings=STRINGS))
+    recorder.start(plan(settings=STRINGS))  # of another process
+    (id_, tags), again = ((call.kwargs["id"], call.kwargs["tags"]) for call in init.call_args_list)
+    assert again == (id_, ["experiment-0.2", "grammar-vae", "encoder-training"]) == (id_, tags) and len(id_) == 12
     recorder.resume(records[:2], 100)
     recorder.pictures(2, pictures())
     recorder.steps(steps(records[2]))
@@ -98,12 +101,6 @@ def test_a_resumed_run_has_every_row_once(
 def test_the_name_of_a_run(shapes: dict[str, Any], values: dict[str, Any], name: str) -> None:
     settings = resolve(None, flag_layer({key: (key, value) for key, value in values.items()})).settings
     assert run_name(plan(run="x", settings=settings, level_shapes=shapes)) == f"{name}-run-x"
-
-
-def test_the_tags_and_the_id_of_a_run(tmp_path: Path) -> None:
-    assert run_tags(STRINGS) == ["experiment-0.2", "grammar-vae", "encoder-training"]
-    assert run_tags(STRINGS.model_copy(update={"log": LogSettings(wandb_tags=("beta-vae",))})) == ["beta-vae"]
-    assert re.fullmatch("[0-9a-f]{12}", run_id(tmp_path)) and run_id(tmp_path) == run_id(tmp_path)
 
 
 @pytest.mark.parametrize(
