@@ -49,18 +49,14 @@ def texts(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-def test_grids_can_be_read_back_and_blank_ones_are_marked(drawn: list) -> None:
+def test_grids_can_be_read_back(drawn: list) -> None:
     grids = random_grids(6)
-    grids[4] = 0
     plots.save_grids(HERE, grids, columns=3, title="six", titles=list("abcdef"))
     plots.save_level_samples(HERE, grids, 3, "global", "local", "title")
     found = [texts(figure.axes[0]) for figure in drawn]
-    assert found[0] == [*"abcdef", "blank"]
-    assert found[1] == ["local 1", "local 2", "local 3", "global 1", "global 2", "blank"]
+    assert found[0] == [*"abcdef"]
+    assert found[1] == ["local 1", "local 2", "local 3", "global 1", "global 2"]
     for figure in drawn:
-        mark = figure.axes[0].texts[-1]
-        assert mark.get_position() == (139 + 64.5, 17 + 139 + 17 + 64.5), "in the middle of the fifth"
-        mark.remove()
         np.testing.assert_array_equal(tiles(pixels(figure)), RGB[grids].reshape(2, 3, 16, 16, 3))
 
 
@@ -77,7 +73,7 @@ def test_reconstructions_stand_under_their_originals_and_errors_below(drawn: lis
     np.testing.assert_array_equal(read[[1, 4]].reshape(16, 16, 16, 3), RGB[reconstructions[:16]])
     errors = read[[2, 5]].reshape(16, 16, 16, 3)
     assert (errors[:, 3, 5] == 255).all() and errors.sum() == 16 * 3 * 255, "wrong cells white, right ones black"
-    above = ["1 wrong"] * 16 + ["original"] * 2 + ["reconstruction"] * 2 + ["error"] * 2
+    above = ["1 wrong"] * 16 + ["original", "reconstruction", "error"] * 2
     assert texts(drawn[0].axes[0]) == above and [text.get_text() for text in drawn[0].texts] == [
         "run, epoch 3; white: wrong cell"
     ]
@@ -122,15 +118,14 @@ def test_curves(drawn: list) -> None:
 
 def test_dead_dimensions_are_grey_and_counted(drawn: list) -> None:
     kl = np.array([[0.0, 0.5, 0.04], [0.0, 2.0, 0.06]])
-    plots.save_kl_heatmap(HERE, {"z": kl}, {"z": 0.3}, "run")
+    plots.save_kl_heatmap(HERE, {"z": kl}, "run")
     pixels(drawn[0])
-    axes, bar = drawn[0].axes
+    axes = drawn[0].axes[0]
     assert drawn[0].get_suptitle() == "run, 2 of 3 alive"
     picture = axes.images[0]
     shades = picture.cmap(picture.norm(picture.get_array()))
     grey = (np.abs(shades[..., :3] - to_rgb("#BBBBBB")) < 0.01).all(-1)
     np.testing.assert_array_equal(grey, [[True, True], [False, False], [True, False]])
     assert [label.get_text() for label in axes.child_axes[0].get_yticklabels()] == ["0.00 dead", "2.00", "0.06"]
-    assert "red: free bits 0.3" in bar.get_ylabel() and [line.get_ydata()[0] for line in bar.lines][-1] == 0.3
-    plots.save_kl_heatmap(HERE, {"z": np.zeros((3, 300))}, {}, "run")
+    plots.save_kl_heatmap(HERE, {"z": np.zeros((3, 300))}, "run")
     assert len(drawn[1].axes[0].get_yticks()) <= 36

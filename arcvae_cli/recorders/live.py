@@ -21,18 +21,13 @@ ACCURACIES = {
     "grids": {"pixel": "position", "non-black": "foreground", "exact": "exact"},
     "strings": {"token": "position", "sequence": "exact"},
 }  # by the kind of example: the columns of its accuracies, and their fields of `EpochMetrics`
+# of the columns, at least; of others 6
 WIDTHS = {
-    "epoch": 5,
     "beta": 7,
     "on ELBO": 7,
-    "pixel": 5,
-    "non-black": 5,
-    "exact": 5,
-    "token": 5,
     "sequence": 8,
-    "s": 5,
+    **dict.fromkeys(("epoch", "pixel", "non-black", "exact", "token", "s"), 5),
 }
-# of the columns at least, of others 6
 DROPPED_FIRST = ("s", "exact", "recon", "pixel", "token", "loss", "on ELBO")  # on a narrow terminal, in this order
 BAR_FROM = 80  # columns of a terminal from which there is a progress bar
 RECENT = 120.0  # seconds whose speed gives the time left
@@ -80,10 +75,11 @@ class EpochLines(Recorder):
         line = "  ".join(f"{name} {text.plain.strip()}" for name, text in cells.items())
         best = "  *best" if record.best else ""
         self._console.note(Text(f"epoch {record.epoch}/{self._plan.epochs}  {line}{best}"))
-        for target in record.targets:
-            if target.note is not None and (target.quantity, target.level) not in self._missed:
-                self._console.note(Text(f"note: {target.note}"))  # only in the first of several epochs
-        self._missed = {(target.quantity, target.level) for target in record.targets if target.note is not None}
+        missed = {(target.quantity, target.level): target.note for target in record.targets if target.note is not None}
+        for loop, note in missed.items():
+            if loop not in self._missed:
+                self._console.note(Text(f"note: {note}"))  # only in the first of several epochs
+        self._missed = set(missed)
 
 
 class LiveTable(Recorder):
@@ -97,8 +93,7 @@ class LiveTable(Recorder):
         self._widths: dict[str, int] = {}  # of the columns; they only grow
         self._epoch, self._done = 1, 0  # the epoch, and its steps that are done
         self._betas: Mapping[str, float] = {}
-        self._loss = ""
-        self._over = False
+        self._loss, self._over = "", False
         self._live: Live | None = None
 
     def start(self, plan: Plan) -> None:

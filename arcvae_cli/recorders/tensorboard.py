@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +36,14 @@ class TensorBoardRecorder(Recorder):
         started = any(self._folder.glob("events.out.tfevents.*"))
         before = records[-2].step if started and len(records) > 1 else 0
         self._first, self._step = before + 1, step
-        for line in read_lines(self._run / "metrics.jsonl"):
-            if line["kind"] == "step" and before < line["step"] <= step:  # later ones come from `steps`
-                self._batch(line)
+        lines = read_lines(self._run / "metrics.jsonl")  # later ones come from `steps`
+        self._batches(line for line in lines if line["kind"] == "step" and before < line["step"] <= step)
         for record in records:
             if record.step > before:
                 self.epoch(record)
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        for record in records:
-            self._batch(record.metrics())
+        self._batches(record.metrics() for record in records)
 
     def epoch(self, record: EpochRecord) -> None:
         values = record.metrics()
@@ -76,10 +74,10 @@ class TensorBoardRecorder(Recorder):
         for writer in self._writers.values():
             writer.close()
 
-    def _batch(self, values: Mapping[str, Any]) -> None:
-        curves = {name: values[key] for name, key in BATCH.items()}
-        curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas(values).items()}
-        self._scalars(values["step"], curves)
+    def _batches(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        for values in lines:
+            weights = {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas(values).items()}
+            self._scalars(values["step"], {name: values[key] for name, key in BATCH.items()} | weights)
 
     def _scalars(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

@@ -48,6 +48,7 @@ class WandbRecorder(Recorder):
                 temporary.write_text(secrets.token_hex(6), encoding="ascii")
         if plan.settings.model.kind == "strings" and log.wandb_tags == LogSettings().wandb_tags:
             tags = [tag.replace("beta-vae", "grammar-vae") for tag in tags]
+        mode: Any = None if self._mode == "auto" else self._mode
         self._wandb, settings = wandb, wandb.Settings(**OPTIONS)
         wandb.setup(settings=settings)
         self._run = wandb.init(
@@ -58,7 +59,7 @@ class WandbRecorder(Recorder):
             id=file.read_text(encoding="ascii").strip(),
             config={"run": plan.run, "parameters": plan.parameters, **plan.settings.table()},
             dir=str(self._folder.resolve()),
-            mode=None if self._mode == "auto" else self._mode,
+            mode=mode,
             resume="allow",
             reinit="create_new",
             settings=settings,

@@ -1,20 +1,22 @@
-"""PNGs: grids, curves, KL heat maps, scatters of latent codes. Matplotlib is imported in functions, without pyplot."""
+"""PNGs: grids, curves, KL heat maps, scatters of latent codes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from arcvae_cli.files import atomic_write
 from arcvae_cli.render.terminal import DEAD, PALETTE, Grids
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Image = NDArray[np.uint8]  # (..., height, width, 3)
 Extents = NDArray[np.uint8] | None  # (N, 2) height and width of each grid
@@ -31,15 +33,15 @@ LINE, EXTENT, RIGHT, WRONG = "#555555", "#00FFC8", "#000000", "#FFFFFF"
 
 
 def save_grids(path: Path, grids: Grids, columns: int = 8, titles: Texts | None = None, title: str = "") -> None:
-    """Grids (N, H, W) in rows of `columns`, blank ones marked, with a text above each and a title above all."""
-    _write(_sheet([_tiles(grids)], columns, titles or (), (), title, [grids]), path)
+    """Grids (N, H, W) in rows of `columns`, with a text above each and a title above all."""
+    _write(_sheet([_tiles(grids)], columns, titles or (), (), title), path)
 
 
 def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column: str, title: str) -> None:
     """Samples (N, H, W) in rows of `columns`; a row has one latent of level `row`, a column one of level `column`."""
     above = [f"{column} {place + 1}" for place in range(columns)]
     left = [f"{row} {place + 1}" for place in range(-(-len(grids) // columns))]
-    _write(_sheet([_tiles(grids)], columns, above, left, title, [grids]), path)
+    _write(_sheet([_tiles(grids)], columns, above, left, title), path)
 
 
 def save_reconstructions(path: Path, originals: Grids, reconstructions: Grids, extents: Extents, title: str) -> None:
@@ -51,15 +53,11 @@ def save_reconstructions(path: Path, originals: Grids, reconstructions: Grids, e
         above = [f"{height}x{width}, {text}" for (height, width), text in zip(extents[:PAIRS], above, strict=True)]
         title += "; frame: extent of the grid"
     kinds = [_tiles(originals, extents), _tiles(reconstructions, extents), _tiles(wrong, extents, (RIGHT, WRONG))]
-    _write(_sheet(kinds, 8, above, rows, f"{title}; white: wrong cell", [originals, reconstructions]), path)
+    _write(_sheet(kinds, 8, above, rows, f"{title}; white: wrong cell"), path)
 
 
 def save_kl_maps(path: Path, originals: Grids, maps: Maps, title: str = "", means: Maps | None = None) -> None:
     """Originals (N, H, W) over their KL maps (N, h, w) in nats by level; `means` (h, w) of more come first."""
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     if means is not None:
         originals = np.concatenate([np.zeros_like(originals[:1]), originals])
         maps = {name: np.concatenate([means[name][None], values]) for name, values in maps.items()}
@@ -73,7 +71,7 @@ def save_kl_maps(path: Path, originals: Grids, maps: Maps, title: str = "", mean
     above = [", ".join(f"{kl[i].sum():.1f}" for kl in maps.values()) + " nats" for i in range(len(originals))]
     if means is not None:
         kinds[0][0], above[0] = 255, f"mean, {above[0]}"
-    figure = _sheet(kinds, 8, above, ("original", *(f"KL of {name}" for name in maps)), title, [], right=84)
+    figure = _sheet(kinds, 8, above, ("original", *(f"KL of {name}" for name in maps)), title, right=84)
     across, up = figure.get_size_inches() * DPI
     axes = figure.add_axes(((across - 74) / across, 0.1, 12 / across, max(0.5, 1 - 60 / up) - 0.1))
     figure.colorbar(ScalarMappable(Normalize(0, top), "magma"), axes).set_label("KL of a cell, nats", fontsize=8)
@@ -94,16 +92,11 @@ def _tiles(grids: Grids, extents: Extents = None, colours: Sequence[str] = PALET
     return pixels
 
 
-def _sheet(
-    kinds: list[Image], columns: int, above: Texts, left: Texts, title: str, marked: list[Grids], right: int = 0
-) -> Figure:
+def _sheet(kinds: list[Image], columns: int, above: Texts, left: Texts, title: str, right: int = 0) -> Figure:
     """Tiles (N, h, w, 3) of several kinds on white, in bands of `columns` examples with a row for each kind.
 
-    `above`: texts above the examples; `left`: labels of the rows in turn; `right`: free pixels. `marked`: the grids of
-    the first kinds; those that are all 0 are labelled as blank.
+    `above`: texts above the examples; `left`: labels of the rows in turn; `right`: free pixels.
     """
-    from matplotlib.figure import Figure
-
     count, high, wide, _ = kinds[0].shape
     bands, columns, strip = -(-count // columns), min(columns, count), STRIP if above else 0
     height, width = strip + len(kinds) * (high + GAP), wide + GAP  # of an example in all kinds
@@ -122,15 +115,10 @@ def _sheet(
     axes.imshow(pixels, interpolation="nearest", aspect="auto")
     for index, text in enumerate(above):
         axes.text(index % columns * width, index // columns * height + strip - 4, text, fontsize=8)
-    for row in range(len(kinds)):
-        middle = strip + row * (high + GAP) + high / 2
-        for band in range(bands if left else 0):
-            text = left[(band * len(kinds) + row) % len(left)]
-            axes.text(-4, middle + band * height, text, fontsize=8, rotation=90, ha="right", va="center")
-        for index in np.flatnonzero(~marked[row].any((1, 2))).tolist() if row < len(marked) else ():
-            x, y = index % columns * width + wide / 2, index // columns * height + middle
-            box = {"facecolor": "#000000", "edgecolor": "#AAAAAA", "pad": 3}
-            axes.text(x, y, "blank", fontsize=9, color="#FFFFFF", ha="center", va="center", bbox=box)
+    for index in range(bands * len(kinds) if left else 0):
+        band, row = divmod(index, len(kinds))
+        middle, text = band * height + strip + row * (high + GAP) + high / 2, left[index % len(left)]
+        axes.text(-4, middle, text, fontsize=8, rotation=90, ha="right", va="center")
     figure.text(GAP / across, 1 - GAP / up, title, fontsize=10, va="top")
     return figure
 
@@ -142,8 +130,6 @@ def save_curves(
 
     A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label.
     """
-    from matplotlib.ticker import MaxNLocator
-
     units = list(dict.fromkeys(unit for _, unit, *_ in curves))
     names = [label.removesuffix(" target").removeprefix("_") for label, *_ in curves]
     columns = 1 if len(units) <= 3 else 3
@@ -173,12 +159,8 @@ def save_curves(
     _write(figure, path)
 
 
-def save_kl_heatmap(path: Path, levels: Mapping[str, Array], free_bits: Mapping[str, float], title: str) -> None:
-    """KL (epochs, groups) in nats over the run, level below level, with the free-bits floors; under DEAD is grey."""
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm
-    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
-
+def save_kl_heatmap(path: Path, levels: Mapping[str, Array], title: str) -> None:
+    """KL (epochs, groups) in nats over the run, level below level; under DEAD is grey."""
     kl = np.concatenate(list(levels.values()), axis=1)
     (epochs, dims), single = kl.shape, len(levels) == 1
     names = [str(i) if single else f"{name} {i}" for name, part in levels.items() for i in range(part.shape[1])]
@@ -199,11 +181,7 @@ def save_kl_heatmap(path: Path, levels: Mapping[str, Array], free_bits: Mapping[
     last.set_yticks(shown, [f"{kl[-1, dim]:.2f}" + (" dead" if kl[-1, dim] <= DEAD else "") for dim in shown])
     last.tick_params(length=0, labelsize=8)
     bar = figure.colorbar(image, extend="min", pad=0.02, aspect=30, extendfrac=0.05, format=FormatStrFormatter("%g"))
-    floors = {name: floor for name, floor in free_bits.items() if DEAD <= floor <= top}
-    for floor in floors.values():
-        bar.ax.axhline(floor, color=PALETTE[2], linewidth=2)
-    red = ", ".join(f"{floor:g}" if single else f"{name} {floor:g}" for name, floor in floors.items())
-    bar.set_label(f"KL, nats (grey: under {DEAD:g}, dead)" + (f"\nred: free bits {red}" if red else ""))
+    bar.set_label(f"KL, nats (grey: under {DEAD:g}, dead)")
     _write(figure, path)
 
 
@@ -222,8 +200,6 @@ def save_latent_scatter(
 
 def _figure(width: float, height: float, title: str) -> Figure:
     """A figure of so many inches, its title wrapped to fit."""
-    from matplotlib.figure import Figure
-
     figure = Figure((width, height), DPI, layout="constrained")
     figure.suptitle("\n".join(fill(line, int(10 * width)) for line in title.splitlines()))
     return figure
