@@ -126,6 +126,6 @@ def test_dead_dimensions_are_grey_and_counted(drawn: list) -> None:
     shades = picture.cmap(picture.norm(picture.get_array()))
     grey = (np.abs(shades[..., :3] - to_rgb("#BBBBBB")) < 0.01).all(-1)
     np.testing.assert_array_equal(grey, [[True, True], [False, False], [True, False]])
-    assert [label.get_text() for label in axes.child_axes[0].get_yticklabels()] == ["0.00 dead", "2.00", "0.06"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["z 0: 0.00 dead", "z 1: 2.00", "z 2: 0.06"]
     plots.save_kl_heatmap(HERE, {"z": np.zeros((3, 300))}, "run")
     assert len(drawn[1].axes[0].get_yticks()) <= 36

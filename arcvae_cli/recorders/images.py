@@ -34,7 +34,6 @@ class ImageRecorder(Recorder):
 
     def __init__(self, folder: Path, kind: str, rules: Rules | None = None) -> None:
         self._folder, self._kind, self._rules = folder, kind, rules
-        self._plan: Plan
         self._epochs: list[EpochRecord] = []
 
     def start(self, plan: Plan) -> None:
@@ -65,7 +64,7 @@ class ImageRecorder(Recorder):
         title = f"{plan.run}: beta over the run"
         plots.save_curves(self._folder / "beta_schedule.png", beta_curves(epochs, plan.steps), title, plan.elbo_scale)
         curves = training_curves([record.metrics() for record in epochs])
-        best = max((record.epoch for record in epochs if record.best), default=None)
+        best = max((record.epoch for record in epochs if record.best), default=0)
         title = f"{plan.run}: training curves (solid: validation, dashed: training, grey line: best epoch)"
         plots.save_curves(self._folder / "training_curves.png", curves, title, best=best)
 

@@ -22,12 +22,7 @@ ACCURACIES = {
     "strings": {"token": "position", "sequence": "exact"},
 }  # by the kind of example: the columns of its accuracies, and their fields of `EpochMetrics`
 # of the columns, at least; of others 6
-WIDTHS = {
-    "beta": 7,
-    "on ELBO": 7,
-    "sequence": 8,
-    **dict.fromkeys(("epoch", "pixel", "non-black", "exact", "token", "s"), 5),
-}
+WIDTHS = {"epoch": 5, "beta": 7, "on ELBO": 7, "pixel": 5, "non-black": 5, "exact": 5, "sequence": 8, "s": 5}
 DROPPED_FIRST = ("s", "exact", "recon", "pixel", "token", "loss", "on ELBO")  # on a narrow terminal, in this order
 BAR_FROM = 80  # columns of a terminal from which there is a progress bar
 RECENT = 120.0  # seconds whose speed gives the time left
@@ -61,7 +56,6 @@ class EpochLines(Recorder):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._plan: Plan
         self._missed: set[tuple[str, str]] = set()  # targets that were out of reach in the last epoch
 
     def start(self, plan: Plan) -> None:
@@ -75,11 +69,10 @@ class EpochLines(Recorder):
         line = "  ".join(f"{name} {text.plain.strip()}" for name, text in cells.items())
         best = "  *best" if record.best else ""
         self._console.note(Text(f"epoch {record.epoch}/{self._plan.epochs}  {line}{best}"))
-        missed = {(target.quantity, target.level): target.note for target in record.targets if target.note is not None}
-        for loop, note in missed.items():
-            if loop not in self._missed:
-                self._console.note(Text(f"note: {note}"))  # only in the first of several epochs
-        self._missed = set(missed)
+        for target in record.targets:
+            if target.note is not None and (target.quantity, target.level) not in self._missed:
+                self._console.note(Text(f"note: {target.note}"))  # only in the first of several epochs
+        self._missed = {(target.quantity, target.level) for target in record.targets if target.note is not None}
 
 
 class LiveTable(Recorder):
@@ -87,7 +80,6 @@ class LiveTable(Recorder):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._plan: Plan
         self._last: EpochRecord | None = None
         self._rows: list[Mapping[str, Text]] = []  # the cells of an epoch by the names of their columns
         self._widths: dict[str, int] = {}  # of the columns; they only grow

@@ -123,9 +123,7 @@ def _sheet(kinds: list[Image], columns: int, above: Texts, left: Texts, title: s
     return figure
 
 
-def save_curves(
-    path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int | None = None
-) -> None:
+def save_curves(path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int = 0) -> None:
     """A panel for each unit, with a second axis for beta on the ELBO scale, and a grey line at the best epoch.
 
     A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label.
@@ -153,7 +151,7 @@ def save_curves(
         if unit == "beta" and scale is not None and scale != 1.0:
             both = (lambda beta: np.multiply(beta, scale), lambda beta: np.divide(beta, scale))
             axes.secondary_yaxis("right", functions=both).set_ylabel("beta on the ELBO scale")
-        if best is not None:
+        if best:
             axes.axvline(best, color="#AAAAAA", linewidth=1, zorder=0)
     figure.supxlabel("epoch", fontsize="medium")
     _write(figure, path)
@@ -162,39 +160,31 @@ def save_curves(
 def save_kl_heatmap(path: Path, levels: Mapping[str, Array], title: str) -> None:
     """KL (epochs, groups) in nats over the run, level below level; under DEAD is grey."""
     kl = np.concatenate(list(levels.values()), axis=1)
-    (epochs, dims), single = kl.shape, len(levels) == 1
-    names = [str(i) if single else f"{name} {i}" for name, part in levels.items() for i in range(part.shape[1])]
-    alive = f"{title}, {(kl[-1] > DEAD).sum()} of {dims} alive"
-    figure = _figure(9, min(9.0, max(3.2, 1.6 + 0.22 * dims)), alive)
-    axes = figure.add_subplot()
+    epochs, dims = kl.shape
+    names = [f"{name} {index}" for name, part in levels.items() for index in range(part.shape[1])]
+    figure = _figure(9, min(9.0, max(3.2, 1.6 + 0.22 * dims)), f"{title}, {(kl[-1] > DEAD).sum()} of {dims} alive")
+    axes = figure.add_subplot(xlabel="epoch", ylabel="dimension, last KL")
     top = max(float(np.nanmax(kl, initial=0.0)), 20 * DEAD)
     style: Any = {"aspect": "auto", "interpolation": "nearest", "extent": (0.5, epochs + 0.5, dims - 0.5, -0.5)}
     colours = colormaps["viridis"].with_extremes(under="#BBBBBB", bad="#FFFFFF")
     image = axes.imshow(np.maximum(kl.T, DEAD / 2), colours, LogNorm(DEAD, top), **style)  # no logarithm of 0
-    axes.set(xlabel="epoch", ylabel="dimension" if single else None)
     for border in np.cumsum([part.shape[1] for part in levels.values()])[:-1]:
         axes.axhline(border - 0.5, color="#FFFFFF", linewidth=2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     shown = range(0, dims, -(-dims // 36))  # more than 36 labels would overlap
-    axes.set_yticks(shown, [names[dim] for dim in shown])
-    last = axes.secondary_yaxis("right")
-    last.set_yticks(shown, [f"{kl[-1, dim]:.2f}" + (" dead" if kl[-1, dim] <= DEAD else "") for dim in shown])
-    last.tick_params(length=0, labelsize=8)
+    axes.set_yticks(shown, [f"{names[i]}: {kl[-1, i]:.2f}" + (" dead" if kl[-1, i] <= DEAD else "") for i in shown])
     bar = figure.colorbar(image, extend="min", pad=0.02, aspect=30, extendfrac=0.05, format=FormatStrFormatter("%g"))
     bar.set_label(f"KL, nats (grey: under {DEAD:g}, dead)")
     _write(figure, path)
 
 
-def save_latent_scatter(
-    path: Path, points: Array, values: ArrayLike, value_name: str, title: str, axis_names: Texts = ("", "")
-) -> None:
-    """Points (n, 2), coloured by `values` (n,)."""
+def save_latent_scatter(path: Path, points: Array, values: Any, name: str, title: str, axes: Texts = ("", "")) -> None:
+    """Points (n, 2), coloured by numbers `values` (n,) of this name."""
     figure = _figure(7.4, 6, title)
-    axes = figure.add_subplot()
-    marks = axes.scatter(points[:, 0], points[:, 1], s=24, linewidths=0, c=np.asarray(values), cmap="viridis")
-    figure.colorbar(marks, pad=0.02, aspect=30, label=value_name)
-    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
-    axes.grid(alpha=0.2)
+    panel = figure.add_subplot(xlabel=axes[0], ylabel=axes[1])
+    marks = panel.scatter(points[:, 0], points[:, 1], s=24, linewidths=0, c=values, cmap="viridis")
+    figure.colorbar(marks, pad=0.02, aspect=30, label=name)
+    panel.grid(alpha=0.2)
     _write(figure, path)
 
 

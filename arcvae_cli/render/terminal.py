@@ -59,11 +59,9 @@ def grid_lines(rows: list[list[int]], colour: bool) -> list[Text]:
 
 
 def terminal_strings(rows: Sequence[tuple[str, str, str]]) -> Text:
-    """Strings below each other: rows of (label, string, remark)."""
+    """Strings below each other: rows of (label, string, note)."""
     width = max((len(label) for label, _, _ in rows), default=0)
-    lines = [
-        ((f"{label:<{width}}  ", "dim"), text, (remark and f"    {remark}", "yellow")) for label, text, remark in rows
-    ]
+    lines = [((f"{label:<{width}}  ", "dim"), text, (note and f"    {note}", "yellow")) for label, text, note in rows]
     return Text("\n").join(Text.assemble(*line) for line in lines)
 
 
