@@ -39,7 +39,6 @@ def tiles(sheet: np.ndarray, side: int = 16) -> np.ndarray:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
-    """The figures in place of their files."""
     figures: list = []
     monkeypatch.setattr(plots, "_write", lambda figure, path: figures.append(figure))
     return figures

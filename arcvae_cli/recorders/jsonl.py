@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from arcvae_cli.files import atomic_write, failed, read_lines
 from arcvae_cli.records import EpochRecord, Recorder, StepRecord
@@ -28,16 +29,16 @@ class JsonlRecorder(Recorder):
             temporary.write_text(text, encoding="utf-8")
 
     def steps(self, records: Sequence[StepRecord]) -> None:
-        self._append("step", records)
+        self._append("step", [record.metrics() for record in records])
 
     def epoch(self, record: EpochRecord) -> None:
-        self._append("epoch", [record])
+        self._append("epoch", [record.metrics()])
 
-    def _append(self, kind: str, records: Sequence[StepRecord | EpochRecord]) -> None:
+    def _append(self, kind: str, lines: Sequence[Mapping[str, Any]]) -> None:
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                for record in records:
-                    file.write(json.dumps({"kind": kind, **record.metrics()}, allow_nan=False) + "\n")
+                for line in lines:
+                    file.write(json.dumps({"kind": kind, **line}, allow_nan=False) + "\n")
                 if kind == "epoch":
                     file.flush()
                     os.fsync(file.fileno())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from arcvae_cli.grammar import Rules, parse_grammar
+from arcvae_cli.grammar import parse_grammar
 from arcvae_cli.metrics import EpochMetrics
 from arcvae_cli.records import EpochRecord, Pictures, Plan, StepRecord
 from arcvae_cli.settings import Settings
@@ -58,11 +58,6 @@ def pictures() -> Pictures:
     random = np.random.default_rng(0)
     grids = [random.integers(0, 10, (count, 16, 16), np.uint8) for count in (16, 16, 64)]
     return Pictures(*grids, {"local": random.random((16, 8, 8), np.float32)})
-
-
-def rules(known: bool = True) -> Rules:
-    """Of a small grammar, or as much of them as ids and masks tell."""
-    return SUMS.rules if known else replace(SUMS.rules, rhs=None, text=None)
 
 
 def derivations() -> Pictures:

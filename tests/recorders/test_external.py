@@ -26,7 +26,6 @@ def names(logger: MagicMock) -> list[str]:
 
 
 def train(recorder: Background) -> None:
-    """The calls of a training of an epoch, but for the end."""
     recorder.start(plan())
     recorder.step(1, 1, {"z": 0.1}, None)
     recorder.steps([])

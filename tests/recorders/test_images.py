@@ -11,7 +11,7 @@ import pytest
 from arcvae_cli.controllers import Target
 from arcvae_cli.recorders.images import ImageRecorder, beta_curves, training_curves
 from arcvae_cli.render import plots
-from tests.recorders.made import STRINGS, TWO_LEVELS, derivations, plan, record, rules
+from tests.recorders.made import STRINGS, SUMS, TWO_LEVELS, derivations, plan, record
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,8 @@ def test_strings_are_text(known: bool, pairs: str, samples: str | None, tmp_path
     made = derivations()
     if not known:
         made.reconstructions[:, -1] = 2  # after the end of an example such a model says anything
-    ImageRecorder(tmp_path, "strings", rules(known)).pictures(7, made)
+    rules = SUMS.rules if known else replace(SUMS.rules, rhs=None, text=None)
+    ImageRecorder(tmp_path, "strings", rules).pictures(7, made)
     texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert texts["reconstructions_epoch_7.txt"] == pairs and texts.get("samples_epoch_7.txt") == samples
 
@@ -69,7 +70,7 @@ def test_a_resumed_run_draws_the_curves_of_a_whole_one_and_keeps_no_later_pictur
         monkeypatch.setattr(plots, name, lambda path, *values, **more: drawn.update({path.name: (values, more)}))
 
     def session(first: int, last: int) -> str:
-        recorder = ImageRecorder(tmp_path, "strings", rules())
+        recorder = ImageRecorder(tmp_path, "strings", SUMS.rules)
         recorder.start(plan(settings=STRINGS, elbo_scale=256.0))
         if first > 1:
             recorder.resume(records[: first - 1], (first - 1) * 50)
