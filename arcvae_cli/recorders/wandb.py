@@ -30,10 +30,10 @@ class WandbRecorder(Recorder):
     """
 
     def __init__(self, run: Path, mode: str) -> None:
-        self._folder, self._mode = run, mode
+        self._folder = run
+        self._mode: Any = None if mode == "auto" else mode
         self._run: Any = None
-        self._step = 0
-        self._last = -1  # W&B's step of the last row that it has
+        self._step, self._last = 0, -1  # of the last epoch; W&B's own of the last row that it has
 
     def start(self, plan: Plan) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # the interpreter's exit would wait for its reports
@@ -48,7 +48,6 @@ class WandbRecorder(Recorder):
                 temporary.write_text(secrets.token_hex(6), encoding="ascii")
         if plan.settings.model.kind == "strings" and log.wandb_tags == LogSettings().wandb_tags:
             tags = [tag.replace("beta-vae", "grammar-vae") for tag in tags]
-        mode: Any = None if self._mode == "auto" else self._mode
         self._wandb, settings = wandb, wandb.Settings(**OPTIONS)
         wandb.setup(settings=settings)
         self._run = wandb.init(
@@ -59,7 +58,7 @@ class WandbRecorder(Recorder):
             id=file.read_text(encoding="ascii").strip(),
             config={"run": plan.run, "parameters": plan.parameters, **plan.settings.table()},
             dir=str(self._folder.resolve()),
-            mode=mode,
+            mode=self._mode,
             resume="allow",
             reinit="create_new",
             settings=settings,
@@ -104,9 +103,8 @@ class WandbRecorder(Recorder):
             self._run.log_artifact(artifact)
 
     def close(self, code: int = 0) -> None:
-        run, self._run = self._run, None
-        if run is not None:
-            run.finish(exit_code=code)
+        if self._run is not None:
+            self._run.finish(exit_code=code)
 
     def _log(self, kind: int, values: Mapping[str, Any]) -> None:
         number = KINDS * values["step"] + kind
@@ -131,9 +129,8 @@ def run_name(plan: Plan) -> str:
 
 def automatic_mode() -> tuple[str, str | None]:
     """What `auto` means here, without importing wandb, and a note if it is off for want of the package or a login."""
-    modes = {"disabled": "off", "offline": "offline", "dryrun": "offline"}
-    if mode := modes.get(os.environ.get("WANDB_MODE", "")):
-        return mode, None
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return os.environ["WANDB_MODE"].replace("disabled", "off"), None
     if find_spec("wandb") is None:
         return "off", "W&B is off: not installed; `pip install 'arcvae[wandb]'` installs it"
     from requests.utils import get_netrc_auth

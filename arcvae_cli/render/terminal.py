@@ -21,9 +21,7 @@ BAR, LABELS, TWO_BARS = 22, 17, 80  # columns: the longest bar, its number, valu
 MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed
 
 
-def terminal_grids(
-    console: Console, grids: Grids, titles: Sequence[str] | None = None, lines: int | None = None
-) -> Text:
+def terminal_grids(console: Console, grids: Grids, titles: Sequence[str] | None, lines: int | None = None) -> Text:
     """Grids (N, H, W) of 0-9 side by side, as many as the width allows, with a short title above each.
 
     In colour a character shows two cells, one above the other; without, a cell is a digit, and `.` where it is 0.
