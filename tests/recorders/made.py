@@ -48,13 +48,11 @@ def record(
 
 
 def steps(of: EpochRecord, every: int = 25) -> list[StepRecord]:
-    """The logged steps of an epoch."""
     numbers = [step for step in range(of.step - 49, of.step + 1) if step % every == 0]
     return [StepRecord(step / 50, step, of.betas, of.train, of.unit) for step in numbers]
 
 
 def pictures() -> Pictures:
-    """16 examples and 64 samples, with the KL of a local map of 8x8 cells."""
     random = np.random.default_rng(0)
     grids = [random.integers(0, 10, (count, 16, 16), np.uint8) for count in (16, 16, 64)]
     return Pictures(*grids, {"local": random.random((16, 8, 8), np.float32)})
