@@ -32,8 +32,8 @@ def imports(nodes: list[ast.stmt]) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            own = node.module == "arcvae_cli"
-            yield from ((f"arcvae_cli.{alias.name}" if own else node.module, top) for alias in node.names)
+            own = node.module in ("arcvae_cli", "arcvae_cli.render")
+            yield from ((f"{node.module}.{alias.name}" if own else node.module, top) for alias in node.names)
         pending += [(child, False) for child in ast.walk(node) if isinstance(child, ast.stmt) and child is not node]
 
 
@@ -45,10 +45,12 @@ def offences(path: Path) -> Iterator[str]:
         room = room.partition(".")[0]
         if package == "arcvae_cli" and room in FLOOR:
             shown = own == "domains" and room in ("console", "render") and not top
-            if (FLOOR[room] > floor and not shown) or (own == "models" and room == "data"):
+            early = top and name.startswith("arcvae_cli.render.plots")  # it imports Matplotlib
+            if early or (FLOOR[room] > floor and not shown) or (own == "models" and room == "data"):
                 yield name
         elif package in HEAVY:
             late = package in ("matplotlib", "wandb", "tensorboard") or floor == 5  # imported when they are called
+            late = late and path.name != "plots.py"
             low = floor == 1 or (floor <= 3 and package in ("rich", "matplotlib"))
             tensors = own == "recorders" and package == "torch" and path.name != "tensorboard.py"
             if (top and late) or low or tensors:

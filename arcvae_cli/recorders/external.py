@@ -21,7 +21,6 @@ from arcvae_cli.settings import LogSettings
 
 QUEUED = 1000  # calls that may wait: a logger that hangs is dropped after some 300 epochs
 PATIENCE = 30.0  # seconds that the end of a training waits for a logger to finish
-LOST = "unsent records are lost"
 FORWARDED = ("start", "resume", "steps", "epoch", "pictures", "evaluated", "artifacts")
 ABANDONED = Event()  # whether a logger failed or hangs: its package may wait for a server when the interpreter exits
 
@@ -43,10 +42,7 @@ def check_installed(log: LogSettings) -> None:
 
 
 def external_recorders(log: LogSettings, folder: RunFolder, console: Console) -> list[Recorder]:
-    """The loggers that the settings enable; their packages are imported when they start.
-
-    `wandb = "auto"` without a login or without the package prints a note.
-    """
+    """The loggers that the settings enable; their packages are imported when they start."""
     found = list[Recorder]()
     if log.wandb != "off":
         from arcvae_cli.recorders.wandb import WandbRecorder, automatic_mode
@@ -55,12 +51,12 @@ def external_recorders(log: LogSettings, folder: RunFolder, console: Console) ->
         if note is not None:
             console.note(note)
         if mode != "off":
-            unsent = f"`wandb sync {folder.shell}/wandb/latest-run` sends the rest"
-            found.append(Background(WandbRecorder(folder.path, mode), "W&B", console.warn, unsent))
+            rest = f"`wandb sync {folder.shell}/wandb/latest-run` sends the rest"
+            found.append(Background(WandbRecorder(folder.path, mode), "W&B", console.warn, rest))
     if log.tensorboard:
         from arcvae_cli.recorders.tensorboard import TensorBoardRecorder
 
-        found.append(Background(TensorBoardRecorder(folder.path), "TensorBoard", console.warn))
+        found.append(Background(TensorBoardRecorder(folder.path), "TensorBoard", console.warn, "the rest is lost"))
     return found
 
 
@@ -68,32 +64,30 @@ class Background(Recorder):
     """Passes all calls but single steps to a recorder in a thread of its own.
 
     An exception of the recorder is reported once, in one line, and disables it. `close` waits for at most PATIENCE;
-    `unsent` says what happens to the rest. `leave` ends the process without waiting for an abandoned recorder.
+    `rest` says what happens to what is not written then.
     """
 
-    def __init__(self, recorder: Recorder, name: str, warn: Callable[[str], None], unsent: str = LOST) -> None:
-        self._recorder, self._name, self._warn, self._unsent = recorder, name, warn, unsent
+    def __init__(self, recorder: Recorder, name: str, warn: Callable[[str], None], rest: str) -> None:
+        self._recorder, self._name, self._warn, self._rest = recorder, name, warn, rest
         self._calls: Queue[Callable[[], None] | None] = Queue(QUEUED)  # None: close, and end
-        self._dropped = self._closing = False
-        self._code = 0
+        self._dropped, self._code = False, 0
         for method in FORWARDED:
             setattr(self, method, partial(self._forward, getattr(recorder, method)))
         self._worker = Thread(target=self._work, name=f"recorder {name}", daemon=True)
         self._worker.start()
 
     def close(self, code: int = 0) -> None:
-        self._code, self._closing = code, True
+        self._code = code
         with suppress(Full):
             self._calls.put_nowait(None)
         try:
             self._worker.join(PATIENCE)
         finally:  # a second Ctrl-C ends the wait
             if self._worker.is_alive():
-                self._drop(f"not done after {PATIENCE:g} s; {self._unsent}")
+                self._drop(f"not done after {PATIENCE:g} s; {self._rest}")
                 ABANDONED.set()
 
     def abandon(self) -> None:
-        """Wait for nothing; what the recorder still has to do is lost."""
         self._dropped = True
         ABANDONED.set()
 
@@ -119,7 +113,7 @@ class Background(Recorder):
     def _drop(self, why: str) -> None:
         if not self._dropped:
             self._dropped = True
-            self._warn(f"{self._name}: {why}" + ("" if self._closing else "; training continues without it"))
+            self._warn(f"{self._name} is disabled: {why}")
 
 
 def flattened(metrics: Mapping[str, Any], prefix: str = "eval") -> Iterator[tuple[str, float]]:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from arcvae_cli import domains
 from arcvae_cli.grammar import Rules
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
-from arcvae_cli.render import plots
+
+if TYPE_CHECKING:
+    from arcvae_cli.render.plots import Curve
 
 KL = "KL, nats"
 UNITS = {"kl": KL, "reconstruction": "reconstruction, nats per position"}
-ACCURACIES = {"pixel_accuracy": "pixel", "non_black_accuracy": "non-black", "exact_accuracy": "exact grid"}
+SHARES = {"pixel_accuracy": "pixel", "non_black_accuracy": "non-black", "exact_accuracy": "exact grid"}
+SHARES |= {"token_acc": "token", "seq_acc": "sequence"}
 PANELS = {
     "loss": {"loss_total": ""},
     "reconstruction": {"loss_reconstruction": ""},
     KL: {"kl": ""},
-    "accuracy": {**ACCURACIES, "token_acc": "token", "seq_acc": "sequence"},
+    "accuracy": SHARES,
     "active dimensions": {"active_dims": ""},
     "beta": {"beta": ""},
 }  # of the training curves: logged metrics and their labels
@@ -32,7 +34,6 @@ class ImageRecorder(Recorder):
 
     def __init__(self, folder: Path, kind: str, rules: Rules | None = None) -> None:
         self._folder, self._kind, self._rules = folder, kind, rules
-        self._plan: Plan | None = None
         self._epochs: list[EpochRecord] = []
 
     def start(self, plan: Plan) -> None:
@@ -41,8 +42,8 @@ class ImageRecorder(Recorder):
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002
         self._epochs = list(records)
         for path in self._folder.glob("*_epoch_*"):
-            number = re.fullmatch(r"(?:reconstructions|samples|kl_map)_epoch_(\d+)\.(?:png|txt)", path.name)
-            if number and int(number[1]) > len(records):
+            number = path.stem.rpartition("_")[2]
+            if number.isdecimal() and int(number) > len(records):
                 path.unlink()
 
     def epoch(self, record: EpochRecord) -> None:
@@ -52,47 +53,45 @@ class ImageRecorder(Recorder):
         domains.of(self._kind).write_pictures(self._folder, epoch, pictures, self._rules)
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
-        epochs, plan = self._epochs, self._plan
-        if not epochs or plan is None:
+        if not self._epochs:
             return
+        from arcvae_cli.render import plots
+
+        epochs, plan = self._epochs, self._plan
         levels = {name: np.array([record.val.kl_per_dim[name] for record in epochs]) for name in plan.level_shapes}
-        floors = plan.free_bits if plan.settings.objective.free_bits_mode != "total" else {}
         title = f"{plan.run}, validation: KL of each dimension"
-        plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, floors, title)
+        plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, title)
         title = f"{plan.run}: beta over the run"
         plots.save_curves(self._folder / "beta_schedule.png", beta_curves(epochs, plan.steps), title, plan.elbo_scale)
         curves = training_curves([record.metrics() for record in epochs])
-        best = max((record.epoch for record in epochs if record.best), default=None)
+        best = max((record.epoch for record in epochs if record.best), default=0)
         title = f"{plan.run}: training curves (solid: validation, dashed: training, grey line: best epoch)"
-        plots.save_curves(self._folder / "training_curves.png", curves, title, columns=3, best=best)
+        plots.save_curves(self._folder / "training_curves.png", curves, title, best=best)
 
 
-def beta_curves(epochs: Sequence[EpochRecord], steps: int) -> list[plots.Curve]:
+def beta_curves(epochs: Sequence[EpochRecord], steps: int) -> list[Curve]:
     """Beta at every step, which may go through whole cycles within an epoch, and the quantities it is to control."""
     traces = {name: [beta for record in epochs for beta in record.beta_trace[name]] for name in epochs[0].beta_trace}
     if len(set(map(tuple, traces.values()))) == 1:
         traces = {"beta": next(iter(traces.values()))}
     places = [record.epoch - 1 + (step + 1) / steps for record in epochs for step in range(steps)]
-    curves: list[plots.Curve] = [(name, "beta", places, trace, False) for name, trace in traces.items()]
-    loops: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
-    for record in epochs:
-        for one in record.targets:
-            loops.setdefault((one.level, one.quantity), []).append((record.epoch, one.value, one.target))
-    for (level, quantity), rows in loops.items():
-        (at, reached, aims), unit = zip(*rows, strict=True), UNITS[quantity]
-        name = level or unit.partition(",")[0]
-        curves += [(name, unit, at, reached, False), (f"{name} target", unit, at, aims, True)]
+    curves: list[Curve] = [(name, "beta", places, trace, False) for name, trace in traces.items()]
+    at = [record.epoch for record in epochs]
+    for loop in zip(*(record.targets for record in epochs), strict=False):  # of each, its epochs
+        unit = UNITS[loop[0].quantity]
+        name = loop[0].level or unit.partition(",")[0]
+        curves.append((name, unit, at, [one.value for one in loop], False))
+        curves.append((f"{name} target", unit, at, [one.target for one in loop], True))
     return curves
 
 
-def training_curves(epochs: Sequence[Mapping[str, Any]]) -> list[plots.Curve]:
+def training_curves(epochs: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """The curves of the metrics of epochs by their logged names: of validation, and dashed of training."""
-    first, panels = epochs[0], PANELS
+    first, panels, places = epochs[0], PANELS, [epoch["epoch"] for epoch in epochs]
     if levels := [key.removeprefix("val/kl/") for key in first if key.startswith("val/kl/")]:
         kl = {"kl": "total", **{f"kl/{name}": name for name in levels}}
         panels = panels | {KL: kl, "beta": {f"beta/{name}": name for name in levels}}
-    places = [epoch["epoch"] for epoch in epochs]
-    curves: list[plots.Curve] = []
+    curves: list[Curve] = []
     for unit, metrics in panels.items():
         for name, label in metrics.items():
             for dashed, key in enumerate(key for key in (f"val/{name}", f"train/{name}") if key in first):

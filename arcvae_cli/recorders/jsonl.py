@@ -17,34 +17,30 @@ class JsonlRecorder(Recorder):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._append()
+        self._append("step", ())
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
         """Keep each logged step up to `step` once and in order, and write the epochs anew; drop everything else."""
-        lines = {(record.step, 1): json_line("epoch", record.metrics()) for record in records}
-        for values in read_lines(self._path):
-            if values["kind"] == "step" and values["step"] <= step:
-                lines[values["step"], 0] = json_line("step", values)
+        logged = (line for line in read_lines(self._path) if line["kind"] == "step" and line["step"] <= step)
+        lines = {(line["step"], 0): line for line in logged}
+        lines |= {(record.step, 1): {"kind": "epoch", **record.metrics()} for record in records}
         with atomic_write(self._path) as temporary:
-            temporary.write_text("".join(lines[place] for place in sorted(lines)), encoding="utf-8")
+            text = "".join(json.dumps(lines[place], allow_nan=False) + "\n" for place in sorted(lines))
+            temporary.write_text(text, encoding="utf-8")
 
     def steps(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        self._append(*(json_line("step", line) for line in lines))
+        self._append("step", lines)
 
     def epoch(self, record: EpochRecord) -> None:
-        self._append(json_line("epoch", record.metrics()), sync=True)
+        self._append("epoch", [record.metrics()])
 
-    def _append(self, *lines: str, sync: bool = False) -> None:
+    def _append(self, kind: str, lines: Sequence[Mapping[str, Any]]) -> None:
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
-                if sync:
+                for line in lines:
+                    file.write(json.dumps({"kind": kind, **line}, allow_nan=False) + "\n")
+                if kind == "epoch":
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:
             raise failed(self._path, error.strerror or str(error)) from error
-
-
-def json_line(kind: str, values: Mapping[str, Any]) -> str:
-    """A line of the file."""
-    return json.dumps({"kind": kind, **values}, allow_nan=False) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -16,20 +16,17 @@ from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.records import EpochRecord, Plan, Recorder
 from arcvae_cli.render.terminal import kl_bars
 
-Row = Mapping[str, Text]  # the cells of an epoch by the names of their columns
-
 ROWS, FRAME = 4, 4  # rows always shown, and lines around them: two of header, hidden epochs, progress
 ACCURACIES = {
     "grids": {"pixel": "position", "non-black": "foreground", "exact": "exact"},
     "strings": {"token": "position", "sequence": "exact"},
 }  # by the kind of example: the columns of its accuracies, and their fields of `EpochMetrics`
-WIDTHS = {
-    **{"epoch": 5, "beta": 7, "on ELBO": 7, "loss": 6, "val loss": 6, "recon": 6, "KL": 6, "KL/target": 6},
-    **{"recon/target": 6, "pixel": 5, "non-black": 5, "exact": 5, "token": 5, "sequence": 8, "active": 6, "s": 5},
-}  # of the columns, at least
+# of the columns, at least; of others 6
+WIDTHS = {"epoch": 5, "beta": 7, "on ELBO": 7, "pixel": 5, "non-black": 5, "exact": 5, "sequence": 8, "s": 5}
 DROPPED_FIRST = ("s", "exact", "recon", "pixel", "token", "loss", "on ELBO")  # on a narrow terminal, in this order
 BAR_FROM = 80  # columns of a terminal from which there is a progress bar
 RECENT = 120.0  # seconds whose speed gives the time left
+CAPTION = "loss: training; rest: validation with sampled latents"
 
 
 def header(plan: Plan) -> Iterator[str]:
@@ -39,9 +36,8 @@ def header(plan: Plan) -> Iterator[str]:
     sizes = f"{plan.sizes['train']:,} to train on, {plan.sizes['val']:,} to validate"
     yield f"data {plan.corpus}: {sizes}; {plan.epochs} epochs of {plan.steps} steps"
     floors, schedule, mode = plan.free_bits, plan.settings.schedule, plan.settings.objective.free_bits_mode
-    same = len(set(floors.values())) == 1
-    named = dict.fromkeys(f"{value:g}" if same else f"{level} {value:g}" for level, value in floors.items())
-    free_bits = f"; free bits {', '.join(named)} ({mode})" if any(floors.values()) else ""
+    levels = "/".join(f"{floor:g}" for floor in dict.fromkeys(floors.values()))
+    free_bits = f"; free bits {levels} ({mode})" if any(floors.values()) else ""
     yield f"schedule {schedule.name}: {schedule.describe()}{free_bits}"
     if plan.elbo_scale is None:
         yield "ELBO scale: undefined with focal loss or class weights"
@@ -55,23 +51,16 @@ def header(plan: Plan) -> Iterator[str]:
         yield f"baseline: rule frequencies: {plan.blank_nats:.2f} nats, token accuracy {plan.blank:.3f}{entropy}"
 
 
-def caption(columns: Collection[str], hidden: Collection[str] = ()) -> str:
-    """Where the numbers come from, and the columns that the terminal is too narrow for."""
-    losses = "loss: training; rest: validation" if "loss" in columns else "losses and accuracies: validation"
-    return f"{losses} with sampled latents" + (f"; hidden: {', '.join(hidden)}" if hidden else "")
-
-
 class EpochLines(Recorder):
     """One plain line an epoch, for pipes and logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._plan: Plan
         self._missed: set[tuple[str, str]] = set()  # targets that were out of reach in the last epoch
 
     def start(self, plan: Plan) -> None:
         self._plan = plan
-        for line in (*header(plan), caption({"loss"})):
+        for line in (*header(plan), CAPTION):
             self._console.note(Text(line))
 
     def epoch(self, record: EpochRecord) -> None:
@@ -91,14 +80,12 @@ class LiveTable(Recorder):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._plan: Plan
         self._last: EpochRecord | None = None
-        self._rows: list[Row] = []
+        self._rows: list[Mapping[str, Text]] = []  # the cells of an epoch by the names of their columns
         self._widths: dict[str, int] = {}  # of the columns; they only grow
         self._epoch, self._done = 1, 0  # the epoch, and its steps that are done
         self._betas: Mapping[str, float] = {}
-        self._loss = ""
-        self._over = False
+        self._loss, self._over = "", False
         self._live: Live | None = None
 
     def start(self, plan: Plan) -> None:
@@ -116,7 +103,6 @@ class LiveTable(Recorder):
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:  # noqa: ARG002
         for record in records:
             self.epoch(record)
-            self._epoch, self._done = record.epoch, self._plan.steps
 
     def step(self, epoch: int, done: int, betas: Mapping[str, float], loss: float | None) -> None:
         self._epoch, self._done, self._betas = epoch, done, betas  # the screen is redrawn by its own clock
@@ -124,7 +110,7 @@ class LiveTable(Recorder):
             self._loss = short(loss)
 
     def epoch(self, record: EpochRecord) -> None:
-        self._last = record
+        self._last, self._epoch, self._done = record, record.epoch, self._plan.steps
         self._rows.append(epoch_cells(record, self._plan))
         self._widths = widened(self._widths, self._rows[-1])
 
@@ -148,7 +134,8 @@ class LiveTable(Recorder):
         for name in DROPPED_FIRST:
             if sum(columns.values()) + len(columns) > width + 1:
                 columns.pop(name, None)
-        notes = [(caption(columns, [name for name in widths if name not in columns]), "dim")]
+        hidden = ", ".join(name for name in widths if name not in columns)
+        notes = [(CAPTION + (hidden and f"; hidden: {hidden}"), "dim")]
         notes += [(f"note: {target.note}", "yellow") for target in (last.targets if last else ()) if target.note]
         below = [line for text, style in notes for line in Text(text, style).wrap(self._console.err, width)]
         if last is not None:
@@ -172,9 +159,9 @@ class LiveTable(Recorder):
         return Group(table, *below, self._progress)
 
 
-def widened(widths: Mapping[str, int], row: Row) -> dict[str, int]:
+def widened(widths: Mapping[str, int], row: Mapping[str, Text]) -> dict[str, int]:
     """The widths of the columns of a row, at least those given, so that columns stay in place."""
-    return {name: max(widths.get(name, WIDTHS[name]), text.cell_len) for name, text in row.items()}
+    return {name: max(widths.get(name, WIDTHS.get(name, 6)), text.cell_len) for name, text in row.items()}
 
 
 def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
@@ -204,15 +191,13 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
 
 
 def beta_cells(spans: Sequence[tuple[float, ...]], plan: Plan) -> dict[str, str]:
-    """Beta of each level where they differ, from least to largest where it turned; also on the ELBO scale if another.
-
-    `spans`: (beta,) or (least, largest) of each level.
-    """
-    cells = {}
-    for name, factor in {"beta": 1.0, "on ELBO": plan.elbo_scale}.items():
-        if factor is not None and (name, factor) != ("on ELBO", 1.0):
-            texts = [[short(beta * factor, 7) for beta in span] for span in dict.fromkeys(spans)]
-            cells[name] = "/".join((".." if text[0][0] == "-" else "-").join(text) for text in texts)
+    """(beta,) or (least, largest) of each level where they differ; also on the ELBO scale if that is another."""
+    cells, scales = {}, {"beta": 1.0}
+    if plan.elbo_scale not in (None, 1.0):
+        scales["on ELBO"] = plan.elbo_scale
+    for name, factor in scales.items():
+        texts = [[short(beta * factor, 7) for beta in span] for span in dict.fromkeys(spans)]
+        cells[name] = "/".join((".." if text[0][0] == "-" else "-").join(text) for text in texts)
     return cells
 
 

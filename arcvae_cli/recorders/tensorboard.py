@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 BETA = "train/beta/"
-COMPARISON = "Beta_Schedule/Hierarchical_Comparison"
 BATCH = {"Batch/KL_Loss": "train/loss_kl", "Batch/Total_Loss": "train/loss_total", "Batch/Beta": "train/beta"}
 
 
@@ -29,7 +28,7 @@ class TensorBoardRecorder(Recorder):
 
     def __init__(self, run: Path) -> None:
         self._run, self._folder = run, run / "tensorboard"
-        self._writers: dict[str, SummaryWriter] = {}  # by level, whose curve in the comparison it holds; "": the rest
+        self._writers: dict[str, SummaryWriter] = {}  # by level, for its curve in the comparison; "": the rest
         self._first: int | None = None  # earlier files are void from this step on
         self._step = 0
 
@@ -37,16 +36,14 @@ class TensorBoardRecorder(Recorder):
         started = any(self._folder.glob("events.out.tfevents.*"))
         before = records[-2].step if started and len(records) > 1 else 0
         self._first, self._step = before + 1, step
-        for line in read_lines(self._run / "metrics.jsonl"):
-            if line["kind"] == "step" and before < line["step"] <= step:  # later ones come from `steps`
-                self._batch(line)
+        lines = read_lines(self._run / "metrics.jsonl")  # later ones come from `steps`
+        self._batches(line for line in lines if line["kind"] == "step" and before < line["step"] <= step)
         for record in records:
             if record.step > before:
                 self.epoch(record)
 
     def steps(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        for line in lines:
-            self._batch(line)
+        self._batches(lines)
 
     def epoch(self, record: EpochRecord) -> None:
         values = record.metrics()
@@ -54,9 +51,9 @@ class TensorBoardRecorder(Recorder):
         kl = np.array([value for value in values.pop("val/kl_per_dim") if value is not None])
         values["Beta_Schedule/beta"] = values["train/beta"]
         values.update({f"Beta_Schedule/Restart/{name}": value for name, value in (record.restart or {}).items()})
-        for level, beta in betas_of_levels(values).items():
+        for level, beta in betas(values).items():
             values[f"Beta_Schedule/{level}_kl_weight"] = beta
-            self._writer(level).add_scalar(COMPARISON, beta, self._step)
+            self._writer(level).add_scalar("Beta_Schedule/Hierarchical_Comparison", beta, self._step)
         if len(kl):
             self._writer().add_histogram("val/kl_per_dim", kl, self._step)
         self._scalars(self._step, values)
@@ -64,51 +61,51 @@ class TensorBoardRecorder(Recorder):
             writer.flush()
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - of its files
-        for name, path in example_files(self._run, epoch):
-            if path.suffix == ".png":
-                self._image(name, path)
-            else:
-                self._text(name, path.read_text(encoding="utf-8"))
+        for file in example_files(self._run, epoch):
+            self._file(*file)
 
     def evaluated(self, metrics: Mapping[str, Any], verdict: Sequence[str], images: Sequence[Path]) -> None:
         self._scalars(self._step, dict(flattened(metrics)))
-        self._text("eval/verdict", "\n".join(verdict))
+        self._text("eval/verdict", verdict)
         for path in images:
-            self._image(f"eval/{path.stem}", path)
+            self._file(f"eval/{path.stem}", path)
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
         for writer in self._writers.values():
             writer.close()
 
-    def _batch(self, values: Mapping[str, Any]) -> None:
-        curves = {name: values[key] for name, key in BATCH.items()}
-        curves |= {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas_of_levels(values).items()}
-        self._scalars(values["step"], curves)
+    def _batches(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        for values in lines:
+            weights = {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas(values).items()}
+            self._scalars(values["step"], {name: values[key] for name, key in BATCH.items()} | weights)
 
     def _scalars(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if isinstance(value, (int, float)):  # a NaN is logged as null
                 self._writer().add_scalar(name, value, step)
 
-    def _image(self, name: str, path: Path) -> None:
-        from matplotlib.image import imread
+    def _file(self, name: str, path: Path) -> None:
+        if path.suffix == ".png":
+            from matplotlib.image import imread
 
-        self._writer().add_image(name, imread(path)[..., :3], self._step, dataformats="HWC")
+            self._writer().add_image(name, imread(path)[..., :3], self._step, dataformats="HWC")
+        else:
+            self._text(name, path.read_text(encoding="utf-8").splitlines())
 
-    def _text(self, name: str, text: str) -> None:
-        """Indented: TensorBoard reads Markdown, where that is code."""
-        self._writer().add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), self._step)
+    def _text(
+        self, name: str, lines: Sequence[str]
+    ) -> None:  # indented: TensorBoard reads Markdown, where that is code
+        self._writer().add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
 
     def _writer(self, level: str = "") -> SummaryWriter:
-        """The writer of all, or of a level's curve in the comparison, where one name has a curve a folder."""
-        if level not in self._writers:
+        if level not in self._writers:  # one name has a curve a folder
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = self._folder / f"{COMPARISON.replace('/', '_')}_{level}" if level else self._folder
+            folder = self._folder / f"Beta_Schedule_Hierarchical_Comparison_{level}" if level else self._folder
             self._writers[level] = SummaryWriter(str(folder), purge_step=self._first)
         return self._writers[level]
 
 
-def betas_of_levels(values: Mapping[str, Any]) -> dict[str, float]:
+def betas(values: Mapping[str, Any]) -> dict[str, float]:
     """Beta of each level where there are several, of the metrics of a step or an epoch."""
     return {name.removeprefix(BETA): beta for name, beta in values.items() if name.startswith(BETA)}

@@ -8,33 +8,32 @@ import secrets
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from arcvae_cli.files import atomic_write, read_lines
 from arcvae_cli.recorders.external import example_files, flattened
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
-from arcvae_cli.settings import LogSettings, Settings
+from arcvae_cli.settings import LogSettings
 
-Mode = Literal["auto", "online", "offline", "off"]  # auto: as W&B's own settings say
-START = 30.0  # seconds the server has to answer at the start
 KINDS = 4  # rows that a step may have: its own, that of the epoch it ends, the epoch's images, the evaluation's images
 STEP, EPOCH, PICTURES, EVALUATION = range(KINDS)
-DEFAULT_TAGS = LogSettings().wandb_tags
-QUIET = {"console": "off", "disable_git": True, "label_disable": True, "save_code": False, "silent": True}
+# the server has 30 seconds to answer at the start; no console output, code or command line is sent
+OPTIONS = {"console": "off", "disable_git": True, "label_disable": True, "save_code": False, "silent": True}
+OPTIONS |= {"init_timeout": 30.0, "x_disable_meta": True}
 
 
 class WandbRecorder(Recorder):
     """Logs a run folder to one W&B run; a resumed run uses the same W&B id.
 
     The axis of all curves is the optimiser `step`. On resumption everything W&B may lack is sent again from
-    `metrics.jsonl`, but for images. The command line, code and console output are not sent.
+    `metrics.jsonl`, but for images. Mode "auto" is what W&B's own settings say.
     """
 
-    def __init__(self, run: Path, mode: Mode) -> None:
-        self._folder, self._mode = run, mode
+    def __init__(self, run: Path, mode: str) -> None:
+        self._folder = run
+        self._mode: Any = None if mode == "auto" else mode
         self._run: Any = None
-        self._step = 0
-        self._last = -1  # W&B's step of the last row that it has
+        self._step, self._last = 0, -1  # of the last epoch; W&B's own of the last row that it has
 
     def start(self, plan: Plan) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # the interpreter's exit would wait for its reports
@@ -42,17 +41,24 @@ class WandbRecorder(Recorder):
             os.environ.pop(variable, None)
         import wandb
 
-        settings, log = wandb.Settings(**QUIET, init_timeout=START, x_disable_meta=True), plan.settings.log
+        file, log, tags = self._folder / "wandb" / "id", plan.settings.log, list(plan.settings.log.wandb_tags)
+        if not file.is_file():
+            file.parent.mkdir(exist_ok=True)
+            with atomic_write(file) as temporary:
+                temporary.write_text(secrets.token_hex(6), encoding="ascii")
+        if plan.settings.model.kind == "strings" and log.wandb_tags == LogSettings().wandb_tags:
+            tags = [tag.replace("beta-vae", "grammar-vae") for tag in tags]
+        self._wandb, settings = wandb, wandb.Settings(**OPTIONS)
         wandb.setup(settings=settings)
         self._run = wandb.init(
             project=log.wandb_project,
             entity=log.wandb_entity,
-            tags=run_tags(plan.settings),
+            tags=tags,
             name=run_name(plan),
-            id=run_id(self._folder),
+            id=file.read_text(encoding="ascii").strip(),
             config={"run": plan.run, "parameters": plan.parameters, **plan.settings.table()},
             dir=str(self._folder.resolve()),
-            mode=self._mode if self._mode in ("online", "offline") else None,
+            mode=self._mode,
             resume="allow",
             reinit="create_new",
             settings=settings,
@@ -76,59 +82,43 @@ class WandbRecorder(Recorder):
         self._log(EPOCH, record.metrics())
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:  # noqa: ARG002 - its files
-        from wandb import Html, Image
-
         row: dict[str, Any] = {"step": self._step, "epoch": epoch}
         for name, path in example_files(self._folder, epoch):
             if path.suffix == ".png":
-                row[name] = Image(str(path))
+                row[name] = self._wandb.Image(str(path))
             else:  # `wandb.Table` would leave a copy of each in the user's home
                 text = html.escape(path.read_text(encoding="utf-8"))
-                row[name] = Html(f"<pre>{text}</pre>", inject=False, data_is_not_path=True)
+                row[name] = self._wandb.Html(f"<pre>{text}</pre>", inject=False, data_is_not_path=True)
         self._log(PICTURES, row)
 
     def evaluated(self, metrics: Mapping[str, Any], verdict: Sequence[str], images: Sequence[Path]) -> None:
-        from wandb import Image
-
         self._run.summary.update({**dict(flattened(metrics)), "eval/verdict": "\n".join(verdict)})
-        self._log(EVALUATION, {"step": self._step, **{f"eval/{file.stem}": Image(str(file)) for file in images}})
+        pictures = {f"eval/{file.stem}": self._wandb.Image(str(file)) for file in images}
+        self._log(EVALUATION, {"step": self._step, **pictures})
 
     def artifacts(self, files: Mapping[str, Path]) -> None:
-        from wandb import Artifact
-
         for name, file in files.items():
-            artifact = Artifact(f"{name}-{self._run.id}", type="model")
+            artifact = self._wandb.Artifact(f"{name}-{self._run.id}", type="model")
             artifact.add_file(str(file), skip_cache=True, policy="immutable")  # not copied into the home folder first
             self._run.log_artifact(artifact)
 
     def close(self, code: int = 0) -> None:
-        """Finish the run with the exit code of the process."""
-        run, self._run = self._run, None
-        if run is not None:
-            run.finish(exit_code=code)
+        if self._run is not None:
+            self._run.finish(exit_code=code)
 
     def _log(self, kind: int, values: Mapping[str, Any]) -> None:
-        from wandb import Histogram
-
         number = KINDS * values["step"] + kind
         if number > self._last:
             row = {name: value for name, value in values.items() if value is not None}
             if kl := [value for value in row.pop("val/kl_per_dim", ()) if value is not None]:
-                row["val/kl_per_dim"] = Histogram(kl)
+                row["val/kl_per_dim"] = self._wandb.Histogram(kl)
             self._run.log(row, number, commit=True)
             self._last = number
 
 
-def run_tags(settings: Settings) -> list[str]:
-    """`log.wandb_tags`, whose default names the kind of model for grids; for strings it is a grammar VAE."""
-    tags, strings = settings.log.wandb_tags, settings.model.kind == "strings"
-    return ["grammar-vae" if tag == "beta-vae" and strings and tags == DEFAULT_TAGS else tag for tag in tags]
-
-
 def run_name(plan: Plan) -> str:
     """`beta-vae-d10-b0.1-run-NAME`: model, latent sizes, largest beta of each level or the closed loop's name."""
-    model = plan.settings.model.name
-    letters = {"z": "d", "global": "g", "local": "l"}
+    model, letters = plan.settings.model.name, {"z": "d", "global": "g", "local": "l"}
     sizes = [letters[name] + "x".join(map(str, shape)) for name, shape in plan.level_shapes.items()]
     schedules = plan.settings.schedule.by_level(tuple(plan.level_shapes)).values()
     peaks = "-".join(dict.fromkeys(f"{schedule.peak:g}" for schedule in schedules if not schedule.closed_loop))
@@ -137,21 +127,10 @@ def run_name(plan: Plan) -> str:
     return "-".join((kind, *sizes, *([f"b{peaks}"] if peaks else []), *loops, "run", plan.run))[:128]
 
 
-def run_id(folder: Path) -> str:
-    """The W&B id of a run folder, drawn once and kept in `wandb/id`."""
-    file = folder / "wandb" / "id"
-    if not file.is_file():
-        file.parent.mkdir(exist_ok=True)
-        with atomic_write(file) as temporary:
-            temporary.write_text(secrets.token_hex(6), encoding="ascii")
-    return file.read_text(encoding="ascii").strip()
-
-
-def automatic_mode() -> tuple[Mode, str | None]:
+def automatic_mode() -> tuple[str, str | None]:
     """What `auto` means here, without importing wandb, and a note if it is off for want of the package or a login."""
-    modes: dict[str, Mode] = {"disabled": "off", "offline": "offline", "dryrun": "offline"}
-    if mode := modes.get(os.environ.get("WANDB_MODE", "")):
-        return mode, None
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return os.environ["WANDB_MODE"].replace("disabled", "off"), None
     if find_spec("wandb") is None:
         return "off", "W&B is off: not installed; `pip install 'arcvae[wandb]'` installs it"
     from requests.utils import get_netrc_auth

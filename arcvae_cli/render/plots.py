@@ -1,21 +1,22 @@
-"""PNGs: grids, curves, KL heat maps, scatters of latent codes. Matplotlib is imported in functions, without pyplot."""
+"""PNGs: grids, curves, KL heat maps, scatters of latent codes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from arcvae_cli.files import atomic_write
 from arcvae_cli.render.terminal import DEAD, PALETTE, Grids
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
 Image = NDArray[np.uint8]  # (..., height, width, 3)
 Extents = NDArray[np.uint8] | None  # (N, 2) height and width of each grid
@@ -32,42 +33,32 @@ LINE, EXTENT, RIGHT, WRONG = "#555555", "#00FFC8", "#000000", "#FFFFFF"
 
 
 def save_grids(path: Path, grids: Grids, columns: int = 8, titles: Texts | None = None, title: str = "") -> None:
-    """Grids (N, H, W) in rows of `columns`, blank ones marked, with a text above each and a title above all."""
-    _write(_sheet([_tiles(grids)], columns, titles or (), title=title, marked=[grids]), path)
+    """Grids (N, H, W) in rows of `columns`, with a text above each, by default which are blank, and a title."""
+    blank = [] if grids.any((1, 2)).all() else ["" if grid.any() else "blank" for grid in grids]
+    _write(_sheet([_tiles(grids)], columns, titles or blank, (), title), path)
 
 
 def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column: str, title: str) -> None:
     """Samples (N, H, W) in rows of `columns`; a row has one latent of level `row`, a column one of level `column`."""
     above = [f"{column} {place + 1}" for place in range(columns)]
     left = [f"{row} {place + 1}" for place in range(-(-len(grids) // columns))]
-    _write(_sheet([_tiles(grids)], columns, above, left, title, marked=[grids]), path)
+    _write(_sheet([_tiles(grids)], columns, above, left, title), path)
 
 
 def save_reconstructions(path: Path, originals: Grids, reconstructions: Grids, extents: Extents, title: str) -> None:
     """The first PAIRS originals, reconstructions (N, H, W) and errors; `extents` (N, 2) are drawn as rectangles."""
-    from matplotlib.patches import Patch
-
     originals, reconstructions = originals[:PAIRS], reconstructions[:PAIRS]
     wrong = (originals != reconstructions).astype(np.uint8)
-    above = [f"{count} wrong" for count in wrong.sum((1, 2), dtype=int)]
-    legend = [Patch(facecolor=RIGHT, label="right cell"), Patch(facecolor=WRONG, label="wrong cell")]
+    above, rows = [f"{count} wrong" for count in wrong.sum((1, 2), dtype=int)], ["original", "reconstruction", "error"]
     if extents is not None:
         above = [f"{height}x{width}, {text}" for (height, width), text in zip(extents[:PAIRS], above, strict=True)]
-        legend.append(Patch(facecolor=LINE, edgecolor=EXTENT, linewidth=2, label="extent of the grid"))
-    rows, kinds = (
-        ("original", "reconstruction", "error"),
-        [_tiles(grids, extents) for grids in (originals, reconstructions)],
-    )
-    kinds.append(_tiles(wrong, extents, (RIGHT, WRONG)))
-    _write(_sheet(kinds, 8, above, rows, title, marked=[originals, reconstructions], legend=legend), path)
+        title += "; frame: extent of the grid"
+    kinds = [_tiles(originals, extents), _tiles(reconstructions, extents), _tiles(wrong, extents, (RIGHT, WRONG))]
+    _write(_sheet(kinds, 8, above, rows, f"{title}; white: wrong cell"), path)
 
 
 def save_kl_maps(path: Path, originals: Grids, maps: Maps, title: str = "", means: Maps | None = None) -> None:
     """Originals (N, H, W) over their KL maps (N, h, w) in nats by level; `means` (h, w) of more come first."""
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     if means is not None:
         originals = np.concatenate([np.zeros_like(originals[:1]), originals])
         maps = {name: np.concatenate([means[name][None], values]) for name, values in maps.items()}
@@ -102,23 +93,11 @@ def _tiles(grids: Grids, extents: Extents = None, colours: Sequence[str] = PALET
     return pixels
 
 
-def _sheet(
-    kinds: Sequence[Image],
-    columns: int,
-    above: Texts = (),
-    left: Texts = (),
-    title: str = "",
-    right: int = 0,
-    marked: Sequence[Grids] = (),
-    legend: Sequence[Patch] = (),
-) -> Figure:
+def _sheet(kinds: list[Image], columns: int, above: Texts, left: Texts, title: str, right: int = 0) -> Figure:
     """Tiles (N, h, w, 3) of several kinds on white, in bands of `columns` examples with a row for each kind.
 
-    `above`: texts above the examples; `left`: labels of the rows in turn; `right`: free pixels. `marked`: the grids of
-    the first kinds; those that are all 0 are labelled as blank.
+    `above`: texts above the examples; `left`: labels of the rows in turn; `right`: free pixels.
     """
-    from matplotlib.figure import Figure
-
     count, high, wide, _ = kinds[0].shape
     bands, columns, strip = -(-count // columns), min(columns, count), STRIP if above else 0
     height, width = strip + len(kinds) * (high + GAP), wide + GAP  # of an example in all kinds
@@ -129,7 +108,7 @@ def _sheet(
     pixels = pixels.reshape(bands, columns, height, width, 3).swapaxes(1, 2)
     pixels = pixels.reshape(bands * height, columns * width, 3)[:-GAP, :-GAP]
     margin, top = MARGIN if left else GAP, STRIP + 2 * GAP if title else GAP
-    across = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title) + 125 * len(legend))
+    across = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title))
     up = top + pixels.shape[0] + GAP
     figure = Figure(figsize=(across / DPI, up / DPI), dpi=DPI)
     axes = figure.add_axes((margin / across, GAP / up, pixels.shape[1] / across, pixels.shape[0] / up))
@@ -137,39 +116,24 @@ def _sheet(
     axes.imshow(pixels, interpolation="nearest", aspect="auto")
     for index, text in enumerate(above):
         axes.text(index % columns * width, index // columns * height + strip - 4, text, fontsize=8)
-    for row in range(len(kinds)):
-        middle = strip + row * (high + GAP) + high / 2
-        for band in range(bands if left else 0):
-            text = left[(band * len(kinds) + row) % len(left)]
-            axes.text(-4, middle + band * height, text, fontsize=8, rotation=90, ha="right", va="center")
-        for index in np.flatnonzero(~marked[row].any((1, 2))).tolist() if row < len(marked) else ():
-            x, y = index % columns * width + wide / 2, index // columns * height + middle
-            box = {"facecolor": "#000000", "edgecolor": "#AAAAAA", "pad": 3}
-            axes.text(x, y, "blank", fontsize=9, color="#FFFFFF", ha="center", va="center", bbox=box)
-    if legend:
-        figure.legend(handles=legend, loc="upper right", ncols=len(legend), fontsize=8, facecolor="#CCCCCC")
+    for index in range(bands * len(kinds) if left else 0):
+        band, row = divmod(index, len(kinds))
+        middle, text = band * height + strip + row * (high + GAP) + high / 2, left[index % len(left)]
+        axes.text(-4, middle, text, fontsize=8, rotation=90, ha="right", va="center")
     figure.text(GAP / across, 1 - GAP / up, title, fontsize=10, va="top")
     return figure
 
 
-def save_curves(
-    path: Path,
-    curves: Sequence[Curve],
-    title: str,
-    scale: float | None = None,
-    columns: int = 1,
-    best: int | None = None,
-) -> None:
+def save_curves(path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int = 0) -> None:
     """A panel for each unit, with a second axis for beta on the ELBO scale, and a grey line at the best epoch.
 
     A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label.
     """
-    from matplotlib.ticker import MaxNLocator
-
     units = list(dict.fromkeys(unit for _, unit, *_ in curves))
     names = [label.removesuffix(" target").removeprefix("_") for label, *_ in curves]
+    columns = 1 if len(units) <= 3 else 3
     rows = -(-len(units) // columns)
-    figure = _figure(8 if columns == 1 else 10, 1 + (3 if columns == 1 else 2.5) * rows, title)
+    figure = _figure(10, 1 + 2.75 * rows, title)
     panels = dict(zip(units, figure.subplots(rows, columns, sharex=True, squeeze=False).ravel(), strict=False))
     for name, (label, unit, epochs, values, dashed) in zip(names, curves, strict=True):
         colour = f"C{list(dict.fromkeys(names)).index(name) % 10}"
@@ -188,63 +152,45 @@ def save_curves(
         if unit == "beta" and scale is not None and scale != 1.0:
             both = (lambda beta: np.multiply(beta, scale), lambda beta: np.divide(beta, scale))
             axes.secondary_yaxis("right", functions=both).set_ylabel("beta on the ELBO scale")
-        if best is not None:
+        if best:
             axes.axvline(best, color="#AAAAAA", linewidth=1, zorder=0)
     figure.supxlabel("epoch", fontsize="medium")
     _write(figure, path)
 
 
-def save_kl_heatmap(path: Path, levels: Mapping[str, Array], free_bits: Mapping[str, float], title: str) -> None:
-    """KL (epochs, groups) in nats over the run, level below level, with the free-bits floors; under DEAD is grey."""
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm
-    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
-
+def save_kl_heatmap(path: Path, levels: Mapping[str, Array], title: str) -> None:
+    """KL (epochs, groups) in nats over the run, level below level; under DEAD is grey."""
     kl = np.concatenate(list(levels.values()), axis=1)
-    (epochs, dims), single = kl.shape, len(levels) == 1
-    names = [str(i) if single else f"{name} {i}" for name, part in levels.items() for i in range(part.shape[1])]
-    alive = f"{title}, {(kl[-1] > DEAD).sum()} of {dims} alive"
-    figure = _figure(9, min(9.0, max(3.2, 1.6 + 0.22 * dims)), alive)
-    axes = figure.add_subplot()
+    epochs, dims = kl.shape
+    names = [f"{name} {index}" for name, part in levels.items() for index in range(part.shape[1])]
+    figure = _figure(9, min(9.0, max(3.2, 1.6 + 0.22 * dims)), f"{title}, {(kl[-1] > DEAD).sum()} of {dims} alive")
+    axes = figure.add_subplot(xlabel="epoch", ylabel="dimension, last KL")
     top = max(float(np.nanmax(kl, initial=0.0)), 20 * DEAD)
     style: Any = {"aspect": "auto", "interpolation": "nearest", "extent": (0.5, epochs + 0.5, dims - 0.5, -0.5)}
     colours = colormaps["viridis"].with_extremes(under="#BBBBBB", bad="#FFFFFF")
     image = axes.imshow(np.maximum(kl.T, DEAD / 2), colours, LogNorm(DEAD, top), **style)  # no logarithm of 0
-    axes.set(xlabel="epoch", ylabel="dimension" if single else None)
     for border in np.cumsum([part.shape[1] for part in levels.values()])[:-1]:
         axes.axhline(border - 0.5, color="#FFFFFF", linewidth=2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     shown = range(0, dims, -(-dims // 36))  # more than 36 labels would overlap
-    axes.set_yticks(shown, [names[dim] for dim in shown])
-    last = axes.secondary_yaxis("right")
-    last.set_yticks(shown, [f"{kl[-1, dim]:.2f}" + (" dead" if kl[-1, dim] <= DEAD else "") for dim in shown])
-    last.tick_params(length=0, labelsize=8)
+    axes.set_yticks(shown, [f"{names[i]}: {kl[-1, i]:.2f}" + (" dead" if kl[-1, i] <= DEAD else "") for i in shown])
     bar = figure.colorbar(image, extend="min", pad=0.02, aspect=30, extendfrac=0.05, format=FormatStrFormatter("%g"))
-    floors = {name: floor for name, floor in free_bits.items() if DEAD <= floor <= top}
-    for floor in floors.values():
-        bar.ax.axhline(floor, color=PALETTE[2], linewidth=2)
-    red = ", ".join(f"{floor:g}" if single else f"{name} {floor:g}" for name, floor in floors.items())
-    bar.set_label(f"KL, nats (grey: under {DEAD:g}, dead)" + (f"\nred: free bits {red}" if red else ""))
+    bar.set_label(f"KL, nats (grey: under {DEAD:g}, dead)")
     _write(figure, path)
 
 
-def save_latent_scatter(
-    path: Path, points: Array, values: ArrayLike, value_name: str, title: str, axis_names: Texts = ("", "")
-) -> None:
-    """Points (n, 2), coloured by `values` (n,)."""
+def save_latent_scatter(path: Path, points: Array, values: Any, name: str, title: str, axes: Texts = ("", "")) -> None:
+    """Points (n, 2), coloured by numbers `values` (n,) of this name."""
     figure = _figure(7.4, 6, title)
-    axes = figure.add_subplot()
-    marks = axes.scatter(points[:, 0], points[:, 1], s=24, linewidths=0, c=np.asarray(values), cmap="viridis")
-    figure.colorbar(marks, pad=0.02, aspect=30, label=value_name)
-    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
-    axes.grid(alpha=0.2)
+    panel = figure.add_subplot(xlabel=axes[0], ylabel=axes[1])
+    marks = panel.scatter(points[:, 0], points[:, 1], s=24, linewidths=0, c=values, cmap="viridis")
+    figure.colorbar(marks, pad=0.02, aspect=30, label=name)
+    panel.grid(alpha=0.2)
     _write(figure, path)
 
 
 def _figure(width: float, height: float, title: str) -> Figure:
     """A figure of so many inches, its title wrapped to fit."""
-    from matplotlib.figure import Figure
-
     figure = Figure((width, height), DPI, layout="constrained")
     figure.suptitle("\n".join(fill(line, int(10 * width)) for line in title.splitlines()))
     return figure

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+from rich.console import Console
+from rich.text import Text
 
 Grids = NDArray[np.integer[Any]]
 
@@ -23,16 +21,12 @@ BAR, LABELS, TWO_BARS = 22, 17, 80  # columns: the longest bar, its number, valu
 MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed
 
 
-def terminal_grids(
-    console: Console, grids: Grids, titles: Sequence[str] | None = None, lines: int | None = None
-) -> Text:
+def terminal_grids(console: Console, grids: Grids, titles: Sequence[str] | None, lines: int | None = None) -> Text:
     """Grids (N, H, W) of 0-9 side by side, as many as the width allows, with a short title above each.
 
     In colour a character shows two cells, one above the other; without, a cell is a digit, and `.` where it is 0.
     `lines`: how many lines to fill at most, with at least one row of grids.
     """
-    from rich.text import Text
-
     colour = console.color_system is not None and not console.no_color and not console.options.ascii_only
     _, height, width = grids.shape
     across = max(1, (console.width + SPACE) // (width + SPACE))
@@ -52,8 +46,6 @@ def terminal_grids(
 
 def grid_lines(rows: list[list[int]], colour: bool) -> list[Text]:
     """A grid as lines of digits; in colour of half blocks for two rows each, equal neighbours in one style."""
-    from rich.text import Text
-
     if not colour:
         return [Text("".join(map(str, row)).replace("0", ".")) for row in rows]
     colours = [[PALETTE[cell] for cell in row] for row in rows]
@@ -65,14 +57,10 @@ def grid_lines(rows: list[list[int]], colour: bool) -> list[Text]:
 
 
 def terminal_strings(rows: Sequence[tuple[str, str, str]]) -> Text:
-    """Strings below each other: rows of (label, string, remark)."""
-    from rich.text import Text
-
+    """Strings below each other: rows of (label, string, note)."""
     width = max((len(label) for label, _, _ in rows), default=0)
-    parts = [
-        ((f"{label:<{width}}  ", "dim"), text, (remark and f"    {remark}", "yellow")) for label, text, remark in rows
-    ]
-    return Text("\n").join(Text.assemble(*part) for part in parts)
+    lines = [((f"{label:<{width}}  ", "dim"), text, (note and f"    {note}", "yellow")) for label, text, note in rows]
+    return Text("\n").join(Text.assemble(*line) for line in lines)
 
 
 def path_strip(steps: Grids, ends: Grids) -> tuple[Grids, list[str]]:
@@ -92,8 +80,6 @@ def kl_bars(
     Only the strongest and weakest are listed where all would take more than `lines`. `cells`: the size of a level that
     is a map, where a group is a channel. `floor`: the free bits of a group.
     """
-    from rich.text import Text
-
     count, dead = len(groups), sum(value <= DEAD for value in groups)
     over = f" ({'x'.join(map(str, cells))})" if cells else ""
     title = f"KL of each {'channel' if cells else 'dimension'} of {name}{over}: {sum(groups):.2f} nats"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from arcvae_cli.grammar import Rules, parse_grammar
+from arcvae_cli.grammar import parse_grammar
 from arcvae_cli.metrics import EpochMetrics
 from arcvae_cli.records import EpochRecord, Pictures, Plan, betas, flat
 from arcvae_cli.settings import Settings
@@ -48,22 +48,15 @@ def record(
 
 
 def steps(of: EpochRecord, every: int = 25) -> list[dict[str, Any]]:
-    """The metrics of an epoch's logged steps."""
     numbers = [step for step in range(of.step - 49, of.step + 1) if step % every == 0]
     same = {**betas(of.betas), **flat("train", of.train, of.unit)}
     return [{"step": step, "epoch": step / 50, **same} for step in numbers]
 
 
 def pictures() -> Pictures:
-    """16 examples and 64 samples, with the KL of a local map of 8x8 cells."""
     random = np.random.default_rng(0)
     grids = [random.integers(0, 10, (count, 16, 16), np.uint8) for count in (16, 16, 64)]
     return Pictures(*grids, {"local": random.random((16, 8, 8), np.float32)})
-
-
-def rules(known: bool = True) -> Rules:
-    """Of a small grammar, or as much of them as ids and masks tell."""
-    return SUMS.rules if known else replace(SUMS.rules, rhs=None, text=None)
 
 
 def derivations() -> Pictures:

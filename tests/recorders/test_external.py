@@ -26,7 +26,6 @@ def names(logger: MagicMock) -> list[str]:
 
 
 def train(recorder: Background) -> None:
-    """The calls of a training of an epoch, but for the end."""
     recorder.start(plan())
     recorder.step(1, 1, {"z": 0.1}, None)
     recorder.steps([])
@@ -45,7 +44,7 @@ def wait_for(reached: Callable[[], bool]) -> None:
 def test_all_calls_but_single_steps_arrive_in_order_in_another_thread() -> None:
     logger, warnings, history, threads = MagicMock(), list[str](), [record(1)], set[int]()
     logger.epoch.side_effect = lambda _: threads.add(threading.get_ident())
-    recorder = Background(logger, "it", warnings.append)
+    recorder = Background(logger, "it", warnings.append, "the rest is lost")
     recorder.resume(history, 100)
     history.append(record(2))  # the trainer's own list grows
     train(recorder)
@@ -53,7 +52,7 @@ def test_all_calls_but_single_steps_arrive_in_order_in_another_thread() -> None:
     recorder.close(75)
     assert names(logger) == ["resume", "start", "steps", "epoch", "pictures", "evaluated", "artifacts", "close"]
     assert (warnings, ABANDONED.is_set(), len(logger.resume.call_args.args[0])) == ([], False, 1)
-    logger.close.assert_called_once_with(75)
+    assert logger.close.call_args.args == (75,)
     assert threads and threading.get_ident() not in threads
 
 
@@ -61,12 +60,12 @@ def test_all_calls_but_single_steps_arrive_in_order_in_another_thread() -> None:
 def test_a_failure_gives_one_warning_and_ends_the_recorder(failing: str) -> None:
     logger, warnings = MagicMock(), list[str]()
     getattr(logger, failing).side_effect = RuntimeError("no route to host\nand more lines of it")
-    recorder = Background(logger, "it", warnings.append)
+    recorder = Background(logger, "it", warnings.append, "the rest is lost")
     train(recorder)
     if failing != "close":
         wait_for(lambda: failing in names(logger))
     recorder.close()
-    assert len(warnings) == 1 and warnings[0].startswith("it: RuntimeError: no route to host")
+    assert len(warnings) == 1 and warnings[0].startswith("it is disabled: RuntimeError: no route to host")
     assert "\n" not in warnings[0] and ABANDONED.is_set()
     assert names(logger)[-2:] == [failing, "close"] and logger.close.call_args.args == (1,), "closed as incomplete"
 
@@ -79,15 +78,15 @@ def test_a_hanging_logger_delays_nothing(queued: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(external, "QUEUED", queued)
     leave(0)
-    recorder = Background(logger, "it", warnings.append)
+    recorder = Background(logger, "it", warnings.append, "the rest is lost")
     recorder.epoch(record(1))
     wait_for(lambda: names(logger) != [])
     began = time.monotonic()
     train(recorder)
     recorder.close()
     assert time.monotonic() - began < 2
-    full = "it: hangs, with 4 calls queued; training continues without it"
-    assert warnings == [full if queued == 4 else "it: not done after 0.1 s; unsent records are lost"]
+    full = "it is disabled: hangs, with 4 calls queued"
+    assert warnings == [full if queued == 4 else "it is disabled: not done after 0.1 s; the rest is lost"]
     leave(3)
     assert ended == [3]
     released.set()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 from rich.cells import cell_len
@@ -127,19 +125,10 @@ def test_the_time_left_follows_the_recent_speed() -> None:
     assert screen.text().endswith("epoch 54/100, step 50/50, 0:13:20 elapsed, 1:16:40 left"), "2300 steps of 2 s"
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_at_the_end_the_cursor_is_shown_and_the_table_stands(
-    interrupted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a second Ctrl-C, while the table is drawn, too."""
+def test_at_the_end_the_table_stands() -> None:
     screen = Screen(plan(), 100)
     screen.table.start(plan())
-    screen.train(record(1), record(2))
-    if interrupted:
-        monkeypatch.setattr("rich.live.Live.refresh", MagicMock(side_effect=KeyboardInterrupt))
-    with suppress(KeyboardInterrupt):
-        screen.table.close()
+    screen.train(record(1), record(2)).table.close()
     text = screen.file.getvalue()
-    assert "\x1b[?25l" in text and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
     assert "\x1b[?1049h" not in text, "the alternate screen would take the table with it"
-    assert interrupted or re.search(r"epoch 2/100, .* left\s*(\x1b\[0m)?\s*(\x1b\[\?25h)?$", text)
+    assert re.search(r"epoch 2/100, .* left\s*(\x1b\[0m)?\s*(\x1b\[\?25h)?$", text)
