@@ -101,7 +101,7 @@ def test_what_a_run_cannot_be_resumed_with_is_named(arcvae: Run, ended: Path, mi
     for flags, *named in (
         (("--beta-max", 0.2, "--seed", 4), "schedule.max_beta was 0.1, now 0.2", "train.seed was 0, now 4"),
         (("--epochs", 1), "train.epochs is 1, and epoch 4 has begun"),
-        (("--quick-test",), "changes the length of the resumed run"),
+        (("--quick-test",), "data.limit was null, now 8000"),
         (("--overfit-batch",), "cannot be combined"),
         (("--run-name", "other"), "a resumed run keeps its name"),
         (("--epochs", 5, "--data", mine.parent / "other.npz"), "trained on another version of the corpus other"),
@@ -112,8 +112,6 @@ def test_what_a_run_cannot_be_resumed_with_is_named(arcvae: Run, ended: Path, mi
     config.write_text(config.read_text().replace("lr = 0.001", "lr = 0.1"))
     said = refused(arcvae, mine, "--epochs", 6)
     assert "train.lr was 0.001, now 0.1" in said and f"restore {config}" in said
-    config.unlink()
-    assert "no config.toml" in refused(arcvae, mine)
 
 
 def test_auto_begins_a_run_and_resumes_it(arcvae: Run, arc_npz: Path, tmp_path: Path) -> None:

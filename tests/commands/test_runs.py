@@ -75,9 +75,9 @@ def test_runs_are_listed_the_last_active_first(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:
+    done = arcvae("runs", "list", "--runs-dir", tmp_path / "none")
+    assert (done.exit_code, done.stdout) == (0, "") and "start one with `arcvae train`" in done.stderr
     for command in ("list", "verify"):
-        done = arcvae("runs", command, "--runs-dir", tmp_path / "none")
-        assert (done.exit_code, done.stdout) == (0, "") and "start one with `arcvae train`" in done.stderr
         assert json.loads(arcvae("runs", command, "--runs-dir", tmp_path, "--json").stdout) == {"runs": []}
     done = arcvae("runs", "show", "--runs-dir", tmp_path)
     assert done.exit_code == 2 and "run 'latest': no such run" in done.stderr
