@@ -67,10 +67,7 @@ def check_name(name: str | None) -> None:
 
 
 def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFolder:
-    """A new run folder, locked, to which `latest` points. The default name is `<stem>-<time>`, numbered.
-
-    InputError if the name is taken or the folder cannot be made, ArcvaeError if a process is training this run.
-    """
+    """A new run folder, locked; without a name `<stem>-<time>`, numbered. InputError if the name is taken."""
     base = name or f"{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[:80] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         runs.mkdir(parents=True, exist_ok=True)
@@ -147,21 +144,20 @@ def describe(path: Path) -> dict[str, Any]:
     del document["judged"]
     if document["state"] == "running" and not held(path):
         document["state"] = "killed"
-    monitor = None
+    monitor, size = None, 0
     with contextlib.suppress(InputError, LookupError, TypeError):
         monitor = read_toml(path / "config.toml")["train"]["monitor"]
-    size = 0
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):  # a temporary file that has just gone
             size += 0 if file.is_dir() else file.lstat().st_size
-    facts = {"monitor": monitor, "bytes": size, "age": _age(path)}
-    return {"name": path.name, "path": str(path), **document, **facts}
+    age = time.time() - _written(path)
+    return {"name": path.name, "path": str(path), **document, "monitor": monitor, "bytes": size, "age": age}
 
 
 def all_runs(runs: Path) -> list[Path]:
     """The run folders in a folder, the last active first."""
     folders = [path for path in (runs.iterdir() if is_dir(runs) else ()) if path.name != LATEST and _is_run(path)]
-    return sorted(folders, key=lambda path: (_age(path), path.name))
+    return sorted(folders, key=lambda path: (-_written(path), path.name))
 
 
 def find(argument: str, runs: Path) -> Path:
@@ -197,13 +193,13 @@ def differences(old: Table, new: Table) -> dict[str, tuple[Any, Any]]:
 
 
 def _is_run(path: Path) -> bool:
-    parts = (path / "config.toml", path / "status.json", path / "checkpoints")
-    return not path.name.startswith(".") and any(map(exists, parts))
+    parts = ("config.toml", "status.json", "checkpoints")
+    return not path.name.startswith(".") and any(exists(path / part) for part in parts)
 
 
-def _age(path: Path) -> float:
+def _written(path: Path) -> float:
     status = path / "status.json"
-    return time.time() - (status if is_file(status) else path).stat().st_mtime
+    return (status if is_file(status) else path).stat().st_mtime
 
 
 def read_status(path: Path) -> dict[str, Any] | None:

@@ -71,14 +71,13 @@ def plain_type(annotation: Any) -> Any:
 
 def shown_default(fields: dict[str, FieldInfo]) -> str | bool:
     """The default as the help shows it; False, none, where it depends on the schedule."""
-    defaults: dict[str, Any] = {}
+    kinds: dict[Any, str] = {}
     for kind, field in fields.items():
-        known = field.default is not PydanticUndefined and not isinstance(field.default, bool | NoneType)
-        if known and field.default not in defaults.values():
-            defaults[kind] = field.default
-    if len(defaults) > 1 and fields.keys() <= MODEL_SETTINGS.keys():
-        return ", ".join(f"{kind}: {value}" for kind, value in defaults.items())
-    return str(*defaults.values()) if len(defaults) == 1 else False
+        if field.default is not PydanticUndefined and not isinstance(field.default, bool | NoneType):
+            kinds.setdefault(field.default, kind)
+    if len(kinds) > 1 and fields.keys() <= MODEL_SETTINGS.keys():
+        return ", ".join(f"{kind}: {value}" for value, kind in kinds.items())
+    return str(*kinds) if len(kinds) == 1 else False
 
 
 def own_names(table: str, panel: str, *keys: str) -> list[Row]:

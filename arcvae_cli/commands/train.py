@@ -167,10 +167,8 @@ def run(
 
                 best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
                 document = evaluate_run(best, corpus, "val", folder, console)
-            lines, findings = [], document["verdict"]["findings"]
-            for one in findings:
-                mark = "ok" if one["ok"] else "MISS"
-                lines.append(f"{mark} {one['name']} {one['value']:.4g}, target {one['target']}")
+            findings, marks = document["verdict"]["findings"], {True: "ok", False: "MISS"}
+            lines = [f"{marks[one['ok']]} {one['name']} {one['value']:.4g}, target {one['target']}" for one in findings]
             lines += [f"- {step} (for {'; '.join(names)})" for step, names in remedies(findings).items()]
             lines.append(document["verdict"]["summary"])
             console.log("\n".join(lines))
@@ -195,10 +193,7 @@ def run(
 
 
 def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[runs.RunFolder, Path, Document, Document]:
-    """Lock a run folder. InputError if it cannot be resumed with these settings.
-
-    Returns it, its checkpoint with its values, if there are any yet, and the `metrics.json` of a run that is finished.
-    """
+    """A run to resume, locked: its checkpoint, the values in it, and its `metrics.json` if there is nothing to do."""
     from arcvae_cli import checkpoints
 
     folder = runs.resume(path)
@@ -220,8 +215,8 @@ def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[runs.Ru
             raise InputError(what, f"to discard the later steps, remove {last} first")
     trained = resolve(str(config)).settings if values is None else checkpoints.read_settings(start, values)
     changed = runs.differences(trained.table(), settings.table())
-    pairs = [(key, pair) for key, pair in changed.items() if not key.startswith(runs.MAY_CHANGE)]
-    wrong = [f"{key} was {json.dumps(old)}, now {json.dumps(new)}" for key, (old, new) in pairs]
+    pairs = [(key, *map(json.dumps, pair)) for key, pair in changed.items() if not key.startswith(runs.MAY_CHANGE)]
+    wrong = [f"{key} was {old}, now {new}" for key, old, new in pairs]
     if values is not None and settings.train.epochs < values["epoch"]:
         wrong.append(f"train.epochs is {settings.train.epochs}, and epoch {values['epoch']} has begun")
     if wrong:
@@ -278,18 +273,15 @@ def memorise(settings: Settings, console: Console) -> None:
         from arcvae_cli.metrics import EpochMetrics
         from arcvae_cli.trainer import overfit
 
-    device = open_device(settings.train.device)
-    corpus = open_named(settings.data, device, ("train",), console)
-    model = new_model(settings, corpus, device)
-
     def show(step: int, metrics: EpochMetrics) -> None:
         console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, exact {metrics.exact:.4f}")
 
-    steps, found = overfit(settings, corpus, model, OVERFIT_STEPS, show)
-    memorised, count = found.exact == 1.0, settings.train.batch_size
-    shares = {"exact": found.exact, "position": found.position}
-    console.json({"memorised": memorised, "steps": steps, "examples": count, **shares})
-    if not memorised:
+    device, count = open_device(settings.train.device), settings.train.batch_size
+    corpus = open_named(settings.data, device, ("train",), console)
+    steps, found = overfit(settings, corpus, new_model(settings, corpus, device), OVERFIT_STEPS, show)
+    facts = {"memorised": found.exact == 1.0, "steps": steps, "examples": count, "exact": found.exact}
+    console.json({**facts, "position": found.position})
+    if not facts["memorised"]:
         what = f"one batch of {count} was not memorised in {steps} steps: {found.exact:.1%} of its examples are exact"
         raise ArcvaeError(what, "try a larger model.latent_dim, another train.lr or a smaller --batch-size")
     console.result(f"memorised: all {count} examples of one batch are exact after {steps} steps")

@@ -19,7 +19,6 @@ from arcvae_cli import checkpoints, runs
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate, train
 from arcvae_cli.errors import ArcvaeError, Interrupted
-from arcvae_cli.evaluation.verdict import remedies
 from arcvae_cli.presets import resolve
 from arcvae_cli.records import Recorder
 from arcvae_cli.schedules.open import Cyclical
@@ -94,19 +93,6 @@ def test_what_a_run_leaves(trained: tuple[Path, Result]) -> None:
     document = json.loads((run / "metrics.json").read_text())
     best = min(epochs, key=lambda line: line["val/loss_selection"])["epoch"]
     assert (document["epoch"], document["split"], document["corpus"]) == (best, "val", "some")
-
-
-def test_off_a_terminal_there_are_plain_lines_and_the_same_in_the_log(trained: tuple[Path, Result]) -> None:
-    run, result = trained
-    assert "\x1b" not in result.stdout + result.stderr and "\r" not in result.stderr
-    assert "Verdict" in result.stdout and "epoch 1/2" not in result.stdout
-    assert "epoch 2/2  beta 0.1  on ELBO 25.6" in result.stderr
-    log = [line.partition(" ") for line in (run / "run.log").read_text().splitlines()]
-    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", time) for time, _, _ in log)
-    told, verdict = [text for _, _, text in log], json.loads((run / "metrics.json").read_text())["verdict"]
-    assert verdict["summary"] in told and set(result.stderr.splitlines()) - {""} <= set(told)
-    steps = [f"- {step} (for {'; '.join(names)})" for step, names in remedies(verdict["findings"]).items()]
-    assert steps and set(steps) <= set(told) and len(set(told)) == len(told), "each remedy once"
 
 
 def test_its_settings_repeat_a_run_bit_for_bit_and_json_is_one_document(
