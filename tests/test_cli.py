@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import select
-import subprocess
 import sys
 from pathlib import Path
 
@@ -77,20 +76,6 @@ def test_exceptions_become_a_message_and_an_exit_code(error: Exception, code: in
     found, what, fix = explain(error)
     assert found == code and words in what
     assert (fix is not None and "a bug" in fix) is isinstance(error, KeyError), "only a bug is called one"
-
-
-def test_completion_offers_options_choices_and_names(tmp_path: Path) -> None:
-    (tmp_path / "runs" / "mine" / "checkpoints").mkdir(parents=True)
-
-    def complete(words: str) -> set[str]:
-        count = str(len(words.split()) - (not words.endswith(" ")))
-        own = {"_ARCVAE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
-        command = [sys.executable, "-m", "arcvae_cli"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **own})
-        return set(done.stdout.split())
-
-    assert "--max-beta" in complete("arcvae schedule-preview --ma")
-    assert complete("arcvae train --resume ") == {"latest", "mine"}
 
 
 def test_the_live_table_in_a_real_terminal(tmp_path: Path) -> None:

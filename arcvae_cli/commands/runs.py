@@ -55,13 +55,13 @@ def show(
     console = Console(quiet=quiet, as_json=as_json)
     path = folders.find(run, runs_dir)
     found = folders.describe(path)
-    table, changed, summary = {}, {}, "all settings are the defaults"
+    table, changed, problems = {}, {}, []
     try:
         table = resolve(str(path / "config.toml")).settings.table()
         pairs = folders.differences(table, Settings().table())
         changed = {key: pair for key, pair in pairs.items() if pair[0] is not None}
     except InputError as error:
-        summary = error.what
+        problems.append(error.what)
     kept: list[dict[str, Any]] = [{"name": file.name, "bytes": file.lstat().st_size} for file in pth_files(path)]
     evaluate = ["evaluate --checkpoint", "sample --checkpoint"]
     known = {"running": [], "finished": evaluate, "corrupt": ["runs verify"]}
@@ -74,11 +74,9 @@ def show(
     facts |= {key: f"{value:.6g}" for key, value in facts.items() if isinstance(value, float)}
     rows = [(key, styled(value) if key == "state" else one_line(str(value))) for key, value in facts.items()]
     console.table("", ("", ""), rows, left=(0, 1), header=False)
-    if changed:
-        values = [(key, *("-" if one is None else json.dumps(one) for one in pair)) for key, pair in changed.items()]
-        console.table("", ("setting", "value", "default"), values, left=(0, 1, 2))
-    else:
-        console.result(one_line(summary))
+    values = [(key, *("-" if one is None else json.dumps(one) for one in pair)) for key, pair in changed.items()]
+    console.table("", ("setting", "value", "default"), values, left=(0, 1, 2))
+    console.lines(map(one_line, problems))
     console.table("", ("checkpoint", "size"), [(one_line(file["name"]), size(file["bytes"])) for file in kept])
     console.lines(f"next: {one_line(step)}" for step in steps)
 
