@@ -26,12 +26,9 @@ from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.runs import find
 from arcvae_cli.settings import Settings
 
-FORMAT, RESUMABLE, DIGESTED = 4, 4, 3
-"""Version of the layout, and the first that a run can be resumed from, and that carries a digest."""
-
+FORMAT, DIGESTED = 4, 3  # version of the layout, which a run can be resumed from, and the first with a digest
 BEST = "vae_best.pth"
-ANOTHER = "give another checkpoint of the run"
-AS_WRITTEN = "use the arcvae that wrote it, or train again"
+ANOTHER, AS_WRITTEN = "give another checkpoint of the run", "use the arcvae that wrote it, or train again"
 
 
 @dataclass(frozen=True)
@@ -56,19 +53,25 @@ class Loaded:
 
 def save(path: Path, values: Mapping[str, Any]) -> None:
     """Write tensors and plain values in place of `path`, with a digest. WriteError if it cannot be written."""
-    signed = {**values, "digest": digest(values)}
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save(signed, file)
+            torch.save({**values, "digest": digest(values)}, file)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # the reason that PyTorch hides
                 raise error.__context__ from None
             raise
 
 
-def save_part(path: Path, weights: Mapping[str, Tensor], epoch: int, settings: Settings) -> None:
-    """Write the weights of an encoder or a decoder alone."""
-    save(path, {"format_version": FORMAT, "epoch": epoch, "state_dict": dict(weights), "config": config_text(settings)})
+def header(settings: Settings, epoch: int) -> dict[str, Any]:
+    """What every checkpoint begins with."""
+    return {"format_version": FORMAT, "epoch": epoch, "config": json.dumps(settings.table(), sort_keys=True)}
+
+
+def content(model: VAE) -> dict[str, Any]:
+    """What a model is rebuilt from: weights, attributes with their numbers of values, length and grammar."""
+    conditions = [[attribute.name, attribute.size] for attribute in model.attributes]
+    structure = {} if model.structure is None else {"structure": model.structure.text()}
+    return {"model_state_dict": model.state_dict(), "conditions": conditions, **structure}
 
 
 def copy(path: Path, target: Path) -> None:
@@ -78,10 +81,7 @@ def copy(path: Path, target: Path) -> None:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """blake2b of the values as JSON, in which a tensor is its type, shape and CRC-32: 16 ms for 58 MiB.
-
-    The checksums of the zip do not cover its headers, which tell PyTorch which bytes are whose.
-    """
+    """blake2b of the values as JSON, tensors as type, shape and CRC-32: the zip's checksums leave out its headers."""
 
     def tensor(value: Any) -> list[Any]:
         if not isinstance(value, Tensor):
@@ -93,11 +93,6 @@ def digest(values: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def config_text(settings: Settings) -> str:
-    """Settings as the JSON text that a checkpoint carries."""
-    return json.dumps(settings.table(), sort_keys=True)
-
-
 def read(path: Path) -> dict[str, Any]:
     """The values of a checkpoint, on the CPU. InputError for a file that is damaged, foreign or of a newer format."""
     try:
@@ -107,20 +102,17 @@ def read(path: Path) -> dict[str, Any]:
             file.seek(0)
             values: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         version = int(values["format_version"])
-        if version > FORMAT:
-            raise InputError(f"{path}: format {version} of a newer arcvae (known here: {FORMAT})", "upgrade arcvae")
-        if version >= DIGESTED and values.pop("digest", None) != digest(values):
+        if DIGESTED <= version <= FORMAT and values.pop("digest", None) != digest(values):
             raise ValueError("its content does not match its digest")
-        return values
-    except InputError:
-        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})", ANOTHER) from error
     except Exception as error:  # zipfile and PyTorch raise whatever a damaged file makes them
-        reason = first_line(error)
-        if isinstance(error, pickle.UnpicklingError):  # PyTorch's own text recommends weights_only=False
-            reason = "it holds more than tensors and plain values"
+        unsafe = isinstance(error, pickle.UnpicklingError)  # PyTorch's own text recommends weights_only=False
+        reason = "it holds more than tensors and plain values" if unsafe else first_line(error)
         raise InputError(f"{path}: damaged, or not a checkpoint of arcvae ({reason})", ANOTHER) from error
+    if version > FORMAT:
+        raise InputError(f"{path}: format {version} of a newer arcvae (known here: {FORMAT})", "upgrade arcvae")
+    return values
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
@@ -131,7 +123,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
     settings = read_settings(path, values)
     try:
         model = build_model(settings.model, Structure.of(values["structure"]) if "structure" in values else None)
-        if values.get("conditions", []) != condition_schema(model):  # a row of a table would mean another value
+        if values.get("conditions", []) != content(model)["conditions"]:  # a row of a table would mean another value
             raise ValueError("conditions of another version")
         model.load_state_dict(values["model_state_dict"])
         return Loaded(model.to(device).eval(), settings, int(values["epoch"]), path)
@@ -148,19 +140,9 @@ def read_settings(path: Path, values: Mapping[str, Any]) -> Settings:
         raise InputError(f"{path}: its settings cannot be read ({first_line(error)})", AS_WRITTEN) from error
 
 
-def structure_of(model: VAE) -> dict[str, str]:
-    """What a checkpoint keeps of the derivations that a model is made for: their length and their grammar."""
-    return {} if model.structure is None else {"structure": model.structure.text()}
-
-
-def condition_schema(model: VAE) -> list[list[str | int]]:
-    """What a model can be conditioned on: [name, number of values] of each attribute."""
-    return [[attribute.name, attribute.size] for attribute in model.attributes]
-
-
 def resumable(values: Mapping[str, Any]) -> bool:
     """Whether a checkpoint holds all that training needs: not a part of a model, not of a former format."""
-    return "history" in values and values["format_version"] >= RESUMABLE
+    return "history" in values and values["format_version"] == FORMAT
 
 
 def find_checkpoint(argument: str, runs: Path) -> tuple[Path, str | None]:
@@ -175,7 +157,7 @@ def find_checkpoint(argument: str, runs: Path) -> tuple[Path, str | None]:
         folder = given if is_dir(given) else find(argument, runs)
     except InputError as error:
         raise InputError(f"checkpoint {argument!r:.200}: no such file, run folder or run", error.fix) from None
-    for path in (folder / "checkpoints" / BEST, folder / BEST):
-        if is_file(path):
-            return path, None if folder == given else f"using {path}"
-    raise InputError(f"checkpoint {argument!r}: the folder holds no checkpoints/{BEST}", "give the file itself")
+    path = folder / "checkpoints" / BEST
+    if not is_file(path):
+        raise InputError(f"checkpoint {argument!r}: the folder holds no checkpoints/{BEST}", "give the file itself")
+    return path, None if folder == given else f"using {path}"

@@ -133,9 +133,6 @@ def arcvae(
 
 def main() -> None:
     """The entry point."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell (`>&-`); also keeps its number from the next file opened
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them takes a tenth of start-up
     gc.disable()  # importing makes many objects and no garbage: a fifth of start-up
     try:

@@ -20,6 +20,9 @@ from rich.text import Text
 CLOSED = {errno.EPIPE, errno.EIO, errno.ENXIO}  # a pipe whose reader ended (`| head`), a closed terminal
 
 
+Rows = Iterable[Sequence[str | Text]]
+
+
 class Output:
     """A stream whose failing writes end no job: the rest of its output is dropped, after one message on stderr."""
 
@@ -30,20 +33,19 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._drop(error)
-            return len(text)
+        with self._drop():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._drop():
             self._stream.flush()
-        except OSError as error:
-            self._drop(error)
 
-    def _drop(self, error: OSError) -> None:
-        with suppress(OSError):  # a stream without a descriptor
+    @contextmanager
+    def _drop(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())  # also drops what other code writes, and what is still buffered
             os.close(null)
@@ -52,11 +54,7 @@ class Output:
 
 
 class Console:
-    """stdout for results, stderr for progress, notes and errors.
-
-    With `as_json`, stdout carries one JSON document and nothing else; with `quiet`, notes are dropped. `log_file`, once
-    set, gets notes and warnings too, each line with the time.
-    """
+    """With `as_json`, stdout carries one JSON document only; with `quiet`, notes are dropped; `log_file` keeps them."""
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet, self.as_json = quiet, as_json
@@ -82,17 +80,9 @@ class Console:
             self.out.print(renderable)
 
     def table(
-        self,
-        title: str,
-        columns: Sequence[str],
-        rows: Iterable[Sequence[str | Text]],
-        left: Collection[int] = (0,),
-        header: bool = True,
+        self, title: str, columns: Sequence[str], rows: Rows, left: Collection[int] = (0,), header: bool = True
     ) -> None:
-        """Print a table: as wide as the terminal; in a pipe as wide as it needs, so that a row is a line.
-
-        The columns in `left` hold text and may wrap, the others numbers.
-        """
+        """Print a table; in a pipe as wide as it needs, so that a row is a line. The columns in `left` hold text."""
         from rich import box
         from rich.table import Table
 
@@ -148,6 +138,12 @@ class Console:
         with Progress(*columns, console=self.err, transient=True, disable=not shown) as bar:
             task = bar.add_task(what, visible=False, total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of, visible=True)
+
+
+def styled(state: str) -> Text:
+    """The state of a run, or a verdict of its files, in its colour."""
+    styles = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "valid": "green"}
+    return Text(state, styles.get(state, "red"))
 
 
 def cell(value: float | None, form: str = ".2f") -> str:

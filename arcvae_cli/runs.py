@@ -19,7 +19,7 @@ import tomli_w
 
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_dir, is_file
-from arcvae_cli.presets import read_toml
+from arcvae_cli.presets import leaves, read_toml
 from arcvae_cli.settings import Settings, Table
 
 if TYPE_CHECKING:
@@ -28,23 +28,13 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 LATEST, AUTO = "latest", "auto"  # the link to the last run; `--resume auto`
 LENGTH = ("train.epochs", "train.early_stopping", "train.patience")  # only when a run ends
-MAY_CHANGE = (
-    *LENGTH,
-    *(f"data.{key}" for key in ("path", "input", "prod", "masks", "grammar")),  # the checkpoint has a fingerprint
-    *("train.device", "train.engine", "train.save_minutes", "train.threads", "checkpoint.", "log."),
-)
-"""Settings, or whole tables of them, that may differ when a run is resumed."""
-
+MOVED = ("data.path", "data.input", "data.prod", "data.masks", "data.grammar")  # the checkpoint has a fingerprint
+MACHINE = ("train.device", "train.engine", "train.save_minutes", "train.threads")
+MAY_CHANGE = (*LENGTH, *MOVED, *MACHINE, "checkpoint.", "log.")  # on resumption
 TIME = "%Y-%m-%dT%H:%M:%S%z"
-STATUS: dict[str, Any] = {
-    "state": None,  # running, finished, interrupted, failed
-    **dict.fromkeys(
-        ("reason", "epoch", "epochs", "step", "best_epoch", "best_value", "started", "time", "pid", "host")
-    ),
-    **{"seconds": {}, "peak_memory_bytes": None, "judged": False},
-}
-"""The keys of `status.json`. `epoch`, `step`: those that are done; `seconds`: by part of the run; `best_value`: of
-monitor; `judged`: whether the final evaluation is done."""
+KEYS = "state reason epoch epochs step best_epoch best_value started time pid host peak_memory_bytes"
+STATUS: dict[str, Any] = {**dict.fromkeys(KEYS.split()), "seconds": {}, "judged": False}
+"""`status.json`. `epoch`, `step`: those done; `best_value`: of monitor; `judged`: the final evaluation is done."""
 
 
 class RunFolder:
@@ -77,11 +67,7 @@ def check_name(name: str | None) -> None:
 
 
 def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFolder:
-    """A new run folder, locked by this process; `latest` points to it. The default name is `<stem>-<time>`, numbered.
-
-    InputError if the name is taken or the folder cannot be made, ArcvaeError if a process is training this run.
-    """
-    check_name(name)
+    """A new run folder, locked; without a name `<stem>-<time>`, numbered. InputError if the name is taken."""
     base = name or f"{re.sub(r'[^A-Za-z0-9_]+', '-', stem).strip('-')[:80] or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
         runs.mkdir(parents=True, exist_ok=True)
@@ -93,19 +79,16 @@ def create(runs: Path, name: str | None, stem: str, settings: Settings) -> RunFo
             except FileExistsError:
                 if name is not None:  # of a file
                     raise
-        others = [file for file in path.iterdir() if file.name != "lock"]
-        lock = take(path) if is_file(path / "lock") or not others else None
-        if lock is None or any(file.name != "lock" for file in path.iterdir()):
-            fix = f"choose another --run-name, or --resume {shlex.quote(str(path))}"
-            raise InputError(f"{path}: exists already", fix)
-        folder = RunFolder(path, time.strftime(TIME), lock)
+        found = os.listdir(path)
+        folder = RunFolder(path, time.strftime(TIME), take(path) if "lock" in found or not found else None)
+        if os.listdir(path) != ["lock"]:
+            raise InputError(f"{path}: exists already", f"choose another --run-name, or --resume {folder.shell}")
         folder.write_config(settings)
         folder.write_status("running", epoch=0, epochs=settings.train.epochs, step=0)
         folder.checkpoints.mkdir()
         folder.images.mkdir()
     except OSError as error:
-        what = f"{runs}: no run folder can be made there ({error.strerror})"
-        raise InputError(what, "choose another --runs-dir") from error
+        raise InputError(f"{runs}: no run folder can be made there ({error.strerror})") from error
     point_latest(runs, path.name)
     return folder
 
@@ -150,36 +133,31 @@ def take(path: Path, patience: float = 1.0) -> BaseFileLock:
     try:
         lock.acquire(poll_interval=0.01)
     except Timeout:
-        what = f"{path.name}: another process is training this run"
-        raise ArcvaeError(what, "wait until it has ended, or stop it") from None
+        raise ArcvaeError(f"{path.name}: another process is training this run", "wait for it, or stop it") from None
     return lock
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """A run as its files show it, as JSON. `bytes`: of all files; `age`: seconds since the status was written.
-
-    `state`: of its status, "killed" if it says running and no process holds the lock, "corrupt" if it cannot be read.
-    """
+    """A run as its files show it. `state`: of its status, "killed" or "corrupt"; `age`: of the status, in seconds."""
     document = read_status(path) or {**STATUS, "state": "corrupt"}
     document["updated"] = document.pop("time")
     del document["judged"]
     if document["state"] == "running" and not held(path):
         document["state"] = "killed"
-    monitor = None
+    monitor, size = None, 0
     with contextlib.suppress(InputError, LookupError, TypeError):
         monitor = read_toml(path / "config.toml")["train"]["monitor"]
-    size = 0
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):  # a temporary file that has just gone
             size += 0 if file.is_dir() else file.lstat().st_size
-    place = {"name": path.name, "path": str(path)}
-    return {**place, **document, "monitor": monitor, "bytes": size, "age": _age(path)}
+    age = time.time() - _written(path)
+    return {"name": path.name, "path": str(path), **document, "monitor": monitor, "bytes": size, "age": age}
 
 
 def all_runs(runs: Path) -> list[Path]:
     """The run folders in a folder, the last active first."""
     folders = [path for path in (runs.iterdir() if is_dir(runs) else ()) if path.name != LATEST and _is_run(path)]
-    return sorted(folders, key=lambda path: (_age(path), path.name))
+    return sorted(folders, key=lambda path: (-_written(path), path.name))
 
 
 def find(argument: str, runs: Path) -> Path:
@@ -199,41 +177,29 @@ def find_resumed(argument: str, runs: Path, name: str | None) -> tuple[Path, Pat
     if argument == AUTO:
         if name is None:
             raise InputError(f"--resume {AUTO}: needs a run name", "give --run-name, the same every time")
-        check_name(name)
         return (runs / name, None) if is_file(runs / name / "config.toml") else None
     if name is not None:
         raise InputError("--run-name: a resumed run keeps its name", f"remove it, or use --resume {AUTO}")
     file = expanded(Path(argument)).resolve()
     if is_file(file) and is_file(file.parent.parent / "config.toml"):
         return file.parent.parent, file
-    folder = find(argument, runs)
-    if not is_file(folder / "config.toml"):
-        raise InputError(f"{folder}: no config.toml in it", "restore it, or start a new run")
-    return folder, None
+    return find(argument, runs), None
 
 
-def differences(old: Table, new: Table, table: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(old: Table, new: Table) -> dict[str, tuple[Any, Any]]:
     """By dotted key, the values of two tables of settings that differ; None where a key is not set."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in old | new:
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found |= differences(one, other, f"{table}{key}.")
-        elif one != other:
-            found[f"{table}{key}"] = one, other
-    return found
+    one, other = dict(leaves(old)), dict(leaves(new))
+    return {key: (one.get(key), other.get(key)) for key in one | other if one.get(key) != other.get(key)}
 
 
 def _is_run(path: Path) -> bool:
-    parts = (path / "config.toml", path / "status.json", path / "checkpoints")
-    return not path.name.startswith(".") and any(map(exists, parts))
+    parts = ("config.toml", "status.json", "checkpoints")
+    return not path.name.startswith(".") and any(exists(path / part) for part in parts)
 
 
-def _age(path: Path) -> float:
-    for file in (path / "status.json", path):
-        with contextlib.suppress(OSError):
-            return time.time() - file.stat().st_mtime
-    return 0.0
+def _written(path: Path) -> float:
+    status = path / "status.json"
+    return (status if is_file(status) else path).stat().st_mtime
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
@@ -247,6 +213,5 @@ def read_status(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON document in place of `path`, whole or not at all."""
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -327,28 +327,25 @@ class Trainer:
         folder = self.folder.checkpoints
         checkpoints.copy(path, folder / f"vae{suffix or '_best'}.pth")
         for part, module in (("encoder", self.model.encoder), ("decoder", self.model.decoder)):
-            checkpoints.save_part(folder / f"{part}{suffix}.pth", module.state_dict(), epoch, self.settings)
+            header = checkpoints.header(self.settings, epoch)
+            checkpoints.save(folder / f"{part}{suffix}.pth", {**header, "state_dict": dict(module.state_dict())})
 
     def state_dict(self) -> dict[str, Any]:
         last, names = self.history[-1] if self.history else None, ACCURACIES[self.corpus.unit]
         traces = [[record.beta_trace[level] for level in self.levels] for record in self.history]
         return {
-            "format_version": checkpoints.FORMAT,
-            "epoch": len(self.history) + (self.index > 0),
+            **checkpoints.header(self.settings, len(self.history) + (self.index > 0)),
+            **checkpoints.content(self.model),
             "epoch_finished": self.index == 0,
             "step": self.global_step,
-            "model_state_dict": self.model.state_dict(),
             "optimizer_state_dict": self.step.optimizer.state_dict(),
             "scheduler_state_dict": dict(self.rate.state),
             "schedule_state": self.control.state_dict(),
-            "conditions": checkpoints.condition_schema(self.model),
-            **checkpoints.structure_of(self.model),
             "train_loss": last.train.loss if last else None,
             "val_loss": last.val.loss if last else None,
             **({name: last.metrics()[f"val/{name}"] for name in names if name} if last else {}),
             "best": list(self.best) if self.best else None,
             "rng_state": torch.get_rng_state(),
-            "config": checkpoints.config_text(self.settings),
             # for resuming: all earlier epochs, a line each, and the metrics of the one under way
             "history": "\n".join(json.dumps(record.plain()) for record in self.history),
             "betas": torch.tensor(traces, dtype=torch.float64),  # (epochs, levels, steps)

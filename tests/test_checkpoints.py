@@ -23,15 +23,7 @@ EQUATIONS = read_grammar("equations")
 def values(settings: Settings | None = None, structure: Structure | None = None, **changes: object) -> dict[str, Any]:
     settings = settings or Settings()
     model = build_model(settings.model, structure)
-    return {
-        "format_version": checkpoints.FORMAT,
-        "epoch": 3,
-        "model_state_dict": model.state_dict(),
-        "config": checkpoints.config_text(settings),
-        "conditions": checkpoints.condition_schema(model),
-        **checkpoints.structure_of(model),
-        **changes,
-    }
+    return {**checkpoints.header(settings, 3), **checkpoints.content(model), **changes}
 
 
 def strings(structure: Structure, **changes: object) -> dict[str, Any]:
@@ -127,7 +119,7 @@ def test_another_models_weights_a_newer_format_and_foreign_settings(tmp_path: Pa
     expect_refused(path, "conditions of another version")
     torch.save({"weights": torch.zeros(2)}, path)
     expect_refused(path, "not a checkpoint of arcvae")
-    checkpoints.save_part(path, {"a": torch.zeros(2)}, 1, Settings())
+    checkpoints.save(path, {**checkpoints.header(Settings(), 1), "state_dict": {"a": torch.zeros(2)}})
     expect_refused(path, "only a part of a model")
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -26,14 +25,6 @@ def test_names_with_brackets_are_no_markup(capsys: pytest.CaptureFixture[str], t
     assert capsys.readouterr() == (f"{long}\n:cat:\n\n{long}  1\n", "")
     Console(as_json=True).lines([long])
     assert capsys.readouterr().out == ""
-
-
-def test_a_character_that_stdout_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    Console().lines(["caf\xe9"])
-    sys.stdout.flush()
-    assert written.getvalue() == rb"caf\xe9" + b"\n"
 
 
 @pytest.mark.parametrize(("target", "said"), [("closed pipe", b""), ("/dev/full", b"warning: output lost: No space")])

@@ -201,13 +201,11 @@ def test_a_process_that_is_killed_in_a_save_leaves_a_whole_run(straight: tuple[P
     ends_straight(run, base / "grid", train("--resume", run))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
-def test_the_recipe_for_slurm_passes_signals_on_and_puts_the_job_back(number: int, code: int, tmp_path: Path) -> None:
+def test_the_recipe_for_slurm_passes_a_signal_on_and_puts_the_job_back(tmp_path: Path) -> None:
     """The script in the documentation, with a training and a batch system of two lines each."""
     page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
-    traps = 'trap "sleep 0.3; exit 75" USR1; trap "sleep 0.3; exit 143" TERM'
-    training = f'{traps}\necho "$@" > {tmp_path}/began\nfor i in {{1..600}}; do sleep 0.05; done'
+    training = f'trap "sleep 0.3; exit 75" USR1\necho "$@" > {tmp_path}/began\nfor i in {{1..600}}; do sleep 0.05; done'
     own = {"arcvae": training, "scontrol": f"touch {tmp_path}/requeued", "job": script.partition("\n")[2]}
     for name, text in own.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
@@ -217,7 +215,7 @@ def test_the_recipe_for_slurm_passes_signals_on_and_puts_the_job_back(number: in
         while not (tmp_path / "began").exists() or not (tmp_path / "began").read_text():
             time.sleep(0.01)
         time.sleep(0.1)  # until the shell is in its wait
-        job.send_signal(number)
-        assert job.wait(timeout=30) == code
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=30) == 75
     assert (tmp_path / "began").read_text() == "train --preset large --resume auto --run-name job42\n"
-    assert (tmp_path / "requeued").exists() == (code == 75)
+    assert (tmp_path / "requeued").exists()

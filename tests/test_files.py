@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from arcvae_cli.errors import InputError
-from arcvae_cli.files import atomic_write, read_limited, size, usable_folder
+from arcvae_cli.files import atomic_write, read_limited
 
 
 def test_a_file_takes_anothers_place_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -19,17 +18,6 @@ def test_a_file_takes_anothers_place_only_when_it_is_whole(tmp_path: Path) -> No
     with pytest.raises(KeyError), atomic_write(path) as temporary:
         raise KeyError(temporary.write_text("half"))
     assert path.read_text() == "one" and os.listdir(tmp_path) == ["a.txt"]
-
-
-def test_sizes() -> None:
-    assert [size(count) for count in (0, 1000, 123_456_789)] == ["0 bytes", "0.977 KiB", "118 MiB"]
-
-
-def test_a_folder_is_tried_before_the_work(tmp_path: Path) -> None:
-    assert usable_folder(tmp_path / "a" / "b", "--output").is_dir()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"--output .*file: cannot be written to"):
-        usable_folder(tmp_path / "file", "--output")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "pipe", "", "large"])

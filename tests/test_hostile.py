@@ -51,9 +51,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     masks = (left[:, None] == left) & (left >= 0)[:, None] | np.eye(len(left), dtype=bool) & (left < 0)[:, None]
     model = Settings.model_validate({"data": {"name": "equations"}, "model": SMALL})
     built = build_model(model.model, Structure(EQUATIONS.rules, 7))
-    kept = {"format_version": checkpoints.FORMAT, "epoch": 3, "model_state_dict": built.state_dict(), "conditions": []}
-    kept |= {"rng_state": torch.get_rng_state(), "config": checkpoints.config_text(model)}
-    checkpoints.save(found["checkpoint"], {**kept, **checkpoints.structure_of(built)})
+    kept = checkpoints.header(model, 3) | checkpoints.content(built) | {"rng_state": torch.get_rng_state()}
+    checkpoints.save(found["checkpoint"], kept)
     found["preset"].write_text(tomli_w.dumps(resolve("cyclical").settings.table()))
     write_dataset(found["grids"], Dataset("some", grids, np.repeat(np.arange(3, dtype=np.uint8), 4)))
     np.save(found["bare grids"], grids)

@@ -38,16 +38,16 @@ class Row:
     def fields(self) -> dict[str, FieldInfo]:
         """The fields of this key, by the model or schedule that has them; "" for other tables."""
         table, _, key = self.key.partition(".")
-        kinds: Any = {"": Settings.model_fields[table].annotation}
-        kinds = {"model": MODEL_SETTINGS, "schedule": SCHEDULES}.get(table, kinds)
+        own: Any = {"": Settings.model_fields[table].annotation}
+        kinds: Any = {"model": MODEL_SETTINGS, "schedule": SCHEDULES}.get(table, own)
         return {kind: made.model_fields[key] for kind, made in kinds.items() if key in made.model_fields}
 
     def parameter(self) -> inspect.Parameter:
         """The flag as a parameter of a Typer command; None where it was not given."""
         fields = self.fields()
         types = [plain_type(field.annotation) for field in fields.values()]
-        values = (value for made in types if get_origin(made) is Literal for value in get_args(made))
-        choices = list(dict.fromkeys(map(str, values)))
+        literals = [made for made in types if get_origin(made) is Literal]
+        choices = list(dict.fromkeys(str(value) for made in literals for value in get_args(made)))
         texts = dict.fromkeys(field.description for field in fields.values() if field.description)
         text = "; ".join(texts) or Settings.model_fields[self.key.partition(".")[0]].description or ""
         option = typer.Option(
@@ -71,14 +71,13 @@ def plain_type(annotation: Any) -> Any:
 
 def shown_default(fields: dict[str, FieldInfo]) -> str | bool:
     """The default as the help shows it; False, none, where it depends on the schedule."""
-    defaults: dict[str, Any] = {}
+    kinds: dict[Any, str] = {}
     for kind, field in fields.items():
-        known = field.default is not PydanticUndefined and not isinstance(field.default, bool | NoneType)
-        if known and field.default not in defaults.values():
-            defaults[kind] = field.default
-    if len(defaults) > 1 and fields.keys() <= MODEL_SETTINGS.keys():
-        return ", ".join(f"{kind}: {value}" for kind, value in defaults.items())
-    return str(*defaults.values()) if len(defaults) == 1 else False
+        if field.default is not PydanticUndefined and not isinstance(field.default, bool | NoneType):
+            kinds.setdefault(field.default, kind)
+    if len(kinds) > 1 and fields.keys() <= MODEL_SETTINGS.keys():
+        return ", ".join(f"{kind}: {value}" for value, kind in kinds.items())
+    return str(*kinds) if len(kinds) == 1 else False
 
 
 def own_names(table: str, panel: str, *keys: str) -> list[Row]:
@@ -86,6 +85,8 @@ def own_names(table: str, panel: str, *keys: str) -> list[Row]:
     return [Row((f"--{key.replace('_', '-')}",), f"{table}.{key}", panel) for key in keys]
 
 
+LENGTHS = ("warmup_epochs", "ramp_epochs", "cycle_length")
+BETA = {"max": "max_beta", "min": "min_beta", **{key: key for key in LENGTHS}}
 TABLE = (
     *own_names("data", DATA, *FILES),
     Row(("--augment/--no-augment",), "data.augment", DATA),
@@ -93,11 +94,7 @@ TABLE = (
     Row(("--latent-dim", "--z-dim"), "model.latent_dim", DATA),
     *own_names("model", DATA, "encoder_hidden", "decoder_hidden"),
     Row(("--beta-schedule",), "schedule.name", SCHEDULE, NAMED["schedule"]),
-    Row(("--beta-max",), "schedule.max_beta", SCHEDULE),
-    Row(("--beta-min",), "schedule.min_beta", SCHEDULE),
-    Row(("--beta-warmup-epochs",), "schedule.warmup_epochs", SCHEDULE),
-    Row(("--beta-ramp-epochs",), "schedule.ramp_epochs", SCHEDULE),
-    Row(("--beta-cycle-length",), "schedule.cycle_length", SCHEDULE),
+    *(Row((f"--beta-{flag.replace('_', '-')}",), f"schedule.{key}", SCHEDULE) for flag, key in BETA.items()),
     *own_names("objective", SCHEDULE, "free_bits", "free_bits_mode"),
     *own_names("train", TRAINING, "epochs", "batch_size", "lr", "seed", "device", "precision", "engine", "threads"),
     Row(("--early-stopping/--no-early-stopping",), "train.early_stopping", TRAINING),
@@ -117,10 +114,8 @@ def with_flags(rows: Sequence[Row]) -> Callable[[Callable[..., None]], Callable[
 
         @wraps(command)
         def called(**values: Any) -> None:
-            given = {row.flags[0]: (row.key, values.pop(row.key.replace(".", "_"))) for row in rows}
-            command(
-                flags=flag_layer({flag: (key, setting(key, value)) for flag, (key, value) in given.items()}), **values
-            )
+            given = {row.flags[0]: (row.key, setting(row.key, values.pop(row.key.replace(".", "_")))) for row in rows}
+            command(flags=flag_layer(given), **values)
 
         parameters: list[inspect.Parameter] = []
         for name, parameter in own.items():
@@ -160,13 +155,12 @@ def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
 complete_runs = complete(lambda: ["latest", *(path.name for path in all_runs(Path("runs")))])
 PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
 DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
-preset_option = typer.Option("--preset", help=PRESET_HELP, autocompletion=complete(preset_names), rich_help_panel=RUN)
-PresetOption = Annotated[str | None, preset_option]
+SET_HELP = "any setting, as dotted.key=value; repeatable"
+own, output = (partial(typer.Option, rich_help_panel=panel) for panel in (RUN, OUTPUT))
+PresetOption = Annotated[str | None, own("--preset", help=PRESET_HELP, autocompletion=complete(preset_names))]
 complete_corpora = complete(lambda: CORPORA)
 data_option: Any = partial(typer.Option, "--data", show_default="arc", rich_help_panel=DATA)
 DataOption = Annotated[str | None, data_option(help=DATA_HELP, autocompletion=complete_corpora)]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="any setting, as dotted.key=value; repeatable", rich_help_panel=RUN)
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="print the result only", rich_help_panel=OUTPUT)]
-JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON", rich_help_panel=OUTPUT)]
+SetOption = Annotated[list[str] | None, own("--set", help=SET_HELP)]
+QuietOption = Annotated[bool, output("--quiet", help="print the result only")]
+JsonOption = Annotated[bool, output("--json", help="print the result as JSON")]

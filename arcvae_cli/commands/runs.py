@@ -5,32 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from arcvae_cli import runs as folders
 from arcvae_cli.commands.options import JsonOption, QuietOption, complete_runs
 from arcvae_cli.commands.reading import importing
-from arcvae_cli.console import Console, cell
+from arcvae_cli.console import Console, cell, styled
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import is_file, read_lines, size
 from arcvae_cli.presets import resolve
 from arcvae_cli.settings import Settings
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
 app = typer.Typer(add_completion=False, help="List, show and verify runs.")
 
 RUNS = Path("runs")
 RunsDir = Annotated[Path, typer.Option(help="folder of the runs")]
-RUN_HELP = "a run's name, its folder, or latest"
-RunName = Annotated[str, typer.Argument(help=RUN_HELP, autocompletion=complete_runs)]
-OptionalRun = Annotated[str | None, typer.Argument(help=RUN_HELP, show_default="all", autocompletion=complete_runs)]
-STYLES = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "valid": "green"}
-"""Of states and verdicts; all others are red."""
+argument = partial(typer.Argument, help="a run's name, its folder, or latest", autocompletion=complete_runs)
+RunName = Annotated[str, argument()]
+OptionalRun = Annotated[str | None, argument(show_default="all")]
 
 
 @app.command("list")
@@ -42,20 +38,13 @@ def list_runs(runs_dir: RunsDir = RUNS, quiet: QuietOption = False, as_json: Jso
     if not found:
         console.note(f"no run in {runs_dir}/ yet: start one with `arcvae train`")
         return
-    rows: list[list[str | Text]] = []
+    rows: list[list[Any]] = []
     for run in found:
         epochs = f"{cell(run['epoch'], 'd')}/{cell(run['epochs'], 'd')}"
         best = "-" if run["best_value"] is None else f"{run['best_value']:.4f} in {run['best_epoch']}"
         active = f"{run['age'] / 3600:,.1f} h ago"
         rows.append([one_line(run["name"]), styled(run["state"]), epochs, best, size(run["bytes"]), active])
     console.table("", ("run", "state", "epochs", "best, in epoch", "size", "updated"), rows, left=(0, 1))
-
-
-def styled(state: str) -> Text:
-    """A state or a verdict in its colour."""
-    from rich.text import Text
-
-    return Text(state, STYLES.get(state, "red"))
 
 
 @app.command()
@@ -66,19 +55,18 @@ def show(
     console = Console(quiet=quiet, as_json=as_json)
     path = folders.find(run, runs_dir)
     found = folders.describe(path)
-    table, changed, summary = {}, {}, "all settings are the defaults"
+    table, changed, problems = {}, {}, []
     try:
         table = resolve(str(path / "config.toml")).settings.table()
         pairs = folders.differences(table, Settings().table())
         changed = {key: pair for key, pair in pairs.items() if pair[0] is not None}
     except InputError as error:
-        summary = error.what
-    files = {file.name: file.lstat().st_size for file in pth_files(path)}
+        problems.append(error.what)
+    kept: list[dict[str, Any]] = [{"name": file.name, "bytes": file.lstat().st_size} for file in pth_files(path)]
+    evaluate = ["evaluate --checkpoint", "sample --checkpoint"]
+    known = {"running": [], "finished": evaluate, "corrupt": ["runs verify"]}
     called = path.name if runs_dir == RUNS == path.parent else shlex.quote(str(path))
-    evaluate = [f"arcvae {what} --checkpoint {called}" for what in ("evaluate", "sample")]
-    known = {"running": [], "finished": evaluate, "corrupt": [f"arcvae runs verify {called}"]}
-    steps = known.get(found["state"], [f"arcvae train --resume {called}"])
-    kept = [{"name": name, "bytes": count} for name, count in files.items()]
+    steps = [f"arcvae {what} {called}" for what in known.get(found["state"], ["train --resume"])]
     console.json({**found, "settings": table, "changed": changed, "checkpoints": kept, "next": steps})
 
     facts = {key: value for key, value in found.items() if value not in (None, {})}
@@ -86,13 +74,10 @@ def show(
     facts |= {key: f"{value:.6g}" for key, value in facts.items() if isinstance(value, float)}
     rows = [(key, styled(value) if key == "state" else one_line(str(value))) for key, value in facts.items()]
     console.table("", ("", ""), rows, left=(0, 1), header=False)
-    if changed:
-        values = [(key, *("-" if one is None else json.dumps(one) for one in pair)) for key, pair in changed.items()]
-        console.table("", ("setting", "value", "default"), values, left=(0, 1, 2))
-    else:
-        console.result(one_line(summary))
-    if files:
-        console.table("", ("checkpoint", "size"), [(one_line(name), size(count)) for name, count in files.items()])
+    values = [(key, *("-" if one is None else json.dumps(one) for one in pair)) for key, pair in changed.items()]
+    console.table("", ("setting", "value", "default"), values, left=(0, 1, 2))
+    console.lines(map(one_line, problems))
+    console.table("", ("checkpoint", "size"), [(one_line(file["name"]), size(file["bytes"])) for file in kept])
     console.lines(f"next: {one_line(step)}" for step in steps)
 
 
@@ -105,10 +90,7 @@ def pth_files(path: Path) -> list[Path]:
 def verify(
     run: OptionalRun = None, runs_dir: RunsDir = RUNS, quiet: QuietOption = False, as_json: JsonOption = False
 ) -> None:
-    """Verify the files of one run or of all; nothing is changed. Exit code 1 if something is corrupt.
-
-    Checkpoints are compared with their digests, config.toml and the epochs in metrics.jsonl with last.pth.
-    """
+    """Verify the files of one run or of all; nothing is changed. Exit code 1 if something is corrupt."""
     console = Console(quiet=quiet, as_json=as_json)
     paths = folders.all_runs(runs_dir) if run is None else [folders.find(run, runs_dir)]
     checked = []
@@ -117,10 +99,7 @@ def verify(
             tell(done, len(paths))
             checked.append(check(path))
     console.json({"runs": checked})
-    if not checked:
-        console.note(f"no run in {runs_dir}/ yet: start one with `arcvae train`")
-        return
-    rows: list[list[str | Text]] = []
+    rows: list[list[Any]] = []
     for one in checked:
         found = [*(f"{file}: {why}" for file, why in one["broken"].items()), *one["problems"]]
         found += [] if one["go_on"] is None else [f"continue with `{one['go_on']}`"]
@@ -132,18 +111,14 @@ def verify(
 
 
 def check(path: Path) -> dict[str, Any]:
-    """What is found in the files of a run, as JSON.
-
-    `whole`: epochs of valid checkpoints; `broken`: why others are not; `go_on`: the command to continue with.
-    """
+    """What is found in the files of a run. `whole`: epochs of valid checkpoints; `broken`: why others are not."""
     with importing():
         from arcvae_cli import checkpoints
         from arcvae_cli.records import EpochRecord
     run, config, log = folders.describe(path), path / "config.toml", path / "metrics.jsonl"
-    state, files = run["state"], pth_files(path)
-    whole, steps, broken = {}, {}, {}
+    state, whole, steps, broken = run["state"], {}, {}, {}
     last: dict[str, Any] = {}
-    for file in files:
+    for file in pth_files(path):
         try:
             values = checkpoints.read(file)
         except InputError as error:
@@ -158,7 +133,7 @@ def check(path: Path) -> dict[str, Any]:
     expected = ["last.pth"] if run["step"] else []
     expected += [checkpoints.BEST, "vae_final.pth"] if state == "finished" else []
     problems = ["status.json: cannot be read"] if state == "corrupt" else []
-    problems += [f"{name}: missing" for name in expected if name not in {file.name for file in files}]
+    problems += [f"{name}: missing" for name in expected if not is_file(path / "checkpoints" / name)]
     try:
         settings = resolve(str(config)).settings
         kept = checkpoints.read_settings(path / "checkpoints" / "last.pth", last) if last else settings
@@ -176,5 +151,5 @@ def check(path: Path) -> dict[str, Any]:
     resumed = path if "last.pth" in steps else path / "checkpoints" / max(steps, key=lambda n: steps[n], default="")
     how = f"--resume {shlex.quote(str(resumed))}" if steps else f"--preset {shlex.quote(str(config))}"
     go_on = None if ok and state in ("running", "finished") else f"arcvae train {how}"
-    found = {"ok": ok, "whole": whole, "broken": broken, "problems": problems, "go_on": go_on}
-    return {"name": path.name, "path": str(path), "state": state, **found}
+    place = {"name": path.name, "path": str(path), "state": state, "ok": ok}
+    return {**place, "whole": whole, "broken": broken, "problems": problems, "go_on": go_on}

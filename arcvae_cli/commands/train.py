@@ -14,19 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from arcvae_cli import runs
-from arcvae_cli.commands.options import (
-    RUN,
-    TABLE,
-    TRAINING,
-    DataOption,
-    JsonOption,
-    PresetOption,
-    QuietOption,
-    SetOption,
-    complete_runs,
-    data_layers,
-    with_flags,
-)
+from arcvae_cli.commands import options
 from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
 from arcvae_cli.console import Console
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
@@ -45,28 +33,29 @@ if TYPE_CHECKING:
 QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
 OVERFIT_STEPS = 3_000
-PARTS = ("vae_best", "encoder", "decoder")  # the checkpoints that loggers keep
 Earlier = tuple[Path, Path | None] | None  # the folder of a run to resume, and its checkpoint if one was named
-training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel in (TRAINING, RUN))
+Document = dict[str, Any] | None
+training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel in (options.TRAINING, options.RUN))
 QUICK_HELP = f"{QUICK_EPOCHS} epochs on {QUICK_EXAMPLES:,} examples, the schedule compressed"
 OVERFIT_HELP = "memorise one batch as a sanity check; no run folder"
 RESUME_HELP = "resume a run: its name, folder or checkpoint, or latest; auto: resume --run-name if it exists"
+resume_option = run_option(metavar="RUN", help=RESUME_HELP, autocompletion=options.complete_runs)
 
 
-@with_flags(TABLE)
+@options.with_flags(options.TABLE)
 def train(
     *,
-    preset: PresetOption = None,
-    data: DataOption = None,
+    preset: options.PresetOption = None,
+    data: options.DataOption = None,
     flags: Layer,
     quick_test: Annotated[bool, training("--quick-test", help=QUICK_HELP)] = False,
     overfit_batch: Annotated[bool, training("--overfit-batch", help=OVERFIT_HELP)] = False,
-    resume: Annotated[str | None, run_option(metavar="RUN", help=RESUME_HELP, autocompletion=complete_runs)] = None,
+    resume: Annotated[str | None, resume_option] = None,
     run_name: Annotated[str | None, run_option(show_default="preset and time")] = None,
     runs_dir: Annotated[Path, run_option(help="folder of the runs")] = Path("runs"),
-    assignments: SetOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    assignments: options.SetOption = None,
+    quiet: options.QuietOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Train a model, showing beta and the KL of every dimension.
 
@@ -74,20 +63,18 @@ def train(
     `arcvae presets show NAME` lists all settings.
     """
     console = Console(quiet=quiet, as_json=as_json)
-    below, above = data_layers(data)
+    below, above = options.data_layers(data)
     layers = [environment_layer(), below, set_layer(assignments or []), above, flags]
     if resume is not None and overfit_batch:
         raise InputError("--resume, --overfit-batch: cannot be combined", "give one of the two")
+    runs.check_name(run_name)
     earlier = None if resume is None else runs.find_resumed(resume, runs_dir, run_name)
     if earlier is not None and preset is None and resume != runs.AUTO:  # the flags say only what changes
-        if quick_test:
-            raise InputError("--quick-test: changes the length of the resumed run", "remove it, or give --preset too")
         preset = str(earlier[0] / "config.toml")
     resolved = compressed(preset, layers) if quick_test else resolve(preset, *layers)
     if overfit_batch:
         memorise(resolved.settings, console)
         return
-    runs.check_name(run_name)
     new_folder = partial(runs.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
     with GracefulExit() as signals:
         try:
@@ -180,17 +167,16 @@ def run(
 
                 best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
                 document = evaluate_run(best, corpus, "val", folder, console)
-            lines, findings = [], document["verdict"]["findings"]
-            for one in findings:
-                mark = "ok" if one["ok"] else "MISS"
-                lines.append(f"{mark} {one['name']} {one['value']:.4g}, target {one['target']}")
+            findings, marks = document["verdict"]["findings"], {True: "ok", False: "MISS"}
+            lines = [f"{marks[one['ok']]} {one['name']} {one['value']:.4g}, target {one['target']}" for one in findings]
             lines += [f"- {step} (for {'; '.join(names)})" for step, names in remedies(findings).items()]
             lines.append(document["verdict"]["summary"])
             console.log("\n".join(lines))
             images = sorted(path for path in folder.images.glob("*.png") if "_epoch_" not in path.name)
+            kept = {part: folder.checkpoints / f"{part}.pth" for part in ("vae_best", "encoder", "decoder")}
             for recorder in recorders:
                 recorder.evaluated(document, lines, images)
-                recorder.artifacts({part: folder.checkpoints / f"{part}.pth" for part in PARTS})
+                recorder.artifacts(kept)
         except KeyboardInterrupt:
             where = f"before the end of the evaluation; the training is complete in {folder.path}"
             raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
@@ -206,13 +192,8 @@ def run(
     console.note(f"next: {' | '.join(f'arcvae {name}{which}' for name in names)}")
 
 
-def open_run(
-    path: Path, file: Path | None, settings: Settings
-) -> tuple[runs.RunFolder, Path, dict[str, Any] | None, dict[str, Any] | None]:
-    """Lock a run folder and check that it can be resumed with these settings. InputError if not.
-
-    Returns it, its checkpoint with its values, if there are any yet, and the `metrics.json` of a run that is finished.
-    """
+def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[runs.RunFolder, Path, Document, Document]:
+    """A run to resume, locked: its checkpoint, the values in it, and its `metrics.json` if there is nothing to do."""
     from arcvae_cli import checkpoints
 
     folder = runs.resume(path)
@@ -228,14 +209,14 @@ def open_run(
             raise InputError(error.what, fix) from error
         later = 0
         with suppress(InputError):  # last.pth is damaged, or was removed
-            later = 0 if file is None else checkpoints.read(last).get("step", 0)
+            later = 0 if file is None else checkpoints.read(last)["step"]
         if later > values["step"]:
             what = f"{start}: an older checkpoint, of step {values['step']}; the run is at step {later}"
             raise InputError(what, f"to discard the later steps, remove {last} first")
     trained = resolve(str(config)).settings if values is None else checkpoints.read_settings(start, values)
     changed = runs.differences(trained.table(), settings.table())
-    pairs = [(key, pair) for key, pair in changed.items() if not key.startswith(runs.MAY_CHANGE)]
-    wrong = [f"{key} was {json.dumps(old)}, now {json.dumps(new)}" for key, (old, new) in pairs]
+    pairs = [(key, *map(json.dumps, pair)) for key, pair in changed.items() if not key.startswith(runs.MAY_CHANGE)]
+    wrong = [f"{key} was {old}, now {new}" for key, old, new in pairs]
     if values is not None and settings.train.epochs < values["epoch"]:
         wrong.append(f"train.epochs is {settings.train.epochs}, and epoch {values['epoch']} has begun")
     if wrong:
@@ -292,18 +273,15 @@ def memorise(settings: Settings, console: Console) -> None:
         from arcvae_cli.metrics import EpochMetrics
         from arcvae_cli.trainer import overfit
 
-    device = open_device(settings.train.device)
-    corpus = open_named(settings.data, device, ("train",), console)
-    model = new_model(settings, corpus, device)
-
     def show(step: int, metrics: EpochMetrics) -> None:
         console.note(f"step {step}: reconstruction {metrics.reconstruction:.4g}, exact {metrics.exact:.4f}")
 
-    steps, found = overfit(settings, corpus, model, OVERFIT_STEPS, show)
-    memorised, count = found.exact == 1.0, settings.train.batch_size
-    shares = {"exact": found.exact, "position": found.position}
-    console.json({"memorised": memorised, "steps": steps, "examples": count, **shares})
-    if not memorised:
+    device, count = open_device(settings.train.device), settings.train.batch_size
+    corpus = open_named(settings.data, device, ("train",), console)
+    steps, found = overfit(settings, corpus, new_model(settings, corpus, device), OVERFIT_STEPS, show)
+    facts = {"memorised": found.exact == 1.0, "steps": steps, "examples": count, "exact": found.exact}
+    console.json({**facts, "position": found.position})
+    if not facts["memorised"]:
         what = f"one batch of {count} was not memorised in {steps} steps: {found.exact:.1%} of its examples are exact"
         raise ArcvaeError(what, "try a larger model.latent_dim, another train.lr or a smaller --batch-size")
     console.result(f"memorised: all {count} examples of one batch are exact after {steps} steps")

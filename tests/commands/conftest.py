@@ -57,9 +57,8 @@ def write_run(run: Path, settings: Settings, sharpen: float, structure: Structur
             weight.mul_(2.0).add_(sharpen * torch.randn_like(weight))
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.toml").touch()
-    values = {"epoch": 3, "model_state_dict": model.state_dict(), "config": checkpoints.config_text(settings)}
-    values |= {"format_version": checkpoints.FORMAT, "conditions": checkpoints.condition_schema(model)}
-    checkpoints.save(run / "checkpoints" / checkpoints.BEST, {**values, **checkpoints.structure_of(model)})
+    values = checkpoints.header(settings, 3) | checkpoints.content(model)
+    checkpoints.save(run / "checkpoints" / checkpoints.BEST, values)
     return run
 
 

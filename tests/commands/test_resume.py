@@ -101,7 +101,7 @@ def test_what_a_run_cannot_be_resumed_with_is_named(arcvae: Run, ended: Path, mi
     for flags, *named in (
         (("--beta-max", 0.2, "--seed", 4), "schedule.max_beta was 0.1, now 0.2", "train.seed was 0, now 4"),
         (("--epochs", 1), "train.epochs is 1, and epoch 4 has begun"),
-        (("--quick-test",), "changes the length of the resumed run"),
+        (("--quick-test",), "data.limit was null, now 8000"),
         (("--overfit-batch",), "cannot be combined"),
         (("--run-name", "other"), "a resumed run keeps its name"),
         (("--epochs", 5, "--data", mine.parent / "other.npz"), "trained on another version of the corpus other"),
@@ -112,8 +112,6 @@ def test_what_a_run_cannot_be_resumed_with_is_named(arcvae: Run, ended: Path, mi
     config.write_text(config.read_text().replace("lr = 0.001", "lr = 0.1"))
     said = refused(arcvae, mine, "--epochs", 6)
     assert "train.lr was 0.001, now 0.1" in said and f"restore {config}" in said
-    config.unlink()
-    assert "no config.toml" in refused(arcvae, mine)
 
 
 def test_auto_begins_a_run_and_resumes_it(arcvae: Run, arc_npz: Path, tmp_path: Path) -> None:
@@ -121,8 +119,6 @@ def test_auto_begins_a_run_and_resumes_it(arcvae: Run, arc_npz: Path, tmp_path: 
     line = ("train", "--resume", "auto", "--run-name", "job", "--data", arc_npz, *SMALL, "--runs-dir", tmp_path)
     first = arcvae(*line)
     assert first.exit_code == 0 and epochs(tmp_path / "job") == [1, 2]
-    again = arcvae(*line)
-    assert (again.exit_code, again.stderr) == (0, "run job is finished: nothing to do\n")
     longer = arcvae(*line, "--epochs", 3)
     assert longer.exit_code == 0 and epochs(tmp_path / "job") == [1, 2, 3]
 
@@ -181,12 +177,3 @@ def test_a_checkpoint_that_no_run_can_be_resumed_from(arcvae: Run, mine: Path) -
         assert said in refused(arcvae, mine, "--epochs", 5)
     last.unlink()
     assert "last.pth: cannot be read" in refused(arcvae, mine, "--epochs", 5)
-
-
-def test_what_cannot_be_resumed(arcvae: Run, tmp_path: Path) -> None:
-    (tmp_path / "lonely.pth").write_bytes(b"x")
-    cases = {("lonely.pth",): "no such run", ("a" * 300,): "no such run", ("",): "no such run"}
-    cases |= {("auto",): "needs a run name", ("auto", "--run-name", "a" * 300): "not a usable name"}
-    for flags, said in cases.items():
-        result = arcvae("train", "--resume", *flags, "--runs-dir", tmp_path)
-        assert result.exit_code == 2 and said in " ".join(result.stderr.split())
