@@ -52,7 +52,7 @@ class GridVAE(VAE):
                 nn.ReLU(inplace=True),
                 nn.Linear(128, 2048),
                 nn.ReLU(inplace=True),
-                Unflatten(128, 4, 4),
+                Unflatten(1, (128, 4, 4)),
                 Upsample(128, 64, 4, stride=2, padding=1),  # (B, 64, 8, 8)
                 nn.ReLU(inplace=True),
                 Upsample(64, 32, 4, stride=2, padding=1),  # (B, 32, 16, 16)
@@ -82,24 +82,18 @@ class ChannelsLast(torch.autograd.Function):
         return grads[0].contiguous(memory_format=torch.channels_last)
 
 
-class Flatten(nn.Module):
+class Flatten(nn.Flatten):
     """(B, C, H, W) -> (B, C * H * W), with gradients as channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        flat: Tensor = ChannelsLast.apply(x).flatten(1)  # type: ignore[no-untyped-call]
-        return flat
+        return super().forward(ChannelsLast.apply(x))  # type: ignore[no-untyped-call]
 
 
-class Unflatten(nn.Module):
+class Unflatten(nn.Unflatten):
     """(B, C * H * W) -> (B, C, H, W) of this shape, channels last."""
 
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.shape = shape
-
     def forward(self, x: Tensor) -> Tensor:
-        last: Tensor = ChannelsLast.apply(x.view(-1, *self.shape))  # type: ignore[no-untyped-call]
-        return last
+        return ChannelsLast.apply(super().forward(x))  # type: ignore[no-untyped-call, no-any-return]
 
 
 class Upsample(nn.ConvTranspose2d):

@@ -12,7 +12,6 @@ from torch.nn import functional
 from arcvae_cli import gaussians
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
 from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32_heads, posterior_logvar, standard_level
-from arcvae_cli.models.constrained import COUNT, EXTENTS, PRESENT, constrained_decode
 from arcvae_cli.models.grid import COLOURS, SIDE, Block, Flatten, Unflatten
 from arcvae_cli.settings import HierarchicalSettings
 
@@ -24,7 +23,14 @@ ENCODER_BLOCKS, TRUNK_BLOCKS, DECODER_BLOCKS = 2, 2, 3
 AXES = 2 * SIDE - 1  # where the axis of a mirror symmetry can lie: cell j has its image at axis - j
 SOFT_LOGIT = 30.0  # between likely and unlikely where training needs a gradient
 MASKED_LOGIT = -1e4  # of the impossible: less than any network's output
+FEW_CELLS = 4  # cells of a colour that may all be images of one another: taking one would take the colour
+TIE = 1e-3  # nats; logits of mirror images are equal but for rounding
+COLOUR_PENALTY, EXCLUDED_LOGIT = 1e3, -1e6  # nats, far beyond a network's output
 
+# columns of the conditions, as slices: an index by a list would be copied to the device with every call
+EXTENTS = slice(PLACE["height"], PLACE["width"] + 1)
+COUNT = PLACE["colours"]
+PRESENT = slice(PLACE["colour_1"], PLACE["colour_9"] + 1)
 SYMMETRIES = slice(PLACE["symmetry_lr"], PLACE["symmetry_ud"] + 1)
 
 
@@ -45,8 +51,7 @@ class HierarchicalVAE(VAE):
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
         conditions = self.dropped_conditions(conditions, latents[GLOBAL])
-        features = self.decoder.top_down(latents[GLOBAL], conditions)
-        return self.decoder.logits(*features, conditions, latents[LOCAL])
+        return self.decoder.logits(*self.decoder.top_down(latents[GLOBAL], conditions), conditions, latents[LOCAL])
 
     def prior(
         self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
@@ -61,8 +66,7 @@ class HierarchicalVAE(VAE):
         return constrained_decode(logits, conditions)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
-        """Encode, sample, decode; the local prior and the decoder share the features of the global sample."""
-        levels, features = self._encode(batch, noise)
+        levels, features = self._encode(batch, noise)  # the local prior and the decoder share features
         return Output(self.decoder.logits(*features, levels[1].sample), levels)
 
     def _encode(self, batch: Batch, noise: bool) -> tuple[tuple[Level, Level], tuple[Tensor, Tensor, Tensor]]:
@@ -86,9 +90,9 @@ class HierarchicalVAE(VAE):
             return like.new_full((len(like), len(self.attributes)), NOT_GIVEN, dtype=torch.int64)
         if not self.training:
             return conditions
-        one = (len(conditions), 1)
-        nothing = torch.rand(one, device=conditions.device) < self.settings.condition_dropout
-        kept = torch.rand(conditions.shape, device=conditions.device) < torch.rand(one, device=conditions.device)
+        one, device = (len(conditions), 1), conditions.device
+        nothing = torch.rand(one, device=device) < self.settings.condition_dropout
+        kept = torch.rand(conditions.shape, device=device) < torch.rand(one, device=device)
         return torch.where(kept & ~nothing, conditions, NOT_GIVEN)
 
 
@@ -135,10 +139,9 @@ class Encoder(nn.Module):
 
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
-        side = settings.local_size
-        self.patch = patch = SIDE // side
+        side, self.patch = settings.local_size, SIDE // settings.local_size
         self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
-        self.enter = nn.Conv2d(COLOURS * patch * patch, CHANNELS, 3, padding=1)
+        self.enter = nn.Conv2d(COLOURS * self.patch**2, CHANNELS, 3, padding=1)
         self.blocks = nn.Sequential(*(Convolutions() for _ in range(ENCODER_BLOCKS)))
         self.conditions = Conditions(WIDE)
         self.thin = nn.Conv2d(CHANNELS, THIN, 1)
@@ -171,9 +174,8 @@ class Decoder(nn.Module):
 
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
-        side = settings.local_size
-        self.patch = patch = SIDE // side
-        self.unflatten = Unflatten(THIN, side, side)
+        side, self.patch = settings.local_size, SIDE // settings.local_size
+        self.unflatten = Unflatten(1, (THIN, side, side))
         self.conditions = Conditions(WIDE)
         self.enter = nn.Linear(settings.global_dim, WIDE)
         self.trunk = nn.Sequential(*(Block(WIDE, settings.dropout) for _ in range(TRUNK_BLOCKS)), nn.LayerNorm(WIDE))
@@ -185,7 +187,7 @@ class Decoder(nn.Module):
         self.logvar_range = (settings.logvar_min, settings.logvar_max)
         self.take = nn.Conv2d(settings.local_channels, CHANNELS, 3, padding=1)
         self.blocks = nn.ModuleList(Convolutions(WIDE) for _ in range(DECODER_BLOCKS))
-        self.leave = nn.Conv2d(CHANNELS, COLOURS * patch * patch, 3, padding=1)
+        self.leave = nn.Conv2d(CHANNELS, COLOURS * self.patch**2, 3, padding=1)
         self.obey = ConstraintLayer(WIDE)  # checkpoints have its weights by this name
 
     def top_down(self, top: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,3 +275,42 @@ class ConstraintLayer(nn.Module):
 def reflect(x: Tensor, image: Tensor, which: int) -> Tensor:
     """Cells of x (B, C, 16, 16) moved as `image` (B, 16, 16) says, along each row (which = 0) or each column (1)."""
     return torch.bmm(x.flatten(1, 2), image.mT).view_as(x) if which == 0 else image[:, None] @ x
+
+
+def constrained_decode(logits: Tensor, conditions: Tensor | None) -> Tensor:
+    """Colours (B, 16, 16) int64 from logits (B, 10, 16, 16) that satisfy conditions (B, A), if any.
+
+    Cells that are equally likely to change, as mirror images are, change together: a symmetric grid stays symmetric.
+    """
+    colours = logits.argmax(dim=1)
+    if conditions is None or bool((conditions == NOT_GIVEN).all()):
+        return colours
+    best, colour = logits[:, 1:].max(dim=1)  # (B, 16, 16)
+    gain = best - logits[:, 0]
+    for axis, extent in enumerate(conditions[:, EXTENTS].unbind(1)):  # the last row and column must not be all black
+        line = torch.arange(colours.shape[1], device=colours.device) == (extent - 1)[:, None]  # (B, 16)
+        line = line[:, :, None] if axis == 0 else line[:, None, :]
+        dark = (extent > 0) & ~((colours > 0) & line).any(dim=(1, 2))
+        colours = _change(colours, torch.where(line, gain, EXCLUDED_LOGIT), colour + 1, dark, gain)
+    for _ in range(logits.shape[1] - 1):  # one missing colour in each grid that lacks one
+        cells = functional.one_hot(colours, logits.shape[1]).sum(dim=(1, 2))  # (B, 10)
+        absent = cells[:, 1:] == 0
+        wanted = absent & (conditions[:, PRESENT] == 1)
+        short = (~absent).sum(dim=1) < conditions[:, COUNT]
+        free = absent & (conditions[:, PRESENT] != 0) & short[:, None]
+        choice = torch.where(wanted.any(dim=1, keepdim=True), wanted, free)  # (B, 9)
+        gain = logits[:, 1:] - logits.gather(1, colours[:, None])  # (B, 9, 16, 16), minus the cost of a change
+        rare = (cells.gather(1, colours.flatten(1)).view_as(colours) <= FEW_CELLS) & (colours > 0)
+        allowed = torch.where(choice[:, :, None, None], gain - COLOUR_PENALTY * rare[:, None], EXCLUDED_LOGIT)
+        best, colour = allowed.max(dim=1)
+        colours = _change(colours, best, colour + 1, choice.any(dim=1), best)
+    return colours
+
+
+def _change(colours: Tensor, gain: Tensor, into: Tensor, where: Tensor, everywhere: Tensor) -> Tensor:
+    """In the grids `where`, change the cell of the highest `gain`, and those of the same colour that equal it."""
+    best, cell = gain.flatten(1).max(dim=1, keepdim=True)
+    colour = into.flatten(1).gather(1, cell)
+    twin = (everywhere.flatten(1) - best).abs().le(TIE) & (into.flatten(1) == colour)
+    twin = twin.scatter(1, cell, True) & where[:, None]
+    return torch.where(twin, colour, colours.flatten(1)).view_as(colours)
