@@ -21,9 +21,6 @@ from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import Batch
 from arcvae_cli.settings import DataSettings
 
-FORM = ("objects", "symmetry_lr", "symmetry_ud")
-"""Attributes that are measured once on the host: augmentation leaves them as they are, or swaps the two mirrors."""
-
 
 class Examples:
     """The examples of each split on the device, as a corpus of either kind has them."""
@@ -76,7 +73,8 @@ class GridCorpus(Examples):
     def __init__(self, arrays: Dataset, device: torch.device | str = "cpu", augment: bool = True) -> None:
         super().__init__(arrays, device)
         self.augment = augment
-        self._forms: dict[str, Tensor] = {}  # (n, 3) int64, the attributes FORM of the grids as stored
+        # (n, 3) int64, objects and both symmetries as stored: augmentation keeps them, or swaps the symmetries
+        self._forms: dict[str, Tensor] = {}
         table = gather_table()[-1, -1]
         if arrays.shape is not None:
             shape, table = torch.from_numpy(arrays.shape.astype(np.int64)), gather_table()
@@ -111,7 +109,7 @@ class GridCorpus(Examples):
         if not conditions:
             return Batch(x)
         if split not in self._forms:
-            measured = attributes(self.grids(split).cpu().numpy())[:, PLACE[FORM[0]] :]
+            measured = attributes(self.grids(split).cpu().numpy())[:, PLACE["objects"] :]
             self._forms[split] = torch.from_numpy(measured).to(self.device)
         form = self._forms[split].index_select(0, indices)
         if symmetry is not None:

@@ -165,8 +165,7 @@ class Encoder(nn.Module):
         """Offsets from the local prior's mean and log variance, (B, local_channels, S, S) float32."""
         joined = functional.relu(self.join(torch.cat([features, top_down], dim=1)))
         with torch.autocast(joined.device.type, enabled=False):
-            mean, spread = self.map(joined.float()).chunk(2, dim=1)
-        return mean, spread
+            return self.map(joined.float()).chunk(2, dim=1)  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -209,8 +208,7 @@ class Decoder(nn.Module):
             hidden = block(hidden, wide)
         logits = functional.pixel_shuffle(self.leave(functional.relu(hidden)), self.patch)
         with torch.autocast(logits.device.type, enabled=False):
-            constrained: Tensor = self.obey(logits.float(), wide.float(), conditions)
-        return constrained
+            return self.obey(logits.float(), wide.float(), conditions)  # type: ignore[no-any-return]
 
 
 class ConstraintLayer(nn.Module):
@@ -229,8 +227,18 @@ class ConstraintLayer(nn.Module):
     def forward(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
         """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""
         # the layout of the products below: elementwise, two layouts at once take three times as long
-        logits = logits.contiguous()
-        logits = logits + functional.pad(self.palette(wide, conditions), (1, 0))[:, :, None, None]
+        logits, (present, count) = logits.contiguous(), (conditions[:, PRESENT], conditions[:, COUNT, None])
+        colours = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, self.colours(wide)))
+        # of a given number of colours so many are above 0: the threshold is between the last and the next
+        ends = colours.new_full((len(colours), 1), 2 * SOFT_LOGIT)
+        ranked = torch.cat([ends, colours.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
+        threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
+        counted = colours - threshold
+        colours = torch.where(count >= 0, counted if self.training else SOFT_LOGIT * counted.sign(), colours)
+        palette = functional.logsigmoid(colours)  # (B, 9): 0 for a colour of the palette, far below for another
+        if not self.training:
+            palette = torch.where(colours <= -SOFT_LOGIT, MASKED_LOGIT, palette)
+        logits = logits + functional.pad(palette, (1, 0))[:, :, None, None]
         beyond = [(self.cell >= size[:, None]) & (size >= 0)[:, None] for size in conditions[:, EXTENTS].unbind(1)]
         outside = beyond[0][:, :, None] | beyond[1][:, None, :]  # (B, 16, 16), known black
         given = conditions[:, SYMMETRIES]
@@ -255,21 +263,6 @@ class ConstraintLayer(nn.Module):
                 outside = outside | ((black > 0.5) & (given[:, which] == 1).view(-1, 1, 1))
         logits = torch.where(outside[:, None], self.black * (-MASKED_LOGIT / SOFT_LOGIT), logits)
         return logits.contiguous(memory_format=torch.channels_last)  # for the argmax, which takes a tenth so
-
-    def palette(self, wide: Tensor, conditions: Tensor) -> Tensor:
-        """(B, 9) addends to the logits of the colours 1-9: 0 for one of the palette, far below for another."""
-        present, count = conditions[:, PRESENT], conditions[:, COUNT, None]
-        score = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, self.colours(wide)))
-        # of a given number of colours so many are above 0: the threshold is between the last and the next
-        ends = score.new_full((len(score), 1), 2 * SOFT_LOGIT)
-        ranked = torch.cat([ends, score.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
-        threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
-        counted = score - threshold
-        if not self.training:
-            counted = SOFT_LOGIT * counted.sign()
-        score = torch.where(count >= 0, counted, score)
-        added = functional.logsigmoid(score)
-        return added if self.training else torch.where(score <= -SOFT_LOGIT, MASKED_LOGIT, added)
 
 
 def reflect(x: Tensor, image: Tensor, which: int) -> Tensor:
