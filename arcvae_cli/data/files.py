@@ -16,7 +16,7 @@ from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, padded,
 from arcvae_cli.data.derivations import Ids, wrong_step
 from arcvae_cli.data.symmetries import COLOURS, SIDE
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import atomic_write, exists, is_dir, is_file, open_regular
+from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
 
 SUFFIXES = (".npz", ".npy", ".json")
@@ -27,16 +27,16 @@ _FIX = "give grids (N, 16, 16) of integers 0-9, ids (N, T) of rules with a `gram
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
     """Write a dataset as `.npz`, completely or not at all; derivations are compressed. ArcvaeError if that fails."""
-    columns: dict[str, Any] = {"grids": dataset.x, "split": dataset.split, "shape": dataset.shape, "task": dataset.task}
+    columns: dict[str, Any] = {"grids": dataset.x, "shape": dataset.shape, "task": dataset.task}
     if dataset.rules is not None:
-        columns = {"ids": dataset.x, "split": dataset.split, "origin": json.dumps(asdict(dataset.origin))}
+        columns = {"ids": dataset.x, "origin": json.dumps(asdict(dataset.origin))}
         if dataset.grammar is not None:
             columns["grammar"] = dataset.grammar.text
         else:
             columns |= {"lhs": np.array(dataset.rules.lhs, np.int16), "padding": dataset.rules.padding}
-    save = np.savez if dataset.kind == "grids" else np.savez_compressed
+    columns = {name: column for name, column in columns.items() if column is not None}
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        save(file, **{name: column for name, column in columns.items() if column is not None})
+        (np.savez if dataset.rules is None else np.savez_compressed)(file, split=dataset.split, **columns)
 
 
 def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = True) -> Dataset:
@@ -50,14 +50,12 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
     """
     if is_dir(path):
         return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES or not is_file(path):
-        what = "not a regular file of a known format" if exists(path) else "no such file"
-        raise InputError(f"{path}: {what}", "give a .npz, .npy, ARC .json, or a folder of those")
-    if suffix == ".json":
+    if path.suffix.lower() not in SUFFIXES or not is_file(path):
+        raise InputError(f"{path}: no such file of grids or ids", "give a .npz, .npy, ARC .json, or a folder of those")
+    if path.suffix.lower() == ".json":
         return _read_tasks(path, [path])
     with reading(path):
-        if suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             grids = map_npy(path)
             refuse_large(str(path), grids.nbytes)
             return _grids(path, {"grids": grids})
@@ -103,9 +101,8 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
         grids = columns[name]
         fits = grids.ndim == 3 and grids.dtype.kind in "iu" and grids.size and max(grids.shape[1:]) <= SIDE
         require(fits, name, grids)
-        wrong = ((grids < 0) | (grids >= COLOURS)).any(axis=(1, 2))
-        if wrong.any():
-            raise ValueError(f"{name}: colours outside 0-9, first in grid {int(wrong.argmax())}")
+        if grids.min() < 0 or grids.max() >= COLOURS:
+            raise ValueError(f"{name}: colours outside 0-9")
         canvases.append(np.pad(grids.astype(np.uint8), ((0, 0), *((0, SIDE - side) for side in grids.shape[1:]))))
     x, sides = np.concatenate(canvases), np.repeat([columns[name].shape[1:] for name in names], counts, axis=0)
     shape = None if (sides == SIDE).all() else sides.astype(np.uint8)
@@ -115,9 +112,6 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
         fits = given.shape == (len(x), 2) and given.dtype.kind in "iu" and given.min() >= 1 and given.max() <= SIDE
         require(fits, "shape", given)
         shape = given.astype(np.uint8)
-        down, right = (np.arange(SIDE) >= shape[:, None, side : side + 1] for side in (0, 1))
-        if (x.astype(bool) & (down.swapaxes(1, 2) | right)).any():
-            raise ValueError("shape: a grid has colours outside its rectangle")
     if (task := columns.get("task")) is not None:
         require(task.shape == (len(x),) and task.dtype.kind in "SUiu", "task", task)
         task = task.astype(np.str_)
@@ -127,8 +121,7 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
 
 def _split(columns: dict[str, NDArray[Any]], keys: list[bytes]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """The index into SPLITS of each example; by a hash of its key, with a note, if the file has no split."""
-    split = columns.get("split")
-    if split is None:
+    if (split := columns.get("split")) is None:
         return split_by_key(keys), ("no `split` in the file: examples are split 80/10/10 by a hash of their content",)
     if split.dtype.kind in "SU":
         names = {"train": 0, "val": 1, "validation": 1, "test": 2}
@@ -148,7 +141,6 @@ def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar 
         rules = grammar.rules
     else:  # the start symbol is that of the first row
         lhs, padding = columns["lhs"].tolist(), columns["padding"].item()
-        require(lhs[padding] == -1, "lhs", columns["lhs"])
         rules = bare_rules(lhs, padding, lhs[int(columns["ids"].flat[0])])
     ids = checked_ids(columns["ids"], rules, check=check)
     split, notes = _split(columns, [row.tobytes() for row in ids])

@@ -13,9 +13,7 @@ from arcvae_cli.data.symmetries import SIDE, SYMMETRIES, Grids, turn
 
 Rows = NDArray[np.uint16]  # (N, 16): a mask of the canvas, one bit a cell, column c being bit c
 
-OBJECTS = 6
-CELLS_LEAST, CELLS_MOST = 2, 15
-
+OBJECTS, CELLS_LEAST, CELLS_MOST = 6, 2, 15
 _CHUNK = 8192
 _TRIES = 12  # at a place for an object; a crowded canvas goes without it
 _WINDOW = 8  # side of the square that a blob grows in
@@ -27,15 +25,12 @@ def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
 
     Objects are the 8-connected components of the grid. Raises InputError for a size or a seed out of range.
     """
-    sizes = split_sizes(size, seed)
-    stream = np.random.RandomState(seed)
-    parts: list[Grids] = []
-    seen: set[bytes] = set()
+    sizes, stream = split_sizes(size, seed), np.random.RandomState(seed)
+    parts, seen = list[Grids](), set[bytes]()
     while len(seen) < size:
         grids = _canvases(min(_CHUNK, size), stream)
         parts.append(grids[unseen(grids, seen, size - len(seen))])
-    split = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes)
-    return Dataset("shapes", np.concatenate(parts), split)
+    return Dataset("shapes", np.concatenate(parts), np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes))
 
 
 def _canvases(count: int, stream: np.random.RandomState) -> Grids:
@@ -77,8 +72,7 @@ def _blobs(count: int, stream: np.random.RandomState) -> Rows:
     """Blobs of 2-15 cells, each cell joined to one before it by an edge, at random along the border."""
     grown = np.zeros((count, _WINDOW + 2, _WINDOW + 2), bool)  # with a margin, so that shifts stay inside
     grown[:, _WINDOW // 2, _WINDOW // 2] = True
-    inside = np.zeros(grown.shape[1:], bool)
-    inside[1:-1, 1:-1] = True
+    inside = np.pad(np.ones((_WINDOW, _WINDOW), bool), 1)
     cells = stream.randint(CELLS_LEAST, CELLS_MOST + 1, count, dtype=np.int64)
     for step in range(1, CELLS_MOST):
         border = np.zeros_like(grown)
@@ -139,7 +133,7 @@ def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
             )
         ],
     ]
-    found: list[list[Rows]] = []
+    found = []
     for masks in kinds:
         of_kind: dict[bytes, Rows] = {}
         for drawn, symmetry in product(masks, range(SYMMETRIES)):

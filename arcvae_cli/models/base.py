@@ -61,8 +61,7 @@ class Level:
 
     def offset(self) -> Tensor:
         """The sample in standard deviations from the prior's mean: the noise that would draw it from the prior."""
-        mean, logvar = self.prior
-        return (self.sample - mean) * torch.exp(-0.5 * logvar)
+        return (self.sample - self.prior[0]) * torch.exp(-0.5 * self.prior[1])
 
     def map(self) -> Tensor | None:
         """KL in nats of each cell of a map, summed over its channels: (B, H, W); None for a vector."""
@@ -102,13 +101,10 @@ class VAE(nn.Module, ABC):
         """Logits (B, classes, *positions) of latents given by the level's name, and of conditions (B, A) if any."""
 
     def prior(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        conditions: Tensor | None = None,  # noqa: ARG002
-        noise: Latents | None = None,
+        self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
     ) -> dict[str, Tensor]:
         """`n` draws by level from the prior, its deviation times `temperature`, given conditions (n, A) and `noise`."""
+        del conditions  # of a model that takes some
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
     def noise(self, n: int) -> dict[str, Tensor]:
@@ -139,9 +135,7 @@ class Encoder(nn.Module):
 
     def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
         super().__init__()
-        self.body = body
-        self.mean = nn.Linear(width, latent_dim)
-        self.spread = nn.Linear(width, latent_dim)
+        self.body, self.mean, self.spread = body, nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         return float32_heads(self.body(*inputs), self.mean, self.spread)
@@ -150,8 +144,7 @@ class Encoder(nn.Module):
 def float32_heads(features: Tensor, mean: nn.Module, spread: nn.Module) -> tuple[Tensor, Tensor]:
     """Both heads in float32 under autocast too: bf16 would quantise means and variances."""
     with torch.autocast(features.device.type, enabled=False):
-        features = features.float()
-        return mean(features), spread(features)
+        return mean(features.float()), spread(features.float())
 
 
 def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Level:

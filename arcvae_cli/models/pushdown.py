@@ -1,8 +1,7 @@
 """A pushdown automaton that turns logits into left-most derivations, a whole batch at once on the device.
 
-A step looks at the symbol on top of the stack, chooses one of its rules and pushes its right-hand side. A stack holds
-remainders of right-hand sides rather than symbols, so that a step writes at most two cells and moves the pointer by one
-at most. Nothing is read back to the host and no shape depends on a value: the walk can be captured as a CUDA graph.
+A stack holds remainders of right-hand sides rather than symbols, so that a step writes at most two cells and moves the
+pointer by one at most. Nothing is read back and no shape depends on a value: CUDA graphs can capture the walk.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules
 
 UNREACHABLE = 2**40  # rules that a slot without a rule would take: more than any derivation has
-END = 0  # the remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is
-START = 1  # the remainder above it at first: the start symbol
+END, START = 0, 1  # remainders at the bottom of a stack, with the padding rule only, and above it at first
 FIX = "raise data.max_rules (--max-rules), or use a smaller grammar or model.encoder_kernel"
 
 
@@ -42,9 +40,7 @@ class Pushdown(nn.Module):
         if self.spare < 0:
             what = f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}"
             raise InputError(what, FIX)
-        ways: dict[int, list[int]] = {}  # by symbol, its rules
-        for number, left in enumerate(rules.lhs):
-            ways.setdefault(left, []).append(number)
+        ways = {left: rules.of(left) for left in rules.lhs}  # by symbol, its rules
         # what can stand in a cell, as symbols still to derive: nothing, the start, and every tail of a right-hand side
         waiting: list[tuple[int, ...]] = [(rules.start,)]
         place = {(): END, waiting[0]: START}
