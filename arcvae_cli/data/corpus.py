@@ -1,7 +1,5 @@
 """Corpora on the device: grids and derivations as batches for training and evaluation."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Procedural grids: a few small objects on black that do not touch."""
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import product
 

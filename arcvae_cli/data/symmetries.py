@@ -1,7 +1,5 @@
 """The eight symmetries of a rectangle that stays in the top-left corner of the canvas, and colour permutations."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

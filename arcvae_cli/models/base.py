@@ -1,6 +1,5 @@
+# ruff: noqa: ARG002 - most models take no conditions
 """The interface of all models: batches, levels of latents, output."""
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -84,7 +83,7 @@ class VAE(nn.Module, ABC):
     level_shapes: dict[str, tuple[int, ...]]  # (D,) or (C, H, W) of each level, by its name, from the top down
 
     kind: str = "grids"  # or "strings", as of a corpus and a domain
-    structure: Structure | None = None  # the rules and the length of derivations, for a model of strings
+    structure: "Structure | None" = None  # the rules and the length of derivations, for a model of strings
     attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's
 
     @property
@@ -104,7 +103,6 @@ class VAE(nn.Module, ABC):
         self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
     ) -> dict[str, Tensor]:
         """`n` draws by level from the prior, its deviation times `temperature`, given conditions (n, A) and `noise`."""
-        del conditions  # of a model that takes some
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
 
     def noise(self, n: int) -> dict[str, Tensor]:
@@ -112,7 +110,7 @@ class VAE(nn.Module, ABC):
         device = next(self.parameters()).device
         return {name: torch.randn(n, *shape, device=device) for name, shape in self.level_shapes.items()}
 
-    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
         """The most likely classes (B, *positions), subject to the conditions if any."""
         return logits.argmax(dim=1)
 

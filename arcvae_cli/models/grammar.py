@@ -4,8 +4,6 @@ The decoder gives logits of all steps at once. Allowed are the rules of the symb
 left-hand side of the true rule, otherwise found by `pushdown`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -39,7 +37,7 @@ class Structure:
         return json.dumps({"length": self.length, "rules": dataclasses.asdict(self.rules)}, sort_keys=True)
 
     @classmethod
-    def of(cls, text: str) -> Structure:
+    def of(cls, text: str) -> "Structure":
         values = json.loads(text)
         kept, length = values["rules"], int(values["length"])
         if kept["text"] is not None:
@@ -89,8 +87,7 @@ class GrammarVAE(VAE):
 
     def decode(self, latents: Latents, conditions: Tensor | None = None, steps: int | None = None) -> Tensor:  # noqa: ARG002
         """Logits (B, P, T), float32, of latents (B, latent_dim), unmasked; of the first `steps` only if given."""
-        logits: Tensor = self.decoder(latents[LEVEL], steps or self.structure.length)
-        return logits.float()
+        return self.decoder(latents[LEVEL], steps or self.structure.length).float()  # type: ignore[no-any-return]
 
     def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
         """Logits (B, P, L) with all rules but those of the true rule's left-hand side at `MASKED_LOGIT`."""
@@ -109,8 +106,7 @@ def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
     """The output of GRU layers for (B, T, C)."""
     # on CUDA in float32: cuDNN would use float16 even where the rest is in bf16, and gradients below 6e-8 vanish
     with torch.autocast(x.device.type, enabled=False) if x.is_cuda else nullcontext():
-        out: Tensor = layers(x.float() if x.is_cuda else x)[0]
-    return out
+        return layers(x.float() if x.is_cuda else x)[0]  # type: ignore[no-any-return]
 
 
 class KusnerBody(nn.Module):

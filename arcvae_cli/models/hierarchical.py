@@ -3,8 +3,6 @@
 q(z_g | x, c) q(z_l | x, z_g, c) and p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c); convolutions work on the local map.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,7 +49,8 @@ class HierarchicalVAE(VAE):
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
         conditions = self.dropped_conditions(conditions, latents[GLOBAL])
-        return self.decoder.logits(*self.decoder.top_down(latents[GLOBAL], conditions), conditions, latents[LOCAL])
+        wide, map_, *_ = self.decoder.top_down(latents[GLOBAL], conditions)
+        return self.decoder.logits(wide, map_, conditions, latents[LOCAL])
 
     def prior(
         self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
@@ -59,7 +58,7 @@ class HierarchicalVAE(VAE):
         """`n` draws: the global vector from N(0, temperature^2), the local map from the learned prior given it."""
         noise = noise or self.noise(n)
         top = temperature * noise[GLOBAL]
-        mean, logvar = self.decoder.prior(self.decoder.top_down(top, self.dropped_conditions(conditions, top))[1])
+        *_, mean, logvar = self.decoder.top_down(top, self.dropped_conditions(conditions, top))
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
@@ -74,8 +73,7 @@ class HierarchicalVAE(VAE):
         conditions = self.dropped_conditions(batch.conditions, batch.x)
         features, (mean, raw) = self.encoder(batch.x, conditions)
         top = standard_level(GLOBAL, mean, posterior_logvar(raw, self.settings), noise)
-        wide, map_ = self.decoder.top_down(top.sample, conditions)
-        prior_mean, prior_logvar = self.decoder.prior(map_)
+        wide, map_, prior_mean, prior_logvar = self.decoder.top_down(top.sample, conditions)
         # the posterior relative to the prior (Vahdat and Kautz 2020, section 3.2): to add nothing has no KL
         mean, raw = self.encoder.local(features, map_)
         mean = prior_mean + mean
@@ -189,17 +187,17 @@ class Decoder(nn.Module):
         self.leave = nn.Conv2d(CHANNELS, COLOURS * self.patch**2, 3, padding=1)
         self.obey = ConstraintLayer(WIDE)  # checkpoints have its weights by this name
 
-    def top_down(self, top: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, WIDE) of global vectors (B, D) and conditions (B, A), and a map (B, CHANNELS, S, S) of them."""
+    def top_down(self, top: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of global vectors (B, D) and conditions (B, A): features (B, WIDE), and a map of them (B, CHANNELS, S, S).
+
+        Then the mean and the log variance of the local prior, (B, local_channels, S, S) float32.
+        """
         wide = self.trunk(self.enter(top) + self.conditions(conditions))
         thin = functional.relu(self.unflatten(self.spread(wide)))
-        return wide, self.before(self.thicken(thin), wide)
-
-    def prior(self, map_: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the local prior, (B, local_channels, S, S) float32."""
+        map_ = self.before(self.thicken(thin), wide)
         with torch.autocast(map_.device.type, enabled=False):
             mean, raw = self.prior_map(map_.float()).chunk(2, dim=1)
-            return mean, gaussians.bound(raw, *self.logvar_range)
+            return wide, map_, mean, gaussians.bound(raw, *self.logvar_range)
 
     def logits(self, wide: Tensor, map_: Tensor, conditions: Tensor, local: Tensor) -> Tensor:
         """(B, 10, 16, 16) float32."""

@@ -4,8 +4,7 @@ A stack holds remainders of right-hand sides rather than symbols, so that a step
 pointer by one at most. Nothing is read back and no shape depends on a value: CUDA graphs can capture the walk.
 """
 
-from __future__ import annotations
-
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,7 +39,7 @@ class Pushdown(nn.Module):
         if self.spare < 0:
             what = f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}"
             raise InputError(what, FIX)
-        ways = {left: rules.of(left) for left in rules.lhs}  # by symbol, its rules
+        ways = {left: rules.of(left) for left in {*rules.lhs}}  # by symbol, its rules
         # what can stand in a cell, as symbols still to derive: nothing, the start, and every tail of a right-hand side
         waiting: list[tuple[int, ...]] = [(rules.start,)]
         place = {(): END, waiting[0]: START}
@@ -89,11 +88,7 @@ class Pushdown(nn.Module):
             noise = noise.expand(*lead, -1, -1)
         if logits.dtype != torch.float64:
             logits = logits.float()
-        n, device = lead.numel(), logits.device
-
-        def numbers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
-
+        n, numbers = lead.numel(), partial(torch.empty, dtype=torch.int64, device=logits.device)
         # everything that a step writes is allocated once; stacks lie side by side, cells of one depth together
         stack = numbers(self.length + 2, n)
         stack[0], stack[1] = END, START

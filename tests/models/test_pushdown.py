@@ -1,7 +1,5 @@
 """The pushdown automaton against a plain Python stack, rule for rule."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np
