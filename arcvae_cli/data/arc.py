@@ -55,8 +55,8 @@ def published() -> dict[str, dict[str, Any]]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
-        parts = {version: get_data_json(version) for version in ("latest", "arcagi")}
-    return {f"{version} {part}": tasks for version, sets in parts.items() for part, tasks in sets.items()}
+        sets = {version: get_data_json(version) for version in ("latest", "arcagi")}
+    return {f"{version} {part}": tasks for version, parts in sets.items() for part, tasks in parts.items()}
 
 
 def task_splits(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, ...]]:

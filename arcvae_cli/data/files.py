@@ -54,9 +54,8 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
         return _read_tasks(path, [path])
     with reading(path):
         if path.suffix.lower() == ".npy":
-            grids = map_npy(path)
-            refuse_large(str(path), grids.nbytes)
-            return _grids(path, {"grids": grids})
+            refuse_large(str(path), map_npy(path).nbytes)
+            return _grids(path, {"grids": map_npy(path)})
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             refuse_large(str(path), sum(info.file_size for info in arrays.zip.infolist()))
             columns = {name: arrays[name] for name in arrays.files if name in _COLUMNS}
@@ -92,15 +91,11 @@ def require(fits: object, name: str, array: NDArray[Any]) -> None:
 def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
     """From `grids` and what stands beside them, or from arrays `train`, `val`, `test`, empty ones ignored."""
     names = ["grids"] if "grids" in columns else [name for name in SPLITS if len(columns.get(name, ()))]
-    if not names:
-        raise ValueError("no grids")
     canvases, counts = [], [len(columns[name]) for name in names]
     for name in names:
         grids = columns[name]
         fits = grids.ndim == 3 and grids.dtype.kind in "iu" and grids.size and max(grids.shape[1:]) <= SIDE
-        require(fits, name, grids)
-        if grids.min() < 0 or grids.max() >= COLOURS:
-            raise ValueError(f"{name}: colours outside 0-9")
+        require(fits and grids.min() >= 0 and grids.max() < COLOURS, name, grids)
         canvases.append(np.pad(grids.astype(np.uint8), ((0, 0), *((0, SIDE - side) for side in grids.shape[1:]))))
     x, sides = np.concatenate(canvases), np.repeat([columns[name].shape[1:] for name in names], counts, axis=0)
     shape = None if (sides == SIDE).all() else sides.astype(np.uint8)
@@ -133,13 +128,13 @@ def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar 
     origin = Origin(**json.loads(_string(columns["origin"]))) if "origin" in columns else Origin()
     if "grammar" in columns:
         grammar = parse_grammar(_string(columns["grammar"]), origin.grammar or path.stem)
-    elif grammar is None and "lhs" not in columns:
-        raise InputError(f"{path}: ids without a grammar", "give --grammar, or `grammar` as text beside `ids`")
     if grammar is not None:
         rules = grammar.rules
-    else:  # the start symbol is that of the first row
+    elif "lhs" in columns:  # the start symbol is that of the first row
         lhs, padding = columns["lhs"].tolist(), columns["padding"].item()
         rules = bare_rules(lhs, padding, lhs[int(columns["ids"].flat[0])])
+    else:
+        raise InputError(f"{path}: ids without a grammar", "give --grammar, or `grammar` as text beside `ids`")
     ids = checked_ids(columns["ids"], rules, check=check)
     split, notes = _split(columns, [row.tobytes() for row in ids])
     return Dataset(path.stem, ids, split, rules=rules, grammar=grammar, origin=origin, notes=notes)

@@ -73,11 +73,8 @@ def _blobs(count: int, stream: np.random.RandomState) -> Rows:
     inside = np.pad(np.ones((_WINDOW, _WINDOW), bool), 1)
     cells = stream.randint(CELLS_LEAST, CELLS_MOST + 1, count, dtype=np.int64)
     for step in range(1, CELLS_MOST):
-        border = np.zeros_like(grown)
-        border[:, 1:] |= grown[:, :-1]
-        border[:, :-1] |= grown[:, 1:]
-        border[:, :, 1:] |= grown[:, :, :-1]
-        border[:, :, :-1] |= grown[:, :, 1:]
+        # the margin is empty on one side at least of what is shifted, so nothing wraps around
+        border = np.logical_or.reduce([np.roll(grown, by, axis) for axis in (1, 2) for by in (1, -1)])
         border &= ~grown & inside
         weight = stream.random_sample(border.shape) * border
         chosen = weight.reshape(count, (_WINDOW + 2) ** 2).argmax(axis=1)

@@ -4,11 +4,10 @@ The decoder gives logits of all steps at once. Allowed are the rules of the symb
 left-hand side of the true rule, otherwise found by `pushdown`.
 """
 
-import dataclasses
 import json
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ class Structure:
     length: int
 
     def text(self) -> str:
-        return json.dumps({"length": self.length, "rules": dataclasses.asdict(self.rules)}, sort_keys=True)
+        return json.dumps({"length": self.length, "rules": asdict(self.rules)}, sort_keys=True)
 
     @classmethod
     def of(cls, text: str) -> "Structure":

@@ -155,8 +155,8 @@ class Encoder(nn.Module):
         """Features (B, CHANNELS, S, S) of x (B, 16, 16), and mean and raw spread (B, D) of the global level."""
         one_hot = functional.embedding(x, self.one_hot).permute(0, 3, 1, 2)
         features = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
-        thin = functional.relu(self.thin(features))
-        wide = self.wide(self.widen(self.flatten(thin)) + self.conditions(conditions))
+        flat = self.flatten(functional.relu(self.thin(features)))
+        wide = self.wide(self.widen(flat) + self.conditions(conditions))
         return features, float32_heads(wide, self.mean, self.spread)
 
     def local(self, features: Tensor, top_down: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,13 +188,9 @@ class Decoder(nn.Module):
         self.obey = ConstraintLayer(WIDE)  # checkpoints have its weights by this name
 
     def top_down(self, top: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of global vectors (B, D) and conditions (B, A): features (B, WIDE), and a map of them (B, CHANNELS, S, S).
-
-        Then the mean and the log variance of the local prior, (B, local_channels, S, S) float32.
-        """
+        """Features (B, WIDE), a map of them (B, CHANNELS, S, S), mean and log variance of the local prior."""
         wide = self.trunk(self.enter(top) + self.conditions(conditions))
-        thin = functional.relu(self.unflatten(self.spread(wide)))
-        map_ = self.before(self.thicken(thin), wide)
+        map_ = self.before(self.thicken(functional.relu(self.unflatten(self.spread(wide)))), wide)
         with torch.autocast(map_.device.type, enabled=False):
             mean, raw = self.prior_map(map_.float()).chunk(2, dim=1)
             return wide, map_, mean, gaussians.bound(raw, *self.logvar_range)
@@ -225,7 +221,8 @@ class ConstraintLayer(nn.Module):
     def forward(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
         """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""
         # the layout of the products below: elementwise, two layouts at once take three times as long
-        logits, (present, count) = logits.contiguous(), (conditions[:, PRESENT], conditions[:, COUNT, None])
+        logits = logits.contiguous()
+        present, count = conditions[:, PRESENT], conditions[:, COUNT, None]
         colours = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, self.colours(wide)))
         # of a given number of colours so many are above 0: the threshold is between the last and the next
         ends = colours.new_full((len(colours), 1), 2 * SOFT_LOGIT)

@@ -37,8 +37,7 @@ class Pushdown(nn.Module):
         fewest = rules.fewest()
         self.length, self.spare = length, length - fewest[rules.start]
         if self.spare < 0:
-            what = f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}"
-            raise InputError(what, FIX)
+            raise InputError(f"no derivation has {length} rules: the shortest has {fewest[rules.start]}", FIX)
         ways = {left: rules.of(left) for left in {*rules.lhs}}  # by symbol, its rules
         # what can stand in a cell, as symbols still to derive: nothing, the start, and every tail of a right-hand side
         waiting: list[tuple[int, ...]] = [(rules.start,)]

@@ -83,9 +83,9 @@ def test_arrays_of_the_user(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"train": GRIDS[:0], "val": GRIDS[:0]}, "no grids"),
+        ({"train": GRIDS[:0], "val": GRIDS[:0]}, "at least one array"),
         ({"grids": np.zeros((3, 30, 30), np.uint8)}, r"\(3, 30, 30\)"),
-        ({"grids": np.where(np.arange(30)[:, None, None] == 7, 10, GRIDS)}, "colours outside 0-9"),
+        ({"grids": np.where(np.arange(30)[:, None, None] == 7, 10, GRIDS)}, "grids: invalid"),
         ({"grids": np.array([Trap()], object)}, "allow_pickle=False"),
         ({"grids": GRIDS, "split": SPLIT[:-1]}, "split: invalid"),
         ({"grids": GRIDS, "split": np.array(["train", "dev"])[SPLIT % 2]}, "split: invalid"),
