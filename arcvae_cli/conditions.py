@@ -59,8 +59,9 @@ def attributes(grids: Grids) -> Values:
             mirrored = np.take_along_axis(some, np.expand_dims(image, 3 - axis), axis=axis)
             symmetric.append((extent > 0) & (mirrored == some).all(axis=(1, 2)))
             extents.append(extent)
-        bits = np.left_shift(1, some.reshape(count, -1), dtype=np.uint16)
-        seen = np.bitwise_or.reduce(bits, axis=1)  # bit c: colour c
+        seen = np.bitwise_or.reduce(
+            np.left_shift(1, some.reshape(count, -1), dtype=np.uint16), axis=1
+        )  # bit c: colour c
         present = (seen[:, None] >> np.arange(1, 10, dtype=np.uint16)) & 1  # (n, 9)
         black = non_black.sum(axis=(1, 2)) < extents[0] * extents[1]
         objects = np.minimum(np.bincount(objects_of(some)[0], minlength=count), OBJECT_CAP)
@@ -73,8 +74,7 @@ def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Every object (4-connected, of one colour other than 0) of grids (n, H, W): index of its grid, size in cells."""
     from scipy import ndimage  # slow to import, and needed for conditional models only
 
-    within_a_grid = ndimage.generate_binary_structure(3, 1)
-    within_a_grid[[0, 2]] = False
+    within_a_grid = np.pad(ndimage.generate_binary_structure(2, 1)[None], ((1, 1), (0, 0), (0, 0)))
     non_black, (count, height, width) = grids > 0, grids.shape
     linked = np.zeros((count, 2 * height - 1, 2 * width - 1), np.bool_)  # cells, and links between them
     linked[:, ::2, ::2] = non_black

@@ -42,9 +42,9 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
 
     `.npz` of grids: `grids` (N, H, W) of integers 0-9 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
     `val`, `test`; `shape` (N, 2) and `task` (N,) are optional. Of derivations: `ids` (N, T), and `grammar` as text
-    unless given here; `check`: whether they must be complete. Without a split examples are split 80/10/10 by a hash of
-    their content, ARC grids of the task if there are three or more. Grids smaller than 16x16 are padded with 0, larger
-    ARC grids left out and counted in `notes`. InputError for a file that is missing, damaged, too large or different.
+    unless given here; `check`: whether they must be complete. Without a split it is 80/10/10 by a hash of the content,
+    of the task for ARC JSON of three or more. Smaller grids are padded with 0, larger ARC grids left out with a note.
+    InputError for a file that is missing, damaged, too large or different.
     """
     if is_dir(path):
         return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))

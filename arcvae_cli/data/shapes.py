@@ -68,12 +68,11 @@ def _canvases(count: int, stream: np.random.RandomState) -> Grids:
 
 def _blobs(count: int, stream: np.random.RandomState) -> Rows:
     """Blobs of 2-15 cells, each cell joined to one before it by an edge, at random along the border."""
-    grown = np.zeros((count, _WINDOW + 2, _WINDOW + 2), bool)  # with a margin, so that shifts stay inside
+    grown = np.zeros((count, _WINDOW + 2, _WINDOW + 2), bool)  # with a margin, so that nothing rolls over
     grown[:, _WINDOW // 2, _WINDOW // 2] = True
     inside = np.pad(np.ones((_WINDOW, _WINDOW), bool), 1)
     cells = stream.randint(CELLS_LEAST, CELLS_MOST + 1, count, dtype=np.int64)
     for step in range(1, CELLS_MOST):
-        # the margin is empty on one side at least of what is shifted, so nothing wraps around
         border = np.logical_or.reduce([np.roll(grown, by, axis) for axis in (1, 2) for by in (1, -1)])
         border &= ~grown & inside
         weight = stream.random_sample(border.shape) * border
@@ -94,10 +93,7 @@ def _cells(rows: Rows) -> Grids:
 
 @cache
 def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
-    """Every fixed object in every orientation, with the first row and the number of each kind.
-
-    Kinds are written in one orientation, `#` for a cell; those that are too large are left out.
-    """
+    """Every fixed object of a fitting size in every orientation, with the first row and the number of each kind."""
     sides = list(product(range(2, 9), range(2, 9)))
     lengths = range(2, CELLS_MOST + 1)
     kinds: list[list[list[str]]] = [

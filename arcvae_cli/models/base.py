@@ -53,7 +53,6 @@ class Level:
 
     @property
     def prior(self) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the prior."""
         if self.prior_mean is None or self.prior_logvar is None:
             return torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         return self.prior_mean, self.prior_logvar
@@ -136,13 +135,14 @@ class Encoder(nn.Module):
         self.body, self.mean, self.spread = body, nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
-        return float32_heads(self.body(*inputs), self.mean, self.spread)
+        features = self.body(*inputs)
+        return float32(self.mean, features), float32(self.spread, features)
 
 
-def float32_heads(features: Tensor, mean: nn.Module, spread: nn.Module) -> tuple[Tensor, Tensor]:
-    """Both heads in float32 under autocast too: bf16 would quantise means and variances."""
-    with torch.autocast(features.device.type, enabled=False):
-        return mean(features.float()), spread(features.float())
+def float32(module: nn.Module, x: Tensor) -> Tensor:
+    """The output of a module in float32 under autocast too: bf16 would quantise means and variances."""
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.float())  # type: ignore[no-any-return]
 
 
 def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Level:

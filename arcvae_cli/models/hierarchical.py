@@ -9,14 +9,13 @@ from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
-from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32_heads, posterior_logvar, standard_level
+from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32, posterior_logvar, standard_level
 from arcvae_cli.models.grid import COLOURS, SIDE, Block, Flatten, Unflatten
 from arcvae_cli.settings import HierarchicalSettings
 
 GLOBAL, LOCAL = "global", "local"
 WIDE = 512  # width of the linear layers around the global vector
-CHANNELS = 64  # of the convolutions
-THIN = 16  # channels of a map where linear layers meet it
+CHANNELS, THIN = 64, 16  # of the convolutions, and of a map where linear layers meet it
 ENCODER_BLOCKS, TRUNK_BLOCKS, DECODER_BLOCKS = 2, 2, 3
 AXES = 2 * SIDE - 1  # where the axis of a mirror symmetry can lie: cell j has its image at axis - j
 SOFT_LOGIT = 30.0  # between likely and unlikely where training needs a gradient
@@ -27,8 +26,7 @@ COLOUR_PENALTY, EXCLUDED_LOGIT = 1e3, -1e6  # nats, far beyond a network's outpu
 
 # columns of the conditions, as slices: an index by a list would be copied to the device with every call
 EXTENTS = slice(PLACE["height"], PLACE["width"] + 1)
-COUNT = PLACE["colours"]
-PRESENT = slice(PLACE["colour_1"], PLACE["colour_9"] + 1)
+COUNT, PRESENT = PLACE["colours"], slice(PLACE["colour_1"], PLACE["colour_9"] + 1)
 SYMMETRIES = slice(PLACE["symmetry_lr"], PLACE["symmetry_ud"] + 1)
 
 
@@ -71,11 +69,12 @@ class HierarchicalVAE(VAE):
     def _encode(self, batch: Batch, noise: bool) -> tuple[tuple[Level, Level], tuple[Tensor, Tensor, Tensor]]:
         """The levels; and the features of the global sample, the map of them, and the conditions."""
         conditions = self.dropped_conditions(batch.conditions, batch.x)
-        features, (mean, raw) = self.encoder(batch.x, conditions)
+        features, mean, raw = self.encoder(batch.x, conditions)
         top = standard_level(GLOBAL, mean, posterior_logvar(raw, self.settings), noise)
         wide, map_, prior_mean, prior_logvar = self.decoder.top_down(top.sample, conditions)
         # the posterior relative to the prior (Vahdat and Kautz 2020, section 3.2): to add nothing has no KL
-        mean, raw = self.encoder.local(features, map_)
+        joined = functional.relu(self.encoder.join(torch.cat([features, map_], dim=1)))
+        mean, raw = float32(self.encoder.map, joined).chunk(2, dim=1)
         mean = prior_mean + mean
         logvar = gaussians.bound(prior_logvar + raw, self.settings.logvar_min, self.settings.logvar_max)
         kl = gaussians.kl(mean, logvar, prior_mean, prior_logvar).sum(dim=(2, 3))
@@ -151,19 +150,13 @@ class Encoder(nn.Module):
         self.join = nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1)
         self.map = nn.Conv2d(CHANNELS, 2 * settings.local_channels, 1)
 
-    def forward(self, x: Tensor, conditions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, CHANNELS, S, S) of x (B, 16, 16), and mean and raw spread (B, D) of the global level."""
         one_hot = functional.embedding(x, self.one_hot).permute(0, 3, 1, 2)
         features = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
         flat = self.flatten(functional.relu(self.thin(features)))
         wide = self.wide(self.widen(flat) + self.conditions(conditions))
-        return features, float32_heads(wide, self.mean, self.spread)
-
-    def local(self, features: Tensor, top_down: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets from the local prior's mean and log variance, (B, local_channels, S, S) float32."""
-        joined = functional.relu(self.join(torch.cat([features, top_down], dim=1)))
-        with torch.autocast(joined.device.type, enabled=False):
-            return self.map(joined.float()).chunk(2, dim=1)  # type: ignore[no-any-return]
+        return features, float32(self.mean, wide), float32(self.spread, wide)
 
 
 class Decoder(nn.Module):
@@ -191,9 +184,8 @@ class Decoder(nn.Module):
         """Features (B, WIDE), a map of them (B, CHANNELS, S, S), mean and log variance of the local prior."""
         wide = self.trunk(self.enter(top) + self.conditions(conditions))
         map_ = self.before(self.thicken(functional.relu(self.unflatten(self.spread(wide)))), wide)
-        with torch.autocast(map_.device.type, enabled=False):
-            mean, raw = self.prior_map(map_.float()).chunk(2, dim=1)
-            return wide, map_, mean, gaussians.bound(raw, *self.logvar_range)
+        mean, raw = float32(self.prior_map, map_).chunk(2, dim=1)
+        return wide, map_, mean, gaussians.bound(raw, *self.logvar_range)
 
     def logits(self, wide: Tensor, map_: Tensor, conditions: Tensor, local: Tensor) -> Tensor:
         """(B, 10, 16, 16) float32."""
