@@ -15,8 +15,7 @@ _CHUNK = 8192
 def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` grids, 80/10/10: a task, one of its grids, a symmetry and a permutation of the colours 1-9 at random.
 
-    No grid appears twice: test is drawn first, then validation, then training. `RandomState` is frozen by NumPy, so
-    that fingerprints hold on every machine. Raises InputError for a size or a seed out of range.
+    No grid appears twice. NumPy keeps `RandomState` as it is: fingerprints hold. InputError as `split_sizes`.
     """
     sizes, stream = split_sizes(size, seed), np.random.RandomState(seed)
     bases, seen = _bases(), set[bytes]()

@@ -80,7 +80,6 @@ class VAE(nn.Module, ABC):
     encoder: nn.Module
     decoder: nn.Module
     level_shapes: dict[str, tuple[int, ...]]  # (D,) or (C, H, W) of each level, by its name, from the top down
-
     kind: str = "grids"  # or "strings", as of a corpus and a domain
     structure: "Structure | None" = None  # the rules and the length of derivations, for a model of strings
     attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's
@@ -155,6 +154,5 @@ def posterior_logvar(raw: Tensor, settings: ModelSettings) -> Tensor:
     """Bounded log variances from the output of a head: log softplus(raw)^2, or raw itself."""
     if settings.posterior == "softplus":
         # sigma = softplus(raw); for raw far below 0 softplus underflows, where log softplus(raw) -> raw
-        sigma = functional.softplus(raw)
-        raw = 2.0 * torch.where(raw < -15.0, raw, sigma.clamp(min=1e-30).log())
+        raw = 2.0 * torch.where(raw < -15.0, raw, functional.softplus(raw).clamp(min=1e-30).log())
     return gaussians.bound(raw, settings.logvar_min, settings.logvar_max)

@@ -94,7 +94,7 @@ class GrammarVAE(VAE):
         return self.decode(latents, steps=batch.x.shape[1]) + masks
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, T) rules at the posterior means, derived anew; given the true left-hand sides where none are known."""
+        """(B, T) rules at the posterior means: derived anew, or given the true left-hand sides."""
         return self(batch, noise=False).logits.argmax(dim=1) if self.pushdown is None else super().reconstruct(batch)
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002

@@ -188,7 +188,6 @@ class Decoder(nn.Module):
         return wide, map_, mean, gaussians.bound(raw, *self.logvar_range)
 
     def logits(self, wide: Tensor, map_: Tensor, conditions: Tensor, local: Tensor) -> Tensor:
-        """(B, 10, 16, 16) float32."""
         hidden = map_ + self.take(local)
         for block in self.blocks:
             hidden = block(hidden, wide)

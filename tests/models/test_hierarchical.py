@@ -100,17 +100,9 @@ def test_conditions_on_cells_are_satisfied(loud: float) -> None:
     model = make()
     with torch.no_grad():
         model.decoder.leave.weight.mul_(loud)
-    for text in (
-        *(
-            "colours=0",
-            "colours=9",
-            "colours=3 red=yes",
-            "height=5 width=7",
-            "red=no blue=no",
-            "symmetry=both colours=2",
-        ),
-        *("symmetry=ud height=5", "symmetry=both height=5 width=4 colours=1", "symmetry=lr height=3 width=1"),
-    ):
+    colours = ["colours=0", "colours=9", "colours=3 red=yes", "red=no blue=no", "symmetry=both colours=2"]
+    extents = ["height=5 width=7", "symmetry=ud height=5", "symmetry=lr height=3 width=1"]
+    for text in (*colours, *extents, "symmetry=both height=5 width=4 colours=1"):
         wanted, told = conditions.parse(text.split()), given(20, *text.split())
         with torch.no_grad():
             logits = model.decode(model.prior(20, conditions=told), told)
@@ -183,21 +175,14 @@ def random_logits(count: int, black: float) -> Tensor:
 
 def decoded(logits: Tensor, *texts: str) -> tuple[Tensor, Tensor]:
     """The grids under these conditions, and their attributes."""
-    asked = torch.from_numpy(conditions.encode(conditions.parse(texts), len(logits)))
-    found = constrained_decode(logits, asked)
+    found = constrained_decode(logits, given(len(logits), *texts))
     return found, torch.from_numpy(conditions.attributes(found.to(torch.uint8).numpy()))
-
-
-def test_without_conditions_on_cells_each_cell_is_the_argmax() -> None:
-    logits = random_logits(5, black=3.0)
-    assert torch.equal(constrained_decode(logits, None), logits.argmax(1))
-    for texts in ((), ("objects=3",)):
-        assert torch.equal(decoded(logits, *texts)[0], logits.argmax(1))
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])
 def test_missing_colours_are_added_at_the_lowest_cost(count: int) -> None:
     logits = random_logits(20, black=30.0)
+    assert torch.equal(decoded(logits, "objects=3")[0], logits.argmax(1)), "cells that no condition is on"
     found, measured = decoded(logits, f"colours={count}")
     assert (measured[:, PLACE["colours"]] == count).all()
     assert ((found > 0).sum(dim=(1, 2)) == count).all(), "no more cells are changed than have to be"
