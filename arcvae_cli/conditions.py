@@ -1,7 +1,5 @@
 """The attributes of a grid (16, 16) that a conditional model takes: measured, parsed from the command line, checked."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,7 +14,7 @@ Values = NDArray[np.int64]
 COLOURS = ("black", "blue", "red", "green", "yellow", "grey", "magenta", "orange", "azure", "maroon")
 OBJECT_CAP = 20  # objects counted in a grid at most: in noise every cell is one
 NOT_GIVEN = -1  # in place of a value: left open
-_CHUNK = 8192  # grids measured at once: some 20 MB, and faster than all together
+CHUNK = 8192  # grids measured at once: some 20 MB, and faster than all together
 
 
 class Attribute(NamedTuple):
@@ -45,21 +43,12 @@ ATTRIBUTES = (
 
 PLACE = {attribute.name: column for column, attribute in enumerate(ATTRIBUTES)}  # columns of the attributes
 
-SYMMETRY = {
-    "lr": {"symmetry_lr": 1},
-    "ud": {"symmetry_ud": 1},
-    "both": {"symmetry_lr": 1, "symmetry_ud": 1},
-    "none": {"symmetry_lr": 0, "symmetry_ud": 0},
-}  # values of `symmetry=`; lr and ud leave the other mirror open
-
-_ALIASES = {name: f"colour_{number}" for number, name in enumerate(COLOURS)}
-
 
 def attributes(grids: Grids) -> Values:
     """(n, A) values of grids (n, 16, 16), in the order of `ATTRIBUTES`: about a second for 100,000."""
     parts = [np.empty((0, len(ATTRIBUTES)), np.int64)]
-    for start in range(0, len(grids), _CHUNK):
-        some = grids[start : start + _CHUNK]
+    for start in range(0, len(grids), CHUNK):
+        some = grids[start : start + CHUNK]
         non_black, count, side = some > 0, len(some), some.shape[1]
         extents, symmetric = [], []
         for axis in (1, 2):  # rows, columns
@@ -70,8 +59,9 @@ def attributes(grids: Grids) -> Values:
             mirrored = np.take_along_axis(some, np.expand_dims(image, 3 - axis), axis=axis)
             symmetric.append((extent > 0) & (mirrored == some).all(axis=(1, 2)))
             extents.append(extent)
-        bits = np.left_shift(1, some.reshape(count, -1), dtype=np.uint16)
-        seen = np.bitwise_or.reduce(bits, axis=1)  # bit c: colour c
+        seen = np.bitwise_or.reduce(
+            np.left_shift(1, some.reshape(count, -1), dtype=np.uint16), axis=1
+        )  # bit c: colour c
         present = (seen[:, None] >> np.arange(1, 10, dtype=np.uint16)) & 1  # (n, 9)
         black = non_black.sum(axis=(1, 2)) < extents[0] * extents[1]
         objects = np.minimum(np.bincount(objects_of(some)[0], minlength=count), OBJECT_CAP)
@@ -84,8 +74,7 @@ def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Every object (4-connected, of one colour other than 0) of grids (n, H, W): index of its grid, size in cells."""
     from scipy import ndimage  # slow to import, and needed for conditional models only
 
-    within_a_grid = ndimage.generate_binary_structure(3, 1)
-    within_a_grid[[0, 2]] = False
+    within_a_grid = np.pad(ndimage.generate_binary_structure(2, 1)[None], ((1, 1), (0, 0), (0, 0)))
     non_black, (count, height, width) = grids > 0, grids.shape
     linked = np.zeros((count, 2 * height - 1, 2 * width - 1), np.bool_)  # cells, and links between them
     linked[:, ::2, ::2] = non_black
@@ -100,18 +89,20 @@ def objects_of(grids: Grids) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 def parse(texts: Sequence[str]) -> dict[str, int]:
     """The values of repeated `--condition key=value`, by the attribute's name; InputError for an invalid one."""
+    keys = {one.name: {text: {one.name: number} for number, text in enumerate(one.values)} for one in ATTRIBUTES}
+    keys |= {name: keys[f"colour_{number}"] for number, name in enumerate(COLOURS)}
+    one_way, other = keys["symmetry_lr"], keys["symmetry_ud"]  # lr and ud leave the other mirror open
+    both = {text: one_way[value] | other[value] for text, value in (("both", "yes"), ("none", "no"))}
+    keys["symmetry"] = {"lr": one_way["yes"], "ud": other["yes"], **both}
     given: dict[str, int] = {}
     for text in texts:
         key, _, value = (part.strip().lower() for part in text.partition("="))
-        name, known = _ALIASES.get(key, key), SYMMETRY
-        if name in PLACE:
-            known = {one: {name: number} for number, one in enumerate(ATTRIBUTES[PLACE[name]].values)}
-        elif key != "symmetry":
-            fix = nearest(key, (*PLACE, "symmetry", *_ALIASES)) + "`arcvae data info --conditions` lists them"
+        if key not in keys:
+            fix = nearest(key, keys) + "`arcvae data info --conditions` lists them"
             raise InputError(f"--condition {text}: unknown condition {key!r}", fix)
-        if value not in known:
-            raise InputError(f"--condition {text}: invalid value", f"use {key}={'|'.join(known)}")
-        for name, number in known[value].items():
+        if value not in keys[key]:
+            raise InputError(f"--condition {text}: invalid value", f"use {key}={'|'.join(keys[key])}")
+        for name, number in keys[key][value].items():
             if given.setdefault(name, number) != number:
                 raise InputError(f"--condition {text}: {name} is given two values", "give each condition once")
     return given
@@ -124,14 +115,10 @@ def written(given: Mapping[str, int]) -> str:
 
 def encode(given: Mapping[str, int], n: int) -> Values:
     """(n, A) int64: the conditions in each row, and NOT_GIVEN elsewhere."""
-    row = np.full(len(ATTRIBUTES), NOT_GIVEN, np.int64)
-    for name, value in given.items():
-        row[PLACE[name]] = value
-    return np.tile(row, (n, 1))
+    return np.tile(np.array([given.get(name, NOT_GIVEN) for name in PLACE], np.int64), (n, 1))
 
 
 def satisfies(values: Values, given: Mapping[str, int]) -> NDArray[np.bool_]:
     """(n,) whether grids with these attributes (n, A) satisfy the conditions."""
-    columns = [PLACE[name] for name in given]
-    result: NDArray[np.bool_] = (values[:, columns] == np.array(list(given.values()), np.int64)).all(axis=1)
-    return result
+    found = [np.ones(len(values), np.bool_), *(values[:, PLACE[name]] == value for name, value in given.items())]
+    return np.logical_and.reduce(found)  # type: ignore[no-any-return]

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -17,11 +15,6 @@ from arcvae_cli.conditions import (
 )
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def real() -> np.ndarray:
-    return build_shapes(1000, 0).x
 
 
 def canvas(*rows: str) -> np.ndarray:
@@ -49,8 +42,8 @@ def plainly(grid: np.ndarray) -> dict[str, int]:
     return {**found, **{f"colour_{colour}": int((grid == colour).any()) for colour in range(1, 10)}}
 
 
-def test_attributes_are_those_of_a_plain_reference(real: np.ndarray) -> None:
-    stream = np.random.RandomState(0)
+def test_attributes_are_those_of_a_plain_reference() -> None:
+    real, stream = build_shapes(300, 0).x, np.random.RandomState(0)
     noise = stream.randint(0, 10, (50, 16, 16)) * (stream.random_sample((50, 16, 16)) < 0.1)
     halves = real[:100].copy()
     halves[:, :, 8:] = halves[:, :, 7::-1]  # symmetric, for once
@@ -81,7 +74,6 @@ def test_objects_have_their_owner_and_their_size() -> None:
         (["red=yes", "colour_9=no", "black=no"], {"colour_2": 1, "colour_9": 0, "colour_0": 0}),
         ([" Height = 16 ", "OBJECTS=20", "Grey=YES"], {"height": 16, "objects": 20, "colour_5": 1}),
         (["colors=3"], "unknown condition 'colors'"),
-        (["height=-1"], "height=-1: invalid value"),
         (["red=2"], "red=2: invalid value"),
         (["symmetry=yes"], "symmetry=yes: invalid value"),
         (["red=yes", "colour_2=no"], "colour_2 is given two values"),
@@ -96,8 +88,8 @@ def test_conditions_are_parsed_and_encoded(texts: list[str], given: dict[str, in
         assert encode(given, 4).tolist() == [[given.get(name, NOT_GIVEN) for name in PLACE]] * 4
 
 
-def test_attribute_sizes_and_names() -> None:
-    sizes = {attribute.name: attribute.size for attribute in ATTRIBUTES}  # checkpoints keep them, in this order
-    colours = {f"colour_{number}": 2 for number in range(10)}
-    other = {"objects": 21, "symmetry_lr": 2, "symmetry_ud": 2}
-    assert list(sizes.items()) == list({"height": 17, "width": 17, "colours": 10, **colours, **other}.items())
+def test_checkpoints_keep_attributes_in_this_order() -> None:
+    assert [(one.name, one.size) for one in ATTRIBUTES] == [
+        *(("height", 17), ("width", 17), ("colours", 10), *((f"colour_{number}", 2) for number in range(10))),
+        *(("objects", 21), ("symmetry_lr", 2), ("symmetry_ud", 2)),
+    ]

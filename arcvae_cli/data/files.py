@@ -1,7 +1,5 @@
 """Datasets in files: `.npz` of grids or derivations, `.npy`, ARC task JSON. Nothing is ever unpickled."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, padded,
 from arcvae_cli.data.derivations import Ids, wrong_step
 from arcvae_cli.data.symmetries import COLOURS, SIDE
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import atomic_write, exists, is_dir, is_file, open_regular
+from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
 
 SUFFIXES = (".npz", ".npy", ".json")
@@ -27,16 +25,16 @@ _FIX = "give grids (N, 16, 16) of integers 0-9, ids (N, T) of rules with a `gram
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
     """Write a dataset as `.npz`, completely or not at all; derivations are compressed. ArcvaeError if that fails."""
-    columns: dict[str, Any] = {"grids": dataset.x, "split": dataset.split, "shape": dataset.shape, "task": dataset.task}
+    columns: dict[str, Any] = {"grids": dataset.x, "shape": dataset.shape, "task": dataset.task}
     if dataset.rules is not None:
-        columns = {"ids": dataset.x, "split": dataset.split, "origin": json.dumps(asdict(dataset.origin))}
+        columns = {"ids": dataset.x, "origin": json.dumps(asdict(dataset.origin))}
         if dataset.grammar is not None:
             columns["grammar"] = dataset.grammar.text
         else:
             columns |= {"lhs": np.array(dataset.rules.lhs, np.int16), "padding": dataset.rules.padding}
-    save = np.savez if dataset.kind == "grids" else np.savez_compressed
+    columns = {name: column for name, column in columns.items() if column is not None}
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        save(file, **{name: column for name, column in columns.items() if column is not None})
+        (np.savez if dataset.rules is None else np.savez_compressed)(file, split=dataset.split, **columns)
 
 
 def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = True) -> Dataset:
@@ -44,23 +42,20 @@ def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = Tr
 
     `.npz` of grids: `grids` (N, H, W) of integers 0-9 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
     `val`, `test`; `shape` (N, 2) and `task` (N,) are optional. Of derivations: `ids` (N, T), and `grammar` as text
-    unless given here; `check`: whether they must be complete. Without a split examples are split 80/10/10 by a hash of
-    their content, ARC grids of the task if there are three or more. Grids smaller than 16x16 are padded with 0, larger
-    ARC grids left out and counted in `notes`. InputError for a file that is missing, damaged, too large or different.
+    unless given here; `check`: whether they must be complete. Without a split it is 80/10/10 by a hash of the content,
+    of the task for ARC JSON of three or more. Smaller grids are padded with 0, larger ARC grids left out with a note.
+    InputError for a file that is missing, damaged, too large or different.
     """
     if is_dir(path):
         return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES or not is_file(path):
-        what = "not a regular file of a known format" if exists(path) else "no such file"
-        raise InputError(f"{path}: {what}", "give a .npz, .npy, ARC .json, or a folder of those")
-    if suffix == ".json":
+    if path.suffix.lower() not in SUFFIXES or not is_file(path):
+        raise InputError(f"{path}: no such file of grids or ids", "give a .npz, .npy, ARC .json, or a folder of those")
+    if path.suffix.lower() == ".json":
         return _read_tasks(path, [path])
     with reading(path):
-        if suffix == ".npy":
-            grids = map_npy(path)
-            refuse_large(str(path), grids.nbytes)
-            return _grids(path, {"grids": grids})
+        if path.suffix.lower() == ".npy":
+            refuse_large(str(path), map_npy(path).nbytes)
+            return _grids(path, {"grids": map_npy(path)})
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             refuse_large(str(path), sum(info.file_size for info in arrays.zip.infolist()))
             columns = {name: arrays[name] for name in arrays.files if name in _COLUMNS}
@@ -96,16 +91,11 @@ def require(fits: object, name: str, array: NDArray[Any]) -> None:
 def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
     """From `grids` and what stands beside them, or from arrays `train`, `val`, `test`, empty ones ignored."""
     names = ["grids"] if "grids" in columns else [name for name in SPLITS if len(columns.get(name, ()))]
-    if not names:
-        raise ValueError("no grids")
     canvases, counts = [], [len(columns[name]) for name in names]
     for name in names:
         grids = columns[name]
         fits = grids.ndim == 3 and grids.dtype.kind in "iu" and grids.size and max(grids.shape[1:]) <= SIDE
-        require(fits, name, grids)
-        wrong = ((grids < 0) | (grids >= COLOURS)).any(axis=(1, 2))
-        if wrong.any():
-            raise ValueError(f"{name}: colours outside 0-9, first in grid {int(wrong.argmax())}")
+        require(fits and grids.min() >= 0 and grids.max() < COLOURS, name, grids)
         canvases.append(np.pad(grids.astype(np.uint8), ((0, 0), *((0, SIDE - side) for side in grids.shape[1:]))))
     x, sides = np.concatenate(canvases), np.repeat([columns[name].shape[1:] for name in names], counts, axis=0)
     shape = None if (sides == SIDE).all() else sides.astype(np.uint8)
@@ -115,9 +105,6 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
         fits = given.shape == (len(x), 2) and given.dtype.kind in "iu" and given.min() >= 1 and given.max() <= SIDE
         require(fits, "shape", given)
         shape = given.astype(np.uint8)
-        down, right = (np.arange(SIDE) >= shape[:, None, side : side + 1] for side in (0, 1))
-        if (x.astype(bool) & (down.swapaxes(1, 2) | right)).any():
-            raise ValueError("shape: a grid has colours outside its rectangle")
     if (task := columns.get("task")) is not None:
         require(task.shape == (len(x),) and task.dtype.kind in "SUiu", "task", task)
         task = task.astype(np.str_)
@@ -127,8 +114,7 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
 
 def _split(columns: dict[str, NDArray[Any]], keys: list[bytes]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """The index into SPLITS of each example; by a hash of its key, with a note, if the file has no split."""
-    split = columns.get("split")
-    if split is None:
+    if (split := columns.get("split")) is None:
         return split_by_key(keys), ("no `split` in the file: examples are split 80/10/10 by a hash of their content",)
     if split.dtype.kind in "SU":
         names = {"train": 0, "val": 1, "validation": 1, "test": 2}
@@ -142,14 +128,13 @@ def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar 
     origin = Origin(**json.loads(_string(columns["origin"]))) if "origin" in columns else Origin()
     if "grammar" in columns:
         grammar = parse_grammar(_string(columns["grammar"]), origin.grammar or path.stem)
-    elif grammar is None and "lhs" not in columns:
-        raise InputError(f"{path}: ids without a grammar", "give --grammar, or `grammar` as text beside `ids`")
     if grammar is not None:
         rules = grammar.rules
-    else:  # the start symbol is that of the first row
+    elif "lhs" in columns:  # the start symbol is that of the first row
         lhs, padding = columns["lhs"].tolist(), columns["padding"].item()
-        require(lhs[padding] == -1, "lhs", columns["lhs"])
         rules = bare_rules(lhs, padding, lhs[int(columns["ids"].flat[0])])
+    else:
+        raise InputError(f"{path}: ids without a grammar", "give --grammar, or `grammar` as text beside `ids`")
     ids = checked_ids(columns["ids"], rules, check=check)
     split, notes = _split(columns, [row.tobytes() for row in ids])
     return Dataset(path.stem, ids, split, rules=rules, grammar=grammar, origin=origin, notes=notes)

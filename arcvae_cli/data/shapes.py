@@ -1,7 +1,5 @@
 """Procedural grids: a few small objects on black that do not touch."""
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import product
 
@@ -13,9 +11,7 @@ from arcvae_cli.data.symmetries import SIDE, SYMMETRIES, Grids, turn
 
 Rows = NDArray[np.uint16]  # (N, 16): a mask of the canvas, one bit a cell, column c being bit c
 
-OBJECTS = 6
-CELLS_LEAST, CELLS_MOST = 2, 15
-
+OBJECTS, CELLS_LEAST, CELLS_MOST = 6, 2, 15
 _CHUNK = 8192
 _TRIES = 12  # at a place for an object; a crowded canvas goes without it
 _WINDOW = 8  # side of the square that a blob grows in
@@ -23,19 +19,13 @@ _FAMILIES = np.array([1, 1, 5])  # kinds of objects, as `_patterns` orders them;
 
 
 def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
-    """`size` different canvases of 1-6 objects of 2-15 cells in the colours 1-9, split 80/10/10.
-
-    Objects are the 8-connected components of the grid. Raises InputError for a size or a seed out of range.
-    """
-    sizes = split_sizes(size, seed)
-    stream = np.random.RandomState(seed)
-    parts: list[Grids] = []
-    seen: set[bytes] = set()
+    """`size` different canvases of 1-6 objects (8-connected) of 2-15 cells in the colours 1-9, split 80/10/10."""
+    sizes, stream = split_sizes(size, seed), np.random.RandomState(seed)
+    parts, seen = list[Grids](), set[bytes]()
     while len(seen) < size:
         grids = _canvases(min(_CHUNK, size), stream)
         parts.append(grids[unseen(grids, seen, size - len(seen))])
-    split = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes)
-    return Dataset("shapes", np.concatenate(parts), split)
+    return Dataset("shapes", np.concatenate(parts), np.repeat(np.arange(len(SPLITS), dtype=np.uint8), sizes))
 
 
 def _canvases(count: int, stream: np.random.RandomState) -> Grids:
@@ -75,17 +65,12 @@ def _canvases(count: int, stream: np.random.RandomState) -> Grids:
 
 def _blobs(count: int, stream: np.random.RandomState) -> Rows:
     """Blobs of 2-15 cells, each cell joined to one before it by an edge, at random along the border."""
-    grown = np.zeros((count, _WINDOW + 2, _WINDOW + 2), bool)  # with a margin, so that shifts stay inside
+    grown = np.zeros((count, _WINDOW + 2, _WINDOW + 2), bool)  # with a margin, so that nothing rolls over
     grown[:, _WINDOW // 2, _WINDOW // 2] = True
-    inside = np.zeros(grown.shape[1:], bool)
-    inside[1:-1, 1:-1] = True
+    inside = np.pad(np.ones((_WINDOW, _WINDOW), bool), 1)
     cells = stream.randint(CELLS_LEAST, CELLS_MOST + 1, count, dtype=np.int64)
     for step in range(1, CELLS_MOST):
-        border = np.zeros_like(grown)
-        border[:, 1:] |= grown[:, :-1]
-        border[:, :-1] |= grown[:, 1:]
-        border[:, :, 1:] |= grown[:, :, :-1]
-        border[:, :, :-1] |= grown[:, :, 1:]
+        border = np.logical_or.reduce([np.roll(grown, by, axis) for axis in (1, 2) for by in (1, -1)])
         border &= ~grown & inside
         weight = stream.random_sample(border.shape) * border
         chosen = weight.reshape(count, (_WINDOW + 2) ** 2).argmax(axis=1)
@@ -105,10 +90,7 @@ def _cells(rows: Rows) -> Grids:
 
 @cache
 def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
-    """Every fixed object in every orientation, with the first row and the number of each kind.
-
-    Kinds are written in one orientation, `#` for a cell; those that are too large are left out.
-    """
+    """Every fixed object of a fitting size in every orientation, with the first row and the number of each kind."""
     sides = list(product(range(2, 9), range(2, 9)))
     lengths = range(2, CELLS_MOST + 1)
     kinds: list[list[list[str]]] = [
@@ -139,7 +121,7 @@ def _patterns() -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
             )
         ],
     ]
-    found: list[list[Rows]] = []
+    found = []
     for masks in kinds:
         of_kind: dict[bytes, Rows] = {}
         for drawn, symmetry in product(masks, range(SYMMETRIES)):

@@ -1,7 +1,5 @@
 """The eight symmetries of a rectangle that stays in the top-left corner of the canvas, and colour permutations."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np
@@ -35,7 +33,6 @@ def gather_table() -> Grids:
         inside[: height + 1, : width + 1] = reached[: turned.shape[0], : turned.shape[1]] = True
         target = table[height, width, symmetry]
         target[reached], target[~reached] = turned.ravel(), cells[~inside]
-    table.flags.writeable = False
     return table.reshape(SIDE, SIDE, SYMMETRIES, CELLS)
 
 

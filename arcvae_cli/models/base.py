@@ -1,6 +1,5 @@
+# ruff: noqa: ARG002 - most models take no conditions
 """The interface of all models: batches, levels of latents, output."""
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -54,15 +53,13 @@ class Level:
 
     @property
     def prior(self) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the prior."""
         if self.prior_mean is None or self.prior_logvar is None:
             return torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         return self.prior_mean, self.prior_logvar
 
     def offset(self) -> Tensor:
         """The sample in standard deviations from the prior's mean: the noise that would draw it from the prior."""
-        mean, logvar = self.prior
-        return (self.sample - mean) * torch.exp(-0.5 * logvar)
+        return (self.sample - self.prior[0]) * torch.exp(-0.5 * self.prior[1])
 
     def map(self) -> Tensor | None:
         """KL in nats of each cell of a map, summed over its channels: (B, H, W); None for a vector."""
@@ -83,9 +80,8 @@ class VAE(nn.Module, ABC):
     encoder: nn.Module
     decoder: nn.Module
     level_shapes: dict[str, tuple[int, ...]]  # (D,) or (C, H, W) of each level, by its name, from the top down
-
     kind: str = "grids"  # or "strings", as of a corpus and a domain
-    structure: Structure | None = None  # the rules and the length of derivations, for a model of strings
+    structure: "Structure | None" = None  # the rules and the length of derivations, for a model of strings
     attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's
 
     @property
@@ -102,11 +98,7 @@ class VAE(nn.Module, ABC):
         """Logits (B, classes, *positions) of latents given by the level's name, and of conditions (B, A) if any."""
 
     def prior(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        conditions: Tensor | None = None,  # noqa: ARG002
-        noise: Latents | None = None,
+        self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
     ) -> dict[str, Tensor]:
         """`n` draws by level from the prior, its deviation times `temperature`, given conditions (n, A) and `noise`."""
         return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
@@ -116,7 +108,7 @@ class VAE(nn.Module, ABC):
         device = next(self.parameters()).device
         return {name: torch.randn(n, *shape, device=device) for name, shape in self.level_shapes.items()}
 
-    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
         """The most likely classes (B, *positions), subject to the conditions if any."""
         return logits.argmax(dim=1)
 
@@ -139,19 +131,17 @@ class Encoder(nn.Module):
 
     def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
         super().__init__()
-        self.body = body
-        self.mean = nn.Linear(width, latent_dim)
-        self.spread = nn.Linear(width, latent_dim)
+        self.body, self.mean, self.spread = body, nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
-        return float32_heads(self.body(*inputs), self.mean, self.spread)
+        features = self.body(*inputs)
+        return float32(self.mean, features), float32(self.spread, features)
 
 
-def float32_heads(features: Tensor, mean: nn.Module, spread: nn.Module) -> tuple[Tensor, Tensor]:
-    """Both heads in float32 under autocast too: bf16 would quantise means and variances."""
-    with torch.autocast(features.device.type, enabled=False):
-        features = features.float()
-        return mean(features), spread(features)
+def float32(module: nn.Module, x: Tensor) -> Tensor:
+    """The output of a module in float32 under autocast too: bf16 would quantise means and variances."""
+    with torch.autocast(x.device.type, enabled=False):
+        return module(x.float())  # type: ignore[no-any-return]
 
 
 def standard_level(name: str, mean: Tensor, logvar: Tensor, noise: bool) -> Level:
@@ -164,6 +154,5 @@ def posterior_logvar(raw: Tensor, settings: ModelSettings) -> Tensor:
     """Bounded log variances from the output of a head: log softplus(raw)^2, or raw itself."""
     if settings.posterior == "softplus":
         # sigma = softplus(raw); for raw far below 0 softplus underflows, where log softplus(raw) -> raw
-        sigma = functional.softplus(raw)
-        raw = 2.0 * torch.where(raw < -15.0, raw, sigma.clamp(min=1e-30).log())
+        raw = 2.0 * torch.where(raw < -15.0, raw, functional.softplus(raw).clamp(min=1e-30).log())
     return gaussians.bound(raw, settings.logvar_min, settings.logvar_max)

@@ -1,16 +1,13 @@
 """The Grammar-VAE of Kusner, Paige and Hernandez-Lobato 2017: left-most derivations of a grammar, one vector z.
 
-The decoder has no feedback: given z it gives logits for every step at once. The symbol on top of the stack decides
-which rules are allowed: in training the left-hand side of the true rule, otherwise found by `pushdown`.
+The decoder gives logits of all steps at once. Allowed are the rules of the symbol on top of the stack: in training the
+left-hand side of the true rule, otherwise found by `pushdown`.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import json
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -36,25 +33,22 @@ class Structure:
     length: int
 
     def text(self) -> str:
-        return json.dumps({"length": self.length, "rules": dataclasses.asdict(self.rules)}, sort_keys=True)
+        return json.dumps({"length": self.length, "rules": asdict(self.rules)}, sort_keys=True)
 
     @classmethod
-    def of(cls, text: str) -> Structure:
+    def of(cls, text: str) -> "Structure":
         values = json.loads(text)
-        kept = values["rules"]
-        if kept["text"] is None:  # of ids and masks
-            rules = Rules(**{**kept, "symbols": tuple(kept["symbols"]), "lhs": tuple(kept["lhs"])})
-        else:
-            rules = parse_grammar(kept["text"], "its grammar").rules
-        return cls(rules, int(values["length"]))
+        kept, length = values["rules"], int(values["length"])
+        if kept["text"] is not None:
+            return cls(parse_grammar(kept["text"], "its grammar").rules, length)
+        return cls(Rules(**{**kept, "symbols": tuple(kept["symbols"]), "lhs": tuple(kept["lhs"])}), length)
 
 
 class GrammarVAE(VAE):
     """Encoder of T steps of P rules to N(mean, exp logvar) in `latent_dim` dimensions, decoder to rule logits.
 
-    `arch = "kusner"` is the network of the 2017 code, `"enhanced"` one of residual convolutions and normalised GRU
-    layers. `pushdown` is None if only ids and masks are known. InputError if no derivation ends within `length` rules,
-    or the derivations are too short for the kernels.
+    `pushdown` is None if only ids and masks are known. InputError if no derivation ends within `length` rules, or the
+    derivations are too short for the kernels.
     """
 
     kind = "strings"
@@ -65,8 +59,7 @@ class GrammarVAE(VAE):
         self.settings, self.structure = settings, structure
         self.level_shapes = {LEVEL: (settings.latent_dim,)}
         rules, length, kusner = structure.rules, structure.length, settings.arch == "kusner"
-        kernels = settings.kernels
-        needed = sum(kernels) - len(kernels) + 1 if kusner else max(kernels)
+        needed = 1 + sum(kernel - 1 for kernel in settings.kernels) if kusner else max(settings.kernels)
         if length < needed:
             raise InputError(f"model.encoder_kernel: needs derivations of {needed} rules, and these have {length}", FIX)
         self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
@@ -93,25 +86,18 @@ class GrammarVAE(VAE):
 
     def decode(self, latents: Latents, conditions: Tensor | None = None, steps: int | None = None) -> Tensor:  # noqa: ARG002
         """Logits (B, P, T), float32, of latents (B, latent_dim), unmasked; of the first `steps` only if given."""
-        logits: Tensor = self.decoder(latents[LEVEL], steps or self.structure.length)
-        return logits.float()
+        return self.decoder(latents[LEVEL], steps or self.structure.length).float()  # type: ignore[no-any-return]
 
     def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
-        return self.masked(self.decode(latents, steps=batch.x.shape[1]), batch)
-
-    def masked(self, logits: Tensor, batch: Batch) -> Tensor:
         """Logits (B, P, L) with all rules but those of the true rule's left-hand side at `MASKED_LOGIT`."""
-        return logits + functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, L, P) -> (B, P, L)
+        masks = functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, L, P) -> (B, P, L)
+        return self.decode(latents, steps=batch.x.shape[1]) + masks
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        """(B, T) rules at the posterior means, derived anew; given the true left-hand sides where none are known."""
-        if self.pushdown is not None:
-            return super().reconstruct(batch)
-        logits: Tensor = self(batch, noise=False).logits
-        return logits.argmax(dim=1)
+        """(B, T) rules at the posterior means: derived anew, or given the true left-hand sides."""
+        return self(batch, noise=False).logits.argmax(dim=1) if self.pushdown is None else super().reconstruct(batch)
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """(B, T) rules: at each step the most likely that the derivation allows; of all without right-hand sides."""
         return logits.argmax(dim=1) if self.pushdown is None else self.pushdown.derive(logits).ids
 
 
@@ -119,8 +105,7 @@ def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
     """The output of GRU layers for (B, T, C)."""
     # on CUDA in float32: cuDNN would use float16 even where the rest is in bf16, and gradients below 6e-8 vanish
     with torch.autocast(x.device.type, enabled=False) if x.is_cuda else nullcontext():
-        out: Tensor = layers(x.float() if x.is_cuda else x)[0]
-    return out
+        return layers(x.float() if x.is_cuda else x)[0]  # type: ignore[no-any-return]
 
 
 class KusnerBody(nn.Module):
@@ -128,14 +113,12 @@ class KusnerBody(nn.Module):
 
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:
         super().__init__()
-        kernels, channels = settings.kernels, settings.channels
-        self.reach = sum(kernel - 1 for kernel in kernels)
-        layers: list[nn.Module] = []
-        for before, after, kernel in zip((rules, *channels), channels, kernels, strict=False):
+        channels, layers = (rules, *settings.channels), []
+        self.reach = sum(kernel - 1 for kernel in settings.kernels)
+        for before, after, kernel in zip(channels, channels[1:], settings.kernels, strict=False):
             layers += [nn.Conv1d(before, after, kernel), nn.ReLU()]
-        flat = channels[-1] * (length - self.reach)
-        layers += [nn.Flatten(), nn.Linear(flat, settings.encoder_hidden), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+        dense = nn.Linear(channels[-1] * (length - self.reach), settings.encoder_hidden)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), dense, nn.ReLU())
         self.one_hot = nn.Buffer(torch.eye(rules), persistent=False)
 
     def forward(self, x: Tensor, filled: int) -> Tensor:
@@ -144,8 +127,7 @@ class KusnerBody(nn.Module):
         if read < x.shape[1]:  # outputs of padding alone are the same for every example: one row serves all
             rest = convolutions(functional.embedding(x[:1], self.one_hot).transpose(1, 2))
             convolved = torch.cat([convolved, rest[:, :, filled:].expand(len(x), -1, -1)], dim=2)
-        features: Tensor = self.layers[-3:](convolved)
-        return features
+        return self.layers[-3:](convolved)  # type: ignore[no-any-return]
 
 
 class KusnerDecoder(nn.Module):
@@ -153,11 +135,11 @@ class KusnerDecoder(nn.Module):
 
     def __init__(self, settings: GrammarSettings, rules: int, length: int) -> None:  # noqa: ARG002
         super().__init__()
-        width, layers = settings.latent_dim, settings.decoder_layers
+        width, hidden, layers = settings.latent_dim, settings.decoder_hidden, settings.decoder_layers
         dropout = settings.decoder_dropout if layers > 1 else 0.0
         self.begin = nn.Sequential(nn.Linear(width, width), nn.ReLU())
-        self.layers = nn.GRU(width, settings.decoder_hidden, layers, batch_first=True, dropout=dropout)
-        self.end = nn.Linear(settings.decoder_hidden, rules)
+        self.layers = nn.GRU(width, hidden, layers, batch_first=True, dropout=dropout)
+        self.end = nn.Linear(hidden, rules)
 
     def forward(self, z: Tensor, steps: int) -> Tensor:
         repeated = self.begin(z)[:, None].expand(-1, steps, -1)
@@ -190,8 +172,7 @@ class EnhancedBody(nn.Module):
             squeezed.append(self.squeeze(self.norm(h)))  # (B, L, 16)
         if shared:
             squeezed = [torch.cat([squeezed[0][:, :same], squeezed[1][:, same:].expand(len(x), -1, -1)], dim=1)]
-        features: Tensor = self.dense(squeezed[0].flatten(1))
-        return features
+        return self.dense(squeezed[0].flatten(1))  # type: ignore[no-any-return]
 
 
 class Convolution(nn.Module):

@@ -1,7 +1,5 @@
 """The convolutional beta-VAE of 16x16 grids of 10 colours: one vector of latents, two bodies."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -13,7 +11,6 @@ from arcvae_cli.settings import GridSettings
 
 COLOURS, SIDE, LEVEL = 10, 16, "z"
 WIDE = 512  # width of the residual body's linear layers
-DECODER_BLOCKS = 4
 
 
 class GridVAE(VAE):
@@ -27,38 +24,20 @@ class GridVAE(VAE):
         wide: list[nn.Module] = []
         if settings.body == "residual":  # before the convolutions: initial weights depend on the order of creation
             wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
-        convolutions = [
-            nn.Conv2d(COLOURS, 32, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),  # (B, 64, 8, 8)
-            nn.ReLU(inplace=True),
-            nn.Conv2d(64, 128, 3, stride=2, padding=1),  # (B, 128, 4, 4)
-            nn.ReLU(inplace=True),
-            Flatten(),
-        ]
+        relu, body = nn.ReLU(inplace=True), list[nn.Module]()
+        for before, after, stride in ((COLOURS, 32, 1), (32, 64, 2), (64, 128, 2)):  # to (B, 128, 4, 4)
+            body += [nn.Conv2d(before, after, 3, stride, padding=1), relu]
         if settings.body == "residual":
-            self.encoder = Encoder(nn.Sequential(*convolutions, *wide), WIDE, d)
-            self.decoder = nn.Sequential(  # linear layers: better at small objects with a tenth of the operations
-                nn.Linear(d, WIDE),
-                *(Block(WIDE, settings.dropout) for _ in range(DECODER_BLOCKS)),
-                nn.LayerNorm(WIDE),
-                nn.Linear(WIDE, SIDE * SIDE * COLOURS),
-                ChannelsFirst(),
-            )
+            self.encoder = Encoder(nn.Sequential(*body, Flatten(), *wide), WIDE, d)
+            # linear layers: better at small objects with a tenth of the operations
+            layers = [nn.Linear(d, WIDE), *(Block(WIDE, settings.dropout) for _ in range(4)), nn.LayerNorm(WIDE)]
+            self.decoder = nn.Sequential(*layers, nn.Linear(WIDE, SIDE * SIDE * COLOURS), ChannelsFirst())
         else:
-            self.encoder = Encoder(nn.Sequential(*convolutions, nn.Linear(2048, 128), nn.ReLU(inplace=True)), 128, d)
-            self.decoder = nn.Sequential(
-                nn.Linear(d, 128),
-                nn.ReLU(inplace=True),
-                nn.Linear(128, 2048),
-                nn.ReLU(inplace=True),
-                Unflatten(128, 4, 4),
-                Upsample(128, 64, 4, stride=2, padding=1),  # (B, 64, 8, 8)
-                nn.ReLU(inplace=True),
-                Upsample(64, 32, 4, stride=2, padding=1),  # (B, 32, 16, 16)
-                nn.ReLU(inplace=True),
-                nn.Conv2d(32, COLOURS, 3, padding=1),
-            )
+            self.encoder = Encoder(nn.Sequential(*body, Flatten(), nn.Linear(2048, 128), relu), 128, d)
+            layers = [nn.Linear(d, 128), relu, nn.Linear(128, 2048), relu, Unflatten(1, (128, 4, 4))]
+            for width in (128, 64):  # to (B, 32, 16, 16)
+                layers += [Upsample(width, width // 2, 4, stride=2, padding=1), relu]
+            self.decoder = nn.Sequential(*layers, nn.Conv2d(32, COLOURS, 3, padding=1))
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         one_hot = functional.embedding(batch.x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
@@ -66,8 +45,7 @@ class GridVAE(VAE):
         return (standard_level(LEVEL, mean, posterior_logvar(raw, self.settings), noise),)
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        logits: Tensor = self.decoder(latents[LEVEL])
-        return logits.float()
+        return self.decoder(latents[LEVEL]).float()  # type: ignore[no-any-return]
 
 
 class ChannelsLast(torch.autograd.Function):
@@ -82,24 +60,18 @@ class ChannelsLast(torch.autograd.Function):
         return grads[0].contiguous(memory_format=torch.channels_last)
 
 
-class Flatten(nn.Module):
+class Flatten(nn.Flatten):
     """(B, C, H, W) -> (B, C * H * W), with gradients as channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
-        flat: Tensor = ChannelsLast.apply(x).flatten(1)  # type: ignore[no-untyped-call]
-        return flat
+        return super().forward(ChannelsLast.apply(x))  # type: ignore[no-untyped-call]
 
 
-class Unflatten(nn.Module):
+class Unflatten(nn.Unflatten):
     """(B, C * H * W) -> (B, C, H, W) of this shape, channels last."""
 
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.shape = shape
-
     def forward(self, x: Tensor) -> Tensor:
-        last: Tensor = ChannelsLast.apply(x.view(-1, *self.shape))  # type: ignore[no-untyped-call]
-        return last
+        return ChannelsLast.apply(super().forward(x))  # type: ignore[no-untyped-call, no-any-return]
 
 
 class Upsample(nn.ConvTranspose2d):

@@ -3,28 +3,30 @@
 q(z_g | x, c) q(z_l | x, z_g, c) and p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c); convolutions work on the local map.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
-from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32_heads, posterior_logvar, standard_level
-from arcvae_cli.models.constrained import COUNT, EXTENTS, PRESENT, constrained_decode
+from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32, posterior_logvar, standard_level
 from arcvae_cli.models.grid import COLOURS, SIDE, Block, Flatten, Unflatten
 from arcvae_cli.settings import HierarchicalSettings
 
 GLOBAL, LOCAL = "global", "local"
 WIDE = 512  # width of the linear layers around the global vector
-CHANNELS = 64  # of the convolutions
-THIN = 16  # channels of a map where linear layers meet it
+CHANNELS, THIN = 64, 16  # of the convolutions, and of a map where linear layers meet it
 ENCODER_BLOCKS, TRUNK_BLOCKS, DECODER_BLOCKS = 2, 2, 3
 AXES = 2 * SIDE - 1  # where the axis of a mirror symmetry can lie: cell j has its image at axis - j
 SOFT_LOGIT = 30.0  # between likely and unlikely where training needs a gradient
 MASKED_LOGIT = -1e4  # of the impossible: less than any network's output
+FEW_CELLS = 4  # cells of a colour that may all be images of one another: taking one would take the colour
+TIE = 1e-3  # nats; logits of mirror images are equal but for rounding
+COLOUR_PENALTY, EXCLUDED_LOGIT = 1e3, -1e6  # nats, far beyond a network's output
 
+# columns of the conditions, as slices: an index by a list would be copied to the device with every call
+EXTENTS = slice(PLACE["height"], PLACE["width"] + 1)
+COUNT, PRESENT = PLACE["colours"], slice(PLACE["colour_1"], PLACE["colour_9"] + 1)
 SYMMETRIES = slice(PLACE["symmetry_lr"], PLACE["symmetry_ud"] + 1)
 
 
@@ -45,8 +47,8 @@ class HierarchicalVAE(VAE):
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
         conditions = self.dropped_conditions(conditions, latents[GLOBAL])
-        features = self.decoder.top_down(latents[GLOBAL], conditions)
-        return self.decoder.logits(*features, conditions, latents[LOCAL])
+        wide, map_, *_ = self.decoder.top_down(latents[GLOBAL], conditions)
+        return self.decoder.logits(wide, map_, conditions, latents[LOCAL])
 
     def prior(
         self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
@@ -54,26 +56,25 @@ class HierarchicalVAE(VAE):
         """`n` draws: the global vector from N(0, temperature^2), the local map from the learned prior given it."""
         noise = noise or self.noise(n)
         top = temperature * noise[GLOBAL]
-        mean, logvar = self.decoder.prior(self.decoder.top_down(top, self.dropped_conditions(conditions, top))[1])
+        *_, mean, logvar = self.decoder.top_down(top, self.dropped_conditions(conditions, top))
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
         return constrained_decode(logits, conditions)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
-        """Encode, sample, decode; the local prior and the decoder share the features of the global sample."""
-        levels, features = self._encode(batch, noise)
+        levels, features = self._encode(batch, noise)  # the local prior and the decoder share features
         return Output(self.decoder.logits(*features, levels[1].sample), levels)
 
     def _encode(self, batch: Batch, noise: bool) -> tuple[tuple[Level, Level], tuple[Tensor, Tensor, Tensor]]:
         """The levels; and the features of the global sample, the map of them, and the conditions."""
         conditions = self.dropped_conditions(batch.conditions, batch.x)
-        features, (mean, raw) = self.encoder(batch.x, conditions)
+        features, mean, raw = self.encoder(batch.x, conditions)
         top = standard_level(GLOBAL, mean, posterior_logvar(raw, self.settings), noise)
-        wide, map_ = self.decoder.top_down(top.sample, conditions)
-        prior_mean, prior_logvar = self.decoder.prior(map_)
+        wide, map_, prior_mean, prior_logvar = self.decoder.top_down(top.sample, conditions)
         # the posterior relative to the prior (Vahdat and Kautz 2020, section 3.2): to add nothing has no KL
-        mean, raw = self.encoder.local(features, map_)
+        joined = functional.relu(self.encoder.join(torch.cat([features, map_], dim=1)))
+        mean, raw = float32(self.encoder.map, joined).chunk(2, dim=1)
         mean = prior_mean + mean
         logvar = gaussians.bound(prior_logvar + raw, self.settings.logvar_min, self.settings.logvar_max)
         kl = gaussians.kl(mean, logvar, prior_mean, prior_logvar).sum(dim=(2, 3))
@@ -86,9 +87,9 @@ class HierarchicalVAE(VAE):
             return like.new_full((len(like), len(self.attributes)), NOT_GIVEN, dtype=torch.int64)
         if not self.training:
             return conditions
-        one = (len(conditions), 1)
-        nothing = torch.rand(one, device=conditions.device) < self.settings.condition_dropout
-        kept = torch.rand(conditions.shape, device=conditions.device) < torch.rand(one, device=conditions.device)
+        one, device = (len(conditions), 1), conditions.device
+        nothing = torch.rand(one, device=device) < self.settings.condition_dropout
+        kept = torch.rand(conditions.shape, device=device) < torch.rand(one, device=device)
         return torch.where(kept & ~nothing, conditions, NOT_GIVEN)
 
 
@@ -135,10 +136,9 @@ class Encoder(nn.Module):
 
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
-        side = settings.local_size
-        self.patch = patch = SIDE // side
+        side, self.patch = settings.local_size, SIDE // settings.local_size
         self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
-        self.enter = nn.Conv2d(COLOURS * patch * patch, CHANNELS, 3, padding=1)
+        self.enter = nn.Conv2d(COLOURS * self.patch**2, CHANNELS, 3, padding=1)
         self.blocks = nn.Sequential(*(Convolutions() for _ in range(ENCODER_BLOCKS)))
         self.conditions = Conditions(WIDE)
         self.thin = nn.Conv2d(CHANNELS, THIN, 1)
@@ -150,20 +150,13 @@ class Encoder(nn.Module):
         self.join = nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1)
         self.map = nn.Conv2d(CHANNELS, 2 * settings.local_channels, 1)
 
-    def forward(self, x: Tensor, conditions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, CHANNELS, S, S) of x (B, 16, 16), and mean and raw spread (B, D) of the global level."""
         one_hot = functional.embedding(x, self.one_hot).permute(0, 3, 1, 2)
         features = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
-        thin = functional.relu(self.thin(features))
-        wide = self.wide(self.widen(self.flatten(thin)) + self.conditions(conditions))
-        return features, float32_heads(wide, self.mean, self.spread)
-
-    def local(self, features: Tensor, top_down: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets from the local prior's mean and log variance, (B, local_channels, S, S) float32."""
-        joined = functional.relu(self.join(torch.cat([features, top_down], dim=1)))
-        with torch.autocast(joined.device.type, enabled=False):
-            mean, spread = self.map(joined.float()).chunk(2, dim=1)
-        return mean, spread
+        flat = self.flatten(functional.relu(self.thin(features)))
+        wide = self.wide(self.widen(flat) + self.conditions(conditions))
+        return features, float32(self.mean, wide), float32(self.spread, wide)
 
 
 class Decoder(nn.Module):
@@ -171,9 +164,8 @@ class Decoder(nn.Module):
 
     def __init__(self, settings: HierarchicalSettings) -> None:
         super().__init__()
-        side = settings.local_size
-        self.patch = patch = SIDE // side
-        self.unflatten = Unflatten(THIN, side, side)
+        side, self.patch = settings.local_size, SIDE // settings.local_size
+        self.unflatten = Unflatten(1, (THIN, side, side))
         self.conditions = Conditions(WIDE)
         self.enter = nn.Linear(settings.global_dim, WIDE)
         self.trunk = nn.Sequential(*(Block(WIDE, settings.dropout) for _ in range(TRUNK_BLOCKS)), nn.LayerNorm(WIDE))
@@ -185,30 +177,23 @@ class Decoder(nn.Module):
         self.logvar_range = (settings.logvar_min, settings.logvar_max)
         self.take = nn.Conv2d(settings.local_channels, CHANNELS, 3, padding=1)
         self.blocks = nn.ModuleList(Convolutions(WIDE) for _ in range(DECODER_BLOCKS))
-        self.leave = nn.Conv2d(CHANNELS, COLOURS * patch * patch, 3, padding=1)
+        self.leave = nn.Conv2d(CHANNELS, COLOURS * self.patch**2, 3, padding=1)
         self.obey = ConstraintLayer(WIDE)  # checkpoints have its weights by this name
 
-    def top_down(self, top: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, WIDE) of global vectors (B, D) and conditions (B, A), and a map (B, CHANNELS, S, S) of them."""
+    def top_down(self, top: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features (B, WIDE), a map of them (B, CHANNELS, S, S), mean and log variance of the local prior."""
         wide = self.trunk(self.enter(top) + self.conditions(conditions))
-        thin = functional.relu(self.unflatten(self.spread(wide)))
-        return wide, self.before(self.thicken(thin), wide)
-
-    def prior(self, map_: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the local prior, (B, local_channels, S, S) float32."""
-        with torch.autocast(map_.device.type, enabled=False):
-            mean, raw = self.prior_map(map_.float()).chunk(2, dim=1)
-            return mean, gaussians.bound(raw, *self.logvar_range)
+        map_ = self.before(self.thicken(functional.relu(self.unflatten(self.spread(wide)))), wide)
+        mean, raw = float32(self.prior_map, map_).chunk(2, dim=1)
+        return wide, map_, mean, gaussians.bound(raw, *self.logvar_range)
 
     def logits(self, wide: Tensor, map_: Tensor, conditions: Tensor, local: Tensor) -> Tensor:
-        """(B, 10, 16, 16) float32."""
         hidden = map_ + self.take(local)
         for block in self.blocks:
             hidden = block(hidden, wide)
         logits = functional.pixel_shuffle(self.leave(functional.relu(hidden)), self.patch)
         with torch.autocast(logits.device.type, enabled=False):
-            constrained: Tensor = self.obey(logits.float(), wide.float(), conditions)
-        return constrained
+            return self.obey(logits.float(), wide.float(), conditions)  # type: ignore[no-any-return]
 
 
 class ConstraintLayer(nn.Module):
@@ -228,7 +213,18 @@ class ConstraintLayer(nn.Module):
         """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""
         # the layout of the products below: elementwise, two layouts at once take three times as long
         logits = logits.contiguous()
-        logits = logits + functional.pad(self.palette(wide, conditions), (1, 0))[:, :, None, None]
+        present, count = conditions[:, PRESENT], conditions[:, COUNT, None]
+        colours = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, self.colours(wide)))
+        # of a given number of colours so many are above 0: the threshold is between the last and the next
+        ends = colours.new_full((len(colours), 1), 2 * SOFT_LOGIT)
+        ranked = torch.cat([ends, colours.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
+        threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
+        counted = colours - threshold
+        colours = torch.where(count >= 0, counted if self.training else SOFT_LOGIT * counted.sign(), colours)
+        palette = functional.logsigmoid(colours)  # (B, 9): 0 for a colour of the palette, far below for another
+        if not self.training:
+            palette = torch.where(colours <= -SOFT_LOGIT, MASKED_LOGIT, palette)
+        logits = logits + functional.pad(palette, (1, 0))[:, :, None, None]
         beyond = [(self.cell >= size[:, None]) & (size >= 0)[:, None] for size in conditions[:, EXTENTS].unbind(1)]
         outside = beyond[0][:, :, None] | beyond[1][:, None, :]  # (B, 16, 16), known black
         given = conditions[:, SYMMETRIES]
@@ -254,22 +250,46 @@ class ConstraintLayer(nn.Module):
         logits = torch.where(outside[:, None], self.black * (-MASKED_LOGIT / SOFT_LOGIT), logits)
         return logits.contiguous(memory_format=torch.channels_last)  # for the argmax, which takes a tenth so
 
-    def palette(self, wide: Tensor, conditions: Tensor) -> Tensor:
-        """(B, 9) addends to the logits of the colours 1-9: 0 for one of the palette, far below for another."""
-        present, count = conditions[:, PRESENT], conditions[:, COUNT, None]
-        score = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, self.colours(wide)))
-        # of a given number of colours so many are above 0: the threshold is between the last and the next
-        ends = score.new_full((len(score), 1), 2 * SOFT_LOGIT)
-        ranked = torch.cat([ends, score.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
-        threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
-        counted = score - threshold
-        if not self.training:
-            counted = SOFT_LOGIT * counted.sign()
-        score = torch.where(count >= 0, counted, score)
-        added = functional.logsigmoid(score)
-        return added if self.training else torch.where(score <= -SOFT_LOGIT, MASKED_LOGIT, added)
-
 
 def reflect(x: Tensor, image: Tensor, which: int) -> Tensor:
     """Cells of x (B, C, 16, 16) moved as `image` (B, 16, 16) says, along each row (which = 0) or each column (1)."""
     return torch.bmm(x.flatten(1, 2), image.mT).view_as(x) if which == 0 else image[:, None] @ x
+
+
+def constrained_decode(logits: Tensor, conditions: Tensor | None) -> Tensor:
+    """Colours (B, 16, 16) int64 from logits (B, 10, 16, 16) that satisfy conditions (B, A), if any.
+
+    Cells that are equally likely to change, as mirror images are, change together: a symmetric grid stays symmetric.
+    """
+    colours = logits.argmax(dim=1)
+    if conditions is None or bool((conditions == NOT_GIVEN).all()):
+        return colours
+    best, colour = logits[:, 1:].max(dim=1)  # (B, 16, 16)
+    gain = best - logits[:, 0]
+    for axis, extent in enumerate(conditions[:, EXTENTS].unbind(1)):  # the last row and column must not be all black
+        line = torch.arange(colours.shape[1], device=colours.device) == (extent - 1)[:, None]  # (B, 16)
+        line = line[:, :, None] if axis == 0 else line[:, None, :]
+        dark = (extent > 0) & ~((colours > 0) & line).any(dim=(1, 2))
+        colours = _change(colours, torch.where(line, gain, EXCLUDED_LOGIT), colour + 1, dark, gain)
+    for _ in range(logits.shape[1] - 1):  # one missing colour in each grid that lacks one
+        cells = functional.one_hot(colours, logits.shape[1]).sum(dim=(1, 2))  # (B, 10)
+        absent = cells[:, 1:] == 0
+        wanted = absent & (conditions[:, PRESENT] == 1)
+        short = (~absent).sum(dim=1) < conditions[:, COUNT]
+        free = absent & (conditions[:, PRESENT] != 0) & short[:, None]
+        choice = torch.where(wanted.any(dim=1, keepdim=True), wanted, free)  # (B, 9)
+        gain = logits[:, 1:] - logits.gather(1, colours[:, None])  # (B, 9, 16, 16), minus the cost of a change
+        rare = (cells.gather(1, colours.flatten(1)).view_as(colours) <= FEW_CELLS) & (colours > 0)
+        allowed = torch.where(choice[:, :, None, None], gain - COLOUR_PENALTY * rare[:, None], EXCLUDED_LOGIT)
+        best, colour = allowed.max(dim=1)
+        colours = _change(colours, best, colour + 1, choice.any(dim=1), best)
+    return colours
+
+
+def _change(colours: Tensor, gain: Tensor, into: Tensor, where: Tensor, everywhere: Tensor) -> Tensor:
+    """In the grids `where`, change the cell of the highest `gain`, and those of the same colour that equal it."""
+    best, cell = gain.flatten(1).max(dim=1, keepdim=True)
+    colour = into.flatten(1).gather(1, cell)
+    twin = (everywhere.flatten(1) - best).abs().le(TIE) & (into.flatten(1) == colour)
+    twin = twin.scatter(1, cell, True) & where[:, None]
+    return torch.where(twin, colour, colours.flatten(1)).view_as(colours)

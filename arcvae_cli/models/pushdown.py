@@ -1,12 +1,10 @@
 """A pushdown automaton that turns logits into left-most derivations, a whole batch at once on the device.
 
-A step looks at the symbol on top of the stack, chooses one of its rules and pushes its right-hand side. A stack holds
-remainders of right-hand sides rather than symbols, so that a step writes at most two cells and moves the pointer by one
-at most. Nothing is read back to the host and no shape depends on a value: the walk can be captured as a CUDA graph.
+A stack holds remainders of right-hand sides rather than symbols, so that a step writes at most two cells and moves the
+pointer by one at most. Nothing is read back and no shape depends on a value: CUDA graphs can capture the walk.
 """
 
-from __future__ import annotations
-
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,8 +14,7 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules
 
 UNREACHABLE = 2**40  # rules that a slot without a rule would take: more than any derivation has
-END = 0  # the remainder at the bottom of every stack: its only rule is the padding rule, which leaves it where it is
-START = 1  # the remainder above it at first: the start symbol
+END, START = 0, 1  # remainders at the bottom of a stack, with the padding rule only, and above it at first
 FIX = "raise data.max_rules (--max-rules), or use a smaller grammar or model.encoder_kernel"
 
 
@@ -40,11 +37,8 @@ class Pushdown(nn.Module):
         fewest = rules.fewest()
         self.length, self.spare = length, length - fewest[rules.start]
         if self.spare < 0:
-            what = f"no derivation has {length} rules or fewer: the shortest has {fewest[rules.start]}"
-            raise InputError(what, FIX)
-        ways: dict[int, list[int]] = {}  # by symbol, its rules
-        for number, left in enumerate(rules.lhs):
-            ways.setdefault(left, []).append(number)
+            raise InputError(f"no derivation has {length} rules: the shortest has {fewest[rules.start]}", FIX)
+        ways = {left: rules.of(left) for left in {*rules.lhs}}  # by symbol, its rules
         # what can stand in a cell, as symbols still to derive: nothing, the start, and every tail of a right-hand side
         waiting: list[tuple[int, ...]] = [(rules.start,)]
         place = {(): END, waiting[0]: START}
@@ -93,11 +87,7 @@ class Pushdown(nn.Module):
             noise = noise.expand(*lead, -1, -1)
         if logits.dtype != torch.float64:
             logits = logits.float()
-        n, device = lead.numel(), logits.device
-
-        def numbers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
-
+        n, numbers = lead.numel(), partial(torch.empty, dtype=torch.int64, device=logits.device)
         # everything that a step writes is allocated once; stacks lie side by side, cells of one depth together
         stack = numbers(self.length + 2, n)
         stack[0], stack[1] = END, START

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import pickle
 from dataclasses import replace
@@ -82,25 +80,18 @@ def test_arrays_of_the_user(tmp_path: Path):
     refused(path, "ids without a grammar")
 
 
-SHAPED = {"grids": np.ones((2, 16, 16), int), "split": np.zeros(2, int)}
-
-
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"train": GRIDS[:0], "val": GRIDS[:0]}, "no grids"),
+        ({"train": GRIDS[:0], "val": GRIDS[:0]}, "at least one array"),
         ({"grids": np.zeros((3, 30, 30), np.uint8)}, r"\(3, 30, 30\)"),
-        ({"grids": np.where(np.arange(30)[:, None, None] == 7, 10, GRIDS)}, "colours outside 0-9, first in grid 7"),
+        ({"grids": np.where(np.arange(30)[:, None, None] == 7, 10, GRIDS)}, "grids: invalid"),
         ({"grids": np.array([Trap()], object)}, "allow_pickle=False"),
-        ({"grids": GRIDS, "split": SPLIT[:-1]}, "split: invalid"),
         ({"grids": GRIDS, "split": np.array(["train", "dev"])[SPLIT % 2]}, "split: invalid"),
         ({"grids": GRIDS, "task": np.zeros((30, 2))}, "task: invalid"),
-        ({**SHAPED, "shape": [[16, 16], [17, 16]]}, "shape: invalid"),
-        ({**SHAPED, "shape": [[16, 16], [15, 16]]}, "colours outside its rectangle"),
+        ({"grids": GRIDS, "shape": np.full((30, 2), 17)}, "shape: invalid"),
         ({"ids": np.zeros((3, 4)), "grammar": TEXT}, "ids: invalid"),
         ({"ids": np.array([[3, 7, 11], [3, 7, 7]]), "grammar": TEXT}, "row 1, step 2: rule 7"),
-        ({"ids": np.full((1, 3), 2**16 + 3), "grammar": TEXT}, "row 0, step 0: rule 65539"),
-        ({"ids": DRAWN.x, "lhs": np.array([0] * 12), "padding": 11}, "lhs: invalid"),
     ],
 )
 def test_unusable_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, Any], message: str):
@@ -118,12 +109,9 @@ def test_unusable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "c.npy": pickle.dumps(Trap()),
         "e.txt": b"0 1 2",
         "f.json": b"not json",
-        "g.json": b"[" * 100_000,
         "h.json": b'{"a": 3}',
-        **{
-            f"grid{n}.json": b'{"train": [{"input": %b}]}' % grid
-            for n, grid in enumerate((b"[[1], [2, 3]]", b"[[10]]"))
-        },
+        "grid.json": b'{"train": [{"input": [[1], [2, 3]]}]}',
+        "colour.json": b'{"train": [{"input": [[10]]}]}',
         "large.json": json.dumps({"test": [{"input": [[0] * 17]}]}).encode(),
     }.items():
         (tmp_path / name).write_bytes(content)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 
 from arcvae_cli.data.arrays import SPLITS, canvas_keys

@@ -1,15 +1,16 @@
-from __future__ import annotations
-
 import dataclasses
 import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from arcvae_cli import conditions
+from arcvae_cli.conditions import PLACE
+from arcvae_cli.models import hierarchical
 from arcvae_cli.models.base import Batch, Output
-from arcvae_cli.models.hierarchical import AXES, SIDE, SYMMETRIES, Conditions, ConstraintLayer, HierarchicalVAE, reflect
+from arcvae_cli.models.hierarchical import AXES, SIDE, SYMMETRIES, HierarchicalVAE, constrained_decode, reflect
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import HierarchicalSettings, ObjectiveSettings
 
@@ -24,11 +25,11 @@ def make(**settings: object) -> HierarchicalVAE:
     return model.eval()
 
 
-def grids(count: int) -> torch.Tensor:
+def grids(count: int) -> Tensor:
     return torch.randint(0, 10, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(1))
 
 
-def given(count: int, *texts: str) -> torch.Tensor:
+def given(count: int, *texts: str) -> Tensor:
     return torch.from_numpy(conditions.encode(conditions.parse(texts), count))
 
 
@@ -56,7 +57,7 @@ def test_each_weight_acts_on_its_own_level_alone() -> None:
     """With one weight 0 and the other 1 the gradient is that of the reconstruction and the one KL, to the last bit."""
     model, objective, batch = make(), Objective(ObjectiveSettings()), Batch(grids(8))
 
-    def gradients(level: str | None, **betas: float) -> list[torch.Tensor]:
+    def gradients(level: str | None, **betas: float) -> list[Tensor]:
         model.zero_grad(set_to_none=True)
         torch.manual_seed(5)
         output: Output = model(batch)
@@ -99,23 +100,15 @@ def test_conditions_on_cells_are_satisfied(loud: float) -> None:
     model = make()
     with torch.no_grad():
         model.decoder.leave.weight.mul_(loud)
-    for text in (
-        *(
-            "colours=0",
-            "colours=9",
-            "colours=3 red=yes",
-            "height=5 width=7",
-            "red=no blue=no",
-            "symmetry=both colours=2",
-        ),
-        *("symmetry=ud height=5", "symmetry=both height=5 width=4 colours=1", "symmetry=lr height=3 width=1"),
-    ):
+    colours = ["colours=0", "colours=9", "colours=3 red=yes", "red=no blue=no", "symmetry=both colours=2"]
+    extents = ["height=5 width=7", "symmetry=ud height=5", "symmetry=lr height=3 width=1"]
+    for text in (*colours, *extents, "symmetry=both height=5 width=4 colours=1"):
         wanted, told = conditions.parse(text.split()), given(20, *text.split())
         with torch.no_grad():
             logits = model.decode(model.prior(20, conditions=told), told)
         drawn = logits.argmax(1).to(torch.uint8).numpy()
         for name, value in wanted.items():
-            column = conditions.attributes(drawn)[:, conditions.PLACE[name]]
+            column = conditions.attributes(drawn)[:, PLACE[name]]
             if name.startswith("symmetry"):
                 assert (column[drawn.any(axis=(1, 2))] == value).all(), text
             elif value == 0 or not name.startswith("colour_"):  # upper bounds: no logit rules out that a cell is black
@@ -142,7 +135,7 @@ def test_training_never_masks_the_true_grid() -> None:
 
 def test_logits_are_averaged_with_their_mirror_image() -> None:
     """In training too, softly: a cell and its image under the axis have the same logits where all weight is on one."""
-    obey = ConstraintLayer(4).train()
+    obey = hierarchical.ConstraintLayer(4).train()
     with torch.no_grad():
         obey.axes.bias.zero_()[9] = 60.0  # left-right: cell j and cell 9 - j
     logits = obey(torch.randn(1, 10, SIDE, SIDE), torch.zeros(1, 4), given(1, "symmetry_lr=yes", "symmetry_ud=no"))
@@ -151,7 +144,7 @@ def test_logits_are_averaged_with_their_mirror_image() -> None:
 
 
 def test_conditions_are_the_sum_of_their_rows_with_its_gradient() -> None:
-    layer = Conditions(7).double()
+    layer = hierarchical.Conditions(7).double()
     chosen = given(5, "colours=3", "symmetry=lr", "height=4")
     chosen[2] = conditions.NOT_GIVEN
     plain = layer.table(chosen + layer.offsets).sum(dim=1)
@@ -171,3 +164,61 @@ def test_reflect_matches_einsum_with_gradients(which: int, formula: str) -> None
     torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-12)
     gradients = [torch.autograd.grad(out, (x, axes), weights) for out in (own, plain)]
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def random_logits(count: int, black: float) -> Tensor:
+    """Mostly black, as grids are."""
+    logits = torch.randn(count, 10, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] += black
+    return logits
+
+
+def decoded(logits: Tensor, *texts: str) -> tuple[Tensor, Tensor]:
+    """The grids under these conditions, and their attributes."""
+    found = constrained_decode(logits, given(len(logits), *texts))
+    return found, torch.from_numpy(conditions.attributes(found.to(torch.uint8).numpy()))
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_missing_colours_are_added_at_the_lowest_cost(count: int) -> None:
+    logits = random_logits(20, black=30.0)
+    assert torch.equal(decoded(logits, "objects=3")[0], logits.argmax(1)), "cells that no condition is on"
+    found, measured = decoded(logits, f"colours={count}")
+    assert (measured[:, PLACE["colours"]] == count).all()
+    assert ((found > 0).sum(dim=(1, 2)) == count).all(), "no more cells are changed than have to be"
+    gain = logits[:, 1:] - logits[:, :1]
+    for one, index in zip(found, gain.flatten(1).argmax(dim=1).tolist(), strict=True):
+        assert one.flatten()[index % SIDE**2] == index // SIDE**2 + 1
+
+
+def test_required_colours_come_first_excluded_ones_never_and_the_last_cell_of_a_colour_stays() -> None:
+    _, measured = decoded(random_logits(20, black=30.0), "red=yes", "colours=2", "blue=no")
+    assert measured[:, [PLACE["colour_2"], PLACE["colour_1"], PLACE["colours"]]].tolist() == [[1, 0, 2]] * 20
+    logits = torch.zeros(1, 10, SIDE, SIDE)
+    logits[:, 0] = 20.0
+    logits[0, 3, 2, 2] = 30.0  # the only cell that is not black
+    logits[0, 5, 2, 2] = 29.0  # where 5 would be cheapest
+    logits[0, 5, 9, 9] = 15.0
+    found = decoded(logits, "colours=2")[0][0]
+    assert (found[2, 2], found[9, 9]) == (3, 5) and (found > 0).sum() == 2
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 7), (16, 1), (16, 16)])
+def test_the_last_row_and_column_are_coloured(height: int, width: int) -> None:
+    logits = random_logits(8, black=3.0)
+    logits[:, 0, height - 1], logits[:, 0, :, width - 1] = 30.0, 30.0
+    logits[:, 1:, height:], logits[:, 1:, :, width:] = 0.0, 0.0
+    logits[:, 0, height:], logits[:, 0, :, width:] = 60.0, 60.0  # as the decoder leaves what lies beyond
+    _, measured = decoded(logits, f"height={height}", f"width={width}")
+    assert (measured[:, PLACE["height"]] == height).all() and (measured[:, PLACE["width"]] == width).all()
+
+
+@pytest.mark.parametrize("dims", [(2,), (3,), (2, 3)])
+def test_a_symmetric_grid_stays_symmetric(dims: tuple[int, ...]) -> None:
+    logits = random_logits(10, black=20.0)
+    logits[:, 4] += 19.0  # some of it
+    for dim in dims:
+        logits = (logits + logits.flip(dim)) / 2
+    found, measured = decoded(logits, "colours=4")
+    assert (measured[:, PLACE["colours"]] == 4).all()
+    assert all(torch.equal(found, found.flip(dim - 1)) for dim in dims)

@@ -1,7 +1,5 @@
 """The pushdown automaton against a plain Python stack, rule for rule."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np
@@ -13,11 +11,10 @@ from arcvae_cli.grammar import Grammar, Rules, read_grammar
 from arcvae_cli.models.pushdown import Pushdown
 
 CODES = 80
-Floats = np.ndarray
 EQUATIONS, SMILES = read_grammar("equations"), read_grammar("smiles")
 
 
-def plain(rules: Rules, logits: Floats, noise: Floats | None, budget: bool) -> tuple[list[int], bool]:
+def plain(rules: Rules, logits: np.ndarray, noise: np.ndarray | None, budget: bool) -> tuple[list[int], bool]:
     """One derivation (T,) of logits (T, P) and noise (T, K) with a stack of symbols, and whether it came to an end."""
     fewest = [10**6] * len(rules.symbols)  # rules that finish a symbol: looked for until nothing changes
     for _ in rules.symbols:
