@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ import typer
 
 from arcvae_cli.commands.options import TABLE, JsonOption, QuietOption, SetOption, complete, own_names, with_flags
 from arcvae_cli.errors import InputError, nearest
-from arcvae_cli.files import is_file, read_lines
+from arcvae_cli.files import atomic_write, is_file, read_lines
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
 from arcvae_cli.settings import GRID_POSITIONS, elbo_scale
@@ -77,34 +77,30 @@ def schedule_preview(
         raise InputError(f"--plot {plot}: not a .png file", f"use {plot.with_suffix('.png').name}")
     layers = [set_layer(assignments or []), flags]
     documents = [document(name, layers, run, runs, steps) for name in dict.fromkeys(names)]
-    for one in documents:
-        if one["shortfall"] is not None:
-            console.warn(f"{one['name']}: {one['shortfall']}")
+    for one in [one for one in documents if one["shortfall"]]:
+        console.warn(f"{one['name']}: {one['shortfall']}")
     if csv_file is not None:
         write_csv(csv_file, documents)
     if plot is not None:
         from arcvae_cli.render.plots import save_curves
 
-        scales = {scale_of(one) for one in documents}
-        title = ", ".join(one["name"] for one in documents)
-        save_curves(plot, curves(documents), title, scales.pop() if len(scales) == 1 else None)
+        (scale, *others), title = {one["elbo_scale"] for one in documents}, ", ".join(one["name"] for one in documents)
+        save_curves(plot, curves(documents), title, None if others else scale)
     console.json({"schedules": documents})
     show(documents, console)
-    for file in (csv_file, plot):
-        if file is not None:
-            console.note(f"wrote {file}")
+    for file in filter(None, (csv_file, plot)):
+        console.note(f"wrote {file}")
 
 
 def document(name: str, layers: Sequence[Layer], run: str | None, runs: Path, steps: int) -> Document:
     """The schedule of a name, with flags and `--set` on top, and the record of a run."""
-    source, scale = "schedule", None
-    if name in preset_names() or is_file(Path(name)) or is_file(Path(name) / "config.toml"):
-        source = "preset" if name in preset_names() else "file"
+    source, scale = "preset" if name in preset_names() else "file", None
+    if source == "preset" or is_file(Path(name)) or is_file(Path(name) / "config.toml"):
         settings = resolve(name, environment_layer(), *layers).settings  # the environment counts as for `train`
         scale = elbo_scale(settings)
     elif name in SCHEDULES:
         wanted = Layer(name, {"schedule": {"name": name}, "train": {"epochs": EPOCHS}})
-        settings = resolve(None, wanted, *layers).settings
+        source, settings = "schedule", resolve(None, wanted, *layers).settings
     else:
         fix = f"{nearest(name, _known_names())}presets and schedules: {', '.join(_known_names())}"
         raise InputError(f"{name}: no such preset, file or schedule", fix)
@@ -115,9 +111,8 @@ def document(name: str, layers: Sequence[Layer], run: str | None, runs: Path, st
     levels: dict[str, Any] = {}
     series: dict[str, Callable[[float], float]] = {}
     for level, part in schedule.parts.items():
-        facts: dict[str, Any] = {"description": part.describe(), "start": part(0.0)}
-        facts |= {"peak": part.peak, "first_peak": part.first_peak, "period": part.period}
-        levels[level or "beta"] = facts | {"reached": part.max_beta_seen(epochs)}
+        facts = {"description": part.describe(), "start": part(0.0), "peak": part.peak, "first_peak": part.first_peak}
+        levels[level or "beta"] = facts | {"period": part.period, "reached": part.max_beta_seen(epochs)}
         if isinstance(part, Feedback):
             levels[level or "beta"] |= {"quantity": part.quantity, "bounds": part.bounds}
             series[f"{level}_target".lstrip("_")] = part.setpoint
@@ -159,12 +154,6 @@ def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
     return found
 
 
-def scale_of(one: Document) -> float | None:
-    """The factor from beta to the ELBO-scale beta, None if there is no such scale."""
-    scale: float | None = one["elbo_scale"]
-    return 1.0 if one["source"] == "schedule" else scale
-
-
 def each_level(documents: Sequence[Document]) -> Iterator[tuple[Document, str, str | None, list[float], Any]]:
     """Every schedule with each of its levels: what a loop controls, beta or its target, and the record of a run."""
     for one in documents:
@@ -189,7 +178,7 @@ def show(documents: Sequence[Document], console: Console) -> None:
     """Print the parameters, a chart for each unit, and a table of the key epochs of each schedule."""
     for one in documents:
         console.lines([f"{one['name']} ({'preset, ' * (one['source'] == 'preset')}schedule {one['schedule']['name']})"])
-        scale, per = scale_of(one), one["schedule"]["per"]
+        scale, per = one["elbo_scale"], one["schedule"]["per"]
         for level, facts in one["levels"].items():
             bounds = facts.get("bounds", [facts["peak"]])
             beta, scaled = (" to ".join(f"{bound * by:.4g}" for bound in bounds) for by in (1.0, scale or 1.0))
@@ -198,7 +187,7 @@ def show(documents: Sequence[Document], console: Console) -> None:
             summary = f"peak {beta}, first at epoch {facts['first_peak']:g}{period}, set every {per}"
             if "bounds" in facts:
                 summary = f"beta depends on the run (--run shows one), set every step, from {beta}"
-            if scale is None:
+            if scale is None and one["source"] != "schedule":
                 summary += ", no ELBO scale (focal loss or class weights)"
             label = "" if level == "beta" else f"{level}: "
             console.lines([f"  {label}{facts['description']}", f"  {summary}"])
@@ -208,9 +197,9 @@ def show(documents: Sequence[Document], console: Console) -> None:
         console.lines(["", *chart(own, max(one["epochs"] for one in documents), console)])
     for one in documents:
         console.lines([f"{one['name']}, {one['epochs']} epochs"] * (len(documents) > 1))
-        series, scale = [key for key in one["curve"] if key != "epoch"], scale_of(one)
-        open_levels = [level for level, facts in one["levels"].items() if "quantity" not in facts]
-        rows, scaled_levels = [], [] if scale in (None, 1.0) else open_levels
+        series, scale = [key for key in one["curve"] if key != "epoch"], one["elbo_scale"]
+        scaled_levels = [level for level in series if level in one["levels"] and scale not in (None, 1.0)]
+        rows = []
         for known in one["key_epochs"]:
             values = [known[key] for key in series] + [known[level] * scale for level in scaled_levels]
             rows.append([f"{known['epoch']:g}", *(f"{value:.4g}" for value in values), known["what"]])
@@ -222,13 +211,11 @@ def show(documents: Sequence[Document], console: Console) -> None:
 
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
-    """Curves of one unit over the epochs: braille on a terminal in colour or of one curve, else ASCII characters."""
+    """Curves of one unit over the epochs, each of its own character, on a terminal of its own colour too."""
     from plotille import Canvas, color  # its Figure would import NumPy
 
     out = console.out
     colour = out.is_terminal and out.color_system is not None and not out.no_color
-    plain = not out.is_terminal or out.is_dumb_terminal or out.options.ascii_only
-    braille = not plain and (colour or len(curves) == 1)
     low, top = min(0.0, *(min(values) for *_, values, _ in curves)), max(max(values) for *_, values, _ in curves)
     labels = {0: f"{top:.3g}", HEIGHT // 2: f"{(low + top) / 2:.3g}", HEIGHT - 1: f"{low:.3g}"}
     margin = max(map(len, labels.values()))
@@ -237,17 +224,14 @@ def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
     height = ((top - low) or 1.0) * dots[1] / (dots[1] - 1)
     canvas = Canvas(5 * fifth, HEIGHT, 0, low, last * dots[0] / (dots[0] - 1), low + height)
     legend = []
-    for index, (label, _, epochs, values, _) in enumerate(curves):
-        marker, ink = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)] if colour else None
-        points = list(zip(epochs, values, strict=True))
+    for (label, _, epochs, values, _), marker, name in zip(curves, cycle(MARKERS), cycle(COLOURS), strict=False):
+        ink, points = name if colour else None, list(zip(epochs, values, strict=True))
+        parts = max(1, 400 // len(points))
         for start, end in pairwise([points[0], *points]):
-            if braille:
-                canvas.line(*start, *end, color=ink)
-                continue
-            for i in range(parts := max(1, 400 // len(points))):
+            for i in range(parts):
                 place = (a + (b - a) * (i + 1) / parts for a, b in zip(start, end, strict=True))
                 canvas.point(*place, color=ink, marker=marker)
-        legend.append(color(f"{'--' if braille else marker} {label}", fg=ink, no_color=not colour))
+        legend.append(color(f"{marker} {label}", fg=ink, no_color=not colour))
     rows = canvas.plot("\n").replace("\N{BRAILLE PATTERN BLANK}", " ").split("\n")
     lines = [f"{labels.get(row, ''):>{margin}} |{text}".rstrip() for row, text in enumerate(rows)]
     numbers = "".join(f"{last * i / 5:<{fifth}.4g}" for i in range(5))
@@ -271,8 +255,5 @@ def write_csv(path: Path, documents: Sequence[Document]) -> None:
             elbo = None if scale is None or beta is None else beta * scale
             row = [one["name"], level, f"{epoch:.10g}", beta, elbo, quantity, target if quantity else None, value]
             rows.append(row[:width])
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([columns[:width], *rows])
-    except OSError as error:
-        raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns[:width], *rows])

@@ -52,7 +52,8 @@ class Schedule(BaseModel, ABC):
 
     def summit(self) -> tuple[float, float]:
         """`first_peak` and `peak`."""
-        return 0.0, float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
+        top = float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
+        return math.fsum(getattr(self, key) for key in self.times) if top else 0.0, top
 
     @property
     def peak(self) -> float:
@@ -74,9 +75,12 @@ class Schedule(BaseModel, ABC):
         return self.period
 
     def describe(self) -> str:
-        """The parameters and their values."""
-        table = self.model_dump(by_alias=True, exclude={"name", "per"}).items()
-        return ", ".join(f"{key} = {format(value, 'g') if isinstance(value, float) else value}" for key, value in table)
+        """The parameters and their values; of schedules within this one, behind semicolons, their names too."""
+        fields = [(key.rstrip("_"), value) for key, value in self if key not in ("name", "per")]
+        inner = [f"{key}: {part.name}, {part.describe()}" for key, part in fields if isinstance(part, Schedule)]
+        plain = [(key, value) for key, value in fields if not isinstance(value, Schedule)]
+        own = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain)
+        return "; ".join([own, *inner] if own else inner)
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         """The epochs after 0 at which the curve changes, at least those up to `until`, and what happens there."""
@@ -89,8 +93,10 @@ class Schedule(BaseModel, ABC):
 
     def max_beta_seen(self, epochs: float) -> float:
         """The largest beta in a run of so many epochs: at its whole epochs, or with `per = "step"` at its steps."""
+        if self.quantity or (self.per == "step" and epochs > self.first_peak):
+            return self.peak
         if self.per == "step":
-            return self.peak if epochs > self.first_peak else self(self.argmax(epochs))
+            return self(self.argmax(epochs))
         return max((self(float(epoch)) for epoch in range(1, int(epochs) + 1)), default=self(0.0))
 
     def warning(self, epochs: float) -> str | None:
@@ -167,9 +173,6 @@ class LinearWarmup(Schedule):
             return 0.0
         return self.max_beta if elapsed >= self.ramp_epochs else self.max_beta * elapsed / self.ramp_epochs
 
-    def summit(self) -> tuple[float, float]:
-        return self.warmup_epochs + self.ramp_epochs if self.max_beta else 0.0, self.max_beta
-
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         yield self.warmup_epochs, "warm-up ends"
         yield self.first_peak, "first peak"
@@ -208,9 +211,6 @@ class Linear(Schedule):
         if epoch <= 0:
             return 0.0
         return self.max_beta if epoch >= self.warmup_epochs else self.max_beta * self.share(epoch / self.warmup_epochs)
-
-    def summit(self) -> tuple[float, float]:
-        return self.warmup_epochs if self.max_beta else 0.0, self.max_beta
 
 
 class Cosine(Linear):
