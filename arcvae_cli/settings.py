@@ -143,12 +143,9 @@ KUSNER = {"encoder_hidden": 435, "encoder_kernel": [9, 9, 11], "encoder_channels
 KUSNER |= {"decoder_hidden": 501, "decoder_dropout": 0.0}
 """Sizes of `arch = kusner` where none are given; those of `enhanced` are the defaults."""
 
-Kernels = Annotated[
-    Kernel | Annotated[tuple[Kernel, ...], Field(strict=False)], _either("integers from 1 to 255: one, or a list")
-]
-Widths = Annotated[
-    Width | Annotated[tuple[Width, ...], Field(strict=False)], _either("integers from 1 to 4096: one, or a list")
-]
+Kernels = Annotated[tuple[Kernel, ...], Field(strict=False)]
+Widths = Annotated[tuple[Width, ...], Field(strict=False)]
+SIZE = _either("an integer or a list, of kernels from 1 to 255, of channels from 1 to 4096")
 
 
 class GrammarSettings(ModelSettings):
@@ -160,8 +157,8 @@ class GrammarSettings(ModelSettings):
     arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the latent vector")
     encoder_hidden: Width = Field(256, description="channels (enhanced) or width of the dense layer (kusner: 435)")
     encoder_conv_layers: Depth = Field(3, description="convolutions over the steps of a derivation")
-    encoder_kernel: Kernels = Field((3, 5, 7), description="width of all or each convolution")
-    encoder_channels: Widths | None = Field(None, description="channels of all or each convolution of kusner")
+    encoder_kernel: Annotated[Kernel | Kernels, SIZE] = Field((3, 5, 7), description="width of all or each convolution")
+    encoder_channels: Annotated[Width | Widths | None, SIZE] = Field(None, description="of each convolution of kusner")
     decoder_hidden: Width = Field(384, description="units of a GRU layer (kusner: 501)")
     decoder_layers: Depth = Field(3, description="GRU layers")
     decoder_dropout: Fraction = Field(0.2, description="dropout between the GRU layers (kusner: 0)")
@@ -180,7 +177,7 @@ class GrammarSettings(ModelSettings):
                 yield (
                     key,
                     f"{len(given)} numbers for {layers} layers",
-                    "change one of them; the layers are model.encoder_conv_layers",
+                    "change it or model.encoder_conv_layers",
                 )
         if enhanced and self.encoder_channels is not None:
             yield "encoder_channels", "arch = enhanced has encoder_hidden channels", "remove it, or use arch=kusner"

@@ -179,6 +179,8 @@ def test_levels() -> None:
     betas = {level: part(5) for level, part in both.by_level(levels).items()}
     assert betas == pytest.approx({"global": 0.005, "local": 0.00690983})
     assert both.peaks(("local", "global")) == {"local": 0.02, "global": 0.01}
+    local = "local: cyclical, max_beta 0.02, min_beta 0, cycle_length 25, wave cosine, ramp_fraction 0.5"
+    assert both.describe() == f"global: cosine, max_beta 0.01, warmup_epochs 10; {local}"
     assert (both.peak, both.first_peak, both.cycle(3)) == (0.02, 12.5, 25)
     with pytest.raises(ValueError, match="levels global and local, not z"):
         both.by_level(("z",))

@@ -7,19 +7,17 @@ from dataclasses import replace
 from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from arcvae_cli.commands.options import TABLE, JsonOption, QuietOption, SetOption, complete, own_names, with_flags
+from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError, nearest
 from arcvae_cli.files import atomic_write, is_file, read_lines
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
 from arcvae_cli.settings import GRID_POSITIONS, elbo_scale
-
-if TYPE_CHECKING:
-    from arcvae_cli.console import Console
 
 EPOCHS, STEPS = 100, 100  # of a schedule by its name, and steps of an epoch; a preset has its own epochs
 MOST_ROWS, HEIGHT = 16, 11  # lines of the table and of a chart
@@ -70,8 +68,6 @@ def schedule_preview(
     of the ELBO, the ELBO-scale beta is shown too. The beta of kl_capacity, controlvae and geco depends on the run:
     their target is shown, and with --run the values that a run recorded.
     """
-    from arcvae_cli.console import Console
-
     console = Console(quiet=quiet, as_json=as_json)
     if plot is not None and plot.suffix.lower() != ".png":
         raise InputError(f"--plot {plot}: not a .png file", f"use {plot.with_suffix('.png').name}")

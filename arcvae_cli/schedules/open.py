@@ -357,7 +357,7 @@ class WarmRestart(Schedule):
 
     def interval(self, epoch: float) -> tuple[float, float]:
         """The restart at or before an epoch (0 if there was none) and the one after it."""
-        return next((last, restart) for last, restart in self.intervals() if restart > epoch + NEAR)
+        return next(both for both in self.intervals() if both[1] > epoch + NEAR)
 
     def __call__(self, epoch: float) -> float:
         return self.base(max(epoch - self.interval(epoch)[0], 0.0))
