@@ -131,10 +131,8 @@ def test_a_mistake_in_a_preset_names_file_key_and_expectation(tmp_path: Path, te
 def test_a_mistake_names_its_origin_once() -> None:
     layer = flag_layer({"--beta-max": ("schedule.max_beta", 0.5)})
     assert expect_refused("--beta-max: schedule.max_beta: unknown key", "baseline", layer).startswith("--beta-max")
-    sentence = "grammar needs strings, but the corpus arc contains grids"
-    assert expect_refused("", None, flag_layer({"--model": ("model.name", "grammar")})).startswith(
-        f"--model: {sentence}"
-    )
+    layer = flag_layer({"--model": ("model.name", "grammar")})
+    expect_refused("--model: grammar needs strings, but the corpus arc contains grids", None, layer)
     expect_refused("--lr: train.lr_min: 1e-05 is above", None, flag_layer({"--lr": ("train.lr", 1e-7)}))
     layer = flag_layer({"--threads": ("train.threads", 0)})
     expect_refused("--threads: train.threads: should be auto or an integer from 1 to 1024, got 0", None, layer)
