@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, pairwise
@@ -22,6 +22,7 @@ from arcvae_cli.settings import GRID_POSITIONS, elbo_scale
 EPOCHS, STEPS = 100, 100  # of a schedule by its name, and steps of an epoch; a preset has its own epochs
 MOST_ROWS, HEIGHT = 16, 11  # lines of the table and of a chart
 UNITS = {"beta": "beta", "kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
+COLUMNS = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", "quantity", "target", "value"]  # of --csv
 MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 
 VIEW, OUTPUT = "The view", "Output"  # panels of the help
@@ -69,27 +70,34 @@ def schedule_preview(
     their target is shown, and with --run the values that a run recorded.
     """
     console = Console(quiet=quiet, as_json=as_json)
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise InputError(f"--plot {plot}: not a .png file", f"use {plot.with_suffix('.png').name}")
     layers = [set_layer(assignments or []), flags]
-    documents = [document(name, layers, run, runs, steps) for name in dict.fromkeys(names)]
+    made = [document(name, layers, run, runs, steps) for name in dict.fromkeys(names)]
+    documents, curves = [one for one, _, _ in made], [curve for _, some, _ in made for curve in some]
     for one in [one for one in documents if one["shortfall"]]:
         console.warn(f"{one['name']}: {one['shortfall']}")
     if csv_file is not None:
-        write_csv(csv_file, documents)
+        import csv
+
+        width = len(COLUMNS) if any(one["closed_loop"] for one in documents) else 5
+        with atomic_write(csv_file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(
+                row[:width] for row in [COLUMNS, *(row for _, _, rows in made for row in rows)]
+            )
     if plot is not None:
         from arcvae_cli.render.plots import save_curves
 
         (scale, *others), title = {one["elbo_scale"] for one in documents}, ", ".join(one["name"] for one in documents)
-        save_curves(plot, curves(documents), title, None if others else scale)
+        save_curves(plot, curves, title, None if others else scale)
     console.json({"schedules": documents})
-    show(documents, console)
-    for file in filter(None, (csv_file, plot)):
-        console.note(f"wrote {file}")
+    show(documents, curves, console)
+    for path in filter(None, (csv_file, plot)):
+        console.note(f"wrote {path}")
 
 
-def document(name: str, layers: Sequence[Layer], run: str | None, runs: Path, steps: int) -> Document:
-    """The schedule of a name, with flags and `--set` on top, and the record of a run."""
+def document(
+    name: str, layers: Sequence[Layer], run: str | None, runs: Path, steps: int
+) -> tuple[Document, list[Curve], list[list[Any]]]:
+    """The schedule of a name, with flags, `--set` and the record of a run: for `--json`, a chart and `--csv`."""
     source, scale = "preset" if name in preset_names() else "file", None
     if source == "preset" or is_file(Path(name)) or is_file(Path(name) / "config.toml"):
         settings = resolve(name, environment_layer(), *layers).settings  # the environment counts as for `train`
@@ -104,29 +112,40 @@ def document(name: str, layers: Sequence[Layer], run: str | None, runs: Path, st
     by_step = schedule.per == "step" and not isinstance(schedule, Feedback)
     within = steps if by_step else 1
     points = [epoch + (step + 1) / within for epoch in range(epochs) for step in range(within)]
-    levels: dict[str, Any] = {}
-    series: dict[str, Callable[[float], float]] = {}
-    for level, part in schedule.parts.items():
-        facts = {"description": part.describe(), "start": part(0.0), "peak": part.peak, "first_peak": part.first_peak}
-        levels[level or "beta"] = facts | {"period": part.period, "reached": part.max_beta_seen(epochs)}
-        if isinstance(part, Feedback):
-            levels[level or "beta"] |= {"quantity": part.quantity, "bounds": part.bounds}
-            series[f"{level}_target".lstrip("_")] = part.setpoint
-        else:
-            series[level or "beta"] = part
     events: dict[float, list[str]] = {0.0: ["start"]} if by_step else {1.0: ["first epoch"]}
     for epoch, text in [*schedule.events(epochs), (float(epochs), "last epoch")]:
         if 0 < epoch <= epochs:
             events.setdefault(epoch, []).append(text)
+    key_epochs: list[dict[str, Any]] = [{"epoch": at, "what": ", ".join(what)} for at, what in sorted(events.items())]
+    records = {} if run is None else read_run(run, runs, schedule)
+    levels, values, rows = {}, {"epoch": points}, []
+    curves: list[Curve] = []
+    for level, part in schedule.parts.items():
+        facts = {"description": part.describe(), "start": part(0.0), "peak": part.peak, "first_peak": part.first_peak}
+        facts |= {"period": part.period, "reached": part.max_beta_seen(epochs)}
+        curve: Callable[[float], float] = part
+        key, label, quantity, reached = level or "beta", f"{name} {level}".rstrip(), part.quantity, {}
+        record, unit = records.get(key), UNITS[quantity or "beta"]
+        levels[key] = facts
+        if isinstance(part, Feedback):
+            facts |= {"quantity": quantity, "bounds": part.bounds}
+            curve, key = part.setpoint, f"{level}_target".lstrip("_")
+        values[key] = [curve(epoch) for epoch in points]
+        key_epochs = [{**known, key: curve(known["epoch"])} for known in key_epochs]
+        curves.append((f"{label} target" if quantity else label, unit, points, values[key], quantity is not None))
+        if record and quantity:
+            curves.append((f"{label} recorded", unit, record["epoch"], record["value"], False))
+            reached = dict(zip(record["epoch"], zip(record["beta"], record["value"], strict=True), strict=True))
+        if record:
+            curves.append((f"{label} recorded", "beta", record["epoch"], record["beta"], False))
+        for epoch, target in zip(points, values[key], strict=True):
+            beta, value = reached.get(epoch, (None, None)) if quantity else (target, None)
+            elbo = None if scale is None or beta is None else beta * scale
+            rows.append([name, level, f"{epoch:.10g}", beta, elbo, quantity, target if quantity else None, value])
     found: Document = {"name": name, "source": source, "schedule": schedule.model_dump(mode="json", by_alias=True)}
     found |= {"epochs": epochs, "elbo_scale": scale, "closed_loop": schedule.closed_loop}
-    found |= {"shortfall": schedule.warning(epochs), "levels": levels}
-    found["key_epochs"] = [
-        {"epoch": epoch, "what": ", ".join(texts), **{key: at(epoch) for key, at in series.items()}}
-        for epoch, texts in sorted(events.items())
-    ]
-    found["curve"] = {"epoch": points, **{key: [at(epoch) for epoch in points] for key, at in series.items()}}
-    return found if run is None else {**found, "run": {"name": run, "levels": read_run(run, runs, schedule)}}
+    found |= {"shortfall": schedule.warning(epochs), "levels": levels, "key_epochs": key_epochs, "curve": values}
+    return found | ({"run": {"name": run, "levels": records}} if run else {}), curves, rows
 
 
 def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
@@ -150,27 +169,7 @@ def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
     return found
 
 
-def each_level(documents: Sequence[Document]) -> Iterator[tuple[Document, str, str | None, list[float], Any]]:
-    """Every schedule with each of its levels: what a loop controls, beta or its target, and the record of a run."""
-    for one in documents:
-        for level, facts in one["levels"].items():
-            quantity, records = facts.get("quantity"), one["run"]["levels"] if "run" in one else {}
-            series = f"{level}_target".removeprefix("beta_") if quantity else level
-            yield one, level.removeprefix("beta"), quantity, one["curve"][series], records.get(level)
-
-
-def curves(documents: Sequence[Document]) -> list[Curve]:
-    """The curves of a chart: beta or a target, and what a run recorded."""
-    found: list[Curve] = []
-    for one, level, quantity, values, record in each_level(documents):
-        label, unit, target = f"{one['name']} {level}".rstrip(), UNITS[quantity or "beta"], quantity is not None
-        found.append((label + " target" * target, unit, one["curve"]["epoch"], values, target))
-        recorded = ([(unit, "value")] * target + [("beta", "beta")]) * (record is not None)
-        found += [(f"{label} recorded", axis, record["epoch"], record[key], False) for axis, key in recorded]
-    return found
-
-
-def show(documents: Sequence[Document], console: Console) -> None:
+def show(documents: Sequence[Document], curves: Sequence[Curve], console: Console) -> None:
     """Print the parameters, a chart for each unit, and a table of the key epochs of each schedule."""
     for one in documents:
         console.lines([f"{one['name']} ({'preset, ' * (one['source'] == 'preset')}schedule {one['schedule']['name']})"])
@@ -187,9 +186,8 @@ def show(documents: Sequence[Document], console: Console) -> None:
                 summary += ", no ELBO scale (focal loss or class weights)"
             label = "" if level == "beta" else f"{level}: "
             console.lines([f"  {label}{facts['description']}", f"  {summary}"])
-    every = curves(documents)
-    for unit in dict.fromkeys(unit for _, unit, *_ in every):
-        own = [curve for curve in every if curve[1] == unit]
+    for unit in dict.fromkeys(unit for _, unit, *_ in curves):
+        own = [curve for curve in curves if curve[1] == unit]
         console.lines(["", *chart(own, max(one["epochs"] for one in documents), console)])
     for one in documents:
         console.lines([f"{one['name']}, {one['epochs']} epochs"] * (len(documents) > 1))
@@ -233,23 +231,3 @@ def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
     numbers = "".join(f"{last * i / 5:<{fifth}.4g}" for i in range(5))
     lines += [f"{'':{margin}} +{'-' * 5 * fifth}", f"{'':{margin}}  {numbers}{last:g} epochs"]
     return [curves[0][1], *lines, *(["   ".join(legend)] if len(curves) > 1 else [])]
-
-
-def write_csv(path: Path, documents: Sequence[Document]) -> None:
-    """A row for every schedule, level and epoch or step; empty where there is no value."""
-    import csv
-
-    columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", "quantity", "target", "value"]
-    width = 8 if any(one["closed_loop"] for one in documents) else 5
-    rows = []
-    for one, level, quantity, values, record in each_level(documents):
-        scale, recorded = one["elbo_scale"], {}
-        if quantity and record:
-            recorded = dict(zip(record["epoch"], zip(record["beta"], record["value"], strict=True), strict=True))
-        for epoch, target in zip(one["curve"]["epoch"], values, strict=True):
-            beta, value = recorded.get(epoch, (None, None)) if quantity else (target, None)
-            elbo = None if scale is None or beta is None else beta * scale
-            row = [one["name"], level, f"{epoch:.10g}", beta, elbo, quantity, target if quantity else None, value]
-            rows.append(row[:width])
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns[:width], *rows])

@@ -89,7 +89,6 @@ def test_a_short_run_gets_a_warning_on_stderr(preview: Run) -> None:
     [
         ("cyclcal", "did you mean cyclical"),
         ("controlvae --run x", "--run x: no metrics.jsonl"),
-        ("cyclical --plot a.jpeg", "use a.png"),
     ],
 )
 def test_mistakes(preview: Run, arguments: str, words: str) -> None:
