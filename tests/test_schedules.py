@@ -204,7 +204,7 @@ def test_inner_tables_have_no_per() -> None:
     ("name", "params", "text"),
     [
         ("nothing", {}, "unknown schedule 'nothing': the schedules are constant, linear_warmup, "),
-        ("cyclical", {"cycle_lenght": 3}, "cycle_lenght: unknown key 'cycle_lenght'; did you mean cycle_length?"),
+        ("cyclical", {"cycle_lenght": 3}, "schedule cyclical: cycle_lenght: unknown key 'cycle_lenght'"),
         ("cyclical", {"min_beta": 0.5}, "schedule cyclical: expected min_beta <= max_beta, got 0.5, 0.1"),
         ("warm_restart", {"restart_interval": 0.5}, "expected restart_unit <= restart_interval"),
         ("hierarchical", {"local": {"name": "linear", "per": "step"}}, "local: unknown key 'per': set it in the table"),

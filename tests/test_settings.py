@@ -22,23 +22,6 @@ def expect_refused(match: str, preset: str | None = None, *layers: Layer) -> str
     return str(caught.value)
 
 
-def test_the_defaults_are_those_of_the_specification() -> None:
-    found = resolve().settings.table()
-    objective = {"reconstruction": "cross_entropy", "reduction": "sum", "kl_reduction": "sum", "free_bits": 0.0}
-    train = {"epochs": 50, "batch_size": 128, "lr": 0.001, "lr_schedule": "cosine", "lr_min": 1e-5, "patience": 10}
-    expected = {
-        "data": {"name": "arc", "size": 100000, "seed": 0, "augment": True},
-        "model": {"name": "grid", "latent_dim": 10, "body": "plain", "dropout": 0.0, "posterior": "softplus"},
-        "objective": {**objective, "class_weights": "none", "free_bits_mode": "per_dim"},
-        "schedule": {"name": "linear_warmup", "per": "epoch", "max_beta": 0.5, "warmup_epochs": 10, "ramp_epochs": 50},
-        "train": {**train, "monitor": "val/loss_selection", "device": "auto", "precision": "auto", "engine": "auto"},
-        "checkpoint": {"every_epochs": 10, "save_top_k": 3},
-        "log": {"every_n_steps": 50, "images_every": 5, "tensorboard": False, "wandb": "auto"},
-    }
-    assert found.keys() == expected.keys()
-    assert {name: {key: found[name][key] for key in table} for name, table in expected.items()} == expected
-
-
 UNWRITTEN = {"device", "precision", "engine", "threads", "save_minutes", "focal_gamma", "seed", "ramp_fraction"}
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from functools import reduce
-from operator import getitem
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -247,18 +245,12 @@ SCHEDULES: dict[str, type[Schedule]] = {kind.model_fields["name"].default: kind 
 
 
 def build_schedule(table: Mapping[str, Any]) -> Schedule:
-    """A schedule from its table of `name` and parameters; ValueError with the valid names, keys or range."""
+    """A schedule from its table of `name` and parameters; ValueError with the valid names or range."""
     name = str(table.get("name"))
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: the schedules are {', '.join(SCHEDULES)}")
-
-    def keys(path: list[str]) -> list[str]:
-        fields = SCHEDULES[reduce(getitem, path, table)["name"]].model_fields
-        return [field.alias or key for key, field in fields.items()]
-
     try:
         return SCHEDULES[name].model_validate(dict(table))
     except ValidationError as error:
-        key, problem, fix = first_fault(error, keys)
-        where = f"schedule {name}: {key}" if key else f"schedule {name}"
-        raise ValueError(f"{where}: {problem}" + (f"; {fix}" if fix else "")) from None
+        key, problem, _ = first_fault(error, lambda _: SCHEDULES[name].model_fields)
+        raise ValueError(": ".join(filter(None, (f"schedule {name}", key, problem)))) from None
