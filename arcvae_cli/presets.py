@@ -71,14 +71,12 @@ def preset_layers(name: str | None, beside: Path | None = None, seen: tuple[Path
     if not name:
         return []
     path = find_preset(name, beside)
-    chain = (*seen, path.resolve())
+    chain, values = (*seen, path.resolve()), read_toml(path)
     if chain[-1] in seen:
         raise InputError(f"{path}: circular extends: {' -> '.join(p.name for p in chain)}")
-    values = read_toml(path)
-    values.pop("description", None)
     below = preset_layers(str(values.pop("extends", "")), path.parent, chain)
     origin = f"presets/{path.name}" if path.parent == preset_folder() else str(path)
-    return [*below, {key: (value, origin) for key, value in leaves(values)}]
+    return [*below, {key: (value, origin) for key, value in leaves(values) if key != "description"}]
 
 
 def parse_value(text: str) -> Any:
@@ -184,4 +182,4 @@ def json_schema() -> Table:
         named["anyOf"] = named.pop("oneOf")  # without a name, which what it extends may give, more than one fits
     own = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}
     texts = {key: {"type": "string", "description": text} for key, text in own.items()}
-    return {**schema, "title": "arcvae preset", "properties": {**texts, **schema["properties"]}}
+    return {**schema, "title": "arcvae preset", "properties": texts | schema["properties"]}
