@@ -52,12 +52,9 @@ def _either(text: str) -> WrapValidator:  # one sentence, not a fault for each a
 
 Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Width = Annotated[int, Field(ge=1, le=4096)]  # above, a single layer takes gigabytes
-Depth = Annotated[int, Field(ge=1, le=64)]
 Kernel = Annotated[int, Field(ge=1, le=255)]
-Thread = Annotated[int, Field(ge=1, le=1024)]
-Threads = Annotated[Literal["auto"] | Thread, _either("auto or an integer from 1 to 1024")]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -156,11 +153,11 @@ class GrammarSettings(ModelSettings):
     latent_dim: Width = Field(56, description="dimensions of the latent vector")
     arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the latent vector")
     encoder_hidden: Width = Field(256, description="channels (enhanced) or width of the dense layer (kusner: 435)")
-    encoder_conv_layers: Depth = Field(3, description="convolutions over the steps of a derivation")
+    encoder_conv_layers: int = Field(3, ge=1, le=64, description="convolutions over the steps of a derivation")
     encoder_kernel: Annotated[Kernel | Kernels, SIZE] = Field((3, 5, 7), description="width of all or each convolution")
     encoder_channels: Annotated[Width | Widths | None, SIZE] = Field(None, description="of each convolution of kusner")
     decoder_hidden: Width = Field(384, description="units of a GRU layer (kusner: 501)")
-    decoder_layers: Depth = Field(3, description="GRU layers")
+    decoder_layers: int = Field(3, ge=1, le=64, description="GRU layers")
     decoder_dropout: Fraction = Field(0.2, description="dropout between the GRU layers (kusner: 0)")
     posterior_noise: float = Field(1.0, ge=1e-4, le=1, description="factor on the sampled noise; 0.01 in the 2017 code")
 
@@ -215,15 +212,14 @@ class ObjectiveSettings(SettingsTable):
     free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field("per_dim", description="KL that lambda bounds")
     free_bits_by_level: dict[str, NotNegative] = Field({}, description="free_bits by level, where it differs")
 
-    def floor(self, level: str) -> float:
-        """Free bits of a level, in nats."""
+    def floor(self, level: str) -> float:  # of a level, in nats
         return self.free_bits_by_level.get(level, self.free_bits)
 
 
 class TrainSettings(SettingsTable):
     """Optimisation."""
 
-    epochs: Size = Field(50, description="passes over the training split")
+    epochs: int = Field(50, ge=1, le=1_000_000, description="passes over the training split")
     batch_size: Count = Field(128, description="examples of a step")
     lr: Positive = Field(1e-3, description="learning rate at the start")
     lr_schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -238,7 +234,9 @@ class TrainSettings(SettingsTable):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
     engine: Literal["auto", "eager", "compile", "graph"] = Field("auto", description="how a step runs")
-    threads: Threads = Field("auto", description="CPU threads; auto times one and all first and takes the faster")
+    threads: Annotated[Literal["auto"] | Threads, _either("auto or an integer from 1 to 1024")] = Field(
+        "auto", description="CPU threads; auto times one and all before the first step and takes the faster"
+    )
     save_minutes: NotNegative = Field(10.0, description="minutes between saves within an epoch; 0 for none")
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:

@@ -207,7 +207,11 @@ def test_inner_tables_have_no_per() -> None:
         ("cyclical", {"cycle_lenght": 3}, "schedule cyclical: cycle_lenght: unknown key 'cycle_lenght'"),
         ("cyclical", {"min_beta": 0.5}, "schedule cyclical: expected min_beta <= max_beta, got 0.5, 0.1"),
         ("warm_restart", {"restart_interval": 0.5}, "expected restart_unit <= restart_interval"),
-        ("hierarchical", {"local": {"name": "linear", "per": "step"}}, "local: unknown key 'per': set it in the table"),
+        (
+            "hierarchical",
+            {"local": {"name": "linear", "per": "step"}},
+            "schedule hierarchical: per is a key of this table alone",
+        ),
         ("hierarchical", {"global_scheduler": {"type": "linear", "max_beta": -1}}, "global.max_beta: should be"),
     ],
 )

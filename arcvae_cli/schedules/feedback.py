@@ -201,7 +201,7 @@ class Geco(Feedback):
 
 
 Loops = KLCapacity | ControlVAE | Geco
-Part = Annotated[Open | Loops, Field(discriminator="name"), INNER[0], INNER[1]]
+Part = Annotated[Open | Loops, Field(discriminator="name"), INNER]
 
 
 class Hierarchical(Schedule):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice, takewhile
 from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapSerializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WrapSerializer, model_validator
 from typing_extensions import Self
 
 Beta = Annotated[float, Field(ge=0, le=1e6, strict=True)]
@@ -41,6 +41,8 @@ class Schedule(BaseModel, ABC):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
+        if any(isinstance(part, Schedule) and "per" in part.model_fields_set for _, part in self):
+            raise ValueError("per is a key of this table alone, not of a schedule within it")
         values = [getattr(self, field) for field in self.ascending]
         if values != sorted(values):
             raise ValueError(f"expected {' <= '.join(self.ascending)}, got {', '.join(f'{v:g}' for v in values)}")
@@ -313,18 +315,8 @@ class Cyclical(Schedule):
             yield i * self.cycle_length + self.rise, f"peak {i + 1}"
 
 
-def _no_per(table: Any) -> Any:
-    if isinstance(table, Mapping) and "per" in table:
-        raise ValueError("unknown key 'per': set it in the table around this one")
-    return table
-
-
-def _without_per(part: Any, handler: Any) -> dict[str, Any]:
-    return {key: value for key, value in handler(part).items() if key != "per"}
-
-
-INNER = BeforeValidator(_no_per), WrapSerializer(_without_per)
-"""Annotations of a schedule within another: `per` belongs to the outer table alone."""
+INNER = WrapSerializer(lambda part, handler: {key: value for key, value in handler(part).items() if key != "per"})
+"""Annotation of a schedule within another: `per` belongs to the outer table alone."""
 
 Warmups = LinearWarmup | UltraConservative | Aggressive
 Curve = Constant | Warmups | ThreePhase | Linear | Cosine | Exponential | Sigmoid | Cyclical
@@ -342,7 +334,7 @@ class WarmRestart(Schedule):
     restart_interval: Annotated[Length, Field(description="epochs to the first restart")] = 40.0
     restart_multiplier: Annotated[float, Field(ge=1, le=100, strict=True, description="growth of the intervals")] = 1.2
     restart_unit: Annotated[Length, Field(description="epochs; restarts are rounded to multiples of it")] = 1.0
-    base: Annotated[Curve, Field(discriminator="name"), INNER[0], INNER[1]] = Field(
+    base: Annotated[Curve, Field(discriminator="name"), INNER] = Field(
         default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0)
     )
 
@@ -391,8 +383,8 @@ class WarmRestart(Schedule):
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         yield self.first_peak, "first peak"
-        restarts = takewhile(lambda interval: interval[0] <= until, self.intervals())
-        yield from ((restart, f"restart {i}") for i, (restart, _) in enumerate(restarts))
+        for i, (restart, _) in enumerate(takewhile(lambda interval: interval[0] <= until, self.intervals())):
+            yield restart, f"restart {i}"
 
 
 Open = Curve | WarmRestart
