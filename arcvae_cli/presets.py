@@ -153,7 +153,8 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
         voided = [key.removesuffix("name") for key in named if values[key][0] != before[key]]
         if "model.arch" in values and values["model.arch"][0] != found.get("model.arch", (GrammarSettings().arch,))[0]:
             voided += [f"model.{size}" for size in SIZES]
-        found = {key: value for key, value in found.items() if not key.startswith(tuple(voided))} | values
+        kept = {key: value for key, value in found.items() if key not in values and not key.startswith(tuple(voided))}
+        found = kept | values
     found = {key: (value, origin) for key, (value, origin) in found.items() if value is not None}
     origins, merged = {key: origin for key, (_, origin) in found.items()}, nested(found)
     try:
@@ -166,8 +167,9 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
         fix = f"did you mean {elsewhere[0]}.{last}? {fix}" if elsewhere else fix
     # the origin of the value, else of the table around it, of a key within it, or of a key that its default contradicts
     around = [given for given in sorted(origins, key=len, reverse=True) if f"{key}.".startswith(f"{given}.")]
-    related = [given for given in origins if given.startswith(f"{key}.")]
-    related += [given for given in origins if given in f"{problem} {fix}".split()]
+    latest = list(reversed(origins))
+    related = [given for given in latest if given.startswith(f"{key}.")]
+    related += [given for given in latest if given in f"{problem} {fix}".split()]
     where = next((origins[one] for one in [*around, *related]), "settings")
     raise InputError(
         ": ".join([where, problem] if not key or where.endswith(f" {key}") else [where, key, problem]), fix

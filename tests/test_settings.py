@@ -117,6 +117,7 @@ def test_a_mistake_names_its_origin_once() -> None:
     layer = flag_layer({"--model": ("model.name", "grammar")})
     expect_refused("--model: grammar needs strings, but the corpus arc contains grids", None, layer)
     expect_refused("--lr: train.lr_min: 1e-05 is above", None, flag_layer({"--lr": ("train.lr", 1e-7)}))
+    expect_refused("--beta-min: schedule: expected", "cyclical", flag_layer({"--beta-min": ("schedule.min_beta", 5.0)}))
     layer = flag_layer({"--threads": ("train.threads", 0)})
     expect_refused("--threads: train.threads: should be auto or an integer from 1 to 1024, got 0", None, layer)
 
