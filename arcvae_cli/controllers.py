@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from arcvae_cli.schedules import Feedback, Schedule
-from arcvae_cli.schedules.feedback import Quantity, bound_ahead, is_held
+from arcvae_cli.schedules.feedback import Quantity, is_held
 
 WHOLE_EPOCH = 0.95  # share of steps at a bound that counts as the whole epoch, since single batches vary
 REMEDIES = {
@@ -41,7 +41,8 @@ class Target:
     @property
     def note(self) -> str | None:
         """What to do about a target out of reach: beta is at the bound that leads to it."""
-        if not self.missed or self.bound != bound_ahead(self.quantity, self.value > self.target):
+        ahead = "max" if (self.value > self.target) == (self.quantity == "kl") else "min"
+        if not self.missed or self.bound != ahead:
             return None
         what = f"{self.level} {'KL' if self.quantity == 'kl' else self.quantity}".lstrip()
         why = f"{self.value:.4g} nats, target {self.target:.4g}, out of reach with beta at its {self.bound}"

@@ -16,8 +16,8 @@ from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, known_keys
 
 PRESET_BYTES = 64 * 1024  # largest preset read
-ENVIRONMENT = "ARCVAE_"
 OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
+Values = dict[str, tuple[Any, str]]  # by dotted key, the value and its origin
 
 
 class Layer(NamedTuple):
@@ -66,18 +66,17 @@ def read_toml(path: Path) -> Table:
         raise InputError(f"{path}: unreadable, or not valid TOML: {error}") from error
 
 
-def preset_layers(name: str, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """A preset after those it extends."""
+def preset_layers(name: str | None, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Values]:
+    """The values of a preset after those it extends."""
+    if not name:
+        return []
     path = find_preset(name, beside)
-    chain = (*seen, path.resolve())
+    chain, values = (*seen, path.resolve()), read_toml(path)
     if chain[-1] in seen:
         raise InputError(f"{path}: circular extends: {' -> '.join(p.name for p in chain)}")
-    values = read_toml(path)
-    values.pop("description", None)
-    base = str(values.pop("extends", ""))
-    below = preset_layers(base, path.parent, chain) if base else []
+    below = preset_layers(str(values.pop("extends", "")), path.parent, chain)
     origin = f"presets/{path.name}" if path.parent == preset_folder() else str(path)
-    return [*below, Layer(origin, values)]
+    return [*below, {key: (value, origin) for key, value in leaves(values) if key != "description"}]
 
 
 def parse_value(text: str) -> Any:
@@ -103,7 +102,7 @@ def leaves(table: Table, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def nested(values: Mapping[str, tuple[Any, str]]) -> Table:
+def nested(values: Values) -> Table:
     """The tables of values with their origins, by dotted key."""
     tables: Table = {}
     for key, (value, origin) in values.items():
@@ -132,8 +131,8 @@ def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
     """The layer of variables such as `ARCVAE_TRAIN__LR=0.0005`: two underscores stand for the dot."""
     values = {}
     for name, text in sorted((os.environ if environment is None else environment).items()):
-        if name.startswith(ENVIRONMENT) and name not in OTHER_VARIABLES:
-            key = name.removeprefix(ENVIRONMENT).lower().replace("__", ".")
+        if name.startswith("ARCVAE_") and name not in OTHER_VARIABLES:
+            key = name.removeprefix("ARCVAE_").lower().replace("__", ".")
             values[name] = key, parse_value(text.strip())
     return flag_layer(values, "environment")
 
@@ -141,17 +140,21 @@ def environment_layer(environment: Mapping[str, str] | None = None) -> Layer:
 def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     """Settings from defaults, a preset with what it extends, and further layers, a later one winning.
 
-    A further layer that names another schedule or model voids the presets' keys of that table. Raises InputError.
+    Where a preset, or what the layers say together, changes the name of a schedule or model (or the architecture of
+    one), the keys below it (or the sizes) start from their defaults. Raises InputError.
     """
-    found: dict[str, tuple[Any, str]] = {}  # by dotted key, the value and its origin
-    for layer in preset_layers(preset) if preset else []:
-        found = laid(found, layer)
-    for table, default in NAMED.items():
-        names = [value for layer in layers for key, value in leaves(layer.values) if key == f"{table}.name"]
-        if names and names[-1] != found.get(f"{table}.name", (default,))[0]:
-            found = {key: value for key, value in found.items() if not key.startswith(f"{table}.")}
+    found: Values = {}
+    given: Values = {}
     for layer in layers:
-        found = laid(found, layer)
+        given |= {key: (value, layer.origins.get(key, layer.origin)) for key, value in leaves(layer.values)}
+    for values in [*preset_layers(preset), given]:
+        named = [key for key in values if key.endswith(".name") and key.startswith(tuple(NAMED))]
+        before = {key: found.get(key, (NAMED.get(key.removesuffix(".name"), values[key][0]),))[0] for key in named}
+        voided = [key.removesuffix("name") for key in named if values[key][0] != before[key]]
+        if "model.arch" in values and values["model.arch"][0] != found.get("model.arch", (GrammarSettings().arch,))[0]:
+            voided += [f"model.{size}" for size in SIZES]
+        kept = {key: value for key, value in found.items() if key not in values and not key.startswith(tuple(voided))}
+        found = kept | values
     found = {key: (value, origin) for key, (value, origin) in found.items() if value is not None}
     origins, merged = {key: origin for key, (_, origin) in found.items()}, nested(found)
     try:
@@ -162,22 +165,15 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
         last = key.rpartition(".")[2]
         elsewhere = [table for table in Settings.model_fields if last in known_keys([table], {})]
         fix = f"did you mean {elsewhere[0]}.{last}? {fix}" if elsewhere else fix
-    # the origin of the value, else of the table around it, else of a key within it
+    # the origin of the value, else of the table around it, of a key within it, or of a key that its default contradicts
     around = [given for given in sorted(origins, key=len, reverse=True) if f"{key}.".startswith(f"{given}.")]
-    within = [given for given in origins if given.startswith(f"{key}.")]
-    where = next((origins[one] for one in [*around, *within]), "default")
-    raise InputError(f"{where}: {problem}" if where.endswith(f" {key}") else f"{where}: {key}: {problem}", fix)
-
-
-def laid(found: dict[str, tuple[Any, str]], layer: Layer) -> dict[str, tuple[Any, str]]:
-    """The values of a layer laid over those found so far. A schedule or a model whose `name` changes starts anew."""
-    values = dict(leaves(layer.values))
-    names = [key for key in values if key.endswith(".name") and key.startswith(tuple(NAMED))]
-    voided = [key.removesuffix("name") for key in names if found.get(key, (values[key],))[0] != values[key]]
-    if values.get("model.arch") not in (None, found.get("model.arch", (GrammarSettings().arch,))[0]):
-        voided += [f"model.{size}" for size in SIZES]
-    kept = {key: value for key, value in found.items() if not key.startswith(tuple(voided))}
-    return kept | {key: (value, layer.origins.get(key, layer.origin)) for key, value in values.items()}
+    latest = list(reversed(origins))
+    related = [given for given in latest if given.startswith(f"{key}.")]
+    related += [given for given in latest if given in f"{problem} {fix}".split()]
+    where = next((origins[one] for one in [*around, *related]), "settings")
+    raise InputError(
+        ": ".join([where, problem] if not key or where.endswith(f" {key}") else [where, key, problem]), fix
+    )
 
 
 def json_schema() -> Table:
@@ -188,4 +184,4 @@ def json_schema() -> Table:
         named["anyOf"] = named.pop("oneOf")  # without a name, which what it extends may give, more than one fits
     own = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}
     texts = {key: {"type": "string", "description": text} for key, text in own.items()}
-    return {**schema, "title": "arcvae preset", "properties": {**texts, **schema["properties"]}}
+    return {**schema, "title": "arcvae preset", "properties": texts | schema["properties"]}

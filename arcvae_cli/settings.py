@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -40,12 +40,21 @@ class SettingsTable(BaseModel):
         return self
 
 
+def _either(text: str) -> WrapValidator:  # one sentence, not a fault for each alternative of a union
+    def check(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError("either", "should be {text}", {"text": text}) from None
+
+    return WrapValidator(check)
+
+
 Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Width = Annotated[int, Field(ge=1, le=4096)]  # above, a single layer takes gigabytes
-Depth = Annotated[int, Field(ge=1, le=64)]
 Kernel = Annotated[int, Field(ge=1, le=255)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -133,6 +142,7 @@ KUSNER |= {"decoder_hidden": 501, "decoder_dropout": 0.0}
 
 Kernels = Annotated[tuple[Kernel, ...], Field(strict=False)]
 Widths = Annotated[tuple[Width, ...], Field(strict=False)]
+SIZE = _either("an integer or a list, of kernels from 1 to 255, of channels from 1 to 4096")
 
 
 class GrammarSettings(ModelSettings):
@@ -143,11 +153,11 @@ class GrammarSettings(ModelSettings):
     latent_dim: Width = Field(56, description="dimensions of the latent vector")
     arch: Literal["kusner", "enhanced"] = Field("enhanced", description="layers around the latent vector")
     encoder_hidden: Width = Field(256, description="channels (enhanced) or width of the dense layer (kusner: 435)")
-    encoder_conv_layers: Depth = Field(3, description="convolutions over the steps of a derivation")
-    encoder_kernel: Kernel | Kernels = Field((3, 5, 7), description="width of all or each convolution")
-    encoder_channels: Width | Widths | None = Field(None, description="channels of all or each convolution of kusner")
+    encoder_conv_layers: int = Field(3, ge=1, le=64, description="convolutions over the steps of a derivation")
+    encoder_kernel: Annotated[Kernel | Kernels, SIZE] = Field((3, 5, 7), description="width of all or each convolution")
+    encoder_channels: Annotated[Width | Widths | None, SIZE] = Field(None, description="of each convolution of kusner")
     decoder_hidden: Width = Field(384, description="units of a GRU layer (kusner: 501)")
-    decoder_layers: Depth = Field(3, description="GRU layers")
+    decoder_layers: int = Field(3, ge=1, le=64, description="GRU layers")
     decoder_dropout: Fraction = Field(0.2, description="dropout between the GRU layers (kusner: 0)")
     posterior_noise: float = Field(1.0, ge=1e-4, le=1, description="factor on the sampled noise; 0.01 in the 2017 code")
 
@@ -161,7 +171,11 @@ class GrammarSettings(ModelSettings):
         layers, enhanced = self.encoder_conv_layers, self.arch == "enhanced"
         for key, given in (("encoder_kernel", self.kernels), ("encoder_channels", self.channels)):
             if len(given) != layers:
-                yield key, f"{len(given)} numbers for {layers} layers", "change it or model.encoder_conv_layers"
+                yield (
+                    key,
+                    f"{len(given)} numbers for {layers} layers",
+                    "change it or model.encoder_conv_layers",
+                )
         if enhanced and self.encoder_channels is not None:
             yield "encoder_channels", "arch = enhanced has encoder_hidden channels", "remove it, or use arch=kusner"
         if enhanced and any(kernel % 2 == 0 for kernel in self.kernels):
@@ -198,15 +212,14 @@ class ObjectiveSettings(SettingsTable):
     free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field("per_dim", description="KL that lambda bounds")
     free_bits_by_level: dict[str, NotNegative] = Field({}, description="free_bits by level, where it differs")
 
-    def floor(self, level: str) -> float:
-        """Free bits of a level, in nats."""
+    def floor(self, level: str) -> float:  # of a level, in nats
         return self.free_bits_by_level.get(level, self.free_bits)
 
 
 class TrainSettings(SettingsTable):
     """Optimisation."""
 
-    epochs: Size = Field(50, description="passes over the training split")
+    epochs: int = Field(50, ge=1, le=1_000_000, description="passes over the training split")
     batch_size: Count = Field(128, description="examples of a step")
     lr: Positive = Field(1e-3, description="learning rate at the start")
     lr_schedule: Literal["cosine", "plateau", "constant"] = "cosine"
@@ -221,7 +234,7 @@ class TrainSettings(SettingsTable):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
     engine: Literal["auto", "eager", "compile", "graph"] = Field("auto", description="how a step runs")
-    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+    threads: Annotated[Literal["auto"] | Threads, _either("auto or an integer from 1 to 1024")] = Field(
         "auto", description="CPU threads; auto times one and all before the first step and takes the faster"
     )
     save_minutes: NotNegative = Field(10.0, description="minutes between saves within an epoch; 0 for none")
@@ -290,10 +303,11 @@ class Settings(SettingsTable):
             fix = f"levels: {', '.join(model.levels)}"
             yield f"objective.free_bits_by_level.{level}", f"unknown level of the model {model.name}", fix
         if data.of_strings is not None and data.of_strings != grammar:
-            source = data.prod or data.input or data.path or f"the corpus {data.name}"
-            needs, contains = ("strings", "grids") if grammar else ("a grid corpus", "strings")
-            what = f"the model {model.name} needs {needs}, but {source} contains {contains}"
-            yield "model.name", what, "use another --data, or another --preset or --model"
+            key = next((key for key in ("prod", "input", "path", "grammar") if getattr(data, key) is not None), "name")
+            source = f"the corpus {data.name}" if key == "name" else getattr(data, key)
+            needs, contains = ("strings", "grids") if grammar else ("grids", "strings")
+            problem = f"{model.name} needs {needs}, but {source} contains {contains}"
+            yield "", problem, f"change model.name or data.{key} (--model, --data)"
         if grammar and objective.reduction == "mean":
             yield "objective.reduction", "a mean over rules would weigh each derivation by its length", "use sum"
         if objective.kl_reduction == "mean" and len(model.levels) > 1:

@@ -40,7 +40,7 @@ LONG, SHAPES = "a" * 300, "train --data shapes --set data.size=1000"
         ("train --model gird", "--model: model.name: unknown name 'gird'"),
         ("train --beta-schedule three_phase --beta-max 1", "--beta-max"),
         (f"{SHAPES} --set schedule.name=hierarchical", "schedule.name: schedule hierarchical has the levels"),
-        (f"{SHAPES} --preset minimal", "the model grammar needs strings, but the corpus shapes contains grids"),
+        (f"{SHAPES} --preset minimal", "grammar needs strings, but the corpus shapes contains grids"),
         (f"{SHAPES} --batch-size 5000", "train.batch_size: 5000 is more than the"),
         (f"{SHAPES} --runs-dir {LONG}", LONG),
         (f"evaluate --checkpoint {LONG}", LONG[:100]),

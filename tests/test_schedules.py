@@ -179,6 +179,8 @@ def test_levels() -> None:
     betas = {level: part(5) for level, part in both.by_level(levels).items()}
     assert betas == pytest.approx({"global": 0.005, "local": 0.00690983})
     assert both.peaks(("local", "global")) == {"local": 0.02, "global": 0.01}
+    local = "local: cyclical, max_beta 0.02, min_beta 0, cycle_length 25, wave cosine, ramp_fraction 0.5"
+    assert both.describe() == f"global: cosine, max_beta 0.01, warmup_epochs 10; {local}"
     assert (both.peak, both.first_peak, both.cycle(3)) == (0.02, 12.5, 25)
     with pytest.raises(ValueError, match="levels global and local, not z"):
         both.by_level(("z",))
@@ -202,10 +204,14 @@ def test_inner_tables_have_no_per() -> None:
     ("name", "params", "text"),
     [
         ("nothing", {}, "unknown schedule 'nothing': the schedules are constant, linear_warmup, "),
-        ("cyclical", {"cycle_lenght": 3}, "cycle_lenght: unknown key 'cycle_lenght'; did you mean cycle_length?"),
+        ("cyclical", {"cycle_lenght": 3}, "schedule cyclical: cycle_lenght: unknown key 'cycle_lenght'"),
         ("cyclical", {"min_beta": 0.5}, "schedule cyclical: expected min_beta <= max_beta, got 0.5, 0.1"),
         ("warm_restart", {"restart_interval": 0.5}, "expected restart_unit <= restart_interval"),
-        ("hierarchical", {"local": {"name": "linear", "per": "step"}}, "local: unknown key 'per': set it in the table"),
+        (
+            "hierarchical",
+            {"local": {"name": "linear", "per": "step"}},
+            "schedule hierarchical: per is a key of this table alone",
+        ),
         ("hierarchical", {"global_scheduler": {"type": "linear", "max_beta": -1}}, "global.max_beta: should be"),
     ],
 )

@@ -22,23 +22,6 @@ def expect_refused(match: str, preset: str | None = None, *layers: Layer) -> str
     return str(caught.value)
 
 
-def test_the_defaults_are_those_of_the_specification() -> None:
-    found = resolve().settings.table()
-    objective = {"reconstruction": "cross_entropy", "reduction": "sum", "kl_reduction": "sum", "free_bits": 0.0}
-    train = {"epochs": 50, "batch_size": 128, "lr": 0.001, "lr_schedule": "cosine", "lr_min": 1e-5, "patience": 10}
-    expected = {
-        "data": {"name": "arc", "size": 100000, "seed": 0, "augment": True},
-        "model": {"name": "grid", "latent_dim": 10, "body": "plain", "dropout": 0.0, "posterior": "softplus"},
-        "objective": {**objective, "class_weights": "none", "free_bits_mode": "per_dim"},
-        "schedule": {"name": "linear_warmup", "per": "epoch", "max_beta": 0.5, "warmup_epochs": 10, "ramp_epochs": 50},
-        "train": {**train, "monitor": "val/loss_selection", "device": "auto", "precision": "auto", "engine": "auto"},
-        "checkpoint": {"every_epochs": 10, "save_top_k": 3},
-        "log": {"every_n_steps": 50, "images_every": 5, "tensorboard": False, "wandb": "auto"},
-    }
-    assert found.keys() == expected.keys()
-    assert {name: {key: found[name][key] for key in table} for name, table in expected.items()} == expected
-
-
 UNWRITTEN = {"device", "precision", "engine", "threads", "save_minutes", "focal_gamma", "seed", "ramp_fraction"}
 
 
@@ -131,6 +114,12 @@ def test_a_mistake_in_a_preset_names_file_key_and_expectation(tmp_path: Path, te
 def test_a_mistake_names_its_origin_once() -> None:
     layer = flag_layer({"--beta-max": ("schedule.max_beta", 0.5)})
     assert expect_refused("--beta-max: schedule.max_beta: unknown key", "baseline", layer).startswith("--beta-max")
+    layer = flag_layer({"--model": ("model.name", "grammar")})
+    expect_refused("--model: grammar needs strings, but the corpus arc contains grids", None, layer)
+    expect_refused("--lr: train.lr_min: 1e-05 is above", None, flag_layer({"--lr": ("train.lr", 1e-7)}))
+    expect_refused("--beta-min: schedule: expected", "cyclical", flag_layer({"--beta-min": ("schedule.min_beta", 5.0)}))
+    layer = flag_layer({"--threads": ("train.threads", 0)})
+    expect_refused("--threads: train.threads: should be auto or an integer from 1 to 1024, got 0", None, layer)
 
 
 def test_a_malformed_environment_variable_or_assignment_is_refused() -> None:

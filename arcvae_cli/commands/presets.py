@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from arcvae_cli.commands.options import JsonOption, QuietOption, complete
+from arcvae_cli.console import Console
 from arcvae_cli.presets import environment_layer, find_preset, json_schema, leaves, preset_names, read_toml, resolve
 from arcvae_cli.settings import elbo_scale
 
@@ -17,8 +18,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="List and sho
 @app.command("list")
 def list_presets(quiet: QuietOption = False, as_json: JsonOption = False) -> None:
     """List the shipped presets."""
-    from arcvae_cli.console import Console
-
     console = Console(quiet=quiet, as_json=as_json)
     rows = {name: read_toml(find_preset(name))["description"] for name in preset_names()}
     console.json({"presets": [{"name": name, "description": text} for name, text in rows.items()]})
@@ -32,8 +31,6 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show all settings of a preset with the origin of each value."""
-    from arcvae_cli.console import Console
-
     console = Console(quiet=quiet, as_json=as_json)
     resolved = resolve(name, environment_layer())
     values = resolved.settings.table()
@@ -49,6 +46,4 @@ def show(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a preset, for editors."""
-    from arcvae_cli.console import Console
-
     Console(as_json=True).json(json_schema())

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from arcvae_cli.commands.options import TABLE, JsonOption, QuietOption, SetOption, complete, own_names, with_flags
+from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError, nearest
-from arcvae_cli.files import is_file, read_lines
+from arcvae_cli.files import atomic_write, is_file, read_lines
 from arcvae_cli.presets import Layer, environment_layer, preset_names, resolve, set_layer
 from arcvae_cli.schedules import SCHEDULES, Feedback, Schedule
 from arcvae_cli.settings import GRID_POSITIONS, elbo_scale
 
-if TYPE_CHECKING:
-    from arcvae_cli.console import Console
-
 EPOCHS, STEPS = 100, 100  # of a schedule by its name, and steps of an epoch; a preset has its own epochs
 MOST_ROWS, HEIGHT = 16, 11  # lines of the table and of a chart
 UNITS = {"beta": "beta", "kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
+COLUMNS = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", "quantity", "target", "value"]  # of --csv
 MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 
 VIEW, OUTPUT = "The view", "Output"  # panels of the help
@@ -70,41 +69,42 @@ def schedule_preview(
     of the ELBO, the ELBO-scale beta is shown too. The beta of kl_capacity, controlvae and geco depends on the run:
     their target is shown, and with --run the values that a run recorded.
     """
-    from arcvae_cli.console import Console
-
     console = Console(quiet=quiet, as_json=as_json)
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise InputError(f"--plot {plot}: not a .png file", f"use {plot.with_suffix('.png').name}")
     layers = [set_layer(assignments or []), flags]
-    documents = [document(name, layers, run, runs, steps) for name in dict.fromkeys(names)]
-    for one in documents:
-        if one["shortfall"] is not None:
-            console.warn(f"{one['name']}: {one['shortfall']}")
+    made = [document(name, layers, run, runs, steps) for name in dict.fromkeys(names)]
+    documents, curves = [one for one, _, _ in made], [curve for _, some, _ in made for curve in some]
+    for one in [one for one in documents if one["shortfall"]]:
+        console.warn(f"{one['name']}: {one['shortfall']}")
     if csv_file is not None:
-        write_csv(csv_file, documents)
+        import csv
+
+        width = len(COLUMNS) if any(one["closed_loop"] for one in documents) else 5
+        with atomic_write(csv_file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(
+                row[:width] for row in [COLUMNS, *(row for _, _, rows in made for row in rows)]
+            )
     if plot is not None:
         from arcvae_cli.render.plots import save_curves
 
-        scales = {scale_of(one) for one in documents}
-        title = ", ".join(one["name"] for one in documents)
-        save_curves(plot, curves(documents), title, scales.pop() if len(scales) == 1 else None)
+        (scale, *others), title = {one["elbo_scale"] for one in documents}, ", ".join(one["name"] for one in documents)
+        save_curves(plot, curves, title, None if others else scale)
     console.json({"schedules": documents})
-    show(documents, console)
-    for file in (csv_file, plot):
-        if file is not None:
-            console.note(f"wrote {file}")
+    show(documents, curves, console)
+    for path in filter(None, (csv_file, plot)):
+        console.note(f"wrote {path}")
 
 
-def document(name: str, layers: Sequence[Layer], run: str | None, runs: Path, steps: int) -> Document:
-    """The schedule of a name, with flags and `--set` on top, and the record of a run."""
-    source, scale = "schedule", None
-    if name in preset_names() or is_file(Path(name)) or is_file(Path(name) / "config.toml"):
-        source = "preset" if name in preset_names() else "file"
+def document(
+    name: str, layers: Sequence[Layer], run: str | None, runs: Path, steps: int
+) -> tuple[Document, list[Curve], list[list[Any]]]:
+    """The schedule of a name, with flags, `--set` and the record of a run: for `--json`, a chart and `--csv`."""
+    source, scale = "preset" if name in preset_names() else "file", None
+    if source == "preset" or is_file(Path(name)) or is_file(Path(name) / "config.toml"):
         settings = resolve(name, environment_layer(), *layers).settings  # the environment counts as for `train`
         scale = elbo_scale(settings)
     elif name in SCHEDULES:
         wanted = Layer(name, {"schedule": {"name": name}, "train": {"epochs": EPOCHS}})
-        settings = resolve(None, wanted, *layers).settings
+        source, settings = "schedule", resolve(None, wanted, *layers).settings
     else:
         fix = f"{nearest(name, _known_names())}presets and schedules: {', '.join(_known_names())}"
         raise InputError(f"{name}: no such preset, file or schedule", fix)
@@ -112,30 +112,40 @@ def document(name: str, layers: Sequence[Layer], run: str | None, runs: Path, st
     by_step = schedule.per == "step" and not isinstance(schedule, Feedback)
     within = steps if by_step else 1
     points = [epoch + (step + 1) / within for epoch in range(epochs) for step in range(within)]
-    levels: dict[str, Any] = {}
-    series: dict[str, Callable[[float], float]] = {}
-    for level, part in schedule.parts.items():
-        facts: dict[str, Any] = {"description": part.describe(), "start": part(0.0)}
-        facts |= {"peak": part.peak, "first_peak": part.first_peak, "period": part.period}
-        levels[level or "beta"] = facts | {"reached": part.max_beta_seen(epochs)}
-        if isinstance(part, Feedback):
-            levels[level or "beta"] |= {"quantity": part.quantity, "bounds": part.bounds}
-            series[f"{level}_target".lstrip("_")] = part.setpoint
-        else:
-            series[level or "beta"] = part
     events: dict[float, list[str]] = {0.0: ["start"]} if by_step else {1.0: ["first epoch"]}
     for epoch, text in [*schedule.events(epochs), (float(epochs), "last epoch")]:
         if 0 < epoch <= epochs:
             events.setdefault(epoch, []).append(text)
+    key_epochs: list[dict[str, Any]] = [{"epoch": at, "what": ", ".join(what)} for at, what in sorted(events.items())]
+    records = {} if run is None else read_run(run, runs, schedule)
+    levels, values, rows = {}, {"epoch": points}, []
+    curves: list[Curve] = []
+    for level, part in schedule.parts.items():
+        facts = {"description": part.describe(), "start": part(0.0), "peak": part.peak, "first_peak": part.first_peak}
+        facts |= {"period": part.period, "reached": part.max_beta_seen(epochs)}
+        curve: Callable[[float], float] = part
+        key, label, quantity, reached = level or "beta", f"{name} {level}".rstrip(), part.quantity, {}
+        record, unit = records.get(key), UNITS[quantity or "beta"]
+        levels[key] = facts
+        if isinstance(part, Feedback):
+            facts |= {"quantity": quantity, "bounds": part.bounds}
+            curve, key = part.setpoint, f"{level}_target".lstrip("_")
+        values[key] = [curve(epoch) for epoch in points]
+        key_epochs = [{**known, key: curve(known["epoch"])} for known in key_epochs]
+        curves.append((f"{label} target" if quantity else label, unit, points, values[key], quantity is not None))
+        if record and quantity:
+            curves.append((f"{label} recorded", unit, record["epoch"], record["value"], False))
+            reached = dict(zip(record["epoch"], zip(record["beta"], record["value"], strict=True), strict=True))
+        if record:
+            curves.append((f"{label} recorded", "beta", record["epoch"], record["beta"], False))
+        for epoch, target in zip(points, values[key], strict=True):
+            beta, value = reached.get(epoch, (None, None)) if quantity else (target, None)
+            elbo = None if scale is None or beta is None else beta * scale
+            rows.append([name, level, f"{epoch:.10g}", beta, elbo, quantity, target if quantity else None, value])
     found: Document = {"name": name, "source": source, "schedule": schedule.model_dump(mode="json", by_alias=True)}
     found |= {"epochs": epochs, "elbo_scale": scale, "closed_loop": schedule.closed_loop}
-    found |= {"shortfall": schedule.warning(epochs), "levels": levels}
-    found["key_epochs"] = [
-        {"epoch": epoch, "what": ", ".join(texts), **{key: at(epoch) for key, at in series.items()}}
-        for epoch, texts in sorted(events.items())
-    ]
-    found["curve"] = {"epoch": points, **{key: [at(epoch) for epoch in points] for key, at in series.items()}}
-    return found if run is None else {**found, "run": {"name": run, "levels": read_run(run, runs, schedule)}}
+    found |= {"shortfall": schedule.warning(epochs), "levels": levels, "key_epochs": key_epochs, "curve": values}
+    return found | ({"run": {"name": run, "levels": records}} if run else {}), curves, rows
 
 
 def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
@@ -159,37 +169,11 @@ def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
     return found
 
 
-def scale_of(one: Document) -> float | None:
-    """The factor from beta to the ELBO-scale beta, None if there is no such scale."""
-    scale: float | None = one["elbo_scale"]
-    return 1.0 if one["source"] == "schedule" else scale
-
-
-def each_level(documents: Sequence[Document]) -> Iterator[tuple[Document, str, str | None, list[float], Any]]:
-    """Every schedule with each of its levels: what a loop controls, beta or its target, and the record of a run."""
-    for one in documents:
-        for level, facts in one["levels"].items():
-            quantity, records = facts.get("quantity"), one["run"]["levels"] if "run" in one else {}
-            series = f"{level}_target".removeprefix("beta_") if quantity else level
-            yield one, level.removeprefix("beta"), quantity, one["curve"][series], records.get(level)
-
-
-def curves(documents: Sequence[Document]) -> list[Curve]:
-    """The curves of a chart: beta or a target, and what a run recorded."""
-    found: list[Curve] = []
-    for one, level, quantity, values, record in each_level(documents):
-        label, unit, target = f"{one['name']} {level}".rstrip(), UNITS[quantity or "beta"], quantity is not None
-        found.append((label + " target" * target, unit, one["curve"]["epoch"], values, target))
-        recorded = ([(unit, "value")] * target + [("beta", "beta")]) * (record is not None)
-        found += [(f"{label} recorded", axis, record["epoch"], record[key], False) for axis, key in recorded]
-    return found
-
-
-def show(documents: Sequence[Document], console: Console) -> None:
+def show(documents: Sequence[Document], curves: Sequence[Curve], console: Console) -> None:
     """Print the parameters, a chart for each unit, and a table of the key epochs of each schedule."""
     for one in documents:
         console.lines([f"{one['name']} ({'preset, ' * (one['source'] == 'preset')}schedule {one['schedule']['name']})"])
-        scale, per = scale_of(one), one["schedule"]["per"]
+        scale, per = one["elbo_scale"], one["schedule"]["per"]
         for level, facts in one["levels"].items():
             bounds = facts.get("bounds", [facts["peak"]])
             beta, scaled = (" to ".join(f"{bound * by:.4g}" for bound in bounds) for by in (1.0, scale or 1.0))
@@ -198,19 +182,18 @@ def show(documents: Sequence[Document], console: Console) -> None:
             summary = f"peak {beta}, first at epoch {facts['first_peak']:g}{period}, set every {per}"
             if "bounds" in facts:
                 summary = f"beta depends on the run (--run shows one), set every step, from {beta}"
-            if scale is None:
+            if scale is None and one["source"] != "schedule":
                 summary += ", no ELBO scale (focal loss or class weights)"
             label = "" if level == "beta" else f"{level}: "
             console.lines([f"  {label}{facts['description']}", f"  {summary}"])
-    every = curves(documents)
-    for unit in dict.fromkeys(unit for _, unit, *_ in every):
-        own = [curve for curve in every if curve[1] == unit]
+    for unit in dict.fromkeys(unit for _, unit, *_ in curves):
+        own = [curve for curve in curves if curve[1] == unit]
         console.lines(["", *chart(own, max(one["epochs"] for one in documents), console)])
     for one in documents:
         console.lines([f"{one['name']}, {one['epochs']} epochs"] * (len(documents) > 1))
-        series, scale = [key for key in one["curve"] if key != "epoch"], scale_of(one)
-        open_levels = [level for level, facts in one["levels"].items() if "quantity" not in facts]
-        rows, scaled_levels = [], [] if scale in (None, 1.0) else open_levels
+        series, scale = [key for key in one["curve"] if key != "epoch"], one["elbo_scale"]
+        scaled_levels = [level for level in series if level in one["levels"] and scale not in (None, 1.0)]
+        rows = []
         for known in one["key_epochs"]:
             values = [known[key] for key in series] + [known[level] * scale for level in scaled_levels]
             rows.append([f"{known['epoch']:g}", *(f"{value:.4g}" for value in values), known["what"]])
@@ -222,13 +205,11 @@ def show(documents: Sequence[Document], console: Console) -> None:
 
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
-    """Curves of one unit over the epochs: braille on a terminal in colour or of one curve, else ASCII characters."""
+    """Curves of one unit over the epochs, each of its own character, on a terminal of its own colour too."""
     from plotille import Canvas, color  # its Figure would import NumPy
 
     out = console.out
     colour = out.is_terminal and out.color_system is not None and not out.no_color
-    plain = not out.is_terminal or out.is_dumb_terminal or out.options.ascii_only
-    braille = not plain and (colour or len(curves) == 1)
     low, top = min(0.0, *(min(values) for *_, values, _ in curves)), max(max(values) for *_, values, _ in curves)
     labels = {0: f"{top:.3g}", HEIGHT // 2: f"{(low + top) / 2:.3g}", HEIGHT - 1: f"{low:.3g}"}
     margin = max(map(len, labels.values()))
@@ -237,42 +218,16 @@ def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
     height = ((top - low) or 1.0) * dots[1] / (dots[1] - 1)
     canvas = Canvas(5 * fifth, HEIGHT, 0, low, last * dots[0] / (dots[0] - 1), low + height)
     legend = []
-    for index, (label, _, epochs, values, _) in enumerate(curves):
-        marker, ink = MARKERS[index % len(MARKERS)], COLOURS[index % len(COLOURS)] if colour else None
-        points = list(zip(epochs, values, strict=True))
+    for (label, _, epochs, values, _), marker, name in zip(curves, cycle(MARKERS), cycle(COLOURS), strict=False):
+        ink, points = name if colour else None, list(zip(epochs, values, strict=True))
+        parts = max(1, 400 // len(points))
         for start, end in pairwise([points[0], *points]):
-            if braille:
-                canvas.line(*start, *end, color=ink)
-                continue
-            for i in range(parts := max(1, 400 // len(points))):
+            for i in range(parts):
                 place = (a + (b - a) * (i + 1) / parts for a, b in zip(start, end, strict=True))
                 canvas.point(*place, color=ink, marker=marker)
-        legend.append(color(f"{'--' if braille else marker} {label}", fg=ink, no_color=not colour))
+        legend.append(color(f"{marker} {label}", fg=ink, no_color=not colour))
     rows = canvas.plot("\n").replace("\N{BRAILLE PATTERN BLANK}", " ").split("\n")
     lines = [f"{labels.get(row, ''):>{margin}} |{text}".rstrip() for row, text in enumerate(rows)]
     numbers = "".join(f"{last * i / 5:<{fifth}.4g}" for i in range(5))
     lines += [f"{'':{margin}} +{'-' * 5 * fifth}", f"{'':{margin}}  {numbers}{last:g} epochs"]
     return [curves[0][1], *lines, *(["   ".join(legend)] if len(curves) > 1 else [])]
-
-
-def write_csv(path: Path, documents: Sequence[Document]) -> None:
-    """A row for every schedule, level and epoch or step; empty where there is no value."""
-    import csv
-
-    columns = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", "quantity", "target", "value"]
-    width = 8 if any(one["closed_loop"] for one in documents) else 5
-    rows = []
-    for one, level, quantity, values, record in each_level(documents):
-        scale, recorded = one["elbo_scale"], {}
-        if quantity and record:
-            recorded = dict(zip(record["epoch"], zip(record["beta"], record["value"], strict=True), strict=True))
-        for epoch, target in zip(one["curve"]["epoch"], values, strict=True):
-            beta, value = recorded.get(epoch, (None, None)) if quantity else (target, None)
-            elbo = None if scale is None or beta is None else beta * scale
-            row = [one["name"], level, f"{epoch:.10g}", beta, elbo, quantity, target if quantity else None, value]
-            rows.append(row[:width])
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([columns[:width], *rows])
-    except OSError as error:
-        raise InputError(f"--csv {path}: could not be written ({error.strerror})", "choose another place") from error

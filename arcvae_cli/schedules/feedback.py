@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from functools import reduce
-from operator import getitem
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -23,6 +21,7 @@ Nats = Annotated[float, Field(ge=0, le=1e5, strict=True, description="nats per e
 Gain = Annotated[float, Field(ge=0, le=1e3, strict=True)]
 Multiplier = Annotated[float, Field(gt=0, le=1e9, strict=True)]
 Quantity = Literal["kl", "reconstruction"]
+State = dict[str, Any]  # numbers, or 0-d tensors
 HELD = 0.05  # a target is held where the mean of an epoch is within this share of it
 NEAR_BOUND = 0.01  # share of beta's range that counts as at a bound: the term of a PI controller flickers
 
@@ -40,11 +39,6 @@ PLAIN = SimpleNamespace(  # the operations of a control law on floats, under the
 def is_held(value: float, target: float) -> bool:
     """Whether a mean over an epoch is at its target."""
     return abs(value - target) <= HELD * abs(target)
-
-
-def bound_ahead(quantity: Quantity, above: bool) -> Literal["max", "min"]:
-    """The bound to which beta moves while a quantity is above (or else below) its target."""
-    return "max" if above == (quantity == "kl") else "min"
 
 
 class Feedback(Schedule):
@@ -70,36 +64,34 @@ class Feedback(Schedule):
     def at_bounds(self) -> tuple[float, float]:
         """The betas up to which it counts as at its smallest, and from which on as at its largest."""
         low, high = self.bounds
-        return low + NEAR_BOUND * (high - low), high - NEAR_BOUND * (high - low)
+        if self.quantity == "kl":
+            return low + NEAR_BOUND * (high - low), high - NEAR_BOUND * (high - low)
+        near = (high / low) ** NEAR_BOUND  # beta moves by factors: a share of its range would be many times the least
+        return low * near, high / near
 
     @abstractmethod
-    def begin(self) -> dict[str, float]:
+    def begin(self) -> State:
         """The state before the first step."""
 
     @abstractmethod
-    def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
+    def law(self, ops: Any, state: State, target: Any, kl: Any, reconstruction: Any) -> State:
         """The state after a batch, with the "beta" of its loss; `ops`: `PLAIN` or `torch`; `target`: the setpoint.
 
         Batch means: `kl` in nats per example, before free bits; `reconstruction` in nats per position.
         """
 
-    def observe(
-        self, state: Mapping[str, float], epoch: float, kl: float, reconstruction: float
-    ) -> tuple[dict[str, float], float]:
+    def observe(self, state: State, epoch: float, kl: float, reconstruction: float) -> tuple[State, float]:
         """The state after a batch at `epoch`, and the beta of that batch's loss, in plain Python; see `law`."""
         after = self.law(PLAIN, state, self.setpoint(epoch), kl, reconstruction)
         return after, after["beta"]
 
     def __call__(self, epoch: float) -> float:
         if epoch <= 0:
-            return self.begin()["beta"]
+            return float(self.begin()["beta"])
         raise ValueError(f"{self.name}: beta at epoch {epoch:g} depends on the run: use .observe")
 
     def summit(self) -> tuple[float, float]:
-        return 0.0, self.bounds[1]
-
-    def max_beta_seen(self, epochs: float) -> float:
-        return self.bounds[1]
+        return math.fsum(getattr(self, key) for key in self.times), self.bounds[1]
 
 
 class KLCapacity(Feedback):
@@ -126,19 +118,16 @@ class KLCapacity(Feedback):
     def bounds(self) -> tuple[float, float]:
         return -self.gamma, self.gamma
 
-    def begin(self) -> dict[str, float]:
+    def begin(self) -> State:
         return {"beta": 0.0}
 
-    def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
+    def law(self, ops: Any, state: State, target: Any, kl: Any, reconstruction: Any) -> State:
         return {"beta": self.gamma * ops.sign(kl - target)}
 
-    def summit(self) -> tuple[float, float]:
-        return self.ramp_epochs, self.gamma
-
     def warning(self, epochs: float) -> str | None:
-        ends = f"capacity ends at {self.setpoint(epochs):.3g} of {self.capacity:.3g} nats"
-        late = f"{ends}: the ramp ends at epoch {self.ramp_epochs:g}, the run at {epochs:g}"
-        return late if epochs < self.ramp_epochs else None
+        late = f"the ramp ends at epoch {self.ramp_epochs:g}, the run at {epochs:g}"
+        ends = f"capacity ends at {self.setpoint(epochs):.3g} of {self.capacity:.3g} nats: {late}"
+        return ends if epochs < self.ramp_epochs else None
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         yield self.ramp_epochs, "capacity reached"
@@ -164,10 +153,10 @@ class ControlVAE(Feedback):
     def bounds(self) -> tuple[float, float]:
         return self.min_beta, self.max_beta
 
-    def begin(self) -> dict[str, float]:
+    def begin(self) -> State:
         return {"beta": self.start_beta, "integral": self.start_beta}
 
-    def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
+    def law(self, ops: Any, state: State, target: Any, kl: Any, reconstruction: Any) -> State:
         old, error = state["integral"], target - kl
         proportional = self.kp * ops.sigmoid(-error)
         integral = old + self.ki * error
@@ -199,17 +188,11 @@ class Geco(Feedback):
     def bounds(self) -> tuple[float, float]:
         return 1.0 / self.lambda_max, 1.0 / self.lambda_min
 
-    @property
-    def at_bounds(self) -> tuple[float, float]:
-        low, high = self.bounds  # beta moves by factors: a share of its range would be many times the least beta
-        near = (high / low) ** NEAR_BOUND
-        return low * near, high / near
-
-    def begin(self) -> dict[str, float]:
+    def begin(self) -> State:
         start = self.start_lambda
         return {"beta": 1.0 / start, "log_lambda": math.log(start), "average": 0.0, "begun": 0.0}
 
-    def law(self, ops: Any, state: Mapping[str, Any], target: Any, kl: Any, reconstruction: Any) -> dict[str, Any]:
+    def law(self, ops: Any, state: State, target: Any, kl: Any, reconstruction: Any) -> State:
         past = self.averaging * state["begun"]
         average = past * state["average"] + (1.0 - past) * (reconstruction - target)
         log_lambda = state["log_lambda"] + self.alpha * average
@@ -218,7 +201,7 @@ class Geco(Feedback):
 
 
 Loops = KLCapacity | ControlVAE | Geco
-Part = Annotated[Open | Loops, Field(discriminator="name"), INNER[0], INNER[1]]
+Part = Annotated[Open | Loops, Field(discriminator="name"), INNER]
 
 
 class Hierarchical(Schedule):
@@ -262,18 +245,12 @@ SCHEDULES: dict[str, type[Schedule]] = {kind.model_fields["name"].default: kind 
 
 
 def build_schedule(table: Mapping[str, Any]) -> Schedule:
-    """A schedule from its table of `name` and parameters; ValueError with the valid names, keys or range."""
+    """A schedule from its table of `name` and parameters; ValueError with the valid names or range."""
     name = str(table.get("name"))
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: the schedules are {', '.join(SCHEDULES)}")
-
-    def keys(path: list[str]) -> list[str]:
-        fields = SCHEDULES[reduce(getitem, path, table)["name"]].model_fields
-        return [field.alias or key for key, field in fields.items()]
-
     try:
         return SCHEDULES[name].model_validate(dict(table))
     except ValidationError as error:
-        key, problem, fix = first_fault(error, keys)
-        where = f"schedule {name}: {key}" if key else f"schedule {name}"
-        raise ValueError(f"{where}: {problem}" + (f"; {fix}" if fix else "")) from None
+        key, problem, _ = first_fault(error, lambda _: SCHEDULES[name].model_fields)
+        raise ValueError(": ".join(filter(None, (f"schedule {name}", key, problem)))) from None

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice, takewhile
 from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapSerializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WrapSerializer, model_validator
 from typing_extensions import Self
 
 Beta = Annotated[float, Field(ge=0, le=1e6, strict=True)]
@@ -41,6 +41,8 @@ class Schedule(BaseModel, ABC):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
+        if any(isinstance(part, Schedule) and "per" in part.model_fields_set for _, part in self):
+            raise ValueError("per is a key of this table alone, not of a schedule within it")
         values = [getattr(self, field) for field in self.ascending]
         if values != sorted(values):
             raise ValueError(f"expected {' <= '.join(self.ascending)}, got {', '.join(f'{v:g}' for v in values)}")
@@ -52,7 +54,8 @@ class Schedule(BaseModel, ABC):
 
     def summit(self) -> tuple[float, float]:
         """`first_peak` and `peak`."""
-        return 0.0, float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
+        top = float(getattr(self, "max_beta"))  # noqa: B009 - a field of the subclasses that do not override this
+        return math.fsum(getattr(self, key) for key in self.times) if top else 0.0, top
 
     @property
     def peak(self) -> float:
@@ -74,9 +77,12 @@ class Schedule(BaseModel, ABC):
         return self.period
 
     def describe(self) -> str:
-        """The parameters and their values."""
-        table = self.model_dump(by_alias=True, exclude={"name", "per"}).items()
-        return ", ".join(f"{key} = {format(value, 'g') if isinstance(value, float) else value}" for key, value in table)
+        """The parameters and their values; of schedules within this one, behind semicolons, their names too."""
+        fields = [(key.rstrip("_"), value) for key, value in self if key not in ("name", "per")]
+        inner = [f"{key}: {part.name}, {part.describe()}" for key, part in fields if isinstance(part, Schedule)]
+        plain = [(key, value) for key, value in fields if not isinstance(value, Schedule)]
+        own = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain)
+        return "; ".join([own, *inner] if own else inner)
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         """The epochs after 0 at which the curve changes, at least those up to `until`, and what happens there."""
@@ -89,8 +95,10 @@ class Schedule(BaseModel, ABC):
 
     def max_beta_seen(self, epochs: float) -> float:
         """The largest beta in a run of so many epochs: at its whole epochs, or with `per = "step"` at its steps."""
+        if self.quantity or (self.per == "step" and epochs > self.first_peak):
+            return self.peak
         if self.per == "step":
-            return self.peak if epochs > self.first_peak else self(self.argmax(epochs))
+            return self(self.argmax(epochs))
         return max((self(float(epoch)) for epoch in range(1, int(epochs) + 1)), default=self(0.0))
 
     def warning(self, epochs: float) -> str | None:
@@ -167,9 +175,6 @@ class LinearWarmup(Schedule):
             return 0.0
         return self.max_beta if elapsed >= self.ramp_epochs else self.max_beta * elapsed / self.ramp_epochs
 
-    def summit(self) -> tuple[float, float]:
-        return self.warmup_epochs + self.ramp_epochs if self.max_beta else 0.0, self.max_beta
-
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         yield self.warmup_epochs, "warm-up ends"
         yield self.first_peak, "first peak"
@@ -208,9 +213,6 @@ class Linear(Schedule):
         if epoch <= 0:
             return 0.0
         return self.max_beta if epoch >= self.warmup_epochs else self.max_beta * self.share(epoch / self.warmup_epochs)
-
-    def summit(self) -> tuple[float, float]:
-        return self.warmup_epochs if self.max_beta else 0.0, self.max_beta
 
 
 class Cosine(Linear):
@@ -313,18 +315,8 @@ class Cyclical(Schedule):
             yield i * self.cycle_length + self.rise, f"peak {i + 1}"
 
 
-def _no_per(table: Any) -> Any:
-    if isinstance(table, Mapping) and "per" in table:
-        raise ValueError("unknown key 'per': set it in the table around this one")
-    return table
-
-
-def _without_per(part: Any, handler: Any) -> dict[str, Any]:
-    return {key: value for key, value in handler(part).items() if key != "per"}
-
-
-INNER = BeforeValidator(_no_per), WrapSerializer(_without_per)
-"""Annotations of a schedule within another: `per` belongs to the outer table alone."""
+INNER = WrapSerializer(lambda part, handler: {key: value for key, value in handler(part).items() if key != "per"})
+"""Annotation of a schedule within another: `per` belongs to the outer table alone."""
 
 Warmups = LinearWarmup | UltraConservative | Aggressive
 Curve = Constant | Warmups | ThreePhase | Linear | Cosine | Exponential | Sigmoid | Cyclical
@@ -342,7 +334,7 @@ class WarmRestart(Schedule):
     restart_interval: Annotated[Length, Field(description="epochs to the first restart")] = 40.0
     restart_multiplier: Annotated[float, Field(ge=1, le=100, strict=True, description="growth of the intervals")] = 1.2
     restart_unit: Annotated[Length, Field(description="epochs; restarts are rounded to multiples of it")] = 1.0
-    base: Annotated[Curve, Field(discriminator="name"), INNER[0], INNER[1]] = Field(
+    base: Annotated[Curve, Field(discriminator="name"), INNER] = Field(
         default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0)
     )
 
@@ -357,7 +349,7 @@ class WarmRestart(Schedule):
 
     def interval(self, epoch: float) -> tuple[float, float]:
         """The restart at or before an epoch (0 if there was none) and the one after it."""
-        return next((last, restart) for last, restart in self.intervals() if restart > epoch + NEAR)
+        return next(both for both in self.intervals() if both[1] > epoch + NEAR)
 
     def __call__(self, epoch: float) -> float:
         return self.base(max(epoch - self.interval(epoch)[0], 0.0))
@@ -391,8 +383,8 @@ class WarmRestart(Schedule):
 
     def events(self, until: float) -> Iterator[tuple[float, str]]:
         yield self.first_peak, "first peak"
-        restarts = takewhile(lambda interval: interval[0] <= until, self.intervals())
-        yield from ((restart, f"restart {i}") for i, (restart, _) in enumerate(restarts))
+        for i, (restart, _) in enumerate(takewhile(lambda interval: interval[0] <= until, self.intervals())):
+            yield restart, f"restart {i}"
 
 
 Open = Curve | WarmRestart
