@@ -205,7 +205,7 @@ def show(documents: Sequence[Document], curves: Sequence[Curve], console: Consol
 
 
 def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
-    """Curves of one unit over the epochs, each of its own character, on a terminal of its own colour too."""
+    """Curves of one unit over the epochs: coloured braille on a terminal, else characters."""
     from plotille import Canvas, color  # its Figure would import NumPy
 
     out = console.out
@@ -224,8 +224,8 @@ def chart(curves: Sequence[Curve], last: float, console: Console) -> list[str]:
         for start, end in pairwise([points[0], *points]):
             for i in range(parts):
                 place = (a + (b - a) * (i + 1) / parts for a, b in zip(start, end, strict=True))
-                canvas.point(*place, color=ink, marker=marker)
-        legend.append(color(f"{marker} {label}", fg=ink, no_color=not colour))
+                canvas.point(*place, color=ink, marker=None if colour else marker)  # None: a dot of braille
+        legend.append(color(f"{'--' if colour else marker} {label}", fg=ink, no_color=not colour))
     rows = canvas.plot("\n").replace("\N{BRAILLE PATTERN BLANK}", " ").split("\n")
     lines = [f"{labels.get(row, ''):>{margin}} |{text}".rstrip() for row, text in enumerate(rows)]
     numbers = "".join(f"{last * i / 5:<{fifth}.4g}" for i in range(5))
