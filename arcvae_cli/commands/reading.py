@@ -6,7 +6,7 @@ import gc
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Decoded
-    from arcvae_cli.models.base import Latents
-    from arcvae_cli.models.grammar import Structure
 
 
 def _device(name: str) -> str:
@@ -110,12 +108,7 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
 
 
 def open_named(
-    data: DataSettings,
-    device: torch.device,
-    needs: Sequence[str],
-    console: Console,
-    structure: Structure | None = None,
-    begun: Future[Dataset] | None = None,
+    data: DataSettings, device: Any, needs: Sequence[str], console: Console, structure: Any = None, begun: Any = None
 ) -> Corpus:
     """The corpus of the settings, with rules and length of a model's `structure`; `begun` by `begin_reading`."""
     from arcvae_cli.data.corpora import corpus_name
@@ -123,10 +116,9 @@ def open_named(
 
     if begun is None and unbuilt(data):
         console.note(f"building {corpus_name(data)} (once, some seconds)")
-    rules, length = (None, None) if structure is None else (structure.rules, structure.length)
-    arrays = None if begun is None else begun.result()
+    rules, length = (structure.rules, structure.length) if structure else (None, None)
     with console.counting("parsing") as tell:
-        corpus = open_corpus(data, device, needs, rules, length, tell, console.note, arrays)
+        corpus = open_corpus(data, device, needs, rules, length, tell, console.note, begun and begun.result())
     for note in corpus.notes:
         console.note(note)
     return corpus
@@ -149,16 +141,9 @@ def unbuilt(data: DataSettings) -> bool:
 
 
 def write_decoded(
-    console: Console,
-    loaded: Loaded,
-    decoded: Decoded,
-    latents: Latents,
-    output: Path | None,
-    names: tuple[str, str],
-    asked: Mapping[str, Any],
-    title: str,
+    console: Console, loaded: Loaded, decoded: Decoded, latents: Any, to: Path | None, name: str, asked: Any, title: str
 ) -> None:
-    """Write decoded samples or a path to files, and print them. `names`: of the default folder and of the files.
+    """Write decoded samples or a path to files called `name`, and print them; `asked` goes into the JSON.
 
     The default folder is in the checkpoint's run, or here if it has none, and numbered if there is one already.
     """
@@ -168,20 +153,19 @@ def write_decoded(
     from arcvae_cli import domains
     from arcvae_cli.domains.base import picture_title
 
-    domain, default = domains.of(loaded.model.kind), (loaded.run or Path()) / names[0]
-    numbered = (default.with_name(f"{names[0]}-{number}") for number in itertools.count(2))
-    folder = output or next(path for path in itertools.chain([default], numbered) if not exists(path))
+    domain, default = domains.of(loaded.model.kind), (loaded.run or Path()) / f"{name.removesuffix('s')}s"
+    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
+    folder = to or next(path for path in itertools.chain([default], numbered) if not exists(path))
     usable_folder(folder, "--output")
-    files = {kind: folder / f"{names[1]}.{kind}" for kind in domain.formats}
-    done = "replaced" if any(map(exists, files.values())) else "wrote"
+    files = {kind: folder / f"{name}.{kind}" for kind in domain.formats}
     document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **decoded.facts}
     document["files"] = {kind: str(file) for kind, file in files.items()}
-    arrays = decoded.arrays | {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
+    arrays = decoded.arrays | {f"latents_{level}": value.cpu().numpy() for level, value in latents.items()}
     with atomic_write(files["npz"]) as temporary, temporary.open("wb") as file:  # a name would be given another suffix
         np.savez_compressed(file, **arrays)
     domain.write(files, decoded, document, f"{title}, {picture_title(loaded)}")
     domain.show(console, decoded)
-    alone = names[1] == "samples" and domain.plain and console.piped  # a pipe gets strings and nothing else
+    alone = name == "samples" and domain.plain and console.piped  # a pipe gets strings and nothing else
     (console.note if alone else console.result)(Text(f"{title}: {decoded.summary}"))
-    console.note(f"{done} {', '.join(file.name for file in files.values())} in {folder}")
+    console.note(f"wrote {', '.join(file.name for file in files.values())} to {folder}")
     console.json(document)

@@ -108,20 +108,18 @@ def test_json_strict_and_baselines_of_the_training_corpus(
     assert json.loads(replaced.stdout)["reconstruction"] == document["reconstruction"]
 
 
-@pytest.mark.parametrize("run", ["tiny_run", "equations_run"])
+@pytest.mark.parametrize(("run", "mode"), [("tiny_run", "per_dim"), ("equations_run", "total")])
 def test_a_run_ends_with_a_report(
-    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    run: str, mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     (tmp_path / "images").mkdir()
     loaded = load(request.getfixturevalue(run))
+    objective = loaded.settings.objective.model_copy(update={"free_bits": 0.7, "free_bits_mode": mode})
+    loaded = dataclasses.replace(loaded, settings=loaded.settings.model_copy(update={"objective": objective}))
     document = command.report(loaded, open_corpus(loaded.settings.data), "val", RunFolder(tmp_path), Console())
     assert document == json.loads((tmp_path / "metrics.json").read_text())
     assert (document["run"], document["split"], document["quick"]) == (str(tmp_path), "val", True)
-    assert document["verdict"]["summary"] in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert document["verdict"]["summary"] in shown
+    assert ("free bits 0.7" in shown) is (mode == "per_dim")  # those of the total are the floor of no dimension
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == PLOTS
-    if run == "tiny_run":  # free bits of the total are the floor of no dimension
-        for mode, shown in (("per_dim", True), ("total", False)):
-            objective = loaded.settings.objective.model_copy(update={"free_bits": 0.7, "free_bits_mode": mode})
-            settings = loaded.settings.model_copy(update={"objective": objective})
-            command._show(Console(), dataclasses.replace(loaded, settings=settings), document)
-            assert ("free bits 0.7" in capsys.readouterr().out) is shown

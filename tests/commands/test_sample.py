@@ -79,7 +79,7 @@ def test_conditions_reach_the_model_and_are_counted(
     assert last.endswith(f"colours=3, symmetry_lr=yes in {counts[0]}, without conditions in {counts[1]}")
     found = int(satisfies(attributes(arc_splits["train"]), {"colour_2": 1}).sum())
     result, *_ = draw(arcvae, hierarchy_run, tmp_path, "--num", 2, "--prior", "aggregate", "--condition", "red=yes")
-    assert f"a Gaussian fitted to {found} train examples of some with colour_2=yes" in " ".join(result.stderr.split())
+    assert f"1 Gaussian fitted to {found} train examples of some with colour_2=yes" in " ".join(result.stderr.split())
 
 
 def test_strings_are_printed_one_per_line_and_written(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_unknown_validity_and_novelty_are_null(
     monkeypatch.setattr(strings, "validator_for", lambda *_: None)
     result, _, document = draw(arcvae, unbuilt_run, tmp_path / "out", "--num", 2)
     assert "novelty is not counted" in result.stderr and not (tmp_path / "cache").exists()
-    assert "beta of z was 0 until then" in result.stderr  # epoch 3 of a warm-up of 10
+    assert "beta was 0 to epoch 3" in result.stderr  # epoch 3 of a warm-up of 10
     assert [document[name] for name in ("judge", "valid", "valid_share", "novel", "novel_share")] == [None] * 5
 
 
