@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from arcvae_cli.domains.base import Task
     from arcvae_cli.runs import RunFolder
 
-PLOTTED, QUICKLY_PLOTTED = 1000, 500  # codes in a scatter plot
 string_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
 IWAE = "samples per example of the importance-weighted bound; 0: none"
 COUNT = "count exact reconstructions among sampled strings, as in 2017"
@@ -114,14 +113,12 @@ def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, consol
     seed, title = loaded.settings.train.seed, picture_title(loaded)
     task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, quick=True, title=title)
     asked = {"run": str(folder.path), "precision": "fp32"}
-    document = _evaluated(loaded, task, asked, folder.path, folder.images, console)
+    document: dict[str, Any] = _evaluated(loaded, task, asked, folder.path, folder.images, console)
     console.json(document)
     return document
 
 
-def _evaluated(
-    loaded: Loaded, task: Task, asked: dict[str, Any], folder: Path, images: Path, console: Console
-) -> dict[str, Any]:
+def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Path, console: Console) -> Any:
     """Evaluate, write `metrics.json` into `folder` and pictures into `images`, and print the report."""
     from rich.text import Text
 
@@ -135,10 +132,9 @@ def _evaluated(
     from arcvae_cli.runs import write_json
 
     domain, objective, evaluation = domains.of(loaded.model.kind), loaded.settings.objective, evaluate(task)
-    report = evaluation.report
-    document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **report}
+    document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **(report := evaluation.report)}
     level, codes = next(iter(evaluation.codes.items()))
-    codes = codes[: QUICKLY_PLOTTED if task.quick else PLOTTED]
+    codes = codes[: 500 if task.quick else 1000]
     if len(codes) > 2:
         coloured_by = domain.code_values(task, evaluation.indices[: len(codes)])
         which = f"{level} posterior means" if len(evaluation.codes) > 1 else "posterior means"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.commands.options import OUTPUT, complete_runs
+from arcvae_cli.commands.options import DATA_HELP, OUTPUT, complete_runs
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file, usable_folder
@@ -42,8 +42,7 @@ input_option: Any = partial(typer.Option, rich_help_panel="Input")
 CHECKPOINT = "checkpoint file, run folder, run name, or file name in the latest run"
 CheckpointOption = Annotated[str, input_option(help=CHECKPOINT, autocompletion=complete_runs)]
 RunsOption = Annotated[Path, input_option("--runs-dir", help="folder of the runs")]
-DATA = f"{', '.join(CORPORA)}, or a path"
-DataOption = Annotated[str | None, input_option(help=DATA, show_default="the model's training corpus")]
+DataOption = Annotated[str | None, input_option(help=DATA_HELP, show_default="the model's training corpus")]
 SplitName = Literal["train", "val", "test"]
 SplitOption = Annotated[SplitName, input_option(help="split of the examples")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed")]
@@ -55,15 +54,12 @@ OutputOption = Annotated[Path | None, typer.Option(help="folder", show_default=F
 @contextmanager
 def importing() -> Iterator[None]:
     """Import PyTorch without garbage collection, then or later: a third of its import time."""
-    if "torch" in sys.modules:
-        yield
-        return
+    first = "torch" not in sys.modules
     gc.disable()
-    try:
-        yield
+    yield
+    if first:
         gc.freeze()
-    finally:
-        gc.enable()
+    gc.enable()
 
 
 def open_device(name: str) -> torch.device:

@@ -59,18 +59,9 @@ def evaluate(task: Task) -> Evaluation:
         task.note(f"importance-weighted bound: {task.iwae_samples} samples for each of {len(chosen):,} {domain.noun}")
         weighted = importance_weighted(model, corpus, split, chosen, task.iwae_samples, seed, size)
 
-    report = {
-        "corpus": corpus.name,
-        "split": split,
-        "seed": seed,
-        "quick": task.quick,
-        **found,
-        "elbo": elbo,
-        "importance_weighted": weighted,
-        "levels": {name: measures(level, examples) for name, level in codes.levels.items()},
-        "shuffled_codes": shuffled,
-        **domain.further(task),
-    }
+    report = {"corpus": corpus.name, "split": split, "seed": seed, "quick": task.quick, **found, "elbo": elbo}
+    report["levels"] = {name: measures(level, examples) for name, level in codes.levels.items()}
+    report |= {"shuffled_codes": shuffled, "importance_weighted": weighted, **domain.further(task)}
     report["verdict"] = domain.verdict(report, Advice(task.settings, model.level_shapes, math.prod(corpus.positions)))
     vectors = {name: level.mean.flatten(1).cpu().numpy() for name, level in codes.levels.items()}
     maps = {name: kl.float().cpu().numpy() for name, level in codes.levels.items() if (kl := level.map()) is not None}

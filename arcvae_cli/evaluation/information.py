@@ -202,16 +202,10 @@ def importance_weighted(
                 total += weight
             rows.append(torch.stack([math.log(draws) - first, -total / draws, (2.0 * first - second).exp(), positions]))
     everything = torch.cat(rows, dim=1)
-    nll, single, effective_mean, positions = everything.mean(dim=1).tolist()
-    return {
-        "examples": len(indices),
-        "samples": draws,
-        "nll_nats": nll,
-        "nll_bits": nll / (positions * math.log(2.0)),
-        "single_nats": single,
-        "effective_samples_mean": effective_mean,
-        "effective_samples_min": everything[2].min().item(),
-    }
+    nll, single, effective, positions_mean = everything.mean(dim=1).tolist()
+    bits = nll / (positions_mean * math.log(2.0))
+    found = {"examples": len(indices), "samples": draws, "nll_nats": nll, "nll_bits": bits, "single_nats": single}
+    return {**found, "effective_samples_mean": effective, "effective_samples_min": everything[2].min().item()}
 
 
 def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, means: Latents, size: int) -> Report:
@@ -236,11 +230,7 @@ def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, mean
                 correct = (right if batch.valid is None else right & batch.valid).sum()
                 sums.append(torch.stack([nats(logits, batch).sum(), correct, batch.counted().sum()]))
     totals = to_float64(torch.stack(sums)).view(-1, len(moved), 3).sum(dim=0).tolist()
-    together, *alone = [
-        {"reconstruction_nats": cost / len(indices), "accuracy": hits / valid} for cost, hits, valid in totals
-    ]
-    return {
-        "examples": len(indices),
-        **{f"shuffled_{name}": value for name, value in together.items()},
-        "levels": dict(zip(names, alone, strict=False)),  # nothing for a single level
-    }
+    count = len(indices)
+    together, *alone = [{"reconstruction_nats": cost / count, "accuracy": hits / valid} for cost, hits, valid in totals]
+    shuffled = {f"shuffled_{name}": value for name, value in together.items()}
+    return {"examples": count, **shuffled, "levels": dict(zip(names, alone, strict=False))}  # none for a single level

@@ -83,14 +83,12 @@ def smoothness(decoded: Tensor) -> dict[str, Any]:
     change = (decoded[1:] != decoded[:-1]).flatten(2).sum(2).double()  # (steps - 1, pairs)
     distance = (decoded[-1] != decoded[0]).flatten(1).sum(dim=1).double()
     largest, apart = change.amax(dim=0), distance > 0
+    found = {"mean_step": change, "largest_step": largest, "distance": distance}
+    shares = {"largest_step_share": largest / distance, "detour": change.sum(dim=0) / distance}
     return {
-        "pairs": decoded.shape[1],
-        "steps": len(decoded),
-        "mean_step": change.mean().item(),
-        "largest_step": largest.mean().item(),
-        "distance": distance.mean().item(),
-        "largest_step_share": (largest / distance)[apart].mean().item() if apart.any() else None,
-        "detour": (change.sum(dim=0) / distance)[apart].mean().item() if apart.any() else None,
+        **{"pairs": decoded.shape[1], "steps": len(decoded)},
+        **{name: value.mean().item() for name, value in found.items()},
+        **{name: value[apart].mean().item() if apart.any() else None for name, value in shares.items()},
     }
 
 
