@@ -220,7 +220,6 @@ def test_each_level_is_shuffled_alone_and_all_together() -> None:
         cost = torch.nn.functional.cross_entropy(logits, ALL, reduction="sum").item() / 8
         right = (logits.argmax(dim=1) == ALL).double().mean().item()
         assert told == pytest.approx({"reconstruction_nats": cost, "accuracy": right}, rel=1e-5), moved
-    assert len({both["reconstruction_nats"], *(one["reconstruction_nats"] for one in found["levels"].values())}) == 3
 
 
 THERMOMETER = Logistic(torch.full((8,), 10.0), -10 * (torch.arange(8) + 0.5), torch.ones(8), 0.0, 0.0)
