@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from arcvae_cli.runs import RunFolder
 
 string_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
-IWAE = "samples per example of the importance-weighted bound; 0: none"
-COUNT = "count exact reconstructions among sampled strings, as in 2017"
 
 ELBO = (
     ("reconstruction", "elbo.reconstruction_{}", ".3f"),
@@ -52,11 +50,15 @@ LATENT = (
 
 def evaluate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
-    iwae: Annotated[int, typer.Option(min=0, max=100_000, help=IWAE)] = 0,
+    iwae: Annotated[
+        int, typer.Option(min=0, max=100_000, help="samples of the importance-weighted bound; 0: none")
+    ] = 0,
     iwae_examples: Annotated[int, typer.Option(min=1, help="examples of that bound")] = 512,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the network's arithmetic")] = "fp32",
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a target is missed")] = False,
-    monte_carlo: Annotated[bool, string_option("--monte-carlo", help=COUNT)] = False,
+    monte_carlo: Annotated[
+        bool, string_option("--monte-carlo", help="exact reconstructions among sampled strings")
+    ] = False,
     encodings: Annotated[int | None, string_option(min=1, help="codes per derivation", show_default="10")] = None,
     decodings: Annotated[int | None, string_option(min=1, help="strings per code", show_default="100")] = None,
     monte_carlo_examples: Annotated[int | None, string_option(min=1, help="derivations", show_default="500")] = None,
@@ -70,10 +72,7 @@ def evaluate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a checkpoint against baselines, with a verdict and advice.
-
-    Writes metrics.json, plots of the latent space and reconstructions, as pictures or text.
-    """
+    """Evaluate a checkpoint against baselines: metrics.json, plots, reconstructions, a verdict and advice."""
     import torch
 
     from arcvae_cli import domains

@@ -48,8 +48,7 @@ def interpolate(
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     model, domain = loaded.model, domains.of(loaded.model.kind)
     if level not in ("all", *model.level_sizes):
-        what = f"--level {level}: the latents of this model are {', '.join(model.level_sizes)}"
-        raise InputError(what, "use --level all, or one of them")
+        raise InputError(f"--level {level}: the latents of this model are {', '.join(model.level_sizes)}")
     domain.check_decodable(loaded)
     corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
     if start is None and end is None:

@@ -47,8 +47,9 @@ SplitName = Literal["train", "val", "test"]
 SplitOption = Annotated[SplitName, input_option(help="split of the examples")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed")]
 DeviceOption = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:1, mps")]
-FOLDER = "a folder in the run folder, or here"
-OutputOption = Annotated[Path | None, typer.Option(help="folder", show_default=FOLDER, rich_help_panel=OUTPUT)]
+OutputOption = Annotated[
+    Path | None, typer.Option(help="folder", show_default="in the run folder", rich_help_panel=OUTPUT)
+]
 
 
 @contextmanager
@@ -139,10 +140,7 @@ def unbuilt(data: DataSettings) -> bool:
 def write_decoded(
     console: Console, loaded: Loaded, decoded: Decoded, latents: Any, to: Path | None, name: str, asked: Any, title: str
 ) -> None:
-    """Write decoded samples or a path to files called `name`, and print them; `asked` goes into the JSON.
-
-    The default folder is in the checkpoint's run, or here if it has none, and numbered if there is one already.
-    """
+    """Write decoded samples or a path to files `name`, by default in a new folder of the run, and print them."""
     import numpy as np
     from rich.text import Text
 

@@ -73,13 +73,10 @@ def sample(
         corpus = opened(split)
         codes = domain.posterior_samples(model, corpus, split, seed, given, EXAMPLES)
         examples = len(next(iter(codes.values())))
-        found = " with ".join(
-            filter(None, [f"{examples} {split} examples of {corpus.name}", conditions.written(given)])
-        )
+        found = f"{examples} {split} examples of {corpus.name}"
+        found += f" with {conditions.written(given)}" if given else ""
         if examples < 2:
-            raise InputError(
-                f"--prior {prior}: needs two examples, found {found}", "use --prior standard, or more data"
-            )
+            raise InputError(f"--prior {prior}: needs two examples, found {found}", "use --prior standard")
         fitted = fit_prior(prior, codes, seed)
         components = len(fitted.weights)
         console.note(f"prior: {components} {'Gaussians' if components > 1 else 'Gaussian'} fitted to {found}")

@@ -21,8 +21,7 @@ TINY = 1e-30
 def between(start: Tensor, end: Tensor, steps: int, kind: Literal["linear", "slerp"] = "linear") -> Tensor:
     """(steps, B, *shape) evenly spaced points between each pair of (B, *shape), which the path meets exactly.
 
-    `slerp`: directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly; a line where
-    no great circle is defined (a vector near zero, the same or opposite directions).
+    `slerp`: on the great circle (Shoemake 1985), with linear lengths; a line where no great circle is defined.
     """
     t = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)[:, None, None]
     a, b = (value.flatten(1).cpu().double() for value in (start, end))  # not every device has float64

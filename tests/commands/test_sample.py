@@ -93,15 +93,6 @@ def test_strings_are_printed_one_per_line_and_written(arcvae: Run, equations_run
     assert f"40 complete, {len(good)} valid, {len(set(good))} distinct" in " ".join(result.stderr.split())
 
 
-def test_the_argmax_of_rules(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
-    _, drawn, document = draw(arcvae, equations_run, tmp_path, "--num", 30, "--decode", "argmax")
-    assert (document["decode"], document["budget"]) == ("argmax", True)
-    model = checkpoints.load(equations_run / "checkpoints" / "vae_best.pth").model
-    with torch.inference_mode():
-        ids = model.argmax_decode(model.decode({"z": torch.from_numpy(drawn["latents_z"])}))
-    np.testing.assert_array_equal(drawn["ids"], ids)
-
-
 def test_valid_distinct_and_novel_strings_are_counted(
     arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
