@@ -14,7 +14,6 @@ from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 
 END = "index in the split; or an ARC JSON file (FILE:2 is its third grid); or a string (string:7 is no index)"
-MOVED = "latents that move; the others keep their distance from the prior"
 CHOSEN = "of the best reconstructed examples, two that differ most"
 
 
@@ -24,7 +23,7 @@ def interpolate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
     path: Annotated[Literal["linear", "slerp"], typer.Option(help="straight line, or great circle")] = "linear",
     steps: Annotated[int, typer.Option(min=2, max=256, help="points on the path, ends included")] = 9,
-    level: Annotated[Literal["all", "global", "local"], typer.Option(help=MOVED)] = "all",
+    level: Annotated[Literal["all", "global", "local"], typer.Option(help="latents that move")] = "all",
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
     data: reading.DataOption = None,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 CONDITION = "condition on grids, as colours=3; repeatable; `arcvae data info --conditions` lists them"
 PRIOR = "the model's own, or a Gaussian or a mixture fitted to the codes of examples"
-DECODE = "for strings: sample rules from p(x|z), or take the argmax"
 BUDGET = "for strings: only rules that leave time to finish, so that every string is complete"
 
 
@@ -28,7 +27,9 @@ def sample(
     num: Annotated[int, typer.Option(min=1, max=1_000_000, help="number of samples")] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="factor on the prior's standard deviation")] = 1.0,
     prior: Annotated[Literal["standard", "aggregate", "gmm"], typer.Option(help=PRIOR)] = "standard",
-    decode: Annotated[Literal["sample", "argmax"] | None, typer.Option(help=DECODE, show_default="sample")] = None,
+    decode: Annotated[
+        Literal["sample", "argmax"] | None, typer.Option(help="of the rules of strings", show_default="sample")
+    ] = None,
     budget: Annotated[bool | None, typer.Option("--budget/--no-budget", help=BUDGET, show_default="budget")] = None,
     condition: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help=CONDITION, show_default="none")

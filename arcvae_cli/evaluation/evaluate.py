@@ -50,7 +50,6 @@ def evaluate(task: Task) -> Evaluation:
 
     weighted = shuffled = None
     if len(few) > 1 and (domain.quick_shuffle or not task.quick):
-        task.note("shuffled codes")
         own_codes = {name: code[: len(few)] for name, code in means.items()}
         shuffled = {"reconstruction_nats": own[0], "accuracy": own[1]}
         shuffled |= shuffled_codes(model, corpus, split, few, own_codes, size)

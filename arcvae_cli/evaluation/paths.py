@@ -15,7 +15,6 @@ from arcvae_cli.evaluation.priors import argmax_decode
 from arcvae_cli.models.base import VAE
 
 CANDIDATES, BEST = 500, 8  # examples that `pair_to_show` looks at, and of these the best reconstructed ones
-TINY = 1e-30
 
 
 def between(start: Tensor, end: Tensor, steps: int, kind: Literal["linear", "slerp"] = "linear") -> Tensor:
@@ -28,10 +27,10 @@ def between(start: Tensor, end: Tensor, steps: int, kind: Literal["linear", "sle
     path = torch.lerp(a, b, t)
     if kind == "slerp":
         length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-        u, v = a / length_a.clamp_min(TINY), b / length_b.clamp_min(TINY)
+        u, v = a / length_a.clamp_min(1e-30), b / length_b.clamp_min(1e-30)
         # Kahan's formula: exact to rounding for small angles too, where acos of the product is not
         angle = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
-        direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / angle.sin().clamp_min(TINY)
+        direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / angle.sin().clamp_min(1e-30)
         defined = (angle.sin() > 1e-6) & (torch.minimum(length_a, length_b) > 1e-6)
         path = torch.where(defined, direction * torch.lerp(length_a, length_b, t), path)
     path = path.reshape(-1, *start.shape).to(start)

@@ -34,14 +34,12 @@ UNUSABLE = """
 evaluate tiny_run --data nowhere.npz | nowhere.npz
 evaluate tiny_run --checkpoint nowhere | no such file, run folder or run
 evaluate tiny_run --data equations_npz | sums: contains derivations, the model needs grids
-sample tiny_run --device gpu | expected auto, cpu, cuda, cuda:1 or mps
 sample tiny_run --condition colours=3 | --condition colours=3: this model takes no conditions
 sample tiny_run --no-budget | --budget/--no-budget:
 sample hierarchy_run --prior gmm --condition colours=9 | --prior gmm: needs two examples, found 0
 sample bare_run | the model was trained without a grammar
 interpolate tiny_run --from 0 --to 40 | --to 40: the test split of some has examples 0 to 39
 interpolate tiny_run --from 0 --to task:3 | the file has grids 0 to 2
-interpolate tiny_run --level global | the latents of this model are z
 interpolate equations_run --from 'x + y' --to x | not a string of the grammar: at character 5
 interpolate equations_run --from x --to 'x + x + x + x + x' | takes 10 rules, the model has 9
 """
