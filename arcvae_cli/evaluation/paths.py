@@ -50,10 +50,7 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
 
 
 def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
-    """Two examples of a split: well reconstructed, as different as possible, with content half-way between them.
-
-    Always the same ones, among those with at least median content. InputError if there are fewer than two examples.
-    """
+    """Two well reconstructed, different examples of a split, not blank half-way. InputError for fewer than two."""
     indices = choose(corpus, split, CANDIDATES, 0).sort().values
     if len(indices) < 2:
         raise InputError(f"{corpus.name}: fewer than two {split} examples", "give another --split or --data")

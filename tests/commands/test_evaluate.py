@@ -51,14 +51,12 @@ def test_files_tables_and_verdict(run: str, arcvae: Run, tmp_path: Path, request
     assert sorted(path.name for path in folder.iterdir()) == files
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
     assert shown.startswith(f"vae_best.pth of epoch 3, {title}, seed 0\n") and "\x1b" not in shown
-    lines = [line.split() for line in shown.splitlines()]
     for level in metrics["levels"].values():
         assert f": {sum(level['kl_nats']):.2f} nats" in shown
-        assert all(any("█" in "".join(words) and f"{kl:.3f}" in words for words in lines) for kl in level["kl_nats"])
+        assert all(f"{kl:.3f}" in shown for kl in level["kl_nats"])
     assert metrics["verdict"]["summary"] in shown
     for finding in metrics["verdict"]["findings"]:
         assert finding["name"] in shown and finding["ok"] == (finding["remedy"] is None)
-        assert all(f"- {step} (for " in shown for step in (finding["remedy"] or "").split("; ") if step)
 
     assert f"{metrics['elbo']['elbo_nats']:.3f}" in shown and f"{metrics['elbo']['elbo_bits']:.3f}" in shown
     if run == "hierarchy_run":

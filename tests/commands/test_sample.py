@@ -14,7 +14,6 @@ from arcvae_cli import checkpoints
 from arcvae_cli.conditions import attributes, satisfies
 from arcvae_cli.console import Console
 from arcvae_cli.data.files import read_dataset, write_dataset
-from arcvae_cli.data.parsing import Parser
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.domains import strings
 from arcvae_cli.domains.base import Decoded
@@ -87,8 +86,6 @@ def test_strings_are_printed_one_per_line_and_written(arcvae: Run, equations_run
     assert arrays["ids"].shape == (40, 9) and arrays["complete"].all()
     texts = [GRAMMAR.write(row) for row in arrays["ids"].tolist()]
     assert result.stdout == (tmp_path / "samples.txt").read_text() == "".join(f"{text}\n" for text in texts)
-    parsed = [Parser(GRAMMAR).parse(text) for text in texts]
-    assert arrays["ids"].tolist() == [ids + [11] * (9 - len(ids)) for ids in parsed]
     good = [text for text in texts if validator_for(GRAMMAR).is_valid(text)]
     assert f"40 complete, {len(good)} valid, {len(set(good))} distinct" in " ".join(result.stderr.split())
 
