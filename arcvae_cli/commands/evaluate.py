@@ -17,14 +17,10 @@ from arcvae_cli.files import usable_folder
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.data.corpus import Corpus
-    from arcvae_cli.domains.base import Report, Task
+    from arcvae_cli.domains.base import Task
     from arcvae_cli.runs import RunFolder
 
-PLOTTED, QUICKLY_PLOTTED = 1000, 500  # codes in a scatter plot
 string_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
-IWAE = "samples per example of the importance-weighted bound; 0: none"
-MONTE_CARLO = "count exact reconstructions among sampled strings, as in 2017"
-COUNTED, SAMPLED = "derivations to count", "strings sampled from each prior"
 
 ELBO = (
     ("reconstruction", "elbo.reconstruction_{}", ".3f"),
@@ -54,15 +50,19 @@ LATENT = (
 
 def evaluate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
-    iwae: Annotated[int, typer.Option(min=0, max=100_000, help=IWAE)] = 0,
+    iwae: Annotated[
+        int, typer.Option(min=0, max=100_000, help="samples of the importance-weighted bound; 0: none")
+    ] = 0,
     iwae_examples: Annotated[int, typer.Option(min=1, help="examples of that bound")] = 512,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the network's arithmetic")] = "fp32",
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a target is missed")] = False,
-    monte_carlo: Annotated[bool, string_option("--monte-carlo", help=MONTE_CARLO)] = False,
+    monte_carlo: Annotated[
+        bool, string_option("--monte-carlo", help="exact reconstructions among sampled strings")
+    ] = False,
     encodings: Annotated[int | None, string_option(min=1, help="codes per derivation", show_default="10")] = None,
     decodings: Annotated[int | None, string_option(min=1, help="strings per code", show_default="100")] = None,
-    monte_carlo_examples: Annotated[int | None, string_option(min=1, help=COUNTED, show_default="500")] = None,
-    samples: Annotated[int | None, string_option(min=1, max=100_000, help=SAMPLED, show_default="1000")] = None,
+    monte_carlo_examples: Annotated[int | None, string_option(min=1, help="derivations", show_default="500")] = None,
+    samples: Annotated[int | None, string_option(min=1, max=100_000, help="of each prior", show_default="1000")] = None,
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
     data: reading.DataOption = None,
@@ -72,11 +72,7 @@ def evaluate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a checkpoint against baselines, with a verdict and advice.
-
-    Writes metrics.json, plots of the latent space and reconstructions, as pictures or text. A conditional model is
-    evaluated without conditions, and then with some.
-    """
+    """Evaluate a checkpoint against baselines: metrics.json, plots, reconstructions, a verdict and advice."""
     import torch
 
     from arcvae_cli import domains
@@ -95,8 +91,6 @@ def evaluate(
         try:
             trained = reading.open_examples(loaded, None, "train", console)
         except InputError as error:
-            if not corpus.size("train"):
-                raise
             console.warn(f"the training corpus is not available ({error.what}): baselines are fitted to {data}")
     task = Task(loaded.model, corpus, split, loaded.settings, trained, seed, iwae, iwae_examples, note=console.note)
     task.samples, task.title = samples or 1000, picture_title(loaded)
@@ -123,44 +117,35 @@ def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, consol
     return document
 
 
-def _evaluated(loaded: Loaded, task: Task, asked: Report, folder: Path, images: Path, console: Console) -> Any:
+def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Path, console: Console) -> Any:
     """Evaluate, write `metrics.json` into `folder` and pictures into `images`, and print the report."""
-    from arcvae_cli import domains
-    from arcvae_cli.evaluation.evaluate import evaluate
-    from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
-    from arcvae_cli.render.plots import save_latent_scatter
-    from arcvae_cli.runs import write_json
-
-    domain, evaluation = domains.of(loaded.model.kind), evaluate(task)
-    document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **evaluation.report}
-    if not task.quick:
-        console.note("plots")
-    level, codes = next(iter(evaluation.codes.items()))
-    codes = codes[: QUICKLY_PLOTTED if task.quick else PLOTTED]
-    if len(codes) > 2:
-        values, name = domain.code_values(task, evaluation.indices[: len(codes)])
-        which = f"{level} posterior means" if len(evaluation.codes) > 1 else "posterior means"
-        title = f"{which} of {len(codes):,} {domain.noun}, {task.corpus.name} {task.split}\n{task.title}"
-        plane, shares = principal_plane(codes)
-        axes = (f"first axis, {shares[0]:.0%} of the variance", f"second axis, {shares[1]:.0%}")
-        save_latent_scatter(images / "latent_space_pca.png", plane, values, name, f"PCA, {title}", axes)
-        plane = tsne_plane(codes, task.seed)
-        save_latent_scatter(images / "latent_space_tsne.png", plane, values, name, f"t-SNE, {title}")
-    domain.draw(images, task, evaluation)
-    write_json(folder / "metrics.json", document)
-    _show(console, loaded, evaluation.report)
-    return document
-
-
-def _show(console: Console, loaded: Loaded, report: Report) -> None:
     from rich.text import Text
 
     from arcvae_cli import domains
     from arcvae_cli.domains.base import Table, title_of
+    from arcvae_cli.evaluation.evaluate import evaluate
+    from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
     from arcvae_cli.evaluation.verdict import remedies
+    from arcvae_cli.render.plots import save_latent_scatter
     from arcvae_cli.render.terminal import kl_bars
+    from arcvae_cli.runs import write_json
 
-    domain, objective = domains.of(loaded.model.kind), loaded.settings.objective
+    domain, objective, evaluation = domains.of(loaded.model.kind), loaded.settings.objective, evaluate(task)
+    document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **(report := evaluation.report)}
+    level, codes = next(iter(evaluation.codes.items()))
+    codes = codes[: 500 if task.quick else 1000]
+    if len(codes) > 2:
+        coloured_by = domain.code_values(task, evaluation.indices[: len(codes)])
+        which = f"{level} posterior means" if len(evaluation.codes) > 1 else "posterior means"
+        title = f"{which} of {len(codes):,} {domain.noun}, {task.corpus.name} {task.split}\n{task.title}"
+        plane, shares = principal_plane(codes)
+        axes = (f"first axis, {shares[0]:.0%} of the variance", f"second axis, {shares[1]:.0%}")
+        save_latent_scatter(images / "latent_space_pca.png", plane, *coloured_by, f"PCA, {title}", axes)
+        plane = tsne_plane(codes, task.seed)
+        save_latent_scatter(images / "latent_space_tsne.png", plane, *coloured_by, f"t-SNE, {title}")
+    domain.draw(images, task, evaluation)
+    write_json(folder / "metrics.json", document)
+
     examples = f"{report['reconstruction']['examples']:,} {domain.noun}"
     head = f"{title_of(loaded)}, {report['corpus']} {report['split']}, {examples}, seed {report['seed']}"
     console.result(Text(head, style="bold"))
@@ -178,23 +163,22 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
                 rows.append((label, *(cell(value, "," if isinstance(value, int) else form) for value in values)))
         if rows:
             console.table(title, ("", *headings), rows, header=headed)
-            if not headed:  # a table with a head ends in an empty line
-                console.result()
-            if note:
+            if note or not headed:  # a table with a head ends in an empty line
                 console.result(Text(note))
-    for name, level in report["levels"].items():
+    for name, measured in report["levels"].items():
         floor = 0.0 if objective.free_bits_mode == "total" else objective.floor(name)  # of a dimension
         cells = loaded.model.level_shapes[name][1:]
-        for line in kl_bars(name, level["kl_nats"], floor, console.out.width, cells=cells):
+        for line in kl_bars(name, measured["kl_nats"], floor, console.out.width, cells=cells):
             console.result(line)
         console.result()
     verdict = report["verdict"]
-    marks = {True: Text("ok", style="green"), False: Text("MISS", style="red")}
+    marks = (Text("MISS", style="red"), Text("ok", style="green"))
     found = [(marks[one["ok"]], one["name"], f"{one['value']:.4g}", one["target"]) for one in verdict["findings"]]
     console.table("Verdict", ("", "", "", ""), found, left=(0, 1, 3), header=False)
     for step, names in remedies(verdict["findings"]).items():
         console.result(Text(f"- {step} (for {'; '.join(names)})"))
     console.result(Text(verdict["summary"], style="bold green" if verdict["ok"] else "bold yellow"))
+    return document
 
 
 def _lookup(report: Any, key: str) -> Any:

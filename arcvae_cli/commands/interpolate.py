@@ -13,11 +13,7 @@ from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 
-END = (
-    "index in the split; or an ARC JSON file (its first grid; FILE:2 is its third); "
-    "or a string of the model's grammar (string:7 where it looks like an index)"
-)
-MOVED = "latents that move; the others keep their distance from the prior"
+END = "index in the split; or an ARC JSON file (FILE:2 is its third grid); or a string (string:7 is no index)"
 CHOSEN = "of the best reconstructed examples, two that differ most"
 
 
@@ -27,7 +23,7 @@ def interpolate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
     path: Annotated[Literal["linear", "slerp"], typer.Option(help="straight line, or great circle")] = "linear",
     steps: Annotated[int, typer.Option(min=2, max=256, help="points on the path, ends included")] = 9,
-    level: Annotated[Literal["all", "global", "local"], typer.Option(help=MOVED)] = "all",
+    level: Annotated[Literal["all", "global", "local"], typer.Option(help="latents that move")] = "all",
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
     data: reading.DataOption = None,
@@ -37,10 +33,7 @@ def interpolate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode a path between the posterior means of two examples.
-
-    Files go to a new folder each time; in one given by --output they are replaced.
-    """
+    """Decode a path between the posterior means of two examples. Files in --output FOLDER are replaced."""
     import numpy as np
     import torch
 
@@ -54,8 +47,7 @@ def interpolate(
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     model, domain = loaded.model, domains.of(loaded.model.kind)
     if level not in ("all", *model.level_sizes):
-        known = ", ".join(model.level_sizes)
-        raise InputError(f"--level {level}: the latents of this model are {known}", "use --level all, or one of them")
+        raise InputError(f"--level {level}: the latents of this model are {', '.join(model.level_sizes)}")
     domain.check_decodable(loaded)
     corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
     if start is None and end is None:
@@ -91,4 +83,4 @@ def interpolate(
     decoded.arrays["originals"] = originals
     asked = {"from": names[0], "to": names[1], "path": path, "level": level, "steps": steps}
     title = f"{path} path of {steps} from {names[0]} to {names[1]}{'' if level == 'all' else f', {level} level'}"
-    reading.write_decoded(console, loaded, decoded, latents, output, ("interpolations", "interpolation"), asked, title)
+    reading.write_decoded(console, loaded, decoded, latents, output, "interpolation", asked, title)

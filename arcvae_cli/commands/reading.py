@@ -6,7 +6,7 @@ import gc
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.commands.options import OUTPUT, complete_runs
+from arcvae_cli.commands.options import DATA_HELP, OUTPUT, complete_runs
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file, usable_folder
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Decoded
-    from arcvae_cli.models.base import Latents
-    from arcvae_cli.models.grammar import Structure
 
 
 def _device(name: str) -> str:
@@ -44,28 +42,25 @@ input_option: Any = partial(typer.Option, rich_help_panel="Input")
 CHECKPOINT = "checkpoint file, run folder, run name, or file name in the latest run"
 CheckpointOption = Annotated[str, input_option(help=CHECKPOINT, autocompletion=complete_runs)]
 RunsOption = Annotated[Path, input_option("--runs-dir", help="folder of the runs")]
-DATA = f"{', '.join(CORPORA)}, or a path"
-DataOption = Annotated[str | None, input_option(help=DATA, show_default="the model's training corpus")]
+DataOption = Annotated[str | None, input_option(help=DATA_HELP, show_default="the model's training corpus")]
 SplitName = Literal["train", "val", "test"]
 SplitOption = Annotated[SplitName, input_option(help="split of the examples")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed")]
 DeviceOption = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:1, mps")]
-FOLDER = "a folder in the run folder, or here"
-OutputOption = Annotated[Path | None, typer.Option(help="folder", show_default=FOLDER, rich_help_panel=OUTPUT)]
+OutputOption = Annotated[
+    Path | None, typer.Option(help="folder", show_default="in the run folder", rich_help_panel=OUTPUT)
+]
 
 
 @contextmanager
 def importing() -> Iterator[None]:
     """Import PyTorch without garbage collection, then or later: a third of its import time."""
-    if "torch" in sys.modules:
-        yield
-        return
+    first = "torch" not in sys.modules
     gc.disable()
-    try:
-        yield
+    yield
+    if first:
         gc.freeze()
-    finally:
-        gc.enable()
+    gc.enable()
 
 
 def open_device(name: str) -> torch.device:
@@ -110,12 +105,7 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
 
 
 def open_named(
-    data: DataSettings,
-    device: torch.device,
-    needs: Sequence[str],
-    console: Console,
-    structure: Structure | None = None,
-    begun: Future[Dataset] | None = None,
+    data: DataSettings, device: Any, needs: Sequence[str], console: Console, structure: Any = None, begun: Any = None
 ) -> Corpus:
     """The corpus of the settings, with rules and length of a model's `structure`; `begun` by `begin_reading`."""
     from arcvae_cli.data.corpora import corpus_name
@@ -123,10 +113,9 @@ def open_named(
 
     if begun is None and unbuilt(data):
         console.note(f"building {corpus_name(data)} (once, some seconds)")
-    rules, length = (None, None) if structure is None else (structure.rules, structure.length)
-    arrays = None if begun is None else begun.result()
+    rules, length = (structure.rules, structure.length) if structure else (None, None)
     with console.counting("parsing") as tell:
-        corpus = open_corpus(data, device, needs, rules, length, tell, console.note, arrays)
+        corpus = open_corpus(data, device, needs, rules, length, tell, console.note, begun and begun.result())
     for note in corpus.notes:
         console.note(note)
     return corpus
@@ -149,39 +138,28 @@ def unbuilt(data: DataSettings) -> bool:
 
 
 def write_decoded(
-    console: Console,
-    loaded: Loaded,
-    decoded: Decoded,
-    latents: Latents,
-    output: Path | None,
-    names: tuple[str, str],
-    asked: Mapping[str, Any],
-    title: str,
+    console: Console, loaded: Loaded, decoded: Decoded, latents: Any, to: Path | None, name: str, asked: Any, title: str
 ) -> None:
-    """Write decoded samples or a path to files, and print them. `names`: of the default folder and of the files.
-
-    The default folder is in the checkpoint's run, or here if it has none, and numbered if there is one already.
-    """
+    """Write decoded samples or a path to files `name`, by default in a new folder of the run, and print them."""
     import numpy as np
     from rich.text import Text
 
     from arcvae_cli import domains
     from arcvae_cli.domains.base import picture_title
 
-    domain, default = domains.of(loaded.model.kind), (loaded.run or Path()) / names[0]
-    numbered = (default.with_name(f"{names[0]}-{number}") for number in itertools.count(2))
-    folder = output or next(path for path in itertools.chain([default], numbered) if not exists(path))
+    domain, default = domains.of(loaded.model.kind), (loaded.run or Path()) / f"{name.removesuffix('s')}s"
+    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
+    folder = to or next(path for path in itertools.chain([default], numbered) if not exists(path))
     usable_folder(folder, "--output")
-    files = {kind: folder / f"{names[1]}.{kind}" for kind in domain.formats}
-    done = "replaced" if any(map(exists, files.values())) else "wrote"
+    files = {kind: folder / f"{name}.{kind}" for kind in domain.formats}
     document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **decoded.facts}
     document["files"] = {kind: str(file) for kind, file in files.items()}
-    arrays = decoded.arrays | {f"latents_{name}": value.cpu().numpy() for name, value in latents.items()}
+    arrays = decoded.arrays | {f"latents_{level}": value.cpu().numpy() for level, value in latents.items()}
     with atomic_write(files["npz"]) as temporary, temporary.open("wb") as file:  # a name would be given another suffix
         np.savez_compressed(file, **arrays)
     domain.write(files, decoded, document, f"{title}, {picture_title(loaded)}")
     domain.show(console, decoded)
-    alone = names[1] == "samples" and domain.plain and console.piped  # a pipe gets strings and nothing else
+    alone = name == "samples" and domain.plain and console.piped  # a pipe gets strings and nothing else
     (console.note if alone else console.result)(Text(f"{title}: {decoded.summary}"))
-    console.note(f"{done} {', '.join(file.name for file in files.values())} in {folder}")
+    console.note(f"wrote {', '.join(file.name for file in files.values())} to {folder}")
     console.json(document)

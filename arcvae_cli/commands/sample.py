@@ -17,9 +17,8 @@ from arcvae_cli.errors import InputError
 if TYPE_CHECKING:
     from arcvae_cli.data.corpus import Corpus
 
-LISTED = "condition on grids, as colours=3; repeatable; `arcvae data info --conditions` lists them"
+CONDITION = "condition on grids, as colours=3; repeatable; `arcvae data info --conditions` lists them"
 PRIOR = "the model's own, or a Gaussian or a mixture fitted to the codes of examples"
-DECODE = "for strings: sample rules from p(x|z), or take the argmax"
 BUDGET = "for strings: only rules that leave time to finish, so that every string is complete"
 
 
@@ -28,9 +27,13 @@ def sample(
     num: Annotated[int, typer.Option(min=1, max=1_000_000, help="number of samples")] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="factor on the prior's standard deviation")] = 1.0,
     prior: Annotated[Literal["standard", "aggregate", "gmm"], typer.Option(help=PRIOR)] = "standard",
-    decode: Annotated[Literal["sample", "argmax"] | None, typer.Option(help=DECODE, show_default="sample")] = None,
+    decode: Annotated[
+        Literal["sample", "argmax"] | None, typer.Option(help="of the rules of strings", show_default="sample")
+    ] = None,
     budget: Annotated[bool | None, typer.Option("--budget/--no-budget", help=BUDGET, show_default="budget")] = None,
-    condition: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=LISTED, show_default="none")] = None,
+    condition: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help=CONDITION, show_default="none")
+    ] = None,
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
     data: reading.DataOption = None,
@@ -40,10 +43,7 @@ def sample(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw samples from the prior: grids in ARC colours, or strings.
-
-    Files go to a new folder each time; in one given by --output they are replaced.
-    """
+    """Draw samples from the prior: grids in ARC colours, or strings. Files in --output FOLDER are replaced."""
     import torch
 
     from arcvae_cli import conditions, domains
@@ -63,12 +63,10 @@ def sample(
 
     place, components = next(model.parameters()).device, None
     if prior == "standard":
-        betas = loaded.settings.schedule.by_level(list(model.level_shapes))
+        betas = loaded.settings.schedule.by_level(list(model.level_shapes)).values()
         times = [step / 8 for step in range(8 * loaded.epoch + 1)]
-        free = [name for name, beta in betas.items() if not beta.closed_loop and not any(map(beta, times))]
-        if free:
-            what = f"{loaded.path.name} of epoch {loaded.epoch}: beta of {' and '.join(free)} was 0 until then"
-            console.warn(f"{what}, so that codes do not follow the prior; try --prior aggregate")
+        if any(not beta.closed_loop and not any(map(beta, times)) for beta in betas):
+            console.warn(f"beta was 0 to epoch {loaded.epoch}: codes do not follow the prior; try --prior aggregate")
         encoded = torch.from_numpy(conditions.encode(given, num)).to(place) if given else None
         with eval_mode(model, seed):
             latents = draw_prior(model, num, temperature, encoded)
@@ -76,15 +74,13 @@ def sample(
         corpus = opened(split)
         codes = domain.posterior_samples(model, corpus, split, seed, given, EXAMPLES)
         examples = len(next(iter(codes.values())))
-        fitted_to = f"{examples} {split} examples of {corpus.name}"
-        fitted_to += f" with {conditions.written(given)}" if given else ""
+        found = f"{examples} {split} examples of {corpus.name}"
+        found += f" with {conditions.written(given)}" if given else ""
         if examples < 2:
-            what = f"--prior {prior}: needs two examples, found {fitted_to}"
-            raise InputError(what, "use --prior standard, or more data")
+            raise InputError(f"--prior {prior}: needs two examples, found {found}", "use --prior standard")
         fitted = fit_prior(prior, codes, seed)
         components = len(fitted.weights)
-        kind = f"{components} Gaussians, by held-out likelihood," if prior == "gmm" else "a Gaussian"
-        console.note(f"prior: {kind} fitted to {fitted_to}")
+        console.note(f"prior: {components} {'Gaussians' if components > 1 else 'Gaussian'} fitted to {found}")
         latents = fitted.sample(num, temperature, seed, place)
 
     def training() -> Corpus | None:  # only --data builds one
@@ -102,4 +98,4 @@ def sample(
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     about = [f"{num} samples", conditions.written(given), f"{prior} prior, temperature {temperature:g}"]
     title = ", ".join(filter(None, [*about, "argmax rules" * argmax, "no budget" * (not budgeted)]))
-    reading.write_decoded(console, loaded, decoded, latents, output, ("samples", "samples"), asked, title)
+    reading.write_decoded(console, loaded, decoded, latents, output, "samples", asked, title)

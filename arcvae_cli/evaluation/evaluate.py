@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,7 @@ from arcvae_cli.evaluation.verdict import Advice
 MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nats
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(NamedTuple):
     """The report; (n,) examples in the order seen, (n,) wrong positions; by level (n, units) means, (n, h, w) KL."""
 
     report: dict[str, Any]
@@ -34,50 +32,36 @@ def evaluate(task: Task) -> Evaluation:
 
     InputError without examples to evaluate or to train a baseline; ArcvaeError where the output is not finite.
     """
-    model, corpus, split, seed, quick = task.model, task.corpus, task.split, task.seed, task.quick
-    domain = domains.of(model.kind)
+    model, corpus, split, seed, domain = task.model, task.corpus, task.split, task.seed, domains.of(task.model.kind)
     task.trained = task.trained or corpus
-    if not task.trained.size("train"):
-        what = f"{task.trained.name}: no training {domain.noun} for the baseline"
-        raise InputError(what, "give a corpus with a training split")
+    for where, needed in ((task.trained, "train"), (corpus, split)):
+        if not where.size(needed):
+            raise InputError(f"{where.name}: the split {needed} is empty", "evaluate with other --data or --split")
     most, many_passes, size = domain.limits(task)
     task.indices = indices = choose(corpus, split, most, seed)
     task.few = few = indices[:many_passes]
-    if not len(indices):
-        raise InputError(f"{corpus.name}: the split {split} is empty")
 
     task.note(f"reconstructing {len(indices):,} {domain.noun}")
     codes, means, found, errors, own = domain.reconstruct(task)
     elbo = codes.elbo()
     if not math.isfinite(elbo["elbo_nats"]):
         raise ArcvaeError("the model's output is not finite (NaN or inf)", "evaluate an earlier checkpoint")
-    examples = 0 if quick else MUTUAL_INFORMATION_EXAMPLES
-    levels = {name: measures(level, examples) for name, level in codes.levels.items()}
+    examples = 0 if task.quick else MUTUAL_INFORMATION_EXAMPLES
 
     weighted = shuffled = None
-    if len(few) > 1 and (domain.quick_shuffle or not quick):
-        task.note("shuffled codes")
+    if len(few) > 1 and (domain.quick_shuffle or not task.quick):
         own_codes = {name: code[: len(few)] for name, code in means.items()}
-        shuffled = shuffled_codes(model, corpus, split, few, own_codes, own, size)
+        shuffled = {"reconstruction_nats": own[0], "accuracy": own[1]}
+        shuffled |= shuffled_codes(model, corpus, split, few, own_codes, size)
     if task.iwae_samples:
         chosen = indices[: task.iwae_examples]
         task.note(f"importance-weighted bound: {task.iwae_samples} samples for each of {len(chosen):,} {domain.noun}")
         weighted = importance_weighted(model, corpus, split, chosen, task.iwae_samples, seed, size)
 
-    report = {
-        "corpus": corpus.name,
-        "split": split,
-        "seed": seed,
-        "quick": quick,
-        **found,
-        "elbo": elbo,
-        "importance_weighted": weighted,
-        "levels": levels,
-        "shuffled_codes": shuffled,
-        **domain.further(task),
-    }
-    advice = Advice(task.settings, model.level_shapes, math.prod(corpus.positions))
-    report["verdict"] = domain.verdict(report, advice)
+    report = {"corpus": corpus.name, "split": split, "seed": seed, "quick": task.quick, **found, "elbo": elbo}
+    report["levels"] = {name: measures(level, examples) for name, level in codes.levels.items()}
+    report |= {"shuffled_codes": shuffled, "importance_weighted": weighted, **domain.further(task)}
+    report["verdict"] = domain.verdict(report, Advice(task.settings, model.level_shapes, math.prod(corpus.positions)))
     vectors = {name: level.mean.flatten(1).cpu().numpy() for name, level in codes.levels.items()}
     maps = {name: kl.float().cpu().numpy() for name, level in codes.levels.items() if (kl := level.map()) is not None}
     return Evaluation(report, indices.numpy(), errors, vectors, maps)

@@ -17,14 +17,14 @@ from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output
 from arcvae_cli.objective import ACTIVE_KL, Objective
 from arcvae_cli.settings import ObjectiveSettings
 
+Report = dict[str, Any]
 BATCH_SIZE = 1024  # examples per forward pass; seeded results depend on it, since noise is drawn batch by batch
 BATCH_STEPS, CUDA_STEPS = 2**16, 2**20  # rules of derivations per forward pass, on the CPU and on CUDA
 CUDA_SHARE = 2**13  # bytes of CUDA memory reserved per rule of a pass
 ACTIVE_VARIANCE = 0.01  # of the posterior mean of an active unit over the data (Burda et al. 2015)
 COLLAPSE_DELTA = 0.01  # collapsed: KL under `ACTIVE_KL` for at least 1 - delta of the data (Lucas et al. 2019)
 CEILING_SHARE = 0.95  # of log N, above which a mutual information is reported as a lower bound
-
-CROSS_ENTROPY = Objective(ObjectiveSettings())  # not the training objective
+nats = Objective(ObjectiveSettings()).reconstruction  # (B,) -log p(x|z) by cross-entropy, whatever was trained
 
 
 @contextmanager
@@ -33,19 +33,16 @@ def eval_mode(model: VAE, seed: int) -> Iterator[torch.device]:
     training, device = model.training, next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode():
         torch.manual_seed(seed)
-        try:
-            model.eval()
-            yield device
-        finally:
-            model.train(training)
+        model.eval()
+        yield device
+    model.train(training)
 
 
 def batch_size(length: int, device: torch.device | None = None) -> int:
     """Derivations of `length` steps per forward pass, on the CPU if `device` is None; drawn numbers do not change."""
-    if device is not None and device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-        return max(64, min(CUDA_STEPS, memory // CUDA_SHARE) // length)
-    return max(64, min(BATCH_SIZE, BATCH_STEPS // length))
+    if device is None or device.type != "cuda":
+        return max(64, min(BATCH_SIZE, BATCH_STEPS // length))
+    return max(64, min(CUDA_STEPS, torch.cuda.get_device_properties(device).total_memory // CUDA_SHARE) // length)
 
 
 def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
@@ -53,9 +50,7 @@ def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
     return torch.randperm(corpus.size(split), generator=torch.Generator().manual_seed(seed))[:count]
 
 
-def batches(
-    corpus: Corpus, split: str, indices: Tensor, device: torch.device, size: int = BATCH_SIZE
-) -> Iterator[Batch]:
+def batches(corpus: Corpus, split: str, indices: Tensor, device: Any, size: int = BATCH_SIZE) -> Iterator[Batch]:
     """The examples at `indices` (n,) in batches, not augmented, cut to the longest of each batch: a CPU-GPU sync."""
     for start in range(0, len(indices), size):  # torch.split would yield an empty batch for no examples
         batch = corpus.batch(split, indices[start : start + size].to(device))
@@ -79,11 +74,6 @@ def to_float64(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
-def nats(logits: Tensor, batch: Batch) -> Tensor:
-    """(B,) -log p(x|z) by cross-entropy."""
-    return CROSS_ENTROPY.reconstruction(logits, batch)
-
-
 def posterior_means(model: VAE, corpus: Corpus, split: str, indices: Tensor) -> dict[str, Tensor]:
     """(n, *shape) posterior means by level, on the device; of a lower level, given the mean above it."""
     with eval_mode(model, 0) as device:
@@ -105,15 +95,13 @@ class Codes(NamedTuple):
         by_name = {some[0].name: joined(some) for some in zip(*levels, strict=True)}
         return cls(by_name, torch.cat(costs), torch.cat(positions))
 
-    def elbo(self) -> dict[str, Any]:
+    def elbo(self) -> Report:
         """One-sample estimate at beta 1: -ELBO = reconstruction + KL. Bits are per valid position."""
         reconstruction, positions = (to_float64(values).mean().item() for values in (self.nats, self.positions))
         kl = sum(to_float64(level.elbo_kl).sum(dim=1).mean().item() for level in self.levels.values())
-        bits = 1.0 / (positions * math.log(2.0))
-        parts = {"elbo": -reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
         found = {"examples": len(self.nats), "positions": positions}
-        for name, value in parts.items():
-            found |= {f"{name}_nats": value, f"{name}_bits": value * bits}
+        for name, value in {"elbo": -reconstruction - kl, "reconstruction": reconstruction, "kl": kl}.items():
+            found |= {f"{name}_nats": value, f"{name}_bits": value * (1.0 / (positions * math.log(2.0)))}
         return found
 
     def error(self) -> float:
@@ -129,11 +117,10 @@ def joined(levels: Sequence[Level], order: Tensor | None = None) -> Level:
     return Level(levels[0].name, **{name: value if order is None else value[order] for name, value in values.items()})
 
 
-def measures(level: Level, examples: int) -> dict[str, Any]:
+def measures(level: Level, examples: int) -> Report:
     """Measures of a level; mutual information of the first `examples`, None if fewer than two or under a learned prior.
 
-    `kl_nats`: of each group (a dimension of a vector, a channel of a map), of the density that codes are sampled from;
-    `active_dims` and `collapsed_share` use the KL that is trained. `cells_nats`: of each cell of a map.
+    `kl_nats` is of the density that codes are sampled from, `active_dims` and `collapsed_share` use the KL in the loss.
     """
     kl, trained, cells = to_float64(level.elbo_kl), to_float64(level.kl), level.map()
     information = None
@@ -158,12 +145,11 @@ def standard_error(values: Tensor) -> float:
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else 0.0
 
 
-def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 128) -> dict[str, Any]:
+def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int = 128) -> Report:
     """I(x; z) under the encoder: E log q(z_i|x_i) - E log mean_j q(z_i|x_j), from (N, D) codes of N examples, in nats.
 
-    All N x N densities (Hoffman and Johnson 2016), `rows` at a time. The own posterior is one of the N, so that log N
-    is a ceiling and the estimate is a lower bound near it; it can be slightly negative. Densities are taken in float64,
-    as terms that cancel; their ratios to the own density are summed in float32.
+    All N x N densities (Hoffman and Johnson 2016), `rows` at a time. The own posterior is one of the N: log N is a
+    ceiling, and near it the estimate a lower bound. Densities, whose terms cancel, are in float64, ratios in float32.
     """
     sample, mean, logvar = to_float64(sample), to_float64(mean), to_float64(logvar)
     size = len(sample)
@@ -185,8 +171,8 @@ def mutual_information(sample: Tensor, mean: Tensor, logvar: Tensor, rows: int =
 
 
 def importance_weighted(
-    model: VAE, corpus: Corpus, split: str, indices: Tensor, draws: int, seed: int, size: int = BATCH_SIZE
-) -> dict[str, Any]:
+    model: VAE, corpus: Corpus, split: str, indices: Tensor, draws: int, seed: int, size: int
+) -> Report:
     """-log p(x) <= -log mean_k p(x|z_k) p(z_k) / q(z_k|x), with k = `draws` (Burda et al. 2015, equation 8).
 
     Effective sample size of the normalised weights: (sum w)^2 / sum w^2; far below `draws`, the bound is loose.
@@ -206,68 +192,45 @@ def importance_weighted(
                     level = output.levels[0]
                     level = replace(level, sample=gaussians.sample(level.mean, level.logvar))
                     output = Output(model.logits_for({level.name: level.sample}, batch), (level,))
-                ratio = torch.zeros_like(first)  # log p(z) / q(z|x), in float64, since the two nearly cancel
+                weight = torch.zeros_like(first)  # log p(z) / q(z|x), in float64, since the two nearly cancel
                 for one in output.levels:
                     parts = (one.sample, one.mean, one.logvar, *one.prior)
                     z, mean, logvar, *prior = (to_float64(part).flatten(1) for part in parts)
-                    ratio += (gaussians.log_density(z, *prior) - gaussians.log_density(z, mean, logvar)).sum(dim=1)
-                weight = ratio - to_float64(nats(output.logits, batch))
-                first = torch.logaddexp(first, weight)
-                second = torch.logaddexp(second, 2.0 * weight)
+                    weight += (gaussians.log_density(z, *prior) - gaussians.log_density(z, mean, logvar)).sum(dim=1)
+                weight -= to_float64(nats(output.logits, batch))
+                first, second = torch.logaddexp(first, weight), torch.logaddexp(second, 2.0 * weight)
                 total += weight
-            effective = (2.0 * first - second).exp()
-            rows.append(torch.stack([math.log(draws) - first, -total / draws, effective, positions]))
+            rows.append(torch.stack([math.log(draws) - first, -total / draws, (2.0 * first - second).exp(), positions]))
     everything = torch.cat(rows, dim=1)
-    nll, single, effective_mean, positions_mean = everything.mean(dim=1).tolist()
-    return {
-        "examples": len(indices),
-        "samples": draws,
-        "nll_nats": nll,
-        "nll_bits": nll / (positions_mean * math.log(2.0)),
-        "single_nats": single,
-        "effective_samples_mean": effective_mean,
-        "effective_samples_min": everything[2].min().item(),
-    }
+    nll, single, effective, positions_mean = everything.mean(dim=1).tolist()
+    bits = nll / (positions_mean * math.log(2.0))
+    found = {"examples": len(indices), "samples": draws, "nll_nats": nll, "nll_bits": bits, "single_nats": single}
+    return {**found, "effective_samples_mean": effective, "effective_samples_min": everything[2].min().item()}
 
 
-def shuffled_codes(
-    model: VAE,
-    corpus: Corpus,
-    split: str,
-    indices: Tensor,
-    means: Latents,
-    own: tuple[float, float],
-    size: int = BATCH_SIZE,
-) -> dict[str, Any]:
+def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, means: Latents, size: int) -> Report:
     """How much of the reconstruction comes from the code: decode each example from the code of another.
 
-    `means`: posterior means (n, *shape) of the examples at `indices` by level, `own`: nats and accuracy with them.
-    Codes are rotated by one within each `BATCH_SIZE` of `indices`, in random order: those of all levels together, and
-    of one level alone beside the own codes of the others.
+    `means`: posterior means (n, *shape) of the examples at `indices` by level. They are rotated by one within each
+    `BATCH_SIZE`: those of all levels together, and of one level alone beside the own codes of the others.
     """
     names = tuple(model.level_shapes)
     moved = [names, *((name,) for name in names if len(names) > 1)]
-    blocks = {name: torch.split(code, BATCH_SIZE) for name, code in means.items()}
-    others = {name: torch.cat([part.roll(1, dims=0) for part in parts]) for name, parts in blocks.items()}
+    rotated = {name: [part.roll(1, dims=0) for part in torch.split(code, BATCH_SIZE)] for name, code in means.items()}
+    others = {name: torch.cat(parts) for name, parts in rotated.items()}
     order = longest_first(corpus, split, indices)
-    sums: list[Tensor] = []  # of each batch, by rotation: nats, correct positions, valid positions
+    sums = []  # of each batch, by rotation: nats, correct positions, valid positions
     with eval_mode(model, 0) as device:
         parts = torch.split(order.to(device), size)
         for part, batch in zip(parts, batches(corpus, split, indices[order], device, size), strict=True):
-            for rotated in moved:
-                mixed = {name: (others if name in rotated else means)[name][part] for name in names}
+            for levels in moved:
+                mixed = {name: (others if name in levels else means)[name][part] for name in names}
                 logits = model.logits_for(mixed, batch)
                 right = logits.argmax(dim=1) == batch.x
                 correct = (right if batch.valid is None else right & batch.valid).sum()
                 sums.append(torch.stack([nats(logits, batch).sum(), correct, batch.counted().sum()]))
     totals = to_float64(torch.stack(sums)).view(-1, len(moved), 3).sum(dim=0).tolist()
-    together, *alone = [
-        {"reconstruction_nats": cost / len(indices), "accuracy": hits / valid} for cost, hits, valid in totals
-    ]
-    return {
-        "examples": len(indices),
-        "reconstruction_nats": own[0],
-        "accuracy": own[1],
-        **{f"shuffled_{name}": value for name, value in together.items()},
-        "levels": dict(zip(names, alone, strict=False)),  # nothing for a single level
-    }
+    count = len(indices)
+    together, *alone = [{"reconstruction_nats": cost / count, "accuracy": hits / valid} for cost, hits, valid in totals]
+    shuffled = {f"shuffled_{name}": value for name, value in together.items()}
+    return {"examples": count, **shuffled, "levels": dict(zip(names, alone, strict=False))}  # none for a single level

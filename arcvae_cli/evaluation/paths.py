@@ -15,26 +15,23 @@ from arcvae_cli.evaluation.priors import argmax_decode
 from arcvae_cli.models.base import VAE
 
 CANDIDATES, BEST = 500, 8  # examples that `pair_to_show` looks at, and of these the best reconstructed ones
-_TINY = 1e-30
 
 
 def between(start: Tensor, end: Tensor, steps: int, kind: Literal["linear", "slerp"] = "linear") -> Tensor:
     """(steps, B, *shape) evenly spaced points between each pair of (B, *shape), which the path meets exactly.
 
-    `slerp`: directions evenly spaced on the great circle (Shoemake 1985), lengths interpolated linearly; a line where
-    no great circle is defined (a vector near zero, the same or opposite directions).
+    `slerp`: on the great circle (Shoemake 1985), with linear lengths; a line where no great circle is defined.
     """
     t = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)[:, None, None]
     a, b = (value.flatten(1).cpu().double() for value in (start, end))  # not every device has float64
     path = torch.lerp(a, b, t)
     if kind == "slerp":
         length_a, length_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
-        u, v = a / length_a.clamp_min(_TINY), b / length_b.clamp_min(_TINY)
+        u, v = a / length_a.clamp_min(1e-30), b / length_b.clamp_min(1e-30)
         # Kahan's formula: exact to rounding for small angles too, where acos of the product is not
         angle = 2 * torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True))
-        sine = angle.sin()
-        direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / sine.clamp_min(_TINY)
-        defined = (sine > 1e-6) & (torch.minimum(length_a, length_b) > 1e-6)
+        direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / angle.sin().clamp_min(1e-30)
+        defined = (angle.sin() > 1e-6) & (torch.minimum(length_a, length_b) > 1e-6)
         path = torch.where(defined, direction * torch.lerp(length_a, length_b, t), path)
     path = path.reshape(-1, *start.shape).to(start)
     path[0], path[-1] = start, end
@@ -47,15 +44,13 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
     means = posterior_means(model, corpus, split, indices[: 2 * pairs])
     path = {name: between(code[:pairs], code[pairs:], steps) for name, code in means.items()}
     with eval_mode(model, 0):
-        points = [{name: codes[step] for name, codes in path.items()} for step in range(steps)]
-        return torch.stack([argmax_decode(model, point) for point in points])
+        codes = {name: code.flatten(0, 1) for name, code in path.items()}
+        decoded = argmax_decode(model, codes)
+    return decoded.reshape(steps, pairs, *decoded.shape[1:])
 
 
 def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
-    """Two examples of a split: well reconstructed, as different as possible, with content half-way between them.
-
-    Always the same ones, among those with at least median content. InputError if there are fewer than two examples.
-    """
+    """Two well reconstructed, different examples of a split, not blank half-way. InputError for fewer than two."""
     indices = choose(corpus, split, CANDIDATES, 0).sort().values
     if len(indices) < 2:
         raise InputError(f"{corpus.name}: fewer than two {split} examples", "give another --split or --data")
@@ -76,24 +71,19 @@ def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
 
 
 def smoothness(decoded: Tensor) -> dict[str, Any]:
-    """How decoded paths (steps, pairs, *positions) change; means over pairs.
+    """How many positions change along decoded paths (steps, pairs, *positions), as means over pairs.
 
-    Steps are positions that change, `distance` those in which the ends differ, `largest_step_share` and `detour` the
-    largest step and the sum of all steps over it (1 / (steps - 1) is an even path, 1 a jump; 1 the shortest way), None
-    if no pair of ends differs.
+    `largest_step_share`, `detour`: the largest step and the sum of all over the distance of ends that differ, if any.
     """
     change = (decoded[1:] != decoded[:-1]).flatten(2).sum(2).double()  # (steps - 1, pairs)
     distance = (decoded[-1] != decoded[0]).flatten(1).sum(dim=1).double()
     largest, apart = change.amax(dim=0), distance > 0
-    some = bool(apart.any())
+    found = {"mean_step": change, "largest_step": largest, "distance": distance}
+    shares = {"largest_step_share": largest / distance, "detour": change.sum(dim=0) / distance}
     return {
-        "pairs": decoded.shape[1],
-        "steps": len(decoded),
-        "mean_step": change.mean().item(),
-        "largest_step": largest.mean().item(),
-        "distance": distance.mean().item(),
-        "largest_step_share": (largest / distance)[apart].mean().item() if some else None,
-        "detour": (change.sum(dim=0) / distance)[apart].mean().item() if some else None,
+        **{"pairs": decoded.shape[1], "steps": len(decoded)},
+        **{name: value.mean().item() for name, value in found.items()},
+        **{name: value[apart].mean().item() if apart.any() else None for name, value in shares.items()},
     }
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +16,11 @@ from arcvae_cli.evaluation.information import BATCH_SIZE
 from arcvae_cli.models.base import VAE, Latents
 
 Floats = NDArray[np.float64]
-
 EXAMPLES = 20_000  # most that a prior is fitted to: they determine a covariance of 300 dimensions to 1 %
 COMPONENTS = (1, 2, 4, 8, 16, 32)  # of a mixture, that are tried
 
 
-@dataclass(frozen=True)
-class Mixture:
+class Mixture(NamedTuple):
     """K Gaussians over all levels: weights (K,), means (K, D), covariances (K, D, D)."""
 
     weights: Floats
@@ -35,8 +32,7 @@ class Mixture:
         """`n` draws by level, float32, the same on every device; `temperature` multiplies standard deviations."""
         random = np.random.default_rng(seed)
         component = random.choice(len(self.weights), size=n, p=self.weights)
-        noise = random.standard_normal((n, self.means.shape[1]))
-        codes = self.means[component]
+        noise, codes = random.standard_normal((n, self.means.shape[1])), self.means[component]
         # A with A A^T = covariance, also for a dimension without variance, where Cholesky fails
         values, vectors = np.linalg.eigh(self.covariances)
         roots = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
@@ -53,8 +49,7 @@ def fit_prior(kind: Literal["aggregate", "gmm"], latents: Latents, seed: int) ->
     """One Gaussian or a mixture for (n >= 2, *shape) samples by level; a held-out fifth decides on their number."""
     codes: Floats = torch.cat([value.flatten(1).cpu().double() for value in latents.values()], dim=1).numpy()
     shapes = {name: tuple(value.shape[1:]) for name, value in latents.items()}
-    covariance = np.atleast_2d(np.cov(codes, rowvar=False))
-    best = Mixture(np.ones(1), codes.mean(0, keepdims=True), covariance[None], shapes)
+    best = Mixture(np.ones(1), codes.mean(0, keepdims=True), np.atleast_2d(np.cov(codes, rowvar=False))[None], shapes)
     if kind == "aggregate":
         return best
     from sklearn.exceptions import ConvergenceWarning

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from arcvae_cli import checkpoints, domains
+from arcvae_cli import checkpoints
 from arcvae_cli.commands import evaluate as command
 from arcvae_cli.console import Console
 from arcvae_cli.data.corpus import open_corpus
 from arcvae_cli.domains import grids
-from arcvae_cli.domains.base import Table
 from arcvae_cli.evaluation import projections
 from arcvae_cli.runs import RunFolder
 
@@ -52,25 +51,14 @@ def test_files_tables_and_verdict(run: str, arcvae: Run, tmp_path: Path, request
     assert sorted(path.name for path in folder.iterdir()) == files
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
     assert shown.startswith(f"vae_best.pth of epoch 3, {title}, seed 0\n") and "\x1b" not in shown
-    lines = [line.split() for line in shown.splitlines()]
     for level in metrics["levels"].values():
         assert f": {sum(level['kl_nats']):.2f} nats" in shown
-        assert all(any("█" in "".join(words) and f"{kl:.3f}" in words for words in lines) for kl in level["kl_nats"])
+        assert all(f"{kl:.3f}" in shown for kl in level["kl_nats"])
     assert metrics["verdict"]["summary"] in shown
     for finding in metrics["verdict"]["findings"]:
         assert finding["name"] in shown and finding["ok"] == (finding["remedy"] is None)
-        assert all(f"- {step} (for " in shown for step in (finding["remedy"] or "").split("; ") if step)
 
-    model = load(path).model
-    likelihood = Table("Likelihood", {"nats": "nats", "bits": "bits"}, command.ELBO)
-    latent = Table("Latent code", {name: name for name in model.level_shapes}, command.LATENT)
-    for title, columns, rows, note in (*domains.of(model.kind).tables(metrics), likelihood, latent):
-        assert title in shown and note in shown
-        for label, key, form in rows:
-            keys = [key.format(column) for column in columns.values()] if "{}" in key else [key]
-            values = [command._lookup(metrics, one) for one in keys]
-            cells = ["-" if v is None else format(v, "," if isinstance(v, int) else form) for v in values]
-            assert ([*label.split(), *cells] in lines) == any(value is not None for value in values), label
+    assert f"{metrics['elbo']['elbo_nats']:.3f}" in shown and f"{metrics['elbo']['elbo_bits']:.3f}" in shown
     if run == "hierarchy_run":
         assert np.array(metrics["levels"]["local"]["cells_nats"]).shape == (4, 4)
     if run == "equations_run":
@@ -108,20 +96,18 @@ def test_json_strict_and_baselines_of_the_training_corpus(
     assert json.loads(replaced.stdout)["reconstruction"] == document["reconstruction"]
 
 
-@pytest.mark.parametrize("run", ["tiny_run", "equations_run"])
+@pytest.mark.parametrize(("run", "mode"), [("tiny_run", "per_dim"), ("equations_run", "total")])
 def test_a_run_ends_with_a_report(
-    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    run: str, mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     (tmp_path / "images").mkdir()
     loaded = load(request.getfixturevalue(run))
+    objective = loaded.settings.objective.model_copy(update={"free_bits": 0.7, "free_bits_mode": mode})
+    loaded = dataclasses.replace(loaded, settings=loaded.settings.model_copy(update={"objective": objective}))
     document = command.report(loaded, open_corpus(loaded.settings.data), "val", RunFolder(tmp_path), Console())
     assert document == json.loads((tmp_path / "metrics.json").read_text())
     assert (document["run"], document["split"], document["quick"]) == (str(tmp_path), "val", True)
-    assert document["verdict"]["summary"] in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert document["verdict"]["summary"] in shown
+    assert ("free bits 0.7" in shown) is (mode == "per_dim")  # those of the total are the floor of no dimension
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == PLOTS
-    if run == "tiny_run":  # free bits of the total are the floor of no dimension
-        for mode, shown in (("per_dim", True), ("total", False)):
-            objective = loaded.settings.objective.model_copy(update={"free_bits": 0.7, "free_bits_mode": mode})
-            settings = loaded.settings.model_copy(update={"objective": objective})
-            command._show(Console(), dataclasses.replace(loaded, settings=settings), document)
-            assert ("free bits 0.7" in capsys.readouterr().out) is shown

@@ -49,20 +49,14 @@ def test_from_one_test_grid_to_another(
     np.testing.assert_array_equal(arrays["originals"], originals)
     np.testing.assert_allclose(arrays["latents_z"], line(model, originals, 9), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(grids, model.decode({"z": torch.from_numpy(arrays["latents_z"])}).argmax(1))
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".png"]
     for file in ("interpolation.json", "interpolation.npz"):
         np.testing.assert_array_equal(read_dataset(tmp_path / file).x, grids)
     changed = [int((one != two).sum()) for one, two in itertools.pairwise(grids)]
     assert max(changed) > 0 and report["changed"] == changed
-    assert (report["largest_step"], report["mean_step"]) == (max(changed), pytest.approx(np.mean(changed)))
     assert report["distance"] == (grids[0] != grids[-1]).sum()
     assert report["distance_of_originals"] == (originals[0] != originals[1]).sum()
     assert report["wrong_at_ends"] == [(grids[0] != originals[0]).sum(), (grids[-1] != originals[1]).sum()]
-    assert (report["from"], report["to"], report["steps"]) == ("test 3", "test 17", 9)
-    lines = result.stdout.splitlines()
-    assert [text[:16].replace(".", "0") for text in lines[1:17]] == ["".join(map(str, row)) for row in originals[0]]
-    assert lines[-1].startswith("linear path of 9 from test 3 to test 17: ")
-
+    assert result.stdout.splitlines()[-1].startswith("linear path of 9 from test 3 to test 17: ")
     arc = walk(arcvae, tiny_run, tmp_path, "--from", 3, "--to", 17, "--path", "slerp")[2]["latents_z"]
     np.testing.assert_array_equal(arrays["latents_z"][[0, -1]], arc[[0, -1]])
     assert np.abs(arrays["latents_z"] - arc).max() > 1e-4
@@ -129,17 +123,11 @@ def test_from_one_string_to_another(
     np.testing.assert_array_equal(arrays["ids"], ids)
     texts = [GRAMMAR.write(row) for row in ids.tolist()]
     assert (report["originals"], report["strings"]) == (list(ends), texts)
-    assert report["valid"] == [len(text) < 12 for text in texts]
-    assert report["distinct"] == len(set(texts)) > 1
+    assert report["valid"] == [len(text) < 12 for text in texts] and report["distinct"] == len(set(texts)) > 1
     steps = [[rule for rule in row if rule != 11] for row in ids.tolist()]
     assert report["changed"] == [edit_distance(one, two) for one, two in itertools.pairwise(steps)]
-    assert report["changed_characters"] == [edit_distance(one, two) for one, two in itertools.pairwise(texts)]
     assert report["distance_of_originals"] == edit_distance(*parsed)
     assert report["wrong_at_ends"] == [edit_distance(steps[place], parsed[place]) for place in (0, -1)]
-    assert (report["from"], report["to"], report["steps"]) == ("'x+1'", "'sin( x ) / 2'", 5)
-
     lines = result.stdout.splitlines()
     assert (tmp_path / "interpolation.txt").read_text().splitlines() == lines[:-1]
     assert lines[0] == "from, original  x + 1" and lines[-2] == "to, original    sin( x ) / 2"
-    runs = [text for text, _ in itertools.groupby(texts)]  # neighbours that are equal share a row
-    assert [text[16:] for text in lines[1:-2]] == [text + "    invalid" * (len(text) >= 12) for text in runs]

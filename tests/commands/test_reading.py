@@ -22,30 +22,25 @@ def test_each_call_writes_to_a_new_folder_and_warns_of_an_unfinished_run(
     for name, state, shown in (("samples", "interrupted", "interrupted"), ("samples-2", "running", "killed")):
         (run / "status.json").write_text(json.dumps({"state": state, "epoch": 3, "epochs": 50}))
         result = arcvae(*command)
-        assert "wrote samples.png, samples.npz, samples.json in" in result.stderr
+        assert "wrote samples.png, samples.npz, samples.json to" in result.stderr
         assert f"warning: run run: {shown} at epoch 3 of 50\n" in result.stderr
         assert len(list((run / name).iterdir())) == 3
     (run / "status.json").write_text(json.dumps({"state": "finished", "epoch": 50, "epochs": 50}))
     result = arcvae(*command, "--output", run / "samples")
-    assert "replaced" in result.stderr and "warning" not in result.stderr
+    assert "warning" not in result.stderr and not (run / "samples-3").exists()
 
 
 UNUSABLE = """
 evaluate tiny_run --data nowhere.npz | nowhere.npz
 evaluate tiny_run --checkpoint nowhere | no such file, run folder or run
-evaluate tiny_run --output /proc | --output /proc: cannot be written to
 evaluate tiny_run --data equations_npz | sums: contains derivations, the model needs grids
-evaluate equations_run --decodings 9 | --decodings: needs --monte-carlo
 sample tiny_run --device gpu | expected auto, cpu, cuda, cuda:1 or mps
 sample tiny_run --condition colours=3 | --condition colours=3: this model takes no conditions
 sample tiny_run --no-budget | --budget/--no-budget:
 sample hierarchy_run --prior gmm --condition colours=9 | --prior gmm: needs two examples, found 0
-sample bare_run | trained on ids and masks
+sample bare_run | the model was trained without a grammar
 interpolate tiny_run --from 0 --to 40 | --to 40: the test split of some has examples 0 to 39
-interpolate tiny_run --from 0 | --to: missing
-interpolate tiny_run --from 'x + 1' --to 1 | --from x + 1: no such file
 interpolate tiny_run --from 0 --to task:3 | the file has grids 0 to 2
-interpolate tiny_run --level global | the latents of this model are z
 interpolate equations_run --from 'x + y' --to x | not a string of the grammar: at character 5
 interpolate equations_run --from x --to 'x + x + x + x + x' | takes 10 rules, the model has 9
 """

@@ -14,7 +14,6 @@ from arcvae_cli import checkpoints
 from arcvae_cli.conditions import attributes, satisfies
 from arcvae_cli.console import Console
 from arcvae_cli.data.files import read_dataset, write_dataset
-from arcvae_cli.data.parsing import Parser
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.domains import strings
 from arcvae_cli.domains.base import Decoded
@@ -79,7 +78,7 @@ def test_conditions_reach_the_model_and_are_counted(
     assert last.endswith(f"colours=3, symmetry_lr=yes in {counts[0]}, without conditions in {counts[1]}")
     found = int(satisfies(attributes(arc_splits["train"]), {"colour_2": 1}).sum())
     result, *_ = draw(arcvae, hierarchy_run, tmp_path, "--num", 2, "--prior", "aggregate", "--condition", "red=yes")
-    assert f"a Gaussian fitted to {found} train examples of some with colour_2=yes" in " ".join(result.stderr.split())
+    assert f"1 Gaussian fitted to {found} train examples of some with colour_2=yes" in " ".join(result.stderr.split())
 
 
 def test_strings_are_printed_one_per_line_and_written(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
@@ -87,19 +86,8 @@ def test_strings_are_printed_one_per_line_and_written(arcvae: Run, equations_run
     assert arrays["ids"].shape == (40, 9) and arrays["complete"].all()
     texts = [GRAMMAR.write(row) for row in arrays["ids"].tolist()]
     assert result.stdout == (tmp_path / "samples.txt").read_text() == "".join(f"{text}\n" for text in texts)
-    parsed = [Parser(GRAMMAR).parse(text) for text in texts]
-    assert arrays["ids"].tolist() == [ids + [11] * (9 - len(ids)) for ids in parsed]
     good = [text for text in texts if validator_for(GRAMMAR).is_valid(text)]
     assert f"40 complete, {len(good)} valid, {len(set(good))} distinct" in " ".join(result.stderr.split())
-
-
-def test_the_argmax_of_rules(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
-    _, drawn, document = draw(arcvae, equations_run, tmp_path, "--num", 30, "--decode", "argmax")
-    assert (document["decode"], document["budget"]) == ("argmax", True)
-    model = checkpoints.load(equations_run / "checkpoints" / "vae_best.pth").model
-    with torch.inference_mode():
-        ids = model.argmax_decode(model.decode({"z": torch.from_numpy(drawn["latents_z"])}))
-    np.testing.assert_array_equal(drawn["ids"], ids)
 
 
 def test_valid_distinct_and_novel_strings_are_counted(
@@ -128,25 +116,16 @@ def test_unknown_validity_and_novelty_are_null(
     monkeypatch.setattr(strings, "validator_for", lambda *_: None)
     result, _, document = draw(arcvae, unbuilt_run, tmp_path / "out", "--num", 2)
     assert "novelty is not counted" in result.stderr and not (tmp_path / "cache").exists()
-    assert "beta of z was 0 until then" in result.stderr  # epoch 3 of a warm-up of 10
+    assert "beta was 0 to epoch 3" in result.stderr  # epoch 3 of a warm-up of 10
     assert [document[name] for name in ("judge", "valid", "valid_share", "novel", "novel_share")] == [None] * 5
 
 
-def test_a_terminal_gets_a_list_with_remarks_also_on_incomplete_strings(
-    arcvae: Run, equations_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Console, "piped", False)
-    judge = Validator("short", lambda text: len(text) < 9)
-    monkeypatch.setattr(strings, "validator_for", lambda *_: judge)
+def test_without_a_budget_strings_may_be_incomplete(arcvae: Run, equations_run: Path, tmp_path: Path) -> None:
     options = ("--num", 60, "--temperature", 3, "--no-budget")
-    result, arrays, document = draw(arcvae, equations_run, tmp_path, *options)
-    texts = [GRAMMAR.write(row) for row in arrays["ids"].tolist()]
-    complete = int(arrays["complete"].sum())
+    _, arrays, document = draw(arcvae, equations_run, tmp_path, *options)
+    texts, complete = [GRAMMAR.write(row) for row in arrays["ids"].tolist()], int(arrays["complete"].sum())
     assert 0 < complete < 60 and (document["complete"], document["complete_share"]) == (complete, complete / 60)
     assert (tmp_path / "samples.txt").read_text().splitlines() == [text for text in texts if text is not None]
-    for text, line in zip(texts, result.stdout.splitlines(), strict=False):
-        assert ("incomplete" in line) if text is None else text in line
-        assert ("invalid" in line) == (text is not None and not judge.is_valid(text))
 
 
 def test_escape_sequences_of_strings_do_not_reach_the_terminal(
