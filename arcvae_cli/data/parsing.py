@@ -7,6 +7,7 @@ several derivations it gives the one whose ids are first in lexicographic order.
 
 from __future__ import annotations
 
+import gc
 import re
 import signal
 import threading
@@ -30,7 +31,6 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
-LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0  # CPU time for making a parser, and for Earley's of a line; bounds memory too
 _SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
 
 
@@ -43,24 +43,32 @@ class ParseFailure(Exception):  # noqa: N818
 
 
 class Parser:
-    """Parses strings of a grammar by `kind`, for a `reason`; `earley`: do not try LALR. InputError if too large."""
+    """Parses strings of a grammar by `kind`, for a `reason`. InputError if it is too large.
 
-    def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
-        self.grammar, separator, smiles = grammar, grammar.separator, read_grammar("smiles")
-        self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
-        notation, problem = _lark_text(grammar), "as requested" if earley else ""
+    `lalr_seconds`: CPU time to prepare LALR, 0 for Earley only; `earley_seconds`: to prepare it, and for each string.
+    These limits bound the memory too.
+    """
+
+    def __init__(self, grammar: Grammar, *, lalr_seconds: float = 3.0, earley_seconds: float = 5.0) -> None:
+        self.grammar, self._seconds, separator, smiles = (
+            grammar,
+            earley_seconds,
+            grammar.separator,
+            read_grammar("smiles"),
+        )
+        notation, problem = _lark_text(grammar), "" if lalr_seconds else "as requested"
         symbols = {symbol for production in grammar.productions for symbol in production.right}
         texts = {symbol.text + separator for symbol in symbols if isinstance(symbol, Terminal)}
         beginnings = {text[0] for text in texts}
         longer = ((text[:end], text[end]) for text in texts for end in range(1, len(text)))
         if (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
-            if not earley:
+            if lalr_seconds:
                 notation = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
         elif not separator.isspace() and any(one in texts and rest in beginnings for one, rest in longer):
             problem = problem or "strings may split into terminals in more than one way"  # `C`, `Cl` and `l`
         try:
             if not problem:
-                with _limited(LALR_SECONDS):
+                with _limited(lalr_seconds):
                     self._lark = Lark(notation, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
         except GrammarError:
             problem = "the grammar has LALR conflicts"
@@ -71,7 +79,7 @@ class Parser:
         if problem:
             lexer: Any = _LongestMatch if separator.isspace() else "dynamic"
             try:
-                with _limited(EARLEY_SECONDS):
+                with _limited(earley_seconds):
                     self._lark = Lark(notation, parser="earley", lexer=lexer, ambiguity="forest")
             except _OutOfTimeError:
                 what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
@@ -83,15 +91,15 @@ class Parser:
     def derivation(self, text: str) -> tuple[list[int], bool]:
         """The ids of the left-most derivation of a string, without padding, and whether there are others.
 
-        Raises ParseFailure, and InputError if it takes over `EARLEY_SECONDS` to find all derivations.
+        Raises ParseFailure, and InputError if it takes over `earley_seconds` to find all derivations.
         """
         spaced = self.grammar.separator.isspace()
         written = text if spaced or not text else text + self.grammar.separator
         try:
             if self.kind == "lalr":
                 nodes = self._lark.parse(written).iter_subtrees_topdown()  # type: ignore[no-untyped-call]
-                return [self._rules[node.data] for node in nodes], False
-            with _limited(EARLEY_SECONDS):
+                return [int(node.data[1:]) for node in nodes], False
+            with _limited(self._seconds):
                 return _first(self._lark.parse(written))  # type: ignore[arg-type]
         except UnexpectedInput as error:
             joined = _SPACE_WITHIN_TERMINAL.sub("", text)
@@ -103,7 +111,7 @@ class Parser:
             found = repr(text[place]) if place < len(text) else "end"
             raise ParseFailure(place, f"unexpected {found}") from None
         except _OutOfTimeError:
-            what = f"{text[:40]!r} ({len(text):,} characters) takes over {EARLEY_SECONDS:g} s to parse"
+            what = f"{text[:40]!r} ({len(text):,} characters) takes over {self._seconds:g} s to parse"
             raise InputError(f"{self.grammar.name}: {what}", "make the grammar less ambiguous, or omit it") from None
 
 
@@ -154,7 +162,10 @@ class _OutOfTimeError(BaseException):  # no Exception: lark wraps those that its
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Raise `_OutOfTimeError` after so much CPU time of this process; no limit outside the main thread."""
+    """Raise `_OutOfTimeError` after so much CPU time of this process; no limit outside the main thread.
+
+    Garbage collection is off meanwhile: Python drops what is raised within callbacks of it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -163,11 +174,13 @@ def _limited(seconds: float) -> Iterator[None]:
         raise _OutOfTimeError
 
     before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # again, where Python drops it, as in a destructor
+    gc.disable()
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # again, if Python drops the first within a destructor
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        gc.enable()
         signal.signal(signal.SIGPROF, before)
 
 
