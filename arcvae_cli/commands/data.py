@@ -142,10 +142,15 @@ def info(
 
 
 def _load(
-    corpus: str | None, flags: Layer, console: Console, rebuild: bool = False, **options: Any
+    corpus: str | None,
+    flags: Layer,
+    console: Console,
+    rebuild: bool = False,
+    test: Path | None = None,
+    most_failed: float = 0.1,
 ) -> tuple[Dataset, Path | None]:
     """A corpus given by name or path, or by flags, and its file. InputError for flags that it does not use."""
-    from arcvae_cli.data.corpora import LoadOptions, cache_path, corpus_name, load_arrays
+    from arcvae_cli.data.corpora import cache_path, corpus_name, load_arrays
 
     given = set(flags.values.get("data", {})) & set(OF_STRINGS)
     unused = given if corpus in GRID_CORPORA else set()
@@ -162,11 +167,11 @@ def _load(
     strings = corpus in STRING_CORPORA or {"grammar", "input", "prod"} & given
     model = Layer("data", {"model": {"name": "grammar"}} if strings else {})  # a model of such data
     data = resolve(None, model, data_layers(corpus)[1], flags).settings.data
-    cached = cache_path(data, LoadOptions(**options))
+    cached = cache_path(data, test)
     if cached is not None and (rebuild or not cached.is_file()):
         console.note(f"building {one_line(corpus_name(data))}: takes some seconds, only once")
     with console.counting("parsing") as tell:
-        dataset = load_arrays(data, LoadOptions(**options, tell=tell, say=console.note), rebuild=rebuild)
+        dataset = load_arrays(data, test=test, most_failed=most_failed, tell=tell, say=console.note, rebuild=rebuild)
     for note in dataset.notes:
         console.note(one_line(note))
     return dataset, cached or data.path or data.prod

@@ -96,11 +96,11 @@ def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RUL
 def build_parsed(
     file: Path,
     grammar: Grammar,
-    failures: Path | None = None,
     most: int | None = None,
     first_column: bool = False,
     test: Path | None = None,
     leading_test: int = 0,
+    failures: Path | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """The different strings of a file, one a line, that a grammar derives by at most `most` rules.

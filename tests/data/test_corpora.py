@@ -9,7 +9,7 @@ import pytest
 
 from arcvae_cli.data import corpora
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.corpora import LoadOptions, cache_path, load_arrays
+from arcvae_cli.data.corpora import cache_path, load_arrays
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
@@ -52,7 +52,7 @@ def test_what_a_corpus_depends_on_is_in_the_files_name(sheep: DataSettings, tmp_
         (sheep, ({}, {"max_rules": 9}, {"grammar": str(goat)}, {"input": None, "max_rules": 9})),
     ]
     paths = [cache_path(data.model_copy(update=change)) for data, some in changes for change in some]
-    assert len({*paths, cache_path(sheep, LoadOptions(test=sheep.input)), None}) == 13
+    assert len({*paths, cache_path(sheep, sheep.input), None}) == 13
     assert paths[0].name == "shapes-r1-n50-s4.npz"
     assert paths[3].name == "equations-r1-uniform-ge2dc3dbbc6ec-t15-n50-s4.npz"
     assert cache_path(DataSettings()).name == "arc-r1-arckit1.0.1-n100000-s0.npz"
@@ -69,25 +69,21 @@ def test_an_unwritable_cache_costs_a_note(cache: Path):
 
 
 def test_one_builds_a_corpus_and_others_wait_for_it(monkeypatch: pytest.MonkeyPatch):
-    shapes, begun, waiting = corpora.CORPORA["shapes"], threading.Event(), threading.Event()
-    built: list[DataSettings] = []
+    shapes, begun, waiting, built = corpora.build_shapes, threading.Event(), threading.Event(), []
 
-    def slow(data: DataSettings, options: LoadOptions) -> tuple[str, corpora.Build]:
-        def build(failures: Path) -> Dataset:
-            built.append(data)
-            begun.set()
-            assert waiting.wait(10)
-            return shapes(data, options)[1](failures)
+    def slow(*size_and_seed: int) -> Dataset:
+        built.append(size_and_seed)
+        begun.set()
+        assert waiting.wait(10)
+        return shapes(*size_and_seed)
 
-        return shapes(data, options)[0], build
-
-    monkeypatch.setitem(corpora.CORPORA, "shapes", slow)
+    monkeypatch.setattr(corpora, "build_shapes", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(load_arrays, SHAPES)
         assert begun.wait(10)
-        second = pool.submit(load_arrays, SHAPES, LoadOptions(say=lambda text: waiting.set()))
+        second = pool.submit(load_arrays, SHAPES, say=lambda text: waiting.set())
         assert first.result().fingerprint() == second.result().fingerprint()
-    assert built == [SHAPES]
+    assert built == [(50, 4)]
 
 
 def test_any_grammar_is_drawn_from(sheep: DataSettings):
@@ -107,7 +103,7 @@ def test_strings_of_a_file_are_parsed_once(sheep: DataSettings):
     again = load_arrays(sheep)
     assert (again.name, again.notes) == (first.name, first.notes) == ("some strings", first.notes)
     as_path = load_arrays(DataSettings(path=sheep.input, grammar=sheep.grammar))
-    known = LoadOptions(grammar=parse_grammar(SHEEP, "the checkpoint's"))
+    known = parse_grammar(SHEEP, "the checkpoint's")
     from_checkpoint = load_arrays(DataSettings(path=sheep.input), known)
     Path(sheep.grammar).unlink()
     gone = load_arrays(sheep, known)  # a checkpoint outlives its grammar's file

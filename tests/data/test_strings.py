@@ -70,7 +70,7 @@ def test_strings_of_a_file(tmp_path: Path):
     file, failures = tmp_path / "mine.smi", tmp_path / "new" / "failed.tsv"
     lines = ["CCO ethanol", "", "C1CC1\t17", "c1ccccc1", "CCO", "CC(", "C[C@@H](N)C(=O)O", "CXC", "N#N", ""]
     file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    dataset = build_parsed(file, SMILES, failures, first_column=True)
+    dataset = build_parsed(file, SMILES, failures=failures, first_column=True)
     assert dataset.strings(np.arange(5)) == ["CCO", "C1CC1", "c1ccccc1", "C[C@@H](N)C(=O)O", "N#N"]
     reason = dataset.origin.reason
     assert dataset.origin == Origin("parsed", "smiles", "mine.smi", "lalr", reason, lines=8, failed=2, duplicates=1)
