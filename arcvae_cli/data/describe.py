@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys
-from arcvae_cli.data.derivations import first_of_each
+from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
 
 _CHUNK = 4096
@@ -23,15 +21,49 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     Shares are of cells (`black`, `colours`), grids (`single_colour`) or steps (`padding`), None in an empty split.
     `leaks`: examples of `of` also in `into`; `equivalent` ones up to a symmetry and a permutation of the colours 1-9.
     """
-    rules, part_of = dataset.rules, _grid_split if dataset.rules is None else _string_split
-    splits = {split: part_of(dataset.only(dataset.rows(split))) for split in SPLITS}
+    rules, grids, splits, leaks = dataset.rules, dataset.rules is None, {}, []
+    keys = [one.tobytes() for one in dataset.x]
+    hashes = canonical_hashes(dataset.x, dataset.shape) if grids else None
+    framed = dataset.x
+    if dataset.shape is not None:  # cells outside the rectangle get a colour of their own
+        side = np.arange(SIDE)
+        inside = (side < dataset.shape[:, :1])[:, :, None] & (side < dataset.shape[:, 1:])[:, None, :]
+        framed = np.where(inside, dataset.x, np.uint8(COLOURS))
+    for split in SPLITS:
+        rows = dataset.rows(split)
+        part, count = framed[rows], len(rows)
+        if rules is None:
+            single = ~((part != part[:, :1, :1]) & (part < COLOURS)).any(axis=(1, 2))
+            splits[split] = {
+                "grids": count,
+                "tasks": None if dataset.task is None else len(set(dataset.task[rows].tolist())),
+                "black": float((dataset.x[rows] == 0).mean()) if count else None,
+                "single_colour": float(single.mean()) if count else None,
+            }
+        else:
+            used = (part != rules.padding).sum(axis=1)
+            splits[split] = {
+                "strings": count,
+                "mean_rules": float(used.mean()) if count else None,
+                "most_rules": int(used.max()) if count else None,
+                "padding": 1 - float(used.sum()) / part.size if count else None,
+            }
+        splits[split]["duplicates"] = count - len({one.tobytes() for one in part})
+    for of, into in (("test", "train"), ("test", "val"), ("val", "train")):
+        here, there = dataset.rows(of), dataset.rows(into)
+        if here.size and there.size:
+            known = {keys[row] for row in there.tolist()}
+            leaks.append({"of": of, "into": into, "identical": sum(keys[row] in known for row in here.tolist())})
+            if hashes is not None:
+                tasks = None if dataset.task is None else len(np.intersect1d(dataset.task[here], dataset.task[there]))
+                leaks[-1] |= {"equivalent": int(np.isin(hashes[here], hashes[there]).sum()), "tasks": tasks}
     if rules is None:
         shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(8)
         return {
             "splits": splits,
             "colours": [int(np.count_nonzero(dataset.x == colour)) / dataset.x.size for colour in range(COLOURS)],
             "shapes": [[*sides, count] for sides, count in shapes],
-            "leaks": _leaks(dataset, canvas_keys(dataset.x)),
+            "leaks": leaks,
         }
     counts = np.bincount(dataset.x.ravel(), minlength=len(rules)).tolist()
     real = [rule for rule in range(len(rules)) if rule != rules.padding]
@@ -43,7 +75,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "unusable": [rule for rule in real if rules.lhs[rule] < 0],
         "origin": asdict(dataset.origin),
         "splits": splits,
-        "leaks": _leaks(dataset, [row.tobytes() for row in dataset.x]),
+        "leaks": leaks,
         "examples": [] if dataset.grammar is None else dataset.strings(rows),
     }
 
@@ -74,45 +106,3 @@ def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
                 total += sums ^ (sums >> np.uint64(31))
             hashes[some] = total.min(axis=1)
     return hashes
-
-
-def _grid_split(part: Dataset) -> dict[str, Any]:
-    count, framed = len(part.x), part.x
-    if part.shape is not None:  # cells outside the rectangle get a colour of their own
-        side = np.arange(SIDE)
-        inside = (side < part.shape[:, :1])[:, :, None] & (side < part.shape[:, 1:])[:, None, :]
-        framed = np.where(inside, part.x, np.uint8(COLOURS))
-    single = ~((framed != framed[:, :1, :1]) & (framed < COLOURS)).any(axis=(1, 2))
-    return {
-        "grids": count,
-        "tasks": None if part.task is None else len(set(part.task.tolist())),
-        "black": float((part.x == 0).mean()) if count else None,
-        "single_colour": float(single.mean()) if count else None,
-        "duplicates": count - len(set(canvas_keys(framed))),
-    }
-
-
-def _string_split(part: Dataset) -> dict[str, Any]:
-    assert part.rules is not None
-    count, used = len(part.x), (part.x != part.rules.padding).sum(axis=1)
-    return {
-        "strings": count,
-        "mean_rules": float(used.mean()) if count else None,
-        "most_rules": int(used.max()) if count else None,
-        "padding": 1 - float(used.sum()) / part.x.size if count else None,
-        "duplicates": count - len(first_of_each(part.x)),
-    }
-
-
-def _leaks(dataset: Dataset, keys: Sequence[bytes]) -> list[dict[str, Any]]:
-    hashes = canonical_hashes(dataset.x, dataset.shape) if dataset.kind == "grids" else None
-    leaks: list[dict[str, Any]] = []
-    for of, into in (("test", "train"), ("test", "val"), ("val", "train")):
-        here, there = dataset.rows(of), dataset.rows(into)
-        if here.size and there.size:
-            known = {keys[row] for row in there.tolist()}
-            leaks.append({"of": of, "into": into, "identical": sum(keys[row] in known for row in here.tolist())})
-            if hashes is not None:
-                tasks = None if dataset.task is None else len(np.intersect1d(dataset.task[here], dataset.task[there]))
-                leaks[-1] |= {"equivalent": int(np.isin(hashes[here], hashes[there]).sum()), "tasks": tasks}
-    return leaks
