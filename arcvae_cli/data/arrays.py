@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.symmetries import CELLS, SIDE, Grids
+from arcvae_cli.data.symmetries import SIDE, Grids
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import size
 from arcvae_cli.grammar import Grammar, Rules
@@ -88,10 +88,6 @@ class Dataset:
             kept.append(np.random.RandomState(0).permutation(self.rows(split))[:most])
         return self.only(np.sort(np.concatenate(kept)))
 
-    def require(self, splits: Iterable[str]) -> None:
-        if empty := [split for split in splits if not self.rows(split).size]:
-            raise InputError(f"{self.name}: the {empty[0]} split is empty", "add examples to it, or use another")
-
     def strings(self, rows: NDArray[np.int64]) -> list[str]:
         assert self.grammar is not None, "writing strings needs a grammar"
         return [written(self.grammar, ids) for ids in self.x[rows].tolist()]
@@ -143,8 +139,7 @@ def split_by_key(keys: Sequence[bytes]) -> NDArray[np.uint8]:
 
 def canvas_keys(grids: Grids) -> list[bytes]:
     """The content of each grid (N, 16, 16) as bytes, to hash or compare."""
-    whole = grids.tobytes()
-    return [whole[start : start + CELLS] for start in range(0, len(whole), CELLS)]
+    return [grid.tobytes() for grid in grids]
 
 
 def unseen(grids: Grids, seen: set[bytes], most: int | None = None) -> NDArray[np.int64]:

@@ -19,8 +19,7 @@ ZINC_TEST_LINES = 5000
 
 def cache_folder() -> Path:
     """$ARCVAE_CACHE_DIR, or the user's cache folder."""
-    given = os.environ.get("ARCVAE_CACHE_DIR")
-    if given:
+    if given := os.environ.get("ARCVAE_CACHE_DIR"):
         return expanded(Path(given))
     from platformdirs import user_cache_path
 
