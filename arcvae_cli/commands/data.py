@@ -68,7 +68,7 @@ def build(
         corpus = corpus or "smiles"
     if corpus is None and not {"grammar", "input", "prod"} & flags.values.get("data", {}).keys():
         raise InputError("no corpus given", f"use {KNOWN}")
-    dataset, file = _load(corpus, flags, console, force, test=test, most_failed=max_failed)
+    dataset, file = _load(corpus, flags, console, force, test, max_failed)
     if output is not None:
         write_dataset(output, dataset)
     identity = {"fingerprint": dataset.fingerprint(), "file": str(output or file)}
@@ -99,7 +99,7 @@ def info(
     from arcvae_cli.data.describe import describe
 
     console = Console(quiet=quiet, as_json=as_json)
-    dataset, file = _load(corpus, flags, console)
+    dataset, file = _load(corpus, flags, console, False, None, 0.1)
     if conditions:
         if dataset.kind != "grids":
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
@@ -142,12 +142,7 @@ def info(
 
 
 def _load(
-    corpus: str | None,
-    flags: Layer,
-    console: Console,
-    rebuild: bool = False,
-    test: Path | None = None,
-    most_failed: float = 0.1,
+    corpus: str | None, flags: Layer, console: Console, rebuild: bool, test: Path | None, most_failed: float
 ) -> tuple[Dataset, Path | None]:
     """A corpus given by name or path, or by flags, and its file. InputError for flags that it does not use."""
     from arcvae_cli.data.corpora import cache_path, corpus_name, load_arrays

