@@ -16,7 +16,7 @@ from pathlib import Path
 
 import common
 
-from arcvae_cli.data.downloads import zinc_path
+from arcvae_cli.data.corpora import zinc_path
 from arcvae_cli.data.parsing import ParseFailure, Parser, parse_lines
 from arcvae_cli.data.strings import padded_ids
 from arcvae_cli.grammar import Grammar, Terminal, read_grammar

@@ -52,7 +52,7 @@ def build(
     """Build a corpus into the cache, or read and check a file of your own; --output also writes it as .npz."""
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import SPLITS
-    from arcvae_cli.data.downloads import fetch_zinc
+    from arcvae_cli.data.corpora import fetch_zinc
     from arcvae_cli.data.files import write_dataset
     from arcvae_cli.files import usable_folder
 

@@ -52,16 +52,31 @@ class Parser:
     def __init__(self, grammar: Grammar, *, lalr_seconds: float = 3.0, earley_seconds: float = 5.0) -> None:
         self.grammar, self._seconds, separator = grammar, earley_seconds, grammar.separator
         self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
-        notation, smiles, problem = _lark_text(grammar), read_grammar("smiles"), ""
-        symbols = {symbol for production in grammar.productions for symbol in production.right}
-        texts = {symbol.text + separator for symbol in symbols if isinstance(symbol, Terminal)}
+        smiles, problem, spaced = read_grammar("smiles"), "", separator.isspace()
+        # the usable productions in lark's notation: alternative `-> rN` is production N, and terminals are escaped
+        names: dict[Symbol, str] = {grammar.start: "start"}
+        alternatives: dict[str, list[str]] = {}
+        for rule, production in enumerate(grammar.productions):
+            if rule not in grammar.unusable:
+                for symbol in (production.left, *production.right):
+                    names.setdefault(symbol, f"{'T' if isinstance(symbol, Terminal) else 'n'}{len(names)}")
+                right = " ".join(names[symbol] for symbol in production.right)
+                alternatives.setdefault(names[production.left], []).append(f"{right} -> r{rule}")
+        lines = [f"{name}: {' | '.join(right)}" for name, right in alternatives.items()]
+        texts = {one.text + separator * (not spaced): name for one, name in names.items() if isinstance(one, Terminal)}
+        for text, name in texts.items():
+            escaped = "".join(
+                f"\\U{ord(letter):08x}" for letter in text.replace("\\", "\\\\")
+            )  # lark halves backslashes
+            lines.append(f'{name}: "{escaped}"')
+        notation = "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
         beginnings = {text[0] for text in texts}
         longer = ((text[:end], text[end]) for text in texts for end in range(1, len(text)))
         if not lalr_seconds:
             problem = "as requested"
         elif (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
             notation = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
-        elif not separator.isspace() and any(one in texts and rest in beginnings for one, rest in longer):
+        elif not spaced and any(one in texts and rest in beginnings for one, rest in longer):
             problem = "strings may split into terminals in more than one way"  # `C`, `Cl` and `l`
         try:
             if not problem:
@@ -74,7 +89,7 @@ class Parser:
         self.kind = "earley" if problem else "lalr"
         self.reason = f"Earley: {problem}" if problem else "LALR without conflicts: no string has two derivations"
         if problem:
-            lexer: Any = _LongestMatch if separator.isspace() else "dynamic"
+            lexer: Any = _LongestMatch if spaced else "dynamic"
             try:
                 with _limited(earley_seconds):
                     self._lark = Lark(notation, parser="earley", lexer=lexer, ambiguity="forest")
@@ -189,26 +204,6 @@ class _LongestMatch(BasicLexer):
     def __init__(self, conf: Any) -> None:
         conf.skip_validation = True
         super().__init__(conf)
-
-
-def _lark_text(grammar: Grammar) -> str:
-    """The usable productions in lark's notation: alternative `-> rN` is production N, and terminals are escaped."""
-    spaced = grammar.separator.isspace()
-    names: dict[Symbol, str] = {grammar.start: "start"}
-    alternatives: dict[str, list[str]] = {}
-    for rule, production in enumerate(grammar.productions):
-        if rule not in grammar.unusable:
-            for symbol in (production.left, *production.right):
-                names.setdefault(symbol, f"{'T' if isinstance(symbol, Terminal) else 'n'}{len(names)}")
-            right = " ".join(names[symbol] for symbol in production.right)
-            alternatives.setdefault(names[production.left], []).append(f"{right} -> r{rule}")
-    lines = [f"{name}: {' | '.join(right)}" for name, right in alternatives.items()]
-    for symbol, name in names.items():
-        if isinstance(symbol, Terminal):
-            text = (symbol.text + grammar.separator * (not spaced)).replace("\\", "\\\\")  # lark halves backslashes
-            escaped = "".join(f"\\U{ord(letter):08x}" for letter in text)
-            lines.append(f'{name}: "{escaped}"')
-    return "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
 
 
 def _first(root: SymbolNode) -> tuple[list[int], bool]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from arcvae_cli.data import downloads
-from arcvae_cli.data.downloads import fetch_zinc, is_zinc, zinc_path
+from arcvae_cli.data import corpora
+from arcvae_cli.data.corpora import fetch_zinc, is_zinc, zinc_path
 from arcvae_cli.errors import ArcvaeError
 
 CONTENT = b"CCO\nC1CC1\nc1ccccc1\n"
@@ -26,7 +26,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ARCVAE_ZINC_URL", f"http://127.0.0.1:{server.server_port}/zinc.smi")
-    monkeypatch.setattr(downloads, "ZINC_BLOB", "be43142d70ed0381514c7b1a42480ebb36478530")
+    monkeypatch.setattr(corpora, "ZINC_BLOB", "be43142d70ed0381514c7b1a42480ebb36478530")
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
