@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -15,9 +15,8 @@ from pathlib import Path
 from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
-from arcvae_cli.data.prebuilt import read_prebuilt
 from arcvae_cli.data.shapes import build_shapes
-from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_parsed
+from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_parsed, read_prebuilt
 from arcvae_cli.errors import ArcvaeError, InputError, without_password
 from arcvae_cli.files import expanded, is_file, read_limited
 from arcvae_cli.grammar import Grammar, read_grammar
@@ -53,23 +52,17 @@ def load_arrays(
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
         return own
-    failures = path.with_suffix(".failed.tsv")
-
-    def read_cached() -> Dataset | None:
-        with suppress(InputError):  # damaged: it is built again
-            return read_dataset(path, grammar, check=False) if path.is_file() and not rebuild else None
-        return None
-
-    dataset = read_cached()
-    if dataset is None:
-        with locked(path, say):
-            dataset = read_cached()  # another process may have built it
-            if dataset is None:
-                dataset = build() if build.func is not build_parsed else build(failures=failures, tell=tell)
-                try:
-                    write_dataset(path, dataset)
-                except ArcvaeError as error:
-                    dataset = replace(dataset, notes=(f"the corpus could not be cached in {path}: {error}",))
+    failures, dataset = path.with_suffix(".failed.tsv"), None
+    with locked(path, say) if rebuild or not path.is_file() else nullcontext():
+        if path.is_file() and not rebuild:  # another process may have built it meanwhile
+            with suppress(InputError):  # damaged: it is built again
+                dataset = read_dataset(path, grammar, check=False)
+        if dataset is None:
+            dataset = build() if build.func is not build_parsed else build(failures=failures, tell=tell)
+            try:
+                write_dataset(path, dataset)
+            except ArcvaeError as error:
+                dataset = replace(dataset, notes=(f"the corpus could not be cached in {path}: {error}",))
     origin, notes = dataset.origin, list(dataset.notes)
     listed = f": listed in {failures}" * failures.is_file()
     for count, what in (

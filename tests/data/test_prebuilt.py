@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arcvae_cli.data import prebuilt
+from arcvae_cli.data import strings
 from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.derivations import Counts
-from arcvae_cli.data.prebuilt import read_prebuilt
+from arcvae_cli.data.strings import read_prebuilt
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Rules, read_grammar
 
@@ -47,7 +47,7 @@ def read(ids: Any, masks: Any = None, pad_id: int | None = None, grammar: Gramma
 
 @pytest.mark.parametrize("block", [700, 2**25], ids=["rows", "whole"])
 def test_rules_come_from_the_masks(block: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(prebuilt, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(strings, "_BLOCK_BYTES", block)
     dataset = read(np.concatenate([IDS, IDS[:30]]), np.concatenate([MASKS, MASKS[:30]]))
     assert (dataset.name, dataset.x.dtype, dataset.grammar) == ("prod", np.int16, None)
     assert (dataset.x == IDS).all() and dataset.origin.duplicates == 30
