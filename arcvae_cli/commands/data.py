@@ -94,6 +94,8 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a corpus, by default `arc`: its splits, its content, and examples that are in more than one split."""
+    import numpy as np
+
     from arcvae_cli.conditions import ATTRIBUTES, attributes
     from arcvae_cli.console import Console, cell
     from arcvae_cli.data.describe import describe
@@ -105,10 +107,10 @@ def info(
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
         train, found, rows = dataset.x[dataset.rows("train")], [], []
         for one, column in zip(ATTRIBUTES, attributes(train).T, strict=True):
-            counts = [int((column == value).sum()) for value in range(one.size)]
+            counts = np.bincount(column, minlength=one.size).tolist()
             found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
-            shares = {value: count / max(len(train), 1) for value, count in zip(one.values, counts, strict=True)}
-            shown = ", ".join(f"{value}: {share:.1%}" for value, share in shares.items() if share >= 0.0005)
+            shares = ((value, count / max(len(train), 1)) for value, count in zip(one.values, counts, strict=True))
+            shown = ", ".join(f"{value}: {share:.1%}" for value, share in shares if share >= 0.0005)
             rows.append((one.name, f"{one.values[0]}-{one.values[-1]}", one.text, shown))
         title = f"Conditions, and their shares of the {len(train):,} training grids of {one_line(dataset.name)}"
         console.table(title, ("key", "value", "meaning", "share"), rows, left=(0, 1, 2, 3))
@@ -122,18 +124,17 @@ def info(
     for title, table, left in (("Splits", splits, (0,)), ("Leaks", described["leaks"], (0, 1))):
         cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in one.items()] for one in table]
         console.table(title, [key.replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
+    facts = dict(described.get("origin", {}))
     if dataset.rules is None:
-        facts = {
-            "colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"])),
-            "commonest shapes": ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"]),
-        }
+        facts["colours"] = ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"]))
+        facts["commonest shapes"] = ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"])
     else:
-        facts = {**described["origin"], "steps": f"up to {described['steps']}"}
+        facts["steps"] = f"up to {described['steps']}"
         if dataset.origin.entropy is not None:
             facts["entropy"] = f"{dataset.origin.entropy:.2f} nats, a lower bound of the mean NLL on unseen strings"
-        names = [f"{rule} ({one})" for rule, one in enumerate(dataset.grammar.productions if dataset.grammar else ())]
+        productions = dataset.grammar.productions if dataset.grammar else ["no notation"] * len(dataset.rules)
         for label in ("unused", "unusable"):
-            facts[f"{label} rules"] = ", ".join(names[rule] if names else str(rule) for rule in described[label][:12])
+            facts[f"{label} rules"] = ", ".join(f"{rule} ({productions[rule]})" for rule in described[label][:12])
     lines = [(key.replace("_", " "), one_line(str(value))) for key, value in facts.items() if value]
     console.table("Content", ("", ""), lines, left=(0, 1), header=False)
     if examples := described.get("examples"):

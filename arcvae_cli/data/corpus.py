@@ -198,7 +198,7 @@ def open_corpus(
     if rules is not None:
         if arrays.kind != "strings":
             raise InputError(f"{arrays.name}: holds grids, the model needs strings", "give strings, or ids")
-        arrays = fitted(arrays, rules, length, needs)
+        arrays = fitted(arrays, rules, length)
     if empty := [split for split in needs if not arrays.rows(split).size]:
         raise InputError(f"{arrays.name}: the {empty[0]} split is empty", "add examples to it, or use another")
     return GridCorpus(arrays, device, data.augment) if arrays.kind == "grids" else StringCorpus(arrays, device)

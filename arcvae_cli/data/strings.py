@@ -27,7 +27,7 @@ _BLOCK_BYTES = 2**25  # of masks that are in memory at once
 _DRAWS = 40  # for each string that is wanted, before there are held to be no more of them
 
 
-def fitted(dataset: Dataset, rules: Rules, length: int | None = None, needs: Sequence[str] = ()) -> Dataset:
+def fitted(dataset: Dataset, rules: Rules, length: int | None = None) -> Dataset:
     """For a model of these rules and `length` steps: padded, longer ones left out. InputError for other rules."""
     own = dataset.rules
     assert own is not None
@@ -38,16 +38,11 @@ def fitted(dataset: Dataset, rules: Rules, length: int | None = None, needs: Seq
     steps = dataset.x.shape[1]
     if length is None or length == steps:
         return dataset
-    if length > steps:
-        return replace(dataset, x=np.pad(dataset.x, ((0, 0), (0, length - steps)), constant_values=rules.padding))
-    fits = (dataset.x[:, length:] == rules.padding).all(axis=1)
+    x = np.pad(dataset.x, ((0, 0), (0, max(0, length - steps))), constant_values=rules.padding)
+    fits = (x[:, length:] == rules.padding).all(axis=1)
+    note = (f"{(~fits).sum()} of {len(fits)} derivations are longer than the model's {length} steps: left out",)
     short = dataset.only(np.flatnonzero(fits))
-    if lacking := [split for split in needs if dataset.rows(split).size and not short.rows(split).size]:
-        what = f"no derivation of the {lacking[0]} split fits the model's {length} steps"
-        raise InputError(f"{dataset.name}: {what}", "give shorter strings, or another --split")
-    left_out = int((~fits).sum())
-    note = (f"{left_out} of {len(fits)} derivations are longer than the model's {length} steps: left out",)
-    return replace(short, x=short.x[:, :length], notes=dataset.notes + note * bool(left_out))
+    return replace(short, x=x[fits, :length], notes=dataset.notes + note * (not fits.all()))
 
 
 def padded_ids(derivations: Sequence[Sequence[int] | NDArray[np.int16]], steps: int, rules: Rules) -> Ids:
@@ -156,9 +151,9 @@ def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
 def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: Grammar | None) -> Dataset:
     """The dataset of rule ids (N, T) of any integer type, with masks of the rules allowed at each step, or a grammar.
 
-    Masks are bits as of `numpy.packbits`, of the rules with the left-hand side of the step: (N, T, bytes). `pad_id`: the id
-    after the end of a derivation, -1 or a rule; None detects it and adds a note. Duplicates are left out; split
-    80/10/10 by a hash of the row. InputError with the first invalid row and step.
+    Masks, (N, T, bytes), are bits as of `numpy.packbits`, of the rules with the left-hand side of the step. `pad_id`:
+    the id after the end of a derivation, -1 or a rule; None detects it and adds a note. Duplicates are left out;
+    split 80/10/10 by a hash of the row. InputError with the first invalid row and step.
     """
     ids = map_npy(prod)
     refuse_large(str(prod), 2 * ids.size)
