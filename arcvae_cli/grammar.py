@@ -173,18 +173,16 @@ def parse_grammar(text: str, name: str) -> Grammar:
     first = {production.left: number for production, number in reversed(lines.items())}
     number, (start,) = directives.get("%start", (0, [productions[0].left]))
     separator = directives["%separator"][1][0][1:-1]
-    if start not in first:
-        raise invalid(number, f"%start: undefined symbol {start}")
-    for production, number in lines.items():
+    for production, place in lines.items():
         for symbol in production.right:
             if isinstance(symbol, str) and symbol not in first and symbol not in directives["%undefined"][1]:
-                raise invalid(number, f"undefined symbol {symbol}", "put a terminal in quotes, or add %undefined")
+                raise invalid(place, f"undefined symbol {symbol}", "put a terminal in quotes, or add %undefined")
             if isinstance(symbol, Terminal) and separator.isspace() and re.search(r"\s", symbol.text):
                 what = f"the terminal {symbol} contains whitespace, which separates terminals"
-                raise invalid(number, what, "make its words terminals of their own")
+                raise invalid(place, what, "make its words terminals of their own")
     finite = _fewest((one.left, one.nonterminals()) for one in productions).keys()
     if start not in finite:
-        raise invalid(first[start], f"the start symbol {start} derives no string")
+        raise invalid(first.get(start, number), f"the start symbol {start} derives no string")
     ending = {rule: one for rule, one in enumerate(productions) if finite >= set(one.nonterminals())}
     reached: set[str] = set()
     fresh = {start}

@@ -128,12 +128,7 @@ class Parser:
 
 
 Result = tuple[NDArray[np.int16], bool] | ParseFailure  # of a line: its ids and whether there are others
-
-
-@lru_cache(maxsize=2)
-def parser_of(grammar: Grammar) -> Parser:
-    """The parser of a grammar, made once per process."""
-    return Parser(grammar)
+parser_of = lru_cache(maxsize=2)(Parser)  # made once per process
 
 
 def parse_lines(

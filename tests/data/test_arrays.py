@@ -3,11 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, split_by_key, split_sizes
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, split_by_key
 from arcvae_cli.data.strings import build_drawn
-from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import parse_grammar, read_grammar
 
 EQUATIONS = read_grammar("equations")
@@ -51,11 +49,3 @@ def test_split_by_key_shares_out_keys_and_keeps_equal_ones_together():
     assert np.bincount(split[:200]).tolist() == [160, 20, 20]
     for count, expected in ((1, [1]), (2, [2]), (3, [1, 1, 1]), (10, [8, 1, 1]), (16, [12, 2, 2])):
         assert np.bincount(split_by_key(keys[:count])).tolist() == expected
-
-
-def test_split_sizes():
-    assert split_sizes(100_000, 0) == (80_000, 10_000, 10_000)
-    assert split_sizes(19, 2**32 - 1) == (17, 1, 1)
-    for size, seed, key in ((9, 0, "size"), (2_000_001, 0, "size"), (10, -1, "seed"), (10, 2**32, "seed")):
-        with pytest.raises(InputError, match=rf"data\.{key}"):
-            split_sizes(size, seed)

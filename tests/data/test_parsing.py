@@ -18,6 +18,7 @@ from arcvae_cli.data.parsing import ParseFailure, Parser, parse_lines
 from arcvae_cli.data.strings import padded_ids
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, parse_grammar, read_grammar
+from tests.data.test_derivations import plain
 
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
@@ -26,14 +27,9 @@ MOLECULES = Path(__file__).parents[3] / "shared" / "data"
 
 def sentences(grammar: Grammar, most_rules: int) -> dict[str, list[tuple[int, ...]]]:
     """Every string with its derivations of at most so many rules, by trying them all."""
-    rules, found = grammar.rules, {}
-    partial: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), (rules.start,))]
-    while partial:
-        ids, stack = partial.pop()
-        if not stack:
-            found.setdefault(grammar.write(ids), []).append(ids)
-        elif len(ids) + len(stack) <= most_rules:
-            partial += [((*ids, rule), rules.rhs[rule] + stack[1:]) for rule in rules.of(stack[0])]
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for ids in plain(grammar.rules, most_rules):
+        found.setdefault(grammar.write(ids), []).append(ids)
     return found
 
 
