@@ -114,7 +114,6 @@ def info(
             rows.append((one.name, f"{one.values[0]}-{one.values[-1]}", one.text, shown))
         title = f"Conditions, and their shares of the {len(train):,} training grids of {one_line(dataset.name)}"
         console.table(title, ("key", "value", "meaning", "share"), rows, left=(0, 1, 2, 3))
-        console.lines(["aliases: red=yes is colour_2=yes; symmetry=both and symmetry=none set both mirror symmetries"])
         console.json({"name": dataset.name, "training_grids": len(train), "conditions": found})
         return
     described, size = describe(dataset), {"name": dataset.name, dataset.kind: len(dataset.x)}
