@@ -98,7 +98,7 @@ def info(
 
     from arcvae_cli.conditions import ATTRIBUTES, attributes
     from arcvae_cli.console import Console, cell
-    from arcvae_cli.data.describe import describe
+    from arcvae_cli.data.arrays import describe
 
     console = Console(quiet=quiet, as_json=as_json)
     dataset, file = _load(corpus, flags, console, False, None, 0.1)

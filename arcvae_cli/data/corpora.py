@@ -183,11 +183,10 @@ def zinc_path() -> Path:
 
 def is_zinc(path: Path) -> bool:
     """Whether this is the file of molecules, by its content: git hashes a header and the content by SHA-1."""
-    try:
+    with suppress(OSError):
         content = read_limited(path, 2**25)
-    except OSError:
-        return False
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == ZINC_BLOB
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == ZINC_BLOB
+    return False
 
 
 def fetch_zinc(say: Callable[[str], None]) -> None:

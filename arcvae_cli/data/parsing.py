@@ -65,10 +65,8 @@ class Parser:
         lines = [f"{name}: {' | '.join(right)}" for name, right in alternatives.items()]
         texts = {one.text + separator * (not spaced): name for one, name in names.items() if isinstance(one, Terminal)}
         for text, name in texts.items():
-            escaped = "".join(
-                f"\\U{ord(letter):08x}" for letter in text.replace("\\", "\\\\")
-            )  # lark halves backslashes
-            lines.append(f'{name}: "{escaped}"')
+            doubled = text.replace("\\", "\\\\")  # lark halves backslashes
+            lines.append(f'{name}: "' + "".join(f"\\U{ord(letter):08x}" for letter in doubled) + '"')
         notation = "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
         beginnings = {text[0] for text in texts}
         longer = ((text[:end], text[end]) for text in texts for end in range(1, len(text)))

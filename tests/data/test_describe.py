@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.describe import canonical_hashes, describe
+from arcvae_cli.data.arrays import Dataset, canonical_hashes, describe
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.data.symmetries import transform
 from arcvae_cli.grammar import read_grammar
