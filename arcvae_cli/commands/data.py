@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,11 +29,9 @@ CorpusArgument = Annotated[
     str | None,
     typer.Argument(metavar="NAME|PATH", show_default=False, help=KNOWN, autocompletion=complete(lambda: CORPORA)),
 ]
+_of_strings: Any = partial(typer.Option, rich_help_panel=STRINGS)
+_of_output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 FORMS = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
-
-
-def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, help=text, **more)
 
 
 @app.command()
@@ -41,11 +40,11 @@ def build(
     corpus: CorpusArgument = None,
     *,
     flags: Layer,
-    test: Annotated[Path | None, _option(STRINGS, "file of strings that are the test split")] = None,
-    max_failed: Annotated[float, _option(STRINGS, "share of lines that may be left out", min=0, max=1)] = 0.1,
-    download: Annotated[Literal["zinc250k"] | None, _option(STRINGS, "download the molecules of smiles first")] = None,
-    output: Annotated[Path | None, _option(OUTPUT, "write the corpus to this .npz as well")] = None,
-    force: Annotated[bool, _option(OUTPUT, "build again, and overwrite --output", "--force")] = False,
+    test: Annotated[Path | None, _of_strings(help="file of strings that are the test split")] = None,
+    max_failed: Annotated[float, _of_strings(help="share of lines that may be left out", min=0, max=1)] = 0.1,
+    download: Annotated[Literal["zinc250k"] | None, _of_strings(help="download the molecules of smiles first")] = None,
+    output: Annotated[Path | None, _of_output(help="write the corpus to this .npz as well")] = None,
+    force: Annotated[bool, _of_output("--force", help="build again, and overwrite --output")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -136,8 +136,7 @@ def parse_lines(
     lalr = parser_of(grammar).kind == "lalr"
     size, many = (250, 5000) if lalr else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
     chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
-    if workers is None:
-        workers = cores() if len(lines) >= many else 1
+    workers = workers or (cores() if len(lines) >= many else 1)
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore) if workers > 1 else None
     results: list[Result] = []
