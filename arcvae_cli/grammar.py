@@ -79,7 +79,7 @@ class Rules:
     def fewest(self) -> tuple[int, ...]:
         """By symbol, the fewest rules that derive a string of terminals from it."""
         assert self.rhs is not None, "needs right-hand sides"
-        counts = _fewest((left, right) for left, right in zip(self.lhs, self.rhs, strict=True) if left >= 0)
+        counts = _fewest(rule for rule in zip(self.lhs, self.rhs, strict=True) if rule[0] >= 0)
         return tuple(counts[place] for place in range(len(self.symbols)))
 
 

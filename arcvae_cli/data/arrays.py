@@ -197,7 +197,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
                 tasks = None if dataset.task is None else len(np.intersect1d(dataset.task[here], dataset.task[there]))
                 leaks[-1] |= {"equivalent": int(np.isin(hashes[here], hashes[there]).sum()), "tasks": tasks}
     if rules is None:
-        shapes = [] if dataset.shape is None else Counter(map(tuple, dataset.shape.tolist())).most_common(8)
+        shapes = Counter(map(tuple, () if dataset.shape is None else dataset.shape.tolist())).most_common(8)
         return {
             "splits": splits,
             "colours": [int(np.count_nonzero(dataset.x == colour)) / dataset.x.size for colour in range(COLOURS)],

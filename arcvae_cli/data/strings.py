@@ -119,7 +119,8 @@ def build_parsed(
     longest = most or max((len(ids) for _, ids in derived), default=0)
     short = [(place, ids) for place, ids in derived if len(ids) <= longest]
     if not short:
-        what = f"all take over {most} rules" if derived else f"character {failed[0][2]} of the first: {failed[0][3]}"
+        why = [f"character {place} of the first: {reason}" for _, _, place, reason, _ in failed]
+        what = f"all take over {most} rules" if derived else [*why, "the file is empty"][0]
         raise InputError(f"{file}: no strings of {grammar.name}: {what}", "change the file, grammar, or data.max_rules")
     ids = padded_ids([one for _, one in short], longest, grammar.rules)
     keep = first_of_each(ids)
@@ -143,8 +144,6 @@ def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
     with reading(file):
         text = read_limited(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not numbered:
-        raise InputError(f"{file}: no strings", "give a file of strings, one a line")
     return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
 
 

@@ -98,6 +98,7 @@ def test_a_test_split_of_its_own(tmp_path: Path):
 
 def test_unusable_files(tmp_path: Path):
     for content, message in (
+        (b" \n\n", "no strings of equations: the file is empty"),
         (b"hello\nworld\n", "no strings of equations: character 1 of the first: "),
         (b"y\nx + x\n1 + 2 + 3\n", "no strings of equations: all take over 3 rules"),
     ):
