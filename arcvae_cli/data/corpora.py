@@ -107,6 +107,7 @@ def _plan(
     if own:
         return grammar, None, build
     key = f"n{data.size}-s{data.seed}"
+    digest = "g" + hashlib.sha256(grammar.text.encode() if grammar else b"").hexdigest()[:12]
     if parsed:
         file = data.input or path or zinc_path()
         zinc = is_zinc(file)
@@ -115,10 +116,10 @@ def _plan(
             raise InputError(f"{file}: zinc250k is not in the cache, or damaged", fix)
         if grammar is None:
             raise InputError(f"{file}: strings need a grammar", "give --grammar FILE, or equations or smiles")
-        parts = [f"g{_digest(grammar.text.encode())}", *[f"t{data.max_rules}"] * bool(data.max_rules)]
+        parts = [digest, *[f"t{data.max_rules}"] * bool(data.max_rules)]
         for source in (file, *([test] if test else [])):
             with reading(source):
-                parts.append(_digest(read_limited(source, TEXT_BYTES)))
+                parts.append(hashlib.sha256(read_limited(source, TEXT_BYTES)).hexdigest()[:12])
         key = "-".join(parts)
         names = data.name == "smiles" or grammar.productions == read_grammar("smiles").productions  # after molecules
         build = partial(build_parsed, file, grammar, data.max_rules, names, test, ZINC_TEST_LINES * zinc)
@@ -129,7 +130,7 @@ def _plan(
         if data.recipe == "kusner" and not equations:
             raise InputError("data.recipe: kusner needs the grammar equations", "use uniform, or omit the grammar")
         most = data.max_rules or EQUATION_RULES
-        key = f"{data.recipe}-g{_digest(grammar.text.encode())}-t{most}-n{data.size}"
+        key = f"{data.recipe}-{digest}-t{most}-n{data.size}"
         build = partial(build_drawn, grammar, most, data.size, data.seed, data.recipe == "kusner")
         if data.recipe != "kusner":
             key += f"-s{data.seed}"
@@ -141,10 +142,6 @@ def _plan(
             key, build = kit, partial(build_arc_raw)
     name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
     return grammar, cache_folder() / f"{name}-r1-{key}.npz", build
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def cache_folder() -> Path:
