@@ -160,10 +160,9 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     Shares are of cells (`black`, `colours`), grids (`single_colour`) or steps (`padding`), None in an empty split.
     `leaks`: examples of `of` also in `into`; `equivalent` ones up to a symmetry and a permutation of the colours 1-9.
     """
-    rules, grids, splits, leaks = dataset.rules, dataset.rules is None, {}, []
+    rules, splits, leaks, framed = dataset.rules, {}, [], dataset.x
     keys = [one.tobytes() for one in dataset.x]
-    hashes = canonical_hashes(dataset.x, dataset.shape) if grids else None
-    framed = dataset.x
+    hashes = canonical_hashes(dataset.x, dataset.shape) if rules is None else None
     if dataset.shape is not None:  # cells outside the rectangle get a colour of their own
         side = np.arange(SIDE)
         inside = (side < dataset.shape[:, :1])[:, :, None] & (side < dataset.shape[:, 1:])[:, None, :]

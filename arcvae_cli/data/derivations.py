@@ -49,9 +49,8 @@ class Counts:
         @cache
         def cumulative(tail: _Tail, n: int) -> list[float]:
             """The cumulative shares of the parts of a tail; of the empty tail: those of the lengths of derivations."""
-            parts = self._parts(tail, n) if tail else self.exact
-            total = sum(parts)
-            return [so_far / total for so_far in accumulate(parts)]  # of exact integers, rounded once
+            *sums, total = accumulate(self._parts(tail, n) if tail else self.exact)
+            return [so_far / total for so_far in (*sums, total)]  # of exact integers, rounded once
 
         self._cumulative = cumulative
 
