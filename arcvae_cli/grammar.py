@@ -79,7 +79,7 @@ class Rules:
     def fewest(self) -> tuple[int, ...]:
         """By symbol, the fewest rules that derive a string of terminals from it."""
         assert self.rhs is not None, "needs right-hand sides"
-        counts = _fewest((left, right) for left, right in zip(self.lhs, self.rhs, strict=True) if left >= 0)
+        counts = _fewest(rule for rule in zip(self.lhs, self.rhs, strict=True) if rule[0] >= 0)
         return tuple(counts[place] for place in range(len(self.symbols)))
 
 
@@ -96,14 +96,11 @@ class Grammar:
 
     @cached_property
     def rules(self) -> Rules:
-        usable = {rule: one for rule, one in enumerate(self.productions) if rule not in self.unusable}
-        places = {symbol: place for place, symbol in enumerate(dict.fromkeys(one.left for one in usable.values()))}
-        lhs = [-1] * (len(self.productions) + 1)
-        rhs: list[tuple[int, ...]] = [()] * len(lhs)
-        for rule, production in usable.items():
-            lhs[rule] = places[production.left]
-            rhs[rule] = tuple(places[symbol] for symbol in production.nonterminals())
-        return Rules(tuple(places), tuple(lhs), tuple(rhs), places[self.start], len(self.productions), self.text)
+        usable = [None if rule in self.unusable else one for rule, one in enumerate(self.productions)]
+        places = {left: place for place, left in enumerate(dict.fromkeys(one.left for one in usable if one))}
+        lhs = [places[one.left] if one else -1 for one in usable]
+        rhs = [tuple(places[symbol] for symbol in one.nonterminals()) if one else () for one in usable]
+        return Rules(tuple(places), (*lhs, -1), (*rhs, ()), places[self.start], len(usable), self.text)
 
     def write(self, ids: Sequence[int]) -> str | None:
         """The string of a left-most derivation, which padding may follow; None for an incomplete derivation."""
@@ -131,31 +128,61 @@ def read_grammar(name_or_path: str) -> Grammar:
         return parse_grammar(read_limited(Path(name_or_path), 1 << 20).decode("utf-8-sig"), name_or_path)
     except (OSError, UnicodeDecodeError) as error:
         fix = f"give a grammar file in UTF-8, or one of those that ship: {', '.join(SHIPPED)}"
-        raise InputError(
-            f"{name_or_path}: cannot be read ({getattr(error, 'strerror', None) or error})", fix
-        ) from error
+        raise InputError(f"{name_or_path}: cannot be read ({error})", fix) from error
 
 
 def parse_grammar(text: str, name: str) -> Grammar:
     """A grammar from its notation; `name` is what messages call it. InputError with the number of the invalid line."""
-    lines, directives = _read(text, name)
+
+    def invalid(line: int, what: str, fix: str = _FIX) -> InputError:
+        return InputError(f"{name}: line {line}: {what}", fix)
+
+    lines: dict[Production, int] = {}
+    directives: dict[str, tuple[int, list[str]]] = {"%separator": (0, ["''"]), "%undefined": (0, [])}
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
+        tokens = [token for token in _TOKEN.findall(line) if token[0] != "#"]
+        if not tokens:
+            continue
+        if tokens[0][0] == "%":
+            if not _DIRECTIVE.fullmatch(" ".join(tokens)) or directives.get(tokens[0], (0,))[0]:
+                raise invalid(number, f"invalid directive {line.strip()!r}")
+            directives[tokens[0]] = number, tokens[1:]
+            continue
+        if not re.fullmatch(_NAME, tokens[0]) or tokens[1:2] != ["->"]:
+            raise invalid(number, f"starts with {tokens[0]!r}, not with `NAME ->`")
+        right: list[Symbol] = []
+        for token in (*tokens[2:], "|"):
+            if token == "|":
+                production = Production(tokens[0], tuple(right))
+                if production in lines:
+                    raise invalid(number, f"`{production}` is in line {lines[production]} already", "remove it")
+                lines[production] = number
+                right = []
+            elif re.fullmatch(_NAME, token):
+                right.append(token)
+            elif re.fullmatch(_QUOTED, token) and len(token) > 2:
+                right.append(Terminal(token[1:-1]))
+            else:
+                raise invalid(number, f"unexpected {token!r}")
+    padding = Production("Nothing", ("None",))
+    if [*lines][-1:] == [padding] and not any({"Nothing", "None"} & {one.left, *one.right} for one in [*lines][:-1]):
+        del lines[padding]
+    if not 0 < len(lines) < MOST_RULES:
+        raise InputError(f"{name}: {len(lines)} productions, not 1 to {MOST_RULES - 1}", _FIX)
     productions = tuple(lines)
     first = {production.left: number for production, number in reversed(lines.items())}
     number, (start,) = directives.get("%start", (0, [productions[0].left]))
-    separator = directives.get("%separator", (0, ["''"]))[1][0][1:-1]
-    allowed = {*first, *directives.get("%undefined", (0, []))[1]}
-    if start not in first:
-        raise _error(name, number, f"%start: undefined symbol {start}")
-    for production, number in lines.items():
+    separator = directives["%separator"][1][0][1:-1]
+    for production, place in lines.items():
         for symbol in production.right:
-            if isinstance(symbol, str) and symbol not in allowed:
-                raise _error(name, number, f"undefined symbol {symbol}", "put a terminal in quotes, or add %undefined")
+            if isinstance(symbol, str) and symbol not in first and symbol not in directives["%undefined"][1]:
+                raise invalid(place, f"undefined symbol {symbol}", "put a terminal in quotes, or add %undefined")
             if isinstance(symbol, Terminal) and separator.isspace() and re.search(r"\s", symbol.text):
                 what = f"the terminal {symbol} contains whitespace, which separates terminals"
-                raise _error(name, number, what, "make its words terminals of their own")
+                raise invalid(place, what, "make its words terminals of their own")
     finite = _fewest((one.left, one.nonterminals()) for one in productions).keys()
     if start not in finite:
-        raise _error(name, first[start], f"the start symbol {start} derives no string")
+        raise invalid(first.get(start, number), f"the start symbol {start} derives no string")
     ending = {rule: one for rule, one in enumerate(productions) if finite >= set(one.nonterminals())}
     reached: set[str] = set()
     fresh = {start}
@@ -174,50 +201,8 @@ def parse_grammar(text: str, name: str) -> Grammar:
     except CycleError as error:
         what = f"a symbol derives itself: {' -> '.join(reversed(error.args[1]))}"
         fix = "remove a step: strings would have infinitely many derivations"
-        raise _error(name, first[error.args[1][-1]], what, fix) from None
+        raise invalid(first[error.args[1][-1]], what, fix) from None
     return Grammar(name, text, productions, start, separator, frozenset(range(len(productions))).difference(usable))
-
-
-def _error(name: str, line: int, what: str, fix: str = _FIX) -> InputError:
-    return InputError(f"{name}: line {line}: {what}", fix)
-
-
-def _read(text: str, name: str) -> tuple[dict[Production, int], dict[str, tuple[int, list[str]]]]:
-    """The productions with their lines, and the directives with their lines and values."""
-    lines: dict[Production, int] = {}
-    directives: dict[str, tuple[int, list[str]]] = {}
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), 1):
-        tokens = [token for token in _TOKEN.findall(line) if token[0] != "#"]
-        if not tokens:
-            continue
-        if tokens[0][0] == "%":
-            if not _DIRECTIVE.fullmatch(" ".join(tokens)) or tokens[0] in directives:
-                raise _error(name, number, f"invalid directive {line.strip()!r}")
-            directives[tokens[0]] = number, tokens[1:]
-            continue
-        if not re.fullmatch(_NAME, tokens[0]) or tokens[1:2] != ["->"]:
-            raise _error(name, number, f"starts with {tokens[0]!r}, not with `NAME ->`")
-        right: list[Symbol] = []
-        for token in (*tokens[2:], "|"):
-            if token == "|":
-                production = Production(tokens[0], tuple(right))
-                if production in lines:
-                    raise _error(name, number, f"`{production}` is in line {lines[production]} already", "remove it")
-                lines[production] = number
-                right = []
-            elif re.fullmatch(_NAME, token):
-                right.append(token)
-            elif re.fullmatch(_QUOTED, token) and len(token) > 2:
-                right.append(Terminal(token[1:-1]))
-            else:
-                raise _error(name, number, f"unexpected {token!r}")
-    padding = Production("Nothing", ("None",))
-    *others, last = lines or [padding]
-    if last == padding and not any({"Nothing", "None"} & {one.left, *one.right} for one in others):
-        lines.pop(padding, None)
-    if not 0 < len(lines) < MOST_RULES:
-        raise InputError(f"{name}: {len(lines)} productions, not 1 to {MOST_RULES - 1}", _FIX)
-    return lines, directives
 
 
 def _fewest(rules: Iterable[tuple[Any, tuple[Any, ...]]]) -> dict[Any, int]:

@@ -55,7 +55,7 @@ def test_what_no_derivation_uses_keeps_its_number():
     [
         ("# nothing\n\n", "0 productions, not 1 to 31999"),
         ("\nS -> a'\na -> 'b'", "line 2: unexpected"),
-        ("%start T\nS -> 'a'", "line 1: %start: undefined symbol T"),
+        ("%start T\nS -> 'a'", "line 1: the start symbol T derives no string"),
         ("S -> 'a' Digit\nDigits -> '1'", "line 1: undefined symbol Digit\n.*%undefined"),
         ("S -> 'a'\n\nS -> 'a'", "line 3: `S -> 'a'` is in line 1 already"),
         ("# x\nS -> 'a' S", "line 2: the start symbol S derives no string"),

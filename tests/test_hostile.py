@@ -25,8 +25,7 @@ from arcvae_cli import checkpoints
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.files import write_dataset
-from arcvae_cli.data.prebuilt import read_prebuilt
-from arcvae_cli.data.strings import build_drawn
+from arcvae_cli.data.strings import build_drawn, read_prebuilt
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model

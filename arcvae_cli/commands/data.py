@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,11 +29,9 @@ CorpusArgument = Annotated[
     str | None,
     typer.Argument(metavar="NAME|PATH", show_default=False, help=KNOWN, autocompletion=complete(lambda: CORPORA)),
 ]
+_of_strings: Any = partial(typer.Option, rich_help_panel=STRINGS)
+_of_output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 FORMS = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
-
-
-def _option(panel: str, text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, help=text, **more)
 
 
 @app.command()
@@ -41,18 +40,18 @@ def build(
     corpus: CorpusArgument = None,
     *,
     flags: Layer,
-    test: Annotated[Path | None, _option(STRINGS, "file of strings that are the test split")] = None,
-    max_failed: Annotated[float, _option(STRINGS, "share of lines that may be left out", min=0, max=1)] = 0.1,
-    download: Annotated[Literal["zinc250k"] | None, _option(STRINGS, "download the molecules of smiles first")] = None,
-    output: Annotated[Path | None, _option(OUTPUT, "write the corpus to this .npz as well")] = None,
-    force: Annotated[bool, _option(OUTPUT, "build again, and overwrite --output", "--force")] = False,
+    test: Annotated[Path | None, _of_strings(help="file of strings that are the test split")] = None,
+    max_failed: Annotated[float, _of_strings(help="share of lines that may be left out", min=0, max=1)] = 0.1,
+    download: Annotated[Literal["zinc250k"] | None, _of_strings(help="download the molecules of smiles first")] = None,
+    output: Annotated[Path | None, _of_output(help="write the corpus to this .npz as well")] = None,
+    force: Annotated[bool, _of_output("--force", help="build again, and overwrite --output")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build a corpus into the cache, or read and check a file of your own; --output also writes it as .npz."""
     from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import SPLITS
-    from arcvae_cli.data.downloads import fetch_zinc
+    from arcvae_cli.data.corpora import fetch_zinc
     from arcvae_cli.data.files import write_dataset
     from arcvae_cli.files import usable_folder
 
@@ -68,7 +67,7 @@ def build(
         corpus = corpus or "smiles"
     if corpus is None and not {"grammar", "input", "prod"} & flags.values.get("data", {}).keys():
         raise InputError("no corpus given", f"use {KNOWN}")
-    dataset, file = _load(corpus, flags, console, force, test=test, most_failed=max_failed)
+    dataset, file = _load(corpus, flags, console, force, test, max_failed)
     if output is not None:
         write_dataset(output, dataset)
     identity = {"fingerprint": dataset.fingerprint(), "file": str(output or file)}
@@ -94,25 +93,26 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a corpus, by default `arc`: its splits, its content, and examples that are in more than one split."""
+    import numpy as np
+
     from arcvae_cli.conditions import ATTRIBUTES, attributes
     from arcvae_cli.console import Console, cell
-    from arcvae_cli.data.describe import describe
+    from arcvae_cli.data.arrays import describe
 
     console = Console(quiet=quiet, as_json=as_json)
-    dataset, file = _load(corpus, flags, console)
+    dataset, file = _load(corpus, flags, console, False, None, 0.1)
     if conditions:
         if dataset.kind != "grids":
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
         train, found, rows = dataset.x[dataset.rows("train")], [], []
         for one, column in zip(ATTRIBUTES, attributes(train).T, strict=True):
-            counts = [int((column == value).sum()) for value in range(one.size)]
+            counts = np.bincount(column, minlength=one.size).tolist()
             found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
-            shares = {value: count / max(len(train), 1) for value, count in zip(one.values, counts, strict=True)}
-            shown = ", ".join(f"{value}: {share:.1%}" for value, share in shares.items() if share >= 0.0005)
+            shares = ((value, count / max(len(train), 1)) for value, count in zip(one.values, counts, strict=True))
+            shown = ", ".join(f"{value}: {share:.1%}" for value, share in shares if share >= 0.0005)
             rows.append((one.name, f"{one.values[0]}-{one.values[-1]}", one.text, shown))
         title = f"Conditions, and their shares of the {len(train):,} training grids of {one_line(dataset.name)}"
         console.table(title, ("key", "value", "meaning", "share"), rows, left=(0, 1, 2, 3))
-        console.lines(["aliases: red=yes is colour_2=yes; symmetry=both and symmetry=none set both mirror symmetries"])
         console.json({"name": dataset.name, "training_grids": len(train), "conditions": found})
         return
     described, size = describe(dataset), {"name": dataset.name, dataset.kind: len(dataset.x)}
@@ -122,18 +122,17 @@ def info(
     for title, table, left in (("Splits", splits, (0,)), ("Leaks", described["leaks"], (0, 1))):
         cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in one.items()] for one in table]
         console.table(title, [key.replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
+    facts = dict(described.get("origin", {}))
     if dataset.rules is None:
-        facts = {
-            "colours": ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"])),
-            "commonest shapes": ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"]),
-        }
+        facts["colours"] = ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"]))
+        facts["commonest shapes"] = ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"])
     else:
-        facts = {**described["origin"], "steps": f"up to {described['steps']}"}
+        facts["steps"] = f"up to {described['steps']}"
         if dataset.origin.entropy is not None:
             facts["entropy"] = f"{dataset.origin.entropy:.2f} nats, a lower bound of the mean NLL on unseen strings"
-        names = [f"{rule} ({one})" for rule, one in enumerate(dataset.grammar.productions if dataset.grammar else ())]
+        productions = dataset.grammar.productions if dataset.grammar else ["no notation"] * len(dataset.rules)
         for label in ("unused", "unusable"):
-            facts[f"{label} rules"] = ", ".join(names[rule] if names else str(rule) for rule in described[label][:12])
+            facts[f"{label} rules"] = ", ".join(f"{rule} ({productions[rule]})" for rule in described[label][:12])
     lines = [(key.replace("_", " "), one_line(str(value))) for key, value in facts.items() if value]
     console.table("Content", ("", ""), lines, left=(0, 1), header=False)
     if examples := described.get("examples"):
@@ -142,10 +141,10 @@ def info(
 
 
 def _load(
-    corpus: str | None, flags: Layer, console: Console, rebuild: bool = False, **options: Any
+    corpus: str | None, flags: Layer, console: Console, rebuild: bool, test: Path | None, most_failed: float
 ) -> tuple[Dataset, Path | None]:
     """A corpus given by name or path, or by flags, and its file. InputError for flags that it does not use."""
-    from arcvae_cli.data.corpora import LoadOptions, cache_path, corpus_name, load_arrays
+    from arcvae_cli.data.corpora import cache_path, corpus_name, load_arrays
 
     given = set(flags.values.get("data", {})) & set(OF_STRINGS)
     unused = given if corpus in GRID_CORPORA else set()
@@ -162,11 +161,11 @@ def _load(
     strings = corpus in STRING_CORPORA or {"grammar", "input", "prod"} & given
     model = Layer("data", {"model": {"name": "grammar"}} if strings else {})  # a model of such data
     data = resolve(None, model, data_layers(corpus)[1], flags).settings.data
-    cached = cache_path(data, LoadOptions(**options))
+    cached = cache_path(data, test)
     if cached is not None and (rebuild or not cached.is_file()):
         console.note(f"building {one_line(corpus_name(data))}: takes some seconds, only once")
     with console.counting("parsing") as tell:
-        dataset = load_arrays(data, LoadOptions(**options, tell=tell, say=console.note), rebuild=rebuild)
+        dataset = load_arrays(data, test=test, most_failed=most_failed, tell=tell, say=console.note, rebuild=rebuild)
     for note in dataset.notes:
         console.note(one_line(note))
     return dataset, cached or data.path or data.prod

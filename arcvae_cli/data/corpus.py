@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset, written
-from arcvae_cli.data.corpora import LoadOptions, load_arrays
+from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.strings import fitted
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, gather_table
 from arcvae_cli.errors import InputError
@@ -171,16 +171,17 @@ def open_corpus(
     """The corpus that the settings name, on the device, within `data.limit`.
 
     `rules` and `length`: of a checkpoint; shorter derivations are padded, longer ones left out with a note. `tell`,
-    `say`: see LoadOptions. `arrays`: if loaded already. InputError for unusable input or an empty split in `needs`.
+    `say`: see load_arrays. `arrays`: if loaded already. InputError for unusable input or an empty split in `needs`.
     """
     if arrays is None:
         known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")
-        arrays = load_arrays(data, LoadOptions(grammar=known, tell=tell, say=say))
+        arrays = load_arrays(data, known, tell=tell, say=say)
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
     if rules is not None:
         if arrays.kind != "strings":
             raise InputError(f"{arrays.name}: holds grids, the model needs strings", "give strings, or ids")
-        arrays = fitted(arrays, rules, length, needs)
-    arrays.require(needs)
+        arrays = fitted(arrays, rules, length)
+    if empty := [split for split in needs if not arrays.rows(split).size]:
+        raise InputError(f"{arrays.name}: the {empty[0]} split is empty", "add examples to it, or use another")
     return GridCorpus(arrays, device, data.augment) if arrays.kind == "grids" else StringCorpus(arrays, device)

@@ -6,13 +6,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain, product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, Rules, Symbol, Terminal
+from arcvae_cli.grammar import Grammar, Rules
 
 Ids = NDArray[np.int16]  # (N, T): left-most derivations, the padding rule after their ends
 _Tail = tuple[int, ...]  # nonterminals: the rest of a right-hand side
@@ -45,7 +45,14 @@ class Counts:
         self.exact = tuple(self._counts[rules.start,])
         self.total = sum(self.exact)
         self.entropy = math.log(self.total) if self.total else 0.0
-        self._cumulative = cache(self._shares)
+
+        @cache
+        def cumulative(tail: _Tail, n: int) -> list[float]:
+            """The cumulative shares of the parts of a tail; of the empty tail: those of the lengths of derivations."""
+            *sums, total = accumulate(self._parts(tail, n) if tail else self.exact)
+            return [so_far / total for so_far in (*sums, total)]  # of exact integers, rounded once
+
+        self._cumulative = cumulative
 
     def _parts(self, tail: _Tail, n: int) -> list[int]:
         """Derivations of a tail by n rules: of one symbol by its rule, of several by what the first takes, 0 to n."""
@@ -53,12 +60,6 @@ class Counts:
             return [self._counts[self._rhs[rule]][n - 1] for rule in self._rules_of[tail[0]]]
         first, rest = self._counts[tail[:1]], self._counts[tail[1:]]
         return [first[m] * rest[n - m] if first[m] else 0 for m in range(n)]
-
-    def _shares(self, tail: _Tail, n: int) -> list[float]:
-        """The cumulative shares of the parts of a tail; of the empty tail: those of the lengths of all derivations."""
-        parts = self._parts(tail, n) if tail else self.exact
-        total = sum(parts)
-        return [so_far / total for so_far in accumulate(parts)]  # of exact integers, rounded once
 
     def draw(self, count: int, stream: np.random.RandomState) -> Ids:
         """`count` derivations, independent and uniform up to the 53 bits of each number drawn: (count, most) int16."""
@@ -90,17 +91,15 @@ class Counts:
 def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
     """Every derivation of a tree of at most `depth` levels, in the order of `nltk.parse.generate`."""
 
-    def rewrite(symbol: Symbol, levels: int) -> Iterator[tuple[int, ...]]:
-        for rule, production in enumerate(grammar.productions):
-            if production.left == symbol and rule not in grammar.unusable:
-                yield from ((rule, *inner) for inner in derive(production.right, levels - 1))
-
     @cache
-    def derive(symbols: tuple[Symbol, ...], levels: int) -> list[tuple[int, ...]]:
-        if not symbols or levels <= 0:
-            return [()] * (not symbols)
-        firsts = [()] if isinstance(symbols[0], Terminal) else list(rewrite(symbols[0], levels))
-        return [first + rest for first in firsts for rest in derive(symbols[1:], levels)]
+    def derived(symbol: str, levels: int) -> list[tuple[int, ...]]:
+        return list(rewrite(symbol, levels))
+
+    def rewrite(symbol: str, levels: int) -> Iterator[tuple[int, ...]]:
+        for rule, production in enumerate(grammar.productions):
+            if production.left == symbol and rule not in grammar.unusable and (levels > 1 or not production.right):
+                parts = product(*(derived(one, levels - 1) for one in production.nonterminals()))
+                yield from ((rule, *chain(*inner)) for inner in parts)
 
     return rewrite(grammar.start, depth)
 

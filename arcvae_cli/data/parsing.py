@@ -7,6 +7,7 @@ several derivations it gives the one whose ids are first in lexicographic order.
 
 from __future__ import annotations
 
+import gc
 import re
 import signal
 import threading
@@ -30,7 +31,6 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
-LALR_SECONDS, EARLEY_SECONDS = 3.0, 5.0  # CPU time for making a parser, and for Earley's of a line; bounds memory too
 _SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
 
 
@@ -43,24 +43,42 @@ class ParseFailure(Exception):  # noqa: N818
 
 
 class Parser:
-    """Parses strings of a grammar by `kind`, for a `reason`; `earley`: do not try LALR. InputError if too large."""
+    """Parses strings of a grammar by `kind`, for a `reason`. InputError if it is too large.
 
-    def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
-        self.grammar, separator, smiles = grammar, grammar.separator, read_grammar("smiles")
+    `lalr_seconds`: CPU time to prepare LALR, 0 for Earley only; `earley_seconds`: to prepare it, and for each string.
+    These limits bound the memory too.
+    """
+
+    def __init__(self, grammar: Grammar, *, lalr_seconds: float = 3.0, earley_seconds: float = 5.0) -> None:
+        self.grammar, self._seconds, separator = grammar, earley_seconds, grammar.separator
         self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
-        notation, problem = _lark_text(grammar), "as requested" if earley else ""
-        symbols = {symbol for production in grammar.productions for symbol in production.right}
-        texts = {symbol.text + separator for symbol in symbols if isinstance(symbol, Terminal)}
+        smiles, problem, spaced = read_grammar("smiles"), "", separator.isspace()
+        # the usable productions in lark's notation: alternative `-> rN` is production N, and terminals are escaped
+        names: dict[Symbol, str] = {grammar.start: "start"}
+        alternatives: dict[str, list[str]] = {}
+        for rule, production in enumerate(grammar.productions):
+            if rule not in grammar.unusable:
+                for symbol in (production.left, *production.right):
+                    names.setdefault(symbol, f"{'T' if isinstance(symbol, Terminal) else 'n'}{len(names)}")
+                right = " ".join(names[symbol] for symbol in production.right)
+                alternatives.setdefault(names[production.left], []).append(f"{right} -> r{rule}")
+        lines = [f"{name}: {' | '.join(right)}" for name, right in alternatives.items()]
+        texts = {one.text + separator * (not spaced): name for one, name in names.items() if isinstance(one, Terminal)}
+        for text, name in texts.items():
+            doubled = text.replace("\\", "\\\\")  # lark halves backslashes
+            lines.append(f'{name}: "' + "".join(f"\\U{ord(letter):08x}" for letter in doubled) + '"')
+        notation = "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
         beginnings = {text[0] for text in texts}
         longer = ((text[:end], text[end]) for text in texts for end in range(1, len(text)))
-        if (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
-            if not earley:
-                notation = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
-        elif not separator.isspace() and any(one in texts and rest in beginnings for one, rest in longer):
-            problem = problem or "strings may split into terminals in more than one way"  # `C`, `Cl` and `l`
+        if not lalr_seconds:
+            problem = "as requested"
+        elif (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
+            notation = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
+        elif not spaced and any(one in texts and rest in beginnings for one, rest in longer):
+            problem = "strings may split into terminals in more than one way"  # `C`, `Cl` and `l`
         try:
             if not problem:
-                with _limited(LALR_SECONDS):
+                with _limited(lalr_seconds):
                     self._lark = Lark(notation, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
         except GrammarError:
             problem = "the grammar has LALR conflicts"
@@ -69,9 +87,9 @@ class Parser:
         self.kind = "earley" if problem else "lalr"
         self.reason = f"Earley: {problem}" if problem else "LALR without conflicts: no string has two derivations"
         if problem:
-            lexer: Any = _LongestMatch if separator.isspace() else "dynamic"
+            lexer: Any = _LongestMatch if spaced else "dynamic"
             try:
-                with _limited(EARLEY_SECONDS):
+                with _limited(earley_seconds):
                     self._lark = Lark(notation, parser="earley", lexer=lexer, ambiguity="forest")
             except _OutOfTimeError:
                 what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
@@ -83,7 +101,7 @@ class Parser:
     def derivation(self, text: str) -> tuple[list[int], bool]:
         """The ids of the left-most derivation of a string, without padding, and whether there are others.
 
-        Raises ParseFailure, and InputError if it takes over `EARLEY_SECONDS` to find all derivations.
+        Raises ParseFailure, and InputError if it takes over `earley_seconds` to find all derivations.
         """
         spaced = self.grammar.separator.isspace()
         written = text if spaced or not text else text + self.grammar.separator
@@ -91,7 +109,7 @@ class Parser:
             if self.kind == "lalr":
                 nodes = self._lark.parse(written).iter_subtrees_topdown()  # type: ignore[no-untyped-call]
                 return [self._rules[node.data] for node in nodes], False
-            with _limited(EARLEY_SECONDS):
+            with _limited(self._seconds):
                 return _first(self._lark.parse(written))  # type: ignore[arg-type]
         except UnexpectedInput as error:
             joined = _SPACE_WITHIN_TERMINAL.sub("", text)
@@ -103,17 +121,12 @@ class Parser:
             found = repr(text[place]) if place < len(text) else "end"
             raise ParseFailure(place, f"unexpected {found}") from None
         except _OutOfTimeError:
-            what = f"{text[:40]!r} ({len(text):,} characters) takes over {EARLEY_SECONDS:g} s to parse"
+            what = f"{text[:40]!r} ({len(text):,} characters) takes over {self._seconds:g} s to parse"
             raise InputError(f"{self.grammar.name}: {what}", "make the grammar less ambiguous, or omit it") from None
 
 
 Result = tuple[NDArray[np.int16], bool] | ParseFailure  # of a line: its ids and whether there are others
-
-
-@lru_cache(maxsize=2)
-def parser_of(grammar: Grammar) -> Parser:
-    """The parser of a grammar, made once per process."""
-    return Parser(grammar)
+parser_of = lru_cache(maxsize=2)(Parser)  # made once per process
 
 
 def parse_lines(
@@ -123,8 +136,7 @@ def parse_lines(
     lalr = parser_of(grammar).kind == "lalr"
     size, many = (250, 5000) if lalr else (10, 200)  # a chunk takes 0.1 s on SMILES, a worker 0.5 s
     chunks = [lines[start : start + size] for start in range(0, len(lines), size)]
-    if workers is None:
-        workers = cores() if len(lines) >= many else 1
+    workers = workers or (cores() if len(lines) >= many else 1)
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, ignore) if workers > 1 else None
     results: list[Result] = []
@@ -154,7 +166,10 @@ class _OutOfTimeError(BaseException):  # no Exception: lark wraps those that its
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Raise `_OutOfTimeError` after so much CPU time of this process; no limit outside the main thread."""
+    """Raise `_OutOfTimeError` after so much CPU time of this process; no limit outside the main thread.
+
+    Garbage collection is off meanwhile: Python drops what is raised within callbacks of it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -163,11 +178,13 @@ def _limited(seconds: float) -> Iterator[None]:
         raise _OutOfTimeError
 
     before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # again, where Python drops it, as in a destructor
+    gc.disable()
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # again, if Python drops the first within a destructor
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        gc.enable()
         signal.signal(signal.SIGPROF, before)
 
 
@@ -179,26 +196,6 @@ class _LongestMatch(BasicLexer):
     def __init__(self, conf: Any) -> None:
         conf.skip_validation = True
         super().__init__(conf)
-
-
-def _lark_text(grammar: Grammar) -> str:
-    """The usable productions in lark's notation: alternative `-> rN` is production N, and terminals are escaped."""
-    spaced = grammar.separator.isspace()
-    names: dict[Symbol, str] = {grammar.start: "start"}
-    alternatives: dict[str, list[str]] = {}
-    for rule, production in enumerate(grammar.productions):
-        if rule not in grammar.unusable:
-            for symbol in (production.left, *production.right):
-                names.setdefault(symbol, f"{'T' if isinstance(symbol, Terminal) else 'n'}{len(names)}")
-            right = " ".join(names[symbol] for symbol in production.right)
-            alternatives.setdefault(names[production.left], []).append(f"{right} -> r{rule}")
-    lines = [f"{name}: {' | '.join(right)}" for name, right in alternatives.items()]
-    for symbol, name in names.items():
-        if isinstance(symbol, Terminal):
-            text = (symbol.text + grammar.separator * (not spaced)).replace("\\", "\\\\")  # lark halves backslashes
-            escaped = "".join(f"\\U{ord(letter):08x}" for letter in text)
-            lines.append(f'{name}: "{escaped}"')
-    return "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
 
 
 def _first(root: SymbolNode) -> tuple[list[int], bool]:

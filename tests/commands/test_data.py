@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from arcvae_cli.commands.data import app
 from arcvae_cli.conditions import ATTRIBUTES, attributes
-from arcvae_cli.data import corpora, downloads
+from arcvae_cli.data import corpora
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.errors import ArcvaeError, InputError
 
@@ -115,13 +115,12 @@ def test_strings_of_a_grammar_of_ones_own(tmp_path: Path):
 
 def test_molecules_are_downloaded(monkeypatch: pytest.MonkeyPatch):
     content = "".join(f"{'C' * n}O\n" for n in range(1, 41)).encode()
-    for module in (corpora, downloads):
-        monkeypatch.setattr(module, "is_zinc", lambda path: path.exists() and path.read_bytes() == content)
+    monkeypatch.setattr(corpora, "is_zinc", lambda path: path.exists() and path.read_bytes() == content)
     monkeypatch.setattr(corpora, "ZINC_TEST_LINES", 8)
     monkeypatch.setenv("ARCVAE_ZINC_URL", "http://127.0.0.1:1/x")
     with pytest.raises(ArcvaeError, match="download failed"):
         run("build", "--download", "zinc250k")
-    downloads.zinc_path().write_bytes(content)  # copied by hand
+    corpora.zinc_path().write_bytes(content)  # copied by hand
     out, talk = run("build", "--download", "zinc250k")
     assert out.startswith("smiles: 29 train, 3 val, 8 test") and "downloading" not in talk
     assert run("build", "smiles")[0] == out

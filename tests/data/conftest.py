@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.data.arc import build_arc
 from arcvae_cli.data.arrays import Dataset
 
 
@@ -15,12 +14,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("ARCVAE_CACHE_DIR", str(folder))
     return folder
-
-
-@pytest.fixture(scope="session")
-def arc() -> Dataset:
-    """A thousand real ARC grids."""
-    return build_arc(1000, 0)
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import threading
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +13,16 @@ import pytest
 
 from arcvae_cli.data import corpora
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.corpora import LoadOptions, cache_path, load_arrays
+from arcvae_cli.data.corpora import cache_path, fetch_zinc, is_zinc, load_arrays, zinc_path
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
-from arcvae_cli.errors import InputError
+from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.grammar import parse_grammar, read_grammar
 from arcvae_cli.settings import DataSettings
 
 SHAPES = DataSettings(name="shapes", size=50, seed=4)
 EQUATIONS = DataSettings(name="equations", size=50, seed=4)
+CONTENT = b"CCO\nC1CC1\nc1ccccc1\n"
 SHEEP = "S -> 'b' A\nA -> 'a' A | 'a'\n"
 
 
@@ -52,7 +57,7 @@ def test_what_a_corpus_depends_on_is_in_the_files_name(sheep: DataSettings, tmp_
         (sheep, ({}, {"max_rules": 9}, {"grammar": str(goat)}, {"input": None, "max_rules": 9})),
     ]
     paths = [cache_path(data.model_copy(update=change)) for data, some in changes for change in some]
-    assert len({*paths, cache_path(sheep, LoadOptions(test=sheep.input)), None}) == 13
+    assert len({*paths, cache_path(sheep, sheep.input), None}) == 13
     assert paths[0].name == "shapes-r1-n50-s4.npz"
     assert paths[3].name == "equations-r1-uniform-ge2dc3dbbc6ec-t15-n50-s4.npz"
     assert cache_path(DataSettings()).name == "arc-r1-arckit1.0.1-n100000-s0.npz"
@@ -69,25 +74,21 @@ def test_an_unwritable_cache_costs_a_note(cache: Path):
 
 
 def test_one_builds_a_corpus_and_others_wait_for_it(monkeypatch: pytest.MonkeyPatch):
-    shapes, begun, waiting = corpora.CORPORA["shapes"], threading.Event(), threading.Event()
-    built: list[DataSettings] = []
+    shapes, begun, waiting, built = corpora.build_shapes, threading.Event(), threading.Event(), []
 
-    def slow(data: DataSettings, options: LoadOptions) -> tuple[str, corpora.Build]:
-        def build(failures: Path) -> Dataset:
-            built.append(data)
-            begun.set()
-            assert waiting.wait(10)
-            return shapes(data, options)[1](failures)
+    def slow(*size_and_seed: int) -> Dataset:
+        built.append(size_and_seed)
+        begun.set()
+        assert waiting.wait(10)
+        return shapes(*size_and_seed)
 
-        return shapes(data, options)[0], build
-
-    monkeypatch.setitem(corpora.CORPORA, "shapes", slow)
+    monkeypatch.setattr(corpora, "build_shapes", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(load_arrays, SHAPES)
         assert begun.wait(10)
-        second = pool.submit(load_arrays, SHAPES, LoadOptions(say=lambda text: waiting.set()))
+        second = pool.submit(load_arrays, SHAPES, say=lambda text: waiting.set())
         assert first.result().fingerprint() == second.result().fingerprint()
-    assert built == [SHAPES]
+    assert built == [(50, 4)]
 
 
 def test_any_grammar_is_drawn_from(sheep: DataSettings):
@@ -107,7 +108,7 @@ def test_strings_of_a_file_are_parsed_once(sheep: DataSettings):
     again = load_arrays(sheep)
     assert (again.name, again.notes) == (first.name, first.notes) == ("some strings", first.notes)
     as_path = load_arrays(DataSettings(path=sheep.input, grammar=sheep.grammar))
-    known = LoadOptions(grammar=parse_grammar(SHEEP, "the checkpoint's"))
+    known = parse_grammar(SHEEP, "the checkpoint's")
     from_checkpoint = load_arrays(DataSettings(path=sheep.input), known)
     Path(sheep.grammar).unlink()
     gone = load_arrays(sheep, known)  # a checkpoint outlives its grammar's file
@@ -127,3 +128,52 @@ def test_kinds_of_arrays_are_distinguished(tmp_path: Path, canvases: Dataset):
     np.save(tmp_path / "prod.npy", drawn.x)
     data = DataSettings(prod=tmp_path / "prod.npy", grammar="equations")
     assert (load_arrays(data).x == drawn.x).all() and cache_path(data) is None
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server on the loopback of the file `zinc.smi`, which takes the place of ZINC."""
+    (tmp_path / "zinc.smi").write_bytes(CONTENT)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ARCVAE_ZINC_URL", f"http://127.0.0.1:{server.server_port}/zinc.smi")
+    monkeypatch.setattr(corpora, "ZINC_BLOB", "be43142d70ed0381514c7b1a42480ebb36478530")
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_file_is_fetched_once(cache: Path, host: str, tmp_path: Path):
+    said: list[str] = []
+    path = zinc_path()
+    fetch_zinc(said.append)
+    path.write_bytes(b"damaged")
+    fetch_zinc(said.append)
+    assert path.read_bytes() == CONTENT and is_zinc(path)
+    (tmp_path / "zinc.smi").unlink()
+    fetch_zinc(said.append)
+    assert said == [f"downloading http://{host}/zinc.smi"] * 2
+    assert [file for file in path.parent.iterdir() if file.suffix != ".lock"] == [path]
+
+
+def test_what_cannot_be_downloaded_can_be_copied(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    zinc_path().parent.mkdir(parents=True)
+    zinc_path().write_bytes(b"a file of the user's")
+    (tmp_path / "another.smi").write_bytes(CONTENT + b"C\n")
+    said: list[str] = []
+    for url, reason in (
+        (f"http://user:se@cret@{host}/another.smi", "not zinc250k"),
+        ("http://user:se/cret@127.0.0.1:1/x", "download failed"),
+        (f"nonsense://user:secret@{host}/x", "nonsense"),
+    ):
+        monkeypatch.setenv("ARCVAE_ZINC_URL", url)
+        with pytest.raises(ArcvaeError, match=reason) as raised:
+            fetch_zinc(said.append)
+        assert f"copy the file to {zinc_path()}" in raised.value.fix
+        assert zinc_path().read_bytes() == b"a file of the user's"
+        told = "".join([*said, str(raised.value), *traceback.format_exception(raised.value)])
+        assert "cret" not in told.replace(__file__, ""), "the password is never printed"

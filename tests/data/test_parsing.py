@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import random
 import signal
@@ -12,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.data import parsing
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.parsing import ParseFailure, Parser, parse_lines
 from arcvae_cli.data.strings import padded_ids
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, parse_grammar, read_grammar
+from tests.data.test_derivations import plain
 
 EQUATIONS = read_grammar("equations")
 SMILES = read_grammar("smiles")
@@ -26,20 +27,15 @@ MOLECULES = Path(__file__).parents[3] / "shared" / "data"
 
 def sentences(grammar: Grammar, most_rules: int) -> dict[str, list[tuple[int, ...]]]:
     """Every string with its derivations of at most so many rules, by trying them all."""
-    rules, found = grammar.rules, {}
-    partial: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), (rules.start,))]
-    while partial:
-        ids, stack = partial.pop()
-        if not stack:
-            found.setdefault(grammar.write(ids), []).append(ids)
-        elif len(ids) + len(stack) <= most_rules:
-            partial += [((*ids, rule), rules.rhs[rule] + stack[1:]) for rule in rules.of(stack[0])]
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for ids in plain(grammar.rules, most_rules):
+        found.setdefault(grammar.write(ids), []).append(ids)
     return found
 
 
 def agree(grammar: Grammar, most_rules: int, stream: random.Random) -> str:
     """The kind of the parser; it and Earley find the derivations of every string, and refuse the same others."""
-    parser, earley = Parser(grammar), Parser(grammar, earley=True)
+    parser, earley = Parser(grammar), Parser(grammar, lalr_seconds=0)
     found = dict(list(sentences(grammar, most_rules).items())[:200])
     for sentence, derivations in found.items():
         ids, ambiguous = parser.derivation(sentence)
@@ -59,7 +55,7 @@ def agree(grammar: Grammar, most_rules: int, stream: random.Random) -> str:
 
 
 def test_smiles_lark_has_the_productions_of_smiles_cfg():
-    parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, earley=True)
+    parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, lalr_seconds=0)
     assert parser.kind == "lalr"
     text = "C[C@@H]1CC(Nc2cncc(-c3nncn3C)c2)C[C@@H](C)C1"
     assert earley.derivation(text) == (parser.parse(text), False)
@@ -90,7 +86,7 @@ def test_where_a_line_fails():
         (EQUATIONS, {"x +  + 1": 5, "x 1": 2, "( x + 1": 7, "x +  ": 5, "   ": 3, "sin ( y )": 0}),
         (commas, {"a,a,b": 4, "a,": 2}),
     ):
-        for parser, (text, position) in product((Parser(grammar), Parser(grammar, earley=True)), cases.items()):
+        for parser, (text, position) in product((Parser(grammar), Parser(grammar, lalr_seconds=0)), cases.items()):
             with pytest.raises(ParseFailure) as caught:
                 parser.parse(text)
             found = repr(text[position]) if position < len(text) else "end"
@@ -157,23 +153,21 @@ def test_processes_give_what_one_gives():
     assert results[0] == results[1] and told[0] == told[1] == [(250, 600), (500, 600), (600, 600)]
 
 
-def test_strings_too_ambiguous_to_parse_are_refused_in_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parsing, "EARLEY_SECONDS", 0.1)
-    grammar = parse_grammar("S -> S S | 'a'", "g")
-    begun = time.process_time()
-    with pytest.raises(InputError, match=r"g: 'a{40}' \(400 characters\) takes over 0.1 s to parse"):
-        parse_lines(["a", "a" * 400], grammar)
-    assert time.process_time() - begun < 2
-    assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
-    assert [more for _, more in parse_lines(["a", "aaa"], grammar)] == [False, True]
-
-
-def test_large_grammars_are_parsed_or_refused_in_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parsing, "LALR_SECONDS", 0.05)
+def test_ambiguous_strings_and_large_grammars_are_parsed_or_refused_in_time():
+    ambiguous = Parser(parse_grammar("S -> S S | 'a'", "g"), earley_seconds=0.1)
+    begun, limited = time.process_time(), []
+    gc.callbacks.append(lambda *_: limited.append(signal.getitimer(signal.ITIMER_PROF) != (0, 0)))
+    try:
+        with pytest.raises(InputError, match=r"g: 'a{40}' \(400 characters\) takes over 0.1 s to parse"):
+            ambiguous.parse("a" * 400)
+    finally:
+        gc.callbacks.pop()
+    assert time.process_time() - begun < 2 and not any(limited), "what is raised in a callback of gc is lost"
+    assert gc.isenabled() and signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+    assert [ambiguous.derivation(text)[1] for text in ("a", "aaa")] == [False, True]
     lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(30)]
-    levels = Parser(parse_grammar("\n".join([*lines, "e30 -> 'x' | '(' e0 ')'"]), "levels"))
+    levels = Parser(parse_grammar("\n".join([*lines, "e30 -> 'x' | '(' e0 ')'"]), "levels"), lalr_seconds=0.05)
     assert levels.kind == "earley" and len(levels.parse("p3.x")) == 31
-    monkeypatch.setattr(parsing, "EARLEY_SECONDS", 0.1)
-    grammar = parse_grammar(f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(1000))}", "large")
+    large = parse_grammar(f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(1000))}", "large")
     with pytest.raises(InputError, match="large: 1,002 productions are too many"):
-        parse_lines(["bw1.w2."], grammar)
+        Parser(large, lalr_seconds=0.05, earley_seconds=0.1)
