@@ -156,13 +156,13 @@ def _show(console: Console, loaded: Loaded, report: Report) -> None:
     from rich.text import Text
 
     from arcvae_cli import domains
-    from arcvae_cli.domains.base import Table, title_of
+    from arcvae_cli.domains.base import Table, picture_title
     from arcvae_cli.evaluation.verdict import remedies
     from arcvae_cli.render.terminal import kl_bars
 
     domain, objective = domains.of(loaded.model.kind), loaded.settings.objective
     examples = f"{report['reconstruction']['examples']:,} {domain.noun}"
-    head = f"{title_of(loaded)}, {report['corpus']} {report['split']}, {examples}, seed {report['seed']}"
+    head = f"{picture_title(loaded)}, {report['corpus']} {report['split']}, {examples}, seed {report['seed']}"
     console.result(Text(head, style="bold"))
     if loaded.model.attributes:
         console.result(Text("Without conditions, except for samples under a condition."))

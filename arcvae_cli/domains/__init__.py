@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from arcvae_cli.domains.grids import GridDomain
     from arcvae_cli.domains.strings import StringDomain
 
-DOMAINS = {"grids": "GridDomain", "strings": "StringDomain"}
-"""Imported when first used: a run of grids needs no grammar."""
+DOMAINS = {"grids": "GridDomain", "strings": "StringDomain"}  # imported when first used: grids need no grammar
 
 
 def of(kind: str) -> GridDomain | StringDomain:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from arcvae_cli import conditions
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task, write_lines
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task, write_lines
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose, eval_mode, nats, posterior_means
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
@@ -38,13 +38,10 @@ NEAR = 5  # wrong cells up to which a grid counts as nearly correct
 PAIRS, STEPS = 256, 9
 SAMPLES, CONDITION_SAMPLES = 1500, 500  # for each condition: a share of 0.8 is known to 0.02
 QUICK_EXAMPLES, QUICK_SAMPLES, QUICK_CONDITION_SAMPLES = 2000, 500, 100
-
 PIXEL_TARGET, NON_BLACK_TARGET = 0.90, 0.30
 BLANK_MARGIN, SPECK_MARGIN = 0.10, 0.25  # beyond the data's own shares; ARC has specks 0.25, with 2 % noise 0.32
 ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50  # under a condition: of samples neither blank nor repeated; their share
-PICTURED, SHEET = 16, 256  # pairs, and samples, in a picture; the files hold all
-MAPS = 7  # grids beside the mean of all in a picture of KL maps
-ROWS = COLUMNS = 8  # of samples that share the latents of a level
+PICTURED, SHEET, MAPS, SIDE = 16, 256, 7, 8  # in a picture: pairs, samples, KL maps, rows and columns of latents
 BASELINES = {"all black": "all_black", "PCA": "pca"}
 
 SCORES = (
@@ -109,9 +106,8 @@ class GridDomain(base.Domain):
         title = f"{when}: {len(samples)} samples from the prior, {(~samples.any(axis=(1, 2))).sum()} blank"
         plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, title=title)
         if pictures.maps:
-            plots.save_kl_maps(
-                folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps, f"{when}: KL of each cell"
-            )
+            file = folder / f"kl_map_epoch_{epoch}.png"
+            plots.save_kl_maps(file, originals, pictures.maps, f"{when}: KL of each cell")
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         """The most examples, the most for what takes many passes, None for all; the batch size."""
@@ -119,7 +115,7 @@ class GridDomain(base.Domain):
 
     def reconstruct(self, task: Task) -> base.Reconstructed:
         model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
-        drawn: list[Tensor] = []
+        drawn, decoded, costs = list[Tensor](), list[Tensor](), list[Tensor]()
 
         def passes(device: torch.device) -> Iterator[tuple[Batch, Output]]:
             for batch in batches(corpus, split, indices, device):
@@ -132,7 +128,6 @@ class GridDomain(base.Domain):
         means = {name: level.mean for name, level in codes.levels.items()}
         if len(means) > 1:  # the posterior below the mean of a level is not the one below its sample
             means = posterior_means(model, corpus, split, indices)
-        decoded, costs = list[Tensor](), list[Tensor]()
         with eval_mode(model, 0) as device:
             for place, batch in enumerate(batches(corpus, split, indices, device)):
                 rows = slice(place * BATCH_SIZE, (place + 1) * BATCH_SIZE)
@@ -142,16 +137,15 @@ class GridDomain(base.Domain):
         chosen = indices.to(corpus.device)
         truth, shapes = corpus.grids(split)[chosen], corpus.shapes(split)
         shapes, units = None if shapes is None else shapes[chosen], sum(map(math.prod, model.level_shapes.values()))
-        training = task.trained.grids("train").cpu().numpy()
-        projected, sizes = pca_reconstructions(training, truth, units, task.seed)
-        reconstructed = {"posterior_mean": torch.cat(decoded), "all_black": torch.zeros_like(truth), "pca": projected}
-        reconstructed["posterior_sample"] = torch.cat(drawn)
+        pca, sizes = pca_reconstructions(task.trained.grids("train").cpu().numpy(), truth, units, task.seed)
+        reconstructed = {"posterior_mean": torch.cat(decoded), "posterior_sample": torch.cat(drawn)}
+        reconstructed |= {"all_black": torch.zeros_like(truth), "pca": pca}
         scores = {name: score_reconstructions(grids, truth, shapes) for name, grids in reconstructed.items()}
         skills = {}
         for kind in ("pixel_accuracy", "non_black_accuracy"):
             best = max(scores[name][kind] for name in BASELINES.values())
-            gained = scores["posterior_mean"][kind] - best
-            skills[kind.removesuffix("_accuracy")] = gained / (1.0 - best) if best < 1.0 else None
+            skill = (scores["posterior_mean"][kind] - best) / (1.0 - best) if best < 1.0 else None
+            skills[kind.removesuffix("_accuracy")] = skill
         reconstruction = {"examples": len(indices), **scores, **sizes, "skill": skills}
         own = torch.cat(costs).cpu().double().mean().item(), scores["posterior_mean"]["pixel_accuracy"]
         errors = (reconstructed["posterior_mean"] != truth).flatten(1).sum(dim=1).cpu().numpy()
@@ -184,7 +178,6 @@ class GridDomain(base.Domain):
         dead = {level: sum(value <= ACTIVE_KL for value in kl) for level, kl in kls.items()}
         held = {level: advice.held(level, kl) for level, kl in kls.items()}
         mostly_held = [level for level, kl in kls.items() if 2 * held[level] > len(kl)]
-
         bad = [level for level in kls if dead[level] or level in mostly_held]
         cause = advice.other_data(report) or (advice.more_kl[bad[0]] if bad else None)
         body = "use model.body = residual; " if model.get("body") == "plain" else ""
@@ -219,25 +212,21 @@ class GridDomain(base.Domain):
         if (accuracy := report["adherence"]) is not None:
             judged = {row["asked"]: row for row in accuracy["rows"] if row["asked"] in JUDGED}
             for kind in ("colours", "symmetry"):
-                worst = min((row["counted_obeying"] or 0.0, name) for name, row in judged.items() if kind in name)
-                note = f"(least: {worst[1]})"
-                targets.append((f"samples satisfy {kind}", worst[0], ">", ACCURACY_TARGET, longer, note))
-            worst = min((row["counted"] / accuracy["samples"], name) for name, row in judged.items())
-            name, note = "samples neither blank nor repeated", f"(least: {worst[1]})"
-            targets.append((name, worst[0], ">=", COUNTED_TARGET, longer, note))
+                least, name = min((row["counted_obeying"] or 0.0, name) for name, row in judged.items() if kind in name)
+                targets.append((f"samples satisfy {kind}", least, ">", ACCURACY_TARGET, longer, f"(least: {name})"))
+            least, name = min((row["counted"] / accuracy["samples"], name) for name, row in judged.items())
+            what = "samples neither blank nor repeated"
+            targets.append((what, least, ">=", COUNTED_TARGET, longer, f"(least: {name})"))
 
-        totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
         if any(dead.values()):
-            which = "posterior" if all(dead[level] == len(kl) for level, kl in kls.items()) else "partial"
+            which = "posterior" if dead == {level: len(kl) for level, kl in kls.items()} else "partial"
             counts = " and ".join(f"{dead[level]} of {len(kl)} {level}" for level, kl in kls.items())
             state = f"{which} collapse: {counts} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
         elif mostly_held:
-            state = (
-                f"collapse, held up by free bits alone: {' and '.join(mostly_held)} carries nothing beyond its floor"
-            )
+            state = f"collapse, held up by free bits alone: {' and '.join(mostly_held)} carries only its floor"
         else:
-            alive = ", the decoder is not" if non_black <= NON_BLACK_TARGET else ""
-            state = f"the code is alive{alive}: {totals}"
+            totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
+            state = f"the code is alive{', the decoder is not' if non_black <= NON_BLACK_TARGET else ''}: {totals}"
         result = f"{non_black:.0%} of the non-black cells are right, PCA gets {found['pca']['non_black_accuracy']:.0%}"
         if blank >= 0.5:
             result = f"{blank:.0%} of the reconstructions are all black"
@@ -253,14 +242,12 @@ class GridDomain(base.Domain):
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
             note = (
-                "of: samples neither blank nor repeated; given, unaided, not given: shares of these\n"
-                f"(not given: of {accuracy['baseline_counted']}); all: share of all samples; unaided: the argmax\n"
-                "of each cell, without constraints on extent and colours"
+                "of: samples neither blank nor repeated; given, unaided, not given: shares of these (not given: of\n"
+                f"{accuracy['baseline_counted']}); all: of all; unaided: the argmax of each cell, without constraints"
             )
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
-        """(n,) values that colour a scatter plot, and their name."""
         return (task.corpus.grids(task.split).cpu().numpy()[indices] > 0).mean(axis=(1, 2)), "share of non-black cells"
 
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
@@ -270,8 +257,8 @@ class GridDomain(base.Domain):
         if len(levels) > 1:
             below = " and ".join(levels[1:])
             title = f"rows share a {levels[0]} latent, columns the noise of {below}; {task.title}"
-            sheet = draw_levels(task.model, ROWS, COLUMNS, task.seed)
-            plots.save_level_samples(folder / "levels.png", sheet, COLUMNS, levels[0], below, title)
+            sheet = draw_levels(task.model, SIDE, SIDE, task.seed)
+            plots.save_level_samples(folder / "levels.png", sheet, SIDE, levels[0], below, title)
         if task.quick:
             return
         worst = np.argsort(-evaluation.errors, kind="stable")
@@ -305,8 +292,7 @@ class GridDomain(base.Domain):
                 parts.append({level.name: level.sample.cpu() for level in levels})
         return {name: torch.cat([part[name] for part in parts]) for name in model.level_shapes}
 
-    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Options, note: Note) -> Decoded:
-        """Decoded `latents`. `options`: of the command, with a function that opens the training corpus."""
+    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Mapping[str, Any], note: Note) -> Decoded:
         model, given = loaded.model, options["given"]
         encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values())))))
         asked = encoded.to(next(model.parameters()).device) if given else None
@@ -322,14 +308,13 @@ class GridDomain(base.Domain):
             baseline = draw_samples(model, count, seed, options["temperature"])
             measured = [conditions.attributes(some) for some in (grids, baseline)]
             satisfied, free = (int(conditions.satisfies(some, given).sum()) for some in measured)
-            counts = {"obeying": satisfied, "baseline_obeying": free}
-            facts["adherence"] = counts | {"obeying_share": satisfied / count, "baseline_share": free / count}
+            shares = {"obeying_share": satisfied / count, "baseline_share": free / count}
+            facts["adherence"] = {"obeying": satisfied, "baseline_obeying": free, **shares}
             summary += f"; {conditions.written(given)} in {satisfied}, without conditions in {free}"
         marks = ["blank" if one else "" for one in blank] if blank.any() else None
         return Decoded(facts, arrays, (grids, marks), summary)
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
-        """Name and example (*positions) of an end of a path that is no index."""
         from arcvae_cli.data.files import read_dataset
 
         name, _, number = text.rpartition(":")
@@ -348,7 +333,6 @@ class GridDomain(base.Domain):
         return f"{file.name}:{number}", arrays.x[int(number)]
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
-        """Scores of decoded `steps` (S, *positions) between `originals` (2, *positions)."""
         from arcvae_cli.render.terminal import path_strip
 
         facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))

@@ -1,7 +1,4 @@
-"""The domain of strings: derivations of a grammar, beside the frequencies of its rules. Padding counts nowhere.
-
-A derivation is right at a step if the true rule is the argmax of those with its left-hand side, exact if at every step.
-"""
+"""The domain of strings: derivations of a grammar, beside the frequencies of its rules. Padding counts nowhere."""
 # ruff: noqa: ARG002 - not every domain needs every argument
 
 from __future__ import annotations
@@ -10,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +17,7 @@ from torch import Tensor
 
 from arcvae_cli import gaussians
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task, write_lines
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task, write_lines
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.evaluation import information
@@ -41,10 +38,8 @@ if TYPE_CHECKING:
     from arcvae_cli.records import Pictures
 
 MANY_PASSES, MANY_PASSES_RULES = 1000, 150_000  # at most so many derivations, of so many rules in all
-PAIRS, STEPS = 100, 9
-QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
-ENCODINGS = 10  # per example, as in the protocol of 2017
-DIVERSITY = 1000  # strings whose likeness is measured, pair by pair
+PAIRS, STEPS, QUICK_EXAMPLES, QUICK_SAMPLES = 100, 9, 2000, 200
+ENCODINGS, DIVERSITY = 10, 1000  # codes per example as in the protocol of 2017; strings compared pair by pair
 DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
 WRITTEN_PAIRS, PRINTED = 16, 256  # pairs in a text file, strings on a terminal
 INCOMPLETE = "(incomplete)"  # a derivation that is cut off before its end
@@ -92,7 +87,7 @@ class StringDomain(base.Domain):
 
     kind, noun, changes, dtype = "strings", "derivations", "rules", np.int16
     per, formats = ("nats per derivation", "bits per rule"), ("txt", "npz", "json")
-    quick_shuffle = plain = takes_flags = True
+    quick_shuffle = plain = True
 
     def validation_batch(self, corpus: Any) -> int:
         return batch_size(corpus.length)
@@ -154,8 +149,7 @@ class StringDomain(base.Domain):
             "elbo_error": codes.error(),
             "trained_kl_nats": to_float64(posterior.kl).sum(dim=1).mean().item(),
             "posterior_noise": task.settings.model.model_dump().get("posterior_noise", 1.0),
-            # the entropy bounds the likelihood of unseen strings, not of those that were trained on
-            "entropy_nats": corpus.entropy if split != "train" else None,
+            "entropy_nats": corpus.entropy if split != "train" else None,  # bounds the likelihood of unseen strings
         }
         costs, wrong, _ = scored["posterior_mean"]
         own = costs[:few].mean().item(), 1.0 - (wrong[:few].sum() / lengths[:few].sum()).item()
@@ -181,8 +175,7 @@ class StringDomain(base.Domain):
             if trained.size("train") > 1:
                 codes = self.posterior_samples(model, trained, "train", seed, {}, EXAMPLES)
                 latents["aggregate"] = fit_prior("aggregate", codes, seed).sample(count, 1.0, seed, device)
-            known = set(keys(trained.ids("train").cpu().numpy()))
-            scores = {}
+            known, scores = set(keys(trained.ids("train").cpu().numpy())), {}
             for name, z in latents.items():
                 # with and without the budget the same rules are drawn, where a derivation is complete
                 (drawn, _), (_, complete), (best, _) = derive(model, z[LEVEL], DRAWN, FREE, ARGMAX, seed=seed)
@@ -193,8 +186,7 @@ class StringDomain(base.Domain):
         found, elbo, shuffled = report["reconstruction"], report["elbo"], report["shuffled_codes"]
         kl, noise, drawn = report["levels"][LEVEL]["kl_nats"], report["posterior_noise"], report["prior_samples"]
         exact, frequencies = found["posterior_mean"]["exact_share"], found["frequencies"]["nll_nats"]
-        cost = elbo["reconstruction_nats"]
-        total, more = sum(kl), advice.more_kl[LEVEL]
+        cost, total, more = elbo["reconstruction_nats"], sum(kl), advice.more_kl[LEVEL]
         active = [value for value in kl if value > ACTIVE_KL]
         enforced = (1.0 + HELD_MARGIN) * advice.floors[LEVEL] * (1 if advice.total else len(kl))  # by free bits
         saved = math.inf
@@ -215,8 +207,7 @@ class StringDomain(base.Domain):
         if shuffled is not None:
             targets.append(("nats saved by the code", saved, ">", COLLAPSED_NATS, more, "nat"))
         if noise < 1.0:
-            remedy = "use model.posterior_noise = 1: below it the trained KL is not that of the codes that are sampled"
-            targets.append(("posterior noise", noise, ">=", 1.0, remedy, ""))
+            targets.append(("posterior noise", noise, ">=", 1.0, "use model.posterior_noise = 1", ""))
         if advice.floors[LEVEL] > 0:
             targets.append(advice.floor_target(report, LEVEL))
             targets.append(("total KL beyond the floor", total, ">", enforced, more, "nats"))
@@ -224,9 +215,8 @@ class StringDomain(base.Domain):
             weighted, nll, error = report["importance_weighted"], -elbo["elbo_nats"], report["elbo_error"]
             if weighted is not None:
                 nll, error = weighted["nll_nats"], error * math.sqrt(elbo["examples"] / weighted["examples"])
-            remedy = "no model can beat the entropy: look for a bug, or for test strings among the training strings"
-            least, note = entropy - ENTROPY_ERRORS * error, f"nats (entropy {entropy:.2f})"
-            targets.append(("-log p(x), entropy", nll, ">=", least, remedy, note))
+            remedy, least = "look for test strings among the training strings", entropy - ENTROPY_ERRORS * error
+            targets.append(("-log p(x), entropy", nll, ">=", least, remedy, f"nats (entropy {entropy:.2f})"))
         if drawn is not None:
             complete, fitted = (drawn.get(name, {}).get("complete_share", 0.0) for name in ("standard", "aggregate"))
             remedy = "train longer; the length budget of `sample` makes every string complete"
@@ -244,8 +234,8 @@ class StringDomain(base.Domain):
             state = f"an autoencoder, its noise scaled by {noise:g}: codes lie {total:.0f} nats from the prior"
         else:
             state = f"the code is alive: {len(active)} of {len(kl)} dimensions carry {total:.1f} nats"
-        summary = f"{exact:.0%} of the derivations are exact, reconstruction takes {cost:.1f} nats"
-        return judge(targets, f"{state}; {summary}, rule frequencies {frequencies:.1f}")
+        costs = f"reconstruction takes {cost:.1f} nats, rule frequencies {frequencies:.1f}"
+        return judge(targets, f"{state}; {exact:.0%} of the derivations are exact, {costs}")
 
     def tables(self, report: Report) -> Iterator[Table]:
         model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", "frequencies": "frequencies"}
@@ -277,12 +267,11 @@ class StringDomain(base.Domain):
             raise InputError(f"{loaded.path}: the model was trained without a grammar", "train with --grammar FILE")
 
     def posterior_samples(self, model: Any, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
-        chosen = information.choose(corpus, split, limit, seed)
-        if not len(chosen):
+        if not corpus.size(split):
             return {LEVEL: torch.empty(0, *model.level_shapes[LEVEL])}
-        return {LEVEL: encode(model, corpus, split, chosen, seed).sample}
+        return {LEVEL: encode(model, corpus, split, information.choose(corpus, split, limit, seed), seed).sample}
 
-    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Options, note: Note) -> Decoded:
+    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Mapping[str, Any], note: Note) -> Decoded:
         grammar, validator = _grammar(loaded.model, note)
         argmax, budget, corpus = options["argmax"], options["budget"], options["training"]()
         [(ids, complete)] = derive(loaded.model, latents[LEVEL], (not argmax, budget), seed=seed)
@@ -303,14 +292,10 @@ class StringDomain(base.Domain):
         for key, (n, of) in counted.items():
             facts |= {key: n, f"{key}_share": None if n is None or not of else n / of}
         rows = []
-        for place, text in enumerate(texts[:PRINTED]):
-            remarks = {
-                "invalid": text is not None and names[place] is None,
-                "in the training data": known is not None and text in known,
-                "again": text is not None and text in texts[:place],
-            }
-            remark = ", ".join(name for name, holds in remarks.items() if holds)
-            rows.append((str(place + 1), INCOMPLETE if text is None else text, remark))
+        for place, (text, name) in enumerate(zip(texts[:PRINTED], names, strict=False)):
+            remarks = ["invalid"] if text is not None and name is None else []
+            remarks += ["in the training data"] if known is not None and text in known else []
+            rows.append((str(place + 1), INCOMPLETE if text is None else text, ", ".join(remarks)))
         words = ", ".join(f"{n} {name}" for name, (n, _) in counted.items() if n is not None)
         lines = [text for text in texts if text is not None]
         return Decoded(facts, {"ids": ids, "complete": complete}, (rows, lines), words)
@@ -324,14 +309,10 @@ class StringDomain(base.Domain):
         try:
             ids = Parser(grammar).parse(text)
         except ParseFailure as failure:
-            what = (
-                f"{flag} {text!r}: not a string of the grammar: at character {failure.position + 1}: {failure.reason}"
-            )
-            raise InputError(what, "give a string that the grammar derives, or an index in the split") from None
+            what = f"not a string of the grammar: at character {failure.position + 1}: {failure.reason}"
+            raise InputError(f"{flag} {text!r}: {what}", "give one of the grammar, or an index in the split") from None
         if len(ids) > length:
-            raise InputError(
-                f"{flag} {text!r}: takes {len(ids)} rules, the model has {length}", "give a shorter string"
-            )
+            raise InputError(f"{flag} {text!r}: takes {len(ids)} rules, the model has {length}", "shorten it")
         return repr(text), np.array(ids + [grammar.rules.padding] * (length - len(ids)), np.int16)
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
@@ -342,11 +323,11 @@ class StringDomain(base.Domain):
         facts, words = self.path_facts(
             steps, originals, lambda *pair: edit_distance(*(ids[ids != padding].tolist() for ids in pair))
         )
-        rows, digits = [("from, original", ends[0], "")], 2 if last <= 100 else 3
-        for string, group in groupby(range(len(strings)), key=strings.__getitem__):  # the same string shares a row
-            places = list(group)
-            label = " to ".join(f"{place / last:.{digits}f}" for place in dict.fromkeys((places[0], places[-1])))
-            rows.append((label, string, "" if valid is None or valid[places[0]] else "invalid"))
+        rows = [("from, original", ends[0], "")]
+        for place, string in enumerate(strings):
+            if not place or string != strings[place - 1]:  # the same string shares a row
+                remark = "" if valid is None or valid[place] else "invalid"
+                rows.append((f"{place / last:.3f}", string, remark))
         rows.append(("to, original", ends[1], ""))
         lines = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in rows]
         characters, distinct = [edit_distance(*pair) for pair in pairwise(strings)], len(set(strings))
@@ -479,11 +460,7 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
 
 
 def derive(model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0) -> list[tuple[Examples, Examples]]:
-    """Derivations (n, T) of codes (n, D) on the model's device, and which are complete, for each of the `ways`.
-
-    A way: whether rules are drawn from p(x|z), or the argmax, and whether within the length budget. All ways share one
-    pass of the decoder and one noise, which does not depend on the device.
-    """
+    """Derivations (n, T) of codes (n, D) and which are complete, for `ways` that share the noise: drawn, in budget."""
     block = batch_size(model.structure.length)
     parts: list[list[Tensor]] = []
     with eval_mode(model, mix(seed, "rules")) as device:  # not the stream of the seed, which has drawn the latents
@@ -521,18 +498,16 @@ def score_strings(
     """
     texts = written(grammar, ids.tolist())
     names = meanings(texts, validator)
-    valid = np.array([name is not None for name in names])
-
-    def distinct_share(count: int) -> float:
+    valid, shares = np.array([name is not None for name in names]), dict[int, float]()
+    for count in (len(ids), 1000, 10_000):
         counted = [name for name in names[:count] if name is not None]
-        return len(set(counted)) / len(counted) if counted else 0.0
-
+        shares[count] = len(set(counted)) / max(len(counted), 1)
     places = {name: place for place, name in reversed(list(enumerate(names))) if name is not None}  # the first of each
     distinct = list(places.values())[::-1]
     novel = [key not in known for key in keys(ids[distinct])]
-    share = valid_best = diversity = None
+    share = valid_best = diversity = both = None
     if validator is not None:
-        share = float(valid.mean())
+        share, both = float(valid.mean()), float((complete & valid).mean())
         valid_best = float(np.mean([validator.is_valid(text) for text in written(grammar, best.tolist())]))
         if validator.diversity is not None and len(distinct) > 1:
             diversity = validator.diversity([texts[place] for place in distinct[:DIVERSITY]])
@@ -540,10 +515,10 @@ def score_strings(
         "samples": len(ids),
         "complete_share": float(complete.mean()),
         "valid_share": share,
-        "complete_valid_share": None if share is None else float((complete & valid).mean()),
-        "distinct_share": distinct_share(len(ids)),
-        "distinct_1k_share": None if len(ids) < 1000 else distinct_share(1000),
-        "distinct_10k_share": None if len(ids) < 10_000 else distinct_share(10_000),
+        "complete_valid_share": both,
+        "distinct_share": shares[len(ids)],
+        "distinct_1k_share": None if len(ids) < 1000 else shares[1000],
+        "distinct_10k_share": None if len(ids) < 10_000 else shares[10_000],
         "novel_share": float(np.mean(novel)) if novel else None,
         "diversity": diversity,
         "likeliest_valid_share": valid_best,

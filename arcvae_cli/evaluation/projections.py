@@ -10,14 +10,15 @@ from torch.nn import functional
 
 Codes = NDArray[np.float32]
 Points = NDArray[np.float64]
-Grids = NDArray[np.uint8]
 
 COLOURS = 10
 TRAINING_GRIDS = 20_000  # that PCA is fitted to at most: all 80,000 of `arc` change its shares by at most 0.005
 ROWS = 1024  # grids decoded at once, of 10 kB each
 
 
-def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
+def pca_reconstructions(
+    training: NDArray[np.uint8], grids: Tensor, components: int, seed: int
+) -> tuple[Tensor, dict[str, int]]:
     """Project grids (n, H, W), integers on any device, on the principal components of centred one-hot training grids.
 
     Returns the argmax colour of each cell, uint8, and the numbers of components and of training grids.
@@ -45,14 +46,10 @@ def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: i
 
 def principal_plane(codes: Codes) -> tuple[Points, tuple[float, float]]:
     """Codes (n, D) on their first two principal axes: (n, 2), and the share of the variance along each."""
-    from sklearn.decomposition import PCA
-
-    pca = PCA(min(2, *codes.shape))
-    points, shares = np.zeros((len(codes), 2)), np.zeros(2)
-    if np.ptp(codes, axis=0).any():  # constant codes have no variance to take shares of
-        points[:, : pca.n_components] = pca.fit_transform(codes.astype(np.float64))
-        shares[: pca.n_components] = pca.explained_variance_ratio_
-    return points, (float(shares[0]), float(shares[1]))
+    centred = codes.astype(np.float64) - codes.mean(axis=0, dtype=np.float64)
+    left, values, _ = np.linalg.svd(np.pad(centred, ((0, 0), (0, 2))), full_matrices=False)  # two axes at least
+    first, second, *_ = values**2 / max(float((values**2).sum()), np.finfo(float).tiny)
+    return (left * values)[:, :2], (float(first), float(second))
 
 
 def tsne_plane(codes: Codes, seed: int, perplexity: float = 30.0) -> Points:

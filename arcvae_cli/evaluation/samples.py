@@ -30,6 +30,8 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str
     `object_distance`: Wasserstein-1 distance of the capped object counts. `speck_share`: of a grid's non-black cells,
     those without a neighbour of their colour. Density and coverage are None against five reference grids or fewer.
     """
+    from scipy.stats import wasserstein_distance
+
     ours, theirs = structure(samples), structure(reference)
     density = coverage = None
     if len(reference) > NEIGHBOURS:
@@ -42,7 +44,7 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str
         "reference": len(reference),
         "density": density,
         "coverage": coverage,
-        "object_distance": wasserstein(ours["objects"], theirs["objects"]),
+        "object_distance": float(wasserstein_distance(ours["objects"], theirs["objects"])),
         "speck_share": float(ours["specks"].mean()),
         "reference_speck_share": float(theirs["specks"].mean()),
         "blank_share": float((ours["non_black"] == 0).mean()),
@@ -105,13 +107,6 @@ def density_and_coverage(reference: Numbers, samples: Numbers, k: int = NEIGHBOU
     return float(inside.sum(axis=0).mean() / k), float(inside.any(axis=1).mean())
 
 
-def wasserstein(a: Numbers, b: Numbers) -> float:
-    """Wasserstein-1 distance between two samples of numbers, of any sizes: the area between their distributions."""
-    values = np.sort(np.concatenate([a, b]))
-    below = [np.searchsorted(np.sort(part), values[:-1], side="right") / len(part) for part in (a, b)]
-    return float(np.sum(np.abs(below[0] - below[1]) * np.diff(values)))
-
-
 def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, asked: Sequence[str]) -> dict[str, Any]:
     """Draw `samples` under each condition, and as many without one.
 
@@ -138,16 +133,11 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
         for text in asked:
             given = parse(text.split())
             (values, counted), (unaided, counted_unaided) = draw(encode(given, samples))
-            measured = {
-                "obeying": values,
-                "counted_obeying": values[counted],
-                "unaided_obeying": unaided[counted_unaided],
-                "baseline_obeying": baseline,
-                "baseline_counted_obeying": baseline[kept],
-                "data": data,
-            }
-            shares = {
-                key: float(satisfies(some, given).mean()) if len(some) else None for key, some in measured.items()
-            }
-            rows.append({"asked": text, "counted": int(counted.sum()), **shares})
+            measured = {"obeying": values, "counted_obeying": values[counted], "data": data}
+            measured |= {"unaided_obeying": unaided[counted_unaided], "baseline_obeying": baseline}
+            measured["baseline_counted_obeying"] = baseline[kept]
+            row: dict[str, Any] = {"asked": text, "counted": int(counted.sum())}
+            for key, some in measured.items():
+                row[key] = float(satisfies(some, given).mean()) if len(some) else None
+            rows.append(row)
     return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE, attributes, parse, satisfies
@@ -16,7 +15,6 @@ from arcvae_cli.evaluation.samples import (
     density_and_coverage,
     score_samples,
     structure,
-    wasserstein,
 )
 from arcvae_cli.models.base import VAE, Batch, Level
 
@@ -62,12 +60,6 @@ def test_density_and_coverage_are_those_of_plain_loops() -> None:
         assert 0.05 < density < 2 and 0.05 < coverage < 1
         assert density_and_coverage(reference, samples, k) == pytest.approx((density, coverage))
     assert density_and_coverage(reference, samples + 100) == (0, 0)
-
-
-def test_wasserstein_is_that_of_scipy() -> None:
-    random = np.random.RandomState(0)
-    a, b = random.randint(0, 20, 70).astype(float), random.randint(3, 25, 31).astype(float)
-    assert wasserstein(a, b) == pytest.approx(wasserstein_distance(a, b))
 
 
 def test_blank_distinct_and_novel_shares() -> None:
