@@ -127,7 +127,7 @@ def _evaluated(loaded: Loaded, task: Task, asked: Report, folder: Path, images: 
     """Evaluate, write `metrics.json` into `folder` and pictures into `images`, and print the report."""
     from arcvae_cli import domains
     from arcvae_cli.evaluation.evaluate import evaluate
-    from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
+    from arcvae_cli.evaluation.samples import principal_plane, tsne_plane
     from arcvae_cli.render.plots import save_latent_scatter
     from arcvae_cli.runs import write_json
 

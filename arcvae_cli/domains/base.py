@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation.information import Codes
+from arcvae_cli.evaluation.information import Codes, eval_mode
 from arcvae_cli.files import atomic_write
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
+    from arcvae_cli.evaluation.evaluate import Evaluation
     from arcvae_cli.settings import Settings
 
 Note = Callable[[str], None]
@@ -101,6 +103,15 @@ class Domain:
         for flag, value in given.items():
             if value is not None and not self.plain:
                 raise InputError(f"{flag}: this model is of {self.noun}", "omit it")
+
+    def pairs(self, task: Task, evaluation: Evaluation, count: int) -> Iterator[tuple[Any, ...]]:
+        """First examples and then the worst ones: the name of their file, (n, *positions), reconstructions, indices."""
+        worst = evaluation.indices[np.argsort(-evaluation.errors, kind="stable")]
+        for name, order in (("reconstructions", evaluation.indices), ("errors", worst)):
+            with eval_mode(task.model, 0) as device:
+                batch = task.corpus.batch(task.split, torch.from_numpy(order[:count]).to(device))
+                reconstructed = task.model.reconstruct(batch).cpu().numpy()
+            yield name, batch.x.cpu().numpy(), reconstructed, order[:count]
 
     def path_facts(
         self, steps: Examples, originals: Examples, distance: Callable[[Any, Any], int]

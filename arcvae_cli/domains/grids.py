@@ -20,8 +20,7 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose, eval_mode, nats, posterior_means
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
-from arcvae_cli.evaluation.projections import COLOURS, pca_reconstructions
-from arcvae_cli.evaluation.samples import ASKED, JUDGED, condition_accuracy, score_samples
+from arcvae_cli.evaluation.samples import ASKED, COLOURS, JUDGED, condition_accuracy, pca_reconstructions, score_samples
 from arcvae_cli.evaluation.verdict import Advice, Target, judge
 from arcvae_cli.files import exists, expanded
 from arcvae_cli.models.base import VAE, Batch, Latents, Output
@@ -71,7 +70,6 @@ SAMPLE_SCORES = (
     ("blank", "{}.blank_share", ".2%"),
     ("distinct", "{}.distinct_share", ".2%"),
     ("novel", "{}.novel_share", ".2%"),
-    ("grids", "{}.samples", ""),
 )
 CONDITIONED = {
     "given": "counted_obeying",
@@ -172,7 +170,7 @@ class GridDomain(base.Domain):
     def verdict(self, report: Report, advice: Advice) -> dict[str, Any]:
         found, drawn, model = report["reconstruction"], report["prior_samples"], advice.model
         mean = found["posterior_mean"]
-        pixel, non_black, blank = (mean[key] for key in ("pixel_accuracy", "non_black_accuracy", "blank_share"))
+        pixel, non_black, blank = mean["pixel_accuracy"], mean["non_black_accuracy"], mean["blank_share"]
         best, which = max((found[key]["pixel_accuracy"], name) for name, key in BASELINES.items())
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
         dead = {level: sum(value <= ACTIVE_KL for value in kl) for level, kl in kls.items()}
@@ -182,12 +180,8 @@ class GridDomain(base.Domain):
         cause = advice.other_data(report) or (advice.more_kl[bad[0]] if bad else None)
         body = "use model.body = residual; " if model.get("body") == "plain" else ""
         focal = "" if advice.scale is None else "use objective.reconstruction = focal, as the decoder paints black; "
-        if channels := model.get("local_channels"):
-            enlarge = f"{advice.lower_beta['local']}; raise model.local_channels (it is {channels})"
-        elif model["latent_dim"] < 16:
-            enlarge = f"{body}raise model.latent_dim to 12-16 (it is {model['latent_dim']})"
-        else:
-            enlarge = f"{body}{next(iter(advice.lower_beta.values()))}"
+        size = "local_channels" if "local_channels" in model else "latent_dim"
+        enlarge = f"{body}{[*advice.lower_beta.values()][-1]}; raise model.{size} (it is {model[size]})"
         larger, decoder = cause or f"{enlarge}; train longer", cause or f"{body}{focal}train longer"
         prior, longer = cause or advice.raise_beta, cause or f"train longer; {advice.raise_beta}"
 
@@ -203,12 +197,11 @@ class GridDomain(base.Domain):
                 name = f"dimensions held by free bits alone{where}"
                 targets.append(advice.floor_target(report, level, where))
                 targets.append((name, held[level], "<=", len(kl) // 2, more, f"of {len(kl)}"))
-        for name, key, margin, remedy in (
-            ("blank samples", "blank_share", BLANK_MARGIN, decoder if non_black <= NON_BLACK_TARGET else prior),
-            ("specks among samples", "speck_share", SPECK_MARGIN, prior),
-        ):
-            data = drawn[f"reference_{key}"]
-            targets.append((name, drawn[key], "<=", data + margin, remedy, f"(data {data:.2f})"))
+        remedy = decoder if non_black <= NON_BLACK_TARGET else prior
+        blanks, specks = drawn["reference_blank_share"], drawn["reference_speck_share"]
+        limits = (blanks + BLANK_MARGIN, specks + SPECK_MARGIN)
+        targets.append(("blank samples", drawn["blank_share"], "<=", limits[0], remedy, f"(data {blanks:.2f})"))
+        targets.append(("specks among samples", drawn["speck_share"], "<=", limits[1], prior, f"(data {specks:.2f})"))
         if (accuracy := report["adherence"]) is not None:
             judged = {row["asked"]: row for row in accuracy["rows"] if row["asked"] in JUDGED}
             for kind in ("colours", "symmetry"):
@@ -237,8 +230,11 @@ class GridDomain(base.Domain):
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, SCORES)
         yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
         yield base.PATHS
-        title = f"Samples against {report['prior_samples']['reference']} grids of the split"
-        yield Table(title, {"samples": "prior_samples", "training": "training_grids"}, SAMPLE_SCORES)
+        columns, count = (
+            {"samples": "prior_samples", "training": "training_grids"},
+            report["prior_samples"]["reference"],
+        )
+        yield Table(f"Samples against {count} grids of the split", columns, SAMPLE_SCORES)
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
             note = (
@@ -253,7 +249,7 @@ class GridDomain(base.Domain):
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         from arcvae_cli.render import plots
 
-        levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}, {task.title}".rstrip(", ")
+        levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}, {task.title}"
         if len(levels) > 1:
             below = " and ".join(levels[1:])
             title = f"rows share a {levels[0]} latent, columns the noise of {below}; {task.title}"
@@ -261,17 +257,11 @@ class GridDomain(base.Domain):
             plots.save_level_samples(folder / "levels.png", sheet, SIDE, levels[0], below, title)
         if task.quick:
             return
-        worst = np.argsort(-evaluation.errors, kind="stable")
-        for name, order, which in (
-            ("reconstructions.png", evaluation.indices, "drawn at random"),
-            ("errors.png", evaluation.indices[worst], "with the most wrong cells"),
-        ):
-            chosen = order[:PICTURED]
-            with eval_mode(task.model, 0) as device:
-                batch = task.corpus.batch(task.split, torch.from_numpy(chosen).to(device))
-                pair = (batch.x.cpu().numpy(), task.model.reconstruct(batch).cpu().numpy())
-            title = f"{len(chosen)} of {len(order):,} grids {which}, {where}"
-            plots.save_reconstructions(folder / name, *pair, task.corpus.extents(task.split, chosen), title)
+        for name, x, reconstructed, chosen in self.pairs(task, evaluation, PICTURED):
+            which = "drawn at random" if name == "reconstructions" else "with the most wrong cells"
+            title = f"{len(chosen)} of {len(evaluation.indices):,} grids {which}, {where}"
+            extents = task.corpus.extents(task.split, chosen)
+            plots.save_reconstructions(folder / f"{name}.png", x, reconstructed, extents, title)
         if evaluation.maps:
             grids = task.corpus.grids(task.split).cpu().numpy()[evaluation.indices[:MAPS]]
             maps = {name: cells[:MAPS] for name, cells in evaluation.maps.items()}
@@ -320,10 +310,7 @@ class GridDomain(base.Domain):
         name, _, number = text.rpartition(":")
         if not (name and number.isdigit()) or exists(Path(text)):
             name, number = text, "0"
-        file = expanded(Path(name))
-        if not exists(file):
-            raise InputError(f"{flag} {text}: no such file", "give a file of grids, or an index in the split")
-        arrays = read_dataset(file)
+        arrays = read_dataset(file := expanded(Path(name)))
         if arrays.kind != "grids":
             raise InputError(f"{flag} {text}: contains strings, not grids", "give a file of grids")
         for line in arrays.notes:
@@ -367,8 +354,7 @@ def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | Non
     """Scores of grids (n, H, W) uint8 against `truth`; InputError where no original has a non-black cell.
 
     `shapes`: (n, 2) height and width of each grid within its canvas, if known, where `inside_accuracy` counts.
-    `non_black_accuracy`: of cells whose true colour is not 0. `non_black_iou`: cells right and not black over cells
-    not black in the original or the reconstruction. `colour_accuracy`: None for a colour that does not occur.
+    `non_black_iou`: cells right and not black over cells not black in the original or the reconstruction.
     """
     right = predicted == truth
     pairs = (truth * COLOURS + predicted).flatten().cpu()
@@ -381,8 +367,7 @@ def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | Non
         rows, columns = (torch.arange(side, device=truth.device) for side in truth.shape[1:])
         within = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
         inside = (right & within).sum().item() / within.sum().item()
-    errors = (~right).flatten(1).sum(dim=1).cpu()
-    by_colour = confusion.diagonal() / confusion.sum(dim=1)
+    errors, by_colour = (~right).flatten(1).sum(dim=1).cpu(), confusion.diagonal() / confusion.sum(dim=1)
     return {
         "pixel_accuracy": (confusion.trace() / confusion.sum()).item(),
         "non_black_accuracy": hit / coloured,

@@ -71,14 +71,11 @@ SAMPLE_SCORES = (
     ("valid", "prior_samples.{}.valid_share", ".2%"),
     ("valid, without the budget", "prior_samples.{}.complete_valid_share", ".2%"),
     ("distinct, of the valid", "prior_samples.{}.distinct_share", ".2%"),
-    ("  among the first 1,000", "prior_samples.{}.distinct_1k_share", ".2%"),
-    ("  among the first 10,000", "prior_samples.{}.distinct_10k_share", ".2%"),
     ("novel, of the distinct", "prior_samples.{}.novel_share", ".2%"),
     ("valid, the argmax string of each code", "prior_samples.{}.likeliest_valid_share", ".2%"),
     ("distinct, the argmax string of each code", "prior_samples.{}.likeliest_distinct_share", ".2%"),
     ("internal diversity", "prior_samples.{}.diversity", ".2f"),
     ("rules of a string", "prior_samples.{}.mean_rules", ".1f"),
-    ("strings", "prior_samples.{}.samples", ""),
 )
 
 
@@ -113,12 +110,13 @@ class StringDomain(base.Domain):
         if task.monte_carlo is not None and model.pushdown is None:
             raise InputError("--monte-carlo: the model was trained without a grammar", "omit it")
         posterior = encode(model, corpus, split, indices, task.seed)
-        scores, scored = {}, {}
-        for name, z in (("posterior_mean", posterior.mean), ("posterior_sample", posterior.sample)):
-            _, wrong, lengths = scored[name] = decode(model, corpus, split, indices, z)
-            accuracy, exact = 1.0 - (wrong.sum() / lengths.sum()).item(), (wrong == 0).double().mean().item()
+        scores = {}
+        costs, wrong, lengths = decode(model, corpus, split, indices, posterior.mean)
+        drawn_costs, drawn_wrong, _ = decode(model, corpus, split, indices, posterior.sample)
+        for name, errors in (("posterior_mean", wrong), ("posterior_sample", drawn_wrong)):
+            accuracy, exact = 1.0 - (errors.sum() / lengths.sum()).item(), (errors == 0).double().mean().item()
             scores[name] = {"token_accuracy": accuracy, "exact_share": exact}
-        codes = information.Codes({LEVEL: posterior}, scored["posterior_sample"][0], lengths)
+        codes = information.Codes({LEVEL: posterior}, drawn_costs, lengths)
         grammar, validator = _grammar(model)
         x, same = corpus.ids(split)[indices.to(corpus.device)], None
         if validator is not None and validator.diversity is not None and not task.quick:  # of molecules
@@ -151,7 +149,6 @@ class StringDomain(base.Domain):
             "posterior_noise": task.settings.model.model_dump().get("posterior_noise", 1.0),
             "entropy_nats": corpus.entropy if split != "train" else None,  # bounds the likelihood of unseen strings
         }
-        costs, wrong, _ = scored["posterior_mean"]
         own = costs[:few].mean().item(), 1.0 - (wrong[:few].sum() / lengths[:few].sum()).item()
         return codes, {LEVEL: posterior.mean}, report, wrong.long().numpy(), own
 
@@ -253,14 +250,9 @@ class StringDomain(base.Domain):
         return (ids != task.corpus.rules.padding).sum(axis=1), "rules of the derivation"
 
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
-        if task.quick:
-            return
-        rules, worst = task.model.structure.rules, np.argsort(-evaluation.errors, kind="stable")
-        for name, order in (("reconstructions", evaluation.indices), ("errors", evaluation.indices[worst])):
-            with eval_mode(task.model, 0) as device:
-                batch = task.corpus.batch(task.split, torch.from_numpy(order[:WRITTEN_PAIRS]).to(device))
-                pair = (batch.x.cpu().numpy(), task.model.reconstruct(batch).cpu().numpy())
-            write_lines(folder / f"{name}.txt", pair_lines(rules, *pair))
+        if not task.quick:
+            for name, x, reconstructed, _ in self.pairs(task, evaluation, WRITTEN_PAIRS):
+                write_lines(folder / f"{name}.txt", pair_lines(task.model.structure.rules, x, reconstructed))
 
     def check_decodable(self, loaded: Loaded) -> None:
         if loaded.grammar is None:
@@ -281,22 +273,17 @@ class StringDomain(base.Domain):
         different = {name: text for name, text in reversed(list(zip(names, texts, strict=True))) if name is not None}
         valid, distinct = sum(name is not None for name in names), len(different)
         novel = None if known is None else sum(text not in known for text in different.values())
-        counted = {
-            "complete": (int(complete.sum()), len(ids)),
-            "valid": (None if validator is None else valid, len(ids)),
-            "distinct": (distinct, valid),
-            "novel": (novel, distinct),
-        }
+        counts = {"complete": int(complete.sum()), "valid": None if validator is None else valid}
+        counts |= {"distinct": distinct, "novel": novel}
         facts: dict[str, Any] = {"decode": "argmax" if argmax else "sample", "budget": budget}
-        facts |= {"strings": texts, "judge": validator and validator.name}
-        for key, (n, of) in counted.items():
-            facts |= {key: n, f"{key}_share": None if n is None or not of else n / of}
+        facts |= {"strings": texts, "judge": validator and validator.name, **counts}
+        for (key, count), of in zip(counts.items(), (len(ids), len(ids), valid, distinct), strict=True):
+            facts[f"{key}_share"] = None if count is None or not of else count / of
         rows = []
-        for place, (text, name) in enumerate(zip(texts[:PRINTED], names, strict=False)):
-            remarks = ["invalid"] if text is not None and name is None else []
-            remarks += ["in the training data"] if known is not None and text in known else []
-            rows.append((str(place + 1), INCOMPLETE if text is None else text, ", ".join(remarks)))
-        words = ", ".join(f"{n} {name}" for name, (n, _) in counted.items() if n is not None)
+        for place, text in enumerate(texts[:PRINTED]):
+            remark = "invalid" if text is not None and names[place] is None else ""
+            rows.append((str(place + 1), INCOMPLETE if text is None else text, remark))
+        words = ", ".join(f"{count} {key}" for key, count in counts.items() if count is not None)
         lines = [text for text in texts if text is not None]
         return Decoded(facts, {"ids": ids, "complete": complete}, (rows, lines), words)
 

@@ -16,7 +16,7 @@ from arcvae_cli.console import Console
 from arcvae_cli.data.corpus import open_corpus
 from arcvae_cli.domains import grids
 from arcvae_cli.domains.base import Table
-from arcvae_cli.evaluation import projections
+from arcvae_cli.evaluation import samples
 from arcvae_cli.runs import RunFolder
 
 Run = Callable[..., Result]
@@ -36,7 +36,7 @@ FAMILIES = {
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SAMPLES", "CONDITION_SAMPLES", "QUICK_CONDITION_SAMPLES"):
         monkeypatch.setattr(grids, name, 40)
-    monkeypatch.setattr(projections, "tsne_plane", lambda codes, _: codes[:, :2])
+    monkeypatch.setattr(samples, "tsne_plane", lambda codes, _: codes[:, :2])
 
 
 def load(run: Path) -> checkpoints.Loaded:

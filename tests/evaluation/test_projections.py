@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.evaluation import projections
-from arcvae_cli.evaluation.projections import pca_reconstructions, principal_plane, tsne_plane
+from arcvae_cli.evaluation import samples
+from arcvae_cli.evaluation.samples import pca_reconstructions, principal_plane, tsne_plane
 
 
 def test_pca_is_that_of_a_singular_value_decomposition(arc: Dataset) -> None:
@@ -29,8 +29,8 @@ def test_all_components_give_the_training_grids_back(arc: Dataset) -> None:
 
 
 def test_pca_is_fitted_to_a_sample_that_the_seed_draws(arc: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projections, "TRAINING_GRIDS", 50)
-    monkeypatch.setattr(projections, "ROWS", 64)  # several parts, the last one short
+    monkeypatch.setattr(samples, "TRAINING_GRIDS", 50)
+    monkeypatch.setattr(samples, "ROWS", 64)  # several parts, the last one short
     found = [pca_reconstructions(arc.x, torch.from_numpy(arc.x[:200]), 3, seed) for seed in (0, 0, 1)]
     assert found[0][1]["pca_training_grids"] == 50
     one, again, other = (some.numpy() for some, _ in found)

@@ -182,11 +182,9 @@ OPEN = {"prior_samples.standard.complete_share": 0.5}
         ("grids", DEAD, {**MEAN, "schedule.max_beta": 0.01}, ["lower beta (peak 0.01, 2.56 on", "set objective"]),
         # below a floor of free bits
         ("grids", LOW, {}, ["raise objective.free_bits (it is 0.3), or lower train.lr"]),
-        ("grids", LOW, {"objective.free_bits_mode": "per_sample"}, ["use objective.free_bits_mode = per_dim"]),
         ("two", {}, {"objective.free_bits_by_level": {"global": 0.6}}, ["raise objective.free_bits_by_level.global"]),
         # a small model
-        ("grids", SMALL, {}, ["use model.body = residual", "raise model.latent_dim to 12-16", "train longer"]),
-        ("grids", SMALL, {"model.latent_dim": 32, "model.body": "residual"}, ["lower beta (peak 0.1)", "train longer"]),
+        ("grids", SMALL, {"model.body": "residual"}, ["lower beta (peak 0.1)", "raise model.latent_dim", "train longer"]),
         ("two", SMALL, {}, ["lower beta of the local level", "raise model.local_channels (it is 4)", "train longer"]),
         ("two", SMALL, CAPACITY, ["raise schedule.local.capacity (it is 40)", "raise model.local", "train longer"]),
         # a decoder that paints black
@@ -198,7 +196,7 @@ OPEN = {"prior_samples.standard.complete_share": 0.5}
         ("grids", SPECKS, {"schedule.max_beta": 25.6}, ["lower beta (peak 25.6)"]),
         # other data
         ("grids", {**SMALL, **SPECKS, "corpus": "shapes"}, {}, ["scored on shapes, trained on arc: train on"]),
-        ("grids", {**SMALL, "corpus": "arc-raw"}, {"model.latent_dim": 32}, ["use model", "lower", "train longer"]),
+        ("grids", {**SMALL, "corpus": "arc-raw"}, {}, ["use model", "lower", "raise", "train longer"]),
         # strings that do not end
         ("strings", OPEN, {}, ["sample with --prior", "raise", "look"]),
         ("strings", {**OPEN, "prior_samples.aggregate.complete_share": 0.4}, {}, ["train longer", "the length budget"]),
