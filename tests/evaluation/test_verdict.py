@@ -184,7 +184,7 @@ OPEN = {"prior_samples.standard.complete_share": 0.5}
         ("grids", LOW, {}, ["raise objective.free_bits (it is 0.3), or lower train.lr"]),
         ("two", {}, {"objective.free_bits_by_level": {"global": 0.6}}, ["raise objective.free_bits_by_level.global"]),
         # a small model
-        ("grids", SMALL, {"model.body": "residual"}, ["lower beta (peak 0.1)", "raise model.latent_dim", "train longer"]),
+        ("grids", SMALL, {"model.body": "residual"}, ["lower beta (peak 0.1)", "raise model", "train longer"]),
         ("two", SMALL, {}, ["lower beta of the local level", "raise model.local_channels (it is 4)", "train longer"]),
         ("two", SMALL, CAPACITY, ["raise schedule.local.capacity (it is 40)", "raise model.local", "train longer"]),
         # a decoder that paints black
