@@ -113,10 +113,8 @@ class Domain:
                 reconstructed = task.model.reconstruct(batch).cpu().numpy()
             yield name, batch.x.cpu().numpy(), reconstructed, order[:count]
 
-    def path_facts(
-        self, steps: Examples, originals: Examples, distance: Callable[[Any, Any], int]
-    ) -> tuple[dict[str, Any], str]:
-        """How a decoded path changes, and the same in words."""
+    def path_facts(self, steps: Any, originals: Any, distance: Any) -> tuple[dict[str, Any], str]:
+        """How a decoded path changes by the `distance` of two examples, and the same in words."""
         changed = [distance(*pair) for pair in pairwise(steps)]
         facts = {
             "changed": changed,

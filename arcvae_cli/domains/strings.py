@@ -192,19 +192,18 @@ class StringDomain(base.Domain):
         collapsed = min(total, saved) <= COLLAPSED_NATS
         larger = f"{advice.lower_beta[LEVEL]}; raise model.decoder_hidden; train longer"
         better = advice.other_data(report) or (more if collapsed else larger)
-
         targets: list[Target] = [
             ("exact derivations", exact, ">=", EXACT_TARGET, better, ""),
             ("reconstruction, baseline", cost, "<", frequencies, better, "nats (frequencies)"),
         ]
-        if noise == 1.0:  # a narrow posterior has a large KL without any information
-            carried = sum(active) / total if total > 0 else 0.0
+        if noise < 1.0:
+            targets.append(("posterior noise", noise, ">=", 1.0, "use model.posterior_noise = 1", ""))
+        else:  # a narrow posterior has a large KL without any information
             targets.append(("total KL", total, ">", COLLAPSED_NATS, more, "nat"))
+            carried = sum(active) / total if total > 0 else 0.0
             targets.append(("share in active dimensions", carried, ">=", CARRIED_TARGET, more, ""))
         if shuffled is not None:
             targets.append(("nats saved by the code", saved, ">", COLLAPSED_NATS, more, "nat"))
-        if noise < 1.0:
-            targets.append(("posterior noise", noise, ">=", 1.0, "use model.posterior_noise = 1", ""))
         if advice.floors[LEVEL] > 0:
             targets.append(advice.floor_target(report, LEVEL))
             targets.append(("total KL beyond the floor", total, ">", enforced, more, "nats"))
@@ -307,21 +306,19 @@ class StringDomain(base.Domain):
         padding, last = grammar.rules.padding, len(steps) - 1
         strings, ends = (written(grammar, some.tolist()) for some in (steps, originals))
         valid = None if validator is None else list(map(validator.is_valid, strings))
-        facts, words = self.path_facts(
-            steps, originals, lambda *pair: edit_distance(*(ids[ids != padding].tolist() for ids in pair))
-        )
+        rules, wanted = ([ids[ids != padding].tolist() for ids in some] for some in (steps, originals))
+        facts, words = self.path_facts(rules, wanted, edit_distance)
         rows = [("from, original", ends[0], "")]
         for place, string in enumerate(strings):
             if not place or string != strings[place - 1]:  # the same string shares a row
                 remark = "" if valid is None or valid[place] else "invalid"
                 rows.append((f"{place / last:.3f}", string, remark))
         rows.append(("to, original", ends[1], ""))
-        lines = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in rows]
+        lines = [f"{label:<14}  {string}    {remark}".rstrip() for label, string, remark in rows]
         characters, distinct = [edit_distance(*pair) for pair in pairwise(strings)], len(set(strings))
-        about = {"originals": ends, "strings": strings, "valid": valid, "distinct": distinct, **facts}
-        about |= {"judge": validator and validator.name, "changed_characters": characters}
-        summary = f"{distinct} of {len(strings)} strings distinct; {words}"
-        return Decoded(about, {"ids": steps}, (rows, lines), summary)
+        facts |= {"originals": ends, "strings": strings, "valid": valid, "distinct": distinct}
+        facts |= {"judge": validator and validator.name, "changed_characters": characters}
+        return Decoded(facts, {"ids": steps}, (rows, lines), f"{distinct} of {len(strings)} strings distinct; {words}")
 
     def show(self, console: Console, decoded: Decoded) -> None:
         from arcvae_cli.render.terminal import terminal_strings
@@ -400,11 +397,9 @@ def unigram_baseline(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, A
 def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> Level:
     """The posteriors of the derivations at `indices` (n,), and one sample of each; no noise depends on the batches."""
     order = longest_first(corpus, split, indices)
-    found: list[Level] = []
     with eval_mode(model, seed) as device:
-        size = batch_size(corpus.length, device)
-        for batch in information.batches(corpus, split, indices[order], device, size):
-            found += model.encode(batch, noise=False)
+        batches = information.batches(corpus, split, indices[order], device, batch_size(corpus.length, device))
+        found = [model.encode(batch, noise=False)[0] for batch in batches]
         level = information.joined(found, order.argsort().to(device))
         return replace(level, sample=gaussians.sample(level.mean, level.logvar))
 
@@ -415,8 +410,8 @@ def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) 
     rows = []
     with eval_mode(model, 0) as device:
         size = batch_size(corpus.length, device)
-        together = information.batches(corpus, split, indices[order], device, size)
-        for part, batch in zip(torch.split(order, size), together, strict=True):
+        batches = information.batches(corpus, split, indices[order], device, size)
+        for part, batch in zip(torch.split(order, size), batches, strict=True):
             logits = model.logits_for({LEVEL: codes[part.to(device)]}, batch)
             wrong = (logits.argmax(dim=1) != batch.x) & batch.valid
             rows.append(torch.stack([*map(to_float64, (nats(logits, batch), wrong.sum(1), batch.counted()))]))
@@ -468,11 +463,10 @@ def keys(ids: Examples) -> list[int]:
 
 def meanings(texts: Sequence[str | None], validator: Validator | None) -> list[str | None]:
     """A name that strings of the same meaning share, None for an invalid or incomplete string."""
-    names: dict[str | None, str] = {}
-    for text in {text for text in texts if text is not None}:
-        if validator is None or validator.is_valid(text):
-            names[text] = text if validator is None else validator.canonical(text)
-    return [names.get(text) for text in texts]
+    if validator is None:
+        return list(texts)
+    names = {text: validator.canonical(text) for text in set(texts) if text is not None and validator.is_valid(text)}
+    return [None if text is None else names.get(text) for text in texts]
 
 
 def score_strings(

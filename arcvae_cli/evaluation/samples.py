@@ -35,8 +35,6 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str
     `object_distance`: Wasserstein-1 distance of the capped object counts. `speck_share`: of a grid's non-black cells,
     those without a neighbour of their colour. Density and coverage are None against five reference grids or fewer.
     """
-    from scipy.stats import wasserstein_distance
-
     ours, theirs = structure(samples), structure(reference)
     density = coverage = None
     if len(reference) > NEIGHBOURS:
@@ -49,7 +47,7 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str
         "reference": len(reference),
         "density": density,
         "coverage": coverage,
-        "object_distance": float(wasserstein_distance(ours["objects"], theirs["objects"])),
+        "object_distance": wasserstein(ours["objects"], theirs["objects"]),
         "speck_share": float(ours["specks"].mean()),
         "reference_speck_share": float(theirs["specks"].mean()),
         "blank_share": float((ours["non_black"] == 0).mean()),
@@ -112,6 +110,13 @@ def density_and_coverage(reference: Numbers, samples: Numbers, k: int = NEIGHBOU
     return float(inside.sum(axis=0).mean() / k), float(inside.any(axis=1).mean())
 
 
+def wasserstein(a: Numbers, b: Numbers) -> float:
+    """Wasserstein-1 distance between two samples of numbers, of any sizes: the area between their distributions."""
+    values = np.sort(np.concatenate([a, b]))
+    below = [np.searchsorted(np.sort(part), values[:-1], side="right") / len(part) for part in (a, b)]
+    return float(np.sum(np.abs(below[0] - below[1]) * np.diff(values)))
+
+
 def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, asked: Sequence[str]) -> dict[str, Any]:
     """Draw `samples` under each condition, and as many without one.
 
@@ -149,10 +154,7 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
 
 
 def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
-    """Project grids (n, H, W), integers on any device, on the principal components of centred one-hot training grids.
-
-    Returns the argmax colour of each cell, uint8, and the numbers of components and of training grids.
-    """
+    """The argmax colours, uint8, of grids (n, H, W) projected on principal components of one-hot training grids."""
     if len(training) > TRAINING_GRIDS:
         training = training[np.random.RandomState(seed).choice(len(training), TRAINING_GRIDS, replace=False)]
     known = torch.from_numpy(training).flatten(1)
@@ -178,8 +180,8 @@ def principal_plane(codes: NDArray[np.float32]) -> tuple[Numbers, tuple[float, f
     """Codes (n, D) on their first two principal axes: (n, 2), and the share of the variance along each."""
     centred = codes.astype(np.float64) - codes.mean(axis=0, dtype=np.float64)
     left, values, _ = np.linalg.svd(np.pad(centred, ((0, 0), (0, 2))), full_matrices=False)  # two axes at least
-    first, second, *_ = values**2 / max(float((values**2).sum()), np.finfo(float).tiny)
-    return (left * values)[:, :2], (float(first), float(second))
+    shares = values**2 / max(float((values**2).sum()), np.finfo(float).tiny)
+    return (left * values)[:, :2], (float(shares[0]), float(shares[1]))
 
 
 def tsne_plane(codes: NDArray[np.float32], seed: int) -> Numbers:
