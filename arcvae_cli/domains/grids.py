@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.evaluation.evaluate import Evaluation
-    from arcvae_cli.grammar import Rules
     from arcvae_cli.records import Pictures
 
 NEAR = 5  # wrong cells up to which a grid counts as nearly correct
@@ -95,7 +94,7 @@ class GridDomain(base.Domain):
         black = (corpus.grids("val") == corpus.background).double().mean().item()
         return {"blank": black, "blank_nats": None, "entropy": None}
 
-    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: object) -> None:
         from arcvae_cli.render import plots
 
         originals, samples, when = pictures.originals, pictures.samples, f"{folder.parent.name}, epoch {epoch}"
@@ -140,10 +139,9 @@ class GridDomain(base.Domain):
         reconstructed |= {"all_black": torch.zeros_like(truth), "pca": pca}
         scores = {name: score_reconstructions(grids, truth, shapes) for name, grids in reconstructed.items()}
         skills = {}
-        for kind in ("pixel_accuracy", "non_black_accuracy"):
-            best = max(scores[name][kind] for name in BASELINES.values())
-            skill = (scores["posterior_mean"][kind] - best) / (1.0 - best) if best < 1.0 else None
-            skills[kind.removesuffix("_accuracy")] = skill
+        for kind in ("pixel", "non_black"):
+            mean, *others = (scores[name][f"{kind}_accuracy"] for name in ("posterior_mean", *BASELINES.values()))
+            skills[kind] = (mean - max(others)) / (1.0 - max(others)) if max(others) < 1.0 else None
         reconstruction = {"examples": len(indices), **scores, **sizes, "skill": skills}
         own = torch.cat(costs).cpu().double().mean().item(), scores["posterior_mean"]["pixel_accuracy"]
         errors = (reconstructed["posterior_mean"] != truth).flatten(1).sum(dim=1).cpu().numpy()
@@ -157,7 +155,6 @@ class GridDomain(base.Domain):
         reference = task.corpus.grids(task.split).cpu().numpy()[task.indices[:count].numpy()]
         drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
         if task.model.attributes:
-            task.note("samples under conditions")
             asked, each = (JUDGED, QUICK_CONDITION_SAMPLES) if task.quick else (ASKED, CONDITION_SAMPLES)
             accuracy = condition_accuracy(task.model, training, each, task.seed, asked)
         return {
@@ -198,10 +195,10 @@ class GridDomain(base.Domain):
                 targets.append(advice.floor_target(report, level, where))
                 targets.append((name, held[level], "<=", len(kl) // 2, more, f"of {len(kl)}"))
         remedy = decoder if non_black <= NON_BLACK_TARGET else prior
-        blanks, specks = drawn["reference_blank_share"], drawn["reference_speck_share"]
-        limits = (blanks + BLANK_MARGIN, specks + SPECK_MARGIN)
-        targets.append(("blank samples", drawn["blank_share"], "<=", limits[0], remedy, f"(data {blanks:.2f})"))
-        targets.append(("specks among samples", drawn["speck_share"], "<=", limits[1], prior, f"(data {specks:.2f})"))
+        blank_limit = drawn["reference_blank_share"] + BLANK_MARGIN
+        speck_limit = drawn["reference_speck_share"] + SPECK_MARGIN
+        targets.append(("blank samples", drawn["blank_share"], "<=", blank_limit, remedy, ""))
+        targets.append(("specks among samples", drawn["speck_share"], "<=", speck_limit, prior, ""))
         if (accuracy := report["adherence"]) is not None:
             judged = {row["asked"]: row for row in accuracy["rows"] if row["asked"] in JUDGED}
             for kind in ("colours", "symmetry"):

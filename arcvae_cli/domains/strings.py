@@ -226,8 +226,6 @@ class StringDomain(base.Domain):
             state = f"the code carries {total:.1f} nats, and the decoder does not use them"
         elif total <= enforced:
             state = f"collapse, held up by free bits alone: {total:.2f} nats are no more than they enforce"
-        elif noise < 1.0:
-            state = f"an autoencoder, its noise scaled by {noise:g}: codes lie {total:.0f} nats from the prior"
         else:
             state = f"the code is alive: {len(active)} of {len(kl)} dimensions carry {total:.1f} nats"
         costs = f"reconstruction takes {cost:.1f} nats, rule frequencies {frequencies:.1f}"
@@ -421,7 +419,6 @@ def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) 
 def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> dict[str, Any]:
     """Exact reconstruction as in Kusner et al. 2017: draw codes of each example, draw strings of each code."""
     model, corpus, indices = task.model, task.corpus, task.indices[:examples]
-    task.note(f"Monte Carlo: {encodings * decodings:,} strings of each of {len(indices):,} derivations")
     exact = torch.zeros(2, dtype=torch.int64, device=corpus.device)  # without and with the length budget
     with eval_mode(model, task.seed) as device:
         size = min(len(indices), batch_size(corpus.length))

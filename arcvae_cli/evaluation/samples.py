@@ -120,9 +120,9 @@ def wasserstein(a: Numbers, b: Numbers) -> float:
 def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, asked: Sequence[str]) -> dict[str, Any]:
     """Draw `samples` under each condition, and as many without one.
 
-    Under `rows`, shares that satisfy the condition `asked`: of all samples (`obeying`), of samples without condition
-    (`baseline_obeying`), of the `training` grids (`data`). `counted` samples are neither blank nor a repetition, and
-    `*counted_obeying` are shares of those, None if there is none; `unaided_obeying` if every cell has its own argmax.
+    Under `rows`, shares that satisfy what is `asked`: of all samples (`obeying`), of samples without condition
+    (`baseline_obeying`), of `training` grids (`data`). `counted` samples are neither blank nor a repetition,
+    `*counted_obeying` are shares of those; `unaided_obeying` if every cell has its own argmax.
     """
 
     def draw(conditions: Values | None) -> list[tuple[Values, NDArray[np.bool_]]]:
