@@ -348,10 +348,9 @@ class GridDomain(base.Domain):
 
 
 def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> dict[str, Any]:
-    """Scores of grids (n, H, W) uint8 against `truth`; InputError where no original has a non-black cell.
+    """Scores of grids (n, H, W) uint8 against `truth`, of which one has a non-black cell, else InputError.
 
     `shapes`: (n, 2) height and width of each grid within its canvas, if known, where `inside_accuracy` counts.
-    `non_black_iou`: cells right and not black over cells not black in the original or the reconstruction.
     """
     right = predicted == truth
     pairs = (truth * COLOURS + predicted).flatten().cpu()

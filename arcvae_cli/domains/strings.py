@@ -93,8 +93,7 @@ class StringDomain(base.Domain):
         scores = unigram_baseline(corpus.ids("train"), corpus.rules, corpus.ids("val"))
         return {"blank": scores["token_accuracy"], "blank_nats": scores["nll_nats"], "entropy": corpus.entropy}
 
-    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
-        assert rules is not None, "derivations have rules"
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Any) -> None:
         pairs = pair_lines(rules, pictures.originals, pictures.reconstructions)
         write_lines(folder / f"reconstructions_epoch_{epoch}.txt", pairs)
         if rules.text is not None:
@@ -208,8 +207,8 @@ class StringDomain(base.Domain):
             targets.append(advice.floor_target(report, LEVEL))
             targets.append(("total KL beyond the floor", total, ">", enforced, more, "nats"))
         if (entropy := report["entropy_nats"]) is not None:
-            weighted, nll, error = report["importance_weighted"], -elbo["elbo_nats"], report["elbo_error"]
-            if weighted is not None:
+            nll, error = -elbo["elbo_nats"], report["elbo_error"]
+            if (weighted := report["importance_weighted"]) is not None:
                 nll, error = weighted["nll_nats"], error * math.sqrt(elbo["examples"] / weighted["examples"])
             remedy, least = "look for test strings among the training strings", entropy - ENTROPY_ERRORS * error
             targets.append(("-log p(x), entropy", nll, ">=", least, remedy, f"nats (entropy {entropy:.2f})"))
@@ -309,8 +308,7 @@ class StringDomain(base.Domain):
         rows = [("from, original", ends[0], "")]
         for place, string in enumerate(strings):
             if not place or string != strings[place - 1]:  # the same string shares a row
-                remark = "" if valid is None or valid[place] else "invalid"
-                rows.append((f"{place / last:.3f}", string, remark))
+                rows.append((f"{place / last:.3f}", string, "" if valid is None or valid[place] else "invalid"))
         rows.append(("to, original", ends[1], ""))
         lines = [f"{label:<14}  {string}    {remark}".rstrip() for label, string, remark in rows]
         characters, distinct = [edit_distance(*pair) for pair in pairwise(strings)], len(set(strings))
@@ -334,9 +332,10 @@ class StringDomain(base.Domain):
 
 def _grammar(model: Any, note: Note = lambda _: None) -> tuple[Any, Validator | None]:
     """The grammar of a model's strings, None where only ids and masks are known, and the validator of the strings."""
-    text = model.structure.rules.text
-    grammar = None if text is None else parse_grammar(text, "grammar")
-    return grammar, None if grammar is None else validator_for(grammar, note)
+    if model.structure.rules.text is None:
+        return None, None
+    grammar = parse_grammar(model.structure.rules.text, "grammar")
+    return grammar, validator_for(grammar, note)
 
 
 def written(grammar: Grammar, derivations: Sequence[Sequence[int]]) -> list[str]:
@@ -365,10 +364,7 @@ def pair_lines(rules: Rules, originals: Examples, reconstructions: Examples) -> 
 
 
 def unigram_baseline(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, Any]:
-    """Derivations (n, T) by the frequency of each rule among those of its left-hand side, at each step of `training`.
-
-    One is added to every count (Laplace). `expected_exact_share`: of derivations drawn from the frequencies.
-    """
+    """Derivations (n, T) by the frequency, plus one, of each rule among those of its left-hand side, at each step."""
     counts = torch.stack([one.bincount(minlength=len(rules)) for one in training.cpu().long().unbind(1)]).double() + 1.0
     logs = torch.zeros_like(counts)  # (T, P)
     best = torch.zeros(len(counts), len(rules.symbols), dtype=torch.int64)
@@ -471,8 +467,7 @@ def score_strings(
 ) -> dict[str, Any]:
     """Scores of complete derivations (n, T) drawn with the budget, and of the argmax ones, `best`, of the same codes.
 
-    `complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: the keys of
-    training derivations. `distinct_share` is of the valid ones, `novel_share` and `diversity` of the distinct ones.
+    `complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: training keys.
     """
     texts = written(grammar, ids.tolist())
     names = meanings(texts, validator)

@@ -23,7 +23,7 @@ COLOURS = 10
 TRAINING_GRIDS = 20_000  # that PCA is fitted to at most: all 80,000 of `arc` change its shares by at most 0.005
 ROWS = 1024  # grids decoded at once, of 10 kB each
 NEIGHBOURS = 5  # k of density and coverage
-# what the verdict rests on, and what a whole evaluation asks for: what stands together is one condition
+# what the verdict rests on, and what a whole evaluation asks for
 JUDGED = ("colours=1", "colours=2", "colours=3", "colours=4", "symmetry=lr", "symmetry=ud", "symmetry=both")
 SIZES = ("height=5", "height=10", "width=5", "width=10", "objects=1", "objects=3", "objects=10")
 ASKED = (*JUDGED, "colours=3 symmetry=lr", *SIZES, "red=yes")
@@ -62,8 +62,8 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str
 def structure(grids: Grids) -> dict[str, Numbers]:
     """Features (n,) of each grid, 0 where a blank grid has no value.
 
-    An object is a 4-connected component of one colour, a speck one of a single cell; black is no colour and no object.
-    Rows, columns and symmetry (in the better of two mirrors) are within the bounding box of what is not black.
+    An object is a 4-connected component of one colour but black, a speck one of a single cell. Symmetry (the better
+    of two mirrors), height and width are of the bounding box of what is not black.
     """
     count, height, width = grids.shape
     non_black = grids > 0

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -163,17 +162,6 @@ def test_a_quick_evaluation_depends_on_the_seed_alone(
     assert mean == other["reconstruction"]["posterior_mean"] == full.report["reconstruction"]["posterior_mean"]
     assert (one["prior_samples"]["samples"], one["prior_samples"]["reference"]) == (20, 20)
     assert (one["shuffled_codes"], one["interpolation"], one["importance_weighted"]) == (None, None, None)
-
-
-def test_a_split_of_one_grid_is_enough(model: VAE, arc: Dataset) -> None:
-    split = np.where(arc.split == 2, 0, arc.split)
-    split[0] = 2
-    one = GridCorpus(replace(arc, split=split.astype(np.uint8), shape=None))
-    result = run(model, one, "test", SMALL).report
-    assert result["reconstruction"]["examples"] == 1
-    assert result["reconstruction"]["posterior_mean"]["inside_accuracy"] is None
-    assert result["shuffled_codes"] is result["interpolation"] is result["prior_samples"]["density"] is None
-    json.dumps(result, allow_nan=False)
 
 
 def test_every_level_has_its_numbers_measured_without_conditions(

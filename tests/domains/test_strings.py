@@ -239,11 +239,9 @@ def test_the_same_molecule_may_be_another_string(monkeypatch: pytest.MonkeyPatch
         def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
             return super().encode(replace(batch, x=torch.from_numpy(ids[:1]).long().expand(len(batch.x), -1)), noise)
 
-    for kind, exact in ((Ruler, 1.0), (Renaming, 0.0)):
-        report = run(kind(grammar.rules, length=length, sharp=100.0, spread=1e-3), corpus, "test", samples=5).report
-        assert (report["judged"], report["entropy_nats"]) == ("valid", None)
-        assert report["reconstruction"]["posterior_mean"]["exact_share"] == exact
-        assert report["reconstruction"]["canonical_share"] == 1.0
+    model = Renaming(grammar.rules, length=length, sharp=100.0, spread=1e-3)
+    found = run(model, corpus, "test", samples=5).report["reconstruction"]
+    assert (found["posterior_mean"]["exact_share"], found["canonical_share"]) == (0.0, 1.0)
 
 
 def test_rules_are_drawn_by_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,10 +259,3 @@ def test_rules_are_drawn_by_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert (drawn == strings.derive(model, codes, strings.DRAWN, seed=3)[0][0]).all()
     assert whole.all() and not complete.all() and (drawn == free)[complete].all()
     assert (torch.from_numpy(best) == argmax_decode(model, {"z": codes})).all()
-    # one stream for codes and rules would tie what is drawn of a code to the code
-    first = []
-    for seed in range(40):
-        torch.manual_seed(seed)
-        z = torch.randn(1, 4)
-        first.append((z[0, 0].item(), strings.derive(model, 0 * z, strings.DRAWN, seed=seed)[0][0][0, 0].item()))
-    assert abs(np.corrcoef(np.array(first).T)[0, 1]) < 0.3
