@@ -43,7 +43,6 @@ PATHS = Table(
     "Interpolation",
     {"": ""},
     (
-        ("pairs", "interpolation.pairs", ""),
         ("different examples on a path", "interpolation.distinct", ".1f"),
         ("changes per step", "interpolation.mean_step", ".1f"),
         ("  in the largest step", "interpolation.largest_step", ".1f"),

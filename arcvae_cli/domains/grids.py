@@ -157,9 +157,11 @@ class GridDomain(base.Domain):
         if task.model.attributes:
             asked, each = (JUDGED, QUICK_CONDITION_SAMPLES) if task.quick else (ASKED, CONDITION_SAMPLES)
             accuracy = condition_accuracy(task.model, training, each, task.seed, asked)
+        with eval_mode(task.model, task.seed):
+            samples = argmax_decode(task.model, draw_prior(task.model, count)).to(torch.uint8).numpy()
         return {
             "interpolation": paths,
-            "prior_samples": score_samples(draw_samples(task.model, count, task.seed), reference, training),
+            "prior_samples": score_samples(samples, reference, training),
             "training_grids": score_samples(drawn, reference, training),
             "adherence": accuracy,
         }
@@ -173,8 +175,8 @@ class GridDomain(base.Domain):
         dead = {level: sum(value <= ACTIVE_KL for value in kl) for level, kl in kls.items()}
         held = {level: advice.held(level, kl) for level, kl in kls.items()}
         mostly_held = [level for level, kl in kls.items() if 2 * held[level] > len(kl)]
-        bad = [level for level in kls if dead[level] or level in mostly_held]
-        cause = advice.other_data(report) or (advice.more_kl[bad[0]] if bad else None)
+        more_kl = (advice.more_kl[level] for level in kls if dead[level] or level in mostly_held)
+        cause = advice.other_data(report) or next(more_kl, None)
         body = "use model.body = residual; " if model.get("body") == "plain" else ""
         focal = "" if advice.scale is None else "use objective.reconstruction = focal, as the decoder paints black; "
         size = "local_channels" if "local_channels" in model else "latent_dim"
@@ -292,7 +294,8 @@ class GridDomain(base.Domain):
         arrays = {"grids": grids}
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.PLACE))}
-            baseline = draw_samples(model, count, seed, options["temperature"])
+            with eval_mode(model, seed):
+                baseline = argmax_decode(model, draw_prior(model, count, options["temperature"])).byte().numpy()
             measured = [conditions.attributes(some) for some in (grids, baseline)]
             satisfied, free = (int(conditions.satisfies(some, given).sum()) for some in measured)
             shares = {"obeying_share": satisfied / count, "baseline_share": free / count}
@@ -374,12 +377,6 @@ def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | Non
         "blank_share": (predicted == 0).flatten(1).all(dim=1).sum().item() / len(errors),
         "colour_accuracy": [None if math.isnan(share) else share for share in by_colour.tolist()],
     }
-
-
-def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) -> Examples:
-    """(count, 16, 16) draws from the prior, the argmax in each cell."""
-    with eval_mode(model, seed):
-        return argmax_decode(model, draw_prior(model, count, temperature)).to(torch.uint8).numpy()
 
 
 def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:

@@ -56,7 +56,6 @@ SCORES = (
     ("rules", "reconstruction.{}.token_accuracy", ".2%"),
     ("exact derivations", "reconstruction.{}.exact_share", ".2%"),
     ("exact, sampled rules: mean p(x|z)", "reconstruction.expected_exact_share", ".2%"),
-    ("  standard error", "reconstruction.expected_error", ".2%"),
     ("  Monte Carlo estimate", "reconstruction.monte_carlo.exact_share", ".2%"),
     ("  Monte Carlo, with the length budget", "reconstruction.monte_carlo.budget_exact_share", ".2%"),
     ("the same molecule", "reconstruction.canonical_share", ".2%"),
@@ -73,7 +72,6 @@ SAMPLE_SCORES = (
     ("distinct, of the valid", "prior_samples.{}.distinct_share", ".2%"),
     ("novel, of the distinct", "prior_samples.{}.novel_share", ".2%"),
     ("valid, the argmax string of each code", "prior_samples.{}.likeliest_valid_share", ".2%"),
-    ("distinct, the argmax string of each code", "prior_samples.{}.likeliest_distinct_share", ".2%"),
     ("internal diversity", "prior_samples.{}.diversity", ".2f"),
     ("rules of a string", "prior_samples.{}.mean_rules", ".1f"),
 )
@@ -269,8 +267,8 @@ class StringDomain(base.Domain):
         different = {name: text for name, text in reversed(list(zip(names, texts, strict=True))) if name is not None}
         valid, distinct = sum(name is not None for name in names), len(different)
         novel = None if known is None else sum(text not in known for text in different.values())
-        counts = {"complete": int(complete.sum()), "valid": None if validator is None else valid}
-        counts |= {"distinct": distinct, "novel": novel}
+        valid_count = None if validator is None else valid
+        counts = {"complete": int(complete.sum()), "valid": valid_count, "distinct": distinct, "novel": novel}
         facts: dict[str, Any] = {"decode": "argmax" if argmax else "sample", "budget": budget}
         facts |= {"strings": texts, "judge": validator and validator.name, **counts}
         for (key, count), of in zip(counts.items(), (len(ids), len(ids), valid, distinct), strict=True):
