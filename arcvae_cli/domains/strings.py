@@ -183,9 +183,8 @@ class StringDomain(base.Domain):
         cost, total, more = elbo["reconstruction_nats"], sum(kl), advice.more_kl[LEVEL]
         active = [value for value in kl if value > ACTIVE_KL]
         enforced = (1.0 + HELD_MARGIN) * advice.floors[LEVEL] * (1 if advice.total else len(kl))  # by free bits
-        saved = math.inf
-        if shuffled is not None:
-            saved = shuffled["shuffled_reconstruction_nats"] - shuffled["reconstruction_nats"]
+        ends = shuffled or {"shuffled_reconstruction_nats": math.inf, "reconstruction_nats": 0.0}
+        saved = ends["shuffled_reconstruction_nats"] - ends["reconstruction_nats"]
         collapsed = min(total, saved) <= COLLAPSED_NATS
         larger = f"{advice.lower_beta[LEVEL]}; raise model.decoder_hidden; train longer"
         better = advice.other_data(report) or (more if collapsed else larger)

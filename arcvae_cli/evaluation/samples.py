@@ -144,8 +144,8 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
             given = parse(text.split())
             (values, counted), (unaided, counted_unaided) = draw(encode(given, samples))
             measured = {"obeying": values, "counted_obeying": values[counted], "data": data}
-            measured |= {"unaided_obeying": unaided[counted_unaided], "baseline_obeying": baseline}
-            measured["baseline_counted_obeying"] = baseline[kept]
+            measured |= {"baseline_obeying": baseline, "baseline_counted_obeying": baseline[kept]}
+            measured["unaided_obeying"] = unaided[counted_unaided]
             row: dict[str, Any] = {"asked": text, "counted": int(counted.sum())}
             for key, some in measured.items():
                 row[key] = float(satisfies(some, given).mean()) if len(some) else None

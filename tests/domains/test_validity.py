@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arcvae_cli.domains.validity import GRID, evaluated, validator_for
-from arcvae_cli.grammar import parse_grammar, read_grammar
+from arcvae_cli.grammar import read_grammar
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,6 @@ def test_values_of_formulas(text: str, values: np.ndarray | float) -> None:
 def test_what_is_no_formula_or_never_finite_is_invalid(text: str) -> None:
     validator = validator_for(read_grammar("equations"))
     assert validator is not None and not validator.is_valid(text)
-
-
-def test_other_grammars_have_no_validator() -> None:
-    assert validator_for(parse_grammar("S -> 'a' S | 'x'", "words")) is None
 
 
 def test_molecules_are_validated_by_rdkit() -> None:
