@@ -122,9 +122,9 @@ def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Pat
     from rich.text import Text
 
     from arcvae_cli import domains
-    from arcvae_cli.domains.base import Table, title_of
+    from arcvae_cli.domains.base import Table, picture_title
     from arcvae_cli.evaluation.evaluate import evaluate
-    from arcvae_cli.evaluation.projections import principal_plane, tsne_plane
+    from arcvae_cli.evaluation.samples import principal_plane, tsne_plane
     from arcvae_cli.evaluation.verdict import remedies
     from arcvae_cli.render.plots import save_latent_scatter
     from arcvae_cli.render.terminal import kl_bars
@@ -135,19 +135,19 @@ def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Pat
     level, codes = next(iter(evaluation.codes.items()))
     codes = codes[: 500 if task.quick else 1000]
     if len(codes) > 2:
-        coloured_by = domain.code_values(task, evaluation.indices[: len(codes)])
+        values, name = domain.code_values(task, evaluation.indices[: len(codes)])
         which = f"{level} posterior means" if len(evaluation.codes) > 1 else "posterior means"
         title = f"{which} of {len(codes):,} {domain.noun}, {task.corpus.name} {task.split}\n{task.title}"
         plane, shares = principal_plane(codes)
         axes = (f"first axis, {shares[0]:.0%} of the variance", f"second axis, {shares[1]:.0%}")
-        save_latent_scatter(images / "latent_space_pca.png", plane, *coloured_by, f"PCA, {title}", axes)
+        save_latent_scatter(images / "latent_space_pca.png", plane, values, name, f"PCA, {title}", axes)
         plane = tsne_plane(codes, task.seed)
-        save_latent_scatter(images / "latent_space_tsne.png", plane, *coloured_by, f"t-SNE, {title}")
+        save_latent_scatter(images / "latent_space_tsne.png", plane, values, name, f"t-SNE, {title}")
     domain.draw(images, task, evaluation)
     write_json(folder / "metrics.json", document)
 
     examples = f"{report['reconstruction']['examples']:,} {domain.noun}"
-    head = f"{title_of(loaded)}, {report['corpus']} {report['split']}, {examples}, seed {report['seed']}"
+    head = f"{picture_title(loaded)}, {report['corpus']} {report['split']}, {examples}, seed {report['seed']}"
     console.result(Text(head, style="bold"))
     if loaded.model.attributes:
         console.result(Text("Without conditions, except for samples under a condition."))

@@ -1,19 +1,11 @@
 """The kinds of example, by name: what is different between grids and strings, and nothing else is."""
 
-from __future__ import annotations
-
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from arcvae_cli.domains.grids import GridDomain
-    from arcvae_cli.domains.strings import StringDomain
+from typing import Any
 
 DOMAINS = {"grids": "GridDomain", "strings": "StringDomain"}
-"""Imported when first used: a run of grids needs no grammar."""
 
 
-def of(kind: str) -> GridDomain | StringDomain:
-    """The domain of the examples of a corpus or a model, by its `kind`."""
-    domain: GridDomain | StringDomain = getattr(import_module(f"arcvae_cli.domains.{kind}"), DOMAINS[kind])()
-    return domain
+def of(kind: str) -> Any:
+    """The domain of the examples of a corpus or a model, by its `kind`, imported when first used."""
+    return getattr(import_module(f"arcvae_cli.domains.{kind}"), DOMAINS[kind])()

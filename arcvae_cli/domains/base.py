@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation.information import Codes
+from arcvae_cli.evaluation.information import Codes, eval_mode
 from arcvae_cli.files import atomic_write
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
+    from arcvae_cli.evaluation.evaluate import Evaluation
     from arcvae_cli.settings import Settings
 
 Note = Callable[[str], None]
-Distance = Callable[[Any, Any], int]
 Report = Mapping[str, Any]  # everything measured, as nested dicts: what `metrics.json` holds
 Examples = NDArray[Any]  # (n, *positions) classes, as small integers
 Given = Mapping[str, int]  # conditions
-Options = Mapping[str, Any]
 Reconstructed = tuple[Codes, Mapping[str, Tensor], dict[str, Any], NDArray[np.int64], tuple[float, float]]
 """Codes, (n, *shape) means by level, scores, (n,) wrong positions, nats and accuracy of `Task.few` by own codes."""
 
 
 class Table(NamedTuple):
-    """A table of a report. `columns`: headings and the text that replaces `{}` in dotted keys.
-
-    `rows`: label, dotted key and format; a key without `{}` has its value in the first column.
-    """
+    """A table of a report: headings and what replaces `{}` in dotted keys, rows of label, dotted key and format."""
 
     title: str
     columns: Mapping[str, str]
@@ -46,7 +43,6 @@ PATHS = Table(
     "Interpolation",
     {"": ""},
     (
-        ("pairs", "interpolation.pairs", ""),
         ("different examples on a path", "interpolation.distinct", ".1f"),
         ("changes per step", "interpolation.mean_step", ".1f"),
         ("  in the largest step", "interpolation.largest_step", ".1f"),
@@ -80,7 +76,7 @@ class Task:
 
 
 class Decoded(NamedTuple):
-    """Decoded samples, or a path. `facts`: for the JSON document, `arrays`: for the npz, `rows`: what is shown."""
+    """Decoded samples, or a path: for the JSON document, for the npz, what is shown, and a line of text."""
 
     facts: dict[str, Any]
     arrays: dict[str, Any]
@@ -92,11 +88,11 @@ class Domain:
     """What the kinds of example share. A new kind is a class with the methods of `GridDomain`, and a line in `DOMAINS`.
 
     `per`: headings of nats and bits. `changes`: what changes along a path. `formats`: suffixes of the files of samples
-    and paths. `takes_flags`: whether the flags of strings apply. `plain`: whether a pipe gets samples alone.
+    and paths. `plain`: whether examples are text, so that the flags of strings apply and a pipe gets samples alone.
     """
 
     noun = changes = ""
-    quick_shuffle = plain = takes_flags = False
+    quick_shuffle = plain = False
 
     def check_decodable(self, loaded: Loaded) -> None:
         """InputError where nothing can be decoded into examples."""
@@ -104,10 +100,19 @@ class Domain:
     def check_flags(self, given: Mapping[str, object]) -> None:
         """InputError for a flag of strings (None if not given) with a model of another kind."""
         for flag, value in given.items():
-            if value is not None and not self.takes_flags:
+            if value is not None and not self.plain:
                 raise InputError(f"{flag}: this model is of {self.noun}", "omit it")
 
-    def path_facts(self, steps: Examples, originals: Examples, distance: Distance) -> tuple[dict[str, Any], str]:
+    def pairs(self, task: Task, evaluation: Evaluation, count: int) -> Iterator[tuple[Any, ...]]:
+        """First examples and then the worst ones: the name of their file, (n, *positions), reconstructions, indices."""
+        worst = evaluation.indices[np.argsort(-evaluation.errors, kind="stable")]
+        for name, order in (("reconstructions", evaluation.indices), ("errors", worst)):
+            with eval_mode(task.model, 0) as device:
+                batch = task.corpus.batch(task.split, torch.from_numpy(order[:count]).to(device))
+                reconstructed = task.model.reconstruct(batch).cpu().numpy()
+            yield name, batch.x.cpu().numpy(), reconstructed, order[:count]
+
+    def path_facts(self, steps: Any, originals: Any, distance: Any) -> tuple[dict[str, Any], str]:
         """How a decoded path changes by the `distance` of two examples, and the same in words."""
         changed = [distance(*pair) for pair in pairwise(steps)]
         facts = {
@@ -118,10 +123,7 @@ class Domain:
             "distance_of_originals": distance(*originals),
             "wrong_at_ends": [distance(steps[place], originals[place]) for place in (0, -1)],
         }
-        words = (
-            "{mean_step:.1f} {changes} change per step, {largest_step} at most; {distance} between the decoded ends, "
-            "{distance_of_originals} between the originals; wrong {changes} in the decoded ends: {wrong_at_ends}"
-        )
+        words = "{mean_step:.1f} {changes} change per step, {largest_step} at most; {distance} between the decoded ends"
         return facts, words.format(changes=self.changes, **facts)
 
 
@@ -131,11 +133,7 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def title_of(loaded: Loaded) -> str:
-    """The file and the epoch of a checkpoint."""
-    return f"{loaded.path.name} of epoch {loaded.epoch}"
-
-
 def picture_title(loaded: Loaded) -> str:
-    """The checkpoint in the title of a picture: `title_of`, after its run if it lies in one."""
-    return f"{loaded.run.name}, {title_of(loaded)}" if loaded.run is not None else title_of(loaded)
+    """The run, the file and the epoch of a checkpoint."""
+    run = "" if loaded.run is None else f"{loaded.run.name}, "
+    return f"{run}{loaded.path.name} of epoch {loaded.epoch}"

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from arcvae_cli import conditions
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task, write_lines
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task, write_lines
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose, eval_mode, nats, posterior_means
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
-from arcvae_cli.evaluation.projections import COLOURS, pca_reconstructions
-from arcvae_cli.evaluation.samples import ASKED, JUDGED, condition_accuracy, score_samples
+from arcvae_cli.evaluation.samples import ASKED, COLOURS, JUDGED, condition_accuracy, pca_reconstructions, score_samples
 from arcvae_cli.evaluation.verdict import Advice, Target, judge
 from arcvae_cli.files import exists, expanded
 from arcvae_cli.models.base import VAE, Batch, Latents, Output
@@ -31,20 +30,16 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.evaluation.evaluate import Evaluation
-    from arcvae_cli.grammar import Rules
     from arcvae_cli.records import Pictures
 
 NEAR = 5  # wrong cells up to which a grid counts as nearly correct
 PAIRS, STEPS = 256, 9
 SAMPLES, CONDITION_SAMPLES = 1500, 500  # for each condition: a share of 0.8 is known to 0.02
 QUICK_EXAMPLES, QUICK_SAMPLES, QUICK_CONDITION_SAMPLES = 2000, 500, 100
-
 PIXEL_TARGET, NON_BLACK_TARGET = 0.90, 0.30
 BLANK_MARGIN, SPECK_MARGIN = 0.10, 0.25  # beyond the data's own shares; ARC has specks 0.25, with 2 % noise 0.32
 ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50  # under a condition: of samples neither blank nor repeated; their share
-PICTURED, SHEET = 16, 256  # pairs, and samples, in a picture; the files hold all
-MAPS = 7  # grids beside the mean of all in a picture of KL maps
-ROWS = COLUMNS = 8  # of samples that share the latents of a level
+PICTURED, SHEET, MAPS, SIDE = 16, 256, 7, 8  # in a picture: pairs, samples, KL maps, rows and columns of latents
 BASELINES = {"all black": "all_black", "PCA": "pca"}
 
 SCORES = (
@@ -74,7 +69,6 @@ SAMPLE_SCORES = (
     ("blank", "{}.blank_share", ".2%"),
     ("distinct", "{}.distinct_share", ".2%"),
     ("novel", "{}.novel_share", ".2%"),
-    ("grids", "{}.samples", ""),
 )
 CONDITIONED = {
     "given": "counted_obeying",
@@ -100,7 +94,7 @@ class GridDomain(base.Domain):
         black = (corpus.grids("val") == corpus.background).double().mean().item()
         return {"blank": black, "blank_nats": None, "entropy": None}
 
-    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: object) -> None:
         from arcvae_cli.render import plots
 
         originals, samples, when = pictures.originals, pictures.samples, f"{folder.parent.name}, epoch {epoch}"
@@ -109,9 +103,8 @@ class GridDomain(base.Domain):
         title = f"{when}: {len(samples)} samples from the prior, {(~samples.any(axis=(1, 2))).sum()} blank"
         plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, title=title)
         if pictures.maps:
-            plots.save_kl_maps(
-                folder / f"kl_map_epoch_{epoch}.png", originals, pictures.maps, f"{when}: KL of each cell"
-            )
+            file = folder / f"kl_map_epoch_{epoch}.png"
+            plots.save_kl_maps(file, originals, pictures.maps, f"{when}: KL of each cell")
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         """The most examples, the most for what takes many passes, None for all; the batch size."""
@@ -119,7 +112,7 @@ class GridDomain(base.Domain):
 
     def reconstruct(self, task: Task) -> base.Reconstructed:
         model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
-        drawn: list[Tensor] = []
+        drawn, decoded, costs = list[Tensor](), list[Tensor](), list[Tensor]()
 
         def passes(device: torch.device) -> Iterator[tuple[Batch, Output]]:
             for batch in batches(corpus, split, indices, device):
@@ -132,7 +125,6 @@ class GridDomain(base.Domain):
         means = {name: level.mean for name, level in codes.levels.items()}
         if len(means) > 1:  # the posterior below the mean of a level is not the one below its sample
             means = posterior_means(model, corpus, split, indices)
-        decoded, costs = list[Tensor](), list[Tensor]()
         with eval_mode(model, 0) as device:
             for place, batch in enumerate(batches(corpus, split, indices, device)):
                 rows = slice(place * BATCH_SIZE, (place + 1) * BATCH_SIZE)
@@ -142,16 +134,14 @@ class GridDomain(base.Domain):
         chosen = indices.to(corpus.device)
         truth, shapes = corpus.grids(split)[chosen], corpus.shapes(split)
         shapes, units = None if shapes is None else shapes[chosen], sum(map(math.prod, model.level_shapes.values()))
-        training = task.trained.grids("train").cpu().numpy()
-        projected, sizes = pca_reconstructions(training, truth, units, task.seed)
-        reconstructed = {"posterior_mean": torch.cat(decoded), "all_black": torch.zeros_like(truth), "pca": projected}
-        reconstructed["posterior_sample"] = torch.cat(drawn)
+        pca, sizes = pca_reconstructions(task.trained.grids("train").cpu().numpy(), truth, units, task.seed)
+        reconstructed = {"posterior_mean": torch.cat(decoded), "posterior_sample": torch.cat(drawn)}
+        reconstructed |= {"all_black": torch.zeros_like(truth), "pca": pca}
         scores = {name: score_reconstructions(grids, truth, shapes) for name, grids in reconstructed.items()}
         skills = {}
-        for kind in ("pixel_accuracy", "non_black_accuracy"):
-            best = max(scores[name][kind] for name in BASELINES.values())
-            gained = scores["posterior_mean"][kind] - best
-            skills[kind.removesuffix("_accuracy")] = gained / (1.0 - best) if best < 1.0 else None
+        for kind in ("pixel", "non_black"):
+            mean, *others = (scores[name][f"{kind}_accuracy"] for name in ("posterior_mean", *BASELINES.values()))
+            skills[kind] = (mean - max(others)) / (1.0 - max(others)) if max(others) < 1.0 else None
         reconstruction = {"examples": len(indices), **scores, **sizes, "skill": skills}
         own = torch.cat(costs).cpu().double().mean().item(), scores["posterior_mean"]["pixel_accuracy"]
         errors = (reconstructed["posterior_mean"] != truth).flatten(1).sum(dim=1).cpu().numpy()
@@ -165,12 +155,13 @@ class GridDomain(base.Domain):
         reference = task.corpus.grids(task.split).cpu().numpy()[task.indices[:count].numpy()]
         drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
         if task.model.attributes:
-            task.note("samples under conditions")
             asked, each = (JUDGED, QUICK_CONDITION_SAMPLES) if task.quick else (ASKED, CONDITION_SAMPLES)
             accuracy = condition_accuracy(task.model, training, each, task.seed, asked)
+        with eval_mode(task.model, task.seed):
+            samples = argmax_decode(task.model, draw_prior(task.model, count)).to(torch.uint8).numpy()
         return {
             "interpolation": paths,
-            "prior_samples": score_samples(draw_samples(task.model, count, task.seed), reference, training),
+            "prior_samples": score_samples(samples, reference, training),
             "training_grids": score_samples(drawn, reference, training),
             "adherence": accuracy,
         }
@@ -178,23 +169,18 @@ class GridDomain(base.Domain):
     def verdict(self, report: Report, advice: Advice) -> dict[str, Any]:
         found, drawn, model = report["reconstruction"], report["prior_samples"], advice.model
         mean = found["posterior_mean"]
-        pixel, non_black, blank = (mean[key] for key in ("pixel_accuracy", "non_black_accuracy", "blank_share"))
+        pixel, non_black, blank = mean["pixel_accuracy"], mean["non_black_accuracy"], mean["blank_share"]
         best, which = max((found[key]["pixel_accuracy"], name) for name, key in BASELINES.items())
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
         dead = {level: sum(value <= ACTIVE_KL for value in kl) for level, kl in kls.items()}
         held = {level: advice.held(level, kl) for level, kl in kls.items()}
         mostly_held = [level for level, kl in kls.items() if 2 * held[level] > len(kl)]
-
-        bad = [level for level in kls if dead[level] or level in mostly_held]
-        cause = advice.other_data(report) or (advice.more_kl[bad[0]] if bad else None)
+        more_kl = (advice.more_kl[level] for level in kls if dead[level] or level in mostly_held)
+        cause = advice.other_data(report) or next(more_kl, None)
         body = "use model.body = residual; " if model.get("body") == "plain" else ""
         focal = "" if advice.scale is None else "use objective.reconstruction = focal, as the decoder paints black; "
-        if channels := model.get("local_channels"):
-            enlarge = f"{advice.lower_beta['local']}; raise model.local_channels (it is {channels})"
-        elif model["latent_dim"] < 16:
-            enlarge = f"{body}raise model.latent_dim to 12-16 (it is {model['latent_dim']})"
-        else:
-            enlarge = f"{body}{next(iter(advice.lower_beta.values()))}"
+        size = "local_channels" if "local_channels" in model else "latent_dim"
+        enlarge = f"{body}{[*advice.lower_beta.values()][-1]}; raise model.{size} (it is {model[size]})"
         larger, decoder = cause or f"{enlarge}; train longer", cause or f"{body}{focal}train longer"
         prior, longer = cause or advice.raise_beta, cause or f"train longer; {advice.raise_beta}"
 
@@ -210,34 +196,29 @@ class GridDomain(base.Domain):
                 name = f"dimensions held by free bits alone{where}"
                 targets.append(advice.floor_target(report, level, where))
                 targets.append((name, held[level], "<=", len(kl) // 2, more, f"of {len(kl)}"))
-        for name, key, margin, remedy in (
-            ("blank samples", "blank_share", BLANK_MARGIN, decoder if non_black <= NON_BLACK_TARGET else prior),
-            ("specks among samples", "speck_share", SPECK_MARGIN, prior),
-        ):
-            data = drawn[f"reference_{key}"]
-            targets.append((name, drawn[key], "<=", data + margin, remedy, f"(data {data:.2f})"))
+        remedy = decoder if non_black <= NON_BLACK_TARGET else prior
+        blank_limit = drawn["reference_blank_share"] + BLANK_MARGIN
+        speck_limit = drawn["reference_speck_share"] + SPECK_MARGIN
+        targets.append(("blank samples", drawn["blank_share"], "<=", blank_limit, remedy, ""))
+        targets.append(("specks among samples", drawn["speck_share"], "<=", speck_limit, prior, ""))
         if (accuracy := report["adherence"]) is not None:
             judged = {row["asked"]: row for row in accuracy["rows"] if row["asked"] in JUDGED}
             for kind in ("colours", "symmetry"):
-                worst = min((row["counted_obeying"] or 0.0, name) for name, row in judged.items() if kind in name)
-                note = f"(least: {worst[1]})"
-                targets.append((f"samples satisfy {kind}", worst[0], ">", ACCURACY_TARGET, longer, note))
-            worst = min((row["counted"] / accuracy["samples"], name) for name, row in judged.items())
-            name, note = "samples neither blank nor repeated", f"(least: {worst[1]})"
-            targets.append((name, worst[0], ">=", COUNTED_TARGET, longer, note))
+                least, name = min((row["counted_obeying"] or 0.0, name) for name, row in judged.items() if kind in name)
+                targets.append((f"samples satisfy {kind}", least, ">", ACCURACY_TARGET, longer, f"(least: {name})"))
+            least, name = min((row["counted"] / accuracy["samples"], name) for name, row in judged.items())
+            what = "samples neither blank nor repeated"
+            targets.append((what, least, ">=", COUNTED_TARGET, longer, f"(least: {name})"))
 
-        totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
         if any(dead.values()):
-            which = "posterior" if all(dead[level] == len(kl) for level, kl in kls.items()) else "partial"
+            which = "posterior" if dead == {level: len(kl) for level, kl in kls.items()} else "partial"
             counts = " and ".join(f"{dead[level]} of {len(kl)} {level}" for level, kl in kls.items())
             state = f"{which} collapse: {counts} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
         elif mostly_held:
-            state = (
-                f"collapse, held up by free bits alone: {' and '.join(mostly_held)} carries nothing beyond its floor"
-            )
+            state = f"collapse, held up by free bits alone: {' and '.join(mostly_held)} carries only its floor"
         else:
-            alive = ", the decoder is not" if non_black <= NON_BLACK_TARGET else ""
-            state = f"the code is alive{alive}: {totals}"
+            totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
+            state = f"the code is alive{', the decoder is not' if non_black <= NON_BLACK_TARGET else ''}: {totals}"
         result = f"{non_black:.0%} of the non-black cells are right, PCA gets {found['pca']['non_black_accuracy']:.0%}"
         if blank >= 0.5:
             result = f"{blank:.0%} of the reconstructions are all black"
@@ -248,43 +229,38 @@ class GridDomain(base.Domain):
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, SCORES)
         yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
         yield base.PATHS
-        title = f"Samples against {report['prior_samples']['reference']} grids of the split"
-        yield Table(title, {"samples": "prior_samples", "training": "training_grids"}, SAMPLE_SCORES)
+        columns, count = (
+            {"samples": "prior_samples", "training": "training_grids"},
+            report["prior_samples"]["reference"],
+        )
+        yield Table(f"Samples against {count} grids of the split", columns, SAMPLE_SCORES)
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
             note = (
-                "of: samples neither blank nor repeated; given, unaided, not given: shares of these\n"
-                f"(not given: of {accuracy['baseline_counted']}); all: share of all samples; unaided: the argmax\n"
-                "of each cell, without constraints on extent and colours"
+                "of: samples neither blank nor repeated; given, unaided, not given: shares of these (not given: of\n"
+                f"{accuracy['baseline_counted']}); all: of all; unaided: the argmax of each cell, without constraints"
             )
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
-        """(n,) values that colour a scatter plot, and their name."""
         return (task.corpus.grids(task.split).cpu().numpy()[indices] > 0).mean(axis=(1, 2)), "share of non-black cells"
 
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         from arcvae_cli.render import plots
 
-        levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}, {task.title}".rstrip(", ")
+        levels, where = list(task.model.level_shapes), f"{task.corpus.name} {task.split}, {task.title}"
         if len(levels) > 1:
             below = " and ".join(levels[1:])
             title = f"rows share a {levels[0]} latent, columns the noise of {below}; {task.title}"
-            sheet = draw_levels(task.model, ROWS, COLUMNS, task.seed)
-            plots.save_level_samples(folder / "levels.png", sheet, COLUMNS, levels[0], below, title)
+            sheet = draw_levels(task.model, SIDE, SIDE, task.seed)
+            plots.save_level_samples(folder / "levels.png", sheet, SIDE, levels[0], below, title)
         if task.quick:
             return
-        worst = np.argsort(-evaluation.errors, kind="stable")
-        for name, order, which in (
-            ("reconstructions.png", evaluation.indices, "drawn at random"),
-            ("errors.png", evaluation.indices[worst], "with the most wrong cells"),
-        ):
-            chosen = order[:PICTURED]
-            with eval_mode(task.model, 0) as device:
-                batch = task.corpus.batch(task.split, torch.from_numpy(chosen).to(device))
-                pair = (batch.x.cpu().numpy(), task.model.reconstruct(batch).cpu().numpy())
-            title = f"{len(chosen)} of {len(order):,} grids {which}, {where}"
-            plots.save_reconstructions(folder / name, *pair, task.corpus.extents(task.split, chosen), title)
+        for name, x, reconstructed, chosen in self.pairs(task, evaluation, PICTURED):
+            which = "drawn at random" if name == "reconstructions" else "with the most wrong cells"
+            title = f"{len(chosen)} of {len(evaluation.indices):,} grids {which}, {where}"
+            extents = task.corpus.extents(task.split, chosen)
+            plots.save_reconstructions(folder / f"{name}.png", x, reconstructed, extents, title)
         if evaluation.maps:
             grids = task.corpus.grids(task.split).cpu().numpy()[evaluation.indices[:MAPS]]
             maps = {name: cells[:MAPS] for name, cells in evaluation.maps.items()}
@@ -305,8 +281,7 @@ class GridDomain(base.Domain):
                 parts.append({level.name: level.sample.cpu() for level in levels})
         return {name: torch.cat([part[name] for part in parts]) for name in model.level_shapes}
 
-    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Options, note: Note) -> Decoded:
-        """Decoded `latents`. `options`: of the command, with a function that opens the training corpus."""
+    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Mapping[str, Any], note: Note) -> Decoded:
         model, given = loaded.model, options["given"]
         encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values())))))
         asked = encoded.to(next(model.parameters()).device) if given else None
@@ -319,26 +294,23 @@ class GridDomain(base.Domain):
         arrays = {"grids": grids}
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.PLACE))}
-            baseline = draw_samples(model, count, seed, options["temperature"])
+            with eval_mode(model, seed):
+                baseline = argmax_decode(model, draw_prior(model, count, options["temperature"])).byte().numpy()
             measured = [conditions.attributes(some) for some in (grids, baseline)]
             satisfied, free = (int(conditions.satisfies(some, given).sum()) for some in measured)
-            counts = {"obeying": satisfied, "baseline_obeying": free}
-            facts["adherence"] = counts | {"obeying_share": satisfied / count, "baseline_share": free / count}
+            shares = {"obeying_share": satisfied / count, "baseline_share": free / count}
+            facts["adherence"] = {"obeying": satisfied, "baseline_obeying": free, **shares}
             summary += f"; {conditions.written(given)} in {satisfied}, without conditions in {free}"
         marks = ["blank" if one else "" for one in blank] if blank.any() else None
         return Decoded(facts, arrays, (grids, marks), summary)
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
-        """Name and example (*positions) of an end of a path that is no index."""
         from arcvae_cli.data.files import read_dataset
 
         name, _, number = text.rpartition(":")
         if not (name and number.isdigit()) or exists(Path(text)):
             name, number = text, "0"
-        file = expanded(Path(name))
-        if not exists(file):
-            raise InputError(f"{flag} {text}: no such file", "give a file of grids, or an index in the split")
-        arrays = read_dataset(file)
+        arrays = read_dataset(file := expanded(Path(name)))
         if arrays.kind != "grids":
             raise InputError(f"{flag} {text}: contains strings, not grids", "give a file of grids")
         for line in arrays.notes:
@@ -348,7 +320,6 @@ class GridDomain(base.Domain):
         return f"{file.name}:{number}", arrays.x[int(number)]
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
-        """Scores of decoded `steps` (S, *positions) between `originals` (2, *positions)."""
         from arcvae_cli.render.terminal import path_strip
 
         facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
@@ -380,11 +351,9 @@ class GridDomain(base.Domain):
 
 
 def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | None) -> dict[str, Any]:
-    """Scores of grids (n, H, W) uint8 against `truth`; InputError where no original has a non-black cell.
+    """Scores of grids (n, H, W) uint8 against `truth`, of which one has a non-black cell, else InputError.
 
     `shapes`: (n, 2) height and width of each grid within its canvas, if known, where `inside_accuracy` counts.
-    `non_black_accuracy`: of cells whose true colour is not 0. `non_black_iou`: cells right and not black over cells
-    not black in the original or the reconstruction. `colour_accuracy`: None for a colour that does not occur.
     """
     right = predicted == truth
     pairs = (truth * COLOURS + predicted).flatten().cpu()
@@ -397,8 +366,7 @@ def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | Non
         rows, columns = (torch.arange(side, device=truth.device) for side in truth.shape[1:])
         within = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
         inside = (right & within).sum().item() / within.sum().item()
-    errors = (~right).flatten(1).sum(dim=1).cpu()
-    by_colour = confusion.diagonal() / confusion.sum(dim=1)
+    errors, by_colour = (~right).flatten(1).sum(dim=1).cpu(), confusion.diagonal() / confusion.sum(dim=1)
     return {
         "pixel_accuracy": (confusion.trace() / confusion.sum()).item(),
         "non_black_accuracy": hit / coloured,
@@ -409,12 +377,6 @@ def score_reconstructions(predicted: Tensor, truth: Tensor, shapes: Tensor | Non
         "blank_share": (predicted == 0).flatten(1).all(dim=1).sum().item() / len(errors),
         "colour_accuracy": [None if math.isnan(share) else share for share in by_colour.tolist()],
     }
-
-
-def draw_samples(model: VAE, count: int, seed: int, temperature: float = 1.0) -> Examples:
-    """(count, 16, 16) draws from the prior, the argmax in each cell."""
-    with eval_mode(model, seed):
-        return argmax_decode(model, draw_prior(model, count, temperature)).to(torch.uint8).numpy()
 
 
 def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:

@@ -1,7 +1,4 @@
-"""The domain of strings: derivations of a grammar, beside the frequencies of its rules. Padding counts nowhere.
-
-A derivation is right at a step if the true rule is the argmax of those with its left-hand side, exact if at every step.
-"""
+"""The domain of strings: derivations of a grammar, beside the frequencies of its rules. Padding counts nowhere."""
 # ruff: noqa: ARG002 - not every domain needs every argument
 
 from __future__ import annotations
@@ -10,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +17,7 @@ from torch import Tensor
 
 from arcvae_cli import gaussians
 from arcvae_cli.domains import base
-from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Options, Report, Table, Task, write_lines
+from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task, write_lines
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.evaluation import information
@@ -41,10 +38,8 @@ if TYPE_CHECKING:
     from arcvae_cli.records import Pictures
 
 MANY_PASSES, MANY_PASSES_RULES = 1000, 150_000  # at most so many derivations, of so many rules in all
-PAIRS, STEPS = 100, 9
-QUICK_EXAMPLES, QUICK_SAMPLES = 2000, 200
-ENCODINGS = 10  # per example, as in the protocol of 2017
-DIVERSITY = 1000  # strings whose likeness is measured, pair by pair
+PAIRS, STEPS, QUICK_EXAMPLES, QUICK_SAMPLES = 100, 9, 2000, 200
+ENCODINGS, DIVERSITY = 10, 1000  # codes per example as in the protocol of 2017; strings compared pair by pair
 DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
 WRITTEN_PAIRS, PRINTED = 16, 256  # pairs in a text file, strings on a terminal
 INCOMPLETE = "(incomplete)"  # a derivation that is cut off before its end
@@ -61,7 +56,6 @@ SCORES = (
     ("rules", "reconstruction.{}.token_accuracy", ".2%"),
     ("exact derivations", "reconstruction.{}.exact_share", ".2%"),
     ("exact, sampled rules: mean p(x|z)", "reconstruction.expected_exact_share", ".2%"),
-    ("  standard error", "reconstruction.expected_error", ".2%"),
     ("  Monte Carlo estimate", "reconstruction.monte_carlo.exact_share", ".2%"),
     ("  Monte Carlo, with the length budget", "reconstruction.monte_carlo.budget_exact_share", ".2%"),
     ("the same molecule", "reconstruction.canonical_share", ".2%"),
@@ -76,14 +70,10 @@ SAMPLE_SCORES = (
     ("valid", "prior_samples.{}.valid_share", ".2%"),
     ("valid, without the budget", "prior_samples.{}.complete_valid_share", ".2%"),
     ("distinct, of the valid", "prior_samples.{}.distinct_share", ".2%"),
-    ("  among the first 1,000", "prior_samples.{}.distinct_1k_share", ".2%"),
-    ("  among the first 10,000", "prior_samples.{}.distinct_10k_share", ".2%"),
     ("novel, of the distinct", "prior_samples.{}.novel_share", ".2%"),
     ("valid, the argmax string of each code", "prior_samples.{}.likeliest_valid_share", ".2%"),
-    ("distinct, the argmax string of each code", "prior_samples.{}.likeliest_distinct_share", ".2%"),
     ("internal diversity", "prior_samples.{}.diversity", ".2f"),
     ("rules of a string", "prior_samples.{}.mean_rules", ".1f"),
-    ("strings", "prior_samples.{}.samples", ""),
 )
 
 
@@ -92,7 +82,7 @@ class StringDomain(base.Domain):
 
     kind, noun, changes, dtype = "strings", "derivations", "rules", np.int16
     per, formats = ("nats per derivation", "bits per rule"), ("txt", "npz", "json")
-    quick_shuffle = plain = takes_flags = True
+    quick_shuffle = plain = True
 
     def validation_batch(self, corpus: Any) -> int:
         return batch_size(corpus.length)
@@ -101,8 +91,7 @@ class StringDomain(base.Domain):
         scores = unigram_baseline(corpus.ids("train"), corpus.rules, corpus.ids("val"))
         return {"blank": scores["token_accuracy"], "blank_nats": scores["nll_nats"], "entropy": corpus.entropy}
 
-    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Rules | None) -> None:
-        assert rules is not None, "derivations have rules"
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Any) -> None:
         pairs = pair_lines(rules, pictures.originals, pictures.reconstructions)
         write_lines(folder / f"reconstructions_epoch_{epoch}.txt", pairs)
         if rules.text is not None:
@@ -118,12 +107,13 @@ class StringDomain(base.Domain):
         if task.monte_carlo is not None and model.pushdown is None:
             raise InputError("--monte-carlo: the model was trained without a grammar", "omit it")
         posterior = encode(model, corpus, split, indices, task.seed)
-        scores, scored = {}, {}
-        for name, z in (("posterior_mean", posterior.mean), ("posterior_sample", posterior.sample)):
-            _, wrong, lengths = scored[name] = decode(model, corpus, split, indices, z)
-            accuracy, exact = 1.0 - (wrong.sum() / lengths.sum()).item(), (wrong == 0).double().mean().item()
+        scores = {}
+        costs, wrong, lengths = decode(model, corpus, split, indices, posterior.mean)
+        drawn_costs, drawn_wrong, _ = decode(model, corpus, split, indices, posterior.sample)
+        for name, errors in (("posterior_mean", wrong), ("posterior_sample", drawn_wrong)):
+            accuracy, exact = 1.0 - (errors.sum() / lengths.sum()).item(), (errors == 0).double().mean().item()
             scores[name] = {"token_accuracy": accuracy, "exact_share": exact}
-        codes = information.Codes({LEVEL: posterior}, scored["posterior_sample"][0], lengths)
+        codes = information.Codes({LEVEL: posterior}, drawn_costs, lengths)
         grammar, validator = _grammar(model)
         x, same = corpus.ids(split)[indices.to(corpus.device)], None
         if validator is not None and validator.diversity is not None and not task.quick:  # of molecules
@@ -154,10 +144,8 @@ class StringDomain(base.Domain):
             "elbo_error": codes.error(),
             "trained_kl_nats": to_float64(posterior.kl).sum(dim=1).mean().item(),
             "posterior_noise": task.settings.model.model_dump().get("posterior_noise", 1.0),
-            # the entropy bounds the likelihood of unseen strings, not of those that were trained on
-            "entropy_nats": corpus.entropy if split != "train" else None,
+            "entropy_nats": corpus.entropy if split != "train" else None,  # bounds the likelihood of unseen strings
         }
-        costs, wrong, _ = scored["posterior_mean"]
         own = costs[:few].mean().item(), 1.0 - (wrong[:few].sum() / lengths[:few].sum()).item()
         return codes, {LEVEL: posterior.mean}, report, wrong.long().numpy(), own
 
@@ -181,8 +169,7 @@ class StringDomain(base.Domain):
             if trained.size("train") > 1:
                 codes = self.posterior_samples(model, trained, "train", seed, {}, EXAMPLES)
                 latents["aggregate"] = fit_prior("aggregate", codes, seed).sample(count, 1.0, seed, device)
-            known = set(keys(trained.ids("train").cpu().numpy()))
-            scores = {}
+            known, scores = set(keys(trained.ids("train").cpu().numpy())), {}
             for name, z in latents.items():
                 # with and without the budget the same rules are drawn, where a derivation is complete
                 (drawn, _), (_, complete), (best, _) = derive(model, z[LEVEL], DRAWN, FREE, ARGMAX, seed=seed)
@@ -193,40 +180,35 @@ class StringDomain(base.Domain):
         found, elbo, shuffled = report["reconstruction"], report["elbo"], report["shuffled_codes"]
         kl, noise, drawn = report["levels"][LEVEL]["kl_nats"], report["posterior_noise"], report["prior_samples"]
         exact, frequencies = found["posterior_mean"]["exact_share"], found["frequencies"]["nll_nats"]
-        cost = elbo["reconstruction_nats"]
-        total, more = sum(kl), advice.more_kl[LEVEL]
+        cost, total, more = elbo["reconstruction_nats"], sum(kl), advice.more_kl[LEVEL]
         active = [value for value in kl if value > ACTIVE_KL]
         enforced = (1.0 + HELD_MARGIN) * advice.floors[LEVEL] * (1 if advice.total else len(kl))  # by free bits
-        saved = math.inf
-        if shuffled is not None:
-            saved = shuffled["shuffled_reconstruction_nats"] - shuffled["reconstruction_nats"]
+        ends = shuffled or {"shuffled_reconstruction_nats": math.inf, "reconstruction_nats": 0.0}
+        saved = ends["shuffled_reconstruction_nats"] - ends["reconstruction_nats"]
         collapsed = min(total, saved) <= COLLAPSED_NATS
         larger = f"{advice.lower_beta[LEVEL]}; raise model.decoder_hidden; train longer"
         better = advice.other_data(report) or (more if collapsed else larger)
-
         targets: list[Target] = [
             ("exact derivations", exact, ">=", EXACT_TARGET, better, ""),
             ("reconstruction, baseline", cost, "<", frequencies, better, "nats (frequencies)"),
         ]
-        if noise == 1.0:  # a narrow posterior has a large KL without any information
-            carried = sum(active) / total if total > 0 else 0.0
+        if noise < 1.0:
+            targets.append(("posterior noise", noise, ">=", 1.0, "use model.posterior_noise = 1", ""))
+        else:  # a narrow posterior has a large KL without any information
             targets.append(("total KL", total, ">", COLLAPSED_NATS, more, "nat"))
+            carried = sum(active) / total if total > 0 else 0.0
             targets.append(("share in active dimensions", carried, ">=", CARRIED_TARGET, more, ""))
         if shuffled is not None:
             targets.append(("nats saved by the code", saved, ">", COLLAPSED_NATS, more, "nat"))
-        if noise < 1.0:
-            remedy = "use model.posterior_noise = 1: below it the trained KL is not that of the codes that are sampled"
-            targets.append(("posterior noise", noise, ">=", 1.0, remedy, ""))
         if advice.floors[LEVEL] > 0:
             targets.append(advice.floor_target(report, LEVEL))
             targets.append(("total KL beyond the floor", total, ">", enforced, more, "nats"))
         if (entropy := report["entropy_nats"]) is not None:
-            weighted, nll, error = report["importance_weighted"], -elbo["elbo_nats"], report["elbo_error"]
-            if weighted is not None:
+            nll, error = -elbo["elbo_nats"], report["elbo_error"]
+            if (weighted := report["importance_weighted"]) is not None:
                 nll, error = weighted["nll_nats"], error * math.sqrt(elbo["examples"] / weighted["examples"])
-            remedy = "no model can beat the entropy: look for a bug, or for test strings among the training strings"
-            least, note = entropy - ENTROPY_ERRORS * error, f"nats (entropy {entropy:.2f})"
-            targets.append(("-log p(x), entropy", nll, ">=", least, remedy, note))
+            remedy, least = "look for test strings among the training strings", entropy - ENTROPY_ERRORS * error
+            targets.append(("-log p(x), entropy", nll, ">=", least, remedy, f"nats (entropy {entropy:.2f})"))
         if drawn is not None:
             complete, fitted = (drawn.get(name, {}).get("complete_share", 0.0) for name in ("standard", "aggregate"))
             remedy = "train longer; the length budget of `sample` makes every string complete"
@@ -240,12 +222,10 @@ class StringDomain(base.Domain):
             state = f"the code carries {total:.1f} nats, and the decoder does not use them"
         elif total <= enforced:
             state = f"collapse, held up by free bits alone: {total:.2f} nats are no more than they enforce"
-        elif noise < 1.0:
-            state = f"an autoencoder, its noise scaled by {noise:g}: codes lie {total:.0f} nats from the prior"
         else:
             state = f"the code is alive: {len(active)} of {len(kl)} dimensions carry {total:.1f} nats"
-        summary = f"{exact:.0%} of the derivations are exact, reconstruction takes {cost:.1f} nats"
-        return judge(targets, f"{state}; {summary}, rule frequencies {frequencies:.1f}")
+        costs = f"reconstruction takes {cost:.1f} nats, rule frequencies {frequencies:.1f}"
+        return judge(targets, f"{state}; {exact:.0%} of the derivations are exact, {costs}")
 
     def tables(self, report: Report) -> Iterator[Table]:
         model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", "frequencies": "frequencies"}
@@ -263,26 +243,20 @@ class StringDomain(base.Domain):
         return (ids != task.corpus.rules.padding).sum(axis=1), "rules of the derivation"
 
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
-        if task.quick:
-            return
-        rules, worst = task.model.structure.rules, np.argsort(-evaluation.errors, kind="stable")
-        for name, order in (("reconstructions", evaluation.indices), ("errors", evaluation.indices[worst])):
-            with eval_mode(task.model, 0) as device:
-                batch = task.corpus.batch(task.split, torch.from_numpy(order[:WRITTEN_PAIRS]).to(device))
-                pair = (batch.x.cpu().numpy(), task.model.reconstruct(batch).cpu().numpy())
-            write_lines(folder / f"{name}.txt", pair_lines(rules, *pair))
+        if not task.quick:
+            for name, x, reconstructed, _ in self.pairs(task, evaluation, WRITTEN_PAIRS):
+                write_lines(folder / f"{name}.txt", pair_lines(task.model.structure.rules, x, reconstructed))
 
     def check_decodable(self, loaded: Loaded) -> None:
         if loaded.grammar is None:
             raise InputError(f"{loaded.path}: the model was trained without a grammar", "train with --grammar FILE")
 
     def posterior_samples(self, model: Any, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
-        chosen = information.choose(corpus, split, limit, seed)
-        if not len(chosen):
+        if not corpus.size(split):
             return {LEVEL: torch.empty(0, *model.level_shapes[LEVEL])}
-        return {LEVEL: encode(model, corpus, split, chosen, seed).sample}
+        return {LEVEL: encode(model, corpus, split, information.choose(corpus, split, limit, seed), seed).sample}
 
-    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Options, note: Note) -> Decoded:
+    def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Mapping[str, Any], note: Note) -> Decoded:
         grammar, validator = _grammar(loaded.model, note)
         argmax, budget, corpus = options["argmax"], options["budget"], options["training"]()
         [(ids, complete)] = derive(loaded.model, latents[LEVEL], (not argmax, budget), seed=seed)
@@ -292,26 +266,17 @@ class StringDomain(base.Domain):
         different = {name: text for name, text in reversed(list(zip(names, texts, strict=True))) if name is not None}
         valid, distinct = sum(name is not None for name in names), len(different)
         novel = None if known is None else sum(text not in known for text in different.values())
-        counted = {
-            "complete": (int(complete.sum()), len(ids)),
-            "valid": (None if validator is None else valid, len(ids)),
-            "distinct": (distinct, valid),
-            "novel": (novel, distinct),
-        }
+        valid_count = None if validator is None else valid
+        counts = {"complete": int(complete.sum()), "valid": valid_count, "distinct": distinct, "novel": novel}
         facts: dict[str, Any] = {"decode": "argmax" if argmax else "sample", "budget": budget}
-        facts |= {"strings": texts, "judge": validator and validator.name}
-        for key, (n, of) in counted.items():
-            facts |= {key: n, f"{key}_share": None if n is None or not of else n / of}
+        facts |= {"strings": texts, "judge": validator and validator.name, **counts}
+        for (key, count), of in zip(counts.items(), (len(ids), len(ids), valid, distinct), strict=True):
+            facts[f"{key}_share"] = None if count is None or not of else count / of
         rows = []
         for place, text in enumerate(texts[:PRINTED]):
-            remarks = {
-                "invalid": text is not None and names[place] is None,
-                "in the training data": known is not None and text in known,
-                "again": text is not None and text in texts[:place],
-            }
-            remark = ", ".join(name for name, holds in remarks.items() if holds)
+            remark = "invalid" if text is not None and names[place] is None else ""
             rows.append((str(place + 1), INCOMPLETE if text is None else text, remark))
-        words = ", ".join(f"{n} {name}" for name, (n, _) in counted.items() if n is not None)
+        words = ", ".join(f"{count} {key}" for key, count in counts.items() if count is not None)
         lines = [text for text in texts if text is not None]
         return Decoded(facts, {"ids": ids, "complete": complete}, (rows, lines), words)
 
@@ -324,14 +289,10 @@ class StringDomain(base.Domain):
         try:
             ids = Parser(grammar).parse(text)
         except ParseFailure as failure:
-            what = (
-                f"{flag} {text!r}: not a string of the grammar: at character {failure.position + 1}: {failure.reason}"
-            )
-            raise InputError(what, "give a string that the grammar derives, or an index in the split") from None
+            what = f"not a string of the grammar: at character {failure.position + 1}: {failure.reason}"
+            raise InputError(f"{flag} {text!r}: {what}", "give one of the grammar, or an index in the split") from None
         if len(ids) > length:
-            raise InputError(
-                f"{flag} {text!r}: takes {len(ids)} rules, the model has {length}", "give a shorter string"
-            )
+            raise InputError(f"{flag} {text!r}: takes {len(ids)} rules, the model has {length}", "shorten it")
         return repr(text), np.array(ids + [grammar.rules.padding] * (length - len(ids)), np.int16)
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
@@ -339,21 +300,18 @@ class StringDomain(base.Domain):
         padding, last = grammar.rules.padding, len(steps) - 1
         strings, ends = (written(grammar, some.tolist()) for some in (steps, originals))
         valid = None if validator is None else list(map(validator.is_valid, strings))
-        facts, words = self.path_facts(
-            steps, originals, lambda *pair: edit_distance(*(ids[ids != padding].tolist() for ids in pair))
-        )
-        rows, digits = [("from, original", ends[0], "")], 2 if last <= 100 else 3
-        for string, group in groupby(range(len(strings)), key=strings.__getitem__):  # the same string shares a row
-            places = list(group)
-            label = " to ".join(f"{place / last:.{digits}f}" for place in dict.fromkeys((places[0], places[-1])))
-            rows.append((label, string, "" if valid is None or valid[places[0]] else "invalid"))
+        rules, wanted = ([ids[ids != padding].tolist() for ids in some] for some in (steps, originals))
+        facts, words = self.path_facts(rules, wanted, edit_distance)
+        rows = [("from, original", ends[0], "")]
+        for place, string in enumerate(strings):
+            if not place or string != strings[place - 1]:  # the same string shares a row
+                rows.append((f"{place / last:.3f}", string, "" if valid is None or valid[place] else "invalid"))
         rows.append(("to, original", ends[1], ""))
-        lines = [f"{label:<14}  {string}{remark and '    '}{remark}" for label, string, remark in rows]
+        lines = [f"{label:<14}  {string}    {remark}".rstrip() for label, string, remark in rows]
         characters, distinct = [edit_distance(*pair) for pair in pairwise(strings)], len(set(strings))
-        about = {"originals": ends, "strings": strings, "valid": valid, "distinct": distinct, **facts}
-        about |= {"judge": validator and validator.name, "changed_characters": characters}
-        summary = f"{distinct} of {len(strings)} strings distinct; {words}"
-        return Decoded(about, {"ids": steps}, (rows, lines), summary)
+        facts |= {"originals": ends, "strings": strings, "valid": valid, "distinct": distinct}
+        facts |= {"judge": validator and validator.name, "changed_characters": characters}
+        return Decoded(facts, {"ids": steps}, (rows, lines), f"{distinct} of {len(strings)} strings distinct; {words}")
 
     def show(self, console: Console, decoded: Decoded) -> None:
         from arcvae_cli.render.terminal import terminal_strings
@@ -371,9 +329,10 @@ class StringDomain(base.Domain):
 
 def _grammar(model: Any, note: Note = lambda _: None) -> tuple[Any, Validator | None]:
     """The grammar of a model's strings, None where only ids and masks are known, and the validator of the strings."""
-    text = model.structure.rules.text
-    grammar = None if text is None else parse_grammar(text, "grammar")
-    return grammar, None if grammar is None else validator_for(grammar, note)
+    if model.structure.rules.text is None:
+        return None, None
+    grammar = parse_grammar(model.structure.rules.text, "grammar")
+    return grammar, validator_for(grammar, note)
 
 
 def written(grammar: Grammar, derivations: Sequence[Sequence[int]]) -> list[str]:
@@ -402,10 +361,7 @@ def pair_lines(rules: Rules, originals: Examples, reconstructions: Examples) -> 
 
 
 def unigram_baseline(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, Any]:
-    """Derivations (n, T) by the frequency of each rule among those of its left-hand side, at each step of `training`.
-
-    One is added to every count (Laplace). `expected_exact_share`: of derivations drawn from the frequencies.
-    """
+    """Derivations (n, T) by the frequency, plus one, of each rule among those of its left-hand side, at each step."""
     counts = torch.stack([one.bincount(minlength=len(rules)) for one in training.cpu().long().unbind(1)]).double() + 1.0
     logs = torch.zeros_like(counts)  # (T, P)
     best = torch.zeros(len(counts), len(rules.symbols), dtype=torch.int64)
@@ -432,11 +388,9 @@ def unigram_baseline(training: Tensor, rules: Rules, ids: Tensor) -> dict[str, A
 def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> Level:
     """The posteriors of the derivations at `indices` (n,), and one sample of each; no noise depends on the batches."""
     order = longest_first(corpus, split, indices)
-    found: list[Level] = []
     with eval_mode(model, seed) as device:
-        size = batch_size(corpus.length, device)
-        for batch in information.batches(corpus, split, indices[order], device, size):
-            found += model.encode(batch, noise=False)
+        batches = information.batches(corpus, split, indices[order], device, batch_size(corpus.length, device))
+        found = [model.encode(batch, noise=False)[0] for batch in batches]
         level = information.joined(found, order.argsort().to(device))
         return replace(level, sample=gaussians.sample(level.mean, level.logvar))
 
@@ -447,8 +401,8 @@ def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) 
     rows = []
     with eval_mode(model, 0) as device:
         size = batch_size(corpus.length, device)
-        together = information.batches(corpus, split, indices[order], device, size)
-        for part, batch in zip(torch.split(order, size), together, strict=True):
+        batches = information.batches(corpus, split, indices[order], device, size)
+        for part, batch in zip(torch.split(order, size), batches, strict=True):
             logits = model.logits_for({LEVEL: codes[part.to(device)]}, batch)
             wrong = (logits.argmax(dim=1) != batch.x) & batch.valid
             rows.append(torch.stack([*map(to_float64, (nats(logits, batch), wrong.sum(1), batch.counted()))]))
@@ -458,7 +412,6 @@ def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) 
 def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> dict[str, Any]:
     """Exact reconstruction as in Kusner et al. 2017: draw codes of each example, draw strings of each code."""
     model, corpus, indices = task.model, task.corpus, task.indices[:examples]
-    task.note(f"Monte Carlo: {encodings * decodings:,} strings of each of {len(indices):,} derivations")
     exact = torch.zeros(2, dtype=torch.int64, device=corpus.device)  # without and with the length budget
     with eval_mode(model, task.seed) as device:
         size = min(len(indices), batch_size(corpus.length))
@@ -479,11 +432,7 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
 
 
 def derive(model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0) -> list[tuple[Examples, Examples]]:
-    """Derivations (n, T) of codes (n, D) on the model's device, and which are complete, for each of the `ways`.
-
-    A way: whether rules are drawn from p(x|z), or the argmax, and whether within the length budget. All ways share one
-    pass of the decoder and one noise, which does not depend on the device.
-    """
+    """Derivations (n, T) of codes (n, D) and which are complete, for `ways` that share the noise: drawn, in budget."""
     block = batch_size(model.structure.length)
     parts: list[list[Tensor]] = []
     with eval_mode(model, mix(seed, "rules")) as device:  # not the stream of the seed, which has drawn the latents
@@ -504,11 +453,10 @@ def keys(ids: Examples) -> list[int]:
 
 def meanings(texts: Sequence[str | None], validator: Validator | None) -> list[str | None]:
     """A name that strings of the same meaning share, None for an invalid or incomplete string."""
-    names: dict[str | None, str] = {}
-    for text in {text for text in texts if text is not None}:
-        if validator is None or validator.is_valid(text):
-            names[text] = text if validator is None else validator.canonical(text)
-    return [names.get(text) for text in texts]
+    if validator is None:
+        return list(texts)
+    names = {text: validator.canonical(text) for text in set(texts) if text is not None and validator.is_valid(text)}
+    return [None if text is None else names.get(text) for text in texts]
 
 
 def score_strings(
@@ -516,23 +464,20 @@ def score_strings(
 ) -> dict[str, Any]:
     """Scores of complete derivations (n, T) drawn with the budget, and of the argmax ones, `best`, of the same codes.
 
-    `complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: the keys of
-    training derivations. `distinct_share` is of the valid ones, `novel_share` and `diversity` of the distinct ones.
+    `complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: training keys.
     """
     texts = written(grammar, ids.tolist())
     names = meanings(texts, validator)
-    valid = np.array([name is not None for name in names])
-
-    def distinct_share(count: int) -> float:
+    valid, shares = np.array([name is not None for name in names]), dict[int, float]()
+    for count in (len(ids), 1000, 10_000):
         counted = [name for name in names[:count] if name is not None]
-        return len(set(counted)) / len(counted) if counted else 0.0
-
+        shares[count] = len(set(counted)) / max(len(counted), 1)
     places = {name: place for place, name in reversed(list(enumerate(names))) if name is not None}  # the first of each
     distinct = list(places.values())[::-1]
     novel = [key not in known for key in keys(ids[distinct])]
-    share = valid_best = diversity = None
+    share = valid_best = diversity = both = None
     if validator is not None:
-        share = float(valid.mean())
+        share, both = float(valid.mean()), float((complete & valid).mean())
         valid_best = float(np.mean([validator.is_valid(text) for text in written(grammar, best.tolist())]))
         if validator.diversity is not None and len(distinct) > 1:
             diversity = validator.diversity([texts[place] for place in distinct[:DIVERSITY]])
@@ -540,10 +485,10 @@ def score_strings(
         "samples": len(ids),
         "complete_share": float(complete.mean()),
         "valid_share": share,
-        "complete_valid_share": None if share is None else float((complete & valid).mean()),
-        "distinct_share": distinct_share(len(ids)),
-        "distinct_1k_share": None if len(ids) < 1000 else distinct_share(1000),
-        "distinct_10k_share": None if len(ids) < 10_000 else distinct_share(10_000),
+        "complete_valid_share": both,
+        "distinct_share": shares[len(ids)],
+        "distinct_1k_share": None if len(ids) < 1000 else shares[1000],
+        "distinct_10k_share": None if len(ids) < 10_000 else shares[10_000],
         "novel_share": float(np.mean(novel)) if novel else None,
         "diversity": diversity,
         "likeliest_valid_share": valid_best,

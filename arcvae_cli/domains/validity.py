@@ -13,19 +13,14 @@ from numpy.typing import NDArray
 from arcvae_cli.grammar import Grammar, Terminal
 
 GRID = np.linspace(-10.0, 10.0, 1000)  # where equations are evaluated, as in the code of Kusner et al. 2017
-FUNCTIONS: dict[str, Callable[[Any], Any]] = {
-    name: getattr(np, name) for name in ("sin", "cos", "tan", "exp", "log", "sqrt", "abs")
-}
+FUNCTIONS = {name: getattr(np, name) for name in ("sin", "cos", "tan", "exp", "log", "sqrt", "abs")}
 OPERATORS: dict[type, Callable[..., Any]] = {ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply}
 OPERATORS |= {ast.Div: np.divide, ast.Pow: np.power, ast.UAdd: np.positive, ast.USub: np.negative}
 _ARITHMETIC = re.compile(rf"({'|'.join(FUNCTIONS)})?\(?|\)|[-+*/^.x]|\*\*|[0-9]+")
 
 
 class Validator(NamedTuple):
-    """Decides which strings are valid in the sense of `name` ("valid", "evaluable").
-
-    `canonical`: one string for all of the same meaning. `diversity`: how unlike two or more valid strings are, 0 to 1.
-    """
+    """What is valid in the sense of `name`, one string for all of a meaning, how unlike valid strings are (0 to 1)."""
 
     name: str
     is_valid: Callable[[str], bool]

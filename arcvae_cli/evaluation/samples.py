@@ -1,4 +1,4 @@
-"""Scores of samples of grids (n, H, W) uint8, by structure and by conditions. Colour 0 is the background."""
+"""Scores of samples of grids (n, H, W) uint8, PCA as a baseline, codes in the plane. Colour 0 is the background."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
 from arcvae_cli.conditions import OBJECT_CAP, Values, attributes, encode, objects_of, parse, satisfies
 from arcvae_cli.evaluation.information import eval_mode
@@ -17,8 +19,11 @@ from arcvae_cli.models.base import VAE
 Grids = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
 
+COLOURS = 10
+TRAINING_GRIDS = 20_000  # that PCA is fitted to at most: all 80,000 of `arc` change its shares by at most 0.005
+ROWS = 1024  # grids decoded at once, of 10 kB each
 NEIGHBOURS = 5  # k of density and coverage
-# what the verdict rests on, and what a whole evaluation asks for: what stands together is one condition
+# what the verdict rests on, and what a whole evaluation asks for
 JUDGED = ("colours=1", "colours=2", "colours=3", "colours=4", "symmetry=lr", "symmetry=ud", "symmetry=both")
 SIZES = ("height=5", "height=10", "width=5", "width=10", "objects=1", "objects=3", "objects=10")
 ASKED = (*JUDGED, "colours=3 symmetry=lr", *SIZES, "red=yes")
@@ -57,8 +62,8 @@ def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str
 def structure(grids: Grids) -> dict[str, Numbers]:
     """Features (n,) of each grid, 0 where a blank grid has no value.
 
-    An object is a 4-connected component of one colour, a speck one of a single cell; black is no colour and no object.
-    Rows, columns and symmetry (in the better of two mirrors) are within the bounding box of what is not black.
+    An object is a 4-connected component of one colour but black, a speck one of a single cell. Symmetry (the better
+    of two mirrors), height and width are of the bounding box of what is not black.
     """
     count, height, width = grids.shape
     non_black = grids > 0
@@ -115,9 +120,9 @@ def wasserstein(a: Numbers, b: Numbers) -> float:
 def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, asked: Sequence[str]) -> dict[str, Any]:
     """Draw `samples` under each condition, and as many without one.
 
-    Under `rows`, shares that satisfy the condition `asked`: of all samples (`obeying`), of samples without condition
-    (`baseline_obeying`), of the `training` grids (`data`). `counted` samples are neither blank nor a repetition, and
-    `*counted_obeying` are shares of those, None if there is none; `unaided_obeying` if every cell has its own argmax.
+    Under `rows`, shares that satisfy what is `asked`: of all samples (`obeying`), of samples without condition
+    (`baseline_obeying`), of `training` grids (`data`). `counted` samples are neither blank nor a repetition,
+    `*counted_obeying` are shares of those; `unaided_obeying` if every cell has its own argmax.
     """
 
     def draw(conditions: Values | None) -> list[tuple[Values, NDArray[np.bool_]]]:
@@ -138,16 +143,54 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
         for text in asked:
             given = parse(text.split())
             (values, counted), (unaided, counted_unaided) = draw(encode(given, samples))
-            measured = {
-                "obeying": values,
-                "counted_obeying": values[counted],
-                "unaided_obeying": unaided[counted_unaided],
-                "baseline_obeying": baseline,
-                "baseline_counted_obeying": baseline[kept],
-                "data": data,
-            }
-            shares = {
-                key: float(satisfies(some, given).mean()) if len(some) else None for key, some in measured.items()
-            }
-            rows.append({"asked": text, "counted": int(counted.sum()), **shares})
+            measured = {"obeying": values, "counted_obeying": values[counted], "data": data}
+            measured |= {"baseline_obeying": baseline, "baseline_counted_obeying": baseline[kept]}
+            measured["unaided_obeying"] = unaided[counted_unaided]
+            row: dict[str, Any] = {"asked": text, "counted": int(counted.sum())}
+            for key, some in measured.items():
+                row[key] = float(satisfies(some, given).mean()) if len(some) else None
+            rows.append(row)
     return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}
+
+
+def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
+    """The argmax colours, uint8, of grids (n, H, W) projected on principal components of one-hot training grids."""
+    if len(training) > TRAINING_GRIDS:
+        training = training[np.random.RandomState(seed).choice(len(training), TRAINING_GRIDS, replace=False)]
+    known = torch.from_numpy(training).flatten(1)
+    most = min(len(known), known.shape[1] * COLOURS)
+    components, offsets = min(components, most), COLOURS * torch.arange(known.shape[1])  # of a cell in a one-hot grid
+    x = torch.zeros(len(known), known.shape[1] * COLOURS).scatter_(1, known + offsets, 1.0)
+    mean = x.mean(dim=0)
+    with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed CUDA's too
+        axes = torch.svd_lowrank(x.sub_(mean), min(components + 10, most), niter=4)[2][:, :components]
+    mean, axes, offsets = (value.to(grids.device) for value in (mean, axes, offsets))
+    found = []
+    with torch.autocast(grids.device.type, enabled=False):
+        for part in torch.split(grids.flatten(1), ROWS):
+            # the sum of the axes at the ones is the product with a one-hot grid
+            codes = functional.embedding_bag(part + offsets, axes, mode="sum") - mean @ axes
+            scores = (codes @ axes.T + mean).view(-1, *grids.shape[1:], COLOURS)
+            found.append(scores.argmax(dim=-1).to(torch.uint8))
+    return torch.cat(found), {"pca_components": components, "pca_training_grids": len(known)}
+
+
+def principal_plane(codes: NDArray[np.float32]) -> tuple[Numbers, tuple[float, float]]:
+    """Codes (n, D) on their first two principal axes: (n, 2), and the share of the variance along each."""
+    centred = codes.astype(np.float64) - codes.mean(axis=0, dtype=np.float64)
+    left, values, _ = np.linalg.svd(np.pad(centred, ((0, 0), (0, 2))), full_matrices=False)  # two axes at least
+    shares = values**2 / max(float((values**2).sum()), np.finfo(float).tiny)
+    return (left * values)[:, :2], (float(shares[0]), float(shares[1]))
+
+
+def tsne_plane(codes: NDArray[np.float32], seed: int) -> Numbers:
+    """Codes (n >= 3, D) in the plane (n, 2) by t-SNE (van der Maaten and Hinton 2008); 1,000 take 4 s on one core."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    init = "pca" if codes.shape[1] > 1 and np.ptp(codes, axis=0).min() > 0 else "random"
+    tsne = TSNE(perplexity=min(30.0, (len(codes) - 1) / 3), init=init, random_state=seed)
+    with threadpool_limits(1):  # so few points gain nothing from threads, which contend on busy cores
+        points: Numbers = tsne.fit_transform(codes).astype(np.float64)
+    return points

@@ -13,10 +13,8 @@ FLOOR_TOLERANCE = 0.05  # share by which the KL may lie under its free-bits floo
 HELD_MARGIN = 0.10  # a dimension at most this share above its floor carries only what free bits enforce
 HEAVY_BETA = 4.0  # ELBO-scale beta from which it is called too large, not too small
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-
-
+# name, value, operator, limit, steps that remedy a miss, joined by "; ", and the unit or origin of the limit
 Target = tuple[str, float, str, float, str, str]
-"""Name, value, operator, limit, steps that remedy a miss, joined by "; ", and the unit or origin of the limit."""
 
 
 def judge(targets: Sequence[Target], summary: str) -> dict[str, Any]:
@@ -44,7 +42,7 @@ class Advice:
 
     def __init__(self, settings: Settings, levels: Sequence[str], positions: int) -> None:
         data, objective, several = settings.data, settings.objective, len(levels) > 1
-        self.objective, self.model = objective, settings.model.model_dump()
+        self.model = settings.model.model_dump()
         self.trained_on = corpus_name(data) if data.prod is None else data.prod.stem
         self.scale = elbo_scale(settings, positions)  # from beta to the ELBO's, None if there is none
         self.floors = {level: objective.floor(level) for level in levels}
@@ -52,30 +50,27 @@ class Advice:
         self.free_bits = {level: f"objective.free_bits{f'_by_level.{level}' if several else ''}" for level in levels}
         # remedies by level; `too_heavy` where beta is likely to cause a collapse
         self.lower_beta, self.more_kl, self.too_heavy = dict[str, str](), dict[str, str](), dict[str, str]()
-        peaks, less_kl, factor = list[str](), list[str](), self.scale or 1.0
+        less_kl, factor = list[str](), self.scale or 1.0
         parts: Mapping[str, Any] = settings.schedule.by_level(levels)
         for level, part in parts.items():
-            peak = f"{part.peak:g}" if factor == 1.0 else f"{part.peak:g}, {factor * part.peak:.4g} on the ELBO scale"
-            more, warmup = f"lower beta{f' of the {level} level' if several else ''} (peak {peak})", ""
+            floor = "" if self.floors[level] > 0 else f"; set {self.free_bits[level]} = 0.3"
             if part.closed_loop:
                 table = f"schedule.{level}" if level in settings.schedule.parts else "schedule"
                 setting = f"{table}.{part.target_key} (it is {getattr(part, part.target_key):g})"
                 both = (f"raise {setting}", f"lower {setting}")
                 more, less = both if part.quantity == "kl" else both[::-1]
-                less_kl.append(less)
+                self.lower_beta[level], self.more_kl[level] = more, f"{more}{floor}"
             else:
-                peaks.append(peak)
-                warmup = " or lengthen its warm-up"
-            self.lower_beta[level] = more
-            floor = "" if self.floors[level] > 0 else f"; set {self.free_bits[level]} = 0.3"
-            self.more_kl[level] = f"{more}{warmup}{floor}"
-            if self.scale is not None and self.scale * part.peak > HEAVY_BETA:
-                more += ", or use objective.reduction = sum" if objective.reduction == "mean" else ""
-                self.more_kl[level] = self.too_heavy[level] = more
-        raised = [f"raise beta slowly (peak {' and '.join(dict.fromkeys(peaks))})"] if peaks else []
-        steps = (*raised, *dict.fromkeys(less_kl), "look at the decoder: codes lie off the prior")
-        heavy = [remedy for level, remedy in self.too_heavy.items() if not parts[level].closed_loop]
-        self.raise_beta = heavy[0] if heavy else "; ".join(steps)
+                scaled = "" if factor == 1.0 else f", {factor * part.peak:.4g} on the ELBO scale"
+                more = f"lower beta{f' of the {level} level' if several else ''} (peak {part.peak:g}{scaled})"
+                less = f"raise beta slowly (peak {part.peak:g}{scaled})"
+                self.lower_beta[level], self.more_kl[level] = more, f"{more} or lengthen its warm-up{floor}"
+                if self.scale is not None and self.scale * part.peak > HEAVY_BETA:
+                    more += ", or use objective.reduction = sum" if objective.reduction == "mean" else ""
+                    self.more_kl[level] = self.too_heavy[level] = more
+            less_kl.append(less)
+        steps = (*dict.fromkeys(less_kl), "look at the decoder: codes lie off the prior")
+        self.raise_beta = next(iter(self.too_heavy.values()), "; ".join(steps))
 
     def other_data(self, report: Mapping[str, Any]) -> str | None:
         """The remedy where examples are not of the corpus that the model was trained on; `arc-raw` is of `arc`."""
@@ -86,16 +81,12 @@ class Advice:
     def held(self, level: str, kl: Sequence[float]) -> int:
         """Dimensions of a level whose KL does not exceed what free bits enforce."""
         ceiling = (1.0 + HELD_MARGIN) * self.floors[level]
-        if self.total:
-            return len(kl) if sum(kl) <= ceiling else 0
-        return sum(value <= ceiling for value in kl)
+        return sum(value <= ceiling for value in ([sum(kl)] * len(kl) if self.total else kl))
 
     def floor_target(self, report: Mapping[str, Any], level: str, where: str = "") -> Target:
         """The smallest KL, or in the mode `total` their sum, against the free-bits floor."""
         kl, floor, key = report["levels"][level]["kl_nats"], self.floors[level], self.free_bits[level]
         remedy = f"raise {key} (it is {floor:g}), or lower train.lr or train.gradient_clip"
-        if self.objective.free_bits_mode == "per_sample":
-            remedy = "use objective.free_bits_mode = per_dim: clamping each example lets the mean fall below the floor"
         remedy = self.too_heavy.get(level) or self.other_data(report) or remedy
         name, value = ("total KL", sum(kl)) if self.total else ("KL", min(kl))
         limit, note = (1.0 - FLOOR_TOLERANCE) * floor, f"nats (floor {floor:g})"

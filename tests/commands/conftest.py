@@ -130,6 +130,6 @@ def plain() -> Iterator[None]:
     """Pictures are empty files, and nothing waits for the disk: most of a small run's time goes into these."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
-        patch.setattr("arcvae_cli.evaluation.projections.tsne_plane", lambda codes, seed: codes[:, :2])
+        patch.setattr("arcvae_cli.evaluation.samples.tsne_plane", lambda codes, seed: codes[:, :2])
         patch.setattr(os, "fsync", lambda file: None)
         yield

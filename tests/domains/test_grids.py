@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +14,10 @@ from arcvae_cli.conditions import attributes
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.base import Task
-from arcvae_cli.domains.grids import GridDomain, draw_levels, score_reconstructions
+from arcvae_cli.domains.grids import draw_levels, score_reconstructions
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.evaluate import Evaluation, evaluate
-from arcvae_cli.evaluation.samples import ASKED, JUDGED
+from arcvae_cli.evaluation.samples import JUDGED
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE, Batch, Level, standard_level
 from arcvae_cli.settings import Settings
@@ -71,11 +69,6 @@ def hierarchy() -> VAE:
     return untrained(TWO)
 
 
-@pytest.fixture(scope="module")
-def both(hierarchy: VAE, corpus: GridCorpus) -> Evaluation:
-    return run(hierarchy, corpus, "test", TWO)
-
-
 class Copy(VAE):
     """A code with a number a cell, decoded by its first digit: reconstructs everything."""
 
@@ -114,20 +107,16 @@ def test_scores_of_two_small_pictures() -> None:
 
 def test_a_model_that_copies_has_the_highest_scores(corpus: GridCorpus) -> None:
     result = run(Copy(), corpus, "test", Settings(), seed=0).report
-    found, perfect = result["reconstruction"], dict.fromkeys(("pixel_accuracy", "non_black_iou", "exact_share"), 1)
+    found = result["reconstruction"]
     for scores in (found["posterior_mean"], found["posterior_sample"]):
-        assert perfect.items() <= scores.items()
-        assert (scores["inside_accuracy"], scores["blank_share"], set(scores["colour_accuracy"])) == (1, 0, {1})
+        assert scores["pixel_accuracy"] == scores["non_black_iou"] == scores["exact_share"] == 1
     assert (found["skill"]["pixel"], found["skill"]["non_black"], found["pca_components"]) == (1, 1, 256)
     assert result["elbo"]["reconstruction_nats"] < 0.1
-    information = result["levels"]["z"]["mutual_information"]
-    assert information["is_bound"] and information["nats"] == pytest.approx(math.log(100), abs=1e-3)
+    assert result["levels"]["z"]["mutual_information"]["nats"] == pytest.approx(math.log(100), abs=1e-3)
     assert result["shuffled_codes"]["shuffled_accuracy"] < 0.9 < result["shuffled_codes"]["accuracy"] == 1
     noise = result["prior_samples"]
     assert (noise["blank_share"], noise["distinct_share"], noise["novel_share"]) == (0, 1, 1)
     assert noise["coverage"] < 0.05 and noise["object_distance"] > 10
-    missed = {finding["name"] for finding in result["verdict"]["findings"] if not finding["ok"]}
-    assert "specks among samples" in missed and not missed & {"pixel accuracy", "non-black accuracy"}
 
 
 def test_the_report_agrees_with_itself_and_with_plain_sums(
@@ -145,25 +134,21 @@ def test_the_report_agrees_with_itself_and_with_plain_sums(
     assert mean["inside_accuracy"] == pytest.approx(inside.mean())
     assert found["posterior_sample"]["pixel_accuracy"] != mean["pixel_accuracy"]
     assert found["pca"]["non_black_accuracy"] > found["all_black"]["non_black_accuracy"] == 0
-    best = max(found["all_black"]["pixel_accuracy"], found["pca"]["pixel_accuracy"])
-    assert found["skill"]["pixel"] == pytest.approx((mean["pixel_accuracy"] - best) / (1 - best))
     assert sorted(full.indices.tolist()) == list(range(100))
     np.testing.assert_array_equal(full.errors, (~right).sum(axis=(1, 2))[full.indices])
     means = model.encode(Batch(torch.from_numpy(grids[full.indices]).long()), noise=False)[0].mean
     np.testing.assert_allclose(full.codes["z"], means.detach().numpy(), rtol=1e-4, atol=1e-5)
 
-    weighted, elbo = result["importance_weighted"], result["elbo"]
-    assert (weighted["examples"], weighted["samples"]) == (30, 5)
-    assert weighted["nll_nats"] < weighted["single_nats"]
+    elbo = result["elbo"]
+    assert result["importance_weighted"]["nll_nats"] < result["importance_weighted"]["single_nats"]
     assert elbo["elbo_nats"] == pytest.approx(-elbo["reconstruction_nats"] - elbo["kl_nats"])
     assert elbo["kl_nats"] == pytest.approx(sum(result["levels"]["z"]["kl_nats"]))
     assert elbo["elbo_bits"] == pytest.approx(elbo["elbo_nats"] / 256 / math.log(2))
     assert result["shuffled_codes"]["accuracy"] == pytest.approx(mean["pixel_accuracy"])
-    assert (result["prior_samples"]["reference"], result["training_grids"]["novel_share"]) == (100, 0)
 
 
 def test_a_quick_evaluation_depends_on_the_seed_alone(
-    full: Evaluation, model: VAE, corpus: GridCorpus, arc: Dataset, monkeypatch: pytest.MonkeyPatch
+    full: Evaluation, model: VAE, corpus: GridCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("arcvae_cli.domains.grids.QUICK_SAMPLES", 20)
     torch.manual_seed(5)
@@ -177,28 +162,12 @@ def test_a_quick_evaluation_depends_on_the_seed_alone(
     assert mean == other["reconstruction"]["posterior_mean"] == full.report["reconstruction"]["posterior_mean"]
     assert (one["prior_samples"]["samples"], one["prior_samples"]["reference"]) == (20, 20)
     assert (one["shuffled_codes"], one["interpolation"], one["importance_weighted"]) == (None, None, None)
-    assert one["levels"]["z"]["mutual_information"] is None
-    monkeypatch.setattr("arcvae_cli.domains.grids.QUICK_EXAMPLES", 40)
-    other = GridCorpus(replace(arc, split=np.where(arc.split == 2, 0, 2).astype(np.uint8)))
-    result = run(model, corpus, "val", SMALL, quick=True, trained=other).report["reconstruction"]
-    assert (result["examples"], result["pca_training_grids"]) == (40, 100)
-
-
-def test_a_split_of_one_grid_is_enough(model: VAE, arc: Dataset) -> None:
-    split = np.where(arc.split == 2, 0, arc.split)
-    split[0] = 2
-    one = GridCorpus(replace(arc, split=split.astype(np.uint8), shape=None))
-    result = run(model, one, "test", SMALL).report
-    assert result["reconstruction"]["examples"] == 1
-    assert result["reconstruction"]["posterior_mean"]["inside_accuracy"] is None
-    assert (result["shuffled_codes"], result["interpolation"]) == (None, None)
-    assert (result["prior_samples"]["density"], result["prior_samples"]["coverage"]) == (None, None)
-    json.dumps(result, allow_nan=False)
 
 
 def test_every_level_has_its_numbers_measured_without_conditions(
-    both: Evaluation, hierarchy: VAE, arc: Dataset
+    corpus: GridCorpus, hierarchy: VAE, arc: Dataset
 ) -> None:
+    both = run(hierarchy, corpus, "test", TWO)
     result, grids = both.report, arc.x[arc.split == 2][both.indices]
     x = torch.from_numpy(grids).long()
     with torch.no_grad():
@@ -219,27 +188,12 @@ def test_every_level_has_its_numbers_measured_without_conditions(
     assert result["reconstruction"]["pca_components"] == 35
     assert set(result["shuffled_codes"]["levels"]) == {"global", "local"}
     json.dumps(result, allow_nan=False)
-
-
-def test_a_conditional_model_is_judged_by_its_worst_condition(both: Evaluation, full: Evaluation) -> None:
-    assert full.report["adherence"] is None
-    accuracy = both.report["adherence"]
-    assert [row["asked"] for row in accuracy["rows"]] == list(ASKED) and accuracy["samples"] == 20
-    found = {finding["name"]: finding["value"] for finding in both.report["verdict"]["findings"]}
-    judged = [row for row in accuracy["rows"] if row["asked"] in JUDGED]
+    # a conditional model is judged by its worst condition
+    found = {finding["name"]: finding["value"] for finding in result["verdict"]["findings"]}
+    judged = [row for row in result["adherence"]["rows"] if row["asked"] in JUDGED]
     colours = [row["counted_obeying"] or 0.0 for row in judged if row["asked"].startswith("colours")]
     assert found["samples satisfy colours"] == min(colours)
     assert found["samples neither blank nor repeated"] == min(row["counted"] for row in judged) / 20
-
-
-def test_blank_samples_are_counted_and_marked(model: VAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    grids = np.ones((5, 16, 16), np.uint8)
-    grids[[1, 3]] = 0
-    monkeypatch.setattr("arcvae_cli.domains.grids.argmax_decode", lambda *_: torch.from_numpy(grids))
-    loaded: Any = SimpleNamespace(model=model)
-    decoded = GridDomain().sample(loaded, {"z": torch.zeros(5, 4)}, 0, {"given": {}}, print)
-    assert decoded.summary.startswith("2 of 5 blank, 2 distinct")
-    assert decoded.rows[1] == ["", "blank", "", "blank", ""]
 
 
 def test_rows_share_the_top_latent_and_columns_the_noise_below(hierarchy: VAE, monkeypatch: pytest.MonkeyPatch) -> None:

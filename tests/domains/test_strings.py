@@ -89,20 +89,16 @@ def test_likelihood_is_that_of_the_rules_by_hand(evaluation: Evaluation, corpus:
     rules, report = EQUATIONS.rules, evaluation.report
     points, weights = np.polynomial.hermite_e.hermegauss(20)
     weights = weights / weights.sum()
-    total, kl, counted = 0.0, 0.0, 0
+    total, kl = 0.0, 0.0
     ids = corpus.ids("test").tolist()
     for x in ids:
         for rule in filter(rules.padding.__ne__, x):  # p(rule | z): a softmax over the rules of its left-hand side
             some, z = np.array(rules.of(rules.lhs[rule])), rule + 0.3 * points[:, None]
             total += weights @ (2.0 * (rule - z[:, 0]) ** 2 + np.log(np.exp(-2.0 * (some - z) ** 2).sum(axis=1)))
-            counted += 1
         kl += sum(0.5 * (rule**2 + 0.09 - 1 - math.log(0.09)) for rule in x)
     assert report["elbo"]["examples"] == report["reconstruction"]["examples"] == len(ids) == 40
     assert report["elbo"]["kl_nats"] == pytest.approx(kl / len(ids), rel=1e-5)
     assert report["elbo"]["reconstruction_nats"] == pytest.approx(total / len(ids), rel=0.1)
-    assert report["elbo"]["reconstruction_bits"] == pytest.approx(
-        report["elbo"]["reconstruction_nats"] * len(ids) / counted / math.log(2)
-    )
     assert report["trained_kl_nats"] == pytest.approx(report["elbo"]["kl_nats"])
     assert report["entropy_nats"] == pytest.approx(Counts(rules, LENGTH).entropy)
 
@@ -113,20 +109,10 @@ def test_drawing_strings_estimates_the_expected_exact_share(evaluation: Evaluati
     drawn = evaluation.report["prior_samples"]
     # a code near 0 is rule 0 at every step, S -> S '+' T, which never ends; the fitted Gaussian knows better
     assert drawn["standard"]["complete_share"] < 0.05 < drawn["aggregate"]["complete_share"]
-    assert (found["expected_examples"], found["encodings"]) == (40, 10)
     assert 0.05 < found["expected_exact_share"] < 0.95
     assert found["monte_carlo"]["exact_share"] == pytest.approx(found["expected_exact_share"], abs=0.03)
     assert found["monte_carlo"]["budget_exact_share"] >= found["monte_carlo"]["exact_share"]
     assert 0 < found["expected_error"] < 0.05
-
-
-def test_paths_go_from_one_string_to_the_other(evaluation: Evaluation, corpus: StringCorpus) -> None:
-    found, ids = evaluation.report["interpolation"], corpus.ids("test")[torch.from_numpy(evaluation.indices)]
-    assert (found["pairs"], found["steps"]) == (20, 9)
-    assert found["distance"] == pytest.approx((ids[:20] != ids[20:]).sum(dim=1).double().mean())
-    # the way is no shorter than the ends are apart
-    assert found["distance"] / 8 - 1e-9 <= found["mean_step"] <= found["largest_step"] <= LENGTH
-    assert 1 < found["distinct"] <= 9 and 0 <= found["valid_paths"] <= found["valid_share"] <= 1
 
 
 def test_the_baseline_counts_rules_by_step_and_left_hand_side(corpus: StringCorpus) -> None:
@@ -146,7 +132,6 @@ def test_the_baseline_counts_rules_by_step_and_left_hand_side(corpus: StringCorp
         nll, expected = nll + nats / len(test), expected + math.exp(-nats) / len(test)
         right, exact = right - wrong, exact + (wrong == 0)
     found = strings.unigram_baseline(corpus.ids("train"), rules, corpus.ids("test"))
-    assert found["training"] == 320
     assert found["nll_nats"] == pytest.approx(nll)
     assert found["nll_bits"] == pytest.approx(nll * len(test) / counted / math.log(2))
     assert found["token_accuracy"] == pytest.approx((right + counted) / counted)
@@ -166,7 +151,7 @@ def test_batches_change_no_score(arch: str, corpus: StringCorpus, monkeypatch: p
         logits = model.logits_for({"z": level.mean}, batch)
     posteriors = []
     for size in (5, 100):
-        monkeypatch.setattr("arcvae_cli.domains.strings.batch_size", lambda length, device=None, size=size: size)
+        monkeypatch.setattr(strings, "batch_size", lambda length, device=None, size=size: size)
         posteriors.append(strings.encode(model, corpus, "test", indices, seed=4))
         costs, wrong, _ = strings.decode(model, corpus, "test", indices, level.mean)
         for part in ("mean", "logvar", "kl"):
@@ -204,8 +189,6 @@ def test_new_strings_are_counted_one_by_one() -> None:
     assert found["distinct_1k_share"] is found["distinct_10k_share"] is found["diversity"] is None
     plain = strings.score_strings(ids, complete, ids, keys, EQUATIONS, None)
     assert (plain["valid_share"], plain["distinct_share"], plain["novel_share"]) == (None, 0.75, 2 / 3)
-    none = strings.score_strings(ids[2:], complete[2:], ids[2:], keys, EQUATIONS, validator)
-    assert (none["valid_share"], none["distinct_share"], none["novel_share"]) == (0.0, 0.0, None)
 
 
 def test_a_quick_evaluation_omits_what_takes_many_passes(corpus: StringCorpus) -> None:
@@ -216,9 +199,7 @@ def test_a_quick_evaluation_omits_what_takes_many_passes(corpus: StringCorpus) -
     assert report == again
     assert model.training and torch.equal(before, torch.get_rng_state())
     assert report["entropy_nats"] is None  # it bounds the likelihood of unseen strings
-    assert report["quick"] and report["reconstruction"]["encodings"] == 1
     assert report["interpolation"] is report["importance_weighted"] is report["reconstruction"]["monte_carlo"] is None
-    assert report["levels"]["z"]["mutual_information"] is None
     assert report["shuffled_codes"] is not None and report["prior_samples"]["standard"]["samples"] == 200
 
 
@@ -237,8 +218,6 @@ def test_evaluation_needs_training_strings_a_split_and_finite_outputs(arrays: Da
     model, tests_only = Ruler(EQUATIONS.rules), StringCorpus(arrays.only(arrays.rows("test")))
     with pytest.raises(InputError, match="the split train is empty"):
         run(model, tests_only, "test")
-    with pytest.raises(InputError, match="the split val is empty"):
-        run(model, tests_only, "val", trained=StringCorpus(arrays))
     model.sharp = math.nan
     with pytest.raises(ArcvaeError, match="not finite"):
         run(model, StringCorpus(arrays), "val")
@@ -258,11 +237,9 @@ def test_the_same_molecule_may_be_another_string(monkeypatch: pytest.MonkeyPatch
         def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
             return super().encode(replace(batch, x=torch.from_numpy(ids[:1]).long().expand(len(batch.x), -1)), noise)
 
-    for kind, exact in ((Ruler, 1.0), (Renaming, 0.0)):
-        report = run(kind(grammar.rules, length=length, sharp=100.0, spread=1e-3), corpus, "test", samples=5).report
-        assert (report["judged"], report["entropy_nats"]) == ("valid", None)
-        assert report["reconstruction"]["posterior_mean"]["exact_share"] == exact
-        assert report["reconstruction"]["canonical_share"] == 1.0
+    model = Renaming(grammar.rules, length=length, sharp=100.0, spread=1e-3)
+    found = run(model, corpus, "test", samples=5).report["reconstruction"]
+    assert (found["posterior_mean"]["exact_share"], found["canonical_share"]) == (0.0, 1.0)
 
 
 def test_rules_are_drawn_by_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,22 +248,12 @@ def test_rules_are_drawn_by_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> N
     codes = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
     found = []
     for factor in (1, 3):  # as a device does that decodes more at once than the CPU
-        monkeypatch.setattr(
-            "arcvae_cli.domains.strings.batch_size",
-            lambda length, device=None, factor=factor: 7 if device is None else 7 * factor + 2,
-        )
+        size = 7 * factor + 2
+        monkeypatch.setattr(strings, "batch_size", lambda _, device=None, size=size: size if device else 7)
         found.append(strings.derive(model, codes, strings.DRAWN, strings.FREE, strings.ARGMAX, seed=3))
     for (ids, complete), (others, same) in zip(*found, strict=True):
         assert (ids == others).all() and (complete == same).all()
     (drawn, whole), (free, complete), (best, _) = found[0]
     assert (drawn == strings.derive(model, codes, strings.DRAWN, seed=3)[0][0]).all()
-    assert (drawn != strings.derive(model, codes, strings.DRAWN, seed=4)[0][0]).any()
     assert whole.all() and not complete.all() and (drawn == free)[complete].all()
     assert (torch.from_numpy(best) == argmax_decode(model, {"z": codes})).all()
-    # one stream for codes and rules would tie what is drawn of a code to the code
-    first = []
-    for seed in range(40):
-        torch.manual_seed(seed)
-        z = torch.randn(1, 4)
-        first.append((z[0, 0].item(), strings.derive(model, 0 * z, strings.DRAWN, seed=seed)[0][0][0, 0].item()))
-    assert abs(np.corrcoef(np.array(first).T)[0, 1]) < 0.3

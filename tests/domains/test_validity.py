@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arcvae_cli.domains.validity import GRID, evaluated, validator_for
-from arcvae_cli.grammar import parse_grammar, read_grammar
+from arcvae_cli.grammar import read_grammar
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,6 @@ def test_values_of_formulas(text: str, values: np.ndarray | float) -> None:
 def test_what_is_no_formula_or_never_finite_is_invalid(text: str) -> None:
     validator = validator_for(read_grammar("equations"))
     assert validator is not None and not validator.is_valid(text)
-
-
-def test_a_grammar_decides_on_the_validator() -> None:
-    longer = "S -> S '+' S2 | S2\nS2 -> 'log(' S ')' | 'x' | digits\ndigits -> '1' digits | '0'"
-    assert validator_for(parse_grammar(longer, "longer")) is not None
-    assert validator_for(parse_grammar("S -> 'a' S | 'x'", "words")) is None
 
 
 def test_molecules_are_validated_by_rdkit() -> None:

@@ -93,7 +93,7 @@ def conditioned(row: Report) -> Report:
 
 
 PIXEL, NON_BLACK = "reconstruction.posterior_mean.pixel_accuracy", "reconstruction.posterior_mean.non_black_accuracy"
-BLACK, PCA = "reconstruction.all_black.pixel_accuracy", "reconstruction.pca.pixel_accuracy"
+PCA = "reconstruction.pca.pixel_accuracy"
 KL, DRAWN = "levels.z.kl_nats", "prior_samples"
 ALL = conditioned(ROWS[0])
 DEAD = {"levels.z.kl_nats": [0.0, 0.0], NON_BLACK: 0.0}
@@ -104,12 +104,10 @@ DEAD = {"levels.z.kl_nats": [0.0, 0.0], NON_BLACK: 0.0}
     [
         ("pixel accuracy", {PIXEL: 0.90}, {PIXEL: 0.8999}),
         ("pixel accuracy, baselines", {PCA: 0.9299}, {PCA: 0.93}),
-        ("pixel accuracy, baselines", {BLACK: 0.9299}, {BLACK: 0.94}),
         ("non-black accuracy", {NON_BLACK: 0.301}, {NON_BLACK: 0.30}),
         ("smallest KL of a dimension", {KL: [2.0, 0.051]}, {KL: [2.0, 0.05]}),
         ("KL at the free-bits floor", {KL: [2.0, 0.285]}, {KL: [2.0, 0.284]}),
         ("blank samples", {f"{DRAWN}.blank_share": 0.10}, {f"{DRAWN}.blank_share": 0.11}),
-        ("blank samples", {f"{DRAWN}.reference_blank_share": 0.05}, {f"{DRAWN}.reference_blank_share": -0.09}),
         ("specks among samples", {f"{DRAWN}.speck_share": 0.50}, {f"{DRAWN}.speck_share": 0.51}),
         ("samples satisfy colours", ALL, conditioned({**ROWS[1], "counted_obeying": 0.8})),
         ("samples satisfy symmetry", ALL, conditioned({**ROWS[2], "counted_obeying": None})),
@@ -137,28 +135,20 @@ def floor(value: float, mode: str) -> Report:
         ("grids", {NON_BLACK: 0.001}, {}, ["non-black accuracy"], "the code is alive, the decoder is not"),
         ("two", {"levels.global.kl_nats": [0.0, 0.1]}, {}, ["smallest KL, global"], "partial collapse: 1 of 2 global"),
         # free bits hold a total or each dimension
-        ("grids", {KL: [0.25, 2.0]}, floor(0.3, "per_sample"), [FLOOR], "alive"),
         ("grids", {KL: [0.1, 0.1]}, floor(0.3, "total"), [f"total {FLOOR}", HELD], "held up by free bits alone"),
         ("grids", {KL: [0.30, 0.29, 2.0]}, floor(0.3, "per_dim"), [HELD], "held up by free bits alone"),
-        ("grids", {KL: [0.10, 0.11, 0.10]}, floor(0.3, "total"), [HELD], "held up by free bits alone"),
         ("grids", {KL: [0.10, 0.20, 0.10]}, floor(0.3, "total"), [], "every target is met"),
         ("strings", {KL: [2.6, 2.6]}, floor(5.0, "total"), [BEYOND], "held up by free bits alone"),
-        ("strings", {KL: [2.0, 2.0]}, floor(5.0, "total"), [f"total {FLOOR}", BEYOND], "held up by free bits alone"),
-        ("strings", {KL: [2.6, 2.6]}, floor(2.5, "per_dim"), [BEYOND], "held up by free bits alone"),
         ("strings", {KL: [1.0, 9.0]}, floor(2.5, "per_dim"), [FLOOR], "alive"),
         ("strings", {"reconstruction.posterior_mean.exact_share": 0.3}, {}, ["exact derivations"], "1 of 7 targets"),
         ("strings", {"elbo.reconstruction_nats": 20.7}, {}, ["reconstruction, baseline"], "1 of 7 targets"),
         ("strings", {KL: [0.4, 0.2]}, {}, ["total KL"], "posterior collapse: the code carries 0.60 nats"),
-        ("strings", {KL: [0.04] * 56}, {}, ["share in active dimensions"], "0 of 56 dimensions carry 2.2 nats"),
         ("strings", {f"{CODES}.shuffled_{CODES_NATS}": 2.4}, {}, ["nats saved by the code"], "does not use them"),
-        ("strings", {SAMPLE: 0.5}, {}, ["complete without budget"], "1 of 7 targets"),
-        ("strings", {"posterior_noise": 0.01}, {}, ["posterior noise"], "an autoencoder, its noise scaled by 0.01"),
+        ("strings", {"posterior_noise": 0.01}, {}, ["posterior noise"], "1 of 6 targets"),
         # a mean a little under the entropy is chance, and what was not measured is not judged
         ("strings", {"elbo.elbo_nats": -(19.11 - 0.39)}, {}, [], "every target is met"),
-        ("strings", {"elbo.elbo_nats": -(19.11 - 0.41)}, {}, ["-log p(x), entropy"], "1 of 7 targets"),
         ("strings", {CODES: None, "prior_samples": None, "entropy_nats": None}, {}, [], "every target is met"),
         # of a quarter of the examples the standard error is twice as large
-        ("strings", {BOUND: {"nll_nats": 19.11 - 0.79, "examples": 25}}, {}, [], "every target is met"),
         ("strings", {BOUND: {"nll_nats": 19.11 - 0.81, "examples": 25}}, {}, ["-log p(x), entropy"], "1 of 7"),
     ],
 )
@@ -179,26 +169,20 @@ OPEN = {"prior_samples.standard.complete_share": 0.5}
     [
         # too little KL: lower beta, on the scale that explains it
         ("grids", DEAD, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale), or use objective.reduction = sum"]),
-        ("grids", DEAD, {**MEAN, "schedule.max_beta": 0.01}, ["lower beta (peak 0.01, 2.56 on", "set objective"]),
         # below a floor of free bits
         ("grids", LOW, {}, ["raise objective.free_bits (it is 0.3), or lower train.lr"]),
-        ("grids", LOW, {"objective.free_bits_mode": "per_sample"}, ["use objective.free_bits_mode = per_dim"]),
         ("two", {}, {"objective.free_bits_by_level": {"global": 0.6}}, ["raise objective.free_bits_by_level.global"]),
         # a small model
-        ("grids", SMALL, {}, ["use model.body = residual", "raise model.latent_dim to 12-16", "train longer"]),
-        ("grids", SMALL, {"model.latent_dim": 32, "model.body": "residual"}, ["lower beta (peak 0.1)", "train longer"]),
-        ("two", SMALL, {}, ["lower beta of the local level", "raise model.local_channels (it is 4)", "train longer"]),
+        ("grids", SMALL, {"model.body": "residual"}, ["lower beta (peak 0.1)", "raise model", "train longer"]),
         ("two", SMALL, CAPACITY, ["raise schedule.local.capacity (it is 40)", "raise model.local", "train longer"]),
         # a decoder that paints black
         ("grids", PAINTS_BLACK, {}, ["use model.body", "use objective.reconstruction = focal", "train longer"]),
         # samples unlike the data: more beta, unless beta outweighs the reconstruction already
-        ("two", SPECKS, {}, ["raise beta slowly (peak 0.02)", "look at the decoder"]),
         ("two", SPECKS, CAPACITY, ["raise beta slowly", "lower schedule.local.capacity (it is 40)", "look at the"]),
         ("grids", SPECKS, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale), or use objective.reduction = sum"]),
-        ("grids", SPECKS, {"schedule.max_beta": 25.6}, ["lower beta (peak 25.6)"]),
         # other data
         ("grids", {**SMALL, **SPECKS, "corpus": "shapes"}, {}, ["scored on shapes, trained on arc: train on"]),
-        ("grids", {**SMALL, "corpus": "arc-raw"}, {"model.latent_dim": 32}, ["use model", "lower", "train longer"]),
+        ("grids", {**SMALL, "corpus": "arc-raw"}, {}, ["use model", "lower", "raise", "train longer"]),
         # strings that do not end
         ("strings", OPEN, {}, ["sample with --prior", "raise", "look"]),
         ("strings", {**OPEN, "prior_samples.aggregate.complete_share": 0.4}, {}, ["train longer", "the length budget"]),
