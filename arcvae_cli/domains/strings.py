@@ -222,6 +222,8 @@ class StringDomain(base.Domain):
             state = f"the code carries {total:.1f} nats, and the decoder does not use them"
         elif total <= enforced:
             state = f"collapse, held up by free bits alone: {total:.2f} nats are no more than they enforce"
+        elif noise < 1.0:
+            state = f"an autoencoder, its noise scaled by {noise:g}: codes lie {total:.0f} nats from the prior"
         else:
             state = f"the code is alive: {len(active)} of {len(kl)} dimensions carry {total:.1f} nats"
         costs = f"reconstruction takes {cost:.1f} nats, rule frequencies {frequencies:.1f}"

@@ -46,7 +46,7 @@ class Advice:
         self.trained_on = corpus_name(data) if data.prod is None else data.prod.stem
         self.scale = elbo_scale(settings, positions)  # from beta to the ELBO's, None if there is none
         self.floors = {level: objective.floor(level) for level in levels}
-        self.total = objective.free_bits_mode == "total"
+        self.total, self.per_sample = (objective.free_bits_mode == mode for mode in ("total", "per_sample"))
         self.free_bits = {level: f"objective.free_bits{f'_by_level.{level}' if several else ''}" for level in levels}
         # remedies by level; `too_heavy` where beta is likely to cause a collapse
         self.lower_beta, self.more_kl, self.too_heavy = dict[str, str](), dict[str, str](), dict[str, str]()
@@ -86,7 +86,11 @@ class Advice:
     def floor_target(self, report: Mapping[str, Any], level: str, where: str = "") -> Target:
         """The smallest KL, or in the mode `total` their sum, against the free-bits floor."""
         kl, floor, key = report["levels"][level]["kl_nats"], self.floors[level], self.free_bits[level]
-        remedy = f"raise {key} (it is {floor:g}), or lower train.lr or train.gradient_clip"
+        remedy = f"raise {key} (it is {floor:g}): it holds on training batches, not on unseen data"
+        if report["split"] == "train":
+            remedy = "lower train.lr or train.gradient_clip: the free-bits floor did not hold in training"
+        elif self.per_sample:
+            remedy = "use objective.free_bits_mode = per_dim: per_sample lets the mean fall below the floor"
         remedy = self.too_heavy.get(level) or self.other_data(report) or remedy
         name, value = ("total KL", sum(kl)) if self.total else ("KL", min(kl))
         limit, note = (1.0 - FLOOR_TOLERANCE) * floor, f"nats (floor {floor:g})"

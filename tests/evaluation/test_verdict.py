@@ -170,7 +170,9 @@ OPEN = {"prior_samples.standard.complete_share": 0.5}
         # too little KL: lower beta, on the scale that explains it
         ("grids", DEAD, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale), or use objective.reduction = sum"]),
         # below a floor of free bits
-        ("grids", LOW, {}, ["raise objective.free_bits (it is 0.3), or lower train.lr"]),
+        ("grids", LOW, {}, ["raise objective.free_bits (it is 0.3): it holds on training batches"]),
+        ("grids", {**LOW, "split": "train"}, {}, ["lower train.lr or train.gradient_clip"]),
+        ("grids", LOW, {"objective.free_bits_mode": "per_sample"}, ["use objective.free_bits_mode = per_dim"]),
         ("two", {}, {"objective.free_bits_by_level": {"global": 0.6}}, ["raise objective.free_bits_by_level.global"]),
         # a small model
         ("grids", SMALL, {"model.body": "residual"}, ["lower beta (peak 0.1)", "raise model", "train longer"]),
