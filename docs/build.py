@@ -171,9 +171,7 @@ def plan_of(settings: Settings, loaded: Loaded, document: dict[str, Any], steps:
     return Plan(
         run="quickstart",
         parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
-        device="cpu",
-        precision="fp32",
-        engine="eager steps",
+        how="cpu in fp32, eager steps",
         corpus=settings.data.name,
         sizes={"train": 80_000, "val": 10_000, "test": 10_000},
         epochs=settings.train.epochs,
