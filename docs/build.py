@@ -77,7 +77,7 @@ def main() -> None:
         feedback = isinstance(resolve(str(run / "config.toml")).settings.schedule, Feedback)
         make_schedules.keep(run) if feedback else keep(run)
     elif options.report:
-        evaluate._show(Console(), *recorded())
+        evaluate.show_report(*recorded(), Console())
     elif options.check:
         faults = [*stale(), *make_schedules.stale(rewritten)]
         print("".join(f"{fault}\n" for fault in faults), end="")
@@ -135,7 +135,7 @@ def report_svg() -> str:
     console, text = Console(), io.StringIO()
     console.out = Terminal(file=text, **terminal())
     with patch.object(Console, "piped", False):
-        evaluate._show(console, *recorded())
+        evaluate.show_report(*recorded(), console)
     lines = text.getvalue().splitlines()
     first = next(number for number, line in enumerate(lines) if FROM in line)
     return svg(Text.from_ansi("\n".join(lines[first:])), "arcvae evaluate")

@@ -119,19 +119,14 @@ def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, consol
 
 def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Path, console: Console) -> Any:
     """Evaluate, write `metrics.json` into `folder` and pictures into `images`, and print the report."""
-    from rich.text import Text
-
     from arcvae_cli import domains
-    from arcvae_cli.domains.base import Table, picture_title
     from arcvae_cli.evaluation.evaluate import evaluate
     from arcvae_cli.evaluation.samples import principal_plane, tsne_plane
-    from arcvae_cli.evaluation.verdict import remedies
     from arcvae_cli.render.plots import save_latent_scatter
-    from arcvae_cli.render.terminal import kl_bars
     from arcvae_cli.runs import write_json
 
-    domain, objective, evaluation = domains.of(loaded.model.kind), loaded.settings.objective, evaluate(task)
-    document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **(report := evaluation.report)}
+    domain, evaluation = domains.of(loaded.model.kind), evaluate(task)
+    document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **evaluation.report}
     level, codes = next(iter(evaluation.codes.items()))
     codes = codes[: 500 if task.quick else 1000]
     if len(codes) > 2:
@@ -145,7 +140,20 @@ def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Pat
         save_latent_scatter(images / "latent_space_tsne.png", plane, values, name, f"t-SNE, {title}")
     domain.draw(images, task, evaluation)
     write_json(folder / "metrics.json", document)
+    show_report(loaded, document, console)
+    return document
 
+
+def show_report(loaded: Loaded, report: Any, console: Console) -> None:
+    """Print the tables of an evaluation, the KL of every dimension and the verdict."""
+    from rich.text import Text
+
+    from arcvae_cli import domains
+    from arcvae_cli.domains.base import Table, picture_title
+    from arcvae_cli.evaluation.verdict import remedies
+    from arcvae_cli.render.terminal import kl_bars
+
+    domain, objective = domains.of(loaded.model.kind), loaded.settings.objective
     examples = f"{report['reconstruction']['examples']:,} {domain.noun}"
     head = f"{picture_title(loaded)}, {report['corpus']} {report['split']}, {examples}, seed {report['seed']}"
     console.result(Text(head, style="bold"))
@@ -178,7 +186,6 @@ def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Pat
     for step, names in remedies(verdict["findings"]).items():
         console.result(Text(f"- {step} (for {'; '.join(names)})"))
     console.result(Text(verdict["summary"], style="bold green" if verdict["ok"] else "bold yellow"))
-    return document
 
 
 def _lookup(report: Any, key: str) -> Any:
