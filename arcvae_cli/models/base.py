@@ -134,7 +134,7 @@ class Encoder(nn.Module):
         self.body, self.mean, self.spread = body, nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
-        features = self.body(*inputs)
+        features = self.body(*inputs).float()  # once: gradients of both heads add up in float32
         return float32(self.mean, features), float32(self.spread, features)
 
 
