@@ -156,6 +156,7 @@ class Encoder(nn.Module):
         features = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
         flat = self.flatten(functional.relu(self.thin(features)))
         wide = self.wide(self.widen(flat) + self.conditions(conditions))
+        wide = wide.float()  # once, for both heads
         return features, float32(self.mean, wide), float32(self.spread, wide)
 
 
