@@ -139,7 +139,8 @@ def take(path: Path, patience: float = 1.0) -> BaseFileLock:
 
 def describe(path: Path) -> dict[str, Any]:
     """A run as its files show it. `state`: of its status, "killed" or "corrupt"; `age`: of the status, in seconds."""
-    document = read_status(path) or {**STATUS, "state": "corrupt"}
+    begun = is_file(path / "status.json")  # else the run was killed before it wrote one
+    document = read_status(path) or {**STATUS, "state": "corrupt" if begun else "running"}
     document["updated"] = document.pop("time")
     del document["judged"]
     if document["state"] == "running" and not held(path):

@@ -62,6 +62,10 @@ def test_of_two_processes_each_gets_its_folders_and_one_the_name(tmp_path: Path)
     assert runs.held(again.path) and again.started
     again.release()
     assert not runs.held(again.path)
+    (tmp_path / "one" / "status.json").write_bytes(b"{")
+    assert runs.describe(tmp_path / "one")["state"] == "corrupt"
+    (tmp_path / "one" / "status.json").unlink()  # killed before it wrote one
+    assert runs.describe(tmp_path / "one")["state"] == "killed"
 
 
 def test_a_name_cannot_leave_the_runs_folder_nor_be_that_of_other_files(tmp_path: Path) -> None:
