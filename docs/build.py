@@ -166,7 +166,7 @@ def live_svg() -> str:
 
 
 def plan_of(settings: Settings, loaded: Loaded, document: dict[str, Any], steps: int) -> Plan:
-    """What the live table is told before the first step."""
+    """The plan of the recorded run, as the trainer gives it to recorders before the first step."""
     levels = loaded.model.level_shapes
     return Plan(
         run="quickstart",

@@ -81,7 +81,8 @@ def test_matches_a_plain_stack_and_parses(grammar: Grammar, length: int) -> None
 def test_random_grammars_match_a_plain_stack(seed: int) -> None:
     for budget in (True, False):
         for length in (1, 2, 13):
-            agree(random_rules(seed), length, 40, budget, sampled=True)
+            complete = agree(random_rules(seed), length, 40, budget, sampled=True)
+            assert len(complete) == 40 or not budget
 
 
 def test_ties_take_the_first_rule_within_the_budget() -> None:
