@@ -1,7 +1,5 @@
 """Checkpoints: written whole or not at all, with a digest; read with `weights_only=True`, so that no code runs."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pickle

@@ -1,7 +1,5 @@
 """The command line: commands are imported when called; exceptions become a message and an exit code here."""
 
-from __future__ import annotations
-
 import gc
 import importlib
 import os

@@ -1,7 +1,5 @@
 """stdout for results, stderr for progress and errors; tables, JSON, quiet, progress bars, the log of a run."""
 
-from __future__ import annotations
-
 import errno
 import io
 import json

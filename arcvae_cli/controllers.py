@@ -1,7 +1,5 @@
 """Beta while a run trains; closed loops are 0-d tensors on the device, changed in place without a CPU-GPU sync."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """How the optimiser steps of an epoch run: eager, with the network compiled, or as one CUDA graph a step."""
 
-from __future__ import annotations
-
 import functools
 import traceback
 from collections.abc import Callable, Iterable

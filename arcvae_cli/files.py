@@ -1,7 +1,5 @@
 """Files: reading regular files up to a limit, and writing them whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -1,7 +1,5 @@
 """Diagonal Gaussians as bare functions. `mean` and `logvar` share one shape; everything is elementwise, in nats."""
 
-from __future__ import annotations
-
 import math
 
 import torch

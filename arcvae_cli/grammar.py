@@ -4,8 +4,6 @@ The ids of a derivation number the productions in the order of the file, from 0.
 derivations (`Nothing -> None` in the code of Kusner et al. 2017; a file that ends in it does not add another).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

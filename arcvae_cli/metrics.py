@@ -1,7 +1,5 @@
 """What a pass over batches adds up to: a row for each batch in a table on the device, read back once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -73,7 +71,7 @@ class MetricAccumulator:
         else:
             self.table[row] = line
 
-    def read(self, rows: int | None = None) -> MetricRows:
+    def read(self, rows: int | None = None) -> "MetricRows":
         """The first `rows` rows, by default all: a CPU-GPU sync."""
         return MetricRows(self.table[:rows].cpu().double().numpy(), self.levels)
 

@@ -1,7 +1,5 @@
 """loss = reconstruction + beta * KL, with free bits, for classes at positions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

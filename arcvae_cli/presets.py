@@ -1,7 +1,5 @@
 """Settings resolved from defaults, a preset and those it extends, environment, `--set` and flags."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

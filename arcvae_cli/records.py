@@ -1,7 +1,5 @@
 """What recorders get from the trainer: plain numbers and NumPy arrays, and the names under which they are logged."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -90,7 +88,7 @@ class EpochRecord:
         return asdict(replace(self, beta_trace={}))
 
     @classmethod
-    def of(cls, table: Mapping[str, Any]) -> EpochRecord:
+    def of(cls, table: Mapping[str, Any]) -> "EpochRecord":
         """The record that `plain` gave."""
         return _RECORDS.validate_python(table)
 

@@ -1,7 +1,5 @@
 """The settings of a run: typed, frozen tables, and the checks between their keys."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

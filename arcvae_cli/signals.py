@@ -1,12 +1,10 @@
 """Signals that ask a run to stop."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterable
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 SAVED = 75  # exit code of a run that saved itself when asked to and is to be resumed (EX_TEMPFAIL of sysexits.h)
 NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "a terminal that was closed", "SIGUSR1": "SIGUSR1"}
@@ -27,7 +25,7 @@ class GracefulExit:
     def __call__(self) -> int | None:
         return self.asked
 
-    def __enter__(self) -> GracefulExit:
+    def __enter__(self) -> Self:
         for name in self.names if current_thread() is main_thread() else ():
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:

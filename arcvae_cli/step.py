@@ -1,7 +1,5 @@
 """One optimiser step without a CPU-GPU sync: device, precision, seeds, Adam, learning rate."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import math

@@ -1,7 +1,5 @@
 """The training loop, from top to bottom, and what it takes to resume it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """`arcvae interpolate`: decode a path between the codes of two examples."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Annotated, Literal

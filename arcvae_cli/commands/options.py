@@ -1,7 +1,5 @@
 """The flags that set a setting, as one table. Type, choices, default and help come from the settings' own fields."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Callable, Sequence

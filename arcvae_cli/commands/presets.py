@@ -1,7 +1,5 @@
 """`arcvae presets`: the shipped presets, one preset with the origin of each value, and the schema for editors."""
 
-from __future__ import annotations
-
 import json
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`arcvae runs`: list runs, show one, and verify their files."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """`arcvae schedule-preview`: the beta a run will use, before the run. Imports neither torch nor NumPy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,12 +1,10 @@
 """One dataset for grids and strings as plain arrays: how its examples are split, and what it consists of."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,12 +76,12 @@ class Dataset:
         """Rows of a split, ascending: (n,)."""
         return np.flatnonzero(self.split == SPLITS.index(split))
 
-    def only(self, rows: NDArray[np.int64]) -> Dataset:
+    def only(self, rows: NDArray[np.int64]) -> Self:
         shape = None if self.shape is None else self.shape[rows]
         task = None if self.task is None else self.task[rows]
         return replace(self, x=self.x[rows], split=self.split[rows], shape=shape, task=task)
 
-    def limited(self, limit: int) -> Dataset:
+    def limited(self, limit: int) -> Self:
         """At most `limit` training examples, an eighth for validation, and the test split; nested and deterministic."""
         kept = [self.rows("test")]
         for split, most in (("train", limit), ("val", max(1, limit // 8))):

@@ -1,7 +1,5 @@
 """The corpora by name, the cache of those that are built, and the molecules that are downloaded into it."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Left-most derivations of a grammar as rows of rule ids: counting, uniform sampling, enumeration, checks."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ grammar of their own, because the published rules have conflicts. Earley takes a
 several derivations it gives the one whose ids are first in lexicographic order.
 """
 
-from __future__ import annotations
-
 import gc
 import re
 import signal

@@ -1,7 +1,5 @@
 """Datasets of strings of a grammar: drawn, enumerated, parsed, or read as ids and masks; and fitted to a model."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Validity of strings beyond their grammar: a molecule by RDKit, where it is installed, a finite function of x."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The evaluation of a model of any kind: reconstruction beside baselines, latent code, samples, verdict."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,12 +1,10 @@
 """Information measures of a model's code, in nats: ELBO, likelihood bounds, active dimensions, mutual information."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -89,7 +87,7 @@ class Codes(NamedTuple):
     positions: Tensor
 
     @classmethod
-    def of(cls, passes: Iterable[tuple[Batch, Output]]) -> Codes:
+    def of(cls, passes: Iterable[tuple[Batch, Output]]) -> Self:
         rows = [(output.levels, nats(output.logits, batch), batch.counted()) for batch, output in passes]
         levels, costs, positions = zip(*rows, strict=True)
         by_name = {some[0].name: joined(some) for some in zip(*levels, strict=True)}

@@ -1,7 +1,5 @@
 """Paths between codes, and how the decoded examples change along them."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 

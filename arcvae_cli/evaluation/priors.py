@@ -1,7 +1,5 @@
 """Priors fitted to the aggregate posterior (Ghosh et al. 2020, section 4), and draws from a prior."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator, Mapping

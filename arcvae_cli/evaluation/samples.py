@@ -1,7 +1,5 @@
 """Scores of samples of grids (n, H, W) uint8, PCA as a baseline, codes in the plane. Colour 0 is the background."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

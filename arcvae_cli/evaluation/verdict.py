@@ -1,7 +1,5 @@
 """The verdict of an evaluation: targets, their values, and what to change where one is missed."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any

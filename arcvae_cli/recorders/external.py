@@ -1,7 +1,5 @@
 """W&B and TensorBoard, each in a thread of its own: a logger that fails or hangs never stops a training."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping

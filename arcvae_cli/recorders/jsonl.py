@@ -1,7 +1,5 @@
 """`metrics.jsonl`, the record of a run: a line for every epoch and every logged step."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The live table of a run in a terminal; one plain line an epoch elsewhere."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The Weights & Biases logger, online or offline, and the search for a login."""
 
-from __future__ import annotations
-
 import html
 import os
 import secrets

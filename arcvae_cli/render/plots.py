@@ -1,7 +1,5 @@
 """PNGs: grids, curves, KL heat maps, scatters of latent codes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill

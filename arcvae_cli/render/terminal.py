@@ -1,7 +1,5 @@
 """Grids in the colours of ARC, strings, and KL bars, as what Rich prints."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
 from typing import Any

@@ -3,8 +3,6 @@
 A new one is a class in `open.py` or `feedback.py`, and its place in the unions at the end of both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

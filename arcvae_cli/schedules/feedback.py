@@ -4,8 +4,6 @@ Each control law is written once: `observe` runs it on floats, `arcvae_cli.contr
 """
 # ruff: noqa: ARG002 - not every law needs its arguments
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ Epochs count from 1 and may be fractional; at epoch 0 a schedule has its start v
 """
 # ruff: noqa: ARG002 - not every schedule needs the arguments of a method
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -121,11 +119,11 @@ class Schedule(BaseModel, ABC):
         return self.model_copy(update={**changed, "per": per})
 
     @property
-    def parts(self) -> dict[str, Schedule]:
+    def parts(self) -> dict[str, "Schedule"]:
         """The independent schedules, by level; a schedule that serves all levels alike is one part, ""."""
         return {"": self}
 
-    def by_level(self, levels: Sequence[str]) -> dict[str, Schedule]:
+    def by_level(self, levels: Sequence[str]) -> dict[str, "Schedule"]:
         """The schedule of each level of latents; ValueError for a level that it does not have."""
         parts = self.parts
         if unknown := [level for level in levels if level not in parts and "" not in parts]:
