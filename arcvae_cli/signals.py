@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterable
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 SAVED = 75  # exit code of a run that saved itself when asked to and is to be resumed (EX_TEMPFAIL of sysexits.h)
 NAMES = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "a terminal that was closed", "SIGUSR1": "SIGUSR1"}
@@ -25,7 +25,7 @@ class GracefulExit:
     def __call__(self) -> int | None:
         return self.asked
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "GracefulExit":
         for name in self.names if current_thread() is main_thread() else ():
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:

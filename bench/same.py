@@ -1,6 +1,6 @@
 """Compare a checkout with recorded behaviour: weights and metrics bit for bit, JSON documents key by key.
 
-`python bench/same.py` runs short trainings (CPU, fp32, one thread, fixed seeds) and the reporting commands, and
+`python bench/same.py` runs short trainings (CPU, one thread, fixed seeds) and the reporting commands, and
 compares them with `bench/golden/`. The wording of messages may change; numbers, keys, flags and file names may not. The
 last bits of a training depend on PyTorch's build and the instruction set, so golden files name both: on another machine
 record first, from the commit they came from: `python bench/same.py --record --checkout PATH_OF_AN_OLD_CHECKOUT`.
@@ -24,7 +24,12 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden"
-MACHINE = {"torch": torch.__version__, "instructions": torch.backends.cpu.get_cpu_capability()}
+CPU = Path("/proc/cpuinfo")
+MACHINE = {
+    "torch": torch.__version__,
+    "instructions": torch.backends.cpu.get_cpu_capability(),
+    "amx": CPU.exists() and "amx_bf16" in CPU.read_text("utf-8"),
+}
 
 RUNS = {
     "grid": "--preset quickstart --epochs 2 --set data.size=2000 --set data.limit=1000 --set train.batch_size=64",
@@ -36,6 +41,8 @@ RUNS = {
     "capacity": "--preset kl_capacity --epochs 2 --set data.size=2000 --set data.limit=1000",
     "grammar": "--preset minimal --epochs 2 --set data.size=3000 --free-bits 0.5",
     "kusner": "--preset kusner_equations --epochs 1 --set data.size=2000",
+    "bf16": "--preset quickstart --epochs 1 --set data.size=2000 --set data.limit=1000 --precision bf16",
+    "bf16_hierarchical": "--preset hierarchical --epochs 1 --set data.size=2000 --set data.limit=300 --precision bf16",
 }
 READING = {
     "grid": ("evaluate --iwae 5 --iwae-examples 20", "sample --prior gmm --num 20", "interpolate --from 3 --to 17"),
@@ -106,7 +113,7 @@ def plain(value: Any, scratch: str, within: str = "") -> Any:
 def trained(checkout: Checkout, name: str) -> dict[str, Any]:
     """What a short training leaves: its metrics, the digest of its weights, its files, its report."""
     common = f"--device cpu --precision fp32 --wandb off --runs-dir runs --run-name {name}"
-    report = checkout.json(f"train {RUNS[name]} {common}")
+    report = checkout.json(f"train {common} {RUNS[name]}")
     run = checkout.scratch / "runs" / name
     records = [plain(json.loads(line), "") for line in (run / "metrics.jsonl").read_text().splitlines()]
     weights = {

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,12 +76,12 @@ class Dataset:
         """Rows of a split, ascending: (n,)."""
         return np.flatnonzero(self.split == SPLITS.index(split))
 
-    def only(self, rows: NDArray[np.int64]) -> Self:
+    def only(self, rows: NDArray[np.int64]) -> "Dataset":
         shape = None if self.shape is None else self.shape[rows]
         task = None if self.task is None else self.task[rows]
         return replace(self, x=self.x[rows], split=self.split[rows], shape=shape, task=task)
 
-    def limited(self, limit: int) -> Self:
+    def limited(self, limit: int) -> "Dataset":
         """At most `limit` training examples, an eighth for validation, and the test split; nested and deterministic."""
         kept = [self.rows("test")]
         for split, most in (("train", limit), ("val", max(1, limit // 8))):

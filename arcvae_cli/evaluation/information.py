@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class Codes(NamedTuple):
     positions: Tensor
 
     @classmethod
-    def of(cls, passes: Iterable[tuple[Batch, Output]]) -> Self:
+    def of(cls, passes: Iterable[tuple[Batch, Output]]) -> "Codes":
         rows = [(output.levels, nats(output.logits, batch), batch.counted()) for batch, output in passes]
         levels, costs, positions = zip(*rows, strict=True)
         by_name = {some[0].name: joined(some) for some in zip(*levels, strict=True)}
