@@ -125,9 +125,9 @@ def stand_in() -> list[str]:
     made = {name: importlib.util.find_spec(name) is None for name in ("pydantic", "tomli", "tomli_w", *EMPTY)}
     for name in (name for name, missing in made.items() if missing):
         if name == "tomli":
-            import tomllib
+            import tomli
 
-            sys.modules[name] = tomllib
+            sys.modules[name] = tomli
             continue
         for part in (name, *(f"{name}.{inner}" for inner in EMPTY.get(name, ()))):
             sys.modules[part] = ModuleType(part)
