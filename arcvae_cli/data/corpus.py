@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.conditions import PLACE, attributes
-from arcvae_cli.data.arrays import SPLITS, Dataset, written
+from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.strings import fitted
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, gather_table
@@ -124,7 +124,7 @@ class GridCorpus(Examples):
 class StringCorpus(Examples):
     """Left-most derivations of a grammar on the device: `length` (T) rule ids each, the padding rule after their ends.
 
-    `grammar` is None if only ids and masks are known. `entropy`: nats, of the distribution of the strings, if known.
+    `entropy`: nats, of the distribution of the strings, if known.
     """
 
     kind, unit = "strings", "token"
@@ -135,7 +135,7 @@ class StringCorpus(Examples):
         super().__init__(arrays, device)  # (n, T) int16: an eighth of the memory of a batch
         self.rules: Rules = arrays.rules
         self._identity = repr((self.rules.text, self.rules.lhs, self.rules.padding))
-        self.grammar, self.num_classes, self.entropy = arrays.grammar, len(arrays.rules), arrays.origin.entropy
+        self.num_classes, self.entropy = len(arrays.rules), arrays.origin.entropy
         self.length: int = arrays.x.shape[1]
         self.positions = (self.length,)
         self.mean_positions = self.class_counts().sum().item() / max(1, self.size("train"))
@@ -143,11 +143,6 @@ class StringCorpus(Examples):
     def ids(self, split: str) -> Tensor:
         """All derivations of a split: (n, T) int16."""
         return self._x[split]
-
-    def strings(self, split: str) -> list[str]:
-        """The strings of a split. The grammar has to be known."""
-        assert self.grammar is not None
-        return [written(self.grammar, ids) for ids in self._x[split].tolist()]
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:  # noqa: ARG002
         """Derivations at `indices` (B,) int64 as x (B, T) int64, with valid (B, T) False for padding."""

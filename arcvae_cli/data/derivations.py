@@ -102,12 +102,6 @@ def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
     return rewrite(grammar.start, depth)
 
 
-def first_of_each(ids: Ids) -> NDArray[np.int64]:
-    """Indices (n,) of rows that differ from all rows before them."""
-    first = {one.tobytes(): row for row, one in reversed([*enumerate(ids)])}
-    return np.sort(np.fromiter(first.values(), np.int64, len(first)))
-
-
 def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:
     """The first step of a row that is no part of a left-most derivation, and what is wrong; None for a whole one.
 

@@ -39,7 +39,7 @@ def test_a_corpus_holds_what_the_arrays_hold(arc: Dataset, equations: Dataset):
                 assert batch.valid is None and (corpus.grids(split).numpy() == arc.x[rows]).all()
                 assert (corpus.extents(split, indices) == arc.shape[rows[::-1]]).all()
             else:
-                assert torch.equal(batch.valid, batch.x != 11) and corpus.strings(split) == equations.strings(rows)
+                assert torch.equal(batch.valid, batch.x != 11)
         counts = np.bincount(arrays.x[arrays.rows("train")].ravel(), minlength=corpus.num_classes)
         counts[11:] = 0  # padding counts nowhere
         assert corpus.class_counts().tolist() == counts.tolist()
