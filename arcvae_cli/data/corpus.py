@@ -173,9 +173,7 @@ def open_corpus(
         arrays = load_arrays(data, known, tell=tell, say=say)
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
-    if rules is not None:
-        if arrays.kind != "strings":
-            raise InputError(f"{arrays.name}: holds grids, the model needs strings", "give strings, or ids")
+    if rules is not None and arrays.kind == "strings":
         arrays = fitted(arrays, rules, length)
     if empty := [split for split in needs if not arrays.rows(split).size]:
         raise InputError(f"{arrays.name}: the {empty[0]} split is empty", "add examples to it, or use another")

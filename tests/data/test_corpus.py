@@ -109,7 +109,6 @@ def test_open_corpus(tmp_path: Path, arc: Dataset, equations: Dataset):
         (tmp_path / "test.npz", None, None, "the train split is empty"),
         (ids, read_grammar("smiles").rules, 15, "not that of the model"),
         (ids, rules, 5, "the train split is empty"),
-        (grids, rules, 15, "holds grids, the model needs strings"),
     ):
         with pytest.raises(InputError, match=message):
             open_corpus(DataSettings(path=path), rules=given, length=length)
