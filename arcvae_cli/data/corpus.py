@@ -68,9 +68,8 @@ class GridCorpus(Examples):
     background = 0  # the class that fills empty cells
     mean_positions = float(CELLS)  # positions that count, on average over the training split
 
-    def __init__(self, arrays: Dataset, device: torch.device | str = "cpu", augment: bool = True) -> None:
+    def __init__(self, arrays: Dataset, device: torch.device | str = "cpu") -> None:
         super().__init__(arrays, device)
-        self.augment = augment
         # (n, 3) int64, objects and both symmetries as stored: augmentation keeps them, or swaps the symmetries
         self._forms: dict[str, Tensor] = {}
         table = gather_table()[-1, -1]
@@ -89,12 +88,12 @@ class GridCorpus(Examples):
         return self._shapes.get(split)
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
-        """Grids at `indices` (B,) int64 as x (B, 16, 16) int64, augmented if both this call and the corpus say so.
+        """Grids at `indices` (B,) int64 as x (B, 16, 16) int64.
 
         The first call with `conditions` measures the whole split on the host: a second for 100,000 grids.
         """
         x, symmetry = self._x[split].flatten(1).index_select(0, indices), None  # (B, 256) uint8
-        if augment and self.augment:
+        if augment:
             row = symmetry = torch.randint(SYMMETRIES, (len(x),), device=self.device)
             colours = torch.rand(len(x), COLOURS - 1, device=self.device).argsort(dim=1)
             if self._shapes:
@@ -177,4 +176,4 @@ def open_corpus(
         arrays = fitted(arrays, rules, length)
     if empty := [split for split in needs if not arrays.rows(split).size]:
         raise InputError(f"{arrays.name}: the {empty[0]} split is empty", "add examples to it, or use another")
-    return GridCorpus(arrays, device, data.augment) if arrays.kind == "grids" else StringCorpus(arrays, device)
+    return GridCorpus(arrays, device) if arrays.kind == "grids" else StringCorpus(arrays, device)

@@ -93,8 +93,8 @@ def test_conditions_change_nothing_else_and_batches_are_made_without_a_read_back
 def test_open_corpus(tmp_path: Path, arc: Dataset, equations: Dataset):
     grids, ids, strings = tmp_path / "grids.npz", tmp_path / "ids.npz", tmp_path / "strings.txt"
     write_dataset(grids, arc)
-    corpus = open_corpus(DataSettings(path=grids, augment=False, limit=80))
-    assert [corpus.size(split) for split in SPLITS] == [80, 10, 100] and not corpus.augment
+    corpus = open_corpus(DataSettings(path=grids, limit=80))
+    assert [corpus.size(split) for split in SPLITS] == [80, 10, 100]
     write_dataset(ids, equations)
     rules = equations.rules
     assert open_corpus(DataSettings(path=ids), "cpu", ("test",), rules, 20).positions == (20,)
