@@ -59,9 +59,8 @@ def attributes(grids: Grids) -> Values:
             mirrored = np.take_along_axis(some, np.expand_dims(image, 3 - axis), axis=axis)
             symmetric.append((extent > 0) & (mirrored == some).all(axis=(1, 2)))
             extents.append(extent)
-        seen = np.bitwise_or.reduce(
-            np.left_shift(1, some.reshape(count, -1), dtype=np.uint16), axis=1
-        )  # bit c: colour c
+        bits = np.left_shift(1, some.reshape(count, -1), dtype=np.uint16)  # bit c: colour c
+        seen = np.bitwise_or.reduce(bits, axis=1)
         present = (seen[:, None] >> np.arange(1, 10, dtype=np.uint16)) & 1  # (n, 9)
         black = non_black.sum(axis=(1, 2)) < extents[0] * extents[1]
         objects = np.minimum(np.bincount(objects_of(some)[0], minlength=count), OBJECT_CAP)

@@ -280,7 +280,7 @@ class Trainer:
         with self.step.autocast():
             reconstructed = self.model.reconstruct(batch)
             levels = self.model.encode(batch, noise=False)
-            sampled = self.model.argmax_decode(self.model.decode(self.model.prior(SAMPLES)))
+            sampled = self.model.argmax_decode(self.model.decode(self.model.prior(self.model.noise(SAMPLES))))
         kind = torch.uint8 if self.corpus.num_classes <= 256 else torch.int16
         examples = [classes.to(kind).cpu().numpy() for classes in (batch.x, reconstructed, sampled)]
         maps = {level.name: kl.float().cpu().numpy() for level in levels if (kl := level.map()) is not None}

@@ -75,7 +75,7 @@ def interpolate(
         for one in encoded:
             first, last = torch.split(one.mean if level == "all" else one.offset(), 1)
             latents[one.name] = between(first, last if level in ("all", one.name) else first, steps, path).flatten(0, 1)
-        latents = latents if level == "all" else model.prior(steps, noise=latents)
+        latents = latents if level == "all" else model.prior(latents)
     points = argmax_decode(model, latents).numpy().astype(domain.dtype)
     decoded = domain.path(loaded, points, originals, console.note)
     decoded.arrays["originals"] = originals

@@ -39,18 +39,14 @@ class Table(NamedTuple):
     note: str = ""
 
 
-PATHS = Table(
-    "Interpolation",
-    {"": ""},
-    (
-        ("different examples on a path", "interpolation.distinct", ".1f"),
-        ("changes per step", "interpolation.mean_step", ".1f"),
-        ("  in the largest step", "interpolation.largest_step", ".1f"),
-        ("  of the distance of the ends", "interpolation.largest_step_share", ".0%"),
-        ("differences between the ends", "interpolation.distance", ".1f"),
-        ("valid strings", "interpolation.valid_share", ".1%"),
-        ("paths of valid strings", "interpolation.valid_paths", ".1%"),
-    ),
+PATH_SCORES = (
+    ("different examples on a path", "interpolation.distinct", ".1f"),
+    ("changes per step", "interpolation.mean_step", ".1f"),
+    ("  in the largest step", "interpolation.largest_step", ".1f"),
+    ("  of the distance of the ends", "interpolation.largest_step_share", ".0%"),
+    ("differences between the ends", "interpolation.distance", ".1f"),
+    ("valid strings", "interpolation.valid_share", ".1%"),
+    ("paths of valid strings", "interpolation.valid_paths", ".1%"),
 )
 
 
@@ -95,7 +91,9 @@ class Domain:
     quick_shuffle = plain = False
 
     def check_decodable(self, loaded: Loaded) -> None:
-        """InputError where nothing can be decoded into examples."""
+        """InputError for a model of strings that was trained without a grammar."""
+        if self.plain and loaded.grammar is None:
+            raise InputError(f"{loaded.path}: the model was trained without a grammar", "train with --grammar FILE")
 
     def check_flags(self, given: Mapping[str, object]) -> None:
         """InputError for a flag of strings (None if not given) with a model of another kind."""

@@ -70,14 +70,8 @@ SAMPLE_SCORES = (
     ("distinct", "{}.distinct_share", ".2%"),
     ("novel", "{}.novel_share", ".2%"),
 )
-CONDITIONED = {
-    "given": "counted_obeying",
-    "unaided": "unaided_obeying",
-    "not given": "baseline_counted_obeying",
-    "of": "counted",
-    "all": "obeying",
-    "data": "data",
-}
+CONDITIONED = {"given": "counted_obeying", "unaided": "unaided_obeying", "not given": "baseline_counted_obeying"}
+CONDITIONED |= {"of": "counted", "all": "obeying", "data": "data"}
 
 
 class GridDomain(base.Domain):
@@ -228,18 +222,13 @@ class GridDomain(base.Domain):
         columns = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", **BASELINES}
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, SCORES)
         yield Table("Accuracy by true colour", {str(colour): str(colour) for colour in range(COLOURS)}, COLOUR_SCORES)
-        yield base.PATHS
-        columns, count = (
-            {"samples": "prior_samples", "training": "training_grids"},
-            report["prior_samples"]["reference"],
-        )
-        yield Table(f"Samples against {count} grids of the split", columns, SAMPLE_SCORES)
+        yield Table("Interpolation", {"": ""}, base.PATH_SCORES)
+        drawn, columns = report["prior_samples"], {"samples": "prior_samples", "training": "training_grids"}
+        yield Table(f"Samples against {drawn['reference']} grids of the split", columns, SAMPLE_SCORES)
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
-            note = (
-                "of: samples neither blank nor repeated; given, unaided, not given: shares of these (not given: of\n"
-                f"{accuracy['baseline_counted']}); all: of all; unaided: the argmax of each cell, without constraints"
-            )
+            note = f"shares of samples neither blank nor repeated ({accuracy['baseline_counted']} if not given);\n"
+            note += "of: their number; all: of all samples; unaided: the argmax of each cell, without constraints"
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
@@ -386,4 +375,4 @@ def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:
         by_row, by_column = model.noise(rows), model.noise(columns)
         noise = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in by_column.items()}
         noise[top] = by_row[top].repeat_interleave(columns, dim=0)
-        return argmax_decode(model, draw_prior(model, rows * columns, noise=noise)).to(torch.uint8).numpy()
+        return argmax_decode(model, model.prior(noise)).to(torch.uint8).numpy()

@@ -25,7 +25,7 @@ from arcvae_cli.evaluation.information import batch_size, eval_mode, longest_fir
 from arcvae_cli.evaluation.paths import decoded_paths, edit_distance, smoothness
 from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 from arcvae_cli.evaluation.verdict import HELD_MARGIN, Advice, Target, judge
-from arcvae_cli.grammar import Grammar, Rules, parse_grammar
+from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import Latents, Level
 from arcvae_cli.models.grammar import LEVEL
 from arcvae_cli.objective import ACTIVE_KL
@@ -43,7 +43,6 @@ ENCODINGS, DIVERSITY = 10, 1000  # codes per example as in the protocol of 2017;
 DECODINGS, CUDA_DECODINGS = 2**20, 2**24  # noise is drawn for so many rules at once
 WRITTEN_PAIRS, PRINTED = 16, 256  # pairs in a text file, strings on a terminal
 INCOMPLETE = "(incomplete)"  # a derivation that is cut off before its end
-STRING = "string:"  # prefix of a string that looks like an index
 DRAWN, FREE, ARGMAX = (True, True), (True, False), (False, True)  # rules drawn from p(x|z)? within the length budget?
 
 EXACT_TARGET = 0.50  # share of derivations at the posterior mean; Kusner et al. 2017: 0.54 of drawn molecules
@@ -114,11 +113,11 @@ class StringDomain(base.Domain):
             accuracy, exact = 1.0 - (errors.sum() / lengths.sum()).item(), (errors == 0).double().mean().item()
             scores[name] = {"token_accuracy": accuracy, "exact_share": exact}
         codes = information.Codes({LEVEL: posterior}, drawn_costs, lengths)
-        grammar, validator = _grammar(model)
+        validator = _validator(model)
         x, same = corpus.ids(split)[indices.to(corpus.device)], None
         if validator is not None and validator.diversity is not None and not task.quick:  # of molecules
             [(derived, _)] = derive(model, posterior.mean, ARGMAX)
-            pairs = zip(written(grammar, x.tolist()), written(grammar, derived.tolist()), strict=True)
+            pairs = zip(texts_of(corpus.rules, x.cpu().numpy()), texts_of(corpus.rules, derived), strict=True)
             canonical = validator.canonical
             same = sum(one == other or canonical(one) == canonical(other) for one, other in pairs) / len(x)
         encodings = 1 if task.quick else ENCODINGS
@@ -151,18 +150,19 @@ class StringDomain(base.Domain):
 
     def further(self, task: Task) -> dict[str, Any]:
         model, trained, seed = task.model, task.trained, task.seed
-        grammar, validator = _grammar(model)
+        rules, validator = model.structure.rules, _validator(model)
         paths = scores = None
-        if grammar is not None and len(task.few) > 1 and not task.quick:
+        if rules.text is not None and len(task.few) > 1 and not task.quick:
             decoded = decoded_paths(model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)
             changes, rows = smoothness(decoded), decoded.transpose(0, 1).numpy()  # (pairs, steps, T)
             paths = {name: changes[name] for name in ("pairs", "steps", "mean_step", "largest_step", "distance")}
             distinct = float(np.mean([len(np.unique(path, axis=0)) for path in rows]))
             paths |= {"distinct": distinct, "valid_share": None, "valid_paths": None}
             if validator is not None:
-                valid = np.array([list(map(validator.is_valid, written(grammar, path.tolist()))) for path in rows])
+                valid = np.array([validator.is_valid(text) for text in texts_of(rules, np.concatenate(rows))])
+                valid = valid.reshape(rows.shape[:2])
                 paths |= {"valid_share": float(valid.mean()), "valid_paths": float(valid.all(axis=1).mean())}
-        if grammar is not None:
+        if rules.text is not None:
             count = QUICK_SAMPLES if task.quick else task.samples
             with eval_mode(model, seed) as device:
                 latents = {"standard": draw_prior(model, count)}
@@ -173,7 +173,7 @@ class StringDomain(base.Domain):
             for name, z in latents.items():
                 # with and without the budget the same rules are drawn, where a derivation is complete
                 (drawn, _), (_, complete), (best, _) = derive(model, z[LEVEL], DRAWN, FREE, ARGMAX, seed=seed)
-                scores[name] = score_strings(drawn, complete, best, known, grammar, validator)
+                scores[name] = score_strings(drawn, complete, best, known, rules, validator)
         return {"judged": validator and validator.name, "interpolation": paths, "prior_samples": scores}
 
     def verdict(self, report: Report, advice: Advice) -> dict[str, Any]:
@@ -233,7 +233,7 @@ class StringDomain(base.Domain):
         model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", "frequencies": "frequencies"}
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baseline", model, SCORES)
         yield Table("Nats of a derivation", {"": ""}, LIKELIHOOD)
-        yield base.PATHS
+        yield Table("Interpolation", {"": ""}, base.PATH_SCORES)
         if report["prior_samples"] is not None:
             valid = report["judged"] or "no validity check for this grammar, or RDKit is missing"
             note = f"fitted: the Gaussian of the training codes (--prior aggregate); valid: {valid}"
@@ -249,27 +249,24 @@ class StringDomain(base.Domain):
             for name, x, reconstructed, _ in self.pairs(task, evaluation, WRITTEN_PAIRS):
                 write_lines(folder / f"{name}.txt", pair_lines(task.model.structure.rules, x, reconstructed))
 
-    def check_decodable(self, loaded: Loaded) -> None:
-        if loaded.grammar is None:
-            raise InputError(f"{loaded.path}: the model was trained without a grammar", "train with --grammar FILE")
-
     def posterior_samples(self, model: Any, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
         if not corpus.size(split):
             return {LEVEL: torch.empty(0, *model.level_shapes[LEVEL])}
         return {LEVEL: encode(model, corpus, split, information.choose(corpus, split, limit, seed), seed).sample}
 
     def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Mapping[str, Any], note: Note) -> Decoded:
-        grammar, validator = _grammar(loaded.model, note)
-        argmax, budget, corpus = options["argmax"], options["budget"], options["training"]()
+        grammar: Any = loaded.grammar
+        argmax, budget, validator = options["argmax"], options["budget"], _validator(loaded.model, note)
         [(ids, complete)] = derive(loaded.model, latents[LEVEL], (not argmax, budget), seed=seed)
         texts = [grammar.write(row) for row in ids.tolist()]
-        known = None if corpus is None else frozenset(written(grammar, corpus.ids("train").tolist()))
+        corpus = options["training"]()
+        known = None if corpus is None else frozenset(texts_of(corpus.rules, corpus.ids("train").cpu().numpy()))
         names = meanings(texts, validator)
         different = {name: text for name, text in reversed(list(zip(names, texts, strict=True))) if name is not None}
         valid, distinct = sum(name is not None for name in names), len(different)
         novel = None if known is None else sum(text not in known for text in different.values())
-        valid_count = None if validator is None else valid
-        counts = {"complete": int(complete.sum()), "valid": valid_count, "distinct": distinct, "novel": novel}
+        judged = valid if validator else None
+        counts = {"complete": int(complete.sum()), "valid": judged, "distinct": distinct, "novel": novel}
         facts: dict[str, Any] = {"decode": "argmax" if argmax else "sample", "budget": budget}
         facts |= {"strings": texts, "judge": validator and validator.name, **counts}
         for (key, count), of in zip(counts.items(), (len(ids), len(ids), valid, distinct), strict=True):
@@ -286,8 +283,8 @@ class StringDomain(base.Domain):
         from arcvae_cli.data.parsing import ParseFailure, Parser
 
         model: Any = loaded.model
-        (grammar, _), length = _grammar(model), model.structure.length
-        text = text.removeprefix(STRING)
+        grammar, length = parse_grammar(model.structure.rules.text, "grammar"), model.structure.length
+        text = text.removeprefix("string:")  # of a string that looks like an index
         try:
             ids = Parser(grammar).parse(text)
         except ParseFailure as failure:
@@ -298,12 +295,12 @@ class StringDomain(base.Domain):
         return repr(text), np.array(ids + [grammar.rules.padding] * (length - len(ids)), np.int16)
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
-        grammar, validator = _grammar(loaded.model, note)
-        padding, last = grammar.rules.padding, len(steps) - 1
-        strings, ends = (written(grammar, some.tolist()) for some in (steps, originals))
+        model: Any = loaded.model
+        rules, validator, last = model.structure.rules, _validator(model, note), len(steps) - 1
+        strings, ends = (texts_of(rules, some) for some in (steps, originals))
         valid = None if validator is None else list(map(validator.is_valid, strings))
-        rules, wanted = ([ids[ids != padding].tolist() for ids in some] for some in (steps, originals))
-        facts, words = self.path_facts(rules, wanted, edit_distance)
+        used, wanted = ([ids[ids != rules.padding].tolist() for ids in some] for some in (steps, originals))
+        facts, words = self.path_facts(used, wanted, edit_distance)
         rows = [("from, original", ends[0], "")]
         for place, string in enumerate(strings):
             if not place or string != strings[place - 1]:  # the same string shares a row
@@ -329,17 +326,10 @@ class StringDomain(base.Domain):
         write_lines(files["json"], [json.dumps(document, allow_nan=False)])
 
 
-def _grammar(model: Any, note: Note = lambda _: None) -> tuple[Any, Validator | None]:
-    """The grammar of a model's strings, None where only ids and masks are known, and the validator of the strings."""
-    if model.structure.rules.text is None:
-        return None, None
-    grammar = parse_grammar(model.structure.rules.text, "grammar")
-    return grammar, validator_for(grammar, note)
-
-
-def written(grammar: Grammar, derivations: Sequence[Sequence[int]]) -> list[str]:
-    """The strings of derivations, empty for one that is incomplete."""
-    return [grammar.write(ids) or "" for ids in derivations]
+def _validator(model: Any, note: Note = lambda _: None) -> Validator | None:
+    """The validator of a model's strings, None where only ids and masks are known."""
+    text = model.structure.rules.text
+    return None if text is None else validator_for(parse_grammar(text, "grammar"), note)
 
 
 def texts_of(rules: Rules, ids: Examples) -> list[str]:
@@ -462,13 +452,13 @@ def meanings(texts: Sequence[str | None], validator: Validator | None) -> list[s
 
 
 def score_strings(
-    ids: Examples, complete: Examples, best: Examples, known: Set[int], grammar: Grammar, validator: Validator | None
+    ids: Examples, complete: Examples, best: Examples, known: Set[int], rules: Rules, validator: Validator | None
 ) -> dict[str, Any]:
     """Scores of complete derivations (n, T) drawn with the budget, and of the argmax ones, `best`, of the same codes.
 
     `complete`: (n,) whether one drawn without the budget is complete, which then is the same. `known`: training keys.
     """
-    texts = written(grammar, ids.tolist())
+    texts = texts_of(rules, ids)
     names = meanings(texts, validator)
     valid, shares = np.array([name is not None for name in names]), dict[int, float]()
     for count in (len(ids), 1000, 10_000):
@@ -480,7 +470,7 @@ def score_strings(
     share = valid_best = diversity = both = None
     if validator is not None:
         share, both = float(valid.mean()), float((complete & valid).mean())
-        valid_best = float(np.mean([validator.is_valid(text) for text in written(grammar, best.tolist())]))
+        valid_best = float(np.mean([validator.is_valid(text) for text in texts_of(rules, best)]))
         if validator.diversity is not None and len(distinct) > 1:
             diversity = validator.diversity([texts[place] for place in distinct[:DIVERSITY]])
     return {
@@ -495,5 +485,5 @@ def score_strings(
         "diversity": diversity,
         "likeliest_valid_share": valid_best,
         "likeliest_distinct_share": len(set(keys(best))) / len(best),
-        "mean_rules": float((ids != grammar.rules.padding).sum(axis=1).mean()),
+        "mean_rules": float((ids != rules.padding).sum(axis=1).mean()),
     }

@@ -40,9 +40,8 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
     """Straight paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
     pairs = len(indices) // 2
     means = posterior_means(model, corpus, split, indices[: 2 * pairs])
-    path = {name: between(code[:pairs], code[pairs:], steps) for name, code in means.items()}
+    codes = {name: between(code[:pairs], code[pairs:], steps).flatten(0, 1) for name, code in means.items()}
     with eval_mode(model, 0):
-        codes = {name: code.flatten(0, 1) for name, code in path.items()}
         decoded = argmax_decode(model, codes)
     return decoded.reshape(steps, pairs, *decoded.shape[1:])
 

@@ -76,13 +76,10 @@ def _batches(latents: Latents, conditions: Tensor | None) -> Iterator[tuple[dict
         yield {name: value[rows] for name, value in latents.items()}, None if conditions is None else conditions[rows]
 
 
-def draw_prior(
-    model: VAE, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
-) -> dict[str, Tensor]:
-    """(n, *shape) draws by level from the model's own prior; `conditions` (n, A) int64, `noise` is drawn if None."""
+def draw_prior(model: VAE, n: int, temperature: float = 1.0, conditions: Tensor | None = None) -> dict[str, Tensor]:
+    """(n, *shape) draws by level from the model's own prior, given conditions (n, A) int64."""
     with torch.inference_mode():
-        parts = _batches(model.noise(n) if noise is None else noise, conditions)
-        drawn = [model.prior(len(next(iter(part.values()))), temperature, given, part) for part, given in parts]
+        drawn = [model.prior(part, temperature, given) for part, given in _batches(model.noise(n), conditions)]
     return {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
 
 

@@ -144,10 +144,8 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
             measured = {"obeying": values, "counted_obeying": values[counted], "data": data}
             measured |= {"baseline_obeying": baseline, "baseline_counted_obeying": baseline[kept]}
             measured["unaided_obeying"] = unaided[counted_unaided]
-            row: dict[str, Any] = {"asked": text, "counted": int(counted.sum())}
-            for key, some in measured.items():
-                row[key] = float(satisfies(some, given).mean()) if len(some) else None
-            rows.append(row)
+            found = {key: satisfies(some, given).mean().item() if len(some) else None for key, some in measured.items()}
+            rows.append({"asked": text, "counted": int(counted.sum()), **found})
     return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}
 
 

@@ -97,16 +97,14 @@ class VAE(nn.Module, ABC):
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
         """Logits (B, classes, *positions) of latents given by the level's name, and of conditions (B, A) if any."""
 
-    def prior(
-        self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
-    ) -> dict[str, Tensor]:
-        """`n` draws by level from the prior, its deviation times `temperature`, given conditions (n, A) and `noise`."""
-        return {name: temperature * value for name, value in (noise or self.noise(n)).items()}
-
     def noise(self, n: int) -> dict[str, Tensor]:
-        """Standard normal numbers for `n` draws, (n, *shape) by level."""
+        """Standard normal numbers for `n` draws from the prior, (n, *shape) by level."""
         device = next(self.parameters()).device
         return {name: torch.randn(n, *shape, device=device) for name, shape in self.level_shapes.items()}
+
+    def prior(self, noise: Latents, temperature: float = 1.0, conditions: Tensor | None = None) -> dict[str, Tensor]:
+        """The draws that `noise` gives by level, given conditions (n, A); `temperature` multiplies deviations."""
+        return {name: temperature * value for name, value in noise.items()}
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
         """The most likely classes (B, *positions), subject to the conditions if any."""

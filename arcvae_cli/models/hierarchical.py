@@ -50,11 +50,8 @@ class HierarchicalVAE(VAE):
         wide, map_, *_ = self.decoder.top_down(latents[GLOBAL], conditions)
         return self.decoder.logits(wide, map_, conditions, latents[LOCAL])
 
-    def prior(
-        self, n: int, temperature: float = 1.0, conditions: Tensor | None = None, noise: Latents | None = None
-    ) -> dict[str, Tensor]:
-        """`n` draws: the global vector from N(0, temperature^2), the local map from the learned prior given it."""
-        noise = noise or self.noise(n)
+    def prior(self, noise: Latents, temperature: float = 1.0, conditions: Tensor | None = None) -> dict[str, Tensor]:
+        """The global vector is drawn from N(0, temperature^2), the local map from the learned prior given it."""
         top = temperature * noise[GLOBAL]
         *_, mean, logvar = self.decoder.top_down(top, self.dropped_conditions(conditions, top))
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
@@ -155,8 +152,7 @@ class Encoder(nn.Module):
         one_hot = functional.embedding(x, self.one_hot).permute(0, 3, 1, 2)
         features = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
         flat = self.flatten(functional.relu(self.thin(features)))
-        wide = self.wide(self.widen(flat) + self.conditions(conditions))
-        wide = wide.float()  # once, for both heads
+        wide = self.wide(self.widen(flat) + self.conditions(conditions)).float()  # once, for both heads
         return features, float32(self.mean, wide), float32(self.spread, wide)
 
 

@@ -101,7 +101,7 @@ def test_one_level_moves_and_the_other_keeps_its_distance_from_the_prior(
             torch.testing.assert_close(latents["global"][-1], one.mean[1], rtol=1e-4, atol=1e-4)
     steps, shape = latents["global"], (5, *model.level_shapes["local"])
     noises = ({"global": steps, "local": local} for local in (torch.zeros(shape), torch.ones(shape)))
-    mean, above = (model.prior(5, noise=noise)["local"] for noise in noises)
+    mean, above = (model.prior(noise)["local"] for noise in noises)
     distance = {"global": steps, "local": (latents["local"] - mean) / (above - mean)}  # in standard deviations
     torch.testing.assert_close(distance[other], distance[other][:1].expand_as(distance[other]), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(distance[level][0], distance[level][-1])

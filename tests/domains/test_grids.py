@@ -86,7 +86,7 @@ class Copy(VAE):
         distance = latents["z"].view(-1, 1, 16, 16) - torch.arange(10.0).view(10, 1, 1)
         return -self.sharpness * distance.square()
 
-    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
+    def noise(self, n: int) -> dict[str, Tensor]:
         """Independent cells, a fifth of them coloured."""
         return {"z": torch.randint(1, 10, (n, 256)) * (torch.rand(n, 256) < 0.2).float()}
 
@@ -200,7 +200,7 @@ def test_rows_share_the_top_latent_and_columns_the_noise_below(hierarchy: VAE, m
     drawn: dict[str, Tensor] = {}
     decode, prior = hierarchy.decode, hierarchy.prior
     monkeypatch.setattr(hierarchy, "decode", lambda latents, given: drawn.update(latents) or decode(latents, given))
-    monkeypatch.setattr(hierarchy, "prior", lambda *some: drawn.update(noise=some[-1]["local"]) or prior(*some))
+    monkeypatch.setattr(hierarchy, "prior", lambda noise: drawn.update(noise=noise["local"]) or prior(noise))
     grids = draw_levels(hierarchy, 3, 4, seed=2)
     assert (grids.shape, grids.dtype) == ((12, 16, 16), np.uint8)
     top, noise = drawn["global"].view(3, 4, -1), drawn["noise"].view(3, 4, -1)

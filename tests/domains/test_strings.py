@@ -180,14 +180,14 @@ def test_new_strings_are_counted_one_by_one() -> None:
     validator = Validator("odd", lambda text: text != "2")
     keys = set(strings.keys(np.array([known])))
     complete = np.array([True, False, True, True])
-    found = strings.score_strings(ids, complete, ids[[0, 0, 0, 1]], keys, EQUATIONS, validator)
+    found = strings.score_strings(ids, complete, ids[[0, 0, 0, 1]], keys, EQUATIONS.rules, validator)
     assert EQUATIONS.write(twice) == "2"
     assert (found["samples"], found["mean_rules"]) == (4, 2.0)
     assert (found["complete_share"], found["valid_share"], found["complete_valid_share"]) == (0.75, 0.5, 0.25)
     assert (found["distinct_share"], found["novel_share"]) == (1.0, 0.5)
     assert (found["likeliest_valid_share"], found["likeliest_distinct_share"]) == (1.0, 0.5)
     assert found["distinct_1k_share"] is found["distinct_10k_share"] is found["diversity"] is None
-    plain = strings.score_strings(ids, complete, ids, keys, EQUATIONS, None)
+    plain = strings.score_strings(ids, complete, ids, keys, EQUATIONS.rules, None)
     assert (plain["valid_share"], plain["distinct_share"], plain["novel_share"]) == (None, 0.75, 2 / 3)
 
 

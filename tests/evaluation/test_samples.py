@@ -101,9 +101,6 @@ class Painter(VAE):
         grids[asked[:, PLACE["symmetry_lr"]] == 1] = torch.where(torch.arange(256) < 2, 1, 0)
         return nn.functional.one_hot(grids, 10).float().transpose(1, 2).view(-1, 10, 16, 16)
 
-    def prior(self, n: int, temperature=1.0, conditions=None, noise=None) -> dict[str, Tensor]:
-        return dict(noise or self.noise(n))
-
 
 def test_shares_are_of_all_and_of_those_that_count(arc: Dataset) -> None:
     asked = ["colours=2", "colours=3", "red=yes", "symmetry=lr", "colours=2 red=no"]

@@ -76,7 +76,7 @@ def test_nats_are_those_of_a_softmax_over_the_rules_of_the_symbol(arch: str) -> 
 def test_probabilities_of_all_whole_derivations_sum_to_those_that_end_in_time(arch: str) -> None:
     rules = Rules(("S",), (0, 0, 0, -1), ((0, 0), (), (), ()), 0, 3)
     model = small(arch, Structure(rules, 5), encoder_kernel=[1, 1, 1])
-    z = model.prior(1, temperature=3.0)["z"]
+    z = model.prior(model.noise(1), temperature=3.0)["z"]
     x = torch.tensor([ids for ids in itertools.product(range(4), repeat=5) if wrong_step(list(ids), rules) is None])
     assert len(x) == 2 + 4 + 16  # of 1, 3 and 5 rules: Catalan numbers times 2 to the leaves
     batch = Batch(x, x != 3)

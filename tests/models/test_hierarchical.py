@@ -48,7 +48,7 @@ def test_levels_and_logits(size: int, channels: int, dim: int) -> None:
     assert local.kl.min() > 0.01 and local.prior[0].abs().max() > 0.01, "the prior is learned"
     decoded = model.decode({level.name: level.sample for level in output.levels}, batch.conditions)
     torch.testing.assert_close(output.logits, decoded)
-    drawn = model.prior(3, conditions=batch.conditions, noise={level.name: level.offset() for level in output.levels})
+    drawn = model.prior({level.name: level.offset() for level in output.levels}, conditions=batch.conditions)
     for level in output.levels:
         torch.testing.assert_close(drawn[level.name], level.sample, atol=1e-4, rtol=1e-4)
 
@@ -105,7 +105,7 @@ def test_conditions_on_cells_are_satisfied(loud: float) -> None:
     for text in (*colours, *extents, "symmetry=both height=5 width=4 colours=1"):
         wanted, told = conditions.parse(text.split()), given(20, *text.split())
         with torch.no_grad():
-            logits = model.decode(model.prior(20, conditions=told), told)
+            logits = model.decode(model.prior(model.noise(20), conditions=told), told)
         drawn = logits.argmax(1).to(torch.uint8).numpy()
         for name, value in wanted.items():
             column = conditions.attributes(drawn)[:, PLACE[name]]
