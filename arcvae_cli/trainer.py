@@ -20,7 +20,7 @@ from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.engine import TEXTS, Engine
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError, first_line
 from arcvae_cli.evaluation.information import batches, longest_first
-from arcvae_cli.machine import cores, describe, out_of_memory, peak_memory, threads_given
+from arcvae_cli.machine import choose_threads, cores, describe, out_of_memory, peak_memory, threads_given
 from arcvae_cli.metrics import EpochMetrics, MetricAccumulator, MetricRows
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
@@ -28,7 +28,7 @@ from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Pictur
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.settings import Settings, elbo_scale
 from arcvae_cli.signals import exit_code, signal_name
-from arcvae_cli.step import LearningRate, Step, seed_step
+from arcvae_cli.step import LearningRate, Step, seed_step, trial
 
 SHOWN, SAMPLES = 16, 64  # reconstructions and samples of a picture
 LOSS_EVERY, FIRST_LOSS_EVERY = 50, 10  # steps between two readings of the running loss, and in the first epoch
@@ -107,9 +107,10 @@ class Trainer:
         train = self.settings.train
         if not self.trials_done:
             self.check_precision()
-            left = self.steps * train.epochs - self.global_step
-            if train.threads == "auto" and self.device.type == "cpu" and (note := self.engine.choose_threads(left)):
-                self.notes.append(note)
+            if train.threads == "auto" and self.device.type == "cpu":
+                with trial(self.step, self.control):
+                    note = choose_threads(self.engine.try_step, self.steps * train.epochs - self.global_step)
+                self.notes += [note] if note else []
             self.trials_done = True
         times = (self.clock(epoch + 1, index) for epoch in range(train.epochs) for index in range(self.steps))
         self.engine.prepare(times)
