@@ -118,13 +118,11 @@ class Engine:
 
 # by device, one for all recordings: cuBLAS keeps tens of MiB for each
 _side_stream = functools.cache(torch.cuda.Stream)
-_failed: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator still refers to them, and can record no other
+_failed: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator still refers to them
 
 
 def record_graph(function: Callable[[], None], warm_up: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """A graph of `function` on the current CUDA device; RuntimeError where no graph can do it, or one has failed."""
-    if _failed:
-        raise RuntimeError("an earlier recording failed")
+    """A graph of `function` on the current CUDA device; RuntimeError where no graph can do it."""
     here, device = torch.cuda.current_stream(), torch.cuda.current_device()
     stream = _side_stream(device)
     stream.wait_stream(here)

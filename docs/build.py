@@ -174,12 +174,10 @@ def plan_of(settings: Settings, loaded: Loaded, document: dict[str, Any], steps:
         how="cpu in fp32, eager steps",
         corpus=settings.data.name,
         sizes={"train": 80_000, "val": 10_000, "test": 10_000},
-        epochs=settings.train.epochs,
         steps=steps,
         level_shapes=levels,
         settings=settings,
         elbo_scale=elbo_scale(settings, 256),
-        free_bits={level: settings.objective.floor(level) for level in levels},
         notes=(),
         blank=document["reconstruction"]["all_black"]["pixel_accuracy"],
     )
