@@ -167,7 +167,6 @@ def live_svg() -> str:
 
 def plan_of(settings: Settings, loaded: Loaded, document: dict[str, Any], steps: int) -> Plan:
     """The plan of the recorded run, as the trainer gives it to recorders before the first step."""
-    levels = loaded.model.level_shapes
     return Plan(
         run="quickstart",
         parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
@@ -175,7 +174,7 @@ def plan_of(settings: Settings, loaded: Loaded, document: dict[str, Any], steps:
         corpus=settings.data.name,
         sizes={"train": 80_000, "val": 10_000, "test": 10_000},
         steps=steps,
-        level_shapes=levels,
+        level_shapes=loaded.model.level_shapes,
         settings=settings,
         elbo_scale=elbo_scale(settings, 256),
         notes=(),
