@@ -10,10 +10,10 @@ from torch import nn
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.errors import first_line
-from arcvae_cli.machine import choose_threads, out_of_memory
+from arcvae_cli.machine import out_of_memory
 from arcvae_cli.metrics import MetricAccumulator
 from arcvae_cli.settings import Settings
-from arcvae_cli.step import Step, mix, seed_step, snapshot
+from arcvae_cli.step import Step, mix, seed_step, trial
 
 TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
 
@@ -32,14 +32,6 @@ class Engine:
         self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, step.device)
         self._graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph] = {}  # by the levels whose beta is 0
 
-    def choose_threads(self, steps: int) -> str | None:
-        """Set the CPU threads for so many steps by a trial that leaves no trace; a note about it."""
-        restore = snapshot(self.step, self.control)
-        self.step.model.train()
-        note = choose_threads(self._try, steps)
-        restore()
-        return note
-
     def prepare(self, times: Iterable[float]) -> None:
         """Choose the engine by trial, eager where another fails. `times`: all that the schedule will be asked for."""
         compiled = self.settings.train.engine == "compile"
@@ -47,8 +39,6 @@ class Engine:
             self.reason = f"CUDA graphs need a CUDA device, this is {self.step.device.type}"
         if not compiled and (self.settings.train.engine == "eager" or not self.cuda):
             return
-        restore = snapshot(self.step, self.control)
-        self.step.model.train()
         self.control.use_tensors()
         cases: dict[tuple[str, ...], float] = {}  # a time for each combination of levels whose beta is 0
         for time in times:
@@ -59,25 +49,25 @@ class Engine:
             self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
             # fallback_random: draws what eager draws
             self.step.forward = torch.compile(self.step.plain, dynamic=False, options={"fallback_random": True})
-        try:
-            modules = self.step.model.modules()
-            graphs = self.cuda and not any(isinstance(part, nn.RNNBase) and part.dropout for part in modules)
-            if not graphs and not compiled:
-                raise RuntimeError("it cannot seed the dropout between GRU layers, whose state is cuDNN's own")
-            for levels, time in cases.items():
-                self.control.at(time)
-                if graphs:
-                    self._graphs[levels] = record_graph(self.body, self._try)
-                else:
-                    self._try()
-            self.kind = "compile" if compiled else "graph"
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler, the compiler behind it or a driver may raise
-            self.reason = f"{'compiling' if compiled else 'recording a CUDA graph'} failed: {first_line(error)}"
-            self.step.forward = self.step.plain
-            self._graphs.clear()
-        restore()
+        with trial(self.step, self.control):
+            try:
+                modules = self.step.model.modules()
+                graphs = self.cuda and not any(isinstance(part, nn.RNNBase) and part.dropout for part in modules)
+                if not graphs and not compiled:
+                    raise RuntimeError("it cannot seed the dropout between GRU layers, whose state is cuDNN's own")
+                for levels, time in cases.items():
+                    self.control.at(time)
+                    if graphs:
+                        self._graphs[levels] = record_graph(self.body, self.try_step)
+                    else:
+                        self.try_step()
+                self.kind = "compile" if compiled else "graph"
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever a compiler, the compiler behind it or a driver may raise
+                self.reason = f"{'compiling' if compiled else 'recording a CUDA graph'} failed: {first_line(error)}"
+                self.step.forward = self.step.plain
+                self._graphs.clear()
 
     def begin(self, epoch: int, index: int = 0) -> None:
         """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
@@ -100,7 +90,7 @@ class Engine:
         self.metrics.add(self.row, terms, output, batch, self.step.norm)
         self.row.add_(1)
 
-    def _try(self) -> None:
+    def try_step(self) -> None:
         """A step whose metrics go into the spare row; so do those of the next one."""
         self.row.fill_(self.steps)
         self.body()
@@ -116,7 +106,7 @@ class Engine:
             torch.cuda.empty_cache()  # nothing where CUDA is not in use
             self.indices = self.order[:size]
             try:
-                self._try()
+                self.try_step()
                 return size
             except Exception as error:
                 if not out_of_memory(error):
@@ -126,19 +116,18 @@ class Engine:
         return None
 
 
-WARM_UPS = 3  # plain calls before a recording, in which libraries choose kernels and allocate workspaces
-_failed: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator still refers to them, and can record no other
+# by device, one for all recordings: cuBLAS keeps tens of MiB for each
+_side_stream = functools.cache(torch.cuda.Stream)
+_failed: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator still refers to them
 
 
 def record_graph(function: Callable[[], None], warm_up: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """A graph of `function` on the current CUDA device; RuntimeError where no graph can do it, or one has failed."""
-    if _failed:
-        raise RuntimeError("an earlier recording failed")
+    """A graph of `function` on the current CUDA device; RuntimeError where no graph can do it."""
     here, device = torch.cuda.current_stream(), torch.cuda.current_device()
     stream = _side_stream(device)
     stream.wait_stream(here)
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
+        for _ in range(3):  # in which libraries choose kernels and allocate workspaces
             warm_up()
     here.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -154,8 +143,3 @@ def record_graph(function: Callable[[], None], warm_up: Callable[[], None]) -> t
         generator.graphsafe_set_state(torch.Generator(generator.device).set_state(generator.get_state()))
         raise error.__context__ or error from None  # the end of a recording only says that something failed
     return graph
-
-
-@functools.cache
-def _side_stream(device: int) -> torch.cuda.Stream:  # one for all recordings: cuBLAS keeps tens of MiB for each
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -59,9 +59,8 @@ def choose_threads(step: Callable[[], object], steps: int) -> str | None:
             began = time.perf_counter()
             step()
             taken.append(time.perf_counter() - began)
-    one, several = (
-        1e3 * sum(taken[1:]) / len(taken[1:]) for taken in seconds.values()
-    )  # the first makes kernels ready
+    # the first step of each makes kernels ready
+    one, several = (1e3 * sum(taken[1:]) / len(taken[1:]) for taken in seconds.values())
     chosen = every if several < GAIN * one else 1
     torch.set_num_threads(chosen)
     return f"threads {chosen}, by trial: {one:.3g} ms a step with 1, {several:.3g} ms with {every}"

@@ -42,13 +42,11 @@ class EpochMetrics:
 class MetricAccumulator:
     """A table on the device, a row for each batch, at a fixed address."""
 
-    def __init__(
-        self, rows: int, levels: Mapping[str, int], background: int | None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, rows: int, levels: Mapping[str, int], background: int | None, device: torch.device) -> None:
         self.levels, self.background = dict(levels), background
         # examples, loss, reconstruction, KL terms, kl_per_dim, norm of the gradient, betas, hits
         width = 4 + 2 * len(levels) + sum(levels.values()) + HITS
-        self.table = torch.zeros(rows, width, dtype=exact_type(torch.device(device)), device=device)
+        self.table = torch.zeros(rows, width, dtype=exact_type(device), device=device)
         cuda = self.table.device.type == "cuda"  # where `recent_loss` is copied without waiting for it
         self.copied = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
         self.copy, self.pending = torch.zeros((), dtype=self.table.dtype, pin_memory=cuda), False

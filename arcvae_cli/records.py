@@ -34,12 +34,10 @@ class Plan:
     how: str  # device, precision and engine
     corpus: str
     sizes: Mapping[str, int]
-    epochs: int
     steps: int  # an epoch
     level_shapes: Mapping[str, tuple[int, ...]]
     settings: Settings
     elbo_scale: float | None  # from beta to the ELBO's; None where no such beta exists
-    free_bits: Mapping[str, float]  # nats, by level
     notes: tuple[str, ...]
     blank: float | None  # accuracy of an uninformative latent on the validation split
     blank_nats: float | None = None  # nats per example of the same, where it is a likelihood

@@ -3,8 +3,8 @@
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -137,21 +137,19 @@ class Step:
         return terms, output
 
 
-def snapshot(step: Step, control: Controller) -> Callable[[], None]:
-    """Keep what trial steps change: weights, optimiser, closed loops. Returns what restores it in place, for graphs."""
+@contextmanager
+def trial(step: Step, control: Controller) -> Iterator[None]:
+    """For trial steps: at the end weights, optimiser and closed loops are restored, in place for graphs."""
     weights, moments = deepcopy(step.model.state_dict()), deepcopy(step.optimizer.state_dict()["state"])
     loops, random = control.state_dict(), torch.get_rng_state()
-
-    @torch.no_grad()
-    def restore() -> None:
-        step.model.load_state_dict(weights)
-        for index, state in step.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                value.copy_(moments[index][name] if index in moments else torch.zeros_like(value))
-        control.load_state_dict(loops)
-        torch.set_rng_state(random)
-
-    return restore
+    step.model.train()
+    yield
+    step.model.load_state_dict(weights)
+    for index, state in step.optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            value.copy_(moments[index][name] if index in moments else torch.zeros_like(value))
+    control.load_state_dict(loops)
+    torch.set_rng_state(random)
 
 
 class LearningRate:

@@ -20,7 +20,7 @@ from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.engine import TEXTS, Engine
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError, first_line
 from arcvae_cli.evaluation.information import batches, longest_first
-from arcvae_cli.machine import cores, describe, out_of_memory, peak_memory, threads_given
+from arcvae_cli.machine import choose_threads, cores, describe, out_of_memory, peak_memory, threads_given
 from arcvae_cli.metrics import EpochMetrics, MetricAccumulator, MetricRows
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
@@ -28,7 +28,7 @@ from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Pictur
 from arcvae_cli.runs import RunFolder
 from arcvae_cli.settings import Settings, elbo_scale
 from arcvae_cli.signals import exit_code, signal_name
-from arcvae_cli.step import LearningRate, Step, seed_step
+from arcvae_cli.step import LearningRate, Step, seed_step, trial
 
 SHOWN, SAMPLES = 16, 64  # reconstructions and samples of a picture
 LOSS_EVERY, FIRST_LOSS_EVERY = 50, 10  # steps between two readings of the running loss, and in the first epoch
@@ -54,13 +54,12 @@ class Trainer:
         self.val_order = longest_first(corpus, "val", torch.arange(corpus.size("val")))
         # each level's largest beta, for a closed loop the ELBO's 1
         self.elbo_scale = elbo_scale(settings, positions)
-        self.open_levels = [name for name in self.levels if name not in self.schedule.closed_levels(self.levels)]
         self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
-        self.selection_weights |= self.schedule.peaks(self.open_levels)
+        self.selection_weights |= self.schedule.peaks(tuple(self.control.open))
         self.fingerprint = corpus.fingerprint()
         self.notes: list[str] = []
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
-        self.trials_done = False  # whether precision and threads were found by trial
+        self.trials = True  # whether precision and threads are to be found by trial
         self.part, self.since = "start", BEGAN  # the part under way
         self.seconds: dict[str, float] = {}  # of each part of the run
         self.ended: dict[str, str] = {}  # why it ended before its last epoch, for its status
@@ -105,12 +104,13 @@ class Trainer:
     def prepare(self) -> None:
         """What comes before the first step: precision, threads and engine by trial, the header, a checkpoint."""
         train = self.settings.train
-        if not self.trials_done:
-            self.check_precision()
-            left = self.steps * train.epochs - self.global_step
-            if train.threads == "auto" and self.device.type == "cpu" and (note := self.engine.choose_threads(left)):
-                self.notes.append(note)
-            self.trials_done = True
+        if self.trials:
+            if train.precision == "auto" and self.step.precision == torch.bfloat16:
+                self.check_precision()
+            if train.threads == "auto" and self.device.type == "cpu":
+                with trial(self.step, self.control):
+                    note = choose_threads(self.engine.try_step, self.steps * train.epochs - self.global_step)
+                self.notes += [note] if note else []
         times = (self.clock(epoch + 1, index) for epoch in range(train.epochs) for index in range(self.steps))
         self.engine.prepare(times)
         if self.engine.reason:
@@ -121,12 +121,10 @@ class Trainer:
             how=f"{describe(self.device)} in {PRECISIONS[self.step.precision]}, {TEXTS[self.engine.kind]}",
             corpus=self.corpus.name,
             sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},
-            epochs=train.epochs,
             steps=self.steps,
             level_shapes=self.model.level_shapes,
             settings=self.settings,
             elbo_scale=self.elbo_scale,
-            free_bits={level: self.settings.objective.floor(level) for level in self.levels},
             notes=tuple(self.notes),
             **domains.of(self.corpus.kind).baseline(self.corpus),
         )
@@ -138,9 +136,7 @@ class Trainer:
 
     @torch.inference_mode()
     def check_precision(self) -> None:
-        """Fall back to fp32 if bf16, chosen by `auto`, does not give the same loss on one batch within 2 %."""
-        if self.settings.train.precision != "auto" or self.step.precision == torch.float32:
-            return
+        """Fall back to fp32 if bf16 does not give the same loss on one batch within 2 %."""
         count = min(self.corpus.size("val"), 32)
         batch = self.corpus.batch("val", torch.arange(count, device=self.device))
         losses = []
@@ -176,7 +172,7 @@ class Trainer:
             rows = self.engine.metrics.read(self.steps)  # the one CPU-GPU sync of the epoch
             self.check_steps(rows)
         # beta of a closed loop may change its sign with every batch: the mean is what acted
-        last = {k: v[-1] if k in self.open_levels else sum(v) / self.steps for k, v in rows.betas().items()}
+        last = {k: v[-1] if k in self.control.open else sum(v) / self.steps for k, v in rows.betas().items()}
         with self.timed("validation"):
             val = self.validate(last)
         record = self.record(rows, last, val, time.perf_counter() - began)
@@ -228,7 +224,7 @@ class Trainer:
         """Add the record of the epoch to the history, with whether it is the best so far; `last`: its betas."""
         epoch, train, trace = len(self.history) + 1, rows.mean(), rows.betas()
         before = self.history[-1].beta_trace if self.history else {}
-        spans = {name: (min(trace[name]), max(trace[name])) for name in self.open_levels}
+        spans = {name: (min(trace[name]), max(trace[name])) for name in self.control.open}
         moved = {name: abs(trace[name][-1] - trace[name][0]) for name in spans}
         totals = {name: sum(kl) for name, kl in train.kl_per_dim.items()}
         # the loss of model selection: reconstruction + weight * raw KL, reduced as in training, without free bits
@@ -297,8 +293,7 @@ class Trainer:
             checkpoints.save(self.folder.checkpoints / "last.pth", self.state_dict())
             self.saved_step = self.global_step
             self.folder.write_status("running", **self.progress())
-            minutes = self.settings.train.save_minutes
-            self.save_at = time.monotonic() + 60.0 * minutes if minutes else math.inf
+            self.save_at = time.monotonic() + 60.0 * (self.settings.train.save_minutes or math.inf)
 
     def save_copies(self, record: EpochRecord) -> None:
         """Copies of `last.pth`, just saved at the end of an epoch: the best, the best few, every n-th epoch."""
@@ -367,7 +362,7 @@ class Trainer:
         self.global_step = self.saved_step = values["step"]
         self.engine.metrics.table[: len(values["metric_rows"])].copy_(values["metric_rows"])
         if values["made_by"]["device"] == self.device.type:  # what was found by trial is that of its device
-            self.trials_done = True
+            self.trials = False
             self.step.precision = torch.bfloat16 if values["precision"] == "bf16" else torch.float32
             if self.device.type == "cpu" and self.settings.train.threads == "auto" and not threads_given():
                 torch.set_num_threads(min(values["made_by"]["threads"], cores()))

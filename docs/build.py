@@ -167,19 +167,16 @@ def live_svg() -> str:
 
 def plan_of(settings: Settings, loaded: Loaded, document: dict[str, Any], steps: int) -> Plan:
     """The plan of the recorded run, as the trainer gives it to recorders before the first step."""
-    levels = loaded.model.level_shapes
     return Plan(
         run="quickstart",
         parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         how="cpu in fp32, eager steps",
         corpus=settings.data.name,
         sizes={"train": 80_000, "val": 10_000, "test": 10_000},
-        epochs=settings.train.epochs,
         steps=steps,
-        level_shapes=levels,
+        level_shapes=loaded.model.level_shapes,
         settings=settings,
         elbo_scale=elbo_scale(settings, 256),
-        free_bits={level: settings.objective.floor(level) for level in levels},
         notes=(),
         blank=document["reconstruction"]["all_black"]["pixel_accuracy"],
     )

@@ -185,7 +185,6 @@ def test_levels() -> None:
     with pytest.raises(ValueError, match="levels global and local, not z"):
         both.by_level(("z",))
     assert (MIXED.closed_loop, both.closed_loop, Geco().closed_loop, Cyclical().closed_loop) == (1, 0, 1, 0)
-    assert (MIXED.closed_levels(levels), Geco().closed_levels(levels)) == (("global",), levels)
     slow = MIXED.model_copy(update={"per": "epoch"})
     assert {level: part.per for level, part in slow.parts.items()} == {"global": "step", "local": "epoch"}
 

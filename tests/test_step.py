@@ -32,7 +32,7 @@ def test_the_metrics_of_batches_are_means_over_all_examples() -> None:
     valid = torch.rand(7, 5, generator=generator) < 0.8
     kl = torch.rand(7, 2, generator=generator)
     objective = Objective(Settings().objective)
-    metrics = MetricAccumulator(3, {"z": 2}, background=0)
+    metrics = MetricAccumulator(3, {"z": 2}, background=0, device=CPU)
     for row, rows, beta in ((1, slice(0, 4), 0.1), (torch.tensor([0]), slice(4, 7), torch.tensor(0.3).double())):
         part = Batch(x[rows], valid[rows])
         output = Output(logits[rows], (Level("z", kl[rows], kl[rows], kl[rows], kl[rows]),))

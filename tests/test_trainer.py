@@ -125,7 +125,7 @@ def test_the_trial_of_threads_changes_no_bit(tmp_path: Path, monkeypatch: pytest
         return "threads 1, by trial"
 
     threads, chosen = torch.get_num_threads(), {"schedule": {"name": "controlvae", "target": 3.0}}
-    monkeypatch.setattr("arcvae_cli.engine.choose_threads", choose)
+    monkeypatch.setattr("arcvae_cli.trainer.choose_threads", choose)
     monkeypatch.setattr("arcvae_cli.trainer.threads_given", lambda: False)
     try:
         torch.set_num_threads(2)

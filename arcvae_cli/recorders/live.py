@@ -22,8 +22,6 @@ ACCURACIES = {
 # of the columns, at least; of others 6
 WIDTHS = {"epoch": 5, "beta": 7, "on ELBO": 7, "pixel": 5, "non-black": 5, "exact": 5, "sequence": 8, "s": 5}
 DROPPED_FIRST = ("s", "exact", "recon", "pixel", "token", "loss", "on ELBO")  # on a narrow terminal, in this order
-BAR_FROM = 80  # columns of a terminal from which there is a progress bar
-RECENT = 120.0  # seconds whose speed gives the time left
 CAPTION = "loss: training; rest: validation with sampled latents"
 
 
@@ -32,10 +30,10 @@ def header(plan: Plan) -> Iterator[str]:
     model = f"{plan.settings.model.name}, {plan.parameters:,} parameters"
     yield f"run {plan.run}: {model}, on {plan.how}"
     sizes = f"{plan.sizes['train']:,} to train on, {plan.sizes['val']:,} to validate"
-    yield f"data {plan.corpus}: {sizes}; {plan.epochs} epochs of {plan.steps} steps"
-    floors, schedule, mode = plan.free_bits, plan.settings.schedule, plan.settings.objective.free_bits_mode
-    levels = "/".join(f"{floor:g}" for floor in dict.fromkeys(floors.values()))
-    free_bits = f"; free bits {levels} ({mode})" if any(floors.values()) else ""
+    yield f"data {plan.corpus}: {sizes}; {plan.settings.train.epochs} epochs of {plan.steps} steps"
+    schedule, objective = plan.settings.schedule, plan.settings.objective
+    floors = "/".join(f"{floor:g}" for floor in dict.fromkeys(map(objective.floor, plan.level_shapes)))
+    free_bits = "" if floors == "0" else f"; free bits {floors} ({objective.free_bits_mode})"
     yield f"schedule {schedule.name}: {schedule.describe()}{free_bits}"
     if plan.elbo_scale is None:
         yield "ELBO scale: undefined with focal loss or class weights"
@@ -66,7 +64,7 @@ class EpochLines(Recorder):
         del cells["epoch"]
         line = "  ".join(f"{name} {text.plain.strip()}" for name, text in cells.items())
         best = "  *best" if record.best else ""
-        self._console.note(Text(f"epoch {record.epoch}/{self._plan.epochs}  {line}{best}"))
+        self._console.note(Text(f"epoch {record.epoch}/{self._plan.settings.train.epochs}  {line}{best}"))
         for target in record.targets:
             if target.note is not None and (target.quantity, target.level) not in self._missed:
                 self._console.note(Text(f"note: {target.note}"))  # only in the first of several epochs
@@ -90,11 +88,11 @@ class LiveTable(Recorder):
         self._plan = plan
         for line in header(plan):
             self._console.note(Text(line))
-        bar = [BarColumn(None)] if self._console.err.width >= BAR_FROM else []
+        bar = [BarColumn(None)] if self._console.err.width >= 80 else []
         place, elapsed, left = (TextColumn(text) for text in ("{task.description}", "elapsed,", "left"))
         columns = (*bar, place, TimeElapsedColumn(), elapsed, TimeRemainingColumn(compact=True), left)
-        self._progress = Progress(*columns, console=self._console.err, speed_estimate_period=RECENT)
-        self._progress.add_task("", total=plan.epochs * plan.steps)
+        self._progress = Progress(*columns, console=self._console.err, speed_estimate_period=120.0)
+        self._progress.add_task("", total=plan.settings.train.epochs * plan.steps)
         self._live = Live(console=self._console.err, refresh_per_second=2, get_renderable=self.picture)
         self._live.start()
 
@@ -121,7 +119,7 @@ class LiveTable(Recorder):
     abandon = close
 
     def picture(self) -> RenderableType:
-        plan, last, rows = self._plan, self._last, list(self._rows)
+        plan, last, rows, objective = self._plan, self._last, list(self._rows), self._plan.settings.objective
         width, height = self._console.err.size
         if self._epoch > len(rows) and not self._over:
             betas = beta_cells([(beta,) for beta in self._betas.values()], plan)
@@ -139,7 +137,7 @@ class LiveTable(Recorder):
         if last is not None:
             lines = (height - FRAME - ROWS - len(below)) // len(last.val.kl_per_dim)
             for name, groups in last.val.kl_per_dim.items():
-                floor = plan.free_bits[name] if plan.settings.objective.free_bits_mode != "total" else 0.0
+                floor = objective.floor(name) if objective.free_bits_mode != "total" else 0.0
                 below += kl_bars(name, groups, floor, width, lines, plan.level_shapes[name][1:])
         gap = 2 if sum(columns.values()) + 2 * len(columns) <= width + 2 else 1
         table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
@@ -151,7 +149,7 @@ class LiveTable(Recorder):
             table.add_row(f"+{len(rows) - room}", style="dim")
         for row in rows[-room:]:
             table.add_row(*(row.get(name, "") for name in columns))
-        place = f"epoch {self._epoch}/{plan.epochs}, step {self._done}/{plan.steps},"
+        place = f"epoch {self._epoch}/{plan.settings.train.epochs}, step {self._done}/{plan.steps},"
         done = (self._epoch - 1) * plan.steps + self._done
         self._progress.update(self._progress.task_ids[0], completed=done, description=place)
         return Group(table, *below, self._progress)

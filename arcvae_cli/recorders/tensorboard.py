@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +37,15 @@ class TensorBoardRecorder(Recorder):
         before = records[-2].step if started and len(records) > 1 else 0
         self._first, self._step = before + 1, step
         lines = read_lines(self._run / "metrics.jsonl")  # later ones come from `steps`
-        self._batches(line for line in lines if line["kind"] == "step" and before < line["step"] <= step)
+        self.steps([line for line in lines if line["kind"] == "step" and before < line["step"] <= step])
         for record in records:
             if record.step > before:
                 self.epoch(record)
 
     def steps(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        self._batches(lines)
+        for values in lines:
+            weights = {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas(values).items()}
+            self._scalars(values["step"], {name: values[key] for name, key in BATCH.items()} | weights)
 
     def epoch(self, record: EpochRecord) -> None:
         values = record.metrics()
@@ -74,11 +76,6 @@ class TensorBoardRecorder(Recorder):
         for writer in self._writers.values():
             writer.close()
 
-    def _batches(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        for values in lines:
-            weights = {f"Batch/{level.title()}_KL_Weight": beta for level, beta in betas(values).items()}
-            self._scalars(values["step"], {name: values[key] for name, key in BATCH.items()} | weights)
-
     def _scalars(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if isinstance(value, (int, float)):  # a NaN is logged as null
@@ -92,9 +89,8 @@ class TensorBoardRecorder(Recorder):
         else:
             self._text(name, path.read_text(encoding="utf-8").splitlines())
 
-    def _text(
-        self, name: str, lines: Sequence[str]
-    ) -> None:  # indented: TensorBoard reads Markdown, where that is code
+    def _text(self, name: str, lines: Sequence[str]) -> None:
+        # indented: TensorBoard reads Markdown, where that is code
         self._writer().add_text(name, "\n".join(f"    {line}" for line in lines), self._step)
 
     def _writer(self, level: str = "") -> SummaryWriter:

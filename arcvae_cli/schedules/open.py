@@ -139,10 +139,6 @@ class Schedule(BaseModel, ABC):
         """Whether beta depends on the run and not on the epoch alone."""
         return any(part.quantity for part in self.parts.values())
 
-    def closed_levels(self, levels: Sequence[str]) -> tuple[str, ...]:
-        """The levels whose beta depends on the run."""
-        return tuple(level for level, part in self.by_level(levels).items() if part.closed_loop)
-
     def restart_info(self, epoch: float) -> dict[str, float] | None:
         """The restarts around an epoch; None for a schedule without restarts."""
         return None

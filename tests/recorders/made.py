@@ -21,12 +21,15 @@ SUMS = parse_grammar("%separator \" \"\nS -> S '+' T | T\nT -> '(' S ')' | 'x' |
 def plan(levels: Mapping[str, int] | None = None, free_bits: float = 0.0, **changed: Any) -> Plan:
     """A plan of 100 epochs of 50 steps, with changes; `levels`: groups by level, `free_bits`: of all levels."""
     levels = levels or {"z": 3}
+    settings = changed.pop("settings", Settings(schedule={"name": "cyclical"}))
+    objective = settings.objective.model_copy(update={"free_bits": free_bits})
+    train = settings.train.model_copy(update={"epochs": 100})
     values: dict[str, Any] = {
         **{"run": "one", "parameters": 1234567, "how": "cpu in fp32, eager steps"},
-        **{"corpus": "arc", "sizes": {"train": 80_000, "val": 10_000, "test": 10_000}, "epochs": 100, "steps": 50},
-        **{"settings": Settings(schedule={"name": "cyclical"}), "elbo_scale": 1.0, "notes": (), "blank": 0.9},
+        **{"corpus": "arc", "sizes": {"train": 80_000, "val": 10_000, "test": 10_000}, "steps": 50},
+        **{"settings": settings.model_copy(update={"objective": objective, "train": train})},
+        **{"elbo_scale": 1.0, "notes": (), "blank": 0.9},
         "level_shapes": {name: (size,) for name, size in levels.items()},
-        "free_bits": dict.fromkeys(levels, free_bits),
     }
     return Plan(**{**values, **changed})
 
