@@ -169,9 +169,8 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
     related = [given for given in latest if given.startswith(f"{key}.")]
     related += [given for given in latest if given in f"{problem} {fix}".split()]
     where = next((origins[one] for one in [*around, *related]), "settings")
-    raise InputError(
-        ": ".join([where, problem] if not key or where.endswith(f" {key}") else [where, key, problem]), fix
-    )
+    place = where if not key or where.endswith(f" {key}") else f"{where}: {key}"
+    raise InputError(f"{place}: {problem}", fix)
 
 
 def json_schema() -> Table:

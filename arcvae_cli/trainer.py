@@ -54,9 +54,10 @@ class Trainer:
         self.val_order = longest_first(corpus, "val", torch.arange(corpus.size("val")))
         # each level's largest beta, for a closed loop the ELBO's 1
         self.elbo_scale = elbo_scale(settings, positions)
-        self.open_levels = [name for name in self.levels if name not in self.schedule.closed_levels(self.levels)]
+        parts = self.schedule.by_level(self.levels)
+        self.open_levels = [name for name, part in parts.items() if not part.closed_loop]
         self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
-        self.selection_weights |= self.schedule.peaks(self.open_levels)
+        self.selection_weights |= {name: parts[name].peak for name in self.open_levels}
         self.fingerprint = corpus.fingerprint()
         self.notes: list[str] = []
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
