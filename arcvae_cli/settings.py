@@ -52,9 +52,7 @@ Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Width = Annotated[int, Field(ge=1, le=4096)]  # above, a single layer takes gigabytes
 Kernel = Annotated[int, Field(ge=1, le=255)]
-Threads = Annotated[
-    Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _either("auto or an integer from 1 to 1024")
-]
+Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _either("auto or 1 to 1024")]
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
