@@ -56,6 +56,7 @@ Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _eit
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+WandbName = Annotated[str, Field(pattern=r"^[^/\\#?%:;,']{1,128}$")]
 
 
 class DataSettings(SettingsTable):
@@ -245,9 +246,6 @@ class CheckpointSettings(SettingsTable):
     save_top_k: int = Field(3, ge=0, le=100, description="best epochs kept as best-loss-*, of a grammar best-seq_acc-*")
 
 
-WANDB_NAME = r"^[^/\\#?%:;,']{1,128}$"
-
-
 class LogSettings(SettingsTable):
     """Logging and pictures."""
 
@@ -255,8 +253,8 @@ class LogSettings(SettingsTable):
     images_every: Natural = Field(5, description="epochs between pictures; 0: only after the last")
     tensorboard: bool = Field(False, description="write TensorBoard event files into the run's folder")
     wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: where a login exists")
-    wandb_project: str = Field("arc-controllable-generation", pattern=WANDB_NAME)
-    wandb_entity: str | None = Field(None, pattern=WANDB_NAME, description="user or team; by default that of the login")
+    wandb_project: WandbName = "arc-controllable-generation"
+    wandb_entity: WandbName | None = Field(None, description="user or team; by default that of the login")
     wandb_tags: tuple[str, ...] = Field(("experiment-0.2", "beta-vae", "encoder-training"), strict=False)
 
 

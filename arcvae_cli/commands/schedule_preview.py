@@ -30,8 +30,7 @@ OWN = own_names("schedule", "The schedule", *KEYS, "restart_interval", "restart_
 SPELLINGS = {row.key: row.flags for row in TABLE}  # those of `train` work too
 ROWS = [replace(row, flags=row.flags + SPELLINGS.get(row.key, ())) for row in OWN]
 ROWS += [replace(row, default=f"the preset's, else {EPOCHS}") for row in own_names("train", VIEW, "epochs")]
-view: Any = partial(typer.Option, rich_help_panel=VIEW)
-output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
+view, output = (partial(typer.Option, rich_help_panel=panel) for panel in (VIEW, OUTPUT))
 
 Document = dict[str, Any]  # one schedule for `--json`, times in epochs: all that is shown comes from it
 Curve = tuple[str, str, Sequence[float], Sequence[float], bool]  # label, unit, epochs, values, dashed

@@ -29,10 +29,7 @@ def _table(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Scheduler:
-    """A schedule from its name and the nested dictionaries of the source documents; errors as in `build_schedule`.
-
-    `.step(epoch)` adds to `.beta_history`, a call does not.
-    """
+    """A schedule from the dictionaries of the source documents; `.step` adds to `.beta_history`, a call does not."""
 
     def __init__(self, type: str, **params: Any) -> None:
         self.schedule = build_schedule(_table(type, params))
