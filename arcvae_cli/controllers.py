@@ -57,8 +57,7 @@ class Controller:
         self.per_position = 1.0 / positions if reduction == "sum" else 1.0
         self.exact = exact_type(device)
         self._open = {level: part for level, part in schedule.by_level(levels).items() if not part.closed_loop}
-        parts = schedule.by_level(levels) if schedule.parts.keys() != {""} else schedule.parts
-        self._closed = {name: part for name, part in parts.items() if isinstance(part, Feedback)}
+        self._closed = {name: part for name, part in schedule.parts.items() if isinstance(part, Feedback)}
         self._states = {name: self._tensors(part.begin()) for name, part in self._closed.items()}
         self._targets = self._tensors({name: part.setpoint(0.0) for name, part in self._closed.items()})
         self._fixed: dict[str, Tensor] = {}  # the betas of open loops at fixed addresses

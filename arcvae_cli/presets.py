@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tomli
@@ -23,7 +22,7 @@ class Layer(NamedTuple):
 
     origin: str
     values: Table
-    origins: Mapping[str, str] = MappingProxyType({})
+    origins: Mapping[str, str] = {}
 
 
 class Resolved(NamedTuple):
@@ -165,13 +164,11 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
         fix = f"did you mean {elsewhere[0]}.{last}? {fix}" if elsewhere else fix
     # the origin of the value, else of the table around it, of a key within it, or of a key that its default contradicts
     around = [given for given in sorted(origins, key=len, reverse=True) if f"{key}.".startswith(f"{given}.")]
-    latest = list(reversed(origins))
-    related = [given for given in latest if given.startswith(f"{key}.")]
-    related += [given for given in latest if given in f"{problem} {fix}".split()]
+    related = [given for given in reversed(origins) if given.startswith(f"{key}.")]
+    related += [given for given in reversed(origins) if given in f"{problem} {fix}".split()]
     where = next((origins[one] for one in [*around, *related]), "settings")
-    raise InputError(
-        ": ".join([where, problem] if not key or where.endswith(f" {key}") else [where, key, problem]), fix
-    )
+    place = where if not key or where.endswith(f" {key}") else f"{where}: {key}"
+    raise InputError(f"{place}: {problem}", fix)
 
 
 def json_schema() -> Table:

@@ -87,7 +87,6 @@ class EpochRecord:
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> "EpochRecord":
-        """The record that `plain` gave."""
         return _RECORDS.validate_python(table)
 
 

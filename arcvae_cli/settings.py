@@ -52,10 +52,11 @@ Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Width = Annotated[int, Field(ge=1, le=4096)]  # above, a single layer takes gigabytes
 Kernel = Annotated[int, Field(ge=1, le=255)]
-Threads = Annotated[int, Field(ge=1, le=1024)]
+Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _either("auto or 1 to 1024")]
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+WandbName = Annotated[str, Field(pattern=r"^[^/\\#?%:;,']{1,128}$")]
 
 
 class DataSettings(SettingsTable):
@@ -169,11 +170,7 @@ class GrammarSettings(ModelSettings):
         layers, enhanced = self.encoder_conv_layers, self.arch == "enhanced"
         for key, given in (("encoder_kernel", self.kernels), ("encoder_channels", self.channels)):
             if len(given) != layers:
-                yield (
-                    key,
-                    f"{len(given)} numbers for {layers} layers",
-                    "change it or model.encoder_conv_layers",
-                )
+                yield key, f"{len(given)} numbers for {layers} layers", "change it or model.encoder_conv_layers"
         if enhanced and self.encoder_channels is not None:
             yield "encoder_channels", "arch = enhanced has encoder_hidden channels", "remove it, or use arch=kusner"
         if enhanced and any(kernel % 2 == 0 for kernel in self.kernels):
@@ -232,9 +229,7 @@ class TrainSettings(SettingsTable):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
     engine: Literal["auto", "eager", "compile", "graph"] = Field("auto", description="how a step runs")
-    threads: Annotated[Literal["auto"] | Threads, _either("auto or an integer from 1 to 1024")] = Field(
-        "auto", description="CPU threads; auto times one and all before the first step and takes the faster"
-    )
+    threads: Threads = Field("auto", description="CPU threads; auto times one and all and takes the faster")
     save_minutes: NotNegative = Field(10.0, description="minutes between saves within an epoch; 0 for none")
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
@@ -251,9 +246,6 @@ class CheckpointSettings(SettingsTable):
     save_top_k: int = Field(3, ge=0, le=100, description="best epochs kept as best-loss-*, of a grammar best-seq_acc-*")
 
 
-WANDB_NAME = r"^[^/\\#?%:;,']{1,128}$"
-
-
 class LogSettings(SettingsTable):
     """Logging and pictures."""
 
@@ -261,8 +253,8 @@ class LogSettings(SettingsTable):
     images_every: Natural = Field(5, description="epochs between pictures; 0: only after the last")
     tensorboard: bool = Field(False, description="write TensorBoard event files into the run's folder")
     wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: where a login exists")
-    wandb_project: str = Field("arc-controllable-generation", pattern=WANDB_NAME)
-    wandb_entity: str | None = Field(None, pattern=WANDB_NAME, description="user or team; by default that of the login")
+    wandb_project: WandbName = "arc-controllable-generation"
+    wandb_entity: WandbName | None = Field(None, description="user or team; by default that of the login")
     wandb_tags: tuple[str, ...] = Field(("experiment-0.2", "beta-vae", "encoder-training"), strict=False)
 
 

@@ -54,8 +54,9 @@ class Trainer:
         self.val_order = longest_first(corpus, "val", torch.arange(corpus.size("val")))
         # each level's largest beta, for a closed loop the ELBO's 1
         self.elbo_scale = elbo_scale(settings, positions)
+        parts = self.schedule.by_level(self.levels)
         self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
-        self.selection_weights |= self.schedule.peaks(tuple(self.control.open))
+        self.selection_weights |= {name: parts[name].peak for name in self.control.open}
         self.fingerprint = corpus.fingerprint()
         self.notes: list[str] = []
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint

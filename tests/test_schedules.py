@@ -174,17 +174,18 @@ def test_a_run_that_misses_the_peak_gets_a_warning(schedule: Schedule, epochs: i
 
 def test_levels() -> None:
     levels = ("global", "local")
-    assert Cyclical().peaks(levels) == {"global": 0.1, "local": 0.1}
+    assert Cyclical().by_level(levels) == dict.fromkeys(levels, Cyclical())
     both = Hierarchical()
     betas = {level: part(5) for level, part in both.by_level(levels).items()}
     assert betas == pytest.approx({"global": 0.005, "local": 0.00690983})
-    assert both.peaks(("local", "global")) == {"local": 0.02, "global": 0.01}
+    assert {level: part.peak for level, part in both.by_level(levels).items()} == {"local": 0.02, "global": 0.01}
     local = "local: cyclical, max_beta 0.02, min_beta 0, cycle_length 25, wave cosine, ramp_fraction 0.5"
     assert both.describe() == f"global: cosine, max_beta 0.01, warmup_epochs 10; {local}"
     assert (both.peak, both.first_peak, both.cycle(3)) == (0.02, 12.5, 25)
     with pytest.raises(ValueError, match="levels global and local, not z"):
         both.by_level(("z",))
     assert (MIXED.closed_loop, both.closed_loop, Geco().closed_loop, Cyclical().closed_loop) == (1, 0, 1, 0)
+    assert [part.closed_loop for part in MIXED.by_level(levels).values()] == [True, False]
     slow = MIXED.model_copy(update={"per": "epoch"})
     assert {level: part.per for level, part in slow.parts.items()} == {"global": "step", "local": "epoch"}
 

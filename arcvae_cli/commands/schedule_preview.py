@@ -1,5 +1,6 @@
 """`arcvae schedule-preview`: the beta a run will use, before the run. Imports neither torch nor NumPy."""
 
+import csv
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,14 +30,13 @@ OWN = own_names("schedule", "The schedule", *KEYS, "restart_interval", "restart_
 SPELLINGS = {row.key: row.flags for row in TABLE}  # those of `train` work too
 ROWS = [replace(row, flags=row.flags + SPELLINGS.get(row.key, ())) for row in OWN]
 ROWS += [replace(row, default=f"the preset's, else {EPOCHS}") for row in own_names("train", VIEW, "epochs")]
-view: Any = partial(typer.Option, rich_help_panel=VIEW)
-output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
+view, output = (partial(typer.Option, rich_help_panel=panel) for panel in (VIEW, OUTPUT))
 
 Document = dict[str, Any]  # one schedule for `--json`, times in epochs: all that is shown comes from it
 Curve = tuple[str, str, Sequence[float], Sequence[float], bool]  # label, unit, epochs, values, dashed
 
 
-def _known_names() -> list[str]:
+def _names() -> list[str]:
     return list(dict.fromkeys([*preset_names(), *SCHEDULES]))
 
 
@@ -46,9 +46,7 @@ def schedule_preview(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="NAME",
-            help="presets, TOML files or names of schedules; several overlay",
-            autocompletion=complete(_known_names),
+            metavar="NAME", help="presets, TOML files or schedules; several overlay", autocompletion=complete(_names)
         ),
     ],
     flags: Layer,
@@ -74,13 +72,10 @@ def schedule_preview(
     for one in [one for one in documents if one["shortfall"]]:
         console.warn(f"{one['name']}: {one['shortfall']}")
     if csv_file is not None:
-        import csv
-
         width = len(COLUMNS) if any(one["closed_loop"] for one in documents) else 5
+        table = [COLUMNS, *(row for _, _, rows in made for row in rows)]
         with atomic_write(csv_file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(
-                row[:width] for row in [COLUMNS, *(row for _, _, rows in made for row in rows)]
-            )
+            csv.writer(file, lineterminator="\n").writerows(row[:width] for row in table)
     if plot is not None:
         from arcvae_cli.render.plots import save_curves
 
@@ -104,7 +99,7 @@ def document(
         wanted = Layer(name, {"schedule": {"name": name}, "train": {"epochs": EPOCHS}})
         source, settings = "schedule", resolve(None, wanted, *layers).settings
     else:
-        fix = f"{nearest(name, _known_names())}presets and schedules: {', '.join(_known_names())}"
+        fix = f"{nearest(name, _names())}presets and schedules: {', '.join(_names())}"
         raise InputError(f"{name}: no such preset, file or schedule", fix)
     schedule, epochs = settings.schedule, settings.train.epochs
     by_step = schedule.per == "step" and not isinstance(schedule, Feedback)
@@ -180,8 +175,6 @@ def show(documents: Sequence[Document], curves: Sequence[Curve], console: Consol
             summary = f"peak {beta}, first at epoch {facts['first_peak']:g}{period}, set every {per}"
             if "bounds" in facts:
                 summary = f"beta depends on the run (--run shows one), set every step, from {beta}"
-            if scale is None and one["source"] != "schedule":
-                summary += ", no ELBO scale (focal loss or class weights)"
             label = "" if level == "beta" else f"{level}: "
             console.lines([f"  {label}{facts['description']}", f"  {summary}"])
     for unit in dict.fromkeys(unit for _, unit, *_ in curves):

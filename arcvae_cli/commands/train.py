@@ -242,7 +242,7 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
     seed_step(settings.train.seed, "weights")
     model = build_model(settings.model, structure).to(device)
     try:
-        settings.schedule.peaks(tuple(model.level_sizes))
+        settings.schedule.by_level(tuple(model.level_sizes))
     except ValueError as error:
         raise InputError(f"schedule.name: {error}", f"use another for model.name={settings.model.name}") from None
     return model

@@ -29,10 +29,11 @@ def _table(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Scheduler:
-    """A schedule with its history: `.step(epoch)` writes to `.beta_history`, a call does not."""
+    """A schedule from the dictionaries of the source documents; `.step` adds to `.beta_history`, a call does not."""
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule, self.get_restart_info = schedule, schedule.restart_info
+    def __init__(self, type: str, **params: Any) -> None:
+        self.schedule = build_schedule(_table(type, params))
+        self.get_restart_info = self.schedule.restart_info
         self.beta_history: list[Any] = []
 
     def __call__(self, epoch: float) -> Any:
@@ -45,21 +46,17 @@ class Scheduler:
         return self.beta_history[-1]
 
 
-def get_beta_scheduler(type: str, **params: Any) -> Scheduler:
-    """A scheduler by its name and the nested dictionaries of the source documents; see `build_schedule`."""
-    return Scheduler(build_schedule(_table(type, params)))
-
-
-CyclicalBetaScheduler = partial(get_beta_scheduler, "cyclical")
-WarmRestartBetaScheduler = partial(get_beta_scheduler, "warm_restart")
-HierarchicalBetaScheduler = partial(get_beta_scheduler, "hierarchical")
+get_beta_scheduler = Scheduler
+CyclicalBetaScheduler = partial(Scheduler, "cyclical")
+WarmRestartBetaScheduler = partial(Scheduler, "warm_restart")
+HierarchicalBetaScheduler = partial(Scheduler, "hierarchical")
 
 
 def BetaScheduler(schedule_type: str = "linear_warmup", **params: Any) -> Scheduler:  # noqa: N802 - the source's name
     """`get_beta_scheduler`, but None and times that the schedule does not use are ignored, as in the source."""
     known = SCHEDULES[schedule_type].model_fields if schedule_type in SCHEDULES else ()
     given = {k: v for k, v in params.items() if v is not None and (k in known or k not in _TIMES)}
-    return get_beta_scheduler(schedule_type, **given)
+    return Scheduler(schedule_type, **given)
 
 
 def get_beta_schedule(epoch: float, schedule_type: str = "linear_warmup", **params: float | None) -> float:

@@ -29,7 +29,6 @@ PLAIN = SimpleNamespace(  # the operations of a control law on floats, under the
     maximum=max,
     sign=lambda x: float((x > 0) - (x < 0)),
     sigmoid=lambda x: 1.0 / (1.0 + math.exp(min(-x, 700.0))),  # math.exp overflows from 710 on
-    where=lambda condition, x, y: x if condition else y,
     clamp=lambda x, low, high: min(max(x, low), high),
 )
 
@@ -158,9 +157,9 @@ class ControlVAE(Feedback):
         old, error = state["integral"], target - kl
         proportional = self.kp * ops.sigmoid(-error)
         integral = old + self.ki * error
-        up = ops.minimum(integral, ops.maximum(old, self.max_beta - proportional))  # no further than to the bound
-        down = ops.maximum(integral, ops.minimum(old, self.min_beta - proportional))
-        integral = ops.where(error < 0, up, down)
+        least = ops.minimum(old, self.min_beta - proportional)
+        most = ops.maximum(old, self.max_beta - proportional)
+        integral = ops.clamp(integral, least, most)  # it takes beta no further than to the bound
         return {"beta": ops.clamp(proportional + integral, self.min_beta, self.max_beta), "integral": integral}
 
 

@@ -114,8 +114,7 @@ class Schedule(BaseModel, ABC):
     def compressed(self, factor: float, per: str = "step") -> Self:
         """The same curve in `factor` times the time, with beta set at every step; nothing is rounded."""
         changed: dict[str, Any] = {key: getattr(self, key) * factor for key in self.times}
-        parts = {key: part for key, part in self if isinstance(part, Schedule)}
-        changed |= {key: part.compressed(factor, part.per) for key, part in parts.items()}
+        changed |= {key: part.compressed(factor, part.per) for key, part in self if isinstance(part, Schedule)}
         return self.model_copy(update={**changed, "per": per})
 
     @property
@@ -129,10 +128,6 @@ class Schedule(BaseModel, ABC):
         if unknown := [level for level in levels if level not in parts and "" not in parts]:
             raise ValueError(f"schedule {self.name} has the levels {' and '.join(parts)}, not {', '.join(unknown)}")
         return {level: parts.get(level, self) for level in levels}
-
-    def peaks(self, levels: Sequence[str]) -> dict[str, float]:
-        """The largest beta of every level of latents."""
-        return {level: part.peak for level, part in self.by_level(levels).items()}
 
     @property
     def closed_loop(self) -> bool:
@@ -200,8 +195,7 @@ class Linear(Schedule):
     warmup_epochs: Warmup = 10.0
 
     def share(self, progress: float) -> float:
-        """The share of `max_beta` at a share of the rise."""
-        return progress
+        return progress  # both as shares, of `max_beta` and of the rise
 
     def __call__(self, epoch: float) -> float:
         if epoch <= 0:
@@ -314,6 +308,7 @@ INNER = WrapSerializer(lambda part, handler: {key: value for key, value in handl
 
 Warmups = LinearWarmup | UltraConservative | Aggressive
 Curve = Constant | Warmups | ThreePhase | Linear | Cosine | Exponential | Sigmoid | Cyclical
+Base = Annotated[Curve, Field(discriminator="name"), INNER]
 
 
 class WarmRestart(Schedule):
@@ -328,9 +323,7 @@ class WarmRestart(Schedule):
     restart_interval: Annotated[Length, Field(description="epochs to the first restart")] = 40.0
     restart_multiplier: Annotated[float, Field(ge=1, le=100, strict=True, description="growth of the intervals")] = 1.2
     restart_unit: Annotated[Length, Field(description="epochs; restarts are rounded to multiples of it")] = 1.0
-    base: Annotated[Curve, Field(discriminator="name"), INNER] = Field(
-        default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0)
-    )
+    base: Base = Field(default_factory=lambda: Cosine(max_beta=1.0, warmup_epochs=20.0))
 
     def intervals(self) -> Iterator[tuple[float, float]]:
         """The epochs of every restart (0 for the start) and of the next one, without end."""

@@ -56,8 +56,6 @@ def test_beta_on_the_elbo_scale(preview: Run) -> None:
     result = preview("baseline")
     assert "peak 2 (51.2 on the ELBO scale), first at epoch 30" in result.stdout
     assert key_epochs(result)["10"] == ["1", "25.6", "phase", "1", "ends"]
-    focal = preview("cyclical", "--set", "objective.reconstruction=focal")
-    assert "no ELBO scale (focal loss or class weights)" in focal.stdout
 
 
 def test_json_holds_what_the_schedule_gives(preview: Run) -> None:
