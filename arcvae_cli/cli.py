@@ -15,7 +15,7 @@ from arcvae_cli.errors import ArcvaeError, Interrupted, first_line, one_line
 from arcvae_cli.machine import out_of_memory
 from arcvae_cli.signals import GracefulExit, exit_code
 
-COMMANDS = {
+COMMANDS = {  # name: (module of arcvae_cli.commands and what to take from it, one line of help)
     "train": ("train:train", "Train a model, showing beta and the KL of every dimension."),
     "evaluate": ("evaluate:evaluate", "Score a checkpoint, with baselines beside every number, and judge it."),
     "sample": ("sample:sample", "Draw from the prior of a checkpoint."),
@@ -25,7 +25,6 @@ COMMANDS = {
     "presets": ("presets:app", "List and show presets."),
     "data": ("data:app", "Build and describe corpora."),
 }
-"""Name: (module of arcvae_cli.commands and what to take from it, one line of help)."""
 
 
 class LazyGroup(TyperGroup):
@@ -106,12 +105,8 @@ def load(name: str) -> Any:
     return group.commands[name]
 
 
-app = typer.Typer(
-    cls=LazyGroup,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
-)
+HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(cls=LazyGroup, pretty_exceptions_enable=False, context_settings=HELP_FLAGS)
 
 
 def print_version(wanted: bool) -> None:

@@ -16,8 +16,6 @@ from rich.console import RenderableType
 from rich.text import Text
 
 CLOSED = {errno.EPIPE, errno.EIO, errno.ENXIO}  # a pipe whose reader ended (`| head`), a closed terminal
-
-
 Rows = Iterable[Sequence[str | Text]]
 
 

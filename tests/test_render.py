@@ -54,8 +54,8 @@ def texts(axes: Axes) -> list[str]:
 
 def test_grids_can_be_read_back(drawn: list) -> None:
     grids = random_grids(6)
-    plots.save_grids(HERE, grids, columns=3, title="six", titles=list("abcdef"))
-    plots.save_level_samples(HERE, grids, 3, "global", "local", "title")
+    plots.save_grids(HERE, grids, columns=3, title="six", above=list("abcdef"))
+    plots.save_grids(HERE, grids, 3, ["local 1", "local 2", "local 3"], "title", ["global 1", "global 2"])
     found = [texts(figure.axes[0]) for figure in drawn]
     assert found[0] == [*"abcdef"]
     assert found[1] == ["local 1", "local 2", "local 3", "global 1", "global 2"]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, complete, data_layers, own_names, with_flags
+from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import exists, expanded, is_dir
+from arcvae_cli.files import exists, expanded, is_dir, usable_folder
 from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA
 
 if TYPE_CHECKING:
-    from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import Dataset
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build or describe a corpus.")
@@ -25,10 +25,8 @@ KNOWN = f"{', '.join(CORPORA)}, or a .npz, .npy, ARC .json, a folder, or a file 
 STRINGS = "Strings of a grammar"  # a panel of the help
 OF_STRINGS = ("grammar", "input", "recipe", "max_rules", "prod", "masks", "pad_id")
 ROWS = (*own_names("data", "Input", "size", "seed"), *own_names("data", STRINGS, *OF_STRINGS))
-CorpusArgument = Annotated[
-    str | None,
-    typer.Argument(metavar="NAME|PATH", show_default=False, help=KNOWN, autocompletion=complete(lambda: CORPORA)),
-]
+named = typer.Argument(metavar="NAME|PATH", show_default=False, help=KNOWN, autocompletion=complete(lambda: CORPORA))
+CorpusArgument = Annotated[str | None, named]
 _of_strings: Any = partial(typer.Option, rich_help_panel=STRINGS)
 _of_output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 FORMS = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
@@ -49,11 +47,9 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a corpus into the cache, or read and check a file of your own; --output also writes it as .npz."""
-    from arcvae_cli.console import Console
     from arcvae_cli.data.arrays import SPLITS
     from arcvae_cli.data.corpora import fetch_zinc
     from arcvae_cli.data.files import write_dataset
-    from arcvae_cli.files import usable_folder
 
     console = Console(quiet=quiet, as_json=as_json)
     if output is not None:
@@ -96,7 +92,6 @@ def info(
     import numpy as np
 
     from arcvae_cli.conditions import ATTRIBUTES, attributes
-    from arcvae_cli.console import Console, cell
     from arcvae_cli.data.arrays import describe
 
     console = Console(quiet=quiet, as_json=as_json)

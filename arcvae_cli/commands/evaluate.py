@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from arcvae_cli import domains
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import usable_folder
+from arcvae_cli.runs import RunFolder, write_json
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Task
-    from arcvae_cli.runs import RunFolder
 
 string_option: Any = functools.partial(typer.Option, rich_help_panel="Models of strings")
 
@@ -75,7 +76,6 @@ def evaluate(
     """Evaluate a checkpoint against baselines: metrics.json, plots, reconstructions, a verdict and advice."""
     import torch
 
-    from arcvae_cli import domains
     from arcvae_cli.domains.base import Task, picture_title
 
     console = Console(quiet=quiet, as_json=as_json)
@@ -119,11 +119,9 @@ def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, consol
 
 def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Path, console: Console) -> Any:
     """Evaluate, write `metrics.json` into `folder` and pictures into `images`, and print the report."""
-    from arcvae_cli import domains
     from arcvae_cli.evaluation.evaluate import evaluate
     from arcvae_cli.evaluation.samples import principal_plane, tsne_plane
     from arcvae_cli.render.plots import save_latent_scatter
-    from arcvae_cli.runs import write_json
 
     domain, evaluation = domains.of(loaded.model.kind), evaluate(task)
     document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **evaluation.report}
@@ -148,7 +146,6 @@ def show_report(loaded: Loaded, report: Any, console: Console) -> None:
     """Print the tables of an evaluation, the KL of every dimension and the verdict."""
     from rich.text import Text
 
-    from arcvae_cli import domains
     from arcvae_cli.domains.base import Table, picture_title
     from arcvae_cli.evaluation.verdict import remedies
     from arcvae_cli.render.terminal import kl_bars

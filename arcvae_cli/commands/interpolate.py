@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from arcvae_cli import domains
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.console import Console
@@ -35,7 +36,6 @@ def interpolate(
     import numpy as np
     import torch
 
-    from arcvae_cli import domains
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.paths import between, pair_to_show
     from arcvae_cli.evaluation.priors import argmax_decode

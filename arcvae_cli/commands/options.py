@@ -85,7 +85,7 @@ def own_names(table: str, panel: str, *keys: str) -> list[Row]:
 
 LENGTHS = ("warmup_epochs", "ramp_epochs", "cycle_length")
 BETA = {"max": "max_beta", "min": "min_beta", **{key: key for key in LENGTHS}}
-TABLE = (
+TABLE = (  # of `train`
     *own_names("data", DATA, *FILES),
     Row(("--augment/--no-augment",), "data.augment", DATA),
     Row(("--model",), "model.name", DATA, NAMED["model"]),
@@ -101,7 +101,6 @@ TABLE = (
     Row(("--tensorboard/--no-tensorboard",), "log.tensorboard", RUN),
     *own_names("checkpoint", RUN, "save_top_k"),
 )
-"""The flags of `train`; `--epochs` is the argument of `--quick-test` too."""
 
 
 def with_flags(rows: Sequence[Row]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -129,20 +128,18 @@ def with_flags(rows: Sequence[Row]) -> Callable[[Callable[..., None]], Callable[
 def setting(key: str, value: Any) -> Any:
     """A flag's value as the settings keep it: paths are absolute."""
     if isinstance(value, Path) or (key == "data.grammar" and value is not None and is_file(expanded(Path(value)))):
-        return absolute(value)
+        return os.path.abspath(expanded(Path(value)))
     return int(value) if key == "train.threads" and str(value).isdecimal() else value
-
-
-def absolute(path: str | Path) -> str:
-    """An absolute path, `~` expanded."""
-    return os.path.abspath(expanded(Path(path)))
 
 
 def data_layers(data: str | None) -> tuple[Layer, Layer]:
     """The layers of `--data` below and above `--set`: a name replaces the files of a preset, not those of `--set`."""
-    below: dict[str, Any] = {"data": dict.fromkeys(FILES)} if data in CORPORA else {}
-    above: dict[str, Any] = {"name": data, "path": None} if below else {"path": data and absolute(data)}
-    return Layer("--data", below), Layer("--data", {} if data is None else {"data": above})
+    below, above = dict[str, Any](), dict[str, Any]()
+    if data in CORPORA:
+        below, above = {"data": dict.fromkeys(FILES)}, {"data": {"name": data, "path": None}}
+    elif data is not None:
+        above = {"data": {"path": os.path.abspath(expanded(Path(data)))}}
+    return Layer("--data", below), Layer("--data", above)
 
 
 def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
@@ -153,12 +150,10 @@ def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
 complete_runs = complete(lambda: ["latest", *(path.name for path in all_runs(Path("runs")))])
 PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
 DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
-SET_HELP = "any setting, as dotted.key=value; repeatable"
-own, output = (partial(typer.Option, rich_help_panel=panel) for panel in (RUN, OUTPUT))
+own, output_option = (partial(typer.Option, rich_help_panel=panel) for panel in (RUN, OUTPUT))
 PresetOption = Annotated[str | None, own("--preset", help=PRESET_HELP, autocompletion=complete(preset_names))]
-complete_corpora = complete(lambda: CORPORA)
 data_option: Any = partial(typer.Option, "--data", show_default="arc", rich_help_panel=DATA)
-DataOption = Annotated[str | None, data_option(help=DATA_HELP, autocompletion=complete_corpora)]
-SetOption = Annotated[list[str] | None, own("--set", help=SET_HELP)]
-QuietOption = Annotated[bool, output("--quiet", help="print the result only")]
-JsonOption = Annotated[bool, output("--json", help="print the result as JSON")]
+DataOption = Annotated[str | None, data_option(help=DATA_HELP, autocompletion=complete(lambda: CORPORA))]
+SetOption = Annotated[list[str] | None, own("--set", help="any setting, as dotted.key=value; repeatable")]
+QuietOption = Annotated[bool, output_option("--quiet", help="print the result only")]
+JsonOption = Annotated[bool, output_option("--json", help="print the result as JSON")]

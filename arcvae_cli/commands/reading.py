@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arcvae_cli.commands.options import DATA_HELP, OUTPUT, complete_runs
+from arcvae_cli import domains
+from arcvae_cli.commands.options import DATA_HELP, complete_runs, output_option
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file, usable_folder
@@ -22,12 +23,9 @@ from arcvae_cli.runs import held, read_status
 from arcvae_cli.settings import CORPORA, DataSettings
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     import torch
 
     from arcvae_cli.checkpoints import Loaded
-    from arcvae_cli.data.arrays import Dataset
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Decoded
 
@@ -47,9 +45,7 @@ SplitName = Literal["train", "val", "test"]
 SplitOption = Annotated[SplitName, input_option(help="split of the examples")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed")]
 DeviceOption = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:1, mps")]
-OutputOption = Annotated[
-    Path | None, typer.Option(help="folder", show_default="in the run folder", rich_help_panel=OUTPUT)
-]
+OutputOption = Annotated[Path | None, output_option(help="folder", show_default="in the run folder")]
 
 
 @contextmanager
@@ -89,8 +85,6 @@ def open_checkpoint(checkpoint: str, runs: Path, device: str, console: Console) 
 
 def open_examples(loaded: Loaded, data: str | None, split: str, console: Console) -> Corpus:
     """The corpus of `--data`, or of the model's training, on its device. InputError for another kind of example."""
-    from arcvae_cli import domains
-
     settings = loaded.settings.data
     if data is not None:
         files = dict.fromkeys(("path", "grammar", "input", "prod", "masks", "pad_id", "limit"))
@@ -107,7 +101,7 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
 def open_named(
     data: DataSettings, device: Any, needs: Sequence[str], console: Console, structure: Any = None, begun: Any = None
 ) -> Corpus:
-    """The corpus of the settings, with rules and length of a model's `structure`; `begun` by `begin_reading`."""
+    """The corpus of the settings, with rules and length of a model's `structure`; `begun`: the future `Dataset`."""
     from arcvae_cli.data.corpora import corpus_name
     from arcvae_cli.data.corpus import open_corpus
 
@@ -119,15 +113,6 @@ def open_named(
     for note in corpus.notes:
         console.note(note)
     return corpus
-
-
-def begin_reading(data: DataSettings) -> Future[Dataset] | None:
-    """Read a corpus in a thread while PyTorch is imported; None for one that has to be built, which prints progress."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from arcvae_cli.data.corpora import load_arrays
-
-    return None if unbuilt(data) else ThreadPoolExecutor(1).submit(load_arrays, data)
 
 
 def unbuilt(data: DataSettings) -> bool:
@@ -144,7 +129,6 @@ def write_decoded(
     import numpy as np
     from rich.text import Text
 
-    from arcvae_cli import domains
     from arcvae_cli.domains.base import picture_title
 
     domain, default = domains.of(loaded.model.kind), (loaded.run or Path()) / f"{name.removesuffix('s')}s"

@@ -1,21 +1,17 @@
 """`arcvae sample`: draw from a prior and decode."""
 
-from __future__ import annotations
-
 import functools
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from arcvae_cli import domains
 from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from arcvae_cli.data.corpus import Corpus
 
 CONDITION = "condition on grids, as colours=3; repeatable; `arcvae data info --conditions` lists them"
 PRIOR = "the model's own, or a Gaussian or a mixture fitted to the codes of examples"
@@ -46,7 +42,7 @@ def sample(
     """Draw samples from the prior: grids in ARC colours, or strings. Files in --output FOLDER are replaced."""
     import torch
 
-    from arcvae_cli import conditions, domains
+    from arcvae_cli import conditions
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 
@@ -83,7 +79,7 @@ def sample(
         console.note(f"prior: {components} {'Gaussians' if components > 1 else 'Gaussian'} fitted to {found}")
         latents = fitted.sample(num, temperature, seed, place)
 
-    def training() -> Corpus | None:  # only --data builds one
+    def training() -> Any:  # only --data builds one
         if data is not None:
             return opened("train")
         if not reading.unbuilt(loaded.settings.data):

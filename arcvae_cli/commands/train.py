@@ -15,7 +15,7 @@ import typer
 
 from arcvae_cli import runs
 from arcvae_cli.commands import options
-from arcvae_cli.commands.reading import begin_reading, importing, open_device, open_named
+from arcvae_cli.commands.reading import importing, open_device, open_named, unbuilt
 from arcvae_cli.console import Console
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.files import size
@@ -110,7 +110,12 @@ def run(
     """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed."""
     settings = resolved.settings
     with importing():
-        begun = begin_reading(settings.data)
+        from concurrent.futures import ThreadPoolExecutor
+
+        from arcvae_cli.data.corpora import load_arrays
+
+        # read in a thread while PyTorch is imported, unless it has to be built, which prints progress
+        begun = None if unbuilt(settings.data) else ThreadPoolExecutor(1).submit(load_arrays, settings.data)
         from arcvae_cli import checkpoints
         from arcvae_cli.recorders.external import check_installed, external_recorders
         from arcvae_cli.recorders.images import ImageRecorder

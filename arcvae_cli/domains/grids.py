@@ -242,7 +242,8 @@ class GridDomain(base.Domain):
             below = " and ".join(levels[1:])
             title = f"rows share a {levels[0]} latent, columns the noise of {below}; {task.title}"
             sheet = draw_levels(task.model, SIDE, SIDE, task.seed)
-            plots.save_level_samples(folder / "levels.png", sheet, SIDE, levels[0], below, title)
+            above, left = ([f"{level} {place + 1}" for place in range(SIDE)] for level in (below, levels[0]))
+            plots.save_grids(folder / "levels.png", sheet, SIDE, above, title, left)
         if task.quick:
             return
         for name, x, reconstructed, chosen in self.pairs(task, evaluation, PICTURED):

@@ -30,17 +30,12 @@ GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left
 LINE, EXTENT, RIGHT, WRONG = "#555555", "#00FFC8", "#000000", "#FFFFFF"
 
 
-def save_grids(path: Path, grids: Grids, columns: int = 8, titles: Texts | None = None, title: str = "") -> None:
-    """Grids (N, H, W) in rows of `columns`, with a text above each, by default which are blank, and a title."""
+def save_grids(
+    path: Path, grids: Grids, columns: int = 8, above: Texts | None = None, title: str = "", left: Texts = ()
+) -> None:
+    """Grids (N, H, W) in rows of `columns`, with texts above, by default which are blank, and left of the rows."""
     blank = [] if grids.any((1, 2)).all() else ["" if grid.any() else "blank" for grid in grids]
-    _write(_sheet([_tiles(grids)], columns, titles or blank, (), title), path)
-
-
-def save_level_samples(path: Path, grids: Grids, columns: int, row: str, column: str, title: str) -> None:
-    """Samples (N, H, W) in rows of `columns`; a row has one latent of level `row`, a column one of level `column`."""
-    above = [f"{column} {place + 1}" for place in range(columns)]
-    left = [f"{row} {place + 1}" for place in range(-(-len(grids) // columns))]
-    _write(_sheet([_tiles(grids)], columns, above, left, title), path)
+    _write(_sheet([_tiles(grids)], columns, above or blank, left, title), path)
 
 
 def save_reconstructions(path: Path, originals: Grids, reconstructions: Grids, extents: Extents, title: str) -> None:
