@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.errors import InputError, first_line
 from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
+from arcvae_cli.folders import find
 from arcvae_cli.grammar import Grammar, parse_grammar
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import VAE
 from arcvae_cli.models.grammar import Structure
 from arcvae_cli.presets import Layer, resolve
-from arcvae_cli.runs import find
 from arcvae_cli.settings import Settings
 
 FORMAT, DIGESTED = 4, 3  # version of the layout, which a run can be resumed from, and the first with a digest
@@ -40,7 +41,7 @@ class Loaded:
 
     @property
     def grammar(self) -> Grammar | None:
-        text = self.model.structure.rules.text if self.model.structure else None
+        text = self.model.structure.rules.text if isinstance(self.model.structure, Structure) else None
         return None if text is None else parse_grammar(text, f"the grammar of {self.path.name}")
 
     @property
@@ -66,10 +67,9 @@ def header(settings: Settings, epoch: int) -> dict[str, Any]:
 
 
 def content(model: VAE) -> dict[str, Any]:
-    """What a model is rebuilt from: weights, attributes with their numbers of values, length and grammar."""
+    """What a model is rebuilt from: weights, attributes with their numbers of values, canvas or grammar."""
     conditions = [[attribute.name, attribute.size] for attribute in model.attributes]
-    structure = {} if model.structure is None else {"structure": model.structure.text()}
-    return {"model_state_dict": model.state_dict(), "conditions": conditions, **structure}
+    return {"model_state_dict": model.state_dict(), "conditions": conditions, "structure": model.structure.text()}
 
 
 def copy(path: Path, target: Path) -> None:
@@ -120,7 +120,9 @@ def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
         raise InputError(f"{path}: only a part of a model", "give the checkpoint of a whole model")
     settings = read_settings(path, values)
     try:
-        model = build_model(settings.model, Structure.of(values["structure"]) if "structure" in values else None)
+        kind = Canvas if settings.model.kind == "grids" else Structure
+        structure = kind.of(values["structure"]) if "structure" in values else ARC  # a former format, of ARC grids
+        model = build_model(settings.model, structure)
         if values.get("conditions", []) != content(model)["conditions"]:  # a row of a table would mean another value
             raise ValueError("conditions of another version")
         model.load_state_dict(values["model_state_dict"])

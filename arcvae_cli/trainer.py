@@ -20,12 +20,12 @@ from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.engine import TEXTS, Engine
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError, first_line
 from arcvae_cli.evaluation.information import batches, longest_first
+from arcvae_cli.folders import RunFolder
 from arcvae_cli.machine import choose_threads, cores, describe, out_of_memory, peak_memory, threads_given
 from arcvae_cli.metrics import EpochMetrics, MetricAccumulator, MetricRows
 from arcvae_cli.models.base import VAE
 from arcvae_cli.objective import Objective
 from arcvae_cli.records import ACCURACIES, HIGHER_IS_BETTER, EpochRecord, Pictures, Plan, Recorder, betas, flat
-from arcvae_cli.runs import RunFolder
 from arcvae_cli.settings import Settings, elbo_scale
 from arcvae_cli.signals import exit_code, signal_name
 from arcvae_cli.step import LearningRate, Step, seed_step, trial

@@ -13,7 +13,7 @@ from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import GridCorpus, StringCorpus, open_corpus
 from arcvae_cli.engine import TEXTS, Engine
 from arcvae_cli.metrics import MetricRows
-from arcvae_cli.models import Structure, build_model
+from arcvae_cli.models import build_model
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import DataSettings, Settings
 from arcvae_cli.step import LearningRate, Step, seed_step
@@ -53,9 +53,8 @@ def open_grids(data: DataSettings, device: torch.device) -> GridCorpus:
 def own_steps(settings: Settings, corpus: GridCorpus | StringCorpus, device: torch.device) -> Own:
     """The inner loop of the trainer, with augmentation and every metric on, over as many epochs as it takes."""
     train = settings.train
-    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, StringCorpus) else None
     seed_step(train.seed, "weights")
-    model = build_model(settings.model, structure).to(device)
+    model = build_model(settings.model, corpus.structure).to(device)
     step = Step(model, Objective(settings.objective).to(device), train, device)
     steps = corpus.size("train") // train.batch_size
     levels = tuple(model.level_sizes)

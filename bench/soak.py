@@ -39,7 +39,7 @@ import numpy as np
 import tomli_w
 import torch
 
-from arcvae_cli import checkpoints, runs
+from arcvae_cli import checkpoints, folders
 from arcvae_cli.commands.runs import pth_files
 from arcvae_cli.errors import InputError
 from arcvae_cli.machine import cores
@@ -243,7 +243,7 @@ def torn(folder: Path) -> list[str]:
     for read in (partial(resolve, str(folder)), *(partial(checkpoints.read, path) for path in pth_files(folder))):
         with collected(found):
             read()
-    if runs.held(folder):
+    if folders.held(folder):
         found.append("the lock is held by nobody living")
     return found
 
@@ -303,7 +303,7 @@ def other(folder: Path, straight: Path) -> list[str]:
         found.append(f"metrics.jsonl: {len(lines[0])} lines for {len(lines[1])}, or others")
     documents = [{**read_json(run / "metrics.json"), "run": "", "checkpoint": ""} for run in (folder, straight)]
     found += in_words("metrics.json", differing(*documents))
-    if (state := runs.describe(folder)["state"]) != "finished":
+    if (state := folders.describe(folder)["state"]) != "finished":
         found.append(f"it is {state}")
     return found
 
@@ -376,7 +376,7 @@ def killed(subject: Subject, folder: Path, chance: random.Random, index: int) ->
         if code != -signal.SIGKILL:
             trial.wrong(f"exit code {code}: {said}")
         trial.hit(process)
-        if folder.exists() and (state := runs.describe(folder)["state"]) not in ("killed", "finished"):
+        if folder.exists() and (state := folders.describe(folder)["state"]) not in ("killed", "finished"):
             trial.wrong(f"it is told to be {state}")
         trial.count(moment.__name__.replace("_", " "))
         trial.count("left a file half-written", any(folder.rglob(".*.tmp")))
@@ -397,7 +397,7 @@ def asked(subject: Subject, folder: Path, chance: random.Random, index: int, num
     process.process.send_signal(number)
     code, said = process.end()
     trial.hit(process)
-    state = runs.describe(folder)["state"] if folder.exists() else "absent"
+    state = folders.describe(folder)["state"] if folder.exists() else "absent"
     if code == CODES[number]:
         if state not in ("interrupted", "absent") and "the training is complete" not in said:
             trial.wrong(f"{number.name}: the status says {state}")
@@ -537,7 +537,7 @@ def spoilt(subject: Subject, folder: Path, chance: random.Random, index: int) ->
         trial.wrong(f"exit code {code}, {kind}@{number}, saved {last}: {told}")
     if last >= number:
         trial.wrong(f"{kind}@{number} is in the checkpoint of step {last}")
-    if (state := runs.describe(folder)["state"]) != "failed":
+    if (state := folders.describe(folder)["state"]) != "failed":
         trial.wrong(f"the status says {state}")
     trial.resumed += 1
     trial.ends_straight(subject, go_on(subject, folder))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from arcvae_cli import checkpoints
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.errors import InputError, WriteError
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
@@ -20,7 +21,7 @@ from arcvae_cli.settings import Settings
 EQUATIONS = read_grammar("equations")
 
 
-def values(settings: Settings | None = None, structure: Structure | None = None, **changes: object) -> dict[str, Any]:
+def values(settings: Settings | None = None, structure: Structure | Canvas = ARC, **changes: object) -> dict[str, Any]:
     settings = settings or Settings()
     model = build_model(settings.model, structure)
     return {**checkpoints.header(settings, 3), **checkpoints.content(model), **changes}

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arcvae_cli import engine as engines
 from arcvae_cli.controllers import Controller
-from arcvae_cli.data.corpus import Corpus, StringCorpus, open_corpus
+from arcvae_cli.data.corpus import Corpus, open_corpus
 from arcvae_cli.engine import Engine
 from arcvae_cli.metrics import MetricRows
-from arcvae_cli.models import Structure, build_model
+from arcvae_cli.models import build_model
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Step, seed_step
@@ -96,8 +96,7 @@ def make(table: dict[str, Any], engine: str, device: torch.device = CPU, graphs:
     settings = Settings.model_validate({**table, "data": {"name": "equations" if strings else "shapes"}})
     corpus = opened(strings, device)
     seed_step(0, "weights")
-    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, StringCorpus) else None
-    model = build_model(settings.model, structure).to(device).train()
+    model = build_model(settings.model, corpus.structure).to(device).train()
     step = Step(model, Objective(settings.objective, corpus.class_counts()).to(device), settings.train, device)
     levels, reduction = tuple(model.level_sizes), settings.objective.reduction
     control = Controller(settings.schedule, levels, device, corpus.mean_positions, reduction)

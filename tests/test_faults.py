@@ -25,7 +25,7 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner, Result
 
-from arcvae_cli import checkpoints, runs
+from arcvae_cli import checkpoints, folders
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate
 from arcvae_cli.presets import resolve
@@ -93,8 +93,8 @@ def lines(run: Path) -> list[dict[str, Any]]:
 def is_whole(run: Path) -> None:
     for path in (run / "checkpoints").glob("[!.]*.pth"):
         checkpoints.read(path)
-    assert runs.read_status(run) is not None and resolve(str(run)).settings.train.epochs == 3
-    assert not runs.held(run)
+    assert folders.read_status(run) is not None and resolve(str(run)).settings.train.epochs == 3
+    assert not folders.held(run)
 
 
 def ends_straight(run: Path, straight: Path, result: Result) -> None:
@@ -167,7 +167,7 @@ def test_resuming_ends_with_the_weights_of_the_undisturbed_run(
             signal.signal(signal.SIGXFSZ, handler)
     gc.collect()  # the lock of what was killed in this process
     is_whole(run)
-    assert runs.describe(run)["state"] == ("interrupted" if moment.startswith("SIG") else "failed")
+    assert folders.describe(run)["state"] == ("interrupted" if moment.startswith("SIG") else "failed")
     assert not list(run.rglob(".*.tmp"))
     assert checkpoints.read(run / "checkpoints" / "last.pth")["step"] == step
     resume = (*start, "--resume", "auto") if moment == "SIGTERM" else ("--resume", run)
@@ -195,7 +195,7 @@ def test_a_process_that_is_killed_in_a_save_leaves_a_whole_run(straight: tuple[P
     (base, train), run = straight, tmp_path / "one"
     flags = ["--preset", base / "grid.toml", "--runs-dir", tmp_path, "--run-name", "one"]
     done = subprocess.run([sys.executable, "-c", KILLED_IN_A_SAVE, "train", *flags], capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL and runs.describe(run)["state"] == "killed", done.stderr
+    assert done.returncode == -signal.SIGKILL and folders.describe(run)["state"] == "killed", done.stderr
     is_whole(run)
     assert [path.name.startswith(".last.pth.") for path in run.rglob(".*.tmp")] == [True]
     ends_straight(run, base / "grid", train("--resume", run))

@@ -13,13 +13,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from arcvae_cli import checkpoints, runs
+from arcvae_cli import checkpoints, folders
 from arcvae_cli.data.corpus import GridCorpus, StringCorpus
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import Interrupted
 from arcvae_cli.grammar import read_grammar
 from arcvae_cli.models import build_model
-from arcvae_cli.models.grammar import Structure
 from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.records import Recorder
 from arcvae_cli.settings import Settings
@@ -72,11 +71,10 @@ def process(folder: Path, name: str, asked: list[int], killed: list[str], device
     """Begin a run or resume it; it is asked to stop after so many steps, or dies at a point."""
     make_corpus, chosen = CASES[name]
     corpus = make_corpus(device)
-    structure = Structure(corpus.rules, corpus.length) if isinstance(corpus, StringCorpus) else None
     seed_step(chosen.train.seed, "weights")
-    model = build_model(chosen.model, structure).to(device)
+    model = build_model(chosen.model, corpus.structure).to(device)
     torch.manual_seed(len(asked))  # the state of the generator before does not matter
-    run = runs.resume(folder) if resumed else runs.create(folder.parent, folder.name, "run", chosen)
+    run = folders.resume(folder) if resumed else folders.create(folder.parent, folder.name, "run", chosen)
     trainer = Trainer(chosen, corpus, model, run, resumed)
     recorder = Mock(Recorder)
     trainer.recorders += [JsonlRecorder(run.path / "metrics.jsonl"), recorder]

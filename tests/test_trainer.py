@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from arcvae_cli import checkpoints, runs
+from arcvae_cli import checkpoints, folders
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.errors import ArcvaeError, Interrupted
@@ -54,7 +54,7 @@ def settings(*more: Mapping[str, Any], **tables: dict[str, Any]) -> Settings:
 
 
 def make(tmp_path: Path, chosen: Settings, name: str = "run") -> tuple[Trainer, Mock]:
-    folder = runs.create(tmp_path, name, "run", chosen)
+    folder = folders.create(tmp_path, name, "run", chosen)
     seed_step(chosen.train.seed, "weights")
     trainer, recorder = Trainer(chosen, squares(), build_model(chosen.model), folder, False), Mock(Recorder)
     trainer.recorders.append(recorder)

@@ -14,7 +14,7 @@ from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import usable_folder
-from arcvae_cli.runs import RunFolder, write_json
+from arcvae_cli.folders import RunFolder, write_json
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded

@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from arcvae_cli.files import expanded, is_file
+from arcvae_cli.folders import all_runs
 from arcvae_cli.presets import Layer, flag_layer, preset_names
-from arcvae_cli.runs import all_runs
 from arcvae_cli.schedules import SCHEDULES
 from arcvae_cli.settings import CORPORA, MODEL_SETTINGS, NAMED, Settings
 

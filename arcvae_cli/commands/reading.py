@@ -19,7 +19,7 @@ from arcvae_cli.commands.options import DATA_HELP, complete_runs, output_option
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file, usable_folder
-from arcvae_cli.runs import held, read_status
+from arcvae_cli.folders import held, read_status
 from arcvae_cli.settings import CORPORA, DataSettings
 
 if TYPE_CHECKING:
@@ -101,15 +101,14 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
 def open_named(
     data: DataSettings, device: Any, needs: Sequence[str], console: Console, structure: Any = None, begun: Any = None
 ) -> Corpus:
-    """The corpus of the settings, with rules and length of a model's `structure`; `begun`: the future `Dataset`."""
+    """The corpus of the settings, made to fit a model's `structure`; `begun`: the future `Dataset`."""
     from arcvae_cli.data.corpora import corpus_name
     from arcvae_cli.data.corpus import open_corpus
 
     if begun is None and unbuilt(data):
         console.note(f"building {corpus_name(data)} (once, some seconds)")
-    rules, length = (structure.rules, structure.length) if structure else (None, None)
     with console.counting("parsing") as tell:
-        corpus = open_corpus(data, device, needs, rules, length, tell, console.note, begun and begun.result())
+        corpus = open_corpus(data, device, needs, structure, tell, console.note, begun and begun.result())
     for note in corpus.notes:
         console.note(note)
     return corpus

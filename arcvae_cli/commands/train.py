@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli import runs
+from arcvae_cli import folders
 from arcvae_cli.commands import options
 from arcvae_cli.commands.reading import importing, open_device, open_named, unbuilt
 from arcvae_cli.console import Console
@@ -67,15 +67,15 @@ def train(
     layers = [environment_layer(), below, set_layer(assignments or []), above, flags]
     if resume is not None and overfit_batch:
         raise InputError("--resume, --overfit-batch: cannot be combined", "give one of the two")
-    runs.check_name(run_name)
-    earlier = None if resume is None else runs.find_resumed(resume, runs_dir, run_name)
-    if earlier is not None and preset is None and resume != runs.AUTO:  # the flags say only what changes
+    folders.check_name(run_name)
+    earlier = None if resume is None else folders.find_resumed(resume, runs_dir, run_name)
+    if earlier is not None and preset is None and resume != folders.AUTO:  # the flags say only what changes
         preset = str(earlier[0] / "config.toml")
     resolved = compressed(preset, layers) if quick_test else resolve(preset, *layers)
     if overfit_batch:
         memorise(resolved.settings, console)
         return
-    new_folder = partial(runs.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
+    new_folder = partial(folders.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
     with GracefulExit() as signals:
         try:
             run(resolved, console, signals, earlier, new_folder)
@@ -105,7 +105,7 @@ def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
 
 
 def run(
-    resolved: Resolved, console: Console, signals: GracefulExit, earlier: Earlier, new: Callable[[], runs.RunFolder]
+    resolved: Resolved, console: Console, signals: GracefulExit, earlier: Earlier, new: Callable[[], folders.RunFolder]
 ) -> None:
     """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed."""
     settings = resolved.settings
@@ -131,8 +131,8 @@ def run(
             console.note(f"run {folder.name} is finished: nothing to do")
             console.json(report)
             return
-        if (folder.path.parent / runs.LATEST).is_symlink():
-            runs.point_latest(folder.path.parent, folder.name)
+        if (folder.path.parent / folders.LATEST).is_symlink():
+            folders.point_latest(folder.path.parent, folder.name)
     device = open_device(settings.train.device)
     corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)
     model = new_model(settings, corpus, device)
@@ -197,11 +197,11 @@ def run(
     console.note(f"next: {' | '.join(f'arcvae {name}{which}' for name in names)}")
 
 
-def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[runs.RunFolder, Path, Document, Document]:
+def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[folders.RunFolder, Path, Document, Document]:
     """A run to resume, locked: its checkpoint, the values in it, and its `metrics.json` if there is nothing to do."""
     from arcvae_cli import checkpoints
 
-    folder = runs.resume(path)
+    folder = folders.resume(path)
     config, last = path / "config.toml", folder.checkpoints / "last.pth"
     start, values, report = file or last, None, None
     if file is not None or any(folder.checkpoints.iterdir()):
@@ -219,16 +219,16 @@ def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[runs.Ru
             what = f"{start}: an older checkpoint, of step {values['step']}; the run is at step {later}"
             raise InputError(what, f"to discard the later steps, remove {last} first")
     trained = resolve(str(config)).settings if values is None else checkpoints.read_settings(start, values)
-    changed = runs.differences(trained.table(), settings.table())
-    pairs = [(key, *map(json.dumps, pair)) for key, pair in changed.items() if not key.startswith(runs.MAY_CHANGE)]
+    changed = folders.differences(trained.table(), settings.table())
+    pairs = [(key, *map(json.dumps, pair)) for key, pair in changed.items() if not key.startswith(folders.MAY_CHANGE)]
     wrong = [f"{key} was {old}, now {new}" for key, old, new in pairs]
     if values is not None and settings.train.epochs < values["epoch"]:
         wrong.append(f"train.epochs is {settings.train.epochs}, and epoch {values['epoch']} has begun")
     if wrong:
         fix = f"remove these flags, and restore {config} if edited; more epochs, logging and the device may change"
         raise InputError(f"--resume {folder.name}: settings differ from those of the run: {'; '.join(wrong[:5])}", fix)
-    status = runs.read_status(path) or runs.STATUS
-    if values and status["judged"] and status["step"] == values["step"] and not changed.keys() & set(runs.LENGTH):
+    status = folders.read_status(path) or runs.STATUS
+    if values and status["judged"] and status["step"] == values["step"] and not changed.keys() & set(folders.LENGTH):
         with suppress(OSError, ValueError):  # else it is evaluated again
             report = json.loads((path / "metrics.json").read_bytes())
     return folder, start, values, report
@@ -237,15 +237,13 @@ def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[runs.Ru
 def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
     """The model of the settings with its first weights; InputError where it or a batch does not fit the corpus."""
     from arcvae_cli.models import build_model
-    from arcvae_cli.models.grammar import Structure
     from arcvae_cli.step import seed_step
 
     if (count := corpus.size("train")) < settings.train.batch_size:
         what = f"train.batch_size: {settings.train.batch_size} is more than the {count} training examples"
         raise InputError(what, f"use --batch-size {count} or less, or more data")
-    structure = None if corpus.rules is None else Structure(corpus.rules, corpus.positions[0])
     seed_step(settings.train.seed, "weights")
-    model = build_model(settings.model, structure).to(device)
+    model = build_model(settings.model, corpus.structure).to(device)
     try:
         settings.schedule.by_level(tuple(model.level_sizes))
     except ValueError as error:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import size
@@ -53,6 +54,7 @@ class Dataset:
     rules: Rules | None = None
     grammar: Grammar | None = None
     origin: Origin = Origin()
+    canvas: Canvas = ARC  # of grids
     notes: tuple[str, ...] = ()
 
     @property

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from arcvae_cli.canvas import Canvas
 from arcvae_cli.conditions import PLACE, attributes
 from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpora import load_arrays
@@ -17,6 +18,7 @@ from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, gather_
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import Batch
+from arcvae_cli.models.grammar import Structure
 from arcvae_cli.settings import DataSettings
 
 
@@ -70,6 +72,7 @@ class GridCorpus(Examples):
 
     def __init__(self, arrays: Dataset, device: torch.device | str = "cpu") -> None:
         super().__init__(arrays, device)
+        self.structure = arrays.canvas
         # (n, 3) int64, objects and both symmetries as stored: augmentation keeps them, or swaps the symmetries
         self._forms: dict[str, Tensor] = {}
         table = gather_table()[-1, -1]
@@ -136,7 +139,7 @@ class StringCorpus(Examples):
         self._identity = repr((self.rules.text, self.rules.lhs, self.rules.padding))
         self.num_classes, self.entropy = len(arrays.rules), arrays.origin.entropy
         self.length: int = arrays.x.shape[1]
-        self.positions = (self.length,)
+        self.positions, self.structure = (self.length,), Structure(self.rules, self.length)
         self.mean_positions = self.class_counts().sum().item() / max(1, self.size("train"))
 
     def ids(self, split: str) -> Tensor:
@@ -156,24 +159,24 @@ def open_corpus(
     data: DataSettings,
     device: torch.device | str = "cpu",
     needs: Sequence[str] = ("train", "val"),
-    rules: Rules | None = None,
-    length: int | None = None,
+    structure: Canvas | Structure | None = None,
     tell: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
     arrays: Dataset | None = None,
 ) -> Corpus:
     """The corpus that the settings name, on the device, within `data.limit`.
 
-    `rules` and `length`: of a checkpoint; shorter derivations are padded, longer ones left out with a note. `tell`,
-    `say`: see load_arrays. `arrays`: if loaded already. InputError for unusable input or an empty split in `needs`.
+    `structure`: of a checkpoint; shorter derivations are padded, longer ones left out with a note. `tell`, `say`: see
+    load_arrays. `arrays`: if loaded already. InputError for unusable input or an empty split in `needs`.
     """
     if arrays is None:
-        known = None if rules is None or rules.text is None else parse_grammar(rules.text, "the checkpoint's grammar")
+        text = structure.rules.text if isinstance(structure, Structure) else None
+        known = None if text is None else parse_grammar(text, "the checkpoint's grammar")
         arrays = load_arrays(data, known, tell=tell, say=say)
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
-    if rules is not None and arrays.kind == "strings":
-        arrays = fitted(arrays, rules, length)
+    if isinstance(structure, Structure) and arrays.kind == "strings":
+        arrays = fitted(arrays, structure.rules, structure.length)
     if empty := [split for split in needs if not arrays.rows(split).size]:
         raise InputError(f"{arrays.name}: the {empty[0]} split is empty", "add examples to it, or use another")
     return GridCorpus(arrays, device) if arrays.kind == "grids" else StringCorpus(arrays, device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arcvae_cli import gaussians
+from arcvae_cli.canvas import Canvas
 from arcvae_cli.conditions import Attribute
 from arcvae_cli.settings import ModelSettings
 
@@ -81,7 +82,7 @@ class VAE(nn.Module, ABC):
     decoder: nn.Module
     level_shapes: dict[str, tuple[int, ...]]  # (D,) or (C, H, W) of each level, by its name, from the top down
     kind: str = "grids"  # or "strings", as of a corpus and a domain
-    structure: "Structure | None" = None  # the rules and the length of derivations, for a model of strings
+    structure: "Canvas | Structure"  # what it is made for: grids of this canvas, or derivations by these rules
     attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's
 
     @property

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar, standard_level
 from arcvae_cli.settings import GridSettings
 
@@ -16,9 +17,9 @@ WIDE = 512  # width of the residual body's linear layers
 class GridVAE(VAE):
     """Encoder of one-hot colours to `latent_dim` dimensions, decoder to colour logits (B, 10, 16, 16)."""
 
-    def __init__(self, settings: GridSettings) -> None:
+    def __init__(self, settings: GridSettings, structure: Canvas = ARC) -> None:
         super().__init__()
-        self.settings, d = settings, settings.latent_dim
+        self.settings, self.structure, d = settings, structure, settings.latent_dim
         self.level_shapes = {LEVEL: (d,)}
         self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
         wide: list[nn.Module] = []

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arcvae_cli import gaussians
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
 from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32, posterior_logvar, standard_level
 from arcvae_cli.models.grid import COLOURS, SIDE, Block, Flatten, Unflatten
@@ -35,9 +36,9 @@ class HierarchicalVAE(VAE):
 
     attributes = ATTRIBUTES
 
-    def __init__(self, settings: HierarchicalSettings) -> None:
+    def __init__(self, settings: HierarchicalSettings, structure: Canvas = ARC) -> None:
         super().__init__()
-        self.settings, side = settings, settings.local_size
+        self.settings, self.structure, side = settings, structure, settings.local_size
         self.level_shapes = {GLOBAL: (settings.global_dim,), LOCAL: (settings.local_channels, side, side)}
         self.encoder: Encoder = Encoder(settings)
         self.decoder: Decoder = Decoder(settings)

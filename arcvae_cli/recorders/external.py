@@ -13,8 +13,8 @@ from typing import Any
 
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
+from arcvae_cli.folders import RunFolder
 from arcvae_cli.records import Recorder
-from arcvae_cli.runs import RunFolder
 from arcvae_cli.settings import LogSettings
 
 QUEUED = 1000  # calls that may wait: a logger that hangs is dropped after some 300 epochs

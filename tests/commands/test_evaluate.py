@@ -16,7 +16,7 @@ from arcvae_cli.console import Console
 from arcvae_cli.data.corpus import open_corpus
 from arcvae_cli.domains import grids
 from arcvae_cli.evaluation import samples
-from arcvae_cli.runs import RunFolder
+from arcvae_cli.folders import RunFolder
 
 Run = Callable[..., Result]
 

@@ -15,7 +15,7 @@ import tomli
 import torch
 from typer.testing import CliRunner, Result
 
-from arcvae_cli import checkpoints, runs
+from arcvae_cli import checkpoints, folders
 from arcvae_cli.cli import app
 from arcvae_cli.records import Recorder
 
@@ -64,21 +64,21 @@ def refused(arcvae: Run, run: Path, *arguments: object) -> str:
     before = digests(run)
     result = arcvae("train", "--resume", run, *arguments)
     assert (result.exit_code, result.stdout) == (2, ""), result.stderr
-    assert digests(run) == before and not runs.held(run)
+    assert digests(run) == before and not folders.held(run)
     return " ".join(result.stderr.split())
 
 
 def test_a_finished_run_has_nothing_left_to_do(arcvae: Run, mine: Path) -> None:
-    runs.point_latest(mine.parent, "mine")
+    folders.point_latest(mine.parent, "mine")
     before = digests(mine)
     result = arcvae("train", "--resume", "latest", "--json", "--runs-dir", mine.parent)
     assert (result.exit_code, result.stderr) == (0, "run mine is finished: nothing to do\n")
-    assert digests(mine) == before and not runs.held(mine)
+    assert digests(mine) == before and not folders.held(mine)
     assert json.loads(result.stdout) == json.loads((mine / "metrics.json").read_text())
 
 
 def test_a_run_may_be_made_longer_with_other_logging_and_moved_data(arcvae: Run, ended: Path, mine: Path) -> None:
-    runs.point_latest(mine.parent, "other")
+    folders.point_latest(mine.parent, "other")
     shutil.copy(ended.parent / "some.npz", mine.parent / "elsewhere.npz")
     flags = ("--epochs", 5, "--save-top-k", 1, "--data", mine.parent / "elsewhere.npz", "--runs-dir", mine.parent)
     result = arcvae("train", "--resume", mine / "checkpoints" / "last.pth", *flags)
@@ -87,7 +87,7 @@ def test_a_run_may_be_made_longer_with_other_logging_and_moved_data(arcvae: Run,
     assert "resumed after epoch 4" in said and "epoch 5/5" in said and "epoch 4/5" not in said
     assert "epochs 4, now 5: the learning rate follows the new cosine" in said
     assert epochs(mine) == [1, 2, 3, 4, 5] and os.readlink(mine.parent / "latest") == "mine"
-    status, config = runs.read_status(mine), tomli.loads((mine / "config.toml").read_text())
+    status, config = folders.read_status(mine), tomli.loads((mine / "config.toml").read_text())
     assert status and [status[key] for key in ("state", "epoch", "step", "judged")] == ["finished", 5, 10, True]
     assert (config["train"]["epochs"], config["checkpoint"]["save_top_k"]) == (5, 1)
     assert config["data"]["path"] == str(mine.parent / "elsewhere.npz")
@@ -127,7 +127,7 @@ def test_a_run_that_was_not_evaluated_is_evaluated(arcvae: Run, mine: Path) -> N
     judged, place = json.loads((mine / "metrics.json").read_text()), {"run": "", "checkpoint": ""}
     status = json.loads((mine / "status.json").read_text())
     del status["judged"]  # as the trainer leaves it; the metrics may be those of a shorter run
-    runs.write_json(mine / "status.json", status)
+    folders.write_json(mine / "status.json", status)
     result = arcvae("train", "--resume", "mine", "--runs-dir", mine.parent)
     assert result.exit_code == 0 and "vae_best.pth of epoch" in result.stdout
     assert {**json.loads((mine / "metrics.json").read_text()), **place} == {**judged, **place}

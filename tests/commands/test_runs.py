@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from arcvae_cli import checkpoints, runs
+from arcvae_cli import checkpoints, folders
 from arcvae_cli.cli import app
 from arcvae_cli.records import Recorder
 from arcvae_cli.settings import Settings
@@ -57,11 +57,11 @@ def verified(folder: Path, *arguments: Any) -> tuple[int, dict[str, dict[str, An
 
 def test_runs_are_listed_the_last_active_first(tmp_path: Path) -> None:
     for age, (name, state) in enumerate((("good", "finished"), ("stopped", "interrupted"), ("dead", "running"))):
-        made = runs.create(tmp_path, name, "x", Settings())
+        made = folders.create(tmp_path, name, "x", Settings())
         made.write_status(state, epoch=age, epochs=50, step=7, best_epoch=1, best_value=1.25)
         made.release()
         os.utime(made.path / "status.json", (time.time() - 3600 * (4 - age),) * 2)
-    alive = runs.create(tmp_path, "alive", "x", Settings())
+    alive = folders.create(tmp_path, "alive", "x", Settings())
     rows = [line.split() for line in arcvae("runs", "list", "--runs-dir", tmp_path).stdout.splitlines()]
     rows = [row for row in rows if "/50" in " ".join(row)]
     expected = (("alive", "running", "0/50"), ("dead", "killed", "2/50"), ("stopped", "interrupted", "1/50"))
@@ -139,7 +139,7 @@ def test_a_valid_checkpoint_to_resume_from_is_named(folder: Path) -> None:
     (run / "status.json").write_text(json.dumps({**status, "state": "running"}))
     code, found = verified(folder, "grids")
     assert (code, found["grids"]["state"], found["grids"]["go_on"]) == (0, "killed", f"arcvae train --resume {run}")
-    lock = runs.take(run)
+    lock = folders.take(run)
     assert verified(folder, "grids")[1]["grids"]["go_on"] is None
     lock.release()
     flip(run / "checkpoints" / "last.pth")

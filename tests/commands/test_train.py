@@ -15,7 +15,7 @@ import tomli_w
 import torch
 from typer.testing import CliRunner, Result
 
-from arcvae_cli import checkpoints, runs
+from arcvae_cli import checkpoints, folders
 from arcvae_cli.cli import app
 from arcvae_cli.commands import evaluate, train
 from arcvae_cli.errors import ArcvaeError, Interrupted
@@ -85,7 +85,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
     names = {"reconstructions_epoch_2.png", "samples_epoch_2.png"}
     names |= {"beta_schedule.png", "kl_per_dim.png", "latent_space_pca.png", "latent_space_tsne.png"}
     assert {path.name for path in (run / "images").iterdir()} >= names
-    status = runs.read_status(run)
+    status = folders.read_status(run)
     assert status and [status[key] for key in ("state", "epoch", "epochs", "step")] == ["finished", 2, 2, 8]
     steps, epochs = records(run, "step"), records(run, "epoch")
     assert [(line["step"], line["epoch"]) for line in steps] == [(2, 0.5), (4, 1.0), (6, 1.5), (8, 2.0)]
@@ -142,7 +142,7 @@ def test_a_signal_during_the_evaluation_leaves_a_complete_training(
     result = arcvae("train", "--data", arc_npz, *QUICK, "--epochs", 1, "--runs-dir", tmp_path, "--run-name", "a")
     assert result.exit_code == 130 and heard.method_calls[-1] == call.close(130)
     assert f"before the end of the evaluation; the training is complete in {tmp_path / 'a'}" in result.stderr
-    status = runs.read_status(tmp_path / "a")
+    status = folders.read_status(tmp_path / "a")
     assert status and (status["state"], status["judged"]) == ("finished", False)
 
 

@@ -13,6 +13,7 @@ from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
+from arcvae_cli.models.grammar import Structure
 from arcvae_cli.settings import DataSettings
 
 
@@ -97,18 +98,20 @@ def test_open_corpus(tmp_path: Path, arc: Dataset, equations: Dataset):
     assert [corpus.size(split) for split in SPLITS] == [80, 10, 100]
     write_dataset(ids, equations)
     rules = equations.rules
-    assert open_corpus(DataSettings(path=ids), "cpu", ("test",), rules, 20).positions == (20,)
-    shorter = open_corpus(DataSettings(path=ids, limit=80), "cpu", ("train",), rules, 12)
+    assert open_corpus(DataSettings(path=ids), "cpu", ("test",), Structure(rules, 20)).positions == (20,)
+    shorter = open_corpus(DataSettings(path=ids, limit=80), "cpu", ("train",), Structure(rules, 12))
     assert shorter.positions == (12,) and "longer than the model's 12 steps" in shorter.notes[-1]
     strings.write_text("\n".join(equations.strings(np.arange(100))))
     told: list[tuple[int, int]] = []
-    mine = open_corpus(DataSettings(path=strings), "cpu", ("test",), rules, 15, tell=lambda *done: told.append(done))
+    mine = open_corpus(
+        DataSettings(path=strings), "cpu", ("test",), Structure(rules, 15), tell=lambda *done: told.append(done)
+    )
     assert sum(mine.size(split) for split in SPLITS) == 100 and told == [(100, 100)]
     np.savez(tmp_path / "test.npz", test=arc.x)
-    for path, given, length, message in (
-        (tmp_path / "test.npz", None, None, "the train split is empty"),
-        (ids, read_grammar("smiles").rules, 15, "not that of the model"),
-        (ids, rules, 5, "the train split is empty"),
+    for path, given, message in (
+        (tmp_path / "test.npz", None, "the train split is empty"),
+        (ids, Structure(read_grammar("smiles").rules, 15), "not that of the model"),
+        (ids, Structure(rules, 5), "the train split is empty"),
     ):
         with pytest.raises(InputError, match=message):
-            open_corpus(DataSettings(path=path), rules=given, length=length)
+            open_corpus(DataSettings(path=path), structure=given)
