@@ -227,7 +227,7 @@ def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[folders
     if wrong:
         fix = f"remove these flags, and restore {config} if edited; more epochs, logging and the device may change"
         raise InputError(f"--resume {folder.name}: settings differ from those of the run: {'; '.join(wrong[:5])}", fix)
-    status = folders.read_status(path) or runs.STATUS
+    status = folders.read_status(path) or folders.STATUS
     if values and status["judged"] and status["step"] == values["step"] and not changed.keys() & set(folders.LENGTH):
         with suppress(OSError, ValueError):  # else it is evaluated again
             report = json.loads((path / "metrics.json").read_bytes())
