@@ -29,6 +29,11 @@ class Canvas:
     def cells(self) -> int:
         return self.height * self.width
 
+    @property
+    def fill(self) -> int:
+        """The class of cells outside of a grid that is smaller than the canvas."""
+        return self.outside if self.outside is not None else self.background or 0
+
     def text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 

@@ -28,6 +28,7 @@ class Batch:
     x: Tensor  # (B, *positions) int64 classes
     valid: Tensor | None = None  # (B, *positions) bool, the positions that count; None for all
     conditions: Tensor | None = None  # (B, A) int64 values of the model's attributes, -1 where one is not given
+    scored: Tensor | None = None  # (B, *positions) bool, the positions that accuracies count; None for all
 
     def counted(self) -> Tensor:
         """(B,) positions of each example that count."""
