@@ -114,7 +114,7 @@ def padded(grids: Sequence[NDArray[Any]], canvas: Canvas = ARC) -> tuple[Grids, 
     """Grids (H, W), or stacks of them (n, H, W), top-left on canvases (N, *canvas.shape), and their shapes (N, 2)."""
     stacks = [grid.reshape(-1, *grid.shape[-2:]) for grid in grids]
     counts = [len(stack) for stack in stacks]
-    x = np.full((sum(counts), *canvas.shape), canvas.fill, np.uint8)
+    x = np.full((sum(counts), *canvas.shape), canvas.void or 0, np.uint8)
     for stack, end in zip(stacks, np.cumsum(counts).tolist(), strict=True):
         x[end - len(stack) : end, : stack.shape[1], : stack.shape[2]] = stack
     return x, np.repeat(np.array([stack.shape[1:] for stack in stacks], np.uint8), counts, axis=0)
@@ -145,12 +145,12 @@ def on_canvas(dataset: Dataset, canvas: Canvas, whose: str = "") -> Dataset:
         if whose:
             notes += (f"grids up to {most[0]}x{most[1]} are padded to {whose}canvas of {canvas.height}x{canvas.width}",)
     if shape is not None:
-        if canvas.outside is None and canvas.background is None and (shape != canvas.shape).any():
+        if canvas.void is None and (shape != canvas.shape).any():
             fix = "set data.outside=class, or data.background to a class"
             raise InputError(f"{dataset.name}: grids are smaller than the canvas, and no class is the background", fix)
-        larger = np.full((len(x), *canvas.shape), canvas.fill, np.uint8)
+        larger = np.full((len(x), *canvas.shape), canvas.void or 0, np.uint8)
         larger[:, : most[0], : most[1]] = x[:, : most[0], : most[1]]
-        x = np.where(inside(shape, canvas), larger, np.uint8(canvas.fill))
+        x = np.where(inside(shape, canvas), larger, np.uint8(canvas.void or 0))
     return replace(dataset, x=x, shape=shape, canvas=canvas, notes=notes)
 
 

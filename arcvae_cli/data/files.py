@@ -182,7 +182,7 @@ def _dataset(
     if any(part.shape is not None for part in parts):
         given = [padded([part.grids])[1] if part.shape is None else part.shape for part in parts]
         shape = np.concatenate(given).astype(np.uint8)
-        x = x if canvas == ARC else np.where(inside(shape, canvas), x, np.uint8(canvas.fill))
+        x = x if canvas == ARC else np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
     columns = {name: _column([getattr(part, name) for part in parts], name) for name in ("split", "task", "groups")}
     split, more = _split(columns["split"], x, columns["groups"])
     task = columns["groups"] if columns["task"] is None else columns["task"]
