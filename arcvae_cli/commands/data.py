@@ -119,7 +119,8 @@ def info(
     identity = {"fingerprint": dataset.fingerprint(), "file": str(file)}
     console.lines(one_line(f"{key} {value}") for key, value in (size | identity).items())
     splits = [{"split": split, **part} for split, part in described["splits"].items()]
-    names = {"background": "black", "single_class": "single colour"} if dataset.canvas.arc else {}
+    arc_names = {"background": "black", "single_class": "single colour"}
+    names = arc_names if dataset.canvas.arc else {"tasks": "groups"}  # strings have none of these
     for title, table, left in (("Splits", splits, (0,)), ("Leaks", described["leaks"], (0, 1))):
         cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in one.items()] for one in table]
         console.table(title, [names.get(key, key).replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
@@ -130,9 +131,9 @@ def info(
         named = [f"{canvas.tiles[one]!r}" if one < len(canvas.tiles) else str(one) for one in commonest]
         facts["canvas"] = f"{canvas.describe()}, background {canvas.background}"
         facts["split"] = DRAWN.get(corpus or "arc", "" if dataset.notes else "as in the file")
-        shown = [f"{name}: {shares[one]:.1%}" for name, one in zip(named, commonest, strict=True)]
-        more = [f"{len(shares) - SHARES} more"] * (len(shares) > SHARES)
-        facts["colours" if canvas.arc else "classes"] = ", ".join(shown + more)
+        parts = [f"{name}: {shares[one]:.1%}" for name, one in zip(named, commonest, strict=True)]
+        parts += [f"{len(shares) - SHARES} more"] * (len(shares) > SHARES)
+        facts["colours" if canvas.arc else "classes"] = ", ".join(parts)
         facts["commonest shapes"] = ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"])
     else:
         facts["steps"] = f"up to {described['steps']}"

@@ -67,6 +67,26 @@ def test_info_in_words_and_conditions(arc_npz: Path):
     assert "colour_2" in run("info", arc_npz, "--conditions")[0]
 
 
+def test_maps_of_characters_and_digits_are_described(tmp_path: Path):
+    (farm := tmp_path / "farm").mkdir()
+    for number in range(10):
+        (farm / f"{number}.txt").write_text(f"####\n#.{'o.'[number > 2]}#\n####\n\n####\n#..#\n####\n")
+    out, talk = run("info", farm)
+    words = " ".join(out.split())
+    assert "split by a hash" in talk and "canvas 3x4, 3 classes, background 0" in words
+    assert "classes '#': 83.3%, '.': 15.4%, 'o': 1.2%" in words
+    document = json.loads(run("build", farm, "--canvas", "5x6", "--json")[0])
+    assert document["grids"] == {"train": 16, "val": 2, "test": 2}
+    out = run("build", "digits")[0].splitlines()
+    assert out[:2] == ["digits: 1,437 train, 180 val, 180 test", "canvas 8x8, 17 classes"]
+    document = json.loads(run("info", "digits", "--json")[0])
+    assert (document["grids"], document["size"], document["num_classes"]) == (1797, [8, 8], 17)
+    assert document["fingerprint"] == "" and document["splits"]["train"]["duplicates"] == 0
+    assert document["classes"][0] == pytest.approx(0.489, abs=1e-3), "as in the images of scikit-learn"
+    words = " ".join(run("info", "digits")[0].split())
+    assert "1 more" in words and "there is no official split" in words
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
