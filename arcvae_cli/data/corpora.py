@@ -10,9 +10,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from arcvae_cli.canvas import ARC
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.arc import ARC30, build_arc, build_arc_raw
-from arcvae_cli.data.arrays import Dataset
+from arcvae_cli.data.arrays import Dataset, as_set, on_canvas
 from arcvae_cli.data.digits import build_digits
 from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
 from arcvae_cli.data.shapes import build_shapes
@@ -31,6 +31,7 @@ ZINC_TEST_LINES = 5000
 def load_arrays(
     data: DataSettings,
     grammar: Grammar | None = None,
+    model: Canvas | None = None,
     *,
     test: Path | None = None,
     most_failed: float = 0.1,
@@ -40,7 +41,8 @@ def load_arrays(
 ) -> Dataset:
     """The dataset of the settings, from their path or the cache, or built. InputError if too many lines do not fit.
 
-    `grammar`: for strings without one, as that of a checkpoint. `test`: a file of strings that are the test split.
+    `grammar`: for strings without one, as that of a checkpoint. `model`: the canvas of one, which grids are put on.
+    `test`: a file of strings that are the test split.
     `most_failed`: share of lines that may fail to parse, or take too many rules. `tell` gets the number of lines
     parsed, and of all; `say` a message before something slow.
     """
@@ -48,7 +50,7 @@ def load_arrays(
     if path is None:
         if data.prod is not None:
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
-        own = read_dataset(Path(str(data.path)), grammar)
+        own = read_dataset(Path(str(data.path)), grammar, data, model)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
         return own
@@ -72,7 +74,8 @@ def load_arrays(
             fix = f"change the file or data.max_rules, or use data build --max-failed (now {most_failed:g})"
             raise InputError(f"{origin.source}: {text}", fix)
         notes += [text] * bool(count)
-    return replace(dataset, name=corpus_name(data), notes=tuple(notes))
+    dataset = replace(dataset, name=corpus_name(data), notes=tuple(notes))
+    return as_set(dataset, data) if model is None else on_canvas(dataset, model, "the model's ")
 
 
 def cache_path(data: DataSettings, test: Path | None = None) -> Path | None:

@@ -1,31 +1,47 @@
-"""Datasets in files: `.npz` of grids or derivations, `.npy`, ARC task JSON. Nothing is ever unpickled."""
+"""Datasets in files: `.npz` of grids or derivations, `.npy`, ARC task JSON, folders. Nothing is ever unpickled."""
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, padded, refuse_large, split_by_key
+from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, as_set, on_canvas, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
-from arcvae_cli.data.symmetries import COLOURS, SIDE
+from arcvae_cli.data.symmetries import inside
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
+from arcvae_cli.settings import SIDES, DataSettings
 
 SUFFIXES = (".npz", ".npy", ".json")
 
-_COLUMNS = ("grids", "split", "shape", "task", *SPLITS, "ids", "grammar", "lhs", "padding", "origin")
-_FIX = "give grids (N, 16, 16) of integers 0-9, ids (N, T) of rules with a `grammar`, ARC JSON, or strings in UTF-8"
+_OF_GRIDS = ("split", "shape", "task", "groups")  # what stands beside `grids`, a row a grid
+_COLUMNS = ("grids", *_OF_GRIDS, "canvas", *SPLITS, "ids", "grammar", "lhs", "padding", "origin")
+_FIX = "give grids (N, H, W) of integers 0-255, ids (N, T) of rules with a `grammar`, ARC JSON, or strings in UTF-8"
+_AS_IN_FILE = DataSettings()
+
+
+class Part(NamedTuple):
+    """Grids (n, H, W) of one size, or one grid (H, W), and what is known of each: (n,), of shapes (n, 2)."""
+
+    grids: NDArray[Any]
+    split: NDArray[Any] | None = None
+    shape: NDArray[Any] | None = None
+    task: NDArray[Any] | None = None
+    groups: NDArray[Any] | None = None  # of which each goes into one split as a whole
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
     """Write a dataset as `.npz`, completely or not at all; derivations are compressed. ArcvaeError if that fails."""
     columns: dict[str, Any] = {"grids": dataset.x, "shape": dataset.shape, "task": dataset.task}
+    if dataset.canvas != ARC:
+        columns["canvas"] = dataset.canvas.text()
     if dataset.rules is not None:
         columns = {"ids": dataset.x, "origin": json.dumps(asdict(dataset.origin))}
         if dataset.grammar is not None:
@@ -37,29 +53,78 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         (np.savez if dataset.rules is None else np.savez_compressed)(file, split=dataset.split, **columns)
 
 
-def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = True) -> Dataset:
+def read_dataset(
+    path: Path,
+    grammar: Grammar | None = None,
+    data: DataSettings = _AS_IN_FILE,
+    model: Canvas | None = None,
+    *,
+    check: bool = True,
+) -> Dataset:
     """The dataset in an `.npz`, `.npy`, ARC task JSON file, or folder of those, subfolders included.
 
-    `.npz` of grids: `grids` (N, H, W) of integers 0-9 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
-    `val`, `test`; `shape` (N, 2) and `task` (N,) are optional. Of derivations: `ids` (N, T), and `grammar` as text
-    unless given here; `check`: whether they must be complete. Without a split it is 80/10/10 by a hash of the content,
-    of the task for ARC JSON of three or more. Smaller grids are padded with 0, larger ARC grids left out with a note.
-    InputError for a file that is missing, damaged, too large or different.
+    `.npz` of grids: `grids` (N, H, W) of classes 0-255 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
+    `val`, `test`; `shape` (N, 2), `task` (N,) and `groups` (N,) are optional. Of derivations: `ids` (N, T), and
+    `grammar` as text unless given here; `check`: whether they must be complete. Without a split it is 80/10/10 by a
+    hash of the group (`groups`, a task of ARC, a file of a folder) where there are three or more, else of the content.
+    Grids are put on the canvas of `data`, or on that of a `model`; of ARC JSON those over 16x16 are left out, with a
+    note, if neither has one. InputError for a file that is missing, damaged, too large or different.
     """
     if is_dir(path):
-        return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))
+        return _folder(path, data, model)
     if path.suffix.lower() not in SUFFIXES or not is_file(path):
         raise InputError(f"{path}: no such file of grids or ids", "give a .npz, .npy, ARC .json, or a folder of those")
     if path.suffix.lower() == ".json":
-        return _read_tasks(path, [path])
+        return _tasks(path, [path], data, model)
+    columns = _columns(path)
+    if "ids" in columns:
+        with reading(path):
+            return _derivations(path, columns, grammar, check)
+    return from_columns(path, columns, data, model)
+
+
+def from_columns(
+    path: Path, columns: dict[str, NDArray[Any]], data: DataSettings = _AS_IN_FILE, model: Canvas | None = None
+) -> Dataset:
+    """The dataset of arrays named as in an `.npz` of grids, see `read_dataset`; `path` is for its name and messages."""
+    with reading(path):
+        canvas = Canvas.of(_string(columns["canvas"])) if "canvas" in columns else None
+        return _dataset(path, _parts(columns), data, model, canvas)
+
+
+def _columns(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz`, or of an `.npy` as `grids`."""
     with reading(path):
         if path.suffix.lower() == ".npy":
             refuse_large(str(path), map_npy(path).nbytes)
-            return _grids(path, {"grids": map_npy(path)})
+            return {"grids": map_npy(path)}
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             refuse_large(str(path), sum(info.file_size for info in arrays.zip.infolist()))
-            columns = {name: arrays[name] for name in arrays.files if name in _COLUMNS}
-        return _derivations(path, columns, grammar, check) if "ids" in columns else _grids(path, columns)
+            return {name: arrays[name] for name in arrays.files if name in _COLUMNS}
+
+
+def _parts(columns: dict[str, NDArray[Any]]) -> list[Part]:
+    """`grids` and what stands beside them, or arrays `train`, `val`, `test`, empty ones left out."""
+    if "grids" in columns:
+        return [Part(columns["grids"], *(columns.get(name) for name in _OF_GRIDS))]
+    found = {name: columns[name] for name in SPLITS if len(columns.get(name, ()))}
+    return [Part(grids, np.full(len(grids), name)) for name, grids in found.items()]
+
+
+def _folder(path: Path, data: DataSettings, model: Canvas | None) -> Dataset:
+    """ARC JSON, else arrays, each file being a group; files or subfolders train, val, test are the splits."""
+    files = sorted(file for file in path.rglob("*") if is_file(file))
+    if tasks := [file for file in files if file.suffix.lower() == ".json"]:
+        return _tasks(path, tasks, data, model)
+    parts: list[Part] = []
+    for file in (file for file in files if file.suffix.lower() in SUFFIXES):
+        for part in _parts(_columns(file)):
+            key = np.full(part.grids.shape[:-2], file.relative_to(path).with_suffix("").as_posix())
+            parts.append(part if part.groups is not None else part._replace(groups=np.atleast_1d(key)))
+    if not parts:  # here follow folders of other files, as parts of one grid each with its group
+        raise InputError(f"{path}: no grids in this folder", _FIX)
+    with reading(path):
+        return _dataset(path, parts, data, model)
 
 
 def map_npy(path: Path) -> NDArray[Any]:
@@ -88,37 +153,105 @@ def require(fits: object, name: str, array: NDArray[Any]) -> None:
         raise ValueError(f"{name}: invalid, {array.dtype} {array.shape}")
 
 
-def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
-    """From `grids` and what stands beside them, or from arrays `train`, `val`, `test`, empty ones ignored."""
-    names = ["grids"] if "grids" in columns else [name for name in SPLITS if len(columns.get(name, ()))]
-    canvases, counts = [], [len(columns[name]) for name in names]
-    for name in names:
-        grids = columns[name]
-        fits = grids.ndim == 3 and grids.dtype.kind in "iu" and grids.size and max(grids.shape[1:]) <= SIDE
-        require(fits and grids.min() >= 0 and grids.max() < COLOURS, name, grids)
-        canvases.append(np.pad(grids.astype(np.uint8), ((0, 0), *((0, SIDE - side) for side in grids.shape[1:]))))
-    x, sides = np.concatenate(canvases), np.repeat([columns[name].shape[1:] for name in names], counts, axis=0)
-    shape = None if (sides == SIDE).all() else sides.astype(np.uint8)
-    if names != ["grids"]:
-        return Dataset(path.stem, x, np.repeat([np.uint8(SPLITS.index(name)) for name in names], counts), shape)
-    if (given := columns.get("shape")) is not None:
-        fits = given.shape == (len(x), 2) and given.dtype.kind in "iu" and given.min() >= 1 and given.max() <= SIDE
-        require(fits, "shape", given)
-        shape = given.astype(np.uint8)
-    if (task := columns.get("task")) is not None:
-        require(task.shape == (len(x),) and task.dtype.kind in "SUiu", "task", task)
-        task = task.astype(np.str_)
-    split, notes = _split(columns, x)
-    return Dataset(path.stem, x, split, shape, task, notes=notes)
+def _dataset(
+    path: Path,
+    parts: Sequence[Part],
+    data: DataSettings,
+    model: Canvas | None,
+    canvas: Canvas | None = None,
+    notes: tuple[str, ...] = (),
+    tiles: str = "",
+) -> Dataset:
+    """All parts on the canvas of `data` or `model`. `canvas`: that they have in the file, `tiles`: see Canvas."""
+    most = max((_checked(path, part) for part in parts), default=0)
+    sizes = sorted({part.grids.shape[-2:] for part in parts}, key=lambda size: (size[0] * size[1], size))
+    if not sizes:
+        raise InputError(f"{path}: no grids", _FIX)
+    side = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    if canvas is None and len(sizes) > 1 and data.canvas is None and model is None:
+        least, largest, size = (f"{one[0]}x{one[1]}" for one in (sizes[0], sizes[-1], side))
+        raise InputError(
+            f"{path}: grids of {len(sizes)} sizes, {least} to {largest}", f"set --canvas {size} to pad them"
+        )
+    if canvas is None:
+        integers = all(part.grids.dtype != np.bool_ for part in parts)
+        arc = sizes == [ARC.shape] and most < ARC.classes and integers and not tiles and data.classes is None
+        canvas = ARC if arc else Canvas(*side, max(2, len(tiles), most + 1), arc=False, tiles=tiles)
+    require(side[0] <= canvas.height and side[1] <= canvas.width and most < canvas.classes, "canvas", parts[0].grids)
+    x, shape = padded([part.grids for part in parts], canvas)
+    if any(part.shape is not None for part in parts):
+        given = [padded([part.grids])[1] if part.shape is None else part.shape for part in parts]
+        shape = np.concatenate(given).astype(np.uint8)
+        x = x if canvas == ARC else np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
+    columns = {name: _column([getattr(part, name) for part in parts], name) for name in ("split", "task", "groups")}
+    split, more = _split(columns["split"], x, columns["groups"])
+    task = columns["groups"] if columns["task"] is None else columns["task"]
+    full = all(part.shape is None for part in parts) and sizes == [canvas.shape]
+    dataset = Dataset(
+        path.stem,
+        x,
+        split,
+        None if full else shape,
+        None if task is None else task.astype(np.str_),
+        canvas=canvas,
+        notes=notes + more,
+    )
+    return as_set(dataset, data) if model is None else on_canvas(dataset, model, "the model's ")
 
 
-def _split(columns: dict[str, NDArray[Any]], x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """The index into SPLITS of each example; by a hash of its content, with a note, if the file has no split."""
-    if (split := columns.get("split")) is None:
-        keys = [one.tobytes() for one in x]
-        return split_by_key(keys), ("no `split` in the file: examples are split 80/10/10 by a hash of their content",)
+def _checked(path: Path, part: Part) -> int:
+    """The largest class of a part. InputError for grids that are no classes, ValueError for what does not fit them."""
+    grids, kind = part.grids, part.grids.dtype.kind
+    if kind == "f":
+        whole = bool((grids == np.floor(grids)).all())
+        fix = "(grids > 0.5).astype(np.uint8)` for two classes" if not whole else "grids.astype(np.uint8)`"
+        raise InputError(f"{path}: {grids.dtype} grids, but classes are integers", f"save `{fix}")
+    require(grids.ndim in (2, 3) and kind in "iub", "grids", grids)
+    if not grids.size:
+        raise InputError(f"{path}: 0 grids, {grids.shape}", _FIX)
+    if max(grids.shape[-2:]) > SIDES[1]:
+        raise InputError(
+            f"{path}: grids of {grids.shape[-2]}x{grids.shape[-1]}, the limit is 64x64", "use smaller grids"
+        )
+    least, most = int(grids.min()), int(grids.max())
+    if least < 0 or most > 255:
+        fix = "number the classes from 0: `np.unique(grids, return_inverse=True)`"
+        raise InputError(f"{path}: classes from {least} to {most}, possible are 0 to 255", fix)
+    for name in ("split", "shape", "task", "groups"):
+        column = getattr(part, name)
+        if column is not None:
+            rows = (grids.size // (grids.shape[-2] * grids.shape[-1]), *[2] * (name == "shape"))
+            require(column.shape == rows and column.dtype.kind in ("iu" if name == "shape" else "SUiu"), name, column)
+    if (shape := part.shape) is not None:
+        require(shape.min() >= 1 and (shape <= grids.shape[-2:]).all(), "shape", shape)
+    return most
+
+
+def _column(columns: Sequence[NDArray[Any] | None], name: str) -> NDArray[Any] | None:
+    """A column of all parts; None if they have none."""
+    found = [column for column in columns if column is not None]
+    if found and len(found) < len(columns):
+        raise ValueError(f"{name}: given for some of the arrays only")
+    return np.concatenate(found) if found else None
+
+
+def _split(
+    split: NDArray[Any] | None, x: NDArray[Any], groups: NDArray[Any] | None = None
+) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """The index into SPLITS of each example; drawn by a hash of its group or content, with a note, if there is none."""
+    names = {"train": 0, "val": 1, "validation": 1, "test": 2}
+    if split is None:
+        keys = [] if groups is None else groups.astype(np.str_).tolist()
+        heads = [key.split("/")[0] for key in keys]
+        if {"train", "val"} <= set(heads) <= set(SPLITS):
+            split = np.array(heads)
+        elif len(set(keys)) >= 3:
+            note = "no `split`: whole groups are split 80/10/10 by a hash of their names"
+            return split_by_key([key.encode() for key in keys]), (note,)
+        else:
+            note = "no `split` in the file: examples are split 80/10/10 by a hash of their content"
+            return split_by_key([one.tobytes() for one in x]), (note,)
     if split.dtype.kind in "SU":
-        names = {"train": 0, "val": 1, "validation": 1, "test": 2}
         split = np.array([names.get(name, -1) for name in split.astype(np.str_).ravel().tolist()])
     fits = split.shape == (len(x),) and split.dtype.kind in "iu" and split.min() >= 0 and split.max() < len(SPLITS)
     require(fits, "split", split)
@@ -137,7 +270,7 @@ def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar 
     else:
         raise InputError(f"{path}: ids without a grammar", "give --grammar, or `grammar` as text beside `ids`")
     ids = checked_ids(columns["ids"], rules, check=check)
-    split, notes = _split(columns, ids)
+    split, notes = _split(columns.get("split"), ids)
     return Dataset(path.stem, ids, split, rules=rules, grammar=grammar, origin=origin, notes=notes)
 
 
@@ -161,25 +294,30 @@ def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
     return ids.astype(np.int16)
 
 
-def _read_tasks(path: Path, files: Sequence[Path]) -> Dataset:
+def _tasks(path: Path, files: Sequence[Path], data: DataSettings, model: Canvas | None) -> Dataset:
     """ARC task JSON: one task a file, named as the file, or a file of {id: task}; test pairs may have no output."""
-    found: list[tuple[str, NDArray[Any]]] = []
+    parts: list[Part] = []
     for file in files:
         with reading(file):
             document = json.loads(file.read_text(encoding="utf-8"))
             one_task = any(isinstance(document.get(part), list) for part in ("train", "test"))
-            for task, parts in ({file.stem: document} if one_task else document).items():
-                for pair in (*parts.get("train", ()), *parts.get("test", ())):
+            for task, pairs in ({file.stem: document} if one_task else document).items():
+                for pair in (*pairs.get("train", ()), *pairs.get("test", ())):
                     for rows in [pair[side] for side in ("input", "output") if side in pair]:
-                        grid = np.array(rows if len({*map(len, rows)}) == 1 else [])
-                        if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= COLOURS:
+                        if len({*map(len, rows)}) != 1:
+                            raise ValueError(f"{task}: ragged rows: {rows}")
+                        grid = np.array(rows)
+                        if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= ARC.classes:
                             raise ValueError(f"{task}: not a grid of integers 0-9: {rows}")
-                        found.append((task, grid))
-    fitting = [(task, grid) for task, grid in found if max(grid.shape) <= SIDE]
+                        name = np.array([task])
+                        parts.append(Part(grid, None, np.array([grid.shape]), name, name))
+    canvas, fitting = ARC, parts
+    if data.canvas is not None or (model is not None and model.shape != ARC.shape):
+        canvas = Canvas(*(max((part.grids.shape[axis] for part in parts), default=1) for axis in (0, 1)))
+    else:
+        fitting = [part for part in parts if max(part.grids.shape) <= max(ARC.shape)]
     if not fitting:
-        raise InputError(f"{path}: no ARC grids up to {SIDE}x{SIDE} among {len(found)}", _FIX)
-    tasks, arrays = zip(*fitting, strict=True)
-    grids, shape = padded(arrays)
-    keys = [task.encode() for task in tasks] if len(set(tasks)) >= 3 else [grid.tobytes() for grid in grids]
-    notes = (f"{len(found) - len(fitting)} grids over {SIDE}x{SIDE} were left out",) * (len(found) > len(fitting))
-    return Dataset(path.stem, grids, split_by_key(keys), shape, np.array(tasks), notes=notes)
+        raise InputError(f"{path}: no ARC grids up to 16x16 among {len(parts)}", "set --canvas 30x30 for larger ones")
+    left_out = f"{len(parts) - len(fitting)} grids over 16x16 were left out: --canvas 30x30 has room for them"
+    with reading(path):
+        return _dataset(path, fitting, data, model, canvas, (left_out,) * (len(parts) > len(fitting)))
