@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, as_set, on_canvas, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
+from arcvae_cli.data.maps import MAP_SUFFIXES, read_maps
 from arcvae_cli.data.symmetries import inside
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
@@ -61,7 +62,7 @@ def read_dataset(
     *,
     check: bool = True,
 ) -> Dataset:
-    """The dataset in an `.npz`, `.npy`, ARC task JSON file, or folder of those, subfolders included.
+    """The dataset in an `.npz`, `.npy`, ARC task JSON, `.txt` or `.png`, or folder of one kind, subfolders included.
 
     `.npz` of grids: `grids` (N, H, W) of classes 0-255 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
     `val`, `test`; `shape` (N, 2), `task` (N,) and `groups` (N,) are optional. Of derivations: `ids` (N, T), and
@@ -72,6 +73,8 @@ def read_dataset(
     """
     if is_dir(path):
         return _folder(path, data, model)
+    if path.suffix.lower() in MAP_SUFFIXES and is_file(path):
+        return _maps(path, [path], data, model)
     if path.suffix.lower() not in SUFFIXES or not is_file(path):
         raise InputError(f"{path}: no such file of grids or ids", "give a .npz, .npy, ARC .json, or a folder of those")
     if path.suffix.lower() == ".json":
@@ -121,10 +124,23 @@ def _folder(path: Path, data: DataSettings, model: Canvas | None) -> Dataset:
         for part in _parts(_columns(file)):
             key = np.full(part.grids.shape[:-2], file.relative_to(path).with_suffix("").as_posix())
             parts.append(part if part.groups is not None else part._replace(groups=np.atleast_1d(key)))
-    if not parts:  # here follow folders of other files, as parts of one grid each with its group
+    if not parts and (maps := [file for file in files if file.suffix.lower() in MAP_SUFFIXES]):
+        return _maps(path, maps, data, model)
+    if not parts:
         raise InputError(f"{path}: no grids in this folder", _FIX)
     with reading(path):
         return _dataset(path, parts, data, model)
+
+
+def _maps(path: Path, files: Sequence[Path], data: DataSettings, model: Canvas | None) -> Dataset:
+    """Maps as text or PNG, of which each file is a group; they are never taken for ARC grids."""
+    grids, tiles = read_maps(path, files)
+    (height, width), classes = grids[0][1].shape, max(int(grid.max()) for _, grid in grids) + 1
+    alike = all(grid.shape == (height, width) for _, grid in grids)
+    canvas = Canvas(height, width, classes, arc=False, tiles=tiles) if alike else None
+    with reading(path):
+        parts = [Part(grid, groups=np.array([key])) for key, grid in grids]
+        return _dataset(path, parts, data, model, canvas, tiles=tiles)
 
 
 def map_npy(path: Path) -> NDArray[Any]:

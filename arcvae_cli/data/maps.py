@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from arcvae_cli.errors import InputError, first_line
 from arcvae_cli.files import open_regular, read_limited
 
-SUFFIXES = (".txt", ".png")
+MAP_SUFFIXES = (".txt", ".png")
 CLASSES, SIDE = 256, 64  # at most, of a corpus and of a picture
 _BYTES = 2**26  # of a file of text
 
