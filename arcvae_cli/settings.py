@@ -15,7 +15,7 @@ from arcvae_cli.schedules.open import LinearWarmup
 
 Table = dict[str, Any]
 
-GridCorpusName = Literal["arc", "arc-raw", "shapes"]
+GridCorpusName = Literal["arc", "arc-raw", "arc30", "shapes", "digits"]
 StringCorpusName = Literal["equations", "smiles"]
 GRID_CORPORA: tuple[str, ...] = get_args(GridCorpusName)
 STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, on_canvas, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
+from arcvae_cli.data.maps import MAP_SUFFIXES, read_maps
 from arcvae_cli.data.symmetries import inside
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
@@ -45,7 +46,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
 def read_dataset(
     path: Path, grammar: Grammar | None = None, to: DataSettings | Canvas = _AS_THEY_ARE, *, check: bool = True
 ) -> Dataset:
-    """The dataset in an `.npz`, `.npy`, ARC task JSON file, or folder of those, subfolders included.
+    """The dataset in an `.npz`, `.npy`, ARC task JSON, `.txt` or `.png`, or folder of one kind, subfolders included.
 
     `.npz` of grids: `grids` (N, H, W) of classes 0-255 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
     `val`, `test`; `shape` (N, 2), `task` (N,) and `groups` (N,) are optional. Of derivations: `ids` (N, T), and
@@ -54,14 +55,17 @@ def read_dataset(
     Grids are put on a canvas as by `on_canvas`; of ARC JSON those that are larger, or than 16x16 if there is none, are
     left out with a note. InputError for a file that is missing, damaged, too large or different.
     """
-    if not is_dir(path) and (path.suffix.lower() not in SUFFIXES or not is_file(path)):
+    if not is_dir(path) and (path.suffix.lower() not in (*SUFFIXES, *MAP_SUFFIXES) or not is_file(path)):
         raise InputError(f"{path}: no such file of grids or ids", "give a .npz, .npy, ARC .json, or a folder of those")
     files = sorted(file for file in path.rglob("*") if is_file(file)) if is_dir(path) else [path]
     if tasks := [file for file in files if file.suffix.lower() == ".json"]:
         return _tasks(path, tasks, to)
     found = {file: _columns(file) for file in files if file.suffix.lower() in SUFFIXES}
     with reading(path):
-        if not is_dir(path):
+        if not found:
+            maps, tiles = read_maps(path, [file for file in files if file.suffix.lower() in MAP_SUFFIXES])
+            return _dataset(path, [grid for _, grid in maps], {"groups": np.array([key for key, _ in maps])}, to, tiles)
+        if path in found:
             columns = found[path]
             return _derivations(path, columns, grammar, check) if "ids" in columns else from_columns(path, columns, to)
         groups = list[str]()
@@ -121,9 +125,13 @@ def require(fits: object, name: str, array: NDArray[Any]) -> None:
 
 
 def _dataset(
-    path: Path, stacks: list[NDArray[Any]], columns: dict[str, NDArray[Any]], to: DataSettings | Canvas, tiles: str = ""
+    path: Path,
+    stacks: list[NDArray[Any]],
+    columns: dict[str, NDArray[Any]],
+    to: DataSettings | Canvas,
+    tiles: str | None = None,
 ) -> Dataset:
-    """Grids (n, H, W) or (H, W) of any sizes, and what else is known of them all; `tiles`: see Canvas."""
+    """Grids (n, H, W) or (H, W) of any sizes, and what else is known of them all; `tiles`: of maps, see Canvas."""
     most = max([_largest_class(path, stack) for stack in stacks], default=0)
     sizes = sorted({stack.shape[-2:] for stack in stacks}, key=lambda size: (size[0] * size[1], size))
     if not sizes:
@@ -138,9 +146,9 @@ def _dataset(
         fix = f"set --canvas {side[0]}x{side[1]} to pad them"
         raise InputError(f"{path}: grids of {len(sizes)} sizes, {least} to {largest}", fix)
     else:
-        other = tiles or stacks[0].dtype == np.bool_ or (named is not None and named.classes is not None)
+        other = tiles is not None or stacks[0].dtype == np.bool_ or (named is not None and named.classes is not None)
         arc = sizes == [ARC.shape] and most < ARC.classes and not other
-        canvas = ARC if arc else Canvas(*side, max(2, len(tiles), most + 1), arc=False, tiles=tiles)
+        canvas = ARC if arc else Canvas(*side, max(2, len(tiles or ""), most + 1), arc=False, tiles=tiles or "")
     x, shape = padded(stacks, canvas)
     for name, kinds in (("shape", "iu"), ("task", "SUiu"), ("groups", "SUiu")):
         if (column := columns.get(name)) is not None:
