@@ -322,7 +322,7 @@ class Settings(SettingsTable):
         """Plain nested dictionaries, ready for TOML or JSON, without unset keys and keys without an effect."""
         table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         own, strings = self.data.path is not None, self.model.kind == "strings"
-        idle = {"name": own, "recipe": own or self.data.name != "equations"}
+        idle = {"name": own, "recipe": own or self.data.name != "equations", "size": self.data.name == "digits"}
         idle |= dict.fromkeys(("augment", "symmetries", "permute_classes"), strings)
         for key in [key for key, without in idle.items() if without]:
             table["data"].pop(key, None)
