@@ -118,8 +118,6 @@ class DataSettings(SettingsTable):
             yield "background", f"{self.background} is not below data.classes {self.classes}", "lower it, or use none"
         if self.outside == "class" and self.path is not None and self.canvas is None:
             yield "outside", "class needs data.canvas, which grids are padded to", "give --canvas too, or remove it"
-        if not (self.symmetries or self.permute_classes) and self.augment:
-            yield "augment", "without data.symmetries and data.permute_classes nothing is augmented", "use one of them"
         sources = [key for key in ("path", "input", "prod") if getattr(self, key) is not None]
         for second in sources[1:]:
             yield second, f"cannot be combined with data.{sources[0]}", "remove one of them"
@@ -324,7 +322,7 @@ class Settings(SettingsTable):
         """Plain nested dictionaries, ready for TOML or JSON, without unset keys and keys without an effect."""
         table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         own, strings = self.data.path is not None, self.model.kind == "strings"
-        idle = {"name": own, "recipe": own or self.data.name != "equations"}
+        idle = {"name": own, "recipe": own or self.data.name != "equations", "size": self.data.name == "digits"}
         idle |= dict.fromkeys(("augment", "symmetries", "permute_classes"), strings)
         for key in [key for key, without in idle.items() if without]:
             table["data"].pop(key, None)

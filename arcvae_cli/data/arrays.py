@@ -120,65 +120,53 @@ def padded(grids: Sequence[NDArray[Any]], canvas: Canvas = ARC) -> tuple[Grids, 
     return x, np.repeat(np.array([stack.shape[1:] for stack in stacks], np.uint8), counts, axis=0)
 
 
-def on_canvas(dataset: Dataset, canvas: Canvas, whose: str = "") -> Dataset:
-    """The grids top-left on a canvas, its background or its class `outside` around them.
+def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
+    """The grids top-left on the canvas of the settings or of a model, its background or class `outside` around them.
 
-    `whose`: "the model's " in messages. InputError for grids that are larger or have more classes.
+    InputError for grids that are larger, have more classes or other tiles. Strings are returned as they are.
     """
-    own, x, shape = dataset.canvas, dataset.x, dataset.shape
+    own, x, shape, notes = dataset.canvas, dataset.x, dataset.shape, dataset.notes
+    canvas, whose = (to, "the model's ") if isinstance(to, Canvas) else (_wanted(dataset, to), "the ")
     if dataset.kind == "strings" or canvas == own:
         return dataset
     most = own.shape if shape is None else tuple(shape.max(axis=0).tolist())
-    classes, known = (one.classes - (one.outside is not None) for one in (own, canvas))
+    (classes, known), size = (one.classes - (one.outside is not None) for one in (own, canvas)), f"{most[0]}x{most[1]}"
+    place = f"{whose}canvas of {canvas.height}x{canvas.width}"
     if most[0] > canvas.height or most[1] > canvas.width or classes > known:
-        what = f"{dataset.name}: grids up to {most[0]}x{most[1]} of {classes} classes do not fit {whose}canvas"
-        side = f"set --canvas {most[0]}x{most[1]}, --classes {classes}" if not whose else "give other data"
-        raise InputError(f"{what} of {canvas.height}x{canvas.width} and {known} classes", side)
-    if whose and own.tiles and canvas.tiles and own.tiles != canvas.tiles:  # the same characters are the same classes
-        if unknown := set(own.tiles) - set(canvas.tiles):
-            what = f"{dataset.name}: tiles {''.join(sorted(unknown))!r} are not among {whose}{canvas.tiles!r}"
-            raise InputError(what, "give other data")
-        x = np.array([canvas.tiles.index(tile) for tile in own.tiles], np.uint8)[x.clip(max=len(own.tiles) - 1)]
-    notes = dataset.notes
-    if own.shape != canvas.shape:
+        what = f"{dataset.name}: grids up to {size} of {classes} classes do not fit {place} and {known} classes"
+        raise InputError(what, "give other data" if to is canvas else f"set --canvas {size} --classes {classes}")
+    if own.tiles != canvas.tiles and own.tiles and canvas.tiles:  # the same characters are the same classes
+        if unknown := "".join(sorted({*own.tiles} - {*canvas.tiles})):
+            raise InputError(f"{dataset.name}: the model does not know the tiles {unknown!r}", "give other data")
+        x = np.array([canvas.tiles.index(tile) for tile in own.tiles], np.uint8)[np.minimum(x, len(own.tiles) - 1)]
+    if own.shape != canvas.shape or shape is not None:
         shape = np.tile(np.array(own.shape, np.uint8), (len(x), 1)) if shape is None else shape
-        if whose:
-            notes += (f"grids up to {most[0]}x{most[1]} are padded to {whose}canvas of {canvas.height}x{canvas.width}",)
-    if shape is not None:
         if canvas.void is None and (shape != canvas.shape).any():
             fix = "set data.outside=class, or data.background to a class"
-            raise InputError(f"{dataset.name}: grids are smaller than the canvas, and no class is the background", fix)
-        larger = np.full((len(x), *canvas.shape), canvas.void or 0, np.uint8)
-        larger[:, : most[0], : most[1]] = x[:, : most[0], : most[1]]
-        x = np.where(inside(shape, canvas), larger, np.uint8(canvas.void or 0))
+            raise InputError(f"{dataset.name}: grids of {size} have no class for what is around them", fix)
+        x = np.pad(x, ((0, 0), *((0, max(0, side - old)) for side, old in zip(canvas.shape, own.shape, strict=True))))
+        x = np.where(inside(shape, canvas), x[:, : canvas.height, : canvas.width], np.uint8(canvas.void or 0))
+        if to is canvas and most != canvas.shape:
+            notes += (f"grids up to {size} are padded to {place}",)
     return replace(dataset, x=x, shape=shape, canvas=canvas, notes=notes)
 
 
-def as_set(dataset: Dataset, data: DataSettings) -> Dataset:
-    """The grids on the canvas that the settings name. InputError for grids that do not fit it."""
-    own, sides = dataset.canvas, data.sides
-    height, width = sides or own.shape
-    inner = own.classes - (own.outside is not None)
-    classes, outside = (
-        data.classes or inner,
-        own.outside is not None if data.outside is None else data.outside == "class",
-    )
-    background = own.background if data.background is None else data.background
-    background = None if background == "none" else background
-    if not all(SIDES[0] <= side <= SIDES[1] for side in (height, width)):
-        least, most = SIDES
-        fix = f"pad them: set --canvas {max(height, least)}x{max(width, least)}"
-        raise InputError(
-            f"{dataset.name}: grids of {height}x{width}, a canvas has {least}x{least} to {most}x{most}", fix
-        )
-    if background is not None and background >= classes:
-        raise InputError(f"data.background: {background}, but the classes are 0 to {classes - 1}", "use one, or none")
-    if classes + outside > 256:
-        raise InputError(f"{dataset.name}: {classes} classes and one outside are more than 256", "use fewer")
-    arc = own.arc and data.classes is None
-    return on_canvas(
-        dataset, Canvas(height, width, classes + outside, background, classes if outside else None, arc, own.tiles)
-    )
+def _wanted(dataset: Dataset, data: DataSettings) -> Canvas:
+    """The canvas that the settings name; what they leave open is as in the dataset."""
+    own, (least, most) = dataset.canvas, SIDES
+    height, width = data.sides or own.shape
+    outside = own.outside is not None if data.outside is None else data.outside == "class"
+    classes = data.classes or own.classes - (own.outside is not None)
+    background = own.background if data.background is None else None if data.background == "none" else data.background
+    if min(height, width) < least:
+        what = f"{dataset.name}: grids of {height}x{width}, a canvas has {least}x{least} to {most}x{most} cells"
+        raise InputError(what, f"set --canvas {max(height, least)}x{max(width, least)}")
+    if classes + outside > 256 or (background or 0) >= classes:
+        what = f"{dataset.name}: {classes} classes"
+        problem = f"no class {background}" if classes + outside <= 256 else "with that of the outside they are over 256"
+        raise InputError(f"{what}, {problem}", "change data.background or data.outside")
+    arc, outer = own.arc and data.classes is None, classes if outside else None
+    return Canvas(height, width, classes + outside, background, outer, arc, own.tiles)
 
 
 def refuse_large(what: str, count: int) -> None:
@@ -226,17 +214,20 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     if dataset.shape is not None:
         framed = [key + shape.tobytes() for key, shape in zip(keys, dataset.shape, strict=True)]
     if rules is None:
-        alone = dataset.x == dataset.x[:, :1, :1]
-        single = (alone if dataset.shape is None else alone | ~inside(dataset.shape, canvas)).all(axis=(1, 2))
+        full = np.ones(dataset.x.shape, np.bool_)
+        within = full if dataset.shape is None else inside(dataset.shape, canvas)
+        single = ((dataset.x == dataset.x[:, :1, :1]) | ~within).all(axis=(1, 2))
+        counted = within if dataset.count_grid else full
+        cells = dataset.x[counted]
     for split in SPLITS:
         rows = dataset.rows(split)
         part, count = dataset.x[rows], len(rows)
         if rules is None:
-            empty = None if canvas.background is None or not count else float((part == canvas.background).mean())
+            empty = part[counted[rows]] == canvas.background
             splits[split] = {
                 "grids": count,
                 "tasks": None if dataset.task is None else len(set(dataset.task[rows].tolist())),
-                "background": empty,
+                "background": float(empty.mean()) if count and canvas.background is not None else None,
                 "single_class": float(single[rows].mean()) if count else None,
             }
         else:
@@ -263,7 +254,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             "splits": splits,
             "size": list(canvas.shape),
             "num_classes": canvas.classes,
-            "classes": [int(np.count_nonzero(dataset.x == one)) / dataset.x.size for one in range(canvas.classes)],
+            "classes": [int(np.count_nonzero(cells == one)) / cells.size for one in range(canvas.classes)],
             "shapes": [[*sides, count] for sides, count in shapes],
             "leaks": leaks,
         }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.arc import ARC30, build_arc, build_arc_raw
-from arcvae_cli.data.arrays import Dataset, as_set, on_canvas
+from arcvae_cli.data.arrays import Dataset, on_canvas
 from arcvae_cli.data.digits import build_digits
 from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
 from arcvae_cli.data.shapes import build_shapes
@@ -50,7 +50,7 @@ def load_arrays(
     if path is None:
         if data.prod is not None:
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
-        own = read_dataset(Path(str(data.path)), grammar, data, model)
+        own = read_dataset(Path(str(data.path)), grammar, model or data)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
         return own
@@ -74,8 +74,7 @@ def load_arrays(
             fix = f"change the file or data.max_rules, or use data build --max-failed (now {most_failed:g})"
             raise InputError(f"{origin.source}: {text}", fix)
         notes += [text] * bool(count)
-    dataset = replace(dataset, name=corpus_name(data), notes=tuple(notes))
-    return as_set(dataset, data) if model is None else on_canvas(dataset, model, "the model's ")
+    return on_canvas(replace(dataset, name=corpus_name(data), notes=tuple(notes)), model or data)
 
 
 def cache_path(data: DataSettings, test: Path | None = None) -> Path | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.canvas import ARC, Canvas
-from arcvae_cli.conditions import batch_conditions, forms
+from arcvae_cli.conditions import batch_conditions, columns, measure
 from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.strings import fitted
@@ -78,8 +78,7 @@ class GridCorpus(Examples):
         self.mean_positions = float(canvas.cells)  # of the loss, on average over the training split
         self.augment = canvas.arc if data.augment is None else data.augment
         self._turns, self._identity = data.symmetries, "" if canvas == ARC else canvas.text()
-        # (n, 3) int64, objects and both symmetries as stored: augmentation keeps them, or swaps the symmetries
-        self._forms: dict[str, Tensor] = {}
+        self._objects: dict[str, Tensor] = {}  # (n,) int64, how many: augmentation keeps them
         known, kinds = np.array([canvas.shape]), np.zeros(len(arrays.x), np.int64)
         if arrays.shape is not None:
             known, kinds = np.unique(arrays.shape, axis=0, return_inverse=True)
@@ -108,30 +107,30 @@ class GridCorpus(Examples):
 
         The first call with `conditions` measures the whole split on the host: a second for 100,000 grids.
         """
-        x, scored, symmetry = self._x[split].flatten(1).index_select(0, indices), None, None  # (B, cells) uint8
+        x = self._x[split].flatten(1).index_select(0, indices)  # (B, cells) uint8
         kinds = self._kinds[split].index_select(0, indices)
-        if self._inside is not None:
-            scored = self._inside.flatten(1).index_select(0, kinds)
+        scored = None if self._inside is None else self._inside.index_select(0, kinds)
         if augment and self._turns:
             symmetry = torch.randint(SYMMETRIES, (len(x),), device=self.device)
             source = self._table.index_select(0, kinds * SYMMETRIES + symmetry).long()
-            x, scored = x.gather(1, source), None if scored is None else scored.gather(1, source)
+            x, scored = (
+                x.gather(1, source),
+                None if scored is None else scored.flatten(1).gather(1, source).view_as(scored),
+            )
         x = x.long()
         if augment and len(self._moving) > 1:
             order = torch.rand(len(x), len(self._moving), device=self.device).argsort(dim=1)
             palette = torch.arange(self.num_classes, device=self.device).repeat(len(x), 1)  # (B, classes)
             x = palette.index_copy(1, self._moving, self._moving[order]).gather(1, x)
-        x, scored = x.view(-1, *self.positions), None if scored is None else scored.view(-1, *self.positions)
+        x = x.view(-1, *self.positions)
         if not conditions:
             return Batch(x, scored=scored)
-        if split not in self._forms:
-            measured = forms(self.grids(split).cpu().numpy(), self.structure)
-            self._forms[split] = torch.from_numpy(measured).to(self.device)
-        form = self._forms[split].index_select(0, indices)
-        if symmetry is not None:
-            swapped = torch.cat([form[:, :-2], form[:, -2:].flip(1)], dim=1)
-            form = torch.where((symmetry % 2 == 1)[:, None], swapped, form)  # an odd number of quarter turns
-        return Batch(x, conditions=batch_conditions(x, form, self.structure), scored=scored)
+        if split not in self._objects:
+            measured = measure(self.grids(split).cpu().numpy(), self.structure)
+            column = columns(self.structure).get("objects", 0)  # without a background they do not matter
+            self._objects[split] = torch.from_numpy(measured[:, column]).to(self.device)
+        objects = self._objects[split].index_select(0, indices)
+        return Batch(x, conditions=batch_conditions(x, objects, self.structure), scored=scored)
 
 
 class StringCorpus(Examples):

@@ -3,15 +3,15 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.canvas import ARC, Canvas
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, as_set, on_canvas, padded, refuse_large, split_by_key
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, on_canvas, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
 from arcvae_cli.data.maps import MAP_SUFFIXES, read_maps
 from arcvae_cli.data.symmetries import inside
@@ -22,27 +22,16 @@ from arcvae_cli.settings import SIDES, DataSettings
 
 SUFFIXES = (".npz", ".npy", ".json")
 
-_OF_GRIDS = ("split", "shape", "task", "groups")  # what stands beside `grids`, a row a grid
-_COLUMNS = ("grids", *_OF_GRIDS, "canvas", *SPLITS, "ids", "grammar", "lhs", "padding", "origin")
+_OF_GRIDS = ("grids", "split", "shape", "task", "groups", "canvas", *SPLITS)
+_COLUMNS = (*_OF_GRIDS, "ids", "grammar", "lhs", "padding", "origin")
 _FIX = "give grids (N, H, W) of integers 0-255, ids (N, T) of rules with a `grammar`, ARC JSON, or strings in UTF-8"
-_AS_IN_FILE = DataSettings()
-
-
-class Part(NamedTuple):
-    """Grids (n, H, W) of one size, or one grid (H, W), and what is known of each: (n,), of shapes (n, 2)."""
-
-    grids: NDArray[Any]
-    split: NDArray[Any] | None = None
-    shape: NDArray[Any] | None = None
-    task: NDArray[Any] | None = None
-    groups: NDArray[Any] | None = None  # of which each goes into one split as a whole
+_AS_THEY_ARE = DataSettings()
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
     """Write a dataset as `.npz`, completely or not at all; derivations are compressed. ArcvaeError if that fails."""
-    columns: dict[str, Any] = {"grids": dataset.x, "shape": dataset.shape, "task": dataset.task}
-    if dataset.canvas != ARC:
-        columns["canvas"] = dataset.canvas.text()
+    canvas = None if dataset.canvas == ARC else dataset.canvas.text()
+    columns: dict[str, Any] = {"grids": dataset.x, "shape": dataset.shape, "task": dataset.task, "canvas": canvas}
     if dataset.rules is not None:
         columns = {"ids": dataset.x, "origin": json.dumps(asdict(dataset.origin))}
         if dataset.grammar is not None:
@@ -55,44 +44,47 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
 
 
 def read_dataset(
-    path: Path,
-    grammar: Grammar | None = None,
-    data: DataSettings = _AS_IN_FILE,
-    model: Canvas | None = None,
-    *,
-    check: bool = True,
+    path: Path, grammar: Grammar | None = None, to: DataSettings | Canvas = _AS_THEY_ARE, *, check: bool = True
 ) -> Dataset:
     """The dataset in an `.npz`, `.npy`, ARC task JSON, `.txt` or `.png`, or folder of one kind, subfolders included.
 
     `.npz` of grids: `grids` (N, H, W) of classes 0-255 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
     `val`, `test`; `shape` (N, 2), `task` (N,) and `groups` (N,) are optional. Of derivations: `ids` (N, T), and
     `grammar` as text unless given here; `check`: whether they must be complete. Without a split it is 80/10/10 by a
-    hash of the group (`groups`, a task of ARC, a file of a folder) where there are three or more, else of the content.
-    Grids are put on the canvas of `data`, or on that of a `model`; of ARC JSON those over 16x16 are left out, with a
-    note, if neither has one. InputError for a file that is missing, damaged, too large or different.
+    hash of the group (`groups`, a task of ARC, a file of a folder) if there are three or more, else of the content.
+    Grids are put on a canvas as by `on_canvas`; of ARC JSON those that are larger, or than 16x16 if there is none, are
+    left out with a note. InputError for a file that is missing, damaged, too large or different.
     """
-    if is_dir(path):
-        return _folder(path, data, model)
-    if path.suffix.lower() in MAP_SUFFIXES and is_file(path):
-        return _maps(path, [path], data, model)
-    if path.suffix.lower() not in SUFFIXES or not is_file(path):
+    if not is_dir(path) and (path.suffix.lower() not in (*SUFFIXES, *MAP_SUFFIXES) or not is_file(path)):
         raise InputError(f"{path}: no such file of grids or ids", "give a .npz, .npy, ARC .json, or a folder of those")
-    if path.suffix.lower() == ".json":
-        return _tasks(path, [path], data, model)
-    columns = _columns(path)
-    if "ids" in columns:
-        with reading(path):
-            return _derivations(path, columns, grammar, check)
-    return from_columns(path, columns, data, model)
+    files = sorted(file for file in path.rglob("*") if is_file(file)) if is_dir(path) else [path]
+    if tasks := [file for file in files if file.suffix.lower() == ".json"]:
+        return _tasks(path, tasks, to)
+    found = {file: _columns(file) for file in files if file.suffix.lower() in SUFFIXES}
+    with reading(path):
+        if not found:
+            maps, tiles = read_maps(path, [file for file in files if file.suffix.lower() in MAP_SUFFIXES])
+            return _dataset(path, [grid for _, grid in maps], {"groups": np.array([key for key, _ in maps])}, to, tiles)
+        if path in found:
+            columns = found[path]
+            return _derivations(path, columns, grammar, check) if "ids" in columns else from_columns(path, columns, to)
+        groups = list[str]()
+        for file, columns in found.items():
+            if columns.keys() != {"grids"}:
+                raise InputError(f"{file}: not only `grids`, as in a folder", "give it alone, or its grids as .npy")
+            key = file.relative_to(path).with_suffix("").as_posix()
+            groups += [key] * (len(columns["grids"]) if columns["grids"].ndim == 3 else 1)
+        return _dataset(path, [columns["grids"] for columns in found.values()], {"groups": np.array(groups)}, to)
 
 
-def from_columns(
-    path: Path, columns: dict[str, NDArray[Any]], data: DataSettings = _AS_IN_FILE, model: Canvas | None = None
-) -> Dataset:
+def from_columns(path: Path, columns: dict[str, NDArray[Any]], to: DataSettings | Canvas = _AS_THEY_ARE) -> Dataset:
     """The dataset of arrays named as in an `.npz` of grids, see `read_dataset`; `path` is for its name and messages."""
     with reading(path):
-        canvas = Canvas.of(_string(columns["canvas"])) if "canvas" in columns else None
-        return _dataset(path, _parts(columns), data, model, canvas)
+        if "grids" in columns:
+            return _dataset(path, [columns["grids"]], columns, to)
+        found = {name: columns[name] for name in SPLITS if len(columns.get(name, ()))}
+        split = [name for name, grids in found.items() for _ in range(len(grids))]
+        return _dataset(path, [*found.values()], {"split": np.array(split)}, to)
 
 
 def _columns(path: Path) -> dict[str, NDArray[Any]]:
@@ -104,43 +96,6 @@ def _columns(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             refuse_large(str(path), sum(info.file_size for info in arrays.zip.infolist()))
             return {name: arrays[name] for name in arrays.files if name in _COLUMNS}
-
-
-def _parts(columns: dict[str, NDArray[Any]]) -> list[Part]:
-    """`grids` and what stands beside them, or arrays `train`, `val`, `test`, empty ones left out."""
-    if "grids" in columns:
-        return [Part(columns["grids"], *(columns.get(name) for name in _OF_GRIDS))]
-    found = {name: columns[name] for name in SPLITS if len(columns.get(name, ()))}
-    return [Part(grids, np.full(len(grids), name)) for name, grids in found.items()]
-
-
-def _folder(path: Path, data: DataSettings, model: Canvas | None) -> Dataset:
-    """ARC JSON, else arrays, each file being a group; files or subfolders train, val, test are the splits."""
-    files = sorted(file for file in path.rglob("*") if is_file(file))
-    if tasks := [file for file in files if file.suffix.lower() == ".json"]:
-        return _tasks(path, tasks, data, model)
-    parts: list[Part] = []
-    for file in (file for file in files if file.suffix.lower() in SUFFIXES):
-        for part in _parts(_columns(file)):
-            key = np.full(part.grids.shape[:-2], file.relative_to(path).with_suffix("").as_posix())
-            parts.append(part if part.groups is not None else part._replace(groups=np.atleast_1d(key)))
-    if not parts and (maps := [file for file in files if file.suffix.lower() in MAP_SUFFIXES]):
-        return _maps(path, maps, data, model)
-    if not parts:
-        raise InputError(f"{path}: no grids in this folder", _FIX)
-    with reading(path):
-        return _dataset(path, parts, data, model)
-
-
-def _maps(path: Path, files: Sequence[Path], data: DataSettings, model: Canvas | None) -> Dataset:
-    """Maps as text or PNG, of which each file is a group; they are never taken for ARC grids."""
-    grids, tiles = read_maps(path, files)
-    (height, width), classes = grids[0][1].shape, max(int(grid.max()) for _, grid in grids) + 1
-    alike = all(grid.shape == (height, width) for _, grid in grids)
-    canvas = Canvas(height, width, classes, arc=False, tiles=tiles) if alike else None
-    with reading(path):
-        parts = [Part(grid, groups=np.array([key])) for key, grid in grids]
-        return _dataset(path, parts, data, model, canvas, tiles=tiles)
 
 
 def map_npy(path: Path) -> NDArray[Any]:
@@ -171,103 +126,73 @@ def require(fits: object, name: str, array: NDArray[Any]) -> None:
 
 def _dataset(
     path: Path,
-    parts: Sequence[Part],
-    data: DataSettings,
-    model: Canvas | None,
-    canvas: Canvas | None = None,
-    notes: tuple[str, ...] = (),
-    tiles: str = "",
+    stacks: list[NDArray[Any]],
+    columns: dict[str, NDArray[Any]],
+    to: DataSettings | Canvas,
+    tiles: str | None = None,
 ) -> Dataset:
-    """All parts on the canvas of `data` or `model`. `canvas`: that they have in the file, `tiles`: see Canvas."""
-    most = max((_checked(path, part) for part in parts), default=0)
-    sizes = sorted({part.grids.shape[-2:] for part in parts}, key=lambda size: (size[0] * size[1], size))
+    """Grids (n, H, W) or (H, W) of any sizes, and what else is known of them all; `tiles`: of maps, see Canvas."""
+    most = max([_largest_class(path, stack) for stack in stacks], default=0)
+    sizes = sorted({stack.shape[-2:] for stack in stacks}, key=lambda size: (size[0] * size[1], size))
     if not sizes:
         raise InputError(f"{path}: no grids", _FIX)
-    side = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    if canvas is None and len(sizes) > 1 and data.canvas is None and model is None:
-        least, largest, size = (f"{one[0]}x{one[1]}" for one in (sizes[0], sizes[-1], side))
-        raise InputError(
-            f"{path}: grids of {len(sizes)} sizes, {least} to {largest}", f"set --canvas {size} to pad them"
-        )
-    if canvas is None:
-        integers = all(part.grids.dtype != np.bool_ for part in parts)
-        arc = sizes == [ARC.shape] and most < ARC.classes and integers and not tiles and data.classes is None
-        canvas = ARC if arc else Canvas(*side, max(2, len(tiles), most + 1), arc=False, tiles=tiles)
-    require(side[0] <= canvas.height and side[1] <= canvas.width and most < canvas.classes, "canvas", parts[0].grids)
-    x, shape = padded([part.grids for part in parts], canvas)
-    if any(part.shape is not None for part in parts):
-        given = [padded([part.grids])[1] if part.shape is None else part.shape for part in parts]
-        shape = np.concatenate(given).astype(np.uint8)
+    side = max(height for height, _ in sizes), max(width for _, width in sizes)
+    named = to if isinstance(to, DataSettings) else None
+    if "canvas" in columns:
+        canvas = Canvas.of(_string(columns["canvas"]))
+        require(most < canvas.classes, "canvas", stacks[0])
+    elif len(sizes) > 1 and named is not None and named.canvas is None:
+        least, largest = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1]))
+        fix = f"set --canvas {side[0]}x{side[1]} to pad them"
+        raise InputError(f"{path}: grids of {len(sizes)} sizes, {least} to {largest}", fix)
+    else:
+        other = tiles is not None or stacks[0].dtype == np.bool_ or (named is not None and named.classes is not None)
+        arc = sizes == [ARC.shape] and most < ARC.classes and not other
+        canvas = ARC if arc else Canvas(*side, max(2, len(tiles or ""), most + 1), arc=False, tiles=tiles or "")
+    x, shape = padded(stacks, canvas)
+    for name, kinds in (("shape", "iu"), ("task", "SUiu"), ("groups", "SUiu")):
+        if (column := columns.get(name)) is not None:
+            require(column.shape == (len(x), 2)[: 1 + (name == "shape")] and column.dtype.kind in kinds, name, column)
+    if (known := columns.get("shape")) is not None:
+        require(known.min() >= 1 and (known <= shape).all(), "shape", known)
+        shape = known.astype(np.uint8)
         x = x if canvas == ARC else np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
-    columns = {name: _column([getattr(part, name) for part in parts], name) for name in ("split", "task", "groups")}
-    split, more = _split(columns["split"], x, columns["groups"])
-    task = columns["groups"] if columns["task"] is None else columns["task"]
-    full = all(part.shape is None for part in parts) and sizes == [canvas.shape]
-    dataset = Dataset(
-        path.stem,
-        x,
-        split,
-        None if full else shape,
-        None if task is None else task.astype(np.str_),
-        canvas=canvas,
-        notes=notes + more,
-    )
-    return as_set(dataset, data) if model is None else on_canvas(dataset, model, "the model's ")
+    task, full = columns.get("task", columns.get("groups")), known is None and sizes == [canvas.shape]
+    split, notes = _split(columns, x)
+    tasks = None if task is None else task.astype(np.str_)
+    return on_canvas(Dataset(path.stem, x, split, None if full else shape, tasks, canvas=canvas, notes=notes), to)
 
 
-def _checked(path: Path, part: Part) -> int:
-    """The largest class of a part. InputError for grids that are no classes, ValueError for what does not fit them."""
-    grids, kind = part.grids, part.grids.dtype.kind
-    if kind == "f":
-        whole = bool((grids == np.floor(grids)).all())
-        fix = "(grids > 0.5).astype(np.uint8)` for two classes" if not whole else "grids.astype(np.uint8)`"
-        raise InputError(f"{path}: {grids.dtype} grids, but classes are integers", f"save `{fix}")
-    require(grids.ndim in (2, 3) and kind in "iub", "grids", grids)
-    if not grids.size:
-        raise InputError(f"{path}: 0 grids, {grids.shape}", _FIX)
-    if max(grids.shape[-2:]) > SIDES[1]:
-        raise InputError(
-            f"{path}: grids of {grids.shape[-2]}x{grids.shape[-1]}, the limit is 64x64", "use smaller grids"
-        )
+def _largest_class(path: Path, grids: NDArray[Any]) -> int:
+    """The largest class of grids (n, H, W) or (H, W). InputError for what are no grids of classes."""
+    if grids.dtype.kind == "f":
+        made = "grids" if (grids == np.floor(grids)).all() else "(grids > 0.5)"
+        raise InputError(f"{path}: {grids.dtype} grids, but classes are integers", f"save `{made}.astype(np.uint8)`")
+    require(grids.ndim in (2, 3) and grids.dtype.kind in "iub", "grids", grids)
+    if not grids.size or max(grids.shape[-2:]) > SIDES[1]:
+        raise InputError(f"{path}: grids {grids.shape}, possible are 1x1 to 64x64 cells", "cut or scale them")
     least, most = int(grids.min()), int(grids.max())
     if least < 0 or most > 255:
-        fix = "number the classes from 0: `np.unique(grids, return_inverse=True)`"
-        raise InputError(f"{path}: classes from {least} to {most}, possible are 0 to 255", fix)
-    for name in ("split", "shape", "task", "groups"):
-        column = getattr(part, name)
-        if column is not None:
-            rows = (grids.size // (grids.shape[-2] * grids.shape[-1]), *[2] * (name == "shape"))
-            require(column.shape == rows and column.dtype.kind in ("iu" if name == "shape" else "SUiu"), name, column)
-    if (shape := part.shape) is not None:
-        require(shape.min() >= 1 and (shape <= grids.shape[-2:]).all(), "shape", shape)
+        fix = "number them from 0: `np.unique(grids, return_inverse=True)`"
+        raise InputError(f"{path}: classes {least} to {most}, possible are 0 to 255", fix)
     return most
 
 
-def _column(columns: Sequence[NDArray[Any] | None], name: str) -> NDArray[Any] | None:
-    """A column of all parts; None if they have none."""
-    found = [column for column in columns if column is not None]
-    if found and len(found) < len(columns):
-        raise ValueError(f"{name}: given for some of the arrays only")
-    return np.concatenate(found) if found else None
+def _split(columns: dict[str, NDArray[Any]], x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """The index into SPLITS of each example; by a hash of its group or content, with a note, if the file has no split.
 
-
-def _split(
-    split: NDArray[Any] | None, x: NDArray[Any], groups: NDArray[Any] | None = None
-) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """The index into SPLITS of each example; drawn by a hash of its group or content, with a note, if there is none."""
-    names = {"train": 0, "val": 1, "validation": 1, "test": 2}
+    Groups train, val and test, or in folders of these names, are splits.
+    """
+    groups = columns.get("groups", np.array([])).astype(np.str_).tolist()
+    heads = np.array([group.split("/")[0] for group in groups])
+    split = columns.get("split", heads if {"train", "val"} <= {*heads.tolist()} <= {*SPLITS} else None)
     if split is None:
-        keys = [] if groups is None else groups.astype(np.str_).tolist()
-        heads = [key.split("/")[0] for key in keys]
-        if {"train", "val"} <= set(heads) <= set(SPLITS):
-            split = np.array(heads)
-        elif len(set(keys)) >= 3:
-            note = "no `split`: whole groups are split 80/10/10 by a hash of their names"
-            return split_by_key([key.encode() for key in keys]), (note,)
-        else:
-            note = "no `split` in the file: examples are split 80/10/10 by a hash of their content"
-            return split_by_key([one.tobytes() for one in x]), (note,)
+        keys, by = [one.tobytes() for one in x], "examples are split 80/10/10 by a hash of their content"
+        if len({*groups}) >= 3:
+            keys, by = [group.encode() for group in groups], "groups are split 80/10/10 by a hash of their names"
+        return split_by_key(keys), (f"no `split` in the file: {by}",)
     if split.dtype.kind in "SU":
+        names = {"train": 0, "val": 1, "validation": 1, "test": 2}
         split = np.array([names.get(name, -1) for name in split.astype(np.str_).ravel().tolist()])
     fits = split.shape == (len(x),) and split.dtype.kind in "iu" and split.min() >= 0 and split.max() < len(SPLITS)
     require(fits, "split", split)
@@ -286,7 +211,7 @@ def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar 
     else:
         raise InputError(f"{path}: ids without a grammar", "give --grammar, or `grammar` as text beside `ids`")
     ids = checked_ids(columns["ids"], rules, check=check)
-    split, notes = _split(columns.get("split"), ids)
+    split, notes = _split(columns, ids)
     return Dataset(path.stem, ids, split, rules=rules, grammar=grammar, origin=origin, notes=notes)
 
 
@@ -310,30 +235,27 @@ def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
     return ids.astype(np.int16)
 
 
-def _tasks(path: Path, files: Sequence[Path], data: DataSettings, model: Canvas | None) -> Dataset:
+def _tasks(path: Path, files: Sequence[Path], to: DataSettings | Canvas) -> Dataset:
     """ARC task JSON: one task a file, named as the file, or a file of {id: task}; test pairs may have no output."""
-    parts: list[Part] = []
+    found: list[tuple[str, NDArray[Any]]] = []
     for file in files:
         with reading(file):
             document = json.loads(file.read_text(encoding="utf-8"))
             one_task = any(isinstance(document.get(part), list) for part in ("train", "test"))
-            for task, pairs in ({file.stem: document} if one_task else document).items():
-                for pair in (*pairs.get("train", ()), *pairs.get("test", ())):
+            for task, parts in ({file.stem: document} if one_task else document).items():
+                for pair in (*parts.get("train", ()), *parts.get("test", ())):
                     for rows in [pair[side] for side in ("input", "output") if side in pair]:
-                        if len({*map(len, rows)}) != 1:
-                            raise ValueError(f"{task}: ragged rows: {rows}")
-                        grid = np.array(rows)
+                        grid = np.array(rows if len({*map(len, rows)}) == 1 else [])
                         if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= ARC.classes:
-                            raise ValueError(f"{task}: not a grid of integers 0-9: {rows}")
-                        name = np.array([task])
-                        parts.append(Part(grid, None, np.array([grid.shape]), name, name))
-    canvas, fitting = ARC, parts
-    if data.canvas is not None or (model is not None and model.shape != ARC.shape):
-        canvas = Canvas(*(max((part.grids.shape[axis] for part in parts), default=1) for axis in (0, 1)))
-    else:
-        fitting = [part for part in parts if max(part.grids.shape) <= max(ARC.shape)]
+                            raise ValueError(f"{task}: not a grid of integers 0-9 with rows of one length: {rows}")
+                        found.append((task, grid))
+    height, width = (to.shape if isinstance(to, Canvas) else to.sides) or ARC.shape
+    fitting = [(task, grid) for task, grid in found if grid.shape[0] <= height and grid.shape[1] <= width]
     if not fitting:
-        raise InputError(f"{path}: no ARC grids up to 16x16 among {len(parts)}", "set --canvas 30x30 for larger ones")
-    left_out = f"{len(parts) - len(fitting)} grids over 16x16 were left out: --canvas 30x30 has room for them"
+        raise InputError(f"{path}: no ARC grids up to {height}x{width} among {len(found)}", "set --canvas 30x30")
+    tasks, grids = np.array([task for task, _ in fitting]), [grid for _, grid in fitting]
+    columns = {"task": tasks, "groups": tasks, "shape": np.array([grid.shape for grid in grids])}
     with reading(path):
-        return _dataset(path, fitting, data, model, canvas, (left_out,) * (len(parts) > len(fitting)))
+        dataset = _dataset(path, grids, columns | {"canvas": np.array(Canvas(height, width).text())}, to)
+    note = f"{len(found) - len(fitting)} grids over {height}x{width} were left out: --canvas 30x30 has room for all"
+    return replace(dataset, notes=(note,) * (len(found) > len(fitting)) + dataset.notes)

@@ -43,7 +43,7 @@ def sources(shape: NDArray[Any], symmetry: NDArray[np.int64], canvas: Canvas) ->
     ):
         place = np.abs((flip * (length - 1))[:, None] - np.arange(side))  # along a row or a column of the source
         ways.append((place * np.where(far, canvas.width, 1)[:, None]).astype(np.int16))
-    moved = ways[0][:, :, None] + ways[1][:, None, :]
+    moved: NDArray[np.int16] = ways[0][:, :, None] + ways[1][:, None, :]
     moved[~inside(np.stack([tall, wide], axis=1), canvas)] = canvas.cells - 1
     return moved.reshape(-1, canvas.cells)
 
