@@ -120,8 +120,7 @@ def info(
     identity = {"fingerprint": dataset.fingerprint(), "file": str(file)}
     console.lines(one_line(f"{key} {value}") for key, value in (size | identity).items())
     splits = [{"split": split, **part} for split, part in described["splits"].items()]
-    arc_names = {"background": "black", "single_class": "single colour"}
-    names = arc_names if dataset.canvas.arc else {"tasks": "groups"}  # strings have none of these
+    names = {"background": "black", "single_class": "single colour"} if dataset.canvas.arc else {"tasks": "groups"}
     for title, table, left in (("Splits", splits, (0,)), ("Leaks", described["leaks"], (0, 1))):
         cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in one.items()] for one in table]
         console.table(title, [names.get(key, key).replace("_", " ") for key in (table or [{}])[0]], cells, left=left)

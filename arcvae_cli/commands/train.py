@@ -34,7 +34,6 @@ QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
 OVERFIT_STEPS = 3_000
 FEW_STEPS = 2_000  # with fewer, beta and accuracy say little
-SMALL_BATCH = 16
 Earlier = tuple[Path, Path | None] | None  # the folder of a run to resume, and its checkpoint if one was named
 Document = dict[str, Any] | None
 training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel in (options.TRAINING, options.RUN))
@@ -248,7 +247,7 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
 
     if (count := corpus.size("train")) < settings.train.batch_size:
         what = f"train.batch_size: {settings.train.batch_size} is more than the {count} training examples"
-        raise InputError(what, f"use --batch-size {min(count, SMALL_BATCH)}, or more data")
+        raise InputError(what, f"use --batch-size {min(count, 16)}, or more data")
     seed_step(settings.train.seed, "weights")
     model = build_model(settings.model, corpus.structure).to(device)
     try:

@@ -7,10 +7,7 @@ from arcvae_cli.data.arrays import Dataset, split_by_key
 
 
 def build_digits() -> Dataset:
-    """1,797 digits of 8x8 pixels in 17 grey levels, the test set of Alpaydin and Kaynak (UCI, 1998).
-
-    They have no official split: 80/10/10 by a hash of the content.
-    """
+    """1,797 digits of 8x8 pixels in 17 grey levels (UCI, 1998), 80/10/10 by a hash: they have no official split."""
     from sklearn.datasets import load_digits  # takes a second
 
     x = load_digits().images.astype(np.uint8)

@@ -12,8 +12,7 @@ from arcvae_cli.errors import InputError, first_line
 from arcvae_cli.files import open_regular, read_limited
 
 MAP_SUFFIXES = (".txt", ".png")
-CLASSES, SIDE = 256, 64  # at most, of a corpus and of a picture
-_BYTES = 2**26  # of a file of text
+CLASSES, SIDE, TEXT_BYTES = 256, 64, 2**26  # at most, of a corpus, of a picture and of a file of text
 
 
 def read_maps(path: Path, files: Sequence[Path]) -> tuple[list[tuple[str, NDArray[np.uint8]]], str]:
@@ -25,17 +24,16 @@ def read_maps(path: Path, files: Sequence[Path]) -> tuple[list[tuple[str, NDArra
     """
     kinds, colours = {file.suffix.lower() for file in files}, dict[int, tuple[int, ...]]()
     if len(kinds) != 1:
-        raise InputError(f"{path}: {' and '.join(sorted(kinds)) or 'no maps'}", "give files of one kind, .txt or .png")
+        raise InputError(
+            f"{path}: {' and '.join(sorted(kinds)) or 'no grids'}", "give files of one kind, as .txt or .png"
+        )
     found, text = list[tuple[str, NDArray[Any]]](), kinds == {".txt"}
     for file in files:
         key = file.stem if file == path else file.relative_to(path).with_suffix("").as_posix()
         try:
             found += [(key, grid) for grid in (_text(file) if text else [_picture(file, colours)])]
-        except InputError:
-            raise
-        except Exception as error:  # Pillow raises half a dozen types for damaged files
-            what = f"{file}: cannot be read ({getattr(error, 'strerror', None) or first_line(error)})"
-            raise InputError(what, "give maps as text in UTF-8 or as PNG") from error
+        except (OSError, SyntaxError, ValueError) as error:  # of Pillow, UTF-8 and zlib
+            raise InputError(f"{file}: cannot be read ({first_line(error)})", "give text in UTF-8, or PNG") from error
     cells = np.concatenate([np.zeros(0, np.uint8), *(grid.ravel() for _, grid in found)])
     values, counts = np.unique(cells, return_counts=True)
     if not 2 <= len(values) <= CLASSES:
@@ -48,17 +46,14 @@ def read_maps(path: Path, files: Sequence[Path]) -> tuple[list[tuple[str, NDArra
 
 
 def _text(file: Path) -> Iterator[NDArray[np.uint32]]:
-    rows = list[str]()
-    lines = re.split("\r?\n", read_limited(file, _BYTES).decode("utf-8-sig"))
+    lines, rows = re.split("\r?\n", read_limited(file, TEXT_BYTES).decode("utf-8-sig")), list[str]()
     for number, line in enumerate([*lines, ""], 1):
         if rows and line and len(line) != len(rows[0]):
             what = f"{file}, line {number}: {len(line)} characters, the lines before have {len(rows[0])}"
             raise InputError(what, "make the lines of a map equally long; strings of a grammar need --grammar")
-        if line:
-            rows.append(line)
-        elif rows:
+        if rows and not line:
             yield np.array([list(map(ord, row)) for row in rows], np.uint32)
-            rows = []
+        rows = [*rows, line] if line else []
 
 
 def _picture(file: Path, colours: dict[int, tuple[int, ...]]) -> NDArray[np.uint8]:
@@ -66,11 +61,9 @@ def _picture(file: Path, colours: dict[int, tuple[int, ...]]) -> NDArray[np.uint
     from PIL import Image  # takes a tenth of a second
 
     with open_regular(file) as opened, Image.open(opened, formats=["PNG"]) as image:
-        if image.mode not in ("1", "L", "P"):
-            fix = "convert it to grey, or to a palette (indexed colours)"
-            raise InputError(f"{file}: pixels of mode {image.mode} are no classes", fix)
-        if max(image.size) > SIDE:
-            raise InputError(f"{file}: {image.height}x{image.width} pixels", f"scale it to {SIDE}x{SIDE} or less")
+        if image.mode not in ("1", "L", "P") or max(image.size) > SIDE:
+            what = f"{file}: {image.height}x{image.width} pixels of mode {image.mode}"
+            raise InputError(what, f"use grey or a palette (indexed colours), and {SIDE}x{SIDE} pixels at most")
         palette = image.getpalette()
         grid = np.asarray(image if palette else image.convert("L"))
     for value in np.unique(grid).tolist():

@@ -64,7 +64,7 @@ def test_pictures_of_classes_come_back(tmp_path: Path):
         ({"a.txt": b"\n\n"}, "0 different characters in 0 maps"),
         ({"a.txt": b"\xff\xfe#."}, r"a\.txt: cannot be read"),
         ({"a.txt": b"#.", "b.png": b""}, r"\.png and \.txt\ngive files of one kind"),
-        ({}, "no maps"),
+        ({}, "no grids"),
         ({"a.png": b"\x89PNG\r\n\x1a\nnothing"}, r"a\.png: cannot be read"),
     ],
 )
@@ -75,9 +75,7 @@ def test_what_is_no_map(tmp_path: Path, content: dict[str, bytes], message: str)
         read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("mode", "size", "message"), [("RGB", 4, "mode RGB are no classes"), ("L", 65, "65x65 pixels")]
-)
+@pytest.mark.parametrize(("mode", "size", "message"), [("RGB", 4, "4x4 pixels of mode RGB"), ("L", 65, "65x65 pixels")])
 def test_pictures_that_are_no_grids(tmp_path: Path, mode: str, size: int, message: str):
     Image.new(mode, (size, size)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=message):
