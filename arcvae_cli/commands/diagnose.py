@@ -1,9 +1,8 @@
 """`arcvae diagnose`: the verdict on a VAE trained elsewhere, from a file of its posteriors."""
 
 import inspect
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,17 +13,14 @@ from arcvae_cli.errors import InputError
 
 FIX = "give an .npz with mean and logvar (or std), both (examples, dimensions)"
 File = Annotated[Path, typer.Argument(help=".npz of mean, logvar or std, and other arguments of arcvae.diagnose")]
-Reduction = Literal["sum", "mean"]
-sums: Any = partial(typer.Option, show_default="sum")
 
 
 def diagnose(
     file: File,
     beta: Annotated[float | None, typer.Option(min=0, help="weight of the KL in the loss, at its peak")] = None,
     free_bits: Annotated[float | None, typer.Option(min=0, help="nats of each dimension")] = None,
-    reduction: Annotated[Reduction | None, sums(help="of the reconstruction loss over positions")] = None,
+    reduction: Annotated[Literal["sum", "mean"] | None, typer.Option(help="of the reconstruction loss")] = None,
     positions: Annotated[int | None, typer.Option(min=1, help="of an example: pixels, cells, tokens")] = None,
-    kl_reduction: Annotated[Reduction | None, sums(help="of the KL over dimensions")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a target is missed")] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -38,11 +34,11 @@ def diagnose(
         from arcvae_cli.evaluation.diagnose import diagnose as judged
         from arcvae_cli.render.diagnosis import lines
 
-    console, known = Console(quiet=quiet, as_json=as_json), inspect.signature(judged).parameters
+    console, known = Console(quiet=quiet, as_json=as_json), {*inspect.signature(judged).parameters, "std", "sigma"}
     try:
         with reading(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             refuse_large(str(file), sum(info.file_size for info in arrays.zip.infolist()))
-            values = {name: arrays[name][()] for name in arrays.files if name in (*known, "std", "sigma")}
+            values = {name: arrays[name][()] for name in arrays.files if name in known - {"seed"}}
             ignored = [name for name in arrays.files if name not in values]
     except InputError as error:
         raise InputError(error.what, FIX) from error
@@ -56,7 +52,6 @@ def diagnose(
     if ignored:
         console.note(f"not used: {', '.join(ignored)}")
     given = {"beta": beta, "free_bits": free_bits, "reduction": reduction, "positions": positions}
-    given |= {"kl_reduction": kl_reduction}
     found = judged(**values | {name: value for name, value in given.items() if value is not None})
     console.json({"file": str(file), **found.to_dict()})
     for line in lines(found.report, console.out.width):

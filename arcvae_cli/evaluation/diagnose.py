@@ -19,7 +19,7 @@ from arcvae_cli.objective import ACTIVE_KL
 EXAMPLES = 10_000  # of the mutual information: 10^8 densities, and a ceiling of 9.2 nats
 INFORMATION = 1.0  # nats that a code should carry
 NARROW = 0.01  # of the prior's standard deviation: a narrower posterior is that of a deterministic autoencoder
-LOW, HIGH = -12.0, 4.0  # of a log variance, as the models here bound it
+LOW, HIGH = -12.0, 4.0  # of a log variance, as models here bound it
 RESOLVED = -30.0  # logvar, or a std of 3e-7, at which float64 still holds the density of another example
 OFF_PRIOR = 0.5  # nats of a dimension's aggregate posterior: as much as a shift by one standard deviation
 
@@ -103,7 +103,7 @@ def diagnose(
     within, between = logvar.exp().mean(dim=0), mean.var(dim=0, correction=0)  # variances that add up
     marks = {
         "dead": groups <= ACTIVE_KL,
-        "uninformative": (groups > ACTIVE_KL) & (between <= ACTIVE_VARIANCE * (between + within)),
+        "constant": (groups > ACTIVE_KL) & (between <= ACTIVE_VARIANCE * (between + within)),
         "narrow": (0.5 * (logvar - prior[1])).exp().mean(dim=0) < NARROW,
         "floor": ((groups - floor).abs() <= FLOOR_TOLERANCE * floor) & (floor > 0),
     }
@@ -114,7 +114,7 @@ def diagnose(
     if max(part.dim() for part in prior) > 1:
         report["mutual_information"] = None  # that of the condition is a part of it
     else:  # a Gaussian of its moments is nearer to the prior; E KL(q(z|x) || p) = I(x; z) + KL(q(z) || p)
-        off = gaussians.kl(mean.mean(dim=0), (within + between).log(), *prior)
+        off = gaussians.kl(mean.mean(dim=0), (within + between).clamp(min=1e-300).log(), *prior)
         least, most = off.sum().item(), total - report["mutual_information"]["nats"]
         report["aggregate"] = {"at_least_nats": least, "at_most_nats": max(least, most), "kl_nats": off.tolist()}
     if reconstruction is not None:
@@ -130,58 +130,45 @@ def diagnose(
 def verdict(report: dict[str, Any], reduction: str) -> dict[str, Any]:
     """Whether the targets are met, and what to change in the loss or the model where one is missed."""
     size, floor, beta, groups = report["units"], report["free_bits"], report["beta"], report["kl_nats"]
-    dead, uninformative, narrow, held = report["dims"].values()
-    live = size - len(dead)
+    dead, constant, narrow, held = report["dims"].values()
+    live, values = size - len(dead), size * report["examples"]
     it, heavy, warmed = "", False, False
     if beta is not None:
         scaled = "" if beta["elbo_scale"] == 1.0 else f", {beta['on_elbo']:.4g} on the ELBO scale"
         it, heavy = f" (it is {beta['beta']:g}{scaled})", beta["on_elbo"] > HEAVY_BETA
         warmed = min(beta["history"], default=beta["beta"]) < beta["beta"]
     lower = more = f"lower beta{it}" + ", or sum the reconstruction over positions" * (heavy and reduction == "mean")
+    less = lower if heavy else f"raise beta slowly{it}"
     if not heavy:
         more += " or lengthen its warm-up" if warmed else " or warm it up from 0"
         more += "" if floor else "; use free bits of 0.3 nats per dimension"
     fewer = f"{more}; use {live} latent dimensions, if the data need no more" if live and not heavy else more
-    less = lower if heavy else f"raise beta slowly{it}"
+    fitted = f"{less}; draw samples from a density fitted to the codes"
     targets: list[Target] = [
         ("dead dimensions, KL <= 0.05 nats", len(dead), "<=", 0, fewer, f"of {size}{listed(dead)}"),
-        (
-            "dimensions of KL without information",
-            len(uninformative),
-            "<=",
-            0,
-            lower,
-            f"of {size}{listed(uninformative)}",
-        ),
-        ("dimensions of a posterior std < 0.01", len(narrow), "<=", live // 2, less, f"of {size}{listed(narrow)}"),
+        ("KL without information, dimensions", len(constant), "<=", 0, lower, f"of {size}{listed(constant)}"),
+        ("posterior std < 0.01, dimensions", len(narrow), "<=", live // 2, less, f"of {size}{listed(narrow)}"),
+        ("logvar outside of -12 to 4", report["logvar"]["outside"], "<=", 0, "bound logvar", f"of {values:,}"),
     ]
     if floor:
-        name, note = "dimensions held by free bits alone", f"of {size}{listed(held)}"
-        above = f"raise free bits (they are {floor:g}); clamp the batch mean of a dimension, not each example"
-        limit = (1.0 - FLOOR_TOLERANCE) * floor
-        targets.append(("KL at the free-bits floor", min(groups), ">=", limit, above, f"nats (floor {floor:g})"))
-        targets.append((name, len(held), "<=", size // 2, more, note))
-    name, remedy, note = (
-        f"logvar outside of {LOW:g} to {HIGH:g}",
-        "bound logvar in the encoder",
-        f"of {size * report['examples']:,}",
-    )
-    targets.append((name, report["logvar"]["outside"], "<=", 0, remedy, note))
+        limit, note = (1.0 - FLOOR_TOLERANCE) * floor, f"nats (floor {floor:g})"
+        higher = f"raise free bits (they are {floor:g}); clamp the batch mean of a dimension, not each example"
+        targets.append(("KL at the free-bits floor", min(groups), ">=", limit, higher, note))
+        note = f"of {size}{listed(held)}"
+        targets.append(("dimensions held by free bits alone", len(held), "<=", size // 2, more, note))
     if (information := report["mutual_information"]) is not None:
         limit = min(INFORMATION, 0.5 * information["ceiling_nats"])
         targets.append(("mutual information", information["nats"], ">", limit, more, "nats"))
-        value, place = max((value, place) for place, value in enumerate(report["aggregate"]["kl_nats"]))
-        remedy = f"{less}; draw samples from a density fitted to the codes"
-        targets.append(
-            ("aggregate posterior off the prior", value, "<=", OFF_PRIOR, remedy, f"nats (dimension {place})")
-        )
+        worst, place = max((value, place) for place, value in enumerate(report["aggregate"]["kl_nats"]))
+        note = f"nats (dimension {place})"
+        targets.append(("aggregate posterior off the prior", worst, "<=", OFF_PRIOR, fitted, note))
     if beta is not None:
         targets.append(("beta on the ELBO scale", beta["on_elbo"], "<=", HEAVY_BETA, lower, "(1 is the ELBO)"))
     if 2 * len(narrow) > live > 0:
-        state = f"a deterministic autoencoder: {len(narrow)} of {live} live dimensions have no variance"
+        state = f"a deterministic autoencoder: {len(narrow)} of {size} dimensions have nearly no variance"
     elif dead:
-        which = "partial" if live else "posterior"
-        state = f"{which} collapse: {len(dead)} of {size} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
+        kind = "partial" if live else "posterior"
+        state = f"{kind} collapse: {len(dead)} of {size} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
     elif 2 * len(held) > size:
         state = "collapse, held up by free bits alone"
     else:

@@ -16,7 +16,7 @@ def print_diagnosis(epoch, encode, x, **training) -> Diagnosis:
     return found
 
 
-def main(epochs: int = 5, beta: float = 0.1, latent_dim: int = 16) -> Diagnosis:
+def main(epochs: int = 5, beta: float = 0.03, latent_dim: int = 16) -> Diagnosis:
     """A VAE of 8x8 digits whose loss is a mean over 64 pixels: beta weighs 64 times as much on the ELBO scale."""
     torch.manual_seed(0)
     x = torch.tensor(load_digits().data / 16.0, dtype=torch.float32)

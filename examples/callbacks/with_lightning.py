@@ -53,7 +53,7 @@ class DigitsVAE(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
-def main(epochs: int = 5, beta: float = 4.0, latent_dim: int = 16) -> Diagnosis:
+def main(epochs: int = 5, beta: float = 1.0, latent_dim: int = 16) -> Diagnosis:
     """Train on digits."""
     lightning.seed_everything(0)
     x = torch.tensor(load_digits().data / 16.0, dtype=torch.float32)

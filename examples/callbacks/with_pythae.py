@@ -26,7 +26,7 @@ class Diagnose(TrainingCallback):
         print(self.found, end="\n\n")
 
 
-def main(epochs: int = 5, beta: float = 4.0, latent_dim: int = 16) -> Diagnosis:
+def main(epochs: int = 5, beta: float = 1.0, latent_dim: int = 16) -> Diagnosis:
     """Train on 8x8 digits; pythae sums the reconstruction over pixels and the KL over dimensions."""
     x = torch.tensor(load_digits().images[:, None] / 16.0, dtype=torch.float32)
     train, val = x[:1500], x[1500:]
