@@ -26,7 +26,7 @@ test: $(VENV)/.dev ## run the tests, on all cores
 
 callbacks: $(VENV)/.dev ## test the callbacks of examples/ in pythae and Lightning, which go into build/callbacks
 	@test -d build/callbacks || $(BIN)/python -m pip install --quiet --no-deps --target build/callbacks $(LIBRARIES)
-	PYTHONPATH=build/callbacks $(BIN)/pytest tests/evaluation/test_diagnose.py -k callbacks
+	PYTHONPATH=build/callbacks $(BIN)/pytest tests/evaluation/test_diagnose.py -k 'lightning or pythae'
 
 check: lint types test stale ## lint, types, tests and the output shown in the docs
 

@@ -172,7 +172,7 @@ def test_the_command_judges_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries
 @pytest.mark.parametrize(("file", "library"), [("plain_loop", "torch"), ("with_lightning", "lightning")])
-def test_callbacks_run_in_a_plain_loop_and_in_lightning(file: str, library: str, capsys: Any) -> None:
+def test_callbacks_print_a_verdict_after_each_epoch(file: str, library: str, capsys: Any) -> None:
     pytest.importorskip(library)
     found = runpy.run_path(str(CALLBACKS / f"{file}.py"))["main"](epochs=2, latent_dim=3).to_dict()
     assert (found["units"], found["examples"]) == (3, 297)
