@@ -133,6 +133,7 @@ ZERO = np.zeros((3, 2))
         ({"prior_mean": [0.0] * 5}, "prior_mean: shape (5,)"),
         ({"reconstruction": [1.0, 2.0]}, "reconstruction: shape (2,)"),
         ({"beta": -1.0}, "beta: -1 is below 0"),
+        ({"free_bits": [0.1, 0.2]}, "free_bits: shape (2,)"),
         ({"beta": 1.0, "reduction": "mean"}, "positions: missing"),
         ({"reduction": "max"}, "reduction 'max'"),
     ],
