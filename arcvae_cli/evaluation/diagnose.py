@@ -158,9 +158,11 @@ def verdict(report: dict[str, Any], reduction: str) -> dict[str, Any]:
         targets.append(("KL at the free-bits floor", min(groups), ">=", limit, higher, note))
         note = f"of {size}{listed(held)}"
         targets.append(("dimensions held by free bits alone", len(held), "<=", size // 2, more, note))
+    tells = math.inf
     if (information := report["mutual_information"]) is not None:
+        tells = information["nats"]
         limit = min(INFORMATION, 0.5 * information["ceiling_nats"])
-        targets.append(("mutual information", information["nats"], ">", limit, more, "nats"))
+        targets.append(("mutual information", tells, ">", limit, more, "nats"))
         worst, place = max((value, place) for place, value in enumerate(report["aggregate"]["kl_nats"]))
         note = f"nats (dimension {place})"
         targets.append(("aggregate posterior off the prior", worst, "<=", OFF_PRIOR, fitted, note))
@@ -173,6 +175,8 @@ def verdict(report: dict[str, Any], reduction: str) -> dict[str, Any]:
         state = f"{kind} collapse: {len(dead)} of {size} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
     elif 2 * len(held) > size:
         state = "collapse, held up by free bits alone"
+    elif tells <= INFORMATION:
+        state = f"the code tells {max(tells, 0.0):.2f} nats about the data, of a KL of {report['total_kl_nats']:.2f}"
     else:
         state = f"the code is alive: {report['total_kl_nats']:.1f} nats"
     return judge(targets, state)

@@ -17,7 +17,7 @@ def lines(report: Mapping[str, Any], width: int) -> Iterator[Text]:
     rows["active units, Var E[z] > 0.01"] = f"{report['active_units']} of {units}"
     if information is not None:
         bound = "at least " if information["is_bound"] else ""
-        rows["mutual information, nats"] = f"{bound}{information['nats']:.2f}"
+        rows["mutual information, nats"] = f"{bound}{max(information['nats'], 0.0):.2f}"
         rows["  its ceiling, log of the examples"] = f"{information['ceiling_nats']:.2f}"
         least, most = (report["aggregate"][key] for key in ("at_least_nats", "at_most_nats"))
         rows["aggregate posterior, KL to prior"] = f"{least:.2f} to {most:.2f}"
