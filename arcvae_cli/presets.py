@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import tomli
 from pydantic import ValidationError
 
+from arcvae_cli import plugins
 from arcvae_cli.errors import InputError, first_fault, nearest
 from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, known_keys
 
 PRESET_BYTES = 64 * 1024  # largest preset read
-OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
+OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL", plugins.VARIABLE)  # no settings
 Values = dict[str, tuple[Any, str]]  # by dotted key, the value and its origin
 
 
@@ -87,6 +88,7 @@ def parse_value(text: str) -> Any:
 def flag_layer(flags: Mapping[str, tuple[str, Any]], origin: str = "flags") -> Layer:
     """The layer of flags: {flag: (dotted key, value)}; a flag whose value is None was not given."""
     given = {key: (value, flag) for flag, (key, value) in flags.items() if value is not None}
+    plugins.allow(given)
     return Layer(origin, nested(given), {key: flag for key, (_, flag) in given.items()})
 
 

@@ -13,7 +13,8 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from arcvae_cli.files import expanded, is_file
+from arcvae_cli import plugins
+from arcvae_cli.files import exists, expanded, is_file
 from arcvae_cli.folders import all_runs
 from arcvae_cli.presets import Layer, flag_layer, preset_names
 from arcvae_cli.schedules import SCHEDULES
@@ -135,7 +136,8 @@ def setting(key: str, value: Any) -> Any:
 def data_layers(data: str | None) -> tuple[Layer, Layer]:
     """The layers of `--data` below and above `--set`: a name replaces the files of a preset, not those of `--set`."""
     below, above = dict[str, Any](), dict[str, Any]()
-    if data in CORPORA:
+    plugins.allow(data)
+    if data in CORPORA or (data and not exists(expanded(Path(data))) and plugins.points("corpora", data)):
         below, above = {"data": dict.fromkeys(FILES)}, {"data": {"name": data, "path": None}}
     elif data is not None:
         above = {"data": {"path": os.path.abspath(expanded(Path(data)))}}

@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from arcvae_cli import plugins
 from arcvae_cli.data.arc import build_arc, build_arc_raw
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
@@ -18,7 +19,7 @@ from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, bui
 from arcvae_cli.errors import ArcvaeError, InputError, without_password
 from arcvae_cli.files import expanded, is_file, read_limited
 from arcvae_cli.grammar import Grammar, read_grammar
-from arcvae_cli.settings import STRING_CORPORA, DataSettings
+from arcvae_cli.settings import CORPORA, STRING_CORPORA, DataSettings
 
 ZINC_URL = "https://raw.githubusercontent.com/mkusner/grammarVAE/master/data/250k_rndm_zinc_drugs_clean.smi"
 """The 249,456 molecules of Kusner et al. 2017, a part of ZINC; the first `ZINC_TEST_LINES` are their test set."""
@@ -46,7 +47,12 @@ def load_arrays(
     if path is None:
         if data.prod is not None:
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
-        own = read_dataset(Path(str(data.path)), grammar)
+        if data.path is None:
+            made = plugins.find("corpora", data.name)(data)
+            if isinstance(made, Dataset):
+                return replace(made, name=data.name)
+            raise InputError(f"{data.name} returns {type(made).__name__}, not a Dataset", "see docs/extending.md")
+        own = read_dataset(data.path, grammar)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
         return own
@@ -96,7 +102,8 @@ def _plan(
         grammar = grammar or read_grammar(data.grammar)  # that of a checkpoint replaces its file
     elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
         grammar = read_grammar(data.name)
-    own = data.prod is not None or (path is not None and (not is_file(path) or path.suffix.lower() in SUFFIXES))
+    own = data.prod is not None or (path is data.input is None and data.name not in CORPORA)
+    own = own or (path is not None and (not is_file(path) or path.suffix.lower() in SUFFIXES))
     parsed = not own and (path is not None or data.input is not None or data.name == "smiles")
     if test is not None and not parsed:
         raise InputError(f"--test {test}: needs a file of strings", "give --input FILE, or leave it out")

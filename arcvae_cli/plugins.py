@@ -1,0 +1,61 @@
+"""Schedules, models, corpora and recorders from outside of the package: entry points, or `module:Class`."""
+
+import os
+import re
+import sys
+from inspect import isabstract
+from typing import Any
+
+from arcvae_cli.errors import InputError, first_line
+
+VARIABLE = "ARCVAE_PLUGINS"  # modules that presets, config.toml and checkpoints may name, comma-separated
+BASES = {  # of what is found, by kind; the entry points of a kind are the group `arcvae.<kind>`
+    "schedules": "arcvae_cli.schedules:Schedule",
+    "models": "arcvae_cli.models.base:VAE",
+    "corpora": "collections.abc:Callable",
+    "recorders": "arcvae_cli.records:Recorder",
+}
+NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d]\w*")  # `module:Class`
+_given: set[str] = set()
+
+
+def allow(*given: Any) -> None:
+    """Let the `module:Class` names be imported that occur in what a person has given, not a file."""
+    _given.update(match[0] for match in NAME.finditer(repr(given)))
+
+
+def points(kind: str, name: str) -> list[Any]:
+    """The entry points that a name means, not yet imported: milliseconds, so not for names that are built in."""
+    from importlib.metadata import EntryPoint, entry_points
+
+    return (
+        [EntryPoint(name, name, kind)] if NAME.fullmatch(name) else [*entry_points(group=f"arcvae.{kind}", name=name)]
+    )
+
+
+def find(kind: str, name: str) -> Any:
+    """The class that a name means, or the function of a corpus. InputError if it is refused or cannot be used.
+
+    A module is imported only for an entry point, or if `allow` had the name, or if ARCVAE_PLUGINS lists it.
+    """
+    if match := NAME.fullmatch(name):
+        listed = os.environ.get(VARIABLE, "").replace(" ", "").split(",")
+        if name not in _given and not any(f"{match[1]}.".startswith(f"{one}.") for one in listed):
+            fix = f"if you trust this module, set {VARIABLE}={match[1]} in the environment"
+            raise InputError(f"{name} is not imported, since only a file names it", fix)
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # as Python does with the folder of a script
+    if not (named := points(kind, name)):
+        raise InputError(f"{name} is neither module:Class nor an installed entry point of arcvae.{kind}")
+    try:
+        found, base = named[0].load(), points(kind, BASES[kind])[0].load()
+    except (Exception, SystemExit) as error:
+        what = f"{name} cannot be imported ({type(error).__name__}: {first_line(error)})"
+        raise InputError(
+            what, "correct it, install its package, or start arcvae in the folder of its module"
+        ) from error
+    made = found if isinstance(found, type) else type(found)
+    if not issubclass(made, base) or isabstract(found):
+        needed = f"{BASES[kind].replace(':', '.')} and define all of its abstract methods"
+        raise InputError(f"{name} does not extend {needed}", "docs/extending.md has an example")
+    return found
