@@ -24,13 +24,12 @@ def allow(*given: Any) -> None:
     _given.update(match[0] for match in NAME.finditer(repr(given)))
 
 
-def points(kind: str, name: str) -> list[Any]:
-    """The entry points that a name means, not yet imported: milliseconds, so not for names that are built in."""
+def points(kind: str, **by: Any) -> list[Any]:
+    """The entry points of a kind, all or by `name`, not imported: milliseconds, so not for names that are built in."""
     from importlib.metadata import EntryPoint, entry_points
 
-    return (
-        [EntryPoint(name, name, kind)] if NAME.fullmatch(name) else [*entry_points(group=f"arcvae.{kind}", name=name)]
-    )
+    own = NAME.fullmatch(by.get("name", ""))
+    return [EntryPoint(own[0], own[0], kind)] if own else [*entry_points(group=f"arcvae.{kind}", **by)]
 
 
 def find(kind: str, name: str) -> Any:
@@ -45,15 +44,13 @@ def find(kind: str, name: str) -> Any:
             raise InputError(f"{name} is not imported, since only a file names it", fix)
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())  # as Python does with the folder of a script
-    if not (named := points(kind, name)):
+    if not (named := points(kind, name=name)):
         raise InputError(f"{name} is neither module:Class nor an installed entry point of arcvae.{kind}")
     try:
-        found, base = named[0].load(), points(kind, BASES[kind])[0].load()
+        found, base = named[0].load(), points(kind, name=BASES[kind])[0].load()
     except (Exception, SystemExit) as error:
         what = f"{name} cannot be imported ({type(error).__name__}: {first_line(error)})"
-        raise InputError(
-            what, "correct it, install its package, or start arcvae in the folder of its module"
-        ) from error
+        raise InputError(what, "correct it, install its package, or start arcvae in its folder") from error
     made = found if isinstance(found, type) else type(found)
     if not issubclass(made, base) or isabstract(found):
         needed = f"{BASES[kind].replace(':', '.')} and define all of its abstract methods"

@@ -54,7 +54,7 @@ def _or_plugin(kind: str, built_in: Collection[str]) -> WrapValidator:
 
     def check(given: Any, handler: Any) -> Any:
         name = given if kind == "corpora" else given.get("name") if isinstance(given, Mapping) else None
-        if not isinstance(name, str) or name in built_in or not plugins.points(kind, name):
+        if not isinstance(name, str) or name in built_in or not plugins.points(kind, name=name):
             return handler(given)
         if kind == "corpora":
             return name  # imported when the corpus is made

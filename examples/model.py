@@ -23,6 +23,7 @@ class MLP(VAE):
     """One level of latents, `z`."""
 
     Settings = MLPSettings
+    structure: Canvas
 
     def __init__(self, settings: MLPSettings, structure: Canvas) -> None:
         super().__init__()
@@ -38,4 +39,5 @@ class MLP(VAE):
         return (standard_level("z", mean, posterior_logvar(raw, self.settings), noise),)
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        return self.decoder(latents["z"]).float()  # (B, classes, height, width)
+        logits: Tensor = self.decoder(latents["z"])  # (B, classes, height, width)
+        return logits.float()

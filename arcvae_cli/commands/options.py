@@ -48,11 +48,13 @@ class Row:
         literals = [made for made in types if get_origin(made) is Literal]
         choices = list(dict.fromkeys(str(value) for made in literals for value in get_args(made)))
         texts = dict.fromkeys(field.description for field in fields.values() if field.description)
+        kind = self.key.replace(".name", "s")  # of plugins, as "schedules"
+        names = complete(lambda: [*choices, *(point.name for point in plugins.points(kind))])
         text = "; ".join(texts) or Settings.model_fields[self.key.partition(".")[0]].description or ""
         option = typer.Option(
             *self.flags,
             help=f"{text} ({', '.join(choices)})" if choices else text,
-            autocompletion=complete(lambda: choices) if choices else None,
+            autocompletion=names if choices else None,
             show_default=self.default or shown_default(fields),
             rich_help_panel=self.panel,
         )
@@ -137,7 +139,7 @@ def data_layers(data: str | None) -> tuple[Layer, Layer]:
     """The layers of `--data` below and above `--set`: a name replaces the files of a preset, not those of `--set`."""
     below, above = dict[str, Any](), dict[str, Any]()
     plugins.allow(data)
-    if data in CORPORA or (data and not exists(expanded(Path(data))) and plugins.points("corpora", data)):
+    if data in CORPORA or (data and not exists(expanded(Path(data))) and plugins.points("corpora", name=data)):
         below, above = {"data": dict.fromkeys(FILES)}, {"data": {"name": data, "path": None}}
     elif data is not None:
         above = {"data": {"path": os.path.abspath(expanded(Path(data)))}}

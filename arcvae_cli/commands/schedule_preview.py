@@ -96,7 +96,7 @@ def document(
     if source == "preset" or is_file(Path(name)) or is_file(Path(name) / "config.toml"):
         settings = resolve(name, environment_layer(), *layers).settings  # the environment counts as for `train`
         scale = elbo_scale(settings)
-    elif name in SCHEDULES or plugins.points("schedules", name):
+    elif name in SCHEDULES or plugins.points("schedules", name=name):
         plugins.allow(name)
         wanted = Layer(name, {"schedule": {"name": name}, "train": {"epochs": EPOCHS}})
         source, settings = "schedule", resolve(None, wanted, *layers).settings
