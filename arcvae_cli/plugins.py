@@ -40,7 +40,8 @@ def find(kind: str, name: str) -> Any:
     if match := NAME.fullmatch(name):
         listed = os.environ.get(VARIABLE, "").replace(" ", "").split(",")
         if name not in _given and not any(f"{match[1]}.".startswith(f"{one}.") for one in listed):
-            fix = f"if you trust this module, set {VARIABLE}={match[1]} in the environment"
+            trusted = ",".join([*filter(None, listed), match[1]])
+            fix = f"if you trust {match[1]}, set {VARIABLE}={trusted} in the environment"
             raise InputError(f"{name} is not imported, since only a file names it", fix)
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())  # as Python does with the folder of a script
