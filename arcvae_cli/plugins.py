@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from inspect import isabstract
 from typing import Any
 
 from arcvae_cli.errors import InputError, first_line
@@ -52,8 +51,8 @@ def find(kind: str, name: str) -> Any:
     except (Exception, SystemExit) as error:
         what = f"{name} cannot be imported ({type(error).__name__}: {first_line(error)})"
         raise InputError(what, "correct it, install its package, or start arcvae in its folder") from error
-    made = found if isinstance(found, type) else type(found)
-    if not issubclass(made, base) or isabstract(found):
-        needed = f"{BASES[kind].replace(':', '.')} and define all of its abstract methods"
-        raise InputError(f"{name} does not extend {needed}", "docs/extending.md has an example")
+    missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+    if missing or not issubclass(found if isinstance(found, type) else type(found), base):
+        what = f"does not define {missing}" if missing else f"is not a {base.__name__}"
+        raise InputError(f"{name} {what}", "docs/extending.md says what it must be")
     return found

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -11,9 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from arcvae_cli import plugins
-from arcvae_cli.data.arc import build_arc, build_arc_raw
-from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
+from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.data.arc import ARC30, build_arc, build_arc_raw
+from arcvae_cli.data.arrays import Dataset, on_canvas
+from arcvae_cli.data.digits import build_digits
+from arcvae_cli.data.files import SUFFIXES, from_columns, read_dataset, reading, write_dataset
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_parsed, read_prebuilt
 from arcvae_cli.errors import ArcvaeError, InputError, without_password
@@ -30,6 +32,7 @@ ZINC_TEST_LINES = 5000
 def load_arrays(
     data: DataSettings,
     grammar: Grammar | None = None,
+    model: Canvas | None = None,
     *,
     test: Path | None = None,
     most_failed: float = 0.1,
@@ -39,7 +42,8 @@ def load_arrays(
 ) -> Dataset:
     """The dataset of the settings, from their path or the cache, or built. InputError if too many lines do not fit.
 
-    `grammar`: for strings without one, as that of a checkpoint. `test`: a file of strings that are the test split.
+    `grammar`: for strings without one, as that of a checkpoint. `model`: the canvas of one, which grids are put on.
+    `test`: a file of strings that are the test split.
     `most_failed`: share of lines that may fail to parse, or take too many rules. `tell` gets the number of lines
     parsed, and of all; `say` a message before something slow.
     """
@@ -49,10 +53,14 @@ def load_arrays(
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
         if data.path is None:
             made = plugins.find("corpora", data.name)(data)
-            if isinstance(made, Dataset):
-                return replace(made, name=data.name)
-            raise InputError(f"{data.name} returns {type(made).__name__}, not a Dataset", "see docs/extending.md")
-        own = read_dataset(data.path, grammar)
+            if isinstance(made, Mapping):
+                made = from_columns(Path(data.name), dict(made), model or data)
+            elif not isinstance(made, Dataset):
+                raise InputError(
+                    f"{data.name} returns {type(made).__name__}, not arrays by name", "see docs/extending.md"
+                )
+            return on_canvas(replace(made, name=data.name), model or data)
+        own = read_dataset(data.path, grammar, model or data)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
         return own
@@ -76,7 +84,7 @@ def load_arrays(
             fix = f"change the file or data.max_rules, or use data build --max-failed (now {most_failed:g})"
             raise InputError(f"{origin.source}: {text}", fix)
         notes += [text] * bool(count)
-    return replace(dataset, name=corpus_name(data), notes=tuple(notes))
+    return on_canvas(replace(dataset, name=corpus_name(data), notes=tuple(notes)), model or data)
 
 
 def cache_path(data: DataSettings, test: Path | None = None) -> Path | None:
@@ -102,8 +110,9 @@ def _plan(
         grammar = grammar or read_grammar(data.grammar)  # that of a checkpoint replaces its file
     elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
         grammar = read_grammar(data.name)
+    suffixes = (*SUFFIXES, ".png", *[".txt"] * (grammar is None))  # text without a grammar is a map
     own = data.prod is not None or (path is data.input is None and data.name not in CORPORA)
-    own = own or (path is not None and (not is_file(path) or path.suffix.lower() in SUFFIXES))
+    own = own or (path is not None and (not is_file(path) or path.suffix.lower() in suffixes))
     parsed = not own and (path is not None or data.input is not None or data.name == "smiles")
     if test is not None and not parsed:
         raise InputError(f"--test {test}: needs a file of strings", "give --input FILE, or leave it out")
@@ -135,10 +144,13 @@ def _plan(
         most, kusner = data.max_rules or EQUATION_RULES, data.recipe == "kusner"
         key = f"{data.recipe}-{digest}-t{most}-" + (f"n{data.size}" if kusner else key)
         build = partial(build_drawn, grammar, most, data.size, data.seed, kusner)
-    elif data.name == "arc":
-        key, build = f"{kit}-{key}", partial(build_arc, data.size, data.seed)
+    elif data.name in ("arc", "arc30"):
+        canvas = ARC if data.name == "arc" else ARC30
+        key, build = f"{kit}-{key}", partial(build_arc, data.size, data.seed, canvas)
     elif data.name == "arc-raw":
         key, build = kit, partial(build_arc_raw)
+    elif data.name == "digits":
+        key, build = f"sklearn{version('scikit-learn')}", partial(build_digits)
     name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
     return grammar, cache_folder() / f"{name}-r1-{key}.npz", build
 

@@ -37,7 +37,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_examples_train_evaluate_and_sample(arcvae: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     curve = tmp_path / "curve.csv"
     curve.write_text("2,0.5\n0,0.1\n")
-    small = ["--set", "data.size=200", "--no-augment", "--set", "model.hidden=8", "--latent-dim", "3"]
+    small = ["--set", "data.size=200", "--canvas", "8x12", "--set", "model.hidden=8", "--latent-dim", "3"]
     small += ["--set", f"schedule.file={curve}", "--epochs", "2", "--batch-size", "40", "--device", "cpu"]
     done = arcvae("train", *OWN, *small, "--precision", "fp32", "--run-name", "own", "--runs-dir", tmp_path)
     assert done.exit_code == 0, done.stderr
@@ -60,12 +60,13 @@ def test_the_examples_train_evaluate_and_sample(arcvae: Run, tmp_path: Path, mon
 
 def test_every_automaton_follows_one_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARCVAE_PLUGINS", "examples.corpus")
-    dataset = load_arrays(DataSettings.model_validate({"name": OWN[5], "size": 50}))
+    dataset = load_arrays(DataSettings.model_validate({"name": OWN[5], "size": 50, "canvas": "9x7"}))
+    assert (dataset.canvas.shape, dataset.canvas.classes) == ((9, 7), 2)
     for grid in dataset.x.tolist():
         rule: dict[tuple[int, ...], int] = {}
         for above, row in pairwise(grid):
             for place, cell in enumerate(row):
-                around = (above[place - 1], above[place], above[(place + 1) % 16])
+                around = (above[place - 1], above[place], above[(place + 1) % 7])
                 assert rule.setdefault(around, cell) == cell
 
 
@@ -103,15 +104,15 @@ def test_a_checkpoint_imports_nothing(name: str, tmp_path: Path, monkeypatch: py
 WRONG = {
     "schedule-preview nowhere:X": "schedule.name: nowhere:X cannot be imported (ModuleNotFoundError",
     "schedule-preview examples.schedule:X": "cannot be imported (AttributeError",
-    "schedule-preview examples.model:MLP": "does not extend arcvae_cli.schedules.Schedule",
-    "schedule-preview arcvae_cli.schedules:Schedule": "define all of its abstract methods",
+    "schedule-preview examples.model:MLP": "examples.model:MLP is not a Schedule",
+    "schedule-preview arcvae_cli.schedules:Schedule": "does not define __call__",
     "schedule-preview examples.schedule:FromCSV": "schedule.points: Field required",
     "schedule-preview examples.schedule:FromCSV --set schedule.file=no.csv": "no.csv: not rows of epoch,beta",
     "train --model examples.model:MLP --set model.hiden=1": "did you mean hidden?",
     "train --model examples.model:MLP --latent-dim 0": "model.latent_dim: should be greater than or equal to 1",
-    "data info examples.corpus:SIDE": "does not extend collections.abc.Callable",
-    "data info builtins:repr": "builtins:repr returns str, not a Dataset",
-    "train --set log.recorders=['examples.corpus:automata']": "does not extend arcvae_cli.records.Recorder",
+    "data info os:sep": "os:sep is not a Callable",
+    "data info builtins:repr": "builtins:repr returns str, not arrays by name",
+    "train --set log.recorders=['examples.corpus:automata']": "is not a Recorder",
     "train --set log.recorders=['mine']": "mine is neither module:Class nor an installed entry point",
 }
 
