@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -53,12 +53,8 @@ def load_arrays(
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
         if data.path is None:
             made = plugins.find("corpora", data.name)(data)
-            if isinstance(made, Mapping):
-                made = from_columns(Path(data.name), dict(made), model or data)
-            elif not isinstance(made, Dataset):
-                raise InputError(
-                    f"{data.name} returns {type(made).__name__}, not arrays by name", "see docs/extending.md"
-                )
+            if not isinstance(made, Dataset):
+                made = from_columns(Path(data.name), made, model or data)
             return on_canvas(replace(made, name=data.name), model or data)
         own = read_dataset(data.path, grammar, model or data)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:

@@ -111,7 +111,7 @@ WRONG = {
     "train --model examples.model:MLP --set model.hiden=1": "did you mean hidden?",
     "train --model examples.model:MLP --latent-dim 0": "model.latent_dim: should be greater than or equal to 1",
     "data info os:sep": "os:sep is not a Callable",
-    "data info builtins:repr": "builtins:repr returns str, not arrays by name",
+    "data info builtins:repr": "builtins:repr: damaged or invalid ('str' object",
     "train --set log.recorders=['examples.corpus:automata']": "is not a Recorder",
     "train --set log.recorders=['mine']": "mine is neither module:Class nor an installed entry point",
 }
