@@ -75,6 +75,7 @@ def _or_plugin(kind: str, built_in: Collection[str]) -> WrapValidator:
             key, problem, fix = "name", error.what, error.fix
         except ValidationError as error:
             key, problem, fix = first_fault(error, lambda _: made.model_fields)
+            fix = "declare `name: str` in the class" if key == "name" else fix  # it extends one that is built in
         raise PydanticCustomError("contradiction", "{what}", {"key": key, "what": problem, "fix": fix})
 
     return WrapValidator(check)
