@@ -49,12 +49,13 @@ class Row:
         literals = [made for made in types if get_origin(made) is Literal]
         choices = list(dict.fromkeys(str(value) for made in literals for value in get_args(made)))
         texts = dict.fromkeys(field.description for field in fields.values() if field.description)
+        shown = [*choices, *["or module:Class"] * self.key.endswith(".name")]
         kind = self.key.replace(".name", "s")  # of plugins, as "schedules"
         names = complete(lambda: [*choices, *(point.name for point in plugins.points(kind))])
         text = "; ".join(texts) or Settings.model_fields[self.key.partition(".")[0]].description or ""
         option = typer.Option(
             *self.flags,
-            help=f"{text} ({', '.join(choices)})" if choices else text,
+            help=f"{text} ({', '.join(shown)})" if choices else text,
             autocompletion=names if choices else None,
             show_default=self.default or shown_default(fields),
             rich_help_panel=self.panel,
@@ -155,7 +156,7 @@ def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
 
 complete_runs = complete(lambda: ["latest", *(path.name for path in all_runs(Path("runs")))])
 PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
-DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
+DATA_HELP = f"{', '.join(CORPORA)}, a path to your own, or module:function"
 own, output_option = (partial(typer.Option, rich_help_panel=panel) for panel in (RUN, OUTPUT))
 PresetOption = Annotated[str | None, own("--preset", help=PRESET_HELP, autocompletion=complete(preset_names))]
 data_option: Any = partial(typer.Option, "--data", show_default="arc", rich_help_panel=DATA)
