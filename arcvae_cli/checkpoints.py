@@ -137,7 +137,8 @@ def read_settings(path: Path, values: Mapping[str, Any]) -> Settings:
     try:
         return resolve(None, Layer("config", dict(json.loads(values["config"])))).settings
     except (InputError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its settings cannot be read ({first_line(error)})", AS_WRITTEN) from error
+        fix = getattr(error, "fix", None) if ".name: " in str(error) else AS_WRITTEN  # a name: that of a plugin
+        raise InputError(f"{path}: its settings cannot be read ({first_line(error)})", fix) from error
 
 
 def resumable(values: Mapping[str, Any]) -> bool:

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import tomli
 from pydantic import ValidationError
 
+from arcvae_cli import plugins
 from arcvae_cli.errors import InputError, first_fault, nearest
 from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, known_keys
 
 PRESET_BYTES = 64 * 1024  # largest preset read
-OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL")  # no settings
+OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL", plugins.VARIABLE)  # no settings
 Values = dict[str, tuple[Any, str]]  # by dotted key, the value and its origin
 
 
@@ -87,6 +88,7 @@ def parse_value(text: str) -> Any:
 def flag_layer(flags: Mapping[str, tuple[str, Any]], origin: str = "flags") -> Layer:
     """The layer of flags: {flag: (dotted key, value)}; a flag whose value is None was not given."""
     given = {key: (value, flag) for flag, (key, value) in flags.items() if value is not None}
+    plugins.allow(given)
     return Layer(origin, nested(given), {key: flag for key, (_, flag) in given.items()})
 
 
@@ -174,9 +176,12 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
 def json_schema() -> Table:
     """The JSON schema of a preset, for editors."""
     schema = Settings.model_json_schema(by_alias=True)
-    for named in (schema["properties"][key] for key in NAMED):
+    for key, named in ((key, schema["properties"][key]) for key in NAMED):
         del named["discriminator"]
-        named["anyOf"] = named.pop("oneOf")  # without a name, which what it extends may give, more than one fits
+        names = [{"pattern": f"^{plugins.NAME.pattern}$"}, {"enum": [one.name for one in plugins.points(f"{key}s")]}]
+        own = {"type": "object", "required": ["name"], "properties": {"name": {"anyOf": names}}}
+        # without a name, which what it extends may give, more than one fits
+        named["anyOf"] = [*named.pop("oneOf"), own]
     own = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}
     texts = {key: {"type": "string", "description": text} for key, text in own.items()}
     return {**schema, "title": "arcvae preset", "properties": texts | schema["properties"]}

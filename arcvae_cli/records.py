@@ -138,7 +138,10 @@ class Pictures:
 
 
 class Recorder:
-    """Base of the recorders of a training: every call does nothing."""
+    """Base of the recorders of a training: every call does nothing. Those of your own are given the run's folder."""
+
+    def __init__(self, folder: Path = Path()) -> None:
+        self.folder = folder
 
     def start(self, plan: Plan) -> None:
         """Before the first step."""

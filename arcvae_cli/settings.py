@@ -1,15 +1,25 @@
 """The settings of a run: typed, frozen tables, and the checks between their keys."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-from arcvae_cli.errors import nearest
+from arcvae_cli import plugins
+from arcvae_cli.errors import InputError, first_fault, nearest
 from arcvae_cli.schedules import SCHEDULES, AnySchedule
 from arcvae_cli.schedules.open import LinearWarmup
 
@@ -48,6 +58,29 @@ def _either(text: str) -> WrapValidator:  # one sentence, not a fault for each a
     return WrapValidator(check)
 
 
+def _or_plugin(kind: str, built_in: Collection[str]) -> WrapValidator:
+    """Lets the name of a plugin pass too; its table is checked by the class that it names."""
+
+    def check(given: Any, handler: Any) -> Any:
+        name = given if kind == "corpora" else given.get("name") if isinstance(given, Mapping) else None
+        if not isinstance(name, str) or name in built_in or not plugins.points(kind, name=name):
+            return handler(given)
+        if kind == "corpora":
+            return name  # imported when the corpus is made
+        try:
+            made = plugins.find(kind, name)
+            made = getattr(made, "Settings", made)  # of a model
+            return made.model_validate(given)
+        except InputError as error:
+            key, problem, fix = "name", error.what, error.fix
+        except ValidationError as error:
+            key, problem, fix = first_fault(error, lambda _: made.model_fields)
+            fix = "declare `name: str` in the class" if key == "name" else fix  # it extends one that is built in
+        raise PydanticCustomError("contradiction", "{what}", {"key": key, "what": problem, "fix": fix})
+
+    return WrapValidator(check)
+
+
 SIDES = 3, 64  # least and most rows and columns of a canvas
 CANVAS_KEYS = ("canvas", "classes", "background", "outside")  # of `data`: what a corpus of grids is put on
 
@@ -72,13 +105,14 @@ Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _eit
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+CorpusName = SerializeAsAny[Annotated[Literal[GridCorpusName, StringCorpusName], _or_plugin("corpora", CORPORA)]]
 WandbName = Annotated[str, Field(pattern=r"^[^/\\#?%:;,']{1,128}$")]
 
 
 class DataSettings(SettingsTable):
     """The corpus and how it is used."""
 
-    name: Literal[GridCorpusName, StringCorpusName] = Field("arc", description="name of a corpus")
+    name: CorpusName = Field("arc", description="name of a corpus")
     path: Path | None = Field(None, strict=False, description="your own corpus: .npz, .npy, ARC JSON, file of strings")
     size: Count = Field(100_000, description="number of examples of a built corpus")
     seed: Natural = Field(0, description="seed of a built corpus")
@@ -103,7 +137,7 @@ class DataSettings(SettingsTable):
         """Whether the corpus contains strings, not grids; None where only its file can tell."""
         if self.grammar is not None or self.input is not None or self.prod is not None:
             return True
-        return None if self.path is not None else self.name in STRING_CORPORA
+        return None if self.path is not None or self.name not in CORPORA else self.name in STRING_CORPORA
 
     @property
     def sides(self) -> tuple[int, int] | None:
@@ -233,6 +267,8 @@ Models = GridSettings | HierarchicalSettings | GrammarSettings
 MODEL_SETTINGS: dict[str, type[ModelSettings]] = {kind.model_fields["name"].default: kind for kind in get_args(Models)}
 SIZES = tuple(name for name in GrammarSettings.model_fields if name.startswith(("encoder_", "decoder_")))  # of `arch`
 NAMED = {"schedule": "linear_warmup", "model": "grid"}  # the tables with a `name`, and its default
+AnyModel = SerializeAsAny[Annotated[Models, Field(discriminator="name"), _or_plugin("models", MODEL_SETTINGS)]]
+AnyBeta = SerializeAsAny[Annotated[AnySchedule, _or_plugin("schedules", SCHEDULES)]]
 
 
 class ObjectiveSettings(SettingsTable):
@@ -292,6 +328,7 @@ class LogSettings(SettingsTable):
     every_n_steps: Count = Field(50, description="steps between lines of metrics.jsonl")
     images_every: Natural = Field(5, description="epochs between pictures; 0: only after the last")
     tensorboard: bool = Field(False, description="write TensorBoard event files into the run's folder")
+    recorders: tuple[str, ...] = Field((), strict=False, description="loggers of your own, as module:Class")
     wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="auto: where a login exists")
     wandb_project: WandbName = "arc-controllable-generation"
     wandb_entity: WandbName | None = Field(None, description="user or team; by default that of the login")
@@ -302,9 +339,9 @@ class Settings(SettingsTable):
     """All settings of a run."""
 
     data: DataSettings = DataSettings()
-    model: Models = Field(default_factory=GridSettings, discriminator="name", description="architecture")
+    model: AnyModel = Field(default_factory=GridSettings, description="architecture")
     objective: ObjectiveSettings = ObjectiveSettings()
-    schedule: AnySchedule = Field(default_factory=LinearWarmup, description="schedule of beta")
+    schedule: AnyBeta = Field(default_factory=LinearWarmup, description="schedule of beta")
     train: TrainSettings = TrainSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
@@ -375,6 +412,7 @@ def elbo_scale(settings: Settings, positions: float = GRID_POSITIONS) -> float |
     if objective.reconstruction != "cross_entropy" or objective.class_weights != "none":
         return None
     scale = float(positions) if objective.reduction == "mean" else 1.0
-    if objective.kl_reduction == "mean" and isinstance(settings.model, GridSettings | GrammarSettings):
-        return scale / settings.model.latent_dim
+    if objective.kl_reduction == "mean" and len(settings.model.levels) == 1:
+        dimensions = getattr(settings.model, "latent_dim", None)  # a model from outside may name it otherwise
+        return None if dimensions is None else scale / dimensions
     return scale

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "arcvae_cli"
 FLOORS = {
-    1: {"canvas", "errors", "files", "grammar", "presets", "schedules", "settings", "signals"},
+    1: {"canvas", "errors", "files", "grammar", "plugins", "presets", "schedules", "settings", "signals"},
     2: {"gaussians", "conditions", "controllers", "machine", "models", "objective", "data"},
     3: {"step", "metrics", "engine", "checkpoints", "folders", "records", "evaluation", "domains", "trainer"},
     4: {"console", "render", "recorders"},

@@ -159,7 +159,7 @@ def _load(
     unused = given if corpus in GRID_CORPORA else set()
     if corpus is None and "prod" in given:
         unused = given & {"max_rules", "recipe"}
-    elif corpus is not None and corpus not in CORPORA:
+    elif corpus is not None and data_layers(corpus)[1].values["data"]["path"]:
         path = expanded(Path(corpus))
         if not exists(path):
             raise InputError(f"{corpus}: no such corpus or file", f"use {KNOWN}")

@@ -13,7 +13,8 @@ import typer
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from arcvae_cli.files import expanded, is_file
+from arcvae_cli import plugins
+from arcvae_cli.files import exists, expanded, is_file
 from arcvae_cli.folders import all_runs
 from arcvae_cli.presets import Layer, flag_layer, preset_names
 from arcvae_cli.schedules import SCHEDULES
@@ -48,11 +49,14 @@ class Row:
         literals = [made for made in types if get_origin(made) is Literal]
         choices = list(dict.fromkeys(str(value) for made in literals for value in get_args(made)))
         texts = dict.fromkeys(field.description for field in fields.values() if field.description)
+        shown = [*choices, *["or module:Class"] * self.key.endswith(".name")]
+        kind = self.key.replace(".name", "s")  # of plugins, as "schedules"
+        names = complete(lambda: [*choices, *(point.name for point in plugins.points(kind))])
         text = "; ".join(texts) or Settings.model_fields[self.key.partition(".")[0]].description or ""
         option = typer.Option(
             *self.flags,
-            help=f"{text} ({', '.join(choices)})" if choices else text,
-            autocompletion=complete(lambda: choices) if choices else None,
+            help=f"{text} ({', '.join(shown)})" if choices else text,
+            autocompletion=names if choices else None,
             show_default=self.default or shown_default(fields),
             rich_help_panel=self.panel,
         )
@@ -137,7 +141,8 @@ def setting(key: str, value: Any) -> Any:
 def data_layers(data: str | None) -> tuple[Layer, Layer]:
     """The layers of `--data` below and above `--set`: a name replaces the files of a preset, not those of `--set`."""
     below, above = dict[str, Any](), dict[str, Any]()
-    if data in CORPORA:
+    plugins.allow(data)
+    if data in CORPORA or (data and not exists(expanded(Path(data))) and plugins.points("corpora", name=data)):
         below, above = {"data": dict.fromkeys(REPLACED)}, {"data": {"name": data, "path": None}}
     elif data is not None:
         above = {"data": {"path": os.path.abspath(expanded(Path(data)))}}
@@ -151,7 +156,7 @@ def complete(names: Callable[[], Sequence[str]]) -> Callable[[str], list[str]]:
 
 complete_runs = complete(lambda: ["latest", *(path.name for path in all_runs(Path("runs")))])
 PRESET_HELP = "a shipped preset, a TOML file, or the config.toml of a run"
-DATA_HELP = f"{', '.join(CORPORA)}, or a path to your own"
+DATA_HELP = f"{', '.join(CORPORA)}, a path to your own, or module:function"
 own, output_option = (partial(typer.Option, rich_help_panel=panel) for panel in (RUN, OUTPUT))
 PresetOption = Annotated[str | None, own("--preset", help=PRESET_HELP, autocompletion=complete(preset_names))]
 data_option: Any = partial(typer.Option, "--data", show_default="arc", rich_help_panel=DATA)

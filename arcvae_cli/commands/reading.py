@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from arcvae_cli import domains
-from arcvae_cli.commands.options import DATA_HELP, complete_runs, output_option
+from arcvae_cli.commands.options import DATA_HELP, complete_runs, data_layers, output_option
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import atomic_write, exists, expanded, is_file, usable_folder
 from arcvae_cli.folders import held, read_status
-from arcvae_cli.settings import CORPORA, DataSettings
+from arcvae_cli.settings import DataSettings
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,8 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
     settings = loaded.settings.data
     if data is not None:
         files = dict.fromkeys(("path", "grammar", "input", "prod", "masks", "pad_id", "limit"))
-        chosen = {"name": data} if data in CORPORA else {"path": expanded(Path(data))}
+        named = data_layers(data)[1].values["data"]
+        chosen = {"path": expanded(Path(data))} if named["path"] else named
         settings = settings.model_copy(update={**files, **chosen})
     device = next(loaded.model.parameters()).device
     corpus = open_named(settings, device, (split,), console, loaded.model.structure)

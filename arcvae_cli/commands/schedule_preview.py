@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from arcvae_cli import plugins
 from arcvae_cli.commands.options import TABLE, JsonOption, QuietOption, SetOption, complete, own_names, with_flags
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError, nearest
@@ -95,7 +96,8 @@ def document(
     if source == "preset" or is_file(Path(name)) or is_file(Path(name) / "config.toml"):
         settings = resolve(name, environment_layer(), *layers).settings  # the environment counts as for `train`
         scale = elbo_scale(settings)
-    elif name in SCHEDULES:
+    elif name in SCHEDULES or plugins.points("schedules", name=name):
+        plugins.allow(name)
         wanted = Layer(name, {"schedule": {"name": name}, "train": {"epochs": EPOCHS}})
         source, settings = "schedule", resolve(None, wanted, *layers).settings
     else:

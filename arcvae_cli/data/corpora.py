@@ -10,17 +10,18 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from arcvae_cli import plugins
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.arc import ARC30, build_arc, build_arc_raw
 from arcvae_cli.data.arrays import Dataset, on_canvas
 from arcvae_cli.data.digits import build_digits
-from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
+from arcvae_cli.data.files import SUFFIXES, from_columns, read_dataset, reading, write_dataset
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_parsed, read_prebuilt
 from arcvae_cli.errors import ArcvaeError, InputError, without_password
 from arcvae_cli.files import expanded, is_file, read_limited
 from arcvae_cli.grammar import Grammar, read_grammar
-from arcvae_cli.settings import STRING_CORPORA, DataSettings
+from arcvae_cli.settings import CORPORA, STRING_CORPORA, DataSettings
 
 ZINC_URL = "https://raw.githubusercontent.com/mkusner/grammarVAE/master/data/250k_rndm_zinc_drugs_clean.smi"
 """The 249,456 molecules of Kusner et al. 2017, a part of ZINC; the first `ZINC_TEST_LINES` are their test set."""
@@ -50,7 +51,12 @@ def load_arrays(
     if path is None:
         if data.prod is not None:
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
-        own = read_dataset(Path(str(data.path)), grammar, model or data)
+        if data.path is None:
+            made = plugins.find("corpora", data.name)(data)
+            if not isinstance(made, Dataset):
+                made = from_columns(Path(data.name), made, model or data)
+            return on_canvas(replace(made, name=data.name), model or data)
+        own = read_dataset(data.path, grammar, model or data)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
         return own
@@ -101,7 +107,8 @@ def _plan(
     elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
         grammar = read_grammar(data.name)
     suffixes = (*SUFFIXES, ".png", *[".txt"] * (grammar is None))  # text without a grammar is a map
-    own = data.prod is not None or (path is not None and (not is_file(path) or path.suffix.lower() in suffixes))
+    own = data.prod is not None or (path is data.input is None and data.name not in CORPORA)
+    own = own or (path is not None and (not is_file(path) or path.suffix.lower() in suffixes))
     parsed = not own and (path is not None or data.input is not None or data.name == "smiles")
     if test is not None and not parsed:
         raise InputError(f"--test {test}: needs a file of strings", "give --input FILE, or leave it out")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from arcvae_cli import plugins
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.errors import InputError
 from arcvae_cli.models.base import VAE
@@ -22,4 +23,5 @@ def build_model(settings: ModelSettings, structure: Structure | Canvas = ARC) ->
     if settings.kind != kind:
         fix = "use --data equations, smiles or your own" if kind == "grids" else "use --set model.name=grammar"
         raise InputError(f"model.name: the model {settings.name} is for {settings.kind}, the data are {kind}", fix)
-    return MODELS[settings.name](settings, structure)
+    model = MODELS.get(settings.name) or plugins.find("models", settings.name)
+    return model(settings, structure)

@@ -82,6 +82,7 @@ class VAE(nn.Module, ABC):
     encoder: nn.Module
     decoder: nn.Module
     level_shapes: dict[str, tuple[int, ...]]  # (D,) or (C, H, W) of each level, by its name, from the top down
+    Settings: type[ModelSettings] = ModelSettings  # what it takes, if it is from outside of the package
     kind: str = "grids"  # or "strings", as of a corpus and a domain
     structure: "Canvas | Structure"  # what it is made for: grids of this canvas, or derivations by these rules
     attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's

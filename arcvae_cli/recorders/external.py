@@ -11,6 +11,7 @@ from queue import Full, Queue
 from threading import Event, Thread
 from typing import Any
 
+from arcvae_cli import plugins
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 from arcvae_cli.folders import RunFolder
@@ -33,7 +34,9 @@ def leave(code: int) -> None:
 
 
 def check_installed(log: LogSettings) -> None:
-    """InputError if the settings ask for a logger whose package is not installed."""
+    """InputError if the settings ask for a logger that cannot be imported."""
+    for name in log.recorders:
+        plugins.find("recorders", name)
     for package, asked in {"wandb": log.wandb in ("online", "offline"), "tensorboard": log.tensorboard}.items():
         if asked and find_spec(package) is None:
             raise InputError(f"--{package}: {package} is not installed", f"pip install 'arcvae[{package}]'")
@@ -55,6 +58,8 @@ def external_recorders(log: LogSettings, folder: RunFolder, console: Console) ->
         from arcvae_cli.recorders.tensorboard import TensorBoardRecorder
 
         found.append(Background(TensorBoardRecorder(folder.path), "TensorBoard", console.warn, "the rest is lost"))
+    for name in log.recorders:
+        found.append(Background(plugins.find("recorders", name)(folder.path), name, console.warn, "the rest is lost"))
     return found
 
 

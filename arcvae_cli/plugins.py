@@ -1,0 +1,58 @@
+"""Schedules, models, corpora and recorders from outside of the package: entry points, or `module:Class`."""
+
+import os
+import re
+import sys
+from typing import Any
+
+from arcvae_cli.errors import InputError, first_line
+
+VARIABLE = "ARCVAE_PLUGINS"  # modules that presets, config.toml and checkpoints may name, comma-separated
+BASES = {  # of what is found, by kind; the entry points of a kind are the group `arcvae.<kind>`
+    "schedules": "arcvae_cli.schedules:Schedule",
+    "models": "arcvae_cli.models.base:VAE",
+    "corpora": "collections.abc:Callable",
+    "recorders": "arcvae_cli.records:Recorder",
+}
+NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d]\w*")  # `module:Class`
+_given: set[str] = set()
+
+
+def allow(*given: Any) -> None:
+    """Let the `module:Class` names be imported that occur in what a person has given, not a file."""
+    _given.update(match[0] for match in NAME.finditer(repr(given)))
+
+
+def points(kind: str, **by: Any) -> list[Any]:
+    """The entry points of a kind, all or by `name`, not imported: milliseconds, so not for names that are built in."""
+    from importlib.metadata import EntryPoint, entry_points
+
+    own = NAME.fullmatch(by.get("name", ""))
+    return [EntryPoint(own[0], own[0], kind)] if own else [*entry_points(group=f"arcvae.{kind}", **by)]
+
+
+def find(kind: str, name: str) -> Any:
+    """The class that a name means, or the function of a corpus. InputError if it is refused or cannot be used.
+
+    A module is imported only for an entry point, or if `allow` had the name, or if ARCVAE_PLUGINS lists it.
+    """
+    if match := NAME.fullmatch(name):
+        listed = os.environ.get(VARIABLE, "").replace(" ", "").split(",")
+        if name not in _given and not any(f"{match[1]}.".startswith(f"{one}.") for one in listed):
+            trusted = ",".join([*filter(None, listed), match[1]])
+            fix = f"if you trust {match[1]}, set {VARIABLE}={trusted} in the environment"
+            raise InputError(f"{name} is not imported, since only a file names it", fix)
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # as Python does with the folder of a script
+    if not (named := points(kind, name=name)):
+        raise InputError(f"{name} is neither module:Class nor an installed entry point of arcvae.{kind}")
+    try:
+        found, base = named[0].load(), points(kind, name=BASES[kind])[0].load()
+    except (Exception, SystemExit) as error:
+        what = f"{name} cannot be imported ({type(error).__name__}: {first_line(error)})"
+        raise InputError(what, "correct it, install its package, or start arcvae in its folder") from error
+    missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+    if missing or not issubclass(found if isinstance(found, type) else type(found), base):
+        what = f"does not define {missing}" if missing else f"is not a {base.__name__}"
+        raise InputError(f"{name} {what}", "docs/extending.md says what it must be")
+    return found
