@@ -51,6 +51,8 @@ def _either(text: str) -> WrapValidator:  # one sentence, not a fault for each a
 Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Width = Annotated[int, Field(ge=1, le=4096)]  # above, a single layer takes gigabytes
+Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1)]
+CHANNELS = _either("a list of integers from 1 to 4096")
 Kernel = Annotated[int, Field(ge=1, le=255)]
 Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _either("auto or 1 to 1024")]
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
@@ -118,10 +120,18 @@ class GridSettings(ModelSettings):
     name: Literal["grid"] = "grid"
     latent_dim: Width = Field(10, description="dimensions of the latent vector")
     body: Literal["plain", "residual"] = Field("plain", description="layers around the latent vector")
+    encoder_channels: Annotated[Widths | None, CHANNELS] = Field(
+        None, description="of each convolution, of which all but the first halve the grid; by default by its size"
+    )
+    decoder_channels: Annotated[Widths | None, CHANNELS] = Field(
+        None, description="from the smallest map to the full size, doubled in between; by default the encoder's"
+    )
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
         if self.body == "plain" and self.dropout > 0:
             yield "dropout", "body = plain has no dropout", "remove it, or use body=residual"
+        if self.body == "residual" and self.decoder_channels is not None:
+            yield "decoder_channels", "the decoder of body = residual has none", "remove it, or use body=plain"
 
 
 class HierarchicalSettings(ModelSettings):
@@ -132,7 +142,9 @@ class HierarchicalSettings(ModelSettings):
     name: Literal["hierarchical"] = "hierarchical"
     global_dim: Width = Field(16, description="dimensions of the global vector")
     local_channels: Width = Field(4, description="channels of the local map")
-    local_size: Literal[4, 8, 16] = Field(8, description="rows and columns of the local map")
+    local_size: int = Field(
+        8, ge=1, le=64, description="rows of the local map, or columns if the grid is wider, at most"
+    )
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of training grids without conditions")
 
 
@@ -141,7 +153,6 @@ KUSNER |= {"decoder_hidden": 501, "decoder_dropout": 0.0}
 """Sizes of `arch = kusner` where none are given; those of `enhanced` are the defaults."""
 
 Kernels = Annotated[tuple[Kernel, ...], Field(strict=False)]
-Widths = Annotated[tuple[Width, ...], Field(strict=False)]
 SIZE = _either("an integer or a list, of kernels from 1 to 255, of channels from 1 to 4096")
 
 

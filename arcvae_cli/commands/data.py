@@ -91,7 +91,7 @@ def info(
     """Describe a corpus, by default `arc`: its splits, its content, and examples that are in more than one split."""
     import numpy as np
 
-    from arcvae_cli.conditions import ATTRIBUTES, attributes
+    from arcvae_cli.conditions import attributes, measure
     from arcvae_cli.data.arrays import describe
 
     console = Console(quiet=quiet, as_json=as_json)
@@ -100,7 +100,7 @@ def info(
         if dataset.kind != "grids":
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
         train, found, rows = dataset.x[dataset.rows("train")], [], []
-        for one, column in zip(ATTRIBUTES, attributes(train).T, strict=True):
+        for one, column in zip(attributes(dataset.canvas), measure(train, dataset.canvas).T, strict=True):
             counts = np.bincount(column, minlength=one.size).tolist()
             found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
             shares = ((value, count / max(len(train), 1)) for value, count in zip(one.values, counts, strict=True))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.canvas import Canvas
-from arcvae_cli.conditions import PLACE, attributes
+from arcvae_cli.conditions import batch_conditions, forms
 from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.strings import fitted
@@ -109,18 +109,13 @@ class GridCorpus(Examples):
         if not conditions:
             return Batch(x)
         if split not in self._forms:
-            measured = attributes(self.grids(split).cpu().numpy())[:, PLACE["objects"] :]
+            measured = forms(self.grids(split).cpu().numpy(), self.structure)
             self._forms[split] = torch.from_numpy(measured).to(self.device)
         form = self._forms[split].index_select(0, indices)
         if symmetry is not None:
-            swapped = torch.cat([form[:, :1], form[:, 1:].flip(1)], dim=1)
+            swapped = torch.cat([form[:, :-2], form[:, -2:].flip(1)], dim=1)
             form = torch.where((symmetry % 2 == 1)[:, None], swapped, form)  # an odd number of quarter turns
-        non_black, line = x > 0, torch.arange(1, SIDE + 1, device=x.device)
-        height, width = ((non_black.any(dim=axis) * line).amax(dim=1, keepdim=True) for axis in (2, 1))
-        present = torch.zeros(len(x), COLOURS, dtype=torch.int64, device=x.device).scatter_(1, x.flatten(1), 1)[:, 1:]
-        black = non_black.flatten(1).sum(dim=1, keepdim=True) < height * width
-        columns = [height, width, present.sum(dim=1, keepdim=True), black.long(), present, form]
-        return Batch(x, conditions=torch.cat(columns, dim=1))
+        return Batch(x, conditions=batch_conditions(x, form, self.structure))
 
 
 class StringCorpus(Examples):

@@ -186,7 +186,7 @@ class GridDomain(base.Domain):
         if task.model.attributes:
             judged, asked = asked_of(canvas)
             asked, each = (judged, QUICK_CONDITION_SAMPLES) if task.quick else (asked, CONDITION_SAMPLES)
-            accuracy = condition_accuracy(task.model, training, each, task.seed, asked, canvas)
+            accuracy = condition_accuracy(task.model, training, each, task.seed, asked)
         with eval_mode(task.model, task.seed):
             samples = argmax_decode(task.model, draw_prior(task.model, count)).to(torch.uint8).numpy()
         return {
@@ -316,22 +316,20 @@ class GridDomain(base.Domain):
 
     def posterior_samples(self, model: VAE, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
         """(n, *shape) samples by level, of at most `limit` examples that satisfy `given`."""
-        chosen = choose(corpus, split, None, seed)
+        chosen, canvas = choose(corpus, split, None, seed), corpus.structure
         if given:
-            measured = conditions.measure(corpus.grids(split).cpu().numpy(), corpus.structure)
-            chosen = chosen[torch.from_numpy(conditions.satisfies(measured, given, corpus.structure))[chosen]]
+            measured = conditions.measure(corpus.grids(split).cpu().numpy(), canvas)
+            chosen = chosen[torch.from_numpy(conditions.satisfies(measured, given, canvas))[chosen]]
         parts = [{name: torch.empty(0, *shape) for name, shape in model.level_shapes.items()}]
         with eval_mode(model, seed) as device:
             for batch in batches(corpus, split, chosen[:limit], device):
-                encoded = conditions.encode(given, len(batch.x), corpus.structure) if given else None
-                asked = None if encoded is None else torch.from_numpy(encoded).to(device)
+                asked = torch.from_numpy(conditions.encode(given, len(batch.x), canvas)).to(device) if given else None
                 levels = model.encode(Batch(batch.x, batch.valid, asked))
                 parts.append({level.name: level.sample.cpu() for level in levels})
         return {name: torch.cat([part[name] for part in parts]) for name in model.level_shapes}
 
     def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Mapping[str, Any], note: Note) -> Decoded:
-        model, given, canvas = loaded.model, options["given"], loaded.model.structure
-        assert isinstance(canvas, Canvas)
+        model, given, canvas = loaded.model, options["given"], loaded.model.canvas
         encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values()))), canvas))
         asked = encoded.to(next(model.parameters()).device) if given else None
         grids = argmax_decode(model, latents, asked).numpy().astype(np.uint8)
@@ -372,8 +370,7 @@ class GridDomain(base.Domain):
             note(line)
         if int(number) >= len(arrays.x):
             raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.x) - 1}")
-        canvas, grid = loaded.model.structure, arrays.x[int(number)]
-        assert isinstance(canvas, Canvas)
+        canvas, grid = loaded.model.canvas, arrays.x[int(number)]
         if grid.shape != canvas.shape or grid.max() >= canvas.classes:
             what = f"{'x'.join(map(str, grid.shape))}, classes to {grid.max()}; the model's grids: {canvas.describe()}"
             raise InputError(f"{flag} {text}: {what}", "give a grid like those that it was trained on")

@@ -133,9 +133,7 @@ def wasserstein(a: Numbers, b: Numbers) -> float:
     return float(np.sum(np.abs(below[0] - below[1]) * np.diff(values)))
 
 
-def condition_accuracy(
-    model: VAE, training: Grids, samples: int, seed: int, asked: Sequence[str], canvas: Canvas = ARC
-) -> dict[str, Any]:
+def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, asked: Sequence[str]) -> dict[str, Any]:
     """Draw `samples` under each condition, and as many without one.
 
     Under `rows`, shares that satisfy what is `asked`: of all samples (`obeying`), of samples without condition
@@ -155,6 +153,7 @@ def condition_accuracy(
             found.append((measure(grids, canvas), first & np.isin(grids, canvas.content).any(axis=(1, 2))))
         return found
 
+    canvas = model.canvas
     data, rows = measure(training, canvas), []
     with eval_mode(model, seed) as device:
         (baseline, kept), _ = draw(None)

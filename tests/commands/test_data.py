@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from arcvae_cli.canvas import ARC
 from arcvae_cli.commands.data import app
-from arcvae_cli.conditions import ATTRIBUTES, attributes
+from arcvae_cli.conditions import attributes, measure
 from arcvae_cli.data import corpora
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.errors import ArcvaeError, InputError
@@ -59,8 +60,8 @@ def test_info_in_words_and_conditions(arc_npz: Path):
     document = json.loads(run("info", arc_npz, "--conditions", "--json")[0])
     assert (list(document), document["training_grids"]) == (["name", "training_grids", "conditions"], 100)
     with np.load(arc_npz) as file:
-        measured = attributes(file["train"])
-    for column, one, attribute in zip(measured.T, document["conditions"], ATTRIBUTES, strict=True):
+        measured = measure(file["train"], ARC)
+    for column, one, attribute in zip(measured.T, document["conditions"], attributes(ARC), strict=True):
         assert one["name"] == attribute.name
         assert one["counts"] == [int((column == value).sum()) for value in range(attribute.size)]
     assert "colour_2" in run("info", arc_npz, "--conditions")[0]

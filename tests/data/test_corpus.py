@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arcvae_cli.conditions import PLACE, attributes
+from arcvae_cli.canvas import ARC
+from arcvae_cli.conditions import columns, measure
 from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpus import GridCorpus, StringCorpus, open_corpus
 from arcvae_cli.data.files import write_dataset
@@ -72,9 +73,9 @@ def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: Dataset, k
     for augment in (True, False):
         torch.manual_seed(0)
         batch = corpus.batch("train", torch.arange(corpus.size("train")), augment=augment, conditions=True)
-        measured = attributes(batch.x.numpy().astype(np.uint8))
+        measured = measure(batch.x.numpy().astype(np.uint8), ARC)
         assert batch.conditions.dtype == torch.int64 and (batch.conditions.numpy() == measured).all()
-        lr, ud = (measured[:, PLACE[name]] for name in ("symmetry_lr", "symmetry_ud"))
+        lr, ud = (measured[:, columns(ARC)[name]] for name in ("symmetry_lr", "symmetry_ud"))
         assert (lr & ~ud).any() and ((ud & ~lr).any() or not augment)
 
 
