@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +24,9 @@ ACCURACIES: dict[str, tuple[str, str | None, str]] = {
 }  # by the unit of a corpus: the names of its shares of right positions, foreground positions and whole examples
 
 
-class Words(NamedTuple):
+def words(canvas: Canvas) -> tuple[str, str, str]:
     """What people call the background of a canvas, all that is not background, and a class."""
-
-    background: str
-    foreground: str
-    kind: str
-
-
-def words(canvas: Canvas) -> Words:
-    """Those of ARC where the classes are its colours."""
-    return Words("black", "non-black", "colour") if canvas.arc else Words("background", "foreground", "class")
+    return ("black", "non-black", "colour") if canvas.arc else ("background", "foreground", "class")
 
 
 def renamed(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli import conditions
@@ -23,13 +23,7 @@ from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose, eval_mode, nats, posterior_means
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
-from arcvae_cli.evaluation.samples import (
-    asked_of,
-    condition_accuracy,
-    most_common,
-    pca_reconstructions,
-    score_samples,
-)
+from arcvae_cli.evaluation.samples import asked_of, condition_accuracy, most_common, pca_reconstructions, score_samples
 from arcvae_cli.evaluation.verdict import Advice, Target, judge
 from arcvae_cli.files import exists, expanded
 from arcvae_cli.models.base import VAE, Batch, Latents, Output
@@ -51,18 +45,18 @@ BLANK_MARGIN, SPECK_MARGIN = 0.10, 0.25  # beyond the data's own shares; ARC has
 ACCURACY_TARGET, COUNTED_TARGET = 0.80, 0.50  # under a condition: of samples neither blank nor repeated; their share
 PICTURED, SHEET, MAPS, SIDE = 16, 256, 7, 8  # in a picture: pairs, samples, KL maps, rows and columns of latents
 CLASSES = 16  # columns of the table of accuracies by class
+BASELINES = {"all {background}": "all_background", "per cell": "per_cell", "PCA": "pca"}
 
-# labels with the words for a canvas, in these and in SAMPLE_SCORES
 SCORES = (
     ("pixel accuracy", "reconstruction.{}.pixel_accuracy", ".2%"),
-    ("FOREGROUND accuracy", "reconstruction.{}.foreground_accuracy", ".2%"),
-    ("FOREGROUND IoU", "reconstruction.{}.foreground_iou", ".2%"),
+    ("{foreground} accuracy", "reconstruction.{}.foreground_accuracy", ".2%"),
+    ("{foreground} IoU", "reconstruction.{}.foreground_iou", ".2%"),
     ("inside the rectangle", "reconstruction.{}.inside_accuracy", ".2%"),
     ("exact grids", "reconstruction.{}.exact_share", ".2%"),
-    ("grids within NEAR", "reconstruction.{}.near_share", ".2%"),
-    ("all-BACKGROUND reconstructions", "reconstruction.{}.blank_share", ".2%"),
+    ("grids within {near} cells", "reconstruction.{}.near_share", ".2%"),
+    ("all-{background} reconstructions", "reconstruction.{}.blank_share", ".2%"),
     ("skill in pixels", "reconstruction.skill.pixel", "+.3f"),
-    ("skill in FOREGROUND pixels", "reconstruction.skill.foreground", "+.3f"),
+    ("skill in {foreground} pixels", "reconstruction.skill.foreground", "+.3f"),
     ("PCA components", "reconstruction.pca_components", ""),
 )
 CLASS_SCORES = (
@@ -75,7 +69,7 @@ SAMPLE_SCORES = (
     ("object-count distance", "{}.object_distance", ".2f"),
     ("speck share", "{}.speck_share", ".2%"),
     ("  in the split", "prior_samples.reference_speck_share", ".2%"),
-    ("FOREGROUND", "{}.foreground_share", ".2%"),
+    ("{foreground}", "{}.foreground_share", ".2%"),
     ("  in the split", "prior_samples.reference_foreground_share", ".2%"),
     ("blank", "{}.blank_share", ".2%"),
     ("distinct", "{}.distinct_share", ".2%"),
@@ -100,27 +94,24 @@ class GridDomain(base.Domain):
     def baseline(self, corpus: Any) -> dict[str, Any]:
         """The canvas, and the scores of a code without information on the validation split."""
         canvas, truth = corpus.structure, corpus.grids("val")
-        guess = canvas.background
-        if guess is None:
-            guess = most_common(corpus.grids("train"), canvas)
-        parts = batches(corpus, "val", torch.arange(len(truth)), corpus.device)
-        right, scored = (truth == guess).double(), joined([batch.scored for batch in parts])
-        blank = (right.mean() if scored is None else right[scored].mean()).item()
-        return {"canvas": canvas, "blank": blank, "blank_nats": None, "entropy": None}
+        guess = most_common(corpus.grids("train"), canvas) if canvas.background is None else canvas.background
+        parts, right = batches(corpus, "val", torch.arange(len(truth)), corpus.device), (truth == guess).double()
+        masks = [batch.scored for batch in parts if batch.scored is not None]
+        right = right[torch.cat(masks)] if masks else right
+        return {"canvas": canvas, "blank": right.mean().item(), "blank_nats": None, "entropy": None}
 
     def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, structure: Canvas) -> None:
         from arcvae_cli.render import plots
 
         originals, samples, extents = pictures.originals, pictures.samples, pictures.extents
         when = f"{folder.parent.name}, epoch {epoch}"
-        title = f"{when}: grids of the validation split"
-        file = folder / f"reconstructions_epoch_{epoch}.png"
+        file, title = folder / f"reconstructions_epoch_{epoch}.png", f"{when}: grids of the validation split"
         plots.save_reconstructions(file, originals, pictures.reconstructions, extents, title, structure)
-        title = f"{when}: {len(samples)} samples from the prior{blank_words(samples, structure)}"
-        plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, title=title, canvas=structure)
+        title = f"{when}: {len(samples)} samples from the prior, {blank(samples, structure).sum()} blank"
+        plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, 8, None, title, canvas=structure)
         if pictures.maps:
             file, title = folder / f"kl_map_epoch_{epoch}.png", f"{when}, validation split: KL of each cell"
-            plots.save_kl_maps(file, originals, pictures.maps, title, extents=extents, canvas=structure)
+            plots.save_kl_maps(file, originals, pictures.maps, title, None, extents, structure)
 
     def limits(self, task: Task) -> tuple[int | None, int | None, int]:
         """The most examples, the most for what takes many passes, None for all; the batch size."""
@@ -128,14 +119,12 @@ class GridDomain(base.Domain):
 
     def reconstruct(self, task: Task) -> base.Reconstructed:
         model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
-        canvas, masks = corpus.structure, list[Tensor | None]()
-        drawn, decoded, costs = list[Tensor](), list[Tensor](), list[Tensor]()
+        drawn, decoded, costs, masks = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
 
         def passes(device: torch.device) -> Iterator[tuple[Batch, Output]]:
             for batch in batches(corpus, split, indices, device):
                 output = model(batch)
                 drawn.append(output.logits.argmax(dim=1).to(torch.uint8))
-                masks.append(batch.scored)
                 yield batch, output
 
         with eval_mode(model, task.seed) as device:
@@ -149,22 +138,21 @@ class GridDomain(base.Domain):
                 logits = model.decode({name: value[rows] for name, value in means.items()})
                 costs.append(nats(logits, batch))
                 decoded.append(logits.argmax(dim=1).to(torch.uint8))
+                masks += [] if batch.scored is None else [batch.scored]
         chosen = indices.to(corpus.device)
         truth, shapes = corpus.grids(split)[chosen], corpus.shapes(split)
         shapes, units = None if shapes is None else shapes[chosen], sum(map(math.prod, model.level_shapes.values()))
-        training, scored = task.trained.grids("train"), joined(masks)
-        pca, sizes = pca_reconstructions(training.cpu().numpy(), truth, units, task.seed, canvas)
-        common = most_common(training, canvas).expand_as(truth)
+        canvas, training, scored = corpus.structure, task.trained.grids("train"), torch.cat(masks) if masks else None
         reconstructed = {"posterior_mean": torch.cat(decoded), "posterior_sample": torch.cat(drawn)}
+        common = most_common(training, canvas).expand_as(truth)
         if canvas.background is not None:
             reconstructed["all_background"] = torch.full_like(truth, canvas.background)
-        if canvas.background is None or not (common == canvas.background).all():
+        if canvas.background is None or (common != canvas.background).any():
             reconstructed["per_cell"] = common
-        reconstructed["pca"] = pca
-        scores = {
-            name: score_reconstructions(grids, truth, shapes, scored, canvas) for name, grids in reconstructed.items()
-        }
-        skills = dict[str, float | None]()
+        pca, sizes = pca_reconstructions(training.cpu().numpy(), truth, units, task.seed, canvas)
+        reconstructed["pca"], scores, skills = pca, {}, dict[str, float | None]()
+        for name, grids in reconstructed.items():
+            scores[name] = score_reconstructions(grids, truth, shapes, scored, canvas)
         for kind in ("pixel", "foreground"):
             mean, _, *others = (found[f"{kind}_accuracy"] for found in scores.values())
             known = mean is not None and max(others) < 1.0
@@ -176,16 +164,14 @@ class GridDomain(base.Domain):
         return codes, means, {"canvas": asdict(canvas), "reconstruction": reconstruction}, errors, own
 
     def further(self, task: Task) -> dict[str, Any]:
-        paths = accuracy = None
-        canvas = task.corpus.structure
+        paths, accuracy, canvas = None, None, task.corpus.structure
         if len(task.indices) > 1 and not task.quick:
             paths = smoothness(decoded_paths(task.model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS))
         training, count = task.trained.grids("train").cpu().numpy(), QUICK_SAMPLES if task.quick else SAMPLES
         reference = task.corpus.grids(task.split).cpu().numpy()[task.indices[:count].numpy()]
         drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
         if task.model.attributes:
-            judged, asked = asked_of(canvas)
-            asked, each = (judged, QUICK_CONDITION_SAMPLES) if task.quick else (asked, CONDITION_SAMPLES)
+            asked, each = asked_of(canvas)[not task.quick], QUICK_CONDITION_SAMPLES if task.quick else CONDITION_SAMPLES
             accuracy = condition_accuracy(task.model, training, each, task.seed, asked)
         with eval_mode(task.model, task.seed):
             samples = argmax_decode(task.model, draw_prior(task.model, count)).to(torch.uint8).numpy()
@@ -197,9 +183,9 @@ class GridDomain(base.Domain):
         }
 
     def verdict(self, report: Report, advice: Advice) -> dict[str, Any]:
-        found, drawn, model, canvas = report["reconstruction"], report["prior_samples"], advice.model, canvas_of(report)
-        mean, (background, foreground, _) = found["posterior_mean"], words(canvas)
-        pixel, right, blank = mean["pixel_accuracy"], mean["foreground_accuracy"], mean["blank_share"]
+        found, drawn, model, said = report["reconstruction"], report["prior_samples"], advice.model, said_of(report)
+        mean, background, foreground = found["posterior_mean"], said["background"], said["foreground"]
+        pixel, right, blank_share = mean["pixel_accuracy"], mean["foreground_accuracy"], mean["blank_share"]
         best, which = max((found[key]["pixel_accuracy"], name) for name, key in baselines(report).items())
         empty = right is not None and right <= FOREGROUND_TARGET
         kls = {level: values["kl_nats"] for level, values in report["levels"].items()}
@@ -209,11 +195,8 @@ class GridDomain(base.Domain):
         more_kl = (advice.more_kl[level] for level in kls if dead[level] or level in mostly_held)
         cause = advice.other_data(report) or "; ".join(filter(None, (advice.longer, next(more_kl, None))))
         body = "use model.body = residual; " if model.get("body") == "plain" else ""
-        focal = (
-            ""
-            if advice.scale is None or right is None
-            else f"use objective.reconstruction = focal, as the decoder paints {background}; "
-        )
+        focal = "" if advice.scale is None else "use objective.reconstruction = focal, as the decoder paints "
+        focal = f"{focal}{background}; " if focal and right is not None else ""
         size = "local_channels" if "local_channels" in model else "latent_dim"
         enlarge = f"{body}{[*advice.lower_beta.values()][-1]}; raise model.{size} (it is {model[size]})"
         larger, decoder = cause or f"{enlarge}; train longer", cause or f"{body}{focal}train longer"
@@ -238,8 +221,9 @@ class GridDomain(base.Domain):
             targets.append(("blank samples", drawn["blank_share"], "<=", blank_limit, decoder if empty else prior, ""))
             targets.append(("specks among samples", drawn["speck_share"], "<=", speck_limit, prior, ""))
         if (accuracy := report["adherence"]) is not None:
-            judged = {row["asked"]: row for row in accuracy["rows"] if row["asked"] in asked_of(canvas)[0]}
-            for kind in ("colours" if canvas.arc else "classes", "symmetry"):
+            asked, _ = asked_of(canvas_of(report))
+            judged = {row["asked"]: row for row in accuracy["rows"] if row["asked"] in asked}
+            for kind in (asked[0].partition("=")[0], "symmetry"):
                 least, name = min((row["counted_obeying"] or 0.0, name) for name, row in judged.items() if kind in name)
                 targets.append((f"samples satisfy {kind}", least, ">", ACCURACY_TARGET, longer, f"(least: {name})"))
             least, name = min((row["counted"] / accuracy["samples"], name) for name, row in judged.items())
@@ -255,26 +239,27 @@ class GridDomain(base.Domain):
         else:
             totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
             state = f"the code is alive{', the decoder is not' if empty else ''}: {totals}"
-        kind, cells = ("pixel", "cells") if right is None else ("foreground", f"{foreground} cells")
-        shares = [found[name][f"{kind}_accuracy"] for name in ("posterior_mean", "pca")]
-        result = f"{shares[0]:.0%} of the {cells} are right, PCA gets {shares[1]:.0%}"
-        if right is not None and blank >= 0.5:
-            result = f"{blank:.0%} of the reconstructions are all {background}"
+        key, cells = ("pixel_accuracy", "cells") if right is None else ("foreground_accuracy", f"{foreground} cells")
+        result = f"{mean[key]:.0%} of the {cells} are right, PCA gets {found['pca'][key]:.0%}"
+        if right is not None and blank_share >= 0.5:
+            result = f"{blank_share:.0%} of the reconstructions are all {background}"
         return judge(targets, f"{state}; {result}")
 
     def tables(self, report: Report) -> Iterator[Table]:
-        columns, canvas = {"at the mean": "posterior_mean", "at a sample": "posterior_sample"}, canvas_of(report)
-        rows, columns = labelled(SCORES, canvas), columns | baselines(report)
-        yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, rows)
-        by_class = report["reconstruction"]["posterior_mean"]["class_accuracy"]
-        number = [number for number, share in enumerate(by_class) if canvas.arc or share is not None][:CLASSES]
-        columns = {canvas.tiles[place : place + 1] or str(place): str(place) for place in number}
-        yield Table(f"Accuracy by true {words(canvas).kind}", columns, CLASS_SCORES)
+        canvas, said = canvas_of(report), said_of(report)
+        scores, drawn = ([(row[0].format(**said), *row[1:]) for row in rows] for rows in (SCORES, SAMPLE_SCORES))
+        columns = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", **baselines(report)}
+        yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, scores)
+        shares = report["reconstruction"]["posterior_mean"]["class_accuracy"]
+        chosen = [number for number, share in enumerate(shares) if canvas.arc or share is not None][:CLASSES]
+        columns = {canvas.tiles[number : number + 1] or str(number): str(number) for number in chosen}
+        yield Table(f"Accuracy by true {said['kind']}", columns, CLASS_SCORES)
         yield Table("Interpolation", {"": ""}, base.PATH_SCORES)
-        drawn, columns = report["prior_samples"], {"samples": "prior_samples", "training": "training_grids"}
-        yield Table(
-            f"Samples against {drawn['reference']} grids of the split", columns, labelled(SAMPLE_SCORES, canvas)
+        columns, count = (
+            {"samples": "prior_samples", "training": "training_grids"},
+            report["prior_samples"]["reference"],
         )
+        yield Table(f"Samples against {count} grids of the split", columns, drawn)
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
             note = f"shares of samples neither blank nor repeated ({accuracy['baseline_counted']} if not given);\n"
@@ -283,10 +268,10 @@ class GridDomain(base.Domain):
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
         canvas, grids = task.corpus.structure, task.corpus.grids(task.split).cpu().numpy()[indices]
-        if canvas.background is not None:
-            return np.isin(grids, canvas.content).mean(axis=(1, 2)), f"share of {words(canvas).foreground} cells"
-        common = np.bincount(grids.ravel()).argmax()
-        return (grids == common).mean(axis=(1, 2)), f"share of cells of class {common}"
+        if canvas.background is None:
+            common = np.bincount(grids.ravel()).argmax()
+            return (grids == common).mean(axis=(1, 2)), f"share of cells of class {common}, the most common"
+        return np.isin(grids, canvas.content).mean(axis=(1, 2)), f"share of {words(canvas)[1]} cells"
 
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         from arcvae_cli.render import plots
@@ -333,17 +318,15 @@ class GridDomain(base.Domain):
         encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values()))), canvas))
         asked = encoded.to(next(model.parameters()).device) if given else None
         grids = argmax_decode(model, latents, asked).numpy().astype(np.uint8)
-        count, distinct, content = len(grids), len({grid.tobytes() for grid in grids}), np.isin(grids, canvas.content)
-        blank, inside = ~content.any(axis=(1, 2)), True if canvas.outside is None else grids != canvas.outside
-        facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": float(blank.mean())}
+        count, distinct, empty = len(grids), len({grid.tobytes() for grid in grids}), blank(grids, canvas)
+        share = np.isin(grids, canvas.content).sum() / max(1, (grids != canvas.outside).sum())
+        facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": None, "foreground_share": None}
         facts |= {"distinct": distinct, "distinct_share": distinct / count}
-        facts["foreground_share"] = float(content.mean(where=inside)) if np.any(inside) else 0.0
         summary = f"{distinct} of {count} distinct"
-        if canvas.background is None:
-            facts |= {"blank_share": None, "foreground_share": None}
-        else:
-            summary = f"{blank.sum()} of {count} blank, {distinct} distinct, "
-            summary += f"{facts['foreground_share']:.1%} of their cells not {words(canvas).background}"
+        if canvas.background is not None:
+            facts |= {"blank_share": float(empty.mean()), "foreground_share": float(share)}
+            summary = f"{empty.sum()} of {count} blank, {distinct} distinct, "
+            summary += f"{share:.1%} of their cells not {words(canvas)[0]}"
         arrays = {"grids": grids}
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.columns(canvas)))}
@@ -354,7 +337,7 @@ class GridDomain(base.Domain):
             shares = {"obeying_share": satisfied / count, "baseline_share": free / count}
             facts["adherence"] = {"obeying": satisfied, "baseline_obeying": free, **shares}
             summary += f"; {conditions.written(given, canvas)} in {satisfied}, without conditions in {free}"
-        marks = ["blank" if one else "" for one in blank] if blank.any() else None
+        marks = ["blank" if one else "" for one in empty] if empty.any() else None
         return Decoded(facts, arrays, (grids, marks, canvas), summary)
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
@@ -370,17 +353,13 @@ class GridDomain(base.Domain):
             note(line)
         if int(number) >= len(arrays.x):
             raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.x) - 1}")
-        canvas, grid = loaded.model.canvas, arrays.x[int(number)]
-        if grid.shape != canvas.shape or grid.max() >= canvas.classes:
-            what = f"{'x'.join(map(str, grid.shape))}, classes to {grid.max()}; the model's grids: {canvas.describe()}"
-            raise InputError(f"{flag} {text}: {what}", "give a grid like those that it was trained on")
-        return f"{file.name}:{number}", grid
+        return f"{file.name}:{number}", arrays.x[int(number)]
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
         from arcvae_cli.render.terminal import path_strip
 
         facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
-        return Decoded(facts, {"grids": steps}, (*path_strip(steps, originals), loaded.model.structure), summary)
+        return Decoded(facts, {"grids": steps}, (*path_strip(steps, originals), loaded.model.canvas), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
         from arcvae_cli.render.terminal import terminal_grids
@@ -397,44 +376,37 @@ class GridDomain(base.Domain):
         if "blank_share" in document:  # samples
             titles, columns = None, 8 if len(grids) <= 64 else 16
             document = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
-            title += blank_words(grids, canvas)
+            title += f", {blank(grids, canvas).sum()} of {len(grids)} blank"
         else:  # a path, in rows of equal length
             columns = -(-len(grids) // -(-len(grids) // 12))
         plots.save_grids(files["png"], grids[:SHEET], columns, titles, title, canvas=canvas)
+        tests, texts, signs = [], [], characters(canvas)
+        for grid in decoded.arrays["grids"]:
+            texts.append("".join("".join(signs[cell] for cell in row).rstrip() + "\n" for row in grid))
+            inside = grid != canvas.void  # cut to the rectangle from the top-left corner with all other cells
+            height, width = (np.flatnonzero(inside.any(axis=axis)).max(initial=0) + 1 for axis in (1, 0))
+            tests.append({"input": np.where(inside, grid, 0)[:height, :width].tolist()})
         if "txt" in files:
-            signs = characters(canvas)
-            lines = [
-                ["".join(signs[cell] for cell in row).rstrip() for row in grid]
-                for grid in decoded.arrays["grids"].tolist()
-            ]
-            write_lines(files["txt"], ["\n".join(grid) + "\n" for grid in lines])
+            write_lines(files["txt"], texts)
         if "json" in files:
-            tests = []
-            for grid in decoded.arrays[
-                "grids"
-            ]:  # cut to the rectangle from the top-left corner with all of the content
-                inside = grid != canvas.void
-                height, width = (np.flatnonzero(inside.any(axis=axis)).max(initial=0) + 1 for axis in (1, 0))
-                tests.append({"input": np.where(inside, grid, 0)[:height, :width].tolist()})
             write_lines(files["json"], [json.dumps({**document, "train": [], "test": tests}, allow_nan=False)])
 
 
 def canvas_of(report: Report) -> Canvas:
-    """The canvas of a report, in those of earlier versions ARC's."""
+    """The canvas of a report, ARC's in those of earlier versions."""
     return Canvas(**report.get("canvas", {}))
+
+
+def said_of(report: Report) -> dict[str, str]:
+    """What labels say of the canvas of a report."""
+    canvas = canvas_of(report)
+    return {**dict(zip(("background", "foreground", "kind"), words(canvas), strict=True)), "near": str(near(canvas))}
 
 
 def baselines(report: Report) -> dict[str, str]:
     """Labels and keys of the baselines of a report."""
-    known = {f"all {words(canvas_of(report)).background}": "all_background", "per cell": "per_cell", "PCA": "pca"}
-    return {label: key for label, key in known.items() if key in report["reconstruction"]}
-
-
-def labelled(rows: Sequence[tuple[str, str, str]], canvas: Canvas) -> list[tuple[str, str, str]]:
-    """Rows of a table in the words for a canvas."""
-    background, foreground, _ = words(canvas)
-    said = {"FOREGROUND": foreground, "BACKGROUND": background, "NEAR": f"{near(canvas)} cells"}
-    return [(reduce(lambda text, word: text.replace(word, said[word]), said, label), *rest) for label, *rest in rows]
+    known, said = report["reconstruction"], said_of(report)
+    return {label.format(**said): key for label, key in BASELINES.items() if key in known}
 
 
 def near(canvas: Canvas) -> int:
@@ -442,17 +414,9 @@ def near(canvas: Canvas) -> int:
     return max(1, int(NEAR * canvas.cells))
 
 
-def joined(masks: Sequence[Tensor | None]) -> Tensor | None:
-    """The masks (n, H, W) of batches as one, None where all cells count."""
-    given = [mask for mask in masks if mask is not None]
-    return torch.cat(given) if given else None
-
-
-def blank_words(grids: Examples, canvas: Canvas) -> str:
-    """How many samples are blank, for a title."""
-    if canvas.background is None:
-        return ""
-    return f", {(~np.isin(grids, canvas.content).any(axis=(1, 2))).sum()} of {len(grids)} blank"
+def blank(grids: Examples, canvas: Canvas) -> NDArray[np.bool_]:
+    """(n,) whether grids are nothing but background, none where no class is."""
+    return np.asarray(~np.isin(grids, canvas.content).any(axis=(1, 2)))
 
 
 def score_reconstructions(
@@ -463,21 +427,22 @@ def score_reconstructions(
     `shapes`: (n, 2) height and width of each grid within its canvas, if known, where `inside_accuracy` counts.
     `scored`: (n, H, W) the cells that count, None for all. Without a background there are no scores of the foreground.
     """
-    right, side = predicted == truth, canvas.classes
-    pairs = truth.int() * side + predicted
+    right, count = predicted == truth, canvas.classes
+    pairs = truth.int() * count + predicted
     pairs = (pairs.flatten() if scored is None else pairs[scored]).cpu()
-    confusion = pairs.bincount(minlength=side**2).double().view(side, side)
+    confusion = pairs.bincount(minlength=count**2).double().view(count, count)
     total, hits = confusion.sum().item(), confusion.trace().item()
-    accuracy = iou = blank = inside = None
+    accuracy = iou = empty = inside = None
     if canvas.background is not None:
-        empty = confusion[canvas.background]
-        hit, both = hits - empty[canvas.background].item(), empty[canvas.background].item()
-        if total == empty.sum():
-            what = f"every grid of the split is {words(canvas).background}"
+        both, missing = (
+            confusion[canvas.background, canvas.background].item(),
+            confusion[canvas.background].sum().item(),
+        )
+        if missing == total:
+            what = f"every grid of the split is {words(canvas)[0]}"
             raise InputError(what, "evaluate on a corpus with something to reconstruct")
-        accuracy, iou = hit / (total - empty.sum().item()), hit / (total - both)
-        void = (predicted == canvas.background) | (predicted == canvas.void)
-        blank = void.flatten(1).all(dim=1).sum().item() / len(predicted)
+        accuracy, iou = (hits - both) / (total - missing), (hits - both) / (total - both)
+        empty = blank(predicted.cpu().numpy(), canvas).sum().item() / len(predicted)
     if shapes is not None and scored is None:
         rows, columns = (torch.arange(side, device=truth.device) for side in truth.shape[1:])
         within = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
@@ -491,7 +456,7 @@ def score_reconstructions(
         "inside_accuracy": inside,
         "exact_share": (errors == 0).double().mean().item(),
         "near_share": (errors <= near(canvas)).double().mean().item(),
-        "blank_share": blank,
+        "blank_share": empty,
         "class_accuracy": [None if math.isnan(share) else share for share in by_class.tolist()],
     }
 

@@ -46,11 +46,9 @@ class Advice:
     def __init__(self, settings: Settings, levels: Sequence[str], positions: int, examples: int = 0) -> None:
         data, objective, several = settings.data, settings.objective, len(levels) > 1
         self.model = settings.model.model_dump()
-        steps, epochs = max(1, examples // settings.train.batch_size), settings.train.epochs
-        few = examples and steps * epochs < FEW_STEPS
-        self.longer = (
-            f"train longer: --epochs {math.ceil(FEW_STEPS / steps)} ({epochs} were {steps * epochs} steps)" * few
-        )
+        each, epochs = max(1, examples // settings.train.batch_size), settings.train.epochs
+        longer = f"train longer: --epochs {math.ceil(FEW_STEPS / each)} ({epochs} were {each * epochs} steps)"
+        self.longer = longer if examples and each * epochs < FEW_STEPS else ""
         self.trained_on = corpus_name(data) if data.prod is None else data.prod.stem
         self.scale = elbo_scale(settings, positions)  # from beta to the ELBO's, None if there is none
         self.floors = {level: objective.floor(level) for level in levels}

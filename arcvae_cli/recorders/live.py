@@ -192,7 +192,7 @@ def shares(plan: Plan) -> Iterator[tuple[str, str]]:
     """The columns of accuracies, and their fields of `EpochMetrics`."""
     yield ("token" if plan.canvas is None else "pixel"), "position"
     if plan.canvas is not None and plan.canvas.background is not None:
-        yield words(plan.canvas).foreground, "foreground"
+        yield words(plan.canvas)[1], "foreground"
     yield ("sequence" if plan.canvas is None else "exact"), "exact"
 
 

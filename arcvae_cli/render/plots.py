@@ -32,86 +32,67 @@ PAIRS = 16  # on a sheet of reconstructions
 LINED = 5  # pixels of a cell from which there are lines between cells
 GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left of a sheet with labels
 NARROW, KEY = 480, 76  # pixels of a sheet at least, and of an entry of its legend
-LINE, EXTENT, RIGHT, WRONG = "#555555", "#00FFC8", "#000000", "#FFFFFF"
+LINE, EXTENT, RIGHT, WRONG, HATCH = "#555555", "#00FFC8", "#000000", "#FFFFFF", 160
 
 
 def save_grids(
-    path: Path,
-    grids: Grids,
-    columns: int = 8,
-    above: Texts | None = None,
-    title: str = "",
-    left: Texts = (),
-    canvas: Canvas = ARC,
+    path: Path, grids: Grids, columns: int, above: Texts | None, title: str, left: Texts = (), canvas: Canvas = ARC
 ) -> None:
     """Grids (N, H, W) in rows of `columns`, with texts above, by default which are blank, and left of the rows."""
-    filled = np.isin(grids, canvas.content).any((1, 2))
-    blank = [] if filled.all() else ["" if one else "blank" for one in filled]
-    tiles = _tiles(grids, canvas, drawn_extents(grids, canvas))
-    _write(_sheet([tiles], columns, above or blank, left, title, legend=_legend(canvas)), path)
+    marks = ["" if one.any() else "blank" for one in np.isin(grids, canvas.content)]
+    tiles, above = _tiles(grids, palette(canvas), *_outside(grids, canvas)), above or (marks if any(marks) else [])
+    _write(_sheet([tiles], columns, above, left, title, legend=_legend(canvas)), path)
 
 
 def save_reconstructions(
     path: Path, originals: Grids, reconstructions: Grids, extents: Extents, title: str, canvas: Canvas = ARC
 ) -> None:
-    """The first PAIRS originals, reconstructions (N, H, W) and errors; `extents` (N, 2) are drawn as rectangles.
-
-    What is outside of them is no error, but on ARC's canvas of 16x16, where all cells count.
-    """
+    """The first PAIRS originals, reconstructions (N, H, W) and errors; `extents` (N, 2) are drawn as rectangles."""
     originals, reconstructions = originals[:PAIRS], reconstructions[:PAIRS]
-    wrong, rows = originals != reconstructions, ["original", "reconstruction", "error"]
-    outside = None if extents is None or canvas == ARC else ~_within(extents[:PAIRS], canvas)
-    wrong = wrong if outside is None else wrong & ~outside
-    above = [f"{count} wrong" for count in wrong.sum((1, 2))]
+    shown, outside = _outside(originals, canvas, extents)
+    wrong, rows = (originals != reconstructions) & ~outside, ("original", "reconstruction", "error")
+    above = [f"{count} wrong" for count in wrong.sum((1, 2)).tolist()]
     if extents is not None:
-        above = [f"{height}x{width}, {text}" for (height, width), text in zip(extents[:PAIRS], above, strict=True)]
-    kinds = [_tiles(originals, canvas, extents, outside), _tiles(reconstructions, canvas, extents)]
-    kinds.append(_tiles(wrong.astype(np.uint8), canvas, extents, outside, (RIGHT, WRONG)))
+        above = [f"{height}x{width}, {text}" for (height, width), text in zip(shown, above, strict=True)]
+    kinds = [_tiles(originals, palette(canvas), shown, outside)]
+    kinds.append(_tiles(reconstructions, palette(canvas), shown, reconstructions == canvas.outside))
+    kinds.append(_tiles(wrong.astype(np.uint8), (RIGHT, WRONG), shown, outside))
     legend = {"right": RIGHT, "wrong": WRONG} | ({} if extents is None else {"extent": EXTENT})
-    legend |= {"outside": OUTSIDE} if outside is not None else {}
+    legend |= {"outside": OUTSIDE} if outside.any() else {}
     _write(_sheet(kinds, 8, above, rows, title, legend=legend | _legend(canvas)), path)
 
 
-def drawn_extents(grids: Grids, canvas: Canvas) -> Extents:
-    """(N, 2) height and width of generated grids, None where the canvas has no class for cells outside of a grid."""
-    if canvas.outside is None:
-        return None
-    inside = grids != canvas.outside
-    sides = [inside.any(3 - axis) * np.arange(1, grids.shape[axis] + 1) for axis in (1, 2)]
-    return np.stack([side.max(1) for side in sides], axis=1)
+def _outside(grids: Grids, canvas: Canvas, extents: Extents = None) -> tuple[Any, Any]:
+    """Extents (N, 2) and cells outside (N, H, W) of grids, by default those of that class.
 
-
-def _within(extents: Any, canvas: Canvas) -> NDArray[np.bool_]:
-    """(N, H, W) whether cells are within extents (N, 2)."""
-    rows, columns = (np.arange(side) < extents[:, [axis]] for axis, side in enumerate(canvas.shape))
-    return rows[:, :, None] & columns[:, None]  # type: ignore[no-any-return]
+    Nothing is outside on ARC's canvas of 16x16, where all cells count.
+    """
+    outside, (rows, columns) = grids == canvas.outside, map(np.arange, canvas.shape)
+    if extents is None:
+        sides = [((~outside).any(2) * (rows + 1)).max(1), ((~outside).any(1) * (columns + 1)).max(1)]
+        return np.stack(sides, axis=1), outside
+    extents = extents[: len(grids)].astype(int)
+    if canvas != ARC:
+        outside = (rows >= extents[:, :1])[:, :, None] | (columns >= extents[:, 1:])[:, None]
+    return extents, outside
 
 
 def _legend(canvas: Canvas) -> dict[str, str]:
     """Colours by the names of classes, where they are few and not those of ARC."""
-    if canvas.arc or canvas.classes > len(SHADES):
-        return {}
-    names = [repr(sign) for sign in canvas.tiles] or [f"class {number}" for number in range(canvas.classes)]
-    return dict(zip(names, palette(canvas), strict=False))
+    names = [*map(repr, canvas.tiles)] or [f"class {number}" for number in range(canvas.classes)]
+    return {} if canvas.arc or canvas.classes > len(SHADES) else dict(zip(names, palette(canvas), strict=False))
 
 
 def save_kl_maps(
-    path: Path,
-    originals: Grids,
-    maps: Maps,
-    title: str = "",
-    means: Maps | None = None,
-    extents: Extents = None,
-    canvas: Canvas = ARC,
+    path: Path, originals: Grids, maps: Maps, title: str, means: Maps | None, extents: Extents, canvas: Canvas = ARC
 ) -> None:
     """Originals (N, H, W) over their KL maps (N, h, w) in nats by level; `means` (h, w) of more come first."""
     if means is not None:
-        originals = np.concatenate([np.zeros_like(originals[:1]), originals])
+        originals = np.concatenate([originals[:1], originals])
         extents = None if extents is None else np.concatenate([extents[:1], extents])
         maps = {name: np.concatenate([means[name][None], values]) for name, values in maps.items()}
     top = max([1e-6, *(float(np.nanmax(values)) for values in maps.values())])
-    outside = None if extents is None or canvas == ARC else ~_within(extents, canvas)
-    kinds = [_tiles(originals, canvas, extents, outside)]
+    kinds = [_tiles(originals, palette(canvas), *_outside(originals, canvas, extents))]
     _, height, width, _ = kinds[0].shape
     for values in maps.values():
         pixels = colormaps["magma"](np.nan_to_num(values) / top, bytes=True)[..., :3]
@@ -128,30 +109,23 @@ def save_kl_maps(
     _write(figure, path)
 
 
-def _tiles(
-    grids: Grids,
-    canvas: Canvas,
-    extents: Extents = None,
-    outside: NDArray[np.bool_] | None = None,
-    colours: Sequence[str] = (),
-) -> Image:
-    """Grids (N, H, W) as pixels (N, h, w, 3), with thin lines between cells, a thick one around smaller extents.
+def _tiles(grids: Grids, colours: Sequence[str], extents: Any, outside: Any) -> Image:
+    """Grids (N, H, W) as pixels (N, h, w, 3), with thin lines between cells, a thick one around smaller extents (N, 2).
 
-    Cells `outside` (N, H, W) of grids, by default those of this class, are hatched. `colours`: of other classes.
+    Cells `outside` (N, H, W) of grids are hatched.
     """
     cell = max(3, TILE // max(grids.shape[1:]))
-    colours = (LINE, EXTENT, OUTSIDE, *(colours or palette(canvas)))
-    line, frame, hatch, *table = (np.frombuffer(bytes.fromhex(colour[1:]), np.uint8) for colour in colours)
-    if outside is None:
-        outside = grids == canvas.outside if canvas.outside is not None else np.zeros(grids.shape, np.bool_)
-    pixels, outside = (some.repeat(cell, 1).repeat(cell, 2) for some in (np.stack(table)[grids], outside))
+    colours = (LINE, EXTENT, OUTSIDE, *colours)
+    line, frame, grey, *table = (np.frombuffer(bytes.fromhex(colour[1:]), np.uint8) for colour in colours)
+    pixels = np.stack(table)[grids].repeat(cell, 1).repeat(cell, 2)
     pixels = np.pad(pixels, ((0, 0), (0, 1), (0, 1), (0, 0)))
-    pixels[:, :: cell if cell >= LINED else len(pixels[0]) - 1] = line
-    pixels[:, :, :: cell if cell >= LINED else len(pixels[0, 0]) - 1] = line
-    stripes = np.add.outer(*map(np.arange, outside.shape[1:])) % 6 < 2
-    pixels[:, :-1, :-1][outside & stripes], pixels[:, :-1, :-1][outside & ~stripes] = 160, hatch
-    for tile, (bottom, right) in zip(pixels, () if extents is None else extents.astype(int) * cell, strict=False):
-        if (bottom + 1, right + 1) != tile.shape[:2]:  # smaller than the canvas
+    down, across = (cell if cell >= LINED else side - 1 for side in pixels.shape[1:3])
+    pixels[:, ::down] = pixels[:, :, ::across] = line
+    hatched, inner = outside.repeat(cell, 1).repeat(cell, 2), pixels[:, :-1, :-1]
+    stripes = np.add.outer(*map(np.arange, hatched.shape[1:])) % 6 < 2
+    inner[hatched], inner[hatched & stripes] = grey, HATCH
+    for tile, (bottom, right) in zip(pixels, extents * cell, strict=True):
+        if (bottom + 1, right + 1) != tile.shape[:2] and min(bottom, right) > 0:  # smaller than the canvas
             tile[[0, 1, bottom - 1, bottom], : right + 1] = tile[: bottom + 1, [0, 1, right - 1, right]] = frame
     return pixels
 
