@@ -83,47 +83,35 @@ def measure(grids: Grids, canvas: Canvas) -> Values:
     parts = [np.empty((0, len(attributes(canvas))), np.int64)]
     for start in range(0, len(grids), CHUNK):
         some = grids[start : start + CHUNK]
-        x, measured = torch.from_numpy(some.astype(np.int64)), torch.from_numpy(forms(some, canvas))
-        parts.append(batch_conditions(x, measured, canvas).numpy())
+        objects = np.minimum(np.bincount(objects_of(some, canvas)[0], minlength=len(some)), OBJECT_CAP)
+        x = torch.from_numpy(some.astype(np.int64))
+        parts.append(batch_conditions(x, torch.from_numpy(objects), canvas).numpy())
     return np.concatenate(parts)
 
 
-def batch_conditions(x: Tensor, forms: Tensor, canvas: Canvas) -> Tensor:
-    """(B, A) values of x (B, H, W) int64 on its device, without a sync; `forms` (B, F) are those of the same grids."""
+def batch_conditions(x: Tensor, objects: Tensor, canvas: Canvas) -> Tensor:
+    """(B, A) values of x (B, H, W) int64 on its device, without a sync, given how many objects it has (B,)."""
+    inside = torch.full_like(x, True, dtype=torch.bool) if canvas.void is None else x != canvas.void
+    extents, symmetric = [], []
+    for axis in (1, 2):  # rows, columns
+        lines, number = inside.any(dim=3 - axis), torch.arange(x.shape[axis], device=x.device)
+        extent = (lines * (number + 1)).amax(dim=1, keepdim=True)
+        # the mirror image of each line; empty lines outside the extent map to one another
+        image = (lines.int().argmax(dim=1, keepdim=True) + extent - 1 - number) % len(number)
+        same = x.gather(axis, image.unsqueeze(3 - axis).expand_as(x)) == x
+        symmetric.append(same.flatten(1).all(dim=1, keepdim=True) & (extent > 0))
+        extents.append(extent)
     seen = torch.zeros(len(x), canvas.classes, dtype=torch.int64, device=x.device).scatter_(1, x.flatten(1), 1)
     last = canvas.classes if canvas.outside is None else canvas.outside
     back = last if canvas.background is None else canvas.background
     present = torch.cat([seen[:, :back], seen[:, back + 1 : last]], dim=1)
-    found = [present.sum(dim=1, keepdim=True)]
-    if canvas.void is not None:
-        inside = x != canvas.void
-        numbers = [torch.arange(1, side + 1, device=x.device) for side in canvas.shape]
-        height, width = ((inside.any(dim=2 - axis) * numbers[axis]).amax(dim=1, keepdim=True) for axis in (0, 1))
-        found = [height, width, *found]
-        if canvas.background is not None and canvas.classes <= NAMED:
-            gaps = inside.flatten(1).sum(dim=1, keepdim=True) < height * width
-            found.append(gaps.long() if canvas.outside is None else seen[:, back : back + 1])
-    return torch.cat([*found, present, forms] if canvas.classes <= NAMED else [*found, forms], dim=1)
-
-
-def forms(grids: Grids, canvas: Canvas) -> Values:
-    """(n, F) the last columns of `measure`: objects if there is a background, and both symmetries."""
-    found = [np.empty((0, 2 + (canvas.background is not None)), np.int64)]
-    for start in range(0, len(grids), CHUNK):
-        some, symmetric = grids[start : start + CHUNK], []
-        inside = np.full(some.shape, True) if canvas.void is None else some != canvas.void
-        for axis in (2, 1):  # columns, rows
-            lines, side = np.logical_or.reduce(inside, axis=3 - axis), some.shape[axis]
-            extent = np.where(lines.any(axis=1), side - lines[:, ::-1].argmax(axis=1), 0)
-            # the mirror image of each line; empty lines outside the extent map to one another
-            image = ((lines.argmax(axis=1) + extent - 1)[:, None] - np.arange(side)) % side
-            mirrored = np.take_along_axis(some, np.expand_dims(image, 3 - axis), axis=axis)
-            symmetric.append((extent > 0) & (mirrored == some).all(axis=(1, 2)))
+    found = [*(extents if canvas.void is not None else []), present.sum(dim=1, keepdim=True)]
+    if canvas.classes <= NAMED:
         if canvas.background is not None:
-            objects = np.bincount(objects_of(some, canvas)[0], minlength=len(some))
-            symmetric.insert(0, np.minimum(objects, OBJECT_CAP))
-        found.append(np.column_stack(symmetric).astype(np.int64))
-    return np.concatenate(found)
+            gaps = inside.flatten(1).sum(dim=1, keepdim=True) < extents[0] * extents[1]
+            found.append(gaps if canvas.outside is None else seen[:, back : back + 1])
+        found.append(present)
+    return torch.cat([*found, *([] if canvas.background is None else [objects[:, None]]), *symmetric[::-1]], dim=1)
 
 
 def objects_of(grids: Grids, canvas: Canvas) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -91,7 +91,6 @@ def info(
     """Describe a corpus, by default `arc`: its splits, its content, and examples that are in more than one split."""
     import numpy as np
 
-    from arcvae_cli.conditions import attributes, measure
     from arcvae_cli.data.arrays import describe
 
     console = Console(quiet=quiet, as_json=as_json)
@@ -99,6 +98,8 @@ def info(
     if conditions:
         if dataset.kind != "grids":
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
+        from arcvae_cli.conditions import attributes, measure  # needs torch
+
         train, found, rows = dataset.x[dataset.rows("train")], [], []
         for one, column in zip(attributes(dataset.canvas), measure(train, dataset.canvas).T, strict=True):
             counts = np.bincount(column, minlength=one.size).tolist()

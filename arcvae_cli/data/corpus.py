@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.canvas import Canvas
-from arcvae_cli.conditions import batch_conditions, forms
+from arcvae_cli.conditions import batch_conditions, columns, measure
 from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.strings import fitted
@@ -73,8 +73,7 @@ class GridCorpus(Examples):
     def __init__(self, arrays: Dataset, device: torch.device | str = "cpu") -> None:
         super().__init__(arrays, device)
         self.structure = arrays.canvas
-        # (n, 3) int64, objects and both symmetries as stored: augmentation keeps them, or swaps the symmetries
-        self._forms: dict[str, Tensor] = {}
+        self._objects: dict[str, Tensor] = {}  # (n,) int64, how many: augmentation keeps them
         table = gather_table()[-1, -1]
         if arrays.shape is not None:
             shape, table = torch.from_numpy(arrays.shape.astype(np.int64)), gather_table()
@@ -95,7 +94,7 @@ class GridCorpus(Examples):
 
         The first call with `conditions` measures the whole split on the host: a second for 100,000 grids.
         """
-        x, symmetry = self._x[split].flatten(1).index_select(0, indices), None  # (B, 256) uint8
+        x = self._x[split].flatten(1).index_select(0, indices)  # (B, 256) uint8
         if augment:
             row = symmetry = torch.randint(SYMMETRIES, (len(x),), device=self.device)
             colours = torch.rand(len(x), COLOURS - 1, device=self.device).argsort(dim=1)
@@ -108,14 +107,12 @@ class GridCorpus(Examples):
         x = x.long().view(-1, SIDE, SIDE)
         if not conditions:
             return Batch(x)
-        if split not in self._forms:
-            measured = forms(self.grids(split).cpu().numpy(), self.structure)
-            self._forms[split] = torch.from_numpy(measured).to(self.device)
-        form = self._forms[split].index_select(0, indices)
-        if symmetry is not None:
-            swapped = torch.cat([form[:, :-2], form[:, -2:].flip(1)], dim=1)
-            form = torch.where((symmetry % 2 == 1)[:, None], swapped, form)  # an odd number of quarter turns
-        return Batch(x, conditions=batch_conditions(x, form, self.structure))
+        if split not in self._objects:
+            measured = measure(self.grids(split).cpu().numpy(), self.structure)
+            column = columns(self.structure).get("objects", 0)  # without a background they do not matter
+            self._objects[split] = torch.from_numpy(measured[:, column]).to(self.device)
+        objects = self._objects[split].index_select(0, indices)
+        return Batch(x, conditions=batch_conditions(x, objects, self.structure))
 
 
 class StringCorpus(Examples):

@@ -1,6 +1,6 @@
 """The convolutional beta-VAE of grids: one vector of latents, two bodies."""
 
-from collections.abc import Iterator
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,7 @@ from arcvae_cli.settings import GridSettings
 
 LEVEL = "z"
 WIDE = 512  # width of the residual body's linear layers
-NARROW = 4  # cells of the longer side that convolutions halve down to
+CHANNELS = (32, 64, 128, 128, 128)  # of the convolutions, as many as halve the longer side to 4 cells at most
 OUTPUTS = 2**16  # of a linear layer at most: above, a map of features and a 1x1 convolution
 
 
@@ -31,7 +31,7 @@ class GridVAE(VAE):
         self.settings, self.structure, d, classes = settings, structure, settings.latent_dim, structure.classes
         self.level_shapes = {LEVEL: (d,)}
         self.one_hot = nn.Buffer(torch.eye(classes), persistent=False)
-        given = settings.encoder_channels or tuple(default_channels(max(structure.shape)))
+        given = settings.encoder_channels or CHANNELS[: 1 + ((max(structure.shape) - 1) // 4).bit_length()]
         (height, width), residual = smallest("encoder_channels", given, structure), settings.body == "residual"
         flat, wide = given[-1] * height * width, list[nn.Module]()
         if residual:  # before the convolutions: initial weights depend on the order of creation
@@ -44,7 +44,8 @@ class GridVAE(VAE):
             # linear layers: better at small objects with a tenth of the operations
             layers = [nn.Linear(d, WIDE), *(Block(WIDE, settings.dropout) for _ in range(4)), nn.LayerNorm(WIDE)]
             features = min(classes, max(1, OUTPUTS // structure.cells))
-            layers += [nn.Linear(WIDE, structure.cells * features), ChannelsFirst((*structure.shape, features))]
+            shape = (*structure.shape, features)
+            layers += [nn.Linear(WIDE, math.prod(shape)), nn.Unflatten(1, shape), ChannelsFirst()]
             self.decoder = nn.Sequential(*layers, *([nn.Conv2d(features, classes, 1)] if features < classes else []))
         else:
             self.encoder = Encoder(nn.Sequential(*body, Flatten(), nn.Linear(flat, 128), relu), 128, d)
@@ -54,7 +55,10 @@ class GridVAE(VAE):
             layers = [nn.Linear(d, 128), relu, nn.Linear(128, flat), relu, Unflatten(1, (given[0], height, width))]
             for before, after in pairwise(given):  # 16x16: to (B, 32, 16, 16)
                 layers += [Upsample(before, after, 4, stride=2, padding=1), relu]
-            self.decoder = nn.Sequential(*layers, nn.Conv2d(given[-1], classes, 3, padding=1), Crop(structure.shape))
+            layers.append(nn.Conv2d(given[-1], classes, 3, padding=1))
+            scale = 2 ** (len(given) - 1)
+            cropped = (0, structure.width - width * scale, 0, structure.height - height * scale)
+            self.decoder = nn.Sequential(*layers, *([nn.ZeroPad2d(cropped)] if any(cropped) else []))
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         one_hot = functional.embedding(batch.x, self.one_hot)  # (B, H, W, classes): channels last, once permuted
@@ -63,13 +67,6 @@ class GridVAE(VAE):
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return self.decoder(latents[LEVEL]).float()  # type: ignore[no-any-return]
-
-
-def default_channels(side: int) -> Iterator[int]:
-    """32, 64, 128, 128, ...: of a first convolution, and of one for each halving down to NARROW cells."""
-    yield 32
-    for step in range(1, 1 + max(0, (side - 1) // NARROW).bit_length()):
-        yield min(128, 32 << step)
 
 
 def smallest(key: str, channels: tuple[int, ...], canvas: Canvas) -> tuple[int, int]:
@@ -135,22 +132,7 @@ class Block(nn.Module):
 
 
 class ChannelsFirst(nn.Module):
-    """(B, H * W * C) -> (B, C, H, W) of a shape (H, W, C), channels last in memory."""
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.shape = shape
+    """(B, H, W, C) -> (B, C, H, W), channels last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.view(-1, *self.shape).permute(0, 3, 1, 2)
-
-
-class Crop(nn.Module):
-    """The first rows and columns of (B, C, H, W)."""
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        super().__init__()
-        self.height, self.width = shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[..., : self.height, : self.width]
+        return x.permute(0, 3, 1, 2)

@@ -54,7 +54,7 @@ class HierarchicalVAE(VAE):
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
-        return constrained_decode(logits, conditions, self.structure)
+        return constrained_decode(logits, conditions, self.canvas)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         levels, features = self._encode(batch, noise)  # the local prior and the decoder share features

@@ -133,6 +133,6 @@ def test_torch_is_not_imported():
         "[app(['info', *words.split(), '--size', '20'], standalone_mode=False) for words in sys.argv[1:]]; "
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
-    words = [sys.executable, "-c", code, "shapes --conditions", "equations"]
+    words = [sys.executable, "-c", code, "shapes", "equations"]
     done = subprocess.run(words, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
