@@ -84,7 +84,7 @@ class DataSettings(SettingsTable):
     size: Count = Field(100_000, description="number of examples of a built corpus")
     seed: Natural = Field(0, description="seed of a built corpus")
     canvas: Sides | None = Field(None, description="HxW that grids are padded to; by default their size")
-    classes: int | None = Field(None, ge=2, le=256, description="classes of a cell; by default the largest and one")
+    classes: int | None = Field(None, ge=2, le=256, description="number of classes; by default the largest plus 1")
     background: Class | None = Field(None, description="class of empty cells, or none; 0 by default")
     outside: Literal["background", "class"] | None = Field(None, description="class of cells outside of padded grids")
     augment: bool | None = Field(None, description="augment batches; by default for ARC and shapes, not for your own")
@@ -112,9 +112,6 @@ class DataSettings(SettingsTable):
         return None if self.canvas is None else (int(self.canvas.split("x")[0]), int(self.canvas.split("x")[1]))
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
-        for key in CANVAS_KEYS if self.of_strings else ():
-            if getattr(self, key) is not None:
-                yield key, "strings have no canvas", "remove it"
         if self.classes is not None and isinstance(self.background, int) and self.background >= self.classes:
             yield "background", f"{self.background} is not below data.classes {self.classes}", "lower it, or use none"
         if self.outside == "class" and self.path is not None and self.canvas is None:
