@@ -178,10 +178,7 @@ def most_common(grids: Tensor, canvas: Canvas) -> Tensor:
 def pca_reconstructions(
     training: Grids, grids: Tensor, components: int, seed: int, canvas: Canvas = ARC
 ) -> tuple[Tensor, dict[str, int]]:
-    """The argmax classes, uint8, of grids (n, H, W) projected on principal components of one-hot training grids.
-
-    The class of cells outside of a grid is none of them.
-    """
+    """The argmax classes, uint8, never the outside, of grids (n, H, W) projected on axes of one-hot training grids."""
     size = canvas.cells * canvas.classes  # of a one-hot grid
     if len(training) > (count := min(TRAINING_GRIDS, max(NEIGHBOURS, ONE_HOT // size))):
         training = training[np.random.RandomState(seed).choice(len(training), count, replace=False)]

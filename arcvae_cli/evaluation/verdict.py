@@ -38,10 +38,7 @@ def remedies(findings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 class Advice:
-    """Remedies by a run's settings, for the levels of a model and examples of so many positions.
-
-    `examples`: those of the training split, 0 where unknown. `longer`: the remedy of a run of few steps, else empty.
-    """
+    """Remedies by a run's settings, for the levels of a model and training examples, if known, of so many positions."""
 
     def __init__(self, settings: Settings, levels: Sequence[str], positions: int, examples: int = 0) -> None:
         data, objective, several = settings.data, settings.objective, len(levels) > 1

@@ -86,10 +86,7 @@ def beta_curves(epochs: Sequence[EpochRecord], steps: int) -> list[Curve]:
 
 
 def training_curves(epochs: Sequence[Mapping[str, Any]], shares: Mapping[str, str] = SHARES) -> list[Curve]:
-    """The curves of the metrics of epochs by their logged names: of validation, and dashed of training.
-
-    `shares`: labels of the accuracies by these names. Without a background there is none of the foreground.
-    """
+    """The curves of metrics by logged names, `shares` those of accuracies: of validation, and dashed of training."""
     first, places, panels = epochs[0], [epoch["epoch"] for epoch in epochs], {**PANELS, "accuracy": shares}
     if levels := [key.removeprefix("val/kl/") for key in first if key.startswith("val/kl/")]:
         kl = {"kl": "total", **{f"kl/{name}": name for name in levels}}
@@ -99,7 +96,6 @@ def training_curves(epochs: Sequence[Mapping[str, Any]], shares: Mapping[str, st
         for name, label in metrics.items():
             for dashed, key in enumerate(key for key in (f"val/{name}", f"train/{name}") if key in first):
                 values = np.array([epoch[key] for epoch in epochs], float)  # null is NaN
-                if name.startswith("foreground") and np.isnan(values).all():
-                    continue
-                curves.append((f"_{label}" if dashed else label, unit, places, values, dashed > 0))
+                if not (name.startswith("foreground") and np.isnan(values).all()):  # without a background
+                    curves.append((f"_{label}" if dashed else label, unit, places, values, dashed > 0))
     return curves

@@ -62,10 +62,7 @@ def save_reconstructions(
 
 
 def _outside(grids: Grids, canvas: Canvas, extents: Extents = None) -> tuple[Any, Any]:
-    """Extents (N, 2) and cells outside (N, H, W) of grids, by default those of that class.
-
-    Nothing is outside on ARC's canvas of 16x16, where all cells count.
-    """
+    """Extents (N, 2), and cells outside of them or of that class (N, H, W): none on ARC's canvas, where all count."""
     outside, (rows, columns) = grids == canvas.outside, map(np.arange, canvas.shape)
     if extents is None:
         sides = [((~outside).any(2) * (rows + 1)).max(1), ((~outside).any(1) * (columns + 1)).max(1)]
@@ -109,10 +106,7 @@ def save_kl_maps(
 
 
 def _tiles(grids: Grids, colours: Sequence[str], extents: Any, outside: Any) -> Image:
-    """Grids (N, H, W) as pixels (N, h, w, 3), with thin lines between cells, a thick one around smaller extents (N, 2).
-
-    Cells `outside` (N, H, W) of grids are hatched.
-    """
+    """Grids (N, H, W) as pixels (N, h, w, 3): lines between cells, smaller extents (N, 2) framed, `outside` hatched."""
     cell = max(3, TILE // max(grids.shape[1:]))
     colours = (LINE, EXTENT, OUTSIDE, *colours)
     line, frame, grey, *table = (np.frombuffer(bytes.fromhex(colour[1:]), np.uint8) for colour in colours)

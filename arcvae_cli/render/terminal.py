@@ -29,16 +29,13 @@ MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few ar
 
 
 def palette(canvas: Canvas) -> list[str]:
-    """The colour of each class: ARC's, or of few classes shades of all hues, or those of viridis; the background black.
-
-    Few are 10, and 20 of text maps, where the order of classes means nothing.
-    """
+    """The colour of each class: ARC's, else black for the background and shades of all hues, or of many viridis."""
     if canvas.arc:
         return [*PALETTE, OUTSIDE]
     inner = canvas.classes - (canvas.outside is not None)
     order = sorted(range(inner), key=lambda number: number != canvas.background)  # the background first
     shades = [SHADES[round(at * (len(SHADES) - 1) / max(inner - 1, 1))] for at in range(inner)]
-    if inner > (len(SHADES) if canvas.tiles else len(PALETTE)):
+    if inner > (len(SHADES) if canvas.tiles else len(PALETTE)):  # more than ten classes may be ordered, tiles are not
         from matplotlib import colormaps
         from matplotlib.colors import to_hex
 
