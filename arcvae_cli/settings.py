@@ -106,6 +106,7 @@ Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 CorpusName = SerializeAsAny[Annotated[Literal[GridCorpusName, StringCorpusName], _or_plugin("corpora", CORPORA)]]
+Monitor = Annotated[str, WrapValidator(lambda name, check: check(name).replace("non_black_", "foreground_"))]  # of old
 WandbName = Annotated[str, Field(pattern=r"^[^/\\#?%:;,']{1,128}$")]
 
 
@@ -300,7 +301,7 @@ class TrainSettings(SettingsTable):
     gradient_clip: NotNegative = Field(1.0, description="maximum gradient norm per example; 0 is off")
     early_stopping: bool = Field(True, description="stop when the monitored metric no longer improves")
     patience: Count = Field(10, description="epochs without a better value before an early stop")
-    monitor: str = Field("val/loss_selection", description="metric that selects the best epoch")
+    monitor: Monitor = Field("val/loss_selection", description="metric that selects the best epoch")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, batches and noise")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
@@ -387,7 +388,7 @@ class Settings(SettingsTable):
 
 
 MONITORS = {
-    "grids": "loss_selection loss_total loss_reconstruction pixel_accuracy non_black_accuracy exact_accuracy",
+    "grids": "loss_selection loss_total loss_reconstruction pixel_accuracy foreground_accuracy exact_accuracy",
     "strings": "loss_selection loss_total loss_reconstruction token_acc seq_acc",
 }  # metrics that may select the best epoch, by the kind of example
 GRID_POSITIONS = 256  # cells of a grid's canvas

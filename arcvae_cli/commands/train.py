@@ -159,7 +159,7 @@ def run(
     live = LiveTable(screen) if screen.terminal and not screen.quiet else EpochLines(screen)
     # the live one first, so that its header does not wait for the imports of the others
     own: list[Recorder] = [live, EpochLines(log), JsonlRecorder(folder.path / "metrics.jsonl")]
-    own.append(ImageRecorder(folder.images, corpus.kind, corpus.rules))
+    own.append(ImageRecorder(folder.images, corpus.kind, corpus.structure))
     recorders += own + (loggers := external_recorders(settings.log, folder, console))
     if settings.train.engine == "compile":
         console.note("compiling the network, about half a minute")
@@ -247,7 +247,9 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
 
     if (count := corpus.size("train")) < settings.train.batch_size:
         what = f"train.batch_size: {settings.train.batch_size} is more than the {count} training examples"
-        raise InputError(what, f"use --batch-size {min(count, 16)}, or more data")
+        raise InputError(what, f"use --batch-size {min(count, SMALL_BATCH)}, or more data")
+    if corpus.background is None and "foreground" in (monitor := settings.train.monitor):
+        raise InputError(f"train.monitor: {monitor} needs a background, and no class is", "set data.background")
     seed_step(settings.train.seed, "weights")
     model = build_model(settings.model, corpus.structure).to(device)
     try:

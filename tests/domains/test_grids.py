@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arcvae_cli.canvas import ARC
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.conditions import measure
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.base import Task
-from arcvae_cli.domains.grids import draw_levels, score_reconstructions
+from arcvae_cli.domains.grids import GridDomain, draw_levels, score_reconstructions
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.evaluate import Evaluation, evaluate
 from arcvae_cli.evaluation.samples import JUDGED
@@ -97,21 +98,57 @@ def test_scores_of_two_small_pictures() -> None:
     guess = torch.tensor([[[0, 1, 2], [4, 0, 0]], [[3, 0, 0], [0, 0, 0]]])
     scores = score_reconstructions(guess.byte(), truth.byte(), torch.tensor([[2, 2], [1, 3]]))
     assert scores["pixel_accuracy"] == 9 / 12
-    assert scores["non_black_accuracy"] == 2 / 4
-    assert scores["non_black_iou"] == 2 / 5  # not black in either: the four originals' and the 4 drawn on black
+    assert scores["foreground_accuracy"] == 2 / 4
+    assert scores["foreground_iou"] == 2 / 5  # not black in either: the four originals' and the 4 drawn on black
     assert scores["inside_accuracy"] == 5 / 7  # 2 of 4 cells in the first rectangle, 3 of 3 in the second
     assert (scores["exact_share"], scores["near_share"], scores["blank_share"]) == (1 / 2, 1, 0)
-    assert scores["colour_accuracy"] == [7 / 8, 1 / 2, 0, 1, *[None] * 6]
+    assert scores["class_accuracy"] == [7 / 8, 1 / 2, 0, 1, *[None] * 6]
     with pytest.raises(InputError, match="black"):
         score_reconstructions(guess.byte(), torch.zeros_like(truth).byte(), None)
+
+
+def test_scores_count_the_cells_of_the_grid_and_any_background() -> None:
+    canvas = Canvas(2, 3, 5, background=2, outside=4, arc=False)
+    truth = torch.tensor([[[2, 1, 4], [0, 2, 4]], [[3, 2, 2], [4, 4, 4]]]).byte()
+    guess = torch.tensor([[[2, 1, 0], [2, 4, 3]], [[3, 2, 2], [2, 1, 0]]]).byte()
+    scores = score_reconstructions(guess, truth, None, truth != 4, canvas)
+    assert scores["pixel_accuracy"] == 5 / 7 and scores["exact_share"] == 1 / 2
+    assert (scores["foreground_accuracy"], scores["foreground_iou"]) == (2 / 3, 2 / 4)
+    assert scores["class_accuracy"] == [0, 1, 3 / 4, 1, None] and scores["blank_share"] == 0
+    without = score_reconstructions(guess, truth, None, truth != 4, replace(canvas, background=None))
+    none = {name for name, value in without.items() if value is None and scores[name] is not None}
+    assert none == {"foreground_accuracy", "foreground_iou", "blank_share"}
+    assert without["pixel_accuracy"] == 5 / 7
+
+
+@pytest.mark.parametrize("background", [1, None])
+def test_an_evaluation_of_another_canvas(background: int | None) -> None:
+    canvas, random = Canvas(5, 7, 3, background, arc=False), np.random.default_rng(0)
+    grids = random.integers(0, 3, (60, 5, 7), np.uint8)
+    grids[:, 0] = 2  # what the most common class of each cell knows
+    own = GridCorpus(Dataset("arc", grids, np.arange(60, dtype=np.uint8) % 3, canvas=canvas))
+    model = build_model(SMALL.model, canvas)
+    found = run(model, own, "test", SMALL).report
+    scores = found["reconstruction"]
+    common = np.stack([(grids[::3] == number).sum(0) for number in range(3)]).argmax(0)
+    assert scores["per_cell"]["pixel_accuracy"] == pytest.approx((grids[2::3] == common).mean())
+    assert found["canvas"] == asdict(canvas) and ("all_background" in scores) == (background is not None)
+    judged = {finding["name"]: finding for finding in found["verdict"]["findings"]}
+    assert ("foreground accuracy" in judged) == ("blank samples" in judged) == (background is not None)
+    assert judged["pixel accuracy"]["remedy"].startswith("train longer: --epochs 2000 ")
+    assert (found["prior_samples"]["speck_share"] is None) == (background is None)
+    assert ("per cell" in next(GridDomain().tables(found)).columns) and json.dumps(found, allow_nan=False)
+    told = GridDomain().baseline(own)
+    plain = (grids[1::3] == (common if background is None else 1)).mean()
+    assert told["canvas"] == canvas and told["blank"] == pytest.approx(plain)
 
 
 def test_a_model_that_copies_has_the_highest_scores(corpus: GridCorpus) -> None:
     result = run(Copy(), corpus, "test", Settings(), seed=0).report
     found = result["reconstruction"]
     for scores in (found["posterior_mean"], found["posterior_sample"]):
-        assert scores["pixel_accuracy"] == scores["non_black_iou"] == scores["exact_share"] == 1
-    assert (found["skill"]["pixel"], found["skill"]["non_black"], found["pca_components"]) == (1, 1, 256)
+        assert scores["pixel_accuracy"] == scores["foreground_iou"] == scores["exact_share"] == 1
+    assert (found["skill"]["pixel"], found["skill"]["foreground"], found["pca_components"]) == (1, 1, 256)
     assert result["elbo"]["reconstruction_nats"] < 0.1
     assert result["levels"]["z"]["mutual_information"]["nats"] == pytest.approx(math.log(100), abs=1e-3)
     assert result["shuffled_codes"]["shuffled_accuracy"] < 0.9 < result["shuffled_codes"]["accuracy"] == 1
@@ -129,12 +166,12 @@ def test_the_report_agrees_with_itself_and_with_plain_sums(
     found = full.report["reconstruction"]
     mean, right = found["posterior_mean"], pictures == grids
     assert mean["pixel_accuracy"] == pytest.approx(right.mean())
-    assert mean["non_black_accuracy"] == pytest.approx(right[grids > 0].mean())
-    assert found["all_black"]["pixel_accuracy"] == pytest.approx((grids == 0).mean())
+    assert mean["foreground_accuracy"] == pytest.approx(right[grids > 0].mean())
+    assert found["all_background"]["pixel_accuracy"] == pytest.approx((grids == 0).mean())
     inside = np.concatenate([one[:h, :w].ravel() for one, (h, w) in zip(right, shapes, strict=True)])
     assert mean["inside_accuracy"] == pytest.approx(inside.mean())
     assert found["posterior_sample"]["pixel_accuracy"] != mean["pixel_accuracy"]
-    assert found["pca"]["non_black_accuracy"] > found["all_black"]["non_black_accuracy"] == 0
+    assert found["pca"]["foreground_accuracy"] > found["all_background"]["foreground_accuracy"] == 0
     assert sorted(full.indices.tolist()) == list(range(100))
     np.testing.assert_array_equal(full.errors, (~right).sum(axis=(1, 2))[full.indices])
     means = model.encode(Batch(torch.from_numpy(grids[full.indices]).long()), noise=False)[0].mean

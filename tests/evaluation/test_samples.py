@@ -9,7 +9,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from arcvae_cli import conditions
-from arcvae_cli.canvas import ARC
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.conditions import NOT_GIVEN, columns, measure, parse, satisfies
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.evaluation.samples import (
@@ -33,14 +33,27 @@ def test_structure_of_a_grid_drawn_by_hand() -> None:
     grid[5, 5] = 1  # another: diagonals do not join
     found = {name: values[0] for name, values in structure(grid[None]).items()}
     # box 111 / 111 / 200 / 001: mirrored left-right, 6 + 1 + 1 cells of 12 stay
-    assert (found["height"], found["width"], found["symmetry"], found["non_black"]) == (4, 3, 8 / 12, 8 / 256)
-    assert (found["colours"], found["distinct_rows"], found["distinct_columns"]) == (2, 4, 4)
+    assert (found["height"], found["width"], found["symmetry"], found["foreground"]) == (4, 3, 8 / 12, 8 / 256)
+    assert (found["classes"], found["distinct_rows"], found["distinct_columns"]) == (2, 4, 4)
     assert (found["objects"], found["largest_object"], found["specks"]) == (3, 6 / 256, 2 / 8)
     # unequal: both ends of the 3 runs of cells in rows 2, 3, and 2 of each speck's
     assert found["equal_horizontal"] == pytest.approx(1 - 8 / 240)
     # columns 3: 0|1, 1|2, 2|0; 4: 2; 5: 0|1, 1|0, 0|1, 1|0
     assert found["equal_vertical"] == pytest.approx(1 - 9 / 240)
     assert found["equal_diagonal"] == np.mean(grid[1:, 1:] == grid[:-1, :-1])
+
+
+def test_the_structure_does_not_depend_on_the_numbers_of_the_classes(arc: Dataset) -> None:
+    """Grids with the background moved to another class, and cut to a part of a canvas with an outside."""
+    grids = arc.x[:50]
+    moved = np.roll(np.arange(10, dtype=np.uint8), -3)[grids]  # class 0 becomes 3
+    wanted, found = structure(grids), structure(moved, Canvas(background=3, arc=False))
+    assert all((wanted[name] == found[name]).all() for name in wanted)
+    larger = np.full((50, 16, 20), 10, np.uint8)
+    larger[:, :, :16] = grids
+    found = structure(larger, Canvas(16, 20, 11, 0, 10))
+    same = ("foreground", "classes", "objects", "largest_object", "specks", "height", "width", "symmetry")
+    assert all((wanted[name] == found[name]).all() for name in same)
 
 
 def test_density_and_coverage_are_those_of_plain_loops() -> None:
@@ -72,7 +85,7 @@ def test_blank_distinct_and_novel_shares() -> None:
     drawn = np.concatenate([np.zeros((2, 16, 16), np.uint8), grids[[0, 0, 1, 2, 3, 4]]])
     found = score_samples(drawn, grids[:4], training=grids[:2])
     assert (found["blank_share"], found["distinct_share"], found["novel_share"]) == (2 / 8, 6 / 8, 5 / 8)
-    assert (found["non_black_share"], found["reference_non_black_share"]) == (6 / 8, 1)
+    assert (found["foreground_share"], found["reference_foreground_share"]) == (6 / 8, 1)
     assert (found["samples"], found["reference"]) == (8, 4)
     assert (found["density"], found["coverage"]) == (None, None)  # four grids have no fifth neighbour
 
