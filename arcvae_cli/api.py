@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Examples = Any  # of n: grids (n, H, W) uint8; a list of strings; rule ids (n, T) int16 where no grammar is known
 Codes = Any  # (n, *shape) float32, or where a model has several levels {level: (n, *shape)}
-CHUNK = 1024  # examples at once
+Prior = Literal["standard", "aggregate", "gmm"]
 
 
 def load(checkpoint: str | Path = "latest", device: str = "auto", runs_dir: str | Path = "runs") -> Model:
@@ -68,8 +68,7 @@ class Model:
     def examples(self, split: Literal["train", "val", "test"] = "test", limit: int | None = None) -> Examples:
         """The first examples of a split of the corpus of the run; InputError if it is not available."""
         corpus = self._trained_on(split)
-        indices = self._indices(min(corpus.size(split), limit or 2**63 - 1))
-        return self._given_back([corpus.batch(split, some).x for some in self._chunks(indices)])
+        return self._given_back([corpus.batch(split, self._indices(corpus.size(split))[:limit]).x])
 
     def posterior(self, x: Examples) -> tuple[Codes, Codes]:
         """Means and log variances of q(z|x); of a lower level, given the mean of the one above."""
@@ -96,33 +95,44 @@ class Model:
 
     def reconstruct(self, x: Examples) -> Examples:
         """The most likely examples at the posterior means."""
-        from arcvae_cli.evaluation import information
+        from arcvae_cli.evaluation.information import BATCH_SIZE as BATCH
+        from arcvae_cli.evaluation.information import eval_mode
 
         corpus, indices = self._corpus(x)
-        with information.eval_mode(self.model, 0):
-            batches = (corpus.batch("test", some) for some in self._chunks(indices))
-            return self._given_back([self.model.reconstruct(batch) for batch in batches])
+        with eval_mode(self.model, 0):
+            parts = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+            return self._given_back([self.model.reconstruct(corpus.batch("test", part)) for part in parts])
 
     def sample(
-        self,
-        n: int,
-        temperature: float = 1.0,
-        prior: Literal["standard", "aggregate", "gmm"] = "standard",
-        conditions: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        self, n: int, temperature: float = 1.0, prior: Prior = "standard", conditions: Any = None, seed: int = 0
     ) -> Examples:
         """`n` samples, as `arcvae sample` draws them; `temperature` is a factor on standard deviations.
 
         `prior`: the model's own, or a Gaussian or a mixture fitted to codes of the training split. `conditions`: for a
         model that takes some, as {"colours": 3, "symmetry": "lr"}.
         """
-        from arcvae_cli.commands import sample
+        import torch
 
-        asked, silent = [f"{key}={value}" for key, value in (conditions or {}).items()], console()
-        drawn = sample.draw(self._loaded, n, temperature, prior, asked, seed, self._trained_on, "train", silent)
-        options = {"given": drawn[2], "temperature": temperature, "argmax": False, "budget": True}
+        from arcvae_cli.conditions import encode, parse
+        from arcvae_cli.evaluation import information, priors
+
+        given = parse([f"{key}={value}" for key, value in (conditions or {}).items()])
+        if given and not self.model.attributes:
+            raise InputError(
+                f"conditions: {conditions}: this model takes none", "use a model of the preset hierarchical"
+            )
+        self._domain.check_decodable(self._loaded)
+        if prior == "standard":
+            with information.eval_mode(self.model, seed) as device:
+                asked = torch.from_numpy(encode(given, n)).to(device) if given else None
+                latents = priors.draw_prior(self.model, n, temperature, asked)
+        else:
+            data, place = self._trained_on("train"), self._indices(0).device
+            codes = self._domain.posterior_samples(self.model, data, "train", seed, given, priors.EXAMPLES)
+            latents = priors.fit_prior(prior, codes, seed).sample(n, temperature, seed, place)
+        options = {"given": given, "temperature": temperature, "argmax": False, "budget": True}
         options["training"] = lambda: None
-        decoded = self._domain.sample(self._loaded, drawn[0], seed, options, silent.note)
+        decoded = self._domain.sample(self._loaded, latents, seed, options, lambda _: None)
         return decoded.facts["strings"] if self._domain.plain else decoded.arrays["grids"]
 
     def interpolate(self, a: Any, b: Any, steps: int = 10, path: Literal["linear", "slerp"] = "linear") -> Examples:
@@ -151,9 +161,6 @@ class Model:
         import torch
 
         return torch.arange(count, device=next(self.model.parameters()).device)
-
-    def _chunks(self, indices: Tensor) -> Iterator[Tensor]:
-        return (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK))
 
     def _corpus(self, x: Examples) -> tuple[Corpus, Tensor]:
         """Examples as the test split of a corpus on the device, and the indices of all."""

@@ -1,12 +1,9 @@
 """`arcvae sample`: draw from a prior and decode."""
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,12 +12,6 @@ from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from arcvae_cli.checkpoints import Loaded
-    from arcvae_cli.data.corpus import Corpus
 
 CONDITION = "condition on grids, as colours=3; repeatable; `arcvae data info --conditions` lists them"
 PRIOR = "the model's own, or a Gaussian or a mixture fitted to the codes of examples"
@@ -49,15 +40,44 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Draw samples from the prior: grids in ARC colours, or strings. Files in --output FOLDER are replaced."""
+    import torch
+
     from arcvae_cli import conditions
+    from arcvae_cli.evaluation.information import eval_mode
+    from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 
     console = Console(quiet=quiet, as_json=as_json)
+    given = conditions.parse(condition or [])
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
-    domain = domains.of(loaded.model.kind)
+    model, domain = loaded.model, domains.of(loaded.model.kind)
+    if given and not model.attributes:
+        what = f"--condition {conditions.written(given)}: this model takes no conditions"
+        raise InputError(what, "train one that does: `arcvae train --preset hierarchical`")
     domain.check_flags({"--decode": decode, "--budget/--no-budget": budget})
+    domain.check_decodable(loaded)
     opened = functools.cache(lambda split: reading.open_examples(loaded, data, split, console))
-    asked: Any = condition or []
-    latents, components, given = draw(loaded, num, temperature, prior, asked, seed, opened, split, console)
+
+    place, components = next(model.parameters()).device, None
+    if prior == "standard":
+        betas = loaded.settings.schedule.by_level(list(model.level_shapes)).values()
+        times = [step / 8 for step in range(8 * loaded.epoch + 1)]
+        if any(not beta.closed_loop and not any(map(beta, times)) for beta in betas):
+            console.warn(f"beta was 0 to epoch {loaded.epoch}: codes do not follow the prior; try --prior aggregate")
+        encoded = torch.from_numpy(conditions.encode(given, num)).to(place) if given else None
+        with eval_mode(model, seed):
+            latents = draw_prior(model, num, temperature, encoded)
+    else:
+        corpus = opened(split)
+        codes = domain.posterior_samples(model, corpus, split, seed, given, EXAMPLES)
+        examples = len(next(iter(codes.values())))
+        found = f"{examples} {split} examples of {corpus.name}"
+        found += f" with {conditions.written(given)}" if given else ""
+        if examples < 2:
+            raise InputError(f"--prior {prior}: needs two examples, found {found}", "use --prior standard")
+        fitted = fit_prior(prior, codes, seed)
+        components = len(fitted.weights)
+        console.note(f"prior: {components} {'Gaussians' if components > 1 else 'Gaussian'} fitted to {found}")
+        latents = fitted.sample(num, temperature, seed, place)
 
     def training() -> Any:  # only --data builds one
         if data is not None:
@@ -75,49 +95,3 @@ def sample(
     about = [f"{num} samples", conditions.written(given), f"{prior} prior, temperature {temperature:g}"]
     title = ", ".join(filter(None, [*about, "argmax rules" * argmax, "no budget" * (not budgeted)]))
     reading.write_decoded(console, loaded, decoded, latents, output, "samples", asked, title)
-
-
-def draw(
-    loaded: Loaded,
-    num: int,
-    temperature: float,
-    prior: Literal["standard", "aggregate", "gmm"],
-    condition: Sequence[str],
-    seed: int,
-    opened: Callable[[str], Corpus],
-    split: str,
-    console: Console,
-) -> tuple[dict[str, Tensor], int | None, dict[str, int]]:
-    """Latents by level from a prior, how many Gaussians that has, and the conditions; only a fitted one is `opened`."""
-    import torch
-
-    from arcvae_cli import conditions
-    from arcvae_cli.evaluation.information import eval_mode
-    from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
-
-    model, domain = loaded.model, domains.of(loaded.model.kind)
-    given = conditions.parse(condition)
-    if given and not model.attributes:
-        what = f"--condition {conditions.written(given)}: this model takes no conditions"
-        raise InputError(what, "train one that does: `arcvae train --preset hierarchical`")
-    domain.check_decodable(loaded)
-    place = next(model.parameters()).device
-    if prior == "standard":
-        betas = loaded.settings.schedule.by_level(list(model.level_shapes)).values()
-        times = [step / 8 for step in range(8 * loaded.epoch + 1)]
-        if any(not beta.closed_loop and not any(map(beta, times)) for beta in betas):
-            console.warn(f"beta was 0 to epoch {loaded.epoch}: codes do not follow the prior; try --prior aggregate")
-        encoded = torch.from_numpy(conditions.encode(given, num)).to(place) if given else None
-        with eval_mode(model, seed):
-            return draw_prior(model, num, temperature, encoded), None, given
-    corpus = opened(split)
-    codes = domain.posterior_samples(model, corpus, split, seed, given, EXAMPLES)
-    count = len(next(iter(codes.values())))
-    found = f"{count} {split} examples of {corpus.name}"
-    found += f" with {conditions.written(given)}" if given else ""
-    if count < 2:
-        raise InputError(f"--prior {prior}: needs two examples, found {found}", "use --prior standard")
-    fitted = fit_prior(prior, codes, seed)
-    components = len(fitted.weights)
-    console.note(f"prior: {components} {'Gaussians' if components > 1 else 'Gaussian'} fitted to {found}")
-    return fitted.sample(num, temperature, seed, place), components, given
