@@ -58,11 +58,12 @@ class MetricAccumulator:
         numbers = [len(batch.x), *losses, 0.0 if norm is None else norm, *(terms.betas[level] for level in self.levels)]
         parts = [x.reshape(-1) if isinstance(x, Tensor) else self.table.new_full((1,), x) for x in numbers]
         right = output.logits.argmax(dim=1) == batch.x  # (B, *positions)
-        valid = right.new_ones(()).expand_as(right) if batch.valid is None else batch.valid
-        foreground = valid if self.background is None else (batch.x != self.background) & valid
-        exact = (right | ~valid).flatten(1).all(dim=1)
-        right = right & valid
-        hits = [right.sum(), valid.sum(), (right & foreground).sum(), foreground.sum(), exact.sum()]
+        counted = batch.valid if batch.scored is None else batch.scored
+        counted = right.new_ones(()).expand_as(right) if counted is None else counted
+        foreground = counted if self.background is None else (batch.x != self.background) & counted
+        exact = (right | ~counted).flatten(1).all(dim=1)
+        right = right & counted
+        hits = [right.sum(), counted.sum(), (right & foreground).sum(), foreground.sum(), exact.sum()]
         line = torch.cat([*parts, torch.stack(hits)])  # of the type of the table
         if isinstance(row, Tensor):
             self.table.index_copy_(0, row, line[None])

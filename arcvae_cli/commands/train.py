@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
 OVERFIT_STEPS = 3_000
+FEW_STEPS = 2_000  # with fewer, beta and accuracy say little
+SMALL_BATCH = 16
 Earlier = tuple[Path, Path | None] | None  # the folder of a run to resume, and its checkpoint if one was named
 Document = dict[str, Any] | None
 training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel in (options.TRAINING, options.RUN))
@@ -166,6 +168,11 @@ def run(
     if (short := settings.schedule.warning(settings.train.epochs)) is not None:
         chosen = any(key.startswith(("train.epochs", "schedule.")) for key in resolved.origins)
         (console.warn if chosen else console.note)(short)  # the defaults are no mistake of the user's
+    epochs, each = settings.train.epochs, trainer.steps
+    if each * epochs < FEW_STEPS:
+        what = f"{each * epochs:,} steps in {epochs} epoch{'s' * (epochs > 1)}: a VAE of {corpus.kind} needs some"
+        few = f"{what} {FEW_STEPS:,}; use --epochs {-(-FEW_STEPS // each)}"
+        (console.note if "--quick-test" in resolved.origins.values() else console.warn)(few)
     live = LiveTable(screen) if screen.terminal and not screen.quiet else EpochLines(screen)
     # the live one first, so that its header does not wait for the imports of the others
     own: list[Recorder] = [live, EpochLines(log), JsonlRecorder(folder.path / "metrics.jsonl")]
@@ -258,7 +265,7 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
 
     if (count := corpus.size("train")) < settings.train.batch_size:
         what = f"train.batch_size: {settings.train.batch_size} is more than the {count} training examples"
-        raise InputError(what, f"use --batch-size {count} or less, or more data")
+        raise InputError(what, f"use --batch-size {min(count, SMALL_BATCH)}, or more data")
     seed_step(settings.train.seed, "weights")
     model = build_model(settings.model, corpus.structure).to(device)
     try:

@@ -283,21 +283,21 @@ class GridDomain(base.Domain):
 
     def posterior_samples(self, model: VAE, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
         """(n, *shape) samples by level, of at most `limit` examples that satisfy `given`."""
-        chosen = choose(corpus, split, None, seed)
+        chosen, canvas = choose(corpus, split, None, seed), corpus.structure
         if given:
-            measured = conditions.attributes(corpus.grids(split).cpu().numpy())
-            chosen = chosen[torch.from_numpy(conditions.satisfies(measured, given))[chosen]]
+            measured = conditions.measure(corpus.grids(split).cpu().numpy(), canvas)
+            chosen = chosen[torch.from_numpy(conditions.satisfies(measured, given, canvas))[chosen]]
         parts = [{name: torch.empty(0, *shape) for name, shape in model.level_shapes.items()}]
         with eval_mode(model, seed) as device:
             for batch in batches(corpus, split, chosen[:limit], device):
-                asked = torch.from_numpy(conditions.encode(given, len(batch.x))).to(device) if given else None
+                asked = torch.from_numpy(conditions.encode(given, len(batch.x), canvas)).to(device) if given else None
                 levels = model.encode(Batch(batch.x, batch.valid, asked))
                 parts.append({level.name: level.sample.cpu() for level in levels})
         return {name: torch.cat([part[name] for part in parts]) for name in model.level_shapes}
 
     def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Mapping[str, Any], note: Note) -> Decoded:
-        model, given = loaded.model, options["given"]
-        encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values())))))
+        model, given, canvas = loaded.model, options["given"], loaded.model.canvas
+        encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values()))), canvas))
         asked = encoded.to(next(model.parameters()).device) if given else None
         grids = argmax_decode(model, latents, asked).numpy().astype(np.uint8)
         count, distinct = len(grids), len({grid.tobytes() for grid in grids})
@@ -307,14 +307,14 @@ class GridDomain(base.Domain):
         summary = f"{blank.sum()} of {count} blank, {distinct} distinct, {non_black:.1%} of their cells not black"
         arrays = {"grids": grids}
         if given:
-            arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.PLACE))}
+            arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.columns(canvas)))}
             with eval_mode(model, seed):
                 baseline = argmax_decode(model, draw_prior(model, count, options["temperature"])).byte().numpy()
-            measured = [conditions.attributes(some) for some in (grids, baseline)]
-            satisfied, free = (int(conditions.satisfies(some, given).sum()) for some in measured)
+            measured = [conditions.measure(some, canvas) for some in (grids, baseline)]
+            satisfied, free = (int(conditions.satisfies(some, given, canvas).sum()) for some in measured)
             shares = {"obeying_share": satisfied / count, "baseline_share": free / count}
             facts["adherence"] = {"obeying": satisfied, "baseline_obeying": free, **shares}
-            summary += f"; {conditions.written(given)} in {satisfied}, without conditions in {free}"
+            summary += f"; {conditions.written(given, canvas)} in {satisfied}, without conditions in {free}"
         marks = ["blank" if one else "" for one in blank] if blank.any() else None
         return Decoded(facts, arrays, (grids, marks), summary)
 

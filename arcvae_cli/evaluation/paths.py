@@ -55,6 +55,7 @@ def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
         raise InputError(f"{corpus.name}: fewer than two {split} examples", "give another --split or --data")
     means = posterior_means(model, corpus, split, indices)
     empty = corpus.background if corpus.rules is None else corpus.rules.padding
+    empty = -1 if empty is None else empty
     with eval_mode(model, 0) as device:
         x = corpus.batch(split, indices.to(device)).x.flatten(1)
         decoded = model.argmax_decode(model.decode(means)).flatten(1)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from arcvae_cli.conditions import OBJECT_CAP, Values, attributes, encode, objects_of, parse, satisfies
+from arcvae_cli.canvas import ARC
+from arcvae_cli.conditions import OBJECT_CAP, Values, encode, measure, objects_of, parse, satisfies
 from arcvae_cli.evaluation.information import eval_mode
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
 from arcvae_cli.models.base import VAE
@@ -66,7 +67,7 @@ def structure(grids: Grids) -> dict[str, Numbers]:
     count, height, width = grids.shape
     non_black = grids > 0
     cells = non_black.sum(axis=(1, 2))
-    owners, sizes = objects_of(grids)
+    owners, sizes = objects_of(grids, ARC)
     largest, box, mirrored = np.zeros(count), np.zeros((2, count)), np.zeros(count)
     np.maximum.at(largest, owners, sizes)
     for place in np.flatnonzero(cells):
@@ -132,19 +133,23 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
             grids = argmax_decode(model, latents, given, constrained=constrained).numpy().astype(np.uint8)
             first = np.zeros(samples, np.bool_)
             first[np.unique(grids.reshape(samples, -1), axis=0, return_index=True)[1]] = True
-            found.append((attributes(grids), first & grids.any(axis=(1, 2))))
+            found.append((measure(grids, canvas), first & grids.any(axis=(1, 2))))
         return found
 
-    data, rows = attributes(training), []
+    canvas = model.canvas
+    data, rows = measure(training, canvas), []
     with eval_mode(model, seed) as device:
         (baseline, kept), _ = draw(None)
         for text in asked:
-            given = parse(text.split())
-            (values, counted), (unaided, counted_unaided) = draw(encode(given, samples))
+            given = parse(text.split(), canvas)
+            (values, counted), (unaided, counted_unaided) = draw(encode(given, samples, canvas))
             measured = {"obeying": values, "counted_obeying": values[counted], "data": data}
             measured |= {"baseline_obeying": baseline, "baseline_counted_obeying": baseline[kept]}
             measured["unaided_obeying"] = unaided[counted_unaided]
-            found = {key: satisfies(some, given).mean().item() if len(some) else None for key, some in measured.items()}
+            found = {
+                key: satisfies(some, given, canvas).mean().item() if len(some) else None
+                for key, some in measured.items()
+            }
             rows.append({"asked": text, "counted": int(counted.sum()), **found})
     return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arcvae_cli.conditions import attributes
+from arcvae_cli.canvas import ARC
+from arcvae_cli.conditions import measure
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.base import Task
@@ -173,7 +174,7 @@ def test_every_level_has_its_numbers_measured_without_conditions(
     with torch.no_grad():
         top, _ = hierarchy.encode(Batch(x), noise=False)
         dropped = hierarchy.reconstruct(Batch(x)).numpy()
-        given = hierarchy.reconstruct(Batch(x, conditions=torch.from_numpy(attributes(grids)))).numpy()
+        given = hierarchy.reconstruct(Batch(x, conditions=torch.from_numpy(measure(grids, ARC)))).numpy()
     assert result["reconstruction"]["posterior_mean"]["pixel_accuracy"] == pytest.approx((dropped == grids).mean())
     assert (given != dropped).any()
     levels = result["levels"]

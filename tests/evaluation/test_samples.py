@@ -8,7 +8,9 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
-from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE, attributes, parse, satisfies
+from arcvae_cli import conditions
+from arcvae_cli.canvas import ARC
+from arcvae_cli.conditions import NOT_GIVEN, columns, measure, parse, satisfies
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.evaluation.samples import (
     ASKED,
@@ -81,7 +83,8 @@ class Painter(VAE):
     Asked for red, it draws nothing at all; asked for a symmetry, always the same grid.
     """
 
-    attributes = ATTRIBUTES
+    attributes = conditions.attributes(ARC)
+    structure = ARC
     level_shapes = {"z": (256,)}  # noqa: RUF012
 
     def __init__(self) -> None:
@@ -92,13 +95,13 @@ class Painter(VAE):
         raise AssertionError("samples need no encoder")
 
     def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
-        asked = torch.full((len(latents["z"]), len(ATTRIBUTES)), NOT_GIVEN) if conditions is None else conditions
-        wanted = asked[:, PLACE["colours"]]
+        asked = torch.full((len(latents["z"]), len(self.attributes)), NOT_GIVEN) if conditions is None else conditions
+        wanted = asked[:, columns(ARC)["colours"]]
         count = torch.where(wanted == NOT_GIVEN, 3, wanted)
         rank = latents["z"].argsort(dim=1).argsort(dim=1)
         grids = torch.where(rank < count[:, None], rank + 1, 0)
-        grids[asked[:, PLACE["colour_2"]] == 1] = 0
-        grids[asked[:, PLACE["symmetry_lr"]] == 1] = torch.where(torch.arange(256) < 2, 1, 0)
+        grids[asked[:, columns(ARC)["colour_2"]] == 1] = 0
+        grids[asked[:, columns(ARC)["symmetry_lr"]] == 1] = torch.where(torch.arange(256) < 2, 1, 0)
         return nn.functional.one_hot(grids, 10).float().transpose(1, 2).view(-1, 10, 16, 16)
 
 
@@ -120,8 +123,8 @@ def test_shares_are_of_all_and_of_those_that_count(arc: Dataset) -> None:
 
 
 def test_all_conditions_asked_occur_in_real_grids(arc: Dataset) -> None:
-    measured = attributes(arc.x)
-    assert all(satisfies(measured, parse(text.split())).any() for text in ASKED)
+    measured = measure(arc.x, ARC)
+    assert all(satisfies(measured, parse(text.split(), ARC), ARC).any() for text in ASKED)
 
 
 def test_pca_is_that_of_a_singular_value_decomposition(arc: Dataset) -> None:
