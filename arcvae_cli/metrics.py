@@ -26,7 +26,7 @@ class EpochMetrics:
     clamped_kl: dict[str, float]  # by level, the KL term in nats after free bits and reduction
     kl_per_dim: dict[str, list[float]]  # by level, raw KL in nats of each group
     position: float  # share of positions that are right
-    foreground: float  # share of positions that are not background that are right
+    foreground: float | None  # share of positions that are not background that are right, None without any
     exact: float  # share of examples with every position right
 
     @property
@@ -60,7 +60,7 @@ class MetricAccumulator:
         right = output.logits.argmax(dim=1) == batch.x  # (B, *positions)
         counted = batch.valid if batch.scored is None else batch.scored
         counted = right.new_ones(()).expand_as(right) if counted is None else counted
-        foreground = counted if self.background is None else (batch.x != self.background) & counted
+        foreground = torch.zeros_like(counted) if self.background is None else (batch.x != self.background) & counted
         exact = (right | ~counted).flatten(1).all(dim=1)
         right = right & counted
         hits = [right.sum(), counted.sum(), (right & foreground).sum(), foreground.sum(), exact.sum()]
@@ -111,7 +111,7 @@ class MetricRows:
             clamped_kl={name: next(columns) for name in self.levels},
             kl_per_dim={name: list(islice(columns, groups)) for name, groups in self.levels.items()},
             position=right / max(positions, 1.0),
-            foreground=found / foreground if foreground else 0.0,
+            foreground=found / foreground if foreground else None,
             exact=exact / n,
         )
 

@@ -5,7 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -72,6 +81,7 @@ Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _eit
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Monitor = Annotated[str, AfterValidator(lambda name: name.replace("non_black_", "foreground_"))]  # its name in old runs
 WandbName = Annotated[str, Field(pattern=r"^[^/\\#?%:;,']{1,128}$")]
 
 
@@ -267,7 +277,7 @@ class TrainSettings(SettingsTable):
     gradient_clip: NotNegative = Field(1.0, description="maximum gradient norm per example; 0 is off")
     early_stopping: bool = Field(True, description="stop when the monitored metric no longer improves")
     patience: Count = Field(10, description="epochs without a better value before an early stop")
-    monitor: str = Field("val/loss_selection", description="metric that selects the best epoch")
+    monitor: Monitor = Field("val/loss_selection", description="metric that selects the best epoch")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, batches and noise")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
@@ -353,7 +363,7 @@ class Settings(SettingsTable):
 
 
 MONITORS = {
-    "grids": "loss_selection loss_total loss_reconstruction pixel_accuracy non_black_accuracy exact_accuracy",
+    "grids": "loss_selection loss_total loss_reconstruction pixel_accuracy foreground_accuracy exact_accuracy",
     "strings": "loss_selection loss_total loss_reconstruction token_acc seq_acc",
 }  # metrics that may select the best epoch, by the kind of example
 GRID_POSITIONS = 256  # cells of a grid's canvas

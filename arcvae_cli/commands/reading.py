@@ -150,7 +150,7 @@ def write_decoded(
     numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
     folder = to or next(path for path in itertools.chain([default], numbered) if not exists(path))
     usable_folder(folder, "--output")
-    files = {kind: folder / f"{name}.{kind}" for kind in domain.formats}
+    files = {kind: folder / f"{name}.{kind}" for kind in domain.formats(loaded.model.structure)}
     document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **decoded.facts}
     document["files"] = {kind: str(file) for kind, file in files.items()}
     arrays = decoded.arrays | {f"latents_{level}": value.cpu().numpy() for level, value in latents.items()}

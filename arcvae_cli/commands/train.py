@@ -176,7 +176,7 @@ def run(
     live = LiveTable(screen) if screen.terminal and not screen.quiet else EpochLines(screen)
     # the live one first, so that its header does not wait for the imports of the others
     own: list[Recorder] = [live, EpochLines(log), JsonlRecorder(folder.path / "metrics.jsonl")]
-    own.append(ImageRecorder(folder.images, corpus.kind, corpus.rules))
+    own.append(ImageRecorder(folder.images, corpus.kind, corpus.structure))
     recorders += own + (loggers := external_recorders(settings.log, folder, console))
     if settings.train.engine == "compile":
         console.note("compiling the network, about half a minute")

@@ -83,7 +83,7 @@ class StringDomain(base.Domain):
     """Derivations of strings."""
 
     kind, noun, changes, dtype = "strings", "derivations", "rules", np.int16
-    per, formats = ("nats per derivation", "bits per rule"), ("txt", "npz", "json")
+    per = ("nats per derivation", "bits per rule")
     quick_shuffle = plain = True
 
     def dataset(self, loaded: Loaded, x: Any) -> Dataset:
@@ -116,7 +116,11 @@ class StringDomain(base.Domain):
         scores = unigram_baseline(corpus.ids("train"), corpus.rules, corpus.ids("val"))
         return {"blank": scores["token_accuracy"], "blank_nats": scores["nll_nats"], "entropy": corpus.entropy}
 
-    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Any) -> None:
+    def formats(self, structure: Any) -> tuple[str, ...]:
+        return "txt", "npz", "json"
+
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, structure: Any) -> None:
+        rules = structure.rules
         pairs = pair_lines(rules, pictures.originals, pictures.reconstructions)
         write_lines(folder / f"reconstructions_epoch_{epoch}.txt", pairs)
         if rules.text is not None:

@@ -243,8 +243,9 @@ def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, mean
                 mixed = {name: (others if name in levels else means)[name][part] for name in names}
                 logits = model.logits_for(mixed, batch)
                 right = logits.argmax(dim=1) == batch.x
-                correct = (right if batch.valid is None else right & batch.valid).sum()
-                sums.append(torch.stack([nats(logits, batch).sum(), correct, batch.counted().sum()]))
+                counted = batch.valid if batch.scored is None else batch.scored
+                counted = torch.ones_like(right) if counted is None else counted
+                sums.append(torch.stack([nats(logits, batch).sum(), (right & counted).sum(), counted.sum()]))
     totals = to_float64(torch.stack(sums)).view(-1, len(moved), 3).sum(dim=0).tolist()
     count = len(indices)
     together, *alone = [{"reconstruction_nats": cost / count, "accuracy": hits / valid} for cost, hits, valid in totals]

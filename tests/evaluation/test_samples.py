@@ -33,8 +33,8 @@ def test_structure_of_a_grid_drawn_by_hand() -> None:
     grid[5, 5] = 1  # another: diagonals do not join
     found = {name: values[0] for name, values in structure(grid[None]).items()}
     # box 111 / 111 / 200 / 001: mirrored left-right, 6 + 1 + 1 cells of 12 stay
-    assert (found["height"], found["width"], found["symmetry"], found["non_black"]) == (4, 3, 8 / 12, 8 / 256)
-    assert (found["colours"], found["distinct_rows"], found["distinct_columns"]) == (2, 4, 4)
+    assert (found["height"], found["width"], found["symmetry"], found["foreground"]) == (4, 3, 8 / 12, 8 / 256)
+    assert (found["classes"], found["distinct_rows"], found["distinct_columns"]) == (2, 4, 4)
     assert (found["objects"], found["largest_object"], found["specks"]) == (3, 6 / 256, 2 / 8)
     # unequal: both ends of the 3 runs of cells in rows 2, 3, and 2 of each speck's
     assert found["equal_horizontal"] == pytest.approx(1 - 8 / 240)
@@ -72,7 +72,7 @@ def test_blank_distinct_and_novel_shares() -> None:
     drawn = np.concatenate([np.zeros((2, 16, 16), np.uint8), grids[[0, 0, 1, 2, 3, 4]]])
     found = score_samples(drawn, grids[:4], training=grids[:2])
     assert (found["blank_share"], found["distinct_share"], found["novel_share"]) == (2 / 8, 6 / 8, 5 / 8)
-    assert (found["non_black_share"], found["reference_non_black_share"]) == (6 / 8, 1)
+    assert (found["foreground_share"], found["reference_foreground_share"]) == (6 / 8, 1)
     assert (found["samples"], found["reference"]) == (8, 4)
     assert (found["density"], found["coverage"]) == (None, None)  # four grids have no fifth neighbour
 
