@@ -44,7 +44,7 @@ def offences(path: Path) -> Iterator[str]:
         package, _, room = name.partition(".")
         room = room.partition(".")[0]
         if package == "arcvae_cli" and room in FLOOR:
-            shown = own == "domains" and room in ("console", "render") and not top
+            shown = (own == "domains" or path.name == "diagnose.py") and room in ("console", "render") and not top
             early = top and name.startswith("arcvae_cli.render.plots")  # it imports Matplotlib
             if early or (FLOOR[room] > floor and not shown) or (own == "models" and room == "data"):
                 yield name

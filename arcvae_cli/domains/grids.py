@@ -92,7 +92,7 @@ class GridDomain(base.Domain):
     def dataset(self, loaded: Loaded, x: Any) -> Dataset:
         """Grids (n, H, W), or n of several sizes up to the model's canvas, as a test split on it."""
         canvas: Any = loaded.model.structure
-        known, grids = canvas.classes - (canvas.outside is not None), [np.asarray(grid) for grid in x]
+        grids = [np.asarray(grid) for grid in x]
         for place, grid in enumerate(grids):
             fits = (
                 grid.ndim == 2
@@ -100,8 +100,8 @@ class GridDomain(base.Domain):
                 and grid.size
                 and (grid.shape <= np.array(canvas.shape)).all()
             )
-            if not fits or grid.min() < 0 or grid.max() >= known:
-                fix = f"give integers 0 to {known - 1} of shape (n, {canvas.height}, {canvas.width})"
+            if not fits or grid.min() < 0 or grid.max() >= canvas.classes:
+                fix = f"give integers 0 to {canvas.classes - 1} of shape (n, {canvas.height}, {canvas.width})"
                 raise InputError(f"x[{place}]: no grid of this model, {grid.dtype} {grid.shape}", fix)
         return Dataset("x", padded(grids, canvas)[0], np.full(len(grids), 2, np.uint8), canvas=canvas)
 
