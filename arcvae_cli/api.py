@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli import domains, folders
-from arcvae_cli.canvas import Canvas
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import is_file, read_lines
 from arcvae_cli.presets import Layer, environment_layer, leaves, resolve
@@ -116,15 +116,17 @@ class Model:
         from arcvae_cli.conditions import encode, parse
         from arcvae_cli.evaluation import information, priors
 
-        given = parse([f"{key}={value}" for key, value in (conditions or {}).items()])
-        if given and not self.model.attributes:
-            raise InputError(
-                f"conditions: {conditions}: this model takes none", "use a model of the preset hierarchical"
-            )
+        given, canvas = dict[str, int](), self.canvas or ARC
+        if conditions:
+            if not self.model.attributes:
+                raise InputError(
+                    f"conditions {conditions}: this model takes none", "train one of the preset hierarchical"
+                )
+            given = parse([f"{key}={value}" for key, value in conditions.items()], canvas)
         self._domain.check_decodable(self._loaded)
         if prior == "standard":
             with information.eval_mode(self.model, seed) as device:
-                asked = torch.from_numpy(encode(given, n)).to(device) if given else None
+                asked = torch.from_numpy(encode(given, n, canvas)).to(device) if given else None
                 latents = priors.draw_prior(self.model, n, temperature, asked)
         else:
             data, place = self._trained_on("train"), self._indices(0).device
