@@ -121,9 +121,6 @@ class DataSettings(SettingsTable):
         return None if self.canvas is None else (int(self.canvas.split("x")[0]), int(self.canvas.split("x")[1]))
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
-        for key in CANVAS_KEYS if self.of_strings else ():
-            if getattr(self, key) is not None:
-                yield key, "strings have no canvas", "remove it"
         if self.classes is not None and isinstance(self.background, int) and self.background >= self.classes:
             yield "background", f"{self.background} is not below data.classes {self.classes}", "lower it, or use none"
         if self.outside == "class" and self.path is not None and self.canvas is None:
@@ -332,7 +329,7 @@ class Settings(SettingsTable):
         """Plain nested dictionaries, ready for TOML or JSON, without unset keys and keys without an effect."""
         table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         own, strings = self.data.path is not None, self.model.kind == "strings"
-        idle = {"name": own, "recipe": own or self.data.name != "equations"}
+        idle = {"name": own, "recipe": own or self.data.name != "equations", "size": self.data.name == "digits"}
         idle |= dict.fromkeys(("augment", "symmetries", "permute_classes"), strings)
         for key in [key for key, without in idle.items() if without]:
             table["data"].pop(key, None)

@@ -370,7 +370,7 @@ class GridDomain(base.Domain):
         name, _, number = text.rpartition(":")
         if not (name and number.isdigit()) or exists(Path(text)):
             name, number = text, "0"
-        arrays = read_dataset(file := expanded(Path(name)))
+        arrays = read_dataset(file := expanded(Path(name)), to=loaded.model.canvas)
         if arrays.kind != "grids":
             raise InputError(f"{flag} {text}: contains strings, not grids", "give a file of grids")
         for line in arrays.notes:
