@@ -5,16 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -81,7 +72,7 @@ Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _eit
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Monitor = Annotated[str, AfterValidator(lambda name: name.replace("non_black_", "foreground_"))]  # its name in old runs
+Monitor = Annotated[str, WrapValidator(lambda name, check: check(name).replace("non_black_", "foreground_"))]  # of old
 WandbName = Annotated[str, Field(pattern=r"^[^/\\#?%:;,']{1,128}$")]
 
 
