@@ -288,7 +288,7 @@ def console(progress: bool = False) -> Console:
     from arcvae_cli.console import Console
 
     made = Console(quiet=not progress)
-    made.out = made.out if progress else Terminal(file=io.StringIO())
+    made.out = made.out if progress else Terminal(file=io.StringIO(), force_jupyter=False)
     return made
 
 
