@@ -245,14 +245,17 @@ class GridDomain(base.Domain):
             targets.append(("blank samples", drawn["blank_share"], "<=", blank_limit, decoder if empty else prior, ""))
             targets.append(("specks among samples", drawn["speck_share"], "<=", speck_limit, prior, ""))
         if (accuracy := report["adherence"]) is not None:
-            asked, _ = asked_of(canvas)
-            judged = {row["asked"]: row for row in accuracy["rows"] if row["asked"] in asked}
+            asked, _ = asked_of(
+                canvas
+            )  # of other data than ARC's, conditions that no training grid satisfies say nothing
+            rows = [row for row in accuracy["rows"] if row["asked"] in asked and (canvas.arc or row["data"] > 0)]
             for kind in (asked[0].partition("=")[0], "symmetry"):
-                least, name = min((row["counted_obeying"] or 0.0, name) for name, row in judged.items() if kind in name)
-                targets.append((f"samples satisfy {kind}", least, ">", ACCURACY_TARGET, longer, f"(least: {name})"))
-            least, name = min((row["counted"] / accuracy["samples"], name) for name, row in judged.items())
+                shares = sorted((row["counted_obeying"] or 0.0, row["asked"]) for row in rows if kind in row["asked"])
+                for least, name in shares[:1]:
+                    targets.append((f"samples satisfy {kind}", least, ">", ACCURACY_TARGET, longer, f"(least: {name})"))
             what = "samples neither blank nor repeated"
-            targets.append((what, least, ">=", COUNTED_TARGET, longer, f"(least: {name})"))
+            for least, name in sorted((row["counted"] / accuracy["samples"], row["asked"]) for row in rows)[:1]:
+                targets.append((what, least, ">=", COUNTED_TARGET, longer, f"(least: {name})"))
 
         if any(dead.values()):
             which = "posterior" if dead == {level: len(kl) for level, kl in kls.items()} else "partial"

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def save_grids(
     """Grids (N, H, W) in rows of `columns`, with texts above, by default which are blank, and left of the rows."""
     marks = ["" if one.any() else "blank" for one in np.isin(grids, canvas.content)]
     tiles, above = _tiles(grids, palette(canvas), *_outside(grids, canvas)), above or (marks if any(marks) else [])
-    _write(_sheet([tiles], columns, above, left, title, legend=_legend(canvas)), path)
+    _write(_sheet([tiles], columns, above, left, title, _legend(canvas)), path)
 
 
 def save_reconstructions(
@@ -59,7 +58,7 @@ def save_reconstructions(
     kinds.append(_tiles(wrong.astype(np.uint8), (RIGHT, WRONG), shown, outside))
     legend = {"right": RIGHT, "wrong": WRONG} | ({} if extents is None else {"extent": EXTENT})
     legend |= {"outside": OUTSIDE} if outside.any() else {}
-    _write(_sheet(kinds, 8, above, rows, title, legend=legend | _legend(canvas)), path)
+    _write(_sheet(kinds, 8, above, rows, title, legend | _legend(canvas)), path)
 
 
 def _outside(grids: Grids, canvas: Canvas, extents: Extents = None) -> tuple[Any, Any]:
@@ -101,7 +100,7 @@ def save_kl_maps(
     above = [", ".join(f"{kl[i].sum():.1f}" for kl in maps.values()) + " nats" for i in range(len(originals))]
     if means is not None:
         kinds[0][0], above[0] = 255, f"mean, {above[0]}"
-    figure = _sheet(kinds, 8, above, ("original", *(f"KL of {name}" for name in maps)), title, right=84)
+    figure = _sheet(kinds, 8, above, ("original", *(f"KL of {name}" for name in maps)), title, {}, right=84)
     across, up = figure.get_size_inches() * DPI
     axes = figure.add_axes(((across - 74) / across, 0.1, 12 / across, max(0.5, 1 - 60 / up) - 0.1))
     figure.colorbar(ScalarMappable(Normalize(0, top), "magma"), axes).set_label("KL of a cell, nats", fontsize=8)
@@ -126,20 +125,13 @@ def _tiles(grids: Grids, colours: Sequence[str], extents: Any, outside: Any) -> 
     inner[hatched], inner[hatched & stripes] = grey, HATCH
     for tile, (bottom, right) in zip(pixels, extents * cell, strict=True):
         if (bottom + 1, right + 1) != tile.shape[:2] and min(bottom, right) > 0:  # smaller than the canvas
-            thick = (0, 1) if cell >= LINED else (0,)
-            tile[[*thick, *(bottom - at for at in thick)], : right + 1] = frame
-            tile[: bottom + 1, [*thick, *(right - at for at in thick)]] = frame
+            for at in (0, 1) if cell >= LINED else (0,):
+                tile[[at, bottom - at], : right + 1] = tile[: bottom + 1, [at, right - at]] = frame
     return pixels
 
 
 def _sheet(
-    kinds: list[Image],
-    columns: int,
-    above: Texts,
-    left: Texts,
-    title: str,
-    right: int = 0,
-    legend: Mapping[str, str] = MappingProxyType({}),
+    kinds: list[Image], columns: int, above: Texts, left: Texts, title: str, legend: Mapping[str, str], right: int = 0
 ) -> Figure:
     """Tiles (N, h, w, 3) of several kinds on white, in bands of `columns` examples with a row for each kind.
 

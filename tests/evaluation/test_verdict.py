@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from arcvae_cli import domains
+from arcvae_cli.canvas import Canvas
 from arcvae_cli.evaluation.verdict import Advice, remedies
 from arcvae_cli.settings import Settings
 
@@ -117,6 +119,14 @@ DEAD = {"levels.z.kl_nats": [0.0, 0.0], NON_BLACK: 0.0}
 def test_limits_of_the_targets_of_grids(name: str, meets: Report, misses: Report) -> None:
     assert name not in missed("grids", meets)
     assert name in missed("grids", misses)
+
+
+def test_a_condition_that_the_data_never_satisfies_is_not_judged_but_on_arc() -> None:
+    row = {"asked": "classes=1", "counted_obeying": 0.0, "counted": 0, "data": 0.0}
+    other = {"canvas": asdict(Canvas(8, 8, 5, arc=False)), "adherence": {"samples": 100, "rows": [row]}}
+    assert missed("grids", other) == {}
+    other["adherence"]["rows"][0] = {**row, "data": 0.1}
+    assert list(missed("grids", other)) == ["samples satisfy classes", "samples neither blank nor repeated"]
 
 
 HELD, FLOOR = "dimensions held by free bits alone", "KL at the free-bits floor"
