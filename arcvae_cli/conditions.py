@@ -41,8 +41,10 @@ class Attribute(NamedTuple):
 @cache
 def attributes(canvas: Canvas) -> tuple[Attribute, ...]:
     """The conditions in the order of their columns. A blank grid has 0 everywhere: it counts as not symmetric."""
-    kind, kinds, back = ("colour", "colours", "black") if canvas.arc else ("class", "classes", "background")
-    edge, whole = (back, f"non-{back} cells") if canvas.outside is None else ("outside of a grid", "grid")
+    kind, kinds = ("colour", "colours") if canvas.arc else ("class", "classes")
+    back = COLOURS[canvas.background] if canvas.arc and canvas.background is not None else "background"
+    edge = back if canvas.outside is None else "outside of a grid"
+    whole = f"non-{back} cells" if edge == back and canvas.void is not None else "grid"
     found = []
     if canvas.void is not None:
         found.append(Attribute("height", canvas.height + 1, f"rows down to the last that is not all {edge}"))
