@@ -20,6 +20,8 @@ COMMANDS = {  # name: (module of arcvae_cli.commands and what to take from it, o
     "evaluate": ("evaluate:evaluate", "Score a checkpoint, with baselines beside every number, and judge it."),
     "sample": ("sample:sample", "Draw from the prior of a checkpoint."),
     "interpolate": ("interpolate:interpolate", "Walk between two examples through the latent space."),
+    "traverse": ("traverse:traverse", "Decode along each dimension of the code."),
+    "encode": ("encode:encode", "Write the codes of examples as .npz or .csv."),
     "diagnose": ("diagnose:diagnose", "Judge a VAE trained elsewhere, from its posteriors in a file."),
     "schedule-preview": ("schedule_preview:schedule_preview", "Show a beta schedule before the run."),
     "runs": ("runs:app", "List, show and verify runs."),

@@ -91,7 +91,7 @@ class Console:
             made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
         if self.piped:
             plain = io.StringIO()
-            Terminal(file=plain, width=10**4, color_system=None).print(made)
+            Terminal(file=plain, width=10**4, color_system=None, force_jupyter=False).print(made)
             self.lines(line.rstrip() for line in plain.getvalue().splitlines())
         else:
             self.result(made)

@@ -16,7 +16,7 @@ FLOORS = {
     2: {"gaussians", "conditions", "controllers", "machine", "models", "objective", "data"},
     3: {"step", "metrics", "engine", "checkpoints", "folders", "records", "evaluation", "domains", "trainer"},
     4: {"console", "render", "recorders"},
-    5: {"commands", "cli", "__main__"},
+    5: {"commands", "cli", "__main__", "api"},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 HEAVY = {"torch", "matplotlib", "sklearn", "rich", "wandb", "tensorboard"}

@@ -6,7 +6,7 @@ import gc
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -91,12 +91,32 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         named = data_layers(data)[1].values["data"]
         chosen = {"path": expanded(Path(data))} if named["path"] else named
         settings = settings.model_copy(update={**files, **chosen})
+    elif (
+        settings.path and not exists(settings.path) and (kept := (loaded.run or Path()) / settings.path.name).is_file()
+    ):
+        settings = settings.model_copy(update={"path": kept})  # the run was moved, and its data with it
     device = next(loaded.model.parameters()).device
     corpus = open_named(settings, device, (split,), console, loaded.model.structure)
     if corpus.kind != loaded.model.kind:
         found, needed = (domains.of(kind).noun for kind in (corpus.kind, loaded.model.kind))
         raise InputError(f"{corpus.name}: contains {found}, the model needs {needed}", "give other --data")
     return corpus
+
+
+def read_example(
+    text: str, flag: str, loaded: Loaded, corpus: Callable[[], Corpus], split: str, console: Console
+) -> tuple[str, Any]:
+    """The name and the classes (*positions) of an example: its index in a split, or what the domain reads as one."""
+    if not text.removeprefix("-").isdecimal():
+        found: tuple[str, Any] = domains.of(loaded.model.kind).read_end(text, flag, loaded, console.note)
+        return found
+    import torch
+
+    opened, index = corpus(), int(text)
+    if not 0 <= index < (size := opened.size(split)):
+        raise InputError(f"{flag} {index}: the {split} split of {opened.name} has examples 0 to {size - 1}")
+    batch = opened.batch(split, torch.tensor([index], device=opened.device))
+    return f"{split} {index}", batch.x[0].cpu().numpy()
 
 
 def open_named(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli import folders
+from arcvae_cli import BEGAN, folders
 from arcvae_cli.commands import options
 from arcvae_cli.commands.reading import importing, open_device, open_named, unbuilt
 from arcvae_cli.console import Console
@@ -77,9 +77,14 @@ def train(
         memorise(resolved.settings, console)
         return
     new_folder = partial(folders.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
+    supervised(resolved, console, earlier, new_folder)
+
+
+def supervised(resolved: Resolved, console: Console, *arguments: Any) -> folders.RunFolder:
+    """`run`, which signals ask to save itself and to stop, and whose errors are logged."""
     with GracefulExit() as signals:
         try:
-            run(resolved, console, signals, earlier, new_folder)
+            return run(resolved, console, signals, *arguments)
         except KeyboardInterrupt:
             raise stopped(signals, "at once") from None
         except Exception as error:
@@ -106,9 +111,18 @@ def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
 
 
 def run(
-    resolved: Resolved, console: Console, signals: GracefulExit, earlier: Earlier, new: Callable[[], folders.RunFolder]
-) -> None:
-    """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed."""
+    resolved: Resolved,
+    console: Console,
+    signals: GracefulExit,
+    earlier: Earlier,
+    new: Callable[[], folders.RunFolder],
+    arrays: Path | None = None,
+    began: float = BEGAN,
+) -> folders.RunFolder:
+    """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed.
+
+    `arrays`: the file of the data, which is moved into the new folder. `began`: when, by `time.perf_counter`.
+    """
     settings = resolved.settings
     with importing():
         from concurrent.futures import ThreadPoolExecutor
@@ -131,7 +145,7 @@ def run(
         if report is not None:
             console.note(f"run {folder.name} is finished: nothing to do")
             console.json(report)
-            return
+            return folder
         if (folder.path.parent / folders.LATEST).is_symlink():
             folders.point_latest(folder.path.parent, folder.name)
     device = open_device(settings.train.device)
@@ -139,8 +153,10 @@ def run(
     model = new_model(settings, corpus, device)
     signals.patient = True  # from here on there is something to save
     folder, resumed = folder or new(), earlier is not None
+    if arrays is not None:
+        settings = folder.keep(arrays, settings)
     trainer = Trainer(settings, corpus, model, folder, resumed=resumed)
-    trainer.stop, recorders = signals, trainer.recorders
+    trainer.stop, trainer.since, recorders = signals, began, trainer.recorders
     if values is not None:
         trainer.resume(values, checkpoint)
     if resumed:
@@ -201,6 +217,7 @@ def run(
     which = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
     names = ["evaluate"] if corpus.rules and corpus.rules.rhs is None else ["evaluate", "sample", "interpolate"]
     console.note(f"next: {' | '.join(f'arcvae {name}{which}' for name in names)}")
+    return folder
 
 
 def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[folders.RunFolder, Path, Document, Document]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from arcvae_cli import conditions
 from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.data.arrays import Dataset, padded
 from arcvae_cli.domains import base
 from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task, write_lines
 from arcvae_cli.errors import InputError
@@ -87,6 +88,29 @@ class GridDomain(base.Domain):
 
     def formats(self, structure: Any) -> tuple[str, ...]:
         return ("png", "npz", *(["json"] if structure.arc else []), *(["txt"] if structure.tiles else []))
+
+    def dataset(self, loaded: Loaded, x: Any) -> Dataset:
+        """Grids (n, H, W), or n of several sizes up to the model's canvas, as a test split on it."""
+        canvas: Any = loaded.model.structure
+        grids = [np.asarray(grid) for grid in x]
+        for place, grid in enumerate(grids):
+            fits = (
+                grid.ndim == 2
+                and grid.dtype.kind in "iu"
+                and grid.size
+                and (grid.shape <= np.array(canvas.shape)).all()
+            )
+            if not fits or grid.min() < 0 or grid.max() >= canvas.classes:
+                fix = f"give integers 0 to {canvas.classes - 1} of shape (n, {canvas.height}, {canvas.width})"
+                raise InputError(f"x[{place}]: no grid of this model, {grid.dtype} {grid.shape}", fix)
+        return Dataset("x", padded(grids, canvas)[0], np.full(len(grids), 2, np.uint8), canvas=canvas)
+
+    def given_back(self, loaded: Loaded, classes: Examples) -> Any:
+        return classes.astype(np.uint8)
+
+    def row(self, loaded: Loaded, classes: Examples, titles: list[str]) -> Decoded:
+        grids = classes.astype(np.uint8)
+        return Decoded({}, {"grids": grids}, (grids, titles, loaded.model.structure), "")
 
     def validation_batch(self, corpus: Any) -> int:
         return 1000
@@ -366,7 +390,10 @@ class GridDomain(base.Domain):
 
         grids, titles, canvas = decoded.rows
         lines = console.out.height - 4 if "blank_share" in decoded.facts else None  # a screen shows the first samples
-        console.result(terminal_grids(console.out, grids, titles, lines, canvas))
+        size = len(decoded.facts.get("values", grids))  # of a traversal, a row for each dimension
+        for start in range(0, len(grids), size):
+            rows = slice(start, start + size)
+            console.result(terminal_grids(console.out, grids[rows], titles and titles[rows], lines, canvas))
 
     def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
         from arcvae_cli.render import plots
@@ -377,6 +404,8 @@ class GridDomain(base.Domain):
             titles, columns = None, 8 if len(grids) <= 64 else 16
             document = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
             title += f", {blank(grids, canvas).sum()} of {len(grids)} blank"
+        elif "values" in document:  # a traversal
+            columns = len(document["values"])
         else:  # a path, in rows of equal length
             columns = -(-len(grids) // -(-len(grids) // 12))
         plots.save_grids(files["png"], grids[:SHEET], columns, titles, title, canvas=canvas)

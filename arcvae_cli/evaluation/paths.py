@@ -36,11 +36,13 @@ def between(start: Tensor, end: Tensor, steps: int, kind: Literal["linear", "sle
     return path
 
 
-def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int) -> Tensor:
-    """Straight paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
+def decoded_paths(
+    model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int, kind: Literal["linear", "slerp"] = "linear"
+) -> Tensor:
+    """Paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
     pairs = len(indices) // 2
     means = posterior_means(model, corpus, split, indices[: 2 * pairs])
-    codes = {name: between(code[:pairs], code[pairs:], steps).flatten(0, 1) for name, code in means.items()}
+    codes = {name: between(code[:pairs], code[pairs:], steps, kind).flatten(0, 1) for name, code in means.items()}
     with eval_mode(model, 0):
         decoded = argmax_decode(model, codes)
     return decoded.reshape(steps, pairs, *decoded.shape[1:])
