@@ -20,6 +20,7 @@ COMMANDS = {  # name: (module of arcvae_cli.commands and what to take from it, o
     "evaluate": ("evaluate:evaluate", "Score a checkpoint, with baselines beside every number, and judge it."),
     "sample": ("sample:sample", "Draw from the prior of a checkpoint."),
     "interpolate": ("interpolate:interpolate", "Walk between two examples through the latent space."),
+    "export": ("export:export", "Write a model as safetensors and ONNX, with a model card."),
     "schedule-preview": ("schedule_preview:schedule_preview", "Show a beta schedule before the run."),
     "runs": ("runs:app", "List, show and verify runs."),
     "presets": ("presets:app", "List and show presets."),

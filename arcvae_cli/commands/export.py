@@ -1,0 +1,168 @@
+"""`arcvae export`: the model of a run as files that travel, with a model card from the run's own numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tomli_w
+import typer
+
+from arcvae_cli import __version__, domains
+from arcvae_cli.commands import reading
+from arcvae_cli.commands.options import JsonOption, QuietOption, complete_runs
+from arcvae_cli.console import Console, cell
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.files import atomic_write, exists, is_file, read_lines, size
+from arcvae_cli.folders import read_status
+from arcvae_cli.settings import elbo_scale
+
+if TYPE_CHECKING:
+    from arcvae_cli.checkpoints import Loaded
+
+EXAMPLES = 64  # that ONNX graphs are compared on
+INSTALL = "pip install 'arcvae[export]'"
+RunArgument = Annotated[str, typer.Argument(help=reading.CHECKPOINT, autocompletion=complete_runs)]
+OnnxOption = Annotated[bool | None, typer.Option("--onnx/--no-onnx", help="ONNX files", show_default="if installed")]
+
+
+def export(
+    run: RunArgument = "latest",
+    onnx: OnnxOption = None,
+    runs_dir: reading.RunsOption = Path("runs"),
+    output: reading.OutputOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the weights as safetensors, ONNX files that are compared with the model, and a model card."""
+    console = Console(quiet=quiet, as_json=as_json)
+    missing = [name for name in ("safetensors", "onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if "safetensors" in missing or (onnx and missing[:-1]):
+        raise InputError(f"arcvae export: {missing[0]} is not installed", INSTALL)
+    if output is not None and (there := [name for name in ("config.json", "README.md") if exists(output / name)]):
+        raise InputError(f"--output {output}: has a {there[0]} already", "choose another folder")
+    loaded = reading.open_checkpoint(run, runs_dir, "cpu", console)
+    from arcvae_cli.export import OPSET, compare, graphs, to_onnx, weights
+
+    folder = reading.output_folder(loaded, output, "export")
+    x, source, corpus = examples(loaded, console)
+    content, config = weights(loaded)
+    files, failed, config["onnx"] = {"model.safetensors": content}, list[str](), {}
+    heading = ("file", "size", "content", f"largest difference from PyTorch, {source}")
+    rows = [("model.safetensors", size(len(content)), "weights", "-")]
+    if onnx is not False and (absent := [name for name in missing if name != "onnxruntime"]):
+        console.note(f"no ONNX files: {absent[0]} is not installed; {INSTALL}")
+    elif onnx is not False:
+        console.note(f"exporting to ONNX, opset {OPSET}")
+        if missing:
+            console.warn(f"the ONNX files are not checked: onnxruntime is not installed; {INSTALL}")
+        for name, graph in graphs(loaded.model, x).items():
+            try:
+                content = to_onnx(graph)
+                difference = None if missing else compare(content, graph)
+            except ArcvaeError as error:
+                failed.append(f"{name} is not written: {error.what}")
+                console.warn(failed[-1])
+                continue
+            files[name], shapes = content, {key: ["batch", *value.shape[1:]] for key, value in graph.inputs.items()}
+            made = {"opset": OPSET, "inputs": shapes, "outputs": graph.outputs, "largest_difference": difference}
+            config["onnx"][name] = made
+            through = f"{', '.join(shapes)} -> {', '.join(graph.outputs)}"
+            rows.append((name, size(len(content)), through, cell(difference, ".1e")))
+    files["README.md"] = model_card(loaded, corpus, config, x[0].numel(), markdown(heading, rows)).encode()
+    config["files"] = {
+        name: {"bytes": len(one), "sha256": hashlib.sha256(one).hexdigest()} for name, one in files.items()
+    }
+    files["config.json"] = (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
+    for name, content in files.items():  # config.json last: without it nothing loads
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(content)
+    console.table("", heading, rows, left=(0, 2))
+    console.note(f"wrote {', '.join(files)} to {folder}")
+    console.json({"output": str(folder), "checkpoint": str(loaded.path), **config})
+    if failed and onnx:
+        raise ArcvaeError(failed[0])
+
+
+def examples(loaded: Loaded, console: Console) -> tuple[Any, str, Any]:
+    """Examples (n, *positions), what they are, and the training corpus; the model's own if that has to be built."""
+    import torch
+
+    from arcvae_cli.evaluation.information import eval_mode
+    from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
+
+    noun = domains.of(loaded.model.kind).noun
+    if not reading.unbuilt(loaded.settings.data):
+        with suppress(InputError):
+            corpus = reading.open_examples(loaded, None, "train", console)
+            split = "test" if corpus.size("test") else "train"
+            chosen = torch.arange(min(EXAMPLES, corpus.size(split)))
+            return corpus.batch(split, chosen).x, f"{len(chosen)} {split} {noun} of {corpus.name}", corpus
+    with eval_mode(loaded.model, 0):
+        x = argmax_decode(loaded.model, draw_prior(loaded.model, EXAMPLES))
+    return x, f"{EXAMPLES} {noun} drawn from the model", None
+
+
+def model_card(loaded: Loaded, corpus: Any, config: Any, positions: int, files: str) -> str:
+    """`card.md` with what the files of the run tell; `positions`: of an example."""
+    from arcvae_cli.data.corpora import corpus_name
+
+    model, settings, run = loaded.model, loaded.settings, loaded.run or Path()
+    noun, status, trained_on = domains.of(model.kind).noun, read_status(run), corpus_name(settings.data)
+    data = [f"Corpus `{trained_on}`"]
+    if corpus is not None:
+        sizes = ", ".join(f"{corpus.size(split):,} {split}" for split in ("train", "val", "test"))
+        data += [f"{sizes} {noun}", *["split by ARC task"] * trained_on.startswith("arc"), *corpus.notes]
+    log = read_lines(run / "metrics.jsonl") if is_file(run / "metrics.jsonl") else []
+    line = next((line for line in log if (line["kind"], line["epoch"]) == ("epoch", loaded.epoch)), {})
+    scale, betas = elbo_scale(settings, positions), [key for key in line if key.startswith("train/beta")]
+    told = [
+        f"{key[6:]} {line[key]:.4g}{f' ({line[key] * scale:.4g} on the ELBO scale)' * bool(scale)}" for key in betas
+    ]
+    report: Any = None
+    for path in (run / "metrics.json", run / "evaluation" / f"{trained_on}-test" / "metrics.json"):
+        if is_file(path) and (found := json.loads(path.read_bytes()))["epoch"] == loaded.epoch:
+            report = found
+    latents = (f"{level} ({' x '.join(map(str, shape))})" for level, shape in model.level_shapes.items())
+    facts = {
+        "name": run.name or loaded.path.stem,
+        "noun": noun,
+        "version": __version__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "latents": " and ".join(latents),
+        "state": "" if status is None else "; run {state}, at epoch {epoch} of {epochs}".format(**status),
+        "summary": "The quality is unknown." if report is None else f"**{report['verdict']['summary']}**",
+        "data": "; ".join(data),
+        "schedule": settings.schedule.describe(),
+        "beta": "; ".join(told[1:] or told) and f"In this epoch {'; '.join(told[1:] or told)}.",
+        "toml": tomli_w.dumps(config["settings"]).strip(),
+        "evaluation": "None of these weights." if report is None else evaluation(loaded, report),
+        "files": files,
+    }
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    return template.format(settings=settings, epoch=loaded.epoch, **facts)
+
+
+def evaluation(loaded: Loaded, report: Any) -> str:
+    """The tables of an evaluation, a summary of the KL of the dimensions, and the verdict, in Markdown."""
+    from arcvae_cli.commands.evaluate import filled_tables
+
+    parts = [f"{report['reconstruction']['examples']:,} examples of `{report['corpus']}`, split {report['split']}."]
+    for title, headings, rows, note in filled_tables(loaded, report):
+        parts += [f"### {title}", markdown(("", *headings), rows), *[note] * bool(note)]
+    kl = {level: measured["kl_nats"] for level, measured in report["levels"].items()}
+    summed = [(level, *(f"{of(nats):.3f}" for of in (sum, min, max))) for level, nats in kl.items()]
+    parts += ["### KL in nats", markdown(("", "sum", "smallest dimension", "largest dimension"), summed)]
+    found = report["verdict"]["findings"]
+    judged = [("ok" if one["ok"] else "MISSED", one["name"], f"{one['value']:.4g}", one["target"]) for one in found]
+    return "\n\n".join([*parts, "### Verdict", markdown(("", "", "value", "target"), judged)])
+
+
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows))

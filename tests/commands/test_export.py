@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import Result
+
+from arcvae_cli import checkpoints
+from arcvae_cli.evaluation.information import eval_mode
+from arcvae_cli.models.base import Batch
+
+Run = Callable[..., Result]
+RUNS = ["tiny_run", "hierarchy_run", "equations_run"]
+
+
+def test_without_the_extra_nothing_is_written(
+    arcvae: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcvae_cli.commands.export.find_spec", lambda name: None)
+    result = arcvae("export", tiny_run, "--output", tmp_path / "out")
+    assert result.exit_code == 2 and list(tmp_path.iterdir()) == []
+    assert "safetensors is not installed\n  pip install 'arcvae[export]'" in result.stderr
+
+
+@pytest.mark.parametrize("name", [*RUNS, "bare_run"])
+def test_an_export_gives_the_same_model_without_the_run(
+    name: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    pytest.importorskip("safetensors")
+    run, folder = request.getfixturevalue(name), tmp_path / "out"
+    done = arcvae("export", run, "--no-onnx", "--output", folder, "--json")
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert sorted(document["files"]) == ["README.md", "model.safetensors"]
+    assert str(run.parent) not in "".join(path.read_text("latin-1") for path in folder.iterdir())
+    path, _ = checkpoints.find_checkpoint(str(folder), tmp_path)
+    one, other = (checkpoints.load(file) for file in (run / "checkpoints" / checkpoints.BEST, path))
+    assert one.model.structure == other.model.structure and one.epoch == other.epoch
+    x = torch.randint(0, 9, (7, *((16, 16) if one.model.kind == "grids" else (9,))))
+    outputs = []
+    for loaded in (one, other):
+        with eval_mode(loaded.model, 0):
+            outputs.append(loaded.model(Batch(x)))
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    again = arcvae("export", run, "--no-onnx", "--output", folder)
+    assert again.exit_code == 2 and "already" in again.stderr
+    for file, change in (("config.json", (b'"epoch": 3', b'"epoch": 4')), ("model.safetensors", None)):
+        content = (folder / file).read_bytes()
+        (folder / file).write_bytes(content.replace(*change) if change else content[:-1] + b"\1")
+        result = arcvae("sample", "--checkpoint", folder, "--output", tmp_path / "samples")
+        assert result.exit_code == 2 and "does not match its digest" in " ".join(result.stderr.split())
+        (folder / file).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_graphs_of_onnx_give_what_the_model_gives(
+    name: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    run = request.getfixturevalue(name)
+    done = arcvae("export", run, "--onnx", "--output", tmp_path, "--json")
+    assert done.exit_code == 0, done.stderr
+    checks = json.loads(done.stdout)["onnx"]
+    assert all(one["largest_difference"] < 1e-3 for one in checks.values())
+    model = checkpoints.load(tmp_path / checkpoints.WEIGHTS).model
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (5, *checks["encoder.onnx"]["inputs"]["x"][1:])))
+    sessions = {file: runtime.InferenceSession(tmp_path / file) for file in checks}
+    codes = sessions["encoder.onnx"].run(None, {"x": x.numpy()})
+    levels = list(model.level_shapes)
+    logits = sessions["decoder.onnx"].run(None, dict(zip(levels, codes[::2], strict=True)))[0]
+    with torch.no_grad():
+        encoded = model.encode(Batch(x), noise=False)
+        expected = model.decode({level.name: level.mean for level in encoded}).numpy()
+        np.testing.assert_allclose(codes[1], encoded[0].logvar.numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-3)
+        if "prior.onnx" in checks:
+            noise = model.noise(3)
+            drawn = sessions["prior.onnx"].run(None, {f"{key}_noise": value.numpy() for key, value in noise.items()})
+            for key, value in zip(levels, drawn, strict=True):
+                np.testing.assert_allclose(value, model.prior(noise)[key].numpy(), rtol=1e-4, atol=1e-4)
