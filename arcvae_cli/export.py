@@ -3,7 +3,7 @@
 import io
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-4  # of the largest value of an output
 
 
 def weights(loaded: checkpoints.Loaded) -> tuple[bytes, dict[str, Any]]:
-    """The safetensors file of a model, and what `checkpoints.read` needs beside it as plain values.
+    """The safetensors file of a model, and the `config.json` beside it, from which `checkpoints.read` rebuilds it.
 
     Of the user's files the settings keep the names alone, of loggers nothing.
     """
@@ -28,25 +28,21 @@ def weights(loaded: checkpoints.Loaded) -> tuple[bytes, dict[str, Any]]:
 
     model, table = loaded.model, loaded.settings.table()
     del table["log"]
-    data = table["data"]
-    data |= {key: Path(data[key]).name for name in MOVED if (key := name.removeprefix("data.")) in data}
-    tensors = {
-        name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()
-    }
-    config = {"format_version": checkpoints.FORMAT, "arcvae_version": __version__, "epoch": loaded.epoch}
-    config |= {"settings": table, "kind": model.kind, "structure": json.loads(model.structure.text())}
-    config |= {"levels": model.level_shapes, "conditions": checkpoints.content(model)["conditions"]}
+    for key in {name.removeprefix("data.") for name in MOVED} & table["data"].keys():
+        table["data"][key] = Path(table["data"][key]).name
+    tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
+    about = {"arcvae_version": __version__, "structure": model.structure.text()}
+    config = {"format_version": checkpoints.FORMAT, "epoch": loaded.epoch, "config": table, "kind": model.kind}
+    config |= {**about, "structure": json.loads(about["structure"]), "levels": model.level_shapes}
+    config["conditions"] = checkpoints.content(model)["conditions"]
     config["digest"] = checkpoints.digest(checkpoints.exported(config, tensors))
-    described = {"format": "pt", "arcvae_version": __version__, "structure": model.structure.text()}
-    return save(tensors, described), config
+    return save(tensors, {"format": "pt", **about}), config
 
 
 class Graph(nn.Module):
     """A function of a model as a module, its inputs by name, and the names of its outputs."""
 
-    def __init__(
-        self, model: VAE, function: Callable[..., Sequence[Tensor]], inputs: Mapping[str, Tensor], outputs: list[str]
-    ) -> None:
+    def __init__(self, model: VAE, function: Any, inputs: Mapping[str, Tensor], outputs: list[str]) -> None:
         super().__init__()
         self.model, self.function, self.inputs, self.outputs = model, function, inputs, outputs
         self.eval()
@@ -62,24 +58,21 @@ def graphs(model: VAE, x: Tensor) -> dict[str, Graph]:
     of several levels: standard normal noise -> latents.
     """
     levels = list(model.level_shapes)
-    parts = [f"{f'{level}_' * (len(levels) > 1)}{part}" for level in levels for part in ("mean", "logvar")]
+
+    def named(values: Iterable[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(levels, values, strict=True))
 
     def encode(x: Tensor) -> list[Tensor]:
         return [part for level in model.encode(Batch(x), noise=False) for part in (level.mean, level.logvar)]
 
-    def decode(*latents: Tensor) -> list[Tensor]:
-        return [model.decode(dict(zip(levels, latents, strict=True)))]
-
-    def draw(*noise: Tensor) -> list[Tensor]:
-        return list(model.prior(dict(zip(levels, noise, strict=True))).values())
-
     with torch.no_grad():
-        latents = dict(zip(levels, encode(x)[::2], strict=True))
+        latents = named(encode(x)[::2])
+    parts = [f"{level}_{part}" if len(levels) > 1 else part for level in levels for part in ("mean", "logvar")]
     made = {"encoder.onnx": Graph(model, encode, {"x": x}, parts)}
-    made["decoder.onnx"] = Graph(model, decode, latents, ["logits"])
+    made["decoder.onnx"] = Graph(model, lambda *z: (model.decode(named(z)),), latents, ["logits"])
     if len(levels) > 1:
         noise = {f"{level}_noise": value for level, value in model.noise(len(x)).items()}
-        made["prior.onnx"] = Graph(model, draw, noise, levels)
+        made["prior.onnx"] = Graph(model, lambda *noise: model.prior(named(noise)).values(), noise, levels)
     return made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -147,7 +146,7 @@ def show_report(loaded: Loaded, report: Any, console: Console) -> None:
     """Print the tables of an evaluation, the KL of every dimension and the verdict."""
     from rich.text import Text
 
-    from arcvae_cli.domains.base import picture_title
+    from arcvae_cli.domains.base import Table, picture_title
     from arcvae_cli.evaluation.verdict import remedies
     from arcvae_cli.render.terminal import kl_bars
 
@@ -157,10 +156,20 @@ def show_report(loaded: Loaded, report: Any, console: Console) -> None:
     console.result(Text(head, style="bold"))
     if loaded.model.attributes:
         console.result(Text("Without conditions, except for samples under a condition."))
-    for title, headings, rows, note in filled_tables(loaded, report):
-        console.table(title, ("", *headings), rows, header=any(headings))
-        if note or not any(headings):  # a table with a head ends in an empty line
-            console.result(Text(note))
+    columns = dict(zip(domain.per, ("nats", "bits"), strict=True))
+    likelihood = Table("Likelihood (cross-entropy, beta 1)", columns, ELBO)
+    latent = Table("Latent code", {name: name for name in report["levels"]}, LATENT)
+    for title, headings, scores, note in (*domain.tables(report), likelihood, latent):
+        rows, headed = [], any(headings)
+        for label, key, form in scores:
+            keys = [key.format(column) for column in headings.values()][: None if "{}" in key else 1]
+            values = [_lookup(report, one) for one in keys]
+            if any(value is not None for value in values):
+                rows.append((label, *(cell(value, "," if isinstance(value, int) else form) for value in values)))
+        if rows:
+            console.table(title, ("", *headings), rows, header=headed)
+            if note or not headed:  # a table with a head ends in an empty line
+                console.result(Text(note))
     for name, measured in report["levels"].items():
         floor = 0.0 if objective.free_bits_mode == "total" else objective.floor(name)  # of a dimension
         cells = loaded.model.level_shapes[name][1:]
@@ -174,25 +183,6 @@ def show_report(loaded: Loaded, report: Any, console: Console) -> None:
     for step, names in remedies(verdict["findings"]).items():
         console.result(Text(f"- {step} (for {'; '.join(names)})"))
     console.result(Text(verdict["summary"], style="bold green" if verdict["ok"] else "bold yellow"))
-
-
-def filled_tables(loaded: Loaded, report: Any) -> Iterator[tuple[str, list[str], list[tuple[str, ...]], str]]:
-    """The tables of an evaluation that have rows: title, headings, rows of a label and cells, and a note."""
-    from arcvae_cli.domains.base import Table
-
-    domain = domains.of(loaded.model.kind)
-    columns = dict(zip(domain.per, ("nats", "bits"), strict=True))
-    likelihood = Table("Likelihood (cross-entropy, beta 1)", columns, ELBO)
-    latent = Table("Latent code", {name: name for name in report["levels"]}, LATENT)
-    for title, headings, scores, note in (*domain.tables(report), likelihood, latent):
-        rows = []
-        for label, key, form in scores:
-            keys = [key.format(column) for column in headings.values()][: None if "{}" in key else 1]
-            values = [_lookup(report, one) for one in keys]
-            if any(value is not None for value in values):
-                rows.append((label, *(cell(value, "," if isinstance(value, int) else form) for value in values)))
-        if rows:
-            yield title, list(headings), rows, note
 
 
 def _lookup(report: Any, key: str) -> Any:

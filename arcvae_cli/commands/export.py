@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
 
 EXAMPLES = 64  # that ONNX graphs are compared on
+CARD = Path(__file__).with_name("card.md")
 INSTALL = "pip install 'arcvae[export]'"
 RunArgument = Annotated[str, typer.Argument(help=reading.CHECKPOINT, autocompletion=complete_runs)]
 OnnxOption = Annotated[bool | None, typer.Option("--onnx/--no-onnx", help="ONNX files", show_default="if installed")]
@@ -49,41 +52,39 @@ def export(
     loaded = reading.open_checkpoint(run, runs_dir, "cpu", console)
     from arcvae_cli.export import OPSET, graphs, to_onnx, weights
 
-    folder = reading.output_folder(loaded, output, "export")
     x, source, corpus = examples(loaded, console)
     content, config = weights(loaded)
     files, failed, config["onnx"] = {"model.safetensors": content}, list[str](), {}
-    heading = ("file", "size", "content", f"largest difference from PyTorch, {source}")
-    rows = [("model.safetensors", size(len(content)), "weights", "-")]
-    if onnx is not False and "onnx" in missing:
-        console.note(f"no ONNX files: onnx is not installed; {INSTALL}")
-    elif onnx is not False:
-        console.note(f"exporting to ONNX, opset {OPSET}")
-        if missing:
-            console.warn(f"the ONNX files are not checked: onnxruntime is not installed; {INSTALL}")
-        for name, graph in graphs(loaded.model, x).items():
-            try:
-                content, difference = to_onnx(graph, check=not missing)
-            except ArcvaeError as error:
-                failed.append(f"{name} is not written: {error.what}")
-                console.warn(failed[-1])
-                continue
-            files[name], shapes = content, {key: ["batch", *value.shape[1:]] for key, value in graph.inputs.items()}
-            made = {"opset": OPSET, "inputs": shapes, "outputs": graph.outputs, "largest_difference": difference}
-            config["onnx"][name] = made
-            through = f"{', '.join(shapes)} -> {', '.join(graph.outputs)}"
-            rows.append((name, size(len(content)), through, cell(difference, ".1e")))
-    files["README.md"] = model_card(loaded, corpus, config, x[0].numel(), markdown(heading, rows)).encode()
-    config["files"] = {
-        name: {"bytes": len(one), "sha256": hashlib.sha256(one).hexdigest()} for name, one in files.items()
-    }
-    files["config.json"] = (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
+    rows = [("model.safetensors", size(len(content)), "weights", "")]
+    if onnx is not False and missing:
+        told = "no ONNX files: onnx" if "onnx" in missing else "the ONNX files are not checked: onnxruntime"
+        console.warn(f"{told} is not installed; {INSTALL}")
+    for name, graph in ({} if onnx is False or "onnx" in missing else graphs(loaded.model, x)).items():
+        try:
+            files[name], difference = to_onnx(graph, check=not missing)
+        except ArcvaeError as error:
+            failed.append(f"{name} is not written: {error.what}")
+            console.warn(failed[-1])
+            continue
+        shapes = {key: ["batch", *value.shape[1:]] for key, value in graph.inputs.items()}
+        config["onnx"][name] = {"opset": OPSET, "inputs": shapes, "outputs": graph.outputs}
+        config["onnx"][name]["max_abs_difference"] = difference
+        through = f"{', '.join(shapes)} -> {', '.join(graph.outputs)}"
+        rows.append((name, size(len(files[name])), through, cell(difference, ".1e")))
+
+    def listed(console: Console) -> None:
+        console.table("", ("file", "size", "content", f"difference from PyTorch, {source}"), rows, left=(0, 2))
+
+    files["README.md"] = model_card(loaded, corpus, config["config"], x[0].numel(), printed(listed)).encode()
+    hashes = {name: {"bytes": len(one), "sha256": hashlib.sha256(one).hexdigest()} for name, one in files.items()}
+    files["config.json"] = (json.dumps({**config, "files": hashes}, indent=2, allow_nan=False) + "\n").encode()
+    folder = reading.output_folder(loaded, output, "export")
     for name, content in files.items():  # config.json last: without it nothing loads
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(content)
-    console.table("", heading, rows, left=(0, 2))
+    listed(console)
     console.note(f"wrote {', '.join(files)} to {folder}")
-    console.json({"output": str(folder), "checkpoint": str(loaded.path), **config})
+    console.json({"output": str(folder), "checkpoint": str(loaded.path), **config, "files": hashes})
     if failed and onnx:
         raise ArcvaeError(failed[0])
 
@@ -107,8 +108,9 @@ def examples(loaded: Loaded, console: Console) -> tuple[Any, str, Any]:
     return x, f"{EXAMPLES} {noun} drawn from the model", None
 
 
-def model_card(loaded: Loaded, corpus: Any, config: Any, positions: int, files: str) -> str:
-    """`card.md` with what the files of the run tell; `positions`: of an example."""
+def model_card(loaded: Loaded, corpus: Any, table: Any, positions: int, files: str) -> str:
+    """`card.md` with what the files of the run tell. `table`: settings; `positions`: of an example."""
+    from arcvae_cli.commands.evaluate import show_report
     from arcvae_cli.data.corpora import corpus_name
 
     model, settings, run = loaded.model, loaded.settings, loaded.run or Path()
@@ -116,52 +118,43 @@ def model_card(loaded: Loaded, corpus: Any, config: Any, positions: int, files: 
     data = [f"Corpus `{trained_on}`"]
     if corpus is not None:
         sizes = ", ".join(f"{corpus.size(split):,} {split}" for split in ("train", "val", "test"))
-        data += [f"{sizes} {noun}", *["split by ARC task"] * trained_on.startswith("arc"), *corpus.notes]
+        by_task = settings.data.path is None and trained_on.startswith("arc")
+        data += [f"{sizes} {noun}", *["split by ARC task"] * by_task, *corpus.notes]
     log = read_lines(run / "metrics.jsonl") if is_file(run / "metrics.jsonl") else []
     line = next((line for line in log if (line["kind"], line["epoch"]) == ("epoch", loaded.epoch)), {})
     scale, betas = elbo_scale(settings, positions), [key for key in line if key.startswith("train/beta")]
     told = [
-        f"{key[6:]} {line[key]:.4g}{f' ({line[key] * scale:.4g} on the ELBO scale)' * bool(scale)}" for key in betas
+        f"{key[6:]} {line[key]:.4g}" + f" ({line[key] * scale:.4g} on the ELBO scale)" * bool(scale) for key in betas
     ]
-    report: Any = None
+    summary, evaluation = "not evaluated: the quality is unknown", "None."
     for path in (run / "metrics.json", run / "evaluation" / f"{trained_on}-test" / "metrics.json"):
-        if is_file(path) and (found := json.loads(path.read_bytes()))["epoch"] == loaded.epoch:
-            report = found
+        if is_file(path) and (report := json.loads(path.read_bytes()))["epoch"] == loaded.epoch:
+            summary, evaluation = report["verdict"]["summary"], printed(partial(show_report, loaded, report))
     latents = (f"{level} ({' x '.join(map(str, shape))})" for level, shape in model.level_shapes.items())
-    facts = {
-        "name": run.name or loaded.path.stem,
-        "noun": noun,
-        "version": __version__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "latents": " and ".join(latents),
-        "state": "" if status is None else "; run {state}, at epoch {epoch} of {epochs}".format(**status),
-        "summary": "The quality is unknown." if report is None else f"**{report['verdict']['summary']}**",
-        "data": "; ".join(data),
-        "schedule": settings.schedule.describe(),
-        "beta": "; ".join(told[1:] or told) and f"In this epoch {'; '.join(told[1:] or told)}.",
-        "toml": tomli_w.dumps(config["settings"]).strip(),
-        "evaluation": "None of these weights." if report is None else evaluation(loaded, report),
-        "files": files,
-    }
-    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    return template.format(settings=settings, epoch=loaded.epoch, **facts)
+    return CARD.read_text(encoding="utf-8").format(
+        name=run.name or loaded.path.stem,
+        noun=noun,
+        version=__version__,
+        settings=settings,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        latents=" and ".join(latents),
+        epoch=loaded.epoch,
+        state="" if status is None else "; run {state}, at epoch {epoch} of {epochs}".format(**status),
+        summary=summary,
+        data="; ".join(data),
+        schedule=settings.schedule.describe(),
+        betas=", ".join(told[1:] or told) or "unknown",
+        toml=tomli_w.dumps(table).strip(),
+        evaluation=evaluation,
+        files=files,
+    )
 
 
-def evaluation(loaded: Loaded, report: Any) -> str:
-    """The tables of an evaluation, a summary of the KL of the dimensions, and the verdict, in Markdown."""
-    from arcvae_cli.commands.evaluate import filled_tables
+def printed(show: Callable[[Console], None]) -> str:
+    """What a function prints on a console, as plain text."""
+    from rich.console import Console as Terminal
 
-    parts = [f"{report['reconstruction']['examples']:,} examples of `{report['corpus']}`, split {report['split']}."]
-    for title, headings, rows, note in filled_tables(loaded, report):
-        parts += [f"### {title}", markdown(("", *headings), rows), *[note] * bool(note)]
-    kl = {level: measured["kl_nats"] for level, measured in report["levels"].items()}
-    summed = [(level, *(f"{of(nats):.3f}" for of in (sum, min, max))) for level, nats in kl.items()]
-    parts += ["### KL in nats", markdown(("", "sum", "smallest dimension", "largest dimension"), summed)]
-    found = report["verdict"]["findings"]
-    judged = [("ok" if one["ok"] else "MISSED", one["name"], f"{one['value']:.4g}", one["target"]) for one in found]
-    return "\n\n".join([*parts, "### Verdict", markdown(("", "", "value", "target"), judged)])
-
-
-def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows))
+    console, text = Console(), io.StringIO()
+    console.out = Terminal(file=text, width=100, color_system=None)
+    show(console)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")

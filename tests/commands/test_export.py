@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from typer.testing import Result
 from arcvae_cli import checkpoints
 from arcvae_cli.evaluation.information import eval_mode
 from arcvae_cli.models.base import Batch
+from arcvae_cli.models.grid import GridVAE
 
 Run = Callable[..., Result]
+RECORDED = Path(__file__).parents[2] / "docs" / "recorded" / "quickstart"
 RUNS = ["tiny_run", "hierarchy_run", "equations_run"]
 
 
@@ -56,6 +59,33 @@ def test_an_export_gives_the_same_model_without_the_run(
         (folder / file).write_bytes(content)
 
 
+def test_a_model_that_onnx_cannot_express_is_exported_without(
+    arcvae: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(GridVAE, "decode", lambda self, latents: latents["z"].sinc())
+    for flags, code in (([], 0), (["--onnx"], 1)):
+        result = arcvae("export", tiny_run, "--output", tmp_path / str(code), *flags)
+        assert result.exit_code == code and "decoder.onnx is not written: " in result.stderr
+        written = ["README.md", "config.json", "encoder.onnx", "model.safetensors"]
+        assert sorted(path.name for path in (tmp_path / str(code)).iterdir()) == written
+
+
+def test_the_card_tells_the_verdict_of_these_weights_and_of_no_others(
+    arcvae: Run, tiny_run: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("safetensors")
+    run, report = shutil.copytree(tiny_run, tmp_path / "run"), json.loads((RECORDED / "metrics.json").read_text())
+    for epoch in (2, 3):
+        (run / "metrics.json").write_text(json.dumps({**report, "epoch": epoch}))
+        assert arcvae("export", run, "--no-onnx").exit_code == 0
+    others, own = ((run / name / "README.md").read_text() for name in ("export", "export-2"))
+    assert "**not evaluated: the quality is unknown**" in others and "MISS" not in others
+    assert f"**{report['verdict']['summary']}**" in own
+    assert own.count("\nMISS ") == sum(not one["ok"] for one in report["verdict"]["findings"]) > 0
+    assert "100 train, 20 val, 40 test grids" in own
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_the_graphs_of_onnx_give_what_the_model_gives(
     name: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
@@ -66,7 +96,7 @@ def test_the_graphs_of_onnx_give_what_the_model_gives(
     done = arcvae("export", run, "--onnx", "--output", tmp_path, "--json")
     assert done.exit_code == 0, done.stderr
     checks = json.loads(done.stdout)["onnx"]
-    assert all(one["largest_difference"] is not None for one in checks.values())
+    assert all(one["max_abs_difference"] is not None for one in checks.values())
     model = checkpoints.load(tmp_path / checkpoints.WEIGHTS).model
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (5, *checks["encoder.onnx"]["inputs"]["x"][1:])))
     sessions = {file: runtime.InferenceSession(tmp_path / file) for file in checks}
