@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +20,7 @@ from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption, complete_runs
 from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.files import atomic_write, exists, is_file, read_lines, size
+from arcvae_cli.files import atomic_write, is_file, read_lines, size
 from arcvae_cli.folders import read_status
 from arcvae_cli.settings import elbo_scale
 
@@ -47,8 +47,8 @@ def export(
     missing = [name for name in ("safetensors", "onnx", "onnxruntime") if find_spec(name) is None]
     if "safetensors" in missing or (onnx and "onnx" in missing):
         raise InputError(f"arcvae export: {missing[0]} is not installed", INSTALL)
-    if output is not None and (there := [name for name in ("config.json", "README.md") if exists(output / name)]):
-        raise InputError(f"--output {output}: has a {there[0]} already", "choose another folder")
+    if output is not None and (there := next(output.glob("[!.]*"), None)):
+        raise InputError(f"--output {output}: has a {there.name} already", "choose an empty folder")
     loaded = reading.open_checkpoint(run, runs_dir, "cpu", console)
     from arcvae_cli.export import OPSET, graphs, to_onnx, weights
 
@@ -69,22 +69,24 @@ def export(
         shapes = {key: ["batch", *value.shape[1:]] for key, value in graph.inputs.items()}
         config["onnx"][name] = {"opset": OPSET, "inputs": shapes, "outputs": graph.outputs}
         config["onnx"][name]["max_abs_difference"] = difference
-        through = f"{', '.join(shapes)} -> {', '.join(graph.outputs)}"
+        through = (
+            f"{', '.join(shapes)} -> {', '.join(graph.outputs)}{', no conditions' * bool(loaded.model.attributes)}"
+        )
         rows.append((name, size(len(files[name])), through, cell(difference, ".1e")))
 
     def listed(console: Console) -> None:
         console.table("", ("file", "size", "content", f"difference from PyTorch, {source}"), rows, left=(0, 2))
 
+    config["files"] = {name: {"bytes": len(one), "sha256": sha256(one).hexdigest()} for name, one in files.items()}
     files["README.md"] = model_card(loaded, corpus, config["config"], x[0].numel(), printed(listed)).encode()
-    hashes = {name: {"bytes": len(one), "sha256": hashlib.sha256(one).hexdigest()} for name, one in files.items()}
-    files["config.json"] = (json.dumps({**config, "files": hashes}, indent=2, allow_nan=False) + "\n").encode()
+    files["config.json"] = (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
     folder = reading.output_folder(loaded, output, "export")
     for name, content in files.items():  # config.json last: without it nothing loads
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(content)
     listed(console)
     console.note(f"wrote {', '.join(files)} to {folder}")
-    console.json({"output": str(folder), "checkpoint": str(loaded.path), **config, "files": hashes})
+    console.json({"output": str(folder), "checkpoint": str(loaded.path), **config})
     if failed and onnx:
         raise ArcvaeError(failed[0])
 
