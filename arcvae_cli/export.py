@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from arcvae_cli import __version__, checkpoints
 from arcvae_cli.errors import ArcvaeError, first_line
+from arcvae_cli.evaluation.information import eval_mode
 from arcvae_cli.folders import MOVED
 from arcvae_cli.models.base import VAE, Batch
 
@@ -65,14 +66,14 @@ def graphs(model: VAE, x: Tensor) -> dict[str, Graph]:
     def encode(x: Tensor) -> list[Tensor]:
         return [part for level in model.encode(Batch(x), noise=False) for part in (level.mean, level.logvar)]
 
-    with torch.no_grad():
-        latents = named(encode(x)[::2])
+    with eval_mode(model, 0):
+        latents, noise = named(encode(x)[::2]), model.noise(len(x))
     parts = [f"{level}_{part}" if len(levels) > 1 else part for level in levels for part in ("mean", "logvar")]
     made = {"encoder.onnx": Graph(model, encode, {"x": x}, parts)}
     made["decoder.onnx"] = Graph(model, lambda *z: (model.decode(named(z)),), latents, ["logits"])
     if len(levels) > 1:
-        noise = {f"{level}_noise": value for level, value in model.noise(len(x)).items()}
-        made["prior.onnx"] = Graph(model, lambda *noise: model.prior(named(noise)).values(), noise, levels)
+        inputs = {f"{level}_noise": value for level, value in noise.items()}
+        made["prior.onnx"] = Graph(model, lambda *noise: model.prior(named(noise)).values(), inputs, levels)
     return made
 
 

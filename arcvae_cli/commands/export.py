@@ -54,7 +54,7 @@ def export(
 
     x, source, corpus = examples(loaded, console)
     content, config = weights(loaded)
-    files, failed, config["onnx"] = {"model.safetensors": content}, list[str](), {}
+    files, config["onnx"], failed = {"model.safetensors": content}, {}, ""
     rows = [("model.safetensors", size(len(content)), "weights", "")]
     if onnx is not False and missing:
         told = "no ONNX files: onnx" if "onnx" in missing else "the ONNX files are not checked: onnxruntime"
@@ -63,19 +63,17 @@ def export(
         try:
             files[name], difference = to_onnx(graph, check=not missing)
         except ArcvaeError as error:
-            failed.append(f"{name} is not written: {error.what}")
-            console.warn(failed[-1])
+            failed = f"{name} is not written: {error.what}"
+            console.warn(failed)
             continue
-        shapes = {key: ["batch", *value.shape[1:]] for key, value in graph.inputs.items()}
-        config["onnx"][name] = {"opset": OPSET, "inputs": shapes, "outputs": graph.outputs}
-        config["onnx"][name]["max_abs_difference"] = difference
-        through = (
-            f"{', '.join(shapes)} -> {', '.join(graph.outputs)}{', no conditions' * bool(loaded.model.attributes)}"
-        )
+        config["onnx"][name] = {"opset": OPSET, "max_abs_difference": difference}
+        through = f"{', '.join(graph.inputs)} -> {', '.join(graph.outputs)}"
+        through += ", no conditions" * bool(loaded.model.attributes)
         rows.append((name, size(len(files[name])), through, cell(difference, ".1e")))
 
     def listed(console: Console) -> None:
-        console.table("", ("file", "size", "content", f"difference from PyTorch, {source}"), rows, left=(0, 2))
+        console.table("", ("file", "size", "content", "difference"), rows, left=(0, 2))
+        console.result(f"difference: the largest of ONNX Runtime's outputs from PyTorch's, {source}")
 
     config["files"] = {name: {"bytes": len(one), "sha256": sha256(one).hexdigest()} for name, one in files.items()}
     files["README.md"] = model_card(loaded, corpus, config["config"], x[0].numel(), printed(listed)).encode()
@@ -88,7 +86,7 @@ def export(
     console.note(f"wrote {', '.join(files)} to {folder}")
     console.json({"output": str(folder), "checkpoint": str(loaded.path), **config})
     if failed and onnx:
-        raise ArcvaeError(failed[0])
+        raise ArcvaeError(failed)
 
 
 def examples(loaded: Loaded, console: Console) -> tuple[Any, str, Any]:
@@ -124,10 +122,9 @@ def model_card(loaded: Loaded, corpus: Any, table: Any, positions: int, files: s
         data += [f"{sizes} {noun}", *["split by ARC task"] * by_task, *corpus.notes]
     log = read_lines(run / "metrics.jsonl") if is_file(run / "metrics.jsonl") else []
     line = next((line for line in log if (line["kind"], line["epoch"]) == ("epoch", loaded.epoch)), {})
-    scale, betas = elbo_scale(settings, positions), [key for key in line if key.startswith("train/beta")]
-    told = [
-        f"{key[6:]} {line[key]:.4g}" + f" ({line[key] * scale:.4g} on the ELBO scale)" * bool(scale) for key in betas
-    ]
+    told, scale = list[str](), elbo_scale(settings, positions)
+    for key in (key for key in line if key.startswith("train/beta")):
+        told.append(f"{key[6:]} {line[key]:.4g}{f' ({line[key] * scale:.4g} on the ELBO scale)' if scale else ''}")
     summary, evaluation = "not evaluated: the quality is unknown", "None."
     for path in (run / "metrics.json", run / "evaluation" / f"{trained_on}-test" / "metrics.json"):
         if is_file(path) and (report := json.loads(path.read_bytes()))["epoch"] == loaded.epoch:
@@ -157,6 +154,6 @@ def printed(show: Callable[[Console], None]) -> str:
     from rich.console import Console as Terminal
 
     console, text = Console(), io.StringIO()
-    console.out = Terminal(file=text, width=100, color_system=None)
+    console.out = Terminal(file=text, width=120, color_system=None)
     show(console)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
