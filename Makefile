@@ -9,8 +9,11 @@ INSTALL = echo "installing into $(VENV), about a minute"; \
 	$(BIN)/python -m pip install --editable '.[$(EXTRAS)]' \
 	| awk '/^ *(Collecting|Downloading|Installing)/ {printf "."; fflush()} /^Successfully installed/ {print NF - 2 " packages"}'
 
+# without what they need themselves, which is there already: they run on the very same torch
+LIBRARIES = pythae==0.1.2 cloudpickle imageio tqdm lightning==2.6.6 torchmetrics lightning-utilities
+
 .DEFAULT_GOAL := help
-.PHONY: help train test check lint types format docs stale bench same soak fuzz clean
+.PHONY: help train test callbacks check lint types format docs stale bench same soak fuzz clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +23,10 @@ train: $(VENV)/.run ## train the quickstart preset on real ARC grids: a few minu
 
 test: $(VENV)/.dev ## run the tests, on all cores
 	$(BIN)/pytest --numprocesses auto --dist loadfile
+
+callbacks: $(VENV)/.dev ## test the callbacks of examples/ in pythae and Lightning, which go into build/callbacks
+	@test -d build/callbacks || $(BIN)/python -m pip install --quiet --no-deps --target build/callbacks $(LIBRARIES)
+	PYTHONPATH=build/callbacks $(BIN)/pytest tests/evaluation/test_diagnose.py -k 'lightning or pythae'
 
 check: lint types test stale ## lint, types, tests and the output shown in the docs
 

@@ -29,6 +29,21 @@ class Canvas:
     def cells(self) -> int:
         return self.height * self.width
 
+    @property
+    def void(self) -> int | None:
+        """The class of what surrounds the content of a canvas: that outside of grids, or the background."""
+        return self.background if self.outside is None else self.outside
+
+    @property
+    def content(self) -> tuple[int, ...]:
+        """The classes that are neither background nor outside of a grid."""
+        return tuple(number for number in range(self.classes) if number not in (self.background, self.outside))
+
+    def describe(self) -> str:
+        """Size and classes, as `28x28, 2 classes (Bernoulli likelihood)`: two logits a cell are one log odds."""
+        kind = "colours" if self.arc and self.outside is None else "classes"
+        return f"{self.height}x{self.width}, {self.classes} {kind}" + " (Bernoulli likelihood)" * (self.classes == 2)
+
     def text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 

@@ -84,8 +84,8 @@ class Engine:
         (self.body if graph is None else graph.replay)()
 
     def body(self) -> None:
-        augment, conditions = self.settings.data.augment, bool(self.step.model.attributes)
-        batch = self.corpus.batch("train", self.indices, augment=augment, conditions=conditions)
+        conditions = bool(self.step.model.attributes)
+        batch = self.corpus.batch("train", self.indices, augment=self.corpus.augment, conditions=conditions)
         terms, output = self.step.train(batch, self.control.weigh)
         self.metrics.add(self.row, terms, output, batch, self.step.norm)
         self.row.add_(1)

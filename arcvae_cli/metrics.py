@@ -26,7 +26,7 @@ class EpochMetrics:
     clamped_kl: dict[str, float]  # by level, the KL term in nats after free bits and reduction
     kl_per_dim: dict[str, list[float]]  # by level, raw KL in nats of each group
     position: float  # share of positions that are right
-    foreground: float  # share of positions that are not background that are right
+    foreground: float | None  # share of positions that are not background that are right, None without any
     exact: float  # share of examples with every position right
 
     @property
@@ -58,11 +58,12 @@ class MetricAccumulator:
         numbers = [len(batch.x), *losses, 0.0 if norm is None else norm, *(terms.betas[level] for level in self.levels)]
         parts = [x.reshape(-1) if isinstance(x, Tensor) else self.table.new_full((1,), x) for x in numbers]
         right = output.logits.argmax(dim=1) == batch.x  # (B, *positions)
-        valid = right.new_ones(()).expand_as(right) if batch.valid is None else batch.valid
-        foreground = valid if self.background is None else (batch.x != self.background) & valid
-        exact = (right | ~valid).flatten(1).all(dim=1)
-        right = right & valid
-        hits = [right.sum(), valid.sum(), (right & foreground).sum(), foreground.sum(), exact.sum()]
+        counted = batch.valid if batch.scored is None else batch.scored
+        counted = right.new_ones(()).expand_as(right) if counted is None else counted
+        foreground = torch.zeros_like(counted) if self.background is None else (batch.x != self.background) & counted
+        exact = (right | ~counted).flatten(1).all(dim=1)
+        right = right & counted
+        hits = [right.sum(), counted.sum(), (right & foreground).sum(), foreground.sum(), exact.sum()]
         line = torch.cat([*parts, torch.stack(hits)])  # of the type of the table
         if isinstance(row, Tensor):
             self.table.index_copy_(0, row, line[None])
@@ -110,7 +111,7 @@ class MetricRows:
             clamped_kl={name: next(columns) for name in self.levels},
             kl_per_dim={name: list(islice(columns, groups)) for name, groups in self.levels.items()},
             position=right / max(positions, 1.0),
-            foreground=found / foreground if foreground else 0.0,
+            foreground=found / foreground if foreground else None,
             exact=exact / n,
         )
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from arcvae_cli.canvas import Canvas
 from arcvae_cli.controllers import Target
 from arcvae_cli.metrics import EpochMetrics
 from arcvae_cli.objective import ACTIVE_KL
@@ -18,9 +19,20 @@ from arcvae_cli.settings import Settings
 Examples = NDArray[np.integer[Any]]
 
 ACCURACIES: dict[str, tuple[str, str | None, str]] = {
-    "pixel": ("pixel_accuracy", "non_black_accuracy", "exact_accuracy"),
+    "pixel": ("pixel_accuracy", "foreground_accuracy", "exact_accuracy"),
     "token": ("token_acc", None, "seq_acc"),
 }  # by the unit of a corpus: the names of its shares of right positions, foreground positions and whole examples
+
+
+def words(canvas: Canvas) -> tuple[str, str, str]:
+    """What people call the background of a canvas, all that is not background, and a class."""
+    return ("black", "non-black", "colour") if canvas.arc else ("background", "foreground", "class")
+
+
+def renamed(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of `metrics.jsonl` with the names of today, if an earlier version wrote it."""
+    return {name.replace("/non_black_", "/foreground_"): value for name, value in line.items()}
+
 
 HIGHER_IS_BETTER = {f"val/{name}" for names in ACCURACIES.values() for name in names if name is not None}
 
@@ -40,6 +52,7 @@ class Plan:
     elbo_scale: float | None  # from beta to the ELBO's; None where no such beta exists
     notes: tuple[str, ...]
     blank: float | None  # accuracy of an uninformative latent on the validation split
+    canvas: Canvas | None = None  # of grids
     blank_nats: float | None = None  # nats per example of the same, where it is a likelihood
     entropy: float | None = None  # nats per example, the lower bound of the data, where it is known
 
@@ -121,9 +134,9 @@ def flat(split: str, metrics: EpochMetrics, unit: str) -> dict[str, Any]:
     }
 
 
-def number(value: float) -> float | None:
+def number(value: float | None) -> float | None:
     """NaN and infinity are logged as null, since JSON has neither."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,7 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -15,7 +24,7 @@ from arcvae_cli.schedules.open import LinearWarmup
 
 Table = dict[str, Any]
 
-GridCorpusName = Literal["arc", "arc-raw", "shapes"]
+GridCorpusName = Literal["arc", "arc-raw", "arc30", "shapes", "digits"]
 StringCorpusName = Literal["equations", "smiles"]
 GRID_CORPORA: tuple[str, ...] = get_args(GridCorpusName)
 STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)
@@ -48,14 +57,31 @@ def _either(text: str) -> WrapValidator:  # one sentence, not a fault for each a
     return WrapValidator(check)
 
 
+SIDES = 3, 64  # least and most rows and columns of a canvas
+CANVAS_KEYS = ("canvas", "classes", "background", "outside")  # of `data`: what a corpus of grids is put on
+
+
+def _sides(value: Any) -> Any:  # "12x20", "28" or 28 as "12x20" or "28x28"
+    found = re.fullmatch(r"(\d{1,2})(?:x(\d{1,2}))?", str(value))
+    sides = (int(found[1]), int(found[2] or found[1])) if found else ()
+    if not sides or not all(SIDES[0] <= side <= SIDES[1] for side in sides):
+        raise PydanticCustomError("canvas", "should be HxW or one number for both, each 3 to 64")
+    return f"{sides[0]}x{sides[1]}"
+
+
+Sides = Annotated[str, BeforeValidator(_sides)]
+Class = Annotated[Literal["none"] | Annotated[int, Field(ge=0, le=255)], _either("a class from 0 to 255, or none")]
 Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Width = Annotated[int, Field(ge=1, le=4096)]  # above, a single layer takes gigabytes
+Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=1)]
+CHANNELS = _either("a list of integers from 1 to 4096")
 Kernel = Annotated[int, Field(ge=1, le=255)]
 Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _either("auto or 1 to 1024")]
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Monitor = Annotated[str, AfterValidator(lambda name: name.replace("non_black_", "foreground_"))]  # its name in old runs
 WandbName = Annotated[str, Field(pattern=r"^[^/\\#?%:;,']{1,128}$")]
 
 
@@ -66,7 +92,13 @@ class DataSettings(SettingsTable):
     path: Path | None = Field(None, strict=False, description="your own corpus: .npz, .npy, ARC JSON, file of strings")
     size: Count = Field(100_000, description="number of examples of a built corpus")
     seed: Natural = Field(0, description="seed of a built corpus")
-    augment: bool = Field(True, description="random symmetries and colour permutations of every batch")
+    canvas: Sides | None = Field(None, description="HxW that grids are padded to; by default their size")
+    classes: int | None = Field(None, ge=2, le=256, description="classes of a cell; by default the largest and one")
+    background: Class | None = Field(None, description="class of empty cells, or none; 0 by default")
+    outside: Literal["background", "class"] | None = Field(None, description="class of cells outside of padded grids")
+    augment: bool | None = Field(None, description="augment batches; by default for ARC and shapes, not for your own")
+    symmetries: bool = Field(True, description="augmentation turns and mirrors grids")
+    permute_classes: bool = Field(True, description="augmentation permutes the classes but for the background")
     limit: Count | None = Field(None, description="training examples at most; an eighth as many validate")
     grammar: str | None = Field(None, description="grammar of the strings: a file, or equations, smiles")
     input: Path | None = Field(None, strict=False, description="strings of the grammar, one per line")
@@ -83,7 +115,19 @@ class DataSettings(SettingsTable):
             return True
         return None if self.path is not None else self.name in STRING_CORPORA
 
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Rows and columns of `canvas`."""
+        return None if self.canvas is None else (int(self.canvas.split("x")[0]), int(self.canvas.split("x")[1]))
+
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
+        for key in CANVAS_KEYS if self.of_strings else ():
+            if getattr(self, key) is not None:
+                yield key, "strings have no canvas", "remove it"
+        if self.classes is not None and isinstance(self.background, int) and self.background >= self.classes:
+            yield "background", f"{self.background} is not below data.classes {self.classes}", "lower it, or use none"
+        if self.outside == "class" and self.path is not None and self.canvas is None:
+            yield "outside", "class needs data.canvas, which grids are padded to", "give --canvas too, or remove it"
         sources = [key for key in ("path", "input", "prod") if getattr(self, key) is not None]
         for second in sources[1:]:
             yield second, f"cannot be combined with data.{sources[0]}", "remove one of them"
@@ -117,10 +161,18 @@ class GridSettings(ModelSettings):
     name: Literal["grid"] = "grid"
     latent_dim: Width = Field(10, description="dimensions of the latent vector")
     body: Literal["plain", "residual"] = Field("plain", description="layers around the latent vector")
+    encoder_channels: Annotated[Widths | None, CHANNELS] = Field(
+        None, description="of each convolution, of which all but the first halve the grid; by default by its size"
+    )
+    decoder_channels: Annotated[Widths | None, CHANNELS] = Field(
+        None, description="from the smallest map to the full size, doubled in between; by default the encoder's"
+    )
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
         if self.body == "plain" and self.dropout > 0:
             yield "dropout", "body = plain has no dropout", "remove it, or use body=residual"
+        if self.body == "residual" and self.decoder_channels is not None:
+            yield "decoder_channels", "the decoder of body = residual has none", "remove it, or use body=plain"
 
 
 class HierarchicalSettings(ModelSettings):
@@ -131,7 +183,9 @@ class HierarchicalSettings(ModelSettings):
     name: Literal["hierarchical"] = "hierarchical"
     global_dim: Width = Field(16, description="dimensions of the global vector")
     local_channels: Width = Field(4, description="channels of the local map")
-    local_size: Literal[4, 8, 16] = Field(8, description="rows and columns of the local map")
+    local_size: int = Field(
+        8, ge=1, le=64, description="rows of the local map, or columns if the grid is wider, at most"
+    )
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of training grids without conditions")
 
 
@@ -140,7 +194,6 @@ KUSNER |= {"decoder_hidden": 501, "decoder_dropout": 0.0}
 """Sizes of `arch = kusner` where none are given; those of `enhanced` are the defaults."""
 
 Kernels = Annotated[tuple[Kernel, ...], Field(strict=False)]
-Widths = Annotated[tuple[Width, ...], Field(strict=False)]
 SIZE = _either("an integer or a list, of kernels from 1 to 255, of channels from 1 to 4096")
 
 
@@ -224,7 +277,7 @@ class TrainSettings(SettingsTable):
     gradient_clip: NotNegative = Field(1.0, description="maximum gradient norm per example; 0 is off")
     early_stopping: bool = Field(True, description="stop when the monitored metric no longer improves")
     patience: Count = Field(10, description="epochs without a better value before an early stop")
-    monitor: str = Field("val/loss_selection", description="metric that selects the best epoch")
+    monitor: Monitor = Field("val/loss_selection", description="metric that selects the best epoch")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, batches and noise")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the network")
@@ -278,10 +331,11 @@ class Settings(SettingsTable):
     def table(self) -> Table:
         """Plain nested dictionaries, ready for TOML or JSON, without unset keys and keys without an effect."""
         table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        own = self.data.path is not None
-        idle = {"name": own, "recipe": own or self.data.name != "equations", "augment": self.data.of_strings}
+        own, strings = self.data.path is not None, self.model.kind == "strings"
+        idle = {"name": own, "recipe": own or self.data.name != "equations"}
+        idle |= dict.fromkeys(("augment", "symmetries", "permute_classes"), strings)
         for key in [key for key, without in idle.items() if without]:
-            del table["data"][key]
+            table["data"].pop(key, None)
         if not self.objective.free_bits_by_level:
             del table["objective"]["free_bits_by_level"]
         return table
@@ -309,7 +363,7 @@ class Settings(SettingsTable):
 
 
 MONITORS = {
-    "grids": "loss_selection loss_total loss_reconstruction pixel_accuracy non_black_accuracy exact_accuracy",
+    "grids": "loss_selection loss_total loss_reconstruction pixel_accuracy foreground_accuracy exact_accuracy",
     "strings": "loss_selection loss_total loss_reconstruction token_acc seq_acc",
 }  # metrics that may select the best epoch, by the kind of example
 GRID_POSITIONS = 256  # cells of a grid's canvas

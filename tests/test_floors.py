@@ -16,7 +16,7 @@ FLOORS = {
     2: {"gaussians", "conditions", "controllers", "machine", "models", "objective", "data"},
     3: {"step", "metrics", "engine", "checkpoints", "folders", "records", "evaluation", "domains", "trainer", "export"},
     4: {"console", "render", "recorders"},
-    5: {"commands", "cli", "__main__"},
+    5: {"commands", "cli", "__main__", "api"},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 HEAVY = {"torch", "matplotlib", "sklearn", "rich", "wandb", "tensorboard"}
@@ -44,7 +44,7 @@ def offences(path: Path) -> Iterator[str]:
         package, _, room = name.partition(".")
         room = room.partition(".")[0]
         if package == "arcvae_cli" and room in FLOOR:
-            shown = own == "domains" and room in ("console", "render") and not top
+            shown = (own == "domains" or path.name == "diagnose.py") and room in ("console", "render") and not top
             early = top and name.startswith("arcvae_cli.render.plots")  # it imports Matplotlib
             if early or (FLOOR[room] > floor and not shown) or (own == "models" and room == "data"):
                 yield name

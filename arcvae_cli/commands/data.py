@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build or describe a corpus.")
 
-KNOWN = f"{', '.join(CORPORA)}, or a .npz, .npy, ARC .json, a folder, or a file of strings"
+KNOWN = f"{', '.join(CORPORA)}, or a .npz, .npy, ARC .json, .txt map, .png, a folder of those, or a file of strings"
 STRINGS = "Strings of a grammar"  # a panel of the help
 OF_STRINGS = ("grammar", "input", "recipe", "max_rules", "prod", "masks", "pad_id")
-ROWS = (*own_names("data", "Input", "size", "seed"), *own_names("data", STRINGS, *OF_STRINGS))
+ROWS = (*own_names("data", "Input", "size", "seed", "canvas", "classes"), *own_names("data", STRINGS, *OF_STRINGS))
 named = typer.Argument(metavar="NAME|PATH", show_default=False, help=KNOWN, autocompletion=complete(lambda: CORPORA))
 CorpusArgument = Annotated[str | None, named]
 _of_strings: Any = partial(typer.Option, rich_help_panel=STRINGS)
 _of_output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
-FORMS = {"black": ".1%", "single_colour": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
+DRAWN = dict.fromkeys(("arc", "arc30", "arc-raw"), "80/10/10 by task, test being both evaluation sets")
+DRAWN |= {"shapes": "80/10/10 at random", "digits": "80/10/10 by a hash of the content; there is no official split"}
+SHARES = 16  # classes whose shares are shown
+FORMS = {"background": ".1%", "single_class": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
 
 
 @app.command()
@@ -47,6 +50,7 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a corpus into the cache, or read and check a file of your own; --output also writes it as .npz."""
+    from arcvae_cli.canvas import ARC
     from arcvae_cli.data.arrays import SPLITS
     from arcvae_cli.data.corpora import fetch_zinc
     from arcvae_cli.data.files import write_dataset
@@ -72,7 +76,8 @@ def build(
     content: dict[str, Any] = {}
     if dataset.rules is not None:
         content = {"steps": dataset.x.shape[1], "rules": len(dataset.rules), "origin": asdict(dataset.origin)}
-    console.lines(one_line(f"{key} {text}") for key, text in ({f"{dataset.name}:": sizes} | identity).items())
+    shown = {"canvas": dataset.canvas.describe()} if dataset.canvas != ARC else {}  # of strings, too, it is ARC
+    console.lines(one_line(f"{key} {text}") for key, text in ({f"{dataset.name}:": sizes} | shown | identity).items())
     console.json({"name": dataset.name, dataset.kind: counts} | content | identity)
 
 
@@ -89,9 +94,6 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a corpus, by default `arc`: its splits, its content, and examples that are in more than one split."""
-    import numpy as np
-
-    from arcvae_cli.conditions import ATTRIBUTES, attributes
     from arcvae_cli.data.arrays import describe
 
     console = Console(quiet=quiet, as_json=as_json)
@@ -99,8 +101,12 @@ def info(
     if conditions:
         if dataset.kind != "grids":
             raise InputError(f"{dataset.name}: strings have no conditions", "omit --conditions")
+        import numpy as np
+
+        from arcvae_cli.conditions import attributes, measure  # imports PyTorch
+
         train, found, rows = dataset.x[dataset.rows("train")], [], []
-        for one, column in zip(ATTRIBUTES, attributes(train).T, strict=True):
+        for one, column in zip(attributes(dataset.canvas), measure(train, dataset.canvas).T, strict=True):
             counts = np.bincount(column, minlength=one.size).tolist()
             found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
             shares = ((value, count / max(len(train), 1)) for value, count in zip(one.values, counts, strict=True))
@@ -114,12 +120,21 @@ def info(
     identity = {"fingerprint": dataset.fingerprint(), "file": str(file)}
     console.lines(one_line(f"{key} {value}") for key, value in (size | identity).items())
     splits = [{"split": split, **part} for split, part in described["splits"].items()]
+    arc_names = {"background": "black", "single_class": "single colour"}
+    names = arc_names if dataset.canvas.arc else {"tasks": "groups"}  # strings have none of these
     for title, table, left in (("Splits", splits, (0,)), ("Leaks", described["leaks"], (0, 1))):
         cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in one.items()] for one in table]
-        console.table(title, [key.replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
+        console.table(title, [names.get(key, key).replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
     facts = dict(described.get("origin", {}))
     if dataset.rules is None:
-        facts["colours"] = ", ".join(f"{colour}: {share:.1%}" for colour, share in enumerate(described["colours"]))
+        canvas, shares = dataset.canvas, described["classes"]
+        commonest = sorted(sorted(range(len(shares)), key=lambda one: -shares[one])[:SHARES])
+        named = [f"{canvas.tiles[one]!r}" if one < len(canvas.tiles) else str(one) for one in commonest]
+        facts["canvas"] = f"{canvas.describe()}, background {canvas.background}"
+        facts["split"] = DRAWN.get(corpus or "arc", "" if dataset.notes else "as in the file")
+        parts = [f"{name}: {shares[one]:.1%}" for name, one in zip(named, commonest, strict=True)]
+        parts += [f"{len(shares) - SHARES} more"] * (len(shares) > SHARES)
+        facts["colours" if canvas.arc else "classes"] = ", ".join(parts)
         facts["commonest shapes"] = ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"])
     else:
         facts["steps"] = f"up to {described['steps']}"

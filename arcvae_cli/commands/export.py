@@ -128,7 +128,9 @@ def model_card(loaded: Loaded, corpus: Any, table: Any, positions: int, files: s
     summary, evaluation = "not evaluated: the quality is unknown", "None."
     for path in (run / "metrics.json", run / "evaluation" / f"{trained_on}-test" / "metrics.json"):
         if is_file(path) and (report := json.loads(path.read_bytes()))["epoch"] == loaded.epoch:
-            summary, evaluation = report["verdict"]["summary"], printed(partial(show_report, loaded, report))
+            summary, evaluation = report["verdict"]["summary"], "The report is of another version of arcvae."
+            with suppress(LookupError):  # of names that have changed since
+                evaluation = printed(partial(show_report, loaded, report))
     latents = (f"{level} ({' x '.join(map(str, shape))})" for level, shape in model.level_shapes.items())
     return CARD.read_text(encoding="utf-8").format(
         name=run.name or loaded.path.stem,

@@ -55,14 +55,7 @@ def interpolate(
     for flag, text in (("--from", start), ("--to", end)):
         if text is None:
             raise InputError(f"{flag}: missing", "give --from and --to, or neither")
-        if text.removeprefix("-").isdecimal():
-            index, size = int(text), corpus().size(split)
-            if not 0 <= index < size:
-                raise InputError(f"{flag} {index}: the {split} split of {corpus().name} has examples 0 to {size - 1}")
-            batch = corpus().batch(split, torch.tensor([index], device=corpus().device))
-            name, example = f"{split} {index}", batch.x[0].cpu().numpy()
-        else:
-            name, example = domain.read_end(text, flag, loaded, console.note)
+        name, example = reading.read_example(text, flag, loaded, corpus, split, console)
         names.append(name)
         ends.append(example)
     originals = np.stack(ends).astype(domain.dtype)

@@ -17,11 +17,12 @@ from arcvae_cli.files import expanded, is_file
 from arcvae_cli.folders import all_runs
 from arcvae_cli.presets import Layer, flag_layer, preset_names
 from arcvae_cli.schedules import SCHEDULES
-from arcvae_cli.settings import CORPORA, MODEL_SETTINGS, NAMED, Settings
+from arcvae_cli.settings import CANVAS_KEYS, CORPORA, MODEL_SETTINGS, NAMED, Settings
 
 DATA, SCHEDULE = "Data and model", "Beta schedule and free bits"
 TRAINING, RUN, OUTPUT = "Training", "The run", "Output"  # panels of the help
-FILES = ("grammar", "input", "prod", "masks")  # keys of `data`, all replaced by a corpus that `--data` names
+FILES = ("grammar", "input", "prod", "masks")
+REPLACED = (*FILES, *CANVAS_KEYS)  # keys of `data`, all replaced by a corpus that `--data` names
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ LENGTHS = ("warmup_epochs", "ramp_epochs", "cycle_length")
 BETA = {"max": "max_beta", "min": "min_beta", **{key: key for key in LENGTHS}}
 TABLE = (  # of `train`
     *own_names("data", DATA, *FILES),
+    *own_names("data", DATA, "canvas", "classes"),
     Row(("--augment/--no-augment",), "data.augment", DATA),
     Row(("--model",), "model.name", DATA, NAMED["model"]),
     Row(("--latent-dim", "--z-dim"), "model.latent_dim", DATA),
@@ -136,7 +138,7 @@ def data_layers(data: str | None) -> tuple[Layer, Layer]:
     """The layers of `--data` below and above `--set`: a name replaces the files of a preset, not those of `--set`."""
     below, above = dict[str, Any](), dict[str, Any]()
     if data in CORPORA:
-        below, above = {"data": dict.fromkeys(FILES)}, {"data": {"name": data, "path": None}}
+        below, above = {"data": dict.fromkeys(REPLACED)}, {"data": {"name": data, "path": None}}
     elif data is not None:
         above = {"data": {"path": os.path.abspath(expanded(Path(data)))}}
     return Layer("--data", below), Layer("--data", above)

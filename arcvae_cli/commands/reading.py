@@ -6,7 +6,7 @@ import gc
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -98,6 +98,22 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
     return corpus
 
 
+def read_example(
+    text: str, flag: str, loaded: Loaded, corpus: Callable[[], Corpus], split: str, console: Console
+) -> tuple[str, Any]:
+    """The name and the classes (*positions) of an example: its index in a split, or what the domain reads as one."""
+    if not text.removeprefix("-").isdecimal():
+        found: tuple[str, Any] = domains.of(loaded.model.kind).read_end(text, flag, loaded, console.note)
+        return found
+    import torch
+
+    opened, index = corpus(), int(text)
+    if not 0 <= index < (size := opened.size(split)):
+        raise InputError(f"{flag} {index}: the {split} split of {opened.name} has examples 0 to {size - 1}")
+    batch = opened.batch(split, torch.tensor([index], device=opened.device))
+    return f"{split} {index}", batch.x[0].cpu().numpy()
+
+
 def open_named(
     data: DataSettings, device: Any, needs: Sequence[str], console: Console, structure: Any = None, begun: Any = None
 ) -> Corpus:
@@ -140,7 +156,7 @@ def write_decoded(
     from arcvae_cli.domains.base import picture_title
 
     domain, folder = domains.of(loaded.model.kind), output_folder(loaded, to, f"{name.removesuffix('s')}s")
-    files = {kind: folder / f"{name}.{kind}" for kind in domain.formats}
+    files = {kind: folder / f"{name}.{kind}" for kind in domain.formats(loaded.model.structure)}
     document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **decoded.facts}
     document["files"] = {kind: str(file) for kind, file in files.items()}
     arrays = decoded.arrays | {f"latents_{level}": value.cpu().numpy() for level, value in latents.items()}

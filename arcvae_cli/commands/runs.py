@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from arcvae_cli import runs as folders
+from arcvae_cli import folders
 from arcvae_cli.commands.options import JsonOption, QuietOption, complete_runs
 from arcvae_cli.commands.reading import importing
 from arcvae_cli.console import Console, cell, styled
@@ -112,7 +112,7 @@ def check(path: Path) -> dict[str, Any]:
     """What is found in the files of a run. `whole`: epochs of valid checkpoints; `broken`: why others are not."""
     with importing():
         from arcvae_cli import checkpoints
-        from arcvae_cli.records import EpochRecord
+        from arcvae_cli.records import EpochRecord, renamed
     run, config, log = folders.describe(path), path / "config.toml", path / "metrics.jsonl"
     state, whole, steps, broken = run["state"], {}, {}, {}
     last: dict[str, Any] = {}
@@ -141,7 +141,7 @@ def check(path: Path) -> dict[str, Any]:
     except InputError as error:
         problems.append(f"config.toml: {error.what.removeprefix(f'{config}: ')}")
     records = [EpochRecord.of(json.loads(text)).metrics() for text in last.get("history", "").splitlines()]
-    logged = [line for line in (read_lines(log) if is_file(log) else []) if line.pop("kind") == "epoch"]
+    logged = [renamed(line) for line in (read_lines(log) if is_file(log) else []) if line.pop("kind") == "epoch"]
     if logged[: len(records)] != records:
         problems.append("metrics.jsonl: its epochs are not those of last.pth")
 

@@ -47,12 +47,13 @@ def sample(
     from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 
     console = Console(quiet=quiet, as_json=as_json)
-    given = conditions.parse(condition or [])
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     model, domain = loaded.model, domains.of(loaded.model.kind)
-    if given and not model.attributes:
-        what = f"--condition {conditions.written(given)}: this model takes no conditions"
+    if condition and not model.attributes:
+        what = f"--condition {', '.join(condition)}: this model takes no conditions"
         raise InputError(what, "train one that does: `arcvae train --preset hierarchical`")
+    given = conditions.parse(condition, model.canvas) if condition else {}
+    under = conditions.written(given, model.canvas) if given else ""
     domain.check_flags({"--decode": decode, "--budget/--no-budget": budget})
     domain.check_decodable(loaded)
     opened = functools.cache(lambda split: reading.open_examples(loaded, data, split, console))
@@ -63,7 +64,7 @@ def sample(
         times = [step / 8 for step in range(8 * loaded.epoch + 1)]
         if any(not beta.closed_loop and not any(map(beta, times)) for beta in betas):
             console.warn(f"beta was 0 to epoch {loaded.epoch}: codes do not follow the prior; try --prior aggregate")
-        encoded = torch.from_numpy(conditions.encode(given, num)).to(place) if given else None
+        encoded = torch.from_numpy(conditions.encode(given, num, model.canvas)).to(place) if given else None
         with eval_mode(model, seed):
             latents = draw_prior(model, num, temperature, encoded)
     else:
@@ -71,7 +72,7 @@ def sample(
         codes = domain.posterior_samples(model, corpus, split, seed, given, EXAMPLES)
         examples = len(next(iter(codes.values())))
         found = f"{examples} {split} examples of {corpus.name}"
-        found += f" with {conditions.written(given)}" if given else ""
+        found += f" with {under}" if given else ""
         if examples < 2:
             raise InputError(f"--prior {prior}: needs two examples, found {found}", "use --prior standard")
         fitted = fit_prior(prior, codes, seed)
@@ -92,6 +93,6 @@ def sample(
     options = {"given": given, "temperature": temperature, "argmax": argmax, "budget": budgeted, "training": training}
     decoded = domain.sample(loaded, latents, seed, options, console.note)
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
-    about = [f"{num} samples", conditions.written(given), f"{prior} prior, temperature {temperature:g}"]
+    about = [f"{num} samples", under, f"{prior} prior, temperature {temperature:g}"]
     title = ", ".join(filter(None, [*about, "argmax rules" * argmax, "no budget" * (not budgeted)]))
     reading.write_decoded(console, loaded, decoded, latents, output, "samples", asked, title)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcvae_cli import folders
+from arcvae_cli import BEGAN, folders
 from arcvae_cli.commands import options
 from arcvae_cli.commands.reading import importing, open_device, open_named, unbuilt
 from arcvae_cli.console import Console
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
 OVERFIT_STEPS = 3_000
+FEW_STEPS = 2_000  # with fewer, beta and accuracy say little
+SMALL_BATCH = 16
 Earlier = tuple[Path, Path | None] | None  # the folder of a run to resume, and its checkpoint if one was named
 Document = dict[str, Any] | None
 training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel in (options.TRAINING, options.RUN))
@@ -76,9 +78,14 @@ def train(
         memorise(resolved.settings, console)
         return
     new_folder = partial(folders.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
+    supervised(resolved, console, earlier, new_folder)
+
+
+def supervised(resolved: Resolved, console: Console, *arguments: Any) -> folders.RunFolder:
+    """`run`, which signals ask to save itself and to stop, and whose errors are logged."""
     with GracefulExit() as signals:
         try:
-            run(resolved, console, signals, earlier, new_folder)
+            return run(resolved, console, signals, *arguments)
         except KeyboardInterrupt:
             raise stopped(signals, "at once") from None
         except Exception as error:
@@ -105,9 +112,18 @@ def compressed(preset: str | None, layers: Sequence[Layer]) -> Resolved:
 
 
 def run(
-    resolved: Resolved, console: Console, signals: GracefulExit, earlier: Earlier, new: Callable[[], folders.RunFolder]
-) -> None:
-    """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed."""
+    resolved: Resolved,
+    console: Console,
+    signals: GracefulExit,
+    earlier: Earlier,
+    new: Callable[[], folders.RunFolder],
+    arrays: Path | None = None,
+    began: float = BEGAN,
+) -> folders.RunFolder:
+    """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed.
+
+    `arrays`: the file of the data, which is moved into the new folder. `began`: when, by `time.perf_counter`.
+    """
     settings = resolved.settings
     with importing():
         from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +146,7 @@ def run(
         if report is not None:
             console.note(f"run {folder.name} is finished: nothing to do")
             console.json(report)
-            return
+            return folder
         if (folder.path.parent / folders.LATEST).is_symlink():
             folders.point_latest(folder.path.parent, folder.name)
     device = open_device(settings.train.device)
@@ -138,8 +154,10 @@ def run(
     model = new_model(settings, corpus, device)
     signals.patient = True  # from here on there is something to save
     folder, resumed = folder or new(), earlier is not None
+    if arrays is not None:
+        settings = folder.keep(arrays, settings)
     trainer = Trainer(settings, corpus, model, folder, resumed=resumed)
-    trainer.stop, recorders = signals, trainer.recorders
+    trainer.stop, trainer.since, recorders = signals, began, trainer.recorders
     if values is not None:
         trainer.resume(values, checkpoint)
     if resumed:
@@ -150,10 +168,15 @@ def run(
     if (short := settings.schedule.warning(settings.train.epochs)) is not None:
         chosen = any(key.startswith(("train.epochs", "schedule.")) for key in resolved.origins)
         (console.warn if chosen else console.note)(short)  # the defaults are no mistake of the user's
+    epochs, each = settings.train.epochs, trainer.steps
+    if each * epochs < FEW_STEPS:
+        what = f"{each * epochs:,} steps in {epochs} epoch{'s' * (epochs > 1)}: a VAE of {corpus.kind} needs some"
+        few = f"{what} {FEW_STEPS:,}; use --epochs {-(-FEW_STEPS // each)}"
+        (console.note if "--quick-test" in resolved.origins.values() else console.warn)(few)
     live = LiveTable(screen) if screen.terminal and not screen.quiet else EpochLines(screen)
     # the live one first, so that its header does not wait for the imports of the others
     own: list[Recorder] = [live, EpochLines(log), JsonlRecorder(folder.path / "metrics.jsonl")]
-    own.append(ImageRecorder(folder.images, corpus.kind, corpus.rules))
+    own.append(ImageRecorder(folder.images, corpus.kind, corpus.structure))
     recorders += own + (loggers := external_recorders(settings.log, folder, console))
     if settings.train.engine == "compile":
         console.note("compiling the network, about half a minute")
@@ -195,6 +218,7 @@ def run(
     which = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
     names = ["evaluate"] if corpus.rules and corpus.rules.rhs is None else ["evaluate", "sample", "interpolate"]
     console.note(f"next: {' | '.join(f'arcvae {name}{which}' for name in names)}")
+    return folder
 
 
 def open_run(path: Path, file: Path | None, settings: Settings) -> tuple[folders.RunFolder, Path, Document, Document]:
@@ -241,7 +265,7 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
 
     if (count := corpus.size("train")) < settings.train.batch_size:
         what = f"train.batch_size: {settings.train.batch_size} is more than the {count} training examples"
-        raise InputError(what, f"use --batch-size {count} or less, or more data")
+        raise InputError(what, f"use --batch-size {min(count, SMALL_BATCH)}, or more data")
     seed_step(settings.train.seed, "weights")
     model = build_model(settings.model, corpus.structure).to(device)
     try:

@@ -6,19 +6,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.arrays import SPLITS, Dataset, padded, split_sizes, unseen
-from arcvae_cli.data.symmetries import COLOURS, SIDE, SYMMETRIES, Grids, transform
+from arcvae_cli.data.symmetries import COLOURS, SYMMETRIES, Grids, transform
 
+ARC30 = Canvas(30, 30)
 _CHUNK = 8192
 
 
-def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
+def build_arc(size: int = 100_000, seed: int = 0, canvas: Canvas = ARC) -> Dataset:
     """`size` grids, 80/10/10: a task, one of its grids, a symmetry and a permutation of the colours 1-9 at random.
 
-    No grid appears twice. NumPy keeps `RandomState` as it is: fingerprints hold. InputError as `split_sizes`.
+    `canvas`: ARC, for the grids up to 16x16, or ARC30, for all. No grid appears twice. NumPy keeps `RandomState` as it
+    is: fingerprints hold. InputError as `split_sizes`.
     """
     sizes, stream = split_sizes(size, seed), np.random.RandomState(seed)
-    bases, seen, parts = _bases(), set[bytes](), list[tuple[NDArray[Any], ...]]()
+    bases, seen, parts = _bases(canvas), set[bytes](), list[tuple[NDArray[Any], ...]]()
     for split, missing in zip(reversed(SPLITS), reversed(sizes), strict=True):
         base, drawn = bases.only(bases.rows(split)), list[tuple[NDArray[Any], ...]]()
         assert base.task is not None and base.shape is not None
@@ -30,18 +33,19 @@ def build_arc(size: int = 100_000, seed: int = 0) -> Dataset:
             symmetry = stream.randint(0, SYMMETRIES, chunk, dtype=np.int64)
             colours = np.zeros((chunk, COLOURS), np.uint8)
             colours[:, 1:] = stream.random_sample((chunk, COLOURS - 1)).argsort(axis=1, kind="stable") + 1
-            grids, shape = transform(base.x[row], base.shape[row], symmetry, colours)
+            grids, shape = transform(base.x[row], base.shape[row], symmetry, colours, canvas)
             kept = unseen(grids, seen, missing)
             drawn.append((grids[kept], base.split[row[kept]], shape[kept], base.task[row[kept]]))
             missing -= len(kept)
         parts = drawn + parts
     x, splits, shapes, tasks = map(np.concatenate, zip(*parts, strict=True))
-    return Dataset("arc", x, splits, shapes, tasks)
+    name = "arc" if canvas == ARC else "arc30"
+    return Dataset(name, x, splits, shapes, tasks, canvas=canvas)
 
 
 def build_arc_raw() -> Dataset:
     """The grids as published, up to 16x16, without single-coloured ones; each one once, in test, val or train first."""
-    bases = _bases()
+    bases = _bases(ARC)
     keys = [grid.tobytes() for grid in bases.x]
     last = dict(zip(keys, bases.split.tolist(), strict=True))  # by canvas, the last split that has it
     return bases.only(np.array([row for row, key in enumerate(keys) if bases.split[row] == last[key]]))
@@ -66,8 +70,8 @@ def task_splits(published: dict[str, dict[str, Any]]) -> dict[str, tuple[str, ..
     return {"train": tuple(sorted(pool - val)), "val": tuple(sorted(val)), "test": tuple(sorted(test))}
 
 
-def _bases() -> Dataset:
-    """The different grids of each split as published, by split and task."""
+def _bases(canvas: Canvas) -> Dataset:
+    """The different grids of each split as published that fit the canvas, by split and task."""
     sets = published()
     tasks = {name: task for some in reversed(sets.values()) for name, task in some.items()}  # ARC-AGI-2's first
     found: dict[tuple[int, tuple[int, ...], bytes], tuple[Grids, int, str]] = {}
@@ -75,8 +79,8 @@ def _bases() -> Dataset:
         for name in names:
             pairs = tasks[name]["train"] + tasks[name]["test"]
             for grid in [np.array(pair[side], np.uint8) for pair in pairs for side in ("input", "output")]:
-                if max(grid.shape) <= SIDE and (grid != grid[0, 0]).any():
+                if max(grid.shape) <= canvas.height and (grid != grid[0, 0]).any():
                     found.setdefault((split, grid.shape, grid.tobytes()), (grid, split, name))
     grids, splits, owners = zip(*found.values(), strict=True)
-    x, shape = padded(grids)
-    return Dataset("arc-raw", x, np.array(splits, np.uint8), shape, np.array(owners))
+    x, shape = padded(grids, canvas)
+    return Dataset("arc-raw", x, np.array(splits, np.uint8), shape, np.array(owners), canvas=canvas)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.canvas import ARC, Canvas
-from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, Grids, gather_table
+from arcvae_cli.data.symmetries import COLOURS, SYMMETRIES, Grids, inside, turn
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import size
 from arcvae_cli.grammar import Grammar, Rules
+from arcvae_cli.settings import SIDES, DataSettings
 
 SPLITS = ("train", "val", "test")
 _HASHED = 4096  # grids at once
@@ -41,9 +42,10 @@ class Origin:
 class Dataset:
     """Examples with their splits: grids, or derivations of a grammar where `rules` are given.
 
-    `x`: (N, 16, 16) uint8 colours 0-9, smaller grids top-left on 0; or (N, T) int16 left-most derivations, the padding
-    rule after their ends. `split`: (N,) uint8 index into SPLITS. `shape`: (N, 2) uint8 height and width of grids, None
-    if the canvas is the grid. `grammar`: None if only ids and masks are known. `notes`: how the data was read.
+    `x`: (N, H, W) uint8 classes, smaller grids top-left on the canvas; or (N, T) int16 left-most derivations, the
+    padding rule after their ends. `split`: (N,) uint8 index into SPLITS. `shape`: (N, 2) uint8 height and width of
+    grids, None if the canvas is the grid. `task`: (N,) the task or group of each grid. `grammar`: None if only ids and
+    masks are known. `notes`: how the data was read.
     """
 
     name: str
@@ -61,6 +63,11 @@ class Dataset:
     def kind(self) -> Literal["grids", "strings"]:
         return "grids" if self.rules is None else "strings"
 
+    @property
+    def count_grid(self) -> bool:
+        """Whether accuracies count the cells of each grid alone; on the canvas of ARC they count all."""
+        return self.shape is not None and self.canvas != ARC
+
     def fingerprint(self) -> str:
         """SHA-256 of the content in hexadecimal, whatever the file, name or string width."""
         digest = hashlib.sha256(f"{self.x.shape}".encode())
@@ -68,6 +75,7 @@ class Dataset:
         if self.rules is None:
             digest.update(b"shape" if self.shape is None else self.shape.tobytes())
             digest.update(b"task" if self.task is None else "\n".join(self.task.tolist()).encode())
+            digest.update(b"" if self.canvas == ARC else self.canvas.text().encode())
         else:
             digest.update(f"{self.rules.lhs} {self.rules.rhs} {self.rules.start} {self.rules.padding}".encode())
         if self.grammar is not None:
@@ -102,12 +110,63 @@ def written(grammar: Grammar, ids: Sequence[int]) -> str:
     return string
 
 
-def padded(grids: Sequence[NDArray[Any]]) -> tuple[Grids, Grids]:
-    """Grids (H, W) of up to 16x16 top-left on canvases (N, 16, 16) of 0, and their shapes (N, 2)."""
-    canvases = np.zeros((len(grids), SIDE, SIDE), np.uint8)
-    for canvas, grid in zip(canvases, grids, strict=True):
-        canvas[: grid.shape[0], : grid.shape[1]] = grid
-    return canvases, np.array([grid.shape for grid in grids], np.uint8)
+def padded(grids: Sequence[NDArray[Any]], canvas: Canvas = ARC) -> tuple[Grids, Grids]:
+    """Grids (H, W), or stacks of them (n, H, W), top-left on canvases (N, *canvas.shape), and their shapes (N, 2)."""
+    stacks = [grid.reshape(-1, *grid.shape[-2:]) for grid in grids]
+    counts = [len(stack) for stack in stacks]
+    x = np.full((sum(counts), *canvas.shape), canvas.void or 0, np.uint8)
+    for stack, end in zip(stacks, np.cumsum(counts).tolist(), strict=True):
+        x[end - len(stack) : end, : stack.shape[1], : stack.shape[2]] = stack
+    return x, np.repeat(np.array([stack.shape[1:] for stack in stacks], np.uint8), counts, axis=0)
+
+
+def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
+    """The grids top-left on the canvas of the settings or of a model, its background or class `outside` around them.
+
+    InputError for grids that are larger, have more classes or other tiles. Strings are returned as they are.
+    """
+    own, x, shape, notes = dataset.canvas, dataset.x, dataset.shape, dataset.notes
+    canvas, whose = (to, "the model's ") if isinstance(to, Canvas) else (_wanted(dataset, to), "the ")
+    if dataset.kind == "strings" or canvas == own:
+        return dataset
+    most = own.shape if shape is None else tuple(shape.max(axis=0).tolist())
+    (classes, known), size = (one.classes - (one.outside is not None) for one in (own, canvas)), f"{most[0]}x{most[1]}"
+    place = f"{whose}canvas of {canvas.height}x{canvas.width}"
+    if most[0] > canvas.height or most[1] > canvas.width or classes > known:
+        what = f"{dataset.name}: grids up to {size} of {classes} classes do not fit {place} and {known} classes"
+        raise InputError(what, "give other data" if to is canvas else f"set --canvas {size} --classes {classes}")
+    if own.tiles != canvas.tiles and own.tiles and canvas.tiles:  # the same characters are the same classes
+        if unknown := "".join(sorted({*own.tiles} - {*canvas.tiles})):
+            raise InputError(f"{dataset.name}: the model does not know the tiles {unknown!r}", "give other data")
+        x = np.array([canvas.tiles.index(tile) for tile in own.tiles], np.uint8)[np.minimum(x, len(own.tiles) - 1)]
+    if own.shape != canvas.shape or shape is not None:
+        shape = np.tile(np.array(own.shape, np.uint8), (len(x), 1)) if shape is None else shape
+        if canvas.void is None and (shape != canvas.shape).any():
+            fix = "set data.outside=class, or data.background to a class"
+            raise InputError(f"{dataset.name}: grids of {size} have no class for what is around them", fix)
+        x = np.pad(x, ((0, 0), *((0, max(0, side - old)) for side, old in zip(canvas.shape, own.shape, strict=True))))
+        x = np.where(inside(shape, canvas), x[:, : canvas.height, : canvas.width], np.uint8(canvas.void or 0))
+        if to is canvas and most != canvas.shape:
+            notes += (f"grids up to {size} are padded to {place}",)
+    return replace(dataset, x=x, shape=shape, canvas=canvas, notes=notes)
+
+
+def _wanted(dataset: Dataset, data: DataSettings) -> Canvas:
+    """The canvas that the settings name; what they leave open is as in the dataset."""
+    own, (least, most) = dataset.canvas, SIDES
+    height, width = data.sides or own.shape
+    outside = own.outside is not None if data.outside is None else data.outside == "class"
+    classes = data.classes or own.classes - (own.outside is not None)
+    background = own.background if data.background is None else None if data.background == "none" else data.background
+    if min(height, width) < least:
+        what = f"{dataset.name}: grids of {height}x{width}, a canvas has {least}x{least} to {most}x{most} cells"
+        raise InputError(what, f"set --canvas {max(height, least)}x{max(width, least)}")
+    if classes + outside > 256 or (background or 0) >= classes:
+        what = f"{dataset.name}: {classes} classes"
+        problem = f"no class {background}" if classes + outside <= 256 else "with that of the outside they are over 256"
+        raise InputError(f"{what}, {problem}", "change data.background or data.outside")
+    arc, outer = own.arc and data.classes is None, classes if outside else None
+    return Canvas(height, width, classes + outside, background, outer, arc, own.tiles)
 
 
 def refuse_large(what: str, count: int) -> None:
@@ -146,26 +205,27 @@ def unseen(examples: NDArray[Any], seen: set[bytes], most: int | None = None) ->
 def describe(dataset: Dataset) -> dict[str, Any]:
     """The document of `data info --json` but for name and file: a few seconds for 100,000 grids.
 
-    Shares are of cells (`black`, `colours`), grids (`single_colour`) or steps (`padding`), None in an empty split.
-    `leaks`: examples of `of` also in `into`; `equivalent` ones up to a symmetry and a permutation of the colours 1-9.
+    Shares are of cells (`background`, `classes`), grids (`single_class`) or steps (`padding`), None in an empty split.
+    `leaks`: examples of `of` also in `into`; for ARC `equivalent` ones, up to a symmetry and a permutation of colours.
     """
-    rules, splits, leaks, framed = dataset.rules, {}, [], dataset.x
-    keys = [one.tobytes() for one in dataset.x]
-    hashes = canonical_hashes(dataset.x, dataset.shape) if rules is None else None
-    if dataset.shape is not None:  # cells outside the rectangle get a colour of their own
-        side = np.arange(SIDE)
-        inside = (side < dataset.shape[:, :1])[:, :, None] & (side < dataset.shape[:, 1:])[:, None, :]
-        framed = np.where(inside, dataset.x, np.uint8(COLOURS))
+    rules, canvas, splits, leaks = dataset.rules, dataset.canvas, {}, []
+    keys = framed = [one.tobytes() for one in dataset.x]
+    hashes = canonical_hashes(dataset.x, dataset.shape, canvas) if rules is None and canvas.arc else None
+    if dataset.shape is not None:
+        framed = [key + shape.tobytes() for key, shape in zip(keys, dataset.shape, strict=True)]
+    if rules is None:
+        alone = dataset.x == dataset.x[:, :1, :1]
+        single = (alone if dataset.shape is None else alone | ~inside(dataset.shape, canvas)).all(axis=(1, 2))
     for split in SPLITS:
         rows = dataset.rows(split)
-        part, count = framed[rows], len(rows)
+        part, count = dataset.x[rows], len(rows)
         if rules is None:
-            single = ~((part != part[:, :1, :1]) & (part < COLOURS)).any(axis=(1, 2))
+            empty = None if canvas.background is None or not count else float((part == canvas.background).mean())
             splits[split] = {
                 "grids": count,
                 "tasks": None if dataset.task is None else len(set(dataset.task[rows].tolist())),
-                "black": float((dataset.x[rows] == 0).mean()) if count else None,
-                "single_colour": float(single.mean()) if count else None,
+                "background": empty,
+                "single_class": float(single[rows].mean()) if count else None,
             }
         else:
             used = (part != rules.padding).sum(axis=1)
@@ -175,20 +235,23 @@ def describe(dataset: Dataset) -> dict[str, Any]:
                 "most_rules": int(used.max()) if count else None,
                 "padding": 1 - float(used.sum()) / part.size if count else None,
             }
-        splits[split]["duplicates"] = count - len({one.tobytes() for one in part})
+        splits[split]["duplicates"] = count - len({framed[row] for row in rows.tolist()})
     for of, into in (("test", "train"), ("test", "val"), ("val", "train")):
         here, there = dataset.rows(of), dataset.rows(into)
         if here.size and there.size:
             known = {keys[row] for row in there.tolist()}
             leaks.append({"of": of, "into": into, "identical": sum(keys[row] in known for row in here.tolist())})
-            if hashes is not None:
+            if rules is None:
                 tasks = None if dataset.task is None else len(np.intersect1d(dataset.task[here], dataset.task[there]))
-                leaks[-1] |= {"equivalent": int(np.isin(hashes[here], hashes[there]).sum()), "tasks": tasks}
+                same = None if hashes is None else int(np.isin(hashes[here], hashes[there]).sum())
+                leaks[-1] |= {"equivalent": same, "tasks": tasks}
     if rules is None:
         shapes = Counter(map(tuple, () if dataset.shape is None else dataset.shape.tolist())).most_common(8)
         return {
             "splits": splits,
-            "colours": [int(np.count_nonzero(dataset.x == colour)) / dataset.x.size for colour in range(COLOURS)],
+            "size": list(canvas.shape),
+            "num_classes": canvas.classes,
+            "classes": [int(np.count_nonzero(dataset.x == one)) / dataset.x.size for one in range(canvas.classes)],
             "shapes": [[*sides, count] for sides, count in shapes],
             "leaks": leaks,
         }
@@ -207,26 +270,31 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def canonical_hashes(grids: Grids, shape: Grids | None) -> NDArray[np.uint64]:
-    """A hash (N,) of each grid, invariant to symmetries of its rectangle and permutations of the colours 1-9.
+def canonical_hashes(grids: Grids, shape: Grids | None, canvas: Canvas = ARC) -> NDArray[np.uint64]:
+    """A hash (N,) of each grid of ARC, invariant to symmetries of its rectangle and permutations of the colours 1-9.
 
-    Random weights of 44 bits of the cells of a colour are summed for each symmetry, mixed, and added over the colours;
-    the least of the eight is the hash.
+    Random weights (44 bits at 16x16) of the cells of a colour are summed for each symmetry, mixed, and added over the
+    colours; the least of the eight is the hash.
     """
-    weights = np.random.RandomState(0).randint(1, 2**44, CELLS, dtype=np.int64).astype(np.float64)
-    sides = np.full((len(grids), 2), SIDE, np.int64) if shape is None else shape.astype(np.int64)
-    place = (sides - 1) @ [SIDE, 1]
+    side = max(canvas.shape)
+    most = 2**52 // side**2  # sums of float64 are exact
+    weights = np.random.RandomState(0).randint(1, most, (side, side), dtype=np.int64).astype(np.float64)
+    sides = np.tile(np.array([canvas.shape]), (len(grids), 1)) if shape is None else shape.astype(np.int64)
     hashes = np.empty(len(grids), np.uint64)
-    flat = grids.reshape(-1, CELLS)
-    for index in np.unique(place).tolist():
-        moved = np.empty((SYMMETRIES, CELLS))  # the weight of the place that each cell goes to
-        np.put_along_axis(moved, gather_table()[index // SIDE, index % SIDE].astype(np.int64), weights, axis=1)
-        rows = np.flatnonzero(place == index)
+    flat, (known, which) = grids.reshape(-1, canvas.cells), np.unique(sides, axis=0, return_inverse=True)
+    for index, (height, width) in enumerate(known.tolist()):
+        moved = np.zeros((SYMMETRIES, *canvas.shape))  # the weight of the place that each cell goes to
+        cells = np.arange(height * width).reshape(height, width)
+        for symmetry in range(SYMMETRIES):
+            turned, part = turn(cells, symmetry), np.empty(height * width)
+            part[turned] = weights[: turned.shape[0], : turned.shape[1]]
+            moved[symmetry, :height, :width] = part.reshape(height, width)
+        rows = np.flatnonzero(which.ravel() == index)
         for start in range(0, len(rows), _HASHED):
             some = rows[start : start + _HASHED]
             total = np.zeros((len(some), SYMMETRIES), np.uint64)
             for colour in range(1, COLOURS):
-                sums = ((flat[some] == colour).astype(np.float64) @ moved.T).astype(np.uint64)
+                sums = ((flat[some] == colour).astype(np.float64) @ moved.reshape(SYMMETRIES, -1).T).astype(np.uint64)
                 # mixed by the finaliser of splitmix64 (Steele, Lea, Flood 2014); a colour that does not occur stays 0
                 sums = (sums ^ (sums >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                 sums = (sums ^ (sums >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -10,8 +10,10 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from arcvae_cli.data.arc import build_arc, build_arc_raw
-from arcvae_cli.data.arrays import Dataset
+from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.data.arc import ARC30, build_arc, build_arc_raw
+from arcvae_cli.data.arrays import Dataset, on_canvas
+from arcvae_cli.data.digits import build_digits
 from arcvae_cli.data.files import SUFFIXES, read_dataset, reading, write_dataset
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_parsed, read_prebuilt
@@ -29,6 +31,7 @@ ZINC_TEST_LINES = 5000
 def load_arrays(
     data: DataSettings,
     grammar: Grammar | None = None,
+    model: Canvas | None = None,
     *,
     test: Path | None = None,
     most_failed: float = 0.1,
@@ -38,7 +41,8 @@ def load_arrays(
 ) -> Dataset:
     """The dataset of the settings, from their path or the cache, or built. InputError if too many lines do not fit.
 
-    `grammar`: for strings without one, as that of a checkpoint. `test`: a file of strings that are the test split.
+    `grammar`: for strings without one, as that of a checkpoint. `model`: the canvas of one, which grids are put on.
+    `test`: a file of strings that are the test split.
     `most_failed`: share of lines that may fail to parse, or take too many rules. `tell` gets the number of lines
     parsed, and of all; `say` a message before something slow.
     """
@@ -46,7 +50,7 @@ def load_arrays(
     if path is None:
         if data.prod is not None:
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
-        own = read_dataset(Path(str(data.path)), grammar)
+        own = read_dataset(Path(str(data.path)), grammar, model or data)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
         return own
@@ -70,7 +74,7 @@ def load_arrays(
             fix = f"change the file or data.max_rules, or use data build --max-failed (now {most_failed:g})"
             raise InputError(f"{origin.source}: {text}", fix)
         notes += [text] * bool(count)
-    return replace(dataset, name=corpus_name(data), notes=tuple(notes))
+    return on_canvas(replace(dataset, name=corpus_name(data), notes=tuple(notes)), model or data)
 
 
 def cache_path(data: DataSettings, test: Path | None = None) -> Path | None:
@@ -96,7 +100,8 @@ def _plan(
         grammar = grammar or read_grammar(data.grammar)  # that of a checkpoint replaces its file
     elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
         grammar = read_grammar(data.name)
-    own = data.prod is not None or (path is not None and (not is_file(path) or path.suffix.lower() in SUFFIXES))
+    suffixes = (*SUFFIXES, ".png", *[".txt"] * (grammar is None))  # text without a grammar is a map
+    own = data.prod is not None or (path is not None and (not is_file(path) or path.suffix.lower() in suffixes))
     parsed = not own and (path is not None or data.input is not None or data.name == "smiles")
     if test is not None and not parsed:
         raise InputError(f"--test {test}: needs a file of strings", "give --input FILE, or leave it out")
@@ -128,10 +133,13 @@ def _plan(
         most, kusner = data.max_rules or EQUATION_RULES, data.recipe == "kusner"
         key = f"{data.recipe}-{digest}-t{most}-" + (f"n{data.size}" if kusner else key)
         build = partial(build_drawn, grammar, most, data.size, data.seed, kusner)
-    elif data.name == "arc":
-        key, build = f"{kit}-{key}", partial(build_arc, data.size, data.seed)
+    elif data.name in ("arc", "arc30"):
+        canvas = ARC if data.name == "arc" else ARC30
+        key, build = f"{kit}-{key}", partial(build_arc, data.size, data.seed, canvas)
     elif data.name == "arc-raw":
         key, build = kit, partial(build_arc_raw)
+    elif data.name == "digits":
+        key, build = f"sklearn{version('scikit-learn')}", partial(build_digits)
     name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
     return grammar, cache_folder() / f"{name}-r1-{key}.npz", build
 

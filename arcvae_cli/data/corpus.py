@@ -9,23 +9,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from arcvae_cli.canvas import Canvas
-from arcvae_cli.conditions import PLACE, attributes
+from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.conditions import batch_conditions, columns, measure
 from arcvae_cli.data.arrays import SPLITS, Dataset
 from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.strings import fitted
-from arcvae_cli.data.symmetries import CELLS, COLOURS, SIDE, SYMMETRIES, gather_table
+from arcvae_cli.data.symmetries import SYMMETRIES, inside, sources
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import Batch
 from arcvae_cli.models.grammar import Structure
 from arcvae_cli.settings import DataSettings
 
+DEFAULTS = DataSettings()
+
 
 class Examples:
     """The examples of each split on the device, as a corpus of either kind has them."""
 
     num_classes: int
+    augment = False  # whether training batches are augmented
     rules: Rules | None = None
 
     def __init__(self, arrays: Dataset, device: torch.device | str) -> None:
@@ -59,31 +62,40 @@ class Examples:
 
 
 class GridCorpus(Examples):
-    """Grids of 16x16 cells in ten colours, all on the device; batches are made there without a sync.
+    """Grids on a canvas, all on the device; batches are made there without a sync.
 
-    Augmentation draws one of the eight symmetries (of the grid's rectangle, or of the canvas if shapes are unknown) and
-    a permutation of the colours 1-9 from torch's default generator. Conditions are those of the grids as augmented.
+    Augmentation draws a symmetry (of the grid's rectangle, or of the canvas if shapes are unknown; of eight, or of the
+    four that keep the sides where the others do not fit) and a permutation of the classes, but for the background and
+    the outside, from torch's default generator. Conditions are those of the grids as augmented.
     """
 
     kind, unit = "grids", "pixel"  # `unit`: of accuracies
-    num_classes, positions = COLOURS, (SIDE, SIDE)
-    background = 0  # the class that fills empty cells
-    mean_positions = float(CELLS)  # positions that count, on average over the training split
 
-    def __init__(self, arrays: Dataset, device: torch.device | str = "cpu") -> None:
+    def __init__(self, arrays: Dataset, device: torch.device | str = "cpu", data: DataSettings = DEFAULTS) -> None:
         super().__init__(arrays, device)
-        self.structure = arrays.canvas
-        # (n, 3) int64, objects and both symmetries as stored: augmentation keeps them, or swaps the symmetries
-        self._forms: dict[str, Tensor] = {}
-        table = gather_table()[-1, -1]
+        self.structure = canvas = arrays.canvas
+        self.num_classes, self.positions, self.background = canvas.classes, canvas.shape, canvas.background
+        self.mean_positions = float(canvas.cells)  # of the loss, on average over the training split
+        self.augment = canvas.arc if data.augment is None else data.augment
+        self._turns, self._identity = data.symmetries, "" if canvas == ARC else canvas.text()
+        self._objects: dict[str, Tensor] = {}  # (n,) int64, how many: augmentation keeps them
+        known, kinds = np.array([canvas.shape]), np.zeros(len(arrays.x), np.int64)
         if arrays.shape is not None:
-            shape, table = torch.from_numpy(arrays.shape.astype(np.int64)), gather_table()
+            known, kinds = np.unique(arrays.shape, axis=0, return_inverse=True)
+            shape = torch.from_numpy(arrays.shape.astype(np.int64))
             self._shapes = {split: shape[arrays.rows(split)].to(self.device) for split in SPLITS}
-        # (shapes * 8, 256) int64, which gather needs: 4 MB, or 16 kB if only the canvas is transformed
-        self._table = torch.from_numpy(table.reshape(-1, CELLS).astype(np.int64)).to(self.device)
+        # (n,) the row of each grid's shape in `known`
+        self._kinds = {split: torch.from_numpy(kinds.ravel()[arrays.rows(split)]).to(self.device) for split in SPLITS}
+        # (shapes * 8, cells) int16: 1 MB for 256 shapes of ARC
+        turned = [sources(np.tile(shape, (SYMMETRIES, 1)), np.arange(SYMMETRIES), canvas) for shape in known]
+        self._table = torch.from_numpy(np.concatenate(turned)).to(self.device)
+        # (shapes, cells), where accuracies count the grid and not what is around it
+        self._inside = torch.from_numpy(inside(known, canvas)).to(self.device) if arrays.count_grid else None
+        moving = canvas.content if data.permute_classes else ()
+        self._moving = torch.tensor(moving, dtype=torch.int64, device=self.device)
 
     def grids(self, split: str) -> Tensor:
-        """All grids of a split: (n, 16, 16) uint8."""
+        """All grids of a split: (n, H, W) uint8."""
         return self._x[split]
 
     def shapes(self, split: str) -> Tensor | None:
@@ -91,36 +103,34 @@ class GridCorpus(Examples):
         return self._shapes.get(split)
 
     def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
-        """Grids at `indices` (B,) int64 as x (B, 16, 16) int64.
+        """Grids at `indices` (B,) int64 as x (B, H, W) int64.
 
         The first call with `conditions` measures the whole split on the host: a second for 100,000 grids.
         """
-        x, symmetry = self._x[split].flatten(1).index_select(0, indices), None  # (B, 256) uint8
-        if augment:
-            row = symmetry = torch.randint(SYMMETRIES, (len(x),), device=self.device)
-            colours = torch.rand(len(x), COLOURS - 1, device=self.device).argsort(dim=1)
-            if self._shapes:
-                height, width = self._shapes[split].index_select(0, indices).unbind(1)
-                row = ((height - 1) * SIDE + width - 1) * SYMMETRIES + symmetry
-            moved = x.gather(1, self._table.index_select(0, row)).long()
-            palette = torch.nn.functional.pad(colours + 1, (1, 0))  # (B, 10), black stays black
-            x = palette.gather(1, moved)
-        x = x.long().view(-1, SIDE, SIDE)
+        x = self._x[split].flatten(1).index_select(0, indices)  # (B, cells) uint8
+        kinds = self._kinds[split].index_select(0, indices)
+        scored = None if self._inside is None else self._inside.index_select(0, kinds)
+        if augment and self._turns:
+            symmetry = torch.randint(SYMMETRIES, (len(x),), device=self.device)
+            source = self._table.index_select(0, kinds * SYMMETRIES + symmetry).long()
+            x, scored = (
+                x.gather(1, source),
+                None if scored is None else scored.flatten(1).gather(1, source).view_as(scored),
+            )
+        x = x.long()
+        if augment and len(self._moving) > 1:
+            order = torch.rand(len(x), len(self._moving), device=self.device).argsort(dim=1)
+            palette = torch.arange(self.num_classes, device=self.device).repeat(len(x), 1)  # (B, classes)
+            x = palette.index_copy(1, self._moving, self._moving[order]).gather(1, x)
+        x = x.view(-1, *self.positions)
         if not conditions:
-            return Batch(x)
-        if split not in self._forms:
-            measured = attributes(self.grids(split).cpu().numpy())[:, PLACE["objects"] :]
-            self._forms[split] = torch.from_numpy(measured).to(self.device)
-        form = self._forms[split].index_select(0, indices)
-        if symmetry is not None:
-            swapped = torch.cat([form[:, :1], form[:, 1:].flip(1)], dim=1)
-            form = torch.where((symmetry % 2 == 1)[:, None], swapped, form)  # an odd number of quarter turns
-        non_black, line = x > 0, torch.arange(1, SIDE + 1, device=x.device)
-        height, width = ((non_black.any(dim=axis) * line).amax(dim=1, keepdim=True) for axis in (2, 1))
-        present = torch.zeros(len(x), COLOURS, dtype=torch.int64, device=x.device).scatter_(1, x.flatten(1), 1)[:, 1:]
-        black = non_black.flatten(1).sum(dim=1, keepdim=True) < height * width
-        columns = [height, width, present.sum(dim=1, keepdim=True), black.long(), present, form]
-        return Batch(x, conditions=torch.cat(columns, dim=1))
+            return Batch(x, scored=scored)
+        if split not in self._objects:
+            measured = measure(self.grids(split).cpu().numpy(), self.structure)
+            column = columns(self.structure).get("objects", 0)  # without a background they do not matter
+            self._objects[split] = torch.from_numpy(measured[:, column]).to(self.device)
+        objects = self._objects[split].index_select(0, indices)
+        return Batch(x, conditions=batch_conditions(x, objects, self.structure), scored=scored)
 
 
 class StringCorpus(Examples):
@@ -166,17 +176,19 @@ def open_corpus(
 ) -> Corpus:
     """The corpus that the settings name, on the device, within `data.limit`.
 
-    `structure`: of a checkpoint; shorter derivations are padded, longer ones left out with a note. `tell`, `say`: see
-    load_arrays. `arrays`: if loaded already. InputError for unusable input or an empty split in `needs`.
+    `structure`: of a checkpoint; smaller grids and shorter derivations are padded with a note, longer derivations left
+    out with a note, larger grids an error. `tell`, `say`: see load_arrays. `arrays`: if loaded already. InputError for
+    unusable input or an empty split in `needs`.
     """
     if arrays is None:
         text = structure.rules.text if isinstance(structure, Structure) else None
         known = None if text is None else parse_grammar(text, "the checkpoint's grammar")
-        arrays = load_arrays(data, known, tell=tell, say=say)
+        model = structure if isinstance(structure, Canvas) else None
+        arrays = load_arrays(data, known, model, tell=tell, say=say)
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
     if isinstance(structure, Structure) and arrays.kind == "strings":
         arrays = fitted(arrays, structure.rules, structure.length)
     if empty := [split for split in needs if not arrays.rows(split).size]:
         raise InputError(f"{arrays.name}: the {empty[0]} split is empty", "add examples to it, or use another")
-    return GridCorpus(arrays, device) if arrays.kind == "grids" else StringCorpus(arrays, device)
+    return GridCorpus(arrays, device, data) if arrays.kind == "grids" else StringCorpus(arrays, device)

@@ -1,31 +1,37 @@
-"""Datasets in files: `.npz` of grids or derivations, `.npy`, ARC task JSON. Nothing is ever unpickled."""
+"""Datasets in files: `.npz` of grids or derivations, `.npy`, ARC task JSON, folders. Nothing is ever unpickled."""
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, padded, refuse_large, split_by_key
+from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, on_canvas, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
-from arcvae_cli.data.symmetries import COLOURS, SIDE
+from arcvae_cli.data.maps import MAP_SUFFIXES, read_maps
+from arcvae_cli.data.symmetries import inside
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
+from arcvae_cli.settings import SIDES, DataSettings
 
 SUFFIXES = (".npz", ".npy", ".json")
 
-_COLUMNS = ("grids", "split", "shape", "task", *SPLITS, "ids", "grammar", "lhs", "padding", "origin")
-_FIX = "give grids (N, 16, 16) of integers 0-9, ids (N, T) of rules with a `grammar`, ARC JSON, or strings in UTF-8"
+_OF_GRIDS = ("grids", "split", "shape", "task", "groups", "canvas", *SPLITS)
+_COLUMNS = (*_OF_GRIDS, "ids", "grammar", "lhs", "padding", "origin")
+_FIX = "give grids (N, H, W) of integers 0-255, ids (N, T) of rules with a `grammar`, ARC JSON, or strings in UTF-8"
+_AS_THEY_ARE = DataSettings()
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
     """Write a dataset as `.npz`, completely or not at all; derivations are compressed. ArcvaeError if that fails."""
-    columns: dict[str, Any] = {"grids": dataset.x, "shape": dataset.shape, "task": dataset.task}
+    canvas = None if dataset.canvas == ARC else dataset.canvas.text()
+    columns: dict[str, Any] = {"grids": dataset.x, "shape": dataset.shape, "task": dataset.task, "canvas": canvas}
     if dataset.rules is not None:
         columns = {"ids": dataset.x, "origin": json.dumps(asdict(dataset.origin))}
         if dataset.grammar is not None:
@@ -37,29 +43,59 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         (np.savez if dataset.rules is None else np.savez_compressed)(file, split=dataset.split, **columns)
 
 
-def read_dataset(path: Path, grammar: Grammar | None = None, *, check: bool = True) -> Dataset:
-    """The dataset in an `.npz`, `.npy`, ARC task JSON file, or folder of those, subfolders included.
+def read_dataset(
+    path: Path, grammar: Grammar | None = None, to: DataSettings | Canvas = _AS_THEY_ARE, *, check: bool = True
+) -> Dataset:
+    """The dataset in an `.npz`, `.npy`, ARC task JSON, `.txt` or `.png`, or folder of one kind, subfolders included.
 
-    `.npz` of grids: `grids` (N, H, W) of integers 0-9 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
-    `val`, `test`; `shape` (N, 2) and `task` (N,) are optional. Of derivations: `ids` (N, T), and `grammar` as text
-    unless given here; `check`: whether they must be complete. Without a split it is 80/10/10 by a hash of the content,
-    of the task for ARC JSON of three or more. Smaller grids are padded with 0, larger ARC grids left out with a note.
-    InputError for a file that is missing, damaged, too large or different.
+    `.npz` of grids: `grids` (N, H, W) of classes 0-255 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
+    `val`, `test`; `shape` (N, 2), `task` (N,) and `groups` (N,) are optional. Of derivations: `ids` (N, T), and
+    `grammar` as text unless given here; `check`: whether they must be complete. Without a split it is 80/10/10 by a
+    hash of the group (`groups`, a task of ARC, a file of a folder) if there are three or more, else of the content.
+    Grids are put on a canvas as by `on_canvas`; of ARC JSON those that are larger, or than 16x16 if there is none, are
+    left out with a note. InputError for a file that is missing, damaged, too large or different.
     """
-    if is_dir(path):
-        return _read_tasks(path, sorted(file for file in path.rglob("*.json") if is_file(file)))
-    if path.suffix.lower() not in SUFFIXES or not is_file(path):
+    if not is_dir(path) and (path.suffix.lower() not in (*SUFFIXES, *MAP_SUFFIXES) or not is_file(path)):
         raise InputError(f"{path}: no such file of grids or ids", "give a .npz, .npy, ARC .json, or a folder of those")
-    if path.suffix.lower() == ".json":
-        return _read_tasks(path, [path])
+    files = sorted(file for file in path.rglob("*") if is_file(file)) if is_dir(path) else [path]
+    if tasks := [file for file in files if file.suffix.lower() == ".json"]:
+        return _tasks(path, tasks, to)
+    found = {file: _columns(file) for file in files if file.suffix.lower() in SUFFIXES}
+    with reading(path):
+        if not found:
+            maps, tiles = read_maps(path, [file for file in files if file.suffix.lower() in MAP_SUFFIXES])
+            return _dataset(path, [grid for _, grid in maps], {"groups": np.array([key for key, _ in maps])}, to, tiles)
+        if path in found:
+            columns = found[path]
+            return _derivations(path, columns, grammar, check) if "ids" in columns else from_columns(path, columns, to)
+        groups = list[str]()
+        for file, columns in found.items():
+            if columns.keys() != {"grids"}:
+                raise InputError(f"{file}: not only `grids`, as in a folder", "give it alone, or its grids as .npy")
+            key = file.relative_to(path).with_suffix("").as_posix()
+            groups += [key] * (len(columns["grids"]) if columns["grids"].ndim == 3 else 1)
+        return _dataset(path, [columns["grids"] for columns in found.values()], {"groups": np.array(groups)}, to)
+
+
+def from_columns(path: Path, columns: dict[str, NDArray[Any]], to: DataSettings | Canvas = _AS_THEY_ARE) -> Dataset:
+    """The dataset of arrays named as in an `.npz` of grids, see `read_dataset`; `path` is for its name and messages."""
+    with reading(path):
+        if "grids" in columns:
+            return _dataset(path, [columns["grids"]], columns, to)
+        found = {name: columns[name] for name in SPLITS if len(columns.get(name, ()))}
+        split = [name for name, grids in found.items() for _ in range(len(grids))]
+        return _dataset(path, [*found.values()], {"split": np.array(split)}, to)
+
+
+def _columns(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz`, or of an `.npy` as `grids`."""
     with reading(path):
         if path.suffix.lower() == ".npy":
             refuse_large(str(path), map_npy(path).nbytes)
-            return _grids(path, {"grids": map_npy(path)})
+            return {"grids": map_npy(path)}
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             refuse_large(str(path), sum(info.file_size for info in arrays.zip.infolist()))
-            columns = {name: arrays[name] for name in arrays.files if name in _COLUMNS}
-        return _derivations(path, columns, grammar, check) if "ids" in columns else _grids(path, columns)
+            return {name: arrays[name] for name in arrays.files if name in _COLUMNS}
 
 
 def map_npy(path: Path) -> NDArray[Any]:
@@ -88,35 +124,73 @@ def require(fits: object, name: str, array: NDArray[Any]) -> None:
         raise ValueError(f"{name}: invalid, {array.dtype} {array.shape}")
 
 
-def _grids(path: Path, columns: dict[str, NDArray[Any]]) -> Dataset:
-    """From `grids` and what stands beside them, or from arrays `train`, `val`, `test`, empty ones ignored."""
-    names = ["grids"] if "grids" in columns else [name for name in SPLITS if len(columns.get(name, ()))]
-    canvases, counts = [], [len(columns[name]) for name in names]
-    for name in names:
-        grids = columns[name]
-        fits = grids.ndim == 3 and grids.dtype.kind in "iu" and grids.size and max(grids.shape[1:]) <= SIDE
-        require(fits and grids.min() >= 0 and grids.max() < COLOURS, name, grids)
-        canvases.append(np.pad(grids.astype(np.uint8), ((0, 0), *((0, SIDE - side) for side in grids.shape[1:]))))
-    x, sides = np.concatenate(canvases), np.repeat([columns[name].shape[1:] for name in names], counts, axis=0)
-    shape = None if (sides == SIDE).all() else sides.astype(np.uint8)
-    if names != ["grids"]:
-        return Dataset(path.stem, x, np.repeat([np.uint8(SPLITS.index(name)) for name in names], counts), shape)
-    if (given := columns.get("shape")) is not None:
-        fits = given.shape == (len(x), 2) and given.dtype.kind in "iu" and given.min() >= 1 and given.max() <= SIDE
-        require(fits, "shape", given)
-        shape = given.astype(np.uint8)
-    if (task := columns.get("task")) is not None:
-        require(task.shape == (len(x),) and task.dtype.kind in "SUiu", "task", task)
-        task = task.astype(np.str_)
+def _dataset(
+    path: Path,
+    stacks: list[NDArray[Any]],
+    columns: dict[str, NDArray[Any]],
+    to: DataSettings | Canvas,
+    tiles: str | None = None,
+) -> Dataset:
+    """Grids (n, H, W) or (H, W) of any sizes, and what else is known of them all; `tiles`: of maps, see Canvas."""
+    most = max([_largest_class(path, stack) for stack in stacks], default=0)
+    sizes = sorted({stack.shape[-2:] for stack in stacks}, key=lambda size: (size[0] * size[1], size))
+    if not sizes:
+        raise InputError(f"{path}: no grids", _FIX)
+    side = max(height for height, _ in sizes), max(width for _, width in sizes)
+    named = to if isinstance(to, DataSettings) else None
+    if "canvas" in columns:
+        canvas = Canvas.of(_string(columns["canvas"]))
+        require(most < canvas.classes, "canvas", stacks[0])
+    elif len(sizes) > 1 and named is not None and named.canvas is None:
+        least, largest = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1]))
+        fix = f"set --canvas {side[0]}x{side[1]} to pad them"
+        raise InputError(f"{path}: grids of {len(sizes)} sizes, {least} to {largest}", fix)
+    else:
+        other = tiles is not None or stacks[0].dtype == np.bool_ or (named is not None and named.classes is not None)
+        arc = sizes == [ARC.shape] and most < ARC.classes and not other
+        canvas = ARC if arc else Canvas(*side, max(2, len(tiles or ""), most + 1), arc=False, tiles=tiles or "")
+    x, shape = padded(stacks, canvas)
+    for name, kinds in (("shape", "iu"), ("task", "SUiu"), ("groups", "SUiu")):
+        if (column := columns.get(name)) is not None:
+            require(column.shape == (len(x), 2)[: 1 + (name == "shape")] and column.dtype.kind in kinds, name, column)
+    if (known := columns.get("shape")) is not None:
+        require(known.min() >= 1 and (known <= shape).all(), "shape", known)
+        shape = known.astype(np.uint8)
+        x = x if canvas == ARC else np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
+    task, full = columns.get("task", columns.get("groups")), known is None and sizes == [canvas.shape]
     split, notes = _split(columns, x)
-    return Dataset(path.stem, x, split, shape, task, notes=notes)
+    tasks = None if task is None else task.astype(np.str_)
+    return on_canvas(Dataset(path.stem, x, split, None if full else shape, tasks, canvas=canvas, notes=notes), to)
+
+
+def _largest_class(path: Path, grids: NDArray[Any]) -> int:
+    """The largest class of grids (n, H, W) or (H, W). InputError for what are no grids of classes."""
+    if grids.dtype.kind == "f":
+        made = "grids" if (grids == np.floor(grids)).all() else "(grids > 0.5)"
+        raise InputError(f"{path}: {grids.dtype} grids, but classes are integers", f"save `{made}.astype(np.uint8)`")
+    require(grids.ndim in (2, 3) and grids.dtype.kind in "iub", "grids", grids)
+    if not grids.size or max(grids.shape[-2:]) > SIDES[1]:
+        raise InputError(f"{path}: grids {grids.shape}, possible are 1x1 to 64x64 cells", "cut or scale them")
+    least, most = int(grids.min()), int(grids.max())
+    if least < 0 or most > 255:
+        fix = "number them from 0: `np.unique(grids, return_inverse=True)`"
+        raise InputError(f"{path}: classes {least} to {most}, possible are 0 to 255", fix)
+    return most
 
 
 def _split(columns: dict[str, NDArray[Any]], x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """The index into SPLITS of each example; by a hash of its content, with a note, if the file has no split."""
-    if (split := columns.get("split")) is None:
-        keys = [one.tobytes() for one in x]
-        return split_by_key(keys), ("no `split` in the file: examples are split 80/10/10 by a hash of their content",)
+    """The index into SPLITS of each example; by a hash of its group or content, with a note, if the file has no split.
+
+    Groups train, val and test, or in folders of these names, are splits.
+    """
+    groups = columns.get("groups", np.array([])).astype(np.str_).tolist()
+    heads = np.array([group.split("/")[0] for group in groups])
+    split = columns.get("split", heads if {"train", "val"} <= {*heads.tolist()} <= {*SPLITS} else None)
+    if split is None:
+        keys, by = [one.tobytes() for one in x], "examples are split 80/10/10 by a hash of their content"
+        if len({*groups}) >= 3:
+            keys, by = [group.encode() for group in groups], "groups are split 80/10/10 by a hash of their names"
+        return split_by_key(keys), (f"no `split` in the file: {by}",)
     if split.dtype.kind in "SU":
         names = {"train": 0, "val": 1, "validation": 1, "test": 2}
         split = np.array([names.get(name, -1) for name in split.astype(np.str_).ravel().tolist()])
@@ -161,7 +235,7 @@ def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
     return ids.astype(np.int16)
 
 
-def _read_tasks(path: Path, files: Sequence[Path]) -> Dataset:
+def _tasks(path: Path, files: Sequence[Path], to: DataSettings | Canvas) -> Dataset:
     """ARC task JSON: one task a file, named as the file, or a file of {id: task}; test pairs may have no output."""
     found: list[tuple[str, NDArray[Any]]] = []
     for file in files:
@@ -172,14 +246,16 @@ def _read_tasks(path: Path, files: Sequence[Path]) -> Dataset:
                 for pair in (*parts.get("train", ()), *parts.get("test", ())):
                     for rows in [pair[side] for side in ("input", "output") if side in pair]:
                         grid = np.array(rows if len({*map(len, rows)}) == 1 else [])
-                        if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= COLOURS:
-                            raise ValueError(f"{task}: not a grid of integers 0-9: {rows}")
+                        if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= ARC.classes:
+                            raise ValueError(f"{task}: not a grid of integers 0-9 with rows of one length: {rows}")
                         found.append((task, grid))
-    fitting = [(task, grid) for task, grid in found if max(grid.shape) <= SIDE]
+    height, width = (to.shape if isinstance(to, Canvas) else to.sides) or ARC.shape
+    fitting = [(task, grid) for task, grid in found if grid.shape[0] <= height and grid.shape[1] <= width]
     if not fitting:
-        raise InputError(f"{path}: no ARC grids up to {SIDE}x{SIDE} among {len(found)}", _FIX)
-    tasks, arrays = zip(*fitting, strict=True)
-    grids, shape = padded(arrays)
-    keys = [task.encode() for task in tasks] if len(set(tasks)) >= 3 else [grid.tobytes() for grid in grids]
-    notes = (f"{len(found) - len(fitting)} grids over {SIDE}x{SIDE} were left out",) * (len(found) > len(fitting))
-    return Dataset(path.stem, grids, split_by_key(keys), shape, np.array(tasks), notes=notes)
+        raise InputError(f"{path}: no ARC grids up to {height}x{width} among {len(found)}", "set --canvas 30x30")
+    tasks, grids = np.array([task for task, _ in fitting]), [grid for _, grid in fitting]
+    columns = {"task": tasks, "groups": tasks, "shape": np.array([grid.shape for grid in grids])}
+    with reading(path):
+        dataset = _dataset(path, grids, columns | {"canvas": np.array(Canvas(height, width).text())}, to)
+    note = f"{len(found) - len(fitting)} grids over {height}x{width} were left out: --canvas 30x30 has room for all"
+    return replace(dataset, notes=(note,) * (len(found) > len(fitting)) + dataset.notes)

@@ -1,45 +1,63 @@
 """The eight symmetries of a rectangle that stays in the top-left corner of the canvas, and colour permutations."""
 
-from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arcvae_cli.canvas import ARC, Canvas
+
 Grids = NDArray[np.uint8]
 
-SIDE = 16
-CELLS = SIDE * SIDE
-COLOURS = 10
+SIDE = ARC.height
+COLOURS = ARC.classes
 SYMMETRIES = 8
 
 
-def turn(grid: Grids, symmetry: int) -> Grids:
+def turn(grid: NDArray[Any], symmetry: int) -> NDArray[Any]:
     """A grid (height, width) under symmetry 0-7: `symmetry % 4` quarter turns, then from 4 on a left-right flip."""
     turned = np.rot90(grid, symmetry % 4)
     return np.fliplr(turned) if symmetry >= 4 else turned
 
 
-@cache
-def gather_table() -> Grids:
-    """Where each cell comes from, by (height - 1, width - 1, symmetry, cell): (16, 16, 8, 256) uint8.
+def inside(shape: NDArray[Any], canvas: Canvas) -> NDArray[np.bool_]:
+    """(N, H, W) whether each cell of the canvas is within rectangles (N, 2) in its corner."""
+    rows, columns = np.arange(canvas.height), np.arange(canvas.width)
+    return (rows < shape[:, :1])[:, :, None] & (columns < shape[:, 1:])[:, None, :]
 
-    Every row is a permutation of the canvas: background cells outside the rectangle are mapped to each other.
+
+def sources(shape: NDArray[Any], symmetry: NDArray[np.int64], canvas: Canvas) -> NDArray[np.int16]:
+    """Where each cell comes from when rectangles (N, 2) are turned by a symmetry each (N,): (N, cells).
+
+    Symmetries 1, 3, 5, 7 of a rectangle that does not fit the canvas once turned become 0, 2, 4, 6. Cells outside
+    come from the last cell of the canvas, which is outside of every rectangle but the canvas itself.
     """
-    cells = np.arange(CELLS, dtype=np.uint8).reshape(SIDE, SIDE)
-    table = np.empty((SIDE, SIDE, SYMMETRIES, SIDE, SIDE), np.uint8)
-    for height, width, symmetry in np.ndindex(table.shape[:3]):
-        turned = turn(cells[: height + 1, : width + 1], symmetry)
-        inside, reached = np.zeros((2, SIDE, SIDE), bool)
-        inside[: height + 1, : width + 1] = reached[: turned.shape[0], : turned.shape[1]] = True
-        target = table[height, width, symmetry]
-        target[reached], target[~reached] = turned.ravel(), cells[~inside]
-    return table.reshape(SIDE, SIDE, SYMMETRIES, CELLS)
+    height, width = shape.astype(np.int16).T
+    across = (symmetry % 2 == 1) & (width <= canvas.height) & (height <= canvas.width)
+    symmetry = symmetry - symmetry % 2 * ~across
+    tall, wide = np.where(across, (width, height), (height, width)).astype(np.int16)
+    ways = []
+    for side, length, flip, far in (
+        (canvas.height, tall, (symmetry + 1) // 2 % 2, ~across),
+        (canvas.width, wide, (symmetry + 2) // 4 % 2, across),
+    ):
+        place = np.abs((flip * (length - 1))[:, None] - np.arange(side))  # along a row or a column of the source
+        ways.append((place * np.where(far, canvas.width, 1)[:, None]).astype(np.int16))
+    moved: NDArray[np.int16] = ways[0][:, :, None] + ways[1][:, None, :]
+    moved[~inside(np.stack([tall, wide], axis=1), canvas)] = canvas.cells - 1
+    return moved.reshape(-1, canvas.cells)
 
 
-def transform(grids: Grids, shape: Grids, symmetry: NDArray[np.int64], colours: Grids) -> tuple[Grids, Grids]:
-    """Turn the rectangles (N, 2) of grids (N, 16, 16) by a symmetry each (N,), and recolour them by (N, 10)."""
-    source = gather_table()[shape[:, 0] - 1, shape[:, 1] - 1, symmetry]
-    turned = np.take_along_axis(grids.reshape(-1, CELLS), source, axis=1)
+def transform(
+    grids: Grids, shape: Grids, symmetry: NDArray[np.int64], colours: Grids, canvas: Canvas = ARC
+) -> tuple[Grids, Grids]:
+    """Turn the rectangles (N, 2) of grids (N, H, W) by a symmetry each (N,), and recolour them by (N, classes).
+
+    The canvas is square. Returns the grids, and their shapes.
+    """
+    turned = np.take_along_axis(
+        grids.reshape(-1, canvas.cells), sources(shape, symmetry, canvas).astype(np.int64), axis=1
+    )
     turned = np.take_along_axis(colours, turned, axis=1)
     swapped = np.where(symmetry[:, None] % 2 == 1, shape[:, ::-1], shape)  # an odd number of quarter turns
-    return turned.reshape(-1, SIDE, SIDE), swapped
+    return turned.reshape(-1, *canvas.shape), swapped

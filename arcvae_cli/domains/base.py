@@ -83,8 +83,8 @@ class Decoded(NamedTuple):
 class Domain:
     """What the kinds of example share. A new kind is a class with the methods of `GridDomain`, and a line in `DOMAINS`.
 
-    `per`: headings of nats and bits. `changes`: what changes along a path. `formats`: suffixes of the files of samples
-    and paths. `plain`: whether examples are text, so that the flags of strings apply and a pipe gets samples alone.
+    `per`: headings of nats and bits. `changes`: what changes along a path. `formats(structure)`: suffixes of files
+    of samples and paths. `plain`: whether examples are text: the flags of strings apply, a pipe gets samples alone.
     """
 
     noun = changes = ""

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from arcvae_cli import gaussians
+from arcvae_cli.data.arrays import Dataset
+from arcvae_cli.data.files import checked_ids, reading
+from arcvae_cli.data.strings import padded_ids
 from arcvae_cli.domains import base
 from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task, write_lines
 from arcvae_cli.domains.validity import Validator, validator_for
@@ -80,8 +83,31 @@ class StringDomain(base.Domain):
     """Derivations of strings."""
 
     kind, noun, changes, dtype = "strings", "derivations", "rules", np.int16
-    per, formats = ("nats per derivation", "bits per rule"), ("txt", "npz", "json")
+    per = ("nats per derivation", "bits per rule")
     quick_shuffle = plain = True
+
+    def dataset(self, loaded: Loaded, x: Any) -> Dataset:
+        """Strings, or derivations (n, T) of the model's rules, as a test split of its length."""
+        structure: Any = loaded.model.structure
+        rules, length = structure.rules, structure.length
+        if loaded.grammar is not None and all(isinstance(text, str) for text in x):
+            ids = parsed(loaded, list(x), "x")
+        else:
+            with reading(Path("x")):
+                ids = checked_ids(np.asarray(x), rules)
+            if ids.shape[1] > length:
+                raise InputError(f"x: derivations of {ids.shape[1]} rules, the model has {length}", "shorten them")
+            ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1])), constant_values=rules.padding)
+        return Dataset("x", ids, np.full(len(ids), 2, np.uint8), rules=rules)
+
+    def given_back(self, loaded: Loaded, classes: Examples) -> Any:
+        return classes.astype(np.int16) if loaded.grammar is None else texts_of(loaded.grammar.rules, classes)
+
+    def row(self, loaded: Loaded, classes: Examples, titles: list[str]) -> Decoded:
+        strings = self.given_back(loaded, classes)
+        rows = [(title, text, "") for title, text in zip(titles, strings, strict=True)]
+        lines = [f"{title:<14}  {text}" for title, text, _ in rows]
+        return Decoded({"strings": strings}, {"ids": classes.astype(np.int16)}, (rows, lines), "")
 
     def validation_batch(self, corpus: Any) -> int:
         return batch_size(corpus.length)
@@ -90,7 +116,11 @@ class StringDomain(base.Domain):
         scores = unigram_baseline(corpus.ids("train"), corpus.rules, corpus.ids("val"))
         return {"blank": scores["token_accuracy"], "blank_nats": scores["nll_nats"], "entropy": corpus.entropy}
 
-    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, rules: Any) -> None:
+    def formats(self, structure: Any) -> tuple[str, ...]:
+        return "txt", "npz", "json"
+
+    def write_pictures(self, folder: Path, epoch: int, pictures: Pictures, structure: Any) -> None:
+        rules = structure.rules
         pairs = pair_lines(rules, pictures.originals, pictures.reconstructions)
         write_lines(folder / f"reconstructions_epoch_{epoch}.txt", pairs)
         if rules.text is not None:
@@ -280,19 +310,8 @@ class StringDomain(base.Domain):
         return Decoded(facts, {"ids": ids, "complete": complete}, (rows, lines), words)
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
-        from arcvae_cli.data.parsing import ParseFailure, Parser
-
-        model: Any = loaded.model
-        grammar, length = parse_grammar(model.structure.rules.text, "grammar"), model.structure.length
         text = text.removeprefix("string:")  # of a string that looks like an index
-        try:
-            ids = Parser(grammar).parse(text)
-        except ParseFailure as failure:
-            what = f"not a string of the grammar: at character {failure.position + 1}: {failure.reason}"
-            raise InputError(f"{flag} {text!r}: {what}", "give one of the grammar, or an index in the split") from None
-        if len(ids) > length:
-            raise InputError(f"{flag} {text!r}: takes {len(ids)} rules, the model has {length}", "shorten it")
-        return repr(text), np.array(ids + [grammar.rules.padding] * (length - len(ids)), np.int16)
+        return repr(text), parsed(loaded, [text], flag)[0]
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
         model: Any = loaded.model
@@ -330,6 +349,22 @@ def _validator(model: Any, note: Note = lambda _: None) -> Validator | None:
     """The validator of a model's strings, None where only ids and masks are known."""
     text = model.structure.rules.text
     return None if text is None else validator_for(parse_grammar(text, "grammar"), note)
+
+
+def parsed(loaded: Loaded, texts: Sequence[str], name: str) -> Examples:
+    """Strings as derivations (n, T). InputError, naming `name`, for one not of the grammar or too long."""
+    from arcvae_cli.data.parsing import ParseFailure, parse_lines
+
+    grammar: Any = loaded.grammar
+    length, derivations = loaded.model.structure.length, list[Any]()  # type: ignore[union-attr]
+    for text, found in zip(texts, parse_lines(texts, grammar, 1), strict=True):
+        if isinstance(found, ParseFailure):
+            what = f"not a string of the grammar: at character {found.position + 1}: {found.reason}"
+            raise InputError(f"{name} {text!r}: {what}", "give one of the grammar, or an index in the split")
+        if len(found[0]) > length:
+            raise InputError(f"{name} {text!r}: takes {len(found[0])} rules, the model has {length}", "shorten it")
+        derivations.append(found[0])
+    return padded_ids(derivations, length, grammar.rules)
 
 
 def texts_of(rules: Rules, ids: Examples) -> list[str]:

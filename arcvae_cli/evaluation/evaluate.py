@@ -59,7 +59,8 @@ def evaluate(task: Task) -> Evaluation:
     report = {"corpus": corpus.name, "split": split, "seed": seed, "quick": task.quick, **found, "elbo": elbo}
     report["levels"] = {name: measures(level, examples) for name, level in codes.levels.items()}
     report |= {"shuffled_codes": shuffled, "importance_weighted": weighted, **domain.further(task)}
-    report["verdict"] = domain.verdict(report, Advice(task.settings, model.level_shapes, math.prod(corpus.positions)))
+    positions, examples = math.prod(corpus.positions), task.trained.size("train")
+    report["verdict"] = domain.verdict(report, Advice(task.settings, model.level_shapes, positions, examples))
     vectors = {name: level.mean.flatten(1).cpu().numpy() for name, level in codes.levels.items()}
     maps = {name: kl.float().cpu().numpy() for name, level in codes.levels.items() if (kl := level.map()) is not None}
     return Evaluation(report, indices.numpy(), errors, vectors, maps)

@@ -43,6 +43,11 @@ def batch_size(length: int, device: torch.device | None = None) -> int:
     return max(64, min(CUDA_STEPS, torch.cuda.get_device_properties(device).total_memory // CUDA_SHARE) // length)
 
 
+def pass_size(corpus: Corpus) -> int:
+    """Examples of a corpus per forward pass."""
+    return BATCH_SIZE if corpus.rules is None else batch_size(corpus.positions[0], corpus.device)
+
+
 def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
     """Indices of `count` examples of a split (all, if fewer or None), in a seeded random order."""
     return torch.randperm(corpus.size(split), generator=torch.Generator().manual_seed(seed))[:count]
@@ -74,9 +79,18 @@ def to_float64(values: Tensor) -> Tensor:
 
 def posterior_means(model: VAE, corpus: Corpus, split: str, indices: Tensor) -> dict[str, Tensor]:
     """(n, *shape) posterior means by level, on the device; of a lower level, given the mean above it."""
-    with eval_mode(model, 0) as device:
-        parts = [model.encode(batch, noise=False) for batch in batches(corpus, split, indices, device)]
-        return {some[0].name: torch.cat([level.mean for level in some]) for some in zip(*parts, strict=True)}
+    return {name: level.mean for name, level in posteriors(model, corpus, split, indices).items()}
+
+
+def posteriors(model: VAE, corpus: Corpus, split: str, indices: Tensor, seed: int | None = None) -> dict[str, Level]:
+    """The posteriors of the examples at `indices` (n,) by level, on the device.
+
+    The sample of a level, which the level below it is given, is drawn with a `seed`, and is the mean without one.
+    """
+    with eval_mode(model, seed or 0) as device:
+        passes = batches(corpus, split, indices, device, pass_size(corpus))
+        parts = [model.encode(batch, noise=seed is not None) for batch in passes]
+        return {some[0].name: joined(some) for some in zip(*parts, strict=True)}
 
 
 class Codes(NamedTuple):
@@ -176,34 +190,38 @@ def importance_weighted(
     Effective sample size of the normalised weights: (sum w)^2 / sum w^2; far below `draws`, the bound is loose.
     `single_nats`: the bound that the same draws give one by one, the -ELBO of these examples.
     """
-    rows = []
+    order = longest_first(corpus, split, indices)
     with eval_mode(model, seed) as device:
-        for batch in batches(corpus, split, indices[longest_first(corpus, split, indices)], device, size):
-            positions = to_float64(batch.counted())
-            first = torch.full_like(positions, -math.inf)  # log of the sum of weights, and of their squares
-            second, total = first.clone(), torch.zeros_like(first)
-            output: Output = model(batch)
-            for draw in range(draws):
-                if draw and len(output.levels) > 1:
-                    output = model(batch)
-                elif draw:  # a single level depends on no sample: it is encoded once
-                    level = output.levels[0]
-                    level = replace(level, sample=gaussians.sample(level.mean, level.logvar))
-                    output = Output(model.logits_for({level.name: level.sample}, batch), (level,))
-                weight = torch.zeros_like(first)  # log p(z) / q(z|x), in float64, since the two nearly cancel
-                for one in output.levels:
-                    parts = (one.sample, one.mean, one.logvar, *one.prior)
-                    z, mean, logvar, *prior = (to_float64(part).flatten(1) for part in parts)
-                    weight += (gaussians.log_density(z, *prior) - gaussians.log_density(z, mean, logvar)).sum(dim=1)
-                weight -= to_float64(nats(output.logits, batch))
-                first, second = torch.logaddexp(first, weight), torch.logaddexp(second, 2.0 * weight)
-                total += weight
-            rows.append(torch.stack([math.log(draws) - first, -total / draws, (2.0 * first - second).exp(), positions]))
+        rows = [weighted(model, batch, draws) for batch in batches(corpus, split, indices[order], device, size)]
     everything = torch.cat(rows, dim=1)
     nll, single, effective, positions_mean = everything.mean(dim=1).tolist()
     bits = nll / (positions_mean * math.log(2.0))
     found = {"examples": len(indices), "samples": draws, "nll_nats": nll, "nll_bits": bits, "single_nats": single}
     return {**found, "effective_samples_mean": effective, "effective_samples_min": everything[2].min().item()}
+
+
+def weighted(model: VAE, batch: Batch, draws: int) -> Tensor:
+    """Of each example of a batch (4, B): the bound, the mean of single draws, effective samples, valid positions."""
+    positions = to_float64(batch.counted())
+    first = torch.full_like(positions, -math.inf)  # log of the sum of weights, and of their squares
+    second, total = first.clone(), torch.zeros_like(first)
+    output: Output = model(batch)
+    for draw in range(draws):
+        if draw and len(output.levels) > 1:
+            output = model(batch)
+        elif draw:  # a single level depends on no sample: it is encoded once
+            level = output.levels[0]
+            level = replace(level, sample=gaussians.sample(level.mean, level.logvar))
+            output = Output(model.logits_for({level.name: level.sample}, batch), (level,))
+        weight = torch.zeros_like(first)  # log p(z) / q(z|x), in float64, since the two nearly cancel
+        for one in output.levels:
+            parts = (one.sample, one.mean, one.logvar, *one.prior)
+            z, mean, logvar, *prior = (to_float64(part).flatten(1) for part in parts)
+            weight += (gaussians.log_density(z, *prior) - gaussians.log_density(z, mean, logvar)).sum(dim=1)
+        weight -= to_float64(nats(output.logits, batch))
+        first, second = torch.logaddexp(first, weight), torch.logaddexp(second, 2.0 * weight)
+        total += weight
+    return torch.stack([math.log(draws) - first, -total / draws, (2.0 * first - second).exp(), positions])
 
 
 def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, means: Latents, size: int) -> Report:
@@ -225,8 +243,9 @@ def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, mean
                 mixed = {name: (others if name in levels else means)[name][part] for name in names}
                 logits = model.logits_for(mixed, batch)
                 right = logits.argmax(dim=1) == batch.x
-                correct = (right if batch.valid is None else right & batch.valid).sum()
-                sums.append(torch.stack([nats(logits, batch).sum(), correct, batch.counted().sum()]))
+                counted = batch.valid if batch.scored is None else batch.scored
+                counted = torch.ones_like(right) if counted is None else counted
+                sums.append(torch.stack([nats(logits, batch).sum(), (right & counted).sum(), counted.sum()]))
     totals = to_float64(torch.stack(sums)).view(-1, len(moved), 3).sum(dim=0).tolist()
     count = len(indices)
     together, *alone = [{"reconstruction_nats": cost / count, "accuracy": hits / valid} for cost, hits, valid in totals]

@@ -36,11 +36,13 @@ def between(start: Tensor, end: Tensor, steps: int, kind: Literal["linear", "sle
     return path
 
 
-def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int) -> Tensor:
-    """Straight paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
+def decoded_paths(
+    model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int, kind: Literal["linear", "slerp"] = "linear"
+) -> Tensor:
+    """Paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
     pairs = len(indices) // 2
     means = posterior_means(model, corpus, split, indices[: 2 * pairs])
-    codes = {name: between(code[:pairs], code[pairs:], steps).flatten(0, 1) for name, code in means.items()}
+    codes = {name: between(code[:pairs], code[pairs:], steps, kind).flatten(0, 1) for name, code in means.items()}
     with eval_mode(model, 0):
         decoded = argmax_decode(model, codes)
     return decoded.reshape(steps, pairs, *decoded.shape[1:])
@@ -53,6 +55,7 @@ def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
         raise InputError(f"{corpus.name}: fewer than two {split} examples", "give another --split or --data")
     means = posterior_means(model, corpus, split, indices)
     empty = corpus.background if corpus.rules is None else corpus.rules.padding
+    empty = -1 if empty is None else empty
     with eval_mode(model, 0) as device:
         x = corpus.batch(split, indices.to(device)).x.flatten(1)
         decoded = model.argmax_decode(model.decode(means)).flatten(1)

@@ -70,7 +70,8 @@ def fit_prior(kind: Literal["aggregate", "gmm"], latents: Latents, seed: int) ->
     return best
 
 
-def _batches(latents: Latents, conditions: Tensor | None) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+def chunks(latents: Latents, conditions: Tensor | None) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
+    """Latents (n, *shape) by level and conditions (n, A) in batches."""
     for start in range(0, len(next(iter(latents.values()))), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
         yield {name: value[rows] for name, value in latents.items()}, None if conditions is None else conditions[rows]
@@ -79,7 +80,7 @@ def _batches(latents: Latents, conditions: Tensor | None) -> Iterator[tuple[dict
 def draw_prior(model: VAE, n: int, temperature: float = 1.0, conditions: Tensor | None = None) -> dict[str, Tensor]:
     """(n, *shape) draws by level from the model's own prior, given conditions (n, A) int64."""
     with torch.inference_mode():
-        drawn = [model.prior(part, temperature, given) for part, given in _batches(model.noise(n), conditions)]
+        drawn = [model.prior(part, temperature, given) for part, given in chunks(model.noise(n), conditions)]
     return {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
 
 
@@ -87,7 +88,7 @@ def argmax_decode(model: VAE, latents: Latents, conditions: Tensor | None = None
     """The most likely classes (n, *positions) int64 on the CPU, subject to the conditions (n, A) if `constrained`."""
     decoded = []
     with torch.inference_mode():
-        for part, given in _batches(latents, conditions):
+        for part, given in chunks(latents, conditions):
             logits = model.decode(part, given)
             decoded.append((model.argmax_decode(logits, given) if constrained else logits.argmax(1)).to(torch.int16))
     return torch.cat(decoded).cpu().long()

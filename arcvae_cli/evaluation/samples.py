@@ -1,4 +1,4 @@
-"""Scores of samples of grids (n, H, W) uint8, PCA as a baseline, codes in the plane. Colour 0 is the background."""
+"""Scores of samples of grids (n, H, W) uint8, baselines of reconstruction, codes in the plane."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from arcvae_cli.conditions import OBJECT_CAP, Values, attributes, encode, objects_of, parse, satisfies
+from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.conditions import OBJECT_CAP, Values, attributes, encode, measure, objects_of, parse, satisfies
 from arcvae_cli.evaluation.information import eval_mode
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
 from arcvae_cli.models.base import VAE
@@ -17,68 +18,85 @@ from arcvae_cli.models.base import VAE
 Grids = NDArray[np.uint8]
 Numbers = NDArray[np.float64]
 
-COLOURS = 10
 TRAINING_GRIDS = 20_000  # that PCA is fitted to at most: all 80,000 of `arc` change its shares by at most 0.005
+ONE_HOT, DECODED = 2**26, 2**24  # numbers of one-hot grids that it is fitted to, and of grids decoded at once, at most
 ROWS = 1024  # grids decoded at once, of 10 kB each
 NEIGHBOURS = 5  # k of density and coverage
-# what the verdict rests on, and what a whole evaluation asks for
+# of ARC: what the verdict rests on, and what a whole evaluation asks for
 JUDGED = ("colours=1", "colours=2", "colours=3", "colours=4", "symmetry=lr", "symmetry=ud", "symmetry=both")
 SIZES = ("height=5", "height=10", "width=5", "width=10", "objects=1", "objects=3", "objects=10")
 ASKED = (*JUDGED, "colours=3 symmetry=lr", *SIZES, "red=yes")
 
 
-def score_samples(samples: Grids, reference: Grids, training: Grids) -> dict[str, Any]:
+def asked_of(canvas: Canvas) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The conditions that the verdict on a model of a canvas rests on, and those that a whole evaluation asks for."""
+    if canvas.arc:
+        return JUDGED, ASKED
+    known = {attribute.name: attribute.size for attribute in attributes(canvas)}
+    counts = tuple(f"classes={count}" for count in range(1, min(5, known["classes"])))
+    judged = (*counts, "symmetry=lr", "symmetry=ud", "symmetry=both")
+    sizes = [f"{name}={known[name] * part // 3}" for name in ("height", "width") if name in known for part in (1, 2)]
+    return judged, (*judged, *sizes, *(f"objects={count}" for count in (1, 3, 10) if "objects" in known))
+
+
+def score_samples(samples: Grids, reference: Grids, training: Grids, canvas: Canvas = ARC) -> dict[str, Any]:
     """Scores of `samples` by the structure of `reference` grids; `training` grids decide what is novel.
 
-    `object_distance`: Wasserstein-1 distance of the capped object counts. `speck_share`: of a grid's non-black cells,
-    those without a neighbour of their colour. Density and coverage are None against five reference grids or fewer.
+    `object_distance`: Wasserstein-1 distance of the capped object counts. `speck_share`: of a grid's foreground cells,
+    those without a neighbour of their class. Density and coverage are None against five reference grids or fewer, what
+    is about objects and the foreground without a background.
     """
-    ours, theirs = structure(samples), structure(reference)
+    ours, theirs = structure(samples, canvas), structure(reference, canvas)
     density = coverage = None
     if len(reference) > NEIGHBOURS:
         features, of_samples = (np.stack(list(one.values()), axis=1) for one in (theirs, ours))
         # as many samples as there are reference grids, since more of them cover more
         density, coverage = density_and_coverage(features, of_samples[: len(reference)])
     known, keys = {grid.tobytes() for grid in training}, [grid.tobytes() for grid in samples]
+    found = {
+        "object_distance": wasserstein(ours["objects"], theirs["objects"]),
+        "speck_share": float(ours["specks"].mean()),
+        "reference_speck_share": float(theirs["specks"].mean()),
+        "blank_share": float((ours["foreground"] == 0).mean()),
+        "reference_blank_share": float((theirs["foreground"] == 0).mean()),
+        "foreground_share": float(ours["foreground"].mean()),
+        "reference_foreground_share": float(theirs["foreground"].mean()),
+    }
     return {
         "samples": len(samples),
         "reference": len(reference),
         "density": density,
         "coverage": coverage,
-        "object_distance": wasserstein(ours["objects"], theirs["objects"]),
-        "speck_share": float(ours["specks"].mean()),
-        "reference_speck_share": float(theirs["specks"].mean()),
-        "blank_share": float((ours["non_black"] == 0).mean()),
-        "reference_blank_share": float((theirs["non_black"] == 0).mean()),
+        **(dict.fromkeys(found) if canvas.background is None else found),
         "distinct_share": len(set(keys)) / len(keys),
         "novel_share": sum(key not in known for key in keys) / len(keys),
-        "non_black_share": float(ours["non_black"].mean()),
-        "reference_non_black_share": float(theirs["non_black"].mean()),
     }
 
 
-def structure(grids: Grids) -> dict[str, Numbers]:
+def structure(grids: Grids, canvas: Canvas = ARC) -> dict[str, Numbers]:
     """Features (n,) of each grid, 0 where a blank grid has no value.
 
-    An object is a 4-connected component of one colour but black, a speck one of a single cell. Symmetry (the better
-    of two mirrors), height and width are of the bounding box of what is not black.
+    An object is a 4-connected component of one class but the background, a speck one of a single cell. Symmetry (the
+    better of two mirrors), height and width are of the bounding box of the foreground. Without a background all classes
+    are foreground. Cells outside of a grid, where they have a class, are no part of it.
     """
     count, height, width = grids.shape
-    non_black = grids > 0
-    cells = non_black.sum(axis=(1, 2))
-    owners, sizes = objects_of(grids)
+    foreground = np.isin(grids, canvas.content)
+    cells, flat = foreground.sum(axis=(1, 2)), grids.reshape(count, -1)
+    inside = height * width if canvas.outside is None else np.maximum((flat != canvas.outside).sum(axis=1), 1)
+    owners, sizes = objects_of(grids, canvas)
     largest, box, mirrored = np.zeros(count), np.zeros((2, count)), np.zeros(count)
     np.maximum.at(largest, owners, sizes)
     for place in np.flatnonzero(cells):
-        rows, columns = (np.flatnonzero(non_black[place].any(axis=axis)) for axis in (1, 0))
-        inside = grids[place, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        box[:, place] = inside.shape
-        mirrored[place] = max((inside == inside[::-1]).mean(), (inside == inside[:, ::-1]).mean())
+        rows, columns = (np.flatnonzero(foreground[place].any(axis=axis)) for axis in (1, 0))
+        part = grids[place, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        box[:, place] = part.shape
+        mirrored[place] = max((part == part[::-1]).mean(), (part == part[:, ::-1]).mean())
     features = {
-        "non_black": cells / (height * width),
-        "colours": (grids.reshape(count, -1, 1) == np.arange(1, 10, dtype=np.uint8)).any(axis=1).sum(axis=1),
+        "foreground": cells / inside,
+        "classes": np.sum([(flat == number).any(axis=1) for number in canvas.content], axis=0),
         "objects": np.minimum(np.bincount(owners, minlength=count), OBJECT_CAP),
-        "largest_object": largest / (height * width),
+        "largest_object": largest / inside,
         "specks": np.bincount(owners, weights=sizes == 1, minlength=count) / np.maximum(cells, 1),
         "equal_horizontal": (grids[:, :, 1:] == grids[:, :, :-1]).mean(axis=(1, 2)),
         "equal_vertical": (grids[:, 1:] == grids[:, :-1]).mean(axis=(1, 2)),
@@ -132,43 +150,57 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
             grids = argmax_decode(model, latents, given, constrained=constrained).numpy().astype(np.uint8)
             first = np.zeros(samples, np.bool_)
             first[np.unique(grids.reshape(samples, -1), axis=0, return_index=True)[1]] = True
-            found.append((attributes(grids), first & grids.any(axis=(1, 2))))
+            found.append((measure(grids, canvas), first & np.isin(grids, canvas.content).any(axis=(1, 2))))
         return found
 
-    data, rows = attributes(training), []
+    canvas = model.canvas
+    data, rows = measure(training, canvas), []
     with eval_mode(model, seed) as device:
         (baseline, kept), _ = draw(None)
         for text in asked:
-            given = parse(text.split())
-            (values, counted), (unaided, counted_unaided) = draw(encode(given, samples))
+            given = parse(text.split(), canvas)
+            (values, counted), (unaided, counted_unaided) = draw(encode(given, samples, canvas))
             measured = {"obeying": values, "counted_obeying": values[counted], "data": data}
             measured |= {"baseline_obeying": baseline, "baseline_counted_obeying": baseline[kept]}
             measured["unaided_obeying"] = unaided[counted_unaided]
-            found = {key: satisfies(some, given).mean().item() if len(some) else None for key, some in measured.items()}
+            met = {key: satisfies(some, given, canvas) for key, some in measured.items()}
+            found = {key: some.mean().item() if len(some) else None for key, some in met.items()}
             rows.append({"asked": text, "counted": int(counted.sum()), **found})
     return {"samples": samples, "baseline_counted": int(kept.sum()), "rows": rows}
 
 
-def pca_reconstructions(training: Grids, grids: Tensor, components: int, seed: int) -> tuple[Tensor, dict[str, int]]:
-    """The argmax colours, uint8, of grids (n, H, W) projected on principal components of one-hot training grids."""
-    if len(training) > TRAINING_GRIDS:
-        training = training[np.random.RandomState(seed).choice(len(training), TRAINING_GRIDS, replace=False)]
+def most_common(grids: Tensor, canvas: Canvas) -> Tensor:
+    """(H, W) uint8 the most common class of each cell of grids (n, H, W), or of some of them; never the outside."""
+    some = grids[:: max(1, len(grids) // max(1000, ONE_HOT // (canvas.cells * canvas.classes)))]
+    counts = [(some == number).sum(dim=0) for number in range(canvas.classes)[: canvas.outside]]
+    return torch.stack(counts).argmax(dim=0).to(torch.uint8)
+
+
+def pca_reconstructions(
+    training: Grids, grids: Tensor, components: int, seed: int, canvas: Canvas = ARC
+) -> tuple[Tensor, dict[str, int]]:
+    """The argmax classes, uint8, of grids (n, H, W) projected on principal components of one-hot training grids.
+
+    The class of cells outside of a grid is none of them.
+    """
+    size = canvas.cells * canvas.classes  # of a one-hot grid
+    if len(training) > (count := min(TRAINING_GRIDS, max(NEIGHBOURS, ONE_HOT // size))):
+        training = training[np.random.RandomState(seed).choice(len(training), count, replace=False)]
     known = torch.from_numpy(training).flatten(1)
-    most = min(len(known), known.shape[1] * COLOURS)
-    components, offsets = min(components, most), COLOURS * torch.arange(known.shape[1])  # of a cell in a one-hot grid
-    x = torch.zeros(len(known), known.shape[1] * COLOURS).scatter_(1, known + offsets, 1.0)
+    components, offsets = min(components, len(known), size), canvas.classes * torch.arange(canvas.cells)
+    x = torch.zeros(len(known), size).scatter_(1, known + offsets, 1.0)
     mean = x.mean(dim=0)
     with torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed CUDA's too
-        axes = torch.svd_lowrank(x.sub_(mean), min(components + 10, most), niter=4)[2][:, :components]
+        axes = torch.svd_lowrank(x.sub_(mean), min(components + 10, len(known), size), niter=4)[2][:, :components]
     mean, axes, offsets = (value.to(grids.device) for value in (mean, axes, offsets))
     found = []
     with torch.autocast(grids.device.type, enabled=False):
-        for part in torch.split(grids.flatten(1), ROWS):
+        for part in torch.split(grids.flatten(1), max(1, min(ROWS, DECODED // size))):
             # the sum of the axes at the ones is the product with a one-hot grid
             codes = functional.embedding_bag(part + offsets, axes, mode="sum") - mean @ axes
-            scores = (codes @ axes.T + mean).view(-1, *grids.shape[1:], COLOURS)
-            found.append(scores.argmax(dim=-1).to(torch.uint8))
+            scores = (codes @ axes.T + mean).view(-1, *canvas.shape, canvas.classes)
+            found.append(scores[..., : canvas.outside].argmax(dim=-1).to(torch.uint8))
     return torch.cat(found), {"pca_components": components, "pca_training_grids": len(known)}
 
 

@@ -1,5 +1,6 @@
 """The verdict of an evaluation: targets, their values, and what to change where one is missed."""
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from arcvae_cli.settings import Settings, elbo_scale
 
 FLOOR_TOLERANCE = 0.05  # share by which the KL may lie under its free-bits floor, which is held on batch means
 HELD_MARGIN = 0.10  # a dimension at most this share above its floor carries only what free bits enforce
+FEW_STEPS = 2000  # a run of fewer has learned too little to be judged by anything but its length
 HEAVY_BETA = 4.0  # ELBO-scale beta from which it is called too large, not too small
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 # name, value, operator, limit, steps that remedy a miss, joined by "; ", and the unit or origin of the limit
@@ -36,11 +38,17 @@ def remedies(findings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 class Advice:
-    """Remedies by a run's settings, for the levels of a model and examples of so many positions."""
+    """Remedies by a run's settings, for the levels of a model and examples of so many positions.
 
-    def __init__(self, settings: Settings, levels: Sequence[str], positions: int) -> None:
+    `examples`: those of the training split, 0 where unknown. `longer`: the remedy of a run of few steps, else empty.
+    """
+
+    def __init__(self, settings: Settings, levels: Sequence[str], positions: int, examples: int = 0) -> None:
         data, objective, several = settings.data, settings.objective, len(levels) > 1
         self.model = settings.model.model_dump()
+        each, epochs = max(1, examples // settings.train.batch_size), settings.train.epochs
+        longer = f"train longer: --epochs {math.ceil(FEW_STEPS / each)} ({epochs} were {each * epochs} steps)"
+        self.longer = longer if examples and each * epochs < FEW_STEPS else ""
         self.trained_on = corpus_name(data) if data.prod is None else data.prod.stem
         self.scale = elbo_scale(settings, positions)  # from beta to the ELBO's, None if there is none
         self.floors = {level: objective.floor(level) for level in levels}

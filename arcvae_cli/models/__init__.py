@@ -20,6 +20,6 @@ def build_model(settings: ModelSettings, structure: Structure | Canvas = ARC) ->
     """
     kind = "grids" if isinstance(structure, Canvas) else "strings"
     if settings.kind != kind:
-        fix = "use --data equations, smiles or your own" if kind == "strings" else "use --set model.name=grammar"
+        fix = "use --data equations, smiles or your own" if kind == "grids" else "use --set model.name=grammar"
         raise InputError(f"model.name: the model {settings.name} is for {settings.kind}, the data are {kind}", fix)
     return MODELS[settings.name](settings, structure)

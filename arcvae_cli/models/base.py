@@ -28,6 +28,7 @@ class Batch:
     x: Tensor  # (B, *positions) int64 classes
     valid: Tensor | None = None  # (B, *positions) bool, the positions that count; None for all
     conditions: Tensor | None = None  # (B, A) int64 values of the model's attributes, -1 where one is not given
+    scored: Tensor | None = None  # (B, *positions) bool, the positions that accuracies count; None for `valid`
 
     def counted(self) -> Tensor:
         """(B,) positions of each example that count."""
@@ -84,6 +85,12 @@ class VAE(nn.Module, ABC):
     kind: str = "grids"  # or "strings", as of a corpus and a domain
     structure: "Canvas | Structure"  # what it is made for: grids of this canvas, or derivations by these rules
     attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's
+
+    @property
+    def canvas(self) -> Canvas:
+        """What a model of grids is made for."""
+        assert isinstance(self.structure, Canvas), "a model of strings"
+        return self.structure
 
     @property
     def level_sizes(self) -> dict[str, int]:

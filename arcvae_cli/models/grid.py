@@ -1,5 +1,7 @@
-"""The convolutional beta-VAE of 16x16 grids of 10 colours: one vector of latents, two bodies."""
+"""The convolutional beta-VAE of grids: one vector of latents, two bodies."""
 
+import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -7,46 +9,74 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.errors import InputError
 from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar, standard_level
 from arcvae_cli.settings import GridSettings
 
-COLOURS, SIDE, LEVEL = 10, 16, "z"
+LEVEL = "z"
 WIDE = 512  # width of the residual body's linear layers
+CHANNELS = (32, 64, 128, 128, 128)  # of the convolutions, as many as halve the longer side to 4 cells at most
+OUTPUTS = 2**16  # of a linear layer at most: above, a map of features and a 1x1 convolution
 
 
 class GridVAE(VAE):
-    """Encoder of one-hot colours to `latent_dim` dimensions, decoder to colour logits (B, 10, 16, 16)."""
+    """Encoder of one-hot classes to `latent_dim` dimensions, decoder to logits (B, classes, H, W).
+
+    The encoder's first convolution keeps the resolution, each further one halves it, rounded up; the decoder doubles it
+    as often and crops. InputError for more channels in the settings than the canvas can be halved times.
+    """
 
     def __init__(self, settings: GridSettings, structure: Canvas = ARC) -> None:
         super().__init__()
-        self.settings, self.structure, d = settings, structure, settings.latent_dim
+        self.settings, self.structure, d, classes = settings, structure, settings.latent_dim, structure.classes
         self.level_shapes = {LEVEL: (d,)}
-        self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
-        wide: list[nn.Module] = []
-        if settings.body == "residual":  # before the convolutions: initial weights depend on the order of creation
-            wide = [nn.Linear(2048, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
+        self.one_hot = nn.Buffer(torch.eye(classes), persistent=False)
+        given = settings.encoder_channels or CHANNELS[: 1 + ((max(structure.shape) - 1) // 4).bit_length()]
+        (height, width), residual = smallest("encoder_channels", given, structure), settings.body == "residual"
+        flat, wide = given[-1] * height * width, list[nn.Module]()
+        if residual:  # before the convolutions: initial weights depend on the order of creation
+            wide = [nn.Linear(flat, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
         relu, body = nn.ReLU(inplace=True), list[nn.Module]()
-        for before, after, stride in ((COLOURS, 32, 1), (32, 64, 2), (64, 128, 2)):  # to (B, 128, 4, 4)
-            body += [nn.Conv2d(before, after, 3, stride, padding=1), relu]
-        if settings.body == "residual":
+        for before, after in pairwise((classes, *given)):  # 16x16: to (B, 128, 4, 4)
+            body += [nn.Conv2d(before, after, 3, stride=2 if body else 1, padding=1), relu]
+        if residual:
             self.encoder = Encoder(nn.Sequential(*body, Flatten(), *wide), WIDE, d)
             # linear layers: better at small objects with a tenth of the operations
             layers = [nn.Linear(d, WIDE), *(Block(WIDE, settings.dropout) for _ in range(4)), nn.LayerNorm(WIDE)]
-            self.decoder = nn.Sequential(*layers, nn.Linear(WIDE, SIDE * SIDE * COLOURS), ChannelsFirst())
+            features = min(classes, max(1, OUTPUTS // structure.cells))
+            shape = (*structure.shape, features)
+            layers += [nn.Linear(WIDE, math.prod(shape)), nn.Unflatten(1, shape), ChannelsFirst()]
+            self.decoder = nn.Sequential(*layers, *([nn.Conv2d(features, classes, 1)] if features < classes else []))
         else:
-            self.encoder = Encoder(nn.Sequential(*body, Flatten(), nn.Linear(2048, 128), relu), 128, d)
-            layers = [nn.Linear(d, 128), relu, nn.Linear(128, 2048), relu, Unflatten(1, (128, 4, 4))]
-            for width in (128, 64):  # to (B, 32, 16, 16)
-                layers += [Upsample(width, width // 2, 4, stride=2, padding=1), relu]
-            self.decoder = nn.Sequential(*layers, nn.Conv2d(32, COLOURS, 3, padding=1))
+            self.encoder = Encoder(nn.Sequential(*body, Flatten(), nn.Linear(flat, 128), relu), 128, d)
+            given = settings.decoder_channels or given[::-1]
+            height, width = smallest("decoder_channels", given, structure)
+            flat = given[0] * height * width
+            layers = [nn.Linear(d, 128), relu, nn.Linear(128, flat), relu, Unflatten(1, (given[0], height, width))]
+            for before, after in pairwise(given):  # 16x16: to (B, 32, 16, 16)
+                layers += [Upsample(before, after, 4, stride=2, padding=1), relu]
+            layers.append(nn.Conv2d(given[-1], classes, 3, padding=1))
+            scale = 2 ** (len(given) - 1)
+            cropped = (0, structure.width - width * scale, 0, structure.height - height * scale)
+            self.decoder = nn.Sequential(*layers, *([nn.ZeroPad2d(cropped)] if any(cropped) else []))
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-        one_hot = functional.embedding(batch.x, self.one_hot)  # (B, 16, 16, 10): channels last, once permuted
+        one_hot = functional.embedding(batch.x, self.one_hot)  # (B, H, W, classes): channels last, once permuted
         mean, raw = self.encoder(one_hot.permute(0, 3, 1, 2))
         return (standard_level(LEVEL, mean, posterior_logvar(raw, self.settings), noise),)
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
         return self.decoder(latents[LEVEL]).float()  # type: ignore[no-any-return]
+
+
+def smallest(key: str, channels: tuple[int, ...], canvas: Canvas) -> tuple[int, int]:
+    """Height and width of the canvas after a halving for each of the channels but one."""
+    most = (max(canvas.shape) - 1).bit_length()
+    if len(channels) > most + 1:
+        size = f"{canvas.height}x{canvas.width}"
+        raise InputError(f"model.{key}: {len(channels)} numbers, {size} can be halved {most} times", f"give {most + 1}")
+    height, width = (-(-side // 2 ** (len(channels) - 1)) for side in canvas.shape)
+    return height, width
 
 
 class ChannelsLast(torch.autograd.Function):
@@ -102,7 +132,7 @@ class Block(nn.Module):
 
 
 class ChannelsFirst(nn.Module):
-    """(B, H * W * C) -> (B, C, H, W), channels last in memory."""
+    """(B, H, W, C) -> (B, C, H, W), channels last in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.view(-1, SIDE, SIDE, COLOURS).permute(0, 3, 1, 2)
+        return x.permute(0, 3, 1, 2)

@@ -9,39 +9,35 @@ from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.canvas import ARC, Canvas
-from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE
+from arcvae_cli.conditions import NOT_GIVEN, attributes, layout
 from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32, posterior_logvar, standard_level
-from arcvae_cli.models.grid import COLOURS, SIDE, Block, Flatten, Unflatten
+from arcvae_cli.models.grid import Block, Flatten, Unflatten
 from arcvae_cli.settings import HierarchicalSettings
 
 GLOBAL, LOCAL = "global", "local"
 WIDE = 512  # width of the linear layers around the global vector
 CHANNELS, THIN = 64, 16  # of the convolutions, and of a map where linear layers meet it
 ENCODER_BLOCKS, TRUNK_BLOCKS, DECODER_BLOCKS = 2, 2, 3
-AXES = 2 * SIDE - 1  # where the axis of a mirror symmetry can lie: cell j has its image at axis - j
 SOFT_LOGIT = 30.0  # between likely and unlikely where training needs a gradient
 MASKED_LOGIT = -1e4  # of the impossible: less than any network's output
 FEW_CELLS = 4  # cells of a colour that may all be images of one another: taking one would take the colour
 TIE = 1e-3  # nats; logits of mirror images are equal but for rounding
 COLOUR_PENALTY, EXCLUDED_LOGIT = 1e3, -1e6  # nats, far beyond a network's output
 
-# columns of the conditions, as slices: an index by a list would be copied to the device with every call
-EXTENTS = slice(PLACE["height"], PLACE["width"] + 1)
-COUNT, PRESENT = PLACE["colours"], slice(PLACE["colour_1"], PLACE["colour_9"] + 1)
-SYMMETRIES = slice(PLACE["symmetry_lr"], PLACE["symmetry_ud"] + 1)
-
 
 class HierarchicalVAE(VAE):
-    """`global_dim` numbers for a grid as a whole, and `local_channels` for each cell of a map of `local_size`^2."""
+    """`global_dim` numbers for a grid as a whole, and `local_channels` for each cell of a map (R, S) of its patches.
 
-    attributes = ATTRIBUTES
+    A patch is square, its side the longer side of the grid over `local_size`, rounded up.
+    """
 
     def __init__(self, settings: HierarchicalSettings, structure: Canvas = ARC) -> None:
         super().__init__()
-        self.settings, self.structure, side = settings, structure, settings.local_size
-        self.level_shapes = {GLOBAL: (settings.global_dim,), LOCAL: (settings.local_channels, side, side)}
-        self.encoder: Encoder = Encoder(settings)
-        self.decoder: Decoder = Decoder(settings)
+        self.settings, self.structure, self.attributes = settings, structure, attributes(structure)
+        _, *cells = map_shape(settings, structure)
+        self.level_shapes = {GLOBAL: (settings.global_dim,), LOCAL: (settings.local_channels, *cells)}
+        self.encoder: Encoder = Encoder(settings, structure)
+        self.decoder: Decoder = Decoder(settings, structure)
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         return self._encode(batch, noise)[0]
@@ -58,7 +54,7 @@ class HierarchicalVAE(VAE):
         return {GLOBAL: top, LOCAL: mean + temperature * torch.exp(0.5 * logvar) * noise[LOCAL]}
 
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
-        return constrained_decode(logits, conditions)
+        return constrained_decode(logits, conditions, self.canvas)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         levels, features = self._encode(batch, noise)  # the local prior and the decoder share features
@@ -91,15 +87,21 @@ class HierarchicalVAE(VAE):
         return torch.where(kept & ~nothing, conditions, NOT_GIVEN)
 
 
+def map_shape(settings: HierarchicalSettings, canvas: Canvas) -> tuple[int, int, int]:
+    """The side of a patch, and how many are needed for the rows and the columns of the canvas."""
+    patch = -(-max(canvas.shape) // settings.local_size)
+    return patch, -(-canvas.height // patch), -(-canvas.width // patch)
+
+
 class Conditions(nn.Module):
     """The attributes of a grid as one vector: an embedding for each value of each, one more for not given."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, canvas: Canvas, width: int) -> None:
         super().__init__()
-        sizes = torch.tensor([0] + [attribute.size + 1 for attribute in ATTRIBUTES])
+        sizes = torch.tensor([0] + [attribute.size + 1 for attribute in attributes(canvas)])
         self.offsets = nn.Buffer(sizes.cumsum(0)[:-1] + 1, persistent=False)
         self.table = nn.Embedding(int(sizes.sum()), width)
-        nn.init.normal_(self.table.weight, std=len(ATTRIBUTES) ** -0.5)
+        nn.init.normal_(self.table.weight, std=len(attributes(canvas)) ** -0.5)
 
     def forward(self, conditions: Tensor) -> Tensor:
         """(B, A) int64, -1 for not given -> (B, width)."""
@@ -121,7 +123,7 @@ class Convolutions(nn.Module):
         self.film = nn.Linear(film, 2 * CHANNELS) if film else None
 
     def forward(self, x: Tensor, film: Tensor | None = None) -> Tensor:
-        """(B, CHANNELS, S, S), and the vectors (B, film) that scale and shift its channels (Perez et al. 2018)."""
+        """(B, CHANNELS, R, S), and the vectors (B, film) that scale and shift its channels (Perez et al. 2018)."""
         hidden = self.first(functional.relu(x))
         if self.film is not None and film is not None:
             scale, shift = self.film(film)[:, :, None, None].chunk(2, dim=1)
@@ -132,16 +134,19 @@ class Convolutions(nn.Module):
 class Encoder(nn.Module):
     """Features of a grid at the resolution of the local map, and the two posteriors from them."""
 
-    def __init__(self, settings: HierarchicalSettings) -> None:
+    def __init__(self, settings: HierarchicalSettings, canvas: Canvas) -> None:
         super().__init__()
-        side, self.patch = settings.local_size, SIDE // settings.local_size
-        self.one_hot = nn.Buffer(torch.eye(COLOURS), persistent=False)
-        self.enter = nn.Conv2d(COLOURS * self.patch**2, CHANNELS, 3, padding=1)
+        self.patch, rows, columns = map_shape(settings, canvas)
+        # to whole patches, with the class that is most like nothing
+        self.padding = (0, columns * self.patch - canvas.width, 0, rows * self.patch - canvas.height)
+        self.filling = canvas.void or 0
+        self.one_hot = nn.Buffer(torch.eye(canvas.classes), persistent=False)
+        self.enter = nn.Conv2d(canvas.classes * self.patch**2, CHANNELS, 3, padding=1)
         self.blocks = nn.Sequential(*(Convolutions() for _ in range(ENCODER_BLOCKS)))
-        self.conditions = Conditions(WIDE)
+        self.conditions = Conditions(canvas, WIDE)
         self.thin = nn.Conv2d(CHANNELS, THIN, 1)
         self.flatten = Flatten()
-        self.widen = nn.Linear(THIN * side * side, WIDE)
+        self.widen = nn.Linear(THIN * rows * columns, WIDE)
         self.wide = nn.Sequential(nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE))
         self.mean = nn.Linear(WIDE, settings.global_dim)
         self.spread = nn.Linear(WIDE, settings.global_dim)
@@ -149,7 +154,8 @@ class Encoder(nn.Module):
         self.map = nn.Conv2d(CHANNELS, 2 * settings.local_channels, 1)
 
     def forward(self, x: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, CHANNELS, S, S) of x (B, 16, 16), and mean and raw spread (B, D) of the global level."""
+        """Features (B, CHANNELS, R, S) of x (B, H, W), and mean and raw spread (B, D) of the global level."""
+        x = functional.pad(x, self.padding, value=self.filling)
         one_hot = functional.embedding(x, self.one_hot).permute(0, 3, 1, 2)
         features = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
         flat = self.flatten(functional.relu(self.thin(features)))
@@ -160,14 +166,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The local prior and the grid, both from features of the global vector and the conditions."""
 
-    def __init__(self, settings: HierarchicalSettings) -> None:
+    def __init__(self, settings: HierarchicalSettings, canvas: Canvas) -> None:
         super().__init__()
-        side, self.patch = settings.local_size, SIDE // settings.local_size
-        self.unflatten = Unflatten(1, (THIN, side, side))
-        self.conditions = Conditions(WIDE)
+        (self.patch, rows, columns), self.shape = map_shape(settings, canvas), canvas.shape
+        self.unflatten = Unflatten(1, (THIN, rows, columns))
+        self.conditions = Conditions(canvas, WIDE)
         self.enter = nn.Linear(settings.global_dim, WIDE)
         self.trunk = nn.Sequential(*(Block(WIDE, settings.dropout) for _ in range(TRUNK_BLOCKS)), nn.LayerNorm(WIDE))
-        self.spread = nn.Linear(WIDE, THIN * side * side)
+        self.spread = nn.Linear(WIDE, THIN * rows * columns)
         self.thicken = nn.Conv2d(THIN, CHANNELS, 3, padding=1)
         self.before = Convolutions(WIDE)
         self.prior_map = nn.Conv2d(CHANNELS, 2 * settings.local_channels, 1)
@@ -175,11 +181,11 @@ class Decoder(nn.Module):
         self.logvar_range = (settings.logvar_min, settings.logvar_max)
         self.take = nn.Conv2d(settings.local_channels, CHANNELS, 3, padding=1)
         self.blocks = nn.ModuleList(Convolutions(WIDE) for _ in range(DECODER_BLOCKS))
-        self.leave = nn.Conv2d(CHANNELS, COLOURS * self.patch**2, 3, padding=1)
-        self.obey = ConstraintLayer(WIDE)  # checkpoints have its weights by this name
+        self.leave = nn.Conv2d(CHANNELS, canvas.classes * self.patch**2, 3, padding=1)
+        self.obey = ConstraintLayer(WIDE, canvas)  # checkpoints have its weights by this name
 
     def top_down(self, top: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features (B, WIDE), a map of them (B, CHANNELS, S, S), mean and log variance of the local prior."""
+        """Features (B, WIDE), a map of them (B, CHANNELS, R, S), mean and log variance of the local prior."""
         wide = self.trunk(self.enter(top) + self.conditions(conditions))
         map_ = self.before(self.thicken(functional.relu(self.unflatten(self.spread(wide)))), wide)
         mean, raw = float32(self.prior_map, map_).chunk(2, dim=1)
@@ -190,6 +196,7 @@ class Decoder(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, wide)
         logits = functional.pixel_shuffle(self.leave(functional.relu(hidden)), self.patch)
+        logits = logits[..., : self.shape[0], : self.shape[1]]
         with torch.autocast(logits.device.type, enabled=False):
             return self.obey(logits.float(), wide.float(), conditions)  # type: ignore[no-any-return]
 
@@ -197,97 +204,116 @@ class Decoder(nn.Module):
 class ConstraintLayer(nn.Module):
     """Constrains logits to the palette, the mirror symmetries and the extent that are given, or else predicted."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, canvas: Canvas) -> None:
         super().__init__()
-        self.colours = nn.Linear(width, COLOURS - 1)
+        self.shape, self.columns = canvas.shape, layout(canvas)
+        self.axis_counts = [2 * side - 1 for side in reversed(canvas.shape)]  # cell j has its image at axis - j
+        self.colours = nn.Linear(width, len(canvas.content))  # checkpoints have its weights by this name
         self.mirrors = nn.Linear(width, 2)
-        self.axes = nn.Linear(width, 2 * AXES)
+        self.axes = nn.Linear(width, sum(self.axis_counts))
         nn.init.constant_(self.colours.bias, 3.0)
         nn.init.constant_(self.mirrors.bias, -3.0)
-        self.cell = nn.Buffer(torch.arange(SIDE), persistent=False)
-        self.black = nn.Buffer(SOFT_LOGIT * torch.eye(COLOURS)[0].view(1, COLOURS, 1, 1), persistent=False)
+        self.content = nn.Buffer(torch.tensor(canvas.content), persistent=False)
+        void = torch.zeros(canvas.classes) if canvas.void is None else torch.eye(canvas.classes)[canvas.void]
+        self.void = nn.Buffer(SOFT_LOGIT * void.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, logits: Tensor, wide: Tensor, conditions: Tensor) -> Tensor:
-        """(B, 10, 16, 16) of features (B, width) and conditions (B, A)."""
+        """(B, classes, H, W) of features (B, width) and conditions (B, A)."""
         # the layout of the products below: elementwise, two layouts at once take three times as long
         logits = logits.contiguous()
-        present, count = conditions[:, PRESENT], conditions[:, COUNT, None]
-        colours = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, self.colours(wide)))
-        # of a given number of colours so many are above 0: the threshold is between the last and the next
+        extents, count, present, given = (conditions[:, columns] for columns in self.columns)
+        colours = self.colours(wide)
+        if present.shape[1]:
+            colours = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, colours))
+        # of a given number of classes so many are above 0: the threshold is between the last and the next
         ends = colours.new_full((colours.shape[0], 1), 2 * SOFT_LOGIT)
-        ranked = torch.cat([ends, colours.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, 11)
+        ranked = torch.cat([ends, colours.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, content + 2)
         threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
         counted = colours - threshold
         colours = torch.where(count >= 0, counted if self.training else SOFT_LOGIT * counted.sign(), colours)
-        palette = functional.logsigmoid(colours)  # (B, 9): 0 for a colour of the palette, far below for another
+        palette = functional.logsigmoid(colours)  # 0 for a class of the palette, far below for another
         if not self.training:
             palette = torch.where(colours <= -SOFT_LOGIT, MASKED_LOGIT, palette)
-        logits = logits + functional.pad(palette, (1, 0))[:, :, None, None]
-        beyond = [(self.cell >= size[:, None]) & (size >= 0)[:, None] for size in conditions[:, EXTENTS].unbind(1)]
-        outside = beyond[0][:, :, None] | beyond[1][:, None, :]  # (B, 16, 16), known black
-        given = conditions[:, SYMMETRIES]
+        palette = palette.new_zeros(logits.shape[:2]).index_copy(1, self.content, palette)
+        logits = logits + palette[:, :, None, None]
+        cells = [torch.arange(side, device=logits.device) for side in self.shape]
+        sizes = zip(cells, extents.unbind(1), strict=False)  # no extents: every grid fills the canvas
+        beyond = [(cell >= size[:, None]) & (size >= 0)[:, None] for cell, size in sizes]
+        outside = torch.zeros_like(logits[:, 0], dtype=torch.bool)  # (B, H, W), known to be empty
+        if beyond:
+            outside = beyond[0][:, :, None] | beyond[1][:, None, :]
         gates = torch.where(given >= 0, given.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
-        score = self.axes(wide).unflatten(1, (2, AXES))
-        # the content ends at the extent e and begins on the canvas, so its axis lies between e - 1 and 2 (e - 1)
-        last = conditions[:, EXTENTS].flip(1)[:, :, None] - 1  # (B, 2, 1): of the width for left-right
-        axis = torch.arange(AXES, device=score.device)
-        possible = (last < 0) | (given[:, :, None] != 1) | ((axis >= last) & (axis <= 2 * last))
-        axes = torch.where(possible, score, MASKED_LOGIT).softmax(dim=2)
-        if not self.training:
-            axes = functional.one_hot(axes.argmax(dim=2), AXES).to(axes.dtype)
-        # (B, 2, 16, 16): cell v by the cell w that it is the image of, at axis v + w; nothing beyond the canvas
-        images = axes.unfold(2, SIDE, 1)
-        for which, image in enumerate(images.unbind(1)):
+        for which, score in enumerate(self.axes(wide).split(self.axis_counts, dim=1)):  # left-right, up-down
+            side, axis = self.shape[1 - which], torch.arange(score.shape[1], device=score.device)
+            if beyond:
+                # the content ends at the extent e and begins on the canvas, so its axis is from e - 1 to 2 (e - 1)
+                last = extents[:, 1 - which, None] - 1
+                possible = (last < 0) | (given[:, which, None] != 1) | ((axis >= last) & (axis <= 2 * last))
+            else:
+                possible = axis == side - 1
+            axes = torch.where(possible, score, MASKED_LOGIT).softmax(dim=1)
+            if not self.training:
+                axes = functional.one_hot(axes.argmax(dim=1), len(axis)).to(axes.dtype)
+            # cell v by the cell w that it is the image of, at axis v + w; nothing beyond the canvas
+            image = axes.unfold(1, side, 1)  # (B, side, side)
             empty = 1.0 - image.sum(dim=2)  # cells whose image lies off the canvas
             empty = empty[:, None, :] if which == 0 else empty[:, :, None]
-            mirrored = reflect(logits, image, which) + empty[:, None] * self.black
+            mirrored = reflect(logits, image, which) + empty[:, None] * self.void
             logits = torch.lerp(logits, mirrored, 0.5 * gates[:, which].view(-1, 1, 1, 1))
             if not self.training:  # where an axis is still being learned, it must not rule out what is there
-                black = reflect(outside[:, None].to(image.dtype), image, which)[:, 0] + empty
-                outside = outside | ((black > 0.5) & (given[:, which] == 1).view(-1, 1, 1))
-        logits = torch.where(outside[:, None], self.black * (-MASKED_LOGIT / SOFT_LOGIT), logits)
+                void = reflect(outside[:, None].to(image.dtype), image, which)[:, 0] + empty
+                outside = outside | ((void > 0.5) & (given[:, which] == 1).view(-1, 1, 1))
+        logits = torch.where(outside[:, None], self.void * (-MASKED_LOGIT / SOFT_LOGIT), logits)
         return logits.contiguous(memory_format=torch.channels_last)  # for the argmax, which takes a tenth so
 
 
 def reflect(x: Tensor, image: Tensor, which: int) -> Tensor:
-    """Cells of x (B, C, 16, 16) moved as `image` (B, 16, 16) says, along each row (which = 0) or each column (1)."""
+    """Cells of x (B, C, H, W) moved as `image` says, along each row (which = 0, (B, W, W)) or column (1, (B, H, H))."""
     return torch.bmm(x.flatten(1, 2), image.transpose(1, 2)).view_as(x) if which == 0 else image[:, None] @ x
 
 
-def constrained_decode(logits: Tensor, conditions: Tensor | None) -> Tensor:
-    """Colours (B, 16, 16) int64 from logits (B, 10, 16, 16) that satisfy conditions (B, A), if any.
+def constrained_decode(logits: Tensor, conditions: Tensor | None, canvas: Canvas) -> Tensor:
+    """Classes (B, H, W) int64 from logits (B, classes, H, W) that satisfy conditions (B, A), if any.
 
     Cells that are equally likely to change, as mirror images are, change together: a symmetric grid stays symmetric.
     """
-    colours = logits.argmax(dim=1)
+    found = logits.argmax(dim=1)
     if conditions is None or bool((conditions == NOT_GIVEN).all()):
-        return colours
-    best, colour = logits[:, 1:].max(dim=1)  # (B, 16, 16)
-    gain = best - logits[:, 0]
-    for axis, extent in enumerate(conditions[:, EXTENTS].unbind(1)):  # the last row and column must not be all black
-        line = torch.arange(colours.shape[1], device=colours.device) == (extent - 1)[:, None]  # (B, 16)
+        return found
+    extents, count, present, _ = (conditions[:, columns] for columns in layout(canvas))
+    void, beyond = (-1 if number is None else number for number in (canvas.void, canvas.outside))
+    others = torch.tensor([number for number in range(canvas.classes) if number != void], device=logits.device)
+    best, other = logits[:, others].max(dim=1)  # (B, H, W)
+    gain = best - logits[:, void]
+    for axis, extent in enumerate(extents.unbind(1)):  # the last row and column must not be all empty
+        line = torch.arange(canvas.shape[axis], device=found.device) == (extent - 1)[:, None]  # (B, H) or (B, W)
         line = line[:, :, None] if axis == 0 else line[:, None, :]
-        dark = (extent > 0) & ~((colours > 0) & line).any(dim=(1, 2))
-        colours = _change(colours, torch.where(line, gain, EXCLUDED_LOGIT), colour + 1, dark, gain)
-    for _ in range(logits.shape[1] - 1):  # one missing colour in each grid that lacks one
-        cells = functional.one_hot(colours, logits.shape[1]).sum(dim=(1, 2))  # (B, 10)
-        absent = cells[:, 1:] == 0
-        wanted = absent & (conditions[:, PRESENT] == 1)
-        short = (~absent).sum(dim=1) < conditions[:, COUNT]
-        free = absent & (conditions[:, PRESENT] != 0) & short[:, None]
-        choice = torch.where(wanted.any(dim=1, keepdim=True), wanted, free)  # (B, 9)
-        gain = logits[:, 1:] - logits.gather(1, colours[:, None])  # (B, 9, 16, 16), minus the cost of a change
-        rare = (cells.gather(1, colours.flatten(1)).view_as(colours) <= FEW_CELLS) & (colours > 0)
-        allowed = torch.where(choice[:, :, None, None], gain - COLOUR_PENALTY * rare[:, None], EXCLUDED_LOGIT)
-        best, colour = allowed.max(dim=1)
-        colours = _change(colours, best, colour + 1, choice.any(dim=1), best)
-    return colours
+        dark = (extent > 0) & ~((found != void) & line).any(dim=(1, 2))
+        found = _change(found, torch.where(line, gain, EXCLUDED_LOGIT), others[other], dark, gain)
+    content = torch.tensor(canvas.content, device=logits.device)
+    for _ in canvas.content:  # one missing class in each grid that lacks one
+        ones = torch.ones_like(logits[:, 0]).flatten(1)
+        cells = torch.zeros_like(logits[:, :, 0, 0]).scatter_add_(1, found.flatten(1), ones)  # (B, classes)
+        absent = cells[:, content] == 0
+        asked = present if present.shape[1] else torch.full_like(count, NOT_GIVEN)
+        free = absent & (asked != 0) & ((~absent).sum(dim=1, keepdim=True) < count)
+        wanted = absent & (asked == 1)
+        choice = torch.where(wanted.any(dim=1, keepdim=True), wanted, free)  # (B, content)
+        if not choice.any():
+            break
+        gain = logits[:, content] - logits.gather(1, found[:, None])  # minus the cost of a change
+        few = cells.gather(1, found.flatten(1)).view_as(gain[:, 0]) <= FEW_CELLS
+        kept = (few & torch.isin(found, content)) | (found == beyond)
+        allowed = torch.where(choice[:, :, None, None], gain - COLOUR_PENALTY * kept[:, None], EXCLUDED_LOGIT)
+        best, chosen = allowed.max(dim=1)
+        found = _change(found, best, content[chosen], choice.any(dim=1), best)
+    return found
 
 
-def _change(colours: Tensor, gain: Tensor, into: Tensor, where: Tensor, everywhere: Tensor) -> Tensor:
-    """In the grids `where`, change the cell of the highest `gain`, and those of the same colour that equal it."""
+def _change(classes: Tensor, gain: Tensor, into: Tensor, where: Tensor, everywhere: Tensor) -> Tensor:
+    """In the grids `where`, change the cell of the highest `gain`, and those `into` the same class that equal it."""
     best, cell = gain.flatten(1).max(dim=1, keepdim=True)
-    colour = into.flatten(1).gather(1, cell)
-    twin = (everywhere.flatten(1) - best).abs().le(TIE) & (into.flatten(1) == colour)
+    chosen = into.flatten(1).gather(1, cell)
+    twin = (everywhere.flatten(1) - best).abs().le(TIE) & (into.flatten(1) == chosen)
     twin = twin.scatter(1, cell, True) & where[:, None]
-    return torch.where(twin, colour, colours.flatten(1)).view_as(colours)
+    return torch.where(twin, chosen, classes.flatten(1)).view_as(classes)

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arcvae_cli import domains
-from arcvae_cli.grammar import Rules
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, words
 
 if TYPE_CHECKING:
     from arcvae_cli.render.plots import Curve
 
 KL = "KL, nats"
 UNITS = {"kl": KL, "reconstruction": "reconstruction, nats per position"}
-SHARES = {"pixel_accuracy": "pixel", "non_black_accuracy": "non-black", "exact_accuracy": "exact grid"}
+SHARES = {"pixel_accuracy": "pixel", "foreground_accuracy": "foreground", "exact_accuracy": "exact grid"}
 SHARES |= {"token_acc": "token", "seq_acc": "sequence"}
 PANELS = {
     "loss": {"loss_total": ""},
@@ -30,10 +29,10 @@ PANELS = {
 
 
 class ImageRecorder(Recorder):
-    """Writes examples of a kind into a folder, and at the end of a run the curves of its epochs."""
+    """Writes examples of a kind and a structure into a folder, and at the end of a run the curves of its epochs."""
 
-    def __init__(self, folder: Path, kind: str, rules: Rules | None = None) -> None:
-        self._folder, self._kind, self._rules = folder, kind, rules
+    def __init__(self, folder: Path, kind: str, structure: Any) -> None:
+        self._folder, self._kind, self._structure = folder, kind, structure
         self._epochs: list[EpochRecord] = []
 
     def start(self, plan: Plan) -> None:
@@ -50,7 +49,7 @@ class ImageRecorder(Recorder):
         self._epochs.append(record)
 
     def pictures(self, epoch: int, pictures: Pictures) -> None:
-        domains.of(self._kind).write_pictures(self._folder, epoch, pictures, self._rules)
+        domains.of(self._kind).write_pictures(self._folder, epoch, pictures, self._structure)
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
         if not self._epochs:
@@ -63,7 +62,8 @@ class ImageRecorder(Recorder):
         plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, title)
         title = f"{plan.run}: beta over the run"
         plots.save_curves(self._folder / "beta_schedule.png", beta_curves(epochs, plan.steps), title, plan.elbo_scale)
-        curves = training_curves([record.metrics() for record in epochs])
+        shares = SHARES | ({"foreground_accuracy": words(plan.canvas)[1]} if plan.canvas else {})
+        curves = training_curves([record.metrics() for record in epochs], shares)
         best = max((record.epoch for record in epochs if record.best), default=0)
         title = f"{plan.run}: training curves (solid: validation, dashed: training, grey line: best epoch)"
         plots.save_curves(self._folder / "training_curves.png", curves, title, best=best)
@@ -85,9 +85,12 @@ def beta_curves(epochs: Sequence[EpochRecord], steps: int) -> list[Curve]:
     return curves
 
 
-def training_curves(epochs: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """The curves of the metrics of epochs by their logged names: of validation, and dashed of training."""
-    first, panels, places = epochs[0], PANELS, [epoch["epoch"] for epoch in epochs]
+def training_curves(epochs: Sequence[Mapping[str, Any]], shares: Mapping[str, str] = SHARES) -> list[Curve]:
+    """The curves of the metrics of epochs by their logged names: of validation, and dashed of training.
+
+    `shares`: labels of the accuracies by these names. Without a background there is none of the foreground.
+    """
+    first, places, panels = epochs[0], [epoch["epoch"] for epoch in epochs], {**PANELS, "accuracy": shares}
     if levels := [key.removeprefix("val/kl/") for key in first if key.startswith("val/kl/")]:
         kl = {"kl": "total", **{f"kl/{name}": name for name in levels}}
         panels = panels | {KL: kl, "beta": {f"beta/{name}": name for name in levels}}
@@ -96,5 +99,7 @@ def training_curves(epochs: Sequence[Mapping[str, Any]]) -> list[Curve]:
         for name, label in metrics.items():
             for dashed, key in enumerate(key for key in (f"val/{name}", f"train/{name}") if key in first):
                 values = np.array([epoch[key] for epoch in epochs], float)  # null is NaN
+                if name.startswith("foreground") and np.isnan(values).all():
+                    continue
                 curves.append((f"_{label}" if dashed else label, unit, places, values, dashed > 0))
     return curves

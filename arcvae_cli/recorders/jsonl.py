@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arcvae_cli.files import atomic_write, failed, read_lines
-from arcvae_cli.records import EpochRecord, Recorder
+from arcvae_cli.records import EpochRecord, Recorder, renamed
 
 
 class JsonlRecorder(Recorder):
@@ -19,7 +19,7 @@ class JsonlRecorder(Recorder):
 
     def resume(self, records: Sequence[EpochRecord], step: int) -> None:
         """Keep each logged step up to `step` once and in order, and write the epochs anew; drop everything else."""
-        logged = (line for line in read_lines(self._path) if line["kind"] == "step" and line["step"] <= step)
+        logged = (renamed(line) for line in read_lines(self._path) if line["kind"] == "step" and line["step"] <= step)
         lines = {(line["step"], 0): line for line in logged}
         lines |= {(record.step, 1): {"kind": "epoch", **record.metrics()} for record in records}
         with atomic_write(self._path) as temporary:

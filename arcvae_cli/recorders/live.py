@@ -9,18 +9,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from arcvae_cli.console import Console
+from arcvae_cli.console import Console, cell
 from arcvae_cli.objective import ACTIVE_KL
-from arcvae_cli.records import EpochRecord, Plan, Recorder
+from arcvae_cli.records import EpochRecord, Plan, Recorder, words
 from arcvae_cli.render.terminal import kl_bars
 
 ROWS, FRAME = 4, 4  # rows always shown, and lines around them: two of header, hidden epochs, progress
-ACCURACIES = {
-    "grids": {"pixel": "position", "non-black": "foreground", "exact": "exact"},
-    "strings": {"token": "position", "sequence": "exact"},
-}  # by the kind of example: the columns of its accuracies, and their fields of `EpochMetrics`
 # of the columns, at least; of others 6
-WIDTHS = {"epoch": 5, "beta": 7, "on ELBO": 7, "pixel": 5, "non-black": 5, "exact": 5, "sequence": 8, "s": 5}
+WIDTHS = {"epoch": 5, "beta": 7, "on ELBO": 7, "pixel": 5, "non-black": 5, "foreground": 10, "exact": 5}
+WIDTHS |= {"sequence": 8, "s": 5}
 DROPPED_FIRST = ("s", "exact", "recon", "pixel", "token", "loss", "on ELBO")  # on a narrow terminal, in this order
 CAPTION = "loss: training; rest: validation with sampled latents"
 
@@ -30,6 +27,7 @@ def header(plan: Plan) -> Iterator[str]:
     model = f"{plan.settings.model.name}, {plan.parameters:,} parameters"
     yield f"run {plan.run}: {model}, on {plan.how}"
     sizes = f"{plan.sizes['train']:,} to train on, {plan.sizes['val']:,} to validate"
+    sizes = sizes if plan.canvas is None else f"{plan.canvas.describe()}; {sizes}"
     yield f"data {plan.corpus}: {sizes}; {plan.settings.train.epochs} epochs of {plan.steps} steps"
     schedule, objective = plan.settings.schedule, plan.settings.objective
     floors = "/".join(f"{floor:g}" for floor in dict.fromkeys(map(objective.floor, plan.level_shapes)))
@@ -40,8 +38,12 @@ def header(plan: Plan) -> Iterator[str]:
     elif plan.elbo_scale != 1.0:
         yield f"ELBO scale: with mean reductions, beta on the ELBO scale is {plan.elbo_scale:g} times beta"
     yield from plan.notes
-    if plan.blank is not None and plan.blank_nats is None:
-        yield f"baseline: an all-black answer is right in {plan.blank:.3f} of the validation pixels, non-black 0"
+    if plan.blank is not None and plan.canvas is not None:
+        what, zero = "the most common class of each cell", ""
+        if plan.canvas.background is not None:
+            background, foreground, _ = words(plan.canvas)
+            what, zero = f"an all-{background} answer", f", {foreground} 0"
+        yield f"baseline: {what} is right in {plan.blank:.3f} of the validation pixels{zero}"
     elif plan.blank is not None:
         entropy = "" if plan.entropy is None else f"; entropy of the data: {plan.entropy:.2f} nats"
         yield f"baseline: rule frequencies: {plan.blank_nats:.2f} nats, token accuracy {plan.blank:.3f}{entropy}"
@@ -164,13 +166,13 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
     """A row of the table by the names of its columns; red marks what an uninformative latent would reach."""
     val = record.val
     active = sum(value > ACTIVE_KL for value in val.groups)
-    failed = {"position": plan.blank is not None and val.position <= plan.blank, "foreground": val.foreground < 0.05}
+    failed = {"position": plan.blank is not None and val.position <= plan.blank}
+    failed["foreground"] = val.foreground is not None and val.foreground < 0.05
     targets: dict[str, Text] = {}  # of closed loops: reached/target, a column for each quantity
     for target in record.targets:
         text = targets.setdefault("KL/target" if target.quantity == "kl" else "recon/target", Text())
         style = "red" if target.missed else "green"
         text.append(f"{'  ' if text else ''}{target.value:.3g}/{target.target:.3g}", style=style)
-    shares = ACCURACIES[plan.settings.model.kind].items()
     cells: dict[str, str | Text] = {
         "epoch": f"{record.epoch}{'*' if record.best else ' '}",
         **beta_cells([record.beta_range.get(name, (beta,)) for name, beta in record.betas.items()], plan),
@@ -179,11 +181,19 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         "recon": short(val.reconstruction),
         "KL": f"{val.kl:.2f}",
         **targets,
-        **{name: Text(f"{getattr(val, key):.3f}", style="red" if failed.get(key) else "") for name, key in shares},
+        **{name: Text(cell(getattr(val, key), ".3f"), "red" if failed.get(key) else "") for name, key in shares(plan)},
         "active": Text(f"{active}/{len(val.groups)}", style="red" if active < len(val.groups) else "green"),
         "s": f"{record.seconds:.1f}",
     }
     return {name: cell if isinstance(cell, Text) else Text(cell) for name, cell in cells.items()}
+
+
+def shares(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The columns of accuracies, and their fields of `EpochMetrics`."""
+    yield ("token" if plan.canvas is None else "pixel"), "position"
+    if plan.canvas is not None and plan.canvas.background is not None:
+        yield words(plan.canvas)[1], "foreground"
+    yield ("sequence" if plan.canvas is None else "exact"), "exact"
 
 
 def beta_cells(spans: Sequence[tuple[float, ...]], plan: Plan) -> dict[str, str]:

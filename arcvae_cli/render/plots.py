@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.files import atomic_write
-from arcvae_cli.render.terminal import DEAD, PALETTE, Grids
+from arcvae_cli.render.terminal import DEAD, OUTSIDE, SHADES, Grids, palette
 
 Image = NDArray[np.uint8]  # (..., height, width, 3)
 Extents = NDArray[np.uint8] | None  # (N, 2) height and width of each grid
@@ -26,37 +29,70 @@ Curve = tuple[str, str, ArrayLike, ArrayLike, bool]  # label, unit, epochs, valu
 DPI = 100
 TILE = 128  # pixels of the longer side of a grid, about
 PAIRS = 16  # on a sheet of reconstructions
+LINED = 5  # pixels of a cell from which there are lines between cells
 GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left of a sheet with labels
-LINE, EXTENT, RIGHT, WRONG = "#555555", "#00FFC8", "#000000", "#FFFFFF"
+NARROW, KEY = 480, 76  # pixels of a sheet at least, and of an entry of its legend
+LINE, EXTENT, RIGHT, WRONG, HATCH = "#555555", "#00FFC8", "#000000", "#FFFFFF", 160
 
 
 def save_grids(
-    path: Path, grids: Grids, columns: int = 8, above: Texts | None = None, title: str = "", left: Texts = ()
+    path: Path, grids: Grids, columns: int, above: Texts | None, title: str, left: Texts = (), canvas: Canvas = ARC
 ) -> None:
     """Grids (N, H, W) in rows of `columns`, with texts above, by default which are blank, and left of the rows."""
-    blank = [] if grids.any((1, 2)).all() else ["" if grid.any() else "blank" for grid in grids]
-    _write(_sheet([_tiles(grids)], columns, above or blank, left, title), path)
+    marks = ["" if one.any() else "blank" for one in np.isin(grids, canvas.content)]
+    tiles, above = _tiles(grids, palette(canvas), *_outside(grids, canvas)), above or (marks if any(marks) else [])
+    _write(_sheet([tiles], columns, above, left, title, legend=_legend(canvas)), path)
 
 
-def save_reconstructions(path: Path, originals: Grids, reconstructions: Grids, extents: Extents, title: str) -> None:
+def save_reconstructions(
+    path: Path, originals: Grids, reconstructions: Grids, extents: Extents, title: str, canvas: Canvas = ARC
+) -> None:
     """The first PAIRS originals, reconstructions (N, H, W) and errors; `extents` (N, 2) are drawn as rectangles."""
     originals, reconstructions = originals[:PAIRS], reconstructions[:PAIRS]
-    wrong = (originals != reconstructions).astype(np.uint8)
-    above, rows = [f"{count} wrong" for count in wrong.sum((1, 2), dtype=int)], ["original", "reconstruction", "error"]
+    shown, outside = _outside(originals, canvas, extents)
+    wrong, rows = (originals != reconstructions) & ~outside, ("original", "reconstruction", "error")
+    above = [f"{count} wrong" for count in wrong.sum((1, 2)).tolist()]
     if extents is not None:
-        above = [f"{height}x{width}, {text}" for (height, width), text in zip(extents[:PAIRS], above, strict=True)]
-        title += "; frame: extent of the grid"
-    kinds = [_tiles(originals, extents), _tiles(reconstructions, extents), _tiles(wrong, extents, (RIGHT, WRONG))]
-    _write(_sheet(kinds, 8, above, rows, f"{title}; white: wrong cell"), path)
+        above = [f"{height}x{width}, {text}" for (height, width), text in zip(shown, above, strict=True)]
+    kinds = [_tiles(originals, palette(canvas), shown, outside)]
+    kinds.append(_tiles(reconstructions, palette(canvas), shown, reconstructions == canvas.outside))
+    kinds.append(_tiles(wrong.astype(np.uint8), (RIGHT, WRONG), shown, outside))
+    legend = {"right": RIGHT, "wrong": WRONG} | ({} if extents is None else {"extent": EXTENT})
+    legend |= {"outside": OUTSIDE} if outside.any() else {}
+    _write(_sheet(kinds, 8, above, rows, title, legend=legend | _legend(canvas)), path)
 
 
-def save_kl_maps(path: Path, originals: Grids, maps: Maps, title: str = "", means: Maps | None = None) -> None:
+def _outside(grids: Grids, canvas: Canvas, extents: Extents = None) -> tuple[Any, Any]:
+    """Extents (N, 2) and cells outside (N, H, W) of grids, by default those of that class.
+
+    Nothing is outside on ARC's canvas of 16x16, where all cells count.
+    """
+    outside, (rows, columns) = grids == canvas.outside, map(np.arange, canvas.shape)
+    if extents is None:
+        sides = [((~outside).any(2) * (rows + 1)).max(1), ((~outside).any(1) * (columns + 1)).max(1)]
+        return np.stack(sides, axis=1), outside
+    extents = extents[: len(grids)].astype(int)
+    if canvas != ARC:
+        outside = (rows >= extents[:, :1])[:, :, None] | (columns >= extents[:, 1:])[:, None]
+    return extents, outside
+
+
+def _legend(canvas: Canvas) -> dict[str, str]:
+    """Colours by the names of classes, where they are few and not those of ARC."""
+    names = [*map(repr, canvas.tiles)] or [f"class {number}" for number in range(canvas.classes)]
+    return {} if canvas.arc or canvas.classes > len(SHADES) else dict(zip(names, palette(canvas), strict=False))
+
+
+def save_kl_maps(
+    path: Path, originals: Grids, maps: Maps, title: str, means: Maps | None, extents: Extents, canvas: Canvas = ARC
+) -> None:
     """Originals (N, H, W) over their KL maps (N, h, w) in nats by level; `means` (h, w) of more come first."""
     if means is not None:
-        originals = np.concatenate([np.zeros_like(originals[:1]), originals])
+        originals = np.concatenate([originals[:1], originals])
+        extents = None if extents is None else np.concatenate([extents[:1], extents])
         maps = {name: np.concatenate([means[name][None], values]) for name, values in maps.items()}
     top = max([1e-6, *(float(np.nanmax(values)) for values in maps.values())])
-    kinds = [_tiles(originals)]
+    kinds = [_tiles(originals, palette(canvas), *_outside(originals, canvas, extents))]
     _, height, width, _ = kinds[0].shape
     for values in maps.values():
         pixels = colormaps["magma"](np.nan_to_num(values) / top, bytes=True)[..., :3]
@@ -73,23 +109,39 @@ def save_kl_maps(path: Path, originals: Grids, maps: Maps, title: str = "", mean
     _write(figure, path)
 
 
-def _tiles(grids: Grids, extents: Extents = None, colours: Sequence[str] = PALETTE) -> Image:
-    """Grids (N, H, W) as pixels (N, h, w, 3), with thin lines between cells, a thick one around smaller extents."""
+def _tiles(grids: Grids, colours: Sequence[str], extents: Any, outside: Any) -> Image:
+    """Grids (N, H, W) as pixels (N, h, w, 3), with thin lines between cells, a thick one around smaller extents (N, 2).
+
+    Cells `outside` (N, H, W) of grids are hatched.
+    """
     cell = max(3, TILE // max(grids.shape[1:]))
-    line, frame, *table = (np.frombuffer(bytes.fromhex(colour[1:]), np.uint8) for colour in (LINE, EXTENT, *colours))
+    colours = (LINE, EXTENT, OUTSIDE, *colours)
+    line, frame, grey, *table = (np.frombuffer(bytes.fromhex(colour[1:]), np.uint8) for colour in colours)
     pixels = np.stack(table)[grids].repeat(cell, 1).repeat(cell, 2)
     pixels = np.pad(pixels, ((0, 0), (0, 1), (0, 1), (0, 0)))
-    pixels[:, ::cell] = pixels[:, :, ::cell] = line
-    for tile, (bottom, right) in zip(pixels, () if extents is None else extents.astype(int) * cell, strict=False):
-        if (bottom + 1, right + 1) != tile.shape[:2]:  # smaller than the canvas
+    down, across = (cell if cell >= LINED else side - 1 for side in pixels.shape[1:3])
+    pixels[:, ::down] = pixels[:, :, ::across] = line
+    hatched, inner = outside.repeat(cell, 1).repeat(cell, 2), pixels[:, :-1, :-1]
+    stripes = np.add.outer(*map(np.arange, hatched.shape[1:])) % 6 < 2
+    inner[hatched], inner[hatched & stripes] = grey, HATCH
+    for tile, (bottom, right) in zip(pixels, extents * cell, strict=True):
+        if (bottom + 1, right + 1) != tile.shape[:2] and min(bottom, right) > 0:  # smaller than the canvas
             tile[[0, 1, bottom - 1, bottom], : right + 1] = tile[: bottom + 1, [0, 1, right - 1, right]] = frame
     return pixels
 
 
-def _sheet(kinds: list[Image], columns: int, above: Texts, left: Texts, title: str, right: int = 0) -> Figure:
+def _sheet(
+    kinds: list[Image],
+    columns: int,
+    above: Texts,
+    left: Texts,
+    title: str,
+    right: int = 0,
+    legend: Mapping[str, str] = MappingProxyType({}),
+) -> Figure:
     """Tiles (N, h, w, 3) of several kinds on white, in bands of `columns` examples with a row for each kind.
 
-    `above`: texts above the examples; `left`: labels of the rows in turn; `right`: free pixels.
+    `above`: texts above the examples; `left`: labels of the rows in turn; `right`: free pixels; `legend`: colours.
     """
     count, high, wide, _ = kinds[0].shape
     bands, columns, strip = -(-count // columns), min(columns, count), STRIP if above else 0
@@ -100,11 +152,20 @@ def _sheet(kinds: list[Image], columns: int, above: Texts, left: Texts, title: s
         pixels[:count, top : top + high, :wide] = kind
     pixels = pixels.reshape(bands, columns, height, width, 3).swapaxes(1, 2)
     pixels = pixels.reshape(bands * height, columns * width, 3)[:-GAP, :-GAP]
-    margin, top = MARGIN if left else GAP, STRIP + 2 * GAP if title else GAP
-    across = max(margin + pixels.shape[1] + GAP + right, 2 * GAP + 8 * len(title))
-    up = top + pixels.shape[0] + GAP
+    margin = MARGIN if left else GAP
+    across = max(margin + pixels.shape[1] + GAP + right, NARROW)
+    title = fill(title, (across - 2 * GAP) // 8)
+    entries = max(1, (across - margin) // KEY)  # of the legend in a line
+    bottom = GAP + STRIP * -(-len(legend) // entries)
+    top = STRIP * (title.count("\n") + 1) + 2 * GAP if title else GAP
+    up = top + pixels.shape[0] + bottom
     figure = Figure(figsize=(across / DPI, up / DPI), dpi=DPI)
-    axes = figure.add_axes((margin / across, GAP / up, pixels.shape[1] / across, pixels.shape[0] / up))
+    axes = figure.add_axes((margin / across, bottom / up, pixels.shape[1] / across, pixels.shape[0] / up))
+    for index, (text, colour) in enumerate(legend.items()):
+        line, place = divmod(index, entries)
+        x, y = (margin + KEY * place) / across, (bottom - GAP / 2 - STRIP * (line + 1)) / up
+        figure.add_artist(Rectangle((x, y), 12 / across, 12 / up, facecolor=colour, edgecolor=LINE, linewidth=0.5))
+        figure.text(x + 16 / across, y + 6 / up, text, fontsize=8, va="center")
     axes.set_axis_off()
     axes.imshow(pixels, interpolation="nearest", aspect="auto")
     for index, text in enumerate(above):

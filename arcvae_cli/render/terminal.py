@@ -1,7 +1,8 @@
-"""Grids in the colours of ARC, strings, and KL bars, as what Rich prints."""
+"""Grids in colours or characters, strings, and KL bars, as what Rich prints."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
+from string import ascii_letters, digits
 from typing import Any
 
 import numpy as np
@@ -9,44 +10,82 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
+from arcvae_cli.canvas import ARC, Canvas
+
 Grids = NDArray[np.integer[Any]]
 
 # the colours of ARC, 0 to 9
 PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
-SPACE = 2  # columns between grids
+# from black to near white, neighbours of other hues: ordered classes look ordered, and any two can be told apart
+SHADES = (
+    *("#000000", "#023B7A", "#6B0388", "#95022D", "#754F06", "#367202", "#077A7B", "#0170DF", "#B433DE", "#F80951"),
+    *("#C08409", "#58B500", "#12BCBE", "#78B2FF", "#E298FF", "#FFAAAE", "#FFC369", "#85FC2E", "#72FEFF", "#F5F5F5"),
+)
+OUTSIDE = "#404040"  # outside of a grid
+SPACE, TITLE = 2, 14  # columns between grids, and of a title above a narrow grid
 DEAD = 0.05  # nats: a group with at most this KL is dead
 BAR, LABELS, TWO_BARS = 22, 17, 80  # columns: the longest bar, its number, value and mark, and two bars side by side
 MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few are listed
 
 
-def terminal_grids(console: Console, grids: Grids, titles: Sequence[str] | None, lines: int | None = None) -> Text:
-    """Grids (N, H, W) of 0-9 side by side, as many as the width allows, with a short title above each.
+def palette(canvas: Canvas) -> list[str]:
+    """The colour of each class: ARC's, or up to 20 shades with the background black, or those of viridis."""
+    if canvas.arc:
+        return [*PALETTE, OUTSIDE]
+    inner = canvas.classes - (canvas.outside is not None)
+    order = sorted(range(inner), key=lambda number: number != canvas.background)  # the background first
+    shades = [SHADES[round(at * (len(SHADES) - 1) / max(inner - 1, 1))] for at in range(inner)]
+    if inner > len(SHADES):
+        from matplotlib import colormaps
+        from matplotlib.colors import to_hex
 
-    In colour a character shows two cells, one above the other; without, a cell is a digit, and `.` where it is 0.
+        shades = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.0, 1.0, inner))]
+        shades[0] = shades[0] if canvas.background is None else SHADES[0]
+    return [*(shade for _, shade in sorted(zip(order, shades, strict=True))), OUTSIDE]
+
+
+def characters(canvas: Canvas) -> list[str]:
+    """What stands for a cell of each class in text: its character in a text map, a digit or letter, or two digits."""
+    signs, inner = canvas.tiles or digits + ascii_letters, canvas.classes - (canvas.outside is not None)
+    table = [*signs[:inner]] if inner <= len(signs) else [f"{number:02x}" for number in range(inner)]
+    if canvas.background is not None and not canvas.tiles:
+        table[canvas.background] = "." * len(table[0])
+    return [*table, " " * len(table[0])]
+
+
+def terminal_grids(
+    console: Console, grids: Grids, titles: Sequence[str] | None, lines: int | None = None, canvas: Canvas = ARC
+) -> Text:
+    """Grids (N, H, W) side by side, as many as the width allows, with a short title above each.
+
+    In colour a character shows two cells, one above the other; without, and of text maps, a cell is a character.
     `lines`: how many lines to fill at most, with at least one row of grids.
     """
     colour = console.color_system is not None and not console.no_color and not console.options.ascii_only
-    _, height, width = grids.shape
-    across = max(1, (console.width + SPACE) // (width + SPACE))
+    colour, (_, height, width) = colour and not canvas.tiles, grids.shape
+    table = palette(canvas) if colour else characters(canvas)
+    width *= 1 if colour else len(table[0])
+    gap = SPACE + max(0, min(TITLE, max(map(len, titles), default=0)) - width) if titles else SPACE
+    across = max(1, (console.width + SPACE) // (width + gap))
     if lines is not None:
         band = 1 + (titles is not None) + (-(-height // 2) if colour else height)
         grids = grids[: across * max(1, lines // band)]
-    drawn, shown = [grid_lines(grid, colour) for grid in grids.tolist()], list[Text]()
+    drawn, shown = [grid_lines(grid, table, colour) for grid in grids.tolist()], list[Text]()
     for start in range(0, len(drawn), across):
         if start:
             shown.append(Text())
         if titles is not None:
-            texts = [f"{title[: width + SPACE - 1]:<{width + SPACE}}" for title in titles[start : start + across]]
+            texts = [f"{title[: width + gap - 1]:<{width + gap}}" for title in titles[start : start + across]]
             shown.append(Text("".join(texts).rstrip()))
-        shown += map(Text(" " * SPACE).join, zip(*drawn[start : start + across], strict=True))
+        shown += map(Text(" " * gap).join, zip(*drawn[start : start + across], strict=True))
     return Text("\n").join(shown)
 
 
-def grid_lines(rows: list[list[int]], colour: bool) -> list[Text]:
-    """A grid as lines of digits; in colour of half blocks for two rows each, equal neighbours in one style."""
+def grid_lines(rows: list[list[int]], table: Sequence[str], colour: bool) -> list[Text]:
+    """A grid as lines of characters; in colour of half blocks for two rows each, equal neighbours in one style."""
+    colours = [[table[cell] for cell in row] for row in rows]
     if not colour:
-        return [Text("".join(map(str, row)).replace("0", ".")) for row in rows]
-    colours = [[PALETTE[cell] for cell in row] for row in rows]
+        return [Text("".join(row)) for row in colours]
     lines = []
     for upper, lower in zip_longest(colours[::2], colours[1::2]):
         styles = upper if lower is None else map(" on ".join, zip(upper, lower, strict=True))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from arcvae_cli.canvas import ARC
 from arcvae_cli.commands.data import app
-from arcvae_cli.conditions import ATTRIBUTES, attributes
+from arcvae_cli.conditions import attributes, measure
 from arcvae_cli.data import corpora
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.errors import ArcvaeError, InputError
@@ -46,7 +47,8 @@ def test_grids_are_built_and_described(cache: Path, tmp_path: Path):
     counts = {"train": 80, "val": 10, "test": 10}
     assert document == {"name": "shapes", "grids": counts, "fingerprint": fingerprint, "file": str(target)}
     told = json.loads(run("info", target, "--json")[0])
-    assert list(told) == ["name", "grids", "fingerprint", "file", "notes", "splits", "colours", "shapes", "leaks"]
+    described = ["splits", "size", "num_classes", "classes", "shapes", "leaks"]
+    assert list(told) == ["name", "grids", "fingerprint", "file", "notes", *described]
     assert (told["name"], told["grids"], told["fingerprint"]) == ("mine", 100, fingerprint)
     with pytest.raises(InputError, match="the file exists"):
         run("build", "shapes", "--size", 100, "--output", target)
@@ -59,11 +61,30 @@ def test_info_in_words_and_conditions(arc_npz: Path):
     document = json.loads(run("info", arc_npz, "--conditions", "--json")[0])
     assert (list(document), document["training_grids"]) == (["name", "training_grids", "conditions"], 100)
     with np.load(arc_npz) as file:
-        measured = attributes(file["train"])
-    for column, one, attribute in zip(measured.T, document["conditions"], ATTRIBUTES, strict=True):
+        measured = measure(file["train"], ARC)
+    for column, one, attribute in zip(measured.T, document["conditions"], attributes(ARC), strict=True):
         assert one["name"] == attribute.name
         assert one["counts"] == [int((column == value).sum()) for value in range(attribute.size)]
     assert "colour_2" in run("info", arc_npz, "--conditions")[0]
+
+
+def test_maps_of_characters_and_digits_are_described(tmp_path: Path):
+    (farm := tmp_path / "farm").mkdir()
+    for number in range(10):
+        (farm / f"{number}.txt").write_text(f"####\n#.{'o.'[number > 2]}#\n####\n\n####\n#..#\n####\n")
+    out, talk = run("info", farm)
+    words = " ".join(out.split())
+    assert "by a hash of their names" in talk and "canvas 3x4, 3 classes, background 0" in words
+    assert "classes '#': 83.3%, '.': 15.4%, 'o': 1.2%" in words
+    document = json.loads(run("build", farm, "--canvas", "5x6", "--json")[0])
+    assert document["grids"] == {"train": 16, "val": 2, "test": 2}
+    out = run("build", "digits")[0].splitlines()
+    assert out[:2] == ["digits: 1,437 train, 180 val, 180 test", "canvas 8x8, 17 classes"]
+    document = json.loads(run("info", "digits", "--json")[0])
+    assert (document["grids"], document["size"], document["num_classes"]) == (1797, [8, 8], 17)
+    assert document["classes"][0] == pytest.approx(0.489, abs=1e-3), "as in the images of scikit-learn"
+    words = " ".join(run("info", "digits")[0].split())
+    assert "1 more" in words and "there is no official split" in words
 
 
 @pytest.mark.parametrize(
@@ -132,6 +153,6 @@ def test_torch_is_not_imported():
         "[app(['info', *words.split(), '--size', '20'], standalone_mode=False) for words in sys.argv[1:]]; "
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
-    words = [sys.executable, "-c", code, "shapes --conditions", "equations"]
+    words = [sys.executable, "-c", code, "shapes", "equations"]
     done = subprocess.run(words, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,8 @@ import torch
 from typer.testing import Result
 
 from arcvae_cli import checkpoints
-from arcvae_cli.conditions import attributes, satisfies
+from arcvae_cli.canvas import ARC
+from arcvae_cli.conditions import measure, satisfies
 from arcvae_cli.console import Console
 from arcvae_cli.data.files import read_dataset, write_dataset
 from arcvae_cli.data.strings import build_drawn
@@ -73,10 +74,10 @@ def test_conditions_reach_the_model_and_are_counted(
         np.testing.assert_array_equal(model.decode(latents, coded).argmax(dim=1), arrays["grids"])
         assert (model.decode(latents).argmax(dim=1).numpy() != arrays["grids"]).any()
     free = draw(arcvae, hierarchy_run, tmp_path / "free", "--num", 12)[1]
-    counts = [int(satisfies(attributes(some["grids"]), wanted).sum()) for some in (arrays, free)]
+    counts = [int(satisfies(measure(some["grids"], ARC), wanted, ARC).sum()) for some in (arrays, free)]
     last = result.stdout.splitlines()[-1]
     assert last.endswith(f"colours=3, symmetry_lr=yes in {counts[0]}, without conditions in {counts[1]}")
-    found = int(satisfies(attributes(arc_splits["train"]), {"colour_2": 1}).sum())
+    found = int(satisfies(measure(arc_splits["train"], ARC), {"colour_2": 1}, ARC).sum())
     result, *_ = draw(arcvae, hierarchy_run, tmp_path, "--num", 2, "--prior", "aggregate", "--condition", "red=yes")
     assert f"1 Gaussian fitted to {found} train examples of some with colour_2=yes" in " ".join(result.stderr.split())
 

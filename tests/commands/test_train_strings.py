@@ -52,7 +52,7 @@ def test_a_run_of_strings(trained: tuple[Path, Result]) -> None:
         assert all(0.0 <= line[f"{split}/{name}_acc"] <= 1.0 for split in ("train", "val") for name in ("token", "seq"))
         assert line["train/kl_per_dim"] == pytest.approx(sum(line[f"train/kl_per_dim/dim_{i}"] for i in range(5)) / 5)
         assert len(line["val/kl_per_dim"]) == 5
-        assert not any("pixel" in name or "non_black" in name for name in line)
+        assert not any("pixel" in name or "foreground" in name for name in line)
     # 360 derivations of some 8 rules: nats per derivation, not per rule
     assert 20.0 > lines[0]["val/loss_reconstruction"] > 4.0
     assert lines[-1]["train/loss_reconstruction"] < lines[0]["train/loss_reconstruction"]

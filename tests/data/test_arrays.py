@@ -78,10 +78,10 @@ def test_description_of_leaking_grids():
     split = np.array([0, 0, 0, 0, 1, 2, 2, 2], np.uint8)
     task = np.array(["a", "a", "b", "c", "d", "b", "e", "f"])
     described = describe(Dataset("leaky", grids, split, shape, task))
-    train = {"grids": 4, "tasks": 3, "black": 1 - 15 / 256, "single_colour": 0.0, "duplicates": 1}
+    train = {"grids": 4, "tasks": 3, "background": 1 - 15 / 256, "single_class": 0.0, "duplicates": 1}
     assert described["splits"]["train"] == pytest.approx(train)
     assert described["shapes"] == [[3, 5, 7], [5, 3, 1]]
-    assert sum(described["colours"]) == pytest.approx(1)
+    assert sum(described["classes"]) == pytest.approx(1)
     assert described["leaks"] == [
         {"of": "test", "into": "train", "identical": 1, "equivalent": 2, "tasks": 1},
         {"of": "test", "into": "val", "identical": 0, "equivalent": 0, "tasks": 0},

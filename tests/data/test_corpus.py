@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arcvae_cli.conditions import PLACE, attributes
-from arcvae_cli.data.arrays import SPLITS, Dataset
+from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.conditions import columns, measure
+from arcvae_cli.data.arrays import SPLITS, Dataset, padded
 from arcvae_cli.data.corpus import GridCorpus, StringCorpus, open_corpus
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
@@ -63,6 +64,37 @@ def test_augmentation_is_that_of_the_plain_reference(arc: Dataset, known: bool):
         assert (made[index] == expected).all(), index
 
 
+@pytest.mark.parametrize("turns", [True, False])
+@pytest.mark.parametrize("permutes", [True, False])
+def test_augmentation_of_any_canvas(turns: bool, permutes: bool):
+    stream, canvas = np.random.RandomState(0), Canvas(12, 20, 7, 2, 6, arc=False)
+    grids = [stream.randint(0, 6, (stream.randint(1, 13), stream.randint(1, 21))) for _ in range(300)]
+    arrays = Dataset(
+        "levels", padded(grids, canvas)[0], np.zeros(300, np.uint8), padded(grids, canvas)[1], canvas=canvas
+    )
+    corpus = GridCorpus(arrays, data=DataSettings(augment=True, symmetries=turns, permute_classes=permutes))
+    assert (corpus.augment, corpus.positions, corpus.num_classes, corpus.background) == (True, (12, 20), 7, 2)
+    torch.manual_seed(0)
+    batch, plain = corpus.batch("train", torch.arange(300), augment=True), corpus.batch("train", torch.arange(300))
+    torch.manual_seed(0)
+    symmetry = torch.randint(8, (300,)) if turns else torch.zeros(300, dtype=torch.int64)
+    order = torch.rand(300, 5).argsort(dim=1) if permutes else torch.arange(5).expand(300, 5)
+    for index, grid in enumerate(grids):
+        height, width = grid.shape
+        which = int(symmetry[index]) if width <= 12 else int(symmetry[index]) // 2 * 2
+        turned = np.rot90(grid, which % 4)[:, :: -1 if which >= 4 else 1]
+        palette = np.arange(7)
+        palette[[0, 1, 3, 4, 5]] = np.array([0, 1, 3, 4, 5])[order[index]]
+        expected, scored = np.full((12, 20), 6), np.zeros((12, 20), bool)
+        expected[: turned.shape[0], : turned.shape[1]], scored[: turned.shape[0], : turned.shape[1]] = (
+            palette[turned],
+            True,
+        )
+        assert (batch.x[index].numpy() == expected).all() and (batch.scored[index].numpy() == scored).all(), index
+        assert plain.scored[index, :height, :width].all() and plain.scored[index].sum() == grid.size
+    assert not GridCorpus(arrays).augment and GridCorpus(arrays).fingerprint() == corpus.fingerprint()
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["rectangles", "canvases"])
 def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: Dataset, known: bool):
     halves, shape = arc.x.copy(), arc.shape.copy()
@@ -72,9 +104,9 @@ def test_conditions_are_the_attributes_of_the_grids_as_they_come(arc: Dataset, k
     for augment in (True, False):
         torch.manual_seed(0)
         batch = corpus.batch("train", torch.arange(corpus.size("train")), augment=augment, conditions=True)
-        measured = attributes(batch.x.numpy().astype(np.uint8))
+        measured = measure(batch.x.numpy().astype(np.uint8), ARC)
         assert batch.conditions.dtype == torch.int64 and (batch.conditions.numpy() == measured).all()
-        lr, ud = (measured[:, PLACE[name]] for name in ("symmetry_lr", "symmetry_ud"))
+        lr, ud = (measured[:, columns(ARC)[name]] for name in ("symmetry_lr", "symmetry_ud"))
         assert (lr & ~ud).any() and ((ud & ~lr).any() or not augment)
 
 
@@ -95,7 +127,13 @@ def test_open_corpus(tmp_path: Path, arc: Dataset, equations: Dataset):
     grids, ids, strings = tmp_path / "grids.npz", tmp_path / "ids.npz", tmp_path / "strings.txt"
     write_dataset(grids, arc)
     corpus = open_corpus(DataSettings(path=grids, limit=80))
-    assert [corpus.size(split) for split in SPLITS] == [80, 10, 100]
+    assert [corpus.size(split) for split in SPLITS] == [80, 10, 100] and corpus.augment
+    larger = open_corpus(DataSettings(path=grids), structure=Canvas(20, 18, 12, 0, 11, arc=False))
+    assert (larger.positions, larger.num_classes, larger.augment) == ((20, 18), 12, False)
+    assert (
+        "padded to the model's canvas of 20x18" in larger.notes[-1]
+        and larger.batch("val", torch.arange(9)).scored is not None
+    )
     write_dataset(ids, equations)
     rules = equations.rules
     assert open_corpus(DataSettings(path=ids), "cpu", ("test",), Structure(rules, 20)).positions == (20,)
@@ -112,6 +150,11 @@ def test_open_corpus(tmp_path: Path, arc: Dataset, equations: Dataset):
         (tmp_path / "test.npz", None, "the train split is empty"),
         (ids, Structure(read_grammar("smiles").rules, 15), "not that of the model"),
         (ids, Structure(rules, 5), "the train split is empty"),
+        (
+            grids,
+            Canvas(12, 16),
+            "grids up to 16x16 of 10 classes do not fit the model's canvas of 12x16 and 10 classes",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             open_corpus(DataSettings(path=path), structure=given)

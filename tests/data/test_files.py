@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data import arrays
-from arcvae_cli.data.arrays import SPLITS, Dataset
-from arcvae_cli.data.files import read_dataset, write_dataset
+from arcvae_cli.data.arrays import SPLITS, Dataset, on_canvas
+from arcvae_cli.data.files import from_columns, read_dataset, write_dataset
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import read_grammar
+from arcvae_cli.settings import DataSettings
 
 GRIDS = np.random.RandomState(3).randint(0, 10, (30, 16, 16)).astype(np.uint8)
 SPLIT = np.repeat(np.arange(3, dtype=np.uint8), [20, 5, 5])
@@ -31,8 +34,9 @@ class Trap:
 
 def refused(path: Path, message: str = ".") -> None:
     """Reading it is an InputError of one line that names the file, with a fix."""
-    with pytest.raises(InputError, match=message) as raised:
+    with pytest.raises(InputError) as raised:
         read_dataset(path)
+    assert re.search(message, f"{raised.value.what}; {raised.value.fix}")
     assert path.stem in raised.value.what and raised.value.fix and raised.value.what.isprintable()
 
 
@@ -62,9 +66,11 @@ def test_arrays_of_the_user(tmp_path: Path):
         assert dataset.x.dtype == dataset.split.dtype == np.uint8 and not dataset.notes
         assert (dataset.x == GRIDS).all() and (dataset.split == SPLIT).all()
     np.savez(path, train=GRIDS[:3], val=GRIDS[:0], test=GRIDS[3:5, :4, :7])
-    dataset = read_dataset(path)
+    dataset = read_dataset(path, to=DataSettings(path=path, canvas=20, outside="class"))
     assert dataset.split.tolist() == [0, 0, 0, 2, 2] and dataset.shape.tolist() == [[16, 16]] * 3 + [[4, 7]] * 2
-    assert (dataset.x[:3] == GRIDS[:3]).all() and dataset.x[3:].sum() == GRIDS[3:5, :4, :7].sum()
+    expected = np.full((5, 20, 20), 10)
+    expected[:3, :16, :16], expected[3:, :4, :7] = GRIDS[:3], GRIDS[3:5, :4, :7]
+    assert (dataset.x == expected).all() and dataset.canvas == Canvas(20, 20, 11, 0, 10, arc=False)
     grids = np.concatenate([GRIDS, GRIDS[:10]])
     np.save(tmp_path / "mine.npy", np.asfortranarray(grids))
     dataset = read_dataset(tmp_path / "mine.npy")
@@ -83,9 +89,16 @@ def test_arrays_of_the_user(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"train": GRIDS[:0], "val": GRIDS[:0]}, "at least one array"),
-        ({"grids": np.zeros((3, 30, 30), np.uint8)}, r"\(3, 30, 30\)"),
-        ({"grids": np.where(np.arange(30)[:, None, None] == 7, 10, GRIDS)}, "grids: invalid"),
+        ({"train": GRIDS[:0], "val": GRIDS[:0]}, "no grids"),
+        ({"grids": GRIDS[:0]}, r"grids \(0, 16, 16\), possible are 1x1 to 64x64"),
+        ({"grids": np.zeros((3, 65, 30), np.uint8)}, r"grids \(3, 65, 30\), possible are 1x1 to 64x64"),
+        ({"grids": np.zeros((3, 2, 9), np.uint8)}, "2x9, a canvas has 3x3 to 64x64 cells; set --canvas 3x9"),
+        ({"grids": GRIDS.astype(np.int16) - 1}, "classes -1 to 8, possible are 0 to 255"),
+        ({"grids": GRIDS * np.int64(99)}, "classes 0 to 891, possible are 0 to 255"),
+        ({"grids": GRIDS.astype(np.float32)}, r"float32 grids, .* save `grids.astype\(np.uint8\)`"),
+        ({"grids": GRIDS / 9}, r"float64 grids, .* save `\(grids > 0.5\).astype"),
+        ({"train": GRIDS, "val": GRIDS[:, :5, :7]}, "grids of 2 sizes, 5x7 to 16x16; set --canvas 16x16"),
+        ({"grids": GRIDS, "groups": np.arange(29)}, "groups: invalid"),
         ({"grids": np.array([Trap()], object)}, "allow_pickle=False"),
         ({"grids": GRIDS, "split": np.array(["train", "dev"])[SPLIT % 2]}, "split: invalid"),
         ({"grids": GRIDS, "task": np.zeros((30, 2))}, "task: invalid"),
@@ -133,7 +146,9 @@ def test_arc_tasks_are_read_whole_and_split_by_task(tmp_path: Path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{index:02}.json").write_text(json.dumps(one))
     dataset = read_dataset(tmp_path / "tasks")
-    assert len(dataset.x) == 20 * 5 and dataset.notes == ("40 grids over 16x16 were left out",)
+    assert len(dataset.x) == 20 * 5 and "40 grids over 16x16 were left out" in dataset.notes[0]
+    whole = read_dataset(tmp_path / "tasks", to=DataSettings(path=tmp_path, canvas="17x18"))
+    assert whole.canvas == Canvas(17, 18) and len(whole.x) == 20 * 7 and whole.count_grid and not dataset.count_grid
     splits = {name: set(dataset.split[dataset.task == name].tolist()) for name in dataset.task.tolist()}
     assert all(len(split) == 1 for split in splits.values())
     assert np.bincount([split.pop() for split in splits.values()]).tolist() == [16, 2, 2]
@@ -141,3 +156,49 @@ def test_arc_tasks_are_read_whole_and_split_by_task(tmp_path: Path):
     assert (single.name, set(single.task.tolist())) == ("07", {"07"})
     written = [grid[:height, :width].tolist() for grid, (height, width) in zip(single.x, single.shape, strict=True)]
     assert written == [[[7, 1]]] * 2 + [[[2], [7]]] * 2 + [[[7, 1]]]
+
+
+def test_grids_of_any_canvas(tmp_path: Path):
+    levels = np.random.RandomState(1).randint(0, 9, (50, 12, 20))
+    columns = {"grids": levels, "groups": np.repeat(np.arange(10), 5)}
+    made = from_columns(Path("levels"), columns)
+    assert made.canvas == Canvas(12, 20, 9, arc=False) and made.shape is None and "groups are split" in made.notes[0]
+    assert all(len({*made.split[made.task == str(group)].tolist()}) == 1 for group in range(10))
+    write_dataset(
+        tmp_path / "made.npz",
+        padded := on_canvas(made, DataSettings(canvas="30x24", background="none", outside="class")),
+    )
+    again = read_dataset(tmp_path / "made.npz")
+    assert again.canvas == padded.canvas == Canvas(30, 24, 10, None, 9, arc=False)
+    assert again.fingerprint() == padded.fingerprint() != made.fingerprint() and again.count_grid
+    assert (again.x[:, :12, :20] == levels).all() and (again.x[:, 12:] == 9).all() and (again.x[:, :, 20:] == 9).all()
+    assert from_columns(Path("two"), {"grids": levels > 4}).canvas.classes == 2
+    for to, message in (
+        (DataSettings(canvas="12x19"), "grids up to 12x20 of 9 classes do not fit the canvas of 12x19 and 9 classes"),
+        (DataSettings(classes=8), "9 classes do not fit the canvas of 12x20 and 8 classes"),
+        (DataSettings(background=9), "9 classes, no class 9"),
+        (DataSettings(canvas=20, background="none"), "no class for what is around them"),
+        (ARC, "grids up to 12x20 of 9 classes do not fit the model's canvas of 16x16 and 10 classes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            from_columns(Path("levels"), columns, to)
+    small = from_columns(Path("small"), {"grids": levels[:, :5, :6]}, Canvas(12, 20, 11, 0, 10, arc=False))
+    assert (
+        small.canvas.shape == (12, 20) and (small.x[:, 5:] == 10).all() and "padded to the model's" in small.notes[-1]
+    )
+    maps = replace(made, canvas=replace(made.canvas, tiles="abcdefghi"))
+    other = on_canvas(maps, replace(maps.canvas, tiles="ihgfedcba"))
+    assert (other.x == 8 - levels).all(), "the same tiles are the same classes"
+
+
+def test_folders_of_arrays(tmp_path: Path):
+    for name, grids in {"train/a": GRIDS[:9], "train/b": GRIDS[9], "val/c": GRIDS[10:12]}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / f"{name}.npy", grids)
+    dataset = read_dataset(tmp_path)
+    assert (dataset.x == GRIDS[:12]).all() and dataset.split.tolist() == [0] * 10 + [1] * 2 and dataset.canvas == ARC
+    np.save(tmp_path / "other.npy", GRIDS[:5])
+    assert len({*read_dataset(tmp_path).split[:5].tolist()}) == 1, "a file is a group"
+    np.savez(tmp_path / "more.npz", grids=GRIDS, split=SPLIT)
+    with pytest.raises(InputError, match="not only `grids`"):
+        read_dataset(tmp_path)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arcvae_cli.conditions import attributes
+from arcvae_cli.canvas import ARC
+from arcvae_cli.conditions import measure
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.base import Task
@@ -96,11 +97,11 @@ def test_scores_of_two_small_pictures() -> None:
     guess = torch.tensor([[[0, 1, 2], [4, 0, 0]], [[3, 0, 0], [0, 0, 0]]])
     scores = score_reconstructions(guess.byte(), truth.byte(), torch.tensor([[2, 2], [1, 3]]))
     assert scores["pixel_accuracy"] == 9 / 12
-    assert scores["non_black_accuracy"] == 2 / 4
-    assert scores["non_black_iou"] == 2 / 5  # not black in either: the four originals' and the 4 drawn on black
+    assert scores["foreground_accuracy"] == 2 / 4
+    assert scores["foreground_iou"] == 2 / 5  # not black in either: the four originals' and the 4 drawn on black
     assert scores["inside_accuracy"] == 5 / 7  # 2 of 4 cells in the first rectangle, 3 of 3 in the second
     assert (scores["exact_share"], scores["near_share"], scores["blank_share"]) == (1 / 2, 1, 0)
-    assert scores["colour_accuracy"] == [7 / 8, 1 / 2, 0, 1, *[None] * 6]
+    assert scores["class_accuracy"] == [7 / 8, 1 / 2, 0, 1, *[None] * 6]
     with pytest.raises(InputError, match="black"):
         score_reconstructions(guess.byte(), torch.zeros_like(truth).byte(), None)
 
@@ -109,8 +110,8 @@ def test_a_model_that_copies_has_the_highest_scores(corpus: GridCorpus) -> None:
     result = run(Copy(), corpus, "test", Settings(), seed=0).report
     found = result["reconstruction"]
     for scores in (found["posterior_mean"], found["posterior_sample"]):
-        assert scores["pixel_accuracy"] == scores["non_black_iou"] == scores["exact_share"] == 1
-    assert (found["skill"]["pixel"], found["skill"]["non_black"], found["pca_components"]) == (1, 1, 256)
+        assert scores["pixel_accuracy"] == scores["foreground_iou"] == scores["exact_share"] == 1
+    assert (found["skill"]["pixel"], found["skill"]["foreground"], found["pca_components"]) == (1, 1, 256)
     assert result["elbo"]["reconstruction_nats"] < 0.1
     assert result["levels"]["z"]["mutual_information"]["nats"] == pytest.approx(math.log(100), abs=1e-3)
     assert result["shuffled_codes"]["shuffled_accuracy"] < 0.9 < result["shuffled_codes"]["accuracy"] == 1
@@ -128,12 +129,12 @@ def test_the_report_agrees_with_itself_and_with_plain_sums(
     found = full.report["reconstruction"]
     mean, right = found["posterior_mean"], pictures == grids
     assert mean["pixel_accuracy"] == pytest.approx(right.mean())
-    assert mean["non_black_accuracy"] == pytest.approx(right[grids > 0].mean())
-    assert found["all_black"]["pixel_accuracy"] == pytest.approx((grids == 0).mean())
+    assert mean["foreground_accuracy"] == pytest.approx(right[grids > 0].mean())
+    assert found["all_background"]["pixel_accuracy"] == pytest.approx((grids == 0).mean())
     inside = np.concatenate([one[:h, :w].ravel() for one, (h, w) in zip(right, shapes, strict=True)])
     assert mean["inside_accuracy"] == pytest.approx(inside.mean())
     assert found["posterior_sample"]["pixel_accuracy"] != mean["pixel_accuracy"]
-    assert found["pca"]["non_black_accuracy"] > found["all_black"]["non_black_accuracy"] == 0
+    assert found["pca"]["foreground_accuracy"] > found["all_background"]["foreground_accuracy"] == 0
     assert sorted(full.indices.tolist()) == list(range(100))
     np.testing.assert_array_equal(full.errors, (~right).sum(axis=(1, 2))[full.indices])
     means = model.encode(Batch(torch.from_numpy(grids[full.indices]).long()), noise=False)[0].mean
@@ -173,7 +174,7 @@ def test_every_level_has_its_numbers_measured_without_conditions(
     with torch.no_grad():
         top, _ = hierarchy.encode(Batch(x), noise=False)
         dropped = hierarchy.reconstruct(Batch(x)).numpy()
-        given = hierarchy.reconstruct(Batch(x, conditions=torch.from_numpy(attributes(grids)))).numpy()
+        given = hierarchy.reconstruct(Batch(x, conditions=torch.from_numpy(measure(grids, ARC)))).numpy()
     assert result["reconstruction"]["posterior_mean"]["pixel_accuracy"] == pytest.approx((dropped == grids).mean())
     assert (given != dropped).any()
     levels = result["levels"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from arcvae_cli.conditions import PLACE, encode
+from arcvae_cli.canvas import ARC
+from arcvae_cli.conditions import columns, encode
 from arcvae_cli.evaluation import priors
 from arcvae_cli.evaluation.information import eval_mode
 from arcvae_cli.evaluation.priors import Mixture, argmax_decode, draw_prior, fit_prior
@@ -66,8 +67,8 @@ def test_draws_and_decoding_do_not_depend_on_the_batches(monkeypatch: pytest.Mon
     table = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
     torch.manual_seed(0)
     model = build_model(Settings.model_validate({"model": table, "schedule": {"name": "hierarchical"}}).model)
-    conditions = torch.from_numpy(encode({}, 11)).clone()
-    conditions[:, PLACE["colours"]] = torch.arange(11) % 10
+    conditions = torch.from_numpy(encode({}, 11, ARC)).clone()
+    conditions[:, columns(ARC)["colours"]] = torch.arange(11) % 10
     with eval_mode(model, 3):
         whole = model.prior(model.noise(11), 0.5, conditions)
     with eval_mode(model, 3):

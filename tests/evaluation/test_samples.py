@@ -8,7 +8,9 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
-from arcvae_cli.conditions import ATTRIBUTES, NOT_GIVEN, PLACE, attributes, parse, satisfies
+from arcvae_cli import conditions
+from arcvae_cli.canvas import ARC
+from arcvae_cli.conditions import NOT_GIVEN, columns, measure, parse, satisfies
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.evaluation.samples import (
     ASKED,
@@ -31,8 +33,8 @@ def test_structure_of_a_grid_drawn_by_hand() -> None:
     grid[5, 5] = 1  # another: diagonals do not join
     found = {name: values[0] for name, values in structure(grid[None]).items()}
     # box 111 / 111 / 200 / 001: mirrored left-right, 6 + 1 + 1 cells of 12 stay
-    assert (found["height"], found["width"], found["symmetry"], found["non_black"]) == (4, 3, 8 / 12, 8 / 256)
-    assert (found["colours"], found["distinct_rows"], found["distinct_columns"]) == (2, 4, 4)
+    assert (found["height"], found["width"], found["symmetry"], found["foreground"]) == (4, 3, 8 / 12, 8 / 256)
+    assert (found["classes"], found["distinct_rows"], found["distinct_columns"]) == (2, 4, 4)
     assert (found["objects"], found["largest_object"], found["specks"]) == (3, 6 / 256, 2 / 8)
     # unequal: both ends of the 3 runs of cells in rows 2, 3, and 2 of each speck's
     assert found["equal_horizontal"] == pytest.approx(1 - 8 / 240)
@@ -70,7 +72,7 @@ def test_blank_distinct_and_novel_shares() -> None:
     drawn = np.concatenate([np.zeros((2, 16, 16), np.uint8), grids[[0, 0, 1, 2, 3, 4]]])
     found = score_samples(drawn, grids[:4], training=grids[:2])
     assert (found["blank_share"], found["distinct_share"], found["novel_share"]) == (2 / 8, 6 / 8, 5 / 8)
-    assert (found["non_black_share"], found["reference_non_black_share"]) == (6 / 8, 1)
+    assert (found["foreground_share"], found["reference_foreground_share"]) == (6 / 8, 1)
     assert (found["samples"], found["reference"]) == (8, 4)
     assert (found["density"], found["coverage"]) == (None, None)  # four grids have no fifth neighbour
 
@@ -81,7 +83,8 @@ class Painter(VAE):
     Asked for red, it draws nothing at all; asked for a symmetry, always the same grid.
     """
 
-    attributes = ATTRIBUTES
+    attributes = conditions.attributes(ARC)
+    structure = ARC
     level_shapes = {"z": (256,)}  # noqa: RUF012
 
     def __init__(self) -> None:
@@ -92,13 +95,13 @@ class Painter(VAE):
         raise AssertionError("samples need no encoder")
 
     def decode(self, latents: Mapping[str, Tensor], conditions: Tensor | None = None) -> Tensor:
-        asked = torch.full((len(latents["z"]), len(ATTRIBUTES)), NOT_GIVEN) if conditions is None else conditions
-        wanted = asked[:, PLACE["colours"]]
+        asked = torch.full((len(latents["z"]), len(self.attributes)), NOT_GIVEN) if conditions is None else conditions
+        wanted = asked[:, columns(ARC)["colours"]]
         count = torch.where(wanted == NOT_GIVEN, 3, wanted)
         rank = latents["z"].argsort(dim=1).argsort(dim=1)
         grids = torch.where(rank < count[:, None], rank + 1, 0)
-        grids[asked[:, PLACE["colour_2"]] == 1] = 0
-        grids[asked[:, PLACE["symmetry_lr"]] == 1] = torch.where(torch.arange(256) < 2, 1, 0)
+        grids[asked[:, columns(ARC)["colour_2"]] == 1] = 0
+        grids[asked[:, columns(ARC)["symmetry_lr"]] == 1] = torch.where(torch.arange(256) < 2, 1, 0)
         return nn.functional.one_hot(grids, 10).float().transpose(1, 2).view(-1, 10, 16, 16)
 
 
@@ -120,8 +123,8 @@ def test_shares_are_of_all_and_of_those_that_count(arc: Dataset) -> None:
 
 
 def test_all_conditions_asked_occur_in_real_grids(arc: Dataset) -> None:
-    measured = attributes(arc.x)
-    assert all(satisfies(measured, parse(text.split())).any() for text in ASKED)
+    measured = measure(arc.x, ARC)
+    assert all(satisfies(measured, parse(text.split(), ARC), ARC).any() for text in ASKED)
 
 
 def test_pca_is_that_of_a_singular_value_decomposition(arc: Dataset) -> None:

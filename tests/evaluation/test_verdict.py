@@ -22,9 +22,9 @@ GRIDS: Report = {
     "corpus": "arc",
     "split": "test",
     "reconstruction": {
-        "posterior_mean": {"pixel_accuracy": 0.93, "non_black_accuracy": 0.70, "blank_share": 0.0},
-        "all_black": {"pixel_accuracy": 0.79},
-        "pca": {"pixel_accuracy": 0.85, "non_black_accuracy": 0.31},
+        "posterior_mean": {"pixel_accuracy": 0.93, "foreground_accuracy": 0.70, "blank_share": 0.0},
+        "all_background": {"pixel_accuracy": 0.79},
+        "pca": {"pixel_accuracy": 0.85, "foreground_accuracy": 0.31},
     },
     "levels": {"z": {"kl_nats": [2.0, 0.5, 3.0]}},
     "prior_samples": {
@@ -92,7 +92,7 @@ def conditioned(row: Report) -> Report:
     return {"adherence": {"samples": 100, "rows": [row if one["asked"] == row["asked"] else one for one in ROWS]}}
 
 
-PIXEL, NON_BLACK = "reconstruction.posterior_mean.pixel_accuracy", "reconstruction.posterior_mean.non_black_accuracy"
+PIXEL, NON_BLACK = "reconstruction.posterior_mean.pixel_accuracy", "reconstruction.posterior_mean.foreground_accuracy"
 PCA = "reconstruction.pca.pixel_accuracy"
 KL, DRAWN = "levels.z.kl_nats", "prior_samples"
 ALL = conditioned(ROWS[0])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from arcvae_cli.canvas import ARC
 from arcvae_cli.data.derivations import wrong_step
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar, read_grammar
@@ -105,7 +106,7 @@ def test_what_does_not_fit_is_refused_and_never_chosen() -> None:
         (kusner, SHORT, "needs derivations of 27 rules, and these have 15"),
         (GrammarSettings(encoder_kernel=17), SHORT, "needs derivations of 17 rules"),
         (GrammarSettings(**SMALL["enhanced"]), long, "the shortest has 40"),
-        (GrammarSettings(), None, "the model grammar is for strings, the data are grids"),
+        (GrammarSettings(), ARC, "the model grammar is for strings, the data are grids"),
         (GridSettings(), SHORT, "the model grid is for grids, the data are strings"),
     ):
         with pytest.raises(InputError, match=message):

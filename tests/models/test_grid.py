@@ -1,12 +1,18 @@
 import pytest
 import torch
+from torch.nn import functional
 
-from arcvae_cli.models import build_model
+from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.conditions import NOT_GIVEN, measure
+from arcvae_cli.errors import InputError
+from arcvae_cli.models import build_model, grid
 from arcvae_cli.models.base import Batch
 from arcvae_cli.models.grid import Upsample
-from arcvae_cli.settings import GridSettings
+from arcvae_cli.settings import GridSettings, HierarchicalSettings, ModelSettings
 
 LAST = torch.channels_last
+CANVASES = [(3, 3, 2), (5, 5, 4), (8, 8, 17), (12, 20, 9), (28, 28, 2), (30, 30, 10), (64, 64, 3), (7, 10, 256)]
+MODELS = [GridSettings(), GridSettings(body="residual"), HierarchicalSettings(), HierarchicalSettings(local_size=5)]
 
 
 def grids() -> Batch:
@@ -73,3 +79,49 @@ def test_features_and_their_gradients_stay_channels_last_through_the_plain_body(
         logits = model(grids()).logits
     logits.square().sum().backward()
     assert len(layouts) == 2 * len(inner) == 10 and all(layouts)
+
+
+@pytest.mark.parametrize("settings", MODELS, ids=["plain", "residual", "hierarchical", "hierarchical 5"])
+@pytest.mark.parametrize("size", CANVASES, ids=str)
+def test_every_canvas_has_a_model_that_learns_everywhere(
+    settings: ModelSettings, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canvas = Canvas(*size, arc=False)
+    monkeypatch.setattr(grid, "OUTPUTS", 4 * 30 * 30)  # a convolution to the classes from 30x30 cells on
+    model = build_model(settings, canvas).train()
+    x = torch.randint(0, canvas.classes, (3, *canvas.shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))  # blocks start as the identity
+    conditions = torch.from_numpy(measure(x.byte().numpy(), canvas))
+    conditions[0] = NOT_GIVEN  # what is given is not predicted
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(Batch(x, conditions=conditions))
+    assert output.logits.shape == (3, canvas.classes, *canvas.shape) and output.logits.dtype == torch.float32
+    assert {level.name: tuple(level.mean.shape[1:]) for level in output.levels} == model.level_shapes
+    nats = functional.cross_entropy(output.logits, x, reduction="sum")
+    (nats + sum(level.kl.sum() for level in output.levels)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+    assert model.eval().reconstruct(Batch(x)).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("side", "channels"),
+    [(3, [32]), (4, [32]), (8, [32, 64]), (16, [32, 64, 128]), (30, [32, 64, 128, 128]), (64, [32, 64, *[128] * 3])],
+)
+def test_channels_follow_the_size_or_the_settings(side: int, channels: list[int]) -> None:
+    for encoder in (None, (8, 16)):
+        for decoder in (None, (12,), (16, 8)):
+            settings = GridSettings(encoder_channels=encoder, decoder_channels=decoder)
+            model, given = build_model(settings, Canvas(side, side, 3)), channels if encoder is None else [*encoder]
+            convolutions = [one for one in model.modules() if isinstance(one, torch.nn.Conv2d)]
+            assert [one.out_channels for one in convolutions] == [*given, 3]
+            ups = [one.in_channels for one in model.modules() if isinstance(one, Upsample)]
+            assert [*ups, convolutions[-1].in_channels] == (given[::-1] if decoder is None else [*decoder])
+
+
+def test_more_channels_than_halvings_are_refused() -> None:
+    build_model(GridSettings(encoder_channels=(4, 4, 4, 4, 4)), ARC)
+    with pytest.raises(InputError, match=r"model.decoder_channels: 4 numbers, 3x4 can be halved 2 times"):
+        build_model(GridSettings(decoder_channels=(4, 4, 4, 4)), Canvas(3, 4, 2))

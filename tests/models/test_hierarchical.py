@@ -7,18 +7,20 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from arcvae_cli import conditions
-from arcvae_cli.conditions import PLACE
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.models import hierarchical
 from arcvae_cli.models.base import Batch, Output
-from arcvae_cli.models.hierarchical import AXES, SIDE, SYMMETRIES, HierarchicalVAE, constrained_decode, reflect
+from arcvae_cli.models.hierarchical import HierarchicalVAE, constrained_decode, reflect
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import HierarchicalSettings, ObjectiveSettings
 
+SIDE, PLACE = 16, conditions.columns(ARC)
 
-def make(**settings: object) -> HierarchicalVAE:
+
+def make(canvas: Canvas = ARC, **settings: object) -> HierarchicalVAE:
     """A model whose levels all say something: a fresh one's local prior and residual blocks start at nothing."""
     torch.manual_seed(0)
-    model = HierarchicalVAE(HierarchicalSettings.model_validate(settings))
+    model = HierarchicalVAE(HierarchicalSettings.model_validate(settings), canvas)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -29,8 +31,8 @@ def grids(count: int) -> Tensor:
     return torch.randint(0, 10, (count, SIDE, SIDE), generator=torch.Generator().manual_seed(1))
 
 
-def given(count: int, *texts: str) -> Tensor:
-    return torch.from_numpy(conditions.encode(conditions.parse(texts), count))
+def given(count: int, *texts: str, canvas: Canvas = ARC) -> Tensor:
+    return torch.from_numpy(conditions.encode(conditions.parse(texts, canvas), count, canvas))
 
 
 @pytest.mark.parametrize(("size", "channels", "dim"), [(8, 4, 16), (4, 2, 3), (16, 1, 5)])
@@ -103,18 +105,42 @@ def test_conditions_on_cells_are_satisfied(loud: float) -> None:
     colours = ["colours=0", "colours=9", "colours=3 red=yes", "red=no blue=no", "symmetry=both colours=2"]
     extents = ["height=5 width=7", "symmetry=ud height=5", "symmetry=lr height=3 width=1"]
     for text in (*colours, *extents, "symmetry=both height=5 width=4 colours=1"):
-        wanted, told = conditions.parse(text.split()), given(20, *text.split())
+        wanted, told = conditions.parse(text.split(), ARC), given(20, *text.split())
         with torch.no_grad():
             logits = model.decode(model.prior(model.noise(20), conditions=told), told)
         drawn = logits.argmax(1).to(torch.uint8).numpy()
         for name, value in wanted.items():
-            column = conditions.attributes(drawn)[:, PLACE[name]]
+            column = conditions.measure(drawn, ARC)[:, PLACE[name]]
             if name.startswith("symmetry"):
                 assert (column[drawn.any(axis=(1, 2))] == value).all(), text
             elif value == 0 or not name.startswith("colour_"):  # upper bounds: no logit rules out that a cell is black
                 assert (column <= value).all(), text
         settled = model.argmax_decode(logits, told).to(torch.uint8).numpy()
-        assert conditions.satisfies(conditions.attributes(settled), wanted).all(), text
+        assert conditions.satisfies(conditions.measure(settled, ARC), wanted, ARC).all(), text
+
+
+TEXTS = ("classes=3", "classes=1", "symmetry=both", "symmetry=lr classes=2")
+CANVASES = {
+    "background": (
+        Canvas(12, 20, 6, arc=False),
+        ("height=7 width=19 class_3=yes", "class_1=no", "symmetry=ud height=5"),
+    ),
+    "background 4": (Canvas(20, 12, 5, background=4, arc=False), ("height=20 width=1", "class_0=yes class_2=no")),
+    "outside": (Canvas(12, 20, 6, outside=5, arc=False), ("height=3 width=20", "width=5 symmetry=both", "class_4=yes")),
+    "none": (Canvas(9, 5, 5, background=None, arc=False), ("class_0=no", "class_0=yes class_4=yes classes=2")),
+    "many": (Canvas(12, 20, 40, arc=False), ("classes=39", "height=4 width=9 classes=5")),
+}
+
+
+@pytest.mark.parametrize(("canvas", "texts"), CANVASES.values(), ids=CANVASES)
+def test_conditions_are_satisfied_on_every_canvas(canvas: Canvas, texts: tuple[str, ...]) -> None:
+    model = make(canvas)
+    for text in (*TEXTS, *texts):
+        wanted, told = conditions.parse(text.split(), canvas), given(20, *text.split(), canvas=canvas)
+        with torch.no_grad():
+            logits = model.decode(model.prior(model.noise(20), conditions=told), told)
+        settled = model.argmax_decode(logits, told).to(torch.uint8).numpy()
+        assert conditions.satisfies(conditions.measure(settled, canvas), wanted, canvas).all(), text
 
 
 def test_training_never_masks_the_true_grid() -> None:
@@ -127,15 +153,15 @@ def test_training_never_masks_the_true_grid() -> None:
         quarter = torch.randint(0, 4, (side, side), generator=torch.Generator().manual_seed(index))
         half = torch.cat([quarter, quarter.flip(1)], dim=1)
         grid[corner : corner + 2 * side, corner : corner + 2 * side] = torch.cat([half, half.flip(0)])
-    told = torch.from_numpy(conditions.attributes(x.to(torch.uint8).numpy()))
-    assert (told[:, SYMMETRIES] == 1).double().mean() > 0.9
+    told = torch.from_numpy(conditions.measure(x.to(torch.uint8).numpy(), ARC))
+    assert (told[:, -2:] == 1).double().mean() > 0.9
     nats = torch.nn.functional.cross_entropy(model(Batch(x, conditions=told)).logits, x, reduction="none")
     assert nats.max() < 150.0
 
 
 def test_logits_are_averaged_with_their_mirror_image() -> None:
     """In training too, softly: a cell and its image under the axis have the same logits where all weight is on one."""
-    obey = hierarchical.ConstraintLayer(4).train()
+    obey = hierarchical.ConstraintLayer(4, ARC).train()
     with torch.no_grad():
         obey.axes.bias.zero_()[9] = 60.0  # left-right: cell j and cell 9 - j
     logits = obey(torch.randn(1, 10, SIDE, SIDE), torch.zeros(1, 4), given(1, "symmetry_lr=yes", "symmetry_ud=no"))
@@ -144,7 +170,7 @@ def test_logits_are_averaged_with_their_mirror_image() -> None:
 
 
 def test_conditions_are_the_sum_of_their_rows_with_its_gradient() -> None:
-    layer = hierarchical.Conditions(7).double()
+    layer = hierarchical.Conditions(ARC, 7).double()
     chosen = given(5, "colours=3", "symmetry=lr", "height=4")
     chosen[2] = conditions.NOT_GIVEN
     plain = layer.table(chosen + layer.offsets).sum(dim=1)
@@ -157,7 +183,7 @@ def test_conditions_are_the_sum_of_their_rows_with_its_gradient() -> None:
 @pytest.mark.parametrize(("which", "formula"), [(0, "bchw,bvw->bchv"), (1, "bchw,bvh->bcvw")])
 def test_reflect_matches_einsum_with_gradients(which: int, formula: str) -> None:
     x = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64, requires_grad=True)
-    axes = torch.rand(2, AXES, dtype=torch.float64, requires_grad=True)
+    axes = torch.rand(2, 2 * SIDE - 1, dtype=torch.float64, requires_grad=True)
     cell = torch.arange(SIDE)
     plain = torch.einsum(formula, x, axes[:, cell[:, None] + cell])
     own, weights = reflect(x, axes.unfold(1, SIDE, 1), which), torch.randn_like(plain)
@@ -175,8 +201,8 @@ def random_logits(count: int, black: float) -> Tensor:
 
 def decoded(logits: Tensor, *texts: str) -> tuple[Tensor, Tensor]:
     """The grids under these conditions, and their attributes."""
-    found = constrained_decode(logits, given(len(logits), *texts))
-    return found, torch.from_numpy(conditions.attributes(found.to(torch.uint8).numpy()))
+    found = constrained_decode(logits, given(len(logits), *texts), ARC)
+    return found, torch.from_numpy(conditions.measure(found.to(torch.uint8).numpy(), ARC))
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from arcvae_cli.canvas import ARC
 from arcvae_cli.grammar import parse_grammar
 from arcvae_cli.metrics import EpochMetrics
 from arcvae_cli.records import EpochRecord, Pictures, Plan, betas, flat
@@ -28,7 +29,7 @@ def plan(levels: Mapping[str, int] | None = None, free_bits: float = 0.0, **chan
         **{"run": "one", "parameters": 1234567, "how": "cpu in fp32, eager steps"},
         **{"corpus": "arc", "sizes": {"train": 80_000, "val": 10_000, "test": 10_000}, "steps": 50},
         **{"settings": settings.model_copy(update={"objective": objective, "train": train})},
-        **{"elbo_scale": 1.0, "notes": (), "blank": 0.9},
+        **{"elbo_scale": 1.0, "notes": (), "blank": 0.9, "canvas": ARC if settings.model.kind == "grids" else None},
         "level_shapes": {name: (size,) for name, size in levels.items()},
     }
     return Plan(**{**values, **changed})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from arcvae_cli.controllers import Target
+from arcvae_cli.models.grammar import Structure
 from arcvae_cli.recorders.images import ImageRecorder, beta_curves, training_curves
 from arcvae_cli.render import plots
 from tests.recorders.made import STRINGS, SUMS, TWO_LEVELS, derivations, plan, record
@@ -26,7 +27,7 @@ def test_strings_are_text(known: bool, pairs: str, samples: str | None, tmp_path
     if not known:
         made.reconstructions[:, -1] = 2  # after the end of an example such a model says anything
     rules = SUMS.rules if known else replace(SUMS.rules, rhs=None, text=None)
-    ImageRecorder(tmp_path, "strings", rules).pictures(7, made)
+    ImageRecorder(tmp_path, "strings", Structure(rules, 6)).pictures(7, made)
     texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert texts["reconstructions_epoch_7.txt"] == pairs and texts.get("samples_epoch_7.txt") == samples
 
@@ -56,9 +57,11 @@ def test_training_curves(unit: str, levels: list[str]) -> None:
     assert all(label.startswith("_") == dashed for label, *_, dashed in curves)
     assert found["loss", "_"] == [125.6, 125.6] and repr(found["loss", ""]) == "[nan, 123.4]"
     assert found["KL, nats", "total" * two] == [3.0 * len(levels)] * 2
-    names = {"pixel": ["pixel", "non-black", "exact grid"], "token": ["token", "sequence"]}[unit]
+    names = {"pixel": ["pixel", "foreground", "exact grid"], "token": ["token", "sequence"]}[unit]
     assert [label for panel, label in found if panel == "accuracy" and label[0] != "_"] == names
     assert [label for panel, label in found if panel == "beta"] == (levels if two else [""])
+    none = [{name: None if "foreground" in name else value for name, value in one.metrics().items()} for one in epochs]
+    assert len(training_curves(none)) == len(curves) - 2 * (unit == "pixel"), "without a background"
 
 
 def test_a_resumed_run_draws_the_curves_of_a_whole_one_and_keeps_no_later_picture(
@@ -70,7 +73,7 @@ def test_a_resumed_run_draws_the_curves_of_a_whole_one_and_keeps_no_later_pictur
         monkeypatch.setattr(plots, name, lambda path, *values, **more: drawn.update({path.name: (values, more)}))
 
     def session(first: int, last: int) -> str:
-        recorder = ImageRecorder(tmp_path, "strings", SUMS.rules)
+        recorder = ImageRecorder(tmp_path, "strings", Structure(SUMS.rules, 6))
         recorder.start(plan(settings=STRINGS, elbo_scale=256.0))
         if first > 1:
             recorder.resume(records[: first - 1], (first - 1) * 50)
