@@ -24,9 +24,10 @@ ACCURACIES: dict[str, tuple[str, str | None, str]] = {
 }  # by the unit of a corpus: the names of its shares of right positions, foreground positions and whole examples
 
 
-def words(canvas: Canvas) -> tuple[str, str, str]:
+def words(canvas: Canvas) -> dict[str, str]:
     """What people call the background of a canvas, all that is not background, and a class."""
-    return ("black", "non-black", "colour") if canvas.arc else ("background", "foreground", "class")
+    names = ("black", "non-black", "colour") if canvas.arc else ("background", "foreground", "class")
+    return dict(zip(("background", "foreground", "kind"), names, strict=True))
 
 
 def renamed(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _eit
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Monitor = Annotated[str, AfterValidator(lambda name: name.replace("non_black_", "foreground_"))]  # its name in old runs
+Monitor = Annotated[str, WrapValidator(lambda name, check: check(name).replace("non_black_", "foreground_"))]  # of old
 WandbName = Annotated[str, Field(pattern=r"^[^/\\#?%:;,']{1,128}$")]
 
 
@@ -332,7 +332,7 @@ class Settings(SettingsTable):
         """Plain nested dictionaries, ready for TOML or JSON, without unset keys and keys without an effect."""
         table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         own, strings = self.data.path is not None, self.model.kind == "strings"
-        idle = {"name": own, "recipe": own or self.data.name != "equations"}
+        idle = {"name": own, "recipe": own or self.data.name != "equations", "size": self.data.name == "digits"}
         idle |= dict.fromkeys(("augment", "symmetries", "permute_classes"), strings)
         for key in [key for key, without in idle.items() if without]:
             table["data"].pop(key, None)

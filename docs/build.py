@@ -41,6 +41,7 @@ from rich.console import RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from arcvae_cli.canvas import ARC
 from arcvae_cli.checkpoints import Loaded
 from arcvae_cli.commands import evaluate
 from arcvae_cli.console import Console
@@ -178,7 +179,8 @@ def plan_of(settings: Settings, loaded: Loaded, document: dict[str, Any], steps:
         settings=settings,
         elbo_scale=elbo_scale(settings, 256),
         notes=(),
-        blank=document["reconstruction"]["all_black"]["pixel_accuracy"],
+        blank=document["reconstruction"]["all_background"]["pixel_accuracy"],
+        canvas=ARC,
     )
 
 
@@ -193,9 +195,9 @@ def record_of(line: dict[str, Any]) -> EpochRecord:
 def metrics_of(line: dict[str, Any], split: str) -> EpochMetrics:
     """The metrics of a split in a line of `metrics.jsonl`."""
     loss, reconstruction, kl_loss = (line[f"{split}/loss_{name}"] for name in ("total", "reconstruction", "kl"))
-    pixel, non_black, exact = (line[f"{split}/{name}_accuracy"] for name in ("pixel", "non_black", "exact"))
+    pixel, foreground, exact = (line[f"{split}/{name}_accuracy"] for name in ("pixel", "foreground", "exact"))
     kl = {"z": line["val/kl_per_dim"]}
-    return EpochMetrics(1, loss, reconstruction, {"z": kl_loss}, kl, pixel, non_black, exact)
+    return EpochMetrics(1, loss, reconstruction, {"z": kl_loss}, kl, pixel, foreground, exact)
 
 
 def terminal() -> dict[str, Any]:

@@ -13,8 +13,9 @@ from matplotlib.colors import to_rgb
 from rich.console import Console
 from rich.text import Text
 
+from arcvae_cli.canvas import Canvas
 from arcvae_cli.render import plots
-from arcvae_cli.render.terminal import PALETTE, kl_bars, terminal_grids
+from arcvae_cli.render.terminal import PALETTE, characters, kl_bars, palette, terminal_grids
 
 RGB = np.array([[round(255 * part) for part in to_rgb(colour)] for colour in PALETTE], np.uint8)
 HERE = Path("unused.png")
@@ -82,6 +83,39 @@ def test_reconstructions_stand_under_their_originals_and_errors_below(drawn: lis
     lines = (axes.images[0].get_array() == [0, 0xFF, 0xC8]).all(2).sum()
     assert lines == 3 * 8 * (41 * 57 - 37 * 53), "two pixels wide, in every row"
     assert texts(axes)[3:5] == ["5x7, 0 wrong", "16x16, 0 wrong"]
+
+
+def test_what_is_outside_of_a_grid_is_hatched_and_no_error(drawn: list) -> None:
+    """Of a canvas with a class for it, where cells are too small for lines; classes have colours of their own."""
+    canvas = Canvas(20, 24, 4, 0, 3, arc=False)
+    originals = np.full((2, 20, 24), 3, np.uint8)
+    originals[:, :6, :9] = np.random.default_rng(0).integers(0, 3, (2, 6, 9))
+    reconstructions = np.full_like(originals, 1)
+    extents = np.full((2, 2), [6, 9], np.uint8)
+    plots.save_reconstructions(HERE, originals, reconstructions, extents, "run", canvas)
+    plots.save_grids(HERE, originals, 2, None, "run", canvas=canvas)
+    wrong = (originals[:, :6, :9] != 1).sum((1, 2))
+    assert texts(drawn[0].axes[0])[:2] == [f"6x9, {count} wrong" for count in wrong]
+    for figure, height in zip(drawn, (3 * 101 + 20 + 17, 101), strict=True):
+        sheet = figure.axes[0].images[0].get_array()
+        assert sheet.shape[0] == height and (sheet[-1:, -120:] != 255).any()
+        tile = sheet[17 * (figure is drawn[0]) :][:101, :121]
+        colours = np.array([[round(255 * part) for part in to_rgb(one)] for one in palette(canvas)[:3]], np.uint8)
+        np.testing.assert_array_equal(tile[2:30:5, 2:45:5], colours[originals[0, :6, :9]])
+        beyond = tile[32:100, 1:120].reshape(-1, 3)
+        assert len(np.unique(beyond, axis=0)) == 2 and not any((beyond == one).all(1).any() for one in colours)
+    assert {"wrong", "outside", "class 2"} < {text.get_text() for text in drawn[0].texts}
+
+
+@pytest.mark.parametrize("classes", [2, 9, 20, 128])
+@pytest.mark.parametrize("background", [None, 0, 1])
+def test_classes_have_colours_and_characters_of_their_own(classes: int, background: int | None) -> None:
+    for tiles in ("", "".join(map(chr, range(33, 33 + classes)))):
+        canvas = Canvas(4, 4, classes, background, arc=False, tiles=tiles)
+        colours, signs = palette(canvas), characters(canvas)
+        assert len({*colours}) == len({*signs}) == classes + 1, "and one for what is outside"
+        assert background is None or colours[background] == "#000000"
+        assert len({*map(len, signs)}) == 1 and (not tiles or "".join(signs[:-1]) == tiles)
 
 
 def test_maps_stand_under_their_originals_in_one_scale(drawn: list) -> None:

@@ -214,17 +214,20 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     if dataset.shape is not None:
         framed = [key + shape.tobytes() for key, shape in zip(keys, dataset.shape, strict=True)]
     if rules is None:
-        alone = dataset.x == dataset.x[:, :1, :1]
-        single = (alone if dataset.shape is None else alone | ~inside(dataset.shape, canvas)).all(axis=(1, 2))
+        full = np.ones(dataset.x.shape, np.bool_)
+        within = full if dataset.shape is None else inside(dataset.shape, canvas)
+        single = ((dataset.x == dataset.x[:, :1, :1]) | ~within).all(axis=(1, 2))
+        counted = within if dataset.count_grid else full
+        cells = dataset.x[counted]
     for split in SPLITS:
         rows = dataset.rows(split)
         part, count = dataset.x[rows], len(rows)
         if rules is None:
-            empty = None if canvas.background is None or not count else float((part == canvas.background).mean())
+            empty = part[counted[rows]] == canvas.background
             splits[split] = {
                 "grids": count,
                 "tasks": None if dataset.task is None else len(set(dataset.task[rows].tolist())),
-                "background": empty,
+                "background": float(empty.mean()) if count and canvas.background is not None else None,
                 "single_class": float(single[rows].mean()) if count else None,
             }
         else:
@@ -251,7 +254,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             "splits": splits,
             "size": list(canvas.shape),
             "num_classes": canvas.classes,
-            "classes": [int(np.count_nonzero(dataset.x == one)) / dataset.x.size for one in range(canvas.classes)],
+            "classes": [int(np.count_nonzero(cells == one)) / cells.size for one in range(canvas.classes)],
             "shapes": [[*sides, count] for sides, count in shapes],
             "leaks": leaks,
         }

@@ -93,6 +93,7 @@ class GridCorpus(Examples):
         self._inside = torch.from_numpy(inside(known, canvas)).to(self.device) if arrays.count_grid else None
         moving = canvas.content if data.permute_classes else ()
         self._moving = torch.tensor(moving, dtype=torch.int64, device=self.device)
+        self._classes = torch.arange(canvas.classes, device=self.device)
 
     def grids(self, split: str) -> Tensor:
         """All grids of a split: (n, H, W) uint8."""
@@ -120,8 +121,8 @@ class GridCorpus(Examples):
         x = x.long()
         if augment and len(self._moving) > 1:
             order = torch.rand(len(x), len(self._moving), device=self.device).argsort(dim=1)
-            palette = torch.arange(self.num_classes, device=self.device).repeat(len(x), 1)  # (B, classes)
-            x = palette.index_copy(1, self._moving, self._moving[order]).gather(1, x)
+            palette = self._classes.expand(len(x), -1).index_copy(1, self._moving, self._moving[order])  # (B, classes)
+            x = palette.gather(1, x)
         x = x.view(-1, *self.positions)
         if not conditions:
             return Batch(x, scored=scored)

@@ -80,10 +80,9 @@ def structure(grids: Grids, canvas: Canvas = ARC) -> dict[str, Numbers]:
     better of two mirrors), height and width are of the bounding box of the foreground. Without a background all classes
     are foreground. Cells outside of a grid, where they have a class, are no part of it.
     """
-    count, height, width = grids.shape
-    foreground = np.isin(grids, canvas.content)
+    count, foreground = len(grids), np.isin(grids, canvas.content)
     cells, flat = foreground.sum(axis=(1, 2)), grids.reshape(count, -1)
-    inside = height * width if canvas.outside is None else np.maximum((flat != canvas.outside).sum(axis=1), 1)
+    inside = np.maximum((flat != canvas.outside).sum(axis=1), 1)
     owners, sizes = objects_of(grids, canvas)
     largest, box, mirrored = np.zeros(count), np.zeros((2, count)), np.zeros(count)
     np.maximum.at(largest, owners, sizes)

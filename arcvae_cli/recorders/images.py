@@ -62,7 +62,7 @@ class ImageRecorder(Recorder):
         plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, title)
         title = f"{plan.run}: beta over the run"
         plots.save_curves(self._folder / "beta_schedule.png", beta_curves(epochs, plan.steps), title, plan.elbo_scale)
-        shares = SHARES | ({"foreground_accuracy": words(plan.canvas)[1]} if plan.canvas else {})
+        shares = SHARES | ({"foreground_accuracy": words(plan.canvas)["foreground"]} if plan.canvas else {})
         curves = training_curves([record.metrics() for record in epochs], shares)
         best = max((record.epoch for record in epochs if record.best), default=0)
         title = f"{plan.run}: training curves (solid: validation, dashed: training, grey line: best epoch)"

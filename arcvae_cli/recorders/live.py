@@ -41,8 +41,8 @@ def header(plan: Plan) -> Iterator[str]:
     if plan.blank is not None and plan.canvas is not None:
         what, zero = "the most common class of each cell", ""
         if plan.canvas.background is not None:
-            background, foreground, _ = words(plan.canvas)
-            what, zero = f"an all-{background} answer", f", {foreground} 0"
+            said = words(plan.canvas)
+            what, zero = f"an all-{said['background']} answer", f", {said['foreground']} 0"
         yield f"baseline: {what} is right in {plan.blank:.3f} of the validation pixels{zero}"
     elif plan.blank is not None:
         entropy = "" if plan.entropy is None else f"; entropy of the data: {plan.entropy:.2f} nats"
@@ -192,7 +192,7 @@ def shares(plan: Plan) -> Iterator[tuple[str, str]]:
     """The columns of accuracies, and their fields of `EpochMetrics`."""
     yield ("token" if plan.canvas is None else "pixel"), "position"
     if plan.canvas is not None and plan.canvas.background is not None:
-        yield words(plan.canvas)[1], "foreground"
+        yield words(plan.canvas)["foreground"], "foreground"
     yield ("sequence" if plan.canvas is None else "exact"), "exact"
 
 

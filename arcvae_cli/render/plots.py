@@ -29,7 +29,7 @@ Curve = tuple[str, str, ArrayLike, ArrayLike, bool]  # label, unit, epochs, valu
 DPI = 100
 TILE = 128  # pixels of the longer side of a grid, about
 PAIRS = 16  # on a sheet of reconstructions
-LINED = 5  # pixels of a cell from which there are lines between cells
+LINED = 8  # pixels of a cell from which there are lines between cells
 GAP, STRIP, MARGIN = 10, 17, 24  # pixels between grids, of a line of text, left of a sheet with labels
 NARROW, KEY = 480, 76  # pixels of a sheet at least, and of an entry of its legend
 LINE, EXTENT, RIGHT, WRONG, HATCH = "#555555", "#00FFC8", "#000000", "#FFFFFF", 160
@@ -126,7 +126,9 @@ def _tiles(grids: Grids, colours: Sequence[str], extents: Any, outside: Any) -> 
     inner[hatched], inner[hatched & stripes] = grey, HATCH
     for tile, (bottom, right) in zip(pixels, extents * cell, strict=True):
         if (bottom + 1, right + 1) != tile.shape[:2] and min(bottom, right) > 0:  # smaller than the canvas
-            tile[[0, 1, bottom - 1, bottom], : right + 1] = tile[: bottom + 1, [0, 1, right - 1, right]] = frame
+            thick = (0, 1) if cell >= LINED else (0,)
+            tile[[*thick, *(bottom - at for at in thick)], : right + 1] = frame
+            tile[: bottom + 1, [*thick, *(right - at for at in thick)]] = frame
     return pixels
 
 

@@ -29,13 +29,16 @@ MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few ar
 
 
 def palette(canvas: Canvas) -> list[str]:
-    """The colour of each class: ARC's, or up to 20 shades with the background black, or those of viridis."""
+    """The colour of each class: ARC's, or of few classes shades of all hues, or those of viridis; the background black.
+
+    Few are 10, and 20 of text maps, where the order of classes means nothing.
+    """
     if canvas.arc:
         return [*PALETTE, OUTSIDE]
     inner = canvas.classes - (canvas.outside is not None)
     order = sorted(range(inner), key=lambda number: number != canvas.background)  # the background first
     shades = [SHADES[round(at * (len(SHADES) - 1) / max(inner - 1, 1))] for at in range(inner)]
-    if inner > len(SHADES):
+    if inner > (len(SHADES) if canvas.tiles else len(PALETTE)):
         from matplotlib import colormaps
         from matplotlib.colors import to_hex
 

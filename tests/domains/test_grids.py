@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arcvae_cli.canvas import ARC
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.conditions import measure
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
 from arcvae_cli.domains.base import Task
-from arcvae_cli.domains.grids import draw_levels, score_reconstructions
+from arcvae_cli.domains.grids import GridDomain, draw_levels, score_reconstructions
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.evaluate import Evaluation, evaluate
 from arcvae_cli.evaluation.samples import JUDGED
@@ -104,6 +105,42 @@ def test_scores_of_two_small_pictures() -> None:
     assert scores["class_accuracy"] == [7 / 8, 1 / 2, 0, 1, *[None] * 6]
     with pytest.raises(InputError, match="black"):
         score_reconstructions(guess.byte(), torch.zeros_like(truth).byte(), None)
+
+
+def test_scores_count_the_cells_of_the_grid_and_any_background() -> None:
+    canvas = Canvas(2, 3, 5, background=2, outside=4, arc=False)
+    truth = torch.tensor([[[2, 1, 4], [0, 2, 4]], [[3, 2, 2], [4, 4, 4]]]).byte()
+    guess = torch.tensor([[[2, 1, 0], [2, 4, 3]], [[3, 2, 2], [2, 1, 0]]]).byte()
+    scores = score_reconstructions(guess, truth, None, truth != 4, canvas)
+    assert scores["pixel_accuracy"] == 5 / 7 and scores["exact_share"] == 1 / 2
+    assert (scores["foreground_accuracy"], scores["foreground_iou"]) == (2 / 3, 2 / 4)
+    assert scores["class_accuracy"] == [0, 1, 3 / 4, 1, None] and scores["blank_share"] == 0
+    without = score_reconstructions(guess, truth, None, truth != 4, replace(canvas, background=None))
+    none = {name for name, value in without.items() if value is None and scores[name] is not None}
+    assert none == {"foreground_accuracy", "foreground_iou", "blank_share"}
+    assert without["pixel_accuracy"] == 5 / 7
+
+
+@pytest.mark.parametrize("background", [1, None])
+def test_an_evaluation_of_another_canvas(background: int | None) -> None:
+    canvas, random = Canvas(5, 7, 3, background, arc=False), np.random.default_rng(0)
+    grids = random.integers(0, 3, (60, 5, 7), np.uint8)
+    grids[:, 0] = 2  # what the most common class of each cell knows
+    own = GridCorpus(Dataset("own", grids, np.arange(60, dtype=np.uint8) % 3, canvas=canvas))
+    model = build_model(SMALL.model, canvas)
+    found = run(model, own, "test", SMALL).report
+    scores = found["reconstruction"]
+    common = np.stack([(grids[::3] == number).sum(0) for number in range(3)]).argmax(0)
+    assert scores["per_cell"]["pixel_accuracy"] == pytest.approx((grids[2::3] == common).mean())
+    assert found["canvas"] == asdict(canvas) and ("all_background" in scores) == (background is not None)
+    judged = {finding["name"]: finding for finding in found["verdict"]["findings"]}
+    assert ("foreground accuracy" in judged) == ("blank samples" in judged) == (background is not None)
+    assert judged["pixel accuracy"]["remedy"].startswith("train longer: --epochs 2000 ")
+    assert (found["prior_samples"]["speck_share"] is None) == (background is None)
+    assert ("per cell" in next(GridDomain().tables(found)).columns) and json.dumps(found, allow_nan=False)
+    told = GridDomain().baseline(own)
+    plain = (grids[1::3] == (common if background is None else 1)).mean()
+    assert told["canvas"] == canvas and told["blank"] == pytest.approx(plain)
 
 
 def test_a_model_that_copies_has_the_highest_scores(corpus: GridCorpus) -> None:

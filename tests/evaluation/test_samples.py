@@ -9,7 +9,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from arcvae_cli import conditions
-from arcvae_cli.canvas import ARC
+from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.conditions import NOT_GIVEN, columns, measure, parse, satisfies
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.evaluation.samples import (
@@ -41,6 +41,19 @@ def test_structure_of_a_grid_drawn_by_hand() -> None:
     # columns 3: 0|1, 1|2, 2|0; 4: 2; 5: 0|1, 1|0, 0|1, 1|0
     assert found["equal_vertical"] == pytest.approx(1 - 9 / 240)
     assert found["equal_diagonal"] == np.mean(grid[1:, 1:] == grid[:-1, :-1])
+
+
+def test_the_structure_does_not_depend_on_the_numbers_of_the_classes(arc: Dataset) -> None:
+    """Grids with the background moved to another class, and cut to a part of a canvas with an outside."""
+    grids = arc.x[:50]
+    moved = np.roll(np.arange(10, dtype=np.uint8), -3)[grids]  # class 0 becomes 3
+    wanted, found = structure(grids), structure(moved, Canvas(background=3, arc=False))
+    assert all((wanted[name] == found[name]).all() for name in wanted)
+    larger = np.full((50, 16, 20), 10, np.uint8)
+    larger[:, :, :16] = grids
+    found = structure(larger, Canvas(16, 20, 11, 0, 10))
+    same = ("foreground", "classes", "objects", "largest_object", "specks", "height", "width", "symmetry")
+    assert all((wanted[name] == found[name]).all() for name in same)
 
 
 def test_density_and_coverage_are_those_of_plain_loops() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from arcvae_cli.controllers import Target
 from arcvae_cli.recorders.jsonl import JsonlRecorder
 from arcvae_cli.records import EpochRecord
+from arcvae_cli.settings import Settings
 from tests.recorders.made import TWO_LEVELS, record, steps
 
 NAN, INF = float("nan"), float("inf")
@@ -65,6 +66,15 @@ def test_what_a_resumed_run_repeats_is_there_once(tmp_path: Path, left: str) -> 
     train(path, 4, 4, every=10, resumed=True)  # of the steps logged before, no later ones are left
     numbers = [line["step"] for line in lines(path) if line["kind"] == "step"]
     assert numbers == [*range(25, 151, 25), *range(160, 201, 10)]
+
+
+def test_a_resumed_run_of_an_earlier_version_has_the_names_of_today(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = train(path, 1, 4)
+    path.write_text(path.read_text().replace("/foreground_", "/non_black_"))
+    assert train(path, 3, 4, resumed=True) == whole
+    old = Settings.model_validate({"train": {"monitor": "val/non_black_accuracy"}})
+    assert old.train.monitor == "val/foreground_accuracy"
 
 
 @settings(max_examples=15)
