@@ -253,7 +253,7 @@ class ConstraintLayer(nn.Module):
                 possible = axis == side - 1
             axes = torch.where(possible, score, MASKED_LOGIT).softmax(dim=1)
             if not self.training:
-                axes = functional.one_hot(axes.argmax(dim=1), len(axis)).to(axes.dtype)
+                axes = functional.one_hot(axes.argmax(dim=1), self.axis_counts[which]).to(axes.dtype)
             # cell v by the cell w that it is the image of, at axis v + w; nothing beyond the canvas
             image = axes.unfold(1, side, 1)  # (B, side, side)
             empty = 1.0 - image.sum(dim=2)  # cells whose image lies off the canvas
