@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
@@ -73,10 +74,11 @@ def export(
 
     def listed(console: Console) -> None:
         console.table("", ("file", "size", "content", "difference"), rows, left=(0, 2))
-        console.result(f"difference: the largest of ONNX Runtime's outputs from PyTorch's, {source}")
+        if config["onnx"]:
+            console.result(f"difference: the largest of ONNX Runtime's outputs from PyTorch's, {source}")
 
     config["files"] = {name: {"bytes": len(one), "sha256": sha256(one).hexdigest()} for name, one in files.items()}
-    files["README.md"] = model_card(loaded, corpus, config["config"], x[0].numel(), printed(listed)).encode()
+    files["README.md"] = model_card(loaded, corpus, config["config"], x.shape[1:], printed(listed)).encode()
     files["config.json"] = (json.dumps(config, indent=2, allow_nan=False) + "\n").encode()
     folder = reading.output_folder(loaded, output, "export")
     for name, content in files.items():  # config.json last: without it nothing loads
@@ -108,8 +110,8 @@ def examples(loaded: Loaded, console: Console) -> tuple[Any, str, Any]:
     return x, f"{EXAMPLES} {noun} drawn from the model", None
 
 
-def model_card(loaded: Loaded, corpus: Any, table: Any, positions: int, files: str) -> str:
-    """`card.md` with what the files of the run tell. `table`: settings; `positions`: of an example."""
+def model_card(loaded: Loaded, corpus: Any, table: Any, shape: Sequence[int], files: str) -> str:
+    """`card.md` with what the files of the run tell. `table`: settings; `shape`: of an example."""
     from arcvae_cli.commands.evaluate import show_report
     from arcvae_cli.data.corpora import corpus_name
 
@@ -122,7 +124,7 @@ def model_card(loaded: Loaded, corpus: Any, table: Any, positions: int, files: s
         data += [f"{sizes} {noun}", *["split by ARC task"] * by_task, *corpus.notes]
     log = read_lines(run / "metrics.jsonl") if is_file(run / "metrics.jsonl") else []
     line = next((line for line in log if (line["kind"], line["epoch"]) == ("epoch", loaded.epoch)), {})
-    told, scale = list[str](), elbo_scale(settings, positions)
+    told, scale = list[str](), elbo_scale(settings, math.prod(shape))
     for key in (key for key in line if key.startswith("train/beta")):
         told.append(f"{key[6:]} {line[key]:.4g}{f' ({line[key] * scale:.4g} on the ELBO scale)' if scale else ''}")
     summary, evaluation = "not evaluated: the quality is unknown", "None."
@@ -134,7 +136,7 @@ def model_card(loaded: Loaded, corpus: Any, table: Any, positions: int, files: s
     latents = (f"{level} ({' x '.join(map(str, shape))})" for level, shape in model.level_shapes.items())
     return CARD.read_text(encoding="utf-8").format(
         name=run.name or loaded.path.stem,
-        noun=noun,
+        noun=f"{noun} ({' x '.join(map(str, shape))})",
         version=__version__,
         settings=settings,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
