@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
+import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,20 @@ def graphs(model: VAE, x: Tensor) -> dict[str, Graph]:
     return made
 
 
+@contextmanager
+def without_stdout() -> Iterator[None]:
+    """Drops what compiled code prints: the exporter prints a graph that fails, where a JSON document may be due."""
+    sys.stdout.flush()
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
+
+
 def to_onnx(graph: Graph, check: bool) -> tuple[bytes, float | None]:
     """The ONNX file of a graph for any number of examples, and how far ONNX Runtime is from PyTorch, if asked.
 
@@ -88,7 +105,7 @@ def to_onnx(graph: Graph, check: bool) -> tuple[bytes, float | None]:
     names["dynamic_axes"] = {name: {0: "batch"} for name in (*inputs, *graph.outputs)}
     few = tuple(value[:2].clone() for value in inputs.values())
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), without_stdout():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", "Using len")  # which would fix the number of examples
             # by tracing: torch.export, its successor, takes eight times as long here and needs onnxscript

@@ -59,7 +59,7 @@ def export(
     rows = [("model.safetensors", size(len(content)), "weights", "")]
     if onnx is not False and missing:
         told = "no ONNX files: onnx" if "onnx" in missing else "the ONNX files are not checked: onnxruntime"
-        console.warn(f"{told} is not installed; {INSTALL}")
+        console.note(f"{told} is not installed; {INSTALL}")
     for name, graph in ({} if onnx is False or "onnx" in missing else graphs(loaded.model, x)).items():
         try:
             files[name], difference = to_onnx(graph, check=not missing)
