@@ -73,13 +73,11 @@ class Model:
     def posterior(self, x: Examples) -> tuple[Codes, Codes]:
         """Means and log variances of q(z|x); of a lower level, given the mean of the one above."""
         levels = self._levels(x)
-        return self._plain({one.name: one.mean for one in levels}), self._plain(
-            {one.name: one.logvar for one in levels}
-        )
+        return self._plain(levels, "mean"), self._plain(levels, "logvar")
 
     def encode(self, x: Examples, sample: bool = False, seed: int = 0) -> Codes:
         """The posterior means, or with `sample` a draw from each posterior."""
-        return self._plain({one.name: one.sample for one in self._levels(x, seed if sample else None)})
+        return self._plain(self._levels(x, seed if sample else None), "sample")
 
     def decode(self, codes: Codes, logits: bool = False) -> Examples:
         """The most likely examples; or `logits` (n, classes, H, W), (n, rules, T) float32, no grammar applied."""
@@ -87,20 +85,18 @@ class Model:
 
         latents = self._latents(codes)
         with information.eval_mode(self.model, 0):
-            if logits:
-                return np.concatenate(
-                    [self.model.decode(some).cpu().numpy() for some, _ in priors.chunks(latents, None)]
-                )
-            return self._given_back([priors.argmax_decode(self.model, latents)])
+            if not logits:
+                return self._given_back([priors.argmax_decode(self.model, latents)])
+            parts = (self.model.decode(some).cpu().numpy() for some, _ in priors.chunks(latents, None))
+            return np.concatenate(list(parts))
 
     def reconstruct(self, x: Examples) -> Examples:
         """The most likely examples at the posterior means."""
-        from arcvae_cli.evaluation.information import BATCH_SIZE as BATCH
-        from arcvae_cli.evaluation.information import eval_mode
+        from arcvae_cli.evaluation import information
 
         corpus, indices = self._corpus(x)
-        with eval_mode(self.model, 0):
-            parts = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+        with information.eval_mode(self.model, 0):
+            parts = indices.split(information.BATCH_SIZE)  # type: ignore[no-untyped-call]
             return self._given_back([self.model.reconstruct(corpus.batch("test", part)) for part in parts])
 
     def sample(
@@ -119,9 +115,7 @@ class Model:
         given, canvas = dict[str, int](), self.canvas or ARC
         if conditions:
             if not self.model.attributes:
-                raise InputError(
-                    f"conditions {conditions}: this model takes none", "train one of the preset hierarchical"
-                )
+                raise InputError(f"conditions {conditions}: this model takes none", "use the preset hierarchical")
             given = parse([f"{key}={value}" for key, value in conditions.items()], canvas)
         self._domain.check_decodable(self._loaded)
         if prior == "standard":
@@ -132,9 +126,8 @@ class Model:
             data, place = self._trained_on("train"), self._indices(0).device
             codes = self._domain.posterior_samples(self.model, data, "train", seed, given, priors.EXAMPLES)
             latents = priors.fit_prior(prior, codes, seed).sample(n, temperature, seed, place)
-        options = {"given": given, "temperature": temperature, "argmax": False, "budget": True}
-        options["training"] = lambda: None
-        decoded = self._domain.sample(self._loaded, latents, seed, options, lambda _: None)
+        how = {"given": given, "temperature": temperature, "argmax": False, "budget": True, "training": lambda: None}
+        decoded = self._domain.sample(self._loaded, latents, seed, how, lambda _: None)
         return decoded.facts["strings"] if self._domain.plain else decoded.arrays["grids"]
 
     def interpolate(self, a: Any, b: Any, steps: int = 10, path: Literal["linear", "slerp"] = "linear") -> Examples:
@@ -179,8 +172,8 @@ class Model:
         corpus, indices = self._corpus(x)
         return [*information.posteriors(self.model, corpus, "test", indices, seed).values()]
 
-    def _plain(self, latents: Mapping[str, Tensor]) -> Codes:
-        arrays = {name: value.cpu().numpy() for name, value in latents.items()}
+    def _plain(self, levels: list[Level], part: str) -> Codes:
+        arrays = {one.name: getattr(one, part).cpu().numpy() for one in levels}
         return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
     def _latents(self, codes: Codes) -> dict[str, Tensor]:
@@ -276,7 +269,7 @@ def train(
         finally:
             for folder in made:
                 folder.release()
-    return Run(made[0].path)
+    return Run(made[0].name, runs_dir)
 
 
 def console(progress: bool = False) -> Console:

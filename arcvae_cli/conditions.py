@@ -144,10 +144,12 @@ def parse(texts: Sequence[str], canvas: Canvas) -> dict[str, int]:
     for text in texts:
         key, _, value = (part.strip().lower() for part in text.partition("="))
         if key not in keys:
-            fix = nearest(key, keys) + "`arcvae data info --conditions` lists them"
+            fix = nearest(key, keys) + "`arcvae data info CORPUS --conditions` lists those of its canvas"
             raise InputError(f"--condition {text}: unknown condition {key!r}", fix)
         if value not in keys[key]:
-            raise InputError(f"--condition {text}: invalid value", f"use {key}={'|'.join(keys[key])}")
+            known = [*keys[key]]
+            choice = "|".join(known) if len(known) <= 4 else f"{known[0]} to {known[-1]}"
+            raise InputError(f"--condition {text}: invalid value", f"use {key}={choice}")
         for name, number in keys[key][value].items():
             if given.setdefault(name, number) != number:
                 raise InputError(f"--condition {text}: {name} is given two values", "give each condition once")

@@ -5,15 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -120,9 +112,6 @@ class DataSettings(SettingsTable):
         return None if self.canvas is None else (int(self.canvas.split("x")[0]), int(self.canvas.split("x")[1]))
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
-        for key in CANVAS_KEYS if self.of_strings else ():
-            if getattr(self, key) is not None:
-                yield key, "strings have no canvas", "remove it"
         if self.classes is not None and isinstance(self.background, int) and self.background >= self.classes:
             yield "background", f"{self.background} is not below data.classes {self.classes}", "lower it, or use none"
         if self.outside == "class" and self.path is not None and self.canvas is None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,7 @@ from arcvae_cli.models.base import Batch
 from arcvae_cli.models.grammar import Structure
 from arcvae_cli.settings import Settings
 
+DOCS = Path(__file__).parents[1] / "docs"
 HIERARCHY = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
 GRAMMAR = {"name": "grammar", "latent_dim": 4, "encoder_hidden": 16, "encoder_conv_layers": 1, "encoder_kernel": 3}
 GRAMMAR |= {"decoder_hidden": 16, "decoder_layers": 1}
@@ -58,7 +60,7 @@ def run(grids: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> arcvae_c
         torch.manual_seed(7)
         before, threads = torch.get_rng_state(), torch.get_num_threads()
         settings = {"train.batch_size": 20, "train.device": "cpu", "model.latent_dim": 3}
-        folder = tmp_path_factory.mktemp("runs")
+        folder = tmp_path_factory.mktemp("work") / "runs"
         made = arcvae_cli.train("baseline", grids, settings, name="mine", runs_dir=folder, train={"epochs": 2})
         assert torch.equal(before, torch.get_rng_state()) and torch.get_num_threads() == threads
     return made
@@ -153,6 +155,18 @@ def test_wrong_input_is_an_error_with_a_remedy_and_leaves_no_run(
     assert caught.value.fix and not list(tmp_path.iterdir())
 
 
+def test_the_notebook_runs(run: arcvae_cli.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code cells in their order; `jupyter execute --inplace` writes the outputs that are committed."""
+    matplotlib.use("agg")
+    monkeypatch.chdir(run.folder.parents[1])
+    names: dict[str, Any] = {}
+    for cell in json.loads((DOCS / "inspect_results.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] and all(output["output_type"] != "error" for output in cell["outputs"])
+            exec("".join(cell["source"]), names)
+    names["plt"].close("all")
+
+
 def test_names_are_documented_and_load_torch_only_when_used() -> None:
     script = (
         "import sys, arcvae_cli\n"
@@ -162,6 +176,6 @@ def test_names_are_documented_and_load_torch_only_when_used() -> None:
         "assert 'torch' not in sys.modules\n"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
-    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
+    page = (DOCS / "python.md").read_text()
     for name in arcvae_cli.__all__:
         assert inspect.getdoc(getattr(arcvae_cli, name)) and name in page

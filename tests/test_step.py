@@ -24,17 +24,19 @@ def make_step(**train: object) -> Step:
     return Step(build_model(settings.model), Objective(settings.objective), settings.train, CPU)
 
 
-def test_the_metrics_of_batches_are_means_over_all_examples() -> None:
-    """Uneven batches count by their examples, padding nowhere; as in a plain computation over all."""
+@pytest.mark.parametrize("share", [None, 0.6])
+def test_the_metrics_of_batches_are_means_over_all_examples(share: float | None) -> None:
+    """Uneven batches count by their examples, padding nowhere; accuracies count what is scored, losses all."""
     generator = torch.Generator().manual_seed(1)
     logits, x = torch.randn(7, 3, 5, generator=generator), torch.randint(0, 3, (7, 5), generator=generator)
     logits[2] = torch.nn.functional.one_hot(x[2], 3).T * 9.0  # one example wholly right
     valid = torch.rand(7, 5, generator=generator) < 0.8
     kl = torch.rand(7, 2, generator=generator)
     objective = Objective(Settings().objective)
+    scored = valid if share is None else valid & (torch.rand(7, 5, generator=generator) < share)
     metrics = MetricAccumulator(3, {"z": 2}, background=0, device=CPU)
     for row, rows, beta in ((1, slice(0, 4), 0.1), (torch.tensor([0]), slice(4, 7), torch.tensor(0.3).double())):
-        part = Batch(x[rows], valid[rows])
+        part = Batch(x[rows], valid[rows], scored=None if share is None else scored[rows])
         output = Output(logits[rows], (Level("z", kl[rows], kl[rows], kl[rows], kl[rows]),))
         metrics.add(row, objective(output, part, {"z": beta}), output, part)
     rows = metrics.read(2)
@@ -42,9 +44,9 @@ def test_the_metrics_of_batches_are_means_over_all_examples() -> None:
     assert rows.betas() == {"z": [torch.tensor(0.3).double().item(), 0.1]} and rows.first_nonfinite is None
     right = logits.argmax(1) == x
     assert found.examples == 7
-    assert found.position == pytest.approx(right[valid].double().mean().item())
-    assert found.foreground == pytest.approx(right[valid & (x != 0)].double().mean().item())
-    assert found.exact == pytest.approx((right | ~valid).all(1).double().mean().item()) and found.exact >= 1 / 7
+    assert found.position == pytest.approx(right[scored].double().mean().item())
+    assert found.foreground == pytest.approx(right[scored & (x != 0)].double().mean().item())
+    assert found.exact == pytest.approx((right | ~scored).all(1).double().mean().item()) and found.exact >= 1 / 7
     assert found.kl_per_dim["z"] == pytest.approx(kl.double().mean(0).tolist())
     nats = (torch.nn.functional.cross_entropy(logits, x, reduction="none") * valid).sum().item() / 7
     assert found.reconstruction == pytest.approx(nats, rel=1e-6)

@@ -90,6 +90,10 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         files = dict.fromkeys(("path", "grammar", "input", "prod", "masks", "pad_id", "limit"))
         chosen = {"name": data} if data in CORPORA else {"path": expanded(Path(data))}
         settings = settings.model_copy(update={**files, **chosen})
+    elif (
+        settings.path and not exists(settings.path) and (kept := (loaded.run or Path()) / settings.path.name).is_file()
+    ):
+        settings = settings.model_copy(update={"path": kept})  # the run was moved, and its data with it
     device = next(loaded.model.parameters()).device
     corpus = open_named(settings, device, (split,), console, loaded.model.structure)
     if corpus.kind != loaded.model.kind:

@@ -64,7 +64,7 @@ def traverse(
     points = argmax_decode(model, latents).numpy()
     rows = points.reshape(len(strongest), steps, -1)
     changed = (rows != rows[:, :1]).any(axis=1).sum(axis=1).tolist()
-    titles = [f"{name} {dim}: {value:+.3g}" for _, name, dim in strongest for value in values.tolist()]
+    titles = [f"{name} {dim}: {value:.3g}" for _, name, dim in strongest for value in values.tolist()]
     decoded = domain.row(loaded, points, titles)
     keys = ("kl_nats", "level", "dimension", "changed")
     found = [dict(zip(keys, (*one, count), strict=True)) for one, count in zip(strongest, changed, strict=True)]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.canvas import ARC, Canvas
-from arcvae_cli.data.symmetries import COLOURS, SYMMETRIES, Grids, inside, turn
+from arcvae_cli.data.symmetries import COLOURS, SYMMETRIES, Grids, inside, sources
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import size
 from arcvae_cli.grammar import Grammar, Rules
@@ -144,8 +144,8 @@ def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
         if canvas.void is None and (shape != canvas.shape).any():
             fix = "set data.outside=class, or data.background to a class"
             raise InputError(f"{dataset.name}: grids of {size} have no class for what is around them", fix)
-        x = np.pad(x, ((0, 0), *((0, max(0, side - old)) for side, old in zip(canvas.shape, own.shape, strict=True))))
-        x = np.where(inside(shape, canvas), x[:, : canvas.height, : canvas.width], np.uint8(canvas.void or 0))
+        x = padded([x[:, : most[0], : most[1]]], canvas)[0]
+        x = np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
         if to is canvas and most != canvas.shape:
             notes += (f"grids up to {size} are padded to {place}",)
     return replace(dataset, x=x, shape=shape, canvas=canvas, notes=notes)
@@ -162,9 +162,8 @@ def _wanted(dataset: Dataset, data: DataSettings) -> Canvas:
         what = f"{dataset.name}: grids of {height}x{width}, a canvas has {least}x{least} to {most}x{most} cells"
         raise InputError(what, f"set --canvas {max(height, least)}x{max(width, least)}")
     if classes + outside > 256 or (background or 0) >= classes:
-        what = f"{dataset.name}: {classes} classes"
-        problem = f"no class {background}" if classes + outside <= 256 else "with that of the outside they are over 256"
-        raise InputError(f"{what}, {problem}", "change data.background or data.outside")
+        what = f"{dataset.name}: {classes} classes do not allow background {background}, outside {data.outside}"
+        raise InputError(what, "lower data.background; 256 classes have none for the outside")
     arc, outer = own.arc and data.classes is None, classes if outside else None
     return Canvas(height, width, classes + outside, background, outer, arc, own.tiles)
 
@@ -214,10 +213,9 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     if dataset.shape is not None:
         framed = [key + shape.tobytes() for key, shape in zip(keys, dataset.shape, strict=True)]
     if rules is None:
-        full = np.ones(dataset.x.shape, np.bool_)
-        within = full if dataset.shape is None else inside(dataset.shape, canvas)
+        within = inside(np.array([canvas.shape]) if dataset.shape is None else dataset.shape, canvas)
         single = ((dataset.x == dataset.x[:, :1, :1]) | ~within).all(axis=(1, 2))
-        counted = within if dataset.count_grid else full
+        counted = np.broadcast_to(within if dataset.count_grid else np.True_, dataset.x.shape)
         cells = dataset.x[counted]
     for split in SPLITS:
         rows = dataset.rows(split)
@@ -279,25 +277,21 @@ def canonical_hashes(grids: Grids, shape: Grids | None, canvas: Canvas = ARC) ->
     Random weights (44 bits at 16x16) of the cells of a colour are summed for each symmetry, mixed, and added over the
     colours; the least of the eight is the hash.
     """
-    side = max(canvas.shape)
-    most = 2**52 // side**2  # sums of float64 are exact
-    weights = np.random.RandomState(0).randint(1, most, (side, side), dtype=np.int64).astype(np.float64)
-    sides = np.tile(np.array([canvas.shape]), (len(grids), 1)) if shape is None else shape.astype(np.int64)
+    most = 2**52 // canvas.cells  # sums of float64 are exact
+    weights = np.random.RandomState(0).randint(1, most, canvas.cells, dtype=np.int64).astype(np.float64)
+    sides = np.tile(np.array([canvas.shape]), (len(grids), 1)) if shape is None else shape
     hashes = np.empty(len(grids), np.uint64)
     flat, (known, which) = grids.reshape(-1, canvas.cells), np.unique(sides, axis=0, return_inverse=True)
-    for index, (height, width) in enumerate(known.tolist()):
-        moved = np.zeros((SYMMETRIES, *canvas.shape))  # the weight of the place that each cell goes to
-        cells = np.arange(height * width).reshape(height, width)
-        for symmetry in range(SYMMETRIES):
-            turned, part = turn(cells, symmetry), np.empty(height * width)
-            part[turned] = weights[: turned.shape[0], : turned.shape[1]]
-            moved[symmetry, :height, :width] = part.reshape(height, width)
+    for index, side in enumerate(known):
+        moved = np.zeros((SYMMETRIES, canvas.cells))  # the weight of the place that each cell goes to
+        turned = sources(np.tile(side, (SYMMETRIES, 1)), np.arange(SYMMETRIES), canvas)
+        np.put_along_axis(moved, turned, weights, axis=1)
         rows = np.flatnonzero(which.ravel() == index)
         for start in range(0, len(rows), _HASHED):
             some = rows[start : start + _HASHED]
             total = np.zeros((len(some), SYMMETRIES), np.uint64)
             for colour in range(1, COLOURS):
-                sums = ((flat[some] == colour).astype(np.float64) @ moved.reshape(SYMMETRIES, -1).T).astype(np.uint64)
+                sums = ((flat[some] == colour).astype(np.float64) @ moved.T).astype(np.uint64)
                 # mixed by the finaliser of splitmix64 (Steele, Lea, Flood 2014); a colour that does not occur stays 0
                 sums = (sums ^ (sums >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                 sums = (sums ^ (sums >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

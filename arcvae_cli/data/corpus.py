@@ -88,7 +88,7 @@ class GridCorpus(Examples):
         self._kinds = {split: torch.from_numpy(kinds.ravel()[arrays.rows(split)]).to(self.device) for split in SPLITS}
         # (shapes * 8, cells) int16: 1 MB for 256 shapes of ARC
         turned = [sources(np.tile(shape, (SYMMETRIES, 1)), np.arange(SYMMETRIES), canvas) for shape in known]
-        self._table = torch.from_numpy(np.concatenate(turned)).to(self.device)
+        self._table = torch.from_numpy(np.concatenate(turned, dtype=np.int16)).to(self.device)
         # (shapes, cells), where accuracies count the grid and not what is around it
         self._inside = torch.from_numpy(inside(known, canvas)).to(self.device) if arrays.count_grid else None
         moving = canvas.content if data.permute_classes else ()

@@ -26,25 +26,22 @@ def inside(shape: NDArray[Any], canvas: Canvas) -> NDArray[np.bool_]:
     return (rows < shape[:, :1])[:, :, None] & (columns < shape[:, 1:])[:, None, :]
 
 
-def sources(shape: NDArray[Any], symmetry: NDArray[np.int64], canvas: Canvas) -> NDArray[np.int16]:
+def sources(shape: NDArray[Any], symmetry: NDArray[np.int64], canvas: Canvas) -> NDArray[np.int64]:
     """Where each cell comes from when rectangles (N, 2) are turned by a symmetry each (N,): (N, cells).
 
     Symmetries 1, 3, 5, 7 of a rectangle that does not fit the canvas once turned become 0, 2, 4, 6. Cells outside
     come from the last cell of the canvas, which is outside of every rectangle but the canvas itself.
     """
-    height, width = shape.astype(np.int16).T
+    height, width = shape.astype(np.int64).T
     across = (symmetry % 2 == 1) & (width <= canvas.height) & (height <= canvas.width)
     symmetry = symmetry - symmetry % 2 * ~across
-    tall, wide = np.where(across, (width, height), (height, width)).astype(np.int16)
-    ways = []
-    for side, length, flip, far in (
-        (canvas.height, tall, (symmetry + 1) // 2 % 2, ~across),
-        (canvas.width, wide, (symmetry + 2) // 4 % 2, across),
-    ):
-        place = np.abs((flip * (length - 1))[:, None] - np.arange(side))  # along a row or a column of the source
-        ways.append((place * np.where(far, canvas.width, 1)[:, None]).astype(np.int16))
-    moved: NDArray[np.int16] = ways[0][:, :, None] + ways[1][:, None, :]
-    moved[~inside(np.stack([tall, wide], axis=1), canvas)] = canvas.cells - 1
+    tall, wide = np.where(across, (width, height), (height, width))
+    # where rows and columns of the result run in the source, backwards from their ends or not
+    rows = np.abs(((symmetry + 1) // 2 % 2 * (tall - 1))[:, None] - np.arange(canvas.height))
+    columns = np.abs(((symmetry + 2) // 4 % 2 * (wide - 1))[:, None] - np.arange(canvas.width))
+    far, near = np.where(across, ([1], [canvas.width]), ([canvas.width], [1]))  # cells from one to the next
+    moved = (rows * far[:, None])[:, :, None] + (columns * near[:, None])[:, None, :]
+    moved = np.where(inside(np.stack([tall, wide], axis=1), canvas), moved, canvas.cells - 1)
     return moved.reshape(-1, canvas.cells)
 
 
@@ -55,9 +52,7 @@ def transform(
 
     The canvas is square. Returns the grids, and their shapes.
     """
-    turned = np.take_along_axis(
-        grids.reshape(-1, canvas.cells), sources(shape, symmetry, canvas).astype(np.int64), axis=1
-    )
+    turned = np.take_along_axis(grids.reshape(-1, canvas.cells), sources(shape, symmetry, canvas), axis=1)
     turned = np.take_along_axis(colours, turned, axis=1)
     swapped = np.where(symmetry[:, None] % 2 == 1, shape[:, ::-1], shape)  # an odd number of quarter turns
     return turned.reshape(-1, *canvas.shape), swapped

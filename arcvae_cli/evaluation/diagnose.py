@@ -59,13 +59,13 @@ def diagnose(
     sample: Any = None,
     reconstruction: Any = None,
     beta: float | None = None,
-    free_bits: float = 0.0,
+    free_bits: float | None = None,
     beta_history: Sequence[float] | None = None,
     reduction: str = "sum",
     positions: float | None = None,
     kl_reduction: str = "sum",
-    prior_mean: Any = 0.0,
-    prior_logvar: Any = 0.0,
+    prior_mean: Any = None,
+    prior_logvar: Any = None,
     seed: int = 0,
 ) -> Diagnosis:
     """Judge a VAE by its posteriors N(mean, exp logvar) of N examples: (N, D) arrays or tensors, N at least 2.
@@ -81,12 +81,13 @@ def diagnose(
         what = f"mean: shape {tuple(mean.shape)}, not (examples, dimensions)"
         raise InputError(what, "give two examples or more, with maps flattened")
     rows, (count, size) = tuple(mean.shape), mean.shape
-    logvar, shared = array("logvar", logvar, rows), (rows, (size,), ())
-    prior = array("prior_mean", prior_mean, *shared), array("prior_logvar", prior_logvar, *shared)
-    history = [] if beta_history is None else array("beta_history", beta_history, least=0.0).flatten().tolist()
+    logvar = array("logvar", logvar, rows)
+    given = {"prior_mean": prior_mean, "prior_logvar": prior_logvar}
+    prior = [array(name, value, rows, (size,), (), default=0.0) for name, value in given.items()]
+    history = array("beta_history", beta_history, least=0.0, default=()).flatten().tolist()
     weight = max(history, default=None) if beta is None else array("beta", beta, (), least=0.0).item()
-    cells = 1.0 if positions is None else array("positions", positions, (), least=1.0).item()
-    floor = array("free_bits", free_bits, (), least=0.0).item()
+    cells = array("positions", positions, (), least=1.0, default=1.0).item()
+    floor = array("free_bits", free_bits, (), least=0.0, default=0.0).item()
     if not {str(reduction), str(kl_reduction)} <= {"sum", "mean"}:
         raise InputError(f"reduction {reduction!r}, kl_reduction {kl_reduction!r}: unknown", "use sum or mean")
     if weight is not None and reduction == "mean" and positions is None:
@@ -99,7 +100,7 @@ def diagnose(
     order = torch.randperm(count, generator=generator)  # a file may hold one class after the other
     parts = (part[order] for part in (mean, logvar.clamp(min=RESOLVED), drawn, kl))
     report = {"examples": count, **measures(Level("z", *parts), EXAMPLES), "free_bits": floor}
-    groups, total = torch.tensor(report["kl_nats"]), sum(report["kl_nats"])
+    groups, total = kl.mean(dim=0), sum(report["kl_nats"])
     within, between = logvar.exp().mean(dim=0), mean.var(dim=0, correction=0)  # variances that add up
     marks = {
         "dead": groups <= ACTIVE_KL,
@@ -143,12 +144,13 @@ def verdict(report: dict[str, Any], reduction: str) -> dict[str, Any]:
         more += " or lengthen its warm-up" if warmed else " or warm it up from 0"
         more += "" if floor else "; use free bits of 0.3 nats per dimension"
     fewer = f"{more}; use {live} latent dimensions, if the data need no more" if live and not heavy else more
+    bound = "bound logvar in the encoder"
     fitted = f"{less}; draw samples from a density fitted to the codes"
     targets: list[Target] = [
         ("dead dimensions, KL <= 0.05 nats", len(dead), "<=", 0, fewer, f"of {size}{listed(dead)}"),
         ("KL without information, dimensions", len(constant), "<=", 0, lower, f"of {size}{listed(constant)}"),
         ("posterior std < 0.01, dimensions", len(narrow), "<=", live // 2, less, f"of {size}{listed(narrow)}"),
-        ("logvar outside of -12 to 4", report["logvar"]["outside"], "<=", 0, "bound logvar", f"of {values:,}"),
+        ("logvar outside of -12 to 4", report["logvar"]["outside"], "<=", 0, bound, f"of {values:,}"),
     ]
     if floor:
         limit, note = (1.0 - FLOOR_TOLERANCE) * floor, f"nats (floor {floor:g})"
@@ -156,9 +158,11 @@ def verdict(report: dict[str, Any], reduction: str) -> dict[str, Any]:
         targets.append(("KL at the free-bits floor", min(groups), ">=", limit, higher, note))
         note = f"of {size}{listed(held)}"
         targets.append(("dimensions held by free bits alone", len(held), "<=", size // 2, more, note))
+    tells = math.inf
     if (information := report["mutual_information"]) is not None:
+        tells = information["nats"]
         limit = min(INFORMATION, 0.5 * information["ceiling_nats"])
-        targets.append(("mutual information", information["nats"], ">", limit, more, "nats"))
+        targets.append(("mutual information", tells, ">", limit, more, "nats"))
         worst, place = max((value, place) for place, value in enumerate(report["aggregate"]["kl_nats"]))
         note = f"nats (dimension {place})"
         targets.append(("aggregate posterior off the prior", worst, "<=", OFF_PRIOR, fitted, note))
@@ -171,6 +175,8 @@ def verdict(report: dict[str, Any], reduction: str) -> dict[str, Any]:
         state = f"{kind} collapse: {len(dead)} of {size} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
     elif 2 * len(held) > size:
         state = "collapse, held up by free bits alone"
+    elif tells <= INFORMATION:
+        state = f"the code tells {max(tells, 0.0):.2f} nats about the data, of a KL of {report['total_kl_nats']:.2f}"
     else:
         state = f"the code is alive: {report['total_kl_nats']:.1f} nats"
     return judge(targets, state)
@@ -178,18 +184,22 @@ def verdict(report: dict[str, Any], reduction: str) -> dict[str, Any]:
 
 def listed(dims: Sequence[int]) -> str:
     """The first dimensions of some, after a colon."""
-    return ": " * bool(dims) + ", ".join(map(str, dims[:8])) + ", ..." * (len(dims) > 8)
+    return ": " * bool(dims) + ", ".join(map(str, dims[:4])) + ", ..." * (len(dims) > 4)
 
 
-def array(name: str, value: Any, *shapes: tuple[int, ...], least: float = -math.inf) -> Tensor:
+def array(
+    name: str, value: Any, *shapes: tuple[int, ...], least: float = -math.inf, default: float | tuple[()] = math.nan
+) -> Tensor:
     """Values in float64, of one of the shapes if any are given, and not below `least`. InputError for others."""
+    value = default if value is None else value
     try:
         plain = value.detach().cpu().double() if isinstance(value, Tensor) else np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: not an array of numbers ({first_line(error)})", "give numbers") from None
     found = torch.tensor(plain) if isinstance(plain, np.ndarray) else plain
     if shapes and tuple(found.shape) not in shapes:
-        raise InputError(f"{name}: shape {tuple(found.shape)}", f"give {' or '.join(map(str, shapes))}")
+        fits = " or ".join(str(shape) if shape else "a number" for shape in shapes)
+        raise InputError(f"{name}: shape {tuple(found.shape)}", f"give {fits}")
     if count := int((wrong := ~found.isfinite()).sum()):
         where = listed(wrong.any(dim=0).nonzero().flatten().tolist()) if found.dim() == 2 else ""
         what = f"{name}: {count:,} of {found.numel():,} values are NaN or infinite"

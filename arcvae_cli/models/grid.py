@@ -73,8 +73,8 @@ def smallest(key: str, channels: tuple[int, ...], canvas: Canvas) -> tuple[int, 
     """Height and width of the canvas after a halving for each of the channels but one."""
     most = (max(canvas.shape) - 1).bit_length()
     if len(channels) > most + 1:
-        size = f"{canvas.height}x{canvas.width}"
-        raise InputError(f"model.{key}: {len(channels)} numbers, {size} can be halved {most} times", f"give {most + 1}")
+        what = f"model.{key}: {len(channels)} numbers, {canvas.height}x{canvas.width} can be halved {most} times"
+        raise InputError(what, f"give at most {most + 1} numbers")
     height, width = (-(-side // 2 ** (len(channels) - 1)) for side in canvas.shape)
     return height, width
 

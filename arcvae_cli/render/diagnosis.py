@@ -17,22 +17,24 @@ def lines(report: Mapping[str, Any], width: int) -> Iterator[Text]:
     rows["active units, Var E[z] > 0.01"] = f"{report['active_units']} of {units}"
     if information is not None:
         bound = "at least " if information["is_bound"] else ""
-        rows["mutual information, nats"] = f"{bound}{information['nats']:.2f}"
+        rows["mutual information, nats"] = f"{bound}{max(information['nats'], 0.0):.2f}"
         rows["  its ceiling, log of the examples"] = f"{information['ceiling_nats']:.2f}"
-        rows["KL of aggregate posterior and prior"] = "{at_least_nats:.2f} to {at_most_nats:.2f}".format(
-            **report["aggregate"]
-        )
+        least, most = (report["aggregate"][key] for key in ("at_least_nats", "at_most_nats"))
+        rows["aggregate posterior, KL to prior"] = f"{least:.2f} to {most:.2f}"
     rows["logvar"] = "{min:.1f} to {max:.1f}".format(**report["logvar"])
-    rows |= {name.replace("_", ", "): f"{value:.3f}" for name, value in (report["elbo"] or {}).items() if value}
+    if (elbo := report["elbo"]) is not None:
+        bits = "" if elbo["elbo_bits"] is None else f" ({elbo['elbo_bits']:.3f} bits per position)"
+        rows["reconstruction, nats"] = f"{elbo['reconstruction_nats']:.2f}"
+        rows["ELBO, nats"] = f"{elbo['elbo_nats']:.2f}{bits}"
     if report["beta"] is not None:
         rows["beta"] = "{beta:g}, {on_elbo:.4g} on the ELBO scale".format(**report["beta"])
-    yield from (Text(f"{name:<36}  {text}") for name, text in rows.items())
+    yield from (Text(f"{name:<34}  {text}") for name, text in rows.items())
     yield Text()
     yield from kl_bars("z", report["kl_nats"], report["free_bits"], width)
     yield Text("\nVerdict", style="bold")
     for one in verdict["findings"]:
         mark = ("ok  ", "green") if one["ok"] else ("MISS", "red")
-        yield Text.assemble(mark, f"  {one['name']:<36}{one['value']:>8.4g}  {one['target']}")
+        yield Text.assemble(mark, f"  {one['name']:<34}{one['value']:>9.4g}  {one['target']}")
     for step, names in remedies(verdict["findings"]).items():
         yield Text(f"- {step} (for {'; '.join(names)})")
     yield Text(verdict["summary"], style="bold green" if verdict["ok"] else "bold yellow")

@@ -176,7 +176,7 @@ def test_grids_of_any_canvas(tmp_path: Path):
     for to, message in (
         (DataSettings(canvas="12x19"), "grids up to 12x20 of 9 classes do not fit the canvas of 12x19 and 9 classes"),
         (DataSettings(classes=8), "9 classes do not fit the canvas of 12x20 and 8 classes"),
-        (DataSettings(background=9), "9 classes, no class 9"),
+        (DataSettings(background=9), "9 classes do not allow background 9"),
         (DataSettings(canvas=20, background="none"), "no class for what is around them"),
         (ARC, "grids up to 12x20 of 9 classes do not fit the model's canvas of 16x16 and 10 classes"),
     ):

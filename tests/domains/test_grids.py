@@ -126,7 +126,7 @@ def test_an_evaluation_of_another_canvas(background: int | None) -> None:
     canvas, random = Canvas(5, 7, 3, background, arc=False), np.random.default_rng(0)
     grids = random.integers(0, 3, (60, 5, 7), np.uint8)
     grids[:, 0] = 2  # what the most common class of each cell knows
-    own = GridCorpus(Dataset("own", grids, np.arange(60, dtype=np.uint8) % 3, canvas=canvas))
+    own = GridCorpus(Dataset("arc", grids, np.arange(60, dtype=np.uint8) % 3, canvas=canvas))
     model = build_model(SMALL.model, canvas)
     found = run(model, own, "test", SMALL).report
     scores = found["reconstruction"]

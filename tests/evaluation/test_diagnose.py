@@ -70,7 +70,6 @@ def test_beta_on_the_elbo_scale_is_that_of_a_run(reduction: str, kl_reduction: s
 
 ALIVE = linear((0.9, 0.8, 0.7))
 CONSTANT = np.full((N, 3), 1.0), np.zeros((N, 3))  # half a nat, the same for each example
-FREE = linear((0.0, 0.0, 0.9))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ FREE = linear((0.0, 0.0, 0.9))
             "lower beta (it is 0.1, 25.6 on the ELBO scale), or sum the reconstruction over positions",
             "partial collapse",
         ),
-        (CONSTANT, {}, ["KL without information", "mutual"], "lower beta", "alive"),
+        (CONSTANT, {}, ["KL without information", "mutual"], "lower beta", "the code tells 0.00 nats"),
         (linear((0.4512, 0.45, 0.9)), {"free_bits": 0.3}, ["dimensions held"], "lower beta", "held up by free bits"),
         (linear((0.4, 0.9, 0.9)), {"free_bits": 0.3}, ["KL at the free-bits"], "raise free bits (they are", "alive"),
         (
@@ -133,6 +132,7 @@ ZERO = np.zeros((3, 2))
         ({"prior_mean": [0.0] * 5}, "prior_mean: shape (5,)"),
         ({"reconstruction": [1.0, 2.0]}, "reconstruction: shape (2,)"),
         ({"beta": -1.0}, "beta: -1 is below 0"),
+        ({"free_bits": [0.1, 0.2]}, "free_bits: shape (2,)"),
         ({"beta": 1.0, "reduction": "mean"}, "positions: missing"),
         ({"reduction": "max"}, "reduction 'max'"),
     ],

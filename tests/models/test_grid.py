@@ -12,7 +12,11 @@ from arcvae_cli.settings import GridSettings, HierarchicalSettings, ModelSetting
 
 LAST = torch.channels_last
 CANVASES = [(3, 3, 2), (5, 5, 4), (8, 8, 17), (12, 20, 9), (28, 28, 2), (30, 30, 10), (64, 64, 3), (7, 10, 256)]
-MODELS = [GridSettings(), GridSettings(body="residual"), HierarchicalSettings(), HierarchicalSettings(local_size=5)]
+MODELS = {
+    "plain": GridSettings(),
+    "residual": GridSettings(body="residual"),
+    "hierarchical": HierarchicalSettings(local_size=5),
+}
 
 
 def grids() -> Batch:
@@ -81,7 +85,7 @@ def test_features_and_their_gradients_stay_channels_last_through_the_plain_body(
     assert len(layouts) == 2 * len(inner) == 10 and all(layouts)
 
 
-@pytest.mark.parametrize("settings", MODELS, ids=["plain", "residual", "hierarchical", "hierarchical 5"])
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("size", CANVASES, ids=str)
 def test_every_canvas_has_a_model_that_learns_everywhere(
     settings: ModelSettings, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
