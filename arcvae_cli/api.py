@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Examples = Any  # of n: grids (n, H, W) uint8; a list of strings; rule ids (n, T) int16 where no grammar is known
 Codes = Any  # (n, *shape) float32, or where a model has several levels {level: (n, *shape)}
 Prior = Literal["standard", "aggregate", "gmm"]
+Line = Literal["linear", "slerp"]
 
 
 def load(checkpoint: str | Path = "latest", device: str = "auto", runs_dir: str | Path = "runs") -> Model:
@@ -113,6 +114,7 @@ class Model:
         from arcvae_cli.evaluation import information, priors
 
         given, canvas = dict[str, int](), self.canvas or ARC
+        one_of("prior", prior, Prior)
         if conditions:
             if not self.model.attributes:
                 raise InputError(f"conditions {conditions}: this model takes none", "use the preset hierarchical")
@@ -130,10 +132,11 @@ class Model:
         decoded = self._domain.sample(self._loaded, latents, seed, how, lambda _: None)
         return decoded.facts["strings"] if self._domain.plain else decoded.arrays["grids"]
 
-    def interpolate(self, a: Any, b: Any, steps: int = 10, path: Literal["linear", "slerp"] = "linear") -> Examples:
+    def interpolate(self, a: Any, b: Any, steps: int = 10, path: Line = "linear") -> Examples:
         """`steps` examples on a straight line or a great circle between the codes of two, `a` and `b`."""
         from arcvae_cli.evaluation import paths
 
+        one_of("path", path, Line)
         corpus, indices = self._corpus([a, b])
         return self._given_back([paths.decoded_paths(self.model, corpus, "test", indices, steps, path)[:, 0]])
 
@@ -270,6 +273,12 @@ def train(
             for folder in made:
                 folder.release()
     return Run(made[0].name, runs_dir)
+
+
+def one_of(name: str, value: str, kind: Any) -> None:
+    """InputError for a value that is not one of a `Literal`."""
+    if value not in get_args(kind):
+        raise InputError(f"{name} {value!r}: unknown", f"use {', '.join(get_args(kind))}")
 
 
 def console(progress: bool = False) -> Console:

@@ -57,6 +57,7 @@ def run(grids: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> arcvae_c
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
         patch.setattr("arcvae_cli.evaluation.samples.tsne_plane", lambda codes, seed: codes[:, :2])
+        patch.setattr("os.fsync", lambda file: None)
         torch.manual_seed(7)
         before, threads = torch.get_rng_state(), torch.get_num_threads()
         settings = {"train.batch_size": 20, "train.device": "cpu", "model.latent_dim": 3}
@@ -141,6 +142,7 @@ def test_strings_come_and_go_as_lists_or_as_ids_without_a_grammar() -> None:
         (lambda model, x: model.encode([]), "no examples"),
         (lambda model, x: model.decode(np.zeros((2, 4))), r"shapes \{'z': \(2, 4\)\}"),
         (lambda model, x: model.sample(1, conditions={"colours": 3}), "this model takes none"),
+        (lambda model, x: model.sample(1, prior="gauss"), "use standard, aggregate, gmm"),
         (lambda model, x: arcvae_cli.train(data=x / 2), "data: float64 grids"),
         (lambda model, x: arcvae_cli.train(train={"epoch": 2}), "train.epoch: unknown key"),
         (lambda model, x: arcvae_cli.load("nowhere"), "no such file, run folder or run"),
