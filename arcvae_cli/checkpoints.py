@@ -26,7 +26,7 @@ from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.settings import Settings
 
 FORMAT, DIGESTED = 4, 3  # version of the layout, which a run can be resumed from, and the first with a digest
-BEST = "vae_best.pth"
+BEST, WEIGHTS = "vae_best.pth", "model.safetensors"  # of the best epoch, and of an export
 ANOTHER, AS_WRITTEN = "give another checkpoint of the run", "use the arcvae that wrote it, or train again"
 
 
@@ -94,16 +94,21 @@ def digest(values: Mapping[str, Any]) -> str:
 def read(path: Path) -> dict[str, Any]:
     """The values of a checkpoint, on the CPU. InputError for a file that is damaged, foreign or of a newer format."""
     try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"wrong checksum of {damaged}")
-            file.seek(0)
-            values: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            values = read_export(path)
+        else:
+            with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"wrong checksum of {damaged}")
+                file.seek(0)
+                values = torch.load(file, map_location="cpu", weights_only=True)
         version = int(values["format_version"])
         if DIGESTED <= version <= FORMAT and values.pop("digest", None) != digest(values):
             raise ValueError("its content does not match its digest")
+    except ImportError as error:
+        raise InputError(f"{path}: safetensors is not installed", "pip install 'arcvae[export]'") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})", ANOTHER) from error
+        raise InputError(f"{error.filename or path}: cannot be read ({error.strerror or error})", ANOTHER) from error
     except Exception as error:  # zipfile and PyTorch raise whatever a damaged file makes them
         unsafe = isinstance(error, pickle.UnpicklingError)  # PyTorch's own text recommends weights_only=False
         reason = "it holds more than tensors and plain values" if unsafe else first_line(error)
@@ -111,6 +116,22 @@ def read(path: Path) -> dict[str, Any]:
     if version > FORMAT:
         raise InputError(f"{path}: format {version} of a newer arcvae (known here: {FORMAT})", "upgrade arcvae")
     return values
+
+
+def read_export(path: Path) -> dict[str, Any]:
+    """The values of a `model.safetensors` and of the `config.json` beside it, which has their digest."""
+    from safetensors.torch import load
+
+    with open_regular(path.with_name("config.json")) as text, open_regular(path) as file:
+        config = json.load(text)
+        return {**exported(config, load(file.read())), "digest": config["digest"]}
+
+
+def exported(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The values of a checkpoint from those of a `config.json`, whose tensors have no order."""
+    values = {key: config[key] for key in ("format_version", "epoch", "conditions")}
+    texts = {key: json.dumps(config[key], sort_keys=True) for key in ("config", "structure")}
+    return {**values, **texts, "model_state_dict": dict(sorted(weights.items()))}
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Loaded:
@@ -147,7 +168,7 @@ def resumable(values: Mapping[str, Any]) -> bool:
 
 
 def find_checkpoint(argument: str, runs: Path) -> tuple[Path, str | None]:
-    """The checkpoint of a file, a run folder, a run's name, or a file's name in the latest run; a note if looked up."""
+    """The checkpoint of a file, the folder of a run or an export, a run, or a file's name in the latest run; a note."""
     given, latest = Path(argument), runs / "latest" / "checkpoints" / argument
     if is_file(given):
         return given, None
@@ -158,7 +179,7 @@ def find_checkpoint(argument: str, runs: Path) -> tuple[Path, str | None]:
         folder = given if is_dir(given) else find(argument, runs)
     except InputError as error:
         raise InputError(f"checkpoint {argument!r:.200}: no such file, run folder or run", error.fix) from None
-    path = folder / "checkpoints" / BEST
+    path = folder / WEIGHTS if is_file(folder / WEIGHTS) else folder / "checkpoints" / BEST
     if not is_file(path):
         raise InputError(f"checkpoint {argument!r}: the folder holds no checkpoints/{BEST}", "give the file itself")
     return path, None if folder == given else f"using {path}"

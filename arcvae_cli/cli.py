@@ -23,6 +23,7 @@ COMMANDS = {  # name: (module of arcvae_cli.commands and what to take from it, o
     "traverse": ("traverse:traverse", "Decode along each dimension of the code."),
     "encode": ("encode:encode", "Write the codes of examples as .npz or .csv."),
     "diagnose": ("diagnose:diagnose", "Judge a VAE trained elsewhere, from its posteriors in a file."),
+    "export": ("export:export", "Write a model as safetensors and ONNX, with a model card."),
     "schedule-preview": ("schedule_preview:schedule_preview", "Show a beta schedule before the run."),
     "runs": ("runs:app", "List, show and verify runs."),
     "presets": ("presets:app", "List and show presets."),

@@ -142,6 +142,15 @@ def unbuilt(data: DataSettings) -> bool:
     return (cached := cache_path(data)) is not None and not is_file(cached)
 
 
+def output_folder(loaded: Loaded, to: Path | None, name: str) -> Path:
+    """The folder of `--output`, by default a new one in the run's: `name`, or `name-2` and so on."""
+    default = (loaded.run or Path()) / name
+    numbered = (default.with_name(f"{name}-{number}") for number in itertools.count(2))
+    return usable_folder(
+        to or next(path for path in itertools.chain([default], numbered) if not exists(path)), "--output"
+    )
+
+
 def write_decoded(
     console: Console, loaded: Loaded, decoded: Decoded, latents: Any, to: Path | None, name: str, asked: Any, title: str
 ) -> None:
@@ -151,10 +160,7 @@ def write_decoded(
 
     from arcvae_cli.domains.base import picture_title
 
-    domain, default = domains.of(loaded.model.kind), (loaded.run or Path()) / f"{name.removesuffix('s')}s"
-    numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
-    folder = to or next(path for path in itertools.chain([default], numbered) if not exists(path))
-    usable_folder(folder, "--output")
+    domain, folder = domains.of(loaded.model.kind), output_folder(loaded, to, f"{name.removesuffix('s')}s")
     files = {kind: folder / f"{name}.{kind}" for kind in domain.formats(loaded.model.structure)}
     document = {"checkpoint": str(loaded.path), "epoch": loaded.epoch, **asked, **decoded.facts}
     document["files"] = {kind: str(file) for kind, file in files.items()}

@@ -78,7 +78,7 @@ class HierarchicalVAE(VAE):
     def dropped_conditions(self, conditions: Tensor | None, like: Tensor) -> Tensor:
         """(B, A) conditions; in training a share `condition_dropout` drops all, others each with a random chance."""
         if conditions is None:
-            return like.new_full((len(like), len(self.attributes)), NOT_GIVEN, dtype=torch.int64)
+            return like.new_full((like.shape[0], len(self.attributes)), NOT_GIVEN, dtype=torch.int64)
         if not self.training:
             return conditions
         one, device = (len(conditions), 1), conditions.device
@@ -107,7 +107,7 @@ class Conditions(nn.Module):
         """(B, A) int64, -1 for not given -> (B, width)."""
         table = self.table.weight
         # a product with one-hot rows: two fifths of the time of a look-up, a sum, and their gradients
-        chosen = table.new_zeros(len(conditions), len(table)).scatter_(1, conditions + self.offsets, 1.0)
+        chosen = table.new_zeros(conditions.shape[0], table.shape[0]).scatter_(1, conditions + self.offsets, 1.0)
         with torch.autocast(table.device.type, enabled=False):
             return chosen @ table
 
@@ -226,7 +226,7 @@ class ConstraintLayer(nn.Module):
         if present.shape[1]:
             colours = torch.where(present == 1, SOFT_LOGIT, torch.where(present == 0, -SOFT_LOGIT, colours))
         # of a given number of classes so many are above 0: the threshold is between the last and the next
-        ends = colours.new_full((len(colours), 1), 2 * SOFT_LOGIT)
+        ends = colours.new_full((colours.shape[0], 1), 2 * SOFT_LOGIT)
         ranked = torch.cat([ends, colours.sort(dim=1, descending=True).values, -ends], dim=1)  # (B, content + 2)
         threshold = 0.5 * (ranked.gather(1, count.clamp(min=0)) + ranked.gather(1, count.clamp(min=0) + 1))
         counted = colours - threshold
@@ -253,7 +253,7 @@ class ConstraintLayer(nn.Module):
                 possible = axis == side - 1
             axes = torch.where(possible, score, MASKED_LOGIT).softmax(dim=1)
             if not self.training:
-                axes = functional.one_hot(axes.argmax(dim=1), len(axis)).to(axes.dtype)
+                axes = functional.one_hot(axes.argmax(dim=1), self.axis_counts[which]).to(axes.dtype)
             # cell v by the cell w that it is the image of, at axis v + w; nothing beyond the canvas
             image = axes.unfold(1, side, 1)  # (B, side, side)
             empty = 1.0 - image.sum(dim=2)  # cells whose image lies off the canvas
@@ -269,7 +269,7 @@ class ConstraintLayer(nn.Module):
 
 def reflect(x: Tensor, image: Tensor, which: int) -> Tensor:
     """Cells of x (B, C, H, W) moved as `image` says, along each row (which = 0, (B, W, W)) or column (1, (B, H, H))."""
-    return torch.bmm(x.flatten(1, 2), image.mT).view_as(x) if which == 0 else image[:, None] @ x
+    return torch.bmm(x.flatten(1, 2), image.transpose(1, 2)).view_as(x) if which == 0 else image[:, None] @ x
 
 
 def constrained_decode(logits: Tensor, conditions: Tensor | None, canvas: Canvas) -> Tensor:
