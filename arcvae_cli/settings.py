@@ -83,7 +83,7 @@ class DataSettings(SettingsTable):
     size: Count = Field(100_000, description="number of examples of a built corpus")
     seed: Natural = Field(0, description="seed of a built corpus")
     canvas: Sides | None = Field(None, description="HxW that grids are padded to; by default their size")
-    classes: int | None = Field(None, ge=2, le=256, description="classes of a cell; by default the largest and one")
+    classes: int | None = Field(None, ge=2, le=256, description="number of classes; by default the largest plus 1")
     background: Class | None = Field(None, description="class of empty cells, or none; 0 by default")
     outside: Literal["background", "class"] | None = Field(None, description="class of cells outside of padded grids")
     augment: bool | None = Field(None, description="augment batches; by default for ARC and shapes, not for your own")

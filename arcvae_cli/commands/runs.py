@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from arcvae_cli import runs as folders
+from arcvae_cli import folders
 from arcvae_cli.commands.options import JsonOption, QuietOption, complete_runs
 from arcvae_cli.commands.reading import importing
 from arcvae_cli.console import Console, cell, styled

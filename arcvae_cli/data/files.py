@@ -140,7 +140,7 @@ def _dataset(
     named = to if isinstance(to, DataSettings) else None
     if "canvas" in columns:
         canvas = Canvas.of(_string(columns["canvas"]))
-        require(most < canvas.classes, "canvas", stacks[0])
+        require(most < canvas.classes <= 256 and max(canvas.shape) <= SIDES[1], "canvas", columns["canvas"])
     elif len(sizes) > 1 and named is not None and named.canvas is None:
         least, largest = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1]))
         fix = f"set --canvas {side[0]}x{side[1]} to pad them"
