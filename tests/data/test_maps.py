@@ -10,15 +10,10 @@ from arcvae_cli.data.maps import read_maps
 from arcvae_cli.errors import InputError
 
 
-def read(folder: Path) -> tuple[dict[str, list], str]:
-    """The maps of a folder by file, as lists, and the characters of their classes."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    grids, tiles = read_maps(folder, files)
-    assert all(grid.dtype == np.uint8 for _, grid in grids)
-    found: dict[str, list] = {}
-    for key, grid in grids:
-        found.setdefault(key, []).append(grid.tolist())
-    return found, tiles
+def read(folder: Path) -> tuple[list[tuple[str, list]], str]:
+    """The maps of a folder with their files, as lists, and the characters of their classes."""
+    grids, tiles = read_maps(folder, sorted(path for path in folder.rglob("*") if path.is_file()))
+    return [(key, grid.tolist()) for key, grid in grids], tiles
 
 
 def test_a_character_is_a_tile(tmp_path: Path):
@@ -27,19 +22,17 @@ def test_a_character_is_a_tile(tmp_path: Path):
     (tmp_path / "b.txt").write_text("....\n  ##\n   #\n\n")  # spaces are tiles, too: as many as dots
     found, tiles = read(tmp_path)
     assert tiles == "# .é", "by frequency, then by code point"
-    assert found == {
-        "b": [[[2, 2, 2, 2], [1, 1, 0, 0], [1, 1, 1, 0]]],
-        "caves/a": [[[0, 2, 1, 0], [0, 2, 2, 0]], [[0, 0, 0, 0], [0, 3, 1, 0]]],
-    }
+    assert found[0] == ("b", [[2, 2, 2, 2], [1, 1, 0, 0], [1, 1, 1, 0]])
+    assert found[1:] == [("caves/a", [[0, 2, 1, 0], [0, 2, 2, 0]]), ("caves/a", [[0, 0, 0, 0], [0, 3, 1, 0]])]
 
 
 def test_pictures_of_classes_come_back(tmp_path: Path):
     stream = np.random.RandomState(0)
-    masks = {name: stream.randint(0, 2, (5, 9)).astype(np.uint8) for name in "ab"}
+    a, b = stream.randint(0, 2, (2, 5, 9)).astype(np.uint8)
     (one := tmp_path / "masks").mkdir()
-    Image.fromarray(masks["a"].astype(bool)).save(one / "a.png")  # 1 bit
-    Image.fromarray(masks["b"] * 255).save(one / "b.png")  # grey
-    assert read(one) == ({name: [mask.tolist()] for name, mask in masks.items()}, "")
+    Image.fromarray(a.astype(bool)).save(one / "a.png")  # 1 bit
+    Image.fromarray(b * 255).save(one / "b.png")  # grey
+    assert read(one) == ([("a", a.tolist()), ("b", b.tolist())], "")
 
     (two := tmp_path / "labels").mkdir()
     labels = np.array([[0, 7, 255], [200, 7, 0]], np.uint8)
@@ -48,7 +41,7 @@ def test_pictures_of_classes_come_back(tmp_path: Path):
     picture = Image.fromarray(labels)
     picture.putpalette(palette.tobytes())
     picture.save(two / "a.png")
-    assert read(two)[0] == {"a": [[[1, 0, 3], [2, 0, 1]]]}
+    assert read(two)[0] == [("a", [[1, 0, 3], [2, 0, 1]])]
     picture.putpalette(bytes(range(256)) * 3)
     picture.save(two / "b.png")
     with pytest.raises(InputError, match=r"b\.png: value 0 is another colour than in the files before"):
