@@ -56,7 +56,7 @@ def save(path: Path, values: Mapping[str, Any]) -> None:
         try:
             torch.save({**values, "digest": digest(values)}, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # the reason that PyTorch hides
+            if isinstance(error.__context__, (OSError, KeyboardInterrupt)):  # which PyTorch hides
                 raise error.__context__ from None
             raise
 

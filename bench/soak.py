@@ -393,7 +393,7 @@ def asked(subject: Subject, folder: Path, chance: random.Random, index: int, num
     trial, process = Trial(), begin(subject, folder)
     moment = MOMENTS[index % len(MOMENTS)]
     moment(subject, chance)(process)
-    began = folder.exists()
+    began, late = folder.exists(), process.over  # late: under load the moment may have been missed
     process.process.send_signal(number)
     code, said = process.end()
     trial.hit(process)
@@ -403,7 +403,7 @@ def asked(subject: Subject, folder: Path, chance: random.Random, index: int, num
             trial.wrong(f"{number.name}: the status says {state}")
     elif code == -number and not began:
         trial.count("before arcvae was there to hear it")
-    elif code in (0, -number) and state == "finished" and moment is in_evaluation:
+    elif code in (0, -number) and state == "finished" and (late or moment is in_evaluation):
         trial.count("when all was done")
     else:
         trial.wrong(f"{number.name}: exit code {code}, {state}: {said[-300:]}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import resource
 import signal
@@ -96,6 +97,20 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(good: Path, limit: int
         signal.signal(signal.SIGXFSZ, handler)
     assert raised.value.what.startswith(f"{good}: could not be written (File too large; ")
     assert good.read_bytes() == before and list(good.parent.iterdir()) == [good]
+
+
+def test_a_second_ctrl_c_while_saving_is_no_error_of_pytorch(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell() > 5000:
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    monkeypatch.setattr(Path, "open", lambda *_: Stopped())
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(good, {"weights": torch.zeros(10_000)})
+    monkeypatch.undo()
+    assert checkpoints.load(good).epoch
 
 
 def test_a_checkpoint_of_an_older_format_has_no_digest_and_is_read(tmp_path: Path) -> None:
