@@ -711,11 +711,10 @@ def wandb_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if record.WhichOneof("record_type") == "history":
                 items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
                 row = {key: json.loads(value) for key, value in items.items() if not key.startswith("_")}
-                # a picture by its kind alone: those of the evaluation carry the run's name in their title
-                media = {
-                    key: value["_type"] for key, value in row.items() if isinstance(value, dict) and "_type" in value
-                }
-                yield record.history.step.num, row | media
+                # pictures of the evaluation by their kind alone: the run's name is in their titles
+                own = tuple(f"/{key}" for key in ("sha256", "size", "path"))
+                row = {key: value for key, value in row.items() if not (key.startswith("eval/") and key.endswith(own))}
+                yield record.history.step.num, row
 
 
 # ------------------------------------------------------------------------------------------------------ hostile files
