@@ -3,8 +3,6 @@
 arcvae train --set 'log.recorders=["examples.logger:CSV"]'
 """
 
-# ruff: noqa: ARG002 - what this logger does not need
-
 import csv
 from collections.abc import Sequence
 from typing import Any

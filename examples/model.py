@@ -38,6 +38,6 @@ class MLP(VAE):
         mean, raw = self.encoder(functional.one_hot(batch.x, self.structure.classes).float())
         return (standard_level("z", mean, posterior_logvar(raw, self.settings), noise),)
 
-    def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
         logits: Tensor = self.decoder(latents["z"])  # (B, classes, height, width)
         return logits.float()

@@ -264,7 +264,7 @@ def new_model(settings: Settings, corpus: Corpus, device: torch.device) -> VAE:
 
     if (count := corpus.size("train")) < settings.train.batch_size:
         what = f"train.batch_size: {settings.train.batch_size} is more than the {count} training examples"
-        raise InputError(what, f"use --batch-size {min(count, SMALL_BATCH)}, or more data")
+        raise InputError(what, f"use --batch-size {min(count, 16)}, or more data")
     if corpus.background is None and "foreground" in (monitor := settings.train.monitor):
         raise InputError(f"train.monitor: {monitor} needs a background, and no class is", "set data.background")
     seed_step(settings.train.seed, "weights")

@@ -60,7 +60,8 @@ def fit_prior(kind: Literal["aggregate", "gmm"], latents: Latents, seed: int) ->
         if count * (dims + 1) > len(kept) or not len(held):
             break
         fitted = GaussianMixture(count, covariance_type="full", random_state=seed)
-        with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # still a density
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # still a density
             score = float(fitted.fit(kept).score(held))
         if score <= best_score:
             break
