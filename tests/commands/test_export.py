@@ -78,6 +78,7 @@ def test_the_card_tells_the_verdict_of_these_weights_and_of_no_others(
 ) -> None:
     pytest.importorskip("safetensors")
     run, report = shutil.copytree(tiny_run, tmp_path / "run"), json.loads((RECORDED / "metrics.json").read_text())
+    report["verdict"]["findings"][0] |= {"ok": False, "remedy": "train longer"}
     for epoch in (2, 3):
         (run / "metrics.json").write_text(json.dumps({**report, "epoch": epoch}))
         assert arcvae("export", run, "--no-onnx").exit_code == 0
