@@ -176,7 +176,8 @@ def find_checkpoint(argument: str, runs: Path) -> tuple[Path, str | None]:
         path = latest.resolve()
         return path, f"using {path.parent.parent.name}/checkpoints/{argument}, of the latest run"
     try:
-        folder = given if is_dir(given) else find(argument, runs)
+        own = is_dir(given / "checkpoints") or is_file(given / WEIGHTS)  # not the folder of the data of that name
+        folder = given if own else find(argument, runs)
     except InputError as error:
         raise InputError(f"checkpoint {argument!r:.200}: no such file, run folder or run", error.fix) from None
     path = folder / WEIGHTS if is_file(folder / WEIGHTS) else folder / "checkpoints" / BEST

@@ -158,9 +158,11 @@ def test_a_model_of_derivations_needs_its_structure(tmp_path: Path, bare: bool) 
     expect_refused(path, "do not fit together")
 
 
-def test_names_are_looked_up_in_the_runs(good: Path, tmp_path: Path) -> None:
+def test_names_are_looked_up_in_the_runs(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = tmp_path / "runs"
     (runs / "latest").symlink_to("a")
+    (tmp_path / "a").mkdir()  # the data of the run, say
+    monkeypatch.chdir(tmp_path)
     assert checkpoints.find_checkpoint(str(good), runs) == (good, None)
     assert checkpoints.find_checkpoint(str(runs / "a"), runs) == (good, None)
     path, note = checkpoints.find_checkpoint("a", runs)
