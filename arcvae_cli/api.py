@@ -1,12 +1,12 @@
 """arcvae from Python: NumPy arrays in and out. PyTorch is imported by the functions that need it.
 
-No call changes PyTorch's random state or number of threads, and a seed decides what is drawn. What a person can mend is
-an `InputError`, whose text says what is wrong and what to do; other failures are an `ArcvaeError`.
+No call changes PyTorch's random state or number of threads, and a seed decides what is drawn.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tempfile
 import time
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.console import Console
     from arcvae_cli.data.corpus import Corpus
-    from arcvae_cli.models.base import Level
 
 Examples = Any  # of n: grids (n, H, W) uint8; a list of strings; rule ids (n, T) int16 where no grammar is known
 Codes = Any  # (n, *shape) float32, or where a model has several levels {level: (n, *shape)}
@@ -39,10 +38,7 @@ Line = Literal["linear", "slerp"]
 
 
 def load(checkpoint: str | Path = "latest", device: str = "auto", runs_dir: str | Path = "runs") -> Model:
-    """The model of a checkpoint file, a run folder, a run's name or `latest`; `device`: auto, cpu, cuda, cuda:1, mps.
-
-    InputError if there is none.
-    """
+    """The model of a checkpoint file, a run folder, a run's name or `latest`, on a device: auto, cpu, cuda:1, mps."""
     from arcvae_cli import checkpoints, step
 
     with untouched():
@@ -55,9 +51,6 @@ class Model:
 
     `x` are n examples: grids (n, H, W) of classes, or a list of grids no larger than `canvas`; a list of strings; rule
     ids (n, T). Codes are float32 arrays (n, *shape), by level where there are several; `levels`: their shapes.
-
-    `model`: the torch module. `settings`: of its run. `epoch`, `path`: of the checkpoint. `canvas`: size and classes of
-    its grids, else None. `grammar`: of its strings, None if there is none.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -68,17 +61,20 @@ class Model:
 
     def examples(self, split: Literal["train", "val", "test"] = "test", limit: int | None = None) -> Examples:
         """The first examples of a split of the corpus of the run; InputError if it is not available."""
+        import torch
+
         corpus = self._trained_on(split)
-        return self._given_back([corpus.batch(split, self._indices(corpus.size(split))[:limit]).x])
+        indices = torch.arange(corpus.size(split), device=corpus.device)[:limit]
+        return self._given_back([corpus.batch(split, indices).x])
 
     def posterior(self, x: Examples) -> tuple[Codes, Codes]:
         """Means and log variances of q(z|x); of a lower level, given the mean of the one above."""
-        levels = self._levels(x)
-        return self._plain(levels, "mean"), self._plain(levels, "logvar")
+        mean, logvar = self._codes(x, ("mean", "logvar"))
+        return mean, logvar
 
     def encode(self, x: Examples, sample: bool = False, seed: int = 0) -> Codes:
         """The posterior means, or with `sample` a draw from each posterior."""
-        return self._plain(self._levels(x, seed if sample else None), "sample")
+        return self._codes(x, ("sample",), seed if sample else None)[0]
 
     def decode(self, codes: Codes, logits: bool = False) -> Examples:
         """The most likely examples; or `logits` (n, classes, H, W), (n, rules, T) float32, no grammar applied."""
@@ -125,9 +121,9 @@ class Model:
                 asked = torch.from_numpy(encode(given, n, canvas)).to(device) if given else None
                 latents = priors.draw_prior(self.model, n, temperature, asked)
         else:
-            data, place = self._trained_on("train"), self._indices(0).device
+            data = self._trained_on("train")
             codes = self._domain.posterior_samples(self.model, data, "train", seed, given, priors.EXAMPLES)
-            latents = priors.fit_prior(prior, codes, seed).sample(n, temperature, seed, place)
+            latents = priors.fit_prior(prior, codes, seed).sample(n, temperature, seed, data.device)
         how = {"given": given, "temperature": temperature, "argmax": False, "budget": True, "training": lambda: None}
         decoded = self._domain.sample(self._loaded, latents, seed, how, lambda _: None)
         return decoded.facts["strings"] if self._domain.plain else decoded.arrays["grids"]
@@ -155,29 +151,25 @@ class Model:
 
         return open_examples(self._loaded, None, split, console())
 
-    def _indices(self, count: int) -> Tensor:
-        import torch
-
-        return torch.arange(count, device=next(self.model.parameters()).device)
-
     def _corpus(self, x: Examples) -> tuple[Corpus, Tensor]:
         """Examples as the test split of a corpus on the device, and the indices of all."""
+        import torch
+
         from arcvae_cli.data.corpus import open_corpus
 
         if not len(x):
             raise InputError("x: no examples", "give one at least")
-        arrays, indices = self._domain.dataset(self._loaded, x), self._indices(len(x))
-        return open_corpus(self.settings.data, indices.device, (), self.model.structure, arrays=arrays), indices
+        arrays, device = self._domain.dataset(self._loaded, x), next(self.model.parameters()).device
+        corpus = open_corpus(self.settings.data, device, (), self.model.structure, arrays=arrays)
+        return corpus, torch.arange(len(x), device=device)
 
-    def _levels(self, x: Examples, seed: int | None = None) -> list[Level]:
+    def _codes(self, x: Examples, parts: tuple[str, ...], seed: int | None = None) -> list[Codes]:
         from arcvae_cli.evaluation import information
 
         corpus, indices = self._corpus(x)
-        return [*information.posteriors(self.model, corpus, "test", indices, seed).values()]
-
-    def _plain(self, levels: list[Level], part: str) -> Codes:
-        arrays = {one.name: getattr(one, part).cpu().numpy() for one in levels}
-        return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+        levels = information.posteriors(self.model, corpus, "test", indices, seed)
+        arrays = [{name: getattr(level, part).cpu().numpy() for name, level in levels.items()} for part in parts]
+        return arrays if len(levels) > 1 else [*itertools.chain(*(one.values() for one in arrays))]
 
     def _latents(self, codes: Codes) -> dict[str, Tensor]:
         given = codes if isinstance(codes, Mapping) else {next(iter(self.levels)): codes}
@@ -186,7 +178,7 @@ class Model:
         needed = {name: (count, *shape) for name, shape in self.levels.items()}
         if (found := {name: value.shape for name, value in arrays.items()}) != needed or not count:
             raise InputError(f"codes: shapes {found}", f"give {self.levels} for n examples, n first")
-        return {name: self._indices(0).float().new_tensor(value) for name, value in arrays.items()}
+        return {name: next(self.model.parameters()).new_tensor(value) for name, value in arrays.items()}
 
     def _given_back(self, classes: list[Tensor]) -> Examples:
         return self._domain.given_back(self._loaded, np.concatenate([some.cpu().numpy() for some in classes]))
@@ -217,10 +209,7 @@ class Run:
 
 
 def runs(runs_dir: str | Path = "runs") -> list[dict[str, Any]]:
-    """The runs in a folder, the last active first, as rows that `pandas.DataFrame` takes.
-
-    `name`, `path`, `state`, `epoch`, `best_epoch`, `best_value` of `monitor`, ..., and the settings by dotted keys.
-    """
+    """The runs in a folder as rows for `pandas.DataFrame`, the last active first, with settings by dotted keys."""
     rows = [dict(leaves(folders.describe(path))) for path in folders.all_runs(Path(runs_dir))]
     for row in rows:
         with suppress(InputError):  # of another version
@@ -241,10 +230,8 @@ def train(
     """Train a model and evaluate it, as `arcvae train` does.
 
     `data`: the name of a corpus, a path, grids (N, H, W) of integers, or arrays by the names that a .npz has, such as
-    `train`, `val`, `test`. Arrays are saved in the run folder, for resuming and evaluating. `settings`: by dotted keys.
-    `tables`: the same as `train={"epochs": 5}`. `progress`: print what the command prints.
-
-    InputError for unusable settings or data; Interrupted, an ArcvaeError, after Ctrl-C, with the run saved.
+    `train`, `val`, `test`; saved in the run folder. `settings`: by dotted keys, or as `train={"epochs": 5}`.
+    `progress`: print what the command prints. Interrupted, an ArcvaeError, after Ctrl-C, with the run saved.
     """
     from arcvae_cli.commands import options, train
 
@@ -283,12 +270,11 @@ def one_of(name: str, value: str, kind: Any) -> None:
 
 def console(progress: bool = False) -> Console:
     """A console that prints warnings only, unless `progress`."""
-    from rich.console import Console as Terminal
-
     from arcvae_cli.console import Console
 
     made = Console(quiet=not progress)
-    made.out = made.out if progress else Terminal(file=io.StringIO(), force_jupyter=False)
+    if not progress:
+        made.out.quiet, made.out.file = True, io.StringIO()
     return made
 
 

@@ -12,7 +12,6 @@ from arcvae_cli.commands import reading
 from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.console import Console
 
-EXAMPLES = 2000  # that the KL is measured on
 FROM = "example in the middle, as in `arcvae interpolate`"
 
 
@@ -46,7 +45,7 @@ def traverse(
     model, domain = loaded.model, domains.of(loaded.model.kind)
     domain.check_decodable(loaded)
     corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
-    levels = posteriors(model, corpus(), split, choose(corpus(), split, EXAMPLES, 0))
+    levels = posteriors(model, corpus(), split, choose(corpus(), split, 2000, 0))
     nats = [(kl, name, dim) for name, level in levels.items() for dim, kl in enumerate(level.kl.mean(dim=0).tolist())]
     strongest, middle = sorted(nats, reverse=True)[:dims], "the code 0"
     noise = {name: torch.zeros(1, *shape) for name, shape in model.level_shapes.items()}
