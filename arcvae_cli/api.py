@@ -109,12 +109,11 @@ class Model:
         from arcvae_cli.conditions import encode, parse
         from arcvae_cli.evaluation import information, priors
 
-        given, canvas = dict[str, int](), self.canvas or ARC
+        canvas = self.canvas or ARC
         one_of("prior", prior, Prior)
-        if conditions:
-            if not self.model.attributes:
-                raise InputError(f"conditions {conditions}: this model takes none", "use the preset hierarchical")
-            given = parse([f"{key}={value}" for key, value in conditions.items()], canvas)
+        if conditions and not self.model.attributes:
+            raise InputError(f"conditions {conditions}: this model takes none", "use the preset hierarchical")
+        given = parse([f"{key}={value}" for key, value in conditions.items()], canvas) if conditions else {}
         self._domain.check_decodable(self._loaded)
         if prior == "standard":
             with information.eval_mode(self.model, seed) as device:
@@ -240,9 +239,9 @@ def train(
     with untouched(), tempfile.TemporaryDirectory() as temporary:
         arrays = None
         if data is not None and not isinstance(data, str | Path):
-            columns = data if isinstance(data, Mapping) else {"grids": data}
+            columns: Mapping[str, Any] = data if isinstance(data, Mapping) else {"grids": data}
             data = arrays = Path(temporary) / "data.npz"
-            np.savez(arrays, **{key: np.asarray(value) for key, value in columns.items()})  # type: ignore[arg-type]
+            np.savez(arrays, **columns)
         below, above = options.data_layers(data and str(data))
         given = Layer("settings", {**(settings or {}), **tables})
         resolved = resolve(preset, environment_layer(), below, above, given)
