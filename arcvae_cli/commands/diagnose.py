@@ -11,6 +11,7 @@ from arcvae_cli.commands.reading import importing
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 
+FIX = "give an .npz with mean and logvar (or std), both (examples, dimensions)"
 File = Annotated[Path, typer.Argument(help=".npz of mean, logvar or std, and other arguments of arcvae.diagnose")]
 
 
@@ -34,18 +35,20 @@ def diagnose(
         from arcvae_cli.render.diagnosis import lines
 
     console, known = Console(quiet=quiet, as_json=as_json), {*inspect.signature(judged).parameters, "std"}
-    with reading(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        refuse_large(str(file), sum(info.file_size for info in arrays.zip.infolist()))
-        values = {name: arrays[name][()] for name in arrays.files if name in known}
-        ignored = [name for name in arrays.files if name not in values]
+    try:
+        with reading(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            refuse_large(str(file), sum(info.file_size for info in arrays.zip.infolist()))
+            values = {name: arrays[name][()] for name in arrays.files if name in known}
+            ignored = [name for name in arrays.files if name not in values]
+    except InputError as error:
+        raise InputError(error.what, FIX) from error
     if "std" in values:
         std = values.pop("std")
         if std.dtype.kind not in "fiu" or not (std > 0).all():
             raise InputError(f"{file}: std is not above 0 everywhere", "give the standard deviations, or logvar")
         values.setdefault("logvar", 2.0 * np.log(std))
     if not {"mean", "logvar"} <= values.keys():
-        fix = "give mean and logvar (or std), both (examples, dimensions)"
-        raise InputError(f"{file}: no mean or no logvar; it has {', '.join(arrays.files)}", fix)
+        raise InputError(f"{file}: no mean or no logvar; it has {', '.join(arrays.files)}", FIX)
     if ignored:
         console.note(f"not used: {', '.join(ignored)}")
     given = {"beta": beta, "free_bits": free_bits, "reduction": reduction, "positions": positions}
