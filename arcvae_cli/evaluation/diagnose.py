@@ -72,8 +72,10 @@ def diagnose(
         raise InputError(what, "give two examples or more, with maps flattened")
     rows, (count, size) = tuple(mean.shape), mean.shape
     logvar = array("logvar", logvar, rows)
-    floor = 0.0 if free_bits is None else array("free_bits", free_bits, ()).item()
-    cells = 1.0 if positions is None else array("positions", positions, ()).item()
+    numbers = {"beta": beta, "free_bits": free_bits, "positions": positions}
+    weight, floor, cells = (0.0 if one is None else array(name, one, ()).item() for name, one in numbers.items())
+    if min(weight, floor, cells) < 0 or (positions is not None and cells < 1):
+        raise InputError("beta, free_bits or positions: out of range", "use 0 or more, and a position or more")
     if not {str(reduction), str(kl_reduction)} <= {"sum", "mean"}:
         raise InputError(f"reduction {reduction!r}, kl_reduction {kl_reduction!r}: unknown", "use sum or mean")
     if beta is not None and reduction == "mean" and positions is None:
@@ -105,7 +107,6 @@ def diagnose(
         bits = (-nats - total) / (cells * math.log(2.0)) if positions is not None else None
         report["elbo"] = {"reconstruction_nats": nats, "elbo_nats": -nats - total, "elbo_bits": bits}
     if beta is not None:
-        weight = array("beta", beta, ()).item()
         scale = (cells if reduction == "mean" else 1.0) / (size if kl_reduction == "mean" else 1.0)
         report["beta"] = {"beta": weight, "elbo_scale": scale, "on_elbo": scale * weight}
     return Diagnosis({**report, "verdict": verdict(report, reduction)})

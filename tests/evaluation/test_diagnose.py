@@ -124,6 +124,7 @@ ZERO = np.zeros((3, 2))
         ({"mean": ZERO[:1]}, "mean: shape (1, 2), not"),
         ({"mean": [[1.0], [1.0, 2.0]]}, "mean: not an array of numbers"),
         ({"reconstruction": [1.0, 2.0]}, "reconstruction: shape (2,)"),
+        ({"beta": -1.0}, "out of range"),
         ({"free_bits": [0.1, 0.2]}, "free_bits: shape (2,)"),
         ({"beta": 1.0, "reduction": "mean"}, "positions: missing"),
         ({"reduction": "max"}, "reduction 'max'"),
