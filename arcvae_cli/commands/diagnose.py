@@ -34,21 +34,21 @@ def diagnose(
         from arcvae_cli.evaluation.diagnose import diagnose as judged
         from arcvae_cli.render.diagnosis import lines
 
-    console, known = Console(quiet=quiet, as_json=as_json), {*inspect.signature(judged).parameters, "std", "sigma"}
+    console, known = Console(quiet=quiet, as_json=as_json), {*inspect.signature(judged).parameters, "std"}
     try:
         with reading(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             refuse_large(str(file), sum(info.file_size for info in arrays.zip.infolist()))
-            values = {name: arrays[name][()] for name in arrays.files if name in known - {"seed"}}
+            values = {name: arrays[name][()] for name in arrays.files if name in known}
             ignored = [name for name in arrays.files if name not in values]
     except InputError as error:
         raise InputError(error.what, FIX) from error
-    for name in values.keys() & {"std", "sigma"}:
-        std = values.pop(name)
+    if "std" in values:
+        std = values.pop("std")
         if std.dtype.kind not in "fiu" or not (std > 0).all():
-            raise InputError(f"{file}: {name} is not above 0 everywhere", "give the standard deviations, or logvar")
+            raise InputError(f"{file}: std is not above 0 everywhere", "give the standard deviations, or logvar")
         values.setdefault("logvar", 2.0 * np.log(std))
-    if missing := [name for name in ("mean", "logvar") if name not in values]:
-        raise InputError(f"{file}: no {' and no '.join(missing)}; it has {', '.join(ignored) or 'nothing else'}", FIX)
+    if not {"mean", "logvar"} <= values.keys():
+        raise InputError(f"{file}: no mean or no logvar; it has {', '.join(arrays.files)}", FIX)
     if ignored:
         console.note(f"not used: {', '.join(ignored)}")
     given = {"beta": beta, "free_bits": free_bits, "reduction": reduction, "positions": positions}

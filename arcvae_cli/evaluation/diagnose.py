@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcvae_cli import gaussians
 from arcvae_cli.errors import InputError, first_line
-from arcvae_cli.evaluation.information import ACTIVE_VARIANCE, measures
+from arcvae_cli.evaluation.information import measures
 from arcvae_cli.evaluation.verdict import FLOOR_TOLERANCE, HEAVY_BETA, Target, judge
+from arcvae_cli.gaussians import kl_to_standard
 from arcvae_cli.models.base import Level
 from arcvae_cli.objective import ACTIVE_KL
 
@@ -43,38 +43,28 @@ class Diagnosis:
         """Everything measured, in nats, and the verdict, for JSON."""
         return self.report
 
-    def table(self, width: int = 100) -> str:
-        """The measures, the KL of each dimension, the verdict and the remedies, as text."""
+    def __repr__(self) -> str:
         from arcvae_cli.render.diagnosis import lines
 
-        return "\n".join(line.plain.rstrip() for line in lines(self.report, width))
-
-    __str__ = __repr__ = table
+        return "\n".join(line.plain.rstrip() for line in lines(self.report, 100))
 
 
 def diagnose(
     mean: Any,
     logvar: Any,
     *,
-    sample: Any = None,
     reconstruction: Any = None,
     beta: float | None = None,
     free_bits: float | None = None,
-    beta_history: Sequence[float] | None = None,
     reduction: str = "sum",
     positions: float | None = None,
     kl_reduction: str = "sum",
-    prior_mean: Any = None,
-    prior_logvar: Any = None,
-    seed: int = 0,
 ) -> Diagnosis:
     """Judge a VAE by its posteriors N(mean, exp logvar) of N examples: (N, D) arrays or tensors, N at least 2.
 
-    `sample`: (N, D) draws from them, by default of `seed`. `reconstruction`: -log p(x|z) in nats, (N,) or its mean.
-    `beta`: weight of the KL in the loss; `beta_history`: its values in training, in order. `free_bits`: nats of each
-    dimension. `reduction`, `kl_reduction`: whether the loss has a sum or a mean over `positions` (pixels, tokens), and
-    over dimensions. `prior_mean`, `prior_logvar`: (D,), or (N, D) if conditional. InputError for values that are not
-    finite and for other shapes.
+    `reconstruction`: -log p(x|z) in nats, (N,) or its mean. `beta`: weight of the KL in the loss. `free_bits`: nats of
+    each dimension. `reduction`, `kl_reduction`: whether the loss has a sum or a mean over `positions` (pixels, tokens),
+    and over dimensions. InputError for values that are not finite and for other shapes.
     """
     mean = array("mean", mean)
     if mean.dim() != 2 or len(mean) < 2 or not mean.shape[1]:
@@ -82,92 +72,80 @@ def diagnose(
         raise InputError(what, "give two examples or more, with maps flattened")
     rows, (count, size) = tuple(mean.shape), mean.shape
     logvar = array("logvar", logvar, rows)
-    given = {"prior_mean": prior_mean, "prior_logvar": prior_logvar}
-    prior = [array(name, value, rows, (size,), (), default=0.0) for name, value in given.items()]
-    history = array("beta_history", beta_history, least=0.0, default=()).flatten().tolist()
-    weight = max(history, default=None) if beta is None else array("beta", beta, (), least=0.0).item()
-    cells = array("positions", positions, (), least=1.0, default=1.0).item()
-    floor = array("free_bits", free_bits, (), least=0.0, default=0.0).item()
+    numbers = {"beta": beta, "free_bits": free_bits, "positions": positions}
+    weight, floor, cells = (0.0 if one is None else array(name, one, ()).item() for name, one in numbers.items())
+    if min(weight, floor, cells) < 0 or (positions is not None and cells < 1):
+        raise InputError("beta, free_bits or positions: out of range", "use 0 or more, and a position or more")
     if not {str(reduction), str(kl_reduction)} <= {"sum", "mean"}:
         raise InputError(f"reduction {reduction!r}, kl_reduction {kl_reduction!r}: unknown", "use sum or mean")
-    if weight is not None and reduction == "mean" and positions is None:
+    if beta is not None and reduction == "mean" and positions is None:
         raise InputError("positions: missing, while reduction is mean", "give the count that the mean is taken over")
 
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(rows, generator=generator, dtype=torch.double)
-    drawn = mean + (0.5 * logvar).exp() * noise if sample is None else array("sample", sample, rows)
-    kl = array("KL", gaussians.kl(mean, logvar, *prior))  # which may overflow
+    generator = torch.Generator().manual_seed(0)
+    drawn = mean + (0.5 * logvar).exp() * torch.randn(rows, generator=generator, dtype=torch.double)
+    kl = array("KL", kl_to_standard(mean, logvar))  # which may overflow
     order = torch.randperm(count, generator=generator)  # a file may hold one class after the other
     parts = (part[order] for part in (mean, logvar.clamp(min=RESOLVED), drawn, kl))
     report = {"examples": count, **measures(Level("z", *parts), EXAMPLES), "free_bits": floor}
     groups, total = kl.mean(dim=0), sum(report["kl_nats"])
-    within, between = logvar.exp().mean(dim=0), mean.var(dim=0, correction=0)  # variances that add up
     marks = {
         "dead": groups <= ACTIVE_KL,
-        "constant": (groups > ACTIVE_KL) & (between <= ACTIVE_VARIANCE * (between + within)),
-        "narrow": (0.5 * (logvar - prior[1])).exp().mean(dim=0) < NARROW,
+        "narrow": (0.5 * logvar).exp().mean(dim=0) < NARROW,
         "floor": ((groups - floor).abs() <= FLOOR_TOLERANCE * floor) & (floor > 0),
     }
     report["dims"] = {name: mark.nonzero().flatten().tolist() for name, mark in marks.items()}
     outside = int(((logvar < LOW) | (logvar > HIGH)).sum())
     report["logvar"] = {"min": logvar.min().item(), "max": logvar.max().item(), "outside": outside}
-    report |= {"total_kl_nats": total, "aggregate": None, "elbo": None, "beta": None}
-    if max(part.dim() for part in prior) > 1:
-        report["mutual_information"] = None  # that of the condition is a part of it
-    else:  # a Gaussian of its moments is nearer to the prior; E KL(q(z|x) || p) = I(x; z) + KL(q(z) || p)
-        off = gaussians.kl(mean.mean(dim=0), (within + between).clamp(min=1e-300).log(), *prior)
-        least, most = off.sum().item(), total - report["mutual_information"]["nats"]
-        report["aggregate"] = {"at_least_nats": least, "at_most_nats": max(least, most), "kl_nats": off.tolist()}
+    # a Gaussian of its moments is nearer to the prior; E KL(q(z|x) || p) = I(x; z) + KL(q(z) || p)
+    variance = logvar.exp().mean(dim=0) + mean.var(dim=0, correction=0)
+    off = kl_to_standard(mean.mean(dim=0), variance.clamp(min=1e-300).log())
+    least, most = off.sum().item(), total - report["mutual_information"]["nats"]
+    report["aggregate"] = {"at_least_nats": least, "at_most_nats": max(least, most), "kl_nats": off.tolist()}
+    report |= {"total_kl_nats": total, "elbo": None, "beta": None}
     if reconstruction is not None:
         nats = array("reconstruction", reconstruction, rows[:1], ()).mean().item()
-        bits = None if positions is None else (-nats - total) / (cells * math.log(2.0))
+        bits = (-nats - total) / (cells * math.log(2.0)) if positions is not None else None
         report["elbo"] = {"reconstruction_nats": nats, "elbo_nats": -nats - total, "elbo_bits": bits}
-    if weight is not None:
+    if beta is not None:
         scale = (cells if reduction == "mean" else 1.0) / (size if kl_reduction == "mean" else 1.0)
-        report["beta"] = {"beta": weight, "elbo_scale": scale, "on_elbo": scale * weight, "history": history}
+        report["beta"] = {"beta": weight, "elbo_scale": scale, "on_elbo": scale * weight}
     return Diagnosis({**report, "verdict": verdict(report, reduction)})
 
 
 def verdict(report: dict[str, Any], reduction: str) -> dict[str, Any]:
     """Whether the targets are met, and what to change in the loss or the model where one is missed."""
     size, floor, beta, groups = report["units"], report["free_bits"], report["beta"], report["kl_nats"]
-    dead, constant, narrow, held = report["dims"].values()
-    live, values = size - len(dead), size * report["examples"]
-    it, heavy, warmed = "", False, False
+    dead, narrow, held = report["dims"].values()
+    live, tells = size - len(dead), report["mutual_information"]["nats"]
+    it, heavy = "", False
     if beta is not None:
-        scaled = "" if beta["elbo_scale"] == 1.0 else f", {beta['on_elbo']:.4g} on the ELBO scale"
-        it, heavy = f" (it is {beta['beta']:g}{scaled})", beta["on_elbo"] > HEAVY_BETA
-        warmed = min(beta["history"], default=beta["beta"]) < beta["beta"]
-    lower = more = f"lower beta{it}" + ", or sum the reconstruction over positions" * (heavy and reduction == "mean")
-    less = lower if heavy else f"raise beta slowly{it}"
-    if not heavy:
-        more += " or lengthen its warm-up" if warmed else " or warm it up from 0"
-        more += "" if floor else "; use free bits of 0.3 nats per dimension"
+        it, heavy = f" (it is {beta['beta']:g}, {beta['on_elbo']:.4g} on the ELBO scale)", beta["on_elbo"] > HEAVY_BETA
+    more = f"lower beta{it}"
+    if heavy:
+        more += ", or sum the reconstruction over positions" if reduction == "mean" else ""
+        less = more
+    else:
+        more += " or warm it up from 0" + ("" if floor else "; use free bits of 0.3 nats per dimension")
+        less = f"raise beta slowly{it}"
     fewer = f"{more}; use {live} latent dimensions, if the data need no more" if live and not heavy else more
-    bound = "bound logvar in the encoder"
+    limit = min(INFORMATION, 0.5 * report["mutual_information"]["ceiling_nats"])
+    worst, place = max((value, place) for place, value in enumerate(report["aggregate"]["kl_nats"]))
     fitted = f"{less}; draw samples from a density fitted to the codes"
+    bound, values = "bound logvar in the encoder", f"of {size * report['examples']:,}"
     targets: list[Target] = [
         ("dead dimensions, KL <= 0.05 nats", len(dead), "<=", 0, fewer, f"of {size}{listed(dead)}"),
-        ("KL without information, dimensions", len(constant), "<=", 0, lower, f"of {size}{listed(constant)}"),
         ("posterior std < 0.01, dimensions", len(narrow), "<=", live // 2, less, f"of {size}{listed(narrow)}"),
-        ("logvar outside of -12 to 4", report["logvar"]["outside"], "<=", 0, bound, f"of {values:,}"),
+        ("logvar outside of -12 to 4", report["logvar"]["outside"], "<=", 0, bound, values),
+        ("mutual information", tells, ">", limit, more, "nats"),
+        ("aggregate posterior off the prior", worst, "<=", OFF_PRIOR, fitted, f"nats (dimension {place})"),
     ]
     if floor:
-        limit, note = (1.0 - FLOOR_TOLERANCE) * floor, f"nats (floor {floor:g})"
         higher = f"raise free bits (they are {floor:g}); clamp the batch mean of a dimension, not each example"
-        targets.append(("KL at the free-bits floor", min(groups), ">=", limit, higher, note))
-        note = f"of {size}{listed(held)}"
+        low, note = (1.0 - FLOOR_TOLERANCE) * floor, f"of {size}{listed(held)}"
+        targets.append(("KL at the free-bits floor", min(groups), ">=", low, higher, f"nats (floor {floor:g})"))
         targets.append(("dimensions held by free bits alone", len(held), "<=", size // 2, more, note))
-    tells = math.inf
-    if (information := report["mutual_information"]) is not None:
-        tells = information["nats"]
-        limit = min(INFORMATION, 0.5 * information["ceiling_nats"])
-        targets.append(("mutual information", tells, ">", limit, more, "nats"))
-        worst, place = max((value, place) for place, value in enumerate(report["aggregate"]["kl_nats"]))
-        note = f"nats (dimension {place})"
-        targets.append(("aggregate posterior off the prior", worst, "<=", OFF_PRIOR, fitted, note))
     if beta is not None:
-        targets.append(("beta on the ELBO scale", beta["on_elbo"], "<=", HEAVY_BETA, lower, "(1 is the ELBO)"))
+        targets.append(("beta on the ELBO scale", beta["on_elbo"], "<=", HEAVY_BETA, more, "(1 is the ELBO)"))
     if 2 * len(narrow) > live > 0:
         state = f"a deterministic autoencoder: {len(narrow)} of {size} dimensions have nearly no variance"
     elif dead:
@@ -187,23 +165,16 @@ def listed(dims: Sequence[int]) -> str:
     return ": " * bool(dims) + ", ".join(map(str, dims[:4])) + ", ..." * (len(dims) > 4)
 
 
-def array(
-    name: str, value: Any, *shapes: tuple[int, ...], least: float = -math.inf, default: float | tuple[()] = math.nan
-) -> Tensor:
-    """Values in float64, of one of the shapes if any are given, and not below `least`. InputError for others."""
-    value = default if value is None else value
+def array(name: str, value: Any, *shapes: tuple[int, ...]) -> Tensor:
+    """Finite values in float64, of one of the shapes if any are given. InputError for others."""
     try:
-        plain = value.detach().cpu().double() if isinstance(value, Tensor) else np.asarray(value, np.float64)
+        plain = value.detach().cpu() if isinstance(value, Tensor) else torch.tensor(np.asarray(value, np.float64))
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: not an array of numbers ({first_line(error)})", "give numbers") from None
-    found = torch.tensor(plain) if isinstance(plain, np.ndarray) else plain
+    found = plain.double()
     if shapes and tuple(found.shape) not in shapes:
-        fits = " or ".join(str(shape) if shape else "a number" for shape in shapes)
-        raise InputError(f"{name}: shape {tuple(found.shape)}", f"give {fits}")
-    if count := int((wrong := ~found.isfinite()).sum()):
-        where = listed(wrong.any(dim=0).nonzero().flatten().tolist()) if found.dim() == 2 else ""
+        raise InputError(f"{name}: shape {tuple(found.shape)}", f"give {' or '.join(map(str, shapes))}; () is a number")
+    if count := int((~found.isfinite()).sum()):
         what = f"{name}: {count:,} of {found.numel():,} values are NaN or infinite"
-        raise InputError(f"{what}{where and f', in dimensions {where[2:]}'}", "use an earlier epoch, and bound logvar")
-    if (found < least).any():
-        raise InputError(f"{name}: {found.min().item():g} is below {least:g}", "give another value")
+        raise InputError(what, "use an earlier epoch, and bound logvar")
     return found

