@@ -95,7 +95,11 @@ def read(path: Path) -> dict[str, Any]:
     """The values of a checkpoint, on the CPU. InputError for a file that is damaged, foreign or of a newer format."""
     try:
         if path.suffix == ".safetensors":
-            values = read_export(path)
+            from safetensors.torch import load as load_tensors
+
+            with open_regular(path.with_name("config.json")) as text, open_regular(path) as file:
+                config = json.load(text)
+                values = {**exported(config, load_tensors(file.read())), "digest": config["digest"]}
         else:
             with open_regular(path) as file, zipfile.ZipFile(file) as archive:
                 if (damaged := archive.testzip()) is not None:
@@ -116,15 +120,6 @@ def read(path: Path) -> dict[str, Any]:
     if version > FORMAT:
         raise InputError(f"{path}: format {version} of a newer arcvae (known here: {FORMAT})", "upgrade arcvae")
     return values
-
-
-def read_export(path: Path) -> dict[str, Any]:
-    """The values of a `model.safetensors` and of the `config.json` beside it, which has their digest."""
-    from safetensors.torch import load
-
-    with open_regular(path.with_name("config.json")) as text, open_regular(path) as file:
-        config = json.load(text)
-        return {**exported(config, load(file.read())), "digest": config["digest"]}
 
 
 def exported(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:

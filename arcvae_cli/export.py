@@ -70,13 +70,13 @@ def graphs(model: VAE, x: Tensor) -> dict[str, Graph]:
         return [part for level in model.encode(Batch(x), noise=False) for part in (level.mean, level.logvar)]
 
     with eval_mode(model, 0):
-        latents, noise = named(encode(x)[::2]), model.noise(len(x))
+        latents = named(encode(x)[::2])
+        noise = {f"{level}_noise": value for level, value in model.noise(len(x)).items()}
     parts = [f"{level}_{part}" if len(levels) > 1 else part for level in levels for part in ("mean", "logvar")]
     made = {"encoder.onnx": Graph(model, encode, {"x": x}, parts)}
     made["decoder.onnx"] = Graph(model, lambda *z: (model.decode(named(z)),), latents, ["logits"])
     if len(levels) > 1:
-        inputs = {f"{level}_noise": value for level, value in noise.items()}
-        made["prior.onnx"] = Graph(model, lambda *noise: model.prior(named(noise)).values(), inputs, levels)
+        made["prior.onnx"] = Graph(model, lambda *noise: model.prior(named(noise)).values(), noise, levels)
     return made
 
 

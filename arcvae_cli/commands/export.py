@@ -92,7 +92,7 @@ def export(
 
 
 def examples(loaded: Loaded, console: Console) -> tuple[Any, str, Any]:
-    """Examples (n, *positions), what they are, and the training corpus; the model's own if that has to be built."""
+    """Examples (n, *positions), what they are, and the corpus; drawn from the model if that has to be built."""
     import torch
 
     from arcvae_cli.evaluation.information import eval_mode
@@ -133,14 +133,13 @@ def model_card(loaded: Loaded, corpus: Any, table: Any, shape: Sequence[int], fi
             summary, evaluation = report["verdict"]["summary"], "The report is of another version of arcvae."
             with suppress(LookupError):  # of names that have changed since
                 evaluation = printed(partial(show_report, loaded, report))
-    latents = (f"{level} ({' x '.join(map(str, shape))})" for level, shape in model.level_shapes.items())
     return CARD.read_text(encoding="utf-8").format(
         name=run.name or loaded.path.stem,
         noun=f"{noun} ({' x '.join(map(str, shape))})",
         version=__version__,
         settings=settings,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        latents=" and ".join(latents),
+        latents=" and ".join(f"{name} ({' x '.join(map(str, dims))})" for name, dims in model.level_shapes.items()),
         epoch=loaded.epoch,
         state="" if status is None else "; run {state}, at epoch {epoch} of {epochs}".format(**status),
         summary=summary,

@@ -91,10 +91,10 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         named = data_layers(data)[1].values["data"]
         chosen = {"path": expanded(Path(data))} if named["path"] else named
         settings = settings.model_copy(update={**files, **chosen})
-    elif (
-        settings.path and not exists(settings.path) and (kept := (loaded.run or Path()) / settings.path.name).is_file()
-    ):
-        settings = settings.model_copy(update={"path": kept})  # the run was moved, and its data with it
+    elif settings.path and not exists(settings.path):
+        kept = (loaded.run or Path()) / settings.path.name
+        if kept.is_file():  # the run was moved, and its data with it
+            settings = settings.model_copy(update={"path": kept})
     device = next(loaded.model.parameters()).device
     corpus = open_named(settings, device, (split,), console, loaded.model.structure)
     if corpus.kind != loaded.model.kind:
@@ -146,9 +146,8 @@ def output_folder(loaded: Loaded, to: Path | None, name: str) -> Path:
     """The folder of `--output`, by default a new one in the run's: `name`, or `name-2` and so on."""
     default = (loaded.run or Path()) / name
     numbered = (default.with_name(f"{name}-{number}") for number in itertools.count(2))
-    return usable_folder(
-        to or next(path for path in itertools.chain([default], numbered) if not exists(path)), "--output"
-    )
+    new = next(path for path in itertools.chain([default], numbered) if not exists(path))
+    return usable_folder(to or new, "--output")
 
 
 def write_decoded(
