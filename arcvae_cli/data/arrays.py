@@ -126,12 +126,12 @@ def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
     InputError for grids that are larger, have more classes or other tiles. Strings are returned as they are.
     """
     own, x, shape, notes = dataset.canvas, dataset.x, dataset.shape, dataset.notes
-    canvas, whose = (to, "the model's ") if isinstance(to, Canvas) else (_wanted(dataset, to), "the ")
+    canvas = to if isinstance(to, Canvas) else _wanted(dataset, to)
     if dataset.kind == "strings" or canvas == own:
         return dataset
     most = own.shape if shape is None else tuple(shape.max(axis=0).tolist())
     (classes, known), size = (one.classes - (one.outside is not None) for one in (own, canvas)), f"{most[0]}x{most[1]}"
-    place = f"{whose}canvas of {canvas.height}x{canvas.width}"
+    place = ("the model's " if to is canvas else "the ") + f"canvas of {canvas.height}x{canvas.width}"
     if most[0] > canvas.height or most[1] > canvas.width or classes > known:
         what = f"{dataset.name}: grids up to {size} of {classes} classes do not fit {place} and {known} classes"
         raise InputError(what, "give other data" if to is canvas else f"set --canvas {size} --classes {classes}")
@@ -161,9 +161,10 @@ def _wanted(dataset: Dataset, data: DataSettings) -> Canvas:
     if min(height, width) < least:
         what = f"{dataset.name}: grids of {height}x{width}, a canvas has {least}x{least} to {most}x{most} cells"
         raise InputError(what, f"set --canvas {max(height, least)}x{max(width, least)}")
-    if classes + outside > 256 or (background or 0) >= classes:
-        what = f"{dataset.name}: {classes} classes do not allow background {background}, outside {data.outside}"
-        raise InputError(what, "lower data.background; 256 classes have none for the outside")
+    if (background or 0) >= classes:
+        raise InputError(f"{dataset.name}: no class {background} among {classes}", "lower data.background")
+    if classes + outside > 256:
+        raise InputError(f"{dataset.name}: {classes} classes leave none for the outside", "omit data.outside")
     arc, outer = own.arc and data.classes is None, classes if outside else None
     return Canvas(height, width, classes + outside, background, outer, arc, own.tiles)
 

@@ -26,6 +26,8 @@ _OF_GRIDS = ("grids", "split", "shape", "task", "groups", "canvas", *SPLITS)
 _COLUMNS = (*_OF_GRIDS, "ids", "grammar", "lhs", "padding", "origin")
 _FIX = "give grids (N, H, W) of integers 0-255, ids (N, T) of rules with a `grammar`, ARC JSON, or strings in UTF-8"
 _AS_THEY_ARE = DataSettings()
+Columns = dict[str, NDArray[Any]]
+To = DataSettings | Canvas
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
@@ -43,9 +45,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         (np.savez if dataset.rules is None else np.savez_compressed)(file, split=dataset.split, **columns)
 
 
-def read_dataset(
-    path: Path, grammar: Grammar | None = None, to: DataSettings | Canvas = _AS_THEY_ARE, *, check: bool = True
-) -> Dataset:
+def read_dataset(path: Path, grammar: Grammar | None = None, to: To = _AS_THEY_ARE, *, check: bool = True) -> Dataset:
     """The dataset in an `.npz`, `.npy`, ARC task JSON, `.txt` or `.png`, or folder of one kind, subfolders included.
 
     `.npz` of grids: `grids` (N, H, W) of classes 0-255 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
@@ -77,7 +77,7 @@ def read_dataset(
         return _dataset(path, [columns["grids"] for columns in found.values()], {"groups": np.array(groups)}, to)
 
 
-def from_columns(path: Path, columns: dict[str, NDArray[Any]], to: DataSettings | Canvas = _AS_THEY_ARE) -> Dataset:
+def from_columns(path: Path, columns: Columns, to: To = _AS_THEY_ARE) -> Dataset:
     """The dataset of arrays named as in an `.npz` of grids, see `read_dataset`; `path` is for its name and messages."""
     with reading(path):
         if "grids" in columns:
@@ -87,7 +87,7 @@ def from_columns(path: Path, columns: dict[str, NDArray[Any]], to: DataSettings 
         return _dataset(path, [*found.values()], {"split": np.array(split)}, to)
 
 
-def _columns(path: Path) -> dict[str, NDArray[Any]]:
+def _columns(path: Path) -> Columns:
     """The arrays of an `.npz`, or of an `.npy` as `grids`."""
     with reading(path):
         if path.suffix.lower() == ".npy":
@@ -124,15 +124,20 @@ def require(fits: object, name: str, array: NDArray[Any]) -> None:
         raise ValueError(f"{name}: invalid, {array.dtype} {array.shape}")
 
 
-def _dataset(
-    path: Path,
-    stacks: list[NDArray[Any]],
-    columns: dict[str, NDArray[Any]],
-    to: DataSettings | Canvas,
-    tiles: str | None = None,
-) -> Dataset:
+def _dataset(path: Path, stacks: Sequence[NDArray[Any]], columns: Columns, to: To, tiles: str | None = None) -> Dataset:
     """Grids (n, H, W) or (H, W) of any sizes, and what else is known of them all; `tiles`: of maps, see Canvas."""
-    most = max([_largest_class(path, stack) for stack in stacks], default=0)
+    most = 0
+    for stack in stacks:
+        if stack.dtype.kind == "f":
+            fix = "save `grids.astype(np.uint8)`, or `(grids > 0.5).astype(np.uint8)` for shares from 0 to 1"
+            raise InputError(f"{path}: {stack.dtype} grids, but classes are integers", fix)
+        require(stack.ndim in (2, 3) and stack.dtype.kind in "iub", "grids", stack)
+        if not stack.size or max(stack.shape[-2:]) > SIDES[1]:
+            raise InputError(f"{path}: grids {stack.shape}, possible are 1x1 to 64x64 cells", "cut or scale them")
+        least, most = int(stack.min()), max(most, int(stack.max()))
+        if least < 0 or most > 255:
+            fix = "number them from 0: `np.unique(grids, return_inverse=True)`"
+            raise InputError(f"{path}: classes {least} to {most}, possible are 0 to 255", fix)
     sizes = sorted({stack.shape[-2:] for stack in stacks}, key=lambda size: (size[0] * size[1], size))
     if not sizes:
         raise InputError(f"{path}: no grids", _FIX)
@@ -142,43 +147,27 @@ def _dataset(
         canvas = Canvas.of(_string(columns["canvas"]))
         require(most < canvas.classes <= 256 and max(canvas.shape) <= SIDES[1], "canvas", columns["canvas"])
     elif len(sizes) > 1 and named is not None and named.canvas is None:
-        least, largest = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1]))
-        fix = f"set --canvas {side[0]}x{side[1]} to pad them"
-        raise InputError(f"{path}: grids of {len(sizes)} sizes, {least} to {largest}", fix)
+        small, large, whole = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1], side))
+        raise InputError(f"{path}: grids of {len(sizes)} sizes, {small} to {large}", f"set --canvas {whole}")
     else:
         other = tiles is not None or stacks[0].dtype == np.bool_ or (named is not None and named.classes is not None)
         arc = sizes == [ARC.shape] and most < ARC.classes and not other
         canvas = ARC if arc else Canvas(*side, max(2, len(tiles or ""), most + 1), arc=False, tiles=tiles or "")
     x, shape = padded(stacks, canvas)
-    for name, kinds in (("shape", "iu"), ("task", "SUiu"), ("groups", "SUiu")):
-        if (column := columns.get(name)) is not None:
-            require(column.shape == (len(x), 2)[: 1 + (name == "shape")] and column.dtype.kind in kinds, name, column)
+    for name in {"task", "groups"} & columns.keys():
+        require(columns[name].shape == (len(x),) and columns[name].dtype.kind in "SUiu", name, columns[name])
     if (known := columns.get("shape")) is not None:
-        require(known.min() >= 1 and (known <= shape).all(), "shape", known)
+        fits = known.shape == shape.shape and known.dtype.kind in "iu"
+        require(fits and known.min() >= 1 and (known <= shape).all(), "shape", known)
         shape = known.astype(np.uint8)
         x = x if canvas == ARC else np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
-    task, full = columns.get("task", columns.get("groups")), known is None and sizes == [canvas.shape]
+    full, task = known is None and sizes == [canvas.shape], columns.get("task", columns.get("groups"))
     split, notes = _split(columns, x)
     tasks = None if task is None else task.astype(np.str_)
     return on_canvas(Dataset(path.stem, x, split, None if full else shape, tasks, canvas=canvas, notes=notes), to)
 
 
-def _largest_class(path: Path, grids: NDArray[Any]) -> int:
-    """The largest class of grids (n, H, W) or (H, W). InputError for what are no grids of classes."""
-    if grids.dtype.kind == "f":
-        made = "grids" if (grids == np.floor(grids)).all() else "(grids > 0.5)"
-        raise InputError(f"{path}: {grids.dtype} grids, but classes are integers", f"save `{made}.astype(np.uint8)`")
-    require(grids.ndim in (2, 3) and grids.dtype.kind in "iub", "grids", grids)
-    if not grids.size or max(grids.shape[-2:]) > SIDES[1]:
-        raise InputError(f"{path}: grids {grids.shape}, possible are 1x1 to 64x64 cells", "cut or scale them")
-    least, most = int(grids.min()), int(grids.max())
-    if least < 0 or most > 255:
-        fix = "number them from 0: `np.unique(grids, return_inverse=True)`"
-        raise InputError(f"{path}: classes {least} to {most}, possible are 0 to 255", fix)
-    return most
-
-
-def _split(columns: dict[str, NDArray[Any]], x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def _split(columns: Columns, x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """The index into SPLITS of each example; by a hash of its group or content, with a note, if the file has no split.
 
     Groups train, val and test, or in folders of these names, are splits.
@@ -199,7 +188,7 @@ def _split(columns: dict[str, NDArray[Any]], x: NDArray[Any]) -> tuple[NDArray[n
     return split.astype(np.uint8), ()
 
 
-def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar | None, check: bool) -> Dataset:
+def _derivations(path: Path, columns: Columns, grammar: Grammar | None, check: bool) -> Dataset:
     origin = Origin(**json.loads(_string(columns["origin"]))) if "origin" in columns else Origin()
     if "grammar" in columns:
         grammar = parse_grammar(_string(columns["grammar"]), origin.grammar or path.stem)
@@ -235,7 +224,7 @@ def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
     return ids.astype(np.int16)
 
 
-def _tasks(path: Path, files: Sequence[Path], to: DataSettings | Canvas) -> Dataset:
+def _tasks(path: Path, files: Sequence[Path], to: To) -> Dataset:
     """ARC task JSON: one task a file, named as the file, or a file of {id: task}; test pairs may have no output."""
     found: list[tuple[str, NDArray[Any]]] = []
     for file in files:

@@ -24,9 +24,7 @@ def read_maps(path: Path, files: Sequence[Path]) -> tuple[list[tuple[str, NDArra
     """
     kinds, colours = {file.suffix.lower() for file in files}, dict[int, tuple[int, ...]]()
     if len(kinds) != 1:
-        raise InputError(
-            f"{path}: {' and '.join(sorted(kinds)) or 'no grids'}", "give files of one kind, as .txt or .png"
-        )
+        raise InputError(f"{path}: {' and '.join(sorted(kinds)) or 'no grids'}", "give files of one kind")
     found, text = list[tuple[str, NDArray[Any]]](), kinds == {".txt"}
     for file in files:
         key = file.stem if file == path else file.relative_to(path).with_suffix("").as_posix()
