@@ -52,10 +52,9 @@ def load_arrays(
         if data.prod is not None:
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
         if data.path is None:
-            made = plugins.find("corpora", data.name)(data)
-            if not isinstance(made, Dataset):
-                made = from_columns(Path(data.name), made, model or data)
-            return on_canvas(replace(made, name=data.name), model or data)
+            own = plugins.find("corpora", data.name)(data)
+            own = own if isinstance(own, Dataset) else from_columns(Path(data.name), own, model or data)
+            return on_canvas(replace(own, name=data.name), model or data)
         own = read_dataset(data.path, grammar, model or data)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")

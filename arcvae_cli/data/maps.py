@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from arcvae_cli.errors import InputError, first_line
 from arcvae_cli.files import open_regular, read_limited
+from arcvae_cli.settings import SIDES
 
 MAP_SUFFIXES = (".txt", ".png")
-CLASSES, SIDE, TEXT_BYTES = 256, 64, 2**26  # at most, of a corpus, of a picture and of a file of text
+TEXT_BYTES = 2**26  # of a file, at most
 
 
 def read_maps(path: Path, files: Sequence[Path]) -> tuple[list[tuple[str, NDArray[np.uint8]]], str]:
-    """The grids (H, W) of files below `path`, each with the name of its file, and the characters of their classes.
+    """The grids (H, W) of files below `path` with the name of the file of each, and the characters of their classes.
 
     Text in UTF-8: a line is a row, empty lines separate maps; classes are numbered by frequency in all files, then by
     code point. PNG, black and white, grey or with a palette: the darkest is class 0, then by value, and no characters.
@@ -34,9 +35,9 @@ def read_maps(path: Path, files: Sequence[Path]) -> tuple[list[tuple[str, NDArra
             raise InputError(f"{file}: cannot be read ({first_line(error)})", "give text in UTF-8, or PNG") from error
     cells = np.concatenate([np.zeros(0, np.uint8), *(grid.ravel() for _, grid in found)])
     values, counts = np.unique(cells, return_counts=True)
-    if not 2 <= len(values) <= CLASSES:
+    if not 2 <= len(values) <= 256:
         what = f"{path}: {len(values)} different {'characters' if text else 'values'} in {len(found)} maps"
-        raise InputError(what, f"use 2 to {CLASSES}")
+        raise InputError(what, "use 2 to 256")
     darkest = 0 if text else np.argmin([sum(colours[value]) for value in values.tolist()])
     order = np.lexsort((values, -counts if text else np.arange(len(values)) != darkest))
     classes, tiles = order.argsort().astype(np.uint8), "".join(map(chr, values[order].tolist())) if text else ""
@@ -59,14 +60,13 @@ def _picture(file: Path, colours: dict[int, tuple[int, ...]]) -> NDArray[np.uint
     from PIL import Image  # takes a tenth of a second
 
     with open_regular(file) as opened, Image.open(opened, formats=["PNG"]) as image:
-        if image.mode not in ("1", "L", "P") or max(image.size) > SIDE:
+        if image.mode not in ("1", "L", "P") or max(image.size) > SIDES[1]:
             what = f"{file}: {image.height}x{image.width} pixels of mode {image.mode}"
-            raise InputError(what, f"use grey or a palette (indexed colours), and {SIDE}x{SIDE} pixels at most")
+            raise InputError(what, "use grey or a palette (indexed colours), and 64x64 pixels at most")
         palette = image.getpalette()
         grid = np.asarray(image if palette else image.convert("L"))
     for value in np.unique(grid).tolist():
         colour = tuple(palette[3 * value :][:3]) if palette else (value,) * 3
         if colours.setdefault(value, colour) != colour:
-            fix = "use one palette for all files, or convert them to grey"
-            raise InputError(f"{file}: value {value} is another colour than in the files before", fix)
+            raise InputError(f"{file}: value {value} is another colour than in the files before", "use one palette")
     return grid
