@@ -31,7 +31,6 @@ _of_strings: Any = partial(typer.Option, rich_help_panel=STRINGS)
 _of_output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
 DRAWN = dict.fromkeys(("arc", "arc30", "arc-raw"), "80/10/10 by task, test being both evaluation sets")
 DRAWN |= {"shapes": "80/10/10 at random", "digits": "80/10/10 by a hash of the content; there is no official split"}
-SHARES = 16  # classes whose shares are shown
 FORMS = {"background": ".1%", "single_class": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
 
 
@@ -120,19 +119,19 @@ def info(
     identity = {"fingerprint": dataset.fingerprint(), "file": str(file)}
     console.lines(one_line(f"{key} {value}") for key, value in (size | identity).items())
     splits = [{"split": split, **part} for split, part in described["splits"].items()]
-    names = {"background": "black", "single_class": "single colour"} if dataset.canvas.arc else {"tasks": "groups"}
+    heads = {"background": "black", "single_class": "single colour"} if dataset.canvas.arc else {"tasks": "groups"}
     for title, table, left in (("Splits", splits, (0,)), ("Leaks", described["leaks"], (0, 1))):
         cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in one.items()] for one in table]
-        console.table(title, [names.get(key, key).replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
+        console.table(title, [heads.get(key, key).replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
     facts = dict(described.get("origin", {}))
     if dataset.rules is None:
         canvas, shares = dataset.canvas, described["classes"]
-        commonest = sorted(sorted(range(len(shares)), key=lambda one: -shares[one])[:SHARES])
-        named = [f"{canvas.tiles[one]!r}" if one < len(canvas.tiles) else str(one) for one in commonest]
+        names = {one: repr(tile) for one, tile in enumerate(canvas.tiles)}
+        commonest = sorted(sorted(range(len(shares)), key=lambda one: -shares[one])[:16])
+        parts = [f"{names.get(one, one)}: {shares[one]:.1%}" for one in commonest]
+        parts += [f"{len(shares) - 16} more"] * (len(shares) > 16)
         facts["canvas"] = f"{canvas.describe()}, background {canvas.background}"
         facts["split"] = DRAWN.get(corpus or "arc", "" if dataset.notes else "as in the file")
-        parts = [f"{name}: {shares[one]:.1%}" for name, one in zip(named, commonest, strict=True)]
-        parts += [f"{len(shares) - SHARES} more"] * (len(shares) > SHARES)
         facts["colours" if canvas.arc else "classes"] = ", ".join(parts)
         facts["commonest shapes"] = ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"])
     else:

@@ -39,8 +39,7 @@ def build_arc(size: int = 100_000, seed: int = 0, canvas: Canvas = ARC) -> Datas
             missing -= len(kept)
         parts = drawn + parts
     x, splits, shapes, tasks = map(np.concatenate, zip(*parts, strict=True))
-    name = "arc" if canvas == ARC else "arc30"
-    return Dataset(name, x, splits, shapes, tasks, canvas=canvas)
+    return Dataset("arc" if canvas == ARC else "arc30", x, splits, shapes, tasks, canvas=canvas)
 
 
 def build_arc_raw() -> Dataset:

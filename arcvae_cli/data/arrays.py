@@ -126,12 +126,11 @@ def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
     InputError for grids that are larger, have more classes or other tiles. Strings are returned as they are.
     """
     own, x, shape, notes = dataset.canvas, dataset.x, dataset.shape, dataset.notes
-    canvas, whose = (to, "the model's ") if isinstance(to, Canvas) else (_wanted(dataset, to), "the ")
-    if dataset.kind == "strings" or canvas == own:
+    if dataset.kind == "strings" or own == (canvas := to if isinstance(to, Canvas) else _wanted(dataset, to)):
         return dataset
     most = own.shape if shape is None else tuple(shape.max(axis=0).tolist())
     (classes, known), size = (one.classes - (one.outside is not None) for one in (own, canvas)), f"{most[0]}x{most[1]}"
-    place = f"{whose}canvas of {canvas.height}x{canvas.width}"
+    place = ("the model's " if to is canvas else "the ") + f"canvas of {canvas.height}x{canvas.width}"
     if most[0] > canvas.height or most[1] > canvas.width or classes > known:
         what = f"{dataset.name}: grids up to {size} of {classes} classes do not fit {place} and {known} classes"
         raise InputError(what, "give other data" if to is canvas else f"set --canvas {size} --classes {classes}")
@@ -142,8 +141,8 @@ def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
     if own.shape != canvas.shape or shape is not None:
         shape = np.tile(np.array(own.shape, np.uint8), (len(x), 1)) if shape is None else shape
         if canvas.void is None and (shape != canvas.shape).any():
-            fix = "set data.outside=class, or data.background to a class"
-            raise InputError(f"{dataset.name}: grids of {size} have no class for what is around them", fix)
+            what = f"{dataset.name}: grids of {size} have no class for what is around them"
+            raise InputError(what, "set data.outside=class, or data.background to a class")
         x = padded([x[:, : most[0], : most[1]]], canvas)[0]
         x = np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
         if to is canvas and most != canvas.shape:
@@ -153,19 +152,20 @@ def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
 
 def _wanted(dataset: Dataset, data: DataSettings) -> Canvas:
     """The canvas that the settings name; what they leave open is as in the dataset."""
-    own, (least, most) = dataset.canvas, SIDES
+    own = dataset.canvas
     height, width = data.sides or own.shape
     outside = own.outside is not None if data.outside is None else data.outside == "class"
     classes = data.classes or own.classes - (own.outside is not None)
     background = own.background if data.background is None else None if data.background == "none" else data.background
-    if min(height, width) < least:
-        what = f"{dataset.name}: grids of {height}x{width}, a canvas has {least}x{least} to {most}x{most} cells"
-        raise InputError(what, f"set --canvas {max(height, least)}x{max(width, least)}")
-    if classes + outside > 256 or (background or 0) >= classes:
-        what = f"{dataset.name}: {classes} classes do not allow background {background}, outside {data.outside}"
-        raise InputError(what, "lower data.background; 256 classes have none for the outside")
-    arc, outer = own.arc and data.classes is None, classes if outside else None
-    return Canvas(height, width, classes + outside, background, outer, arc, own.tiles)
+    if min(height, width) < SIDES[0]:
+        what = f"{dataset.name}: grids of {height}x{width}, a canvas has 3x3 to 64x64 cells"
+        raise InputError(what, f"set --canvas {max(height, SIDES[0])}x{max(width, SIDES[0])}")
+    if (background or 0) >= classes:
+        raise InputError(f"{dataset.name}: no class {background} among {classes}", "lower data.background")
+    if classes + outside > 256:
+        raise InputError(f"{dataset.name}: {classes} classes leave none for the outside", "omit data.outside")
+    arc = own.arc and data.classes is None
+    return Canvas(height, width, classes + outside, background, classes if outside else None, arc, own.tiles)
 
 
 def refuse_large(what: str, count: int) -> None:

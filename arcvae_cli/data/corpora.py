@@ -10,11 +10,12 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from arcvae_cli import plugins
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.arc import ARC30, build_arc, build_arc_raw
-from arcvae_cli.data.arrays import Dataset, on_canvas
-from arcvae_cli.data.digits import build_digits
+from arcvae_cli.data.arrays import Dataset, on_canvas, split_by_key
 from arcvae_cli.data.files import SUFFIXES, from_columns, read_dataset, reading, write_dataset
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_parsed, read_prebuilt
@@ -43,19 +44,17 @@ def load_arrays(
     """The dataset of the settings, from their path or the cache, or built. InputError if too many lines do not fit.
 
     `grammar`: for strings without one, as that of a checkpoint. `model`: the canvas of one, which grids are put on.
-    `test`: a file of strings that are the test split.
-    `most_failed`: share of lines that may fail to parse, or take too many rules. `tell` gets the number of lines
-    parsed, and of all; `say` a message before something slow.
+    `test`: a file of strings that are the test split. `most_failed`: share of lines that may fail to parse, or take too
+    many rules. `tell` gets the number of lines parsed, and of all; `say` a message before something slow.
     """
     grammar, path, build = _plan(data, grammar, test)
     if path is None:
         if data.prod is not None:
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
         if data.path is None:
-            made = plugins.find("corpora", data.name)(data)
-            if not isinstance(made, Dataset):
-                made = from_columns(Path(data.name), made, model or data)
-            return on_canvas(replace(made, name=data.name), model or data)
+            own = plugins.find("corpora", data.name)(data)
+            own = own if isinstance(own, Dataset) else from_columns(Path(data.name), own, model or data)
+            return on_canvas(replace(own, name=data.name), model or data)
         own = read_dataset(data.path, grammar, model or data)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
@@ -141,14 +140,22 @@ def _plan(
         key = f"{data.recipe}-{digest}-t{most}-" + (f"n{data.size}" if kusner else key)
         build = partial(build_drawn, grammar, most, data.size, data.seed, kusner)
     elif data.name in ("arc", "arc30"):
-        canvas = ARC if data.name == "arc" else ARC30
-        key, build = f"{kit}-{key}", partial(build_arc, data.size, data.seed, canvas)
+        key = f"{kit}-{key}"
+        build = partial(build_arc, data.size, data.seed, ARC if data.name == "arc" else ARC30)
     elif data.name == "arc-raw":
         key, build = kit, partial(build_arc_raw)
     elif data.name == "digits":
         key, build = f"sklearn{version('scikit-learn')}", partial(build_digits)
     name = re.sub(r"[^\w.-]", "_", corpus_name(data)).lstrip(".")[:64]
     return grammar, cache_folder() / f"{name}-r1-{key}.npz", build
+
+
+def build_digits() -> Dataset:
+    """1,797 digits of 8x8 pixels in 17 grey levels (UCI, 1998), 80/10/10 by a hash: they have no official split."""
+    from sklearn.datasets import load_digits  # takes a second
+
+    x = load_digits().images.astype(np.uint8)
+    return Dataset("digits", x, split_by_key([one.tobytes() for one in x]), canvas=Canvas(8, 8, 17, arc=False))
 
 
 def cache_folder() -> Path:

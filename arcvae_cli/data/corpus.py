@@ -114,10 +114,8 @@ class GridCorpus(Examples):
         if augment and self._turns:
             symmetry = torch.randint(SYMMETRIES, (len(x),), device=self.device)
             source = self._table.index_select(0, kinds * SYMMETRIES + symmetry).long()
-            x, scored = (
-                x.gather(1, source),
-                None if scored is None else scored.flatten(1).gather(1, source).view_as(scored),
-            )
+            x = x.gather(1, source)
+            scored = None if scored is None else scored.flatten(1).gather(1, source).view_as(scored)
         x = x.long()
         if augment and len(self._moving) > 1:
             order = torch.rand(len(x), len(self._moving), device=self.device).argsort(dim=1)

@@ -1,6 +1,7 @@
-"""Datasets in files: `.npz` of grids or derivations, `.npy`, ARC task JSON, folders. Nothing is ever unpickled."""
+"""Datasets in files: `.npz`, `.npy`, ARC task JSON, maps as text, PNG, and folders. Nothing is ever unpickled."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,19 +14,20 @@ from numpy.typing import NDArray
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, on_canvas, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
-from arcvae_cli.data.maps import MAP_SUFFIXES, read_maps
 from arcvae_cli.data.symmetries import inside
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular
+from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular, read_limited
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
 from arcvae_cli.settings import SIDES, DataSettings
 
-SUFFIXES = (".npz", ".npy", ".json")
+SUFFIXES, MAP_SUFFIXES = (".npz", ".npy", ".json"), (".txt", ".png")
 
 _OF_GRIDS = ("grids", "split", "shape", "task", "groups", "canvas", *SPLITS)
 _COLUMNS = (*_OF_GRIDS, "ids", "grammar", "lhs", "padding", "origin")
-_FIX = "give grids (N, H, W) of integers 0-255, ids (N, T) of rules with a `grammar`, ARC JSON, or strings in UTF-8"
+_FIX = "give grids (N, H, W) of integers 0-255, ids (N, T) of rules with a `grammar`, ARC JSON, PNG, or text in UTF-8"
 _AS_THEY_ARE = DataSettings()
+Columns = dict[str, NDArray[Any]]
+To = DataSettings | Canvas
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
@@ -43,9 +45,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         (np.savez if dataset.rules is None else np.savez_compressed)(file, split=dataset.split, **columns)
 
 
-def read_dataset(
-    path: Path, grammar: Grammar | None = None, to: DataSettings | Canvas = _AS_THEY_ARE, *, check: bool = True
-) -> Dataset:
+def read_dataset(path: Path, grammar: Grammar | None = None, to: To = _AS_THEY_ARE, *, check: bool = True) -> Dataset:
     """The dataset in an `.npz`, `.npy`, ARC task JSON, `.txt` or `.png`, or folder of one kind, subfolders included.
 
     `.npz` of grids: `grids` (N, H, W) of classes 0-255 with `split` (0, 1, 2 or train, val, test), or arrays `train`,
@@ -77,7 +77,7 @@ def read_dataset(
         return _dataset(path, [columns["grids"] for columns in found.values()], {"groups": np.array(groups)}, to)
 
 
-def from_columns(path: Path, columns: dict[str, NDArray[Any]], to: DataSettings | Canvas = _AS_THEY_ARE) -> Dataset:
+def from_columns(path: Path, columns: Columns, to: To = _AS_THEY_ARE) -> Dataset:
     """The dataset of arrays named as in an `.npz` of grids, see `read_dataset`; `path` is for its name and messages."""
     with reading(path):
         if "grids" in columns:
@@ -87,7 +87,7 @@ def from_columns(path: Path, columns: dict[str, NDArray[Any]], to: DataSettings 
         return _dataset(path, [*found.values()], {"split": np.array(split)}, to)
 
 
-def _columns(path: Path) -> dict[str, NDArray[Any]]:
+def _columns(path: Path) -> Columns:
     """The arrays of an `.npz`, or of an `.npy` as `grids`."""
     with reading(path):
         if path.suffix.lower() == ".npy":
@@ -124,15 +124,20 @@ def require(fits: object, name: str, array: NDArray[Any]) -> None:
         raise ValueError(f"{name}: invalid, {array.dtype} {array.shape}")
 
 
-def _dataset(
-    path: Path,
-    stacks: list[NDArray[Any]],
-    columns: dict[str, NDArray[Any]],
-    to: DataSettings | Canvas,
-    tiles: str | None = None,
-) -> Dataset:
+def _dataset(path: Path, stacks: Sequence[NDArray[Any]], columns: Columns, to: To, tiles: str | None = None) -> Dataset:
     """Grids (n, H, W) or (H, W) of any sizes, and what else is known of them all; `tiles`: of maps, see Canvas."""
-    most = max([_largest_class(path, stack) for stack in stacks], default=0)
+    most = 0
+    for stack in stacks:
+        if stack.dtype.kind == "f":
+            fix = "save `grids.astype(np.uint8)`, or `(grids > 0.5).astype(np.uint8)` for shares from 0 to 1"
+            raise InputError(f"{path}: {stack.dtype} grids, but classes are integers", fix)
+        require(stack.ndim in (2, 3) and stack.dtype.kind in "iub", "grids", stack)
+        if not stack.size or max(stack.shape[-2:]) > SIDES[1]:
+            raise InputError(f"{path}: grids {stack.shape}, possible are 1x1 to 64x64 cells", "cut or scale them")
+        least, most = int(stack.min()), max(most, int(stack.max()))
+        if least < 0 or most > 255:
+            fix = "number them from 0: `np.unique(grids, return_inverse=True)`"
+            raise InputError(f"{path}: classes {least} to {most}, possible are 0 to 255", fix)
     sizes = sorted({stack.shape[-2:] for stack in stacks}, key=lambda size: (size[0] * size[1], size))
     if not sizes:
         raise InputError(f"{path}: no grids", _FIX)
@@ -142,43 +147,27 @@ def _dataset(
         canvas = Canvas.of(_string(columns["canvas"]))
         require(most < canvas.classes <= 256 and max(canvas.shape) <= SIDES[1], "canvas", columns["canvas"])
     elif len(sizes) > 1 and named is not None and named.canvas is None:
-        least, largest = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1]))
-        fix = f"set --canvas {side[0]}x{side[1]} to pad them"
-        raise InputError(f"{path}: grids of {len(sizes)} sizes, {least} to {largest}", fix)
+        small, large, whole = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1], side))
+        raise InputError(f"{path}: grids of {len(sizes)} sizes, {small} to {large}", f"set --canvas {whole}")
     else:
         other = tiles is not None or stacks[0].dtype == np.bool_ or (named is not None and named.classes is not None)
         arc = sizes == [ARC.shape] and most < ARC.classes and not other
         canvas = ARC if arc else Canvas(*side, max(2, len(tiles or ""), most + 1), arc=False, tiles=tiles or "")
     x, shape = padded(stacks, canvas)
-    for name, kinds in (("shape", "iu"), ("task", "SUiu"), ("groups", "SUiu")):
-        if (column := columns.get(name)) is not None:
-            require(column.shape == (len(x), 2)[: 1 + (name == "shape")] and column.dtype.kind in kinds, name, column)
+    for name in {"task", "groups"} & columns.keys():
+        require(columns[name].shape == (len(x),) and columns[name].dtype.kind in "SUiu", name, columns[name])
     if (known := columns.get("shape")) is not None:
-        require(known.min() >= 1 and (known <= shape).all(), "shape", known)
+        fits = known.shape == shape.shape and known.dtype.kind in "iu"
+        require(fits and known.min() >= 1 and (known <= shape).all(), "shape", known)
         shape = known.astype(np.uint8)
         x = x if canvas == ARC else np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
-    task, full = columns.get("task", columns.get("groups")), known is None and sizes == [canvas.shape]
+    full, task = known is None and sizes == [canvas.shape], columns.get("task", columns.get("groups"))
     split, notes = _split(columns, x)
     tasks = None if task is None else task.astype(np.str_)
     return on_canvas(Dataset(path.stem, x, split, None if full else shape, tasks, canvas=canvas, notes=notes), to)
 
 
-def _largest_class(path: Path, grids: NDArray[Any]) -> int:
-    """The largest class of grids (n, H, W) or (H, W). InputError for what are no grids of classes."""
-    if grids.dtype.kind == "f":
-        made = "grids" if (grids == np.floor(grids)).all() else "(grids > 0.5)"
-        raise InputError(f"{path}: {grids.dtype} grids, but classes are integers", f"save `{made}.astype(np.uint8)`")
-    require(grids.ndim in (2, 3) and grids.dtype.kind in "iub", "grids", grids)
-    if not grids.size or max(grids.shape[-2:]) > SIDES[1]:
-        raise InputError(f"{path}: grids {grids.shape}, possible are 1x1 to 64x64 cells", "cut or scale them")
-    least, most = int(grids.min()), int(grids.max())
-    if least < 0 or most > 255:
-        fix = "number them from 0: `np.unique(grids, return_inverse=True)`"
-        raise InputError(f"{path}: classes {least} to {most}, possible are 0 to 255", fix)
-    return most
-
-
-def _split(columns: dict[str, NDArray[Any]], x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def _split(columns: Columns, x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """The index into SPLITS of each example; by a hash of its group or content, with a note, if the file has no split.
 
     Groups train, val and test, or in folders of these names, are splits.
@@ -199,7 +188,7 @@ def _split(columns: dict[str, NDArray[Any]], x: NDArray[Any]) -> tuple[NDArray[n
     return split.astype(np.uint8), ()
 
 
-def _derivations(path: Path, columns: dict[str, NDArray[Any]], grammar: Grammar | None, check: bool) -> Dataset:
+def _derivations(path: Path, columns: Columns, grammar: Grammar | None, check: bool) -> Dataset:
     origin = Origin(**json.loads(_string(columns["origin"]))) if "origin" in columns else Origin()
     if "grammar" in columns:
         grammar = parse_grammar(_string(columns["grammar"]), origin.grammar or path.stem)
@@ -235,7 +224,7 @@ def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
     return ids.astype(np.int16)
 
 
-def _tasks(path: Path, files: Sequence[Path], to: DataSettings | Canvas) -> Dataset:
+def _tasks(path: Path, files: Sequence[Path], to: To) -> Dataset:
     """ARC task JSON: one task a file, named as the file, or a file of {id: task}; test pairs may have no output."""
     found: list[tuple[str, NDArray[Any]]] = []
     for file in files:
@@ -259,3 +248,57 @@ def _tasks(path: Path, files: Sequence[Path], to: DataSettings | Canvas) -> Data
         dataset = _dataset(path, grids, columns | {"canvas": np.array(Canvas(height, width).text())}, to)
     note = f"{len(found) - len(fitting)} grids over {height}x{width} were left out: --canvas 30x30 has room for all"
     return replace(dataset, notes=(note,) * (len(found) > len(fitting)) + dataset.notes)
+
+
+def read_maps(path: Path, files: Sequence[Path]) -> tuple[list[tuple[str, NDArray[np.uint8]]], str]:
+    """The grids (H, W) of files below `path` with the name of the file of each, and the characters of their classes.
+
+    Text in UTF-8: a line is a row, empty lines separate maps; classes are numbered by frequency in all files, then by
+    code point. PNG, black and white, grey or with a palette: the darkest is class 0, then by value, and no characters.
+    InputError for other files, ragged maps, and less than 2 or more than 256 classes.
+    """
+    kinds, colours = {file.suffix.lower() for file in files}, dict[int, tuple[int, ...]]()
+    if len(kinds) != 1:
+        raise InputError(f"{path}: {' and '.join(sorted(kinds)) or 'no grids'}", "give files of one kind")
+    found, text = list[tuple[str, NDArray[Any]]](), kinds == {".txt"}
+    for file in files:
+        key = file.stem if file == path else file.relative_to(path).with_suffix("").as_posix()
+        with reading(file):
+            found += [(key, grid) for grid in (_text(file) if text else [_picture(file, colours)])]
+    cells = np.concatenate([np.zeros(0, np.uint8), *(grid.ravel() for _, grid in found)])
+    values, counts = np.unique(cells, return_counts=True)
+    if not 2 <= len(values) <= 256:
+        what = f"{path}: {len(values)} different {'characters' if text else 'values'} in {len(found)} maps"
+        raise InputError(what, "use 2 to 256")
+    darkest = 0 if text else np.argmin([sum(colours[value]) for value in values.tolist()])
+    order = np.lexsort((values, -counts if text else np.arange(len(values)) != darkest))
+    classes, tiles = order.argsort().astype(np.uint8), "".join(map(chr, values[order].tolist())) if text else ""
+    return [(key, classes[np.searchsorted(values, grid)]) for key, grid in found], tiles
+
+
+def _text(file: Path) -> Iterator[NDArray[np.uint32]]:
+    lines, rows = re.split("\r?\n", read_limited(file, 2**26).decode("utf-8-sig")), list[str]()
+    for number, line in enumerate([*lines, ""], 1):
+        if rows and line and len(line) != len(rows[0]):
+            what = f"{file}, line {number}: {len(line)} characters, the lines before have {len(rows[0])}"
+            raise InputError(what, "make the lines of a map equally long; strings of a grammar need --grammar")
+        if rows and not line:
+            yield np.array([list(map(ord, row)) for row in rows], np.uint32)
+        rows = [*rows, line] if line else []
+
+
+def _picture(file: Path, colours: dict[int, tuple[int, ...]]) -> NDArray[np.uint8]:
+    """The values of a PNG; `colours`: those of each value, which all files share."""
+    from PIL import Image  # takes a tenth of a second
+
+    with open_regular(file) as opened, Image.open(opened, formats=["PNG"]) as image:
+        if image.mode not in ("1", "L", "P") or max(image.size) > SIDES[1]:
+            what = f"{file}: {image.height}x{image.width} pixels of mode {image.mode}"
+            raise InputError(what, "use grey or a palette (indexed colours), and 64x64 pixels at most")
+        palette = image.getpalette()
+        grid = np.asarray(image if palette else image.convert("L"))
+    for value in np.unique(grid).tolist():
+        colour = tuple(palette[3 * value :][:3]) if palette else (value,) * 3
+        if colours.setdefault(value, colour) != colour:
+            raise InputError(f"{file}: value {value} is another colour than in the files before", "use one palette")
+    return grid

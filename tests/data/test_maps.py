@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcvae_cli.data.maps import read_maps
+from arcvae_cli.data.files import read_maps
 from arcvae_cli.errors import InputError
 
 
@@ -55,7 +55,7 @@ def test_pictures_of_classes_come_back(tmp_path: Path):
         ({"a.txt": b"###\n###\n"}, "1 different characters in 1 maps"),
         ({"a.txt": "".join(map(chr, range(0x100, 0x201))).encode()}, "257 different characters"),
         ({"a.txt": b"\n\n"}, "0 different characters in 0 maps"),
-        ({"a.txt": b"\xff\xfe#."}, r"a\.txt: cannot be read"),
+        ({"a.txt": b"\xff\xfe#."}, r"a\.txt: damaged or invalid"),
         ({"a.txt": b"#.", "b.png": b""}, r"\.png and \.txt\ngive files of one kind"),
         ({}, "no grids"),
         ({"a.png": b"\x89PNG\r\n\x1a\nnothing"}, r"a\.png: cannot be read"),
