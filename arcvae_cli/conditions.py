@@ -1,8 +1,4 @@
-"""The attributes of a grid that a conditional model takes: measured, parsed from the command line, checked.
-
-Which there are depends on the canvas: a canvas where no class is background or outside of grids has neither extents nor
-objects, one of more than 16 classes says how many of them occur, not which.
-"""
+"""The attributes of a grid that a conditional model takes: measured, parsed from the command line, checked."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache

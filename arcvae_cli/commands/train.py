@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 QUICK_EPOCHS = 5
 QUICK_EXAMPLES = 8_000
 OVERFIT_STEPS = 3_000
-FEW_STEPS = 2_000  # with fewer, beta and accuracy say little
 Earlier = tuple[Path, Path | None] | None  # the folder of a run to resume, and its checkpoint if one was named
 Document = dict[str, Any] | None
 training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel in (options.TRAINING, options.RUN))
@@ -132,6 +131,7 @@ def run(
         # read in a thread while PyTorch is imported, unless it has to be built, which prints progress
         begun = None if unbuilt(settings.data) else ThreadPoolExecutor(1).submit(load_arrays, settings.data)
         from arcvae_cli import checkpoints
+        from arcvae_cli.evaluation.verdict import FEW_STEPS
         from arcvae_cli.recorders.external import check_installed, external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
         from arcvae_cli.recorders.jsonl import JsonlRecorder

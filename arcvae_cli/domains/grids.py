@@ -94,13 +94,8 @@ class GridDomain(base.Domain):
         canvas: Any = loaded.model.structure
         grids = [np.asarray(grid) for grid in x]
         for place, grid in enumerate(grids):
-            fits = (
-                grid.ndim == 2
-                and grid.dtype.kind in "iu"
-                and grid.size
-                and (grid.shape <= np.array(canvas.shape)).all()
-            )
-            if not fits or grid.min() < 0 or grid.max() >= canvas.classes:
+            fits = grid.ndim == 2 and grid.size and (np.array(grid.shape) <= canvas.shape).all()
+            if not fits or grid.dtype.kind not in "iu" or grid.min() < 0 or grid.max() >= canvas.classes:
                 fix = f"give integers 0 to {canvas.classes - 1} of shape (n, {canvas.height}, {canvas.width})"
                 raise InputError(f"x[{place}]: no grid of this model, {grid.dtype} {grid.shape}", fix)
         return Dataset("x", padded(grids, canvas)[0], np.full(len(grids), 2, np.uint8), canvas=canvas)
@@ -137,9 +132,9 @@ class GridDomain(base.Domain):
             file, title = folder / f"kl_map_epoch_{epoch}.png", f"{when}, validation split: KL of each cell"
             plots.save_kl_maps(file, originals, pictures.maps, title, None, extents, structure)
 
-    def limits(self, task: Task) -> tuple[int | None, int | None, int]:
-        """The most examples, the most for what takes many passes, None for all; the batch size."""
-        return QUICK_EXAMPLES if task.quick else None, None, BATCH_SIZE
+    def limits(self, task: Task) -> tuple[int | None, int | None]:
+        """The most examples, and the most for what takes many passes; None for all."""
+        return QUICK_EXAMPLES if task.quick else None, None
 
     def reconstruct(self, task: Task) -> base.Reconstructed:
         model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
@@ -245,9 +240,8 @@ class GridDomain(base.Domain):
             targets.append(("blank samples", drawn["blank_share"], "<=", blank_limit, decoder if empty else prior, ""))
             targets.append(("specks among samples", drawn["speck_share"], "<=", speck_limit, prior, ""))
         if (accuracy := report["adherence"]) is not None:
-            asked, _ = asked_of(
-                canvas
-            )  # of other data than ARC's, conditions that no training grid satisfies say nothing
+            asked, _ = asked_of(canvas)
+            # of other data than ARC's, conditions that no training grid satisfies say nothing
             rows = [row for row in accuracy["rows"] if row["asked"] in asked and (canvas.arc or row["data"] > 0)]
             for kind in (asked[0].partition("=")[0], "symmetry"):
                 shares = sorted((row["counted_obeying"] or 0.0, row["asked"]) for row in rows if kind in row["asked"])
@@ -380,10 +374,12 @@ class GridDomain(base.Domain):
         return f"{file.name}:{number}", arrays.x[int(number)]
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
-        from arcvae_cli.render.terminal import path_strip
-
         facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
-        return Decoded(facts, {"grids": steps}, (*path_strip(steps, originals), loaded.model.canvas), summary)
+        places = [f"{place:.2f}" for place in np.linspace(0, 1, len(steps))]
+        decoded = [f"{place}, {count} changed" for place, count in zip(places[1:], facts["changed"], strict=True)]
+        titles = ["from, original", f"{places[0]}, decoded", *decoded, "to, original"]
+        shown = np.concatenate([originals[:1], steps, originals[1:]])
+        return Decoded(facts, {"grids": steps}, (shown, titles, loaded.model.canvas), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
         from arcvae_cli.render.terminal import terminal_grids

@@ -126,10 +126,9 @@ class StringDomain(base.Domain):
         if rules.text is not None:
             write_lines(folder / f"samples_epoch_{epoch}.txt", texts_of(rules, pictures.samples))
 
-    def limits(self, task: Task) -> tuple[int | None, int | None, int]:
+    def limits(self, task: Task) -> tuple[int | None, int | None]:
         most = max(1, MANY_PASSES_RULES // task.corpus.length)
-        size = batch_size(task.corpus.length, task.corpus.device)
-        return min(QUICK_EXAMPLES, most) if task.quick else None, min(MANY_PASSES, most), size
+        return min(QUICK_EXAMPLES, most) if task.quick else None, min(MANY_PASSES, most)
 
     def reconstruct(self, task: Task) -> base.Reconstructed:
         model, corpus, split, indices, few = task.model, task.corpus, task.split, task.indices, len(task.few)

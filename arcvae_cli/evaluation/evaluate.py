@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from arcvae_cli import domains
 from arcvae_cli.domains.base import Task
 from arcvae_cli.errors import ArcvaeError, InputError
-from arcvae_cli.evaluation.information import choose, importance_weighted, measures, shuffled_codes
+from arcvae_cli.evaluation.information import choose, importance_weighted, measures, pass_size, shuffled_codes
 from arcvae_cli.evaluation.verdict import Advice
 
 MUTUAL_INFORMATION_EXAMPLES = 10_000  # 10^8 densities, and a ceiling of 9.2 nats
@@ -35,7 +35,7 @@ def evaluate(task: Task) -> Evaluation:
     for where, needed in ((task.trained, "train"), (corpus, split)):
         if not where.size(needed):
             raise InputError(f"{where.name}: the split {needed} is empty", "evaluate with other --data or --split")
-    most, many_passes, size = domain.limits(task)
+    (most, many_passes), size = domain.limits(task), pass_size(corpus)
     task.indices = indices = choose(corpus, split, most, seed)
     task.few = few = indices[:many_passes]
 

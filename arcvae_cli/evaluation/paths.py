@@ -12,10 +12,11 @@ from arcvae_cli.evaluation.information import choose, eval_mode, posterior_means
 from arcvae_cli.evaluation.priors import argmax_decode
 from arcvae_cli.models.base import VAE
 
+Kind = Literal["linear", "slerp"]
 CANDIDATES, BEST = 500, 8  # examples that `pair_to_show` looks at, and of these the best reconstructed ones
 
 
-def between(start: Tensor, end: Tensor, steps: int, kind: Literal["linear", "slerp"] = "linear") -> Tensor:
+def between(start: Tensor, end: Tensor, steps: int, kind: Kind = "linear") -> Tensor:
     """(steps, B, *shape) evenly spaced points between each pair of (B, *shape), which the path meets exactly.
 
     `slerp`: on the great circle (Shoemake 1985), with linear lengths; a line where no great circle is defined.
@@ -36,9 +37,7 @@ def between(start: Tensor, end: Tensor, steps: int, kind: Literal["linear", "sle
     return path
 
 
-def decoded_paths(
-    model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int, kind: Literal["linear", "slerp"] = "linear"
-) -> Tensor:
+def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps: int, kind: Kind = "linear") -> Tensor:
     """Paths between the halves of `indices`, decoded: (steps, pairs, *positions) classes, on the CPU."""
     pairs = len(indices) // 2
     means = posterior_means(model, corpus, split, indices[: 2 * pairs])
@@ -55,7 +54,7 @@ def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
         raise InputError(f"{corpus.name}: fewer than two {split} examples", "give another --split or --data")
     means = posterior_means(model, corpus, split, indices)
     empty = corpus.background if corpus.rules is None else corpus.rules.padding
-    empty = -1 if empty is None else empty
+    empty = -1 if empty is None else empty  # without a background no class is empty
     with eval_mode(model, 0) as device:
         x = corpus.batch(split, indices.to(device)).x.flatten(1)
         decoded = model.argmax_decode(model.decode(means)).flatten(1)

@@ -76,9 +76,8 @@ def score_samples(samples: Grids, reference: Grids, training: Grids, canvas: Can
 def structure(grids: Grids, canvas: Canvas = ARC) -> dict[str, Numbers]:
     """Features (n,) of each grid, 0 where a blank grid has no value.
 
-    An object is a 4-connected component of one class but the background, a speck one of a single cell. Symmetry (the
-    better of two mirrors), height and width are of the bounding box of the foreground. Without a background all classes
-    are foreground. Cells outside of a grid, where they have a class, are no part of it.
+    A speck is an object of a single cell. Symmetry (the better of two mirrors), height and width are of the bounding
+    box of the foreground, which is every cell of a grid without a background.
     """
     count, foreground = len(grids), np.isin(grids, canvas.content)
     cells, flat = foreground.sum(axis=(1, 2)), grids.reshape(count, -1)

@@ -10,7 +10,7 @@ from arcvae_cli.settings import Settings, elbo_scale
 
 FLOOR_TOLERANCE = 0.05  # share by which the KL may lie under its free-bits floor, which is held on batch means
 HELD_MARGIN = 0.10  # a dimension at most this share above its floor carries only what free bits enforce
-FEW_STEPS = 2000  # a run of fewer has learned too little to be judged by anything but its length
+FEW_STEPS = 2000  # with fewer, beta and accuracy say little
 HEAVY_BETA = 4.0  # ELBO-scale beta from which it is called too large, not too small
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 # name, value, operator, limit, steps that remedy a miss, joined by "; ", and the unit or origin of the limit

@@ -39,11 +39,9 @@ def header(plan: Plan) -> Iterator[str]:
         yield f"ELBO scale: with mean reductions, beta on the ELBO scale is {plan.elbo_scale:g} times beta"
     yield from plan.notes
     if plan.blank is not None and plan.canvas is not None:
-        what, zero = "the most common class of each cell", ""
-        if plan.canvas.background is not None:
-            said = words(plan.canvas)
-            what, zero = f"an all-{said['background']} answer", f", {said['foreground']} 0"
-        yield f"baseline: {what} is right in {plan.blank:.3f} of the validation pixels{zero}"
+        empty = f"an all-{words(plan.canvas)['background']} answer"
+        what = "the most common class of each cell" if plan.canvas.background is None else empty
+        yield f"baseline: {what} is right in {plan.blank:.3f} of the validation pixels"
     elif plan.blank is not None:
         entropy = "" if plan.entropy is None else f"; entropy of the data: {plan.entropy:.2f} nats"
         yield f"baseline: rule frequencies: {plan.blank_nats:.2f} nats, token accuracy {plan.blank:.3f}{entropy}"
@@ -173,6 +171,13 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         text = targets.setdefault("KL/target" if target.quantity == "kl" else "recon/target", Text())
         style = "red" if target.missed else "green"
         text.append(f"{'  ' if text else ''}{target.value:.3g}/{target.target:.3g}", style=style)
+    shares = {"token": "position", "sequence": "exact"}
+    if plan.canvas is not None:
+        foreground = {} if plan.canvas.background is None else {words(plan.canvas)["foreground"]: "foreground"}
+        shares = {"pixel": "position", **foreground, "exact": "exact"}
+    accuracies = {
+        name: Text(cell(getattr(val, key), ".3f"), "red" if failed.get(key) else "") for name, key in shares.items()
+    }
     cells: dict[str, str | Text] = {
         "epoch": f"{record.epoch}{'*' if record.best else ' '}",
         **beta_cells([record.beta_range.get(name, (beta,)) for name, beta in record.betas.items()], plan),
@@ -181,19 +186,11 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         "recon": short(val.reconstruction),
         "KL": f"{val.kl:.2f}",
         **targets,
-        **{name: Text(cell(getattr(val, key), ".3f"), "red" if failed.get(key) else "") for name, key in shares(plan)},
+        **accuracies,
         "active": Text(f"{active}/{len(val.groups)}", style="red" if active < len(val.groups) else "green"),
         "s": f"{record.seconds:.1f}",
     }
     return {name: cell if isinstance(cell, Text) else Text(cell) for name, cell in cells.items()}
-
-
-def shares(plan: Plan) -> Iterator[tuple[str, str]]:
-    """The columns of accuracies, and their fields of `EpochMetrics`."""
-    yield ("token" if plan.canvas is None else "pixel"), "position"
-    if plan.canvas is not None and plan.canvas.background is not None:
-        yield words(plan.canvas)["foreground"], "foreground"
-    yield ("sequence" if plan.canvas is None else "exact"), "exact"
 
 
 def beta_cells(spans: Sequence[tuple[float, ...]], plan: Plan) -> dict[str, str]:

@@ -100,15 +100,6 @@ def terminal_strings(rows: Sequence[tuple[str, str, str]]) -> Text:
     return Text("\n").join(Text.assemble(*line) for line in lines)
 
 
-def path_strip(steps: Grids, ends: Grids) -> tuple[Grids, list[str]]:
-    """A path's decoded `steps` (S, H, W) between the originals `ends` (2, H, W), and a title for each grid."""
-    changed = (steps[1:] != steps[:-1]).sum((1, 2)).tolist()
-    places = [f"{place:.2f}" for place in np.linspace(0, 1, len(steps))]
-    decoded = [f"{place}, {count} changed" for place, count in zip(places[1:], changed, strict=True)]
-    titles = ["from, original", f"{places[0]}, decoded", *decoded, "to, original"]
-    return np.concatenate([ends[:1], steps, ends[1:]]), titles
-
-
 def kl_bars(
     name: str, groups: Sequence[float], floor: float, width: int, lines: int = 10_000, cells: Sequence[int] = ()
 ) -> Iterator[Text]:
