@@ -10,7 +10,6 @@ import platform
 import re
 import secrets
 import shlex
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,13 +57,6 @@ class RunFolder:
     def write_config(self, settings: Settings) -> None:
         with atomic_write(self.path / "config.toml") as temporary:
             temporary.write_text(tomli_w.dumps(settings.table()), encoding="utf-8")
-
-    def keep(self, file: Path, settings: Settings) -> Settings:
-        """Move the file of the data into the folder. The settings, written anew, with its new place."""
-        place = Path(shutil.move(file, self.path.resolve() / file.name))
-        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": place})})
-        self.write_config(settings)
-        return settings
 
 
 def check_name(name: str | None) -> None:

@@ -51,8 +51,7 @@ def find(kind: str, name: str) -> Any:
     except (Exception, SystemExit) as error:
         what = f"{name} cannot be imported ({type(error).__name__}: {first_line(error)})"
         raise InputError(what, "correct it, install its package, or start arcvae in its folder") from error
-    missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-    if missing or not issubclass(found if isinstance(found, type) else type(found), base):
-        what = f"does not define {missing}" if missing else f"is not a {base.__name__}"
-        raise InputError(f"{name} {what}", "docs/extending.md says what it must be")
+    made = found if isinstance(found, type) else type(found)
+    if not issubclass(made, base) or getattr(made, "__abstractmethods__", None):
+        raise InputError(f"{name} is not a complete {base.__name__}", "docs/extending.md says what it must be")
     return found

@@ -176,12 +176,11 @@ def resolve(preset: str | None = None, *layers: Layer) -> Resolved:
 def json_schema() -> Table:
     """The JSON schema of a preset, for editors."""
     schema = Settings.model_json_schema(by_alias=True)
-    for key, named in ((key, schema["properties"][key]) for key in NAMED):
+    own = {"type": "object", "required": ["name"], "properties": {"name": {"pattern": f"^{plugins.NAME.pattern}$"}}}
+    for named in (schema["properties"][key] for key in NAMED):
         del named["discriminator"]
-        names = [{"pattern": f"^{plugins.NAME.pattern}$"}, {"enum": [one.name for one in plugins.points(f"{key}s")]}]
-        own = {"type": "object", "required": ["name"], "properties": {"name": {"anyOf": names}}}
         # without a name, which what it extends may give, more than one fits
         named["anyOf"] = [*named.pop("oneOf"), own]
-    own = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}
-    texts = {key: {"type": "string", "description": text} for key, text in own.items()}
-    return {**schema, "title": "arcvae preset", "properties": texts | schema["properties"]}
+    texts = {"extends": "name or path of a preset to start from", "description": "one line for `arcvae presets list`"}
+    keys = {key: {"type": "string", "description": text} for key, text in texts.items()}
+    return {**schema, "title": "arcvae preset", "properties": keys | schema["properties"]}

@@ -75,7 +75,6 @@ def _or_plugin(kind: str, built_in: Collection[str]) -> WrapValidator:
             key, problem, fix = "name", error.what, error.fix
         except ValidationError as error:
             key, problem, fix = first_fault(error, lambda _: made.model_fields)
-            fix = "declare `name: str` in the class" if key == "name" else fix  # it extends one that is built in
         raise PydanticCustomError("contradiction", "{what}", {"key": key, "what": problem, "fix": fix})
 
     return WrapValidator(check)
@@ -183,12 +182,8 @@ class GridSettings(ModelSettings):
     name: Literal["grid"] = "grid"
     latent_dim: Width = Field(10, description="dimensions of the latent vector")
     body: Literal["plain", "residual"] = Field("plain", description="layers around the latent vector")
-    encoder_channels: Annotated[Widths | None, CHANNELS] = Field(
-        None, description="of each convolution, of which all but the first halve the grid; by default by its size"
-    )
-    decoder_channels: Annotated[Widths | None, CHANNELS] = Field(
-        None, description="from the smallest map to the full size, doubled in between; by default the encoder's"
-    )
+    encoder_channels: Annotated[Widths | None, CHANNELS] = Field(None, description="of the convolutions, from the grid")
+    decoder_channels: Annotated[Widths | None, CHANNELS] = Field(None, description="from the smallest map to the grid")
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
         if self.body == "plain" and self.dropout > 0:
@@ -205,9 +200,7 @@ class HierarchicalSettings(ModelSettings):
     name: Literal["hierarchical"] = "hierarchical"
     global_dim: Width = Field(16, description="dimensions of the global vector")
     local_channels: Width = Field(4, description="channels of the local map")
-    local_size: int = Field(
-        8, ge=1, le=64, description="rows of the local map, or columns if the grid is wider, at most"
-    )
+    local_size: int = Field(8, ge=1, le=64, description="rows and columns of the local map, at most")
     condition_dropout: float = Field(0.1, ge=0, le=1, description="share of training grids without conditions")
 
 

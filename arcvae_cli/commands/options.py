@@ -23,7 +23,6 @@ from arcvae_cli.settings import CANVAS_KEYS, CORPORA, MODEL_SETTINGS, NAMED, Set
 DATA, SCHEDULE = "Data and model", "Beta schedule and free bits"
 TRAINING, RUN, OUTPUT = "Training", "The run", "Output"  # panels of the help
 FILES = ("grammar", "input", "prod", "masks")
-REPLACED = (*FILES, *CANVAS_KEYS)  # keys of `data`, all replaced by a corpus that `--data` names
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,11 @@ class Row:
         choices = list(dict.fromkeys(str(value) for made in literals for value in get_args(made)))
         texts = dict.fromkeys(field.description for field in fields.values() if field.description)
         shown = [*choices, *["or module:Class"] * self.key.endswith(".name")]
-        kind = self.key.replace(".name", "s")  # of plugins, as "schedules"
-        names = complete(lambda: [*choices, *(point.name for point in plugins.points(kind))])
         text = "; ".join(texts) or Settings.model_fields[self.key.partition(".")[0]].description or ""
         option = typer.Option(
             *self.flags,
             help=f"{text} ({', '.join(shown)})" if choices else text,
-            autocompletion=names if choices else None,
+            autocompletion=complete(lambda: choices) if choices else None,
             show_default=self.default or shown_default(fields),
             rich_help_panel=self.panel,
         )
@@ -143,7 +140,7 @@ def data_layers(data: str | None) -> tuple[Layer, Layer]:
     below, above = dict[str, Any](), dict[str, Any]()
     plugins.allow(data)
     if data in CORPORA or (data and not exists(expanded(Path(data))) and plugins.points("corpora", name=data)):
-        below, above = {"data": dict.fromkeys(REPLACED)}, {"data": {"name": data, "path": None}}
+        below, above = {"data": dict.fromkeys((*FILES, *CANVAS_KEYS))}, {"data": {"name": data, "path": None}}
     elif data is not None:
         above = {"data": {"path": os.path.abspath(expanded(Path(data)))}}
     return Layer("--data", below), Layer("--data", above)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -154,13 +155,13 @@ def run(
     signals.patient = True  # from here on there is something to save
     folder, resumed = folder or new(), earlier is not None
     if arrays is not None:
-        settings = folder.keep(arrays, settings)
+        moved = Path(shutil.move(arrays, folder.path.resolve() / arrays.name))
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": moved})})
     trainer = Trainer(settings, corpus, model, folder, resumed=resumed)
     trainer.stop, trainer.since, recorders = signals, began, trainer.recorders
     if values is not None:
         trainer.resume(values, checkpoint)
-    if resumed:
-        folder.write_config(settings)
+    folder.write_config(settings)
     screen, log = copy(console), copy(console)  # the log has a line an epoch where the screen has a table
     console.log_file = log.log_file = folder.path / "run.log"
     log.quiet = True

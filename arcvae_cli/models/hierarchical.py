@@ -239,9 +239,8 @@ class ConstraintLayer(nn.Module):
         cells = [torch.arange(side, device=logits.device) for side in self.shape]
         sizes = zip(cells, extents.unbind(1), strict=False)  # no extents: every grid fills the canvas
         beyond = [(cell >= size[:, None]) & (size >= 0)[:, None] for cell, size in sizes]
-        outside = torch.zeros_like(logits[:, 0], dtype=torch.bool)  # (B, H, W), known to be empty
-        if beyond:
-            outside = beyond[0][:, :, None] | beyond[1][:, None, :]
+        nowhere = torch.zeros_like(logits[:, 0], dtype=torch.bool)  # (B, H, W)
+        outside = beyond[0][:, :, None] | beyond[1][:, None, :] if beyond else nowhere  # known to be empty
         gates = torch.where(given >= 0, given.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
         for which, score in enumerate(self.axes(wide).split(self.axis_counts, dim=1)):  # left-right, up-down
             side, axis = self.shape[1 - which], torch.arange(score.shape[1], device=score.device)

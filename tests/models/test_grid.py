@@ -11,7 +11,7 @@ from arcvae_cli.models.grid import Upsample
 from arcvae_cli.settings import GridSettings, HierarchicalSettings, ModelSettings
 
 LAST = torch.channels_last
-CANVASES = [(3, 3, 2), (5, 5, 4), (8, 8, 17), (12, 20, 9), (28, 28, 2), (30, 30, 10), (64, 64, 3), (7, 10, 256)]
+CANVASES = [(3, 3, 2), (5, 5, 4), (12, 20, 9), (30, 30, 10), (64, 64, 3), (7, 10, 256)]
 MODELS = {
     "plain": GridSettings(),
     "residual": GridSettings(body="residual"),
