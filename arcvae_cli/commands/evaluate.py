@@ -60,10 +60,10 @@ def evaluate(
     monte_carlo: Annotated[
         bool, string_option("--monte-carlo", help="exact reconstructions among sampled strings")
     ] = False,
-    encodings: Annotated[int | None, string_option(min=1, help="codes per derivation", show_default="10")] = None,
-    decodings: Annotated[int | None, string_option(min=1, help="strings per code", show_default="100")] = None,
-    monte_carlo_examples: Annotated[int | None, string_option(min=1, help="derivations", show_default="500")] = None,
-    samples: Annotated[int | None, string_option(min=1, max=100_000, help="of each prior", show_default="1000")] = None,
+    encodings: Annotated[int, string_option(min=1, help="codes per derivation")] = 10,
+    decodings: Annotated[int, string_option(min=1, help="strings per code")] = 100,
+    monte_carlo_examples: Annotated[int, string_option(min=1, help="derivations")] = 500,
+    samples: Annotated[int, string_option(min=1, max=100_000, help="of each prior")] = 1000,
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
     data: reading.DataOption = None,
@@ -79,11 +79,8 @@ def evaluate(
     from arcvae_cli.domains.base import Task, picture_title
 
     console = Console(quiet=quiet, as_json=as_json)
-    counting = {"--encodings": encodings, "--decodings": decodings, "--monte-carlo-examples": monte_carlo_examples}
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
-    domains.of(loaded.model.kind).check_flags({"--monte-carlo": monte_carlo or None, **counting, "--samples": samples})
-    if not monte_carlo and (given := [flag for flag, value in counting.items() if value is not None]):
-        raise InputError(f"{given[0]}: needs --monte-carlo", "add it")
+    domains.of(loaded.model.kind).check_flags({"--monte-carlo": monte_carlo or None})
     corpus = reading.open_examples(loaded, data, split, console)
     folder = usable_folder(output or (loaded.run or Path()) / "evaluation" / f"{corpus.name}-{split}", "--output")
     trained = corpus
@@ -93,9 +90,8 @@ def evaluate(
         except InputError as error:
             console.warn(f"the training corpus is not available ({error.what}): baselines are fitted to {data}")
     task = Task(loaded.model, corpus, split, loaded.settings, trained, seed, iwae, iwae_examples, note=console.note)
-    task.samples, task.title = samples or 1000, picture_title(loaded)
-    if monte_carlo:
-        task.monte_carlo = (monte_carlo_examples or 500, encodings or 10, decodings or 100)
+    task.samples, task.title = samples, picture_title(loaded)
+    task.monte_carlo = (monte_carlo_examples, encodings, decodings) if monte_carlo else None
     # bf16 is for the network: posteriors, likelihoods and baselines stay in float32 and float64
     with torch.autocast(corpus.device.type, torch.bfloat16, enabled=precision == "bf16"):
         document = _evaluated(loaded, task, {"precision": precision}, folder, folder, console)
@@ -147,7 +143,7 @@ def show_report(loaded: Loaded, report: Any, console: Console) -> None:
     from rich.text import Text
 
     from arcvae_cli.domains.base import Table, picture_title
-    from arcvae_cli.evaluation.verdict import remedies
+    from arcvae_cli.render.diagnosis import show_verdict
     from arcvae_cli.render.terminal import kl_bars
 
     domain, objective = domains.of(loaded.model.kind), loaded.settings.objective
@@ -176,13 +172,7 @@ def show_report(loaded: Loaded, report: Any, console: Console) -> None:
         for line in kl_bars(name, measured["kl_nats"], floor, console.out.width, cells=cells):
             console.result(line)
         console.result()
-    verdict = report["verdict"]
-    marks = (Text("MISS", style="red"), Text("ok", style="green"))
-    found = [(marks[one["ok"]], one["name"], f"{one['value']:.4g}", one["target"]) for one in verdict["findings"]]
-    console.table("Verdict", ("", "", "", ""), found, left=(0, 1, 3), header=False)
-    for step, names in remedies(verdict["findings"]).items():
-        console.result(Text(f"- {step} (for {'; '.join(names)})"))
-    console.result(Text(verdict["summary"], style="bold green" if verdict["ok"] else "bold yellow"))
+    show_verdict(report["verdict"], console)
 
 
 def _lookup(report: Any, key: str) -> Any:

@@ -31,27 +31,23 @@ def linear(shares: tuple[float, ...], count: int = N) -> tuple[np.ndarray, np.nd
 
 
 def missed(found: Diagnosis) -> dict[str, str]:
-    assert all((one["remedy"] is None) == one["ok"] for one in found.findings)
-    return {one["name"]: one["remedy"] for one in found.findings if not one["ok"]}
+    assert all((one["remedy"] is None) == one["ok"] for one in found.report["verdict"]["findings"])
+    return {one["name"]: one["remedy"] for one in found.report["verdict"]["findings"] if not one["ok"]}
 
 
 def test_closed_forms() -> None:
     shares = (0.9, 0.5, 0.0)
     mean, logvar = linear(shares)
-    nats = np.random.RandomState(1).gamma(2.0, 5.0, N)
-    found = diagnose(torch.from_numpy(mean).float(), logvar.tolist(), reconstruction=nats, positions=64).to_dict()
+    found = diagnose(torch.from_numpy(mean).float(), logvar.tolist()).report
     exact = [-0.5 * math.log(1.0 - share) for share in shares]  # a linear Gaussian channel: KL and information
     assert found["kl_nats"] == pytest.approx(exact, abs=1e-5)
     assert found["mutual_information"]["nats"] == pytest.approx(sum(exact), abs=0.05)
-    assert found["aggregate"]["at_least_nats"] == pytest.approx(0.0, abs=1e-5)
-    assert found["aggregate"]["at_most_nats"] == pytest.approx(0.0, abs=0.05)
+    assert found["aggregate_kl_nats"] == pytest.approx([0.0] * 3, abs=1e-5)
     assert (found["active_dims"], found["active_units"], found["dims"]["dead"]) == (2, 2, [2])
-    assert found["elbo"]["elbo_nats"] == pytest.approx(-nats.mean() - sum(exact), abs=1e-5)
-    assert found["elbo"]["elbo_bits"] == pytest.approx((-nats.mean() - sum(exact)) / 64 / math.log(2), abs=1e-5)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
-    moved = diagnose(mean + 1.0, logvar).to_dict()  # a shift by one is half a nat in each dimension
-    assert moved["aggregate"]["kl_nats"] == pytest.approx([0.5] * 3)
+    moved = diagnose(mean + 1.0, logvar).report  # a shift by one is half a nat in each dimension
+    assert moved["aggregate_kl_nats"] == pytest.approx([0.5] * 3)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -60,7 +56,7 @@ def test_beta_on_the_elbo_scale_is_that_of_a_run(reduction: str, kl_reduction: s
     objective = {"reduction": reduction, "kl_reduction": kl_reduction}
     scale = elbo_scale(Settings.model_validate({"objective": objective, "model": {"latent_dim": 3}}), 64)
     found = diagnose(*linear((0.5, 0.5, 0.5)), beta=0.2, positions=64, **objective)
-    assert found.to_dict()["beta"]["on_elbo"] == pytest.approx(0.2 * scale)
+    assert found.report["beta"]["on_elbo"] == pytest.approx(0.2 * scale)
     assert ("beta on the ELBO scale" in missed(found)) == (0.2 * scale > 4.0)
 
 
@@ -87,7 +83,7 @@ CONSTANT = np.full((N, 3), 1.0), np.zeros((N, 3))  # half a nat, the same for ea
         (
             (ALIVE[0], np.full((N, 3), -14.0)),
             {"beta": 1e-4},
-            ["posterior std < 0.01", "logvar outside of -12 to 4"],
+            ["posterior std < 0.01"],
             "raise beta slowly (it is 0.0001, ",
             "a deterministic autoencoder",
         ),
@@ -99,7 +95,7 @@ def test_findings_and_remedies(codes: Any, training: dict[str, Any], names: list
     steps = missed(found)
     assert [one[: len(name)] for one, name in zip(steps, names, strict=True)] == names
     assert remedy is None or remedy in " ".join(steps.values())
-    assert found.ok == (not names) and said in found.to_dict()["verdict"]["summary"]
+    assert found.ok == (not names) and said in found.report["verdict"]["summary"]
     text = str(found)
     assert said in text and text.count("MISS") == len(names)
 
@@ -107,8 +103,7 @@ def test_findings_and_remedies(codes: Any, training: dict[str, Any], names: list
 def test_extreme_variances_and_few_examples_give_finite_reports() -> None:
     for logvar in (-1500.0, 300.0):
         found = diagnose(np.array([[1.0, -1e5], [2.0, -1e5]]), np.full((2, 2), logvar))
-        json.dumps(found.to_dict(), allow_nan=False)
-        assert "logvar outside of -12 to 4" in missed(found)
+        json.dumps(found.report, allow_nan=False)
 
 
 BAD = np.array([[0.0, np.nan], [0.0, np.inf], [0.0, 1.0]])
@@ -119,13 +114,12 @@ ZERO = np.zeros((3, 2))
     ("values", "words"),
     [
         ({"mean": BAD}, "mean: 2 of 6 values are NaN or infinite"),
-        ({"logvar": BAD.T}, "logvar: shape (2, 3)"),
+        ({"logvar": ZERO.T}, "mean (3, 2), logvar (2, 3): not both"),
         ({"logvar": ZERO + 800}, "KL: 6 of 6 values"),
-        ({"mean": ZERO[:1]}, "mean: shape (1, 2), not"),
+        ({"mean": ZERO[:1]}, "mean (1, 2)"),
         ({"mean": [[1.0], [1.0, 2.0]]}, "mean: not an array of numbers"),
-        ({"reconstruction": [1.0, 2.0]}, "reconstruction: shape (2,)"),
         ({"beta": -1.0}, "out of range"),
-        ({"free_bits": [0.1, 0.2]}, "free_bits: shape (2,)"),
+        ({"free_bits": math.nan}, "free_bits nan: out of range"),
         ({"beta": 1.0, "reduction": "mean"}, "positions: missing"),
         ({"reduction": "max"}, "reduction 'max'"),
     ],
@@ -142,22 +136,19 @@ def test_the_command_judges_a_file(tmp_path: Path) -> None:
         return CliRunner().invoke(app, ["diagnose", str(tmp_path / name), *flags])
 
     mean, logvar = linear((0.9, 0.0, 0.5))
-    np.savez(tmp_path / "a.npz", mean=mean, std=np.exp(0.5 * logvar), beta=0.5, reduction="sum", labels=np.arange(N))
+    np.savez(tmp_path / "a.npz", mean=mean, logvar=logvar, labels=np.arange(N))
     shown = run("a.npz")
-    assert shown.exit_code == 0 and "partial collapse: 1 of 3" in shown.stdout and "labels" in shown.stderr
+    assert shown.exit_code == 0 and "partial collapse: 1 of 3" in shown.stdout
     done = run("a.npz", "--json", "--strict", "--beta", "0.1", "--reduction", "mean", "--positions", "64")
-    direct = diagnose(mean, logvar, beta=0.1, reduction="mean", positions=64).to_dict()
-    document = json.loads(done.stdout)
-    assert (done.exit_code, document["beta"]) == (1, direct["beta"])
-    assert document["kl_nats"] == pytest.approx(direct["kl_nats"])
+    direct = diagnose(mean, logvar, beta=0.1, reduction="mean", positions=64).report
+    assert (done.exit_code, json.loads(done.stdout)) == (1, {"file": str(tmp_path / "a.npz"), **direct})
 
-    np.savez(tmp_path / "b.npz", mean=mean, std=0.0)
     np.savez(tmp_path / "c.npz", mu=mean)
     np.savez(tmp_path / "d.npz", mean=np.array([object()]), logvar=logvar)
     (tmp_path / "e.npz").write_text("mean")
     np.save(tmp_path / "f.npy", mean)
-    wrong = {"b.npz": "std is not above 0", "c.npz": "no mean or no logvar; it has mu", "d.npz": "invalid"}
-    for name, words in {**wrong, "e.npz": "damaged", "f.npy": "damaged", "none": "cannot be read"}.items():
+    wrong = {"c.npz": "mean is not a file in the archive", "d.npz": "invalid", "e.npz": "damaged", "f.npy": "damaged"}
+    for name, words in {**wrong, "none": "cannot be read"}.items():
         refused = run(name)
         assert (refused.exit_code, refused.stdout) == (2, "") and words in refused.stderr, refused.stderr
         assert len(refused.stderr.splitlines()) == 2
@@ -167,7 +158,7 @@ def test_the_command_judges_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("file", "library"), [("plain_loop", "torch"), ("with_lightning", "lightning")])
 def test_callbacks_print_a_verdict_after_each_epoch(file: str, library: str, capsys: Any) -> None:
     pytest.importorskip(library)
-    found = runpy.run_path(str(CALLBACKS / f"{file}.py"))["main"](epochs=2, latent_dim=3).to_dict()
+    found = runpy.run_path(str(CALLBACKS / f"{file}.py"))["main"](epochs=2, latent_dim=3).report
     assert (found["units"], found["examples"]) == (3, 297)
     assert capsys.readouterr().out.count("Verdict") == 2
 
@@ -205,6 +196,6 @@ def test_callback_finds_the_dead_dimensions_of_a_pythae_model(tmp_path: Path) ->
     model = VAE(VAEConfig(input_dim=(8,), latent_dim=5), Encoder(), Decoder())
     data = BaseDataset(x, torch.zeros(500))
     BaseTrainer(model, data, training_config=BaseTrainerConfig(**sizes, no_cuda=True), callbacks=[callback]).train()
-    found = callback.found.to_dict()
+    found = callback.found.report
     assert len(found["dims"]["dead"]) == 3, found["kl_nats"]
     assert found["total_kl_nats"] == pytest.approx(math.log(4.0 * 2.5), rel=0.1)
