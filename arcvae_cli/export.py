@@ -2,14 +2,12 @@
 
 import io
 import json
-import os
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +19,7 @@ from arcvae_cli.models.base import VAE, Batch
 
 OPSET = 18
 TOLERANCE = 1e-4  # of the largest value of an output
+FIX = "export without ONNX: --no-onnx"
 
 
 def weights(loaded: checkpoints.Loaded) -> tuple[bytes, dict[str, Any]]:
@@ -35,93 +34,73 @@ def weights(loaded: checkpoints.Loaded) -> tuple[bytes, dict[str, Any]]:
     for key in {name.removeprefix("data.") for name in MOVED} & table["data"].keys():
         table["data"][key] = Path(table["data"][key]).name
     tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in model.state_dict().items()}
-    about = {"arcvae_version": __version__, "structure": model.structure.text()}
-    config = {"format_version": checkpoints.FORMAT, "epoch": loaded.epoch, "config": table, "kind": model.kind}
-    config |= {**about, "structure": json.loads(about["structure"]), "levels": model.level_shapes}
-    config["conditions"] = checkpoints.content(model)["conditions"]
+    config = {"format_version": checkpoints.FORMAT, "arcvae_version": __version__, "epoch": loaded.epoch}
+    config |= {"config": table, "kind": model.kind, "levels": model.level_shapes}
+    config |= {"structure": json.loads(model.structure.text()), "conditions": checkpoints.content(model)["conditions"]}
     config["digest"] = checkpoints.digest(checkpoints.exported(config, tensors))
-    return save(tensors, {"format": "pt", **about}), config
+    return save(tensors, {"format": "pt"}), config
 
 
 class Graph(nn.Module):
-    """A function of a model as a module, its inputs by name, and the names of its outputs."""
+    """A function of a model as a module, which the exporter takes."""
 
-    def __init__(self, model: VAE, function: Any, inputs: Mapping[str, Tensor], outputs: list[str]) -> None:
+    def __init__(self, model: VAE, function: Callable[..., Iterable[Tensor]]) -> None:
         super().__init__()
-        self.model, self.function, self.inputs, self.outputs = model, function, inputs, outputs
-        self.eval()
+        self.model, self.function = model, function
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.function(*inputs))
 
 
-def graphs(model: VAE, x: Tensor) -> dict[str, Graph]:
-    """The graphs of a model by their files, with inputs for examples x (N, *positions); no conditions are given.
+def graphs(model: VAE, x: Tensor) -> dict[str, tuple[bytes, dict[str, Any]]]:
+    """ONNX files of a model, compared on examples x (N, *positions), and what is in them; no conditions are given.
 
-    Encoder: x -> mean and logvar of each level, a lower one's at the mean above it. Decoder: latents -> logits. Prior,
-    of several levels: standard normal noise -> latents.
+    Encoder: x -> mean and logvar of each level, a lower one's at the mean above it. Decoder: latents -> logits.
+    ArcvaeError as of `to_onnx`.
     """
     levels = list(model.level_shapes)
-
-    def named(values: Iterable[Tensor]) -> dict[str, Tensor]:
-        return dict(zip(levels, values, strict=True))
 
     def encode(x: Tensor) -> list[Tensor]:
         return [part for level in model.encode(Batch(x), noise=False) for part in (level.mean, level.logvar)]
 
+    def decode(*latents: Tensor) -> list[Tensor]:
+        return [model.decode(dict(zip(levels, latents, strict=True)))]
+
     with eval_mode(model, 0):
-        latents = named(encode(x)[::2])
-        noise = {f"{level}_noise": value for level, value in model.noise(len(x)).items()}
+        latents = dict(zip(levels, encode(x)[::2], strict=True))
     parts = [f"{level}_{part}" if len(levels) > 1 else part for level in levels for part in ("mean", "logvar")]
-    made = {"encoder.onnx": Graph(model, encode, {"x": x}, parts)}
-    made["decoder.onnx"] = Graph(model, lambda *z: (model.decode(named(z)),), latents, ["logits"])
-    if len(levels) > 1:
-        made["prior.onnx"] = Graph(model, lambda *noise: model.prior(named(noise)).values(), noise, levels)
-    return made
+    encoder, decoder = (
+        to_onnx(Graph(model, encode), {"x": x}, parts),
+        to_onnx(Graph(model, decode), latents, ["logits"]),
+    )
+    return {"encoder.onnx": encoder, "decoder.onnx": decoder}
 
 
-@contextmanager
-def without_stdout() -> Iterator[None]:
-    """Drops what compiled code prints: the exporter prints a graph that fails, where a JSON document may be due."""
-    sys.stdout.flush()
-    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(null)
-
-
-def to_onnx(graph: Graph, check: bool) -> tuple[bytes, float | None]:
-    """The ONNX file of a graph for any number of examples, and how far ONNX Runtime is from PyTorch, if asked.
+def to_onnx(graph: Graph, inputs: Mapping[str, Tensor], outputs: list[str]) -> tuple[bytes, dict[str, Any]]:
+    """The ONNX file of a graph for any number of examples; what goes in and out; how far ONNX Runtime is from PyTorch.
 
     ArcvaeError where either cannot run it, or where an output differs by more than `TOLERANCE` of its largest value.
     """
-    inputs, worst = graph.inputs, 0.0
+    import onnxruntime
+
     file: Any = io.BytesIO()
-    names: Any = {"input_names": [*inputs], "output_names": graph.outputs}
-    names["dynamic_axes"] = {name: {0: "batch"} for name in (*inputs, *graph.outputs)}
+    names: Any = {"input_names": [*inputs], "output_names": outputs}
+    names["dynamic_axes"] = {name: {0: "batch"} for name in (*inputs, *outputs)}
     few = tuple(value[:2].clone() for value in inputs.values())
     try:
-        with torch.no_grad(), warnings.catch_warnings(), without_stdout():
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", "Using len")  # which would fix the number of examples
             # by tracing: torch.export, its successor, takes eight times as long here and needs onnxscript
-            torch.onnx.export(graph, few, file, opset_version=OPSET, dynamo=False, verbose=False, **names)
+            torch.onnx.export(graph.eval(), few, file, opset_version=OPSET, dynamo=False, verbose=False, **names)
             expected = graph(*inputs.values())
-        if not check:
-            return file.getvalue(), None
-        import onnxruntime
-
         session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
         found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        differences = [np.abs(one - other.numpy()).max() for one, other in zip(found, expected, strict=True)]
     except Exception as error:  # whatever an operation without a translation raises
-        raise ArcvaeError(first_line(error)) from error
-    for name, one, other in zip(graph.outputs, map(torch.from_numpy, found), expected, strict=True):
-        difference, largest = (one - other).abs().max().item(), other.abs().max().item()
-        if not difference <= TOLERANCE * largest:
-            raise ArcvaeError(f"{name} differs from PyTorch's by {difference:.2g}, its largest value is {largest:.2g}")
-        worst = max(worst, difference)
-    return file.getvalue(), worst
+        raise ArcvaeError(f"{outputs[0]}: no ONNX graph ({first_line(error)})", FIX) from error
+    for output, difference, other in zip(outputs, differences, expected, strict=True):
+        if not difference <= TOLERANCE * (largest := other.abs().max().item()):
+            what = f"{output} of ONNX differs from PyTorch's by {difference:.2g}, its largest value is {largest:.2g}"
+            raise ArcvaeError(what, FIX)
+    about = {"opset": OPSET, "inputs": [*inputs], "outputs": outputs}
+    return file.getvalue(), {**about, "max_abs_difference": float(max(differences))}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -42,8 +41,6 @@ def test_an_export_gives_the_same_model_without_the_run(
     run, folder = request.getfixturevalue(name), tmp_path / "out"
     done = arcvae("export", run, "--no-onnx", "--output", folder, "--json")
     assert done.exit_code == 0, done.stderr
-    (told,) = json.loads(done.stdout)["files"].values()
-    assert told["sha256"] == hashlib.sha256((folder / checkpoints.WEIGHTS).read_bytes()).hexdigest()
     assert str(run.parent) not in "".join(path.read_text("latin-1") for path in folder.iterdir())
     path, _ = checkpoints.find_checkpoint(str(folder), tmp_path)
     one, other = (checkpoints.load(file) for file in (run / "checkpoints" / checkpoints.BEST, path))
@@ -61,16 +58,15 @@ def test_an_export_gives_the_same_model_without_the_run(
         (folder / file).write_bytes(content)
 
 
-def test_a_model_that_onnx_cannot_express_is_exported_without(
+def test_a_model_that_onnx_cannot_express_is_refused(
     arcvae: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnx")
-    monkeypatch.setattr(GridVAE, "decode", lambda self, latents: latents["z"].sinc())
-    for flags, code in (([], 0), (["--onnx"], 1)):
-        result = arcvae("export", tiny_run, "--output", tmp_path / str(code), *flags)
-        assert result.exit_code == code and "decoder.onnx is not written: " in result.stderr
-        written = ["README.md", "config.json", "encoder.onnx", "model.safetensors"]
-        assert sorted(path.name for path in (tmp_path / str(code)).iterdir()) == written
+    monkeypatch.setattr(GridVAE, "decode", lambda self, latents, conditions=None: latents["z"].sinc())
+    monkeypatch.setattr(GridVAE, "argmax_decode", lambda self, logits, conditions=None: torch.zeros(64, 16, 16))
+    result = arcvae("export", tiny_run, "--output", tmp_path)
+    assert result.exit_code == 1 and "logits: no ONNX graph" in result.stderr and "--no-onnx" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_card_tells_the_verdict_of_these_weights_and_of_no_others(
@@ -86,7 +82,6 @@ def test_the_card_tells_the_verdict_of_these_weights_and_of_no_others(
     assert "**not evaluated: the quality is unknown**" in others and "MISS" not in others
     assert f"**{report['verdict']['summary']}**" in own
     assert own.count("\nMISS ") == sum(not one["ok"] for one in report["verdict"]["findings"]) > 0
-    assert "100 train, 20 val, 40 test grids" in own
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -96,19 +91,16 @@ def test_the_graphs_of_onnx_give_what_the_model_gives(
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     run = request.getfixturevalue(name)
-    done = arcvae("export", run, "--onnx", "--output", tmp_path, "--json")
+    done = arcvae("export", run, "--output", tmp_path, "--json")
     assert done.exit_code == 0, done.stderr
     model, levels = checkpoints.load(tmp_path / checkpoints.WEIGHTS).model, json.loads(done.stdout)["levels"]
     sessions = {path.stem: runtime.InferenceSession(path) for path in tmp_path.glob("*.onnx")}
-    assert len(sessions) == len(levels) + 1
+    assert sorted(sessions) == ["decoder", "encoder"]
     _, *positions = sessions["encoder"].get_inputs()[0].shape
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (5, *positions)))
     with torch.no_grad():
-        encoded, noise = model.encode(Batch(x), noise=False), model.noise(3)
+        encoded = model.encode(Batch(x), noise=False)
         codes = sessions["encoder"].run(None, {"x": x.numpy()})
         close(codes, [part for level in encoded for part in (level.mean, level.logvar)])
         logits = sessions["decoder"].run(None, dict(zip(levels, codes[::2], strict=True)))
         close(logits, [model.decode({level.name: level.mean for level in encoded})])
-        if len(levels) > 1:
-            drawn = sessions["prior"].run(None, {f"{name}_noise": value.numpy() for name, value in noise.items()})
-            close(drawn, model.prior(noise).values())
