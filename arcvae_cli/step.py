@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
@@ -24,6 +25,8 @@ def choose_device(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise InputError(f"device {name!r}: unknown", "use auto, cpu, cuda, cuda:1 or mps")
     device = torch.device(name)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = {"cpu": True, "mps": torch.backends.mps.is_available(), "cuda": (device.index or 0) < gpus}

@@ -33,13 +33,11 @@ def interpolate(
     as_json: JsonOption = False,
 ) -> None:
     """Decode a path between the posterior means of two examples. Files in --output FOLDER are replaced."""
-    import numpy as np
     import torch
 
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.paths import between, pair_to_show
     from arcvae_cli.evaluation.priors import argmax_decode
-    from arcvae_cli.models.base import Batch
 
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
@@ -51,18 +49,11 @@ def interpolate(
     if start is None and end is None:
         start, end = map(str, pair_to_show(model, corpus(), split))
         console.note(f"--from {start} --to {end}, {split} split of {corpus().name}: {CHOSEN}")
-    names, ends = [], []
-    for flag, text in (("--from", start), ("--to", end)):
-        if text is None:
-            raise InputError(f"{flag}: missing", "give --from and --to, or neither")
-        name, example = reading.read_example(text, flag, loaded, corpus, split, console)
-        names.append(name)
-        ends.append(example)
-    originals = np.stack(ends).astype(domain.dtype)
-
-    x = torch.from_numpy(originals).long().to(next(model.parameters()).device)
+    if start is None or end is None:
+        raise InputError("--from, --to: one is missing", "give both, or neither")
+    ends = {"--from": start, "--to": end}
+    names, originals, encoded = reading.encoded(ends, loaded, corpus, split, console)
     with eval_mode(model, seed):
-        encoded = model.encode(Batch(x), noise=False)
         # alone, a level moves under what the others add to their priors: a map under a learned prior goes along
         latents = {}
         for one in encoded:

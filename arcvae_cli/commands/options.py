@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from arcvae_cli import plugins
+from arcvae_cli.errors import InputError
 from arcvae_cli.files import exists, expanded, is_file
 from arcvae_cli.folders import all_runs
 from arcvae_cli.presets import Layer, flag_layer, preset_names
@@ -139,6 +140,8 @@ def data_layers(data: str | None) -> tuple[Layer, Layer]:
     """The layers of `--data` below and above `--set`: a name replaces the files of a preset, not those of `--set`."""
     below, above = dict[str, Any](), dict[str, Any]()
     plugins.allow(data)
+    if data == "":
+        raise InputError("--data: empty", "give a name or a path")
     if data in CORPORA or (data and not exists(expanded(Path(data))) and plugins.points("corpora", name=data)):
         below, above = {"data": dict.fromkeys((*FILES, *CANVAS_KEYS))}, {"data": {"name": data, "path": None}}
     elif data is not None:

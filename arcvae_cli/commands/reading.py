@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import itertools
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,12 +27,7 @@ if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
     from arcvae_cli.data.corpus import Corpus
     from arcvae_cli.domains.base import Decoded
-
-
-def _device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise typer.BadParameter(f"{name!r}: expected auto, cpu, cuda, cuda:1 or mps")
-    return name
+    from arcvae_cli.models.base import Level
 
 
 input_option: Any = partial(typer.Option, rich_help_panel="Input")
@@ -44,7 +38,7 @@ DataOption = Annotated[str | None, input_option(help=DATA_HELP, show_default="th
 SplitName = Literal["train", "val", "test"]
 SplitOption = Annotated[SplitName, input_option(help="split of the examples")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="random seed")]
-DeviceOption = Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:1, mps")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 OutputOption = Annotated[Path | None, output_option(help="folder", show_default="in the run folder")]
 
 
@@ -91,10 +85,8 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
         named = data_layers(data)[1].values["data"]
         chosen = {"path": expanded(Path(data))} if named["path"] else named
         settings = settings.model_copy(update={**files, **chosen})
-    elif settings.path and not exists(settings.path):
-        kept = (loaded.run or Path()) / settings.path.name
-        if kept.is_file():  # the run was moved, and its data with it
-            settings = settings.model_copy(update={"path": kept})
+    elif settings.path and (kept := (loaded.run or Path()) / settings.path.name).is_file():
+        settings = settings.model_copy(update={"path": kept})  # the run may have been moved, and its data with it
     device = next(loaded.model.parameters()).device
     corpus = open_named(settings, device, (split,), console, loaded.model.structure)
     if corpus.kind != loaded.model.kind:
@@ -103,20 +95,34 @@ def open_examples(loaded: Loaded, data: str | None, split: str, console: Console
     return corpus
 
 
-def read_example(
-    text: str, flag: str, loaded: Loaded, corpus: Callable[[], Corpus], split: str, console: Console
-) -> tuple[str, Any]:
-    """The name and the classes (*positions) of an example: its index in a split, or what the domain reads as one."""
-    if not text.removeprefix("-").isdecimal():
-        found: tuple[str, Any] = domains.of(loaded.model.kind).read_end(text, flag, loaded, console.note)
-        return found
+def encoded(
+    texts: Mapping[str, str], loaded: Loaded, corpus: Callable[[], Corpus], split: str, console: Console
+) -> tuple[list[str], Any, Sequence[Level]]:
+    """Names, classes (n, *positions) and posteriors of examples by their flags.
+
+    A text is the index in a split, or what the domain reads as an example.
+    """
+    import numpy as np
     import torch
 
-    opened, index = corpus(), int(text)
-    if not 0 <= index < (size := opened.size(split)):
-        raise InputError(f"{flag} {index}: the {split} split of {opened.name} has examples 0 to {size - 1}")
-    batch = opened.batch(split, torch.tensor([index], device=opened.device))
-    return f"{split} {index}", batch.x[0].cpu().numpy()
+    from arcvae_cli.evaluation.information import eval_mode
+    from arcvae_cli.models.base import Batch
+
+    domain, names, examples = domains.of(loaded.model.kind), [], []
+    for flag, text in texts.items():
+        if text.removeprefix("-").isdecimal():
+            opened, index = corpus(), int(text)
+            if not 0 <= index < (size := opened.size(split)):
+                raise InputError(f"{flag} {index}: the {split} split of {opened.name} has examples 0 to {size - 1}")
+            chosen = torch.tensor([index], device=opened.device)
+            name, example = f"{split} {index}", opened.batch(split, chosen).x[0].cpu().numpy()
+        else:
+            name, example = domain.read_end(text, flag, loaded, console.note)
+        names.append(name)
+        examples.append(example)
+    x = np.stack(examples).astype(domain.dtype)
+    with eval_mode(loaded.model, 0) as device:
+        return names, x, loaded.model.encode(Batch(torch.from_numpy(x).long().to(device)), noise=False)
 
 
 def open_named(

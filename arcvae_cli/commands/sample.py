@@ -1,9 +1,12 @@
 """`arcvae sample`: draw from a prior and decode."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -13,6 +16,11 @@ from arcvae_cli.commands.options import JsonOption, QuietOption
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 
+if TYPE_CHECKING:
+    from arcvae_cli.checkpoints import Loaded
+    from arcvae_cli.data.corpus import Corpus
+
+Prior = Literal["standard", "aggregate", "gmm"]
 CONDITION = "condition on grids, as colours=3; repeatable; `arcvae data info --conditions` lists them"
 PRIOR = "the model's own, or a Gaussian or a mixture fitted to the codes of examples"
 BUDGET = "for strings: only rules that leave time to finish, so that every string is complete"
@@ -22,7 +30,7 @@ def sample(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
     num: Annotated[int, typer.Option(min=1, max=1_000_000, help="number of samples")] = 64,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="factor on the prior's standard deviation")] = 1.0,
-    prior: Annotated[Literal["standard", "aggregate", "gmm"], typer.Option(help=PRIOR)] = "standard",
+    prior: Annotated[Prior, typer.Option(help=PRIOR)] = "standard",
     decode: Annotated[
         Literal["sample", "argmax"] | None, typer.Option(help="of the rules of strings", show_default="sample")
     ] = None,
@@ -40,59 +48,72 @@ def sample(
     as_json: JsonOption = False,
 ) -> None:
     """Draw samples from the prior: grids in ARC colours, or strings. Files in --output FOLDER are replaced."""
+    console = Console(quiet=quiet, as_json=as_json)
+    loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
+    domains.of(loaded.model.kind).check_flags({"--decode": decode, "--budget/--no-budget": budget})
+    opened = functools.cache(lambda split: reading.open_examples(loaded, data, split, console))
+
+    def training() -> Any:  # only --data builds one
+        with suppress(InputError):
+            if data is not None or not reading.unbuilt(loaded.settings.data):
+                return opened("train")
+        console.note("novelty is not counted: the training corpus is not available; --data opens one, or builds it")
+        return None
+
+    how: dict[str, Any] = {
+        "num": num,
+        "prior": prior,
+        "temperature": temperature,
+        "seed": seed,
+        "split": split,
+        "training": training,
+    }
+    how |= {"conditions": condition, "argmax": decode == "argmax", "budget": budget is not False}
+    decoded, latents, components, under = drawn(loaded, how, opened, console)
+    asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
+    about = [f"{num} samples", under, f"{prior} prior, temperature {temperature:g}"]
+    title = ", ".join(filter(None, [*about, "argmax rules" * how["argmax"], "no budget" * (not how["budget"])]))
+    reading.write_decoded(console, loaded, decoded, latents, output, "samples", asked, title)
+
+
+def drawn(loaded: Loaded, how: Mapping[str, Any], opened: Callable[[str], Corpus], console: Console) -> tuple[Any, ...]:
+    """Decoded samples, their latents by level, how many Gaussians a fitted prior has, and the conditions in words.
+
+    `how`: the options of the domain's `sample`, and those of this command. `opened`: the corpus with a split.
+    """
     import torch
 
     from arcvae_cli import conditions
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
 
-    console = Console(quiet=quiet, as_json=as_json)
-    loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
-    model, domain = loaded.model, domains.of(loaded.model.kind)
-    if condition and not model.attributes:
-        what = f"--condition {', '.join(condition)}: this model takes no conditions"
+    model, domain, prior, seed = loaded.model, domains.of(loaded.model.kind), how["prior"], how["seed"]
+    if (texts := how["conditions"]) and not model.attributes:
+        what = f"condition {', '.join(texts)}: this model takes no conditions"
         raise InputError(what, "train one that does: `arcvae train --preset hierarchical`")
-    given = conditions.parse(condition, model.canvas) if condition else {}
-    under = conditions.written(given, model.canvas) if given else ""
-    domain.check_flags({"--decode": decode, "--budget/--no-budget": budget})
+    if prior not in get_args(Prior):
+        raise InputError(f"prior {prior!r}: unknown", f"use {', '.join(get_args(Prior))}")
     domain.check_decodable(loaded)
-    opened = functools.cache(lambda split: reading.open_examples(loaded, data, split, console))
-
+    given = conditions.parse(texts, model.canvas) if texts else {}
+    under = conditions.written(given, model.canvas) if given else ""
     place, components = next(model.parameters()).device, None
     if prior == "standard":
         betas = loaded.settings.schedule.by_level(list(model.level_shapes)).values()
         times = [step / 8 for step in range(8 * loaded.epoch + 1)]
         if any(not beta.closed_loop and not any(map(beta, times)) for beta in betas):
             console.warn(f"beta was 0 to epoch {loaded.epoch}: codes do not follow the prior; try --prior aggregate")
-        encoded = torch.from_numpy(conditions.encode(given, num, model.canvas)).to(place) if given else None
+        encoded = torch.from_numpy(conditions.encode(given, how["num"], model.canvas)).to(place) if given else None
         with eval_mode(model, seed):
-            latents = draw_prior(model, num, temperature, encoded)
+            latents = draw_prior(model, how["num"], how["temperature"], encoded)
     else:
-        corpus = opened(split)
-        codes = domain.posterior_samples(model, corpus, split, seed, given, EXAMPLES)
+        corpus = opened(how["split"])
+        codes = domain.posterior_samples(model, corpus, how["split"], seed, given, EXAMPLES)
         examples = len(next(iter(codes.values())))
-        found = f"{examples} {split} examples of {corpus.name}"
-        found += f" with {under}" if given else ""
+        found = f"{examples} {how['split']} examples of {corpus.name}{f' with {under}' if given else ''}"
         if examples < 2:
             raise InputError(f"--prior {prior}: needs two examples, found {found}", "use --prior standard")
         fitted = fit_prior(prior, codes, seed)
         components = len(fitted.weights)
         console.note(f"prior: {components} {'Gaussians' if components > 1 else 'Gaussian'} fitted to {found}")
-        latents = fitted.sample(num, temperature, seed, place)
-
-    def training() -> Any:  # only --data builds one
-        if data is not None:
-            return opened("train")
-        if not reading.unbuilt(loaded.settings.data):
-            with suppress(InputError):
-                return opened("train")
-        console.note("novelty is not counted: the training corpus is not available; --data opens one, or builds it")
-        return None
-
-    argmax, budgeted = decode == "argmax", budget is not False
-    options = {"given": given, "temperature": temperature, "argmax": argmax, "budget": budgeted, "training": training}
-    decoded = domain.sample(loaded, latents, seed, options, console.note)
-    asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
-    about = [f"{num} samples", under, f"{prior} prior, temperature {temperature:g}"]
-    title = ", ".join(filter(None, [*about, "argmax rules" * argmax, "no budget" * (not budgeted)]))
-    reading.write_decoded(console, loaded, decoded, latents, output, "samples", asked, title)
+        latents = fitted.sample(how["num"], how["temperature"], seed, place)
+    return domain.sample(loaded, latents, seed, {**how, "given": given}, console.note), latents, components, under

@@ -1,6 +1,5 @@
 """`arcvae traverse`: what each dimension of the code changes."""
 
-import functools
 import itertools
 from pathlib import Path
 from typing import Annotated
@@ -33,43 +32,35 @@ def traverse(
 
     A dimension of a map is a channel, which moves in all cells. Below a level that moves, learned priors go along.
     """
-    import numpy as np
     import torch
 
     from arcvae_cli.evaluation.information import choose, eval_mode, posteriors
     from arcvae_cli.evaluation.priors import argmax_decode
-    from arcvae_cli.models.base import Batch
 
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
     model, domain = loaded.model, domains.of(loaded.model.kind)
     domain.check_decodable(loaded)
-    corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
-    levels = posteriors(model, corpus(), split, choose(corpus(), split, 2000, 0))
+    corpus = reading.open_examples(loaded, data, split, console)
+    levels = posteriors(model, corpus, split, choose(corpus, split, 2000, 0))
     nats = [(kl, name, dim) for name, level in levels.items() for dim, kl in enumerate(level.kl.mean(dim=0).tolist())]
     strongest, middle = sorted(nats, reverse=True)[:dims], "the code 0"
-    noise = {name: torch.zeros(1, *shape) for name, shape in model.level_shapes.items()}
-    if start is not None:
-        middle, example = reading.read_example(start, "--from", loaded, corpus, split, console)
-        with eval_mode(model, 0) as where:
-            encoded = model.encode(Batch(torch.from_numpy(example.astype(np.int64))[None].to(where)), noise=False)
-        noise = {level.name: level.offset().cpu() for level in encoded}
-    values = torch.linspace(-reach, reach, steps)
-    noise = {name: torch.cat([value] * steps * len(strongest)) for name, value in noise.items()}
-    for place, ((_, name, dim), value) in enumerate(itertools.product(strongest, values)):
-        noise[name][place, dim] += value
+    values, count = torch.linspace(-reach, reach, steps), steps * len(strongest)
     with eval_mode(model, 0) as where:
-        latents = model.prior({name: value.to(where) for name, value in noise.items()})
+        noise = {name: torch.zeros(count, *shape, device=where) for name, shape in model.level_shapes.items()}
+        if start is not None:
+            (middle,), _, encoded = reading.encoded({"--from": start}, loaded, lambda: corpus, split, console)
+            noise = {level.name: level.offset().repeat_interleave(count, dim=0) for level in encoded}
+        for place, ((_, name, dim), value) in enumerate(itertools.product(strongest, values.tolist())):
+            noise[name][place, dim] += value
+        latents = model.prior(noise)
     points = argmax_decode(model, latents).numpy()
-    rows = points.reshape(len(strongest), steps, -1)
-    changed = (rows != rows[:, :1]).any(axis=1).sum(axis=1).tolist()
     titles = [f"{name} {dim}: {value:.3g}" for _, name, dim in strongest for value in values.tolist()]
     decoded = domain.row(loaded, points, titles)
-    keys = ("kl_nats", "level", "dimension", "changed")
-    found = [dict(zip(keys, (*one, count), strict=True)) for one, count in zip(strongest, changed, strict=True)]
+    found = [dict(zip(("kl_nats", "level", "dimension"), one, strict=True)) for one in strongest]
     decoded.facts.update(values=values.tolist(), dimensions=found)
-    text = "; ".join("{level} {dimension}: {kl_nats:.2f} nats, {changed}".format(**one) for one in found)
+    text = "; ".join("{level} {dimension}: {kl_nats:.2f} nats".format(**one) for one in found)
     title = f"{len(found)} dimensions from {-reach:g} to {reach:g} standard deviations around {middle}"
-    decoded = decoded._replace(summary=f"KL, and {domain.changes} that change: {text}")
     asked = {"from": middle, "steps": steps, "reach": reach}
+    decoded = decoded._replace(summary=text)
     reading.write_decoded(console, loaded, decoded, latents, output, "traversal", asked, title)

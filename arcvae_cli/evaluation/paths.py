@@ -1,7 +1,7 @@
 """Paths between codes, and how the decoded examples change along them."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ def between(start: Tensor, end: Tensor, steps: int, kind: Kind = "linear") -> Te
 
     `slerp`: on the great circle (Shoemake 1985), with linear lengths; a line where no great circle is defined.
     """
+    if kind not in get_args(Kind):
+        raise InputError(f"path {kind!r}: unknown", f"use {' or '.join(get_args(Kind))}")
     t = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)[:, None, None]
     a, b = (value.flatten(1).cpu().double() for value in (start, end))  # not every device has float64
     path = torch.lerp(a, b, t)
@@ -48,7 +50,7 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
 
 
 def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
-    """Two well reconstructed, different examples of a split, not blank half-way. InputError for fewer than two."""
+    """Two well reconstructed examples of a split that differ most. InputError for fewer than two."""
     indices = choose(corpus, split, CANDIDATES, 0).sort().values
     if len(indices) < 2:
         raise InputError(f"{corpus.name}: fewer than two {split} examples", "give another --split or --data")
@@ -63,9 +65,7 @@ def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
         best = (right * (content >= content.median())).argsort(descending=True, stable=True)
         best = best[: max(2, min(BEST, len(indices) // 4))]
         one, other = best[torch.triu_indices(len(best), len(best), 1, device=device)]
-        halfway = model.decode({name: (code[one] + code[other]) / 2 for name, code in means.items()})
-        visible = (model.argmax_decode(halfway).flatten(1) != empty).any(dim=1)
-        pair = ((decoded[one] != decoded[other]).sum(dim=1) * visible).argmax()
+        pair = (decoded[one] != decoded[other]).sum(dim=1).argmax()
     return int(indices[one[pair]]), int(indices[other[pair]])
 
 

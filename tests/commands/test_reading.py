@@ -34,8 +34,9 @@ UNUSABLE = """
 evaluate tiny_run --data nowhere.npz | nowhere.npz
 evaluate tiny_run --checkpoint nowhere | no such file, run folder or run
 evaluate tiny_run --data equations_npz | sums: contains derivations, the model needs grids
-sample tiny_run --device gpu | expected auto, cpu, cuda, cuda:1 or mps
-sample tiny_run --condition colours=3 | --condition colours=3: this model takes no conditions
+sample tiny_run --device gpu | use auto, cpu, cuda, cuda:1 or mps
+sample tiny_run --data '' --prior gmm | --data: empty
+sample tiny_run --condition colours=3 | condition colours=3: this model takes no conditions
 sample tiny_run --no-budget | --budget/--no-budget:
 sample hierarchy_run --prior gmm --condition colours=9 | --prior gmm: needs two examples, found 0
 sample bare_run | the model was trained without a grammar
