@@ -13,12 +13,11 @@ from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 
 END = "index in the split; or an ARC JSON file (FILE:2 is its third grid); or a string (string:7 is no index)"
-CHOSEN = "of the best reconstructed examples, two that differ most"
 
 
 def interpolate(
-    start: Annotated[str | None, reading.input_option("--from", help=END, show_default=CHOSEN)] = None,
-    end: Annotated[str | None, reading.input_option("--to", help="the same, of the other end")] = None,
+    start: Annotated[str, reading.input_option("--from", help=END)] = "0",
+    end: Annotated[str, reading.input_option("--to", help="the same, of the other end")] = "1",
     checkpoint: reading.CheckpointOption = "vae_best.pth",
     path: Annotated[Literal["linear", "slerp"], typer.Option(help="straight line, or great circle")] = "linear",
     steps: Annotated[int, typer.Option(min=2, max=256, help="points on the path, ends included")] = 9,
@@ -36,7 +35,7 @@ def interpolate(
     import torch
 
     from arcvae_cli.evaluation.information import eval_mode
-    from arcvae_cli.evaluation.paths import between, pair_to_show
+    from arcvae_cli.evaluation.paths import between
     from arcvae_cli.evaluation.priors import argmax_decode
 
     console = Console(quiet=quiet, as_json=as_json)
@@ -46,11 +45,6 @@ def interpolate(
         raise InputError(f"--level {level}: the latents of this model are {', '.join(model.level_sizes)}")
     domain.check_decodable(loaded)
     corpus = functools.cache(lambda: reading.open_examples(loaded, data, split, console))
-    if start is None and end is None:
-        start, end = map(str, pair_to_show(model, corpus(), split))
-        console.note(f"--from {start} --to {end}, {split} split of {corpus().name}: {CHOSEN}")
-    if start is None or end is None:
-        raise InputError("--from, --to: one is missing", "give both, or neither")
     ends = {"--from": start, "--to": end}
     names, originals, encoded = reading.encoded(ends, loaded, corpus, split, console)
     with eval_mode(model, seed):

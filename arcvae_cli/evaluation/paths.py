@@ -8,12 +8,11 @@ from torch import Tensor
 
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.errors import InputError
-from arcvae_cli.evaluation.information import choose, eval_mode, posterior_means
+from arcvae_cli.evaluation.information import eval_mode, posterior_means
 from arcvae_cli.evaluation.priors import argmax_decode
 from arcvae_cli.models.base import VAE
 
 Kind = Literal["linear", "slerp"]
-CANDIDATES, BEST = 500, 8  # examples that `pair_to_show` looks at, and of these the best reconstructed ones
 
 
 def between(start: Tensor, end: Tensor, steps: int, kind: Kind = "linear") -> Tensor:
@@ -47,26 +46,6 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
     with eval_mode(model, 0):
         decoded = argmax_decode(model, codes)
     return decoded.reshape(steps, pairs, *decoded.shape[1:])
-
-
-def pair_to_show(model: VAE, corpus: Corpus, split: str) -> tuple[int, int]:
-    """Two well reconstructed examples of a split that differ most. InputError for fewer than two."""
-    indices = choose(corpus, split, CANDIDATES, 0).sort().values
-    if len(indices) < 2:
-        raise InputError(f"{corpus.name}: fewer than two {split} examples", "give another --split or --data")
-    means = posterior_means(model, corpus, split, indices)
-    empty = corpus.background if corpus.rules is None else corpus.rules.padding
-    empty = -1 if empty is None else empty  # without a background no class is empty
-    with eval_mode(model, 0) as device:
-        x = corpus.batch(split, indices.to(device)).x.flatten(1)
-        decoded = model.argmax_decode(model.decode(means)).flatten(1)
-        content, counted = (x != empty).sum(dim=1), (x != empty) | (decoded != empty)
-        right = ((x == decoded) & counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
-        best = (right * (content >= content.median())).argsort(descending=True, stable=True)
-        best = best[: max(2, min(BEST, len(indices) // 4))]
-        one, other = best[torch.triu_indices(len(best), len(best), 1, device=device)]
-        pair = (decoded[one] != decoded[other]).sum(dim=1).argmax()
-    return int(indices[one[pair]]), int(indices[other[pair]])
 
 
 def smoothness(decoded: Tensor) -> dict[str, Any]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +44,7 @@ def test_from_one_test_grid_to_another(
     arcvae: Run, tiny_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     result, report, arrays = walk(arcvae, tiny_run, tmp_path, "--from", 3, "--to", 17)
+    assert walk(arcvae, tiny_run, tmp_path / "default")[1]["from"] == "test 0"
     originals, grids, model = arc_splits["test"][[3, 17]], arrays["grids"], model_of(tiny_run)
     np.testing.assert_array_equal(arrays["originals"], originals)
     np.testing.assert_allclose(arrays["latents_z"], line(model, originals, 9), rtol=1e-4, atol=1e-5)
@@ -60,19 +60,6 @@ def test_from_one_test_grid_to_another(
     arc = walk(arcvae, tiny_run, tmp_path, "--from", 3, "--to", 17, "--path", "slerp")[2]["latents_z"]
     np.testing.assert_array_equal(arrays["latents_z"][[0, -1]], arc[[0, -1]])
     assert np.abs(arrays["latents_z"] - arc).max() > 1e-4
-
-
-@pytest.mark.parametrize(("run", "key"), [("hierarchy_run", "grids"), ("equations_run", "ids")])
-def test_by_default_a_pair_of_the_split_in_a_new_folder(
-    run: str, key: str, arcvae: Run, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    folder = shutil.copytree(request.getfixturevalue(run), tmp_path / "run")
-    first, again = (json.loads(arcvae("interpolate", "--checkpoint", folder, "--json").stdout) for _ in range(2))
-    assert (first["from"], first["to"]) == (again["from"], again["to"])
-    assert first["distance"] > 0 and first["distance_of_originals"] > 0
-    with np.load(folder / "interpolations" / "interpolation.npz") as file:
-        assert file[key][4].any(), "not blank half-way"
-    assert (folder / "interpolations-2").is_dir()
 
 
 def test_grids_of_an_arc_file(arcvae: Run, tiny_run: Path, tmp_path: Path) -> None:

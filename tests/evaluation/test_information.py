@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from arcvae_cli import gaussians
-from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import (
     Codes,
     eval_mode,
@@ -18,7 +17,7 @@ from arcvae_cli.evaluation.information import (
     mutual_information,
     shuffled_codes,
 )
-from arcvae_cli.evaluation.paths import decoded_paths, pair_to_show, smoothness
+from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.models.base import VAE, Batch, Level, Output, standard_level
 
 
@@ -240,11 +239,3 @@ def test_paths_of_a_thermometer() -> None:
     ):
         paths = decoded_paths(THERMOMETER, thermometers(*counts), "test", torch.arange(len(counts)), steps)
         assert smoothness(paths) == {"steps": steps, **dict(zip(names, expected, strict=True))}
-
-
-def test_the_pair_to_show_is_well_reconstructed_and_as_different_as_possible() -> None:
-    corpus = thermometers(0, 1, 4, 5, 8, *[4] * 7)
-    corpus.x[5:] = corpus.x[5:].flip(1)  # which the model reconstructs as its mirror image
-    assert pair_to_show(THERMOMETER, corpus, "test") == (2, 4)
-    with pytest.raises(InputError, match="fewer than two test examples"):
-        pair_to_show(THERMOMETER, thermometers(3), "test")
