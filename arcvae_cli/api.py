@@ -171,7 +171,8 @@ def as_array(name: str, value: Any, dtype: Any = None) -> NDArray[Any]:
     try:
         return np.asarray(value, dtype)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: not an array ({first_line(error)})", "give rows of equal length") from error
+        reason = first_line(error).partition(". ")[0]
+        raise InputError(f"{name}: not an array ({reason})", "give rows of equal length") from error
 
 
 class Run:

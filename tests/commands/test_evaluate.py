@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -10,13 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from arcvae_cli import checkpoints
-from arcvae_cli.commands import evaluate as command
-from arcvae_cli.console import Console
-from arcvae_cli.data.corpus import open_corpus
 from arcvae_cli.domains import grids
 from arcvae_cli.evaluation import samples
-from arcvae_cli.folders import RunFolder
 
 Run = Callable[..., Result]
 
@@ -36,10 +30,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SAMPLES", "CONDITION_SAMPLES", "QUICK_CONDITION_SAMPLES"):
         monkeypatch.setattr(grids, name, 40)
     monkeypatch.setattr(samples, "tsne_plane", lambda codes, _: codes[:, :2])
-
-
-def load(run: Path) -> checkpoints.Loaded:
-    return checkpoints.load(run / "checkpoints" / "vae_best.pth")
 
 
 @pytest.mark.parametrize("run", FAMILIES)
@@ -94,20 +84,3 @@ def test_json_strict_and_baselines_of_the_training_corpus(
     assert missing.exit_code == 2 and str(arc_npz) in missing.stderr.replace("\n", "")
     assert "the training corpus is not available" in replaced.stderr
     assert json.loads(replaced.stdout)["reconstruction"] == document["reconstruction"]
-
-
-@pytest.mark.parametrize(("run", "mode"), [("tiny_run", "per_dim"), ("equations_run", "total")])
-def test_a_run_ends_with_a_report(
-    run: str, mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> None:
-    (tmp_path / "images").mkdir()
-    loaded = load(request.getfixturevalue(run))
-    objective = loaded.settings.objective.model_copy(update={"free_bits": 0.7, "free_bits_mode": mode})
-    loaded = dataclasses.replace(loaded, settings=loaded.settings.model_copy(update={"objective": objective}))
-    document = command.report(loaded, open_corpus(loaded.settings.data), "val", RunFolder(tmp_path), Console())
-    assert document == json.loads((tmp_path / "metrics.json").read_text())
-    assert (document["run"], document["split"], document["quick"]) == (str(tmp_path), "val", True)
-    shown = capsys.readouterr().out
-    assert document["verdict"]["summary"] in shown
-    assert ("free bits 0.7" in shown) is (mode == "per_dim")  # those of the total are the floor of no dimension
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == PLOTS

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner, Result
 
 from arcvae_cli.cli import app
@@ -51,16 +50,7 @@ def test_the_schema_has_the_keys_and_choices_of_the_settings(arcvae: Run) -> Non
     assert kinds["TrainSettings"]["properties"]["precision"]["enum"] == ["auto", "fp32", "bf16"]
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("presets show ultra", {"ultra_conservative"}),
-        ("train --beta-schedule c", {"constant", "cosine", "cyclical", "controlvae"}),
-        ("schedule-preview cy", {"cyclical", "cyclical_cosine"}),
-    ],
-)
-def test_completion(monkeypatch: pytest.MonkeyPatch, words: str, expected: set[str]) -> None:
-    monkeypatch.setenv("_ARCVAE_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", f"arcvae {words}")
-    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
-    assert sorted(CliRunner().invoke(app, [], prog_name="arcvae").stdout.split()) == sorted(expected)
+def test_completion() -> None:
+    words = {"_ARCVAE_COMPLETE": "complete_bash", "COMP_WORDS": "arcvae train --beta-schedule c", "COMP_CWORD": "3"}
+    names = CliRunner().invoke(app, [], prog_name="arcvae", env=words).stdout.split()
+    assert sorted(names) == ["constant", "controlvae", "cosine", "cyclical"]
