@@ -176,6 +176,4 @@ def find_checkpoint(argument: str, runs: Path) -> tuple[Path, str | None]:
     except InputError as error:
         raise InputError(f"checkpoint {argument!r:.200}: no such file, run folder or run", error.fix) from None
     path = folder / WEIGHTS if is_file(folder / WEIGHTS) else folder / "checkpoints" / BEST
-    if not is_file(path):
-        raise InputError(f"checkpoint {argument!r}: the folder holds no checkpoints/{BEST}", "give the file itself")
     return path, None if folder == given else f"using {path}"

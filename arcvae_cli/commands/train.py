@@ -191,14 +191,11 @@ def run(
                 console.note(reason)
             with trainer.timed("evaluation"):
                 from arcvae_cli.commands.evaluate import report as evaluate_run
-                from arcvae_cli.evaluation.verdict import remedies
+                from arcvae_cli.render.diagnosis import printed, show_verdict
 
                 best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
                 document = evaluate_run(best, corpus, "val", folder, console)
-            findings, marks = document["verdict"]["findings"], {True: "ok", False: "MISS"}
-            lines = [f"{marks[one['ok']]} {one['name']} {one['value']:.4g}, target {one['target']}" for one in findings]
-            lines += [f"- {step} (for {'; '.join(names)})" for step, names in remedies(findings).items()]
-            lines.append(document["verdict"]["summary"])
+            lines = printed(partial(show_verdict, document["verdict"])).splitlines()
             console.log("\n".join(lines))
             images = sorted(path for path in folder.images.glob("*.png") if "_epoch_" not in path.name)
             kept = {part: folder.checkpoints / f"{part}.pth" for part in ("vae_best", "encoder", "decoder")}

@@ -47,6 +47,6 @@ def show_verdict(verdict: Mapping[str, Any], console: Console) -> None:
 def printed(show: Callable[[Console], None], width: int = 120) -> str:
     """What a function prints on a console, as plain text."""
     console, text = Console(), io.StringIO()
-    console.out = Terminal(file=text, width=width, color_system=None)
+    console.out = Terminal(file=text, width=width, color_system=None, soft_wrap=True)
     show(console)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
