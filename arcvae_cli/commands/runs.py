@@ -14,7 +14,7 @@ from arcvae_cli.commands.options import JsonOption, QuietOption, complete_runs
 from arcvae_cli.commands.reading import importing
 from arcvae_cli.console import Console, cell, styled
 from arcvae_cli.errors import ArcvaeError, InputError, one_line
-from arcvae_cli.files import is_file, size
+from arcvae_cli.files import is_file, read_lines, size
 from arcvae_cli.presets import resolve
 from arcvae_cli.settings import Settings
 
@@ -112,8 +112,10 @@ def check(path: Path) -> dict[str, Any]:
     """What is found in the files of a run. `whole`: epochs of valid checkpoints; `broken`: why others are not."""
     with importing():
         from arcvae_cli import checkpoints
-    run, config = folders.describe(path), path / "config.toml"
+        from arcvae_cli.records import EpochRecord, renamed
+    run, config, log = folders.describe(path), path / "config.toml", path / "metrics.jsonl"
     state, whole, steps, broken = run["state"], {}, {}, {}
+    last: dict[str, Any] = {}
     for file in pth_files(path):
         try:
             values = checkpoints.read(file)
@@ -125,14 +127,23 @@ def check(path: Path) -> dict[str, Any]:
             whole[file.name] = values["epoch"]
         if checkpoints.resumable(values):
             steps[file.name] = values["step"]
+            last = values if file.name == "last.pth" else last
     expected = ["last.pth"] if run["step"] else []
     expected += [checkpoints.BEST, "vae_final.pth"] if state == "finished" else []
     problems = ["status.json: cannot be read"] if state == "corrupt" else []
     problems += [f"{name}: missing" for name in expected if not is_file(path / "checkpoints" / name)]
     try:
-        resolve(str(config))
+        settings = resolve(str(config)).settings
+        kept = checkpoints.read_settings(path / "checkpoints" / "last.pth", last) if last else settings
+        changed = folders.differences(kept.table(), settings.table())
+        if wrong := [key for key in changed if not key.startswith(folders.MAY_CHANGE)]:
+            problems.append(f"config.toml: not the settings of last.pth: {', '.join(wrong[:5])}")
     except InputError as error:
         problems.append(f"config.toml: {error.what.removeprefix(f'{config}: ')}")
+    records = [EpochRecord.of(json.loads(text)).metrics() for text in last.get("history", "").splitlines()]
+    logged = [renamed(line) for line in (read_lines(log) if is_file(log) else []) if line.pop("kind") == "epoch"]
+    if logged[: len(records)] != records:
+        problems.append("metrics.jsonl: its epochs are not those of last.pth")
 
     ok = not broken and not problems
     resumed = path if "last.pth" in steps else path / "checkpoints" / max(steps, key=lambda n: steps[n], default="")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -105,11 +106,18 @@ def flip(path: Path) -> None:
     path.write_bytes(changed)
 
 
+def relog(path: Path) -> None:
+    """Change a value of an epoch in `metrics.jsonl`."""
+    path.write_text(re.sub(r'("kind": "epoch".*?"train/kl": )', r"\g<1>1", path.read_text(), count=1))
+
+
 HARMS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "bit": (lambda run: flip(run / "checkpoints" / "vae_best.pth"), "vae_best.pth"),
     "no last": (lambda run: (run / "checkpoints" / "last.pth").unlink(), "last.pth: missing"),
     "status": (lambda run: (run / "status.json").write_text("{"), "status.json"),
+    "config": (lambda run: (run / "config.toml").write_text("[train]\nlr = 0.1\n"), "not the settings of last.pth"),
     "no config": (lambda run: (run / "config.toml").unlink(), "config.toml"),
+    "epoch": (lambda run: relog(run / "metrics.jsonl"), "metrics.jsonl: its epochs are not those of last.pth"),
 }
 
 
