@@ -60,10 +60,10 @@ def evaluate(
     monte_carlo: Annotated[
         bool, string_option("--monte-carlo", help="exact reconstructions among sampled strings")
     ] = False,
-    encodings: Annotated[int, string_option(min=1, help="codes per derivation")] = 10,
-    decodings: Annotated[int, string_option(min=1, help="strings per code")] = 100,
-    monte_carlo_examples: Annotated[int, string_option(min=1, help="derivations")] = 500,
-    samples: Annotated[int, string_option(min=1, max=100_000, help="of each prior")] = 1000,
+    encodings: Annotated[int | None, string_option(min=1, help="codes per derivation", show_default="10")] = None,
+    decodings: Annotated[int | None, string_option(min=1, help="strings per code", show_default="100")] = None,
+    monte_carlo_examples: Annotated[int | None, string_option(min=1, help="derivations", show_default="500")] = None,
+    samples: Annotated[int | None, string_option(min=1, max=100_000, help="of each prior", show_default="1000")] = None,
     seed: reading.SeedOption = 0,
     device: reading.DeviceOption = "auto",
     data: reading.DataOption = None,
@@ -80,7 +80,10 @@ def evaluate(
 
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
-    domains.of(loaded.model.kind).check_flags({"--monte-carlo": monte_carlo or None})
+    counting = {"--encodings": encodings, "--decodings": decodings, "--monte-carlo-examples": monte_carlo_examples}
+    domains.of(loaded.model.kind).check_flags({"--monte-carlo": monte_carlo or None, **counting, "--samples": samples})
+    if not monte_carlo and (given := [flag for flag, value in counting.items() if value is not None]):
+        raise InputError(f"{given[0]}: needs --monte-carlo", "add it")
     corpus = reading.open_examples(loaded, data, split, console)
     folder = usable_folder(output or (loaded.run or Path()) / "evaluation" / f"{corpus.name}-{split}", "--output")
     trained = corpus
@@ -90,8 +93,9 @@ def evaluate(
         except InputError as error:
             console.warn(f"the training corpus is not available ({error.what}): baselines are fitted to {data}")
     task = Task(loaded.model, corpus, split, loaded.settings, trained, seed, iwae, iwae_examples, note=console.note)
-    task.samples, task.title = samples, picture_title(loaded)
-    task.monte_carlo = (monte_carlo_examples, encodings, decodings) if monte_carlo else None
+    task.samples, task.title = samples or 1000, picture_title(loaded)
+    if monte_carlo:
+        task.monte_carlo = (monte_carlo_examples or 500, encodings or 10, decodings or 100)
     # bf16 is for the network: posteriors, likelihoods and baselines stay in float32 and float64
     with torch.autocast(corpus.device.type, torch.bfloat16, enabled=precision == "bf16"):
         document = _evaluated(loaded, task, {"precision": precision}, folder, folder, console)
