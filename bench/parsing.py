@@ -69,7 +69,7 @@ def main() -> None:
         return
     molecules = [line.split()[0] for line in found.read_text("utf-8").splitlines() if line.strip()]
     grammar = read_grammar("smiles")
-    own, earley, peer = Parser(grammar), Parser(grammar, lalr_seconds=0), nltk_reader(grammar)
+    own, earley, peer = Parser(grammar), Parser(grammar, earley=True), nltk_reader(grammar)
     print(own.reason)
     for molecule in molecules[:200]:  # warm-up
         own.parse(molecule)

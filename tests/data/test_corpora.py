@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,19 +75,21 @@ def test_an_unwritable_cache_costs_a_note(cache: Path):
 
 
 def test_one_builds_a_corpus_and_others_wait_for_it(monkeypatch: pytest.MonkeyPatch):
-    shapes, begun, waiting, built = corpora.build_shapes, threading.Event(), threading.Event(), []
+    shapes, begun, go_on, built = corpora.build_shapes, threading.Event(), threading.Event(), []
 
     def slow(*size_and_seed: int) -> Dataset:
         built.append(size_and_seed)
         begun.set()
-        assert waiting.wait(10)
+        assert go_on.wait(10)
         return shapes(*size_and_seed)
 
     monkeypatch.setattr(corpora, "build_shapes", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(load_arrays, SHAPES)
         assert begun.wait(10)
-        second = pool.submit(load_arrays, SHAPES, say=lambda text: waiting.set())
+        second = pool.submit(load_arrays, SHAPES)
+        time.sleep(0.1)
+        go_on.set()
         assert first.result().fingerprint() == second.result().fingerprint()
     assert built == [(50, 4)]
 

@@ -145,7 +145,7 @@ def test_open_corpus(tmp_path: Path, arc: Dataset, equations: Dataset):
         (tmp_path / "test.npz", None, "the train split is empty"),
         (ids, Structure(read_grammar("smiles").rules, 15), "not that of the model"),
         (ids, Structure(rules, 5), "the train split is empty"),
-        (grids, Canvas(12, 16), "do not fit the model's canvas of 12x16 and 10 classes"),
+        (grids, Canvas(12, 16), "do not fit the model's canvas of 12x16, 10 classes"),
     ):
         with pytest.raises(InputError, match=message):
             open_corpus(DataSettings(path=path), structure=given)

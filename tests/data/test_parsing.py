@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import gc
 import hashlib
 import random
-import signal
-import time
 from collections import Counter
 from contextlib import suppress
 from itertools import product
@@ -35,7 +32,7 @@ def sentences(grammar: Grammar, most_rules: int) -> dict[str, list[tuple[int, ..
 
 def agree(grammar: Grammar, most_rules: int, stream: random.Random) -> str:
     """The kind of the parser; it and Earley find the derivations of every string, and refuse the same others."""
-    parser, earley = Parser(grammar), Parser(grammar, lalr_seconds=0)
+    parser, earley = Parser(grammar), Parser(grammar, earley=True)
     found = dict(list(sentences(grammar, most_rules).items())[:200])
     for sentence, derivations in found.items():
         ids, ambiguous = parser.derivation(sentence)
@@ -55,7 +52,7 @@ def agree(grammar: Grammar, most_rules: int, stream: random.Random) -> str:
 
 
 def test_smiles_lark_has_the_productions_of_smiles_cfg():
-    parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, lalr_seconds=0)
+    parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, earley=True)
     assert parser.kind == "lalr"
     text = "C[C@@H]1CC(Nc2cncc(-c3nncn3C)c2)C[C@@H](C)C1"
     assert earley.derivation(text) == (parser.parse(text), False)
@@ -86,7 +83,7 @@ def test_where_a_line_fails():
         (EQUATIONS, {"x +  + 1": 5, "x 1": 2, "( x + 1": 7, "x +  ": 5, "   ": 3, "sin ( y )": 0}),
         (commas, {"a,a,b": 4, "a,": 2}),
     ):
-        for parser, (text, position) in product((Parser(grammar), Parser(grammar, lalr_seconds=0)), cases.items()):
+        for parser, (text, position) in product((Parser(grammar), Parser(grammar, earley=True)), cases.items()):
             with pytest.raises(ParseFailure) as caught:
                 parser.parse(text)
             found = repr(text[position]) if position < len(text) else "end"
@@ -151,23 +148,3 @@ def test_processes_give_what_one_gives():
         found = parse_lines(lines, EQUATIONS, workers, lambda *count, so_far=so_far: so_far.append(count))
         results.append([one.args if isinstance(one, ParseFailure) else one[0].tolist() for one in found])
     assert results[0] == results[1] and told[0] == told[1] == [(250, 600), (500, 600), (600, 600)]
-
-
-def test_ambiguous_strings_and_large_grammars_are_parsed_or_refused_in_time():
-    ambiguous = Parser(parse_grammar("S -> S S | 'a'", "g"), earley_seconds=0.1)
-    begun, limited = time.process_time(), []
-    gc.callbacks.append(lambda *_: limited.append(signal.getitimer(signal.ITIMER_PROF) != (0, 0)))
-    try:
-        with pytest.raises(InputError, match=r"g: 'a{40}' \(400 characters\) takes over 0.1 s to parse"):
-            ambiguous.parse("a" * 400)
-    finally:
-        gc.callbacks.pop()
-    assert time.process_time() - begun < 2 and not any(limited), "what is raised in a callback of gc is lost"
-    assert gc.isenabled() and signal.getitimer(signal.ITIMER_PROF) == (0, 0)
-    assert [ambiguous.derivation(text)[1] for text in ("a", "aaa")] == [False, True]
-    lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(30)]
-    levels = Parser(parse_grammar("\n".join([*lines, "e30 -> 'x' | '(' e0 ')'"]), "levels"), lalr_seconds=0.05)
-    assert levels.kind == "earley" and len(levels.parse("p3.x")) == 31
-    large = parse_grammar(f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(1000))}", "large")
-    with pytest.raises(InputError, match="large: 1,002 productions are too many"):
-        Parser(large, lalr_seconds=0.05, earley_seconds=0.1)
