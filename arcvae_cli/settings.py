@@ -114,8 +114,8 @@ class DataSettings(SettingsTable):
 
     name: CorpusName = Field("arc", description="name of a corpus")
     path: Path | None = Field(None, strict=False, description="your own corpus: .npz, .npy, ARC JSON, file of strings")
-    size: Count = Field(100_000, description="number of examples of a built corpus")
-    seed: Natural = Field(0, description="seed of a built corpus")
+    size: int = Field(100_000, ge=10, le=2_000_000, description="number of examples of a built corpus")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of a built corpus")
     canvas: Sides | None = Field(None, description="HxW that grids are padded to; by default their size")
     classes: int | None = Field(None, ge=2, le=256, description="number of classes; by default the largest plus 1")
     background: Class | None = Field(None, description="class of empty cells, or none; 0 by default")
@@ -147,8 +147,6 @@ class DataSettings(SettingsTable):
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
         if self.classes is not None and isinstance(self.background, int) and self.background >= self.classes:
             yield "background", f"{self.background} is not below data.classes {self.classes}", "lower it, or use none"
-        if self.outside == "class" and self.path is not None and self.canvas is None:
-            yield "outside", "class needs data.canvas, which grids are padded to", "give --canvas too, or remove it"
         sources = [key for key in ("path", "input", "prod") if getattr(self, key) is not None]
         for second in sources[1:]:
             yield second, f"cannot be combined with data.{sources[0]}", "remove one of them"

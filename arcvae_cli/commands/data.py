@@ -29,7 +29,7 @@ named = typer.Argument(metavar="NAME|PATH", show_default=False, help=KNOWN, auto
 CorpusArgument = Annotated[str | None, named]
 _of_strings: Any = partial(typer.Option, rich_help_panel=STRINGS)
 _of_output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
-FORMS = {"background": ".1%", "single_class": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
+FORMS = {"background": ".1%", "single_class": ".1%", "mean_rules": ".1f"}  # of the columns of tables
 
 
 @app.command()
@@ -127,8 +127,7 @@ def info(
         facts["commonest shapes"] = ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"])
     else:
         productions = dataset.grammar.productions if dataset.grammar else ["no notation"] * len(dataset.rules)
-        for label in ("unused", "unusable"):
-            facts[f"{label} rules"] = ", ".join(f"{rule} ({productions[rule]})" for rule in described[label][:12])
+        facts["unused rules"] = ", ".join(f"{rule} ({productions[rule]})" for rule in described["unused"][:12])
     lines = [(key.replace("_", " "), one_line(str(value))) for key, value in facts.items() if value]
     console.table("Content", ("", ""), lines, left=(0, 1), header=False)
     if examples := described.get("examples"):

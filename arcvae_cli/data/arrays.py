@@ -32,7 +32,6 @@ class Origin:
     lines: int = 0
     failed: int = 0
     too_long: int = 0
-    ambiguous: int = 0  # lines with several derivations
     duplicates: int = 0
     entropy: float | None = None  # nats, of the distribution that strings are drawn from
 
@@ -176,11 +175,8 @@ def refuse_large(what: str, count: int) -> None:
         raise InputError(f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}", fix)
 
 
-def split_sizes(size: int, seed: int) -> tuple[int, int, int]:
-    """80/10/10 of a corpus to be built; InputError for a size or a seed out of range."""
-    for key, value, least, most in (("size", size, 10, 2_000_000), ("seed", seed, 0, 2**32 - 1)):
-        if not least <= value <= most:
-            raise InputError(f"data.{key}: {value} is out of range", f"use {least} to {most}")
+def split_sizes(size: int) -> tuple[int, int, int]:
+    """80/10/10 of a corpus to be built."""
     return size - 2 * (size // 10), size // 10, size // 10
 
 
@@ -205,7 +201,7 @@ def unseen(examples: NDArray[Any], seen: set[bytes], most: int | None = None) ->
 def describe(dataset: Dataset) -> dict[str, Any]:
     """The document of `data info --json` but for name and file.
 
-    Shares are of cells (`background`, `classes`), grids (`single_class`) or steps (`padding`), None in an empty split.
+    Shares are of cells (`background`, `classes`), grids (`single_class`), None in an empty split.
     `leaks`: examples of `of` also in `into`.
     """
     keys = framed = [one.tobytes() for one in dataset.x]
@@ -235,14 +231,11 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             "classes": (np.bincount(cells, minlength=dataset.canvas.classes) / cells.size).tolist(),
             "shapes": [[*sides, count] for sides, count in shapes],
         }
-    counts = np.bincount(dataset.x.ravel(), minlength=len(rules)).tolist()
-    real = [rule for rule in range(len(rules)) if rule != rules.padding]
+    unused = {*range(len(rules))} - {*np.unique(dataset.x).tolist(), rules.padding}
     rows = next(rows for split in SPLITS if (rows := dataset.rows(split)).size)[:5]
     return document | {
         "steps": dataset.x.shape[1],
-        "counts": counts,
-        "unused": [rule for rule in real if rules.lhs[rule] >= 0 and not counts[rule]],
-        "unusable": [rule for rule in real if rules.lhs[rule] < 0],
+        "unused": sorted(unused),
         "origin": asdict(dataset.origin),
         "examples": [] if dataset.grammar is None else dataset.strings(rows),
     }
@@ -261,8 +254,7 @@ def _of_grids(part: Dataset) -> dict[str, Any]:
 def _of_strings(part: Dataset) -> dict[str, Any]:
     assert part.rules is not None
     used = (part.x != part.rules.padding).sum(axis=1)
-    share = 1 - float(used.sum()) / part.x.size if used.size else None
-    return {"mean_rules": _mean(used), "most_rules": int(used.max()) if used.size else None, "padding": share}
+    return {"mean_rules": _mean(used), "most_rules": int(used.max()) if used.size else None}
 
 
 def _cells(dataset: Dataset) -> Grids:

@@ -204,7 +204,8 @@ def _split(columns: Columns, x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[
 
 
 def _derivations(path: Path, columns: Columns, grammar: Grammar | None, check: bool) -> Dataset:
-    origin = Origin(**json.loads(_string(columns["origin"]))) if "origin" in columns else Origin()
+    known = json.loads(_string(columns.get("origin", np.array("{}"))))
+    origin = Origin(**{key: value for key, value in known.items() if key in Origin.__dataclass_fields__})
     if "grammar" in columns:
         grammar = parse_grammar(_string(columns["grammar"]), origin.grammar or path.stem)
     if grammar is not None:

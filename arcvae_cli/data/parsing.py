@@ -1,15 +1,14 @@
 """From strings to left-most derivations of a grammar, by lark: LALR if the grammar permits it, else Earley.
 
 LALR is used where lark finds no conflicts and the text splits into terminals in one way only; SMILES have a lark
-grammar of their own, because the published rules have conflicts. Earley takes any grammar, about fifty times slower; of
-several derivations it gives the one whose ids are first in lexicographic order.
+grammar of their own, because the published rules have conflicts. Earley takes any grammar, about fifty times slower,
+and gives one of several derivations.
 """
 
-import re
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -20,13 +19,10 @@ from typing import Any
 import numpy as np
 from lark import GrammarError, Lark, UnexpectedInput
 from lark.lexer import BasicLexer
-from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
 
 from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
-
-_SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
 
 
 @dataclass(eq=False)
@@ -76,32 +72,22 @@ class Parser:
         self.reason = f"Earley: {problem}" if problem else "LALR without conflicts: no string has two derivations"
         if problem:
             lexer: Any = _LongestMatch if spaced else "dynamic"
-            self._lark = Lark(notation, parser="earley", lexer=lexer, ambiguity="forest")
+            self._lark = Lark(notation, parser="earley", lexer=lexer, keep_all_tokens=True)
 
     def parse(self, text: str) -> list[int]:
-        return self.derivation(text)[0]
-
-    def derivation(self, text: str) -> tuple[list[int], bool]:
-        """The ids of the left-most derivation of a string, without padding, and whether there are others."""
+        """The ids of a left-most derivation of a string, without padding."""
         spaced = self.grammar.separator.isspace()
-        written = text if spaced or not text else text + self.grammar.separator
         try:
-            if self.kind == "lalr":
-                nodes = self._lark.parse(written).iter_subtrees_topdown()  # type: ignore[no-untyped-call]
-                return [self._rules[node.data] for node in nodes], False
-            return _first(self._lark.parse(written))  # type: ignore[arg-type]
+            tree = self._lark.parse(text if spaced or not text else text + self.grammar.separator)
         except UnexpectedInput as error:
-            joined = _SPACE_WITHIN_TERMINAL.sub("", text)
-            if spaced and joined != text:  # read again: `sin ( 3 )` where `sin(` is a terminal
-                with suppress(ParseFailure):
-                    return self.derivation(joined)
             ended = getattr(error, "token", None) == ""  # the token after the last character
             place = len(text) if ended else min(len(text), error.pos_in_stream or 0)
             found = repr(text[place]) if place < len(text) else "end"
             raise ParseFailure(place, f"unexpected {found}") from None
+        return [self._rules[node.data] for node in tree.iter_subtrees_topdown()]  # type: ignore[no-untyped-call]
 
 
-Result = tuple[NDArray[np.int16], bool] | ParseFailure  # of a line: its ids and whether there are others
+Result = NDArray[np.int16] | ParseFailure  # of a line: its ids
 parser_of = lru_cache(maxsize=2)(Parser)  # made once per process
 
 
@@ -129,8 +115,7 @@ def _chunk(lines: Sequence[str], grammar: Grammar) -> list[Result]:
     results: list[Result] = []
     for text in lines:
         try:
-            ids, others = parser.derivation(text)
-            results.append((np.array(ids, np.int16), others))
+            results.append(np.array(parser.parse(text), np.int16))
         except ParseFailure as failure:  # noqa: PERF203
             results.append(failure)
     return results
@@ -144,27 +129,3 @@ class _LongestMatch(BasicLexer):
     def __init__(self, conf: Any) -> None:
         conf.skip_validation = True
         super().__init__(conf)
-
-
-def _first(root: SymbolNode) -> tuple[list[int], bool]:
-    """The derivation of a forest whose ids come first in lexicographic order, and whether there are others."""
-    least: dict[int, tuple[int, ...]] = {}  # by node; made of those of its parts, as none begins another
-    ambiguous = False
-    path = [root]
-    while path:
-        node = path[-1]
-        if id(node) in least:
-            path.pop()
-            continue
-        families = [[part for part in packed.children if not isinstance(part, TokenNode)] for packed in node.children]
-        missing = [part for parts in families for part in parts if id(part) not in least]
-        if missing:
-            path.extend(missing)
-            continue
-        choices = []
-        for packed, parts in zip(node.children, families, strict=True):
-            ids = () if node.is_intermediate else (int(packed.rule.alias[1:]),)
-            choices.append(ids + tuple(rule for part in parts for rule in least[id(part)]))
-        ambiguous |= len(choices) > 1
-        least[id(node)] = min(choices)
-    return list(least[id(root)]), ambiguous

@@ -80,12 +80,11 @@ def test_description_of_strings():
         "strings": 40,
         "mean_rules": pytest.approx(train.mean()),
         "most_rules": train.max(),
-        "padding": pytest.approx(1 - train.mean() / 15),
         "duplicates": 0,
     }
-    assert described["counts"] == [int((drawn.x == rule).sum()) for rule in range(12)]
+    assert described["unused"] == []
     assert described["examples"] == drawn.strings(drawn.rows("train")[:5])
     mixed = replace(drawn, x=np.concatenate([drawn.x[:-1], drawn.x[:1]]))
     mixed = replace(mixed, split=np.r_[np.uint8([0]), mixed.split[1:-1], np.uint8([2])])
     assert [leak["identical"] for leak in describe(mixed)["leaks"]] == [1, 0, 0]
-    assert describe(build_drawn(read_grammar("smiles"), 12, 10))["unusable"] == [29, 31]
+    assert {29, 31} <= {*describe(build_drawn(read_grammar("smiles"), 12, 10))["unused"]}
