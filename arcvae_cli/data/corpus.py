@@ -126,8 +126,7 @@ class GridCorpus(Examples):
             return Batch(x, scored=scored)
         if split not in self._objects:
             measured = measure(self.grids(split).cpu().numpy(), self.structure)
-            column = columns(self.structure).get("objects", 0)  # without a background they do not matter
-            self._objects[split] = torch.from_numpy(measured[:, column]).to(self.device)
+            self._objects[split] = torch.from_numpy(measured[:, columns(self.structure)["objects"]]).to(self.device)
         objects = self._objects[split].index_select(0, indices)
         return Batch(x, conditions=batch_conditions(x, objects, self.structure), scored=scored)
 
