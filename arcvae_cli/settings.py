@@ -91,7 +91,7 @@ class DataSettings(SettingsTable):
     """The corpus and how it is used."""
 
     name: CorpusName = Field("arc", description="name of a corpus")
-    path: Path | None = Field(None, strict=False, description="your own corpus: .npz, .npy, ARC JSON, file of strings")
+    path: Path | None = Field(None, strict=False, description="your own: .npz, .npy, ARC .json, .txt, .png, a folder")
     size: int = Field(100_000, ge=10, le=2_000_000, description="number of examples of a built corpus")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of a built corpus")
     canvas: Sides | None = Field(None, description="HxW that grids are padded to; by default their size")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -61,18 +60,14 @@ def build(
     if download is not None:
         fetch_zinc(console.note)
         corpus = corpus or "smiles"
-    if corpus is None and not {"grammar", "input", "prod"} & flags.values.get("data", {}).keys():
-        raise InputError("no corpus given", f"use {KNOWN}")
     dataset, file = _load(corpus, flags, console, force, test, max_failed)
     if output is not None:
         write_dataset(output, dataset)
     identity = {"fingerprint": dataset.fingerprint(), "file": str(output or file)}
     counts = {split: int(dataset.rows(split).size) for split in SPLITS}
-    sizes, content = ", ".join(f"{count:,} {split}" for split, count in counts.items()), dict[str, Any]()
-    if dataset.rules is not None:
-        content = {"steps": dataset.x.shape[1], "rules": len(dataset.rules), "origin": asdict(dataset.origin)}
+    sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     console.lines(one_line(f"{key} {text}") for key, text in ({f"{dataset.name}:": sizes} | identity).items())
-    console.json({"name": dataset.name, dataset.kind: counts} | content | identity)
+    console.json({"name": dataset.name, dataset.kind: counts} | identity)
 
 
 @app.command()

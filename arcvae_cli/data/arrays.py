@@ -128,7 +128,7 @@ def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
 
     InputError for grids that are larger, have more classes or other tiles. Strings are returned as they are.
     """
-    own, x, notes = dataset.canvas, dataset.x, dataset.notes
+    own, x = dataset.canvas, dataset.x
     canvas = to if isinstance(to, Canvas) else _wanted(own, to)
     if dataset.kind == "strings" or own == canvas:
         return dataset
@@ -152,10 +152,8 @@ def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
             raise InputError(what, "set data.outside=class, or data.background to a class")
         x = padded([x[:, :height, :width]], canvas)[0]
         x = np.where(inside(shape, canvas), x, np.uint8(canvas.void))
-        if to is canvas and (height, width) != canvas.shape:
-            notes += (f"grids up to {height}x{width} are padded to {place}",)
         dataset = replace(dataset, shape=shape)
-    return replace(dataset, x=x, canvas=canvas, notes=notes)
+    return replace(dataset, x=x, canvas=canvas)
 
 
 def _wanted(own: Canvas, data: DataSettings) -> Canvas:
