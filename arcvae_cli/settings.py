@@ -108,7 +108,7 @@ class DataSettings(SettingsTable):
     max_rules: Count | None = Field(None, description="longest derivation in rules; by default that of the input")
     prod: Path | None = Field(None, strict=False, description="derivations: .npy of rule ids (N, T)")
     masks: Path | None = Field(None, strict=False, description="masks of derivations: .npy, bit-packed (N, T, bytes)")
-    pad_id: int | None = Field(None, ge=-1, le=2**63 - 1, description="padding id of derivations; detected by default")
+    pad_id: int | None = Field(None, ge=-1, le=2**63 - 1, description="padding id; by default -1, or the last rule")
 
     @property
     def of_strings(self) -> bool | None:
