@@ -83,9 +83,11 @@ def read_dataset(path: Path, grammar: Grammar | None = None, to: To = _AS_THEY_A
         own = replace(_OTHER, tiles=tiles)
     if kind == ".png" and to.classes in (None, 2) and {0, 255} >= {*np.concatenate([*map(np.unique, grids)]).tolist()}:
         grids = [grid // 255 for grid in grids]  # black and white; beside others 255 is a class
-    groups = np.array([group for group, grid in found for _ in range(len(grid) if grid.ndim == 3 else 1)])
+    columns = {"groups": np.array([group for group, grid in found for _ in range(len(grid) if grid.ndim == 3 else 1)])}
+    if kind == ".json":  # also where all grids fill the canvas
+        columns["shape"] = np.array([grid.shape for grid in grids])
     with reading(path):
-        dataset = _dataset(path, grids, {"groups": groups}, to, own)
+        dataset = _dataset(path, grids, columns, to, own)
     return replace(dataset, notes=(*notes, *dataset.notes))
 
 
