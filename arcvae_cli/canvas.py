@@ -30,6 +30,11 @@ class Canvas:
         return self.height * self.width
 
     @property
+    def inner(self) -> int:
+        """The number of classes that a grid may have: all but that of what is outside of it."""
+        return self.classes - (self.outside is not None)
+
+    @property
     def void(self) -> int | None:
         """The class of what surrounds the content of a canvas: that outside of grids, or the background."""
         return self.background if self.outside is None else self.outside

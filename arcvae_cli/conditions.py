@@ -38,25 +38,21 @@ class Attribute(NamedTuple):
 def attributes(canvas: Canvas) -> tuple[Attribute, ...]:
     """The conditions in the order of their columns. A blank grid has 0 everywhere: it counts as not symmetric."""
     kind, kinds = ("colour", "colours") if canvas.arc else ("class", "classes")
-    back = COLOURS[canvas.background] if canvas.arc and canvas.background is not None else "background"
-    edge = back if canvas.outside is None else "outside of a grid"
-    whole = f"non-{back} cells" if edge == back and canvas.void is not None else "grid"
-    found = []
+    found, empty = [], "background" if canvas.outside is None else "outside of a grid"
     if canvas.void is not None:
-        found.append(Attribute("height", canvas.height + 1, f"rows down to the last that is not all {edge}"))
-        found.append(Attribute("width", canvas.width + 1, f"columns to the last that is not all {edge}"))
-    besides = "" if canvas.background is None else f" other than {back}"
-    found.append(Attribute(kinds, len(canvas.content) + 1, f"how many {kinds}{besides} occur"))
+        found.append(Attribute("height", canvas.height + 1, f"rows down to the last that is not all {empty}"))
+        found.append(Attribute("width", canvas.width + 1, f"columns to the last that is not all {empty}"))
+    found.append(Attribute(kinds, len(canvas.content) + 1, f"how many {kinds} occur, without the background"))
     if canvas.classes <= NAMED:
-        if canvas.background is not None:
-            found.append(Attribute(f"{kind}_{canvas.background}", 2, f"{back} occurs within height x width"))
         names = COLOURS if canvas.arc else tuple(map(repr, canvas.tiles)) or tuple(f"class {n}" for n in range(NAMED))
+        if canvas.background is not None:
+            text = f"{names[canvas.background]} occurs within height x width"
+            found.append(Attribute(f"{kind}_{canvas.background}", 2, text))
         found += [Attribute(f"{kind}_{number}", 2, f"{names[number]} occurs") for number in canvas.content]
-    if canvas.background is not None:
-        text = f"4-connected areas of one {kind}; {OBJECT_CAP} is {OBJECT_CAP} or more"
-        found.append(Attribute("objects", OBJECT_CAP + 1, text))
-    found.append(Attribute("symmetry_lr", 2, f"left-right symmetry of the {whole}"))
-    return (*found, Attribute("symmetry_ud", 2, f"up-down symmetry of the {whole}"))
+    text = f"4-connected areas of one {kind}, without the background; {OBJECT_CAP} is {OBJECT_CAP} or more"
+    found.append(Attribute("objects", OBJECT_CAP + 1, text))
+    found.append(Attribute("symmetry_lr", 2, f"left-right symmetry of what is not {empty}"))
+    return (*found, Attribute("symmetry_ud", 2, f"up-down symmetry of what is not {empty}"))
 
 
 @cache
@@ -109,7 +105,7 @@ def batch_conditions(x: Tensor, objects: Tensor, canvas: Canvas) -> Tensor:
             gaps = inside.flatten(1).sum(dim=1, keepdim=True) < extents[0] * extents[1]
             found.append(gaps if canvas.outside is None else seen[:, back : back + 1])
         found.append(present)
-    return torch.cat([*found, *([] if canvas.background is None else [objects[:, None]]), *symmetric[::-1]], dim=1)
+    return torch.cat([*found, objects[:, None], *symmetric[::-1]], dim=1)
 
 
 def objects_of(grids: Grids, canvas: Canvas) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

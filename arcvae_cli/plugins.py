@@ -3,9 +3,13 @@
 import os
 import re
 import sys
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from arcvae_cli.errors import InputError, first_line
+from pydantic import ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from arcvae_cli.errors import InputError, first_fault, first_line
 
 VARIABLE = "ARCVAE_PLUGINS"  # modules that presets, config.toml and checkpoints may name, comma-separated
 BASES = {  # of what is found, by kind; the entry points of a kind are the group `arcvae.<kind>`
@@ -54,4 +58,31 @@ def find(kind: str, name: str) -> Any:
     made = found if isinstance(found, type) else type(found)
     if not issubclass(made, base) or getattr(made, "__abstractmethods__", None):
         raise InputError(f"{name} is not a complete {base.__name__}", "docs/extending.md says what it must be")
+    if kind == "models":
+        from arcvae_cli.settings import ModelSettings
+
+        if not isinstance(found.Settings, type) or not issubclass(found.Settings, ModelSettings):
+            raise InputError(f"{name}: its Settings is not a ModelSettings", "docs/extending.md says what it must be")
     return found
+
+
+def or_plugin(kind: str, built_in: Collection[str]) -> WrapValidator:
+    """Lets the name of a plugin pass too; its table is checked by the class that it names."""
+
+    def check(given: Any, handler: Any) -> Any:
+        name = given if kind == "corpora" else given.get("name") if isinstance(given, Mapping) else None
+        if not isinstance(name, str) or name in built_in or not points(kind, name=name):
+            return handler(given)
+        if kind == "corpora":
+            return name  # imported when the corpus is made
+        try:
+            made = find(kind, name)
+            made = getattr(made, "Settings", made)  # of a model
+            return made.model_validate(given)
+        except InputError as error:
+            key, problem, fix = "name", error.what, error.fix
+        except ValidationError as error:
+            key, problem, fix = first_fault(error, lambda _: made.model_fields)
+        raise PydanticCustomError("contradiction", "{what}", {"key": key, "what": problem, "fix": fix})
+
+    return WrapValidator(check)

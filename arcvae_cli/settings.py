@@ -1,7 +1,7 @@
 """The settings of a run: typed, frozen tables, and the checks between their keys."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from arcvae_cli import plugins
-from arcvae_cli.errors import InputError, first_fault, nearest
+from arcvae_cli.errors import nearest
 from arcvae_cli.schedules import SCHEDULES, AnySchedule
 from arcvae_cli.schedules.open import LinearWarmup
 
@@ -58,28 +58,6 @@ def _either(text: str) -> WrapValidator:  # one sentence, not a fault for each a
     return WrapValidator(check)
 
 
-def _or_plugin(kind: str, built_in: Collection[str]) -> WrapValidator:
-    """Lets the name of a plugin pass too; its table is checked by the class that it names."""
-
-    def check(given: Any, handler: Any) -> Any:
-        name = given if kind == "corpora" else given.get("name") if isinstance(given, Mapping) else None
-        if not isinstance(name, str) or name in built_in or not plugins.points(kind, name=name):
-            return handler(given)
-        if kind == "corpora":
-            return name  # imported when the corpus is made
-        try:
-            made = plugins.find(kind, name)
-            made = getattr(made, "Settings", made)  # of a model
-            return made.model_validate(given)
-        except InputError as error:
-            key, problem, fix = "name", error.what, error.fix
-        except ValidationError as error:
-            key, problem, fix = first_fault(error, lambda _: made.model_fields)
-        raise PydanticCustomError("contradiction", "{what}", {"key": key, "what": problem, "fix": fix})
-
-    return WrapValidator(check)
-
-
 SIDES = 3, 64  # least and most rows and columns of a canvas
 CANVAS_KEYS = ("canvas", "classes", "background", "outside")  # of `data`: what a corpus of grids is put on
 
@@ -104,7 +82,7 @@ Threads = Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], _eit
 Positive = Annotated[float, Field(gt=0, le=1e30)]  # which 32 bits hold
 NotNegative = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-CorpusName = SerializeAsAny[Annotated[Literal[GridCorpusName, StringCorpusName], _or_plugin("corpora", CORPORA)]]
+CorpusName = SerializeAsAny[Annotated[Literal[GridCorpusName, StringCorpusName], plugins.or_plugin("corpora", CORPORA)]]
 Monitor = Annotated[str, WrapValidator(lambda name, check: check(name).replace("non_black_", "foreground_"))]  # of old
 WandbName = Annotated[str, Field(pattern=r"^[^/\\#?%:;,']{1,128}$")]
 
@@ -113,9 +91,9 @@ class DataSettings(SettingsTable):
     """The corpus and how it is used."""
 
     name: CorpusName = Field("arc", description="name of a corpus")
-    path: Path | None = Field(None, strict=False, description="your own corpus: .npz, .npy, ARC JSON, file of strings")
-    size: Count = Field(100_000, description="number of examples of a built corpus")
-    seed: Natural = Field(0, description="seed of a built corpus")
+    path: Path | None = Field(None, strict=False, description="your own: .npz, .npy, ARC .json, .txt, .png, a folder")
+    size: int = Field(100_000, ge=10, le=2_000_000, description="number of examples of a built corpus")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of a built corpus")
     canvas: Sides | None = Field(None, description="HxW that grids are padded to; by default their size")
     classes: int | None = Field(None, ge=2, le=256, description="number of classes; by default the largest plus 1")
     background: Class | None = Field(None, description="class of empty cells, or none; 0 by default")
@@ -130,7 +108,7 @@ class DataSettings(SettingsTable):
     max_rules: Count | None = Field(None, description="longest derivation in rules; by default that of the input")
     prod: Path | None = Field(None, strict=False, description="derivations: .npy of rule ids (N, T)")
     masks: Path | None = Field(None, strict=False, description="masks of derivations: .npy, bit-packed (N, T, bytes)")
-    pad_id: int | None = Field(None, ge=-1, le=2**63 - 1, description="padding id of derivations; detected by default")
+    pad_id: int | None = Field(None, ge=-1, le=2**63 - 1, description="padding id; by default -1, or the last rule")
 
     @property
     def of_strings(self) -> bool | None:
@@ -147,8 +125,6 @@ class DataSettings(SettingsTable):
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
         if self.classes is not None and isinstance(self.background, int) and self.background >= self.classes:
             yield "background", f"{self.background} is not below data.classes {self.classes}", "lower it, or use none"
-        if self.outside == "class" and self.path is not None and self.canvas is None:
-            yield "outside", "class needs data.canvas, which grids are padded to", "give --canvas too, or remove it"
         sources = [key for key in ("path", "input", "prod") if getattr(self, key) is not None]
         for second in sources[1:]:
             yield second, f"cannot be combined with data.{sources[0]}", "remove one of them"
@@ -261,8 +237,8 @@ Models = GridSettings | HierarchicalSettings | GrammarSettings
 MODEL_SETTINGS: dict[str, type[ModelSettings]] = {kind.model_fields["name"].default: kind for kind in get_args(Models)}
 SIZES = tuple(name for name in GrammarSettings.model_fields if name.startswith(("encoder_", "decoder_")))  # of `arch`
 NAMED = {"schedule": "linear_warmup", "model": "grid"}  # the tables with a `name`, and its default
-AnyModel = SerializeAsAny[Annotated[Models, Field(discriminator="name"), _or_plugin("models", MODEL_SETTINGS)]]
-AnyBeta = SerializeAsAny[Annotated[AnySchedule, _or_plugin("schedules", SCHEDULES)]]
+AnyModel = SerializeAsAny[Annotated[Models, Field(discriminator="name"), plugins.or_plugin("models", MODEL_SETTINGS)]]
+AnyBeta = SerializeAsAny[Annotated[AnySchedule, plugins.or_plugin("schedules", SCHEDULES)]]
 
 
 class ObjectiveSettings(SettingsTable):

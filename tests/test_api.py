@@ -139,7 +139,7 @@ def test_strings_come_and_go_as_lists_or_as_ids_without_a_grammar() -> None:
         (lambda model, x: model.decode(np.zeros((2, 4))), r"shapes \{'z': \(2, 4\)\}"),
         (lambda model, x: model.sample(1, conditions={"colours": 3}), "this model takes no conditions"),
         (lambda model, x: model.sample(1, prior="gauss"), "use standard, aggregate, gmm"),
-        (lambda model, x: arcvae_cli.train(data=x / 2), "data: float64 grids"),
+        (lambda model, x: arcvae_cli.train(data=x / 2), "data: no grids of classes: float64"),
         (lambda model, x: arcvae_cli.train(train={"epoch": 2}), "train.epoch: unknown key"),
         (lambda model, x: model.encode([[[1, 2], [3]]]), r"x\[0\]: not an array"),
         (lambda model, x: model.decode([[1.0], [1.0, 2.0]]), "codes: not an array"),

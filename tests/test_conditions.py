@@ -93,7 +93,7 @@ def test_attributes_follow_the_canvas(canvas: Canvas) -> None:
     plain, names = [plainly(grid, canvas) for grid in grids], list(columns(canvas))
     assert measure(grids, canvas).tolist() == [[found[name] for name in names] for found in plain]
     assert measure(grids, canvas)[:, names.index("symmetry_lr")].any()
-    assert ("height" in names) == (canvas.void is not None) and ("objects" in names) == (canvas.background is not None)
+    assert ("height" in names) == (canvas.void is not None)
     assert (canvas.classes <= 16) == any(name.startswith(("class_", "colour_")) for name in names)
     values = dict(zip(names, measure(grids, canvas)[0].tolist(), strict=True))
     assert parse(written(values, canvas).split(", "), canvas) == values and kinds in names

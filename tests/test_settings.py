@@ -8,7 +8,7 @@ import tomli_w
 
 from arcvae_cli.errors import InputError
 from arcvae_cli.presets import Layer, environment_layer, flag_layer, preset_names, resolve, set_layer
-from arcvae_cli.settings import GrammarSettings, HierarchicalSettings
+from arcvae_cli.settings import GrammarSettings
 
 
 def write(path: Path, text: str) -> str:
@@ -129,13 +129,6 @@ def test_a_malformed_environment_variable_or_assignment_is_refused() -> None:
         set_layer(["train.lr"])
     with pytest.raises(InputError, match="'model' already has a value that is not a table"):
         set_layer(["model=grid", "model.latent_dim=4"])
-
-
-def test_another_model_brings_its_own_keys_and_defaults() -> None:
-    settings = resolve("quickstart", flag_layer({"--model": ("model.name", "hierarchical")})).settings
-    assert settings.model == HierarchicalSettings()
-    flags = {"--model": ("model.name", "hierarchical"), "--latent-dim": ("model.latent_dim", 5)}
-    expect_refused("--latent-dim: model.latent_dim: unknown key 'latent_dim'", None, flag_layer(flags))
 
 
 def test_another_architecture_starts_from_its_own_sizes() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +11,7 @@ import typer
 from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, complete, data_layers, own_names, with_flags
 from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import exists, expanded, is_dir, usable_folder
+from arcvae_cli.files import exists, expanded, usable_folder
 from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA
 
@@ -29,9 +28,7 @@ named = typer.Argument(metavar="NAME|PATH", show_default=False, help=KNOWN, auto
 CorpusArgument = Annotated[str | None, named]
 _of_strings: Any = partial(typer.Option, rich_help_panel=STRINGS)
 _of_output: Any = partial(typer.Option, rich_help_panel=OUTPUT)
-DRAWN = dict.fromkeys(("arc", "arc30", "arc-raw"), "80/10/10 by task, test being both evaluation sets")
-DRAWN |= {"shapes": "80/10/10 at random", "digits": "80/10/10 by a hash of the content; there is no official split"}
-FORMS = {"background": ".1%", "single_class": ".1%", "mean_rules": ".1f", "padding": ".1%"}  # of the columns of tables
+FORMS = {"background": ".1%", "single_class": ".1%", "mean_rules": ".1f"}  # of the columns of tables
 
 
 @app.command()
@@ -49,7 +46,6 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a corpus into the cache, or read and check a file of your own; --output also writes it as .npz."""
-    from arcvae_cli.canvas import ARC
     from arcvae_cli.data.arrays import SPLITS
     from arcvae_cli.data.corpora import fetch_zinc
     from arcvae_cli.data.files import write_dataset
@@ -64,20 +60,14 @@ def build(
     if download is not None:
         fetch_zinc(console.note)
         corpus = corpus or "smiles"
-    if corpus is None and not {"grammar", "input", "prod"} & flags.values.get("data", {}).keys():
-        raise InputError("no corpus given", f"use {KNOWN}")
     dataset, file = _load(corpus, flags, console, force, test, max_failed)
     if output is not None:
         write_dataset(output, dataset)
     identity = {"fingerprint": dataset.fingerprint(), "file": str(output or file)}
     counts = {split: int(dataset.rows(split).size) for split in SPLITS}
     sizes = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    content: dict[str, Any] = {}
-    if dataset.rules is not None:
-        content = {"steps": dataset.x.shape[1], "rules": len(dataset.rules), "origin": asdict(dataset.origin)}
-    shown = {"canvas": dataset.canvas.describe()} if dataset.canvas != ARC else {}  # of strings, too, it is ARC
-    console.lines(one_line(f"{key} {text}") for key, text in ({f"{dataset.name}:": sizes} | shown | identity).items())
-    console.json({"name": dataset.name, dataset.kind: counts} | content | identity)
+    console.lines(one_line(f"{key} {text}") for key, text in ({f"{dataset.name}:": sizes} | identity).items())
+    console.json({"name": dataset.name, dataset.kind: counts} | identity)
 
 
 @app.command()
@@ -106,74 +96,58 @@ def info(
 
         train, found, rows = dataset.x[dataset.rows("train")], [], []
         for one, column in zip(attributes(dataset.canvas), measure(train, dataset.canvas).T, strict=True):
-            counts = np.bincount(column, minlength=one.size).tolist()
-            found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts})
-            shares = ((value, count / max(len(train), 1)) for value, count in zip(one.values, counts, strict=True))
+            counts = np.bincount(column, minlength=one.size)
+            found.append({"name": one.name, "text": one.text, "values": list(one.values), "counts": counts.tolist()})
+            shares = zip(one.values, counts / max(len(train), 1), strict=True)
             shown = ", ".join(f"{value}: {share:.1%}" for value, share in shares if share >= 0.0005)
             rows.append((one.name, f"{one.values[0]}-{one.values[-1]}", one.text, shown))
         title = f"Conditions, and their shares of the {len(train):,} training grids of {one_line(dataset.name)}"
         console.table(title, ("key", "value", "meaning", "share"), rows, left=(0, 1, 2, 3))
         console.json({"name": dataset.name, "training_grids": len(train), "conditions": found})
         return
-    described, size = describe(dataset), {"name": dataset.name, dataset.kind: len(dataset.x)}
-    identity = {"fingerprint": dataset.fingerprint(), "file": str(file)}
-    console.lines(one_line(f"{key} {value}") for key, value in (size | identity).items())
+    described = describe(dataset)
+    head = {"name": dataset.name, dataset.kind: len(dataset.x)}
+    head |= {"fingerprint": dataset.fingerprint(), "file": str(file)}
+    console.lines(one_line(f"{key} {value}") for key, value in head.items())
     splits = [{"split": split, **part} for split, part in described["splits"].items()]
-    heads = {"background": "black", "single_class": "single colour"} if dataset.canvas.arc else {"tasks": "groups"}
     for title, table, left in (("Splits", splits, (0,)), ("Leaks", described["leaks"], (0, 1))):
         cells = [[v if isinstance(v, str) else cell(v, FORMS.get(k, ",")) for k, v in one.items()] for one in table]
-        console.table(title, [heads.get(key, key).replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
+        console.table(title, [key.replace("_", " ") for key in (table or [{}])[0]], cells, left=left)
     facts = dict(described.get("origin", {}))
     if dataset.rules is None:
-        canvas, shares = dataset.canvas, described["classes"]
-        names = {one: repr(tile) for one, tile in enumerate(canvas.tiles)}
-        commonest = sorted(sorted(range(len(shares)), key=lambda one: -shares[one])[:16])
-        parts = [f"{names.get(one, one)}: {shares[one]:.1%}" for one in commonest]
-        parts += [f"{len(shares) - 16} more"] * (len(shares) > 16)
+        canvas, tiles = dataset.canvas, dict(enumerate(map(repr, dataset.canvas.tiles)))
+        ranked = sorted(enumerate(described["classes"]), key=lambda one: -one[1])[:16]
         facts["canvas"] = f"{canvas.describe()}, background {canvas.background}"
-        facts["split"] = DRAWN.get(corpus or "arc", "" if dataset.notes else "as in the file")
-        facts["colours" if canvas.arc else "classes"] = ", ".join(parts)
+        facts["commonest classes"] = ", ".join(f"{tiles.get(one, one)}: {share:.1%}" for one, share in ranked)
         facts["commonest shapes"] = ", ".join(f"{height}x{width}: {n:,}" for height, width, n in described["shapes"])
     else:
-        facts["steps"] = f"up to {described['steps']}"
-        if dataset.origin.entropy is not None:
-            facts["entropy"] = f"{dataset.origin.entropy:.2f} nats, a lower bound of the mean NLL on unseen strings"
         productions = dataset.grammar.productions if dataset.grammar else ["no notation"] * len(dataset.rules)
-        for label in ("unused", "unusable"):
-            facts[f"{label} rules"] = ", ".join(f"{rule} ({productions[rule]})" for rule in described[label][:12])
+        facts["unused rules"] = ", ".join(f"{rule} ({productions[rule]})" for rule in described["unused"][:12])
     lines = [(key.replace("_", " "), one_line(str(value))) for key, value in facts.items() if value]
     console.table("Content", ("", ""), lines, left=(0, 1), header=False)
     if examples := described.get("examples"):
         console.lines(["", "Examples", *map(one_line, examples)])
-    console.json(size | identity | {"notes": list(dataset.notes)} | described)
+    console.json(head | {"notes": list(dataset.notes)} | described)
 
 
 def _load(
     corpus: str | None, flags: Layer, console: Console, rebuild: bool, test: Path | None, most_failed: float
 ) -> tuple[Dataset, Path | None]:
-    """A corpus given by name or path, or by flags, and its file. InputError for flags that it does not use."""
+    """A corpus given by name or path, or by flags, and its file."""
     from arcvae_cli.data.corpora import cache_path, corpus_name, load_arrays
 
-    given = set(flags.values.get("data", {})) & set(OF_STRINGS)
-    unused = given if corpus in GRID_CORPORA else set()
-    if corpus is None and "prod" in given:
-        unused = given & {"max_rules", "recipe"}
-    elif corpus is not None and data_layers(corpus)[1].values["data"]["path"]:
-        path = expanded(Path(corpus))
-        if not exists(path):
-            raise InputError(f"{corpus}: no such corpus or file", f"use {KNOWN}")
-        unused = given - {"grammar"} if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path) else set()
-    if unused:
-        flag = f"--{min(unused).replace('_', '-')}"
-        raise InputError(f"{flag}: not used by {corpus or '--prod'}", "leave one of them out")
-    strings = corpus in STRING_CORPORA or {"grammar", "input", "prod"} & given
+    above = data_layers(corpus)[1]
+    if above.values.get("data", {}).get("path") and not exists(expanded(Path(str(corpus)))):
+        raise InputError(f"{corpus}: no such corpus or file", f"use {KNOWN}")
+    given = {"grammar", "input", "prod"} & flags.values.get("data", {}).keys()
+    strings = corpus in STRING_CORPORA or (given and corpus not in GRID_CORPORA)
     model = Layer("data", {"model": {"name": "grammar"}} if strings else {})  # a model of such data
-    data = resolve(None, model, data_layers(corpus)[1], flags).settings.data
+    data = resolve(None, model, above, flags).settings.data
     cached = cache_path(data, test)
     if cached is not None and (rebuild or not cached.is_file()):
         console.note(f"building {one_line(corpus_name(data))}: takes some seconds, only once")
     with console.counting("parsing") as tell:
-        dataset = load_arrays(data, test=test, most_failed=most_failed, tell=tell, say=console.note, rebuild=rebuild)
+        dataset = load_arrays(data, test=test, most_failed=most_failed, tell=tell, rebuild=rebuild)
     for note in dataset.notes:
         console.note(one_line(note))
     return dataset, cached or data.path or data.prod

@@ -135,7 +135,7 @@ def open_named(
     if begun is None and unbuilt(data):
         console.note(f"building {corpus_name(data)} (once, some seconds)")
     with console.counting("parsing") as tell:
-        corpus = open_corpus(data, device, needs, structure, tell, console.note, begun and begun.result())
+        corpus = open_corpus(data, device, needs, structure, tell, begun and begun.result())
     for note in corpus.notes:
         console.note(note)
     return corpus

@@ -1,6 +1,8 @@
 """`arcvae schedule-preview`: the beta a run will use, before the run. Imports neither torch nor NumPy."""
 
 import csv
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -148,7 +150,10 @@ def read_run(run: str, runs: Path, schedule: Schedule) -> dict[str, Any]:
     folder = next((path for path in (Path(run), runs / run) if is_file(path / "metrics.jsonl")), None)
     if folder is None:
         raise InputError(f"--run {run}: no metrics.jsonl in it, nor in {runs / run}", "give a run's folder or name")
-    positions = GRID_POSITIONS if resolve(str(folder / "config.toml")).settings.objective.reduction == "sum" else 1
+    settings, report = resolve(str(folder / "config.toml")).settings, folder / "metrics.json"
+    positions = math.prod(settings.data.sides or (GRID_POSITIONS,))  # a finished run has what its canvas has
+    positions = json.loads(report.read_text("utf-8"))["elbo"]["positions"] if is_file(report) else positions
+    positions = positions if settings.objective.reduction == "sum" else 1
     lines = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "epoch"]
     found = {}
     for level, part in schedule.parts.items():

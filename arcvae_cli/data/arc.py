@@ -18,9 +18,9 @@ def build_arc(size: int = 100_000, seed: int = 0, canvas: Canvas = ARC) -> Datas
     """`size` grids, 80/10/10: a task, one of its grids, a symmetry and a permutation of the colours 1-9 at random.
 
     `canvas`: ARC, for the grids up to 16x16, or ARC30, for all. No grid appears twice. NumPy keeps `RandomState` as it
-    is: fingerprints hold. InputError as `split_sizes`.
+    is: fingerprints hold.
     """
-    sizes, stream = split_sizes(size, seed), np.random.RandomState(seed)
+    sizes, stream = split_sizes(size), np.random.RandomState(seed)
     bases, seen, parts = _bases(canvas), set[bytes](), list[tuple[NDArray[Any], ...]]()
     for split, missing in zip(reversed(SPLITS), reversed(sizes), strict=True):
         base, drawn = bases.only(bases.rows(split)), list[tuple[NDArray[Any], ...]]()

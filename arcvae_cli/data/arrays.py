@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.canvas import ARC, Canvas
-from arcvae_cli.data.symmetries import COLOURS, SYMMETRIES, Grids, inside, sources
+from arcvae_cli.data.symmetries import Grids, inside
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import size
 from arcvae_cli.grammar import Grammar, Rules
-from arcvae_cli.settings import SIDES, DataSettings
+from arcvae_cli.settings import DataSettings
 
 SPLITS = ("train", "val", "test")
-_HASHED = 4096  # grids at once
 ARRAY_BYTES = 3 * 2**28  # largest size of the arrays of a file or a dataset, checked before allocation
 
 
@@ -33,7 +32,6 @@ class Origin:
     lines: int = 0
     failed: int = 0
     too_long: int = 0
-    ambiguous: int = 0  # lines with several derivations
     duplicates: int = 0
     entropy: float | None = None  # nats, of the distribution that strings are drawn from
 
@@ -82,6 +80,11 @@ class Dataset:
             digest.update(repr((self.grammar.separator, list(map(str, self.grammar.productions)))).encode())
         return digest.hexdigest()
 
+    def inside(self) -> NDArray[np.bool_]:
+        """(N, H, W) whether each cell is within its grid."""
+        shape = np.array([self.canvas.shape]) if self.shape is None else self.shape
+        return np.broadcast_to(inside(shape, self.canvas), self.x.shape)
+
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of a split, ascending: (n,)."""
         return np.flatnonzero(self.split == SPLITS.index(split))
@@ -125,45 +128,40 @@ def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
 
     InputError for grids that are larger, have more classes or other tiles. Strings are returned as they are.
     """
-    own, x, shape, notes = dataset.canvas, dataset.x, dataset.shape, dataset.notes
-    if dataset.kind == "strings" or own == (canvas := to if isinstance(to, Canvas) else _wanted(dataset, to)):
+    own, x = dataset.canvas, dataset.x
+    canvas = to if isinstance(to, Canvas) else _wanted(own, to)
+    if dataset.kind == "strings" or own == canvas:
         return dataset
-    most = own.shape if shape is None else tuple(shape.max(axis=0).tolist())
-    (classes, known), size = (one.classes - (one.outside is not None) for one in (own, canvas)), f"{most[0]}x{most[1]}"
+    shape = np.tile(np.array(own.shape, np.uint8), (len(x), 1)) if dataset.shape is None else dataset.shape
+    height, width = shape.max(axis=0).tolist()
     place = ("the model's " if to is canvas else "the ") + f"canvas of {canvas.height}x{canvas.width}"
-    if most[0] > canvas.height or most[1] > canvas.width or classes > known:
-        what = f"{dataset.name}: grids up to {size} of {classes} classes do not fit {place} and {known} classes"
-        raise InputError(what, "give other data" if to is canvas else f"set --canvas {size} --classes {classes}")
+    known = min(canvas.inner, 256 - (canvas.outside is not None))
+    if height > canvas.height or width > canvas.width or own.inner > known:
+        what = (
+            f"{dataset.name}: grids up to {height}x{width} of {own.inner} classes do not fit {place}, {known} classes"
+        )
+        fix = f"set --canvas {height}x{width} --classes {own.inner}"
+        raise InputError(what, "give other data" if to is canvas else fix)
     if own.tiles != canvas.tiles and own.tiles and canvas.tiles:  # the same characters are the same classes
         if unknown := "".join(sorted({*own.tiles} - {*canvas.tiles})):
             raise InputError(f"{dataset.name}: the model does not know the tiles {unknown!r}", "give other data")
         x = np.array([canvas.tiles.index(tile) for tile in own.tiles], np.uint8)[np.minimum(x, len(own.tiles) - 1)]
-    if own.shape != canvas.shape or shape is not None:
-        shape = np.tile(np.array(own.shape, np.uint8), (len(x), 1)) if shape is None else shape
-        if canvas.void is None and (shape != canvas.shape).any():
-            what = f"{dataset.name}: grids of {size} have no class for what is around them"
+    if (shape != canvas.shape).any():
+        if canvas.void is None:
+            what = f"{dataset.name}: grids up to {height}x{width} have no class for what is around them"
             raise InputError(what, "set data.outside=class, or data.background to a class")
-        x = padded([x[:, : most[0], : most[1]]], canvas)[0]
-        x = np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
-        if to is canvas and most != canvas.shape:
-            notes += (f"grids up to {size} are padded to {place}",)
-    return replace(dataset, x=x, shape=shape, canvas=canvas, notes=notes)
+        x = padded([x[:, :height, :width]], canvas)[0]
+        x = np.where(inside(shape, canvas), x, np.uint8(canvas.void))
+        dataset = replace(dataset, shape=shape)
+    return replace(dataset, x=x, canvas=canvas)
 
 
-def _wanted(dataset: Dataset, data: DataSettings) -> Canvas:
+def _wanted(own: Canvas, data: DataSettings) -> Canvas:
     """The canvas that the settings name; what they leave open is as in the dataset."""
-    own = dataset.canvas
     height, width = data.sides or own.shape
-    outside = own.outside is not None if data.outside is None else data.outside == "class"
-    classes = data.classes or own.classes - (own.outside is not None)
     background = own.background if data.background is None else None if data.background == "none" else data.background
-    if min(height, width) < SIDES[0]:
-        what = f"{dataset.name}: grids of {height}x{width}, a canvas has 3x3 to 64x64 cells"
-        raise InputError(what, f"set --canvas {max(height, SIDES[0])}x{max(width, SIDES[0])}")
-    if (background or 0) >= classes:
-        raise InputError(f"{dataset.name}: no class {background} among {classes}", "lower data.background")
-    if classes + outside > 256:
-        raise InputError(f"{dataset.name}: {classes} classes leave none for the outside", "omit data.outside")
+    outside = own.outside is not None if data.outside is None else data.outside == "class"
+    classes = max(data.classes or own.inner, 1 + (background or 0))
     arc = own.arc and data.classes is None
     return Canvas(height, width, classes + outside, background, classes if outside else None, arc, own.tiles)
 
@@ -175,11 +173,8 @@ def refuse_large(what: str, count: int) -> None:
         raise InputError(f"{what}: {size(count)} of arrays, the limit is {size(ARRAY_BYTES)}", fix)
 
 
-def split_sizes(size: int, seed: int) -> tuple[int, int, int]:
-    """80/10/10 of a corpus to be built; InputError for a size or a seed out of range."""
-    for key, value, least, most in (("size", size, 10, 2_000_000), ("seed", seed, 0, 2**32 - 1)):
-        if not least <= value <= most:
-            raise InputError(f"data.{key}: {value} is out of range", f"use {least} to {most}")
+def split_sizes(size: int) -> tuple[int, int, int]:
+    """80/10/10 of a corpus to be built."""
     return size - 2 * (size // 10), size // 10, size // 10
 
 
@@ -202,99 +197,69 @@ def unseen(examples: NDArray[Any], seen: set[bytes], most: int | None = None) ->
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """The document of `data info --json` but for name and file: a few seconds for 100,000 grids.
+    """The document of `data info --json` but for name and file.
 
-    Shares are of cells (`background`, `classes`), grids (`single_class`) or steps (`padding`), None in an empty split.
-    `leaks`: examples of `of` also in `into`; for ARC `equivalent` ones, up to a symmetry and a permutation of colours.
+    Shares are of cells (`background`, `classes`), grids (`single_class`), None in an empty split.
+    `leaks`: examples of `of` also in `into`.
     """
-    rules, canvas, splits, leaks = dataset.rules, dataset.canvas, {}, []
     keys = framed = [one.tobytes() for one in dataset.x]
-    hashes = canonical_hashes(dataset.x, dataset.shape, canvas) if rules is None and canvas.arc else None
     if dataset.shape is not None:
         framed = [key + shape.tobytes() for key, shape in zip(keys, dataset.shape, strict=True)]
-    if rules is None:
-        within = inside(np.array([canvas.shape]) if dataset.shape is None else dataset.shape, canvas)
-        single = ((dataset.x == dataset.x[:, :1, :1]) | ~within).all(axis=(1, 2))
-        counted = np.broadcast_to(within if dataset.count_grid else np.True_, dataset.x.shape)
-        cells = dataset.x[counted]
+    splits, leaks = {}, []
     for split in SPLITS:
         rows = dataset.rows(split)
-        part, count = dataset.x[rows], len(rows)
-        if rules is None:
-            empty = part[counted[rows]] == canvas.background
-            splits[split] = {
-                "grids": count,
-                "tasks": None if dataset.task is None else len(set(dataset.task[rows].tolist())),
-                "background": float(empty.mean()) if count and canvas.background is not None else None,
-                "single_class": float(single[rows].mean()) if count else None,
-            }
-        else:
-            used = (part != rules.padding).sum(axis=1)
-            splits[split] = {
-                "strings": count,
-                "mean_rules": float(used.mean()) if count else None,
-                "most_rules": int(used.max()) if count else None,
-                "padding": 1 - float(used.sum()) / part.size if count else None,
-            }
-        splits[split]["duplicates"] = count - len({framed[row] for row in rows.tolist()})
+        content = (_of_grids if dataset.rules is None else _of_strings)(dataset.only(rows))
+        duplicates = len(rows) - len({framed[row] for row in rows.tolist()})
+        splits[split] = {dataset.kind: len(rows), **content, "duplicates": duplicates}
     for of, into in (("test", "train"), ("test", "val"), ("val", "train")):
         here, there = dataset.rows(of), dataset.rows(into)
         if here.size and there.size:
             known = {keys[row] for row in there.tolist()}
             leaks.append({"of": of, "into": into, "identical": sum(keys[row] in known for row in here.tolist())})
-            if rules is None:
+            if dataset.rules is None:
                 tasks = None if dataset.task is None else len(np.intersect1d(dataset.task[here], dataset.task[there]))
-                same = None if hashes is None else int(np.isin(hashes[here], hashes[there]).sum())
-                leaks[-1] |= {"equivalent": same, "tasks": tasks}
+                leaks[-1]["tasks"] = tasks
+    document, rules = {"splits": splits, "leaks": leaks}, dataset.rules
     if rules is None:
+        cells = _cells(dataset)
         shapes = Counter(map(tuple, () if dataset.shape is None else dataset.shape.tolist())).most_common(8)
-        return {
-            "splits": splits,
-            "size": list(canvas.shape),
-            "num_classes": canvas.classes,
-            "classes": [int(np.count_nonzero(cells == one)) / cells.size for one in range(canvas.classes)],
+        return document | {
+            "size": list(dataset.canvas.shape),
+            "num_classes": dataset.canvas.classes,
+            "classes": (np.bincount(cells, minlength=dataset.canvas.classes) / cells.size).tolist(),
             "shapes": [[*sides, count] for sides, count in shapes],
-            "leaks": leaks,
         }
-    counts = np.bincount(dataset.x.ravel(), minlength=len(rules)).tolist()
-    real = [rule for rule in range(len(rules)) if rule != rules.padding]
+    unused = {*range(len(rules))} - {*np.unique(dataset.x).tolist(), rules.padding}
     rows = next(rows for split in SPLITS if (rows := dataset.rows(split)).size)[:5]
-    return {
+    return document | {
         "steps": dataset.x.shape[1],
-        "counts": counts,
-        "unused": [rule for rule in real if rules.lhs[rule] >= 0 and not counts[rule]],
-        "unusable": [rule for rule in real if rules.lhs[rule] < 0],
+        "unused": sorted(unused),
         "origin": asdict(dataset.origin),
-        "splits": splits,
-        "leaks": leaks,
         "examples": [] if dataset.grammar is None else dataset.strings(rows),
     }
 
 
-def canonical_hashes(grids: Grids, shape: Grids | None, canvas: Canvas = ARC) -> NDArray[np.uint64]:
-    """A hash (N,) of each grid of ARC, invariant to symmetries of its rectangle and permutations of the colours 1-9.
+def _of_grids(part: Dataset) -> dict[str, Any]:
+    canvas, cells = part.canvas, _cells(part)
+    single = ((part.x == part.x[:, :1, :1]) | ~part.inside()).all(axis=(1, 2))
+    return {
+        "tasks": None if part.task is None else len(set(part.task.tolist())),
+        "background": _mean(cells == canvas.background) if canvas.background is not None else None,
+        "single_class": _mean(single),
+    }
 
-    Random weights (44 bits at 16x16) of the cells of a colour are summed for each symmetry, mixed, and added over the
-    colours; the least of the eight is the hash.
-    """
-    most = 2**52 // canvas.cells  # sums of float64 are exact
-    weights = np.random.RandomState(0).randint(1, most, canvas.cells, dtype=np.int64).astype(np.float64)
-    sides = np.tile(np.array([canvas.shape]), (len(grids), 1)) if shape is None else shape
-    hashes = np.empty(len(grids), np.uint64)
-    flat, (known, which) = grids.reshape(-1, canvas.cells), np.unique(sides, axis=0, return_inverse=True)
-    for index, side in enumerate(known):
-        moved = np.zeros((SYMMETRIES, canvas.cells))  # the weight of the place that each cell goes to
-        turned = sources(np.tile(side, (SYMMETRIES, 1)), np.arange(SYMMETRIES), canvas)
-        np.put_along_axis(moved, turned, weights, axis=1)
-        rows = np.flatnonzero(which.ravel() == index)
-        for start in range(0, len(rows), _HASHED):
-            some = rows[start : start + _HASHED]
-            total = np.zeros((len(some), SYMMETRIES), np.uint64)
-            for colour in range(1, COLOURS):
-                sums = ((flat[some] == colour).astype(np.float64) @ moved.T).astype(np.uint64)
-                # mixed by the finaliser of splitmix64 (Steele, Lea, Flood 2014); a colour that does not occur stays 0
-                sums = (sums ^ (sums >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-                sums = (sums ^ (sums >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-                total += sums ^ (sums >> np.uint64(31))
-            hashes[some] = total.min(axis=1)
-    return hashes
+
+def _of_strings(part: Dataset) -> dict[str, Any]:
+    assert part.rules is not None
+    used = (part.x != part.rules.padding).sum(axis=1)
+    return {"mean_rules": _mean(used), "most_rules": int(used.max()) if used.size else None}
+
+
+def _cells(dataset: Dataset) -> Grids:
+    """The cells that accuracies count: (cells,)."""
+    counted: Grids = dataset.x[dataset.inside()] if dataset.count_grid else dataset.x.ravel()
+    return counted
+
+
+def _mean(values: NDArray[Any]) -> float | None:
+    return float(values.mean()) if values.size else None

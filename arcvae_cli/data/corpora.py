@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from arcvae_cli.data.arrays import Dataset, on_canvas, split_by_key
 from arcvae_cli.data.files import SUFFIXES, from_columns, read_dataset, reading, write_dataset
 from arcvae_cli.data.shapes import build_shapes
 from arcvae_cli.data.strings import EQUATION_RULES, TEXT_BYTES, build_drawn, build_parsed, read_prebuilt
-from arcvae_cli.errors import ArcvaeError, InputError, without_password
+from arcvae_cli.errors import ArcvaeError, InputError, first_line, without_password
 from arcvae_cli.files import expanded, is_file, read_limited
 from arcvae_cli.grammar import Grammar, read_grammar
 from arcvae_cli.settings import CORPORA, STRING_CORPORA, DataSettings
@@ -38,38 +38,36 @@ def load_arrays(
     test: Path | None = None,
     most_failed: float = 0.1,
     tell: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
     rebuild: bool = False,
 ) -> Dataset:
     """The dataset of the settings, from their path or the cache, or built. InputError if too many lines do not fit.
 
     `grammar`: for strings without one, as that of a checkpoint. `model`: the canvas of one, which grids are put on.
     `test`: a file of strings that are the test split. `most_failed`: share of lines that may fail to parse, or take too
-    many rules. `tell` gets the number of lines parsed, and of all; `say` a message before something slow.
+    many rules. `tell` gets the number of lines parsed, and of all.
     """
     grammar, path, build = _plan(data, grammar, test)
     if path is None:
         if data.prod is not None:
             return read_prebuilt(data.prod, data.masks, data.pad_id, grammar)
         if data.path is None:
-            own = plugins.find("corpora", data.name)(data)
-            own = own if isinstance(own, Dataset) else from_columns(Path(data.name), own, model or data)
-            return on_canvas(replace(own, name=data.name), model or data)
+            return on_canvas(_from_function(data, model or data), model or data)
         own = read_dataset(data.path, grammar, model or data)
         if data.grammar and grammar and own.rules and own.rules.rhs != grammar.rules.rhs:
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
         return own
     failures, dataset = path.with_suffix(".failed.tsv"), None
-    with locked(path, say) if rebuild or not path.is_file() else nullcontext():
-        if path.is_file() and not rebuild:  # another process may have built it meanwhile
-            with suppress(InputError):  # damaged: it is built again
-                dataset = read_dataset(path, grammar, check=False)
-        if dataset is None:
-            dataset = build() if build.func is not build_parsed else build(failures=failures, tell=tell)
-            try:
-                write_dataset(path, dataset)
-            except ArcvaeError as error:
-                dataset = replace(dataset, notes=(f"the corpus could not be cached in {path}: {error}",))
+    if path.is_file() and not rebuild:
+        with suppress(InputError):  # damaged: it is built again
+            dataset = read_dataset(path, grammar, check=False)
+    if dataset is None:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        dataset = build() if build.func is not build_parsed else build(failures=failures, tell=tell)
+        try:
+            write_dataset(path, dataset)
+        except ArcvaeError as error:
+            dataset = replace(dataset, notes=(f"the corpus could not be cached in {path}: {error}",))
     origin, notes = dataset.origin, list(dataset.notes)
     listed = f": listed in {failures}" * failures.is_file()
     too_long = f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"
@@ -96,6 +94,20 @@ def corpus_name(data: DataSettings) -> str:
     return (data.path or data.input or Path(str(data.grammar))).stem
 
 
+def _from_function(data: DataSettings, to: DataSettings | Canvas) -> Dataset:
+    """What the function of a plugin makes of the settings."""
+    make = plugins.find("corpora", data.name)
+    try:
+        made = make(data)
+    except InputError:
+        raise
+    except Exception as error:
+        what = f"{data.name}: {type(error).__name__}: {first_line(error)}"
+        raise InputError(what, "correct the function, or the settings in [data] that it uses") from error
+    made = made if isinstance(made, Dataset) else from_columns(Path(data.name), made, to)
+    return replace(made, name=data.name)
+
+
 def _plan(
     data: DataSettings, grammar: Grammar | None, test: Path | None
 ) -> tuple[Grammar | None, Path | None, partial[Dataset]]:
@@ -105,7 +117,7 @@ def _plan(
         grammar = grammar or read_grammar(data.grammar)  # that of a checkpoint replaces its file
     elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
         grammar = read_grammar(data.name)
-    suffixes = (*SUFFIXES, ".png", *[".txt"] * (grammar is None))  # text without a grammar is a map
+    suffixes = SUFFIXES if grammar is None else SUFFIXES[:-1]  # text without a grammar is a map
     own = data.prod is not None or (path is data.input is None and data.name not in CORPORA)
     own = own or (path is not None and (not is_file(path) or path.suffix.lower() in suffixes))
     parsed = not own and (path is not None or data.input is not None or data.name == "smiles")
@@ -167,26 +179,6 @@ def cache_folder() -> Path:
     return user_cache_path("arcvae", appauthor=False)
 
 
-@contextmanager
-def locked(path: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Holds the lock of a file of the cache, others wait (`say` a note); none if the folder cannot be written to."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if say is not None:
-                say(f"another process is making {path.name}: waiting for it")
-            lock.acquire(poll_interval=0.1)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def zinc_path() -> Path:
     """Where the molecules are in the cache."""
     return cache_folder() / "downloads" / "250k_rndm_zinc_drugs_clean.smi"
@@ -204,20 +196,19 @@ def fetch_zinc(say: Callable[[str], None]) -> None:
     """Download the molecules unless they are in the cache. ArcvaeError if that fails or the content is another."""
     path, address = zinc_path(), os.environ.get("ARCVAE_ZINC_URL") or ZINC_URL
     fix = f"copy the file to {path}, or set another address in ARCVAE_ZINC_URL; the corpus equations needs no download"
-    with locked(path, say):
-        if is_zinc(path):
-            return
-        import pooch  # takes a tenth of a second
+    if is_zinc(path):
+        return
+    import pooch  # takes a tenth of a second
 
-        pooch.get_logger().setLevel("WARNING")
-        say(f"downloading {without_password(address)}")
-        try:
-            to, downloader = f".{path.name}.new", pooch.HTTPDownloader(timeout=30)
-            fetched = Path(pooch.retrieve(address, None, to, path.parent, downloader=downloader))
-        except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
-            what = f"{address}: download failed ({type(error).__name__}: {error})"
-            raise ArcvaeError(what, fix) from None  # the cause has the password
-        if not is_zinc(fetched):
-            fetched.unlink()
-            raise ArcvaeError(f"{address}: not zinc250k: its git blob id is not {ZINC_BLOB[:12]}", fix)
-        fetched.replace(path)
+    pooch.get_logger().setLevel("WARNING")
+    say(f"downloading {without_password(address)}")
+    try:
+        to, downloader = f".{path.name}.new", pooch.HTTPDownloader(timeout=30)
+        fetched = Path(pooch.retrieve(address, None, to, path.parent, downloader=downloader))
+    except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
+        what = f"{address}: download failed ({type(error).__name__}: {error})"
+        raise ArcvaeError(what, fix) from None  # the cause has the password
+    if not is_zinc(fetched):
+        fetched.unlink()
+        raise ArcvaeError(f"{address}: not zinc250k: its git blob id is not {ZINC_BLOB[:12]}", fix)
+    fetched.replace(path)

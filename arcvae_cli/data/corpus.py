@@ -126,8 +126,7 @@ class GridCorpus(Examples):
             return Batch(x, scored=scored)
         if split not in self._objects:
             measured = measure(self.grids(split).cpu().numpy(), self.structure)
-            column = columns(self.structure).get("objects", 0)  # without a background they do not matter
-            self._objects[split] = torch.from_numpy(measured[:, column]).to(self.device)
+            self._objects[split] = torch.from_numpy(measured[:, columns(self.structure)["objects"]]).to(self.device)
         objects = self._objects[split].index_select(0, indices)
         return Batch(x, conditions=batch_conditions(x, objects, self.structure), scored=scored)
 
@@ -170,20 +169,19 @@ def open_corpus(
     needs: Sequence[str] = ("train", "val"),
     structure: Canvas | Structure | None = None,
     tell: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
     arrays: Dataset | None = None,
 ) -> Corpus:
     """The corpus that the settings name, on the device, within `data.limit`.
 
     `structure`: of a checkpoint; smaller grids and shorter derivations are padded with a note, longer derivations left
-    out with a note, larger grids an error. `tell`, `say`: see load_arrays. `arrays`: if loaded already. InputError for
+    out with a note, larger grids an error. `tell`: see load_arrays. `arrays`: if loaded already. InputError for
     unusable input or an empty split in `needs`.
     """
     if arrays is None:
         text = structure.rules.text if isinstance(structure, Structure) else None
         known = None if text is None else parse_grammar(text, "the checkpoint's grammar")
         model = structure if isinstance(structure, Canvas) else None
-        arrays = load_arrays(data, known, model, tell=tell, say=say)
+        arrays = load_arrays(data, known, model, tell=tell)
     if data.limit is not None:
         arrays = arrays.limited(data.limit)
     if isinstance(structure, Structure) and arrays.kind == "strings":

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,21 @@ from numpy.typing import NDArray
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, on_canvas, padded, refuse_large, split_by_key
 from arcvae_cli.data.derivations import Ids, wrong_step
-from arcvae_cli.data.symmetries import inside
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import atomic_write, is_dir, is_file, open_regular, read_limited
 from arcvae_cli.grammar import Grammar, Rules, parse_grammar
 from arcvae_cli.settings import SIDES, DataSettings
 
-SUFFIXES, MAP_SUFFIXES = (".npz", ".npy", ".json"), (".txt", ".png")
+SUFFIXES = (".json", ".npz", ".npy", ".png", ".txt")  # of a folder with several kinds the first is read
 
 _OF_GRIDS = ("grids", "split", "shape", "task", "groups", "canvas", *SPLITS)
 _COLUMNS = (*_OF_GRIDS, "ids", "grammar", "lhs", "padding", "origin")
 _FIX = "give grids (N, H, W) of integers 0-255, ids (N, T) of rules with a `grammar`, ARC JSON, PNG, or text in UTF-8"
+_OTHER = Canvas(classes=2, arc=False)
 _AS_THEY_ARE = DataSettings()
 Columns = dict[str, NDArray[Any]]
 To = DataSettings | Canvas
+Found = Iterator[tuple[str | None, NDArray[Any]]]  # grids with their group, None for the name of the file
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
@@ -55,31 +57,47 @@ def read_dataset(path: Path, grammar: Grammar | None = None, to: To = _AS_THEY_A
     Grids are put on a canvas as by `on_canvas`; of ARC JSON those that are larger, or than 16x16 if there is none, are
     left out with a note. InputError for a file that is missing, damaged, too large or different.
     """
-    if not is_dir(path) and (path.suffix.lower() not in (*SUFFIXES, *MAP_SUFFIXES) or not is_file(path)):
-        raise InputError(f"{path}: no such file of grids or ids", "give a .npz, .npy, ARC .json, or a folder of those")
     files = sorted(file for file in path.rglob("*") if is_file(file)) if is_dir(path) else [path]
-    if tasks := [file for file in files if file.suffix.lower() == ".json"]:
-        return _tasks(path, tasks, to)
-    found = {file: _columns(file) for file in files if file.suffix.lower() in SUFFIXES}
+    kind = next((suffix for suffix in SUFFIXES if suffix in [file.suffix.lower() for file in files]), None)
+    if kind is None or not is_file(files[0]):
+        fix = "give a .npz, .npy, ARC .json, .txt or .png, or a folder of those"
+        raise InputError(f"{path}: no such file of grids or ids", fix)
+    if kind in (".npz", ".npy") and path == files[0]:
+        return from_columns(path, _columns(path), to, grammar, check=check)
+    readers: dict[str, Callable[[Path], Found]] = {".json": _tasks, ".txt": _text, ".png": partial(_picture, {})}
+    found, notes = list[tuple[str, NDArray[Any]]](), []
+    for file in [file for file in files if file.suffix.lower() == kind]:
+        name = file.stem if file == path else file.relative_to(path).with_suffix("").as_posix()
+        with reading(file):
+            found += [(key or name, grid) for key, grid in readers.get(kind, _array)(file)]
+    if kind == ".json":
+        room = to.shape if isinstance(to, Canvas) else to.sides or ARC.shape
+        to = to if isinstance(to, Canvas) else to.model_copy(update={"canvas": f"{room[0]}x{room[1]}"})
+        fitting = [one for one in found if (np.array(one[1].shape) <= room).all()]
+        if left_out := len(found) - len(fitting):
+            notes = [f"{left_out} grids over {room[0]}x{room[1]} were left out: --canvas 30x30 has room for all"]
+        found = fitting
+    own, grids = {".json": ARC, ".png": _OTHER}.get(kind), [grid for _, grid in found]
+    if kind == ".txt":
+        tiles, grids = _numbered(path, grids)
+        own = replace(_OTHER, tiles=tiles)
+    if kind == ".png" and to.classes in (None, 2) and {0, 255} >= {*np.concatenate([*map(np.unique, grids)]).tolist()}:
+        grids = [grid // 255 for grid in grids]  # black and white; beside others 255 is a class
+    columns = {"groups": np.array([group for group, grid in found for _ in range(len(grid) if grid.ndim == 3 else 1)])}
+    if kind == ".json":  # also where all grids fill the canvas
+        columns["shape"] = np.array([grid.shape for grid in grids])
     with reading(path):
-        if not found:
-            maps, tiles = read_maps(path, [file for file in files if file.suffix.lower() in MAP_SUFFIXES])
-            return _dataset(path, [grid for _, grid in maps], {"groups": np.array([key for key, _ in maps])}, to, tiles)
-        if path in found:
-            columns = found[path]
-            return _derivations(path, columns, grammar, check) if "ids" in columns else from_columns(path, columns, to)
-        groups = list[str]()
-        for file, columns in found.items():
-            if columns.keys() != {"grids"}:
-                raise InputError(f"{file}: not only `grids`, as in a folder", "give it alone, or its grids as .npy")
-            key = file.relative_to(path).with_suffix("").as_posix()
-            groups += [key] * (len(columns["grids"]) if columns["grids"].ndim == 3 else 1)
-        return _dataset(path, [columns["grids"] for columns in found.values()], {"groups": np.array(groups)}, to)
+        dataset = _dataset(path, grids, columns, to, own)
+    return replace(dataset, notes=(*notes, *dataset.notes))
 
 
-def from_columns(path: Path, columns: Columns, to: To = _AS_THEY_ARE) -> Dataset:
-    """The dataset of arrays named as in an `.npz` of grids, see `read_dataset`; `path` is for its name and messages."""
+def from_columns(
+    path: Path, columns: Columns, to: To = _AS_THEY_ARE, grammar: Grammar | None = None, *, check: bool = True
+) -> Dataset:
+    """The dataset of arrays named as in an `.npz`, see `read_dataset`; `path` is for its name and messages."""
     with reading(path):
+        if "ids" in columns:
+            return _derivations(path, columns, grammar, check)
         if "grids" in columns:
             return _dataset(path, [columns["grids"]], columns, to)
         found = {name: columns[name] for name in SPLITS if len(columns.get(name, ()))}
@@ -124,47 +142,46 @@ def require(fits: object, name: str, array: NDArray[Any]) -> None:
         raise ValueError(f"{name}: invalid, {array.dtype} {array.shape}")
 
 
-def _dataset(path: Path, stacks: Sequence[NDArray[Any]], columns: Columns, to: To, tiles: str | None = None) -> Dataset:
-    """Grids (n, H, W) or (H, W) of any sizes, and what else is known of them all; `tiles`: of maps, see Canvas."""
-    most = 0
-    for stack in stacks:
-        if stack.dtype.kind == "f":
-            fix = "save `grids.astype(np.uint8)`, or `(grids > 0.5).astype(np.uint8)` for shares from 0 to 1"
-            raise InputError(f"{path}: {stack.dtype} grids, but classes are integers", fix)
-        require(stack.ndim in (2, 3) and stack.dtype.kind in "iub", "grids", stack)
-        if not stack.size or max(stack.shape[-2:]) > SIDES[1]:
-            raise InputError(f"{path}: grids {stack.shape}, possible are 1x1 to 64x64 cells", "cut or scale them")
-        least, most = int(stack.min()), max(most, int(stack.max()))
-        if least < 0 or most > 255:
-            fix = "number them from 0: `np.unique(grids, return_inverse=True)`"
-            raise InputError(f"{path}: classes {least} to {most}, possible are 0 to 255", fix)
-    sizes = sorted({stack.shape[-2:] for stack in stacks}, key=lambda size: (size[0] * size[1], size))
-    if not sizes:
+def _dataset(
+    path: Path, stacks: Sequence[NDArray[Any]], columns: Columns, to: To, own: Canvas | None = None
+) -> Dataset:
+    """Grids (n, H, W) or (H, W) of any sizes, and what else is known of them all.
+
+    `own`: what their classes mean; by default grids of 16x16 with classes 0-9 are taken for ARC.
+    """
+    if not stacks:
         raise InputError(f"{path}: no grids", _FIX)
-    side = max(height for height, _ in sizes), max(width for _, width in sizes)
+    for stack in stacks:
+        fits = stack.dtype.kind in "iub" and stack.ndim in (2, 3) and stack.size and max(stack.shape[-2:]) <= SIDES[1]
+        if not fits or stack.min() < 0 or stack.max() > 255:
+            values = f", {stack.min()} to {stack.max()}" if stack.dtype.kind in "iuf" and stack.size else ""
+            fix = "give integers 0-255 (N, H, W) of 1x1 to 64x64 cells, as by `grids.astype(np.uint8)`"
+            raise InputError(f"{path}: no grids of classes: {stack.dtype} {stack.shape}{values}", fix)
+    most, sizes = max(int(stack.max()) for stack in stacks), {stack.shape[-2:] for stack in stacks}
+    height, width = (max(SIDES[0], *sides) for sides in zip(*sizes, strict=True))
     named = to if isinstance(to, DataSettings) else None
+    if len(sizes) > 1 and named is not None and named.canvas is None:
+        small = "x".join(map(str, min(sizes)))
+        raise InputError(f"{path}: grids of {len(sizes)} sizes from {small}", f"set --canvas {height}x{width}")
+    if own is None:
+        other = stacks[0].dtype == np.bool_ or (named is not None and named.classes is not None)
+        own = _OTHER if other or sizes != {ARC.shape} or most >= ARC.classes else ARC
+    canvas = replace(own, height=height, width=width, classes=max(own.classes, len(own.tiles), most + 1))
     if "canvas" in columns:
         canvas = Canvas.of(_string(columns["canvas"]))
         require(most < canvas.classes <= 256 and max(canvas.shape) <= SIDES[1], "canvas", columns["canvas"])
-    elif len(sizes) > 1 and named is not None and named.canvas is None:
-        small, large, whole = (f"{height}x{width}" for height, width in (sizes[0], sizes[-1], side))
-        raise InputError(f"{path}: grids of {len(sizes)} sizes, {small} to {large}", f"set --canvas {whole}")
-    else:
-        other = tiles is not None or stacks[0].dtype == np.bool_ or (named is not None and named.classes is not None)
-        arc = sizes == [ARC.shape] and most < ARC.classes and not other
-        canvas = ARC if arc else Canvas(*side, max(2, len(tiles or ""), most + 1), arc=False, tiles=tiles or "")
     x, shape = padded(stacks, canvas)
-    for name in {"task", "groups"} & columns.keys():
-        require(columns[name].shape == (len(x),) and columns[name].dtype.kind in "SUiu", name, columns[name])
+    if (task := columns.get("groups", columns.get("task"))) is not None:
+        require(task.shape == (len(x),) and task.dtype.kind in "SUiu", "groups", task)
+        task = task.astype(np.str_)
     if (known := columns.get("shape")) is not None:
         fits = known.shape == shape.shape and known.dtype.kind in "iu"
         require(fits and known.min() >= 1 and (known <= shape).all(), "shape", known)
         shape = known.astype(np.uint8)
-        x = x if canvas == ARC else np.where(inside(shape, canvas), x, np.uint8(canvas.void or 0))
-    full, task = known is None and sizes == [canvas.shape], columns.get("task", columns.get("groups"))
-    split, notes = _split(columns, x)
-    tasks = None if task is None else task.astype(np.str_)
-    return on_canvas(Dataset(path.stem, x, split, None if full else shape, tasks, canvas=canvas, notes=notes), to)
+    (split, notes), full = _split(columns, x), known is None and sizes == {canvas.shape}
+    dataset = Dataset(path.stem, x, split, None if full else shape, task, canvas=canvas, notes=notes)
+    x = x if full else np.where(dataset.inside(), x, np.uint8(canvas.void or 0))
+    return on_canvas(replace(dataset, x=x), to)
 
 
 def _split(columns: Columns, x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -172,7 +189,7 @@ def _split(columns: Columns, x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[
 
     Groups train, val and test, or in folders of these names, are splits.
     """
-    groups = columns.get("groups", np.array([])).astype(np.str_).tolist()
+    groups = columns.get("groups", columns.get("task", np.array([]))).astype(np.str_).tolist()
     heads = np.array([group.split("/")[0] for group in groups])
     split = columns.get("split", heads if {"train", "val"} <= {*heads.tolist()} <= {*SPLITS} else None)
     if split is None:
@@ -189,7 +206,8 @@ def _split(columns: Columns, x: NDArray[Any]) -> tuple[NDArray[np.uint8], tuple[
 
 
 def _derivations(path: Path, columns: Columns, grammar: Grammar | None, check: bool) -> Dataset:
-    origin = Origin(**json.loads(_string(columns["origin"]))) if "origin" in columns else Origin()
+    known = json.loads(_string(columns.get("origin", np.array("{}"))))
+    origin = Origin(**{key: value for key, value in known.items() if key in Origin.__dataclass_fields__})
     if "grammar" in columns:
         grammar = parse_grammar(_string(columns["grammar"]), origin.grammar or path.stem)
     if grammar is not None:
@@ -224,71 +242,51 @@ def checked_ids(ids: NDArray[Any], rules: Rules, *, check: bool = True) -> Ids:
     return ids.astype(np.int16)
 
 
-def _tasks(path: Path, files: Sequence[Path], to: To) -> Dataset:
-    """ARC task JSON: one task a file, named as the file, or a file of {id: task}; test pairs may have no output."""
-    found: list[tuple[str, NDArray[Any]]] = []
-    for file in files:
-        with reading(file):
-            document = json.loads(file.read_text(encoding="utf-8"))
-            one_task = any(isinstance(document.get(part), list) for part in ("train", "test"))
-            for task, parts in ({file.stem: document} if one_task else document).items():
-                for pair in (*parts.get("train", ()), *parts.get("test", ())):
-                    for rows in [pair[side] for side in ("input", "output") if side in pair]:
-                        grid = np.array(rows if len({*map(len, rows)}) == 1 else [])
-                        if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= ARC.classes:
-                            raise ValueError(f"{task}: not a grid of integers 0-9 with rows of one length: {rows}")
-                        found.append((task, grid))
-    height, width = (to.shape if isinstance(to, Canvas) else to.sides) or ARC.shape
-    fitting = [(task, grid) for task, grid in found if grid.shape[0] <= height and grid.shape[1] <= width]
-    if not fitting:
-        raise InputError(f"{path}: no ARC grids up to {height}x{width} among {len(found)}", "set --canvas 30x30")
-    tasks, grids = np.array([task for task, _ in fitting]), [grid for _, grid in fitting]
-    columns = {"task": tasks, "groups": tasks, "shape": np.array([grid.shape for grid in grids])}
-    with reading(path):
-        dataset = _dataset(path, grids, columns | {"canvas": np.array(Canvas(height, width).text())}, to)
-    note = f"{len(found) - len(fitting)} grids over {height}x{width} were left out: --canvas 30x30 has room for all"
-    return replace(dataset, notes=(note,) * (len(found) > len(fitting)) + dataset.notes)
+def _array(file: Path) -> Found:
+    columns = _columns(file)
+    if columns.keys() != {"grids"}:
+        raise InputError(f"{file}: not only `grids`, as in a folder", "give it alone, or its grids as .npy")
+    yield None, columns["grids"]
 
 
-def read_maps(path: Path, files: Sequence[Path]) -> tuple[list[tuple[str, NDArray[np.uint8]]], str]:
-    """The grids (H, W) of files below `path` with the name of the file of each, and the characters of their classes.
-
-    Text in UTF-8: a line is a row, empty lines separate maps; classes are numbered by frequency in all files, then by
-    code point. PNG, black and white, grey or with a palette: the darkest is class 0, then by value, and no characters.
-    InputError for other files, ragged maps, and less than 2 or more than 256 classes.
-    """
-    kinds, colours = {file.suffix.lower() for file in files}, dict[int, tuple[int, ...]]()
-    if len(kinds) != 1:
-        raise InputError(f"{path}: {' and '.join(sorted(kinds)) or 'no grids'}", "give files of one kind")
-    found, text = list[tuple[str, NDArray[Any]]](), kinds == {".txt"}
-    for file in files:
-        key = file.stem if file == path else file.relative_to(path).with_suffix("").as_posix()
-        with reading(file):
-            found += [(key, grid) for grid in (_text(file) if text else [_picture(file, colours)])]
-    cells = np.concatenate([np.zeros(0, np.uint8), *(grid.ravel() for _, grid in found)])
-    values, counts = np.unique(cells, return_counts=True)
-    if not 2 <= len(values) <= 256:
-        what = f"{path}: {len(values)} different {'characters' if text else 'values'} in {len(found)} maps"
-        raise InputError(what, "use 2 to 256")
-    darkest = 0 if text else np.argmin([sum(colours[value]) for value in values.tolist()])
-    order = np.lexsort((values, -counts if text else np.arange(len(values)) != darkest))
-    classes, tiles = order.argsort().astype(np.uint8), "".join(map(chr, values[order].tolist())) if text else ""
-    return [(key, classes[np.searchsorted(values, grid)]) for key, grid in found], tiles
+def _tasks(file: Path) -> Found:
+    """ARC task JSON: one task, named as the file, or {id: task}; test pairs may have no output."""
+    document = json.loads(file.read_text(encoding="utf-8"))
+    one_task = any(isinstance(document.get(part), list) for part in ("train", "test"))
+    for task, parts in ({file.stem: document} if one_task else document).items():
+        for pair in (*parts.get("train", ()), *parts.get("test", ())):
+            for rows in [pair[side] for side in ("input", "output") if side in pair]:
+                grid = np.array(rows if len({*map(len, rows)}) == 1 else [])
+                if grid.ndim != 2 or grid.dtype.kind != "i" or grid.min() < 0 or grid.max() >= ARC.classes:
+                    raise ValueError(f"{task}: not a grid of integers 0-9 with rows of one length: {rows}")
+                yield task, grid
 
 
-def _text(file: Path) -> Iterator[NDArray[np.uint32]]:
+def _text(file: Path) -> Found:
+    """Maps as code points: a line is a row, empty lines separate maps."""
     lines, rows = re.split("\r?\n", read_limited(file, 2**26).decode("utf-8-sig")), list[str]()
     for number, line in enumerate([*lines, ""], 1):
         if rows and line and len(line) != len(rows[0]):
             what = f"{file}, line {number}: {len(line)} characters, the lines before have {len(rows[0])}"
             raise InputError(what, "make the lines of a map equally long; strings of a grammar need --grammar")
         if rows and not line:
-            yield np.array([list(map(ord, row)) for row in rows], np.uint32)
+            yield None, np.array([list(map(ord, row)) for row in rows], np.uint32)
         rows = [*rows, line] if line else []
 
 
-def _picture(file: Path, colours: dict[int, tuple[int, ...]]) -> NDArray[np.uint8]:
-    """The values of a PNG; `colours`: those of each value, which all files share."""
+def _numbered(path: Path, grids: Sequence[NDArray[Any]]) -> tuple[str, list[NDArray[Any]]]:
+    """The characters of maps of code points, by frequency and then by code point, and the maps as indices of them."""
+    cells = np.concatenate([np.zeros(0, np.uint32), *(grid.ravel() for grid in grids)])
+    tiles, counts = np.unique(cells, return_counts=True)
+    if not 2 <= len(tiles) <= 256:
+        raise InputError(f"{path}: {len(tiles)} different characters in {len(grids)} maps", "use 2 to 256")
+    order = np.lexsort((tiles, -counts))
+    classes = order.argsort().astype(np.uint8)
+    return "".join(map(chr, tiles[order].tolist())), [classes[np.searchsorted(tiles, grid)] for grid in grids]
+
+
+def _picture(colours: dict[int, list[int]], file: Path) -> Found:
+    """The values of a PNG, or the indices of its palette; `colours`: of each index, which all files share."""
     from PIL import Image  # takes a tenth of a second
 
     with open_regular(file) as opened, Image.open(opened, formats=["PNG"]) as image:
@@ -298,7 +296,6 @@ def _picture(file: Path, colours: dict[int, tuple[int, ...]]) -> NDArray[np.uint
         palette = image.getpalette()
         grid = np.asarray(image if palette else image.convert("L"))
     for value in np.unique(grid).tolist():
-        colour = tuple(palette[3 * value :][:3]) if palette else (value,) * 3
-        if colours.setdefault(value, colour) != colour:
+        if palette and colours.setdefault(value, colour := palette[3 * value :][:3]) != colour:
             raise InputError(f"{file}: value {value} is another colour than in the files before", "use one palette")
-    return grid
+    yield None, grid

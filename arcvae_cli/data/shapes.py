@@ -20,7 +20,7 @@ _FAMILIES = np.array([1, 1, 5])  # kinds of objects, as `_patterns` orders them;
 
 def build_shapes(size: int = 100_000, seed: int = 0) -> Dataset:
     """`size` different canvases of 1-6 objects (8-connected) of 2-15 cells in the colours 1-9, split 80/10/10."""
-    sizes, stream = split_sizes(size, seed), np.random.RandomState(seed)
+    sizes, stream = split_sizes(size), np.random.RandomState(seed)
     parts, seen = list[Grids](), set[bytes]()
     while len(seen) < size:
         grids = _canvases(min(_CHUNK, size), stream)

@@ -36,7 +36,7 @@ def asked_of(canvas: Canvas) -> tuple[tuple[str, ...], tuple[str, ...]]:
     counts = tuple(f"classes={count}" for count in range(1, min(5, known["classes"])))
     judged = (*counts, "symmetry=lr", "symmetry=ud", "symmetry=both")
     sizes = [f"{name}={known[name] * part // 3}" for name in ("height", "width") if name in known for part in (1, 2)]
-    return judged, (*judged, *sizes, *(f"objects={count}" for count in (1, 3, 10) if "objects" in known))
+    return judged, (*judged, *sizes, *(f"objects={count}" for count in (1, 3, 10) if canvas.background is not None))
 
 
 def score_samples(samples: Grids, reference: Grids, training: Grids, canvas: Canvas = ARC) -> dict[str, Any]:

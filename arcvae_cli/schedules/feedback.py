@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import ConfigDict, Field, ValidationError
 
 from arcvae_cli.errors import first_fault
-from arcvae_cli.schedules.open import INNER, Beta, Cosine, Cyclical, Epochs, MaxBeta, MinBeta, Open, Schedule
+from arcvae_cli.plugins import or_plugin
+from arcvae_cli.schedules.open import INNER, Beta, Cosine, Cyclical, Epochs, MaxBeta, MinBeta, Open, Schedule, names
 
 Nats = Annotated[float, Field(ge=0, le=1e5, strict=True, description="nats per example")]
 Gain = Annotated[float, Field(ge=0, le=1e3, strict=True)]
@@ -198,7 +199,7 @@ class Geco(Feedback):
 
 
 Loops = KLCapacity | ControlVAE | Geco
-Part = Annotated[Open | Loops, Field(discriminator="name"), INNER]
+Part = Annotated[Open | Loops, Field(discriminator="name"), or_plugin("schedules", names(Open | Loops)), INNER]
 
 
 class Hierarchical(Schedule):

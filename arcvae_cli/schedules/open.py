@@ -9,10 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice, takewhile
 from operator import itemgetter
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, WrapSerializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 from typing_extensions import Self
+
+from arcvae_cli.plugins import or_plugin
 
 Beta = Annotated[float, Field(ge=0, le=1e6, strict=True)]
 MaxBeta = Annotated[Beta, Field(description="largest beta")]
@@ -303,12 +305,17 @@ class Cyclical(Schedule):
             yield i * self.cycle_length + self.rise, f"peak {i + 1}"
 
 
-INNER = WrapSerializer(lambda part, handler: {key: value for key, value in handler(part).items() if key != "per"})
+def names(kinds: Any) -> list[str]:
+    """The names of a union of schedules."""
+    return [kind.model_fields["name"].default for kind in get_args(kinds)]
+
+
+INNER = PlainSerializer(lambda part: part.model_dump(mode="json", by_alias=True, exclude={"per"}))
 """Annotation of a schedule within another: `per` belongs to the outer table alone."""
 
 Warmups = LinearWarmup | UltraConservative | Aggressive
 Curve = Constant | Warmups | ThreePhase | Linear | Cosine | Exponential | Sigmoid | Cyclical
-Base = Annotated[Curve, Field(discriminator="name"), INNER]
+Base = Annotated[Curve, Field(discriminator="name"), or_plugin("schedules", names(Curve)), INNER]
 
 
 class WarmRestart(Schedule):

@@ -16,7 +16,7 @@ from typer.testing import Result
 from arcvae_cli import checkpoints, plugins
 from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.errors import InputError
-from arcvae_cli.settings import DataSettings
+from arcvae_cli.settings import DataSettings, Settings
 
 Run = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
@@ -77,6 +77,21 @@ def test_an_entry_point_is_a_name_as_any_other(arcvae: Run, tmp_path: Path, monk
     assert shown["curve"]["beta"][4] == pytest.approx(0.15) and shown["levels"]["beta"]["first_peak"] == 10
 
 
+def test_schedules_of_ones_own_within_others(arcvae: Run) -> None:
+    own = {"name": "examples.schedule:FromCSV", "points": [[0, 0.0], [4, 0.2]]}
+    plugins.allow(own)
+    restart = {"name": "warm_restart", "restart_interval": 5, "restart_multiplier": 1, "base": own}
+    levels = {"name": "hierarchical", "global": {"name": "constant"}, "local": own}
+    for table in (restart, levels):
+        settings = Settings.model_validate({"schedule": table})
+        again = Settings.model_validate(settings.table()).schedule
+        assert again == settings.schedule
+    assert Settings.model_validate({"schedule": restart}).schedule(7.0) == pytest.approx(0.1)
+    assert Settings.model_validate({"schedule": levels}).schedule.parts["local"](2.0) == pytest.approx(0.1)
+    wrong = arcvae("schedule-preview", "warm_restart", "--set", "schedule.base.name=examples.schedule:FromCSV")
+    assert wrong.exit_code == 2 and "schedule.base.points: Field required" in wrong.stderr
+
+
 @pytest.mark.parametrize("name", ["evil:Evil", "os:system"])
 def test_a_checkpoint_imports_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil.py").write_text("open('canary', 'w').close()")
@@ -98,12 +113,19 @@ WRONG = {
     "train --model examples.model:MLP --set model.hiden=1": "did you mean hidden?",
     "data info builtins:repr": "builtins:repr: damaged or invalid ('str' object",
     "train --set log.recorders=['examples.corpus:automata']": "is not a complete Recorder",
+    "data info broken:corpus": "broken:corpus: ZeroDivisionError: division by zero",
+    "train --model broken:Model": "broken:Model: its Settings is not a ModelSettings",
     "train --set log.recorders=['mine']": "mine is neither module:Class nor an installed entry point",
 }
 
 
 @pytest.mark.parametrize("command", WRONG)
-def test_wrong_input_is_one_line_and_exit_code_2(arcvae: Run, command: str) -> None:
+def test_wrong_input_is_one_line_and_exit_code_2(arcvae: Run, command: str, tmp_path: Path) -> None:
+    broken = (
+        "from examples.model import MLP\nclass Model(MLP):\n    Settings = dict\ndef corpus(data):\n    return 1 / 0\n"
+    )
+    (tmp_path / "broken.py").write_text(broken)
+    sys.path.append(str(tmp_path))
     done = arcvae(*command.split())
     assert done.exit_code == 2 and WRONG[command] in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) <= 2

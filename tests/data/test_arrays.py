@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canonical_hashes, describe, split_by_key
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, describe, split_by_key
 from arcvae_cli.data.strings import build_drawn
-from arcvae_cli.data.symmetries import transform
 from arcvae_cli.grammar import parse_grammar, read_grammar
 
 EQUATIONS = read_grammar("equations")
 
 
-def test_fingerprint_depends_on_content_only(arc: Dataset):
+def test_fingerprint_depends_on_content_only(arc: Dataset, canvases: Dataset):
+    stable = "b515b0752fe0025ef6dafebda71b0e947fe70eb0bb90d3287d38bc274e269c75"
+    assert canvases.fingerprint() == stable, "in all versions"
     same = replace(arc, name="other", notes=("a note",), task=arc.task.astype("<U40"))
     assert same.fingerprint() == arc.fingerprint()
     others = [
@@ -29,10 +30,6 @@ def test_fingerprint_depends_on_content_only(arc: Dataset):
     assert same.fingerprint() == drawn.fingerprint()
     bare = replace(drawn, rules=replace(drawn.rules, rhs=None, text=None), grammar=None)
     assert bare.fingerprint() != drawn.fingerprint()
-
-
-def test_fingerprint_is_stable_between_versions(canvases: Dataset):
-    assert canvases.fingerprint() == "b515b0752fe0025ef6dafebda71b0e947fe70eb0bb90d3287d38bc274e269c75"
 
 
 def test_limited_keeps_the_test_split_and_nests(arc: Dataset):
@@ -53,27 +50,13 @@ def test_split_by_key_shares_out_keys_and_keeps_equal_ones_together():
         assert np.bincount(split_by_key(keys[:count])).tolist() == expected
 
 
-def test_hashes_are_invariant_to_symmetry_and_colour_only(arc: Dataset):
-    stream = np.random.RandomState(0)
-    count, shape = len(arc.x), arc.shape
-    palette = np.pad(stream.random_sample((count, 9)).argsort(axis=1) + 1, ((0, 0), (1, 0))).astype(np.uint8)
-    turned, swapped = transform(arc.x, shape, stream.randint(0, 8, count), palette)
-    hashes = canonical_hashes(arc.x, shape)
-    assert (canonical_hashes(turned, swapped) == hashes).all()
-
-    changed = arc.x.copy()
-    changed[np.arange(count), stream.randint(0, shape[:, 0]), stream.randint(0, shape[:, 1])] ^= 1
-    assert (canonical_hashes(changed, shape) != hashes).mean() > 0.95  # a few become equivalent
-
-
 def test_description_of_leaking_grids():
     stream = np.random.RandomState(2)
     grids = np.zeros((8, 16, 16), np.uint8)
     grids[:, :3, :5] = stream.randint(1, 10, (8, 3, 5))
     grids[1] = grids[0]  # a duplicate in train
     grids[5] = grids[2]  # test in train, as it is
-    grids[6] = np.pad(grids[3, :3, :5].T, ((0, 11), (0, 13)))  # and turned
-    grids[7, :3, :5] = 4
+    grids[6:, :3, :5] = 4
     shape = np.array([[3, 5]] * 6 + [[5, 3], [3, 5]], np.uint8)
     split = np.array([0, 0, 0, 0, 1, 2, 2, 2], np.uint8)
     task = np.array(["a", "a", "b", "c", "d", "b", "e", "f"])
@@ -83,9 +66,9 @@ def test_description_of_leaking_grids():
     assert described["shapes"] == [[3, 5, 7], [5, 3, 1]]
     assert sum(described["classes"]) == pytest.approx(1)
     assert described["leaks"] == [
-        {"of": "test", "into": "train", "identical": 1, "equivalent": 2, "tasks": 1},
-        {"of": "test", "into": "val", "identical": 0, "equivalent": 0, "tasks": 0},
-        {"of": "val", "into": "train", "identical": 0, "equivalent": 0, "tasks": 0},
+        {"of": "test", "into": "train", "identical": 1, "tasks": 1},
+        {"of": "test", "into": "val", "identical": 0, "tasks": 0},
+        {"of": "val", "into": "train", "identical": 0, "tasks": 0},
     ]
 
 
@@ -97,12 +80,11 @@ def test_description_of_strings():
         "strings": 40,
         "mean_rules": pytest.approx(train.mean()),
         "most_rules": train.max(),
-        "padding": pytest.approx(1 - train.mean() / 15),
         "duplicates": 0,
     }
-    assert described["counts"] == [int((drawn.x == rule).sum()) for rule in range(12)]
+    assert described["unused"] == []
     assert described["examples"] == drawn.strings(drawn.rows("train")[:5])
     mixed = replace(drawn, x=np.concatenate([drawn.x[:-1], drawn.x[:1]]))
     mixed = replace(mixed, split=np.r_[np.uint8([0]), mixed.split[1:-1], np.uint8([2])])
     assert [leak["identical"] for leak in describe(mixed)["leaks"]] == [1, 0, 0]
-    assert describe(build_drawn(read_grammar("smiles"), 12, 10))["unusable"] == [29, 31]
+    assert {29, 31} <= {*describe(build_drawn(read_grammar("smiles"), 12, 10))["unused"]}

@@ -90,17 +90,16 @@ def test_arrays_of_the_user(tmp_path: Path):
     ("columns", "message"),
     [
         ({"train": GRIDS[:0], "val": GRIDS[:0]}, "no grids"),
-        ({"grids": GRIDS[:0]}, r"grids \(0, 16, 16\), possible are 1x1 to 64x64"),
-        ({"grids": np.zeros((3, 65, 30), np.uint8)}, r"grids \(3, 65, 30\), possible are 1x1 to 64x64"),
-        ({"grids": np.zeros((3, 2, 9), np.uint8)}, "2x9, a canvas has 3x3 to 64x64 cells; set --canvas 3x9"),
-        ({"grids": GRIDS.astype(np.int16) - 1}, "classes -1 to 8, possible are 0 to 255"),
-        ({"grids": GRIDS * np.int64(99)}, "classes 0 to 891, possible are 0 to 255"),
-        ({"grids": GRIDS.astype(np.float32)}, r"float32 grids, .* save `grids.astype\(np.uint8\)`"),
-        ({"train": GRIDS, "val": GRIDS[:, :5, :7]}, "grids of 2 sizes, 5x7 to 16x16; set --canvas 16x16"),
+        ({"grids": GRIDS[:0]}, r"no grids of classes: uint8 \(0, 16, 16\); give integers"),
+        ({"grids": np.zeros((3, 65, 30), np.uint8)}, r"\(3, 65, 30\), 0 to 0; give .* 1x1 to 64x64 cells"),
+        ({"grids": GRIDS.astype(np.int16) - 1}, "int16 .*, -1 to 8; give integers 0-255"),
+        ({"grids": GRIDS * np.int64(99)}, "0 to 891; give integers 0-255"),
+        ({"grids": GRIDS.astype(np.float32)}, r"float32 .* as by `grids.astype\(np.uint8\)`"),
+        ({"train": GRIDS, "val": GRIDS[:, :5, :7]}, "grids of 2 sizes from 5x7; set --canvas 16x16"),
         ({"grids": GRIDS, "groups": np.arange(29)}, "groups: invalid"),
         ({"grids": np.array([Trap()], object)}, "allow_pickle=False"),
         ({"grids": GRIDS, "split": np.array(["train", "dev"])[SPLIT % 2]}, "split: invalid"),
-        ({"grids": GRIDS, "task": np.zeros((30, 2))}, "task: invalid"),
+        ({"grids": GRIDS, "task": np.zeros((30, 2))}, "groups: invalid"),
         ({"grids": GRIDS, "shape": np.full((30, 2), 17)}, "shape: invalid"),
         ({"ids": np.zeros((3, 4)), "grammar": TEXT}, "ids: invalid"),
         ({"ids": np.array([[3, 7, 11], [3, 7, 7]]), "grammar": TEXT}, "row 1, step 2: rule 7"),
@@ -119,7 +118,6 @@ def test_unusable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "a.npz": b"PK\x03\x04 nonsense",
         "b.npy": b"\x93NUMPY\x01\x00v\x00{'descr': 'nonsense'",
         "c.npy": pickle.dumps(Trap()),
-        "e.txt": b"0 1 2",
         "f.json": b"not json",
         "h.json": b'{"a": 3}',
         "grid.json": b'{"train": [{"input": [[1], [2, 3]]}]}',
@@ -171,14 +169,16 @@ def test_grids_of_any_canvas(tmp_path: Path):
     assert (again.x[:, :12, :20] == levels).all() and (again.x[:, 12:] == 9).all() and (again.x[:, :, 20:] == 9).all()
     assert from_columns(Path("two"), {"grids": levels > 4}).canvas.classes == 2
     for to, message in (
-        (DataSettings(canvas="12x19"), "grids up to 12x20 of 9 classes do not fit the canvas of 12x19 and 9 classes"),
-        (DataSettings(classes=8), "9 classes do not fit the canvas of 12x20 and 8 classes"),
-        (DataSettings(background=9), "no class 9 among 9"),
+        (DataSettings(canvas="12x19"), "grids up to 12x20 of 9 classes do not fit the canvas of 12x19, 9 classes"),
+        (DataSettings(classes=8), "9 classes do not fit the canvas of 12x20, 8 classes"),
         (DataSettings(canvas=20, background="none"), "no class for what is around them"),
-        (ARC, "grids up to 12x20 of 9 classes do not fit the model's canvas of 16x16 and 10 classes"),
+        (ARC, "grids up to 12x20 of 9 classes do not fit the model's canvas of 16x16, 10 classes"),
     ):
         with pytest.raises(InputError, match=message):
             from_columns(Path("levels"), columns, to)
+    assert on_canvas(made, DataSettings(background=9)).canvas == Canvas(12, 20, 10, 9, arc=False)
+    narrow = from_columns(Path("narrow"), {"grids": levels[:, :2]})
+    assert narrow.canvas.shape == (3, 20) and set(map(tuple, narrow.shape.tolist())) == {(2, 20)}
     small = from_columns(Path("small"), {"grids": levels[:, :5, :6]}, Canvas(12, 20, 11, 0, 10, arc=False))
     assert small.canvas.shape == (12, 20) and (small.x[:, 5:] == 10).all()
     maps = replace(made, canvas=replace(made.canvas, tiles="abcdefghi"))

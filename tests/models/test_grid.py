@@ -67,24 +67,6 @@ def test_upsampling_is_the_transposed_convolution() -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_features_and_their_gradients_stay_channels_last_through_the_plain_body() -> None:
-    model = build_model(GridSettings()).to(memory_format=LAST)  # type: ignore[call-overload]
-    layouts: list[bool] = []
-
-    def look(_: torch.nn.Module, __: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-        layouts.append(out.is_contiguous(memory_format=LAST))
-        out.register_hook(lambda grad: layouts.append(grad.is_contiguous(memory_format=LAST)))
-
-    # the last convolution's gradient comes from the loss, in whatever layout that likes
-    inner = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | Upsample) and m.out_channels != 10]
-    for module in inner:
-        module.register_forward_hook(look)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(grids()).logits
-    logits.square().sum().backward()
-    assert len(layouts) == 2 * len(inner) == 10 and all(layouts)
-
-
 @pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("size", CANVASES, ids=str)
 def test_every_canvas_has_a_model_that_learns_everywhere(

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import pytest
@@ -10,7 +9,7 @@ from arcvae_cli import conditions
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.models import hierarchical
 from arcvae_cli.models.base import Batch, Output
-from arcvae_cli.models.hierarchical import HierarchicalVAE, constrained_decode, reflect
+from arcvae_cli.models.hierarchical import HierarchicalVAE, constrained_decode
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import HierarchicalSettings, ObjectiveSettings
 
@@ -71,18 +70,6 @@ def test_each_weight_acts_on_its_own_level_alone() -> None:
     for heard, silent in (("global", "local"), ("local", "global")):
         found, wanted = gradients(None, **{silent: 0.0, heard: 1.0}), gradients(heard)
         assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
-
-
-def test_free_bits_and_weights_are_by_level() -> None:
-    batch = Batch(grids(4))
-    output = make()(batch, noise=False)
-    free = ObjectiveSettings(free_bits=0.3, free_bits_by_level={"local": 1000.0})
-    terms = Objective(free)(output, batch, {"global": 1.0, "local": 1.0})
-    top, local = output.levels
-    torch.testing.assert_close(terms.clamped_kl["global"], top.kl.mean(dim=0).clamp(min=0.3).sum())
-    assert terms.clamped_kl["local"].item() == 4000.0
-    infinite = Output(output.logits, (top, dataclasses.replace(local, kl=local.kl / 0)))
-    assert Objective(ObjectiveSettings())(infinite, batch, {"global": 1.0, "local": 0.0}).loss.isfinite()
 
 
 def test_training_drops_conditions_at_random_and_evaluation_does_not() -> None:
@@ -159,16 +146,6 @@ def test_training_never_masks_the_true_grid() -> None:
     assert nats.max() < 150.0
 
 
-def test_logits_are_averaged_with_their_mirror_image() -> None:
-    """In training too, softly: a cell and its image under the axis have the same logits where all weight is on one."""
-    obey = hierarchical.ConstraintLayer(4, ARC).train()
-    with torch.no_grad():
-        obey.axes.bias.zero_()[9] = 60.0  # left-right: cell j and cell 9 - j
-    logits = obey(torch.randn(1, 10, SIDE, SIDE), torch.zeros(1, 4), given(1, "symmetry_lr=yes", "symmetry_ud=no"))
-    torch.testing.assert_close(logits[..., :10], logits[..., :10].flip(-1))
-    assert (logits[..., 10:].argmax(1) == 0).all(), "cells whose image lies outside of the canvas are black"
-
-
 def test_conditions_are_the_sum_of_their_rows_with_its_gradient() -> None:
     layer = hierarchical.Conditions(ARC, 7).double()
     chosen = given(5, "colours=3", "symmetry=lr", "height=4")
@@ -178,18 +155,6 @@ def test_conditions_are_the_sum_of_their_rows_with_its_gradient() -> None:
     weights = torch.randn(5, 7, dtype=torch.float64)
     own, other = (torch.autograd.grad(out, layer.table.weight, weights) for out in (layer(chosen), plain))
     torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(("which", "formula"), [(0, "bchw,bvw->bchv"), (1, "bchw,bvh->bcvw")])
-def test_reflect_matches_einsum_with_gradients(which: int, formula: str) -> None:
-    x = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64, requires_grad=True)
-    axes = torch.rand(2, 2 * SIDE - 1, dtype=torch.float64, requires_grad=True)
-    cell = torch.arange(SIDE)
-    plain = torch.einsum(formula, x, axes[:, cell[:, None] + cell])
-    own, weights = reflect(x, axes.unfold(1, SIDE, 1), which), torch.randn_like(plain)
-    torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-12)
-    gradients = [torch.autograd.grad(out, (x, axes), weights) for out in (own, plain)]
-    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 def random_logits(count: int, black: float) -> Tensor:

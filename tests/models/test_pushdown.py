@@ -115,10 +115,3 @@ def test_many_derivations_of_a_code_share_its_logits() -> None:
     assert torch.equal(derived.ids, torch.stack([pushdown.derive(logits, one).ids for one in noise]))
     assert torch.equal(pushdown.derive(logits[0], noise[:, 0]).ids, derived.ids[:, 0])
     assert pushdown.derive(logits[0]).ids.shape == (40,)
-
-
-def test_nothing_is_read_back_and_no_shape_depends_on_a_value() -> None:
-    """Tensors on the meta device have no values: whoever asks for one, or decides by one, raises."""
-    pushdown = Pushdown(EQUATIONS.rules, 15).to("meta")
-    derived = pushdown.derive(torch.zeros(4, len(EQUATIONS.rules), 15, device="meta"), pushdown.noise(4), budget=True)
-    assert derived.ids.is_meta and derived.ids.shape == (4, 15) and derived.complete.shape == (4,)
