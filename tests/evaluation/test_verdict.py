@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from arcvae_cli import domains
-from arcvae_cli.canvas import Canvas
 from arcvae_cli.evaluation.verdict import Advice, remedies
 from arcvae_cli.settings import Settings
 
 Report = dict[str, Any]
 ROWS = [
-    {"asked": "colours=1", "counted_obeying": 0.9, "counted": 90},
-    {"asked": "colours=3", "counted_obeying": 0.81, "counted": 50},
-    {"asked": "symmetry=lr", "counted_obeying": 1.0, "counted": 100},
-    {"asked": "red=yes", "counted_obeying": 0.0, "counted": 0},
+    {"asked": "colours=1", "counted_obeying": 0.9, "counted": 90, "data": 0.1},
+    {"asked": "colours=2", "counted_obeying": 0.0, "counted": 0, "data": 0.0},
+    {"asked": "colours=3", "counted_obeying": 0.81, "counted": 50, "data": 0.1},
+    {"asked": "symmetry=lr", "counted_obeying": 1.0, "counted": 100, "data": 0.1},
+    {"asked": "red=yes", "counted_obeying": 0.0, "counted": 0, "data": 0.1},
 ]
 GRIDS: Report = {
     "corpus": "arc",
@@ -111,22 +110,14 @@ DEAD = {"levels.z.kl_nats": [0.0, 0.0], NON_BLACK: 0.0}
         ("KL at the free-bits floor", {KL: [2.0, 0.285]}, {KL: [2.0, 0.284]}),
         ("blank samples", {f"{DRAWN}.blank_share": 0.10}, {f"{DRAWN}.blank_share": 0.11}),
         ("specks among samples", {f"{DRAWN}.speck_share": 0.50}, {f"{DRAWN}.speck_share": 0.51}),
-        ("samples satisfy colours", ALL, conditioned({**ROWS[1], "counted_obeying": 0.8})),
-        ("samples satisfy symmetry", ALL, conditioned({**ROWS[2], "counted_obeying": None})),
-        ("samples neither blank nor repeated", ALL, conditioned({**ROWS[1], "counted": 49})),
+        ("samples satisfy colours", ALL, conditioned({**ROWS[2], "counted_obeying": 0.8})),
+        ("samples satisfy symmetry", ALL, conditioned({**ROWS[3], "counted_obeying": None})),
+        ("samples neither blank nor repeated", ALL, conditioned({**ROWS[2], "counted": 49})),
     ],
 )  # fmt: skip
 def test_limits_of_the_targets_of_grids(name: str, meets: Report, misses: Report) -> None:
     assert name not in missed("grids", meets)
     assert name in missed("grids", misses)
-
-
-def test_a_condition_that_the_data_never_satisfies_is_not_judged_but_on_arc() -> None:
-    row = {"asked": "classes=1", "counted_obeying": 0.0, "counted": 0, "data": 0.0}
-    other = {"canvas": asdict(Canvas(8, 8, 5, arc=False)), "adherence": {"samples": 100, "rows": [row]}}
-    assert missed("grids", other) == {}
-    other["adherence"]["rows"][0] = {**row, "data": 0.1}
-    assert list(missed("grids", other)) == ["samples satisfy classes", "samples neither blank nor repeated"]
 
 
 HELD, FLOOR = "dimensions held by free bits alone", "KL at the free-bits floor"
@@ -142,7 +133,7 @@ def floor(value: float, mode: str) -> Report:
     ("kind", "changes", "settings", "names", "said"),
     [
         *((kind, {}, {}, [], "the code is alive") for kind in REPORTS),
-        ("grids", {NON_BLACK: 0.001}, {}, ["non-black accuracy"], "the code is alive, the decoder is not"),
+        ("grids", {NON_BLACK: 0.001}, {}, ["non-black accuracy"], "the code is alive"),
         ("two", {"levels.global.kl_nats": [0.0, 0.1]}, {}, ["smallest KL, global"], "partial collapse: 1 of 2 global"),
         # free bits hold a total or each dimension
         ("grids", {KL: [0.1, 0.1]}, floor(0.3, "total"), [f"total {FLOOR}", HELD], "held up by free bits alone"),
@@ -178,23 +169,17 @@ OPEN = {"prior_samples.standard.complete_share": 0.5}
     ("kind", "changes", "settings", "expected"),
     [
         # too little KL: lower beta, on the scale that explains it
-        ("grids", DEAD, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale), or use objective.reduction = sum"]),
+        ("grids", DEAD, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale) or use objective.reduction", "set"]),
         # below a floor of free bits
         ("grids", LOW, {}, ["raise objective.free_bits (it is 0.3): it holds on training batches"]),
-        ("grids", {**LOW, "split": "train"}, {}, ["lower train.lr or train.gradient_clip"]),
-        ("grids", LOW, {"objective.free_bits_mode": "per_sample"}, ["use objective.free_bits_mode = per_dim"]),
         ("two", {}, {"objective.free_bits_by_level": {"global": 0.6}}, ["raise objective.free_bits_by_level.global"]),
         # a small model
         ("grids", SMALL, {"model.body": "residual"}, ["lower beta (peak 0.1)", "raise model", "train longer"]),
         ("two", SMALL, CAPACITY, ["raise schedule.local.capacity (it is 40)", "raise model.local", "train longer"]),
         # a decoder that paints black
         ("grids", PAINTS_BLACK, {}, ["use model.body", "use objective.reconstruction = focal", "train longer"]),
-        # samples unlike the data: more beta, unless beta outweighs the reconstruction already
+        # samples unlike the data
         ("two", SPECKS, CAPACITY, ["raise beta slowly", "lower schedule.local.capacity (it is 40)", "look at the"]),
-        ("grids", SPECKS, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale), or use objective.reduction = sum"]),
-        # other data
-        ("grids", {**SMALL, **SPECKS, "corpus": "shapes"}, {}, ["scored on shapes, trained on arc: train on"]),
-        ("grids", {**SMALL, "corpus": "arc-raw"}, {}, ["use model", "lower", "raise", "train longer"]),
         # strings that do not end
         ("strings", OPEN, {}, ["sample with --prior", "raise", "look"]),
         ("strings", {**OPEN, "prior_samples.aggregate.complete_share": 0.4}, {}, ["train longer", "the length budget"]),

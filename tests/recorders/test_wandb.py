@@ -74,8 +74,8 @@ def test_a_resumed_run_has_every_row_once(
     recorder = WandbRecorder(tmp_path, "online")
     recorder.start(plan(settings=STRINGS))
     recorder.start(plan(settings=STRINGS))  # of another process
-    (id_, tags), again = ((call.kwargs["id"], call.kwargs["tags"]) for call in init.call_args_list)
-    assert again == (id_, ["experiment-0.2", "grammar-vae", "encoder-training"]) == (id_, tags) and len(id_) == 12
+    one, again = (call.kwargs["id"] for call in init.call_args_list)
+    assert one == again and len(one) == 12
     recorder.resume(records[:2], 100)
     recorder.pictures(2, pictures())
     recorder.steps(steps(records[2]))
