@@ -238,9 +238,10 @@ class GridDomain(base.Domain):
         if (accuracy := report["adherence"]) is not None:
             asked = asked_of(canvas)  # one that no training grid satisfies says nothing
             rows = [row for row in accuracy["rows"] if row["asked"] in asked and row["data"] > 0]
-            for kind in (asked[0].partition("=")[0], "symmetry") if rows else ():
-                share, name = min((row["counted_obeying"] or 0.0, row["asked"]) for row in rows if kind in row["asked"])
-                targets.append((f"samples satisfy {kind}", share, ">", ACCURACY_TARGET, prior, f"(least: {name})"))
+            for kind in (asked[0].partition("=")[0], "symmetry"):
+                shares = [(row["counted_obeying"] or 0.0, row["asked"]) for row in rows if kind in row["asked"]]
+                for share, name in sorted(shares)[:1]:
+                    targets.append((f"samples satisfy {kind}", share, ">", ACCURACY_TARGET, prior, f"(least: {name})"))
             for share, name in sorted((row["counted"] / accuracy["samples"], row["asked"]) for row in rows)[:1]:
                 what = "samples neither blank nor repeated"
                 targets.append((what, share, ">=", COUNTED_TARGET, prior, f"(least: {name})"))
@@ -360,12 +361,8 @@ class GridDomain(base.Domain):
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
         facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
-        places, changed = (
-            np.linspace(0, 1, len(steps)),
-            ["decoded", *(f"{count} changed" for count in facts["changed"])],
-        )
-        decoded = [f"{place:.2f}, {text}" for place, text in zip(places, changed, strict=True)]
-        titles, shown = ["from", *decoded, "to"], np.concatenate([originals[:1], steps, originals[1:]])
+        changed = [f"{place}, {count} changed" for place, count in enumerate(facts["changed"], 1)]
+        titles, shown = ["from", "0, decoded", *changed, "to"], np.concatenate([originals[:1], steps, originals[1:]])
         return Decoded(facts, {"grids": steps}, (shown, titles, loaded.model.canvas), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
@@ -382,24 +379,22 @@ class GridDomain(base.Domain):
         from arcvae_cli.render.terminal import characters
 
         grids, titles, canvas = decoded.rows
+        columns = len(document.get("values", range(12)))  # of a traversal, a row for each dimension
         if titles is None:  # samples
             columns = 8 if len(grids) <= 64 else 16
             document = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
             title += f", {blank(grids, canvas).sum()} of {len(grids)} blank"
-        elif "values" in document:  # a traversal
-            columns = len(document["values"])
-        else:  # a path, in rows of equal length
-            columns = -(-len(grids) // -(-len(grids) // 12))
         plots.save_grids(files["png"], grids[:SHEET], columns, titles, title, canvas=canvas)
-        tests, texts, signs = [], [], characters(canvas)
-        for grid in decoded.arrays["grids"]:
-            texts.append("".join("".join(signs[cell] for cell in row).rstrip() + "\n" for row in grid))
-            inside = grid != canvas.void  # cut to the rectangle from the top-left corner with all other cells
-            height, width = (np.flatnonzero(inside.any(axis=axis)).max(initial=0) + 1 for axis in (1, 0))
-            tests.append({"input": np.where(inside, grid, 0)[:height, :width].tolist()})
         if "txt" in files:
-            write_lines(files["txt"], texts)
+            signs = characters(canvas)
+            rows = (["".join(signs[cell] for cell in row).rstrip() for row in (*grid, ())] for grid in grids)
+            write_lines(files["txt"], ["\n".join(lines) for lines in rows])
         if "json" in files:
+            tests = []
+            for grid in decoded.arrays["grids"]:
+                inside = grid != canvas.void  # cut to the rectangle from the top-left corner with all other cells
+                height, width = (np.flatnonzero(inside.any(axis=axis)).max(initial=0) + 1 for axis in (1, 0))
+                tests.append({"input": np.where(inside, grid, 0)[:height, :width].tolist()})
             write_lines(files["json"], [json.dumps({**document, "train": [], "test": tests}, allow_nan=False)])
 
 

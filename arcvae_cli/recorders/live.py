@@ -39,8 +39,8 @@ def header(plan: Plan) -> Iterator[str]:
         yield f"ELBO scale: with mean reductions, beta on the ELBO scale is {plan.elbo_scale:g} times beta"
     yield from plan.notes
     if plan.blank is not None and plan.canvas is not None:
-        empty = f"an all-{words(plan.canvas)['background']} answer"
-        what = "the most common class of each cell" if plan.canvas.background is None else empty
+        what = f"an all-{words(plan.canvas)['background']} answer"
+        what = "the most common class of each cell" if plan.canvas.background is None else what
         yield f"baseline: {what} is right in {plan.blank:.3f} of the validation pixels"
     elif plan.blank is not None:
         entropy = "" if plan.entropy is None else f"; entropy of the data: {plan.entropy:.2f} nats"
@@ -151,8 +151,7 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
     """A row of the table by the names of its columns; red marks what an uninformative latent would reach."""
     val = record.val
     active = sum(value > ACTIVE_KL for value in val.groups)
-    failed = {"position": plan.blank is not None and val.position <= plan.blank}
-    failed["foreground"] = val.foreground is not None and val.foreground < 0.05
+    failed = {"position": val.position <= (plan.blank or 0.0), "foreground": (val.foreground or 0.0) < 0.05}
     targets: dict[str, Text] = {}  # of closed loops: reached/target, a column for each quantity
     for target in record.targets:
         text = targets.setdefault("KL/target" if target.quantity == "kl" else "recon/target", Text())
@@ -160,10 +159,11 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         text.append(f"{'  ' if text else ''}{target.value:.3g}/{target.target:.3g}", style=style)
     shares = {"token": "position", "sequence": "exact"}
     if plan.canvas is not None:
-        foreground = {} if plan.canvas.background is None else {words(plan.canvas)["foreground"]: "foreground"}
-        shares = {"pixel": "position", **foreground, "exact": "exact"}
+        shares = {"pixel": "position", words(plan.canvas)["foreground"]: "foreground", "exact": "exact"}
     accuracies = {
-        name: Text(cell(getattr(val, key), ".3f"), "red" if failed.get(key) else "") for name, key in shares.items()
+        name: Text(cell(value, ".3f"), "red" if failed.get(key) else "")
+        for name, key in shares.items()
+        if (value := getattr(val, key)) is not None  # no foreground without a background
     }
     cells: dict[str, str | Text] = {
         "epoch": f"{record.epoch}{'*' if record.best else ' '}",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from arcvae_cli import conditions
@@ -20,6 +21,7 @@ from arcvae_cli.evaluation.samples import (
     score_samples,
     structure,
     tsne_plane,
+    wasserstein,
 )
 from arcvae_cli.models.base import VAE, Batch, Level
 
@@ -69,6 +71,12 @@ def test_density_and_coverage_are_those_of_plain_loops() -> None:
         assert 0.05 < density < 2 and 0.05 < coverage < 1
         assert density_and_coverage(reference, drawn, k) == pytest.approx((density, coverage))
     assert density_and_coverage(reference, drawn + 100) == (0, 0)
+
+
+def test_wasserstein_is_that_of_scipy() -> None:
+    random = np.random.RandomState(0)
+    a, b = random.randint(0, 20, 70).astype(float), random.randint(3, 25, 31).astype(float)
+    assert wasserstein(a, b) == pytest.approx(wasserstein_distance(a, b))
 
 
 def test_blank_distinct_and_novel_shares() -> None:
