@@ -190,16 +190,6 @@ def test_levels() -> None:
     assert {level: part.per for level, part in slow.parts.items()} == {"global": "step", "local": "epoch"}
 
 
-def test_inner_tables_have_no_per() -> None:
-    base = {"name": "warm_restart", "base": {"name": "linear", "max_beta": 0.01}}
-    local = {"name": "constant", "max_beta": 0.02}
-    schedule = build_schedule({"name": "hierarchical", "per": "step", "global": base, "local": local})
-    written = schedule.model_dump(by_alias=True)
-    assert written["global"]["base"] == {"name": "linear", "max_beta": 0.01, "warmup_epochs": 10.0}
-    assert written["local"] == local
-    assert {part.per for part in schedule.parts.values()} == {"step"}
-
-
 @pytest.mark.parametrize(
     ("name", "params", "text"),
     [

@@ -52,12 +52,6 @@ def test_a_preset_is_drawn_described_and_listed(preview: Run, monkeypatch: pytes
     assert "\x1b[36m" in coloured and "\x1b[33m" in coloured, "a colour for each curve on a terminal"
 
 
-def test_beta_on_the_elbo_scale(preview: Run) -> None:
-    result = preview("baseline")
-    assert "peak 2 (51.2 on the ELBO scale), first at epoch 30" in result.stdout
-    assert key_epochs(result)["10"] == ["1", "25.6", "phase", "1", "ends"]
-
-
 def test_json_holds_what_the_schedule_gives(preview: Run) -> None:
     document = one(preview("cyclical", "--json", "--max-beta", 0.4, "--cycle-length", 8, "--epochs", 20))
     schedule = Cyclical(max_beta=0.4, cycle_length=8)

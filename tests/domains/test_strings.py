@@ -16,7 +16,6 @@ from torch.nn import functional
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import StringCorpus
 from arcvae_cli.data.derivations import Counts
-from arcvae_cli.data.parsing import Parser
 from arcvae_cli.data.strings import build_drawn
 from arcvae_cli.domains import strings
 from arcvae_cli.domains.base import Task
@@ -208,25 +207,6 @@ def test_evaluation_needs_training_strings_a_split_and_finite_outputs(arrays: Da
     model.sharp = math.nan
     with pytest.raises(ArcvaeError, match="not finite"):
         run(model, StringCorpus(arrays), "val")
-
-
-def test_the_same_molecule_may_be_another_string(monkeypatch: pytest.MonkeyPatch) -> None:
-    molecules_validator = Validator("valid", bool, lambda text: "".join(sorted(text)), lambda _: 0.5)
-    monkeypatch.setattr(strings, "validator_for", lambda *_: molecules_validator)
-    grammar, length = read_grammar("smiles"), 60
-    parsed = [Parser(grammar).parse(text) for text in ("CCO", "c1ccccc1", "CC(=O)O", "CCN", "CC(C)C", "OCC")]
-    ids = np.array([one + [grammar.rules.padding] * (length - len(one)) for one in parsed], np.int16)
-    corpus = StringCorpus(Dataset("few", ids, np.array([0] * 5 + [2], np.uint8), rules=grammar.rules, grammar=grammar))
-
-    class Renaming(Ruler):
-        """Encodes OCC as CCO."""
-
-        def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
-            return super().encode(replace(batch, x=torch.from_numpy(ids[:1]).long().expand(len(batch.x), -1)), noise)
-
-    model = Renaming(grammar.rules, length=length, sharp=100.0, spread=1e-3)
-    found = run(model, corpus, "test", samples=5).report["reconstruction"]
-    assert (found["posterior_mean"]["exact_share"], found["canonical_share"]) == (0.0, 1.0)
 
 
 def test_rules_are_drawn_by_the_seed_alone() -> None:

@@ -11,7 +11,7 @@ from arcvae_cli.canvas import ARC
 from arcvae_cli.conditions import columns, encode
 from arcvae_cli.evaluation import priors
 from arcvae_cli.evaluation.information import eval_mode
-from arcvae_cli.evaluation.priors import Mixture, argmax_decode, draw_prior, fit_prior
+from arcvae_cli.evaluation.priors import argmax_decode, draw_prior, fit_prior
 from arcvae_cli.models import build_model
 from arcvae_cli.settings import Settings
 
@@ -28,14 +28,6 @@ def test_a_gaussian_has_the_mean_and_the_full_covariance(temperature: float) -> 
     np.testing.assert_allclose(drawn.mean(0), mean, atol=0.05 + 0.05 * temperature)
     found, expected = np.cov(drawn, rowvar=False), temperature**2 * root @ root.T
     np.testing.assert_allclose(found, expected, atol=0.12 * temperature**2 + 1e-9)
-
-
-def test_a_mixture_draws_each_component_as_often_as_it_weighs() -> None:
-    means, covariances = np.array([[0.0, 0.0], [10.0, 10.0]]), 0.01 * np.stack([np.eye(2)] * 2)
-    drawn = flatten(Mixture(np.array([0.2, 0.8]), means, covariances, {"z": (2,)}).sample(10_000, 1.0, 0))
-    first = (drawn < 5).all(1)
-    assert first.mean() == pytest.approx(0.2, abs=0.02)
-    assert drawn[first].std() == pytest.approx(0.1, rel=0.05)
 
 
 @pytest.mark.parametrize("clusters", [1, 4])

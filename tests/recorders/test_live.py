@@ -77,15 +77,6 @@ def test_goldens(capsys: pytest.CaptureFixture[str]) -> None:
     check("lines.txt", capsys.readouterr().err.rstrip("\n"))
 
 
-def test_columns_stay_where_they_are() -> None:
-    """However many digits beta and the losses get."""
-    screen, ends = Screen(plan(), 80), set()
-    for epoch, value in enumerate((0.0, 0.1, 0.01234, 1.234e-5, 25.6, 123.4), start=1):
-        screen.train(record(epoch, betas={"z": value}, val={"loss": value, "reconstruction": 100 * value}))
-        ends.add(re.search(r"0\.400 0\.010 +2/3", screen.text().splitlines()[1 + epoch]).end())  # type: ignore[union-attr]
-    assert len(ends) == 1
-
-
 @pytest.mark.parametrize(("width", "height"), [(60, 30), (80, 24), (120, 50)])
 @pytest.mark.parametrize(("levels", "targets"), [({"z": 10}, 0), ({"z": 200}, 1), ({"global": 16, "local": 4}, 1)])
 def test_the_table_fits_the_terminal(width: int, height: int, levels: dict[str, int], targets: int) -> None:
@@ -122,19 +113,6 @@ def test_the_words_are_those_of_the_canvas(
     *header, line = capsys.readouterr().err.splitlines()
     assert "data arc: 12x20, 9 classes; 80,000" in header[1] and f"baseline: {said}" in "".join(header)
     assert ("foreground 0.400" in line) == (background is not None) and "non-black" not in line
-
-
-def test_the_time_left_follows_the_recent_speed() -> None:
-    """It counts neither the steps of an earlier process nor those of more than two minutes ago."""
-    screen = Screen(plan(), 120)
-    screen.table.resume([record(epoch) for epoch in range(1, 51)], 2500)
-    assert re.search(r"epoch 50/100, step 50/50, 0:00:00 elapsed, -\S* left$", screen.text())
-    for epoch, count, pace in ((51, 30, 20), (53, 50, 2), (54, 50, 2)):
-        for done in range(1, count + 1):
-            screen.table.step(epoch, done, {}, None)
-            screen.now += pace
-            screen.table.picture()
-    assert screen.text().endswith("epoch 54/100, step 50/50, 0:13:20 elapsed, 1:16:40 left"), "2300 steps of 2 s"
 
 
 def test_at_the_end_the_table_stands() -> None:
