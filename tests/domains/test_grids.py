@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from arcvae_cli.canvas import ARC, Canvas
+from arcvae_cli.commands.train import new_model
 from arcvae_cli.conditions import measure
 from arcvae_cli.data.arrays import Dataset
 from arcvae_cli.data.corpus import GridCorpus
@@ -118,6 +119,10 @@ def test_an_evaluation_of_another_canvas(background: int | None) -> None:
     told = GridDomain().baseline(own)
     plain = (grids[1::3] == (common if background is None else 1)).mean()
     assert told["canvas"] == canvas and told["blank"] == pytest.approx(plain)
+    if background is None:
+        monitored = Settings.model_validate({"train": {"monitor": "val/foreground_accuracy", "batch_size": 4}})
+        with pytest.raises(InputError, match="needs a background"):
+            new_model(monitored, own, torch.device("cpu"))
 
 
 def test_the_report_agrees_with_itself_and_with_plain_sums(

@@ -41,19 +41,6 @@ def test_held_out_likelihood_finds_the_number_of_clusters(clusters: int) -> None
     assert np.median(nearest) == pytest.approx(np.sqrt(2 * np.log(2)), rel=0.15)  # of a Rayleigh distance
 
 
-def test_draws_of_all_levels_have_their_shapes_and_depend_on_the_seed_alone() -> None:
-    random = torch.Generator().manual_seed(0)
-    top = torch.randn(600, 3, generator=random)
-    below = 5 + top[:, :2, None, None] + 0.1 * torch.randn(600, 2, 2, 2, generator=random)
-    prior, before = fit_prior("aggregate", {"global": top, "local": below}, 0), torch.get_rng_state()
-    drawn, again, other = (prior.sample(2000, 1.0, seed) for seed in (1, 1, 2))
-    assert {name: value.shape[1:] for name, value in drawn.items()} == {"global": (3,), "local": (2, 2, 2)}
-    spread = drawn["local"] - drawn["global"][:, :2, None, None]
-    assert (spread.mean().item(), spread.std().item()) == (pytest.approx(5, abs=0.02), pytest.approx(0.1, rel=0.1))
-    assert torch.equal(drawn["local"], again["local"]) and not torch.equal(drawn["local"], other["local"])
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_draws_and_decoding_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(priors, "BATCH_SIZE", 4)
     table = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}

@@ -12,7 +12,6 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console as Terminal
 
-from arcvae_cli.canvas import Canvas
 from arcvae_cli.console import Console
 from arcvae_cli.controllers import Target
 from arcvae_cli.recorders.live import EpochLines, LiveTable
@@ -101,24 +100,3 @@ def test_what_an_uninformative_latent_reaches_is_red() -> None:
     good = record(1, {"z": [1.0, 1.0]}, val={"position": 0.901}, targets=(replace(HELD, level=""),))
     text = Screen(plan(blank=0.9), 120).train(good).text(colour=True)
     assert "\x1b[31m" not in text and all(re.search(rf"\x1b\[32m *{cell}", text) for cell in ("2/2", "25.1/25"))
-
-
-@pytest.mark.parametrize(("background", "said"), [(0, "an all-background answer"), (None, "the most common class of")])
-def test_the_words_are_those_of_the_canvas(
-    background: int | None, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recorder = EpochLines(Console())
-    recorder.start(plan(canvas=Canvas(12, 20, 9, background, arc=False)))
-    recorder.epoch(record(1, val={"foreground": None if background is None else 0.4}))
-    *header, line = capsys.readouterr().err.splitlines()
-    assert "data arc: 12x20, 9 classes; 80,000" in header[1] and f"baseline: {said}" in "".join(header)
-    assert ("foreground 0.400" in line) == (background is not None) and "non-black" not in line
-
-
-def test_at_the_end_the_table_stands() -> None:
-    screen = Screen(plan(), 100)
-    screen.table.start(plan())
-    screen.train(record(1), record(2)).table.close()
-    text = screen.file.getvalue()
-    assert "\x1b[?1049h" not in text, "the alternate screen would take the table with it"
-    assert re.search(r"epoch 2/100, .* left\s*(\x1b\[0m)?\s*(\x1b\[\?25h)?$", text)
