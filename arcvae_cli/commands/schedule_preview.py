@@ -118,7 +118,7 @@ def document(
         facts = {"description": part.describe(), "start": part(0.0), "peak": part.peak, "first_peak": part.first_peak}
         facts |= {"period": part.period, "reached": part.max_beta_seen(epochs)}
         curve: Callable[[float], float] = part
-        key, label, quantity, recorded = level or "beta", f"{name} {level}".rstrip(), part.quantity, {}
+        key, label, quantity = level or "beta", f"{name} {level}".rstrip(), part.quantity
         record, unit = records.get(key), UNITS[quantity or "beta"]
         levels[key] = facts
         if isinstance(part, Feedback):
@@ -129,12 +129,11 @@ def document(
         curves.append((f"{label} target" if quantity else label, unit, points, values[key], quantity is not None))
         if record and quantity:
             curves.append((f"{label} recorded", unit, record["epoch"], record["value"], False))
-            recorded = dict(zip(record["epoch"], record["beta"], strict=True))
         if record:
             curves.append((f"{label} recorded", "beta", record["epoch"], record["beta"], False))
         for epoch, value in zip(points, values[key], strict=True):
-            beta = recorded.get(epoch) if quantity else value
-            rows.append([name, level, f"{epoch:.10g}", beta, None if scale is None or beta is None else beta * scale])
+            betas = (None, None) if quantity else (value, None if scale is None else value * scale)
+            rows.append([name, level, f"{epoch:.10g}", *betas])
     found: Document = {"name": name, "source": source, "schedule": schedule.model_dump(mode="json", by_alias=True)}
     found |= {"epochs": epochs, "elbo_scale": scale, "closed_loop": schedule.closed_loop}
     found |= {"shortfall": schedule.warning(epochs), "levels": levels, "key_epochs": key_epochs, "curve": values}

@@ -353,8 +353,6 @@ class GridDomain(base.Domain):
         arrays = read_dataset(file := expanded(Path(name)), to=loaded.model.canvas)
         if arrays.kind != "grids":
             raise InputError(f"{flag} {text}: contains strings, not grids", "give a file of grids")
-        for line in arrays.notes:
-            note(line)
         if int(number) >= len(arrays.x):
             raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.x) - 1}")
         return f"{file.name}:{number}", arrays.x[int(number)]

@@ -32,7 +32,8 @@ def palette(canvas: Canvas) -> list[str]:
 
     inner = canvas.classes - (canvas.outside is not None)
     order = sorted(range(inner), key=lambda number: number != canvas.background)  # the background first
-    shades = map(to_hex, colormaps["cubehelix"](np.linspace(0.0, 1.0, inner)))
+    places = np.r_[0.0, np.linspace(0.25, 1.0, inner - 1)]  # away from the black of the background
+    shades = map(to_hex, colormaps["cubehelix"](places))
     return [*(shade for _, shade in sorted(zip(order, shades, strict=True))), OUTSIDE]
 
 
