@@ -75,7 +75,8 @@ SAMPLE_SCORES = (
     ("distinct", "{}.distinct_share", ".2%"),
     ("novel", "{}.novel_share", ".2%"),
 )
-CONDITIONED = {"given": "counted_obeying", "not given": "baseline_counted_obeying", "of": "counted", "data": "data"}
+CONDITIONED = {"given": "counted_obeying", "unaided": "unaided_obeying", "not given": "baseline_counted_obeying"}
+CONDITIONED |= {"of": "counted", "data": "data"}
 
 
 class GridDomain(base.Domain):
@@ -274,7 +275,7 @@ class GridDomain(base.Domain):
         yield Table(title, {"samples": "prior_samples", "training": "training_grids"}, drawn)
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
-            note = "shares of samples neither blank nor repeated; of: their number"
+            note = "shares of samples neither blank nor repeated; unaided: the argmax of each cell; of: their number"
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
