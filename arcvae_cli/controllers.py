@@ -2,23 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from arcvae_cli.schedules import Feedback, Schedule
 from arcvae_cli.schedules.feedback import Quantity, is_held
-
-WHOLE_EPOCH = 0.95  # share of steps at a bound that counts as the whole epoch, since single batches vary
-REMEDIES = {
-    ("kl", "max"): "raise the target or the bound of beta",
-    ("kl", "min"): "lower the target, or give the model more latent dimensions",
-    ("reconstruction", "max"): "lower the tolerance, or raise the bound of beta",
-    ("reconstruction", "min"): "raise the tolerance, or train a larger model for longer",
-}
-Path = Mapping[str, Sequence[float]]  # beta of every step of an epoch, by level
 
 
 @dataclass(frozen=True)
@@ -27,24 +16,12 @@ class Target:
 
     level: str  # "" for all levels together
     quantity: Quantity
-    value: float  # mean over the epoch's steps, as beta
+    value: float  # mean over the epoch's steps
     target: float
-    beta: float
-    bound: Literal["max", "min"] | None  # at which beta stayed for two epochs; None while the target moves
 
     @property
     def missed(self) -> bool:
         return not is_held(self.value, self.target)
-
-    @property
-    def note(self) -> str | None:
-        """What to do about a target out of reach: beta is at the bound that leads to it."""
-        ahead = "max" if (self.value > self.target) == (self.quantity == "kl") else "min"
-        if not self.missed or self.bound != ahead:
-            return None
-        what = f"{self.level} {'KL' if self.quantity == 'kl' else self.quantity}".lstrip()
-        why = f"{self.value:.4g} nats, target {self.target:.4g}, out of reach with beta at its {self.bound}"
-        return f"{what}: {why} {self.beta:.4g}; {REMEDIES[self.quantity, self.bound]}"
 
 
 class Controller:
@@ -95,10 +72,8 @@ class Controller:
             betas.update(dict.fromkeys(levels, state["beta"].to(reconstruction.dtype, copy=True)))
         return {level: betas[level] for level in self.levels}
 
-    def reached(
-        self, epoch: float, betas: Path, before: Path, kl: Mapping[str, float], reconstruction: float
-    ) -> tuple[Target, ...]:
-        """What each closed loop reached in the epoch that ends at `epoch`; `before`: the betas of the epoch before.
+    def reached(self, epoch: float, kl: Mapping[str, float], reconstruction: float) -> tuple[Target, ...]:
+        """What each closed loop reached in the epoch that ends at `epoch`.
 
         `kl` in nats per example, `reconstruction` in the reduction of the run: means over the epoch.
         """
@@ -107,15 +82,7 @@ class Controller:
         for name, part in self._closed.items():
             nats = kl[name] if name else sum(kl.values())
             value = nats if part.quantity == "kl" else reconstruction * self.per_position
-            path, earlier = betas[name or self.levels[0]], before.get(name or self.levels[0])
-            bound: Literal["max", "min"] | None = None
-            if earlier and part.setpoint(epoch - 2.0) == part.setpoint(epoch):
-                (low, high), both = part.at_bounds, [np.array(path), np.array(earlier)]
-                if all((steps >= high).mean() >= WHOLE_EPOCH for steps in both):
-                    bound = "max"
-                elif all((steps <= low).mean() >= WHOLE_EPOCH for steps in both):
-                    bound = "min"
-            found.append(Target(name, part.quantity, value, part.setpoint(middle), sum(path) / len(path), bound))
+            found.append(Target(name, part.quantity, value, part.setpoint(middle)))
         return tuple(found)
 
     def state_dict(self) -> dict[str, dict[str, float]]:

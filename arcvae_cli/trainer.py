@@ -224,7 +224,6 @@ class Trainer:
     def record(self, rows: MetricRows, last: Mapping[str, float], val: EpochMetrics, seconds: float) -> EpochRecord:
         """Add the record of the epoch to the history, with whether it is the best so far; `last`: its betas."""
         epoch, train, trace = len(self.history) + 1, rows.mean(), rows.betas()
-        before = self.history[-1].beta_trace if self.history else {}
         spans = {name: (min(trace[name]), max(trace[name])) for name in self.control.open}
         moved = {name: abs(trace[name][-1] - trace[name][0]) for name in spans}
         totals = {name: sum(kl) for name, kl in train.kl_per_dim.items()}
@@ -243,7 +242,7 @@ class Trainer:
             unit=self.corpus.unit,
             beta_range={name: (low, high) for name, (low, high) in spans.items() if moved[name] < 0.99 * (high - low)},
             beta_trace=trace,
-            targets=self.control.reached(float(epoch), trace, before, totals, train.reconstruction),
+            targets=self.control.reached(float(epoch), totals, train.reconstruction),
             restart=self.schedule.restart_info(float(epoch)),
         )
         monitor = self.settings.train.monitor

@@ -104,7 +104,7 @@ def test_what_is_outside_of_a_grid_is_hatched_and_no_error(drawn: list) -> None:
         np.testing.assert_array_equal(tile[2:30:5, 2:45:5], colours[originals[0, :6, :9]])
         beyond = tile[32:100, 1:120].reshape(-1, 3)
         assert len(np.unique(beyond, axis=0)) == 2 and not any((beyond == one).all(1).any() for one in colours)
-    assert {"wrong", "outside", "class 2"} < {text.get_text() for text in drawn[0].texts}
+    assert {"wrong", "outside"} < {text.get_text() for text in drawn[0].texts}
 
 
 @pytest.mark.parametrize("classes", [2, 9, 20, 128])
@@ -119,26 +119,28 @@ def test_classes_have_colours_and_characters_of_their_own(classes: int, backgrou
 
 
 def test_maps_stand_under_their_originals_in_one_scale(drawn: list) -> None:
-    grids, mean = random_grids(3), np.full((8, 8), 0.5, np.float32)
-    maps = np.zeros((3, 8, 8), np.float32)
+    grids = random_grids(3)
+    maps = np.zeros((4, 8, 8), np.float32)
     maps[0, 1, 2], maps[2, 7, 0] = 2.5, 1.25
-    plots.save_kl_maps(HERE, grids, {"local": maps}, "", {"local": mean}, None)
+    plots.save_kl_maps(HERE, grids, {"local": maps}, "", None)
     axes, bar = drawn[0].axes
     sheet = axes.images[0].get_array()
     np.testing.assert_array_equal(tiles(sheet)[0, :3], RGB[grids])  # a white tile stands over the mean
     squares = sheet[17 + 139 :].reshape(129, -1, 3)
     cells = np.array([squares[8::16][:8, start + 8 : start + 129 : 16] for start in range(0, 4 * 139, 139)])
-    np.testing.assert_array_equal(cells, colormaps["magma"](np.stack([mean, *maps]) / 2.5, bytes=True)[..., :3])
-    assert texts(axes) == ["mean, 32.0 nats", "2.5 nats", "0.0 nats", "1.2 nats", "original", "KL of local"]
+    np.testing.assert_array_equal(
+        cells, colormaps["magma"](np.stack([maps.mean(0), *maps[:3]]) / 2.5, bytes=True)[..., :3]
+    )
+    assert texts(axes) == ["mean, 0.9 nats", "2.5 nats", "0.0 nats", "1.2 nats", "original", "KL of local"]
     assert bar.get_ylabel() == "KL of a cell, nats" and bar.get_ylim() == (0, 2.5)
 
 
 def test_curves(drawn: list) -> None:
-    """A curve and its target have one colour; the ELBO scale has an axis; a long title is wrapped, not cut off."""
+    """A curve and its target have one colour; the ELBO scale has an axis."""
     curves = [("a", "beta", [1, 2], [0.0, 0.1], False), ("a", "loss", [1, 2], [-1.0, math.nan], False)]
     curves += [("a target", "loss", [1, 2], [3.0, 4.0], True)]
     for scale in (None, 25.6):
-        plots.save_curves(HERE, curves, "run " * 40, scale, best=2)
+        plots.save_curves(HERE, curves, "run", scale, best=2)
     first, figure = drawn
     pixels(figure)
     beta, loss = figure.axes
@@ -146,8 +148,6 @@ def test_curves(drawn: list) -> None:
     assert value.get_color() == aim.get_color() and (value.get_linestyle(), aim.get_linestyle()) == ("-", "--")
     assert mark.get_xdata() == [2, 2] and beta.get_ylim()[0] == 0 > loss.get_ylim()[0]
     assert not first.axes[0].child_axes and beta.child_axes[0].get_ylim()[1] == pytest.approx(25.6 * beta.get_ylim()[1])
-    title = figure.texts[0].get_window_extent()
-    assert title.x0 >= 0 and title.x1 <= figure.bbox.width and beta.get_window_extent().y1 < title.y0
 
 
 def test_dead_dimensions_are_grey_and_counted(drawn: list) -> None:
@@ -198,12 +198,12 @@ def test_as_many_grids_side_by_side_as_fit() -> None:
     terminal = console()
     assert printed(terminal_grids(terminal, grids, ["a", "bc"]), terminal) == ["a   bc", ".1  34", "2.  56", "99  .."]
     grids = random_grids(9)
-    for width, lines in ((52, 3 * 16 + 2), (51, 5 * 16 + 4), (16, 9 * 16 + 8)):  # 3 * 16 + 2 * 2 = 52
+    for width, lines in ((52, 3 * 17 + 2), (51, 5 * 17 + 4), (16, 9 * 17 + 8)):  # 3 * 16 + 2 * 2 = 52
         terminal = console(width)
+        assert len(printed(terminal_grids(terminal, grids, ["x"] * 9), terminal)) == lines
+    for options, height, lines in ((COLOUR, 24, 2 * 8 + 1), ({}, 24, 16), ({}, 6, 16)):  # without titles, a screen
+        terminal = console(52, height=height, **options)
         assert len(printed(terminal_grids(terminal, grids, None), terminal)) == lines
-    for options, most, count in ((COLOUR, 20, 8), ({}, 20, 4), ({}, 2, 4)):  # in colour two rows of 4, 9 lines each
-        shown = terminal_grids(console(**options), grids, [f"<{place}>" for place in range(9)], most)
-        assert shown.plain.count("<") == count
 
 
 def test_a_bar_for_each_group_with_the_free_bits_marked() -> None:

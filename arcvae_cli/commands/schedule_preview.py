@@ -24,7 +24,7 @@ from arcvae_cli.settings import GRID_POSITIONS, elbo_scale
 EPOCHS, STEPS = 100, 100  # of a schedule by its name, and steps of an epoch; a preset has its own epochs
 MOST_ROWS, HEIGHT = 16, 11  # lines of the table and of a chart
 UNITS = {"beta": "beta", "kl": "KL, nats per example", "reconstruction": "reconstruction, nats per position"}
-COLUMNS = ["schedule", "level", "epoch", "beta", "elbo_scale_beta", "quantity", "target", "value"]  # of --csv
+COLUMNS = ["schedule", "level", "epoch", "beta", "elbo_scale_beta"]  # of --csv
 MARKERS, COLOURS = "*o+x#@%&", ("cyan", "yellow", "magenta", "green", "red", "blue", "white")
 
 VIEW, OUTPUT = "The view", "Output"  # panels of the help
@@ -75,10 +75,9 @@ def schedule_preview(
     for one in [one for one in documents if one["shortfall"]]:
         console.warn(f"{one['name']}: {one['shortfall']}")
     if csv_file is not None:
-        width = len(COLUMNS) if any(one["closed_loop"] for one in documents) else 5
         table = [COLUMNS, *(row for _, _, rows in made for row in rows)]
         with atomic_write(csv_file) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(row[:width] for row in table)
+            csv.writer(file, lineterminator="\n").writerows(table)
     if plot is not None:
         from arcvae_cli.render.plots import save_curves
 
@@ -121,7 +120,7 @@ def document(
         facts = {"description": part.describe(), "start": part(0.0), "peak": part.peak, "first_peak": part.first_peak}
         facts |= {"period": part.period, "reached": part.max_beta_seen(epochs)}
         curve: Callable[[float], float] = part
-        key, label, quantity, reached = level or "beta", f"{name} {level}".rstrip(), part.quantity, {}
+        key, label, quantity = level or "beta", f"{name} {level}".rstrip(), part.quantity
         record, unit = records.get(key), UNITS[quantity or "beta"]
         levels[key] = facts
         if isinstance(part, Feedback):
@@ -132,13 +131,11 @@ def document(
         curves.append((f"{label} target" if quantity else label, unit, points, values[key], quantity is not None))
         if record and quantity:
             curves.append((f"{label} recorded", unit, record["epoch"], record["value"], False))
-            reached = dict(zip(record["epoch"], zip(record["beta"], record["value"], strict=True), strict=True))
         if record:
             curves.append((f"{label} recorded", "beta", record["epoch"], record["beta"], False))
-        for epoch, target in zip(points, values[key], strict=True):
-            beta, value = reached.get(epoch, (None, None)) if quantity else (target, None)
-            elbo = None if scale is None or beta is None else beta * scale
-            rows.append([name, level, f"{epoch:.10g}", beta, elbo, quantity, target if quantity else None, value])
+        for epoch, value in zip(points, values[key], strict=True):
+            betas = (None, None) if quantity else (value, None if scale is None else value * scale)
+            rows.append([name, level, f"{epoch:.10g}", *betas])
     found: Document = {"name": name, "source": source, "schedule": schedule.model_dump(mode="json", by_alias=True)}
     found |= {"epochs": epochs, "elbo_scale": scale, "closed_loop": schedule.closed_loop}
     found |= {"shortfall": schedule.warning(epochs), "levels": levels, "key_epochs": key_epochs, "curve": values}

@@ -44,7 +44,6 @@ PATH_SCORES = (
     ("changes per step", "interpolation.mean_step", ".1f"),
     ("  in the largest step", "interpolation.largest_step", ".1f"),
     ("  of the distance of the ends", "interpolation.largest_step_share", ".0%"),
-    ("differences between the ends", "interpolation.distance", ".1f"),
     ("valid strings", "interpolation.valid_share", ".1%"),
     ("paths of valid strings", "interpolation.valid_paths", ".1%"),
 )

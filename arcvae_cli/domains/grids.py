@@ -58,7 +58,6 @@ SCORES = (
     ("all-{background} reconstructions", "reconstruction.{}.blank_share", ".2%"),
     ("skill in pixels", "reconstruction.skill.pixel", "+.3f"),
     ("skill in {foreground} pixels", "reconstruction.skill.foreground", "+.3f"),
-    ("PCA components", "reconstruction.pca_components", ""),
 )
 CLASS_SCORES = (
     ("model", "reconstruction.posterior_mean.class_accuracy.{}", ".0%"),
@@ -77,7 +76,7 @@ SAMPLE_SCORES = (
     ("novel", "{}.novel_share", ".2%"),
 )
 CONDITIONED = {"given": "counted_obeying", "unaided": "unaided_obeying", "not given": "baseline_counted_obeying"}
-CONDITIONED |= {"of": "counted", "all": "obeying", "data": "data"}
+CONDITIONED |= {"of": "counted", "data": "data"}
 
 
 class GridDomain(base.Domain):
@@ -130,7 +129,7 @@ class GridDomain(base.Domain):
         plots.save_grids(folder / f"samples_epoch_{epoch}.png", samples, 8, None, title, canvas=structure)
         if pictures.maps:
             file, title = folder / f"kl_map_epoch_{epoch}.png", f"{when}, validation split: KL of each cell"
-            plots.save_kl_maps(file, originals, pictures.maps, title, None, extents, structure)
+            plots.save_kl_maps(file, originals[:MAPS], pictures.maps, title, extents, structure)
 
     def limits(self, task: Task) -> tuple[int | None, int | None]:
         """The most examples, and the most for what takes many passes; None for all."""
@@ -190,8 +189,8 @@ class GridDomain(base.Domain):
         reference = task.corpus.grids(task.split).cpu().numpy()[task.indices[:count].numpy()]
         drawn = training[np.random.RandomState(task.seed).permutation(len(training))[:count]]
         if task.model.attributes:
-            asked, each = asked_of(canvas)[not task.quick], QUICK_CONDITION_SAMPLES if task.quick else CONDITION_SAMPLES
-            accuracy = condition_accuracy(task.model, training, each, task.seed, asked)
+            each = QUICK_CONDITION_SAMPLES if task.quick else CONDITION_SAMPLES
+            accuracy = condition_accuracy(task.model, training, each, task.seed, asked_of(canvas, not task.quick))
         with eval_mode(task.model, task.seed):
             samples = argmax_decode(task.model, draw_prior(task.model, count)).to(torch.uint8).numpy()
         return {
@@ -212,14 +211,12 @@ class GridDomain(base.Domain):
         held = {level: advice.held(level, kl) for level, kl in kls.items()}
         mostly_held = [level for level, kl in kls.items() if 2 * held[level] > len(kl)]
         more_kl = (advice.more_kl[level] for level in kls if dead[level] or level in mostly_held)
-        cause = advice.other_data(report) or "; ".join(filter(None, (advice.longer, next(more_kl, None))))
+        cause = "; ".join(filter(None, (advice.longer, next(more_kl, None))))
         body = "use model.body = residual; " if model.get("body") == "plain" else ""
-        focal = f"use objective.reconstruction = focal, as the decoder paints {said['background']}; "
-        focal = "" if advice.scale is None or right is None else focal
+        focal = "use objective.reconstruction = focal; " if advice.scale is not None else ""
         size = "local_channels" if "local_channels" in model else "latent_dim"
-        enlarge = f"{body}{[*advice.lower_beta.values()][-1]}; raise model.{size} (it is {model[size]})"
-        larger, decoder = cause or f"{enlarge}; train longer", cause or f"{body}{focal}train longer"
-        prior, longer = cause or advice.raise_beta, cause or f"train longer; {advice.raise_beta}"
+        enlarge = f"{body}{[*advice.lower_beta.values()][-1]}; raise model.{size} (it is {model[size]}); train longer"
+        larger, decoder, prior = cause or enlarge, cause or f"{body}{focal}train longer", cause or advice.raise_beta
 
         targets: list[Target] = [
             ("pixel accuracy", pixel, ">=", PIXEL_TARGET, larger, ""),
@@ -240,16 +237,15 @@ class GridDomain(base.Domain):
             targets.append(("blank samples", drawn["blank_share"], "<=", blank_limit, decoder if empty else prior, ""))
             targets.append(("specks among samples", drawn["speck_share"], "<=", speck_limit, prior, ""))
         if (accuracy := report["adherence"]) is not None:
-            asked, _ = asked_of(canvas)
-            # of other data than ARC's, conditions that no training grid satisfies say nothing
-            rows = [row for row in accuracy["rows"] if row["asked"] in asked and (canvas.arc or row["data"] > 0)]
+            asked = asked_of(canvas)  # one that no training grid satisfies says nothing
+            rows = [row for row in accuracy["rows"] if row["asked"] in asked and row["data"] > 0]
             for kind in (asked[0].partition("=")[0], "symmetry"):
-                shares = sorted((row["counted_obeying"] or 0.0, row["asked"]) for row in rows if kind in row["asked"])
-                for least, name in shares[:1]:
-                    targets.append((f"samples satisfy {kind}", least, ">", ACCURACY_TARGET, longer, f"(least: {name})"))
-            what = "samples neither blank nor repeated"
-            for least, name in sorted((row["counted"] / accuracy["samples"], row["asked"]) for row in rows)[:1]:
-                targets.append((what, least, ">=", COUNTED_TARGET, longer, f"(least: {name})"))
+                shares = [(row["counted_obeying"] or 0.0, row["asked"]) for row in rows if kind in row["asked"]]
+                for share, name in sorted(shares)[:1]:
+                    targets.append((f"samples satisfy {kind}", share, ">", ACCURACY_TARGET, prior, f"(least: {name})"))
+            for share, name in sorted((row["counted"] / accuracy["samples"], row["asked"]) for row in rows)[:1]:
+                what = "samples neither blank nor repeated"
+                targets.append((what, share, ">=", COUNTED_TARGET, prior, f"(least: {name})"))
 
         if any(dead.values()):
             which = "posterior" if dead == {level: len(kl) for level, kl in kls.items()} else "partial"
@@ -259,7 +255,7 @@ class GridDomain(base.Domain):
             state = f"collapse, held up by free bits alone: {' and '.join(mostly_held)} carries only its floor"
         else:
             totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
-            state = f"the code is alive{', the decoder is not' if empty else ''}: {totals}"
+            state = f"the code is alive: {totals}"
         key, which = ("pixel_accuracy", "") if right is None else ("foreground_accuracy", f"{said['foreground']} ")
         result = f"{mean[key]:.0%} of the {which}cells are right, PCA gets {found['pca'][key]:.0%}"
         if right is not None and blank_share >= 0.5:
@@ -271,25 +267,22 @@ class GridDomain(base.Domain):
         scores, drawn = ([(row[0].format(**said), *row[1:]) for row in rows] for rows in (SCORES, SAMPLE_SCORES))
         columns = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", **baselines}
         yield Table("Reconstruction at the posterior mean, at a posterior sample, baselines", columns, scores)
-        shares = enumerate(report["reconstruction"]["posterior_mean"]["class_accuracy"])
-        chosen = [number for number, share in shares if canvas == ARC or share is not None][:CLASSES]
-        columns = {canvas.tiles[number : number + 1] or str(number): str(number) for number in chosen}
+        classes = range(min(canvas.classes, CLASSES))
+        columns = {canvas.tiles[number : number + 1] or str(number): str(number) for number in classes}
         yield Table(f"Accuracy by true {said['kind']}", columns, CLASS_SCORES)
         yield Table("Interpolation", {"": ""}, base.PATH_SCORES)
         title = f"Samples against {report['prior_samples']['reference']} grids of the split"
         yield Table(title, {"samples": "prior_samples", "training": "training_grids"}, drawn)
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
-            note = f"shares of samples neither blank nor repeated ({accuracy['baseline_counted']} if not given);\n"
-            note += "of: their number; all: of all samples; unaided: the argmax of each cell, without constraints"
+            note = "shares of samples neither blank nor repeated; unaided: the argmax of each cell; of: their number"
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
         canvas, grids = task.corpus.structure, task.corpus.grids(task.split).cpu().numpy()[indices]
-        if canvas.background is None:
-            common = np.bincount(grids.ravel()).argmax()
-            return (grids == common).mean(axis=(1, 2)), f"share of cells of class {common}, the most common"
-        return np.isin(grids, canvas.content).mean(axis=(1, 2)), f"share of {words(canvas)['foreground']} cells"
+        back = np.bincount(grids.ravel()).argmax() if canvas.background is None else canvas.background
+        other = (grids != back) & (grids != canvas.outside)
+        return other.mean(axis=(1, 2)), f"share of cells that are not {'black' if canvas.arc else f'class {back}'}"
 
     def draw(self, folder: Path, task: Task, evaluation: Evaluation) -> None:
         from arcvae_cli.render import plots
@@ -311,11 +304,8 @@ class GridDomain(base.Domain):
             plots.save_reconstructions(folder / f"{name}.png", x, reconstructed, extents, title, canvas)
         if evaluation.maps:
             grids = task.corpus.grids(task.split).cpu().numpy()[chosen := evaluation.indices[:MAPS]]
-            extents = task.corpus.extents(task.split, chosen)
-            maps = {name: cells[:MAPS] for name, cells in evaluation.maps.items()}
-            means = {name: cells.mean(axis=0) for name, cells in evaluation.maps.items()}
-            title = f"KL of each cell, {where}"
-            plots.save_kl_maps(folder / "kl_maps.png", grids, maps, title, means, extents, canvas)
+            extents, title = task.corpus.extents(task.split, chosen), f"KL of each cell, {where}"
+            plots.save_kl_maps(folder / "kl_maps.png", grids, evaluation.maps, title, extents, canvas)
 
     def posterior_samples(self, model: VAE, corpus: Any, split: str, seed: int, given: Given, limit: int) -> Latents:
         """(n, *shape) samples by level, of at most `limit` examples that satisfy `given`."""
@@ -337,15 +327,13 @@ class GridDomain(base.Domain):
         asked = encoded.to(next(model.parameters()).device) if given else None
         grids = argmax_decode(model, latents, asked).numpy().astype(np.uint8)
         count, distinct, empty = len(grids), len({grid.tobytes() for grid in grids}), blank(grids, canvas)
-        share = np.isin(grids, canvas.content).sum() / max(1, (grids != canvas.outside).sum())
         facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": None, "foreground_share": None}
         facts |= {"distinct": distinct, "distinct_share": distinct / count}
-        summary = f"{distinct} of {count} distinct"
+        arrays, summary = {"grids": grids}, f"{distinct} of {count} distinct"
         if canvas.background is not None:
+            share = np.isin(grids, canvas.content).sum() / max(1, (grids != canvas.outside).sum())
             facts |= {"blank_share": float(empty.mean()), "foreground_share": float(share)}
-            summary = f"{empty.sum()} of {count} blank, {distinct} distinct, "
-            summary += f"{share:.1%} of their cells not {words(canvas)['background']}"
-        arrays = {"grids": grids}
+            summary += f", {empty.sum()} blank, {share:.1%} of their cells not {words(canvas)['background']}"
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.columns(canvas)))}
             with eval_mode(model, seed):
@@ -355,8 +343,7 @@ class GridDomain(base.Domain):
             shares = {"obeying_share": satisfied / count, "baseline_share": free / count}
             facts["adherence"] = {"obeying": satisfied, "baseline_obeying": free, **shares}
             summary += f"; {conditions.written(given, canvas)} in {satisfied}, without conditions in {free}"
-        marks = ["blank" if one else "" for one in empty] if empty.any() else None
-        return Decoded(facts, arrays, (grids, marks, canvas), summary)
+        return Decoded(facts, arrays, (grids, None, canvas), summary)
 
     def read_end(self, text: str, flag: str, loaded: Loaded, note: Note) -> tuple[str, Any]:
         from arcvae_cli.data.files import read_dataset
@@ -367,53 +354,46 @@ class GridDomain(base.Domain):
         arrays = read_dataset(file := expanded(Path(name)), to=loaded.model.canvas)
         if arrays.kind != "grids":
             raise InputError(f"{flag} {text}: contains strings, not grids", "give a file of grids")
-        for line in arrays.notes:
-            note(line)
         if int(number) >= len(arrays.x):
             raise InputError(f"{flag} {text}: the file has grids 0 to {len(arrays.x) - 1}")
         return f"{file.name}:{number}", arrays.x[int(number)]
 
     def path(self, loaded: Loaded, steps: Examples, originals: Examples, note: Note) -> Decoded:
         facts, summary = self.path_facts(steps, originals, lambda one, other: int((one != other).sum()))
-        places = [f"{place:.2f}" for place in np.linspace(0, 1, len(steps))]
-        decoded = [f"{place}, {count} changed" for place, count in zip(places[1:], facts["changed"], strict=True)]
-        titles = ["from, original", f"{places[0]}, decoded", *decoded, "to, original"]
-        shown = np.concatenate([originals[:1], steps, originals[1:]])
+        changed = [f"{place}, {count} changed" for place, count in enumerate(facts["changed"], 1)]
+        titles, shown = ["from", "0, decoded", *changed, "to"], np.concatenate([originals[:1], steps, originals[1:]])
         return Decoded(facts, {"grids": steps}, (shown, titles, loaded.model.canvas), summary)
 
     def show(self, console: Console, decoded: Decoded) -> None:
         from arcvae_cli.render.terminal import terminal_grids
 
         grids, titles, canvas = decoded.rows
-        lines = console.out.height - 4 if "blank_share" in decoded.facts else None  # a screen shows the first samples
         size = len(decoded.facts.get("values", grids))  # of a traversal, a row for each dimension
         for start in range(0, len(grids), size):
             rows = slice(start, start + size)
-            console.result(terminal_grids(console.out, grids[rows], titles and titles[rows], lines, canvas))
+            console.result(terminal_grids(console.out, grids[rows], titles and titles[rows], canvas))
 
     def write(self, files: Mapping[str, Path], decoded: Decoded, document: Report, title: str) -> None:
         from arcvae_cli.render import plots
         from arcvae_cli.render.terminal import characters
 
         grids, titles, canvas = decoded.rows
-        if "blank_share" in document:  # samples
-            titles, columns = None, 8 if len(grids) <= 64 else 16
+        columns = len(document.get("values", range(12)))  # of a traversal, a row for each dimension
+        if titles is None:  # samples
+            columns = 8 if len(grids) <= 64 else 16
             document = {key: document[key] for key in ("conditions", "temperature", "seed", "prior")}
             title += f", {blank(grids, canvas).sum()} of {len(grids)} blank"
-        elif "values" in document:  # a traversal
-            columns = len(document["values"])
-        else:  # a path, in rows of equal length
-            columns = -(-len(grids) // -(-len(grids) // 12))
         plots.save_grids(files["png"], grids[:SHEET], columns, titles, title, canvas=canvas)
-        tests, texts, signs = [], [], characters(canvas)
-        for grid in decoded.arrays["grids"]:
-            texts.append("".join("".join(signs[cell] for cell in row).rstrip() + "\n" for row in grid))
-            inside = grid != canvas.void  # cut to the rectangle from the top-left corner with all other cells
-            height, width = (np.flatnonzero(inside.any(axis=axis)).max(initial=0) + 1 for axis in (1, 0))
-            tests.append({"input": np.where(inside, grid, 0)[:height, :width].tolist()})
         if "txt" in files:
-            write_lines(files["txt"], texts)
+            signs = characters(canvas)
+            rows = (["".join(signs[cell] for cell in row).rstrip() for row in (*grid, ())] for grid in grids)
+            write_lines(files["txt"], ["\n".join(lines) for lines in rows])
         if "json" in files:
+            tests = []
+            for grid in decoded.arrays["grids"]:
+                inside = grid != canvas.void  # cut to the rectangle from the top-left corner with all other cells
+                height, width = (np.flatnonzero(inside.any(axis=axis)).max(initial=0) + 1 for axis in (1, 0))
+                tests.append({"input": np.where(inside, grid, 0)[:height, :width].tolist()})
             write_lines(files["json"], [json.dumps({**document, "train": [], "test": tests}, allow_nan=False)])
 
 
@@ -437,35 +417,32 @@ def score_reconstructions(
     `shapes`: (n, 2) height and width of each grid within its canvas, if known, where `inside_accuracy` counts.
     `scored`: (n, H, W) the cells that count, None for all. Without a background there are no scores of the foreground.
     """
-    right, count = predicted == truth, canvas.classes
-    pairs = truth.int() * count + predicted
-    pairs = (pairs.flatten() if scored is None else pairs[scored]).cpu()
-    confusion = pairs.bincount(minlength=count**2).double().view(count, count)
-    total, hits = confusion.sum().item(), confusion.trace().item()
+    counted = torch.ones_like(truth, dtype=torch.bool) if scored is None else scored
+    right = (predicted == truth) & counted
+    hits, found = (truth[mask].cpu().bincount(minlength=canvas.classes).double() for mask in (right, counted))
     accuracy = iou = empty = inside = None
     if canvas.background is not None:
-        row = confusion[canvas.background]
-        missing, both = row.sum().item(), row[canvas.background].item()
-        if missing == total:
+        filled, drawn = (counted & (grids != canvas.background) for grids in (truth, predicted))
+        if not filled.any():
             what = f"every grid of the split is {words(canvas)['background']}"
             raise InputError(what, "evaluate on a corpus with something to reconstruct")
-        accuracy, iou = (hits - both) / (total - missing), (hits - both) / (total - both)
+        known = (right & filled).sum().item()
+        accuracy, iou = known / filled.sum().item(), known / (filled | drawn).sum().item()
         empty = blank(predicted.cpu().numpy(), canvas).sum().item() / len(predicted)
     if shapes is not None and scored is None:
         rows, columns = (torch.arange(side, device=truth.device) for side in truth.shape[1:])
         within = (rows < shapes[:, :1])[:, :, None] & (columns < shapes[:, 1:])[:, None]
         inside = (right & within).sum().item() / within.sum().item()
-    wrong = ~right if scored is None else ~right & scored
-    errors, by_class = wrong.flatten(1).sum(dim=1).cpu(), confusion.diagonal() / confusion.sum(dim=1)
+    errors = (counted & ~right).flatten(1).sum(dim=1).cpu()
     return {
-        "pixel_accuracy": hits / total,
+        "pixel_accuracy": (hits.sum() / found.sum()).item(),
         "foreground_accuracy": accuracy,
         "foreground_iou": iou,
         "inside_accuracy": inside,
         "exact_share": (errors == 0).double().mean().item(),
         "near_share": (errors <= max(1, int(NEAR * canvas.cells))).double().mean().item(),
         "blank_share": empty,
-        "class_accuracy": [None if math.isnan(share) else share for share in by_class.tolist()],
+        "class_accuracy": [None if math.isnan(share) else share for share in (hits / found).tolist()],
     }
 
 

@@ -17,8 +17,7 @@ from arcvae_cli.settings import ObjectiveSettings
 
 Report = dict[str, Any]
 BATCH_SIZE = 1024  # examples per forward pass; seeded results depend on it, since noise is drawn batch by batch
-BATCH_STEPS, CUDA_STEPS = 2**16, 2**20  # rules of derivations per forward pass, on the CPU and on CUDA
-CUDA_SHARE = 2**13  # bytes of CUDA memory reserved per rule of a pass
+BATCH_STEPS = 2**16  # rules of derivations per forward pass
 ACTIVE_VARIANCE = 0.01  # of the posterior mean of an active unit over the data (Burda et al. 2015)
 COLLAPSE_DELTA = 0.01  # collapsed: KL under `ACTIVE_KL` for at least 1 - delta of the data (Lucas et al. 2019)
 CEILING_SHARE = 0.95  # of log N, above which a mutual information is reported as a lower bound
@@ -36,16 +35,14 @@ def eval_mode(model: VAE, seed: int) -> Iterator[torch.device]:
     model.train(training)
 
 
-def batch_size(length: int, device: torch.device | None = None) -> int:
-    """Derivations of `length` steps per forward pass, on the CPU if `device` is None; drawn numbers do not change."""
-    if device is None or device.type != "cuda":
-        return max(64, min(BATCH_SIZE, BATCH_STEPS // length))
-    return max(64, min(CUDA_STEPS, torch.cuda.get_device_properties(device).total_memory // CUDA_SHARE) // length)
+def batch_size(length: int) -> int:
+    """Derivations of `length` steps per forward pass."""
+    return max(64, min(BATCH_SIZE, BATCH_STEPS // length))
 
 
 def pass_size(corpus: Corpus) -> int:
     """Examples of a corpus per forward pass."""
-    return BATCH_SIZE if corpus.rules is None else batch_size(corpus.positions[0], corpus.device)
+    return BATCH_SIZE if corpus.rules is None else batch_size(corpus.positions[0])
 
 
 def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from arcvae_cli.canvas import ARC, Canvas
-from arcvae_cli.conditions import OBJECT_CAP, Values, attributes, encode, measure, objects_of, parse, satisfies
+from arcvae_cli.conditions import OBJECT_CAP, Values, encode, measure, objects_of, parse, satisfies
 from arcvae_cli.evaluation.information import eval_mode
 from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
 from arcvae_cli.models.base import VAE
@@ -22,21 +22,15 @@ TRAINING_GRIDS = 20_000  # that PCA is fitted to at most: all 80,000 of `arc` ch
 ONE_HOT, DECODED = 2**26, 2**24  # numbers of one-hot grids that it is fitted to, and of grids decoded at once, at most
 ROWS = 1024  # grids decoded at once, of 10 kB each
 NEIGHBOURS = 5  # k of density and coverage
-# of ARC: what the verdict rests on, and what a whole evaluation asks for
-JUDGED = ("colours=1", "colours=2", "colours=3", "colours=4", "symmetry=lr", "symmetry=ud", "symmetry=both")
+SYMMETRIES = ("symmetry=lr", "symmetry=ud", "symmetry=both")
 SIZES = ("height=5", "height=10", "width=5", "width=10", "objects=1", "objects=3", "objects=10")
-ASKED = (*JUDGED, "colours=3 symmetry=lr", *SIZES, "red=yes")
 
 
-def asked_of(canvas: Canvas) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The conditions that the verdict on a model of a canvas rests on, and those that a whole evaluation asks for."""
-    if canvas.arc:
-        return JUDGED, ASKED
-    known = {attribute.name: attribute.size for attribute in attributes(canvas)}
-    counts = tuple(f"classes={count}" for count in range(1, min(5, known["classes"])))
-    judged = (*counts, "symmetry=lr", "symmetry=ud", "symmetry=both")
-    sizes = [f"{name}={known[name] * part // 3}" for name in ("height", "width") if name in known for part in (1, 2)]
-    return judged, (*judged, *sizes, *(f"objects={count}" for count in (1, 3, 10) if canvas.background is not None))
+def asked_of(canvas: Canvas, whole: bool = False) -> tuple[str, ...]:
+    """The conditions that the verdict rests on, and on ARC those that a `whole` evaluation asks for."""
+    counts = (f"{'colours' if canvas.arc else 'classes'}={count + 1}" for count in range(min(4, len(canvas.content))))
+    more = ("colours=3 symmetry=lr", *SIZES, "red=yes") if whole and canvas.arc else ()
+    return *counts, *SYMMETRIES, *more
 
 
 def score_samples(samples: Grids, reference: Grids, training: Grids, canvas: Canvas = ARC) -> dict[str, Any]:

@@ -5,13 +5,12 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arcvae_cli.data.corpora import corpus_name
 from arcvae_cli.settings import Settings, elbo_scale
 
 FLOOR_TOLERANCE = 0.05  # share by which the KL may lie under its free-bits floor, which is held on batch means
 HELD_MARGIN = 0.10  # a dimension at most this share above its floor carries only what free bits enforce
 FEW_STEPS = 2000  # with fewer, beta and accuracy say little
-HEAVY_BETA = 4.0  # ELBO-scale beta from which it is called too large, not too small
+HEAVY_BETA = 4.0  # ELBO-scale beta above which mean reductions are to blame
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 # name, value, operator, limit, steps that remedy a miss, joined by "; ", and the unit or origin of the limit
 Target = tuple[str, float, str, float, str, str]
@@ -41,45 +40,34 @@ class Advice:
     """Remedies by a run's settings, for the levels of a model and training examples, if known, of so many positions."""
 
     def __init__(self, settings: Settings, levels: Sequence[str], positions: int, examples: int = 0) -> None:
-        data, objective, several = settings.data, settings.objective, len(levels) > 1
+        objective, several = settings.objective, len(levels) > 1
         self.model = settings.model.model_dump()
         each, epochs = max(1, examples // settings.train.batch_size), settings.train.epochs
         longer = f"train longer: --epochs {math.ceil(FEW_STEPS / each)} ({epochs} were {each * epochs} steps)"
         self.longer = longer if examples and each * epochs < FEW_STEPS else ""
-        self.trained_on = corpus_name(data) if data.prod is None else data.prod.stem
         self.scale = elbo_scale(settings, positions)  # from beta to the ELBO's, None if there is none
         self.floors = {level: objective.floor(level) for level in levels}
-        self.total, self.per_sample = (objective.free_bits_mode == mode for mode in ("total", "per_sample"))
+        self.total = objective.free_bits_mode == "total"
         self.free_bits = {level: f"objective.free_bits{f'_by_level.{level}' if several else ''}" for level in levels}
-        # remedies by level; `too_heavy` where beta is likely to cause a collapse
-        self.lower_beta, self.more_kl, self.too_heavy = dict[str, str](), dict[str, str](), dict[str, str]()
-        less_kl, factor = list[str](), self.scale or 1.0
+        self.lower_beta, self.more_kl, less_kl = dict[str, str](), dict[str, str](), list[str]()  # remedies by level
         parts: Mapping[str, Any] = settings.schedule.by_level(levels)
         for level, part in parts.items():
-            floor = "" if self.floors[level] > 0 else f"; set {self.free_bits[level]} = 0.3"
             if part.closed_loop:
                 table = f"schedule.{level}" if level in settings.schedule.parts else "schedule"
                 setting = f"{table}.{part.target_key} (it is {getattr(part, part.target_key):g})"
-                both = (f"raise {setting}", f"lower {setting}")
-                more, less = both if part.quantity == "kl" else both[::-1]
-                self.lower_beta[level], self.more_kl[level] = more, f"{more}{floor}"
+                more, less = [f"{verb} {setting}" for verb in ("raise", "lower")][:: 1 if part.quantity == "kl" else -1]
+                also = ""
             else:
-                scaled = "" if factor == 1.0 else f", {factor * part.peak:.4g} on the ELBO scale"
-                more = f"lower beta{f' of the {level} level' if several else ''} (peak {part.peak:g}{scaled})"
-                less = f"raise beta slowly (peak {part.peak:g}{scaled})"
-                self.lower_beta[level], self.more_kl[level] = more, f"{more} or lengthen its warm-up{floor}"
-                if self.scale is not None and self.scale * part.peak > HEAVY_BETA:
-                    more += ", or use objective.reduction = sum" if objective.reduction == "mean" else ""
-                    self.more_kl[level] = self.too_heavy[level] = more
+                on_elbo = (self.scale or 1.0) * part.peak
+                peak = f"(peak {part.peak:g}{'' if on_elbo == part.peak else f', {on_elbo:.4g} on the ELBO scale'})"
+                more, less = f"lower beta{f' of the {level} level' * several} {peak}", f"raise beta slowly {peak}"
+                also = " or lengthen its warm-up"
+                if self.scale is not None and on_elbo > HEAVY_BETA and objective.reduction == "mean":
+                    also = " or use objective.reduction = sum"
+            floor = "" if self.floors[level] > 0 else f"; set {self.free_bits[level]} = 0.3"
+            self.lower_beta[level], self.more_kl[level] = more, f"{more}{also}{floor}"
             less_kl.append(less)
-        steps = (*dict.fromkeys(less_kl), "look at the decoder: codes lie off the prior")
-        self.raise_beta = next(iter(self.too_heavy.values()), "; ".join(steps))
-
-    def other_data(self, report: Mapping[str, Any]) -> str | None:
-        """The remedy where examples are not of the corpus that the model was trained on; `arc-raw` is of `arc`."""
-        if self.trained_on.removesuffix("-raw") == report["corpus"].removesuffix("-raw"):
-            return None
-        return f"scored on {report['corpus']}, trained on {self.trained_on}: train on data like {report['corpus']}"
+        self.raise_beta = "; ".join((*dict.fromkeys(less_kl), "look at the decoder: codes lie off the prior"))
 
     def held(self, level: str, kl: Sequence[float]) -> int:
         """Dimensions of a level whose KL does not exceed what free bits enforce."""
@@ -88,13 +76,8 @@ class Advice:
 
     def floor_target(self, report: Mapping[str, Any], level: str, where: str = "") -> Target:
         """The smallest KL, or in the mode `total` their sum, against the free-bits floor."""
-        kl, floor, key = report["levels"][level]["kl_nats"], self.floors[level], self.free_bits[level]
-        remedy = f"raise {key} (it is {floor:g}): it holds on training batches, not on unseen data"
-        if report["split"] == "train":
-            remedy = "lower train.lr or train.gradient_clip: the free-bits floor did not hold in training"
-        elif self.per_sample:
-            remedy = "use objective.free_bits_mode = per_dim: per_sample lets the mean fall below the floor"
-        remedy = self.too_heavy.get(level) or self.other_data(report) or remedy
+        kl, floor = report["levels"][level]["kl_nats"], self.floors[level]
+        remedy = f"raise {self.free_bits[level]} (it is {floor:g}): it holds on training batches, not on unseen data"
         name, value = ("total KL", sum(kl)) if self.total else ("KL", min(kl))
         limit, note = (1.0 - FLOOR_TOLERANCE) * floor, f"nats (floor {floor:g})"
         return f"{name} at the free-bits floor{where}", value, ">=", limit, remedy, note

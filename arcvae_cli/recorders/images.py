@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arcvae_cli import domains
-from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder, words
+from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
 
 if TYPE_CHECKING:
     from arcvae_cli.render.plots import Curve
 
 KL = "KL, nats"
 UNITS = {"kl": KL, "reconstruction": "reconstruction, nats per position"}
-SHARES = {"pixel_accuracy": "pixel", "foreground_accuracy": "foreground", "exact_accuracy": "exact grid"}
-SHARES |= {"token_acc": "token", "seq_acc": "sequence"}
 PANELS = {
-    "loss": {"loss_total": ""},
-    "reconstruction": {"loss_reconstruction": ""},
-    KL: {"kl": ""},
-    "accuracy": SHARES,
-    "active dimensions": {"active_dims": ""},
-    "beta": {"beta": ""},
-}  # of the training curves: logged metrics and their labels
+    "loss": ("loss_total",),
+    "reconstruction": ("loss_reconstruction",),
+    KL: ("kl",),
+    "accuracy": ("pixel_accuracy", "foreground_accuracy", "exact_accuracy", "token_acc", "seq_acc"),
+    "active dimensions": ("active_dims",),
+    "beta": ("beta",),
+}  # of the training curves, and their logged metrics
 
 
 class ImageRecorder(Recorder):
@@ -62,8 +60,7 @@ class ImageRecorder(Recorder):
         plots.save_kl_heatmap(self._folder / "kl_per_dim.png", levels, title)
         title = f"{plan.run}: beta over the run"
         plots.save_curves(self._folder / "beta_schedule.png", beta_curves(epochs, plan.steps), title, plan.elbo_scale)
-        shares = SHARES | ({"foreground_accuracy": words(plan.canvas)["foreground"]} if plan.canvas else {})
-        curves = training_curves([record.metrics() for record in epochs], shares)
+        curves = training_curves([record.metrics() for record in epochs])
         best = max((record.epoch for record in epochs if record.best), default=0)
         title = f"{plan.run}: training curves (solid: validation, dashed: training, grey line: best epoch)"
         plots.save_curves(self._folder / "training_curves.png", curves, title, best=best)
@@ -85,17 +82,17 @@ def beta_curves(epochs: Sequence[EpochRecord], steps: int) -> list[Curve]:
     return curves
 
 
-def training_curves(epochs: Sequence[Mapping[str, Any]], shares: Mapping[str, str] = SHARES) -> list[Curve]:
-    """The curves of metrics by logged names, `shares` those of accuracies: of validation, and dashed of training."""
-    first, places, panels = epochs[0], [epoch["epoch"] for epoch in epochs], {**PANELS, "accuracy": shares}
-    if levels := [key.removeprefix("val/kl/") for key in first if key.startswith("val/kl/")]:
-        kl = {"kl": "total", **{f"kl/{name}": name for name in levels}}
-        panels = panels | {KL: kl, "beta": {f"beta/{name}": name for name in levels}}
+def training_curves(epochs: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """The curves of logged metrics: of validation, and dashed of training; of several levels those of each."""
+    first, places = epochs[0], [epoch["epoch"] for epoch in epochs]
     curves: list[Curve] = []
-    for unit, metrics in panels.items():
-        for name, label in metrics.items():
+    levels = [key.removeprefix("val/kl/") for key in first if key.startswith("val/kl/")]
+    for unit, metrics in PANELS.items():
+        names = [f"{metrics[0]}/{level}" for level in levels] if unit in (KL, "beta") else []
+        for name in names or metrics:
+            label = name.rpartition("/")[2].partition("_acc")[0] if names or len(metrics) > 1 else ""
             for dashed, key in enumerate(key for key in (f"val/{name}", f"train/{name}") if key in first):
                 values = np.array([epoch[key] for epoch in epochs], float)  # null is NaN
-                if not (name.startswith("foreground") and np.isnan(values).all()):  # without a background
+                if not (name == "foreground_accuracy" and np.isnan(values).all()):  # without a background
                     curves.append((f"_{label}" if dashed else label, unit, places, values, dashed > 0))
     return curves

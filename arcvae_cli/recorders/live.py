@@ -39,8 +39,8 @@ def header(plan: Plan) -> Iterator[str]:
         yield f"ELBO scale: with mean reductions, beta on the ELBO scale is {plan.elbo_scale:g} times beta"
     yield from plan.notes
     if plan.blank is not None and plan.canvas is not None:
-        empty = f"an all-{words(plan.canvas)['background']} answer"
-        what = "the most common class of each cell" if plan.canvas.background is None else empty
+        what = f"an all-{words(plan.canvas)['background']} answer"
+        what = "the most common class of each cell" if plan.canvas.background is None else what
         yield f"baseline: {what} is right in {plan.blank:.3f} of the validation pixels"
     elif plan.blank is not None:
         entropy = "" if plan.entropy is None else f"; entropy of the data: {plan.entropy:.2f} nats"
@@ -52,7 +52,6 @@ class EpochLines(Recorder):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._missed: set[tuple[str, str]] = set()  # targets that were out of reach in the last epoch
 
     def start(self, plan: Plan) -> None:
         self._plan = plan
@@ -65,10 +64,6 @@ class EpochLines(Recorder):
         line = "  ".join(f"{name} {text.plain.strip()}" for name, text in cells.items())
         best = "  *best" if record.best else ""
         self._console.note(Text(f"epoch {record.epoch}/{self._plan.settings.train.epochs}  {line}{best}"))
-        for target in record.targets:
-            if target.note is not None and (target.quantity, target.level) not in self._missed:
-                self._console.note(Text(f"note: {target.note}"))  # only in the first of several epochs
-        self._missed = {(target.quantity, target.level) for target in record.targets if target.note is not None}
 
 
 class LiveTable(Recorder):
@@ -78,7 +73,6 @@ class LiveTable(Recorder):
         self._console = console
         self._last: EpochRecord | None = None
         self._rows: list[Mapping[str, Text]] = []  # the cells of an epoch by the names of their columns
-        self._widths: dict[str, int] = {}  # of the columns; they only grow
         self._epoch, self._done = 1, 0  # the epoch, and its steps that are done
         self._betas: Mapping[str, float] = {}
         self._loss, self._over = "", False
@@ -108,7 +102,6 @@ class LiveTable(Recorder):
     def epoch(self, record: EpochRecord) -> None:
         self._last, self._epoch, self._done = record, record.epoch, self._plan.steps
         self._rows.append(epoch_cells(record, self._plan))
-        self._widths = widened(self._widths, self._rows[-1])
 
     def close(self, code: int = 0) -> None:  # noqa: ARG002
         """Leave the whole table on the screen, and the cursor visible."""
@@ -125,15 +118,14 @@ class LiveTable(Recorder):
             betas = beta_cells([(beta,) for beta in self._betas.values()], plan)
             cells = {"epoch": f"{self._epoch}…", **betas, "loss": self._loss}
             rows.append({name: Text(text, style="dim") for name, text in cells.items()})
-        widths = self._widths or widened({}, rows[0]) if rows else {}
-        columns = dict(widths)
+        names = list(rows[0]) if rows else []
+        columns = {name: max(WIDTHS.get(name, 6), *(row.get(name, Text()).cell_len for row in rows)) for name in names}
         for name in DROPPED_FIRST:
             if sum(columns.values()) + len(columns) > width + 1:
                 columns.pop(name, None)
-        hidden = ", ".join(name for name in widths if name not in columns)
-        notes = [(CAPTION + (hidden and f"; hidden: {hidden}"), "dim")]
-        notes += [(f"note: {target.note}", "yellow") for target in (last.targets if last else ()) if target.note]
-        below = [line for text, style in notes for line in Text(text, style).wrap(self._console.err, width)]
+        hidden = ", ".join(name for name in names if name not in columns)
+        caption = Text(CAPTION + (hidden and f"; hidden: {hidden}"), "dim")
+        below = [*caption.wrap(self._console.err, width)]
         if last is not None:
             lines = (height - FRAME - ROWS - len(below)) // len(last.val.kl_per_dim)
             for name, groups in last.val.kl_per_dim.items():
@@ -155,17 +147,11 @@ class LiveTable(Recorder):
         return Group(table, *below, self._progress)
 
 
-def widened(widths: Mapping[str, int], row: Mapping[str, Text]) -> dict[str, int]:
-    """The widths of the columns of a row, at least those given, so that columns stay in place."""
-    return {name: max(widths.get(name, WIDTHS.get(name, 6)), text.cell_len) for name, text in row.items()}
-
-
 def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
     """A row of the table by the names of its columns; red marks what an uninformative latent would reach."""
     val = record.val
     active = sum(value > ACTIVE_KL for value in val.groups)
-    failed = {"position": plan.blank is not None and val.position <= plan.blank}
-    failed["foreground"] = val.foreground is not None and val.foreground < 0.05
+    failed = {"position": val.position <= (plan.blank or 0.0), "foreground": (val.foreground or 0.0) < 0.05}
     targets: dict[str, Text] = {}  # of closed loops: reached/target, a column for each quantity
     for target in record.targets:
         text = targets.setdefault("KL/target" if target.quantity == "kl" else "recon/target", Text())
@@ -173,10 +159,11 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         text.append(f"{'  ' if text else ''}{target.value:.3g}/{target.target:.3g}", style=style)
     shares = {"token": "position", "sequence": "exact"}
     if plan.canvas is not None:
-        foreground = {} if plan.canvas.background is None else {words(plan.canvas)["foreground"]: "foreground"}
-        shares = {"pixel": "position", **foreground, "exact": "exact"}
+        shares = {"pixel": "position", words(plan.canvas)["foreground"]: "foreground", "exact": "exact"}
     accuracies = {
-        name: Text(cell(getattr(val, key), ".3f"), "red" if failed.get(key) else "") for name, key in shares.items()
+        name: Text(cell(value, ".3f"), "red" if failed.get(key) else "")
+        for name, key in shares.items()
+        if (value := getattr(val, key)) is not None  # no foreground without a background
     }
     cells: dict[str, str | Text] = {
         "epoch": f"{record.epoch}{'*' if record.best else ' '}",

@@ -11,7 +11,6 @@ from typing import Any
 from arcvae_cli.files import atomic_write, read_lines
 from arcvae_cli.recorders.external import example_files, flattened
 from arcvae_cli.records import EpochRecord, Pictures, Plan, Recorder
-from arcvae_cli.settings import LogSettings
 
 KINDS = 4  # rows that a step may have: its own, that of the epoch it ends, the epoch's images, the evaluation's images
 STEP, EPOCH, PICTURES, EVALUATION = range(KINDS)
@@ -39,19 +38,17 @@ class WandbRecorder(Recorder):
             os.environ.pop(variable, None)
         import wandb
 
-        file, log, tags = self._folder / "wandb" / "id", plan.settings.log, list(plan.settings.log.wandb_tags)
+        file, log = self._folder / "wandb" / "id", plan.settings.log
         if not file.is_file():
             file.parent.mkdir(exist_ok=True)
             with atomic_write(file) as temporary:
                 temporary.write_text(secrets.token_hex(6), encoding="ascii")
-        if plan.settings.model.kind == "strings" and log.wandb_tags == LogSettings().wandb_tags:
-            tags = [tag.replace("beta-vae", "grammar-vae") for tag in tags]
         self._wandb, settings = wandb, wandb.Settings(**OPTIONS)
         wandb.setup(settings=settings)
         self._run = wandb.init(
             project=log.wandb_project,
             entity=log.wandb_entity,
-            tags=tags,
+            tags=list(log.wandb_tags),
             name=run_name(plan),
             id=file.read_text(encoding="ascii").strip(),
             config={"run": plan.run, "parameters": plan.parameters, **plan.settings.table()},

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.files import atomic_write
-from arcvae_cli.render.terminal import DEAD, OUTSIDE, SHADES, Grids, palette
+from arcvae_cli.render.terminal import DEAD, OUTSIDE, Grids, palette
 
 Image = NDArray[np.uint8]  # (..., height, width, 3)
 Extents = NDArray[np.uint8] | None  # (N, 2) height and width of each grid
@@ -40,7 +40,7 @@ def save_grids(
     """Grids (N, H, W) in rows of `columns`, with texts above, by default which are blank, and left of the rows."""
     marks = ["" if one.any() else "blank" for one in np.isin(grids, canvas.content)]
     tiles, above = _tiles(grids, palette(canvas), *_outside(grids, canvas)), above or (marks if any(marks) else [])
-    _write(_sheet([tiles], columns, above, left, title, _legend(canvas)), path)
+    _write(_sheet([tiles], columns, above, left, title), path)
 
 
 def save_reconstructions(
@@ -58,7 +58,7 @@ def save_reconstructions(
     kinds.append(_tiles(wrong.astype(np.uint8), (RIGHT, WRONG), shown, outside))
     legend = {"right": RIGHT, "wrong": WRONG} | ({} if extents is None else {"extent": EXTENT})
     legend |= {"outside": OUTSIDE} if outside.any() else {}
-    _write(_sheet(kinds, 8, above, rows, title, legend | _legend(canvas)), path)
+    _write(_sheet(kinds, 8, above, rows, title, legend), path)
 
 
 def _outside(grids: Grids, canvas: Canvas, extents: Extents = None) -> tuple[Any, Any]:
@@ -73,31 +73,21 @@ def _outside(grids: Grids, canvas: Canvas, extents: Extents = None) -> tuple[Any
     return extents, outside
 
 
-def _legend(canvas: Canvas) -> dict[str, str]:
-    """Colours by the names of classes, where they are few and not those of ARC."""
-    names = [*map(repr, canvas.tiles)] or [f"class {number}" for number in range(canvas.classes)]
-    return {} if canvas.arc or canvas.classes > len(SHADES) else dict(zip(names, palette(canvas), strict=False))
-
-
-def save_kl_maps(
-    path: Path, originals: Grids, maps: Maps, title: str, means: Maps | None, extents: Extents, canvas: Canvas = ARC
-) -> None:
-    """Originals (N, H, W) over their KL maps (N, h, w) in nats by level; `means` (h, w) of more come first."""
-    if means is not None:
-        originals = np.concatenate([originals[:1], originals])
-        extents = None if extents is None else np.concatenate([extents[:1], extents])
-        maps = {name: np.concatenate([means[name][None], values]) for name, values in maps.items()}
+def save_kl_maps(path: Path, originals: Grids, maps: Maps, title: str, extents: Extents, canvas: Canvas = ARC) -> None:
+    """Originals (n, H, W) over their KL maps by level, the first of (N, h, w) in nats; before them the mean of all."""
+    count, places = len(originals), np.r_[0, : len(originals)]
+    tiles = _tiles(originals, palette(canvas), *_outside(originals, canvas, extents))[places]
+    tiles[0] = 255
+    maps = {name: np.concatenate([values.mean(axis=0)[None], values[:count]]) for name, values in maps.items()}
     top = max([1e-6, *(float(np.nanmax(values)) for values in maps.values())])
-    kinds = [_tiles(originals, palette(canvas), *_outside(originals, canvas, extents))]
-    _, height, width, _ = kinds[0].shape
+    kinds, (_, height, width, _) = [tiles], tiles.shape
     for values in maps.values():
         pixels = colormaps["magma"](np.nan_to_num(values) / top, bytes=True)[..., :3]
         rows = np.arange(height) * values.shape[1] // height  # the cell under each pixel
         kinds.append(pixels[:, rows][:, :, np.arange(width) * values.shape[2] // width])
-    above = [", ".join(f"{kl[i].sum():.1f}" for kl in maps.values()) + " nats" for i in range(len(originals))]
-    if means is not None:
-        kinds[0][0], above[0] = 255, f"mean, {above[0]}"
-    figure = _sheet(kinds, 8, above, ("original", *(f"KL of {name}" for name in maps)), title, {}, right=84)
+    above = [", ".join(f"{kl[i].sum():.1f}" for kl in maps.values()) + " nats" for i in range(count + 1)]
+    above[0] = f"mean, {above[0]}"
+    figure = _sheet(kinds, 8, above, ("original", *(f"KL of {name}" for name in maps)), title, right=84)
     across, up = figure.get_size_inches() * DPI
     axes = figure.add_axes(((across - 74) / across, 0.1, 12 / across, max(0.5, 1 - 60 / up) - 0.1))
     figure.colorbar(ScalarMappable(Normalize(0, top), "magma"), axes).set_label("KL of a cell, nats", fontsize=8)
@@ -125,11 +115,11 @@ def _tiles(grids: Grids, colours: Sequence[str], extents: Any, outside: Any) -> 
 
 
 def _sheet(
-    kinds: list[Image], columns: int, above: Texts, left: Texts, title: str, legend: Mapping[str, str], right: int = 0
+    kinds: list[Image], columns: int, above: Texts, left: Texts, title: str, legend: Any = (), right: int = 0
 ) -> Figure:
     """Tiles (N, h, w, 3) of several kinds on white, in bands of `columns` examples with a row for each kind.
 
-    `above`: texts above the examples; `left`: labels of the rows in turn; `right`: free pixels; `legend`: colours.
+    `above`: texts above the examples; `left`: labels of the rows in turn; `legend`: its colours; `right`: free pixels.
     """
     count, high, wide, _ = kinds[0].shape
     bands, columns, strip = -(-count // columns), min(columns, count), STRIP if above else 0
@@ -143,15 +133,12 @@ def _sheet(
     margin = MARGIN if left else GAP
     across = max(margin + pixels.shape[1] + GAP + right, NARROW)
     title = fill(title, (across - 2 * GAP) // 8)
-    entries = max(1, (across - margin) // KEY)  # of the legend in a line
-    bottom = GAP + STRIP * -(-len(legend) // entries)
-    top = STRIP * (title.count("\n") + 1) + 2 * GAP if title else GAP
+    bottom, top = GAP + STRIP * bool(legend), STRIP * (title.count("\n") + 1) + 2 * GAP
     up = top + pixels.shape[0] + bottom
     figure = Figure(figsize=(across / DPI, up / DPI), dpi=DPI)
     axes = figure.add_axes((margin / across, bottom / up, pixels.shape[1] / across, pixels.shape[0] / up))
-    for index, (text, colour) in enumerate(legend.items()):
-        line, place = divmod(index, entries)
-        x, y = (margin + KEY * place) / across, (bottom - GAP / 2 - STRIP * (line + 1)) / up
+    for index, (text, colour) in enumerate(dict(legend).items()):
+        x, y = (margin + KEY * index) / across, GAP / 2 / up
         figure.add_artist(Rectangle((x, y), 12 / across, 12 / up, facecolor=colour, edgecolor=LINE, linewidth=0.5))
         figure.text(x + 16 / across, y + 6 / up, text, fontsize=8, va="center")
     axes.set_axis_off()

@@ -16,11 +16,6 @@ Grids = NDArray[np.integer[Any]]
 
 # the colours of ARC, 0 to 9
 PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
-# from black to near white, neighbours of other hues: ordered classes look ordered, and any two can be told apart
-SHADES = (
-    *("#000000", "#023B7A", "#6B0388", "#95022D", "#754F06", "#367202", "#077A7B", "#0170DF", "#B433DE", "#F80951"),
-    *("#C08409", "#58B500", "#12BCBE", "#78B2FF", "#E298FF", "#FFAAAE", "#FFC369", "#85FC2E", "#72FEFF", "#F5F5F5"),
-)
 OUTSIDE = "#404040"  # outside of a grid
 SPACE, TITLE = 2, 14  # columns between grids, and of a title above a narrow grid
 DEAD = 0.05  # nats: a group with at most this KL is dead
@@ -29,18 +24,16 @@ MANY, FEW = 64, 8  # above so many groups, only the strongest and weakest few ar
 
 
 def palette(canvas: Canvas) -> list[str]:
-    """The colour of each class: ARC's, else black for the background and shades of all hues, or of many viridis."""
+    """The colour of each class: ARC's, else from black for the background to white (Green 2011, cubehelix)."""
     if canvas.arc:
         return [*PALETTE, OUTSIDE]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
     inner = canvas.classes - (canvas.outside is not None)
     order = sorted(range(inner), key=lambda number: number != canvas.background)  # the background first
-    shades = [SHADES[round(at * (len(SHADES) - 1) / max(inner - 1, 1))] for at in range(inner)]
-    if inner > (len(SHADES) if canvas.tiles else len(PALETTE)):  # more than ten classes may be ordered, tiles are not
-        from matplotlib import colormaps
-        from matplotlib.colors import to_hex
-
-        shades = [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.0, 1.0, inner))]
-        shades[0] = shades[0] if canvas.background is None else SHADES[0]
+    places = np.r_[0.0, np.linspace(0.25, 1.0, inner - 1)]  # away from the black of the background
+    shades = map(to_hex, colormaps["cubehelix"](places))
     return [*(shade for _, shade in sorted(zip(order, shades, strict=True))), OUTSIDE]
 
 
@@ -53,13 +46,11 @@ def characters(canvas: Canvas) -> list[str]:
     return [*table, " " * len(table[0])]
 
 
-def terminal_grids(
-    console: Console, grids: Grids, titles: Sequence[str] | None, lines: int | None = None, canvas: Canvas = ARC
-) -> Text:
+def terminal_grids(console: Console, grids: Grids, titles: Sequence[str] | None, canvas: Canvas = ARC) -> Text:
     """Grids (N, H, W) side by side, as many as the width allows, with a short title above each.
 
     In colour a character shows two cells, one above the other; without, and of text maps, a cell is a character.
-    `lines`: how many lines to fill at most, with at least one row of grids.
+    Without titles, as many grids as fit into the height, and at least one row.
     """
     colour = console.color_system is not None and not console.no_color and not console.options.ascii_only
     colour, (_, height, width) = colour and not canvas.tiles, grids.shape
@@ -67,9 +58,8 @@ def terminal_grids(
     width *= 1 if colour else len(table[0])
     gap = SPACE + max(0, min(TITLE, max(map(len, titles), default=0)) - width) if titles else SPACE
     across = max(1, (console.width + SPACE) // (width + gap))
-    if lines is not None:
-        band = 1 + (titles is not None) + (-(-height // 2) if colour else height)
-        grids = grids[: across * max(1, lines // band)]
+    if titles is None:
+        grids = grids[: across * max(1, (console.height - 4) // (1 + (-(-height // 2) if colour else height)))]
     drawn, shown = [grid_lines(grid, table, colour) for grid in grids.tolist()], list[Text]()
     for start in range(0, len(drawn), across):
         if start:

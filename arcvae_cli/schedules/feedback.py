@@ -22,7 +22,6 @@ Multiplier = Annotated[float, Field(gt=0, le=1e9, strict=True)]
 Quantity = Literal["kl", "reconstruction"]
 State = dict[str, Any]  # numbers, or 0-d tensors
 HELD = 0.05  # a target is held where the mean of an epoch is within this share of it
-NEAR_BOUND = 0.01  # share of beta's range that counts as at a bound: the term of a PI controller flickers
 
 PLAIN = SimpleNamespace(  # the operations of a control law on floats, under the names that `torch` has for tensors
     exp=math.exp,
@@ -57,15 +56,6 @@ class Feedback(Schedule):
     @abstractmethod
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest possible beta."""
-
-    @property
-    def at_bounds(self) -> tuple[float, float]:
-        """The betas up to which it counts as at its smallest, and from which on as at its largest."""
-        low, high = self.bounds
-        if self.quantity == "kl":
-            return low + NEAR_BOUND * (high - low), high - NEAR_BOUND * (high - low)
-        near = (high / low) ** NEAR_BOUND  # beta moves by factors: a share of its range would be many times the least
-        return low * near, high / near
 
     @abstractmethod
     def begin(self) -> State:

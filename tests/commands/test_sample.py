@@ -38,7 +38,7 @@ def test_grids_are_printed_and_written_as_picture_arrays_and_task(arcvae: Run, t
     assert grids.shape == (11, 16, 16) and arrays["latents_z"].shape == (11, 4)
     printed = [line[:16].replace(".", "0") for line in lines[:16]]
     assert printed == ["".join(map(str, row)) for row in grids[0]]
-    assert f", {len(np.unique(grids.reshape(11, -1), axis=0))} distinct" in lines[-1]
+    assert f" {len(np.unique(grids.reshape(11, -1), axis=0))} of 11 distinct, " in lines[-1]
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     task = read_dataset(tmp_path / "samples.json")
     np.testing.assert_array_equal(task.x, grids)

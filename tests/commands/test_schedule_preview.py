@@ -52,12 +52,6 @@ def test_a_preset_is_drawn_described_and_listed(preview: Run, monkeypatch: pytes
     assert "\x1b[36m" in coloured and "\x1b[33m" in coloured, "a colour for each curve on a terminal"
 
 
-def test_beta_on_the_elbo_scale(preview: Run) -> None:
-    result = preview("baseline")
-    assert "peak 2 (51.2 on the ELBO scale), first at epoch 30" in result.stdout
-    assert key_epochs(result)["10"] == ["1", "25.6", "phase", "1", "ends"]
-
-
 def test_json_holds_what_the_schedule_gives(preview: Run) -> None:
     document = one(preview("cyclical", "--json", "--max-beta", 0.4, "--cycle-length", 8, "--epochs", 20))
     schedule = Cyclical(max_beta=0.4, cycle_length=8)
@@ -126,11 +120,8 @@ def test_the_record_of_a_run_is_overlaid(preview: Run, tmp_path: Path) -> None:
     lines = [{"kind": "epoch", "epoch": i, "step": i, "train/beta": i / 2, **values} for i in (1, 2, 3)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     flags = ["--run", "own", "--runs-dir", tmp_path]
-    path = tmp_path / "out.csv"
-    closed = preview(run, *flags, "--epochs", 4, "--csv", path).stdout
+    closed = preview(run, *flags, "--epochs", 4).stdout
     assert "own target   o" in closed and "\nbeta\n" in closed, "two charts, of the target and of beta"
-    rows = [list(row.values())[3:] for row in csv.DictReader(io.StringIO(path.read_text()))]
-    assert rows[1] == ["1.0", "1.0", "kl", "15.2", "15.0"] and rows[3] == ["", "", "kl", "15.2", ""]
     record = one(preview("geco", *flags, "--json"))["run"]["levels"]["beta"]
     assert record == {"epoch": [1, 2, 3], "beta": [0.5, 1.0, 1.5], "value": [0.25] * 3}, "nats per position of 256"
     assert preview("hierarchical", *flags).exit_code == 2, "the run has no levels"

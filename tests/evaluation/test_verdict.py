@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from arcvae_cli import domains
-from arcvae_cli.canvas import Canvas
 from arcvae_cli.evaluation.verdict import Advice, remedies
 from arcvae_cli.settings import Settings
 
 Report = dict[str, Any]
 ROWS = [
-    {"asked": "colours=1", "counted_obeying": 0.9, "counted": 90},
-    {"asked": "colours=3", "counted_obeying": 0.81, "counted": 50},
-    {"asked": "symmetry=lr", "counted_obeying": 1.0, "counted": 100},
-    {"asked": "red=yes", "counted_obeying": 0.0, "counted": 0},
+    {"asked": "colours=1", "counted_obeying": 0.9, "counted": 90, "data": 0.1},
+    {"asked": "colours=2", "counted_obeying": 0.0, "counted": 0, "data": 0.0},
+    {"asked": "colours=3", "counted_obeying": 0.81, "counted": 50, "data": 0.1},
+    {"asked": "symmetry=lr", "counted_obeying": 1.0, "counted": 100, "data": 0.1},
+    {"asked": "red=yes", "counted_obeying": 0.0, "counted": 0, "data": 0.1},
 ]
 GRIDS: Report = {
     "corpus": "arc",
@@ -111,22 +110,14 @@ DEAD = {"levels.z.kl_nats": [0.0, 0.0], NON_BLACK: 0.0}
         ("KL at the free-bits floor", {KL: [2.0, 0.285]}, {KL: [2.0, 0.284]}),
         ("blank samples", {f"{DRAWN}.blank_share": 0.10}, {f"{DRAWN}.blank_share": 0.11}),
         ("specks among samples", {f"{DRAWN}.speck_share": 0.50}, {f"{DRAWN}.speck_share": 0.51}),
-        ("samples satisfy colours", ALL, conditioned({**ROWS[1], "counted_obeying": 0.8})),
-        ("samples satisfy symmetry", ALL, conditioned({**ROWS[2], "counted_obeying": None})),
-        ("samples neither blank nor repeated", ALL, conditioned({**ROWS[1], "counted": 49})),
+        ("samples satisfy colours", ALL, conditioned({**ROWS[2], "counted_obeying": 0.8})),
+        ("samples satisfy symmetry", ALL, conditioned({**ROWS[3], "counted_obeying": None})),
+        ("samples neither blank nor repeated", ALL, conditioned({**ROWS[2], "counted": 49})),
     ],
 )  # fmt: skip
 def test_limits_of_the_targets_of_grids(name: str, meets: Report, misses: Report) -> None:
     assert name not in missed("grids", meets)
     assert name in missed("grids", misses)
-
-
-def test_a_condition_that_the_data_never_satisfies_is_not_judged_but_on_arc() -> None:
-    row = {"asked": "classes=1", "counted_obeying": 0.0, "counted": 0, "data": 0.0}
-    other = {"canvas": asdict(Canvas(8, 8, 5, arc=False)), "adherence": {"samples": 100, "rows": [row]}}
-    assert missed("grids", other) == {}
-    other["adherence"]["rows"][0] = {**row, "data": 0.1}
-    assert list(missed("grids", other)) == ["samples satisfy classes", "samples neither blank nor repeated"]
 
 
 HELD, FLOOR = "dimensions held by free bits alone", "KL at the free-bits floor"
@@ -142,21 +133,18 @@ def floor(value: float, mode: str) -> Report:
     ("kind", "changes", "settings", "names", "said"),
     [
         *((kind, {}, {}, [], "the code is alive") for kind in REPORTS),
-        ("grids", {NON_BLACK: 0.001}, {}, ["non-black accuracy"], "the code is alive, the decoder is not"),
+        ("grids", {NON_BLACK: 0.001}, {}, ["non-black accuracy"], "the code is alive"),
         ("two", {"levels.global.kl_nats": [0.0, 0.1]}, {}, ["smallest KL, global"], "partial collapse: 1 of 2 global"),
         # free bits hold a total or each dimension
         ("grids", {KL: [0.1, 0.1]}, floor(0.3, "total"), [f"total {FLOOR}", HELD], "held up by free bits alone"),
         ("grids", {KL: [0.30, 0.29, 2.0]}, floor(0.3, "per_dim"), [HELD], "held up by free bits alone"),
-        ("grids", {KL: [0.10, 0.20, 0.10]}, floor(0.3, "total"), [], "every target is met"),
         ("strings", {KL: [2.6, 2.6]}, floor(5.0, "total"), [BEYOND], "held up by free bits alone"),
         ("strings", {KL: [1.0, 9.0]}, floor(2.5, "per_dim"), [FLOOR], "alive"),
         ("strings", {"reconstruction.posterior_mean.exact_share": 0.3}, {}, ["exact derivations"], "1 of 7 targets"),
-        ("strings", {"elbo.reconstruction_nats": 20.7}, {}, ["reconstruction, baseline"], "1 of 7 targets"),
         ("strings", {KL: [0.4, 0.2]}, {}, ["total KL"], "posterior collapse: the code carries 0.60 nats"),
         ("strings", {f"{CODES}.shuffled_{CODES_NATS}": 2.4}, {}, ["nats saved by the code"], "does not use them"),
         ("strings", {"posterior_noise": 0.01}, {}, ["posterior noise"], "1 of 6 targets"),
-        # a mean a little under the entropy is chance, and what was not measured is not judged
-        ("strings", {"elbo.elbo_nats": -(19.11 - 0.39)}, {}, [], "every target is met"),
+        # what was not measured is not judged
         ("strings", {CODES: None, "prior_samples": None, "entropy_nats": None}, {}, [], "every target is met"),
         # of a quarter of the examples the standard error is twice as large
         ("strings", {BOUND: {"nll_nats": 19.11 - 0.81, "examples": 25}}, {}, ["-log p(x), entropy"], "1 of 7"),
@@ -168,41 +156,13 @@ def test_targets_and_summary(kind: str, changes: Report, settings: Report, names
     assert found["ok"] == (not names) and said in found["summary"]
 
 
-MEAN = {"objective.reduction": "mean", "objective.free_bits": 0.0}
-SPECKS, SMALL = {"prior_samples.speck_share": 0.9}, {PIXEL: 0.86}
-LOW, PAINTS_BLACK = {KL: [2.0, 0.25]}, {NON_BLACK: 0.001, "prior_samples.blank_share": 1.0}
-OPEN = {"prior_samples.standard.complete_share": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "settings", "expected"),
-    [
-        # too little KL: lower beta, on the scale that explains it
-        ("grids", DEAD, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale), or use objective.reduction = sum"]),
-        # below a floor of free bits
-        ("grids", LOW, {}, ["raise objective.free_bits (it is 0.3): it holds on training batches"]),
-        ("grids", {**LOW, "split": "train"}, {}, ["lower train.lr or train.gradient_clip"]),
-        ("grids", LOW, {"objective.free_bits_mode": "per_sample"}, ["use objective.free_bits_mode = per_dim"]),
-        ("two", {}, {"objective.free_bits_by_level": {"global": 0.6}}, ["raise objective.free_bits_by_level.global"]),
-        # a small model
-        ("grids", SMALL, {"model.body": "residual"}, ["lower beta (peak 0.1)", "raise model", "train longer"]),
-        ("two", SMALL, CAPACITY, ["raise schedule.local.capacity (it is 40)", "raise model.local", "train longer"]),
-        # a decoder that paints black
-        ("grids", PAINTS_BLACK, {}, ["use model.body", "use objective.reconstruction = focal", "train longer"]),
-        # samples unlike the data: more beta, unless beta outweighs the reconstruction already
-        ("two", SPECKS, CAPACITY, ["raise beta slowly", "lower schedule.local.capacity (it is 40)", "look at the"]),
-        ("grids", SPECKS, MEAN, ["lower beta (peak 0.1, 25.6 on the ELBO scale), or use objective.reduction = sum"]),
-        # other data
-        ("grids", {**SMALL, **SPECKS, "corpus": "shapes"}, {}, ["scored on shapes, trained on arc: train on"]),
-        ("grids", {**SMALL, "corpus": "arc-raw"}, {}, ["use model", "lower", "raise", "train longer"]),
-        # strings that do not end
-        ("strings", OPEN, {}, ["sample with --prior", "raise", "look"]),
-        ("strings", {**OPEN, "prior_samples.aggregate.complete_share": 0.4}, {}, ["train longer", "the length budget"]),
-    ],
-)  # fmt: skip
-def test_every_remedy_is_named_once(kind: str, changes: Report, settings: Report, expected: list[str]) -> None:
-    steps = remedies(verdict(kind, changes, settings)["findings"])
-    assert len(steps) == len(expected), steps
-    assert all(step.startswith(start) for step, start in zip(steps, expected, strict=True)), steps
-    names = missed(kind, changes, settings)
-    assert {name for served in steps.values() for name in served} == set(names)
+def test_every_remedy_is_named_once_with_the_targets_that_it_serves() -> None:
+    changes = {PIXEL: 0.80, PCA: 0.85}
+    steps = remedies(verdict("grids", changes)["findings"])
+    both = ["pixel accuracy", "pixel accuracy, baselines"]
+    assert len(steps) == 4 and all(names == both for names in steps.values())
+    assert "raise model.latent_dim (it is 10)" in steps
+    closed = remedies(verdict("two", {PIXEL: 0.86}, CAPACITY)["findings"])
+    assert "raise schedule.local.capacity (it is 40)" in closed
+    [collapse, _] = remedies(verdict("grids", DEAD, {"objective.reduction": "mean", **floor(0.0, "total")})["findings"])
+    assert "25.6 on the ELBO scale" in collapse and collapse.endswith("objective.reduction = sum")

@@ -36,7 +36,7 @@ def test_beta_curves() -> None:
     """Beta at every step, since after each epoch it may stand where the cycle began; targets by level."""
     epochs = [record(epoch, betas={"z": 0.0}, beta_trace={"z": [0.1, 0.0]}) for epoch in (3, 4)]
     assert beta_curves(epochs, 2) == [("beta", "beta", [2.5, 3.0, 3.5, 4.0], [0.1, 0.0, 0.1, 0.0], False)]
-    target, trace = Target("local", "kl", 20.0, 25.0, 0.1, None), {"global": [0.1, 0.2], "local": [0.3, 0.4]}
+    target, trace = Target("local", "kl", 20.0, 25.0), {"global": [0.1, 0.2], "local": [0.3, 0.4]}
     assert beta_curves([record(1, beta_trace=trace, targets=(target, replace(target, level="")), **TWO_LEVELS)], 2) == [
         ("global", "beta", [0.5, 1.0], [0.1, 0.2], False),
         ("local", "beta", [0.5, 1.0], [0.3, 0.4], False),
@@ -56,8 +56,8 @@ def test_training_curves(unit: str, levels: list[str]) -> None:
     found = {(unit, label): np.asarray(values).tolist() for label, unit, _, values, _ in curves}
     assert all(label.startswith("_") == dashed for label, *_, dashed in curves)
     assert found["loss", "_"] == [125.6, 125.6] and repr(found["loss", ""]) == "[nan, 123.4]"
-    assert found["KL, nats", "total" * two] == [3.0 * len(levels)] * 2
-    names = {"pixel": ["pixel", "foreground", "exact grid"], "token": ["token", "sequence"]}[unit]
+    assert found["KL, nats", "local" * two] == [3.0] * 2
+    names = {"pixel": ["pixel", "foreground", "exact"], "token": ["token", "seq"]}[unit]
     assert [label for panel, label in found if panel == "accuracy" and label[0] != "_"] == names
     assert [label for panel, label in found if panel == "beta"] == (levels if two else [""])
     none = [{name: None if "foreground" in name else value for name, value in one.metrics().items()} for one in epochs]

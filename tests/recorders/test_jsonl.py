@@ -85,7 +85,7 @@ def test_a_record_comes_back_from_json_bit_for_bit_but_for_the_betas_of_the_step
         kl_per_dim={"global": [1.0, NAN], "local": [0.1, -INF, 5e-324]},
         betas={"global": 0.1 + 0.2, "local": value},
         beta_range={"local": (-1.0, 1.0)},
-        targets=(Target("local", "kl", 25.12, 25.0, 0.4, None), Target("", "reconstruction", 0.2, 0.1, 0.4, "max")),
+        targets=(Target("local", "kl", 25.12, 25.0), Target("", "reconstruction", 0.2, 0.1)),
         restart={"last_restart_epoch": 40.0},
         monitored=INF,
         unit="token",
