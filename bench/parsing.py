@@ -69,7 +69,7 @@ def main() -> None:
         return
     molecules = [line.split()[0] for line in found.read_text("utf-8").splitlines() if line.strip()]
     grammar = read_grammar("smiles")
-    own, earley, peer = Parser(grammar), Parser(grammar, earley=True), nltk_reader(grammar)
+    own, earley, peer = Parser(grammar), Parser(grammar, lalr_seconds=0), nltk_reader(grammar)
     print(own.reason)
     for molecule in molecules[:200]:  # warm-up
         own.parse(molecule)
@@ -93,7 +93,7 @@ def main() -> None:
         lines = (molecules * (given.whole // len(molecules) + 1))[: given.whole]
         began = time.perf_counter()
         results = parse_lines(lines, grammar)
-        ids = padded_ids([result for result in results if not isinstance(result, ParseFailure)], 277, grammar.rules)
+        ids = padded_ids([result[0] for result in results if not isinstance(result, ParseFailure)], 277, grammar.rules)
         taken = time.perf_counter() - began
         print(f"{len(ids)} of {given.whole} molecules to arrays in {taken:.1f} s by all cores (goal: under 60)")
         result |= {"whole": given.whole, "whole_s": taken}

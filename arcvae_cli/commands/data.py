@@ -11,7 +11,7 @@ import typer
 from arcvae_cli.commands.options import OUTPUT, JsonOption, QuietOption, complete, data_layers, own_names, with_flags
 from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import exists, expanded, usable_folder
+from arcvae_cli.files import exists, expanded, is_dir, usable_folder
 from arcvae_cli.presets import Layer, resolve
 from arcvae_cli.settings import CORPORA, GRID_CORPORA, STRING_CORPORA
 
@@ -60,6 +60,8 @@ def build(
     if download is not None:
         fetch_zinc(console.note)
         corpus = corpus or "smiles"
+    if corpus is None and not {"grammar", "input", "prod"} & flags.values.get("data", {}).keys():
+        raise InputError("no corpus given", f"use {KNOWN}")
     dataset, file = _load(corpus, flags, console, force, test, max_failed)
     if output is not None:
         write_dataset(output, dataset)
@@ -133,16 +135,24 @@ def info(
 def _load(
     corpus: str | None, flags: Layer, console: Console, rebuild: bool, test: Path | None, most_failed: float
 ) -> tuple[Dataset, Path | None]:
-    """A corpus given by name or path, or by flags, and its file."""
+    """A corpus given by name or path, or by flags, and its file. InputError for flags that it does not use."""
     from arcvae_cli.data.corpora import cache_path, corpus_name, load_arrays
 
-    above = data_layers(corpus)[1]
-    if above.values.get("data", {}).get("path") and not exists(expanded(Path(str(corpus)))):
-        raise InputError(f"{corpus}: no such corpus or file", f"use {KNOWN}")
-    given = {"grammar", "input", "prod"} & flags.values.get("data", {}).keys()
-    strings = corpus in STRING_CORPORA or (given and corpus not in GRID_CORPORA)
+    given = set(flags.values.get("data", {})) & set(OF_STRINGS)
+    unused = given if corpus in GRID_CORPORA else set()
+    if corpus is None and "prod" in given:
+        unused = given & {"max_rules", "recipe"}
+    elif corpus is not None and data_layers(corpus)[1].values["data"]["path"]:
+        path = expanded(Path(corpus))
+        if not exists(path):
+            raise InputError(f"{corpus}: no such corpus or file", f"use {KNOWN}")
+        unused = given - {"grammar"} if path.suffix.lower() in (".npz", ".npy", ".json") or is_dir(path) else set()
+    if unused:
+        flag = f"--{min(unused).replace('_', '-')}"
+        raise InputError(f"{flag}: not used by {corpus or '--prod'}", "leave one of them out")
+    strings = corpus in STRING_CORPORA or {"grammar", "input", "prod"} & given
     model = Layer("data", {"model": {"name": "grammar"}} if strings else {})  # a model of such data
-    data = resolve(None, model, above, flags).settings.data
+    data = resolve(None, model, data_layers(corpus)[1], flags).settings.data
     cached = cache_path(data, test)
     if cached is not None and (rebuild or not cached.is_file()):
         console.note(f"building {one_line(corpus_name(data))}: takes some seconds, only once")

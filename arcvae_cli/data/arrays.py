@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcvae_cli.canvas import ARC, Canvas
-from arcvae_cli.data.symmetries import Grids, inside
+from arcvae_cli.data.symmetries import COLOURS, SYMMETRIES, Grids, inside, sources
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import size
 from arcvae_cli.grammar import Grammar, Rules
 from arcvae_cli.settings import DataSettings
 
 SPLITS = ("train", "val", "test")
+_HASHED = 4096  # grids at once
 ARRAY_BYTES = 3 * 2**28  # largest size of the arrays of a file or a dataset, checked before allocation
 
 
@@ -32,6 +33,7 @@ class Origin:
     lines: int = 0
     failed: int = 0
     too_long: int = 0
+    ambiguous: int = 0  # lines with several derivations
     duplicates: int = 0
     entropy: float | None = None  # nats, of the distribution that strings are drawn from
 
@@ -197,12 +199,14 @@ def unseen(examples: NDArray[Any], seen: set[bytes], most: int | None = None) ->
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:
-    """The document of `data info --json` but for name and file.
+    """The document of `data info --json` but for name and file: a few seconds for 100,000 grids.
 
     Shares are of cells (`background`, `classes`), grids (`single_class`), None in an empty split.
-    `leaks`: examples of `of` also in `into`.
+    `leaks`: examples of `of` also in `into`; for ARC `equivalent` ones, up to a symmetry and a permutation of colours.
     """
     keys = framed = [one.tobytes() for one in dataset.x]
+    arc = dataset.rules is None and dataset.canvas.arc
+    hashes = canonical_hashes(dataset.x, dataset.shape, dataset.canvas) if arc else None
     if dataset.shape is not None:
         framed = [key + shape.tobytes() for key, shape in zip(keys, dataset.shape, strict=True)]
     splits, leaks = {}, []
@@ -218,7 +222,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
             leaks.append({"of": of, "into": into, "identical": sum(keys[row] in known for row in here.tolist())})
             if dataset.rules is None:
                 tasks = None if dataset.task is None else len(np.intersect1d(dataset.task[here], dataset.task[there]))
-                leaks[-1]["tasks"] = tasks
+                same = None if hashes is None else int(np.isin(hashes[here], hashes[there]).sum())
+                leaks[-1] |= {"equivalent": same, "tasks": tasks}
     document, rules = {"splits": splits, "leaks": leaks}, dataset.rules
     if rules is None:
         cells = _cells(dataset)
@@ -263,3 +268,32 @@ def _cells(dataset: Dataset) -> Grids:
 
 def _mean(values: NDArray[Any]) -> float | None:
     return float(values.mean()) if values.size else None
+
+
+def canonical_hashes(grids: Grids, shape: Grids | None, canvas: Canvas = ARC) -> NDArray[np.uint64]:
+    """A hash (N,) of each grid of ARC, invariant to symmetries of its rectangle and permutations of the colours 1-9.
+
+    Random weights (44 bits at 16x16) of the cells of a colour are summed for each symmetry, mixed, and added over the
+    colours; the least of the eight is the hash.
+    """
+    most = 2**52 // canvas.cells  # sums of float64 are exact
+    weights = np.random.RandomState(0).randint(1, most, canvas.cells, dtype=np.int64).astype(np.float64)
+    sides = np.tile(np.array([canvas.shape]), (len(grids), 1)) if shape is None else shape
+    hashes = np.empty(len(grids), np.uint64)
+    flat, (known, which) = grids.reshape(-1, canvas.cells), np.unique(sides, axis=0, return_inverse=True)
+    for index, side in enumerate(known):
+        moved = np.zeros((SYMMETRIES, canvas.cells))  # the weight of the place that each cell goes to
+        turned = sources(np.tile(side, (SYMMETRIES, 1)), np.arange(SYMMETRIES), canvas)
+        np.put_along_axis(moved, turned, weights, axis=1)
+        rows = np.flatnonzero(which.ravel() == index)
+        for start in range(0, len(rows), _HASHED):
+            some = rows[start : start + _HASHED]
+            total = np.zeros((len(some), SYMMETRIES), np.uint64)
+            for colour in range(1, COLOURS):
+                sums = ((flat[some] == colour).astype(np.float64) @ moved.T).astype(np.uint64)
+                # mixed by the finaliser of splitmix64 (Steele, Lea, Flood 2014); a colour that does not occur stays 0
+                sums = (sums ^ (sums >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                sums = (sums ^ (sums >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                total += sums ^ (sums >> np.uint64(31))
+            hashes[some] = total.min(axis=1)
+    return hashes

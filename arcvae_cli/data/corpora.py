@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -57,17 +57,16 @@ def load_arrays(
             raise InputError(f"{data.path}: not of the grammar {data.grammar}", "omit it: the file has its own")
         return own
     failures, dataset = path.with_suffix(".failed.tsv"), None
-    if path.is_file() and not rebuild:
-        with suppress(InputError):  # damaged: it is built again
-            dataset = read_dataset(path, grammar, check=False)
-    if dataset is None:
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        dataset = build() if build.func is not build_parsed else build(failures=failures, tell=tell)
-        try:
-            write_dataset(path, dataset)
-        except ArcvaeError as error:
-            dataset = replace(dataset, notes=(f"the corpus could not be cached in {path}: {error}",))
+    with locked(path) if rebuild or not path.is_file() else nullcontext():
+        if path.is_file() and not rebuild:  # another process may have built it meanwhile
+            with suppress(InputError):  # damaged: it is built again
+                dataset = read_dataset(path, grammar, check=False)
+        if dataset is None:
+            dataset = build() if build.func is not build_parsed else build(failures=failures, tell=tell)
+            try:
+                write_dataset(path, dataset)
+            except ArcvaeError as error:
+                dataset = replace(dataset, notes=(f"the corpus could not be cached in {path}: {error}",))
     origin, notes = dataset.origin, list(dataset.notes)
     listed = f": listed in {failures}" * failures.is_file()
     too_long = f"take more rules than data.max_rules = {dataset.x.shape[1]}: left out"
@@ -179,6 +178,21 @@ def cache_folder() -> Path:
     return user_cache_path("arcvae", appauthor=False)
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file of the cache, others wait; none if the folder cannot be written to."""
+    from filelock import FileLock
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(poll_interval=0.1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def zinc_path() -> Path:
     """Where the molecules are in the cache."""
     return cache_folder() / "downloads" / "250k_rndm_zinc_drugs_clean.smi"
@@ -196,19 +210,20 @@ def fetch_zinc(say: Callable[[str], None]) -> None:
     """Download the molecules unless they are in the cache. ArcvaeError if that fails or the content is another."""
     path, address = zinc_path(), os.environ.get("ARCVAE_ZINC_URL") or ZINC_URL
     fix = f"copy the file to {path}, or set another address in ARCVAE_ZINC_URL; the corpus equations needs no download"
-    if is_zinc(path):
-        return
-    import pooch  # takes a tenth of a second
+    with locked(path):
+        if is_zinc(path):
+            return
+        import pooch  # takes a tenth of a second
 
-    pooch.get_logger().setLevel("WARNING")
-    say(f"downloading {without_password(address)}")
-    try:
-        to, downloader = f".{path.name}.new", pooch.HTTPDownloader(timeout=30)
-        fetched = Path(pooch.retrieve(address, None, to, path.parent, downloader=downloader))
-    except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
-        what = f"{address}: download failed ({type(error).__name__}: {error})"
-        raise ArcvaeError(what, fix) from None  # the cause has the password
-    if not is_zinc(fetched):
-        fetched.unlink()
-        raise ArcvaeError(f"{address}: not zinc250k: its git blob id is not {ZINC_BLOB[:12]}", fix)
-    fetched.replace(path)
+        pooch.get_logger().setLevel("WARNING")
+        say(f"downloading {without_password(address)}")
+        try:
+            to, downloader = f".{path.name}.new", pooch.HTTPDownloader(timeout=30)
+            fetched = Path(pooch.retrieve(address, None, to, path.parent, downloader=downloader))
+        except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
+            what = f"{address}: download failed ({type(error).__name__}: {error})"
+            raise ArcvaeError(what, fix) from None  # the cause has the password
+        if not is_zinc(fetched):
+            fetched.unlink()
+            raise ArcvaeError(f"{address}: not zinc250k: its git blob id is not {ZINC_BLOB[:12]}", fix)
+        fetched.replace(path)

@@ -9,23 +9,27 @@ from itertools import accumulate, chain, product
 import numpy as np
 from numpy.typing import NDArray
 
+from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Rules
 
 Ids = NDArray[np.int16]  # (N, T): left-most derivations, the padding rule after their ends
 _Tail = tuple[int, ...]  # nonterminals: the rest of a right-hand side
+_WORK = 10**8  # products of long integers, about a minute
 
 
 class Counts:
     """How many derivations of at most `most` rules the start symbol has, and uniform draws from them.
 
     For a symbol and n rules, a sum over its rules of convolutions over their right-hand sides, in exact integers.
-    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: in nats.
+    `exact`: by number of rules, from 0 to `most`. `total`: their sum. `entropy`: in nats. InputError for minutes.
     """
 
     def __init__(self, rules: Rules, most: int) -> None:
         assert rules.rhs is not None, "needs right-hand sides"
         self.rules, self.most, self._rhs = rules, most, rules.rhs
         several = [right for right in rules.rhs if 1 < len(right) < most]
+        if (sum(map(len, several)) + len(rules)) * most**2 > _WORK:
+            raise InputError(f"data.max_rules: derivations of {most} rules are too many to count", "lower it")
         longest = max(most, 2)  # right-hand sides of as many symbols take too many rules
         symbols = [(symbol,) for symbol in range(len(rules.symbols))]
         self._rules_of = [[rule for rule in rules.of(one) if len(rules.rhs[rule]) < longest] for (one,) in symbols]

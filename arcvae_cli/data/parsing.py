@@ -1,14 +1,17 @@
 """From strings to left-most derivations of a grammar, by lark: LALR if the grammar permits it, else Earley.
 
 LALR is used where lark finds no conflicts and the text splits into terminals in one way only; SMILES have a lark
-grammar of their own, because the published rules have conflicts. Earley takes any grammar, about fifty times slower,
-and gives one of several derivations.
+grammar of their own, because the published rules have conflicts. Earley takes any grammar, about fifty times slower; of
+several derivations it gives the one whose ids are first in lexicographic order.
 """
 
+import gc
+import re
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -19,10 +22,14 @@ from typing import Any
 import numpy as np
 from lark import GrammarError, Lark, UnexpectedInput
 from lark.lexer import BasicLexer
+from lark.parsers.earley_forest import SymbolNode, TokenNode
 from numpy.typing import NDArray
 
+from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
+
+_SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
 
 
 @dataclass(eq=False)
@@ -34,10 +41,14 @@ class ParseFailure(Exception):  # noqa: N818
 
 
 class Parser:
-    """Parses strings of a grammar by `kind`, lalr unless `earley` or for a `reason`."""
+    """Parses strings of a grammar by `kind`, for a `reason`. InputError if it is too large.
 
-    def __init__(self, grammar: Grammar, *, earley: bool = False) -> None:
-        self.grammar, separator = grammar, grammar.separator
+    `lalr_seconds`: CPU time to prepare LALR, 0 for Earley only; `earley_seconds`: to prepare it, and for each string.
+    These limits bound the memory too.
+    """
+
+    def __init__(self, grammar: Grammar, *, lalr_seconds: float = 3.0, earley_seconds: float = 5.0) -> None:
+        self.grammar, self._seconds, separator = grammar, earley_seconds, grammar.separator
         self._rules = {f"r{rule}": rule for rule in range(len(grammar.productions))}
         smiles, problem, spaced = read_grammar("smiles"), "", separator.isspace()
         # the usable productions in lark's notation: alternative `-> rN` is production N, and terminals are escaped
@@ -57,7 +68,7 @@ class Parser:
         notation = "\n".join([*lines, *["SPACE: /\\s+/", "%ignore SPACE"] * spaced]) + "\n"
         beginnings = {text[0] for text in texts}
         longer = ((text[:end], text[end]) for text in texts for end in range(1, len(text)))
-        if earley:
+        if not lalr_seconds:
             problem = "as requested"
         elif (grammar.productions, grammar.start, separator) == (smiles.productions, smiles.start, smiles.separator):
             notation = resources.files("arcvae_cli").joinpath("grammars", "smiles.lark").read_text("utf-8")
@@ -65,29 +76,54 @@ class Parser:
             problem = "strings may split into terminals in more than one way"  # `C`, `Cl` and `l`
         try:
             if not problem:
-                self._lark = Lark(notation, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
-        except (GrammarError, RecursionError):
-            problem = "the grammar has LALR conflicts, or is too large"
+                with _limited(lalr_seconds):
+                    self._lark = Lark(notation, parser="lalr", lexer=_LongestMatch, strict=True, keep_all_tokens=True)
+        except GrammarError:
+            problem = "the grammar has LALR conflicts"
+        except (_OutOfTimeError, RecursionError):
+            problem = "the grammar is too large for LALR"
         self.kind = "earley" if problem else "lalr"
         self.reason = f"Earley: {problem}" if problem else "LALR without conflicts: no string has two derivations"
         if problem:
             lexer: Any = _LongestMatch if spaced else "dynamic"
-            self._lark = Lark(notation, parser="earley", lexer=lexer, keep_all_tokens=True)
+            try:
+                with _limited(earley_seconds):
+                    self._lark = Lark(notation, parser="earley", lexer=lexer, ambiguity="forest")
+            except _OutOfTimeError:
+                what = f"{grammar.name}: {len(grammar.productions):,} productions are too many to parse"
+                raise InputError(what, "give ids of the rules: --prod IDS.npy --grammar FILE") from None
 
     def parse(self, text: str) -> list[int]:
-        """The ids of a left-most derivation of a string, without padding."""
+        return self.derivation(text)[0]
+
+    def derivation(self, text: str) -> tuple[list[int], bool]:
+        """The ids of the left-most derivation of a string, without padding, and whether there are others.
+
+        Raises ParseFailure, and InputError if it takes over `earley_seconds` to find all derivations.
+        """
         spaced = self.grammar.separator.isspace()
+        written = text if spaced or not text else text + self.grammar.separator
         try:
-            tree = self._lark.parse(text if spaced or not text else text + self.grammar.separator)
+            if self.kind == "lalr":
+                nodes = self._lark.parse(written).iter_subtrees_topdown()  # type: ignore[no-untyped-call]
+                return [self._rules[node.data] for node in nodes], False
+            with _limited(self._seconds):
+                return _first(self._lark.parse(written))  # type: ignore[arg-type]
         except UnexpectedInput as error:
+            joined = _SPACE_WITHIN_TERMINAL.sub("", text)
+            if spaced and joined != text:  # read again: `sin ( 3 )` where `sin(` is a terminal
+                with suppress(ParseFailure):
+                    return self.derivation(joined)
             ended = getattr(error, "token", None) == ""  # the token after the last character
             place = len(text) if ended else min(len(text), error.pos_in_stream or 0)
             found = repr(text[place]) if place < len(text) else "end"
             raise ParseFailure(place, f"unexpected {found}") from None
-        return [self._rules[node.data] for node in tree.iter_subtrees_topdown()]  # type: ignore[no-untyped-call]
+        except _OutOfTimeError:
+            what = f"{text[:40]!r} ({len(text):,} characters) takes over {self._seconds:g} s to parse"
+            raise InputError(f"{self.grammar.name}: {what}", "make the grammar less ambiguous, or omit it") from None
 
 
-Result = NDArray[np.int16] | ParseFailure  # of a line: its ids
+Result = tuple[NDArray[np.int16], bool] | ParseFailure  # of a line: its ids and whether there are others
 parser_of = lru_cache(maxsize=2)(Parser)  # made once per process
 
 
@@ -115,10 +151,39 @@ def _chunk(lines: Sequence[str], grammar: Grammar) -> list[Result]:
     results: list[Result] = []
     for text in lines:
         try:
-            results.append(np.array(parser.parse(text), np.int16))
+            ids, others = parser.derivation(text)
+            results.append((np.array(ids, np.int16), others))
         except ParseFailure as failure:  # noqa: PERF203
             results.append(failure)
     return results
+
+
+class _OutOfTimeError(BaseException):  # no Exception: lark wraps those that its transformers raise
+    pass
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise `_OutOfTimeError` after so much CPU time of this process; no limit outside the main thread.
+
+    Garbage collection is off meanwhile: Python drops what is raised within callbacks of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _OutOfTimeError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    gc.disable()
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.1)  # again, if Python drops the first within a destructor
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        gc.enable()
+        signal.signal(signal.SIGPROF, before)
 
 
 class _LongestMatch(BasicLexer):
@@ -129,3 +194,27 @@ class _LongestMatch(BasicLexer):
     def __init__(self, conf: Any) -> None:
         conf.skip_validation = True
         super().__init__(conf)
+
+
+def _first(root: SymbolNode) -> tuple[list[int], bool]:
+    """The derivation of a forest whose ids come first in lexicographic order, and whether there are others."""
+    least: dict[int, tuple[int, ...]] = {}  # by node; made of those of its parts, as none begins another
+    ambiguous = False
+    path = [root]
+    while path:
+        node = path[-1]
+        if id(node) in least:
+            path.pop()
+            continue
+        families = [[part for part in packed.children if not isinstance(part, TokenNode)] for packed in node.children]
+        missing = [part for parts in families for part in parts if id(part) not in least]
+        if missing:
+            path.extend(missing)
+            continue
+        choices = []
+        for packed, parts in zip(node.children, families, strict=True):
+            ids = () if node.is_intermediate else (int(packed.rule.alias[1:]),)
+            choices.append(ids + tuple(rule for part in parts for rule in least[id(part)]))
+        ambiguous |= len(choices) > 1
+        least[id(node)] = min(choices)
+    return list(least[id(root)]), ambiguous

@@ -102,11 +102,13 @@ def build_parsed(
     lines = [*tested, *_lines(file, first_column)]
     failed: list[tuple[object, ...]] = []
     derived: list[tuple[int, NDArray[np.int16]]] = []  # place in `lines`, ids
+    ambiguous = 0
     for place, result in enumerate(parse_lines([text for *_, text in lines], grammar, tell=tell)):
         if isinstance(result, ParseFailure):
             failed.append((*lines[place][:2], result.position + 1, result.reason, lines[place][2]))
         else:
-            derived.append((place, result))
+            derived.append((place, result[0]))
+            ambiguous += result[1]
     if failures is not None and failed:
         rows = [("file", "line", "character (from 1)", "reason", "text"), *failed]
         table = "".join("\t".join(one_line(str(cell).replace("\t", " ")) for cell in row) + "\n" for row in rows)
@@ -130,7 +132,7 @@ def build_parsed(
         split = np.where(known, np.uint8(SPLITS.index("test")), np.uint8(SPLITS.index("train")))
         split[rest[: min(5000, max(1, round(len(rest) / 10)) if len(rest) > 1 else 0)]] = SPLITS.index("val")
     parser = parser_of(grammar)
-    counted = len(lines), len(failed), len(derived) - len(short), len(ids) - len(keep)
+    counted = len(lines), len(failed), len(derived) - len(short), ambiguous, len(ids) - len(keep)
     origin = Origin("parsed", grammar.name, file.name, parser.kind, parser.reason, *counted)
     return Dataset(file.stem, ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
 
@@ -147,8 +149,8 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
     """The dataset of rule ids (N, T) of any integer type, with masks of the rules allowed at each step, or a grammar.
 
     Masks, (N, T, bytes), are bits as of `numpy.packbits`, of the rules with the left-hand side of the step. `pad_id`:
-    the id after the end of a derivation, -1 or a rule; by default -1 if it occurs, else the last rule, with a note.
-    Duplicates are left out; split 80/10/10 by a hash of the row. InputError with the first invalid row and step.
+    the id after the end of a derivation, -1 or a rule; None detects it and adds a note. Duplicates are left out;
+    split 80/10/10 by a hash of the row. InputError with the first invalid row and step.
     """
     ids = map_npy(prod)
     refuse_large(str(prod), 2 * ids.size)
@@ -163,14 +165,17 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
         if packed is not None:
             fits = packed.dtype == np.uint8 and packed.ndim == 3 and packed.shape[:2] == ids.shape
             require(fits and 0 < 8 * packed.shape[2] < MOST_RULES + 8, str(masks), packed)
-        padding = pad_id if pad_id is not None else -1 if low < 0 else high
-        if grammar is None:
-            assert packed is not None, "the settings require masks or a grammar"
-            rules = _rules_of_masks(ids, packed, padding)
-        else:
-            rules, padding = grammar.rules, padding if pad_id is not None else -1
-        own = checked_ids(np.where(ids == padding, rules.padding, ids), rules)
-    notes = (f"padding taken to be id {padding} (--pad-id overrides)",) * (pad_id is None and grammar is None)
+        padding = -1 if pad_id is None or not low <= pad_id <= high else pad_id
+        ended = np.flatnonzero(ids[:, -1] == high)
+        if pad_id is None and low >= 0 and packed is not None and ended.size:  # the last rule, if alone in its mask
+            padding = high if np.unpackbits(packed[ended[0], -1]).sum() == 1 else -1
+        rules = None if packed is None else _rules_of_masks(ids, packed, padding)
+        if grammar is not None:
+            rules = grammar.rules
+        assert rules is not None, "the settings require masks or a grammar"
+        own = checked_ids(ids if padding < 0 else np.where(ids == padding, rules.padding, ids), rules)
+    found = "none" if low >= 0 > padding else f"id {padding}"
+    notes = (f"padding detected: {found} (--pad-id overrides)",) * (pad_id is None and grammar is None)
     keep = unseen(own, set())
     name, lines = grammar.name if grammar else None, len(own)
     origin = Origin("ready", name, prod.name, lines=lines, duplicates=lines - len(keep))
@@ -181,14 +186,16 @@ def read_prebuilt(prod: Path, masks: Path | None, pad_id: int | None, grammar: G
 def _rules_of_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int) -> Rules:
     """Rules by their masks: symbols are numbered by their lowest rule, and the first id rewrites the start symbol.
 
-    If `padding` is -1, it is one more rule.
+    If `padding` is -1, it is the rule that only masks after the ends contain, if there is one, else one more rule.
     """
     width = packed.shape[2]
     table = np.zeros((8 * width, width), np.uint8)  # the mask of each rule
+    beyond = np.zeros(width, np.uint8)  # what masks after the ends contain
     rows = max(1, _BLOCK_BYTES // (width * ids.shape[1]))
     for begin in range(0, len(ids), rows):
         some, mask = np.asarray(ids[begin : begin + rows], np.int64), np.asarray(packed[begin : begin + rows])
         real = (some >= 0) & (some != padding)
+        beyond |= np.bitwise_or.reduce(mask[~real], axis=0, initial=0)
         known = real & (some < 8 * width)
         rule = np.where(known, some, 0)
         seen, place = np.unique(rule[known], return_index=True)
@@ -202,11 +209,13 @@ def _rules_of_masks(ids: NDArray[Any], packed: NDArray[np.uint8], padding: int) 
             raise ValueError(f"row {begin + row}, step {step}: {what}")
     masks = np.unpackbits(np.unique(table, axis=0)[::-1], axis=1)  # by their lowest rule
     symbols = masks.sum(axis=0)  # of each rule
+    symbols[padding] += padding >= 0
     if symbols.max() > 1:
         raise ValueError(f"rule {int(symbols.argmax())} is in two different masks (the padding rule is --pad-id)")
-    within = masks.any(axis=0)
-    last = int(np.flatnonzero(within).max(initial=-1))
-    padding = padding if padding >= 0 else last + 1
-    lhs = np.full(max(last, padding) + 1, -1)
+    within, after = masks.any(axis=0), np.unpackbits(beyond) == 1
+    if padding < 0:
+        alone = np.flatnonzero(after & ~within)
+        padding = int(alone[0] if len(alone) == 1 else np.flatnonzero(after | within).max(initial=-1) + 1)
+    lhs = np.full(max(int(np.flatnonzero(within).max(initial=-1)), padding) + 1, -1)
     lhs[: 8 * width] = np.where(within, masks.argmax(axis=0), -1)[: len(lhs)]
     return bare_rules(lhs.tolist(), padding, max(int(lhs[ids[0, 0]]), 0))

@@ -354,9 +354,9 @@ def parsed(loaded: Loaded, texts: Sequence[str], name: str) -> Examples:
         if isinstance(found, ParseFailure):
             what = f"not a string of the grammar: at character {found.position + 1}: {found.reason}"
             raise InputError(f"{name} {text!r}: {what}", "give one of the grammar, or an index in the split")
-        if len(found) > length:
-            raise InputError(f"{name} {text!r}: takes {len(found)} rules, the model has {length}", "shorten it")
-        derivations.append(found)
+        if len(found[0]) > length:
+            raise InputError(f"{name} {text!r}: takes {len(found[0])} rules, the model has {length}", "shorten it")
+        derivations.append(found[0])
     return padded_ids(derivations, length, grammar.rules)
 
 

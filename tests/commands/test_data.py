@@ -87,7 +87,7 @@ def test_maps_of_characters_and_digits_are_described(tmp_path: Path):
     ("words", "message"),
     [
         ("info arc-rw", "no such corpus or file.*\n.*arc-raw"),
-        ("build arc --grammar equations", "grid needs grids, but equations contains strings"),
+        ("build arc --grammar equations", "not used by arc"),
         ("build smiles", "zinc250k is not in the cache.*\n.*data build --download zinc250k"),
         ("info equations --conditions --size 20", "strings have no conditions"),
     ],

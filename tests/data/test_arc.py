@@ -6,7 +6,7 @@ import pytest
 from arcvae_cli.data import arc as arc_module
 from arcvae_cli.data.arc import ARC30, build_arc, build_arc_raw, task_splits
 from arcvae_cli.data.arrays import SPLITS, Dataset
-from arcvae_cli.data.symmetries import turn
+from arcvae_cli.data.symmetries import transform, turn
 
 Published = dict[str, dict]
 
@@ -100,3 +100,19 @@ def test_arc30_is_all_of_arc(published: Published, grids: dict[str, list[np.ndar
     for row in range(0, 1000, 17):
         known = {relabelled(turn(grid, symmetry)) for grid in grids[arrays.task[row]] for symmetry in range(8)}
         assert relabelled(rectangle(arrays, row)) in known, "a grid of its own task, transformed"
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 16), (3, 5), (7, 7), (16, 16)])
+def test_the_rectangle_is_turned_and_stays_top_left(height: int, width: int):
+    stream = np.random.RandomState(height * 17 + width)
+    one = stream.randint(0, 10, (height, width)).astype(np.uint8)
+    canvas = np.pad(one, ((0, 16 - height), (0, 16 - width)))
+    palette = np.concatenate([[0], stream.permutation(9) + 1]).astype(np.uint8)
+    # the eight, written out one by one and not by way of `turn`
+    turns = [one, one.T[::-1], one[::-1, ::-1], one.T[:, ::-1], one[:, ::-1], one.T[::-1, ::-1], one[::-1], one.T]
+    for symmetry, turned in enumerate(turns):
+        moved, swapped = transform(canvas[None], np.array([one.shape], np.uint8), np.array([symmetry]), palette[None])
+        assert swapped.tolist() == [list(turned.shape)]
+        padded = np.pad(palette[turned], ((0, 16 - turned.shape[0]), (0, 16 - turned.shape[1])))
+        assert (moved[0] == padded).all(), symmetry
+        assert (turn(one, symmetry) == turned).all()

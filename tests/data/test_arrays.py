@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, describe, split_by_key
+from arcvae_cli.data.arrays import SPLITS, Dataset, Origin, canonical_hashes, describe, split_by_key
 from arcvae_cli.data.strings import build_drawn
+from arcvae_cli.data.symmetries import transform
 from arcvae_cli.grammar import parse_grammar, read_grammar
 
 EQUATIONS = read_grammar("equations")
@@ -50,13 +51,27 @@ def test_split_by_key_shares_out_keys_and_keeps_equal_ones_together():
         assert np.bincount(split_by_key(keys[:count])).tolist() == expected
 
 
+def test_hashes_are_invariant_to_symmetry_and_colour_only(arc: Dataset):
+    stream = np.random.RandomState(0)
+    count, shape = len(arc.x), arc.shape
+    palette = np.pad(stream.random_sample((count, 9)).argsort(axis=1) + 1, ((0, 0), (1, 0))).astype(np.uint8)
+    turned, swapped = transform(arc.x, shape, stream.randint(0, 8, count), palette)
+    hashes = canonical_hashes(arc.x, shape)
+    assert (canonical_hashes(turned, swapped) == hashes).all()
+
+    changed = arc.x.copy()
+    changed[np.arange(count), stream.randint(0, shape[:, 0]), stream.randint(0, shape[:, 1])] ^= 1
+    assert (canonical_hashes(changed, shape) != hashes).mean() > 0.95  # a few become equivalent
+
+
 def test_description_of_leaking_grids():
     stream = np.random.RandomState(2)
     grids = np.zeros((8, 16, 16), np.uint8)
     grids[:, :3, :5] = stream.randint(1, 10, (8, 3, 5))
     grids[1] = grids[0]  # a duplicate in train
     grids[5] = grids[2]  # test in train, as it is
-    grids[6:, :3, :5] = 4
+    grids[6] = np.pad(grids[3, :3, :5].T, ((0, 11), (0, 13)))  # and turned
+    grids[7, :3, :5] = 4
     shape = np.array([[3, 5]] * 6 + [[5, 3], [3, 5]], np.uint8)
     split = np.array([0, 0, 0, 0, 1, 2, 2, 2], np.uint8)
     task = np.array(["a", "a", "b", "c", "d", "b", "e", "f"])
@@ -66,9 +81,9 @@ def test_description_of_leaking_grids():
     assert described["shapes"] == [[3, 5, 7], [5, 3, 1]]
     assert sum(described["classes"]) == pytest.approx(1)
     assert described["leaks"] == [
-        {"of": "test", "into": "train", "identical": 1, "tasks": 1},
-        {"of": "test", "into": "val", "identical": 0, "tasks": 0},
-        {"of": "val", "into": "train", "identical": 0, "tasks": 0},
+        {"of": "test", "into": "train", "identical": 1, "equivalent": 2, "tasks": 1},
+        {"of": "test", "into": "val", "identical": 0, "equivalent": 0, "tasks": 0},
+        {"of": "val", "into": "train", "identical": 0, "equivalent": 0, "tasks": 0},
     ]
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,6 +74,24 @@ def test_an_unwritable_cache_costs_a_note(cache: Path):
     assert "could not be cached" in load_arrays(SHAPES).notes[0]
 
 
+def test_one_builds_a_corpus_and_others_wait_for_it(monkeypatch: pytest.MonkeyPatch):
+    shapes, begun, built = corpora.build_shapes, threading.Event(), []
+
+    def slow(*size_and_seed: int) -> Dataset:
+        built.append(size_and_seed)
+        begun.set()
+        time.sleep(0.3)
+        return shapes(*size_and_seed)
+
+    monkeypatch.setattr(corpora, "build_shapes", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(load_arrays, SHAPES)
+        assert begun.wait(10)
+        second = pool.submit(load_arrays, SHAPES)
+        assert first.result().fingerprint() == second.result().fingerprint()
+    assert built == [(50, 4)]
+
+
 def test_any_grammar_is_drawn_from(sheep: DataSettings):
     data = sheep.model_copy(update={"input": None, "size": 10, "max_rules": 12})
     dataset = load_arrays(data)
@@ -138,7 +158,7 @@ def test_a_file_is_fetched_once(cache: Path, host: str, tmp_path: Path):
     (tmp_path / "zinc.smi").unlink()
     fetch_zinc(said.append)
     assert said == [f"downloading http://{host}/zinc.smi"] * 2
-    assert [*path.parent.iterdir()] == [path]
+    assert [file for file in path.parent.iterdir() if file.suffix != ".lock"] == [path]
 
 
 def test_what_cannot_be_downloaded_can_be_copied(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import random
+import signal
+import time
 from collections import Counter
 from contextlib import suppress
 from itertools import product
@@ -10,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcvae_cli.data.derivations import Counts, wrong_step
+from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.parsing import ParseFailure, Parser, parse_lines
 from arcvae_cli.data.strings import padded_ids
 from arcvae_cli.errors import InputError
@@ -31,30 +34,31 @@ def sentences(grammar: Grammar, most_rules: int) -> dict[str, list[tuple[int, ..
 
 
 def agree(grammar: Grammar, most_rules: int, stream: random.Random) -> str:
-    """The kind of the parser; it and Earley find a derivation of every string, and refuse the same others."""
-    parser, earley = Parser(grammar), Parser(grammar, earley=True)
+    """The kind of the parser; it and Earley find the derivations of every string, and refuse the same others."""
+    parser, earley = Parser(grammar), Parser(grammar, lalr_seconds=0)
     found = dict(list(sentences(grammar, most_rules).items())[:200])
     for sentence, derivations in found.items():
-        for ids in (parser.parse(sentence), earley.parse(sentence)):
-            assert grammar.write(ids) == sentence and wrong_step(ids, grammar.rules) is None, grammar.text
-            assert len(derivations) > 1 or tuple(ids) == derivations[0] or parser.kind == "earley", grammar.text
-        assert len(derivations) == 1 or parser.kind == "earley", "LALR has no string with two derivations"
+        ids, ambiguous = parser.derivation(sentence)
+        assert earley.derivation(sentence) == (ids, ambiguous), grammar.text
+        assert grammar.write(ids) == sentence
+        assert tuple(ids) <= min(derivations), grammar.text  # of longer ones too
+        assert ambiguous or [tuple(ids)] == derivations, grammar.text
     letters = sorted({letter for sentence in found for letter in sentence} - set(grammar.separator)) or ["a"]
     for _ in range(20):
         text = grammar.separator.join(stream.choice(letters) for _ in range(stream.randint(0, 6)))
         outcomes: tuple[list[object], ...] = ([], [])
         for outcome, way in zip(outcomes, (parser, earley), strict=True):
             with suppress(ParseFailure):
-                outcome.append(grammar.write(way.parse(text)))
+                outcome.append(way.derivation(text))
         assert outcomes[0] == outcomes[1], (grammar.text, text)
     return parser.kind
 
 
 def test_smiles_lark_has_the_productions_of_smiles_cfg():
-    parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, earley=True)
+    parser, earley = Parser(parse_grammar("# mine\n" + SMILES.text, "mine")), Parser(SMILES, lalr_seconds=0)
     assert parser.kind == "lalr"
     text = "C[C@@H]1CC(Nc2cncc(-c3nncn3C)c2)C[C@@H](C)C1"
-    assert earley.parse(text) == parser.parse(text)
+    assert earley.derivation(text) == (parser.parse(text), False)
     used = set()
     for row in Counts(SMILES.rules, 45).draw(500, np.random.RandomState(0)).tolist():
         ids = [rule for rule in row if rule != SMILES.rules.padding]
@@ -69,7 +73,7 @@ def test_real_molecules_come_back():
         pytest.skip("needs the molecules beside the repository")
     texts = [text for file, step in files for text in file.read_text("utf-8").split()[::step]]
     results = parse_lines(texts, SMILES)
-    ids = padded_ids(results, 277, SMILES.rules)
+    ids = padded_ids([result[0] for result in results], 277, SMILES.rules)
     assert [SMILES.write(row) for row in ids.tolist()] == texts
     digest = hashlib.sha256(ids.tobytes()).hexdigest()  # of the first parser, which had LALR tables of its own
     assert digest == "ac24fb418ce3354bff53ddc9365e461fcf4fe5149822a2d4474c7223dbc79c57"
@@ -82,7 +86,7 @@ def test_where_a_line_fails():
         (EQUATIONS, {"x +  + 1": 5, "x 1": 2, "( x + 1": 7, "x +  ": 5, "   ": 3, "sin ( y )": 0}),
         (commas, {"a,a,b": 4, "a,": 2}),
     ):
-        for parser, (text, position) in product((Parser(grammar), Parser(grammar, earley=True)), cases.items()):
+        for parser, (text, position) in product((Parser(grammar), Parser(grammar, lalr_seconds=0)), cases.items()):
             with pytest.raises(ParseFailure) as caught:
                 parser.parse(text)
             found = repr(text[position]) if position < len(text) else "end"
@@ -129,8 +133,15 @@ def test_any_grammar():
     assert min(kinds.values()) > 4
 
 
-def test_whitespace_between_terminals_is_ignored_where_it_separates():
-    assert EQUATIONS.write(Parser(EQUATIONS).parse(" x\t+sin(3)")) == "x + sin( 3 )"
+def test_spaces_within_a_terminal_are_ignored_where_whitespace_separates():
+    parser = Parser(EQUATIONS)
+    for text in ("x + sin ( 3 )", "x+sin(3)", " x\t+ sin  (3)"):
+        assert EQUATIONS.write(parser.parse(text)) == "x + sin( 3 )"
+    words = Parser(parse_grammar("%separator ' '\nS -> 'the' 'dog' | 'f(' '**' ')' | 'f' '('", "words"))
+    for text in ("the d og", "f( * * )"):  # only between words and punctuation
+        with pytest.raises(ParseFailure):
+            words.parse(text)
+    assert words.parse("f (") == [2], "what parses as it stands is read as it stands"
 
 
 def test_processes_give_what_one_gives():
@@ -138,5 +149,25 @@ def test_processes_give_what_one_gives():
     lines, results = ["x", "x+x", "y", "x+x+x"] * 150, []
     for workers, so_far in zip((1, 2), told, strict=True):
         found = parse_lines(lines, EQUATIONS, workers, lambda *count, so_far=so_far: so_far.append(count))
-        results.append([one.args if isinstance(one, ParseFailure) else one.tolist() for one in found])
+        results.append([one.args if isinstance(one, ParseFailure) else one[0].tolist() for one in found])
     assert results[0] == results[1] and told[0] == told[1] == [(250, 600), (500, 600), (600, 600)]
+
+
+def test_ambiguous_strings_and_large_grammars_are_parsed_or_refused_in_time():
+    ambiguous = Parser(parse_grammar("S -> S S | 'a'", "g"), earley_seconds=0.1)
+    begun, limited = time.process_time(), []
+    gc.callbacks.append(lambda *_: limited.append(signal.getitimer(signal.ITIMER_PROF) != (0, 0)))
+    try:
+        with pytest.raises(InputError, match=r"g: 'a{40}' \(400 characters\) takes over 0.1 s to parse"):
+            ambiguous.parse("a" * 400)
+    finally:
+        gc.callbacks.pop()
+    assert time.process_time() - begun < 2 and not any(limited), "what is raised in a callback of gc is lost"
+    assert gc.isenabled() and signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+    assert [ambiguous.derivation(text)[1] for text in ("a", "aaa")] == [False, True]
+    lines = [f"e{n} -> e{n} 'o{n}.' e{n + 1} | e{n + 1} | 'p{n}.' e{n + 1}" for n in range(30)]
+    levels = Parser(parse_grammar("\n".join([*lines, "e30 -> 'x' | '(' e0 ')'"]), "levels"), lalr_seconds=0.05)
+    assert levels.kind == "earley" and len(levels.parse("p3.x")) == 31
+    large = parse_grammar(f"S -> 'b' S A | A\nA -> {' | '.join(repr(f'w{n}.') for n in range(1000))}", "large")
+    with pytest.raises(InputError, match="large: 1,002 productions are too many"):
+        Parser(large, lalr_seconds=0.05, earley_seconds=0.1)

@@ -141,7 +141,7 @@ def test_rules_come_from_the_masks(block: int, monkeypatch: pytest.MonkeyPatch):
     assert (dataset.name, dataset.x.dtype, dataset.grammar) == ("prod", np.int16, None)
     assert (dataset.x == IDS).all() and dataset.origin.duplicates == 30
     assert dataset.rules == Rules(("0", "1"), EQUATIONS.rules.lhs, None, 0, 11)
-    assert dataset.notes == ("padding taken to be id 11 (--pad-id overrides)",)
+    assert dataset.notes == ("padding detected: id 11 (--pad-id overrides)",)
     assert [dataset.rows(split).size for split in SPLITS] == [160, 20, 20]
 
 
@@ -159,6 +159,7 @@ def test_the_padding_rule_may_have_any_number_or_not_occur():
     ids = np.unique(IDS[(IDS[:, :3] != 11).all(axis=1), :3], axis=0)
     dataset = read(ids, np.packbits(LOOKUP[ids][..., :11], axis=2), -1)
     assert (len(dataset.rules), dataset.rules.padding) == (12, 11) and not (dataset.x == 11).any()
+    assert read(IDS, MASKS, 500).rules.padding == 12
 
 
 def test_with_a_grammar():
