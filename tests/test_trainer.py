@@ -347,15 +347,13 @@ def test_a_closed_loop_moves_beta_and_keeps_its_state(tmp_path: Path) -> None:
     (target,) = last.targets
     assert (target.level, target.quantity, target.target) == ("", "kl", 1e4)
     assert target.value == pytest.approx(last.train.kl)
-    assert last.betas["z"] == target.beta == pytest.approx(np.mean(last.beta_trace["z"])), "one batch's may be anything"
+    assert last.betas["z"] == pytest.approx(np.mean(last.beta_trace["z"])), "one batch's may be anything"
     assert last.beta_range == {}
     steps = [line for lines in given(recorder.steps, 0) for line in lines]
     assert [line["train/beta"] for line in steps] == betas[1::2] and last.metrics()["train/target/kl"] == 1e4
     values = checkpoints.read(trainer.folder.checkpoints / "last.pth")
     assert values["schedule_state"][""]["beta"] == pytest.approx(betas[-1])
     assert values["betas"].flatten().tolist() == betas
-    notes = [record.targets[0].note for record in trainer.history]
-    assert notes[0] is None and all(note and "out of reach" in note for note in notes[1:]), "from the second epoch on"
 
 
 def test_beta_of_an_epoch_is_a_range_where_it_went_up_and_down(tmp_path: Path) -> None:
