@@ -161,7 +161,7 @@ def measured(settings: Settings, lines: Sequence[Mapping[str, Any]], report: Map
         values |= {name: elbo[f"{name}_nats"] for name in ("kl", "reconstruction")}
         values["active"] = sum(level["active_dims"] for level in levels)
         kl_per_dim = [kl for level in levels for kl in level["kl_nats"]]
-    terms = values.get("kl"), values.get("reconstruction")
+    terms: list[Any] = [values.get("kl"), values.get("reconstruction")]
     values["elbo"] = None if None in terms else -sum(terms)
     every = {**dict(leaves(settings.table())), **dict(leaves(dict(report or {}))), **line, **values}
     metrics = {name: value for name, value in every.items() if type(value) in (int, float)}
