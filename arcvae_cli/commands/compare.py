@@ -70,8 +70,8 @@ def compare(
     found = read(runs or [str(runs_dir)], runs_dir, console)
     key = known_metric(sort, found)
     rows = [row_of(seeds, key) for seeds in (same_settings(found) if group else [[run] for run in found])]
-    descending = bool(HIGHER.search(re.split(r"[./]", key)[-1])) != reverse
-    rows.sort(key=lambda row: (key not in row["values"], row["values"].get(key, 0.0) * (-1 if descending else 1)))
+    sign = -1 if bool(HIGHER.search(re.split(r"[./]", key)[-1])) != reverse else 1
+    rows.sort(key=lambda row: (key not in row["values"], sign * row["values"].get(key, 0.0), row["name"]))
     keys, notes = [one for one in differing(rows) if not (group and one == "train.seed")], list(remarks(found, rows))
     own = {Path(run["path"]).parent for run in found}
     folder = usable_folder(output or (own.pop() if len(own) == 1 else runs_dir) / "comparison", "--output")
