@@ -5,6 +5,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from colorsys import hls_to_rgb
 from glob import glob
 from pathlib import Path
 from statistics import mean, stdev
@@ -32,16 +33,15 @@ ACCURACIES = ("val/pixel_accuracy", "val/token_acc")  # of grids and of strings
 HIGHER = re.compile(r"acc|elbo|exact|active|iou|density|coverage|novel|distinct|skill|(?<!in)valid")  # is better
 WITHOUT_EFFECT = ("log.", "checkpoint.", *folders.MACHINE)  # settings that change no number
 SHARED_DATA = ("data.augment", "data.symmetries", "data.permute_classes")  # settings of data that validate the same
-MOST_SETTINGS = 6  # columns of the table in the terminal
+MOST_SETTINGS, LONGEST = 6, 28  # columns of settings in a table; characters of a name in pictures
 
 Run = dict[str, Any]  # what `load` returns
 Row = dict[str, Any]  # what `row_of` returns
 
 RUNS_HELP = "names, folders, patterns such as 'ultra*', latest, or folders of runs such as a sweep"
 SORT_HELP = f"best first: {', '.join(COLUMNS)}, a key of metrics.jsonl or metrics.json, or a setting"
-FOLDER_HELP = "folder of the pictures"
 runs_argument: Any = typer.Argument(metavar="RUN", help=RUNS_HELP, autocompletion=complete_runs, show_default="all")
-folder_option: Any = output_option(help=FOLDER_HELP, show_default="comparison, beside the runs")
+folder_option: Any = output_option(help="folder of the pictures", show_default="comparison, beside the runs")
 
 
 def compare(
@@ -72,7 +72,10 @@ def compare(
     rows = [row_of(seeds, key) for seeds in (same_settings(found) if group else [[run] for run in found])]
     sign = -1 if bool(HIGHER.search(re.split(r"[./]", key)[-1])) != reverse else 1
     rows.sort(key=lambda row: (key not in row["values"], sign * row["values"].get(key, 0.0), row["name"]))
-    keys, notes = [one for one in differing(rows) if not (group and one == "train.seed")], list(remarks(found, rows))
+    keys = [name for name in differing(rows) if not (group and name == "train.seed")]
+    data = [name for name in differing(found) if name.startswith("data.") and name not in SHARED_DATA]
+    notes = list(remarks(found, data))
+    place(rows, data)
     own = {Path(run["path"]).parent for run in found}
     folder = usable_folder(output or (own.pop() if len(own) == 1 else runs_dir) / "comparison", "--output")
 
@@ -80,7 +83,7 @@ def compare(
 
     files = [*pictures.save(folder, rows), *written.values()]
     if csv_file is not None:
-        write_csv(csv_file, rows, keys, key)
+        write_csv(csv_file, rows, keys)
     common = sorted(keys, key=lambda name: sum(row["settings"].get(name) is None for row in rows))[:MOST_SETTINGS]
     if more := [name for name in keys if name not in common]:
         notes.append(f"{len(more)} more settings differ: --html, --csv and --json have them")
@@ -102,9 +105,7 @@ def read(arguments: Sequence[str], runs: Path, console: Console) -> list[Run]:
         if pattern:
             places = [*(runs / name for name in sorted(glob(text, root_dir=runs))), *map(Path, sorted(glob(text)))]
         paths = [path for place in places for path in ([place] if folders.is_run(place) else folders.all_runs(place))]
-        if not paths and pattern:
-            raise InputError(f"{text}: matches no run in {runs}/, nor here", "`arcvae runs list` shows the runs")
-        if not paths and not any(map(exists, places)):
+        if not paths and (pattern or not any(map(exists, places))):
             folders.find(text, runs)  # raises, with the runs there are
         if not paths:
             console.warn(f"{text}: neither a run nor a folder of runs, left out")
@@ -182,8 +183,8 @@ def known_metric(name: str, runs: Sequence[Run]) -> str:
 def same_settings(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that differ in nothing but their seed and settings without effect, together."""
     groups: dict[str, list[Run]] = {}
-    for run in runs:
-        left_out = ("train.seed", *WITHOUT_EFFECT)
+    left_out = ("train.seed", *WITHOUT_EFFECT)
+    for run in sorted(runs, key=lambda run: int(run["settings"]["train.seed"])):
         settings = {key: value for key, value in run["settings"].items() if not key.startswith(left_out)}
         groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
     return list(groups.values())
@@ -214,18 +215,26 @@ def differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if len({json.dumps(row["settings"].get(key)) for row in rows}) > 1]
 
 
-def remarks(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
-    """What to know before numbers are compared; adds to rows their `data` and whether they are on its `front`."""
-    data = [key for key in differing(runs) if key.startswith("data.") and key not in SHARED_DATA]
-    for row in rows:
+def place(rows: Sequence[Row], data: Sequence[str]) -> None:
+    """Add to rows in their order what pictures need: `colour`, `label`, `point` (KL, reconstruction) and its `front`.
+
+    `data`: settings of which only rows with the same values share a front.
+    """
+    for index, row in enumerate(rows):
+        rgb = hls_to_rgb(0.6 + 0.9 * index / len(rows), 0.53, 0.7)
+        name, row["index"], row["colour"] = row["name"], index, "#" + bytes(int(255 * part) for part in rgb).hex()
+        row["label"] = name if len(name) <= LONGEST else f"{name[: LONGEST // 2 - 1]}..{name[1 - LONGEST // 2 :]}"
         row["data"] = ", ".join(setting(row["settings"][key]) for key in data if key in row["settings"])
         row["point"] = row["values"].get("kl"), row["values"].get("reconstruction")
     for row in rows:
-        others = [one["point"] for one in rows if one["data"] == row["data"] and None not in one["point"]]
         kl, nats = row["point"]
-        row["front"] = row["point"] in others and not any(
-            one != row["point"] and one[0] <= kl and one[1] <= nats for one in others
-        )
+        points = [one["point"] for one in rows if one["data"] == row["data"] and None not in one["point"]]
+        better = [point for point in points if point != (kl, nats) and point[0] <= kl and point[1] <= nats]
+        row["front"] = (kl, nats) in points and not better
+
+
+def remarks(runs: Sequence[Run], data: Sequence[str]) -> Iterator[str]:
+    """What to know before numbers are compared."""
     if data:
         yield f"{', '.join(data)} differ: reconstruction, ELBO, accuracy and verdict compare only on the same data"
     if early := [f"{run['name']} ({run['state']})" for run in runs if not run["verdict"]]:
@@ -248,20 +257,20 @@ def table(rows: Sequence[Row], keys: Sequence[str], key: str) -> tuple[list[str]
         for name, (_, form) in columns.items():
             text, count = cell(row["values"].get(name), form), len(row["runs"][0]["kl_per_dim"])
             text += f"/{count}" if name == "active" and text != "-" else ""
-            line.append(f"{text} ± {row['sd'][name]:.2g}" if row["sd"].get(name) else text)
+            line.append(f"{text} ± {row['sd'][name]:{form}}" if row["sd"].get(name) else text)
         lines.append([*line, row["verdict"]])
     return ["run", "state", "epochs", *keys, *(heading for heading, _ in columns.values()), "verdict"], lines
 
 
-def write_csv(path: Path, rows: Sequence[Row], keys: Sequence[str], key: str) -> None:
-    """The table with its numbers in full, and after each metric of several seeds its standard deviation."""
-    metrics = [name for name in dict.fromkeys((*COLUMNS, key)) if name not in keys]
-    columns = [(name, kind) for name in metrics for kind in ("values", "sd") if any(name in row[kind] for row in rows)]
-    facts = ["name", "state", "epochs", "verdict", "front"]
+def write_csv(path: Path, rows: Sequence[Row], keys: Sequence[str]) -> None:
+    """The table with its numbers in full, and the standard deviations over seeds."""
+    lines = []
+    for row in rows:
+        facts = {name: row[name] for name in ("name", "state", "epochs", "verdict", "front")}
+        spreads = {f"{name}_sd": value for name, value in row["sd"].items()}
+        settings = {name: row["settings"].get(name) for name in keys}
+        lines.append({**facts, "seeds": len(row["runs"]), **settings, **row["values"], **spreads})
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        heads = [name if kind == "values" else f"{name}_sd" for name, kind in columns]
-        writer.writerow([*facts, "seeds", *keys, *heads])
-        for row in rows:
-            settings, values = map(row["settings"].get, keys), (row[kind].get(name) for name, kind in columns)
-            writer.writerow([*(row[fact] for fact in facts), len(row["runs"]), *settings, *values])
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from string import Template
@@ -30,12 +31,12 @@ CURVES = {
     "reconstruction": "reconstruction on validation, nats",
     "accuracy": "accuracy on validation",
 }
-WIDTH, LABELLED, LONGEST = 4.8, 12, 28  # inches of a panel; points that have a name; characters of a name
+WIDTH, LABELLED = 4.8, 12  # inches of a panel; points that have a name
 INK = "#010203"  # of text and axes: stands for the colour of the page's text
 STYLE: Any = {"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "grid.alpha": 0.15, "axes.grid": True}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "arcvae"}
-STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-STYLE |= {"grid.color": INK}
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+STYLE |= dict.fromkeys(INKED, INK)
 
 
 def save(folder: Path, rows: Rows) -> list[Path]:
@@ -64,9 +65,7 @@ def draw(drawn: Sequence[Panel], legend: Rows) -> Figure:
             axes = figure.add_subplot(lines, columns, place)
             show(axes)
             axes.set_title(title if legend else "")
-        colours = zip(legend, shades(legend), strict=True)
-        handles = [Line2D([], [], color=colour, label=short(row)) for row, colour in colours]
-        if handles:
+        if handles := [Line2D([], [], color=row["colour"], label=row["label"]) for row in legend]:
             figure.legend(handles=handles, loc="outside lower center", ncols=entries, frameon=False, fontsize=7)
     return figure
 
@@ -75,40 +74,26 @@ def panels(rows: Rows) -> Iterator[Panel]:
     """The panels of rows; those without a number are left out."""
     for key, title in CURVES.items():
         if any(value is not None for row in rows for run in row["runs"] for value in run["curves"][key]):
-            yield "curves", title, 3.1, lambda axes, key=key: show_curves(axes, rows, key)  # type: ignore[misc]
+            yield "curves", title, 3.1, partial(show_curves, rows=rows, key=key)
     if spectra := [row for row in rows if row["runs"][0]["kl_per_dim"]]:
         height = 1.1 + 0.22 * max(8, min(50, len(spectra)))
-        yield "kl_per_dim", "KL of the dimensions, largest first", height, lambda axes: show_kl(axes, spectra)
-    points = [row for row in rows if None not in row["point"]]
-    for data in dict.fromkeys(row["data"] for row in points):
-        title = f"rate and distortion on validation{data and ': '}{data}"
-        yield "rate_distortion", title, 3.8, lambda axes, data=data: show_plane(axes, rows, data)  # type: ignore[misc]
-
-
-def shades(rows: Rows) -> list[str]:
-    """A colour for each row: up to ten distinct ones, else those of a rainbow in the order of the rows."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    distinct = (
-        colormaps["tab10"](range(10)) if len(rows) <= 10 else colormaps["turbo"](np.linspace(0.08, 0.94, len(rows)))
-    )
-    return [to_hex(colour) for colour in distinct[: len(rows)]]
-
-
-def short(row: Mapping[str, Any]) -> str:
-    """The name of a row, at most LONGEST characters of it."""
-    name: str = row["name"]
-    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2 - 1]}..{name[1 - LONGEST // 2 :]}"
+        yield "kl_per_dim", "KL of the dimensions, largest first", height, partial(show_kl, rows=spectra)
+    for data in dict.fromkeys(row["data"] for row in rows):
+        title, same = (
+            f"rate and distortion on validation{data and ': '}{data}",
+            [row for row in rows if row["data"] == data],
+        )
+        if points := [row for row in same if None not in row["point"]]:
+            yield "rate_distortion", title, 3.8, partial(show_plane, rows=points)
 
 
 def show_curves(axes: Axes, rows: Rows, key: str) -> None:
     """A metric over the epochs, a line for each run in the colour of its row; dashed if it was not evaluated."""
-    for index, (row, colour) in enumerate(zip(rows, shades(rows), strict=True)):
+    for row in rows:
         for run in row["runs"]:
             epochs, values = run["curves"]["epoch"], np.array(run["curves"][key], float)  # null is NaN
             style: Any = {"linestyle": "-" if run["verdict"] else "--", "marker": "." if len(epochs) < 20 else ""}
-            axes.plot(epochs, values, color=colour, linewidth=1.5, gid=f"{key}-row-{index}", **style)
+            axes.plot(epochs, values, color=row["colour"], linewidth=1.5, gid=f"{key}-row-{row['index']}", **style)
     axes.set_xlabel("epoch")
     axes.locator_params(axis="x", integer=True)
 
@@ -126,32 +111,27 @@ def show_kl(axes: Axes, rows: Rows) -> None:
     scale = LogNorm(DEAD, max(float(np.nanmax(cells, initial=0.0)), 20 * DEAD))
     mesh = axes.pcolormesh(np.maximum(cells, DEAD / 2), cmap=colours, norm=scale)
     axes.invert_yaxis()
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [short(row) for row in rows])
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [row["label"] for row in rows])
     axes.set_xlabel("dimensions")
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    axes.figure.colorbar(
-        mesh, ax=axes, extend="min", pad=0.02, format="%g", label=f"nats (grey: {DEAD:g} or less, dead)"
-    )
+    label = f"nats (grey: {DEAD:g} or less, dead)"
+    axes.figure.colorbar(mesh, ax=axes, extend="min", pad=0.02, format="%g", label=label)
 
 
-def show_plane(axes: Axes, rows: Rows, data: str) -> None:
+def show_plane(axes: Axes, rows: Rows) -> None:
     """Reconstruction against KL, with the Pareto front and lines of equal ELBO; hollow where nothing was evaluated."""
     from matplotlib.ticker import MaxNLocator
 
-    points = [
-        (*row["point"], row, colour, index)
-        for index, (row, colour) in enumerate(zip(rows, shades(rows), strict=True))
-        if row["data"] == data and None not in row["point"]
-    ]
-    for kl, nats, row, colour, index in points:
-        style: Any = {"color": colour, "markerfacecolor": "none" if row["verdict"] == "-" else colour}
-        bars = axes.errorbar(kl, nats, row["sd"].get("reconstruction"), row["sd"].get("kl"), "o", elinewidth=1, **style)
-        bars.lines[0].set_gid(f"plane-row-{index}")
-        if len(points) <= LABELLED or row["front"]:
-            axes.annotate(short(row), (kl, nats), (5, 4), textcoords="offset points", fontsize=7)
-    front = sorted((kl, nats) for kl, nats, row, *_ in points if row["front"])
-    axes.plot(*zip(*front, strict=True), color=INK, drawstyle="steps-post", linewidth=1, alpha=0.7, zorder=1)
+    for row in rows:
+        style: Any = {"color": row["colour"], "markerfacecolor": "none" if row["verdict"] == "-" else row["colour"]}
+        style |= {"xerr": row["sd"].get("kl"), "yerr": row["sd"].get("reconstruction"), "fmt": "o", "elinewidth": 1}
+        bars = axes.errorbar(*row["point"], **style)
+        bars.lines[0].set_gid(f"plane-row-{row['index']}")
+        if len(rows) <= LABELLED or row["front"]:
+            axes.annotate(row["label"], row["point"], (5, 4), textcoords="offset points", fontsize=7)
+    front = zip(*sorted(row["point"] for row in rows if row["front"]), strict=True)
+    axes.plot(*front, color=INK, drawstyle="steps-post", linewidth=1, alpha=0.7, zorder=1)
     axes.margins(0.12)
     axes.grid(visible=False)
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -165,18 +145,14 @@ def show_plane(axes: Axes, rows: Rows, data: str) -> None:
 
 def save_page(path: Path, rows: Rows, heads: Texts, lines: Sequence[Texts], notes: Texts, more: Texts) -> None:
     """One page with the table, `more` settings and the pictures as SVG; it needs no network, nor scripts to be read."""
-    dots = [f'<i style="background:{colour}"></i>' for colour in shades(rows)]
-    body = []
-    for index, (row, line, dot) in enumerate(zip(rows, lines, dots, strict=True)):
-        name, *texts, verdict = map(escape, line)
+    body, runs = [], list[tuple[str, Any]]()
+    for row, line in zip(rows, lines, strict=True):
+        dot, (name, *texts) = f'<i style="background:{row["colour"]}"></i>', map(escape, line)
         front = ' <span class="front">front</span>' * row["front"]
         cells = "".join(f"<td>{text}</td>" for text in texts)
-        mark = "missed" if "missed" in verdict or verdict.startswith("0") else "ok"
-        body.append(
-            f'<tr data-row="{index}"><th scope="row">{dot}{name}{front}</th>{cells}'
-            f'<td><span class="{mark}">{verdict}</span></td></tr>'
-        )
-    runs = [(dot, run) for row, dot in zip(rows, dots, strict=True) for run in row["runs"]]
+        marks = f'data-row="{row["index"]}" data-verdict="{row["verdict"]}"'
+        body.append(f'<tr {marks}><th scope="row">{dot}{name}{front}</th>{cells}</tr>')
+        runs += [(dot, run) for run in row["runs"]]
     summaries = [(dot, run["name"], run["verdict"]["summary"]) for dot, run in runs if run["verdict"]]
     first, *others = (run["settings"] for _, run in runs)
     same = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

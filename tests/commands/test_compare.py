@@ -127,7 +127,7 @@ def test_runs_are_named_by_pattern_folder_or_link(runs: Path, tmp_path: Path, mo
     (broken / "torn" / "metrics.json").write_text('{"elbo": ')
     assert list(compared(broken)["rows"]) == ["whole"]
     given = ["nope", "no*", broken / "torn", "low --sort coverag", f"low --html {tmp_path}", "low --output /dev/null/x"]
-    wanted = ["no such run", "matches no run", "cannot be read", "prior_samples.coverage", "a folder", "--output"]
+    wanted = ["no such run", "no such run", "cannot be read", "prior_samples.coverage", "a folder", "--output"]
     for arguments, words in zip(given, wanted, strict=True):
         done = arcvae("compare", *str(arguments).split(), "--runs-dir", runs)
         assert done.exit_code == 2 and words in done.stderr and done.stdout == "", arguments
