@@ -24,7 +24,7 @@ from arcvae_cli.settings import Settings, elbo_scale
 COLUMNS = {  # of the table: metric, heading, format
     "beta": ("beta", ".3g"),
     "kl": ("KL", ".2f"),
-    "reconstruction": ("reconstruction", ".2f"),
+    "reconstruction": ("recon-\nstruction", ".2f"),
     "elbo": ("ELBO", ".2f"),
     "accuracy": ("accuracy", ".4f"),
     "active": ("active", ".3g"),
@@ -91,8 +91,9 @@ def compare(
     if html is not None:
         pictures.save_page(html, rows, heads, lines, notes, more)
     console.json({"sort": key, "differ": keys, "notes": notes, "rows": rows, "files": [str(file) for file in files]})
-    cells: list[list[Any]] = [[one_line(name), styled(state), *rest] for name, state, *rest in lines]
-    console.table("", [head.replace(".", ".\n") for head in heads], cells, left=(0, 1))
+    for part in fitting(heads, lines, 10**4 if console.piped else console.out.width):
+        cells = [[styled(line[i]) if i == 1 else one_line(line[i]) for i in part] for line in lines]
+        console.table("", [heads[i] for i in part], cells)
     for text in [*notes, f"wrote {', '.join(map(str, files))}"]:
         console.note(text)
 
@@ -253,13 +254,29 @@ def table(rows: Sequence[Row], keys: Sequence[str], key: str) -> tuple[list[str]
     columns = {**COLUMNS, **({} if key in COLUMNS or key in keys else {key: (key, ".4g")})}
     lines = []
     for row in rows:
-        line = [row["name"], row["state"], row["epochs"], *(setting(row["settings"].get(name)) for name in keys)]
+        facts = [row[name] for name in ("name", "state", "epochs", "verdict")]
+        line = [*facts, *(setting(row["settings"].get(name)) for name in keys)]
         for name, (_, form) in columns.items():
             text, count = cell(row["values"].get(name), form), len(row["runs"][0]["kl_per_dim"])
             text += f"/{count}" if name == "active" and text != "-" else ""
             line.append(f"{text} ± {row['sd'][name]:{form}}" if row["sd"].get(name) else text)
-        lines.append([*line, row["verdict"]])
-    return ["run", "state", "epochs", *keys, *(heading for heading, _ in columns.values()), "verdict"], lines
+        lines.append(line)
+    heads = [key.replace(".", ".\n") for key in keys] + [heading for heading, _ in columns.values()]
+    return ["run", "state", "epochs", "verdict", *heads], lines
+
+
+def fitting(heads: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns of the tables that so many characters need, each with the first column."""
+    columns = [[*head.split("\n"), *texts] for head, *texts in zip(heads, *lines, strict=True)]
+    first, *widths = (3 + max(map(len, column)) for column in columns)
+    tables, room = list[list[int]](), 0
+    for index, needed in enumerate(widths, 1):
+        if needed > room:
+            tables.append([0])
+            room = width - min(first, width // 2)
+        tables[-1].append(index)
+        room -= needed
+    return tables
 
 
 def write_csv(path: Path, rows: Sequence[Row], keys: Sequence[str]) -> None:

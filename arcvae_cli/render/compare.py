@@ -170,7 +170,7 @@ def save_page(path: Path, rows: Rows, heads: Texts, lines: Sequence[Texts], note
         elbo=f"{rows[0]['values']['elbo']:.2f}" if "elbo" in rows[0]["values"] else "-",
         front=sum(row["front"] for row in rows),
         notes="".join(f"<li>{escape(note)}</li>" for note in notes),
-        head="".join(f"<th><button>{escape(head).replace('.', '.<wbr>')}</button></th>" for head in heads),
+        head="".join(f"<th><button>{escape(head)}</button></th>" for head in heads),
         body="\n".join(body),
         figures="\n".join(figures),
         verdicts="".join(f"<li>{dot}<b>{escape(name)}</b> {escape(text)}</li>" for dot, name, text in summaries),

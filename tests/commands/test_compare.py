@@ -20,7 +20,7 @@ from arcvae_cli.presets import resolve, set_layer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 RUNS = {"low": (0.02, 40.0, 100.0), "mid": (0.1, 25.0, 104.0), "high": (0.5, 15.0, 112.0), "mid-1": (0.1, 30.0, 105.0)}
-SCRIPT = """<script>heads[8].click(); for (const [key, value] of Object.entries({
+SCRIPT = """<script>heads[9].click(); for (const [key, value] of Object.entries({
   order: rows.map(row => row.textContent.split("finished")[0].replace("front", "").trim()),
   small: [...document.querySelectorAll("svg")].filter(one => one.getBoundingClientRect().width < 300).length,
   wide: document.documentElement.scrollWidth - innerWidth,
@@ -100,6 +100,7 @@ def test_any_metric_or_setting_orders_and_seeds_are_put_together(runs: Path) -> 
     assert grouped["values"]["kl"] == 27.5 and grouped["sd"]["kl"] == pytest.approx(stdev([25.0, 30.0]))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_without_evaluation_of_other_data_or_loss_are_compared_with_a_note(tmp_path: Path) -> None:
     write(tmp_path, "killed", 20.0, 100.0, judged=False)
     write(tmp_path, "mean", 20.0, 100.0, "objective.reduction=mean", "data.name=shapes", by=256.0)
