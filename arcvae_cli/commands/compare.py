@@ -222,9 +222,10 @@ def place(rows: Sequence[Row], data: Sequence[str]) -> None:
     `data`: settings of which only rows with the same values share a front.
     """
     for index, row in enumerate(rows):
-        rgb = hls_to_rgb(0.6 + 0.9 * index / len(rows), 0.53, 0.7)
+        rgb = hls_to_rgb(0.6 + 0.9 * index / len(rows), 0.48, 0.7)
         name, row["index"], row["colour"] = row["name"], index, "#" + bytes(int(255 * part) for part in rgb).hex()
-        row["label"] = name if len(name) <= LONGEST else f"{name[: LONGEST // 2 - 1]}..{name[1 - LONGEST // 2 :]}"
+        short = name if len(name) <= LONGEST else f"{name[: LONGEST // 2 - 1]}..{name[1 - LONGEST // 2 :]}"
+        row["label"] = f"{index + 1} {short}"
         row["data"] = ", ".join(setting(row["settings"][key]) for key in data if key in row["settings"])
         row["point"] = row["values"].get("kl"), row["values"].get("reconstruction")
     for row in rows:

@@ -31,7 +31,7 @@ CURVES = {
     "reconstruction": "reconstruction on validation, nats",
     "accuracy": "accuracy on validation",
 }
-WIDTH, LABELLED = 4.8, 12  # inches of a panel; points that have a name
+WIDTH, LABELLED = 4.8, 12  # inches of a panel; points that have a name, not only a number
 INK = "#010203"  # of text and axes: stands for the colour of the page's text
 STYLE: Any = {"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "grid.alpha": 0.15, "axes.grid": True}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "arcvae"}
@@ -109,7 +109,7 @@ def show_kl(axes: Axes, rows: Rows) -> None:
         line[: len(spectrum)] = spectrum
     colours = colormaps["viridis"].with_extremes(under="#999999", bad=(0, 0, 0, 0))
     scale = LogNorm(DEAD, max(float(np.nanmax(cells, initial=0.0)), 20 * DEAD))
-    mesh = axes.pcolormesh(np.maximum(cells, DEAD / 2), cmap=colours, norm=scale)
+    mesh = axes.pcolormesh(np.maximum(cells, DEAD / 2), cmap=colours, norm=scale, rasterized=True)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(rows)) + 0.5, [row["label"] for row in rows])
     axes.set_xlabel("dimensions")
@@ -128,8 +128,8 @@ def show_plane(axes: Axes, rows: Rows) -> None:
         style |= {"xerr": row["sd"].get("kl"), "yerr": row["sd"].get("reconstruction"), "fmt": "o", "elinewidth": 1}
         bars = axes.errorbar(*row["point"], **style)
         bars.lines[0].set_gid(f"plane-row-{row['index']}")
-        if len(rows) <= LABELLED or row["front"]:
-            axes.annotate(row["label"], row["point"], (5, 4), textcoords="offset points", fontsize=7)
+        label = row["label"] if len(rows) <= LABELLED else row["label"].split()[0]
+        axes.annotate(label, row["point"], (5, 4), textcoords="offset points", fontsize=7)
     front = zip(*sorted(row["point"] for row in rows if row["front"]), strict=True)
     axes.plot(*front, color=INK, drawstyle="steps-post", linewidth=1, alpha=0.7, zorder=1)
     axes.margins(0.12)
@@ -147,11 +147,11 @@ def save_page(path: Path, rows: Rows, heads: Texts, lines: Sequence[Texts], note
     """One page with the table, `more` settings and the pictures as SVG; it needs no network, nor scripts to be read."""
     body, runs = [], list[tuple[str, Any]]()
     for row, line in zip(rows, lines, strict=True):
-        dot, (name, *texts) = f'<i style="background:{row["colour"]}"></i>', map(escape, line)
-        front = ' <span class="front">front</span>' * row["front"]
+        dot, (name, *texts) = f'<i style="background:{row["colour"]}">{row["index"] + 1}</i>', map(escape, line)
+        front = ' <b class="front">front</b>' * row["front"]
         cells = "".join(f"<td>{text}</td>" for text in texts)
         marks = f'data-row="{row["index"]}" data-verdict="{row["verdict"]}"'
-        body.append(f'<tr {marks}><th scope="row">{dot}{name}{front}</th>{cells}</tr>')
+        body.append(f'<tr {marks}><th scope="row"><div>{dot}<span>{name}{front}</span></div></th>{cells}</tr>')
         runs += [(dot, run) for run in row["runs"]]
     summaries = [(dot, run["name"], run["verdict"]["summary"]) for dot, run in runs if run["verdict"]]
     first, *others = (run["settings"] for _, run in runs)
@@ -159,7 +159,7 @@ def save_page(path: Path, rows: Rows, heads: Texts, lines: Sequence[Texts], note
     figures = []
     for panel in panels(rows):
         text = io.StringIO()
-        draw([panel], ()).savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        draw([panel], ()).savefig(text, format="svg", transparent=True, dpi=200, metadata={"Date": None})
         drawn = text.getvalue().replace(INK, "currentColor").partition("<svg")[2]
         drawn = re.sub(r' (width|height)="[^"]*pt"', "", drawn, count=2)  # as wide as there is room
         figures.append(f"<figure><figcaption>{escape(panel[1])}</figcaption><svg{drawn}</figure>")

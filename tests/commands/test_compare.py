@@ -21,7 +21,7 @@ from arcvae_cli.presets import resolve, set_layer
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 RUNS = {"low": (0.02, 40.0, 100.0), "mid": (0.1, 25.0, 104.0), "high": (0.5, 15.0, 112.0), "mid-1": (0.1, 30.0, 105.0)}
 SCRIPT = """<script>heads[9].click(); for (const [key, value] of Object.entries({
-  order: rows.map(row => row.textContent.split("finished")[0].replace("front", "").trim()),
+  order: rows.map(row => row.textContent.split("finished")[0].replace("front", "").slice(1).trim()),
   small: [...document.querySelectorAll("svg")].filter(one => one.getBoundingClientRect().width < 300).length,
   wide: document.documentElement.scrollWidth - innerWidth,
 })) document.body.dataset[key] = value</script>"""
