@@ -99,13 +99,16 @@ def compare(
 
 
 def read(arguments: Sequence[str], runs: Path, console: Console) -> list[Run]:
-    """The runs that arguments mean, each once. InputError where one means none, or a single run that is unreadable."""
+    """The runs that arguments mean, each once. InputError where one means nothing, or names an unreadable run."""
     found: dict[Path, Run] = {}
     for text in arguments:
         places, pattern = [runs / text, expanded(Path(text))], re.search(r"[*?\[]", text)
         if pattern:
             places = [*(runs / name for name in sorted(glob(text, root_dir=runs))), *map(Path, sorted(glob(text)))]
-        paths = [path for place in places for path in ([place] if folders.is_run(place) else folders.all_runs(place))]
+        paths: list[Path] = []
+        for place in places:
+            if pattern or not paths:
+                paths += [place] if folders.is_run(place) else folders.all_runs(place)
         if not paths and (pattern or not any(map(exists, places))):
             folders.find(text, runs)  # raises, with the runs there are
         if not paths:
@@ -229,10 +232,9 @@ def place(rows: Sequence[Row], data: Sequence[str]) -> None:
         row["data"] = ", ".join(setting(row["settings"][key]) for key in data if key in row["settings"])
         row["point"] = row["values"].get("kl"), row["values"].get("reconstruction")
     for row in rows:
-        kl, nats = row["point"]
+        kl, nats = own = row["point"]
         points = [one["point"] for one in rows if one["data"] == row["data"] and None not in one["point"]]
-        better = [point for point in points if point != (kl, nats) and point[0] <= kl and point[1] <= nats]
-        row["front"] = (kl, nats) in points and not better
+        row["front"] = own in points and not any(one != own and one[0] <= kl and one[1] <= nats for one in points)
 
 
 def remarks(runs: Sequence[Run], data: Sequence[str]) -> Iterator[str]:

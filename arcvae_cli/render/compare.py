@@ -79,11 +79,8 @@ def panels(rows: Rows) -> Iterator[Panel]:
         height = 1.1 + 0.22 * max(8, min(50, len(spectra)))
         yield "kl_per_dim", "KL of the dimensions, largest first", height, partial(show_kl, rows=spectra)
     for data in dict.fromkeys(row["data"] for row in rows):
-        title, same = (
-            f"rate and distortion on validation{data and ': '}{data}",
-            [row for row in rows if row["data"] == data],
-        )
-        if points := [row for row in same if None not in row["point"]]:
+        title = f"rate and distortion on validation{data and ': '}{data}"
+        if points := [row for row in rows if row["data"] == data and None not in row["point"]]:
             yield "rate_distortion", title, 3.8, partial(show_plane, rows=points)
 
 
@@ -103,7 +100,7 @@ def show_kl(axes: Axes, rows: Rows) -> None:
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
-    spectra = [np.sort(np.array(row["runs"][0]["kl_per_dim"], float))[::-1] for row in rows]
+    spectra = [-np.sort(-np.array(row["runs"][0]["kl_per_dim"], float)) for row in rows]
     cells = np.full((len(rows), max(map(len, spectra))), np.nan)
     for line, spectrum in zip(cells, spectra, strict=True):
         line[: len(spectrum)] = spectrum

@@ -105,7 +105,7 @@ def test_runs_without_evaluation_of_other_data_or_loss_are_compared_with_a_note(
     write(tmp_path, "killed", 20.0, 100.0, judged=False)
     write(tmp_path, "mean", 20.0, 100.0, "objective.reduction=mean", "data.name=shapes", by=256.0)
     write(tmp_path, "focal", 20.0, 100.0, "objective.reconstruction=focal")
-    folders.create(tmp_path, "begun", "x", resolve("minimal").settings).release()
+    folders.create(tmp_path, "begun", "x", resolve("quickstart").settings).release()
     found = compared(tmp_path, "--html", tmp_path / "page.html")
     rows, notes = found["rows"], " ".join(found["notes"])
     assert rows["killed"]["state"] == "killed" and rows["killed"]["values"]["elbo"] == -(23.0 + 103.0)
