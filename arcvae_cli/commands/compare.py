@@ -86,7 +86,7 @@ def compare(
         write_csv(csv_file, rows, keys)
     common = sorted(keys, key=lambda name: sum(row["settings"].get(name) is None for row in rows))[:MOST_SETTINGS]
     if more := [name for name in keys if name not in common]:
-        notes.append(f"{len(more)} more settings differ: --html, --csv and --json have them")
+        notes.append(f"{len(more)} more settings differ: see --html (under Settings), --csv or --json")
     heads, lines = table(rows, [name for name in keys if name in common], key)
     if html is not None:
         pictures.save_page(html, rows, heads, lines, notes, more)
