@@ -25,6 +25,7 @@ COMMANDS = {  # name: (module of arcvae_cli.commands and what to take from it, o
     "diagnose": ("diagnose:diagnose", "Judge a VAE trained elsewhere, from its posteriors in a file."),
     "export": ("export:export", "Write a model as safetensors and ONNX, with a model card."),
     "schedule-preview": ("schedule_preview:schedule_preview", "Show a beta schedule before the run."),
+    "compare": ("compare:compare", "Compare runs: a table, curves, the rate-distortion plane, a page."),
     "runs": ("runs:app", "List, show and verify runs."),
     "presets": ("presets:app", "List and show presets."),
     "data": ("data:app", "Build and describe corpora."),

@@ -157,16 +157,16 @@ def describe(path: Path) -> dict[str, Any]:
 
 def all_runs(runs: Path) -> list[Path]:
     """The run folders in a folder, the last active first."""
-    folders = [path for path in (runs.iterdir() if is_dir(runs) else ()) if path.name != LATEST and _is_run(path)]
+    folders = [path for path in (runs.iterdir() if is_dir(runs) else ()) if path.name != LATEST and is_run(path)]
     return sorted(folders, key=lambda path: (-_written(path), path.name))
 
 
 def find(argument: str, runs: Path) -> Path:
     """The run folder that a run's name, a path or `latest` means. InputError if there is none."""
     for path in ([runs / argument] if Path(argument).name == argument else []) + [expanded(Path(argument))]:
-        if _is_run(path) and path.name == LATEST and path.is_symlink():
+        if is_run(path) and path.name == LATEST and path.is_symlink():
             return path.parent / path.readlink()
-        if _is_run(path):
+        if is_run(path):
             return path.resolve() if path.name in ("", "..") else path
     names = ", ".join(path.name for path in all_runs(runs)[:5])
     known = f"runs: {names}" if names else f"no run in {runs}/ yet: start one with `arcvae train`"
@@ -193,7 +193,8 @@ def differences(old: Table, new: Table) -> dict[str, tuple[Any, Any]]:
     return {key: (one.get(key), other.get(key)) for key in one | other if one.get(key) != other.get(key)}
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a folder has what a run's has."""
     parts = ("config.toml", "status.json", "checkpoints")
     return not path.name.startswith(".") and any(exists(path / part) for part in parts)
 
