@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,8 @@ OVER_HELP = "range of a search: KEY=log:LOW..HIGH, float:LOW..HIGH, int:LOW..HIG
 SEARCH_HELP = f"{', '.join(sweeps.SEARCHES)}: search with Optuna; nsga2 has two objectives, KL and reconstruction"
 METRIC_HELP = f"sorts the table, and is what a search improves ({', '.join(sweeps.METRICS)})"
 PRUNE_HELP = f"stop a trial that has collapsed: {sweeps.PRUNING}"
+SLURM_HELP = "submit --jobs workers as an array of Slurm jobs, and return; pre-empted ones are requeued"
+SLURM_OPTION_HELP = "an option of sbatch for each worker, as in time=8:00:00 or gpus=1; repeatable"
 STUDY_HELP = "folder of the sweep; alone: work on the sweep there, beside any other workers"
 Rows = list[dict[str, Any]]  # of `Progress.row`
 SHORT = {"rate": "KL", "distortion": "recon", "elbo": "ELBO"}  # the headings of metrics
@@ -47,6 +50,8 @@ def sweep(
     study: Annotated[Path | None, working(help=STUDY_HELP, show_default="runs/PRESET-sweep-HASH")] = None,
     jobs: Annotated[int, working(min=1, max=1024, help="runs side by side, each with its share of the cores")] = 1,
     retry_failed: Annotated[bool, working("--retry-failed", help="take failed runs up again")] = False,
+    slurm: Annotated[bool, working("--slurm", help=SLURM_HELP)] = False,
+    slurm_option: Annotated[list[str] | None, working(metavar="KEY=VALUE", help=SLURM_OPTION_HELP)] = None,
     dry_run: Annotated[bool, working("--dry-run", help="list the runs, and start none")] = False,
     quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
@@ -56,6 +61,8 @@ def sweep(
     Started again it goes on: finished runs are kept, stopped ones resume. Any number of workers may share a sweep.
     """
     console = Console(quiet=quiet, as_json=as_json)
+    if slurm_option and not slurm:
+        raise InputError("--slurm-option: needs --slurm", "add --slurm, or remove it")
     asked = (preset, data, assignments, vary, search, over, trials, metric, prune, None if seeds == 1 else seeds)
     plan = None
     if study is None or any(value is not None for value in asked):
@@ -93,7 +100,11 @@ def sweep(
     if dry_run:
         listed(folder, plan or sweeps.open_folder(folder, None), console)
         return
-    run_worker(folder, sweeps.open_folder(folder, plan), console, jobs, retry_failed)
+    plan = sweeps.open_folder(folder, plan)
+    if slurm:
+        submit_workers(folder, plan, console, jobs, retry_failed, slurm_option or [])
+    else:
+        run_worker(folder, plan, console, jobs, retry_failed)
 
 
 def pairs(flag: str, given: list[str] | None) -> list[tuple[str, str]]:
@@ -110,6 +121,24 @@ def pairs(flag: str, given: list[str] | None) -> list[tuple[str, str]]:
 
 
 EXAMPLES = {"--vary": "--vary schedule.max_beta=0.05,0.1", "--over": "--over schedule.max_beta=log:0.01..1"}
+
+
+def submit_workers(
+    folder: Path, plan: sweeps.Plan, console: Console, jobs: int, retry_failed: bool, options: list[str]
+) -> None:
+    """`--slurm`: an array of workers, each with one run at a time, and no more of them than runs."""
+    from arcvae_cli.commands.slurm import submit
+
+    source = sweeps.open_source(folder, plan)
+    if retry_failed:  # here: a requeued worker would do it again
+        sweeps.retry_failed(folder, source)
+    count = min(jobs, plan.trials if plan.search else len(source.runs()))
+    command = [sys.executable, "-m", "arcvae_cli", "sweep", "--study", str(folder.resolve())]
+    job = submit(command, count, folder / "slurm", f"arcvae-{folder.name}", options)
+    console.json({"sweep": str(folder), "job": job, "workers": count})
+    console.result(f"job {job}: {count} workers on {folder}")
+    place = shlex.quote(str(folder))
+    console.note(f"next: squeue --job {job} | arcvae sweep --study {place} --dry-run; logs in {folder / 'slurm'}")
 
 
 def run_worker(

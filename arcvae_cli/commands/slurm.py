@@ -1,0 +1,65 @@
+"""Workers of a sweep as an array of Slurm jobs, submitted by submitit."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arcvae_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+# At SIGUSR1 a worker saves its runs and ends with 75; at SIGUSR2, submitit's default, it would be killed.
+# From Slurm 22.05 on srun does not take the number of cores over from sbatch.
+SETUP = ("export SUBMITIT_PREEMPT_SIGNAL=USR1", "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}")
+DEFAULTS = {"time": "60", "requeue": True, "signal": "USR1@90"}  # minutes; seconds before the end
+
+
+class Worker:
+    """A command that submitit runs as a job, and which saves its work before the job is requeued."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = list(command)
+
+    def __call__(self) -> None:
+        self.process = subprocess.Popen(self.command)
+        if code := self.process.wait():
+            sys.exit(code)
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """Called by submitit at the signal: the job that is to follow, once this one's work is saved."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGUSR1)
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # __call__ is within Popen.wait
+        return DelayedSubmission(Worker(self.command))
+
+
+def submit(command: Sequence[str], count: int, folder: Path, name: str, options: Sequence[str]) -> str:
+    """Submit `count` workers as one array; its job id. `folder`: of the logs. `options`: of sbatch, as `key=value`.
+
+    InputError where there is no submitit or Slurm, or where sbatch refuses the job.
+    """
+    try:
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError
+    except ImportError as error:
+        raise InputError("--slurm: submitit is not installed", "pip install 'arcvae[sweep]'") from error
+    pairs = [option.partition("=") for option in options]
+    given = {key.strip().lstrip("-").replace("-", "_"): value if equals else True for key, equals, value in pairs}
+    try:
+        executor = SlurmExecutor(folder, max_num_timeout=10**6)  # requeued as often as its time runs out
+        executor.update_parameters(setup=list(SETUP), additional_parameters={"job_name": name, **DEFAULTS, **given})
+        with executor.batch():
+            jobs = [executor.submit(Worker(command)) for _ in range(count)]
+    except (RuntimeError, FailedJobError) as error:  # no srun on this machine; sbatch's own message
+        fix = "use a machine that has sbatch, and options that `sbatch --help` lists"
+        raise InputError(f"--slurm: {error}", fix) from None
+    return jobs[0].job_id.partition("_")[0]
