@@ -3,7 +3,7 @@
 The models differ in seed (weights, order of the data, noise) and beta. The single steps are arcvae's own, with the
 noise given; the stacked one is vmap over functional_call of the same model, with a gradient norm and an Adam step for
 each model. First some steps in fp32: how far losses and weights are apart, which must be rounding. Then both in turns,
-as the time of one step of all K models. On CUDA every step is one graph, and the K graphs are also replayed on K streams.
+as the time of one step of all K models. On CUDA every step is one graph, and also replayed on K streams.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Workers of a sweep as an array of Slurm jobs, submitted by submitit."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from arcvae_cli import sweeps
+from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,8 +45,10 @@ class Worker:
         return DelayedSubmission(Worker(self.command))
 
 
-def submit(command: Sequence[str], count: int, folder: Path, name: str, options: Sequence[str]) -> str:
-    """Submit `count` workers as one array; its job id. `folder`: of the logs. `options`: of sbatch, as `key=value`.
+def submit(
+    folder: Path, plan: sweeps.Plan, console: Console, count: int, retry_failed: bool, options: Sequence[str]
+) -> None:
+    """Submit `count` workers on the sweep in a folder as one array. `options`: of sbatch, as `key=value` or `key`.
 
     InputError where there is no submitit or Slurm, or where sbatch refuses the job.
     """
@@ -52,14 +57,23 @@ def submit(command: Sequence[str], count: int, folder: Path, name: str, options:
         from submitit.core.utils import FailedJobError
     except ImportError as error:
         raise InputError("--slurm: submitit is not installed", "pip install 'arcvae[sweep]'") from error
+    source = sweeps.open_source(folder, plan)
+    if retry_failed:  # not by the workers: requeued ones would do it again
+        sweeps.retry_failed(folder, source)
+    count = min(count, plan.trials if plan.search else len(source.runs()))
+    command = [sys.executable, "-m", "arcvae_cli", "sweep", "--study", str(folder.resolve())]
     pairs = [option.partition("=") for option in options]
     given = {key.strip().lstrip("-").replace("-", "_"): value if equals else True for key, equals, value in pairs}
+    sbatch = {"job_name": f"arcvae-{folder.name}", **DEFAULTS, **given}
     try:
-        executor = SlurmExecutor(folder, max_num_timeout=10**6)  # requeued as often as its time runs out
-        executor.update_parameters(setup=list(SETUP), additional_parameters={"job_name": name, **DEFAULTS, **given})
+        executor = SlurmExecutor(folder / "slurm", max_num_timeout=10**6)  # requeued as often as the time runs out
+        executor.update_parameters(setup=list(SETUP), additional_parameters=sbatch)
         with executor.batch():
             jobs = [executor.submit(Worker(command)) for _ in range(count)]
-    except (RuntimeError, FailedJobError) as error:  # no srun on this machine; sbatch's own message
+    except (RuntimeError, FailedJobError) as error:  # no srun here; sbatch's own message
         fix = "use a machine that has sbatch, and options that `sbatch --help` lists"
         raise InputError(f"--slurm: {error}", fix) from None
-    return jobs[0].job_id.partition("_")[0]
+    job, place = jobs[0].job_id.partition("_")[0], shlex.quote(str(folder))
+    console.json({"sweep": str(folder), "job": job, "workers": count})
+    console.result(f"Slurm job {job}: {count} worker{'s' * (count > 1)} on {folder}, logs in {folder / 'slurm'}")
+    console.note(f"next: squeue --job {job} | arcvae sweep --study {place} --dry-run")

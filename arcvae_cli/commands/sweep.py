@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from arcvae_cli import sweeps
 from arcvae_cli.commands import options
+from arcvae_cli.commands.slurm import submit
 from arcvae_cli.console import Console, cell, styled
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
 from arcvae_cli.presets import environment_layer, set_layer
 from arcvae_cli.signals import GracefulExit, exit_code, signal_name
+from arcvae_cli.sweeps import ENDED, METRICS, PRUNING, Plan, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,15 +25,14 @@ if TYPE_CHECKING:
 
 varying, working = (partial(typer.Option, rich_help_panel=panel) for panel in ("What varies", "The work"))
 VARY_HELP = "values of a setting, as KEY=VALUE,VALUE; repeatable: the full grid"
+SEARCH_HELP = "search with Optuna; nsga2 has two objectives, KL (rate) and reconstruction (distortion)"
 OVER_HELP = "range of a search: KEY=log:LOW..HIGH, float:LOW..HIGH, int:LOW..HIGH or choice:VALUE,VALUE; repeatable"
-SEARCH_HELP = f"{', '.join(sweeps.SEARCHES)}: search with Optuna; nsga2 has two objectives, KL and reconstruction"
-METRIC_HELP = f"sorts the table, and is what a search improves ({', '.join(sweeps.METRICS)})"
-PRUNE_HELP = f"stop a trial that has collapsed: {sweeps.PRUNING}"
+METRIC_HELP = "of the final evaluation: sorts the table, and tpe improves it"
+STUDY_HELP = "folder of the sweep; alone: work on the sweep there, beside other workers"
 SLURM_HELP = "submit --jobs workers as an array of Slurm jobs, and return; pre-empted ones are requeued"
-SLURM_OPTION_HELP = "an option of sbatch for each worker, as in time=8:00:00 or gpus=1; repeatable"
-STUDY_HELP = "folder of the sweep; alone: work on the sweep there, beside any other workers"
-Rows = list[dict[str, Any]]  # of `Progress.row`
-SHORT = {"rate": "KL", "distortion": "recon", "elbo": "ELBO"}  # the headings of metrics
+OPTION_HELP = "an option of sbatch for the workers, as in time=8:00:00 or gpus=1; repeatable"
+DRY_HELP = "list the runs, and start none"
+HEADINGS = {"rate": "KL", "distortion": "recon", "elbo": "ELBO"}
 
 
 def sweep(
@@ -41,18 +41,18 @@ def sweep(
     data: options.DataOption = None,
     assignments: options.SetOption = None,
     vary: Annotated[list[str] | None, varying(help=VARY_HELP)] = None,
-    seeds: Annotated[int, varying(min=1, max=1000, help="runs of each combination of the grid")] = 1,
-    search: Annotated[str | None, varying(metavar="NAME", help=SEARCH_HELP)] = None,
+    seeds: Annotated[int, varying(min=1, max=1000, help="runs of each combination of a grid")] = 1,
+    search: Annotated[Literal["tpe", "nsga2"] | None, varying(help=SEARCH_HELP)] = None,
     over: Annotated[list[str] | None, varying(help=OVER_HELP)] = None,
-    trials: Annotated[int | None, varying(min=1, help="runs of a search; more may be asked for later")] = None,
-    metric: Annotated[str | None, varying(help=METRIC_HELP, show_default="elbo")] = None,
-    prune: Annotated[bool | None, varying("--prune/--no-prune", help=PRUNE_HELP, show_default="prune")] = None,
+    trials: Annotated[int, varying(min=0, help="runs of a search; more may be asked for later")] = 0,
+    metric: Annotated[Literal["elbo", "rate", "distortion", "exact_share"], varying(help=METRIC_HELP)] = "elbo",
+    prune: Annotated[bool, varying("--prune/--no-prune", help=f"stop a trial once {PRUNING}")] = True,
     study: Annotated[Path | None, working(help=STUDY_HELP, show_default="runs/PRESET-sweep-HASH")] = None,
     jobs: Annotated[int, working(min=1, max=1024, help="runs side by side, each with its share of the cores")] = 1,
     retry_failed: Annotated[bool, working("--retry-failed", help="take failed runs up again")] = False,
     slurm: Annotated[bool, working("--slurm", help=SLURM_HELP)] = False,
-    slurm_option: Annotated[list[str] | None, working(metavar="KEY=VALUE", help=SLURM_OPTION_HELP)] = None,
-    dry_run: Annotated[bool, working("--dry-run", help="list the runs, and start none")] = False,
+    slurm_option: Annotated[list[str] | None, working(metavar="KEY=VALUE", help=OPTION_HELP)] = None,
+    dry_run: Annotated[bool, working("--dry-run", help=DRY_HELP)] = False,
     quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -60,177 +60,117 @@ def sweep(
 
     Started again it goes on: finished runs are kept, stopped ones resume. Any number of workers may share a sweep.
     """
-    console = Console(quiet=quiet, as_json=as_json)
-    if slurm_option and not slurm:
-        raise InputError("--slurm-option: needs --slurm", "add --slurm, or remove it")
-    asked = (preset, data, assignments, vary, search, over, trials, metric, prune, None if seeds == 1 else seeds)
-    plan = None
-    if study is None or any(value is not None for value in asked):
-        below, above = options.data_layers(data)
-        layers = [environment_layer(), below, set_layer(assignments or []), above]
-        if search is not None and search not in sweeps.SEARCHES:
-            raise InputError(f"--search {search!r}: unknown", f"use {' or '.join(sweeps.SEARCHES)}")
-        if metric is not None and (metric not in sweeps.METRICS or search == "nsga2"):
-            both = " and ".join(sweeps.PARETO)
-            what = "unknown" if metric not in sweeps.METRICS else f"nsga2 has two objectives, {both}"
-            raise InputError(f"--metric {metric}: {what}", f"use {', '.join(sweeps.METRICS)}, with a grid or tpe")
-        for flag, given, needed in (
-            ("--vary", vary, search is None),
-            ("--seeds", seeds > 1, search is None),
-            ("--over", over, search),
-            ("--trials", trials, search),
-            ("--prune/--no-prune", prune is not None, search),
-        ):
-            if given and not needed:
-                raise InputError(f"{flag}: {'of a grid, not' if search else 'needs'} --search", "remove one of the two")
+    console, plan = Console(quiet=quiet, as_json=as_json), None
+    asked = (preset, data, assignments, vary, search, over)
+    if (
+        study is None
+        or any(value is not None for value in asked)
+        or (seeds, trials, metric, prune) != (1, 0, "elbo", True)
+    ):
+        wrong = {"--vary": vary, "--seeds": seeds > 1} if search else {"--over": over, "--trials": trials}
+        if given := [flag for flag, value in wrong.items() if value]:
+            raise InputError(f"{given[0]}: {'cannot be combined with' if search else 'needs'} --search", "change one")
         if search and not trials:
             raise InputError(f"--search {search}: needs --trials", "for example --trials 20")
-        plan = sweeps.make_plan(
-            preset,
-            layers,
-            vary={key: sweeps.values_of(key, text) for key, text in pairs("--vary", vary)},
-            over=dict(pairs("--over", over)),
-            seeds=seeds,
-            search=search,
-            trials=trials or 0,
-            metric=metric or ("rate" if search == "nsga2" else "elbo"),
-            prune=prune is not False,
-        )
+        below, above = options.data_layers(data)
+        layers = [environment_layer(), below, set_layer(assignments or []), above]
+        varied, ranges = keyed("--vary", vary, sweeps.read_values), keyed("--over", over, sweeps.read_range)
+        what: Any = {"vary": varied, "over": ranges, "search": search, "metric": metric, "prune": prune}
+        plan = sweeps.make_plan(preset, layers, seeds=seeds, trials=trials, **what)
+    if slurm_option and not slurm:
+        raise InputError("--slurm-option: needs --slurm", "give both, or neither")
     folder = study or Path("runs") / (plan.name if plan else "")
-    if dry_run:
-        listed(folder, plan or sweeps.open_folder(folder, None), console)
+    if slurm and not dry_run:
+        submit(folder, sweeps.open_folder(folder, plan), console, jobs, retry_failed, slurm_option or [])
         return
-    plan = sweeps.open_folder(folder, plan)
-    if slurm:
-        submit_workers(folder, plan, console, jobs, retry_failed, slurm_option or [])
-    else:
-        run_worker(folder, plan, console, jobs, retry_failed)
+    if not dry_run:
+        run_worker(folder, sweeps.open_folder(folder, plan), console, jobs, retry_failed)
+        return
+    plan = plan or sweeps.open_folder(folder, None)
+    runs = [] if plan.search else sweeps.Grid(folder, plan).runs()
+    found = [{"run": run.name, **sweeps.state_of(folder, run.name), "values": run.values} for run in runs]
+    console.json({"sweep": str(folder), "runs": found, "trials": plan.trials, "over": plan.over})
+    console.lines(f"{row['run']}  {row['state']}" for row in found)
+    console.lines(f"{key}  {' '.join(map(str, ends))}" for key, ends in plan.over.items())
+    console.note(f"sweep {folder}: {plan.trials or len(runs)} runs")
 
 
-def pairs(flag: str, given: list[str] | None) -> list[tuple[str, str]]:
-    """The keys and texts of `KEY=TEXT`, each key once."""
-    found = []
+def keyed(flag: str, given: list[str] | None, read: Callable[[str], list[Any]]) -> dict[str, list[Any]]:
+    """What is read from each `KEY=TEXT`. InputError, naming the flag."""
+    found: dict[str, list[Any]] = {}
     for text in given or ():
-        key, equals, values = (part.strip() for part in text.partition("="))
-        if not (key and equals and values):
-            raise InputError(f"{flag} {text[:80]!r}: expected KEY=...", f"for example {EXAMPLES[flag]}")
-        found.append((key, values))
-    if len(keys := {key for key, _ in found}) < len(found):
-        raise InputError(f"{flag}: a key is given twice", f"one {flag} for each of {', '.join(sorted(keys))}")
+        key, _, values = (part.strip() for part in text.partition("="))
+        try:
+            if not values or key in found:
+                raise InputError("a key is given twice" if key in found else "expected KEY=...")
+            found[key] = read(values)
+        except InputError as error:
+            raise InputError(f"{flag} {text[:80]}: {error.what}", error.fix) from None
     return found
-
-
-EXAMPLES = {"--vary": "--vary schedule.max_beta=0.05,0.1", "--over": "--over schedule.max_beta=log:0.01..1"}
-
-
-def submit_workers(
-    folder: Path, plan: sweeps.Plan, console: Console, jobs: int, retry_failed: bool, options: list[str]
-) -> None:
-    """`--slurm`: an array of workers, each with one run at a time, and no more of them than runs."""
-    from arcvae_cli.commands.slurm import submit
-
-    source = sweeps.open_source(folder, plan)
-    if retry_failed:  # here: a requeued worker would do it again
-        sweeps.retry_failed(folder, source)
-    count = min(jobs, plan.trials if plan.search else len(source.runs()))
-    command = [sys.executable, "-m", "arcvae_cli", "sweep", "--study", str(folder.resolve())]
-    job = submit(command, count, folder / "slurm", f"arcvae-{folder.name}", options)
-    console.json({"sweep": str(folder), "job": job, "workers": count})
-    console.result(f"job {job}: {count} workers on {folder}")
-    place = shlex.quote(str(folder))
-    console.note(f"next: squeue --job {job} | arcvae sweep --study {place} --dry-run; logs in {folder / 'slurm'}")
 
 
 def run_worker(
     folder: Path,
-    plan: sweeps.Plan,
+    plan: Plan,
     console: Console,
     jobs: int = 1,
     retry_failed: bool = False,
     command: sweeps.Command = sweeps.train_command,
 ) -> None:
-    """Work on the sweep in a folder until all its runs have ended, and print the table. What a cluster starts.
+    """Work on the sweep in a folder until all its runs have ended, and print their table: a worker on any machine.
 
-    Raises Interrupted (75 after SIGUSR1) after a signal, with the runs saved, and ArcvaeError if runs have failed.
+    Raises Interrupted after a signal (exit code 75 after SIGUSR1), and ArcvaeError if runs have failed.
     """
-    source, place = sweeps.open_source(folder, plan), shlex.quote(str(folder))
-    if retry_failed and not sweeps.retry_failed(folder, source):
-        console.note("no run has failed")
-    total = plan.trials if plan.search else len(source.runs())
+    source, again = sweeps.open_source(folder, plan), f"arcvae sweep --study {shlex.quote(str(folder))}"
+    if retry_failed:
+        sweeps.retry_failed(source)
+    total = plan.trials or len(source.runs())
     console.note(f"sweep {folder}: {total} runs, {jobs} at a time")
-    display = Display(console, plan)
-    with GracefulExit() as signals, display:
+    with GracefulExit() as signals, Display(console, plan) as display:
         signals.patient = True
-        sweeps.work(folder, plan, source, jobs, signals, display.show, command)
-    rows, again = ordered(plan, display.rows), f"arcvae sweep --study {place}"
+        sweeps.work(source, jobs, signals, display.show, command)
+    rows, (metric, sign) = display.rows, (plan.metric, -1.0 if METRICS[plan.metric][1] == "maximize" else 1.0)
+    rows = sorted(rows, key=lambda row: sign * row[metric] if row["state"] == "finished" else float("inf"))
+    ended, failed = [row for row in rows if row["state"] in ENDED], [row for row in rows if row["state"] == "failed"]
     if (asked := signals()) is not None:
-        what = f"stopped by {signal_name(asked)}, the runs saved; {ended(rows)} of {total} had ended"
+        what = f"stopped by {signal_name(asked)}, {len(ended)} of {total} runs have ended, the others are saved"
         raise Interrupted(what, exit_code(asked), f"`{again}` goes on")
-    console.json({"sweep": str(folder), "metric": plan.metric, "runs": rows})
+    console.json({"sweep": str(folder), "metric": metric, "runs": rows})
     console.table("", *cells(plan, rows), left=(0, 1))
-    failed = [row for row in rows if row["state"] == "failed"]
     console.lines(f"failed: {row['run']}: {row['reason']}" for row in failed)
     if failed:
         what = f"{len(failed)} of {total} runs failed; their output is in {folder / 'logs'}"
         raise ArcvaeError(what, f"`{again} --retry-failed` takes them up again")
-    if ended(rows) < len(rows):
-        raise ArcvaeError(f"{len(rows) - ended(rows)} of {total} runs were stopped by others", f"`{again}` goes on")
-    console.note(f"next: arcvae compare {place}")
+    if len(ended) < len(rows):
+        raise ArcvaeError(f"{len(rows) - len(ended)} of {total} runs were stopped from outside", f"`{again}` goes on")
+    console.note(f"next: arcvae compare {shlex.quote(str(folder))}")
 
 
-def ended(rows: Rows) -> int:
-    """How many runs have ended."""
-    return sum(row["state"] in sweeps.ENDED for row in rows)
-
-
-def ordered(plan: sweeps.Plan, rows: Rows) -> Rows:
-    """The finished runs, the best by the plan's metric first, then the others."""
-    sign = -1 if sweeps.METRICS[plan.metric][1] == "maximize" else 1
-
-    def place(row: dict[str, Any]) -> tuple[bool, float]:
-        measured = row["state"] == "finished" and row[plan.metric] is not None
-        return not measured, sign * row[plan.metric] if measured else 0.0
-
-    return sorted(rows, key=place)
-
-
-def cells(plan: sweeps.Plan, rows: Rows) -> tuple[list[str], list[list[Any]]]:
-    """The headings and the rows of the table. The name of a run of a grid has its values already."""
-    keys = list(plan.over)
-    metrics = {name: name for name in ("rate", "distortion", "elbo")} | {plan.metric: plan.metric}
-    heads = [
-        key.rpartition(".")[2] if sum(one.endswith(key.rpartition(".")[2]) for one in keys) == 1 else key
-        for key in keys
-    ]
-    columns = ["run", "state", *heads, "epoch", "beta", "active", *(SHORT.get(name, name) for name in metrics)]
-    made: list[list[Any]] = []
+def cells(plan: Plan, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
+    """The headings and rows of the table. The name of a run of a grid has its values already."""
+    metrics = dict.fromkeys((*HEADINGS, plan.metric))
+    columns = ["run", "state", *plan.over, "epoch", "beta", "active", *(HEADINGS.get(name, name) for name in metrics)]
+    made = []
     for row in rows:
-        values = [
-            value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else str(value)
-            for value in (row["values"].get(key) for key in keys)
-        ]
-        epoch = f"{cell(row['epoch'], 'd')}/{row['epochs']}"
-        numbers = [cell(row["beta"], ".3g"), cell(row["active"], "d"), *(cell(row[name]) for name in metrics)]
-        made.append([row["run"], styled(row["state"]), *values, epoch, *numbers])
+        values = [row["values"].get(key) for key in plan.over]
+        texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+        place = [f"{cell(row['epoch'], 'd')}/{row['epochs']}", cell(row["beta"], ".3g"), cell(row["active"], "d")]
+        made.append([row["run"], styled(row["state"]), *texts, *place, *(cell(row[name]) for name in metrics)])
     return columns, made
 
 
 class Display:
-    """A table of the runs on a terminal while they run; elsewhere a line for each change of state."""
+    """A live table of the runs on a terminal; elsewhere a line for each change of a run's state."""
 
-    def __init__(self, console: Console, plan: sweeps.Plan) -> None:
-        self.console, self.plan = console, plan
-        self.rows: Rows = []
-        self._states: dict[str, str] | None = None
+    def __init__(self, console: Console, plan: Plan) -> None:
+        self.console, self.plan, self.rows = console, plan, list[Row]()
         self._live: Live | None = None
 
     def __enter__(self) -> Display:
         if self.console.terminal and not self.console.quiet:
             from rich.live import Live
 
-            self._live = Live(
-                console=self.console.err, refresh_per_second=2, get_renderable=self.picture, transient=True
-            )
+            self._live = Live(console=self.console.err, get_renderable=self.picture, transient=True)
             self._live.start()
         return self
 
@@ -238,50 +178,27 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, rows: Rows) -> None:
-        self.rows = rows  # drawn by the table's own clock
-        states = {row["run"]: row["state"] for row in rows}
-        if self._live is None:
-            before = states if self._states is None else self._states
-            for row in rows:
-                if row["state"] != before.get(row["run"], "waiting"):
-                    self.console.note(line(row))
-        self._states = states
+    def show(self, rows: list[Row]) -> None:
+        before = {row["run"]: row["state"] for row in self.rows or rows}
+        for row in rows if self._live is None else ():
+            if row["state"] != before.get(row["run"], "waiting"):
+                parts = [f"{name} {cell(row[key])}" for key, name in HEADINGS.items() if row["state"] == "finished"]
+                parts += [row["reason"]] if row["reason"] else []
+                self.console.note("  ".join([f"{row['run']}: {row['state']}", *parts]))
+        self.rows = rows  # which the live table draws by its own clock
 
     def picture(self) -> RenderableType:
         from rich import box
         from rich.table import Table
-        from rich.text import Text
 
-        rank = {"running": 0, "waiting": 2}
-        rows = sorted(self.rows, key=lambda row: rank.get(row["state"], 1))
-        room = max(3, self.console.err.height - 5)
-        columns, made = cells(self.plan, rows[:room])
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        first = {"running": 0, "waiting": 2}
+        room, rows = max(3, self.console.err.height - 5), self.rows
+        columns, made = cells(self.plan, sorted(rows, key=lambda row: first.get(row["state"], 1))[:room])
+        hidden = f", {len(rows) - room} not shown" if len(rows) > room else ""
+        ended = sum(row["state"] in ENDED for row in rows)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"{ended} of {len(rows)} runs have ended{hidden}")
         for place, name in enumerate(columns):
             table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
-        for one in made:
-            table.add_row(*(Text(text) if isinstance(text, str) else text for text in one))
-        hidden = f", {len(rows) - room} of them not shown" if len(rows) > room else ""
-        table.caption = f"{ended(rows)} of {len(rows)} runs have ended{hidden}"
+        for row in made:
+            table.add_row(*row)
         return table
-
-
-def line(row: dict[str, Any]) -> str:
-    """A change of a run's state, for a log."""
-    if row["state"] != "finished":
-        return f"{row['run']}: {row['state']}" + (f": {row['reason']}" if row["reason"] else "")
-    numbers = "  ".join(f"{name} {cell(row[key])}" for key, name in SHORT.items())
-    return f"{row['run']}: finished  {numbers}  active {cell(row['active'], 'd')}"
-
-
-def listed(folder: Path, plan: sweeps.Plan, console: Console) -> None:
-    """`--dry-run`: the runs of a grid with their states, or what a search is over; nothing is written."""
-    runs = [] if plan.search else sweeps.Grid(folder, plan).runs()
-    found = [{"run": run.name, **sweeps.state(folder, run.name), "values": run.values} for run in runs]
-    asked = {"search": plan.search, "trials": plan.trials, "over": plan.over}
-    console.json({"sweep": str(folder), "runs": found, **asked})
-    rows: list[Any] = [(row["run"], styled(row["state"]), json.dumps(row["values"])[1:-1]) for row in found]
-    rows += [(key, plan.search, text) for key, text in plan.over.items()]
-    console.table("", ("over", "search", "range") if plan.search else ("run", "state", "values"), rows, left=(0, 1, 2))
-    console.note(f"sweep {folder}: {plan.trials or len(runs)} runs")
