@@ -59,8 +59,8 @@ def submit(
         raise InputError("--slurm: submitit is not installed", "pip install 'arcvae[sweep]'") from error
     source = sweeps.open_source(folder, plan)
     if retry_failed:  # not by the workers: requeued ones would do it again
-        sweeps.retry_failed(folder, source)
-    count = min(count, plan.trials if plan.search else len(source.runs()))
+        sweeps.retry_failed(source)
+    count = min(count, plan.trials or len(source.runs()))
     command = [sys.executable, "-m", "arcvae_cli", "sweep", "--study", str(folder.resolve())]
     pairs = [option.partition("=") for option in options]
     given = {key.strip().lstrip("-").replace("-", "_"): value if equals else True for key, equals, value in pairs}
