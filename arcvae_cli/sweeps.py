@@ -473,7 +473,9 @@ def work(source: Grid, jobs: int, stop: Stop, show: Show, command: Command = tra
                 else:
                     running.append(Job(folder, run, lock, command(folder, plan, run, share)))
             known |= {run.name: Progress(folder, plan, run) for run in source.runs() if run.name not in known}
-            show([progress.update() for progress in known.values()])
+            rows = {name: progress.update() for name, progress in known.items()}
+            begun = [rows[job.run.name] for job in running if rows[job.run.name]["state"] not in ("running", *ENDED)]
+            show([{**row, "state": "starting"} if row in begun else row for row in rows.values()])
             for job in running if plan.search and plan.prune else ():
                 if not job.asked and known[job.run.name].collapsed():
                     job.pruned = True
