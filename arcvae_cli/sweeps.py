@@ -27,7 +27,7 @@ import tomli_w
 
 from arcvae_cli import folders
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import atomic_write, is_file, read_lines
+from arcvae_cli.files import atomic_write, is_dir, is_file, read_lines
 from arcvae_cli.machine import cores
 from arcvae_cli.presets import OTHER_VARIABLES, Layer, flag_layer, leaves, parse_value, resolve, set_layer
 from arcvae_cli.settings import NAMED, Table, elbo_scale
@@ -135,19 +135,19 @@ def open_folder(folder: Path, plan: Plan | None) -> Plan:
     """The plan of the sweep in a folder, which is begun if there is none. InputError if it is not as `plan` has it."""
     from filelock import FileLock
 
-    file = folder / "sweep.json"
-    if plan is None and not is_file(file):
-        raise InputError(f"{folder}: not a sweep", "give --preset and --vary to begin one there")
+    file, parts = folder / "sweep.json", (".locks", "logs", "outcomes")
+    names = set(os.listdir(folder)) if is_dir(folder) else set()
+    if not is_file(file) and (plan is None or names - {*parts, "base.toml"}):
+        fix = "choose another folder" if plan else "give --preset and --vary to begin one there"
+        raise InputError(f"{folder}: {'holds something else than' if plan else 'not'} a sweep", fix)
     try:
-        for part in (".locks", "logs", "outcomes"):
+        for part in parts:
             (folder / part).mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".locks" / "sweep.lock"):
             old = Plan(**json.loads(file.read_bytes())) if is_file(file) else None
             if plan is None:
                 assert old is not None
                 return old
-            if old is None and len(os.listdir(folder)) > 3:
-                raise InputError(f"{folder}: holds something else than a sweep", "choose another folder")
             if old is not None:
                 changed = folders.differences(asdict(old), asdict(replace(plan, trials=old.trials, preset=old.preset)))
                 wrong = [f"{key.removeprefix('base.')} was {one}, now {other}" for key, (one, other) in changed.items()]
@@ -215,7 +215,9 @@ class Grid:
             axes["train.seed"] = [plan.base["train"]["seed"] + number for number in range(plan.seeds)]
         self.all = []
         for number, values in enumerate(itertools.product(*axes.values()), 1):
-            parts = [f"{key.rpartition('.')[2]}{value}" for key, value in zip(axes, values, strict=True)]
+            parts = [
+                f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in zip(axes, values, strict=True)
+            ]
             name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100]
             self.all.append(Run(name, dict(zip(axes, values, strict=True)), number))
 
@@ -471,7 +473,9 @@ def work(source: Grid, jobs: int, stop: Stop, show: Show, command: Command = tra
                 else:
                     running.append(Job(folder, run, lock, command(folder, plan, run, share)))
             known |= {run.name: Progress(folder, plan, run) for run in source.runs() if run.name not in known}
-            show([progress.update() for progress in known.values()])
+            rows = {name: progress.update() for name, progress in known.items()}
+            begun = [rows[job.run.name] for job in running if rows[job.run.name]["state"] not in ("running", *ENDED)]
+            show([{**row, "state": "starting"} if row in begun else row for row in rows.values()])
             for job in running if plan.search and plan.prune else ():
                 if not job.asked and known[job.run.name].collapsed():
                     job.pruned = True

@@ -136,7 +136,7 @@ def run_worker(
         what = f"stopped by {signal_name(asked)}, {len(ended)} of {total} runs have ended, the others are saved"
         raise Interrupted(what, exit_code(asked), f"`{again}` goes on")
     console.json({"sweep": str(folder), "metric": metric, "runs": rows})
-    console.table("", *cells(plan, rows), left=(0, 1))
+    console.table("", *cells(plan, rows, float("inf") if console.piped else console.out.width), left=(0, 1))
     console.lines(f"failed: {row['run']}: {row['reason']}" for row in failed)
     if failed:
         what = f"{len(failed)} of {total} runs failed; their output is in {folder / 'logs'}"
@@ -146,17 +146,22 @@ def run_worker(
     console.note(f"next: arcvae compare {shlex.quote(str(folder))}")
 
 
-def cells(plan: Plan, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
-    """The headings and rows of the table. The name of a run of a grid has its values already."""
-    metrics = dict.fromkeys((*HEADINGS, plan.metric))
-    columns = ["run", "state", *plan.over, "epoch", "beta", "active", *(HEADINGS.get(name, name) for name in metrics)]
-    made = []
-    for row in rows:
-        values = [row["values"].get(key) for key in plan.over]
-        texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        place = [f"{cell(row['epoch'], 'd')}/{row['epochs']}", cell(row["beta"], ".3g"), cell(row["active"], "d")]
-        made.append([row["run"], styled(row["state"]), *texts, *place, *(cell(row[name]) for name in metrics)])
-    return columns, made
+def cells(plan: Plan, rows: list[Row], width: float) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The headings and rows of the table, as many columns as fit. The name of a run of a grid has its values."""
+    last = [key.rpartition(".")[2] for key in plan.over]
+    columns: dict[str, list[Any]] = {"run": [row["run"] for row in rows]}
+    columns["state"] = [styled(row["state"]) for row in rows]
+    for key, name in zip(plan.over, last, strict=True):
+        values = [row["values"].get(key) for row in rows]
+        texts = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        columns[name if last.count(name) == 1 else key] = texts
+    columns["epoch"] = [f"{cell(row['epoch'], 'd')}/{row['epochs']}" for row in rows]
+    columns |= {name: [cell(row[name], form) for row in rows] for name, form in (("beta", ".3g"), ("active", "d"))}
+    columns |= {HEADINGS.get(name, name): [cell(row[name]) for row in rows] for name in (*HEADINGS, plan.metric)}
+    for name in ("beta", "epoch", "KL", "active"):
+        if sum(3 + max(len(str(text)) for text in (head, *column)) for head, column in columns.items()) > width:
+            del columns[name]
+    return list(columns), list(zip(*columns.values(), strict=True))
 
 
 class Display:
@@ -191,9 +196,9 @@ class Display:
         from rich import box
         from rich.table import Table
 
-        first = {"running": 0, "waiting": 2}
         room, rows = max(3, self.console.err.height - 5), self.rows
-        columns, made = cells(self.plan, sorted(rows, key=lambda row: first.get(row["state"], 1))[:room])
+        shown = sorted(rows, key=lambda row: (row["state"] in ENDED) + 2 * (row["state"] == "waiting"))[:room]
+        columns, made = cells(self.plan, shown, self.console.err.width)
         hidden = f", {len(rows) - room} not shown" if len(rows) > room else ""
         ended = sum(row["state"] in ENDED for row in rows)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"{ended} of {len(rows)} runs have ended{hidden}")
