@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 
 from arcvae_cli import sweeps
 from arcvae_cli.console import Console
-from arcvae_cli.errors import InputError
+from arcvae_cli.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 # At SIGUSR1 a worker saves its runs and ends with 75; at SIGUSR2, submitit's default, it would be killed.
 # From Slurm 22.05 on srun does not take the number of cores over from sbatch.
-SETUP = ("export SUBMITIT_PREEMPT_SIGNAL=USR1", "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}")
+SETUP = (
+    "export SUBMITIT_PREEMPT_SIGNAL=USR1",
+    '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
+)
 DEFAULTS = {"time": "60", "requeue": True, "signal": "USR1@90"}  # minutes; seconds before the end
 
 
@@ -72,7 +75,7 @@ def submit(
             jobs = [executor.submit(Worker(command)) for _ in range(count)]
     except (RuntimeError, FailedJobError) as error:  # no srun here; sbatch's own message
         fix = "use a machine that has sbatch, and options that `sbatch --help` lists"
-        raise InputError(f"--slurm: {error}", fix) from None
+        raise InputError(f"--slurm: {first_line(error)}", fix) from None
     job, place = jobs[0].job_id.partition("_")[0], shlex.quote(str(folder))
     console.json({"sweep": str(folder), "job": job, "workers": count})
     console.result(f"Slurm job {job}: {count} worker{'s' * (count > 1)} on {folder}, logs in {folder / 'slurm'}")
