@@ -56,12 +56,8 @@ def sweep(
     Started again it goes on: finished runs are kept, stopped ones resume. Any number of workers may share a sweep.
     """
     console, plan = Console(quiet=quiet, as_json=as_json), None
-    asked = (preset, data, assignments, vary, search, over)
-    if (
-        study is None
-        or any(value is not None for value in asked)
-        or (seeds, trials, metric, prune) != (1, 0, "elbo", True)
-    ):
+    asked = (preset, data, assignments, vary, search, over, seeds > 1, trials, metric != "elbo", not prune)
+    if study is None or any(asked):
         wrong = {"--vary": vary, "--seeds": seeds > 1} if search else {"--over": over, "--trials": trials}
         if given := [flag for flag, value in wrong.items() if value]:
             raise InputError(f"{given[0]}: {'cannot be combined with' if search else 'needs'} --search", "change one")
@@ -176,7 +172,7 @@ class Display:
     def show(self, rows: list[Row]) -> None:
         before = {row["run"]: row["state"] for row in self.rows or rows}
         for row in rows if self._live is None else ():
-            if row["state"] != before.get(row["run"], "waiting"):
+            if row["state"] not in ("starting", before.get(row["run"], "waiting")):
                 parts = [f"{name} {cell(row[key])}" for key, name in HEADINGS.items() if row["state"] == "finished"]
                 parts += [row["reason"]] if row["reason"] else []
                 self.console.note("  ".join([f"{row['run']}: {row['state']}", *parts]))
