@@ -91,14 +91,11 @@ def make_plan(preset: str | None, layers: Sequence[Layer], **asked: Any) -> Plan
     axes = {key: ends for key, (_, *ends) in plan.over.items()} or plan.vary
     flag = "--over" if plan.search else "--vary"
     if not axes:
-        fix = (
-            "for example --over schedule.max_beta=log:0.01..1" if plan.search else "give --vary, or --search and --over"
-        )
-        raise InputError("nothing varies", fix)
-    if idle := [key for key in axes if f"{key}.".startswith(IDLE) or key in IDLE]:
         raise InputError(
-            f"{flag} {idle[0]}: cannot vary, since it does not change the result", "use --set for all runs"
+            "nothing varies", "give --over KEY=log:LOW..HIGH" if plan.search else "give --vary KEY=VALUE,VALUE"
         )
+    if idle := [key for key in axes if f"{key}.".startswith(IDLE) or key in IDLE]:
+        raise InputError(f"{flag} {idle[0]}: cannot vary: it does not change the result", "use --set for all runs")
     if plan.seeds > 1 and "train.seed" in axes:
         raise InputError("--seeds: train.seed varies already", "give one of the two")
     for values in itertools.product(*axes.values()):
@@ -169,10 +166,8 @@ def state_of(folder: Path, name: str) -> dict[str, Any]:
         return outcome
     status = folders.read_status(folder / name) or {"state": "waiting", "judged": False}
     early = {"finished": "running", "failed": "waiting"}  # to be evaluated; its outcome was removed
-    return {
-        "state": status["state"] if status["judged"] else early.get(status["state"], status["state"]),
-        "reason": None,
-    }
+    state = status["state"]
+    return {"state": state if status["judged"] else early.get(state, state), "reason": None}
 
 
 def has_ended(folder: Path, name: str) -> bool:
@@ -215,11 +210,10 @@ class Grid:
             axes["train.seed"] = [plan.base["train"]["seed"] + number for number in range(plan.seeds)]
         self.all = []
         for number, values in enumerate(itertools.product(*axes.values()), 1):
-            parts = [
-                f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in zip(axes, values, strict=True)
-            ]
+            given = dict(zip(axes, values, strict=True))
+            parts = [f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in given.items()]
             name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100]
-            self.all.append(Run(name, dict(zip(axes, values, strict=True)), number))
+            self.all.append(Run(name, given, number))
 
     def runs(self) -> list[Run]:
         return self.all
@@ -357,7 +351,11 @@ class Progress:
 
     def __init__(self, folder: Path, plan: Plan, run: Run) -> None:
         self.folder, self.run, self._read = folder, run, 0
-        self.settings = resolve(str(folder / "base.toml"), set_layer(assignments(plan, run))).settings
+        base = str(folder / "base.toml")
+        try:
+            self.settings = resolve(base, set_layer(assignments(plan, run))).settings
+        except InputError:  # within a range whose ends are valid: the run will fail, and say why
+            self.settings = resolve(base).settings
         self.active: dict[int, int] = {}  # by epoch, the dimensions with KL > 0.05 nats
         self.row: Row = {"run": run.name, "values": run.values, "state": "waiting", "reason": None}
         self.row |= {"epochs": self.settings.train.epochs, **dict.fromkeys(("epoch", "beta", "active", *METRICS))}

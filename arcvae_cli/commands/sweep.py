@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +22,6 @@ from arcvae_cli.sweeps import ENDED, METRICS, PRUNING, Plan, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.live import Live
 
 varying, working = (partial(typer.Option, rich_help_panel=panel) for panel in ("What varies", "The work"))
 VARY_HELP = "values of a setting, as KEY=VALUE,VALUE; repeatable: the full grid"
@@ -61,12 +61,8 @@ def sweep(
     Started again it goes on: finished runs are kept, stopped ones resume. Any number of workers may share a sweep.
     """
     console, plan = Console(quiet=quiet, as_json=as_json), None
-    asked = (preset, data, assignments, vary, search, over)
-    if (
-        study is None
-        or any(value is not None for value in asked)
-        or (seeds, trials, metric, prune) != (1, 0, "elbo", True)
-    ):
+    asked = (preset, data, assignments, vary, search, over, seeds > 1, trials, metric != "elbo", not prune)
+    if study is None or any(asked):
         wrong = {"--vary": vary, "--seeds": seeds > 1} if search else {"--over": over, "--trials": trials}
         if given := [flag for flag, value in wrong.items() if value]:
             raise InputError(f"{given[0]}: {'cannot be combined with' if search else 'needs'} --search", "change one")
@@ -121,12 +117,16 @@ def run_worker(
 
     Raises Interrupted after a signal (exit code 75 after SIGUSR1), and ArcvaeError if runs have failed.
     """
+    from rich.live import Live
+
     source, again = sweeps.open_source(folder, plan), f"arcvae sweep --study {shlex.quote(str(folder))}"
     if retry_failed:
         sweeps.retry_failed(source)
     total = plan.trials or len(source.runs())
     console.note(f"sweep {folder}: {total} runs, {jobs} at a time")
-    with GracefulExit() as signals, Display(console, plan) as display:
+    display = Display(console, plan)
+    live = Live(console=console.err, get_renderable=display.picture, transient=True) if display.live else nullcontext()
+    with GracefulExit() as signals, live:
         signals.patient = True
         sweeps.work(source, jobs, signals, display.show, command)
     rows, (metric, sign) = display.rows, (plan.metric, -1.0 if METRICS[plan.metric][1] == "maximize" else 1.0)
@@ -169,24 +169,12 @@ class Display:
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self.console, self.plan, self.rows = console, plan, list[Row]()
-        self._live: Live | None = None
-
-    def __enter__(self) -> Display:
-        if self.console.terminal and not self.console.quiet:
-            from rich.live import Live
-
-            self._live = Live(console=self.console.err, get_renderable=self.picture, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self.live = console.terminal and not console.quiet
 
     def show(self, rows: list[Row]) -> None:
         before = {row["run"]: row["state"] for row in self.rows or rows}
-        for row in rows if self._live is None else ():
-            if row["state"] != before.get(row["run"], "waiting"):
+        for row in () if self.live else rows:
+            if row["state"] not in ("starting", before.get(row["run"], "waiting")):
                 parts = [f"{name} {cell(row[key])}" for key, name in HEADINGS.items() if row["state"] == "finished"]
                 parts += [row["reason"]] if row["reason"] else []
                 self.console.note("  ".join([f"{row['run']}: {row['state']}", *parts]))
