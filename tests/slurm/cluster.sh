@@ -51,4 +51,5 @@ cluster_stop() {
     for daemon in slurmd slurmctld munge/; do
         kill "$(cat "$ROOT/$daemon"*pid)" 2>/dev/null
     done
+    sleep 1 # they write as they end
 }

@@ -11,9 +11,11 @@ done
 
 ROOT=$(mktemp -d)
 . tests/slurm/cluster.sh
-trap cluster_stop EXIT
+trap 'code=$?; set +e; cluster_stop; [ $code != 0 ] && echo "logs are kept in $ROOT" || rm -rf "$ROOT"' EXIT
 PYTHON=${PYTHON:-.venv/bin/python}
-STUDY=$ROOT/study
+STUDY=$ROOT/runs/tiny
+mkdir "$ROOT/runs"
+exec > >(sed --unbuffered "s|$ROOT/||g") 2>&1
 say() { echo "$(date +%T) $*"; }
 epochs() { cat "$STUDY"/0*/metrics.jsonl 2>/dev/null | grep -c '"kind": "epoch"' || true; }
 
@@ -34,8 +36,10 @@ sleep 2
 squeue --array
 while [ -n "$(squeue --noheader)" ]; do sleep 1; done
 say "no jobs left"
-grep -h -e 'Caught signal' -e 'JOB.*REQUEUE' "$STUDY"/slurm/*.err
-grep -h -e 'stopped by' -e 'resumed after' "$STUDY"/0*/run.log
+grep -h '\* JOB' "$STUDY"/slurm/*.err
+for run in "$STUDY"/0*; do
+    { grep -e 'stopped by' -e 'resumed after' "$run/run.log" || true; } | sed "s|.*+0000|$(basename "$run"):|; s|; the .*||"
+done
 "$PYTHON" - "$STUDY" <<'CHECK'
 import json
 import sys
@@ -51,5 +55,5 @@ for run in runs:
     assert epochs == [1, 2, 3, 4, 5, 6], epochs
     print(f"{run.name}: finished, epochs {epochs}")
 CHECK
-"$PYTHON" -m arcvae_cli sweep --study "$STUDY"
+"$PYTHON" -m arcvae_cli sweep --study "$STUDY" 2>/dev/null
 say "every run finished exactly once"
