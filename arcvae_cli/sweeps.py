@@ -43,8 +43,7 @@ METRICS = {  # where metrics.json has them, and what a search does with them
     "exact_share": ("reconstruction.posterior_mean.exact_share", "maximize"),
 }
 IDLE = ("log.", "checkpoint.", *folders.MACHINE)  # keys without an effect on the result
-DEAD_EPOCHS = 3
-PRUNING = f"every dimension had KL <= 0.05 nats in {DEAD_EPOCHS} epochs, or a cycle, after beta reached its peak"
+PRUNING = "all dimensions had KL <= 0.05 nats for a quarter of the epochs, and a cycle, after beta reached its peak"
 TICK = 0.2  # seconds between two looks at the processes
 ENDED = ("finished", "pruned", "failed")
 Row = dict[str, Any]  # a run as its files show it: run, values, state, reason, epochs, epoch, beta, active and METRICS
@@ -380,7 +379,8 @@ class Progress:
     def collapsed(self) -> bool:
         """Whether the run is to be pruned; never with a closed loop, which lowers beta again."""
         schedule, last = self.settings.schedule, max(self.active, default=0)
-        needed = max(DEAD_EPOCHS, math.ceil(schedule.cycle(last) or 0))
+        # a code may wake late: of digits at a constant beta of 1, which gave the best ELBO, after 8 of 40 epochs
+        needed = math.ceil(max(3, self.settings.train.epochs / 4, schedule.cycle(last) or 0))
         dead = all(self.active.get(epoch) == 0 for epoch in range(last - needed + 1, last + 1))
         return dead and schedule.quantity is None and last - needed + 1 >= schedule.first_peak
 
