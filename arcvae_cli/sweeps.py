@@ -99,7 +99,11 @@ def make_plan(preset: str | None, layers: Sequence[Layer], **asked: Any) -> Plan
         raise InputError("--seeds: train.seed varies already", "give one of the two")
     for values in itertools.product(*axes.values()):
         varied = {f"{flag} {key}": (key, value) for key, value in zip(axes, values, strict=True)}
-        resolve(preset, *layers, flag_layer(varied, flag))
+        try:
+            resolve(preset, *layers, flag_layer(varied, flag))
+        except InputError as error:
+            combined = ", ".join(f"{key}={value}" for key, value in zip(axes, values, strict=True))
+            raise InputError(f"{error.what} (with {combined})", error.fix) from None
     return plan
 
 
@@ -211,7 +215,7 @@ class Grid:
         for number, values in enumerate(itertools.product(*axes.values()), 1):
             given = dict(zip(axes, values, strict=True))
             parts = [f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in given.items()]
-            name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100]
+            name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100].strip("-")
             self.all.append(Run(name, given, number))
 
     def runs(self) -> list[Run]:
