@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ class Worker:
 
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGUSR1)
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # __call__ is within Popen.wait
+            with suppress(ChildProcessError):  # waited for by __call__, which this interrupts within Popen.wait
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Worker(self.command))
 
 
