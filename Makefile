@@ -13,7 +13,7 @@ INSTALL = echo "installing into $(VENV), about a minute"; \
 LIBRARIES = pythae==0.1.2 cloudpickle imageio tqdm lightning==2.6.6 torchmetrics lightning-utilities
 
 .DEFAULT_GOAL := help
-.PHONY: help train test callbacks check lint types format docs stale bench same soak fuzz clean
+.PHONY: help train test callbacks check lint types format docs stale bench same soak fuzz slurm clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ soak: $(VENV)/.dev ## kill, stop and starve real runs, hundreds of times: half a
 
 fuzz: $(VENV)/.dev ## hostile presets, --set, corpora and checkpoints, a thousand of each kind, others every time
 	FUZZ=1000 $(BIN)/pytest --numprocesses auto tests/test_hostile.py -k fuzz
+
+slurm: $(VENV)/.dev ## run a sweep through a real Slurm of one node, which it starts (root, Debian's packages): some minutes
+	PYTHON=$(BIN)/python timeout 1200 tests/slurm/run.sh
 
 clean: ## remove the environment and what was built
 	rm -rf $(VENV) build dist

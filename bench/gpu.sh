@@ -74,6 +74,7 @@ run bench/remains.py --device "$DEVICE"
 run bench/steps.py --device "$DEVICE" --steps 50 --rounds 7 --batch-size 1024 --name steps-1024
 run bench/decoding.py --device "$DEVICE"
 run bench/scaling.py --device "$DEVICE"
+run bench/stacked.py --device "$DEVICE" --models 4 16
 run bench/engines.py --device "$DEVICE" --models plain --engines compile --json bench/results/compile.json
 if has "${WHOLE[@]}" lark; then # a grammar, trained and scored
     rm -rf build/runs/equations
