@@ -61,6 +61,7 @@ class LazyGroup(TyperGroup):
 
             code, what, fix = explain(error)
             prefix, console = "" if isinstance(error, Interrupted) else "error: ", Console().err
+            console.quiet = isinstance(error, ArcvaeError) and os.environ.get("LOCAL_RANK", "0") != "0"  # one says it
             console.print(Text.assemble((prefix, "bold red"), one_line(what)), soft_wrap=True)
             if fix:
                 console.print(Text(f"  {one_line(fix)}"), soft_wrap=True)
