@@ -32,6 +32,8 @@ class Engine:
         self.kind, self.reason, self.cuda = "eager", "", step.device.type == "cuda"
         self.order = torch.zeros(steps * self.size, dtype=torch.int64, device=step.device)
         self.indices = torch.zeros(self.rows.stop - self.rows.start, dtype=torch.int64, device=step.device)
+        # what is stored of the examples of a batch, where the corpus does not fit on the device
+        self.taken = corpus.take("train", self.indices) if corpus.streamed else None
         self.row = torch.zeros(1, dtype=torch.int64, device=step.device)
         # the last row is for trial steps
         self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, step.device)
@@ -80,20 +82,24 @@ class Engine:
         """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
         self.epoch, self.gathered = epoch, index
         generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
-        self.order.copy_(torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)])
+        self.host_order = torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)]
+        self.order.copy_(self.host_order)
         self.row.fill_(index)
 
     def run(self, index: int) -> None:
         """The step `index` of the epoch, without a CPU-GPU sync."""
         seed_step(self.settings.train.seed, "step", self.epoch, index)
-        self.indices.copy_(self.order[index * self.size : (index + 1) * self.size][self.rows])
+        own = slice(index * self.size + self.rows.start, index * self.size + self.rows.stop)
+        self.indices.copy_(self.order[own])
+        if self.taken is not None:
+            self.corpus.gather(self.host_order[own], self.taken)
         graph = self._graphs.get(self.control.zero_levels)
         (self.body if graph is None else graph.replay)()
 
     def body(self) -> None:
         conditions = bool(self.step.model.attributes)
         with self.drawing:
-            batch = self.corpus.batch("train", self.indices, augment=self.corpus.augment, conditions=conditions)
+            batch = self.corpus.batch("train", self.indices, self.corpus.augment, conditions, self.taken)
             terms, output = self.step.train(batch, self.control.weigh)
         self.metrics.add(self.row, terms, output, batch, self.step.norm)
         self.row.add_(1)
@@ -125,7 +131,7 @@ class Engine:
             for parameter in self.step.parameters:
                 parameter.grad = None
             torch.cuda.empty_cache()  # nothing where CUDA is not in use
-            self.indices = self.order[:size]
+            self.indices, self.taken = self.order[:size], None if self.taken is None else self.taken[:size]
             try:
                 self.try_step()
                 return size
