@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -32,9 +32,7 @@ class Ranks:
         """The ranks that torchrun or `--gpus` has started, and this rank's device; `name`: see `train.device`."""
         name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         if name not in ("cpu", "cuda"):
-            raise InputError(
-                f"train.device: {name} is one device, and each rank takes its own", "use auto, cuda or cpu"
-            )
+            raise InputError(f"train.device: {name} is one device, each rank takes its own", "use auto, cuda or cpu")
         local, cuda = int(os.environ["LOCAL_RANK"]), name == "cuda"
         if cuda and local >= torch.cuda.device_count():
             what = f"{os.environ['LOCAL_WORLD_SIZE']} ranks on a machine with {torch.cuda.device_count()} GPUs"
@@ -68,17 +66,15 @@ class Ranks:
     def average(self, tensors: list[Tensor]) -> None:
         """Put means over the ranks in place of tensors, such as gradients, in one exchange."""
         if self.count > 1:
-            flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.count
-            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-            torch._foreach_copy_(
-                tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-            )
+            flat = self.sum(torch.cat([x.flatten() for x in tensors])) / self.count
+            parts = torch.split(flat, [x.numel() for x in tensors])
+            torch._foreach_copy_(tensors, [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)])
 
     def most(self, *flags: int) -> list[int]:
         """The largest of each flag over the ranks, on all of them; waits for the others, not for the device."""
         if self.count == 1:
             return [*flags]
-        told = torch.tensor(flags, dtype=torch.int64)
+        told = torch.tensor(flags)
         dist.all_reduce(told, dist.ReduceOp.MAX, self.group)
         return [int(value) for value in told]
 
@@ -117,6 +113,9 @@ class Ranks:
             dist.destroy_process_group(None if error is None or dist.get_backend() == "gloo" else self.group)
 
 
+ALONE = Ranks()
+
+
 class WholeBatch(TorchFunctionMode):
     """While entered, a rank draws for the whole batch of `size` and takes its own rows, dropout included.
 
@@ -131,14 +130,12 @@ class WholeBatch(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.randn_like, torch.rand_like, functional.dropout) and len(args[0]) == self.each:
             x = args[0]
-            whole = torch.empty_permuted(self.larger(x.shape), x.dim_order(), dtype=x.dtype, device=x.device).fill_(1)
+            size = (self.size, *x.shape[1:])
+            whole = torch.empty_permuted(size, x.dim_order(), dtype=x.dtype, device=x.device).fill_(1)
             drawn = func(whole, *args[1:], **kwargs)[self.rows]
             return x * drawn if func is functional.dropout else drawn
         if func in (torch.rand, torch.randn, torch.randint):
             before, shape = (args[:-1], args[-1]) if isinstance(args[-1], tuple) else ((), args)
             if shape[0] == self.each:
-                return func(*before, self.larger(shape), **kwargs)[self.rows]
+                return func(*before, (self.size, *shape[1:]), **kwargs)[self.rows]
         return func(*args, **kwargs)
-
-    def larger(self, shape: Sequence[int]) -> tuple[int, ...]:
-        return self.size, *shape[1:]

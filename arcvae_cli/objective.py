@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arcvae_cli.distributed import Ranks
+from arcvae_cli.distributed import ALONE, Ranks
 from arcvae_cli.models.base import Batch, Output
 from arcvae_cli.settings import ObjectiveSettings
 
@@ -36,11 +36,9 @@ class Objective(nn.Module):
 
     class_weights: Tensor | None
 
-    def __init__(
-        self, settings: ObjectiveSettings, class_counts: Tensor | None = None, ranks: Ranks | None = None
-    ) -> None:
+    def __init__(self, settings: ObjectiveSettings, class_counts: Tensor | None = None, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.settings, self.ranks = settings, ranks or Ranks()
+        self.settings, self.ranks = settings, ranks
         kind = settings.class_weights
         weights = class_weights(class_counts, kind) if class_counts is not None and kind != "none" else None
         self.register_buffer("class_weights", weights, persistent=False)

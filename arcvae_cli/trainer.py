@@ -17,7 +17,7 @@ import torch
 from arcvae_cli import BEGAN, __version__, checkpoints, domains
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
-from arcvae_cli.distributed import Ranks
+from arcvae_cli.distributed import ALONE, Ranks
 from arcvae_cli.engine import TEXTS, Engine
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError, first_line
 from arcvae_cli.evaluation.information import batches, longest_first
@@ -40,16 +40,10 @@ class Trainer:
     """One run: its parts, put together by the command, and its state."""
 
     def __init__(
-        self,
-        settings: Settings,
-        corpus: Corpus,
-        model: VAE,
-        folder: RunFolder,
-        resumed: bool,
-        ranks: Ranks | None = None,
+        self, settings: Settings, corpus: Corpus, model: VAE, folder: RunFolder, resumed: bool, ranks: Ranks = ALONE
     ) -> None:
-        self.ranks = ranks or Ranks()
-        self.ranks.copy_weights(model.state_dict())
+        self.ranks = ranks
+        ranks.copy_weights(model.state_dict())
         self.settings, self.corpus, self.model, self.folder = settings, corpus, model, folder
         self.device, self.resumed = corpus.device, resumed  # resumed: whether an earlier process worked in the folder
         self.recorders: list[Recorder] = []
@@ -402,9 +396,8 @@ class Trainer:
             raise InputError(what, "give the data that the run began with, or start a new run")
         if (before := values["made_by"].get("ranks", 1)) != self.ranks.count:
             fix = f"use --gpus {before}, or torchrun with as many ranks" if before > 1 else "resume it in one process"
-            raise InputError(
-                f"{path}: trained by {before} rank{'s' * (before > 1)}, and here are {self.ranks.count}", fix
-            )
+            what = f"{path}: trained on {before} rank{'s' * (before > 1)}, resumed on {self.ranks.count}"
+            raise InputError(what, fix)
         try:
             self.load_state_dict(values)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -417,10 +410,8 @@ class Trainer:
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
             self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the learning rate follows the new cosine")
-        before, now = (
-            values["made_by"] | {"engine": old["engine"]},
-            made_by(self.device, self.ranks.count) | {"engine": train.engine},
-        )
+        now: dict[str, Any] = made_by(self.device, self.ranks.count) | {"engine": train.engine}
+        before = values["made_by"] | {"engine": old["engine"]}
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
             self.notes.append(f"begun with {'; '.join(changed)}: equal to an uninterrupted run up to rounding only")
 

@@ -70,6 +70,8 @@ def work(folder: Path) -> None:
     leave, ranks.leave = ranks.leave, lambda error=None: None  # type: ignore[method-assign]
     for name in CASES:
         make(folder, name, ranks).fit()
+        if name != "levels":
+            continue
         stopped = make(folder, f"{name} resumed", ranks)
         # asked only once the third step is done, and only one of the ranks
         stopped.stop = lambda run=stopped: signal.SIGTERM if ranks.rank == 1 and run.global_step == 3 else None  # type: ignore[misc]
@@ -140,9 +142,10 @@ def test_two_ranks_train_as_one_process_does(tmp_path: Path, monkeypatch: pytest
                 for key in ("loss", "reconstruction", "position", "exact"):
                     assert found[part][key] == pytest.approx(expected[part][key], rel=1e-4)
             assert found["betas"] == pytest.approx(expected["betas"], rel=1e-4)
-        resumed = tmp_path / f"{name} resumed"
-        assert torch.equal(weights(resumed), weights(two)) and history(resumed) == history(two)
-        with pytest.raises(InputError, match="trained by 2 ranks"):
+        if name == "levels":
+            resumed = tmp_path / f"{name} resumed"
+            assert torch.equal(weights(resumed), weights(two)) and history(resumed) == history(two)
+        with pytest.raises(InputError, match="trained on 2 ranks"):
             alone.resume(checkpoints.read(two / "checkpoints" / "last.pth"), two / "checkpoints" / "last.pth")
     status = json.loads((tmp_path / "dropout failing" / "status.json").read_text())
     assert status["state"] == "failed" and status["reason"].startswith("rank 1: train.batch_size: 8 does not fit")

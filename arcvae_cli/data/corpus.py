@@ -1,6 +1,7 @@
 """Corpora on the device: grids and derivations as batches for training and evaluation."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,12 +39,12 @@ class Examples:
 
     def __init__(self, arrays: Dataset, device: torch.device | str) -> None:
         self.name, self.notes, self.device = arrays.name, arrays.notes, torch.device(device)
-        cuda, bytes_ = self.device.type == "cuda", arrays.x.nbytes
-        self.streamed = cuda and bytes_ > SHARE * torch.cuda.mem_get_info(self.device)[0]
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
+        self.streamed = arrays.x.nbytes > SHARE * free
         if self.streamed:
-            self.notes += (f"{size(bytes_)} of examples: batches are copied to {self.device} as they are needed",)
-        places = {split: "cpu" if self.streamed and split == "train" else self.device for split in SPLITS}
-        self._x = {split: torch.from_numpy(arrays.x[arrays.rows(split)]).to(places[split]) for split in SPLITS}
+            self.notes += (f"{size(arrays.x.nbytes)} of examples, streamed: {self.device} has {size(free)} free",)
+        places = dict.fromkeys(SPLITS, self.device) | ({"train": torch.device("cpu")} if self.streamed else {})
+        self._x = {split: torch.from_numpy(arrays.x[arrays.rows(split)]).to(place) for split, place in places.items()}
         self._shapes: dict[str, Tensor] = {}  # (n, 2) int64, where the canvas is not the grid
         self._identity = ""  # of what the examples are made of
 
