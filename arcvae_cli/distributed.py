@@ -33,9 +33,9 @@ class Ranks:
         name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         if name not in ("cpu", "cuda"):
             raise InputError(f"train.device: {name} is one device, each rank takes its own", "use auto, cuda or cpu")
-        local, cuda = int(os.environ["LOCAL_RANK"]), name == "cuda"
+        local, cuda = int(os.environ.get("LOCAL_RANK", "0")), name == "cuda"
         if cuda and local >= torch.cuda.device_count():
-            what = f"{os.environ['LOCAL_WORLD_SIZE']} ranks on a machine with {torch.cuda.device_count()} GPUs"
+            what = f"rank {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}"
             raise InputError(what, "start a rank for each GPU, or use --device cpu")
         ranks = cls()
         ranks.store, ranks.rank, ranks.count = next(rendezvous("env://"))

@@ -63,6 +63,8 @@ class Trainer:
         self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
         self.selection_weights |= {name: parts[name].peak for name in self.control.open}
         self.fingerprint = corpus.fingerprint()
+        if ranks.share([self.fingerprint])[0] != self.fingerprint:
+            raise InputError(f"{corpus.name}: not the corpus of the first rank", "give every machine the same data")
         self.notes: list[str] = []
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
         self.trials = True  # whether precision and threads are to be found by trial
