@@ -96,7 +96,7 @@ class Ranks:
         with suppress(RuntimeError):  # the store may be gone too
             if self.store.check([FAILED]):
                 return ArcvaeError(*self.store.get(FAILED).decode().split("\n"))
-        return ArcvaeError(f"another rank has ended ({first_line(error)})", "resume the run with as many ranks")
+        return ArcvaeError("another rank has ended without a message", "resume the run with as many ranks")
 
     def leave(self, error: BaseException | None = None) -> None:
         """End the communication of this rank; its error is left to the others, which notice that it has gone."""
