@@ -170,3 +170,4 @@ def test_a_signal_to_one_rank_saves_the_run_and_stops_all(tmp_path: Path) -> Non
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]))
+    os._exit(0)  # to take PyTorch down costs more than the work
