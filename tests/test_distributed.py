@@ -151,6 +151,7 @@ def test_two_ranks_train_as_one_process_does(tmp_path: Path, monkeypatch: pytest
     assert status["state"] == "failed" and status["reason"].startswith("rank 1: train.batch_size: 8 does not fit")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
 def test_a_signal_to_one_rank_saves_the_run_and_stops_all(tmp_path: Path) -> None:
     np.savez(tmp_path / "squares.npz", grids=np.concatenate([squares().grids(split).numpy() for split in ("train",)]))
     flags = f"train --data {tmp_path}/squares.npz --runs-dir {tmp_path} --run-name run --epochs 5000 --batch-size 4"
